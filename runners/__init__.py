@@ -1,0 +1,1 @@
+"""The leaf that holds a device: a stable, addressable worker over a restartable context."""

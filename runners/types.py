@@ -1,0 +1,180 @@
+"""What a runner is, and what goes in and comes out of it. Plain frozen values: nothing here imports torch or Trio."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from enum import StrEnum
+from typing import Protocol, runtime_checkable
+
+from attrs import evolve, field, frozen
+from attrs.validators import ge, instance_of, optional
+
+
+class FinishReason(StrEnum):
+    """Why a stream ended by itself. A failure is an exception, never a finish reason."""
+
+    STOP = "stop"
+    LENGTH = "length"
+    TOOL_CALLS = "tool_calls"
+    CONTENT_FILTER = "content_filter"
+
+
+class SessionRebuildCause(StrEnum):
+    """Why a runner's session is made anew (D7)."""
+
+    CONTEXT_POISONED = "context_poisoned"
+    REMOTE_AUTH_FAILURE = "remote_auth_failure"
+    REMOTE_CONFIG_CHANGE = "remote_config_change"
+    MANUAL = "manual"
+
+
+@frozen(kw_only=True)
+class Sampling:
+    """How the next token is chosen.
+
+    Args:
+        max_tokens: at most this many tokens are generated, counted from the first one ever accepted.
+        temperature: 0 is greedy.
+        seed: None lets the worker draw one at admission; it then stays with the request (D6).
+        stop: the text ends before the first of these strings.
+    """
+
+    max_tokens: int = field(default=128, validator=[instance_of(int), ge(1)])
+    temperature: float = field(default=1.0, converter=float, validator=ge(0.0))
+    seed: int | None = field(default=None, validator=optional([instance_of(int), ge(0)]))
+    stop: tuple[str, ...] = field(default=(), converter=tuple[str, ...])
+
+
+@frozen
+class ExecuteBatch:
+    """One logical request. Batching across requests is the runner's own business.
+
+    Args:
+        request_id: names the request in chunks, errors and events; unique among those in flight.
+        prompt: the text to continue.
+    """
+
+    request_id: str = field(validator=instance_of(str))
+    prompt: str = field(validator=instance_of(str))
+    sampling: Sampling = field(factory=Sampling, kw_only=True, validator=instance_of(Sampling))
+    model: str = field(default="", kw_only=True, validator=instance_of(str))
+
+    def with_seed(self, seed: int) -> ExecuteBatch:
+        """The same request with its seed settled."""
+        return evolve(self, sampling=evolve(self.sampling, seed=seed))
+
+
+@frozen(kw_only=True)
+class TokenUsage:
+    """Tokens of one request: input once, output as accepted; what a migration replayed is told apart (D6)."""
+
+    input: int = 0
+    output: int = 0
+    replayed: int = 0
+
+
+@frozen(kw_only=True)
+class TokenChunk:
+    """Some consecutive tokens of one stream.
+
+    Args:
+        index: absolute position of the first token, counted from the first generated one.
+        token_ids: the tokens themselves; empty only in a last chunk that adds none.
+        text: what may be shown now; can lag behind `token_ids` while a stop string is being matched.
+        finish_reason: set in the last chunk, and only there.
+        incarnation: the context that made it; the host fills it in.
+    """
+
+    request_id: str
+    index: int
+    token_ids: tuple[int, ...] = ()
+    text: str = ""
+    finish_reason: FinishReason | None = None
+    usage: TokenUsage | None = None
+    incarnation: int = 0
+
+
+@frozen(kw_only=True)
+class RunnerStart:
+    """What a runner spec is told when a context is made.
+
+    Args:
+        incarnation: of the context, counted from 1.
+        device: as torch names it: `cpu`, `cuda:0`.
+        cause: the failure that made this start necessary, in one line; None at the first.
+    """
+
+    incarnation: int
+    device: str = "cpu"
+    cause: str | None = None
+
+
+@frozen(kw_only=True)
+class RunnerInfo:
+    """What a loaded runner declares.
+
+    Args:
+        streams: how many streams it serves at once; 1 means exclusive.
+        reproducible: its logits are bitwise the same whatever the batch, slot and replay (D6).
+        can_continue: it has `continue_from`, so that a begun stream may migrate.
+        runtime: what computes (`torch`, `scripted`, …).
+    """
+
+    streams: int = field(default=1, validator=[instance_of(int), ge(1)])
+    reproducible: bool = False
+    can_continue: bool = False
+    runtime: str = "custom"
+
+
+@runtime_checkable
+class ModelRunner(Protocol):
+    """One loaded model on one device. Its methods are called from one thread, one at a time.
+
+    `execute` returns an iterator whose every `next` gives the next chunk. A host that serves several streams takes
+    one chunk from each in turn: a runner that batches computes one step for all of its open streams at the first
+    `next` of a turn. Closing an iterator early frees its place at once. An exception from an iterator is that
+    request's own error, unless its tag says otherwise (`device.oom`, `device.poisoned`, …).
+    """
+
+    @property
+    def info(self) -> RunnerInfo:
+        """What it declares; constant."""
+        ...
+
+    def execute(self, batch: ExecuteBatch) -> Iterator[TokenChunk]:
+        """Begin a stream. The request's seed is settled by then."""
+        ...
+
+    def rebuild(self, cause: SessionRebuildCause) -> None:
+        """Make the session anew on the same device. Never called for a poisoned context."""
+        ...
+
+    def close(self) -> None:
+        """Release the device's memory. Called once, and never after a poison."""
+        ...
+
+
+@runtime_checkable
+class ContinuingRunner(ModelRunner, Protocol):
+    """A runner whose streams can move to another context."""
+
+    def continue_from(self, batch: ExecuteBatch, accepted: Sequence[int]) -> Iterator[TokenChunk]:
+        """Go on behind `accepted`, all token ids accepted so far, those held back for a stop string too.
+
+        `execute(b)` is `continue_from(b, ())`. If `accepted` already satisfies an end, the first chunk says so.
+        Text that `accepted` has already released is not repeated.
+        """
+        ...
+
+
+@runtime_checkable
+class RunnerSpec(Protocol):
+    """A frozen attrs value, importable by its class's name, from which a host makes a runner (D2).
+
+    Its fields are plain data (None, bool, int, float, str, and tuples, lists or dicts of these, or nested specs),
+    its module imports no torch, `build` may.
+    """
+
+    def build(self, start: RunnerStart) -> ModelRunner:
+        """Load the runner: once per incarnation, in the host's process."""
+        ...
