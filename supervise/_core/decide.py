@@ -1,0 +1,202 @@
+"""From an exception to a tag, and from the tag to a directive (R1–R5)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from types import MappingProxyType
+from typing import Any
+
+from attrs import evolve, field, frozen
+
+from ._check import refuse
+from .directive import Directive, Escalate, Restart, Resume, Stop
+
+FRAMEWORK_TAGS = frozenset({"returned", "limit"})
+_DOTTED = re.compile(r"\w+(\.\w+)*")
+
+
+def _is_exception_class(value: object) -> bool:
+    return isinstance(value, type) and issubclass(value, BaseException)
+
+
+def _check_tag(what: str, tag: object) -> None:
+    if not (isinstance(tag, str) and _DOTTED.fullmatch(tag)):
+        refuse(ValueError(f"{what} must be a dotted tag such as 'device.oom', got {tag!r}"))
+
+
+def _classes(value: object) -> tuple[type[BaseException], ...]:
+    classes: tuple[Any, ...] = value if isinstance(value, tuple) else (value,)
+    if not classes or not all(map(_is_exception_class, classes)):
+        refuse(TypeError(f"a rule's first argument must be an exception class or a tuple of them, got {value!r}"))
+        return ()
+    return classes
+
+
+def _pattern(value: str | re.Pattern[str] | None) -> re.Pattern[str] | None:
+    return re.compile(value) if isinstance(value, str) else value
+
+
+@frozen
+class Rule:
+    """Gives a tag to an exception. No rule matches on text without a class (R1).
+
+    Args:
+        exceptions: an exception class or a tuple of them.
+        tag: a dotted string, such as `"db.gone"`.
+        match: a regular expression that must be found in `str(exception)`.
+        when: a predicate; one that raises means Escalate (R5).
+    """
+
+    exceptions: tuple[type[BaseException], ...] = field(converter=_classes)
+    tag: str = field()
+    match: re.Pattern[str] | None = field(default=None, converter=_pattern, kw_only=True)
+    when: Callable[[Any], object] | None = field(default=None, kw_only=True)
+
+    def __attrs_post_init__(self) -> None:
+        _check_tag("a rule's tag", self.tag)
+
+    def fits(self, exc: BaseException) -> bool:
+        """Whether this rule gives its tag to `exc`."""
+        return (
+            isinstance(exc, self.exceptions)
+            and (self.match is None or self.match.search(str(exc)) is not None)
+            and (self.when is None or bool(self.when(exc)))
+        )
+
+
+Key = str | type[BaseException]
+
+
+def _table(value: Mapping[Key, Directive]) -> Mapping[Key, Directive]:
+    return MappingProxyType(dict(value))
+
+
+@frozen(eq=False)
+class Decider:
+    """An ordered, pure table from tags and exception classes to directives (R2).
+
+    Looked up in this order: the exact tag, its shorter prefixes (`device.oom` → `device`), the exception's class
+    along its MRO, `default`; then the decider beneath, see `over`. A group is flattened, each member is decided, the
+    most severe directive wins; it is matched whole only by an entry that names a group class (R3).
+
+    Args:
+        table: tags and exception classes, each with its directive.
+        rules: give tags; the first that fits wins. A tag that the exception carries (`exc.tag`) comes first.
+        default: for what the table does not name; None asks the decider beneath.
+    """
+
+    table: Mapping[Key, Directive] = field(factory=dict[Key, Directive], converter=_table)
+    rules: tuple[Rule, ...] = field(default=(), converter=tuple[Rule, ...], kw_only=True)
+    default: Directive | None = field(default=None, kw_only=True)
+    beneath: Decider | None = field(default=None, kw_only=True, repr=False)
+
+    def __attrs_post_init__(self) -> None:
+        for key, directive in self.table.items():
+            if not _is_exception_class(key):
+                _check_tag("a decider's key, if not an exception class,", key)
+            if not isinstance(directive, Directive):
+                refuse(TypeError(f"a decider maps {key!r} to Resume, Restart, Stop or Escalate, got {directive!r}"))
+        if not (self.default is None or isinstance(self.default, Directive)):
+            refuse(TypeError(f"a decider's default must be a directive or None, got {self.default!r}"))
+
+    def over(self, other: Decider) -> Decider:
+        """This decider, and `other` for whatever this one does not answer."""
+        return evolve(self, beneath=other if self.beneath is None else self.beneath.over(other))
+
+    def layers(self) -> Iterator[Decider]:
+        """This decider and those beneath, top first."""
+        layer: Decider | None = self
+        while layer is not None:
+            yield layer
+            layer = layer.beneath
+
+    def tag(self, exc: BaseException) -> str | None:
+        """The tag that `exc` carries, or that the first fitting rule gives it (R1)."""
+        carried = getattr(exc, "tag", None)
+        if isinstance(carried, str):
+            return carried
+        rules = (rule for layer in self.layers() for rule in layer.rules)
+        return next((rule.tag for rule in rules if rule.fits(exc)), None)
+
+    def _named(self, exc: BaseException, tag: str | None) -> Directive | None:
+        """What this layer's table says, its default aside."""
+        prefix = tag
+        while prefix:
+            if prefix in self.table:
+                return self.table[prefix]
+            prefix = prefix.rpartition(".")[0]
+        if tag in FRAMEWORK_TAGS:
+            return None
+        classes = type(exc).__mro__
+        if isinstance(exc, BaseExceptionGroup):
+            classes = tuple(cls for cls in classes if issubclass(cls, BaseExceptionGroup))
+        return next((self.table[cls] for cls in classes if cls in self.table), None)
+
+    def directive(self, exc: BaseException, tag: str | None) -> Directive | None:
+        """The first answer of the layers to one exception that is no group to be flattened; None: nobody has one."""
+        for layer in self.layers():
+            found = layer._named(exc, tag)
+            if found is None and tag not in FRAMEWORK_TAGS:
+                found = layer.default
+            if found is not None:
+                return found
+        return None
+
+
+ROOT = Decider(default=Restart)
+"""Beneath every root: what nobody names is restarted."""
+
+OTP = Decider(default=Restart)
+"""Every failure → Restart, as Erlang/OTP does."""
+
+AKKA = Decider({"start": Stop, Exception: Restart}, default=Escalate)
+"""The classic default of Akka: a start that hangs or is refused → Stop, an `Exception` → Restart, else Escalate."""
+
+DEVICE = Decider(
+    {"device.poisoned": Restart, "device.oom": Resume, "device.unrecoverable": Stop},
+    default=Escalate,
+)
+"""For a device's context (D3): poisoned → Restart, out of memory → Resume, unrecoverable → Stop, else Escalate."""
+
+
+@frozen
+class Verdict:
+    """What a decider made of a failure.
+
+    `exc` is the failure, or what the decider itself raised on it (R5); for a group `tag` is the decisive member's.
+    """
+
+    directive: Directive
+    tag: str | None
+    exc: BaseException
+
+
+def judge(
+    decider: Decider, exc: BaseException, tag: str | None = None, *, otherwise: Directive = Restart
+) -> Verdict:
+    """Decide one failure. `tag` is what is already known of it, from a supervisor further down (R11).
+
+    `otherwise` is the answer to a failure that no table answers.
+    """
+    try:
+        return _judge(decider, exc, tag, otherwise)
+    except Exception as broken:  # noqa: BLE001 - R5: whatever a rule, a predicate or str() raises
+        if broken.__context__ is None:
+            broken.__context__ = exc
+        return Verdict(Escalate, None, broken)
+
+
+def _judge(decider: Decider, exc: BaseException, tag: str | None, otherwise: Directive) -> Verdict:
+    tag = tag or decider.tag(exc)
+    if not isinstance(exc, BaseExceptionGroup) or tag is not None or _named_whole(decider, exc):
+        found = decider.directive(exc, tag)
+        return Verdict(otherwise if found is None else found, tag, exc)
+    members = [_judge(decider, member, None, otherwise) for member in exc.exceptions]
+    worst = max(members, key=lambda verdict: verdict.directive)
+    return Verdict(worst.directive, worst.tag, exc)
+
+
+def _named_whole(decider: Decider, exc: BaseException) -> bool:
+    """Whether some layer has an entry for this group's class."""
+    return any(layer._named(exc, None) is not None for layer in decider.layers())  # noqa: SLF001 - one module

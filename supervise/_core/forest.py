@@ -1,0 +1,153 @@
+"""All machines of one tree: what one says to another is routed by a work list, never by recursion.
+
+The forest also plays the part of the root's supervisor, as far as events go.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+from .. import events
+from . import effect
+from .decide import ROOT
+from .effect import Effect, Input
+from .machine import Ledger, Machine
+from .node import Node, Status
+from .spec import Child, Pool, Spec, Supervisor
+
+
+class Forest:
+    """The machines of one tree. `root` is the topmost node; its machine is `root.machine`."""
+
+    def __init__(self, spec: Supervisor | Pool) -> None:
+        self.ledger = Ledger()
+        self.root = Node(spec, spec.name, None)
+        decider = ROOT if spec.decider is None else spec.decider.over(ROOT)
+        self.root.machine = Machine(self.root, decider, self.ledger)
+        self.over = False
+
+    def start(self, now: float) -> list[Effect]:
+        """The effects that open the root; its `Boot` comes from the driver."""
+        root = self.root
+        root.incarnation, root.state, root.alive = 1, "starting", True
+        return [*self._event(events.Starting, now), effect.Start(root)]
+
+    def handle(self, machine: Machine, item: Input, now: float, u: float = 0.5) -> list[Effect]:
+        """Put one input in; gives what is left for the driver to carry out, in order."""
+        out: list[Effect] = []
+        if machine is self.root.machine and isinstance(item, effect.Stop):
+            out += self._root_stops(item.reason, now)
+        work: deque[tuple[Machine, Input]] = deque([(machine, item)])
+        while work:
+            machine, item = work.popleft()
+            for result in machine.handle(item, now, u):
+                kind = type(result)
+                if kind is effect.Tell:
+                    assert isinstance(result, effect.Tell)
+                    assert result.child.machine is not None
+                    work.append((result.child.machine, result.order))
+                elif kind is effect.Rise:
+                    assert isinstance(result, effect.Rise)
+                    self._rise(machine, result, now, work, out)
+                elif kind is effect.Fatal:
+                    out.append(result)
+                    assert self.root.machine is not None
+                    reason = f"{machine.path!r} met what no decider decides"
+                    out += self._root_stops(reason, now)
+                    work.append((self.root.machine, effect.Stop(reason)))
+                else:
+                    out.append(result)
+        return out
+
+    def _rise(
+        self, machine: Machine, rise: effect.Rise, now: float, work: deque[tuple[Machine, Input]], out: list[Effect]
+    ) -> None:
+        parent = machine.node.parent
+        if parent is not None:
+            out.append(rise)
+            work.append((parent, rise.report))
+            return
+        out += self._report(rise.report, now)
+        out.append(rise)
+
+    def _report(self, report: effect.Up | effect.Exited | effect.Ended, now: float) -> list[Effect]:
+        """What the root's supervisor would say, if it had one."""
+        root = self.root
+        if isinstance(report, effect.Up):
+            if root.state == "starting":
+                root.state = "up"
+            return []
+        assert isinstance(report, effect.Ended)
+        root.state, root.alive, self.over = "down", False, True
+        out: list[Effect] = []
+        if report.failure is not None:
+            exc = report.failure.exc
+            root.last_failure = exc
+            out += self._event(events.StartFailed, now) + self._event(events.Failed, now, exc=exc)
+            details = {"directive": None, "by": root.path, "because": "first start", "exc": exc}
+            out += self._event(events.Decided, now, **details)
+        elif report.ignored:
+            out += self._event(events.Ignored, now) + self._event(events.Returned, now)
+        elif report.returned:
+            out += self._event(events.Returned, now)
+        return [*out, *self._event(events.Stopped, now), effect.Gone(root, root.last_failure)]
+
+    def _root_stops(self, reason: str, now: float) -> list[Effect]:
+        if self.root.state not in ("starting", "up"):
+            return []
+        self.root.state = "stopping"
+        return self._event(events.Stopping, now, reason=reason)
+
+    def _event(self, cls: Callable[..., events.Event], now: float, **details: Any) -> list[Effect]:
+        if not self.ledger.listening:
+            return []
+        root = self.root
+        return [effect.Emit(cls(at=now, path=root.path, incarnation=root.incarnation, **details))]
+
+    def status(self, now: float, waiting: Callable[[Node], int | None] = lambda _: None) -> Status:
+        """The whole tree as it stands (R33); `waiting` tells how many messages wait at a node."""
+        return _picture(self.root, now, waiting)
+
+
+def _picture(node: Node, now: float, waiting: Callable[[Node], int | None]) -> Status:
+    """Bottom up over a list, so that no depth is too deep."""
+    order = [node]
+    for here in order:
+        if here.machine is not None:
+            order += here.machine.children.values()
+    done: dict[Node, Status] = {}
+    for here in reversed(order):
+        children = () if here.machine is None else tuple(map(done.__getitem__, here.machine.children.values()))
+        done[here] = _one(here, now, waiting(here), children)
+    return done[node]
+
+
+def picture(node: Node, now: float, waiting: Callable[[Node], int | None]) -> Status:
+    """One node and all below it."""
+    return _picture(node, now, waiting)
+
+
+def _one(node: Node, now: float, waiting: int | None, children: tuple[Status, ...]) -> Status:
+    if node.machine is not None:
+        restarts = node.machine.restarts(now)
+    else:
+        restarts = 0 if node.window is None else node.window.count(now)
+    return Status(
+        path=node.path,
+        kind=_kind(node.spec),
+        state=node.state,
+        incarnation=node.incarnation,
+        restarts=restarts,
+        last_failure=node.last_failure,
+        due=node.due if node.phase == "backoff" else None,
+        mailbox=waiting,
+        children=children,
+    )
+
+
+def _kind(spec: Spec) -> str:
+    if isinstance(spec, Child):
+        return "child"
+    return "pool" if isinstance(spec, Pool) else "supervisor"

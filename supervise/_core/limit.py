@@ -1,0 +1,126 @@
+"""How often, and how soon again: the sliding window (R14) and the backoff (R15)."""
+
+from __future__ import annotations
+
+from collections import deque
+
+from attrs import field, frozen
+
+from ._check import check_number, refuse
+
+
+@frozen
+class Limit:
+    """At most `restarts` restarts within `within` seconds; the next one is one too many (R14).
+
+    A restart exactly `within` seconds ago no longer counts.
+
+    Args:
+        restarts: 0 allows none.
+        within: length of the sliding window in seconds; may be `inf`.
+        of_ready_time: do not count the seconds in which a restart is in progress, so that slow starts cannot hide
+            a crash loop.
+    """
+
+    restarts: int = field(default=3)
+    within: float = field(default=5.0, kw_only=True)
+    of_ready_time: bool = field(default=False, kw_only=True)
+
+    def __attrs_post_init__(self) -> None:
+        check_number("restarts", self.restarts, least=0, kind=int)
+        check_number("within", self.within, least=0)
+        if self.within == 0:
+            refuse(ValueError("within must be > 0, got 0"))
+
+    def __str__(self) -> str:
+        return f"{self.restarts} within {self.within:g} s"
+
+
+class Window:
+    """The charges of one limit; each costs constant time, whatever the number kept."""
+
+    __slots__ = ("_charged", "_limit")
+
+    def __init__(self, limit: Limit) -> None:
+        self._limit = limit
+        self._charged: deque[float] = deque(maxlen=limit.restarts)
+
+    def charge(self, now: float) -> bool:
+        """Count one more at `now`; False if it is one too many, and then it is not counted."""
+        charged, limit = self._charged, self._limit
+        if len(charged) == limit.restarts and (not charged or now - charged[0] < limit.within):
+            return False
+        charged.append(now)
+        return True
+
+    def count(self, now: float) -> int:
+        """How many still count at `now`."""
+        charged, within = self._charged, self._limit.within
+        while charged and now - charged[0] >= within:
+            charged.popleft()
+        return len(charged)
+
+
+@frozen(kw_only=True)
+class Backoff:
+    """How long to wait before a restart: `initial * factor**n`, capped at `maximum`, jittered (R15).
+
+    Args:
+        initial: the first delay in seconds.
+        factor: each delay is this many times the one before.
+        maximum: no delay is longer, its jitter aside.
+        jitter: the share by which a delay may be shorter or longer; 0.1 is ±10 %.
+        reset_after: seconds of quiet after which the series begins anew; None is twice the last delay, at least 10 s.
+        immediate: this many restarts are made at once before the series begins.
+    """
+
+    initial: float = 0.1
+    factor: float = 2.0
+    maximum: float = 30.0
+    jitter: float = 0.1
+    reset_after: float | None = None
+    immediate: int = 0
+
+    def __attrs_post_init__(self) -> None:
+        check_number("initial", self.initial, least=0)
+        check_number("factor", self.factor, least=1)
+        check_number("maximum", self.maximum, least=0)
+        check_number("jitter", self.jitter, least=0)
+        check_number("immediate", self.immediate, least=0, kind=int)
+        if self.reset_after is not None:
+            check_number("reset_after", self.reset_after, least=0)
+        if isinstance(self.jitter, int | float) and self.jitter > 1:
+            refuse(ValueError(f"jitter must be <= 1, got {self.jitter!r}"))
+
+    @property
+    def longest(self) -> float:
+        """The longest delay that can come out, in seconds."""
+        return self.maximum * (1 + self.jitter)
+
+
+class Delays:
+    """Where one child stands in its backoff series."""
+
+    __slots__ = ("_backoff", "_last", "_next", "_taken")
+
+    def __init__(self, backoff: Backoff) -> None:
+        self._backoff = backoff
+        self._reset()
+
+    def _reset(self) -> None:
+        self._taken = 0
+        self._next = min(self._backoff.initial, self._backoff.maximum)
+        self._last = 0.0
+
+    def next(self, quiet: float, u: float) -> float:
+        """The next delay in seconds, after `quiet` seconds of running well; `u` in [0, 1) is the jitter's chance."""
+        backoff = self._backoff
+        reset_after = max(10.0, 2 * self._last) if backoff.reset_after is None else backoff.reset_after
+        if quiet >= reset_after:
+            self._reset()
+        self._taken += 1
+        if self._taken <= backoff.immediate:
+            return 0.0
+        self._last = self._next * (1 + backoff.jitter * (2 * u - 1))
+        self._next = min(self._next * backoff.factor, backoff.maximum)
+        return self._last

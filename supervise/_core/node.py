@@ -1,0 +1,134 @@
+"""One node as its supervisor sees it, and the frozen picture of it that a status gives."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, Literal
+
+from attrs import field, frozen
+
+from .decide import Decider
+from .limit import Delays, Window
+from .spec import Child, Spec
+
+if TYPE_CHECKING:
+    from .effect import Failure
+    from .machine import Machine
+
+State = Literal["down", "starting", "up", "failed", "stopping", "restarting", "condemned"]
+Phase = Literal["", "start", "drain", "grace", "release", "backoff"]
+
+
+class Node:
+    """What a supervisor knows of one child. Only that supervisor's machine writes here.
+
+    `epoch` changes whenever what waits in the inbox about this child is to be void. `alive`: it has a task.
+    `awaited`: the act in progress goes on when it is up, or has ended. `undecided`: its failure waits for a verdict.
+    `handle` belongs to the driver.
+    """
+
+    __slots__ = (
+        "alive",
+        "awaited",
+        "charged",
+        "delays",
+        "dynamic",
+        "due",
+        "epoch",
+        "failure",
+        "gone",
+        "handle",
+        "incarnation",
+        "interval",
+        "last_failure",
+        "machine",
+        "mending",
+        "parent",
+        "path",
+        "phase",
+        "since",
+        "spec",
+        "state",
+        "timed_out",
+        "timer",
+        "undecided",
+        "waited",
+        "window",
+    )
+
+    def __init__(self, spec: Spec, path: str, parent: Machine | None, incarnation: int = 0) -> None:
+        self.spec = spec
+        self.path = path
+        self.parent = parent
+        self.incarnation = incarnation
+        self.state: State = "down"
+        self.alive = False
+        self.awaited = False
+        self.epoch = 0
+        self.machine: Machine | None = None
+        self.failure: Failure | None = None
+        self.undecided = False
+        self.last_failure: BaseException | None = None
+        self.window = Window(spec.limit) if isinstance(spec, Child) and spec.limit is not None else None
+        self.delays = Delays(spec.backoff) if spec.backoff is not None else None
+        self.since = 0.0
+        self.due = 0.0
+        self.charged = False
+        self.mending = False
+        self.timed_out = False
+        self.gone = False
+        self.dynamic = False
+        self.phase: Phase = ""
+        self.timer = 0
+        self.interval = 0.0
+        self.waited = 0.0
+        self.handle: Any = None
+
+    def __repr__(self) -> str:
+        return f"<node {self.path!r} {self.state} incarnation={self.incarnation}>"
+
+    @property
+    def name(self) -> str:
+        """Its name among its siblings."""
+        return self.spec.name
+
+    @property
+    def temporary(self) -> bool:
+        """Whether it is never restarted, and leaves the tree when it ends (R7)."""
+        return self.spec.restart == "temporary"
+
+
+@frozen(kw_only=True)
+class Status:
+    """A node as it stood when `status()` was called, and those below it (R33).
+
+    Args:
+        path: such as `app/llm/context`.
+        kind: `child`, `supervisor` or `pool`.
+        state: `down`, `starting`, `up`, `failed` (suspended, waiting for a verdict), `stopping`, `restarting` (a retry
+            is queued, or due at `due`) or `condemned` (R10).
+        incarnation: 0 before its first start.
+        restarts: those that its limit still counts: a supervisor's of its children, a leaf's own.
+        last_failure: the last failure of this node.
+        due: when its backoff ends, in seconds on Trio's clock.
+        mailbox: how many messages wait; None where there is no mailbox.
+        children: of a supervisor, in start order.
+    """
+
+    path: str
+    kind: str
+    state: State
+    incarnation: int
+    restarts: int = 0
+    last_failure: BaseException | None = None
+    due: float | None = None
+    mailbox: int | None = None
+    children: tuple[Status, ...] = field(default=())
+
+    def walk(self) -> Iterator[Status]:
+        """This node and all below it, parents first, in start order."""
+        waiting = [self]
+        while waiting:
+            here = waiting.pop()
+            yield here
+            waiting += reversed(here.children)

@@ -1,0 +1,250 @@
+"""What a tree is, before it runs: frozen values that validate themselves and are compared by identity."""
+
+from __future__ import annotations
+
+import inspect
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractAsyncContextManager
+from typing import Any, Final, Literal
+
+from attrs import evolve, field, frozen
+
+from ._check import check_choice, check_number, refuse
+from .decide import Decider
+from .limit import Backoff, Limit
+
+RestartType = Literal["permanent", "transient", "temporary"]
+Strategy = Literal["one_for_one", "one_for_all", "rest_for_one"]
+AutoShutdown = Literal["never", "any_significant", "all_significant"]
+OnLimit = Literal["escalate", "shutdown"]
+Body = Callable[..., Awaitable[object]]
+Resource = Callable[[], AbstractAsyncContextManager[Any]]
+
+
+class _Ignore:
+    """The type of `IGNORE`."""
+
+    def __repr__(self) -> str:
+        return "IGNORE"
+
+
+IGNORE: Final = _Ignore()
+"""Returned by a child before it is ready: not needed here; it stays in the tree, not running (R17)."""
+
+
+def _kind(spec: object) -> str:
+    return type(spec).__name__.lower()
+
+
+def _check_name(what: str, name: object) -> None:
+    if not isinstance(name, str):
+        refuse(TypeError(f"{what}'s name must be a string, got {name!r}"))
+    elif not name or "/" in name or name != name.strip():
+        refuse(ValueError(f"{what}'s name must be non-empty, without '/' and outer spaces, got {name!r}"))
+
+
+def _check_type(what: str, value: object, allowed: type | tuple[type, ...]) -> None:
+    if not isinstance(value, allowed):
+        names = " or ".join(t.__name__ for t in (allowed if isinstance(allowed, tuple) else (allowed,)))
+        refuse(TypeError(f"{what} must be a {names}, got {value!r}".replace("NoneType", "None")))
+
+
+def _check_as_child(spec: Child | Supervisor | Pool) -> None:
+    """What every kind of node has as somebody's child."""
+    what = f"{_kind(spec)} {spec.name!r}"
+    _check_name(_kind(spec), spec.name)
+    check_choice(f"{what}: restart", spec.restart, ("permanent", "transient", "temporary"))
+    if spec.significant and spec.restart == "permanent":
+        refuse(ValueError(f"{what}: significant needs restart 'transient' or 'temporary', got 'permanent'"))
+    _check_type(f"{what}: decider", spec.decider, (Decider, type(None)))
+    _check_type(f"{what}: limit", spec.limit, (Limit, type(None)))
+    _check_type(f"{what}: backoff", spec.backoff, (Backoff, type(None)))
+    if spec.start_timeout is not None:
+        check_number(f"{what}: start_timeout", spec.start_timeout, least=0)
+
+
+def _takes_task_status(body: object) -> bool:
+    """Whether the function takes `task_status`, as those for `nursery.start` do."""
+    try:
+        parameters = inspect.signature(body).parameters  # type: ignore[arg-type]  # refused just below if no callable
+    except (TypeError, ValueError):
+        return False
+    return "task_status" in parameters
+
+
+@frozen(eq=False, kw_only=True)
+class _AsChild:
+    restart: RestartType = "permanent"
+    significant: bool = False
+    start_timeout: float | None = None
+    backoff: Backoff | None = None
+    decider: Decider | None = None
+
+
+@frozen(eq=False)
+class Child(_AsChild):
+    """A leaf: an async function, with an optional resource and mailbox.
+
+    It is called as `body([resource], [inbox], *args)`. If it takes `task_status` it is ready when it calls
+    `task_status.started(value)`, else as soon as its resource is entered and its body runs (R17).
+
+    Args:
+        name: unique among its siblings; no `/`.
+        body: any Trio function, also a `functools.partial`.
+        resource: makes an async context manager, entered anew for each incarnation; Resume keeps it (R8, R9).
+        mailbox: how many messages may wait (R29); None: it has no mailbox.
+        args: further positional arguments of the body.
+        restart: `permanent`: its return is a failure tagged `returned`; `transient`: restarted after failures only;
+            `temporary`: never restarted, and leaves the tree when it ends (R7).
+        significant: its own end may end its supervisor, see `auto_shutdown` (R18).
+        start_timeout: seconds it may take to become ready; None is no end.
+        drain: seconds between being asked to stop and being cancelled; 0 cancels at once (R20).
+        grace: seconds after the cancel until it is reported as overdue.
+        limit: its own limit; passing it is a failure tagged `limit`, by default Stop (R14).
+        backoff: how long to wait before a restart; None restarts at once.
+        decider: asked before its supervisor's (R2).
+    """
+
+    name: str
+    body: Body
+    resource: Resource | None = field(default=None, kw_only=True)
+    mailbox: int | None = field(default=None, kw_only=True)
+    args: tuple[Any, ...] = field(default=(), converter=tuple[Any, ...], kw_only=True)
+    drain: float = field(default=0.0, kw_only=True)
+    grace: float = field(default=5.0, kw_only=True)
+    limit: Limit | None = field(default=None, kw_only=True)
+    takes_task_status: bool = field(init=False, repr=False)
+
+    @takes_task_status.default
+    def _takes_task_status(self) -> bool:
+        return _takes_task_status(self.body)
+
+    def __attrs_post_init__(self) -> None:
+        _check_as_child(self)
+        if not callable(self.body):
+            refuse(TypeError(f"child {self.name!r}: body must be an async function, got {self.body!r}"))
+        if self.resource is not None and not callable(self.resource):
+            refuse(TypeError(f"child {self.name!r}: resource must be a function, got {self.resource!r}"))
+        if self.mailbox is not None:
+            check_number(f"child {self.name!r}: mailbox", self.mailbox, least=1, kind=int)
+        check_number(f"child {self.name!r}: drain", self.drain, least=0)
+        check_number(f"child {self.name!r}: grace", self.grace, least=0)
+
+
+@frozen(eq=False)
+class Supervisor(_AsChild):
+    """A node that starts its children in order, stops them in reverse, and decides what a failure means.
+
+    Args:
+        name: unique among its siblings; no `/`.
+        children: in start order (R12).
+        strategy: who is restarted with a child: `one_for_one` nobody, `one_for_all` everybody, `rest_for_one` those
+            after it (R13).
+        limit: passing it is a failure of this supervisor (R14); None is no limit.
+        on_limit: `escalate`: that failure goes up; `shutdown`: it stops its children and ends normally, as in OTP.
+        auto_shutdown: end normally when `any_significant` or `all_significant` children have ended (R18).
+        front: the name or spec of the child that answers at this supervisor's address (R34).
+        init: called before its children start, each time; may return `IGNORE` (R17), or raise (a start failure).
+        restart, significant, start_timeout, backoff, decider: as for `Child`; `decider` also serves those below.
+    """
+
+    name: str
+    children: tuple[Spec, ...] = field(converter=tuple["Spec", ...])
+    strategy: Strategy = field(default="one_for_one", kw_only=True)
+    limit: Limit | None = field(default=Limit(3, within=5), kw_only=True)
+    on_limit: OnLimit = field(default="escalate", kw_only=True)
+    auto_shutdown: AutoShutdown = field(default="never", kw_only=True)
+    front: str | None = field(
+        default=None,
+        kw_only=True,
+        converter=lambda front: front.name if isinstance(front, Child | Supervisor | Pool) else front,
+    )
+    init: Callable[[], object] | None = field(default=None, kw_only=True)
+
+    def __attrs_post_init__(self) -> None:
+        _check_as_child(self)
+        what = f"supervisor {self.name!r}"
+        for child in self.children:
+            _check_type(f"{what}: each child", child, (Child, Supervisor, Pool))
+        check_choice(f"{what}: strategy", self.strategy, ("one_for_one", "one_for_all", "rest_for_one"))
+        _check_supervisor(self, what)
+        names = Counter(child.name for child in self.children if isinstance(child, Child | Supervisor | Pool))
+        for name in (name for name, count in names.items() if count > 1):
+            refuse(ValueError(f"{what} has two children named {name!r}"))
+        if self.front is not None and self.front not in names:
+            refuse(ValueError(f"{what}: front must be one of its children ({', '.join(names)}), got {self.front!r}"))
+
+
+@frozen(eq=False)
+class Pool(_AsChild):
+    """A dynamic supervisor: one template, members added and ended at run time (R26).
+
+    One_for_one, unordered concurrent stop, empty after a restart. A member leaves the pool when it has ended for good.
+
+    Args:
+        name: unique among its siblings; no `/`.
+        template: each member is this child under a name of its own, and with the arguments that `add` gave.
+        maximum: more members are refused; None is no maximum.
+        member_limit: of each member, so that one bad member cannot take the pool down; None is no limit.
+        limit: of all members together; None, the default, is no limit.
+        on_limit, auto_shutdown, init, restart, significant, start_timeout, backoff, decider: as for `Supervisor`.
+    """
+
+    name: str
+    template: Child
+    maximum: int | None = field(default=None, kw_only=True)
+    member_limit: Limit | None = field(default=Limit(3, within=5), kw_only=True)
+    limit: Limit | None = field(default=None, kw_only=True)
+    on_limit: OnLimit = field(default="escalate", kw_only=True)
+    auto_shutdown: AutoShutdown = field(default="never", kw_only=True)
+    init: Callable[[], object] | None = field(default=None, kw_only=True)
+
+    children: tuple[Spec, ...] = field(default=(), init=False, repr=False)
+    strategy: Strategy = field(default="one_for_one", init=False, repr=False)
+    front: str | None = field(default=None, init=False, repr=False)
+
+    def __attrs_post_init__(self) -> None:
+        _check_as_child(self)
+        what = f"pool {self.name!r}"
+        _check_type(f"{what}: template", self.template, Child)
+        _check_type(f"{what}: member_limit", self.member_limit, (Limit, type(None)))
+        if self.maximum is not None:
+            check_number(f"{what}: maximum", self.maximum, least=1, kind=int)
+        _check_supervisor(self, what)
+
+    def member(self, name: str, args: Sequence[Any]) -> Child:
+        """The template under a name and with arguments of its own."""
+        template = self.template
+        return evolve(template, name=name, args=(*template.args, *args), limit=template.limit or self.member_limit)
+
+
+Spec = Child | Supervisor | Pool
+
+
+def _check_supervisor(spec: Supervisor | Pool, what: str) -> None:
+    check_choice(f"{what}: on_limit", spec.on_limit, ("escalate", "shutdown"))
+    check_choice(
+        f"{what}: auto_shutdown", spec.auto_shutdown, ("never", "any_significant", "all_significant")
+    )
+    if spec.init is not None and not callable(spec.init):
+        refuse(TypeError(f"{what}: init must be a function, got {spec.init!r}"))
+
+
+def walk(spec: Spec, path: str = "") -> Iterator[tuple[str, Spec]]:
+    """Every node of a tree with its path, parents first, in start order."""
+    waiting = [(f"{path}/{spec.name}" if path else spec.name, spec)]
+    while waiting:
+        here, node = waiting.pop()
+        yield here, node
+        if not isinstance(node, Child):
+            waiting += [(f"{here}/{child.name}", child) for child in reversed(node.children)]
+
+
+def placed_twice(spec: Spec) -> Iterable[str]:
+    """One line for each spec object that stands at two places of a tree, for a spec is an address."""
+    seen: dict[Spec, str] = {}
+    for path, node in walk(spec):
+        first = seen.setdefault(node, path)
+        if first != path:
+            yield f"one spec stands at two places: {first!r} and {path!r}; make two"

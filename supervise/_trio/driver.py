@@ -1,0 +1,473 @@
+"""Carries out effects: nurseries, tasks, scopes, timers, events. It decides nothing."""
+
+from __future__ import annotations
+
+import contextvars
+import logging
+import random
+import traceback
+from collections import deque
+from collections.abc import Callable, Sequence
+from heapq import heappop, heappush
+from typing import Any
+
+import outcome
+import trio
+from trio.lowlevel import Abort, Task, current_task, reschedule, wait_task_rescheduled
+
+from .. import events
+from .._core import effect
+from .._core.effect import Effect, Input
+from .._core.forest import Forest
+from .._core.machine import Machine, start_failed
+from .._core.node import Node
+from .._core.spec import IGNORE, Child, Pool, Supervisor
+from ..errors import ChildStopped, TreeFailed
+from .leaf import Leaf, bind
+from .mailbox import Inbox, Mailbox
+
+logger = logging.getLogger("supervise")
+
+
+class Address:
+    """What outlives the incarnations of a path: its mailbox, and who waits for it to be up, or gone."""
+
+    __slots__ = ("_waiters", "gone", "mailbox", "path", "why")
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self.mailbox: Mailbox | None = None
+        self.gone = False
+        self.why: BaseException | None = None
+        self._waiters: dict[Task, None] = {}
+
+    def inbox(self) -> Inbox:
+        assert self.mailbox is not None
+        return Inbox(self.mailbox)
+
+    def close(self, why: BaseException | None) -> None:
+        """The node is down for good."""
+        self.gone, self.why = True, why
+        if self.mailbox is not None:
+            self.mailbox.close(self.stopped())
+        self.changed()
+
+    def reopen(self) -> None:
+        self.gone, self.why = False, None
+        if self.mailbox is not None:
+            self.mailbox.open()
+
+    def stopped(self) -> ChildStopped:
+        exc = ChildStopped(f"{self.path!r} is down for good" + (f": {self.why!r}" if self.why else ""))
+        exc.__cause__ = self.why
+        return exc
+
+    def changed(self) -> None:
+        waiters, self._waiters = self._waiters, {}
+        for task in waiters:
+            reschedule(task)
+
+    async def wait(self) -> None:
+        """Wait for the next change."""
+        task = current_task()
+        self._waiters[task] = None
+
+        def abort(_: object) -> Abort:
+            self._waiters.pop(task, None)
+            return Abort.SUCCEEDED
+
+        await wait_task_rescheduled(abort)
+
+
+class Place:
+    """Where a running supervisor keeps its children's tasks."""
+
+    __slots__ = ("closed", "machine", "nursery")
+
+    def __init__(self, machine: Machine) -> None:
+        self.machine = machine
+        self.nursery: trio.Nursery | None = None
+        self.closed = trio.Event()
+
+
+class Answer:
+    """A request's token: whoever asked waits here."""
+
+    __slots__ = ("_outcome", "_task")
+
+    def __init__(self) -> None:
+        self._task: Task | None = None
+        self._outcome: outcome.Outcome[Any] | None = None
+
+    def set(self, result: outcome.Outcome[Any]) -> None:
+        self._outcome = result
+        if self._task is not None:
+            reschedule(self._task)
+
+    async def wait(self) -> Any:
+        """The answer. A caller that is cancelled no longer waits; the request is carried out all the same."""
+        if self._outcome is None:
+            self._task = current_task()
+            await wait_task_rescheduled(self._abort)
+        assert self._outcome is not None
+        return self._outcome.unwrap()
+
+    def _abort(self, _: object) -> Abort:
+        self._task = None
+        return Abort.SUCCEEDED
+
+
+class Driver:
+    """One running tree."""
+
+    def __init__(self, spec: Supervisor | Pool, sinks: Sequence[events.Sink]) -> None:
+        self.forest = Forest(spec)
+        self.addresses: dict[str, Address] = {}
+        self.body_scope = trio.CancelScope()
+        self.settled = trio.Event()
+        self.finished = trio.Event()
+        self.failure: BaseException | None = None
+        self._sinks = list(sinks)
+        self.forest.ledger.listening = bool(sinks)
+        self._context = contextvars.copy_context()
+        self._nursery: trio.Nursery | None = None
+        self._living: dict[Leaf, None] = {}
+        self._timers: list[tuple[float, int, Machine]] = []
+        self._timer_scope = trio.CancelScope()
+        self._ticket = 0
+        self._waiting: deque[tuple[Machine, Input]] = deque()
+        self._busy = False
+        self._broken = False
+        self._leaving: Leaf | None = None
+        self._successor: Leaf | None = None
+
+    # --- the tree's own task
+
+    async def main(self) -> None:
+        """Run the tree, shielded from whatever is outside, until all of it has stopped."""
+        with trio.CancelScope(shield=True):
+            async with trio.open_nursery() as self._nursery:
+                self._nursery.start_soon(self._keep_time, name=f"{self.forest.root.path} (timers)")
+                self._carry_out(self.forest.start(trio.current_time()))
+                await self.finished.wait()
+                self._timer_scope.cancel("the tree has ended")
+        self.settled.set()
+
+    def stop(self, reason: str) -> None:
+        """Stop the whole tree in order."""
+        machine = self.forest.root.machine
+        if machine is not None:
+            self.post(machine, effect.Stop(reason))
+
+    # --- inputs
+
+    @trio.lowlevel.enable_ki_protection
+    def post(self, machine: Machine | None, item: Input) -> None:
+        """Put an input in and carry out what comes of it. A sink that comes back here waits its turn."""
+        if self._broken or machine is None:
+            return
+        self._waiting.append((machine, item))
+        if self._busy:
+            return
+        self._busy = True
+        try:
+            while self._waiting:
+                machine, item = self._waiting.popleft()
+                now = trio.current_time()
+                self._carry_out(self.forest.handle(machine, item, now, random.random()))  # noqa: S311 - jitter
+        except BaseException as exc:  # noqa: BLE001 - a defect of ours: stop everything, then raise it (R24)
+            self._break(exc)
+        finally:
+            self._busy = False
+
+    def _carry_out(self, effects: list[Effect]) -> None:
+        for one in effects:
+            _CARRY_OUT[type(one)](self, one)
+
+    def leaf_up(self, leaf: Leaf, value: Any) -> None:
+        """The leaf is ready."""
+        self.post(leaf._node.parent, effect.Up(leaf._node, leaf.incarnation, value))
+        self._changed(leaf.path)
+
+    def leaf_ended(self, leaf: Leaf) -> Leaf | None:
+        """The leaf has ended; if its next incarnation is started by that, its task lives on as the successor."""
+        leaf.end_leases()
+        self._living.pop(leaf, None)
+        self._leaving, self._successor = leaf, None
+        self.post(leaf._node.parent, leaf.ended())
+        successor, self._leaving, self._successor = self._successor, None, None
+        return successor
+
+    def fresh_context(self, leaf: Leaf) -> contextvars.Context:
+        """A copy of the context in which the tree was opened, with `leaf` as its current child (R9)."""
+        context = self._context.copy()
+        context.run(bind, leaf)
+        return context
+
+    # --- addresses
+
+    def address(self, path: str) -> Address:
+        """The address of a path, made when first wanted."""
+        found = self.addresses.get(path)
+        if found is None:
+            found = self.addresses[path] = Address(path)
+            found.gone, found.why = self._is_gone(path)
+        return found
+
+    def mailbox_address(self, node: Node) -> Address:
+        """The address of a leaf with a mailbox."""
+        assert isinstance(node.spec, Child)
+        address = self.address(node.path)
+        if address.mailbox is None and node.spec.mailbox is not None:
+            address.mailbox = Mailbox(node.path, node.spec.mailbox)
+            if address.gone:
+                address.mailbox.close(address.stopped())
+        return address
+
+    def find(self, path: str) -> Node | None:
+        """The node at a path, if every supervisor above it is there."""
+        names = path.split("/")
+        node: Node | None = self.forest.root
+        if names[0] != self.forest.root.name:
+            return None
+        for name in names[1:]:
+            if node is None or node.machine is None:
+                return None
+            node = node.machine.children.get(name)
+        return node
+
+    def _is_gone(self, path: str) -> tuple[bool, BaseException | None]:
+        """Whether the node, or one above it, is down for good."""
+        root = self.forest.root
+        if self.forest.over:
+            return True, root.last_failure
+        node: Node | None = root
+        for name in path.split("/")[1:]:
+            if node is None or node.machine is None:
+                return False, None
+            node = node.machine.children.get(name)
+            if node is None:
+                return True, None
+            if node.gone:
+                return True, node.last_failure
+        return False, None
+
+    def _changed(self, path: str) -> None:
+        address = self.addresses.get(path)
+        if address is not None:
+            address.changed()
+
+    def waiting_at(self, node: Node) -> int | None:
+        """How many messages wait at a node; None if it has no mailbox."""
+        if not isinstance(node.spec, Child) or node.spec.mailbox is None:
+            return None
+        address = self.addresses.get(node.path)
+        return 0 if address is None or address.mailbox is None else len(address.mailbox)
+
+    # --- effects
+
+    def _emit(self, one: effect.Emit) -> None:
+        for sink in list(self._sinks):
+            try:
+                sink(one.event)
+            except Exception as exc:  # noqa: BLE001 - R31: it never hurts the tree
+                self._drop_sink(sink, exc)
+
+    def _drop_sink(self, sink: events.Sink, exc: Exception) -> None:
+        self._sinks.remove(sink)
+        root = self.forest.root
+        failed = events.SinkFailed(
+            at=trio.current_time(), path=root.path, incarnation=root.incarnation, sink=repr(sink), exc=exc
+        )
+        logger.error("a sink raised and gets nothing from now on: %r", sink, exc_info=exc)
+        self._emit(effect.Emit(failed))
+        self.forest.ledger.listening = bool(self._sinks)
+
+    def _start(self, one: effect.Start) -> None:
+        node = one.child
+        address = self.addresses.get(node.path)
+        if address is not None and address.gone:
+            address.reopen()
+        if node.machine is not None:
+            self._start_supervisor(node, node.machine)
+        else:
+            self._start_leaf(node)
+
+    def _start_supervisor(self, node: Node, machine: Machine) -> None:
+        node.handle = place = Place(machine)
+        nursery = self._nursery if node.parent is None else node.parent.node.handle.nursery
+        self._context.copy().run(lambda: nursery.start_soon(self._host, place, name=node.path))
+
+    def _start_leaf(self, node: Node) -> None:
+        leaving = self._leaving
+        if leaving is not None and leaving._node is node:
+            scope = trio.CancelScope() if leaving._scope.cancel_called else leaving._scope
+            node.handle = self._successor = leaf = Leaf(self, node, scope)
+        else:
+            node.handle = leaf = Leaf(self, node, trio.CancelScope())
+            assert node.parent is not None
+            nursery = node.parent.node.handle.nursery
+            self.fresh_context(leaf).run(lambda: nursery.start_soon(_live, leaf, name=node.path))
+        self._living[leaf] = None
+
+    async def _host(self, place: Place) -> None:
+        """A supervisor's own task: its nursery holds its children's tasks (R35)."""
+        machine = place.machine
+        async with trio.open_nursery() as place.nursery:
+            self.post(machine, _call_init(machine.spec.init))
+            await place.closed.wait()
+
+    def _ask(self, one: effect.Ask) -> None:
+        one.child.handle.ask()
+
+    def _cancel(self, one: effect.Cancel) -> None:
+        one.child.handle.cancel(one.reason)
+
+    def _release(self, one: effect.Release) -> None:
+        one.child.handle.decide("release")
+
+    def _resume(self, one: effect.Resume) -> None:
+        one.child.handle.decide("resume")
+
+    def _report_overdue(self, one: effect.ReportOverdue) -> None:
+        node, leaf = one.child, one.child.handle
+        stack = "" if leaf._task is None else "".join(traceback.format_list(_frames(leaf._task)))
+        overdue = events.Overdue(
+            at=trio.current_time(), path=node.path, incarnation=node.incarnation, seconds=one.seconds, stack=stack
+        )
+        self._emit(effect.Emit(overdue))
+
+    def _reply(self, one: effect.Reply) -> None:
+        if one.token is not None:
+            one.token.set(outcome.Value(one.value) if one.error is None else outcome.Error(one.error))
+
+    def _gone(self, one: effect.Gone) -> None:
+        """The node and all below it are down for good: tell whoever waits."""
+        path = one.child.path
+        paths = [path] if path in self.addresses else []
+        if not isinstance(one.child.spec, Child):
+            paths += [other for other in self.addresses if other.startswith(f"{path}/")]
+        for other in paths:
+            self.addresses[other].close(one.why)
+            if one.removed:
+                del self.addresses[other]
+
+    def _fatal(self, one: effect.Fatal) -> None:
+        self._fail(one.exc)
+
+    def _fail_tree(self, one: effect.Fail) -> None:
+        failed = TreeFailed(f"{self.forest.root.path!r} failed: {one.exc!r}")
+        failed.__cause__ = one.exc
+        self._fail(failed)
+
+    def _fail(self, exc: BaseException) -> None:
+        """The tree fails with the first of its failures; the body need not wait for what is stopping."""
+        if self.failure is None:
+            self.failure = exc
+            self.body_scope.cancel(f"supervision tree {self.forest.root.path!r} failed: {exc!r}")
+
+    def _rise(self, one: effect.Rise) -> None:
+        """A supervisor is up, or over."""
+        report = one.report
+        if isinstance(report, effect.Up):
+            self._changed(report.child.path)
+            if report.child is self.forest.root:
+                self.settled.set()
+        elif isinstance(report, effect.Ended):
+            report.child.handle.closed.set()
+            if report.child is self.forest.root:
+                self._finish(report)
+
+    def _finish(self, report: effect.Ended) -> None:
+        if report.failure is not None and self.failure is None:
+            self.failure = start_failed(report.failure)
+        self.finished.set()
+        self.settled.set()
+
+    # --- time
+
+    def _wake_at(self, one: effect.WakeAt) -> None:
+        self._ticket += 1
+        heappush(self._timers, (one.at, self._ticket, one.machine))
+        self._timer_scope.deadline = self._timers[0][0]
+
+    async def _keep_time(self) -> None:
+        """Wake each machine at the time that it asked for."""
+        while not self.finished.is_set():
+            deadline = self._timers[0][0] if self._timers else float("inf")
+            with trio.CancelScope(deadline=deadline) as self._timer_scope:
+                await trio.sleep_forever()
+            now = trio.current_time()
+            due: dict[Machine, None] = {}
+            while self._timers and self._timers[0][0] <= now:
+                due[heappop(self._timers)[2]] = None
+            for machine in due:
+                self.post(machine, effect.Wake())
+
+    # --- a defect of the framework itself (R24)
+
+    def _break(self, exc: BaseException) -> None:
+        """No machine is to be trusted any more: stop every leaf, the last one started first, and raise `exc`."""
+        self._broken = True
+        self._waiting.clear()
+        self._fail(exc)
+        assert self._nursery is not None
+        self._nursery.start_soon(self._stop_everything, name=f"{self.forest.root.path} (broken)")
+
+    async def _stop_everything(self) -> None:
+        while self._living:
+            leaf = next(reversed(self._living))
+            leaf.cancel("the supervision framework is broken")
+            leaf.decide("release")
+            while leaf in self._living:
+                await trio.sleep(0.001)
+        for place in _places(self.forest.root):
+            place.closed.set()
+        for address in list(self.addresses.values()):
+            address.close(self.failure)
+        self.finished.set()
+
+
+async def _live(leaf: Leaf) -> None:
+    """A leaf's task: one incarnation after another while each starts at the end of the one before."""
+    successor: Leaf | None = leaf
+    while successor is not None:
+        successor = await successor.live()
+
+
+def _call_init(init: Callable[[], object] | None) -> effect.Boot:
+    try:
+        return effect.Boot(ignored=init is not None and init() is IGNORE)
+    except Exception as exc:  # noqa: BLE001 - a failed start, whatever it is (R16)
+        return effect.Boot(problem=exc)
+
+
+def _frames(task: Task) -> list[traceback.FrameSummary]:
+    return list(traceback.StackSummary.extract(task.iter_await_frames()))
+
+
+def _places(root: Node) -> list[Place]:
+    places, waiting = [], [root]
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node.handle, Place):
+            places.append(node.handle)
+            waiting += node.handle.machine.children.values()
+    return places
+
+
+_CARRY_OUT: dict[type[Any], Callable[[Driver, Any], None]] = {
+    effect.Emit: Driver._emit,
+    effect.Start: Driver._start,
+    effect.Ask: Driver._ask,
+    effect.Cancel: Driver._cancel,
+    effect.Release: Driver._release,
+    effect.Resume: Driver._resume,
+    effect.ReportOverdue: Driver._report_overdue,
+    effect.Reply: Driver._reply,
+    effect.Gone: Driver._gone,
+    effect.Fatal: Driver._fatal,
+    effect.Fail: Driver._fail_tree,
+    effect.Rise: Driver._rise,
+    effect.WakeAt: Driver._wake_at,
+}

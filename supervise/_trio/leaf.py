@@ -1,0 +1,329 @@
+"""The life of one leaf: enter the resource, run the body, report. It never raises into its supervisor's nursery."""
+
+from __future__ import annotations
+
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Any, Literal
+
+import trio
+from trio.lowlevel import Abort, Task, cancel_shielded_checkpoint, current_task, reschedule, wait_task_rescheduled
+
+from .._core import effect
+from .._core.spec import IGNORE, Child
+from ..errors import ForeignCancelled, StartReturned
+from .mailbox import Inbox
+
+if TYPE_CHECKING:
+    from .._core.node import Node
+    from .driver import Driver
+
+_current: ContextVar[Leaf] = ContextVar("supervise.current_child")
+
+
+class Leaf:
+    """One incarnation of a leaf, as its own code sees it: what `current_child()` gives.
+
+    Its scope is made here, when the start is carried out, so that a stop never misses.
+    """
+
+    __slots__ = (
+        "_address",
+        "_body_scope",
+        "_driver",
+        "_error",
+        "_failure",
+        "_ignored",
+        "_inbox",
+        "_injected",
+        "_leases",
+        "_node",
+        "_parked",
+        "_reported",
+        "_scope",
+        "_spec",
+        "_stop_requested",
+        "_task",
+        "_value",
+        "_verdict",
+        "incarnation",
+        "last_failure",
+        "path",
+        "ready",
+        "stopping",
+    )
+
+    def __init__(self, driver: Driver, node: Node, scope: trio.CancelScope) -> None:
+        assert isinstance(node.spec, Child)
+        self.path = node.path
+        self.incarnation = node.incarnation
+        self.last_failure = node.last_failure
+        self.ready = False
+        self.stopping = False
+        self._driver = driver
+        self._node = node
+        self._spec = node.spec
+        self._scope = scope
+        self._body_scope: trio.CancelScope | None = None
+        self._stop_requested: trio.Event | None = None
+        self._task: Task | None = None
+        self._parked: Task | None = None
+        self._verdict: Literal["resume", "release"] | None = None
+        self._failure: BaseException | None = None
+        self._error: BaseException | None = None
+        self._injected: BaseException | None = None
+        self._ignored = False
+        self._reported = False
+        self._value: Any = None
+        self._leases: set[trio.CancelScope] = set()
+        self._address = driver.mailbox_address(node) if node.spec.mailbox is not None else None
+        self._inbox: Inbox | None = None
+
+    def __repr__(self) -> str:
+        return f"<child {self.path!r} incarnation={self.incarnation}>"
+
+    # --- what the child's own code may ask
+
+    @property
+    def inbox(self) -> Inbox:
+        """Its mailbox; `RuntimeError` if its spec asks for none."""
+        if self._inbox is None:
+            raise RuntimeError(f"child {self.path!r} has no mailbox: declare it with mailbox=…")
+        return self._inbox
+
+    async def stop_requested(self) -> None:
+        """Wait until this child is asked to stop (R20)."""
+        if self._stop_requested is None:
+            self._stop_requested = trio.Event()
+            if self.stopping:
+                self._stop_requested.set()
+        await self._stop_requested.wait()
+
+    # --- what the driver tells it
+
+    def ask(self) -> None:
+        self.stopping = True
+        if self._stop_requested is not None:
+            self._stop_requested.set()
+
+    def cancel(self, reason: str) -> None:
+        self.ask()
+        self._scope.cancel(reason)
+
+    def decide(self, verdict: Literal["resume", "release"]) -> None:
+        self._verdict = verdict
+        if self._parked is not None:
+            task, self._parked = self._parked, None
+            reschedule(task)
+
+    def inject(self, exc: BaseException) -> None:
+        """Have the body fail with `exc` (R27)."""
+        self._injected = exc
+        scope = self._scope if self._body_scope is None else self._body_scope
+        scope.cancel(f"injected: {exc!r}")
+
+    # --- its life
+
+    async def live(self) -> Leaf | None:
+        """Run incarnations in this task, under one scope while that lasts; gives the successor under another scope."""
+        leaf: Leaf | None = self
+        with self._scope:
+            while leaf is not None and leaf._scope is self._scope:
+                leaf._task = current_task()
+                if leaf._spec.resource is None:
+                    await leaf._plain()
+                else:
+                    await leaf._with_resource()
+                leaf = leaf._driver.leaf_ended(leaf)
+                if leaf is not None:
+                    current_task().context = leaf._driver.fresh_context(leaf)
+                    await cancel_shielded_checkpoint()
+        return leaf
+
+    async def _plain(self) -> None:
+        exc = value = None
+        try:
+            arguments, options = self._arguments()
+            self._begin()
+            value = await self._spec.body(*arguments, **options)
+        except GeneratorExit:
+            raise
+        except BaseException as caught:  # noqa: BLE001 - whatever it is, the machine hears of it
+            exc = caught
+        await self._over(exc, value, resumable=False)
+
+    async def _with_resource(self) -> None:
+        assert self._spec.resource is not None
+        through = left = None
+        entered = False
+        try:
+            async with self._spec.resource() as resource:
+                entered = True
+                while True:
+                    exc, value = await self._serve(resource)
+                    if self._must_pass_through(exc, value):
+                        through = exc
+                        break
+                    if not await self._over(exc, value, resumable=True):
+                        through = self._failure
+                        break
+                if through is not None:
+                    raise through
+        except GeneratorExit:
+            raise
+        except BaseException as caught:  # noqa: BLE001 - as above
+            left = caught
+        if self._reported or self.stopping:
+            self._error = self._error or _apart_from(left, self._failure)
+        elif entered and left is None:
+            await self._over(None, value, resumable=False)
+        else:
+            await self._over(left, None, resumable=False)
+
+    async def _serve(self, resource: Any) -> tuple[BaseException | None, Any]:
+        """The body once, in a scope of its own, so that it can fail without its resource."""
+        with trio.CancelScope() as self._body_scope:
+            try:
+                arguments, options = self._arguments(resource)
+                self._begin()
+                return None, await self._spec.body(*arguments, **options)
+            except GeneratorExit:
+                raise
+            except BaseException as caught:  # noqa: BLE001 - as above
+                return caught, None
+
+    def _must_pass_through(self, exc: BaseException | None, value: Any) -> bool:
+        """Whether the resource is to be left before anything is reported.
+
+        A `Cancelled` that is not ours may be the resource's own crash: only its exit tells (R6). And a child that need
+        not run for ever has returned only when its resource is left.
+        """
+        if self.stopping or self._injected is not None:
+            return False
+        if exc is not None:
+            return _without_cancelled(exc) is None
+        return self._spec.restart != "permanent" or value is IGNORE
+
+    def _arguments(self, *resource: Any) -> tuple[list[Any], dict[str, Any]]:
+        arguments = list(resource)
+        if self._address is not None:
+            self._inbox = self._address.inbox()
+            arguments.append(self._inbox)
+        arguments += self._spec.args
+        return arguments, {"task_status": _Status(self)} if self._spec.takes_task_status else {}
+
+    def _begin(self) -> None:
+        if not self._spec.takes_task_status and not self.ready:
+            self.up(None)
+
+    def up(self, value: Any) -> None:
+        """It is ready (R17)."""
+        self.ready = True
+        self._value = value
+        self._driver.leaf_up(self, value)
+
+    async def _over(self, exc: BaseException | None, value: Any, *, resumable: bool) -> bool:
+        """The body is over: report it, and wait for the verdict. True: enter it again."""
+        exc = self._settled(exc, value)
+        if self.stopping:
+            self._error = exc
+        if self.stopping or self._ignored:
+            return False
+        self._failure = exc
+        self._reported = True
+        progressed = self._inbox is not None and self._inbox.progressed
+        report = effect.Exited(self._node, self.incarnation, exc, value, resumable, progressed)
+        self._driver.post(self._node.parent, report)
+        while self._verdict is None:
+            self._parked = current_task()
+            await wait_task_rescheduled(lambda _: Abort.FAILED)
+        verdict, self._verdict = self._verdict, None
+        self._reported = verdict == "release"
+        return verdict == "resume"
+
+    def _settled(self, exc: BaseException | None, value: Any) -> BaseException | None:
+        """The failure as it counts; what was in hand, and leases on it, are settled with it."""
+        if self._injected is not None:
+            exc, self._injected = self._injected, None
+        elif exc is not None:
+            exc = _without_cancelled(exc) or (None if self.stopping else _foreign(exc))
+        elif not self.ready and not self.stopping:
+            self._ignored = value is IGNORE
+            if not self._ignored:
+                exc = StartReturned(f"child {self.path!r} returned {value!r} before it was ready")
+        if self._inbox is not None:
+            self._inbox.settle(self.path, exc)
+        return exc
+
+    def end_leases(self) -> None:
+        for scope in list(self._leases):
+            scope.cancel(f"{self.path!r} incarnation {self.incarnation} has ended")
+
+    def ended(self) -> effect.Ended:
+        """Its last word."""
+        return effect.Ended(self._node, self.incarnation, self._error, self._ignored)
+
+
+class _Status:
+    """The `task_status` of a child: it reports to the machine, not to a nursery."""
+
+    __slots__ = ("_leaf",)
+
+    def __init__(self, leaf: Leaf) -> None:
+        self._leaf = leaf
+
+    def started(self, value: Any = None) -> None:
+        """The child is ready, with this value. Entered again after a Resume, a body says so again, to no effect."""
+        if not self._leaf.ready:
+            self._leaf.up(value)
+
+
+def _without_cancelled(exc: BaseException) -> BaseException | None:
+    """What is left of a failure once `Cancelled` is dropped (R3)."""
+    if isinstance(exc, BaseExceptionGroup):
+        return exc.split(trio.Cancelled)[1]
+    return None if isinstance(exc, trio.Cancelled) else exc
+
+
+def _foreign(exc: BaseException) -> ForeignCancelled:
+    foreign = ForeignCancelled("a Cancelled came out, but nobody had stopped the child")
+    foreign.__cause__ = exc
+    return foreign
+
+
+def _apart_from(left: BaseException | None, failure: BaseException | None) -> BaseException | None:
+    """What came out of a resource's exit besides the failure that went in, and besides `Cancelled`."""
+    rest = None if left is None else _without_cancelled(left)
+    if isinstance(rest, BaseExceptionGroup) and failure is not None and rest is not failure:
+        return rest.split(lambda exc: exc is failure)[1]
+    return None if rest is failure else rest
+
+
+def current_child() -> Leaf:
+    """The child whose code is running: its path, incarnation, inbox, stop request and last failure.
+
+    Raises:
+        RuntimeError: outside a child.
+    """
+    leaf = _current.get(None)
+    if leaf is None:
+        raise RuntimeError("current_child() is for the code of a child, and this code runs outside of every child")
+    return leaf
+
+
+async def stop_requested() -> None:
+    """Return when the current child is asked to stop (R20); made to be passed on, as a `shutdown_trigger` say.
+
+    Raises:
+        RuntimeError: outside a child.
+    """
+    await current_child().stop_requested()
+
+
+def bind(leaf: Leaf) -> None:
+    """Make `leaf` the current child of the context that this runs in."""
+    _current.set(leaf)
+
+
+def enclosing_child() -> Leaf | None:
+    """The child whose code is running, if any."""
+    return _current.get(None)

@@ -1,0 +1,411 @@
+"""Messages, calls and streams (R29, R30).
+
+A mailbox belongs to a node, not to an incarnation. Nobody ever hangs at one, and nothing is lost without somebody
+being told.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from typing import Any, Literal
+
+import outcome
+import trio
+from trio.lowlevel import Abort, RaiseCancelT, Task, current_task, reschedule, wait_task_rescheduled
+
+from ..errors import CallLost, ChildStopped, MailboxFull
+
+OnLoss = Literal["fail", "requeue"]
+
+
+class Message:
+    """One message, in the hands of the body that took it, which replies to it, fails it or requeues it.
+
+    `value` is what was sent. `memo` is for the body: what it notes there it finds again if the message comes back to a
+    later incarnation (None at first).
+    """
+
+    __slots__ = (
+        "_inbox",
+        "_mailbox",
+        "_one_way",
+        "_outcome",
+        "_state",
+        "_taken",
+        "_task",
+        "memo",
+        "on_loss",
+        "value",
+    )
+
+    def __init__(self, value: Any, *, on_loss: OnLoss = "fail", one_way: bool = False) -> None:
+        self.value = value
+        self.memo: Any = None
+        self.on_loss: OnLoss = on_loss
+        self._one_way = one_way
+        self._state: Literal["new", "queued", "in hand", "settled", "left"] = "new"
+        self._taken = False
+        self._task: Task | None = None
+        self._outcome: outcome.Outcome[Any] | None = None
+        self._mailbox: Mailbox | None = None
+        self._inbox: Inbox | None = None
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__.lower()} {self.value!r} {self._state}>"
+
+    @property
+    def left(self) -> bool:
+        """Whether nobody waits for an answer any more."""
+        return self._state == "left"
+
+    def reply(self, value: Any = None) -> None:
+        """Answer it. To a caller that has left the reply is dropped quietly."""
+        self._settle(outcome.Value(value))
+
+    def fail(self, exc: BaseException) -> None:
+        """Answer it with an exception, which the caller's `call` raises."""
+        self._settle(outcome.Error(exc))
+
+    def requeue(self) -> None:
+        """Put it back at the head of the queue."""
+        self._check_in_hand()
+        assert self._inbox is not None
+        assert self._mailbox is not None
+        if self._state == "in hand":
+            self._inbox._held.pop(self, None)
+            self._mailbox._put_back([self])
+
+    def _check_in_hand(self) -> None:
+        if self._state not in ("in hand", "left"):
+            raise RuntimeError(f"{self!r} is not in hand: it is settled once, by the body that took it")
+
+    def _settle(self, result: outcome.Outcome[Any]) -> None:
+        self._check_in_hand()
+        if self._inbox is not None:
+            self._inbox._held.pop(self, None)
+        if self._state == "in hand":
+            self._finish(result)
+
+    def _finish(self, result: outcome.Outcome[Any]) -> None:
+        """The end, from whomever: a reply, a loss, a closed mailbox."""
+        self._state = "settled"
+        self._outcome = result
+        if self._task is not None:
+            task, self._task = self._task, None
+            reschedule(task)
+
+    async def _result(self) -> Any:
+        """Wait for the answer; a caller who is cancelled takes a queued message with it."""
+        while self._outcome is None:
+            self._task = current_task()
+            await wait_task_rescheduled(self._abort)
+        return self._outcome.unwrap()
+
+    def _abort(self, _: RaiseCancelT) -> Abort:
+        self._task = None
+        self._leave()
+        return Abort.SUCCEEDED
+
+    def _leave(self) -> None:
+        """The caller goes away."""
+        if self._state == "queued":
+            assert self._mailbox is not None
+            self._mailbox._withdraw(self)
+        if self._inbox is not None:
+            self._inbox._held.pop(self, None)
+        if self._state != "settled":
+            self._state = "left"
+
+
+class StreamMessage(Message):
+    """A message with many replies: `send` each, then `reply()` ends the stream, and `fail` fails it (R30)."""
+
+    __slots__ = ("_buffer", "_on_left", "_room", "_sender", "size")
+
+    def __init__(self, value: Any, *, on_loss: OnLoss = "fail", size: int = 64) -> None:
+        super().__init__(value, on_loss=on_loss)
+        self.size = size
+        self._buffer: deque[Any] = deque()
+        self._room = trio.lowlevel.ParkingLot()
+        self._on_left: list[Any] = []
+
+    def on_left(self, callback: Any) -> None:
+        """Have `callback()` called, once, when the consumer leaves, or now if it has left; it must not block."""
+        if self.left:
+            callback()
+        else:
+            self._on_left.append(callback)
+
+    def send_nowait(self, item: Any) -> None:
+        """Put one item into the stream; `trio.WouldBlock` if the buffer is full. Dropped if the consumer left."""
+        self._check_in_hand()
+        if self._state == "left":
+            return
+        if len(self._buffer) >= self.size:
+            raise trio.WouldBlock
+        self._buffer.append(item)
+        if self._task is not None:
+            task, self._task = self._task, None
+            reschedule(task)
+
+    async def send(self, item: Any) -> None:
+        """Put one item into the stream, waiting while its buffer is full."""
+        while len(self._buffer) >= self.size and self._state == "in hand":
+            await self._room.park()
+        self.send_nowait(item)
+        await trio.lowlevel.checkpoint()
+
+    def _leave(self) -> None:
+        super()._leave()
+        self._room.unpark_all()
+        callbacks, self._on_left = self._on_left, []
+        for callback in callbacks:
+            callback()
+
+    def _finish(self, result: outcome.Outcome[Any]) -> None:
+        super()._finish(result)
+        self._on_left.clear()
+        self._room.unpark_all()
+
+    async def _next(self) -> Any:
+        """The next item; `StopAsyncIteration` at the end. What was sent before a failure comes first."""
+        await trio.lowlevel.checkpoint_if_cancelled()
+        while not self._buffer:
+            if self._outcome is not None:
+                self._outcome.unwrap()
+                raise StopAsyncIteration
+            self._task = current_task()
+            await wait_task_rescheduled(self._stop_waiting)
+        item = self._buffer.popleft()
+        self._room.unpark()
+        await trio.lowlevel.cancel_shielded_checkpoint()
+        return item
+
+    def _stop_waiting(self, _: RaiseCancelT) -> Abort:
+        self._task = None
+        return Abort.SUCCEEDED
+
+
+class Stream:
+    """The consumer's end of a stream: an async iterator; leaving its block early tells the child."""
+
+    __slots__ = ("_message",)
+
+    def __init__(self, message: StreamMessage) -> None:
+        self._message = message
+
+    def __aiter__(self) -> Stream:
+        return self
+
+    async def __anext__(self) -> Any:
+        return await self._message._next()  # noqa: SLF001 - two ends of one thing
+
+
+class Mailbox:
+    """A bounded queue of one node, kept over its incarnations."""
+
+    __slots__ = ("_closed", "_inbox", "_path", "_putters", "_queue", "_reader", "_withdrawn", "size")
+
+    def __init__(self, path: str, size: int) -> None:
+        self.size = size
+        self._path = path
+        self._queue: deque[Message] = deque()
+        self._withdrawn = 0
+        self._putters: deque[tuple[Message, Task]] = deque()
+        self._reader: deque[Task] = deque()
+        self._closed: ChildStopped | None = None
+
+    def __len__(self) -> int:
+        return len(self._queue) - self._withdrawn
+
+    def put_nowait(self, message: Message) -> None:
+        """Queue it; `MailboxFull` if there is no room, `ChildStopped` if the node is down for good."""
+        self._check_open()
+        if len(self) >= self.size or self._putters:
+            raise MailboxFull(f"the mailbox of {self._path!r} is full ({self.size})")
+        self._append(message)
+
+    async def put(self, message: Message) -> None:
+        """Queue it, waiting for room in the order of arrival."""
+        self._check_open()
+        if len(self) < self.size and not self._putters:
+            self._append(message)
+            return
+        self._putters.append((message, current_task()))
+        await wait_task_rescheduled(lambda _: self._give_up(message))
+
+    def _give_up(self, message: Message) -> Abort:
+        self._putters = deque(entry for entry in self._putters if entry[0] is not message)
+        return Abort.SUCCEEDED
+
+    def _check_open(self) -> None:
+        if self._closed is not None:
+            raise ChildStopped(*self._closed.args) from self._closed.__cause__
+
+    def _append(self, message: Message) -> None:
+        message._state = "queued"  # noqa: SLF001 - messages and mailboxes are one mechanism
+        message._mailbox = self  # noqa: SLF001
+        self._queue.append(message)
+        self._wake_reader()
+
+    def _wake_reader(self) -> None:
+        if self._reader:
+            reschedule(self._reader.popleft())
+
+    def _withdraw(self, message: Message) -> None:
+        """Its caller is gone; it stays in the queue as a husk until half of them are."""
+        self._withdrawn += 1
+        if self._withdrawn > 16 and self._withdrawn > len(self._queue) // 2:
+            kept = (other for other in self._queue if other._state == "queued" and other is not message)  # noqa: SLF001
+            self._queue = deque(kept)
+            self._withdrawn = 0
+        self._admit()
+
+    def _admit(self) -> None:
+        """There is room: the senders that waited longest come in."""
+        while self._putters and len(self) < self.size:
+            message, task = self._putters.popleft()
+            self._append(message)
+            reschedule(task)
+
+    def _pop(self) -> Message | None:
+        """The next message that somebody still wants."""
+        while self._queue:
+            message = self._queue.popleft()
+            if message._state == "queued":  # noqa: SLF001
+                self._admit()
+                return message
+            self._withdrawn -= 1
+        return None
+
+    def _put_back(self, messages: Sequence[Message]) -> None:
+        """At the head, in their order, whatever the size."""
+        for message in reversed(messages):
+            message._inbox = None  # noqa: SLF001
+            if self._closed is None:
+                message._state = "queued"  # noqa: SLF001
+                self._queue.appendleft(message)
+                self._wake_reader()
+            else:
+                message._finish(outcome.Error(self._refusal()))  # noqa: SLF001
+
+    def _refusal(self) -> ChildStopped:
+        assert self._closed is not None
+        refusal = ChildStopped(*self._closed.args)
+        refusal.__cause__ = self._closed.__cause__
+        return refusal
+
+    def close(self, why: ChildStopped) -> None:
+        """The node is down for good: whoever waits is told so (R29)."""
+        self._closed = why
+        putters, self._putters = self._putters, deque()
+        queue, self._queue, self._withdrawn = self._queue, deque(), 0
+        for message in queue:
+            if message._state == "queued":  # noqa: SLF001
+                message._finish(outcome.Error(self._refusal()))  # noqa: SLF001
+        for _, task in putters:
+            reschedule(task, outcome.Error(self._refusal()))
+
+    def open(self) -> None:
+        """The node starts again after all."""
+        self._closed = None
+
+
+class Inbox:
+    """What a body gets of its mailbox: `async for message in inbox`, or `receive`, or `receive_many`."""
+
+    __slots__ = ("_held", "_mailbox", "progressed")
+
+    def __init__(self, mailbox: Mailbox) -> None:
+        self._mailbox = mailbox
+        self._held: dict[Message, None] = {}
+        self.progressed = False
+
+    def __len__(self) -> int:
+        """How many messages wait."""
+        return len(self._mailbox)
+
+    def __aiter__(self) -> Inbox:
+        return self
+
+    async def __anext__(self) -> Message:
+        return await self.receive()
+
+    async def receive(self) -> Message:
+        """Take the next message, waiting for one."""
+        await trio.lowlevel.checkpoint_if_cancelled()
+        while (message := self._mailbox._pop()) is None:
+            await self._wait()
+        self._take(message)
+        await trio.lowlevel.cancel_shielded_checkpoint()
+        return message
+
+    def receive_nowait(self) -> Message:
+        """Take the next message, or `trio.WouldBlock`."""
+        message = self._mailbox._pop()
+        if message is None:
+            raise trio.WouldBlock
+        self._take(message)
+        return message
+
+    async def receive_many(self, maximum: int) -> list[Message]:
+        """Take up to `maximum` messages, waiting for the first."""
+        messages = [await self.receive()]
+        while len(messages) < maximum and len(self._mailbox):
+            messages.append(self.receive_nowait())
+        return messages
+
+    async def _wait(self) -> None:
+        readers = self._mailbox._reader
+        task = current_task()
+        readers.append(task)
+
+        def abort(_: RaiseCancelT) -> Abort:
+            readers.remove(task)
+            return Abort.SUCCEEDED
+
+        await wait_task_rescheduled(abort)
+
+    def _take(self, message: Message) -> None:
+        if not message._taken:
+            message._taken = self.progressed = True
+        message._state = "in hand"
+        message._inbox = self
+        if not message._one_way or message.on_loss == "requeue":
+            self._held[message] = None
+
+    def settle(self, path: str, failure: BaseException | None) -> None:
+        """The body is over: what it held is lost, or goes back to the head of the queue (R30)."""
+        held, self._held = list(self._held), {}
+        back = [message for message in held if message.on_loss == "requeue" and message._state == "in hand"]
+        for message in held:
+            if message.on_loss != "requeue" and message._state == "in hand":
+                lost = CallLost(f"{path!r} ended with this message in hand: {failure!r}")
+                lost.__cause__ = failure
+                message._finish(outcome.Error(lost))
+        self._mailbox._put_back(back)
+
+
+async def call(mailbox: Mailbox, value: Any, on_loss: OnLoss) -> Any:
+    """Send and wait for the reply."""
+    message = Message(value, on_loss=on_loss)
+    await mailbox.put(message)
+    return await message._result()  # noqa: SLF001 - the caller's side of the message
+
+
+@asynccontextmanager
+async def stream(
+    mailbox: Mailbox, value: Any, on_loss: OnLoss, size: int, *, wait: bool
+) -> AsyncIterator[Stream]:
+    """Send and give the stream of replies."""
+    message = StreamMessage(value, on_loss=on_loss, size=size)
+    if wait:
+        await mailbox.put(message)
+    else:
+        mailbox.put_nowait(message)
+    try:
+        yield Stream(message)
+    finally:
+        message._leave()  # noqa: SLF001 - the consumer's side of the message

@@ -1,0 +1,394 @@
+"""The tree as its users hold it: `open_tree`, `Tree`, and the `Ref` that is a node's stable address."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterable, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import Any
+
+import trio
+
+from .._core import effect
+from .._core.forest import picture
+from .._core.machine import Machine
+from .._core.node import Node, Status
+from .._core.spec import Child, Pool, Spec, Supervisor, placed_twice, walk
+from ..errors import ChildRestarted, Refused
+from ..events import Sink
+from ..sinks.log import LoggingSink
+from .driver import Address, Answer, Driver
+from .leaf import Leaf, enclosing_child
+from .mailbox import Mailbox, Message, OnLoss, Stream, call, stream
+
+
+class Tree:
+    """A running tree. `tree[spec]` and `tree["app/store/jobs"]` give addresses."""
+
+    def __init__(self, spec: Supervisor | Pool, sinks: Sequence[Sink]) -> None:
+        self._driver = Driver(spec, sinks)
+        self._spec = spec
+        self._paths: dict[Spec, str] | None = None
+
+    def __repr__(self) -> str:
+        return f"<tree {self._spec.name!r} {self._driver.forest.root.state}>"
+
+    def _static(self) -> dict[Spec, str]:
+        """The path of every declared spec; made when first wanted."""
+        if self._paths is None:
+            self._paths = {spec: path for path, spec in walk(self._spec)}
+        return self._paths
+
+    def __getitem__(self, key: Spec | str) -> Ref:
+        """The address of a node, by its spec or by its path.
+
+        Raises:
+            KeyError: the tree has no such node.
+        """
+        if isinstance(key, str):
+            path = key
+            known = self._driver.find(path) is not None or path in self._static().values()
+        else:
+            path = self._static().get(key, "")
+            known = bool(path)
+        if not known:
+            what = repr(key) if isinstance(key, str) else f"the spec of {key.name!r}"
+            raise KeyError(f"tree {self._spec.name!r} has no node {what}")
+        return Ref(self, path)
+
+    @property
+    def root(self) -> Ref:
+        """The address of the root."""
+        return Ref(self, self._spec.name)
+
+    def status(self) -> Status:
+        """The whole tree as it stands, at once (R33)."""
+        return self._driver.forest.status(trio.current_time(), self._driver.waiting_at)
+
+
+class Ref:
+    """The stable address of a node: cheap, hashable, and good over any number of incarnations (R28)."""
+
+    __slots__ = ("_tree", "path")
+
+    def __init__(self, tree: Tree, path: str) -> None:
+        self._tree = tree
+        self.path = path
+
+    def __repr__(self) -> str:
+        return f"<ref {self.path!r}>"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Ref) and (self._tree, self.path) == (other._tree, other.path)
+
+    def __hash__(self) -> int:
+        return hash((id(self._tree), self.path))
+
+    # --- what it is
+
+    @property
+    def _driver(self) -> Driver:
+        return self._tree._driver  # noqa: SLF001 - a tree and its addresses are one thing
+
+    def _node(self) -> Node | None:
+        return self._driver.find(self.path)
+
+    def _spec(self) -> Spec | None:
+        node = self._node()
+        if node is not None:
+            return node.spec
+        static = self._tree._static()  # noqa: SLF001
+        return next((spec for spec, path in static.items() if path == self.path), None)
+
+    def _address(self) -> Address:
+        return self._driver.address(self.path)
+
+    def status(self) -> Status:
+        """The node, and all below it, as it stands, at once (R33).
+
+        Raises:
+            ChildStopped: it is not in the tree now.
+        """
+        node = self._node()
+        if node is None:
+            raise self._address().stopped()
+        return picture(node, trio.current_time(), self._driver.waiting_at)
+
+    async def ready(self) -> Any:
+        """The value of its current incarnation, waiting over starts and restarts.
+
+        Raises:
+            ChildStopped: it is down for good.
+        """
+        await trio.lowlevel.checkpoint()
+        return (await self._up())[1]
+
+    async def _up(self) -> tuple[Leaf | None, Any]:
+        front = self._front()
+        if front is not None:
+            return await front._up()
+        address = self._address()
+        while True:
+            node = self._node()
+            if node is not None and node.state == "up":
+                leaf = node.handle if isinstance(node.handle, Leaf) else None
+                return leaf, leaf and leaf._value
+            if address.gone or self._driver.finished.is_set():
+                raise address.stopped()
+            await address.wait()
+
+    @asynccontextmanager
+    async def lease(self) -> AsyncIterator[Any]:
+        """The value of its current incarnation, for a block that is cancelled if that incarnation ends.
+
+        Raises:
+            ChildRestarted: the incarnation ended first.
+            ChildStopped: the node is down for good.
+        """
+        leaf, value = await self._up()
+        if leaf is None:
+            raise TypeError(f"{self.path!r} is a supervisor without a front: there is no incarnation to lease")
+        scope = trio.CancelScope()
+        leaf._leases.add(scope)
+        try:
+            with scope:
+                yield value
+        finally:
+            leaf._leases.discard(scope)
+        if scope.cancelled_caught:
+            raise ChildRestarted(f"{leaf.path!r} incarnation {leaf.incarnation} ended during the lease")
+
+    async def ended(self) -> BaseException | None:
+        """Wait until the node is down for good; gives the failure that did it, or None (R28)."""
+        await trio.lowlevel.checkpoint()
+        address = self._address()
+        while not address.gone:
+            if self._driver.finished.is_set():
+                return None
+            await address.wait()
+        return address.why
+
+    # --- messages
+
+    def _front(self) -> Ref | None:
+        """The node that answers here: the front of a supervisor, and its front in turn (R34)."""
+        spec, path = self._spec(), self.path
+        while isinstance(spec, Supervisor) and spec.front is not None:
+            name = spec.front
+            path = f"{path}/{name}"
+            spec = next(child for child in spec.children if child.name == name)
+        return None if path == self.path else Ref(self._tree, path)
+
+    def _mailbox(self) -> Mailbox:
+        ref = self._front() or self
+        address = ref._address()
+        if address.mailbox is None:
+            spec = ref._spec()
+            if spec is None:
+                raise address.stopped()
+            if not isinstance(spec, Child) or spec.mailbox is None:
+                raise TypeError(f"{ref.path!r} has no mailbox: declare its child with mailbox=…")
+            address.mailbox = Mailbox(ref.path, spec.mailbox)
+            if address.gone:
+                address.mailbox.close(address.stopped())
+        return address.mailbox
+
+    async def call(self, value: Any, *, on_loss: OnLoss = "fail") -> Any:
+        """Send a message and wait for its reply.
+
+        Args:
+            value: what the child gets as `message.value`.
+            on_loss: `fail`: `CallLost` if the incarnation that took it ends first; `requeue`: it goes back to the head
+                of the queue (R30).
+
+        Raises:
+            ChildStopped: the node is down for good.
+            CallLost: see `on_loss`.
+        """
+        return await call(self._mailbox(), value, on_loss)
+
+    async def send(self, value: Any, *, on_loss: OnLoss = "fail") -> None:
+        """Send a message without a reply, waiting while the mailbox is full."""
+        await self._mailbox().put(Message(value, on_loss=on_loss, one_way=True))
+        await trio.lowlevel.checkpoint()
+
+    def send_nowait(self, value: Any, *, on_loss: OnLoss = "fail") -> None:
+        """Send a message without a reply, or raise `MailboxFull`."""
+        self._mailbox().put_nowait(Message(value, on_loss=on_loss, one_way=True))
+
+    def stream(
+        self, value: Any, *, on_loss: OnLoss = "fail", buffer: int = 64
+    ) -> AbstractAsyncContextManager[Stream]:
+        """Send a message that has many replies; leaving the block tells the child.
+
+        Args:
+            value, on_loss: as for `call`.
+            buffer: how many replies may wait for the consumer.
+        """
+        return stream(self._mailbox(), value, on_loss, buffer, wait=True)
+
+    def stream_nowait(
+        self, value: Any, *, on_loss: OnLoss = "fail", buffer: int = 64
+    ) -> AbstractAsyncContextManager[Stream]:
+        """Like `stream`, but entering the block raises `MailboxFull` rather than wait."""
+        return stream(self._mailbox(), value, on_loss, buffer, wait=False)
+
+    # --- changes (R25)
+
+    async def add(self, *args: Any, name: str | None = None) -> Ref:
+        """Add a child and start it: `add(spec)` to a supervisor, `add(*args, name=…)` a member to a pool.
+
+        Added children go last, and are lost when their supervisor restarts. A pool names those without a name.
+
+        Raises:
+            StartFailed: it did not start, and is not in the tree.
+            Refused: its name is taken, or the pool is full.
+        """
+        node = self._running_supervisor()
+        self._would_wait_for_itself(self.path, starting=True)
+        if isinstance(node.spec, Pool):
+            request = effect.Request("add", Answer(), name=name, args=args)
+        else:
+            request = effect.Request("add", Answer(), spec=self._checked_spec(args, name))
+        added: Node = await self._ask(node.machine, request)
+        return Ref(self._tree, added.path)
+
+    def _checked_spec(self, args: tuple[Any, ...], name: str | None) -> Spec:
+        if len(args) != 1 or name is not None or not isinstance(args[0], Child | Supervisor | Pool):
+            raise TypeError(f"add to supervisor {self.path!r} takes one Child, Supervisor or Pool, got {args!r}")
+        spec: Spec = args[0]
+        refuse_nonsense(spec)
+        return spec
+
+    async def stop(self) -> None:
+        """Stop the node and wait until it has ended. It is merely down: a group restart revives it.
+
+        Stopping the root ends the tree. (The verdict `Stop` is another thing: it condemns.)
+        """
+        self._would_wait_for_itself(self.path)
+        if self.path == self._tree.root.path:
+            self._driver.stop(f"{self.path!r} was asked to stop")
+            await self._driver.finished.wait()
+        else:
+            await self._ask_parent("stop")
+
+    async def restart(self) -> None:
+        """Start a node that is down or condemned, at once if it is backing off; not charged to any limit.
+
+        Raises:
+            Refused: it is running.
+            StartFailed: it did not start, and is down.
+        """
+        self._would_wait_for_itself(self.path, starting=True)
+        await self._ask_parent("restart")
+
+    async def remove(self) -> None:
+        """Take a node that is down out of the tree.
+
+        Raises:
+            Refused: it is running or restarting.
+        """
+        self._would_wait_for_itself(self.path, starting=True)
+        await self._ask_parent("remove")
+
+    def inject(self, exc: Exception) -> None:
+        """Have the running leaf fail with `exc`, as if its body had raised it (R27).
+
+        Raises:
+            Refused: it is not running.
+        """
+        if not isinstance(exc, Exception):
+            raise TypeError(f"inject takes an Exception, got {exc!r}")
+        node = self._node()
+        if node is None or node.state != "up" or not isinstance(node.handle, Leaf):
+            state = "not there" if node is None else node.state
+            raise Refused(f"{self.path!r} is no running leaf ({state})", reason="not_found")
+        node.handle.inject(exc)
+
+    def _running_supervisor(self) -> Node:
+        node = self._node()
+        if node is None or node.machine is None:
+            raise Refused(f"{self.path!r} is no running supervisor", reason="not_found")
+        return node
+
+    async def _ask_parent(self, kind: effect.RequestKind) -> Any:
+        above, _, name = self.path.rpartition("/")
+        node = self._driver.find(above) if above else None
+        if node is None or node.machine is None:
+            raise Refused(f"the supervisor of {self.path!r} is not running", reason="not_found")
+        return await self._ask(node.machine, effect.Request(kind, Answer(), name=name))
+
+    async def _ask(self, machine: Machine | None, request: effect.Request) -> Any:
+        await trio.lowlevel.checkpoint_if_cancelled()
+        self._driver.post(machine, request)
+        result = await request.token.wait()
+        await trio.lowlevel.cancel_shielded_checkpoint()
+        return result
+
+    def _would_wait_for_itself(self, path: str, *, starting: bool = False) -> None:
+        """Refuse what could never be answered: a child that waits for its own end, or for its own start."""
+        child = enclosing_child()
+        if child is None or child._driver is not self._driver or (starting and child.ready):
+            return
+        above = path if starting and path != child.path else path
+        if child.path == above or child.path.startswith(f"{above}/"):
+            raise RuntimeError(f"child {child.path!r} would wait for ever: it asked to change {path!r} from inside")
+
+
+def refuse_nonsense(spec: Spec) -> None:
+    """What only shows in the whole: one spec at two places, a decider cycle."""
+    for problem in placed_twice(spec):
+        raise ValueError(problem)
+
+
+def check_root(spec: object) -> Supervisor | Pool:
+    """A tree's root must be a supervisor."""
+    if not isinstance(spec, Supervisor | Pool):
+        raise TypeError(f"a tree's root must be a Supervisor or a Pool, got {spec!r}")
+    refuse_nonsense(spec)
+    return spec
+
+
+@asynccontextmanager
+async def open_tree(spec: Supervisor | Pool, *, sinks: Iterable[Sink] | None = None) -> AsyncIterator[Tree]:
+    """Run a tree around a block: started, in order, before the block; stopped, in reverse, after it (R12, R21).
+
+    The children are shielded from the outside: a cancellation from there, or the block's own end or exception, first
+    stops the tree in order. If the tree fails the block is cancelled.
+
+    Args:
+        spec: the root.
+        sinks: called with every event; None is a `LoggingSink`, an empty one silence (R31).
+
+    Raises:
+        StartFailed: a child failed its first start; the tree has been stopped (R16).
+        TreeFailed: the root gave up; bare, from the failure (R11, R22).
+        ExceptionGroup: the tree failed, and the block raised too.
+    """
+    tree = Tree(check_root(spec), [LoggingSink()] if sinks is None else list(sinks))
+    driver = tree._driver  # noqa: SLF001 - the tree's own opener
+    raised: BaseException | None = None
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(driver.main, name=f"{spec.name} (tree)")
+        try:
+            with driver.body_scope:
+                await driver.settled.wait()
+                if driver.failure is None:
+                    yield tree
+        except BaseException as exc:  # noqa: BLE001 - it leaves as itself, once everything has stopped
+            raised = exc
+        nursery.cancel_scope.shield = True
+        driver.stop("the block of open_tree was left")
+        await driver.finished.wait()
+    outcome = _what_leaves(driver.failure, raised)
+    if outcome is not None:
+        raise outcome
+
+
+def _what_leaves(failure: BaseException | None, raised: BaseException | None) -> BaseException | None:
+    """The tree's failure, the block's exception, or a group of both (R22)."""
+    if failure is None or raised is None or isinstance(raised, trio.Cancelled):
+        return raised if failure is None else failure
+    return BaseExceptionGroup("the tree failed, and so did its block", [raised, failure])
+
+
+

@@ -1,0 +1,149 @@
+"""The closed set of things that happen in a tree, and what a sink is (R31, R32).
+
+Per incarnation the events form a grammar:
+
+    Starting (Ready | Ignored | StartFailed)?
+    (Failed Decided Resumed)*
+    (Failed Decided | Returned | Stopping)? Overdue* StopError? Stopped
+
+with BackingOff only between incarnations. Exactly one Decided follows each Failed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+from attrs import field, frozen
+
+from ._core.directive import Directive
+
+Because = Literal["table", "limit", "absorbed", "stop", "first start", "not an Exception"]
+
+
+@frozen(kw_only=True)
+class Event:
+    """Something happened to one incarnation of one node.
+
+    Args:
+        at: when, in seconds on Trio's clock.
+        path: the node, such as `app/llm/context`.
+        incarnation: one life of the node, counted from 1.
+    """
+
+    at: float
+    path: str
+    incarnation: int
+
+
+@frozen(kw_only=True)
+class Starting(Event):
+    """The node is about to start."""
+
+
+@frozen(kw_only=True)
+class Ready(Event):
+    """It is up: its body runs, or it called `task_status.started(value)`; a supervisor: its last child is up."""
+
+    value: Any = None
+
+
+@frozen(kw_only=True)
+class Ignored(Event):
+    """It returned `IGNORE` before it was ready: not needed here (R17)."""
+
+
+@frozen(kw_only=True)
+class StartFailed(Event):
+    """It did not become ready; `Failed` with the failure follows."""
+
+
+@frozen(kw_only=True)
+class Failed(Event):
+    """Its code let an exception out. A leaf is suspended now, its resource still open, until it is decided."""
+
+    exc: BaseException
+
+
+@frozen(kw_only=True)
+class Decided(Event):
+    """What becomes of the failure before.
+
+    Args:
+        directive: None where nothing was to be decided, see `because`.
+        by: the path of the supervisor that decided.
+        because: `table` (a decider's answer), `limit` (the child's own limit was passed), or why nobody decided:
+            `absorbed` (its group was already being restarted), `stop` (a stop was faster), `first start` (R16),
+            `not an Exception` (R4).
+        instead_of: the decider's answer, where the rules replaced it: Resume without anything to keep, Restart of a
+            temporary child.
+        limit: the limit of `by` that this decision passed, if it did.
+        exc: the failure; what a broken decider raised, if one did (R5).
+    """
+
+    directive: Directive | None
+    by: str
+    because: Because = "table"
+    tag: str | None = None
+    instead_of: Directive | None = None
+    limit: str | None = None
+    exc: BaseException = field(repr=False)
+
+
+@frozen(kw_only=True)
+class Resumed(Event):
+    """Its body is entered again, with the resource it had."""
+
+
+@frozen(kw_only=True)
+class Returned(Event):
+    """Its body returned, and need not be started again."""
+
+    value: Any = None
+
+
+@frozen(kw_only=True)
+class Stopping(Event):
+    """It was asked to stop; `reason` says by whom and why (R36)."""
+
+    reason: str
+
+
+@frozen(kw_only=True)
+class Overdue(Event):
+    """It has been cancelled, or was to leave its resource, for `seconds` and is still there (R20)."""
+
+    seconds: float
+    stack: str = ""
+
+
+@frozen(kw_only=True)
+class StopError(Event):
+    """It failed while it was being stopped, or its resource while it was left: reported, not decided (R23)."""
+
+    exc: BaseException
+
+
+@frozen(kw_only=True)
+class Stopped(Event):
+    """This incarnation has ended, really."""
+
+
+@frozen(kw_only=True)
+class BackingOff(Event):
+    """The next incarnation starts `delay` seconds from now, at `until` (R15)."""
+
+    delay: float
+    until: float
+
+
+@frozen(kw_only=True)
+class SinkFailed(Event):
+    """A sink raised and gets nothing from now on; `path` is the root's (R31)."""
+
+    sink: str
+    exc: BaseException
+
+
+Sink = Callable[[Event], object]
+"""Called with each event, in order, synchronously; it must not block. One that raises is reported once and dropped."""

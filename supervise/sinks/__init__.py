@@ -1,0 +1,1 @@
+"""Where events go. One file each, imported only when used."""
