@@ -30,9 +30,14 @@ class Backpressure(InferenceError):
 
 
 class DeviceError(InferenceError):
-    """The device or its context is in trouble. What follows is the supervisor's decision."""
+    """The device or its context is in trouble. What follows is the supervisor's decision.
+
+    A host fills in what it knows: the device's own error code, and the requests whose step raised it.
+    """
 
     is_retryable = True
+    code: int | None = None
+    request_ids: tuple[str, ...] = ()
 
 
 class ContextPoisoned(DeviceError):

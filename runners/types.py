@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from enum import StrEnum
-from typing import Protocol, runtime_checkable
+from typing import Literal, Protocol, TypeAlias, get_args, runtime_checkable
 
 from attrs import evolve, field, frozen
-from attrs.validators import ge, instance_of, optional
+from attrs.validators import ge, in_, instance_of, optional
+
+
+OnLoss: TypeAlias = Literal["migrate", "fail"]
 
 
 class FinishReason(StrEnum):
@@ -52,12 +55,15 @@ class ExecuteBatch:
     Args:
         request_id: names the request in chunks, errors and events; unique among those in flight.
         prompt: the text to continue.
+        on_loss: what becomes of the stream, once begun, when its context is lost: `migrate` goes on in the next one if
+            the runner can continue, `fail` ends with `ContextLost` (D6).
     """
 
     request_id: str = field(validator=instance_of(str))
     prompt: str = field(validator=instance_of(str))
     sampling: Sampling = field(factory=Sampling, kw_only=True, validator=instance_of(Sampling))
     model: str = field(default="", kw_only=True, validator=instance_of(str))
+    on_loss: OnLoss = field(default="migrate", kw_only=True, validator=in_(get_args(OnLoss)))
 
     def with_seed(self, seed: int) -> ExecuteBatch:
         """The same request with its seed settled."""
@@ -92,6 +98,17 @@ class TokenChunk:
     finish_reason: FinishReason | None = None
     usage: TokenUsage | None = None
     incarnation: int = 0
+
+
+@frozen(kw_only=True)
+class Completion:
+    """A whole stream, for a caller who waits for all of it."""
+
+    request_id: str
+    text: str
+    token_ids: tuple[int, ...]
+    finish_reason: FinishReason
+    usage: TokenUsage
 
 
 @frozen(kw_only=True)

@@ -11,9 +11,10 @@ from ._core.decide import AKKA, DEVICE, OTP, Decider, Rule
 from ._core.directive import Directive, Escalate, Restart, Resume, Stop
 from ._core.limit import Backoff, Limit
 from ._core.node import Status
-from ._core.spec import IGNORE, Child, Pool, Supervisor
+from ._core.spec import IGNORE, Child, Mailbox, Pool, Supervisor
 from ._trio.leaf import current_child, stop_requested
 from ._trio.mailbox import Inbox, Message, Stream, StreamMessage
+from ._trio.run import run_tree
 from ._trio.tree import Ref, Tree, open_tree
 from .errors import (
     CallLost,
@@ -41,6 +42,7 @@ __all__ = [
     "Escalate",
     "Inbox",
     "Limit",
+    "Mailbox",
     "MailboxFull",
     "Message",
     "Pool",
@@ -60,5 +62,6 @@ __all__ = [
     "TreeFailed",
     "current_child",
     "open_tree",
+    "run_tree",
     "stop_requested",
 ]

@@ -10,6 +10,7 @@ from typing import Any, Final, Literal
 
 from attrs import evolve, field, frozen
 
+from ..errors import ChildStopped, MailboxFull
 from ._check import check_choice, check_number, refuse
 from .decide import Decider
 from .limit import Backoff, Limit
@@ -17,6 +18,7 @@ from .limit import Backoff, Limit
 RestartType = Literal["permanent", "transient", "temporary"]
 Strategy = Literal["one_for_one", "one_for_all", "rest_for_one"]
 AutoShutdown = Literal["never", "any_significant", "all_significant"]
+OnLoss = Literal["fail", "requeue"]
 OnLimit = Literal["escalate", "shutdown"]
 Body = Callable[..., Awaitable[object]]
 Resource = Callable[[], AbstractAsyncContextManager[Any]]
@@ -64,6 +66,10 @@ def _check_as_child(spec: Child | Supervisor | Pool) -> None:
         check_number(f"{what}: start_timeout", spec.start_timeout, least=0)
 
 
+def _name_of(front: Spec | str | None) -> str | None:
+    return front.name if isinstance(front, Child | Supervisor | Pool) else front
+
+
 def _takes_task_status(body: object) -> bool:
     """Whether the function takes `task_status`, as those for `nursery.start` do."""
     try:
@@ -71,6 +77,41 @@ def _takes_task_status(body: object) -> bool:
     except (TypeError, ValueError):
         return False
     return "task_status" in parameters
+
+
+def _is_exception_class(value: object) -> bool:
+    return isinstance(value, type) and issubclass(value, Exception)
+
+
+@frozen
+class Mailbox:
+    """How a child's mailbox is (R29, R30).
+
+    Args:
+        size: how many messages may wait; then the sender waits, or gets `full` from the `_nowait` form.
+        on_loss: what becomes of a message in hand when the incarnation ends, unless the sender says otherwise: `fail`
+            tells the sender, `requeue` puts it back at the head of the queue.
+        stopped: the class of error for those who send to, or wait at, a node that is down for good.
+        full: the class of error for those who would not wait.
+    """
+
+    size: int = 64
+    on_loss: OnLoss = field(default="fail", kw_only=True)
+    stopped: type[Exception] = field(default=ChildStopped, kw_only=True)
+    full: type[Exception] = field(default=MailboxFull, kw_only=True)
+
+    def __attrs_post_init__(self) -> None:
+        check_number("a mailbox's size", self.size, least=1, kind=int)
+        check_choice("a mailbox's on_loss", self.on_loss, ("fail", "requeue"))
+        for what, value in (("stopped", self.stopped), ("full", self.full)):
+            if not _is_exception_class(value):
+                refuse(TypeError(f"a mailbox's {what} must be an exception class, got {value!r}"))
+
+
+def _mailbox(value: Mailbox | int | None) -> Mailbox | None:
+    if value is None or isinstance(value, Mailbox):
+        return value
+    return Mailbox(value)
 
 
 @frozen(eq=False, kw_only=True)
@@ -93,7 +134,7 @@ class Child(_AsChild):
         name: unique among its siblings; no `/`.
         body: any Trio function, also a `functools.partial`.
         resource: makes an async context manager, entered anew for each incarnation; Resume keeps it (R8, R9).
-        mailbox: how many messages may wait (R29); None: it has no mailbox.
+        mailbox: how many messages may wait (R29), or a `Mailbox`; None: it has none.
         args: further positional arguments of the body.
         restart: `permanent`: its return is a failure tagged `returned`; `transient`: restarted after failures only;
             `temporary`: never restarted, and leaves the tree when it ends (R7).
@@ -109,7 +150,7 @@ class Child(_AsChild):
     name: str
     body: Body
     resource: Resource | None = field(default=None, kw_only=True)
-    mailbox: int | None = field(default=None, kw_only=True)
+    mailbox: Mailbox | None = field(default=None, converter=_mailbox, kw_only=True)
     args: tuple[Any, ...] = field(default=(), converter=tuple[Any, ...], kw_only=True)
     drain: float = field(default=0.0, kw_only=True)
     grace: float = field(default=5.0, kw_only=True)
@@ -117,7 +158,7 @@ class Child(_AsChild):
     takes_task_status: bool = field(init=False, repr=False)
 
     @takes_task_status.default
-    def _takes_task_status(self) -> bool:
+    def _look_at_the_body(self) -> bool:
         return _takes_task_status(self.body)
 
     def __attrs_post_init__(self) -> None:
@@ -126,8 +167,6 @@ class Child(_AsChild):
             refuse(TypeError(f"child {self.name!r}: body must be an async function, got {self.body!r}"))
         if self.resource is not None and not callable(self.resource):
             refuse(TypeError(f"child {self.name!r}: resource must be a function, got {self.resource!r}"))
-        if self.mailbox is not None:
-            check_number(f"child {self.name!r}: mailbox", self.mailbox, least=1, kind=int)
         check_number(f"child {self.name!r}: drain", self.drain, least=0)
         check_number(f"child {self.name!r}: grace", self.grace, least=0)
 
@@ -155,11 +194,7 @@ class Supervisor(_AsChild):
     limit: Limit | None = field(default=Limit(3, within=5), kw_only=True)
     on_limit: OnLimit = field(default="escalate", kw_only=True)
     auto_shutdown: AutoShutdown = field(default="never", kw_only=True)
-    front: str | None = field(
-        default=None,
-        kw_only=True,
-        converter=lambda front: front.name if isinstance(front, Child | Supervisor | Pool) else front,
-    )
+    front: str | None = field(default=None, kw_only=True, converter=_name_of)
     init: Callable[[], object] | None = field(default=None, kw_only=True)
 
     def __attrs_post_init__(self) -> None:

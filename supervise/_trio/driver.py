@@ -24,7 +24,7 @@ from .._core.node import Node
 from .._core.spec import IGNORE, Child, Pool, Supervisor
 from ..errors import ChildStopped, TreeFailed
 from .leaf import Leaf, bind
-from .mailbox import Inbox, Mailbox
+from .mailbox import Inbox, Queue
 
 logger = logging.getLogger("supervise")
 
@@ -36,7 +36,7 @@ class Address:
 
     def __init__(self, path: str) -> None:
         self.path = path
-        self.mailbox: Mailbox | None = None
+        self.mailbox: Queue | None = None
         self.gone = False
         self.why: BaseException | None = None
         self._waiters: dict[Task, None] = {}
@@ -45,11 +45,21 @@ class Address:
         assert self.mailbox is not None
         return Inbox(self.mailbox)
 
+    def ensure_mailbox(self, spec: Child) -> Queue:
+        """Its mailbox, made when first wanted."""
+        if self.mailbox is None:
+            if spec.mailbox is None:
+                raise TypeError(f"{self.path!r} has no mailbox: declare its child with mailbox=…")
+            self.mailbox = Queue(self.path, spec.mailbox)
+            if self.gone:
+                self.mailbox.close(self.why)
+        return self.mailbox
+
     def close(self, why: BaseException | None) -> None:
         """The node is down for good."""
         self.gone, self.why = True, why
         if self.mailbox is not None:
-            self.mailbox.close(self.stopped())
+            self.mailbox.close(why)
         self.changed()
 
     def reopen(self) -> None:
@@ -123,6 +133,7 @@ class Driver:
     def __init__(self, spec: Supervisor | Pool, sinks: Sequence[events.Sink]) -> None:
         self.forest = Forest(spec)
         self.addresses: dict[str, Address] = {}
+        self.tree: Any = None
         self.body_scope = trio.CancelScope()
         self.settled = trio.Event()
         self.finished = trio.Event()
@@ -218,10 +229,7 @@ class Driver:
         """The address of a leaf with a mailbox."""
         assert isinstance(node.spec, Child)
         address = self.address(node.path)
-        if address.mailbox is None and node.spec.mailbox is not None:
-            address.mailbox = Mailbox(node.path, node.spec.mailbox)
-            if address.gone:
-                address.mailbox.close(address.stopped())
+        address.ensure_mailbox(node.spec)
         return address
 
     def find(self, path: str) -> Node | None:
@@ -296,6 +304,7 @@ class Driver:
     def _start_supervisor(self, node: Node, machine: Machine) -> None:
         node.handle = place = Place(machine)
         nursery = self._nursery if node.parent is None else node.parent.node.handle.nursery
+        assert nursery is not None
         self._context.copy().run(lambda: nursery.start_soon(self._host, place, name=node.path))
 
     def _start_leaf(self, node: Node) -> None:

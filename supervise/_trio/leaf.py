@@ -16,6 +16,7 @@ from .mailbox import Inbox
 if TYPE_CHECKING:
     from .._core.node import Node
     from .driver import Driver
+    from .tree import Tree
 
 _current: ContextVar[Leaf] = ContextVar("supervise.current_child")
 
@@ -89,6 +90,12 @@ class Leaf:
         if self._inbox is None:
             raise RuntimeError(f"child {self.path!r} has no mailbox: declare it with mailbox=…")
         return self._inbox
+
+    @property
+    def tree(self) -> Tree:
+        """The tree it belongs to, for the addresses of others."""
+        tree: Tree = self._driver.tree
+        return tree
 
     async def stop_requested(self) -> None:
         """Wait until this child is asked to stop (R20)."""
@@ -181,15 +188,17 @@ class Leaf:
 
     async def _serve(self, resource: Any) -> tuple[BaseException | None, Any]:
         """The body once, in a scope of its own, so that it can fail without its resource."""
+        exc = value = None
         with trio.CancelScope() as self._body_scope:
             try:
                 arguments, options = self._arguments(resource)
                 self._begin()
-                return None, await self._spec.body(*arguments, **options)
+                value = await self._spec.body(*arguments, **options)
             except GeneratorExit:
                 raise
             except BaseException as caught:  # noqa: BLE001 - as above
-                return caught, None
+                exc = caught
+        return exc, value
 
     def _must_pass_through(self, exc: BaseException | None, value: Any) -> bool:
         """Whether the resource is to be left before anything is reported.

@@ -15,9 +15,8 @@ import outcome
 import trio
 from trio.lowlevel import Abort, RaiseCancelT, Task, current_task, reschedule, wait_task_rescheduled
 
-from ..errors import CallLost, ChildStopped, MailboxFull
-
-OnLoss = Literal["fail", "requeue"]
+from .._core.spec import Mailbox, OnLoss
+from ..errors import CallLost
 
 
 class Message:
@@ -49,7 +48,7 @@ class Message:
         self._taken = False
         self._task: Task | None = None
         self._outcome: outcome.Outcome[Any] | None = None
-        self._mailbox: Mailbox | None = None
+        self._mailbox: Queue | None = None
         self._inbox: Inbox | None = None
 
     def __repr__(self) -> str:
@@ -203,19 +202,20 @@ class Stream:
         return await self._message._next()  # noqa: SLF001 - two ends of one thing
 
 
-class Mailbox:
+class Queue:
     """A bounded queue of one node, kept over its incarnations."""
 
-    __slots__ = ("_closed", "_inbox", "_path", "_putters", "_queue", "_reader", "_withdrawn", "size")
+    __slots__ = ("_path", "_putters", "_queue", "_readers", "_why", "_withdrawn", "closed", "spec")
 
-    def __init__(self, path: str, size: int) -> None:
-        self.size = size
+    def __init__(self, path: str, spec: Mailbox) -> None:
+        self.spec = spec
+        self.closed = False
+        self._why: BaseException | None = None
         self._path = path
         self._queue: deque[Message] = deque()
         self._withdrawn = 0
         self._putters: deque[tuple[Message, Task]] = deque()
-        self._reader: deque[Task] = deque()
-        self._closed: ChildStopped | None = None
+        self._readers: deque[Task] = deque()
 
     def __len__(self) -> int:
         return len(self._queue) - self._withdrawn
@@ -223,14 +223,14 @@ class Mailbox:
     def put_nowait(self, message: Message) -> None:
         """Queue it; `MailboxFull` if there is no room, `ChildStopped` if the node is down for good."""
         self._check_open()
-        if len(self) >= self.size or self._putters:
-            raise MailboxFull(f"the mailbox of {self._path!r} is full ({self.size})")
+        if len(self) >= self.spec.size or self._putters:
+            raise self.spec.full(f"the mailbox of {self._path!r} is full ({self.spec.size})")
         self._append(message)
 
     async def put(self, message: Message) -> None:
         """Queue it, waiting for room in the order of arrival."""
         self._check_open()
-        if len(self) < self.size and not self._putters:
+        if len(self) < self.spec.size and not self._putters:
             self._append(message)
             return
         self._putters.append((message, current_task()))
@@ -241,18 +241,18 @@ class Mailbox:
         return Abort.SUCCEEDED
 
     def _check_open(self) -> None:
-        if self._closed is not None:
-            raise ChildStopped(*self._closed.args) from self._closed.__cause__
+        if self.closed:
+            raise self._refusal()
 
     def _append(self, message: Message) -> None:
-        message._state = "queued"  # noqa: SLF001 - messages and mailboxes are one mechanism
+        message._state = "queued"  # noqa: SLF001 - messages and queues are one mechanism
         message._mailbox = self  # noqa: SLF001
         self._queue.append(message)
         self._wake_reader()
 
     def _wake_reader(self) -> None:
-        if self._reader:
-            reschedule(self._reader.popleft())
+        if self._readers:
+            reschedule(self._readers.popleft())
 
     def _withdraw(self, message: Message) -> None:
         """Its caller is gone; it stays in the queue as a husk until half of them are."""
@@ -265,7 +265,7 @@ class Mailbox:
 
     def _admit(self) -> None:
         """There is room: the senders that waited longest come in."""
-        while self._putters and len(self) < self.size:
+        while self._putters and len(self) < self.spec.size:
             message, task = self._putters.popleft()
             self._append(message)
             reschedule(task)
@@ -284,22 +284,21 @@ class Mailbox:
         """At the head, in their order, whatever the size."""
         for message in reversed(messages):
             message._inbox = None  # noqa: SLF001
-            if self._closed is None:
+            if not self.closed:
                 message._state = "queued"  # noqa: SLF001
                 self._queue.appendleft(message)
                 self._wake_reader()
             else:
                 message._finish(outcome.Error(self._refusal()))  # noqa: SLF001
 
-    def _refusal(self) -> ChildStopped:
-        assert self._closed is not None
-        refusal = ChildStopped(*self._closed.args)
-        refusal.__cause__ = self._closed.__cause__
+    def _refusal(self) -> Exception:
+        refusal = self.spec.stopped(f"{self._path!r} is down for good" + (f": {self._why!r}" if self._why else ""))
+        refusal.__cause__ = self._why
         return refusal
 
-    def close(self, why: ChildStopped) -> None:
+    def close(self, why: BaseException | None) -> None:
         """The node is down for good: whoever waits is told so (R29)."""
-        self._closed = why
+        self.closed, self._why = True, why
         putters, self._putters = self._putters, deque()
         queue, self._queue, self._withdrawn = self._queue, deque(), 0
         for message in queue:
@@ -310,7 +309,7 @@ class Mailbox:
 
     def open(self) -> None:
         """The node starts again after all."""
-        self._closed = None
+        self.closed, self._why = False, None
 
 
 class Inbox:
@@ -318,7 +317,7 @@ class Inbox:
 
     __slots__ = ("_held", "_mailbox", "progressed")
 
-    def __init__(self, mailbox: Mailbox) -> None:
+    def __init__(self, mailbox: Queue) -> None:
         self._mailbox = mailbox
         self._held: dict[Message, None] = {}
         self.progressed = False
@@ -358,7 +357,7 @@ class Inbox:
         return messages
 
     async def _wait(self) -> None:
-        readers = self._mailbox._reader
+        readers = self._mailbox._readers
         task = current_task()
         readers.append(task)
 
@@ -388,19 +387,19 @@ class Inbox:
         self._mailbox._put_back(back)
 
 
-async def call(mailbox: Mailbox, value: Any, on_loss: OnLoss) -> Any:
+async def call(mailbox: Queue, value: Any, on_loss: OnLoss | None) -> Any:
     """Send and wait for the reply."""
-    message = Message(value, on_loss=on_loss)
+    message = Message(value, on_loss=on_loss or mailbox.spec.on_loss)
     await mailbox.put(message)
     return await message._result()  # noqa: SLF001 - the caller's side of the message
 
 
 @asynccontextmanager
 async def stream(
-    mailbox: Mailbox, value: Any, on_loss: OnLoss, size: int, *, wait: bool
+    mailbox: Queue, value: Any, on_loss: OnLoss | None, size: int, *, wait: bool
 ) -> AsyncIterator[Stream]:
     """Send and give the stream of replies."""
-    message = StreamMessage(value, on_loss=on_loss, size=size)
+    message = StreamMessage(value, on_loss=on_loss or mailbox.spec.on_loss, size=size)
     if wait:
         await mailbox.put(message)
     else:

@@ -12,13 +12,13 @@ from .._core import effect
 from .._core.forest import picture
 from .._core.machine import Machine
 from .._core.node import Node, Status
-from .._core.spec import Child, Pool, Spec, Supervisor, placed_twice, walk
+from .._core.spec import Child, OnLoss, Pool, Spec, Supervisor, placed_twice, walk
 from ..errors import ChildRestarted, Refused
 from ..events import Sink
 from ..sinks.log import LoggingSink
 from .driver import Address, Answer, Driver
 from .leaf import Leaf, enclosing_child
-from .mailbox import Mailbox, Message, OnLoss, Stream, call, stream
+from .mailbox import Message, Queue, Stream, call, stream
 
 
 class Tree:
@@ -26,6 +26,7 @@ class Tree:
 
     def __init__(self, spec: Supervisor | Pool, sinks: Sequence[Sink]) -> None:
         self._driver = Driver(spec, sinks)
+        self._driver.tree = self
         self._spec = spec
         self._paths: dict[Spec, str] | None = None
 
@@ -178,27 +179,24 @@ class Ref:
             spec = next(child for child in spec.children if child.name == name)
         return None if path == self.path else Ref(self._tree, path)
 
-    def _mailbox(self) -> Mailbox:
+    def _mailbox(self) -> Queue:
         ref = self._front() or self
-        address = ref._address()
-        if address.mailbox is None:
-            spec = ref._spec()
-            if spec is None:
-                raise address.stopped()
-            if not isinstance(spec, Child) or spec.mailbox is None:
-                raise TypeError(f"{ref.path!r} has no mailbox: declare its child with mailbox=…")
-            address.mailbox = Mailbox(ref.path, spec.mailbox)
-            if address.gone:
-                address.mailbox.close(address.stopped())
-        return address.mailbox
+        address, spec = ref._address(), ref._spec()
+        if address.mailbox is not None:
+            return address.mailbox
+        if isinstance(spec, Child):
+            return address.ensure_mailbox(spec)
+        if spec is None:
+            raise address.stopped()
+        raise TypeError(f"{ref.path!r} has no mailbox, and names no child as its front")
 
-    async def call(self, value: Any, *, on_loss: OnLoss = "fail") -> Any:
+    async def call(self, value: Any, *, on_loss: OnLoss | None = None) -> Any:
         """Send a message and wait for its reply.
 
         Args:
             value: what the child gets as `message.value`.
             on_loss: `fail`: `CallLost` if the incarnation that took it ends first; `requeue`: it goes back to the head
-                of the queue (R30).
+                of the queue (R30); None: as the child's mailbox says.
 
         Raises:
             ChildStopped: the node is down for good.
@@ -206,17 +204,19 @@ class Ref:
         """
         return await call(self._mailbox(), value, on_loss)
 
-    async def send(self, value: Any, *, on_loss: OnLoss = "fail") -> None:
+    async def send(self, value: Any, *, on_loss: OnLoss | None = None) -> None:
         """Send a message without a reply, waiting while the mailbox is full."""
-        await self._mailbox().put(Message(value, on_loss=on_loss, one_way=True))
+        mailbox = self._mailbox()
+        await mailbox.put(Message(value, on_loss=on_loss or mailbox.spec.on_loss, one_way=True))
         await trio.lowlevel.checkpoint()
 
-    def send_nowait(self, value: Any, *, on_loss: OnLoss = "fail") -> None:
+    def send_nowait(self, value: Any, *, on_loss: OnLoss | None = None) -> None:
         """Send a message without a reply, or raise `MailboxFull`."""
-        self._mailbox().put_nowait(Message(value, on_loss=on_loss, one_way=True))
+        mailbox = self._mailbox()
+        mailbox.put_nowait(Message(value, on_loss=on_loss or mailbox.spec.on_loss, one_way=True))
 
     def stream(
-        self, value: Any, *, on_loss: OnLoss = "fail", buffer: int = 64
+        self, value: Any, *, on_loss: OnLoss | None = None, buffer: int = 64
     ) -> AbstractAsyncContextManager[Stream]:
         """Send a message that has many replies; leaving the block tells the child.
 
@@ -227,7 +227,7 @@ class Ref:
         return stream(self._mailbox(), value, on_loss, buffer, wait=True)
 
     def stream_nowait(
-        self, value: Any, *, on_loss: OnLoss = "fail", buffer: int = 64
+        self, value: Any, *, on_loss: OnLoss | None = None, buffer: int = 64
     ) -> AbstractAsyncContextManager[Stream]:
         """Like `stream`, but entering the block raises `MailboxFull` rather than wait."""
         return stream(self._mailbox(), value, on_loss, buffer, wait=False)
@@ -298,7 +298,7 @@ class Ref:
         """
         if not isinstance(exc, Exception):
             raise TypeError(f"inject takes an Exception, got {exc!r}")
-        node = self._node()
+        node = (self._front() or self)._node()
         if node is None or node.state != "up" or not isinstance(node.handle, Leaf):
             state = "not there" if node is None else node.state
             raise Refused(f"{self.path!r} is no running leaf ({state})", reason="not_found")

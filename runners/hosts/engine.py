@@ -1,0 +1,252 @@
+"""The engine loop of a context process: single-threaded, so that what it counts as progress is progress (D9)."""
+
+from __future__ import annotations
+
+import socket
+import sys
+from collections.abc import Callable, Iterator
+
+from attrs import frozen
+
+from runners.errors import LoadFailed, OutOfMemory, RunnerError
+from runners.hosts import wire
+from runners.hosts.spec import unpack
+from runners.types import (
+    ContinuingRunner,
+    ExecuteBatch,
+    ModelRunner,
+    RunnerSpec,
+    RunnerStart,
+    SessionRebuildCause,
+    TokenChunk,
+)
+
+_READ = 65_536
+
+
+def serve(connection: socket.socket) -> int:
+    """Load, serve until told to shut down, and say what exit status that makes."""
+    link = Link(connection)
+    try:
+        Engine(_load(link), link).run()
+    except _ContextFailed as failed:
+        link.send(failed.frame)
+        return 70
+    except EOFError:  # the parent is gone, and prctl's signal is on its way
+        pass
+    return 0
+
+
+class Link:
+    """The child's end of the connection; it blocks."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self._socket = connection
+        self._parser = wire.from_parent()
+
+    def send(self, *frames: wire.FromChild) -> None:
+        """Say these, at once.
+
+        Raises:
+            ValueError: see `wire.encode`; so for TypeError and OverflowError. Then nothing was sent.
+            EOFError: the parent is gone.
+        """
+        data = b"".join([wire.encode(frame) for frame in frames])
+        try:
+            self._socket.sendall(data)
+        except (BrokenPipeError, ConnectionResetError) as error:
+            raise EOFError from error
+
+    def frames(self, *, wait: bool) -> Iterator[wire.FromParent]:
+        """What the parent has said by now; at least one frame if `wait`.
+
+        Raises:
+            EOFError: the parent is gone.
+        """
+        while True:
+            while (frame := self._parser.next()) is not None:
+                wait = False
+                yield frame
+            if not self._read(wait=wait):
+                return
+
+    def _read(self, *, wait: bool) -> bool:
+        """Whether anything came."""
+        try:
+            data = self._socket.recv(_READ, 0 if wait else socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return False
+        except ConnectionResetError as error:
+            raise EOFError from error
+        if not data:
+            raise EOFError
+        self._parser.feed(data)
+        return True
+
+
+class _ContextFailed(Exception):  # noqa: N818 - not an error but the way out of the loop
+    """The context is over: say this, and nothing more."""
+
+    def __init__(self, error: BaseException, *request_ids: str) -> None:
+        super().__init__()
+        self.frame = wire.Broken(wire.error_data(error), request_ids)
+
+
+def _load(link: Link) -> ModelRunner:
+    """Make the runner that the first frame names, and say so."""
+    hello = next(link.frames(wait=True))
+    if not isinstance(hello, wire.Hello):
+        raise TypeError(f"the first frame must be a hello, got {type(hello).__name__}")
+    sys.path[:] = hello.path
+    try:
+        spec: RunnerSpec = unpack(hello.runner)
+        runner = spec.build(
+            RunnerStart(incarnation=hello.incarnation, device=hello.device, cause=hello.cause)
+        )
+        link.send(wire.ready(runner.info))
+    except EOFError:
+        raise
+    except Exception as error:
+        raise _ContextFailed(_load_error(error)) from error
+    return runner
+
+
+def _load_error(error: Exception) -> Exception:
+    """What a failed load or rebuild is called: its own name if it has one among the device's."""
+    if wire.concerns_context(error):
+        return error
+    failed = LoadFailed(f"{type(error).__name__}: {error}")
+    failed.__cause__ = error
+    return failed
+
+
+@frozen
+class _Stream:
+    request_id: str
+    chunks: Iterator[TokenChunk]
+
+    def close(self) -> None:
+        """Free its place in the runner; an iterator need not be able to."""
+        close: Callable[[], None] = getattr(self.chunks, "close", lambda: None)
+        close()
+
+
+class Engine:
+    """A loaded runner and its open streams. A step takes one chunk of each, and they travel together."""
+
+    def __init__(self, runner: ModelRunner, link: Link) -> None:
+        self._runner = runner
+        self._link = link
+        self._streams: dict[int, _Stream] = {}
+        self._oom: list[wire.Broken] = []
+
+    def run(self) -> None:
+        """Serve until told to shut down."""
+        while True:
+            for frame in self._link.frames(wait=not self._streams):
+                if isinstance(frame, wire.Shutdown):
+                    return self._close()
+                self._obey(frame)
+            if self._streams:
+                self._tell([self._next(number) for number in tuple(self._streams)])
+
+    def _close(self) -> None:
+        self._drop_all()
+        self._runner.close()
+
+    def _obey(self, frame: wire.FromParent) -> None:
+        match frame:
+            case wire.Begin():
+                self._begin(frame)
+            case wire.Drop(stream=number):
+                self._drop(number)
+            case wire.Rebuild(cause=cause):
+                self._rebuild(SessionRebuildCause(cause))
+            case _:
+                raise TypeError(f"a loaded context takes no {type(frame).__name__} frame")
+
+    def _begin(self, frame: wire.Begin) -> None:
+        try:
+            chunks = self._execute(frame.batch(), frame.accepted)
+        except Exception as error:  # noqa: BLE001 - whatever a runner raises is judged in one place
+            self._tell([self._fail(frame.stream, frame.request_id, error)])
+        else:
+            self._streams[frame.stream] = _Stream(frame.request_id, chunks)
+
+    def _execute(self, batch: ExecuteBatch, accepted: tuple[int, ...]) -> Iterator[TokenChunk]:
+        if not accepted:
+            return self._runner.execute(batch)
+        if not isinstance(self._runner, ContinuingRunner):
+            raise TypeError("the runner cannot continue a begun stream")
+        return self._runner.continue_from(batch, accepted)
+
+    def _next(self, number: int) -> wire.Chunk | wire.Failed:
+        """The next chunk of one stream, or the error that ends it."""
+        stream = self._streams[number]
+        try:
+            chunk = _chunk(next(stream.chunks, None))
+            if chunk.finish_reason is not None:
+                del self._streams[number]
+                stream.close()
+            return wire.chunk(number, chunk)
+        except Exception as error:  # noqa: BLE001 - as in _begin
+            return self._fail(number, stream.request_id, error)
+
+    def _fail(self, number: int, request_id: str, error: Exception) -> wire.Failed:
+        """End a stream by its error, or the context if the error is the context's."""
+        self._streams.pop(number, None)
+        data = wire.error_data(error)
+        if data.name == OutOfMemory.__name__:
+            self._oom.append(wire.Broken(data, (request_id,)))
+        elif wire.concerns_context(error):
+            raise _ContextFailed(error, request_id) from error
+        return wire.Failed(number, data)
+
+    def _tell(self, items: list[wire.Chunk | wire.Failed]) -> None:
+        """Send a step, and behind it that memory ran out in it."""
+        try:
+            self._link.send(wire.Step(items), *self._oom)
+        except (ValueError, TypeError, OverflowError):
+            self._link.send(wire.Step([self._sendable(item) for item in items]), *self._oom)
+        self._oom.clear()
+
+    def _sendable(self, item: wire.Chunk | wire.Failed) -> wire.Chunk | wire.Failed:
+        """The item, or the failure of its stream if it cannot be put into bytes."""
+        try:
+            wire.encode(wire.Step([item]))
+        except (ValueError, TypeError, OverflowError) as error:
+            if (stream := self._streams.pop(item.stream, None)) is not None:
+                stream.close()
+            return wire.Failed(item.stream, wire.error_data(error))
+        return item
+
+    def _drop(self, number: int) -> None:
+        """End a stream early; the parent may not know yet that it has ended."""
+        stream = self._streams.pop(number, None)
+        if stream is None:
+            return
+        try:
+            stream.close()
+        except Exception as error:  # noqa: BLE001 - as in _begin
+            self._tell([self._fail(number, stream.request_id, error)])
+
+    def _drop_all(self) -> None:
+        for number in tuple(self._streams):
+            self._drop(number)
+
+    def _rebuild(self, cause: SessionRebuildCause) -> None:
+        self._drop_all()
+        try:
+            self._runner.rebuild(cause)
+        except Exception as error:
+            raise _ContextFailed(_load_error(error)) from error
+        self._link.send(wire.Rebuilt())
+
+
+def _chunk(made: object) -> TokenChunk:
+    """What a stream yielded, None at its end. Nothing may look like an empty success (D8)."""
+    if made is None:
+        raise RunnerError("the runner's stream ended without a finish reason")
+    if not isinstance(made, TokenChunk):
+        raise RunnerError(f"a runner's stream must yield a TokenChunk, got {type(made).__name__}")
+    return made

@@ -1,0 +1,369 @@
+"""`ProcessHost`: the runner in an operating system process of its own, so that a restart is real (D10).
+
+Needs `msgspec` (the extra `process`) and Linux (pidfd, and a child that dies with its parent).
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+import sys
+from collections import deque
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from pathlib import Path
+
+import trio
+from attrs import define, field, frozen
+from attrs.validators import gt, instance_of, optional
+
+from runners.errors import (
+    BadRequest,
+    ContextDied,
+    ContextHung,
+    DeviceError,
+    LoadFailed,
+    OutOfMemory,
+    ProtocolError,
+    Unrecoverable,
+)
+from runners.hosts import RequestFailed, Session, wire
+from runners.hosts.peer import Peer
+from runners.hosts.spec import check_runner, pack
+from runners.types import ExecuteBatch, RunnerInfo, RunnerSpec, SessionRebuildCause, TokenChunk
+
+_LAST_WORDS = 0.25
+"""Seconds between a closed connection and the death that it announces: a large process takes its time to vanish."""
+
+_MEDIAN_OF = 64
+_NEXT_FLOOR, _NEXT_FACTOR = 10.0, 20
+
+
+@frozen(kw_only=True)
+class ProcessHost:
+    """A process per incarnation, started cold. All times are seconds; past one of the first three it is killed (D9).
+
+    Args:
+        device: as torch names it; handed to the runner.
+        load_timeout: from the start of the process until the runner is loaded; a rebuild has as long.
+        first_chunk_timeout: without progress while a stream waits for its first chunk.
+        next_chunk_timeout: without progress while all open streams have begun; None is 20 times the median step, at
+            least 10.
+        close_timeout: to close the runner when all is well; then the process is killed.
+        kill_timeout: from SIGKILL to the end; a process that outlives it has its device `Unrecoverable`.
+    """
+
+    device: str = field(default="cpu", kw_only=False, validator=instance_of(str))
+    load_timeout: float = field(default=300.0, validator=gt(0))
+    first_chunk_timeout: float = field(default=60.0, validator=gt(0))
+    next_chunk_timeout: float | None = field(default=None, validator=optional(gt(0)))
+    close_timeout: float = field(default=5.0, validator=gt(0))
+    kill_timeout: float = field(default=10.0, validator=gt(0))
+
+    def open(
+        self, runner: RunnerSpec, *, incarnation: int = 1, cause: str | None = None
+    ) -> AbstractAsyncContextManager[Session]:
+        """See `Host.open`.
+
+        Raises:
+            TypeError: see `check_runner`; so for ValueError.
+        """
+        check_runner(runner)
+        hello = wire.Hello(_import_path(), pack(runner), incarnation, self.device, cause)
+        return self._open(wire.encode(hello), incarnation)
+
+    @asynccontextmanager
+    async def _open(self, hello: bytes, incarnation: int) -> AsyncGenerator[Session, None]:
+        """One life of the process."""
+        session = ProcessSession(self, _start(), incarnation)
+        try:
+            await session.load(hello)
+            yield session
+        finally:
+            with trio.CancelScope(shield=True):
+                await session.end()
+
+
+@define
+class _Stream:
+    """An open stream, as the parent knows it."""
+
+    number: int
+    begun: bool = False
+
+
+class ProcessSession:
+    """A `Session` in a process.
+
+    What is unsent is bounded: at most a begin for each open stream and a drop for each stream that the process knows,
+    because a begin that is still unsent is taken back, not dropped.
+    """
+
+    def __init__(self, host: ProcessHost, peer: Peer, incarnation: int) -> None:
+        self.incarnation = incarnation
+        self.pid = peer.pid
+        self._host = host
+        self._peer = peer
+        self._parser = wire.from_child()
+        self._info: RunnerInfo | None = None  # until loaded
+        self._failure: DeviceError | None = None
+        self._ended = False
+        self._streams: dict[str, _Stream] = {}  # open ones, by request
+        self._requests: dict[int, str] = {}  # the same, by number
+        self._begun = 0
+        self._rebuilt: trio.Event | None = None
+        self._progress = trio.current_time()
+        self._steps: deque[float] = deque(maxlen=_MEDIAN_OF)
+
+    def __repr__(self) -> str:
+        state = (
+            "ended" if self._ended else "failed" if self._failure else "loaded" if self._info else "loading"
+        )
+        return f"<ProcessSession {self.incarnation} pid={self.pid} {state} streams={len(self._streams)}>"
+
+    @property
+    def info(self) -> RunnerInfo:
+        """What the loaded runner declared."""
+        assert self._info is not None, "a session is handed out loaded"
+        return self._info
+
+    async def load(self, hello: bytes) -> None:
+        """Have the runner loaded."""
+        self._peer.send(hello)
+        frame = await self._frame()
+        match frame:
+            case wire.Ready():
+                self._info = frame.info()
+            case wire.Broken():
+                raise self._fail(wire.context_error(frame))
+            case _:
+                raise self._fail(self._unexpected(frame))
+
+    def begin(self, batch: ExecuteBatch, accepted: Sequence[int] = ()) -> None:
+        """See `Session.begin`."""
+        self._check_begin(batch.request_id, accepted)
+        if self._failure:
+            return
+        data = _begin_data(self._begun, batch, accepted)
+        if not self._streams:
+            self._progress = trio.current_time()
+        self._streams[batch.request_id] = _Stream(self._begun)
+        self._requests[self._begun] = batch.request_id
+        self._peer.send(data, self._begun)
+        self._begun += 1
+
+    def drop(self, request_id: str) -> None:
+        """See `Session.drop`."""
+        self._check_open()
+        stream = self._streams.get(request_id)
+        if stream is None:
+            return
+        self._forget(request_id)
+        if not self._failure and not self._peer.withdraw(stream.number):
+            self._peer.send(wire.encode(wire.Drop(stream.number)))
+
+    async def receive(self) -> Sequence[TokenChunk | RequestFailed]:
+        """See `Session.receive`."""
+        self._check_open()
+        await trio.lowlevel.checkpoint()
+        while True:
+            match frame := await self._frame():
+                case wire.Step(items=items):
+                    if made := self._step(items):
+                        return made
+                case wire.Rebuilt() if self._rebuilt is not None:
+                    self._answer_rebuild()
+                case wire.Broken():
+                    raise self._broken(frame)
+                case _:
+                    raise self._fail(self._unexpected(frame))
+
+    async def rebuild(self, cause: SessionRebuildCause) -> None:
+        """See `Session.rebuild`."""
+        self._check_rebuild(cause)
+        rebuilt = self._rebuilt = trio.Event()
+        self._progress = trio.current_time()
+        self._peer.send(wire.encode(wire.Rebuild(cause.value)))
+        await rebuilt.wait()
+        if self._failure:
+            raise type(self._failure)(*self._failure.args) from self._failure
+        self._check_open()
+
+    async def end(self) -> None:
+        """Have the process gone and reaped: asked to if all is well, killed otherwise.
+
+        Raises:
+            Unrecoverable: it does not die.
+        """
+        self._ended = True
+        self._answer_rebuild()
+        try:
+            if self._info and not self._failure:
+                await self._ask_to_end()
+            self._peer.kill()  # and what it may have left behind
+            with trio.move_on_after(self._host.kill_timeout):
+                await self._peer.died()
+            self._reap()
+        finally:
+            self._peer.close()
+
+    async def _ask_to_end(self) -> None:
+        self._peer.send(wire.encode(wire.Shutdown()))
+        with trio.move_on_after(self._host.close_timeout):
+            await self._peer.drained()
+
+    def _reap(self) -> None:
+        if not self._peer.dead:
+            raise Unrecoverable(
+                f"the context process {self.pid} has outlived SIGKILL by {self._host.kill_timeout:g} s: "
+                f"it may still hold {self._host.device}"
+            )
+        self._peer.reap()
+
+    async def _frame(self) -> wire.FromChild:
+        """The next frame, or the failure of the context. What it had sent before it died comes first."""
+        while True:
+            if self._failure:
+                raise self._failure
+            if (frame := self._parse()) is not None:
+                return frame
+            dead = self._peer.dead  # asked before reading, so that its last words are read
+            if data := self._peer.read():
+                self._parser.feed(data)
+            elif data is not None or dead:
+                raise self._fail(await self._death())
+            else:
+                await self._wait()
+
+    def _parse(self) -> wire.FromChild | None:
+        try:
+            return self._parser.next()
+        except ProtocolError as error:
+            raise self._fail(error) from error.__cause__
+
+    async def _wait(self) -> None:
+        """For something to happen, until the deadline (D9). Nothing is there to read."""
+        seconds, what = self._patience()
+        deadline = self._progress + seconds
+        if trio.current_time() >= deadline:
+            raise self._fail(ContextHung(f"the context process {self.pid} {what} within {seconds:g} s"))
+        with trio.move_on_at(deadline):
+            await self._peer.wait()
+
+    def _patience(self) -> tuple[float, str]:
+        """How long after the last progress the next must come, and what it is."""
+        if self._info is None:
+            return self._host.load_timeout, "loaded no runner"
+        if self._rebuilt is not None:
+            return self._host.load_timeout, "rebuilt no session"
+        if not self._streams:
+            return math.inf, ""
+        begun = [stream.begun for stream in self._streams.values()]
+        if all(begun):
+            return self._next_timeout(), "made no next chunk"
+        first = self._host.first_chunk_timeout  # a step may have to begin one stream and go on with others
+        return (max(first, self._next_timeout()) if any(begun) else first), "made no first chunk"
+
+    def _next_timeout(self) -> float:
+        if self._host.next_chunk_timeout is not None:
+            return self._host.next_chunk_timeout
+        return max(_NEXT_FLOOR, _NEXT_FACTOR * statistics.median(self._steps)) if self._steps else _NEXT_FLOOR
+
+    async def _death(self) -> ContextDied:
+        with trio.move_on_after(_LAST_WORDS):
+            await self._peer.died()
+        return ContextDied(f"the context process {self.pid} {self._peer.fate()}")
+
+    def _fail(self, error: DeviceError) -> DeviceError:
+        """The context is over; the first failure stands."""
+        if self._failure is None:
+            self._failure = error
+            self._peer.kill()
+            self._answer_rebuild()
+        return self._failure
+
+    def _broken(self, frame: wire.Broken) -> DeviceError:
+        error = wire.context_error(frame)
+        return error if isinstance(error, OutOfMemory) else self._fail(error)
+
+    def _step(self, items: Sequence[wire.Chunk | wire.Failed]) -> list[TokenChunk | RequestFailed]:
+        """Note the progress; what belongs to open streams."""
+        now = trio.current_time()
+        self._steps.append(now - self._progress)
+        self._progress = now
+        if unknown := [item.stream for item in items if item.stream >= self._begun]:
+            raise self._fail(
+                ProtocolError(f"the context process {self.pid} spoke of stream {unknown[0]}, never begun")
+            )
+        return [self._item(item) for item in items if item.stream in self._requests]
+
+    def _item(self, item: wire.Chunk | wire.Failed) -> TokenChunk | RequestFailed:
+        request_id = self._requests[item.stream]
+        if isinstance(item, wire.Failed):
+            self._forget(request_id)
+            return RequestFailed(request_id, wire.request_error(item.error))
+        self._streams[request_id].begun = True
+        if item.finish is not None:
+            self._forget(request_id)
+        return item.chunk(request_id, self.incarnation)
+
+    def _forget(self, request_id: str) -> None:
+        del self._requests[self._streams.pop(request_id).number]
+
+    def _answer_rebuild(self) -> None:
+        if self._rebuilt is not None:
+            self._progress = trio.current_time()
+            self._rebuilt.set()
+            self._rebuilt = None
+
+    def _unexpected(self, frame: wire.FromChild) -> ProtocolError:
+        return ProtocolError(
+            f"the context process {self.pid} sent an unexpected {type(frame).__name__} frame"
+        )
+
+    def _check_open(self) -> None:
+        if self._ended:
+            raise trio.ClosedResourceError("this session has ended")
+
+    def _check_begin(self, request_id: str, accepted: Sequence[int]) -> None:
+        self._check_open()
+        if request_id in self._streams:
+            raise ValueError(f"request ids in flight must differ, got a second {request_id!r}")
+        if accepted and not self.info.can_continue:
+            raise ValueError(
+                f"the runner cannot continue a begun stream, got {len(accepted)} accepted tokens"
+            )
+        if len(self._streams) >= self.info.streams:
+            raise RuntimeError(
+                f"the runner serves {self.info.streams} streams at once, got one more: {request_id!r}"
+            )
+
+    def _check_rebuild(self, cause: SessionRebuildCause) -> None:
+        self._check_open()
+        if cause is SessionRebuildCause.CONTEXT_POISONED:
+            raise ValueError("a poisoned context cannot be rebuilt: open a new incarnation")
+        if self._streams:
+            raise RuntimeError(f"a rebuild needs all streams dropped, got {len(self._streams)} open")
+        if self._rebuilt is not None:
+            raise RuntimeError("another rebuild is under way")
+        if self._failure:
+            raise type(self._failure)(*self._failure.args) from self._failure
+
+
+def _start() -> Peer:
+    try:
+        return Peer.start()
+    except OSError as error:
+        raise LoadFailed(f"the context process could not be started: {error}") from error
+
+
+def _import_path() -> list[str]:
+    """Where we import from, for a process that may stand in another folder by then."""
+    return [str(Path(entry).absolute()) for entry in sys.path]
+
+
+def _begin_data(number: int, batch: ExecuteBatch, accepted: Sequence[int]) -> bytes:
+    try:
+        return wire.encode(wire.begin(number, batch, accepted))
+    except (ValueError, TypeError, OverflowError) as error:
+        raise BadRequest(f"the request {batch.request_id!r} cannot be sent: {error}") from error

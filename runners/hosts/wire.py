@@ -1,0 +1,346 @@
+"""What both ends of a process say to each other: typed frames behind a length. Pure: no socket, no Trio.
+
+A frame is four bytes of length, big endian, then one msgpack array that a closed set of structs describes. The parent
+sends `Hello`, `Begin`, `Drop`, `Rebuild`, `Shutdown`; the child `Ready`, `Step`, `Rebuilt`, `Broken`. What the child
+says is only ever data: nothing in it names code, and an error that is not in the tables here becomes one that is.
+"""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Sequence
+from typing import Annotated, Any, Generic, TypeAlias, TypeVar
+
+import msgspec
+
+from runners import errors
+from runners.errors import ContextPoisoned, InferenceError, OutOfMemory, ProtocolError, RunnerError
+from runners.types import ExecuteBatch, FinishReason, RunnerInfo, Sampling, TokenChunk, TokenUsage
+
+MAX_FRAME = 16 * 2**20
+"""Bytes of the longest frame, without its length."""
+
+_LENGTH = 4
+_MAX_TEXT = 16_384
+
+Count: TypeAlias = Annotated[int, msgspec.Meta(ge=0)]
+
+
+class _Frame(
+    msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, gc=False, tag=str.lower
+):
+    """An array whose first item says which frame it is."""
+
+
+class Hello(_Frame, frozen=True):
+    """The first word: what to load, and where to import it from."""
+
+    path: list[str]
+    runner: Any
+    incarnation: int
+    device: str
+    cause: str | None
+
+
+class Begin(_Frame, frozen=True):
+    """Begin stream number `stream`; numbers are never used twice in one incarnation."""
+
+    stream: Count
+    request_id: str
+    prompt: str
+    model: str
+    max_tokens: int
+    temperature: float
+    seed: int | None
+    stop: tuple[str, ...]
+    accepted: tuple[int, ...]
+
+    def batch(self) -> ExecuteBatch:
+        """The request as the runner gets it."""
+        sampling = Sampling(
+            max_tokens=self.max_tokens, temperature=self.temperature, seed=self.seed, stop=self.stop
+        )
+        return ExecuteBatch(self.request_id, self.prompt, sampling=sampling, model=self.model)
+
+
+class Drop(_Frame, frozen=True):
+    """End this stream early."""
+
+    stream: Count
+
+
+class Rebuild(_Frame, frozen=True):
+    """Make the session anew; answered by `Rebuilt` or `Broken`."""
+
+    cause: str
+
+
+class Shutdown(_Frame, frozen=True):
+    """Close the runner and end."""
+
+
+class Ready(_Frame, frozen=True):
+    """The runner is loaded; what it declares."""
+
+    streams: Annotated[int, msgspec.Meta(ge=1)]
+    reproducible: bool
+    can_continue: bool
+    runtime: str
+
+    def info(self) -> RunnerInfo:
+        """As the worker sees it."""
+        return RunnerInfo(
+            streams=self.streams,
+            reproducible=self.reproducible,
+            can_continue=self.can_continue,
+            runtime=self.runtime,
+        )
+
+
+class Chunk(_Frame, frozen=True):
+    """A `TokenChunk` of a stream."""
+
+    stream: Count
+    index: Count
+    token_ids: tuple[int, ...]
+    text: str
+    finish: FinishReason | None
+    usage: tuple[int, int, int] | None
+
+    def chunk(self, request_id: str, incarnation: int) -> TokenChunk:
+        """As the worker sees it."""
+        used = self.usage
+        usage = None if used is None else TokenUsage(input=used[0], output=used[1], replayed=used[2])
+        return TokenChunk(
+            request_id=request_id,
+            index=self.index,
+            token_ids=self.token_ids,
+            text=self.text,
+            finish_reason=self.finish,
+            usage=usage,
+            incarnation=incarnation,
+        )
+
+
+class Error(_Frame, frozen=True):
+    """An exception as data: the name of a class, its text, the device's own code, a traceback to read."""
+
+    name: str
+    text: str
+    code: int | None
+    trace: str
+
+
+class Failed(_Frame, frozen=True):
+    """A stream ended by its own error."""
+
+    stream: Count
+    error: Error
+
+
+class Step(_Frame, frozen=True):
+    """Everything one step made. It is also the sign of progress."""
+
+    items: list[Chunk | Failed]
+
+
+class Rebuilt(_Frame, frozen=True):
+    """The session was made anew."""
+
+
+class Broken(_Frame, frozen=True):
+    """The context has failed; unless memory ran out, this is the last word."""
+
+    error: Error
+    request_ids: tuple[str, ...]
+
+
+FromParent: TypeAlias = Hello | Begin | Drop | Rebuild | Shutdown
+FromChild: TypeAlias = Ready | Step | Rebuilt | Broken
+Frame = TypeVar("Frame")
+
+
+def begin(stream: int, batch: ExecuteBatch, accepted: Sequence[int]) -> Begin:
+    """The frame that begins a stream."""
+    sampling = batch.sampling
+    return Begin(
+        stream,
+        batch.request_id,
+        batch.prompt,
+        batch.model,
+        sampling.max_tokens,
+        sampling.temperature,
+        sampling.seed,
+        sampling.stop,
+        tuple(accepted),
+    )
+
+
+def chunk(stream: int, made: TokenChunk) -> Chunk:
+    """The frame of a chunk."""
+    used = made.usage
+    usage = None if used is None else (used.input, used.output, used.replayed)
+    return Chunk(stream, made.index, made.token_ids, made.text, made.finish_reason, usage)
+
+
+def ready(info: RunnerInfo) -> Ready:
+    """The frame that ends a load."""
+    return Ready(info.streams, info.reproducible, info.can_continue, info.runtime)
+
+
+_encoder = msgspec.msgpack.Encoder()
+
+
+def encode(frame: FromParent | FromChild) -> bytes:
+    """The frame's bytes, length first.
+
+    Raises:
+        ValueError: it is longer than `MAX_FRAME`, or a text in it is not Unicode.
+        TypeError: something in it is not what its type says.
+        OverflowError: a number in it has more than 64 bits.
+    """
+    body = _encoder.encode(frame)
+    if len(body) > MAX_FRAME:
+        raise ValueError(f"a frame must have at most {MAX_FRAME} bytes, got {len(body)}")
+    return len(body).to_bytes(_LENGTH, "big") + body
+
+
+class Parser(Generic[Frame]):
+    """Bytes in, frames out. Holds at most one frame and what was fed last.
+
+    After a `ProtocolError` it is of no more use.
+    """
+
+    def __init__(self, decoder: msgspec.msgpack.Decoder[Frame], *, max_frame: int = MAX_FRAME) -> None:
+        self._decoder = decoder
+        self._max_frame = max_frame
+        self._bytes = bytearray()
+
+    def feed(self, data: bytes) -> None:
+        """Add what came. Take frames with `next` until there is none, then feed again."""
+        self._bytes += data
+
+    def next(self) -> Frame | None:
+        """The next whole frame; None if more bytes are needed.
+
+        Raises:
+            ProtocolError: what came is no frame.
+        """
+        if len(self._bytes) < _LENGTH:
+            return None
+        end = _LENGTH + self._length()
+        if len(self._bytes) < end:
+            return None
+        body = bytes(self._bytes[_LENGTH:end])
+        del self._bytes[:end]
+        return self._decode(body)
+
+    def _length(self) -> int:
+        length = int.from_bytes(self._bytes[:_LENGTH], "big")
+        if length > self._max_frame:
+            raise ProtocolError(f"a frame must have at most {self._max_frame} bytes, got one of {length}")
+        return length
+
+    def _decode(self, body: bytes) -> Frame:
+        try:
+            return self._decoder.decode(body)
+        except (ValueError, RecursionError, MemoryError) as error:
+            raise ProtocolError(f"not a frame: {error}") from error
+
+
+def from_parent() -> Parser[FromParent]:
+    """A parser for the child's end."""
+    return Parser(msgspec.msgpack.Decoder(FromParent))
+
+
+def from_child() -> Parser[FromChild]:
+    """A parser for the parent's end."""
+    return Parser(msgspec.msgpack.Decoder(FromChild))
+
+
+_REQUEST_ERRORS: dict[str, type[InferenceError]] = {
+    cls.__name__: cls
+    for cls in (
+        errors.BadRequest,
+        errors.ContextLengthExceeded,
+        errors.Backpressure,
+        OutOfMemory,
+        RunnerError,
+    )
+}
+_CONTEXT_ERRORS: dict[str, type[errors.DeviceError]] = {
+    cls.__name__: cls
+    for cls in (
+        ContextPoisoned,
+        OutOfMemory,
+        errors.Unrecoverable,
+        errors.WeightsCorrupt,
+        errors.LoadFailed,
+    )
+}
+_TAGS = {str(cls.tag): cls.__name__ for cls in _CONTEXT_ERRORS.values() if cls is not errors.WeightsCorrupt}
+
+
+def concerns_context(error: BaseException) -> bool:
+    """Whether this is the device's trouble (its tag begins with `device.`) rather than the request's."""
+    return str(getattr(error, "tag", None)).startswith("device.")
+
+
+def error_data(error: BaseException) -> Error:
+    """An exception as data. One that no table has becomes a `RunnerError` that quotes it."""
+    name = _name(error)
+    text = _text(error) if name else f"{type(error).__name__}: {_text(error)}"
+    trace = "".join(traceback.format_exception(error))
+    code = getattr(error, "code", None)
+    return Error(
+        name or RunnerError.__name__,
+        _clean(text[:_MAX_TEXT]),
+        code if type(code) is int else None,
+        _clean(trace[-_MAX_TEXT:]),
+    )
+
+
+def request_error(data: Error) -> InferenceError:
+    """The error of one request."""
+    return _noted(_REQUEST_ERRORS.get(data.name, RunnerError)(data.text), data)
+
+
+def context_error(broken: Broken) -> errors.DeviceError:
+    """The error of a whole context."""
+    error = _CONTEXT_ERRORS.get(broken.error.name, ContextPoisoned)(broken.error.text)
+    error.code = broken.error.code
+    error.request_ids = broken.request_ids
+    return _noted(error, broken.error)
+
+
+Noted = TypeVar("Noted", bound=InferenceError)
+
+
+def _noted(error: Noted, data: Error) -> Noted:
+    """With the traceback of the other process, for whoever prints it."""
+    if data.trace:
+        error.add_note(f"in the context process:\n{data.trace}")
+    return error
+
+
+def _name(error: BaseException) -> str | None:
+    """The nearest class that a table has; failing that, what its tag stands for."""
+    for cls in type(error).__mro__:
+        if cls.__name__ in _REQUEST_ERRORS or cls.__name__ in _CONTEXT_ERRORS:
+            return cls.__name__
+    tag = str(getattr(error, "tag", None))
+    while tag and tag not in _TAGS:
+        tag = tag.rpartition(".")[0]
+    return _TAGS.get(tag)
+
+
+def _text(error: BaseException) -> str:
+    try:
+        return str(error)
+    except Exception:  # noqa: BLE001 - a runner's __str__ may do anything, and its error must travel all the same
+        return "(its text cannot be shown)"
+
+
+def _clean(text: str) -> str:
+    """Without what UTF-8 cannot say."""
+    return text.encode("utf-8", "backslashreplace").decode()

@@ -1,0 +1,50 @@
+"""A real, small language model: the spec from which a host makes it. Imports no torch.
+
+`TorchLM()` is a character transformer with 1 MB of weights that come along; it writes what looks like Python's
+documentation. One token is one character; characters it does not know become U+FFFD. `train.py` made the weights.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from attrs import field, frozen
+from attrs.validators import ge, instance_of, matches_re, optional
+
+from runners.types import ContinuingRunner, RunnerStart
+
+__all__ = ["TorchLM"]
+
+PACKAGED = Path(__file__).with_name("weights.safetensors")
+PACKAGED_SHA256 = "2795d8a45af3c3a595b583d06d24cae652d1ff6ae46738482344e9f298510282"
+
+
+@frozen
+class TorchLM:
+    """A character model on one device, for several streams at once, which may move to another context.
+
+    On the CPU it computes in one thread, which it sets for torch as a whole, and is reproducible: its logits are bitwise
+    the same whatever the batch, slot and replay (D6). A context has 256 characters; a full one ends with LENGTH.
+
+    Args:
+        weights: a file that `runners.torch_lm.train` wrote; None is the packaged one.
+        sha256: what the file must have, checked at every load; None is the pinned one for the packaged file, and none
+            for another.
+        streams: how many it serves at once.
+    """
+
+    weights: str | None = field(default=None, validator=optional(instance_of(str)))
+    sha256: str | None = field(default=None, kw_only=True, validator=optional(matches_re(r"[0-9a-f]{64}")))
+    streams: int = field(default=16, kw_only=True, validator=[instance_of(int), ge(1)])
+
+    def build(self, start: RunnerStart) -> ContinuingRunner:
+        """Load the weights, check them, and run the model once.
+
+        Raises:
+            LoadFailed: there is no such weights file, or it cannot be read.
+            WeightsCorrupt: it is not what its checksum says, or not of this model.
+        """
+        from runners.torch_lm.engine import TorchRunner  # noqa: PLC0415  imports torch
+
+        path, sha256 = (PACKAGED, PACKAGED_SHA256) if self.weights is None else (Path(self.weights), None)
+        return TorchRunner(path, self.sha256 or sha256, streams=self.streams, device=start.device)

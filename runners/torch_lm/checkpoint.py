@@ -1,0 +1,74 @@
+"""The weights file: safetensors, with the vocabulary and the shape in its metadata."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+from attrs import asdict, field, frozen
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as serialised
+
+from runners.errors import LoadFailed, WeightsCorrupt
+from runners.torch_lm.model import CharacterModel, Shape
+from runners.torch_lm.vocabulary import Vocabulary
+
+
+@frozen
+class Checkpoint:
+    """A model and the characters its tokens stand for."""
+
+    model: CharacterModel
+    vocabulary: Vocabulary = field()
+
+    @vocabulary.validator
+    def _one_token_for_each(self, _: object, value: Vocabulary) -> None:
+        if len(value) != self.model.shape.vocabulary:
+            raise ValueError(
+                f"the vocabulary must have {self.model.shape.vocabulary} characters, got {len(value)}"
+            )
+
+
+def save(checkpoint: Checkpoint, path: Path) -> str:
+    """Write the file and give its SHA-256."""
+    description = {"shape": asdict(checkpoint.model.shape), "vocabulary": checkpoint.vocabulary.characters}
+    metadata = {"model": json.dumps(description)}  # under one key: safetensors writes several in random order
+    path.write_bytes(serialised(checkpoint.model.state_dict(), metadata))
+    return digest(path)
+
+
+def load(path: Path, sha256: str | None) -> Checkpoint:
+    """Map the file into memory as a model, without copying it.
+
+    Raises:
+        LoadFailed: there is no such file, or it may not be read.
+        WeightsCorrupt: it is not what its checksum says, is cut short, or is not of this model.
+    """
+    if not path.is_file():
+        raise LoadFailed(f"there is no weights file {str(path)!r}")
+    try:
+        if sha256 is not None and (found := digest(path)) != sha256:
+            raise WeightsCorrupt(f"weights file {str(path)!r} must have the sha256 {sha256}, got {found}")
+        return _mapped(path)
+    except OSError as error:
+        raise LoadFailed(f"weights file {str(path)!r} cannot be read: {error}") from error
+    except (SafetensorError, LookupError, TypeError, ValueError, RuntimeError) as error:
+        line = " ".join(str(error).split())
+        raise WeightsCorrupt(f"weights file {str(path)!r} is not one of this model: {line}") from error
+
+
+def digest(path: Path) -> str:
+    """The SHA-256 of a file, as one pins it."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _mapped(path: Path) -> Checkpoint:
+    with safe_open(path, framework="pt") as file:
+        description = json.loads(file.metadata()["model"])
+        model = CharacterModel(Shape(**description["shape"]))
+        weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  not a mapping
+    model.load_state_dict(weights, assign=True)
+    model.requires_grad_(requires_grad=False)
+    return Checkpoint(model.float(), Vocabulary(description["vocabulary"]))

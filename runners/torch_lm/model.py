@@ -1,0 +1,83 @@
+"""A small decoder-only transformer over characters, in plain PyTorch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeAlias
+
+import torch
+from attrs import field, frozen
+from attrs.validators import ge, instance_of
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812  torch's own name for it
+
+Attend: TypeAlias = Callable[[int, Tensor, Tensor, Tensor], Tensor]
+"""`attend(layer, queries, keys, values)`: how positions see each other, which training and serving do differently."""
+
+_size = field(kw_only=True, validator=[instance_of(int), ge(1)])
+
+
+@frozen
+class Shape:
+    """The numbers that make a model; its context is as long in use as it was in training."""
+
+    vocabulary: int = _size
+    context: int = _size
+    width: int = _size
+    heads: int = _size
+    layers: int = _size
+
+    def __attrs_post_init__(self) -> None:
+        if self.width % self.heads:
+            raise ValueError(f"width must be a multiple of heads ({self.heads}), got {self.width}")
+
+
+class CharacterModel(nn.Module):
+    """Token and learned position embeddings, pre-norm blocks, and the token embedding once more as the head.
+
+    Its parameters are made empty: they come from a file or from the training script. So making a model takes no
+    time and draws nothing from torch's global generator.
+    """
+
+    def __init__(self, shape: Shape) -> None:
+        super().__init__()
+        self.shape = shape
+        self.tokens = _weight(shape.vocabulary, shape.width)
+        self.positions = _weight(shape.context, shape.width)
+        self.blocks = nn.ModuleList(_Block(shape.width) for _ in range(shape.layers))
+        self.norm = _weight(shape.width)
+
+    def forward(self, tokens: Tensor, positions: Tensor, attend: Attend) -> Tensor:
+        """The logits behind every token; `positions` broadcast against `tokens`."""
+        x = self.tokens[tokens] + self.positions[positions]
+        for layer, block in enumerate(self.blocks):
+            x = block(layer, x, attend)
+        return F.linear(_normal(x, self.norm), self.tokens)
+
+
+class _Block(nn.Module):
+    """Attention, then a feed-forward layer, each behind its norm and added to what came in."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.attention_norm = _weight(width)
+        self.inward = _weight(3 * width, width)
+        self.outward = _weight(width, width)
+        self.feed_norm = _weight(width)
+        self.up = _weight(4 * width, width)
+        self.down = _weight(width, 4 * width)
+
+    def forward(self, layer: int, x: Tensor, attend: Attend) -> Tensor:
+        queries, keys, values = F.linear(_normal(x, self.attention_norm), self.inward).chunk(3, dim=-1)
+        x = x + F.linear(attend(layer, queries, keys, values), self.outward)
+        return x + F.linear(F.gelu(F.linear(_normal(x, self.feed_norm), self.up)), self.down)
+
+
+def _weight(*size: int) -> nn.Parameter:
+    """A parameter still to be filled."""
+    return nn.Parameter(torch.empty(size))
+
+
+def _normal(x: Tensor, weight: Tensor) -> Tensor:
+    """Layer norm without a bias."""
+    return F.layer_norm(x, weight.shape, weight)

@@ -1,0 +1,26 @@
+"""How the next token is chosen: a pure function of the logits, the seed and the position (D6)."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Sequence
+from hashlib import blake2b
+from itertools import accumulate
+from math import exp
+
+
+def uniform(seed: int, position: int) -> float:
+    """A number in [0, 1) that belongs to this seed and position: no generator, so no state to lose."""
+    digest = blake2b(b"%d:%d" % (seed, position), digest_size=8).digest()
+    return (int.from_bytes(digest, "big") >> 11) * 2.0**-53
+
+
+def choose(logits: Sequence[float], *, temperature: float, seed: int, position: int) -> int:
+    """The token at an absolute position: greedy at temperature 0 (the first of equals), else by inverse CDF."""
+    best = max(logits)
+    if temperature == 0:
+        return logits.index(best)
+    weights = [exp((logit - best) / temperature) for logit in logits]
+    cumulative = list(accumulate(weights))
+    token = bisect_right(cumulative, uniform(seed, position) * cumulative[-1])
+    return min(token, len(weights) - 1)  # the product may round up to the very end

@@ -1,0 +1,123 @@
+"""Trains the model that comes along, on documentation that comes along with CPython.
+
+    python -m runners.torch_lm.train [--steps N] [--seed S] [--out FILE]
+
+The same seed, machine, Python and torch give the same file, byte for byte; other ones give other bytes, as the text and
+the arithmetic differ a little. What it prints last is the SHA-256 to pin.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from pydoc_data.topics import topics
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F  # noqa: N812  torch's own name for it
+
+from runners.torch_lm import PACKAGED
+from runners.torch_lm.checkpoint import Checkpoint, save
+from runners.torch_lm.model import CharacterModel, Shape
+from runners.torch_lm.vocabulary import Vocabulary
+
+VOCABULARY = Vocabulary()
+SHAPE = Shape(vocabulary=len(VOCABULARY), context=256, width=96, heads=4, layers=2)
+BATCH = 24
+RATE = 3e-3
+WARM_UP = 100
+REPORT_EVERY = 100
+
+
+def text() -> tuple[str, str]:
+    """What to learn from and what to measure on: every tenth topic. Tables are left out, they are too easy."""
+    pages = [_prose(topics[name]) for name in sorted(topics)]
+    held_out = pages[::10]
+    return "\n\n".join(page for page in pages if page not in held_out), "\n\n".join(held_out)
+
+
+def _prose(page: str) -> str:
+    return "\n".join(line for line in page.splitlines() if not line.lstrip().startswith(("+-", "+=", "|")))
+
+
+def initialised(shape: Shape) -> CharacterModel:
+    """A model to begin with: norms at one, what adds to the residual stream small."""
+    model = CharacterModel(shape)
+    for name, weight in model.named_parameters():
+        if weight.dim() == 1:
+            torch.nn.init.ones_(weight)
+        else:
+            residual = name.endswith(("outward", "down"))
+            torch.nn.init.normal_(weight, std=0.02 / math.sqrt(2 * shape.layers) if residual else 0.02)
+    return model
+
+
+def loss(model: CharacterModel, windows: Tensor) -> Tensor:
+    """Nats a character, over windows of one context and one more."""
+    tokens, targets = windows[:, :-1], windows[:, 1:]
+    logits = model(tokens, torch.arange(SHAPE.context), _causal)
+    return F.cross_entropy(logits.flatten(0, 1), targets.flatten())
+
+
+def _causal(_: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    q, k, v = (x.view(*x.shape[:2], SHAPE.heads, -1).transpose(1, 2) for x in (queries, keys, values))
+    return F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).flatten(2)
+
+
+@torch.inference_mode()
+def measured(model: CharacterModel, tokens: Tensor) -> float:
+    """The loss over the whole of a text, window by window."""
+    windows = tokens.unfold(0, SHAPE.context + 1, SHAPE.context)
+    parts = [windows[first : first + BATCH] for first in range(0, len(windows), BATCH)]
+    return sum(float(loss(model, part)) * len(part) for part in parts) / len(windows)
+
+
+def train(model: CharacterModel, tokens: Tensor, steps: int) -> Iterator[tuple[int, float]]:
+    """Train in place; yields the number of every step and the loss before it."""
+    matrices = [weight for weight in model.parameters() if weight.dim() > 1]
+    norms = [weight for weight in model.parameters() if weight.dim() == 1]
+    groups = [{"params": matrices, "weight_decay": 0.1}, {"params": norms, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, lr=RATE, betas=(0.9, 0.98))
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: min((step + 1) / WARM_UP, (1 + math.cos(math.pi * step / steps)) / 2)
+    )
+    windows = tokens.unfold(0, SHAPE.context + 1, 1)
+    for step in range(steps):
+        now = loss(model, windows[torch.randint(len(windows), (BATCH,))])
+        optimizer.zero_grad()
+        now.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        yield step, now.item()
+
+
+def settle(seed: int) -> None:
+    """Make what follows a function of the seed alone, for this process: sums depend on the threads that share them."""
+    torch.manual_seed(seed)
+    torch.set_num_threads(2)
+    torch.use_deterministic_algorithms(mode=True)
+
+
+def main() -> None:
+    """Train, report, write, and say what to pin."""
+    parser = argparse.ArgumentParser(
+        prog="python -m runners.torch_lm.train", description="Train the character model."
+    )
+    parser.add_argument("--steps", type=int, default=2000)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, default=PACKAGED)
+    options = parser.parse_args()
+    settle(options.seed)
+    learn, check = (torch.tensor(VOCABULARY.encode(part)) for part in text())
+    model = initialised(SHAPE)
+    for step, now in train(model, learn, options.steps):
+        if step % REPORT_EVERY == 0 or step == options.steps - 1:
+            print(f"step {step}: train {now:.3f}, val {measured(model, check):.3f} nats/char", flush=True)  # noqa: T201
+    print("sha256", save(Checkpoint(model, VOCABULARY), options.out))  # noqa: T201  a script's own output
+
+
+if __name__ == "__main__":
+    main()

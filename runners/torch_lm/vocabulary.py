@@ -1,0 +1,50 @@
+"""One token is one character: the vocabulary of a character model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from attrs import field, frozen
+
+UNKNOWN = "\ufffd"
+"""What stands for every character outside the vocabulary; always token 0."""
+
+START = "\n"
+"""What stands in front of every prompt, an empty one too; always token 1."""
+
+ASCII = "".join(map(chr, range(32, 127)))
+TYPOGRAPHIC = "‘’“”–—…"
+
+
+@frozen
+class Vocabulary:
+    """The characters a model knows, in the order of their token ids.
+
+    Characters outside of it become U+FFFD, one for one: a prompt never fails for its characters, and is as many
+    tokens as characters.
+    """
+
+    characters: str = field(default=UNKNOWN + START + ASCII + TYPOGRAPHIC)
+    _ids: dict[str, int] = field(init=False, repr=False, eq=False)
+
+    @characters.validator
+    def _complete(self, _: object, value: str) -> None:
+        if value[:2] != UNKNOWN + START or len(set(value)) != len(value):
+            raise ValueError(
+                f"a vocabulary is U+FFFD, newline, then other characters once each, got {value!r}"
+            )
+
+    @_ids.default
+    def _number(self) -> dict[str, int]:
+        return {character: token for token, character in enumerate(self.characters)}
+
+    def __len__(self) -> int:
+        return len(self.characters)
+
+    def encode(self, text: str) -> list[int]:
+        """The token of each character; 0 for one that is not in the vocabulary."""
+        return [self._ids.get(character, 0) for character in text]
+
+    def decode(self, tokens: Iterable[int]) -> str:
+        """The character of each token."""
+        return "".join(self.characters[token] for token in tokens)

@@ -1,0 +1,113 @@
+"""`run_tree`: a tree as a whole program, with signals, an ordered stop and an exit status."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+import traceback
+from collections.abc import AsyncIterator, Iterable
+from typing import NoReturn
+
+import trio
+
+from .._core.spec import Pool, Supervisor
+from ..errors import StartFailed, TreeFailed
+from ..events import Sink
+from .tree import open_tree
+
+EX_SOFTWARE = 70
+"""The exit status of a tree that failed."""
+
+logger = logging.getLogger("supervise")
+
+
+def run_tree(
+    spec: Supervisor | Pool,
+    *,
+    sinks: Iterable[Sink] | None = None,
+    hard_exit_after: float | None = None,
+) -> None:
+    """Run a tree until its root ends, and leave the program with its exit status if that is not 0.
+
+    The first SIGINT or SIGTERM stops the tree in order, and then the status is 0. The second one ends the program at
+    once with 130 or 143; processes that belong to children die with it.
+
+    Args:
+        spec: the root.
+        sinks: as for `open_tree`.
+        hard_exit_after: seconds that an ordered stop may take; then the stacks of all tasks are written to standard
+            error and the program ends with 70. It is the only way past a child that does not yield. None: no end.
+
+    Raises:
+        SystemExit: with 70 if the tree failed, or did not start.
+    """
+    try:
+        trio.run(_run, spec, sinks, hard_exit_after)
+    except (TreeFailed, StartFailed) as failed:
+        logger.critical("%s", failed, exc_info=failed)
+        raise SystemExit(EX_SOFTWARE) from failed
+
+
+async def _run(spec: Supervisor | Pool, sinks: Iterable[Sink] | None, hard_exit_after: float | None) -> None:
+    raised: BaseException | None = None
+    stopping = trio.Event()
+    async with trio.open_nursery() as nursery:
+        with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals, trio.CancelScope() as scope:
+            nursery.start_soon(_obey, signals, scope)
+            nursery.start_soon(_exit_hard, stopping, hard_exit_after)
+            try:
+                await _hold(spec, sinks, stopping)
+            except trio.Cancelled:
+                raise
+            except BaseException as exc:  # noqa: BLE001 - raised below, outside of the nursery, which would wrap it
+                raised = exc
+        nursery.cancel_scope.cancel("the tree has ended")
+    if raised is not None:
+        raise raised
+
+
+async def _hold(spec: Supervisor | Pool, sinks: Iterable[Sink] | None, stopping: trio.Event) -> None:
+    async with open_tree(spec, sinks=sinks) as tree:
+        try:
+            await tree.root.ended()
+        finally:
+            stopping.set()
+
+
+async def _obey(signals: AsyncIterator[int], scope: trio.CancelScope) -> None:
+    """The first signal stops the tree in order, the second one everything at once."""
+    async for number in signals:
+        if scope.cancel_called:
+            _leave(128 + number)
+        scope.cancel(f"{signal.Signals(number).name} asked the program to stop")
+
+
+async def _exit_hard(stopping: trio.Event, seconds: float | None) -> None:
+    await stopping.wait()
+    if seconds is None:
+        return
+    await trio.sleep(seconds)
+    sys.stderr.write(f"not stopped within {seconds:g} s; what hangs:\n{_stacks()}")
+    _leave(EX_SOFTWARE)
+
+
+def _leave(status: int) -> NoReturn:
+    """End the process now: no interpreter teardown that could wait for anything."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
+
+
+def _stacks() -> str:
+    """The stacks of all tasks, by name."""
+    root = trio.lowlevel.current_root_task()
+    waiting = [] if root is None else [root]
+    parts: list[str] = []
+    while waiting:
+        task = waiting.pop()
+        frames = traceback.StackSummary.extract(task.iter_await_frames())
+        parts.append(f"{task.name}\n{''.join(frames.format())}")
+        waiting += [child for nursery in task.child_nurseries for child in nursery.child_tasks]
+    return "\n".join(parts)

@@ -1,0 +1,5 @@
+"""`python -m supervise.cli`."""
+
+from . import main
+
+main()

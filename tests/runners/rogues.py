@@ -1,0 +1,180 @@
+"""Runners that break the rules of the house, importable by a context process."""
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import attrs
+
+from runners.errors import ContextPoisoned
+from runners.types import FinishReason, RunnerInfo, TokenChunk
+
+
+def connection():
+    """The descriptor on which the context process talks to its parent."""
+    return int(sys.argv[1])
+
+
+@attrs.frozen
+class Nested:
+    values: tuple
+    table: dict
+
+
+class Base:
+    """Two chunks, with `meanwhile` in between."""
+
+    info = RunnerInfo(streams=4)
+
+    def __init__(self, spec):
+        self.spec = spec
+
+    def execute(self, batch):
+        yield TokenChunk(request_id=batch.request_id, index=0, token_ids=(1,), text="a")
+        self.meanwhile(batch)
+        yield TokenChunk(
+            request_id=batch.request_id, index=1, token_ids=(2,), finish_reason=FinishReason.STOP
+        )
+
+    def meanwhile(self, batch):
+        pass
+
+    def rebuild(self, cause):
+        pass
+
+    def close(self):
+        pass
+
+
+@attrs.frozen
+class Says:
+    """Writes bytes of its own to the connection, and may then end the process or wait for ever."""
+
+    said: str
+    then: str = "exit"
+
+    def build(self, start):
+        return _Says(self)
+
+
+class _Says(Base):
+    def meanwhile(self, batch):
+        os.write(connection(), self.spec.said.encode("latin-1"))
+        if self.spec.then == "exit":
+            os._exit(9)
+        while self.spec.then == "wait":
+            time.sleep(3600)
+
+
+@attrs.frozen
+class Yields:
+    """Its streams yield something that is no chunk, or one that cannot be sent, or nothing."""
+
+    what: str
+
+    def build(self, start):
+        return _Yields(self)
+
+
+class _Yields(Base):
+    def execute(self, batch):
+        match self.spec.what:
+            case "text":
+                yield "hello"
+            case "object":
+                yield TokenChunk(request_id=batch.request_id, index=0, token_ids=(object(),))
+            case "surrogate":
+                yield TokenChunk(request_id=batch.request_id, index=0, token_ids=(1,), text="\ud800")
+            case "nothing":
+                return
+
+
+@attrs.frozen
+class Talks:
+    """Prints, spawns a process that outlives it, tells its environment in a file."""
+
+    folder: str
+
+    def build(self, start):
+        print("a runner prints")
+        sleeper = subprocess.Popen(["sleep", "3600"])
+        found = f"{sleeper.pid} {os.environ.get('PYTHONPATH')}"
+        Path(self.folder, "found").write_text(found)
+        return Base(self)
+
+
+@attrs.frozen
+class ClosesAndLives:
+    """Closes its end of the connection, and lives on."""
+
+    def build(self, start):
+        return _ClosesAndLives(self)
+
+
+class _ClosesAndLives(Base):
+    def meanwhile(self, batch):
+        os.close(connection())
+        while True:
+            time.sleep(3600)
+
+
+@attrs.frozen
+class Remembers:
+    """Carries nested values, and writes what arrived to a file; closing leaves a mark."""
+
+    folder: str
+    nested: Nested
+
+    def build(self, start):
+        Path(self.folder, "loaded").write_text(f"{self.nested!r} {start!r}")
+        return _Remembers(self)
+
+
+class _Remembers(Base):
+    def rebuild(self, cause):
+        Path(self.spec.folder, "rebuilt").write_text(cause.value)
+
+    def close(self):
+        Path(self.spec.folder, "closed").write_text("")
+
+
+class Foreign(Exception):
+    """Not ours, but tagged."""
+
+    def __init__(self, tag):
+        super().__init__("tagged from outside")
+        self.tag = tag
+
+
+class MyPoison(ContextPoisoned):
+    code = 700
+
+
+@attrs.frozen
+class Raises:
+    """Its streams raise in mid-stream."""
+
+    what: str
+
+    def build(self, start):
+        return _Raises(self)
+
+
+class _Raises(Base):
+    def meanwhile(self, batch):
+        if self.spec.what == "subclass":
+            raise MyPoison("my own")
+        if self.spec.what == "sys.exit":
+            sys.exit(5)
+        raise Foreign(self.spec.what)
+
+
+def factory():
+    @attrs.frozen
+    class Local:
+        def build(self, start):
+            raise AssertionError
+
+    return Local()

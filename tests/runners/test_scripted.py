@@ -1,0 +1,183 @@
+"""The runners that do as told."""
+
+import attrs
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from rogues import Nested, Remembers, factory
+
+from runners.errors import ContextPoisoned, OutOfMemory, Unrecoverable
+from runners.hosts.spec import check_runner, pack, unpack
+from runners.scripted import Fault, Faulty, Scripted, expected
+from runners.types import (
+    ContinuingRunner,
+    ExecuteBatch,
+    FinishReason,
+    RunnerSpec,
+    RunnerStart,
+    Sampling,
+    SessionRebuildCause,
+)
+
+START = RunnerStart(incarnation=1)
+
+
+def ids(chunks):
+    return tuple(token for chunk in chunks for token in chunk.token_ids)
+
+
+@given(st.text(), st.integers(0, 2**70), st.integers(0, 10), st.integers(1, 10), st.data())
+def test_a_moved_stream_equals_its_uncut_one(prompt, seed, tokens, most, data):
+    """D6: what continues behind any number of accepted tokens is the rest of the fault-free stream."""
+    batch = ExecuteBatch("r", prompt, sampling=Sampling(max_tokens=most, seed=seed))
+    runner = Scripted(tokens).build(START)
+    whole = list(runner.execute(batch))
+    cut = data.draw(st.integers(0, min(tokens, most)))
+    rest = list(runner.continue_from(batch, expected(batch, tokens)[:cut]))
+    assert ids(whole) == expected(batch, tokens)
+    assert ids(rest) == expected(batch, tokens)[cut:]
+    assert (rest[0].index, rest[-1].finish_reason) == (cut, whole[-1].finish_reason)
+    assert [chunk.finish_reason for chunk in (*whole[:-1], *rest[:-1])] == [None] * (
+        len(whole) + len(rest) - 2
+    )
+
+
+def test_a_stream_says_why_it_ended_and_what_it_used():
+    """D8: length at `max_tokens`, stop otherwise; usage counts the whole answer and the replay apart."""
+    cut = ExecuteBatch("r", "hi", sampling=Sampling(max_tokens=2))
+    runner = Scripted(3).build(START)
+    last = list(runner.continue_from(cut, (1,)))[-1]
+    assert last.finish_reason is FinishReason.LENGTH
+    assert attrs.astuple(last.usage) == (2, 2, 1)
+    assert list(runner.execute(ExecuteBatch("r", "hi")))[-1].finish_reason is FinishReason.STOP
+
+
+@pytest.mark.parametrize("spec", [Scripted(), Faulty(Scripted(), (Fault("error"),))])
+def test_they_are_runners_that_continue(spec):
+    """The protocols hold."""
+    assert isinstance(spec, RunnerSpec)
+    assert isinstance(spec.build(START), ContinuingRunner)
+
+
+@pytest.mark.parametrize(
+    ("kind", "error"),
+    [
+        ("poison", ContextPoisoned),
+        ("oom", OutOfMemory),
+        ("unrecoverable", Unrecoverable),
+        ("error", ArithmeticError),
+    ],
+)
+def test_a_fault_strikes_instead_of_the_chunk_with_its_token(kind, error):
+    """A fault strikes its request at its token in its incarnation, and nothing else."""
+    spec = Scripted(5, faults=(Fault(kind, "r", 2, 1),))
+    stream = spec.build(START).execute(ExecuteBatch("r", ""))
+    assert [next(stream).index, next(stream).index] == [0, 1]
+    with pytest.raises(error):
+        next(stream)
+    assert len(list(spec.build(START).execute(ExecuteBatch("other", "")))) == 5
+    assert len(list(spec.build(RunnerStart(incarnation=2)).execute(ExecuteBatch("r", "")))) == 5
+
+
+def test_faulty_does_the_same_harm_to_any_runner():
+    """Faulty(inner) strikes as Scripted's own faults do, streams that continue too."""
+    runner = Faulty(Scripted(5), (Fault("poison", at_token=3),)).build(START)
+    stream = runner.continue_from(ExecuteBatch("r", ""), (0, 0))
+    assert next(stream).index == 2
+    with pytest.raises(ContextPoisoned):
+        next(stream)
+
+
+def test_faults_strike_load_rebuild_and_close_too():
+    """`at` says where."""
+    with pytest.raises(OutOfMemory):
+        Scripted(faults=(Fault("oom", at="load"),)).build(START)
+    with pytest.raises(ArithmeticError):
+        Scripted(faults=(Fault("error", at="rebuild"),)).build(START).rebuild(SessionRebuildCause.MANUAL)
+    with pytest.raises(ArithmeticError):
+        Scripted(faults=(Fault("error", at="close"),)).build(START).close()
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        lambda: Fault("sneeze"),
+        lambda: Fault("kill", at_token=-1),
+        lambda: Fault("kill", incarnation=0),
+        lambda: Fault("kill", at="lunch"),
+        lambda: Scripted(-1),
+        lambda: Scripted(streams=0),
+        lambda: Scripted(faults=("kill",)),
+        lambda: Faulty("runner"),
+    ],
+)
+def test_nonsense_is_refused(wrong):
+    """A constructor refuses what cannot be meant."""
+    with pytest.raises((TypeError, ValueError)):
+        wrong()
+
+
+plain = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**63), 2**64 - 1)
+    | st.floats(allow_nan=False)
+    | st.text(max_size=5),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.lists(inner, max_size=3).map(tuple)
+        | st.dictionaries(st.text(max_size=3) | st.integers(0, 9), inner, max_size=3)
+        | st.builds(Nested, st.lists(inner, max_size=2).map(tuple), st.just({}))
+    ),
+    max_leaves=10,
+)
+
+
+@given(plain)
+def test_a_spec_arrives_as_it_was(value):
+    """D2: fields of plain data and nested specs travel unchanged."""
+    spec = Remembers("folder", Nested((value,), {"k": value}))
+    assert unpack(pack(spec)) == spec
+
+
+def test_nested_faults_travel():
+    """D2: a runner around a runner with faults is one value."""
+    spec = Faulty(Scripted(3, faults=(Fault("kill", "r", 1),)), (Fault("oom", at="load"),))
+    check_runner(spec)
+    assert unpack(pack(spec)) == spec
+
+
+class Plain:
+    def build(self, start):
+        raise AssertionError
+
+
+Main = attrs.frozen(type("Main", (), {"__module__": "__main__", "build": lambda self, start: None}))
+
+
+@pytest.mark.parametrize(
+    ("runner", "message"),
+    [
+        (lambda start: None, "a runner must be a value with a build method, got <function"),
+        (3, "a runner must be a value with a build method, got 3"),
+        (Scripted, "a runner must be a value with a build method, got <class"),
+        (Plain(), "a runner must be a frozen attrs value, got <"),
+        (factory(), "a runner must be importable by name, got rogues:factory.<locals>.Local"),
+        (Main(), "a runner must live in an importable module, got __main__:Main: move it out"),
+        (
+            Remembers("x", print),
+            "Remembers.nested must be None, bool, int .64 bits.*got <built-in function print>",
+        ),
+        (Remembers("x", Nested((1, b"raw"), {})), r"Remembers.nested.values\[1\] must be .*got b'raw'"),
+        (Remembers("x", Nested((), {"a": {2**64}})), r"Remembers.nested.table\['a'\] must be .*got \{"),
+        (
+            Remembers("x", Nested((2**64,), {})),
+            r"Remembers.nested.values\[0\] must be .*got 18446744073709551616",
+        ),
+    ],
+)
+def test_what_cannot_be_named_or_sent_is_refused_in_one_line(runner, message):
+    """D2: a runner that cannot travel is refused at declaration, in one line that names it."""
+    with pytest.raises((TypeError, ValueError), match=message) as refused:
+        check_runner(runner)
+    assert "\n" not in str(refused.value)

@@ -1,0 +1,214 @@
+"""What both ends of a process say to each other."""
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from runners import errors
+from runners.hosts import wire
+from runners.types import ExecuteBatch, FinishReason, Sampling, TokenChunk, TokenUsage
+
+text = st.text(st.characters(codec="utf-8"), max_size=20)
+counts = st.integers(0, 2**63 - 1)
+ids = st.lists(st.integers(-(2**63), 2**63 - 1), max_size=5).map(tuple)
+wire_errors = st.builds(wire.Error, text, text, st.none() | counts, text)
+chunks = st.builds(
+    wire.Chunk,
+    counts,
+    counts,
+    ids,
+    text,
+    st.none() | st.sampled_from(FinishReason),
+    st.none() | st.tuples(counts, counts, counts),
+)
+failures = st.builds(wire.Failed, counts, wire_errors)
+from_child = st.one_of(
+    st.builds(wire.Ready, st.integers(1, 1000), st.booleans(), st.booleans(), text),
+    st.builds(wire.Step, st.lists(chunks | failures, max_size=4)),
+    st.just(wire.Rebuilt()),
+    st.builds(wire.Broken, wire_errors, st.lists(text, max_size=3).map(tuple)),
+)
+
+
+def drain(parser):
+    frames = []
+    while (frame := parser.next()) is not None:
+        frames.append(frame)
+    return frames
+
+
+def pieces(data, cuts):
+    ends = sorted({min(cut, len(data)) for cut in cuts} | {len(data)})
+    starts = [0, *ends]
+    return [data[a:b] for a, b in zip(starts, ends, strict=False)]
+
+
+@given(st.lists(from_child, max_size=5), st.lists(st.integers(0, 500), max_size=10))
+def test_frames_arrive_as_sent_however_the_bytes_are_cut(frames, cuts):
+    """A parser gives the frames that were encoded, whatever the pieces."""
+    parser, got = wire.from_child(), []
+    for piece in pieces(b"".join(map(wire.encode, frames)), cuts):
+        parser.feed(piece)
+        got += drain(parser)
+    assert got == frames
+
+
+def feed_anything(data, cuts):
+    parser = wire.from_child()
+    try:
+        for piece in pieces(data, cuts):
+            parser.feed(piece)
+            drain(parser)
+    except errors.ProtocolError:
+        pass
+
+
+@given(st.binary(max_size=300), st.lists(st.integers(0, 300), max_size=5))
+def test_any_bytes_give_frames_or_a_protocol_error(data, cuts):
+    """D10: whatever a process sends is frames or a ProtocolError, nothing else."""
+    feed_anything(data, cuts)
+
+
+@given(st.binary(max_size=300))
+def test_any_body_gives_a_frame_or_a_protocol_error(body):
+    """D10: likewise behind an honest length."""
+    feed_anything(len(body).to_bytes(4, "big") + body, [])
+
+
+@given(from_child, st.data())
+def test_a_damaged_frame_gives_frames_or_a_protocol_error(frame, data):
+    """D10: likewise for frames with a byte changed."""
+    raw = bytearray(wire.encode(frame))
+    raw[data.draw(st.integers(0, len(raw) - 1))] = data.draw(st.integers(0, 255))
+    feed_anything(bytes(raw), [])
+
+
+NASTY = {
+    "empty": b"",
+    "nested": b"\x91" * 1_000_000,
+    "nested in a frame": b"\x92\xa4step" + b"\x91" * 1_000_000,
+    "a list of four billion": b"\x92\xa4step\xdd\xff\xff\xff\xff",
+    "ids of four billion": b"\x92\xa4step\x91\x97\xa5chunk\x00\x00\xdd\xff\xff\xff\xff",
+    "text of four gigabytes": b"\x95\xa5ready\x01\xc2\xc2\xdb\xff\xff\xff\xff",
+    "not UTF-8": b"\x95\xa5ready\x01\xc2\xc2\xa2\xff\xfe",
+    "no streams": msgspec.msgpack.encode(["ready", 0, False, False, "x"]),
+    "a stream below zero": msgspec.msgpack.encode(["step", [["chunk", -1, 0, [], "", None, None]]]),
+    "an unknown finish": msgspec.msgpack.encode(["step", [["chunk", 0, 0, [], "", "weary", None]]]),
+    "a frame too long by one item": msgspec.msgpack.encode(["rebuilt", 1]),
+    "a frame of the other end": msgspec.msgpack.encode(["shutdown"]),
+    "an unknown frame": msgspec.msgpack.encode(["exec", "import os"]),
+    "a map": msgspec.msgpack.encode({"type": "ready"}),
+    "an extension": msgspec.msgpack.encode(msgspec.msgpack.Ext(1, b"x")),
+    "a tail": msgspec.msgpack.encode(["rebuilt"]) + b"\x00",
+}
+
+
+@pytest.mark.parametrize("body", NASTY.values(), ids=NASTY)
+def test_what_is_no_frame_is_a_protocol_error(body):
+    """D10: the parser refuses what no struct describes, without allocating what it claims."""
+    parser = wire.from_child()
+    parser.feed(len(body).to_bytes(4, "big") + body)
+    with pytest.raises(errors.ProtocolError, match="not a frame"):
+        parser.next()
+
+
+def test_a_frame_that_is_too_long_is_refused_by_its_length():
+    """D10: memory is bounded: the length alone refuses a frame, before its bytes are collected."""
+    parser = wire.from_child()
+    parser.feed((wire.MAX_FRAME + 1).to_bytes(4, "big"))
+    with pytest.raises(errors.ProtocolError, match="at most 16777216 bytes, got one of 16777217"):
+        parser.next()
+
+
+def test_a_frame_that_is_too_long_is_not_sent():
+    """Both ends keep the bound."""
+    with pytest.raises(ValueError, match="at most 16777216 bytes"):
+        wire.encode(wire.Rebuild("x" * wire.MAX_FRAME))
+
+
+@given(st.text(), st.text(), st.integers(1, 2**31), st.none() | counts, st.lists(text).map(tuple), ids)
+def test_a_request_travels_whole(request_id, prompt, most, seed, stop, accepted):  # noqa: PLR0917 - Hypothesis fills them in
+    """D2: the runner gets the request that the caller made, or the sender is told."""
+    sampling = Sampling(max_tokens=most, temperature=0.5, seed=seed, stop=stop)
+    batch = ExecuteBatch(request_id, prompt, sampling=sampling, model="m")
+    try:
+        data = wire.encode(wire.begin(7, batch, accepted))
+    except UnicodeEncodeError:
+        return
+    parser = wire.from_parent()
+    parser.feed(data)
+    frame = parser.next()
+    assert frame.batch() == batch
+    assert frame.accepted == accepted
+
+
+def test_a_chunk_travels_whole_and_is_stamped():
+    """D6: a chunk keeps everything, and gets the request and incarnation from the parent's side."""
+    usage = TokenUsage(input=1, output=2, replayed=3)
+    made = TokenChunk(
+        request_id="a", index=4, token_ids=(5, 6), text="x", finish_reason=FinishReason.STOP, usage=usage
+    )
+    got = wire.chunk(0, made).chunk("b", 9)
+    assert (got.request_id, got.incarnation) == ("b", 9)
+    assert (got.index, got.token_ids, got.text, got.finish_reason, got.usage) == (
+        4,
+        (5, 6),
+        "x",
+        "stop",
+        usage,
+    )
+
+
+@given(wire_errors)
+def test_an_unknown_error_is_a_runner_error(data):
+    """D10: an error names a class from a closed table; any other name is a RunnerError with its text."""
+    error = wire.request_error(data)
+    assert type(error).__module__ == "runners.errors"
+    assert str(error) == data.text
+
+
+@pytest.mark.parametrize("name", ["Exception", "os.system", "ContextLost", "RunnerError", "WorkerDown", ""])
+def test_an_unknown_failure_of_a_context_is_a_poison(name):
+    """D10: for a context, what the table does not have is ContextPoisoned."""
+    error = wire.context_error(wire.Broken(wire.Error(name, "why", 700, "trace"), ("r",)))
+    assert type(error) is errors.ContextPoisoned
+    assert (str(error), error.code, error.request_ids) == ("why", 700, ("r",))
+    assert error.__notes__ == ["in the context process:\ntrace"]
+
+
+class Subclass(errors.WeightsCorrupt):
+    pass
+
+
+class Tagged(Exception):
+    def __init__(self, tag):
+        self.tag = tag
+
+
+class Mute(Exception):
+    def __str__(self):
+        raise ZeroDivisionError
+
+
+@pytest.mark.parametrize(
+    ("error", "name", "concerns"),
+    [
+        (errors.BadRequest("x"), "BadRequest", False),
+        (errors.ContextDied("x"), "ContextPoisoned", True),
+        (Subclass("x"), "WeightsCorrupt", True),
+        (errors.OutOfMemory("x"), "OutOfMemory", True),
+        (Tagged("device.poisoned.ecc"), "ContextPoisoned", True),
+        (Tagged("device.oom"), "OutOfMemory", True),
+        (Tagged("device.who.knows"), "RunnerError", True),
+        (Tagged(3), "RunnerError", False),
+        (ValueError("\ud800"), "RunnerError", False),
+        (Mute(), "RunnerError", False),
+    ],
+)
+def test_an_exception_becomes_the_nearest_class_of_the_table(error, name, concerns):
+    """D3: a subclass travels as its base, a foreign exception by its tag, anything else as RunnerError."""
+    data = wire.error_data(error)
+    assert data.name == name
+    assert wire.concerns_context(error) is concerns
+    wire.encode(wire.Failed(0, data))
