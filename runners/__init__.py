@@ -1,1 +1,48 @@
-"""The leaf that holds a device: a stable, addressable worker over a restartable context."""
+"""The leaf that holds a device: a stable, addressable worker over a restartable context in its own process.
+
+`worker` has `device_worker`, `types` what a runner is, `errors` what can go wrong, `hosts` where a runner lives,
+`torch_lm` a real model, `scripted` runners that tests script. Names are loaded when first asked for: the process of a
+context imports this package too, and needs neither Trio nor a supervisor.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .hosts.process import ProcessHost
+    from .torch_lm import TorchLM
+    from .types import Completion, ExecuteBatch, Sampling, TokenChunk
+    from .worker import ContextState, device_worker, report_poison
+
+_HOMES = {
+    "Completion": "types",
+    "ContextState": "worker",
+    "ExecuteBatch": "types",
+    "ProcessHost": "hosts.process",
+    "Sampling": "types",
+    "TokenChunk": "types",
+    "TorchLM": "torch_lm",
+    "device_worker": "worker",
+    "report_poison": "worker",
+}
+
+__all__ = [
+    "Completion",
+    "ContextState",
+    "ExecuteBatch",
+    "ProcessHost",
+    "Sampling",
+    "TokenChunk",
+    "TorchLM",
+    "device_worker",
+    "report_poison",
+]
+
+
+def __getattr__(name: str) -> Any:
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f".{home}", __name__), name)

@@ -9,7 +9,6 @@ from typing import Literal, Protocol, TypeAlias, get_args, runtime_checkable
 from attrs import evolve, field, frozen
 from attrs.validators import ge, in_, instance_of, optional
 
-
 OnLoss: TypeAlias = Literal["migrate", "fail"]
 
 

@@ -221,7 +221,9 @@ class _Serving:
             message.memo = _admitted(message)
         record: _Record = message.memo
         if record.batch.request_id in self._open:
-            message.fail(BadRequest(f"request id {record.batch.request_id!r} is in use by another request in flight"))
+            message.fail(
+                BadRequest(f"request id {record.batch.request_id!r} is in use by another request in flight")
+            )
             return
         try:
             self._session.begin(record.batch, record.accepted)

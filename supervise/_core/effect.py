@@ -73,7 +73,7 @@ class Exited:
 class Ended:
     """The child is really gone. `error`: what went wrong while it was stopped or left.
 
-    `ignored`: it said `IGNORE`. `returned`: a supervisor ended normally. `failure`: a supervisor's start failed.
+    `ignored`: it said `IGNORE`. `returned`: a supervisor ended normally. `failure`: a supervisor, or its start, failed.
     """
 
     child: Node
@@ -100,9 +100,11 @@ class Request:
 
 @define(eq=False)
 class Stop:
-    """The supervisor is to stop its children, and end."""
+    """The supervisor is to stop its children, and end; as if by itself if it `returned`, or failed with `exc`."""
 
     reason: str
+    returned: bool = False
+    exc: Exception | None = None
 
 
 @define(eq=False)

@@ -14,8 +14,8 @@ from . import effect
 from .decide import ROOT
 from .effect import Effect, Input
 from .machine import Ledger, Machine
-from .node import Node, Status
-from .spec import Child, Pool, Spec, Supervisor
+from .node import Node, Status, picture
+from .spec import Pool, Supervisor
 
 
 class Forest:
@@ -108,46 +108,4 @@ class Forest:
 
     def status(self, now: float, waiting: Callable[[Node], int | None] = lambda _: None) -> Status:
         """The whole tree as it stands (R33); `waiting` tells how many messages wait at a node."""
-        return _picture(self.root, now, waiting)
-
-
-def _picture(node: Node, now: float, waiting: Callable[[Node], int | None]) -> Status:
-    """Bottom up over a list, so that no depth is too deep."""
-    order = [node]
-    for here in order:
-        if here.machine is not None:
-            order += here.machine.children.values()
-    done: dict[Node, Status] = {}
-    for here in reversed(order):
-        children = () if here.machine is None else tuple(map(done.__getitem__, here.machine.children.values()))
-        done[here] = _one(here, now, waiting(here), children)
-    return done[node]
-
-
-def picture(node: Node, now: float, waiting: Callable[[Node], int | None]) -> Status:
-    """One node and all below it."""
-    return _picture(node, now, waiting)
-
-
-def _one(node: Node, now: float, waiting: int | None, children: tuple[Status, ...]) -> Status:
-    if node.machine is not None:
-        restarts = node.machine.restarts(now)
-    else:
-        restarts = 0 if node.window is None else node.window.count(now)
-    return Status(
-        path=node.path,
-        kind=_kind(node.spec),
-        state=node.state,
-        incarnation=node.incarnation,
-        restarts=restarts,
-        last_failure=node.last_failure,
-        due=node.due if node.phase == "backoff" else None,
-        mailbox=waiting,
-        children=children,
-    )
-
-
-def _kind(spec: Spec) -> str:
-    if isinstance(spec, Child):
-        return "child"
-    return "pool" if isinstance(spec, Pool) else "supervisor"
+        return picture(self.root, now, waiting)

@@ -21,10 +21,10 @@ from .decide import Decider, Verdict, judge
 from .directive import Directive, Escalate, Restart, Resume, Stop
 from .effect import Effect, Failure, Input, Request
 from .limit import Window
-from .node import Node
-from .spec import Child, Pool, Spec, Supervisor
+from .node import Node, picture
+from .spec import Child, Pool, Spec, Supervisor, check_fits
 
-ActKind = Literal["boot", "restart", "retry", "add", "start", "stop", "condemn", "limit", "ask", "end"]
+ActKind = Literal["boot", "restart", "retry", "add", "start", "stop", "condemn", "done", "limit", "ask", "end"]
 
 
 class Ledger:
@@ -300,6 +300,7 @@ class Machine:
         if exited.exc is None and exited.risen is None and node.spec.restart != "permanent":
             self._emit(events.Returned, node, value=exited.value)
             self._release(node)
+            self.inbox.append(_Done(node, node.epoch))
             return
         self._failed(node, self._failure_of(exited), risen=exited.risen is not None)
         if node.undecided:
@@ -339,13 +340,11 @@ class Machine:
         if ended.error is not None:
             self._emit(events.StopError, node, exc=ended.error)
         if node.state == "up":
-            self._ended_by_itself(node)
+            self._ended_by_itself(node, ended.failure)
             return
         self._emit(events.Stopped, node)
         if node.awaited:
             self._settle(node)
-        else:
-            self.inbox.append(_Done(node, node.epoch))
 
     def _start_ended(self, node: Node, ended: effect.Ended) -> None:
         """A start ended before it was ready."""
@@ -366,13 +365,16 @@ class Machine:
             failure = Failure(risen.exc, node, risen.path, risen.tag, starting=True)
         self._start_failed(node, failure)
 
-    def _ended_by_itself(self, node: Node) -> None:
-        """A supervisor ended normally."""
-        if node.spec.restart == "permanent":
+    def _ended_by_itself(self, node: Node, failure: Failure | None) -> None:
+        """A supervisor ended, normally or not, and nobody had stopped it."""
+        if failure is None and node.spec.restart == "permanent":
             exc = errors.ChildReturned(f"permanent supervisor {node.path!r} ended normally")
-            self._failed(node, Failure(exc, node, node.path))
+            failure = Failure(exc, node, node.path)
+        if failure is not None:
+            self._failed(node, failure)
             self.inbox.append(_Judge(node, node.epoch))
         else:
+            node.state = "stopping"
             self._emit(events.Returned, node)
             self._emit(events.Stopped, node)
             self.inbox.append(_Done(node, node.epoch))
@@ -386,10 +388,11 @@ class Machine:
     def _on_stop(self, stop: effect.Stop) -> None:
         if self.phase == "ended":
             return
+        failure = None if stop.exc is None else Failure(stop.exc, self.node, self.path)
         if self.act is not None and self.act.kind == "end":
-            self.act.returned, self.act.failure = False, None
+            self.act.returned, self.act.failure = stop.returned, failure
             return
-        self._begin_end(stop.reason)
+        self._begin_end(stop.reason, returned=stop.returned, failure=failure)
 
     def _on_verdict(self, verdict: effect.Verdict) -> None:
         act = self.act
@@ -407,7 +410,7 @@ class Machine:
     def _on_wake(self, _: effect.Wake) -> None:
         timers = self._timers
         while timers and timers[0][0] <= self.now:
-            _, ticket, node = heappop(timers)
+            ticket, node = heappop(timers)[1:]
             if node.timer == ticket:
                 _DUE[node.phase](self, node)
         while timers and timers[0][2].timer != timers[0][1]:
@@ -546,7 +549,7 @@ class Machine:
             self._down(node, "condemned", why)
         elif act.kind == "add":
             self._leave(node, why)
-        elif act.kind in ("stop", "start"):
+        elif act.kind in ("done", "stop", "start"):
             self._down(node, "down", why)
         elif act.kind in ("restart", "retry") and node.temporary:
             self._leave(node, why)
@@ -793,10 +796,17 @@ class Machine:
         if token is not None:
             self.out.append(effect.Reply(token, error=start_failed(failure)))
 
-    def _finish_condemn(self, act: Act) -> None:
+    def _finish_over(self, act: Act) -> None:
+        """A child has ended by itself, or by a verdict; perhaps so does its supervisor (R18)."""
         self.act = None
-        assert act.node is not None
-        self._check_auto_shutdown(act.node)
+        node, mode = act.node, self.spec.auto_shutdown
+        assert node is not None
+        if mode == "never" or not node.spec.significant:
+            return
+        if mode == "all_significant" and any(map(_is_significant_and_on, self.children.values())):
+            return
+        why = f"{self.path!r} shuts down: {mode.replace('_', ' ')} child {node.path!r} has ended"
+        self._begin_end(why, returned=True)
 
     def _finish_limit(self, act: Act) -> None:
         assert act.failure is not None
@@ -852,18 +862,7 @@ class Machine:
 
     def _take_done(self, item: _Done) -> None:
         node = item.node
-        self._down(node, "down", None)
-        self._check_auto_shutdown(node)
-
-    def _check_auto_shutdown(self, node: Node) -> None:
-        """A child has ended by itself, or by a verdict; perhaps so does its supervisor (R18)."""
-        mode = self.spec.auto_shutdown
-        if mode == "never" or not node.spec.significant:
-            return
-        if mode == "all_significant" and any(map(_is_significant_and_on, self.children.values())):
-            return
-        why = f"{self.path!r} shuts down: {mode.replace('_', ' ')} child {node.path!r} has ended"
-        self._begin_end(why, returned=True)
+        self.act = Act("done", f"{node.path!r} is done", node, [node])
 
     # --- requests (R25)
 
@@ -874,23 +873,31 @@ class Machine:
         return node
 
     def _take_add(self, request: Request) -> None:
-        spec, dynamic = request.spec, False
-        if isinstance(self.spec, Pool):
-            if self.spec.maximum is not None and len(self.children) >= self.spec.maximum:
-                self._refuse(request.token, f"pool {self.path!r} is full ({self.spec.maximum})", "full")
-                return
-            dynamic = request.name is None
-            spec = self.spec.member(request.name or self._next_name(), request.args)
+        try:
+            spec = self._wanted(request)
+        except (TypeError, ValueError, errors.Refused) as problem:
+            self.out.append(effect.Reply(request.token, error=problem))
+            return
+        node = self._join(spec)
+        node.dynamic = isinstance(self.spec, Pool) and request.name is None
+        self.act = Act("add", f"{node.path!r} is being added", node, starts=[node], token=request.token)
+
+    def _wanted(self, request: Request) -> Spec:
+        """The child that is to be added; raises what the caller gets if it cannot be."""
+        spec = self._member(self.spec, request) if isinstance(self.spec, Pool) else request.spec
         assert spec is not None
+        check_fits(self.spec, spec)
         there = self.children.get(spec.name)
         if there is not None:
             running = there.state not in ("down", "condemned", "restarting")
             message = f"{self.path!r} already has a child {spec.name!r} ({there.state})"
-            self._refuse(request.token, message, "running" if running else "duplicate")
-            return
-        node = self._join(spec)
-        node.dynamic = dynamic
-        self.act = Act("add", f"{node.path!r} is being added", node, starts=[node], token=request.token)
+            raise errors.Refused(message, reason="running" if running else "duplicate")
+        return spec
+
+    def _member(self, pool: Pool, request: Request) -> Spec:
+        if pool.maximum is not None and len(self.children) >= pool.maximum:
+            raise errors.Refused(f"pool {self.path!r} is full ({pool.maximum})", reason="full")
+        return pool.member(request.name or self._next_name(), request.args)
 
     def _next_name(self) -> str:
         assert isinstance(self.spec, Pool)
@@ -951,8 +958,7 @@ class Machine:
 
     def _take_status(self, request: Request) -> None:
         """A look in its turn; `Forest.status` is the one that never waits (R33)."""
-        picture = [(node.name, node.state) for node in self.children.values()]
-        self.out.append(effect.Reply(request.token, picture))
+        self.out.append(effect.Reply(request.token, picture(self.node, self.now)))
 
     def restarts(self, now: float) -> int:
         """How many restarts its limit counts now."""
@@ -1017,7 +1023,8 @@ _FINISH: _Table = {
     "add": Machine._finish_request,
     "start": Machine._finish_request,
     "stop": Machine._finish_request,
-    "condemn": Machine._finish_condemn,
+    "condemn": Machine._finish_over,
+    "done": Machine._finish_over,
     "limit": Machine._finish_limit,
     "end": Machine._finish_end,
 }

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, Literal
 
 from attrs import field, frozen
 
 from .decide import Decider
 from .limit import Delays, Window
-from .spec import Child, Spec
+from .spec import Child, Pool, Spec
 
 if TYPE_CHECKING:
     from .effect import Failure
@@ -132,3 +132,40 @@ class Status:
             here = waiting.pop()
             yield here
             waiting += reversed(here.children)
+
+
+def picture(node: Node, now: float, waiting: Callable[[Node], int | None] = lambda _: None) -> Status:
+    """One node and all below it; bottom up over a list, so that no depth is too deep."""
+    order = [node]
+    for here in order:
+        if here.machine is not None:
+            order += here.machine.children.values()
+    done: dict[Node, Status] = {}
+    for here in reversed(order):
+        children = () if here.machine is None else tuple(map(done.__getitem__, here.machine.children.values()))
+        done[here] = _one(here, now, waiting(here), children)
+    return done[node]
+
+
+def _one(node: Node, now: float, waiting: int | None, children: tuple[Status, ...]) -> Status:
+    if node.machine is not None:
+        restarts = node.machine.restarts(now)
+    else:
+        restarts = 0 if node.window is None else node.window.count(now)
+    return Status(
+        path=node.path,
+        kind=_kind(node.spec),
+        state=node.state,
+        incarnation=node.incarnation,
+        restarts=restarts,
+        last_failure=node.last_failure,
+        due=node.due if node.phase == "backoff" else None,
+        mailbox=waiting,
+        children=children,
+    )
+
+
+def _kind(spec: Spec) -> str:
+    if isinstance(spec, Child):
+        return "child"
+    return "pool" if isinstance(spec, Pool) else "supervisor"

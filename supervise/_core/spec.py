@@ -6,6 +6,7 @@ import inspect
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager
+from functools import partial
 from typing import Any, Final, Literal
 
 from attrs import evolve, field, frozen
@@ -57,6 +58,7 @@ def _check_as_child(spec: Child | Supervisor | Pool) -> None:
     what = f"{_kind(spec)} {spec.name!r}"
     _check_name(_kind(spec), spec.name)
     check_choice(f"{what}: restart", spec.restart, ("permanent", "transient", "temporary"))
+    _check_type(f"{what}: significant", spec.significant, bool)
     if spec.significant and spec.restart == "permanent":
         refuse(ValueError(f"{what}: significant needs restart 'transient' or 'temporary', got 'permanent'"))
     _check_type(f"{what}: decider", spec.decider, (Decider, type(None)))
@@ -195,7 +197,7 @@ class Supervisor(_AsChild):
     on_limit: OnLimit = field(default="escalate", kw_only=True)
     auto_shutdown: AutoShutdown = field(default="never", kw_only=True)
     front: str | None = field(default=None, kw_only=True, converter=_name_of)
-    init: Callable[[], object] | None = field(default=None, kw_only=True)
+    init: Callable[..., object] | None = field(default=None, kw_only=True)
 
     def __attrs_post_init__(self) -> None:
         _check_as_child(self)
@@ -219,21 +221,22 @@ class Pool(_AsChild):
 
     Args:
         name: unique among its siblings; no `/`.
-        template: each member is this child under a name of its own, and with the arguments that `add` gave.
+        template: each member is this child under a name of its own, and with the arguments that `add` gave; where it is
+            a supervisor, its `init` gets them.
         maximum: more members are refused; None is no maximum.
-        member_limit: of each member, so that one bad member cannot take the pool down; None is no limit.
+        member_limit: of each member that is a `Child`, so that one bad member cannot take the pool down; None is no limit.
         limit: of all members together; None, the default, is no limit.
         on_limit, auto_shutdown, init, restart, significant, start_timeout, backoff, decider: as for `Supervisor`.
     """
 
     name: str
-    template: Child
+    template: Spec
     maximum: int | None = field(default=None, kw_only=True)
     member_limit: Limit | None = field(default=Limit(3, within=5), kw_only=True)
     limit: Limit | None = field(default=None, kw_only=True)
     on_limit: OnLimit = field(default="escalate", kw_only=True)
     auto_shutdown: AutoShutdown = field(default="never", kw_only=True)
-    init: Callable[[], object] | None = field(default=None, kw_only=True)
+    init: Callable[..., object] | None = field(default=None, kw_only=True)
 
     children: tuple[Spec, ...] = field(default=(), init=False, repr=False)
     strategy: Strategy = field(default="one_for_one", init=False, repr=False)
@@ -242,19 +245,32 @@ class Pool(_AsChild):
     def __attrs_post_init__(self) -> None:
         _check_as_child(self)
         what = f"pool {self.name!r}"
-        _check_type(f"{what}: template", self.template, Child)
+        _check_type(f"{what}: template", self.template, (Child, Supervisor, Pool))
         _check_type(f"{what}: member_limit", self.member_limit, (Limit, type(None)))
         if self.maximum is not None:
             check_number(f"{what}: maximum", self.maximum, least=1, kind=int)
         _check_supervisor(self, what)
 
-    def member(self, name: str, args: Sequence[Any]) -> Child:
-        """The template under a name and with arguments of its own."""
+    def member(self, name: str, args: Sequence[Any]) -> Spec:
+        """The template under a name and with arguments of its own: its body's, or its `init`'s."""
         template = self.template
-        return evolve(template, name=name, args=(*template.args, *args), limit=template.limit or self.member_limit)
+        if isinstance(template, Child):
+            limit = template.limit or self.member_limit
+            return evolve(template, name=name, args=(*template.args, *args), limit=limit)
+        if args and template.init is None:
+            raise TypeError(f"pool {self.name!r}: a member without an init takes no arguments, got {args!r}")
+        return evolve(template, name=name, init=partial(template.init, *args) if template.init else None)
 
 
 Spec = Child | Supervisor | Pool
+
+
+def check_fits(supervisor: Supervisor | Pool, child: Spec) -> None:
+    """Refuse a significant child where its end could mean nothing."""
+    if child.significant and supervisor.auto_shutdown == "never":
+        what = f"{_kind(supervisor)} {supervisor.name!r}: child {child.name!r}"
+        allowed = "'any_significant' or 'all_significant'"
+        refuse(ValueError(f"{what}: significant needs auto_shutdown {allowed}, got 'never'"))
 
 
 def _check_supervisor(spec: Supervisor | Pool, what: str) -> None:
@@ -262,6 +278,9 @@ def _check_supervisor(spec: Supervisor | Pool, what: str) -> None:
     check_choice(
         f"{what}: auto_shutdown", spec.auto_shutdown, ("never", "any_significant", "all_significant")
     )
+    for child in (spec.template,) if isinstance(spec, Pool) else spec.children:
+        if isinstance(child, Child | Supervisor | Pool):
+            check_fits(spec, child)
     if spec.init is not None and not callable(spec.init):
         refuse(TypeError(f"{what}: init must be a function, got {spec.init!r}"))
 

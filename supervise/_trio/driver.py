@@ -7,7 +7,8 @@ import logging
 import random
 import traceback
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from heapq import heappop, heappush
 from typing import Any
 
@@ -190,6 +191,17 @@ class Driver:
             self._break(exc)
         finally:
             self._busy = False
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Hold back what comes in, and serve it in order in the end: for tests of what crosses."""
+        self._busy = True
+        try:
+            yield
+        finally:
+            self._busy = False
+            if self._waiting:
+                self.post(*self._waiting.pop())
 
     def _carry_out(self, effects: list[Effect]) -> None:
         for one in effects:

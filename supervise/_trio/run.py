@@ -41,13 +41,17 @@ def run_tree(
             error and the program ends with 70. It is the only way past a child that does not yield. None: no end.
 
     Raises:
-        SystemExit: with 70 if the tree failed, or did not start.
+        SystemExit: with 70 if the tree failed, with 1 if it never started (one line in the log says why).
     """
     try:
         trio.run(_run, spec, sinks, hard_exit_after)
-    except (TreeFailed, StartFailed) as failed:
+    except TreeFailed as failed:
         logger.critical("%s", failed, exc_info=failed)
         raise SystemExit(EX_SOFTWARE) from failed
+    except StartFailed as failed:
+        logger.critical("%s", failed)
+        logger.debug("the traceback of the failed start", exc_info=failed)
+        raise SystemExit(1) from failed
 
 
 async def _run(spec: Supervisor | Pool, sinks: Iterable[Sink] | None, hard_exit_after: float | None) -> None:

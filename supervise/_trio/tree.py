@@ -9,9 +9,8 @@ from typing import Any
 import trio
 
 from .._core import effect
-from .._core.forest import picture
 from .._core.machine import Machine
-from .._core.node import Node, Status
+from .._core.node import Node, Status, picture
 from .._core.spec import Child, OnLoss, Pool, Spec, Supervisor, placed_twice, walk
 from ..errors import ChildRestarted, Refused
 from ..events import Sink

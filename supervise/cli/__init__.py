@@ -30,15 +30,22 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="supervise", description="Run supervision trees that are declared in Python.")
+    parser = argparse.ArgumentParser(
+        prog="supervise", description="Run supervision trees that are declared in Python."
+    )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     run = commands.add_parser("run", help="run a tree until it ends or is told to stop")
     run.add_argument("target", metavar="MODULE[:ATTR]|FILE[:ATTR]", help=_PARSER)
     run.add_argument(
-        "--hard-exit-after", type=float, metavar="SECONDS", help="end the program, if an ordered stop takes longer"
+        "--hard-exit-after",
+        type=float,
+        metavar="SECONDS",
+        help="end the program, if an ordered stop takes longer",
     )
     run.set_defaults(command=_run)
-    check = commands.add_parser("check", help="validate a tree without starting it; exit status 1 if anything is wrong")
+    check = commands.add_parser(
+        "check", help="validate a tree without starting it; exit status 1 if anything is wrong"
+    )
     check.add_argument("target", metavar="MODULE[:ATTR]|FILE[:ATTR]", help=_PARSER)
     check.set_defaults(command=_check)
     return parser

@@ -42,7 +42,11 @@ def load(target: str, noted: list[Exception] | None = None) -> object:
 def _split(target: str) -> tuple[str, str, str]:
     """A Windows drive is no attribute."""
     where, colon, attribute = target.rpartition(":")
-    return (where, colon, attribute) if colon and attribute.isidentifier() and len(where) > 1 else (target, "", "")
+    return (
+        (where, colon, attribute)
+        if colon and attribute.isidentifier() and len(where) > 1
+        else (target, "", "")
+    )
 
 
 def _module(where: str) -> ModuleType:
@@ -67,7 +71,9 @@ def _refuse_foreign_runners(where: str) -> None:
         return
     spec = importlib.util.find_spec("runners")
     if spec is not None and spec.origin is not None and not Path(spec.origin).with_name("worker.py").exists():
-        raise NoTree(f"the package 'runners' at {spec.origin} is not the one of trio-supervise, which it hides")
+        raise NoTree(
+            f"the package 'runners' at {spec.origin} is not the one of trio-supervise, which it hides"
+        )
 
 
 def _from_file(path: Path) -> ModuleType:
@@ -92,7 +98,11 @@ def _attribute(module: ModuleType, where: str, attribute: str) -> object:
         return _tree(module.tree, f"{where}:tree")
     roots = _roots(module)
     if len(roots) != 1:
-        found = f"its supervisors are {', '.join(sorted(roots))}: name one" if roots else "it has no supervisor either"
+        found = (
+            f"its supervisors are {', '.join(sorted(roots))}: name one"
+            if roots
+            else "it has no supervisor either"
+        )
         raise NoTree(f"{where} has no 'tree', and {found}")
     return next(iter(roots.values()))
 
@@ -118,5 +128,7 @@ def _last_line(exc: Exception) -> str:
 def _where(exc: Exception, where: str) -> str:
     """The line of the file that raised, if it was the file itself."""
     frames = traceback.extract_tb(exc.__traceback__)
-    lines = [frame for frame in frames if frame.filename.endswith(Path(where).name) or where in frame.filename]
+    lines = [
+        frame for frame in frames if frame.filename.endswith(Path(where).name) or where in frame.filename
+    ]
     return f" (line {lines[-1].lineno})" if lines else ""

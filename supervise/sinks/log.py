@@ -42,5 +42,14 @@ class LoggingSink:
         text = "%s #%d failed: %r%s → %s, by %s%s"
         trace = event.exc if self._logger.isEnabledFor(logging.DEBUG) else None
         self._logger.log(
-            level, text, event.path, event.incarnation, event.exc, tag, verdict, event.by, passed, exc_info=trace
+            level,
+            text,
+            event.path,
+            event.incarnation,
+            event.exc,
+            tag,
+            verdict,
+            event.by,
+            passed,
+            exc_info=trace,
         )

@@ -1,0 +1,363 @@
+"""A declared tree that streams tokens from a real model, and heals while it is hurt.
+
+    supervise run runners.demo                         plain lines, one fault of each kind
+    python -m runners.demo --fault segv                the same, with the fault of your choice
+    python -m runners.demo --json --fault kill         one line of JSON; compares with a run without faults
+
+The faults are real: SIGKILL, SIGSEGV and SIGSTOP of the process that holds the model, and a poison that the runner
+itself reports. A feed reads prompts, the device worker streams their continuations, a printer prints them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import random
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import trio
+from attrs import define, field, frozen
+
+from runners.errors import InferenceError
+from runners.hosts.process import ProcessHost
+from runners.scripted import Fault, Faulty
+from runners.torch_lm import TorchLM
+from runners.types import ExecuteBatch, Sampling, TokenChunk
+from runners.worker import ContextState, device_worker
+from supervise import (
+    Child,
+    Inbox,
+    Limit,
+    StartFailed,
+    Supervisor,
+    TreeFailed,
+    current_child,
+    open_tree,
+    run_tree,
+)
+from supervise.sinks.lines import LineSink
+
+FaultKind = Literal["kill", "segv", "poison", "hang"]
+KINDS: tuple[FaultKind, ...] = get_args(FaultKind)
+PROMPTS = Path(__file__).with_name("demo.txt")
+MAX_TOKENS = 160
+_SIGNALS = {"kill": signal.SIGKILL, "segv": signal.SIGSEGV, "hang": signal.SIGSTOP}
+_LINE = 88
+_SHORTEST = 8
+"""Tokens of a stream in which a fault can strike well inside."""
+
+
+@define
+class Strike:
+    """One fault: what kind, in which request, at which token; then which process it hit, and which took over."""
+
+    kind: FaultKind
+    request: int
+    token: int
+    pid_before: int | None = None
+    pid_after: int | None = None
+
+
+@define
+class Ledger:
+    """What the consumer of the streams saw, by request."""
+
+    prompts: Sequence[str]
+    seed: int
+    strikes: Sequence[Strike] = ()
+    texts: dict[int, str] = field(factory=dict[int, str])
+    tokens: dict[int, int] = field(factory=dict[int, int])
+    lost: int = 0
+    duplicated: int = 0
+    longest_gap: float = 0.0
+    restarts: int = 0
+    failed: bool = False
+
+    def batch(self, number: int) -> ExecuteBatch:
+        """Request `number`, the same in every run with this seed."""
+        sampling = Sampling(max_tokens=MAX_TOKENS, temperature=0.7, seed=self.seed * 1000 + number)
+        return ExecuteBatch(f"request-{number}", self.prompts[number], sampling=sampling)
+
+    def accept(self, number: int, chunk: TokenChunk, gap: float) -> None:
+        """Count one chunk: a token that comes twice is a duplicate, one that is skipped is lost."""
+        had = self.tokens.get(number, 0)
+        self.duplicated += max(0, had - chunk.index)
+        self.lost += max(0, chunk.index - had)
+        self.tokens[number] = chunk.index + len(chunk.token_ids)
+        self.texts[number] = self.texts.get(number, "") + chunk.text
+        self.longest_gap = max(self.longest_gap, gap)
+
+    def summary(self) -> str:
+        """One line for a person."""
+        return (
+            f"{len(self.texts)} requests, {sum(self.tokens.values())} tokens, {self.restarts} restarts, "
+            f"{self.lost} lost, {self.duplicated} duplicated, longest gap {self.longest_gap * 1000:.0f} ms"
+        )
+
+
+# --- the tree, as configuration
+
+
+def declare(ledger: Ledger, *, at_once: int = 1, show: bool = True) -> Supervisor:
+    """The demo's tree: a device worker, a printer, and a feed whose end is the end of it all."""
+    llm = device_worker(
+        "llm",
+        _runner(ledger.strikes),
+        host=ProcessHost(device="cpu", load_timeout=60.0, next_chunk_timeout=1.0),
+        limit=Limit(2 * len(KINDS), within=60, of_ready_time=True),
+        backoff=None,
+    )
+    printer = Child("printer", _Printer(show), mailbox=256)
+    feed = Child("feed", _Feed(ledger, llm, printer, at_once), restart="transient", significant=True)
+    return Supervisor("demo", [llm, printer, feed], auto_shutdown="any_significant")
+
+
+def _runner(strikes: Sequence[Strike]) -> TorchLM | Faulty:
+    """The model; where a poison is wanted, inside a runner that reports one at that token of its first try."""
+    faults = [
+        Fault("poison", request_id=f"request-{strike.request}", at_token=strike.token, incarnation=before + 1)
+        for before, strike in enumerate(strikes)
+        if strike.kind == "poison"
+    ]
+    return Faulty(TorchLM(), tuple(faults)) if faults else TorchLM()
+
+
+@frozen
+class _Feed:
+    """Sends the prompts, some at once, and gives what comes to the printer."""
+
+    ledger: Ledger
+    llm: Supervisor
+    printer: Child
+    at_once: int
+
+    async def __call__(self) -> None:
+        room = trio.CapacityLimiter(self.at_once)
+        async with trio.open_nursery() as nursery:
+            for number in range(len(self.ledger.prompts)):
+                await room.acquire_on_behalf_of(number)
+                nursery.start_soon(self._one, number, room)
+        await current_child().tree[self.printer].call(f"\n{self.ledger.summary()}\n")
+
+    async def _one(self, number: int, room: trio.CapacityLimiter) -> None:
+        ledger = self.ledger
+        strike = next((strike for strike in ledger.strikes if strike.request == number), None)
+        await self._print(f"\n— request {number + 1} of {len(ledger.prompts)}: {ledger.prompts[number]!r}\n")
+        if strike is not None:
+            strike.pid_before = (await self._context()).pid
+        try:
+            await self._stream(number, strike)
+        except InferenceError as exc:
+            ledger.texts.setdefault(number, "")
+            await self._print(f"\n  {type(exc).__name__}: {exc}\n")
+        context = await self._context()
+        ledger.restarts = max(ledger.restarts, context.incarnation - 1)
+        if strike is not None:
+            strike.pid_after = context.pid
+        room.release_on_behalf_of(number)
+
+    async def _stream(self, number: int, strike: Strike | None) -> None:
+        before = trio.current_time()
+        async with current_child().tree[self.llm].stream(self.ledger.batch(number)) as chunks:
+            async for chunk in chunks:
+                now = trio.current_time()
+                self.ledger.accept(number, chunk, now - before)
+                before = now
+                await self._print(chunk.text)
+                if strike is not None and chunk.index == strike.token - 1 and strike.kind != "poison":
+                    await self._strike(strike)
+
+    async def _print(self, text: str) -> None:
+        await current_child().tree[self.printer].send(text)
+
+    async def _context(self) -> ContextState:
+        state: ContextState = await current_child().tree[self.llm].ready()
+        return state
+
+    async def _strike(self, strike: Strike) -> None:
+        """Hurt the process that serves, while its stream is under way. A poison comes from within."""
+        strike.pid_before = (await self._context()).pid
+        if strike.pid_before is not None:
+            os.kill(strike.pid_before, _SIGNALS[strike.kind])
+
+
+@frozen
+class _Printer:
+    """Prints what it is sent, in lines of a readable width."""
+
+    show: bool
+
+    async def __call__(self, inbox: Inbox) -> None:
+        rest = ""
+        async for message in inbox:
+            *lines, rest = _wrapped(rest + message.value)
+            if self.show and lines:
+                sys.stdout.write("\n".join(lines) + "\n")
+                sys.stdout.flush()
+            message.reply()
+
+
+def _wrapped(text: str) -> list[str]:
+    """The lines of a text, broken at a space where they are long; the last one may go on."""
+    lines: list[str] = []
+    for line in text.split("\n"):
+        rest = line
+        while len(rest) > _LINE:
+            cut = rest.rfind(" ", 1, _LINE) + 1 or _LINE
+            lines.append(rest[:cut])
+            rest = rest[cut:]
+        lines.append(rest)
+    return lines
+
+
+# --- runs
+
+
+def _plan(kinds: Sequence[FaultKind], lengths: Sequence[int], seed: int) -> list[Strike]:
+    """One strike each, in a request of its own, strictly inside the stream.
+
+    Raises:
+        ValueError: too few streams are long enough.
+    """
+    chance = random.Random(seed)  # noqa: S311 - a plan, not a secret
+    long_enough = [number for number, length in enumerate(lengths) if length >= _SHORTEST]
+    if len(long_enough) < len(kinds):
+        raise ValueError(
+            f"{len(kinds)} faults need as many streams of {_SHORTEST} tokens, got {len(long_enough)}"
+        )
+    requests = sorted(chance.sample(long_enough, k=len(kinds)))
+    return [
+        Strike(kind, request, round(lengths[request] * chance.uniform(0.2, 0.5)))
+        for kind, request in zip(kinds, requests, strict=True)
+    ]
+
+
+async def _measure(ledger: Ledger) -> None:
+    """Run the tree without a word, and note how it ended."""
+    try:
+        async with open_tree(declare(ledger, at_once=4, show=False), sinks=[]) as tree:
+            await tree.root.ended()
+    except TreeFailed:
+        ledger.failed = True
+
+
+def report(prompts: Sequence[str], kinds: Sequence[FaultKind], seed: int) -> dict[str, Any]:
+    """Run without faults, then with them, and compare."""
+    calm = Ledger(prompts, seed)
+    trio.run(_measure, calm)
+    lengths = [calm.tokens.get(number, 0) for number in range(len(prompts))]
+    hurt = Ledger(prompts, seed, _plan(kinds, lengths, seed))
+    trio.run(_measure, hurt)
+    wanted = sum(lengths)
+    return {
+        "requests": len(prompts),
+        "tokens": sum(hurt.tokens.values()),
+        "restarts": hurt.restarts,
+        "lost": hurt.lost + max(0, wanted - sum(hurt.tokens.values())),
+        "duplicated": hurt.duplicated,
+        "identical": not calm.failed and hurt.texts == calm.texts,
+        "longest_gap_ms": round(hurt.longest_gap * 1000, 1),
+        "tree_failed": hurt.failed,
+        "streams": [_sha256(hurt.texts.get(number, "")) for number in range(len(prompts))],
+        "faults": [
+            {
+                "kind": strike.kind,
+                "request": strike.request,
+                "token": strike.token,
+                "pid_before": strike.pid_before,
+                "pid_after": strike.pid_after,
+            }
+            for strike in hurt.strikes
+        ],
+    }
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _show(prompts: Sequence[str], kinds: Sequence[FaultKind], seed: int) -> None:
+    """Run with lines for a person, and a summary."""
+    ledger = _shown(prompts, kinds, seed)
+    run_tree(declare(ledger), sinks=[LineSink(sys.stdout)])
+
+
+def _shown(prompts: Sequence[str], kinds: Sequence[FaultKind], seed: int) -> Ledger:
+    return Ledger(prompts, seed, _plan(kinds, [MAX_TOKENS] * len(prompts), seed))
+
+
+# --- the command
+
+
+def read_prompts(name: str) -> list[str]:
+    """One prompt a line; `-` is standard input. Empty lines are none.
+
+    Raises:
+        ValueError: there is no such file, or no prompt in it.
+    """
+    try:
+        text = sys.stdin.read() if name == "-" else Path(name).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as exc:
+        raise ValueError(f"cannot read prompts from {name}: {exc}") from exc
+    prompts = [line.strip() for line in text.splitlines() if line.strip()]
+    if not prompts:
+        raise ValueError(f"no prompts in {name}: one a line is expected")
+    return prompts
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command; gives its exit status."""
+    arguments = _parser().parse_args(argv)
+    kinds: Sequence[FaultKind] = [] if arguments.fault == "none" else [arguments.fault]
+    try:
+        prompts = read_prompts(arguments.prompts)
+        if arguments.json:
+            return _print_report(report(prompts, kinds, arguments.seed))
+        _show(prompts, kinds, arguments.seed)
+    except (ValueError, StartFailed) as exc:
+        sys.stderr.write(f"runners.demo: {exc}\n")
+        return 2 if isinstance(exc, ValueError) else 1
+    return 0
+
+
+def _print_report(result: dict[str, Any]) -> int:
+    sys.stdout.write(json.dumps(result) + "\n")
+    good = result["identical"] and not (result["lost"] or result["duplicated"] or result["tree_failed"])
+    return 0 if good else 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m runners.demo", description=(__doc__ or "").partition("\n")[0]
+    )
+    parser.add_argument("--json", action="store_true", help="print one line of JSON instead of the streams")
+    parser.add_argument(
+        "--prompts", default=str(PROMPTS), metavar="FILE", help="one prompt a line; - is standard input"
+    )
+    parser.add_argument(
+        "--fault", choices=["none", *KINDS], default="kill", help="what to do to the model's process"
+    )
+    parser.add_argument(
+        "--seed", type=_seed, default=0, help="of the sampling, and of where the fault strikes"
+    )
+    return parser
+
+
+def _seed(text: str) -> int:
+    value = int(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"a seed must be >= 0, got {value}")
+    return value
+
+
+_ledger = _shown(read_prompts(str(PROMPTS)), KINDS, 0)
+tree = declare(_ledger)
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,279 @@
+"""The command `supervise`, run as a user runs it: in a process of its own."""
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+def environment(*first):
+    return {**os.environ, "PYTHONPATH": os.pathsep.join([*map(str, first), str(ROOT)])}
+
+
+def supervise(*arguments, cwd, env=None):
+    command = [sys.executable, "-P", "-m", "supervise.cli", *arguments]
+    return subprocess.run(
+        command, cwd=cwd, env=env or environment(), capture_output=True, text=True, timeout=60, check=False
+    )
+
+
+@pytest.fixture
+def write(tmp_path):
+    def write(name, text):
+        (tmp_path / name).write_text("import trio\nfrom supervise import *\n" + textwrap.dedent(text))
+        return name
+
+    return write
+
+
+def one_line(result, *, status, says):
+    assert result.returncode == status, result.stderr
+    assert result.stderr.count("\n") == 1, result.stderr
+    assert "Traceback" not in result.stderr
+    assert says in result.stderr
+
+
+GOOD = 'tree = Supervisor("app", [Child("a", trio.sleep_forever)])\n'
+
+
+def test_check_accepts_a_good_tree(write, tmp_path):
+    """`check` says ok and exits 0, for a file, a module, and a name in either."""
+    write("good.py", GOOD)
+    for target in ("good.py", "good.py:tree", "good", "good:tree"):
+        result = supervise("check", target, cwd=tmp_path)
+        assert (result.returncode, result.stdout) == (0, f"{target}: ok\n"), result.stderr
+
+
+def test_the_only_root_of_a_module_needs_no_name(write, tmp_path):
+    """Without `tree` the module's only supervisor that stands in no other is the tree."""
+    write("only.py", 'part = Supervisor("part", [])\napp = Supervisor("app", [part])\n')
+    assert supervise("check", "only.py", cwd=tmp_path).returncode == 0
+
+
+def test_check_finds_every_problem_in_one_go(write, tmp_path):
+    """`check` lists all that is wrong, a line each, and exits 1."""
+    write(
+        "bad.py",
+        """
+        a = Child("a", trio.sleep_forever)
+        b = Child("a", trio.sleep_forever, drain=-1)
+        inner = Supervisor("inner", [a, b], strategy="all")
+        tree = Supervisor("app", [inner, Supervisor("other", [a])], limit=Limit(-2))
+        """,
+    )
+    result = supervise("check", "bad.py", cwd=tmp_path)
+    assert result.returncode == 1
+    lines = result.stderr.splitlines()
+    for says in (
+        "child 'a': drain must be >= 0, got -1",
+        "supervisor 'inner': strategy must be one of 'one_for_one', 'one_for_all', 'rest_for_one', got 'all'",
+        "supervisor 'inner' has two children named 'a'",
+        "restarts must be >= 0, got -2",
+        "one spec stands at two places: 'app/inner/a' and 'app/other/a'",
+    ):
+        assert sum(says in line for line in lines) == 1, result.stderr
+    assert len(lines) == 5
+
+
+def test_check_starts_nothing(write, tmp_path):
+    """`check` calls neither bodies nor resources nor `init`."""
+    write(
+        "quiet.py",
+        """
+        def boom(*_):
+            raise SystemExit("started")
+        tree = Supervisor("app", [Child("a", boom, resource=boom)], init=boom)
+        """,
+    )
+    assert supervise("check", "quiet.py", cwd=tmp_path).returncode == 0
+
+
+def test_check_warns_of_a_limit_that_can_never_trip(write, tmp_path):
+    """R14: backoffs that take longer than the window make the limit void: a warning, not an error."""
+    write(
+        "void.py",
+        'tree = Supervisor("app", [Child("a", trio.sleep_forever, backoff=Backoff(initial=10))])\n',
+    )
+    result = supervise("check", "void.py", cwd=tmp_path)
+    assert result.returncode == 0
+    assert "warning: the limit of 'app' (3 within 5 s) can never trip by 'a'" in result.stderr
+
+
+@pytest.mark.parametrize("command", ["run", "check"])
+@pytest.mark.parametrize(
+    ("text", "target", "status", "says"),
+    [
+        ("", "bad.py", 2, "bad.py has no 'tree', and it has no supervisor either"),
+        (GOOD, "bad.py:nope", 2, "bad.py has no attribute 'nope'"),
+        (GOOD, "nofile.py", 2, "no such file: nofile.py"),
+        (GOOD, "no_module_of_that_name", 2, "no module named 'no_module_of_that_name'"),
+        ('tree = Child("a", trio.sleep_forever)\n', "bad.py", 2, "must be a Supervisor or a Pool"),
+        ("tree = 1 / 0\n", "bad.py", 2, "bad.py failed to load: ZeroDivisionError: division by zero (line 3)"),
+        (
+            'c = Child("a", trio.sleep_forever)\ntree = Supervisor("app", [c, c])\n',
+            "bad.py",
+            {"run": 2, "check": 1},
+            "supervisor 'app' has two children named 'a'",
+        ),
+        (
+            'c = Child("a", trio.sleep_forever)\ntree = Supervisor("app", [c, Supervisor("b", [c])])\n',
+            "bad.py",
+            1,
+            "one spec stands at two places: 'app/a' and 'app/b/a'; make two",
+        ),
+        (
+            'from runners import device_worker\ntree = Supervisor("app", [device_worker("llm", lambda: 1)])\n',
+            "bad.py",
+            2,
+            "a runner must be a value with a build method, got <function <lambda>",
+        ),
+    ],
+)
+def test_wrong_input_gives_one_clear_line(write, tmp_path, command, text, target, status, says):
+    """Bad input is one line that names the thing; exit status 1 or 2, no traceback."""
+    write("bad.py", text)
+    status = status[command] if isinstance(status, dict) else status
+    result = supervise(command, target, cwd=tmp_path)
+    if command == "check" and "two children" in says:
+        assert result.returncode == status
+        assert says in result.stderr
+        assert "Traceback" not in result.stderr
+    else:
+        one_line(result, status=status, says=says)
+
+
+def test_a_foreign_package_named_runners_is_named(tmp_path):
+    """If `runners` on the path is somebody else's, one line says so."""
+    (tmp_path / "runners").mkdir()
+    (tmp_path / "runners" / "__init__.py").write_text("")
+    result = supervise("run", "runners.demo", cwd=tmp_path, env=environment(tmp_path))
+    one_line(result, status=2, says=f"the package 'runners' at {tmp_path}")
+
+
+def test_the_current_folder_shadows_nothing(tmp_path):
+    """The current folder is appended to the path: a `runners` there does not hide ours."""
+    (tmp_path / "runners").mkdir()
+    (tmp_path / "runners" / "__init__.py").write_text("raise SystemExit('the wrong one')")
+    assert supervise("check", "runners.demo", cwd=tmp_path).returncode == 0
+
+
+def test_a_corrupt_weights_file_gives_one_line(write, tmp_path):
+    """A tree that cannot start says why in one line, and exits 1."""
+    (tmp_path / "w.safetensors").write_bytes(b"garbage")
+    write(
+        "corrupt.py",
+        """
+        from runners import TorchLM, device_worker
+        tree = Supervisor("app", [device_worker("llm", TorchLM("w.safetensors"))])
+        """,
+    )
+    one_line(supervise("run", "corrupt.py", cwd=tmp_path), status=1, says="WeightsCorrupt")
+
+
+ORDERED = """
+import sys
+def say(text):
+    print(text, flush=True)
+async def child(name, drain):
+    say(f"up {name}")
+    try:
+        await stop_requested()
+        say(f"asked {name}")
+        await trio.sleep(drain)
+    finally:
+        say(f"down {name}")
+tree = Supervisor("app", [Child(n, child, args=(n, d), drain=30) for n, d in (("a", 0), ("b", DRAIN))])
+"""
+
+
+def started(write, tmp_path, drain):
+    write("ordered.py", ORDERED.replace("DRAIN", str(drain)))
+    command = [sys.executable, "-P", "-m", "supervise.cli", "run", "ordered.py"]
+    process = subprocess.Popen(command, cwd=tmp_path, env=environment(), stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert [process.stdout.readline() for _ in range(2)] == ["up a\n", "up b\n"]
+    return process
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_the_first_signal_stops_in_order(write, tmp_path, number):
+    """R12: SIGINT or SIGTERM stops the children in reverse, each drained; the exit status is 0."""
+    process = started(write, tmp_path, 0)
+    process.send_signal(number)
+    out, _ = process.communicate(timeout=30)
+    assert out.splitlines() == ["asked b", "down b", "asked a", "down a"]
+    assert process.returncode == 0
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_the_second_signal_ends_at_once(write, tmp_path, number, status):
+    """A second signal does not wait for a child that drains."""
+    process = started(write, tmp_path, 25)
+    process.send_signal(number)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "asked b\n"
+    process.send_signal(number)
+    process.communicate(timeout=20)
+    assert process.returncode == status
+
+
+def test_a_tree_that_fails_exits_70(write, tmp_path):
+    """A root that gives up is exit status 70, with the failure and its traceback in the log."""
+    write(
+        "fails.py",
+        """
+        async def bad():
+            raise ValueError("no good")
+        tree = Supervisor("app", [Child("bad", bad)], limit=Limit(1))
+        """,
+    )
+    result = supervise("run", "fails.py", cwd=tmp_path)
+    assert result.returncode == 70
+    assert "[app/bad #1] → Restart, decided by 'app'" in result.stderr
+    assert "'app' failed" in result.stderr
+    assert "ValueError: no good" in result.stderr
+
+
+def test_a_tree_that_ends_by_itself_exits_0(write, tmp_path):
+    """R18: auto-shutdown is a normal end."""
+    write(
+        "ends.py",
+        """
+        async def once():
+            pass
+        tree = Supervisor("app", [Child("once", once, restart="transient", significant=True)],
+                          auto_shutdown="any_significant")
+        """,
+    )
+    assert supervise("run", "ends.py", cwd=tmp_path).returncode == 0
+
+
+def test_a_stop_that_hangs_is_ended_hard(write, tmp_path):
+    """R20: `--hard-exit-after` writes the stacks of what hangs and exits 70."""
+    write(
+        "hangs.py",
+        """
+        async def stubborn():
+            print("up", flush=True)
+            with trio.CancelScope(shield=True):
+                await trio.sleep_forever()
+        tree = Supervisor("app", [Child("stubborn", stubborn)])
+        """,
+    )
+    command = [sys.executable, "-P", "-m", "supervise.cli", "run", "--hard-exit-after", "0.3", "hangs.py"]
+    process = subprocess.Popen(
+        command, cwd=tmp_path, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "up\n"
+    process.terminate()
+    _, errors = process.communicate(timeout=20)
+    assert process.returncode == 70
+    assert "app/stubborn" in errors
+    assert "in stubborn" in errors

@@ -1,0 +1,167 @@
+"""The demo, run as a user runs it."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+KEYS = [
+    "requests",
+    "tokens",
+    "restarts",
+    "lost",
+    "duplicated",
+    "identical",
+    "longest_gap_ms",
+    "tree_failed",
+    "streams",
+    "faults",
+]
+
+
+def demo(*arguments, cwd=ROOT, **options):
+    command = [sys.executable, "-m", "runners.demo", *arguments]
+    return subprocess.run(
+        command, cwd=cwd, capture_output=True, text=True, timeout=120, check=False, **options
+    )
+
+
+def children(pid):
+    """The processes that `pid` has started and that are still there."""
+    return [
+        int(child)
+        for task in Path(f"/proc/{pid}/task").glob("*/children")
+        for child in task.read_text().split()
+    ]
+
+
+def state(pid):
+    """The state letter of a process; Z or nothing is gone."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return "Z"
+
+
+def eventually(condition, what, seconds=30.0):
+    """Wait, in real time, for something outside of this process."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, f"not within {seconds} s: {what}"
+        time.sleep(0.01)
+
+
+@pytest.fixture(scope="module")
+def calm():
+    return json.loads(demo("--json", "--fault", "none").stdout)
+
+
+def test_without_a_fault_nothing_restarts(calm):
+    """The report has exactly its keys; a run without faults equals itself."""
+    assert list(calm) == KEYS
+    assert calm["requests"] == 8
+    assert calm["tokens"] > 0
+    assert (calm["restarts"], calm["lost"], calm["duplicated"], calm["faults"]) == (0, 0, 0, [])
+    assert calm["identical"] is True
+    assert calm["tree_failed"] is False
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["kill", "segv", "poison", "hang"])
+def test_a_fault_costs_no_token(calm, kind):
+    """D6: whatever happens to the process in mid-stream, every stream equals its fault-free text."""
+    result = demo("--json", "--fault", kind)
+    assert result.returncode == 0, result.stderr
+    report = json.loads(result.stdout)
+    assert (report["lost"], report["duplicated"], report["tree_failed"]) == (0, 0, False)
+    assert report["identical"] is True
+    assert report["streams"] == calm["streams"]
+    assert report["restarts"] == 1
+    (fault,) = report["faults"]
+    assert fault["kind"] == kind
+    assert 0 < fault["token"] < report["tokens"] // report["requests"] - 1
+    assert fault["pid_before"] != fault["pid_after"]
+
+
+def test_prompts_come_from_standard_input(calm):
+    """`--prompts -` reads standard input, and a seed gives the same streams in any invocation."""
+    first = (ROOT / "runners" / "demo.txt").read_text().splitlines()[0]
+    report = json.loads(demo("--json", "--fault", "none", "--prompts", "-", input=f"\n{first}\n").stdout)
+    assert report["streams"] == calm["streams"][:1]
+
+
+@pytest.mark.parametrize("content", [None, "", "\n \n"])
+def test_missing_or_empty_prompts_are_one_line(tmp_path, content):
+    """A prompt file that is not there, or holds none, is one line and exit status 2."""
+    file = tmp_path / "prompts.txt"
+    if content is not None:
+        file.write_text(content)
+    result = demo("--json", "--prompts", str(file))
+    assert result.returncode == 2
+    assert result.stderr.count("\n") == 1
+    assert str(file) in result.stderr
+
+
+@pytest.mark.slow
+def test_supervise_run_shows_what_happens():
+    """`supervise run runners.demo` prints tokens, failures, directives, new incarnations, and a summary."""
+    command = [sys.executable, "-m", "supervise.cli", "run", "runners.demo"]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+    assert result.returncode == 0, result.stderr
+    for says in ("SIGKILL", "SIGSEGV", "poison", "within 1 s", "→ Restart", "running again, incarnation 5"):
+        assert says in result.stderr
+    assert "request 1 of 8: 'The import statement'" in result.stdout
+    assert "8 requests, 1280 tokens, 4 restarts, 0 lost, 0 duplicated" in result.stdout.splitlines()[-1]
+
+
+@pytest.mark.parametrize("stopped", [False, True], ids=["running", "stopped"])
+def test_no_process_outlives_a_killed_parent(stopped):
+    """D10: a host's process dies with its parent, whatever kills the parent, even if it is itself stopped."""
+    command = [sys.executable, "-m", "runners.demo", "--fault", "none"]
+    parent = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE)
+    assert parent.stdout is not None
+    while b"request 1" not in parent.stdout.readline():
+        pass
+    parent.stdout.readline()  # the first stream is under way
+    (child,) = children(parent.pid)
+    if stopped:
+        os.kill(child, signal.SIGSTOP)
+        eventually(lambda: state(child) == "T", "the child is stopped")
+    parent.kill()
+    parent.communicate()
+    eventually(lambda: state(child) == "Z", "the child is gone")
+
+
+def marked(mark):
+    """The processes whose environment holds `mark`."""
+    found = []
+    for environ in Path("/proc").glob("[0-9]*/environ"):
+        try:
+            found += [environ.parent.name] * (mark.encode() in environ.read_bytes())
+        except OSError:
+            continue
+    return found
+
+
+@pytest.mark.slow
+def test_a_run_leaves_nothing_behind(tmp_path):
+    """D10: no process, no temporary file, no shared memory, also after a kill."""
+    shared = set(os.listdir("/dev/shm"))
+    env = {**os.environ, "TMPDIR": str(tmp_path)}
+    result = demo("--json", "--fault", "kill", env=env)
+    assert result.returncode == 0, result.stderr
+    assert marked(str(tmp_path)) == []
+    assert list(tmp_path.iterdir()) == []
+    assert set(os.listdir("/dev/shm")) == shared
+
+
+def test_the_parent_never_imports_torch():
+    """The demo's own process has no torch: importing and declaring its tree brings none."""
+    code = "import sys, runners.demo; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0

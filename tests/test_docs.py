@@ -1,0 +1,61 @@
+"""What the README and the docs show is what happens."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+TREE, OUTPUT = (BLOCK.findall(PAGES[0].read_text())[number][1] for number in (0, 1))
+
+
+def run(*command, cwd):
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return subprocess.run(
+        [sys.executable, "-P", *command],
+        cwd=cwd,
+        env=env,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+def test_the_readme_shows_its_tree_and_its_real_output(tmp_path):
+    """The README's first block, run by the command, prints its second block, a restart included."""
+    (tmp_path / "diner.py").write_text(TREE)
+    assert run("-m", "supervise.cli", "check", "diner.py", cwd=tmp_path).stdout == "diner.py: ok\n"
+    assert run("-u", "-m", "supervise.cli", "run", "diner.py", cwd=tmp_path).stdout == OUTPUT
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_python_block_runs(page, tmp_path):
+    """Every Python block of a page runs, after those before it on the page."""
+    blocks = [code for language, code in BLOCK.findall(page.read_text()) if language == "python"]
+    if blocks:
+        (tmp_path / "page.py").write_text("\n".join(blocks))
+        result = run("page.py", cwd=tmp_path)
+        assert result.returncode == 0, result.stdout
+
+
+def test_the_readme_has_exactly_two_commands():
+    """One installs and runs the demo, one installs and runs the tests."""
+    commands = [code for language, code in BLOCK.findall(PAGES[0].read_text()) if language == "sh"]
+    assert [code.count("\n") for code in commands] == [1, 1]
+    assert commands[0].rstrip().endswith("supervise run runners.demo")
+    assert commands[1].rstrip().endswith("python -m pytest")
+    assert all("-c constraints.txt" in code for code in commands)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_within_the_project_lead_somewhere(page):
+    """A relative link names a file that is there."""
+    for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text()):
+        assert (page.parent / target).exists(), target

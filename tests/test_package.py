@@ -1,0 +1,47 @@
+"""What is installed."""
+
+import subprocess
+import sys
+import tomllib
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("wheel")
+    command = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(folder)]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    (file,) = folder.iterdir()
+    return zipfile.ZipFile(file)
+
+
+def test_the_wheel_holds_the_two_packages_and_nothing_else(wheel):
+    """The distribution lists `supervise` and `runners`, and its own metadata."""
+    tops = {name.split("/")[0] for name in wheel.namelist()}
+    assert {top for top in tops if not top.endswith(".dist-info")} == {"supervise", "runners"}
+
+
+def test_the_wheel_holds_what_is_no_code(wheel):
+    """The marker files for type checkers, the demo's prompts and the model's weights are in the wheel."""
+    names = set(wheel.namelist())
+    assert {"supervise/py.typed", "runners/py.typed", "runners/demo.txt"} <= names
+    assert "runners/torch_lm/weights.safetensors" in names
+
+
+def test_the_library_depends_on_trio_and_attrs_alone():
+    """Everything else is an extra."""
+    assert sorted(name.split(">")[0] for name in PROJECT["dependencies"]) == ["attrs", "trio"]
+    assert PROJECT["name"] == "trio-supervise"
+    assert PROJECT["scripts"] == {"supervise": "supervise.cli:main"}
+
+
+def test_torch_is_pinned_in_the_constraints_alone():
+    """`pyproject.toml` requires a range of torch; one exact version stands in `constraints.txt`."""
+    assert (ROOT / "constraints.txt").read_text().count("torch==2.13.0") == 1
+    assert "torch==" not in (ROOT / "pyproject.toml").read_text()

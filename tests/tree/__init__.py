@@ -1,0 +1,1 @@
+"""The rules of the tree, on real Trio tasks under virtual time."""
