@@ -32,7 +32,8 @@ def noting() -> Iterator[list[Exception]]:
 def check_number(what: str, value: object, *, least: float, kind: type | tuple[type, ...] = (int, float)) -> None:
     """Refuse what is no number, is a bool, or lies below `least` (NaN does)."""
     if isinstance(value, bool) or not isinstance(value, kind):
-        refuse(TypeError(f"{what} must be a number, got {value!r}"))
+        noun = "an integer" if kind is int else "a number"
+        refuse(TypeError(f"{what} must be {noun}, got {value!r}"))
     elif not value >= least:  # type: ignore[operator]  # an int or a float by now
         refuse(ValueError(f"{what} must be >= {least}, got {value!r}"))
 

@@ -20,6 +20,12 @@ def _is_exception_class(value: object) -> bool:
     return isinstance(value, type) and issubclass(value, BaseException)
 
 
+def _matching(exc: BaseException) -> tuple[type[Any], ...]:
+    """The classes that match an exception, the nearest first; a group is matched by group classes alone (R3)."""
+    kind = BaseExceptionGroup if isinstance(exc, BaseExceptionGroup) else BaseException
+    return tuple(cls for cls in type(exc).__mro__ if issubclass(cls, kind))
+
+
 def _check_tag(what: str, tag: object) -> None:
     if not (isinstance(tag, str) and _DOTTED.fullmatch(tag)):
         refuse(ValueError(f"{what} must be a dotted tag such as 'device.oom', got {tag!r}"))
@@ -59,7 +65,7 @@ class Rule:
     def fits(self, exc: BaseException) -> bool:
         """Whether this rule gives its tag to `exc`."""
         return (
-            isinstance(exc, self.exceptions)
+            any(cls in self.exceptions for cls in _matching(exc))
             and (self.match is None or self.match.search(str(exc)) is not None)
             and (self.when is None or bool(self.when(exc)))
         )
@@ -128,10 +134,7 @@ class Decider:
             prefix = prefix.rpartition(".")[0]
         if tag in FRAMEWORK_TAGS:
             return None
-        classes = type(exc).__mro__
-        if isinstance(exc, BaseExceptionGroup):
-            classes = tuple(cls for cls in classes if issubclass(cls, BaseExceptionGroup))
-        return next((self.table[cls] for cls in classes if cls in self.table), None)
+        return next((self.table[cls] for cls in _matching(exc) if cls in self.table), None)
 
     def directive(self, exc: BaseException, tag: str | None) -> Directive | None:
         """The first answer of the layers to one exception that is no group to be flattened; None: nobody has one."""
@@ -182,9 +185,18 @@ def judge(
     try:
         return _judge(decider, exc, tag, otherwise)
     except Exception as broken:  # noqa: BLE001 - R5: whatever a rule, a predicate or str() raises
-        if broken.__context__ is None:
-            broken.__context__ = exc
+        _chain(broken, exc)
         return Verdict(Escalate, None, broken)
+
+
+def _chain(later: BaseException, earlier: BaseException) -> None:
+    """Hang `earlier` at the end of `later`'s contexts, unless it is among them."""
+    seen = {id(earlier)}
+    while id(later) not in seen:
+        if later.__context__ is None:
+            later.__context__ = earlier
+        seen.add(id(later))
+        later = later.__context__
 
 
 def _judge(decider: Decider, exc: BaseException, tag: str | None, otherwise: Directive) -> Verdict:
@@ -199,4 +211,4 @@ def _judge(decider: Decider, exc: BaseException, tag: str | None, otherwise: Dir
 
 def _named_whole(decider: Decider, exc: BaseException) -> bool:
     """Whether some layer has an entry for this group's class."""
-    return any(layer._named(exc, None) is not None for layer in decider.layers())  # noqa: SLF001 - one module
+    return any(layer._named(exc, None) is not None for layer in decider.layers())

@@ -54,6 +54,7 @@ class Forest:
                 elif kind is effect.Fatal:
                     out.append(result)
                     assert self.root.machine is not None
+                    self.root.why = self.root.why or result.exc
                     reason = f"{machine.path!r} met what no decider decides"
                     out += self._root_stops(reason, now)
                     work.append((self.root.machine, effect.Stop(reason)))
@@ -84,7 +85,7 @@ class Forest:
         out: list[Effect] = []
         if report.failure is not None:
             exc = report.failure.exc
-            root.last_failure = exc
+            root.last_failure = root.why = exc
             out += self._event(events.StartFailed, now) + self._event(events.Failed, now, exc=exc)
             details = {"directive": None, "by": root.path, "because": "first start", "exc": exc}
             out += self._event(events.Decided, now, **details)
@@ -92,7 +93,8 @@ class Forest:
             out += self._event(events.Ignored, now) + self._event(events.Returned, now)
         elif report.returned:
             out += self._event(events.Returned, now)
-        return [*out, *self._event(events.Stopped, now), effect.Gone(root, root.last_failure)]
+        root.gone = True
+        return [*out, *self._event(events.Stopped, now), effect.Gone(root, root.why)]
 
     def _root_stops(self, reason: str, now: float) -> list[Effect]:
         if self.root.state not in ("starting", "up"):

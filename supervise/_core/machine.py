@@ -9,7 +9,7 @@ Asking an ancestor is an act that waits for its verdict.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from heapq import heapify, heappop, heappush
 from typing import Any, Literal
 
@@ -24,19 +24,22 @@ from .limit import Window
 from .node import Node, picture
 from .spec import Child, Pool, Spec, Supervisor, check_fits
 
+_FEW_TIMERS = 64  # fewer are not worth sifting
+
 ActKind = Literal["boot", "restart", "retry", "add", "start", "stop", "condemn", "done", "limit", "ask", "end"]
 
 
 class Ledger:
     """What outlives the machines of one tree: the incarnations of paths that have no node now, names given by pools.
 
-    `listening`: whether anybody wants events; without a listener none is made.
+    `left`: why they left the tree. `listening`: whether anybody wants events; without a listener none is made.
     """
 
-    __slots__ = ("incarnations", "listening", "members")
+    __slots__ = ("incarnations", "left", "listening", "members")
 
     def __init__(self) -> None:
         self.incarnations: dict[str, int] = {}
+        self.left: dict[str, BaseException | None] = {}
         self.members: dict[str, int] = {}
         self.listening = True
 
@@ -151,6 +154,7 @@ class Machine:
     def _join(self, spec: Spec) -> Node:
         path = f"{self.path}/{spec.name}"
         node = Node(spec, path, self, self.ledger.incarnations.pop(path, 0))
+        self.ledger.left.pop(path, None)
         self.children[spec.name] = node
         return node
 
@@ -161,9 +165,14 @@ class Machine:
         self._mend(node, mending=False)
         node.epoch += 1
         node.state = "down"
+        self._lose(node, why)
+
+    def _lose(self, node: Node, why: BaseException | None) -> None:
+        """Nothing but the ledger knows of the node from now on."""
         if not node.dynamic:
             self.ledger.incarnations[node.path] = node.incarnation
-        node.gone = True
+            self.ledger.left[node.path] = why
+        node.gone, node.why = True, why
         self.out.append(effect.Gone(node, why, removed=True))
 
     def _down(self, node: Node, state: Literal["down", "condemned"], why: BaseException | None) -> None:
@@ -174,7 +183,7 @@ class Machine:
         self._mend(node, mending=False)
         node.state = state
         if not node.gone:
-            node.gone = True
+            node.gone, node.why = True, why
             self.out.append(effect.Gone(node, why))
 
     def _arm(self, node: Node, phase: Any, at: float) -> None:
@@ -183,7 +192,7 @@ class Machine:
         node.timer, node.phase = self._ticket, phase
         if at == float("inf"):
             return
-        if len(self._timers) > 64 and len(self._timers) > 4 * len(self.children):
+        if len(self._timers) > _FEW_TIMERS and len(self._timers) > 4 * len(self.children):
             self._timers = [timer for timer in self._timers if timer[2].timer == timer[1]]
             heapify(self._timers)
         heappush(self._timers, (at, self._ticket, node))
@@ -291,7 +300,7 @@ class Machine:
             exc,
             node,
             node.path,
-            resumable=exited.resumable,
+            resumable=exited.resumable and node.state == "up",
             progressed=exited.progressed,
             starting=node.state == "starting",
         )
@@ -639,8 +648,13 @@ class Machine:
         node.undecided = False
         self._decided(failure, Escalate)
         self._overrule(node)
-        self.out.append(effect.Fail(failure.exc))
+        self._fail(failure)
         self._begin_end(f"{self.path!r} failed: {failure.path!r} escalated")
+
+    def _fail(self, failure: Failure) -> None:
+        """The root gives up."""
+        self.node.why = failure.exc
+        self.out.append(effect.Fail(failure.exc))
 
     def _enter_again(self, node: Node) -> None:
         node.state = "up"
@@ -813,7 +827,7 @@ class Machine:
         self.act = None
         if self.node.parent is None:
             self._decided(act.failure, Escalate)
-            self.out.append(effect.Fail(act.failure.exc))
+            self._fail(act.failure)
             self._begin_end(act.why)
         else:
             self.act = Act("ask", act.why, pending=1)
@@ -844,9 +858,7 @@ class Machine:
         if self.act is not None:
             self._refuse(self.act.token, message, "stopping")
         for item in self.inbox:
-            if isinstance(item, Request):
-                self._refuse(item.token, message, "stopping")
-            elif isinstance(item, _Retry):
+            if isinstance(item, Request | _Retry):
                 self._refuse(item.token, message, "stopping")
         self.inbox.clear()
         for node in self.children.values():
@@ -854,9 +866,12 @@ class Machine:
 
     def _end(self, ended: effect.Ended) -> None:
         self.phase = "ended"
+        declared = set(self.spec.children)
         for node in self.children.values():
-            if not node.dynamic:
+            if node.spec in declared:
                 self.ledger.incarnations[node.path] = node.incarnation
+            else:
+                self._lose(node, None)
         self._timers.clear()
         self.out.append(effect.Rise(ended))
 
@@ -864,7 +879,7 @@ class Machine:
         node = item.node
         self.act = Act("done", f"{node.path!r} is done", node, [node])
 
-    # --- requests (R25)
+    # --- requests, see R25
 
     def _find(self, request: Request) -> Node | None:
         node = self.children.get(request.name or "")

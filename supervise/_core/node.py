@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from attrs import field, frozen
 
-from .decide import Decider
 from .limit import Delays, Window
 from .spec import Child, Pool, Spec
 
@@ -24,7 +23,7 @@ class Node:
 
     `epoch` changes whenever what waits in the inbox about this child is to be void. `alive`: it has a task.
     `awaited`: the act in progress goes on when it is up, or has ended. `undecided`: its failure waits for a verdict.
-    `handle` belongs to the driver.
+    `gone`: it is down for good, and `why` if it failed. `handle` belongs to the driver.
     """
 
     __slots__ = (
@@ -32,8 +31,8 @@ class Node:
         "awaited",
         "charged",
         "delays",
-        "dynamic",
         "due",
+        "dynamic",
         "epoch",
         "failure",
         "gone",
@@ -53,6 +52,7 @@ class Node:
         "timer",
         "undecided",
         "waited",
+        "why",
         "window",
     )
 
@@ -77,6 +77,7 @@ class Node:
         self.mending = False
         self.timed_out = False
         self.gone = False
+        self.why: BaseException | None = None
         self.dynamic = False
         self.phase: Phase = ""
         self.timer = 0

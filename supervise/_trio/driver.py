@@ -23,7 +23,7 @@ from .._core.forest import Forest
 from .._core.machine import Machine, start_failed
 from .._core.node import Node
 from .._core.spec import IGNORE, Child, Pool, Supervisor
-from ..errors import ChildStopped, TreeFailed
+from ..errors import ChildStopped, Refused, TreeFailed
 from .leaf import Leaf, bind
 from .mailbox import Inbox, Queue
 
@@ -57,7 +57,9 @@ class Address:
         return self.mailbox
 
     def close(self, why: BaseException | None) -> None:
-        """The node is down for good."""
+        """The node is down for good; if it was already, it stays so for the same reason."""
+        if self.gone:
+            return
         self.gone, self.why = True, why
         if self.mailbox is not None:
             self.mailbox.close(why)
@@ -113,7 +115,8 @@ class Answer:
     def set(self, result: outcome.Outcome[Any]) -> None:
         self._outcome = result
         if self._task is not None:
-            reschedule(self._task)
+            task, self._task = self._task, None
+            reschedule(task)
 
     async def wait(self) -> Any:
         """The answer. A caller that is cancelled no longer waits; the request is carried out all the same."""
@@ -139,11 +142,13 @@ class Driver:
         self.settled = trio.Event()
         self.finished = trio.Event()
         self.failure: BaseException | None = None
+        self._begun = trio.Event()
         self._sinks = list(sinks)
         self.forest.ledger.listening = bool(sinks)
         self._context = contextvars.copy_context()
         self._nursery: trio.Nursery | None = None
         self._living: dict[Leaf, None] = {}
+        self._asked: dict[Answer, None] = {}
         self._timers: list[tuple[float, int, Machine]] = []
         self._timer_scope = trio.CancelScope()
         self._ticket = 0
@@ -161,9 +166,16 @@ class Driver:
             async with trio.open_nursery() as self._nursery:
                 self._nursery.start_soon(self._keep_time, name=f"{self.forest.root.path} (timers)")
                 self._carry_out(self.forest.start(trio.current_time()))
+                self._begun.set()
                 await self.finished.wait()
                 self._timer_scope.cancel("the tree has ended")
         self.settled.set()
+
+    async def end(self, reason: str) -> None:
+        """Stop the whole tree, which may not even have begun, and wait until all of it has."""
+        await self._begun.wait()
+        self.stop(reason)
+        await self.finished.wait()
 
     def stop(self, reason: str) -> None:
         """Stop the whole tree in order."""
@@ -172,6 +184,23 @@ class Driver:
             self.post(machine, effect.Stop(reason))
 
     # --- inputs
+
+    async def ask(self, machine: Machine, request: effect.Request) -> Any:
+        """Put a request in and wait for the answer."""
+        await trio.lowlevel.checkpoint_if_cancelled()
+        if self._broken:
+            raise self._cannot_answer()
+        self._asked[request.token] = None
+        try:
+            self.post(machine, request)
+            result = await request.token.wait()
+        finally:
+            del self._asked[request.token]
+        await trio.lowlevel.cancel_shielded_checkpoint()
+        return result
+
+    def _cannot_answer(self) -> Refused:
+        return Refused(f"tree {self.forest.root.path!r} is stopping", reason="stopping")
 
     @trio.lowlevel.enable_ki_protection
     def post(self, machine: Machine | None, item: Input) -> None:
@@ -257,20 +286,20 @@ class Driver:
         return node
 
     def _is_gone(self, path: str) -> tuple[bool, BaseException | None]:
-        """Whether the node, or one above it, is down for good."""
-        root = self.forest.root
-        if self.forest.over:
-            return True, root.last_failure
-        node: Node | None = root
-        for name in path.split("/")[1:]:
-            if node is None or node.machine is None:
-                return False, None
+        """Whether the node, or one above it, is down for good, and why; the one furthest down knows best."""
+        node: Node | None = self.forest.root
+        gone: tuple[bool, BaseException | None] = (self.finished.is_set(), self.failure)
+        for name in [*path.split("/")[1:], None]:
+            assert node is not None
+            if node.gone:
+                gone = True, node.why
+            if name is None or node.machine is None:
+                break
+            left = f"{node.path}/{name}"
             node = node.machine.children.get(name)
             if node is None:
-                return True, None
-            if node.gone:
-                return True, node.last_failure
-        return False, None
+                return True, self.forest.ledger.left.get(left)
+        return gone
 
     def _changed(self, path: str) -> None:
         address = self.addresses.get(path)
@@ -287,14 +316,17 @@ class Driver:
     # --- effects
 
     def _emit(self, one: effect.Emit) -> None:
-        for sink in list(self._sinks):
+        failed: list[tuple[events.Sink, Exception]] = []
+        for sink in self._sinks:
             try:
                 sink(one.event)
             except Exception as exc:  # noqa: BLE001 - R31: it never hurts the tree
-                self._drop_sink(sink, exc)
+                failed.append((sink, exc))
+        for sink, exc in failed:
+            self._drop_sink(sink, exc)
 
     def _drop_sink(self, sink: events.Sink, exc: Exception) -> None:
-        self._sinks.remove(sink)
+        self._sinks = [other for other in self._sinks if other is not sink]
         root = self.forest.root
         failed = events.SinkFailed(
             at=trio.current_time(), path=root.path, incarnation=root.incarnation, sink=repr(sink), exc=exc
@@ -428,22 +460,25 @@ class Driver:
     # --- a defect of the framework itself (R24)
 
     def _break(self, exc: BaseException) -> None:
-        """No machine is to be trusted any more: stop every leaf, the last one started first, and raise `exc`."""
+        """No machine is to be trusted any more: stop every leaf, in reverse order, and raise `exc`."""
         self._broken = True
         self._waiting.clear()
         self._fail(exc)
+        for answer in self._asked:
+            answer.set(outcome.Error(self._cannot_answer()))
         assert self._nursery is not None
         self._nursery.start_soon(self._stop_everything, name=f"{self.forest.root.path} (broken)")
 
     async def _stop_everything(self) -> None:
-        while self._living:
-            leaf = next(reversed(self._living))
+        order = {node: place for place, node in enumerate(_nodes(self.forest.root))}
+        for leaf in sorted(self._living, key=lambda leaf: order.get(leaf._node, -1), reverse=True):
             leaf.cancel("the supervision framework is broken")
             leaf.decide("release")
             while leaf in self._living:
                 await trio.sleep(0.001)
-        for place in _places(self.forest.root):
-            place.closed.set()
+        for node in order:
+            if isinstance(node.handle, Place):
+                node.handle.closed.set()
         for address in list(self.addresses.values()):
             address.close(self.failure)
         self.finished.set()
@@ -467,14 +502,14 @@ def _frames(task: Task) -> list[traceback.FrameSummary]:
     return list(traceback.StackSummary.extract(task.iter_await_frames()))
 
 
-def _places(root: Node) -> list[Place]:
-    places, waiting = [], [root]
+def _nodes(root: Node) -> list[Node]:
+    """All nodes, parents first, in start order."""
+    nodes, waiting = [], [root]
     while waiting:
-        node = waiting.pop()
-        if isinstance(node.handle, Place):
-            places.append(node.handle)
-            waiting += node.handle.machine.children.values()
-    return places
+        nodes.append(waiting.pop())
+        if isinstance(nodes[-1].handle, Place):
+            waiting += reversed(nodes[-1].handle.machine.children.values())
+    return nodes
 
 
 _CARRY_OUT: dict[type[Any], Callable[[Driver, Any], None]] = {

@@ -47,7 +47,6 @@ class Leaf:
         "_value",
         "_verdict",
         "incarnation",
-        "last_failure",
         "path",
         "ready",
         "stopping",
@@ -57,7 +56,6 @@ class Leaf:
         assert isinstance(node.spec, Child)
         self.path = node.path
         self.incarnation = node.incarnation
-        self.last_failure = node.last_failure
         self.ready = False
         self.stopping = False
         self._driver = driver
@@ -92,6 +90,11 @@ class Leaf:
         return self._inbox
 
     @property
+    def last_failure(self) -> BaseException | None:
+        """Its last failure, one of an earlier incarnation mostly."""
+        return self._node.last_failure
+
+    @property
     def tree(self) -> Tree:
         """The tree it belongs to, for the addresses of others."""
         tree: Tree = self._driver.tree
@@ -121,6 +124,11 @@ class Leaf:
         if self._parked is not None:
             task, self._parked = self._parked, None
             reschedule(task)
+
+    @property
+    def failing(self) -> bool:
+        """Whether a failure was injected that has not come out yet."""
+        return self._injected is not None
 
     def inject(self, exc: BaseException) -> None:
         """Have the body fail with `exc` (R27)."""
@@ -160,36 +168,39 @@ class Leaf:
 
     async def _with_resource(self) -> None:
         assert self._spec.resource is not None
-        through = left = None
-        entered = False
+        value = left = None
         try:
             async with self._spec.resource() as resource:
-                entered = True
-                while True:
-                    exc, value = await self._serve(resource)
-                    if self._must_pass_through(exc, value):
-                        through = exc
-                        break
-                    if not await self._over(exc, value, resumable=True):
-                        through = self._failure
-                        break
-                if through is not None:
-                    raise through
+                value = await self._use(resource)
         except GeneratorExit:
             raise
         except BaseException as caught:  # noqa: BLE001 - as above
             left = caught
         if self._reported or self.stopping:
             self._error = self._error or _apart_from(left, self._failure)
-        elif entered and left is None:
-            await self._over(None, value, resumable=False)
+            self._settle_messages(left)
         else:
-            await self._over(left, None, resumable=False)
+            await self._over(left, value, resumable=False)
+
+    async def _use(self, resource: Any) -> Any:
+        """The body, again after each Resume. The resource sees what ends it, a cancellation too (R9)."""
+        while True:
+            exc, value = await self._serve(resource)
+            if self._must_pass_through(exc, value):
+                break
+            if not await self._over(exc, value, resumable=True):
+                exc = self._failure or (exc if self.stopping else None)
+                break
+        if exc is not None:
+            raise exc
+        return value
 
     async def _serve(self, resource: Any) -> tuple[BaseException | None, Any]:
         """The body once, in a scope of its own, so that it can fail without its resource."""
         exc = value = None
         with trio.CancelScope() as self._body_scope:
+            if self._injected is not None:
+                self.inject(self._injected)
             try:
                 arguments, options = self._arguments(resource)
                 self._begin()
@@ -232,12 +243,11 @@ class Leaf:
 
     async def _over(self, exc: BaseException | None, value: Any, *, resumable: bool) -> bool:
         """The body is over: report it, and wait for the verdict. True: enter it again."""
-        exc = self._settled(exc, value)
+        self._failure = exc = self._settled(exc, value)
         if self.stopping:
             self._error = exc
         if self.stopping or self._ignored:
             return False
-        self._failure = exc
         self._reported = True
         progressed = self._inbox is not None and self._inbox.progressed
         report = effect.Exited(self._node, self.incarnation, exc, value, resumable, progressed)
@@ -259,9 +269,12 @@ class Leaf:
             self._ignored = value is IGNORE
             if not self._ignored:
                 exc = StartReturned(f"child {self.path!r} returned {value!r} before it was ready")
-        if self._inbox is not None:
-            self._inbox.settle(self.path, exc)
+        self._settle_messages(exc)
         return exc
+
+    def _settle_messages(self, failure: BaseException | None) -> None:
+        if self._inbox is not None:
+            self._inbox.settle(self.path, failure)
 
     def end_leases(self) -> None:
         for scope in list(self._leases):
@@ -289,7 +302,8 @@ class _Status:
 def _without_cancelled(exc: BaseException) -> BaseException | None:
     """What is left of a failure once `Cancelled` is dropped (R3)."""
     if isinstance(exc, BaseExceptionGroup):
-        return exc.split(trio.Cancelled)[1]
+        dropped, rest = exc.split(trio.Cancelled)
+        return exc if dropped is None else rest
     return None if isinstance(exc, trio.Cancelled) else exc
 
 

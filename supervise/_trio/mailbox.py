@@ -7,7 +7,7 @@ being told.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, Literal
 
@@ -29,6 +29,7 @@ class Message:
     __slots__ = (
         "_inbox",
         "_mailbox",
+        "_on_left",
         "_one_way",
         "_outcome",
         "_state",
@@ -50,6 +51,7 @@ class Message:
         self._outcome: outcome.Outcome[Any] | None = None
         self._mailbox: Queue | None = None
         self._inbox: Inbox | None = None
+        self._on_left: tuple[Callable[[], object], ...] = ()
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__.lower()} {self.value!r} {self._state}>"
@@ -58,6 +60,13 @@ class Message:
     def left(self) -> bool:
         """Whether nobody waits for an answer any more."""
         return self._state == "left"
+
+    def on_left(self, callback: Callable[[], object]) -> None:
+        """Have `callback()` called, once, when the caller leaves, or now if it has left; it must not block."""
+        if self.left:
+            callback()
+        else:
+            self._on_left += (callback,)
 
     def reply(self, value: Any = None) -> None:
         """Answer it. To a caller that has left the reply is dropped quietly."""
@@ -91,6 +100,7 @@ class Message:
         """The end, from whomever: a reply, a loss, a closed mailbox."""
         self._state = "settled"
         self._outcome = result
+        self._on_left = ()
         if self._task is not None:
             task, self._task = self._task, None
             reschedule(task)
@@ -116,26 +126,21 @@ class Message:
             self._inbox._held.pop(self, None)
         if self._state != "settled":
             self._state = "left"
+        callbacks, self._on_left = self._on_left, ()
+        for callback in callbacks:
+            callback()
 
 
 class StreamMessage(Message):
     """A message with many replies: `send` each, then `reply()` ends the stream, and `fail` fails it (R30)."""
 
-    __slots__ = ("_buffer", "_on_left", "_room", "_sender", "size")
+    __slots__ = ("_buffer", "_room", "size")
 
     def __init__(self, value: Any, *, on_loss: OnLoss = "fail", size: int = 64) -> None:
         super().__init__(value, on_loss=on_loss)
         self.size = size
         self._buffer: deque[Any] = deque()
         self._room = trio.lowlevel.ParkingLot()
-        self._on_left: list[Any] = []
-
-    def on_left(self, callback: Any) -> None:
-        """Have `callback()` called, once, when the consumer leaves, or now if it has left; it must not block."""
-        if self.left:
-            callback()
-        else:
-            self._on_left.append(callback)
 
     def send_nowait(self, item: Any) -> None:
         """Put one item into the stream; `trio.WouldBlock` if the buffer is full. Dropped if the consumer left."""
@@ -150,22 +155,19 @@ class StreamMessage(Message):
             reschedule(task)
 
     async def send(self, item: Any) -> None:
-        """Put one item into the stream, waiting while its buffer is full."""
+        """Put one item into the stream, waiting while its buffer is full. Cancelled: the item was not put."""
+        await trio.lowlevel.checkpoint_if_cancelled()
         while len(self._buffer) >= self.size and self._state == "in hand":
             await self._room.park()
         self.send_nowait(item)
-        await trio.lowlevel.checkpoint()
+        await trio.lowlevel.cancel_shielded_checkpoint()
 
     def _leave(self) -> None:
         super()._leave()
         self._room.unpark_all()
-        callbacks, self._on_left = self._on_left, []
-        for callback in callbacks:
-            callback()
 
     def _finish(self, result: outcome.Outcome[Any]) -> None:
         super()._finish(result)
-        self._on_left.clear()
         self._room.unpark_all()
 
     async def _next(self) -> Any:
@@ -199,7 +201,7 @@ class Stream:
         return self
 
     async def __anext__(self) -> Any:
-        return await self._message._next()  # noqa: SLF001 - two ends of one thing
+        return await self._message._next()
 
 
 class Queue:
@@ -228,7 +230,8 @@ class Queue:
         self._append(message)
 
     async def put(self, message: Message) -> None:
-        """Queue it, waiting for room in the order of arrival."""
+        """Queue it, waiting for room in the order of arrival. Cancelled: it was not queued."""
+        await trio.lowlevel.checkpoint_if_cancelled()
         self._check_open()
         if len(self) < self.spec.size and not self._putters:
             self._append(message)
@@ -245,8 +248,8 @@ class Queue:
             raise self._refusal()
 
     def _append(self, message: Message) -> None:
-        message._state = "queued"  # noqa: SLF001 - messages and queues are one mechanism
-        message._mailbox = self  # noqa: SLF001
+        message._state = "queued"
+        message._mailbox = self
         self._queue.append(message)
         self._wake_reader()
 
@@ -258,7 +261,7 @@ class Queue:
         """Its caller is gone; it stays in the queue as a husk until half of them are."""
         self._withdrawn += 1
         if self._withdrawn > 16 and self._withdrawn > len(self._queue) // 2:
-            kept = (other for other in self._queue if other._state == "queued" and other is not message)  # noqa: SLF001
+            kept = (other for other in self._queue if other._state == "queued" and other is not message)
             self._queue = deque(kept)
             self._withdrawn = 0
         self._admit()
@@ -274,7 +277,7 @@ class Queue:
         """The next message that somebody still wants."""
         while self._queue:
             message = self._queue.popleft()
-            if message._state == "queued":  # noqa: SLF001
+            if message._state == "queued":
                 self._admit()
                 return message
             self._withdrawn -= 1
@@ -283,13 +286,13 @@ class Queue:
     def _put_back(self, messages: Sequence[Message]) -> None:
         """At the head, in their order, whatever the size."""
         for message in reversed(messages):
-            message._inbox = None  # noqa: SLF001
+            message._inbox = None
             if not self.closed:
-                message._state = "queued"  # noqa: SLF001
+                message._state = "queued"
                 self._queue.appendleft(message)
                 self._wake_reader()
             else:
-                message._finish(outcome.Error(self._refusal()))  # noqa: SLF001
+                message._finish(outcome.Error(self._refusal()))
 
     def _refusal(self) -> Exception:
         refusal = self.spec.stopped(f"{self._path!r} is down for good" + (f": {self._why!r}" if self._why else ""))
@@ -302,8 +305,8 @@ class Queue:
         putters, self._putters = self._putters, deque()
         queue, self._queue, self._withdrawn = self._queue, deque(), 0
         for message in queue:
-            if message._state == "queued":  # noqa: SLF001
-                message._finish(outcome.Error(self._refusal()))  # noqa: SLF001
+            if message._state == "queued":
+                message._finish(outcome.Error(self._refusal()))
         for _, task in putters:
             reschedule(task, outcome.Error(self._refusal()))
 
@@ -391,7 +394,7 @@ async def call(mailbox: Queue, value: Any, on_loss: OnLoss | None) -> Any:
     """Send and wait for the reply."""
     message = Message(value, on_loss=on_loss or mailbox.spec.on_loss)
     await mailbox.put(message)
-    return await message._result()  # noqa: SLF001 - the caller's side of the message
+    return await message._result()
 
 
 @asynccontextmanager
@@ -407,4 +410,4 @@ async def stream(
     try:
         yield Stream(message)
     finally:
-        message._leave()  # noqa: SLF001 - the consumer's side of the message
+        message._leave()

@@ -68,10 +68,11 @@ class Tree:
 class Ref:
     """The stable address of a node: cheap, hashable, and good over any number of incarnations (R28)."""
 
-    __slots__ = ("_tree", "path")
+    __slots__ = ("_added", "_tree", "path")
 
-    def __init__(self, tree: Tree, path: str) -> None:
+    def __init__(self, tree: Tree, path: str, added: Node | None = None) -> None:
         self._tree = tree
+        self._added = added
         self.path = path
 
     def __repr__(self) -> str:
@@ -87,7 +88,7 @@ class Ref:
 
     @property
     def _driver(self) -> Driver:
-        return self._tree._driver  # noqa: SLF001 - a tree and its addresses are one thing
+        return self._tree._driver
 
     def _node(self) -> Node | None:
         return self._driver.find(self.path)
@@ -96,7 +97,7 @@ class Ref:
         node = self._node()
         if node is not None:
             return node.spec
-        static = self._tree._static()  # noqa: SLF001
+        static = self._tree._static()
         return next((spec for spec, path in static.items() if path == self.path), None)
 
     def _address(self) -> Address:
@@ -132,7 +133,7 @@ class Ref:
             if node is not None and node.state == "up":
                 leaf = node.handle if isinstance(node.handle, Leaf) else None
                 return leaf, leaf and leaf._value
-            if address.gone or self._driver.finished.is_set():
+            if address.gone:
                 raise address.stopped()
             await address.wait()
 
@@ -160,10 +161,10 @@ class Ref:
     async def ended(self) -> BaseException | None:
         """Wait until the node is down for good; gives the failure that did it, or None (R28)."""
         await trio.lowlevel.checkpoint()
+        if self._added is not None and self._added.gone and self._node() is None:
+            return self._added.why
         address = self._address()
         while not address.gone:
-            if self._driver.finished.is_set():
-                return None
             await address.wait()
         return address.why
 
@@ -207,7 +208,7 @@ class Ref:
         """Send a message without a reply, waiting while the mailbox is full."""
         mailbox = self._mailbox()
         await mailbox.put(Message(value, on_loss=on_loss or mailbox.spec.on_loss, one_way=True))
-        await trio.lowlevel.checkpoint()
+        await trio.lowlevel.cancel_shielded_checkpoint()
 
     def send_nowait(self, value: Any, *, on_loss: OnLoss | None = None) -> None:
         """Send a message without a reply, or raise `MailboxFull`."""
@@ -242,20 +243,26 @@ class Ref:
             StartFailed: it did not start, and is not in the tree.
             Refused: its name is taken, or the pool is full.
         """
-        node = self._running_supervisor()
-        self._would_wait_for_itself(self.path, starting=True)
+        node = self._node()
+        if node is None or node.machine is None:
+            raise Refused(f"{self.path!r} is no running supervisor", reason="not_found")
+        self._would_wait_for_itself(self.path)
         if isinstance(node.spec, Pool):
             request = effect.Request("add", Answer(), name=name, args=args)
         else:
             request = effect.Request("add", Answer(), spec=self._checked_spec(args, name))
-        added: Node = await self._ask(node.machine, request)
-        return Ref(self._tree, added.path)
+        added: Node = await self._driver.ask(node.machine, request)
+        return Ref(self._tree, added.path, added)
 
     def _checked_spec(self, args: tuple[Any, ...], name: str | None) -> Spec:
         if len(args) != 1 or name is not None or not isinstance(args[0], Child | Supervisor | Pool):
             raise TypeError(f"add to supervisor {self.path!r} takes one Child, Supervisor or Pool, got {args!r}")
         spec: Spec = args[0]
         refuse_nonsense(spec)
+        static = self._tree._static()
+        for path, node in walk(spec, self.path):
+            if static.get(node, path) != path:
+                raise ValueError(f"one spec stands at two places: {static[node]!r} and {path!r}; make two")
         return spec
 
     async def stop(self) -> None:
@@ -263,8 +270,8 @@ class Ref:
 
         Stopping the root ends the tree. (The verdict `Stop` is another thing: it condemns.)
         """
-        self._would_wait_for_itself(self.path)
-        if self.path == self._tree.root.path:
+        self._would_wait_for_itself(self._above, ended=self.path)
+        if not self._above:
             self._driver.stop(f"{self.path!r} was asked to stop")
             await self._driver.finished.wait()
         else:
@@ -277,7 +284,7 @@ class Ref:
             Refused: it is running.
             StartFailed: it did not start, and is down.
         """
-        self._would_wait_for_itself(self.path, starting=True)
+        self._would_wait_for_itself(self._above)
         await self._ask_parent("restart")
 
     async def remove(self) -> None:
@@ -286,7 +293,7 @@ class Ref:
         Raises:
             Refused: it is running or restarting.
         """
-        self._would_wait_for_itself(self.path, starting=True)
+        self._would_wait_for_itself(self._above)
         await self._ask_parent("remove")
 
     def inject(self, exc: Exception) -> None:
@@ -298,39 +305,41 @@ class Ref:
         if not isinstance(exc, Exception):
             raise TypeError(f"inject takes an Exception, got {exc!r}")
         node = (self._front() or self)._node()
-        if node is None or node.state != "up" or not isinstance(node.handle, Leaf):
-            state = "not there" if node is None else node.state
+        if node is None or node.state != "up" or not isinstance(node.handle, Leaf) or node.handle.failing:
+            state = "not there" if node is None else "failing" if node.state == "up" else node.state
             raise Refused(f"{self.path!r} is no running leaf ({state})", reason="not_found")
         node.handle.inject(exc)
 
-    def _running_supervisor(self) -> Node:
-        node = self._node()
-        if node is None or node.machine is None:
-            raise Refused(f"{self.path!r} is no running supervisor", reason="not_found")
-        return node
+    @property
+    def _above(self) -> str:
+        """The path of its supervisor; the root's is empty."""
+        return self.path.rpartition("/")[0]
 
     async def _ask_parent(self, kind: effect.RequestKind) -> Any:
-        above, _, name = self.path.rpartition("/")
-        node = self._driver.find(above) if above else None
+        node = self._driver.find(self._above)
         if node is None or node.machine is None:
             raise Refused(f"the supervisor of {self.path!r} is not running", reason="not_found")
-        return await self._ask(node.machine, effect.Request(kind, Answer(), name=name))
+        return await self._driver.ask(node.machine, effect.Request(kind, Answer(), name=self.path.rpartition("/")[2]))
 
-    async def _ask(self, machine: Machine | None, request: effect.Request) -> Any:
-        await trio.lowlevel.checkpoint_if_cancelled()
-        self._driver.post(machine, request)
-        result = await request.token.wait()
-        await trio.lowlevel.cancel_shielded_checkpoint()
-        return result
+    def _would_wait_for_itself(self, served: str, *, ended: str = "") -> None:
+        """Refuse what could never be answered.
 
-    def _would_wait_for_itself(self, path: str, *, starting: bool = False) -> None:
-        """Refuse what could never be answered: a child that waits for its own end, or for its own start."""
+        A child cannot wait for its own end, or for the supervisor at `served` while that waits for its start.
+        """
         child = enclosing_child()
-        if child is None or child._driver is not self._driver or (starting and child.ready):
+        if child is None or child._driver is not self._driver:
             return
-        above = path if starting and path != child.path else path
-        if child.path == above or child.path.startswith(f"{above}/"):
-            raise RuntimeError(f"child {child.path!r} would wait for ever: it asked to change {path!r} from inside")
+        inside = f"{child.path}/"
+        if (ended and inside.startswith(f"{ended}/")) or self._waits_for_start(served, inside):
+            raise RuntimeError(f"child {child.path!r} would wait for ever: it asked to change {self.path!r} from inside")
+
+    def _waits_for_start(self, served: str, inside: str) -> bool:
+        """Whether the supervisor at `served` cannot answer before the branch that leads `inside` has started."""
+        if not inside.startswith(f"{served}/"):
+            return False
+        name = inside[len(served) + 1 :].partition("/")[0]
+        branch = self._driver.find(f"{served}/{name}")
+        return branch is not None and branch.state == "starting"
 
 
 def refuse_nonsense(spec: Spec) -> None:
@@ -364,7 +373,7 @@ async def open_tree(spec: Supervisor | Pool, *, sinks: Iterable[Sink] | None = N
         ExceptionGroup: the tree failed, and the block raised too.
     """
     tree = Tree(check_root(spec), [LoggingSink()] if sinks is None else list(sinks))
-    driver = tree._driver  # noqa: SLF001 - the tree's own opener
+    driver = tree._driver
     raised: BaseException | None = None
     async with trio.open_nursery() as nursery:
         nursery.start_soon(driver.main, name=f"{spec.name} (tree)")
@@ -376,8 +385,7 @@ async def open_tree(spec: Supervisor | Pool, *, sinks: Iterable[Sink] | None = N
         except BaseException as exc:  # noqa: BLE001 - it leaves as itself, once everything has stopped
             raised = exc
         nursery.cancel_scope.shield = True
-        driver.stop("the block of open_tree was left")
-        await driver.finished.wait()
+        await driver.end("the block of open_tree was left")
     outcome = _what_leaves(driver.failure, raised)
     if outcome is not None:
         raise outcome

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import traceback
 from typing import Any
 
-from .compare import difference, load
-from .faces import trace
+from .adapter import trace
+from .compare import difference, load, plain
 
 
 def got(scenario: dict[str, Any], through: str) -> dict[str, Any]:
     """A scenario's trace, as it would read from a file, or the fault that prevented one."""
     try:
-        return json.loads(json.dumps({"steps": trace(scenario, through)}))
+        return {"steps": plain(trace(scenario, through))}
     except Exception:
         return {"fault": traceback.format_exc()}
 

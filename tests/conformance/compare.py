@@ -53,6 +53,11 @@ def load(path):
         return [json.loads(x) for x in f]
 
 
+def plain(steps):
+    """A trace as it reads from a file."""
+    return json.loads(json.dumps(steps))
+
+
 def view(step, dyn):
     s = canon(step, dyn)
     return {k: s.get(k) for k in FIELDS}
