@@ -29,7 +29,9 @@ def noting() -> Iterator[list[Exception]]:
         _noted.reset(token)
 
 
-def check_number(what: str, value: object, *, least: float, kind: type | tuple[type, ...] = (int, float)) -> None:
+def check_number(
+    what: str, value: object, *, least: float, kind: type | tuple[type, ...] = (int, float)
+) -> None:
     """Refuse what is no number, is a bool, or lies below `least` (NaN does)."""
     if isinstance(value, bool) or not isinstance(value, kind):
         noun = "an integer" if kind is int else "a number"

@@ -34,7 +34,9 @@ def _check_tag(what: str, tag: object) -> None:
 def _classes(value: object) -> tuple[type[BaseException], ...]:
     classes: tuple[Any, ...] = value if isinstance(value, tuple) else (value,)
     if not classes or not all(map(_is_exception_class, classes)):
-        refuse(TypeError(f"a rule's first argument must be an exception class or a tuple of them, got {value!r}"))
+        refuse(
+            TypeError(f"a rule's first argument must be an exception class or a tuple of them, got {value!r}")
+        )
         return ()
     return classes
 
@@ -102,7 +104,11 @@ class Decider:
             if not _is_exception_class(key):
                 _check_tag("a decider's key, if not an exception class,", key)
             if not isinstance(directive, Directive):
-                refuse(TypeError(f"a decider maps {key!r} to Resume, Restart, Stop or Escalate, got {directive!r}"))
+                refuse(
+                    TypeError(
+                        f"a decider maps {key!r} to Resume, Restart, Stop or Escalate, got {directive!r}"
+                    )
+                )
         if not (self.default is None or isinstance(self.default, Directive)):
             refuse(TypeError(f"a decider's default must be a directive or None, got {self.default!r}"))
 

@@ -235,5 +235,18 @@ class Tell:
 
 
 Effect = (
-    Emit | Start | Ask | Cancel | Release | Resume | ReportOverdue | WakeAt | Reply | Gone | Fatal | Fail | Rise | Tell
+    Emit
+    | Start
+    | Ask
+    | Cancel
+    | Release
+    | Resume
+    | ReportOverdue
+    | WakeAt
+    | Reply
+    | Gone
+    | Fatal
+    | Fail
+    | Rise
+    | Tell
 )

@@ -11,9 +11,10 @@ from typing import Any
 
 from .. import events
 from . import effect
+from .act import Ledger
 from .decide import ROOT
 from .effect import Effect, Input
-from .machine import Ledger, Machine
+from .machine import Machine
 from .node import Node, Status, picture
 from .spec import Pool, Supervisor
 
@@ -43,27 +44,24 @@ class Forest:
         while work:
             machine, item = work.popleft()
             for result in machine.handle(item, now, u):
-                kind = type(result)
-                if kind is effect.Tell:
-                    assert isinstance(result, effect.Tell)
+                if isinstance(result, effect.Tell):
                     assert result.child.machine is not None
                     work.append((result.child.machine, result.order))
-                elif kind is effect.Rise:
-                    assert isinstance(result, effect.Rise)
+                elif isinstance(result, effect.Rise):
                     self._rise(machine, result, now, work, out)
-                elif kind is effect.Fatal:
-                    out.append(result)
-                    assert self.root.machine is not None
-                    self.root.why = self.root.why or result.exc
-                    reason = f"{machine.path!r} met what no decider decides"
-                    out += self._root_stops(reason, now)
-                    work.append((self.root.machine, effect.Stop(reason)))
                 else:
                     out.append(result)
+                    if isinstance(result, effect.Fatal):
+                        work.append(self._stop_all(machine, result.exc, now, out))
         return out
 
     def _rise(
-        self, machine: Machine, rise: effect.Rise, now: float, work: deque[tuple[Machine, Input]], out: list[Effect]
+        self,
+        machine: Machine,
+        rise: effect.Rise,
+        now: float,
+        work: deque[tuple[Machine, Input]],
+        out: list[Effect],
     ) -> None:
         parent = machine.node.parent
         if parent is not None:
@@ -95,6 +93,17 @@ class Forest:
             out += self._event(events.Returned, now)
         root.gone = True
         return [*out, *self._event(events.Stopped, now), effect.Gone(root, root.why)]
+
+    def _stop_all(
+        self, machine: Machine, exc: BaseException, now: float, out: list[Effect]
+    ) -> tuple[Machine, Input]:
+        """What no decider decides stops the whole tree (R4)."""
+        root = self.root
+        assert root.machine is not None
+        root.why = root.why or exc
+        reason = f"{machine.path!r} met what no decider decides"
+        out += self._root_stops(reason, now)
+        return root.machine, effect.Stop(reason)
 
     def _root_stops(self, reason: str, now: float) -> list[Effect]:
         if self.root.state not in ("starting", "up"):

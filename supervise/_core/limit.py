@@ -61,6 +61,29 @@ class Window:
         return len(charged)
 
 
+class ReadyTime:
+    """The seconds in which no restart is in progress (R14)."""
+
+    __slots__ = ("_held", "_lost", "_since")
+
+    def __init__(self) -> None:
+        self._held = 0
+        self._since = 0.0
+        self._lost = 0.0
+
+    def hold(self, now: float, *, mending: bool) -> None:
+        """One more restart is in progress, or one fewer."""
+        if mending and self._held == 0:
+            self._since = now
+        self._held += 1 if mending else -1
+        if self._held == 0:
+            self._lost += now - self._since
+
+    def at(self, now: float) -> float:
+        """The ready time at `now`."""
+        return (self._since if self._held else now) - self._lost
+
+
 @frozen(kw_only=True)
 class Backoff:
     """How long to wait before a restart: `initial * factor**n`, capped at `maximum`, jittered (R15).

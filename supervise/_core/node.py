@@ -143,7 +143,9 @@ def picture(node: Node, now: float, waiting: Callable[[Node], int | None] = lamb
             order += here.machine.children.values()
     done: dict[Node, Status] = {}
     for here in reversed(order):
-        children = () if here.machine is None else tuple(map(done.__getitem__, here.machine.children.values()))
+        children = (
+            () if here.machine is None else tuple(map(done.__getitem__, here.machine.children.values()))
+        )
         done[here] = _one(here, now, waiting(here), children)
     return done[node]
 

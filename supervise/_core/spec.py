@@ -210,7 +210,11 @@ class Supervisor(_AsChild):
         for name in (name for name, count in names.items() if count > 1):
             refuse(ValueError(f"{what} has two children named {name!r}"))
         if self.front is not None and self.front not in names:
-            refuse(ValueError(f"{what}: front must be one of its children ({', '.join(names)}), got {self.front!r}"))
+            refuse(
+                ValueError(
+                    f"{what}: front must be one of its children ({', '.join(names)}), got {self.front!r}"
+                )
+            )
 
 
 @frozen(eq=False)

@@ -20,7 +20,8 @@ from .. import events
 from .._core import effect
 from .._core.effect import Effect, Input
 from .._core.forest import Forest
-from .._core.machine import Machine, start_failed
+from .._core.judging import start_failed
+from .._core.machine import Machine
 from .._core.node import Node
 from .._core.spec import IGNORE, Child, Pool, Supervisor
 from ..errors import ChildStopped, Refused, TreeFailed
@@ -322,8 +323,8 @@ class Driver:
                 sink(one.event)
             except Exception as exc:  # noqa: BLE001 - R31: it never hurts the tree
                 failed.append((sink, exc))
-        for sink, exc in failed:
-            self._drop_sink(sink, exc)
+        for sink, raised in failed:
+            self._drop_sink(sink, raised)
 
     def _drop_sink(self, sink: events.Sink, exc: Exception) -> None:
         self._sinks = [other for other in self._sinks if other is not sink]
@@ -417,7 +418,7 @@ class Driver:
         """The tree fails with the first of its failures; the body need not wait for what is stopping."""
         if self.failure is None:
             self.failure = exc
-            self.body_scope.cancel(f"supervision tree {self.forest.root.path!r} failed: {exc!r}")
+            self.body_scope.cancel(f"tree {self.forest.root.path!r} failed: {exc.__cause__ or exc!r}")
 
     def _rise(self, one: effect.Rise) -> None:
         """A supervisor is up, or over."""

@@ -6,7 +6,14 @@ from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Literal
 
 import trio
-from trio.lowlevel import Abort, Task, cancel_shielded_checkpoint, current_task, reschedule, wait_task_rescheduled
+from trio.lowlevel import (
+    Abort,
+    Task,
+    cancel_shielded_checkpoint,
+    current_task,
+    reschedule,
+    wait_task_rescheduled,
+)
 
 from .._core import effect
 from .._core.spec import IGNORE, Child
@@ -134,7 +141,7 @@ class Leaf:
         """Have the body fail with `exc` (R27)."""
         self._injected = exc
         scope = self._scope if self._body_scope is None else self._body_scope
-        scope.cancel(f"injected: {exc!r}")
+        scope.cancel(f"injected into {self.path!r}: {exc!r}")
 
     # --- its life
 

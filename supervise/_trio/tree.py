@@ -9,7 +9,6 @@ from typing import Any
 import trio
 
 from .._core import effect
-from .._core.machine import Machine
 from .._core.node import Node, Status, picture
 from .._core.spec import Child, OnLoss, Pool, Spec, Supervisor, placed_twice, walk
 from ..errors import ChildRestarted, Refused
@@ -129,12 +128,12 @@ class Ref:
             return await front._up()
         address = self._address()
         while True:
+            if address.gone:
+                raise address.stopped()
             node = self._node()
             if node is not None and node.state == "up":
                 leaf = node.handle if isinstance(node.handle, Leaf) else None
                 return leaf, leaf and leaf._value
-            if address.gone:
-                raise address.stopped()
             await address.wait()
 
     @asynccontextmanager
@@ -232,7 +231,7 @@ class Ref:
         """Like `stream`, but entering the block raises `MailboxFull` rather than wait."""
         return stream(self._mailbox(), value, on_loss, buffer, wait=False)
 
-    # --- changes (R25)
+    # --- changes, see R25
 
     async def add(self, *args: Any, name: str | None = None) -> Ref:
         """Add a child and start it: `add(spec)` to a supervisor, `add(*args, name=…)` a member to a pool.

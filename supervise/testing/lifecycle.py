@@ -21,8 +21,9 @@ _LETTERS: Mapping[type[events.Event], str] = {
     events.StopError: "e",
     events.Stopped: "z",
 }
-_LIFE = re.compile(r"s(r(fdu)*((fd)|t|p)?|it|xfd|p)?o*(fd)?o*e?z")
-"""`(fd)?` behind: a failure while its supervisor was already stopping is decided by the stop."""
+_LIFE = re.compile(r"s(r(fdu)*(fd|t|p)?|it|o*xfd|p)?o*(fd)?o*e?z")
+"""`o*xfd`: a start past its timeout may be overdue before it has failed. `(fd)?` behind: a failure while its supervisor
+was already stopping is decided by the stop."""
 
 
 def assert_lifecycle(seen: Iterable[events.Event], *, closed: bool = True) -> None:

@@ -13,7 +13,7 @@ import supervise as s
 from supervise import events
 from supervise._core import effect
 from supervise._core.forest import Forest
-from supervise._core.machine import start_failed
+from supervise._core.judging import start_failed
 from supervise._trio.driver import _call_init
 
 from . import words

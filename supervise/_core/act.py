@@ -1,0 +1,73 @@
+"""What a supervisor is busy with, what waits in its inbox, and what outlives it."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from attrs import define, field
+
+from .effect import Failure, Request
+from .node import Node
+
+ActKind = Literal[
+    "boot", "restart", "retry", "add", "start", "stop", "condemn", "done", "limit", "ask", "end"
+]
+
+
+class Ledger:
+    """What outlives the machines of one tree: the incarnations of paths that have no node now, names given by pools.
+
+    `left`: why they left the tree. `listening`: whether anybody wants events; without a listener none is made.
+    """
+
+    __slots__ = ("incarnations", "left", "listening", "members")
+
+    def __init__(self) -> None:
+        self.incarnations: dict[str, int] = {}
+        self.left: dict[str, BaseException | None] = {}
+        self.members: dict[str, int] = {}
+        self.listening = True
+
+
+@define(eq=False)
+class Act:
+    """What the supervisor is busy with. `stops` and `starts` are taken from their ends."""
+
+    kind: ActKind
+    why: str
+    node: Node | None = None
+    stops: list[Node] = field(factory=list[Node])
+    starts: list[Node] = field(factory=list[Node])
+    token: Any = None
+    delay: float = 0.0
+    returned: bool = False
+    failure: Failure | None = None
+    pending: int = 0
+
+
+@define(eq=False)
+class Judge:
+    """A failure of this child waits to be decided; void if the epoch has changed."""
+
+    node: Node
+    epoch: int
+
+
+@define(eq=False)
+class Done:
+    """The child ended by itself and is not to be restarted; void if the epoch has changed."""
+
+    node: Node
+    epoch: int
+
+
+@define(eq=False)
+class Retry:
+    """The child is to be started again; void if the epoch has changed. `token`: somebody waits for it."""
+
+    node: Node
+    epoch: int
+    token: Any = None
+
+
+Waiting = Judge | Done | Retry | Request

@@ -1,0 +1,240 @@
+"""What becomes of a failure: the verdict, its price, and the restart that follows (R7–R16)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from .. import errors, events
+from . import effect
+from .act import Act
+from .acting import Acting
+from .decide import Verdict, judge
+from .directive import Directive, Escalate, Restart, Resume, Stop
+from .effect import Failure
+from .node import Node
+from .spec import Child
+
+
+class Judging(Acting):
+    """Decides failures, and carries the decision as far as the next act."""
+
+    def _failed(self, node: Node, failure: Failure, *, risen: bool = False) -> None:
+        """Note a failure, and see whether anybody may decide it."""
+        node.failure = failure
+        node.state = "failed"
+        if not risen:
+            node.last_failure = failure.exc
+            self._emit(events.Failed, node, exc=failure.exc)
+        if not isinstance(failure.exc, Exception):
+            self._decided(failure, None, "not an Exception")
+            self.out.append(effect.Fatal(failure.exc))
+        elif self.phase == "ending":
+            self._decided(failure, None, "stop")
+            self._overrule(node)
+        else:
+            node.undecided = True
+
+    def _judge(self, node: Node, rest: list[Node]) -> None:
+        """Decide the failure of a suspended or dead child. `rest`: what the group had still to start."""
+        assert node.failure is not None
+        own = node.spec.decider if isinstance(node.spec, Child) else None
+        decider = self.decider if own is None else own.over(self.decider)
+        verdict = judge(decider, node.failure.exc, node.failure.tag)
+        self._adopt(node, verdict)
+        because: events.Because = "table"
+        if not self._within_own_limit(node, self._final(node, verdict)):
+            because = "limit"
+            exc = _limit_exceeded(node.path, node.spec.limit, node.failure.exc)
+            verdict = judge(decider, exc, "limit", otherwise=Stop)
+            self._adopt(node, verdict)
+        directive = self._final(node, verdict)
+        instead_of = None if directive is verdict.directive else verdict.directive
+        self._apply(node, directive, rest, because=because, instead_of=instead_of)
+
+    def _adopt(self, node: Node, verdict: Verdict) -> None:
+        """The failure goes on as what the decider made of it: with a tag, or as what the decider itself raised."""
+        failure = node.failure
+        assert failure is not None
+        failure.tag = verdict.tag
+        if verdict.exc is not failure.exc:
+            failure.exc = verdict.exc
+            failure.resumable = False
+
+    def _final(self, node: Node, verdict: Verdict) -> Directive:
+        """The directive as the rules allow it here (R7, R8)."""
+        directive = verdict.directive
+        assert node.failure is not None
+        if directive is Resume and not node.failure.resumable:
+            directive = Restart
+        if directive is Restart and node.temporary:
+            directive = Stop
+        return directive
+
+    def _within_own_limit(self, node: Node, directive: Directive) -> bool:
+        """Charge the leaf's own limit, if it has one and this directive is charged at all (R8, R14)."""
+        failure, window = node.failure, node.window
+        assert failure is not None
+        charged = directive is Restart or (directive is Resume and not failure.progressed)
+        return window is None or not charged or window.charge(self.now)
+
+    def _apply(self, node: Node, directive: Directive, rest: list[Node], **details: Any) -> None:
+        failure = node.failure
+        assert failure is not None
+        if directive is Escalate:
+            self._escalate(failure, node)
+            return
+        node.undecided = False
+        charged = directive is Restart and not failure.starting
+        charged = charged or (directive is Resume and not failure.progressed)
+        if charged and not self._charge():
+            self._decided(failure, directive, limit=str(self.spec.limit), **details)
+            self._overrule(node)
+            self._limit_passed(failure.exc, node)
+            return
+        self._decided(failure, directive, **details)
+        if directive is Resume:
+            self._enter_again(node)
+        elif directive is Stop:
+            self._overrule(node)
+            self.act = Act("condemn", f"{node.path!r} was condemned", node, [node], rest)
+        else:
+            self._overrule(node)
+            self._restart(node)
+
+    def _charge(self) -> bool:
+        return self.window is None or self.window.charge(self._clock())
+
+    def _escalate(self, failure: Failure, node: Node) -> None:
+        """Nobody here decides: ask the supervisor above, or, at the root, give up (R11)."""
+        if self.node.parent is not None:
+            self.act = Act("ask", f"{self.path!r} waits for a verdict", node, pending=1)
+            node.awaited = True
+            self.out.append(effect.Rise(effect.Exited(self.node, self.node.incarnation, risen=failure)))
+            return
+        node.undecided = False
+        self._decided(failure, Escalate)
+        self._overrule(node)
+        self._fail(failure)
+        self._begin_end(f"{self.path!r} failed: {failure.path!r} escalated")
+
+    def _fail(self, failure: Failure) -> None:
+        """The root gives up."""
+        self.node.why = failure.exc
+        self.out.append(effect.Fail(failure.exc))
+
+    def _enter_again(self, node: Node) -> None:
+        node.state = "up"
+        node.failure = None
+        if node.machine is not None:
+            self.out.append(effect.Tell(node, effect.Verdict(Resume)))
+        else:
+            self._emit(events.Resumed, node)
+            self.out.append(effect.Resume(node))
+
+    def _limit_passed(self, cause: BaseException, node: Node) -> None:
+        """One restart too many (R14)."""
+        if self.spec.on_limit == "shutdown":
+            self._begin_end(f"{self.path!r} passed its limit of {self.spec.limit}", first=node, returned=True)
+            return
+        exc = _limit_exceeded(self.path, self.spec.limit, cause)
+        failure = Failure(exc, self.node, self.path, "limit")
+        self.node.last_failure = exc
+        self._emit(events.Failed, self.node, exc=exc)
+        stops = [node] if node.alive or node.state == "failed" else []
+        self.act = Act("limit", f"{self.path!r} passed its limit", node, stops, failure=failure)
+
+    # --- restarts
+
+    def _group(self, node: Node) -> list[Node]:
+        """Who is restarted with this child, in start order (R13)."""
+        if self.spec.strategy == "one_for_one":
+            return [node]
+        nodes = list(self.children.values())
+        return nodes if self.spec.strategy == "one_for_all" else nodes[nodes.index(node) :]
+
+    def _delay(self, node: Node) -> float:
+        if node.delays is None:
+            return 0.0
+        quiet = 0.0 if node.failure is None or node.failure.starting else self.now - node.since
+        return node.delays.next(quiet, self.u)
+
+    def _why(self, node: Node) -> str:
+        sibling = "" if self.spec.strategy == "one_for_one" else "sibling "
+        return f"{self.spec.strategy}: {sibling}{node.path!r} failed"
+
+    def _restart(self, node: Node, *, token: Any = None, again: bool = False) -> None:
+        """Stop this child's group and start it again. `again`: a retry, whose wait is over."""
+        failed_start = node.failure is not None and node.failure.starting
+        delay = 0.0 if again else self._delay(node)
+        if failed_start:
+            self._restart_later(node, delay)
+            return
+        self._mend(node, mending=True)
+        group = self._group(node)
+        for other in group:
+            if other is not node and other.state == "restarting":
+                delay = max(delay, other.due - self.now)
+                self._forget_retry(other)
+        delay = delay if token is None else 0.0
+        stops = [other for other in group if other is not node]
+        starts = [other for other in reversed(group) if other.state != "condemned"]
+        self.act = Act("restart", self._why(node), node, [*stops, node], starts, token, delay)
+        if delay > 0:
+            node.charged = True
+            self.act.kind, self.act.starts = "retry", []
+
+    def _restart_later(self, node: Node, delay: float) -> None:
+        """A start failed in a restart: it ends, and a retry waits its turn (R13)."""
+        stops = [node]
+        if delay > 0 and self.spec.strategy == "one_for_all":
+            stops = [*(other for other in self.children.values() if other is not node and other.alive), node]
+        node.charged = False
+        self.act = Act("retry", self._why(node), node, stops, delay=delay)
+
+    def _forget_retry(self, node: Node) -> None:
+        """The retry of this node is void."""
+        node.epoch += 1
+        node.state = "down"
+        self._disarm(node)
+        self._mend(node, mending=False)
+
+    def _start_failed(self, node: Node, failure: Failure) -> None:
+        """A child did not become ready: a first start fails whoever wanted it, a restart's is judged (R16)."""
+        act = self.act
+        assert act is not None
+        self._disarm(node)
+        self._emit(events.StartFailed, node)
+        self._failed(node, failure)
+        if not node.undecided:
+            return  # the whole tree is about to stop, or this supervisor is stopping already
+        self._go_on(node)
+        if act.kind in ("restart", "condemn"):
+            self._reply_start_failed(act.token, failure)
+            act.token = None
+            self.act = None
+            self._judge(node, act.starts)
+            return
+        node.undecided = False
+        self._decided(failure, None, "first start")
+        if act.kind == "boot":
+            self._begin_end(f"{failure.path!r} failed to start", first=node, failure=failure)
+        else:
+            act.failure = failure
+            act.stops.append(node)
+
+    def _reply_start_failed(self, token: Any, failure: Failure) -> None:
+        if token is not None:
+            self.out.append(effect.Reply(token, error=start_failed(failure)))
+
+
+def start_failed(failure: Failure) -> errors.StartFailed:
+    """What a caller gets for a start that failed, with its cause."""
+    exc = errors.StartFailed(f"{failure.path!r} failed to start: {failure.exc!r}", path=failure.path)
+    exc.__cause__ = failure.exc
+    return exc
+
+
+def _limit_exceeded(path: str, limit: object, cause: BaseException) -> errors.LimitExceeded:
+    exc = errors.LimitExceeded(f"{path!r} passed its limit of {limit}")
+    exc.__cause__ = cause
+    return exc
