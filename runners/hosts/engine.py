@@ -84,7 +84,7 @@ class Link:
         return True
 
 
-class _ContextFailed(Exception):  # noqa: N818 - not an error but the way out of the loop
+class _ContextFailed(Exception):
     """The context is over: say this, and nothing more."""
 
     def __init__(self, error: BaseException, *request_ids: str) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from contextvars import ContextVar
 
@@ -19,7 +19,7 @@ def refuse(problem: Exception) -> None:
 
 
 @contextmanager
-def noting() -> Iterator[list[Exception]]:
+def noting() -> Generator[list[Exception], None, None]:
     """Collect what constructors refuse instead of raising, so that a check finds every problem in one go."""
     problems: list[Exception] = []
     token = _noted.set(problems)

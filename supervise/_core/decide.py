@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Mapping
 from types import MappingProxyType
-from typing import Any
+from typing import Any, cast
 
 from attrs import evolve, field, frozen
 
@@ -20,9 +20,14 @@ def _is_exception_class(value: object) -> bool:
     return isinstance(value, type) and issubclass(value, BaseException)
 
 
+def as_group(exc: BaseException) -> BaseExceptionGroup[BaseException] | None:
+    """`exc` if it is a group."""
+    return cast("BaseExceptionGroup[BaseException]", exc) if isinstance(exc, BaseExceptionGroup) else None
+
+
 def _matching(exc: BaseException) -> tuple[type[Any], ...]:
     """The classes that match an exception, the nearest first; a group is matched by group classes alone (R3)."""
-    kind = BaseExceptionGroup if isinstance(exc, BaseExceptionGroup) else BaseException
+    kind: type[Any] = BaseException if as_group(exc) is None else BaseExceptionGroup
     return tuple(cls for cls in type(exc).__mro__ if issubclass(cls, kind))
 
 
@@ -32,7 +37,7 @@ def _check_tag(what: str, tag: object) -> None:
 
 
 def _classes(value: object) -> tuple[type[BaseException], ...]:
-    classes: tuple[Any, ...] = value if isinstance(value, tuple) else (value,)
+    classes: tuple[Any, ...] = cast("tuple[object, ...]", value) if isinstance(value, tuple) else (value,)
     if not classes or not all(map(_is_exception_class, classes)):
         refuse(
             TypeError(f"a rule's first argument must be an exception class or a tuple of them, got {value!r}")
@@ -207,10 +212,11 @@ def _chain(later: BaseException, earlier: BaseException) -> None:
 
 def _judge(decider: Decider, exc: BaseException, tag: str | None, otherwise: Directive) -> Verdict:
     tag = tag or decider.tag(exc)
-    if not isinstance(exc, BaseExceptionGroup) or tag is not None or _named_whole(decider, exc):
+    group = as_group(exc)
+    if group is None or tag is not None or _named_whole(decider, exc):
         found = decider.directive(exc, tag)
         return Verdict(otherwise if found is None else found, tag, exc)
-    members = [_judge(decider, member, None, otherwise) for member in exc.exceptions]
+    members = [_judge(decider, member, None, otherwise) for member in group.exceptions]
     worst = max(members, key=lambda verdict: verdict.directive)
     return Verdict(worst.directive, worst.tag, exc)
 

@@ -128,11 +128,11 @@ class Status:
 
     def walk(self) -> Iterator[Status]:
         """This node and all below it, parents first, in start order."""
-        waiting = [self]
+        waiting: list[Status] = [self]
         while waiting:
             here = waiting.pop()
             yield here
-            waiting += reversed(here.children)
+            waiting.extend(reversed(here.children))
 
 
 def picture(node: Node, now: float, waiting: Callable[[Node], int | None] = lambda _: None) -> Status:

@@ -9,7 +9,7 @@ from contextlib import AbstractAsyncContextManager
 from functools import partial
 from typing import Any, Final, Literal
 
-from attrs import evolve, field, frozen
+from attrs import Factory, evolve, field, frozen
 
 from ..errors import ChildStopped, MailboxFull
 from ._check import check_choice, check_number, refuse
@@ -157,11 +157,9 @@ class Child(_AsChild):
     drain: float = field(default=0.0, kw_only=True)
     grace: float = field(default=5.0, kw_only=True)
     limit: Limit | None = field(default=None, kw_only=True)
-    takes_task_status: bool = field(init=False, repr=False)
-
-    @takes_task_status.default
-    def _look_at_the_body(self) -> bool:
-        return _takes_task_status(self.body)
+    takes_task_status: bool = field(
+        init=False, repr=False, default=Factory(lambda self: _takes_task_status(self.body), takes_self=True)
+    )
 
     def __attrs_post_init__(self) -> None:
         _check_as_child(self)

@@ -7,7 +7,7 @@ import logging
 import random
 import traceback
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from heapq import heappop, heappush
 from typing import Any
@@ -223,7 +223,7 @@ class Driver:
             self._busy = False
 
     @contextmanager
-    def held(self) -> Iterator[None]:
+    def held(self) -> Generator[None, None, None]:
         """Hold back what comes in, and serve it in order in the end: for tests of what crosses."""
         self._busy = True
         try:
@@ -387,7 +387,11 @@ class Driver:
         node, leaf = one.child, one.child.handle
         stack = "" if leaf._task is None else "".join(traceback.format_list(_frames(leaf._task)))
         overdue = events.Overdue(
-            at=trio.current_time(), path=node.path, incarnation=node.incarnation, seconds=one.seconds, stack=stack
+            at=trio.current_time(),
+            path=node.path,
+            incarnation=node.incarnation,
+            seconds=one.seconds,
+            stack=stack,
         )
         self._emit(effect.Emit(overdue))
 
@@ -475,7 +479,7 @@ class Driver:
         for leaf in sorted(self._living, key=lambda leaf: order.get(leaf._node, -1), reverse=True):
             leaf.cancel("the supervision framework is broken")
             leaf.decide("release")
-            while leaf in self._living:
+            while leaf in self._living:  # noqa: ASYNC110 - no machine is left to say when
                 await trio.sleep(0.001)
         for node in order:
             if isinstance(node.handle, Place):
@@ -505,11 +509,12 @@ def _frames(task: Task) -> list[traceback.FrameSummary]:
 
 def _nodes(root: Node) -> list[Node]:
     """All nodes, parents first, in start order."""
-    nodes, waiting = [], [root]
+    nodes: list[Node] = []
+    waiting = [root]
     while waiting:
         nodes.append(waiting.pop())
         if isinstance(nodes[-1].handle, Place):
-            waiting += reversed(nodes[-1].handle.machine.children.values())
+            waiting.extend(reversed(nodes[-1].handle.machine.children.values()))
     return nodes
 
 

@@ -16,6 +16,7 @@ from trio.lowlevel import (
 )
 
 from .._core import effect
+from .._core.decide import as_group
 from .._core.spec import IGNORE, Child
 from ..errors import ForeignCancelled, StartReturned
 from .mailbox import Inbox
@@ -308,8 +309,9 @@ class _Status:
 
 def _without_cancelled(exc: BaseException) -> BaseException | None:
     """What is left of a failure once `Cancelled` is dropped (R3)."""
-    if isinstance(exc, BaseExceptionGroup):
-        dropped, rest = exc.split(trio.Cancelled)
+    group = as_group(exc)
+    if group is not None:
+        dropped, rest = group.split(trio.Cancelled)
         return exc if dropped is None else rest
     return None if isinstance(exc, trio.Cancelled) else exc
 
@@ -323,8 +325,9 @@ def _foreign(exc: BaseException) -> ForeignCancelled:
 def _apart_from(left: BaseException | None, failure: BaseException | None) -> BaseException | None:
     """What came out of a resource's exit besides the failure that went in, and besides `Cancelled`."""
     rest = None if left is None else _without_cancelled(left)
-    if isinstance(rest, BaseExceptionGroup) and failure is not None and rest is not failure:
-        return rest.split(lambda exc: exc is failure)[1]
+    group = None if rest is None else as_group(rest)
+    if group is not None and failure is not None and rest is not failure:
+        return group.split(lambda exc: exc is failure)[1]
     return None if rest is failure else rest
 
 
@@ -336,7 +339,9 @@ def current_child() -> Leaf:
     """
     leaf = _current.get(None)
     if leaf is None:
-        raise RuntimeError("current_child() is for the code of a child, and this code runs outside of every child")
+        raise RuntimeError(
+            "current_child() is for the code of a child, and this code runs outside of every child"
+        )
     return leaf
 
 

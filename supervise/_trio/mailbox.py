@@ -7,7 +7,7 @@ being told.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, Literal
 
@@ -17,6 +17,8 @@ from trio.lowlevel import Abort, RaiseCancelT, Task, current_task, reschedule, w
 
 from .._core.spec import Mailbox, OnLoss
 from ..errors import CallLost
+
+_FEW = 16  # husks are not worth sifting out
 
 
 class Message:
@@ -260,7 +262,7 @@ class Queue:
     def _withdraw(self, message: Message) -> None:
         """Its caller is gone; it stays in the queue as a husk until half of them are."""
         self._withdrawn += 1
-        if self._withdrawn > 16 and self._withdrawn > len(self._queue) // 2:
+        if self._withdrawn > _FEW and self._withdrawn > len(self._queue) // 2:
             kept = (other for other in self._queue if other._state == "queued" and other is not message)
             self._queue = deque(kept)
             self._withdrawn = 0
@@ -295,7 +297,9 @@ class Queue:
                 message._finish(outcome.Error(self._refusal()))
 
     def _refusal(self) -> Exception:
-        refusal = self.spec.stopped(f"{self._path!r} is down for good" + (f": {self._why!r}" if self._why else ""))
+        refusal = self.spec.stopped(
+            f"{self._path!r} is down for good" + (f": {self._why!r}" if self._why else "")
+        )
         refusal.__cause__ = self._why
         return refusal
 
@@ -400,7 +404,7 @@ async def call(mailbox: Queue, value: Any, on_loss: OnLoss | None) -> Any:
 @asynccontextmanager
 async def stream(
     mailbox: Queue, value: Any, on_loss: OnLoss | None, size: int, *, wait: bool
-) -> AsyncIterator[Stream]:
+) -> AsyncGenerator[Stream, None]:
     """Send and give the stream of replies."""
     message = StreamMessage(value, on_loss=on_loss or mailbox.spec.on_loss, size=size)
     if wait:

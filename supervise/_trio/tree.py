@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncGenerator, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any
 
@@ -137,7 +137,7 @@ class Ref:
             await address.wait()
 
     @asynccontextmanager
-    async def lease(self) -> AsyncIterator[Any]:
+    async def lease(self) -> AsyncGenerator[Any, None]:
         """The value of its current incarnation, for a block that is cancelled if that incarnation ends.
 
         Raises:
@@ -146,7 +146,9 @@ class Ref:
         """
         leaf, value = await self._up()
         if leaf is None:
-            raise TypeError(f"{self.path!r} is a supervisor without a front: there is no incarnation to lease")
+            raise TypeError(
+                f"{self.path!r} is a supervisor without a front: there is no incarnation to lease"
+            )
         scope = trio.CancelScope()
         leaf._leases.add(scope)
         try:
@@ -220,7 +222,8 @@ class Ref:
         """Send a message that has many replies; leaving the block tells the child.
 
         Args:
-            value, on_loss: as for `call`.
+            value: as for `call`.
+            on_loss: as for `call`.
             buffer: how many replies may wait for the consumer.
         """
         return stream(self._mailbox(), value, on_loss, buffer, wait=True)
@@ -255,7 +258,9 @@ class Ref:
 
     def _checked_spec(self, args: tuple[Any, ...], name: str | None) -> Spec:
         if len(args) != 1 or name is not None or not isinstance(args[0], Child | Supervisor | Pool):
-            raise TypeError(f"add to supervisor {self.path!r} takes one Child, Supervisor or Pool, got {args!r}")
+            raise TypeError(
+                f"add to supervisor {self.path!r} takes one Child, Supervisor or Pool, got {args!r}"
+            )
         spec: Spec = args[0]
         refuse_nonsense(spec)
         static = self._tree._static()
@@ -318,7 +323,9 @@ class Ref:
         node = self._driver.find(self._above)
         if node is None or node.machine is None:
             raise Refused(f"the supervisor of {self.path!r} is not running", reason="not_found")
-        return await self._driver.ask(node.machine, effect.Request(kind, Answer(), name=self.path.rpartition("/")[2]))
+        return await self._driver.ask(
+            node.machine, effect.Request(kind, Answer(), name=self.path.rpartition("/")[2])
+        )
 
     def _would_wait_for_itself(self, served: str, *, ended: str = "") -> None:
         """Refuse what could never be answered.
@@ -330,7 +337,9 @@ class Ref:
             return
         inside = f"{child.path}/"
         if (ended and inside.startswith(f"{ended}/")) or self._waits_for_start(served, inside):
-            raise RuntimeError(f"child {child.path!r} would wait for ever: it asked to change {self.path!r} from inside")
+            raise RuntimeError(
+                f"child {child.path!r} would wait for ever: it asked to change {self.path!r} from inside"
+            )
 
     def _waits_for_start(self, served: str, inside: str) -> bool:
         """Whether the supervisor at `served` cannot answer before the branch that leads `inside` has started."""
@@ -356,7 +365,9 @@ def check_root(spec: object) -> Supervisor | Pool:
 
 
 @asynccontextmanager
-async def open_tree(spec: Supervisor | Pool, *, sinks: Iterable[Sink] | None = None) -> AsyncIterator[Tree]:
+async def open_tree(
+    spec: Supervisor | Pool, *, sinks: Iterable[Sink] | None = None
+) -> AsyncGenerator[Tree, None]:
     """Run a tree around a block: started, in order, before the block; stopped, in reverse, after it (R12, R21).
 
     The children are shielded from the outside: a cancellation from there, or the block's own end or exception, first
@@ -395,6 +406,3 @@ def _what_leaves(failure: BaseException | None, raised: BaseException | None) ->
     if failure is None or raised is None or isinstance(raised, trio.Cancelled):
         return raised if failure is None else failure
     return BaseExceptionGroup("the tree failed, and so did its block", [raised, failure])
-
-
-

@@ -128,7 +128,7 @@ def test_a_frame_that_is_too_long_is_not_sent():
 
 
 @given(st.text(), st.text(), st.integers(1, 2**31), st.none() | counts, st.lists(text).map(tuple), ids)
-def test_a_request_travels_whole(request_id, prompt, most, seed, stop, accepted):  # noqa: PLR0917 - Hypothesis fills them in
+def test_a_request_travels_whole(request_id, prompt, most, seed, stop, accepted):
     """D2: the runner gets the request that the caller made, or the sender is told."""
     sampling = Sampling(max_tokens=most, temperature=0.5, seed=seed, stop=stop)
     batch = ExecuteBatch(request_id, prompt, sampling=sampling, model="m")

@@ -397,7 +397,6 @@ def test_nobody_hangs_at_a_broken_tree(monkeypatch):
             nursery.start_soon(ask, ref.restart)
             nursery.start_soon(ask, tree[b.spec].ready)
             nursery.start_soon(ask, tree[b.spec].ended)
-        return None
 
     run_virtual(main)
     stopped = [one for one in told if one is errors.ChildStopped]
