@@ -7,23 +7,25 @@ child's body serves the mailbox. What a stream has got so far belongs to its mes
 from __future__ import annotations
 
 import random
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from typing import Any
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager, suppress
+from typing import Any, NoReturn, TypeVar
 
 import trio
-from attrs import define, field, frozen
+from attrs import define, evolve, field, frozen
 
 from supervise import (
     DEVICE,
     Backoff,
     Child,
+    ChildStopped,
     Decider,
     Inbox,
     Limit,
     Mailbox,
     Message,
     Ref,
+    Refused,
     StreamMessage,
     Supervisor,
     current_child,
@@ -44,6 +46,8 @@ from .hosts import Host, RequestFailed, Session
 from .hosts.spec import check_runner
 from .types import Completion, ExecuteBatch, RunnerInfo, RunnerSpec, TokenChunk, TokenUsage
 
+_Error = TypeVar("_Error", bound=Exception)
+
 WORKER_LIMIT = Limit(3, within=60, of_ready_time=True)
 WORKER_BACKOFF = Backoff(initial=0.5, factor=2, maximum=15, immediate=1)
 
@@ -62,8 +66,10 @@ def device_worker(
     """A supervisor whose front is its one child, `context`: a stable address over one restartable device context.
 
     Its `stream(batch)` gives `TokenChunk`s, its `call(batch)` a `Completion`, both for an `ExecuteBatch`. What waits is
-    kept, in order, through any restart; a begun stream follows its `on_loss` (D6). Once the worker is down for good
-    everybody gets `WorkerDown` (D8); from the `_nowait` forms a full queue is `Backpressure`.
+    kept, in order, through any restart; a begun stream follows its `on_loss` (D6), and `on_loss="fail"` at the call
+    itself is the same. After a death that nobody ordered its streams come back one at a time, and one with which the
+    context dies again before it has made a step fails with `PoisonRequest`. Once the worker is down for good everybody
+    gets `WorkerDown` (D8); from the `_nowait` forms a full queue is `Backpressure`.
 
     Args:
         name: of the supervisor.
@@ -83,8 +89,8 @@ def device_worker(
         from .hosts.process import ProcessHost  # noqa: PLC0415 - needs msgspec, which other hosts do not
 
         host = ProcessHost()
-    if not isinstance(host, Host):
-        raise TypeError(f"device worker {name!r}: host must have an open(), got {host!r}")
+    if isinstance(host, type) or not isinstance(host, Host):
+        raise TypeError(f"device worker {name!r}: host must be a value with an open method, got {host!r}")
     context = Child(
         "context",
         _serve,
@@ -98,32 +104,122 @@ def device_worker(
 
 def report_poison(worker: Ref, reason: str, incarnation: int) -> None:
     """Tell a worker from outside that its context is poisoned; of a stale incarnation it is ignored (D3)."""
-    status = worker.status()
-    context = status.children[0] if status.children else status
-    if context.state == "up" and context.incarnation == incarnation:
-        worker.inject(ContextPoisoned(reason))
+    with suppress(ChildStopped, Refused):  # it is down, or failing already
+        context = next(node for node in worker.status().walk() if node.kind == "child")
+        if context.incarnation == incarnation:
+            worker.inject(ContextPoisoned(reason))
 
 
 @define
 class _Record:
-    """What a stream has got so far. It travels with the request's message, over incarnations (D6)."""
+    """What a request has got so far. It travels with its message, over incarnations (D6).
+
+    `incarnation`: the last one that made something of it. `replayed`: accepted tokens that were fed to later ones.
+    """
 
     batch: ExecuteBatch
     accepted: list[int] = field(factory=list[int])
     texts: list[str] = field(factory=list[str])
     chunks: int = 0
+    replayed: int = 0
+    incarnation: int = 0
     suspect: bool = False
 
+    @property
+    def name(self) -> str:
+        """For errors."""
+        return f"request {self.batch.request_id!r}"
 
-@define
+    def accept(self, chunk: TokenChunk) -> None:
+        """Add the next chunk; one that is not the next is a `ProtocolError`."""
+        if not self._is_next(chunk):
+            raise self._unexpected(chunk)
+        if chunk.incarnation != self.incarnation:
+            self.incarnation = chunk.incarnation
+            self.replayed += len(self.accepted)
+        self.accepted += chunk.token_ids
+        self.texts.append(chunk.text)
+        self.chunks += 1
+
+    def _is_next(self, chunk: TokenChunk) -> bool:
+        room = self.batch.sampling.max_tokens - len(self.accepted)
+        something = bool(chunk.token_ids) or chunk.finish_reason is not None
+        return chunk.index == len(self.accepted) and len(chunk.token_ids) <= room and something
+
+    def _unexpected(self, chunk: TokenChunk) -> ProtocolError:
+        error = ProtocolError(
+            f"{self.name}: token {len(self.accepted)} of at most {self.batch.sampling.max_tokens} is next, "
+            f"got {len(chunk.token_ids)} tokens from {chunk.index}"
+        )
+        error.request_ids = (self.batch.request_id,)
+        return error
+
+    def usage(self, told: TokenUsage | None) -> TokenUsage:
+        """Of the whole request; the runner knows of its own part only."""
+        return TokenUsage(input=told.input if told else 0, output=len(self.accepted), replayed=self.replayed)
+
+    def completion(self, last: TokenChunk) -> Completion:
+        """All of it."""
+        assert last.finish_reason is not None
+        assert last.usage is not None
+        return Completion(
+            request_id=self.batch.request_id,
+            text="".join(self.texts),
+            token_ids=tuple(self.accepted),
+            finish_reason=last.finish_reason,
+            usage=last.usage,
+        )
+
+    def lost(self, cause: BaseException | None) -> ContextLost:
+        """It ends with its context."""
+        text = f"{self.name} was lost with incarnation {self.incarnation} of its context, after {self.chunks} chunks"
+        return _caused(ContextLost(text, incarnation=self.incarnation, delivered=self.chunks), cause)
+
+    def poisonous(self, cause: BaseException | None) -> PoisonRequest:
+        """It ends, because its context did, twice."""
+        text = f"{self.name} was in a context that died, and then the only one on trial in the next, which died too"
+        return _caused(PoisonRequest(text), cause)
+
+
+@define(eq=False)
 class _Context:
-    """The leaf's resource: a session, and the streams that are open in it, which survive a Resume."""
+    """The leaf's resource: a session, and the streams that are open in it. A Resume keeps both.
+
+    `since_oom`: the requests that have begun since memory ran out, as long as nothing was made since; otherwise None.
+    """
 
     session: Session
     open: dict[str, Message] = field(factory=dict[str, Message])
+    changed: trio.Event = field(factory=trio.Event)
+    since_oom: set[str] | None = None
+
+    def put(self, message: Message) -> None:
+        """Its stream is open now."""
+        request_id = _id(message)
+        self.open[request_id] = message
+        if self.since_oom is not None:
+            self.since_oom.add(request_id)
+        message.on_left(lambda: self._left(message))
+
+    def close(self, message: Message) -> None:
+        """Its stream is over."""
+        del self.open[_id(message)]
+        self.changed.set()
+
+    def _left(self, message: Message) -> None:
+        """Its caller is gone: its place is free at the next step."""
+        if self.open.get(_id(message)) is message:
+            self.close(message)
+            self.session.drop(_id(message))
+
+    def has_room(self) -> bool:
+        """Whether one more may begin; while a suspect is on trial, none may."""
+        return len(self.open) < self.session.info.streams and not any(
+            _record(message).suspect for message in self.open.values()
+        )
 
 
-@define
+@frozen
 class _Opener:
     """Opens the host's session for the current incarnation."""
 
@@ -131,11 +227,15 @@ class _Opener:
     runner: RunnerSpec
 
     @asynccontextmanager
-    async def __call__(self) -> AsyncIterator[_Context]:
+    async def __call__(self) -> AsyncGenerator[_Context, None]:
         child = current_child()
         cause = None if child.last_failure is None else repr(child.last_failure)
         async with self.host.open(self.runner, incarnation=child.incarnation, cause=cause) as session:
-            yield _Context(session)
+            context = _Context(session)
+            try:
+                yield context
+            finally:
+                context.open.clear()  # whoever leaves from now on has nothing open in this session
 
 
 @frozen(kw_only=True)
@@ -164,22 +264,19 @@ class _Serving:
     """One entering of the body."""
 
     def __init__(self, context: _Context, inbox: Inbox) -> None:
+        self._context = context
         self._session = context.session
         self._open = context.open
         self._inbox = inbox
-        self._changed = trio.Event()
 
-    async def run(self) -> None:
+    async def run(self) -> NoReturn:
         """Serve until the context fails."""
         self._reattach()
         failure: DeviceError | None = None
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._admit)
-                try:
-                    await self._pump()
-                except DeviceError as exc:
-                    failure = exc
+                failure = await self._pump()
                 nursery.cancel_scope.cancel("the context failed")
         finally:
             self._settle(failure)
@@ -189,17 +286,10 @@ class _Serving:
     # --- requests
 
     def _reattach(self) -> None:
-        """After a Resume: the streams still open in this session go on; those whose consumers left meanwhile end."""
-        before = dict(self._open)
-        self._open.clear()
-        while self._open.keys() != before.keys() and len(self._inbox):
-            message = self._inbox.receive_nowait()
-            if before.get(_id(message)) is not message:
-                message.requeue()
-                break
-            self._watch(message)
-        for request_id in before.keys() - self._open.keys():
-            self._session.drop(request_id)
+        """After a Resume: the streams still open in this session are the head of the queue."""
+        for message in self._open.values():
+            head = self._inbox.receive_nowait()
+            assert head is message, f"{message!r} must be the head of the queue, got {head!r}"
 
     async def _admit(self) -> None:
         while True:
@@ -207,148 +297,141 @@ class _Serving:
             self._take(await self._inbox.receive())
 
     async def _room(self) -> None:
-        """Wait for a free place, and while a suspect is on trial, for its verdict."""
-        while len(self._open) >= self._session.info.streams or any(map(_is_suspect, self._open.values())):
-            self._changed = trio.Event()
-            await self._changed.wait()
+        """Wait until one more may begin."""
+        while not self._context.has_room():
+            self._context.changed = trio.Event()
+            await self._context.changed.wait()
 
     def _take(self, message: Message) -> None:
         """Begin a request, or go on with one that comes from another incarnation."""
-        if message.memo is None:
-            if not isinstance(message.value, ExecuteBatch):
-                message.fail(BadRequest(f"a request must be an ExecuteBatch, got {message.value!r}"))
-                return
-            message.memo = _admitted(message)
-        record: _Record = message.memo
-        if record.batch.request_id in self._open:
-            message.fail(
-                BadRequest(f"request id {record.batch.request_id!r} is in use by another request in flight")
-            )
-            return
         try:
+            record = message.memo = message.memo or _admitted(message)
+            self._check(record)
             self._session.begin(record.batch, record.accepted)
-        except BadRequest as exc:
+        except (BadRequest, ContextLost) as exc:
             message.fail(exc)
-            return
-        self._watch(message)
+        else:
+            self._context.put(message)
 
-    def _watch(self, message: Message) -> None:
-        self._open[_id(message)] = message
-        if isinstance(message, StreamMessage):
-            message.on_left(lambda: self._left(message))
-
-    def _left(self, message: Message) -> None:
-        """Its consumer is gone: its place is free at the next step."""
-        if self._open.get(_id(message)) is message:
-            del self._open[_id(message)]
-            self._session.drop(_id(message))
-            self._changed.set()
-
-    # --- what the session makes
-
-    async def _pump(self) -> None:
-        while True:
-            for item in await self._session.receive():
-                message = self._open.get(item.request_id)
-                if message is not None:
-                    self._hand_out(message, item)
-
-    def _hand_out(self, message: Message, item: TokenChunk | RequestFailed) -> None:
-        if isinstance(item, RequestFailed):
-            self._close(message)
-            message.fail(item.error)
-            return
-        record: _Record = message.memo
-        self._accept(record, item)
-        if isinstance(message, StreamMessage):
-            message.send_nowait(item)
-        if item.finish_reason is not None:
-            self._close(message)
-            message.reply(_completion(record, item))
-
-    def _accept(self, record: _Record, chunk: TokenChunk) -> None:
-        """Put a chunk into the record, if it is the next one of this incarnation (D6)."""
-        if chunk.incarnation != self._session.incarnation or chunk.index != len(record.accepted):
-            raise ProtocolError(
-                f"request {record.batch.request_id!r}: the next token has index {len(record.accepted)}, got a chunk of "
-                f"incarnation {chunk.incarnation} with index {chunk.index}"
-            )
-        record.accepted += chunk.token_ids
-        record.texts.append(chunk.text)
-        record.chunks += 1
-        if record.suspect:
-            record.suspect = False
-            self._changed.set()
-
-    def _close(self, message: Message) -> None:
-        del self._open[_id(message)]
-        self._changed.set()
-
-    # --- the end of a context
-
-    def _settle(self, failure: DeviceError | None) -> None:
-        """Say of each begun stream what becomes of it; those that say nothing go back to the head of the queue.
-
-        `failure` is None when somebody ordered the end; that makes nobody a suspect.
-        """
-        if isinstance(failure, OutOfMemory):
-            return
-        on_trial = [message for message in self._open.values() if _is_suspect(message)]
-        for message in list(self._open.values()):
-            record: _Record = message.memo
-            if failure is not None and [message] == on_trial:
-                message.fail(_caused(PoisonRequest(f"{_name(record)} has killed a second context"), failure))
-            elif record.chunks and not self._may_migrate(record):
-                message.fail(_caused(_lost(record, self._session.incarnation), failure))
-            record.suspect = failure is not None
-        self._open.clear()
+    def _check(self, record: _Record) -> None:
+        if record.batch.request_id in self._open:
+            raise BadRequest(f"request ids in flight must differ, got a second {record.batch.request_id!r}")
+        if record.chunks and not self._may_migrate(record):
+            raise record.lost(current_child().last_failure)
 
     def _may_migrate(self, record: _Record) -> bool:
         return record.batch.on_loss == "migrate" and self._session.info.can_continue
 
+    # --- what the session makes
+
+    async def _pump(self) -> DeviceError:
+        """Hand out what the session makes until it fails; gives the failure."""
+        try:
+            while True:
+                for item in await self._session.receive():
+                    if message := self._open.get(item.request_id):
+                        self._hand_out(message, item)
+        except OutOfMemory as exc:
+            return self._out_of_memory(exc)
+        except DeviceError as exc:
+            return exc
+
+    def _hand_out(self, message: Message, item: TokenChunk | RequestFailed) -> None:
+        if isinstance(item, RequestFailed):
+            self._fail(message, item)
+            return
+        record = _record(message)
+        self._accept(record, item)
+        if item.finish_reason is not None:
+            item = evolve(item, usage=record.usage(item.usage))
+        if isinstance(message, StreamMessage):
+            message.send_nowait(item)
+        if item.finish_reason is not None:
+            self._context.close(message)
+            message.reply(record.completion(item))
+
+    def _fail(self, message: Message, failed: RequestFailed) -> None:
+        """Its own error, which concerns nobody else (D5)."""
+        if not isinstance(failed.error, OutOfMemory):
+            self._context.since_oom = None
+        self._context.close(message)
+        message.fail(failed.error)
+
+    def _accept(self, record: _Record, chunk: TokenChunk) -> None:
+        """Put a chunk into the record, if it is the next one and of this incarnation (D6)."""
+        if chunk.incarnation != self._session.incarnation:
+            raise ProtocolError(
+                f"{record.name}: a chunk must be of incarnation {self._session.incarnation}, "
+                f"got one of {chunk.incarnation}"
+            )
+        record.accept(chunk)
+        self._context.since_oom = None
+        if record.suspect:
+            record.suspect = False
+            self._context.changed.set()
+
+    # --- the end of a context
+
+    def _out_of_memory(self, exc: OutOfMemory) -> DeviceError:
+        """The failure, or a worse one if it is the second at the same step: a Resume did not help (D5).
+
+        The same step: nothing was made in between, and the request was there before.
+        """
+        since, self._context.since_oom = self._context.since_oom, set()
+        if since is None or not since.isdisjoint(exc.request_ids):
+            return exc
+        again = ContextPoisoned(f"memory ran out again at the same step: {exc}")
+        again.request_ids = exc.request_ids
+        return _caused(again, exc)
+
+    def _settle(self, failure: DeviceError | None) -> None:
+        """Say of each open stream what becomes of it; those that say nothing go back to the head of the queue.
+
+        An end that somebody ordered makes nobody a suspect. Without a failure of the session's, and not ordered, it was
+        reported from outside, and counts like one.
+        """
+        if isinstance(failure, OutOfMemory):
+            return
+        ordered = failure is None and current_child().stopping
+        for message in list(self._open.values()):
+            record = _record(message)
+            if record.suspect and not ordered:
+                message.fail(record.poisonous(failure))
+            elif record.chunks and not self._may_migrate(record):
+                message.fail(record.lost(failure))
+            record.suspect = record.suspect or not ordered
+            self._session.drop(record.batch.request_id)
+        self._open.clear()
+
+
+def _record(message: Message) -> _Record:
+    """Of a message that has been admitted."""
+    record: _Record = message.memo
+    return record
+
 
 def _id(message: Message) -> str:
-    record: _Record | None = message.memo
-    return "" if record is None else record.batch.request_id
-
-
-def _is_suspect(message: Message) -> bool:
-    record: _Record = message.memo
-    return record.suspect
-
-
-def _name(record: _Record) -> str:
-    return f"request {record.batch.request_id!r}"
+    return _record(message).batch.request_id
 
 
 def _admitted(message: Message) -> _Record:
-    """The record of a new request; its seed is settled now, once (D6)."""
-    batch: ExecuteBatch = message.value
+    """The record of a new request; its seed is settled now, once (D6).
+
+    The mailbox keeps its message over incarnations; what becomes of a begun stream is said here.
+    """
+    batch = message.value
+    if not isinstance(batch, ExecuteBatch):
+        raise BadRequest(f"a request must be an ExecuteBatch, got {batch!r}")
     if batch.sampling.seed is None:
         batch = batch.with_seed(random.getrandbits(63))
+    if message.on_loss == "fail":
+        batch = evolve(batch, on_loss="fail")
+    message.on_loss = "requeue"
     if isinstance(message, StreamMessage):
         message.size = max(message.size, batch.sampling.max_tokens + 1)
     return _Record(batch)
 
 
-def _completion(record: _Record, last: TokenChunk) -> Completion:
-    assert last.finish_reason is not None
-    usage = last.usage or TokenUsage(output=len(record.accepted))
-    text = "".join(record.texts)
-    return Completion(
-        request_id=record.batch.request_id,
-        text=text,
-        token_ids=tuple(record.accepted),
-        finish_reason=last.finish_reason,
-        usage=usage,
-    )
-
-
-def _lost(record: _Record, incarnation: int) -> ContextLost:
-    text = f"{_name(record)} was lost with incarnation {incarnation} of its context, after {record.chunks} chunks"
-    return ContextLost(text, incarnation=incarnation, delivered=record.chunks)
-
-
-def _caused(exc: Exception, cause: BaseException | None) -> Exception:
+def _caused(exc: _Error, cause: BaseException | None) -> _Error:
     exc.__cause__ = cause
     return exc

@@ -10,6 +10,7 @@ from typing import Any, cast
 from attrs import evolve, field, frozen
 
 from ._check import refuse
+from ._code import Code
 from .directive import Directive, Escalate, Restart, Resume, Stop
 
 FRAMEWORK_TAGS = frozenset({"returned", "limit"})
@@ -50,8 +51,8 @@ def _pattern(value: str | re.Pattern[str] | None) -> re.Pattern[str] | None:
     return re.compile(value) if isinstance(value, str) else value
 
 
-@frozen
-class Rule:
+@frozen(repr=False)
+class Rule(Code):
     """Gives a tag to an exception. No rule matches on text without a class (R1).
 
     Args:
@@ -85,8 +86,8 @@ def _table(value: Mapping[Key, Directive]) -> Mapping[Key, Directive]:
     return MappingProxyType(dict(value))
 
 
-@frozen(eq=False)
-class Decider:
+@frozen(eq=False, repr=False)
+class Decider(Code):
     """An ordered, pure table from tags and exception classes to directives (R2).
 
     Looked up in this order: the exact tag, its shorter prefixes (`device.oom` → `device`), the exception's class
@@ -102,7 +103,7 @@ class Decider:
     table: Mapping[Key, Directive] = field(factory=dict[Key, Directive], converter=_table)
     rules: tuple[Rule, ...] = field(default=(), converter=tuple[Rule, ...], kw_only=True)
     default: Directive | None = field(default=None, kw_only=True)
-    beneath: Decider | None = field(default=None, kw_only=True, repr=False)
+    beneath: Decider | None = field(default=None, kw_only=True)
 
     def __attrs_post_init__(self) -> None:
         for key, directive in self.table.items():

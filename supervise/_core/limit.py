@@ -7,10 +7,11 @@ from collections import deque
 from attrs import field, frozen
 
 from ._check import check_number, refuse
+from ._code import Code
 
 
-@frozen
-class Limit:
+@frozen(repr=False)
+class Limit(Code):
     """At most `restarts` restarts within `within` seconds; the next one is one too many (R14).
 
     A restart exactly `within` seconds ago no longer counts.
@@ -84,8 +85,8 @@ class ReadyTime:
         return (self._since if self._held else now) - self._lost
 
 
-@frozen(kw_only=True)
-class Backoff:
+@frozen(repr=False, kw_only=True)
+class Backoff(Code):
     """How long to wait before a restart: `initial * factor**n`, capped at `maximum`, jittered (R15).
 
     Args:

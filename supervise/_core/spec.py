@@ -13,6 +13,7 @@ from attrs import Factory, evolve, field, frozen
 
 from ..errors import ChildStopped, MailboxFull
 from ._check import check_choice, check_number, refuse
+from ._code import Code
 from .decide import Decider
 from .limit import Backoff, Limit
 
@@ -85,8 +86,8 @@ def _is_exception_class(value: object) -> bool:
     return isinstance(value, type) and issubclass(value, Exception)
 
 
-@frozen
-class Mailbox:
+@frozen(repr=False)
+class Mailbox(Code):
     """How a child's mailbox is (R29, R30).
 
     Args:
@@ -116,16 +117,18 @@ def _mailbox(value: Mailbox | int | None) -> Mailbox | None:
     return Mailbox(value)
 
 
-@frozen(eq=False, kw_only=True)
-class _AsChild:
+@frozen(eq=False, repr=False, kw_only=True)
+class _AsChild(Code):
     restart: RestartType = "permanent"
     significant: bool = False
     start_timeout: float | None = None
     backoff: Backoff | None = None
     decider: Decider | None = None
+    origin: Any = field(default=None, repr=False)
+    """The spec that this one stands for: also its address (`FaultPlan.over` makes such)."""
 
 
-@frozen(eq=False)
+@frozen(eq=False, repr=False)
 class Child(_AsChild):
     """A leaf: an async function, with an optional resource and mailbox.
 
@@ -171,7 +174,7 @@ class Child(_AsChild):
         check_number(f"child {self.name!r}: grace", self.grace, least=0)
 
 
-@frozen(eq=False)
+@frozen(eq=False, repr=False)
 class Supervisor(_AsChild):
     """A node that starts its children in order, stops them in reverse, and decides what a failure means.
 
@@ -215,7 +218,7 @@ class Supervisor(_AsChild):
             )
 
 
-@frozen(eq=False)
+@frozen(eq=False, repr=False)
 class Pool(_AsChild):
     """A dynamic supervisor: one template, members added and ended at run time (R26).
 

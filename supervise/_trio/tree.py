@@ -34,7 +34,7 @@ class Tree:
     def _static(self) -> dict[Spec, str]:
         """The path of every declared spec; made when first wanted."""
         if self._paths is None:
-            self._paths = {spec: path for path, spec in walk(self._spec)}
+            self._paths = {spec: path for path, node in walk(self._spec) for spec in (node, node.origin) if spec}
         return self._paths
 
     def __getitem__(self, key: Spec | str) -> Ref:

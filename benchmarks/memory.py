@@ -1,0 +1,137 @@
+"""Is memory flat over restarts, group restarts, and members that come and go? R31 says so.
+
+    python -m benchmarks.memory            100,000 restarts, 1,000 restarts of a group of 100, 10,000 members
+
+For each it prints the memory that Python has allocated at ten points, the slope over them, and whether that is flat:
+less than one small object for each hundred turns. Exit status 1 if one is not.
+"""
+
+from __future__ import annotations
+
+import gc
+import sys
+import tracemalloc
+from collections.abc import Awaitable, Callable, Sequence
+
+import trio
+from attrs import define, field
+
+from supervise import Child, Inbox, Pool, Supervisor, open_tree
+from supervise.testing import run_virtual
+
+POINTS = 10
+BYTES_PER_TURN = 1.0
+"""A list entry is 8 bytes, the smallest object 32: less than one byte a turn keeps nothing."""
+
+
+@define
+class Meter:
+    """Counts turns down, and notes the memory at ten of them."""
+
+    turns: int
+    left: int = field(init=False)
+    points: list[int] = field(factory=list[int])
+    over: trio.Event = field(factory=trio.Event)
+
+    def __attrs_post_init__(self) -> None:
+        self.left = self.turns
+
+    def turn(self) -> bool:
+        """One turn is over; False after the last."""
+        self.left -= 1
+        if self.left % (self.turns // POINTS) == 0:
+            gc.collect()
+            self.points.append(tracemalloc.get_traced_memory()[0])
+        return self.left > 0
+
+    def slope(self) -> float:
+        """Bytes per turn, by least squares over all points but the first, which fills caches."""
+        ys = self.points[1:]
+        mean_x, mean_y = (len(ys) - 1) / 2, sum(ys) / len(ys)
+        above = sum((x - mean_x) * (y - mean_y) for x, y in enumerate(ys))
+        return above / sum((x - mean_x) ** 2 for x in range(len(ys))) / (self.turns // POINTS)
+
+
+def _failing(meter: Meter) -> Callable[[], Awaitable[None]]:
+    """A body that fails at once until the meter has run out."""
+
+    async def body() -> None:
+        await trio.lowlevel.checkpoint()
+        if not meter.turn():
+            meter.over.set()
+            await trio.sleep_forever()
+        raise ValueError("the next one, please")
+
+    return body
+
+
+async def _until_over(tree: Supervisor, meter: Meter) -> None:
+    async with open_tree(tree, sinks=[lambda _: None]):
+        await meter.over.wait()
+
+
+def leaf(turns: int) -> Meter:
+    """Restarts of one leaf."""
+    meter = Meter(turns)
+    run_virtual(_until_over, Supervisor("app", [Child("leaf", _failing(meter))], limit=None), meter, seed=0)
+    return meter
+
+
+def group(turns: int, size: int = 100) -> Meter:
+    """Restarts of a group."""
+    meter = Meter(turns)
+    others = [Child(str(number), trio.sleep_forever) for number in range(size - 1)]
+    spec = Supervisor("app", [Child("first", _failing(meter)), *others], strategy="one_for_all", limit=None)
+    run_virtual(_until_over, spec, meter, seed=0)
+    return meter
+
+
+def members(turns: int) -> Meter:
+    """Members added to a pool, which answer one call and end."""
+    meter = Meter(turns)
+    pool = Pool("pool", Child("member", _answer_once, mailbox=1, restart="temporary"))
+    run_virtual(_come_and_go, pool, meter, seed=0)
+    return meter
+
+
+async def _answer_once(inbox: Inbox) -> None:
+    (await inbox.receive()).reply()
+
+
+async def _come_and_go(pool: Pool, meter: Meter) -> None:
+    async with open_tree(Supervisor("app", [pool]), sinks=[]) as tree:
+        more = True
+        while more:
+            ref = await tree[pool].add()
+            await ref.call(None)
+            await ref.ended()
+            more = meter.turn()
+
+
+def measure(question: Callable[[int], Meter], turns: int) -> Meter:
+    """Ask one question with allocations traced."""
+    tracemalloc.start(1)
+    try:
+        return question(turns)
+    finally:
+        tracemalloc.stop()
+
+
+def main(questions: Sequence[tuple[Callable[[int], Meter], int]]) -> int:
+    """Print a line for each question; 1 if one is not flat."""
+    status = 0
+    for question, turns in questions:
+        meter = measure(question, turns)
+        flat = meter.slope() < BYTES_PER_TURN
+        status |= not flat
+        kilobytes = " ".join(f"{point / 1024:.0f}" for point in meter.points)
+        verdict = "flat" if flat else "NOT FLAT"
+        print(
+            f"{question.__name__} x {turns}: {kilobytes} kB; {meter.slope():.3f} bytes a turn; {verdict}",
+            flush=True,
+        )
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main([(leaf, 100_000), (group, 1_000), (members, 10_000)]))

@@ -1,0 +1,926 @@
+"""Addresses and mailboxes (R28–R30, R34)."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+
+import pytest
+import trio
+from hypothesis import given
+from hypothesis import strategies as st
+
+from supervise import (
+    Backoff,
+    CallLost,
+    Child,
+    ChildRestarted,
+    ChildStopped,
+    Decider,
+    Escalate,
+    Limit,
+    Mailbox,
+    MailboxFull,
+    Pool,
+    Ref,
+    Restart,
+    Resume,
+    Stop,
+    Supervisor,
+    events,
+    open_tree,
+)
+from supervise.errors import StartTimeout
+from supervise.testing import run_virtual
+
+from .scene import Boom, Kit, Other, Puppet, app, forever, grow, puppets, quiet
+
+
+class Echo:
+    """A child with a mailbox: replies, or does what the message says."""
+
+    def __init__(self, name="echo", *, mailbox=8, **options):
+        self.served = []
+        self.held = []
+        self.gate = trio.Event()
+        self.gate.set()
+        self.spec = Child(name, self._body, mailbox=mailbox, **options)
+
+    async def _body(self, *arguments):
+        inbox = arguments[-1]
+        while True:
+            await self.gate.wait()
+            message = await inbox.receive()
+            self.served.append(message.value)
+            await self.serve(message)
+
+    async def serve(self, message):
+        match message.value:
+            case BaseException() as exc:
+                raise exc
+            case "hold":
+                self.held.append(message)
+            case "requeue":
+                message.value = "requeued"
+                message.requeue()
+            case "refuse":
+                message.fail(Other("refused"))
+            case value:
+                message.reply(value)
+
+
+# --- addresses
+
+
+def test_a_ref_is_stable_cheap_and_hashable():
+    """R28: by spec or by path it is the same address, over any number of incarnations."""
+    a = Puppet("a")
+
+    async def scene(tree, seen):
+        ref = tree[a.spec]
+        assert ref == tree["app/a"]
+        assert len({ref, tree["app/a"], Ref(tree, "app/a")}) == 1
+        assert ref != tree.root
+        a.fail()
+        await quiet()
+        assert await ref.ready() == 2
+        assert repr(ref) == "<ref 'app/a'>"
+
+    grow(app(a), scene)
+
+
+def test_an_address_that_does_not_exist_is_a_key_error():
+    """R28: by path or by spec."""
+
+    async def scene(tree, seen):
+        with pytest.raises(KeyError, match="tree 'app' has no node 'app/x'"):
+            tree["app/x"]
+        with pytest.raises(KeyError, match="the spec of 'x'"):
+            tree[Child("x", forever)]
+
+    grow(app(Puppet("a")), scene)
+
+
+def test_ready_waits_over_restarts():
+    """R28: it gives the current incarnation's value, however long that takes."""
+    a = Puppet("a", 0, 3, backoff=Backoff(initial=5, jitter=0))
+
+    async def scene(tree, seen):
+        a.fail()
+        await quiet()
+        assert await tree[a.spec].ready() == 2
+        assert trio.current_time() == 8
+
+    grow(app(a), scene)
+
+
+def test_ready_tells_that_a_node_is_down_for_good():
+    """R28: those who wait are told when that happens, those who ask later at once, with the cause."""
+    a = Puppet("a", 0, "hang", start_timeout=10)
+
+    async def wait(tree):
+        with pytest.raises(ChildStopped) as raised:
+            await tree[a.spec].ready()
+        told.append(type(raised.value.__cause__))
+
+    async def scene(tree, seen):
+        async with trio.open_nursery() as nursery:
+            a.fail()
+            await quiet()
+            nursery.start_soon(wait, tree)
+            nursery.start_soon(wait, tree)
+            await trio.sleep(9)
+            assert told == []
+        await wait(tree)
+
+    told = []
+    grow(app(a, decider=Decider({"start": Stop})), scene)
+    assert told == [StartTimeout] * 3
+
+
+def test_a_lease_holds_one_incarnation():
+    """R28: the block is cancelled, and `ChildRestarted` raised, if that incarnation ends."""
+    a = Puppet("a")
+
+    async def scene(tree, seen):
+        async with tree[a.spec].lease() as value:
+            assert value == 1
+        with pytest.raises(ChildRestarted, match="'app/a' incarnation 1"):
+            async with tree[a.spec].lease():
+                a.fail()
+                await trio.sleep_forever()
+        with pytest.raises(Other):
+            async with tree[a.spec].lease():
+                raise Other
+        with pytest.raises(TypeError, match="supervisor without a front"):
+            async with tree.root.lease():
+                pass
+
+    grow(app(a), scene)
+
+
+def test_a_lease_outlives_a_resume():
+    """R28: a Resume ends no incarnation, so it ends no lease."""
+    a = Puppet("a", resource=Kit())
+
+    async def scene(tree, seen):
+        async with tree[a.spec].lease():
+            a.fail()
+            await trio.sleep(1)
+        assert len(seen.of(events.Resumed)) == 1
+
+    grow(app(a, decider=Decider({Boom: Resume})), scene)
+
+
+def test_a_lease_of_a_node_that_is_down_is_refused():
+    """R28: with `ChildStopped`."""
+    a = Puppet("a")
+
+    async def scene(tree, seen):
+        await tree[a.spec].stop()
+        with pytest.raises(ChildStopped):
+            async with tree[a.spec].lease():
+                pass
+
+    grow(app(a), scene)
+
+
+def test_ended_waits_until_a_node_is_down_for_good_and_says_why():
+    """R28: over restarts, and at once when it already is; by hand it ends with None."""
+    a, b = puppets("ab")
+    told = []
+
+    async def wait(ref):
+        told.append(await ref.ended())
+
+    async def scene(tree, seen):
+        boom = Other("last")
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(wait, tree[a.spec])
+            a.fail()
+            await trio.sleep(1)
+            assert told == []
+            a.fail(boom)
+        assert told == [boom]
+        assert await tree[a.spec].ended() is boom
+        b.fail()
+        await quiet()
+        await tree[b.spec].stop()
+        assert await tree[b.spec].ended() is None
+
+    grow(app(a, b, decider=Decider({Other: Stop})), scene)
+
+
+def test_ended_remembers_what_nobody_had_asked_before():
+    """R28: also of a child that has left the tree, and of one whose ancestor ended it."""
+    a, b = Puppet("a", restart="temporary"), Puppet("b")
+    inner = Supervisor("s", [b.spec], decider=Decider({Boom: Escalate}))
+    pool = Pool("pool", Child("m", forever, restart="temporary"))
+
+    async def scene(tree, seen):
+        boom, deep, third = Boom(), Boom(), Boom()
+        member = await tree[pool].add()
+        member.inject(third)
+        a.fail(boom)
+        b.fail(deep)
+        await quiet()
+        assert await tree[a.spec].ended() is boom
+        assert await tree[b.spec].ended() is deep
+        assert await member.ended() is third
+
+    grow(app(a, inner, pool, decider=Decider({Boom: Stop})), scene)
+
+
+def test_why_a_node_ended_is_not_forgotten_when_the_tree_ends():
+    """R28: the end of the whole tree is not the reason of those that were down before."""
+    a, b = puppets("ab")
+    boom = Boom()
+
+    async def main():
+        async with open_tree(app(a, b, decider=Decider({Boom: Stop})), sinks=[]) as tree:
+            await quiet()
+            a.fail(boom)
+            await tree[a.spec].ended()
+        return await tree[a.spec].ended(), await tree[b.spec].ended(), await tree.root.ended()
+
+    assert run_virtual(main) == (boom, None, None)
+
+
+def test_the_root_ends_with_the_failure_that_failed_the_tree():
+    """R28: `tree.root.ended()` says why."""
+    a = Puppet("a")
+    boom, told = Boom(), []
+
+    async def main():
+        try:
+            async with open_tree(app(a, decider=Decider({Boom: Escalate})), sinks=[]) as tree:
+                a.fail(boom)
+                with trio.CancelScope(shield=True):
+                    told.append(await tree.root.ended())
+        except Exception as exc:
+            told.append(exc.__cause__)
+        told.append(await tree[a.spec].ended())
+
+    run_virtual(main)
+    assert told == [boom, boom, boom]
+
+
+# --- mailboxes
+
+
+def test_a_mailbox_is_fifo():
+    """R29: messages are served in the order they came."""
+    echo = Echo()
+
+    async def scene(tree, seen):
+        for number in range(5):
+            tree[echo.spec].send_nowait(number)
+        assert await tree[echo.spec].call("last") == "last"
+        assert echo.served == [0, 1, 2, 3, 4, "last"]
+
+    grow(app(echo), scene)
+
+
+def test_when_it_is_full_the_sender_waits_or_is_told():
+    """R29: bounded; `send` and `call` wait their turn, the `_nowait` form raises `MailboxFull`."""
+    echo = Echo(mailbox=2)
+    done = []
+
+    async def send(ref, number):
+        await ref.send(number)
+        done.append(number)
+
+    async def scene(tree, seen):
+        ref = tree[echo.spec]
+        await ref.send("last without a gate")
+        await quiet()
+        echo.gate = trio.Event()
+        await ref.send("taken at once")
+        await quiet()
+        for number in range(2):
+            ref.send_nowait(number)
+        with pytest.raises(MailboxFull, match=r"the mailbox of 'app/echo' is full \(2\)"):
+            ref.send_nowait(99)
+        async with trio.open_nursery() as nursery:
+            for number in range(2, 6):
+                nursery.start_soon(send, ref, number)
+                await quiet()
+            assert done == []
+            with pytest.raises(MailboxFull):
+                ref.send_nowait(99)
+            with pytest.raises(MailboxFull):
+                async with ref.stream_nowait(99):
+                    pass
+            echo.gate.set()
+        await quiet()
+        assert echo.served[2:] == [0, 1, 2, 3, 4, 5]
+        assert done == [2, 3, 4, 5]
+
+    grow(app(echo), scene)
+
+
+def test_a_waiting_sender_that_is_cancelled_leaves_its_place():
+    """R29: and the others keep theirs; what it would have sent never arrives."""
+    echo = Echo(mailbox=1)
+
+    async def scene(tree, seen):
+        ref = tree[echo.spec]
+        echo.gate = trio.Event()
+        await ref.send("wakes the reader")
+        await quiet()
+        await ref.send("fills it")
+        async with trio.open_nursery() as nursery:
+            with trio.move_on_after(1):
+                await ref.send("given up")
+            nursery.start_soon(ref.send, "kept")
+            await quiet()
+            echo.gate.set()
+        await quiet()
+        assert echo.served == ["wakes the reader", "fills it", "kept"]
+
+    grow(app(echo), scene)
+
+
+def test_a_cancelled_send_has_not_sent():
+    """R29: as in Trio, `Cancelled` means that it did not happen."""
+    echo = Echo()
+
+    async def scene(tree, seen):
+        with trio.CancelScope() as scope:
+            scope.cancel()
+            await tree[echo.spec].send("never")
+        await quiet()
+        assert echo.served == []
+
+    grow(app(echo), scene)
+
+
+@pytest.mark.parametrize("above", [False, True])
+def test_a_mailbox_is_kept_over_restarts(above):
+    """R29: it belongs to the node; over an ancestor's Restart too, where path and spec stay the same."""
+    echo = Echo()
+    decider = Decider({Boom: Escalate}) if above else None
+    inner = Supervisor("s", [echo.spec], decider=decider)
+
+    async def scene(tree, seen):
+        ref = tree[echo.spec]
+        ref.send_nowait(Boom())
+        for number in range(3):
+            ref.send_nowait(number)
+        assert await ref.call("last") == "last"
+        assert echo.served[1:] == [0, 1, 2, "last"]
+        assert tree[inner].status().incarnation == (2 if above else 1)
+
+    grow(app(inner, decider=Decider({Boom: Restart})), scene)
+
+
+def test_calls_wait_while_the_node_is_backing_off():
+    """R29: it is not down for good, so nobody is turned away."""
+    echo = Echo(backoff=Backoff(initial=10, jitter=0))
+
+    async def scene(tree, seen):
+        tree[echo.spec].send_nowait(Boom())
+        await trio.sleep(1)
+        assert await tree[echo.spec].call("hello") == "hello"
+        assert trio.current_time() == 10
+
+    grow(app(echo), scene)
+
+
+@pytest.mark.parametrize("how", ["stopped", "condemned", "above", "removed", "tree", "done"])
+def test_everybody_who_waits_is_told_when_a_node_is_down_for_good(how):
+    """R29: those queued, those waiting for room, those waiting for it to be ready, and those who come later."""
+    echo = Echo(mailbox=2, restart="transient")
+    told = []
+    inner = Supervisor("s", [echo.spec], decider=Decider({Boom: Stop, Other: Escalate}))
+
+    async def ask(what, *args):
+        with pytest.raises(ChildStopped):
+            await what(*args)
+        told.append(args)
+
+    async def consume(ref):
+        async with ref.stream("stream") as stream:
+            async for _ in stream:
+                pass
+
+    async def end(tree):
+        ref = tree[echo.spec]
+        match how:
+            case "stopped" | "removed":
+                await ref.stop()
+            case "condemned":
+                ref.inject(Boom())
+            case "above":
+                ref.inject(Other())
+            case "tree":
+                await tree.root.stop()
+            case "done":
+                await tree[inner].stop()
+        await quiet()
+        if how == "removed":
+            await ref.remove()
+
+    async def scene(tree, seen):
+        ref = tree[echo.spec]
+        echo.gate = trio.Event()
+        await ref.send("wakes the reader")
+        await quiet()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(ask, ref.call, 1)
+            await quiet()
+            nursery.start_soon(ask, consume, ref)
+            await quiet()
+            nursery.start_soon(ask, ref.call, 2)
+            nursery.start_soon(ask, ref.send, 3)
+            await quiet()
+            await end(tree)
+        await ask(ref.call, 4)
+        await ask(ref.send, 5)
+        await ask(ref.ready)
+        with pytest.raises(ChildStopped):
+            ref.send_nowait(6)
+        assert len(told) == 7
+
+    grow(app(inner, decider=Decider({Other: Stop})), scene)
+
+
+def test_a_node_that_starts_again_takes_messages_again():
+    """R29: a manual restart opens the mailbox."""
+    echo = Echo()
+
+    async def scene(tree, seen):
+        await tree[echo.spec].stop()
+        with pytest.raises(ChildStopped):
+            await tree[echo.spec].call(1)
+        await tree[echo.spec].restart()
+        assert await tree[echo.spec].call(2) == 2
+
+    grow(app(echo), scene)
+
+
+def test_a_group_that_waits_for_a_retry_is_not_down_for_good():
+    """R29: its mailboxes stay open until somebody stops the retry."""
+    a, echo = Puppet("a", backoff=Backoff(initial=10, jitter=0)), Echo()
+
+    async def scene(tree, seen):
+        a.fail()
+        await quiet()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(fails, tree[echo.spec])
+            await quiet()
+            assert tree[echo.spec].status().mailbox == 1
+            await tree[a.spec].stop()
+
+    async def fails(ref):
+        with pytest.raises(ChildStopped):
+            await ref.call(1)
+
+    grow(app(a, echo, strategy="one_for_all"), scene)
+
+
+def test_errors_of_a_mailbox_may_have_classes_of_their_own():
+    """R29: `stopped` and `full` of its `Mailbox`."""
+
+    class Down(Exception):
+        pass
+
+    class Full(Exception):
+        pass
+
+    echo = Echo(mailbox=Mailbox(1, stopped=Down, full=Full))
+
+    async def scene(tree, seen):
+        echo.gate = trio.Event()
+        await tree[echo.spec].send(1)
+        await quiet()
+        tree[echo.spec].send_nowait(1)
+        with pytest.raises(Full):
+            tree[echo.spec].send_nowait(1)
+        await tree[echo.spec].stop()
+        with pytest.raises(Down):
+            await tree[echo.spec].call(1)
+
+    grow(app(echo), scene)
+
+
+def test_a_child_without_a_mailbox_says_so():
+    """R29: sending to it is a mistake in the program."""
+
+    async def scene(tree, seen):
+        with pytest.raises(TypeError, match="declare its child with mailbox="):
+            await tree["app/a"].call(1)
+        with pytest.raises(TypeError, match="no mailbox, and names no child as its front"):
+            await tree.root.call(1)
+
+    grow(app(Puppet("a")), scene)
+
+
+# --- messages
+
+
+def test_call_returns_the_reply_or_raises_what_the_body_failed_it_with():
+    """R30: a message is replied, failed or requeued by the body that took it."""
+    echo = Echo()
+
+    async def scene(tree, seen):
+        assert await tree[echo.spec].call(5) == 5
+        with pytest.raises(Other, match="refused"):
+            await tree[echo.spec].call("refuse")
+        assert await tree[echo.spec].call("requeue") == "requeued"
+
+    grow(app(echo), scene)
+
+
+@pytest.mark.parametrize("end", ["fail", "stop", "restart above"])
+def test_what_is_in_hand_when_the_incarnation_ends_is_lost_and_its_caller_told(end):
+    """R30: with `CallLost`, from the failure if there was one."""
+    echo = Echo()
+    boom = Boom()
+
+    async def scene(tree, seen):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(lost, tree[echo.spec])
+            await quiet()
+            match end:
+                case "fail":
+                    tree[echo.spec].inject(boom)
+                case "stop":
+                    await tree[echo.spec].stop()
+                case "restart above":
+                    tree["app/sibling"].inject(Boom())
+
+    async def lost(ref):
+        with pytest.raises(CallLost, match="'app/echo' ended with this message in hand") as raised:
+            await ref.call("hold")
+        assert raised.value.__cause__ is (boom if end == "fail" else None)
+
+    grow(app(Puppet("sibling"), echo, strategy="one_for_all"), scene)
+
+
+@pytest.mark.parametrize("directive", [Resume, Restart])
+def test_what_was_sent_as_requeue_goes_back_to_the_head_in_its_order(directive):
+    """R30: several in hand keep their order, before whatever is queued; its caller never notices."""
+    taken = []
+
+    async def body(_, inbox):
+        await trio.sleep(1)
+        while True:
+            messages = await inbox.receive_many(3)
+            taken.append([message.value for message in messages])
+            if len(taken) == 1:
+                await trio.sleep(1)
+                raise Boom
+            for message in messages:
+                message.reply(message.value)
+
+    child = Child("a", body, resource=Kit(), mailbox=Mailbox(8, on_loss="requeue"))
+    replies = []
+
+    async def call(ref, number):
+        replies.append(await ref.call(number))
+
+    async def scene(tree, seen):
+        async with trio.open_nursery() as nursery:
+            for number in range(4):
+                nursery.start_soon(call, tree[child], number)
+                await quiet()
+            await trio.sleep(2)
+        assert taken[0] == [0, 1, 2]
+        assert [value for values in taken[1:] for value in values] == [0, 1, 2, 3]
+        assert sorted(replies) == [0, 1, 2, 3]
+
+    grow(app(child, decider=Decider({Boom: directive})), scene)
+
+
+def test_what_a_body_noted_on_a_message_comes_back_with_it():
+    """R30: `memo` belongs to the message, not to the incarnation."""
+
+    async def body(inbox):
+        async for message in inbox:
+            if message.memo is None:
+                message.memo = "begun"
+                raise Boom
+            message.reply(message.memo)
+
+    child = Child("a", body, mailbox=8)
+
+    async def scene(tree, seen):
+        assert await tree[child].call(1, on_loss="requeue") == "begun"
+
+    grow(app(child), scene)
+
+
+def test_a_message_in_hand_while_a_resource_is_left_is_settled_by_a_stop():
+    """R30: a child that returned with a message in hand, and was stopped before it had really ended."""
+
+    async def body(_, inbox):
+        await inbox.receive()
+
+    child = Child("a", body, resource=Kit(slow_exit=5), mailbox=8, restart="transient")
+    told = []
+
+    async def call(ref):
+        with pytest.raises(CallLost):
+            await ref.call(1)
+        told.append(1)
+
+    async def scene(tree, seen):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(call, tree[child])
+            await trio.sleep(1)
+            await tree[child].stop()
+
+    grow(app(child), scene)
+    assert told == [1]
+
+
+def test_a_caller_cancelled_while_queued_takes_its_message_with_it():
+    """R30: the child never sees it."""
+    echo = Echo()
+
+    async def scene(tree, seen):
+        echo.gate = trio.Event()
+        await tree[echo.spec].send("wakes the reader")
+        await quiet()
+        with trio.move_on_after(1):
+            await tree[echo.spec].call("withdrawn")
+        assert tree[echo.spec].status().mailbox == 0
+        echo.gate.set()
+        await quiet()
+        assert echo.served == ["wakes the reader"]
+
+    grow(app(echo), scene)
+
+
+def test_a_late_reply_is_dropped_quietly():
+    """R30: and so is a late failure or requeue; the child goes on."""
+    echo = Echo()
+
+    async def scene(tree, seen):
+        for _ in range(3):
+            with trio.move_on_after(1):
+                await tree[echo.spec].call("hold")
+        first, second, third = echo.held
+        assert first.left
+        first.reply("late")
+        second.fail(Boom())
+        third.requeue()
+        assert tree[echo.spec].status().mailbox == 0
+        assert await tree[echo.spec].call("still there") == "still there"
+
+    grow(app(echo), scene)
+
+
+def test_a_message_is_settled_once():
+    """R30: a second reply is a mistake in the body."""
+    echo = Echo()
+
+    async def scene(tree, seen):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(tree[echo.spec].call, "hold")
+            await quiet()
+            echo.held[0].reply(1)
+        with pytest.raises(RuntimeError, match="settled once"):
+            echo.held[0].reply(2)
+
+    grow(app(echo), scene)
+
+
+def test_withdrawn_messages_do_not_accumulate():
+    """R30: callers that come and go leave no trace, however long nobody reads."""
+    echo = Echo(mailbox=10_000)
+    left = []
+
+    class Payload:
+        pass
+
+    async def call_and_leave(ref):
+        payload = Payload()
+        left.append(weakref.ref(payload))
+        with trio.move_on_after(0.001):
+            await ref.call(payload)
+
+    async def scene(tree, seen):
+        echo.gate = trio.Event()
+        await tree[echo.spec].send("wakes the reader")
+        await quiet()
+        for _ in range(500):
+            await call_and_leave(tree[echo.spec])
+        gc.collect()
+        queue = tree._driver.address("app/echo").mailbox
+        assert len(queue) == 0
+        assert len(queue._queue) < 40
+        assert sum(payload() is not None for payload in left) < 40
+
+    grow(app(echo), scene)
+
+
+@given(
+    st.integers(0, 2**32),
+    st.lists(st.sampled_from(["call", "cancelled", "boom", "requeue", "stop"]), min_size=1, max_size=12),
+)
+def test_nobody_ever_hangs_and_nothing_is_lost_silently(seed, acts):
+    """R29, R30: under any schedule every caller gets a reply or is told, and the mailbox is empty in the end."""
+    echo = Echo(mailbox=2, resource=Kit())
+    outcomes = []
+
+    async def caller(ref, act, number):
+        with trio.move_on_after(0.5 if act == "cancelled" else 1000):
+            try:
+                value = Boom() if act == "boom" else number
+                outcomes.append(await ref.call(value, on_loss="requeue" if act == "requeue" else None))
+            except (CallLost, ChildStopped) as exc:
+                outcomes.append(exc)
+            return
+        outcomes.append("left")
+
+    async def scene(tree, seen):
+        async with trio.open_nursery() as nursery:
+            for number, act in enumerate(acts):
+                if act == "stop":
+                    await tree[echo.spec].stop()
+                    await tree[echo.spec].restart()
+                nursery.start_soon(caller, tree[echo.spec], act, number)
+        assert trio.current_time() < 1000
+        assert len(outcomes) == len(acts)
+        assert tree[echo.spec].status().mailbox == 0
+
+    grow(app(echo, limit=None, decider=Decider({Boom: Resume})), scene, seed=seed)
+
+
+# --- streams
+
+
+def streaming(serve, **options):
+    async def body(inbox):
+        async for message in inbox:
+            await serve(message)
+
+    return Child("a", body, mailbox=8, **options)
+
+
+def test_a_stream_has_many_replies_and_an_end():
+    """R30: in order; the end of the message is the end of the stream."""
+
+    async def serve(message):
+        for number in range(message.value):
+            await message.send(number)
+        message.reply()
+
+    child = streaming(serve)
+
+    async def scene(tree, seen):
+        for buffer in (1, 64):
+            async with tree[child].stream(5, buffer=buffer) as stream:
+                assert [item async for item in stream] == [0, 1, 2, 3, 4]
+
+    grow(app(child), scene)
+
+
+def test_a_stream_is_bounded():
+    """R30: a child that is faster than its consumer waits."""
+    sent = []
+
+    async def serve(message):
+        for number in range(5):
+            await message.send(number)
+            sent.append(number)
+        message.reply()
+
+    child = streaming(serve)
+
+    async def scene(tree, seen):
+        async with tree[child].stream(None, buffer=2) as stream:
+            await quiet()
+            assert sent == [0, 1]
+            assert await anext(stream) == 0
+            await quiet()
+            assert sent == [0, 1, 2]
+            assert [item async for item in stream] == [1, 2, 3, 4]
+
+    grow(app(child), scene)
+
+
+def test_the_child_is_told_when_the_consumer_leaves():
+    """R30: by `left`, by a callback, and by the end of its waiting for room; later items are dropped."""
+    told = []
+
+    async def serve(message):
+        message.on_left(lambda: told.append("left"))
+        for number in range(5):
+            await message.send(number)
+        told.append(message.left)
+        message.on_left(lambda: told.append("at once"))
+        message.reply()
+
+    child = streaming(serve)
+
+    async def scene(tree, seen):
+        async with tree[child].stream(None, buffer=1) as stream:
+            assert await anext(stream) == 0
+        await quiet()
+        assert told == ["left", True, "at once"]
+        assert tree[child].status().state == "up"
+
+    grow(app(child), scene)
+
+
+def test_what_was_sent_before_a_failure_comes_first():
+    """R30: then the consumer is told."""
+    boom = Boom()
+
+    async def serve(message):
+        await message.send(1)
+        raise boom
+
+    child = streaming(serve)
+
+    async def scene(tree, seen):
+        async with tree[child].stream(None) as stream:
+            assert await anext(stream) == 1
+            with pytest.raises(CallLost) as raised:
+                await anext(stream)
+            assert raised.value.__cause__ is boom
+
+    grow(app(child), scene)
+
+
+def test_a_requeued_stream_goes_on_in_the_next_incarnation():
+    """R30: to its consumer it is one stream."""
+
+    async def serve(message):
+        if message.memo is None:
+            message.memo = 1
+            await message.send("first life")
+            raise Boom
+        await message.send("second life")
+        message.reply()
+
+    child = streaming(serve)
+
+    async def scene(tree, seen):
+        async with tree[child].stream(None, on_loss="requeue") as stream:
+            assert [item async for item in stream] == ["first life", "second life"]
+
+    grow(app(child), scene)
+
+
+def test_send_nowait_does_not_wait_for_room():
+    """R30: a full buffer is `trio.WouldBlock`."""
+    told = []
+
+    async def serve(message):
+        message.send_nowait(1)
+        with pytest.raises(trio.WouldBlock):
+            message.send_nowait(2)
+        told.append(1)
+        message.reply()
+
+    child = streaming(serve)
+
+    async def scene(tree, seen):
+        async with tree[child].stream(None, buffer=1) as stream:
+            assert [item async for item in stream] == [1]
+
+    grow(app(child), scene)
+    assert told == [1]
+
+
+# --- a supervisor as an address
+
+
+def test_a_supervisor_answers_at_its_front():
+    """R34: its own Ref, calls and streams are that child's, through any number of fronts."""
+    echo = Echo()
+    worker = Supervisor("worker", [Puppet("other").spec, echo.spec], front=echo.spec)
+    outer = Supervisor("outer", [worker], front="worker")
+
+    async def scene(tree, seen):
+        for spec in (worker, outer):
+            assert await tree[spec].call(5) == 5
+            await tree[spec].send(6)
+            async with tree[spec].stream(7) as stream:
+                assert [item async for item in stream] == []
+            async with tree[spec].lease():
+                pass
+            tree[spec].inject(Boom())
+            await quiet()
+            assert await tree[spec].call(8) == 8
+        assert tree[echo.spec].status().incarnation == 3
+        assert await tree[outer].ready() is None
+
+    grow(app(outer), scene)
+
+
+def test_a_front_is_the_same_address_over_restarts_of_the_worker():
+    """R34: a call that waits while the worker restarts is answered by the new one."""
+    echo = Echo(limit=Limit(0))
+    worker = Supervisor("worker", [echo.spec], front="echo", decider=Decider({"limit": Escalate}))
+
+    async def scene(tree, seen):
+        tree[worker].send_nowait(Boom())
+        assert await tree[worker].call(1) == 1
+        assert tree[worker].status().incarnation == 2
+
+    grow(app(worker), scene)

@@ -1,0 +1,471 @@
+"""Changing a running tree (R25–R27)."""
+
+from __future__ import annotations
+
+import pytest
+import trio
+
+from supervise import (
+    Backoff,
+    Child,
+    Decider,
+    Limit,
+    Pool,
+    Refused,
+    Restart,
+    Resume,
+    StartFailed,
+    Stop,
+    Supervisor,
+    current_child,
+    errors,
+    events,
+    open_tree,
+)
+from supervise.testing import run_virtual
+
+from .scene import Boom, Kit, Other, Puppet, app, forever, grow, puppets, quiet
+
+
+def refused(reason):
+    return pytest.raises(Refused, check=lambda exc: exc.reason == reason)
+
+
+# --- requests
+
+
+def test_added_children_go_last_and_are_lost_when_their_supervisor_restarts():
+    """R25: as with start_child: at the end of the order, and not in the spec."""
+    a, b = puppets("ab")
+    inner = Supervisor("s", [a.spec], limit=Limit(0))
+
+    async def scene(tree, seen):
+        ref = await tree[inner].add(b.spec)
+        assert ref.path == "app/s/b"
+        mark = len(seen)
+        a.fail()
+        await quiet()
+        assert seen.order(since=mark) == "-s/a -s/b -s +s +s/a"
+        assert await ref.ended() is None
+
+    grow(app(inner), scene)
+
+
+def test_a_child_that_does_not_start_is_not_added():
+    """R25: `add` raises StartFailed from the cause, and the supervisor goes on."""
+    boom = Boom("start")
+
+    async def scene(tree, seen):
+        with pytest.raises(StartFailed) as raised:
+            await tree.root.add(Puppet("b", boom).spec)
+        assert raised.value.__cause__ is boom
+        assert len(tree.status().children) == 1
+        assert tree.status().restarts == 0
+
+    grow(app(Puppet("a")), scene)
+
+
+def test_refusals_are_those_of_otp():
+    """R25: running, restarting, duplicate and not found, as exceptions with a reason."""
+    a, b, c = Puppet("a"), Puppet("b"), Puppet("c", backoff=Backoff(initial=9, jitter=0))
+
+    async def scene(tree, seen):
+        await tree[b.spec].stop()
+        c.fail()
+        await quiet()
+        with refused("running"):
+            await tree[a.spec].restart()
+        with refused("running"):
+            await tree[a.spec].remove()
+        with refused("running"):
+            await tree.root.add(Child("a", forever))
+        with refused("duplicate"):
+            await tree.root.add(Child("b", forever))
+        with refused("duplicate"):
+            await tree.root.add(Child("c", forever))
+        with refused("restarting"):
+            await tree[c.spec].remove()
+        await tree[b.spec].remove()
+        for request in (tree[b.spec].stop, tree[b.spec].restart, tree[b.spec].remove):
+            with refused("not_found"):
+                await request()
+        with refused("not_found"):
+            await tree[a.spec].add(Child("x", forever))
+        with refused("not_found"):
+            await tree.root.restart()
+        await tree[a.spec].stop()
+        await tree[a.spec].stop()
+
+    grow(app(a, b, c), scene)
+
+
+def test_a_queued_retry_refuses_a_manual_restart():
+    """R25: between two tries without a backoff the child is restarting."""
+    a = Puppet("a", 0, Boom("again"))
+
+    async def ask(tree, told):
+        try:
+            await tree[a.spec].restart()
+        except Refused as exc:
+            told.append(exc.reason)
+
+    async def scene(tree, seen):
+        told = []
+        async with trio.open_nursery() as nursery:
+            with tree._driver.held():
+                a.fail()
+                await quiet()
+                nursery.start_soon(ask, tree, told)
+                await quiet()
+        assert told == ["restarting"]
+        assert a.running == 1
+
+    grow(app(a), scene)
+
+
+def test_a_manual_restart_that_fails_leaves_it_down():
+    """R25: the caller is told, nothing is decided or charged, and nothing is retried."""
+    a = Puppet("a", 0, Boom("no"))
+
+    async def scene(tree, seen):
+        await tree[a.spec].stop()
+        with pytest.raises(StartFailed):
+            await tree[a.spec].restart()
+        assert tree[a.spec].status().state == "down"
+        assert tree.status().restarts == 0
+        await tree[a.spec].restart()
+
+    grow(app(a), scene)
+
+
+def test_requests_are_served_in_order_with_exits_also_during_a_backoff():
+    """R25: nothing of it waits for the backoff."""
+    a, b = Puppet("a", backoff=Backoff(initial=20, jitter=0)), Puppet("b")
+
+    async def scene(tree, seen):
+        a.fail()
+        await quiet()
+        mark = len(seen)
+        b.fail()
+        await quiet()
+        await tree[b.spec].stop()
+        await tree.root.add(Child("c", forever))
+        await tree[b.spec].restart()
+        assert seen.order(since=mark) == "-b +b -b +c +b"
+        assert trio.current_time() == 0
+
+    grow(app(a, b), scene)
+
+
+@pytest.mark.parametrize("what", ["itself", "its supervisor", "the root"])
+def test_a_child_that_would_wait_for_its_own_end_gets_an_error(what):
+    """R25: to stop itself or an ancestor, and wait for it, would be to wait for ever."""
+    told = []
+
+    async def body():
+        tree = current_child().tree
+        path = {"itself": "app/s/a", "its supervisor": "app/s", "the root": "app"}[what]
+        with pytest.raises(RuntimeError, match="would wait for ever"):
+            await tree[path].stop()
+        told.append(1)
+        await trio.sleep_forever()
+
+    grow(app(Supervisor("s", [Child("a", body)])))
+    assert told == [1]
+
+
+@pytest.mark.parametrize("request_", ["add", "stop", "restart", "remove"])
+def test_a_child_that_asks_its_own_supervisor_before_it_is_ready_gets_an_error(request_):
+    """R25: the supervisor waits for that start, so it could never answer."""
+    told = []
+
+    async def body(task_status):
+        root = current_child().tree.root
+        sibling = current_child().tree["app/b"]
+        ask = {"add": lambda: root.add(Child("x", forever))}.get(request_, lambda: getattr(sibling, request_)())
+        with pytest.raises(RuntimeError, match="would wait for ever"):
+            await ask()
+        told.append(1)
+        task_status.started()
+        await trio.sleep_forever()
+
+    grow(app(Child("a", body), Puppet("b")))
+    assert told == [1]
+
+
+def test_a_child_may_change_its_siblings():
+    """R25: once it is ready, a child may add, stop and restart siblings, and those of other branches before."""
+    a = Puppet("a")
+
+    async def body(task_status):
+        tree = current_child().tree
+        await tree["app/other"].add(Child("early", forever))
+        task_status.started()
+        await tree["app/s/a"].stop()
+        await tree["app/s/a"].restart()
+        await tree["app/s"].add(Child("new", forever))
+        await trio.sleep_forever()
+
+    mine = Supervisor("s", [a.spec])
+    driver = Child("driver", body)
+
+    async def scene(tree, seen):
+        await tree["app/s"].add(driver)
+        await quiet()
+        assert [child.path for child in tree["app/s"].status().children] == ["app/s/a", "app/s/driver", "app/s/new"]
+        assert tree["app/other/early"].status().state == "up"
+
+    grow(app(mine, Supervisor("other", [])), scene)
+    assert a.lives == 2
+
+
+def test_a_caller_that_is_cancelled_waits_no_longer():
+    """R25: the request is carried out all the same."""
+    slow = Puppet("slow", stubborn=10)
+
+    async def scene(tree, seen):
+        with trio.move_on_after(1):
+            await tree[slow.spec].stop()
+        assert trio.current_time() == 1
+        await trio.sleep(20)
+        assert tree[slow.spec].status().state == "down"
+
+    grow(app(slow), scene)
+
+
+def test_stopping_the_root_ends_the_tree():
+    """R25: and the block goes on; nothing can be asked any more."""
+    a = Puppet("a")
+
+    async def scene(tree, seen):
+        await tree.root.stop()
+        assert (a.running, tree.status().state) == (0, "down")
+        with refused("stopping"):
+            await tree.root.add(Child("x", forever))
+
+    grow(app(a), scene)
+
+
+def test_nonsense_is_refused_at_once():
+    """R25: what is no spec, has a second place, or fits not under this supervisor."""
+    a = Puppet("a")
+    inner = Supervisor("s", [a.spec])
+
+    async def scene(tree, seen):
+        with pytest.raises(TypeError, match="takes one Child, Supervisor or Pool, got"):
+            await tree.root.add(5)
+        with pytest.raises(ValueError, match="one spec stands at two places: 'app/s/a' and 'app/a'"):
+            await tree.root.add(a.spec)
+        with pytest.raises(ValueError, match="significant needs auto_shutdown"):
+            await tree.root.add(Child("x", forever, restart="transient", significant=True))
+        await tree["app/s/a"].stop()
+        await tree["app/s/a"].remove()
+        await tree["app/s"].add(a.spec)
+
+    grow(app(inner), scene)
+
+
+# --- pools
+
+
+def test_a_pool_has_members_of_one_template():
+    """R26: `add(*args)` starts a member with these arguments, under a name of its own or the one given."""
+    told = []
+
+    async def member(*args):
+        told.append((current_child().path, args))
+        await trio.sleep_forever()
+
+    pool = Pool("pool", Child("m", member, args=("always",)))
+
+    async def scene(tree, seen):
+        first = await tree[pool].add(1)
+        named = await tree[pool].add(2, 3, name="special")
+        with refused("running"):
+            await tree[pool].add(name="special")
+        await first.stop()
+        assert [child.path for child in tree[pool].status().children] == [named.path]
+        assert (await tree[pool].add()).path == "app/pool/m-2"
+
+    grow(app(pool), scene)
+    assert told == [("app/pool/m-1", ("always", 1)), ("app/pool/special", ("always", 2, 3)), ("app/pool/m-2", ("always",))]
+
+
+def test_a_pool_may_have_a_maximum():
+    """R26: one member more is refused, until one has left."""
+    pool = Pool("pool", Child("m", forever), maximum=2)
+
+    async def scene(tree, seen):
+        first, _ = await tree[pool].add(), await tree[pool].add()
+        with refused("full"):
+            await tree[pool].add()
+        await first.stop()
+        await tree[pool].add()
+
+    grow(app(pool), scene)
+
+
+def test_members_are_restarted_one_for_one_and_leave_when_they_are_done():
+    """R26: a failed member starts again, with its own arguments; one that is done leaves."""
+    lives = []
+
+    async def member(number):
+        lives.append(number)
+        await trio.sleep(1)
+        if lives.count(number) == 1:
+            raise Boom
+
+    pool = Pool("pool", Child("m", member, restart="transient"))
+
+    async def scene(tree, seen):
+        for number in range(2):
+            await tree[pool].add(number)
+        await trio.sleep(3)
+        assert sorted(lives) == [0, 0, 1, 1]
+        assert tree[pool].status().children == ()
+
+    grow(app(pool), scene)
+
+
+def test_a_pool_is_empty_after_a_restart():
+    """R26: its members are gone, and those who wait for one are told."""
+    a, pool = Puppet("a"), Pool("pool", Child("m", forever, mailbox=2))
+
+    async def scene(tree, seen):
+        member = await tree[pool].add()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(lost_call, member)
+            await quiet()
+            a.fail()
+        assert tree[pool].status().children == ()
+        assert await member.ended() is None
+        assert (await tree[pool].add()).path == "app/pool/m-2"
+
+    async def lost_call(ref):
+        with pytest.raises(errors.ChildStopped):
+            await ref.call(1)
+
+    grow(app(a, pool, strategy="one_for_all"), scene)
+
+
+def test_pools_have_no_manual_restart_or_remove():
+    """R26: members leave when they end, so there is nothing to restart."""
+    pool = Pool("pool", Child("m", forever))
+
+    async def scene(tree, seen):
+        member = await tree[pool].add()
+        with refused("pool"):
+            await member.restart()
+        with refused("pool"):
+            await member.remove()
+
+    grow(app(pool), scene)
+
+
+# --- injected failures
+
+
+@pytest.mark.parametrize("resource", [None, Kit()])
+def test_an_injected_failure_counts_as_the_bodys_own(resource):
+    """R27: the body is cancelled, and whatever it ends with, the failure is the one injected, with its tag."""
+
+    class Tagged(Boom):
+        tag = "my.tag"
+
+    async def body(*_):
+        lives.append(1)
+        try:
+            await trio.sleep_forever()
+        finally:
+            if len(lives) == 1:
+                raise Other("its own")
+
+    lives, it = [], Tagged("mine")
+    child = Child("a", body, resource=resource)
+
+    async def scene(tree, seen):
+        tree[child].inject(it)
+        await quiet()
+        assert len(lives) == 2
+
+    seen = grow(app(child, decider=Decider({"my": Restart}, default=Stop)), scene)
+    assert seen.the(events.Failed).exc is it
+    assert seen.the(events.Decided).tag == "my.tag"
+    if resource is not None:
+        assert resource.saw[0] is it
+
+
+def test_a_body_that_swallows_its_cancellation_has_failed_all_the_same():
+    """R27: whatever it ends with, a return included."""
+
+    async def body():
+        lives.append(1)
+        with trio.CancelScope() as scope:
+            try:
+                await trio.sleep_forever()
+            except trio.Cancelled:
+                scope.cancel()
+
+    lives = []
+    child = Child("a", body, restart="transient")
+
+    async def scene(tree, seen):
+        tree[child].inject(Boom())
+        await quiet()
+        assert len(lives) == 2
+
+    grow(app(child), scene)
+
+
+def test_an_injected_failure_may_be_resumed():
+    """R27: with a resource, as if the body had raised it."""
+    kit = Kit()
+    a = Puppet("a", resource=kit)
+
+    async def scene(tree, seen):
+        tree[a.spec].inject(Boom())
+        await quiet()
+        assert (a.lives, a.running, kit.entered) == (2, 1, 1)
+
+    grow(app(a, decider=Decider({Boom: Resume})), scene)
+
+
+def test_a_failure_injected_just_after_a_resume_is_not_lost():
+    """R27: also before the body has been entered again."""
+    a = Puppet("a", resource=Kit())
+    trees = []
+
+    def meddle(event):
+        if isinstance(event, events.Resumed):
+            trees[0][a.spec].inject(Other())
+
+    async def main():
+        async with open_tree(app(a, decider=Decider({Boom: Resume})), sinks=[meddle]) as tree:
+            trees.append(tree)
+            await quiet()
+            a.fail()
+            await quiet()
+            assert tree[a.spec].status().incarnation == 2
+
+    run_virtual(main)
+
+
+def test_only_a_running_leaf_can_be_made_to_fail():
+    """R27: anything else is refused."""
+    a = Puppet("a", stubborn=1)
+    inner = Supervisor("s", [])
+
+    async def scene(tree, seen):
+        tree[a.spec].inject(Boom())
+        with refused("not_found"):
+            tree[a.spec].inject(Other())
+        await trio.sleep(2)
+        await tree[a.spec].stop()
+        with refused("not_found"):
+            tree[a.spec].inject(Boom())
+        with refused("not_found"):
+            tree[inner].inject(Boom())
+        with pytest.raises(TypeError, match="inject takes an Exception"):
+            tree[a.spec].inject(KeyboardInterrupt())
+
+    grow(app(a, inner), scene)

@@ -1,0 +1,16 @@
+"""R31: nothing accumulates. The short form of `python -m benchmarks.memory`."""
+
+import pytest
+
+from benchmarks import memory
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("question", "turns"), [(memory.leaf, 10_000), (memory.group, 100), (memory.members, 2_000)]
+)
+def test_memory_is_flat(question, turns):
+    """R31: restarts of a leaf, of a group, and members that come and go leave nothing behind."""
+    meter = memory.measure(question, turns)
+    size = 100 if question is memory.group else 1
+    assert meter.slope() < size * memory.BYTES_PER_TURN, meter.points
