@@ -33,8 +33,10 @@ class DeviceError(InferenceError):
     """The device or its context is in trouble. What follows is the supervisor's decision.
 
     A host fills in what it knows: the device's own error code, and the requests whose step raised it.
+    This class itself stands for trouble that has no name here; `DEVICE` escalates it.
     """
 
+    tag = "device"
     is_retryable = True
     code: int | None = None
     request_ids: tuple[str, ...] = ()

@@ -105,8 +105,8 @@ def device_worker(
 def report_poison(worker: Ref, reason: str, incarnation: int) -> None:
     """Tell a worker from outside that its context is poisoned; of a stale incarnation it is ignored (D3)."""
     with suppress(ChildStopped, Refused):  # it is down, or failing already
-        context = next(node for node in worker.status().walk() if node.kind == "child")
-        if context.incarnation == incarnation:
+        contexts = (node for node in worker.status().walk() if node.kind == "child")
+        if any(context.incarnation == incarnation for context in contexts):
             worker.inject(ContextPoisoned(reason))
 
 

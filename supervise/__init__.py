@@ -2,30 +2,59 @@
 
 `_core/` decides and is pure; `_trio/` carries it out. `events` is the closed set of what can happen, `errors` what a
 caller may catch, `testing` gives virtual time and faults as data, `sinks` are places for events to go, `cli` is the
-command. Everything that is public stands here, in `supervise.events`, `supervise.errors` or `supervise.testing`.
+command. Everything that is public stands here, in `supervise.events`, `supervise.errors` or `supervise.testing`. Names
+are loaded when first asked for: the pytest plugin lies in this package too, and costs a session without a tree nothing.
 """
 
 from __future__ import annotations
 
-from ._core.decide import AKKA, DEVICE, OTP, Decider, Rule
-from ._core.directive import Directive, Escalate, Restart, Resume, Stop
-from ._core.limit import Backoff, Limit
-from ._core.node import Status
-from ._core.spec import IGNORE, Child, Mailbox, Pool, Supervisor
-from ._trio.leaf import current_child, stop_requested
-from ._trio.mailbox import Inbox, Message, Stream, StreamMessage
-from ._trio.run import run_tree
-from ._trio.tree import Ref, Tree, open_tree
-from .errors import (
-    CallLost,
-    ChildRestarted,
-    ChildStopped,
-    MailboxFull,
-    Refused,
-    StartFailed,
-    SuperviseError,
-    TreeFailed,
-)
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from . import errors, events
+    from ._core.decide import AKKA, DEVICE, OTP, Decider, Rule
+    from ._core.directive import Directive, Escalate, Restart, Resume, Stop
+    from ._core.limit import Backoff, Limit
+    from ._core.node import Status
+    from ._core.spec import IGNORE, Child, Mailbox, Pool, Supervisor
+    from ._trio.leaf import current_child, stop_requested
+    from ._trio.mailbox import Inbox, Message, Stream, StreamMessage
+    from ._trio.run import run_tree
+    from ._trio.tree import Ref, Tree, open_tree
+    from .errors import (
+        CallLost,
+        ChildRestarted,
+        ChildStopped,
+        MailboxFull,
+        Refused,
+        StartFailed,
+        SuperviseError,
+        TreeFailed,
+    )
+
+_HOMES = {
+    "_core.decide": ("AKKA", "DEVICE", "OTP", "Decider", "Rule"),
+    "_core.directive": ("Directive", "Escalate", "Restart", "Resume", "Stop"),
+    "_core.limit": ("Backoff", "Limit"),
+    "_core.node": ("Status",),
+    "_core.spec": ("IGNORE", "Child", "Mailbox", "Pool", "Supervisor"),
+    "_trio.leaf": ("current_child", "stop_requested"),
+    "_trio.mailbox": ("Inbox", "Message", "Stream", "StreamMessage"),
+    "_trio.run": ("run_tree",),
+    "_trio.tree": ("Ref", "Tree", "open_tree"),
+    "errors": (
+        "CallLost",
+        "ChildRestarted",
+        "ChildStopped",
+        "MailboxFull",
+        "Refused",
+        "StartFailed",
+        "SuperviseError",
+        "TreeFailed",
+    ),
+}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
     "AKKA",
@@ -61,7 +90,23 @@ __all__ = [
     "Tree",
     "TreeFailed",
     "current_child",
+    "errors",
+    "events",
     "open_tree",
     "run_tree",
     "stop_requested",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name in ("errors", "events"):
+        return import_module(f".{name}", __name__)
+    if name not in _HOME_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    found = getattr(import_module(f".{_HOME_OF[name]}", __name__), name)
+    globals()[name] = found
+    return found
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *__all__]

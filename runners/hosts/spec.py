@@ -74,7 +74,7 @@ def unpack(packed: Any) -> Any:
 
 def _pack(value: Any, where: str) -> Any:
     """One value; `where` names it in an error."""
-    kind: type[Any] = type(value)
+    kind = _class_of(value)
     if kind in _PLAIN:
         return _plain(value, where)
     if kind in (tuple, list):
@@ -95,10 +95,14 @@ def _plain(value: Any, where: str) -> Any:
 
 def _fields(value: Any, where: str) -> Iterator[tuple[str, Any]]:
     """What the constructor takes, packed."""
-    cls: type[Any] = type(value)
+    cls = _class_of(value)
     for field in attrs.fields(cls):
         if field.init:
             yield field.alias, _pack(getattr(value, field.name), f"{where}.{field.name}")
+
+
+def _class_of(value: object) -> type[Any]:
+    return type(value)
 
 
 def _found(module: str, qualname: str) -> object:

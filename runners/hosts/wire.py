@@ -271,6 +271,7 @@ _REQUEST_ERRORS: dict[str, type[InferenceError]] = {
 _CONTEXT_ERRORS: dict[str, type[errors.DeviceError]] = {
     cls.__name__: cls
     for cls in (
+        errors.DeviceError,
         ContextPoisoned,
         OutOfMemory,
         errors.Unrecoverable,
@@ -282,8 +283,8 @@ _TAGS = {str(cls.tag): cls.__name__ for cls in _CONTEXT_ERRORS.values() if cls i
 
 
 def concerns_context(error: BaseException) -> bool:
-    """Whether this is the device's trouble (its tag begins with `device.`) rather than the request's."""
-    return str(getattr(error, "tag", None)).startswith("device.")
+    """Whether this is the device's trouble (its tag is `device` or below) rather than the request's."""
+    return str(getattr(error, "tag", None)).partition(".")[0] == "device"
 
 
 def error_data(error: BaseException) -> Error:
@@ -326,6 +327,8 @@ def _noted(error: Noted, data: Error) -> Noted:
 def _name(error: BaseException) -> str | None:
     """The nearest class that a table has; failing that, what its tag stands for."""
     for cls in type(error).__mro__:
+        if cls is errors.DeviceError:
+            break  # it says nothing that its tag does not say better
         if cls.__name__ in _REQUEST_ERRORS or cls.__name__ in _CONTEXT_ERRORS:
             return cls.__name__
     tag = str(getattr(error, "tag", None))

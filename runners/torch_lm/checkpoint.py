@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
+from typing import Any
 
 from attrs import asdict, field, frozen
 from safetensors import SafetensorError, safe_open
@@ -15,19 +16,18 @@ from runners.torch_lm.model import CharacterModel, Shape
 from runners.torch_lm.vocabulary import Vocabulary
 
 
+def _one_token_for_each(checkpoint: Checkpoint, _: object, value: Vocabulary) -> None:
+    wanted = checkpoint.model.shape.vocabulary
+    if len(value) != wanted:
+        raise ValueError(f"the vocabulary must have {wanted} characters, got {len(value)}")
+
+
 @frozen
 class Checkpoint:
     """A model and the characters its tokens stand for."""
 
     model: CharacterModel
-    vocabulary: Vocabulary = field()
-
-    @vocabulary.validator
-    def _one_token_for_each(self, _: object, value: Vocabulary) -> None:
-        if len(value) != self.model.shape.vocabulary:
-            raise ValueError(
-                f"the vocabulary must have {self.model.shape.vocabulary} characters, got {len(value)}"
-            )
+    vocabulary: Vocabulary = field(validator=_one_token_for_each)
 
 
 def save(checkpoint: Checkpoint, path: Path) -> str:
@@ -65,7 +65,8 @@ def digest(path: Path) -> str:
 
 
 def _mapped(path: Path) -> Checkpoint:
-    with safe_open(path, framework="pt") as file:
+    opened: Any = safe_open(path, framework="pt")  # its stubs say nothing
+    with opened as file:
         description = json.loads(file.metadata()["model"])
         model = CharacterModel(Shape(**description["shape"]))
         weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  not a mapping

@@ -77,7 +77,7 @@ class TorchRunner:
         rows = [stream.rows() for stream in waiting]
         logits = self._kernel.logits([row for part in rows for row in part])
         last = [end - 1 for end in accumulate(map(len, rows))]
-        for stream, values in zip(waiting, logits[last].tolist(), strict=True):
+        for stream, values in zip(waiting, _numbers(logits[last]), strict=True):
             stream.advance(values)
 
     def release(self, slot: int) -> None:
@@ -188,6 +188,10 @@ class _Stream(Iterator[TokenChunk]):
             finish_reason=finish,
             usage=usage,
         )
+
+
+def _numbers(rows: torch.Tensor) -> list[list[float]]:
+    return rows.tolist()  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]  # torch says: a list
 
 
 def _refused(error: InferenceError) -> Iterator[TokenChunk]:

@@ -89,14 +89,14 @@ def train(model: CharacterModel, tokens: Tensor, steps: int) -> Iterator[tuple[i
         optimizer.zero_grad()
         now.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
+        optimizer.step()  # pyright: ignore[reportUnknownMemberType]  # torch leaves its closure untyped
         schedule.step()
         yield step, now.item()
 
 
 def settle(seed: int) -> None:
     """Make what follows a function of the seed alone, for this process: sums depend on the threads that share them."""
-    torch.manual_seed(seed)
+    torch.manual_seed(seed)  # pyright: ignore[reportUnknownMemberType]  # torch leaves it untyped
     torch.set_num_threads(2)
     torch.use_deterministic_algorithms(mode=True)
 

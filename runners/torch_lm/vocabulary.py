@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from attrs import field, frozen
+from attrs import Factory, field, frozen
 
 UNKNOWN = "\ufffd"
 """What stands for every character outside the vocabulary; always token 0."""
@@ -16,6 +16,15 @@ ASCII = "".join(map(chr, range(32, 127)))
 TYPOGRAPHIC = "‘’“”–—…"
 
 
+def _complete(_: Vocabulary, __: object, value: str) -> None:
+    if value[:2] != UNKNOWN + START or len(set(value)) != len(value):
+        raise ValueError(f"a vocabulary is U+FFFD, newline, then other characters once each, got {value!r}")
+
+
+def _numbered(vocabulary: Vocabulary) -> dict[str, int]:
+    return {character: token for token, character in enumerate(vocabulary.characters)}
+
+
 @frozen
 class Vocabulary:
     """The characters a model knows, in the order of their token ids.
@@ -24,19 +33,10 @@ class Vocabulary:
     tokens as characters.
     """
 
-    characters: str = field(default=UNKNOWN + START + ASCII + TYPOGRAPHIC)
-    _ids: dict[str, int] = field(init=False, repr=False, eq=False)
-
-    @characters.validator
-    def _complete(self, _: object, value: str) -> None:
-        if value[:2] != UNKNOWN + START or len(set(value)) != len(value):
-            raise ValueError(
-                f"a vocabulary is U+FFFD, newline, then other characters once each, got {value!r}"
-            )
-
-    @_ids.default
-    def _number(self) -> dict[str, int]:
-        return {character: token for token, character in enumerate(self.characters)}
+    characters: str = field(default=UNKNOWN + START + ASCII + TYPOGRAPHIC, validator=_complete)
+    _ids: dict[str, int] = field(
+        init=False, repr=False, eq=False, default=Factory(_numbered, takes_self=True)
+    )
 
     def __len__(self) -> int:
         return len(self.characters)

@@ -65,7 +65,7 @@ def _atom(value: Any) -> str:
 def _arguments(value: Any) -> Iterator[tuple[str, Any]]:
     """What its constructor needs: what has no default, or another value than that."""
     named = False
-    for field in attrs.fields(type(value)):
+    for field in sorted(attrs.fields(type(value)), key=lambda field: field.kw_only):
         item = getattr(value, field.name)
         if not field.init or not field.repr or item == _default(field):
             named = True

@@ -238,16 +238,16 @@ class Acting:
     def _begin_end(
         self, why: str, *, first: Node | None = None, returned: bool = False, failure: Failure | None = None
     ) -> None:
-        """Stop every child in reverse, `first` before them; refuse what waits."""
+        """Stop every child in reverse, `first` before them, and wait even before that for one on its way out."""
         self._abandon()
         self.phase = "ending"
-        stops = [node for node in self.children.values() if node is not first]
-        if first is not None:
-            stops.append(first)
+        stops = sorted(
+            self.children.values(), key=lambda node: 2 if node.state == "stopping" else node is first
+        )
         self.act = Act("end", why, stops=stops, returned=returned, failure=failure)
 
     def _abandon(self) -> None:
-        """Whatever is in progress, or waits, is over. A child on its way out is waited for first."""
+        """Whatever is in progress, or waits, is over; what waits is refused."""
         message = f"supervisor {self.path!r} is stopping"
         if self.act is not None:
             self._refuse(self.act.token, message, "stopping")
@@ -257,6 +257,8 @@ class Acting:
         self.inbox.clear()
         for node in self.children.values():
             node.awaited = False
+            if node.phase == "start":
+                self._disarm(node)  # it is stopped in its turn
 
     def _end(self, ended: effect.Ended) -> None:
         self.phase = "ended"

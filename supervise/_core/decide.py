@@ -48,7 +48,14 @@ def _classes(value: object) -> tuple[type[BaseException], ...]:
 
 
 def _pattern(value: str | re.Pattern[str] | None) -> re.Pattern[str] | None:
-    return re.compile(value) if isinstance(value, str) else value
+    try:
+        return None if value is None else re.compile(value)
+    except (re.error, TypeError) as wrong:
+        kind = ValueError if isinstance(value, str) else TypeError
+        refusal = kind(f"a rule's match must be a regular expression, got {value!r}")
+        refusal.__cause__ = wrong
+        refuse(refusal)
+        return None
 
 
 @frozen(repr=False)
@@ -69,6 +76,8 @@ class Rule(Code):
 
     def __attrs_post_init__(self) -> None:
         _check_tag("a rule's tag", self.tag)
+        if self.when is not None and not callable(self.when):
+            refuse(TypeError(f"a rule's when must be a function, got {self.when!r}"))
 
     def fits(self, exc: BaseException) -> bool:
         """Whether this rule gives its tag to `exc`."""
@@ -83,6 +92,9 @@ Key = str | type[BaseException]
 
 
 def _table(value: Mapping[Key, Directive]) -> Mapping[Key, Directive]:
+    if not isinstance(value, Mapping):
+        refuse(TypeError(f"a decider's table must be a mapping, got {value!r}"))
+        value = {}
     return MappingProxyType(dict(value))
 
 
@@ -115,11 +127,16 @@ class Decider(Code):
                         f"a decider maps {key!r} to Resume, Restart, Stop or Escalate, got {directive!r}"
                     )
                 )
+        for rule in self.rules:
+            if not isinstance(rule, Rule):
+                refuse(TypeError(f"a decider's rules must be Rules, got {rule!r}"))
         if not (self.default is None or isinstance(self.default, Directive)):
             refuse(TypeError(f"a decider's default must be a directive or None, got {self.default!r}"))
 
     def over(self, other: Decider) -> Decider:
         """This decider, and `other` for whatever this one does not answer."""
+        if not isinstance(other, Decider):
+            raise TypeError(f"a decider goes over another Decider, got {other!r}")
         return evolve(self, beneath=other if self.beneath is None else self.beneath.over(other))
 
     def layers(self) -> Iterator[Decider]:

@@ -51,6 +51,8 @@ class Forest:
                     self._rise(machine, result, now, work, out)
                 else:
                     out.append(result)
+                    if isinstance(result, effect.Fail):
+                        out += self._root_stops(f"{self.root.path!r} failed", now)
                     if isinstance(result, effect.Fatal):
                         work.append(self._stop_all(machine, result.exc, now, out))
         return out

@@ -138,8 +138,6 @@ class Judging(Acting):
             return
         exc = _limit_exceeded(self.path, self.spec.limit, cause)
         failure = Failure(exc, self.node, self.path, "limit")
-        self.node.last_failure = exc
-        self._emit(events.Failed, self.node, exc=exc)
         stops = [node] if node.alive or node.state == "failed" else []
         self.act = Act("limit", f"{self.path!r} passed its limit", node, stops, failure=failure)
 
@@ -177,7 +175,7 @@ class Judging(Acting):
                 self._forget_retry(other)
         delay = delay if token is None else 0.0
         stops = [other for other in group if other is not node]
-        starts = [other for other in reversed(group) if other.state != "condemned"]
+        starts = group[::-1]
         self.act = Act("restart", self._why(node), node, [*stops, node], starts, token, delay)
         if delay > 0:
             node.charged = True

@@ -32,6 +32,8 @@ class Limit(Code):
         check_number("within", self.within, least=0)
         if self.within == 0:
             refuse(ValueError("within must be > 0, got 0"))
+        if not isinstance(self.of_ready_time, bool):
+            refuse(TypeError(f"of_ready_time must be a bool, got {self.of_ready_time!r}"))
 
     def __str__(self) -> str:
         return f"{self.restarts} within {self.within:g} s"

@@ -120,7 +120,10 @@ class Machine(Judging):
     def _report_while_stopping(self, node: Node, exited: effect.Exited) -> None:
         """It crossed with a stop: an event, never a decision (R19, R23)."""
         if exited.risen is not None:
-            return  # the stop that overtook it has reached, or will reach, those who wait for the verdict
+            # The stop has reached, or will reach, those below who wait for the verdict.
+            if exited.risen.origin is node:
+                self._decided(exited.risen, None, "stop")
+            return
         if exited.exc is not None:
             self._emit(events.StopError, node, exc=exited.exc)
         self.out.append(effect.Release(node))
@@ -346,9 +349,13 @@ class Machine(Judging):
         self._begin_end(why, returned=True)
 
     def _finish_limit(self, act: Act) -> None:
+        """The failing child is gone: now the failure is this supervisor's own, and goes up (R14)."""
         assert act.failure is not None
         self.act = None
+        self.node.last_failure = act.failure.exc
+        self._emit(events.Failed, self.node, exc=act.failure.exc)
         if self.node.parent is None:
+            self.node.state = "failed"
             self._decided(act.failure, Escalate)
             self._fail(act.failure)
             self._begin_end(act.why)

@@ -94,6 +94,11 @@ class Node:
         return self.spec.name
 
     @property
+    def leaving(self) -> bool:
+        """Whether it is on its way out: asked, cancelled or released, or too late with its start."""
+        return self.alive and (self.state == "stopping" or self.timed_out)
+
+    @property
     def temporary(self) -> bool:
         """Whether it is never restarted, and leaves the tree when it ends (R7)."""
         return self.spec.restart == "temporary"

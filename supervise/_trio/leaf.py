@@ -185,7 +185,7 @@ class Leaf:
         except BaseException as caught:  # noqa: BLE001 - as above
             left = caught
         if self._reported or self.stopping:
-            self._error = self._error or _apart_from(left, self._failure)
+            self._error = _apart_from(left, self._failure) or self._error
             self._settle_messages(left)
         else:
             await self._over(left, value, resumable=False)

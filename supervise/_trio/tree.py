@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import trio
@@ -17,6 +18,9 @@ from ..sinks.log import LoggingSink
 from .driver import Address, Answer, Driver
 from .leaf import Leaf, enclosing_child
 from .mailbox import Message, Queue, Stream, call, stream
+
+onlookers: ContextVar[tuple[Sink, ...]] = ContextVar("supervise.onlookers", default=())
+"""More sinks for every tree that is opened in a context: the testing tools listen here."""
 
 
 class Tree:
@@ -34,7 +38,9 @@ class Tree:
     def _static(self) -> dict[Spec, str]:
         """The path of every declared spec; made when first wanted."""
         if self._paths is None:
-            self._paths = {spec: path for path, node in walk(self._spec) for spec in (node, node.origin) if spec}
+            self._paths = {
+                spec: path for path, node in walk(self._spec) for spec in (node, node.origin) if spec
+            }
         return self._paths
 
     def __getitem__(self, key: Spec | str) -> Ref:
@@ -382,7 +388,8 @@ async def open_tree(
         TreeFailed: the root gave up; bare, from the failure (R11, R22).
         ExceptionGroup: the tree failed, and the block raised too.
     """
-    tree = Tree(check_root(spec), [LoggingSink()] if sinks is None else list(sinks))
+    given = [LoggingSink()] if sinks is None else list(sinks)
+    tree = Tree(check_root(spec), [*given, *onlookers.get()])
     driver = tree._driver
     raised: BaseException | None = None
     async with trio.open_nursery() as nursery:

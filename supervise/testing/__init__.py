@@ -1,8 +1,73 @@
-"""Tools for testing trees: virtual time with a seeded schedule, and the grammar that events must follow."""
+"""Tools for testing trees: virtual time with a seeded schedule, faults as data, and what must hold whatever happens.
+
+`FaultPlan.over` lays faults over a declared tree; `run_virtual` runs it, `simulate` predicts what happens without
+running anything; `assert_lifecycle` checks the events of either. `trees` and `fault_plans` draw them: these two need
+Hypothesis, which is imported when they are first asked for.
+"""
 
 from __future__ import annotations
 
-from .lifecycle import assert_lifecycle
-from .virtual import run_virtual
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
-__all__ = ["assert_lifecycle", "run_virtual"]
+if TYPE_CHECKING:
+    from .children import echo, idle, nothing
+    from .faults import Delay, Fail, FaultPlan, Hang, Injected, Return, Script
+    from .lifecycle import assert_lifecycle
+    from .simulate import simulate
+    from .story import tell
+    from .strategies import fault_plans, scripts, trees
+    from .virtual import run_virtual
+
+_HOMES = {
+    "Delay": "faults",
+    "Fail": "faults",
+    "FaultPlan": "faults",
+    "Hang": "faults",
+    "Injected": "faults",
+    "Return": "faults",
+    "Script": "faults",
+    "assert_lifecycle": "lifecycle",
+    "echo": "children",
+    "fault_plans": "strategies",
+    "idle": "children",
+    "nothing": "children",
+    "run_virtual": "virtual",
+    "scripts": "strategies",
+    "simulate": "simulate",
+    "tell": "story",
+    "trees": "strategies",
+}
+
+__all__ = [
+    "Delay",
+    "Fail",
+    "FaultPlan",
+    "Hang",
+    "Injected",
+    "Return",
+    "Script",
+    "assert_lifecycle",
+    "echo",
+    "fault_plans",
+    "idle",
+    "nothing",
+    "run_virtual",
+    "scripts",
+    "simulate",
+    "tell",
+    "trees",
+]
+
+
+def __getattr__(name: str) -> Any:
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    found = getattr(import_module(f".{home}", __name__), name)
+    globals()[name] = found  # also over the submodule of the same name
+    return found
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *__all__]

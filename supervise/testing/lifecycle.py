@@ -21,9 +21,10 @@ _LETTERS: Mapping[type[events.Event], str] = {
     events.StopError: "e",
     events.Stopped: "z",
 }
-_LIFE = re.compile(r"s(r(fdu)*(fd|t|p)?|it|o*xfd|p)?o*(fd)?o*e?z")
-"""`o*xfd`: a start past its timeout may be overdue before it has failed. `(fd)?` behind: a failure while its supervisor
-was already stopping is decided by the stop."""
+_LIFE = re.compile(r"s(r(fdu)*(fd|t|p)?|it|o*(eo*)?(xfd|p))?o*(fd)?o*(eo*)?e?z")
+"""Before `xfd`: a start past its timeout may be overdue before it has failed, or is stopped. `(fd)?`: a failure while its supervisor
+was already stopping is decided by the stop. `(eo*)?e?`: the body's failure crossed with a stop, and then its resource
+may hang and fail as well."""
 
 
 def assert_lifecycle(seen: Iterable[events.Event], *, closed: bool = True) -> None:

@@ -1,5 +1,6 @@
 """Runners that break the rules of the house, importable by a context process."""
 
+import json
 import os
 import subprocess
 import sys
@@ -178,3 +179,44 @@ def factory():
             raise AssertionError
 
     return Local()
+
+
+@attrs.frozen
+class Witness:
+    """Writes down each of its starts: who, told what, and whether the one before was still there."""
+
+    folder: str
+
+    def build(self, start):
+        log = Path(self.folder, "starts")
+        before = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
+        alone = not any(Path("/proc", str(one["pid"])).exists() for one in before)
+        told = {"pid": os.getpid(), "incarnation": start.incarnation, "cause": start.cause, "alone": alone}
+        with log.open("a") as file:
+            file.write(json.dumps(told) + "\n")
+        return Base(self)
+
+
+@attrs.frozen
+class Miscounts:
+    """The second chunk of its streams is not the one that is next."""
+
+    what: str
+
+    def build(self, start):
+        return _Miscounts(self)
+
+
+class _Miscounts(Base):
+    def execute(self, batch):
+        first = TokenChunk(request_id=batch.request_id, index=0, token_ids=(1,), text="a")
+        yield first
+        match self.spec.what:
+            case "again":
+                yield first
+            case "skips":
+                yield attrs.evolve(first, index=2)
+            case "nothing":
+                yield attrs.evolve(first, index=1, token_ids=())
+            case "too many":
+                yield attrs.evolve(first, index=1, token_ids=(1,) * batch.sampling.max_tokens)

@@ -20,6 +20,7 @@ from runners.errors import (
     ContextDied,
     ContextHung,
     ContextPoisoned,
+    DeviceError,
     LoadFailed,
     OutOfMemory,
     ProtocolError,
@@ -483,7 +484,7 @@ async def test_a_stream_of_nonsense_fails_alone(what, message):
         ("subclass", ContextPoisoned, 700),
         ("device.poisoned.ecc", ContextPoisoned, None),
         ("device.unrecoverable", Unrecoverable, None),
-        ("device.who.knows", ContextPoisoned, None),
+        ("device.who.knows", DeviceError, None),
     ],
 )
 @pytest.mark.trio

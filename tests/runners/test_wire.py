@@ -186,6 +186,10 @@ class Tagged(Exception):
         self.tag = tag
 
 
+class Own(errors.DeviceError):
+    tag = "device.oom.mine"
+
+
 class Mute(Exception):
     def __str__(self):
         raise ZeroDivisionError
@@ -200,7 +204,10 @@ class Mute(Exception):
         (errors.OutOfMemory("x"), "OutOfMemory", True),
         (Tagged("device.poisoned.ecc"), "ContextPoisoned", True),
         (Tagged("device.oom"), "OutOfMemory", True),
-        (Tagged("device.who.knows"), "RunnerError", True),
+        (Tagged("device.who.knows"), "DeviceError", True),
+        (errors.DeviceError("x"), "DeviceError", True),
+        (Own("x"), "OutOfMemory", True),
+        (Tagged("devices.who.knows"), "RunnerError", False),
         (Tagged(3), "RunnerError", False),
         (ValueError("\ud800"), "RunnerError", False),
         (Mute(), "RunnerError", False),

@@ -128,7 +128,9 @@ def app(*children: Any, name: str = "app", **options: Any) -> Supervisor:
     return Supervisor(name, [getattr(child, "spec", child) for child in children], **options)
 
 
-def grow(spec: Supervisor | Pool, scene: Scene | None = None, *, seen: Seen | None = None, seed: int = 0) -> Seen:
+def grow(
+    spec: Supervisor | Pool, scene: Scene | None = None, *, seen: Seen | None = None, seed: int = 0
+) -> Seen:
     """Run a tree under virtual time, with `scene(tree, seen)` as its body, and check that all lived by the grammar."""
     seen = Seen() if seen is None else seen
 

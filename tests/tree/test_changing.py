@@ -182,7 +182,7 @@ def test_a_child_that_asks_its_own_supervisor_before_it_is_ready_gets_an_error(r
     async def body(task_status):
         root = current_child().tree.root
         sibling = current_child().tree["app/b"]
-        ask = {"add": lambda: root.add(Child("x", forever))}.get(request_, lambda: getattr(sibling, request_)())
+        ask = {"add": lambda: root.add(Child("x", forever))}.get(request_, getattr(sibling, request_))
         with pytest.raises(RuntimeError, match="would wait for ever"):
             await ask()
         told.append(1)
@@ -212,7 +212,11 @@ def test_a_child_may_change_its_siblings():
     async def scene(tree, seen):
         await tree["app/s"].add(driver)
         await quiet()
-        assert [child.path for child in tree["app/s"].status().children] == ["app/s/a", "app/s/driver", "app/s/new"]
+        assert [child.path for child in tree["app/s"].status().children] == [
+            "app/s/a",
+            "app/s/driver",
+            "app/s/new",
+        ]
         assert tree["app/other/early"].status().state == "up"
 
     grow(app(mine, Supervisor("other", [])), scene)
@@ -288,7 +292,11 @@ def test_a_pool_has_members_of_one_template():
         assert (await tree[pool].add()).path == "app/pool/m-2"
 
     grow(app(pool), scene)
-    assert told == [("app/pool/m-1", ("always", 1)), ("app/pool/special", ("always", 2, 3)), ("app/pool/m-2", ("always",))]
+    assert told == [
+        ("app/pool/m-1", ("always", 1)),
+        ("app/pool/special", ("always", 2, 3)),
+        ("app/pool/m-2", ("always",)),
+    ]
 
 
 def test_a_pool_may_have_a_maximum():

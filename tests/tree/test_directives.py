@@ -106,7 +106,10 @@ def test_a_failure_of_the_resource_itself_is_not_resumed():
         assert a.lives == 2
 
     seen = grow(app(a, decider=Decider({Other: Resume})), scene)
-    assert [(d.directive, d.instead_of) for d in seen.of(events.Decided)] == [(Restart, None), (Restart, Resume)]
+    assert [(d.directive, d.instead_of) for d in seen.of(events.Decided)] == [
+        (Restart, None),
+        (Restart, Resume),
+    ]
 
 
 def test_a_failure_before_ready_is_not_resumed():
@@ -119,7 +122,10 @@ def test_a_failure_before_ready_is_not_resumed():
         assert a.lives == 3
 
     seen = grow(app(a, decider=Decider({Boom: Resume})), scene)
-    assert [(d.directive, d.instead_of) for d in seen.of(events.Decided)] == [(Restart, None), (Restart, Resume)]
+    assert [(d.directive, d.instead_of) for d in seen.of(events.Decided)] == [
+        (Restart, None),
+        (Restart, Resume),
+    ]
 
 
 def test_resume_without_progress_is_charged():
@@ -249,7 +255,10 @@ def test_the_failed_one_ends_first_and_then_its_group_in_reverse():
 def test_judged_from_above_it_ends_in_its_place():
     """R9: judged from above, the failed leaf ends in its place in the reverse order."""
     a, b, c = puppets("abc")
-    spec = app(Supervisor("s", [a.spec, b.spec, c.spec], decider=Decider({Boom: Escalate})), decider=Decider({Boom: Restart}))
+    spec = app(
+        Supervisor("s", [a.spec, b.spec, c.spec], decider=Decider({Boom: Escalate})),
+        decider=Decider({Boom: Restart}),
+    )
 
     async def scene(tree, seen):
         mark = len(seen)
@@ -431,7 +440,9 @@ def test_a_failure_walks_up_before_anything_is_torn_down():
             await quiet()
             a.fail(Deep())
             await quiet()
-            assert [tree[path].status().incarnation for path in ("app/mid", "app/mid/deep", "app/mid/deep/a")] == [2, 2, 2]
+            assert [
+                tree[path].status().incarnation for path in ("app/mid", "app/mid/deep", "app/mid/deep/a")
+            ] == [2, 2, 2]
             assert [tree[path].status().restarts for path in ("app", "app/mid", "app/mid/deep")] == [1, 0, 0]
 
     run_virtual(main)
@@ -470,7 +481,11 @@ def test_resume_from_above_resumes_the_leaf_where_it_is(depth):
     # the supervisors between must ask: their deciders fall through to the root's
     seen = grow(spec, scene)
     decided = seen.the(events.Decided)
-    assert (decided.directive, decided.by, decided.path.endswith("/a")) == (Resume, "app/s" + "/s" * (depth - 1), True)
+    assert (decided.directive, decided.by, decided.path.endswith("/a")) == (
+        Resume,
+        "app/s" + "/s" * (depth - 1),
+        True,
+    )
 
 
 def test_a_root_that_escalates_fails_the_tree():

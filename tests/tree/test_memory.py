@@ -12,5 +12,4 @@ from benchmarks import memory
 def test_memory_is_flat(question, turns):
     """R31: restarts of a leaf, of a group, and members that come and go leave nothing behind."""
     meter = memory.measure(question, turns)
-    size = 100 if question is memory.group else 1
-    assert meter.slope() < size * memory.BYTES_PER_TURN, meter.points
+    assert meter.flat(), meter.points

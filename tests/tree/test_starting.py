@@ -42,7 +42,9 @@ def test_a_failed_first_start_stops_what_had_started_and_goes_up():
     assert raised.value.__cause__ is boom
     assert raised.value.path == "app/s/c"
     assert seen.order() == "+a +s +s/b +s/c -s/c -s/b -s -a"
-    assert {(decided.directive, decided.because) for decided in seen.of(events.Decided)} == {(None, "first start")}
+    assert {(decided.directive, decided.because) for decided in seen.of(events.Decided)} == {
+        (None, "first start")
+    }
     assert d.lives == 0
 
 

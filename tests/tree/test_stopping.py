@@ -173,7 +173,9 @@ def test_an_outer_cancellation_at_any_moment_leaves_nothing_behind(seed, moment,
 
     async def main():
         with trio.move_on_after(moment):
-            async with open_tree(app(a, Supervisor("s", [b.spec, c.spec]), strategy="one_for_all"), sinks=[seen]):
+            async with open_tree(
+                app(a, Supervisor("s", [b.spec, c.spec]), strategy="one_for_all"), sinks=[seen]
+            ):
                 for _ in range(failures):
                     c.fail()
                     a.fail()

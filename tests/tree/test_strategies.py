@@ -369,7 +369,10 @@ def test_on_limit_shutdown_ends_normally_as_in_otp():
     spec = {}
     for restart in ("permanent", "transient", "temporary"):
         a = Puppet("a")
-        spec[restart] = (a, Supervisor(restart, [a.spec], limit=Limit(0), on_limit="shutdown", restart=restart))
+        spec[restart] = (
+            a,
+            Supervisor(restart, [a.spec], limit=Limit(0), on_limit="shutdown", restart=restart),
+        )
 
     async def scene(tree, seen):
         for a, _ in spec.values():
@@ -612,7 +615,9 @@ def test_a_supervisor_ends_with_its_significant_children(mode):
 def test_a_condemned_child_has_ended_for_auto_shutdown():
     """R10, R18: a verdict Stop on a significant child ends its supervisor."""
     a = Puppet("a", restart="transient", significant=True)
-    inner = Supervisor("s", [a.spec], auto_shutdown="any_significant", restart="transient", decider=Decider({Boom: Stop}))
+    inner = Supervisor(
+        "s", [a.spec], auto_shutdown="any_significant", restart="transient", decider=Decider({Boom: Stop})
+    )
 
     async def scene(tree, seen):
         a.fail()

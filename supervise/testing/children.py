@@ -1,0 +1,27 @@
+"""Children that do nothing by themselves, for trees that scripts bring to life."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+
+import trio
+
+from .._trio.leaf import current_child
+
+
+async def idle(*_: object) -> None:
+    """A body that runs until it is cancelled."""
+    await trio.sleep_forever()
+
+
+async def echo(*_: object) -> None:
+    """A body for a child with a mailbox: it replies to each message with the message's value."""
+    async for message in current_child().inbox:
+        message.reply(message.value)
+
+
+@asynccontextmanager
+async def nothing() -> AsyncGenerator[None, None]:
+    """A resource that owns nothing."""
+    yield

@@ -1,0 +1,364 @@
+"""Faults as data: what a child does in each of its lives, laid over a declared tree."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping
+from contextlib import asynccontextmanager
+from contextvars import ContextVar
+from functools import partial
+from types import MappingProxyType
+from typing import Any, TypeVar
+
+import outcome
+import trio
+from attrs import evolve, field, frozen
+
+from .._core._check import check_number
+from .._core._code import Code
+from .._core.spec import Body, Child, Pool, Resource, Spec, Supervisor, walk
+from .._trio.leaf import Leaf, _without_cancelled, current_child
+
+S = TypeVar("S", Child, Supervisor, Pool)
+
+
+class Injected(Exception):
+    """A failure that no real code raises; `tag` as in R1."""
+
+    def __init__(self, *args: object, tag: str | None = None) -> None:
+        super().__init__(*args)
+        self.tag = tag
+
+    def __repr__(self) -> str:
+        given = [*map(repr, self.args), *([f"tag={self.tag!r}"] if self.tag else [])]
+        return f"{type(self).__name__}({', '.join(given)})"
+
+
+@frozen(repr=False)
+class Fail(Code):
+    """Raise `exc`, or rather a fresh copy of it, `after` seconds.
+
+    Two are equal if their exceptions print the same.
+    """
+
+    exc: BaseException = field(eq=repr)
+    after: float = field(default=0.0, kw_only=True)
+
+    def __attrs_post_init__(self) -> None:
+        if not isinstance(self.exc, BaseException):
+            raise TypeError(f"Fail takes an exception, got {self.exc!r}")
+        check_number("after", self.after, least=0)
+        self.fresh()
+
+    def fresh(self) -> BaseException:
+        """The exception without the traceback and the contexts of those who raised it before."""
+        try:
+            return copy.copy(self.exc)
+        except TypeError as problem:
+            raise TypeError(f"Fail takes an exception that copy.copy can copy, got {self.exc!r}") from problem
+
+
+@frozen(repr=False)
+class Return(Code):
+    """Return `value` `after` seconds."""
+
+    value: Any = None
+    after: float = field(default=0.0, kw_only=True)
+
+    def __attrs_post_init__(self) -> None:
+        check_number("after", self.after, least=0)
+
+
+@frozen(repr=False)
+class Delay(Code):
+    """Take `after` seconds, and then go on as without a fault."""
+
+    after: float
+
+    def __attrs_post_init__(self) -> None:
+        check_number("after", self.after, least=0)
+
+
+@frozen(repr=False)
+class Hang(Code):
+    """`after` seconds go no further, until cancelled."""
+
+    after: float = field(default=0.0, kw_only=True)
+
+    def __attrs_post_init__(self) -> None:
+        check_number("after", self.after, least=0)
+
+
+Act = Fail | Return | Delay | Hang
+
+
+@frozen(kw_only=True, repr=False)
+class Script(Code):
+    """What one incarnation of a child does, phase by phase; None is what it would do anyway.
+
+    Args:
+        enter: while its resource is entered, before the real one is: Fail, Delay or Hang.
+        start: before it is ready: Fail, Delay, Hang, or Return, which with `IGNORE` means "not needed here" (R17).
+        body: once it is ready: Fail, Return or Hang, `after` seconds since it was ready. The real body is cancelled,
+            and whatever it ends with, this is what comes out. A tuple: one for each time the body is entered, for it is
+            entered again after a Resume, and then `after` counts from there; None in it leaves that time alone.
+        drain: once it is asked to stop and may drain: Fail or Return, `after` seconds since it was asked (R20).
+        stop: once it is cancelled: it does not yield for `after` seconds, and then yields (Delay), fails (Fail) or
+            returns (Return).
+        leave: when its resource is left, after the real one was: Fail or Delay; nothing interrupts it.
+
+    Every time is one on Trio's clock, in seconds.
+    """
+
+    enter: Fail | Delay | Hang | None = None
+    start: Fail | Return | Delay | Hang | None = None
+    body: Fail | Return | Hang | tuple[Fail | Return | Hang | None, ...] | None = None
+    drain: Fail | Return | None = None
+    stop: Fail | Return | Delay | None = None
+    leave: Fail | Delay | None = None
+
+    def __attrs_post_init__(self) -> None:
+        for phase, allowed in _ALLOWED.items():
+            given = getattr(self, phase)
+            for act in given if phase == "body" and isinstance(given, tuple) else (given,):
+                if act is not None and not isinstance(act, allowed):
+                    names = ", ".join(kind.__name__ for kind in allowed)
+                    raise TypeError(f"a script's {phase} must be one of {names}, got {act!r}")
+
+    def entry(self, number: int) -> Fail | Return | Hang | None:
+        """What the body does when it is entered for the `number`th time, from 0."""
+        acts = self.body if isinstance(self.body, tuple) else (self.body,)
+        return acts[number] if number < len(acts) else None
+
+
+_ALLOWED: Mapping[str, tuple[type[Act], ...]] = {
+    "enter": (Fail, Delay, Hang),
+    "start": (Fail, Return, Delay, Hang),
+    "body": (Fail, Return, Hang),
+    "drain": (Fail, Return),
+    "stop": (Fail, Return, Delay),
+    "leave": (Fail, Delay),
+}
+NOTHING = Script()
+
+
+def _scripts(value: Mapping[str, Script | Iterable[Script]]) -> Mapping[str, tuple[Script, ...]]:
+    each = {path: (its,) if isinstance(its, Script) else tuple(its) for path, its in value.items()}
+    return MappingProxyType(each)
+
+
+@frozen(repr=False)
+class FaultPlan(Code):
+    """What goes wrong in a tree: for a path, the scripts of its incarnations 1, 2, …; later ones have none.
+
+    It is a value: compared by content, and printed as the code that makes it. `{"app/db": Script(…)}` is short for one
+    incarnation.
+    """
+
+    scripts: Mapping[str, tuple[Script, ...]] = field(factory=dict[str, Any], converter=_scripts)
+
+    def __attrs_post_init__(self) -> None:
+        for path, its in self.scripts.items():
+            for script in its:
+                if not isinstance(script, Script):
+                    raise TypeError(f"a fault plan maps {path!r} to scripts, got {script!r}")
+
+    def script(self, path: str, incarnation: int) -> Script:
+        """What this incarnation of this node does."""
+        its = self.scripts.get(path, ())
+        return its[incarnation - 1] if 0 < incarnation <= len(its) else NOTHING
+
+    def over(self, spec: S, *, at: str = "") -> S:
+        """The same tree with these faults in its children's bodies and resources.
+
+        Names and options stay; the specs it was made from stay addresses of it. Without a script a body runs as it is.
+
+        Args:
+            spec: the whole tree, or a child that is to be added to one.
+            at: the path of the supervisor to which that child is to be added.
+
+        Raises:
+            ValueError: a path of the plan leads nowhere, to a supervisor, or it has scripts for a resource that its
+                child lacks. Members of pools are not checked.
+        """
+        nodes = dict(walk(spec, at))
+        for path in self.scripts:
+            if not at or path in nodes:
+                self._check(path, nodes)
+        return self._over(spec, at)
+
+    def _over(self, spec: S, at: str, *, always: bool = False) -> S:
+        """Bottom up, so that no depth is too deep. What stays as it was stays the same object."""
+        made: dict[Spec, Spec] = {}
+        for path, node in reversed(list(walk(spec, at))):
+            made[node] = self._one(path, node, made, always=always)
+        return made[spec]  # type: ignore[return-value]  # each is evolved from its own kind
+
+    def _one(self, path: str, node: Spec, made: Mapping[Spec, Spec], *, always: bool) -> Spec:
+        origin = node.origin or node
+        if isinstance(node, Child):
+            return self._child(node, origin) if always or path in self.scripts else node
+        if isinstance(node, Pool):
+            return evolve(node, template=self._over(node.template, path, always=True), origin=origin)
+        children = [made[child] for child in node.children]
+        return node if children == list(node.children) else evolve(node, children=children, origin=origin)
+
+    def _check(self, path: str, nodes: Mapping[str, Spec]) -> None:
+        node = nodes.get(path)
+        above = path
+        while node is None and above:
+            above = above.rpartition("/")[0]
+            if isinstance(nodes.get(above), Pool):
+                return
+        if node is None:
+            raise ValueError(f"the plan has scripts for {path!r}, but there is no such child ({', '.join(nodes)})")
+        if not isinstance(node, Child):
+            raise ValueError(f"the plan has scripts for {path!r}, which is a supervisor: scripts are for its children")
+        if node.resource is None and any(script.enter or script.leave for script in self.scripts[path]):
+            raise ValueError(f"the plan fails the resource of {path!r}, which has none")
+
+    def _child(self, child: Child, origin: Spec) -> Child:
+        resource = None if child.resource is None else _named_as(child.resource, self._resource(child.resource))
+        return evolve(child, body=_named_as(child.body, self._body(child)), resource=resource, origin=origin)
+
+    def _life(self) -> _Life:
+        """What the current incarnation has done so far; its context is its own."""
+        leaf, life = current_child(), _here.get(None)
+        if life is None or life.leaf is not leaf:
+            life = _Life(leaf, self.script(leaf.path, leaf.incarnation))
+            _here.set(life)
+        return life
+
+    def _body(self, child: Child) -> Body:
+        async def body(*args: Any, task_status: trio.TaskStatus[Any]) -> object:
+            return await self._life().live(partial(child.body, *args), task_status, passes=child.takes_task_status)
+
+        return body
+
+    def _resource(self, real: Resource) -> Resource:
+        @asynccontextmanager
+        async def resource() -> AsyncGenerator[Any, None]:
+            script = self._life().script
+            await _do(script.enter)
+            try:
+                async with real() as owned:
+                    yield owned
+            finally:
+                with trio.CancelScope(shield=True):
+                    await _do(script.leave)
+
+        return resource
+
+
+def _named_as(real: Any, made: Any) -> Any:
+    """So that a tree with faults prints as the one without."""
+    made.__qualname__ = getattr(real, "__qualname__", type(real).__qualname__)
+    return made
+
+
+_here: ContextVar[_Life] = ContextVar("supervise.testing.life")
+
+
+async def _do(act: Act | None) -> Any:
+    """One act, now; what a Return returns."""
+    if act is not None and act.after > 0:
+        await trio.sleep(act.after)
+    if isinstance(act, Fail):
+        raise act.fresh()
+    if isinstance(act, Hang):
+        await trio.sleep_forever()
+    return act.value if isinstance(act, Return) else None
+
+
+class _Life:
+    """One incarnation of a child that has a script."""
+
+    def __init__(self, leaf: Leaf, script: Script) -> None:
+        self.leaf = leaf
+        self.script = script
+        self.entries = 0
+
+    async def live(self, real: Callable[..., Awaitable[object]], status: Any, *, passes: bool) -> object:
+        """The body, once."""
+        act = self.script.entry(self.entries)
+        self.entries += 1
+        result = await outcome.acapture(self._until_cancelled, real, status, act, passes)
+        stopped = isinstance(result, outcome.Error) and _without_cancelled(result.error) is None
+        if self.script.stop is None or not stopped or not self.leaf.stopping:
+            return result.unwrap()
+        with trio.CancelScope(shield=True):
+            value = await _do(self.script.stop)
+        return value if isinstance(self.script.stop, Return) else result.unwrap()
+
+    async def _until_cancelled(
+        self, real: Callable[..., Awaitable[object]], status: Any, act: Act | None, passes: bool
+    ) -> object:
+        if not self.leaf.ready:
+            value = await _do(self.script.start)
+            if isinstance(self.script.start, Return):
+                return value
+        alarm = _Alarm(act, self.script.drain)
+        if self.leaf.ready:
+            alarm.arm()
+        status = _Status(status, alarm)
+        if passes:
+            return await alarm.over(partial(real, task_status=status))
+        status.started()
+        return await alarm.over(real)
+
+
+class _Status:
+    """The real `task_status`; the body's act counts from here."""
+
+    def __init__(self, status: trio.TaskStatus[Any], alarm: _Alarm) -> None:
+        self._status = status
+        self._alarm = alarm
+
+    def started(self, value: Any = None) -> None:
+        """The child is ready."""
+        self._status.started(value)
+        self._alarm.arm()
+
+
+class _Alarm:
+    """Ends a real body when its script says so: at a time, or when it has been asked to stop."""
+
+    def __init__(self, act: Act | None, drain: Act | None) -> None:
+        self._act = act
+        self._drain = drain
+        self._scope = trio.CancelScope()
+        self._armed = False
+        self._drained = False
+
+    def arm(self) -> None:
+        if self._act is not None and not self._armed:
+            self._scope.deadline = trio.current_time() + self._act.after
+        self._armed = True
+
+    async def over(self, real: Callable[[], Awaitable[object]]) -> object:
+        if self._act is None and self._drain is None:
+            return await real()
+        result = await self._watched(real)
+        if self._drained:
+            return await _do(evolve(self._drain, after=0.0))  # type: ignore[type-var]  # an act, or it had not fired
+        if self._act is not None and self._scope.cancel_called:
+            return await _do(evolve(self._act, after=0.0))
+        return result.unwrap()
+
+    async def _watched(self, real: Callable[[], Awaitable[object]]) -> outcome.Outcome[object]:
+        if self._drain is None:
+            with self._scope:
+                return await outcome.acapture(real)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._watch)
+            with self._scope:
+                result = await outcome.acapture(real)
+            nursery.cancel_scope.cancel("the body is over")
+        return result
+
+    async def _watch(self) -> None:
+        await current_child().stop_requested()
+        assert self._drain is not None
+        await trio.sleep(self._drain.after)
+        self._drained = True
+        self._scope.cancel("its script says that it has drained")

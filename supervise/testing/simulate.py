@@ -1,0 +1,311 @@
+"""What a tree would do under a fault plan, found without running any of its code.
+
+The machines that decide are the real ones; children that do nothing but what their scripts say are played by generators.
+Nothing is shared with what runs a real tree, so that each can be held against the other.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Generator
+from heapq import heappop, heappush
+from math import inf
+from typing import Any, Literal
+
+from .. import errors, events
+from .._core import effect
+from .._core.forest import Forest
+from .._core.machine import Machine
+from .._core.node import Node
+from .._core.spec import IGNORE, Child, Pool, Supervisor
+from .faults import Act, Fail, FaultPlan, Hang, Return, Script
+
+Wait = tuple[Literal["open", "shielded", "parked"], float]
+"""How a child waits, and until when: an open wait ends when it is cancelled, a parked one when it is told a verdict."""
+Steps = Generator[Wait, str, Any]
+
+
+def simulate(
+    spec: Supervisor | Pool, plan: FaultPlan | None = None, *, stop_at: float = 3600.0, u: float = 0.5
+) -> list[events.Event]:
+    """All events of a tree whose children are idle but for the scripts of `plan`, from time 0 until it has stopped.
+
+    Bodies, resources and messages of the real tree play no part, and `Overdue` has no stack. What happens at one and
+    the same time in parts of the tree that do not wait for each other has an order here, but another in a real run.
+
+    Args:
+        spec: a tree, without the plan over it.
+        plan: what goes wrong; None is nothing.
+        stop_at: when the tree is stopped, if it is still there, in seconds.
+        u: what every backoff's jitter makes of itself, in [0, 1); 0.5 is none.
+    """
+    world = _World(spec, plan or FaultPlan(), u)
+    world.at(stop_at, world.stop)
+    world.run()
+    return world.seen
+
+
+class _World:
+    """Time, what is due, and what waits to be handled."""
+
+    def __init__(self, spec: Supervisor | Pool, plan: FaultPlan, u: float) -> None:
+        self.forest = Forest(spec)
+        self.plan = plan
+        self.now = 0.0
+        self.seen: list[events.Event] = []
+        self._u = u
+        self._due: list[tuple[float, int, Callable[[], None]]] = []
+        self._ticket = 0
+        self._inputs: deque[tuple[Machine, effect.Input]] = deque()
+
+    def run(self) -> None:
+        """Until the tree is over, or nothing more can happen."""
+        self._carry_out(self.forest.start(self.now))
+        while not self.forest.over and (self._inputs or self._due):
+            if self._inputs:
+                self._carry_out(self.forest.handle(*self._inputs.popleft(), self.now, self._u))
+            else:
+                self.now, _, action = heappop(self._due)
+                action()
+
+    def at(self, when: float, action: Callable[[], None]) -> None:
+        """Have something done at a time."""
+        self._ticket += 1
+        if when < inf:
+            heappush(self._due, (when, self._ticket, action))
+
+    def put(self, machine: Machine | None, item: effect.Input) -> None:
+        """An input, to be handled after those before it."""
+        if machine is not None:
+            self._inputs.append((machine, item))
+
+    def stop(self) -> None:
+        """Whoever opened the tree leaves it."""
+        self.put(self.forest.root.machine, effect.Stop("the block of open_tree was left"))
+
+    def _carry_out(self, effects: list[effect.Effect]) -> None:
+        for one in effects:
+            match one:
+                case effect.Emit(event=event):
+                    self.seen.append(event)
+                case effect.Start(child=node):
+                    self._start(node)
+                case effect.WakeAt(machine=machine, at=at):
+                    self.at(at, lambda machine=machine: self.put(machine, effect.Wake()))  # type: ignore[misc]
+                case effect.Ask(child=node):
+                    node.handle.asked()
+                case effect.Cancel(child=node):
+                    node.handle.cancel()
+                case effect.Release(child=node):
+                    node.handle.decide("release")
+                case effect.Resume(child=node):
+                    node.handle.decide("resume")
+                case effect.ReportOverdue(child=node, seconds=seconds):
+                    where = {"at": self.now, "path": node.path, "incarnation": node.incarnation}
+                    self.seen.append(events.Overdue(**where, seconds=seconds))  # type: ignore[arg-type]
+                case _:
+                    pass  # there is nobody who waits for a reply, or at an address
+
+    def _start(self, node: Node) -> None:
+        if node.machine is None:
+            node.handle = _Player(self, node)
+        else:
+            self.put(node.machine, _boot(node.spec))
+
+
+def _boot(spec: Any) -> effect.Boot:
+    try:
+        return effect.Boot(ignored=spec.init is not None and spec.init() is IGNORE)
+    except Exception as exc:  # noqa: BLE001 - a failed start, whatever it is (R16)
+        return effect.Boot(problem=exc)
+
+
+class _Cancelled(BaseException):
+    """What an open wait ends with."""
+
+
+class _Player:
+    """One incarnation of a child."""
+
+    def __init__(self, world: _World, node: Node) -> None:
+        assert isinstance(node.spec, Child)
+        self.world = world
+        self.node = node
+        self.spec = node.spec
+        self.incarnation = node.incarnation
+        self.script: Script = world.plan.script(node.path, node.incarnation)
+        self.ready = self.stopping = self.cancelled = self.reported = self.ignored = False
+        self.entries = 0
+        self.verdict: str | None = None
+        self.failure: BaseException | None = None
+        self.error: BaseException | None = None
+        self._wait: Wait = ("parked", inf)
+        self._turn = 0
+        self._life = self._live()
+        world.at(world.now, lambda: self._go_on(""))
+
+    # --- what it is told
+
+    def asked(self) -> None:
+        """It may drain."""
+        self.stopping = True
+        if self._wait[0] == "open":
+            self._go_on("asked")
+
+    def cancel(self) -> None:
+        """An open wait ends, now and from now on."""
+        self.stopping = self.cancelled = True
+        if self._wait[0] == "open":
+            self._go_on("cancelled")
+
+    def decide(self, verdict: str) -> None:
+        """The failure that it waits with is decided."""
+        self.verdict = verdict
+        if self._wait[0] == "parked":
+            self._go_on("decided")
+
+    def _go_on(self, told: str) -> None:
+        """Up to its next wait, which time ends too."""
+        self._turn += 1
+        turn, self._wait = self._turn, ("shielded", inf)
+        try:
+            self._wait = self._life.send(told) if turn > 1 else next(self._life)
+        except StopIteration:
+            return
+        self.world.at(self._wait[1], lambda: self._go_on("time") if self._turn == turn else None)
+
+    # --- waits
+
+    def _open(self, until: float) -> Steps:
+        """Until a time; gives what it was told before."""
+        if self.cancelled:
+            raise _Cancelled
+        told = yield ("open", until)
+        if told == "cancelled":
+            raise _Cancelled
+        return told
+
+    def _shielded(self, until: float) -> Steps:
+        while self.world.now < until:
+            yield ("shielded", until)
+
+    def _do(self, act: Act | None, wait: Callable[[float], Steps]) -> Steps:
+        """An act from its beginning; what a Return returns."""
+        until = self.world.now if act is None else inf if isinstance(act, Hang) else self.world.now + act.after
+        while self.world.now < until:
+            yield from wait(until)
+        return _result(act)
+
+    # --- its life
+
+    def _live(self) -> Steps:
+        yield from self._plain() if self.spec.resource is None else self._with_resource()
+        ended = effect.Ended(self.node, self.incarnation, self.error, self.ignored)
+        self.world.put(self.node.parent, ended)
+
+    def _plain(self) -> Steps:
+        exc = value = None
+        try:
+            value = yield from self._body()
+        except BaseException as caught:  # noqa: BLE001 - as a real leaf reports
+            exc = caught
+        yield from self._over(exc, value, resumable=False)
+
+    def _with_resource(self) -> Steps:
+        left = value = None
+        try:
+            yield from self._do(self.script.enter, self._open)
+            try:
+                value = yield from self._use()
+            finally:
+                yield from self._do(self.script.leave, self._shielded)
+        except BaseException as caught:  # noqa: BLE001 - likewise
+            left = caught
+        if not (self.reported or self.stopping):
+            yield from self._over(left, value, resumable=False)
+        elif left is not self.failure and not isinstance(left, _Cancelled | None):
+            self.error = left
+
+    def _use(self) -> Steps:
+        while True:
+            exc = value = None
+            try:
+                value = yield from self._body()
+            except BaseException as caught:  # noqa: BLE001 - likewise
+                exc = caught
+            returned = exc is None and (self.spec.restart != "permanent" or value is IGNORE)
+            if returned and not self.stopping:
+                return value
+            if not (yield from self._over(exc, value, resumable=True)):
+                exc = self.failure or (exc if self.stopping else None)
+                if exc is not None:
+                    raise exc
+                return value
+
+    def _body(self) -> Steps:
+        """The body, once; where it is cancelled, what its script says of that."""
+        try:
+            if not self.ready:
+                value = yield from self._do(self.script.start, self._open)
+                if isinstance(self.script.start, Return):
+                    return value
+                self._up()
+            return (yield from self._run())
+        except _Cancelled as cancelled:
+            left = cancelled
+        value = yield from self._do(self.script.stop, self._shielded)
+        if isinstance(self.script.stop, Return):
+            return value
+        raise left
+
+    def _up(self) -> None:
+        self.ready = True
+        self.world.put(self.node.parent, effect.Up(self.node, self.incarnation))
+
+    def _run(self) -> Steps:
+        """Idle, but for its script: until the act of this entry, or until it has drained."""
+        act: Act | None = self.script.entry(self.entries)
+        self.entries += 1
+        due = inf if act is None else self.world.now + act.after
+        drained = inf
+        while self.world.now < min(due, drained):
+            told = yield from self._open(min(due, drained))
+            if told == "asked" and self.script.drain is not None:
+                drained = self.world.now + self.script.drain.after
+        final = self.script.drain if drained <= self.world.now else act
+        while isinstance(final, Hang):
+            yield from self._open(inf)
+        return _result(final)
+
+    def _over(self, exc: BaseException | None, value: Any, *, resumable: bool) -> Steps:
+        """Report, and wait for the verdict; whether it is to resume."""
+        self.failure = exc = self._as_failure(exc, value)
+        if self.stopping:
+            self.error = exc
+        if self.stopping or self.ignored:
+            return False
+        self.reported = True
+        self.world.put(self.node.parent, effect.Exited(self.node, self.incarnation, exc, value, resumable))
+        while self.verdict is None:
+            yield ("parked", inf)
+        verdict, self.verdict = self.verdict, None
+        self.reported = verdict == "release"
+        return verdict == "resume"
+
+    def _as_failure(self, exc: BaseException | None, value: Any) -> BaseException | None:
+        if isinstance(exc, _Cancelled):
+            return None
+        if exc is None and not self.ready and not self.stopping:
+            self.ignored = value is IGNORE
+            if not self.ignored:
+                return errors.StartReturned(f"child {self.node.path!r} returned {value!r} before it was ready")
+        return exc
+
+
+def _result(act: Act | None) -> Any:
+    """What an act comes to once its time has come."""
+    if isinstance(act, Fail):
+        raise act.fresh()
+    return act.value if isinstance(act, Return) else None
+
+

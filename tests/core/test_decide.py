@@ -1,0 +1,298 @@
+"""The decider by itself (R1–R5)."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from supervise import AKKA, DEVICE, OTP, Decider, Directive, Escalate, Restart, Resume, Rule, Stop, errors
+from supervise._core.decide import ROOT, judge
+
+
+class Tagged(Exception):
+    def __init__(self, tag):
+        super().__init__(tag)
+        self.tag = tag
+
+
+def directive(decider, exc, tag=None):
+    return judge(decider.over(ROOT), exc, tag).directive
+
+
+# --- tags
+
+
+def test_a_carried_tag_comes_first():
+    """R1: the exception's own tag, else that of the first rule that fits."""
+    rules = [Rule(OSError, "io"), Rule(Exception, "any")]
+    decider = Decider(rules=rules)
+    assert decider.tag(Tagged("mine")) == "mine"
+    assert decider.tag(FileNotFoundError()) == "io"
+    assert decider.tag(KeyError()) == "any"
+    assert decider.tag(KeyboardInterrupt()) is None
+
+
+def test_a_tag_that_is_no_string_is_no_tag():
+    """R1: libraries may call anything else `tag`."""
+    assert Decider().tag(Tagged(5)) is None
+
+
+def test_a_rule_needs_its_class_and_its_text_and_its_predicate():
+    """R1: class(es), optional regex on the message, optional predicate; all of them must hold."""
+    rule = Rule((OSError, KeyError), "x", match="gone", when=lambda exc: len(exc.args) == 1)
+    assert rule.fits(OSError("it is gone"))
+    assert rule.fits(KeyError("gone"))
+    assert not rule.fits(ValueError("gone"))
+    assert not rule.fits(OSError("here"))
+    assert not rule.fits(KeyError("gone", 2))
+    assert Rule(OSError, "x", match=re.compile("GONE", re.IGNORECASE)).fits(OSError("gone"))
+
+
+# --- look-up
+
+
+def test_the_look_up_goes_from_the_exact_tag_to_the_default():
+    """R2: exact tag, shorter prefixes, class along the MRO, default."""
+    exc = Tagged("device.oom.host")
+    table = {
+        "device.oom.host": Resume,
+        "device.oom": Restart,
+        "device": Stop,
+        Tagged: Escalate,
+        Exception: Resume,
+    }
+    order = [Resume, Restart, Stop, Escalate, Resume]
+    for expected in order:
+        assert directive(Decider(table), exc) is expected
+        del table[next(iter(table))]
+    assert directive(Decider(default=Stop), exc) is Stop
+    assert directive(Decider(), exc) is Restart
+
+
+def test_the_nearest_class_wins_whatever_the_order_of_the_table():
+    """R2: along the MRO, not along the table."""
+    table = {Exception: Stop, OSError: Restart, ConnectionError: Resume}
+    for decider in (Decider(table), Decider(dict(reversed(table.items())))):
+        assert directive(decider, ConnectionResetError()) is Resume
+        assert directive(decider, FileNotFoundError()) is Restart
+        assert directive(decider, KeyError()) is Stop
+
+
+def test_prefixes_end_at_dots():
+    """R2: `dev` is no prefix of `device`."""
+    assert directive(Decider({"dev": Stop}), Tagged("device.oom")) is Restart
+
+
+def test_deciders_compose():
+    """R2: `mine.over(theirs)` asks theirs for what mine does not answer; rules of both give tags."""
+    theirs = Decider({KeyError: Escalate, "x": Stop}, rules=[Rule(OSError, "x")])
+    mine = Decider({ValueError: Resume}).over(theirs)
+    assert [directive(mine, exc) for exc in (ValueError(), KeyError(), OSError())] == [Resume, Escalate, Stop]
+    three = Decider({ValueError: Stop}).over(Decider().over(theirs)).over(Decider({TypeError: Stop}))
+    assert [directive(three, exc) for exc in (ValueError(), KeyError(), TypeError())] == [
+        Stop,
+        Escalate,
+        Stop,
+    ]
+
+
+def test_a_default_hides_what_is_beneath():
+    """R2: but only what its own table does not name."""
+    decider = Decider({KeyError: Stop}, default=Resume).over(Decider({ValueError: Escalate}))
+    assert [directive(decider, exc) for exc in (KeyError(), ValueError())] == [Stop, Resume]
+
+
+def test_presets():
+    """R2: `OTP` restarts everything; `AKKA` is the classic default; `DEVICE` falls back along its dots."""
+    assert directive(OTP, KeyError()) is Restart
+    assert directive(AKKA, KeyError()) is Restart
+    assert directive(AKKA, errors.StartTimeout()) is Stop
+    assert directive(DEVICE, Tagged("device.poisoned.hung")) is Restart
+    assert directive(DEVICE, Tagged("device.oom")) is Resume
+    assert directive(DEVICE, Tagged("device.unrecoverable")) is Stop
+    assert directive(DEVICE, KeyError()) is Escalate
+
+
+@pytest.mark.parametrize("exc", [errors.ChildReturned(), errors.LimitExceeded()])
+def test_the_frameworks_own_tags_ignore_defaults(exc):
+    """R2: unless a table names them, `returned` and `limit` mean what the caller says, Restart mostly."""
+    decider = Decider({Exception: Escalate}, default=Escalate)
+    assert directive(decider, exc) is Restart
+    assert judge(decider.over(ROOT), exc, otherwise=Stop).directive is Stop
+    assert directive(Decider({exc.tag: Resume}).over(decider), exc) is Resume
+
+
+def test_severity_is_an_order():
+    """R3: Escalate > Stop > Restart > Resume."""
+    assert list(Directive) == sorted([Resume, Restart, Stop, Escalate]) == [Resume, Restart, Stop, Escalate]
+    assert [repr(one) for one in Directive] == ["Resume", "Restart", "Stop", "Escalate"]
+
+
+# --- groups
+
+LEAVES = {ValueError: Resume, KeyError: Restart, TypeError: Stop, OSError: Escalate}
+groups = st.recursive(
+    st.sampled_from(list(LEAVES)).map(lambda cls: cls()),
+    lambda inner: st.lists(inner, min_size=1, max_size=4).map(lambda excs: ExceptionGroup("g", excs)),
+    max_leaves=8,
+)
+
+
+def flat(exc):
+    return (
+        [leaf for inner in exc.exceptions for leaf in flat(inner)]
+        if isinstance(exc, ExceptionGroup)
+        else [exc]
+    )
+
+
+@given(groups)
+def test_a_group_is_as_severe_as_its_worst_member(exc):
+    """R3: whatever the nesting."""
+    assert directive(Decider(LEAVES), exc) is max(LEAVES[type(leaf)] for leaf in flat(exc))
+
+
+def test_a_groups_tag_is_that_of_its_decisive_member():
+    """R3: the event names what decided."""
+    group = ExceptionGroup("g", [Tagged("mild"), Tagged("bad"), Tagged("mild")])
+    verdict = judge(Decider({"mild": Restart, "bad": Stop}), group)
+    assert (verdict.directive, verdict.tag, verdict.exc) == (Stop, "bad", group)
+
+
+def test_a_group_is_whole_only_for_a_group_class():
+    """R3: neither a table nor a rule takes it whole by `Exception`."""
+    group = ExceptionGroup("g", [KeyError()])
+    assert directive(Decider({Exception: Resume, KeyError: Stop}), group) is Stop
+    assert directive(Decider({ExceptionGroup: Resume, KeyError: Stop}), group) is Resume
+    assert directive(Decider({BaseExceptionGroup: Resume, KeyError: Stop}), group) is Resume
+    assert not Rule(Exception, "x").fits(group)
+    assert Rule(ExceptionGroup, "x").fits(group)
+
+
+# --- deciders that raise
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_a_decider_that_raises_escalates_and_keeps_the_failure(nested):
+    """R5: the failure is at the end of its `__context__`, whatever else stands there."""
+
+    def predicate(_):
+        if nested:
+            try:
+                {}["missing"]
+            except KeyError:
+                raise LookupError from None
+        raise LookupError
+
+    exc = ValueError()
+    verdict = judge(Decider(rules=[Rule(ValueError, "x", when=predicate)]), exc)
+    assert verdict.directive is Escalate
+    assert isinstance(verdict.exc, LookupError)
+    last = verdict.exc
+    while last.__context__ is not None:
+        last = last.__context__
+    assert last is exc
+
+
+def test_a_decider_that_raises_the_failure_itself_makes_no_circle():
+    """R5: nothing is chained to itself."""
+
+    def predicate(exc):
+        raise exc
+
+    exc = ValueError()
+    assert judge(Decider(rules=[Rule(ValueError, "x", when=predicate)]), exc).exc is exc
+    assert exc.__context__ is None
+
+
+def test_a_message_that_cannot_be_made_is_no_match():
+    """R5: a `str()` that raises is a decider that raises."""
+
+    class Nasty(Exception):
+        def __str__(self):
+            raise RuntimeError("no text")
+
+    assert judge(Decider(rules=[Rule(Nasty, "x", match="y")]), Nasty()).directive is Escalate
+
+
+# --- nonsense
+
+
+@pytest.mark.parametrize(
+    ("make", "kind", "message"),
+    [
+        (
+            lambda: Rule("x", "y"),
+            TypeError,
+            "a rule's first argument must be an exception class or a tuple of them, got 'x'",
+        ),
+        (
+            lambda: Rule((), "y"),
+            TypeError,
+            "a rule's first argument must be an exception class or a tuple of them, got ()",
+        ),
+        (
+            lambda: Rule(KeyError, "a b"),
+            ValueError,
+            "a rule's tag must be a dotted tag such as 'device.oom', got 'a b'",
+        ),
+        (
+            lambda: Rule(KeyError, "a."),
+            ValueError,
+            "a rule's tag must be a dotted tag such as 'device.oom', got 'a.'",
+        ),
+        (lambda: Rule(KeyError, "x", when=5), TypeError, "a rule's when must be a function, got 5"),
+        (
+            lambda: Rule(KeyError, "x", match=5),
+            TypeError,
+            "a rule's match must be a regular expression, got 5",
+        ),
+        (
+            lambda: Rule(KeyError, "x", match="("),
+            ValueError,
+            "a rule's match must be a regular expression, got '('",
+        ),
+        (
+            lambda: Decider({"": Stop}),
+            ValueError,
+            "a decider's key, if not an exception class, must be a dotted tag such as 'device.oom', got ''",
+        ),
+        (
+            lambda: Decider({5: Stop}),
+            ValueError,
+            "a decider's key, if not an exception class, must be a dotted tag such as 'device.oom', got 5",
+        ),
+        (
+            lambda: Decider({KeyError: "stop"}),
+            TypeError,
+            "a decider maps <class 'KeyError'> to Resume, Restart, Stop or Escalate, got 'stop'",
+        ),
+        (
+            lambda: Decider({KeyError: 2}),
+            TypeError,
+            "a decider maps <class 'KeyError'> to Resume, Restart, Stop or Escalate, got 2",
+        ),
+        (lambda: Decider(default="x"), TypeError, "a decider's default must be a directive or None, got 'x'"),
+        (lambda: Decider(rules=[5]), TypeError, "a decider's rules must be Rules, got 5"),
+        (lambda: Decider([1]), TypeError, "a decider's table must be a mapping, got [1]"),
+        (lambda: Decider().over(5), TypeError, "a decider goes over another Decider, got 5"),
+    ],
+)
+def test_nonsense_is_refused_at_once(make, kind, message):
+    """R2: one clear error that names the thing, says what is allowed, and shows what came."""
+    with pytest.raises(kind) as raised:
+        make()
+    assert str(raised.value) == message
+
+
+def test_deciders_and_rules_are_frozen():
+    """R2: a table cannot change under a running tree."""
+    table = {KeyError: Stop}
+    decider = Decider(table)
+    table[KeyError] = Resume
+    assert directive(decider, KeyError()) is Stop
+    with pytest.raises(TypeError):
+        decider.table[KeyError] = Resume
