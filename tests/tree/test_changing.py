@@ -373,9 +373,10 @@ def test_pools_have_no_manual_restart_or_remove():
 # --- injected failures
 
 
-@pytest.mark.parametrize("resource", [None, Kit()])
-def test_an_injected_failure_counts_as_the_bodys_own(resource):
+@pytest.mark.parametrize("kit", [None, Kit])
+def test_an_injected_failure_counts_as_the_bodys_own(kit):
     """R27: the body is cancelled, and whatever it ends with, the failure is the one injected, with its tag."""
+    resource = kit and kit()
 
     class Tagged(Boom):
         tag = "my.tag"
