@@ -24,10 +24,10 @@ class Code:
 
 def as_code(value: object, *, width: float = inf, indent: int = 0) -> str:
     """The expression that makes `value`; broken into lines where it is longer than `width`."""
-    brackets, items = _parts(value)
-    if not brackets:
+    parts = _parts(value)
+    if parts is None:
         return _atom(value)
-    opening, closing = brackets
+    opening, closing, items = parts
     line = f"{opening}{', '.join(name + as_code(item) for name, item in items)}{closing}"
     if indent + len(line) <= width or not items:
         return line
@@ -36,22 +36,25 @@ def as_code(value: object, *, width: float = inf, indent: int = 0) -> str:
     return f"{opening}\n{''.join(lines)}{' ' * indent}{closing[-1]}"
 
 
-def _parts(value: Any) -> tuple[tuple[str, str] | None, list[tuple[str, Any]]]:
-    """The brackets around what it is made of, and each part with what stands before it."""
-    if isinstance(value, type):
-        return None, []
-    if isinstance(value, Code):
-        return (f"{type(value).__name__}(", ")"), list(_arguments(value))
-    if isinstance(value, Mapping):
-        return ("{", "}"), [(f"{as_code(key)}: ", item) for key, item in value.items()]
-    if isinstance(value, list):
-        return ("[", "]"), [("", item) for item in value]
-    if type(value) is tuple:
-        return ("(", ",)" if len(value) == 1 else ")"), [("", item) for item in value]
-    if isinstance(value, partial):
+_Parts = tuple[str, str, list[tuple[str, Any]]]
+
+
+def _parts(value: Any) -> _Parts | None:
+    """The brackets around what it is made of, and each part with what stands before it; None: it is in one piece."""
+    kind: type[Any] = value.__class__
+    parts: _Parts | None = None
+    if issubclass(kind, Code):
+        parts = f"{kind.__name__}(", ")", list(_arguments(value))
+    elif issubclass(kind, Mapping):
+        parts = "{", "}", [(f"{as_code(key)}: ", item) for key, item in value.items()]
+    elif issubclass(kind, list):
+        parts = "[", "]", [("", item) for item in value]
+    elif kind is tuple:
+        parts = "(", ",)" if len(value) == 1 else ")", [("", item) for item in value]
+    elif issubclass(kind, partial):
         named = [(f"{name}=", item) for name, item in value.keywords.items()]
-        return ("partial(", ")"), [("", value.func), *(("", item) for item in value.args), *named]
-    return None, []
+        parts = "partial(", ")", [("", value.func), *(("", item) for item in value.args), *named]
+    return parts
 
 
 def _atom(value: Any) -> str:
@@ -65,7 +68,7 @@ def _atom(value: Any) -> str:
 def _arguments(value: Any) -> Iterator[tuple[str, Any]]:
     """What its constructor needs: what has no default, or another value than that."""
     named = False
-    for field in sorted(attrs.fields(type(value)), key=lambda field: field.kw_only):
+    for field in sorted(attrs.fields(value.__class__), key=lambda field: field.kw_only):
         item = getattr(value, field.name)
         if not field.init or not field.repr or item == _default(field):
             named = True

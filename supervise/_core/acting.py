@@ -241,9 +241,7 @@ class Acting:
         """Stop every child in reverse, `first` before them, and wait even before that for one on its way out."""
         self._abandon()
         self.phase = "ending"
-        stops = sorted(
-            self.children.values(), key=lambda node: 2 if node.state == "stopping" else node is first
-        )
+        stops = sorted(self.children.values(), key=lambda node: 2 if node.leaving else node is first)
         self.act = Act("end", why, stops=stops, returned=returned, failure=failure)
 
     def _abandon(self) -> None:

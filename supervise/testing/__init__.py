@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from .children import echo, idle, nothing
     from .faults import Delay, Fail, FaultPlan, Hang, Injected, Return, Script
     from .lifecycle import assert_lifecycle
-    from .simulate import simulate
+    from .simulation import simulate
     from .story import tell
     from .strategies import fault_plans, scripts, trees
     from .virtual import run_virtual
@@ -34,7 +34,7 @@ _HOMES = {
     "nothing": "children",
     "run_virtual": "virtual",
     "scripts": "strategies",
-    "simulate": "simulate",
+    "simulate": "simulation",
     "tell": "story",
     "trees": "strategies",
 }
@@ -65,7 +65,7 @@ def __getattr__(name: str) -> Any:
     if home is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     found = getattr(import_module(f".{home}", __name__), name)
-    globals()[name] = found  # also over the submodule of the same name
+    globals()[name] = found
     return found
 
 

@@ -119,16 +119,19 @@ class Script(Code):
 
     def __attrs_post_init__(self) -> None:
         for phase, allowed in _ALLOWED.items():
-            given = getattr(self, phase)
-            for act in given if phase == "body" and isinstance(given, tuple) else (given,):
+            for act in self.bodies if phase == "body" else (getattr(self, phase),):
                 if act is not None and not isinstance(act, allowed):
                     names = ", ".join(kind.__name__ for kind in allowed)
                     raise TypeError(f"a script's {phase} must be one of {names}, got {act!r}")
 
     def entry(self, number: int) -> Fail | Return | Hang | None:
         """What the body does when it is entered for the `number`th time, from 0."""
-        acts = self.body if isinstance(self.body, tuple) else (self.body,)
-        return acts[number] if number < len(acts) else None
+        return self.bodies[number] if number < len(self.bodies) else None
+
+    @property
+    def bodies(self) -> tuple[Fail | Return | Hang | None, ...]:
+        """The acts of the body, however they were given."""
+        return self.body if isinstance(self.body, tuple) else (self.body,)
 
 
 _ALLOWED: Mapping[str, tuple[type[Act], ...]] = {
@@ -185,14 +188,14 @@ class FaultPlan(Code):
         for path in self.scripts:
             if not at or path in nodes:
                 self._check(path, nodes)
-        return self._over(spec, at)
+        return self._over(spec, at)  # type: ignore[return-value]  # each is evolved from its own kind
 
-    def _over(self, spec: S, at: str, *, always: bool = False) -> S:
+    def _over(self, spec: Spec, at: str, *, always: bool = False) -> Spec:
         """Bottom up, so that no depth is too deep. What stays as it was stays the same object."""
         made: dict[Spec, Spec] = {}
         for path, node in reversed(list(walk(spec, at))):
             made[node] = self._one(path, node, made, always=always)
-        return made[spec]  # type: ignore[return-value]  # each is evolved from its own kind
+        return made[spec]
 
     def _one(self, path: str, node: Spec, made: Mapping[Spec, Spec], *, always: bool) -> Spec:
         origin = node.origin or node
@@ -211,14 +214,19 @@ class FaultPlan(Code):
             if isinstance(nodes.get(above), Pool):
                 return
         if node is None:
-            raise ValueError(f"the plan has scripts for {path!r}, but there is no such child ({', '.join(nodes)})")
+            raise ValueError(
+                f"the plan has scripts for {path!r}, but there is no such child ({', '.join(nodes)})"
+            )
         if not isinstance(node, Child):
-            raise ValueError(f"the plan has scripts for {path!r}, which is a supervisor: scripts are for its children")
+            told = f"the plan has scripts for {path!r}, which is a supervisor: scripts are for its children"
+            raise ValueError(told)  # noqa: TRY004 - the path is wrong, not a type
         if node.resource is None and any(script.enter or script.leave for script in self.scripts[path]):
             raise ValueError(f"the plan fails the resource of {path!r}, which has none")
 
     def _child(self, child: Child, origin: Spec) -> Child:
-        resource = None if child.resource is None else _named_as(child.resource, self._resource(child.resource))
+        resource = (
+            None if child.resource is None else _named_as(child.resource, self._resource(child.resource))
+        )
         return evolve(child, body=_named_as(child.body, self._body(child)), resource=resource, origin=origin)
 
     def _life(self) -> _Life:
@@ -231,7 +239,9 @@ class FaultPlan(Code):
 
     def _body(self, child: Child) -> Body:
         async def body(*args: Any, task_status: trio.TaskStatus[Any]) -> object:
-            return await self._life().live(partial(child.body, *args), task_status, passes=child.takes_task_status)
+            return await self._life().live(
+                partial(child.body, *args), task_status, passes=child.takes_task_status
+            )
 
         return body
 
@@ -260,9 +270,14 @@ _here: ContextVar[_Life] = ContextVar("supervise.testing.life")
 
 
 async def _do(act: Act | None) -> Any:
-    """One act, now; what a Return returns."""
+    """One act from its beginning; what a Return returns."""
     if act is not None and act.after > 0:
         await trio.sleep(act.after)
+    return await _finish(act)
+
+
+async def _finish(act: Act | None) -> Any:
+    """One act whose time has come."""
     if isinstance(act, Fail):
         raise act.fresh()
     if isinstance(act, Hang):
@@ -286,6 +301,7 @@ class _Life:
         stopped = isinstance(result, outcome.Error) and _without_cancelled(result.error) is None
         if self.script.stop is None or not stopped or not self.leaf.stopping:
             return result.unwrap()
+        value: object = None
         with trio.CancelScope(shield=True):
             value = await _do(self.script.stop)
         return value if isinstance(self.script.stop, Return) else result.unwrap()
@@ -340,25 +356,23 @@ class _Alarm:
             return await real()
         result = await self._watched(real)
         if self._drained:
-            return await _do(evolve(self._drain, after=0.0))  # type: ignore[type-var]  # an act, or it had not fired
+            return await _finish(self._drain)
         if self._act is not None and self._scope.cancel_called:
-            return await _do(evolve(self._act, after=0.0))
+            return await _finish(self._act)
         return result.unwrap()
 
     async def _watched(self, real: Callable[[], Awaitable[object]]) -> outcome.Outcome[object]:
-        if self._drain is None:
-            with self._scope:
-                return await outcome.acapture(real)
+        result: outcome.Outcome[object] = outcome.Value(None)
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._watch)
+            if self._drain is not None:
+                nursery.start_soon(self._watch, self._drain.after)
             with self._scope:
                 result = await outcome.acapture(real)
             nursery.cancel_scope.cancel("the body is over")
         return result
 
-    async def _watch(self) -> None:
+    async def _watch(self, seconds: float) -> None:
         await current_child().stop_requested()
-        assert self._drain is not None
-        await trio.sleep(self._drain.after)
+        await trio.sleep(seconds)
         self._drained = True
         self._scope.cancel("its script says that it has drained")

@@ -13,7 +13,7 @@ import pytest
 
 
 def _forget() -> None:
-    virtual = sys.modules.get("supervise.testing.virtual")
+    virtual: Any = sys.modules.get("supervise.testing.virtual")
     if virtual is not None:
         virtual.last_run = None
 
@@ -26,7 +26,7 @@ def pytest_runtest_setup() -> None:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(
-    item: pytest.Item, call: pytest.CallInfo[None]
+    call: pytest.CallInfo[None],
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """Add the story of the last run to the report of a test that failed."""
     report = yield

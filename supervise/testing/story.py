@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import Any
 
 from .. import events
 from .._core.directive import Directive
@@ -40,37 +41,7 @@ def tell(seen: Iterable[events.Event]) -> str:
 
 def describe(event: events.Event) -> str:
     """What happened, in a few words."""
-    match event:
-        case events.Failed(exc=exc):
-            return f"failed: {exc!r}"
-        case events.Decided():
-            return _decision(event)
-        case events.Ready(value=value) | events.Returned(value=value):
-            said = "" if value is None else f": {value!r}"
-            return f"{_WORDS[type(event)]}{said}"
-        case events.Stopping(reason=reason):
-            return f"is being stopped ({reason})"
-        case events.BackingOff(delay=delay, until=until):
-            return f"waits {delay:.3f} s, until {until:.3f}"
-        case events.Overdue(seconds=seconds):
-            return f"still there {seconds:g} s after it was told to end"
-        case events.StopError(exc=exc):
-            return f"failed while stopping: {exc!r}"
-        case events.SinkFailed(sink=sink, exc=exc):
-            return f"sink {sink} failed: {exc!r}"
-        case _:
-            return _WORDS[type(event)]
-
-
-_WORDS: dict[type[events.Event], str] = {
-    events.Starting: "starts",
-    events.Ready: "is ready",
-    events.Ignored: "is not needed here",
-    events.StartFailed: "did not become ready",
-    events.Resumed: "resumed with the resource it had",
-    events.Returned: "returned",
-    events.Stopped: "has ended",
-}
+    return _WORDS[type(event)](event)
 
 
 def _decision(event: events.Decided) -> str:
@@ -89,4 +60,26 @@ _NOBODY = {
     "stop": "it was being stopped",
     "first start": "a first start that fails is not decided",
     "not an Exception": "it is not an Exception",
+}
+
+
+def _with_value(words: str) -> Callable[[Any], str]:
+    return lambda event: words if event.value is None else f"{words}: {event.value!r}"
+
+
+_WORDS: dict[type[events.Event], Callable[[Any], str]] = {
+    events.Starting: lambda _: "starts",
+    events.Ready: _with_value("is ready"),
+    events.Ignored: lambda _: "is not needed here",
+    events.StartFailed: lambda _: "did not become ready",
+    events.Failed: lambda event: f"failed: {event.exc!r}",
+    events.Decided: _decision,
+    events.Resumed: lambda _: "resumed with the resource it had",
+    events.Returned: _with_value("returned"),
+    events.Stopping: lambda event: f"is being stopped ({event.reason})",
+    events.Overdue: lambda event: f"still there {event.seconds:g} s after it was told to end",
+    events.StopError: lambda event: f"failed while stopping: {event.exc!r}",
+    events.Stopped: lambda _: "has ended",
+    events.BackingOff: lambda event: f"waits {event.delay:.3f} s, until {event.until:.3f}",
+    events.SinkFailed: lambda event: f"sink {event.sink} failed: {event.exc!r}",
 }

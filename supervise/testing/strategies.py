@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from functools import cache
 from string import ascii_lowercase
 from typing import Any
 
@@ -14,7 +15,7 @@ from .._core.directive import Escalate, Restart, Resume, Stop
 from .._core.limit import Backoff, Limit
 from .._core.spec import IGNORE, Child, Mailbox, Pool, Spec, Supervisor, walk
 from .children import echo, idle, nothing
-from .faults import NOTHING, Delay, Fail, FaultPlan, Hang, Injected, Return, Script
+from .faults import Delay, Fail, FaultPlan, Hang, Injected, Return, Script
 
 Option = tuple[str, Any]
 
@@ -36,8 +37,18 @@ FAILURES = (
     OSError("x"),
     ValueError("x"),
 )
-LIMITS = (Limit(0), Limit(1), Limit(3, within=2.0), Limit(3, within=30.0), Limit(2, within=4.0, of_ready_time=True))
-BACKOFFS = (Backoff(initial=0.5, jitter=0.0), Backoff(immediate=1), Backoff(initial=2.0, maximum=8.0, reset_after=3.0))
+LIMITS = (
+    Limit(0),
+    Limit(1),
+    Limit(3, within=2.0),
+    Limit(3, within=30.0),
+    Limit(2, within=4.0, of_ready_time=True),
+)
+BACKOFFS = (
+    Backoff(initial=0.5, jitter=0.0),
+    Backoff(immediate=1),
+    Backoff(initial=2.0, maximum=8.0, reset_after=3.0),
+)
 
 
 def _option(name: str, *values: Any) -> st.SearchStrategy[Option]:
@@ -109,7 +120,7 @@ def _grown(options: dict[str, Any], nodes: Sequence[tuple[type[Any], Any, int]])
 
 
 def _name(number: int) -> str:
-    """a, b, … z, a1, b1, …"""
+    """One of a, b, … z, a1, b1, and so on."""
     turn, letter = divmod(number, len(ascii_lowercase))
     return ascii_lowercase[letter] + (str(turn) if turn else "")
 
@@ -165,25 +176,42 @@ def scripts(child: Child) -> st.SearchStrategy[Script]:
 
     Nothing waits without an end: only with a `start_timeout` may its start hang.
     """
-    hang = () if child.start_timeout is None else (_HANG,)
-    enter = {} if child.resource is None else {"enter": st.one_of(_FAIL, _DELAY, *hang)}
-    return _once_up(child, {"start": st.one_of(_FAIL, _DELAY, _IGNORED, _RETURN, *hang), **enter})
+    return _scripts(*_faces(child))
 
 
-def _once_up(child: Child, acts: dict[str, st.SearchStrategy[Any]]) -> st.SearchStrategy[Script]:
+def _faces(child: Child) -> tuple[bool, bool, bool]:
+    """What of a child matters to its scripts."""
+    return child.start_timeout is not None, child.drain > 0, child.resource is not None
+
+
+@cache
+def _scripts(timed: bool, drains: bool, owns: bool) -> st.SearchStrategy[Script]:
+    hang = (_HANG,) if timed else ()
+    starts: dict[str, st.SearchStrategy[Any]] = {"start": st.one_of(_FAIL, _DELAY, _IGNORED, _RETURN, *hang)}
+    starts |= {"enter": st.one_of(_FAIL, _DELAY, *hang)} if owns else {}
+    return _of_acts(drains, owns, starts)
+
+
+def _of_acts(drains: bool, owns: bool, acts: dict[str, st.SearchStrategy[Any]]) -> st.SearchStrategy[Script]:
     """Those acts, and what may go wrong once it is up: above all in its body."""
     acts = {**acts, "stop": st.one_of(_DELAY, _FAIL, _RETURN)}
-    acts |= {"drain": st.one_of(_RETURN, _FAIL)} if child.drain > 0 else {}
-    acts |= {"leave": st.one_of(_FAIL, _DELAY)} if child.resource is not None else {}
+    acts |= {"drain": st.one_of(_RETURN, _FAIL)} if drains else {}
+    acts |= {"leave": st.one_of(_FAIL, _DELAY)} if owns else {}
     others = [st.tuples(st.just(name), its) for name, its in acts.items()]
-    body = st.tuples(st.just("body"), st.one_of(_BODY, _BODIES))
-    return st.lists(st.one_of([body] * len(others) + others), min_size=1, max_size=3).map(lambda its: Script(**dict(its)))
+    body: st.SearchStrategy[Option] = st.tuples(st.just("body"), st.one_of(_BODY, _BODIES))
+    return st.lists(st.one_of([body] * len(others) + others), min_size=1, max_size=3).map(_script)
 
 
-def _lives(child: Child) -> st.SearchStrategy[list[Script]]:
+def _script(acts: list[Option]) -> Script:
+    return Script(**dict(acts))
+
+
+@cache
+def _lives(timed: bool, drains: bool, owns: bool) -> st.SearchStrategy[list[Script]]:
     """Most first starts succeed: one that fails ends the whole tree before anything has happened."""
-    first = st.one_of(*[_once_up(child, {})] * 5, scripts(child))
-    return st.tuples(first, st.lists(scripts(child), max_size=3)).map(lambda its: [its[0], *its[1]])
+    later = _scripts(timed, drains, owns)
+    first = st.one_of(*[_of_acts(drains, owns, {})] * 5, later)
+    return st.tuples(first, st.lists(later, max_size=3)).map(lambda its: [its[0], *its[1]])
 
 
 def fault_plans(tree: Supervisor | Pool, *, max_size: int = 8) -> st.SearchStrategy[FaultPlan]:
@@ -198,17 +226,13 @@ def fault_plans(tree: Supervisor | Pool, *, max_size: int = 8) -> st.SearchStrat
     children = dict(_children(tree))
     if not children:
         return st.just(FaultPlan())
-    lives = {path: _lives(child) for path, child in children.items()}
-    one = st.sampled_from(list(children)).flatmap(lambda path: st.tuples(st.just(path), lives[path]))
-    return st.lists(one, min_size=1, max_size=max_size, unique_by=lambda entry: entry[0]).map(_plan)
+    return _plans(children, max_size)
 
 
-def _plan(entries: Iterable[tuple[str, list[Script]]]) -> FaultPlan:
-    """Without scripts that say nothing."""
-    for _, its in entries:
-        while its and its[-1] == NOTHING:
-            its.pop()
-    return FaultPlan({path: its for path, its in entries if its})
+@st.composite
+def _plans(draw: st.DrawFn, children: dict[str, Child], max_size: int) -> FaultPlan:
+    paths = draw(st.lists(st.sampled_from(list(children)), min_size=1, max_size=max_size, unique=True))
+    return FaultPlan({path: draw(_lives(*_faces(children[path]))) for path in paths})
 
 
 def _children(tree: Supervisor | Pool) -> Iterable[tuple[str, Child]]:

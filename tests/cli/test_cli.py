@@ -114,7 +114,12 @@ def test_check_warns_of_a_limit_that_can_never_trip(write, tmp_path):
         (GOOD, "nofile.py", 2, "no such file: nofile.py"),
         (GOOD, "no_module_of_that_name", 2, "no module named 'no_module_of_that_name'"),
         ('tree = Child("a", trio.sleep_forever)\n', "bad.py", 2, "must be a Supervisor or a Pool"),
-        ("tree = 1 / 0\n", "bad.py", 2, "bad.py failed to load: ZeroDivisionError: division by zero (line 3)"),
+        (
+            "tree = 1 / 0\n",
+            "bad.py",
+            2,
+            "bad.py failed to load: ZeroDivisionError: division by zero (line 3)",
+        ),
         (
             'c = Child("a", trio.sleep_forever)\ntree = Supervisor("app", [c, c])\n',
             "bad.py",

@@ -46,9 +46,14 @@ def simulate(
 
 
 class _World:
-    """Time, what is due, and what waits to be handled."""
+    """Time, what is due, and what waits to be handled.
 
-    def __init__(self, spec: Supervisor | Pool, plan: FaultPlan, u: float) -> None:
+    `last_first`: of what is due at one moment, the last comes first; what comes out the same was left to no schedule.
+    """
+
+    def __init__(
+        self, spec: Supervisor | Pool, plan: FaultPlan, u: float, *, last_first: bool = False
+    ) -> None:
         self.forest = Forest(spec)
         self.plan = plan
         self.now = 0.0
@@ -56,6 +61,7 @@ class _World:
         self._u = u
         self._due: list[tuple[float, int, Callable[[], None]]] = []
         self._ticket = 0
+        self._step = -1 if last_first else 1
         self._inputs: deque[tuple[Machine, effect.Input]] = deque()
 
     def run(self) -> None:
@@ -70,7 +76,7 @@ class _World:
 
     def at(self, when: float, action: Callable[[], None]) -> None:
         """Have something done at a time."""
-        self._ticket += 1
+        self._ticket += self._step
         if when < inf:
             heappush(self._due, (when, self._ticket, action))
 
@@ -139,40 +145,46 @@ class _Player:
         self.verdict: str | None = None
         self.failure: BaseException | None = None
         self.error: BaseException | None = None
-        self._wait: Wait = ("parked", inf)
+        self._wait: Wait = ("shielded", inf)
         self._turn = 0
         self._life = self._live()
-        world.at(world.now, lambda: self._go_on(""))
+        self._go_on_at(world.now, "")
 
     # --- what it is told
 
     def asked(self) -> None:
         """It may drain."""
         self.stopping = True
-        if self._wait[0] == "open":
-            self._go_on("asked")
+        self._tell("open", "asked")
 
     def cancel(self) -> None:
         """An open wait ends, now and from now on."""
         self.stopping = self.cancelled = True
-        if self._wait[0] == "open":
-            self._go_on("cancelled")
+        self._tell("open", "cancelled")
 
     def decide(self, verdict: str) -> None:
         """The failure that it waits with is decided."""
         self.verdict = verdict
-        if self._wait[0] == "parked":
-            self._go_on("decided")
+        self._tell("parked", "decided")
+
+    def _tell(self, waiting: str, told: str) -> None:
+        if self._wait[0] == waiting:
+            self._go_on_at(self.world.now, told)
+
+    def _go_on_at(self, when: float, told: str) -> None:
+        """Unless something else lets it go on before."""
+        turn = self._turn
+        self.world.at(when, lambda: self._go_on(told) if self._turn == turn else None)
 
     def _go_on(self, told: str) -> None:
         """Up to its next wait, which time ends too."""
         self._turn += 1
-        turn, self._wait = self._turn, ("shielded", inf)
+        self._wait = ("shielded", inf)
         try:
-            self._wait = self._life.send(told) if turn > 1 else next(self._life)
+            self._wait = next(self._life) if self._turn == 1 else self._life.send(told)
         except StopIteration:
             return
-        self.world.at(self._wait[1], lambda: self._go_on("time") if self._turn == turn else None)
+        self._go_on_at(self._wait[1], "time")
 
     # --- waits
 
@@ -191,7 +203,9 @@ class _Player:
 
     def _do(self, act: Act | None, wait: Callable[[float], Steps]) -> Steps:
         """An act from its beginning; what a Return returns."""
-        until = self.world.now if act is None else inf if isinstance(act, Hang) else self.world.now + act.after
+        until = (
+            self.world.now if act is None else inf if isinstance(act, Hang) else self.world.now + act.after
+        )
         while self.world.now < until:
             yield from wait(until)
         return _result(act)
@@ -298,7 +312,9 @@ class _Player:
         if exc is None and not self.ready and not self.stopping:
             self.ignored = value is IGNORE
             if not self.ignored:
-                return errors.StartReturned(f"child {self.node.path!r} returned {value!r} before it was ready")
+                return errors.StartReturned(
+                    f"child {self.node.path!r} returned {value!r} before it was ready"
+                )
         return exc
 
 
@@ -307,5 +323,3 @@ def _result(act: Act | None) -> Any:
     if isinstance(act, Fail):
         raise act.fresh()
     return act.value if isinstance(act, Return) else None
-
-

@@ -1,0 +1,232 @@
+"""Which trees are explored, and with what freedom of the environment.
+
+A group of trees that differ in their limit alone is explored as one: what is left of a limit is part of the state.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from itertools import islice, product
+from typing import Any
+
+from attrs import frozen
+
+from ..._core.limit import Backoff, Limit
+from ..._core.spec import Child, Pool, Spec, Supervisor
+from .search import Freedom
+from .world import ABOVE, BELOW, HERE, POLICY, hold, work
+
+STRATEGIES = ("one_for_one", "one_for_all", "rest_for_one")
+TYPES = ("permanent", "transient", "temporary")
+MODES = ("any_significant", "all_significant")
+REQUESTS = ("add", "stop", "restart", "remove", "status")
+INF = float("inf")
+WAIT = Backoff(initial=3, factor=1, maximum=3, jitter=0, reset_after=INF)
+
+
+@frozen(eq=False)
+class Group:
+    """Trees that are explored as one."""
+
+    specs: tuple[Supervisor | Pool, ...]
+    freedom: Freedom
+
+
+def leaf(name: str, restart: Any = "permanent", **options: Any) -> Child:
+    """A child that, unless told otherwise, is never overdue."""
+    given: dict[str, Any] = {"grace": INF, **options}
+    return Child(name, work, restart=restart, **given)
+
+
+def limited(
+    limits: Sequence[int], children: Callable[[], Sequence[Spec]], **options: Any
+) -> tuple[Supervisor, ...]:
+    """The same tree with each of these limits; the window never ends, so that only the number counts."""
+    return tuple(
+        Supervisor("app", children(), limit=Limit(limit, within=INF), decider=POLICY, **options)
+        for limit in limits
+    )
+
+
+def leaves(types: Sequence[str], **options: Any) -> Callable[[], Sequence[Spec]]:
+    """Leaves named a, b, …; a type that ends in `!` is significant."""
+    return lambda: [
+        leaf(name, kind.rstrip("!"), significant=kind.endswith("!"), **options)
+        for name, kind in zip("abcd", types, strict=False)
+    ]
+
+
+def one() -> Iterator[Group]:
+    """One or two leaves: every strategy, restart type, limit and `on_limit`, with and without a backoff."""
+    for count, strategy, on_limit, backoff in product(
+        (1, 2), STRATEGIES, ("escalate", "shutdown"), (None, WAIT)
+    ):
+        for types in product(TYPES, repeat=count):
+            children = leaves(types, backoff=backoff)
+            yield Group(limited((2, 1, 0), children, strategy=strategy, on_limit=on_limit), Freedom())
+
+
+def shutdown() -> Iterator[Group]:
+    """One or two leaves, one of them significant at least."""
+    kinds = (*TYPES, "transient!", "temporary!")
+    for count, strategy, mode in product((1, 2), STRATEGIES, MODES):
+        for types in product(kinds, repeat=count):
+            if any(kind.endswith("!") for kind in types):
+                yield Group(limited((1, 0), leaves(types), strategy=strategy, auto_shutdown=mode), Freedom())
+
+
+def three() -> Iterator[Group]:
+    """Three leaves: every strategy and restart type."""
+    for strategy, types in product(STRATEGIES, product(TYPES, repeat=3)):
+        yield Group(limited((1,), leaves(types), strategy=strategy), Freedom(failures=("restart", "stop")))
+
+
+def significant() -> Iterator[Group]:
+    """Three leaves, significant ones among them."""
+    kinds = ("permanent", "transient!", "temporary!")
+    free = Freedom(failures=("restart",), starts=("restart",))
+    for strategy, mode, types in product(STRATEGIES, MODES, product(kinds, repeat=3)):
+        if any(kind.endswith("!") for kind in types):
+            options: dict[str, Any] = {"strategy": strategy, "auto_shutdown": mode, "on_limit": "shutdown"}
+            yield Group(limited((1,), leaves(types), **options), free)
+
+
+def directives() -> Iterator[Group]:
+    """Two leaves that own something: every directive, resumable or not, with progress or without."""
+    freedom = Freedom(
+        failures=(*HERE, "fatal"), starts=("restart", "stop", "escalate", "ignored", "resume.free")
+    )
+    for strategy, restart, limit in product(STRATEGIES, TYPES, (None, Limit(1, within=INF))):
+        children = leaves((restart,) * 2, resource=hold, limit=limit)
+        yield Group(limited((2, 1, 0), children, strategy=strategy), freedom)
+
+
+def timers() -> Iterator[Group]:
+    """Two leaves: drain, grace, release, start_timeout and backoff."""
+    freedom = Freedom(failures=("restart", "stop"), errors=True)
+    for strategy, backoff, drain in product(STRATEGIES, (None, WAIT), (0, 1)):
+        options: dict[str, Any] = {
+            "backoff": backoff,
+            "drain": drain,
+            "grace": 2,
+            "start_timeout": 4,
+            "resource": hold,
+        }
+        yield Group(limited((1,), leaves(("permanent",) * 2, **options), strategy=strategy), freedom)
+
+
+def waits() -> Iterator[Group]:
+    """Three leaves, each with or without a backoff."""
+    for strategy, backoffs in product(STRATEGIES, product((None, WAIT), repeat=3)):
+
+        def children(backoffs: tuple[Backoff | None, ...] = backoffs) -> list[Spec]:
+            return [leaf(name, backoff=backoff) for name, backoff in zip("abc", backoffs, strict=True)]
+
+        yield Group(limited((1,), children, strategy=strategy), Freedom(failures=("restart",)))
+
+
+def requests() -> Iterator[Group]:
+    """One leaf or two, and one that is added: every request at any moment; with one leaf two may wait, else one."""
+    for waiting, strategy, restart, backoff in product(
+        (2, 1), STRATEGIES, ("permanent", "temporary"), (None, WAIT)
+    ):
+        freedom = Freedom(failures=("restart", "stop"), requests=REQUESTS, waiting=waiting)
+        children = leaves((restart,) * (3 - waiting), backoff=backoff)
+        yield Group(limited((1,), children, strategy=strategy), freedom)
+
+
+def three_requests() -> Iterator[Group]:
+    """Three leaves, and every request that changes what runs."""
+    freedom = Freedom(
+        failures=("restart",), starts=("restart",), requests=("stop", "restart", "remove"), waiting=1
+    )
+    for strategy, backoff in product(STRATEGIES, (None, WAIT)):
+        yield Group(limited((1,), leaves(("permanent",) * 3, backoff=backoff), strategy=strategy), freedom)
+
+
+def four() -> Iterator[Group]:
+    """Four leaves; up to three inputs wait."""
+    freedom = Freedom(failures=("restart",), starts=("restart",), waiting=3, crossing=False)
+    for strategy in STRATEGIES:
+        yield Group(limited((1,), leaves(("permanent",) * 4), strategy=strategy), freedom)
+
+
+def nested() -> Iterator[Group]:
+    """Two supervisors of two leaves each: what the lower ones do not decide, and their limits, go up."""
+    fails = Freedom(
+        failures=("restart", "up.restart"), starts=("restart",), waiting=1, crossing=False, stop=False
+    )
+    stops = Freedom(failures=("up.restart", "up.stop"), starts=(), waiting=1, crossing=False)
+    for above, below, free in product(STRATEGIES, STRATEGIES, (fails, stops)):
+        on_limit = "escalate" if below == "one_for_one" else "shutdown"
+        yield Group(limited((1,), _two_and_two(0, below, on_limit), strategy=above), free)
+
+
+def resumed() -> Iterator[Group]:
+    """A supervisor of two leaves that own something, beside a leaf: a Resume, or not, from above."""
+    free = Freedom(failures=ABOVE, starts=("restart", "up.restart", "up.resume.free"), waiting=1)
+    for above, below in product(STRATEGIES, STRATEGIES):
+        yield Group(limited((1,), _beside(below), strategy=above), free)
+
+
+def _two_and_two(limit: int, strategy: Any, on_limit: Any) -> Callable[[], Sequence[Spec]]:
+    options: dict[str, Any] = {
+        "limit": Limit(limit, within=INF),
+        "strategy": strategy,
+        "on_limit": on_limit,
+        "decider": BELOW,
+    }
+    return lambda: [Supervisor(name, leaves(("permanent",) * 2)(), **options) for name in ("x", "y")]
+
+
+def _beside(strategy: Any) -> Callable[[], Sequence[Spec]]:
+    options: dict[str, Any] = {"limit": Limit(1, within=INF), "strategy": strategy, "decider": BELOW}
+    return lambda: [leaf("a"), Supervisor("x", leaves(("permanent",) * 2, resource=hold)(), **options)]
+
+
+def pools() -> Iterator[Group]:
+    """A pool of up to three leaves; one of two, beside a leaf, below a supervisor."""
+    free = Freedom(failures=("restart", "stop"), requests=("add", "stop", "restart"), waiting=1)
+    for restart, backoff, mode in product(TYPES, (None, WAIT), ("never", *MODES)):
+        if mode == "never" or restart != "permanent":
+            member = leaf("m", restart, backoff=backoff, significant=mode != "never")
+            options: dict[str, Any] = {"member_limit": Limit(1, within=INF), "auto_shutdown": mode}
+            yield Group((Pool("app", member, decider=POLICY, **options),), free)
+    pool = Pool("x", leaf("m"), member_limit=Limit(1, within=INF), decider=BELOW)
+    freedom = Freedom(
+        failures=("up.restart",), starts=(), requests=("add",), waiting=1, crossing=False, children=2
+    )
+    yield Group(limited((1,), lambda: [leaf("a"), pool], strategy="one_for_all"), freedom)
+
+
+@frozen
+class Family:
+    """What is explored under one name. `quick`: which of its groups are, when time is short."""
+
+    groups: Callable[[], Iterator[Group]]
+    quick: tuple[int, ...] = (0,)
+
+    def chosen(self, *, quick: bool) -> list[int]:
+        """The numbers of the groups to explore."""
+        return list(self.quick) if quick else list(range(sum(1 for _ in self.groups())))
+
+    def group(self, number: int) -> Group:
+        """One of them, made anew."""
+        return next(islice(self.groups(), number, None))
+
+
+FAMILIES: dict[str, Family] = {
+    "one": Family(one, (0, 1, 2, 3, 36, 45, 54, 72, 90, 108, 120, 143)),
+    "shutdown": Family(shutdown, (0, 1, 24, 60)),
+    "three": Family(three, (1,)),
+    "significant": Family(significant, (30, 90)),
+    "directives": Family(directives, (0, 9)),
+    "timers": Family(timers, (2, 7)),
+    "waits": Family(waits, (11,)),
+    "requests": Family(requests, (12,)),
+    "three requests": Family(three_requests, ()),
+    "four": Family(four, ()),
+    "nested": Family(nested, ()),
+    "resumed": Family(resumed, ()),
+    "pools": Family(pools, ()),
+}

@@ -1,0 +1,132 @@
+"""What holds in every state."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ..._core.act import Act, Retry
+from ..._core.effect import Request
+from ..._core.machine import Machine
+from ..._core.node import Node
+from ..._core.spec import Pool
+from .state import nodes
+
+if TYPE_CHECKING:
+    from .world import World
+
+
+class Violation(AssertionError):
+    """The machine did what it never may."""
+
+
+def demand(condition: object, *said: object) -> None:
+    """Raise `Violation` unless the condition holds."""
+    if not condition:
+        raise Violation(" ".join(map(str, said)))
+
+
+def check(world: World) -> None:
+    """Raise `Violation` if the machines' books do not agree with what is there, or if there is no way on."""
+    order = nodes(world)
+    for node in order:
+        _check_node(world, node)
+        if node.machine is not None:
+            _check_machine(world, node.machine)
+    there = {node.path for node in order}
+    demand(there.issuperset(world.tasks), "run outside of the tree:", set(world.tasks) - there)
+    _check_promises(world)
+    if world.forest.over:
+        demand(not world.tasks, "run after the end:", world.tasks)
+        demand(not any(world.words.values()), "unfinished lives:", world.words)
+        demand(world.gone >= {world.forest.root.path}, "the root ended and is not gone")
+    elif not obliged(world):
+        _check_rest(world, order)
+
+
+def obliged(world: World) -> bool:
+    """Whether somebody who is not free to do nothing for ever is still to act."""
+    modes = {task.mode for task in world.tasks.values()}
+    return not modes.isdisjoint(("opening", "starting", "stopping", "leaving")) or any(world.timers())
+
+
+def _check_node(world: World, node: Node) -> None:
+    task = world.tasks.get(node.path)
+    demand(node.alive == (task is not None), node, "alive" if node.alive else "not alive", task)
+    demand(node.alive or node.machine is None or node.parent is None, node, "has a machine")
+    if task is None:
+        demand(node.state in ("down", "condemned", "restarting", "failed", "stopping"), node, "has no task")
+        ending = node.parent is None or node.parent.phase == "ending"
+        demand(node.state != "failed" or node.undecided or ending, node, "failed and is forgotten")
+    else:
+        demand(task.incarnation == node.incarnation, node, "runs another incarnation")
+        demand(node.state not in ("down", "condemned", "restarting"), node, "has a task")
+        demand(not node.gone, node, "is gone but runs")
+    demand(not node.gone or node.path in world.gone or node.parent is None, node, "is gone, untold")
+
+
+def _check_machine(world: World, machine: Machine) -> None:
+    children = list(machine.children.values())
+    act = machine.act
+    awaited = sum(node.awaited for node in children)
+    asking = act is not None and act.kind == "ask" and act.node is None
+    demand(awaited + asking == (0 if act is None else act.pending), machine, "waits for", awaited)
+    demand(act is not None or machine.phase in ("opening", "up", "ended"), machine, "has no act")
+    held = machine._ready_time._held
+    demand(sum(node.mending for node in children) == held, machine, "counts as being restarted", held)
+    if machine.window is not None:
+        charged = len(machine.window._charged)
+        demand(world.charges[machine.path] == charged, machine, "charged", charged, world.charges)
+    if not isinstance(machine.spec, Pool):
+        ordered = [node for node in children if _on_the_way_out(world, node)]
+        demand(len(ordered) <= 1, machine, "stops at once:", ordered)
+        starting = [node for node in children if node.state == "starting"]
+        demand(len(starting) <= 1 or act is None or act.kind == "end", machine, "starts at once:", starting)
+    if act is None and machine.phase == "up":
+        demand(not machine.inbox, machine, "has left unserved:", machine.inbox)
+        _check_idle(machine, children)
+
+
+def _on_the_way_out(world: World, node: Node) -> bool:
+    task = world.tasks.get(node.path)
+    return task is not None and (
+        task.mode == "stopping" or (node.machine is not None and node.state == "stopping")
+    )
+
+
+def _check_idle(machine: Machine, children: list[Node]) -> None:
+    retrying = any(node.state == "restarting" for node in children)
+    for node in children:
+        if node.state == "restarting":
+            demand(node.phase == "backoff" and node.timer, node, "waits for no timer")
+        elif node.state in ("down", "condemned"):
+            demand(node.gone or (retrying and machine.spec.strategy != "one_for_one"), node, "is not gone")
+        else:
+            demand(node.state == "up", machine, "is idle beside", node)
+
+
+def _check_promises(world: World) -> None:
+    """Every request can still be answered, and every timer has been asked for."""
+    machines = [node.machine for node in nodes(world) if node.machine is not None]
+    tokens = [
+        item.token for machine in machines for item in machine.inbox if isinstance(item, Request | Retry)
+    ]
+    tokens += [machine.act.token for machine in machines if isinstance(machine.act, Act)]
+    demand(
+        world.asked == {token for token in tokens if token is not None}, "unanswered:", world.asked, tokens
+    )
+    for at, machine, node in world.timers():
+        demand(
+            min(world.wakes.get(machine.path, ()), default=float("inf")) <= at, node, "is not woken at", at
+        )
+
+
+def _check_rest(world: World, order: list[Node]) -> None:
+    """Nobody is obliged to act: then nothing may be pending."""
+    demand(world.forest.root.state in ("up", "starting"), "stuck:", world.forest.root)
+    for node in order:
+        if node.machine is not None:
+            machine = node.machine
+            demand(machine.act is None and machine.phase == "up", "stuck:", machine)
+            demand(not machine.inbox, "stuck:", machine)
+        else:
+            demand(node.state in ("up", "down", "condemned"), "stuck:", node)

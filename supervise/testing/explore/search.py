@@ -1,0 +1,218 @@
+"""Breadth first over every state of a family, so that the trace to a violation is a shortest one."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Iterator
+from math import inf
+
+from attrs import define, field, frozen
+
+from ..._core._code import as_code
+from ..._core.machine import Machine
+from ..._core.node import Node
+from ..._core.spec import Child, Pool, Supervisor
+from .state import Key, key, restore, take
+from .world import BELOW, POLICY, Action, Task, World
+
+
+@frozen(kw_only=True)
+class Freedom:
+    """What the environment may do.
+
+    Args:
+        failures: the kinds of failure of a leaf that has started.
+        starts: the kinds of failure of a start; `ignored` is one too.
+        requests: their kinds.
+        waiting: how many inputs may wait at one supervisor before nobody sends more of his own accord.
+        crossing: a stop may meet a report on its way.
+        stop: somebody may stop the whole tree at any moment.
+        errors: a child on its way out may fail.
+        children: an `add` is made only while there are fewer.
+    """
+
+    failures: tuple[str, ...] = ("restart", "stop", "escalate")
+    starts: tuple[str, ...] = ("restart", "ignored")
+    requests: tuple[str, ...] = ()
+    waiting: int = 2
+    crossing: bool = True
+    stop: bool = True
+    errors: bool = False
+    children: int = 3
+
+
+def actions(world: World, freedom: Freedom) -> Iterator[Action]:
+    """All that may happen next."""
+    for path, task in world.tasks.items():
+        if task.node.machine is not None:
+            yield from _supervisor(path, task, task.node.machine, freedom)
+        else:
+            yield from _leaf(path, task, freedom)
+    if freedom.stop and not world.stopped and not world.forest.over:
+        yield ("stop",)
+    yield from _wakes(world)
+
+
+def _wakes(world: World) -> Iterator[Action]:
+    """The next timers due; one that has been overdue once need not be so again."""
+    timers = sorted(world.timers(), key=lambda timer: timer[0])
+    for at, machine, node in timers:
+        if at == timers[0][0] and not node.waited:
+            yield ("wake", machine.path)
+
+
+def _supervisor(path: str, task: Task, machine: Machine, freedom: Freedom) -> Iterator[Action]:
+    if task.mode == "opening":
+        yield ("boot", path, "up")
+        if machine.node.parent is not None:
+            yield from (("boot", path, how) for how in freedom.starts)
+    elif machine.phase in ("booting", "up") and len(machine.inbox) < freedom.waiting:
+        yield from _requests(path, machine, freedom)
+
+
+def _requests(path: str, machine: Machine, freedom: Freedom) -> Iterator[Action]:
+    pool = isinstance(machine.spec, Pool)
+    names = [*machine.children, *(() if pool or "extra" in machine.children else ("extra",))]
+    for kind in freedom.requests:
+        if kind == "add":
+            if len(machine.children) < freedom.children:
+                yield ("request", path, kind, "")
+        elif kind == "status":
+            yield ("request", path, kind, "")
+        else:
+            yield from (("request", path, kind, name) for name in names)
+
+
+def _leaf(path: str, task: Task, freedom: Freedom) -> Iterator[Action]:
+    began = task.crossing if task.mode == "stopping" else task.mode
+    if task.mode in ("stopping", "leaving"):
+        yield ("end", path)
+        if freedom.errors:
+            yield ("end", path, "late")
+        if not freedom.crossing or task.mode == "leaving":
+            return
+    if began == "starting":
+        yield ("up", path)
+        yield from (
+            ("fail", path, kind) if kind != "ignored" else ("ignore", path) for kind in _starts(task, freedom)
+        )
+    elif began == "up" and (task.mode == "stopping" or _room(task.node, freedom)):
+        yield ("return", path)
+        kinds = freedom.failures if task.mode == "up" else freedom.failures[:1]
+        yield from (("fail", path, kind) for kind in kinds if _can(task.node, kind))
+
+
+def _starts(task: Task, freedom: Freedom) -> tuple[str, ...]:
+    """A first start is judged by nobody: one kind of failure is enough there."""
+    machine = task.node.parent
+    assert machine is not None
+    judged = task.mode == "starting" and (machine.phase == "up" or machine.node.parent is not None)
+    return (
+        freedom.starts if judged else tuple(kind for kind in freedom.starts if kind in ("restart", "ignored"))
+    )
+
+
+def _can(node: Node, kind: str) -> bool:
+    """Without a resource there is nothing to keep."""
+    owns = isinstance(node.spec, Child) and node.spec.resource is not None
+    return owns or not kind.endswith(("free", "charged"))
+
+
+def _room(node: Node, freedom: Freedom) -> bool:
+    return node.parent is not None and len(node.parent.inbox) < freedom.waiting
+
+
+@frozen
+class Found:
+    """A violation, and the shortest way to it."""
+
+    spec: Supervisor | Pool
+    trace: tuple[Action, ...]
+    said: str
+
+    def as_test(self) -> str:
+        """A test that fails as long as the machine does this."""
+        steps = "".join(f"        {action!r},\n" for action in self.trace)
+        said = self.said.replace('"""', "'''")
+        spec = as_code(self.spec, width=100, indent=8)
+        for name, decider in (("POLICY", POLICY), ("BELOW", BELOW)):
+            for width in (100, inf):
+                spec = spec.replace(as_code(decider, width=width, indent=12), name)
+        return _TEST.format(said=said, spec=spec, steps=steps)
+
+
+_TEST = '''\
+from supervise import Backoff, Child, Limit, Pool, Supervisor
+from supervise.testing.explore.world import BELOW, POLICY, World, hold, work
+
+
+def test_found():
+    """{said}"""
+    World(
+        {spec}
+    ).play(
+{steps}    )
+'''
+
+
+@define
+class Outcome:
+    """What an exploration came to."""
+
+    states: int = 0
+    transitions: int = 0
+    found: list[Found] = field(factory=list[Found])
+
+
+class Explorer:
+    """Visits every state that can be reached from some trees; states that they share are visited once."""
+
+    def __init__(self, specs: Iterable[Supervisor | Pool], freedom: Freedom, *, most: int = 5) -> None:
+        self._specs = list(specs)
+        self._freedom = freedom
+        self._most = most
+        self._from: list[tuple[int, Action | int]] = []
+        self._seen: set[Key] = set()
+        self._frontier: deque[tuple[int, bytes, list[Action]]] = deque()
+        self.outcome = Outcome()
+
+    def run(self) -> Outcome:
+        """Explore until every state has been seen, or enough violations have been."""
+        for number, spec in enumerate(self._specs):
+            self._visit(World(spec), -1, number)
+        while self._frontier and len(self.outcome.found) < self._most:
+            self._expand(*self._frontier.popleft())
+        self.outcome.states = len(self._seen)
+        return self.outcome
+
+    def _expand(self, place: int, taken: bytes, possible: list[Action]) -> None:
+        for action in possible:
+            self.outcome.transitions += 1
+            world = restore(taken)
+            try:
+                world.play(action)
+            except Exception as exc:  # noqa: BLE001 - also what the machine itself trips over
+                self._note(place, action, exc)
+            else:
+                self._visit(world, place, action)
+
+    def _visit(self, world: World, came_from: int, by: Action | int) -> None:
+        here = key(world)
+        if here not in self._seen:
+            self._seen.add(here)
+            self._from.append((came_from, by))
+            if not world.forest.over:
+                possible = list(actions(world, self._freedom))
+                self._frontier.append((len(self._from) - 1, take(world), possible))
+
+    def _note(self, place: int, action: Action, exc: Exception) -> None:
+        trace: list[Action] = [action]
+        by: Action | int = action
+        while place >= 0:
+            place, by = self._from[place]
+            if not isinstance(by, int):
+                trace.append(by)
+        assert isinstance(by, int)
+        self.outcome.found.append(
+            Found(self._specs[by], tuple(reversed(trace)), f"{type(exc).__name__}: {exc}")
+        )

@@ -1,0 +1,375 @@
+"""One tree of bare machines, and an environment that can do only what real tasks, callers and clocks could do."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Callable, Iterator
+from contextlib import asynccontextmanager
+from typing import Any, Literal
+
+from ... import events
+from ..._core import effect
+from ..._core.decide import Decider
+from ..._core.directive import Directive, Escalate, Restart, Resume, Stop
+from ..._core.effect import Effect, Input
+from ..._core.forest import Forest
+from ..._core.machine import Machine
+from ..._core.node import Node
+from ..._core.spec import Child, Pool, Supervisor
+from ..lifecycle import _LETTERS, _LIFE
+from .invariants import check, demand
+
+Action = tuple[str, ...]
+Mode = Literal["opening", "running", "starting", "up", "kept", "parked", "stopping", "leaving"]
+
+HERE = ("restart", "stop", "escalate", "resume.free", "resume.charged", "resume.lost")
+ABOVE = tuple(f"up.{kind}" for kind in HERE)
+TABLE: dict[str | type[BaseException], Directive] = {
+    "restart": Restart,
+    "stop": Stop,
+    "escalate": Escalate,
+    "resume": Resume,
+}
+POLICY = Decider({**TABLE, **{f"up.{tag}": directive for tag, directive in TABLE.items()}})
+"""What the tag of a failure says is what its supervisor decides; `up.…` is for the supervisor above `BELOW`."""
+BELOW = Decider({"up": Escalate, "limit": Escalate})
+_NAMES = 12  # collapsed words are short
+
+
+class Boom(Exception):
+    """A failure; its tag names what becomes of it."""
+
+    def __init__(self, tag: str) -> None:
+        super().__init__(tag)
+        self.tag = tag
+
+
+class Fatal(BaseException):
+    """What no decider decides (R4)."""
+
+    tag = "fatal"
+
+
+async def work(*_: object) -> None:
+    """The body of a leaf; bare machines never run it."""
+
+
+@asynccontextmanager
+async def hold() -> AsyncGenerator[None]:
+    """The resource of a leaf; bare machines never enter it."""
+    yield
+
+
+EXTRA = Child("extra", work, grace=float("inf"))
+"""What an `add` adds."""
+
+
+class Task:
+    """One incarnation, as its own task knows it.
+
+    `mode` of a leaf: `starting`, `up`, `kept` (suspended, its resource can be kept), `parked` (suspended), `stopping`
+    (asked or cancelled), `leaving`. `crossing`: what it may still say that it did before the stop.
+    """
+
+    __slots__ = ("crossing", "incarnation", "mode", "node")
+
+    def __init__(self, node: Node, mode: Mode) -> None:
+        self.node = node
+        self.incarnation = node.incarnation
+        self.mode: Mode = mode
+        self.crossing: Literal["", "starting", "up"] = ""
+
+
+class World:
+    """A forest, its tasks, callers and clock. Plays one action at a time and checks what comes out."""
+
+    def __init__(self, spec: Supervisor | Pool) -> None:
+        self.forest = Forest(spec)
+        self.now = 0.0
+        self.tasks: dict[str, Task] = {}
+        self.words: dict[str, str] = {}
+        self.lives: dict[str, int] = {}
+        self.wakes: dict[str, set[float]] = {}
+        self.asked: set[int] = set()
+        self.tokens = 0
+        self.charges: dict[str, int] = {}
+        self.owing: set[str] = set()
+        self.gone: set[str] = set()
+        self.stopped = self.failed = False
+        self.carry_out(self.forest.start(self.now))
+
+    def play(self, *actions: Action) -> World:
+        """One action after the other, and every check after each."""
+        for action in actions:
+            self.do(action)
+            check(self)
+        return self
+
+    def do(self, action: Action) -> None:
+        """What somebody outside of the machines does."""
+        _DO[action[0]](self, *action[1:])
+
+    def handle(self, machine: Machine | None, item: Input) -> None:
+        """Put one input in, and carry out what comes of it."""
+        assert machine is not None
+        self.carry_out(self.forest.handle(machine, item, self.now))
+
+    def carry_out(self, effects: list[Effect]) -> None:
+        """What a driver does, and what nobody may ever see a machine do."""
+        for one in effects:
+            _CARRY_OUT[type(one)](self, one)
+        if self.owing:
+            self._pay()
+
+    # --- what supervisors, leaves, callers and the clock do
+
+    def _boot(self, path: str, how: str) -> None:
+        task = self.tasks[path]
+        task.mode = "running"
+        problem = None if how in ("up", "ignored") else Boom(how)
+        self.handle(task.node.machine, effect.Boot(problem, ignored=how == "ignored"))
+
+    def _up(self, path: str) -> None:
+        task = self.tasks[path]
+        if task.mode == "starting":
+            task.mode = "up"
+        task.crossing = "up" if task.crossing else ""
+        self.handle(task.node.parent, effect.Up(task.node, task.incarnation))
+
+    def _ignore(self, path: str) -> None:
+        self._leave(path, ignored=True)
+
+    def _end(self, path: str, how: str = "") -> None:
+        self._leave(path, error=Boom("late") if how else None)
+
+    def _leave(self, path: str, **how: Any) -> None:
+        task = self.tasks.pop(path)
+        self.handle(task.node.parent, effect.Ended(task.node, task.incarnation, **how))
+
+    def _fail(self, path: str, kind: str) -> None:
+        exc = Fatal() if kind == "fatal" else Boom(kind)
+        self._exit(path, exc, resumable=kind.endswith(("free", "charged")), progressed="free" in kind)
+
+    def _return(self, path: str) -> None:
+        self._exit(path, None)
+
+    def _exit(
+        self, path: str, exc: BaseException | None, *, resumable: bool = False, progressed: bool = False
+    ) -> None:
+        task = self.tasks[path]
+        task.mode = "kept" if resumable and not task.crossing else "parked"
+        task.crossing = ""
+        exited = effect.Exited(task.node, task.incarnation, exc, resumable=resumable, progressed=progressed)
+        self.handle(task.node.parent, exited)
+
+    def _stop(self) -> None:
+        self.stopped = True
+        self.handle(self.forest.root.machine, effect.Stop("somebody wants it"))
+
+    def _request(self, path: str, kind: Any, name: str) -> None:
+        self.tokens += 1
+        self.asked.add(self.tokens)
+        machine = self.tasks[path].node.machine
+        assert machine is not None
+        pool = isinstance(machine.spec, Pool)
+        spec = EXTRA if kind == "add" and not pool else None
+        self.handle(machine, effect.Request(kind, self.tokens, name=name or None, spec=spec))
+
+    def _wake(self, path: str) -> None:
+        """The next time that this supervisor asked for has come."""
+        for task in self.tasks.values():
+            task.crossing = ""  # what was on its way has arrived by now
+        wakes = self.wakes[path]
+        self.now = max(self.now, min(wakes))
+        self.wakes[path] = {at for at in wakes if at > self.now}
+        self.handle(self.tasks[path].node.machine, effect.Wake())
+
+    # --- what comes of it
+
+    def _on_emit(self, one: effect.Emit) -> None:
+        event = one.event
+        word = self.words.get(event.path, "")
+        if isinstance(event, events.BackingOff):
+            demand(not word, event.path, "backs off in the middle of a life")
+            return
+        self._count(event, word)
+        word += _LETTERS[type(event)]
+        word = word.replace("fdu", "").replace("oo", "o")
+        if word.endswith("z"):
+            demand(_LIFE.fullmatch(word), event.path, "did not live by the grammar:", word)
+            word = ""
+        demand(word[:1] in ("", "s") and len(word) < _NAMES, event.path, "did not live by the grammar:", word)
+        demand(event.incarnation == self.lives[event.path], event.path, "tells of another life:", event)
+        self.words[event.path] = word
+
+    def _count(self, event: events.Event, word: str) -> None:
+        """Count the restarts that a limit is charged with (R8, R14), by the events alone."""
+        if isinstance(event, events.Starting):
+            demand(not word, event.path, "starts in the middle of a life")
+            demand(event.incarnation > self.lives.get(event.path, 0), event.path, "goes back to", event)
+            self.lives[event.path] = event.incarnation
+            self.charges[event.path] = 0
+        elif isinstance(event, events.Decided) and event.directive in (Restart, Resume):
+            self._decided(event, word)
+
+    def _decided(self, event: events.Decided, word: str) -> None:
+        if event.limit is not None:
+            limit = self.tasks[event.by].node.spec.limit
+            assert limit is not None
+            demand(self.charges[event.by] == limit.restarts, event.by, "passed its limit early")
+        elif event.directive is Restart and "x" in word:
+            self.owing.add("/".join(event.path.split("/")[: event.by.count("/") + 2]))
+        elif event.directive is Restart or event.tag is None or "free" not in event.tag:
+            self.charges[event.by] += 1
+
+    def _on_start(self, one: effect.Start) -> None:
+        node = one.child
+        demand(node.path not in self.tasks, "two incarnations of", node.path)
+        machine = node.parent
+        if machine is not None:
+            demand(self.tasks[machine.path].mode == "running", node.path, "starts without its supervisor")
+            self._check_turn(machine, node)
+        self.gone.discard(node.path)
+        self.tasks[node.path] = Task(node, "starting" if node.machine is None else "opening")
+
+    def _check_turn(self, machine: Machine, node: Node) -> None:
+        """A child starts only when the one before is up, and nobody is on the way out by order (R12)."""
+        for other in machine.children.values():
+            if other is not node and not isinstance(machine.spec, Pool):
+                task = self.tasks.get(other.path)
+                mode = "" if task is None else task.mode
+                demand(mode not in ("starting", "opening", "stopping"), node.path, "starts beside", other)
+
+    def _pay(self) -> None:
+        """A retry of a start is one charge when it is made, and none if it is void by then (R14)."""
+        for path in list(self.owing):
+            above, _, name = path.rpartition("/")
+            machine = self.tasks[above].node.machine
+            assert machine is not None
+            node, act = machine.children.get(name), machine.act
+            mine = act is not None and act.node is node
+            if act is not None and mine and act.kind == "restart":
+                self.charges[above] += act.token is None
+            elif mine or (node is not None and node.state in ("failed", "stopping", "restarting")):
+                continue
+            self.owing.discard(path)
+
+    def _on_ask(self, one: effect.Ask) -> None:
+        demand(self.tasks[one.child.path].mode == "up", "asked while", self.tasks[one.child.path].mode)
+        self._order(one.child)
+
+    def _on_cancel(self, one: effect.Cancel) -> None:
+        self._order(one.child)
+
+    def _order(self, node: Node) -> None:
+        """A running leaf is to stop."""
+        task = self.tasks[node.path]
+        demand(task.mode not in ("kept", "parked"), node.path, "cancelled while it waits for a verdict")
+        if task.mode in ("starting", "up"):
+            self._check_stop(node)
+            task.crossing = "starting" if task.mode == "starting" else "up"
+            task.mode = "stopping"
+
+    def _check_stop(self, node: Node) -> None:
+        """Stops go one by one, and in reverse (R12)."""
+        machine = node.parent
+        if machine is None or isinstance(machine.spec, Pool) or node.timed_out:
+            return
+        act, after = machine.act, False
+        for other in machine.children.values():
+            there = other.path in self.tasks
+            ordered = there and other is not node and self._ordered(other)
+            demand(not ordered, node.path, "is stopped beside", other)
+            if act is not None and act.kind in ("end", "restart", "retry") and act.node is not node:
+                demand(not (after and there), node.path, "is stopped before", other)
+            after = after or other is node
+
+    def _ordered(self, node: Node) -> bool:
+        return self.tasks[node.path].mode == "stopping" or (
+            node.machine is not None and node.state == "stopping"
+        )
+
+    def _on_release(self, one: effect.Release) -> None:
+        task = self.tasks[one.child.path]
+        demand(task.mode in ("kept", "parked"), one.child.path, "released while", task.mode)
+        task.mode = "leaving"
+
+    def _on_resume(self, one: effect.Resume) -> None:
+        task = self.tasks[one.child.path]
+        demand(task.mode == "kept", one.child.path, "resumed while", task.mode)
+        task.mode = "up"
+
+    def _on_overdue(self, one: effect.ReportOverdue) -> None:
+        node = one.child
+        overdue = events.Overdue(
+            at=self.now, path=node.path, incarnation=node.incarnation, seconds=one.seconds
+        )
+        self._on_emit(effect.Emit(overdue))
+
+    def _on_wake_at(self, one: effect.WakeAt) -> None:
+        self.wakes.setdefault(one.machine.path, set()).add(one.at)
+
+    def _on_reply(self, one: effect.Reply) -> None:
+        demand(one.token in self.asked, "answered twice or never asked:", one.token)
+        self.asked.discard(one.token)
+
+    def _on_gone(self, one: effect.Gone) -> None:
+        path = one.child.path
+        demand(one.removed or path not in self.gone, path, "is gone twice")
+        demand(path not in self.tasks or self.tasks[path].node is self.forest.root, path, "is gone but runs")
+        demand(one.child.state != "restarting", path, "is gone while its start is pending")
+        self.gone.add(path)
+        if one.removed:
+            self.gone.discard(path)
+
+    def _on_fail(self, _: effect.Fail) -> None:
+        demand(not self.failed, "the tree fails twice")
+        self.failed = True
+
+    def _on_fatal(self, one: effect.Fatal) -> None:
+        demand(isinstance(one.exc, Fatal), "no Exception:", one.exc)
+
+    def _on_rise(self, one: effect.Rise) -> None:
+        if isinstance(one.report, effect.Ended):
+            path = one.report.child.path
+            del self.tasks[path]
+            self.wakes.pop(path, None)
+            below = [other for other in self.tasks if other.startswith(f"{path}/")]
+            demand(not below, below, "run after the end of", path)
+            self.owing = {other for other in self.owing if not other.startswith(f"{path}/")}
+
+    def timers(self) -> Iterator[tuple[float, Machine, Node]]:
+        """Every timer that still counts."""
+        machines = (task.node.machine for task in self.tasks.values())
+        for machine in machines:
+            if machine is not None:
+                for at, ticket, node in machine._timers:
+                    if node.timer == ticket:
+                        yield at, machine, node
+
+
+_DO: dict[str, Callable[..., None]] = {
+    "boot": World._boot,
+    "up": World._up,
+    "ignore": World._ignore,
+    "end": World._end,
+    "fail": World._fail,
+    "return": World._return,
+    "stop": World._stop,
+    "request": World._request,
+    "wake": World._wake,
+}
+_CARRY_OUT: dict[type[Any], Callable[[World, Any], None]] = {
+    effect.Emit: World._on_emit,
+    effect.Start: World._on_start,
+    effect.Ask: World._on_ask,
+    effect.Cancel: World._on_cancel,
+    effect.Release: World._on_release,
+    effect.Resume: World._on_resume,
+    effect.ReportOverdue: World._on_overdue,
+    effect.WakeAt: World._on_wake_at,
+    effect.Reply: World._on_reply,
+    effect.Gone: World._on_gone,
+    effect.Fail: World._on_fail,
+    effect.Fatal: World._on_fatal,
+    effect.Rise: World._on_rise,
+}

@@ -1,0 +1,77 @@
+"""The machine in every state that it can reach in small trees, and what finds the bugs that are put into it."""
+
+import pytest
+
+from supervise._core.node import Node
+from supervise.testing.explore import run
+from supervise.testing.explore.families import FAMILIES
+from supervise.testing.explore.search import Explorer
+from supervise.testing.explore.state import DROPPED, KEPT
+
+from ..conformance.adapter import trace
+from ..conformance.compare import difference, load, plain
+from ..conformance.test_conformance import CORPUS
+from .planted import BUGS
+
+EXPECTED = {
+    "one": (36, 11303, 24139),
+    "shutdown": (8, 1826, 3819),
+    "three": (1, 6939, 15568),
+    "significant": (2, 7465, 17646),
+    "directives": (6, 9331, 21328),
+    "timers": (2, 7058, 23063),
+    "waits": (1, 3115, 7357),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", EXPECTED)
+def test_every_state_of_the_quick_form_keeps_the_rules(family):
+    """No violation; and the numbers say that as much was visited as is meant to be."""
+    (explored,) = run([family], quick=True, processes=1)
+    assert explored.found == ()
+    assert (explored.trees, explored.states, explored.transitions) == EXPECTED[family]
+
+
+def test_what_a_state_is_made_of_names_every_slot_of_a_node():
+    """A new slot is either part of what makes two states differ, or dropped for a reason."""
+    assert set(Node.__slots__) == KEPT | set(DROPPED)
+    assert not KEPT & set(DROPPED)
+
+
+@pytest.mark.parametrize("bug", [bug for bug in BUGS if bug.family], ids=lambda bug: bug.name)
+def test_the_exploration_finds(bug):
+    """A planted bug shows as a violation."""
+    group = FAMILIES[bug.family].group(bug.group)
+    with bug.planted():
+        outcome = Explorer(group.specs, group.freedom, most=1).run()
+    assert outcome.found
+
+
+@pytest.mark.parametrize("through", ["machine", "trio"])
+@pytest.mark.parametrize("bug", [bug for bug in BUGS if not bug.family], ids=lambda bug: bug.name)
+def test_the_corpora_find(bug, through):
+    """What is another order, and no violation, differs from what was recorded."""
+    recorded = [it for name in ("hand", "open") for it in load(CORPUS / f"{name}.jsonl.gz")]
+    with bug.planted():
+        assert any(difference(it, got(it["scenario"], through)) for it in recorded)
+
+
+def got(scenario, through):
+    try:
+        return {"steps": plain(trace(scenario, through))}
+    except Exception:
+        return None
+
+
+def test_a_violation_is_printed_as_a_test_that_fails():
+    """What is printed can be pasted and run."""
+    bug = BUGS[0]
+    names = {}
+    group = FAMILIES[bug.family].group(bug.group)
+    with bug.planted():
+        found = Explorer(group.specs, group.freedom, most=1).run().found[0]
+        exec(found.as_test(), names)
+        with pytest.raises(AssertionError):
+            names["test_found"]()
+    names["test_found"]()

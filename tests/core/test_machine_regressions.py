@@ -1,0 +1,67 @@
+"""What the exploration of every state has found in the machine."""
+
+from supervise import Child, Limit, Supervisor, events
+from supervise.testing import assert_lifecycle
+from supervise.testing.explore.world import POLICY, World, hold, work
+
+
+def tree(**options):
+    """Two leaves that own something."""
+    children = [Child(name, work, resource=hold, **options) for name in "ab"]
+    return Supervisor("app", children, decider=POLICY, limit=Limit(3, within=60))
+
+
+def up(spec):
+    """Both are up."""
+    return World(spec).play(("boot", "app", "up"), ("up", "app/a"), ("up", "app/b"))
+
+
+def test_a_stop_waits_for_a_child_that_was_being_stopped_by_hand():
+    """Each child has really ended before the next is stopped, whoever stopped it (R12)."""
+    world = up(tree()).play(("request", "app", "stop", "a"), ("stop",))
+    assert modes(world) == {"app": "running", "app/a": "stopping", "app/b": "up"}
+    assert modes(world.play(("end", "app/a"))) == {"app": "running", "app/b": "stopping"}
+
+
+def test_a_stop_waits_for_a_start_that_was_too_late():
+    """So it is with one that was cancelled because it hung in its start (R12, R17)."""
+    world = up(tree(start_timeout=4)).play(("fail", "app/a", "restart"), ("end", "app/a"))
+    world.play(*wakes(world, "stopping"), ("stop",))
+    assert modes(world) == {"app": "running", "app/a": "stopping", "app/b": "up"}
+
+
+def test_a_start_cannot_be_too_late_once_its_supervisor_stops():
+    """It is stopped in its turn, and not by its timeout while another is being stopped (R12)."""
+    world = up(tree(start_timeout=1)).play(("fail", "app/a", "restart"), ("end", "app/a"), ("stop",))
+    assert modes(world) == {"app": "running", "app/a": "starting", "app/b": "stopping"}
+    world.play(*wakes(world, "never"))
+    assert modes(world) == {"app": "running", "app/a": "starting", "app/b": "stopping"}
+
+
+def test_a_failure_that_crosses_with_a_stop_may_be_followed_by_overdue_and_another():
+    """The body's failure, a resource that hangs, and what comes out of it: all of it is told (R24, R32)."""
+    life = {"path": "app/a", "incarnation": 1}
+    assert_lifecycle(
+        [
+            events.Starting(at=0, **life),
+            events.Ready(at=0, **life, value=None),
+            events.Stopping(at=1, **life, reason="a stop"),
+            events.StopError(at=1, **life, exc=ValueError()),
+            events.Overdue(at=6, **life, seconds=5),
+            events.StopError(at=7, **life, exc=OSError()),
+            events.Stopped(at=7, **life),
+        ]
+    )
+
+
+def modes(world):
+    """What each task is doing."""
+    return {path: task.mode for path, task in world.tasks.items()}
+
+
+def wakes(world, mode):
+    """The clock goes on, at most three times, until a leaf is in this mode."""
+    for _ in range(3):
+        if mode not in modes(world).values() and any(world.timers()):
+            world.play(("wake", "app"))
+    return ()
