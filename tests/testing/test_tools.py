@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
-from hypothesis import find, settings
+from hypothesis import Phase, find, settings
 from hypothesis import strategies as st
 
 from supervise import Child, Directive, Supervisor, TreeFailed, events, testing
@@ -40,7 +40,8 @@ def test_the_public_names():
 def smallest(condition):
     """The smallest tree and plan, of those that can be drawn, whose simulated events fulfil a condition."""
     cases = trees(max_size=6).flatmap(lambda tree: st.tuples(st.just(tree), fault_plans(tree)))
-    config = settings(max_examples=1000, deadline=None, database=None)
+    phases = [Phase.generate, Phase.shrink]
+    config = settings(max_examples=1000, deadline=None, database=None, phases=phases)
     return find(cases, lambda case: condition(simulate(*case, stop_at=60.0)), settings=config)
 
 

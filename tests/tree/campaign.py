@@ -293,7 +293,7 @@ class Run:
         assert len(self.answers) == (len(self.requests) if self.entered else 0), "somebody got no answer"
         assert_lifecycle(self.seen)
         assert_one_at_a_time(self.spec, self.seen)
-        assert_reverse_order(self.seen)
+        assert_reverse_order(self.spec, self.seen)
         assert_limits(self.spec, self.seen)
         assert_replays(self.spec, self.tap.noted)
 
@@ -344,19 +344,27 @@ def assert_one_at_a_time(spec, seen):
                 stopping[home] = None if stopping.get(home) == event.path else stopping.get(home)
 
 
-def assert_reverse_order(seen):
-    """R12: what is stopped for one reason is stopped in the reverse of its start order, which is the declared one."""
-    place, runs = {}, {}
+def assert_reverse_order(spec, seen):
+    """R12: what is stopped for one reason is stopped in the reverse of its start order, which is the declared one.
+
+    But for a start that came too late: it is on its way out already, and is waited for first.
+    """
+    timed = {path for path, node in walk(spec) if node.start_timeout is not None}
+    place, runs, unready = {}, {}, set()
     for event in seen:
         home = above(event.path)
-        if isinstance(event, events.Starting):
-            place.setdefault(event.path, len(place))
-            runs.pop(home, None)
-        elif isinstance(event, events.Stopping) and home:
-            reason, last = runs.get(home, (None, None))
-            if reason == event.reason and not event.path.rpartition("/")[2].startswith(("x", "m-")):
-                assert place[event.path] < last, event
-            runs[home] = (event.reason, place[event.path])
+        match event:
+            case events.Starting():
+                place.setdefault(event.path, len(place))
+                runs.pop(home, None)
+                unready.add(event.path)
+            case events.Ready():
+                unready.discard(event.path)
+            case events.Stopping() if home and event.path not in timed & unready:
+                reason, last = runs.get(home, (None, None))
+                if reason == event.reason and not event.path.rpartition("/")[2].startswith(("x", "m-")):
+                    assert place[event.path] < last, event
+                runs[home] = (event.reason, place[event.path])
 
 
 def assert_limits(spec, seen):

@@ -30,6 +30,7 @@ from supervise import (
     events,
     open_tree,
 )
+from supervise._trio.tree import onlookers
 from supervise.sinks.log import LoggingSink
 from supervise.sinks.queue import QueueSink
 from supervise.testing import assert_lifecycle, run_virtual
@@ -174,6 +175,7 @@ def test_without_a_listener_no_event_is_made():
     a = Puppet("a")
 
     async def main():
+        onlookers.set(())  # the pytest plugin may listen
         async with open_tree(app(a), sinks=[]) as tree:
             await quiet()
             assert not tree._driver.forest.ledger.listening
