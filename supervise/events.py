@@ -21,7 +21,7 @@ from ._core.directive import Directive
 Because = Literal["table", "limit", "absorbed", "stop", "first start", "not an Exception"]
 
 
-@frozen(kw_only=True)
+@frozen
 class Event:
     """Something happened to one incarnation of one node.
 
@@ -36,36 +36,36 @@ class Event:
     incarnation: int
 
 
-@frozen(kw_only=True)
+@frozen
 class Starting(Event):
     """The node is about to start."""
 
 
-@frozen(kw_only=True)
+@frozen
 class Ready(Event):
     """It is up: its body runs, or it called `task_status.started(value)`; a supervisor: its last child is up."""
 
     value: Any = None
 
 
-@frozen(kw_only=True)
+@frozen
 class Ignored(Event):
     """It returned `IGNORE` before it was ready: not needed here (R17)."""
 
 
-@frozen(kw_only=True)
+@frozen
 class StartFailed(Event):
     """It did not become ready; `Failed` with the failure follows."""
 
 
-@frozen(kw_only=True)
+@frozen
 class Failed(Event):
     """Its code let an exception out. A leaf is suspended now, its resource still open, until it is decided."""
 
     exc: BaseException
 
 
-@frozen(kw_only=True)
+@frozen
 class Decided(Event):
     """What becomes of the failure before.
 
@@ -83,33 +83,33 @@ class Decided(Event):
 
     directive: Directive | None
     by: str
+    exc: BaseException = field(repr=False)
     because: Because = "table"
     tag: str | None = None
     instead_of: Directive | None = None
     limit: str | None = None
-    exc: BaseException = field(repr=False)
 
 
-@frozen(kw_only=True)
+@frozen
 class Resumed(Event):
     """Its body is entered again, with the resource it had."""
 
 
-@frozen(kw_only=True)
+@frozen
 class Returned(Event):
     """Its body returned, and need not be started again."""
 
     value: Any = None
 
 
-@frozen(kw_only=True)
+@frozen
 class Stopping(Event):
     """It was asked to stop; `reason` says by whom and why (R36)."""
 
     reason: str
 
 
-@frozen(kw_only=True)
+@frozen
 class Overdue(Event):
     """It has been cancelled, or was to leave its resource, for `seconds` and is still there (R20)."""
 
@@ -117,19 +117,19 @@ class Overdue(Event):
     stack: str = ""
 
 
-@frozen(kw_only=True)
+@frozen
 class StopError(Event):
     """It failed while it was being stopped, or its resource while it was left: reported, not decided (R23)."""
 
     exc: BaseException
 
 
-@frozen(kw_only=True)
+@frozen
 class Stopped(Event):
     """This incarnation has ended, really."""
 
 
-@frozen(kw_only=True)
+@frozen
 class BackingOff(Event):
     """The next incarnation starts `delay` seconds from now, at `until` (R15)."""
 
@@ -137,13 +137,19 @@ class BackingOff(Event):
     until: float
 
 
-@frozen(kw_only=True)
+@frozen
 class SinkFailed(Event):
     """A sink raised and gets nothing from now on; `path` is the root's (R31)."""
 
     sink: str
     exc: BaseException
 
+
+KINDS: tuple[type[Event], ...] = (
+    Starting, Ready, Ignored, StartFailed, Failed, Decided, Resumed, Returned,
+    Stopping, Overdue, StopError, Stopped, BackingOff, SinkFailed,
+)  # fmt: skip
+"""All of them."""
 
 Sink = Callable[[Event], object]
 """Called with each event, in order, synchronously; it must not block. One that raises is reported once and dropped."""

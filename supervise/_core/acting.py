@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 from .. import errors, events
 from . import effect
 from .act import Act, Ledger, Retry, Waiting
-from .decide import Decider
 from .directive import Directive
 from .effect import Effect, Failure, Request
 from .limit import ReadyTime, Window
@@ -27,12 +26,11 @@ if TYPE_CHECKING:
 class Acting:
     """A supervisor's state, and what it can do with one child."""
 
-    def __init__(self, node: Node, decider: Decider, ledger: Ledger) -> None:
+    def __init__(self, node: Node, ledger: Ledger) -> None:
         assert not isinstance(node.spec, Child)
         self.node = node
         self.spec: Supervisor | Pool = node.spec
         self.path = node.path
-        self.decider = decider
         self.ledger = ledger
         self.children: dict[str, Node] = {}
         for spec in self.spec.children:
@@ -46,16 +44,17 @@ class Acting:
         self.out: list[Effect] = []
         self._timers: list[tuple[float, int, Node]] = []
         self._ticket = 0
-        self._ready_time = ReadyTime()
+        limit = self.spec.limit
+        self._ready_time = ReadyTime() if limit is not None and limit.of_ready_time else None
 
     def _emit(self, cls: Callable[..., events.Event], node: Node, **details: Any) -> None:
         if self.ledger.listening:
-            event = cls(at=self.now, path=node.path, incarnation=node.incarnation, **details)
-            self.out.append(effect.Emit(event))
+            self.out.append(cls(at=self.now, path=node.path, incarnation=node.incarnation, **details))
 
     def _join(self, spec: Spec) -> Node:
         path = f"{self.path}/{spec.name}"
-        node = Node(spec, path, cast("Machine", self), self.ledger.incarnations.pop(path, 0))
+        incarnation = self.ledger.incarnations.pop(path, 0)
+        node = Node(spec, path, cast("Machine", self), self.node.decider, incarnation)
         self.ledger.left.pop(path, None)
         self.children[spec.name] = node
         return node
@@ -106,14 +105,13 @@ class Acting:
 
     def _mend(self, node: Node, *, mending: bool) -> None:
         """A restart of this node is in progress, or is not: ready time stands still meanwhile (R14)."""
-        if node.mending != mending:
+        if self._ready_time is not None and node.mending != mending:
             node.mending = mending
             self._ready_time.hold(self.now, mending=mending)
 
     def _clock(self) -> float:
         """The time that this supervisor's limit counts."""
-        limit = self.spec.limit
-        return self._ready_time.at(self.now) if limit is not None and limit.of_ready_time else self.now
+        return self.now if self._ready_time is None else self._ready_time.at(self.now)
 
     # --- timers
 

@@ -7,13 +7,14 @@ from collections.abc import Callable, Iterator, Mapping
 from types import MappingProxyType
 from typing import Any, cast
 
-from attrs import evolve, field, frozen
+from attrs import Factory, evolve, field, frozen
 
 from ._check import refuse
 from ._code import Code
 from .directive import Directive, Escalate, Restart, Resume, Stop
 
 FRAMEWORK_TAGS = frozenset({"returned", "limit"})
+_REMEMBERED = 64  # answers of one decider: tags may be anything
 _DOTTED = re.compile(r"\w+(\.\w+)*")
 
 
@@ -98,6 +99,11 @@ def _table(value: Mapping[Key, Directive]) -> Mapping[Key, Directive]:
     return MappingProxyType(dict(value))
 
 
+def _rules(decider: Decider) -> tuple[Rule, ...]:
+    """Those of all layers, top first."""
+    return tuple(rule for layer in decider.layers() for rule in layer.rules)
+
+
 @frozen(eq=False, repr=False)
 class Decider(Code):
     """An ordered, pure table from tags and exception classes to directives (R2).
@@ -116,6 +122,8 @@ class Decider(Code):
     rules: tuple[Rule, ...] = field(default=(), converter=tuple[Rule, ...], kw_only=True)
     default: Directive | None = field(default=None, kw_only=True)
     beneath: Decider | None = field(default=None, kw_only=True)
+    _all_rules: tuple[Rule, ...] = field(init=False, repr=False, default=Factory(_rules, takes_self=True))
+    _answers: dict[tuple[type, str | None], Directive] = field(init=False, repr=False, factory=dict[Any, Any])
 
     def __attrs_post_init__(self) -> None:
         for key, directive in self.table.items():
@@ -151,8 +159,28 @@ class Decider(Code):
         carried = getattr(exc, "tag", None)
         if isinstance(carried, str):
             return carried
-        rules = (rule for layer in self.layers() for rule in layer.rules)
-        return next((rule.tag for rule in rules if rule.fits(exc)), None)
+        return next((rule.tag for rule in self._all_rules if rule.fits(exc)), None)
+
+    def looked_up(self, exc: Exception) -> tuple[str | None, Directive | None]:
+        """The tag that `exc` carries, and the verdict; None where it takes more than a look: a rule, or a group.
+
+        Class and tag alone decide, so the last few answers are remembered.
+        """
+        if self._all_rules:
+            return None, None
+        try:
+            tag = getattr(exc, "tag", None)
+        except Exception:  # noqa: BLE001 - that it raises is a matter for `judge` (R5)
+            return None, None
+        key = type(exc), tag if isinstance(tag, str) else None
+        found = self._answers.get(key)
+        if found is None and not isinstance(exc, BaseExceptionGroup):
+            answer = self.directive(exc, key[1])
+            found = Restart if answer is None else answer
+            if len(self._answers) >= _REMEMBERED:
+                self._answers.clear()
+            self._answers[key] = found
+        return key[1], found
 
     def _named(self, exc: BaseException, tag: str | None) -> Directive | None:
         """What this layer's table says, its default aside."""

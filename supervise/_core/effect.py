@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from attrs import define
 
+from ..events import Event
 from .directive import Directive
 from .spec import Spec
 
 if TYPE_CHECKING:
-    from ..events import Event
     from .machine import Machine
     from .node import Node
 
@@ -121,14 +121,7 @@ class Wake:
 
 Input = Boot | Up | Exited | Ended | Request | Stop | Verdict | Wake
 
-# What comes out, for the driver.
-
-
-@define(eq=False)
-class Emit:
-    """Deliver an event."""
-
-    event: Event
+# What comes out, for the driver. An event is to be delivered.
 
 
 @define(eq=False)
@@ -235,7 +228,7 @@ class Tell:
 
 
 Effect = (
-    Emit
+    Event
     | Start
     | Ask
     | Cancel

@@ -18,15 +18,16 @@ from .machine import Machine
 from .node import Node, Status, picture
 from .spec import Pool, Supervisor
 
+_ROUTED = frozenset({effect.Tell, effect.Rise, effect.Fail, effect.Fatal})
+
 
 class Forest:
     """The machines of one tree. `root` is the topmost node; its machine is `root.machine`."""
 
     def __init__(self, spec: Supervisor | Pool) -> None:
         self.ledger = Ledger()
-        self.root = Node(spec, spec.name, None)
-        decider = ROOT if spec.decider is None else spec.decider.over(ROOT)
-        self.root.machine = Machine(self.root, decider, self.ledger)
+        self.root = Node(spec, spec.name, None, ROOT)
+        self.root.machine = Machine(self.root, self.ledger)
         self.over = False
 
     def start(self, now: float) -> list[Effect]:
@@ -38,12 +39,20 @@ class Forest:
     def handle(self, machine: Machine, item: Input, now: float, u: float = 0.5) -> list[Effect]:
         """Put one input in; gives what is left for the driver to carry out, in order."""
         out: list[Effect] = []
-        if machine is self.root.machine and isinstance(item, effect.Stop):
-            out += self._root_stops(item.reason, now)
-        work: deque[tuple[Machine, Input]] = deque([(machine, item)])
-        while work:
-            machine, item = work.popleft()
-            for result in machine.handle(item, now, u):
+        if isinstance(item, effect.Stop) and machine is self.root.machine:
+            out = self._root_stops(item.reason, now)
+        results = machine.handle(item, now, u)
+        if not out and _ROUTED.isdisjoint(map(type, results)):
+            return results
+        return self._route(machine, results, out, now, u)
+
+    def _route(
+        self, machine: Machine, results: list[Effect], out: list[Effect], now: float, u: float
+    ) -> list[Effect]:
+        """Hand on what machines say to each other, until nobody says more; `out` gets the rest."""
+        work: deque[tuple[Machine, Input]] = deque()
+        while True:
+            for result in results:
                 if isinstance(result, effect.Tell):
                     assert result.child.machine is not None
                     work.append((result.child.machine, result.order))
@@ -55,7 +64,20 @@ class Forest:
                         out += self._root_stops(f"{self.root.path!r} failed", now)
                     if isinstance(result, effect.Fatal):
                         work.append(self._stop_all(machine, result.exc, now, out))
-        return out
+            if not work:
+                return out
+            machine, item = work.popleft()
+            results = machine.handle(item, now, u)
+
+    def restart_at_once(self, node: Node, exc: Exception, now: float) -> list[Effect] | None:
+        """The short way of a leaf that failed and leaves nothing, see `Judging`; None: take the long one."""
+        assert node.parent is not None
+        return node.parent.restart_at_once(node, exc, now)
+
+    def up_at_once(self, node: Node, now: float) -> list[Effect] | None:
+        """The short way of its next incarnation being up, likewise."""
+        assert node.parent is not None
+        return node.parent.up_at_once(node, now)
 
     def _rise(
         self,
@@ -117,7 +139,7 @@ class Forest:
         if not self.ledger.listening:
             return []
         root = self.root
-        return [effect.Emit(cls(at=now, path=root.path, incarnation=root.incarnation, **details))]
+        return [cls(at=now, path=root.path, incarnation=root.incarnation, **details)]
 
     def status(self, now: float, waiting: Callable[[Node], int | None] = lambda _: None) -> Status:
         """The whole tree as it stands (R33); `waiting` tells how many messages wait at a node."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import takewhile
 from typing import Any
 
 from .. import errors, events
@@ -10,7 +11,7 @@ from .act import Act
 from .acting import Acting
 from .decide import Verdict, judge
 from .directive import Directive, Escalate, Restart, Resume, Stop
-from .effect import Failure
+from .effect import Effect, Failure
 from .node import Node
 from .spec import Child
 
@@ -37,8 +38,7 @@ class Judging(Acting):
     def _judge(self, node: Node, rest: list[Node]) -> None:
         """Decide the failure of a suspended or dead child. `rest`: what the group had still to start."""
         assert node.failure is not None
-        own = node.spec.decider if isinstance(node.spec, Child) else None
-        decider = self.decider if own is None else own.over(self.decider)
+        decider = node.decider if isinstance(node.spec, Child) else self.node.decider
         verdict = judge(decider, node.failure.exc, node.failure.tag)
         self._adopt(node, verdict)
         because: events.Because = "table"
@@ -141,14 +141,71 @@ class Judging(Acting):
         stops = [node] if node.alive or node.state == "failed" else []
         self.act = Act("limit", f"{self.path!r} passed its limit", node, stops, failure=failure)
 
+    # --- the short way
+
+    def restart_at_once(self, node: Node, exc: Exception, now: float) -> list[Effect] | None:
+        """`Exited` and `Ended` in one step, for a running leaf that has failed and leaves nothing, if Restart is all there is to it.
+
+        Gives the events, behind which its next incarnation starts; None, and nothing has changed: it has to go the long
+        way. The exploration holds the two ways against each other in every state.
+        """
+        if self.act is not None or self.inbox or self.phase != "up" or node.state != "up" or not node.simple:
+            return None
+        tag, directive = node.decider.looked_up(exc)
+        if directive is not Restart or not self._charge_both(node, now):
+            return None
+        node.last_failure = exc
+        node.epoch += 1
+        node.incarnation += 1
+        node.state, node.awaited = "starting", True
+        if node.alone is None:
+            node.alone = Act("restart", self._why(node), node)
+        self.act = node.alone
+        self.act.pending = 1
+        if self._ready_time is not None:
+            self.now = now
+            self._mend(node, mending=True)
+        if not self.ledger.listening:
+            return []
+        path, life = node.path, node.incarnation
+        return [
+            events.Failed(now, path, life - 1, exc),
+            events.Decided(now, path, life - 1, Restart, self.path, exc, "table", tag),
+            events.Stopped(now, path, life - 1),
+            events.Starting(now, path, life),
+        ]
+
+    def up_at_once(self, node: Node, now: float) -> list[Effect] | None:
+        """`Up` of a leaf that `restart_at_once` had started, if nothing waits for that; otherwise None, and nothing has changed."""
+        if self.act is not node.alone or node.alone is None or self.inbox or node.state != "starting":
+            return None
+        self.act = None
+        node.state, node.awaited, node.since = "up", False, now
+        if self._ready_time is not None:
+            self.now = now
+            self._mend(node, mending=False)
+        return [events.Ready(now, node.path, node.incarnation)] if self.ledger.listening else []
+
+    def _charge_both(self, node: Node, now: float) -> bool:
+        """Charge the leaf's own limit and the supervisor's, if both allow one more."""
+        own, window = node.window, self.window
+        if own is not None and not own.allows(now):
+            return False
+        self.now = now
+        if window is not None and not window.charge(now if self._ready_time is None else self._clock()):
+            return False
+        return own is None or own.charge(now)
+
     # --- restarts
 
     def _group(self, node: Node) -> list[Node]:
         """Who is restarted with this child, in start order (R13)."""
         if self.spec.strategy == "one_for_one":
             return [node]
-        nodes = list(self.children.values())
-        return nodes if self.spec.strategy == "one_for_all" else nodes[nodes.index(node) :]
+        if self.spec.strategy == "one_for_all":
+            return list(self.children.values())
+        later = list(takewhile(lambda other: other is not node, reversed(self.children.values())))
+        return [node, *reversed(later)]
 
     def _delay(self, node: Node) -> float:
         if node.delays is None:

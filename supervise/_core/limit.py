@@ -50,11 +50,15 @@ class Window:
 
     def charge(self, now: float) -> bool:
         """Count one more at `now`; False if it is one too many, and then it is not counted."""
+        allowed = self.allows(now)
+        if allowed:
+            self._charged.append(now)
+        return allowed
+
+    def allows(self, now: float) -> bool:
+        """Whether one more at `now` would not be one too many."""
         charged, limit = self._charged, self._limit
-        if len(charged) == limit.restarts and (not charged or now - charged[0] < limit.within):
-            return False
-        charged.append(now)
-        return True
+        return len(charged) < limit.restarts or (limit.restarts > 0 and now - charged[0] >= limit.within)
 
     def count(self, now: float) -> int:
         """How many still count at `now`."""

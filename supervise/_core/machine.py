@@ -71,9 +71,7 @@ class Machine(Judging):
         node.failure = None
         act.pending += 1
         if not isinstance(node.spec, Child):
-            own = node.spec.decider
-            decider = self.decider if own is None else own.over(self.decider)
-            node.machine = Machine(node, decider, self.ledger)
+            node.machine = Machine(node, self.ledger)
         self._emit(events.Starting, node)
         self.out.append(effect.Start(node))
         if node.spec.start_timeout is not None:

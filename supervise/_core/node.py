@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from attrs import field, frozen
 
+from .decide import Decider
 from .limit import Delays, Window
 from .spec import Child, Pool, Spec
 
 if TYPE_CHECKING:
+    from .act import Act
     from .effect import Failure
     from .machine import Machine
 
@@ -23,13 +25,17 @@ class Node:
 
     `epoch` changes whenever what waits in the inbox about this child is to be void. `alive`: it has a task.
     `awaited`: the act in progress goes on when it is up, or has ended. `undecided`: its failure waits for a verdict.
-    `gone`: it is down for good, and `why` if it failed. `handle` belongs to the driver.
+    `gone`: it is down for good, and `why` if it failed. `decider`: a leaf's failures are decided by it; of a supervisor,
+    those below it. `simple`: its restart concerns nobody else, leaves nothing and waits for nothing; `alone` is the act of
+    that. `handle` belongs to the driver.
     """
 
     __slots__ = (
         "alive",
+        "alone",
         "awaited",
         "charged",
+        "decider",
         "delays",
         "due",
         "dynamic",
@@ -45,6 +51,7 @@ class Node:
         "parent",
         "path",
         "phase",
+        "simple",
         "since",
         "spec",
         "state",
@@ -56,8 +63,11 @@ class Node:
         "window",
     )
 
-    def __init__(self, spec: Spec, path: str, parent: Machine | None, incarnation: int = 0) -> None:
+    def __init__(
+        self, spec: Spec, path: str, parent: Machine | None, above: Decider, incarnation: int = 0
+    ) -> None:
         self.spec = spec
+        self.decider = above if spec.decider is None else spec.decider.over(above)
         self.path = path
         self.parent = parent
         self.incarnation = incarnation
@@ -83,6 +93,14 @@ class Node:
         self.timer = 0
         self.interval = 0.0
         self.waited = 0.0
+        self.alone: Act | None = None
+        self.simple = (
+            isinstance(spec, Child)
+            and parent is not None
+            and parent.spec.strategy == "one_for_one"
+            and (spec.resource is None and spec.backoff is None and spec.start_timeout is None)
+            and spec.restart != "temporary"
+        )
         self.handle: Any = None
 
     def __repr__(self) -> str:

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager
 from functools import partial
+from types import FunctionType
 from typing import Any, Final, Literal
 
 from attrs import Factory, evolve, field, frozen
@@ -73,8 +74,18 @@ def _name_of(front: Spec | str | None) -> str | None:
     return front.name if isinstance(front, Child | Supervisor | Pool) else front
 
 
+def _front_child(supervisor: Supervisor) -> Spec | None:
+    named = (child for child in supervisor.children if getattr(child, "name", None) == supervisor.front)
+    return None if supervisor.front is None else next(named, None)
+
+
 def _takes_task_status(body: object) -> bool:
     """Whether the function takes `task_status`, as those for `nursery.start` do."""
+    if isinstance(body, FunctionType) and not vars(
+        body
+    ):  # nothing wrapped: a look does, where a signature takes long
+        code = body.__code__
+        return "task_status" in code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
     try:
         parameters = inspect.signature(body).parameters  # type: ignore[arg-type]  # refused just below if no callable
     except (TypeError, ValueError):
@@ -199,6 +210,9 @@ class Supervisor(_AsChild):
     auto_shutdown: AutoShutdown = field(default="never", kw_only=True)
     front: str | None = field(default=None, kw_only=True, converter=_name_of)
     init: Callable[..., object] | None = field(default=None, kw_only=True)
+
+    front_child: Spec | None = field(init=False, repr=False, default=Factory(_front_child, takes_self=True))
+    """The child that `front` names."""
 
     def __attrs_post_init__(self) -> None:
         _check_as_child(self)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import contextvars
 import logging
-import random
 import traceback
 from collections import deque
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from heapq import heappop, heappush
+from random import random
 from typing import Any
 
 import outcome
@@ -25,7 +25,7 @@ from .._core.machine import Machine
 from .._core.node import Node
 from .._core.spec import IGNORE, Child, Pool, Supervisor
 from ..errors import ChildStopped, Refused, TreeFailed
-from .leaf import Leaf, bind
+from .leaf import Leaf
 from .mailbox import Inbox, Queue
 
 logger = logging.getLogger("supervise")
@@ -34,10 +34,11 @@ logger = logging.getLogger("supervise")
 class Address:
     """What outlives the incarnations of a path: its mailbox, and who waits for it to be up, or gone."""
 
-    __slots__ = ("_waiters", "gone", "mailbox", "path", "why")
+    __slots__ = ("_waiters", "below", "gone", "mailbox", "path", "why")
 
     def __init__(self, path: str) -> None:
         self.path = path
+        self.below: dict[str, Address] = {}
         self.mailbox: Queue | None = None
         self.gone = False
         self.why: BaseException | None = None
@@ -146,7 +147,8 @@ class Driver:
         self._begun = trio.Event()
         self._sinks = list(sinks)
         self.forest.ledger.listening = bool(sinks)
-        self._context = contextvars.copy_context()
+        self.now = trio.lowlevel.current_clock().current_time
+        self.context = contextvars.copy_context()
         self._nursery: trio.Nursery | None = None
         self._living: dict[Leaf, None] = {}
         self._asked: dict[Answer, None] = {}
@@ -157,7 +159,7 @@ class Driver:
         self._busy = False
         self._broken = False
         self._leaving: Leaf | None = None
-        self._successor: Leaf | None = None
+        self._starts_at_once = False
 
     # --- the tree's own task
 
@@ -166,7 +168,7 @@ class Driver:
         with trio.CancelScope(shield=True):
             async with trio.open_nursery() as self._nursery:
                 self._nursery.start_soon(self._keep_time, name=f"{self.forest.root.path} (timers)")
-                self._carry_out(self.forest.start(trio.current_time()))
+                self._carry_out(self.forest.start(self.now()))
                 self._begun.set()
                 await self.finished.wait()
                 self._timer_scope.cancel("the tree has ended")
@@ -209,14 +211,19 @@ class Driver:
         if self._broken or machine is None:
             return
         self._waiting.append((machine, item))
-        if self._busy:
-            return
+        if not self._busy:
+            self._work([])
+
+    def _work(self, effects: list[Effect]) -> None:
+        """Carry out effects, and whatever has come in by then."""
         self._busy = True
+        waiting = self._waiting
         try:
-            while self._waiting:
-                machine, item = self._waiting.popleft()
-                now = trio.current_time()
-                self._carry_out(self.forest.handle(machine, item, now, random.random()))  # noqa: S311 - jitter
+            self._carry_out(effects)
+            while waiting:
+                machine, item = waiting.popleft()
+                now, u = self.now(), random()  # noqa: S311 - jitter
+                self._carry_out(self.forest.handle(machine, item, now, u))
         except BaseException as exc:  # noqa: BLE001 - a defect of ours: stop everything, then raise it (R24)
             self._break(exc)
         finally:
@@ -239,23 +246,47 @@ class Driver:
 
     def leaf_up(self, leaf: Leaf, value: Any) -> None:
         """The leaf is ready."""
-        self.post(leaf._node.parent, effect.Up(leaf._node, leaf.incarnation, value))
+        node = leaf._node
+        effects = None
+        if node.alone is not None and value is None:
+            effects = self._at_once(self.forest.up_at_once, node)
+        if effects is None:
+            self.post(node.parent, effect.Up(node, leaf.incarnation, value))
+        elif effects:
+            self._work(effects)
         self._changed(leaf.path)
 
-    def leaf_ended(self, leaf: Leaf) -> Leaf | None:
-        """The leaf has ended; if its next incarnation is started by that, its task lives on as the successor."""
+    @trio.lowlevel.enable_ki_protection
+    def leaf_restarts_at_once(self, leaf: Leaf, exc: Exception) -> bool:
+        """The leaf has failed, and nothing is left of it; whether a plain Restart is all that comes of it."""
+        effects = self._at_once(self.forest.restart_at_once, leaf._node, exc)
+        if effects is None:
+            return False
         leaf.end_leases()
-        self._living.pop(leaf, None)
-        self._leaving, self._successor = leaf, None
-        self.post(leaf._node.parent, leaf.ended())
-        successor, self._leaving, self._successor = self._successor, None, None
-        return successor
+        leaf.begin_incarnation()
+        if effects:
+            self._work(effects)
+        return True
 
-    def fresh_context(self, leaf: Leaf) -> contextvars.Context:
-        """A copy of the context in which the tree was opened, with `leaf` as its current child (R9)."""
-        context = self._context.copy()
-        context.run(bind, leaf)
-        return context
+    def _at_once(self, way: Callable[..., list[Effect] | None], *given: Any) -> list[Effect] | None:
+        """What comes of the short way; None: the long one is to be taken."""
+        if self._busy or self._broken:
+            return None
+        try:
+            return way(*given, self.now())
+        except BaseException as exc:  # noqa: BLE001 - as in `_work`
+            self._break(exc)
+            return None
+
+    def leaf_ended(self, leaf: Leaf) -> bool:
+        """The leaf has ended. True: its next incarnation is started by that, and its task lives on."""
+        leaf.end_leases()
+        self._leaving, self._starts_at_once = None if leaf._cancelled else leaf, False
+        self.post(leaf._node.parent, leaf.ended())
+        self._leaving = None
+        if not self._starts_at_once:
+            self._living.pop(leaf, None)
+        return self._starts_at_once
 
     # --- addresses
 
@@ -265,6 +296,9 @@ class Driver:
         if found is None:
             found = self.addresses[path] = Address(path)
             found.gone, found.why = self._is_gone(path)
+            above = path.rpartition("/")[0]
+            if above:
+                self.address(above).below[path] = found
         return found
 
     def mailbox_address(self, node: Node) -> Address:
@@ -316,24 +350,24 @@ class Driver:
 
     # --- effects
 
-    def _emit(self, one: effect.Emit) -> None:
-        failed: list[tuple[events.Sink, Exception]] = []
+    def _deliver(self, event: events.Event) -> None:
+        failed: list[tuple[events.Sink, Exception]] | None = None
         for sink in self._sinks:
             try:
-                sink(one.event)
+                sink(event)
             except Exception as exc:  # noqa: BLE001 - R31: it never hurts the tree
-                failed.append((sink, exc))
-        for sink, raised in failed:
+                failed = [*(failed or ()), (sink, exc)]
+        for sink, raised in failed or ():
             self._drop_sink(sink, raised)
 
     def _drop_sink(self, sink: events.Sink, exc: Exception) -> None:
         self._sinks = [other for other in self._sinks if other is not sink]
         root = self.forest.root
         failed = events.SinkFailed(
-            at=trio.current_time(), path=root.path, incarnation=root.incarnation, sink=repr(sink), exc=exc
+            at=self.now(), path=root.path, incarnation=root.incarnation, sink=repr(sink), exc=exc
         )
         logger.error("a sink raised and gets nothing from now on: %r", sink, exc_info=exc)
-        self._emit(effect.Emit(failed))
+        self._deliver(failed)
         self.forest.ledger.listening = bool(self._sinks)
 
     def _start(self, one: effect.Start) -> None:
@@ -350,19 +384,18 @@ class Driver:
         node.handle = place = Place(machine)
         nursery = self._nursery if node.parent is None else node.parent.node.handle.nursery
         assert nursery is not None
-        self._context.copy().run(lambda: nursery.start_soon(self._host, place, name=node.path))
+        self.context.copy().run(lambda: nursery.start_soon(self._host, place, name=node.path))
 
     def _start_leaf(self, node: Node) -> None:
         leaving = self._leaving
         if leaving is not None and leaving._node is node:
-            scope = trio.CancelScope() if leaving._scope.cancel_called else leaving._scope
-            node.handle = self._successor = leaf = Leaf(self, node, scope)
-        else:
-            node.handle = leaf = Leaf(self, node, trio.CancelScope())
-            assert node.parent is not None
-            nursery = node.parent.node.handle.nursery
-            self.fresh_context(leaf).run(lambda: nursery.start_soon(_live, leaf, name=node.path))
+            self._starts_at_once = True
+            leaving.begin_incarnation()
+            return
+        assert node.parent is not None
+        node.handle = leaf = Leaf(self, node)
         self._living[leaf] = None
+        leaf.spawn(node.parent.node.handle.nursery, self.context.copy())
 
     async def _host(self, place: Place) -> None:
         """A supervisor's own task: its nursery holds its children's tasks (R35)."""
@@ -387,13 +420,13 @@ class Driver:
         node, leaf = one.child, one.child.handle
         stack = "" if leaf._task is None else "".join(traceback.format_list(_frames(leaf._task)))
         overdue = events.Overdue(
-            at=trio.current_time(),
+            at=self.now(),
             path=node.path,
             incarnation=node.incarnation,
             seconds=one.seconds,
             stack=stack,
         )
-        self._emit(effect.Emit(overdue))
+        self._deliver(overdue)
 
     def _reply(self, one: effect.Reply) -> None:
         if one.token is not None:
@@ -401,14 +434,19 @@ class Driver:
 
     def _gone(self, one: effect.Gone) -> None:
         """The node and all below it are down for good: tell whoever waits."""
-        path = one.child.path
-        paths = [path] if path in self.addresses else []
-        if not isinstance(one.child.spec, Child):
-            paths += [other for other in self.addresses if other.startswith(f"{path}/")]
-        for other in paths:
-            self.addresses[other].close(one.why)
-            if one.removed:
-                del self.addresses[other]
+        address = self.addresses.get(one.child.path)
+        if address is None:
+            return
+        told = [address]
+        for each in told:
+            each.close(one.why)
+            told += each.below.values()
+        if one.removed:
+            for each in told:
+                del self.addresses[each.path]
+            above = self.addresses.get(one.child.path.rpartition("/")[0])
+            if above is not None:
+                above.below.pop(one.child.path, None)
 
     def _fatal(self, one: effect.Fatal) -> None:
         self._fail(one.exc)
@@ -455,7 +493,7 @@ class Driver:
             deadline = self._timers[0][0] if self._timers else float("inf")
             with trio.CancelScope(deadline=deadline) as self._timer_scope:
                 await trio.sleep_forever()
-            now = trio.current_time()
+            now = self.now()
             due: dict[Machine, None] = {}
             while self._timers and self._timers[0][0] <= now:
                 due[heappop(self._timers)[2]] = None
@@ -489,13 +527,6 @@ class Driver:
         self.finished.set()
 
 
-async def _live(leaf: Leaf) -> None:
-    """A leaf's task: one incarnation after another while each starts at the end of the one before."""
-    successor: Leaf | None = leaf
-    while successor is not None:
-        successor = await successor.live()
-
-
 def _call_init(init: Callable[[], object] | None) -> effect.Boot:
     try:
         return effect.Boot(ignored=init is not None and init() is IGNORE)
@@ -519,7 +550,7 @@ def _nodes(root: Node) -> list[Node]:
 
 
 _CARRY_OUT: dict[type[Any], Callable[[Driver, Any], None]] = {
-    effect.Emit: Driver._emit,
+    **dict.fromkeys(events.KINDS, Driver._deliver),
     effect.Start: Driver._start,
     effect.Ask: Driver._ask,
     effect.Cancel: Driver._cancel,

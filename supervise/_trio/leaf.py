@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from contextvars import ContextVar
+from collections.abc import Awaitable, Generator
+from contextlib import contextmanager
+from contextvars import Context, ContextVar
 from typing import TYPE_CHECKING, Any, Literal
 
 import trio
@@ -18,7 +20,7 @@ from trio.lowlevel import (
 from .._core import effect
 from .._core.decide import as_group
 from .._core.spec import IGNORE, Child
-from ..errors import ForeignCancelled, StartReturned
+from ..errors import ChildRestarted, ForeignCancelled, StartReturned
 from .mailbox import Inbox
 
 if TYPE_CHECKING:
@@ -30,14 +32,17 @@ _current: ContextVar[Leaf] = ContextVar("supervise.current_child")
 
 
 class Leaf:
-    """One incarnation of a leaf, as its own code sees it: what `current_child()` gives.
+    """A leaf as its own code sees it: what `current_child()` gives.
 
-    Its scope is made here, when the start is carried out, so that a stop never misses.
+    One serves a run of incarnations, one after the other in one task and under one scope, for as long as each starts at
+    the end of the one before. The scope is made here, when the start is carried out, so that a stop never misses.
     """
 
     __slots__ = (
         "_address",
         "_body_scope",
+        "_cancelled",
+        "_context",
         "_driver",
         "_error",
         "_failure",
@@ -60,29 +65,32 @@ class Leaf:
         "stopping",
     )
 
-    def __init__(self, driver: Driver, node: Node, scope: trio.CancelScope) -> None:
+    def __init__(self, driver: Driver, node: Node) -> None:
         assert isinstance(node.spec, Child)
         self.path = node.path
-        self.incarnation = node.incarnation
-        self.ready = False
-        self.stopping = False
         self._driver = driver
         self._node = node
         self._spec = node.spec
-        self._scope = scope
-        self._body_scope: trio.CancelScope | None = None
-        self._stop_requested: trio.Event | None = None
+        self._scope = trio.CancelScope()
+        self._cancelled = False
         self._task: Task | None = None
         self._parked: Task | None = None
+        self._leases: set[trio.CancelScope] | None = None
+        self._address = driver.mailbox_address(node) if node.spec.mailbox is not None else None
+        self._context: Context | None = None
+        self.begin_incarnation()
+
+    def begin_incarnation(self) -> None:
+        """The next one, or the first, which knows nothing of those before."""
+        self.incarnation = self._node.incarnation
+        self.ready = self.stopping = self._ignored = self._reported = False
+        self._body_scope: trio.CancelScope | None = None
+        self._stop_requested: trio.Event | None = None
         self._verdict: Literal["resume", "release"] | None = None
         self._failure: BaseException | None = None
         self._error: BaseException | None = None
         self._injected: BaseException | None = None
-        self._ignored = False
-        self._reported = False
         self._value: Any = None
-        self._leases: set[trio.CancelScope] = set()
-        self._address = driver.mailbox_address(node) if node.spec.mailbox is not None else None
         self._inbox: Inbox | None = None
 
     def __repr__(self) -> str:
@@ -118,6 +126,13 @@ class Leaf:
 
     # --- what the driver tells it
 
+    def fresh_context(self, tree: Context) -> Context:
+        """A copy of the tree's context, with this leaf as its current child (R9)."""
+        if self._context is None:
+            self._context = tree.copy()
+            self._context.run(_current.set, self)
+        return self._context.copy()
+
     def ask(self) -> None:
         self.stopping = True
         if self._stop_requested is not None:
@@ -125,6 +140,7 @@ class Leaf:
 
     def cancel(self, reason: str) -> None:
         self.ask()
+        self._cancelled = True
         self._scope.cancel(reason)
 
     def decide(self, verdict: Literal["resume", "release"]) -> None:
@@ -141,40 +157,60 @@ class Leaf:
     def inject(self, exc: BaseException) -> None:
         """Have the body fail with `exc` (R27)."""
         self._injected = exc
-        scope = self._scope if self._body_scope is None else self._body_scope
+        scope = self._body_scope
+        if scope is None:
+            scope, self._cancelled = self._scope, True
         scope.cancel(f"injected into {self.path!r}: {exc!r}")
 
     # --- its life
 
-    async def live(self) -> Leaf | None:
-        """Run incarnations in this task, under one scope while that lasts; gives the successor under another scope."""
-        leaf: Leaf | None = self
-        with self._scope:
-            while leaf is not None and leaf._scope is self._scope:
-                leaf._task = current_task()
-                if leaf._spec.resource is None:
-                    await leaf._plain()
-                else:
-                    await leaf._with_resource()
-                leaf = leaf._driver.leaf_ended(leaf)
-                if leaf is not None:
-                    current_task().context = leaf._driver.fresh_context(leaf)
-                    await cancel_shielded_checkpoint()
-        return leaf
+    def spawn(self, nursery: trio.Nursery, context: Context) -> None:
+        """Give it a task, in a context of its own."""
+        context.run(self._spawn, nursery)
 
-    async def _plain(self) -> None:
-        exc = value = None
-        try:
-            arguments, options = self._arguments()
-            self._begin()
-            value = await self._spec.body(*arguments, **options)
-        except GeneratorExit:
-            raise
-        except BaseException as caught:  # noqa: BLE001 - whatever it is, the machine hears of it
-            exc = caught
-        await self._over(exc, value, resumable=False)
+    def _spawn(self, nursery: trio.Nursery) -> None:
+        _current.set(self)
+        nursery.start_soon(self.live, name=self.path)
+
+    async def live(self) -> None:
+        """Its task: one incarnation after another, each in a fresh context (R9). It never raises."""
+        self._task = task = current_task()
+        on = True
+        with self._scope:
+            while on:
+                turns = task._schedule_points
+                exc = value = None
+                try:
+                    value = await (self._body() if self._spec.resource is None else self._with_resource())
+                except GeneratorExit:
+                    raise
+                except BaseException as caught:  # noqa: BLE001 - whatever it is, the machine hears of it
+                    exc = caught
+                on = self._restarts_at_once(exc)
+                if not on and self._spec.resource is None:
+                    await self._over(exc, value, resumable=False)
+                exc = None  # or this frame keeps it, and whatever is cancelled from below keeps this frame
+                on = on or self._driver.leaf_ended(self)
+                if on:
+                    await self._refresh(task, shared=task._schedule_points != turns)
+
+    async def _refresh(self, task: Task, *, shared: bool) -> None:
+        """Before the next incarnation: a fresh context, and a turn for the others, unless they had one in this one."""
+        fresh = self.fresh_context(self._driver.context)
+        if not shared or not _equal(task.context, fresh):
+            task.context = fresh
+            await cancel_shielded_checkpoint()
+
+    def _restarts_at_once(self, exc: BaseException | None) -> bool:
+        """Whether a failure comes to a plain Restart, which is one step of the machine."""
+        if not isinstance(exc, Exception) or self._cancelled:
+            return False
+        if self._inbox is not None and as_group(exc) is None:
+            self._settle_messages(exc)
+        return self._driver.leaf_restarts_at_once(self, exc)
 
     async def _with_resource(self) -> None:
+        """The body inside its resource; reports all of it."""
         assert self._spec.resource is not None
         value = left = None
         try:
@@ -193,7 +229,16 @@ class Leaf:
     async def _use(self, resource: Any) -> Any:
         """The body, again after each Resume. The resource sees what ends it, a cancellation too (R9)."""
         while True:
-            exc, value = await self._serve(resource)
+            exc = value = None
+            with trio.CancelScope() as self._body_scope:  # so that the body can fail without its resource
+                if self._injected is not None:
+                    self.inject(self._injected)
+                try:
+                    value = await self._body(resource)
+                except GeneratorExit:
+                    raise
+                except BaseException as caught:  # noqa: BLE001 - as above
+                    exc = caught
             if self._must_pass_through(exc, value):
                 break
             if not await self._over(exc, value, resumable=True):
@@ -202,22 +247,6 @@ class Leaf:
         if exc is not None:
             raise exc
         return value
-
-    async def _serve(self, resource: Any) -> tuple[BaseException | None, Any]:
-        """The body once, in a scope of its own, so that it can fail without its resource."""
-        exc = value = None
-        with trio.CancelScope() as self._body_scope:
-            if self._injected is not None:
-                self.inject(self._injected)
-            try:
-                arguments, options = self._arguments(resource)
-                self._begin()
-                value = await self._spec.body(*arguments, **options)
-            except GeneratorExit:
-                raise
-            except BaseException as caught:  # noqa: BLE001 - as above
-                exc = caught
-        return exc, value
 
     def _must_pass_through(self, exc: BaseException | None, value: Any) -> bool:
         """Whether the resource is to be left before anything is reported.
@@ -231,17 +260,17 @@ class Leaf:
             return _without_cancelled(exc) is None
         return self._spec.restart != "permanent" or value is IGNORE
 
-    def _arguments(self, *resource: Any) -> tuple[list[Any], dict[str, Any]]:
-        arguments = list(resource)
+    def _body(self, *arguments: Any) -> Awaitable[Any]:
+        """Call the body, with what it takes behind `arguments`; unless it says when it is ready, it is now (R17)."""
+        spec = self._spec
         if self._address is not None:
             self._inbox = self._address.inbox()
-            arguments.append(self._inbox)
-        arguments += self._spec.args
-        return arguments, {"task_status": _Status(self)} if self._spec.takes_task_status else {}
-
-    def _begin(self) -> None:
-        if not self._spec.takes_task_status and not self.ready:
+            arguments += (self._inbox,)
+        if spec.takes_task_status:
+            return spec.body(*arguments, *spec.args, task_status=_Status(self))
+        if not self.ready:
             self.up(None)
+        return spec.body(*arguments, *spec.args)
 
     def up(self, value: Any) -> None:
         """It is ready (R17)."""
@@ -284,8 +313,23 @@ class Leaf:
         if self._inbox is not None:
             self._inbox.settle(self.path, failure)
 
+    @contextmanager
+    def lease(self) -> Generator[None, None, None]:
+        """Cancel the block when this incarnation has ended, and say so by `ChildRestarted` (R28)."""
+        incarnation = self.incarnation
+        leases = self._leases = set() if self._leases is None else self._leases
+        with trio.CancelScope() as scope:
+            leases.add(scope)
+            try:
+                yield
+            finally:
+                leases.discard(scope)
+        if scope.cancelled_caught:
+            raise ChildRestarted(f"{self.path!r} incarnation {incarnation} ended during the lease")
+
     def end_leases(self) -> None:
-        for scope in list(self._leases):
+        leases, self._leases = self._leases, None
+        for scope in leases or ():
             scope.cancel(f"{self.path!r} incarnation {self.incarnation} has ended")
 
     def ended(self) -> effect.Ended:
@@ -296,15 +340,23 @@ class Leaf:
 class _Status:
     """The `task_status` of a child: it reports to the machine, not to a nursery."""
 
-    __slots__ = ("_leaf",)
+    __slots__ = ("_incarnation", "_leaf")
 
     def __init__(self, leaf: Leaf) -> None:
         self._leaf = leaf
+        self._incarnation = leaf.incarnation
 
     def started(self, value: Any = None) -> None:
         """The child is ready, with this value. Entered again after a Resume, a body says so again, to no effect."""
-        if not self._leaf.ready:
+        if not self._leaf.ready and self._leaf.incarnation == self._incarnation:
             self._leaf.up(value)
+
+
+def _equal(one: Context, other: Context) -> bool:
+    try:
+        return one == other
+    except Exception:  # noqa: BLE001 - values that cannot be compared are not the same
+        return False
 
 
 def _without_cancelled(exc: BaseException) -> BaseException | None:
@@ -352,11 +404,6 @@ async def stop_requested() -> None:
         RuntimeError: outside a child.
     """
     await current_child().stop_requested()
-
-
-def bind(leaf: Leaf) -> None:
-    """Make `leaf` the current child of the context that this runs in."""
-    _current.set(leaf)
 
 
 def enclosing_child() -> Leaf | None:

@@ -12,7 +12,7 @@ import trio
 from .._core import effect
 from .._core.node import Node, Status, picture
 from .._core.spec import Child, OnLoss, Pool, Spec, Supervisor, placed_twice, walk
-from ..errors import ChildRestarted, Refused
+from ..errors import Refused
 from ..events import Sink
 from ..sinks.log import LoggingSink
 from .driver import Address, Answer, Driver
@@ -30,18 +30,25 @@ class Tree:
         self._driver = Driver(spec, sinks)
         self._driver.tree = self
         self._spec = spec
-        self._paths: dict[Spec, str] | None = None
+        self._paths: dict[Spec, str] = {}
+        self._specs: dict[str, Spec] = {}
 
     def __repr__(self) -> str:
         return f"<tree {self._spec.name!r} {self._driver.forest.root.state}>"
 
     def _static(self) -> dict[Spec, str]:
-        """The path of every declared spec; made when first wanted."""
-        if self._paths is None:
+        """The path of every declared spec; made when first wanted, with `_specs`, which is the same the other way."""
+        if not self._paths:
+            self._specs = dict(walk(self._spec))
             self._paths = {
-                spec: path for path, node in walk(self._spec) for spec in (node, node.origin) if spec
+                spec: path for path, node in self._specs.items() for spec in (node, node.origin) if spec
             }
         return self._paths
+
+    def _declared(self, path: str) -> Spec | None:
+        """What was declared at a path."""
+        self._static()
+        return self._specs.get(path)
 
     def __getitem__(self, key: Spec | str) -> Ref:
         """The address of a node, by its spec or by its path.
@@ -51,7 +58,7 @@ class Tree:
         """
         if isinstance(key, str):
             path = key
-            known = self._driver.find(path) is not None or path in self._static().values()
+            known = self._driver.find(path) is not None or self._declared(path) is not None
         else:
             path = self._static().get(key, "")
             known = bool(path)
@@ -100,10 +107,7 @@ class Ref:
 
     def _spec(self) -> Spec | None:
         node = self._node()
-        if node is not None:
-            return node.spec
-        static = self._tree._static()
-        return next((spec for spec, path in static.items() if path == self.path), None)
+        return self._tree._declared(self.path) if node is None else node.spec
 
     def _address(self) -> Address:
         return self._driver.address(self.path)
@@ -155,15 +159,8 @@ class Ref:
             raise TypeError(
                 f"{self.path!r} is a supervisor without a front: there is no incarnation to lease"
             )
-        scope = trio.CancelScope()
-        leaf._leases.add(scope)
-        try:
-            with scope:
-                yield value
-        finally:
-            leaf._leases.discard(scope)
-        if scope.cancelled_caught:
-            raise ChildRestarted(f"{leaf.path!r} incarnation {leaf.incarnation} ended during the lease")
+        with leaf.lease():
+            yield value
 
     async def ended(self) -> BaseException | None:
         """Wait until the node is down for good; gives the failure that did it, or None (R28)."""
@@ -180,13 +177,15 @@ class Ref:
     def _front(self) -> Ref | None:
         """The node that answers here: the front of a supervisor, and its front in turn (R34)."""
         spec, path = self._spec(), self.path
-        while isinstance(spec, Supervisor) and spec.front is not None:
-            name = spec.front
-            path = f"{path}/{name}"
-            spec = next(child for child in spec.children if child.name == name)
+        while isinstance(spec, Supervisor) and spec.front_child is not None:
+            spec = spec.front_child
+            path = f"{path}/{spec.name}"
         return None if path == self.path else Ref(self._tree, path)
 
     def _mailbox(self) -> Queue:
+        address = self._driver.addresses.get(self.path)
+        if address is not None and address.mailbox is not None:
+            return address.mailbox
         ref = self._front() or self
         address, spec = ref._address(), ref._spec()
         if address.mailbox is not None:

@@ -92,8 +92,8 @@ class _World:
     def _carry_out(self, effects: list[effect.Effect]) -> None:
         for one in effects:
             match one:
-                case effect.Emit(event=event):
-                    self.seen.append(event)
+                case events.Event():
+                    self.seen.append(one)
                 case effect.Start(child=node):
                     self._start(node)
                 case effect.WakeAt(machine=machine, at=at):

@@ -217,8 +217,8 @@ class Machines:
     def carry_out(self, effects):
         for one in effects:
             match one:
-                case effect.Emit():
-                    self.world.saw(one.event)
+                case events.Event():
+                    self.world.saw(one)
                 case effect.Start(child=node):
                     report = self.work(node) if node.machine is None else _call_init(node.spec.init)
                     self.post(node.machine or node.parent, report)

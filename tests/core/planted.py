@@ -78,6 +78,6 @@ BUGS = [
     Bug("void items are served", Machine, "_serve", "elif item.epoch == item.node.epoch:", "else:", "one", 72),
     Bug("the wait of a verdict is forgotten", Judging, "_apply", "node.undecided = False", "pass", "one", 0),
     Bug("a retry jumps the queue", Machine, "_finish_retry", "inbox.append", "inbox.appendleft"),
-    Bug("rest_for_one spares itself", Judging, "_group", "nodes.index(node) :]", "nodes.index(node) + 1 :]"),
+    Bug("rest_for_one spares itself", Judging, "_group", "return [node, *", "return [*"),
     Bug("all_significant takes any", Machine, "_finish_over", 'mode == "all_significant"', "False"),
 ]  # fmt: skip

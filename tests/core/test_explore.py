@@ -14,15 +14,15 @@ from ..conformance.test_conformance import CORPUS
 from .planted import BUGS
 
 EXPECTED = {
-    "one": (36, 11303, 24139),
-    "shutdown": (8, 1826, 3819),
-    "three": (1, 6939, 15568),
-    "significant": (1, 2614, 5975),
-    "directives": (3, 2792, 6073),
-    "timers": (1, 4056, 13327),
-    "waits": (1, 3115, 7357),
-    "requests": (2, 6178, 19547),
-    "pools": (1, 3004, 6659),
+    "one": (36, 10318, 22210),
+    "shutdown": (8, 1686, 3563),
+    "three": (1, 6120, 14197),
+    "significant": (1, 2413, 5605),
+    "directives": (3, 2570, 5747),
+    "timers": (1, 3531, 11643),
+    "waits": (1, 2519, 6041),
+    "requests": (2, 5787, 18574),
+    "pools": (1, 2347, 5498),
 }
 """Trees, states and transitions of the quick form."""
 

@@ -178,9 +178,9 @@ def test_a_closed_coroutine_leaves_at_once():
         async with open_tree(app(Child("a", body), Child("b", body, resource=nothing)), sinks=[]) as tree:
             for spec in ("app/a", "app/b"):
                 node = tree._driver.find(spec)
-                leaf = Leaf(tree._driver, node, trio.CancelScope())
+                leaf = Leaf(tree._driver, node)
                 leaf.ready = True
-                coroutine = leaf._plain() if node.spec.resource is None else leaf._with_resource()
+                coroutine = leaf.live()
                 coroutine.send(None)
                 coroutine.close()
 

@@ -323,17 +323,23 @@ class Defect(Exception):
     """A defect of the framework."""
 
 
-def break_once(monkeypatch, when):
-    handle = Machine.handle
+def break_once(monkeypatch):
+    """The next step of a machine, the long way or the short one, finds a defect."""
     broken = []
 
-    def defective(self, item, now, u=0.5):
-        if not broken and when(self, item):
-            broken.append(1)
-            raise Defect
-        return handle(self, item, now, u)
+    def breaks(name):
+        sound = getattr(Machine, name)
 
-    monkeypatch.setattr(Machine, "handle", defective)
+        def step(self, *given):
+            if not broken:
+                broken.append(1)
+                raise Defect
+            return sound(self, *given)
+
+        monkeypatch.setattr(Machine, name, step)
+
+    breaks("handle")
+    breaks("restart_at_once")
 
 
 def test_a_defect_of_the_framework_stops_every_child_in_order_and_leaves_as_itself(monkeypatch):
@@ -350,7 +356,7 @@ def test_a_defect_of_the_framework_stops_every_child_in_order_and_leaves_as_itse
             b.fail()
             await quiet()
             ended.clear()
-            break_once(monkeypatch, lambda machine, item: True)
+            break_once(monkeypatch)
             d.fail()
             await trio.sleep_forever()
 
@@ -392,7 +398,7 @@ def test_nobody_hangs_at_a_broken_tree(monkeypatch):
                     nursery.start_soon(ask, lambda: ref.call(1))
                     nursery.start_soon(ask, ref.ended)
                     await quiet()
-                    break_once(monkeypatch, lambda machine, item: True)
+                    break_once(monkeypatch)
                     nursery.start_soon(ask, ref.stop)
                     await trio.sleep_forever()
             nursery.start_soon(ask, lambda: ref.call(2))

@@ -28,6 +28,8 @@ KEPT = {
     "timed_out", "timer", "undecided", "waited", "window", "due",
 }  # fmt: skip
 DROPPED = {
+    "alone": "an act as good as any other",
+    "decider": "goes with the spec",
     "delays": "constant in every family",
     "dynamic": "goes with the kind of supervisor",
     "handle": "the driver's",
@@ -36,6 +38,7 @@ DROPPED = {
     "last_failure": "is reported, and decides nothing",
     "parent": "goes with the place in the tree",
     "path": "likewise",
+    "simple": "goes with the spec",
     "since": "no family has a quiet time",
     "why": "is reported, and decides nothing",
 }

@@ -185,8 +185,7 @@ class World:
 
     # --- what comes of it
 
-    def _on_emit(self, one: effect.Emit) -> None:
-        event = one.event
+    def _on_event(self, event: events.Event) -> None:
         word = self.words.get(event.path, "")
         if isinstance(event, events.BackingOff):
             demand(not word, event.path, "backs off in the middle of a life")
@@ -303,7 +302,7 @@ class World:
         overdue = events.Overdue(
             at=self.now, path=node.path, incarnation=node.incarnation, seconds=one.seconds
         )
-        self._on_emit(effect.Emit(overdue))
+        self._on_event(overdue)
 
     def _on_wake_at(self, one: effect.WakeAt) -> None:
         self.wakes.setdefault(one.machine.path, set()).add(one.at)
@@ -359,7 +358,7 @@ _DO: dict[str, Callable[..., None]] = {
     "wake": World._wake,
 }
 _CARRY_OUT: dict[type[Any], Callable[[World, Any], None]] = {
-    effect.Emit: World._on_emit,
+    **dict.fromkeys(events.KINDS, World._on_event),
     effect.Start: World._on_start,
     effect.Ask: World._on_ask,
     effect.Cancel: World._on_cancel,
