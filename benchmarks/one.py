@@ -1,4 +1,4 @@
-"""One measurement, in a process of its own: `python -m benchmarks.one ADAPTER FUNCTION '{"n": 1000}'`.
+"""One measurement, in a process of its own: `python -m benchmarks.one adapters.ours storm '{"n": 1000}'`.
 
 It runs under the contender's own Python, with this repository on its path, and prints one line of JSON last.
 """
@@ -12,9 +12,9 @@ from importlib import import_module
 from benchmarks.work import NotOffered
 
 
-def main(adapter: str, function: str, arguments: str) -> None:
+def main(module: str, function: str, arguments: str) -> None:
     """Do it and print what came of it."""
-    work = getattr(import_module(f"benchmarks.adapters.{adapter}"), function, None)
+    work = getattr(import_module(f"benchmarks.{module}"), function, None)
     try:
         result = {"na": "not offered"} if work is None else work(**json.loads(arguments))
     except NotOffered as reason:

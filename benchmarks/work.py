@@ -81,4 +81,7 @@ class Storm:
 def percentiles(seconds: Sequence[float]) -> Result:
     """The median and the 99th percentile."""
     ordered = sorted(seconds)
-    return {"p50_s": ordered[len(ordered) // 2], "p99_s": ordered[min(len(ordered) - 1, len(ordered) * 99 // 100)]}
+    return {
+        "p50_s": ordered[len(ordered) // 2],
+        "p99_s": ordered[min(len(ordered) - 1, len(ordered) * 99 // 100)],
+    }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
@@ -15,6 +16,7 @@ from supervise.events import Event, Sink
 
 MANY = Limit(10**9, within=1)
 """The limit of Erlang's side of the storm: it is charged, and never passed."""
+TURNS = 20
 
 
 @asynccontextmanager
@@ -168,6 +170,69 @@ async def _send(n: int, take: Taker) -> Result:
     child = Child("server", server, mailbox=n)
     async with running([child]) as tree:
         return await timed_sends(n, tree[child].send_nowait, done)
+
+
+def resume(n: int) -> Result:
+    """Checkpoints in a child, in one that owns a resource, and in a bare task, in turns; the fastest turn of each.
+
+    `frames`: ours above its body; `overhead`: what a checkpoint costs more than in the bare task, in percent.
+    """
+    bare, plain, owning = _Fastest(), _Fastest(), _Fastest()
+    for _ in range(TURNS):
+        bare.note(*trio.run(_checkpoints, n // TURNS))
+        plain.note(*trio.run(_checkpoints_in_child, n // TURNS, None))
+        owning.note(*trio.run(_checkpoints_in_child, n // TURNS, _resource))
+    return {
+        "frames": plain.frames,
+        "overhead": 100 * (plain.seconds / bare.seconds - 1),
+        "frames_owning": owning.frames,
+        "overhead_owning": 100 * (owning.seconds / bare.seconds - 1),
+    }
+
+
+class _Fastest:
+    def __init__(self) -> None:
+        self.seconds = float("inf")
+        self.frames = 0
+
+    def note(self, seconds: float, frames: int) -> None:
+        self.seconds = min(self.seconds, seconds)
+        self.frames = frames
+
+
+async def _checkpoints(n: int) -> tuple[float, int]:
+    """How long they take, and how many frames of ours are above this one."""
+    begin = now()
+    for _ in range(n):
+        await trio.lowlevel.checkpoint()
+    return now() - begin, _frames_of_ours()
+
+
+def _frames_of_ours() -> int:
+    frames, frame = 0, inspect.currentframe()
+    while frame is not None:
+        frames += frame.f_globals["__name__"].startswith("supervise.")
+        frame = frame.f_back
+    return frames
+
+
+async def _checkpoints_in_child(n: int, resource: Any) -> tuple[float, int]:
+    result: list[tuple[float, int]] = []
+    over = trio.Event()
+
+    async def body(*_: object) -> None:
+        result.append(await _checkpoints(n))
+        over.set()
+        await trio.sleep_forever()
+
+    async with running([Child("child", body, resource=resource)]):
+        await over.wait()
+    return result[0]
+
+
+@asynccontextmanager
+async def _resource() -> AsyncGenerator[None, None]:
+    yield
 
 
 def deep(depth: int) -> Result:

@@ -1,0 +1,108 @@
+"""The table of what was measured: who took how long, the ratio, the target, and whether it was met."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from statistics import median
+from typing import Any
+
+from .measure import Results
+from .rows import OURS, ROWS, Row
+
+SCALES = (("s", 1.0), ("ms", 1e3), ("µs", 1e6), ("ns", 1e9))
+
+
+class Line:
+    """One row with what was measured for it."""
+
+    def __init__(self, row: Row, results: Results) -> None:
+        self.row = row
+        self._results: dict[str, list[dict[str, Any]]] = results["measured"].get(row.work.name, {})
+
+    def values(self, contender: str) -> list[float | None]:
+        """This row's number in each repetition."""
+        return [self.row.value(result) for result in self._results.get(contender, [])]
+
+    def value(self, contender: str) -> float | None:
+        """The median over the repetitions; None where there is nothing."""
+        values = [value for value in self.values(contender) if value is not None]
+        return median(values) if values else None
+
+    @property
+    def ratio(self) -> float | None:
+        """Ours by the reference's: the median of the ratios within one repetition each; or ours, if it has none."""
+        if self.row.reference is None:
+            return self.value(OURS)
+        pairs = zip(self.values(OURS), self.values(self.row.reference), strict=False)
+        ratios = [ours / theirs for ours, theirs in pairs if ours is not None and theirs]
+        return median(ratios) if ratios else None
+
+    @property
+    def met(self) -> bool | None:
+        """Whether the target is met; None where there is none, or nothing to say."""
+        return None if self.ratio is None else self.row.met(self.ratio)
+
+    def cells(self, everybody: Sequence[str]) -> list[str]:
+        """The line as text: what, how ours does, and everybody's numbers."""
+        return [
+            self.row.text,
+            self._ratio_text(),
+            self._target_text(),
+            {True: "yes", False: "no", None: ""}[self.met],
+            *(number(self.value(contender), self.row.unit) for contender in everybody),
+        ]
+
+    def _ratio_text(self) -> str:
+        if self.row.reference is None:
+            return ""
+        return "n/a" if self.ratio is None else f"{self.ratio:.2f} × {self.row.reference}"
+
+    def _target_text(self) -> str:
+        if self.row.target is None:
+            return ""
+        sign = "≥" if self.row.more_is_better else "≤"
+        unit = " ×" if self.row.reference else f" {self.row.unit}".rstrip()
+        return f"{sign} {self.row.target:g}{unit}"
+
+
+def number(value: float | None, unit: str) -> str:
+    """A number with three digits and its unit."""
+    if value is None:
+        return ""
+    if unit == "/s":
+        return f"{float(f'{value:.3g}'):,.0f}/s"
+    if unit != "s":
+        return f"{value:.3g} {unit}".rstrip()
+    name, scale = next((each for each in SCALES if value * each[1] >= 1), SCALES[-1])
+    return f"{value * scale:.3g} {name}"
+
+
+def everybody(results: Results) -> list[str]:
+    """Ours first, then whoever else has a number."""
+    seen = dict.fromkeys(name for work in results["measured"].values() for name in work)
+    return [OURS, *(name for name in seen if name != OURS)]
+
+
+def table(results: Results) -> list[list[str]]:
+    """The heading, and a line for each row that was measured."""
+    names = everybody(results)
+    lines = [Line(row, results) for row in ROWS if row.work.name in results["measured"]]
+    return [["what", "ratio", "target", "met", *names], *(line.cells(names) for line in lines)]
+
+
+def as_text(results: Results) -> str:
+    """In columns."""
+    rows = table(results)
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+    )
+
+
+def as_markdown(results: Results) -> str:
+    """As Markdown, and what it was measured with."""
+    heading, *rows = table(results)
+    lines = ["| " + " | ".join(row) + " |" for row in (heading, ["---"] * len(heading), *rows)]
+    about = results["about"]
+    versions = "; ".join(f"{name}: {version}" for name, version in about["versions"].items())
+    return "\n".join([*lines, "", f"{about['at']}, {about['machine']}. {versions}."])
