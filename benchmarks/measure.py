@@ -42,13 +42,17 @@ def measure(rows: Sequence[Row], everybody: Sequence[str], repetitions: int, *, 
         results: dict[str, list[Any]] = {contender: [] for contender in everybody}
         times = min(repetitions, SLOW_REPETITIONS) if work.slow else repetitions
         for repetition in range(times):
-            print(f"\r{work.name}: {repetition + 1} of {times}\x1b[K", end="", file=sys.stderr, flush=True)
+            note(f"{work.name}: {repetition + 1} of {times}")
             for contender in everybody:
                 if "na" not in (results[contender] or [{}])[-1]:
                     results[contender].append(one(contender, work, quick=quick))
         measured[work.name] = results
-    print("\r\x1b[K", end="", file=sys.stderr, flush=True)
     return {"about": about(everybody, quick=quick), "measured": measured}
+
+
+def note(words: str) -> None:
+    """Say where it is."""
+    print(words, file=sys.stderr, flush=True)
 
 
 def one(contender: str, work: Work, *, quick: bool) -> dict[str, Any]:

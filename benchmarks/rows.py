@@ -41,7 +41,7 @@ class Row:
 
     Args:
         name: for `--only`.
-        text: what is measured.
+        text: what is measured; what stands before a semicolon will do as a title.
         work: what is done.
         key: which number of its result.
         per: the argument by which that number is divided, if any.
@@ -59,6 +59,11 @@ class Row:
     reference: str | None = None
     per: str | None = None
     unit: Literal["s", "/s", "kB", "%", ""] = "s"
+
+    @property
+    def title(self) -> str:
+        """What is measured, in short."""
+        return self.text.partition(";")[0]
 
     @property
     def more_is_better(self) -> bool:
@@ -138,7 +143,7 @@ ROWS = [
     ),
     Row(
         name="memory",
-        text="memory of an idle child, its declaration included",
+        text="memory of an idle child; its declaration included",
         work=START,
         key="kb_per_child",
         unit="kB",
@@ -156,7 +161,7 @@ ROWS = [
     ),
     Row(
         name="storm 500",
-        text="the same, 500 restarts: Erlang at its best",
+        text="the same, 500 restarts; Erlang at its best",
         work=STORM_SHORT,
         key="per_s",
         unit="/s",
@@ -173,7 +178,7 @@ ROWS = [
     ),
     Row(
         name="crash p99",
-        text="… 99th percentile",
+        text="crash → running again among 1,000 siblings, 99th percentile",
         work=LATENCY,
         key="p99_s",
         reference="trio_task",
@@ -198,7 +203,7 @@ ROWS = [
     ),
     Row(
         name="call 100",
-        text="call, 100 callers",
+        text="call, 100 callers; likewise",
         work=CALLS,
         key="per_s",
         unit="/s",
@@ -207,7 +212,7 @@ ROWS = [
     ),
     Row(
         name="send",
-        text="one-way messages, taken one by one",
+        text="one-way messages; likewise, taken one by one",
         work=Work("send", {"n": 50_000}, {"n": 10_000}),
         key="per_s",
         unit="/s",
@@ -224,7 +229,7 @@ ROWS = [
     ),
     Row(
         name="import",
-        text="import: `from supervise import *`, `import trio`",
+        text="import of everything; `from supervise import *` and `import trio`",
         work=IMPORT,
         key="seconds",
         reference="trio_floor",

@@ -19,6 +19,11 @@ class Line:
         self.row = row
         self._results: dict[str, list[dict[str, Any]]] = results["measured"].get(row.work.name, {})
 
+    @property
+    def contenders(self) -> list[str]:
+        """Whoever did this work, or said why not."""
+        return list(self._results)
+
     def values(self, contender: str) -> list[float | None]:
         """This row's number in each repetition."""
         return [self.row.value(result) for result in self._results.get(contender, [])]
