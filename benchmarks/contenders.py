@@ -15,7 +15,12 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 FLOORS = ("trio_floor", "trio_task", "trio_deque")
-PEERS: dict[str, tuple[str, ...]] = {}
+PEERS = {
+    "triotp": "triotp==0.2.1",
+    "otpylib": "otpylib==0.5.18",
+    "mode": "mode-streaming==0.7.1",
+    "pykka": "pykka==4.5.0",
+}
 """Each peer and what is to be installed for it: its adapter is written for exactly that."""
 
 IMPORTS = {"ours": "from supervise import *", "trio_floor": "import trio"}
@@ -42,7 +47,7 @@ def version(contender: str) -> str:
     if contender == "erlang":
         code = 'io:format("OTP ~s", [erlang:system_info(otp_release)]), halt().'
         return output("erl", "-noshell", "-eval", code)
-    package = PEERS[contender][0].partition("==")[0] if contender in PEERS else "trio"
+    package = PEERS[contender].partition("==")[0] if contender in PEERS else "trio"
     code = f"import importlib.metadata, sys; print(*sys.version_info[:3], importlib.metadata.version({package!r}))"
     *numbers, of_package = output(python(contender), "-c", code).split()
     return f"{package} {of_package}, Python {'.'.join(numbers)}"
@@ -58,7 +63,7 @@ def make(peers: Sequence[str]) -> None:
     """A virtual environment for each."""
     for peer in peers:
         venv.create(HERE / f".venv-{peer}", with_pip=True)
-        subprocess.run([python(peer), "-m", "pip", "install", "-q", *PEERS[peer]], check=True)
+        subprocess.run([python(peer), "-m", "pip", "install", "-q", PEERS[peer]], check=True)
         print(f"{peer}: {version(peer)}")
 
 
