@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 HERE = Path(__file__).parent
-FLOORS = ("trio_floor", "trio_task", "trio_deque")
+FLOORS = ("trio_floor", "trio_task", "trio_order", "trio_deque")
 PEERS = {
     "triotp": "triotp==0.2.1",
     "otpylib": "otpylib==0.5.18",

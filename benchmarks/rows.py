@@ -94,17 +94,19 @@ RESUME = Work("resume", {"n": 200_000}, {"n": 50_000})
 IMPORT = Work("imports")
 
 
-def _started(name: str, work: Work, what: str) -> list[Row]:
+def _started(name: str, work: Work, n: str) -> list[Row]:
     start = {"work": work, "reference": "trio_task", "per": "n"}
     return [
         Row(
             name=f"start {name}",
-            text=f"start {what}, each ready before the next",
+            text=f"start a child, one of {n}; each ready before the next",
             key="start_s",
             target=1.6,
             **start,
         ),
-        Row(name=f"stop {name}", text=f"stop {what}, in order", key="stop_s", target=0.6, **start),
+        Row(
+            name=f"stop {name}", text=f"stop a child, one of {n}; in order", key="stop_s", target=0.6, **start
+        ),
     ]
 
 
@@ -130,11 +132,11 @@ def _resumed(name: str, child: str, key: str) -> list[Row]:
 
 
 ROWS = [
-    *_started("10k", START, "10,000 children"),
-    *_started("100k", START_MANY, "100,000 children"),
+    *_started("10k", START, "10,000"),
+    *_started("100k", START_MANY, "100,000"),
     Row(
         name="declare",
-        text="declare 10,000 children: `Child(…)`",
+        text="declare a child; `Child(…)`, once for all its trees",
         work=START,
         key="declare_s",
         per="n",
@@ -212,7 +214,7 @@ ROWS = [
     ),
     Row(
         name="send",
-        text="one-way messages; likewise, taken one by one",
+        text="one-way messages, taken one by one; likewise",
         work=Work("send", {"n": 50_000}, {"n": 10_000}),
         key="per_s",
         unit="/s",
@@ -220,9 +222,26 @@ ROWS = [
         target=4.0,
     ),
     Row(
+        name="send many",
+        text="one-way messages, taken up to 64 at a time; likewise",
+        work=Work("send_many", {"n": 50_000}, {"n": 10_000}),
+        key="per_s",
+        unit="/s",
+        reference="trio_floor",
+        target=4.0,
+    ),
+    Row(
         name="deep",
-        text="failure through 100 nested supervisors to the root's end",
+        text="failure through 100 nested supervisors to the root's end; ours escalates",
         work=DEEP,
+        key="s",
+        reference="trio_floor",
+        target=0.7,
+    ),
+    Row(
+        name="deep limit",
+        text="the same where each allows no restart; as in OTP, each falls before the next hears of it",
+        work=Work("deep_limit", {"depth": 100}),
         key="s",
         reference="trio_floor",
         target=0.7,

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from statistics import median
 from typing import Any
 
+from .contenders import PEERS
 from .measure import Results
 from .rows import OURS, ROWS, Row
 
@@ -82,22 +83,21 @@ def number(value: float | None, unit: str) -> str:
     return f"{value * scale:.3g} {name}"
 
 
-def everybody(results: Results) -> list[str]:
-    """Ours first, then whoever else has a number."""
+def contenders_in(results: Results) -> list[str]:
+    """Ours first, then whoever else took part."""
     seen = dict.fromkeys(name for work in results["measured"].values() for name in work)
     return [OURS, *(name for name in seen if name != OURS)]
 
 
-def table(results: Results) -> list[list[str]]:
-    """The heading, and a line for each row that was measured."""
-    names = everybody(results)
-    lines = [Line(row, results) for row in ROWS if row.work.name in results["measured"]]
-    return [["what", "ratio", "target", "met", *names], *(line.cells(names) for line in lines)]
+def lines(results: Results) -> list[Line]:
+    """A line for each row that was measured."""
+    return [Line(row, results) for row in ROWS if row.work.name in results["measured"]]
 
 
 def as_text(results: Results) -> str:
     """In columns."""
-    rows = table(results)
+    names = contenders_in(results)
+    rows = [["what", "ratio", "target", "met", *names], *(line.cells(names) for line in lines(results))]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join(
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
@@ -105,9 +105,21 @@ def as_text(results: Results) -> str:
 
 
 def as_markdown(results: Results) -> str:
-    """As Markdown, and what it was measured with."""
-    heading, *rows = table(results)
-    lines = ["| " + " | ".join(row) + " |" for row in (heading, ["---"] * len(heading), *rows)]
-    about = results["about"]
+    """As Markdown: against the floors and Erlang, then the peers, then what it was measured with."""
+    names, about = contenders_in(results), results["about"]
+    peers = [OURS, *(name for name in names if name in PEERS)]
+    floors = [name for name in names if name not in PEERS]
+    tables = [
+        _markdown(
+            ["what", "ratio", "target", "met", *floors], [line.cells(floors) for line in lines(results)]
+        )
+    ]
+    if len(peers) > 1:
+        cells = [[line.row.text, *line.cells(peers)[4:]] for line in lines(results)]
+        tables.append(_markdown(["what", *peers], [row for row in cells if any(row[2:])]))
     versions = "; ".join(f"{name}: {version}" for name, version in about["versions"].items())
-    return "\n".join([*lines, "", f"{about['at']}, {about['machine']}. {versions}."])
+    return "\n\n".join([*tables, f"{about['at'][:10]}, {about['machine']}. {versions}."])
+
+
+def _markdown(heading: list[str], rows: list[list[str]]) -> str:
+    return "\n".join("| " + " | ".join(row) + " |" for row in (heading, ["---"] * len(heading), *rows))

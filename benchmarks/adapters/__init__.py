@@ -8,7 +8,9 @@ An adapter is a module with any of these functions; one that it lacks it does no
     group(n)                 s                                of the restart of a group of n, from the crash to the last one up
     call(n, callers)         per_s                            of n requests to one server and their replies
     send(n)                  per_s                            of n messages without a reply, until all have been taken
+    send_many(n)             per_s                            the same, taken several at a time
     deep(depth)              s                                from a failure below nested supervisors to the root's end
+    deep_limit(depth)        s                                the same where no supervisor allows a restart
 
 Each runs its own event loop and returns a dict. `benchmarks.work` has what they share.
 """

@@ -60,3 +60,6 @@ def send(n: int) -> Result:
 def deep(depth: int) -> Result:
     """No supervisor allows a restart."""
     return _erlang("deep", depth)
+
+
+deep_limit = deep

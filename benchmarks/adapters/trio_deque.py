@@ -95,3 +95,6 @@ async def _send(n: int) -> Result:
         result = await timed_sends(n, inbox.put, done)
         nursery.cancel_scope.cancel()
     return result
+
+
+send_many = send

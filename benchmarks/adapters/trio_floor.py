@@ -264,3 +264,7 @@ async def _deep(depth: int) -> Result:
         await ready.wait()
         trigger.set()
     return {"s": over - crashed}
+
+
+deep_limit = deep
+send_many = send

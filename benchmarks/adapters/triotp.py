@@ -184,3 +184,6 @@ async def _deep(depth: int) -> Result:
         await ready.wait()
         trigger.set()
     return {"s": over - crashed}
+
+
+deep_limit = deep
