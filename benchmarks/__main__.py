@@ -1,0 +1,89 @@
+"""How fast is it, against bare Trio, Erlang, and whoever else is installed?
+
+    python -m benchmarks                     measure everything, print the table, and write benchmarks/results.json
+    python -m benchmarks --only storm group  measure these rows only; writes nothing
+    python -m benchmarks --quick             smaller numbers and two repetitions; writes nothing
+    python -m benchmarks --markdown          print the last results as Markdown; measures nothing
+    python -m benchmarks --publish           put them into docs/performance.md, and draw docs/*.svg; measures nothing
+    python -m benchmarks.contenders          install the peers, each into an environment of its own
+
+Floors and ours are measured in turns, each in a process of its own; a ratio is the median of the ratios within one turn
+each. Exit status 1 if a target is missed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from . import contenders, draw, growth, table
+from .measure import Results, measure
+from .rows import ROWS, Row
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "benchmarks" / "results.json"
+PAGE = ROOT / "docs" / "performance.md"
+BEGIN, END = "<!-- python -m benchmarks --publish -->\n", "<!-- end -->\n"
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Do what the arguments say."""
+    options = _parser().parse_args(arguments)
+    if options.markdown:
+        print(table.as_markdown(_last()))
+    elif options.publish:
+        publish(_last())
+    else:
+        rows = [row for row in ROWS if options.only is None or row.name in options.only]
+        return _measure(rows, options.reps or (2 if options.quick else 7), options)
+    return 0
+
+
+def _measure(rows: Sequence[Row], repetitions: int, options: argparse.Namespace) -> int:
+    results = measure(rows, contenders.present(), repetitions, quick=options.quick)
+    if options.only is None:
+        results["growth"] = growth.curves(quick=options.quick)
+        if not options.quick:
+            RESULTS.write_text(json.dumps(results, indent=1) + "\n")
+    print(table.as_text(results))
+    return int(any(table.Line(row, results).met is False for row in rows))
+
+
+def publish(results: Results) -> None:
+    """The page's table and the pictures, as the results have them."""
+    before, _, rest = PAGE.read_text().partition(BEGIN)
+    after = rest.partition(END)[2]
+    PAGE.write_text(f"{before}{BEGIN}{table.as_markdown(results)}\n{END}{after}")
+    for name, picture in pictures(results).items():
+        (PAGE.parent / name).write_text(picture)
+
+
+def pictures(results: Results) -> dict[str, str]:
+    """Each picture by the name of its file in docs."""
+    return {"performance.svg": draw.comparison(results), "growth.svg": draw.growth(results["growth"])}
+
+
+def _last() -> Results:
+    results: Results = json.loads(RESULTS.read_text())
+    return results
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks", description=(__doc__ or "").partition("\n")[0]
+    )
+    parser.add_argument(
+        "--quick", action="store_true", help="smaller numbers, two repetitions; writes nothing"
+    )
+    parser.add_argument("--only", nargs="+", metavar="ROW", choices=[row.name for row in ROWS])
+    parser.add_argument("--reps", type=int, help="repetitions; the median counts (7)")
+    parser.add_argument("--markdown", action="store_true", help="print the last results as Markdown")
+    parser.add_argument("--publish", action="store_true", help="put the last results into the docs")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,67 @@
+"""How cost grows: with the number of siblings, and with the past."""
+
+from __future__ import annotations
+
+import sys
+from statistics import median
+from typing import Any
+
+import trio
+
+from .measure import note, run
+from .operations import OPERATIONS, Meter, operate
+from .work import now
+
+SIBLINGS = (1, 10, 100, 1000, 10_000, 100_000)
+HISTORY = (1, 10, 100, 1000, 10_000, 100_000)
+FEW = 100
+TIMES = 31
+
+Curves = dict[str, dict[str, list[float | None]]]
+"""`{"siblings": {operation: [seconds, one for each of SIBLINGS]}, "history": …}`."""
+
+
+class Clock(Meter):
+    """Notes the seconds of each operation."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, list[float]] = {operation: [] for operation in OPERATIONS}
+        self._operation = ""
+        self._begin = 0.0
+
+    def begin(self, operation: str) -> None:
+        """It begins."""
+        self._operation = operation
+        self._begin = now()
+
+    def end(self) -> None:
+        """It is over."""
+        seconds = now() - self._begin
+        self.seconds[self._operation].append(seconds)
+
+
+def times(siblings: int, history: int) -> dict[str, float]:
+    """The median time of each operation."""
+    clock = Clock()
+    trio.run(operate, clock, siblings, history, TIMES)
+    return {operation: median(seconds) for operation, seconds in clock.seconds.items()}
+
+
+def curves(*, quick: bool) -> Curves:
+    """All curves, each point in a process of its own."""
+    most = 1000 if quick else max(SIBLINGS)
+    siblings = [_point(siblings=number, history=1) for number in SIBLINGS if number <= most]
+    history = [_point(siblings=FEW, history=number) for number in HISTORY if number <= most]
+    return {"siblings": _by_operation(siblings), "history": _by_operation(history)}
+
+
+def _point(siblings: int, history: int) -> dict[str, Any]:
+    note(f"growth: {siblings} siblings, {history} restarts before")
+    code = (
+        f"import json; from benchmarks.growth import times; print(json.dumps(times({siblings}, {history})))"
+    )
+    return run(sys.executable, "-c", code)
+
+
+def _by_operation(points: list[dict[str, Any]]) -> dict[str, list[float | None]]:
+    return {operation: [point.get(operation) for point in points] for operation in OPERATIONS}

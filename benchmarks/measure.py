@@ -1,0 +1,114 @@
+"""Measures: each measurement in a process of its own, everybody's in turn, and that as often as asked."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from . import contenders
+from .rows import OURS, Row, Work
+from .work import now
+
+ROOT = Path(__file__).parents[1]
+TIMEOUT = 300
+SLOW_REPETITIONS = 5
+PATIENCE = 20
+"""Seconds for all repetitions of a peer's."""
+
+Results = dict[str, Any]
+"""`{"about": …, "measured": {work: {contender: [result of each repetition]}}}`: all that was seen, as JSON keeps it."""
+
+
+def about(everybody: Iterable[str], *, quick: bool) -> dict[str, Any]:
+    """When, where and with what."""
+    return {
+        "at": datetime.now(UTC).isoformat(timespec="minutes"),
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores, {platform.system()}",
+        "load": [round(load, 2) for load in os.getloadavg()],
+        "versions": {contender: contenders.version(contender) for contender in everybody},
+        "quick": quick,
+    }
+
+
+def measure(rows: Sequence[Row], everybody: Sequence[str], repetitions: int, *, quick: bool) -> Results:
+    """Measure what these rows need; says on standard error where it is."""
+    measured: dict[str, dict[str, list[Any]]] = {}
+    for work in dict.fromkeys(row.work for row in rows):
+        results: dict[str, list[Any]] = {contender: [] for contender in everybody}
+        times = min(repetitions, SLOW_REPETITIONS) if work.slow else repetitions
+        for repetition in range(times):
+            note(f"{work.name}: {repetition + 1} of {times}")
+            for contender in everybody:
+                if _wanted(contender, results[contender]):
+                    results[contender].append(one(contender, work, quick=quick))
+        measured[work.name] = results
+    return {"about": about(everybody, quick=quick), "measured": measured}
+
+
+def _wanted(contender: str, results: Sequence[dict[str, Any]]) -> bool:
+    """Whether to measure it again: not if it cannot do it, and not often if it is a peer that takes long."""
+    if not results:
+        return True
+    patience = PATIENCE if contender in contenders.PEERS else TIMEOUT
+    return "na" not in results[-1] and sum(result["took"] for result in results) < patience
+
+
+def note(words: str) -> None:
+    """Say where it is."""
+    print(words, file=sys.stderr, flush=True)
+
+
+def one(contender: str, work: Work, *, quick: bool) -> dict[str, Any]:
+    """One measurement; `{"na": why}` if there is none."""
+    if work.function == "imports":
+        return _imports(contender)
+    arguments = work.with_size(quick=quick)
+    command = ["-m", "benchmarks.one", f"adapters.{contender}", work.function, json.dumps(arguments)]
+    begin = now()
+    result = run(contenders.python(contender), *command)
+    return {**result, "arguments": arguments, "took": round(now() - begin, 3)}
+
+
+def run(python: str, *command: str) -> dict[str, Any]:
+    """What a process prints in its last line, as JSON; `{"na": why}` if it prints none."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"}
+    try:
+        done = subprocess.run(
+            [python, *command],
+            check=False,
+            env=environment,
+            cwd=ROOT,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=TIMEOUT,
+        )
+    except subprocess.TimeoutExpired:
+        return {"na": f"more than {TIMEOUT} s"}
+    if done.returncode != 0:
+        return {"na": done.stderr.strip().rpartition("\n")[2] or f"exit status {done.returncode}"}
+    result: dict[str, Any] = json.loads(done.stdout.strip().rpartition("\n")[2])
+    return result
+
+
+def _imports(contender: str) -> dict[str, Any]:
+    """How long importing takes, and how many packages that needs."""
+    if contender not in contenders.IMPORTS:
+        return {"na": "not measured"}
+    code = f"import time; begin = time.perf_counter(); {contenders.IMPORTS[contender]}; print(time.perf_counter() - begin)"
+    result: dict[str, Any] = {
+        "took": 0.0,
+        "seconds": float(contenders.output(contenders.python(contender), "-c", code)),
+    }
+    if contender == OURS:
+        required = importlib.metadata.requires("trio-supervise") or []
+        result["requires"] = sum("extra ==" not in requirement for requirement in required)
+    return result
