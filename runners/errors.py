@@ -9,10 +9,14 @@ from typing import ClassVar
 
 
 class InferenceError(Exception):
-    """Something went wrong with a request or with the device that served it."""
+    """Something went wrong with a request or with the device that served it.
+
+    `code` is the number that the device gave, where there was one.
+    """
 
     tag: ClassVar[str | None] = None
     is_retryable: ClassVar[bool] = False
+    code: int | None = None
 
 
 class BadRequest(InferenceError):
@@ -32,13 +36,12 @@ class Backpressure(InferenceError):
 class DeviceError(InferenceError):
     """The device or its context is in trouble. What follows is the supervisor's decision.
 
-    A host fills in what it knows: the device's own error code, and the requests whose step raised it.
+    A host fills in the requests whose step raised it.
     This class itself stands for trouble that has no name here; `DEVICE` escalates it.
     """
 
     tag = "device"
     is_retryable = True
-    code: int | None = None
     request_ids: tuple[str, ...] = ()
 
 
@@ -67,7 +70,7 @@ class ProtocolError(ContextPoisoned):
 
 
 class OutOfMemory(DeviceError):
-    """Not enough device memory for this request; the context itself is sound."""
+    """Not enough memory, the device's or the host's, for this request; the context itself is sound."""
 
     tag = "device.oom"
 
