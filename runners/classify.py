@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Callable
+from functools import partial
 from typing import Any, TypeAlias, cast
 
 from attrs import frozen
@@ -66,7 +67,7 @@ class Finding:
         """The exception as the error it is; unchanged if there is nothing to add."""
         if self.kind is None and self.code is None:
             return found
-        error = (self.kind or RunnerError)(f"{type(found).__name__}: {_text(found)}")
+        error = (self.kind or RunnerError)(f"{type(found).__name__}: {text_of(found)}")
         error.code = self.code
         error.__cause__ = found
         return error
@@ -80,12 +81,16 @@ def classify(error: Exception, probe: Probe) -> Exception:
     one that answers is not. Where there is none to ask, a text that names a poison counts as one.
     """
     if isinstance(error, ExceptionGroup):
-        group = cast("ExceptionGroup[Exception]", error)
-        return max((classify(member, probe) for member in group.exceptions), key=_severity)
+        return worst(cast("ExceptionGroup[Exception]", error), partial(classify, probe=probe))
     if isinstance(error, InferenceError) or getattr(error, "tag", None) is not None:
         return error
     finding = _convicted(error) or _probed(_nominated(error), probe())
     return finding.error(error)
+
+
+def worst(group: ExceptionGroup[Exception], judge: Callable[[Exception], Exception]) -> Exception:
+    """Of a group, judged one by one, what D3 has decided most severely; the first of several."""
+    return max(map(judge, group.exceptions), key=_severity)
 
 
 _SEVERITY = {"device.oom": 1, "device.poisoned": 2, "device.unrecoverable": 3}
@@ -167,7 +172,7 @@ _TYPES: tuple[tuple[str, str, Callable[[Any], Finding | None]], ...] = (
 
 def _nominated(error: Exception) -> Finding | None:
     """By text: a code's name, a code's description, a symptom."""
-    text = _text(error)
+    text = text_of(error)
     if _may_speak_of_cuda(error) and (code := _code_in(text)):
         return Finding(code.kind, code.number)
     for symptom in SYMPTOMS:
@@ -185,7 +190,8 @@ def _code_in(text: str) -> Code | None:
     return code_named(text) or code_described(text)
 
 
-def _text(error: BaseException) -> str:
+def text_of(error: BaseException) -> str:
+    """Its text, whatever its class does."""
     try:
         return str(error)
     except Exception:  # noqa: BLE001 - a runner's __str__ may do anything, and its error must be judged all the same

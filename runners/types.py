@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Iterator, Sequence
 from enum import StrEnum
 from typing import Literal, Protocol, TypeAlias, get_args, runtime_checkable
 
@@ -10,6 +10,7 @@ from attrs import evolve, field, frozen
 from attrs.validators import ge, in_, instance_of, optional
 
 OnLoss: TypeAlias = Literal["migrate", "fail"]
+Transport: TypeAlias = Literal["local", "network"]
 
 
 class FinishReason(StrEnum):
@@ -134,22 +135,31 @@ class RunnerInfo:
         reproducible: its logits are bitwise the same whatever the batch, slot and replay (D6).
         can_continue: it has `continue_from`, so that a begun stream may migrate.
         runtime: what computes (`torch`, `scripted`, …).
+        transport: `local` computes in this process, `network` asks a server: its errors are never a device's.
     """
 
     streams: int = field(default=1, validator=[instance_of(int), ge(1)])
     reproducible: bool = False
     can_continue: bool = False
     runtime: str = "custom"
+    transport: Transport = field(default="local", validator=in_(get_args(Transport)))
+
+
+Chunks: TypeAlias = Iterator[TokenChunk] | AsyncIterator[TokenChunk]
+"""A stream as a runner makes it: of an iterator each `next` may block, of an async one each `anext` waits in Trio."""
 
 
 @runtime_checkable
 class ModelRunner(Protocol):
-    """One loaded model on one device. Its methods are called from one thread, one at a time.
+    """One loaded model, on a device or behind a network. Its methods are called one at a time.
 
-    `execute` returns an iterator whose every `next` gives the next chunk. A host that serves several streams takes
-    one chunk from each in turn: a runner that batches computes one step for all of its open streams at the first
-    `next` of a turn. Closing an iterator early frees its place at once. An exception from an iterator is that
-    request's own error, unless its tag says otherwise (`device.oom`, `device.poisoned`, …).
+    Two kinds by one protocol. A *sync* runner (torch) gives iterators and lives in one thread, which it may block; a host
+    that serves several streams takes one chunk from each in turn: a runner that batches computes one step for all of its
+    open streams at the first `next` of a turn. An *async* runner (a network) gives async iterators, which run side by
+    side in the Trio loop, so it needs an `InlineHost`; its `rebuild` and `close` may be async too.
+
+    Closing an iterator early frees its place at once; an async one is cancelled first. An exception from an iterator is
+    that request's own error, unless its tag or what it is (D4) says that it is the context's.
     """
 
     @property
@@ -157,15 +167,15 @@ class ModelRunner(Protocol):
         """What it declares; constant."""
         ...
 
-    def execute(self, batch: ExecuteBatch) -> Iterator[TokenChunk]:
+    def execute(self, batch: ExecuteBatch) -> Chunks:
         """Begin a stream. The request's seed is settled by then."""
         ...
 
-    def rebuild(self, cause: SessionRebuildCause) -> None:
+    def rebuild(self, cause: SessionRebuildCause) -> Awaitable[None] | None:
         """Make the session anew on the same device. Never called for a poisoned context."""
         ...
 
-    def close(self) -> None:
+    def close(self) -> Awaitable[None] | None:
         """Release the device's memory. Called once, and never after a poison."""
         ...
 
@@ -174,7 +184,7 @@ class ModelRunner(Protocol):
 class ContinuingRunner(ModelRunner, Protocol):
     """A runner whose streams can move to another context."""
 
-    def continue_from(self, batch: ExecuteBatch, accepted: Sequence[int]) -> Iterator[TokenChunk]:
+    def continue_from(self, batch: ExecuteBatch, accepted: Sequence[int]) -> Chunks:
         """Go on behind `accepted`, all token ids accepted so far, those held back for a stop string too.
 
         `execute(b)` is `continue_from(b, ())`. If `accepted` already satisfies an end, the first chunk says so.
