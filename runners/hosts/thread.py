@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import threading
+import time
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Iterable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
@@ -116,7 +117,8 @@ class ThreadSession(LocalSession):
     def _begin(self, number: int, batch: ExecuteBatch, accepted: tuple[int, ...]) -> None:
         if len(self._streams) == 1:
             self._progress = trio.current_time()
-        self._engine.order(lambda turns: turns.begin(number, batch, accepted, in_turn))
+        theirs = batch.on_clock(time.monotonic() - trio.current_time())
+        self._engine.order(lambda turns: turns.begin(number, theirs, accepted, in_turn))
 
     def _drop(self, number: int) -> None:
         self._engine.order(lambda turns: turns.drop(number))

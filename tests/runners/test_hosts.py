@@ -727,6 +727,40 @@ def test_a_workers_restart_takes_no_time_in_virtual_time():
 # --- in a thread
 
 
+@attrs.frozen
+class Told:
+    """Its one chunk says how many seconds there are to the deadline."""
+
+    clock: str
+
+    def build(self, start):
+        return _Told(self)
+
+
+class _Told(Clumsy):
+    def __init__(self, spec):
+        self.now = {"trio": trio.current_time, "monotonic": time.monotonic}[spec.clock]
+
+    def execute(self, batch):
+        left = None if batch.deadline is None else batch.deadline - self.now()
+        yield TokenChunk(
+            request_id=batch.request_id, index=0, text=f"{left}", finish_reason=FinishReason.STOP
+        )
+
+
+@pytest.mark.parametrize(
+    ("host", "clock"), [(INLINE, "trio"), (THREAD, "monotonic")], ids=["inline", "thread"]
+)
+@pytest.mark.trio
+async def test_a_deadline_reaches_the_runner_on_its_own_clock(host, clock):
+    """An async runner lives by Trio's clock, a sync one by its machine's."""
+    async with opened(Told(clock), host) as session:
+        (chunk,) = await whole(session, request("a", deadline=trio.current_time() + 30))
+        assert 29 < float(chunk.text) <= 30
+        (chunk,) = await whole(session, request("b"))
+        assert chunk.text == "None"
+
+
 @pytest.mark.trio
 async def test_the_loop_goes_on_while_a_thread_computes():
     """D10: loading and steps hold up nobody."""
