@@ -11,7 +11,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .hosts.inline import InlineHost
     from .hosts.process import ProcessHost
+    from .hosts.thread import ThreadHost
     from .torch_lm import TorchLM
     from .types import Completion, ExecuteBatch, Sampling, TokenChunk
     from .worker import ContextState, device_worker, report_poison
@@ -20,8 +22,10 @@ _HOMES = {
     "Completion": "types",
     "ContextState": "worker",
     "ExecuteBatch": "types",
+    "InlineHost": "hosts.inline",
     "ProcessHost": "hosts.process",
     "Sampling": "types",
+    "ThreadHost": "hosts.thread",
     "TokenChunk": "types",
     "TorchLM": "torch_lm",
     "device_worker": "worker",
@@ -32,8 +36,10 @@ __all__ = [
     "Completion",
     "ContextState",
     "ExecuteBatch",
+    "InlineHost",
     "ProcessHost",
     "Sampling",
+    "ThreadHost",
     "TokenChunk",
     "TorchLM",
     "device_worker",

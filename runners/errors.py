@@ -9,36 +9,96 @@ from typing import ClassVar
 
 
 class InferenceError(Exception):
-    """Something went wrong with a request or with the device that served it."""
+    """Something went wrong with a request or with the device that served it.
+
+    `code` is the number that the device or the server gave, where there was one.
+    """
 
     tag: ClassVar[str | None] = None
     is_retryable: ClassVar[bool] = False
+    code: int | None = None
 
 
 class BadRequest(InferenceError):
     """The request makes no sense to this runner. Concerns nobody else (D5)."""
 
+    tag = "request.invalid"
+
 
 class ContextLengthExceeded(InferenceError):
     """The prompt does not fit the model's context. Concerns nobody else (D5)."""
+
+    tag = "request.length"
+
+
+class ContentFiltered(InferenceError):
+    """The model's keeper will not answer this. Concerns nobody else (D5)."""
+
+    tag = "request.filtered"
+
+
+class Timeout(InferenceError):
+    """The request was not answered within the time that it allowed."""
+
+    tag = "request.timeout"
+    is_retryable = True
 
 
 class Backpressure(InferenceError):
     """The queue is full and the caller did not want to wait."""
 
+    tag = "request.backpressure"
     is_retryable = True
+
+
+class NetworkError(InferenceError):
+    """The server could not be reached, did not answer in time, or hung up."""
+
+    tag = "net"
+    is_retryable = True
+
+
+class ServerError(NetworkError):
+    """The server failed; `code` is the status it gave."""
+
+    tag = "net.server"
+
+
+class RateLimited(NetworkError):
+    """The server wants fewer requests.
+
+    Args:
+        retry_after: seconds after which it will take one again, if it said so.
+    """
+
+    tag = "net.rate_limited"
+
+    def __init__(self, message: str, *, retry_after: float | None = None) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
+class Unauthorized(InferenceError):
+    """The server does not know who asks: the session's credentials are no good any more (`REMOTE_AUTH_FAILURE`)."""
+
+    tag = "net.unauthorized"
+
+
+class Forbidden(InferenceError):
+    """The server knows who asks, and will not have it."""
+
+    tag = "net.forbidden"
 
 
 class DeviceError(InferenceError):
     """The device or its context is in trouble. What follows is the supervisor's decision.
 
-    A host fills in what it knows: the device's own error code, and the requests whose step raised it.
+    A host fills in the requests whose step raised it.
     This class itself stands for trouble that has no name here; `DEVICE` escalates it.
     """
 
     tag = "device"
     is_retryable = True
-    code: int | None = None
     request_ids: tuple[str, ...] = ()
 
 
@@ -67,7 +127,7 @@ class ProtocolError(ContextPoisoned):
 
 
 class OutOfMemory(DeviceError):
-    """Not enough device memory for this request; the context itself is sound."""
+    """Not enough memory, the device's or the host's, for this request; the context itself is sound."""
 
     tag = "device.oom"
 

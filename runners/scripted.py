@@ -178,12 +178,14 @@ class _FaultyRunner:
 
     def execute(self, batch: ExecuteBatch) -> Iterator[TokenChunk]:
         """The inner stream, up to a fault."""
-        return self._harmed(batch.request_id, self._inner.execute(batch))
+        return self._harmed(batch.request_id, cast("Iterator[TokenChunk]", self._inner.execute(batch)))
 
     def continue_from(self, batch: ExecuteBatch, accepted: Sequence[int]) -> Iterator[TokenChunk]:
         """Likewise."""
         inner = cast("ContinuingRunner", self._inner)
-        return self._harmed(batch.request_id, inner.continue_from(batch, accepted))
+        return self._harmed(
+            batch.request_id, cast("Iterator[TokenChunk]", inner.continue_from(batch, accepted))
+        )
 
     def rebuild(self, cause: SessionRebuildCause) -> None:
         """The inner rebuild, unless there is a fault."""

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Iterator, Sequence
 from enum import StrEnum
 from typing import Literal, Protocol, TypeAlias, get_args, runtime_checkable
 
-from attrs import evolve, field, frozen
-from attrs.validators import ge, in_, instance_of, optional
+from attrs import asdict, evolve, field, frozen
+from attrs.validators import ge, in_, instance_of, matches_re, optional
 
 OnLoss: TypeAlias = Literal["migrate", "fail"]
+Transport: TypeAlias = Literal["local", "network"]
+
+_CHARACTERS_A_TOKEN = 4
+_A_MILLION = 1_000_000
 
 
 class FinishReason(StrEnum):
@@ -54,8 +58,11 @@ class ExecuteBatch:
     Args:
         request_id: names the request in chunks, errors and events; unique among those in flight.
         prompt: the text to continue.
+        model: for a runner that has several.
         on_loss: what becomes of the stream, once begun, when its context is lost: `migrate` goes on in the next one if
             the runner can continue, `fail` ends with `ContextLost` (D6).
+        deadline: when it ends with `Timeout` if it has not ended yet, on Trio's clock; None is never. One that waits is
+            told when its turn comes. A runner sees it on its own clock: Trio's if it is async, else `time.monotonic()`.
     """
 
     request_id: str = field(validator=instance_of(str))
@@ -63,19 +70,47 @@ class ExecuteBatch:
     sampling: Sampling = field(factory=Sampling, kw_only=True, validator=instance_of(Sampling))
     model: str = field(default="", kw_only=True, validator=instance_of(str))
     on_loss: OnLoss = field(default="migrate", kw_only=True, validator=in_(get_args(OnLoss)))
+    deadline: float | None = field(default=None, kw_only=True, validator=optional(instance_of((int, float))))
 
     def with_seed(self, seed: int) -> ExecuteBatch:
         """The same request with its seed settled."""
         return evolve(self, sampling=evolve(self.sampling, seed=seed))
 
+    def on_clock(self, ahead: float) -> ExecuteBatch:
+        """The same request for somebody whose clock is `ahead` of ours by so many seconds."""
+        return self if self.deadline is None else evolve(self, deadline=self.deadline + ahead)
+
+    @property
+    def estimated_tokens(self) -> int:
+        """About how many it will take, prompt and answer, at four characters a token: for rate limits and costs."""
+        return self.estimated_input + self.sampling.max_tokens
+
+    @property
+    def estimated_input(self) -> int:
+        """About how many tokens the prompt has, at least 1."""
+        return max(1, len(self.prompt) // _CHARACTERS_A_TOKEN)
+
 
 @frozen(kw_only=True)
 class TokenUsage:
-    """Tokens of one request: input once, output as accepted; what a migration replayed is told apart (D6)."""
+    """Tokens of one request, or of several added up.
+
+    Args:
+        input: once, however often the request moved (D6).
+        output: as accepted.
+        replayed: accepted ones that were fed to a later context.
+        reasoning: of the output, what is not shown.
+        cached: of the input, what the runner had in store.
+    """
 
     input: int = 0
     output: int = 0
     replayed: int = 0
+    reasoning: int = 0
+    cached: int = 0
+
+    def __add__(self, other: TokenUsage) -> TokenUsage:
+        return TokenUsage(**{key: value + getattr(other, key) for key, value in asdict(self).items()})
 
 
 @frozen(kw_only=True)
@@ -125,6 +160,56 @@ class RunnerStart:
     cause: str | None = None
 
 
+@frozen
+class WeightsFile:
+    """Weights in a file of this machine.
+
+    Args:
+        path: of the file.
+        sha256: what it must have, in hexadecimal; None trusts it.
+    """
+
+    path: str = field(validator=instance_of(str))
+    sha256: str | None = field(default=None, kw_only=True, validator=optional(matches_re(r"[0-9a-f]{64}")))
+
+
+@frozen
+class WeightsRepository:
+    """Weights in a repository that the runner knows how to ask.
+
+    Args:
+        name: of the repository.
+        revision: a commit, so that every incarnation loads the same; None is whatever is newest.
+    """
+
+    name: str = field(validator=instance_of(str))
+    revision: str | None = field(default=None, kw_only=True, validator=optional(instance_of(str)))
+
+
+WeightSource: TypeAlias = WeightsFile | WeightsRepository | None
+"""Where a runner spec says that weights come from; None is the runner's own business. Plain data: it travels (D2)."""
+
+
+@frozen(kw_only=True)
+class RateLimits:
+    """How much a server takes in a minute; None is any amount."""
+
+    requests: int | None = field(default=None, validator=optional([instance_of(int), ge(1)]))
+    tokens: int | None = field(default=None, validator=optional([instance_of(int), ge(1)]))
+
+
+@frozen(kw_only=True)
+class Price:
+    """US dollars for a million tokens."""
+
+    input: float = field(default=0.0, converter=float, validator=ge(0.0))
+    output: float = field(default=0.0, converter=float, validator=ge(0.0))
+
+    def of(self, usage: TokenUsage) -> float:
+        """What this many cost."""
+        return (usage.input * self.input + usage.output * self.output) / _A_MILLION
+
+
 @frozen(kw_only=True)
 class RunnerInfo:
     """What a loaded runner declares.
@@ -134,22 +219,39 @@ class RunnerInfo:
         reproducible: its logits are bitwise the same whatever the batch, slot and replay (D6).
         can_continue: it has `continue_from`, so that a begun stream may migrate.
         runtime: what computes (`torch`, `scripted`, …).
+        transport: `local` computes in this process, `network` asks a server: its errors are never a device's.
+        limits: what its server takes; None for a runner that has none.
+        price: what its tokens cost.
     """
 
     streams: int = field(default=1, validator=[instance_of(int), ge(1)])
     reproducible: bool = False
     can_continue: bool = False
     runtime: str = "custom"
+    transport: Transport = field(default="local", validator=in_(get_args(Transport)))
+    limits: RateLimits | None = field(default=None, validator=optional(instance_of(RateLimits)))
+    price: Price = field(factory=Price, validator=instance_of(Price))
+
+    def estimated_cost(self, batch: ExecuteBatch) -> float:
+        """US dollars that a request may cost, if its answer is as long as it may be."""
+        return self.price.of(TokenUsage(input=batch.estimated_input, output=batch.sampling.max_tokens))
+
+
+Chunks: TypeAlias = Iterator[TokenChunk] | AsyncIterator[TokenChunk]
+"""A stream as a runner makes it: of an iterator each `next` may block, of an async one each `anext` waits in Trio."""
 
 
 @runtime_checkable
 class ModelRunner(Protocol):
-    """One loaded model on one device. Its methods are called from one thread, one at a time.
+    """One loaded model, on a device or behind a network. Its methods are called one at a time.
 
-    `execute` returns an iterator whose every `next` gives the next chunk. A host that serves several streams takes
-    one chunk from each in turn: a runner that batches computes one step for all of its open streams at the first
-    `next` of a turn. Closing an iterator early frees its place at once. An exception from an iterator is that
-    request's own error, unless its tag says otherwise (`device.oom`, `device.poisoned`, …).
+    Two kinds by one protocol. A *sync* runner (torch) gives iterators and lives in one thread, which it may block; a host
+    that serves several streams takes one chunk from each in turn: a runner that batches computes one step for all of its
+    open streams at the first `next` of a turn. An *async* runner (a network) gives async iterators, which run side by
+    side in the Trio loop, so it needs an `InlineHost`; its `rebuild` and `close` may be async too.
+
+    Closing an iterator early frees its place at once; an async one is cancelled first. An exception from an iterator is
+    that request's own error, unless its tag or what it is (D4) says that it is the context's.
     """
 
     @property
@@ -157,15 +259,15 @@ class ModelRunner(Protocol):
         """What it declares; constant."""
         ...
 
-    def execute(self, batch: ExecuteBatch) -> Iterator[TokenChunk]:
+    def execute(self, batch: ExecuteBatch) -> Chunks:
         """Begin a stream. The request's seed is settled by then."""
         ...
 
-    def rebuild(self, cause: SessionRebuildCause) -> None:
+    def rebuild(self, cause: SessionRebuildCause) -> Awaitable[None] | None:
         """Make the session anew on the same device. Never called for a poisoned context."""
         ...
 
-    def close(self) -> None:
+    def close(self) -> Awaitable[None] | None:
         """Release the device's memory. Called once, and never after a poison."""
         ...
 
@@ -174,7 +276,7 @@ class ModelRunner(Protocol):
 class ContinuingRunner(ModelRunner, Protocol):
     """A runner whose streams can move to another context."""
 
-    def continue_from(self, batch: ExecuteBatch, accepted: Sequence[int]) -> Iterator[TokenChunk]:
+    def continue_from(self, batch: ExecuteBatch, accepted: Sequence[int]) -> Chunks:
         """Go on behind `accepted`, all token ids accepted so far, those held back for a stop string too.
 
         `execute(b)` is `continue_from(b, ())`. If `accepted` already satisfies an end, the first chunk says so.

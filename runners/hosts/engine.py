@@ -11,6 +11,7 @@ from attrs import frozen
 from runners.errors import LoadFailed, OutOfMemory, RunnerError
 from runners.hosts import wire
 from runners.hosts.spec import unpack
+from runners.hosts.turns import sync_only, sync_runner
 from runners.types import (
     ContinuingRunner,
     ExecuteBatch,
@@ -100,9 +101,8 @@ def _load(link: Link) -> ModelRunner:
     sys.path[:] = hello.path
     try:
         spec: RunnerSpec = unpack(hello.runner)
-        runner = spec.build(
-            RunnerStart(incarnation=hello.incarnation, device=hello.device, cause=hello.cause)
-        )
+        start = RunnerStart(incarnation=hello.incarnation, device=hello.device, cause=hello.cause)
+        runner = sync_runner(spec.build(start))
         link.send(wire.ready(runner.info))
     except EOFError:
         raise
@@ -175,10 +175,10 @@ class Engine:
 
     def _execute(self, batch: ExecuteBatch, accepted: tuple[int, ...]) -> Iterator[TokenChunk]:
         if not accepted:
-            return self._runner.execute(batch)
+            return sync_only(self._runner.execute(batch))
         if not isinstance(self._runner, ContinuingRunner):
             raise TypeError("the runner cannot continue a begun stream")
-        return self._runner.continue_from(batch, accepted)
+        return sync_only(self._runner.continue_from(batch, accepted))
 
     def _next(self, number: int) -> wire.Chunk | wire.Failed:
         """The next chunk of one stream, or the error that ends it."""

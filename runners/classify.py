@@ -1,0 +1,198 @@
+"""What a runner's exception is (D4): its type decides, then its error code; its text only nominates.
+
+Pure but for the probe, which comes in as an argument. Nothing here imports torch: its classes are looked up if it is
+loaded, for without it nothing can have raised them.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Callable
+from functools import partial
+from typing import Any, TypeAlias, cast
+
+from attrs import frozen
+
+from .cuda_codes import BY_NUMBER, Code, Kind, code_described, code_named
+from .errors import ContextPoisoned, InferenceError, OutOfMemory, RunnerError, Unrecoverable
+
+Probe: TypeAlias = Callable[[], bool | None]
+"""Asks the device: True if it answers, False if it fails again, None where there is nothing to ask."""
+
+
+@frozen
+class Symptom:
+    """A text that speaks without a code; only texts of these classes are read (R1)."""
+
+    classes: tuple[type[Exception], ...]
+    pattern: re.Pattern[str]
+    kind: Kind
+
+
+def _symptom(kind: Kind, pattern: str, *classes: type[Exception]) -> Symptom:
+    return Symptom(classes or (RuntimeError,), re.compile(pattern), kind)
+
+
+SYMPTOMS = (
+    # The libraries hide the code of the call that failed beneath them.
+    _symptom(OutOfMemory, r"\bCU[A-Z]+_(STATUS_)?ALLOC_FAILED\b|\bCUDNN_STATUS_INTERNAL_ERROR_\w*ALLOCATION_FAILED\b"),
+    _symptom(
+        ContextPoisoned,
+        r"\bCU[A-Z]+_(STATUS_)?(EXECUTION_FAILED|INTERNAL_ERROR|MAPPING_ERROR|NOT_INITIALIZED|EXEC_FAILED|SETUP_FAILED)",
+    ),
+    _symptom(ContextPoisoned, r"\bNCCL error\b|\bnccl(UnhandledCuda|System|Internal|Remote)Error\b"),
+    # Host memory.
+    _symptom(OutOfMemory, r"DefaultCPUAllocator: (can't allocate|not enough) memory"),
+    # No device for this build, this driver or this process.
+    _symptom(Unrecoverable, r"^Torch not compiled with CUDA enabled$", AssertionError),
+    _symptom(Unrecoverable, r"^CUDA call failed lazily at initialization with error", Exception),
+    _symptom(Unrecoverable, r"No CUDA GPUs are available"),
+    _symptom(Unrecoverable, r"Cannot re-initialize CUDA in forked subprocess"),
+    _symptom(Unrecoverable, r"Found no NVIDIA driver on your system"),
+    _symptom(Unrecoverable, r"The NVIDIA driver on your system is too old"),
+    _symptom(Unrecoverable, r"CUDA driver initialization failed, you might not have a CUDA gpu"),
+    _symptom(Unrecoverable, r"PyTorch was compiled without CUDA support"),
+)  # fmt: skip
+
+
+@frozen
+class Finding:
+    """What an exception is: of which kind (None: its own request's alone), by which code if one is known."""
+
+    kind: Kind
+    code: int | None = None
+
+    def error(self, found: Exception) -> Exception:
+        """The exception as the error it is; unchanged if there is nothing to add."""
+        if self.kind is None and self.code is None:
+            return found
+        error = (self.kind or RunnerError)(f"{type(found).__name__}: {text_of(found)}")
+        error.code = self.code
+        error.__cause__ = found
+        return error
+
+
+def classify(error: Exception, probe: Probe) -> Exception:
+    """What a runner's exception is, chained from it: a `DeviceError`, the request's own, or itself if nothing is known.
+
+    What is an `InferenceError` or carries a tag has been judged by who raised it. Of several in a group the worst counts.
+    Where neither type nor code decide, the device is asked: one that fails again is poisoned, whatever the text says;
+    one that answers is not. Where there is none to ask, a text that names a poison counts as one.
+    """
+    if isinstance(error, ExceptionGroup):
+        return worst(cast("ExceptionGroup[Exception]", error), partial(classify, probe=probe))
+    if isinstance(error, InferenceError) or getattr(error, "tag", None) is not None:
+        return error
+    finding = _convicted(error) or _probed(_nominated(error), probe())
+    return finding.error(error)
+
+
+def worst(group: ExceptionGroup[Exception], judge: Callable[[Exception], Exception]) -> Exception:
+    """Of a group, judged one by one, what D3 has decided most severely; the first of several."""
+    return max(map(judge, group.exceptions), key=_severity)
+
+
+_SEVERITY = {"device.oom": 1, "device.poisoned": 2, "device.unrecoverable": 3}
+
+
+def _severity(error: Exception) -> int:
+    """As D3 has it decided: nothing, Resume, Restart, Stop, Escalate."""
+    family, *below = str(getattr(error, "tag", None)).split(".")
+    return _SEVERITY.get(f"device.{below[0]}" if below else "", 4) if family == "device" else 0
+
+
+def _probed(nominee: Finding | None, answer: bool | None) -> Finding:
+    """What the device has to say to what the text says."""
+    nominee = nominee or Finding(None)
+    if answer is None or (answer and nominee.kind is OutOfMemory):
+        return nominee
+    return Finding(None if answer else ContextPoisoned, nominee.code)
+
+
+# --- what decides
+
+
+def _convicted(error: BaseException) -> Finding | None:
+    """By type and code: its own, or those of what it was raised from."""
+    seen: list[BaseException] = []
+    link: BaseException | None = error
+    while link is not None and link not in seen:
+        if finding := _by_type(link):
+            return finding
+        seen.append(link)
+        link = link.__cause__
+    return None
+
+
+def _by_type(error: BaseException) -> Finding | None:
+    if isinstance(error, MemoryError):
+        return Finding(OutOfMemory)
+    for where, name, judge in _TYPES:
+        cls = _loaded(where, name)
+        if cls is not None and isinstance(error, cls):
+            return judge(error)
+    return None
+
+
+def _loaded(module: str, name: str) -> type[BaseException] | None:
+    """A class of a module that is loaded already; older versions of torch lack some."""
+    cls = getattr(sys.modules.get(module), name, None)
+    return cls if isinstance(cls, type) else None
+
+
+def _by_code(error: Any) -> Finding | None:
+    """By the attribute that torch sets on what it raises itself."""
+    code = getattr(error, "error_code", None)
+    return _of(code) if type(code) is int else None
+
+
+def _by_code_in_brackets(error: Any) -> Finding | None:
+    """`CudaError` is made from a code, and puts it behind its text."""
+    found = re.search(r"\((\d+)\)$", str(error))
+    return _of(int(found[1])) if found else None
+
+
+def _of(number: int) -> Finding:
+    code = BY_NUMBER.get(number)
+    return Finding(code.kind if code else None, number)
+
+
+_TYPES: tuple[tuple[str, str, Callable[[Any], Finding | None]], ...] = (
+    ("torch", "OutOfMemoryError", lambda _: Finding(OutOfMemory, 2)),
+    ("torch", "AcceleratorError", _by_code),
+    ("torch.cuda", "CudaError", _by_code_in_brackets),
+    # Its context may be sound, but what it shares with other processes is not.
+    ("torch.distributed", "DistError", lambda _: Finding(ContextPoisoned)),
+)
+
+
+# --- what nominates
+
+
+def _nominated(error: Exception) -> Finding | None:
+    """By text: a code's name, a code's description, a symptom."""
+    text = text_of(error)
+    if _may_speak_of_cuda(error) and (code := _code_in(text)):
+        return Finding(code.kind, code.number)
+    for symptom in SYMPTOMS:
+        if isinstance(error, symptom.classes) and symptom.pattern.search(text):
+            return Finding(symptom.kind)
+    return None
+
+
+def _may_speak_of_cuda(error: Exception) -> bool:
+    """Torch and its extensions raise `RuntimeError` or types of their own; a `ValueError` may quote anything."""
+    return isinstance(error, RuntimeError) or type(error).__module__ != "builtins"
+
+
+def _code_in(text: str) -> Code | None:
+    return code_named(text) or code_described(text)
+
+
+def text_of(error: BaseException) -> str:
+    """Its text, whatever its class does."""
+    try:
+        return str(error)
+    except Exception:  # noqa: BLE001 - a runner's __str__ may do anything, and its error must be judged all the same
+        return "(its text cannot be shown)"

@@ -1,0 +1,243 @@
+"""`InlineHost`: the runner in the Trio task itself (D10). For tests, in virtual time too, and for async runners."""
+
+from __future__ import annotations
+
+import inspect
+from collections import deque
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable
+from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager, nullcontext
+from functools import partial
+from typing import Any, cast
+
+import trio
+from attrs import field, frozen
+from attrs.validators import gt, instance_of
+
+from runners.classify import classify
+from runners.errors import ContextHung, DeviceError
+from runners.hosts import Session
+from runners.hosts.local import LocalSession
+from runners.hosts.turns import NOTHING, Item, Source, SyncSource, Turns, judged, load_error
+from runners.network import classify_network
+from runners.probe import DeviceProbe
+from runners.types import (
+    Chunks,
+    ExecuteBatch,
+    ModelRunner,
+    RunnerInfo,
+    RunnerSpec,
+    RunnerStart,
+    SessionRebuildCause,
+    TokenChunk,
+)
+
+_AHEAD = 8
+"""Chunks that a stream may be ahead of its reader: a slow reader holds up the stream, not the loop's memory."""
+
+
+@frozen(kw_only=True)
+class InlineHost:
+    """No process and no thread. A sync runner's steps hold up the whole loop while they last; nothing can stop one.
+
+    An async runner's streams run side by side; a turn takes one chunk of each that has one. A poison that a runner tells
+    of is gone with the runner; one that is found in a real device's words is not, and is a `DeviceError`, which escalates.
+
+    Args:
+        device: as torch names it; handed to the runner.
+        close_timeout: seconds for an async runner to close.
+    """
+
+    device: str = field(default="cpu", kw_only=False, validator=instance_of(str))
+    close_timeout: float = field(default=5.0, validator=gt(0))
+
+    def open(
+        self, runner: RunnerSpec, *, incarnation: int = 1, cause: str | None = None
+    ) -> AbstractAsyncContextManager[Session]:
+        """See `Host.open`. Here a runner spec need not be importable by name.
+
+        Raises:
+            TypeError: it has no build method.
+        """
+        if isinstance(runner, type) or not callable(getattr(runner, "build", None)):
+            raise TypeError(f"a runner must be a value with a build method, got {runner!r}")
+        return self._open(runner, RunnerStart(incarnation=incarnation, device=self.device, cause=cause))
+
+    @asynccontextmanager
+    async def _open(self, runner: RunnerSpec, start: RunnerStart) -> AsyncGenerator[Session, None]:
+        async with _bare_nursery() as nursery:
+            session = InlineSession(runner, start, nursery, self.close_timeout)
+            try:
+                yield session
+            finally:
+                await session.end()
+
+
+@asynccontextmanager
+async def _bare_nursery() -> AsyncGenerator[trio.Nursery, None]:
+    """A nursery whose tasks end with its body, and that wraps nothing: they never raise, so all that leaves is the body's."""
+    leaving: BaseException | None = None
+    try:
+        async with trio.open_nursery() as nursery:
+            try:
+                yield nursery
+            except trio.Cancelled:
+                raise
+            except BaseException as error:  # noqa: BLE001 - it is raised again, outside
+                leaving = error
+            nursery.cancel_scope.cancel("the session has ended")
+    finally:
+        if leaving is not None:
+            raise leaving
+
+
+class InlineSession(LocalSession):
+    """A `Session` in the Trio task."""
+
+    def __init__(
+        self, spec: RunnerSpec, start: RunnerStart, nursery: trio.Nursery, close_timeout: float
+    ) -> None:
+        super().__init__(start.incarnation)
+        self._nursery = nursery
+        self._close_timeout = close_timeout
+        self._rebuild_scope = trio.CancelScope()
+        self._judge = partial(
+            judged, classify=partial(classify, probe=DeviceProbe(start.device)), clears=True
+        )
+        self._turns = Turns(self._load(spec, start), start.incarnation, self._judge)
+
+    def _load(self, spec: RunnerSpec, start: RunnerStart) -> ModelRunner:
+        try:
+            runner = spec.build(start)
+            self._info: RunnerInfo | None = runner.info
+        except Exception as error:
+            raise load_error(error, self._judge) from error
+        if self._remote:
+            self._judge = partial(judged, classify=classify_network, clears=True)
+        return runner
+
+    @property
+    def _remote(self) -> bool:
+        return self.info.transport == "network"
+
+    def _begin(self, number: int, batch: ExecuteBatch, accepted: tuple[int, ...]) -> None:
+        self._guarded(self._turns.begin, number, batch, accepted, partial(self._source, batch.request_id))
+        self._wake()
+
+    def _drop(self, number: int) -> None:
+        self._guarded(self._turns.drop, number)
+
+    def _made(self) -> Iterable[Item]:
+        made: list[Item] = self._guarded(self._turns.turn) or []
+        self._told += self._turns.failures
+        self._turns.failures.clear()
+        return made
+
+    def _guarded(self, act: Callable[..., Any], *args: object) -> Any:
+        """Do something with the runner; if that ends the context, `receive` tells."""
+        try:
+            return act(*args)
+        except DeviceError as error:
+            self._fail(error)
+
+    def _source(self, request_id: str, chunks: Chunks) -> Source:
+        if not isinstance(chunks, AsyncIterator):
+            return SyncSource(chunks)
+        late = partial(self._guarded, self._turns.late, request_id)
+        source = _AsyncSource(chunks, self._wake, late)
+        self._nursery.start_soon(source.run, name=f"stream {request_id}")
+        return source
+
+    async def rebuild(self, cause: SessionRebuildCause) -> None:
+        """See `Session.rebuild`."""
+        self._check_rebuild(cause)
+        self._rebuilding = True
+        try:
+            with self._rebuild_scope:
+                await _settled(self._turns.runner.rebuild(cause))
+        except Exception as error:  # noqa: BLE001 - whatever a runner raises is judged in one place
+            self._fail(load_error(error, self._judge))
+        finally:
+            self._rebuilding = False
+        self._check_open()
+        self._check_failure()
+
+    async def end(self) -> None:
+        """End the streams, and close the runner; one on a device only if that is sound.
+
+        Raises:
+            ContextHung: it does not close in time; or whatever it raises.
+        """
+        self._ended = True
+        self._wake()
+        self._rebuild_scope.cancel("the session has ended")
+        if self._failure and not self._remote:
+            return
+        self._turns.drop_all()
+        with trio.move_on_after(self._close_timeout, shield=True) as scope:
+            await _settled(self._turns.runner.close())
+        if scope.cancelled_caught:
+            raise ContextHung(f"the runner has not closed within {self._close_timeout:g} s")
+
+
+async def _settled(result: Awaitable[None] | None) -> None:
+    if inspect.isawaitable(result):
+        await result
+
+
+class _AsyncSource:
+    """The stream of an async runner: a task takes its chunks as they come, up to `_AHEAD` of them."""
+
+    def __init__(
+        self, chunks: AsyncIterator[TokenChunk], wake: Callable[[], None], late: Callable[[Exception], object]
+    ) -> None:
+        self._chunks = chunks
+        self._wake = wake
+        self._late = late
+        self._queue: deque[TokenChunk] = deque()
+        self._room = trio.Event()
+        self._scope = trio.CancelScope()
+        self._closed = False
+        self._over = False
+        self._error: BaseException | None = None
+
+    def poll(self) -> object:
+        """See `Source.poll`."""
+        if self._queue:
+            self._room.set()
+            return self._queue.popleft()
+        if self._error:
+            raise self._error
+        return None if self._over else NOTHING
+
+    def close(self) -> None:
+        """See `Source.close`: the stream is cancelled."""
+        self._closed = True
+        self._scope.cancel("nobody reads the stream any more")
+
+    async def run(self) -> None:
+        """Take what comes until it ends."""
+        try:
+            with self._scope:
+                await self._take()
+        except (Exception, KeyboardInterrupt, SystemExit) as error:  # noqa: BLE001 - it is for whoever polls
+            self._error = error
+        self._over = True
+        if self._closed and isinstance(self._error, Exception):
+            self._late(self._error)
+        self._wake()
+
+    async def _take(self) -> None:
+        async with _closing(self._chunks):
+            async for chunk in self._chunks:
+                self._queue.append(chunk)
+                self._wake()
+                while len(self._queue) >= _AHEAD:
+                    self._room = trio.Event()
+                    await self._room.wait()
+
+
+def _closing(chunks: AsyncIterator[TokenChunk]) -> AbstractAsyncContextManager[object]:
+    """Closes an async generator at once, not when it is collected; another iterator need not be able to."""
+    if hasattr(chunks, "aclose"):
+        return aclosing(cast("AsyncGenerator[TokenChunk, None]", chunks))
+    return nullcontext()

@@ -1,0 +1,255 @@
+"""Streams of a runner in this process, turn by turn: what `InlineHost` and `ThreadHost` share. Imports no Trio."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from typing import Protocol, TypeAlias
+
+from attrs import evolve
+
+from runners.classify import text_of
+from runners.errors import (
+    ContextPoisoned,
+    DeviceError,
+    InferenceError,
+    LoadFailed,
+    OutOfMemory,
+    RunnerError,
+    Unrecoverable,
+)
+from runners.hosts import RequestFailed
+from runners.types import Chunks, ContinuingRunner, ExecuteBatch, ModelRunner, TokenChunk
+
+Item: TypeAlias = tuple[int, TokenChunk | RequestFailed]
+"""What a turn made for the stream of this number."""
+
+Judge: TypeAlias = Callable[[Exception], InferenceError]
+"""What a runner's exception is, among ours."""
+
+NOTHING = object()
+"""What a stream gives that has no chunk yet."""
+
+
+class Source(Protocol):
+    """An open stream."""
+
+    def poll(self) -> object:
+        """The next chunk, None at the end, `NOTHING` if there is none yet. May raise anything."""
+        ...
+
+    def close(self) -> None:
+        """Free its place. May raise anything."""
+        ...
+
+
+class SyncSource:
+    """The stream of a sync runner; polling it computes the next chunk."""
+
+    def __init__(self, chunks: Iterator[TokenChunk]) -> None:
+        self._chunks = chunks
+
+    def poll(self) -> object:
+        """See `Source.poll`."""
+        return next(self._chunks, None)
+
+    def close(self) -> None:
+        """See `Source.close`; an iterator need not be able to."""
+        close: Callable[[], None] = getattr(self._chunks, "close", lambda: None)
+        close()
+
+
+class Turns:
+    """A loaded runner and its open streams. A turn takes one chunk from each, so none overtakes another by more.
+
+    Whatever a runner raises is judged here. A request's own error is an item among the others, and `failures` has what
+    concerns the context and leaves it standing (out of memory); what ends the context is raised, and of the turn that it
+    came in nothing is left (D6).
+
+    Args:
+        runner: the runner.
+        incarnation: chunks are stamped with it.
+        judge: says what an exception is.
+    """
+
+    def __init__(self, runner: ModelRunner, incarnation: int, judge: Judge) -> None:
+        self.runner = runner
+        self.failures: list[DeviceError] = []
+        self._incarnation = incarnation
+        self._judge = judge
+        self._open: dict[int, tuple[str, Source]] = {}
+        self._begun: list[Item] = []
+
+    @property
+    def idle(self) -> bool:
+        """Whether a turn would make nothing."""
+        return not self._open and not self._begun
+
+    def begin(
+        self, number: int, batch: ExecuteBatch, accepted: Sequence[int], source: Callable[[Chunks], Source]
+    ) -> None:
+        """Open a stream; if that fails, the next turn tells.
+
+        Raises:
+            DeviceError: the context is over.
+        """
+        try:
+            self._open[number] = batch.request_id, source(_execute(self.runner, batch, accepted))
+        except Exception as error:  # noqa: BLE001 - whatever a runner raises is judged in one place
+            self._begun.append(self._failed(number, batch.request_id, error))
+
+    def drop(self, number: int) -> None:
+        """End a stream early, if it is open.
+
+        Raises:
+            DeviceError: the context is over.
+        """
+        if number in self._open:
+            request_id, source = self._open.pop(number)
+            try:
+                source.close()
+            except Exception as error:  # noqa: BLE001 - as in begin
+                self.late(request_id, error)
+
+    def late(self, request_id: str, error: Exception) -> None:
+        """A stream that nobody hears of any more has failed in ending; only what concerns the context matters.
+
+        Raises:
+            DeviceError: the context is over.
+        """
+        self._failed(-1, request_id, error)
+
+    def drop_all(self) -> None:
+        """End every stream."""
+        for number in tuple(self._open):
+            self.drop(number)
+
+    def turn(self) -> list[Item]:
+        """One chunk of each stream that has one, and the errors of those that failed.
+
+        Raises:
+            DeviceError: the context is over.
+        """
+        made, self._begun = self._begun, []
+        for number in tuple(self._open):
+            if item := self._next(number):
+                made.append(item)
+        return made
+
+    def _next(self, number: int) -> Item | None:
+        request_id, source = self._open[number]
+        try:
+            if (made := source.poll()) is NOTHING:
+                return None
+            chunk = _chunk(made)
+            if chunk.finish_reason is not None:
+                del self._open[number]
+                source.close()
+        except Exception as error:  # noqa: BLE001 - as in begin
+            return self._failed(number, request_id, error)
+        return number, evolve(chunk, incarnation=self._incarnation)
+
+    def _failed(self, number: int, request_id: str, error: Exception) -> Item:
+        """A stream ends by its error, or the context if the error is the context's."""
+        self._open.pop(number, None)
+        found = self._judge(error)
+        if isinstance(found, OutOfMemory):
+            self.failures.append(_of(request_id, _again(found)))
+        elif isinstance(found, DeviceError):
+            raise _of(request_id, found)
+        return number, RequestFailed(request_id, found)
+
+
+def _execute(runner: ModelRunner, batch: ExecuteBatch, accepted: Sequence[int]) -> Chunks:
+    if not accepted:
+        return runner.execute(batch)
+    if not isinstance(runner, ContinuingRunner):
+        raise TypeError("the runner cannot continue a begun stream")
+    return runner.continue_from(batch, accepted)
+
+
+def _chunk(made: object) -> TokenChunk:
+    """What a stream yielded, None at its end. Nothing may look like an empty success (D8)."""
+    if made is None:
+        raise RunnerError("the runner's stream ended without a finish reason")
+    if not isinstance(made, TokenChunk):
+        raise RunnerError(f"a runner's stream must yield a TokenChunk, got {type(made).__name__}")
+    return made
+
+
+def judged(error: Exception, classify: Callable[[Exception], Exception], *, clears: bool) -> InferenceError:
+    """What `classify` finds, among ours.
+
+    `clears`: whether a poison that the runner itself tells of is gone with the runner. One that was found in the device's
+    own words never is: its context is this process's.
+    """
+    found = _ours(classify(error))
+    if isinstance(found, ContextPoisoned) and not (clears and found is error):
+        return _uncleared(found)
+    return found
+
+
+def _uncleared(poison: ContextPoisoned) -> DeviceError:
+    """A poison where no process can be replaced: nothing below an operator helps (D10)."""
+    error = DeviceError(f"process isolation off: cannot clear a poisoned context: {poison}")
+    error.code, error.request_ids = poison.code, poison.request_ids
+    error.__cause__ = poison
+    return error
+
+
+def load_error(error: Exception, judge: Judge) -> DeviceError:
+    """What a failed load or rebuild is called: its own name if it has one among the device's."""
+    found = judge(error)
+    if isinstance(found, DeviceError):
+        return found
+    failed = LoadFailed(f"{type(error).__name__}: {text_of(error)}")
+    failed.__cause__ = error
+    return failed
+
+
+_BY_TAG = {
+    str(cls.tag): cls for cls in (DeviceError, ContextPoisoned, OutOfMemory, Unrecoverable, LoadFailed)
+}
+
+
+def _ours(error: Exception) -> InferenceError:
+    """An exception as one of ours: itself, what its tag stands for, or a `RunnerError` that quotes it."""
+    if isinstance(error, InferenceError):
+        return error
+    tag = str(getattr(error, "tag", None))
+    while tag and tag not in _BY_TAG:
+        tag = tag.rpartition(".")[0]
+    ours = _BY_TAG.get(tag, RunnerError)(f"{type(error).__name__}: {text_of(error)}")
+    ours.__cause__ = error
+    return ours
+
+
+def _of(request_id: str, error: DeviceError) -> DeviceError:
+    error.request_ids = (request_id,)
+    return error
+
+
+def _again(error: OutOfMemory) -> OutOfMemory:
+    """The same for the context's reader: one exception is raised in one place."""
+    again = OutOfMemory(str(error))
+    again.code, again.__cause__ = error.code, error
+    return again
+
+
+def in_turn(chunks: Chunks) -> Source:
+    """A source for a host that has no Trio loop for its streams."""
+    return SyncSource(sync_only(chunks))
+
+
+def sync_runner(runner: ModelRunner) -> ModelRunner:
+    """Refuse one that would have to be awaited."""
+    if inspect.iscoroutinefunction(runner.close) or inspect.iscoroutinefunction(runner.rebuild):
+        raise TypeError("an async runner needs an InlineHost")
+    return runner
+
+
+def sync_only(chunks: Chunks) -> Iterator[TokenChunk]:
+    """Refuse those that would have to be awaited."""
+    if isinstance(chunks, AsyncIterator):
+        raise TypeError("a runner with async streams needs an InlineHost")
+    return chunks

@@ -1,0 +1,88 @@
+"""What goes wrong between a network runner and its server, as `InferenceError`s. No text is ever read for it."""
+
+from __future__ import annotations
+
+import email.utils
+import math
+import time
+from http import HTTPStatus
+from typing import cast
+
+import trio
+
+from .classify import worst
+from .errors import (
+    BadRequest,
+    Forbidden,
+    InferenceError,
+    NetworkError,
+    RateLimited,
+    ServerError,
+    Unauthorized,
+)
+
+_LOST: tuple[type[Exception], ...] = (OSError, EOFError, trio.BrokenResourceError, trio.TooSlowError)
+"""What the operating system and Trio raise when the other end is slow, gone, or was never there."""
+
+
+def classify_network(error: Exception) -> Exception:
+    """What an async runner's exception is: the connection's trouble is a `NetworkError`, anything else is itself.
+
+    Of several in a group the worst counts; among those of one request the first.
+    """
+    if isinstance(error, ExceptionGroup):
+        return worst(cast("ExceptionGroup[Exception]", error), classify_network)
+    if not isinstance(error, _LOST):
+        return error
+    lost = NetworkError(f"{type(error).__name__}: {error}")
+    lost.__cause__ = error
+    return lost
+
+
+def http_error(status: int, message: str = "", *, retry_after: str | None = None) -> InferenceError:
+    """The error that an HTTP status stands for; it carries the status as its `code`.
+
+    Args:
+        status: 400 or more.
+        message: what the server said.
+        retry_after: its header of that name, as it came: seconds, or a date.
+    """
+    if status < HTTPStatus.BAD_REQUEST:
+        raise ValueError(f"an error's status must be >= 400, got {status}")
+    text = f"HTTP {status}: {message}" if message else f"HTTP {status}"
+    error = _of_status(status, text, retry_after)
+    error.code = status
+    return error
+
+
+def _of_status(status: int, text: str, retry_after: str | None) -> InferenceError:
+    match status:
+        case 401:
+            return Unauthorized(text)
+        case 403:
+            return Forbidden(text)
+        case 429:
+            return RateLimited(text, retry_after=retry_after_seconds(retry_after))
+        case 408 | 425:
+            return NetworkError(text)
+        case _:
+            return BadRequest(text) if status < HTTPStatus.INTERNAL_SERVER_ERROR else ServerError(text)
+
+
+def retry_after_seconds(header: str | None) -> float | None:
+    """Seconds from now that a `Retry-After` header asks for, whichever form it has; None if it says nothing."""
+    if header is None:
+        return None
+    try:
+        seconds = float(header)
+    except ValueError:
+        return _until(header)
+    return seconds if math.isfinite(seconds) and seconds >= 0 else None
+
+
+def _until(date: str) -> float | None:
+    try:
+        when = email.utils.parsedate_to_datetime(date)
+    except ValueError:
+        return None
+    return max(0.0, when.timestamp() - time.time())

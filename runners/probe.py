@@ -1,0 +1,48 @@
+"""Asking a device whether it still answers. Imports no torch; asks only where torch has a context already."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from typing import Any
+
+from attrs import field, frozen
+from attrs.validators import gt, instance_of
+
+_TIMES = 2  # the first may report, and so clear, an old error; one that stays is the context's
+
+
+@frozen
+class DeviceProbe:
+    """Synchronises with the device: True if it answers, False if it fails twice or not in time, None if none is in use.
+
+    In a thread of its own, because a device that hangs may keep its caller for ever; the thread is left behind then.
+
+    Args:
+        device: as torch names it; of anything but `cuda…` the first CUDA device is asked, if one is in use.
+        timeout: seconds.
+    """
+
+    device: str = field(validator=instance_of(str))
+    timeout: float = field(default=5.0, kw_only=True, validator=gt(0))
+
+    def __call__(self) -> bool | None:
+        """Ask."""
+        cuda = getattr(sys.modules.get("torch"), "cuda", None)
+        if cuda is None or not cuda.is_initialized():
+            return None
+        answers: list[bool] = []
+        thread = threading.Thread(target=self._ask, args=(cuda, answers), name="device probe", daemon=True)
+        thread.start()
+        thread.join(self.timeout)
+        return bool(answers) and answers[0]
+
+    def _ask(self, cuda: Any, answers: list[bool]) -> None:
+        answers.append(any(self._synchronises(cuda) for _ in range(_TIMES)))
+
+    def _synchronises(self, cuda: Any) -> bool:
+        try:
+            cuda.synchronize(self.device if self.device.startswith("cuda") else 0)
+        except Exception:  # noqa: BLE001 - whatever it raises, the device does not answer
+            return False
+        return True

@@ -1,0 +1,84 @@
+"""The errors between a network runner and its server."""
+
+import email.utils
+import time
+
+import pytest
+
+from runners.errors import (
+    BadRequest,
+    Forbidden,
+    NetworkError,
+    RateLimited,
+    ServerError,
+    Unauthorized,
+)
+from runners.network import classify_network, http_error, retry_after_seconds
+
+
+@pytest.mark.parametrize(
+    ("status", "kind"),
+    [
+        (400, BadRequest),
+        (401, Unauthorized),
+        (403, Forbidden),
+        (404, BadRequest),
+        (408, NetworkError),
+        (422, BadRequest),
+        (425, NetworkError),
+        (429, RateLimited),
+        (500, ServerError),
+        (502, ServerError),
+        (503, ServerError),
+        (504, ServerError),
+        (529, ServerError),
+    ],
+)
+def test_a_status_stands_for_an_error(status, kind):
+    """Typed, with the status as its code and what the server said."""
+    error = http_error(status, "said so")
+    assert (type(error), error.code, str(error)) == (kind, status, f"HTTP {status}: said so")
+    assert str(http_error(status)) == f"HTTP {status}"
+
+
+@pytest.mark.parametrize("status", [0, 200, 302])
+def test_a_success_is_no_error(status):
+    """Misuse is told."""
+    with pytest.raises(ValueError, match=f"must be >= 400, got {status}"):
+        http_error(status)
+
+
+@pytest.mark.parametrize(
+    ("header", "seconds"),
+    [
+        (None, None),
+        ("3", 3.0),
+        ("0.5", 0.5),
+        ("-1", None),
+        ("inf", None),
+        ("nan", None),
+        ("soon", None),
+        ("", None),
+    ],
+)
+def test_retry_after_in_seconds(header, seconds):
+    """A header that says nothing sensible says nothing."""
+    assert retry_after_seconds(header) == seconds
+    error = http_error(429, retry_after=header)
+    assert error.retry_after == seconds
+
+
+def test_retry_after_as_a_date():
+    """The other form; a moment that is past is now."""
+    soon = email.utils.formatdate(time.time() + 30, usegmt=True)
+    assert 20 < retry_after_seconds(soon) <= 31
+    assert retry_after_seconds("Wed, 21 Oct 2015 07:28:00 GMT") == 0.0
+
+
+def test_the_connections_trouble_is_chained():
+    """The original stays reachable; what is no trouble of the connection's stays itself."""
+    lost, mine = ConnectionResetError("reset"), ValueError("mine")
+    error = classify_network(lost)
+    assert (type(error), error.__cause__, str(error)) == (NetworkError, lost, "ConnectionResetError: reset")
+    assert classify_network(mine) is mine
+    assert classify_network(ExceptionGroup("", [mine])) is mine

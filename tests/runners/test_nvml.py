@@ -1,0 +1,193 @@
+"""What NVML says of a device after a poison (D4)."""
+
+import sys
+import threading
+from types import SimpleNamespace
+
+import pytest
+import trio
+
+from runners.errors import ContextDied, ContextHung, ContextPoisoned, LoadFailed, OutOfMemory, Unrecoverable
+from runners.hosts.nvml import Nvml
+
+
+class Error(Exception):
+    """As in pynvml: the class of an instance follows from its number."""
+
+    def __new__(cls, value):
+        return super().__new__({15: GpuIsLost, 16: ResetRequired}.get(value, Error))
+
+    def __init__(self, value):
+        super().__init__(value)
+
+
+GpuIsLost = type("NVMLError_GpuIsLost", (Error,), {})
+ResetRequired = type("NVMLError_ResetRequired", (Error,), {})
+
+
+class Fake:
+    """An NVML whose one device needs a given action, or that raises at a given call."""
+
+    NVMLError = Error
+    NVML_SUCCESS = 0
+    NVML_ERROR_NOT_FOUND = 6
+    NVML_FI_DEV_GET_GPU_RECOVERY_ACTION = 230
+
+    def __init__(self, action=0, *, status=0, raises=None):
+        self.action, self.status, self.raises = action, status, raises or {}
+        self.calls = []
+
+    def __getattr__(self, name):
+        if not name.startswith("nvml"):
+            raise AttributeError(name)
+        return lambda *args: self._call(name, *args)
+
+    def _call(self, name, *args):
+        self.calls.append((name, *args))
+        if name in self.raises:
+            raise Error(self.raises[name])
+        if name == "nvmlDeviceGetFieldValues":
+            return [SimpleNamespace(nvmlReturn=self.status, value=SimpleNamespace(uiVal=self.action))]
+        return "handle"
+
+
+def poison():
+    error = ContextPoisoned("an illegal memory access")
+    error.code, error.request_ids = 700, ("r",)
+    return error
+
+
+async def judged(fake, error=None, device="cuda:0"):
+    return await Nvml(module=fake).judge(error or poison(), device)
+
+
+@pytest.mark.parametrize("action", [0, 3])
+@pytest.mark.trio
+async def test_a_device_that_needs_nothing_is_restarted(action):
+    """D4: the poison stays one; NVML is left as it was found."""
+    fake, error = Fake(action), poison()
+    assert await judged(fake, error) is error
+    assert [name for name, *_ in fake.calls] == [
+        "nvmlInit",
+        "nvmlDeviceGetHandleByIndex",
+        "nvmlDeviceGetFieldValues",
+        "nvmlShutdown",
+    ]
+
+
+@pytest.mark.parametrize("action", [1, 2, 4, 5, 6, 7, 8])
+@pytest.mark.trio
+async def test_a_device_that_needs_more_than_a_process_is_unrecoverable(action):
+    """D4: it says what it needs, and keeps what was known of the poison."""
+    error = poison()
+    worse = await judged(Fake(action), error)
+    assert (type(worse), worse.code, worse.request_ids, worse.__cause__) == (
+        Unrecoverable,
+        700,
+        ("r",),
+        error,
+    )
+    assert "cuda:0 cannot be used again: it needs " in str(worse)
+
+
+@pytest.mark.parametrize("call", ["nvmlInit", "nvmlDeviceGetHandleByIndex", "nvmlDeviceGetFieldValues"])
+@pytest.mark.parametrize(
+    ("number", "gone"), [(15, True), (16, True), (9, False), (12, False), (3, False), (999, False)]
+)
+@pytest.mark.trio
+async def test_only_a_lost_device_is_gone(call, number, gone):
+    """D4: no driver, no library, no permission: nobody knows, and a restart shows."""
+    assert isinstance(await judged(Fake(raises={call: number})), Unrecoverable) is gone
+
+
+@pytest.mark.parametrize(("status", "gone"), [(15, True), (16, True), (3, False)])
+@pytest.mark.trio
+async def test_a_field_has_a_status_of_its_own(status, gone):
+    """D4: an old driver does not know the field; a lost device says so there too."""
+    assert isinstance(await judged(Fake(status=status)), Unrecoverable) is gone
+
+
+@pytest.mark.parametrize("error", [OutOfMemory("x"), LoadFailed("x"), Unrecoverable("x")])
+@pytest.mark.trio
+async def test_only_a_poison_is_asked_about(error):
+    """D5: what leaves the context standing, or is worse already, stays what it is; nobody is asked."""
+    fake = Fake(1)
+    assert await judged(fake, error) is error
+    assert await judged(fake, device="cpu") is not None
+    assert fake.calls == []
+
+
+@pytest.mark.parametrize("kind", [ContextDied, ContextHung])
+@pytest.mark.trio
+async def test_deaths_and_hangs_are_poisons(kind):
+    """D3, D4: a device that hung or killed its process may be broken."""
+    assert type(await judged(Fake(1), kind("x"))) is Unrecoverable
+
+
+@pytest.mark.trio
+async def test_a_stuck_driver_makes_its_device_unrecoverable():
+    """D4: NVML is asked with a deadline; the thread is left behind, and takes nobody's place."""
+    release = threading.Event()
+    fake = Fake()
+    fake.nvmlInit = lambda: release.wait(20)
+    with trio.fail_after(10):
+        for _ in range(3):
+            worse = await Nvml(module=fake, timeout=0.05).judge(poison(), "cuda")
+            assert type(worse) is Unrecoverable
+            assert "NVML has not answered within 0.05 s" in str(worse)
+        assert trio.to_thread.current_default_thread_limiter().borrowed_tokens == 0
+    release.set()
+
+
+@pytest.mark.parametrize(
+    ("visible", "device", "call"),
+    [
+        (None, "cuda", ("nvmlDeviceGetHandleByIndex", 0)),
+        (None, "cuda:3", ("nvmlDeviceGetHandleByIndex", 3)),
+        ("4,5", "cuda:1", ("nvmlDeviceGetHandleByIndex", 5)),
+        ("GPU-a, MIG-b", "cuda:1", ("nvmlDeviceGetHandleByUUID", "MIG-b")),
+    ],
+)
+@pytest.mark.trio
+async def test_the_device_asked_about_is_the_one_that_torch_means(monkeypatch, visible, device, call):
+    """D4: torch counts only what is visible."""
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    fake = Fake()
+    await judged(fake, device=device)
+    assert fake.calls[1] == call
+
+
+@pytest.mark.trio
+async def test_a_device_that_is_not_visible_is_nobodys_business(monkeypatch):
+    """D4: the restart shows."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    error = poison()
+    assert await judged(Fake(1), error, "cuda:1") is error
+
+
+@pytest.mark.trio
+async def test_without_the_library_a_restart_shows(monkeypatch):
+    """D4: the extra is not installed."""
+    monkeypatch.setitem(sys.modules, "pynvml", None)
+    error = poison()
+    assert await Nvml().judge(error, "cuda:0") is error
+
+
+@pytest.mark.trio
+async def test_the_real_library_knows_these_names():
+    """The names above are pynvml's; on a machine without a driver a restart shows."""
+    nvml = pytest.importorskip("pynvml", reason="nvidia-ml-py is not installed")
+    assert nvml.NVML_FI_DEV_GET_GPU_RECOVERY_ACTION
+    assert {type(nvml.NVMLError(number)).__name__ for number in (15, 16)} == {
+        "NVMLError_GpuIsLost",
+        "NVMLError_ResetRequired",
+    }
+    assert isinstance(await Nvml().judge(poison(), "cuda:0"), ContextPoisoned | Unrecoverable)
+
+
+def test_nonsense_is_refused():
+    """A constructor refuses what cannot be meant."""
+    with pytest.raises(ValueError, match="timeout"):
+        Nvml(timeout=0)

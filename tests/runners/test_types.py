@@ -1,0 +1,110 @@
+"""The values that go into a runner and come out of it."""
+
+import attrs
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from runners import errors
+from runners.errors import InferenceError
+from runners.hosts.spec import pack, unpack
+from runners.types import (
+    ExecuteBatch,
+    Price,
+    RateLimits,
+    RunnerInfo,
+    Sampling,
+    TokenUsage,
+    WeightsFile,
+    WeightsRepository,
+)
+
+counts = st.integers(0, 2**40)
+usages = st.builds(
+    TokenUsage, **dict.fromkeys(["input", "output", "replayed", "reasoning", "cached"], counts)
+)
+
+
+@given(usages, usages)
+def test_usage_adds_up(one, other):
+    """Every count by itself, and nothing plus something is that."""
+    both = one + other
+    for field in attrs.fields(TokenUsage):
+        assert getattr(both, field.name) == getattr(one, field.name) + getattr(other, field.name)
+    assert one + TokenUsage() == one
+
+
+@given(st.text(), st.integers(1, 10**6), st.floats(0, 100), st.floats(0, 100))
+def test_a_cost_is_estimated_from_what_a_request_may_take(prompt, most, dear, dearer):
+    """As much answer as it allows; a runner that names no price costs nothing."""
+    batch = ExecuteBatch("r", prompt, sampling=Sampling(max_tokens=most))
+    assert batch.estimated_tokens == batch.estimated_input + most
+    assert batch.estimated_input == max(1, len(prompt) // 4)
+    info = RunnerInfo(price=Price(input=dear, output=dearer))
+    assert info.estimated_cost(batch) == pytest.approx((batch.estimated_input * dear + most * dearer) / 1e6)
+    assert RunnerInfo().estimated_cost(batch) == 0
+
+
+@given(st.none() | st.floats(-1e6, 1e6), st.floats(-1e6, 1e6))
+def test_a_deadline_is_told_on_the_clock_of_who_is_told(deadline, ahead):
+    """The moment stays; without one the request stays as it is."""
+    batch = ExecuteBatch("r", "", deadline=deadline)
+    told = batch.on_clock(ahead)
+    assert told.deadline == (None if deadline is None else deadline + ahead)
+    assert attrs.evolve(told, deadline=deadline) == batch
+
+
+@pytest.mark.parametrize(
+    "source", [None, WeightsFile("w", sha256="0" * 64), WeightsRepository("a/b", revision="c")]
+)
+def test_a_weight_source_travels(source):
+    """D2: it may stand in a runner spec."""
+    assert unpack(pack(Holder(source))) == Holder(source)
+
+
+@attrs.frozen
+class Holder:
+    weights: object
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        lambda: WeightsFile(3),
+        lambda: WeightsFile("w", sha256="0x"),
+        lambda: WeightsRepository(None),
+        lambda: RateLimits(requests=0),
+        lambda: RateLimits(tokens=1.5),
+        lambda: Price(input=-1),
+        lambda: RunnerInfo(transport="pigeon"),
+        lambda: RunnerInfo(limits=3),
+        lambda: ExecuteBatch("r", "", deadline="soon"),
+    ],
+)
+def test_nonsense_is_refused(wrong):
+    """A constructor refuses what cannot be meant."""
+    with pytest.raises((TypeError, ValueError)):
+        wrong()
+
+
+FAMILY = sorted(
+    (cls for cls in vars(errors).values() if isinstance(cls, type) and issubclass(cls, InferenceError)),
+    key=lambda cls: cls.__name__,
+)
+
+
+@pytest.mark.parametrize("cls", FAMILY, ids=lambda cls: cls.__name__)
+def test_every_error_is_of_the_family_and_explains_itself(cls):
+    """One base class catches them all; each says what it is, and whether to try again."""
+    assert cls.__doc__
+    assert isinstance(cls.is_retryable, bool)
+    assert cls.code is None
+    assert cls.tag is None or cls.tag.partition(".")[0] in {"device", "request", "net"}
+
+
+def test_what_is_worth_another_try():
+    """The same request may succeed: the server, the network or the device was at fault, not what was asked."""
+    asked_wrongly = {"BadRequest", "ContextLengthExceeded", "ContentFiltered", "Unauthorized", "Forbidden"}
+    for cls in FAMILY:
+        if cls.tag is not None and not issubclass(cls, errors.Unrecoverable):
+            assert cls.is_retryable is (cls.__name__ not in asked_wrongly), cls
