@@ -15,7 +15,7 @@ from attrs import define, field
 from runners.errors import ProtocolError
 from runners.hosts import wire
 from runners.hosts.output import Output
-from runners.hosts.processes import Ends, Spawned, connected, fate, outlived
+from runners.hosts.processes import Ends, Spawned, connected, fate, is_readable, outlived
 
 _DATAGRAM = 65_536
 _ANSWER = 5.0
@@ -125,6 +125,11 @@ class ForkServer:
         except OSError as error:  # full: it has stopped; broken: it is dead
             self.kill(f"{self._name} takes no orders: {error}")
 
+    @property
+    def dead(self) -> bool:
+        """Whether it is, or will be at once."""
+        return self.gone is not None or is_readable(self._process.pidfd)
+
     def kill(self, why: str) -> None:
         """It is of no more use, and its processes end with it. Never blocks."""
         if self.gone is None:
@@ -206,6 +211,11 @@ class Forked:
         self._server = server
         self._fate: str | None = None
         self._told = trio.Event()
+
+    @property
+    def doomed(self) -> bool:
+        """See `Process.doomed`: it depends on its server."""
+        return self._server.dead
 
     def kill(self) -> None:
         """See `Process.kill`: the server kills what it leaves behind, before it reaps it."""

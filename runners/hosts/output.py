@@ -23,7 +23,7 @@ LINES_PER_SECOND = 500
 
 _READ = 4096  # so that a turn of the loop stays short, even where every second byte ends a line
 _LAST_READS = 64
-_LAST_LINES = 20
+_LAST_LINES = 40
 
 
 class Lines:
@@ -85,15 +85,24 @@ class _Stream:
         self.last: deque[str] = deque(maxlen=_LAST_LINES)
 
     def read(self) -> bool:
-        """Log what has come; False once no more will come.
+        """Log what has come; False once no more will come, or it is closed.
 
         Raises:
             BlockingIOError: nothing has.
         """
+        if self.descriptor < 0:  # between a wake-up of the pump and its turn
+            return False
         data = os.read(self.descriptor, _READ)
         for line in self._lines.feed(data) if data else self._lines.end():
             self._take(line)
         return bool(data)
+
+    def close(self) -> None:
+        """Give back the descriptor, once."""
+        if self.descriptor >= 0:
+            trio.lowlevel.notify_closing(self.descriptor)
+            os.close(self.descriptor)
+            self.descriptor = -1
 
     async def finish(self) -> None:
         """Log what is left. A process that it has started may hold the pipe open, and write on."""
@@ -171,9 +180,7 @@ class Output:
         """Give back the descriptors."""
         self._close_theirs()
         for stream in self._streams:
-            trio.lowlevel.notify_closing(stream.descriptor)
-            os.close(stream.descriptor)
-        self._streams.clear()
+            stream.close()
 
     def _close_theirs(self) -> None:
         for stream in self._streams:

@@ -100,8 +100,8 @@ class Peer:
 
     @property
     def waits(self) -> bool:
-        """Whether it is alive and has said nothing: what a standby does."""
-        return not self.dead and self._open and self.read() is None
+        """Whether it is alive, will be, and has said nothing: what a standby does."""
+        return not self.dead and not self._process.doomed and self._open and self.read() is None
 
     async def drained(self) -> None:
         """Until the process is dead; what it says until then is nobody's business, but must not hold it up."""

@@ -34,6 +34,11 @@ class Process(Protocol):
         """Readable once it is dead: all that it held is released by then. Whoever has the process closes it."""
         ...
 
+    @property
+    def doomed(self) -> bool:
+        """Whether that on which its life depends has ended: it is dead, or is about to be."""
+        ...
+
     def kill(self) -> None:
         """SIGKILL, and for what it started too, at the latest when it is reaped. Never blocks."""
         ...
@@ -93,6 +98,11 @@ class Spawned:
             self._process.kill()
             self._process.wait()
             raise
+
+    @property
+    def doomed(self) -> bool:
+        """See `Process.doomed`: it depends on us."""
+        return False
 
     def kill(self) -> None:
         """See `Process.kill`. Not after `reap`."""

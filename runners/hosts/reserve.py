@@ -209,7 +209,7 @@ class Reserve:
             NoServer: it is not to be.
         """
         async with self._starting:
-            if self._server is None or self._server.gone is not None:
+            if self._server is None or self._server.dead:
                 self._server = self._new_server()
             try:
                 await self._server.ready(self._plan.preload_timeout)
