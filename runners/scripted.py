@@ -23,6 +23,8 @@ from runners.types import (
     ExecuteBatch,
     FinishReason,
     ModelRunner,
+    PreloadingSpec,
+    PreparingSpec,
     RunnerInfo,
     RunnerSpec,
     RunnerStart,
@@ -110,6 +112,17 @@ class Faulty:
     def build(self, start: RunnerStart) -> ModelRunner:
         """Load the inner runner."""
         return _harm(lambda: self.inner.build(start), self.faults, start)
+
+    def preload(self) -> None:
+        """As the inner spec does; there is no harm in it."""
+        if isinstance(self.inner, PreloadingSpec):
+            self.inner.preload()
+
+    def prepare(self, device: str) -> Faulty:
+        """Likewise; the faults strike at the start."""
+        return (
+            evolve(self, inner=self.inner.prepare(device)) if isinstance(self.inner, PreparingSpec) else self
+        )
 
 
 def token(seed: int | None, position: int, prompt: str) -> int:

@@ -296,3 +296,28 @@ class RunnerSpec(Protocol):
     def build(self, start: RunnerStart) -> ModelRunner:
         """Load the runner: once per incarnation, in the host's process."""
         ...
+
+
+@runtime_checkable
+class PreloadingSpec(RunnerSpec, Protocol):
+    """A runner spec that says what every context process may inherit from one that forks it."""
+
+    def preload(self) -> None:
+        """Do once what each `build` would do again: import, construct, run once. In a process that only ever forks.
+
+        It must leave one thread, and must not touch the device: neither survives a fork. What it raises is logged, and
+        contexts are then started cold.
+        """
+        ...
+
+
+@runtime_checkable
+class PreparingSpec(RunnerSpec, Protocol):
+    """A runner spec, part of whose `build` can be done before the device is free."""
+
+    def prepare(self, device: str) -> RunnerSpec:
+        """Do as much of `build` as holds nothing of this device: the standby's work.
+
+        Gives what does the rest: its `build` is called in the same process once the context before has ended.
+        """
+        ...

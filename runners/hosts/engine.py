@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 import sys
 from collections.abc import Callable, Iterator
+from typing import TypeVar
 
 from attrs import frozen
 
@@ -16,6 +17,7 @@ from runners.types import (
     ContinuingRunner,
     ExecuteBatch,
     ModelRunner,
+    PreparingSpec,
     RunnerSpec,
     RunnerStart,
     SessionRebuildCause,
@@ -23,6 +25,7 @@ from runners.types import (
 )
 
 _READ = 65_536
+Frame = TypeVar("Frame")
 
 
 def serve(connection: socket.socket) -> int:
@@ -94,14 +97,13 @@ class _ContextFailed(Exception):
 
 
 def _load(link: Link) -> ModelRunner:
-    """Make the runner that the first frame names, and say so."""
-    hello = next(link.frames(wait=True))
-    if not isinstance(hello, wire.Hello):
-        raise TypeError(f"the first frame must be a hello, got {type(hello).__name__}")
+    """Make the runner that the first two frames name, and say so."""
+    hello = _expect(wire.Hello, link)
     sys.path[:] = hello.path
     try:
-        spec: RunnerSpec = unpack(hello.runner)
-        start = RunnerStart(incarnation=hello.incarnation, device=hello.device, cause=hello.cause)
+        spec = _prepared(unpack(hello.runner), hello)
+        told = _expect(wire.Start, link)
+        start = RunnerStart(incarnation=told.incarnation, device=hello.device, cause=told.cause)
         runner = sync_runner(spec.build(start))
         link.send(wire.ready(runner.info))
     except EOFError:
@@ -109,6 +111,21 @@ def _load(link: Link) -> ModelRunner:
     except Exception as error:
         raise _ContextFailed(_load_error(error)) from error
     return runner
+
+
+def _prepared(spec: RunnerSpec, hello: wire.Hello) -> RunnerSpec:
+    """The spec, with as much done ahead as it allows, where there is time for it."""
+    if hello.ahead and isinstance(spec, PreparingSpec):
+        return spec.prepare(hello.device)
+    return spec
+
+
+def _expect(kind: type[Frame], link: Link) -> Frame:
+    """The next frame, which is of this kind."""
+    frame = next(link.frames(wait=True))
+    if not isinstance(frame, kind):
+        raise TypeError(f"a {kind.__name__} frame must come next, got {type(frame).__name__}")
+    return frame
 
 
 def _load_error(error: Exception) -> Exception:

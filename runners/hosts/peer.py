@@ -1,4 +1,4 @@
-"""The parent's end of a context process: its socket, its pidfd, its death. No task of its own, no thread.
+"""The parent's end of a context process: its socket, its output, its death. No task of its own, no thread.
 
 Socket and pidfd stand in one epoll set, so that whoever waits, waits for both, and for room in a full socket too.
 """
@@ -7,27 +7,24 @@ from __future__ import annotations
 
 import os
 import select
-import signal
 import socket
-import subprocess
-import sys
 from collections import deque
-from contextlib import ExitStack, suppress
-from pathlib import Path
 
 import trio
 
-_HOUSE = str(Path(__file__).absolute().parents[2])
+from runners.hosts.output import Output
+from runners.hosts.processes import Process, is_readable, outlived
+
 _READ = 65_536
 
 
 class Peer:
-    """A running context process. Made by `start`; `close` it when it is `reap`ed."""
+    """A running context process. `bury` it at the end."""
 
-    def __init__(self, process: subprocess.Popen[bytes], pidfd: int, connection: socket.socket) -> None:
-        self.pid = process.pid
+    def __init__(self, process: Process, connection: socket.socket, output: Output) -> None:
+        self.pid = output.pid = process.pid
+        self.output = output
         self._process = process
-        self._pidfd = pidfd
         self._socket = connection
         self._open = True  # the other end is, as far as we have read
         self._unsent: deque[tuple[memoryview, int | None]] = deque()
@@ -35,30 +32,7 @@ class Peer:
         self._awaits_room = False
         self._epoll = select.epoll()
         self._epoll.register(connection, select.EPOLLIN)
-        self._epoll.register(pidfd, select.EPOLLIN)
-
-    @classmethod
-    def start(cls) -> Peer:
-        """Start the process. Blocks for the milliseconds that fork and exec take.
-
-        In the calling thread, which is the loop's, because the kernel kills the child when the *thread* that forked
-        it ends: one of Trio's worker threads would do so after ten idle seconds.
-
-        Raises:
-            OSError: no process or descriptor is to be had.
-        """
-        with ExitStack() as undo:
-            ours, theirs = socket.socketpair()
-            undo.callback(ours.close)
-            with theirs:
-                process = _spawn(theirs.fileno())
-            undo.callback(_abandon, process)
-            ours.setblocking(False)
-            pidfd = os.pidfd_open(process.pid)
-            undo.callback(os.close, pidfd)
-            peer = cls(process, pidfd, ours)
-            undo.pop_all()
-            return peer
+        self._epoll.register(process.pidfd, select.EPOLLIN)
 
     def send(self, data: bytes, mark: int | None = None) -> None:
         """Say this, or as much as there is room for; the rest goes out while somebody waits. Never blocks."""
@@ -122,14 +96,12 @@ class Peer:
     @property
     def dead(self) -> bool:
         """Whether the process is; all it held is released by then."""
-        try:
-            return os.waitid(os.P_PIDFD, self._pidfd, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
-        except ChildProcessError:  # somebody else reaped it
-            return True
+        return is_readable(self._process.pidfd)
 
-    async def died(self) -> None:
-        """Until the process is dead."""
-        await trio.lowlevel.wait_readable(self._pidfd)
+    @property
+    def waits(self) -> bool:
+        """Whether it is alive, will be, and has said nothing: what a standby does."""
+        return not self.dead and not self._process.doomed and self._open and self.read() is None
 
     async def drained(self) -> None:
         """Until the process is dead; what it says until then is nobody's business, but must not hold it up."""
@@ -137,52 +109,32 @@ class Peer:
             self.read()
             await self.wait()
 
-    def fate(self) -> str:
-        """How it ended, to be put behind its name."""
-        try:
-            end = os.waitid(os.P_PIDFD, self._pidfd, os.WEXITED | os.WNOHANG | os.WNOWAIT)
-        except ChildProcessError:
-            return "ended, and somebody else took its exit status"
-        if end is None:
-            return "closed its connection"
-        if end.si_code == os.CLD_EXITED:
-            return f"exited with status {end.si_status}"
-        return f"was killed by {_signal_name(end.si_status)}"
+    async def told(self, seconds: float) -> str:
+        """How it ended, to be put behind its name; it has so long to be dead."""
+        if not await outlived(self._process, seconds):
+            await self._process.told()
+            await self.output.drain()
+        return self._process.fate()
 
     def kill(self) -> None:
-        """SIGKILL, and for what it started too. Not after `reap`: the number could be another's by then."""
-        with suppress(ProcessLookupError):
-            os.killpg(self.pid, signal.SIGKILL)
+        """SIGKILL, and for what it started too. Never blocks."""
+        self._process.kill()
 
-    def reap(self) -> None:
-        """Take its exit status; it is dead."""
-        self._process.wait()
+    async def bury(self, seconds: float) -> bool:
+        """Have it dead and reaped, and give back the descriptors. Whether it has outlived SIGKILL by so many seconds."""
+        try:
+            self.kill()  # and what it may have left behind
+            if await outlived(self._process, seconds):
+                return True
+            await self.output.drain()
+            await self._process.reap()
+            return False
+        finally:
+            self._close()
 
-    def close(self) -> None:
-        """Give back the descriptors."""
+    def _close(self) -> None:
         trio.lowlevel.notify_closing(self._epoll)
         self._epoll.close()
         self._socket.close()
-        os.close(self._pidfd)
-
-
-def _spawn(connection: int) -> subprocess.Popen[bytes]:
-    """Our child module, in a session of its own: Ctrl-C is the parent's, and one signal reaches all it starts."""
-    path = os.environ.get("PYTHONPATH")
-    return subprocess.Popen(  # noqa: S603 - our own interpreter and module
-        [sys.executable, "-P", "-m", "runners.hosts.child", str(connection), str(os.getpid())],
-        stdin=subprocess.DEVNULL,
-        stdout=2,  # the parent's standard output may be somebody's protocol
-        pass_fds=[connection],
-        start_new_session=True,
-        env={**os.environ, "PYTHONPATH": f"{_HOUSE}{os.pathsep}{path}" if path else _HOUSE},
-    )
-
-
-def _abandon(process: subprocess.Popen[bytes]) -> None:
-    process.kill()
-    process.wait()
-
-
-def _signal_name(number: int) -> str:
-    return next((known.name for known in signal.Signals if known == number), f"signal {number}")
+        self.output.close()
+        os.close(self._process.pidfd)

@@ -12,10 +12,11 @@ from collections import deque
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
+from typing import Literal, TypeAlias, get_args
 
 import trio
 from attrs import define, field, frozen
-from attrs.validators import gt, instance_of, optional
+from attrs.validators import ge, gt, in_, instance_of, optional
 
 from runners.errors import (
     BadRequest,
@@ -29,8 +30,11 @@ from runners.errors import (
 )
 from runners.hosts import RequestFailed, Session, wire
 from runners.hosts.peer import Peer
+from runners.hosts.reserve import Plan, Reserve, reserved
 from runners.hosts.spec import check_runner, pack
 from runners.types import ExecuteBatch, RunnerInfo, RunnerSpec, SessionRebuildCause, TokenChunk
+
+StartMethod: TypeAlias = Literal["forkserver", "spawn"]
 
 _LAST_WORDS = 0.25
 """Seconds between a closed connection and the death that it announces: a large process takes its time to vanish."""
@@ -39,26 +43,40 @@ _MEDIAN_OF = 64
 _NEXT_FLOOR, _NEXT_FACTOR = 10.0, 20
 
 
+def _start_method(wanted: StartMethod | None) -> StartMethod:
+    return wanted or ("forkserver" if sys.platform == "linux" else "spawn")
+
+
 @frozen(kw_only=True)
 class ProcessHost:
-    """A process per incarnation, started cold. All times are seconds; past one of the first three it is killed (D9).
+    """A process per incarnation. All times are seconds; past one of the first three it is killed (D9).
 
     Args:
         device: as torch names it; handed to the runner.
-        load_timeout: from the start of the process until the runner is loaded; a rebuild has as long.
+        start: `forkserver`: from a process that has everything imported; the first start takes as long as a cold one,
+            the next ones milliseconds. `spawn`: cold. None is the first of them that there is.
+        standby: how many processes stand ready beside the one that serves, with as much done as the runner spec allows
+            without the device (`PreparingSpec`).
+        load_timeout: from the start of the process until the runner is loaded; a rebuild has as long, and so has a fork
+            server's preload.
         first_chunk_timeout: without progress while a stream waits for its first chunk.
         next_chunk_timeout: without progress while all open streams have begun; None is 20 times the median step, at
             least 10.
         close_timeout: to close the runner when all is well; then the process is killed.
         kill_timeout: from SIGKILL to the end; a process that outlives it has its device `Unrecoverable`.
+        linger: how long fork server and standby outlive the last context, at most until the end of the Trio run. Should
+            be longer than any backoff.
     """
 
     device: str = field(default="cpu", kw_only=False, validator=instance_of(str))
+    start: StartMethod = field(default=None, converter=_start_method, validator=in_(get_args(StartMethod)))
+    standby: int = field(default=0, validator=[instance_of(int), ge(0)])
     load_timeout: float = field(default=300.0, validator=gt(0))
     first_chunk_timeout: float = field(default=60.0, validator=gt(0))
     next_chunk_timeout: float | None = field(default=None, validator=optional(gt(0)))
     close_timeout: float = field(default=5.0, validator=gt(0))
     kill_timeout: float = field(default=10.0, validator=gt(0))
+    linger: float = field(default=30.0, validator=ge(0))
 
     def open(
         self, runner: RunnerSpec, *, incarnation: int = 1, cause: str | None = None
@@ -69,19 +87,35 @@ class ProcessHost:
             TypeError: see `check_runner`; so for ValueError.
         """
         check_runner(runner)
-        hello = wire.Hello(_import_path(), pack(runner), incarnation, self.device, cause)
-        return self._open(wire.encode(hello), incarnation)
+        return self._open(self._plan(runner), wire.Start(incarnation, cause))
+
+    def _plan(self, runner: RunnerSpec) -> Plan:
+        """What a reserve for this runner is to do."""
+        return Plan(
+            name=type(runner).__name__,
+            path=_import_path(),
+            runner=pack(runner),
+            device=self.device,
+            forks=self.start == "forkserver",
+            standby=self.standby,
+            preload_timeout=self.load_timeout,
+            kill_timeout=self.kill_timeout,
+            linger=self.linger,
+        )
 
     @asynccontextmanager
-    async def _open(self, hello: bytes, incarnation: int) -> AsyncGenerator[Session, None]:
+    async def _open(self, plan: Plan, start: wire.Start) -> AsyncGenerator[Session, None]:
         """One life of the process."""
-        session = ProcessSession(self, _start(), incarnation)
-        try:
-            await session.load(hello)
-            yield session
-        finally:
-            with trio.CancelScope(shield=True):
-                await session.end()
+        async with reserved(plan) as reserve:
+            peer = await _taken(reserve, start.incarnation)
+            session = ProcessSession(self, peer, start.incarnation)
+            try:
+                await session.load(start)
+                reserve.replenish()
+                yield session
+            finally:
+                with trio.CancelScope(shield=True):
+                    await session.end()
 
 
 @define
@@ -127,9 +161,9 @@ class ProcessSession:
         assert self._info is not None, "a session is handed out loaded"
         return self._info
 
-    async def load(self, hello: bytes) -> None:
-        """Have the runner loaded."""
-        self._peer.send(hello)
+    async def load(self, start: wire.Start) -> None:
+        """Have the runner loaded; the process knows which."""
+        self._peer.send(wire.encode(start))
         frame = await self._frame()
         match frame:
             case wire.Ready():
@@ -197,28 +231,18 @@ class ProcessSession:
         """
         self._ended = True
         self._answer_rebuild()
-        try:
-            if self._info and not self._failure:
-                await self._ask_to_end()
-            self._peer.kill()  # and what it may have left behind
-            with trio.move_on_after(self._host.kill_timeout):
-                await self._peer.died()
-            self._reap()
-        finally:
-            self._peer.close()
+        if self._info and not self._failure:
+            await self._ask_to_end()
+        if await self._peer.bury(self._host.kill_timeout):
+            raise Unrecoverable(
+                f"the context process {self.pid} has outlived SIGKILL by {self._host.kill_timeout:g} s: "
+                f"it may still hold {self._host.device}"
+            )
 
     async def _ask_to_end(self) -> None:
         self._peer.send(wire.encode(wire.Shutdown()))
         with trio.move_on_after(self._host.close_timeout):
             await self._peer.drained()
-
-    def _reap(self) -> None:
-        if not self._peer.dead:
-            raise Unrecoverable(
-                f"the context process {self.pid} has outlived SIGKILL by {self._host.kill_timeout:g} s: "
-                f"it may still hold {self._host.device}"
-            )
-        self._peer.reap()
 
     async def _frame(self) -> wire.FromChild:
         """The next frame, or the failure of the context. What it had sent before it died comes first."""
@@ -270,9 +294,10 @@ class ProcessSession:
         return max(_NEXT_FLOOR, _NEXT_FACTOR * statistics.median(self._steps)) if self._steps else _NEXT_FLOOR
 
     async def _death(self) -> ContextDied:
-        with trio.move_on_after(_LAST_WORDS):
-            await self._peer.died()
-        return ContextDied(f"the context process {self.pid} {self._peer.fate()}")
+        error = ContextDied(f"the context process {self.pid} {await self._peer.told(_LAST_WORDS)}")
+        if words := self._peer.output.last_words():
+            error.add_note(f"the context process wrote last:\n{words}")
+        return error
 
     def _fail(self, error: DeviceError) -> DeviceError:
         """The context is over; the first failure stands."""
@@ -350,11 +375,14 @@ class ProcessSession:
             raise type(self._failure)(*self._failure.args) from self._failure
 
 
-def _start() -> Peer:
+async def _taken(reserve: Reserve, incarnation: int) -> Peer:
+    """A process that waits for its start; what it writes is logged under the name of our task, which is a leaf's path."""
     try:
-        return Peer.start()
+        peer = await reserve.take()
     except OSError as error:
         raise LoadFailed(f"the context process could not be started: {error}") from error
+    peer.output.who = f"{trio.lowlevel.current_task().name}[{incarnation}]"
+    return peer
 
 
 def _import_path() -> list[str]:

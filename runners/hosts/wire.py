@@ -1,8 +1,11 @@
 """What both ends of a process say to each other: typed frames behind a length. Pure: no socket, no Trio.
 
 A frame is four bytes of length, big endian, then one msgpack array that a closed set of structs describes. The parent
-sends `Hello`, `Begin`, `Drop`, `Rebuild`, `Shutdown`; the child `Ready`, `Step`, `Rebuilt`, `Broken`. What the child
-says is only ever data: nothing in it names code, and an error that is not in the tables here becomes one that is.
+sends `Hello`, `Start`, `Begin`, `Drop`, `Rebuild`, `Shutdown`; the child `Ready`, `Step`, `Rebuilt`, `Broken`. What the
+child says is only ever data: nothing in it names code, and an error that is not in the tables here becomes one that is.
+
+With a fork server each datagram is one such array, without a length: `Preload` and `Fork` to it, `Preloaded`,
+`NotPreloaded`, `Forked` and `Exited` from it.
 """
 
 from __future__ import annotations
@@ -33,12 +36,21 @@ class _Frame(
 
 
 class Hello(_Frame, frozen=True):
-    """The first word: what to load, and where to import it from."""
+    """The first word: what to load, and where to import it from.
+
+    `ahead`: the start may be long in coming, so what holds no device may be done before it.
+    """
 
     path: list[str]
     runner: Any
-    incarnation: int
     device: str
+    ahead: bool
+
+
+class Start(_Frame, frozen=True):
+    """The second: load it now, as this incarnation."""
+
+    incarnation: int
     cause: str | None
 
 
@@ -155,8 +167,48 @@ class Broken(_Frame, frozen=True):
     request_ids: tuple[str, ...]
 
 
-FromParent: TypeAlias = Hello | Begin | Drop | Rebuild | Shutdown
+class Preload(_Frame, frozen=True):
+    """To a fork server: what its children will load."""
+
+    path: list[str]
+    runner: Any
+
+
+class Preloaded(_Frame, frozen=True):
+    """It is ready to fork."""
+
+
+class NotPreloaded(_Frame, frozen=True):
+    """It is not, and ends."""
+
+    reason: str
+
+
+class Fork(_Frame, frozen=True):
+    """Make a context process; with it come its connection, its standard output and its standard error."""
+
+    number: Count
+
+
+class Forked(_Frame, frozen=True):
+    """The answer; with it comes the pidfd."""
+
+    number: Count
+    pid: Count
+
+
+class Exited(_Frame, frozen=True):
+    """A child has ended and is reaped: `status` is its exit status, or the signal that killed it."""
+
+    number: Count
+    killed: bool
+    status: Count
+
+
+FromParent: TypeAlias = Hello | Start | Begin | Drop | Rebuild | Shutdown
 FromChild: TypeAlias = Ready | Step | Rebuilt | Broken
+ToServer: TypeAlias = Preload | Fork
+FromServer: TypeAlias = Preloaded | NotPreloaded | Forked | Exited
 Frame = TypeVar("Frame")
 
 
@@ -189,6 +241,8 @@ def ready(info: RunnerInfo) -> Ready:
 
 
 _encoder = msgspec.msgpack.Encoder()
+_from_server: msgspec.msgpack.Decoder[FromServer] = msgspec.msgpack.Decoder(FromServer)
+_to_server: msgspec.msgpack.Decoder[ToServer] = msgspec.msgpack.Decoder(ToServer)
 
 
 def encode(frame: FromParent | FromChild) -> bytes:
@@ -256,6 +310,28 @@ def from_parent() -> Parser[FromParent]:
 def from_child() -> Parser[FromChild]:
     """A parser for the parent's end."""
     return Parser(msgspec.msgpack.Decoder(FromChild))
+
+
+def datagram(frame: ToServer | FromServer) -> bytes:
+    """The frame's bytes for a socket that keeps datagrams apart."""
+    return _encoder.encode(frame)
+
+
+def from_server(data: bytes) -> FromServer:
+    """What a fork server says.
+
+    Raises:
+        ProtocolError: it is no frame.
+    """
+    try:
+        return _from_server.decode(data)
+    except ValueError as error:
+        raise ProtocolError(f"not a frame: {error}") from error
+
+
+def to_server(data: bytes) -> ToServer:
+    """What the fork server's parent says."""
+    return _to_server.decode(data)
 
 
 _REQUEST_ERRORS: dict[str, type[InferenceError]] = {

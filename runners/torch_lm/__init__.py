@@ -6,12 +6,13 @@ documentation. One token is one character; characters it does not know become U+
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from attrs import field, frozen
 from attrs.validators import ge, instance_of, matches_re, optional
 
-from runners.types import ContinuingRunner, RunnerStart
+from runners.types import ContinuingRunner, RunnerSpec, RunnerStart
 
 __all__ = ["TorchLM"]
 
@@ -48,3 +49,38 @@ class TorchLM:
 
         path, sha256 = (PACKAGED, PACKAGED_SHA256) if self.weights is None else (Path(self.weights), None)
         return TorchRunner(path, self.sha256 or sha256, streams=self.streams, device=start.device)
+
+    def preload(self) -> None:
+        """Import torch and run the model once on the CPU, in one thread: what others have started does not survive a fork.
+
+        The pages of the weights file stay in memory, and of what torch does at its first pass, the children do nothing.
+        """
+        os.environ.setdefault(
+            "OPENBLAS_NUM_THREADS", "1"
+        )  # numpy's library would start its threads when imported
+        os.environ.setdefault(
+            "PYTORCH_NVML_BASED_CUDA_CHECK", "1"
+        )  # or is_available() would initialise the driver
+        import torch  # noqa: PLC0415  as above
+
+        torch.set_num_threads(1)  # before the first thing that would be shared out among threads
+        self.build(RunnerStart(incarnation=1)).close()
+
+    def prepare(self, device: str) -> RunnerSpec:
+        """On the CPU, all of `build`. Elsewhere the imports, and the weights in the page cache."""
+        runner = self.build(RunnerStart(incarnation=1))
+        if device == "cpu":
+            return _Built(runner)
+        runner.close()
+        return self
+
+
+class _Built:
+    """A spec whose work is done."""
+
+    def __init__(self, runner: ContinuingRunner) -> None:
+        self._runner = runner
+
+    def build(self, start: RunnerStart) -> ContinuingRunner:  # noqa: ARG002  it is the same for every start
+        """Give it."""
+        return self._runner

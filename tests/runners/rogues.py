@@ -1,10 +1,14 @@
 """Runners that break the rules of the house, importable by a context process."""
 
+import ctypes
 import json
 import os
+import signal
 import subprocess
 import sys
+import threading
 import time
+import types
 from pathlib import Path
 
 import attrs
@@ -14,8 +18,9 @@ from runners.types import FinishReason, RunnerInfo, TokenChunk
 
 
 def connection():
-    """The descriptor on which the context process talks to its parent."""
-    return int(sys.argv[1])
+    """The descriptor on which the context process talks to its parent: the only socket it has."""
+    (found,) = [int(entry.name) for entry in Path("/proc/self/fd").iterdir() if entry.is_socket()]
+    return found
 
 
 @attrs.frozen
@@ -220,3 +225,112 @@ class _Miscounts(Base):
                 yield attrs.evolve(first, index=1, token_ids=())
             case "too many":
                 yield attrs.evolve(first, index=1, token_ids=(1,) * batch.sampling.max_tokens)
+
+
+@attrs.frozen
+class Preloads:
+    """Tells in a file where it was preloaded, prepared and built, and misbehaves while preloading or preparing."""
+
+    folder: str
+    preloading: str = ""
+    preparing: str = ""
+
+    def preload(self):
+        self._tell("preload")
+        _PRELOADING[self.preloading]()
+
+    def prepare(self, device):
+        self._tell("prepare")
+        _PRELOADING[self.preparing]()
+        return self
+
+    def build(self, start):
+        self._tell("build")
+        return Base(self)
+
+    def _tell(self, what):
+        with Path(self.folder, "told").open("a") as file:
+            file.write(f"{what} {os.getpid()}\n")
+
+    def told(self):
+        """Pairs of what and where."""
+        path = Path(self.folder, "told")
+        lines = path.read_text().splitlines() if path.exists() else []
+        return [(what, int(pid)) for what, pid in (line.split() for line in lines)]
+
+
+def _fail():
+    raise ValueError("nothing to preload")
+
+
+def _leave_a_thread():
+    threading.Thread(target=time.sleep, args=(3600,), daemon=True).start()
+
+
+def _touch_cuda():
+    cuda = types.SimpleNamespace(is_initialized=lambda: True)
+    sys.modules["torch"] = types.SimpleNamespace(cuda=cuda)
+
+
+def _forbid_forks():
+    def fork():
+        raise BlockingIOError("no more processes")
+
+    os.fork = fork
+
+
+_PRELOADING = {
+    "": lambda: None,
+    "fails": _fail,
+    "leaves a thread": _leave_a_thread,
+    "touches CUDA": _touch_cuda,
+    "dies": lambda: os.kill(os.getpid(), signal.SIGKILL),
+    "hangs": lambda: time.sleep(3600),
+    "forbids forks": _forbid_forks,
+    "babbles": lambda: os.write(connection(), b"junk"),
+}
+
+
+@attrs.frozen
+class Writes:
+    """Writes to its standard output and error in mid-stream, by whatever means."""
+
+    how: str
+
+    def build(self, start):
+        return _Writes(self)
+
+
+class _Writes(Base):
+    def meanwhile(self, batch):
+        match self.spec.how:
+            case "both":
+                print("to output")
+                print("to error", file=sys.stderr)
+            case "last words":
+                sys.stdout.write("no end of line")
+                sys.stderr.write("neither here")
+                os.kill(os.getpid(), signal.SIGKILL)
+            case "flood":
+                for i in range(100_000):
+                    print(i)
+            case "long":
+                print("x" * 10_000)
+            case "C":
+                libc = ctypes.CDLL(None)
+                libc.puts(b"from C")
+            case "lets another write on":
+                subprocess.Popen(["yes"], start_new_session=True)
+            case "segfault":
+                ctypes.string_at(0)
+
+
+@attrs.frozen
+class Starts:
+    """Starts a process of its own and tells its pid in a file."""
+
+    folder: str
+
+    def build(self, start):
+        Path(self.folder, "sleeper").write_text(str(subprocess.Popen(["sleep", "3600"]).pid))
+        return Base(self)

@@ -1,18 +1,28 @@
 """A runner in a process of its own. Real processes, real time; every wait is for a condition."""
 
-import gc
 import os
-import select
 import signal
 import subprocess
 import sys
 import time
-from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
 import trio
 import trio.testing
+from contexts import (
+    BATCH,
+    FOREVER,
+    HOST,
+    PATIENCE,
+    ids,
+    is_readable,
+    nothing_left,  # noqa: F401 - a fixture
+    opened,
+    rest,
+    until_failure,
+    whole,
+)
 from rogues import ClosesAndLives, Nested, Raises, Remembers, Says, Yields, factory
 
 from runners.errors import (
@@ -34,85 +44,6 @@ from runners.scripted import Fault, Faulty, Scripted, expected
 from runners.types import ExecuteBatch, FinishReason, Sampling, SessionRebuildCause, TokenChunk
 
 pytestmark = pytest.mark.filterwarnings("error")
-
-HOST = ProcessHost(load_timeout=20, first_chunk_timeout=20, next_chunk_timeout=20)
-PATIENCE = 10.0
-BATCH = ExecuteBatch("r", "hello", sampling=Sampling(seed=1))
-FOREVER = 10_000
-
-
-@asynccontextmanager
-async def opened(runner, host=HOST, **start):
-    """A session, and afterwards the proof that nothing is left of it."""
-    with trio.fail_after(4 * PATIENCE):
-        async with host.open(runner, **start) as session:
-            pidfd = os.pidfd_open(session.pid)
-            try:
-                yield session
-            except BaseException:
-                os.close(pidfd)
-                raise
-        assert is_readable(pidfd)
-        os.close(pidfd)
-
-
-def is_readable(fd, timeout=0.0):
-    poll = select.poll()
-    poll.register(fd, select.POLLIN)
-    return bool(poll.poll(timeout * 1000))
-
-
-def children():
-    """The pids of our children, zombies too."""
-    found = set()
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            fields = stat.read_text().rpartition(")")[2].split()
-        except OSError:
-            continue
-        if int(fields[1]) == os.getpid():
-            found.add(int(stat.parent.name))
-    return found
-
-
-def descriptors():
-    return sorted(entry.name for entry in Path("/proc/self/fd").iterdir())
-
-
-@pytest.fixture(autouse=True)
-def _nothing_left():
-    """D10: no test leaves a child, a zombie or a descriptor."""
-    before = children(), descriptors()
-    yield
-    gc.collect()
-    assert (children(), descriptors()) == before
-
-
-async def whole(session, batch=BATCH, accepted=()):
-    """All of one stream."""
-    session.begin(batch, accepted)
-    return await rest(session, batch.request_id)
-
-
-async def rest(session, request_id="r"):
-    items = []
-    while not items or (isinstance(items[-1], TokenChunk) and items[-1].finish_reason is None):
-        items += [item for item in await session.receive() if item.request_id == request_id]
-    return items
-
-
-def ids(items):
-    return tuple(token for item in items for token in item.token_ids)
-
-
-async def until_failure(session, kind):
-    """Receive until it raises; what came before."""
-    items = []
-    try:
-        while True:
-            items += await session.receive()
-    except kind as error:
-        return items, error
 
 
 @pytest.mark.trio
@@ -724,9 +655,7 @@ async def test_a_process_that_does_not_die_makes_its_device_unrecoverable(monkey
 
     with pytest.raises(Unrecoverable, match=r"has outlived SIGKILL by 0.2 s: it may still hold cuda:1"):
         await outlive()
-    process = peers[0]._process
-    process.kill()
-    process.wait()
+    os.kill(peers[0].pid, signal.SIGKILL)
 
 
 @pytest.mark.trio
@@ -808,7 +737,7 @@ def test_a_context_dies_with_its_parent(number, stopped):
 
 
 TALK = """
-import sys, trio
+import logging, sys, trio
 from runners.hosts.process import ProcessHost
 from rogues import Talks
 
@@ -816,12 +745,13 @@ async def main():
     async with ProcessHost().open(Talks(sys.argv[1])):
         print("the parent's protocol", flush=True)
 
+logging.basicConfig(level="INFO")
 trio.run(main)
 """
 
 
 def test_what_a_runner_prints_and_starts_is_kept_apart(tmp_path):
-    """D10: its prints go to standard error, what it starts ends with it, its environment is the parent's."""
+    """D10: its prints become log records, what it starts ends with it, its environment is the parent's."""
     path = os.pathsep.join(sys.path)
     done = subprocess.run(
         [sys.executable, "-c", TALK, tmp_path],

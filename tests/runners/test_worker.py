@@ -15,6 +15,7 @@ from pathlib import Path
 import attrs
 import pytest
 import trio
+from contexts import contexts, kill_contexts
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from rogues import Miscounts, Raises, Witness, factory
@@ -354,7 +355,7 @@ async def test_the_workers_address_is_its_contexts():
         state = await scene.worker.ready()
         assert isinstance(state, ContextState)
         assert (state.incarnation, state.info.runtime, state.info.streams) == (1, "scripted", 4)
-        assert state.pid in children()
+        assert state.pid in contexts()
         (caller,) = callers("a")
         await caller.run(scene.worker)
         caller.assert_whole()
@@ -812,7 +813,7 @@ def test_streams_equal_their_uncut_text_whenever_they_are_killed(count, moments,
                 state = scene.context
                 if left and heard > 3 * left[0] and state.state == "up":
                     left.pop(0)
-                    kill(*children())
+                    kill_contexts()
 
             them = callers(map(str, range(count)), on_chunk)
             await all_of(scene.worker, them)
@@ -1263,7 +1264,7 @@ async def test_many_streams_survive_a_few_kills(seed):
         if chunk.request_id in victims and chunk.index == 5:
             victims.discard(chunk.request_id)
             kills.append(chunk.incarnation)
-            kill(*children())
+            kill_contexts()
 
     async with serving(Scripted(20, delay=0.001)) as scene:
         them = callers(map(str, range(32)), strike)

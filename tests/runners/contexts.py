@@ -1,0 +1,130 @@
+"""What the tests of processes share: sessions that prove to leave nothing, and streams read to their end."""
+
+import gc
+import os
+import select
+import signal
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+
+import pytest
+import trio
+
+from runners.hosts.process import ProcessHost
+from runners.types import ExecuteBatch, Sampling, TokenChunk
+
+HOST = ProcessHost(load_timeout=20, first_chunk_timeout=20, next_chunk_timeout=20)
+PATIENCE = 10.0
+BATCH = ExecuteBatch("r", "hello", sampling=Sampling(seed=1))
+FOREVER = 10_000
+
+_MARK = "RUNNERS_TESTED_BY"
+os.environ[_MARK] = str(os.getpid())
+
+
+@asynccontextmanager
+async def opened(runner, host=HOST, **start):
+    """A session, and afterwards the proof that its process is gone."""
+    with trio.fail_after(4 * PATIENCE):
+        async with host.open(runner, **start) as session:
+            pidfd = os.pidfd_open(session.pid)
+            try:
+                yield session
+            except BaseException:
+                os.close(pidfd)
+                raise
+        assert is_readable(pidfd)
+        os.close(pidfd)
+
+
+def is_readable(fd, timeout=0.0):
+    poll = select.poll()
+    poll.register(fd, select.POLLIN)
+    return bool(poll.poll(timeout * 1000))
+
+
+def stat(pid):
+    """State and parent of a process."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return fields[0], int(fields[1])
+
+
+def processes():
+    """The pids of all that was started from here, however far down and whoever is its parent by now; our zombies too."""
+    mark = f"{_MARK}={os.getpid()}\0".encode()
+    found = set()
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            ours = stat(entry.name)[1] == os.getpid() or mark in (entry / "environ").read_bytes()
+        except OSError:
+            continue
+        if ours and int(entry.name) != os.getpid():
+            found.add(int(entry.name))
+    return found
+
+
+def descriptors():
+    return sorted(entry.name for entry in Path("/proc/self/fd").iterdir())
+
+
+@pytest.fixture(autouse=True)
+def nothing_left():
+    """D10: no test leaves a process, a zombie or a descriptor."""
+    before = processes(), descriptors()
+    yield
+    gc.collect()
+    assert (processes(), descriptors()) == before
+
+
+async def until(condition):
+    """Wait for something outside to become true."""
+    with trio.fail_after(PATIENCE):
+        while not condition():  # noqa: ASYNC110 - what is outside sets no event
+            await trio.sleep(0.005)
+
+
+async def whole(session, batch=BATCH, accepted=()):
+    """All of one stream."""
+    session.begin(batch, accepted)
+    return await rest(session, batch.request_id)
+
+
+async def rest(session, request_id="r"):
+    items = []
+    while not items or (isinstance(items[-1], TokenChunk) and items[-1].finish_reason is None):
+        items += [item for item in await session.receive() if item.request_id == request_id]
+    return items
+
+
+def ids(items):
+    return tuple(token for item in items for token in item.token_ids)
+
+
+async def until_failure(session, kind):
+    """Receive until it raises; what came before."""
+    items = []
+    try:
+        while True:
+            items += await session.receive()
+    except kind as error:
+        return items, error
+
+
+def contexts():
+    """The pids of our context processes: what a fork server has made, or was started cold."""
+    found = set()
+    for pid in processes():
+        with suppress(OSError):
+            if (
+                stat(pid)[1] != os.getpid()
+                or b"runners.hosts.child" in Path(f"/proc/{pid}/cmdline").read_bytes()
+            ):
+                found.add(pid)
+    return found
+
+
+def kill_contexts():
+    """SIGKILL for each of them; one may be dead already without anybody having looked."""
+    for pid in contexts():
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)

@@ -1,0 +1,383 @@
+"""Contexts that are forked from a preloaded server. Real processes, real deaths."""
+
+import math
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import trio
+import trio.testing
+from contexts import (
+    BATCH,
+    FOREVER,
+    HOST,
+    PATIENCE,
+    contexts,
+    ids,
+    is_readable,
+    nothing_left,  # noqa: F401 - a fixture
+    opened,
+    processes,
+    stat,
+    until,
+    until_failure,
+    whole,
+)
+from rogues import Preloads, Starts
+
+from runners.errors import ContextDied, LoadFailed
+from runners.hosts import forks
+from runners.hosts.process import ProcessHost
+from runners.scripted import Scripted, expected
+from runners.torch_lm import TorchLM
+
+pytestmark = pytest.mark.filterwarnings("error")
+
+COLD = ProcessHost(start="spawn", load_timeout=20)
+
+
+def servers():
+    return processes() - contexts()
+
+
+def parent(pid):
+    return stat(pid)[1]
+
+
+def links(pid):
+    """What its descriptors are."""
+    return sorted(str(entry.readlink()).partition(":")[0] for entry in Path(f"/proc/{pid}/fd").iterdir())
+
+
+def settled(pid):
+    """Whether it has come as far as to ignore SIGTERM, which is behind prctl."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    ignored = next(int(line.split()[1], 16) for line in status.splitlines() if line.startswith("SigIgn"))
+    return bool(ignored & 1 << (signal.SIGTERM - 1))
+
+
+def ends(pid):
+    """Whether it is dead; a zombie is, whoever should reap it."""
+    try:
+        return stat(pid)[0] in "ZX"
+    except FileNotFoundError:
+        return True
+
+
+@pytest.mark.trio
+async def test_contexts_are_forked_from_one_server_that_outlives_them():
+    """D10: parent, server, context: the second start needs no second server."""
+    async with opened(Scripted()) as one:
+        server = parent(one.pid)
+        assert servers() == {server}
+        assert parent(server) == os.getpid()
+    async with opened(Scripted(), incarnation=2) as two:
+        assert (two.pid != one.pid, parent(two.pid)) == (True, server)
+        assert ids(await whole(two)) == expected(BATCH)
+
+
+@pytest.mark.trio
+async def test_a_cold_start_has_no_server():
+    """`start="spawn"`: a child of ours, and everything else alike."""
+    async with opened(Scripted(FOREVER, delay=0.001), COLD) as session:
+        assert parent(session.pid) == os.getpid()
+        assert servers() == set()
+        session.begin(BATCH)
+        await session.receive()
+        os.kill(session.pid, signal.SIGSEGV)
+        _, error = await until_failure(session, ContextDied)
+        assert str(error) == f"the context process {session.pid} was killed by SIGSEGV"
+
+
+def test_linux_forks_unless_told_otherwise():
+    """The default is the best that there is."""
+    assert ProcessHost().start == "forkserver"
+    with pytest.raises(ValueError, match="start"):
+        ProcessHost(start="thread")
+
+
+@pytest.mark.trio
+async def test_a_context_shares_no_descriptor():
+    """D10: its connection and where it writes, nothing of the server's or of another context."""
+    async with opened(Scripted()), opened(Scripted()) as two, opened(Scripted()) as three:
+        for session in (two, three):
+            assert links(session.pid) == ["/dev/null", "pipe", "pipe", "socket"]
+
+
+@pytest.mark.trio
+async def test_a_context_writes_no_core():
+    """Writing one would keep the device for seconds; the limit is inherited by what it starts."""
+    async with opened(Scripted()) as session:
+        for pid in (session.pid, parent(session.pid)):
+            assert resource.prlimit(pid, resource.RLIMIT_CORE) == (0, 0)
+
+
+@pytest.mark.trio
+async def test_a_preload_happens_once_and_not_in_the_contexts(tmp_path):
+    """What every build would do again, the server has done."""
+    runner = Preloads(str(tmp_path))
+    async with opened(runner) as one:
+        pass
+    async with opened(runner) as two:
+        assert runner.told() == [("preload", parent(two.pid)), ("build", one.pid), ("build", two.pid)]
+
+
+@pytest.mark.parametrize(
+    ("preloading", "why"),
+    [
+        ("fails", "could not preload: ValueError: nothing to preload"),
+        ("leaves a thread", "must leave one thread, got 2"),
+        ("touches CUDA", "must not touch a device, but CUDA is initialised"),
+        ("dies", "was killed by SIGKILL"),
+        ("hangs", "preloaded nothing within 1 s"),
+        ("forbids forks", "could not fork"),
+        ("babbles", "not a frame"),
+    ],
+)
+@pytest.mark.trio
+async def test_where_there_is_no_server_the_start_is_cold(preloading, why, tmp_path, caplog):
+    """What goes wrong while preloading costs time, and a warning says so; the context comes up all the same."""
+    host = ProcessHost(load_timeout=1 if preloading == "hangs" else 20)
+    async with opened(Preloads(str(tmp_path), preloading), host) as session:
+        assert parent(session.pid) == os.getpid()
+    (warning,) = [record for record in caplog.records if record.name == "runners.hosts"]
+    assert why in warning.getMessage()
+    assert "is started cold" in warning.getMessage()
+
+
+@pytest.mark.trio
+async def test_a_preload_is_tried_twice(tmp_path):
+    """After that every start is cold at once."""
+    runner = Preloads(str(tmp_path), "fails")
+    for _ in range(4):
+        async with opened(runner):
+            pass
+    assert [what for what, _ in runner.told()].count("preload") == 2
+
+
+@pytest.mark.trio
+async def test_contexts_die_with_their_server_and_the_next_has_another():
+    """D10: a server that is killed takes its contexts along: that is a death like any other."""
+    async with opened(Scripted(FOREVER, delay=0.001)) as session:
+        session.begin(BATCH)
+        await session.receive()
+        server = parent(session.pid)
+        os.kill(server, signal.SIGKILL)
+        _, error = await until_failure(session, ContextDied)
+        assert str(error) == f"the context process {session.pid} ended with its fork server"
+    async with opened(Scripted(), incarnation=2) as session:
+        assert parent(session.pid) not in (server, os.getpid())
+        assert ids(await whole(session)) == expected(BATCH)
+
+
+@pytest.mark.trio
+async def test_a_server_that_has_stopped_does_not_hold_up_a_restart(monkeypatch, caplog):
+    """D9: neither the end of its context nor the start of the next waits for it for long."""
+    monkeypatch.setattr(forks, "_ANSWER", 0.3)
+    async with opened(Scripted(4)) as session:
+        server = parent(session.pid)
+        os.kill(server, signal.SIGSTOP)
+        assert ids(await whole(session)) == expected(BATCH, 4)
+    await until(lambda: ends(server))
+    async with opened(Scripted(4)) as session:
+        os.kill(parent(session.pid), signal.SIGSTOP)
+        async with opened(Scripted(4)) as beside:
+            assert parent(beside.pid) == os.getpid()
+        with pytest.raises(ContextDied):
+            await whole(session)
+    assert "did not fork within 0.3 s" in caplog.text
+
+
+@pytest.mark.parametrize("start", ["forkserver", "spawn"])
+@pytest.mark.trio
+async def test_what_a_killed_context_has_started_is_killed(start, tmp_path):
+    """D10: a death, whoever ordered it, takes along what the runner had started."""
+    async with opened(Starts(str(tmp_path)), ProcessHost(start=start)) as session:
+        sleeper = int((tmp_path / "sleeper").read_text())
+        os.kill(session.pid, signal.SIGKILL)
+        await until_failure(session, ContextDied)
+    await until(lambda: ends(sleeper))
+
+
+@pytest.mark.trio
+async def test_what_a_context_has_started_dies_with_the_server(tmp_path):
+    """D10: likewise where the server is killed, and can bury nobody."""
+    async with opened(Starts(str(tmp_path))) as session:
+        sleeper = int((tmp_path / "sleeper").read_text())
+        os.kill(parent(session.pid), signal.SIGKILL)
+        await until_failure(session, ContextDied)
+    await until(lambda: ends(sleeper))
+
+
+@pytest.mark.trio
+async def test_an_idle_server_ends_after_a_while():
+    """It outlives the last context by `linger` seconds, and one that comes within them still finds it."""
+    host = ProcessHost(linger=0.5)
+    async with opened(Scripted(), host) as session:
+        server = parent(session.pid)
+    await trio.sleep(0.2)
+    async with opened(Scripted(), host) as session:
+        assert parent(session.pid) == server
+        await trio.sleep(0.6)
+        assert not ends(server)
+    await until(lambda: not processes())
+    async with opened(Scripted(), host) as session:
+        assert parent(session.pid) != server
+
+
+def test_a_server_ends_with_the_run():
+    """Whatever ends it; the fixture counts."""
+
+    async def main():
+        async with HOST.open(Scripted()):
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        trio.run(main)
+    assert processes() == set()
+
+
+@pytest.mark.trio
+async def test_equal_hosts_share_a_server_and_others_do_not():
+    """One for what is loaded alike."""
+    async with (
+        opened(Scripted(), ProcessHost("cpu", close_timeout=3)) as one,
+        opened(Scripted(), ProcessHost("cpu", close_timeout=4)) as two,
+        opened(Scripted(9)) as three,
+    ):
+        assert parent(one.pid) == parent(two.pid) != parent(three.pid)
+
+
+@pytest.mark.trio
+async def test_a_start_that_is_cancelled_leaves_the_server_to_the_next(tmp_path):
+    """R13: cancelling does not wait for the preload, which goes on."""
+    with trio.move_on_after(0.01) as scope:
+        async with HOST.open(Scripted()):
+            raise AssertionError
+    assert scope.cancelled_caught
+    (server,) = servers()
+    async with opened(Scripted()) as session:
+        assert parent(session.pid) == server
+
+
+@pytest.mark.trio
+async def test_a_watched_process_that_cannot_be_watched_is_not_left(monkeypatch):
+    """D10: no epoll, no process."""
+
+    def none_left():
+        raise OSError("no more descriptors")
+
+    async with opened(Scripted()):
+        with monkeypatch.context() as patch:
+            patch.setattr("select.epoll", none_left)
+            with pytest.raises(LoadFailed, match="no more descriptors"):
+                async with HOST.open(Scripted()):
+                    raise AssertionError
+        assert len(contexts()) == 1
+
+
+@pytest.mark.trio
+async def test_a_torch_runner_is_forked_warm(caplog):
+    """`TorchLM` preloads: one thread, no device, and what it computes is what a cold process computes."""
+    texts = []
+    for host in (HOST, COLD):
+        async with opened(TorchLM(), host) as session:
+            assert (parent(session.pid) == os.getpid()) == (host is COLD)
+            texts.append([item.text for item in await whole(session)])
+    assert texts[0] == texts[1]
+    assert [record for record in caplog.records if record.name == "runners.hosts"] == []
+
+
+class _Steps(trio.abc.Instrument):
+    """The longest time for which one step of a task held the loop."""
+
+    longest = 0.0
+    _began = math.inf  # the first step it sees the end of is the one that adds it
+
+    def before_task_step(self, task):
+        self._began = time.monotonic()
+
+    def after_task_step(self, task):
+        self.longest = max(self.longest, time.monotonic() - self._began)
+
+
+@pytest.mark.parametrize("host", [ProcessHost(standby=1), ProcessHost(start="spawn")], ids=["fork", "spawn"])
+def test_the_loop_is_never_held_for_five_milliseconds(host):
+    """A start, a stream, a death and the next start; the best of some runs, as the machine has other work."""
+
+    async def main():
+        steps = _Steps()
+        trio.lowlevel.add_instrument(steps)
+        for incarnation in (1, 2):
+            async with host.open(Scripted(FOREVER), incarnation=incarnation) as session:
+                session.begin(BATCH)
+                for _ in range(100):
+                    await session.receive()
+                os.kill(session.pid, signal.SIGKILL)
+                await until_failure(session, ContextDied)
+        trio.lowlevel.remove_instrument(steps)
+        return steps.longest
+
+    best = float("inf")
+    for _ in range(20):
+        best = min(best, trio.run(main))
+        if best < 0.005:
+            break
+    assert best < 0.005
+
+
+PARENT = """
+import sys, trio
+from runners.hosts.process import ProcessHost
+from runners.scripted import Scripted
+
+async def main():
+    async with ProcessHost(start=sys.argv[1], standby=1).open(Scripted()) as session:
+        while True:
+            await session.receive()
+
+trio.run(main)
+"""
+
+
+@pytest.mark.parametrize("stopped", [False, True], ids=["running", "stopped"])
+@pytest.mark.parametrize("start", ["forkserver", "spawn"])
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGABRT])
+def test_server_context_and_standby_die_with_the_parent(number, start, stopped):
+    """D10: whatever kills the parent, and even if all of them are stopped, the server first."""
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, "-c", PARENT, start]
+    with subprocess.Popen(command, env=env) as main:
+        ours = []
+        while len(ours) < (3 if start == "forkserver" else 2):
+            ours = sorted(filter(settled, processes() - {main.pid}), key=lambda pid: parent(pid) != main.pid)
+        pidfds = [os.pidfd_open(pid) for pid in ours]
+        if stopped:
+            for pid in ours:
+                os.kill(pid, signal.SIGSTOP)
+        main.send_signal(number)
+        for pidfd in pidfds:
+            assert is_readable(pidfd, PATIENCE)
+            os.close(pidfd)
+
+
+def test_a_context_whose_server_is_gone_at_its_birth_ends():
+    """D10: a parent that ends before prctl is seen by getppid."""
+    code = "import os; from runners.hosts.child import live; live(lambda: 0, os.getppid() + 1)"
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    assert subprocess.run([sys.executable, "-c", code], env=env, check=False).returncode == 70
+
+
+@pytest.mark.trio
+async def test_a_spec_that_is_too_long_for_the_server_starts_cold(caplog):
+    """It does not fit a datagram; it does fit the context's own connection."""
+    runner = Preloads("x" * 500_000)
+    with pytest.raises(LoadFailed, match="File name too long"):
+        async with HOST.open(runner):
+            raise AssertionError
+    assert "cannot be started: [Errno 90] Message too long" in caplog.text

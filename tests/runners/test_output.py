@@ -1,0 +1,183 @@
+"""What a context writes to its standard output and error becomes log records."""
+
+import logging
+import os
+import signal
+
+import pytest
+import trio
+from contexts import (
+    BATCH,
+    PATIENCE,
+    nothing_left,  # noqa: F401 - a fixture
+    opened,
+    until_failure,
+    whole,
+)
+from hypothesis import given
+from hypothesis import strategies as st
+from rogues import Preloads, Writes
+
+from runners.errors import ContextDied
+from runners.hosts.output import LINES_PER_SECOND, MAX_LINE, Lines, Ration
+from runners.hosts.process import ProcessHost
+from runners.scripted import Scripted
+
+pytestmark = pytest.mark.filterwarnings("error")
+
+
+@pytest.fixture
+def records(caplog):
+    """The records of contexts so far, as (stream, level, line)."""
+    caplog.set_level(logging.INFO, "runners.context")
+
+    def get():
+        return [
+            (record.stream, record.levelno, record.args[-1])
+            for record in caplog.records
+            if record.name == "runners.context"
+        ]
+
+    return get
+
+
+@pytest.mark.parametrize("start", ["forkserver", "spawn"])
+@pytest.mark.trio
+async def test_prints_are_records_that_say_whose_they_are(start, caplog, records):
+    """Standard output is INFO, standard error WARNING; with path, incarnation and pid."""
+    trio.lowlevel.current_task().name = "app/llm/context"
+    async with opened(Writes("both"), ProcessHost(start=start), incarnation=3) as session:
+        await whole(session)
+    assert sorted(records()) == [("stderr", 30, "to error"), ("stdout", 20, "to output")]
+    record = caplog.records[0]
+    assert (record.context, record.pid) == ("app/llm/context[3]", session.pid)
+    assert record.getMessage().startswith(f"app/llm/context[3] (pid {session.pid}): to ")
+
+
+@pytest.mark.parametrize("start", ["forkserver", "spawn"])
+@pytest.mark.trio
+async def test_last_words_are_not_lost(start, records):
+    """What was written before a SIGKILL arrives, a line without its end too, and stands in the error."""
+    async with opened(Writes("last words"), ProcessHost(start=start)) as session:
+        session.begin(BATCH)
+        _, error = await until_failure(session, ContextDied)
+        assert sorted(records()) == [("stderr", 30, "neither here"), ("stdout", 20, "no end of line")]
+        assert error.__notes__ == ["the context process wrote last:\nneither here"]
+
+
+@pytest.mark.trio
+async def test_a_crash_tells_its_python_stack(records):
+    """A segmentation fault comes with where it was."""
+    async with opened(Writes("segfault")) as session:
+        session.begin(BATCH)
+        _, error = await until_failure(session, ContextDied)
+    assert str(error).endswith("was killed by SIGSEGV")
+    assert "Fatal Python error: Segmentation fault" in error.__notes__[0]
+    assert "rogues.py" in error.__notes__[0]
+
+
+@pytest.mark.trio
+async def test_a_flood_is_bounded_and_holds_up_nobody(records):
+    """The context goes on as fast as it is read; beyond so many lines a second they are counted, not logged."""
+    async with opened(Writes("flood")) as session:
+        with trio.fail_after(PATIENCE):
+            await whole(session)
+    lines = [line for _, _, line in records()]
+    dropped = sum(int(line[1:].split()[0]) for line in lines if line.endswith("dropped)"))
+    logged = [line for line in lines if line.isdigit()]
+    assert dropped + len(logged) == 100_000
+    assert len(logged) <= LINES_PER_SECOND * PATIENCE
+    assert logged[0] == "0"
+
+
+@pytest.mark.trio
+async def test_a_long_line_is_cut(records):
+    """So memory is bounded."""
+    async with opened(Writes("long")) as session:
+        await whole(session)
+    assert [len(line) for _, _, line in records()] == [MAX_LINE, MAX_LINE, 10_000 - 2 * MAX_LINE]
+
+
+@pytest.mark.trio
+async def test_what_c_has_in_its_buffer_is_written_at_the_end(records):
+    """Leaving by `_exit` flushes it first."""
+    async with opened(Writes("C")) as session:
+        await whole(session)
+    assert records() == [("stdout", 20, "from C")]
+
+
+@pytest.mark.trio
+async def test_who_inherits_the_pipe_does_not_hold_up_the_end():
+    """D10: a process in a session of its own outlives the context; its writing is nobody's."""
+    async with opened(Writes("lets another write on")) as session:
+        await whole(session)
+
+
+@pytest.mark.trio
+async def test_a_standby_and_a_server_have_a_name_too(records, caplog, tmp_path):
+    """What is written before there is an incarnation."""
+    async with opened(Preloads(str(tmp_path), "fails")):
+        pass
+    assert "fork server of Preloads" not in {record.getMessage() for record in caplog.records}
+    os.environ["PYTHONWARNINGS"] = "nonsense"  # the interpreter complains of it
+    try:
+        async with opened(Scripted(2)) as session:
+            await whole(session)
+    finally:
+        del os.environ["PYTHONWARNINGS"]
+    assert any(
+        record.context == "fork server of Scripted" for record in caplog.records if hasattr(record, "context")
+    )
+
+
+class _Raises(logging.Filter):
+    def filter(self, record):
+        raise ZeroDivisionError
+
+
+@pytest.mark.trio
+async def test_a_filter_that_raises_is_reported_once_and_hurts_no_context(capsys):
+    """Whoever listens does not hurt who is heard."""
+    raises = _Raises()
+    logger = logging.getLogger("runners.context")
+    logger.addFilter(raises)
+    try:
+        async with opened(Writes("flood")) as session:
+            await whole(session)
+    finally:
+        logger.removeFilter(raises)
+    assert capsys.readouterr().err.count("Traceback") == 1
+
+
+@pytest.mark.trio
+async def test_signals_that_are_not_for_it_are_not_told():
+    """SIGTERM and SIGINT end no context, and no line either."""
+    async with opened(Scripted(4)) as session:
+        os.kill(session.pid, signal.SIGTERM)
+        await whole(session)
+        assert session._peer.output.last_words() == ""
+
+
+@given(st.lists(st.text("ab\n", max_size=8)), st.lists(st.integers(0, 40), max_size=6))
+def test_lines_are_the_same_however_the_bytes_are_cut(texts, cuts):
+    """A line is a line, whatever the pieces."""
+    data = "\n".join(texts).encode()
+    ends = sorted({min(cut, len(data)) for cut in cuts} | {len(data)})
+    lines = Lines()
+    got = [line for a, b in zip([0, *ends], ends, strict=False) for line in lines.feed(data[a:b])]
+    assert [*got, *lines.end()] == [line for line in data.decode().split("\n") if line]
+
+
+@given(st.binary(max_size=3 * MAX_LINE))
+def test_any_bytes_are_lines_of_bounded_length(data):
+    """Bytes that are no text are shown as what they are."""
+    lines = Lines()
+    for line in [*lines.feed(data), *lines.end()]:
+        assert 0 < len(line) <= 4 * MAX_LINE
+
+
+def test_a_ration_is_counted_anew_each_second():
+    """What is refused is counted."""
+    ration = Ration(2)
+    assert [ration.take(0.1 * i) for i in range(11)] == [True, True, *[False] * 8, True]
+    assert ration.refused == 8

@@ -1,0 +1,194 @@
+"""Processes that stand by for the next incarnation. Real processes, real deaths."""
+
+import os
+import signal
+from pathlib import Path
+
+import pytest
+import trio
+import trio.lowlevel
+from contexts import (
+    BATCH,
+    FOREVER,
+    contexts,
+    ids,
+    nothing_left,  # noqa: F401 - a fixture
+    opened,
+    stat,
+    until,
+    until_failure,
+    whole,
+)
+from rogues import Preloads, Witness
+
+from runners.errors import ContextDied, ContextHung
+from runners.hosts.process import ProcessHost
+from runners.scripted import Fault, Faulty, Scripted, expected
+from runners.torch_lm import TorchLM
+
+pytestmark = pytest.mark.filterwarnings("error")
+
+HOST = ProcessHost(standby=1, load_timeout=20)
+COLD = ProcessHost(start="spawn", standby=1, load_timeout=20)
+
+
+async def standby(session, count=1):
+    """The pid of the one that stands by."""
+    await until(lambda: len(contexts()) == count + 1)
+    return min(contexts() - {session.pid})
+
+
+def waits(pid):
+    """Whether it has nothing to do but to read its connection."""
+    return Path(f"/proc/{pid}/wchan").read_text().startswith("unix_stream")
+
+
+@pytest.mark.parametrize("host", [HOST, COLD], ids=["fork", "spawn"])
+@pytest.mark.trio
+async def test_the_next_incarnation_is_the_one_that_stood_by(host):
+    """A standby is there while another serves; it serves when that is dead, and another one stands by."""
+    async with opened(Scripted(FOREVER, delay=0.001), host) as one:
+        ready = await standby(one)
+        one.begin(BATCH)
+        await one.receive()
+        os.kill(one.pid, signal.SIGKILL)
+        await until_failure(one, ContextDied)
+    async with opened(Scripted(FOREVER, delay=0.001), host, incarnation=2) as two:
+        assert two.pid == ready
+        assert await standby(two) != ready
+        two.begin(BATCH)
+        assert (await two.receive())[0].incarnation == 2
+
+
+@pytest.mark.trio
+async def test_a_standby_has_nothing_until_one_has_loaded(tmp_path):
+    """It does not compete with the load of the one that serves."""
+    with trio.move_on_after(0.5):
+        async with HOST.open(Scripted(load_delay=60)):
+            raise AssertionError
+    assert contexts() == set()
+
+
+@pytest.mark.trio
+async def test_a_standby_prepares_ahead_and_builds_when_the_other_is_dead(tmp_path):
+    """D2: what needs the device happens behind the end of the one before."""
+    runner = Preloads(str(tmp_path))
+    async with opened(runner, HOST) as one:
+        ready = await standby(one)
+        await until(lambda: ("prepare", ready) in runner.told())
+        os.kill(one.pid, signal.SIGKILL)
+        await until_failure(one, ContextDied)
+        assert runner.told()[1:] == [("build", one.pid), ("prepare", ready)]
+    async with opened(runner, HOST, incarnation=2):
+        assert runner.told()[3] == ("build", ready)
+
+
+@pytest.mark.parametrize("host", [HOST, COLD], ids=["fork", "spawn"])
+@pytest.mark.trio
+async def test_no_two_contexts_are_loaded_at_once(host, tmp_path):
+    """D2: with a standby too, the one before is reaped before the next one loads."""
+    for incarnation in range(1, 4):
+        async with opened(Witness(str(tmp_path)), host, incarnation=incarnation) as session:
+            await standby(session)
+            os.kill(session.pid, signal.SIGKILL)
+            await until_failure(session, ContextDied)
+    starts = (tmp_path / "starts").read_text()
+    assert starts.count('"alone": true') == 3
+
+
+@pytest.mark.trio
+async def test_a_standby_that_has_died_is_passed_over(caplog):
+    """The next one is forked anew, and a warning names the dead one."""
+    async with opened(Scripted(4), HOST) as one:
+        dead = await standby(one)
+        os.kill(dead, signal.SIGKILL)
+        await until(lambda: len(contexts()) == 1)
+    async with opened(Scripted(4), HOST, incarnation=2) as two:
+        assert two.pid != dead
+        assert ids(await whole(two)) == expected(BATCH, 4)
+    assert f"the standby process {dead} of Scripted failed, and was killed by SIGKILL" in caplog.text
+
+
+@pytest.mark.parametrize("preparing", ["fails", "dies"])
+@pytest.mark.trio
+async def test_a_standby_that_cannot_prepare_is_passed_over(preparing, tmp_path, caplog):
+    """It is its own failure, not the next incarnation's."""
+    runner = Preloads(str(tmp_path), preparing=preparing)
+    async with opened(runner, HOST) as one:
+        await until(lambda: "prepare" in dict(runner.told()))
+        await until(lambda: len(contexts()) == 1)
+        assert contexts() == {one.pid}
+    async with opened(runner, HOST, incarnation=2) as two:
+        assert ("build", two.pid) in runner.told()
+        assert ("prepare", two.pid) not in runner.told()
+        await trio.lowlevel.checkpoint()
+    assert "the standby process" in caplog.text
+
+
+@pytest.mark.trio
+async def test_a_standby_that_hangs_is_killed_at_the_deadline():
+    """D9: it has as long to load as any other."""
+    host = ProcessHost(standby=1, load_timeout=3)
+    async with opened(Scripted(4), host) as one:
+        os.kill(await standby(one), signal.SIGSTOP)
+    with pytest.raises(ContextHung, match="loaded no runner within 3 s"):
+        async with host.open(Scripted(4)):
+            raise AssertionError
+    async with opened(Scripted(4), host) as two:
+        assert ids(await whole(two)) == expected(BATCH, 4)
+
+
+@pytest.mark.trio
+async def test_a_fault_of_the_load_strikes_at_the_start_and_not_before():
+    """A prepared runner is still told of its incarnation, and fails as it would have."""
+    runner = Faulty(TorchLM(), (Fault("kill", at="load", incarnation=2),))
+    async with opened(runner, HOST) as one:
+        ready = await standby(one)
+        await until(lambda: waits(ready))
+    with pytest.raises(ContextDied, match="was killed by SIGKILL"):
+        async with HOST.open(runner, incarnation=2):
+            raise AssertionError
+    async with opened(runner, HOST, incarnation=3) as three:
+        assert three.info.runtime == "torch"
+
+
+@pytest.mark.trio
+async def test_a_torch_standby_is_built_and_goes_on_with_a_stream():
+    """D6: on the CPU all of the load is done ahead; the text is the one that an uncut stream has."""
+    async with opened(TorchLM(), HOST) as one:
+        text = await whole(one)
+        ready = await standby(one)
+        await until(lambda: waits(ready))
+        os.kill(one.pid, signal.SIGKILL)
+        await until_failure(one, ContextDied)
+    async with opened(TorchLM(), HOST, incarnation=2) as two:
+        assert two.pid == ready
+        assert ids(await whole(two, accepted=ids(text[:10]))) == ids(text[10:])
+
+
+@pytest.mark.trio
+async def test_standbys_die_with_their_server_and_are_replaced(caplog):
+    """D10: so the next start finds none, and makes a server first."""
+    async with opened(Scripted(4), HOST) as one:
+        ready = await standby(one)
+        os.kill(stat(ready)[1], signal.SIGKILL)
+        await until_failure(one, ContextDied)
+    async with opened(Scripted(4), HOST, incarnation=2) as two:
+        assert await standby(two) != ready
+    assert "ended with its fork server" in caplog.text
+
+
+@pytest.mark.parametrize("count", [0, 2])
+@pytest.mark.trio
+async def test_as_many_stand_by_as_are_wanted(count):
+    """None by default."""
+    async with opened(Scripted(), ProcessHost(standby=count)):
+        await until(lambda: len(contexts()) == count + 1)
+        await trio.sleep(0.1)
+        assert len(contexts()) == count + 1
+
+
+def test_a_count_of_standbys_is_not_negative():
+    """A constructor refuses nonsense."""
+    with pytest.raises(ValueError, match="standby"):
+        ProcessHost(standby=-1)
