@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from .hosts.process import ProcessHost
     from .torch_lm import TorchLM
     from .types import Completion, ExecuteBatch, Sampling, TokenChunk
-    from .worker import ContextState, device_worker, report_poison
+    from .worker import ContextState, device_worker, rebuild, report_poison
 
 _HOMES = {
     "Completion": "types",
@@ -25,6 +25,7 @@ _HOMES = {
     "TokenChunk": "types",
     "TorchLM": "torch_lm",
     "device_worker": "worker",
+    "rebuild": "worker",
     "report_poison": "worker",
 }
 
@@ -37,6 +38,7 @@ __all__ = [
     "TokenChunk",
     "TorchLM",
     "device_worker",
+    "rebuild",
     "report_poison",
 ]
 
