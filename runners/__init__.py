@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from .hosts.thread import ThreadHost
     from .torch_lm import TorchLM
     from .types import Completion, ExecuteBatch, Sampling, TokenChunk
-    from .worker import ContextState, device_worker, report_poison
+    from .worker import ContextState, device_worker, rebuild, report_poison
 
 _HOMES = {
     "Completion": "types",
@@ -29,6 +29,7 @@ _HOMES = {
     "TokenChunk": "types",
     "TorchLM": "torch_lm",
     "device_worker": "worker",
+    "rebuild": "worker",
     "report_poison": "worker",
 }
 
@@ -43,6 +44,7 @@ __all__ = [
     "TokenChunk",
     "TorchLM",
     "device_worker",
+    "rebuild",
     "report_poison",
 ]
 

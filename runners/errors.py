@@ -145,6 +145,12 @@ class LoadFailed(DeviceError):
     tag = "device.load"
 
 
+class SessionRebuild(DeviceError):
+    """No fault: an operator ordered a new session. Decided and charged like one, and always Resume (D7)."""
+
+    tag = "device.rebuild"
+
+
 class WeightsCorrupt(Unrecoverable):
     """The weights file is not what its checksum says."""
 
@@ -171,6 +177,14 @@ class PoisonRequest(InferenceError):
 
 class WorkerDown(InferenceError):
     """The worker has ended for good; its cause is chained (D8)."""
+
+
+class WorkerStopping(InferenceError):
+    """The worker was being stopped before a rebuild had begun (D7)."""
+
+
+class RebuildSuperseded(InferenceError):
+    """Something else made an ordered rebuild pointless: a new context, or a later order (D7)."""
 
 
 class RunnerError(InferenceError):

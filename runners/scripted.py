@@ -1,21 +1,25 @@
 """Runners that do as told: `Scripted` makes tokens out of arithmetic, `Faulty` does harm to any runner.
 
 Both are plain values and travel to a host's process by name. The harm is real: a kill is a SIGKILL of the process the
-runner is in, so anything but `poison`, `error`, `oom` and `unrecoverable` wants a host with a process of its own.
+runner is in, so a fault that ends or stops a process wants a host with a process of its own. What a runner was asked can
+be written to a file, and read with `asked`.
 """
 
 from __future__ import annotations
 
 import ctypes
 import hashlib
+import json
 import os
 import signal
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Literal, NoReturn, TypeAlias, cast, get_args
 
-from attrs import evolve, field, frozen
-from attrs.validators import deep_iterable, ge, in_, instance_of, optional
+from attrs import asdict, evolve, field, frozen
+from attrs.validators import deep_iterable, ge, in_, instance_of, matches_re, optional
 
 from runners.errors import ContextPoisoned, OutOfMemory, Unrecoverable
 from runners.types import (
@@ -33,7 +37,9 @@ from runners.types import (
     TokenUsage,
 )
 
-Kind: TypeAlias = Literal["error", "oom", "poison", "unrecoverable", "kill", "segv", "exit", "hang"]
+Kind: TypeAlias = Literal[
+    "error", "oom", "poison", "unrecoverable", "kill", "segv", "abort", "exit", "stop", "hang", "slow"
+]
 Place: TypeAlias = Literal["token", "load", "rebuild", "close"]
 
 _VOCABULARY = 26
@@ -46,11 +52,18 @@ class Fault:
 
     Args:
         kind: `error` raises what no table knows; `oom`, `poison` and `unrecoverable` raise the error of that name;
-            `kill`, `segv` and `exit` end the process; `hang` makes no progress any more.
+            `kill`, `segv`, `abort` and `exit` end the process, `stop` stops it (SIGSTOP); `hang` makes no progress any
+            more; `slow` takes `seconds` and goes on.
         request_id: only in this request's stream.
         at_token: instead of the chunk that holds the token at this absolute position; None is the first chunk.
         incarnation: only in this one.
         at: `token`, or while loading, rebuilding or closing.
+        call: only the Nth time, counted from 1 in each incarnation: the Nth stream that it is asked to begin or to go on
+            with, or the Nth rebuild.
+        model: only in requests for this model.
+        moved: only in streams that have come from another context, or, if False, in those that begin here.
+        tag: what an `error` carries, such as `net.timeout`.
+        seconds: that `slow` takes.
     """
 
     kind: Kind = field(validator=in_(get_args(Kind)))
@@ -58,11 +71,63 @@ class Fault:
     at_token: int | None = field(default=None, validator=optional([instance_of(int), ge(0)]))
     incarnation: int | None = field(default=None, validator=optional([instance_of(int), ge(1)]))
     at: Place = field(default="token", kw_only=True, validator=in_(get_args(Place)))
+    call: int | None = field(default=None, kw_only=True, validator=optional([instance_of(int), ge(1)]))
+    model: str | None = field(default=None, kw_only=True, validator=optional(instance_of(str)))
+    moved: bool | None = field(default=None, kw_only=True, validator=optional(instance_of(bool)))
+    tag: str | None = field(default=None, kw_only=True, validator=optional(matches_re(r"\w+(\.\w+)*")))
+    seconds: float = field(default=0.1, kw_only=True, validator=ge(0))
 
-    def do(self) -> NoReturn:
-        """Do the harm."""
-        _HARMS[self.kind]()
-        raise AssertionError(f"a fault of kind {self.kind!r} did no harm")
+    def __attrs_post_init__(self) -> None:
+        if self.tag is not None and self.kind != "error":
+            raise ValueError(f"only an error carries a tag, got {self.tag!r} for kind {self.kind!r}")
+
+    def do(self) -> None:
+        """Do the harm; returns after `slow`, and after a `stop` that somebody continues."""
+        if self.kind == "slow":
+            time.sleep(self.seconds)
+        elif self.tag is not None:
+            raise TaggedError(self.tag)
+        else:
+            _HARMS[self.kind]()
+
+    def means(self, batch: ExecuteBatch, *, moved: bool, call: int) -> bool:
+        """Whether it is for this stream."""
+        wanted = (self.request_id, self.model, self.moved, self.call)
+        found = (batch.request_id, batch.model, moved, call)
+        return self.at == "token" and all(w is None or w == f for w, f in zip(wanted, found, strict=True))
+
+
+class TaggedError(Exception):
+    """What a `Fault` with a tag raises."""
+
+    def __init__(self, tag: str) -> None:
+        super().__init__(f"a scripted error, tagged {tag}")
+        self.tag = tag
+
+
+@frozen
+class Asked:
+    """Something that a runner was asked, as its log has it.
+
+    Args:
+        what: `load`, `execute`, `continue`, `rebuild` or `close`.
+        incarnation: of the context.
+        request_id: of a stream.
+        accepted: how many tokens a stream that goes on had.
+        cause: of a rebuild.
+    """
+
+    what: str
+    incarnation: int
+    request_id: str | None = None
+    accepted: int = 0
+    cause: str | None = None
+
+
+def asked(log: str | Path) -> list[Asked]:
+    """All that the runners with this log were asked, in order; nothing if there is no such file."""
+    file = Path(log)
+    return [Asked(**json.loads(line)) for line in file.read_text().splitlines()] if file.exists() else []
 
 
 _Faults: TypeAlias = tuple[Fault, ...]
@@ -82,6 +147,7 @@ class Scripted:
         streams: how many it serves at once.
         can_continue: declares it; then its streams may move.
         faults: the harm it comes to.
+        log: a file to which it adds what it is asked, see `asked`.
     """
 
     tokens: int = field(default=8, kw_only=False, validator=[instance_of(int), ge(0)])
@@ -90,11 +156,12 @@ class Scripted:
     streams: int = field(default=4, validator=[instance_of(int), ge(1)])
     can_continue: bool = True
     faults: _Faults = field(default=(), converter=tuple[Fault, ...], validator=_are_faults)
+    log: str | None = field(default=None, validator=optional(instance_of(str)))
 
     def build(self, start: RunnerStart) -> ModelRunner:
         """Load it."""
         _sleep(self.load_delay)
-        return _harm(lambda: _ScriptedRunner(self), self.faults, start)
+        return _watched(lambda: _ScriptedRunner(self), self.faults, self.log, start)
 
 
 @frozen
@@ -104,14 +171,16 @@ class Faulty:
     Args:
         inner: makes the runner that does the work.
         faults: the harm.
+        log: a file to which it adds what it is asked, see `asked`.
     """
 
     inner: RunnerSpec = field(validator=instance_of(RunnerSpec))  # type: ignore[type-abstract]
     faults: _Faults = field(default=(), converter=tuple[Fault, ...], validator=_are_faults)
+    log: str | None = field(default=None, kw_only=True, validator=optional(instance_of(str)))
 
     def build(self, start: RunnerStart) -> ModelRunner:
         """Load the inner runner."""
-        return _harm(lambda: self.inner.build(start), self.faults, start)
+        return _watched(lambda: self.inner.build(start), self.faults, self.log, start)
 
     def preload(self) -> None:
         """As the inner spec does; there is no harm in it."""
@@ -181,59 +250,95 @@ def _sleep(seconds: float) -> None:
         time.sleep(seconds)
 
 
-class _FaultyRunner:
-    """A runner, and the faults of its incarnation."""
+class _WatchedRunner:
+    """A runner, the faults of its incarnation, and its log."""
 
-    def __init__(self, inner: ModelRunner, faults: _Faults) -> None:
+    def __init__(self, inner: ModelRunner, faults: _Faults, log: _Log) -> None:
         self._inner = inner
         self._faults = faults
+        self._log = log
+        self._calls = Counter[str]()
         self.info = inner.info
 
     def execute(self, batch: ExecuteBatch) -> Iterator[TokenChunk]:
         """The inner stream, up to a fault."""
-        return self._harmed(batch.request_id, cast("Iterator[TokenChunk]", self._inner.execute(batch)))
+        self._log("execute", request_id=batch.request_id)
+        return self._harmed(batch, cast("Iterator[TokenChunk]", self._inner.execute(batch)), moved=False)
 
     def continue_from(self, batch: ExecuteBatch, accepted: Sequence[int]) -> Iterator[TokenChunk]:
         """Likewise."""
+        self._log("continue", request_id=batch.request_id, accepted=len(accepted))
         inner = cast("ContinuingRunner", self._inner)
-        return self._harmed(
-            batch.request_id, cast("Iterator[TokenChunk]", inner.continue_from(batch, accepted))
-        )
+        chunks = cast("Iterator[TokenChunk]", inner.continue_from(batch, accepted))
+        return self._harmed(batch, chunks, moved=True)
 
     def rebuild(self, cause: SessionRebuildCause) -> None:
         """The inner rebuild, unless there is a fault."""
-        _strike(self._faults, "rebuild")
+        self._log("rebuild", cause=cause.value)
+        _strike(self._faults, "rebuild", self._count("rebuild"))
         self._inner.rebuild(cause)
 
     def close(self) -> None:
         """The inner close, unless there is a fault."""
+        self._log("close")
         _strike(self._faults, "close")
         self._inner.close()
 
-    def _harmed(self, request_id: str, chunks: Iterator[TokenChunk]) -> Iterator[TokenChunk]:
-        faults = [f for f in self._faults if f.at == "token" and f.request_id in (None, request_id)]
-        try:
-            for chunk in chunks:
-                for fault in faults:
-                    if _struck(fault, chunk):
-                        fault.do()
-                yield chunk
-        finally:
-            close: Callable[[], None] = getattr(chunks, "close", lambda: None)
-            close()
+    def _count(self, what: str) -> int:
+        self._calls[what] += 1
+        return self._calls[what]
+
+    def _harmed(
+        self, batch: ExecuteBatch, chunks: Iterator[TokenChunk], *, moved: bool
+    ) -> Iterator[TokenChunk]:
+        call = self._count("stream")
+        faults = [fault for fault in self._faults if fault.means(batch, moved=moved, call=call)]
+        return _until_struck(chunks, faults) if faults else chunks
 
 
-def _harm(build: Callable[[], ModelRunner], faults: _Faults, start: RunnerStart) -> ModelRunner:
+def _until_struck(chunks: Iterator[TokenChunk], faults: Sequence[Fault]) -> Iterator[TokenChunk]:
+    """The stream, with the faults that are for it."""
+    left = list(faults)
+    try:
+        for chunk in chunks:
+            for fault in [fault for fault in left if _struck(fault, chunk)]:
+                left.remove(fault)
+                fault.do()
+            yield chunk
+    finally:
+        close: Callable[[], None] = getattr(chunks, "close", lambda: None)
+        close()
+
+
+@frozen
+class _Log:
+    """Where what a runner is asked is written, if anywhere."""
+
+    file: str | None
+    incarnation: int
+
+    def __call__(self, what: str, **details: str | int) -> None:
+        if self.file is not None:
+            line = json.dumps(asdict(Asked(what, self.incarnation, **details)))  # type: ignore[arg-type]  # as Asked says
+            with Path(self.file).open("a") as file:
+                file.write(line + "\n")
+
+
+def _watched(
+    build: Callable[[], ModelRunner], faults: _Faults, log: str | None, start: RunnerStart
+) -> ModelRunner:
     """A runner with those of the faults that are meant for this incarnation."""
     ours = tuple(fault for fault in faults if fault.incarnation in (None, start.incarnation))
+    tell = _Log(log, start.incarnation)
+    tell("load")
     _strike(ours, "load")
     runner = build()
-    return _FaultyRunner(runner, ours) if ours else runner
+    return _WatchedRunner(runner, ours, tell) if ours or log else runner
 
 
-def _strike(faults: _Faults, at: Place) -> None:
+def _strike(faults: _Faults, at: Place, call: int = 1) -> None:
     for fault in faults:
-        if fault.at == at:
+        if fault.at == at and fault.call in (None, call):
             fault.do()
 
 
@@ -258,6 +363,8 @@ _HARMS: dict[str, Callable[[], object]] = {
     "unrecoverable": lambda: _raise(Unrecoverable("a scripted broken device")),
     "kill": lambda: os.kill(os.getpid(), signal.SIGKILL),
     "segv": lambda: ctypes.string_at(0),
+    "abort": os.abort,
     "exit": lambda: os._exit(3),
+    "stop": lambda: os.kill(os.getpid(), signal.SIGSTOP),
     "hang": _hang,
 }

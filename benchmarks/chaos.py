@@ -1,0 +1,505 @@
+"""Does a stream outlive whatever happens to its context? Chaos says so, or exits with 1.
+
+    python -m benchmarks.chaos --minutes 30 --seed 7            a runner made of arithmetic
+    python -m benchmarks.chaos --minutes 30 --runner torch      a real model
+
+32 callers are busy without a break, while the context is killed (SIGKILL, SIGSEGV, SIGABRT) and stopped (SIGSTOP) from
+outside, and rebuilt by its operator. In every second tenth of the run requests bring harm along, too: they poison the
+context, kill it, run out of memory, tear the connection in the middle of a frame, or say what is no frame. Some loads fail.
+Some streams are so wide that they fill the pipe. All of it follows from the seed.
+
+Every token of every stream is checked against the fault-free stream. It passes if nothing is lost, doubled or hung; if each
+stream that does not complete ends in the error that its policy names; if at least 99 % of the requests complete that met
+only outside kills; if memory is flat; and if neither process nor descriptor, shared memory or file is left behind.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import os
+import random
+import signal
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import trio
+from attrs import asdict, define, field, frozen
+
+from benchmarks.rough import Rough, kind_of, model_for, text_of
+from runners.errors import (
+    ContextLost,
+    InferenceError,
+    OutOfMemory,
+    PoisonRequest,
+    RebuildSuperseded,
+    RunnerError,
+)
+from runners.hosts.process import ProcessHost
+from runners.scripted import Fault, Faulty, Scripted, expected, letter
+from runners.torch_lm import TorchLM
+from runners.types import ExecuteBatch, RunnerSpec, Sampling, TokenChunk
+from runners.worker import device_worker, rebuild
+from supervise import Limit, Ref, Supervisor, events, open_tree
+
+STREAMS = 32
+TENTHS = 10
+MAX_TOKENS = 48
+VARIANTS = 32
+HUNG = 60.0
+"""Seconds after which a request counts as hung: far more than all deadlines of the host and its restarts take."""
+BREATH = 4 * 2**20
+"""Bytes by which a run may grow: allocators and queues fill."""
+
+SIGNALS = (signal.SIGKILL, signal.SIGSEGV, signal.SIGABRT, signal.SIGSTOP)
+FAILING_LOADS = ("poison", "error", "kill")
+HARMFUL: dict[str, tuple[type[Exception], ...]] = {
+    "poison": (),
+    "kill": (),
+    "tear": (),
+    "garbage": (),
+    "wide": (),
+    "oom": (OutOfMemory,),
+    "error": (RunnerError,),
+    "killer": (PoisonRequest,),
+}
+"""What a request may bring along, and how it must end; those without an error move, and complete."""
+
+FAULTS = (
+    *(Fault(kind, model=kind, at_token=5, moved=False) for kind in ("poison", "kill")),
+    *(Fault(kind, model=kind, at_token=7) for kind in ("oom", "error")),
+    Fault("segv", model="killer", at_token=3),
+)
+
+
+Answers = Sequence[tuple[tuple[int, ...], str]]
+"""Of each variant: its tokens and its text."""
+
+
+@frozen
+class Plan:
+    """What follows from the arguments.
+
+    Args:
+        seconds: how long callers are busy.
+        seed: of everything that is left to chance.
+        runner: `scripted` or `torch`.
+        pause: mean seconds between two strikes.
+        every: seconds between two lines of counters.
+    """
+
+    seconds: float
+    seed: int
+    runner: str = "scripted"
+    pause: float = 2.0
+    every: float = 10.0
+
+    def chance(self, what: str) -> random.Random:
+        """Independent of every other."""
+        return random.Random(f"{self.seed} {what}")
+
+    def spec(self) -> RunnerSpec:
+        """The runner, and all the harm it comes to by itself."""
+        chance = self.chance("loads")
+        loads = [
+            Fault(chance.choice(FAILING_LOADS), incarnation=number, at="load")
+            for number in range(2, 100 + int(self.seconds * 10))
+            if chance.random() < 0.15
+        ]
+        return Faulty(Rough(self.model()), (*FAULTS, *loads))
+
+    def model(self) -> RunnerSpec:
+        """What makes the tokens."""
+        if self.runner == "torch":
+            return TorchLM(streams=STREAMS)
+        return Scripted(MAX_TOKENS, delay=0.0002, streams=STREAMS)
+
+    def batch(self, number: int, *, harmful: bool) -> ExecuteBatch:
+        """Request `number`; without a model of its own, one of `VARIANTS`."""
+        chance = self.chance(f"request {number}")
+        kind = chance.choice(tuple(HARMFUL)) if harmful and chance.random() < 0.25 else ""
+        on_loss = "fail" if not kind and harmful and chance.random() < 0.1 else "migrate"
+        return _variant(number % VARIANTS, f"{number}", model=model_for(kind), on_loss=on_loss)
+
+
+def _variant(number: int, request_id: str, **options: Any) -> ExecuteBatch:
+    sampling = Sampling(max_tokens=8 + number % (MAX_TOKENS - 8), temperature=0.7, seed=number)
+    return ExecuteBatch(request_id, f"The {number} import", sampling=sampling, **options)
+
+
+@define
+class Ledger:
+    """What callers and operators saw."""
+
+    requests: int = 0
+    completed: int = 0
+    tokens: int = 0
+    lost: int = 0
+    doubled: int = 0
+    wrong: int = 0
+    hung: int = 0
+    left: int = 0
+    strikes: Counter[str] = field(factory=Counter[str])
+    failures: Counter[str] = field(factory=Counter[str])
+    errors: Counter[str] = field(factory=Counter[str])
+    rebuilds: Counter[str] = field(factory=Counter[str])
+    unexpected: list[str] = field(factory=list[str])
+    calm: int = 0
+    calm_completed: int = 0
+    memory: list[int] = field(factory=list[int])
+
+    def hear(self, event: events.Event) -> None:
+        """A sink."""
+        if isinstance(event, events.Decided):
+            self.failures[type(event.exc).__name__] += 1
+
+    def line(self) -> str:
+        """The counters."""
+        struck = sum(self.strikes.values())
+        return (
+            f"{self.completed} of {self.requests} completed, {self.tokens} tokens; {struck} strikes, "
+            f"{sum(self.failures.values())} failures; {self.lost} lost, {self.doubled} doubled, {self.wrong} wrong, "
+            f"{self.hung} hung, {len(self.unexpected)} unexpected"
+        )
+
+    def growth(self) -> float:
+        """Bytes by which memory grew over the run, by least squares over all points but the first."""
+        ys = self.memory[1:]
+        mean_x, mean_y = (len(ys) - 1) / 2, sum(ys) / len(ys)
+        above = sum((x - mean_x) * (y - mean_y) for x, y in enumerate(ys))
+        return above / sum((x - mean_x) ** 2 for x in range(len(ys))) * (len(ys) - 1)
+
+
+@define
+class Chaos:
+    """One run."""
+
+    plan: Plan
+    ledger: Ledger
+    reference: Answers
+    worker: Ref
+    began: float = field(factory=trio.current_time)
+    numbers: int = 0
+
+    @property
+    def over(self) -> bool:
+        """Whether no new request is to be made."""
+        return self._tenth() >= TENTHS
+
+    @property
+    def harmful(self) -> bool:
+        """Whether requests bring harm along now."""
+        return self._tenth() % 2 == 1
+
+    def _tenth(self) -> int:
+        return int((trio.current_time() - self.began) / self.plan.seconds * TENTHS)
+
+    async def run(self) -> None:
+        """Callers until the time is over; meanwhile the rest."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._strike)
+            nursery.start_soon(self._operate)
+            nursery.start_soon(self._report)
+            nursery.start_soon(self._weigh)
+            async with trio.open_nursery() as callers:
+                for number in range(STREAMS):
+                    callers.start_soon(self._call, number)
+            nursery.cancel_scope.cancel()
+
+    # --- callers
+
+    async def _call(self, caller: int) -> None:
+        """One caller: request after request. One of four reads slowly."""
+        while not self.over:
+            self.numbers += 1
+            harmful = self.harmful
+            batch = self.plan.batch(self.numbers, harmful=harmful)
+            self.ledger.requests += 1
+            with trio.move_on_after(HUNG) as scope:
+                outcome = await self._outcome(batch, slow=caller % 4 == 0)
+                calm = not harmful and not self.harmful
+                self._judge(batch, outcome, calm=calm)
+            if scope.cancelled_caught:
+                self.ledger.hung += 1
+
+    async def _outcome(self, batch: ExecuteBatch, *, slow: bool) -> str | InferenceError:
+        """How it ended: an error, `left` or `completed`."""
+        leaves_at = self._leaves_at(batch)
+        ids: tuple[int, ...] = ()
+        texts: list[str] = []
+        try:
+            async with self.worker.stream(batch) as chunks:
+                async for chunk in chunks:
+                    ids = self._take(ids, chunk)
+                    texts.append(chunk.text)
+                    if len(ids) >= leaves_at:
+                        return "left"
+                    if slow:
+                        await trio.sleep(0.002)
+        except InferenceError as error:
+            self._compare(batch, ids, "".join(texts), whole=False)
+            return error
+        self._compare(batch, ids, "".join(texts), whole=True)
+        return "completed"
+
+    def _leaves_at(self, batch: ExecuteBatch) -> float:
+        """One in twenty of those that bring nothing along leaves early."""
+        chance = self.plan.chance(f"leaving {batch.request_id}")
+        return chance.randrange(1, 8) if not batch.model and chance.random() < 0.05 else float("inf")
+
+    def _take(self, ids: tuple[int, ...], chunk: TokenChunk) -> tuple[int, ...]:
+        self.ledger.lost += max(0, chunk.index - len(ids))
+        self.ledger.doubled += max(0, len(ids) - chunk.index)
+        self.ledger.tokens += len(chunk.token_ids)
+        return ids + chunk.token_ids
+
+    def _compare(self, batch: ExecuteBatch, ids: tuple[int, ...], text: str, *, whole: bool) -> None:
+        """With the fault-free stream: all of it, or as far as it came."""
+        right_ids, right_text = self.reference[int(batch.request_id) % VARIANTS]
+        right_text = text_of(batch, right_text)
+        if whole:
+            self.ledger.lost += max(0, len(right_ids) - len(ids))
+            self.ledger.wrong += (ids, text) != (right_ids, right_text)
+        else:
+            self.ledger.wrong += ids != right_ids[: len(ids)] or not right_text.startswith(text)
+
+    def _judge(self, batch: ExecuteBatch, outcome: str | InferenceError, *, calm: bool) -> None:
+        """Whether this end is one that its policy names. Who met two deaths alone may be taken for their cause."""
+        ledger = self.ledger
+        if outcome == "left":
+            ledger.left += 1
+            return
+        completed = outcome == "completed"
+        ledger.completed += completed
+        ledger.calm += calm
+        ledger.calm_completed += calm and completed
+        if not completed:
+            ledger.errors[type(outcome).__name__] += 1
+        must = HARMFUL.get(kind_of(batch), ())
+        may = (*must, PoisonRequest, *([ContextLost] if batch.on_loss == "fail" else []))
+        if completed if must else not isinstance(outcome, (str, *may)):
+            ledger.unexpected.append(f"{kind_of(batch) or 'plain'} {batch.request_id}: {outcome!r}")
+
+    # --- harm
+
+    async def _strike(self) -> None:
+        """Signals from outside, at moments that the seed knows."""
+        chance = self.plan.chance("strikes")
+        while True:
+            await trio.sleep(chance.expovariate(1 / self.plan.pause))
+            number = chance.choice(SIGNALS)
+            if self._is_up() and _signal((await self.worker.ready()).pid, number):
+                self.ledger.strikes[number.name] += 1
+
+    def _is_up(self) -> bool:
+        """Nobody waits for the context to be struck: it would always be the first request on trial that is hit."""
+        return any(node.kind == "child" and node.state == "up" for node in self.worker.status().walk())
+
+    async def _operate(self) -> None:
+        """An operator who orders new sessions now and then."""
+        chance = self.plan.chance("operator")
+        while True:
+            await trio.sleep(chance.expovariate(1 / (5 * self.plan.pause)))
+            try:
+                await rebuild(self.worker)
+            except (RebuildSuperseded, InferenceError) as error:
+                self.ledger.rebuilds[type(error).__name__] += 1
+            else:
+                self.ledger.rebuilds["done"] += 1
+
+    # --- what is seen
+
+    async def _report(self) -> None:
+        while True:
+            await trio.sleep(self.plan.every)
+            print(f"{trio.current_time() - self.began:7.0f} s  {self.ledger.line()}", flush=True)
+
+    async def _weigh(self) -> None:
+        """Resident memory at ten points, each in the middle of a tenth."""
+        for point in range(TENTHS):
+            await trio.sleep_until(self.began + (point + 0.5) * self.plan.seconds / TENTHS)
+            gc.collect()
+            self.ledger.memory.append(_resident())
+
+
+def _signal(pid: int, number: int) -> bool:
+    """Whether the process was still there, and ours: it could have died, and its number be another's."""
+    try:
+        descriptor = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return False
+    try:
+        ours = pid in descendants()
+        if ours:
+            signal.pidfd_send_signal(descriptor, number)
+    except ProcessLookupError:
+        return False
+    finally:
+        os.close(descriptor)
+    return ours
+
+
+def _resident() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def descendants() -> set[int]:
+    """The pids of our children and theirs, zombies too."""
+    parents = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            parents[int(stat.parent.name)] = int(stat.read_text().rpartition(")")[2].split()[1])
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+    found, before = {os.getpid()}, 0
+    while len(found) > before:
+        before = len(found)
+        found |= {pid for pid, parent in parents.items() if parent in found}
+    return found - {os.getpid()}
+
+
+def _names(folder: str) -> frozenset[str]:
+    return frozenset(entry.name for entry in Path(folder).iterdir())
+
+
+@frozen
+class Holdings:
+    """What a process has that it should not leave behind."""
+
+    processes: frozenset[int]
+    descriptors: frozenset[str]
+    shared: frozenset[str]
+    files: frozenset[str]
+
+    @classmethod
+    def now(cls) -> Holdings:
+        """What there is."""
+        gc.collect()
+        return cls(
+            frozenset(descendants()),
+            frozenset(name for name in _names("/proc/self/fd") if os.path.lexists(f"/proc/self/fd/{name}")),
+            _names("/dev/shm"),
+            _names(tempfile.gettempdir()),
+        )
+
+    def beyond(self, before: Holdings) -> dict[str, list[str]]:
+        """What was not there before."""
+        ours, theirs = asdict(self), asdict(before)
+        return {what: sorted(map(str, ours[what] - theirs[what])) for what in ours}
+
+
+def reference(plan: Plan) -> Answers:
+    """Every variant's fault-free stream."""
+    batches = [_variant(number, f"{number}") for number in range(VARIANTS)]
+    if plan.runner == "scripted":
+        answers = [expected(batch, MAX_TOKENS) for batch in batches]
+        return [(ids, "".join(map(letter, ids))) for ids in answers]
+    return trio.run(undisturbed, plan.model(), batches)
+
+
+async def undisturbed(model: RunnerSpec, batches: Sequence[ExecuteBatch]) -> Answers:
+    """The streams of these requests, side by side, without any harm."""
+    answers: dict[str, tuple[tuple[int, ...], str]] = {}
+
+    async def ask(worker: Ref, batch: ExecuteBatch) -> None:
+        answer = await worker.call(batch)
+        answers[batch.request_id] = answer.token_ids, answer.text
+
+    worker = device_worker("llm", model, host=ProcessHost())
+    async with open_tree(worker, sinks=[]) as tree, trio.open_nursery() as nursery:
+        for batch in batches:
+            nursery.start_soon(ask, tree[worker], batch)
+    return [answers[batch.request_id] for batch in batches]
+
+
+async def _run(plan: Plan, ledger: Ledger, right: Answers) -> None:
+    host = ProcessHost(load_timeout=10, first_chunk_timeout=4, next_chunk_timeout=2)
+    limit = Limit(1_000_000, within=60)
+    worker = device_worker("llm", plan.spec(), host=host, limit=limit, backoff=None)
+    async with open_tree(Supervisor("chaos", [worker], limit=limit), sinks=[ledger.hear]) as tree:
+        await Chaos(plan, ledger, right, tree[worker]).run()
+
+
+def problems(ledger: Ledger, left_behind: dict[str, list[str]]) -> list[str]:
+    """What must not be; nothing if all is well."""
+    tests: list[tuple[bool, str]] = [
+        (ledger.lost > 0, f"{ledger.lost} tokens lost"),
+        (ledger.doubled > 0, f"{ledger.doubled} tokens doubled"),
+        (ledger.wrong > 0, f"{ledger.wrong} texts differ from their fault-free ones"),
+        (ledger.hung > 0, f"{ledger.hung} requests hung"),
+        (bool(ledger.unexpected), f"unexpected ends: {ledger.unexpected[:5]}"),
+        (
+            ledger.calm_completed < 0.99 * ledger.calm,
+            f"{ledger.calm_completed} of {ledger.calm} requests that met only outside kills completed",
+        ),
+        (not ledger.completed or not ledger.strikes, "nothing happened"),
+        (ledger.growth() > BREATH, f"memory grew by {ledger.growth():.0f} bytes"),
+        (any(left_behind.values()), f"left behind: {left_behind}"),
+    ]
+    return [text for fails, text in tests if fails]
+
+
+def chaos(plan: Plan) -> dict[str, Any]:
+    """Make one run; gives what it showed."""
+    right = reference(plan)
+    trio.run(undisturbed, Scripted(), [_variant(0, "0")])  # what is opened once is open now
+    ledger, before, began = Ledger(), Holdings.now(), time.monotonic()
+    trio.run(_run, plan, ledger, right)
+    left_behind = Holdings.now().beyond(before)
+    return {
+        **asdict(plan),
+        **asdict(ledger),
+        "took": round(time.monotonic() - began, 1),
+        "calm_share": ledger.calm_completed / max(1, ledger.calm),
+        "growth": round(ledger.growth()),
+        "left_behind": left_behind,
+        "problems": problems(ledger, left_behind),
+    }
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command; gives its exit status."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.chaos", description=(__doc__ or "").partition("\n")[0]
+    )
+    parser.add_argument("--minutes", type=float, default=1.0)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--runner", choices=["scripted", "torch"], default="scripted")
+    parser.add_argument("--pause", type=float, default=2.0, help="mean seconds between two strikes")
+    parser.add_argument("--every", type=float, default=10.0, help="seconds between two lines of counters")
+    parser.add_argument("--json", metavar="FILE", help="write the summary there, too")
+    arguments = parser.parse_args(argv)
+    plan = Plan(arguments.minutes * 60, arguments.seed, arguments.runner, arguments.pause, arguments.every)
+    result = _in_a_folder_of_its_own(lambda: chaos(plan))
+    summary = json.dumps(result)
+    print(summary, flush=True)
+    if arguments.json:
+        Path(arguments.json).write_text(summary + "\n")
+    for problem in result["problems"]:
+        print(f"FAILED: {problem}", file=sys.stderr)
+    return 1 if result["problems"] else 0
+
+
+def _in_a_folder_of_its_own(run: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """With temporary files where nobody else has any, so that those left behind are ours."""
+    with tempfile.TemporaryDirectory(prefix="chaos-") as folder:
+        was, tempfile.tempdir = tempfile.tempdir, folder
+        old = os.environ.get("TMPDIR")
+        os.environ["TMPDIR"] = folder
+        try:
+            return run()
+        finally:
+            tempfile.tempdir = was
+            os.environ.pop("TMPDIR")
+            if old is not None:
+                os.environ["TMPDIR"] = old
+
+
+if __name__ == "__main__":
+    sys.exit(main())

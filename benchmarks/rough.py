@@ -1,0 +1,97 @@
+"""A runner that is rough with its connection: what `benchmarks.chaos` needs beside `runners.scripted`."""
+
+from __future__ import annotations
+
+import os
+import socket
+import stat
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import cast
+
+from attrs import evolve, frozen
+
+from runners.types import ContinuingRunner, ExecuteBatch, ModelRunner, RunnerSpec, RunnerStart, TokenChunk
+
+WIDTH = 20_000
+"""How often each character of a wide stream is said: a step of many such streams is more than a socket holds."""
+
+AT_CHUNK = 3
+
+
+@frozen
+class Rough:
+    """Any runner; but for some models it is rough.
+
+    For `tear` it dies in the middle of a frame, for `garbage` it says what is no frame, each once in a request; for `wide`
+    it repeats every character.
+    """
+
+    inner: RunnerSpec
+
+    def build(self, start: RunnerStart) -> ModelRunner:
+        """Load the inner runner."""
+        return cast("ModelRunner", _Rough(cast("ContinuingRunner", self.inner.build(start))))
+
+
+class _Rough:
+    def __init__(self, inner: ContinuingRunner) -> None:
+        self._inner = inner
+        self.info = inner.info
+        self.rebuild = inner.rebuild
+        self.close = inner.close
+
+    def execute(self, batch: ExecuteBatch) -> Iterator[TokenChunk]:
+        chunks = cast("Iterator[TokenChunk]", self._inner.execute(batch))
+        kind = kind_of(batch)
+        return _roughly(kind, chunks) if kind in ("tear", "garbage") else _wide(batch, chunks)
+
+    def continue_from(self, batch: ExecuteBatch, accepted: Sequence[int]) -> Iterator[TokenChunk]:
+        return _wide(batch, cast("Iterator[TokenChunk]", self._inner.continue_from(batch, accepted)))
+
+
+def _wide(batch: ExecuteBatch, chunks: Iterator[TokenChunk]) -> Iterator[TokenChunk]:
+    return (_widened(chunk) for chunk in chunks) if kind_of(batch) == "wide" else chunks
+
+
+def _widened(chunk: TokenChunk) -> TokenChunk:
+    return evolve(chunk, text="".join(character * WIDTH for character in chunk.text))
+
+
+def _roughly(how: str, chunks: Iterator[TokenChunk]) -> Iterator[TokenChunk]:
+    for number, chunk in enumerate(chunks):
+        if number == AT_CHUNK:
+            _say(b"\x00\x00\x40\x00\x93half a frame" if how == "tear" else b"\x00\x00\x00\x05what?")
+            if how == "tear":
+                os._exit(9)
+        yield chunk
+
+
+def _say(data: bytes) -> None:
+    """On every Unix socket that this process has: the connection to the parent is one."""
+    for entry in list(Path("/proc/self/fd").iterdir()):
+        with suppress(OSError):
+            if stat.S_ISSOCK(os.fstat(int(entry.name)).st_mode):
+                _send(int(entry.name), data)
+
+
+def _send(descriptor: int, data: bytes) -> None:
+    with socket.socket(fileno=os.dup(descriptor)) as connection:
+        if connection.family == socket.AF_UNIX:
+            connection.sendall(data)
+
+
+def kind_of(batch: ExecuteBatch) -> str:
+    """What a request brings along."""
+    return batch.model.rstrip()
+
+
+def model_for(kind: str) -> str:
+    """The model of a request of some kind; that of a wide one is itself more than a frame or two."""
+    return kind + " " * (5 * WIDTH if kind == "wide" else 0)
+
+
+def text_of(batch: ExecuteBatch, text: str) -> str:
+    """What a request reads as, whose stream without roughness reads as `text`."""
+    return "".join(character * WIDTH for character in text) if kind_of(batch) == "wide" else text

@@ -1,0 +1,384 @@
+"""The leaf of a device worker: a context that owns a session, and the body that serves requests in it (D5-D7).
+
+What a stream has got so far belongs to its message, which outlives the incarnation; see `record`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from typing import Literal, NoReturn
+
+import trio
+from attrs import define, evolve, field, frozen
+
+from supervise import Inbox, Message, StreamMessage, current_child
+
+from .errors import (
+    BadRequest,
+    ContextLost,
+    ContextPoisoned,
+    DeviceError,
+    InferenceError,
+    OutOfMemory,
+    ProtocolError,
+    RebuildSuperseded,
+    SessionRebuild,
+    WorkerStopping,
+)
+from .hosts import Host, RequestFailed, Session
+from .record import Record, admitted, caused, id_of, record_of
+from .types import RunnerInfo, RunnerSpec, SessionRebuildCause, TokenChunk
+
+
+@define(eq=False)
+class Wish:
+    """An operator's wish for a new session, and what has become of it (D7).
+
+    `failure`: what the context fails with for its sake. `outcome`: `done`, or the context `ended` first, or an error.
+    """
+
+    cause: SessionRebuildCause
+    failure: DeviceError | None = None
+    outcome: Literal["done", "ended"] | InferenceError | None = None
+    answered: trio.Event = field(factory=trio.Event)
+
+    @property
+    def wants_restart(self) -> bool:
+        """A poisoned context is never rebuilt in place."""
+        return self.cause is SessionRebuildCause.CONTEXT_POISONED
+
+    def grant(self) -> DeviceError:
+        """Have the context fail for it."""
+        text = f"a new session was ordered ({self.cause})"
+        self.failure = ContextPoisoned(text) if self.wants_restart else SessionRebuild(text)
+        return self.failure
+
+    def answer(self, outcome: Literal["done", "ended"] | InferenceError) -> None:
+        """Tell whoever waits."""
+        self.outcome = outcome
+        self.answered.set()
+
+
+@define(eq=False)
+class Context:
+    """The leaf's resource: a session, and the streams that are open in it. A Resume keeps both.
+
+    `since_oom`: the requests that have begun since memory ran out, as long as nothing was made since; otherwise None.
+    `wish` waits for the streams that it would disturb; for `granted` the body has failed.
+    """
+
+    session: Session
+    open: dict[str, Message] = field(factory=dict[str, Message])
+    since_oom: set[str] | None = None
+    wish: Wish | None = None
+    granted: Wish | None = None
+    _changed: trio.Event = field(factory=trio.Event)
+
+    def put(self, message: Message) -> None:
+        """Its stream is open now."""
+        request_id = id_of(message)
+        self.open[request_id] = message
+        if self.since_oom is not None:
+            self.since_oom.add(request_id)
+        message.on_left(lambda: self._left(message))
+
+    def close(self, message: Message) -> None:
+        """Its stream is over."""
+        del self.open[id_of(message)]
+        self.has_changed()
+
+    def _left(self, message: Message) -> None:
+        """Its caller is gone: its place is free at the next step."""
+        if self.open.get(id_of(message)) is message:
+            self.close(message)
+            self.session.drop(id_of(message))
+
+    def has_room(self) -> bool:
+        """Whether one more may begin. While a suspect is on trial, or a new session is wanted, none may."""
+        return (
+            self.wish is None
+            and len(self.open) < self.session.info.streams
+            and not any(record_of(message).suspect for message in self.open.values())
+        )
+
+    def may_move(self, record: Record) -> bool:
+        """Whether a begun stream may go on in another session."""
+        return record.batch.on_loss == "migrate" and self.session.info.can_continue
+
+    def must_stay(self, record: Record) -> bool:
+        """Whether a stream would be lost with its session."""
+        return record.chunks > 0 and not self.may_move(record)
+
+    # --- changes, for those who wait for them
+
+    def has_changed(self) -> None:
+        """Room, or who stays, or what is wanted."""
+        self._changed.set()
+        self._changed = trio.Event()
+
+    async def change(self) -> None:
+        """Wait for the next."""
+        await self._changed.wait()
+
+    # --- what an operator wants
+
+    def ask(self, cause: SessionRebuildCause) -> Wish:
+        """Want a new session; whoever else waited for his is superseded."""
+        if self.wish is not None:
+            self.wish.answer(RebuildSuperseded("another rebuild was ordered before this one had begun"))
+        self.wish = Wish(cause)
+        self.has_changed()
+        return self.wish
+
+    def withdraw(self, wish: Wish) -> None:
+        """Nobody waits for it any more; one that is granted is carried out all the same."""
+        if self.wish is wish:
+            self.wish = None
+            self.has_changed()
+
+    def is_due(self) -> bool:
+        """Whether the wish can be granted: a restart at once, else when no stream would be lost by it."""
+        return self.wish is not None and (
+            self.wish.wants_restart or not any(self.must_stay(record_of(m)) for m in self.open.values())
+        )
+
+    def end(self, *, stopping: bool) -> None:
+        """The session is over: whoever leaves from now on has nothing open in it, and no wish stays unanswered."""
+        self.open.clear()
+        for wish in (self.granted, self.wish):
+            if wish is not None:
+                stopped = stopping and wish.failure is None
+                wish.answer(WorkerStopping("the worker was being stopped") if stopped else "ended")
+        self.granted = self.wish = None
+
+
+@frozen
+class Opener:
+    """Opens the host's session for the current incarnation."""
+
+    host: Host
+    runner: RunnerSpec
+
+    @asynccontextmanager
+    async def __call__(self) -> AsyncGenerator[Context, None]:
+        """The resource of one incarnation."""
+        child = current_child()
+        cause = None if child.last_failure is None else repr(child.last_failure)
+        async with self.host.open(self.runner, incarnation=child.incarnation, cause=cause) as session:
+            context = Context(session)
+            try:
+                yield context
+            finally:
+                context.end(stopping=child.stopping)
+
+
+@frozen(kw_only=True)
+class ContextState:
+    """What `ready()` gives for a worker: which context serves it now.
+
+    Args:
+        incarnation: counted from 1.
+        pid: of its process; None if it has none of its own.
+        info: what its runner declared.
+    """
+
+    incarnation: int
+    pid: int | None
+    info: RunnerInfo
+    _context: Context = field(repr=False, eq=False, alias="context")
+
+
+async def serve(context: Context, inbox: Inbox, *, task_status: trio.TaskStatus[ContextState]) -> None:
+    """The body of the leaf: admit requests while there is room, and hand out what the session makes."""
+    session = context.session
+    task_status.started(
+        ContextState(incarnation=session.incarnation, pid=session.pid, info=session.info, context=context)
+    )
+    await _Serving(context, inbox).run()
+
+
+class _Serving:
+    """One entering of the body."""
+
+    def __init__(self, context: Context, inbox: Inbox) -> None:
+        self._context = context
+        self._session = context.session
+        self._open = context.open
+        self._inbox = inbox
+        self._failure: DeviceError | None = None
+        self._scope = trio.CancelScope()
+
+    async def run(self) -> NoReturn:
+        """Serve until the context fails."""
+        self._reattach()
+        try:
+            async with trio.open_nursery() as nursery:
+                self._scope = nursery.cancel_scope
+                nursery.start_soon(self._admit)
+                nursery.start_soon(self._grant)
+                await self._pump()
+        finally:
+            self._settle(self._failure)
+        assert self._failure is not None
+        raise self._failure
+
+    def _fail(self, failure: DeviceError) -> None:
+        """The context has failed; the first failure stands."""
+        if self._failure is None:
+            self._failure = failure
+            self._scope.cancel("the context failed")
+
+    # --- requests
+
+    def _reattach(self) -> None:
+        """After a Resume: the streams still open in this session are the head of the queue."""
+        for message in self._open.values():
+            head = self._inbox.receive_nowait()
+            assert head is message, f"{message!r} must be the head of the queue, got {head!r}"
+
+    async def _admit(self) -> None:
+        await self._rebuild()
+        while True:
+            while not self._context.has_room():
+                await self._context.change()
+            message = await self._inbox.receive()
+            if self._context.has_room():
+                self._take(message)
+            else:  # a rebuild was ordered while nobody came
+                message.requeue()
+
+    def _take(self, message: Message) -> None:
+        """Begin a request, or go on with one that comes from another session."""
+        try:
+            record = message.memo = message.memo or admitted(message)
+            self._check(record)
+            self._session.begin(record.batch, record.accepted)
+        except (BadRequest, ContextLost) as exc:
+            message.fail(exc)
+        else:
+            self._context.put(message)
+
+    def _check(self, record: Record) -> None:
+        if record.batch.request_id in self._open:
+            raise BadRequest(f"request ids in flight must differ, got a second {record.batch.request_id!r}")
+        if self._context.must_stay(record):
+            raise record.lost(current_child().last_failure)
+
+    # --- what the session makes
+
+    async def _pump(self) -> None:
+        """Hand out what the session makes until it fails."""
+        try:
+            while True:
+                for item in await self._session.receive():
+                    if message := self._open.get(item.request_id):
+                        self._hand_out(message, item)
+        except OutOfMemory as exc:
+            self._fail(self._out_of_memory(exc))
+        except DeviceError as exc:
+            self._fail(exc)
+
+    def _hand_out(self, message: Message, item: TokenChunk | RequestFailed) -> None:
+        if isinstance(item, RequestFailed):
+            self._refuse(message, item)
+            return
+        record = record_of(message)
+        self._accept(record, item)
+        if item.finish_reason is not None:
+            item = evolve(item, usage=record.usage(item.usage))
+        if isinstance(message, StreamMessage):
+            message.send_nowait(item)
+        if item.finish_reason is not None:
+            self._context.close(message)
+            message.reply(record.completion(item))
+
+    def _refuse(self, message: Message, failed: RequestFailed) -> None:
+        """Its own error, which concerns nobody else (D5)."""
+        if not isinstance(failed.error, OutOfMemory):
+            self._context.since_oom = None
+        self._context.close(message)
+        message.fail(failed.error)
+
+    def _accept(self, record: Record, chunk: TokenChunk) -> None:
+        """Put a chunk into the record, if it is the next one and of this incarnation (D6)."""
+        if chunk.incarnation != self._session.incarnation:
+            raise ProtocolError(
+                f"{record.name}: a chunk must be of incarnation {self._session.incarnation}, "
+                f"got one of {chunk.incarnation}"
+            )
+        record.accept(chunk)
+        self._context.since_oom = None
+        if record.suspect:
+            record.suspect = False
+            self._context.has_changed()
+
+    # --- a new session
+
+    async def _grant(self) -> None:
+        """Wait until a new session is wanted, and disturbs nobody; then the context fails, as ordered (D7)."""
+        context = self._context
+        while not context.is_due():
+            await context.change()
+        assert context.wish is not None
+        context.granted, context.wish = context.wish, None
+        self._fail(context.granted.grant())
+
+    async def _rebuild(self) -> None:
+        """Make the session anew, if this is what the body was entered again for. Nothing is open in it."""
+        wish = self._context.granted
+        if wish is None:
+            return
+        if wish.wants_restart:
+            wish.answer(RebuildSuperseded("the context was resumed instead of restarted"))
+        else:
+            wish.answer(await self._rebuilt(wish.cause))
+        self._context.granted = None
+
+    async def _rebuilt(self, cause: SessionRebuildCause) -> Literal["done"] | InferenceError:
+        try:
+            await self._session.rebuild(cause)
+        except InferenceError as exc:  # the context fails with it too: the pump hears of it
+            return exc
+        return "done"
+
+    # --- the end of a context
+
+    def _out_of_memory(self, exc: OutOfMemory) -> DeviceError:
+        """The failure, or a worse one if it is the second at the same step: a Resume did not help (D5).
+
+        The same step: nothing was made in between, and the request was there before.
+        """
+        since, self._context.since_oom = self._context.since_oom, set()
+        if since is None or not since.isdisjoint(exc.request_ids):
+            return exc
+        again = ContextPoisoned(f"memory ran out again at the same step: {exc}")
+        again.request_ids = exc.request_ids
+        return caused(again, exc)
+
+    def _settle(self, failure: DeviceError | None) -> None:
+        """Say of each open stream what becomes of it; those that say nothing go back to the head of the queue.
+
+        An end that somebody ordered makes nobody a suspect. Without a failure of the session's, and not ordered, it was
+        reported from outside, and counts like one.
+        """
+        if isinstance(failure, OutOfMemory):
+            return
+        if isinstance(failure, SessionRebuild):
+            self._inbox.progressed = False  # or the Resume would be free of the limit (R8)
+        ordered = self._was_ordered(failure)
+        for message in list(self._open.values()):
+            record = record_of(message)
+            if record.suspect and not ordered:
+                message.fail(record.poisonous(failure))
+            elif self._context.must_stay(record):
+                message.fail(record.lost(failure))
+            record.suspect = record.suspect or not ordered
+            self._session.drop(record.batch.request_id)
+        self._open.clear()
+
+    def _was_ordered(self, failure: DeviceError | None) -> bool:
+        if failure is None:
+            return current_child().stopping
+        granted = self._context.granted
+        return granted is not None and failure is granted.failure

@@ -1,0 +1,158 @@
+"""Chaos: a short run of it, and that it would see what it looks for."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import attrs
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from benchmarks.chaos import (
+    VARIANTS,
+    Chaos,
+    Holdings,
+    Ledger,
+    Plan,
+    descendants,
+    problems,
+    reference,
+)
+from benchmarks.rough import WIDTH, Rough
+from runners.errors import ContextLost, OutOfMemory, PoisonRequest, WorkerDown
+from runners.hosts.spec import check_runner
+from runners.scripted import Scripted
+from runners.types import RunnerStart, TokenChunk
+
+ROOT = Path(__file__).parents[2]
+PLAN = Plan(60, 7)
+RIGHT = reference(PLAN)
+GOOD = Ledger(requests=10, completed=10, calm=10, calm_completed=10, memory=[5, 5, 5])
+GOOD.strikes["SIGKILL"] += 1
+
+
+def chaos():
+    return Chaos(PLAN, Ledger(), RIGHT, None, began=0.0)
+
+
+def request(kind):
+    """The first request of this kind."""
+    batches = (PLAN.batch(number, harmful=True) for number in range(10_000))
+    return next(batch for batch in batches if (batch.model.rstrip() or batch.on_loss) == kind)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("runner", ["scripted", "torch"])
+def test_a_short_run_of_chaos_passes(runner):
+    """D5, D6, D8, D9, D10: twenty seconds of everything; nothing lost, doubled, wrong, hung or left behind."""
+    command = [sys.executable, "-m", "benchmarks.chaos", "--minutes", "0.33", "--seed", "3", "--pause", "1"]
+    done = subprocess.run(
+        [*command, "--runner", runner], cwd=ROOT, capture_output=True, text=True, timeout=200, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    summary = json.loads(done.stdout.splitlines()[-1])
+    assert summary["problems"] == []
+    assert summary["completed"] > 20
+    assert sum(summary["strikes"].values()) > 3
+
+
+def test_a_plan_follows_from_its_seed():
+    """The same seed makes the same requests and the same harm; another seed makes others."""
+    for number in (0, 99):
+        assert PLAN.batch(number, harmful=True) == Plan(60, 7).batch(number, harmful=True)
+    assert PLAN.spec() == Plan(60, 7).spec() != Plan(60, 8).spec()
+    check_runner(PLAN.spec())
+
+
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        ({"lost": 1}, "lost"),
+        ({"doubled": 1}, "doubled"),
+        ({"wrong": 1}, "differ"),
+        ({"hung": 1}, "hung"),
+        ({"unexpected": ["?"]}, "unexpected"),
+        ({"calm_completed": 9}, "9 of 10"),
+        ({"completed": 0}, "nothing happened"),
+        ({"memory": [0, 0, 50_000_000]}, "memory grew by 50000000"),
+    ],
+)
+def test_each_promise_that_is_broken_is_a_problem(wrong, says):
+    """And a good run has none."""
+    assert problems(GOOD, {"processes": []}) == []
+    (problem,) = problems(attrs.evolve(GOOD, **wrong), {"processes": []})
+    assert says in problem
+
+
+def test_what_is_left_behind_is_a_problem():
+    """A descriptor and a process that were not there before are seen, by name."""
+    before = Holdings.now()
+    reading, writing = os.pipe()
+    child = subprocess.Popen(["sleep", "60"])
+    try:
+        beyond = Holdings.now().beyond(before)
+        assert child.pid in descendants()
+    finally:
+        child.kill()
+        child.wait()
+        os.close(reading)
+        os.close(writing)
+    assert beyond["processes"] == [str(child.pid)]
+    assert set(beyond["descriptors"]) >= {str(reading), str(writing)}
+    assert "left behind" in problems(GOOD, beyond)[0]
+
+
+@given(st.integers(0, 1000), st.data())
+def test_a_stream_that_is_not_its_fault_free_one_is_seen(number, data):
+    """A token less, a token more, or another one; a cut stream is right as far as it came."""
+    batch = PLAN.batch(number, harmful=False)
+    ids, text = RIGHT[number % VARIANTS]
+    right, wrong = chaos(), chaos()
+    cut = data.draw(st.integers(0, len(ids) - 1))
+    right._compare(batch, ids, text, whole=True)
+    right._compare(batch, ids[:cut], text[:cut], whole=False)
+    assert (right.ledger.wrong, right.ledger.lost) == (0, 0)
+    wrong._compare(batch, ids[:cut], text[:cut], whole=True)
+    assert (wrong.ledger.wrong, wrong.ledger.lost) == (1, len(ids) - cut)
+    other = (*ids[:cut], 26, *ids[cut + 1 :])
+    wrong._compare(batch, other, text, whole=False)
+    wrong._compare(batch, ids, f"{text}!", whole=True)
+    assert wrong.ledger.wrong == 3
+
+
+def test_a_token_that_is_skipped_or_said_again_is_counted():
+    """Each by its position."""
+    run = chaos()
+    run._take((1, 2), TokenChunk(request_id="0", index=3, token_ids=(4,)))
+    run._take((1, 2), TokenChunk(request_id="0", index=0, token_ids=(1,)))
+    assert (run.ledger.lost, run.ledger.doubled) == (1, 2)
+
+
+@pytest.mark.parametrize(
+    ("kind", "good", "bad"),
+    [
+        ("poison", "completed", OutOfMemory("")),
+        ("tear", PoisonRequest(""), ContextLost("", incarnation=1, delivered=1)),
+        ("oom", OutOfMemory(""), "completed"),
+        ("killer", PoisonRequest(""), "completed"),
+        ("fail", ContextLost("", incarnation=1, delivered=1), WorkerDown("")),
+    ],
+)
+def test_an_end_that_no_policy_names_is_unexpected(kind, good, bad):
+    """Each kind of request has its own."""
+    run = chaos()
+    run._judge(request(kind), good, calm=False)
+    assert run.ledger.unexpected == []
+    run._judge(request(kind), bad, calm=False)
+    assert len(run.ledger.unexpected) == 1
+
+
+def test_a_wide_stream_repeats_every_character():
+    """So a step of many is more than a socket holds, in both directions."""
+    batch = request("wide")
+    assert len(batch.model) > WIDTH
+    chunks = list(Rough(Scripted(3)).build(RunnerStart(incarnation=1)).execute(batch))
+    assert [len(chunk.text) for chunk in chunks] == [WIDTH] * 3
