@@ -105,7 +105,7 @@ def test_check_warns_of_a_limit_that_can_never_trip(write, tmp_path):
     assert "warning: the limit of 'app' (3 within 5 s) can never trip by 'a'" in result.stderr
 
 
-@pytest.mark.parametrize("command", ["run", "check"])
+@pytest.mark.parametrize("command", ["run", "check", "tree"])
 @pytest.mark.parametrize(
     ("text", "target", "status", "says"),
     [
@@ -123,7 +123,7 @@ def test_check_warns_of_a_limit_that_can_never_trip(write, tmp_path):
         (
             'c = Child("a", trio.sleep_forever)\ntree = Supervisor("app", [c, c])\n',
             "bad.py",
-            {"run": 2, "check": 1},
+            {"run": 2, "check": 1, "tree": 2},
             "supervisor 'app' has two children named 'a'",
         ),
         (
@@ -282,3 +282,22 @@ def test_a_stop_that_hangs_is_ended_hard(write, tmp_path):
     assert process.returncode == 70
     assert "app/stubborn" in errors
     assert "in stubborn" in errors
+
+
+def test_tree_prints_a_declared_tree(write, tmp_path):
+    """`tree` draws the tree without starting it, as text and as Mermaid."""
+    write(
+        "drawn.py",
+        """
+        def boom(*_):
+            raise SystemExit("started")
+        tree = Supervisor("app", [Child("a", boom, resource=boom, mailbox=8)], init=boom)
+        """,
+    )
+    result = supervise("tree", "drawn.py", cwd=tmp_path)
+    assert (result.returncode, result.stdout.splitlines()) == (
+        0,
+        ["app   one_for_one · limit 3 within 5 s", "└─ a  permanent · resource boom · mailbox 8"],
+    )
+    result = supervise("tree", "--mermaid", "drawn.py", cwd=tmp_path)
+    assert (result.returncode, result.stdout.splitlines()[0]) == (0, "flowchart TD")
