@@ -11,6 +11,7 @@ from .._core.spec import Pool, Supervisor
 from .._trio.run import run_tree
 from ..sinks.lines import LineSink
 from ..views import mermaid, text
+from ..views.terminal import run_live
 from .check import problems
 from .load import NoTree, load
 
@@ -43,6 +44,9 @@ def _parser() -> argparse.ArgumentParser:
         metavar="SECONDS",
         help="end the program, if an ordered stop takes longer",
     )
+    run.add_argument(
+        "--live", action="store_true", help="show the tree on the terminal while it runs (needs rich)"
+    )
     run.set_defaults(command=_run)
     check = commands.add_parser(
         "check", help="validate a tree without starting it; exit status 1 if anything is wrong"
@@ -60,7 +64,10 @@ def _run(arguments: argparse.Namespace) -> int:
     tree = _sound(arguments.target)
     if tree is None:
         return 1
-    run_tree(tree, sinks=[LineSink()], hard_exit_after=arguments.hard_exit_after)
+    if arguments.live:
+        run_live(tree, hard_exit_after=arguments.hard_exit_after)
+    else:
+        run_tree(tree, sinks=[LineSink()], hard_exit_after=arguments.hard_exit_after)
     return 0
 
 

@@ -301,3 +301,40 @@ def test_tree_prints_a_declared_tree(write, tmp_path):
     )
     result = supervise("tree", "--mermaid", "drawn.py", cwd=tmp_path)
     assert (result.returncode, result.stdout.splitlines()[0]) == (0, "flowchart TD")
+
+
+def test_a_watcher_that_raises_is_reported_and_hurts_nothing(write, tmp_path):
+    """`run_tree(watch=…)`: called with the tree before it starts, and cancelled when it has ended."""
+    write(
+        "watched.py",
+        """
+        async def once():
+            await trio.sleep(0.1)
+            print("done")
+
+        tree = Supervisor("app", [Child("once", once, restart="transient", significant=True)],
+                          auto_shutdown="any_significant")
+
+        async def broken(tree):
+            print(tree.status().state)
+            raise LookupError("no eyes")
+
+        async def patient(tree):
+            print(tree.status().state)
+            try:
+                await trio.sleep_forever()
+            finally:
+                print(tree.status().state)
+
+        run_tree(tree, sinks=[], watch=broken)
+        run_tree(tree, sinks=[], watch=patient)
+        """,
+    )
+    command = [sys.executable, "watched.py"]
+    result = subprocess.run(
+        command, cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=60, check=False
+    )
+    assert result.returncode == 0
+    assert result.stdout.split() == ["starting", "done", "starting", "done", "down"]
+    assert "LookupError: no eyes" in result.stderr
+    assert "the tree goes on" in result.stderr
