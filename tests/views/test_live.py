@@ -12,9 +12,16 @@ import sys
 import termios
 import textwrap
 import time
+from io import StringIO
 from pathlib import Path
 
 import pytest
+import trio
+from rich.console import Console
+
+from supervise import Child, Supervisor, open_tree
+from supervise.testing import run_virtual
+from supervise.views.live import LiveView
 
 ROOT = Path(__file__).parents[2]
 PROGRAM = """
@@ -214,3 +221,46 @@ def test_the_command_needs_rich_for_nothing_else():
     """Without `--live` rich is not imported."""
     code = "import sys, supervise.cli, supervise.views.terminal; sys.exit('rich' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
+
+
+def test_a_view_in_ones_own_program_draws_until_it_is_cancelled():
+    """It draws, puts what is printed above, and gives standard output back."""
+    screen = StringIO()
+    view = LiveView(Console(file=screen, force_terminal=True, width=80, height=24))
+    before = sys.stdout
+
+    async def busy(inbox):
+        async for message in inbox:
+            message.reply(print(f"message {message.value}"))
+
+    async def main():
+        spec = Child("busy", busy, mailbox=8)
+        async with open_tree(Supervisor("app", [spec]), sinks=[view]) as tree, trio.open_nursery() as nursery:
+            nursery.start_soon(view.watch, tree)
+            for number in range(8):
+                await trio.sleep(0.5)
+                await tree[spec].call(number)
+            nursery.cancel_scope.cancel()
+
+    run_virtual(main)
+    assert sys.stdout is before
+    text = re.sub(r"\x1b\[[\d;?]*[a-zA-Z]", "", screen.getvalue())
+    assert text.count("node ") >= 9
+    assert text.index("message 7") < text.rindex("└─ busy")
+    assert re.search(r"└─ busy +up +1 +0 +[12]\.\d\b", text)
+
+
+def test_a_view_that_cannot_draw_gives_standard_output_back():
+    """Whatever fails: the console here is closed."""
+    screen = StringIO()
+    view = LiveView(Console(file=screen, force_terminal=True, width=80, height=24))
+    before = sys.stdout
+
+    async def main():
+        async with open_tree(Supervisor("app", []), sinks=[view]) as tree:
+            screen.close()
+            with pytest.raises(ValueError, match="closed file"):
+                await view.watch(tree)
+
+    run_virtual(main)
+    assert sys.stdout is before
