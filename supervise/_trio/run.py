@@ -43,7 +43,7 @@ def run_tree(
         sinks: as for `open_tree`.
         hard_exit_after: seconds that an ordered stop may take; then the stacks of all tasks are written to standard
             error and the program ends with 70. It is the only way past a child that does not yield. None: no end.
-        watch: called with the tree before it starts, and cancelled when it has ended; for a view. Like a sink, one that
+        watch: called with the tree as it starts, and cancelled when it has ended; for a view. Like a sink, one that
             raises is reported once and cannot hurt the tree.
 
     Raises:
