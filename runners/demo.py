@@ -1,11 +1,13 @@
 """A declared tree that streams tokens from a real model, and heals while it is hurt.
 
     supervise run runners.demo                         plain lines, one fault of each kind
-    python -m runners.demo --fault segv                the same, with the fault of your choice
+    supervise run --live runners.demo                  the same beneath a live picture of the tree
+    python -m runners.demo --live --fault segv         likewise, with the fault of your choice, or all
     python -m runners.demo --json --fault kill         one line of JSON; compares with a run without faults
 
-The faults are real: SIGKILL, SIGSEGV and SIGSTOP of the process that holds the model, and a poison that the runner
-itself reports. A feed reads prompts, the device worker streams their continuations, a printer prints them.
+The faults are real: SIGKILL, SIGSEGV and SIGSTOP of the process that holds the model, a poison that the runner itself
+reports, and a further request that wants more memory than there is, and alone fails. A feed reads prompts, the device
+worker streams their continuations, a printer prints them.
 """
 
 from __future__ import annotations
@@ -17,14 +19,14 @@ import os
 import random
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 import trio
 from attrs import define, field, frozen
 
-from runners.errors import InferenceError
+from runners.errors import InferenceError, OutOfMemory
 from runners.hosts.process import ProcessHost
 from runners.scripted import Fault, Faulty
 from runners.torch_lm import TorchLM
@@ -42,8 +44,9 @@ from supervise import (
     run_tree,
 )
 from supervise.sinks.lines import LineSink
+from supervise.views.terminal import run_live
 
-FaultKind = Literal["kill", "segv", "poison", "hang"]
+FaultKind = Literal["kill", "segv", "poison", "hang", "oom"]
 KINDS: tuple[FaultKind, ...] = get_args(FaultKind)
 PROMPTS = Path(__file__).with_name("demo.txt")
 MAX_TOKENS = 160
@@ -51,17 +54,23 @@ _SIGNALS = {"kill": signal.SIGKILL, "segv": signal.SIGSEGV, "hang": signal.SIGST
 _LINE = 88
 _SHORTEST = 8
 """Tokens of a stream in which a fault can strike well inside."""
+_OVERSIZED = "oversized"
+"""Names the request that is too large."""
 
 
 @define
 class Strike:
-    """One fault: what kind, in which request, at which token; then which process it hit, and which took over."""
+    """One fault: what kind, in which request, at which token; then which process it hit, and which served at the end.
+
+    `oom`: at that token of that request's stream the oversized one is sent; no process takes over from another.
+    """
 
     kind: FaultKind
     request: int
     token: int
     pid_before: int | None = None
     pid_after: int | None = None
+    over: trio.Event = field(factory=trio.Event)
 
 
 @define
@@ -75,14 +84,26 @@ class Ledger:
     tokens: dict[int, int] = field(factory=dict[int, int])
     lost: int = 0
     duplicated: int = 0
+    expected_errors: int = 0
     longest_gap: float = 0.0
     restarts: int = 0
     failed: bool = False
 
     def batch(self, number: int) -> ExecuteBatch:
         """Request `number`, the same in every run with this seed."""
-        sampling = Sampling(max_tokens=MAX_TOKENS, temperature=0.7, seed=self.seed * 1000 + number)
-        return ExecuteBatch(f"request-{number}", self.prompts[number], sampling=sampling)
+        return ExecuteBatch(f"request-{number}", self.prompts[number], sampling=self._sampling(number))
+
+    def oversized(self, number: int) -> ExecuteBatch:
+        """One more, beside request `number`, for which there is not enough memory."""
+        return ExecuteBatch(_OVERSIZED, self.prompts[number], sampling=self._sampling(number))
+
+    def _sampling(self, number: int) -> Sampling:
+        return Sampling(max_tokens=MAX_TOKENS, temperature=0.7, seed=self.seed * 1000 + number)
+
+    async def turn(self, strike: Strike) -> None:
+        """Wait until the strikes before this one are over: no fault hits what another has just hurt."""
+        for before in self.strikes[: self.strikes.index(strike)]:
+            await before.over.wait()
 
     def accept(self, number: int, chunk: TokenChunk, gap: float) -> None:
         """Count one chunk: a token that comes twice is a duplicate, one that is skipped is lost."""
@@ -119,13 +140,21 @@ def declare(ledger: Ledger, *, at_once: int = 1, show: bool = True) -> Superviso
 
 
 def _runner(strikes: Sequence[Strike]) -> TorchLM | Faulty:
-    """The model; where a poison is wanted, inside a runner that reports one at that token of its first try."""
-    faults = [
-        Fault("poison", request_id=f"request-{strike.request}", at_token=strike.token, incarnation=before + 1)
-        for before, strike in enumerate(strikes)
-        if strike.kind == "poison"
-    ]
+    """The model; where it is to report a poison, or run out of memory, inside a runner that does."""
+    faults = [*_poisons(strikes)]
+    if any(strike.kind == "oom" for strike in strikes):
+        faults.append(Fault("oom", request_id=_OVERSIZED))
     return Faulty(TorchLM(), tuple(faults)) if faults else TorchLM()
+
+
+def _poisons(strikes: Sequence[Strike]) -> Iterator[Fault]:
+    """Each in the incarnation that the strikes before it lead to, so that it strikes once."""
+    incarnation = 1
+    for strike in strikes:
+        if strike.kind == "poison":
+            name = f"request-{strike.request}"
+            yield Fault("poison", request_id=name, at_token=strike.token, incarnation=incarnation)
+        incarnation += strike.kind != "oom"
 
 
 @frozen
@@ -150,6 +179,7 @@ class _Feed:
         strike = next((strike for strike in ledger.strikes if strike.request == number), None)
         await self._print(f"\n— request {number + 1} of {len(ledger.prompts)}: {ledger.prompts[number]!r}\n")
         if strike is not None:
+            await ledger.turn(strike)
             strike.pid_before = (await self._context()).pid
         try:
             await self._stream(number, strike)
@@ -160,6 +190,7 @@ class _Feed:
         ledger.restarts = max(ledger.restarts, context.incarnation - 1)
         if strike is not None:
             strike.pid_after = context.pid
+            strike.over.set()
         room.release_on_behalf_of(number)
 
     async def _stream(self, number: int, strike: Strike | None) -> None:
@@ -183,8 +214,18 @@ class _Feed:
     async def _strike(self, strike: Strike) -> None:
         """Hurt the process that serves, while its stream is under way. A poison comes from within."""
         strike.pid_before = (await self._context()).pid
-        if strike.pid_before is not None:
+        if strike.kind == "oom":
+            await self._ask_too_much(strike)
+        elif strike.pid_before is not None:
             os.kill(strike.pid_before, _SIGNALS[strike.kind])
+
+    async def _ask_too_much(self, strike: Strike) -> None:
+        """Send the request that alone fails, while the others go on."""
+        try:
+            await current_child().tree[self.llm].call(self.ledger.oversized(strike.request))
+        except OutOfMemory as exc:
+            self.ledger.expected_errors += 1
+            await self._print(f"\n  the oversized request: OutOfMemory: {exc}\n")
 
 
 @frozen
@@ -217,6 +258,11 @@ def _wrapped(text: str) -> list[str]:
 
 
 # --- runs
+
+
+def wanted(fault: str) -> list[FaultKind]:
+    """The kinds that `--fault` names."""
+    return [kind for kind in KINDS if fault in (kind, "all")]
 
 
 def _plan(kinds: Sequence[FaultKind], lengths: Sequence[int], seed: int) -> list[Strike]:
@@ -254,13 +300,14 @@ def report(prompts: Sequence[str], kinds: Sequence[FaultKind], seed: int) -> dic
     lengths = [calm.tokens.get(number, 0) for number in range(len(prompts))]
     hurt = Ledger(prompts, seed, _plan(kinds, lengths, seed))
     trio.run(_measure, hurt)
-    wanted = sum(lengths)
+    calm_tokens = sum(lengths)
     return {
         "requests": len(prompts),
         "tokens": sum(hurt.tokens.values()),
         "restarts": hurt.restarts,
-        "lost": hurt.lost + max(0, wanted - sum(hurt.tokens.values())),
+        "lost": hurt.lost + max(0, calm_tokens - sum(hurt.tokens.values())),
         "duplicated": hurt.duplicated,
+        "expected_errors": hurt.expected_errors,
         "identical": not calm.failed and hurt.texts == calm.texts,
         "longest_gap_ms": round(hurt.longest_gap * 1000, 1),
         "tree_failed": hurt.failed,
@@ -282,10 +329,13 @@ def _sha256(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _show(prompts: Sequence[str], kinds: Sequence[FaultKind], seed: int) -> None:
-    """Run with lines for a person, and a summary."""
-    ledger = _shown(prompts, kinds, seed)
-    run_tree(declare(ledger), sinks=[LineSink(sys.stdout)])
+def _show(prompts: Sequence[str], kinds: Sequence[FaultKind], seed: int, *, live: bool) -> None:
+    """Run with lines for a person, or beneath a picture, and a summary."""
+    shown = declare(_shown(prompts, kinds, seed))
+    if live:
+        run_live(shown)
+    else:
+        run_tree(shown, sinks=[LineSink(sys.stdout)])
 
 
 def _shown(prompts: Sequence[str], kinds: Sequence[FaultKind], seed: int) -> Ledger:
@@ -314,12 +364,12 @@ def read_prompts(name: str) -> list[str]:
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; gives its exit status."""
     arguments = _parser().parse_args(argv)
-    kinds: Sequence[FaultKind] = [] if arguments.fault == "none" else [arguments.fault]
+    kinds = wanted(arguments.fault)
     try:
         prompts = read_prompts(arguments.prompts)
         if arguments.json:
             return _print_report(report(prompts, kinds, arguments.seed))
-        _show(prompts, kinds, arguments.seed)
+        _show(prompts, kinds, arguments.seed, live=arguments.live)
     except (ValueError, StartFailed) as exc:
         sys.stderr.write(f"runners.demo: {exc}\n")
         return 2 if isinstance(exc, ValueError) else 1
@@ -328,20 +378,25 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _print_report(result: dict[str, Any]) -> int:
     sys.stdout.write(json.dumps(result) + "\n")
-    good = result["identical"] and not (result["lost"] or result["duplicated"] or result["tree_failed"])
-    return 0 if good else 1
+    sent = sum(fault["kind"] == "oom" for fault in result["faults"])
+    wrong = (
+        result["lost"] or result["duplicated"] or result["tree_failed"] or result["expected_errors"] != sent
+    )
+    return 0 if result["identical"] and not wrong else 1
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m runners.demo", description=(__doc__ or "").partition("\n")[0]
     )
-    parser.add_argument("--json", action="store_true", help="print one line of JSON instead of the streams")
+    shown = parser.add_mutually_exclusive_group()
+    shown.add_argument("--json", action="store_true", help="print one line of JSON instead of the streams")
+    shown.add_argument("--live", action="store_true", help="show the tree on the terminal (needs rich)")
     parser.add_argument(
         "--prompts", default=str(PROMPTS), metavar="FILE", help="one prompt a line; - is standard input"
     )
     parser.add_argument(
-        "--fault", choices=["none", *KINDS], default="kill", help="what to do to the model's process"
+        "--fault", choices=["none", *KINDS, "all"], default="kill", help="what to do to the model's process"
     )
     parser.add_argument(
         "--seed", type=_seed, default=0, help="of the sampling, and of where the fault strikes"

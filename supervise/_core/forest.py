@@ -15,7 +15,7 @@ from .act import Ledger
 from .decide import ROOT
 from .effect import Effect, Input
 from .machine import Machine
-from .node import Node, Status, picture
+from .node import Node, Status, Traffic, picture
 from .spec import Pool, Supervisor
 
 _ROUTED = frozenset({effect.Tell, effect.Rise, effect.Fail, effect.Fatal})
@@ -141,6 +141,6 @@ class Forest:
         root = self.root
         return [cls(at=now, path=root.path, incarnation=root.incarnation, **details)]
 
-    def status(self, now: float, waiting: Callable[[Node], int | None] = lambda _: None) -> Status:
-        """The whole tree as it stands (R33); `waiting` tells how many messages wait at a node."""
-        return picture(self.root, now, waiting)
+    def status(self, now: float, traffic: Traffic = lambda _: (None, None)) -> Status:
+        """The whole tree as it stands (R33)."""
+        return picture(self.root, now, traffic)

@@ -136,6 +136,8 @@ class Status:
         last_failure: the last failure of this node.
         due: when its backoff ends, in seconds on Trio's clock.
         mailbox: how many messages wait; None where there is no mailbox.
+        handled: how many messages were taken out of the mailbox, each counted once, and how many items were put into
+            streams, since the node has been there; None where there is no mailbox. What it grows by is a rate.
         children: of a supervisor, in start order.
     """
 
@@ -147,6 +149,7 @@ class Status:
     last_failure: BaseException | None = None
     due: float | None = None
     mailbox: int | None = None
+    handled: int | None = None
     children: tuple[Status, ...] = field(default=())
 
     def walk(self) -> Iterator[Status]:
@@ -158,7 +161,11 @@ class Status:
             waiting.extend(reversed(here.children))
 
 
-def picture(node: Node, now: float, waiting: Callable[[Node], int | None] = lambda _: None) -> Status:
+Traffic = Callable[["Node"], tuple[int | None, int | None]]
+"""What `Status` says of a node's mailbox: how many wait, and how many were handled."""
+
+
+def picture(node: Node, now: float, traffic: Traffic = lambda _: (None, None)) -> Status:
     """One node and all below it; bottom up over a list, so that no depth is too deep."""
     order = [node]
     for here in order:
@@ -169,11 +176,13 @@ def picture(node: Node, now: float, waiting: Callable[[Node], int | None] = lamb
         children = (
             () if here.machine is None else tuple(map(done.__getitem__, here.machine.children.values()))
         )
-        done[here] = _one(here, now, waiting(here), children)
+        done[here] = _one(here, now, traffic(here), children)
     return done[node]
 
 
-def _one(node: Node, now: float, waiting: int | None, children: tuple[Status, ...]) -> Status:
+def _one(
+    node: Node, now: float, traffic: tuple[int | None, int | None], children: tuple[Status, ...]
+) -> Status:
     if node.machine is not None:
         restarts = node.machine.restarts(now)
     else:
@@ -186,7 +195,8 @@ def _one(node: Node, now: float, waiting: int | None, children: tuple[Status, ..
         restarts=restarts,
         last_failure=node.last_failure,
         due=node.due if node.phase == "backoff" else None,
-        mailbox=waiting,
+        mailbox=traffic[0],
+        handled=traffic[1],
         children=children,
     )
 

@@ -341,12 +341,13 @@ class Driver:
         if address is not None:
             address.changed()
 
-    def waiting_at(self, node: Node) -> int | None:
-        """How many messages wait at a node; None if it has no mailbox."""
+    def traffic_at(self, node: Node) -> tuple[int | None, int | None]:
+        """How many messages wait at a node, and how many it has handled; None if it has no mailbox."""
         if not isinstance(node.spec, Child) or node.spec.mailbox is None:
-            return None
+            return None, None
         address = self.addresses.get(node.path)
-        return 0 if address is None or address.mailbox is None else len(address.mailbox)
+        mailbox = None if address is None else address.mailbox
+        return (0, 0) if mailbox is None else (len(mailbox), mailbox.handled)
 
     # --- effects
 

@@ -152,6 +152,8 @@ class StreamMessage(Message):
         if len(self._buffer) >= self.size:
             raise trio.WouldBlock
         self._buffer.append(item)
+        assert self._mailbox is not None
+        self._mailbox.handled += 1
         if self._task is not None:
             task, self._task = self._task, None
             reschedule(task)
@@ -209,11 +211,12 @@ class Stream:
 class Queue:
     """A bounded queue of one node, kept over its incarnations."""
 
-    __slots__ = ("_path", "_putters", "_queue", "_readers", "_why", "_withdrawn", "closed", "spec")
+    __slots__ = ("_path", "_putters", "_queue", "_readers", "_why", "_withdrawn", "closed", "handled", "spec")
 
     def __init__(self, path: str, spec: Mailbox) -> None:
         self.spec = spec
         self.closed = False
+        self.handled = 0
         self._why: BaseException | None = None
         self._path = path
         self._queue: deque[Message] = deque()
@@ -377,6 +380,7 @@ class Inbox:
     def _take(self, message: Message) -> None:
         if not message._taken:
             message._taken = self.progressed = True
+            self._mailbox.handled += 1
         message._state = "in hand"
         message._inbox = self
         if not message._one_way or message.on_loss == "requeue":

@@ -7,7 +7,8 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from contextlib import AbstractAsyncContextManager
 from typing import NoReturn
 
 import trio
@@ -15,10 +16,12 @@ import trio
 from .._core.spec import Pool, Supervisor
 from ..errors import StartFailed, TreeFailed
 from ..events import Sink
-from .tree import open_tree
+from .tree import Tree, opening
 
 EX_SOFTWARE = 70
 """The exit status of a tree that failed."""
+
+Watch = Callable[[Tree], Awaitable[object]]
 
 logger = logging.getLogger("supervise")
 
@@ -28,6 +31,7 @@ def run_tree(
     *,
     sinks: Iterable[Sink] | None = None,
     hard_exit_after: float | None = None,
+    watch: Watch | None = None,
 ) -> None:
     """Run a tree until its root ends, and leave the program with its exit status if that is not 0.
 
@@ -39,12 +43,14 @@ def run_tree(
         sinks: as for `open_tree`.
         hard_exit_after: seconds that an ordered stop may take; then the stacks of all tasks are written to standard
             error and the program ends with 70. It is the only way past a child that does not yield. None: no end.
+        watch: called with the tree as it starts, and cancelled when it has ended; for a view. Like a sink, one that
+            raises is reported once and cannot hurt the tree.
 
     Raises:
         SystemExit: with 70 if the tree failed, with 1 if it never started (one line in the log says why).
     """
     try:
-        trio.run(_run, spec, sinks, hard_exit_after)
+        trio.run(_run, spec, sinks, hard_exit_after, watch)
     except TreeFailed as failed:
         logger.critical("%s", failed, exc_info=failed)
         raise SystemExit(EX_SOFTWARE) from failed
@@ -54,7 +60,9 @@ def run_tree(
         raise SystemExit(1) from failed
 
 
-async def _run(spec: Supervisor | Pool, sinks: Iterable[Sink] | None, hard_exit_after: float | None) -> None:
+async def _run(
+    spec: Supervisor | Pool, sinks: Iterable[Sink] | None, hard_exit_after: float | None, watch: Watch | None
+) -> None:
     raised: BaseException | None = None
     stopping = trio.Event()
     async with trio.open_nursery() as nursery:
@@ -62,7 +70,9 @@ async def _run(spec: Supervisor | Pool, sinks: Iterable[Sink] | None, hard_exit_
             nursery.start_soon(_obey, signals, scope)
             nursery.start_soon(_exit_hard, stopping, hard_exit_after)
             try:
-                await _hold(spec, sinks, stopping)
+                await _hold(
+                    opening(spec, sinks, lambda tree: nursery.start_soon(_watch, watch, tree)), stopping
+                )
             except trio.Cancelled:
                 raise
             except BaseException as exc:  # noqa: BLE001 - raised below, outside of the nursery, which would wrap it
@@ -72,12 +82,21 @@ async def _run(spec: Supervisor | Pool, sinks: Iterable[Sink] | None, hard_exit_
         raise raised
 
 
-async def _hold(spec: Supervisor | Pool, sinks: Iterable[Sink] | None, stopping: trio.Event) -> None:
-    async with open_tree(spec, sinks=sinks) as tree:
+async def _hold(opening: AbstractAsyncContextManager[Tree], stopping: trio.Event) -> None:
+    async with opening as tree:
         try:
             await tree.root.ended()
         finally:
             stopping.set()
+
+
+async def _watch(watch: Watch | None, tree: Tree) -> None:
+    """Let it look until the tree has ended; an ordered stop too is worth seeing."""
+    try:
+        if watch is not None:
+            await watch(tree)
+    except Exception:
+        logger.exception("what watched the tree failed; the tree goes on")
 
 
 async def _obey(signals: AsyncIterator[int], scope: trio.CancelScope) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Iterable, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from contextvars import ContextVar
 from typing import Any
@@ -74,7 +74,7 @@ class Tree:
 
     def status(self) -> Status:
         """The whole tree as it stands, at once (R33)."""
-        return self._driver.forest.status(trio.current_time(), self._driver.waiting_at)
+        return self._driver.forest.status(trio.current_time(), self._driver.traffic_at)
 
 
 class Ref:
@@ -121,7 +121,7 @@ class Ref:
         node = self._node()
         if node is None:
             raise self._address().stopped()
-        return picture(node, trio.current_time(), self._driver.waiting_at)
+        return picture(node, trio.current_time(), self._driver.traffic_at)
 
     async def ready(self) -> Any:
         """The value of its current incarnation, waiting over starts and restarts.
@@ -369,10 +369,9 @@ def check_root(spec: object) -> Supervisor | Pool:
     return spec
 
 
-@asynccontextmanager
-async def open_tree(
+def open_tree(
     spec: Supervisor | Pool, *, sinks: Iterable[Sink] | None = None
-) -> AsyncGenerator[Tree, None]:
+) -> AbstractAsyncContextManager[Tree]:
     """Run a tree around a block: started, in order, before the block; stopped, in reverse, after it (R12, R21).
 
     The children are shielded from the outside: a cancellation from there, or the block's own end or exception, first
@@ -387,8 +386,17 @@ async def open_tree(
         TreeFailed: the root gave up; bare, from the failure (R11, R22).
         ExceptionGroup: the tree failed, and the block raised too.
     """
+    return opening(spec, sinks)
+
+
+@asynccontextmanager
+async def opening(
+    spec: Supervisor | Pool, sinks: Iterable[Sink] | None, look: Callable[[Tree], object] = lambda _: None
+) -> AsyncGenerator[Tree, None]:
+    """See `open_tree`; `look(tree)` is called before anything starts."""
     given = [LoggingSink()] if sinks is None else list(sinks)
     tree = Tree(check_root(spec), [*given, *onlookers.get()])
+    look(tree)
     driver = tree._driver
     raised: BaseException | None = None
     async with trio.open_nursery() as nursery:

@@ -1,4 +1,4 @@
-"""The command `supervise`: `run` a declared tree, or `check` it without starting it."""
+"""The command `supervise`: `run` a declared tree, `check` it without starting it, or draw the `tree`."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from .._core._check import noting
 from .._core.spec import Pool, Supervisor
 from .._trio.run import run_tree
 from ..sinks.lines import LineSink
+from ..views import mermaid, text
+from ..views.terminal import run_live
 from .check import problems
 from .load import NoTree, load
 
@@ -42,23 +44,51 @@ def _parser() -> argparse.ArgumentParser:
         metavar="SECONDS",
         help="end the program, if an ordered stop takes longer",
     )
+    run.add_argument(
+        "--live", action="store_true", help="show the tree on the terminal while it runs (needs rich)"
+    )
     run.set_defaults(command=_run)
     check = commands.add_parser(
         "check", help="validate a tree without starting it; exit status 1 if anything is wrong"
     )
     check.add_argument("target", metavar="MODULE[:ATTR]|FILE[:ATTR]", help=_PARSER)
     check.set_defaults(command=_check)
+    tree = commands.add_parser("tree", help="print a tree as it is declared, without starting it")
+    tree.add_argument("target", metavar="MODULE[:ATTR]|FILE[:ATTR]", help=_PARSER)
+    tree.add_argument("--mermaid", action="store_true", help="as a Mermaid flowchart instead of text")
+    tree.set_defaults(command=_tree)
     return parser
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    tree = load(arguments.target)
+    tree = _sound(arguments.target)
+    if tree is None:
+        return 1
+    if arguments.live:
+        run_live(tree, hard_exit_after=arguments.hard_exit_after)
+    else:
+        run_tree(tree, sinks=[LineSink()], hard_exit_after=arguments.hard_exit_after)
+    return 0
+
+
+def _tree(arguments: argparse.Namespace) -> int:
+    tree = _sound(arguments.target)
+    if tree is None:
+        return 1
+    view = mermaid if arguments.mermaid else text
+    sys.stdout.write(view.declared(tree))
+    return 0
+
+
+def _sound(target: str) -> Supervisor | Pool | None:
+    """The tree that is there; None after saying what is wrong with it."""
+    tree = load(target)
     errors, _ = problems(tree)
     if errors:
-        return _tell(arguments.target, errors, [])
+        _tell(target, errors, [])
+        return None
     assert isinstance(tree, Supervisor | Pool)
-    run_tree(tree, sinks=[LineSink()], hard_exit_after=arguments.hard_exit_after)
-    return 0
+    return tree
 
 
 def _check(arguments: argparse.Namespace) -> int:

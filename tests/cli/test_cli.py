@@ -105,7 +105,7 @@ def test_check_warns_of_a_limit_that_can_never_trip(write, tmp_path):
     assert "warning: the limit of 'app' (3 within 5 s) can never trip by 'a'" in result.stderr
 
 
-@pytest.mark.parametrize("command", ["run", "check"])
+@pytest.mark.parametrize("command", ["run", "check", "tree"])
 @pytest.mark.parametrize(
     ("text", "target", "status", "says"),
     [
@@ -123,7 +123,7 @@ def test_check_warns_of_a_limit_that_can_never_trip(write, tmp_path):
         (
             'c = Child("a", trio.sleep_forever)\ntree = Supervisor("app", [c, c])\n',
             "bad.py",
-            {"run": 2, "check": 1},
+            {"run": 2, "check": 1, "tree": 2},
             "supervisor 'app' has two children named 'a'",
         ),
         (
@@ -282,3 +282,59 @@ def test_a_stop_that_hangs_is_ended_hard(write, tmp_path):
     assert process.returncode == 70
     assert "app/stubborn" in errors
     assert "in stubborn" in errors
+
+
+def test_tree_prints_a_declared_tree(write, tmp_path):
+    """`tree` draws the tree without starting it, as text and as Mermaid."""
+    write(
+        "drawn.py",
+        """
+        def boom(*_):
+            raise SystemExit("started")
+        tree = Supervisor("app", [Child("a", boom, resource=boom, mailbox=8)], init=boom)
+        """,
+    )
+    result = supervise("tree", "drawn.py", cwd=tmp_path)
+    assert (result.returncode, result.stdout.splitlines()) == (
+        0,
+        ["app   one_for_one · limit 3 within 5 s", "└─ a  permanent · resource boom · mailbox 8"],
+    )
+    result = supervise("tree", "--mermaid", "drawn.py", cwd=tmp_path)
+    assert (result.returncode, result.stdout.splitlines()[0]) == (0, "flowchart TD")
+
+
+def test_a_watcher_that_raises_is_reported_and_hurts_nothing(write, tmp_path):
+    """`run_tree(watch=…)`: called with the tree as it starts, and cancelled when it has ended."""
+    write(
+        "watched.py",
+        """
+        async def once():
+            await trio.sleep(0.1)
+            print("done")
+
+        tree = Supervisor("app", [Child("once", once, restart="transient", significant=True)],
+                          auto_shutdown="any_significant")
+
+        async def broken(tree):
+            print(tree.status().state in ("down", "starting"))
+            raise LookupError("no eyes")
+
+        async def patient(tree):
+            print(tree.status().state in ("down", "starting"))
+            try:
+                await trio.sleep_forever()
+            finally:
+                print(tree.status().state)
+
+        run_tree(tree, sinks=[], watch=broken)
+        run_tree(tree, sinks=[], watch=patient)
+        """,
+    )
+    command = [sys.executable, "watched.py"]
+    result = subprocess.run(
+        command, cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=60, check=False
+    )
+    assert result.returncode == 0
+    assert result.stdout.split() == ["True", "done", "True", "done", "down"]
+    assert "LookupError: no eyes" in result.stderr
+    assert "the tree goes on" in result.stderr

@@ -17,6 +17,7 @@ KEYS = [
     "restarts",
     "lost",
     "duplicated",
+    "expected_errors",
     "identical",
     "longest_gap_ms",
     "tree_failed",
@@ -68,6 +69,7 @@ def test_without_a_fault_nothing_restarts(calm):
     assert calm["requests"] == 8
     assert calm["tokens"] > 0
     assert (calm["restarts"], calm["lost"], calm["duplicated"], calm["faults"]) == (0, 0, 0, [])
+    assert calm["expected_errors"] == 0
     assert calm["identical"] is True
     assert calm["tree_failed"] is False
 
@@ -87,6 +89,46 @@ def test_a_fault_costs_no_token(calm, kind):
     assert fault["kind"] == kind
     assert 0 < fault["token"] < report["tokens"] // report["requests"] - 1
     assert fault["pid_before"] != fault["pid_after"]
+
+
+@pytest.mark.slow
+def test_an_oversized_request_alone_fails(calm):
+    """D5: it gets `OutOfMemory`; nothing restarts, the process stays, every other stream is as without it."""
+    result = demo("--json", "--fault", "oom")
+    assert result.returncode == 0, result.stderr
+    report = json.loads(result.stdout)
+    assert (report["requests"], report["expected_errors"], report["restarts"]) == (8, 1, 0)
+    assert (report["lost"], report["duplicated"], report["tree_failed"]) == (0, 0, False)
+    assert report["streams"] == calm["streams"]
+    (fault,) = report["faults"]
+    assert fault["kind"] == "oom"
+    assert fault["pid_before"] == fault["pid_after"]
+
+
+@pytest.mark.slow
+def test_all_faults_in_one_run_cost_no_token(calm):
+    """D5, D6: one fault after the other; each but the oversized request takes a process with it."""
+    result = demo("--json", "--fault", "all")
+    assert result.returncode == 0, result.stderr
+    report = json.loads(result.stdout)
+    assert report["streams"] == calm["streams"]
+    assert (report["restarts"], report["expected_errors"], report["tree_failed"]) == (4, 1, False)
+    faults = report["faults"]
+    assert [fault["kind"] for fault in faults] == ["kill", "segv", "poison", "hang", "oom"]
+    assert [fault["pid_before"] == fault["pid_after"] for fault in faults] == [False] * 4 + [True]
+    assert [fault["pid_after"] for fault in faults[:-1]] == [fault["pid_before"] for fault in faults[1:]]
+
+
+def test_more_faults_than_streams_are_refused():
+    """One line, and exit status 2."""
+    result = demo("--json", "--fault", "all", "--prompts", "-", input="The import statement\n")
+    assert result.returncode == 2
+    assert result.stderr == "runners.demo: 5 faults need as many streams of 8 tokens, got 1\n"
+
+
+def test_a_live_report_is_refused():
+    """`--json` is for machines, `--live` for a person."""
+    assert demo("--json", "--live").returncode == 2
 
 
 def test_prompts_come_from_standard_input(calm):
@@ -114,10 +156,30 @@ def test_supervise_run_shows_what_happens():
     command = [sys.executable, "-m", "supervise.cli", "run", "runners.demo"]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
     assert result.returncode == 0, result.stderr
-    for says in ("SIGKILL", "SIGSEGV", "poison", "within 1 s", "→ Restart", "running again, incarnation 5"):
+    for says in (
+        "SIGKILL",
+        "SIGSEGV",
+        "poison",
+        "within 1 s",
+        "→ Restart",
+        "running again, incarnation 5",
+        "→ Resume for 'device.oom'",
+        "resumed with the resource it had",
+    ):
         assert says in result.stderr
     assert "request 1 of 8: 'The import statement'" in result.stdout
+    assert "the oversized request: OutOfMemory: " in result.stdout
     assert "8 requests, 1280 tokens, 4 restarts, 0 lost, 0 duplicated" in result.stdout.splitlines()[-1]
+
+
+@pytest.mark.slow
+def test_a_live_demo_needs_a_terminal():
+    """`--live` without one gives plain lines, and the same streams."""
+    result = demo("--live", "--fault", "kill")
+    assert result.returncode == 0, result.stderr
+    assert result.stderr.startswith("supervise: no live view, plain lines instead: standard output is not")
+    assert "killed by SIGKILL" in result.stderr
+    assert "1 restarts, 0 lost" in result.stdout.splitlines()[-1]
 
 
 @pytest.mark.parametrize("stopped", [False, True], ids=["running", "stopped"])

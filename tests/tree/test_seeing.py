@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from supervise import (
     Backoff,
+    CallLost,
     Child,
     ChildStopped,
     Decider,
@@ -442,6 +443,43 @@ def test_a_status_is_a_frozen_picture_of_the_tree():
         assert isinstance(status, Status)
 
     grow(app(a, b, pool), scene)
+
+
+def test_a_status_counts_what_a_mailbox_has_handled():
+    """R33: each message once, also when it comes back, and each item of a stream; kept over restarts."""
+
+    async def body(inbox):
+        async for message in inbox:
+            if message.value == "again" and message.memo is None:
+                message.memo = "seen"
+                message.requeue()
+            elif message.value == "items":
+                message.send_nowait(1)
+                message.send_nowait(2)
+                message.reply()
+            elif message.value == "fail":
+                raise Boom
+            else:
+                message.reply()
+
+    spec = Child("a", body, mailbox=8)
+    plain = Child("b", forever)
+
+    async def scene(tree, seen):
+        assert [tree[node].status().handled for node in (spec, plain)] == [0, None]
+        await tree[spec].call("plain")
+        await tree[spec].call("again")
+        assert tree[spec].status().handled == 2
+        async with tree[spec].stream("items") as items:
+            assert [item async for item in items] == [1, 2]
+        assert tree[spec].status().handled == 5
+        with pytest.raises(CallLost):
+            await tree[spec].call("fail")
+        await tree[spec].send("one way")
+        await trio.sleep(1)
+        assert (tree[spec].status().handled, tree[spec].status().incarnation) == (7, 2)
+
+    grow(Supervisor("app", [spec, plain]), scene)
 
 
 def test_a_status_is_given_at_once_and_never_queued():

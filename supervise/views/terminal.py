@@ -1,0 +1,34 @@
+"""Run a tree under a picture on the terminal, or under plain lines where there is no terminal for one."""
+
+from __future__ import annotations
+
+import os
+import sys
+from importlib.util import find_spec
+
+from .._core.spec import Pool, Supervisor
+from .._trio.run import run_tree
+from ..sinks.lines import LineSink
+
+
+def run_live(spec: Supervisor | Pool, *, hard_exit_after: float | None = None) -> None:
+    """Like `run_tree`, under a `LiveView`; where that cannot be, one line says why, and plain lines follow."""
+    reason = _why_not()
+    if reason is not None:
+        sys.stderr.write(f"supervise: no live view, plain lines instead: {reason}\n")
+        run_tree(spec, sinks=[LineSink()], hard_exit_after=hard_exit_after)
+        return
+    from .live import LiveView  # noqa: PLC0415 - needs rich, which is an extra
+
+    view = LiveView()
+    run_tree(spec, sinks=[view], hard_exit_after=hard_exit_after, watch=view.watch)
+
+
+def _why_not() -> str | None:
+    if not sys.stdout.isatty():
+        return "standard output is not a terminal"
+    if os.environ.get("TERM", "dumb") in ("dumb", "unknown"):
+        return f"the terminal cannot move its cursor (TERM is {os.environ.get('TERM', 'not set')})"
+    if find_spec("rich") is None:
+        return "it needs rich: pip install 'trio-supervise[live]'"
+    return None
