@@ -8,9 +8,9 @@ from supervise.testing.explore.families import FAMILIES
 from supervise.testing.explore.search import Explorer
 from supervise.testing.explore.state import DROPPED, KEPT
 
-from ..conformance.adapter import trace
 from ..conformance.compare import difference, load, plain
 from ..conformance.test_conformance import CORPUS
+from ..conformance.through import trace
 from .planted import BUGS
 
 EXPECTED = {
