@@ -6,18 +6,16 @@ Nothing is shared with what runs a real tree, so that each can be held against t
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Generator
-from heapq import heappop, heappush
+from functools import partial
 from math import inf
 from typing import Any, Literal
 
 from .. import errors, events
 from .._core import effect
-from .._core.forest import Forest
-from .._core.machine import Machine
 from .._core.node import Node
 from .._core.spec import IGNORE, Child, Pool, Supervisor
+from .bare import BareTree, Part, Verdict
 from .faults import Act, Fail, FaultPlan, Hang, Return, Script
 
 Wait = tuple[Literal["open", "shielded", "parked"], float]
@@ -45,100 +43,38 @@ def simulate(
     return world.seen
 
 
-class _World:
-    """Time, what is due, and what waits to be handled.
-
-    `last_first`: of what is due at one moment, the last comes first; what comes out the same was left to no schedule.
-    """
+class _World(BareTree):
+    """A bare tree whose children do what their scripts say."""
 
     def __init__(
         self, spec: Supervisor | Pool, plan: FaultPlan, u: float, *, last_first: bool = False
     ) -> None:
-        self.forest = Forest(spec)
-        self.plan = plan
-        self.now = 0.0
         self.seen: list[events.Event] = []
-        self._u = u
-        self._due: list[tuple[float, int, Callable[[], None]]] = []
-        self._ticket = 0
-        self._step = -1 if last_first else 1
-        self._inputs: deque[tuple[Machine, effect.Input]] = deque()
+        super().__init__(spec, partial(_Player, self), self.seen.append, u=u, last_first=last_first)
+        self.plan = plan
 
     def run(self) -> None:
-        """Until the tree is over, or nothing more can happen."""
-        self._carry_out(self.forest.start(self.now))
-        while not self.forest.over and (self._inputs or self._due):
-            if self._inputs:
-                self._carry_out(self.forest.handle(*self._inputs.popleft(), self.now, self._u))
-            else:
-                self.now, _, action = heappop(self._due)
-                action()
-
-    def at(self, when: float, action: Callable[[], None]) -> None:
-        """Have something done at a time."""
-        self._ticket += self._step
-        if when < inf:
-            heappush(self._due, (when, self._ticket, action))
-
-    def put(self, machine: Machine | None, item: effect.Input) -> None:
-        """An input, to be handled after those before it."""
-        if machine is not None:
-            self._inputs.append((machine, item))
+        """From its start."""
+        self.start()
+        super().run()
 
     def stop(self) -> None:
         """Whoever opened the tree leaves it."""
-        self.put(self.forest.root.machine, effect.Stop("the block of open_tree was left"))
-
-    def _carry_out(self, effects: list[effect.Effect]) -> None:
-        for one in effects:
-            match one:
-                case events.Event():
-                    self.seen.append(one)
-                case effect.Start(child=node):
-                    self._start(node)
-                case effect.WakeAt(machine=machine, at=at):
-                    self.at(at, lambda machine=machine: self.put(machine, effect.Wake()))  # type: ignore[misc]
-                case effect.Ask(child=node):
-                    node.handle.asked()
-                case effect.Cancel(child=node):
-                    node.handle.cancel()
-                case effect.Release(child=node):
-                    node.handle.decide("release")
-                case effect.Resume(child=node):
-                    node.handle.decide("resume")
-                case effect.ReportOverdue(child=node, seconds=seconds):
-                    where = {"at": self.now, "path": node.path, "incarnation": node.incarnation}
-                    self.seen.append(events.Overdue(**where, seconds=seconds))  # type: ignore[arg-type]
-                case _:
-                    pass  # there is nobody who waits for a reply, or at an address
-
-    def _start(self, node: Node) -> None:
-        if node.machine is None:
-            node.handle = _Player(self, node)
-        else:
-            self.put(node.machine, _boot(node.spec))
-
-
-def _boot(spec: Any) -> effect.Boot:
-    try:
-        return effect.Boot(ignored=spec.init is not None and spec.init() is IGNORE)
-    except Exception as exc:  # noqa: BLE001 - a failed start, whatever it is (R16)
-        return effect.Boot(problem=exc)
+        self.post(self.forest.root.machine, effect.Stop("the block of open_tree was left"))
 
 
 class _Cancelled(BaseException):
     """What an open wait ends with."""
 
 
-class _Player:
+class _Player(Part):
     """One incarnation of a child."""
 
-    def __init__(self, world: _World, node: Node) -> None:
+    def __init__(self, world: _World, tree: BareTree, node: Node) -> None:
         assert isinstance(node.spec, Child)
+        super().__init__(tree, node)
         self.world = world
-        self.node = node
         self.spec = node.spec
-        self.incarnation = node.incarnation
         self.script: Script = world.plan.script(node.path, node.incarnation)
         self.ready = self.stopping = self.cancelled = self.reported = self.ignored = False
         self.entries = 0
@@ -162,7 +98,7 @@ class _Player:
         self.stopping = self.cancelled = True
         self._tell("open", "cancelled")
 
-    def decide(self, verdict: str) -> None:
+    def decide(self, verdict: Verdict) -> None:
         """The failure that it waits with is decided."""
         self.verdict = verdict
         self._tell("parked", "decided")
@@ -214,8 +150,7 @@ class _Player:
 
     def _live(self) -> Steps:
         yield from self._plain() if self.spec.resource is None else self._with_resource()
-        ended = effect.Ended(self.node, self.incarnation, self.error, self.ignored)
-        self.world.put(self.node.parent, ended)
+        self.ended(self.error, ignored=self.ignored)
 
     def _plain(self) -> Steps:
         exc = value = None
@@ -274,7 +209,7 @@ class _Player:
 
     def _up(self) -> None:
         self.ready = True
-        self.world.put(self.node.parent, effect.Up(self.node, self.incarnation))
+        self.up()
 
     def _run(self) -> Steps:
         """Idle, but for its script: until the act of this entry, or until it has drained."""
@@ -299,7 +234,7 @@ class _Player:
         if self.stopping or self.ignored:
             return False
         self.reported = True
-        self.world.put(self.node.parent, effect.Exited(self.node, self.incarnation, exc, value, resumable))
+        self.exited(exc, value, resumable=resumable)
         while self.verdict is None:
             yield ("parked", inf)
         verdict, self.verdict = self.verdict, None

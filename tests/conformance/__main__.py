@@ -7,8 +7,8 @@ import sys
 import traceback
 from typing import Any
 
-from .adapter import trace
 from .compare import difference, load, plain
+from .through import trace
 
 
 def got(scenario: dict[str, Any], through: str) -> dict[str, Any]:

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from .adapter import trace
 from .compare import difference, load, plain
+from .through import trace
 
 CORPUS = Path(__file__).parent / "corpus"
 SIZES = {"hand": 373, "open": 1000}

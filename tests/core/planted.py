@@ -51,7 +51,7 @@ def _replace(cls, name, old, new):
 
 
 BUGS = [
-    Bug("a group stops in start order", Machine, "_advance", "act.stops.pop()", "act.stops.pop(0)", "one", 45),
+    Bug("a group stops in start order", Machine, "_advance", "act.stops.pop()", "act.stops.pop(0)", "one", 42),
     Bug("a stop does not wait for who leaves", Acting, "_begin_end", "2 if node.leaving else ", "", "requests", 12),
     Bug("a restart is free", Judging, "_charge", "self.window.charge(self._clock())", "True", "one", 0),
     Bug("a retry is free", Machine, "_take_retry", "not node.charged and item", "node.charged and item", "one", 0),
@@ -75,7 +75,7 @@ BUGS = [
         "nobody hears that the retry is off", Machine, "_cancel_retry",
         'self._down(other, "down", None)', "pass", "requests", 0,
     ),
-    Bug("void items are served", Machine, "_serve", "elif item.epoch == item.node.epoch:", "else:", "one", 72),
+    Bug("void items are served", Machine, "_serve", "elif item.epoch == item.node.epoch:", "else:", "one", 60),
     Bug("the wait of a verdict is forgotten", Judging, "_apply", "node.undecided = False", "pass", "one", 0),
     Bug("a retry jumps the queue", Machine, "_finish_retry", "inbox.append", "inbox.appendleft"),
     Bug("rest_for_one spares itself", Judging, "_group", "return [node, *", "return [*"),

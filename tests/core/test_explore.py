@@ -3,43 +3,24 @@
 import pytest
 
 from supervise._core.node import Node
-from supervise.testing.explore import run
+from supervise.testing.explore import covered, run
 from supervise.testing.explore.families import FAMILIES
 from supervise.testing.explore.search import Explorer
 from supervise.testing.explore.state import DROPPED, KEPT
 
-from ..conformance.adapter import trace
 from ..conformance.compare import difference, load, plain
 from ..conformance.test_conformance import CORPUS
+from ..conformance.through import trace
 from .planted import BUGS
-
-EXPECTED = {
-    "one": (36, 10318, 22210),
-    "shutdown": (8, 1686, 3563),
-    "three": (1, 6120, 14197),
-    "significant": (1, 2413, 5605),
-    "directives": (3, 2570, 5747),
-    "timers": (1, 3531, 11643),
-    "waits": (1, 2519, 6041),
-    "requests": (2, 5787, 18574),
-    "pools": (1, 2347, 5498),
-}
-"""Trees, states and transitions of the quick form."""
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("family", EXPECTED)
+@pytest.mark.parametrize("family", FAMILIES)
 def test_every_state_of_the_quick_form_keeps_the_rules(family):
     """No violation; and the numbers say that as much was visited as is meant to be."""
     (explored,) = run([family], quick=True, processes=1)
     assert explored.found == ()
-    assert (explored.trees, explored.states, explored.transitions) == EXPECTED[family]
-
-
-def test_every_family_is_covered_or_too_big_for_the_quick_form():
-    """`python -m supervise.testing.explore` explores those too."""
-    assert set(FAMILIES) - set(EXPECTED) == {"three requests", "four", "nested", "resumed"}
-    assert {name for name, family in FAMILIES.items() if family.quick} == set(EXPECTED)
+    assert explored.numbers == covered()["quick"][family]
 
 
 def test_what_a_state_is_made_of_names_every_slot_of_a_node():

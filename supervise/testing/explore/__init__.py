@@ -6,9 +6,11 @@ trace that leads to it.
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import time
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 
 from attrs import frozen
 
@@ -16,7 +18,9 @@ from .families import FAMILIES
 from .search import Explorer
 from .world import World
 
-__all__ = ["Explored", "World", "run"]
+__all__ = ["Explored", "World", "covered", "record", "run"]
+
+_COVERED = Path(__file__).with_name("covered.json")
 
 
 @frozen
@@ -29,6 +33,28 @@ class Explored:
     transitions: int
     seconds: float
     found: tuple[str, ...]
+
+    @property
+    def numbers(self) -> list[int]:
+        """What is the same every time."""
+        return [self.trees, self.states, self.transitions]
+
+
+def covered() -> dict[str, dict[str, list[int]]]:
+    """Trees, states and transitions of every family, in its full and in its quick form, as they are meant to be."""
+    numbers: dict[str, dict[str, list[int]]] = json.loads(_COVERED.read_text())
+    return numbers
+
+
+def record(form: str, explored: Explored) -> None:
+    """Take these numbers for what they are meant to be."""
+    numbers = covered()
+    numbers[form][explored.family] = explored.numbers
+    forms = {
+        form: ",\n  ".join(f"{json.dumps(name)}: {it}" for name, it in its.items())
+        for form, its in numbers.items()
+    }
+    _COVERED.write_text("{" + ",\n".join(f'"{form}": {{\n  {its}\n}}' for form, its in forms.items()) + "}\n")
 
 
 def run(families: Iterable[str], *, quick: bool = False, processes: int | None = None) -> Iterator[Explored]:

@@ -6,7 +6,7 @@ A group of trees that differ in their limit alone is explored as one: what is le
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from itertools import islice, product
+from itertools import combinations_with_replacement, islice, product
 from typing import Any
 
 from attrs import frozen
@@ -56,12 +56,19 @@ def leaves(types: Sequence[str], **options: Any) -> Callable[[], Sequence[Spec]]
     ]
 
 
+def mixtures(strategy: str, kinds: Sequence[str], count: int) -> Iterator[tuple[str, ...]]:
+    """Every choice of kinds; where no child's restart concerns another, their order makes a tree no other one."""
+    if strategy == "one_for_one":
+        return combinations_with_replacement(kinds, count)
+    return product(kinds, repeat=count)
+
+
 def one() -> Iterator[Group]:
     """One or two leaves: every strategy, restart type, limit and `on_limit`, with and without a backoff."""
     for count, strategy, on_limit, backoff in product(
         (1, 2), STRATEGIES, ("escalate", "shutdown"), (None, WAIT)
     ):
-        for types in product(TYPES, repeat=count):
+        for types in mixtures(strategy, TYPES, count):
             children = leaves(types, backoff=backoff)
             yield Group(limited((2, 1, 0), children, strategy=strategy, on_limit=on_limit), Freedom())
 
@@ -70,25 +77,28 @@ def shutdown() -> Iterator[Group]:
     """One or two leaves, one of them significant at least."""
     kinds = (*TYPES, "transient!", "temporary!")
     for count, strategy, mode in product((1, 2), STRATEGIES, MODES):
-        for types in product(kinds, repeat=count):
+        for types in mixtures(strategy, kinds, count):
             if any(kind.endswith("!") for kind in types):
                 yield Group(limited((1, 0), leaves(types), strategy=strategy, auto_shutdown=mode), Freedom())
 
 
 def three() -> Iterator[Group]:
     """Three leaves: every strategy and restart type."""
-    for strategy, types in product(STRATEGIES, product(TYPES, repeat=3)):
-        yield Group(limited((1,), leaves(types), strategy=strategy), Freedom(failures=("restart", "stop")))
+    for strategy in STRATEGIES:
+        for types in mixtures(strategy, TYPES, 3):
+            free = Freedom(failures=("restart", "stop"))
+            yield Group(limited((1,), leaves(types), strategy=strategy), free)
 
 
 def significant() -> Iterator[Group]:
     """Three leaves, significant ones among them."""
     kinds = ("permanent", "transient!", "temporary!")
     free = Freedom(failures=("restart",), starts=("restart",))
-    for strategy, mode, types in product(STRATEGIES, MODES, product(kinds, repeat=3)):
-        if any(kind.endswith("!") for kind in types):
-            options: dict[str, Any] = {"strategy": strategy, "auto_shutdown": mode, "on_limit": "shutdown"}
-            yield Group(limited((1,), leaves(types), **options), free)
+    for strategy, mode in product(STRATEGIES, MODES):
+        options: dict[str, Any] = {"strategy": strategy, "auto_shutdown": mode, "on_limit": "shutdown"}
+        for types in mixtures(strategy, kinds, 3):
+            if any(kind.endswith("!") for kind in types):
+                yield Group(limited((1,), leaves(types), **options), free)
 
 
 def directives() -> Iterator[Group]:
@@ -127,9 +137,8 @@ def waits() -> Iterator[Group]:
 
 def requests() -> Iterator[Group]:
     """One leaf or two, and one that is added: every request at any moment; one or two of them wait."""
-    sizes = ((1, 2), (2, 1), (1, 1))
     for (count, waiting), strategy, restart, backoff in product(
-        sizes, STRATEGIES, ("permanent", "temporary"), (None, WAIT)
+        ((1, 2), (2, 1), (1, 1)), STRATEGIES, ("permanent", "temporary"), (None, WAIT)
     ):
         freedom = Freedom(failures=("restart", "stop"), requests=REQUESTS, waiting=waiting)
         children = leaves((restart,) * count, backoff=backoff)
@@ -138,11 +147,12 @@ def requests() -> Iterator[Group]:
 
 def three_requests() -> Iterator[Group]:
     """Three leaves, and every request that changes what runs."""
-    freedom = Freedom(
-        failures=("restart",), starts=("restart",), requests=("stop", "restart", "remove"), waiting=1
-    )
-    for strategy, backoff in product(STRATEGIES, (None, WAIT)):
-        yield Group(limited((1,), leaves(("permanent",) * 3, backoff=backoff), strategy=strategy), freedom)
+    changes = ("stop", "restart", "remove")
+    for waiting, strategy, backoff in product((1, 2), STRATEGIES, (None, WAIT)):
+        freedom = Freedom(failures=("restart",), starts=("restart",), requests=changes, waiting=waiting)
+        if waiting == 1 or backoff is None:
+            children = leaves(("permanent",) * 3, backoff=backoff)
+            yield Group(limited((1,), children, strategy=strategy), freedom)
 
 
 def four() -> Iterator[Group]:
@@ -164,10 +174,12 @@ def nested() -> Iterator[Group]:
 
 
 def resumed() -> Iterator[Group]:
-    """A supervisor of two leaves that own something, beside a leaf: a Resume, or not, from above."""
+    """A supervisor of two leaves that own something, beside a leaf: a Resume, or not, from above. The last is the quick form."""
     free = Freedom(failures=ABOVE, starts=("restart", "up.restart", "up.resume.free"), waiting=1)
     for above, below in product(STRATEGIES, STRATEGIES):
         yield Group(limited((1,), _beside(below), strategy=above), free)
+    few = Freedom(failures=("up.resume.free", "up.restart"), starts=("restart",), waiting=1, crossing=False)
+    yield Group(limited((1,), _beside("one_for_all"), strategy="one_for_all"), few)
 
 
 def _two_and_two(limit: int, strategy: Any, on_limit: Any) -> Callable[[], Sequence[Spec]]:
@@ -217,17 +229,17 @@ class Family:
 
 
 FAMILIES: dict[str, Family] = {
-    "one": Family(one, (0, 1, 2, 3, 36, 45, 54, 72, 90, 108, 120, 143)),
-    "shutdown": Family(shutdown, (0, 1, 24, 60)),
+    "one": Family(one, (0, 1, 2, 3, 36, 42, 48, 60, 78, 96, 108, 131)),
+    "shutdown": Family(shutdown, (0, 1, 20, 50)),
     "three": Family(three, (1,)),
     "significant": Family(significant, (30,)),
     "directives": Family(directives, (0,)),
     "timers": Family(timers, (7,)),
     "waits": Family(waits, (11,)),
     "requests": Family(requests, (24, 29)),
-    "three requests": Family(three_requests, ()),
-    "four": Family(four, ()),
-    "nested": Family(nested, ()),
-    "resumed": Family(resumed, ()),
+    "three requests": Family(three_requests, (0,)),
+    "four": Family(four, (2,)),
+    "nested": Family(nested, (0,)),
+    "resumed": Family(resumed, (9,)),
     "pools": Family(pools, (14,)),
 }

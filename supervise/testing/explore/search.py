@@ -12,7 +12,9 @@ from ..._core._code import as_code
 from ..._core.machine import Machine
 from ..._core.node import Node
 from ..._core.spec import Child, Pool, Supervisor
-from .state import Key, key, restore, take
+from .copying import copied
+from .invariants import check
+from .state import Key, key
 from .world import BELOW, POLICY, Action, Task, World
 
 
@@ -173,7 +175,7 @@ class Explorer:
         self._most = most
         self._from: list[tuple[int, Action | int]] = []
         self._seen: set[Key] = set()
-        self._frontier: deque[tuple[int, bytes, list[Action]]] = deque()
+        self._frontier: deque[tuple[int, World, list[Action]]] = deque()
         self.outcome = Outcome()
 
     def run(self) -> Outcome:
@@ -185,25 +187,29 @@ class Explorer:
         self.outcome.states = len(self._seen)
         return self.outcome
 
-    def _expand(self, place: int, taken: bytes, possible: list[Action]) -> None:
-        for action in possible:
+    def _expand(self, place: int, world: World, possible: list[Action]) -> None:
+        last = len(possible) - 1
+        for number, action in enumerate(possible):
             self.outcome.transitions += 1
-            world = restore(taken)
+            here = copied(world) if number < last else world
             try:
-                world.play(action)
+                here.do(action)
+                self._visit(here, place, action)
             except Exception as exc:  # noqa: BLE001 - also what the machine itself trips over
                 self._note(place, action, exc)
-            else:
-                self._visit(world, place, action)
 
     def _visit(self, world: World, came_from: int, by: Action | int) -> None:
+        """What holds in a state follows from its key, so that a state that was seen needs no second look."""
         here = key(world)
-        if here not in self._seen:
-            self._seen.add(here)
-            self._from.append((came_from, by))
-            if not world.forest.over:
-                possible = list(actions(world, self._freedom))
-                self._frontier.append((len(self._from) - 1, take(world), possible))
+        if here in self._seen:
+            return
+        self._seen.add(here)
+        check(world)
+        self._from.append((came_from, by))
+        if not world.forest.over:
+            possible = list(actions(world, self._freedom))
+            if possible:
+                self._frontier.append((len(self._from) - 1, world, possible))
 
     def _note(self, place: int, action: Action, exc: Exception) -> None:
         trace: list[Action] = [action]

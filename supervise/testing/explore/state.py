@@ -6,17 +6,14 @@ difference to what happens next. That a void item makes none is not taken for gr
 
 from __future__ import annotations
 
-import io
-import pickle
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from ..._core.act import Act, Retry
-from ..._core.decide import Decider
 from ..._core.effect import Failure, Request
 from ..._core.machine import Machine
 from ..._core.node import Node
-from ..._core.spec import Child, Pool, Supervisor
+from ..._core.spec import Pool
 
 if TYPE_CHECKING:
     from .world import World
@@ -54,28 +51,38 @@ def nodes(world: World) -> list[Node]:
 
 
 def key(world: World) -> Key:
-    """Equal for two worlds from which the same can happen."""
+    """Equal for two worlds from which the same can happen, and of which the same is demanded."""
     order = nodes(world)
     places = {node: place for place, node in enumerate(order)}
-    root = (world.stopped, world.failed, world.forest.over, len(world.asked))
-    return (root, *(_node(world, node, places) for node in order))
+    beside = len(world.tasks) - sum(node.path in world.tasks for node in order)
+    root = (world.stopped, world.failed, world.forest.over, len(world.asked), beside)
+    return (root, *[_part(_node(world, node, places)) for node in order])
+
+
+_parts: dict[Key, int] = {}
+
+
+def _part(key: Key) -> int:
+    """A number for each state of one node: there are few of them."""
+    return _parts.setdefault(key, len(_parts))
 
 
 def _node(world: World, node: Node, places: dict[Node, int]) -> Key:
-    task = world.tasks.get(node.path)
-    timer = _timer(world, node)
+    path = node.path
+    task = world.tasks.get(path)
     return (
         node.state,
         (node.alive, node.awaited, node.undecided, node.charged, node.timed_out, node.gone, node.mending),
-        _failure(node.failure, places),
-        timer,
+        None if node.failure is None else _failure(node.failure, places),
+        _timer(world, node) if node.timer else None,
         node.waited > 0,
-        world.words.get(node.path, ""),
-        node.path in world.owing,
-        None if task is None else (task.mode, task.crossing),
-        _left(node.window),
+        world.words.get(path, ""),
+        path in world.owing,
+        path in world.gone,
+        None if task is None else (task.mode, task.crossing, task.incarnation == node.incarnation),
+        None if node.window is None else _left(node.window),
         _name(node),
-        None if node.machine is None else _machine(node.machine, places),
+        None if node.machine is None else _machine(world, node.machine, places),
     )
 
 
@@ -85,89 +92,68 @@ def _name(node: Node) -> str:
 
 
 def _timer(world: World, node: Node) -> Key | None:
-    if not node.timer or node.parent is None:
+    if node.parent is None:
         return None
     due = (at - world.now for at, ticket, _ in node.parent._timers if ticket == node.timer)
     return (node.phase, next(due, None))
 
 
-def _left(window: Any) -> int | None:
+def _left(window: Any) -> int:
     """How many more a limit allows."""
-    return None if window is None else window._limit.restarts - len(window._charged)
+    left: int = window._limit.restarts - len(window._charged)
+    return left
 
 
-def _failure(failure: Failure | None, places: dict[Node, int]) -> Key | None:
-    if failure is None:
-        return None
+def _failure(failure: Failure, places: dict[Node, int]) -> Key:
     exc = type(failure.exc).__name__, getattr(failure.exc, "tag", None), failure.tag
     how = failure.resumable, failure.progressed, failure.starting
     return (exc, how, places.get(failure.origin, -1))
 
 
-def _machine(machine: Machine, places: dict[Node, int]) -> Key:
-    act = None if machine.act is None else _act(machine.act, places)
+def _machine(world: World, machine: Machine, places: dict[Node, int]) -> Key:
+    window = machine.window
     return (
         machine.phase,
-        act,
-        tuple(_waiting(machine, places)),
-        _left(machine.window),
+        None if machine.act is None else _act(world, machine.act, places),
+        tuple(_waiting(world, machine, places)) if machine.inbox else (),
+        None if window is None else (_left(window), len(window._charged) == world.charges.get(machine.path)),
         len(machine.children),
+        0 if machine._ready_time is None else machine._ready_time._held,
+        _woken(world, machine),
     )
 
 
-def _act(act: Act, places: dict[Node, int]) -> Key:
+def _woken(world: World, machine: Machine) -> bool:
+    """Whether its timers have been asked for."""
+    if not machine._timers:
+        return True
+    first = min((at for at, ticket, node in machine._timers if node.timer == ticket), default=None)
+    return first is None or min(world.wakes.get(machine.path, ()), default=first + 1) <= first
+
+
+def _act(world: World, act: Act, places: dict[Node, int]) -> Key:
     return (
         act.kind,
         None if act.node is None else places.get(act.node, -1),
-        tuple(places.get(node, -1) for node in act.stops),
-        tuple(places.get(node, -1) for node in act.starts),
-        (act.token is not None, act.delay, act.returned, act.pending),
-        _failure(act.failure, places),
+        tuple([places.get(node, -1) for node in act.stops]),
+        tuple([places.get(node, -1) for node in act.starts]),
+        (_token(world, act.token), act.delay, act.returned, act.pending),
+        None if act.failure is None else _failure(act.failure, places),
     )
 
 
-def _waiting(machine: Machine, places: dict[Node, int]) -> Iterator[Key]:
+def _token(world: World, token: Any) -> bool | None:
+    """Whether it still waits for its answer."""
+    return None if token is None else token in world.asked
+
+
+def _waiting(world: World, machine: Machine, places: dict[Node, int]) -> Iterator[Key]:
     for item in machine.inbox:
         if isinstance(item, Request):
             there = machine.children.get(item.name or "")
-            yield (item.kind, (item.name == "extra") - 2 if there is None else places[there])
+            place = (item.name == "extra") - 2 if there is None else places[there]
+            yield (item.kind, place, _token(world, item.token))
         else:
-            token = isinstance(item, Retry) and item.token is not None
+            token = _token(world, item.token) if isinstance(item, Retry) else None
             void = item.epoch != item.node.epoch
             yield (type(item).__name__, void, places.get(item.node, -1), token)
-
-
-_kept: list[object] = []
-_numbers: dict[object, int] = {}
-_KEPT = (Child, Supervisor, Pool, Decider, BaseException)
-
-
-def take(world: World) -> bytes:
-    """The world as it is now; specs and deciders are kept as they are, exceptions as one of their kind."""
-    file = io.BytesIO()
-    _Pickler(file, protocol=5).dump(world)
-    return file.getvalue()
-
-
-def restore(taken: bytes) -> World:
-    """A world of its own, as it was."""
-    world: World = pickle.loads(taken)  # noqa: S301 - our own bytes, of a moment ago
-    return world
-
-
-class _Pickler(pickle.Pickler):
-    def reducer_override(self, obj: object) -> Any:
-        return (_recall, (_number(obj),)) if isinstance(obj, _KEPT) else NotImplemented
-
-
-def _number(thing: object) -> int:
-    """By which a thing is known in the bytes."""
-    name = (type(thing), getattr(thing, "tag", None)) if isinstance(thing, BaseException) else id(thing)
-    number = _numbers.setdefault(name, len(_kept))
-    if number == len(_kept):
-        _kept.append(thing)
-    return number
-
-
-def _recall(number: int) -> object:
-    return _kept[number]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import asynccontextmanager
+from functools import cache
 from typing import Any, Literal
 
 from ... import events
@@ -16,6 +17,7 @@ from ..._core.machine import Machine
 from ..._core.node import Node
 from ..._core.spec import Child, Pool, Supervisor
 from ..lifecycle import _LETTERS, _LIFE
+from .copying import Made, copied_among, copies
 from .invariants import check, demand
 
 Action = tuple[str, ...]
@@ -79,6 +81,13 @@ class Task:
         self.crossing: Literal["", "starting", "up"] = ""
 
 
+@cache
+def _as_short(word: str) -> str:
+    """A word that may be followed by the same: what a life that is to end did before makes no difference."""
+    word = word.replace("fdu", "").replace("oo", "o")
+    return "sp" if word.endswith(("p", "t", "xfd")) and _LIFE.fullmatch(f"{word}z") else word
+
+
 class World:
     """A forest, its tasks, callers and clock. Plays one action at a time and checks what comes out."""
 
@@ -112,6 +121,9 @@ class World:
         """Put one input in, and carry out what comes of it."""
         assert machine is not None
         self.carry_out(self.forest.handle(machine, item, self.now))
+        for task in self.tasks.values():
+            if task.node.machine is not None:
+                task.node.machine.out = []  # done; nothing to copy
 
     def carry_out(self, effects: list[Effect]) -> None:
         """What a driver does, and what nobody may ever see a machine do."""
@@ -191,8 +203,7 @@ class World:
             demand(not word, event.path, "backs off in the middle of a life")
             return
         self._count(event, word)
-        word += _LETTERS[type(event)]
-        word = word.replace("fdu", "").replace("oo", "o")
+        word = _as_short(word + _LETTERS[type(event)])
         if word.endswith("z"):
             demand(_LIFE.fullmatch(word), event.path, "did not live by the grammar:", word)
             word = ""
@@ -344,6 +355,24 @@ class World:
                 for at, ticket, node in machine._timers:
                     if node.timer == ticket:
                         yield at, machine, node
+
+
+@copies(World)
+def _copy_world(world: World, made: Made) -> World:
+    made[id(world)] = copy = World.__new__(World)
+    vars(copy).update(vars(world))
+    copy.forest = copied_among(world.forest, made)
+    copy.tasks = {path: _copy_task(task, made) for path, task in world.tasks.items()}
+    copy.wakes = {path: wakes.copy() for path, wakes in world.wakes.items()}
+    for name in ("words", "lives", "asked", "charges", "owing", "gone"):
+        setattr(copy, name, getattr(world, name).copy())
+    return copy
+
+
+def _copy_task(task: Task, made: Made) -> Task:
+    copy = Task(made[id(task.node)], task.mode)
+    copy.incarnation, copy.crossing = task.incarnation, task.crossing
+    return copy
 
 
 _DO: dict[str, Callable[..., None]] = {

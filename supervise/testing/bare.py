@@ -1,0 +1,164 @@
+"""A tree of bare machines: no task, no clock and none of its code; what stands for a leaf is up to who makes it."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from heapq import heappop, heappush
+from math import inf
+from typing import Any, Literal
+
+import outcome
+
+from .. import errors, events
+from .._core import effect
+from .._core.forest import Forest
+from .._core.judging import start_failed
+from .._core.machine import Machine
+from .._core.node import Node, Status
+from .._core.spec import IGNORE, Pool, Supervisor
+
+Verdict = Literal["resume", "release"]
+
+
+class Part:
+    """What stands for one incarnation of a leaf: it is told what to do, and reports what it did.
+
+    This one ends as soon as it is cancelled or decided, and does not drain.
+    """
+
+    def __init__(self, tree: BareTree, node: Node) -> None:
+        self.tree = tree
+        self.node = node
+        self.incarnation = node.incarnation
+
+    def asked(self) -> None:
+        """It may drain."""
+
+    def cancel(self) -> None:
+        """It is cancelled."""
+        self.ended()
+
+    def decide(self, verdict: Verdict) -> None:  # noqa: ARG002 - nothing is kept here
+        """Its body is over, and it is told what comes of that."""
+        self.ended()
+
+    def up(self) -> None:
+        """It is ready."""
+        self.tree.post(self.node.parent, effect.Up(self.node, self.incarnation))
+
+    def exited(
+        self, exc: BaseException | None = None, value: object = None, *, resumable: bool = False
+    ) -> None:
+        """Its body is over; it waits for what is decided."""
+        exited = effect.Exited(self.node, self.incarnation, exc, value, resumable)
+        self.tree.post(self.node.parent, exited)
+
+    def ended(self, error: BaseException | None = None, *, ignored: bool = False) -> None:
+        """It is gone."""
+        self.tree.post(self.node.parent, effect.Ended(self.node, self.incarnation, error, ignored))
+
+
+class BareTree:
+    """Real machines, a clock that is a number, and what waits to be handled.
+
+    Args:
+        spec: the root.
+        part: makes what stands for the current incarnation of a leaf.
+        saw: gets every event.
+        u: what every backoff's jitter makes of itself, in [0, 1); 0.5 is none.
+        last_first: of what is due at one moment the last comes first; what comes out the same was left to no schedule.
+    """
+
+    def __init__(
+        self,
+        spec: Supervisor | Pool,
+        part: Callable[[BareTree, Node], Part],
+        saw: Callable[[events.Event], object],
+        *,
+        u: float = 0.5,
+        last_first: bool = False,
+    ) -> None:
+        self.forest = Forest(spec)
+        self.now = 0.0
+        self.failure: errors.StartFailed | None = None
+        self._part = part
+        self._saw = saw
+        self._u = u
+        self._due: list[tuple[float, int, Callable[[], None]]] = []
+        self._ticket = 0
+        self._step = -1 if last_first else 1
+        self._inputs: deque[tuple[Machine, effect.Input]] = deque()
+
+    def start(self) -> None:
+        """Start the root. `failure` is what its first start failed with, once that has."""
+        self._carry_out(self.forest.start(self.now))
+
+    def run(self) -> None:
+        """Until the tree is over, or nothing more happens by itself."""
+        while not self.forest.over and (self._inputs or self._due):
+            if self._inputs:
+                self._carry_out(self.forest.handle(*self._inputs.popleft(), self.now, self._u))
+            else:
+                self.now, _, action = heappop(self._due)
+                action()
+
+    def at(self, when: float, action: Callable[[], None]) -> None:
+        """Have something done at a time."""
+        self._ticket += self._step
+        if when < inf:
+            heappush(self._due, (when, self._ticket, action))
+
+    def post(self, machine: Machine | None, item: effect.Input) -> None:
+        """An input, to be handled after those before it; the token of a request is `set` to the outcome."""
+        if machine is not None:
+            self._inputs.append((machine, item))
+
+    def status(self) -> Status:
+        """The whole tree as it stands."""
+        return self.forest.status(self.now)
+
+    def _carry_out(self, effects: list[effect.Effect]) -> None:
+        for one in effects:
+            match one:
+                case events.Event():
+                    self._saw(one)
+                case effect.Start(child=node):
+                    self._start(node)
+                case effect.WakeAt(machine=machine, at=at):
+                    self.at(at, lambda machine=machine: self.post(machine, effect.Wake()))  # type: ignore[misc]
+                case effect.Ask(child=node):
+                    node.handle.asked()
+                case effect.Cancel(child=node):
+                    node.handle.cancel()
+                case effect.Release(child=node):
+                    node.handle.decide("release")
+                case effect.Resume(child=node):
+                    node.handle.decide("resume")
+                case effect.ReportOverdue(child=node, seconds=seconds):
+                    where = {"at": self.now, "path": node.path, "incarnation": node.incarnation}
+                    self._saw(events.Overdue(**where, seconds=seconds))  # type: ignore[arg-type]
+                case _:
+                    self._tell(one)
+
+    def _tell(self, one: effect.Effect) -> None:
+        """Whoever is outside; there is nobody at an address."""
+        if isinstance(one, effect.Reply) and one.token is not None:
+            one.token.set(outcome.Value(one.value) if one.error is None else outcome.Error(one.error))
+        elif isinstance(one, effect.Rise) and isinstance(one.report, effect.Ended):
+            failure = one.report.failure
+            if one.report.child is self.forest.root and failure is not None:
+                self.failure = start_failed(failure)
+
+    def _start(self, node: Node) -> None:
+        if node.machine is None:
+            node.handle = self._part(self, node)
+        else:
+            self.post(node.machine, _boot(node.spec))
+
+
+def _boot(spec: Any) -> effect.Boot:
+    try:
+        return effect.Boot(ignored=spec.init is not None and spec.init() is IGNORE)
+    except Exception as exc:  # noqa: BLE001 - a failed start, whatever it is (R16)
+        return effect.Boot(problem=exc)
