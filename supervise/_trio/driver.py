@@ -34,13 +34,13 @@ logger = logging.getLogger("supervise")
 class Address:
     """What outlives the incarnations of a path: its mailbox, and who waits for it to be up, or gone."""
 
-    __slots__ = ("_waiters", "below", "gone", "mailbox", "path", "why")
+    __slots__ = ("_waiters", "below", "gone", "mailbox", "path", "removed", "why")
 
     def __init__(self, path: str) -> None:
         self.path = path
         self.below: dict[str, Address] = {}
         self.mailbox: Queue | None = None
-        self.gone = False
+        self.gone = self.removed = False
         self.why: BaseException | None = None
         self._waiters: dict[Task, None] = {}
 
@@ -444,6 +444,7 @@ class Driver:
             told += each.below.values()
         if one.removed:
             for each in told:
+                each.removed = True
                 del self.addresses[each.path]
             above = self.addresses.get(one.child.path.rpartition("/")[0])
             if above is not None:

@@ -19,6 +19,9 @@ from .._core.spec import Mailbox, OnLoss
 from ..errors import CallLost
 
 _FEW = 16  # husks are not worth sifting out
+_IN_A_ROW = 32
+"""This many are taken one after the other, if they are there, before the other tasks get a turn: a turn for each would
+cost more than the messages."""
 
 
 class Message:
@@ -28,32 +31,21 @@ class Message:
     later incarnation (None at first).
     """
 
-    __slots__ = (
-        "_inbox",
-        "_mailbox",
-        "_on_left",
-        "_one_way",
-        "_outcome",
-        "_state",
-        "_taken",
-        "_task",
-        "memo",
-        "on_loss",
-        "value",
-    )
+    memo: Any = None
+    _one_way = False
+    _state: Literal["queued", "in hand", "settled", "left"] = "queued"
+    _taken = False
+    _task: Task | None = None
+    _outcome: outcome.Outcome[Any] | None = None
+    _mailbox: Queue | None = None
+    _inbox: Inbox | None = None
+    _on_left: tuple[Callable[[], object], ...] = ()
 
-    def __init__(self, value: Any, *, on_loss: OnLoss = "fail", one_way: bool = False) -> None:
+    def __init__(self, value: Any, on_loss: OnLoss = "fail", one_way: bool = False) -> None:
         self.value = value
-        self.memo: Any = None
         self.on_loss: OnLoss = on_loss
-        self._one_way = one_way
-        self._state: Literal["new", "queued", "in hand", "settled", "left"] = "new"
-        self._taken = False
-        self._task: Task | None = None
-        self._outcome: outcome.Outcome[Any] | None = None
-        self._mailbox: Queue | None = None
-        self._inbox: Inbox | None = None
-        self._on_left: tuple[Callable[[], object], ...] = ()
+        if one_way:
+            self._one_way = True
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__.lower()} {self.value!r} {self._state}>"
@@ -105,13 +97,14 @@ class Message:
         self._on_left = ()
         if self._task is not None:
             task, self._task = self._task, None
-            reschedule(task)
+            reschedule(task, result)
 
     async def _result(self) -> Any:
         """Wait for the answer; a caller who is cancelled takes a queued message with it."""
-        while self._outcome is None:
+        if self._outcome is None:
             self._task = current_task()
-            await wait_task_rescheduled(self._abort)
+            return await wait_task_rescheduled(self._abort)
+        await trio.lowlevel.cancel_shielded_checkpoint()
         return self._outcome.unwrap()
 
     def _abort(self, _: RaiseCancelT) -> Abort:
@@ -136,10 +129,10 @@ class Message:
 class StreamMessage(Message):
     """A message with many replies: `send` each, then `reply()` ends the stream, and `fail` fails it (R30)."""
 
-    __slots__ = ("_buffer", "_room", "size")
+    _in_a_row = 0
 
-    def __init__(self, value: Any, *, on_loss: OnLoss = "fail", size: int = 64) -> None:
-        super().__init__(value, on_loss=on_loss)
+    def __init__(self, value: Any, on_loss: OnLoss = "fail", *, size: int = 64) -> None:
+        super().__init__(value, on_loss)
         self.size = size
         self._buffer: deque[Any] = deque()
         self._room = trio.lowlevel.ParkingLot()
@@ -154,6 +147,9 @@ class StreamMessage(Message):
         self._buffer.append(item)
         assert self._mailbox is not None
         self._mailbox.handled += 1
+        self._wake()
+
+    def _wake(self) -> None:
         if self._task is not None:
             task, self._task = self._task, None
             reschedule(task)
@@ -171,21 +167,27 @@ class StreamMessage(Message):
         self._room.unpark_all()
 
     def _finish(self, result: outcome.Outcome[Any]) -> None:
-        super()._finish(result)
+        self._state, self._outcome, self._on_left = "settled", result, ()
+        self._wake()
         self._room.unpark_all()
 
     async def _next(self) -> Any:
         """The next item; `StopAsyncIteration` at the end. What was sent before a failure comes first."""
-        await trio.lowlevel.checkpoint_if_cancelled()
+        self._in_a_row += 1
+        if self._in_a_row > _IN_A_ROW:
+            self._in_a_row = 0
+            await trio.lowlevel.checkpoint()
         while not self._buffer:
+            self._in_a_row = 0
+            if isinstance(self._outcome, outcome.Error):
+                raise self._outcome.error
             if self._outcome is not None:
-                self._outcome.unwrap()
                 raise StopAsyncIteration
             self._task = current_task()
             await wait_task_rescheduled(self._stop_waiting)
         item = self._buffer.popleft()
-        self._room.unpark()
-        await trio.lowlevel.cancel_shielded_checkpoint()
+        if self._room:
+            self._room.unpark()
         return item
 
     def _stop_waiting(self, _: RaiseCancelT) -> Abort:
@@ -211,10 +213,24 @@ class Stream:
 class Queue:
     """A bounded queue of one node, kept over its incarnations."""
 
-    __slots__ = ("_path", "_putters", "_queue", "_readers", "_why", "_withdrawn", "closed", "handled", "spec")
+    __slots__ = (
+        "_path",
+        "_putters",
+        "_queue",
+        "_readers",
+        "_size",
+        "_why",
+        "_withdrawn",
+        "closed",
+        "handled",
+        "on_loss",
+        "spec",
+    )
 
     def __init__(self, path: str, spec: Mailbox) -> None:
         self.spec = spec
+        self.on_loss: OnLoss = spec.on_loss
+        self._size = spec.size
         self.closed = False
         self.handled = 0
         self._why: BaseException | None = None
@@ -229,17 +245,26 @@ class Queue:
 
     def put_nowait(self, message: Message) -> None:
         """Queue it; `MailboxFull` if there is no room, `ChildStopped` if the node is down for good."""
-        self._check_open()
-        if len(self) >= self.spec.size or self._putters:
+        if not self.put_if_room(message):
             raise self.spec.full(f"the mailbox of {self._path!r} is full ({self.spec.size})")
-        self._append(message)
+
+    def put_if_room(self, message: Message) -> bool:
+        """Queue it, if there is room for one more behind those that wait already."""
+        if self.closed:
+            raise self._refusal()
+        queue = self._queue
+        if len(queue) - self._withdrawn >= self._size or self._putters:
+            return False
+        message._mailbox = self
+        queue.append(message)
+        if self._readers:
+            reschedule(self._readers.popleft())
+        return True
 
     async def put(self, message: Message) -> None:
         """Queue it, waiting for room in the order of arrival. Cancelled: it was not queued."""
         await trio.lowlevel.checkpoint_if_cancelled()
-        self._check_open()
-        if len(self) < self.spec.size and not self._putters:
-            self._append(message)
+        if self.put_if_room(message):
             return
         self._putters.append((message, current_task()))
         await wait_task_rescheduled(lambda _: self._give_up(message))
@@ -247,20 +272,6 @@ class Queue:
     def _give_up(self, message: Message) -> Abort:
         self._putters = deque(entry for entry in self._putters if entry[0] is not message)
         return Abort.SUCCEEDED
-
-    def _check_open(self) -> None:
-        if self.closed:
-            raise self._refusal()
-
-    def _append(self, message: Message) -> None:
-        message._state = "queued"
-        message._mailbox = self
-        self._queue.append(message)
-        self._wake_reader()
-
-    def _wake_reader(self) -> None:
-        if self._readers:
-            reschedule(self._readers.popleft())
 
     def _withdraw(self, message: Message) -> None:
         """Its caller is gone; it stays in the queue as a husk until half of them are."""
@@ -273,17 +284,18 @@ class Queue:
 
     def _admit(self) -> None:
         """There is room: the senders that waited longest come in."""
-        while self._putters and len(self) < self.spec.size:
-            message, task = self._putters.popleft()
-            self._append(message)
-            reschedule(task)
+        waiting, self._putters = self._putters, deque()
+        while waiting and self.put_if_room(waiting[0][0]):
+            reschedule(waiting.popleft()[1])
+        self._putters = waiting
 
-    def _pop(self) -> Message | None:
+    def pop(self) -> Message | None:
         """The next message that somebody still wants."""
         while self._queue:
             message = self._queue.popleft()
             if message._state == "queued":
-                self._admit()
+                if self._putters:
+                    self._admit()
                 return message
             self._withdrawn -= 1
         return None
@@ -295,7 +307,8 @@ class Queue:
             if not self.closed:
                 message._state = "queued"
                 self._queue.appendleft(message)
-                self._wake_reader()
+                if self._readers:
+                    reschedule(self._readers.popleft())
             else:
                 message._finish(outcome.Error(self._refusal()))
 
@@ -325,11 +338,12 @@ class Queue:
 class Inbox:
     """What a body gets of its mailbox: `async for message in inbox`, or `receive`, or `receive_many`."""
 
-    __slots__ = ("_held", "_mailbox", "progressed")
+    __slots__ = ("_held", "_in_a_row", "_mailbox", "progressed")
 
     def __init__(self, mailbox: Queue) -> None:
         self._mailbox = mailbox
         self._held: dict[Message, None] = {}
+        self._in_a_row = 0
         self.progressed = False
 
     def __len__(self) -> int:
@@ -339,24 +353,27 @@ class Inbox:
     def __aiter__(self) -> Inbox:
         return self
 
-    async def __anext__(self) -> Message:
-        return await self.receive()
-
     async def receive(self) -> Message:
-        """Take the next message, waiting for one."""
-        await trio.lowlevel.checkpoint_if_cancelled()
-        while (message := self._mailbox._pop()) is None:
+        """Take the next message, waiting for one.
+
+        Not every call is a checkpoint: of messages that are there already, every 32nd in a row is.
+        """
+        self._in_a_row += 1
+        if self._in_a_row > _IN_A_ROW:
+            self._in_a_row = 0
+            await trio.lowlevel.checkpoint()
+        while (message := self._take()) is None:
+            self._in_a_row = 0
             await self._wait()
-        self._take(message)
-        await trio.lowlevel.cancel_shielded_checkpoint()
         return message
+
+    __anext__ = receive
 
     def receive_nowait(self) -> Message:
         """Take the next message, or `trio.WouldBlock`."""
-        message = self._mailbox._pop()
+        message = self._take()
         if message is None:
             raise trio.WouldBlock
-        self._take(message)
         return message
 
     async def receive_many(self, maximum: int) -> list[Message]:
@@ -377,14 +394,19 @@ class Inbox:
 
         await wait_task_rescheduled(abort)
 
-    def _take(self, message: Message) -> None:
-        if not message._taken:
-            message._taken = self.progressed = True
-            self._mailbox.handled += 1
-        message._state = "in hand"
-        message._inbox = self
-        if not message._one_way or message.on_loss == "requeue":
-            self._held[message] = None
+    def _take(self) -> Message | None:
+        """The next message that somebody still wants is in hand now."""
+        mailbox = self._mailbox
+        message = mailbox.pop()
+        if message is not None:
+            if not message._taken:
+                message._taken = self.progressed = True
+                mailbox.handled += 1
+            message._state = "in hand"
+            message._inbox = self
+            if not message._one_way or message.on_loss == "requeue":
+                self._held[message] = None
+        return message
 
     def settle(self, path: str, failure: BaseException | None) -> None:
         """The body is over: what it held is lost, or goes back to the head of the queue (R30)."""
@@ -400,8 +422,9 @@ class Inbox:
 
 async def call(mailbox: Queue, value: Any, on_loss: OnLoss | None) -> Any:
     """Send and wait for the reply."""
-    message = Message(value, on_loss=on_loss or mailbox.spec.on_loss)
-    await mailbox.put(message)
+    message = Message(value, on_loss or mailbox.on_loss)
+    if not mailbox.put_if_room(message):
+        await mailbox.put(message)
     return await message._result()
 
 
@@ -410,7 +433,7 @@ async def stream(
     mailbox: Queue, value: Any, on_loss: OnLoss | None, size: int, *, wait: bool
 ) -> AsyncGenerator[Stream, None]:
     """Send and give the stream of replies."""
-    message = StreamMessage(value, on_loss=on_loss or mailbox.spec.on_loss, size=size)
+    message = StreamMessage(value, on_loss or mailbox.on_loss, size=size)
     if wait:
         await mailbox.put(message)
     else:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from contextvars import ContextVar
 from typing import Any
@@ -80,11 +80,12 @@ class Tree:
 class Ref:
     """The stable address of a node: cheap, hashable, and good over any number of incarnations (R28)."""
 
-    __slots__ = ("_added", "_tree", "path")
+    __slots__ = ("_added", "_at", "_tree", "path")
 
     def __init__(self, tree: Tree, path: str, added: Node | None = None) -> None:
         self._tree = tree
         self._added = added
+        self._at: Address | None = None
         self.path = path
 
     def __repr__(self) -> str:
@@ -183,11 +184,12 @@ class Ref:
         return None if path == self.path else Ref(self._tree, path)
 
     def _mailbox(self) -> Queue:
-        address = self._driver.addresses.get(self.path)
-        if address is not None and address.mailbox is not None:
+        address = self._at
+        if address is not None and address.mailbox is not None and not address.removed:
             return address.mailbox
         ref = self._front() or self
         address, spec = ref._address(), ref._spec()
+        self._at = address
         if address.mailbox is not None:
             return address.mailbox
         if isinstance(spec, Child):
@@ -196,7 +198,7 @@ class Ref:
             raise address.stopped()
         raise TypeError(f"{ref.path!r} has no mailbox, and names no child as its front")
 
-    async def call(self, value: Any, *, on_loss: OnLoss | None = None) -> Any:
+    def call(self, value: Any, *, on_loss: OnLoss | None = None) -> Coroutine[Any, Any, Any]:
         """Send a message and wait for its reply.
 
         Args:
@@ -208,18 +210,18 @@ class Ref:
             ChildStopped: the node is down for good.
             CallLost: see `on_loss`.
         """
-        return await call(self._mailbox(), value, on_loss)
+        return call(self._mailbox(), value, on_loss)
 
     async def send(self, value: Any, *, on_loss: OnLoss | None = None) -> None:
         """Send a message without a reply, waiting while the mailbox is full."""
         mailbox = self._mailbox()
-        await mailbox.put(Message(value, on_loss=on_loss or mailbox.spec.on_loss, one_way=True))
+        await mailbox.put(Message(value, on_loss or mailbox.on_loss, True))
         await trio.lowlevel.cancel_shielded_checkpoint()
 
     def send_nowait(self, value: Any, *, on_loss: OnLoss | None = None) -> None:
         """Send a message without a reply, or raise `MailboxFull`."""
         mailbox = self._mailbox()
-        mailbox.put_nowait(Message(value, on_loss=on_loss or mailbox.spec.on_loss, one_way=True))
+        mailbox.put_nowait(Message(value, on_loss or mailbox.on_loss, True))
 
     def stream(
         self, value: Any, *, on_loss: OnLoss | None = None, buffer: int = 64

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import itertools
 import weakref
 
 import pytest
@@ -924,3 +925,69 @@ def test_a_front_is_the_same_address_over_restarts_of_the_worker():
         assert tree[worker].status().incarnation == 2
 
     grow(app(worker), scene)
+
+
+def test_a_stream_that_has_ended_stays_so():
+    """R30: asked again, the consumer gets the same end, or the same failure."""
+
+    async def serve(message):
+        await message.send("first")
+        if message.value is None:
+            message.reply()
+        else:
+            message.fail(message.value)
+
+    child = streaming(serve)
+    boom = Boom("over")
+
+    async def scene(tree, seen):
+        async with tree[child].stream(None) as stream:
+            assert [item async for item in stream] == ["first"]
+            assert [item async for item in stream] == []
+        async with tree[child].stream(boom) as stream:
+            assert await anext(stream) == "first"
+            for _ in range(2):
+                with pytest.raises(Boom) as raised:
+                    await anext(stream)
+                assert raised.value is boom
+
+    grow(app(child), scene)
+
+
+@pytest.mark.parametrize("way", ["messages", "stream"])
+def test_whoever_takes_many_in_a_row_lets_others_run(way):
+    """R30: taking what is there already is no checkpoint each time, but every 32nd in a row is one."""
+    taken, turns = [], []
+
+    async def count_turns():
+        while True:
+            turns.append(len(taken))
+            await trio.lowlevel.checkpoint()
+
+    async def serve(message):
+        for number in range(200):
+            message.send_nowait(number)
+        message.reply()
+
+    async def take(inbox):
+        async for message in inbox:
+            taken.append(message.value)  # noqa: PERF401 - the one after the other is the point
+
+    async def scene(tree, seen):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(count_turns)
+            if way == "messages":
+                for number in range(200):
+                    tree["app/a"].send_nowait(number)
+                while len(taken) < 200:
+                    await trio.lowlevel.checkpoint()
+            else:
+                async with tree["app/a"].stream(None, buffer=200) as stream:
+                    async for item in stream:
+                        taken.append(item)  # noqa: PERF401 - likewise
+            nursery.cancel_scope.cancel()
+
+    grow(app(streaming(serve) if way == "stream" else Child("a", take, mailbox=200)), scene)
+    assert taken == list(range(200))
+    gaps = [after - before for before, after in itertools.pairwise(turns)]
+    assert 16 < max(gaps) <= 66  # in any order, so there may be two before the next turn
