@@ -18,10 +18,6 @@ MANY = 300
 BREATH = 1024
 """Bytes by which what an operation holds may differ; a list of `MANY` has 2,400."""
 
-GROWING = pytest.mark.xfail(
-    reason="a supervisor's end looks at every address, a front is looked for, a group is copied"
-)
-
 
 def counted(what):
     """Counted in a process of its own: pytest rewrites the asserts of this project, and coverage traces it."""
@@ -65,14 +61,12 @@ def much(request):
 
 
 @pytest.mark.parametrize("operation", OPERATIONS)
-def test_the_cost_of_an_operation_depends_neither_on_siblings_nor_on_the_past(request, few, much, operation):
+def test_the_cost_of_an_operation_depends_neither_on_siblings_nor_on_the_past(few, much, operation):
     """The same instructions, calls and turns, whether there is one sibling or many, one restart before or many."""
-    if "siblings" in request.node.callspec.id and operation in ("stop a supervisor", "call through a front"):
-        request.applymarker(GROWING)
     assert much[operation] == few[operation]
 
 
-@pytest.mark.parametrize("where", [pytest.param("siblings", marks=GROWING), "history"])
+@pytest.mark.parametrize("where", ["siblings", "history"])
 def test_what_an_operation_holds_depends_neither_on_siblings_nor_on_the_past(where):
     """No copy of anything that grows, not even one that C code makes."""
     few, many = counted("peaks()"), counted(f"peaks({where}={MANY})")

@@ -16,7 +16,7 @@ from supervise.events import Event, Sink
 
 MANY = Limit(10**9, within=1)
 """The limit of Erlang's side of the storm: it is charged, and never passed."""
-TURNS = 20
+TURNS = 50
 
 
 @asynccontextmanager
