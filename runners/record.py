@@ -9,7 +9,7 @@ from attrs import define, evolve, field
 
 from supervise import Message, StreamMessage
 
-from .errors import BadRequest, ContextLost, PoisonRequest, ProtocolError
+from .errors import BadRequest, ContextLost, PoisonRequest, ProtocolError, Timeout
 from .types import Completion, ExecuteBatch, TokenChunk, TokenUsage
 
 _Error = TypeVar("_Error", bound=Exception)
@@ -61,7 +61,15 @@ class Record:
 
     def usage(self, told: TokenUsage | None) -> TokenUsage:
         """Of the whole request; the runner knows of its own part only."""
-        return TokenUsage(input=told.input if told else 0, output=len(self.accepted), replayed=self.replayed)
+        return evolve(told or TokenUsage(), output=len(self.accepted), replayed=self.replayed)
+
+    def is_late(self, now: float) -> bool:
+        """Whether its deadline has passed."""
+        return self.batch.deadline is not None and self.batch.deadline <= now
+
+    def late(self) -> Timeout:
+        """It ends with its deadline."""
+        return Timeout(f"{self.name} has passed its deadline, after {self.chunks} chunks")
 
     def completion(self, last: TokenChunk) -> Completion:
         """All of it."""

@@ -5,6 +5,7 @@ What a stream has got so far belongs to its message, which outlives the incarnat
 
 from __future__ import annotations
 
+import math
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from typing import Literal, NoReturn
@@ -24,6 +25,7 @@ from .errors import (
     ProtocolError,
     RebuildSuperseded,
     SessionRebuild,
+    Timeout,
     WorkerStopping,
 )
 from .hosts import Host, RequestFailed, Session
@@ -82,6 +84,7 @@ class Context:
         if self.since_oom is not None:
             self.since_oom.add(request_id)
         message.on_left(lambda: self._left(message))
+        self.has_changed()
 
     def close(self, message: Message) -> None:
         """Its stream is over."""
@@ -93,6 +96,11 @@ class Context:
         if self.open.get(id_of(message)) is message:
             self.close(message)
             self.session.drop(id_of(message))
+
+    def next_deadline(self) -> float:
+        """When the first of the open streams is late."""
+        deadlines = (record_of(message).batch.deadline for message in self.open.values())
+        return min((deadline for deadline in deadlines if deadline is not None), default=math.inf)
 
     def has_room(self) -> bool:
         """Whether one more may begin. While a suspect is on trial, or a new session is wanted, none may."""
@@ -217,6 +225,7 @@ class _Serving:
                 self._scope = nursery.cancel_scope
                 nursery.start_soon(self._admit)
                 nursery.start_soon(self._grant)
+                nursery.start_soon(self._watch_deadlines)
                 await self._pump()
         finally:
             self._settle(self._failure)
@@ -254,7 +263,7 @@ class _Serving:
             record = message.memo = message.memo or admitted(message)
             self._check(record)
             self._session.begin(record.batch, record.accepted)
-        except (BadRequest, ContextLost) as exc:
+        except (BadRequest, ContextLost, Timeout) as exc:
             message.fail(exc)
         else:
             self._context.put(message)
@@ -264,6 +273,19 @@ class _Serving:
             raise BadRequest(f"request ids in flight must differ, got a second {record.batch.request_id!r}")
         if self._context.must_stay(record):
             raise record.lost(current_child().last_failure)
+        if record.is_late(trio.current_time()):
+            raise record.late()
+
+    async def _watch_deadlines(self) -> None:
+        """End the open streams that are late, and free their places."""
+        while True:
+            with trio.move_on_at(self._context.next_deadline()):
+                await self._context.change()
+            now = trio.current_time()
+            for message in [m for m in self._open.values() if record_of(m).is_late(now)]:
+                self._context.close(message)
+                self._session.drop(id_of(message))
+                message.fail(record_of(message).late())
 
     # --- what the session makes
 

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import socket
 import sys
+import time
 from collections.abc import Callable, Iterator
-from typing import TypeVar
+from functools import partial
+from typing import TypeAlias, TypeVar
 
 from attrs import frozen
 
+from runners.classify import classify
 from runners.errors import LoadFailed, OutOfMemory, RunnerError
 from runners.hosts import wire
 from runners.hosts.spec import unpack
 from runners.hosts.turns import sync_only, sync_runner
+from runners.probe import DeviceProbe
 from runners.types import (
     ContinuingRunner,
     ExecuteBatch,
@@ -26,13 +30,16 @@ from runners.types import (
 
 _READ = 65_536
 Frame = TypeVar("Frame")
+Judge: TypeAlias = Callable[[Exception], Exception]
 
 
 def serve(connection: socket.socket) -> int:
     """Load, serve until told to shut down, and say what exit status that makes."""
     link = Link(connection)
     try:
-        Engine(_load(link), link).run()
+        hello = _expect(wire.Hello, link)
+        judge = partial(classify, probe=DeviceProbe(hello.device))
+        Engine(_load(hello, link, judge), link, judge).run()
     except _ContextFailed as failed:
         link.send(failed.frame)
         return 70
@@ -96,9 +103,8 @@ class _ContextFailed(Exception):
         self.frame = wire.Broken(wire.error_data(error), request_ids)
 
 
-def _load(link: Link) -> ModelRunner:
+def _load(hello: wire.Hello, link: Link, judge: Judge) -> ModelRunner:
     """Make the runner that the first two frames name, and say so."""
-    hello = _expect(wire.Hello, link)
     sys.path[:] = hello.path
     try:
         spec = _prepared(unpack(hello.runner), hello)
@@ -109,7 +115,7 @@ def _load(link: Link) -> ModelRunner:
     except EOFError:
         raise
     except Exception as error:
-        raise _ContextFailed(_load_error(error)) from error
+        raise _ContextFailed(_load_error(error, judge)) from error
     return runner
 
 
@@ -128,10 +134,11 @@ def _expect(kind: type[Frame], link: Link) -> Frame:
     return frame
 
 
-def _load_error(error: Exception) -> Exception:
+def _load_error(error: Exception, judge: Judge) -> Exception:
     """What a failed load or rebuild is called: its own name if it has one among the device's."""
-    if wire.concerns_context(error):
-        return error
+    found = judge(error)
+    if wire.concerns_context(found):
+        return found
     failed = LoadFailed(f"{type(error).__name__}: {error}")
     failed.__cause__ = error
     return failed
@@ -151,9 +158,10 @@ class _Stream:
 class Engine:
     """A loaded runner and its open streams. A step takes one chunk of each, and they travel together."""
 
-    def __init__(self, runner: ModelRunner, link: Link) -> None:
+    def __init__(self, runner: ModelRunner, link: Link, judge: Judge) -> None:
         self._runner = runner
         self._link = link
+        self._judge = judge
         self._streams: dict[int, _Stream] = {}
         self._oom: list[wire.Broken] = []
 
@@ -184,7 +192,7 @@ class Engine:
 
     def _begin(self, frame: wire.Begin) -> None:
         try:
-            chunks = self._execute(frame.batch(), frame.accepted)
+            chunks = self._execute(frame.batch().on_clock(time.monotonic()), frame.accepted)
         except Exception as error:  # noqa: BLE001 - whatever a runner raises is judged in one place
             self._tell([self._fail(frame.stream, frame.request_id, error)])
         else:
@@ -212,6 +220,7 @@ class Engine:
     def _fail(self, number: int, request_id: str, error: Exception) -> wire.Failed:
         """End a stream by its error, or the context if the error is the context's."""
         self._streams.pop(number, None)
+        error = self._judge(error)
         data = wire.error_data(error)
         if data.name == OutOfMemory.__name__:
             self._oom.append(wire.Broken(data, (request_id,)))
@@ -256,7 +265,7 @@ class Engine:
         try:
             self._runner.rebuild(cause)
         except Exception as error:
-            raise _ContextFailed(_load_error(error)) from error
+            raise _ContextFailed(_load_error(error, self._judge)) from error
         self._link.send(wire.Rebuilt())
 
 

@@ -9,10 +9,10 @@ import math
 import statistics
 import sys
 from collections import deque
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
-from typing import Literal, TypeAlias, get_args
+from typing import Literal, TypeAlias, TypeVar, get_args
 
 import trio
 from attrs import define, field, frozen
@@ -22,6 +22,7 @@ from runners.errors import (
     BadRequest,
     ContextDied,
     ContextHung,
+    ContextPoisoned,
     DeviceError,
     LoadFailed,
     OutOfMemory,
@@ -29,12 +30,14 @@ from runners.errors import (
     Unrecoverable,
 )
 from runners.hosts import RequestFailed, Session, wire
+from runners.hosts.nvml import Nvml
 from runners.hosts.peer import Peer
 from runners.hosts.reserve import Plan, Reserve, reserved
 from runners.hosts.spec import check_runner, pack
 from runners.types import ExecuteBatch, RunnerInfo, RunnerSpec, SessionRebuildCause, TokenChunk
 
 StartMethod: TypeAlias = Literal["forkserver", "spawn"]
+Done = TypeVar("Done")
 
 _LAST_WORDS = 0.25
 """Seconds between a closed connection and the death that it announces: a large process takes its time to vanish."""
@@ -64,6 +67,7 @@ class ProcessHost:
             least 10.
         close_timeout: to close the runner when all is well; then the process is killed.
         kill_timeout: from SIGKILL to the end; a process that outlives it has its device `Unrecoverable`.
+        nvml: says after a poison whether the device can be used again.
         linger: how long fork server and standby outlive the last context, at most until the end of the Trio run. Should
             be longer than any backoff.
     """
@@ -77,6 +81,7 @@ class ProcessHost:
     close_timeout: float = field(default=5.0, validator=gt(0))
     kill_timeout: float = field(default=10.0, validator=gt(0))
     linger: float = field(default=30.0, validator=ge(0))
+    nvml: Nvml = field(factory=Nvml, validator=instance_of(Nvml))
 
     def open(
         self, runner: RunnerSpec, *, incarnation: int = 1, cause: str | None = None
@@ -141,6 +146,7 @@ class ProcessSession:
         self._parser = wire.from_child()
         self._info: RunnerInfo | None = None  # until loaded
         self._failure: DeviceError | None = None
+        self._asked = False  # NVML, about the failure
         self._ended = False
         self._streams: dict[str, _Stream] = {}  # open ones, by request
         self._requests: dict[int, str] = {}  # the same, by number
@@ -164,6 +170,9 @@ class ProcessSession:
     async def load(self, start: wire.Start) -> None:
         """Have the runner loaded; the process knows which."""
         self._peer.send(wire.encode(start))
+        await self._known(self._loaded)
+
+    async def _loaded(self) -> None:
         frame = await self._frame()
         match frame:
             case wire.Ready():
@@ -178,7 +187,7 @@ class ProcessSession:
         self._check_begin(batch.request_id, accepted)
         if self._failure:
             return
-        data = _begin_data(self._begun, batch, accepted)
+        data = _begin_data(self._begun, batch.on_clock(-trio.current_time()), accepted)
         if not self._streams:
             self._progress = trio.current_time()
         self._streams[batch.request_id] = _Stream(self._begun)
@@ -200,6 +209,21 @@ class ProcessSession:
         """See `Session.receive`."""
         self._check_open()
         await trio.lowlevel.checkpoint()
+        return await self._known(self._received)
+
+    async def _known(self, act: Callable[[], Awaitable[Done]]) -> Done:
+        """What is done, or the failure of the context as the hardware has it (D4)."""
+        try:
+            return await act()
+        except ContextPoisoned as error:
+            if not self._asked:
+                self._failure = await self._host.nvml.judge(error, self._host.device)
+                self._asked = True
+            if self._failure is not error:
+                raise (self._failure or error) from error
+            raise
+
+    async def _received(self) -> Sequence[TokenChunk | RequestFailed]:
         while True:
             match frame := await self._frame():
                 case wire.Step(items=items):

@@ -214,14 +214,20 @@ _BY_TAG = {
 
 def _ours(error: Exception) -> InferenceError:
     """An exception as one of ours: itself, what its tag stands for, or a `RunnerError` that quotes it."""
-    if isinstance(error, InferenceError):
+    kind = _tagged(error)
+    if isinstance(error, kind or InferenceError):
         return error
+    ours = (kind or RunnerError)(f"{type(error).__name__}: {text_of(error)}")
+    ours.__cause__ = error
+    return ours
+
+
+def _tagged(error: Exception) -> type[DeviceError] | None:
+    """Of the device's errors, what its tag stands for, by dotted fallback."""
     tag = str(getattr(error, "tag", None))
     while tag and tag not in _BY_TAG:
         tag = tag.rpartition(".")[0]
-    ours = _BY_TAG.get(tag, RunnerError)(f"{type(error).__name__}: {text_of(error)}")
-    ours.__cause__ = error
-    return ours
+    return _BY_TAG.get(tag)
 
 
 def _of(request_id: str, error: DeviceError) -> DeviceError:

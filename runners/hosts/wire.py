@@ -18,11 +18,22 @@ import msgspec
 
 from runners import errors
 from runners.errors import ContextPoisoned, InferenceError, OutOfMemory, ProtocolError, RunnerError
-from runners.types import ExecuteBatch, FinishReason, RunnerInfo, Sampling, TokenChunk, TokenUsage
+from runners.types import (
+    ExecuteBatch,
+    FinishReason,
+    Price,
+    RateLimits,
+    RunnerInfo,
+    Sampling,
+    TokenChunk,
+    TokenUsage,
+    Transport,
+)
 
 MAX_FRAME = 16 * 2**20
 """Bytes of the longest frame, without its length."""
 
+_USAGE = ("input", "output", "replayed", "reasoning", "cached")
 _LENGTH = 4
 _MAX_TEXT = 16_384
 
@@ -66,13 +77,16 @@ class Begin(_Frame, frozen=True):
     seed: int | None
     stop: tuple[str, ...]
     accepted: tuple[int, ...]
+    deadline: float | None
 
     def batch(self) -> ExecuteBatch:
-        """The request as the runner gets it."""
+        """The request as the runner gets it; its deadline is seconds from when it was sent."""
         sampling = Sampling(
             max_tokens=self.max_tokens, temperature=self.temperature, seed=self.seed, stop=self.stop
         )
-        return ExecuteBatch(self.request_id, self.prompt, sampling=sampling, model=self.model)
+        return ExecuteBatch(
+            self.request_id, self.prompt, sampling=sampling, model=self.model, deadline=self.deadline
+        )
 
 
 class Drop(_Frame, frozen=True):
@@ -98,14 +112,30 @@ class Ready(_Frame, frozen=True):
     reproducible: bool
     can_continue: bool
     runtime: str
+    transport: Transport
+    limits: tuple[int | None, int | None] | None
+    price: tuple[float, float]
 
     def info(self) -> RunnerInfo:
-        """As the worker sees it."""
+        """As the worker sees it.
+
+        Raises:
+            ProtocolError: there is no such limit or price.
+        """
+        try:
+            return self._info()
+        except ValueError as error:
+            raise ProtocolError(f"not what a runner can declare: {error}") from error
+
+    def _info(self) -> RunnerInfo:
         return RunnerInfo(
             streams=self.streams,
             reproducible=self.reproducible,
             can_continue=self.can_continue,
             runtime=self.runtime,
+            transport=self.transport,
+            limits=self.limits and RateLimits(requests=self.limits[0], tokens=self.limits[1]),
+            price=Price(input=self.price[0], output=self.price[1]),
         )
 
 
@@ -117,12 +147,11 @@ class Chunk(_Frame, frozen=True):
     token_ids: tuple[int, ...]
     text: str
     finish: FinishReason | None
-    usage: tuple[int, int, int] | None
+    usage: tuple[int, int, int, int, int] | None
 
     def chunk(self, request_id: str, incarnation: int) -> TokenChunk:
         """As the worker sees it."""
-        used = self.usage
-        usage = None if used is None else TokenUsage(input=used[0], output=used[1], replayed=used[2])
+        usage = None if self.usage is None else TokenUsage(**dict(zip(_USAGE, self.usage, strict=True)))
         return TokenChunk(
             request_id=request_id,
             index=self.index,
@@ -213,7 +242,7 @@ Frame = TypeVar("Frame")
 
 
 def begin(stream: int, batch: ExecuteBatch, accepted: Sequence[int]) -> Begin:
-    """The frame that begins a stream."""
+    """The frame that begins a stream; a deadline must be in seconds from now."""
     sampling = batch.sampling
     return Begin(
         stream,
@@ -225,19 +254,24 @@ def begin(stream: int, batch: ExecuteBatch, accepted: Sequence[int]) -> Begin:
         sampling.seed,
         sampling.stop,
         tuple(accepted),
+        batch.deadline,
     )
 
 
 def chunk(stream: int, made: TokenChunk) -> Chunk:
     """The frame of a chunk."""
     used = made.usage
-    usage = None if used is None else (used.input, used.output, used.replayed)
+    usage = None if used is None else (used.input, used.output, used.replayed, used.reasoning, used.cached)
     return Chunk(stream, made.index, made.token_ids, made.text, made.finish_reason, usage)
 
 
 def ready(info: RunnerInfo) -> Ready:
     """The frame that ends a load."""
-    return Ready(info.streams, info.reproducible, info.can_continue, info.runtime)
+    limits = None if info.limits is None else (info.limits.requests, info.limits.tokens)
+    price = (info.price.input, info.price.output)
+    return Ready(
+        info.streams, info.reproducible, info.can_continue, info.runtime, info.transport, limits, price
+    )
 
 
 _encoder = msgspec.msgpack.Encoder()
@@ -339,7 +373,14 @@ _REQUEST_ERRORS: dict[str, type[InferenceError]] = {
     for cls in (
         errors.BadRequest,
         errors.ContextLengthExceeded,
+        errors.ContentFiltered,
+        errors.Timeout,
         errors.Backpressure,
+        errors.NetworkError,
+        errors.ServerError,
+        errors.RateLimited,
+        errors.Unauthorized,
+        errors.Forbidden,
         OutOfMemory,
         RunnerError,
     )
@@ -379,7 +420,9 @@ def error_data(error: BaseException) -> Error:
 
 def request_error(data: Error) -> InferenceError:
     """The error of one request."""
-    return _noted(_REQUEST_ERRORS.get(data.name, RunnerError)(data.text), data)
+    error = _REQUEST_ERRORS.get(data.name, RunnerError)(data.text)
+    error.code = data.code
+    return _noted(error, data)
 
 
 def context_error(broken: Broken) -> errors.DeviceError:

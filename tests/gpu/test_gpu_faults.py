@@ -6,7 +6,8 @@ from contextlib import asynccontextmanager
 
 import pytest
 import trio
-from devices import DEVICE, OnDevice, expected, needs_device
+from device import DEVICE, needs_device
+from harm import OnDevice, expected
 
 from runners.errors import (
     ContextDied,

@@ -3,7 +3,7 @@
 import random
 
 import pytest
-from devices import DEVICE, needs_device
+from device import DEVICE, needs_device
 
 from runners.torch_lm import TorchLM
 from runners.types import ExecuteBatch, RunnerStart, Sampling

@@ -1,4 +1,6 @@
-"""Async runners: what a network runner looks like to its host, with Trio's clock for a network."""
+"""Async runners: what a network runner looks like to its host, with Trio's clock for a network. And two that are not."""
+
+import time
 
 import attrs
 import trio
@@ -17,7 +19,8 @@ class Log:
 
 @attrs.frozen
 class Remote:
-    """Makes `tokens` tokens for each request, one every `delays[request_id]` seconds; `fails[request_id]` comes third."""
+    """Makes `tokens` tokens for each request, one every `delays[request_id]` seconds; in the first
+    incarnation `fails[request_id]` comes third."""
 
     tokens: int = 5
     delays: dict = attrs.field(factory=dict)
@@ -25,15 +28,18 @@ class Remote:
     log: Log = attrs.field(factory=Log)
     close_delay: float = 0.0
     transport: str = "network"
+    streams: int = 32
 
     def build(self, start):
-        return _Remote(self)
+        return _Remote(self, start.incarnation)
 
 
 class _Remote:
-    def __init__(self, spec):
-        self.spec = spec
-        self.info = RunnerInfo(streams=32, can_continue=True, runtime="remote", transport=spec.transport)
+    def __init__(self, spec, incarnation=1):
+        self.spec, self.incarnation = spec, incarnation
+        self.info = RunnerInfo(
+            streams=spec.streams, can_continue=True, runtime="remote", transport=spec.transport
+        )
 
     def execute(self, batch):
         return self.continue_from(batch, ())
@@ -43,7 +49,7 @@ class _Remote:
         try:
             for index in range(len(accepted), self.spec.tokens):
                 await trio.sleep(self.spec.delays.get(name, 0.1))
-                if index == 2 and name in self.spec.fails:
+                if index == 2 and name in self.spec.fails and self.incarnation == 1:
                     raise self.spec.fails[name]
                 self.spec.log.made[name] = index + 1
                 made = token(batch.sampling.seed, index, batch.prompt)
@@ -77,3 +83,50 @@ class _HalfAsync(_Remote):
 
     def close(self):
         pass
+
+
+@attrs.frozen
+class Speaks:
+    """Instead of its third chunk, what a broken device would say."""
+
+    text: str
+
+    def build(self, start):
+        return _Speaks(self)
+
+
+class _Speaks:
+    info = RunnerInfo(streams=4)
+
+    def __init__(self, spec):
+        self.spec = spec
+
+    def execute(self, batch):
+        for index in range(2):
+            yield TokenChunk(request_id=batch.request_id, index=index, token_ids=(1,))
+        raise RuntimeError(self.spec.text)
+
+    def rebuild(self, cause):
+        raise RuntimeError(self.spec.text)
+
+    def close(self):
+        pass
+
+
+@attrs.frozen
+class Told:
+    """Its one chunk says how many seconds there are to the deadline, on Trio's clock or the machine's."""
+
+    trio: bool
+
+    def build(self, start):
+        return _Told(self)
+
+
+class _Told(_Speaks):
+    def execute(self, batch):
+        now = trio.current_time() if self.spec.trio else time.monotonic()
+        left = None if batch.deadline is None else batch.deadline - now
+        yield TokenChunk(
+            request_id=batch.request_id, index=0, text=f"{left}", finish_reason=FinishReason.STOP
+        )

@@ -11,7 +11,7 @@ import trio
 import trio.testing
 from hypothesis import given
 from hypothesis import strategies as st
-from remotes import HalfAsync, Log, Remote
+from remotes import HalfAsync, Log, Remote, Speaks, Told
 from rogues import Nested, Raises, Remembers, Yields, factory
 
 from runners.errors import (
@@ -258,6 +258,61 @@ async def test_a_tag_decides_whose_error_it_is(host, what, kind, code):
         assert isinstance(error, kind if clears or kind is not ContextPoisoned else DeviceError)
         assert isinstance(error, ContextPoisoned) is (clears and kind is ContextPoisoned)
         assert error.code == code
+
+
+@every_host
+@pytest.mark.parametrize(
+    ("text", "kind", "code"),
+    [
+        ("CUDA error: device-side assert triggered", ContextPoisoned, 710),
+        ("CUDA error: out of memory", OutOfMemory, 2),
+        ("No CUDA GPUs are available", Unrecoverable, None),
+        ("size mismatch", RunnerError, None),
+    ],
+)
+@pytest.mark.trio
+async def test_what_a_runner_raises_is_judged_where_it_lives(host, text, kind, code):
+    """D4: every host classifies; a poison found in the device's words is cleared by no host but a process."""
+    async with opened(Speaks(text), host) as session:
+        session.begin(BATCH)
+        items, error = [], None
+        while len(items) < 3 and error is None:
+            try:
+                items += await session.receive()
+            except DeviceError as exc:
+                error = exc
+        if kind in (OutOfMemory, RunnerError):
+            error = items[2].error
+        assert ids(items[:2]) == (1, 1)
+        assert type(error) is (DeviceError if kind is ContextPoisoned and host is not PROCESS else kind)
+        assert error.code == code
+        assert text in str(error)
+
+
+@every_host
+@pytest.mark.trio
+async def test_a_failed_rebuild_is_judged_too(host):
+    """D4, D7: what the device says while a session is made anew."""
+    async with (
+        opened(Speaks("CUDA error: an illegal memory access was encountered"), host) as session,
+        trio.open_nursery() as nursery,
+    ):
+        nursery.start_soon(until_failure, session)
+        with pytest.raises(
+            ContextPoisoned if host is PROCESS else DeviceError, match="illegal memory access"
+        ):
+            await session.rebuild(SessionRebuildCause.MANUAL)
+
+
+@every_host
+@pytest.mark.trio
+async def test_a_deadline_reaches_the_runner_on_its_own_clock(host):
+    """An async runner lives by Trio's clock, one in a thread or a process by its machine's."""
+    async with opened(Told(trio=host is INLINE), host) as session:
+        (chunk,) = await whole(session, request("a", deadline=trio.current_time() + 30))
+        assert 29 < float(chunk.text) <= 30
+        (chunk,) = await whole(session, request("b"))
+        assert chunk.text == "None"
 
 
 @every_host
@@ -725,40 +780,6 @@ def test_a_workers_restart_takes_no_time_in_virtual_time():
 
 
 # --- in a thread
-
-
-@attrs.frozen
-class Told:
-    """Its one chunk says how many seconds there are to the deadline."""
-
-    clock: str
-
-    def build(self, start):
-        return _Told(self)
-
-
-class _Told(Clumsy):
-    def __init__(self, spec):
-        self.now = {"trio": trio.current_time, "monotonic": time.monotonic}[spec.clock]
-
-    def execute(self, batch):
-        left = None if batch.deadline is None else batch.deadline - self.now()
-        yield TokenChunk(
-            request_id=batch.request_id, index=0, text=f"{left}", finish_reason=FinishReason.STOP
-        )
-
-
-@pytest.mark.parametrize(
-    ("host", "clock"), [(INLINE, "trio"), (THREAD, "monotonic")], ids=["inline", "thread"]
-)
-@pytest.mark.trio
-async def test_a_deadline_reaches_the_runner_on_its_own_clock(host, clock):
-    """An async runner lives by Trio's clock, a sync one by its machine's."""
-    async with opened(Told(clock), host) as session:
-        (chunk,) = await whole(session, request("a", deadline=trio.current_time() + 30))
-        assert 29 < float(chunk.text) <= 30
-        (chunk,) = await whole(session, request("b"))
-        assert chunk.text == "None"
 
 
 @pytest.mark.trio

@@ -7,8 +7,19 @@ from types import SimpleNamespace
 import pytest
 import trio
 
-from runners.errors import ContextDied, ContextHung, ContextPoisoned, LoadFailed, OutOfMemory, Unrecoverable
+from runners.errors import (
+    ContextDied,
+    ContextHung,
+    ContextPoisoned,
+    DeviceError,
+    LoadFailed,
+    OutOfMemory,
+    Unrecoverable,
+)
 from runners.hosts.nvml import Nvml
+from runners.hosts.process import ProcessHost
+from runners.scripted import Fault, Scripted
+from runners.types import ExecuteBatch
 
 
 class Error(Exception):
@@ -185,6 +196,31 @@ async def test_the_real_library_knows_these_names():
         "NVMLError_ResetRequired",
     }
     assert isinstance(await Nvml().judge(poison(), "cuda:0"), ContextPoisoned | Unrecoverable)
+
+
+@pytest.mark.parametrize("at", ["token", "load"])
+@pytest.mark.parametrize(("action", "kind"), [(0, ContextPoisoned), (1, Unrecoverable)])
+@pytest.mark.trio
+async def test_a_process_host_asks_before_it_tells(action, kind, at):
+    """D4: so that the verdict on a poison is the right one; the first answer stands."""
+    fake = Fake(action)
+    host = ProcessHost("cuda:0", load_timeout=20, nvml=Nvml(module=fake))
+
+    async def use():
+        async with host.open(Scripted(faults=(Fault("poison", at=at),))) as session:
+            session.begin(ExecuteBatch("r", "x"))
+            with pytest.raises(DeviceError) as first:
+                await session.receive()
+            with pytest.raises(DeviceError) as again:
+                await session.receive()
+            assert again.value is first.value
+            assert first.value.request_ids == ("r",)
+            raise first.value
+
+    with trio.fail_after(20), pytest.raises(kind) as raised:
+        await use()
+    assert type(raised.value) is kind
+    assert [name for name, *_ in fake.calls].count("nvmlInit") == 1
 
 
 def test_nonsense_is_refused():

@@ -41,7 +41,7 @@ from runners.hosts import Host, RequestFailed, Session, wire
 from runners.hosts.peer import Peer
 from runners.hosts.process import ProcessHost
 from runners.scripted import Fault, Faulty, Scripted, expected
-from runners.types import ExecuteBatch, FinishReason, Sampling, SessionRebuildCause, TokenChunk
+from runners.types import ExecuteBatch, FinishReason, RunnerInfo, Sampling, SessionRebuildCause, TokenChunk
 
 pytestmark = pytest.mark.filterwarnings("error")
 
@@ -332,7 +332,7 @@ async def test_what_is_said_after_a_poison_is_dropped():
         ("\x00\x00\x00\x04junk", "not a frame"),
         ("GET / HTTP/1.1\r\n", "at most 16777216 bytes, got one of"),
         (raw(wire.Rebuilt()), "sent an unexpected Rebuilt frame"),
-        (raw(wire.Ready(1, False, False, "x")), "sent an unexpected Ready frame"),
+        (raw(wire.ready(RunnerInfo())), "sent an unexpected Ready frame"),
         (raw(wire.Step([wire.Chunk(5, 0, (), "", None, None)])), "spoke of stream 5, never begun"),
     ],
 )

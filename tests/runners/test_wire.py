@@ -7,11 +7,21 @@ from hypothesis import strategies as st
 
 from runners import errors
 from runners.hosts import wire
-from runners.types import ExecuteBatch, FinishReason, Sampling, TokenChunk, TokenUsage
+from runners.types import (
+    ExecuteBatch,
+    FinishReason,
+    Price,
+    RateLimits,
+    RunnerInfo,
+    Sampling,
+    TokenChunk,
+    TokenUsage,
+)
 
 text = st.text(st.characters(codec="utf-8"), max_size=20)
 counts = st.integers(0, 2**63 - 1)
 ids = st.lists(st.integers(-(2**63), 2**63 - 1), max_size=5).map(tuple)
+prices = st.floats(-1, 1e6)
 wire_errors = st.builds(wire.Error, text, text, st.none() | counts, text)
 chunks = st.builds(
     wire.Chunk,
@@ -20,11 +30,20 @@ chunks = st.builds(
     ids,
     text,
     st.none() | st.sampled_from(FinishReason),
-    st.none() | st.tuples(counts, counts, counts),
+    st.none() | st.tuples(counts, counts, counts, counts, counts),
 )
 failures = st.builds(wire.Failed, counts, wire_errors)
 from_child = st.one_of(
-    st.builds(wire.Ready, st.integers(1, 1000), st.booleans(), st.booleans(), text),
+    st.builds(
+        wire.Ready,
+        st.integers(1, 1000),
+        st.booleans(),
+        st.booleans(),
+        text,
+        st.sampled_from(["local", "network"]),
+        st.none() | st.tuples(st.none() | counts, st.none() | counts),
+        st.tuples(prices, prices),
+    ),
     st.builds(wire.Step, st.lists(chunks | failures, max_size=4)),
     st.just(wire.Rebuilt()),
     st.builds(wire.Broken, wire_errors, st.lists(text, max_size=3).map(tuple)),
@@ -92,7 +111,7 @@ NASTY = {
     "ids of four billion": b"\x92\xa4step\x91\x97\xa5chunk\x00\x00\xdd\xff\xff\xff\xff",
     "text of four gigabytes": b"\x95\xa5ready\x01\xc2\xc2\xdb\xff\xff\xff\xff",
     "not UTF-8": b"\x95\xa5ready\x01\xc2\xc2\xa2\xff\xfe",
-    "no streams": msgspec.msgpack.encode(["ready", 0, False, False, "x"]),
+    "no streams": msgspec.msgpack.encode(["ready", 0, False, False, "x", "local", None, [0.0, 0.0]]),
     "a stream below zero": msgspec.msgpack.encode(["step", [["chunk", -1, 0, [], "", None, None]]]),
     "an unknown finish": msgspec.msgpack.encode(["step", [["chunk", 0, 0, [], "", "weary", None]]]),
     "a frame too long by one item": msgspec.msgpack.encode(["rebuilt", 1]),
@@ -127,11 +146,19 @@ def test_a_frame_that_is_too_long_is_not_sent():
         wire.encode(wire.Rebuild("x" * wire.MAX_FRAME))
 
 
-@given(st.text(), st.text(), st.integers(1, 2**31), st.none() | counts, st.lists(text).map(tuple), ids)
-def test_a_request_travels_whole(request_id, prompt, most, seed, stop, accepted):
+@given(
+    st.text(),
+    st.text(),
+    st.integers(1, 2**31),
+    st.none() | counts,
+    st.lists(text).map(tuple),
+    ids,
+    st.none() | st.floats(-1e9, 1e9),
+)
+def test_a_request_travels_whole(request_id, prompt, most, seed, stop, accepted, deadline):
     """D2: the runner gets the request that the caller made, or the sender is told."""
     sampling = Sampling(max_tokens=most, temperature=0.5, seed=seed, stop=stop)
-    batch = ExecuteBatch(request_id, prompt, sampling=sampling, model="m")
+    batch = ExecuteBatch(request_id, prompt, sampling=sampling, model="m", deadline=deadline)
     try:
         data = wire.encode(wire.begin(7, batch, accepted))
     except UnicodeEncodeError:
@@ -145,7 +172,7 @@ def test_a_request_travels_whole(request_id, prompt, most, seed, stop, accepted)
 
 def test_a_chunk_travels_whole_and_is_stamped():
     """D6: a chunk keeps everything, and gets the request and incarnation from the parent's side."""
-    usage = TokenUsage(input=1, output=2, replayed=3)
+    usage = TokenUsage(input=1, output=2, replayed=3, reasoning=4, cached=5)
     made = TokenChunk(
         request_id="a", index=4, token_ids=(5, 6), text="x", finish_reason=FinishReason.STOP, usage=usage
     )
@@ -158,6 +185,54 @@ def test_a_chunk_travels_whole_and_is_stamped():
         "stop",
         usage,
     )
+
+
+@pytest.mark.parametrize("limits", [None, RateLimits(), RateLimits(requests=60, tokens=90_000)])
+def test_what_a_runner_declares_travels_whole(limits):
+    """D2: the parent sees what the loaded runner said of itself."""
+    info = RunnerInfo(
+        streams=3,
+        reproducible=True,
+        can_continue=True,
+        runtime="x",
+        transport="network",
+        limits=limits,
+        price=Price(input=1.5, output=6),
+    )
+    assert wire.ready(info).info() == info
+
+
+@pytest.mark.parametrize(
+    ("limits", "price"), [((0, None), (0, 0)), (None, (-1, 0)), (None, (0, float("nan")))]
+)
+def test_what_no_runner_can_declare_is_a_protocol_error(limits, price):
+    """D10: whatever a process sends."""
+    with pytest.raises(errors.ProtocolError, match="not what a runner can declare"):
+        wire.Ready(1, False, False, "x", "local", limits, price).info()
+
+
+@pytest.mark.parametrize(
+    "cls",
+    [
+        errors.BadRequest,
+        errors.ContentFiltered,
+        errors.ContextLengthExceeded,
+        errors.Timeout,
+        errors.NetworkError,
+        errors.ServerError,
+        errors.RateLimited,
+        errors.Unauthorized,
+        errors.Forbidden,
+        errors.RunnerError,
+        errors.OutOfMemory,
+    ],
+)
+def test_a_requests_error_keeps_its_class_and_code(cls):
+    """D5: the caller catches in the parent what the runner raised in its process."""
+    error = cls("why")
+    error.code = 429
+    got = wire.request_error(wire.error_data(error))
+    assert (type(got), str(got), got.code) == (cls, "why", 429)
 
 
 @given(wire_errors)

@@ -1,27 +1,12 @@
-"""A runner on a real device that comes to real harm, and why these tests are skipped where there is none."""
+"""A runner on a real device that comes to real harm. A context process imports this; torch only while it loads."""
 
 from __future__ import annotations
 
 import ctypes
-import os
 
 import attrs
-import pytest
 
 from runners.types import FinishReason, RunnerInfo, TokenChunk
-
-DEVICE = "cuda:0"
-REASON = "needs a CUDA device"
-
-
-def has_device():
-    """Whether there is a device; asked of NVML, so that the answer makes no context in this process."""
-    os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
-    torch = pytest.importorskip("torch", reason=REASON)
-    return torch.cuda.is_available()
-
-
-needs_device = pytest.mark.skipif(not has_device(), reason=REASON)
 
 KERNELS = rb"""
 .version 7.0
