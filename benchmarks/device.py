@@ -19,10 +19,9 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Awaitable, Callable, Sequence
-from contextlib import aclosing
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import trio
 from attrs import asdict, define, field
@@ -32,7 +31,7 @@ from runners.errors import ContextDied
 from runners.hosts import Session
 from runners.hosts.process import ProcessHost
 from runners.torch_lm import TorchLM
-from runners.types import ExecuteBatch, RunnerStart, Sampling
+from runners.types import ExecuteBatch, RunnerStart, Sampling, TokenChunk
 from runners.worker import device_worker
 from supervise import Supervisor, Tree, open_tree
 
@@ -254,7 +253,7 @@ async def overhead(count: int) -> tuple[list[float], list[float]]:
     async with FORKED.open(runner) as session:
         for number in range(count):
             before = time.perf_counter()
-            tokens = sum(1 for _ in local.execute(request))
+            tokens = sum(1 for _ in cast("Iterator[TokenChunk]", local.execute(request)))
             here.append((time.perf_counter() - before) / tokens * 1000)
             before = time.perf_counter()
             session.begin(_request(str(number), 1000))
@@ -287,7 +286,7 @@ async def session_rates(count: int, tokens: int) -> list[float]:
 
 
 async def buffer_rates(count: int, tokens: int) -> list[float]:
-    """Chunks a second through a session into one bounded buffer for each stream, each with a consumer."""
+    """Chunks a second through a session into one buffer for each stream, whose consumer takes what is there."""
     found = []
     async with FORKED.open(Paced(STREAMS)) as session:
         for _ in range(count):
@@ -298,24 +297,62 @@ async def buffer_rates(count: int, tokens: int) -> list[float]:
 
 
 async def _through_buffers(session: Session, tokens: int) -> None:
-    buffers: dict[str, trio.MemorySendChannel[Any]] = {}
+    buffers = {str(number): _Buffer(tokens) for number in range(STREAMS)}
     async with trio.open_nursery() as nursery:
-        for number in range(STREAMS):
-            buffers[str(number)], receive = trio.open_memory_channel[Any](tokens)
-            nursery.start_soon(_consume, receive)
-            session.begin(_request(str(number), tokens))
-        got = 0
-        while got < STREAMS * tokens:
-            items = await session.receive()
-            got += len(items)
-            for item in items:
-                buffers[item.request_id].send_nowait(item)
-        for buffer in buffers.values():
-            buffer.close()
+        for name, buffer in buffers.items():
+            nursery.start_soon(buffer.consume)
+            session.begin(_request(name, tokens))
+        while any(buffer.left for buffer in buffers.values()):
+            for item in await session.receive():
+                buffers[item.request_id].put(item)
 
 
-async def _consume(receive: trio.MemoryReceiveChannel[Any]) -> None:
-    async with aclosing(receive):
+@define
+class _Buffer:
+    """What has come of one stream and is not consumed yet; `left` are to come."""
+
+    left: int
+    items: list[object] = field(factory=list[object])
+    lot: trio.lowlevel.ParkingLot = field(factory=trio.lowlevel.ParkingLot)
+
+    def put(self, item: object) -> None:
+        """Add one; wakes the consumer if it waits."""
+        self.items.append(item)
+        self.left -= 1
+        if self.lot:
+            self.lot.unpark()
+
+    async def consume(self) -> None:
+        """Take all that is there, until the last."""
+        while self.left or self.items:
+            if not self.items:
+                await self.lot.park()
+            taken, self.items = self.items, []
+            assert taken
+            await trio.lowlevel.checkpoint()
+
+
+async def channel_rates(count: int, tokens: int) -> list[float]:
+    """Items a second through as many memory channels of Trio's, one at a time: no process, no chunks."""
+    found = []
+    for _ in range(count):
+        before = time.perf_counter()
+        async with trio.open_nursery() as nursery:
+            channels = [trio.open_memory_channel[int](tokens) for _ in range(STREAMS)]
+            for _, receive in channels:
+                nursery.start_soon(_consume, receive)
+            for item in range(tokens):
+                await trio.lowlevel.checkpoint()
+                for send, _ in channels:
+                    send.send_nowait(item)
+            for send, _ in channels:
+                send.close()
+        found.append(STREAMS * tokens / (time.perf_counter() - before))
+    return found
+
+
+async def _consume(receive: trio.MemoryReceiveChannel[int]) -> None:
+    async with receive:
         async for _ in receive:
             pass
 
@@ -400,6 +437,7 @@ def measure(report: Report, *, deaths: int, cold: int, turns: int, tokens: int) 
         Figure("a token through a process of its own", there, target=1.15 * floor, because="1.15 × floor")
     )
     rates: list[tuple[str, Callable[..., Awaitable[list[float]]], float | None]] = [
+        ("Trio's memory channels (floor)", channel_rates, None),
         ("a session", session_rates, None),
         ("a session and 32 buffers", buffer_rates, 300_000.0),
         ("a device worker", worker_rates, 300_000.0),
