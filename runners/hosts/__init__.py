@@ -60,7 +60,9 @@ class Session(Protocol):
         ...
 
     async def receive(self) -> Sequence[TokenChunk | RequestFailed]:
-        """What one step of the engine made, for streams that are still open; never empty.
+        """What a step of the engine made, for streams that are still open; never empty.
+
+        Where later steps have arrived too, they may come along, in their order.
 
         Cancelling it loses nothing.
 

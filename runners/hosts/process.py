@@ -10,7 +10,7 @@ import statistics
 import sys
 from collections import deque
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from pathlib import Path
 from typing import Literal, TypeAlias, TypeVar, get_args
 
@@ -43,6 +43,8 @@ _LAST_WORDS = 0.25
 """Seconds between a closed connection and the death that it announces: a large process takes its time to vanish."""
 
 _MEDIAN_OF = 64
+_ENOUGH = 256
+"""Items that one `receive` gives at most a step more than: it must not hold the loop."""
 _NEXT_FLOOR, _NEXT_FACTOR = 10.0, 20
 
 
@@ -127,6 +129,7 @@ class ProcessHost:
 class _Stream:
     """An open stream, as the parent knows it."""
 
+    request_id: str
     number: int
     begun: bool = False
 
@@ -144,12 +147,13 @@ class ProcessSession:
         self._host = host
         self._peer = peer
         self._parser = wire.from_child()
+        self._kept: wire.FromChild | None = None  # the next frame, where it has been looked at already
         self._info: RunnerInfo | None = None  # until loaded
         self._failure: DeviceError | None = None
         self._asked = False  # NVML, about the failure
         self._ended = False
         self._streams: dict[str, _Stream] = {}  # open ones, by request
-        self._requests: dict[int, str] = {}  # the same, by number
+        self._numbers: dict[int, _Stream] = {}  # the same, by number
         self._begun = 0
         self._rebuilt: trio.Event | None = None
         self._progress = trio.current_time()
@@ -190,8 +194,8 @@ class ProcessSession:
         data = _begin_data(self._begun, batch.on_clock(-trio.current_time()), accepted)
         if not self._streams:
             self._progress = trio.current_time()
-        self._streams[batch.request_id] = _Stream(self._begun)
-        self._requests[self._begun] = batch.request_id
+        stream = _Stream(batch.request_id, self._begun)
+        self._streams[batch.request_id] = self._numbers[self._begun] = stream
         self._peer.send(data, self._begun)
         self._begun += 1
 
@@ -201,7 +205,7 @@ class ProcessSession:
         stream = self._streams.get(request_id)
         if stream is None:
             return
-        self._forget(request_id)
+        self._forget(stream)
         if not self._failure and not self._peer.withdraw(stream.number):
             self._peer.send(wire.encode(wire.Drop(stream.number)))
 
@@ -228,6 +232,7 @@ class ProcessSession:
             match frame := await self._frame():
                 case wire.Step(items=items):
                     if made := self._step(items):
+                        self._add_steps(made)
                         return made
                 case wire.Rebuilt() if self._rebuilt is not None:
                     self._answer_rebuild()
@@ -273,7 +278,8 @@ class ProcessSession:
         while True:
             if self._failure:
                 raise self._failure
-            if (frame := self._parse()) is not None:
+            frame, self._kept = self._kept or self._parse(), None
+            if frame is not None:
                 return frame
             dead = self._peer.dead  # asked before reading, so that its last words are read
             if data := self._peer.read():
@@ -335,29 +341,44 @@ class ProcessSession:
         error = wire.context_error(frame)
         return error if isinstance(error, OutOfMemory) else self._fail(error)
 
+    def _add_steps(self, made: list[TokenChunk | RequestFailed]) -> None:
+        """Add what later steps made, as far as it has been read. A failure among them waits for the next `receive`."""
+        with suppress(DeviceError):  # it is kept, and final
+            while len(made) < _ENOUGH and not self._kept and (frame := self._parse()) is not None:
+                if isinstance(frame, wire.Step):
+                    made += self._step(frame.items)
+                else:
+                    self._kept = frame
+
     def _step(self, items: Sequence[wire.Chunk | wire.Failed]) -> list[TokenChunk | RequestFailed]:
         """Note the progress; what belongs to open streams."""
         now = trio.current_time()
         self._steps.append(now - self._progress)
         self._progress = now
-        if unknown := [item.stream for item in items if item.stream >= self._begun]:
+        made: list[TokenChunk | RequestFailed] = []
+        for item in items:
+            stream = self._numbers.get(item.stream)
+            if stream is None:
+                self._check_begun(item.stream)
+            elif isinstance(item, wire.Failed):
+                self._forget(stream)
+                made.append(RequestFailed(stream.request_id, wire.request_error(item.error)))
+            else:
+                made.append(item.chunk(stream.request_id, self.incarnation))
+                stream.begun = True
+                if item.finish is not None:
+                    self._forget(stream)
+        return made
+
+    def _check_begun(self, number: int) -> None:
+        """What belongs to a stream that is not open must be late, not invented."""
+        if number >= self._begun:
             raise self._fail(
-                ProtocolError(f"the context process {self.pid} spoke of stream {unknown[0]}, never begun")
+                ProtocolError(f"the context process {self.pid} spoke of stream {number}, never begun")
             )
-        return [self._item(item) for item in items if item.stream in self._requests]
 
-    def _item(self, item: wire.Chunk | wire.Failed) -> TokenChunk | RequestFailed:
-        request_id = self._requests[item.stream]
-        if isinstance(item, wire.Failed):
-            self._forget(request_id)
-            return RequestFailed(request_id, wire.request_error(item.error))
-        self._streams[request_id].begun = True
-        if item.finish is not None:
-            self._forget(request_id)
-        return item.chunk(request_id, self.incarnation)
-
-    def _forget(self, request_id: str) -> None:
-        del self._requests[self._streams.pop(request_id).number]
+    def _forget(self, stream: _Stream) -> None:
+        del self._streams[stream.request_id], self._numbers[stream.number]
 
     def _answer_rebuild(self) -> None:
         if self._rebuilt is not None:

@@ -26,6 +26,8 @@ from runners.hosts.output import Output
 from runners.hosts.peer import Peer
 from runners.hosts.processes import Ends, Process, Spawned, connected
 
+_BREATH = 0.25
+"""Seconds for which one that has just loaded has the machine for itself: streams may be waiting to go on."""
 _TRIES = 2
 """After so many preloads in a row that failed, there is no other try."""
 _logger = logging.getLogger("runners.hosts")
@@ -161,6 +163,7 @@ class Reserve:
 
     async def _stand_by(self) -> None:
         try:
+            await trio.sleep(_BREATH)
             self._standbys.append(await self._new(f"standby {self._plan.name}", ahead=True))
         except OSError as error:
             _logger.warning("no standby for %s: %s", self._plan.name, error)

@@ -7,12 +7,14 @@ documentation. One token is one character; characters it does not know become U+
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
+from typing import cast
 
 from attrs import field, frozen
 from attrs.validators import ge, instance_of, matches_re, optional
 
-from runners.types import ContinuingRunner, RunnerSpec, RunnerStart
+from runners.types import ContinuingRunner, ExecuteBatch, RunnerSpec, RunnerStart, Sampling, TokenChunk
 
 __all__ = ["TorchLM"]
 
@@ -67,8 +69,11 @@ class TorchLM:
         self.build(RunnerStart(incarnation=1)).close()
 
     def prepare(self, device: str) -> RunnerSpec:
-        """On the CPU, all of `build`. Elsewhere the imports, and the weights in the page cache."""
+        """On the CPU, all of `build`, and one stream. Elsewhere the imports, and the weights in the page cache."""
         runner = self.build(RunnerStart(incarnation=1))
+        request = ExecuteBatch("standby", " ", sampling=Sampling(max_tokens=2, seed=1))
+        for _ in cast("Iterator[TokenChunk]", runner.execute(request)):
+            pass  # what the first tokens of a forked process touch, it has to copy
         if device == "cpu":
             return _Built(runner)
         runner.close()

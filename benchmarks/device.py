@@ -1,0 +1,479 @@
+"""What does a lost context cost, and what a process of its own? Beside floors that the same run measures.
+
+    python -m benchmarks.device                 20 deaths of each kind, a few minutes
+    python -m benchmarks.device --quick         3 of each
+    python -m benchmarks.device --json FILE     the figures as JSON too
+
+Deaths are SIGKILLs of the process that holds the model, in mid-stream; the gap is the time until its stream goes on.
+Medians, in milliseconds unless a row says otherwise. Exit status 1 if a figure misses its target.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import signal
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import trio
+from attrs import asdict, define, field
+
+from benchmarks.paced import Paced
+from runners.errors import ContextDied
+from runners.hosts import Session
+from runners.hosts.process import ProcessHost
+from runners.torch_lm import TorchLM
+from runners.types import ExecuteBatch, RunnerStart, Sampling, TokenChunk
+from runners.worker import device_worker
+from supervise import Supervisor, Tree, open_tree
+
+STREAMS = 32
+STRIKE_AT = 20
+"""Tokens that a consumer has of a stream when its context is killed; the context may be ahead."""
+TOKENS = 240
+PACE = 0.0006
+"""Seconds that a token takes where the overhead of the process is measured."""
+REST = 0.4
+"""Seconds after a start in which a standby gets ready."""
+
+STANDBY = ProcessHost(standby=1)
+FORKED = ProcessHost()
+COLD = ProcessHost(start="spawn")
+
+
+# --- figures
+
+
+@define
+class Figure:
+    """One row.
+
+    Args:
+        name: what is measured.
+        samples: all of them.
+        unit: of the samples.
+        target: what the median must not pass; None for a floor. What it is made of stands in `because`.
+        at_least: the target is one to reach.
+    """
+
+    name: str
+    samples: list[float]
+    unit: str = "ms"
+    target: float | None = None
+    because: str = ""
+    at_least: bool = False
+
+    @property
+    def median(self) -> float:
+        """Of the samples."""
+        return statistics.median(self.samples)
+
+    @property
+    def good(self) -> bool:
+        """Whether it keeps its target."""
+        if self.target is None:
+            return True
+        return self.median >= self.target if self.at_least else self.median <= self.target
+
+    def row(self) -> str:
+        """For the table."""
+        target = "" if self.target is None else f"{'≥' if self.at_least else '≤'} {self.target:,.4g}"
+        verdict = "" if self.target is None else "yes" if self.good else "NO"
+        low, high = min(self.samples), max(self.samples)
+        return (
+            f"{self.name:<52} {self.median:>10,.4g} {self.unit:<9} {low:>9,.4g} {high:>9,.4g} {len(self.samples):>4}"
+            f"  {target:<12} {verdict:<4} {self.because}"
+        )
+
+
+@define
+class Report:
+    """All rows, printed as they come."""
+
+    figures: list[Figure] = field(factory=list[Figure])
+
+    def add(self, figure: Figure) -> float:
+        """Print a row; gives its median."""
+        if not self.figures:
+            print(
+                f"{'':<52} {'median':>10} {'':<9} {'min':>9} {'max':>9} {'n':>4}  {'target':<12} kept",
+                flush=True,
+            )
+        self.figures.append(figure)
+        print(figure.row(), flush=True)
+        return figure.median
+
+    def as_json(self) -> dict[str, Any]:
+        """For a file."""
+        import torch  # noqa: PLC0415 - only to name its version; what is measured is over
+
+        return {
+            "date": time.strftime("%Y-%m-%d"),
+            "cpus": os.cpu_count(),
+            "python": sys.version.split()[0],
+            "torch": torch.__version__,
+            "load": os.getloadavg(),
+            "figures": [
+                asdict(figure) | {"median": figure.median, "good": figure.good} for figure in self.figures
+            ],
+        }
+
+
+# --- a death in mid-stream
+
+
+def _request(name: str = "r", most: int = TOKENS) -> ExecuteBatch:
+    return ExecuteBatch(name, "The ", sampling=Sampling(max_tokens=most, temperature=0.7, seed=1))
+
+
+@define
+class Deaths:
+    """Milliseconds, all of one kind in a list; `lengths`: tokens that were accepted when the context died."""
+
+    standby: list[float] = field(factory=list[float])
+    forked: list[float] = field(factory=list[float])
+    cold: list[float] = field(factory=list[float])
+    seen: list[float] = field(factory=list[float])
+    prefill: list[float] = field(factory=list[float])
+    load: list[float] = field(factory=list[float])
+    lengths: list[int] = field(factory=list[int])
+
+
+async def warm_deaths(count: int) -> Deaths:
+    """Gaps with a standby and with a fork server, and their floors, by turns: whatever else runs here, hurts all alike."""
+    found = Deaths()
+    one, other = _worker("standby", STANDBY), _worker("forked", FORKED)
+    tree = Supervisor("app", [one, other])
+    async with open_tree(tree, sinks=[]) as opened:
+        for _ in range(count):
+            for worker, gaps in ((one, found.standby), (other, found.forked)):
+                await opened[worker].ready()
+                await trio.sleep(REST)
+                gap, length = await _gap(opened, worker)
+                gaps.append(gap)
+                found.lengths.append(length)
+            found.seen.append(await _detection())
+            found.prefill.append(await _prefill(found.lengths[-1]))
+    return found
+
+
+async def cold_deaths(count: int) -> Deaths:
+    """Gaps with cold starts, and their floor, by turns."""
+    found = Deaths()
+    worker = _worker("cold", COLD)
+    async with open_tree(worker, sinks=[]) as opened:
+        for _ in range(count):
+            await opened[worker].ready()
+            found.cold.append((await _gap(opened, worker))[0])
+            found.load.append(await trio.to_thread.run_sync(_load))
+    return found
+
+
+def _worker(name: str, host: ProcessHost) -> Supervisor:
+    return device_worker(name, TorchLM(), host=host, limit=None, backoff=None)
+
+
+async def _gap(tree: Tree, worker: Supervisor) -> tuple[float, int]:
+    """Time from a kill to the first token of the next incarnation, as its consumer sees it; and which token that is.
+
+    Some tokens of the old one may still be on their way after the kill.
+    """
+    context = await tree[worker].ready()
+    struck = math.inf
+    async with tree[worker].stream(_request()) as chunks:
+        async for chunk in chunks:
+            if chunk.incarnation != context.incarnation:
+                return (time.perf_counter() - struck) * 1000, chunk.index
+            if chunk.index == STRIKE_AT:
+                os.kill(context.pid, signal.SIGKILL)
+                struck = time.perf_counter()
+    raise AssertionError("the stream ended before its context was lost")
+
+
+async def _detection() -> float:
+    """Time from a kill until `receive` raises, of a process with torch in it."""
+    async with FORKED.open(TorchLM()) as session:
+        session.begin(_request())
+        await session.receive()
+        struck = time.perf_counter()
+        os.kill(session.pid or 0, signal.SIGKILL)
+        await _until_dead(session)
+        return (time.perf_counter() - struck) * 1000
+
+
+async def _until_dead(session: Session) -> None:
+    try:
+        while True:
+            await session.receive()
+    except ContextDied:
+        pass
+
+
+async def _prefill(length: int) -> float:
+    """Time from a begin behind so many tokens to the next one, the first thing that a context does."""
+    async with FORKED.open(TorchLM()) as session:
+        before = time.perf_counter()
+        session.begin(_request(), [7] * length)
+        await session.receive()
+        return (time.perf_counter() - before) * 1000
+
+
+_LOADS = """
+import os
+from runners.torch_lm import TorchLM
+from runners.types import RunnerStart
+TorchLM().build(RunnerStart(incarnation=1))
+os._exit(0)
+"""
+
+
+def _load() -> float:
+    """Time of a new Python that imports torch, loads the model, and ends at once."""
+    before = time.perf_counter()
+    subprocess.run([sys.executable, "-c", _LOADS], check=True, cwd=Path(__file__).parents[1])
+    return (time.perf_counter() - before) * 1000
+
+
+# --- what a process of its own costs
+
+
+async def overhead(count: int) -> tuple[list[float], list[float]]:
+    """Milliseconds a token, in this process and through one of its own, by turns."""
+    here, there = [], []
+    runner, request = Paced(pace=PACE), _request(most=1000)
+    local = runner.build(RunnerStart(incarnation=1))
+    async with FORKED.open(runner) as session:
+        for number in range(count):
+            before = time.perf_counter()
+            tokens = sum(1 for _ in cast("Iterator[TokenChunk]", local.execute(request)))
+            here.append((time.perf_counter() - before) / tokens * 1000)
+            before = time.perf_counter()
+            session.begin(_request(str(number), 1000))
+            tokens = await _received(session, 1000)
+            there.append((time.perf_counter() - before) / tokens * 1000)
+    return here, there
+
+
+async def _received(session: Session, count: int) -> int:
+    got = 0
+    while got < count:
+        got += len(await session.receive())
+    return got
+
+
+# --- many streams
+
+
+async def session_rates(count: int, tokens: int) -> list[float]:
+    """Chunks a second that a session receives, of all streams together."""
+    found = []
+    async with FORKED.open(Paced(STREAMS)) as session:
+        for _ in range(count):
+            before = time.perf_counter()
+            for number in range(STREAMS):
+                session.begin(_request(str(number), tokens))
+            got = await _received(session, STREAMS * tokens)
+            found.append(got / (time.perf_counter() - before))
+    return found
+
+
+async def buffer_rates(count: int, tokens: int) -> list[float]:
+    """Chunks a second through a session into one buffer for each stream, whose consumer takes what is there."""
+    found = []
+    async with FORKED.open(Paced(STREAMS)) as session:
+        for _ in range(count):
+            before = time.perf_counter()
+            await _through_buffers(session, tokens)
+            found.append(STREAMS * tokens / (time.perf_counter() - before))
+    return found
+
+
+async def _through_buffers(session: Session, tokens: int) -> None:
+    buffers = {str(number): _Buffer(tokens) for number in range(STREAMS)}
+    async with trio.open_nursery() as nursery:
+        for name, buffer in buffers.items():
+            nursery.start_soon(buffer.consume)
+            session.begin(_request(name, tokens))
+        while any(buffer.left for buffer in buffers.values()):
+            for item in await session.receive():
+                buffers[item.request_id].put(item)
+
+
+@define
+class _Buffer:
+    """What has come of one stream and is not consumed yet; `left` are to come."""
+
+    left: int
+    items: list[object] = field(factory=list[object])
+    lot: trio.lowlevel.ParkingLot = field(factory=trio.lowlevel.ParkingLot)
+
+    def put(self, item: object) -> None:
+        """Add one; wakes the consumer if it waits."""
+        self.items.append(item)
+        self.left -= 1
+        if self.lot:
+            self.lot.unpark()
+
+    async def consume(self) -> None:
+        """Take all that is there, until the last."""
+        while self.left or self.items:
+            if not self.items:
+                await self.lot.park()
+            taken, self.items = self.items, []
+            assert taken
+            await trio.lowlevel.checkpoint()
+
+
+async def channel_rates(count: int, tokens: int) -> list[float]:
+    """Items a second through as many memory channels of Trio's, one at a time: no process, no chunks."""
+    found = []
+    for _ in range(count):
+        before = time.perf_counter()
+        async with trio.open_nursery() as nursery:
+            channels = [trio.open_memory_channel[int](tokens) for _ in range(STREAMS)]
+            for _, receive in channels:
+                nursery.start_soon(_consume, receive)
+            for item in range(tokens):
+                await trio.lowlevel.checkpoint()
+                for send, _ in channels:
+                    send.send_nowait(item)
+            for send, _ in channels:
+                send.close()
+        found.append(STREAMS * tokens / (time.perf_counter() - before))
+    return found
+
+
+async def _consume(receive: trio.MemoryReceiveChannel[int]) -> None:
+    async with receive:
+        async for _ in receive:
+            pass
+
+
+async def worker_rates(count: int, tokens: int) -> list[float]:
+    """Chunks a second through a device worker, each stream with a consumer."""
+    found = []
+    worker = device_worker("llm", Paced(STREAMS), host=FORKED)
+    async with open_tree(worker, sinks=[]) as tree:
+        for turn in range(count):
+            before = time.perf_counter()
+            async with trio.open_nursery() as nursery:
+                for number in range(STREAMS):
+                    nursery.start_soon(_drink, tree, worker, _request(f"{turn}.{number}", tokens))
+            found.append(STREAMS * tokens / (time.perf_counter() - before))
+    return found
+
+
+async def _drink(tree: Tree, worker: Supervisor, request: ExecuteBatch) -> None:
+    async with tree[worker].stream(request) as chunks:
+        async for _ in chunks:
+            pass
+
+
+# --- the loop
+
+
+class _Steps(trio.abc.Instrument):
+    """How long each step of a task held the loop, in milliseconds."""
+
+    def __init__(self) -> None:
+        self.held: list[float] = []
+        self._began = math.inf
+
+    def before_task_step(self, task: trio.lowlevel.Task) -> None:  # noqa: ARG002 - the instrument's signature
+        self._began = time.perf_counter()
+
+    def after_task_step(self, task: trio.lowlevel.Task) -> None:  # noqa: ARG002 - likewise
+        self.held.append((time.perf_counter() - self._began) * 1000)
+
+
+async def longest_holds(host: ProcessHost, count: int) -> list[float]:
+    """Milliseconds of the longest step of any task of ours in each start, death and next start."""
+    found = []
+    async with host.open(TorchLM()):
+        await trio.sleep(REST)
+    for incarnation in range(2, count + 2):
+        steps = _Steps()
+        trio.lowlevel.add_instrument(steps)
+        async with host.open(TorchLM(), incarnation=incarnation) as session:
+            session.begin(_request())
+            await session.receive()
+            os.kill(session.pid or 0, signal.SIGKILL)
+            await _until_dead(session)
+        trio.lowlevel.remove_instrument(steps)
+        found.append(max(steps.held[1:]))
+    return found
+
+
+# --- all of it
+
+
+def measure(report: Report, *, deaths: int, cold: int, turns: int, tokens: int) -> None:
+    """Measure everything: so many of each."""
+    run = _running(report)
+    warm, chilled = trio.run(warm_deaths, deaths), trio.run(cold_deaths, cold)
+    length = statistics.median(warm.lengths)
+    seen = report.add(Figure("floor: kill to death seen, torch in the process", warm.seen))
+    prefill = report.add(Figure(f"floor: prefill of {length:.0f} tokens, first of a context", warm.prefill))
+    load = report.add(Figure("floor: new Python imports torch and loads", chilled.load))
+    most = 1.5 * (seen + prefill)
+    report.add(Figure("gap, warm standby", warm.standby, target=most, because="1.5 × (death seen + prefill)"))
+    report.add(Figure("gap, fork server", warm.forked, target=60.0))
+    report.add(
+        Figure(
+            "gap, cold spawn", chilled.cold, target=1.2 * load, because="1.2 × (importing torch + loading)"
+        )
+    )
+    here, there = trio.run(overhead, turns)
+    floor = report.add(Figure("floor: a token in this process", here))
+    report.add(
+        Figure("a token through a process of its own", there, target=1.15 * floor, because="1.15 × floor")
+    )
+    rates: list[tuple[str, Callable[..., Awaitable[list[float]]], float | None]] = [
+        ("Trio's memory channels (floor)", channel_rates, None),
+        ("a session", session_rates, None),
+        ("a session and 32 buffers", buffer_rates, 300_000.0),
+        ("a device worker", worker_rates, 300_000.0),
+    ]
+    for name, rate, target in rates:
+        run(f"32 streams through {name}", rate, turns, tokens, unit="chunks/s", target=target, at_least=True)
+    for name, host in (("standby", STANDBY), ("fork server", FORKED), ("cold spawn", COLD)):
+        run(f"longest hold of the loop, {name}", longest_holds, host, cold, target=5.0)
+
+
+def _running(report: Report) -> Callable[..., float]:
+    def run(name: str, question: Callable[..., Awaitable[list[float]]], *args: Any, **about: Any) -> float:
+        return report.add(Figure(name, trio.run(question, *args), **about))
+
+    return run
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command; gives its exit status."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.device", description=(__doc__ or "").partition("\n")[0]
+    )
+    parser.add_argument(
+        "--quick", action="store_true", help="few samples: whether it works, not how fast it is"
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there")
+    options = parser.parse_args(argv)
+    report = Report()
+    if options.quick:
+        measure(report, deaths=3, cold=2, turns=3, tokens=500)
+    else:
+        measure(report, deaths=20, cold=15, turns=15, tokens=2000)
+    if options.json:
+        options.json.write_text(json.dumps(report.as_json(), indent=1) + "\n")
+    return 0 if all(figure.good for figure in report.figures) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
