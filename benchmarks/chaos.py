@@ -427,7 +427,7 @@ async def _run(plan: Plan, ledger: Ledger, right: Answers) -> None:
 
 
 def problems(ledger: Ledger, left_behind: dict[str, list[str]]) -> list[str]:
-    """What must not be; nothing if all is well."""
+    """What must not be; nothing if all is well. Of a hundred requests one may meet two kills while it is on trial."""
     tests: list[tuple[bool, str]] = [
         (ledger.lost > 0, f"{ledger.lost} tokens lost"),
         (ledger.doubled > 0, f"{ledger.doubled} tokens doubled"),
@@ -435,7 +435,7 @@ def problems(ledger: Ledger, left_behind: dict[str, list[str]]) -> list[str]:
         (ledger.hung > 0, f"{ledger.hung} requests hung"),
         (bool(ledger.unexpected), f"unexpected ends: {ledger.unexpected[:5]}"),
         (
-            ledger.calm_completed < 0.99 * ledger.calm,
+            ledger.calm - ledger.calm_completed > max(1, 0.01 * ledger.calm),
             f"{ledger.calm_completed} of {ledger.calm} requests that met only outside kills completed",
         ),
         (not ledger.completed or not ledger.strikes, "nothing happened"),

@@ -19,10 +19,12 @@ _Error = TypeVar("_Error", bound=Exception)
 class Record:
     """It travels with its message, over incarnations (D6).
 
-    `incarnation`: the last one that made something of it. `replayed`: accepted tokens that were fed to later ones.
+    `most`: tokens that it may get. `incarnation`: the last one that made something of it. `replayed`: accepted tokens that
+    were fed to later ones.
     """
 
     batch: ExecuteBatch
+    most: int = field(init=False)
     accepted: list[int] = field(factory=list[int])
     texts: list[str] = field(factory=list[str])
     chunks: int = 0
@@ -30,30 +32,29 @@ class Record:
     incarnation: int = 0
     suspect: bool = False
 
+    def __attrs_post_init__(self) -> None:
+        self.most = self.batch.sampling.max_tokens
+
     @property
     def name(self) -> str:
         """For errors."""
         return f"request {self.batch.request_id!r}"
 
     def accept(self, chunk: TokenChunk) -> None:
-        """Add the next chunk; one that is not the next is a `ProtocolError`."""
-        if not self._is_next(chunk):
+        """Add the next chunk; one that is not the next is a `ProtocolError`. Called for every chunk of every stream."""
+        ids, made = chunk.token_ids, len(self.accepted)
+        if chunk.index != made or len(ids) > self.most - made or not (ids or chunk.finish_reason):
             raise self._unexpected(chunk)
         if chunk.incarnation != self.incarnation:
             self.incarnation = chunk.incarnation
-            self.replayed += len(self.accepted)
-        self.accepted += chunk.token_ids
+            self.replayed += made
+        self.accepted += ids
         self.texts.append(chunk.text)
         self.chunks += 1
 
-    def _is_next(self, chunk: TokenChunk) -> bool:
-        room = self.batch.sampling.max_tokens - len(self.accepted)
-        something = bool(chunk.token_ids) or chunk.finish_reason is not None
-        return chunk.index == len(self.accepted) and len(chunk.token_ids) <= room and something
-
     def _unexpected(self, chunk: TokenChunk) -> ProtocolError:
         error = ProtocolError(
-            f"{self.name}: token {len(self.accepted)} of at most {self.batch.sampling.max_tokens} is next, "
+            f"{self.name}: token {len(self.accepted)} of at most {self.most} is next, "
             f"got {len(chunk.token_ids)} tokens from {chunk.index}"
         )
         error.request_ids = (self.batch.request_id,)

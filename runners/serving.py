@@ -212,6 +212,7 @@ class _Serving:
     def __init__(self, context: Context, inbox: Inbox) -> None:
         self._context = context
         self._session = context.session
+        self._incarnation = context.session.incarnation
         self._open = context.open
         self._inbox = inbox
         self._failure: DeviceError | None = None
@@ -302,18 +303,35 @@ class _Serving:
             self._fail(exc)
 
     def _hand_out(self, message: Message, item: TokenChunk | RequestFailed) -> None:
+        """Give a caller what is his, if it is the next of his stream and of this incarnation (D6)."""
         if isinstance(item, RequestFailed):
             self._refuse(message, item)
             return
-        record = record_of(message)
-        self._accept(record, item)
+        record: Record = message.memo
+        if item.incarnation != self._incarnation:
+            raise self._stale(record, item)
+        record.accept(item)
+        self._context.since_oom = None
+        if record.suspect:
+            record.suspect = False
+            self._context.has_changed()
         if item.finish_reason is not None:
-            item = evolve(item, usage=record.usage(item.usage))
-        if isinstance(message, StreamMessage):
+            self._finish(message, record, item)
+        elif isinstance(message, StreamMessage):
             message.send_nowait(item)
-        if item.finish_reason is not None:
-            self._context.close(message)
-            message.reply(record.completion(item))
+
+    def _finish(self, message: Message, record: Record, last: TokenChunk) -> None:
+        """The last chunk says what the whole request took."""
+        last = evolve(last, usage=record.usage(last.usage))
+        if isinstance(message, StreamMessage):
+            message.send_nowait(last)
+        self._context.close(message)
+        message.reply(record.completion(last))
+
+    def _stale(self, record: Record, chunk: TokenChunk) -> ProtocolError:
+        return ProtocolError(
+            f"{record.name}: a chunk must be of incarnation {self._incarnation}, got one of {chunk.incarnation}"
+        )
 
     def _refuse(self, message: Message, failed: RequestFailed) -> None:
         """Its own error, which concerns nobody else (D5)."""
@@ -321,19 +339,6 @@ class _Serving:
             self._context.since_oom = None
         self._context.close(message)
         message.fail(failed.error)
-
-    def _accept(self, record: Record, chunk: TokenChunk) -> None:
-        """Put a chunk into the record, if it is the next one and of this incarnation (D6)."""
-        if chunk.incarnation != self._session.incarnation:
-            raise ProtocolError(
-                f"{record.name}: a chunk must be of incarnation {self._session.incarnation}, "
-                f"got one of {chunk.incarnation}"
-            )
-        record.accept(chunk)
-        self._context.since_oom = None
-        if record.suspect:
-            record.suspect = False
-            self._context.has_changed()
 
     # --- a new session
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from itertools import accumulate
+from itertools import accumulate, chain
 from pathlib import Path
 
 import torch
@@ -75,9 +75,10 @@ class TorchRunner:
             raise RuntimeError("the runner is closed")
         waiting = [stream for stream in self._streams.values() if stream.ready is None]
         rows = [stream.rows() for stream in waiting]
-        logits = self._kernel.logits([row for part in rows for row in part])
-        last = [end - 1 for end in accumulate(map(len, rows))]
-        for stream, values in zip(waiting, _numbers(logits[last]), strict=True):
+        logits = self._kernel.logits(list(chain.from_iterable(rows)))
+        if len(logits) > len(waiting):
+            logits = logits[[end - 1 for end in accumulate(map(len, rows))]]
+        for stream, values in zip(waiting, _numbers(logits), strict=True):
             stream.advance(values)
 
     def release(self, slot: int) -> None:
@@ -158,8 +159,11 @@ class _Stream(Iterator[TokenChunk]):
 
     def rows(self) -> list[Row]:
         """What is still to be fed: everything at first, then the newest token."""
+        newest = len(self.prompt) + len(self.accepted) - 1
+        if self.accepted and self.fed == newest:
+            return [Row(self.accepted[-1], newest, self.slot)]
         tokens = [*self.prompt, *self.accepted]
-        return [Row(tokens[at], at, self.slot) for at in range(self.fed, len(tokens))]
+        return [Row(tokens[at], at, self.slot) for at in range(self.fed, newest + 1)]
 
     def advance(self, logits: list[float]) -> None:
         """Choose the next token from the logits behind the last one."""
@@ -167,7 +171,7 @@ class _Stream(Iterator[TokenChunk]):
         token = choose(logits, temperature=sampling.temperature, seed=sampling.seed or 0, position=position)
         self.fed = len(self.prompt) + position
         self.accepted.append(token)
-        self.ready = self._chunk((token,), self.transcript.add(self.runner.vocabulary.decode([token])))
+        self.ready = self._chunk((token,), self.transcript.add(self.runner.vocabulary.characters[token]))
 
     def _take(self) -> TokenChunk:
         if self.ready is None:

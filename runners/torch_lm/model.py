@@ -11,8 +11,11 @@ from attrs.validators import ge, instance_of
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812  torch's own name for it
 
-Attend: TypeAlias = Callable[[int, Tensor, Tensor, Tensor], Tensor]
-"""`attend(layer, queries, keys, values)`: how positions see each other, which training and serving do differently."""
+Attend: TypeAlias = Callable[[int, Tensor], Tensor]
+"""`attend(layer, inward)`: how positions see each other, which training and serving do differently.
+
+`inward` holds, one behind the other, the query, the key and the value of each position.
+"""
 
 _size = field(kw_only=True, validator=[instance_of(int), ge(1)])
 
@@ -49,7 +52,7 @@ class CharacterModel(nn.Module):
 
     def forward(self, tokens: Tensor, positions: Tensor, attend: Attend) -> Tensor:
         """The logits behind every token; `positions` broadcast against `tokens`."""
-        x = self.tokens[tokens] + self.positions[positions]
+        x = torch.embedding(self.tokens, tokens) + torch.embedding(self.positions, positions)
         for layer, block in enumerate(self.blocks):
             x = block(layer, x, attend)
         return F.linear(_normal(x, self.norm), self.tokens)
@@ -68,8 +71,8 @@ class _Block(nn.Module):
         self.down = _weight(width, 4 * width)
 
     def forward(self, layer: int, x: Tensor, attend: Attend) -> Tensor:
-        queries, keys, values = F.linear(_normal(x, self.attention_norm), self.inward).chunk(3, dim=-1)
-        x = x + F.linear(attend(layer, queries, keys, values), self.outward)
+        inward = F.linear(_normal(x, self.attention_norm), self.inward)
+        x = x + F.linear(attend(layer, inward), self.outward)
         return x + F.linear(F.gelu(F.linear(_normal(x, self.feed_norm), self.up)), self.down)
 
 
@@ -80,4 +83,4 @@ def _weight(*size: int) -> nn.Parameter:
 
 def _normal(x: Tensor, weight: Tensor) -> Tensor:
     """Layer norm without a bias."""
-    return F.layer_norm(x, weight.shape, weight)
+    return torch.layer_norm(x, weight.shape, weight)

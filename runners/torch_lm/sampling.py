@@ -20,7 +20,6 @@ def choose(logits: Sequence[float], *, temperature: float, seed: int, position: 
     best = max(logits)
     if temperature == 0:
         return logits.index(best)
-    weights = [exp((logit - best) / temperature) for logit in logits]
-    cumulative = list(accumulate(weights))
+    cumulative = list(accumulate(map(exp, [(logit - best) / temperature for logit in logits])))
     token = bisect_right(cumulative, uniform(seed, position) * cumulative[-1])
-    return min(token, len(weights) - 1)  # the product may round up to the very end
+    return min(token, len(logits) - 1)  # the product may round up to the very end

@@ -61,8 +61,8 @@ def loss(model: CharacterModel, windows: Tensor) -> Tensor:
     return F.cross_entropy(logits.flatten(0, 1), targets.flatten())
 
 
-def _causal(_: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-    q, k, v = (x.view(*x.shape[:2], SHAPE.heads, -1).transpose(1, 2) for x in (queries, keys, values))
+def _causal(_: int, inward: Tensor) -> Tensor:
+    q, k, v = (x.view(*x.shape[:2], SHAPE.heads, -1).transpose(1, 2) for x in inward.chunk(3, dim=-1))
     return F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).flatten(2)
 
 

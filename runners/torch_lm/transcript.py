@@ -28,6 +28,9 @@ class Transcript:
         """Take the next character; give the text that may be shown now and was not before."""
         self.text += character
         visible = len(self.text)
+        if not self.stops and visible < self.limit:
+            self.shown = visible
+            return character
         if stopped := self._completed():
             self.finish, visible = FinishReason.STOP, visible - stopped
         elif len(self.text) >= self.limit:

@@ -7,7 +7,7 @@ being told.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, Literal
 
@@ -139,8 +139,8 @@ class StreamMessage(Message):
 
     def send_nowait(self, item: Any) -> None:
         """Put one item into the stream; `trio.WouldBlock` if the buffer is full. Dropped if the consumer left."""
-        self._check_in_hand()
-        if self._state == "left":
+        if self._state != "in hand":
+            self._check_in_hand()
             return
         if len(self._buffer) >= self.size:
             raise trio.WouldBlock
@@ -206,8 +206,8 @@ class Stream:
     def __aiter__(self) -> Stream:
         return self
 
-    async def __anext__(self) -> Any:
-        return await self._message._next()
+    def __anext__(self) -> Awaitable[Any]:
+        return self._message._next()
 
 
 class Queue:

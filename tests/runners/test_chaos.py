@@ -75,7 +75,7 @@ def test_a_plan_follows_from_its_seed():
         ({"wrong": 1}, "differ"),
         ({"hung": 1}, "hung"),
         ({"unexpected": ["?"]}, "unexpected"),
-        ({"calm_completed": 9}, "9 of 10"),
+        ({"calm_completed": 8}, "8 of 10"),
         ({"completed": 0}, "nothing happened"),
         ({"memory": [0, 0, 50_000_000]}, "memory grew by 50000000"),
     ],

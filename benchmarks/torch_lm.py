@@ -1,0 +1,124 @@
+"""What does sharing the steps of one model give? The floor is the best single stream there is, padded and shared by nobody.
+
+    python -m benchmarks.torch_lm           16 streams of `TorchLM` against a plain loop with a cache, both greedy
+
+The plain loop feeds one token at a time, attends to exactly what there is, and is not reproducible in company: it is what
+one would write for one stream alone. Rounds of both alternate; the medians count. Exit status 1 below five times.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F  # noqa: N812  torch's own name for it
+
+from runners.torch_lm import PACKAGED, PACKAGED_SHA256, TorchLM
+from runners.torch_lm.checkpoint import Checkpoint, load
+from runners.torch_lm.sampling import choose
+from runners.torch_lm.vocabulary import START
+from runners.types import ExecuteBatch, ModelRunner, RunnerStart, Sampling
+
+STREAMS = 16
+TOKENS = 100
+PROMPT = "The import statement"
+ENOUGH = 5.0
+
+
+class Plain:
+    """One stream, as fast as plain PyTorch makes it."""
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        self._model, self._vocabulary = checkpoint.model, checkpoint.vocabulary
+        shape = self._model.shape
+        size = (shape.layers, 2, shape.heads, shape.context, shape.width // shape.heads)
+        self._cache = torch.zeros(size)
+
+    @torch.inference_mode()
+    def run(self, temperature: float) -> str:
+        """Write `TOKENS` tokens."""
+        fed, tokens, text = 0, self._vocabulary.encode(START + PROMPT), ""
+        for position in range(TOKENS):
+            logits = self._model(
+                torch.tensor(tokens), torch.arange(fed, fed + len(tokens)), self._attend(fed)
+            )
+            fed += len(tokens)
+            token = choose(logits[-1].tolist(), temperature=temperature, seed=7, position=position)
+            text += self._vocabulary.decode([token])
+            tokens = [token]
+        return text
+
+    def _attend(self, fed: int) -> Callable[[int, Tensor], Tensor]:
+        def attend(layer: int, inward: Tensor) -> Tensor:
+            end = fed + len(inward)
+            queries, *rest = inward.view(len(inward), 3, self._model.shape.heads, -1).permute(1, 2, 0, 3)
+            for cache, new in zip(self._cache[layer], rest, strict=True):
+                cache[:, fed:end] = new
+            keys, values = self._cache[layer, :, :, :end]
+            seen = F.scaled_dot_product_attention(queries, keys, values, is_causal=len(inward) > 1)
+            return seen.transpose(0, 1).flatten(1)
+
+        return attend
+
+
+def together(runner: ModelRunner, temperature: float, streams: int) -> list[str]:
+    """So many streams, one chunk of each in turn, as a host takes them."""
+    sampling = Sampling(max_tokens=TOKENS, temperature=temperature, seed=7)
+    open_ones = [
+        iter(runner.execute(ExecuteBatch(str(n), PROMPT, sampling=sampling))) for n in range(streams)
+    ]
+    turns = [[next(stream).text for stream in open_ones] for _ in range(TOKENS)]
+    return ["".join(texts) for texts in zip(*turns, strict=True)]
+
+
+def _seconds(run: Callable[[], object]) -> float:
+    began = time.perf_counter()
+    run()
+    return time.perf_counter() - began
+
+
+def measure(rounds: int, temperature: float) -> dict[str, float]:
+    """Tokens per second of both, as medians of the rounds, and how many times the second is the first."""
+    torch.set_num_threads(1)
+    plain = Plain(load(PACKAGED, PACKAGED_SHA256))
+    runner = TorchLM(streams=STREAMS).build(RunnerStart(incarnation=1))
+    if not temperature:
+        assert set(together(runner, 0, STREAMS)) == {plain.run(0)}, "both must write the same"
+    alone, shared = [], []
+    for _ in range(rounds):
+        alone.append(TOKENS / _seconds(lambda: plain.run(temperature)))
+        shared.append(STREAMS * TOKENS / _seconds(lambda: together(runner, temperature, STREAMS)))
+    single, batched = statistics.median(alone), statistics.median(shared)
+    return {
+        "temperature": temperature,
+        "single": round(single),
+        "best_single": round(max(alone)),
+        "batched": round(batched),
+        "best_batched": round(max(shared)),
+        "times": round(batched / single, 2),
+    }
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command; gives its exit status."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.torch_lm")
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--temperature", type=float, default=0.0)
+    arguments = parser.parse_args(argv)
+    result = measure(arguments.rounds, arguments.temperature)
+    print(
+        f"one stream, plain: {result['single']} tokens/s; {STREAMS} streams together: {result['batched']} tokens/s; "
+        f"{result['times']} times"
+    )
+    print(json.dumps(result))
+    return 0 if result["times"] >= ENOUGH else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
