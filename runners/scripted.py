@@ -44,6 +44,8 @@ Place: TypeAlias = Literal["token", "load", "rebuild", "close"]
 
 _VOCABULARY = 26
 _HOUR = 3600.0
+_TOO_MUCH = 2**62
+"""Bytes that no address space has."""
 
 
 @frozen
@@ -51,9 +53,9 @@ class Fault:
     """One harm and where it strikes. What is None matches everything.
 
     Args:
-        kind: `error` raises what no table knows; `oom`, `poison` and `unrecoverable` raise the error of that name;
-            `kill`, `segv`, `abort` and `exit` end the process, `stop` stops it (SIGSTOP); `hang` makes no progress any
-            more; `slow` takes `seconds` and goes on.
+        kind: `error` raises what no table knows; `oom` asks for memory that is not there; `poison` and `unrecoverable`
+            raise the error of that name; `kill`, `segv`, `abort` and `exit` end the process, `stop` stops it (SIGSTOP);
+            `hang` makes no progress any more; `slow` takes `seconds` and goes on.
         request_id: only in this request's stream.
         at_token: instead of the chunk that holds the token at this absolute position; None is the first chunk.
         incarnation: only in this one.
@@ -351,6 +353,15 @@ def _raise(error: Exception) -> NoReturn:
     raise error
 
 
+def _ask_too_much() -> NoReturn:
+    """Ask the system for memory that it does not have."""
+    try:
+        bytearray(_TOO_MUCH)
+    except MemoryError as error:
+        raise OutOfMemory(f"the system refused {_TOO_MUCH:,} bytes") from error
+    raise AssertionError(f"the system gave {_TOO_MUCH:,} bytes")
+
+
 def _hang() -> None:
     while True:
         time.sleep(_HOUR)
@@ -358,7 +369,7 @@ def _hang() -> None:
 
 _HARMS: dict[str, Callable[[], object]] = {
     "error": lambda: _raise(ArithmeticError("a scripted error")),
-    "oom": lambda: _raise(OutOfMemory("a scripted lack of memory")),
+    "oom": _ask_too_much,
     "poison": lambda: _raise(ContextPoisoned("a scripted poison")),
     "unrecoverable": lambda: _raise(Unrecoverable("a scripted broken device")),
     "kill": lambda: os.kill(os.getpid(), signal.SIGKILL),

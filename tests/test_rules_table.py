@@ -1,4 +1,4 @@
-"""`docs/rules.md` against the code and the tests."""
+"""`docs/rules.md` and `docs/device-rules.md` against the code and the tests."""
 
 from __future__ import annotations
 
@@ -11,13 +11,27 @@ from pathlib import Path
 import pytest
 
 TESTS = Path(__file__).parent
+DOCS = TESTS.parent / "docs"
+SUPERVISE = ("supervise._core", "supervise._trio", "supervise")
 RULES = [f"R{number}" for number in range(1, 37)]
-TEXT = (TESTS.parent / "docs" / "rules.md").read_text()
-ROWS = {
-    line.split(" | ")[0].removeprefix("| "): line.split(" | ")[1:]
-    for line in TEXT.splitlines()
-    if re.match(r"\| R\d+ \|", line)
-}
+DEVICE_RULES = [f"D{number}" for number in range(1, 11)]
+FEATURES = [f"F{number}" for number in range(1, 23)]
+MISTAKES = [f"M{number}" for number in range(1, 25)]
+
+
+def rows_of(page):
+    """The rows of a page's tables by their first cell, in their order, each as its other cells."""
+    lines = re.findall(r"^\| ([A-Z]\d+) \| (.*) \|$", (DOCS / page).read_text(), re.MULTILINE)
+    assert len(dict(lines)) == len(lines)
+    return {first: rest.split(" | ") for first, rest in lines}
+
+
+def names_in(cell):
+    return re.findall(r"`(.*?)`", cell)
+
+
+ROWS = rows_of("rules.md")
+DEVICE_ROWS = rows_of("device-rules.md")
 SECTIONS = ("deciding", "directives", "strategies", "starting", "stopping", "changing", "addresses", "seeing")
 
 
@@ -26,9 +40,9 @@ def by_docstring():
     found = {}
     for file in TESTS.rglob("test_*.py"):
         for node in ast.walk(ast.parse(file.read_text())):
-            if isinstance(node, ast.FunctionDef) and node.name.startswith("test_"):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.name.startswith("test_"):
                 head, colon, _ = (ast.get_docstring(node) or "").partition(":")
-                named = re.fullmatch(r"R\d+(, R\d+)*", head) if colon else None
+                named = re.fullmatch(r"[RD]\d+(, [RD]\d+)*", head) if colon else None
                 found.setdefault(node.name, set()).update(head.split(", ") if named else ())
     return found
 
@@ -36,11 +50,11 @@ def by_docstring():
 NAMED = by_docstring()
 
 
-def resolve(name):
-    """What `module.Class.method` names, in `supervise._core`, `supervise._trio` or `supervise`."""
-    for package in ("supervise._core", "supervise._trio", "supervise"):
+def resolve(name, *packages):
+    """What `module.Class.method` names in the first of the packages that has such a module."""
+    for package in packages:
         parts = name.split(".")
-        for cut in range(len(parts) - 1, 0, -1):
+        for cut in range(len(parts), 0, -1):
             try:
                 module = import_module(".".join([package, *parts[:cut]]))
             except ModuleNotFoundError:
@@ -50,30 +64,39 @@ def resolve(name):
 
 
 def test_there_is_one_row_for_each_rule():
-    """R1 to R36, in their order."""
+    """R1 to R36, and in the other page D1 to D10, each feature and each mistake, in their order."""
     assert list(ROWS) == RULES
-    assert len(re.findall(r"^\| R\d+ \|", TEXT, re.MULTILINE)) == len(RULES)
+    assert list(DEVICE_ROWS) == [*DEVICE_RULES, *FEATURES, *MISTAKES]
 
 
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("rule", [*RULES, *DEVICE_RULES, *FEATURES])
 def test_a_row_names_code_that_exists(rule):
     """Whatever is renamed must be renamed here."""
-    names = re.findall(r"`(.*?)`", ROWS[rule][1])
+    row, packages = (ROWS[rule], SUPERVISE) if rule in ROWS else (DEVICE_ROWS[rule], ("runners", *SUPERVISE))
+    names = names_in(row[1])
     assert names
     for name in names:
-        resolve(name)
+        resolve(name, *packages)
 
 
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("rule", [*RULES, *DEVICE_RULES])
 def test_a_row_names_tests_that_exist_and_name_the_rule(rule):
     """Each by its function, and the docstring of each begins with the rule."""
-    names = re.findall(r"`(.*?)`", ROWS[rule][2])
+    names = names_in({**ROWS, **DEVICE_ROWS}[rule][2])
     assert names
     for name in names:
         assert rule in NAMED.get(name, ()), name
 
 
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("row", [*FEATURES, *MISTAKES])
+def test_a_feature_and_a_mistake_name_tests_that_exist(row):
+    """Each by its function."""
+    names = names_in(DEVICE_ROWS[row][2])
+    assert names
+    assert set(names) <= set(NAMED)
+
+
+@pytest.mark.parametrize("rule", [*RULES, *DEVICE_RULES])
 def test_every_rule_has_a_test(rule):
     """Whose docstring names it."""
     assert any(rule in rules for rules in NAMED.values())

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import cast
 
 from attrs import field, frozen
 from attrs.validators import ge, instance_of, matches_re, optional
 
+from runners.errors import DeviceError
 from runners.types import ContinuingRunner, ExecuteBatch, RunnerSpec, RunnerStart, Sampling, TokenChunk
 
 __all__ = ["TorchLM"]
@@ -66,7 +68,8 @@ class TorchLM:
         import torch  # noqa: PLC0415  as above
 
         torch.set_num_threads(1)  # before the first thing that would be shared out among threads
-        self.build(RunnerStart(incarnation=1)).close()
+        with suppress(DeviceError):  # of weights that are not sound: every start says so itself
+            self.build(RunnerStart(incarnation=1)).close()
 
     def prepare(self, device: str) -> RunnerSpec:
         """On the CPU, all of `build`, and one stream. Elsewhere the imports, and the weights in the page cache."""

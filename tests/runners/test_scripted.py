@@ -17,6 +17,7 @@ from runners.types import (
     RunnerStart,
     Sampling,
     SessionRebuildCause,
+    TokenUsage,
 )
 
 START = RunnerStart(incarnation=1)
@@ -48,7 +49,7 @@ def test_a_stream_says_why_it_ended_and_what_it_used():
     runner = Scripted(3).build(START)
     last = list(runner.continue_from(cut, (1,)))[-1]
     assert last.finish_reason is FinishReason.LENGTH
-    assert attrs.astuple(last.usage) == (2, 2, 1)
+    assert last.usage == TokenUsage(input=2, output=2, replayed=1)
     assert list(runner.execute(ExecuteBatch("r", "hi")))[-1].finish_reason is FinishReason.STOP
 
 
