@@ -76,6 +76,16 @@ BUGS = [
         'self._down(other, "down", None)', "pass", "requests", 0,
     ),
     Bug("void items are served", Machine, "_serve", "elif item.epoch == item.node.epoch:", "else:", "one", 60),
+    Bug("the short way is open to the busy", Judging, "restart_at_once", "self.act is not None or ", "", "three", 0),
+    Bug("the short way costs nothing", Judging, "restart_at_once", " or not self._charge_both(node, now)", "", "one", 0),
+    Bug(
+        "the short way keeps what waits void", Judging, "up_at_once",
+        " or self.inbox or", " or", "requests", 24,
+    ),
+    Bug(
+        "the short way spares the leaf's own limit", Judging, "_charge_both",
+        "return own is None or own.charge(now)", "return True", "pools", 0,
+    ),
     Bug("the wait of a verdict is forgotten", Judging, "_apply", "node.undecided = False", "pass", "one", 0),
     Bug("a retry jumps the queue", Machine, "_finish_retry", "inbox.append", "inbox.appendleft"),
     Bug("rest_for_one spares itself", Judging, "_group", "return [node, *", "return [*"),

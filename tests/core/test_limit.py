@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from supervise import Backoff, Limit
-from supervise._core.limit import Delays, Window
+from supervise._core.limit import Delays, ReadyTime, Window
 
 
 def test_exactly_restarts_are_allowed():
@@ -114,3 +114,24 @@ def test_nonsense_is_refused_at_once(make, kind, message):
     with pytest.raises(kind) as raised:
         make()
     assert str(raised.value) == message
+
+
+@given(st.lists(st.tuples(st.integers(0, 9), st.booleans()), max_size=12), st.integers(0, 9))
+def test_ready_time_is_the_time_in_which_nothing_is_held(steps, last):
+    """R14: however the restarts overlap; while one is in progress it stands still."""
+    clock, now, held, ready = ReadyTime(), 0, 0, 0
+    assert clock.at(0) == 0
+    for wait, begins in steps:
+        now, ready = now + wait, ready + (0 if held else wait)
+        assert clock.at(now) == ready
+        if begins or held:
+            held += 1 if begins else -1
+            clock.hold(now, mending=begins)
+        assert clock.at(now) == ready
+    assert clock.at(now + last) == ready + (0 if held else last)
+
+
+def test_a_maximum_may_be_less_than_a_second():
+    """R15: also none at all."""
+    assert Backoff(initial=0.5, maximum=0.5, jitter=0).longest == 0.5
+    assert Delays(Backoff(maximum=0)).next(0, 0.5) == 0

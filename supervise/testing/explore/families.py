@@ -39,13 +39,11 @@ def leaf(name: str, restart: Any = "permanent", **options: Any) -> Child:
 
 
 def limited(
-    limits: Sequence[int], children: Callable[[], Sequence[Spec]], **options: Any
+    limits: Sequence[int], children: Callable[[], Sequence[Spec]], *, ready_time: bool = False, **options: Any
 ) -> tuple[Supervisor, ...]:
     """The same tree with each of these limits; the window never ends, so that only the number counts."""
-    return tuple(
-        Supervisor("app", children(), limit=Limit(limit, within=INF), decider=POLICY, **options)
-        for limit in limits
-    )
+    each = [Limit(limit, within=INF, of_ready_time=ready_time) for limit in limits]
+    return tuple(Supervisor("app", children(), limit=limit, decider=POLICY, **options) for limit in each)
 
 
 def leaves(types: Sequence[str], **options: Any) -> Callable[[], Sequence[Spec]]:
@@ -126,13 +124,14 @@ def timers() -> Iterator[Group]:
 
 
 def waits() -> Iterator[Group]:
-    """Three leaves, each with or without a backoff."""
+    """Three leaves, each with or without a backoff; ready time is counted."""
     for strategy, backoffs in product(STRATEGIES, product((None, WAIT), repeat=3)):
 
         def children(backoffs: tuple[Backoff | None, ...] = backoffs) -> list[Spec]:
             return [leaf(name, backoff=backoff) for name, backoff in zip("abc", backoffs, strict=True)]
 
-        yield Group(limited((1,), children, strategy=strategy), Freedom(failures=("restart",)))
+        trees = limited((1,), children, strategy=strategy, ready_time=True)
+        yield Group(trees, Freedom(failures=("restart",)))
 
 
 def requests() -> Iterator[Group]:

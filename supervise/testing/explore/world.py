@@ -19,6 +19,7 @@ from ..._core.spec import Child, Pool, Supervisor
 from ..lifecycle import _LETTERS, _LIFE
 from .copying import Made, copied_among, copies
 from .invariants import check, demand
+from .ways import hold_together
 
 Action = tuple[str, ...]
 Mode = Literal["opening", "running", "starting", "up", "kept", "parked", "stopping", "leaving"]
@@ -104,6 +105,7 @@ class World:
         self.owing: set[str] = set()
         self.gone: set[str] = set()
         self.stopped = self.failed = False
+        self.heard: list[events.Event] | None = None
         self.carry_out(self.forest.start(self.now))
 
     def play(self, *actions: Action) -> World:
@@ -114,7 +116,13 @@ class World:
         return self
 
     def do(self, action: Action) -> None:
-        """What somebody outside of the machines does."""
+        """What somebody outside of the machines does; what may go a short way goes both ways, to compare them."""
+        if action[0] in ("fail", "up"):
+            hold_together(self, action)
+        self.act(action)
+
+    def act(self, action: Action) -> None:
+        """One action, the long way."""
         _DO[action[0]](self, *action[1:])
 
     def handle(self, machine: Machine | None, item: Input) -> None:
@@ -131,6 +139,29 @@ class World:
             _CARRY_OUT[type(one)](self, one)
         if self.owing:
             self._pay()
+
+    # --- the short ways
+
+    def fails_at_once(self, node: Node, kind: str) -> bool:
+        """The leaf fails, and a driver asks for no more than its next incarnation."""
+        exc = Boom(kind)
+        told = None if kind == "fatal" else self.forest.restart_at_once(node, exc, self.now)
+        if told is None:
+            return False
+        del self.tasks[node.path]
+        self.heard = []
+        self.carry_out([*told, effect.Start(node)])
+        return True
+
+    def is_up_at_once(self, node: Node) -> bool:
+        """So is its being up."""
+        told = None if node.alone is None else self.forest.up_at_once(node, self.now)
+        if told is None:
+            return False
+        self.tasks[node.path].mode = "up"
+        self.heard = []
+        self.carry_out(told)
+        return True
 
     # --- what supervisors, leaves, callers and the clock do
 
@@ -198,6 +229,8 @@ class World:
     # --- what comes of it
 
     def _on_event(self, event: events.Event) -> None:
+        if self.heard is not None:
+            self.heard.append(event)
         word = self.words.get(event.path, "")
         if isinstance(event, events.BackingOff):
             demand(not word, event.path, "backs off in the middle of a life")
@@ -364,6 +397,7 @@ def _copy_world(world: World, made: Made) -> World:
     copy.forest = copied_among(world.forest, made)
     copy.tasks = {path: _copy_task(task, made) for path, task in world.tasks.items()}
     copy.wakes = {path: wakes.copy() for path, wakes in world.wakes.items()}
+    copy.heard = None
     for name in ("words", "lives", "asked", "charges", "owing", "gone"):
         setattr(copy, name, getattr(world, name).copy())
     return copy

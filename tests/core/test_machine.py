@@ -1,0 +1,311 @@
+"""One supervisor's machine by itself: what it says, and what it makes of reports that come too late."""
+
+from __future__ import annotations
+
+import pytest
+
+from supervise import (
+    IGNORE,
+    Backoff,
+    Child,
+    Limit,
+    Pool,
+    Refused,
+    Supervisor,
+    events,
+)
+from supervise._core import effect
+from supervise._core.forest import Forest
+from supervise.testing.bare import BareTree, Part
+
+
+async def body(*_):
+    """A body."""
+
+
+class Boom(Exception):
+    """A failure with a tag."""
+
+    def __init__(self, tag):
+        super().__init__(tag)
+        self.tag = tag
+
+
+class Up(Part):
+    """A leaf that is up at once, and ends when it is told to."""
+
+    def __init__(self, tree, node):
+        super().__init__(tree, node)
+        self.up()
+
+
+class Slow(Up):
+    """One that does not heed what it is told."""
+
+    def asked(self):
+        """It goes on."""
+
+    cancel = asked
+
+    def decide(self, verdict):
+        """It goes on."""
+
+
+def leaf(name, **options):
+    return Child(name, body, **options)
+
+
+def opened(spec, part=Up):
+    """The tree is up; its events."""
+    seen = []
+    tree = BareTree(spec, part, seen.append)
+    tree.start()
+    tree.run()
+    return tree, seen
+
+
+def machine(tree, path=""):
+    node = tree.forest.root
+    for name in filter(None, path.split("/")):
+        node = node.machine.children[name]
+    return node.machine
+
+
+def child(tree, name):
+    return machine(tree).children[name]
+
+
+class Caller:
+    """Who waits for an answer."""
+
+    def set(self, got):
+        self.got = got
+
+
+def ask(tree, kind, name=None, **more):
+    """A request, and its answer."""
+    caller = Caller()
+    tree.post(machine(tree), effect.Request(kind, caller, name=name, **more))
+    tree.run()
+    return caller.got.unwrap()
+
+
+def fail(tree, name, tag="restart", **more):
+    node = child(tree, name)
+    tree.post(machine(tree), effect.Exited(node, node.incarnation, Boom(tag), **more))
+    tree.run()
+
+
+def reasons(seen):
+    return [(event.path, event.reason) for event in seen if isinstance(event, events.Stopping)]
+
+
+def test_its_repr_says_what_it_is_doing():
+    """Path, phase, act and inbox; a node's: state and incarnation."""
+    tree, _ = opened(Supervisor("app", [leaf("a"), leaf("b")], strategy="one_for_all"), Slow)
+    assert repr(machine(tree)) == "<machine 'app' up act=None waiting=0>"
+    assert repr(child(tree, "a")) == "<node 'app/a' up incarnation=1>"
+    fail(tree, "a")
+    fail(tree, "b")
+    assert repr(machine(tree)) == "<machine 'app' up act=restart waiting=1>"
+    assert repr(child(tree, "a")) == "<node 'app/a' stopping incarnation=1>"
+    assert repr(IGNORE) == "IGNORE"
+
+
+@pytest.mark.parametrize("late", [effect.Up, effect.Exited, effect.Ended])
+def test_what_a_stale_incarnation_reports_changes_nothing(late):
+    """R19: it is not even an event."""
+    tree, seen = opened(Supervisor("app", [leaf("a")]))
+    fail(tree, "a")
+    node = child(tree, "a")
+    assert (node.state, node.incarnation) == ("up", 2)
+    before = len(seen)
+    assert tree.forest.handle(machine(tree), late(node, 1), tree.now) == []
+    assert (node.state, node.incarnation, node.alive, len(seen)) == ("up", 2, True, before)
+
+
+def test_a_supervisor_that_was_stopped_before_it_could_boot_does_not():
+    """R19: its boot comes too late."""
+    forest = Forest(Supervisor("app", [leaf("a")]))
+    forest.start(0)
+    root = forest.root.machine
+    forest.handle(root, effect.Stop("a test"), 1)
+    assert (root.phase, forest.over) == ("ended", True)
+    assert forest.handle(root, effect.Boot(), 2) == []
+    assert root.children["a"].state == "down"
+
+
+def test_a_root_that_is_stopped_while_it_starts_is_not_up_for_that():
+    """R19: a last child that is up at the same time does not bring it back."""
+    forest = Forest(Supervisor("app", [leaf("a")]))
+    forest.start(0)
+    root = forest.root.machine
+    forest.handle(root, effect.Boot(), 0)
+    forest.handle(root, effect.Stop("a test"), 1)
+    forest.handle(root, effect.Up(root.children["a"], 1), 1)
+    assert (forest.root.state, root.phase, root.children["a"].state) == ("stopping", "ending", "stopping")
+    forest.handle(root, effect.Ended(root.children["a"], 1), 2)
+    assert (forest.root.state, forest.root.alive, forest.root.gone, forest.over) == (
+        "down",
+        False,
+        True,
+        True,
+    )
+
+
+def test_without_a_listener_no_event_is_made():
+    """R31: nor anybody looked after who is overdue; what is ordered is the same."""
+    spec = Supervisor("app", [leaf("a", grace=1)])
+    forest = Forest(spec)
+    forest.ledger.listening = False
+    out = forest.start(0)
+    root = forest.root.machine
+    out += forest.handle(root, effect.Boot(), 0)
+    out += forest.handle(root, effect.Up(root.children["a"], 1), 0)
+    out += forest.handle(root, effect.Stop("a test"), 0)
+    out += forest.handle(root, effect.Wake(), 1)
+    kinds = [type(one).__name__ for one in out if not isinstance(one, effect.WakeAt)]
+    assert kinds == ["Start", "Start", "Rise", "Cancel"]
+    assert root.children["a"].waited == 1
+
+
+def test_void_timers_do_not_accumulate():
+    """R14: each child has one, so that there are never many more than children."""
+    tree, _ = opened(Supervisor("app", [leaf("a", grace=1e6)], limit=None), Slow)
+    root, node = machine(tree), child(tree, "a")
+    for _ in range(300):
+        root.now = tree.now
+        root._arm(node, "grace", 1e6)
+        assert len(root._timers) <= 65
+    assert root._timers[-1][1] == node.timer
+
+
+@pytest.mark.parametrize(
+    ("options", "act", "expected"),
+    [
+        ({}, lambda tree: ask(tree, "stop", "a"), [("app/a", "'app/a' was asked to stop")]),
+        (
+            {"strategy": "one_for_all"},
+            lambda tree: fail(tree, "a"),
+            [("app/b", "one_for_all: sibling 'app/a' failed")],
+        ),
+        (
+            {"strategy": "rest_for_one"},
+            lambda tree: fail(tree, "a"),
+            [("app/b", "rest_for_one: sibling 'app/a' failed")],
+        ),
+        (
+            {"limit": Limit(0, within=2), "on_limit": "shutdown"},
+            lambda tree: fail(tree, "a"),
+            [("app/b", "'app' passed its limit of 0 within 2 s")],
+        ),
+        (
+            {"limit": Limit(0, within=2)},
+            lambda tree: fail(tree, "a"),
+            [("app/b", "'app' passed its limit")],
+        ),
+        (
+            {},
+            lambda tree: tree.post(machine(tree), effect.Stop("somebody wants it")) or tree.run(),
+            [("app", "somebody wants it"), ("app/b", "somebody wants it"), ("app/a", "somebody wants it")],
+        ),
+    ],
+    ids=["by hand", "one_for_all", "rest_for_one", "shutdown", "limit", "from above"],
+)
+def test_whoever_is_stopped_is_told_by_whom_and_why(options, act, expected):
+    """R36: in the event, and with the order to cancel."""
+    tree, seen = opened(Supervisor("app", [leaf("a"), leaf("b")], **options))
+    act(tree)
+    assert reasons(seen) == expected
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "reason", "message"),
+    [
+        ("stop", "x", "not_found", "'app' has no child 'x'"),
+        ("restart", "x", "not_found", "'app' has no child 'x'"),
+        ("remove", "x", "not_found", "'app' has no child 'x'"),
+        ("remove", None, "not_found", "'app' has no child None"),
+        ("restart", "a", "running", "'app/a' is running"),
+        ("remove", "a", "running", "'app/a' is running"),
+    ],
+)
+def test_what_cannot_be_done_is_refused_with_the_reason(kind, name, reason, message):
+    """R25: to whoever asked, and nothing has changed."""
+    tree, seen = opened(Supervisor("app", [leaf("a")]))
+    before = len(seen)
+    with pytest.raises(Refused) as refused:
+        ask(tree, kind, name)
+    assert (refused.value.reason, str(refused.value)) == (reason, message)
+    assert len(seen) == before
+
+
+def test_a_name_that_is_taken_is_refused():
+    """R25: `running` where its bearer is, else `duplicate`."""
+    tree, _ = opened(Supervisor("app", [leaf("a")]))
+    with pytest.raises(Refused, match=r"^'app' already has a child 'a' \(up\)$") as refused:
+        ask(tree, "add", spec=leaf("a"))
+    assert refused.value.reason == "running"
+    ask(tree, "stop", "a")
+    with pytest.raises(Refused, match=r"^'app' already has a child 'a' \(down\)$") as refused:
+        ask(tree, "add", spec=leaf("a"))
+    assert refused.value.reason == "duplicate"
+
+
+def test_a_child_that_backs_off_is_neither_removed_nor_added_again():
+    """R25: it is restarting."""
+    tree, _ = opened(Supervisor("app", [leaf("a", backoff=Backoff(initial=3, jitter=0))]))
+    node = child(tree, "a")
+    for item in (effect.Exited(node, 1, Boom("restart")), effect.Ended(node, 1)):
+        tree.forest.handle(machine(tree), item, 0)
+    assert (node.state, node.phase, node.due) == ("restarting", "backoff", 3)
+    caller = Caller()
+    (reply,) = tree.forest.handle(machine(tree), effect.Request("remove", caller, name="a"), 1)
+    assert (reply.error.reason, str(reply.error)) == ("restarting", "'app/a' is restarting")
+    (reply,) = tree.forest.handle(machine(tree), effect.Request("add", caller, spec=leaf("a")), 1)
+    assert (reply.error.reason, str(reply.error)) == (
+        "duplicate",
+        "'app' already has a child 'a' (restarting)",
+    )
+
+
+def test_a_pool_refuses_what_pools_have_not():
+    """R26: its members are not restarted, nor removed; and it may be full."""
+    tree, _ = opened(Pool("app", leaf("m"), maximum=2))
+    first = ask(tree, "add")
+    second = ask(tree, "add", "n")
+    assert (first.name, second.name, first.dynamic, second.dynamic) == ("m-1", "n", True, False)
+    for kind, reason, message in (
+        ("restart", "pool", "members of pool 'app' are not restarted by hand"),
+        ("remove", "pool", "members of pool 'app' leave it when they end"),
+        ("add", "full", "pool 'app' is full (2)"),
+    ):
+        with pytest.raises(Refused) as refused:
+            ask(tree, kind, "m-1" if kind != "add" else None)
+        assert (refused.value.reason, str(refused.value)) == (reason, message)
+    ask(tree, "stop", "m-1")
+    assert (ask(tree, "add").name, list(machine(tree).children)) == ("m-2", ["n", "m-2"])
+
+
+def test_whoever_asks_a_supervisor_that_is_stopping_is_refused():
+    """R19: at once; so is who has waited."""
+    tree, _ = opened(Supervisor("app", [leaf("a")]), Slow)
+    waiting, late = Caller(), Caller()
+    tree.forest.handle(machine(tree), effect.Request("stop", Caller(), name="a"), 0)
+    tree.forest.handle(machine(tree), effect.Request("stop", waiting, name="a"), 0)
+    out = tree.forest.handle(machine(tree), effect.Stop("a test"), 0)
+    out += tree.forest.handle(machine(tree), effect.Request("stop", late, name="a"), 0)
+    errors = [(one.token, one.error.reason, str(one.error)) for one in out if isinstance(one, effect.Reply)]
+    assert [error[1:] for error in errors] == [("stopping", "supervisor 'app' is stopping")] * 3
+    assert [error[0] for error in errors[1:]] == [waiting, late]
+
+
+def test_a_member_without_an_init_takes_no_arguments():
+    """R26: a template that is a supervisor gives them to its `init`."""
+    pool = Pool("p", Supervisor("s", [leaf("a")]))
+    assert pool.member("x", ()).name == "x"
+    assert pool.member("x", ()).init is None
+    with pytest.raises(
+        TypeError, match=r"^pool 'p': a member without an init takes no arguments, got \(1,\)$"
+    ):
+        pool.member("x", (1,))

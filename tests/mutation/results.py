@@ -1,0 +1,44 @@
+"""What became of each mutant."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+
+
+class Results:
+    """By name; kept in a file, if there is one."""
+
+    def __init__(self, path):
+        self.path, self.found = path, {}
+        if path is not None and path.exists():
+            rows = map(json.loads, path.read_text().splitlines())
+            self.found = {row["name"]: row for row in rows}
+
+    def known(self, mutant):
+        """Whether this very mutant has been done."""
+        return self.found.get(mutant.name, {}).get("diff") == mutant.diff()
+
+    def note(self, mutant, status, by=""):
+        row = {"name": mutant.name, "status": status, "by": by, "diff": mutant.diff()}
+        self.found[mutant.name] = row
+        if self.path is not None:
+            with self.path.open("a") as file:
+                file.write(json.dumps(row) + "\n")
+
+    def tell(self, mutants):
+        """Print the survivors and a line for each file; gives the percentage that was noticed."""
+        rows = [self.found[mutant.name] for mutant in mutants if mutant.name in self.found]
+        for row in rows:
+            if row["status"] == "survived":
+                print(f"\n{row['name']}\n{row['diff']}")
+        total, noticed = Counter(), Counter()
+        for row in rows:
+            for name in (row["name"].partition(".")[0], "all"):
+                total[name] += 1
+                noticed[name] += row["status"] != "survived"
+        print("\nfile           mutants  killed  survived")
+        for name in sorted(total, key=lambda name: (name == "all", name)):
+            killed = noticed[name]
+            print(f"{name:14}{total[name]:8}{killed:8}{total[name] - killed:10}{killed / total[name]:9.1%}")
+        return 100 * noticed["all"] / max(1, total["all"])
