@@ -6,8 +6,9 @@ import contextvars
 import logging
 import traceback
 from collections import deque
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Awaitable, Callable, Generator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from heapq import heappop, heappush
 from random import random
 from typing import Any
@@ -385,7 +386,7 @@ class Driver:
         node.handle = place = Place(machine)
         nursery = self._nursery if node.parent is None else node.parent.node.handle.nursery
         assert nursery is not None
-        self.context.copy().run(lambda: nursery.start_soon(self._host, place, name=node.path))
+        self._spawn(nursery, self._host, node.path, place)
 
     def _start_leaf(self, node: Node) -> None:
         leaving = self._leaving
@@ -396,7 +397,11 @@ class Driver:
         assert node.parent is not None
         node.handle = leaf = Leaf(self, node)
         self._living[leaf] = None
-        leaf.spawn(node.parent.node.handle.nursery, self.context.copy())
+        self._spawn(node.parent.node.handle.nursery, leaf.live, node.path)
+
+    def _spawn(self, nursery: trio.Nursery, run: Callable[..., Awaitable[None]], path: str, *args: Any) -> None:
+        """Start a task named by its path, in a copy of the context in which the tree was opened."""
+        self.context.run(partial(nursery.start_soon, run, *args, name=path))
 
     async def _host(self, place: Place) -> None:
         """A supervisor's own task: its nursery holds its children's tasks (R35)."""

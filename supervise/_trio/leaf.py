@@ -164,16 +164,9 @@ class Leaf:
 
     # --- its life
 
-    def spawn(self, nursery: trio.Nursery, context: Context) -> None:
-        """Give it a task, in a context of its own."""
-        context.run(self._spawn, nursery)
-
-    def _spawn(self, nursery: trio.Nursery) -> None:
-        _current.set(self)
-        nursery.start_soon(self.live, name=self.path)
-
     async def live(self) -> None:
         """Its task: one incarnation after another, each in a fresh context (R9). It never raises."""
+        _current.set(self)
         self._task = task = current_task()
         on = True
         with self._scope:
