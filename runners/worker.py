@@ -25,7 +25,7 @@ from supervise import (
 )
 
 from .errors import Backpressure, ContextPoisoned, RebuildSuperseded, WorkerDown, WorkerStopping
-from .hosts import Host
+from .hosts import CheckingHost, Host
 from .hosts.spec import check_runner
 from .serving import ContextState, Opener, serve
 from .types import RunnerSpec, SessionRebuildCause
@@ -60,7 +60,7 @@ def device_worker(
 
     Args:
         name: of the supervisor.
-        runner: a runner spec, importable by name (D2).
+        runner: a runner spec, importable by name (D2) unless the host says otherwise.
         host: where the runner lives; None is a `ProcessHost` on the CPU.
         queue: how many requests may wait.
         limit: of restarts; by default 3 within 60 s of ready time, so that a slow load cannot hide a crash loop.
@@ -71,13 +71,14 @@ def device_worker(
     Raises:
         TypeError: the runner or the host is none; so for ValueError.
     """
-    check_runner(runner)
     if host is None:
         from .hosts.process import ProcessHost  # noqa: PLC0415 - needs msgspec, which other hosts do not
 
         host = ProcessHost()
     if isinstance(host, type) or not isinstance(host, Host):
         raise TypeError(f"device worker {name!r}: host must be a value with an open method, got {host!r}")
+    check = host.check if isinstance(host, CheckingHost) else check_runner
+    check(runner)
     context = Child(
         "context",
         serve,

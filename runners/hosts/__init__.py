@@ -106,3 +106,16 @@ class Host(Protocol):
             Unrecoverable: on leaving, the process does not die (D9).
         """
         ...
+
+
+@runtime_checkable
+class CheckingHost(Host, Protocol):
+    """A host that says itself which runners may live there; in any other those may that can be named for import (D2)."""
+
+    def check(self, runner: object) -> None:
+        """Refuse what may not.
+
+        Raises:
+            TypeError: and ValueError.
+        """
+        ...

@@ -53,14 +53,22 @@ class InlineHost:
     def open(
         self, runner: RunnerSpec, *, incarnation: int = 1, cause: str | None = None
     ) -> AbstractAsyncContextManager[Session]:
-        """See `Host.open`. Here a runner spec need not be importable by name.
+        """See `Host.open`.
+
+        Raises:
+            TypeError: see `check`.
+        """
+        self.check(runner)
+        return self._open(runner, RunnerStart(incarnation=incarnation, device=self.device, cause=cause))
+
+    def check(self, runner: object) -> None:
+        """See `CheckingHost.check`. Here a runner spec does not travel, and so need not be importable by name.
 
         Raises:
             TypeError: it has no build method.
         """
         if isinstance(runner, type) or not callable(getattr(runner, "build", None)):
             raise TypeError(f"a runner must be a value with a build method, got {runner!r}")
-        return self._open(runner, RunnerStart(incarnation=incarnation, device=self.device, cause=cause))
 
     @asynccontextmanager
     async def _open(self, runner: RunnerSpec, start: RunnerStart) -> AsyncGenerator[Session, None]:

@@ -24,19 +24,9 @@ def request(name, seconds=None):
     return batch if seconds is None else attrs.evolve(batch, deadline=trio.current_time() + seconds)
 
 
-@attrs.frozen
-class InVirtualTime:
-    """A host that lets any runner pass as one that is importable; its fields are a test's own objects."""
-
-    runner: object
-
-    def open(self, runner, *, incarnation=1, cause=None):
-        return InlineHost().open(self.runner, incarnation=incarnation, cause=cause)
-
-
 @asynccontextmanager
-async def serving(runner, host=None):
-    spec = device_worker("llm", Scripted(), host=host or InVirtualTime(runner), backoff=None)
+async def serving(runner):
+    spec = device_worker("llm", runner, host=InlineHost(), backoff=None)
     async with open_tree(spec, sinks=[]) as tree:
         yield tree[spec]
 
