@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import gc
 import json
+import logging
 import os
 import random
 import signal
@@ -475,6 +476,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--every", type=float, default=10.0, help="seconds between two lines of counters")
     parser.add_argument("--json", metavar="FILE", help="write the summary there, too")
     arguments = parser.parse_args(argv)
+    logging.disable(logging.CRITICAL)  # what a dying process says last is no news here
     plan = Plan(arguments.minutes * 60, arguments.seed, arguments.runner, arguments.pause, arguments.every)
     result = _in_a_folder_of_its_own(lambda: chaos(plan))
     summary = json.dumps(result)
