@@ -16,8 +16,10 @@ only outside kills; if memory is flat; and if neither process nor descriptor, sh
 from __future__ import annotations
 
 import argparse
+import ctypes
 import gc
 import json
+import logging
 import os
 import random
 import signal
@@ -58,7 +60,7 @@ BREATH = 4 * 2**20
 """Bytes by which a run may grow: allocators and queues fill."""
 
 SIGNALS = (signal.SIGKILL, signal.SIGSEGV, signal.SIGABRT, signal.SIGSTOP)
-FAILING_LOADS = ("poison", "error", "kill")
+FAILING_LOADS = 0.15
 HARMFUL: dict[str, tuple[type[Exception], ...]] = {
     "poison": (),
     "kill": (),
@@ -106,13 +108,7 @@ class Plan:
 
     def spec(self) -> RunnerSpec:
         """The runner, and all the harm it comes to by itself."""
-        chance = self.chance("loads")
-        loads = [
-            Fault(chance.choice(FAILING_LOADS), incarnation=number, at="load")
-            for number in range(2, 100 + int(self.seconds * 10))
-            if chance.random() < 0.15
-        ]
-        return Faulty(Rough(self.model()), (*FAULTS, *loads))
+        return Faulty(Rough(self.model(), self.seed, FAILING_LOADS), FAULTS)
 
     def model(self) -> RunnerSpec:
         """What makes the tokens."""
@@ -324,7 +320,6 @@ class Chaos:
         """Resident memory at ten points, each in the middle of a tenth."""
         for point in range(TENTHS):
             await trio.sleep_until(self.began + (point + 0.5) * self.plan.seconds / TENTHS)
-            gc.collect()
             self.ledger.memory.append(_resident())
 
 
@@ -346,6 +341,9 @@ def _signal(pid: int, number: int) -> bool:
 
 
 def _resident() -> int:
+    """Bytes in use: what is free has been given back to the system first."""
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
@@ -475,6 +473,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--every", type=float, default=10.0, help="seconds between two lines of counters")
     parser.add_argument("--json", metavar="FILE", help="write the summary there, too")
     arguments = parser.parse_args(argv)
+    logging.disable(logging.CRITICAL)  # what a dying process says last is no news here
     plan = Plan(arguments.minutes * 60, arguments.seed, arguments.runner, arguments.pause, arguments.every)
     result = _in_a_folder_of_its_own(lambda: chaos(plan))
     summary = json.dumps(result)

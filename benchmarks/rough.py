@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import socket
 import stat
 from collections.abc import Iterator, Sequence
@@ -12,12 +13,14 @@ from typing import cast
 
 from attrs import evolve, frozen
 
+from runners.scripted import Fault, Kind
 from runners.types import ContinuingRunner, ExecuteBatch, ModelRunner, RunnerSpec, RunnerStart, TokenChunk
 
 WIDTH = 20_000
 """How often each character of a wide stream is said: a step of many such streams is more than a socket holds."""
 
 AT_CHUNK = 3
+FAILING_LOADS: tuple[Kind, ...] = ("poison", "error", "kill")
 
 
 @frozen
@@ -25,13 +28,23 @@ class Rough:
     """Any runner; but for some models it is rough.
 
     For `tear` it dies in the middle of a frame, for `garbage` it says what is no frame, each once in a request; for `wide`
-    it repeats every character.
+    it repeats every character. And some of its loads fail, never the first.
+
+    Args:
+        inner: makes the runner that does the work.
+        seed: of the loads that fail.
+        failing: their share.
     """
 
     inner: RunnerSpec
+    seed: int = 0
+    failing: float = 0.0
 
     def build(self, start: RunnerStart) -> ModelRunner:
         """Load the inner runner."""
+        chance = random.Random(f"{self.seed} load {start.incarnation}")
+        if start.incarnation > 1 and chance.random() < self.failing:
+            Fault(chance.choice(FAILING_LOADS), at="load").do()
         return cast("ModelRunner", _Rough(cast("ContinuingRunner", self.inner.build(start))))
 
 

@@ -61,8 +61,8 @@ class ExecuteBatch:
         model: for a runner that has several.
         on_loss: what becomes of the stream, once begun, when its context is lost: `migrate` goes on in the next one if
             the runner can continue, `fail` ends with `ContextLost` (D6).
-        deadline: when it ends with `Timeout` if it has not ended yet, on Trio's clock; None is never. One that waits is
-            told when its turn comes. A runner sees it on its own clock: Trio's if it is async, else `time.monotonic()`.
+        deadline: when it ends with `Timeout` if it has not ended yet, on Trio's clock; None is never. A runner sees it on
+            its own clock: Trio's if it is async, else `time.monotonic()`.
     """
 
     request_id: str = field(validator=instance_of(str))

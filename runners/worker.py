@@ -24,11 +24,18 @@ from supervise import (
     Supervisor,
 )
 
-from .errors import Backpressure, ContextPoisoned, RebuildSuperseded, WorkerDown, WorkerStopping
+from .errors import (
+    Backpressure,
+    ContextPoisoned,
+    RebuildSuperseded,
+    Timeout,
+    WorkerDown,
+    WorkerStopping,
+)
 from .hosts import CheckingHost, Host
 from .hosts.spec import check_runner
 from .serving import ContextState, Opener, serve
-from .types import RunnerSpec, SessionRebuildCause
+from .types import ExecuteBatch, RunnerSpec, SessionRebuildCause
 
 __all__ = ["ContextState", "device_worker", "rebuild", "report_poison"]
 
@@ -56,7 +63,8 @@ def device_worker(
     kept, in order, through any restart; a begun stream follows its `on_loss` (D6), and `on_loss="fail"` at the call
     itself is the same. After a death that nobody ordered its streams come back one at a time, and one with which the
     context dies again before it has made a step fails with `PoisonRequest`. Once the worker is down for good everybody
-    gets `WorkerDown` (D8); from the `_nowait` forms a full queue is `Backpressure`.
+    gets `WorkerDown` (D8), past its own deadline a request `Timeout`, whether it waits, is under way, or the context is just
+    restarting; from the `_nowait` forms a full queue is `Backpressure`.
 
     Args:
         name: of the supervisor.
@@ -83,12 +91,19 @@ def device_worker(
         "context",
         serve,
         resource=Opener(host, runner),
-        mailbox=Mailbox(queue, on_loss="requeue", stopped=WorkerDown, full=Backpressure),
+        mailbox=Mailbox(
+            queue, on_loss="requeue", stopped=WorkerDown, full=Backpressure, deadline=_deadline, late=Timeout
+        ),
         backoff=backoff,
         decider=_REBUILDS,
         grace=30.0,
     )
     return Supervisor(name, [context], front=context, limit=limit, decider=decider, **options)
+
+
+def _deadline(request: object) -> float | None:
+    """Of whatever was sent; what is no request is refused when its turn comes."""
+    return request.deadline if isinstance(request, ExecuteBatch) else None
 
 
 def report_poison(worker: Ref, reason: str, incarnation: int) -> None:

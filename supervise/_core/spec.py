@@ -107,17 +107,24 @@ class Mailbox(Code):
             tells the sender, `requeue` puts it back at the head of the queue.
         stopped: the class of error for those who send to, or wait at, a node that is down for good.
         full: the class of error for those who would not wait.
+        deadline: when the caller of a message is told, on Trio's clock, if it has no answer by then: `deadline(value)`,
+            None is never. What of a stream was sent by then comes first.
+        late: the class of error for those.
     """
 
     size: int = 64
     on_loss: OnLoss = field(default="fail", kw_only=True)
     stopped: type[Exception] = field(default=ChildStopped, kw_only=True)
     full: type[Exception] = field(default=MailboxFull, kw_only=True)
+    deadline: Callable[[Any], float | None] | None = field(default=None, kw_only=True)
+    late: type[Exception] = field(default=TimeoutError, kw_only=True)
 
     def __attrs_post_init__(self) -> None:
         check_number("a mailbox's size", self.size, least=1, kind=int)
         check_choice("a mailbox's on_loss", self.on_loss, ("fail", "requeue"))
-        for what, value in (("stopped", self.stopped), ("full", self.full)):
+        if self.deadline is not None and not callable(self.deadline):
+            refuse(TypeError(f"a mailbox's deadline must be a function, got {self.deadline!r}"))
+        for what, value in (("stopped", self.stopped), ("full", self.full), ("late", self.late)):
             if not _is_exception_class(value):
                 refuse(TypeError(f"a mailbox's {what} must be an exception class, got {value!r}"))
 

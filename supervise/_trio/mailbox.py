@@ -7,8 +7,8 @@ being told.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Sequence
+from contextlib import AbstractContextManager, asynccontextmanager, contextmanager, nullcontext
 from typing import Any, Literal
 
 import outcome
@@ -131,9 +131,12 @@ class StreamMessage(Message):
 
     _in_a_row = 0
 
-    def __init__(self, value: Any, on_loss: OnLoss = "fail", *, size: int = 64) -> None:
+    def __init__(
+        self, value: Any, on_loss: OnLoss = "fail", *, size: int = 64, deadline: float | None = None
+    ) -> None:
         super().__init__(value, on_loss)
         self.size = size
+        self._deadline = deadline
         self._buffer: deque[Any] = deque()
         self._room = trio.lowlevel.ParkingLot()
 
@@ -183,12 +186,26 @@ class StreamMessage(Message):
                 raise self._outcome.error
             if self._outcome is not None:
                 raise StopAsyncIteration
-            self._task = current_task()
-            await wait_task_rescheduled(self._stop_waiting)
+            if self._deadline is None:
+                self._task = current_task()
+                await wait_task_rescheduled(self._stop_waiting)
+            else:
+                await self._wait_in_time(self._deadline)
         item = self._buffer.popleft()
         if self._room:
             self._room.unpark()
         return item
+
+    async def _wait_in_time(self, deadline: float) -> None:
+        """For something to come; past the deadline it is as if the consumer had left, but it is told why."""
+        assert self._mailbox is not None
+        try:
+            with self._mailbox.in_time(deadline):
+                self._task = current_task()
+                await wait_task_rescheduled(self._stop_waiting)
+        except self._mailbox.spec.late:
+            self._leave()
+            raise
 
     def _stop_waiting(self, _: RaiseCancelT) -> Abort:
         self._task = None
@@ -222,6 +239,7 @@ class Queue:
         "_why",
         "_withdrawn",
         "closed",
+        "deadline",
         "handled",
         "on_loss",
         "spec",
@@ -230,6 +248,7 @@ class Queue:
     def __init__(self, path: str, spec: Mailbox) -> None:
         self.spec = spec
         self.on_loss: OnLoss = spec.on_loss
+        self.deadline = spec.deadline
         self._size = spec.size
         self.closed = False
         self.handled = 0
@@ -318,6 +337,17 @@ class Queue:
         )
         refusal.__cause__ = self._why
         return refusal
+
+    @contextmanager
+    def in_time(self, deadline: float | None) -> Generator[None]:
+        """Do something until then; past it, what the spec calls `late` is raised."""
+        if deadline is None:
+            yield
+            return
+        with trio.CancelScope(deadline=deadline) as scope:
+            yield
+        if scope.cancelled_caught:
+            raise self.spec.late(f"{self._path!r} did not answer before the deadline")
 
     def close(self, why: BaseException | None) -> None:
         """The node is down for good: whoever waits is told so (R29)."""
@@ -420,12 +450,16 @@ class Inbox:
         self._mailbox._put_back(back)
 
 
+_ALWAYS: AbstractContextManager[None] = nullcontext()
+
+
 async def call(mailbox: Queue, value: Any, on_loss: OnLoss | None) -> Any:
     """Send and wait for the reply."""
     message = Message(value, on_loss or mailbox.on_loss)
-    if not mailbox.put_if_room(message):
-        await mailbox.put(message)
-    return await message._result()
+    with mailbox.in_time(mailbox.deadline(value)) if mailbox.deadline else _ALWAYS:
+        if not mailbox.put_if_room(message):
+            await mailbox.put(message)
+        return await message._result()
 
 
 @asynccontextmanager
@@ -433,9 +467,11 @@ async def stream(
     mailbox: Queue, value: Any, on_loss: OnLoss | None, size: int, *, wait: bool
 ) -> AsyncGenerator[Stream, None]:
     """Send and give the stream of replies."""
-    message = StreamMessage(value, on_loss or mailbox.on_loss, size=size)
+    deadline = mailbox.deadline(value) if mailbox.deadline else None
+    message = StreamMessage(value, on_loss or mailbox.on_loss, size=size, deadline=deadline)
     if wait:
-        await mailbox.put(message)
+        with mailbox.in_time(deadline):
+            await mailbox.put(message)
     else:
         mailbox.put_nowait(message)
     try:

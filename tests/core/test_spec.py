@@ -149,6 +149,8 @@ NONSENSE = [
         "a mailbox's on_loss must be one of 'fail', 'requeue', got 'drop'",
     ),
     (lambda: Mailbox(full=5), TypeError, "a mailbox's full must be an exception class, got 5"),
+    (lambda: Mailbox(late=5), TypeError, "a mailbox's late must be an exception class, got 5"),
+    (lambda: Mailbox(deadline=5), TypeError, "a mailbox's deadline must be a function, got 5"),
     (
         lambda: Supervisor("s", [5]),
         TypeError,

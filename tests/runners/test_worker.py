@@ -35,6 +35,7 @@ from runners.errors import (
     RebuildSuperseded,
     RunnerError,
     SessionRebuild,
+    Timeout,
     Unrecoverable,
     WorkerDown,
     WorkerStopping,
@@ -1475,6 +1476,90 @@ async def test_an_unrecoverable_device_is_down_for_all():
             assert type(caller.error) is WorkerDown
             assert type(caller.error.__cause__) is Unrecoverable
         assert scene.context.state == "condemned"
+
+
+def due(seconds, name="a", **options):
+    """A request with a deadline so many seconds from now."""
+    return batch(name, deadline=trio.current_time() + seconds, **options)
+
+
+@pytest.mark.parametrize("where", ["queue", "in front of a full queue", "restarting", "begun"])
+@pytest.mark.parametrize("form", ["stream", "call"])
+@pytest.mark.trio
+async def test_past_its_deadline_a_request_is_told_wherever_it_is(form, where, autojump_clock):
+    """D8: exactly then; and its place in the queue or in the session is free."""
+    stage = Stage(streams=1)
+    options = {"queue": 1, "backoff": Backoff(initial=50, jitter=0)}
+    async with serving(PUPPET, host=stage, **options) as scene, trio.open_nursery() as nursery:
+        act = await stage.act(1)
+        others = {"queue": 1, "in front of a full queue": 2, "restarting": 0, "begun": 0}[where]
+        for name in ("x", "y")[:others]:
+            await nursery.start(Caller(batch(name)).run, scene.worker)
+            await trio.testing.wait_all_tasks_blocked()
+        if where == "restarting":
+            act.fails(ContextDied("killed"))
+            await until(lambda: scene.context.state == "restarting")
+        began = trio.current_time()
+        with pytest.raises(Timeout):
+            if form == "call":
+                await scene.worker.call(due(2))
+            else:
+                async with scene.worker.stream(due(2)) as chunks:
+                    await anext(chunks)
+        assert trio.current_time() - began == pytest.approx(2, abs=0.01)
+        await trio.testing.wait_all_tasks_blocked()
+        assert scene.context.mailbox == max(0, others - 1)
+        assert act.dropped == (["a"] if where == "begun" else [])
+        nursery.cancel_scope.cancel()
+
+
+@pytest.mark.trio
+async def test_a_consumer_that_does_not_look_holds_no_place_past_its_deadline(autojump_clock):
+    """D8: the next request begins then; what was made in time is given first, and then the error."""
+    stage = Stage(streams=1)
+    async with serving(PUPPET, host=stage) as scene, trio.open_nursery() as nursery:
+        act = await stage.act(1)
+        async with scene.worker.stream(due(2)) as chunks:
+            await act.has("a")
+            act.makes("a")
+            await nursery.start(Caller(batch("b")).run, scene.worker)
+            await trio.sleep(3)
+            await act.has("a", "b")
+            assert act.dropped == ["a"]
+            assert (await anext(chunks)).index == 0
+            with pytest.raises(Timeout, match="after 1 chunks"):
+                await anext(chunks)
+        nursery.cancel_scope.cancel()
+
+
+@pytest.mark.trio
+async def test_who_does_not_look_while_waiting_is_told_too(autojump_clock):
+    """D8: the request never begins."""
+    stage = Stage(streams=1)
+    async with serving(PUPPET, host=stage) as scene, trio.open_nursery() as nursery:
+        act = await stage.act(1)
+        await nursery.start(Caller(batch("x")).run, scene.worker)
+        async with scene.worker.stream(due(2)) as chunks:
+            await trio.sleep(3)
+            act.makes("x", last=True)
+            await act.has("x")
+            for _ in range(2):
+                with pytest.raises(Timeout):
+                    await anext(chunks)
+
+
+@pytest.mark.trio
+async def test_a_stream_that_ends_in_time_is_read_at_leisure(autojump_clock):
+    """D8: a deadline is for the answer, not for its reader."""
+    stage = Stage()
+    async with serving(PUPPET, host=stage) as scene:
+        act = await stage.act(1)
+        async with scene.worker.stream(due(2)) as chunks:
+            await act.has("a")
+            act.makes("a")
+            act.makes("a", index=1, last=True)
+            await trio.sleep(3)
+            assert [chunk.index async for chunk in chunks] == [0, 1]
 
 
 @pytest.mark.trio

@@ -320,6 +320,45 @@ def test_when_it_is_full_the_sender_waits_or_is_told():
     grow(app(echo), scene)
 
 
+def test_a_caller_is_told_at_the_deadline_of_its_message():
+    """R29: if its mailbox knows one: in front of a full queue, in it, and in hand; its place is free then."""
+
+    class Late(Exception):
+        pass
+
+    echo = Echo(
+        mailbox=Mailbox(1, deadline=lambda value: value if isinstance(value, float) else None, late=Late)
+    )
+
+    async def asks(form, ref, seconds):
+        began = trio.current_time()
+        with pytest.raises(Late, match="'app/echo' did not answer before the deadline"):
+            if form == "call":
+                await ref.call(began + seconds)
+            else:
+                async with ref.stream(began + seconds) as stream:
+                    await anext(stream)
+        assert trio.current_time() == began + seconds
+
+    async def scene(tree, seen):
+        ref = tree[echo.spec]
+        echo.gate = trio.Event()
+        await ref.send("taken at once")
+        await quiet()
+        for form in ("call", "stream"):
+            async with trio.open_nursery() as nursery:
+                for number in range(3):
+                    nursery.start_soon(asks, form, ref, 2.0 + number)
+                    await quiet()
+                await trio.sleep(2.5)
+                assert ref.status().mailbox == 1
+            assert ref.status().mailbox == 0
+        echo.gate.set()
+        assert await ref.call("no deadline") == "no deadline"
+
+    grow(app(echo), scene)
+
+
 def test_a_waiting_sender_that_is_cancelled_leaves_its_place():
     """R29: and the others keep theirs; what it would have sent never arrives."""
     echo = Echo(mailbox=1)
