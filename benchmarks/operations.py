@@ -62,7 +62,7 @@ class Scene:
         self._victim = Child("victim", self._victim_body)
         self._small = Supervisor("small", [Child("leaf", trio.sleep_forever)])
         idle = [Child(f"idle-{number}", _idle, mailbox=1) for number in range(siblings)]
-        few = [self._small, self._server, self._victim]
+        few: list[Child | Supervisor] = [self._small, self._server, self._victim]
         self.spec = Supervisor("app", [*idle, *few], strategy=strategy, front=self._server, limit=None)
 
     async def _victim_body(self) -> None:
