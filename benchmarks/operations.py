@@ -28,6 +28,7 @@ OPERATIONS = (
     "call",
     "call through a front",
     "send",
+    "sixty messages",
 )
 
 
@@ -121,6 +122,10 @@ class Scene:
             await root.call(None)
         with self._meter.of("send"):
             ref.send_nowait(None)
+        with self._meter.of("sixty messages"):
+            for _ in range(59):
+                ref.send_nowait(None)
+            await ref.call(None)
 
 
 async def _idle(_: Inbox) -> None:
