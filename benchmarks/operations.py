@@ -28,6 +28,7 @@ OPERATIONS = (
     "call",
     "call through a front",
     "send",
+    "sixty messages",
 )
 
 
@@ -62,7 +63,7 @@ class Scene:
         self._victim = Child("victim", self._victim_body)
         self._small = Supervisor("small", [Child("leaf", trio.sleep_forever)])
         idle = [Child(f"idle-{number}", _idle, mailbox=1) for number in range(siblings)]
-        few = [self._small, self._server, self._victim]
+        few: list[Child | Supervisor] = [self._small, self._server, self._victim]
         self.spec = Supervisor("app", [*idle, *few], strategy=strategy, front=self._server, limit=None)
 
     async def _victim_body(self) -> None:
@@ -121,6 +122,10 @@ class Scene:
             await root.call(None)
         with self._meter.of("send"):
             ref.send_nowait(None)
+        with self._meter.of("sixty messages"):
+            for _ in range(59):
+                ref.send_nowait(None)
+            await ref.call(None)
 
 
 async def _idle(_: Inbox) -> None:

@@ -95,17 +95,24 @@ IMPORT = Work("imports")
 
 
 def _started(name: str, work: Work, n: str) -> list[Row]:
-    start = {"work": work, "reference": "trio_task", "per": "n"}
     return [
         Row(
             name=f"start {name}",
             text=f"start a child, one of {n}; each ready before the next",
+            work=work,
             key="start_s",
+            per="n",
+            reference="trio_task",
             target=1.6,
-            **start,
         ),
         Row(
-            name=f"stop {name}", text=f"stop a child, one of {n}; in order", key="stop_s", target=0.6, **start
+            name=f"stop {name}",
+            text=f"stop a child, one of {n}; in order",
+            work=work,
+            key="stop_s",
+            per="n",
+            reference="trio_task",
+            target=0.6,
         ),
     ]
 
