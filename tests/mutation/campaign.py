@@ -8,6 +8,7 @@ import signal
 import sys
 from collections import Counter
 from contextlib import suppress
+from itertools import accumulate
 
 import pytest
 
@@ -33,8 +34,8 @@ class Test:
 class Campaign:
     """A pytest plugin: takes the place of the loop that runs the tests."""
 
-    def __init__(self, mutants, results, processes, seconds):
-        self.results, self.processes, self.seconds = results, processes, seconds
+    def __init__(self, mutants, results, *, processes, seconds, budget):
+        self.results, self.processes, self.seconds, self.budget = results, processes, seconds, budget
         self.waiting = [mutant for mutant in mutants if not results.known(mutant)]
         self.failed, self.kills, self.running = False, Counter(), {}
 
@@ -77,7 +78,9 @@ class Campaign:
         lines = self.reach.get(mutant.path.name, {})
         found = set().union(*(lines.get(line, ()) for line in mutant.lines))
         worth = {test: (self.kills[mutant.path, test] + 0.1) / (self.took[test] + 0.002) for test in found}
-        return sorted(found, key=lambda test: (-worth[test], test.name))
+        first = sorted(found, key=lambda test: (-worth[test], test.name))
+        until = accumulate(self.took[test] for test in first)
+        return [test for test, spent in zip(first, until, strict=True) if spent <= self.budget]
 
     def begin(self, mutant):
         tests = self.those_for(mutant)
