@@ -26,6 +26,7 @@ class Results:
         if self.path is not None:
             with self.path.open("a") as file:
                 file.write(json.dumps(row) + "\n")
+        return row
 
     def tell(self, mutants):
         """Print the survivors and a line for each file; gives the percentage that was noticed."""
