@@ -55,6 +55,23 @@ class Pair(Code):
     found: int = attrs.field(init=False, default=0)
 
 
+@attrs.frozen(repr=False)
+class Plain(Code):
+    """What is converted to a plain tuple."""
+
+    items: tuple[int, ...] = attrs.field(converter=tuple)
+
+
+class Callable:
+    """A callable without a name."""
+
+    def __call__(self):
+        """Nothing."""
+
+    def __repr__(self):
+        return "<callable>"
+
+
 PRINTED = [
     (Limit(), "Limit()"),
     (Limit(1), "Limit(1)"),
@@ -79,6 +96,8 @@ PRINTED = [
     (Pair(1, [2], 5, named=8), "Pair(1, [2], 5, named=8)"),
     (Pair(1, kept=9), "Pair(1)"),
     (IGNORE, "IGNORE"),
+    (Plain([1]), "Plain([1])"),
+    (Callable(), "<callable>"),
     ((), "()"),
     ((1,), "(1,)"),
     ((1, 2.5), "(1, 2.5)"),
@@ -118,6 +137,7 @@ def test_what_is_too_long_is_broken_into_lines():
 def test_a_line_may_be_as_long_as_the_width_and_no_longer():
     """The indentation counts."""
     assert as_code([1, 2], width=6) == "[1, 2]"
+    assert as_code([[1, 2]], width=6) == "[\n    [\n        1,\n        2,\n    ],\n]"
     assert as_code([1, 2], width=5) == "[\n    1,\n    2,\n]"
     assert as_code([1, 2], width=9, indent=4) == "[\n        1,\n        2,\n    ]"
     assert as_code([1, 2], width=10, indent=4) == "[1, 2]"
@@ -139,6 +159,10 @@ def test_hypothesis_prints_a_value_over_several_lines():
     assert short.said == ["Limit(1)"]
     assert long.said == [as_code(Child("a", body, args=args), width=100)]
     assert max(map(len, long.said[0].splitlines())) <= 100
+    exact, more = Printer(), Printer()
+    Child("a" * 85, body)._repr_pretty_(exact, False)
+    Child("a" * 86, body)._repr_pretty_(more, False)
+    assert (len(exact.said[0]), exact.said[0].count("\n"), more.said[0].count("\n")) == (100, 0, 3)
 
 
 limits = st.none() | st.builds(

@@ -296,3 +296,47 @@ def test_deciders_and_rules_are_frozen():
     assert directive(decider, KeyError()) is Stop
     with pytest.raises(TypeError):
         decider.table[KeyError] = Resume
+
+
+class Thorny(Exception):
+    """Its tag cannot be had."""
+
+    @property
+    def tag(self):
+        raise OSError("no tag")
+
+
+LOOKED_AT = [
+    ValueError("v"), KeyError("k"), Tagged("a"), Tagged("a.b"), Tagged("z"), Tagged("limit"), Tagged("returned"),
+    Tagged(7), Thorny(), ExceptionGroup("g", [ValueError()]), ExceptionGroup("g", [Tagged("a")]),
+]  # fmt: skip
+LOOKED_UP = [
+    Decider(),
+    Decider(default=Stop),
+    Decider({"a": Resume, KeyError: Escalate, "limit": Stop}),
+    Decider({"a.b": Stop}).over(Decider({"a": Resume}, default=Escalate)),
+    Decider({ExceptionGroup: Stop}),
+    Decider(rules=[Rule(ValueError, "a")]).over(Decider({"a": Stop})),
+    Decider({"a": Stop}).over(Decider(rules=[Rule(ValueError, "a")])),
+]
+
+
+@pytest.mark.parametrize("decider", LOOKED_UP, ids=repr)
+@pytest.mark.parametrize("exc", LOOKED_AT, ids=repr)
+def test_a_look_says_what_a_judgement_would(decider, exc):
+    """R2: or that it takes more than a look; the second time as the first."""
+    for _ in range(2):
+        tag, directive = decider.looked_up(exc)
+        verdict = judge(decider, exc)
+        more = bool(decider._all_rules) or isinstance(exc, Thorny | ExceptionGroup)
+        assert (directive is None) == more
+        assert more or (tag, directive) == (verdict.tag, verdict.directive)
+
+
+def test_only_the_last_few_answers_are_remembered():
+    """Tags may be anything: what is remembered does not grow with them."""
+    decider = Decider({"a": Stop})
+    for number in range(200):
+        assert decider.looked_up(Tagged(f"a.t{number}")) == (f"a.t{number}", Stop)
+        assert len(decider._answers) == number % 64 + 1
+    assert Decider({"a": Stop}, rules=[Rule(OSError, "x")]).over(decider)._answers == {}

@@ -135,3 +135,20 @@ def test_a_maximum_may_be_less_than_a_second():
     """R15: also none at all."""
     assert Backoff(initial=0.5, maximum=0.5, jitter=0).longest == 0.5
     assert Delays(Backoff(maximum=0)).next(0, 0.5) == 0
+
+
+def test_jitter_may_be_all_of_the_delay():
+    """R15: `u` near 1 is the longest, 0 is none at all."""
+    backoff = Backoff(initial=4, jitter=1)
+    assert (delays(backoff, 1, u=0), delays(backoff, 1, u=0.5), delays(backoff, 1, u=1)) == ([0], [4], [8])
+    assert delays(Backoff(initial=4, jitter=0.5), 1, u=0.75) == [5]
+
+
+def test_without_a_quiet_time_of_its_own_a_series_is_reset_after_ten_seconds():
+    """R15: or twice the last delay, if that is more."""
+    for quiet, second in ((9.99, 2), (10, 1)):
+        series = Delays(Backoff(initial=1, jitter=0))
+        assert (series.next(0, 0.5), series.next(quiet, 0.5)) == (1, second)
+    for quiet, second in ((39.9, 30), (40, 20)):
+        series = Delays(Backoff(initial=20, jitter=0))
+        assert (series.next(0, 0.5), series.next(quiet, 0.5)) == (20, second)

@@ -309,3 +309,40 @@ def test_a_member_without_an_init_takes_no_arguments():
         TypeError, match=r"^pool 'p': a member without an init takes no arguments, got \(1,\)$"
     ):
         pool.member("x", (1,))
+
+
+@pytest.mark.parametrize("of_ready_time", [True, False])
+@pytest.mark.parametrize("own", [None, Limit(2, within=8)])
+@pytest.mark.parametrize("listening", [True, False])
+def test_a_plain_restart_costs_the_same_by_the_short_way(of_ready_time, own, listening):
+    """R14: both limits, and ready time, and what is said; beyond a limit there is no short way."""
+    limit = Limit(3, within=10, of_ready_time=of_ready_time)
+
+    def forest():
+        made = Forest(Supervisor("app", [leaf("a", limit=own), leaf("b")], limit=limit))
+        made.ledger.listening = listening
+        made.start(0)
+        node = made.root.machine.children["a"]
+        made.handle(made.root.machine, effect.Boot(), 0)
+        made.handle(made.root.machine, effect.Up(node, 1), 0)
+        made.handle(made.root.machine, effect.Up(made.root.machine.children["b"], 1), 0)
+        return made, made.root.machine, node
+
+    (short, root, node), (long, other, twin) = forest(), forest()
+    exc = Boom("restart")
+    for now in (1, 4, 8, 11, 13):
+        told = short.restart_at_once(node, exc, now)
+        said = long.handle(other, effect.Exited(twin, twin.incarnation, exc), now)
+        if told is None:
+            break
+        said += long.handle(other, effect.Ended(twin, twin.incarnation), now)
+        assert told == [one for one in said if isinstance(one, events.Event)]
+        assert root.restarts(now) == other.restarts(now)
+        up = effect.Up(twin, twin.incarnation)
+        assert short.up_at_once(node, now + 2) == [
+            one for one in long.handle(other, up, now + 2) if isinstance(one, events.Event)
+        ]
+        assert (node.state, node.since, node.incarnation) == (twin.state, twin.since, twin.incarnation)
+    assert now == (8 if own else 11 if of_ready_time else 13)
+    decided = [one for one in said if isinstance(one, events.Decided)]
+    assert [one.limit is not None or one.because == "limit" for one in decided] == [True] * listening

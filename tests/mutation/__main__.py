@@ -30,11 +30,14 @@ def main() -> None:
     add("--results", type=Path, default=None, help="one mutant a line; go on from there")
     add("--processes", type=int, default=os.cpu_count() or 1, metavar="N", help="default: one for each core")
     add("--seconds", type=float, default=2.0, help="slower tests are left out")
+    add("--budget", type=float, default=float("inf"), help="how many seconds of tests a mutant is worth")
+    add("--again", action="store_true", help="do those again that have survived")
     add("--least", type=float, default=95.0, help="fail below this percentage")
     options = parser.parse_args()
     mutants = [mutant for mutant in all_mutants(options.files) if mutant.name.startswith(options.only)]
-    results = Results(options.results)
-    campaign = Campaign(mutants, results, options.processes, options.seconds)
+    results = Results(options.results, again=options.again)
+    limits = {"processes": options.processes, "seconds": options.seconds, "budget": options.budget}
+    campaign = Campaign(mutants, results, **limits)
     pytest.main([*TESTS, "-q", "-p", "no:cacheprovider", "--capture=sys"], plugins=[campaign])
     sys.exit(results.tell(mutants) < options.least)
 

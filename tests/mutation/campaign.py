@@ -8,6 +8,7 @@ import signal
 import sys
 from collections import Counter
 from contextlib import suppress
+from itertools import accumulate
 
 import pytest
 
@@ -33,10 +34,17 @@ class Test:
 class Campaign:
     """A pytest plugin: takes the place of the loop that runs the tests."""
 
-    def __init__(self, mutants, results, processes, seconds):
-        self.results, self.processes, self.seconds = results, processes, seconds
+    def __init__(self, mutants, results, *, processes, seconds, budget):
+        self.results, self.processes, self.seconds, self.budget = results, processes, seconds, budget
         self.waiting = [mutant for mutant in mutants if not results.known(mutant)]
         self.failed, self.kills, self.running = False, Counter(), {}
+        for row in results.found.values():
+            self.count(row)
+
+    def count(self, row):
+        """Who has noticed something in a file may do so again, there above all."""
+        self.kills[row["by"]] += 1
+        self.kills[row["name"].partition(".")[0], row["by"]] += 1
 
     def pytest_runtest_logreport(self, report):
         self.failed = self.failed or report.failed
@@ -76,8 +84,11 @@ class Campaign:
         """The tests that reach its lines, those first that notice much in little time."""
         lines = self.reach.get(mutant.path.name, {})
         found = set().union(*(lines.get(line, ()) for line in mutant.lines))
-        worth = {test: (self.kills[mutant.path, test] + 0.1) / (self.took[test] + 0.002) for test in found}
-        return sorted(found, key=lambda test: (-worth[test], test.name))
+        known = {test: self.kills[mutant.path.stem, test.name] + self.kills[test.name] / 2 for test in found}
+        worth = {test: (kills + 0.1) / (self.took[test] + 0.002) for test, kills in known.items()}
+        first = sorted(found, key=lambda test: (-worth[test], test.name))
+        until = accumulate(self.took[test] for test in first)
+        return [test for test, spent in zip(first, until, strict=True) if spent <= self.budget]
 
     def begin(self, mutant):
         tests = self.those_for(mutant)
@@ -122,5 +133,4 @@ class Campaign:
             self.results.note(mutant, "survived")
         else:
             by = tests[int(said)] if int(said) >= 0 else None
-            self.kills[mutant.path, by] += 1
-            self.results.note(mutant, "killed", by.name if by else "at once")
+            self.count(self.results.note(mutant, "killed", by.name if by else "at once"))

@@ -9,15 +9,16 @@ from collections import Counter
 class Results:
     """By name; kept in a file, if there is one."""
 
-    def __init__(self, path):
-        self.path, self.found = path, {}
+    def __init__(self, path, *, again):
+        self.path, self.again, self.found = path, again, {}
         if path is not None and path.exists():
             rows = map(json.loads, path.read_text().splitlines())
             self.found = {row["name"]: row for row in rows}
 
     def known(self, mutant):
-        """Whether this very mutant has been done."""
-        return self.found.get(mutant.name, {}).get("diff") == mutant.diff()
+        """Whether this very mutant has been done, and need not be done again."""
+        row = self.found.get(mutant.name, {})
+        return row.get("diff") == mutant.diff() and not (self.again and row["status"] == "survived")
 
     def note(self, mutant, status, by=""):
         row = {"name": mutant.name, "status": status, "by": by, "diff": mutant.diff()}
@@ -25,6 +26,7 @@ class Results:
         if self.path is not None:
             with self.path.open("a") as file:
                 file.write(json.dumps(row) + "\n")
+        return row
 
     def tell(self, mutants):
         """Print the survivors and a line for each file; gives the percentage that was noticed."""
