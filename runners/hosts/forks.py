@@ -19,7 +19,9 @@ from runners.hosts.processes import Ends, Spawned, connected, fate, is_readable,
 
 _DATAGRAM = 65_536
 _ANSWER = 5.0
-"""Seconds that a fork, or the news of a death that has happened, may take."""
+"""Seconds that a fork may take."""
+_NEWS = 1.0
+"""Seconds that the news of a death may take, once the process is dead: a stream may be waiting to go on."""
 _DEATH = 10.0
 _logger = logging.getLogger("runners.hosts")
 
@@ -224,7 +226,7 @@ class Forked:
 
     async def told(self) -> None:
         """See `Process.told`. A server that says nothing is killed."""
-        with trio.move_on_after(_ANSWER) as patience:
+        with trio.move_on_after(_NEWS) as patience:
             await self._told.wait()
         if patience.cancelled_caught:
             self._server.kill(f"the fork server {self._server.pid} reaps nobody")

@@ -1,6 +1,5 @@
 """Contexts that are forked from a preloaded server. Real processes, real deaths."""
 
-import math
 import os
 import resource
 import signal
@@ -134,7 +133,7 @@ async def test_a_preload_happens_once_and_not_in_the_contexts(tmp_path):
         ("leaves a thread", "must leave one thread, got 2"),
         ("touches CUDA", "must not touch a device, but CUDA is initialised"),
         ("dies", "was killed by SIGKILL"),
-        ("hangs", "preloaded nothing within 1 s"),
+        ("hangs", "preloaded nothing within 3 s"),
         ("forbids forks", "could not fork"),
         ("babbles", "not a frame"),
     ],
@@ -142,7 +141,7 @@ async def test_a_preload_happens_once_and_not_in_the_contexts(tmp_path):
 @pytest.mark.trio
 async def test_where_there_is_no_server_the_start_is_cold(preloading, why, tmp_path, caplog):
     """What goes wrong while preloading costs time, and a warning says so; the context comes up all the same."""
-    host = ProcessHost(load_timeout=1 if preloading == "hangs" else 20)
+    host = ProcessHost(load_timeout=3 if preloading == "hangs" else 20)
     async with opened(Preloads(str(tmp_path), preloading), host) as session:
         assert parent(session.pid) == os.getpid()
     (warning,) = [record for record in caplog.records if record.name == "runners.hosts"]
@@ -179,6 +178,7 @@ async def test_contexts_die_with_their_server_and_the_next_has_another():
 async def test_a_server_that_has_stopped_does_not_hold_up_a_restart(monkeypatch, caplog):
     """D9: neither the end of its context nor the start of the next waits for it for long."""
     monkeypatch.setattr(forks, "_ANSWER", 0.3)
+    monkeypatch.setattr(forks, "_NEWS", 0.3)
     async with opened(Scripted(4)) as session:
         server = parent(session.pid)
         os.kill(server, signal.SIGSTOP)
@@ -294,41 +294,51 @@ async def test_a_torch_runner_is_forked_warm(caplog):
 
 
 class _Steps(trio.abc.Instrument):
-    """The longest time for which one step of a task held the loop."""
+    """Of all steps of tasks: the longest in seconds of CPU, and how many gave up the CPU in order to wait.
+
+    What other processes take away from us does not count.
+    """
 
     longest = 0.0
-    _began = math.inf  # the first step it sees the end of is the one that adds it
+    waits = 0
+
+    def __init__(self):
+        self._before = self._now()
+
+    def _now(self):
+        return time.thread_time(), resource.getrusage(resource.RUSAGE_THREAD).ru_nvcsw
 
     def before_task_step(self, task):
-        self._began = time.monotonic()
+        self._before = self._now()
 
     def after_task_step(self, task):
-        self.longest = max(self.longest, time.monotonic() - self._began)
+        (used, waited), (used_before, waited_before) = self._now(), self._before
+        self.longest = max(self.longest, used - used_before)
+        self.waits += waited > waited_before
 
 
-@pytest.mark.parametrize("host", [ProcessHost(standby=1), ProcessHost(start="spawn")], ids=["fork", "spawn"])
-def test_the_loop_is_never_held_for_five_milliseconds(host):
-    """A start, a stream, a death and the next start; the best of some runs, as the machine has other work."""
+@pytest.mark.parametrize("host", [HOST, ProcessHost(standby=1), COLD], ids=["fork", "standby", "spawn"])
+@pytest.mark.trio
+async def test_the_loop_is_never_held_for_five_milliseconds(host):
+    """A stream, a death, and the next start: nothing in them waits but the start of a new interpreter."""
 
-    async def main():
+    async def live(incarnation):
+        async with opened(Scripted(FOREVER), host, incarnation=incarnation) as session:
+            session.begin(BATCH)
+            await session.receive()
+            await trio.sleep(host.standby)  # it comes up meanwhile, if it is wanted
+            os.kill(session.pid, signal.SIGKILL)
+            await until_failure(session, ContextDied)
+
+    await live(1)
+    seen = []
+    for incarnation in range(2, 7):
         steps = _Steps()
         trio.lowlevel.add_instrument(steps)
-        for incarnation in (1, 2):
-            async with host.open(Scripted(FOREVER), incarnation=incarnation) as session:
-                session.begin(BATCH)
-                for _ in range(100):
-                    await session.receive()
-                os.kill(session.pid, signal.SIGKILL)
-                await until_failure(session, ContextDied)
+        await live(incarnation)
         trio.lowlevel.remove_instrument(steps)
-        return steps.longest
-
-    best = float("inf")
-    for _ in range(20):
-        best = min(best, trio.run(main))
-        if best < 0.005:
-            break
-    assert best < 0.005
+        seen.append((steps.longest < 0.005, steps.waits <= (host is COLD)))
+    assert (True, True) in seen
 
 
 PARENT = """

@@ -76,6 +76,32 @@ async def test_one_step_of_all_streams_arrives_together():
 
 
 @pytest.mark.trio
+async def test_steps_that_have_arrived_come_along():
+    """A parent that was busy gets several steps at once, in order, and not without end."""
+    async with opened(Scripted(FOREVER)) as session:
+        session.begin(ExecuteBatch("r", "hello", sampling=Sampling(seed=1, max_tokens=1000)))
+        await trio.sleep(0.5)
+        sizes, items = [], []
+        while not (items and items[-1].finish_reason):
+            made = await session.receive()
+            sizes.append(len(made))
+            items += made
+        assert [item.index for item in items] == list(range(1000))
+        assert 1 < max(sizes) <= 256
+
+
+@pytest.mark.trio
+async def test_a_failure_behind_steps_that_came_along_is_told_next():
+    """D6: what a context had made before it broke the protocol is delivered, then its failure."""
+    step = [wire.Step([wire.Chunk(0, index, (9,), "z", None, None)]) for index in range(1, 5)]
+    late = wire.Step([wire.Chunk(5, 0, (), "", None, None)])
+    async with opened(Says(raw(*step, late, *step), "wait")) as session:
+        session.begin(BATCH)
+        items, _ = await until_failure(session, ProtocolError)
+        assert [item.index for item in items] == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.trio
 async def test_a_stream_goes_on_behind_what_was_accepted():
     """D6: a new incarnation goes on where the old one was."""
     async with opened(Scripted(6), incarnation=2) as session:

@@ -103,6 +103,25 @@ def test_a_damaged_frame_gives_frames_or_a_protocol_error(frame, data):
     feed_anything(bytes(raw), [])
 
 
+@given(st.binary(max_size=100))
+def test_any_datagram_of_a_fork_server_is_a_frame_or_a_protocol_error(data):
+    """D10: likewise for the process that makes the processes."""
+    try:
+        frame = wire.from_server(data)
+    except errors.ProtocolError:
+        return
+    assert wire.from_server(wire.datagram(frame)) == frame
+
+
+@pytest.mark.parametrize(
+    "frame",
+    [wire.Preloaded(), wire.NotPreloaded("why"), wire.Forked(1, 2), wire.Exited(1, killed=True, status=9)],
+)
+def test_what_a_fork_server_says_arrives(frame):
+    """Each of its words."""
+    assert wire.from_server(wire.datagram(frame)) == frame
+
+
 NASTY = {
     "empty": b"",
     "nested": b"\x91" * 1_000_000,
