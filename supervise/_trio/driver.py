@@ -399,7 +399,9 @@ class Driver:
         self._living[leaf] = None
         self._spawn(node.parent.node.handle.nursery, leaf.live, node.path)
 
-    def _spawn(self, nursery: trio.Nursery, run: Callable[..., Awaitable[None]], path: str, *args: Any) -> None:
+    def _spawn(
+        self, nursery: trio.Nursery, run: Callable[..., Awaitable[None]], path: str, *args: Any
+    ) -> None:
         """Start a task named by its path, in a copy of the context in which the tree was opened."""
         self.context.run(partial(nursery.start_soon, run, *args, name=path))
 
