@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from .hosts.process import ProcessHost
     from .hosts.thread import ThreadHost
     from .torch_lm import TorchLM
-    from .types import Completion, ExecuteBatch, Sampling, TokenChunk
+    from .types import Completion, ExecuteBatch, Sampling, TokenChunk, WeightsFile
     from .worker import ContextState, device_worker, rebuild, report_poison
 
 _HOMES = {
@@ -28,6 +28,7 @@ _HOMES = {
     "ThreadHost": "hosts.thread",
     "TokenChunk": "types",
     "TorchLM": "torch_lm",
+    "WeightsFile": "types",
     "device_worker": "worker",
     "rebuild": "worker",
     "report_poison": "worker",
@@ -43,6 +44,7 @@ __all__ = [
     "ThreadHost",
     "TokenChunk",
     "TorchLM",
+    "WeightsFile",
     "device_worker",
     "rebuild",
     "report_poison",

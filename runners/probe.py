@@ -16,7 +16,9 @@ _TIMES = 2  # the first may report, and so clear, an old error; one that stays i
 class DeviceProbe:
     """Synchronises with the device: True if it answers, False if it fails twice or not in time, None if none is in use.
 
-    In a thread of its own, because a device that hangs may keep its caller for ever; the thread is left behind then.
+    In a thread of its own, because a device that hangs may keep its caller for ever; the thread is left behind then. It is
+    given longer than any step should take: one that is merely busy is not poisoned, and a host with deadlines of its own
+    (D9) does not wait as long.
 
     Args:
         device: as torch names it; of anything but `cuda…` the first CUDA device is asked, if one is in use.
@@ -24,7 +26,7 @@ class DeviceProbe:
     """
 
     device: str = field(validator=instance_of(str))
-    timeout: float = field(default=5.0, kw_only=True, validator=gt(0))
+    timeout: float = field(default=30.0, kw_only=True, validator=gt(0))
 
     def __call__(self) -> bool | None:
         """Ask."""

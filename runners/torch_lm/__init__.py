@@ -13,15 +13,27 @@ from pathlib import Path
 from typing import cast
 
 from attrs import field, frozen
-from attrs.validators import ge, instance_of, matches_re, optional
+from attrs.validators import ge, instance_of, optional
 
 from runners.errors import DeviceError
-from runners.types import ContinuingRunner, ExecuteBatch, RunnerSpec, RunnerStart, Sampling, TokenChunk
+from runners.types import (
+    ContinuingRunner,
+    ExecuteBatch,
+    RunnerSpec,
+    RunnerStart,
+    Sampling,
+    TokenChunk,
+    WeightsFile,
+)
 
 __all__ = ["TorchLM"]
 
 PACKAGED = Path(__file__).with_name("weights.safetensors")
 PACKAGED_SHA256 = "2795d8a45af3c3a595b583d06d24cae652d1ff6ae46738482344e9f298510282"
+
+
+def _file(weights: str | WeightsFile | None) -> WeightsFile | None:
+    return WeightsFile(weights) if isinstance(weights, str) else weights
 
 
 @frozen
@@ -32,14 +44,14 @@ class TorchLM:
     the same whatever the batch, slot and replay (D6). A context has 256 characters; a full one ends with LENGTH.
 
     Args:
-        weights: a file that `runners.torch_lm.train` wrote; None is the packaged one.
-        sha256: what the file must have, checked at every load; None is the pinned one for the packaged file, and none
-            for another.
+        weights: a file that `runners.torch_lm.train` wrote, or its path; its checksum is checked at every load. None is the
+            packaged one.
         streams: how many it serves at once.
     """
 
-    weights: str | None = field(default=None, validator=optional(instance_of(str)))
-    sha256: str | None = field(default=None, kw_only=True, validator=optional(matches_re(r"[0-9a-f]{64}")))
+    weights: WeightsFile | None = field(
+        default=None, converter=_file, validator=optional(instance_of(WeightsFile))
+    )
     streams: int = field(default=16, kw_only=True, validator=[instance_of(int), ge(1)])
 
     def build(self, start: RunnerStart) -> ContinuingRunner:
@@ -51,8 +63,8 @@ class TorchLM:
         """
         from runners.torch_lm.engine import TorchRunner  # noqa: PLC0415  imports torch
 
-        path, sha256 = (PACKAGED, PACKAGED_SHA256) if self.weights is None else (Path(self.weights), None)
-        return TorchRunner(path, self.sha256 or sha256, streams=self.streams, device=start.device)
+        weights = self.weights or WeightsFile(str(PACKAGED), sha256=PACKAGED_SHA256)
+        return TorchRunner(Path(weights.path), weights.sha256, streams=self.streams, device=start.device)
 
     def preload(self) -> None:
         """Import torch and run the model once on the CPU, in one thread: what others have started does not survive a fork.

@@ -66,7 +66,7 @@ def test_each_request_ends_by_its_deadline_and_not_before(seed, deadlines):
 
 @given(st.integers(0, 2**32))
 def test_a_late_stream_frees_its_place_and_a_late_one_in_the_queue_never_begins(seed):
-    """R30: the next begins at once; one that waited too long is told when its turn comes, and costs the runner nothing."""
+    """R30: the next begins at once; one that waited too long is told in time, and costs the runner nothing."""
     runner = Remote(streams=1, log=Log())
 
     async def main():
@@ -77,7 +77,7 @@ def test_a_late_stream_frees_its_place_and_a_late_one_in_the_queue_never_begins(
                 await trio.testing.wait_all_tasks_blocked()
         assert {name: (type(end), pytest.approx(took)) for name, (end, took) in outcomes.items()} == {
             "first": (Timeout, 0.3),
-            "late": (Timeout, 0.3),
+            "late": (Timeout, 0.1),
             "last": (tuple, 0.8),
         }
         assert "late" not in runner.log.made
@@ -107,7 +107,7 @@ def test_a_deadline_holds_over_incarnations():
         before = trio.current_time()
         faulty = Remote(20, log=Log(), fails={"r": ContextPoisoned("the server lost its device")})
         async with serving(faulty) as worker:
-            with pytest.raises(Timeout, match="after 6 chunks"):
+            with pytest.raises(Timeout, match="deadline"):
                 async with worker.stream(request("r", 0.75)) as stream:
                     async for chunk in stream:
                         chunks.append(chunk)  # noqa: PERF401 - what came before the error counts

@@ -20,6 +20,8 @@ from runners.types import (
     Sampling,
     SessionRebuildCause,
     TokenUsage,
+    WeightsFile,
+    WeightsRepository,
 )
 
 torch = pytest.importorskip("torch")
@@ -69,7 +71,7 @@ def test_the_spec_is_a_value_that_refuses_nonsense():
     """D2: a spec is a frozen value, and says at once what is wrong with it."""
     assert TorchLM() == TorchLM()
     assert isinstance(TorchLM(), RunnerSpec)
-    for wrong in ({"streams": 0}, {"sha256": "abc"}, {"weights": 1}):
+    for wrong in ({"streams": 0}, {"weights": 1}, {"weights": WeightsRepository("a/b")}):
         with pytest.raises((ValueError, TypeError), match=next(iter(wrong))):
             TorchLM(**wrong)
 
@@ -394,7 +396,7 @@ def one_line_error(kind, spec):
         spec.build(START_ONE)
     message = str(caught.value)
     assert "\n" not in message
-    assert repr(spec.weights) in message
+    assert repr(spec.weights.path) in message
     return message
 
 
@@ -404,7 +406,7 @@ def test_weights_that_are_not_what_the_checksum_says_are_corrupt(tmp_path):
     data[-1000] ^= 1
     bent = tmp_path / "bent"
     bent.write_bytes(data)
-    message = one_line_error(WeightsCorrupt, TorchLM(str(bent), sha256=PACKAGED_SHA256))
+    message = one_line_error(WeightsCorrupt, TorchLM(WeightsFile(str(bent), sha256=PACKAGED_SHA256)))
     assert f"must have the sha256 {PACKAGED_SHA256}, got " in message
 
 
