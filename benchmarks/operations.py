@@ -31,6 +31,9 @@ OPERATIONS = (
     "sixty messages",
 )
 
+MAILBOXES = 10
+"""One in so many siblings has a mailbox."""
+
 
 class Meter(ABC):
     """Measures from `begin` to `end`."""
@@ -52,7 +55,7 @@ class Meter(ABC):
 
 
 class Scene:
-    """A supervisor over `siblings` idle children with mailboxes, and the few that things happen to."""
+    """A supervisor over `siblings` idle children, some with mailboxes, and the few that things happen to."""
 
     def __init__(self, meter: Meter, siblings: int, strategy: Strategy = "one_for_one") -> None:
         self._meter = meter
@@ -62,7 +65,10 @@ class Scene:
         self._server = Child("server", _server, mailbox=64)
         self._victim = Child("victim", self._victim_body)
         self._small = Supervisor("small", [Child("leaf", trio.sleep_forever)])
-        idle = [Child(f"idle-{number}", _idle, mailbox=1) for number in range(siblings)]
+        idle = [
+            Child(f"idle-{number}", _idle, mailbox=None if number % MAILBOXES else 1)
+            for number in range(siblings)
+        ]
         few: list[Child | Supervisor] = [self._small, self._server, self._victim]
         self.spec = Supervisor("app", [*idle, *few], strategy=strategy, front=self._server, limit=None)
 
@@ -128,7 +134,7 @@ class Scene:
             await ref.call(None)
 
 
-async def _idle(_: Inbox) -> None:
+async def _idle(*_: Inbox) -> None:
     await trio.sleep_forever()
 
 

@@ -12,8 +12,8 @@ from benchmarks import costs
 from benchmarks.measure import run
 from benchmarks.operations import OPERATIONS
 
-MORE, LESS = 1.02, 0.9
-"""More than 2 % above a pin is a regression, more than 10 % below it the pin is stale."""
+MORE, LESS = 1.05, 0.9
+"""More than 5 % above a pin is a regression, more than 10 % below it the pin is stale."""
 MANY = 300
 BREATH = 1024
 """Bytes by which what an operation holds may differ; a list of `MANY` has 2,400."""
