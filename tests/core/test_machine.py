@@ -346,3 +346,45 @@ def test_a_plain_restart_costs_the_same_by_the_short_way(of_ready_time, own, lis
     assert now == (8 if own else 11 if of_ready_time else 13)
     decided = [one for one in said if isinstance(one, events.Decided)]
     assert [one.limit is not None or one.because == "limit" for one in decided] == [True] * listening
+
+
+def asked_for(tree, item):
+    """What the root's machine makes of one input."""
+    return tree.forest.handle(machine(tree), item, tree.now)
+
+
+def test_a_return_that_crosses_with_a_stop_is_no_error():
+    """R23: the leaf is let go, and nothing is said."""
+    tree, _ = opened(Supervisor("app", [leaf("a")]), Slow)
+    node = child(tree, "a")
+    asked_for(tree, effect.Stop("a test"))
+    (release,) = asked_for(tree, effect.Exited(node, 1))
+    assert (type(release), release.child) == (effect.Release, node)
+
+
+def test_a_failure_that_crosses_with_a_stop_is_told_and_not_decided():
+    """R19, R23: of the child itself as a `StopError`; one that had come up to it, as decided by the stop, if it is its own."""
+    inner = Supervisor("x", [leaf("b")])
+    tree, _ = opened(Supervisor("app", [leaf("a"), inner]), Slow)
+    a, x = child(tree, "a"), child(tree, "x")
+    asked_for(tree, effect.Stop("a test"))
+    below = effect.Failure(Boom("f"), x.machine.children["b"], "app/x/b")
+    own = effect.Failure(Boom("limit"), x, "app/x", "limit")
+    assert machine(tree).handle(effect.Exited(x, 1, risen=below), 1) == []
+    (decided,) = machine(tree).handle(effect.Exited(x, 1, risen=own), 1)
+    assert (decided.path, decided.directive, decided.because) == ("app/x", None, "stop")
+    assert (decided.by, decided.tag, decided.exc) == ("app", "limit", own.exc)
+    assert a.state == "up"
+
+
+def test_what_a_leaf_says_twice_counts_once():
+    """R19: it is suspended with its failure already."""
+    tree, _ = opened(Supervisor("app", [leaf("a"), leaf("b")], strategy="one_for_all"), Slow)
+    b = child(tree, "b")
+    fail(tree, "a")
+    asked_for(tree, effect.Request("status", Caller()))
+    assert [child(tree, name).state for name in "ab"] == ["stopping", "up"]
+    asked_for(tree, effect.Exited(b, 1, Boom("f")))
+    assert b.state == "failed"
+    assert asked_for(tree, effect.Exited(b, 1, Boom("f"))) == []
+    assert len(machine(tree).inbox) == 2
