@@ -8,15 +8,19 @@ from supervise import (
     IGNORE,
     Backoff,
     Child,
+    Decider,
     Limit,
     Pool,
     Refused,
+    Stop,
     Supervisor,
     events,
 )
 from supervise._core import effect
 from supervise._core.forest import Forest
 from supervise.testing.bare import BareTree, Part
+
+STOPS = Decider({"stop": Stop})
 
 
 async def body(*_):
@@ -346,3 +350,128 @@ def test_a_plain_restart_costs_the_same_by_the_short_way(of_ready_time, own, lis
     assert now == (8 if own else 11 if of_ready_time else 13)
     decided = [one for one in said if isinstance(one, events.Decided)]
     assert [one.limit is not None or one.because == "limit" for one in decided] == [True] * listening
+
+
+def asked_for(tree, item):
+    """What the root's machine makes of one input."""
+    return tree.forest.handle(machine(tree), item, tree.now)
+
+
+def test_a_return_that_crosses_with_a_stop_is_no_error():
+    """R23: the leaf is let go, and nothing is said."""
+    tree, _ = opened(Supervisor("app", [leaf("a")]), Slow)
+    node = child(tree, "a")
+    asked_for(tree, effect.Stop("a test"))
+    (release,) = asked_for(tree, effect.Exited(node, 1))
+    assert (type(release), release.child) == (effect.Release, node)
+
+
+def test_a_failure_that_crosses_with_a_stop_is_told_and_not_decided():
+    """R19, R23: of the child itself as a `StopError`; one that had come up to it, as decided by the stop, if it is its own."""
+    inner = Supervisor("x", [leaf("b")])
+    tree, _ = opened(Supervisor("app", [leaf("a"), inner]), Slow)
+    a, x = child(tree, "a"), child(tree, "x")
+    asked_for(tree, effect.Stop("a test"))
+    below = effect.Failure(Boom("f"), x.machine.children["b"], "app/x/b")
+    own = effect.Failure(Boom("limit"), x, "app/x", "limit")
+    assert machine(tree).handle(effect.Exited(x, 1, risen=below), 1) == []
+    (decided,) = machine(tree).handle(effect.Exited(x, 1, risen=own), 1)
+    assert (decided.path, decided.directive, decided.because) == ("app/x", None, "stop")
+    assert (decided.by, decided.tag, decided.exc) == ("app", "limit", own.exc)
+    assert a.state == "up"
+
+
+def test_what_a_leaf_says_twice_counts_once():
+    """R19: it is suspended with its failure already."""
+    tree, _ = opened(Supervisor("app", [leaf("a"), leaf("b")], strategy="one_for_all"), Slow)
+    b = child(tree, "b")
+    fail(tree, "a")
+    asked_for(tree, effect.Request("status", Caller()))
+    assert [child(tree, name).state for name in "ab"] == ["stopping", "up"]
+    asked_for(tree, effect.Exited(b, 1, Boom("f")))
+    assert b.state == "failed"
+    assert asked_for(tree, effect.Exited(b, 1, Boom("f"))) == []
+    assert len(machine(tree).inbox) == 2
+
+
+def gone(out):
+    """Who is down for good, why, and whether it has left the tree."""
+    return [(one.child.path, one.why, one.removed) for one in out if isinstance(one, effect.Gone)]
+
+
+def test_who_is_down_for_good_is_told_once_with_the_reason():
+    """R10, R28: condemned, or left; stopped by hand, for no reason."""
+    spec = Supervisor(
+        "app", [leaf("a"), leaf("b", restart="temporary"), leaf("c")], decider=Decider(default=Stop)
+    )
+    tree, _ = opened(spec)
+    exc, out = Boom("f"), []
+    for name in "ab":
+        node = child(tree, name)
+        out += asked_for(tree, effect.Exited(node, 1, exc)) + asked_for(tree, effect.Ended(node, 1))
+    out += asked_for(tree, effect.Request("stop", Caller(), name="c"))
+    out += asked_for(tree, effect.Ended(child(tree, "c"), 1))
+    out += asked_for(tree, effect.Request("stop", Caller(), name="c"))
+    out += asked_for(tree, effect.Request("remove", Caller(), name="c"))
+    assert gone(out) == [
+        ("app/a", exc, False), ("app/b", exc, True), ("app/c", None, False), ("app/c", None, True)
+    ]  # fmt: skip
+    assert (child(tree, "a").gone, child(tree, "a").why) == (True, exc)
+    assert tree.forest.ledger.left == {"app/b": exc, "app/c": None}
+    assert tree.forest.ledger.incarnations == {"app/b": 1, "app/c": 1}
+
+
+def test_a_name_that_comes_back_counts_on():
+    """R9: incarnation numbers of a path never go back while the tree lives."""
+    tree, seen = opened(Supervisor("app", [leaf("a")]))
+    ask(tree, "stop", "a")
+    ask(tree, "remove", "a")
+    node = ask(tree, "add", spec=leaf("a"))
+    assert (node.incarnation, node.path, node.parent) == (2, "app/a", machine(tree))
+    assert (tree.forest.ledger.left, tree.forest.ledger.incarnations) == ({}, {})
+    assert [
+        event.incarnation for event in seen if event.path == "app/a" and isinstance(event, events.Ready)
+    ] == [1, 2]
+
+
+def test_names_that_a_pool_has_given_leave_nothing_behind():
+    """R26: they never come back; those that were asked for may."""
+    tree, _ = opened(Pool("app", leaf("m")))
+    for name in (None, "n"):
+        node = ask(tree, "add", name)
+        ask(tree, "stop", node.name)
+    assert tree.forest.ledger.incarnations == {"app/n": 1}
+    assert list(tree.forest.ledger.left) == ["app/n"]
+    assert tree.forest.ledger.members == {"app": 1}
+
+
+def test_a_supervisor_that_ends_remembers_how_far_its_children_had_come():
+    """R9, R25: those declared, by their paths; those added are lost."""
+    inner = Supervisor("x", [leaf("a")])
+    tree, _ = opened(Supervisor("app", [inner]))
+    below = machine(tree, "x")
+    added = Caller()
+    tree.post(below, effect.Request("add", added, spec=leaf("b")))
+    tree.run()
+    out = tree.forest.handle(below, effect.Stop("x fails", exc=Boom("x")), 0)
+    for name in "ba":
+        out += tree.forest.handle(below, effect.Ended(below.children[name], 1), 0)
+    assert ("app/x/b", None, True) in gone(out)
+    assert tree.forest.ledger.left == {"app/x/b": None}
+    fresh = machine(tree, "x")
+    assert (list(fresh.children), fresh.children["a"].incarnation) == (["a"], 1)
+    assert (below.phase, below._timers, fresh.phase) == ("ended", [], "opening")
+    tree.run()
+
+
+def test_ready_time_goes_on_once_a_member_that_was_restarting_has_left():
+    """R14: it is condemned in its restart, and its pool holds nothing of it."""
+    tree, _ = opened(Pool("app", leaf("m"), limit=Limit(3, within=9, of_ready_time=True), decider=STOPS))
+    node = ask(tree, "add")
+    root = machine(tree)
+    for item in (effect.Exited(node, 1, Boom("restart")), effect.Ended(node, 1)):
+        tree.forest.handle(root, item, 1)
+    assert (node.state, node.mending, root._ready_time.at(2)) == ("starting", True, 1)
+    for item in (effect.Exited(node, 2, Boom("stop")), effect.Ended(node, 2)):
+        tree.forest.handle(root, item, 3)
+    assert (list(root.children), node.mending, root._ready_time.at(5)) == ([], False, 3)

@@ -27,6 +27,7 @@ def main() -> None:
     add = parser.add_argument
     add("--files", default="*.py", metavar="PATTERN", help="only those of the core's files")
     add("--only", default="", metavar="NAME", help="only mutants whose name begins so")
+    add("--every", type=int, default=1, metavar="N", help="a sample: one of N")
     add("--results", type=Path, default=None, help="one mutant a line; go on from there")
     add("--processes", type=int, default=os.cpu_count() or 1, metavar="N", help="default: one for each core")
     add("--seconds", type=float, default=2.0, help="slower tests are left out")
@@ -35,6 +36,7 @@ def main() -> None:
     add("--least", type=float, default=95.0, help="fail below this percentage")
     options = parser.parse_args()
     mutants = [mutant for mutant in all_mutants(options.files) if mutant.name.startswith(options.only)]
+    mutants = mutants[options.every // 2 :: options.every]
     results = Results(options.results, again=options.again)
     limits = {"processes": options.processes, "seconds": options.seconds, "budget": options.budget}
     campaign = Campaign(mutants, results, **limits)

@@ -1,0 +1,199 @@
+"""What a machine says in words: to whom it stops, to who has asked, and as the failures that it makes itself."""
+
+from __future__ import annotations
+
+from contextlib import asynccontextmanager
+
+import pytest
+
+from supervise import Decider, Escalate, Limit, Pool, Stop, Supervisor, events
+from supervise._core import effect
+from supervise.testing.bare import BareTree
+
+from .test_machine import Boom, Slow, Up, ask, asked_for, child, fail, leaf, machine, opened, reasons
+
+
+@asynccontextmanager
+async def resource():
+    """A resource."""
+    yield
+
+
+class Fails(Up):
+    """A leaf that fails to start, from its second life on, or at once if it is named `bad`."""
+
+    def up(self):
+        if self.incarnation > 1 or self.node.name == "bad":
+            self.exited(Boom("start"))
+        else:
+            super().up()
+
+
+class Never(Slow):
+    """One that is never up."""
+
+    def up(self):
+        """Not yet."""
+
+
+class Halt(BaseException):
+    """Nobody decides it."""
+
+
+def told(out, kind):
+    """The reasons of orders of one kind."""
+    return [one.reason for one in out if isinstance(one, kind)]
+
+
+def said(seen, kind):
+    """The failures that events of one kind carry."""
+    return [str(event.exc) for event in seen if isinstance(event, kind)]
+
+
+def test_a_first_start_that_failed_is_why_the_others_stop():
+    """R16, R36: it is named by its path."""
+    tree, seen = opened(Supervisor("app", [leaf("a"), leaf("bad")]), Fails)
+    assert reasons(seen) == [("app/a", "'app/bad' failed to start")]
+    assert str(tree.failure) == "'app/bad' failed to start: Boom('start')"
+    assert (tree.failure.path, str(tree.failure.__cause__)) == ("app/bad", "start")
+
+
+def test_a_late_start_says_how_long_it_had():
+    """R17: to the leaf that is cancelled, and as a failure."""
+    seen = []
+    tree = BareTree(Supervisor("app", [leaf("a", start_timeout=1.5)]), Never, seen.append)
+    tree.start()
+    asked_for(tree, effect.Boot())
+    out = tree.forest.handle(machine(tree), effect.Wake(), 1.5)
+    assert told(out, effect.Cancel) == ["'app/a': start_timeout of 1.5 s passed"]
+    late = KeyError("late")
+    out = tree.forest.handle(machine(tree), effect.Ended(child(tree, "a"), 1, late), 2)
+    (failed,) = (one for one in out if isinstance(one, events.Failed) and one.path == "app/a")
+    assert str(failed.exc) == "'app/a' was not ready within 1.5 s"
+    assert failed.exc.__context__ is late
+
+
+def test_a_stop_says_by_when_a_child_should_have_drained():
+    """R20: first asked with the reason, then cancelled with more."""
+    tree, _ = opened(Supervisor("app", [leaf("a", drain=2.5)]), Slow)
+    out = asked_for(tree, effect.Stop("a test"))
+    assert told(out, effect.Ask) == ["a test"]
+    out = tree.forest.handle(machine(tree), effect.Wake(), 2.5)
+    assert told(out, effect.Cancel) == ["a test; not drained within 2.5 s"]
+
+
+def test_a_resource_that_is_not_left_is_told_how_long_it_had():
+    """R9: by a cancel, and again when it is overdue for twice as long."""
+    tree, _ = opened(Supervisor("app", [leaf("a", resource=resource, grace=1.5)]), Slow)
+    asked_for(tree, effect.Exited(child(tree, "a"), 1, Boom("f")))
+    out = tree.forest.handle(machine(tree), effect.Wake(), 1.5)
+    assert told(out, effect.Cancel) == ["'app/a': its resource was not left within 1.5 s"]
+    overdue = [one.seconds for one in out if isinstance(one, effect.ReportOverdue)]
+    out = tree.forest.handle(machine(tree), effect.Wake(), 4.5)
+    overdue += [one.seconds for one in out if isinstance(one, effect.ReportOverdue)]
+    assert overdue == [1.5, 4.5]
+
+
+@pytest.mark.parametrize(
+    ("spec", "expected"),
+    [
+        (Supervisor("app", [leaf("a")], limit=Limit(0, within=2)), "'app' passed its limit of 0 within 2 s"),
+        (
+            Supervisor("app", [leaf("a", limit=Limit(0, within=3))]),
+            "'app/a' passed its limit of 0 within 3 s",
+        ),
+    ],
+    ids=["supervisor", "leaf"],
+)
+def test_a_limit_that_is_passed_says_which(spec, expected):
+    """R14: caused by the last failure."""
+    tree, seen = opened(spec)
+    fail(tree, "a")
+    decided = [event for event in seen if isinstance(event, events.Decided)]
+    assert (str(decided[-1].exc), decided[-1].tag) in [(expected, "limit"), ("restart", "restart")]
+    made = [
+        event.exc for event in seen if getattr(event, "exc", None) is not None and "limit" in str(event.exc)
+    ]
+    why = [node.why for node in (tree.forest.root, child(tree, "a")) if node.why]
+    assert {str(exc) for exc in [*made, *why]} == {expected}
+    assert all(str(exc.__cause__) == "restart" for exc in [*made, *why])
+
+
+def test_a_permanent_child_that_returns_says_what():
+    """R7: a failure tagged `returned`."""
+    tree, seen = opened(Supervisor("app", [leaf("a"), Supervisor("x", [leaf("b")])]))
+    asked_for(tree, effect.Exited(child(tree, "a"), 1, value=7))
+    below = child(tree, "x").machine
+    tree.forest.handle(below, effect.Stop("x is to end", returned=True), 0)
+    out = tree.forest.handle(below, effect.Ended(below.children["b"], 1), 0)
+    seen += [one for one in out if isinstance(one, events.Event)]
+    tree.run()
+    failed = [event for event in seen if isinstance(event, events.Failed)]
+    assert [(event.path, str(event.exc)) for event in failed if event.path == "app/x"] == [
+        ("app/x", "permanent supervisor 'app/x' ended normally")
+    ]
+    assert str(child(tree, "a").last_failure) == "permanent child 'app/a' returned 7"
+    assert child(tree, "a").last_failure.tag == "returned"
+
+
+def test_an_auto_shutdown_names_the_child():
+    """R18, R36: and the mode, in words."""
+    for mode, words in (("any_significant", "any significant"), ("all_significant", "all significant")):
+        spec = Supervisor(
+            "app", [leaf("a"), leaf("b", restart="temporary", significant=True)], auto_shutdown=mode
+        )
+        tree, seen = opened(spec)
+        tree.post(machine(tree), effect.Exited(child(tree, "b"), 1))
+        tree.run()
+        assert ("app/a", f"'app' shuts down: {words} child 'app/b' has ended") in reasons(seen)
+
+
+def test_what_nobody_decides_stops_the_tree_and_says_where():
+    """R4, R36: the supervisor that met it."""
+    tree, seen = opened(Supervisor("app", [leaf("a"), leaf("b")]))
+    halt = Halt()
+    tree.post(machine(tree), effect.Exited(child(tree, "a"), 1, halt))
+    tree.run()
+    assert reasons(seen) == [
+        ("app", "'app' met what no decider decides"),
+        ("app/b", "'app' met what no decider decides"),
+    ]
+    assert tree.forest.root.why is halt
+
+
+def test_a_root_that_gives_up_says_why():
+    """R11, R36: whose failure it was."""
+    tree, seen = opened(Supervisor("app", [leaf("a"), leaf("b")], decider=Decider(default=Escalate)))
+    fail(tree, "a")
+    assert reasons(seen) == [("app", "'app' failed"), ("app/b", "'app' failed: 'app/a' escalated")]
+
+
+def test_a_condemned_supervisor_tells_those_below():
+    """R10, R36: they are stopped because it was."""
+    spec = Supervisor(
+        "app",
+        [Supervisor("x", [leaf("a"), leaf("b")], decider=Decider(default=Escalate))],
+        decider=Decider(default=Stop),
+    )
+    tree, seen = opened(spec)
+    inner = machine(tree, "x")
+    tree.post(inner, effect.Exited(inner.children["a"], 1, Boom("f")))
+    tree.run()
+    assert reasons(seen) == [("app/x/b", "'app/x' was condemned")]
+    assert child(tree, "x").state == "condemned"
+
+
+def test_an_add_that_fails_stops_what_it_had_begun():
+    """R25: a supervisor whose second child fails to start is not in the tree."""
+    tree, seen = opened(Supervisor("app", [leaf("a")]), Fails)
+    wanted = Supervisor("x", [leaf("c"), leaf("bad")])
+    with pytest.raises(Exception, match=r"^'app/x/bad' failed to start: Boom\('start'\)$"):
+        ask(tree, "add", spec=wanted)
+    assert ("app/x/c", "'app/x/bad' failed to start") in reasons(seen)
+    assert list(machine(tree).children) == ["a"]
+
+
+def test_a_name_in_a_pool_counts_up():
+    """R26: `template-1`, `template-2`, never one twice."""
+    tree, _ = opened(Pool("app", leaf("m")))
+    assert [ask(tree, "add").name for _ in range(3)] == ["m-1", "m-2", "m-3"]
