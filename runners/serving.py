@@ -30,7 +30,10 @@ from .errors import (
 )
 from .hosts import Host, RequestFailed, Session
 from .record import Record, admitted, caused, id_of, record_of
-from .types import RunnerInfo, RunnerSpec, SessionRebuildCause, TokenChunk
+from .types import ExecuteBatch, RunnerInfo, RunnerSpec, Sampling, SessionRebuildCause, TokenChunk
+
+CANARY = ExecuteBatch("canary", "", sampling=Sampling(max_tokens=1, temperature=0, seed=0))
+"""What an idle context is asked, to see that it still answers (D9). Any answer is a sign of life, an error too."""
 
 
 @define(eq=False)
@@ -67,10 +70,12 @@ class Context:
     """The leaf's resource: a session, and the streams that are open in it. A Resume keeps both.
 
     `since_oom`: the requests that have begun since memory ran out, as long as nothing was made since; otherwise None.
-    `wish` waits for the streams that it would disturb; for `granted` the body has failed.
+    `wish` waits for the streams that it would disturb; for `granted` the body has failed. `sings`: a canary is open.
     """
 
     session: Session
+    canary: float | None = None
+    sings: bool = False
     open: dict[str, Message] = field(factory=dict[str, Message])
     since_oom: set[str] | None = None
     wish: Wish | None = None
@@ -96,6 +101,26 @@ class Context:
         if self.open.get(id_of(message)) is message:
             self.close(message)
             self.session.drop(id_of(message))
+
+    def is_idle(self) -> bool:
+        """Whether nothing is open, the canary not either."""
+        return not self.open and not self.sings
+
+    def sing(self) -> None:
+        """Have the runner make one token for nobody."""
+        self.sings = True
+        self.session.begin(CANARY)
+
+    def sung(self) -> None:
+        """The canary has answered: the silence begins anew."""
+        self.sings = False
+        self.has_changed()
+
+    def hush(self) -> None:
+        """The canary's place is wanted."""
+        if self.sings:
+            self.sings = False
+            self.session.drop(CANARY.request_id)
 
     def next_deadline(self) -> float:
         """When the first of the open streams is late."""
@@ -167,6 +192,7 @@ class Opener:
 
     host: Host
     runner: RunnerSpec
+    canary: float | None = None
 
     @asynccontextmanager
     async def __call__(self) -> AsyncGenerator[Context, None]:
@@ -174,7 +200,7 @@ class Opener:
         child = current_child()
         cause = None if child.last_failure is None else repr(child.last_failure)
         async with self.host.open(self.runner, incarnation=child.incarnation, cause=cause) as session:
-            context = Context(session)
+            context = Context(session, self.canary)
             try:
                 yield context
             finally:
@@ -227,6 +253,8 @@ class _Serving:
                 nursery.start_soon(self._admit)
                 nursery.start_soon(self._grant)
                 nursery.start_soon(self._watch_deadlines)
+                if self._context.canary is not None:
+                    nursery.start_soon(self._listen, self._context.canary)
                 await self._pump()
         finally:
             self._settle(self._failure)
@@ -263,6 +291,7 @@ class _Serving:
         try:
             record = message.memo = message.memo or admitted(message)
             self._check(record)
+            self._context.hush()
             self._session.begin(record.batch, record.accepted)
         except (BadRequest, ContextLost, Timeout) as exc:
             message.fail(exc)
@@ -288,6 +317,17 @@ class _Serving:
                 self._session.drop(id_of(message))
                 message.fail(record_of(message).late())
 
+    async def _listen(self, seconds: float) -> None:
+        """When nothing was asked for so long, have a canary sing; never two, and never beside a request (D9).
+
+        Whether it is silent for too long the host judges, as with any first chunk.
+        """
+        while True:
+            with trio.move_on_after(seconds) as silence:
+                await self._context.change()
+            if silence.cancelled_caught and self._context.is_idle():
+                self._context.sing()
+
     # --- what the session makes
 
     async def _pump(self) -> None:
@@ -297,6 +337,8 @@ class _Serving:
                 for item in await self._session.receive():
                     if message := self._open.get(item.request_id):
                         self._hand_out(message, item)
+                    elif item.request_id == CANARY.request_id:
+                        self._context.sung()
         except OutOfMemory as exc:
             self._fail(self._out_of_memory(exc))
         except DeviceError as exc:
@@ -393,6 +435,7 @@ class _Serving:
             return
         if isinstance(failure, SessionRebuild):
             self._inbox.progressed = False  # or the Resume would be free of the limit (R8)
+        self._context.hush()
         ordered = self._was_ordered(failure)
         for message in list(self._open.values()):
             record = record_of(message)

@@ -55,6 +55,7 @@ def device_worker(
     limit: Limit | None = WORKER_LIMIT,
     backoff: Backoff | None = WORKER_BACKOFF,
     decider: Decider = DEVICE,
+    canary: float | None = None,
     **options: Any,
 ) -> Supervisor:
     """A supervisor whose front is its one child, `context`: a stable address over one restartable device context.
@@ -74,6 +75,9 @@ def device_worker(
         limit: of restarts; by default 3 within 60 s of ready time, so that a slow load cannot hide a crash loop.
         backoff: by default the first restart is at once, then 0.5 s × 2 up to 15 s.
         decider: by default `DEVICE` (D3).
+        canary: seconds without any request after which the context is asked for one token, so that one that hangs is found
+            and replaced before somebody needs it (D9); it has the host's time for a first chunk. None is never, the default:
+            an idle context that hangs harms nobody, the first request would find it, and a runner may cost money.
         options: further arguments of the `Supervisor`.
 
     Raises:
@@ -87,10 +91,12 @@ def device_worker(
         raise TypeError(f"device worker {name!r}: host must be a value with an open method, got {host!r}")
     check = host.check if isinstance(host, CheckingHost) else check_runner
     check(runner)
+    if canary is not None and not canary > 0:
+        raise ValueError(f"device worker {name!r}: canary must be > 0 seconds or None, got {canary!r}")
     context = Child(
         "context",
         serve,
-        resource=Opener(host, runner),
+        resource=Opener(host, runner, canary),
         mailbox=Mailbox(
             queue, on_loss="requeue", stopped=WorkerDown, full=Backpressure, deadline=_deadline, late=Timeout
         ),

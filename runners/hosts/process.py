@@ -157,6 +157,7 @@ class ProcessSession:
         self._begun = 0
         self._rebuilt: trio.Event | None = None
         self._progress = trio.current_time()
+        self._waiting = trio.CancelScope()
         self._steps: deque[float] = deque(maxlen=_MEDIAN_OF)
 
     def __repr__(self) -> str:
@@ -198,6 +199,7 @@ class ProcessSession:
         self._streams[batch.request_id] = self._numbers[self._begun] = stream
         self._peer.send(data, self._begun)
         self._begun += 1
+        self._hurry()
 
     def drop(self, request_id: str) -> None:
         """See `Session.drop`."""
@@ -247,6 +249,7 @@ class ProcessSession:
         rebuilt = self._rebuilt = trio.Event()
         self._progress = trio.current_time()
         self._peer.send(wire.encode(wire.Rebuild(cause.value)))
+        self._hurry()
         await rebuilt.wait()
         if self._failure:
             raise type(self._failure)(*self._failure.args) from self._failure
@@ -301,8 +304,13 @@ class ProcessSession:
         deadline = self._progress + seconds
         if trio.current_time() >= deadline:
             raise self._fail(ContextHung(f"the context process {self.pid} {what} within {seconds:g} s"))
-        with trio.move_on_at(deadline):
+        with trio.CancelScope(deadline=deadline) as self._waiting:
             await self._peer.wait()
+
+    def _hurry(self) -> None:
+        """What was just asked has a deadline, and whoever waits may have begun to when there was none."""
+        deadline = self._progress + self._patience()[0]
+        self._waiting.deadline = min(self._waiting.deadline, deadline)
 
     def _patience(self) -> tuple[float, str]:
         """How long after the last progress the next must come, and what it is."""

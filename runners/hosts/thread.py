@@ -119,9 +119,11 @@ class ThreadSession(LocalSession):
             self._progress = trio.current_time()
         theirs = batch.on_clock(time.monotonic() - trio.current_time())
         self._engine.order(lambda turns: turns.begin(number, theirs, accepted, in_turn))
+        self._wake()  # whoever waits may have begun to when there was no deadline
 
     def _drop(self, number: int) -> None:
         self._engine.order(lambda turns: turns.drop(number))
+        self._wake()  # likewise when there was one
 
     def _made(self) -> Iterable[Item]:
         if not self._reports:

@@ -906,6 +906,28 @@ async def test_a_thread_that_hangs_cannot_be_stopped_and_says_so(at, monkeypatch
         thread.join(PATIENCE)
 
 
+@pytest.mark.parametrize("dropped", [False, True])
+@pytest.mark.trio
+async def test_a_threads_deadline_holds_for_who_waits_already_while_a_stream_is_open(dropped):
+    """D9: somebody sits in `receive` before a stream begins, and still when it is dropped."""
+    failures = []
+
+    async def reads(session):
+        failures.append((await until_failure(session))[1])
+
+    host = ThreadHost(chunk_timeout=0.2)
+    async with opened(Scripted(3, delay=0.6), host) as session, trio.open_nursery() as nursery:
+        nursery.start_soon(reads, session)
+        await trio.testing.wait_all_tasks_blocked()
+        session.begin(BATCH)
+        if dropped:
+            await trio.testing.wait_all_tasks_blocked()
+            session.drop("r")
+        await trio.sleep(0.5)
+        nursery.cancel_scope.cancel()
+    assert [type(error) for error in failures] == ([] if dropped else [DeviceError])
+
+
 @pytest.mark.trio
 async def test_sys_exit_in_a_thread_ends_the_context_alone():
     """D10: it is told, and escalates: nobody knows in what state it left."""

@@ -536,6 +536,31 @@ async def test_a_step_that_hangs_is_killed(fault, limits, message):
         assert str(error) == f"the context process {session.pid} {message}"
 
 
+@pytest.mark.parametrize("what", ["a stream", "a rebuild"])
+@pytest.mark.trio
+async def test_the_deadline_of_what_is_asked_holds_for_who_waits_already(what):
+    """D9: somebody sits in `receive` since before, when nothing was asked and there was no deadline."""
+    host = ProcessHost(first_chunk_timeout=0.3)
+    failures = []
+
+    async def reads(session):
+        failures.append((await until_failure(session, ContextHung))[1])
+
+    async with opened(Scripted(), host) as session:
+        with trio.fail_after(15):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(reads, session)
+                await trio.testing.wait_all_tasks_blocked()
+                os.kill(session.pid, signal.SIGSTOP)
+                if what == "a stream":
+                    session.begin(BATCH)
+                else:
+                    object.__setattr__(host, "load_timeout", 0.3)
+                    with pytest.raises(ContextHung, match="rebuilt no session within"):
+                        await session.rebuild(SessionRebuildCause.MANUAL)
+    assert len(failures) == 1
+
+
 @pytest.mark.trio
 async def test_a_stopped_process_is_killed():
     """D9: SIGSTOP makes no progress and answers nothing; only SIGKILL reaches it."""

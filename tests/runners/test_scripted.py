@@ -1,5 +1,10 @@
 """The runners that do as told."""
 
+import os
+import signal
+import subprocess
+import sys
+
 import attrs
 import pytest
 from hypothesis import given
@@ -8,7 +13,7 @@ from rogues import Nested, Remembers, factory
 
 from runners.errors import ContextPoisoned, OutOfMemory, Unrecoverable
 from runners.hosts.spec import check_runner, pack, unpack
-from runners.scripted import Fault, Faulty, Scripted, expected
+from runners.scripted import Asked, Fault, Faulty, Scripted, TaggedError, asked, expected
 from runners.types import (
     ContinuingRunner,
     ExecuteBatch,
@@ -21,6 +26,7 @@ from runners.types import (
 )
 
 START = RunnerStart(incarnation=1)
+BATCH = ExecuteBatch("r", "hi")
 
 
 def ids(chunks):
@@ -99,10 +105,131 @@ def test_faults_strike_load_rebuild_and_close_too():
         Scripted(faults=(Fault("error", at="close"),)).build(START).close()
 
 
+def test_a_fault_may_be_for_the_nth_call():
+    """Counted in each incarnation, streams that go on too; the other calls are served."""
+    runner = Scripted(3, faults=(Fault("error", call=2, at_token=1),)).build(START)
+    first = list(runner.execute(BATCH))
+    second = runner.continue_from(BATCH, expected(BATCH, 3)[:1])
+    with pytest.raises(ArithmeticError):
+        next(second)
+    assert list(runner.execute(BATCH)) == first
+
+
+def test_a_fault_may_be_for_the_nth_rebuild():
+    """And for no other."""
+    runner = Scripted(faults=(Fault("oom", at="rebuild", call=2),)).build(START)
+    runner.rebuild(SessionRebuildCause.MANUAL)
+    with pytest.raises(OutOfMemory):
+        runner.rebuild(SessionRebuildCause.MANUAL)
+    runner.rebuild(SessionRebuildCause.MANUAL)
+
+
+@pytest.mark.parametrize(
+    ("only", "struck"),
+    [
+        ({"model": "big"}, ["big new", "big moved"]),
+        ({"moved": True}, ["small moved", "big moved"]),
+        ({"moved": False}, ["small new", "big new"]),
+        ({"model": "big", "moved": True}, ["big moved"]),
+        ({}, ["small new", "small moved", "big new", "big moved"]),
+    ],
+)
+def test_a_fault_may_be_for_a_model_and_for_streams_that_moved_or_have_not(only, struck):
+    """What is None matches everything."""
+    runner = Scripted(3, faults=(Fault("error", **only),)).build(START)
+    found = []
+    for model in ("small", "big"):
+        batch = attrs.evolve(BATCH, model=model)
+        for name, stream in (("new", runner.execute(batch)), ("moved", runner.continue_from(batch, (1,)))):
+            try:
+                list(stream)
+            except ArithmeticError:
+                found.append(f"{model} {name}")
+    assert found == struck
+
+
+def test_an_error_may_carry_any_tag():
+    """So any entry of a decider can be tried."""
+    runner = Scripted(faults=(Fault("error", tag="net.timeout"),)).build(START)
+    with pytest.raises(TaggedError, match=r"tagged net\.timeout") as raised:
+        next(runner.execute(BATCH))
+    assert raised.value.tag == "net.timeout"
+
+
+def test_slow_takes_its_time_once_and_goes_on(monkeypatch):
+    """The stream is otherwise as it was, and each fault strikes it once."""
+    slept = []
+    monkeypatch.setattr("runners.scripted.time.sleep", slept.append)
+    runner = Scripted(3, faults=(Fault("slow", at_token=1, seconds=7), Fault("slow", seconds=2))).build(START)
+    assert ids(runner.execute(BATCH)) == expected(BATCH, 3)
+    assert slept == [2, 7]
+
+
+@pytest.mark.parametrize(
+    ("kind", "end"),
+    [
+        ("kill", -signal.SIGKILL),
+        ("segv", -signal.SIGSEGV),
+        ("abort", -signal.SIGABRT),
+        ("stop", -signal.SIGSTOP),
+        ("exit", 3),
+    ],
+)
+def test_some_faults_are_the_end_of_the_process(kind, end):
+    """Really: so they want a host with a process of its own. `stop` is there until somebody continues or kills it."""
+    code = f"import resource; resource.setrlimit(resource.RLIMIT_CORE, (0, 0))\nfrom runners.scripted import Fault; Fault({kind!r}).do()"
+    child = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL)
+    try:
+        _, status = os.waitpid(child.pid, os.WUNTRACED)
+        stopped = os.WIFSTOPPED(status)
+        assert end == (-os.WSTOPSIG(status) if stopped else os.waitstatus_to_exitcode(status))
+        assert stopped == (kind == "stop")
+    finally:
+        child.kill()
+        child.wait()
+
+
+@pytest.mark.parametrize("wrap", [Faulty, None])
+def test_it_writes_down_what_it_is_asked(tmp_path, wrap):
+    """Loads, streams, rebuilds and closes, over incarnations; nothing before there was any."""
+    log = str(tmp_path / "log")
+    assert asked(log) == []
+    spec = Scripted(log=log) if wrap is None else wrap(Scripted(), log=log)
+    check_runner(spec)
+    for incarnation in (1, 2):
+        runner = spec.build(RunnerStart(incarnation=incarnation))
+        list(runner.execute(BATCH) if incarnation == 1 else runner.continue_from(BATCH, (1, 2)))
+    runner.rebuild(SessionRebuildCause.REMOTE_AUTH_FAILURE)
+    runner.close()
+    assert asked(log) == [
+        Asked("load", 1),
+        Asked("execute", 1, request_id="r"),
+        Asked("load", 2),
+        Asked("continue", 2, request_id="r", accepted=2),
+        Asked("rebuild", 2, cause="remote_auth_failure"),
+        Asked("close", 2),
+    ]
+
+
+def test_a_load_that_fails_was_asked_for_too(tmp_path):
+    """Whoever counts loads counts those."""
+    log = tmp_path / "log"
+    with pytest.raises(ContextPoisoned):
+        Scripted(faults=(Fault("poison", at="load"),), log=str(log)).build(START)
+    assert asked(log) == [Asked("load", 1)]
+
+
 @pytest.mark.parametrize(
     "wrong",
     [
         lambda: Fault("sneeze"),
+        lambda: Fault("kill", call=0),
+        lambda: Fault("kill", model=3),
+        lambda: Fault("kill", moved="yes"),
+        lambda: Fault("kill", tag="net"),
+        lambda: Fault("error", tag="not a tag"),
+        lambda: Fault("slow", seconds=-1),
+        lambda: Scripted(log=3),
         lambda: Fault("kill", at_token=-1),
         lambda: Fault("kill", incarnation=0),
         lambda: Fault("kill", at="lunch"),

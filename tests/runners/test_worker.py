@@ -24,6 +24,7 @@ from runners.errors import (
     Backpressure,
     BadRequest,
     ContextDied,
+    ContextHung,
     ContextLost,
     ContextPoisoned,
     DeviceError,
@@ -1572,6 +1573,98 @@ async def test_a_slow_consumer_holds_up_nobody():
             quick.assert_whole(300)
             read = [token async for chunk in chunks for token in chunk.token_ids]
         assert tuple(read) == expected(batch("slow", most=200), 300)
+
+
+# --- D9
+
+
+@pytest.mark.parametrize("kind", ["hang", "stop"])
+@pytest.mark.trio
+async def test_a_request_that_hangs_contexts_is_found_out(kind):
+    """D9, D6: the context is killed at its deadline, twice; all others complete."""
+    host = attrs.evolve(HOST, first_chunk_timeout=0.8, next_chunk_timeout=0.8)
+    async with serving(Scripted(faults=(Fault(kind, "bad", 3),)), host=host) as scene:
+        them = callers(["a", "bad", "b"])
+        await all_of(scene.worker, them)
+        a, bad, b = them
+        a.assert_whole()
+        b.assert_whole()
+        assert type(bad.error) is PoisonRequest
+        assert type(bad.error.__cause__) is ContextHung
+        assert scene.decisions() == [(ContextHung, Restart)] * 2
+
+
+@pytest.mark.trio
+async def test_an_idle_context_is_asked_for_one_token_and_never_for_two(autojump_clock):
+    """D9: after so long without a request; not again before it has answered, and any answer will do."""
+    stage = Stage(streams=1)
+    async with serving(PUPPET, host=stage, canary=0.5) as scene:
+        act = await stage.act(1)
+        await trio.sleep(0.49)
+        assert act.begun == []
+        await trio.sleep(5)
+        assert act.begun == ["canary"]
+        (request, accepted) = act.open["canary"]
+        assert (request.sampling.max_tokens, accepted) == (1, ())
+        act.makes("canary", last=True)
+        await trio.sleep(0.49)
+        assert len(act.begun) == 1
+        await trio.sleep(0.6)
+        assert act.begun == ["canary"] * 2
+        act.open.clear()
+        act.fails([RequestFailed("canary", BadRequest("empty"))])
+        await trio.sleep(1.1)
+        assert act.begun == ["canary"] * 3
+        assert not scene.of(events.Failed)
+
+
+@pytest.mark.trio
+async def test_a_canary_gives_way_and_is_silent_beside_requests(autojump_clock):
+    """D9: a busy context is not asked, and nobody waits for a canary's place."""
+    stage = Stage(streams=1)
+    async with serving(PUPPET, host=stage, canary=0.5) as scene, trio.open_nursery() as nursery:
+        act = await stage.act(1)
+        await trio.sleep(0.6)
+        (caller,) = callers("a")
+        await nursery.start(caller.run, scene.worker)
+        await act.has("canary", "a")
+        assert act.dropped == ["canary"]
+        await trio.sleep(5)
+        act.makes("a", last=True)
+        await trio.sleep(0.49)
+        assert act.begun == ["canary", "a"]
+        await trio.sleep(0.1)
+        assert act.begun == ["canary", "a", "canary"]
+        nursery.start_soon(rebuild, scene.worker)
+        await act.is_asked_to_rebuild()
+        act.is_rebuilt()
+
+
+@pytest.mark.trio
+async def test_no_canary_sings_by_default(autojump_clock):
+    """D9: it is asked for."""
+    stage = Stage()
+    async with serving(PUPPET, host=stage):
+        act = await stage.act(1)
+        await trio.sleep(15)
+        assert act.begun == []
+    for wrong in (0, -1):
+        with pytest.raises(ValueError, match="canary must be > 0 seconds or None"):
+            device_worker("llm", PUPPET, host=stage, canary=wrong)
+
+
+@pytest.mark.parametrize("kind", ["hang", "stop"])
+@pytest.mark.trio
+async def test_a_canary_finds_a_context_that_hangs(kind):
+    """D9: by the host's deadline for a first chunk, with a real process; the next request is served at once."""
+    host = attrs.evolve(HOST, first_chunk_timeout=0.4)
+    runner = Scripted(faults=(Fault(kind, incarnation=1),))
+    async with serving(runner, host=host, canary=0.05) as scene:
+        await scene.incarnation(2)
+        assert scene.decisions() == [(ContextHung, Restart)]
+        (caller,) = callers("a")
+        await caller.run(scene.worker)
+        caller.assert_whole()
 
 
 # --- callers who leave
