@@ -1,0 +1,378 @@
+"""What `InlineHost` alone does: async runners, virtual time (D10)."""
+
+import attrs
+import pytest
+import trio
+import trio.testing
+from hypothesis import given
+from hypothesis import strategies as st
+from remotes import Log, Remote
+from rogues import factory
+from sessions import BATCH, INLINE, THREAD, ids, opened, request, rest, until_failure, whole
+
+from runners.errors import (
+    BadRequest,
+    ContextHung,
+    ContextPoisoned,
+    DeviceError,
+    NetworkError,
+    RateLimited,
+    RunnerError,
+)
+from runners.hosts.inline import InlineHost
+from runners.scripted import Fault, Scripted, expected
+from runners.types import FinishReason, RunnerInfo, SessionRebuildCause, TokenChunk
+from runners.worker import device_worker
+from supervise import Limit, open_tree
+from supervise.testing import run_virtual
+
+
+def remote(tokens=5, **options):
+    return Remote(tokens, log=Log(), **options)
+
+
+def in_virtual_time(runner, body, seed=0, host=INLINE):
+    """Run `body(session)` over the runner, in virtual time; what it gives."""
+
+    async def main():
+        async with host.open(runner) as session:
+            return await body(session)
+
+    return run_virtual(main, seed=seed)
+
+
+def test_a_runner_need_not_be_importable_where_it_does_not_travel():
+    """D10: for a test's own runner; what is no runner is refused all the same."""
+    with pytest.raises(ValueError, match="importable by name"):
+        THREAD.open(factory())
+    INLINE.open(factory())
+    device_worker("llm", factory(), host=INLINE)
+    with pytest.raises(ValueError, match="importable by name"):
+        device_worker("llm", factory(), host=THREAD)
+    for nonsense in (Scripted, 3, lambda start: None):
+        with pytest.raises(TypeError, match="must be a value with a build method"):
+            INLINE.open(nonsense)
+        with pytest.raises(TypeError, match="must be a value with a build method"):
+            device_worker("llm", nonsense, host=INLINE)
+
+
+@given(st.integers(0, 2**32), st.lists(st.floats(0.01, 10), min_size=1, max_size=8))
+def test_async_streams_run_side_by_side(seed, delays):
+    """An async runner's streams wait for their own server only; each gets its tokens in time, whatever the others do."""
+    names = [str(number) for number in range(len(delays))]
+    runner = remote(delays=dict(zip(names, delays, strict=True)))
+
+    async def serve(session):
+        ends = {}
+        for name in names:
+            session.begin(request(name))
+        tokens = {name: [] for name in names}
+        while len(ends) < len(names):
+            for item in await session.receive():
+                tokens[item.request_id] += item.token_ids
+                if item.finish_reason:
+                    ends[item.request_id] = trio.current_time()
+        return ends, tokens, trio.current_time()
+
+    async def main():
+        start = trio.current_time()
+        async with INLINE.open(runner) as session:
+            ends, tokens, _ = await serve(session)
+        for name, delay in zip(names, delays, strict=True):
+            assert ends[name] - start == pytest.approx(5 * delay)
+            assert tuple(tokens[name]) == expected(request(name), 5)
+
+    run_virtual(main, seed=seed)
+
+
+@given(st.integers(0, 2**32))
+def test_a_fast_stream_waits_for_its_reader(seed):
+    """A stream is at most a few chunks ahead of who reads it, and a slow one gets its turn beside it."""
+    runner = remote(500, delays={"fast": 0.001, "slow": 1.0})
+
+    async def body(session):
+        for name in ("fast", "slow"):
+            session.begin(request(name))
+        await trio.sleep(3.5)
+        assert runner.log.made == {"fast": 8, "slow": 3}
+        first = [await session.receive() for _ in range(3)]
+        assert [[item.request_id for item in items] for items in first] == [["fast", "slow"]] * 3
+        await trio.sleep(0.5)
+        assert runner.log.made["fast"] == 11
+
+    in_virtual_time(runner, body, seed)
+
+
+@given(st.integers(0, 2**32))
+def test_a_dropped_async_stream_is_cancelled_and_cleans_up(seed):
+    """R30: in the middle of a wait for its server, or held up by its reader."""
+    runner = remote(500, delays={"waits": 1000.0, "held up": 0.001})
+
+    async def body(session):
+        for name in ("waits", "held up"):
+            session.begin(request(name))
+        await trio.sleep(1)
+        for name in ("waits", "held up"):
+            session.drop(name)
+        await trio.testing.wait_all_tasks_blocked()
+        assert sorted(runner.log.events) == ["held up closed", "waits closed"]
+        session.begin(request("waits"))
+
+    in_virtual_time(runner, body, seed)
+    assert sorted(runner.log.events) == ["closed", "held up closed", "waits closed", "waits closed"]
+
+
+class Clumsy:
+    """Its streams fail in ending."""
+
+    info = RunnerInfo(streams=2)
+
+    def __init__(self, error):
+        self.error = error
+
+    def build(self, start):
+        return self
+
+    async def execute(self, batch):
+        try:
+            yield TokenChunk(request_id=batch.request_id, index=0, token_ids=(1,))
+            await trio.sleep_forever()
+        finally:
+            raise self.error
+
+    def rebuild(self, cause):
+        pass
+
+    def close(self):
+        pass
+
+
+@given(st.integers(0, 2**32))
+def test_a_poison_told_in_ending_is_heard(seed):
+    """D6: a dropped stream's own error is nobody's any more, but a context's is the context's."""
+
+    async def body(session):
+        session.begin(BATCH)
+        await session.receive()
+        session.drop("r")
+        return await until_failure(session)
+
+    items, error = in_virtual_time(Clumsy(ContextPoisoned("at the end")), body, seed)
+    assert (items, str(error), error.request_ids) == ([], "at the end", ("r",))
+
+    async def other(session):
+        session.begin(BATCH)
+        await session.receive()
+        session.drop("r")
+        with trio.move_on_after(5):
+            await session.receive()
+        session.begin(BATCH)
+        return await session.receive()
+
+    assert len(in_virtual_time(Clumsy(BadRequest("at the end")), other, seed)) == 1
+
+
+@pytest.mark.parametrize(
+    ("raised", "kind"),
+    [
+        (ConnectionResetError("reset by peer"), NetworkError),
+        (TimeoutError("slow"), NetworkError),
+        (trio.TooSlowError(), NetworkError),
+        (trio.BrokenResourceError("gone"), NetworkError),
+        (RateLimited("later", retry_after=3.0), RateLimited),
+        (ExceptionGroup("a nursery's", [RateLimited("later", retry_after=3.0)]), RateLimited),
+        (
+            ExceptionGroup("a nursery's", [ConnectionResetError(), ExceptionGroup("", [ValueError()])]),
+            NetworkError,
+        ),
+        (RuntimeError("the server says: CUDA error: device-side assert triggered"), RunnerError),
+        (ZeroDivisionError("mine"), RunnerError),
+    ],
+)
+def test_a_network_runners_errors_are_its_requests(raised, kind):
+    """D5: the connection's trouble is typed, and what a server's text speaks of is no device of ours."""
+    runner = remote(fails={"r": raised})
+
+    async def body(session):
+        session.begin(request("s"))
+        *before, failed = await whole(session)
+        assert len(before) == 2
+        assert type(failed.error) is kind
+        return await rest(session, "s")
+
+    assert ids(in_virtual_time(runner, body))[-1] == expected(request("s"), 5)[-1]
+
+
+def test_a_local_runners_text_is_judged():
+    """D4, D10: found in the device's own words it is real: nothing in this process clears it."""
+    runner = remote(fails={"r": RuntimeError("CUDA error: device-side assert triggered")}, transport="local")
+
+    async def body(session):
+        session.begin(BATCH)
+        return await until_failure(session)
+
+    items, error = in_virtual_time(runner, body)
+    assert (len(items), type(error), error.code, error.request_ids) == (2, DeviceError, 710, ("r",))
+    assert "process isolation off: cannot clear a poisoned context: RuntimeError: CUDA error" in str(error)
+
+
+class ByHand:
+    """An async iterator that is no generator, of one chunk."""
+
+    def __init__(self, chunk):
+        self.left = [chunk]
+
+    def __aiter__(self):
+        return self
+
+    async def __anext__(self):
+        await trio.sleep(1)
+        return self.left.pop()
+
+
+def test_an_async_iterator_need_not_be_a_generator():
+    """What cannot be closed is left to itself."""
+    runner = Clumsy(None)
+    last = TokenChunk(request_id="r", index=0, token_ids=(1,), finish_reason=FinishReason.STOP)
+    runner.execute = lambda batch: ByHand(last)
+    assert ids(in_virtual_time(runner, whole)) == (1,)
+
+
+@attrs.frozen
+class Liar:
+    """Declares that it can continue, and cannot; ends its streams with an error of its own."""
+
+    def build(self, start):
+        return _Liar(None)
+
+
+class _Liar(Clumsy):
+    info = RunnerInfo(streams=2, can_continue=True)
+
+    def execute(self, batch):
+        try:
+            yield TokenChunk(request_id=batch.request_id, index=0, token_ids=(1,))
+        finally:
+            raise ContextPoisoned("in ending")
+
+
+@pytest.mark.parametrize("host", [INLINE, THREAD], ids=["inline", "thread"])
+@pytest.mark.trio
+async def test_a_sync_stream_that_fails_in_ending_is_judged(host):
+    """D6: as an async one is; and a runner that cannot do what it declares fails that request."""
+    async with opened(Liar(), host) as session:
+        (failed,) = await whole(session, request("s"), (1,))
+        assert "TypeError: the runner cannot continue a begun stream" in str(failed.error)
+        session.begin(BATCH)
+        await session.receive()
+        session.drop("r")
+        _, error = await until_failure(session)
+        assert "in ending" in str(error)
+        assert isinstance(error, ContextPoisoned) is (host is INLINE)
+
+
+@given(st.integers(0, 2**32))
+def test_an_async_rebuild_and_close_are_awaited(seed):
+    """D7: and one at a time; what leaving overtakes is told so."""
+    runner = remote()
+
+    async def body(session):
+        with pytest.raises(RuntimeError, match="under way"):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(session.rebuild, SessionRebuildCause.REMOTE_AUTH_FAILURE)
+                await trio.sleep(0.5)
+                try:
+                    await session.rebuild(SessionRebuildCause.MANUAL)
+                except RuntimeError as error:
+                    caught = error
+            raise caught
+        assert runner.log.events == ["rebuilt for remote_auth_failure"]
+
+    in_virtual_time(runner, body, seed)
+    assert runner.log.events == ["rebuilt for remote_auth_failure", "closed"]
+
+    async def main():
+        async with trio.open_nursery() as nursery, INLINE.open(remote()) as session:
+            nursery.start_soon(overtaken, session)
+            await trio.sleep(0.5)
+
+    async def overtaken(session):
+        with pytest.raises(trio.ClosedResourceError):
+            await session.rebuild(SessionRebuildCause.MANUAL)
+
+    run_virtual(main, seed=seed)
+
+
+def test_a_runner_that_does_not_close_is_told():
+    """R23: leaving waits for `close_timeout`, no longer."""
+
+    async def body(session):
+        pass
+
+    with pytest.raises(ContextHung, match="not closed within 2 s"):
+        in_virtual_time(remote(close_delay=60), body, host=InlineHost(close_timeout=2))
+
+
+def test_sys_exit_in_an_async_runner_leaves_as_itself():
+    """R4: what is no Exception is nobody's to judge."""
+
+    async def body(session):
+        session.begin(BATCH)
+        await until_failure(session)
+
+    with pytest.raises(SystemExit):
+        in_virtual_time(remote(fails={"r": SystemExit(5)}), body)
+
+
+@attrs.frozen
+class Clip:
+    """A request that is no text."""
+
+    request_id: str
+    samples: bytes
+
+
+@attrs.frozen(kw_only=True)
+class Sound(TokenChunk):
+    """A chunk that is no text."""
+
+    samples: bytes
+
+
+class Echo(Clumsy):
+    """Plays back what it gets."""
+
+    def execute(self, batch):
+        for index, sample in enumerate(batch.samples):
+            last = FinishReason.STOP if index == len(batch.samples) - 1 else None
+            yield Sound(
+                request_id=batch.request_id,
+                index=index,
+                token_ids=(0,),
+                finish_reason=last,
+                samples=bytes([sample]),
+            )
+
+
+def test_a_host_knows_of_a_request_its_id_and_of_a_chunk_its_place():
+    """What else they carry is between caller and runner."""
+    items = in_virtual_time(Echo(None), lambda session: whole(session, Clip("r", b"abc")))
+    assert b"".join(item.samples for item in items) == b"abc"
+    assert {item.incarnation for item in items} == {1}
+
+
+def test_a_workers_restart_takes_no_time_in_virtual_time():
+    """D1, R15: a worker over an InlineHost is tested by the hour: three poisons, backoffs and all."""
+    faults = tuple(Fault("poison", "r", n, n) for n in (1, 2, 3))
+
+    async def main():
+        spec = device_worker("llm", Scripted(6, faults=faults), host=INLINE, limit=Limit(3, within=60))
+        async with open_tree(spec, sinks=[]) as tree:
+            before = trio.current_time()
+            completion = await tree[spec].call(BATCH)
+            assert (await tree[spec].ready()).incarnation == 4
+            return completion.token_ids, trio.current_time() - before
+
+    tokens, seconds = run_virtual(main)
+    assert tokens == expected(BATCH, 6)
+    assert seconds == pytest.approx(0.5 + 1.0, rel=0.25)

@@ -1,0 +1,156 @@
+"""What `ThreadHost` alone does, and cannot do (D10)."""
+
+import threading
+import time
+
+import pytest
+import trio
+import trio.testing
+from remotes import HalfAsync, Remote
+from rogues import Raises
+from sessions import (
+    BATCH,
+    FOREVER,
+    INLINE,
+    PATIENCE,
+    PROCESS,
+    THREAD,
+    ids,
+    opened,
+    runners_threads,
+    until_failure,
+    whole,
+)
+
+from runners.errors import (
+    DeviceError,
+    LoadFailed,
+    Unrecoverable,
+)
+from runners.hosts.thread import ThreadHost
+from runners.scripted import Fault, Scripted, expected
+from runners.types import SessionRebuildCause
+
+
+@pytest.mark.trio
+async def test_the_loop_goes_on_while_a_thread_computes():
+    """D10: loading and steps hold up nobody."""
+    ticks = 0
+
+    async def tick():
+        nonlocal ticks
+        while True:
+            await trio.sleep(0.005)
+            ticks += 1
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(tick)
+        async with opened(Scripted(4, delay=0.05, load_delay=0.2), THREAD) as session:
+            assert ids(await whole(session)) == expected(BATCH, 4)
+        nursery.cancel_scope.cancel()
+    assert ticks > 5
+
+
+@pytest.mark.trio
+async def test_a_thread_does_not_run_ahead_of_its_reader(monkeypatch):
+    """Each stream's chunks in hand are bounded: the thread waits while nobody reads."""
+    async with opened(Scripted(FOREVER), THREAD) as session:
+        session.begin(BATCH)
+        await session.receive()
+        await trio.sleep(0.05)
+        assert len(session._reports) <= 2
+
+
+@pytest.mark.parametrize("at", ["token", "load", "rebuild"])
+@pytest.mark.trio
+async def test_a_thread_that_hangs_cannot_be_stopped_and_says_so(at, monkeypatch):
+    """D9, D10: it escalates, and its device is not used again: leaving is Unrecoverable while the thread is there."""
+    release = threading.Event()
+    monkeypatch.setattr(time, "sleep", lambda seconds: release.wait(PATIENCE) and sys_exit())
+    short = 20.0 if at == "token" else 1.0
+    host = ThreadHost("cuda:1", load_timeout=short, chunk_timeout=0.2, close_timeout=0.1)
+
+    def sys_exit():
+        raise SystemExit
+
+    async def use():
+        async with host.open(Scripted(faults=(Fault("hang", at=at),))) as session:
+            if at == "rebuild":
+                with pytest.raises(
+                    DeviceError, match=r"cannot stop a runner that rebuilt no session within 1 s"
+                ):
+                    await session.rebuild(SessionRebuildCause.MANUAL)
+            else:
+                session.begin(BATCH)
+            _, error = await until_failure(session)
+            assert type(error) is DeviceError
+            assert "process isolation off: cannot stop a runner that " in str(error)
+
+    with pytest.raises(Unrecoverable, match=r"has not ended within 0.1 s: it may still hold cuda:1") as left:
+        await use()
+    if at == "load":
+        assert "loaded no runner within 1 s" in str(left.value.__context__)
+    release.set()
+    for thread in runners_threads():
+        thread.join(PATIENCE)
+
+
+@pytest.mark.trio
+async def test_sys_exit_in_a_thread_ends_the_context_alone():
+    """D10: it is told, and escalates: nobody knows in what state it left."""
+    async with opened(Raises("sys.exit"), THREAD) as session:
+        session.begin(BATCH)
+        _, error = await until_failure(session)
+        assert type(error) is DeviceError
+        assert str(error) == "the runner's thread was ended by SystemExit: 5"
+
+
+@pytest.mark.parametrize("host", [INLINE, THREAD], ids=["inline", "thread"])
+@pytest.mark.trio
+async def test_what_closing_raises_is_raised_where_the_session_is_left(host):
+    """R23: in this process nothing hides it."""
+    with pytest.raises(ArithmeticError):
+        async with host.open(Scripted(faults=(Fault("error", at="close"),))):
+            pass
+    assert not runners_threads()
+
+
+@pytest.mark.parametrize("host", [THREAD, PROCESS], ids=["thread", "process"])
+@pytest.mark.trio
+async def test_an_async_runner_is_refused_where_there_is_no_loop_for_it(host):
+    """One protocol, and one clear line where a runner is at the wrong place."""
+    with pytest.raises(LoadFailed, match="TypeError: an async runner needs an InlineHost"):
+        async with host.open(Remote(transport="local")):
+            raise AssertionError
+    async with opened(HalfAsync(), host) as session:
+        (failed,) = await whole(session)
+        assert "TypeError: a runner with async streams needs an InlineHost" in str(failed.error)
+
+
+@pytest.mark.parametrize("name", ["load_timeout", "chunk_timeout", "close_timeout"])
+def test_a_deadline_is_positive(name):
+    """A constructor refuses nonsense."""
+    with pytest.raises(ValueError, match=name):
+        ThreadHost(**{name: 0})
+
+
+@pytest.mark.parametrize("dropped", [False, True])
+@pytest.mark.trio
+async def test_a_threads_deadline_holds_for_who_waits_already_while_a_stream_is_open(dropped):
+    """D9: somebody sits in `receive` before a stream begins, and still when it is dropped."""
+    failures = []
+
+    async def reads(session):
+        failures.append((await until_failure(session))[1])
+
+    host = ThreadHost(chunk_timeout=0.2)
+    async with opened(Scripted(3, delay=0.6), host) as session, trio.open_nursery() as nursery:
+        nursery.start_soon(reads, session)
+        await trio.testing.wait_all_tasks_blocked()
+        session.begin(BATCH)
+        if dropped:
+            await trio.testing.wait_all_tasks_blocked()
+            session.drop("r")
+        await trio.sleep(0.5)
+        nursery.cancel_scope.cancel()
+    assert [type(error) for error in failures] == ([] if dropped else [DeviceError])
