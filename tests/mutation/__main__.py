@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import random
 import sys
 from pathlib import Path
 
@@ -36,7 +37,8 @@ def main() -> None:
     add("--least", type=float, default=95.0, help="fail below this percentage")
     options = parser.parse_args()
     mutants = [mutant for mutant in all_mutants(options.files) if mutant.name.startswith(options.only)]
-    mutants = mutants[options.every // 2 :: options.every]
+    if options.every > 1:
+        mutants = random.Random(options.every).sample(mutants, len(mutants) // options.every)
     results = Results(options.results, again=options.again)
     limits = {"processes": options.processes, "seconds": options.seconds, "budget": options.budget}
     campaign = Campaign(mutants, results, **limits)

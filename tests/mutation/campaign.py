@@ -15,8 +15,8 @@ import pytest
 
 from .reach import Reach
 
-APART = ("test_conformance.py", "test_random_trees.py", "test_memory.py")
-"""Scenarios are played one by one instead; the last two take minutes."""
+APART = ("test_conformance.py", "test_explore.py", "test_random_trees.py", "test_memory.py")
+"""Scenarios are played one by one instead; bugs cannot be planted in a mutant; the last two take minutes."""
 GIGABYTE = 1 << 30
 
 
@@ -58,7 +58,6 @@ class Campaign:
 
         settle()
         tests = [Test(item, self) for item in session.items if item.path.name not in APART]
-        tests = [test for test in tests if not _plants(test.item)]
         self.find_out(tests + all_scenarios())
         gc.collect()
         gc.freeze()
@@ -138,10 +137,3 @@ class Campaign:
         else:
             by = tests[int(said)] if int(said) >= 0 else None
             self.count(self.results.note(mutant, "killed", by.name if by else "at once"))
-
-
-def _plants(item):
-    """Whether it plants a bug, which cannot be done in a mutant."""
-    return (
-        "bug" in item.fixturenames or item.originalname == "test_a_violation_is_printed_as_a_test_that_fails"
-    )

@@ -14,10 +14,16 @@ from types import CodeType
 import libcst as cst
 from attrs import frozen
 from libcst.metadata import CodeRange, MetadataWrapper, PositionProvider
-from mutmut.mutation.file_mutation import Mutation, MutationVisitor, deep_replace
+from mutmut.mutation.file_mutation import (
+    NEVER_MUTATE_FUNCTION_CALLS,
+    Mutation,
+    MutationVisitor,
+    deep_replace,
+)
 from mutmut.mutation.mutators import mutation_operators
 from mutmut.mutation.pragma_handling import IgnoredCode
 
+NEVER_MUTATE_FUNCTION_CALLS.add("cast")  # it does nothing at run time
 CORE = Path(__file__).parents[2] / "supervise" / "_core"
 
 
