@@ -55,40 +55,52 @@ class TorchLM:
     streams: int = field(default=16, kw_only=True, validator=[instance_of(int), ge(1)])
 
     def build(self, start: RunnerStart) -> ContinuingRunner:
-        """Load the weights, check them, and run the model once.
+        """Load the weights, check them, and run the model once; or take what the fork server has built of the same file.
 
         Raises:
             LoadFailed: there is no such weights file, or it cannot be read.
             WeightsCorrupt: it is not what its checksum says, or not of this model.
         """
-        from runners.torch_lm.engine import TorchRunner  # noqa: PLC0415  imports torch
+        from runners.torch_lm.checkpoint import digest  # noqa: PLC0415  imports torch
+        from runners.torch_lm.engine import TorchRunner  # noqa: PLC0415  likewise
 
-        weights = self.weights or WeightsFile(str(PACKAGED), sha256=PACKAGED_SHA256)
+        weights = self._weights()
+        built, checked = _preloaded.pop(self, (None, ""))
+        if built is not None and start.device == "cpu" and digest(Path(weights.path)) == checked:
+            return built
         return TorchRunner(Path(weights.path), weights.sha256, streams=self.streams, device=start.device)
 
-    def preload(self) -> None:
-        """Import torch and run the model once on the CPU, in one thread: what others have started does not survive a fork.
+    def _weights(self) -> WeightsFile:
+        return self.weights or WeightsFile(str(PACKAGED), sha256=PACKAGED_SHA256)
 
-        The pages of the weights file stay in memory, and of what torch does at its first pass, the children do nothing.
+    def preload(self) -> None:
+        """Build the runner on the CPU, in one thread: what others have started does not survive a fork.
+
+        A process that is forked has it then. For another device it has the imports, what torch does at its first pass, and
+        the pages of the weights file.
         """
-        os.environ.setdefault(
-            "OPENBLAS_NUM_THREADS", "1"
-        )  # numpy's library would start its threads when imported
-        os.environ.setdefault(
-            "PYTORCH_NVML_BASED_CUDA_CHECK", "1"
-        )  # or is_available() would initialise the driver
+        os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # numpy's would start its threads when imported
+        os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")  # is_available() would initialise CUDA
         import torch  # noqa: PLC0415  as above
 
         torch.set_num_threads(1)  # before the first thing that would be shared out among threads
-        with suppress(DeviceError):  # of weights that are not sound: every start says so itself
-            self.build(RunnerStart(incarnation=1)).close()
+        from runners.torch_lm.checkpoint import digest  # noqa: PLC0415  as above
+
+        with suppress(DeviceError, OSError):  # of weights that are not sound: every start says so itself
+            checked = digest(Path(self._weights().path))
+            _preloaded[self] = self._run_in(), checked
+
+    def _run_in(self) -> ContinuingRunner:
+        """A runner on the CPU that has served one short stream: what the first one touches, is touched."""
+        runner = self.build(RunnerStart(incarnation=1))
+        request = ExecuteBatch("first", " ", sampling=Sampling(max_tokens=2, seed=1))
+        for _ in cast("Iterator[TokenChunk]", runner.execute(request)):
+            pass
+        return runner
 
     def prepare(self, device: str) -> RunnerSpec:
         """On the CPU, all of `build`, and one stream. Elsewhere the imports, and the weights in the page cache."""
-        runner = self.build(RunnerStart(incarnation=1))
-        request = ExecuteBatch("standby", " ", sampling=Sampling(max_tokens=2, seed=1))
-        for _ in cast("Iterator[TokenChunk]", runner.execute(request)):
-            pass  # what the first tokens of a forked process touch, it has to copy
+        runner = self._run_in()
         if device == "cpu":
             return _Built(runner)
         runner.close()
@@ -104,3 +116,7 @@ class _Built:
     def build(self, start: RunnerStart) -> ContinuingRunner:  # noqa: ARG002  it is the same for every start
         """Give it."""
         return self._runner
+
+
+_preloaded: dict[TorchLM, tuple[ContinuingRunner, str]] = {}
+"""What this process, or the one that it was forked from, has built ahead; and the checksum of the weights."""

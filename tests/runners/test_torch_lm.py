@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from runners.errors import BadRequest, ContextLengthExceeded, LoadFailed, WeightsCorrupt
-from runners.torch_lm import PACKAGED, PACKAGED_SHA256, TorchLM
+from runners.torch_lm import PACKAGED, PACKAGED_SHA256, TorchLM, _preloaded
 from runners.torch_lm.sampling import choose, uniform
 from runners.torch_lm.transcript import Transcript
 from runners.torch_lm.vocabulary import START, UNKNOWN, Vocabulary
@@ -474,3 +474,62 @@ def test_training_is_a_function_of_the_seed(tmp_path):
         torch.set_num_threads(threads)
     assert digests[0] == digests[1]
     assert load(path, digests[0]).vocabulary == VOCABULARY
+
+
+# ---- ahead of the start ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def copied(tmp_path, monkeypatch):
+    """A spec of its own, preloaded in this process, and its file."""
+    for name in ("OPENBLAS_NUM_THREADS", "PYTORCH_NVML_BASED_CUDA_CHECK"):
+        monkeypatch.setenv(name, "1")
+    path, threads = tmp_path / "weights", torch.get_num_threads()
+    path.write_bytes(PACKAGED.read_bytes())
+    spec = TorchLM(str(path))
+    spec.preload()
+    yield spec, path
+    _preloaded.pop(spec, None)
+    torch.set_num_threads(threads)
+
+
+def test_what_was_preloaded_is_taken_once_and_says_the_same(copied):
+    """A forked process has its runner; a second one in the same process is really loaded."""
+    spec, _ = copied
+    ready, _checksum = _preloaded[spec]
+    first, second = spec.build(START_ONE), spec.build(START_ONE)
+    assert first is ready
+    assert second is not ready
+    assert unreplayed(first.execute(request())) == unreplayed(alone(request()))
+
+
+def test_what_was_preloaded_of_another_file_is_not_taken(copied):
+    """The weights are checked at every load: a file that has changed since is loaded anew, and judged."""
+    spec, path = copied
+    path.write_bytes(PACKAGED.read_bytes()[:1000])
+    with pytest.raises(WeightsCorrupt):
+        spec.build(START_ONE)
+
+
+def test_weights_that_are_not_sound_do_not_fail_the_preload(tmp_path):
+    """D2: the load says what is wrong, in the context whose failure it is."""
+    for spec in (TorchLM(str(tmp_path / "none")), TorchLM(WeightsFile(str(PACKAGED), sha256="0" * 64))):
+        spec.preload()
+        assert spec not in _preloaded
+
+
+def test_a_prepared_runner_is_built_and_free(copied):
+    """On the CPU nothing is left to do, and no stream is left open."""
+    spec, _ = copied
+    ready = spec.prepare("cpu")
+    runner = ready.build(START_ONE)
+    assert runner is ready.build(RunnerStart(incarnation=2))
+    streams = [runner.execute(request(f"{number}")) for number in range(spec.streams)]
+    assert [next(stream).index for stream in streams] == [0] * spec.streams
+
+
+def test_for_another_device_a_preparation_holds_nothing(copied):
+    """D2: what is built on the CPU is let go; the start builds on its device."""
+    spec, _ = copied
+    assert spec.prepare("cuda:0") is spec
+    assert spec not in _preloaded

@@ -1,0 +1,73 @@
+"""The benchmark of the device: what its verdicts mean, and that its runner is one."""
+
+import json
+
+import pytest
+import trio
+from contexts import (
+    HOST,
+    nothing_left,  # noqa: F401 - a fixture
+    opened,
+)
+
+from benchmarks import device
+from benchmarks.paced import Paced
+from runners.types import FinishReason
+
+
+@pytest.mark.parametrize(
+    ("samples", "about", "good"),
+    [
+        ([1.0, 2.0, 9.0], {}, True),
+        ([1.0, 2.0, 9.0], {"target": 2.0}, True),
+        ([1.0, 2.1, 0.1, 9.0, 9.0], {"target": 2.0}, False),
+        ([1.0, 2.0, 9.0], {"target": 2.0, "at_least": True}, True),
+        ([1.0, 1.9, 9.0], {"target": 2.0, "at_least": True}, False),
+    ],
+)
+def test_a_median_keeps_its_target_or_does_not(samples, about, good):
+    """A floor has none."""
+    figure = device.Figure("gap", samples, **about)
+    assert figure.good is good
+    assert ("NO" in figure.row()) is not good
+
+
+@pytest.mark.parametrize(("median", "status"), [(1.0, 0), (3.0, 1)])
+def test_the_command_says_whether_all_targets_are_kept(median, status, monkeypatch, tmp_path):
+    """By its exit status, its table and its JSON."""
+
+    def measure(report, **_):
+        report.add(device.Figure("gap", [median] * 3, target=2.0))
+
+    monkeypatch.setattr(device, "measure", measure)
+    assert device.main(["--quick", "--json", str(tmp_path / "figures")]) == status
+    (figure,) = json.loads((tmp_path / "figures").read_text())["figures"]
+    assert (figure["median"], figure["good"]) == (median, status == 0)
+
+
+@pytest.mark.trio
+async def test_all_chunks_of_all_streams_come_through_the_buffers():
+    """What is counted as chunks a second are chunks, each once and in order."""
+    async with opened(Paced(device.STREAMS), HOST) as session:
+        await device._through_buffers(session, 20)
+        session.begin(device._request("one", 7))
+        items = []
+        while len(items) < 7:
+            items += await session.receive()
+    assert [item.index for item in items] == list(range(7))
+    assert items[-1].finish_reason is FinishReason.LENGTH
+
+
+@pytest.mark.parametrize("host", [device.STANDBY, device.FORKED], ids=["standby", "fork"])
+def test_a_gap_is_measured_over_a_real_death(host):
+    """From the kill to the first token of the next incarnation, which goes on where the last one was."""
+
+    async def main():
+        worker = device._worker("llm", host)
+        async with device.open_tree(worker, sinks=[]) as tree:
+            gap, length = await device._gap(tree, worker)
+            assert (await tree[worker].ready()).incarnation == 2
+        assert gap > 0
+        assert length > device.STRIKE_AT
+
+    trio.run(main)
