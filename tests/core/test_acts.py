@@ -303,3 +303,94 @@ def test_a_verdict_from_above_is_for_the_one_who_asked():
     out = tree.forest.handle(below, effect.Exited(a, 1, Boom("stop"), resumable=True), 0)
     assert orders(out) == ["Cancel b"]
     assert child(tree, "x").state == "stopping"
+
+
+def test_a_condemned_child_is_skipped_by_a_group_restart():
+    """R10: until somebody starts it by hand; one that is merely down is revived."""
+    tree = tree_of(leaf("a"), leaf("b"), leaf("c"), strategy="one_for_all")
+    exits(tree, "a", "stop")
+    ends(tree, "a")
+    asks(tree, "stop", "b")
+    ends(tree, "b")
+    assert states(tree) == {"a": "condemned", "b": "down", "c": "up"}
+    exits(tree, "c")
+    assert orders(ends(tree, "c")) == ["Start b"]
+    assert orders(ups(tree, "b")) == ["Start c"]
+    ups(tree, "c")
+    _, out = asks(tree, "restart", "a")
+    assert orders(out) == ["Start a"]
+    assert (child(tree, "a").gone, states(tree)["a"]) == (False, "starting")
+
+
+def test_a_start_by_hand_that_fails_leaves_the_child_down_for_good():
+    """R25: whoever asked gets the failure; nothing is decided or charged."""
+    tree = tree_of(leaf("a"), leaf("b"))
+    asks(tree, "stop", "a")
+    ends(tree, "a")
+    caller, _ = asks(tree, "restart", "a")
+    out = exits(tree, "a")
+    assert (decided(out), orders(out)) == ([("app", None, "first start", None, None)], ["Release a"])
+    out = ends(tree, "a")
+    (reply,) = (one for one in out if isinstance(one, effect.Reply))
+    assert (reply.token, str(reply.error), str(reply.error.__cause__)) == (
+        caller,
+        "'app/a' failed to start: Boom('restart')",
+        "restart",
+    )
+    assert [(path, str(why), removed) for path, why, removed in gone(out)] == [("app/a", "restart", False)]
+    assert (states(tree)["a"], machine(tree).restarts(0), machine(tree).act) == ("down", 0, None)
+
+
+def test_a_start_by_hand_that_is_ignored_is_answered():
+    """R17, R25: the child is down, and that is no error."""
+    tree = tree_of(leaf("a"), leaf("b"))
+    asks(tree, "stop", "a")
+    ends(tree, "a")
+    asks(tree, "restart", "a")
+    out = ends(tree, "a", ignored=True)
+    assert (orders(out), gone(out), states(tree)["a"]) == (["replied"], [("app/a", None, False)], "down")
+    told = [type(one).__name__ for one in out if isinstance(one, events.Event)]
+    assert told == ["Ignored", "Returned", "Stopped"]
+
+
+def test_everything_is_told_with_the_time_and_the_life():
+    """R31: of the nodes below and of the root, also where nobody decides."""
+
+    class Halt(BaseException):
+        pass
+
+    inner = Supervisor("x", [leaf("c")])
+    tree, seen = opened(Supervisor("app", [leaf("a"), inner]), Slow)
+    tree.now = 7
+    out = asked_for(tree, effect.Exited(child(tree, "a"), 1, Halt()))
+    out += tree.forest.handle(machine(tree, "x"), effect.Ended(machine(tree, "x").children["c"], 1), 7)
+    out += ends(tree, "a")
+    told = [(type(one).__name__, one.path) for one in out if isinstance(one, events.Event)]
+    assert told == [
+        ("Failed", "app/a"),
+        ("Decided", "app/a"),
+        ("Stopping", "app"),
+        ("Stopping", "app/x"),
+        ("Stopping", "app/x/c"),
+        ("Stopped", "app/x/c"),
+        ("Stopped", "app/x"),
+        ("Stopped", "app/a"),
+        ("Stopped", "app"),
+    ]
+    assert {(one.at, one.incarnation) for one in out if isinstance(one, events.Event)} == {(7, 1)}
+    stops = [one.reason for one in out if isinstance(one, events.Stopping)]
+    assert stops == ["'app' met what no decider decides"] * 3
+    assert {(event.at, event.incarnation) for event in seen} == {(0, 1)}
+
+
+def test_an_escalation_says_who_decided_what():
+    """R11: each supervisor on the way up passes it on; the root that passes it on gives up."""
+    inner = Supervisor("x", [leaf("a")], decider=Decider(default=Escalate))
+    tree = tree_of(inner, leaf("b"))
+    below = machine(tree, "x")
+    out = tree.forest.handle(below, effect.Exited(below.children["a"], 1, Boom("escalate")), 3)
+    assert decided(out) == [("app", Escalate, "table", None, None)]
+    (fail,) = (one for one in out if isinstance(one, effect.Fail))
+    assert str(fail.exc) == "escalate"
+    assert (str(tree.forest.root.why), tree.forest.root.state) == ("escalate", "stopping")
+    assert orders(out) == ["Cancel b"]
