@@ -475,3 +475,46 @@ def test_ready_time_goes_on_once_a_member_that_was_restarting_has_left():
     for item in (effect.Exited(node, 2, Boom("stop")), effect.Ended(node, 2)):
         tree.forest.handle(root, item, 3)
     assert (list(root.children), node.mending, root._ready_time.at(5)) == ([], False, 3)
+
+
+def test_who_has_left_takes_no_successor_along():
+    """R25: a name may have been given anew by then."""
+    tree, _ = opened(Supervisor("app", [leaf("a")]))
+    old = child(tree, "a")
+    ask(tree, "stop", "a")
+    ask(tree, "remove", "a")
+    ask(tree, "add", spec=leaf("a"))
+    machine(tree)._leave(old, None)
+    assert child(tree, "a").state == "up"
+
+
+def test_who_is_gone_stays_gone_for_the_same_reason():
+    """R28: it is told once, however often it is said."""
+    tree, _ = opened(Supervisor("app", [leaf("a")]))
+    node, why = child(tree, "a"), Boom("why")
+    root = machine(tree)
+    root.out = []
+    root._down(node, "condemned", why)
+    root._down(node, "down", None)
+    assert gone(root.out) == [("app/a", why, False)]
+    assert (node.state, node.why) == ("down", why)
+
+
+def test_a_root_that_is_stopping_is_not_up_again():
+    """R19: whatever its machine may still report."""
+    tree, _ = opened(Supervisor("app", [leaf("a")]), Slow)
+    asked_for(tree, effect.Stop("a test"))
+    assert tree.forest._report(effect.Up(tree.forest.root, 1), 1) == []
+    assert tree.forest.root.state == "stopping"
+
+
+def test_there_is_no_short_way_to_be_up_past_who_waits():
+    """R19: nor for one that has not gone the short way before."""
+    tree, _ = opened(Supervisor("app", [leaf("a")]), Slow)
+    node = child(tree, "a")
+    assert tree.forest.up_at_once(node, 0) is None
+    assert tree.forest.restart_at_once(node, Boom("f"), 0)
+    asked_for(tree, effect.Request("status", Caller()))
+    assert tree.forest.restart_at_once(node, Boom("f"), 1) is None
+    assert tree.forest.up_at_once(node, 1) is None
+    assert (node.state, node.incarnation, len(machine(tree).inbox)) == ("starting", 2, 1)

@@ -1,0 +1,396 @@
+"""What one supervisor's machine does about one thing at a time, step by step: the orders that it gives, in their order."""
+
+from __future__ import annotations
+
+import pytest
+
+from supervise import (
+    IGNORE,
+    Backoff,
+    Child,
+    Decider,
+    Escalate,
+    Limit,
+    Refused,
+    Restart,
+    Resume,
+    Stop,
+    Supervisor,
+    events,
+)
+from supervise._core import effect
+from supervise._core.forest import Forest
+
+from .test_machine import Boom, Caller, Slow, asked_for, body, child, gone, leaf, machine, opened
+
+POLICY = Decider({"stop": Stop, "resume": Resume, "escalate": Escalate})
+WAIT = Backoff(initial=3, factor=1, maximum=3, jitter=0)
+
+
+async def resource():
+    """A resource."""
+
+
+def exits(tree, name, tag="restart", **more):
+    node = child(tree, name)
+    return asked_for(tree, effect.Exited(node, node.incarnation, Boom(tag), **more))
+
+
+def ends(tree, name, **more):
+    node = child(tree, name)
+    return asked_for(tree, effect.Ended(node, node.incarnation, **more))
+
+
+def ups(tree, name):
+    node = child(tree, name)
+    return asked_for(tree, effect.Up(node, node.incarnation))
+
+
+def wakes(tree, now):
+    tree.now = now
+    return asked_for(tree, effect.Wake())
+
+
+def asks(tree, kind, name=None, **more):
+    caller = Caller()
+    return caller, asked_for(tree, effect.Request(kind, caller, name=name, **more))
+
+
+def orders(out):
+    """What is ordered, and answered, in order."""
+    said = []
+    for one in out:
+        if isinstance(one, effect.Reply):
+            said.append("refused" if one.error else "replied")
+        elif isinstance(one, effect.Start | effect.Ask | effect.Cancel | effect.Release | effect.Resume):
+            said.append(f"{type(one).__name__} {one.child.name}")
+    return said
+
+
+def decided(out):
+    """By whom, what, why and instead of what."""
+    return [
+        (one.by, one.directive, one.because, one.instead_of, one.limit)
+        for one in out
+        if isinstance(one, events.Decided)
+    ]
+
+
+def states(tree):
+    return {name: node.state for name, node in machine(tree).children.items()}
+
+
+def tree_of(*children, **options):
+    tree, _ = opened(Supervisor("app", children, **{"decider": POLICY, **options}), Slow)
+    return tree
+
+
+def test_a_second_stop_goes_no_further_than_the_first():
+    """R19: it may change how the supervisor ends, and what is in progress goes on."""
+    tree = tree_of(leaf("a"), leaf("b"))
+    assert orders(asked_for(tree, effect.Stop("one"))) == ["Cancel b"]
+    act = machine(tree).act
+    exc = Boom("two")
+    assert asked_for(tree, effect.Stop("two", returned=True, exc=exc)) == []
+    assert (machine(tree).act is act, act.returned, act.failure.exc, act.failure.path) == (
+        True,
+        True,
+        exc,
+        "app",
+    )
+    assert orders(ends(tree, "b")) == ["Cancel a"]
+
+
+def test_resume_enters_the_body_again_and_nothing_else():
+    """R8: where there is something to keep, and the body was up."""
+    tree = tree_of(leaf("a", resource=resource), leaf("b"), strategy="one_for_all")
+    out = exits(tree, "a", "resume", resumable=True)
+    assert orders(out) == ["Resume a"]
+    assert decided(out) == [("app", Resume, "table", None, None)]
+    assert (states(tree)["a"], machine(tree).restarts(0), child(tree, "a").failure) == ("up", 1, None)
+    exits(tree, "a", "resume", resumable=True, progressed=True)
+    assert machine(tree).restarts(0) == 1
+
+
+def test_resume_of_what_cannot_be_resumed_is_restart_and_says_so():
+    """R8: charged like one."""
+    tree = tree_of(leaf("a"))
+    out = exits(tree, "a", "resume")
+    assert decided(out) == [("app", Restart, "table", Resume, None)]
+    assert (orders(out), machine(tree).restarts(0)) == (["Release a"], 1)
+    assert orders(ends(tree, "a")) == ["Start a"]
+
+
+def test_a_temporary_child_is_stopped_instead_of_restarted():
+    """R7: and leaves the tree."""
+    tree = tree_of(leaf("a", restart="temporary"), leaf("b"))
+    out = exits(tree, "a")
+    assert decided(out) == [("app", Stop, "table", Restart, None)]
+    assert gone(ends(tree, "a"))[0][2]
+    assert states(tree) == {"b": "up"}
+
+
+@pytest.mark.parametrize("backoff", [None, WAIT])
+def test_a_group_restart_drops_temporary_siblings(backoff):
+    """R13: with a backoff too, and whatever they are in the middle of."""
+    tree = tree_of(
+        leaf("a", restart="temporary"), leaf("b", backoff=backoff), leaf("c"), strategy="one_for_all"
+    )
+    assert orders(exits(tree, "b")) == ["Release b"]
+    assert orders(ends(tree, "b")) == ["Cancel c"]
+    assert orders(ends(tree, "c")) == ["Cancel a"]
+    out = ends(tree, "a")
+    assert gone(out) == [("app/a", None, True)]
+    assert orders(out) == ([] if backoff else ["Start b"])
+    assert states(tree)["b"] == ("restarting" if backoff else "starting")
+    out = wakes(tree, 3) if backoff else []
+    assert orders(out) == (["Start b"] if backoff else [])
+    assert orders(ups(tree, "b")) == ["Start c"]
+    ups(tree, "c")
+    assert states(tree) == {"b": "up", "c": "up"}
+    assert machine(tree).restarts(0) == 1
+
+
+def test_a_child_that_backs_off_is_restarted_by_hand_at_once():
+    """R15, R25: whoever asked is told when it is up, and nothing is charged."""
+    tree = tree_of(leaf("a", backoff=WAIT), leaf("b"))
+    exits(tree, "a")
+    (backing,) = (one for one in ends(tree, "a") if isinstance(one, events.BackingOff))
+    assert (backing.delay, backing.until, child(tree, "a").due) == (3, 3, 3)
+    caller, out = asks(tree, "restart", "a")
+    assert (orders(out), machine(tree).restarts(0)) == (["Start a"], 1)
+    assert wakes(tree, 3) == []
+    out = ups(tree, "a")
+    assert orders(out) == ["replied"]
+    assert [(one.token, one.value.name) for one in out if isinstance(one, effect.Reply)] == [(caller, "a")]
+
+
+def test_a_child_that_backs_off_is_stopped_by_hand_for_good():
+    """R13, R25: its group stays down, and is told so; the retry is off."""
+    tree = tree_of(leaf("a", backoff=WAIT), leaf("b"), strategy="rest_for_one")
+    exits(tree, "a")
+    ends(tree, "a")
+    ends(tree, "b")
+    assert states(tree) == {"a": "restarting", "b": "down"}
+    _, out = asks(tree, "stop", "a")
+    assert sorted(gone(out)) == [("app/a", None, False), ("app/b", None, False)]
+    assert orders(out) == ["replied"]
+    assert wakes(tree, 3) == []
+    assert states(tree) == {"a": "down", "b": "down"}
+
+
+def test_a_retry_that_is_queued_is_not_restarted_by_hand():
+    """R25: refused, for it is restarting."""
+    tree = tree_of(leaf("a"), leaf("b"))
+    exits(tree, "a")
+    ends(tree, "a")
+    exits(tree, "a")
+    caller = Caller()
+    machine(tree).inbox.append(effect.Request("restart", caller, name="a"))
+    out = ends(tree, "a")
+    (reply,) = (one for one in out if isinstance(one, effect.Reply))
+    assert (reply.token, str(reply.error)) == (caller, "'app/a' is restarting")
+    assert isinstance(reply.error, Refused)
+    assert orders(out) == ["refused", "Start a"]
+
+
+def test_a_member_that_is_condemned_in_a_restart_is_skipped():
+    """R13: the group goes on with the next, whose own failure is judged as any."""
+    tree = tree_of(leaf("a"), leaf("b"), leaf("c"), strategy="rest_for_one", limit=Limit(9, within=9))
+    exits(tree, "a")
+    ends(tree, "a")
+    ends(tree, "c")
+    ends(tree, "b")
+    assert states(tree) == {"a": "starting", "b": "down", "c": "down"}
+    assert orders(exits(tree, "a", "stop")) == ["Release a"]
+    assert orders(ends(tree, "a")) == ["Start b"]
+    assert orders(exits(tree, "b", "stop")) == ["Release b"]
+    assert orders(ends(tree, "b")) == ["Start c"]
+    ups(tree, "c")
+    assert states(tree) == {"a": "condemned", "b": "condemned", "c": "up"}
+    assert machine(tree).restarts(0) == 1
+
+
+def test_a_start_that_fails_in_a_restart_is_tried_again_behind_what_waits():
+    """R13, R14: each retry is one charge, and one too many passes the limit."""
+    tree = tree_of(leaf("a"), leaf("b"), limit=Limit(2, within=9), on_limit="shutdown")
+    exits(tree, "a")
+    ends(tree, "a")
+    out = exits(tree, "a")
+    assert (decided(out)[0][1:3], machine(tree).restarts(0)) == ((Restart, "table"), 1)
+    assert orders(ends(tree, "a")) == ["Start a"]
+    assert machine(tree).restarts(0) == 2
+    exits(tree, "a")
+    assert orders(ends(tree, "a")) == ["Cancel b"]
+    assert (states(tree)["a"], machine(tree).phase, machine(tree).act.returned) == ("down", "ending", True)
+
+
+def test_there_is_no_short_way_to_be_up_within_another_act():
+    """R19: started by hand, it is that act's to go on."""
+    tree = tree_of(leaf("a"), leaf("b"))
+    node = child(tree, "a")
+    assert tree.forest.restart_at_once(node, Boom("f"), 0)
+    assert tree.forest.up_at_once(node, 0)
+    asks(tree, "stop", "a")
+    ends(tree, "a")
+    _, out = asks(tree, "restart", "a")
+    assert orders(out) == ["Start a"]
+    assert tree.forest.up_at_once(node, 1) is None
+    assert orders(ups(tree, "a")) == ["replied"]
+
+
+def test_a_status_has_all_of_a_node():
+    """R33: in its turn, as it stands then."""
+    tree = tree_of(leaf("a", limit=Limit(2, within=5)), leaf("b", backoff=WAIT))
+    exits(tree, "a")
+    ends(tree, "a")
+    ups(tree, "a")
+    exits(tree, "b")
+    ends(tree, "b")
+    _, (reply,) = asks(tree, "status")
+    root, a, b = reply.value.walk()
+    assert (root.path, root.kind, root.state, root.incarnation, root.restarts) == (
+        "app",
+        "supervisor",
+        "up",
+        1,
+        2,
+    )
+    assert (a.path, a.kind, a.state, a.incarnation, a.restarts, str(a.last_failure)) == (
+        "app/a", "child", "up", 2, 1, "restart"
+    )  # fmt: skip
+    assert (b.state, b.restarts, b.due, b.mailbox, a.due) == ("restarting", 0, 3, None, None)
+    assert root.children == (a, b)
+
+
+def test_a_root_that_is_ignored_or_fails_says_all_of_it():
+    """R16, R17: as its supervisor would, if it had one."""
+    for boot, kinds in (
+        (effect.Boot(ignored=True), ["Ignored", "Returned", "Stopped"]),
+        (effect.Boot(Boom("b")), ["StartFailed", "Failed", "Decided", "Stopped"]),
+    ):
+        forest = Forest(Supervisor("app", [Child("a", body)], init=lambda: IGNORE))
+        forest.start(1)
+        out = forest.handle(forest.root.machine, boot, 2)
+        told = [one for one in out if isinstance(one, events.Event)]
+        assert [type(one).__name__ for one in told] == kinds
+        assert {(one.at, one.path, one.incarnation) for one in told} == {(2, "app", 1)}
+        assert [type(one).__name__ for one in out[len(told) :]] == ["Gone", "Rise"]
+        assert (forest.over, forest.root.state, forest.root.gone) == (True, "down", True)
+
+
+def test_a_limit_of_its_own_is_charged_beside_its_supervisors():
+    """R14: passed, it is another failure, by default Stop."""
+    tree = tree_of(leaf("a", limit=Limit(1, within=5)), leaf("b"))
+    exits(tree, "a")
+    ends(tree, "a")
+    ups(tree, "a")
+    out = exits(tree, "a")
+    assert decided(out) == [("app", Stop, "limit", None, None)]
+    ends(tree, "a")
+    assert (states(tree), machine(tree).restarts(0)) == ({"a": "condemned", "b": "up"}, 1)
+
+
+def test_a_verdict_from_above_is_for_the_one_who_asked():
+    """R11: Resume goes on where it was; anything else is told by a stop, and meanwhile nothing else is served."""
+    inner = Supervisor("x", [leaf("a", resource=resource), leaf("b")], decider=Decider(default=Escalate))
+    tree = tree_of(inner)
+    below = machine(tree, "x")
+    a = below.children["a"]
+    out = tree.forest.handle(below, effect.Exited(a, 1, Boom("resume"), resumable=True, progressed=True), 0)
+    assert (orders(out), below.act, a.state) == (["Resume a"], None, "up")
+    assert decided(out) == [("app", Resume, "table", None, None)]
+    out = tree.forest.handle(below, effect.Exited(a, 1, Boom("stop"), resumable=True), 0)
+    assert orders(out) == ["Cancel b"]
+    assert child(tree, "x").state == "stopping"
+
+
+def test_a_condemned_child_is_skipped_by_a_group_restart():
+    """R10: until somebody starts it by hand; one that is merely down is revived."""
+    tree = tree_of(leaf("a"), leaf("b"), leaf("c"), strategy="one_for_all")
+    exits(tree, "a", "stop")
+    ends(tree, "a")
+    asks(tree, "stop", "b")
+    ends(tree, "b")
+    assert states(tree) == {"a": "condemned", "b": "down", "c": "up"}
+    exits(tree, "c")
+    assert orders(ends(tree, "c")) == ["Start b"]
+    assert orders(ups(tree, "b")) == ["Start c"]
+    ups(tree, "c")
+    _, out = asks(tree, "restart", "a")
+    assert orders(out) == ["Start a"]
+    assert (child(tree, "a").gone, states(tree)["a"]) == (False, "starting")
+
+
+def test_a_start_by_hand_that_fails_leaves_the_child_down_for_good():
+    """R25: whoever asked gets the failure; nothing is decided or charged."""
+    tree = tree_of(leaf("a"), leaf("b"))
+    asks(tree, "stop", "a")
+    ends(tree, "a")
+    caller, _ = asks(tree, "restart", "a")
+    out = exits(tree, "a")
+    assert (decided(out), orders(out)) == ([("app", None, "first start", None, None)], ["Release a"])
+    out = ends(tree, "a")
+    (reply,) = (one for one in out if isinstance(one, effect.Reply))
+    assert (reply.token, str(reply.error), str(reply.error.__cause__)) == (
+        caller,
+        "'app/a' failed to start: Boom('restart')",
+        "restart",
+    )
+    assert [(path, str(why), removed) for path, why, removed in gone(out)] == [("app/a", "restart", False)]
+    assert (states(tree)["a"], machine(tree).restarts(0), machine(tree).act) == ("down", 0, None)
+
+
+def test_a_start_by_hand_that_is_ignored_is_answered():
+    """R17, R25: the child is down, and that is no error."""
+    tree = tree_of(leaf("a"), leaf("b"))
+    asks(tree, "stop", "a")
+    ends(tree, "a")
+    asks(tree, "restart", "a")
+    out = ends(tree, "a", ignored=True)
+    assert (orders(out), gone(out), states(tree)["a"]) == (["replied"], [("app/a", None, False)], "down")
+    told = [type(one).__name__ for one in out if isinstance(one, events.Event)]
+    assert told == ["Ignored", "Returned", "Stopped"]
+
+
+def test_everything_is_told_with_the_time_and_the_life():
+    """R31: of the nodes below and of the root, also where nobody decides."""
+
+    class Halt(BaseException):
+        pass
+
+    inner = Supervisor("x", [leaf("c")])
+    tree, seen = opened(Supervisor("app", [leaf("a"), inner]), Slow)
+    tree.now = 7
+    out = asked_for(tree, effect.Exited(child(tree, "a"), 1, Halt()))
+    out += tree.forest.handle(machine(tree, "x"), effect.Ended(machine(tree, "x").children["c"], 1), 7)
+    out += ends(tree, "a")
+    told = [(type(one).__name__, one.path) for one in out if isinstance(one, events.Event)]
+    assert told == [
+        ("Failed", "app/a"),
+        ("Decided", "app/a"),
+        ("Stopping", "app"),
+        ("Stopping", "app/x"),
+        ("Stopping", "app/x/c"),
+        ("Stopped", "app/x/c"),
+        ("Stopped", "app/x"),
+        ("Stopped", "app/a"),
+        ("Stopped", "app"),
+    ]
+    assert {(one.at, one.incarnation) for one in out if isinstance(one, events.Event)} == {(7, 1)}
+    stops = [one.reason for one in out if isinstance(one, events.Stopping)]
+    assert stops == ["'app' met what no decider decides"] * 3
+    assert {(event.at, event.incarnation) for event in seen} == {(0, 1)}
+
+
+def test_an_escalation_says_who_decided_what():
+    """R11: each supervisor on the way up passes it on; the root that passes it on gives up."""
+    inner = Supervisor("x", [leaf("a")], decider=Decider(default=Escalate))
+    tree = tree_of(inner, leaf("b"))
+    below = machine(tree, "x")
+    out = tree.forest.handle(below, effect.Exited(below.children["a"], 1, Boom("escalate")), 3)
+    assert decided(out) == [("app", Escalate, "table", None, None)]
+    (fail,) = (one for one in out if isinstance(one, effect.Fail))
+    assert str(fail.exc) == "escalate"
+    assert (str(tree.forest.root.why), tree.forest.root.state) == ("escalate", "stopping")
+    assert orders(out) == ["Cancel b"]
