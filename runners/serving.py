@@ -278,13 +278,17 @@ class _Serving:
     async def _admit(self) -> None:
         await self._rebuild()
         while True:
-            while not self._context.has_room():
+            while not self._has_room():
                 await self._context.change()
             message = await self._inbox.receive()
-            if self._context.has_room():
+            if self._has_room():
                 self._take(message)
             else:  # a rebuild was ordered while nobody came
                 message.requeue()
+
+    def _has_room(self) -> bool:
+        """A context that has failed has none, though its end may come a moment later."""
+        return self._failure is None and self._context.has_room()
 
     def _take(self, message: Message) -> None:
         """Begin a request, or go on with one that comes from another session."""

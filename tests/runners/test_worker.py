@@ -720,6 +720,7 @@ async def test_a_lack_of_memory_at_another_step_is_another_resume(between):
             await nursery.start(caller.run, scene.worker)
         await act.has("a", "b", "c")
         act.runs_out_of_memory("a")
+        await until(lambda: scene.of(events.Resumed))
         await nursery.start(d.run, scene.worker)
         await act.has("a", "b", "c", "d")
         if between == "chunk":
