@@ -41,7 +41,7 @@ STRIKE_AT = 20
 TOKENS = 240
 PACE = 0.0006
 """Seconds that a token takes where the overhead of the process is measured."""
-REST = 0.4
+REST = 1.0
 """Seconds after a start in which a standby gets ready."""
 
 STANDBY = ProcessHost(standby=1)
