@@ -1,7 +1,9 @@
 """How fast is it, against bare Trio, Erlang, and whoever else is installed?
 
     python -m benchmarks                     measure everything, print the table, and write benchmarks/results.json
-    python -m benchmarks --only storm group  measure these rows only; writes nothing
+    python -m benchmarks --only storm group  measure these rows only; `growth` is the curves; writes nothing
+    python -m benchmarks --keep --only group … and puts them into benchmarks/results.json
+    python -m benchmarks --who trio_task     ours and these only
     python -m benchmarks --quick             smaller numbers and two repetitions; writes nothing
     python -m benchmarks --markdown          print the last results as Markdown; measures nothing
     python -m benchmarks --publish           put them into docs/performance.md, and draw docs/*.svg; measures nothing
@@ -21,10 +23,11 @@ from pathlib import Path
 
 from . import contenders, draw, growth, table
 from .measure import Results, measure
-from .rows import ROWS, Row
+from .rows import ROWS
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results.json"
+GROWTH = "growth"
 PAGE = ROOT / "docs" / "performance.md"
 BEGIN, END = "<!-- python -m benchmarks --publish -->\n", "<!-- end -->\n"
 
@@ -37,19 +40,32 @@ def main(arguments: Sequence[str]) -> int:
     elif options.publish:
         publish(_last())
     else:
-        rows = [row for row in ROWS if options.only is None or row.name in options.only]
-        return _measure(rows, options.reps or (2 if options.quick else 7), options)
+        return _measure(options)
     return 0
 
 
-def _measure(rows: Sequence[Row], repetitions: int, options: argparse.Namespace) -> int:
-    results = measure(rows, contenders.present(), repetitions, quick=options.quick)
-    if options.only is None:
+def _measure(options: argparse.Namespace) -> int:
+    rows = [row for row in ROWS if options.only is None or row.name in options.only]
+    everybody = [
+        "ours",
+        *(name for name in contenders.present() if name in (options.who or contenders.present())),
+    ]
+    results = measure(
+        rows, list(dict.fromkeys(everybody)), options.reps or (2 if options.quick else 5), quick=options.quick
+    )
+    if options.only is None or GROWTH in options.only:
         results["growth"] = growth.curves(quick=options.quick)
-        if not options.quick:
-            RESULTS.write_text(json.dumps(results, indent=1) + "\n")
+    if options.keep or (options.only is None and not options.quick):
+        _keep(results)
     print(table.as_text(results))
     return int(any(table.Line(row, results).met is False for row in rows))
+
+
+def _keep(results: Results) -> None:
+    """What was measured now replaces what the last results have of it."""
+    last: Results = _last() if RESULTS.exists() else {"measured": {}}
+    measured = {**last["measured"], **results["measured"]}
+    RESULTS.write_text(json.dumps({**last, **results, "measured": measured}, indent=1) + "\n")
 
 
 def publish(results: Results) -> None:
@@ -78,8 +94,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--quick", action="store_true", help="smaller numbers, two repetitions; writes nothing"
     )
-    parser.add_argument("--only", nargs="+", metavar="ROW", choices=[row.name for row in ROWS])
-    parser.add_argument("--reps", type=int, help="repetitions; the median counts (7)")
+    parser.add_argument("--only", nargs="+", metavar="ROW", choices=[*(row.name for row in ROWS), GROWTH])
+    parser.add_argument("--who", nargs="+", metavar="NAME", choices=contenders.present(), help="and ours")
+    parser.add_argument("--keep", action="store_true", help="write the results, of some rows too")
+    parser.add_argument("--reps", type=int, help="repetitions; the median counts (5)")
     parser.add_argument("--markdown", action="store_true", help="print the last results as Markdown")
     parser.add_argument("--publish", action="store_true", help="put the last results into the docs")
     return parser
