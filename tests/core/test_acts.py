@@ -460,3 +460,57 @@ def test_a_timer_that_counts_outlives_those_that_are_void():
     assert [one.at for one in root.out] == [50]
     due = [at for at, ticket, node in root._timers if node.timer == ticket]
     assert sorted(due) == [50, 399]
+
+
+@pytest.mark.parametrize("backoff", [None, WAIT])
+def test_a_sibling_that_fails_too_is_absorbed_by_the_group_restart(backoff):
+    """R13, R19: nobody decides that failure, and it costs nothing; a temporary one leaves because of it."""
+    tree = tree_of(
+        leaf("a", backoff=backoff), leaf("b", restart="temporary"), leaf("c"), strategy="one_for_all"
+    )
+    exits(tree, "a")
+    node = child(tree, "b")
+    exc = Boom("restart")
+    assert decided(asked_for(tree, effect.Exited(node, 1, exc))) == []
+    ends(tree, "a")
+    out = ends(tree, "c")
+    assert decided(out) == [("app", None, "absorbed", None, None)]
+    assert orders(out) == ["Release b"]
+    assert gone(ends(tree, "b")) == [("app/b", exc, True)]
+    assert machine(tree).restarts(0) == 1
+
+
+def test_a_start_is_cancelled_and_not_asked():
+    """R20: what has not begun has nothing to drain."""
+    tree = tree_of(leaf("a", drain=2), leaf("b", drain=2))
+    exits(tree, "a")
+    ends(tree, "a")
+    assert states(tree) == {"a": "starting", "b": "up"}
+    assert orders(asked_for(tree, effect.Stop("a test"))) == ["Ask b"]
+    out = ends(tree, "b")
+    assert orders(out) == ["Cancel a"]
+    assert [one.reason for one in out if isinstance(one, effect.Cancel)] == ["a test"]
+
+
+def test_an_add_that_fails_says_why_the_child_has_left():
+    """R25, R28: with the failure of its start."""
+    tree = tree_of(leaf("a"))
+    _, out = asks(tree, "add", spec=leaf("n"))
+    assert (orders(out), list(states(tree))) == (["Start n"], ["a", "n"])
+    node, exc = child(tree, "n"), Boom("f")
+    assert decided(asked_for(tree, effect.Exited(node, 1, exc))) == [("app", None, "first start", None, None)]
+    out = asked_for(tree, effect.Ended(node, 1))
+    assert gone(out) == [("app/n", exc, True)]
+    assert (orders(out), list(states(tree)), machine(tree).act) == (["refused"], ["a"], None)
+
+
+def test_a_supervisor_that_gives_up_has_not_returned():
+    """R11, R14: its last word is that it is gone, with the failure."""
+    tree = tree_of(leaf("a"), limit=Limit(0, within=5))
+    exits(tree, "a")
+    out = ends(tree, "a")
+    told = [type(one).__name__ for one in out if isinstance(one, events.Event)]
+    assert told == ["Stopped", "Failed", "Decided", "Stopped"]
+    (why,) = (why for path, why, _ in gone(out) if path == "app")
+    assert (str(why), str(why.__cause__)) == ("'app' passed its limit of 0 within 5 s", "restart")
+    assert tree.forest.root.last_failure is why
