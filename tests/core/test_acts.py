@@ -394,3 +394,123 @@ def test_an_escalation_says_who_decided_what():
     assert str(fail.exc) == "escalate"
     assert (str(tree.forest.root.why), tree.forest.root.state) == ("escalate", "stopping")
     assert orders(out) == ["Cancel b"]
+
+
+def test_a_condemned_child_that_is_stopped_by_hand_stays_condemned():
+    """R10, R25: there is nothing to stop, and whoever asked is told so."""
+    tree = tree_of(leaf("a"), leaf("b"))
+    exits(tree, "a", "stop")
+    ends(tree, "a")
+    _, out = asks(tree, "stop", "a")
+    assert (orders(out), gone(out), states(tree)["a"]) == (["replied"], [], "condemned")
+
+
+def test_a_supervisor_that_has_ended_is_not_stopped_again():
+    """R19, R23: its failure, which nobody could decide yet, is decided by the stop."""
+    inner = Supervisor("x", [leaf("c")])
+    tree = tree_of(leaf("a"), leaf("b"), inner)
+    asks(tree, "stop", "a")
+    exc = Boom("restart")
+    tree.forest.handle(machine(tree, "x"), effect.Stop("x fails", exc=exc), 0)
+    below = machine(tree, "x")
+    tree.forest.handle(below, effect.Ended(below.children["c"], 1), 0)
+    assert (states(tree)["x"], child(tree, "x").alive) == ("failed", False)
+    out = asked_for(tree, effect.Stop("a test"))
+    assert decided(out) == []
+    out = ends(tree, "a")
+    assert decided(out) == [("app", None, "stop", None, None)]
+    assert [event.path for event in out if isinstance(event, events.Stopped)] == ["app/a", "app/x"]
+    assert orders(out) == ["Cancel b"]
+
+
+def test_ready_time_goes_on_once_a_restart_has_come_to_an_end():
+    """R14: up, condemned, ignored, or stopped by hand while it waited."""
+    for end in ("up", "stop", "ignored", "by hand"):
+        limit = Limit(5, within=99, of_ready_time=True)
+        tree = tree_of(leaf("a", backoff=WAIT), leaf("b"), limit=limit)
+        clock = machine(tree)._ready_time
+        tree.now = 2
+        exits(tree, "a")
+        ends(tree, "a")
+        assert clock.at(4) == 2
+        tree.now = 5
+        if end == "by hand":
+            asks(tree, "stop", "a")
+        else:
+            wakes(tree, 5)
+        if end == "up":
+            ups(tree, "a")
+        elif end == "ignored":
+            ends(tree, "a", ignored=True)
+        elif end == "stop":
+            exits(tree, "a", "stop")
+            ends(tree, "a")
+        assert (clock.at(9), child(tree, "a").mending) == (6, False), end
+
+
+def test_a_timer_that_counts_outlives_those_that_are_void():
+    """R20: however often another child's timer is set anew."""
+    tree = tree_of(leaf("a"), leaf("b", grace=50))
+    root = machine(tree)
+    root.out = []
+    root._arm(child(tree, "b"), "grace", 50)
+    for number in range(300):
+        root._arm(child(tree, "a"), "grace", 100 + number)
+    assert child(tree, "b").timer in [ticket for _, ticket, _ in root._timers]
+    assert [one.at for one in root.out] == [50]
+    due = [at for at, ticket, node in root._timers if node.timer == ticket]
+    assert sorted(due) == [50, 399]
+
+
+@pytest.mark.parametrize("backoff", [None, WAIT])
+def test_a_sibling_that_fails_too_is_absorbed_by_the_group_restart(backoff):
+    """R13, R19: nobody decides that failure, and it costs nothing; a temporary one leaves because of it."""
+    tree = tree_of(
+        leaf("a", backoff=backoff), leaf("b", restart="temporary"), leaf("c"), strategy="one_for_all"
+    )
+    exits(tree, "a")
+    node = child(tree, "b")
+    exc = Boom("restart")
+    assert decided(asked_for(tree, effect.Exited(node, 1, exc))) == []
+    ends(tree, "a")
+    out = ends(tree, "c")
+    assert decided(out) == [("app", None, "absorbed", None, None)]
+    assert orders(out) == ["Release b"]
+    assert gone(ends(tree, "b")) == [("app/b", exc, True)]
+    assert machine(tree).restarts(0) == 1
+
+
+def test_a_start_is_cancelled_and_not_asked():
+    """R20: what has not begun has nothing to drain."""
+    tree = tree_of(leaf("a", drain=2), leaf("b", drain=2))
+    exits(tree, "a")
+    ends(tree, "a")
+    assert states(tree) == {"a": "starting", "b": "up"}
+    assert orders(asked_for(tree, effect.Stop("a test"))) == ["Ask b"]
+    out = ends(tree, "b")
+    assert orders(out) == ["Cancel a"]
+    assert [one.reason for one in out if isinstance(one, effect.Cancel)] == ["a test"]
+
+
+def test_an_add_that_fails_says_why_the_child_has_left():
+    """R25, R28: with the failure of its start."""
+    tree = tree_of(leaf("a"))
+    _, out = asks(tree, "add", spec=leaf("n"))
+    assert (orders(out), list(states(tree))) == (["Start n"], ["a", "n"])
+    node, exc = child(tree, "n"), Boom("f")
+    assert decided(asked_for(tree, effect.Exited(node, 1, exc))) == [("app", None, "first start", None, None)]
+    out = asked_for(tree, effect.Ended(node, 1))
+    assert gone(out) == [("app/n", exc, True)]
+    assert (orders(out), list(states(tree)), machine(tree).act) == (["refused"], ["a"], None)
+
+
+def test_a_supervisor_that_gives_up_has_not_returned():
+    """R11, R14: its last word is that it is gone, with the failure."""
+    tree = tree_of(leaf("a"), limit=Limit(0, within=5))
+    exits(tree, "a")
+    out = ends(tree, "a")
+    told = [type(one).__name__ for one in out if isinstance(one, events.Event)]
+    assert told == ["Stopped", "Failed", "Decided", "Stopped"]
+    (why,) = (why for path, why, _ in gone(out) if path == "app")
+    assert (str(why), str(why.__cause__)) == ("'app' passed its limit of 0 within 5 s", "restart")
+    assert tree.forest.root.last_failure is why

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from supervise import AKKA, DEVICE, OTP, Decider, Directive, Escalate, Restart, Resume, Rule, Stop, errors
-from supervise._core.decide import ROOT, judge
+from supervise._core.decide import ROOT, Verdict, judge
 
 
 class Tagged(Exception):
@@ -340,3 +340,31 @@ def test_only_the_last_few_answers_are_remembered():
         assert decider.looked_up(Tagged(f"a.t{number}")) == (f"a.t{number}", Stop)
         assert len(decider._answers) == number % 64 + 1
     assert Decider({"a": Stop}, rules=[Rule(OSError, "x")]).over(decider)._answers == {}
+
+
+def test_an_answer_is_remembered():
+    """Class and tag alone decide, so that the table is asked once."""
+    asked = []
+
+    class Watched(dict):
+        def __contains__(self, key):
+            asked.append(key)
+            return super().__contains__(key)
+
+    decider = Decider({"a": Stop})
+    object.__setattr__(decider, "table", Watched(decider.table))
+    assert [decider.looked_up(Tagged("a.b")) for _ in range(3)] == [("a.b", Stop)] * 3
+    assert asked == ["a.b", "a"]
+
+
+def test_what_is_wrong_with_a_pattern_is_the_cause():
+    """R1: as `re` says it."""
+    with pytest.raises(ValueError, match="must be a regular expression") as raised:
+        Rule(OSError, "x", match="(")
+    assert isinstance(raised.value.__cause__, re.error)
+
+
+def test_a_tag_from_further_down_is_the_tag():
+    """R11: what was known of a failure below goes up with it."""
+    exc = ValueError("v")
+    assert judge(Decider({"a": Stop}), exc, "a.b") == Verdict(Stop, "a.b", exc)

@@ -23,6 +23,17 @@ def test_every_state_of_the_quick_form_keeps_the_rules(family):
     assert explored.numbers == covered()["quick"][family]
 
 
+def test_every_family_was_explored_in_full():
+    """`python -m supervise.testing.explore --check` compares the numbers; the quick form is a part of it."""
+    numbers = covered()
+    assert list(numbers["full"]) == list(numbers["quick"]) == list(FAMILIES)
+    assert all(map(less_or_equal, numbers["quick"].values(), numbers["full"].values()))
+
+
+def less_or_equal(few, many):
+    return all(a <= b for a, b in zip(few, many, strict=True))
+
+
 def test_what_a_state_is_made_of_names_every_slot_of_a_node():
     """A new slot is either part of what makes two states differ, or dropped for a reason."""
     assert set(Node.__slots__) == KEPT | set(DROPPED)

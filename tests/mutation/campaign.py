@@ -86,7 +86,8 @@ class Campaign:
     def those_for(self, mutant):
         """The tests that reach its lines, those first that notice much in little time."""
         lines = self.reach.get(mutant.path.name, {})
-        found = set().union(*(lines.get(line, ()) for line in mutant.lines))
+        here, around = ({test for line in it for test in lines.get(line, ())} for it in mutant.lines)
+        found = here or around
         known = {test: self.kills[mutant.path.stem, test.name] + self.kills[test.name] / 2 for test in found}
         worth = {test: (kills + 0.1) / (self.took[test] + 0.002) for test, kills in known.items()}
         first = sorted(found, key=lambda test: (-worth[test], test.name))

@@ -35,13 +35,14 @@ class Mutant:
     path: Path
     function: str
     place: CodeRange
+    whole: CodeRange
     module: cst.Module
     mutation: Mutation
 
     @property
-    def lines(self) -> range:
-        """Where in its file it is."""
-        return range(self.place.start.line, self.place.end.line + 1)
+    def lines(self) -> list[range]:
+        """Where in its file it is; and where its function is, for a default is not where it is used."""
+        return [range(it.start.line, it.end.line + 1) for it in (self.place, self.whole)]
 
     def source(self) -> str:
         """Its file as it would read: the piece put in its place, or, where there is more to it, all of it made anew."""
@@ -82,8 +83,8 @@ def _of_file(path: Path) -> list[Mutant]:
         if function is not None:
             seen[function] += 1
             name = f"{path.stem}.{function}.{seen[function]}"
-            place = places[mutation.original_node]
-            mutants.append(Mutant(name, path, function, place, module, mutation))
+            place, whole = places[mutation.original_node], places[mutation.contained_by_top_level_function]
+            mutants.append(Mutant(name, path, function, place, whole, module, mutation))
     return mutants
 
 
