@@ -73,6 +73,17 @@ HARMFUL: dict[str, tuple[type[Exception], ...]] = {
 }
 """What a request may bring along, and how it must end; those without an error move, and complete."""
 
+DECIDED = {
+    "ContextDied",
+    "ContextHung",
+    "ContextPoisoned",
+    "LoadFailed",
+    "OutOfMemory",
+    "ProtocolError",
+    "SessionRebuild",
+}
+"""What a context may fail with here; anything else is a defect."""
+
 FAULTS = (
     *(Fault(kind, model=kind, at_token=5, moved=False) for kind in ("poison", "kill")),
     *(Fault(kind, model=kind, at_token=7) for kind in ("oom", "error")),
@@ -432,6 +443,7 @@ def problems(ledger: Ledger, left_behind: dict[str, list[str]]) -> list[str]:
         (ledger.wrong > 0, f"{ledger.wrong} texts differ from their fault-free ones"),
         (ledger.hung > 0, f"{ledger.hung} requests hung"),
         (bool(ledger.unexpected), f"unexpected ends: {ledger.unexpected[:5]}"),
+        (bool(set(ledger.failures) - DECIDED), f"unexpected failures: {set(ledger.failures) - DECIDED}"),
         (
             ledger.calm - ledger.calm_completed > max(1, 0.01 * ledger.calm),
             f"{ledger.calm_completed} of {ledger.calm} requests that met only outside kills completed",

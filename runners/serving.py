@@ -6,7 +6,7 @@ What a stream has got so far belongs to its message, which outlives the incarnat
 from __future__ import annotations
 
 import math
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
 from typing import Literal, NoReturn
 
@@ -241,6 +241,7 @@ class _Serving:
         self._incarnation = context.session.incarnation
         self._open = context.open
         self._inbox = inbox
+        self._wish = context.granted  # what it was entered again for
         self._failure: DeviceError | None = None
         self._scope = trio.CancelScope()
 
@@ -336,15 +337,27 @@ class _Serving:
 
     async def _pump(self) -> None:
         """Hand out what the session makes until it fails."""
+        while self._failure is None:
+            try:
+                items = await self._session.receive()
+            except OutOfMemory as exc:
+                # else its cure is under way: a new session, charged already
+                if self._context.granted is None:
+                    self._fail(self._out_of_memory(exc))
+                continue
+            except DeviceError as exc:
+                self._fail(exc)
+                return
+            self._hand_out_all(items)
+
+    def _hand_out_all(self, items: Sequence[TokenChunk | RequestFailed]) -> None:
+        """What belongs to open streams; what should not be there is the context's failure."""
         try:
-            while True:
-                for item in await self._session.receive():
-                    if message := self._open.get(item.request_id):
-                        self._hand_out(message, item)
-                    elif item.request_id == CANARY.request_id:
-                        self._context.sung()
-        except OutOfMemory as exc:
-            self._fail(self._out_of_memory(exc))
+            for item in items:
+                if message := self._open.get(item.request_id):
+                    self._hand_out(message, item)
+                elif item.request_id == CANARY.request_id:
+                    self._context.sung()
         except DeviceError as exc:
             self._fail(exc)
 
@@ -391,7 +404,9 @@ class _Serving:
     async def _grant(self) -> None:
         """Wait until a new session is wanted, and disturbs nobody; then the context fails, as ordered (D7)."""
         context = self._context
-        while not context.is_due():
+        while (
+            self._failure is not None or not context.is_due()
+        ):  # after another failure it is for who comes next
             await context.change()
         assert context.wish is not None
         context.granted, context.wish = context.wish, None
@@ -399,14 +414,15 @@ class _Serving:
 
     async def _rebuild(self) -> None:
         """Make the session anew, if this is what the body was entered again for. Nothing is open in it."""
-        wish = self._context.granted
+        wish = self._wish
         if wish is None:
             return
         if wish.wants_restart:
             wish.answer(RebuildSuperseded("the context was resumed instead of restarted"))
         else:
             wish.answer(await self._rebuilt(wish.cause))
-        self._context.granted = None
+        self._wish = self._context.granted = None
+        self._context.has_changed()
 
     async def _rebuilt(self, cause: SessionRebuildCause) -> Literal["done"] | InferenceError:
         try:

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import attrs
@@ -74,7 +75,8 @@ def test_a_plan_follows_from_its_seed():
         ({"doubled": 1}, "doubled"),
         ({"wrong": 1}, "differ"),
         ({"hung": 1}, "hung"),
-        ({"unexpected": ["?"]}, "unexpected"),
+        ({"unexpected": ["?"]}, "unexpected ends"),
+        ({"failures": Counter({"ExceptionGroup": 1})}, "unexpected failures"),
         ({"calm_completed": 8}, "8 of 10"),
         ({"completed": 0}, "nothing happened"),
         ({"memory": [0, 0, 50_000_000]}, "memory grew by 50000000"),

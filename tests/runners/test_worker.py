@@ -1352,6 +1352,32 @@ async def test_a_rebuild_is_superseded_by_a_later_one():
         assert scene.worker.status().restarts == 1
 
 
+@pytest.mark.parametrize("_", range(8))
+@pytest.mark.trio
+async def test_a_rebuild_and_a_lack_of_memory_do_not_meet(_):
+    """D7, D5: whichever comes first, in Trio's random order, the session is rebuilt with no stream in it."""
+    stage = Stage()
+    async with serving(PUPPET, host=stage) as scene, trio.open_nursery() as nursery:
+        act = await stage.act(1)
+        stays, moves = Caller(batch("stays", on_loss="fail")), Caller(batch("moves"))
+        for caller in (stays, moves):
+            await nursery.start(caller.run, scene.worker)
+        await act.has("stays", "moves")
+        act.makes("stays")
+        await until(lambda: stays.chunks)
+        operator = Operator()
+        nursery.start_soon(operator.run, scene.worker)
+        await trio.testing.wait_all_tasks_blocked()
+        act.runs_out_of_memory("stays")
+        await act.is_asked_to_rebuild()
+        act.is_rebuilt()
+        await operator.over.wait()
+        await act.has("stays", "moves", "moves")
+        assert operator.error is None
+        assert {type(event.exc) for event in scene.of(events.Decided)} <= {OutOfMemory, SessionRebuild}
+        nursery.cancel_scope.cancel()
+
+
 @pytest.mark.trio
 async def test_an_operator_who_leaves_takes_the_order_along():
     """D7: until it has begun; then requests begin again."""
