@@ -14,6 +14,7 @@ from supervise import (
     Refused,
     Restart,
     Resume,
+    Rule,
     Stop,
     Supervisor,
     events,
@@ -514,3 +515,100 @@ def test_a_supervisor_that_gives_up_has_not_returned():
     (why,) = (why for path, why, _ in gone(out) if path == "app")
     assert (str(why), str(why.__cause__)) == ("'app' passed its limit of 0 within 5 s", "restart")
     assert tree.forest.root.last_failure is why
+
+
+def test_a_tag_from_below_goes_up_with_the_failure():
+    """R11: the rule that gave it stands further down."""
+    rule = Rule(KeyError, "db")
+    inner = Supervisor("x", [leaf("a"), leaf("b")], decider=Decider({"db": Escalate}, rules=[rule]))
+    tree = tree_of(inner, decider=Decider({"db": Stop}))
+    below = machine(tree, "x")
+    out = tree.forest.handle(below, effect.Exited(below.children["a"], 1, KeyError("k")), 0)
+    assert decided(out) == [("app", Stop, "table", None, None)]
+    assert [one.tag for one in out if isinstance(one, events.Decided)] == ["db"]
+
+
+def test_a_failure_that_a_stop_overtakes_is_decided_by_it():
+    """R19: its leaf is let go in its turn."""
+    tree = tree_of(leaf("a"), leaf("b"))
+    asked_for(tree, effect.Stop("a test"))
+    out = exits(tree, "a")
+    assert (decided(out), orders(out)) == ([("app", None, "stop", None, None)], [])
+    assert orders(ends(tree, "b")) == ["Release a"]
+
+
+def test_what_a_child_returned_is_told():
+    """R7, R18: it is done, and where it was significant, so is its supervisor, which has returned."""
+    tree = tree_of(
+        leaf("a", restart="transient", significant=True), leaf("b"), auto_shutdown="any_significant"
+    )
+    out = asked_for(tree, effect.Exited(child(tree, "a"), 1, value=7))
+    assert [(one.path, one.value) for one in out if isinstance(one, events.Returned)] == [("app/a", 7)]
+    assert orders(out) == ["Release a"]
+    assert orders(ends(tree, "a")) == ["Cancel b"]
+    out = ends(tree, "b")
+    told = [(type(one).__name__, one.path) for one in out if isinstance(one, events.Event)]
+    assert told == [("Stopped", "app/b"), ("Returned", "app"), ("Stopped", "app")]
+
+
+def test_whoever_asks_gets_the_node():
+    """R25: stopped, started, removed or added; a name is free once its bearer has left, and not before."""
+    tree = tree_of(leaf("a"), leaf("b"))
+    node = child(tree, "a")
+    asks(tree, "stop", "a")
+    values = [one.value for one in ends(tree, "a") if isinstance(one, effect.Reply)]
+    asks(tree, "restart", "a")
+    values += [one.value for one in ups(tree, "a") if isinstance(one, effect.Reply)]
+    exits(tree, "a", "stop")
+    ends(tree, "a")
+    _, (reply,) = asks(tree, "add", spec=leaf("a"))
+    assert (reply.error.reason, states(tree)["a"]) == ("duplicate", "condemned")
+    values += [one.value for one in asks(tree, "remove", "a")[1] if isinstance(one, effect.Reply)]
+    assert values == [node, node, node]
+
+
+def test_a_limit_that_is_passed_keeps_what_else_was_decided():
+    """R8, R14: a Resume that had become a Restart, and one restart too many."""
+    tree = tree_of(leaf("a"), leaf("b"), limit=Limit(0, within=5))
+    assert decided(exits(tree, "a", "resume"))[0] == ("app", Restart, "table", Resume, "0 within 5 s")
+
+
+def test_an_earlier_siblings_failure_widens_the_group_and_the_wait():
+    """R15: the wait is the longer of the two, and there is one retry."""
+    short, long = (Backoff(initial=it, factor=1, maximum=it, jitter=0) for it in (1, 5))
+    tree = tree_of(leaf("a", backoff=short), leaf("b", backoff=long), strategy="rest_for_one")
+    exits(tree, "b")
+    ends(tree, "b")
+    tree.now = 2
+    exits(tree, "a")
+    out = ends(tree, "a")
+    (backing,) = (one for one in out if isinstance(one, events.BackingOff))
+    assert (backing.path, backing.delay, backing.until) == ("app/a", 3, 5)
+    assert states(tree) == {"a": "restarting", "b": "down"}
+    assert orders(wakes(tree, 5)) == ["Start a"]
+    assert orders(ups(tree, "a")) == ["Start b"]
+
+
+def test_a_supervisor_that_is_restarted_tells_those_below_why():
+    """R11, R36: in the words of the strategy above."""
+    for strategy, why in (("one_for_one", "'app/x' failed"), ("one_for_all", "sibling 'app/x' failed")):
+        inner = Supervisor("x", [leaf("a"), leaf("b")], decider=Decider(default=Escalate))
+        tree = tree_of(inner, strategy=strategy)
+        below = machine(tree, "x")
+        out = tree.forest.handle(below, effect.Exited(below.children["a"], 1, Boom("restart")), 0)
+        assert [one.reason for one in out if isinstance(one, events.Stopping)] == [f"{strategy}: {why}"]
+
+
+def test_a_start_that_is_late_in_a_restart_is_charged_as_its_retry():
+    """R14, R17: once for the decision, once for the retry."""
+    tree = tree_of(leaf("a", start_timeout=2), leaf("b"))
+    exits(tree, "a")
+    ends(tree, "a")
+    wakes(tree, tree.now + 2)
+    out = ends(tree, "a")
+    assert [type(one).__name__ for one in out if isinstance(one, events.Event)][:3] == [
+        "StartFailed",
+        "Failed",
+        "Decided",
+    ]
+    assert (states(tree)["a"], machine(tree).restarts(tree.now)) == ("starting", 2)

@@ -224,3 +224,10 @@ def test_deciders_are_part_of_a_spec():
     assert (
         Child("a", body, decider=decider).decider is Supervisor("s", [], decider=decider).decider is decider
     )
+
+
+def test_a_walk_may_begin_further_down():
+    """Its paths begin with the one that is given."""
+    tree = Supervisor("s", [Child("c", body)])
+    assert [path for path, _ in walk(tree, "app/above")] == ["app/above/s", "app/above/s/c"]
+    assert [path for path, _ in walk(tree)] == ["s", "s/c"]

@@ -33,7 +33,7 @@ def main() -> None:
     add("--processes", type=int, default=os.cpu_count() or 1, metavar="N", help="default: one for each core")
     add("--seconds", type=float, default=2.0, help="slower tests are left out")
     add("--budget", type=float, default=float("inf"), help="how many seconds of tests a mutant is worth")
-    add("--again", action="store_true", help="do those again that have survived")
+    add("--again", action="store_true", help="do only those again that have survived")
     add("--least", type=float, default=95.0, help="fail below this percentage")
     options = parser.parse_args()
     mutants = [mutant for mutant in all_mutants(options.files) if mutant.name.startswith(options.only)]

@@ -16,9 +16,11 @@ class Results:
             self.found = {row["name"]: row for row in rows}
 
     def known(self, mutant):
-        """Whether this very mutant has been done, and need not be done again."""
-        row = self.found.get(mutant.name, {})
-        return row.get("diff") == mutant.diff() and not (self.again and row["status"] == "survived")
+        """Whether this very mutant is not to be done: it has been, or, if some are to be done again, it had not."""
+        row = self.found.get(mutant.name, {"status": ""})
+        if self.again:
+            return row["status"] != "survived"
+        return row.get("diff") == mutant.diff()
 
     def note(self, mutant, status, by=""):
         row = {"name": mutant.name, "status": status, "by": by, "diff": mutant.diff()}
