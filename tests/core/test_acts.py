@@ -507,11 +507,13 @@ def test_an_add_that_fails_says_why_the_child_has_left():
 
 def test_a_supervisor_that_gives_up_has_not_returned():
     """R11, R14: its last word is that it is gone, with the failure."""
-    tree = tree_of(leaf("a"), limit=Limit(0, within=5))
+    tree = tree_of(leaf("a"), leaf("b"), limit=Limit(0, within=5))
     exits(tree, "a")
     out = ends(tree, "a")
+    assert (tree.forest.root.state, orders(out)) == ("failed", ["Cancel b"])
+    out += ends(tree, "b")
     told = [type(one).__name__ for one in out if isinstance(one, events.Event)]
-    assert told == ["Stopped", "Failed", "Decided", "Stopped"]
+    assert told == ["Stopped", "Failed", "Decided", "Stopping", "Stopped", "Stopped"]
     (why,) = (why for path, why, _ in gone(out) if path == "app")
     assert (str(why), str(why.__cause__)) == ("'app' passed its limit of 0 within 5 s", "restart")
     assert tree.forest.root.last_failure is why

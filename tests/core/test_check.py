@@ -114,3 +114,14 @@ def test_a_backoff_refuses_every_number_of_the_wrong_kind():
     assert [str(problem).split()[0] for problem in problems] == [
         "initial", "factor", "maximum", "jitter", "immediate", "reset_after",
     ]  # fmt: skip
+
+
+def test_a_refusal_names_the_node_that_it_is_about():
+    """And says what would be allowed."""
+    with noting() as problems:
+        Pool("p", Child("m", body), on_limit="x")
+        Supervisor("s", [Child("a", body), Child("b", body)], front="c")
+    assert list(map(str, problems)) == [
+        "pool 'p': on_limit must be one of 'escalate', 'shutdown', got 'x'",
+        "supervisor 's': front must be one of its children (a, b), got 'c'",
+    ]

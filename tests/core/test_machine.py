@@ -347,6 +347,7 @@ def test_a_plain_restart_costs_the_same_by_the_short_way(of_ready_time, own, lis
             one for one in long.handle(other, up, now + 2) if isinstance(one, events.Event)
         ]
         assert (node.state, node.since, node.incarnation) == (twin.state, twin.since, twin.incarnation)
+        assert (node.awaited, root.act) == (twin.awaited, other.act) == (False, None)
     assert now == (8 if own else 11 if of_ready_time else 13)
     decided = [one for one in said if isinstance(one, events.Decided)]
     assert [one.limit is not None or one.because == "limit" for one in decided] == [True] * listening

@@ -231,3 +231,10 @@ def test_a_walk_may_begin_further_down():
     tree = Supervisor("s", [Child("c", body)])
     assert [path for path, _ in walk(tree, "app/above")] == ["app/above/s", "app/above/s/c"]
     assert [path for path, _ in walk(tree)] == ["s", "s/c"]
+
+
+def test_a_supervisor_knows_the_child_that_is_its_front():
+    """R34: found by its name."""
+    children = [Child("a", body), Child("b", body)]
+    assert Supervisor("s", children, front="b").front_child is children[1]
+    assert Supervisor("s", children).front_child is None
