@@ -118,7 +118,10 @@ def as_markdown(results: Results) -> str:
         cells = [[line.row.text, *line.cells(peers)[4:]] for line in lines(results)]
         tables.append(_markdown(["what", *peers], [row for row in cells if any(row[2:])]))
     versions = "; ".join(f"{name}: {version}" for name, version in about["versions"].items())
-    return "\n\n".join([*tables, f"{about['at'][:10]}, {about['machine']}. {versions}."])
+    quick = " A quick run, with smaller numbers." if about["quick"] else ""
+    return "\n\n".join(
+        [*tables, f"{about['at'][:10]}, {about['machine']}, load {about['load'][0]}.{quick} {versions}."]
+    )
 
 
 def _markdown(heading: list[str], rows: list[list[str]]) -> str:
