@@ -61,9 +61,9 @@ class Counts(Meter, trio.abc.Instrument):
     def end(self) -> None:
         """It is over."""
         sys.settrace(self._before)
-        now, least = self._now, self.least.setdefault(self._operation, dict(self._now))
-        if now["instructions"] <= least["instructions"]:
-            self.least[self._operation] = dict(now)
+        least = self.least.get(self._operation, self._now)
+        if 0 < self._now["instructions"] <= least["instructions"]:  # Python 3.12 traces none the first time
+            self.least[self._operation] = dict(self._now)
         self._operation = ""
 
     def before_task_step(self, _: trio.lowlevel.Task) -> None:
