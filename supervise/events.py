@@ -21,7 +21,7 @@ from ._core.directive import Directive
 Because = Literal["table", "limit", "absorbed", "stop", "first start", "not an Exception"]
 
 
-@frozen
+@frozen(slots=False)
 class Event:
     """Something happened to one incarnation of one node.
 
@@ -36,36 +36,36 @@ class Event:
     incarnation: int
 
 
-@frozen
+@frozen(slots=False)
 class Starting(Event):
     """The node is about to start."""
 
 
-@frozen
+@frozen(slots=False)
 class Ready(Event):
     """It is up: its body runs, or it called `task_status.started(value)`; a supervisor: its last child is up."""
 
     value: Any = None
 
 
-@frozen
+@frozen(slots=False)
 class Ignored(Event):
     """It returned `IGNORE` before it was ready: not needed here (R17)."""
 
 
-@frozen
+@frozen(slots=False)
 class StartFailed(Event):
     """It did not become ready; `Failed` with the failure follows."""
 
 
-@frozen
+@frozen(slots=False)
 class Failed(Event):
     """Its code let an exception out. A leaf is suspended now, its resource still open, until it is decided."""
 
     exc: BaseException
 
 
-@frozen
+@frozen(slots=False)
 class Decided(Event):
     """What becomes of the failure before.
 
@@ -90,26 +90,26 @@ class Decided(Event):
     limit: str | None = None
 
 
-@frozen
+@frozen(slots=False)
 class Resumed(Event):
     """Its body is entered again, with the resource it had."""
 
 
-@frozen
+@frozen(slots=False)
 class Returned(Event):
     """Its body returned, and need not be started again."""
 
     value: Any = None
 
 
-@frozen
+@frozen(slots=False)
 class Stopping(Event):
     """It was asked to stop; `reason` says by whom and why (R36)."""
 
     reason: str
 
 
-@frozen
+@frozen(slots=False)
 class Overdue(Event):
     """It has been cancelled, or was to leave its resource, for `seconds` and is still there (R20)."""
 
@@ -117,19 +117,19 @@ class Overdue(Event):
     stack: str = ""
 
 
-@frozen
+@frozen(slots=False)
 class StopError(Event):
     """It failed while it was being stopped, or its resource while it was left: reported, not decided (R23)."""
 
     exc: BaseException
 
 
-@frozen
+@frozen(slots=False)
 class Stopped(Event):
     """This incarnation has ended, really."""
 
 
-@frozen
+@frozen(slots=False)
 class BackingOff(Event):
     """The next incarnation starts `delay` seconds from now, at `until` (R15)."""
 
@@ -137,7 +137,7 @@ class BackingOff(Event):
     until: float
 
 
-@frozen
+@frozen(slots=False)
 class SinkFailed(Event):
     """A sink raised and gets nothing from now on; `path` is the root's (R31)."""
 

@@ -72,7 +72,8 @@ class Machine(Judging):
         act.pending += 1
         if not isinstance(node.spec, Child):
             node.machine = Machine(node, self.ledger)
-        self._emit(events.Starting, node)
+        if self.ledger.listening:
+            self.out.append(events.Starting(self.now, node.path, node.incarnation))
         self.out.append(effect.Start(node))
         if node.spec.start_timeout is not None:
             self._arm(node, "start", self.now + node.spec.start_timeout)
@@ -97,11 +98,12 @@ class Machine(Judging):
         if node.incarnation != up.incarnation or node.state != "starting" or node.timed_out:
             return
         self._disarm(node)
-        self._mend(node, mending=False)
+        if self._ready_time is not None:
+            self._mend(node, mending=False)
         node.state = "up"
         node.since = self.now
-        if node.machine is None:
-            self._emit(events.Ready, node, value=up.value)
+        if self.ledger.listening and node.machine is None:
+            self.out.append(events.Ready(self.now, node.path, node.incarnation, up.value))
         self._go_on(node)
 
     def _on_exited(self, exited: effect.Exited) -> None:

@@ -72,28 +72,18 @@ class Node:
         self.parent = parent
         self.incarnation = incarnation
         self.state: State = "down"
-        self.alive = False
-        self.awaited = False
-        self.epoch = 0
+        self.phase: Phase = ""
+        self.alive = self.awaited = self.undecided = False
+        self.charged = self.mending = self.timed_out = self.gone = self.dynamic = False
+        self.epoch = self.timer = 0
+        self.since = self.due = self.interval = self.waited = 0.0
         self.machine: Machine | None = None
         self.failure: Failure | None = None
-        self.undecided = False
         self.last_failure: BaseException | None = None
+        self.why: BaseException | None = None
+        self.alone: Act | None = None
         self.window = Window(spec.limit) if isinstance(spec, Child) and spec.limit is not None else None
         self.delays = Delays(spec.backoff) if spec.backoff is not None else None
-        self.since = 0.0
-        self.due = 0.0
-        self.charged = False
-        self.mending = False
-        self.timed_out = False
-        self.gone = False
-        self.why: BaseException | None = None
-        self.dynamic = False
-        self.phase: Phase = ""
-        self.timer = 0
-        self.interval = 0.0
-        self.waited = 0.0
-        self.alone: Act | None = None
         self.simple = (
             isinstance(spec, Child)
             and parent is not None

@@ -60,12 +60,14 @@ def _check_as_child(spec: Child | Supervisor | Pool) -> None:
     what = f"{_kind(spec)} {spec.name!r}"
     _check_name(_kind(spec), spec.name)
     check_choice(f"{what}: restart", spec.restart, ("permanent", "transient", "temporary"))
-    _check_type(f"{what}: significant", spec.significant, bool)
+    if spec.significant is not False:
+        _check_type(f"{what}: significant", spec.significant, bool)
     if spec.significant and spec.restart == "permanent":
         refuse(ValueError(f"{what}: significant needs restart 'transient' or 'temporary', got 'permanent'"))
-    _check_type(f"{what}: decider", spec.decider, (Decider, type(None)))
-    _check_type(f"{what}: limit", spec.limit, (Limit, type(None)))
-    _check_type(f"{what}: backoff", spec.backoff, (Backoff, type(None)))
+    for part, kind in ((spec.decider, Decider), (spec.limit, Limit), (spec.backoff, Backoff)):
+        if part is not None and not isinstance(part, kind):
+            name = kind.__name__
+            refuse(TypeError(f"{what}: {name.lower()} must be a {name} or None, got {part!r}"))
     if spec.start_timeout is not None:
         check_number(f"{what}: start_timeout", spec.start_timeout, least=0)
 
@@ -188,8 +190,9 @@ class Child(_AsChild):
             refuse(TypeError(f"child {self.name!r}: body must be an async function, got {self.body!r}"))
         if self.resource is not None and not callable(self.resource):
             refuse(TypeError(f"child {self.name!r}: resource must be a function, got {self.resource!r}"))
-        check_number(f"child {self.name!r}: drain", self.drain, least=0)
-        check_number(f"child {self.name!r}: grace", self.grace, least=0)
+        for name, seconds in (("drain", self.drain), ("grace", self.grace)):
+            if type(seconds) is not float or not seconds >= 0:
+                check_number(f"child {self.name!r}: {name}", seconds, least=0)
 
 
 @frozen(eq=False, repr=False)
@@ -225,12 +228,14 @@ class Supervisor(_AsChild):
         _check_as_child(self)
         what = f"supervisor {self.name!r}"
         for child in self.children:
-            _check_type(f"{what}: each child", child, (Child, Supervisor, Pool))
+            if not isinstance(child, _SPECS):
+                _check_type(f"{what}: each child", child, _SPECS)
         check_choice(f"{what}: strategy", self.strategy, ("one_for_one", "one_for_all", "rest_for_one"))
         _check_supervisor(self, what)
-        names = Counter(child.name for child in self.children if isinstance(child, Child | Supervisor | Pool))
-        for name in (name for name, count in names.items() if count > 1):
-            refuse(ValueError(f"{what} has two children named {name!r}"))
+        names = Counter([child.name for child in self.children if isinstance(child, _SPECS)])
+        if len(names) < len(self.children):
+            for name in (name for name, count in names.items() if count > 1):
+                refuse(ValueError(f"{what} has two children named {name!r}"))
         if self.front is not None and self.front not in names:
             refuse(
                 ValueError(
@@ -289,6 +294,7 @@ class Pool(_AsChild):
 
 
 Spec = Child | Supervisor | Pool
+_SPECS = (Child, Supervisor, Pool)
 
 
 def check_fits(supervisor: Supervisor | Pool, child: Spec) -> None:
@@ -305,7 +311,7 @@ def _check_supervisor(spec: Supervisor | Pool, what: str) -> None:
         f"{what}: auto_shutdown", spec.auto_shutdown, ("never", "any_significant", "all_significant")
     )
     for child in (spec.template,) if isinstance(spec, Pool) else spec.children:
-        if isinstance(child, Child | Supervisor | Pool):
+        if isinstance(child, _SPECS) and child.significant:
             check_fits(spec, child)
     if spec.init is not None and not callable(spec.init):
         refuse(TypeError(f"{what}: init must be a function, got {spec.init!r}"))
@@ -323,6 +329,12 @@ def walk(spec: Spec, path: str = "") -> Iterator[tuple[str, Spec]]:
 
 def placed_twice(spec: Spec) -> Iterable[str]:
     """One line for each spec object that stands at two places of a tree, for a spec is an address."""
+    nodes = [spec]
+    for node in nodes:
+        if not isinstance(node, Child):
+            nodes += node.children
+    if len(set(nodes)) == len(nodes):
+        return
     seen: dict[Spec, str] = {}
     for path, node in walk(spec):
         first = seen.setdefault(node, path)

@@ -8,7 +8,6 @@ import traceback
 from collections import deque
 from collections.abc import Awaitable, Callable, Generator, Sequence
 from contextlib import contextmanager
-from functools import partial
 from heapq import heappop, heappush
 from random import random
 from typing import Any
@@ -35,13 +34,13 @@ logger = logging.getLogger("supervise")
 class Address:
     """What outlives the incarnations of a path: its mailbox, and who waits for it to be up, or gone."""
 
-    __slots__ = ("_waiters", "below", "gone", "mailbox", "path", "removed", "why")
+    __slots__ = ("_waiters", "below", "gone", "mailbox", "path", "why")
 
     def __init__(self, path: str) -> None:
         self.path = path
         self.below: dict[str, Address] = {}
         self.mailbox: Queue | None = None
-        self.gone = self.removed = False
+        self.gone = False
         self.why: BaseException | None = None
         self._waiters: dict[Task, None] = {}
 
@@ -169,7 +168,7 @@ class Driver:
         with trio.CancelScope(shield=True):
             async with trio.open_nursery() as self._nursery:
                 self._nursery.start_soon(self._keep_time, name=f"{self.forest.root.path} (timers)")
-                self._carry_out(self.forest.start(self.now()))
+                self._work(self.forest.start(self.now()))
                 self._begun.set()
                 await self.finished.wait()
                 self._timer_scope.cancel("the tree has ended")
@@ -220,11 +219,14 @@ class Driver:
         self._busy = True
         waiting = self._waiting
         try:
-            self._carry_out(effects)
-            while waiting:
+            while True:
+                for one in effects:
+                    _CARRY_OUT[type(one)](self, one)
+                if not waiting:
+                    break
                 machine, item = waiting.popleft()
-                now, u = self.now(), random()  # noqa: S311 - jitter
-                self._carry_out(self.forest.handle(machine, item, now, u))
+                u = random()  # noqa: S311 - jitter
+                effects = self.forest.handle(machine, item, self.now(), u)
         except BaseException as exc:  # noqa: BLE001 - a defect of ours: stop everything, then raise it (R24)
             self._break(exc)
         finally:
@@ -241,43 +243,38 @@ class Driver:
             if self._waiting:
                 self.post(*self._waiting.pop())
 
-    def _carry_out(self, effects: list[Effect]) -> None:
-        for one in effects:
-            _CARRY_OUT[type(one)](self, one)
-
     def leaf_up(self, leaf: Leaf, value: Any) -> None:
         """The leaf is ready."""
         node = leaf._node
-        effects = None
-        if node.alone is not None and value is None:
-            effects = self._at_once(self.forest.up_at_once, node)
-        if effects is None:
+        told = None
+        if node.alone is not None and value is None and not self._busy and not self._broken:
+            try:
+                told = self.forest.up_at_once(node, self.now())
+            except BaseException as exc:  # noqa: BLE001 - as in `_work`
+                self._break(exc)
+        if told is None:
             self.post(node.parent, effect.Up(node, leaf.incarnation, value))
-        elif effects:
-            self._work(effects)
+        elif told:
+            self._work(told)
         self._changed(leaf.path)
 
     @trio.lowlevel.enable_ki_protection
-    def leaf_restarts_at_once(self, leaf: Leaf, exc: Exception) -> bool:
+    def leaf_restarts_at_once(self, leaf: Leaf, failure: Exception) -> bool:
         """The leaf has failed, and nothing is left of it; whether a plain Restart is all that comes of it."""
-        effects = self._at_once(self.forest.restart_at_once, leaf._node, exc)
-        if effects is None:
+        if self._busy or self._broken:
+            return False
+        try:
+            told = self.forest.restart_at_once(leaf._node, failure, self.now())
+        except BaseException as exc:  # noqa: BLE001 - as in `_work`
+            self._break(exc)
+            return False
+        if told is None:
             return False
         leaf.end_leases()
         leaf.begin_incarnation()
-        if effects:
-            self._work(effects)
+        if told:
+            self._work(told)
         return True
-
-    def _at_once(self, way: Callable[..., list[Effect] | None], *given: Any) -> list[Effect] | None:
-        """What comes of the short way; None: the long one is to be taken."""
-        if self._busy or self._broken:
-            return None
-        try:
-            return way(*given, self.now())
-        except BaseException as exc:  # noqa: BLE001 - as in `_work`
-            self._break(exc)
-            return None
 
     def leaf_ended(self, leaf: Leaf) -> bool:
         """The leaf has ended. True: its next incarnation is started by that, and its task lives on."""
@@ -353,14 +350,15 @@ class Driver:
     # --- effects
 
     def _deliver(self, event: events.Event) -> None:
-        failed: list[tuple[events.Sink, Exception]] | None = None
+        failed = None
         for sink in self._sinks:
             try:
                 sink(event)
             except Exception as exc:  # noqa: BLE001 - R31: it never hurts the tree
                 failed = [*(failed or ()), (sink, exc)]
-        for sink, raised in failed or ():
-            self._drop_sink(sink, raised)
+        if failed is not None:
+            for sink, raised in failed:
+                self._drop_sink(sink, raised)
 
     def _drop_sink(self, sink: events.Sink, exc: Exception) -> None:
         self._sinks = [other for other in self._sinks if other is not sink]
@@ -403,7 +401,7 @@ class Driver:
         self, nursery: trio.Nursery, run: Callable[..., Awaitable[None]], path: str, *args: Any
     ) -> None:
         """Start a task named by its path, in a copy of the context in which the tree was opened."""
-        self.context.run(partial(nursery.start_soon, run, *args, name=path))
+        self.context.run(nursery.start_soon, run, *args, name=path)
 
     async def _host(self, place: Place) -> None:
         """A supervisor's own task: its nursery holds its children's tasks (R35)."""
@@ -451,7 +449,6 @@ class Driver:
             told += each.below.values()
         if one.removed:
             for each in told:
-                each.removed = True
                 del self.addresses[each.path]
             above = self.addresses.get(one.child.path.rpartition("/")[0])
             if above is not None:

@@ -126,13 +126,6 @@ class Leaf:
 
     # --- what the driver tells it
 
-    def fresh_context(self, tree: Context) -> Context:
-        """A copy of the tree's context, with this leaf as its current child (R9)."""
-        if self._context is None:
-            self._context = tree.copy()
-            self._context.run(_current.set, self)
-        return self._context.copy()
-
     def ask(self) -> None:
         self.stopping = True
         if self._stop_requested is not None:
@@ -188,8 +181,11 @@ class Leaf:
                     await self._refresh(task, shared=task._schedule_points != turns)
 
     async def _refresh(self, task: Task, *, shared: bool) -> None:
-        """Before the next incarnation: a fresh context, and a turn for the others, unless they had one in this one."""
-        fresh = self.fresh_context(self._driver.context)
+        """Before the next incarnation: a fresh context (R9), and a turn for the others, unless they had one in this one."""
+        if self._context is None:
+            self._context = self._driver.context.copy()
+            self._context.run(_current.set, self)
+        fresh = self._context.copy()
         if not shared or not _equal(task.context, fresh):
             task.context = fresh
             await cancel_shielded_checkpoint()
@@ -321,8 +317,10 @@ class Leaf:
             raise ChildRestarted(f"{self.path!r} incarnation {incarnation} ended during the lease")
 
     def end_leases(self) -> None:
+        if self._leases is None:
+            return
         leases, self._leases = self._leases, None
-        for scope in leases or ():
+        for scope in leases:
             scope.cancel(f"{self.path!r} incarnation {self.incarnation} has ended")
 
     def ended(self) -> effect.Ended:

@@ -7,8 +7,8 @@ being told.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Sequence
-from contextlib import AbstractContextManager, asynccontextmanager, contextmanager, nullcontext
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Generator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from typing import Any, Literal
 
 import outcome
@@ -31,21 +31,39 @@ class Message:
     later incarnation (None at first).
     """
 
-    memo: Any = None
-    _one_way = False
-    _state: Literal["queued", "in hand", "settled", "left"] = "queued"
-    _taken = False
-    _task: Task | None = None
-    _outcome: outcome.Outcome[Any] | None = None
-    _mailbox: Queue | None = None
-    _inbox: Inbox | None = None
-    _on_left: tuple[Callable[[], object], ...] = ()
+    __slots__ = (
+        "_inbox",
+        "_mailbox",
+        "_on_left",
+        "_outcome",
+        "_state",
+        "_taken",
+        "_task",
+        "memo",
+        "on_loss",
+        "value",
+    )
 
-    def __init__(self, value: Any, on_loss: OnLoss = "fail", one_way: bool = False) -> None:
+    value: Any
+    memo: Any
+    on_loss: OnLoss
+    _mailbox: Queue | None
+    """Where its caller has left it; None: nobody waits for an answer."""
+    _inbox: Inbox | None
+    _state: Literal["queued", "in hand", "settled", "left"]
+    _taken: bool
+    _task: Task | None
+    _outcome: outcome.Outcome[Any] | None
+    _on_left: tuple[Callable[[], object], ...]
+
+    def __init__(self, value: Any, on_loss: OnLoss, mailbox: Queue | None = None) -> None:
         self.value = value
-        self.on_loss: OnLoss = on_loss
-        if one_way:
-            self._one_way = True
+        self.on_loss = on_loss
+        self._mailbox = mailbox
+        self._state = "queued"
+        self._taken = False
+        self._on_left = ()
+        self.memo = self._inbox = self._task = self._outcome = None
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__.lower()} {self.value!r} {self._state}>"
@@ -74,17 +92,17 @@ class Message:
         """Put it back at the head of the queue."""
         self._check_in_hand()
         assert self._inbox is not None
-        assert self._mailbox is not None
         if self._state == "in hand":
             self._inbox._held.pop(self, None)
-            self._mailbox._put_back([self])
+            self._inbox._mailbox._put_back([self])
 
     def _check_in_hand(self) -> None:
         if self._state not in ("in hand", "left"):
             raise RuntimeError(f"{self!r} is not in hand: it is settled once, by the body that took it")
 
     def _settle(self, result: outcome.Outcome[Any]) -> None:
-        self._check_in_hand()
+        if self._state != "in hand":
+            self._check_in_hand()
         if self._inbox is not None:
             self._inbox._held.pop(self, None)
         if self._state == "in hand":
@@ -129,14 +147,15 @@ class Message:
 class StreamMessage(Message):
     """A message with many replies: `send` each, then `reply()` ends the stream, and `fail` fails it (R30)."""
 
-    _in_a_row = 0
+    __slots__ = ("_buffer", "_deadline", "_in_a_row", "_room", "size")
 
     def __init__(
-        self, value: Any, on_loss: OnLoss = "fail", *, size: int = 64, deadline: float | None = None
+        self, value: Any, on_loss: OnLoss, mailbox: Queue, *, size: int, deadline: float | None
     ) -> None:
-        super().__init__(value, on_loss)
+        super().__init__(value, on_loss, mailbox)
         self.size = size
         self._deadline = deadline
+        self._in_a_row = 0
         self._buffer: deque[Any] = deque()
         self._room = trio.lowlevel.ParkingLot()
 
@@ -262,19 +281,13 @@ class Queue:
     def __len__(self) -> int:
         return len(self._queue) - self._withdrawn
 
-    def put_nowait(self, message: Message) -> None:
-        """Queue it; `MailboxFull` if there is no room, `ChildStopped` if the node is down for good."""
-        if not self.put_if_room(message):
-            raise self.spec.full(f"the mailbox of {self._path!r} is full ({self.spec.size})")
-
     def put_if_room(self, message: Message) -> bool:
-        """Queue it, if there is room for one more behind those that wait already."""
+        """Queue it, if there is room for one more behind those that wait already; the spec's `stopped` if it is down for good."""
         if self.closed:
             raise self._refusal()
         queue = self._queue
         if len(queue) - self._withdrawn >= self._size or self._putters:
             return False
-        message._mailbox = self
         queue.append(message)
         if self._readers:
             reschedule(self._readers.popleft())
@@ -308,17 +321,6 @@ class Queue:
             reschedule(waiting.popleft()[1])
         self._putters = waiting
 
-    def pop(self) -> Message | None:
-        """The next message that somebody still wants."""
-        while self._queue:
-            message = self._queue.popleft()
-            if message._state == "queued":
-                if self._putters:
-                    self._admit()
-                return message
-            self._withdrawn -= 1
-        return None
-
     def _put_back(self, messages: Sequence[Message]) -> None:
         """At the head, in their order, whatever the size."""
         for message in reversed(messages):
@@ -330,6 +332,10 @@ class Queue:
                     reschedule(self._readers.popleft())
             else:
                 message._finish(outcome.Error(self._refusal()))
+
+    def overflow(self) -> Exception:
+        """What those are told who would not wait."""
+        return self.spec.full(f"the mailbox of {self._path!r} is full ({self.spec.size})")
 
     def _refusal(self) -> Exception:
         refusal = self.spec.stopped(
@@ -409,8 +415,8 @@ class Inbox:
     async def receive_many(self, maximum: int) -> list[Message]:
         """Take up to `maximum` messages, waiting for the first."""
         messages = [await self.receive()]
-        while len(messages) < maximum and len(self._mailbox):
-            messages.append(self.receive_nowait())
+        while len(messages) < maximum and (message := self._take()) is not None:
+            messages.append(message)
         return messages
 
     async def _wait(self) -> None:
@@ -427,15 +433,23 @@ class Inbox:
     def _take(self) -> Message | None:
         """The next message that somebody still wants is in hand now."""
         mailbox = self._mailbox
-        message = mailbox.pop()
-        if message is not None:
-            if not message._taken:
-                message._taken = self.progressed = True
-                mailbox.handled += 1
-            message._state = "in hand"
-            message._inbox = self
-            if not message._one_way or message.on_loss == "requeue":
-                self._held[message] = None
+        queue = mailbox._queue
+        while queue:
+            message = queue.popleft()
+            if message._state == "queued":
+                break
+            mailbox._withdrawn -= 1
+        else:
+            return None
+        if mailbox._putters:
+            mailbox._admit()
+        if not message._taken:
+            message._taken = self.progressed = True
+            mailbox.handled += 1
+        message._state = "in hand"
+        message._inbox = self
+        if message._mailbox is not None or message.on_loss == "requeue":
+            self._held[message] = None
         return message
 
     def settle(self, path: str, failure: BaseException | None) -> None:
@@ -450,16 +464,22 @@ class Inbox:
         self._mailbox._put_back(back)
 
 
-_ALWAYS: AbstractContextManager[None] = nullcontext()
-
-
-async def call(mailbox: Queue, value: Any, on_loss: OnLoss | None) -> Any:
+def call(mailbox: Queue, value: Any, on_loss: OnLoss | None) -> Coroutine[Any, Any, Any]:
     """Send and wait for the reply."""
-    message = Message(value, on_loss or mailbox.on_loss)
-    with mailbox.in_time(mailbox.deadline(value)) if mailbox.deadline else _ALWAYS:
-        if not mailbox.put_if_room(message):
-            await mailbox.put(message)
-        return await message._result()
+    message = Message(value, on_loss or mailbox.on_loss, mailbox)
+    return _exchange(mailbox, message) if mailbox.deadline is None else _exchange_in_time(mailbox, message)
+
+
+async def _exchange(mailbox: Queue, message: Message) -> Any:
+    if not mailbox.put_if_room(message):
+        await mailbox.put(message)
+    return await message._result()
+
+
+async def _exchange_in_time(mailbox: Queue, message: Message) -> Any:
+    assert mailbox.deadline is not None
+    with mailbox.in_time(mailbox.deadline(message.value)):
+        return await _exchange(mailbox, message)
 
 
 @asynccontextmanager
@@ -468,12 +488,12 @@ async def stream(
 ) -> AsyncGenerator[Stream, None]:
     """Send and give the stream of replies."""
     deadline = mailbox.deadline(value) if mailbox.deadline else None
-    message = StreamMessage(value, on_loss or mailbox.on_loss, size=size, deadline=deadline)
+    message = StreamMessage(value, on_loss or mailbox.on_loss, mailbox, size=size, deadline=deadline)
     if wait:
         with mailbox.in_time(deadline):
             await mailbox.put(message)
-    else:
-        mailbox.put_nowait(message)
+    elif not mailbox.put_if_room(message):
+        raise mailbox.overflow()
     try:
         yield Stream(message)
     finally:

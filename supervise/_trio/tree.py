@@ -80,12 +80,12 @@ class Tree:
 class Ref:
     """The stable address of a node: cheap, hashable, and good over any number of incarnations (R28)."""
 
-    __slots__ = ("_added", "_at", "_tree", "path")
+    __slots__ = ("_added", "_queue", "_tree", "path")
 
     def __init__(self, tree: Tree, path: str, added: Node | None = None) -> None:
         self._tree = tree
         self._added = added
-        self._at: Address | None = None
+        self._queue: Queue | None = None
         self.path = path
 
     def __repr__(self) -> str:
@@ -184,12 +184,14 @@ class Ref:
         return None if path == self.path else Ref(self._tree, path)
 
     def _mailbox(self) -> Queue:
-        address = self._at
-        if address is not None and address.mailbox is not None and not address.removed:
-            return address.mailbox
+        """Its queue. A closed one may be of a node that has left the tree, while another has taken its place."""
+        if self._queue is None or self._queue.closed:
+            self._queue = self._find_mailbox()
+        return self._queue
+
+    def _find_mailbox(self) -> Queue:
         ref = self._front() or self
         address, spec = ref._address(), ref._spec()
-        self._at = address
         if address.mailbox is not None:
             return address.mailbox
         if isinstance(spec, Child):
@@ -215,13 +217,16 @@ class Ref:
     async def send(self, value: Any, *, on_loss: OnLoss | None = None) -> None:
         """Send a message without a reply, waiting while the mailbox is full."""
         mailbox = self._mailbox()
-        await mailbox.put(Message(value, on_loss or mailbox.on_loss, True))
+        await mailbox.put(Message(value, on_loss or mailbox.on_loss))
         await trio.lowlevel.cancel_shielded_checkpoint()
 
     def send_nowait(self, value: Any, *, on_loss: OnLoss | None = None) -> None:
         """Send a message without a reply, or raise `MailboxFull`."""
-        mailbox = self._mailbox()
-        mailbox.put_nowait(Message(value, on_loss or mailbox.on_loss, True))
+        mailbox = self._queue
+        if mailbox is None or mailbox.closed:
+            mailbox = self._mailbox()
+        if not mailbox.put_if_room(Message(value, on_loss or mailbox.on_loss)):
+            raise mailbox.overflow()
 
     def stream(
         self, value: Any, *, on_loss: OnLoss | None = None, buffer: int = 64
