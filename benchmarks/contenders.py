@@ -10,7 +10,7 @@ import shutil
 import subprocess
 import sys
 import venv
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 HERE = Path(__file__).parent
@@ -53,9 +53,11 @@ def version(contender: str) -> str:
     return f"{package} {of_package}, Python {'.'.join(numbers)}"
 
 
-def output(*command: str) -> str:
+def output(*command: str, env: Mapping[str, str] | None = None) -> str:
     """What a command prints."""
-    done = subprocess.run(command, check=True, stdin=subprocess.DEVNULL, capture_output=True, text=True)
+    done = subprocess.run(
+        command, check=True, env=env, stdin=subprocess.DEVNULL, capture_output=True, text=True
+    )
     return done.stdout.strip()
 
 

@@ -1,6 +1,7 @@
 """The closed set of things that happen in a tree, and what a sink is (R31, R32).
 
-Per incarnation the events form a grammar:
+They are frozen values; those with no fields of their own take them from `Event` as it is. Per incarnation they form a
+grammar:
 
     Starting (Ready | Ignored | StartFailed)?
     (Failed Decided Resumed)*
@@ -36,7 +37,6 @@ class Event:
     incarnation: int
 
 
-@frozen(slots=False)
 class Starting(Event):
     """The node is about to start."""
 
@@ -48,12 +48,10 @@ class Ready(Event):
     value: Any = None
 
 
-@frozen(slots=False)
 class Ignored(Event):
     """It returned `IGNORE` before it was ready: not needed here (R17)."""
 
 
-@frozen(slots=False)
 class StartFailed(Event):
     """It did not become ready; `Failed` with the failure follows."""
 
@@ -90,7 +88,6 @@ class Decided(Event):
     limit: str | None = None
 
 
-@frozen(slots=False)
 class Resumed(Event):
     """Its body is entered again, with the resource it had."""
 
@@ -124,7 +121,6 @@ class StopError(Event):
     exc: BaseException
 
 
-@frozen(slots=False)
 class Stopped(Event):
     """This incarnation has ended, really."""
 

@@ -46,27 +46,25 @@ class Act:
 
 
 @define(eq=False)
-class Judge:
-    """A failure of this child waits to be decided; void if the epoch has changed."""
+class _About:
+    """Void if the epoch has changed."""
 
     node: Node
     epoch: int
+
+
+class Judge(_About):
+    """A failure of this child waits to be decided."""
+
+
+class Done(_About):
+    """The child ended by itself and is not to be restarted."""
 
 
 @define(eq=False)
-class Done:
-    """The child ended by itself and is not to be restarted; void if the epoch has changed."""
+class Retry(_About):
+    """The child is to be started again. `token`: somebody waits for it."""
 
-    node: Node
-    epoch: int
-
-
-@define(eq=False)
-class Retry:
-    """The child is to be started again; void if the epoch has changed. `token`: somebody waits for it."""
-
-    node: Node
-    epoch: int
     token: Any = None
 
 

@@ -114,7 +114,6 @@ class Verdict:
     directive: Directive | None
 
 
-@define(eq=False)
 class Wake:
     """A time that the machine asked for has come."""
 
@@ -125,40 +124,43 @@ Input = Boot | Up | Exited | Ended | Request | Stop | Verdict | Wake
 
 
 @define(eq=False)
-class Start:
+class _To:
+    child: Node
+
+
+@define(eq=False)
+class _Because(_To):
+    reason: str
+
+
+class Start(_To):
     """Give the child a task. A supervisor's boots once its nursery is open."""
 
-    child: Node
+    __slots__ = ()
 
 
-@define(eq=False)
-class Ask:
+class Ask(_Because):
     """Tell the leaf that it is to stop."""
 
-    child: Node
-    reason: str
+    __slots__ = ()
 
 
-@define(eq=False)
-class Cancel:
+class Cancel(_Because):
     """Cancel the leaf."""
 
-    child: Node
-    reason: str
+    __slots__ = ()
 
 
-@define(eq=False)
-class Release:
+class Release(_To):
     """Let the suspended leaf leave its resource and end."""
 
-    child: Node
+    __slots__ = ()
 
 
-@define(eq=False)
-class Resume:
+class Resume(_To):
     """Let the suspended leaf enter its body again."""
 
-    child: Node
+    __slots__ = ()
 
 
 @define(eq=False)
@@ -196,17 +198,20 @@ class Gone:
 
 
 @define(eq=False)
-class Fatal:
+class _Failing:
+    exc: BaseException
+
+
+class Fatal(_Failing):
     """Something that is not an `Exception` came out of a child: the whole tree is to stop (R4)."""
 
-    exc: BaseException
+    __slots__ = ()
 
 
-@define(eq=False)
-class Fail:
+class Fail(_Failing):
     """Nobody decided: the tree fails with this, once all has stopped."""
 
-    exc: BaseException
+    __slots__ = ()
 
 
 # What comes out, for another machine: the forest turns it into an input there.
