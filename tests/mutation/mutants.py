@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import difflib
+import hashlib
 import importlib
 import inspect
 from collections import Counter
@@ -43,6 +44,12 @@ class Mutant:
     def lines(self) -> list[range]:
         """Where in its file it is; and where its function is, for a default is not where it is used."""
         return [range(it.start.line, it.end.line + 1) for it in (self.place, self.whole)]
+
+    @property
+    def of(self) -> str:
+        """Which version of its function it changes, in eight digits: what is known of another is not known of this one."""
+        lines = self.path.read_text().splitlines()[self.whole.start.line - 1 : self.whole.end.line]
+        return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:8]
 
     def source(self) -> str:
         """Its file as it would read: the piece put in its place, or, where there is more to it, all of it made anew."""

@@ -7,24 +7,22 @@ from collections import Counter
 
 
 class Results:
-    """By name; kept in a file, if there is one."""
+    """By name, for as long as its function reads the same; kept in a file, if there is one."""
 
     def __init__(self, path, *, again):
         self.path, self.again, self.found = path, again, {}
         if path is not None and path.exists():
             rows = map(json.loads, path.read_text().splitlines())
-            self.found = {row["name"]: row for row in rows}
+            self.found = {(row["name"], row["of"]): row for row in rows}
 
     def known(self, mutant):
-        """Whether this very mutant is not to be done: it has been, or, if some are to be done again, it had not."""
-        row = self.found.get(mutant.name, {"status": ""})
-        if self.again:
-            return row["status"] != "survived"
-        return row.get("diff") == mutant.diff()
+        """Whether it is not to be done: it has been, and, if some are to be done again, was killed."""
+        row = self.found.get((mutant.name, mutant.of))
+        return row is not None and not (self.again and row["status"] == "survived")
 
     def note(self, mutant, status, by=""):
-        row = {"name": mutant.name, "status": status, "by": by, "diff": mutant.diff()}
-        self.found[mutant.name] = row
+        row = {"name": mutant.name, "of": mutant.of, "status": status, "by": by, "diff": mutant.diff()}
+        self.found[mutant.name, mutant.of] = row
         if self.path is not None:
             with self.path.open("a") as file:
                 file.write(json.dumps(row) + "\n")
@@ -32,13 +30,14 @@ class Results:
 
     def tell(self, mutants):
         """Print the survivors and a line for each file; gives the percentage that was noticed."""
-        rows = [self.found[mutant.name] for mutant in mutants if mutant.name in self.found]
-        for row in rows:
-            if row["status"] == "survived":
-                print(f"\n{row['name']}\n{row['diff']}")
         total, noticed = Counter(), Counter()
-        for row in rows:
-            for name in (row["name"].partition(".")[0], "all"):
+        for mutant in mutants:
+            row = self.found.get((mutant.name, mutant.of))
+            if row is None:
+                continue
+            if row["status"] == "survived":
+                print(f"\n{mutant.name}\n{mutant.diff()}")
+            for name in (mutant.path.stem, "all"):
                 total[name] += 1
                 noticed[name] += row["status"] != "survived"
         print("\nfile           mutants  killed  survived")
