@@ -61,11 +61,8 @@ class Done(_About):
     """The child ended by itself and is not to be restarted."""
 
 
-@define(eq=False)
 class Retry(_About):
-    """The child is to be started again. `token`: somebody waits for it."""
-
-    token: Any = None
+    """The child is to be started again."""
 
 
 Waiting = Judge | Done | Retry | Request

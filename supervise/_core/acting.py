@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 
 from .. import errors, events
 from . import effect
-from .act import Act, Ledger, Retry, Waiting
+from .act import Act, Ledger, Waiting
 from .directive import Directive
 from .effect import Effect, Failure, Request
 from .limit import ReadyTime, Window
@@ -136,7 +136,7 @@ class Acting:
     def _stop(self, act: Act, node: Node) -> None:
         """Stop one child of this act's; what becomes of it then is `_settle`'s."""
         node.epoch += 1
-        if node.state == "restarting" or not node.alive:
+        if not node.alive:
             self._stop_dead(act, node)
             return
         node.awaited = True
@@ -248,7 +248,7 @@ class Acting:
         if self.act is not None:
             self._refuse(self.act.token, message, "stopping")
         for item in self.inbox:
-            if isinstance(item, Request | Retry):
+            if isinstance(item, Request):
                 self._refuse(item.token, message, "stopping")
         self.inbox.clear()
         for node in self.children.values():

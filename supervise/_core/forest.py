@@ -108,13 +108,13 @@ class Forest:
         if report.failure is not None:
             exc = report.failure.exc
             root.last_failure = root.why = exc
-            out += self._event(events.StartFailed, now) + self._event(events.Failed, now, exc=exc)
+            out = self._event(events.StartFailed, now) + self._event(events.Failed, now, exc=exc)
             details = {"directive": None, "by": root.path, "because": "first start", "exc": exc}
             out += self._event(events.Decided, now, **details)
         elif report.ignored:
-            out += self._event(events.Ignored, now) + self._event(events.Returned, now)
+            out = self._event(events.Ignored, now) + self._event(events.Returned, now)
         elif report.returned:
-            out += self._event(events.Returned, now)
+            out = self._event(events.Returned, now)
         root.gone = True
         return [*out, *self._event(events.Stopped, now), effect.Gone(root, root.why)]
 

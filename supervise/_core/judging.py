@@ -138,8 +138,7 @@ class Judging(Acting):
             return
         exc = _limit_exceeded(self.path, self.spec.limit, cause)
         failure = Failure(exc, self.node, self.path, "limit")
-        stops = [node] if node.alive or node.state == "failed" else []
-        self.act = Act("limit", f"{self.path!r} passed its limit", node, stops, failure=failure)
+        self.act = Act("limit", f"{self.path!r} passed its limit", stops=[node], failure=failure)
 
     # --- the short way
 
@@ -247,8 +246,7 @@ class Judging(Acting):
         self.act = Act("retry", self._why(node), node, stops, delay=delay)
 
     def _forget_retry(self, node: Node) -> None:
-        """The retry of this node is void."""
-        node.epoch += 1
+        """The retry of this node is off; the stop that follows makes void what waits of it."""
         node.state = "down"
         self._disarm(node)
         self._mend(node, mending=False)
@@ -265,7 +263,6 @@ class Judging(Acting):
         self._go_on(node)
         if act.kind in ("restart", "condemn"):
             self._reply_start_failed(act.token, failure)
-            act.token = None
             self.act = None
             self._judge(node, act.starts)
             return

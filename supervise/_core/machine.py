@@ -86,7 +86,7 @@ class Machine(Judging):
         if boot.ignored:
             self._end(effect.Ended(self.node, self.node.incarnation, ignored=True))
         elif boot.problem is not None:
-            failure = Failure(boot.problem, self.node, self.path, starting=True)
+            failure = Failure(boot.problem, self.node, self.path)
             self._end(effect.Ended(self.node, self.node.incarnation, failure=failure))
         else:
             self.phase = "booting"
@@ -187,7 +187,7 @@ class Machine(Judging):
         else:
             assert ended.failure is not None
             risen = ended.failure
-            failure = Failure(risen.exc, node, risen.path, risen.tag, starting=True)
+            failure = Failure(risen.exc, node, risen.path, starting=True)
         self._start_failed(node, failure)
 
     def _ignored(self, node: Node) -> None:
@@ -252,7 +252,6 @@ class Machine(Judging):
     def _start_is_late(self, node: Node) -> None:
         """A start that hangs is ended, and then it is a failed one (R17)."""
         node.timed_out = True
-        node.epoch += 1
         reason = f"{node.path!r}: start_timeout of {node.spec.start_timeout:g} s passed"
         self._cancel(node, reason)
 
@@ -291,14 +290,14 @@ class Machine(Judging):
 
     def _take_retry(self, item: Retry) -> None:
         node = item.node
-        if not node.charged and item.token is None and not self._charge():
+        if not node.charged and not self._charge():
             node.state = "down"
             self._mend(node, mending=False)
-            self._limit_passed(node.last_failure or errors.ChildReturned(node.path), node)
+            assert node.last_failure is not None
+            self._limit_passed(node.last_failure, node)
             return
         node.charged = False
-        node.epoch += 1
-        self._restart(node, token=item.token, again=True)
+        self._restart(node, again=True)
 
     # --- what an act comes to
 
@@ -341,7 +340,7 @@ class Machine(Judging):
         self.act = None
         node, mode = act.node, self.spec.auto_shutdown
         assert node is not None
-        if mode == "never" or not node.spec.significant:
+        if not node.spec.significant:
             return
         if mode == "all_significant" and any(map(_is_significant_and_on, self.children.values())):
             return
@@ -417,7 +416,6 @@ class Machine(Judging):
             return
         if node.state == "restarting" and node.phase == "backoff":
             self._disarm(node)
-            node.epoch += 1
             self._restart(node, token=request.token, again=True)
         elif node.state == "restarting":
             self._refuse(request.token, f"{node.path!r} is restarting", "restarting")
@@ -443,7 +441,7 @@ class Machine(Judging):
         group = self._group(node)
         self._forget_retry(node)
         for other in group:
-            if other.state == "down" and not other.gone and not other.alive:
+            if other.state == "down" and not other.gone:
                 self._down(other, "down", None)
 
     def _take_remove(self, request: Request) -> None:

@@ -54,7 +54,7 @@ BUGS = [
     Bug("a group stops in start order", Machine, "_advance", "act.stops.pop()", "act.stops.pop(0)", "one", 42),
     Bug("a stop does not wait for who leaves", Acting, "_begin_end", "2 if node.leaving else ", "", "requests", 12),
     Bug("a restart is free", Judging, "_charge", "self.window.charge(self._clock())", "True", "one", 0),
-    Bug("a retry is free", Machine, "_take_retry", "not node.charged and item", "node.charged and item", "one", 0),
+    Bug("a retry is free", Machine, "_take_retry", "not node.charged and", "node.charged and", "one", 0),
     Bug(
         "a report that crosses with a stop is dropped", Machine, "_on_exited",
         'node.state == "stopping" or node.timed_out', "node.timed_out", "one", 0,

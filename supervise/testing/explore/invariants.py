@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ..._core.act import Act, Retry
+from ..._core.act import Act
 from ..._core.effect import Request
 from ..._core.machine import Machine
 from ..._core.node import Node
@@ -107,9 +107,7 @@ def _check_idle(machine: Machine, children: list[Node]) -> None:
 def _check_promises(world: World) -> None:
     """Every request can still be answered, and every timer has been asked for."""
     machines = [node.machine for node in nodes(world) if node.machine is not None]
-    tokens = [
-        item.token for machine in machines for item in machine.inbox if isinstance(item, Request | Retry)
-    ]
+    tokens = [item.token for machine in machines for item in machine.inbox if isinstance(item, Request)]
     tokens += [machine.act.token for machine in machines if isinstance(machine.act, Act)]
     demand(
         world.asked == {token for token in tokens if token is not None}, "unanswered:", world.asked, tokens

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from ..._core.act import Act, Retry
+from ..._core.act import Act
 from ..._core.effect import Failure, Request
 from ..._core.machine import Machine
 from ..._core.node import Node
@@ -154,6 +154,5 @@ def _waiting(world: World, machine: Machine, places: dict[Node, int]) -> Iterato
             place = (item.name == "extra") - 2 if there is None else places[there]
             yield (item.kind, place, _token(world, item.token))
         else:
-            token = _token(world, item.token) if isinstance(item, Retry) else None
             void = item.epoch != item.node.epoch
-            yield (type(item).__name__, void, places.get(item.node, -1), token)
+            yield (type(item).__name__, void, places.get(item.node, -1))
