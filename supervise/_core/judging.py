@@ -148,13 +148,12 @@ class Judging(Acting):
         Gives the events, behind which its next incarnation starts; None, and nothing has changed: it has to go the long
         way. The exploration holds the two ways against each other in every state.
         """
-        if self.act is not None or self.inbox or self.phase != "up" or node.state != "up" or not node.simple:
-            return None
+        if self.act is not None or node.state != "up" or not node.simple:
+            return None  # without an act nothing waits
         tag, directive = node.decider.looked_up(exc)
         if directive is not Restart or not self._charge_both(node, now):
             return None
         node.last_failure = exc
-        node.epoch += 1
         node.incarnation += 1
         node.state, node.awaited = "starting", True
         if node.alone is None:
