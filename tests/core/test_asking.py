@@ -1,0 +1,181 @@
+"""What goes up and comes down again: whoever asks for a verdict, and the last words of a supervisor."""
+
+from __future__ import annotations
+
+from supervise import Decider, Escalate, Limit, Restart, Resume, Rule, Supervisor, events
+from supervise._core import effect
+from supervise._core.forest import Forest
+
+from .test_acts import asks, decided, ends, exits, resource, states, tree_of, wakes
+from .test_machine import Boom, asked_for, child, leaf, machine
+
+UPWARDS = Decider(default=Escalate)
+
+
+def reasons(out):
+    return [(one.child.name, one.reason) for one in out if isinstance(one, effect.Cancel)]
+
+
+def below(tree, item, now=0.0, **more):
+    """What the tree makes of an input to the machine of `x`."""
+    return tree.forest.handle(machine(tree, "x"), item, now, **more)
+
+
+def test_who_asks_waits_for_the_child_it_asks_for():
+    """R11, R19: suspended, and all else waits meanwhile."""
+    inner = Supervisor("x", [leaf("c"), leaf("d")], decider=UPWARDS)
+    tree = tree_of(inner, leaf("a"))
+    asks(tree, "stop", "a")
+    x = machine(tree, "x")
+    c = x.children["c"]
+    below(tree, effect.Exited(c, 1, Boom("restart")))
+    assert (x.act.kind, x.act.pending, c.awaited, c.state) == ("ask", 1, True, "failed")
+    below(tree, effect.Request("status", object()))
+    assert repr(x) == "<machine 'app/x' up act=ask waiting=1>"
+
+
+def test_who_passed_its_limit_asks_and_nothing_but_a_stop_answers():
+    """R8, R11, R14: there is nothing to resume."""
+    inner = Supervisor("x", [leaf("c"), leaf("d")], limit=Limit(0, within=5))
+    tree = tree_of(inner, leaf("a"), leaf("b"), decider=Decider({"limit": Escalate}))
+    asks(tree, "stop", "a")
+    x = machine(tree, "x")
+    below(tree, effect.Exited(x.children["c"], 1, Boom("restart")))
+    below(tree, effect.Ended(x.children["c"], 1))
+    below(tree, effect.Request("status", object()))
+    for _ in range(2):
+        assert repr(x) == "<machine 'app/x' up act=ask waiting=1>"
+        assert below(tree, effect.Verdict(Resume)) == []
+    out = ends(tree, "a")
+    assert reasons(out) == [("b", "'app' failed: 'app/x' escalated")]
+
+
+def test_a_root_that_passed_its_limit_escalates():
+    """R11, R14: so it is told, for there is nobody above."""
+    tree = tree_of(leaf("a"), limit=Limit(0, within=5))
+    exits(tree, "a")
+    assert [one[1] for one in decided(ends(tree, "a"))] == [Escalate]
+
+
+def test_a_supervisor_that_returns_and_should_not_is_named():
+    """R7, R11: as where the failure happened; it has ended, and is told to have."""
+    inner = Supervisor("x", [leaf("c")])
+    tree = tree_of(inner, leaf("a"), decider=Decider({"returned": Escalate}))
+    below(tree, effect.Stop("x is done", returned=True))
+    out = below(tree, effect.Ended(machine(tree, "x").children["c"], 1))
+    assert reasons(out) == [("a", "'app' failed: 'app/x' escalated")]
+
+
+def test_a_supervisor_that_has_ended_is_told_to_have_when_the_limit_is_passed():
+    """R14, R32: there is nothing more of it to stop."""
+    tree = tree_of(Supervisor("x", [leaf("c")]), leaf("a"), limit=Limit(0, within=5))
+    below(tree, effect.Stop("x is done", returned=True))
+    out = below(tree, effect.Ended(machine(tree, "x").children["c"], 1))
+    told = [(type(one).__name__, one.path) for one in out if isinstance(one, events.Event)]
+    assert told[2:6] == [
+        ("Decided", "app/x"), ("Stopped", "app/x"), ("Failed", "app"), ("Decided", "app")
+    ]  # fmt: skip
+    assert states(tree)["x"] == "down"
+
+
+def test_a_verdict_that_nobody_waits_for_changes_nothing():
+    """R11: it may come when all is well, or while something else is in progress."""
+    tree = tree_of(leaf("a"), leaf("b"))
+    assert asked_for(tree, effect.Verdict(Resume)) == []
+    asks(tree, "stop", "a")
+    act = machine(tree).act
+    assert asked_for(tree, effect.Verdict(Resume)) == []
+    assert (machine(tree).act, states(tree)) == (act, {"a": "stopping", "b": "up"})
+
+
+def test_what_a_broken_decider_raised_cannot_be_resumed():
+    """R5, R8: it is another failure than the one that the leaf was suspended with."""
+
+    def broken(_):
+        raise Boom("resume")
+
+    inner = Supervisor(
+        "x", [leaf("c", resource=resource)], decider=Decider(rules=[Rule(Boom, "t", when=broken)])
+    )
+    tree = tree_of(inner)
+    exc = Boom("restart")
+    del exc.tag
+    out = below(tree, effect.Exited(machine(tree, "x").children["c"], 1, exc, resumable=True))
+    assert decided(out) == [("app", Restart, "table", Resume, None)]
+
+
+def test_all_is_told_with_the_time_of_the_failure():
+    """R31: on every level that it goes up."""
+    tree = tree_of(Supervisor("x", [leaf("c")], decider=UPWARDS), leaf("a"))
+    out = below(tree, effect.Exited(machine(tree, "x").children["c"], 1, Boom("escalate")), 3)
+    stops = [(one.path, one.at) for one in out if isinstance(one, events.Stopping)]
+    assert stops == [("app", 3), ("app/a", 3)]
+
+
+def test_a_child_is_ready_with_its_value():
+    """R17: in the event too."""
+    tree = tree_of(leaf("a"))
+    exits(tree, "a")
+    ends(tree, "a")
+    out = asked_for(tree, effect.Up(child(tree, "a"), 2, 7))
+    assert [one.value for one in out if isinstance(one, events.Ready)] == [7]
+
+
+def test_a_tree_that_has_not_begun_is_down():
+    """R33: without a life; then it boots."""
+    forest = Forest(Supervisor("app", [leaf("a")]))
+    root = forest.status(0)
+    assert (root.state, root.incarnation, [it.incarnation for it in root.children]) == ("down", 0, [0])
+    assert forest.over is False
+    forest.start(0)
+    forest.handle(forest.root.machine, effect.Boot(), 0)
+    assert repr(forest.root.machine) == "<machine 'app' booting act=boot waiting=0>"
+
+
+def test_a_root_that_could_not_start_says_why():
+    """R16, R33: in its events, its status and its last word."""
+    forest = Forest(Supervisor("app", [leaf("a")]))
+    forest.start(0)
+    exc = Boom("b")
+    out = forest.handle(forest.root.machine, effect.Boot(exc), 1)
+    assert [one.exc for one in out if isinstance(one, events.Failed)] == [exc]
+    assert [one.why for one in out if isinstance(one, effect.Gone)] == [exc]
+    assert forest.status(2).last_failure is exc
+
+
+def test_a_root_that_is_to_return_returns():
+    """R14, R18: once its children have ended, and at that time."""
+    tree = tree_of(leaf("a"))
+    asked_for(tree, effect.Stop("it is done", returned=True))
+    tree.now = 4
+    out = ends(tree, "a")
+    assert [(one.path, one.at) for one in out if isinstance(one, events.Returned)] == [("app", 4)]
+
+
+def test_without_grace_a_child_is_overdue_at_once_and_every_second_at_most():
+    """R20: with doubling intervals from there."""
+    tree = tree_of(leaf("a", grace=0))
+    asked_for(tree, effect.Stop("a test"))
+    told = []
+    for now in (0, 1, 2, 3, 7):
+        told += [(now, one.seconds) for one in wakes(tree, now) if isinstance(one, effect.ReportOverdue)]
+    assert told == [(0, 0), (1, 1), (3, 3), (7, 7)]
+
+
+def test_a_supervisor_without_a_limit_counts_no_restarts():
+    """R14, R33: its status says 0."""
+    tree = tree_of(leaf("a"), limit=None)
+    exits(tree, "a")
+    assert tree.status().restarts == 0
+
+
+def test_who_is_condemned_has_ended_for_auto_shutdown():
+    """R10, R18: the last one that ends takes its supervisor with it."""
+    options = {"restart": "transient", "significant": True}
+    tree = tree_of(leaf("a", **options), leaf("b", **options), auto_shutdown="all_significant")
+    exits(tree, "a", "stop")
+    ends(tree, "a")
+    assert (machine(tree).phase, states(tree)["a"]) == ("up", "condemned")
+    asked_for(tree, effect.Exited(child(tree, "b"), 1))
+    ends(tree, "b")
+    assert tree.forest.over

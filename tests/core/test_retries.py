@@ -1,0 +1,258 @@
+"""What waits to be tried again: who may interfere, what it costs, and what is told of it."""
+
+from __future__ import annotations
+
+from supervise import Backoff, Decider, Escalate, Limit, Resume, StartFailed, Supervisor, events
+from supervise._core import effect
+from supervise._core.forest import Forest
+
+from .test_acts import WAIT, asks, decided, ends, exits, orders, resource, states, tree_of, ups, wakes
+from .test_machine import Boom, asked_for, child, gone, leaf, machine
+
+GROWING = Backoff(initial=3, factor=2, maximum=99, jitter=0, reset_after=1)
+
+
+def delays(out):
+    return [one.delay for one in out if isinstance(one, events.BackingOff)]
+
+
+def reasons(out):
+    return [(one.child.name, one.reason) for one in out if isinstance(one, effect.Cancel)]
+
+
+def test_who_waits_for_its_groups_retry_is_not_gone_when_it_is_stopped_by_hand():
+    """R13, R28: it is down already, and the retry starts it again."""
+    tree = tree_of(leaf("a", backoff=WAIT), leaf("b"), strategy="rest_for_one")
+    exits(tree, "a")
+    ends(tree, "a")
+    ends(tree, "b")
+    _, out = asks(tree, "stop", "b")
+    assert (orders(out), gone(out), child(tree, "b").gone) == (["replied"], [], False)
+    assert orders(wakes(tree, 3)) == ["Start a"]
+    assert orders(ups(tree, "a")) == ["Start b"]
+
+
+def test_who_was_condemned_stays_so_when_its_groups_retry_is_called_off():
+    """R10, R13: the others of the group are down for good with the one that was stopped by hand."""
+    tree = tree_of(leaf("a", backoff=WAIT), leaf("b"), leaf("c"), strategy="rest_for_one")
+    exits(tree, "b", "stop")
+    ends(tree, "b")
+    exits(tree, "a")
+    ends(tree, "a")
+    ends(tree, "c")
+    _, out = asks(tree, "stop", "a")
+    assert sorted(gone(out)) == [("app/a", None, False), ("app/c", None, False)]
+    assert states(tree) == {"a": "down", "b": "condemned", "c": "down"}
+
+
+def test_who_has_a_retry_of_its_own_keeps_it_when_its_groups_is_called_off():
+    """R13, R25: it had been started by hand meanwhile, and has failed since."""
+    tree = tree_of(leaf("a", backoff=WAIT), leaf("b", backoff=WAIT), strategy="rest_for_one")
+    exits(tree, "a")
+    ends(tree, "a")
+    ends(tree, "b")
+    asks(tree, "restart", "b")
+    ups(tree, "b")
+    exits(tree, "b")
+    ends(tree, "b")
+    assert states(tree) == {"a": "restarting", "b": "restarting"}
+    _, out = asks(tree, "stop", "a")
+    assert (gone(out), states(tree)) == ([("app/a", None, False)], {"a": "down", "b": "restarting"})
+    assert orders(wakes(tree, 3)) == ["Start b"]
+
+
+def test_a_restart_by_hand_waits_for_nobodys_backoff():
+    """R15, R25: nor for that of one in its group."""
+    tree = tree_of(leaf("a", backoff=WAIT), leaf("b", backoff=WAIT), strategy="rest_for_one")
+    exits(tree, "a")
+    ends(tree, "a")
+    ends(tree, "b")
+    asks(tree, "restart", "b")
+    ups(tree, "b")
+    exits(tree, "b")
+    ends(tree, "b")
+    _, out = asks(tree, "restart", "a")
+    assert orders(out) == ["Start a"]
+    assert orders(ups(tree, "a")) == ["Start b"]
+    assert orders(ups(tree, "b")) == ["replied"]
+
+
+def test_a_restart_by_hand_takes_no_step_of_the_backoff():
+    """R15: the next failure waits as long as if nobody had asked."""
+    tree = tree_of(leaf("a", backoff=GROWING))
+    exits(tree, "a")
+    assert delays(ends(tree, "a")) == [3]
+    asks(tree, "restart", "a")
+    ups(tree, "a")
+    exits(tree, "a")
+    assert delays(ends(tree, "a")) == [6]
+
+
+def test_a_start_that_fails_was_not_quiet():
+    """R15: however short a quiet time would begin the series anew."""
+    tree = tree_of(leaf("a", backoff=GROWING), limit=Limit(9, within=99))
+    exits(tree, "a")
+    assert delays(ends(tree, "a")) == [3]
+    wakes(tree, 3)
+    exits(tree, "a")
+    assert delays(ends(tree, "a")) == [6]
+
+
+def test_a_restart_by_hand_that_fails_is_told_to_whoever_asked():
+    """R16, R25: and is judged, for the child was being restarted."""
+    tree = tree_of(leaf("a", backoff=WAIT))
+    exits(tree, "a")
+    ends(tree, "a")
+    caller, _ = asks(tree, "restart", "a")
+    node, exc = child(tree, "a"), Boom("restart")
+    out = asked_for(tree, effect.Exited(node, 2, exc))
+    (reply,) = (one for one in out if isinstance(one, effect.Reply))
+    assert (reply.token, type(reply.error), reply.error.__cause__) == (caller, StartFailed, exc)
+    assert delays(ends(tree, "a")) == [3]
+
+
+def test_a_start_that_fails_under_one_for_all_stops_the_others_before_it_waits():
+    """R13, R36: however short the wait is, and they are told why."""
+    short = Backoff(initial=0.5, factor=1, jitter=0)
+    tree = tree_of(leaf("a"), leaf("b", backoff=short), strategy="one_for_all")
+    exits(tree, "b")
+    ends(tree, "b")
+    ends(tree, "a")
+    assert orders(wakes(tree, 0.5)) == ["Start a"]
+    assert orders(ups(tree, "a")) == ["Start b"]
+    assert orders(exits(tree, "b")) == ["Release b"]
+    out = ends(tree, "b")
+    assert reasons(out) == [("a", "one_for_all: sibling 'app/b' failed")]
+    assert delays(ends(tree, "a")) == [0.5]
+
+
+def test_a_supervisor_that_is_done_while_a_start_fails_is_done():
+    """R18, R19: it stops no more, and its end is served in its turn."""
+    inner = Supervisor("x", [leaf("c")], restart="transient", significant=True)
+    tree = tree_of(inner, leaf("a", backoff=WAIT), strategy="one_for_all", auto_shutdown="any_significant")
+    exits(tree, "a")
+    ends(tree, "a")
+    below = machine(tree, "x")
+    tree.forest.handle(below, effect.Ended(below.children["c"], 1), 0)
+    wakes(tree, 3)
+    below = machine(tree, "x")
+    tree.forest.handle(below, effect.Boot(), 3)
+    assert orders(tree.forest.handle(below, effect.Up(below.children["c"], 2), 3)) == ["Start a"]
+    tree.forest.handle(below, effect.Stop("x is done", returned=True), 3)
+    tree.forest.handle(below, effect.Ended(below.children["c"], 2), 3)
+    assert states(tree) == {"x": "stopping", "a": "starting"}
+    exits(tree, "a")
+    assert machine(tree).phase == "up"
+    out = ends(tree, "a")
+    assert (machine(tree).phase, tree.forest.over) == ("ended", True)
+    assert [one.path for one in out if isinstance(one, events.Returned)] == ["app"]
+
+
+def test_the_retry_of_a_start_that_was_late_waits_its_turn():
+    """R13, R17: behind whoever has asked meanwhile."""
+    tree = tree_of(leaf("a", start_timeout=2), leaf("b"))
+    exits(tree, "a")
+    ends(tree, "a")
+    asks(tree, "status")
+    assert orders(wakes(tree, tree.now + 2)) == ["Cancel a"]
+    assert orders(ends(tree, "a")) == ["replied", "Start a"]
+
+
+def test_a_first_start_that_is_late_says_which():
+    """R16, R17: to those that are stopped for it, and to whoever wanted the tree."""
+    forest = Forest(Supervisor("app", [leaf("a"), leaf("b", start_timeout=2)]))
+    forest.start(0)
+    root = forest.root.machine
+    a, b = root.children.values()
+    for item in (effect.Boot(), effect.Up(a, 1)):
+        forest.handle(root, item, 0)
+    assert reasons(forest.handle(root, effect.Wake(), 2)) == [("b", "'app/b': start_timeout of 2 s passed")]
+    assert reasons(forest.handle(root, effect.Ended(b, 1), 2)) == [("a", "'app/b' failed to start")]
+    (rise,) = (one for one in forest.handle(root, effect.Ended(a, 1), 3) if isinstance(one, effect.Rise))
+    assert (rise.report.failure.path, str(rise.report.failure.exc)) == (
+        "app/b",
+        "'app/b' was not ready within 2 s",
+    )
+
+
+def test_a_retry_too_many_is_caused_by_the_last_failure():
+    """R14: that of the start which was to be tried again."""
+    tree = tree_of(leaf("a"), leaf("b"), limit=Limit(1, within=9))
+    exits(tree, "a")
+    ends(tree, "a")
+    exc = Boom("restart")
+    asked_for(tree, effect.Exited(child(tree, "a"), 2, exc))
+    (fail,) = (one for one in ends(tree, "a") if isinstance(one, effect.Fail))
+    assert (str(fail.exc), fail.exc.__cause__) == ("'app' passed its limit of 1 within 9 s", exc)
+
+
+def test_who_was_to_be_tried_once_too_often_is_down():
+    """R14, R33: also while its supervisor still waits for another that was on its way out; ready time goes on."""
+    limit = Limit(1, within=9, of_ready_time=True)
+    tree = tree_of(leaf("a"), leaf("b", restart="transient"), leaf("c"), limit=limit, on_limit="shutdown")
+    exits(tree, "a")
+    ends(tree, "a")
+    tree.now = 1
+    exits(tree, "a")
+    asks(tree, "stop", "c")
+    assert orders(ends(tree, "a")) == ["Cancel c"]
+    assert states(tree)["a"] == "restarting"
+    asked_for(tree, effect.Exited(child(tree, "b"), 1))
+    tree.now = 4
+    assert orders(ends(tree, "c")) == ["replied"]
+    assert (machine(tree).phase, states(tree)) == (
+        "ending",
+        {"a": "down", "b": "stopping", "c": "down"},
+    )
+    assert (child(tree, "a").mending, machine(tree)._ready_time.at(6)) == (False, 2)
+
+
+def test_ready_time_stands_still_on_the_short_way_too():
+    """R14: from the failure until it is up again."""
+    tree = tree_of(leaf("a"), limit=Limit(5, within=99, of_ready_time=True))
+    node, clock = child(tree, "a"), machine(tree)._ready_time
+    tree.forest.restart_at_once(node, Boom("restart"), 2)
+    assert (node.mending, clock.at(4)) == (True, 2)
+    tree.forest.up_at_once(node, 5)
+    assert (node.mending, clock.at(9)) == (False, 6)
+
+
+def test_without_a_chance_there_is_no_jitter():
+    """R15: neither for all machines of a tree, nor for one by itself."""
+    jittery = Backoff(initial=4, maximum=4, jitter=0.5)
+    tree = tree_of(leaf("a", backoff=jittery), leaf("b", backoff=jittery))
+    exits(tree, "a")
+    assert delays(ends(tree, "a")) == [4]
+    b = child(tree, "b")
+    machine(tree).handle(effect.Exited(b, 1, Boom("restart")), 0)
+    assert delays(machine(tree).handle(effect.Ended(b, 1), 0)) == [4]
+
+
+def test_the_chance_goes_up_with_the_failure():
+    """R15: to the supervisor that decides, for the jitter of its own child's backoff."""
+    jittery = Backoff(initial=4, maximum=4, jitter=0.5)
+    inner = Supervisor("x", [leaf("c")], backoff=jittery, decider=Decider(default=Escalate))
+    tree = tree_of(inner)
+    below = machine(tree, "x")
+    c = below.children["c"]
+    tree.forest.handle(below, effect.Exited(c, 1, Boom("restart")), 0, 0.75)
+    assert delays(tree.forest.handle(below, effect.Ended(c, 1), 0)) == [5]
+
+
+def test_a_leafs_own_limit_counts_what_costs_something():
+    """R8, R14: a Resume without progress, and a Restart; not one with progress, nor a Stop."""
+
+    tree = tree_of(leaf("a", resource=resource, limit=Limit(5, within=99)), limit=Limit(9, within=99))
+    window = child(tree, "a").window
+    counts = []
+    for progressed in (True, False):
+        out = exits(tree, "a", "resume", resumable=True, progressed=progressed)
+        assert decided(out) == [("app", Resume, "table", None, None)]
+        counts.append(window.count(0))
+    exits(tree, "a", progressed=True)
+    counts.append(window.count(0))
+    ends(tree, "a")
+    ups(tree, "a")
+    exits(tree, "a", "stop")
+    counts.append(window.count(0))
+    assert counts == [0, 1, 2, 2]
