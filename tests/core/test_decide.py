@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from supervise import AKKA, DEVICE, OTP, Decider, Directive, Escalate, Restart, Resume, Rule, Stop, errors
-from supervise._core.decide import ROOT, Verdict, judge
+from supervise._core.decide import ROOT, Verdict, _chain, judge
 
 
 class Tagged(Exception):
@@ -172,6 +172,12 @@ def test_a_group_is_whole_only_for_a_group_class():
     assert Rule(ExceptionGroup, "x").fits(group)
 
 
+def test_a_member_that_no_table_answers_is_answered_as_a_failure_by_itself():
+    """R3: with what whoever asks holds for it otherwise."""
+    group = ExceptionGroup("g", [ValueError()])
+    assert [judge(Decider(), group, otherwise=it).directive for it in (Stop, Restart)] == [Stop, Restart]
+
+
 # --- deciders that raise
 
 
@@ -206,6 +212,14 @@ def test_a_decider_that_raises_the_failure_itself_makes_no_circle():
     exc = ValueError()
     assert judge(Decider(rules=[Rule(ValueError, "x", when=predicate)]), exc).exc is exc
     assert exc.__context__ is None
+
+
+def test_contexts_that_already_go_round_in_a_circle_are_left_so():
+    """R5: there is no end to hang the failure at, and nothing hangs."""
+    one, two = LookupError("one"), LookupError("two")
+    one.__context__, two.__context__ = two, one
+    _chain(one, ValueError())
+    assert (one.__context__, two.__context__) == (two, one)
 
 
 def test_a_message_that_cannot_be_made_is_no_match():

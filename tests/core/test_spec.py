@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import partial
+from functools import partial, wraps
 
 import pytest
 
@@ -67,8 +67,17 @@ def test_a_body_says_itself_whether_it_takes_task_status():
         async def __call__(self, *, task_status):
             pass
 
-    kinds = [body, starts, partial(starts, 1), Callable(), partial(body, 1)]
-    assert [Child("x", kind).takes_task_status for kind in kinds] == [False, True, True, True, False]
+    async def named(*, task_status):
+        pass
+
+    @wraps(named)
+    async def wrapped(**options):
+        pass
+
+    kinds = [body, starts, partial(starts, 1), Callable(), partial(body, 1), named, wrapped, range]
+    assert [Child("x", kind).takes_task_status for kind in kinds] == [
+        False, True, True, True, False, True, True, False
+    ]  # fmt: skip
 
 
 def test_a_mailbox_may_be_given_by_its_size():
@@ -123,6 +132,7 @@ NONSENSE = [
     (lambda: Child(5, body), TypeError, "child's name must be a string, got 5"),
     (lambda: Child("a", 5), TypeError, "child 'a': body must be an async function, got 5"),
     (lambda: Child("a", lambda: 5), None, None),
+    (lambda: Child("a", body, drain=0, grace=0), None, None),
     (lambda: Child("a", body, resource=5), TypeError, "child 'a': resource must be a function, got 5"),
     (
         lambda: Child("a", body, restart="always"),
@@ -148,11 +158,17 @@ NONSENSE = [
         ValueError,
         "a mailbox's on_loss must be one of 'fail', 'requeue', got 'drop'",
     ),
+    (lambda: Mailbox(stopped=5), TypeError, "a mailbox's stopped must be an exception class, got 5"),
     (lambda: Mailbox(full=5), TypeError, "a mailbox's full must be an exception class, got 5"),
     (lambda: Mailbox(late=5), TypeError, "a mailbox's late must be an exception class, got 5"),
     (lambda: Mailbox(deadline=5), TypeError, "a mailbox's deadline must be a function, got 5"),
     (
         lambda: Supervisor("s", [5]),
+        TypeError,
+        "supervisor 's': each child must be a Child or Supervisor or Pool, got 5",
+    ),
+    (
+        lambda: Supervisor("s", [5], front="a"),
         TypeError,
         "supervisor 's': each child must be a Child or Supervisor or Pool, got 5",
     ),
@@ -194,6 +210,7 @@ NONSENSE = [
     ),
     (lambda: Pool("p", 5), TypeError, "pool 'p': template must be a Child or Supervisor or Pool, got 5"),
     (lambda: Pool("p", a, maximum=0), ValueError, "pool 'p': maximum must be >= 1, got 0"),
+    (lambda: Pool("p", a, maximum=1.5), TypeError, "pool 'p': maximum must be an integer, got 1.5"),
     (
         lambda: Pool("p", a, member_limit=1),
         TypeError,
