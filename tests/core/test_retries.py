@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from supervise import Backoff, Decider, Escalate, Limit, Resume, StartFailed, Supervisor, events
+from supervise import Backoff, Decider, Escalate, Limit, Restart, Resume, StartFailed, Supervisor, events
 from supervise._core import effect
 from supervise._core.forest import Forest
 
@@ -59,6 +59,31 @@ def test_who_has_a_retry_of_its_own_keeps_it_when_its_groups_is_called_off():
     _, out = asks(tree, "stop", "a")
     assert (gone(out), states(tree)) == ([("app/a", None, False)], {"a": "down", "b": "restarting"})
     assert orders(wakes(tree, 3)) == ["Start b"]
+
+
+def test_who_has_a_retry_of_its_own_is_down_once_its_group_is_restarted():
+    """R13, R14, R15: that retry is off at once, and ready time waits for it no more."""
+    limit = Limit(9, within=99, of_ready_time=True)
+    tree = tree_of(leaf("a"), leaf("b", backoff=WAIT), strategy="rest_for_one", limit=limit)
+    exits(tree, "b")
+    ends(tree, "b")
+    assert (states(tree)["b"], child(tree, "b").mending) == ("restarting", True)
+    tree.now = 1
+    assert orders(exits(tree, "a")) == ["Release a"]
+    assert (states(tree)["b"], child(tree, "b").mending) == ("down", False)
+
+
+def test_a_member_that_fails_to_start_after_another_was_condemned_is_tried_again():
+    """R13, R14: it is judged like the one before it, and its retry is charged."""
+    tree = tree_of(leaf("a"), leaf("b"), strategy="rest_for_one")
+    exits(tree, "a")
+    ends(tree, "a")
+    ends(tree, "b")
+    exits(tree, "a", "stop")
+    assert orders(ends(tree, "a")) == ["Start b"]
+    assert decided(exits(tree, "b")) == [("app", Restart, "table", None, None)]
+    assert orders(ends(tree, "b")) == ["Start b"]
+    assert (states(tree), machine(tree).restarts(0)) == ({"a": "condemned", "b": "starting"}, 2)
 
 
 def test_a_restart_by_hand_waits_for_nobodys_backoff():
