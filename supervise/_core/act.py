@@ -31,10 +31,13 @@ class Ledger:
 
 @define(eq=False)
 class Act:
-    """What the supervisor is busy with. `stops` and `starts` are taken from their ends."""
+    """What the supervisor is busy with. `stops` and `starts` are taken from their ends.
+
+    `why`: what those who are stopped are told.
+    """
 
     kind: ActKind
-    why: str
+    why: str = ""
     node: Node | None = None
     stops: list[Node] = field(factory=list[Node])
     starts: list[Node] = field(factory=list[Node])

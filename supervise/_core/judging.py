@@ -107,7 +107,7 @@ class Judging(Acting):
     def _escalate(self, failure: Failure, node: Node) -> None:
         """Nobody here decides: ask the supervisor above, or, at the root, give up (R11)."""
         if self.node.parent is not None:
-            self.act = Act("ask", f"{self.path!r} waits for a verdict", node, pending=1)
+            self.act = Act("ask", node=node, pending=1)
             node.awaited = True
             self.out.append(effect.Rise(effect.Exited(self.node, self.node.incarnation, risen=failure)))
             return

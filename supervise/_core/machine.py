@@ -91,7 +91,7 @@ class Machine(Judging):
         else:
             self.phase = "booting"
             starts = list(reversed(self.children.values()))
-            self.act = Act("boot", f"{self.path!r} is starting", starts=starts)
+            self.act = Act("boot", starts=starts)
 
     def _on_up(self, up: effect.Up) -> None:
         node = up.child
@@ -286,7 +286,7 @@ class Machine(Judging):
 
     def _take_done(self, item: Done) -> None:
         node = item.node
-        self.act = Act("done", f"{node.path!r} is done", node, [node])
+        self.act = Act("done", node=node, stops=[node])
 
     def _take_retry(self, item: Retry) -> None:
         node = item.node
@@ -318,7 +318,6 @@ class Machine(Judging):
         node = act.node
         assert node is not None
         node.state = "restarting"
-        node.epoch += 1
         self._mend(node, mending=True)
         node.due = self.now
         if act.delay <= 0:
@@ -359,7 +358,7 @@ class Machine(Judging):
             self._fail(act.failure)
             self._begin_end(act.why)
         else:
-            self.act = Act("ask", act.why, pending=1)
+            self.act = Act("ask", pending=1)
             self.out.append(effect.Rise(effect.Exited(self.node, self.node.incarnation, risen=act.failure)))
 
     def _finish_end(self, act: Act) -> None:
@@ -382,7 +381,7 @@ class Machine(Judging):
             return
         node = self._join(spec)
         node.dynamic = isinstance(self.spec, Pool) and request.name is None
-        self.act = Act("add", f"{node.path!r} is being added", node, starts=[node], token=request.token)
+        self.act = Act("add", node=node, starts=[node], token=request.token)
 
     def _wanted(self, request: Request) -> Spec:
         """The child that is to be added; raises what the caller gets if it cannot be."""
@@ -421,9 +420,7 @@ class Machine(Judging):
             self._refuse(request.token, f"{node.path!r} is restarting", "restarting")
         elif node.state in ("down", "condemned"):
             node.state = "down"
-            self.act = Act(
-                "start", f"{node.path!r} is started by hand", node, starts=[node], token=request.token
-            )
+            self.act = Act("start", node=node, starts=[node], token=request.token)
         else:
             self._refuse(request.token, f"{node.path!r} is running", "running")
 
