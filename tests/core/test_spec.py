@@ -173,7 +173,7 @@ NONSENSE = [
         "supervisor 's': each child must be a Child or Supervisor or Pool, got 5",
     ),
     (
-        lambda: Supervisor("app", [a, Child("a", body)]),
+        lambda: Supervisor("app", [Child("b", body), a, Child("a", body)]),
         ValueError,
         "supervisor 'app' has two children named 'a'",
     ),
