@@ -59,13 +59,19 @@ class _About:
 class Judge(_About):
     """A failure of this child waits to be decided."""
 
+    __slots__ = ()
+
 
 class Done(_About):
     """The child ended by itself and is not to be restarted."""
 
+    __slots__ = ()
+
 
 class Retry(_About):
     """The child is to be started again."""
+
+    __slots__ = ()
 
 
 Waiting = Judge | Done | Retry | Request
