@@ -114,6 +114,7 @@ class Verdict:
     directive: Directive | None
 
 
+@define(eq=False)
 class Wake:
     """A time that the machine asked for has come."""
 

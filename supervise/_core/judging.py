@@ -23,8 +23,8 @@ class Judging(Acting):
         """Note a failure, and see whether anybody may decide it."""
         node.failure = failure
         node.state = "failed"
+        node.last_failure = failure.exc
         if not risen:
-            node.last_failure = failure.exc
             self._emit(events.Failed, node, exc=failure.exc)
         if not isinstance(failure.exc, Exception):
             self._decided(failure, None, "not an Exception")

@@ -123,7 +123,7 @@ class Status:
             is queued, or due at `due`) or `condemned` (R10).
         incarnation: 0 before its first start.
         restarts: those that its limit still counts: a supervisor's of its children, a leaf's own.
-        last_failure: the last failure of this node.
+        last_failure: the last failure of this node; a supervisor's may be one from below that it passed up.
         due: when its backoff ends, in seconds on Trio's clock.
         mailbox: how many messages wait; None where there is no mailbox.
         handled: how many messages were taken out of the mailbox, each counted once, and how many items were put into

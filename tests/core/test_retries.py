@@ -2,9 +2,21 @@
 
 from __future__ import annotations
 
-from supervise import Backoff, Decider, Escalate, Limit, Restart, Resume, StartFailed, Supervisor, events
+from supervise import (
+    Backoff,
+    Child,
+    Decider,
+    Escalate,
+    Limit,
+    Restart,
+    Resume,
+    StartFailed,
+    Supervisor,
+    events,
+)
 from supervise._core import effect
 from supervise._core.forest import Forest
+from supervise.testing.explore.world import BELOW, POLICY, World, work
 
 from .test_acts import WAIT, asks, decided, ends, exits, orders, resource, states, tree_of, ups, wakes
 from .test_machine import Boom, asked_for, child, gone, leaf, machine
@@ -281,3 +293,32 @@ def test_a_leafs_own_limit_counts_what_costs_something():
     exits(tree, "a", "stop")
     counts.append(window.count(0))
     assert counts == [0, 1, 2, 2]
+
+
+def test_a_limit_that_a_retry_passes_is_caused_by_the_failure_that_was_passed_up():
+    """R14: a supervisor waits for its retry; what failed in its start was a child of its own."""
+    once = Limit(1, within=float("inf"))
+    below = Supervisor(
+        "x", [Child("a", work), Child("b", work)], decider=BELOW, strategy="one_for_all", limit=once
+    )
+    world = World(Supervisor("app", [Child("a", work), below], decider=POLICY, limit=once))
+    world.play(
+        ("boot", "app", "up"),
+        ("up", "app/a"),
+        ("boot", "app/x", "up"),
+        ("up", "app/x/a"),
+        ("return", "app/x/a"),
+        ("up", "app/x/b"),
+        ("end", "app/x/a"),
+        ("end", "app/x/b"),
+        ("fail", "app/x/a", "up.restart"),
+        ("return", "app/a"),
+        ("end", "app/x/a"),
+        ("end", "app/a"),
+        ("up", "app/a"),
+    )
+    why = world.forest.root.why
+    assert (str(why), repr(why.__cause__)) == (
+        "'app' passed its limit of 1 within inf s",
+        "Boom('up.restart')",
+    )
