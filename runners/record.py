@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from typing import TypeVar
 
 from attrs import define, evolve, field
@@ -40,22 +41,37 @@ class Record:
         """For errors."""
         return f"request {self.batch.request_id!r}"
 
-    def accept(self, chunk: TokenChunk) -> None:
-        """Add the next chunk; one that is not the next is a `ProtocolError`. Called for every chunk of every stream."""
-        ids, made = chunk.token_ids, len(self.accepted)
-        if chunk.index != made or len(ids) > self.most - made or not (ids or chunk.finish_reason):
-            raise self._unexpected(chunk)
-        if chunk.incarnation != self.incarnation:
-            self.incarnation = chunk.incarnation
-            self.replayed += made
+    def accept(self, chunks: Sequence[TokenChunk], incarnation: int) -> int:
+        """Add chunks, of this incarnation, up to the first that is not the next; how many that were."""
+        count, ids = self._next(chunks, incarnation)
+        if incarnation != self.incarnation and count:
+            self.incarnation = incarnation
+            self.replayed += len(self.accepted)
         self.accepted += ids
-        self.texts.append(chunk.text)
-        self.chunks += 1
+        self.texts += [chunk.text for chunk in chunks[:count]]
+        self.chunks += count
+        return count
 
-    def _unexpected(self, chunk: TokenChunk) -> ProtocolError:
+    def _next(self, chunks: Sequence[TokenChunk], incarnation: int) -> tuple[int, list[int]]:
+        """How many of them are the next ones, and their token ids. Every chunk of every stream is looked at here."""
+        ids: list[int] = []
+        at, most = len(self.accepted), self.most
+        for count, chunk in enumerate(chunks):
+            new = chunk.token_ids
+            after = at + len(new)
+            if chunk.index != at or chunk.incarnation != incarnation or after > most:
+                return count, ids
+            if not new and not chunk.finish_reason:
+                return count, ids
+            ids += new
+            at = after
+        return len(chunks), ids
+
+    def unexpected(self, chunk: TokenChunk, incarnation: int) -> ProtocolError:
+        """Of a chunk that is not the next."""
         error = ProtocolError(
-            f"{self.name}: token {len(self.accepted)} of at most {self.most} is next, "
-            f"got {len(chunk.token_ids)} tokens from {chunk.index}"
+            f"{self.name}: token {len(self.accepted)} of at most {self.most} is next, of incarnation {incarnation}; "
+            f"got {len(chunk.token_ids)} tokens from {chunk.index}, of incarnation {chunk.incarnation}"
         )
         error.request_ids = (self.batch.request_id,)
         return error

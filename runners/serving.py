@@ -6,9 +6,10 @@ What a stream has got so far belongs to its message, which outlives the incarnat
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
-from typing import Literal, NoReturn
+from typing import Literal, NoReturn, cast
 
 import trio
 from attrs import define, evolve, field, frozen
@@ -22,7 +23,6 @@ from .errors import (
     DeviceError,
     InferenceError,
     OutOfMemory,
-    ProtocolError,
     RebuildSuperseded,
     SessionRebuild,
     Timeout,
@@ -348,49 +348,54 @@ class _Serving:
             except DeviceError as exc:
                 self._fail(exc)
                 return
-            self._hand_out_all(items)
+            self._hand_out(items)
 
-    def _hand_out_all(self, items: Sequence[TokenChunk | RequestFailed]) -> None:
-        """What belongs to open streams; what should not be there is the context's failure."""
+    def _hand_out(self, items: Sequence[TokenChunk | RequestFailed]) -> None:
+        """Give each caller all that is his at once; what should not be there is the context's failure."""
+        made: defaultdict[str, list[TokenChunk | RequestFailed]] = defaultdict(list)
+        for item in items:
+            made[item.request_id].append(item)
         try:
-            for item in items:
-                if message := self._open.get(item.request_id):
-                    self._hand_out(message, item)
-                elif item.request_id == CANARY.request_id:
+            for request_id, own in made.items():
+                if message := self._open.get(request_id):
+                    self._give(message, own)
+                elif request_id == CANARY.request_id:
                     self._context.sung()
         except DeviceError as exc:
             self._fail(exc)
 
-    def _hand_out(self, message: Message, item: TokenChunk | RequestFailed) -> None:
-        """Give a caller what is his, if it is the next of his stream and of this incarnation (D6)."""
-        if isinstance(item, RequestFailed):
-            self._refuse(message, item)
-            return
-        record: Record = message.memo
-        if item.incarnation != self._incarnation:
-            raise self._stale(record, item)
-        record.accept(item)
-        self._context.since_oom = None
+    def _give(self, message: Message, items: list[TokenChunk | RequestFailed]) -> None:
+        """Chunks, and behind them perhaps an error of its own."""
+        *chunks, last = items
+        if isinstance(last, TokenChunk):
+            chunks.append(last)
+        if chunks:
+            self._accept(message, cast("list[TokenChunk]", chunks))
+        if isinstance(last, RequestFailed):
+            self._refuse(message, last)
+
+    def _accept(self, message: Message, chunks: list[TokenChunk]) -> None:
+        """The chunks that are the next of his stream, and of this incarnation (D6); any other is the context's failure."""
+        record = record_of(message)
+        count = record.accept(chunks, self._incarnation)
+        if count:
+            self._context.since_oom = None
+            self._send(message, record, chunks[:count])
+        if count < len(chunks):
+            raise record.unexpected(chunks[count], self._incarnation)
+
+    def _send(self, message: Message, record: Record, chunks: list[TokenChunk]) -> None:
         if record.suspect:
             record.suspect = False
             self._context.has_changed()
-        if item.finish_reason is not None:
-            self._finish(message, record, item)
-        elif isinstance(message, StreamMessage):
-            message.send_nowait(item)
-
-    def _finish(self, message: Message, record: Record, last: TokenChunk) -> None:
-        """The last chunk says what the whole request took."""
-        last = evolve(last, usage=record.usage(last.usage))
+        last = chunks[-1]
+        if last.finish_reason is not None:  # it says what the whole request took
+            last = chunks[-1] = evolve(last, usage=record.usage(last.usage))
         if isinstance(message, StreamMessage):
-            message.send_nowait(last)
-        self._context.close(message)
-        message.reply(record.completion(last))
-
-    def _stale(self, record: Record, chunk: TokenChunk) -> ProtocolError:
-        return ProtocolError(
-            f"{record.name}: a chunk must be of incarnation {self._incarnation}, got one of {chunk.incarnation}"
-        )
+            message.send_many_nowait(chunks)
+        if last.finish_reason is not None:
+            self._context.close(message)
+            message.reply(record.completion(last))
 
     def _refuse(self, message: Message, failed: RequestFailed) -> None:
         """Its own error, which concerns nobody else (D5)."""

@@ -113,8 +113,26 @@ class TokenUsage:
         return TokenUsage(**{key: value + getattr(other, key) for key, value in asdict(self).items()})
 
 
+class ChunkDraft:
+    """A `TokenChunk` whose fields can still be set; setting its class to `TokenChunk` makes it one.
+
+    For whoever makes one for each token: the `__init__` of a frozen class with slots takes three times as long.
+    """
+
+    __slots__ = (
+        "__weakref__",
+        "finish_reason",
+        "incarnation",
+        "index",
+        "request_id",
+        "text",
+        "token_ids",
+        "usage",
+    )
+
+
 @frozen(kw_only=True)
-class TokenChunk:
+class TokenChunk(ChunkDraft):
     """Some consecutive tokens of one stream.
 
     Args:

@@ -368,14 +368,14 @@ class ProcessSession:
             stream = self._numbers.get(item.stream)
             if stream is None:
                 self._check_begun(item.stream)
-            elif isinstance(item, wire.Failed):
-                self._forget(stream)
-                made.append(RequestFailed(stream.request_id, wire.request_error(item.error)))
-            else:
+            elif type(item) is wire.Chunk:  # isinstance would ask the metaclass, for each of them
                 made.append(item.chunk(stream.request_id, self.incarnation))
                 stream.begun = True
                 if item.finish is not None:
                     self._forget(stream)
+            elif isinstance(item, wire.Failed):
+                self._forget(stream)
+                made.append(RequestFailed(stream.request_id, wire.request_error(item.error)))
         return made
 
     def _check_begun(self, number: int) -> None:

@@ -1,5 +1,8 @@
 """What both ends of a process say to each other."""
 
+import pickle
+
+import attrs
 import msgspec
 import pytest
 from hypothesis import given
@@ -196,14 +199,11 @@ def test_a_chunk_travels_whole_and_is_stamped():
         request_id="a", index=4, token_ids=(5, 6), text="x", finish_reason=FinishReason.STOP, usage=usage
     )
     got = wire.chunk(0, made).chunk("b", 9)
-    assert (got.request_id, got.incarnation) == ("b", 9)
-    assert (got.index, got.token_ids, got.text, got.finish_reason, got.usage) == (
-        4,
-        (5, 6),
-        "x",
-        "stop",
-        usage,
-    )
+    assert got == attrs.evolve(made, request_id="b", incarnation=9)
+    assert type(got) is TokenChunk
+    assert pickle.loads(pickle.dumps(got)) == got
+    with pytest.raises(attrs.exceptions.FrozenInstanceError):
+        got.index = 5
 
 
 @pytest.mark.parametrize("limits", [None, RateLimits(), RateLimits(requests=60, tokens=90_000)])

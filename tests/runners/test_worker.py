@@ -912,6 +912,31 @@ async def test_a_runner_that_cannot_continue_loses_what_has_begun():
 
 
 @pytest.mark.trio
+async def test_what_is_in_front_of_a_wrong_chunk_is_accepted():
+    """D6: of chunks that come together, in one go, up to the first that is not the next of this incarnation."""
+    stage = Stage()
+    async with serving(PUPPET, host=stage) as scene, trio.open_nursery() as nursery:
+        wrong, right = callers("ab")
+        await nursery.start(wrong.run, scene.worker)
+        await nursery.start(right.run, scene.worker)
+        first = await stage.act(1)
+        await first.has("a", "b")
+        made = [
+            TokenChunk(request_id=name, index=index, token_ids=(index,), incarnation=incarnation)
+            for name, index, incarnation in [("b", 0, 1), ("a", 0, 1), ("b", 1, 1), ("a", 1, 2), ("a", 1, 1)]
+        ]
+        first.fails(made)
+        second = await stage.act(2)
+        await second.has("a")
+        assert second.open["a"][1] == (0,)
+        assert right.ids == (0, 1)
+        assert wrong.ids == (0,)
+        (failed,) = scene.of(events.Failed)
+        assert failed.exc.request_ids == ("a",)
+        nursery.cancel_scope.cancel()
+
+
+@pytest.mark.trio
 async def test_a_seed_is_drawn_once():
     """D6: at admission, by the parent; every incarnation gets the same one, and all that was accepted."""
     stage = Stage()
