@@ -166,12 +166,16 @@ class Chunk(_Frame, frozen=True):
 
 
 class Error(_Frame, frozen=True):
-    """An exception as data: the name of a class, its text, the device's own code, a traceback to read."""
+    """An exception as data: the name of a class, its text, the device's own code, a traceback to read.
+
+    `retry_after`: of one that says so.
+    """
 
     name: str
     text: str
     code: int | None
     trace: str
+    retry_after: float | None = None
 
 
 class Failed(_Frame, frozen=True):
@@ -412,11 +416,13 @@ def error_data(error: BaseException) -> Error:
     text = _text(error) if name else f"{type(error).__name__}: {_text(error)}"
     trace = "".join(traceback.format_exception(error))
     code = getattr(error, "code", None)
+    later = getattr(error, "retry_after", None)
     return Error(
         name or RunnerError.__name__,
         _clean(text[:_MAX_TEXT]),
         code if type(code) is int else None,
         _clean(trace[-_MAX_TEXT:]),
+        later if type(later) in (int, float) else None,
     )
 
 
@@ -424,6 +430,8 @@ def request_error(data: Error) -> InferenceError:
     """The error of one request."""
     error = _REQUEST_ERRORS.get(data.name, RunnerError)(data.text)
     error.code = data.code
+    if isinstance(error, errors.RateLimited):
+        error.retry_after = data.retry_after
     return _noted(error, data)
 
 
