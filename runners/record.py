@@ -84,9 +84,11 @@ class Record:
         """Whether its deadline has passed."""
         return self.batch.deadline is not None and self.batch.deadline <= now
 
-    def late(self) -> Timeout:
-        """It ends with its deadline."""
-        return Timeout(f"{self.name} has passed its deadline, after {self.chunks} chunks")
+    def late(self, path: str) -> Timeout:
+        """It ends with its deadline; in the words of the mailbox, which knows no chunks."""
+        return Timeout(
+            f"{path!r} did not answer before the deadline: {self.name}, after {self.chunks} chunks"
+        )
 
     def completion(self, last: TokenChunk) -> Completion:
         """All of it."""

@@ -309,10 +309,14 @@ class _Serving:
         if self._context.must_stay(record):
             raise record.lost(current_child().last_failure)
         if record.is_late(trio.current_time()):
-            raise record.late()
+            raise record.late(current_child().path)
 
     async def _watch_deadlines(self) -> None:
-        """End the open streams that are late, and free their places."""
+        """End the open streams that are late, and free their places, though their consumers are busy with something else.
+
+        Whoever waits, for an answer, for the next chunk or in the queue, is told by the mailbox: it does so while the
+        context is restarting, too, and nobody is here to watch. It cannot tell when nobody waits at it.
+        """
         while True:
             with trio.move_on_at(self._context.next_deadline()):
                 await self._context.change()
@@ -320,7 +324,7 @@ class _Serving:
             for message in [m for m in self._open.values() if record_of(m).is_late(now)]:
                 self._context.close(message)
                 self._session.drop(id_of(message))
-                message.fail(record_of(message).late())
+                message.fail(record_of(message).late(current_child().path))
 
     async def _listen(self, seconds: float) -> None:
         """When nothing was asked for so long, have a canary sing; never two, and never beside a request (D9).

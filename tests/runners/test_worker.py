@@ -1531,6 +1531,10 @@ async def test_an_unrecoverable_device_is_down_for_all():
         assert scene.context.state == "condemned"
 
 
+IN_TIME = "^'.*/context' did not answer before the deadline"
+"""What everybody is told, whoever noticed."""
+
+
 def due(seconds, name="a", **options):
     """A request with a deadline so many seconds from now."""
     return batch(name, deadline=trio.current_time() + seconds, **options)
@@ -1553,7 +1557,7 @@ async def test_past_its_deadline_a_request_is_told_wherever_it_is(form, where, a
             act.fails(ContextDied("killed"))
             await until(lambda: scene.context.state == "restarting")
         began = trio.current_time()
-        with pytest.raises(Timeout):
+        with pytest.raises(Timeout, match=IN_TIME):
             if form == "call":
                 await scene.worker.call(due(2))
             else:
@@ -1580,7 +1584,7 @@ async def test_a_consumer_that_does_not_look_holds_no_place_past_its_deadline(au
             await act.has("a", "b")
             assert act.dropped == ["a"]
             assert (await anext(chunks)).index == 0
-            with pytest.raises(Timeout, match="after 1 chunks"):
+            with pytest.raises(Timeout, match=f"{IN_TIME}: request 'a', after 1 chunks$"):
                 await anext(chunks)
         nursery.cancel_scope.cancel()
 
@@ -1597,7 +1601,7 @@ async def test_who_does_not_look_while_waiting_is_told_too(autojump_clock):
             act.makes("x", last=True)
             await act.has("x")
             for _ in range(2):
-                with pytest.raises(Timeout):
+                with pytest.raises(Timeout, match=f"{IN_TIME}: request 'a', after 0 chunks$"):
                     await anext(chunks)
 
 
