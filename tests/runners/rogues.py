@@ -327,6 +327,9 @@ class _Writes(Base):
                 libc.puts(b"from C")
             case "lets another write on":
                 subprocess.Popen(["yes"], start_new_session=True)
+            case "as if it crashed":
+                report = "Fatal Python error: so it says", "", "Current thread 0x1:", '  File "here"'
+                print("  indented", *report, "something else", "  indented", sep="\n", file=sys.stderr)
             case "segfault":
                 ctypes.string_at(0)
 
