@@ -17,6 +17,7 @@ from typing import Annotated, Any, Generic, TypeAlias, TypeVar, cast
 import msgspec
 
 from runners import errors
+from runners.classify import by_tag, text_of
 from runners.errors import ContextPoisoned, InferenceError, OutOfMemory, ProtocolError, RunnerError
 from runners.types import (
     ChunkDraft,
@@ -402,18 +403,17 @@ _CONTEXT_ERRORS: dict[str, type[errors.DeviceError]] = {
         errors.LoadFailed,
     )
 }
-_TAGS = {str(cls.tag): cls.__name__ for cls in _CONTEXT_ERRORS.values() if cls is not errors.WeightsCorrupt}
 
 
 def concerns_context(error: BaseException) -> bool:
     """Whether this is the device's trouble (its tag is `device` or below) rather than the request's."""
-    return str(getattr(error, "tag", None)).partition(".")[0] == "device"
+    return by_tag(error) is not None
 
 
 def error_data(error: BaseException) -> Error:
     """An exception as data. One that no table has becomes a `RunnerError` that quotes it."""
     name = _name(error)
-    text = _text(error) if name else f"{type(error).__name__}: {_text(error)}"
+    text = text_of(error) if name else f"{type(error).__name__}: {text_of(error)}"
     trace = "".join(traceback.format_exception(error))
     code = getattr(error, "code", None)
     later = getattr(error, "retry_after", None)
@@ -460,17 +460,8 @@ def _name(error: BaseException) -> str | None:
             break  # it says nothing that its tag does not say better
         if cls.__name__ in _REQUEST_ERRORS or cls.__name__ in _CONTEXT_ERRORS:
             return cls.__name__
-    tag = str(getattr(error, "tag", None))
-    while tag and tag not in _TAGS:
-        tag = tag.rpartition(".")[0]
-    return _TAGS.get(tag)
-
-
-def _text(error: BaseException) -> str:
-    try:
-        return str(error)
-    except Exception:  # noqa: BLE001 - a runner's __str__ may do anything, and its error must travel all the same
-        return "(its text cannot be shown)"
+    kind = by_tag(error)
+    return None if kind is None else kind.__name__
 
 
 def _clean(text: str) -> str:
