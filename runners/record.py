@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
 from typing import TypeVar
 
 from attrs import define, evolve, field
@@ -41,34 +40,30 @@ class Record:
         """For errors."""
         return f"request {self.batch.request_id!r}"
 
-    def accept(self, chunks: Sequence[TokenChunk], incarnation: int) -> int:
-        """Add chunks, of this incarnation, up to the first that is not the next; how many that were."""
-        count, ids = self._next(chunks, incarnation)
-        if incarnation != self.incarnation and count:
-            self.incarnation = incarnation
-            self.replayed += len(self.accepted)
-        self.accepted += ids
-        self.texts += [chunk.text for chunk in chunks[:count]]
-        self.chunks += count
-        return count
+    def accept(self, chunks: list[TokenChunk], incarnation: int) -> ProtocolError | None:
+        """Add chunks, of this incarnation. One that is not the next is taken out, with all behind it, and comes as an error.
 
-    def _next(self, chunks: Sequence[TokenChunk], incarnation: int) -> tuple[int, list[int]]:
-        """How many of them are the next ones, and their token ids. Every chunk of every stream is looked at here."""
-        ids: list[int] = []
-        at, most = len(self.accepted), self.most
+        Every chunk of every stream is looked at here.
+        """
+        had = at = len(self.accepted)
+        wrong = None
         for count, chunk in enumerate(chunks):
-            new = chunk.token_ids
-            after = at + len(new)
-            if chunk.index != at or chunk.incarnation != incarnation or after > most:
-                return count, ids
-            if not new and not chunk.finish_reason:
-                return count, ids
-            ids += new
-            at = after
-        return len(chunks), ids
+            ids = chunk.token_ids
+            is_next = chunk.index == at and chunk.incarnation == incarnation and (ids or chunk.finish_reason)
+            at += len(ids)
+            if not is_next or at > self.most:
+                wrong = self._unexpected(chunk, incarnation)
+                del chunks[count:]
+                break
+            self.accepted += ids
+            self.texts.append(chunk.text)
+        self.chunks += len(chunks)
+        if chunks and incarnation != self.incarnation:
+            self.incarnation = incarnation
+            self.replayed += had
+        return wrong
 
-    def unexpected(self, chunk: TokenChunk, incarnation: int) -> ProtocolError:
-        """Of a chunk that is not the next."""
+    def _unexpected(self, chunk: TokenChunk, incarnation: int) -> ProtocolError:
         error = ProtocolError(
             f"{self.name}: token {len(self.accepted)} of at most {self.most} is next, of incarnation {incarnation}; "
             f"got {len(chunk.token_ids)} tokens from {chunk.index}, of incarnation {chunk.incarnation}"

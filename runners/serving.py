@@ -9,7 +9,7 @@ import math
 from collections import defaultdict
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
-from typing import Literal, NoReturn, cast
+from typing import Literal, NoReturn
 
 import trio
 from attrs import define, evolve, field, frozen
@@ -356,53 +356,60 @@ class _Serving:
 
     def _hand_out(self, items: Sequence[TokenChunk | RequestFailed]) -> None:
         """Give each caller all that is his at once; what should not be there is the context's failure."""
-        made: defaultdict[str, list[TokenChunk | RequestFailed]] = defaultdict(list)
+        made: defaultdict[str, list[TokenChunk]] = defaultdict(list)
+        failed: list[RequestFailed] = []
         for item in items:
-            made[item.request_id].append(item)
+            if isinstance(item, TokenChunk):
+                made[item.request_id].append(item)
+            else:
+                failed.append(item)
         try:
-            for request_id, own in made.items():
-                if message := self._open.get(request_id):
-                    self._give(message, own)
-                elif request_id == CANARY.request_id:
-                    self._context.sung()
+            for request_id, chunks in made.items():
+                self._give(request_id, chunks)
+            for item in failed:  # each is the last of its stream
+                self._refuse(item)
         except DeviceError as exc:
             self._fail(exc)
 
-    def _give(self, message: Message, items: list[TokenChunk | RequestFailed]) -> None:
-        """Chunks, and behind them perhaps an error of its own."""
-        *chunks, last = items
-        if isinstance(last, TokenChunk):
-            chunks.append(last)
+    def _give(self, request_id: str, chunks: list[TokenChunk]) -> None:
+        """Chunks, if they are the next of an open stream and of this incarnation (D6)."""
+        message = self._open.get(request_id)
+        if message is None:
+            self._hear(request_id)
+            return
+        record: Record = message.memo
+        wrong = record.accept(chunks, self._incarnation)
         if chunks:
-            self._accept(message, cast("list[TokenChunk]", chunks))
-        if isinstance(last, RequestFailed):
-            self._refuse(message, last)
-
-    def _accept(self, message: Message, chunks: list[TokenChunk]) -> None:
-        """The chunks that are the next of his stream, and of this incarnation (D6); any other is the context's failure."""
-        record = record_of(message)
-        count = record.accept(chunks, self._incarnation)
-        if count:
             self._context.since_oom = None
-            self._send(message, record, chunks[:count])
-        if count < len(chunks):
-            raise record.unexpected(chunks[count], self._incarnation)
+            if record.suspect:
+                record.suspect = False
+                self._context.has_changed()
+            if chunks[-1].finish_reason is not None:
+                self._finish(message, record, chunks)
+            elif isinstance(message, StreamMessage):
+                message.send_many_nowait(chunks)
+        if wrong is not None:
+            raise wrong
 
-    def _send(self, message: Message, record: Record, chunks: list[TokenChunk]) -> None:
-        if record.suspect:
-            record.suspect = False
-            self._context.has_changed()
-        last = chunks[-1]
-        if last.finish_reason is not None:  # it says what the whole request took
-            last = chunks[-1] = evolve(last, usage=record.usage(last.usage))
+    def _hear(self, request_id: str) -> None:
+        """Something came that is no open stream's: of the canary, or too late."""
+        if request_id == CANARY.request_id:
+            self._context.sung()
+
+    def _finish(self, message: Message, record: Record, chunks: list[TokenChunk]) -> None:
+        """The last chunk says what the whole request took."""
+        last = chunks[-1] = evolve(chunks[-1], usage=record.usage(chunks[-1].usage))
         if isinstance(message, StreamMessage):
             message.send_many_nowait(chunks)
-        if last.finish_reason is not None:
-            self._context.close(message)
-            message.reply(record.completion(last))
+        self._context.close(message)
+        message.reply(record.completion(last))
 
-    def _refuse(self, message: Message, failed: RequestFailed) -> None:
+    def _refuse(self, failed: RequestFailed) -> None:
         """Its own error, which concerns nobody else (D5)."""
+        message = self._open.get(failed.request_id)
+        if message is None:
+            self._hear(failed.request_id)
+            return
         if not isinstance(failed.error, OutOfMemory):
             self._context.since_oom = None
         self._context.close(message)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Sequence
-from typing import Annotated, Any, Generic, TypeAlias, TypeVar, cast
+from typing import Annotated, Any, Generic, TypeAlias, TypeVar
 
 import msgspec
 
@@ -163,7 +163,8 @@ class Chunk(_Frame, frozen=True):
         made.usage = usage
         made.incarnation = incarnation
         made.__class__ = TokenChunk
-        return cast("TokenChunk", made)
+        chunk: TokenChunk = made
+        return chunk
 
 
 class Error(_Frame, frozen=True):

@@ -174,7 +174,8 @@ class StreamMessage(Message):
         self._buffer.extend(items)
         assert self._mailbox is not None
         self._mailbox.handled += len(items)
-        self._wake()
+        if self._task is not None:
+            self._wake()
 
     def _wake(self) -> None:
         if self._task is not None:
