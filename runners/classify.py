@@ -15,7 +15,15 @@ from typing import Any, TypeAlias, cast
 from attrs import frozen
 
 from .cuda_codes import BY_NUMBER, Code, Kind, code_described, code_named
-from .errors import ContextPoisoned, InferenceError, OutOfMemory, RunnerError, Unrecoverable
+from .errors import (
+    ContextPoisoned,
+    DeviceError,
+    InferenceError,
+    LoadFailed,
+    OutOfMemory,
+    RunnerError,
+    Unrecoverable,
+)
 
 Probe: TypeAlias = Callable[[], bool | None]
 """Asks the device: True if it answers, False if it fails again, None where there is nothing to ask."""
@@ -188,6 +196,19 @@ def _may_speak_of_cuda(error: Exception) -> bool:
 
 def _code_in(text: str) -> Code | None:
     return code_named(text) or code_described(text)
+
+
+_BY_TAG = {
+    str(cls.tag): cls for cls in (DeviceError, ContextPoisoned, OutOfMemory, Unrecoverable, LoadFailed)
+}
+
+
+def by_tag(error: BaseException) -> type[DeviceError] | None:
+    """Of the device's errors what its tag stands for, by dotted fallback; None if it is not the device's trouble (D3)."""
+    tag = str(getattr(error, "tag", None))
+    while tag and tag not in _BY_TAG:
+        tag = tag.rpartition(".")[0]
+    return _BY_TAG.get(tag)
 
 
 def text_of(error: BaseException) -> str:

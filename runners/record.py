@@ -40,22 +40,33 @@ class Record:
         """For errors."""
         return f"request {self.batch.request_id!r}"
 
-    def accept(self, chunk: TokenChunk) -> None:
-        """Add the next chunk; one that is not the next is a `ProtocolError`. Called for every chunk of every stream."""
-        ids, made = chunk.token_ids, len(self.accepted)
-        if chunk.index != made or len(ids) > self.most - made or not (ids or chunk.finish_reason):
-            raise self._unexpected(chunk)
-        if chunk.incarnation != self.incarnation:
-            self.incarnation = chunk.incarnation
-            self.replayed += made
-        self.accepted += ids
-        self.texts.append(chunk.text)
-        self.chunks += 1
+    def accept(self, chunks: list[TokenChunk], incarnation: int) -> ProtocolError | None:
+        """Add chunks, of this incarnation. One that is not the next is taken out, with all behind it, and comes as an error.
 
-    def _unexpected(self, chunk: TokenChunk) -> ProtocolError:
+        Every chunk of every stream is looked at here.
+        """
+        had = at = len(self.accepted)
+        wrong = None
+        for count, chunk in enumerate(chunks):
+            ids = chunk.token_ids
+            is_next = chunk.index == at and chunk.incarnation == incarnation and (ids or chunk.finish_reason)
+            at += len(ids)
+            if not is_next or at > self.most:
+                wrong = self._unexpected(chunk, incarnation)
+                del chunks[count:]
+                break
+            self.accepted += ids
+            self.texts.append(chunk.text)
+        self.chunks += len(chunks)
+        if chunks and incarnation != self.incarnation:
+            self.incarnation = incarnation
+            self.replayed += had
+        return wrong
+
+    def _unexpected(self, chunk: TokenChunk, incarnation: int) -> ProtocolError:
         error = ProtocolError(
-            f"{self.name}: token {len(self.accepted)} of at most {self.most} is next, "
-            f"got {len(chunk.token_ids)} tokens from {chunk.index}"
+            f"{self.name}: token {len(self.accepted)} of at most {self.most} is next, of incarnation {incarnation}; "
+            f"got {len(chunk.token_ids)} tokens from {chunk.index}, of incarnation {chunk.incarnation}"
         )
         error.request_ids = (self.batch.request_id,)
         return error
@@ -68,9 +79,11 @@ class Record:
         """Whether its deadline has passed."""
         return self.batch.deadline is not None and self.batch.deadline <= now
 
-    def late(self) -> Timeout:
-        """It ends with its deadline."""
-        return Timeout(f"{self.name} has passed its deadline, after {self.chunks} chunks")
+    def late(self, path: str) -> Timeout:
+        """It ends with its deadline; in the words of the mailbox, which knows no chunks."""
+        return Timeout(
+            f"{path!r} did not answer before the deadline: {self.name}, after {self.chunks} chunks"
+        )
 
     def completion(self, last: TokenChunk) -> Completion:
         """All of it."""

@@ -6,6 +6,7 @@ What a stream has got so far belongs to its message, which outlives the incarnat
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
 from typing import Literal, NoReturn
@@ -22,7 +23,6 @@ from .errors import (
     DeviceError,
     InferenceError,
     OutOfMemory,
-    ProtocolError,
     RebuildSuperseded,
     SessionRebuild,
     Timeout,
@@ -309,10 +309,14 @@ class _Serving:
         if self._context.must_stay(record):
             raise record.lost(current_child().last_failure)
         if record.is_late(trio.current_time()):
-            raise record.late()
+            raise record.late(current_child().path)
 
     async def _watch_deadlines(self) -> None:
-        """End the open streams that are late, and free their places."""
+        """End the open streams that are late, and free their places, though their consumers are busy with something else.
+
+        Whoever waits, for an answer, for the next chunk or in the queue, is told by the mailbox: it does so while the
+        context is restarting, too, and nobody is here to watch. It cannot tell when nobody waits at it.
+        """
         while True:
             with trio.move_on_at(self._context.next_deadline()):
                 await self._context.change()
@@ -320,7 +324,7 @@ class _Serving:
             for message in [m for m in self._open.values() if record_of(m).is_late(now)]:
                 self._context.close(message)
                 self._session.drop(id_of(message))
-                message.fail(record_of(message).late())
+                message.fail(record_of(message).late(current_child().path))
 
     async def _listen(self, seconds: float) -> None:
         """When nothing was asked for so long, have a canary sing; never two, and never beside a request (D9).
@@ -348,52 +352,64 @@ class _Serving:
             except DeviceError as exc:
                 self._fail(exc)
                 return
-            self._hand_out_all(items)
+            self._hand_out(items)
 
-    def _hand_out_all(self, items: Sequence[TokenChunk | RequestFailed]) -> None:
-        """What belongs to open streams; what should not be there is the context's failure."""
+    def _hand_out(self, items: Sequence[TokenChunk | RequestFailed]) -> None:
+        """Give each caller all that is his at once; what should not be there is the context's failure."""
+        made: defaultdict[str, list[TokenChunk]] = defaultdict(list)
+        failed: list[RequestFailed] = []
+        for item in items:
+            if isinstance(item, TokenChunk):
+                made[item.request_id].append(item)
+            else:
+                failed.append(item)
         try:
-            for item in items:
-                if message := self._open.get(item.request_id):
-                    self._hand_out(message, item)
-                elif item.request_id == CANARY.request_id:
-                    self._context.sung()
+            for request_id, chunks in made.items():
+                self._give(request_id, chunks)
+            for item in failed:  # each is the last of its stream
+                self._refuse(item)
         except DeviceError as exc:
             self._fail(exc)
 
-    def _hand_out(self, message: Message, item: TokenChunk | RequestFailed) -> None:
-        """Give a caller what is his, if it is the next of his stream and of this incarnation (D6)."""
-        if isinstance(item, RequestFailed):
-            self._refuse(message, item)
+    def _give(self, request_id: str, chunks: list[TokenChunk]) -> None:
+        """Chunks, if they are the next of an open stream and of this incarnation (D6)."""
+        message = self._open.get(request_id)
+        if message is None:
+            self._hear(request_id)
             return
         record: Record = message.memo
-        if item.incarnation != self._incarnation:
-            raise self._stale(record, item)
-        record.accept(item)
-        self._context.since_oom = None
-        if record.suspect:
-            record.suspect = False
-            self._context.has_changed()
-        if item.finish_reason is not None:
-            self._finish(message, record, item)
-        elif isinstance(message, StreamMessage):
-            message.send_nowait(item)
+        wrong = record.accept(chunks, self._incarnation)
+        if chunks:
+            self._context.since_oom = None
+            if record.suspect:
+                record.suspect = False
+                self._context.has_changed()
+            if chunks[-1].finish_reason is not None:
+                self._finish(message, record, chunks)
+            elif isinstance(message, StreamMessage):
+                message.send_many_nowait(chunks)
+        if wrong is not None:
+            raise wrong
 
-    def _finish(self, message: Message, record: Record, last: TokenChunk) -> None:
+    def _hear(self, request_id: str) -> None:
+        """Something came that is no open stream's: of the canary, or too late."""
+        if request_id == CANARY.request_id:
+            self._context.sung()
+
+    def _finish(self, message: Message, record: Record, chunks: list[TokenChunk]) -> None:
         """The last chunk says what the whole request took."""
-        last = evolve(last, usage=record.usage(last.usage))
+        last = chunks[-1] = evolve(chunks[-1], usage=record.usage(chunks[-1].usage))
         if isinstance(message, StreamMessage):
-            message.send_nowait(last)
+            message.send_many_nowait(chunks)
         self._context.close(message)
         message.reply(record.completion(last))
 
-    def _stale(self, record: Record, chunk: TokenChunk) -> ProtocolError:
-        return ProtocolError(
-            f"{record.name}: a chunk must be of incarnation {self._incarnation}, got one of {chunk.incarnation}"
-        )
-
-    def _refuse(self, message: Message, failed: RequestFailed) -> None:
+    def _refuse(self, failed: RequestFailed) -> None:
         """Its own error, which concerns nobody else (D5)."""
+        message = self._open.get(failed.request_id)
+        if message is None:
+            self._hear(failed.request_id)
+            return
         if not isinstance(failed.error, OutOfMemory):
             self._context.since_oom = None
         self._context.close(message)

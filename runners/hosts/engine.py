@@ -11,15 +11,13 @@ from typing import TypeAlias, TypeVar
 
 from attrs import frozen
 
-from runners.classify import classify
-from runners.errors import LoadFailed, OutOfMemory, RunnerError
+from runners.classify import classify, text_of
+from runners.errors import LoadFailed, OutOfMemory
 from runners.hosts import wire
 from runners.hosts.spec import unpack
-from runners.hosts.turns import sync_only, sync_runner
+from runners.hosts.turns import chunk_of, close, execute, sync_only, sync_runner
 from runners.probe import DeviceProbe
 from runners.types import (
-    ContinuingRunner,
-    ExecuteBatch,
     ModelRunner,
     PreparingSpec,
     RunnerSpec,
@@ -139,7 +137,7 @@ def _load_error(error: Exception, judge: Judge) -> Exception:
     found = judge(error)
     if wire.concerns_context(found):
         return found
-    failed = LoadFailed(f"{type(error).__name__}: {error}")
+    failed = LoadFailed(f"{type(error).__name__}: {text_of(error)}")
     failed.__cause__ = error
     return failed
 
@@ -150,9 +148,8 @@ class _Stream:
     chunks: Iterator[TokenChunk]
 
     def close(self) -> None:
-        """Free its place in the runner; an iterator need not be able to."""
-        close: Callable[[], None] = getattr(self.chunks, "close", lambda: None)
-        close()
+        """Free its place in the runner."""
+        close(self.chunks)
 
 
 class Engine:
@@ -192,24 +189,18 @@ class Engine:
 
     def _begin(self, frame: wire.Begin) -> None:
         try:
-            chunks = self._execute(frame.batch().on_clock(time.monotonic()), frame.accepted)
+            batch = frame.batch().on_clock(time.monotonic())
+            chunks = sync_only(execute(self._runner, batch, frame.accepted))
         except Exception as error:  # noqa: BLE001 - whatever a runner raises is judged in one place
             self._tell([self._fail(frame.stream, frame.request_id, error)])
         else:
             self._streams[frame.stream] = _Stream(frame.request_id, chunks)
 
-    def _execute(self, batch: ExecuteBatch, accepted: tuple[int, ...]) -> Iterator[TokenChunk]:
-        if not accepted:
-            return sync_only(self._runner.execute(batch))
-        if not isinstance(self._runner, ContinuingRunner):
-            raise TypeError("the runner cannot continue a begun stream")
-        return sync_only(self._runner.continue_from(batch, accepted))
-
     def _next(self, number: int) -> wire.Chunk | wire.Failed:
         """The next chunk of one stream, or the error that ends it."""
         stream = self._streams[number]
         try:
-            chunk = _chunk(next(stream.chunks, None))
+            chunk = chunk_of(next(stream.chunks, None))
             if chunk.finish_reason is not None:
                 del self._streams[number]
                 stream.close()
@@ -267,12 +258,3 @@ class Engine:
         except Exception as error:
             raise _ContextFailed(_load_error(error, self._judge)) from error
         self._link.send(wire.Rebuilt())
-
-
-def _chunk(made: object) -> TokenChunk:
-    """What a stream yielded, None at its end. Nothing may look like an empty success (D8)."""
-    if made is None:
-        raise RunnerError("the runner's stream ended without a finish reason")
-    if not isinstance(made, TokenChunk):
-        raise RunnerError(f"a runner's stream must yield a TokenChunk, got {type(made).__name__}")
-    return made

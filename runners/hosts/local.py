@@ -1,4 +1,4 @@
-"""What the sessions of `InlineHost` and `ThreadHost` have in common: what is open, what may be asked, how it fails."""
+"""What the sessions of `InlineHost` and `ThreadHost` have in common: both read turns of a runner in this process."""
 
 from __future__ import annotations
 
@@ -9,37 +9,18 @@ import trio
 
 from runners.errors import DeviceError
 from runners.hosts import RequestFailed
+from runners.hosts.session import BaseSession
 from runners.hosts.turns import Item
-from runners.types import ExecuteBatch, RunnerInfo, SessionRebuildCause, TokenChunk
+from runners.types import ExecuteBatch, TokenChunk
 
 
-class LocalSession:
+class LocalSession(BaseSession[int]):
     """A session in this process. A subclass carries out what is asked for here, and says what it made."""
 
-    pid: int | None = None
-
     def __init__(self, incarnation: int) -> None:
-        self.incarnation = incarnation
-        self._info: RunnerInfo | None = None  # until loaded
-        self._streams: dict[str, int] = {}  # open ones; a number is never used twice
-        self._begun = 0
+        super().__init__(incarnation)
         self._told: deque[DeviceError] = deque()  # to be raised once each: the context goes on
-        self._failure: DeviceError | None = None
-        self._ended = False
-        self._rebuilding = False
         self._news = trio.Event()
-
-    def __repr__(self) -> str:
-        state = (
-            "ended" if self._ended else "failed" if self._failure else "loaded" if self._info else "loading"
-        )
-        return f"<{type(self).__name__} {self.incarnation} {state} streams={len(self._streams)}>"
-
-    @property
-    def info(self) -> RunnerInfo:
-        """What the loaded runner declared."""
-        assert self._info is not None, "a session is handed out loaded"
-        return self._info
 
     def begin(self, batch: ExecuteBatch, accepted: Sequence[int] = ()) -> None:
         """See `Session.begin`."""
@@ -106,35 +87,3 @@ class LocalSession:
         if self._failure is None:
             self._failure = error
             self._wake()
-
-    def _check_open(self) -> None:
-        if self._ended:
-            raise trio.ClosedResourceError("this session has ended")
-
-    def _check_begin(self, request_id: str, accepted: Sequence[int]) -> None:
-        self._check_open()
-        if request_id in self._streams:
-            raise ValueError(f"request ids in flight must differ, got a second {request_id!r}")
-        if accepted and not self.info.can_continue:
-            raise ValueError(
-                f"the runner cannot continue a begun stream, got {len(accepted)} accepted tokens"
-            )
-        if len(self._streams) >= self.info.streams:
-            raise RuntimeError(
-                f"the runner serves {self.info.streams} streams at once, got one more: {request_id!r}"
-            )
-
-    def _check_rebuild(self, cause: SessionRebuildCause) -> None:
-        self._check_open()
-        if cause is SessionRebuildCause.CONTEXT_POISONED:
-            raise ValueError("a poisoned context cannot be rebuilt: open a new incarnation")
-        if self._streams:
-            raise RuntimeError(f"a rebuild needs all streams dropped, got {len(self._streams)} open")
-        if self._rebuilding:
-            raise RuntimeError("another rebuild is under way")
-        self._check_failure()
-
-    def _check_failure(self) -> None:
-        """Who asked gets an exception of its own; the reader has the first one."""
-        if self._failure:
-            raise type(self._failure)(*self._failure.args) from self._failure

@@ -1,6 +1,7 @@
 """What a process of ours writes to its standard output and standard error, as log records of `runners.context`.
 
-Standard output is INFO, standard error WARNING. A record says in `context` whose it is, and has `pid` and `stream`.
+Standard output is INFO, standard error WARNING, but of a crash only its first line: the stacks behind it are INFO. A record
+says in `context` whose it is, and has `pid` and `stream`.
 """
 
 from __future__ import annotations
@@ -24,6 +25,10 @@ LINES_PER_SECOND = 500
 _READ = 4096  # so that a turn of the loop stays short, even where every second byte ends a line
 _LAST_READS = 64
 _LAST_LINES = 40
+
+_CRASH = "Fatal Python error: "
+_BEHIND_IT = ("  ", "Current thread", "Thread 0x", "Extension modules: ", "Python runtime state: ")
+"""How the lines of the interpreter's report begin that say where it was."""
 
 
 class Lines:
@@ -83,6 +88,7 @@ class _Stream:
         self.descriptor, self.theirs = os.pipe()
         os.set_blocking(self.descriptor, False)
         self.last: deque[str] = deque(maxlen=_LAST_LINES)
+        self._crashed = False  # and the lines since say where
 
     def read(self) -> bool:
         """Log what has come; False once no more will come, or it is closed.
@@ -119,7 +125,15 @@ class _Stream:
         self.last.append(line)
         if self._ration.take(trio.current_time()):
             self._tell_dropped()
-            self._output.log(self._level, self._name, line)
+            self._output.log(self._level_of(line), self._name, line)
+
+    def _level_of(self, line: str) -> int:
+        """A crash is worth one line to whom only that it was matters; the error that follows has all of them as a note."""
+        if line.startswith(_CRASH):
+            self._crashed = True
+            return self._level
+        self._crashed = self._crashed and line.startswith(_BEHIND_IT)
+        return logging.INFO if self._crashed else self._level
 
     def _tell_dropped(self) -> None:
         if dropped := self._ration.refused:

@@ -33,8 +33,9 @@ from runners.hosts import RequestFailed, Session, wire
 from runners.hosts.nvml import Nvml
 from runners.hosts.peer import Peer
 from runners.hosts.reserve import Plan, Reserve, reserved
+from runners.hosts.session import BaseSession
 from runners.hosts.spec import check_runner, pack
-from runners.types import ExecuteBatch, RunnerInfo, RunnerSpec, SessionRebuildCause, TokenChunk
+from runners.types import ExecuteBatch, RunnerSpec, SessionRebuildCause, TokenChunk
 
 StartMethod: TypeAlias = Literal["forkserver", "spawn"]
 Done = TypeVar("Done")
@@ -134,7 +135,7 @@ class _Stream:
     begun: bool = False
 
 
-class ProcessSession:
+class ProcessSession(BaseSession[_Stream]):
     """A `Session` in a process.
 
     What is unsent is bounded: at most a begin for each open stream and a drop for each stream that the process knows,
@@ -142,35 +143,18 @@ class ProcessSession:
     """
 
     def __init__(self, host: ProcessHost, peer: Peer, incarnation: int) -> None:
-        self.incarnation = incarnation
+        super().__init__(incarnation)
         self.pid = peer.pid
         self._host = host
         self._peer = peer
         self._parser = wire.from_child()
         self._kept: wire.FromChild | None = None  # the next frame, where it has been looked at already
-        self._info: RunnerInfo | None = None  # until loaded
-        self._failure: DeviceError | None = None
         self._asked = False  # NVML, about the failure
-        self._ended = False
-        self._streams: dict[str, _Stream] = {}  # open ones, by request
-        self._numbers: dict[int, _Stream] = {}  # the same, by number
-        self._begun = 0
-        self._rebuilt: trio.Event | None = None
+        self._numbers: dict[int, _Stream] = {}  # the open ones, by number
+        self._rebuilt = trio.Event()  # or there is no hope of it
         self._progress = trio.current_time()
         self._waiting = trio.CancelScope()
         self._steps: deque[float] = deque(maxlen=_MEDIAN_OF)
-
-    def __repr__(self) -> str:
-        state = (
-            "ended" if self._ended else "failed" if self._failure else "loaded" if self._info else "loading"
-        )
-        return f"<ProcessSession {self.incarnation} pid={self.pid} {state} streams={len(self._streams)}>"
-
-    @property
-    def info(self) -> RunnerInfo:
-        """What the loaded runner declared."""
-        assert self._info is not None, "a session is handed out loaded"
-        return self._info
 
     async def load(self, start: wire.Start) -> None:
         """Have the runner loaded; the process knows which."""
@@ -236,7 +220,7 @@ class ProcessSession:
                     if made := self._step(items):
                         self._add_steps(made)
                         return made
-                case wire.Rebuilt() if self._rebuilt is not None:
+                case wire.Rebuilt() if self._rebuilding:
                     self._answer_rebuild()
                 case wire.Broken():
                     raise self._broken(frame)
@@ -246,13 +230,12 @@ class ProcessSession:
     async def rebuild(self, cause: SessionRebuildCause) -> None:
         """See `Session.rebuild`."""
         self._check_rebuild(cause)
-        rebuilt = self._rebuilt = trio.Event()
+        self._rebuilding, self._rebuilt = True, trio.Event()
         self._progress = trio.current_time()
         self._peer.send(wire.encode(wire.Rebuild(cause.value)))
         self._hurry()
-        await rebuilt.wait()
-        if self._failure:
-            raise type(self._failure)(*self._failure.args) from self._failure
+        await self._rebuilt.wait()
+        self._check_failure()
         self._check_open()
 
     async def end(self) -> None:
@@ -316,7 +299,7 @@ class ProcessSession:
         """How long after the last progress the next must come, and what it is."""
         if self._info is None:
             return self._host.load_timeout, "loaded no runner"
-        if self._rebuilt is not None:
+        if self._rebuilding:
             return self._host.load_timeout, "rebuilt no session"
         if not self._streams:
             return math.inf, ""
@@ -368,14 +351,14 @@ class ProcessSession:
             stream = self._numbers.get(item.stream)
             if stream is None:
                 self._check_begun(item.stream)
-            elif isinstance(item, wire.Failed):
-                self._forget(stream)
-                made.append(RequestFailed(stream.request_id, wire.request_error(item.error)))
-            else:
+            elif type(item) is wire.Chunk:  # isinstance would ask the metaclass, for each of them
                 made.append(item.chunk(stream.request_id, self.incarnation))
                 stream.begun = True
                 if item.finish is not None:
                     self._forget(stream)
+            elif isinstance(item, wire.Failed):
+                self._forget(stream)
+                made.append(RequestFailed(stream.request_id, wire.request_error(item.error)))
         return made
 
     def _check_begun(self, number: int) -> None:
@@ -389,43 +372,15 @@ class ProcessSession:
         del self._streams[stream.request_id], self._numbers[stream.number]
 
     def _answer_rebuild(self) -> None:
-        if self._rebuilt is not None:
+        if self._rebuilding:
+            self._rebuilding = False
             self._progress = trio.current_time()
             self._rebuilt.set()
-            self._rebuilt = None
 
     def _unexpected(self, frame: wire.FromChild) -> ProtocolError:
         return ProtocolError(
             f"the context process {self.pid} sent an unexpected {type(frame).__name__} frame"
         )
-
-    def _check_open(self) -> None:
-        if self._ended:
-            raise trio.ClosedResourceError("this session has ended")
-
-    def _check_begin(self, request_id: str, accepted: Sequence[int]) -> None:
-        self._check_open()
-        if request_id in self._streams:
-            raise ValueError(f"request ids in flight must differ, got a second {request_id!r}")
-        if accepted and not self.info.can_continue:
-            raise ValueError(
-                f"the runner cannot continue a begun stream, got {len(accepted)} accepted tokens"
-            )
-        if len(self._streams) >= self.info.streams:
-            raise RuntimeError(
-                f"the runner serves {self.info.streams} streams at once, got one more: {request_id!r}"
-            )
-
-    def _check_rebuild(self, cause: SessionRebuildCause) -> None:
-        self._check_open()
-        if cause is SessionRebuildCause.CONTEXT_POISONED:
-            raise ValueError("a poisoned context cannot be rebuilt: open a new incarnation")
-        if self._streams:
-            raise RuntimeError(f"a rebuild needs all streams dropped, got {len(self._streams)} open")
-        if self._rebuilt is not None:
-            raise RuntimeError("another rebuild is under way")
-        if self._failure:
-            raise type(self._failure)(*self._failure.args) from self._failure
 
 
 async def _taken(reserve: Reserve, incarnation: int) -> Peer:

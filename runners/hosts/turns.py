@@ -1,4 +1,4 @@
-"""Streams of a runner in this process, turn by turn: what `InlineHost` and `ThreadHost` share. Imports no Trio."""
+"""Streams of a runner, turn by turn: what `InlineHost` and `ThreadHost` share, and a context process in part. No Trio."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Protocol, TypeAlias
 
 from attrs import evolve
 
-from runners.classify import text_of
+from runners.classify import by_tag, text_of
 from runners.errors import (
     ContextPoisoned,
     DeviceError,
@@ -16,7 +16,6 @@ from runners.errors import (
     LoadFailed,
     OutOfMemory,
     RunnerError,
-    Unrecoverable,
 )
 from runners.hosts import RequestFailed
 from runners.types import Chunks, ContinuingRunner, ExecuteBatch, ModelRunner, TokenChunk
@@ -54,9 +53,8 @@ class SyncSource:
         return next(self._chunks, None)
 
     def close(self) -> None:
-        """See `Source.close`; an iterator need not be able to."""
-        close: Callable[[], None] = getattr(self._chunks, "close", lambda: None)
-        close()
+        """See `Source.close`."""
+        close(self._chunks)
 
 
 class Turns:
@@ -94,7 +92,7 @@ class Turns:
             DeviceError: the context is over.
         """
         try:
-            self._open[number] = batch.request_id, source(_execute(self.runner, batch, accepted))
+            self._open[number] = batch.request_id, source(execute(self.runner, batch, accepted))
         except Exception as error:  # noqa: BLE001 - whatever a runner raises is judged in one place
             self._begun.append(self._failed(number, batch.request_id, error))
 
@@ -141,7 +139,7 @@ class Turns:
         try:
             if (made := source.poll()) is NOTHING:
                 return None
-            chunk = _chunk(made)
+            chunk = chunk_of(made)
             if chunk.finish_reason is not None:
                 del self._open[number]
                 source.close()
@@ -160,7 +158,14 @@ class Turns:
         return number, RequestFailed(request_id, found)
 
 
-def _execute(runner: ModelRunner, batch: ExecuteBatch, accepted: Sequence[int]) -> Chunks:
+def close(chunks: Iterator[TokenChunk]) -> None:
+    """Free the place of a sync runner's stream; an iterator need not be able to."""
+    close_it: Callable[[], None] = getattr(chunks, "close", lambda: None)
+    close_it()
+
+
+def execute(runner: ModelRunner, batch: ExecuteBatch, accepted: Sequence[int]) -> Chunks:
+    """Have the runner begin a stream, or go on with one behind `accepted`."""
     if not accepted:
         return runner.execute(batch)
     if not isinstance(runner, ContinuingRunner):
@@ -168,7 +173,7 @@ def _execute(runner: ModelRunner, batch: ExecuteBatch, accepted: Sequence[int]) 
     return runner.continue_from(batch, accepted)
 
 
-def _chunk(made: object) -> TokenChunk:
+def chunk_of(made: object) -> TokenChunk:
     """What a stream yielded, None at its end. Nothing may look like an empty success (D8)."""
     if made is None:
         raise RunnerError("the runner's stream ended without a finish reason")
@@ -207,27 +212,14 @@ def load_error(error: Exception, judge: Judge) -> DeviceError:
     return failed
 
 
-_BY_TAG = {
-    str(cls.tag): cls for cls in (DeviceError, ContextPoisoned, OutOfMemory, Unrecoverable, LoadFailed)
-}
-
-
 def _ours(error: Exception) -> InferenceError:
     """An exception as one of ours: itself, what its tag stands for, or a `RunnerError` that quotes it."""
-    kind = _tagged(error)
+    kind = by_tag(error)
     if isinstance(error, kind or InferenceError):
         return error
     ours = (kind or RunnerError)(f"{type(error).__name__}: {text_of(error)}")
     ours.__cause__ = error
     return ours
-
-
-def _tagged(error: Exception) -> type[DeviceError] | None:
-    """Of the device's errors, what its tag stands for, by dotted fallback."""
-    tag = str(getattr(error, "tag", None))
-    while tag and tag not in _BY_TAG:
-        tag = tag.rpartition(".")[0]
-    return _BY_TAG.get(tag)
 
 
 def _of(request_id: str, error: DeviceError) -> DeviceError:

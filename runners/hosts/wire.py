@@ -17,8 +17,10 @@ from typing import Annotated, Any, Generic, TypeAlias, TypeVar
 import msgspec
 
 from runners import errors
+from runners.classify import by_tag, text_of
 from runners.errors import ContextPoisoned, InferenceError, OutOfMemory, ProtocolError, RunnerError
 from runners.types import (
+    ChunkDraft,
     ExecuteBatch,
     FinishReason,
     Price,
@@ -36,13 +38,6 @@ MAX_FRAME = 16 * 2**20
 _USAGE = ("input", "output", "replayed", "reasoning", "cached")
 _LENGTH = 4
 _MAX_TEXT = 16_384
-
-# One of these is made for each token, and the `__init__` of a frozen class with slots takes 2.3 times as long.
-_new = object.__new__
-_set_request_id, _set_index, _set_token_ids, _set_text, _set_finish_reason, _set_usage, _set_incarnation = (
-    getattr(TokenChunk, name).__set__
-    for name in ("request_id", "index", "token_ids", "text", "finish_reason", "usage", "incarnation")
-)
 
 Count: TypeAlias = Annotated[int, msgspec.Meta(ge=0)]
 
@@ -159,24 +154,30 @@ class Chunk(_Frame, frozen=True):
     def chunk(self, request_id: str, incarnation: int) -> TokenChunk:
         """As the worker sees it."""
         usage = None if self.usage is None else TokenUsage(**dict(zip(_USAGE, self.usage, strict=True)))
-        made: TokenChunk = _new(TokenChunk)
-        _set_request_id(made, request_id)
-        _set_index(made, self.index)
-        _set_token_ids(made, self.token_ids)
-        _set_text(made, self.text)
-        _set_finish_reason(made, self.finish)
-        _set_usage(made, usage)
-        _set_incarnation(made, incarnation)
-        return made
+        made: Any = ChunkDraft()
+        made.request_id = request_id
+        made.index = self.index
+        made.token_ids = self.token_ids
+        made.text = self.text
+        made.finish_reason = self.finish
+        made.usage = usage
+        made.incarnation = incarnation
+        made.__class__ = TokenChunk
+        chunk: TokenChunk = made
+        return chunk
 
 
 class Error(_Frame, frozen=True):
-    """An exception as data: the name of a class, its text, the device's own code, a traceback to read."""
+    """An exception as data: the name of a class, its text, the device's own code, a traceback to read.
+
+    `retry_after`: of one that says so.
+    """
 
     name: str
     text: str
     code: int | None
     trace: str
+    retry_after: float | None = None
 
 
 class Failed(_Frame, frozen=True):
@@ -403,25 +404,26 @@ _CONTEXT_ERRORS: dict[str, type[errors.DeviceError]] = {
         errors.LoadFailed,
     )
 }
-_TAGS = {str(cls.tag): cls.__name__ for cls in _CONTEXT_ERRORS.values() if cls is not errors.WeightsCorrupt}
 
 
 def concerns_context(error: BaseException) -> bool:
     """Whether this is the device's trouble (its tag is `device` or below) rather than the request's."""
-    return str(getattr(error, "tag", None)).partition(".")[0] == "device"
+    return by_tag(error) is not None
 
 
 def error_data(error: BaseException) -> Error:
     """An exception as data. One that no table has becomes a `RunnerError` that quotes it."""
     name = _name(error)
-    text = _text(error) if name else f"{type(error).__name__}: {_text(error)}"
+    text = text_of(error) if name else f"{type(error).__name__}: {text_of(error)}"
     trace = "".join(traceback.format_exception(error))
     code = getattr(error, "code", None)
+    later = getattr(error, "retry_after", None)
     return Error(
         name or RunnerError.__name__,
         _clean(text[:_MAX_TEXT]),
         code if type(code) is int else None,
         _clean(trace[-_MAX_TEXT:]),
+        later if type(later) in (int, float) else None,
     )
 
 
@@ -429,6 +431,8 @@ def request_error(data: Error) -> InferenceError:
     """The error of one request."""
     error = _REQUEST_ERRORS.get(data.name, RunnerError)(data.text)
     error.code = data.code
+    if isinstance(error, errors.RateLimited):
+        error.retry_after = data.retry_after
     return _noted(error, data)
 
 
@@ -457,17 +461,8 @@ def _name(error: BaseException) -> str | None:
             break  # it says nothing that its tag does not say better
         if cls.__name__ in _REQUEST_ERRORS or cls.__name__ in _CONTEXT_ERRORS:
             return cls.__name__
-    tag = str(getattr(error, "tag", None))
-    while tag and tag not in _TAGS:
-        tag = tag.rpartition(".")[0]
-    return _TAGS.get(tag)
-
-
-def _text(error: BaseException) -> str:
-    try:
-        return str(error)
-    except Exception:  # noqa: BLE001 - a runner's __str__ may do anything, and its error must travel all the same
-        return "(its text cannot be shown)"
+    kind = by_tag(error)
+    return None if kind is None else kind.__name__
 
 
 def _clean(text: str) -> str:

@@ -7,7 +7,7 @@ being told.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Generator, Sequence
+from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any, Literal
 
@@ -147,7 +147,9 @@ class Message:
 class StreamMessage(Message):
     """A message with many replies: `send` each, then `reply()` ends the stream, and `fail` fails it (R30)."""
 
-    __slots__ = ("_buffer", "_deadline", "_in_a_row", "_room", "size")
+    __slots__ = ("_buffer", "_deadline", "_room", "size")
+
+    _room: trio.lowlevel.ParkingLot | None  # from when somebody waits for room
 
     def __init__(
         self, value: Any, on_loss: OnLoss, mailbox: Queue, *, size: int, deadline: float | None
@@ -155,21 +157,25 @@ class StreamMessage(Message):
         super().__init__(value, on_loss, mailbox)
         self.size = size
         self._deadline = deadline
-        self._in_a_row = 0
         self._buffer: deque[Any] = deque()
-        self._room = trio.lowlevel.ParkingLot()
+        self._room = None
 
     def send_nowait(self, item: Any) -> None:
         """Put one item into the stream; `trio.WouldBlock` if the buffer is full. Dropped if the consumer left."""
+        self.send_many_nowait((item,))
+
+    def send_many_nowait(self, items: Sequence[Any]) -> None:
+        """Put some items into the stream at once, or none of them: as `send_nowait`, and the consumer wakes once."""
         if self._state != "in hand":
             self._check_in_hand()
             return
-        if len(self._buffer) >= self.size:
+        if len(self._buffer) + len(items) > self.size:
             raise trio.WouldBlock
-        self._buffer.append(item)
+        self._buffer.extend(items)
         assert self._mailbox is not None
-        self._mailbox.handled += 1
-        self._wake()
+        self._mailbox.handled += len(items)
+        if self._task is not None:
+            self._wake()
 
     def _wake(self) -> None:
         if self._task is not None:
@@ -180,27 +186,34 @@ class StreamMessage(Message):
         """Put one item into the stream, waiting while its buffer is full. Cancelled: the item was not put."""
         await trio.lowlevel.checkpoint_if_cancelled()
         while len(self._buffer) >= self.size and self._state == "in hand":
+            if self._room is None:
+                self._room = trio.lowlevel.ParkingLot()
             await self._room.park()
         self.send_nowait(item)
         await trio.lowlevel.cancel_shielded_checkpoint()
 
     def _leave(self) -> None:
         super()._leave()
-        self._room.unpark_all()
+        self._refuse_room()
 
     def _finish(self, result: outcome.Outcome[Any]) -> None:
         self._state, self._outcome, self._on_left = "settled", result, ()
         self._wake()
-        self._room.unpark_all()
+        self._refuse_room()
 
-    async def _next(self) -> Any:
-        """The next item; `StopAsyncIteration` at the end. What was sent before a failure comes first."""
-        self._in_a_row += 1
-        if self._in_a_row > _IN_A_ROW:
-            self._in_a_row = 0
+    def _refuse_room(self) -> None:
+        """Whoever waits for room need wait no longer: the stream is over."""
+        if self._room is not None:
+            self._room.unpark_all()
+
+    async def _wait(self) -> None:
+        """For the next item, or only for the others' turn; `StopAsyncIteration` at the end.
+
+        What was sent before a failure comes first.
+        """
+        if self._buffer:
             await trio.lowlevel.checkpoint()
         while not self._buffer:
-            self._in_a_row = 0
             if isinstance(self._outcome, outcome.Error):
                 raise self._outcome.error
             if self._outcome is not None:
@@ -210,10 +223,6 @@ class StreamMessage(Message):
                 await wait_task_rescheduled(self._stop_waiting)
             else:
                 await self._wait_in_time(self._deadline)
-        item = self._buffer.popleft()
-        if self._room:
-            self._room.unpark()
-        return item
 
     async def _wait_in_time(self, deadline: float) -> None:
         """For something to come; past the deadline it is as if the consumer had left, but it is told why."""
@@ -234,16 +243,24 @@ class StreamMessage(Message):
 class Stream:
     """The consumer's end of a stream: an async iterator; leaving its block early tells the child."""
 
-    __slots__ = ("_message",)
+    __slots__ = ("_buffer", "_message")
 
     def __init__(self, message: StreamMessage) -> None:
         self._message = message
+        self._buffer = message._buffer
 
     def __aiter__(self) -> Stream:
         return self
 
-    def __anext__(self) -> Awaitable[Any]:
-        return self._message._next()
+    async def __anext__(self) -> Any:
+        """The next item. Not every call is a checkpoint: of items that are there already, every 32nd in a row is."""
+        buffer, message = self._buffer, self._message
+        if not len(buffer) % _IN_A_ROW:
+            await message._wait()
+        item = buffer.popleft()
+        if message._room:
+            message._room.unpark()
+        return item
 
 
 class Queue:

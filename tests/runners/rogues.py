@@ -13,7 +13,7 @@ from pathlib import Path
 
 import attrs
 
-from runners.errors import ContextPoisoned
+from runners.errors import ContextPoisoned, RateLimited
 from runners.types import FinishReason, RunnerInfo, TokenChunk
 
 
@@ -158,6 +158,10 @@ class MyPoison(ContextPoisoned):
     code = 700
 
 
+class TooEarly(RateLimited):
+    code = 429
+
+
 @attrs.frozen
 class Raises:
     """Its streams raise in mid-stream."""
@@ -174,6 +178,8 @@ class _Raises(Base):
             raise MyPoison("my own")
         if self.spec.what == "sys.exit":
             sys.exit(5)
+        if self.spec.what == "429":
+            raise TooEarly("slow down", retry_after=2.5)
         raise Foreign(self.spec.what)
 
 
@@ -321,6 +327,9 @@ class _Writes(Base):
                 libc.puts(b"from C")
             case "lets another write on":
                 subprocess.Popen(["yes"], start_new_session=True)
+            case "as if it crashed":
+                report = "Fatal Python error: so it says", "", "Current thread 0x1:", '  File "here"'
+                print("  indented", *report, "something else", "  indented", sep="\n", file=sys.stderr)
             case "segfault":
                 ctypes.string_at(0)
 

@@ -29,6 +29,7 @@ from runners.errors import (
     DeviceError,
     LoadFailed,
     OutOfMemory,
+    RateLimited,
     RunnerError,
     Unrecoverable,
 )
@@ -209,6 +210,17 @@ async def test_a_tag_decides_whose_error_it_is(host, what, kind, code):
         assert isinstance(error, kind if clears or kind is not ContextPoisoned else DeviceError)
         assert isinstance(error, ContextPoisoned) is (clears and kind is ContextPoisoned)
         assert error.code == code
+
+
+@every_host
+@pytest.mark.trio
+async def test_a_request_that_came_too_early_is_told_when_to_come_again(host):
+    """D5: an error keeps its class, its code, and what else it has to say, through any host."""
+    async with opened(Raises("429"), host) as session:
+        *_, failed = await whole(session)
+        assert isinstance(failed.error, RateLimited)
+        assert (failed.error.code, failed.error.retry_after) == (429, 2.5)
+        assert failed.error.is_retryable
 
 
 @every_host

@@ -74,6 +74,25 @@ async def test_a_crash_tells_its_python_stack(records):
     assert str(error).endswith("was killed by SIGSEGV")
     assert "Fatal Python error: Segmentation fault" in error.__notes__[0]
     assert "rogues.py" in error.__notes__[0]
+    (first, level, line), *others = [record for record in records() if record[0] == "stderr"]
+    assert (first, level, line) == ("stderr", logging.WARNING, "Fatal Python error: Segmentation fault")
+    assert {level for _, level, _ in others} == {logging.INFO}
+    assert any("rogues.py" in line for _, _, line in others)
+
+
+@pytest.mark.trio
+async def test_what_is_behind_the_report_of_a_crash_counts_again(records):
+    """Only the lines that belong to it are of less weight, wherever they come from."""
+    async with opened(Writes("as if it crashed")) as session:
+        await whole(session)
+    assert [(level, line) for _, level, line in records()] == [
+        (logging.WARNING, "  indented"),
+        (logging.WARNING, "Fatal Python error: so it says"),
+        (logging.INFO, "Current thread 0x1:"),
+        (logging.INFO, '  File "here"'),
+        (logging.WARNING, "something else"),
+        (logging.WARNING, "  indented"),
+    ]
 
 
 @pytest.mark.trio

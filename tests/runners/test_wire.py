@@ -1,5 +1,8 @@
 """What both ends of a process say to each other."""
 
+import pickle
+
+import attrs
 import msgspec
 import pytest
 from hypothesis import given
@@ -22,7 +25,7 @@ text = st.text(st.characters(codec="utf-8"), max_size=20)
 counts = st.integers(0, 2**63 - 1)
 ids = st.lists(st.integers(-(2**63), 2**63 - 1), max_size=5).map(tuple)
 prices = st.floats(-1, 1e6)
-wire_errors = st.builds(wire.Error, text, text, st.none() | counts, text)
+wire_errors = st.builds(wire.Error, text, text, st.none() | counts, text, st.none() | st.floats(0, 1e9))
 chunks = st.builds(
     wire.Chunk,
     counts,
@@ -196,14 +199,11 @@ def test_a_chunk_travels_whole_and_is_stamped():
         request_id="a", index=4, token_ids=(5, 6), text="x", finish_reason=FinishReason.STOP, usage=usage
     )
     got = wire.chunk(0, made).chunk("b", 9)
-    assert (got.request_id, got.incarnation) == ("b", 9)
-    assert (got.index, got.token_ids, got.text, got.finish_reason, got.usage) == (
-        4,
-        (5, 6),
-        "x",
-        "stop",
-        usage,
-    )
+    assert got == attrs.evolve(made, request_id="b", incarnation=9)
+    assert type(got) is TokenChunk
+    assert pickle.loads(pickle.dumps(got)) == got
+    with pytest.raises(attrs.exceptions.FrozenInstanceError):
+        got.index = 5
 
 
 @pytest.mark.parametrize("limits", [None, RateLimits(), RateLimits(requests=60, tokens=90_000)])
@@ -252,6 +252,16 @@ def test_a_requests_error_keeps_its_class_and_code(cls):
     error.code = 429
     got = wire.request_error(wire.error_data(error))
     assert (type(got), str(got), got.code) == (cls, "why", 429)
+
+
+@pytest.mark.parametrize(("told", "got"), [(None, None), (3, 3.0), (0.5, 0.5), (True, None), ("soon", None)])
+def test_when_to_come_again_travels(told, got):
+    """D5: in seconds, if it was said; nonsense is nothing."""
+    data = wire.error_data(errors.RateLimited("slow down", retry_after=told))
+    parser = wire.from_child()
+    parser.feed(wire.encode(wire.Step([wire.Failed(0, data)])))
+    (failed,) = parser.next().items
+    assert wire.request_error(failed.error).retry_after == got
 
 
 @given(wire_errors)

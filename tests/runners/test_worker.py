@@ -912,6 +912,31 @@ async def test_a_runner_that_cannot_continue_loses_what_has_begun():
 
 
 @pytest.mark.trio
+async def test_what_is_in_front_of_a_wrong_chunk_is_accepted():
+    """D6: of chunks that come together, in one go, up to the first that is not the next of this incarnation."""
+    stage = Stage()
+    async with serving(PUPPET, host=stage) as scene, trio.open_nursery() as nursery:
+        wrong, right = callers("ab")
+        await nursery.start(wrong.run, scene.worker)
+        await nursery.start(right.run, scene.worker)
+        first = await stage.act(1)
+        await first.has("a", "b")
+        made = [
+            TokenChunk(request_id=name, index=index, token_ids=(index,), incarnation=incarnation)
+            for name, index, incarnation in [("b", 0, 1), ("a", 0, 1), ("b", 1, 1), ("a", 1, 2), ("a", 1, 1)]
+        ]
+        first.fails(made)
+        second = await stage.act(2)
+        await second.has("a")
+        assert second.open["a"][1] == (0,)
+        assert right.ids == (0, 1)
+        assert wrong.ids == (0,)
+        (failed,) = scene.of(events.Failed)
+        assert failed.exc.request_ids == ("a",)
+        nursery.cancel_scope.cancel()
+
+
+@pytest.mark.trio
 async def test_a_seed_is_drawn_once():
     """D6: at admission, by the parent; every incarnation gets the same one, and all that was accepted."""
     stage = Stage()
@@ -1506,6 +1531,10 @@ async def test_an_unrecoverable_device_is_down_for_all():
         assert scene.context.state == "condemned"
 
 
+IN_TIME = "^'.*/context' did not answer before the deadline"
+"""What everybody is told, whoever noticed."""
+
+
 def due(seconds, name="a", **options):
     """A request with a deadline so many seconds from now."""
     return batch(name, deadline=trio.current_time() + seconds, **options)
@@ -1528,7 +1557,7 @@ async def test_past_its_deadline_a_request_is_told_wherever_it_is(form, where, a
             act.fails(ContextDied("killed"))
             await until(lambda: scene.context.state == "restarting")
         began = trio.current_time()
-        with pytest.raises(Timeout):
+        with pytest.raises(Timeout, match=IN_TIME):
             if form == "call":
                 await scene.worker.call(due(2))
             else:
@@ -1555,7 +1584,7 @@ async def test_a_consumer_that_does_not_look_holds_no_place_past_its_deadline(au
             await act.has("a", "b")
             assert act.dropped == ["a"]
             assert (await anext(chunks)).index == 0
-            with pytest.raises(Timeout, match="after 1 chunks"):
+            with pytest.raises(Timeout, match=f"{IN_TIME}: request 'a', after 1 chunks$"):
                 await anext(chunks)
         nursery.cancel_scope.cancel()
 
@@ -1572,7 +1601,7 @@ async def test_who_does_not_look_while_waiting_is_told_too(autojump_clock):
             act.makes("x", last=True)
             await act.has("x")
             for _ in range(2):
-                with pytest.raises(Timeout):
+                with pytest.raises(Timeout, match=f"{IN_TIME}: request 'a', after 0 chunks$"):
                     await anext(chunks)
 
 

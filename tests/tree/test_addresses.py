@@ -927,6 +927,30 @@ def test_send_nowait_does_not_wait_for_room():
     assert told == [1]
 
 
+def test_many_items_are_sent_at_once_or_none_of_them():
+    """R30: in order, and in one go for whoever waits; what does not fit is `trio.WouldBlock`, what nobody wants is dropped."""
+    told = []
+
+    async def serve(message):
+        message.send_many_nowait([0, 1])
+        with pytest.raises(trio.WouldBlock):
+            message.send_many_nowait([2, 3])
+        message.send_many_nowait([])
+        message.on_left(lambda: message.send_many_nowait([4] * 9))
+        message.on_left(message.reply)
+        told.append(1)
+
+    child = streaming(serve)
+
+    async def scene(tree, seen):
+        async with tree[child].stream(None, buffer=3) as stream:
+            assert [await anext(stream), await anext(stream)] == [0, 1]
+        assert tree[child].status().handled == 3  # the message, and what it sent
+
+    grow(app(child), scene)
+    assert told == [1]
+
+
 # --- a supervisor as an address
 
 

@@ -1,0 +1,74 @@
+"""What all sessions have in common: what may be asked of one, and when."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Generic, TypeVar
+
+import trio
+
+from runners.errors import DeviceError
+from runners.types import RunnerInfo, SessionRebuildCause
+
+Stream = TypeVar("Stream")
+"""What a session notes of an open stream."""
+
+
+class BaseSession(Generic[Stream]):
+    """The state of a session, and its refusals."""
+
+    pid: int | None = None
+
+    def __init__(self, incarnation: int) -> None:
+        self.incarnation = incarnation
+        self._info: RunnerInfo | None = None  # until loaded
+        self._streams: dict[str, Stream] = {}  # open ones, by request
+        self._begun: int = 0  # so many; the number of a stream is never used twice
+        self._failure: DeviceError | None = None
+        self._ended = False
+        self._rebuilding = False
+
+    def __repr__(self) -> str:
+        state = (
+            "ended" if self._ended else "failed" if self._failure else "loaded" if self._info else "loading"
+        )
+        pid = "" if self.pid is None else f" pid={self.pid}"
+        return f"<{type(self).__name__} {self.incarnation}{pid} {state} streams={len(self._streams)}>"
+
+    @property
+    def info(self) -> RunnerInfo:
+        """What the loaded runner declared."""
+        assert self._info is not None, "a session is handed out loaded"
+        return self._info
+
+    def _check_open(self) -> None:
+        if self._ended:
+            raise trio.ClosedResourceError("this session has ended")
+
+    def _check_begin(self, request_id: str, accepted: Sequence[int]) -> None:
+        self._check_open()
+        if request_id in self._streams:
+            raise ValueError(f"request ids in flight must differ, got a second {request_id!r}")
+        if accepted and not self.info.can_continue:
+            raise ValueError(
+                f"the runner cannot continue a begun stream, got {len(accepted)} accepted tokens"
+            )
+        if len(self._streams) >= self.info.streams:
+            raise RuntimeError(
+                f"the runner serves {self.info.streams} streams at once, got one more: {request_id!r}"
+            )
+
+    def _check_rebuild(self, cause: SessionRebuildCause) -> None:
+        self._check_open()
+        if cause is SessionRebuildCause.CONTEXT_POISONED:
+            raise ValueError("a poisoned context cannot be rebuilt: open a new incarnation")
+        if self._streams:
+            raise RuntimeError(f"a rebuild needs all streams dropped, got {len(self._streams)} open")
+        if self._rebuilding:
+            raise RuntimeError("another rebuild is under way")
+        self._check_failure()
+
+    def _check_failure(self) -> None:
+        """Who asked gets an exception of its own; the reader has the first one."""
+        if self._failure:
+            raise type(self._failure)(*self._failure.args) from self._failure
