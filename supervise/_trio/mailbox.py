@@ -19,7 +19,7 @@ from .._core.spec import Mailbox, OnLoss
 from ..errors import CallLost
 
 _FEW = 16  # husks are not worth sifting out
-_IN_A_ROW = 32
+_IN_A_ROW = 64
 """This many are taken one after the other, if they are there, before the other tasks get a turn: a turn for each would
 cost more than the messages."""
 
@@ -31,39 +31,20 @@ class Message:
     later incarnation (None at first).
     """
 
-    __slots__ = (
-        "_inbox",
-        "_mailbox",
-        "_on_left",
-        "_outcome",
-        "_state",
-        "_taken",
-        "_task",
-        "memo",
-        "on_loss",
-        "value",
-    )
+    __slots__ = ("_inbox", "_state", "memo", "on_loss", "value")
 
-    value: Any
-    memo: Any
-    on_loss: OnLoss
-    _mailbox: Queue | None
-    """Where its caller has left it; None: nobody waits for an answer."""
     _inbox: Inbox | None
+    """That of the body which took it last."""
     _state: Literal["queued", "in hand", "settled", "left"]
-    _taken: bool
-    _task: Task | None
-    _outcome: outcome.Outcome[Any] | None
-    _on_left: tuple[Callable[[], object], ...]
+    _wanted = False
+    """Whether somebody waits for an answer."""
+    memo: Any
 
-    def __init__(self, value: Any, on_loss: OnLoss, mailbox: Queue | None = None) -> None:
+    def __init__(self, value: Any, on_loss: OnLoss) -> None:
         self.value = value
-        self.on_loss = on_loss
-        self._mailbox = mailbox
+        self.on_loss: OnLoss = on_loss
         self._state = "queued"
-        self._taken = False
-        self._on_left = ()
-        self.memo = self._inbox = self._task = self._outcome = None
+        self._inbox = self.memo = None
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__.lower()} {self.value!r} {self._state}>"
@@ -75,10 +56,6 @@ class Message:
 
     def on_left(self, callback: Callable[[], object]) -> None:
         """Have `callback()` called, once, when the caller leaves, or now if it has left; it must not block."""
-        if self.left:
-            callback()
-        else:
-            self._on_left += (callback,)
 
     def reply(self, value: Any = None) -> None:
         """Answer it. To a caller that has left the reply is dropped quietly."""
@@ -108,11 +85,35 @@ class Message:
         if self._state == "in hand":
             self._finish(result)
 
-    def _finish(self, result: outcome.Outcome[Any]) -> None:
+    def _finish(self, result: outcome.Outcome[Any]) -> None:  # noqa: ARG002 - a `Call` hands it on
         """The end, from whomever: a reply, a loss, a closed mailbox."""
         self._state = "settled"
-        self._outcome = result
-        self._on_left = ()
+
+
+class Call(Message):
+    """A message whose caller waits for the answer."""
+
+    __slots__ = ("_mailbox", "_on_left", "_outcome", "_task")
+
+    _wanted = True
+    _task: Task | None
+    _outcome: outcome.Outcome[Any] | None
+
+    def __init__(self, value: Any, on_loss: OnLoss, mailbox: Queue) -> None:
+        super().__init__(value, on_loss)
+        self._mailbox = mailbox
+        self._on_left: tuple[Callable[[], object], ...] = ()
+        self._task = self._outcome = None
+
+    def on_left(self, callback: Callable[[], object]) -> None:
+        """See `Message.on_left`."""
+        if self.left:
+            callback()
+        else:
+            self._on_left += (callback,)
+
+    def _finish(self, result: outcome.Outcome[Any]) -> None:
+        self._state, self._outcome, self._on_left = "settled", result, ()
         if self._task is not None:
             task, self._task = self._task, None
             reschedule(task, result)
@@ -133,7 +134,6 @@ class Message:
     def _leave(self) -> None:
         """The caller goes away."""
         if self._state == "queued":
-            assert self._mailbox is not None
             self._mailbox._withdraw(self)
         if self._inbox is not None:
             self._inbox._held.pop(self, None)
@@ -144,7 +144,7 @@ class Message:
             callback()
 
 
-class StreamMessage(Message):
+class StreamMessage(Call):
     """A message with many replies: `send` each, then `reply()` ends the stream, and `fail` fails it (R30)."""
 
     __slots__ = ("_buffer", "_deadline", "_room", "size")
@@ -172,7 +172,6 @@ class StreamMessage(Message):
         if len(self._buffer) + len(items) > self.size:
             raise trio.WouldBlock
         self._buffer.extend(items)
-        assert self._mailbox is not None
         self._mailbox.handled += len(items)
         if self._task is not None:
             self._wake()
@@ -226,7 +225,6 @@ class StreamMessage(Message):
 
     async def _wait_in_time(self, deadline: float) -> None:
         """For something to come; past the deadline it is as if the consumer had left, but it is told why."""
-        assert self._mailbox is not None
         try:
             with self._mailbox.in_time(deadline):
                 self._task = current_task()
@@ -253,7 +251,7 @@ class Stream:
         return self
 
     async def __anext__(self) -> Any:
-        """The next item. Not every call is a checkpoint: of items that are there already, every 32nd in a row is."""
+        """The next item. Not every call is a checkpoint: of items that are there already, every 64th in a row is."""
         buffer, message = self._buffer, self._message
         if not len(buffer) % _IN_A_ROW:
             await message._wait()
@@ -322,7 +320,7 @@ class Queue:
         self._putters = deque(entry for entry in self._putters if entry[0] is not message)
         return Abort.SUCCEEDED
 
-    def _withdraw(self, message: Message) -> None:
+    def _withdraw(self, message: Call) -> None:
         """Its caller is gone; it stays in the queue as a husk until half of them are."""
         self._withdrawn += 1
         if self._withdrawn > _FEW and self._withdrawn > len(self._queue) // 2:
@@ -341,7 +339,6 @@ class Queue:
     def _put_back(self, messages: Sequence[Message]) -> None:
         """At the head, in their order, whatever the size."""
         for message in reversed(messages):
-            message._inbox = None
             if not self.closed:
                 message._state = "queued"
                 self._queue.appendleft(message)
@@ -409,15 +406,15 @@ class Inbox:
     async def receive(self) -> Message:
         """Take the next message, waiting for one.
 
-        Not every call is a checkpoint: of messages that are there already, every 32nd in a row is.
+        Not every call is a checkpoint: of messages that are there already, every 64th in a row is.
         """
-        self._in_a_row += 1
-        if self._in_a_row > _IN_A_ROW:
+        if self._in_a_row >= _IN_A_ROW:
             self._in_a_row = 0
             await trio.lowlevel.checkpoint()
         while (message := self._take()) is None:
             self._in_a_row = 0
             await self._wait()
+        self._in_a_row += 1
         return message
 
     __anext__ = receive
@@ -460,12 +457,12 @@ class Inbox:
             return None
         if mailbox._putters:
             mailbox._admit()
-        if not message._taken:
-            message._taken = self.progressed = True
+        if message._inbox is None:
+            self.progressed = True
             mailbox.handled += 1
         message._state = "in hand"
         message._inbox = self
-        if message._mailbox is not None or message.on_loss == "requeue":
+        if message._wanted or message.on_loss == "requeue":
             self._held[message] = None
         return message
 
@@ -483,17 +480,17 @@ class Inbox:
 
 def call(mailbox: Queue, value: Any, on_loss: OnLoss | None) -> Coroutine[Any, Any, Any]:
     """Send and wait for the reply."""
-    message = Message(value, on_loss or mailbox.on_loss, mailbox)
+    message = Call(value, on_loss or mailbox.on_loss, mailbox)
     return _exchange(mailbox, message) if mailbox.deadline is None else _exchange_in_time(mailbox, message)
 
 
-async def _exchange(mailbox: Queue, message: Message) -> Any:
+async def _exchange(mailbox: Queue, message: Call) -> Any:
     if not mailbox.put_if_room(message):
         await mailbox.put(message)
     return await message._result()
 
 
-async def _exchange_in_time(mailbox: Queue, message: Message) -> Any:
+async def _exchange_in_time(mailbox: Queue, message: Call) -> Any:
     assert mailbox.deadline is not None
     with mailbox.in_time(mailbox.deadline(message.value)):
         return await _exchange(mailbox, message)
