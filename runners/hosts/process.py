@@ -44,8 +44,8 @@ _LAST_WORDS = 0.25
 """Seconds between a closed connection and the death that it announces: a large process takes its time to vanish."""
 
 _MEDIAN_OF = 64
-_ENOUGH = 256
-"""Items that one `receive` gives at most a step more than: it must not hold the loop."""
+_ENOUGH = 512
+"""Items that one `receive` gives at most a step more than: reading and handing them out holds the loop for a millisecond or two."""
 _NEXT_FLOOR, _NEXT_FACTOR = 10.0, 20
 
 

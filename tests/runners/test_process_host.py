@@ -87,7 +87,7 @@ async def test_steps_that_have_arrived_come_along():
             sizes.append(len(made))
             items += made
         assert [item.index for item in items] == list(range(1000))
-        assert 1 < max(sizes) <= 256
+        assert 1 < max(sizes) <= 512
 
 
 @pytest.mark.trio
