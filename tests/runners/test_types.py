@@ -1,8 +1,5 @@
 """The values that go into a runner and come out of it."""
 
-import copy
-import pickle
-
 import attrs
 import pytest
 from hypothesis import given
@@ -17,7 +14,6 @@ from runners.types import (
     RateLimits,
     RunnerInfo,
     Sampling,
-    TokenChunk,
     TokenUsage,
     WeightsFile,
     WeightsRepository,
@@ -27,28 +23,6 @@ counts = st.integers(0, 2**40)
 usages = st.builds(
     TokenUsage, **dict.fromkeys(["input", "output", "replayed", "reasoning", "cached"], counts)
 )
-
-
-@pytest.mark.parametrize("again", [copy.copy, lambda chunk: pickle.loads(pickle.dumps(chunk)), attrs.evolve])
-def test_a_chunk_is_a_value(again):
-    """However it is made: complete, frozen, equal to its like, and of its own class."""
-    chunk = TokenChunk(request_id="r", index=1, token_ids=(2, 3), text="x")
-    assert attrs.asdict(chunk) == {
-        "request_id": "r",
-        "index": 1,
-        "token_ids": (2, 3),
-        "text": "x",
-        "finish_reason": None,
-        "usage": None,
-        "incarnation": 0,
-    }
-    like = again(chunk)
-    assert (type(like), like, hash(like)) == (TokenChunk, chunk, hash(chunk))
-    assert attrs.evolve(like, index=2) != chunk
-    with pytest.raises(attrs.exceptions.FrozenInstanceError):
-        like.index = 2
-    with pytest.raises(TypeError, match="index"):
-        TokenChunk(request_id="r")
 
 
 @given(usages, usages)
