@@ -46,13 +46,9 @@ def main(arguments: Sequence[str]) -> int:
 
 def _measure(options: argparse.Namespace) -> int:
     rows = [row for row in ROWS if options.only is None or row.name in options.only]
-    everybody = [
-        "ours",
-        *(name for name in contenders.present() if name in (options.who or contenders.present())),
-    ]
-    results = measure(
-        rows, list(dict.fromkeys(everybody)), options.reps or (2 if options.quick else 5), quick=options.quick
-    )
+    present = contenders.present()
+    everybody = [name for name in present if options.who is None or name in ("ours", *options.who)]
+    results = measure(rows, everybody, options.reps or (2 if options.quick else 5), quick=options.quick)
     if options.only is None or GROWTH in options.only:
         results["growth"] = growth.curves(quick=options.quick)
     if options.keep or (options.only is None and not options.quick):

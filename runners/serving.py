@@ -420,9 +420,7 @@ class _Serving:
     async def _grant(self) -> None:
         """Wait until a new session is wanted, and disturbs nobody; then the context fails, as ordered (D7)."""
         context = self._context
-        while (
-            self._failure is not None or not context.is_due()
-        ):  # after another failure it is for who comes next
+        while self._failure or not context.is_due():  # after another failure it is for who comes next
             await context.change()
         assert context.wish is not None
         context.granted, context.wish = context.wish, None

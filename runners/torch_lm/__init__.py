@@ -61,8 +61,8 @@ class TorchLM:
             LoadFailed: there is no such weights file, or it cannot be read.
             WeightsCorrupt: it is not what its checksum says, or not of this model.
         """
-        from runners.torch_lm.checkpoint import digest  # noqa: PLC0415  imports torch
-        from runners.torch_lm.engine import TorchRunner  # noqa: PLC0415  likewise
+        from runners.torch_lm.checkpoint import digest  # noqa: PLC0415 - torch is for the process that holds the model
+        from runners.torch_lm.engine import TorchRunner  # noqa: PLC0415 - imports torch, too
 
         weights = self._weights()
         built, checked = _preloaded.pop(self, (None, ""))
@@ -81,10 +81,10 @@ class TorchLM:
         """
         os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # numpy's would start its threads when imported
         os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")  # is_available() would initialise CUDA
-        import torch  # noqa: PLC0415  as above
+        import torch  # noqa: PLC0415 - and after the environment that it reads
 
         torch.set_num_threads(1)  # before the first thing that would be shared out among threads
-        from runners.torch_lm.checkpoint import digest  # noqa: PLC0415  as above
+        from runners.torch_lm.checkpoint import digest  # noqa: PLC0415 - imports torch, whose threads are set above
 
         with suppress(DeviceError, OSError):  # of weights that are not sound: every start says so itself
             checked = digest(Path(self._weights().path))

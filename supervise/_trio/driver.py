@@ -225,7 +225,7 @@ class Driver:
                 if not waiting:
                     break
                 machine, item = waiting.popleft()
-                u = random()  # noqa: S311 - jitter
+                u = random()  # noqa: S311 - the chance for jitter, no secret
                 effects = self.forest.handle(machine, item, self.now(), u)
         except BaseException as exc:  # noqa: BLE001 - a defect of ours: stop everything, then raise it (R24)
             self._break(exc)
@@ -250,7 +250,7 @@ class Driver:
         if node.alone is not None and value is None and not self._busy and not self._broken:
             try:
                 told = self.forest.up_at_once(node, self.now())
-            except BaseException as exc:  # noqa: BLE001 - as in `_work`
+            except BaseException as exc:  # noqa: BLE001 - a defect of ours, whatever it is (R24)
                 self._break(exc)
         if told is None:
             self.post(node.parent, effect.Up(node, leaf.incarnation, value))
@@ -265,7 +265,7 @@ class Driver:
             return False
         try:
             told = self.forest.restart_at_once(leaf._node, failure, self.now())
-        except BaseException as exc:  # noqa: BLE001 - as in `_work`
+        except BaseException as exc:  # noqa: BLE001 - a defect of ours, whatever it is (R24)
             self._break(exc)
             return False
         if told is None:

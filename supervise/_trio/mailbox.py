@@ -85,7 +85,7 @@ class Message:
         if self._state == "in hand":
             self._finish(result)
 
-    def _finish(self, result: outcome.Outcome[Any]) -> None:  # noqa: ARG002 - a `Call` hands it on
+    def _finish(self, _: outcome.Outcome[Any], /) -> None:
         """The end, from whomever: a reply, a loss, a closed mailbox."""
         self._state = "settled"
 
@@ -112,7 +112,7 @@ class Call(Message):
         else:
             self._on_left += (callback,)
 
-    def _finish(self, result: outcome.Outcome[Any]) -> None:
+    def _finish(self, result: outcome.Outcome[Any], /) -> None:
         self._state, self._outcome, self._on_left = "settled", result, ()
         if self._task is not None:
             task, self._task = self._task, None
@@ -195,7 +195,7 @@ class StreamMessage(Call):
         super()._leave()
         self._refuse_room()
 
-    def _finish(self, result: outcome.Outcome[Any]) -> None:
+    def _finish(self, result: outcome.Outcome[Any], /) -> None:
         self._state, self._outcome, self._on_left = "settled", result, ()
         self._wake()
         self._refuse_room()

@@ -32,6 +32,19 @@ def reasons(out):
     return [(one.child.name, one.reason) for one in out if isinstance(one, effect.Cancel)]
 
 
+def with_two_retries():
+    """Both a and b back off, each for a retry of its own: b had been started by hand, and failed, while it waited for a's."""
+    tree = tree_of(leaf("a", backoff=WAIT), leaf("b", backoff=WAIT), strategy="rest_for_one")
+    exits(tree, "a")
+    ends(tree, "a")
+    ends(tree, "b")
+    asks(tree, "restart", "b")
+    ups(tree, "b")
+    exits(tree, "b")
+    ends(tree, "b")
+    return tree
+
+
 def test_who_waits_for_its_groups_retry_is_not_gone_when_it_is_stopped_by_hand():
     """R13, R28: it is down already, and the retry starts it again."""
     tree = tree_of(leaf("a", backoff=WAIT), leaf("b"), strategy="rest_for_one")
@@ -59,14 +72,7 @@ def test_who_was_condemned_stays_so_when_its_groups_retry_is_called_off():
 
 def test_who_has_a_retry_of_its_own_keeps_it_when_its_groups_is_called_off():
     """R13, R25: it had been started by hand meanwhile, and has failed since."""
-    tree = tree_of(leaf("a", backoff=WAIT), leaf("b", backoff=WAIT), strategy="rest_for_one")
-    exits(tree, "a")
-    ends(tree, "a")
-    ends(tree, "b")
-    asks(tree, "restart", "b")
-    ups(tree, "b")
-    exits(tree, "b")
-    ends(tree, "b")
+    tree = with_two_retries()
     assert states(tree) == {"a": "restarting", "b": "restarting"}
     _, out = asks(tree, "stop", "a")
     assert (gone(out), states(tree)) == ([("app/a", None, False)], {"a": "down", "b": "restarting"})
@@ -100,14 +106,7 @@ def test_a_member_that_fails_to_start_after_another_was_condemned_is_tried_again
 
 def test_a_restart_by_hand_waits_for_nobodys_backoff():
     """R15, R25: nor for that of one in its group."""
-    tree = tree_of(leaf("a", backoff=WAIT), leaf("b", backoff=WAIT), strategy="rest_for_one")
-    exits(tree, "a")
-    ends(tree, "a")
-    ends(tree, "b")
-    asks(tree, "restart", "b")
-    ups(tree, "b")
-    exits(tree, "b")
-    ends(tree, "b")
+    tree = with_two_retries()
     _, out = asks(tree, "restart", "a")
     assert orders(out) == ["Start a"]
     assert orders(ups(tree, "a")) == ["Start b"]

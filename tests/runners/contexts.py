@@ -1,4 +1,4 @@
-"""What the tests of processes share: sessions that prove to leave nothing, and streams read to their end."""
+"""What the tests of processes share: sessions that prove to leave nothing."""
 
 import gc
 import os
@@ -11,12 +11,9 @@ import pytest
 import trio
 
 from runners.hosts.process import ProcessHost
-from runners.types import ExecuteBatch, Sampling, TokenChunk
 
 HOST = ProcessHost(load_timeout=20, first_chunk_timeout=20, next_chunk_timeout=20)
 PATIENCE = 10.0
-BATCH = ExecuteBatch("r", "hello", sampling=Sampling(seed=1))
-FOREVER = 10_000
 
 _MARK = "RUNNERS_TESTED_BY"
 os.environ[_MARK] = str(os.getpid())
@@ -81,33 +78,6 @@ async def until(condition):
     with trio.fail_after(PATIENCE):
         while not condition():  # noqa: ASYNC110 - what is outside sets no event
             await trio.sleep(0.005)
-
-
-async def whole(session, batch=BATCH, accepted=()):
-    """All of one stream."""
-    session.begin(batch, accepted)
-    return await rest(session, batch.request_id)
-
-
-async def rest(session, request_id="r"):
-    items = []
-    while not items or (isinstance(items[-1], TokenChunk) and items[-1].finish_reason is None):
-        items += [item for item in await session.receive() if item.request_id == request_id]
-    return items
-
-
-def ids(items):
-    return tuple(token for item in items for token in item.token_ids)
-
-
-async def until_failure(session, kind):
-    """Receive until it raises; what came before."""
-    items = []
-    try:
-        while True:
-            items += await session.receive()
-    except kind as error:
-        return items, error
 
 
 def contexts():

@@ -6,7 +6,7 @@ import pytest
 import trio
 from contexts import (
     HOST,
-    nothing_left,  # noqa: F401 - a fixture
+    nothing_left,  # noqa: F401 - autouse: to be imported is its use
     opened,
 )
 

@@ -12,22 +12,24 @@ import pytest
 import trio
 import trio.testing
 from contexts import (
-    BATCH,
-    FOREVER,
     HOST,
     PATIENCE,
     contexts,
-    ids,
     is_readable,
-    nothing_left,  # noqa: F401 - a fixture
+    nothing_left,  # noqa: F401 - autouse: to be imported is its use
     opened,
     processes,
     stat,
     until,
+)
+from rogues import Preloads, Starts
+from sessions import (
+    BATCH,
+    FOREVER,
+    ids,
     until_failure,
     whole,
 )
-from rogues import Preloads, Starts
 
 from runners.errors import ContextDied, LoadFailed
 from runners.hosts import forks

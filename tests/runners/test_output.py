@@ -7,16 +7,18 @@ import signal
 import pytest
 import trio
 from contexts import (
-    BATCH,
     PATIENCE,
-    nothing_left,  # noqa: F401 - a fixture
+    nothing_left,  # noqa: F401 - autouse: to be imported is its use
     opened,
-    until_failure,
-    whole,
 )
 from hypothesis import given
 from hypothesis import strategies as st
 from rogues import Preloads, Writes
+from sessions import (
+    BATCH,
+    until_failure,
+    whole,
+)
 
 from runners.errors import ContextDied
 from runners.hosts.output import LINES_PER_SECOND, MAX_LINE, Lines, Ration

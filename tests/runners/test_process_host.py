@@ -11,19 +11,21 @@ import pytest
 import trio
 import trio.testing
 from contexts import (
-    BATCH,
-    FOREVER,
     HOST,
     PATIENCE,
-    ids,
     is_readable,
-    nothing_left,  # noqa: F401 - a fixture
+    nothing_left,  # noqa: F401 - autouse: to be imported is its use
     opened,
+)
+from rogues import ClosesAndLives, Nested, Raises, Remembers, Says, Yields, factory
+from sessions import (
+    BATCH,
+    FOREVER,
+    ids,
     rest,
     until_failure,
     whole,
 )
-from rogues import ClosesAndLives, Nested, Raises, Remembers, Says, Yields, factory
 
 from runners.errors import (
     BadRequest,

@@ -8,18 +8,20 @@ import pytest
 import trio
 import trio.lowlevel
 from contexts import (
-    BATCH,
-    FOREVER,
     contexts,
-    ids,
-    nothing_left,  # noqa: F401 - a fixture
+    nothing_left,  # noqa: F401 - autouse: to be imported is its use
     opened,
     stat,
     until,
+)
+from rogues import Preloads, Witness
+from sessions import (
+    BATCH,
+    FOREVER,
+    ids,
     until_failure,
     whole,
 )
-from rogues import Preloads, Witness
 
 from runners.errors import ContextDied, ContextHung
 from runners.hosts.process import ProcessHost
