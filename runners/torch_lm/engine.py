@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from itertools import accumulate, chain
 from pathlib import Path
+from typing import Any
 
 import torch
 from attrs import define, field
@@ -12,7 +13,7 @@ from attrs import define, field
 from runners.errors import BadRequest, ContextLengthExceeded, InferenceError
 from runners.torch_lm.checkpoint import load
 from runners.torch_lm.kernel import Kernel, Row
-from runners.torch_lm.sampling import choose
+from runners.torch_lm.sampling import draw
 from runners.torch_lm.transcript import Transcript
 from runners.torch_lm.vocabulary import START, Vocabulary
 from runners.types import ExecuteBatch, RunnerInfo, SessionRebuildCause, TokenChunk, TokenUsage
@@ -78,8 +79,9 @@ class TorchRunner:
         logits = self._kernel.logits(list(chain.from_iterable(rows)))
         if len(logits) > len(waiting):
             logits = logits[[end - 1 for end in accumulate(map(len, rows))]]
-        for stream, values in zip(waiting, _numbers(logits), strict=True):
-            stream.advance(values)
+        best = logits.argmax(-1)  # the first of equals
+        for stream, token, values in zip(waiting, _numbers(best), logits.unbind(), strict=True):
+            stream.advance(token, values)
 
     def release(self, slot: int) -> None:
         """Free a stream's place."""
@@ -165,10 +167,11 @@ class _Stream(Iterator[TokenChunk]):
         tokens = [*self.prompt, *self.accepted]
         return [Row(tokens[at], at, self.slot) for at in range(self.fed, newest + 1)]
 
-    def advance(self, logits: list[float]) -> None:
-        """Choose the next token from the logits behind the last one."""
-        sampling, position = self.batch.sampling, len(self.accepted)
-        token = choose(logits, temperature=sampling.temperature, seed=sampling.seed or 0, position=position)
+    def advance(self, best: int, logits: torch.Tensor) -> None:
+        """Go on by the best token behind the last one, or by one drawn if the request has a temperature."""
+        sampling, position, token = self.batch.sampling, len(self.accepted), best
+        if sampling.temperature:
+            token = draw(_numbers(logits), sampling.temperature, seed=sampling.seed or 0, position=position)
         self.fed = len(self.prompt) + position
         self.accepted.append(token)
         self.ready = self._chunk((token,), self.transcript.add(self.runner.vocabulary.characters[token]))
@@ -194,8 +197,8 @@ class _Stream(Iterator[TokenChunk]):
         )
 
 
-def _numbers(rows: torch.Tensor) -> list[list[float]]:
-    return rows.tolist()  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]  # torch says: a list
+def _numbers(row: torch.Tensor) -> list[Any]:
+    return row.tolist()  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]  # torch says: a list
 
 
 def _refused(error: InferenceError) -> Iterator[TokenChunk]:

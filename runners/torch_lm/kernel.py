@@ -113,7 +113,7 @@ class Kernel:
             queries, keys, values = inward.chunk(3, -1)
             self._keys[layer][written, :, :, places] = self._by_head(keys)
             self._values[layer][written, :, places] = self._by_head(values)
-            query = self._by_head(queries).reshape(-1, 1, self._each).repeat(blocks, 1, 1)
+            query = self._by_head(queries).expand(blocks, -1, -1, -1).reshape(-1, 1, self._each)
             scores = torch.baddbmm(hidden, query, read(self._keys[layer]), alpha=self._each**-0.5)
             spread = torch.cat([*scores.view(blocks, -1, 1, BLOCK).unbind(), unseen], -1)
             weights = self._by_block(spread.softmax(-1), blocks)

@@ -1,4 +1,4 @@
-"""How the next token is chosen: a pure function of the logits, the seed and the position (D6)."""
+"""How the next token is drawn: a pure function of the logits, the seed and the position (D6)."""
 
 from __future__ import annotations
 
@@ -15,11 +15,9 @@ def uniform(seed: int, position: int) -> float:
     return (int.from_bytes(digest, "big") >> 11) * 2.0**-53
 
 
-def choose(logits: Sequence[float], *, temperature: float, seed: int, position: int) -> int:
-    """The token at an absolute position: greedy at temperature 0 (the first of equals), else by inverse CDF."""
+def draw(logits: Sequence[float], temperature: float, *, seed: int, position: int) -> int:
+    """The token at an absolute position, by inverse CDF; the temperature is above 0."""
     best = max(logits)
-    if temperature == 0:
-        return logits.index(best)
     cumulative = list(accumulate(map(exp, [(logit - best) / temperature for logit in logits])))
     token = bisect_right(cumulative, uniform(seed, position) * cumulative[-1])
     return min(token, len(logits) - 1)  # the product may round up to the very end
