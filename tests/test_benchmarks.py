@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from benchmarks import counted
 from benchmarks.__main__ import BEGIN, END, PAGE, RESULTS, pictures
 from benchmarks.measure import measure
 from benchmarks.rows import ROWS
@@ -64,3 +65,15 @@ def test_a_rate_is_to_be_at_least_its_target_and_a_time_at_most():
 def test_a_number_has_three_digits_and_its_unit(value, unit, text):
     """A table's numbers claim no more than was measured."""
     assert number(value, unit) == text
+
+
+@pytest.mark.parametrize(
+    ("function", "looks"),
+    [
+        ("start_stop", {"ours": 5, "trio_task": 4, "trio_order": 4}),
+        ("group", dict.fromkeys(("ours", "trio_floor"), 2)),
+    ],
+)
+def test_what_is_counted_lies_between_looks_at_the_clock(function, looks):
+    """`Operation.begin` and `end` are looks of the adapters: ours declares its children between the first two."""
+    assert {who: counted.looks(function, who, 3) for who in looks} == looks
