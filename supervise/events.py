@@ -17,13 +17,14 @@ from typing import Any, Literal
 
 from attrs import field, frozen
 
+from ._core._value import Value
 from ._core.directive import Directive
 
 Because = Literal["table", "limit", "absorbed", "stop", "first start", "not an Exception"]
 
 
-@frozen(slots=False)
-class Event:
+@frozen(slots=False, repr=False, eq=False)
+class Event(Value):
     """Something happened to one incarnation of one node.
 
     Args:
@@ -41,7 +42,7 @@ class Starting(Event):
     """The node is about to start."""
 
 
-@frozen(slots=False)
+@frozen(slots=False, repr=False, eq=False)
 class Ready(Event):
     """It is up: its body runs, or it called `task_status.started(value)`; a supervisor: its last child is up."""
 
@@ -56,14 +57,14 @@ class StartFailed(Event):
     """It did not become ready; `Failed` with the failure follows."""
 
 
-@frozen(slots=False)
+@frozen(slots=False, repr=False, eq=False)
 class Failed(Event):
     """Its code let an exception out. A leaf is suspended now, its resource still open, until it is decided."""
 
     exc: BaseException
 
 
-@frozen(slots=False)
+@frozen(slots=False, repr=False, eq=False)
 class Decided(Event):
     """What becomes of the failure before.
 
@@ -92,21 +93,21 @@ class Resumed(Event):
     """Its body is entered again, with the resource it had."""
 
 
-@frozen(slots=False)
+@frozen(slots=False, repr=False, eq=False)
 class Returned(Event):
     """Its body returned, and need not be started again."""
 
     value: Any = None
 
 
-@frozen(slots=False)
+@frozen(slots=False, repr=False, eq=False)
 class Stopping(Event):
     """It was asked to stop; `reason` says by whom and why (R36)."""
 
     reason: str
 
 
-@frozen(slots=False)
+@frozen(slots=False, repr=False, eq=False)
 class Overdue(Event):
     """It has been cancelled, or was to leave its resource, for `seconds` and is still there (R20)."""
 
@@ -114,7 +115,7 @@ class Overdue(Event):
     stack: str = ""
 
 
-@frozen(slots=False)
+@frozen(slots=False, repr=False, eq=False)
 class StopError(Event):
     """It failed while it was being stopped, or its resource while it was left: reported, not decided (R23)."""
 
@@ -125,7 +126,7 @@ class Stopped(Event):
     """This incarnation has ended, really."""
 
 
-@frozen(slots=False)
+@frozen(slots=False, repr=False, eq=False)
 class BackingOff(Event):
     """The next incarnation starts `delay` seconds from now, at `until` (R15)."""
 
@@ -133,7 +134,7 @@ class BackingOff(Event):
     until: float
 
 
-@frozen(slots=False)
+@frozen(slots=False, repr=False, eq=False)
 class SinkFailed(Event):
     """A sink raised and gets nothing from now on; `path` is the root's (R31)."""
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from attrs import define, field
-
 from .effect import Failure, Request
 from .node import Node
 
@@ -29,31 +27,48 @@ class Ledger:
         self.listening = True
 
 
-@define(eq=False)
 class Act:
     """What the supervisor is busy with. `stops` and `starts` are taken from their ends.
 
     `why`: what those who are stopped are told.
     """
 
-    kind: ActKind
-    why: str = ""
-    node: Node | None = None
-    stops: list[Node] = field(factory=list[Node])
-    starts: list[Node] = field(factory=list[Node])
-    token: Any = None
-    delay: float = 0.0
-    returned: bool = False
-    failure: Failure | None = None
-    pending: int = 0
+    __slots__ = ("delay", "failure", "kind", "node", "pending", "returned", "starts", "stops", "token", "why")
+
+    def __init__(
+        self,
+        kind: ActKind,
+        why: str = "",
+        node: Node | None = None,
+        stops: list[Node] | None = None,
+        starts: list[Node] | None = None,
+        *,
+        token: Any = None,
+        delay: float = 0.0,
+        returned: bool = False,
+        failure: Failure | None = None,
+        pending: int = 0,
+    ) -> None:
+        self.kind = kind
+        self.why = why
+        self.node = node
+        self.stops = [] if stops is None else stops
+        self.starts = [] if starts is None else starts
+        self.token = token
+        self.delay = delay
+        self.returned = returned
+        self.failure = failure
+        self.pending = pending
 
 
-@define(eq=False)
 class _About:
     """Void if the epoch has changed."""
 
-    node: Node
-    epoch: int
+    __slots__ = ("epoch", "node")
+
+    def __init__(self, node: Node, epoch: int) -> None:
+        self.node = node
+        self.epoch = epoch
 
 
 class Judge(_About):

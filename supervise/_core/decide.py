@@ -11,6 +11,7 @@ from attrs import Factory, evolve, field, frozen
 
 from ._check import refuse
 from ._code import Code
+from ._value import Value
 from .directive import Directive, Escalate, Restart, Resume, Stop
 
 FRAMEWORK_TAGS = frozenset({"returned", "limit"})
@@ -59,8 +60,8 @@ def _pattern(value: str | re.Pattern[str] | None) -> re.Pattern[str] | None:
         return None
 
 
-@frozen(repr=False)
-class Rule(Code):
+@frozen(repr=False, eq=False)
+class Rule(Code, Value):
     """Gives a tag to an exception. No rule matches on text without a class (R1).
 
     Args:
@@ -220,8 +221,8 @@ DEVICE = Decider(
 """For a device's context (D3): poisoned → Restart, out of memory → Resume, unrecoverable → Stop, else Escalate."""
 
 
-@frozen
-class Verdict:
+@frozen(repr=False, eq=False)
+class Verdict(Value):
     """What a decider made of a failure.
 
     `exc` is the failure, or what the decider itself raised on it (R5); for a group `tag` is the decisive member's.

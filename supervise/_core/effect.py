@@ -1,10 +1,11 @@
-"""What goes into a machine and what comes out of it."""
+"""What goes into a machine and what comes out of it.
+
+Plain classes: nobody compares or prints them, and to have attrs generate so many would add half to what an import costs.
+"""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Literal
-
-from attrs import define
 
 from ..events import Event
 from .directive import Directive
@@ -15,7 +16,6 @@ if TYPE_CHECKING:
     from .node import Node
 
 
-@define(eq=False)
 class Failure:
     """An exception on its way up, and what is known of it.
 
@@ -24,99 +24,153 @@ class Failure:
     last resume. `starting`: the node was not ready yet.
     """
 
-    exc: BaseException
-    origin: Node
-    path: str
-    tag: str | None = None
-    resumable: bool = False
-    progressed: bool = False
-    starting: bool = False
+    __slots__ = ("exc", "origin", "path", "progressed", "resumable", "starting", "tag")
+
+    def __init__(
+        self,
+        exc: BaseException,
+        origin: Node,
+        path: str,
+        tag: str | None = None,
+        *,
+        resumable: bool = False,
+        progressed: bool = False,
+        starting: bool = False,
+    ) -> None:
+        self.exc = exc
+        self.origin = origin
+        self.path = path
+        self.tag = tag
+        self.resumable = resumable
+        self.progressed = progressed
+        self.starting = starting
 
 
 # What goes in. `child` is the node that reports, `incarnation` the life that it reports of.
 
 
-@define(eq=False)
 class Boot:
     """The supervisor's own task is there, and its `init` has been called."""
 
-    problem: BaseException | None = None
-    ignored: bool = False
+    __slots__ = ("ignored", "problem")
+
+    def __init__(self, problem: BaseException | None = None, ignored: bool = False) -> None:
+        self.problem = problem
+        self.ignored = ignored
 
 
-@define(eq=False)
 class Up:
     """The child is ready."""
 
-    child: Node
-    incarnation: int
-    value: Any = None
+    __slots__ = ("child", "incarnation", "value")
+
+    def __init__(self, child: Node, incarnation: int, value: Any = None) -> None:
+        self.child = child
+        self.incarnation = incarnation
+        self.value = value
 
 
-@define(eq=False)
 class Exited:
     """The child's body is over and its task is suspended: it raised `exc`, or else it returned `value`.
 
     `risen`: from a supervisor, a failure below it, or its own, that it does not decide.
     """
 
-    child: Node
-    incarnation: int
-    exc: BaseException | None = None
-    value: Any = None
-    resumable: bool = False
-    progressed: bool = False
-    risen: Failure | None = None
+    __slots__ = ("child", "exc", "incarnation", "progressed", "resumable", "risen", "value")
+
+    def __init__(  # noqa: PLR0917 - one for each failure, and by position is the fastest
+        self,
+        child: Node,
+        incarnation: int,
+        exc: BaseException | None = None,
+        value: Any = None,
+        resumable: bool = False,
+        progressed: bool = False,
+        *,
+        risen: Failure | None = None,
+    ) -> None:
+        self.child = child
+        self.incarnation = incarnation
+        self.exc = exc
+        self.value = value
+        self.resumable = resumable
+        self.progressed = progressed
+        self.risen = risen
 
 
-@define(eq=False)
 class Ended:
     """The child is really gone. `error`: what went wrong while it was stopped or left.
 
     `ignored`: it said `IGNORE`. `returned`: a supervisor ended normally. `failure`: a supervisor, or its start, failed.
     """
 
-    child: Node
-    incarnation: int
-    error: BaseException | None = None
-    ignored: bool = False
-    returned: bool = False
-    failure: Failure | None = None
+    __slots__ = ("child", "error", "failure", "ignored", "incarnation", "returned")
+
+    def __init__(
+        self,
+        child: Node,
+        incarnation: int,
+        error: BaseException | None = None,
+        ignored: bool = False,
+        *,
+        returned: bool = False,
+        failure: Failure | None = None,
+    ) -> None:
+        self.child = child
+        self.incarnation = incarnation
+        self.error = error
+        self.ignored = ignored
+        self.returned = returned
+        self.failure = failure
 
 
 RequestKind = Literal["add", "stop", "restart", "remove", "status"]
 
 
-@define(eq=False)
 class Request:
     """Somebody asks for a change; answered by one `Reply` with the same token."""
 
-    kind: RequestKind
-    token: Any
-    name: str | None = None
-    spec: Spec | None = None
-    args: tuple[Any, ...] = ()
+    __slots__ = ("args", "kind", "name", "spec", "token")
+
+    def __init__(
+        self,
+        kind: RequestKind,
+        token: Any,
+        name: str | None = None,
+        spec: Spec | None = None,
+        args: tuple[Any, ...] = (),
+    ) -> None:
+        self.kind = kind
+        self.token = token
+        self.name = name
+        self.spec = spec
+        self.args = args
 
 
-@define(eq=False)
 class Stop:
     """The supervisor is to stop its children, and end; as if by itself if it `returned`, or failed with `exc`."""
 
-    reason: str
-    returned: bool = False
-    exc: Exception | None = None
+    __slots__ = ("exc", "reason", "returned")
+
+    def __init__(self, reason: str, returned: bool = False, exc: Exception | None = None) -> None:
+        self.reason = reason
+        self.returned = returned
+        self.exc = exc
 
 
-@define(eq=False)
 class Verdict:
     """An ancestor has decided the failure that this supervisor passed up."""
 
-    directive: Directive | None
+    __slots__ = ("directive",)
+
+    def __init__(self, directive: Directive | None) -> None:
+        self.directive = directive
 
 
-@define(eq=False)
 class Wake:
     """A time that the machine asked for has come."""
+
+    __slots__ = ()
 
 
 Input = Boot | Up | Exited | Ended | Request | Stop | Verdict | Wake
@@ -124,14 +178,19 @@ Input = Boot | Up | Exited | Ended | Request | Stop | Verdict | Wake
 # What comes out, for the driver. An event is to be delivered.
 
 
-@define(eq=False)
 class _To:
-    child: Node
+    __slots__ = ("child",)
+
+    def __init__(self, child: Node) -> None:
+        self.child = child
 
 
-@define(eq=False)
-class _Because(_To):
-    reason: str
+class _Because:
+    __slots__ = ("child", "reason")
+
+    def __init__(self, child: Node, reason: str) -> None:
+        self.child = child
+        self.reason = reason
 
 
 class Start(_To):
@@ -164,43 +223,53 @@ class Resume(_To):
     __slots__ = ()
 
 
-@define(eq=False)
 class ReportOverdue:
     """Look where the child hangs, and deliver an `Overdue`."""
 
-    child: Node
-    seconds: float
+    __slots__ = ("child", "seconds")
+
+    def __init__(self, child: Node, seconds: float) -> None:
+        self.child = child
+        self.seconds = seconds
 
 
-@define(eq=False)
 class WakeAt:
     """Put a `Wake` in at this time. A later one with an earlier time counts too."""
 
-    machine: Machine
-    at: float
+    __slots__ = ("at", "machine")
+
+    def __init__(self, machine: Machine, at: float) -> None:
+        self.machine = machine
+        self.at = at
 
 
-@define(eq=False)
 class Reply:
     """The answer to a request."""
 
-    token: Any
-    value: Any = None
-    error: Exception | None = None
+    __slots__ = ("error", "token", "value")
+
+    def __init__(self, token: Any, value: Any = None, error: Exception | None = None) -> None:
+        self.token = token
+        self.value = value
+        self.error = error
 
 
-@define(eq=False)
 class Gone:
     """The node, and all below it, is down for good; `why` if it failed."""
 
-    child: Node
-    why: BaseException | None
-    removed: bool = False
+    __slots__ = ("child", "removed", "why")
+
+    def __init__(self, child: Node, why: BaseException | None, removed: bool = False) -> None:
+        self.child = child
+        self.why = why
+        self.removed = removed
 
 
-@define(eq=False)
 class _Failing:
-    exc: BaseException
+    __slots__ = ("exc",)
+
+    def __init__(self, exc: BaseException) -> None:
+        self.exc = exc
 
 
 class Fatal(_Failing):
@@ -218,19 +287,23 @@ class Fail(_Failing):
 # What comes out, for another machine: the forest turns it into an input there.
 
 
-@define(eq=False)
 class Rise:
     """For this supervisor's own supervisor, or, from the root, for the driver: it is over."""
 
-    report: Up | Exited | Ended
+    __slots__ = ("report",)
+
+    def __init__(self, report: Up | Exited | Ended) -> None:
+        self.report = report
 
 
-@define(eq=False)
 class Tell:
     """For the machine of a child that is a supervisor."""
 
-    child: Node
-    order: Stop | Verdict
+    __slots__ = ("child", "order")
+
+    def __init__(self, child: Node, order: Stop | Verdict) -> None:
+        self.child = child
+        self.order = order
 
 
 Effect = (

@@ -231,7 +231,7 @@ class Judging(Acting):
         delay = delay if token is None else 0.0
         stops = [other for other in group if other is not node]
         starts = group[::-1]
-        self.act = Act("restart", self._why(node), node, [*stops, node], starts, token, delay)
+        self.act = Act("restart", self._why(node), node, [*stops, node], starts, token=token, delay=delay)
         if delay > 0:
             node.charged = True
             self.act.kind, self.act.starts = "retry", []

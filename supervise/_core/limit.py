@@ -8,10 +8,11 @@ from attrs import field, frozen
 
 from ._check import check_number, refuse
 from ._code import Code
+from ._value import Value
 
 
-@frozen(repr=False)
-class Limit(Code):
+@frozen(repr=False, eq=False)
+class Limit(Code, Value):
     """At most `restarts` restarts within `within` seconds; the next one is one too many (R14).
 
     A restart exactly `within` seconds ago no longer counts.
@@ -91,8 +92,8 @@ class ReadyTime:
         return (self._since if self._held else now) - self._lost
 
 
-@frozen(repr=False, kw_only=True)
-class Backoff(Code):
+@frozen(repr=False, eq=False, kw_only=True)
+class Backoff(Code, Value):
     """How long to wait before a restart: `initial * factor**n`, capped at `maximum`, jittered (R15).
 
     Args:

@@ -15,6 +15,7 @@ from attrs import Factory, evolve, field, frozen
 from ..errors import ChildStopped, MailboxFull
 from ._check import check_choice, check_number, refuse
 from ._code import Code
+from ._value import Value
 from .decide import Decider
 from .limit import Backoff, Limit
 
@@ -99,8 +100,8 @@ def _is_exception_class(value: object) -> bool:
     return isinstance(value, type) and issubclass(value, Exception)
 
 
-@frozen(repr=False)
-class Mailbox(Code):
+@frozen(repr=False, eq=False)
+class Mailbox(Code, Value):
     """How a child's mailbox is (R29, R30).
 
     Args:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import random
 from contextlib import asynccontextmanager, contextmanager
 from functools import partial
@@ -167,8 +168,10 @@ def _the_long_way(forest, machine, node, incarnation, *exc, now):
 
 
 def _moved(item, same):
-    changes = {f.name: same[getattr(item, f.name)] for f in attrs.fields(type(item)) if f.name == "child"}
-    return attrs.evolve(item, **changes)
+    moved = copy.copy(item)
+    if hasattr(item, "child"):
+        moved.child = same[item.child]
+    return moved
 
 
 def _bare(value):
@@ -182,8 +185,9 @@ def _bare(value):
             return value.path
         case Status():
             return [(one.path, one.state, one.incarnation, one.restarts, one.due) for one in value.walk()]
-    if attrs.has(type(value)) and type(value).__module__ == effect.__name__:
-        return type(value), *(_bare(getattr(value, f.name)) for f in attrs.fields(type(value)))
+    if type(value).__module__ == effect.__name__:
+        slots = [name for part in type(value).__mro__[:-1] for name in part.__slots__]
+        return type(value), *(_bare(getattr(value, name)) for name in slots)
     return value
 
 

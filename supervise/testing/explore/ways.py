@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from ..._core.act import Act
+from ..._core.effect import Failure
 from ..._core.node import Node
 from .copying import copied
 from .invariants import demand
@@ -73,6 +74,6 @@ def _reported(node: Node) -> Any:
         node.incarnation,
         node.since,
         repr(node.last_failure),
-        repr(node.failure),
+        None if node.failure is None else [repr(getattr(node.failure, name)) for name in Failure.__slots__],
         repr(node.why),
     )
