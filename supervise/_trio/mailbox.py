@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Sequence
 from contextlib import asynccontextmanager, contextmanager
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import outcome
 import trio
@@ -33,18 +33,12 @@ class Message:
 
     __slots__ = ("_inbox", "_state", "memo", "on_loss", "value")
 
-    _inbox: Inbox | None
-    """That of the body which took it last."""
-    _state: Literal["queued", "in hand", "settled", "left"]
-    _wanted = False
-    """Whether somebody waits for an answer."""
-    memo: Any
-
-    def __init__(self, value: Any, on_loss: OnLoss) -> None:
+    def __init__(self, value: Any, on_loss: OnLoss, inbox: Inbox | None) -> None:
         self.value = value
         self.on_loss: OnLoss = on_loss
-        self._state = "queued"
-        self._inbox = self.memo = None
+        self._inbox = inbox  # that of the body which took it last
+        self._state: Literal["queued", "in hand", "settled", "left"] = "in hand"
+        self.memo: Any = None
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__.lower()} {self.value!r} {self._state}>"
@@ -80,10 +74,10 @@ class Message:
     def _settle(self, result: outcome.Outcome[Any]) -> None:
         if self._state != "in hand":
             self._check_in_hand()
-        if self._inbox is not None:
-            self._inbox._held.pop(self, None)
-        if self._state == "in hand":
-            self._finish(result)
+            return
+        assert self._inbox is not None
+        self._inbox._held.pop(self, None)
+        self._finish(result)
 
     def _finish(self, _: outcome.Outcome[Any], /) -> None:
         """The end, from whomever: a reply, a loss, a closed mailbox."""
@@ -95,12 +89,12 @@ class Call(Message):
 
     __slots__ = ("_mailbox", "_on_left", "_outcome", "_task")
 
-    _wanted = True
     _task: Task | None
     _outcome: outcome.Outcome[Any] | None
 
     def __init__(self, value: Any, on_loss: OnLoss, mailbox: Queue) -> None:
-        super().__init__(value, on_loss)
+        super().__init__(value, on_loss, None)
+        self._state = "queued"
         self._mailbox = mailbox
         self._on_left: tuple[Callable[[], object], ...] = ()
         self._task = self._outcome = None
@@ -133,12 +127,13 @@ class Call(Message):
 
     def _leave(self) -> None:
         """The caller goes away."""
-        if self._state == "queued":
-            self._mailbox._withdraw(self)
-        if self._inbox is not None:
-            self._inbox._held.pop(self, None)
+        queued = self._state == "queued"
         if self._state != "settled":
             self._state = "left"
+        if queued:
+            self._mailbox._withdraw()
+        if self._inbox is not None:
+            self._inbox._held.pop(self, None)
         callbacks, self._on_left = self._on_left, ()
         for callback in callbacks:
             callback()
@@ -261,6 +256,16 @@ class Stream:
         return item
 
 
+Sent: TypeAlias = tuple[Any, OnLoss]
+"""What a message is made of that nobody waits for, its value and `on_loss`, until it is taken: as long as it waits there
+is nothing to say of it, and thousands of objects that wait would keep the garbage collector busy."""
+
+
+def _is_husk(entry: Message | Sent) -> bool:
+    """Whether the caller has left what is in the queue."""
+    return isinstance(entry, Message) and entry._state != "queued"
+
+
 class Queue:
     """A bounded queue of one node, kept over its incarnations."""
 
@@ -283,58 +288,54 @@ class Queue:
         self.spec = spec
         self.on_loss: OnLoss = spec.on_loss
         self.deadline = spec.deadline
-        self._size = spec.size
+        self._size = spec.size  # none while it is closed
         self.closed = False
         self.handled = 0
         self._why: BaseException | None = None
         self._path = path
-        self._queue: deque[Message] = deque()
+        self._queue: deque[Message | Sent] = deque()
         self._withdrawn = 0
-        self._putters: deque[tuple[Message, Task]] = deque()
+        self._putters: deque[tuple[Message | Sent, Task]] = deque()
         self._readers: deque[Task] = deque()
 
     def __len__(self) -> int:
         return len(self._queue) - self._withdrawn
 
-    def put_if_room(self, message: Message) -> bool:
-        """Queue it, if there is room for one more behind those that wait already; the spec's `stopped` if it is down for good."""
-        if self.closed:
-            raise self._refusal()
-        queue = self._queue
-        if len(queue) - self._withdrawn >= self._size or self._putters:
+    def put_if_room(self, message: Message | Sent) -> bool:
+        """Queue it, if there is room for one more; while others wait for room there is none."""
+        if len(self._queue) >= self._size and len(self) >= self._size:
             return False
-        queue.append(message)
+        self._queue.append(message)
         if self._readers:
             reschedule(self._readers.popleft())
         return True
 
-    async def put(self, message: Message) -> None:
+    async def put(self, message: Message | Sent) -> None:
         """Queue it, waiting for room in the order of arrival. Cancelled: it was not queued."""
         await trio.lowlevel.checkpoint_if_cancelled()
         if self.put_if_room(message):
             return
+        if self.closed:
+            raise self._refusal()
         self._putters.append((message, current_task()))
         await wait_task_rescheduled(lambda _: self._give_up(message))
 
-    def _give_up(self, message: Message) -> Abort:
+    def _give_up(self, message: Message | Sent) -> Abort:
         self._putters = deque(entry for entry in self._putters if entry[0] is not message)
         return Abort.SUCCEEDED
 
-    def _withdraw(self, message: Call) -> None:
-        """Its caller is gone; it stays in the queue as a husk until half of them are."""
+    def _withdraw(self) -> None:
+        """The caller of one is gone; it stays in the queue as a husk until half of them are."""
         self._withdrawn += 1
         if self._withdrawn > _FEW and self._withdrawn > len(self._queue) // 2:
-            kept = (other for other in self._queue if other._state == "queued" and other is not message)
-            self._queue = deque(kept)
+            self._queue = deque(entry for entry in self._queue if not _is_husk(entry))
             self._withdrawn = 0
         self._admit()
 
     def _admit(self) -> None:
         """There is room: the senders that waited longest come in."""
-        waiting, self._putters = self._putters, deque()
-        while waiting and self.put_if_room(waiting[0][0]):
-            reschedule(waiting.popleft()[1])
-        self._putters = waiting
+        while self._putters and self.put_if_room(self._putters[0][0]):
+            reschedule(self._putters.popleft()[1])
 
     def _put_back(self, messages: Sequence[Message]) -> None:
         """At the head, in their order, whatever the size."""
@@ -348,7 +349,9 @@ class Queue:
                 message._finish(outcome.Error(self._refusal()))
 
     def overflow(self) -> Exception:
-        """What those are told who would not wait."""
+        """What those are told who would not wait for room."""
+        if self.closed:
+            return self._refusal()
         return self.spec.full(f"the mailbox of {self._path!r} is full ({self.spec.size})")
 
     def _refusal(self) -> Exception:
@@ -371,29 +374,29 @@ class Queue:
 
     def close(self, why: BaseException | None) -> None:
         """The node is down for good: whoever waits is told so (R29)."""
-        self.closed, self._why = True, why
+        self.closed, self._why, self._size = True, why, 0
         putters, self._putters = self._putters, deque()
         queue, self._queue, self._withdrawn = self._queue, deque(), 0
         for message in queue:
-            if message._state == "queued":
+            if isinstance(message, Message) and not _is_husk(message):
                 message._finish(outcome.Error(self._refusal()))
         for _, task in putters:
             reschedule(task, outcome.Error(self._refusal()))
 
     def open(self) -> None:
         """The node starts again after all."""
-        self.closed, self._why = False, None
+        self.closed, self._why, self._size = False, None, self.spec.size
 
 
 class Inbox:
     """What a body gets of its mailbox: `async for message in inbox`, or `receive`, or `receive_many`."""
 
-    __slots__ = ("_held", "_in_a_row", "_mailbox", "progressed")
+    __slots__ = ("_before_turn", "_held", "_mailbox", "progressed")
 
     def __init__(self, mailbox: Queue) -> None:
         self._mailbox = mailbox
         self._held: dict[Message, None] = {}
-        self._in_a_row = 0
+        self._before_turn = _IN_A_ROW
         self.progressed = False
 
     def __len__(self) -> int:
@@ -408,14 +411,11 @@ class Inbox:
 
         Not every call is a checkpoint: of messages that are there already, every 64th in a row is.
         """
-        if self._in_a_row >= _IN_A_ROW:
-            self._in_a_row = 0
+        if not self._before_turn:
+            self._before_turn = _IN_A_ROW
             await trio.lowlevel.checkpoint()
-        while (message := self._take()) is None:
-            self._in_a_row = 0
-            await self._wait()
-        self._in_a_row += 1
-        return message
+        self._before_turn -= 1
+        return self._take() or await self._wait()
 
     __anext__ = receive
 
@@ -433,38 +433,48 @@ class Inbox:
             messages.append(message)
         return messages
 
-    async def _wait(self) -> None:
+    async def _wait(self) -> Message:
+        """Take the next message once there is one; the first in a row, since to wait is a turn for the others."""
         readers = self._mailbox._readers
         task = current_task()
-        readers.append(task)
 
         def abort(_: RaiseCancelT) -> Abort:
             readers.remove(task)
             return Abort.SUCCEEDED
 
-        await wait_task_rescheduled(abort)
+        while True:
+            self._before_turn = _IN_A_ROW - 1
+            readers.append(task)
+            await wait_task_rescheduled(abort)
+            if (message := self._take()) is not None:
+                return message
 
     def _take(self) -> Message | None:
         """The next message that somebody still wants is in hand now."""
         mailbox = self._mailbox
-        queue = mailbox._queue
-        while queue:
-            message = queue.popleft()
-            if message._state == "queued":
-                break
-            mailbox._withdrawn -= 1
-        else:
-            return None
-        if mailbox._putters:
-            mailbox._admit()
-        if message._inbox is None:
-            self.progressed = True
-            mailbox.handled += 1
-        message._state = "in hand"
-        message._inbox = self
-        if message._wanted or message.on_loss == "requeue":
-            self._held[message] = None
-        return message
+        while mailbox._queue:
+            entry = mailbox._queue.popleft()
+            if isinstance(entry, tuple):
+                message = Message(entry[0], entry[1], self)
+                if message.on_loss == "requeue":
+                    self._held[message] = None
+                self.progressed = True
+                mailbox.handled += 1
+            elif entry._state == "queued":
+                message = entry
+                self._held[message] = None
+                if message._inbox is None:
+                    self.progressed = True
+                    mailbox.handled += 1
+                message._state = "in hand"
+                message._inbox = self
+            else:
+                mailbox._withdrawn -= 1
+                continue
+            if mailbox._putters:
+                mailbox._admit()
+            return message
+        return None
 
     def settle(self, path: str, failure: BaseException | None) -> None:
         """The body is over: what it held is lost, or goes back to the head of the queue (R30)."""

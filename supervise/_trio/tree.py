@@ -17,7 +17,7 @@ from ..events import Sink
 from ..sinks.log import LoggingSink
 from .driver import Address, Answer, Driver
 from .leaf import Leaf, enclosing_child
-from .mailbox import Message, Queue, Stream, call, stream
+from .mailbox import Queue, Stream, call, stream
 
 onlookers: ContextVar[tuple[Sink, ...]] = ContextVar("supervise.onlookers", default=())
 """More sinks for every tree that is opened in a context: the testing tools listen here."""
@@ -217,16 +217,16 @@ class Ref:
     async def send(self, value: Any, *, on_loss: OnLoss | None = None) -> None:
         """Send a message without a reply, waiting while the mailbox is full."""
         mailbox = self._mailbox()
-        await mailbox.put(Message(value, on_loss or mailbox.on_loss))
+        await mailbox.put((value, on_loss or mailbox.on_loss))
         await trio.lowlevel.cancel_shielded_checkpoint()
 
     def send_nowait(self, value: Any, *, on_loss: OnLoss | None = None) -> None:
         """Send a message without a reply, or raise `MailboxFull`."""
         mailbox = self._queue
-        if mailbox is None or mailbox.closed:
+        if mailbox is None or not mailbox.put_if_room((value, on_loss or mailbox.on_loss)):
             mailbox = self._mailbox()
-        if not mailbox.put_if_room(Message(value, on_loss or mailbox.on_loss)):
-            raise mailbox.overflow()
+            if not mailbox.put_if_room((value, on_loss or mailbox.on_loss)):
+                raise mailbox.overflow()
 
     def stream(
         self, value: Any, *, on_loss: OnLoss | None = None, buffer: int = 64

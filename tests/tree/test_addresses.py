@@ -712,6 +712,37 @@ def test_a_late_reply_is_dropped_quietly():
     grow(app(echo), scene)
 
 
+def test_anything_may_be_sent_a_tuple_and_another_message_too():
+    """R29: what is sent comes out as it is, over a restart and a `requeue` as well."""
+    taken = []
+
+    async def body(inbox):
+        message = await inbox.receive()
+        taken.append(message.value)
+        if len(taken) == 1:
+            tree[child].send_nowait(message)
+            message.requeue()
+        elif len(taken) == 3:
+            raise Boom
+        await body(inbox)
+
+    async def scene(opened, seen):
+        nonlocal tree
+        tree = opened
+        tree[child].send_nowait(("a", "fail"))
+        await tree[child].send(("b", "requeue"), on_loss="requeue")
+        await quiet()
+
+    child, tree = Child("child", body, mailbox=8), None
+    grow(Supervisor("app", [child]), scene)
+    first, again, lost, back, forwarded = taken
+    assert first is again
+    assert first == ("a", "fail")
+    assert lost is back
+    assert lost == ("b", "requeue")
+    assert forwarded.value is first
+
+
 def test_a_message_is_settled_once():
     """R30: a second reply is a mistake in the body."""
     echo = Echo()
