@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Literal, NoReturn, TypeAlias, cast, get_args
 
-from attrs import asdict, evolve, field, frozen
+from attrs import asdict, define, evolve, field, frozen
 from attrs.validators import deep_iterable, ge, in_, instance_of, matches_re, optional
 
 from runners.errors import ContextPoisoned, OutOfMemory, Unrecoverable
@@ -295,20 +295,30 @@ class _WatchedRunner:
     ) -> Iterator[TokenChunk]:
         call = self._count("stream")
         faults = [fault for fault in self._faults if fault.means(batch, moved=moved, call=call)]
-        return _until_struck(chunks, faults) if faults else chunks
+        return _Harmed(chunks, faults) if faults else chunks
 
 
-def _until_struck(chunks: Iterator[TokenChunk], faults: Sequence[Fault]) -> Iterator[TokenChunk]:
-    """The stream, with the faults that are for it."""
-    left = list(faults)
-    try:
-        for chunk in chunks:
-            for fault in [fault for fault in left if _struck(fault, chunk)]:
-                left.remove(fault)
+@define(eq=False)
+class _Harmed(Iterator[TokenChunk]):
+    """A stream, with the faults that are for it. No generator: one that is closed before it has begun closes nothing."""
+
+    chunks: Iterator[TokenChunk]
+    left: list[Fault]
+
+    def __next__(self) -> TokenChunk:
+        try:
+            chunk = next(self.chunks)
+            for fault in [fault for fault in self.left if _struck(fault, chunk)]:
+                self.left.remove(fault)
                 fault.do()
-            yield chunk
-    finally:
-        close: Callable[[], None] = getattr(chunks, "close", lambda: None)
+        except BaseException:
+            self.close()
+            raise
+        return chunk
+
+    def close(self) -> None:
+        """Free the inner stream's place."""
+        close: Callable[[], None] = getattr(self.chunks, "close", lambda: None)
         close()
 
 

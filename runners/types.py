@@ -113,27 +113,9 @@ class TokenUsage:
         return TokenUsage(**{key: value + getattr(other, key) for key, value in asdict(self).items()})
 
 
-class ChunkDraft:
-    """A `TokenChunk` whose fields can still be set; setting its class to `TokenChunk` makes it one.
-
-    For whoever makes one for each token: the `__init__` of a frozen class with slots takes three times as long.
-    """
-
-    __slots__ = (
-        "__weakref__",
-        "finish_reason",
-        "incarnation",
-        "index",
-        "request_id",
-        "text",
-        "token_ids",
-        "usage",
-    )
-
-
-@frozen(kw_only=True)
-class TokenChunk(ChunkDraft):
-    """Some consecutive tokens of one stream.
+@frozen(kw_only=True, slots=False)
+class TokenChunk:
+    """Some consecutive tokens of one stream. One is made for each token, so its fields are where hosts can fill them in.
 
     Args:
         index: absolute position of the first token, counted from the first generated one.

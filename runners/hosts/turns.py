@@ -145,7 +145,7 @@ class Turns:
                 source.close()
         except Exception as error:  # noqa: BLE001 - as in begin
             return self._failed(number, request_id, error)
-        return number, evolve(chunk, incarnation=self._incarnation)
+        return number, stamped(chunk, self._incarnation)
 
     def _failed(self, number: int, request_id: str, error: Exception) -> Item:
         """A stream ends by its error, or the context if the error is the context's."""
@@ -179,6 +179,16 @@ def chunk_of(made: object) -> TokenChunk:
         raise RunnerError("the runner's stream ended without a finish reason")
     if not isinstance(made, TokenChunk):
         raise RunnerError(f"a runner's stream must yield a TokenChunk, got {type(made).__name__}")
+    return made
+
+
+def stamped(chunk: TokenChunk, incarnation: int) -> TokenChunk:
+    """The same chunk, as this incarnation's; one with more in it may have slots, any other is copied as fast as can be."""
+    if type(chunk) is not TokenChunk:
+        return evolve(chunk, incarnation=incarnation)
+    made = TokenChunk.__new__(TokenChunk)
+    made.__dict__.update(chunk.__dict__)
+    made.__dict__["incarnation"] = incarnation
     return made
 
 

@@ -20,7 +20,6 @@ from runners import errors
 from runners.classify import by_tag, text_of
 from runners.errors import ContextPoisoned, InferenceError, OutOfMemory, ProtocolError, RunnerError
 from runners.types import (
-    ChunkDraft,
     ExecuteBatch,
     FinishReason,
     Price,
@@ -152,19 +151,18 @@ class Chunk(_Frame, frozen=True):
     usage: tuple[int, int, int, int, int] | None
 
     def chunk(self, request_id: str, incarnation: int) -> TokenChunk:
-        """As the worker sees it."""
+        """As the worker sees it; filled in by hand, for each token: the constructor takes twice as long."""
         usage = None if self.usage is None else TokenUsage(**dict(zip(_USAGE, self.usage, strict=True)))
-        made: Any = ChunkDraft()
-        made.request_id = request_id
-        made.index = self.index
-        made.token_ids = self.token_ids
-        made.text = self.text
-        made.finish_reason = self.finish
-        made.usage = usage
-        made.incarnation = incarnation
-        made.__class__ = TokenChunk
-        chunk: TokenChunk = made
-        return chunk
+        made = TokenChunk.__new__(TokenChunk)
+        values = made.__dict__
+        values["request_id"] = request_id
+        values["index"] = self.index
+        values["token_ids"] = self.token_ids
+        values["text"] = self.text
+        values["finish_reason"] = self.finish
+        values["usage"] = usage
+        values["incarnation"] = incarnation
+        return made
 
 
 class Error(_Frame, frozen=True):

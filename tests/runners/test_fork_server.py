@@ -55,13 +55,6 @@ def links(pid):
     return sorted(str(entry.readlink()).partition(":")[0] for entry in Path(f"/proc/{pid}/fd").iterdir())
 
 
-def settled(pid):
-    """Whether it has come as far as to ignore SIGTERM, which is behind prctl."""
-    status = Path(f"/proc/{pid}/status").read_text()
-    ignored = next(int(line.split()[1], 16) for line in status.splitlines() if line.startswith("SigIgn"))
-    return bool(ignored & 1 << (signal.SIGTERM - 1))
-
-
 def ends(pid):
     """Whether it is dead; a zombie is, whoever should reap it."""
     try:
@@ -345,29 +338,34 @@ async def test_the_loop_is_never_held_for_five_milliseconds(host):
 
 PARENT = """
 import sys, trio
+from rogues import Preloads
 from runners.hosts.process import ProcessHost
-from runners.scripted import Scripted
 
 async def main():
-    async with ProcessHost(start=sys.argv[1], standby=1).open(Scripted()) as session:
+    async with ProcessHost(start=sys.argv[1], standby=1).open(Preloads(sys.argv[2])) as session:
         while True:
             await session.receive()
 
 trio.run(main)
 """
 
+AT_WORK = {"forkserver": {"preload", "build", "prepare"}, "spawn": {"build", "prepare"}}
+"""What server, context and standby tell of. Whoever does it has called prctl; nothing that /proc shows is as good a sign."""
+
 
 @pytest.mark.parametrize("stopped", [False, True], ids=["running", "stopped"])
-@pytest.mark.parametrize("start", ["forkserver", "spawn"])
+@pytest.mark.parametrize("start", AT_WORK)
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGABRT])
-def test_server_context_and_standby_die_with_the_parent(number, start, stopped):
+def test_server_context_and_standby_die_with_the_parent(number, start, stopped, tmp_path):
     """D10: whatever kills the parent, and even if all of them are stopped, the server first."""
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    command = [sys.executable, "-c", PARENT, start]
+    command = [sys.executable, "-c", PARENT, start, str(tmp_path)]
     with subprocess.Popen(command, env=env) as main:
-        ours = []
-        while len(ours) < (3 if start == "forkserver" else 2):
-            ours = sorted(filter(settled, processes() - {main.pid}), key=lambda pid: parent(pid) != main.pid)
+        while {what for what, _ in Preloads(str(tmp_path)).told()} != AT_WORK[start]:
+            assert main.poll() is None
+            time.sleep(0.005)
+        ours = sorted(processes() - {main.pid}, key=lambda pid: parent(pid) != main.pid)
+        assert len(ours) == len(AT_WORK[start])
         pidfds = [os.pidfd_open(pid) for pid in ours]
         if stopped:
             for pid in ours:

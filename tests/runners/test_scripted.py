@@ -14,6 +14,7 @@ from rogues import Nested, Remembers, factory
 from runners.errors import ContextPoisoned, OutOfMemory, Unrecoverable
 from runners.hosts.spec import check_runner, pack, unpack
 from runners.scripted import Asked, Fault, Faulty, Scripted, TaggedError, asked, expected
+from runners.torch_lm import TorchLM
 from runners.types import (
     ContinuingRunner,
     ExecuteBatch,
@@ -93,6 +94,21 @@ def test_faulty_does_the_same_harm_to_any_runner():
     assert next(stream).index == 2
     with pytest.raises(ContextPoisoned):
         next(stream)
+
+
+def test_a_stream_with_faults_that_is_closed_frees_its_place():
+    """Before its first token, after one, and when a fault has struck."""
+    runner = Faulty(TorchLM(streams=1), (Fault("error", at_token=1),)).build(START)
+    batch = BATCH.with_seed(1)
+    runner.execute(batch).close()
+    begun = runner.execute(batch)
+    next(begun)
+    begun.close()
+    struck = runner.execute(batch)
+    next(struck)
+    with pytest.raises(ArithmeticError):
+        next(struck)
+    assert next(runner.execute(batch)).index == 0
 
 
 def test_faults_strike_load_rebuild_and_close_too():
