@@ -6,13 +6,15 @@ import os
 import random
 import socket
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
+from itertools import count
 from pathlib import Path
 from typing import cast
 
-from attrs import evolve, frozen
+from attrs import define, evolve, frozen
 
+from runners.hosts.turns import close
 from runners.scripted import Fault, Kind
 from runners.types import ContinuingRunner, ExecuteBatch, ModelRunner, RunnerSpec, RunnerStart, TokenChunk
 
@@ -58,27 +60,45 @@ class _Rough:
     def execute(self, batch: ExecuteBatch) -> Iterator[TokenChunk]:
         chunks = cast("Iterator[TokenChunk]", self._inner.execute(batch))
         kind = kind_of(batch)
-        return _roughly(kind, chunks) if kind in ("tear", "garbage") else _wide(batch, chunks)
+        return _Altered(chunks, _roughly(kind)) if kind in ("tear", "garbage") else _wide(batch, chunks)
 
     def continue_from(self, batch: ExecuteBatch, accepted: Sequence[int]) -> Iterator[TokenChunk]:
         return _wide(batch, cast("Iterator[TokenChunk]", self._inner.continue_from(batch, accepted)))
 
 
+@define(eq=False)
+class _Altered(Iterator[TokenChunk]):
+    """A stream, each of its chunks as `alter` makes it; closed, even before it has begun, it frees the inner one's place."""
+
+    chunks: Iterator[TokenChunk]
+    alter: Callable[[TokenChunk], TokenChunk]
+
+    def __next__(self) -> TokenChunk:
+        return self.alter(next(self.chunks))
+
+    def close(self) -> None:
+        close(self.chunks)
+
+
 def _wide(batch: ExecuteBatch, chunks: Iterator[TokenChunk]) -> Iterator[TokenChunk]:
-    return (_widened(chunk) for chunk in chunks) if kind_of(batch) == "wide" else chunks
+    return _Altered(chunks, _widened) if kind_of(batch) == "wide" else chunks
 
 
 def _widened(chunk: TokenChunk) -> TokenChunk:
     return evolve(chunk, text="".join(character * WIDTH for character in chunk.text))
 
 
-def _roughly(how: str, chunks: Iterator[TokenChunk]) -> Iterator[TokenChunk]:
-    for number, chunk in enumerate(chunks):
-        if number == AT_CHUNK:
+def _roughly(how: str) -> Callable[[TokenChunk], TokenChunk]:
+    numbers = count()
+
+    def alter(chunk: TokenChunk) -> TokenChunk:
+        if next(numbers) == AT_CHUNK:
             _say(b"\x00\x00\x40\x00\x93half a frame" if how == "tear" else b"\x00\x00\x00\x05what?")
             if how == "tear":
                 os._exit(9)
-        yield chunk
+        return chunk
+
+    return alter
 
 
 def _say(data: bytes) -> None:
