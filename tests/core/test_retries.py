@@ -321,3 +321,20 @@ def test_a_limit_that_a_retry_passes_is_caused_by_the_failure_that_was_passed_up
         "'app' passed its limit of 1 within inf s",
         "Boom('up.restart')",
     )
+
+
+def test_a_limit_that_a_supervisor_passes_while_it_runs_is_charged_above_when_it_is_decided():
+    """R14: its failure is no failed start, whose retry would be charged instead."""
+    never = Limit(0, within=9)
+    world = World(Supervisor("app", [Supervisor("x", [Child("a", work)], limit=never)], limit=never))
+    world.play(("boot", "app", "up"), ("boot", "app/x", "up"), ("up", "app/x/a"))
+    world.heard = []
+    world.play(("fail", "app/x/a", "restart"), ("end", "app/x/a"))
+    said = [
+        (one.by, one.path, one.directive, one.limit) for one in world.heard if isinstance(one, events.Decided)
+    ]
+    assert said == [
+        ("app/x", "app/x/a", Restart, "0 within 9 s"),
+        ("app", "app/x", Restart, "0 within 9 s"),
+        ("app", "app", Escalate, None),
+    ]
