@@ -18,7 +18,7 @@ from runners.errors import (
     RunnerError,
 )
 from runners.hosts import RequestFailed
-from runners.types import Chunks, ContinuingRunner, ExecuteBatch, ModelRunner, TokenChunk
+from runners.types import Chunks, ContinuingRunner, ExecuteBatch, ModelRunner, TokenChunk, token_chunk
 
 Item: TypeAlias = tuple[int, TokenChunk | RequestFailed]
 """What a turn made for the stream of this number."""
@@ -183,13 +183,18 @@ def chunk_of(made: object) -> TokenChunk:
 
 
 def stamped(chunk: TokenChunk, incarnation: int) -> TokenChunk:
-    """The same chunk, as this incarnation's; one with more in it may have slots, any other is copied as fast as can be."""
+    """The same chunk, as this incarnation's; one of a class of its own may have more in it."""
     if type(chunk) is not TokenChunk:
         return evolve(chunk, incarnation=incarnation)
-    made = TokenChunk.__new__(TokenChunk)
-    made.__dict__.update(chunk.__dict__)
-    made.__dict__["incarnation"] = incarnation
-    return made
+    return token_chunk(
+        chunk.request_id,
+        chunk.index,
+        chunk.token_ids,
+        chunk.text,
+        chunk.finish_reason,
+        chunk.usage,
+        incarnation,
+    )
 
 
 def judged(error: Exception, classify: Callable[[Exception], Exception], *, clears: bool) -> InferenceError:

@@ -29,6 +29,7 @@ from runners.types import (
     TokenChunk,
     TokenUsage,
     Transport,
+    token_chunk,
 )
 
 MAX_FRAME = 16 * 2**20
@@ -151,18 +152,9 @@ class Chunk(_Frame, frozen=True):
     usage: tuple[int, int, int, int, int] | None
 
     def chunk(self, request_id: str, incarnation: int) -> TokenChunk:
-        """As the worker sees it; filled in by hand, for each token: the constructor takes twice as long."""
+        """As the worker sees it."""
         usage = None if self.usage is None else TokenUsage(**dict(zip(_USAGE, self.usage, strict=True)))
-        made = TokenChunk.__new__(TokenChunk)
-        values = made.__dict__
-        values["request_id"] = request_id
-        values["index"] = self.index
-        values["token_ids"] = self.token_ids
-        values["text"] = self.text
-        values["finish_reason"] = self.finish
-        values["usage"] = usage
-        values["incarnation"] = incarnation
-        return made
+        return token_chunk(request_id, self.index, self.token_ids, self.text, self.finish, usage, incarnation)
 
 
 class Error(_Frame, frozen=True):

@@ -199,7 +199,7 @@ def test_a_chunk_travels_whole_and_is_stamped():
         request_id="a", index=4, token_ids=(5, 6), text="x", finish_reason=FinishReason.STOP, usage=usage
     )
     got, other = wire.chunk(0, made).chunk("b", 9), attrs.evolve(made, request_id="b", incarnation=9)
-    assert (got, hash(got), repr(got), vars(got)) == (other, hash(other), repr(other), vars(other))
+    assert (got, hash(got), repr(got)) == (other, hash(other), repr(other))
     assert type(got) is TokenChunk
     assert pickle.loads(pickle.dumps(got)) == got
     with pytest.raises(attrs.exceptions.FrozenInstanceError):
