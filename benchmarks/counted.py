@@ -58,7 +58,7 @@ class Operation:
 
 
 OPERATIONS = {
-    "start": Operation("start_stop", 1000, 5000, ("trio_task", "trio_order"), -4, -3),
+    "start": Operation("start_stop", 2000, 10_000, ("trio_task", "trio_order"), -4, -3),
     "stop": Operation("start_stop", 1000, 5000, ("trio_task", "trio_order"), -2, -1),
     "storm": Operation("storm", 500, 2000, ("trio_task", "trio_order")),
     "send": Operation("send", 5000, 20_000, ("trio_floor", "trio_deque")),

@@ -79,7 +79,7 @@ def _grid(picture: Picture, scale: Scale, bottom: float) -> None:
         words = (
             "same as Trio" if power == 0 else f"{times:g} × better" if power > 0 else f"{1 / times:g} × worse"
         )
-        if power in (-4, 6):
+        if times in (scale.least, scale.most):
             words += ", or more"  # what lies outside is put at the end
         picture.text(scale(times), TOP - 8, words, color=FAINT, anchor="middle", size=11)
 

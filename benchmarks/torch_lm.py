@@ -3,7 +3,8 @@
     python -m benchmarks.torch_lm           16 streams of `TorchLM` against a plain loop with a cache, both greedy
 
 The plain loop feeds one token at a time, attends to exactly what there is, and is not reproducible in company: it is what
-one would write for one stream alone. Rounds of both alternate; the median of the ratios within a round counts. Exit status 1 below five times.
+one would write for one stream alone. Rounds of both alternate; the median of the ratios within a round counts. Exit
+status 1 below five times.
 """
 
 from __future__ import annotations

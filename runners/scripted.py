@@ -22,6 +22,7 @@ from attrs import asdict, define, evolve, field, frozen
 from attrs.validators import deep_iterable, ge, in_, instance_of, matches_re, optional
 
 from runners.errors import ContextPoisoned, OutOfMemory, Unrecoverable
+from runners.hosts.turns import close
 from runners.types import (
     ContinuingRunner,
     ExecuteBatch,
@@ -318,8 +319,7 @@ class _Harmed(Iterator[TokenChunk]):
 
     def close(self) -> None:
         """Free the inner stream's place."""
-        close: Callable[[], None] = getattr(self.chunks, "close", lambda: None)
-        close()
+        close(self.chunks)
 
 
 @frozen

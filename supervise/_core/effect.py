@@ -78,15 +78,15 @@ class Exited:
 
     __slots__ = ("child", "exc", "incarnation", "progressed", "resumable", "risen", "value")
 
-    def __init__(  # noqa: PLR0917 - one for each failure, and by position is the fastest
+    def __init__(
         self,
         child: Node,
         incarnation: int,
         exc: BaseException | None = None,
         value: Any = None,
+        *,
         resumable: bool = False,
         progressed: bool = False,
-        *,
         risen: Failure | None = None,
     ) -> None:
         self.child = child

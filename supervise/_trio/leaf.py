@@ -276,7 +276,9 @@ class Leaf:
             return False
         self._reported = True
         progressed = self._inbox is not None and self._inbox.progressed
-        report = effect.Exited(self._node, self.incarnation, exc, value, resumable, progressed)
+        report = effect.Exited(
+            self._node, self.incarnation, exc, value, resumable=resumable, progressed=progressed
+        )
         self._driver.post(self._node.parent, report)
         while self._verdict is None:
             self._parked = current_task()

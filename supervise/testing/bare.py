@@ -51,7 +51,7 @@ class Part:
         self, exc: BaseException | None = None, value: object = None, *, resumable: bool = False
     ) -> None:
         """Its body is over; it waits for what is decided."""
-        exited = effect.Exited(self.node, self.incarnation, exc, value, resumable)
+        exited = effect.Exited(self.node, self.incarnation, exc, value, resumable=resumable)
         self.tree.post(self.node.parent, exited)
 
     def ended(self, error: BaseException | None = None, *, ignored: bool = False) -> None:

@@ -244,6 +244,17 @@ def test_a_step_that_fails_fails_for_one_stream_and_can_be_taken_again(monkeypat
     assert not runner._streams
 
 
+def test_at_temperature_0_the_best_token_comes_and_the_first_of_equals(monkeypatch):
+    """D6: nothing is drawn, so no seed makes a difference."""
+    runner = TorchLM().build(START_ONE)
+    logits = torch.zeros(1, len(runner.vocabulary))
+    logits[0, [5, 9]] = 2.0
+    monkeypatch.setattr(runner._kernel, "logits", lambda rows: logits.expand(len(rows), -1))
+    for seed in (1, 2):
+        batch = request(temperature=0.0, seed=seed)
+        assert [next(runner.execute(batch)).token_ids for _ in range(2)] == [(5,), (5,)]
+
+
 def test_what_is_not_finite_is_an_error_and_never_text():
     """D8: a broken cache raises until the session is rebuilt; nothing looks like an answer."""
     runner = TorchLM().build(START_ONE)

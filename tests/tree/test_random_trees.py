@@ -65,7 +65,7 @@ def cases(draw, *, max_size=12, min_size=1, most=20):
     return tree, plan, asked, draw(st.one_of(st.just(60.0), MOMENTS))
 
 
-@settings(CALM, max_examples=150 * TIMES)
+@settings(CALM, max_examples=300 * TIMES)
 @given(cases(), SEEDS)
 def test_whatever_happens_a_tree_keeps_the_rules(case, seed):
     """Faults, requests, calls, and a cancellation from outside at any moment: every invariant of `Run.check` holds."""
@@ -73,7 +73,7 @@ def test_whatever_happens_a_tree_keeps_the_rules(case, seed):
     Run(tree, plan, requests=asked, stop_at=stop_at, seed=seed).check()
 
 
-@settings(CALM, max_examples=150 * TIMES)
+@settings(CALM, max_examples=300 * TIMES)
 @given(cases(most=0), SEEDS)
 def test_a_tree_without_requests_does_what_the_simulation_says(case, seed):
     """Event for event, each at its time, where no schedule can make a difference: almost everywhere."""
@@ -88,7 +88,7 @@ def test_a_tree_without_requests_does_what_the_simulation_says(case, seed):
 
 
 @pytest.mark.slow
-@settings(CALM, max_examples=4 * TIMES)
+@settings(CALM, max_examples=8 * TIMES)
 @given(cases(min_size=300, max_size=500, most=60), SEEDS)
 def test_a_big_tree_keeps_the_rules_too(case, seed):
     """Up to 500 nodes."""
