@@ -16,6 +16,7 @@ from runners.types import (
     SessionRebuildCause,
     TokenChunk,
     TokenUsage,
+    token_chunk,
 )
 
 
@@ -45,7 +46,7 @@ class _PacedRunner:
         name, last = batch.request_id, batch.sampling.max_tokens - 1
         for index in range(last):
             _compute(self._pace)
-            yield TokenChunk(request_id=name, index=index, token_ids=(7,), text="x")
+            yield token_chunk(request_id=name, index=index, token_ids=(7,), text="x")
         usage = TokenUsage(output=last + 1)
         yield TokenChunk(
             request_id=name, index=last, token_ids=(7,), finish_reason=FinishReason.LENGTH, usage=usage

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from .hosts.process import ProcessHost
     from .hosts.thread import ThreadHost
     from .torch_lm import TorchLM
-    from .types import Completion, ExecuteBatch, Sampling, TokenChunk, WeightsFile
+    from .types import Completion, ExecuteBatch, Sampling, TokenChunk, WeightsFile, token_chunk
     from .worker import ContextState, device_worker, rebuild, report_poison
 
 _HOMES = {
@@ -32,6 +32,7 @@ _HOMES = {
     "device_worker": "worker",
     "rebuild": "worker",
     "report_poison": "worker",
+    "token_chunk": "types",
 }
 
 __all__ = [
@@ -48,6 +49,7 @@ __all__ = [
     "device_worker",
     "rebuild",
     "report_poison",
+    "token_chunk",
 ]
 
 

@@ -27,7 +27,6 @@ class Record:
     most: int = field(init=False)
     accepted: list[int] = field(factory=list[int])
     texts: list[str] = field(factory=list[str])
-    chunks: int = 0
     replayed: int = 0
     incarnation: int = 0
     suspect: bool = False
@@ -40,24 +39,35 @@ class Record:
         """For errors."""
         return f"request {self.batch.request_id!r}"
 
+    @property
+    def chunks(self) -> int:
+        """How many have been accepted."""
+        return len(self.texts)
+
     def accept(self, chunks: list[TokenChunk], incarnation: int) -> ProtocolError | None:
         """Add chunks, of this incarnation. One that is not the next is taken out, with all behind it, and comes as an error.
 
         Every chunk of every stream is looked at here.
         """
-        had = at = len(self.accepted)
+        accepted, texts, most = self.accepted, self.texts, self.most
+        had = at = len(accepted)
+        known = len(texts)
         wrong = None
-        for count, chunk in enumerate(chunks):
+        for chunk in chunks:
             ids = chunk.token_ids
-            is_next = chunk.index == at and chunk.incarnation == incarnation and (ids or chunk.finish_reason)
-            at += len(ids)
-            if not is_next or at > self.most:
+            end = at + len(ids)
+            if (
+                chunk.index != at
+                or chunk.incarnation != incarnation
+                or end > most
+                or not (ids or chunk.finish_reason)
+            ):
                 wrong = self._unexpected(chunk, incarnation)
-                del chunks[count:]
+                del chunks[len(texts) - known :]
                 break
-            self.accepted += ids
-            self.texts.append(chunk.text)
-        self.chunks += len(chunks)
+            accepted += ids
+            texts.append(chunk.text)
+            at = end
         if chunks and incarnation != self.incarnation:
             self.incarnation = incarnation
             self.replayed += had

@@ -9,7 +9,7 @@ import math
 from collections import defaultdict
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
-from typing import Literal, NoReturn
+from typing import Any, Literal, NoReturn
 
 import trio
 from attrs import define, evolve, field, frozen
@@ -356,18 +356,16 @@ class _Serving:
 
     def _hand_out(self, items: Sequence[TokenChunk | RequestFailed]) -> None:
         """Give each caller all that is his at once; what should not be there is the context's failure."""
-        made: defaultdict[str, list[TokenChunk]] = defaultdict(list)
-        failed: list[RequestFailed] = []
+        made: defaultdict[str, list[Any]] = defaultdict(list)
         for item in items:
-            if isinstance(item, TokenChunk):
-                made[item.request_id].append(item)
-            else:
-                failed.append(item)
+            made[item.request_id].append(item)
         try:
-            for request_id, chunks in made.items():
-                self._give(request_id, chunks)
-            for item in failed:  # each is the last of its stream
-                self._refuse(item)
+            for request_id, his in made.items():
+                failed = his.pop() if isinstance(his[-1], RequestFailed) else None
+                if his:
+                    self._give(request_id, his)
+                if failed:
+                    self._refuse(failed)
         except DeviceError as exc:
             self._fail(exc)
 

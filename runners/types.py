@@ -152,13 +152,13 @@ class TokenChunk(_Draft):
 def token_chunk(  # noqa: PLR0917 - by position is the fastest
     request_id: str,
     index: int,
-    token_ids: tuple[int, ...],
-    text: str,
-    finish_reason: FinishReason | None,
-    usage: TokenUsage | None,
-    incarnation: int,
+    token_ids: tuple[int, ...] = (),
+    text: str = "",
+    finish_reason: FinishReason | None = None,
+    usage: TokenUsage | None = None,
+    incarnation: int = 0,
 ) -> TokenChunk:
-    """A `TokenChunk`, in a third of the time that its `__init__` takes, for a host that makes one for each token.
+    """The same as `TokenChunk(…)`, in a third of the time, for a host or a runner that makes many thousands a second.
 
     A frozen class sets each of its fields by a call; a draft's are simply set, and then it is given the class.
     """

@@ -170,7 +170,7 @@ class Engine:
                     return self._close()
                 self._obey(frame)
             if self._streams:
-                self._tell([self._next(number) for number in tuple(self._streams)])
+                self._step()
 
     def _close(self) -> None:
         self._drop_all()
@@ -192,21 +192,26 @@ class Engine:
             batch = frame.batch().on_clock(time.monotonic())
             chunks = sync_only(execute(self._runner, batch, frame.accepted))
         except Exception as error:  # noqa: BLE001 - whatever a runner raises is judged in one place
-            self._tell([self._fail(frame.stream, frame.request_id, error)])
+            self._tell(wire.Step([], [self._fail(frame.stream, frame.request_id, error)]))
         else:
             self._streams[frame.stream] = _Stream(frame.request_id, chunks)
 
-    def _next(self, number: int) -> wire.Chunk | wire.Failed:
-        """The next chunk of one stream, or the error that ends it."""
-        stream = self._streams[number]
-        try:
-            chunk = chunk_of(next(stream.chunks, None))
-            if chunk.finish_reason is not None:
-                del self._streams[number]
-                stream.close()
-            return wire.chunk(number, chunk)
-        except Exception as error:  # noqa: BLE001 - as in _begin
-            return self._fail(number, stream.request_id, error)
+    def _step(self) -> None:
+        """Tell the next chunk of each stream, or the error that ends it."""
+        step = wire.Step([], [])
+        for number, stream in tuple(self._streams.items()):
+            try:
+                step.chunks.append(self._next(number, stream))
+            except Exception as error:  # noqa: BLE001 - as in _begin
+                step.failed.append(self._fail(number, stream.request_id, error))
+        self._tell(step)
+
+    def _next(self, number: int, stream: _Stream) -> wire.Chunk:
+        chunk = chunk_of(next(stream.chunks, None))
+        if chunk.finish_reason is not None:
+            del self._streams[number]
+            stream.close()
+        return wire.chunk(number, chunk)
 
     def _fail(self, number: int, request_id: str, error: Exception) -> wire.Failed:
         """End a stream by its error, or the context if the error is the context's."""
@@ -219,23 +224,27 @@ class Engine:
             raise _ContextFailed(error, request_id) from error
         return wire.Failed(number, data)
 
-    def _tell(self, items: list[wire.Chunk | wire.Failed]) -> None:
+    def _tell(self, step: wire.Step) -> None:
         """Send a step, and behind it that memory ran out in it."""
         try:
-            self._link.send(wire.Step(items), *self._oom)
+            self._link.send(step, *self._oom)
         except (ValueError, TypeError, OverflowError):
-            self._link.send(wire.Step([self._sendable(item) for item in items]), *self._oom)
+            self._link.send(self._sendable(step), *self._oom)
         self._oom.clear()
 
-    def _sendable(self, item: wire.Chunk | wire.Failed) -> wire.Chunk | wire.Failed:
-        """The item, or the failure of its stream if it cannot be put into bytes."""
-        try:
-            wire.encode(wire.Step([item]))
-        except (ValueError, TypeError, OverflowError) as error:
-            if (stream := self._streams.pop(item.stream, None)) is not None:
-                stream.close()
-            return wire.Failed(item.stream, wire.error_data(error))
-        return item
+    def _sendable(self, step: wire.Step) -> wire.Step:
+        """The step, with the failure of its stream for each chunk that cannot be put into bytes."""
+        sendable = wire.Step([], step.failed)
+        for chunk in step.chunks:
+            try:
+                wire.encode(wire.Step([chunk], []))
+            except (ValueError, TypeError, OverflowError) as error:
+                if (stream := self._streams.pop(chunk.stream, None)) is not None:
+                    stream.close()
+                sendable.failed.append(wire.Failed(chunk.stream, wire.error_data(error)))
+            else:
+                sendable.chunks.append(chunk)
+        return sendable
 
     def _drop(self, number: int) -> None:
         """End a stream early; the parent may not know yet that it has ended."""
@@ -245,7 +254,7 @@ class Engine:
         try:
             stream.close()
         except Exception as error:  # noqa: BLE001 - as in _begin
-            self._tell([self._fail(number, stream.request_id, error)])
+            self._tell(wire.Step([], [self._fail(number, stream.request_id, error)]))
 
     def _drop_all(self) -> None:
         for number in tuple(self._streams):

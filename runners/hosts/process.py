@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Literal, TypeAlias, TypeVar, get_args
 
 import trio
-from attrs import define, field, frozen
+from attrs import field, frozen
 from attrs.validators import ge, gt, in_, instance_of, optional
 
 from runners.errors import (
@@ -35,7 +35,7 @@ from runners.hosts.peer import Peer
 from runners.hosts.reserve import Plan, Reserve, reserved
 from runners.hosts.session import BaseSession
 from runners.hosts.spec import check_runner, pack
-from runners.types import ExecuteBatch, RunnerSpec, SessionRebuildCause, TokenChunk
+from runners.types import ExecuteBatch, RunnerSpec, SessionRebuildCause, TokenChunk, token_chunk
 
 StartMethod: TypeAlias = Literal["forkserver", "spawn"]
 Done = TypeVar("Done")
@@ -126,16 +126,7 @@ class ProcessHost:
                     await session.end()
 
 
-@define
-class _Stream:
-    """An open stream, as the parent knows it."""
-
-    request_id: str
-    number: int
-    begun: bool = False
-
-
-class ProcessSession(BaseSession[_Stream]):
+class ProcessSession(BaseSession[int]):
     """A `Session` in a process.
 
     What is unsent is bounded: at most a begin for each open stream and a drop for each stream that the process knows,
@@ -150,7 +141,8 @@ class ProcessSession(BaseSession[_Stream]):
         self._parser = wire.from_child()
         self._kept: wire.FromChild | None = None  # the next frame, where it has been looked at already
         self._asked = False  # NVML, about the failure
-        self._numbers: dict[int, _Stream] = {}  # the open ones, by number
+        self._names: dict[int, str] = {}  # of the open ones, by number
+        self._new: set[int] = set()  # those that wait for their first chunk
         self._rebuilt = trio.Event()  # or there is no hope of it
         self._progress = trio.current_time()
         self._waiting = trio.CancelScope()
@@ -179,21 +171,22 @@ class ProcessSession(BaseSession[_Stream]):
         data = _begin_data(self._begun, batch.on_clock(-trio.current_time()), accepted)
         if not self._streams:
             self._progress = trio.current_time()
-        stream = _Stream(batch.request_id, self._begun)
-        self._streams[batch.request_id] = self._numbers[self._begun] = stream
-        self._peer.send(data, self._begun)
-        self._begun += 1
+        number, self._begun = self._begun, self._begun + 1
+        self._streams[batch.request_id] = number
+        self._names[number] = batch.request_id
+        self._new.add(number)
+        self._peer.send(data, number)
         self._hurry()
 
     def drop(self, request_id: str) -> None:
         """See `Session.drop`."""
         self._check_open()
-        stream = self._streams.get(request_id)
-        if stream is None:
+        number = self._streams.get(request_id)
+        if number is None:
             return
-        self._forget(stream)
-        if not self._failure and not self._peer.withdraw(stream.number):
-            self._peer.send(wire.encode(wire.Drop(stream.number)))
+        self._forget(number)
+        if not self._failure and not self._peer.withdraw(number):
+            self._peer.send(wire.encode(wire.Drop(number)))
 
     async def receive(self) -> Sequence[TokenChunk | RequestFailed]:
         """See `Session.receive`."""
@@ -216,8 +209,8 @@ class ProcessSession(BaseSession[_Stream]):
     async def _received(self) -> Sequence[TokenChunk | RequestFailed]:
         while True:
             match frame := await self._frame():
-                case wire.Step(items=items):
-                    if made := self._step(items):
+                case wire.Step():
+                    if made := self._step(frame):
                         self._add_steps(made)
                         return made
                 case wire.Rebuilt() if self._rebuilding:
@@ -303,11 +296,12 @@ class ProcessSession(BaseSession[_Stream]):
             return self._host.load_timeout, "rebuilt no session"
         if not self._streams:
             return math.inf, ""
-        begun = [stream.begun for stream in self._streams.values()]
-        if all(begun):
+        if not self._new:
             return self._next_timeout(), "made no next chunk"
-        first = self._host.first_chunk_timeout  # a step may have to begin one stream and go on with others
-        return (max(first, self._next_timeout()) if any(begun) else first), "made no first chunk"
+        first = self._host.first_chunk_timeout
+        if len(self._new) < len(self._streams):  # a step may have to begin one stream and go on with others
+            first = max(first, self._next_timeout())
+        return first, "made no first chunk"
 
     def _next_timeout(self) -> float:
         if self._host.next_chunk_timeout is not None:
@@ -337,39 +331,48 @@ class ProcessSession(BaseSession[_Stream]):
         with suppress(DeviceError):  # it is kept, and final
             while len(made) < _ENOUGH and not self._kept and (frame := self._parse()) is not None:
                 if isinstance(frame, wire.Step):
-                    made += self._step(frame.items)
+                    made += self._step(frame)
                 else:
                     self._kept = frame
 
-    def _step(self, items: Sequence[wire.Chunk | wire.Failed]) -> list[TokenChunk | RequestFailed]:
+    def _step(self, step: wire.Step) -> list[TokenChunk | RequestFailed]:
         """Note the progress; what belongs to open streams."""
         now = trio.current_time()
         self._steps.append(now - self._progress)
         self._progress = now
         made: list[TokenChunk | RequestFailed] = []
-        for item in items:
-            stream = self._numbers.get(item.stream)
-            if stream is None:
-                self._check_begun(item.stream)
-            elif type(item) is wire.Chunk:  # isinstance would ask the metaclass, for each of them
-                made.append(item.chunk(stream.request_id, self.incarnation))
-                stream.begun = True
-                if item.finish is not None:
-                    self._forget(stream)
-            elif isinstance(item, wire.Failed):
-                self._forget(stream)
-                made.append(RequestFailed(stream.request_id, wire.request_error(item.error)))
+        incarnation, names = self.incarnation, self._names
+        for chunk in step.chunks:
+            name = names.get(chunk.stream)
+            if name is None:
+                self._check_begun(chunk.stream)
+                continue
+            finish = chunk.finish
+            made.append(
+                token_chunk(name, chunk.index, chunk.token_ids, chunk.text, finish, chunk.usage, incarnation)
+            )
+            if finish is not None:
+                self._forget(chunk.stream)
+        for failed in step.failed:
+            if (name := names.get(failed.stream)) is None:
+                self._check_begun(failed.stream)
+            else:
+                self._forget(failed.stream)
+                made.append(RequestFailed(name, wire.request_error(failed.error)))
+        if self._new:
+            self._new.difference_update(chunk.stream for chunk in step.chunks)
         return made
 
     def _check_begun(self, number: int) -> None:
         """What belongs to a stream that is not open must be late, not invented."""
-        if number >= self._begun:
+        if not 0 <= number < self._begun:
             raise self._fail(
                 ProtocolError(f"the context process {self.pid} spoke of stream {number}, never begun")
             )
 
-    def _forget(self, stream: _Stream) -> None:
-        del self._streams[stream.request_id], self._numbers[stream.number]
+    def _forget(self, number: int) -> None:
+        del self._streams[self._names.pop(number)]
+        self._new.discard(number)
 
     def _answer_rebuild(self) -> None:
         if self._rebuilding:

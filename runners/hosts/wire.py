@@ -29,22 +29,22 @@ from runners.types import (
     TokenChunk,
     TokenUsage,
     Transport,
-    token_chunk,
 )
 
 MAX_FRAME = 16 * 2**20
 """Bytes of the longest frame, without its length."""
 
-_USAGE = ("input", "output", "replayed", "reasoning", "cached")
 _LENGTH = 4
 _MAX_TEXT = 16_384
 
 Count: TypeAlias = Annotated[int, msgspec.Meta(ge=0)]
 
 
-class _Frame(
-    msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, gc=False, tag=str.lower
-):
+class _Part(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, gc=False):
+    """An array in a frame, where no other kind can stand."""
+
+
+class _Frame(_Part, frozen=True, tag=str.lower):
     """An array whose first item says which frame it is."""
 
 
@@ -141,23 +141,18 @@ class Ready(_Frame, frozen=True):
         )
 
 
-class Chunk(_Frame, frozen=True):
-    """A `TokenChunk` of a stream."""
+class Chunk(_Part, frozen=True):
+    """A `TokenChunk` of a stream; request and incarnation are known to the parent, and so is which index is next."""
 
-    stream: Count
-    index: Count
+    stream: int
+    index: int
     token_ids: tuple[int, ...]
     text: str
     finish: FinishReason | None
-    usage: tuple[int, int, int, int, int] | None
-
-    def chunk(self, request_id: str, incarnation: int) -> TokenChunk:
-        """As the worker sees it."""
-        usage = None if self.usage is None else TokenUsage(**dict(zip(_USAGE, self.usage, strict=True)))
-        return token_chunk(request_id, self.index, self.token_ids, self.text, self.finish, usage, incarnation)
+    usage: TokenUsage | None
 
 
-class Error(_Frame, frozen=True):
+class Error(_Part, frozen=True):
     """An exception as data: the name of a class, its text, the device's own code, a traceback to read.
 
     `retry_after`: of one that says so.
@@ -170,17 +165,18 @@ class Error(_Frame, frozen=True):
     retry_after: float | None = None
 
 
-class Failed(_Frame, frozen=True):
+class Failed(_Part, frozen=True):
     """A stream ended by its own error."""
 
-    stream: Count
+    stream: int
     error: Error
 
 
 class Step(_Frame, frozen=True):
-    """Everything one step made. It is also the sign of progress."""
+    """Everything one step made, at most one of either for a stream. It is also the sign of progress."""
 
-    items: list[Chunk | Failed]
+    chunks: list[Chunk]
+    failed: list[Failed]
 
 
 class Rebuilt(_Frame, frozen=True):
@@ -258,9 +254,7 @@ def begin(stream: int, batch: ExecuteBatch, accepted: Sequence[int]) -> Begin:
 
 def chunk(stream: int, made: TokenChunk) -> Chunk:
     """The frame of a chunk."""
-    used = made.usage
-    usage = None if used is None else (used.input, used.output, used.replayed, used.reasoning, used.cached)
-    return Chunk(stream, made.index, made.token_ids, made.text, made.finish_reason, usage)
+    return Chunk(stream, made.index, made.token_ids, made.text, made.finish_reason, made.usage)
 
 
 def ready(info: RunnerInfo) -> Ready:
@@ -406,15 +400,20 @@ def error_data(error: BaseException) -> Error:
     name = _name(error)
     text = text_of(error) if name else f"{type(error).__name__}: {text_of(error)}"
     trace = "".join(traceback.format_exception(error))
-    code = getattr(error, "code", None)
     later = getattr(error, "retry_after", None)
     return Error(
         name or RunnerError.__name__,
         _clean(text[:_MAX_TEXT]),
-        code if type(code) is int else None,
+        _code(error),
         _clean(trace[-_MAX_TEXT:]),
         later if type(later) in (int, float) else None,
     )
+
+
+def _code(error: BaseException) -> int | None:
+    """The device's own code, if it has one that can be sent."""
+    code = getattr(error, "code", None)
+    return code if type(code) is int and -(2**63) <= code < 2**64 else None
 
 
 def request_error(data: Error) -> InferenceError:

@@ -247,13 +247,12 @@ class Stream:
 
     async def __anext__(self) -> Any:
         """The next item. Not every call is a checkpoint: of items that are there already, every 64th in a row is."""
-        buffer, message = self._buffer, self._message
+        buffer = self._buffer
         if not len(buffer) % _IN_A_ROW:
-            await message._wait()
-        item = buffer.popleft()
-        if message._room:
-            message._room.unpark()
-        return item
+            await self._message._wait()
+        if self._message._room:
+            self._message._room.unpark()
+        return buffer.popleft()
 
 
 Sent: TypeAlias = tuple[Any, OnLoss]

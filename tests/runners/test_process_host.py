@@ -43,7 +43,15 @@ from runners.hosts import Host, RequestFailed, Session, wire
 from runners.hosts.peer import Peer
 from runners.hosts.process import ProcessHost
 from runners.scripted import Fault, Faulty, Scripted, expected
-from runners.types import ExecuteBatch, FinishReason, RunnerInfo, Sampling, SessionRebuildCause, TokenChunk
+from runners.types import (
+    ExecuteBatch,
+    FinishReason,
+    RunnerInfo,
+    Sampling,
+    SessionRebuildCause,
+    TokenChunk,
+    TokenUsage,
+)
 
 pytestmark = pytest.mark.filterwarnings("error")
 
@@ -95,12 +103,23 @@ async def test_steps_that_have_arrived_come_along():
 @pytest.mark.trio
 async def test_a_failure_behind_steps_that_came_along_is_told_next():
     """D6: what a context had made before it broke the protocol is delivered, then its failure."""
-    step = [wire.Step([wire.Chunk(0, index, (9,), "z", None, None)]) for index in range(1, 5)]
-    late = wire.Step([wire.Chunk(5, 0, (), "", None, None)])
+    step = [wire.Step([wire.Chunk(0, index, (9,), "z", None, None)], []) for index in range(1, 5)]
+    late = wire.Step([wire.Chunk(5, 0, (), "", None, None)], [])
     async with opened(Says(raw(*step, late, *step), "wait")) as session:
         session.begin(BATCH)
         items, _ = await until_failure(session, ProtocolError)
         assert [item.index for item in items] == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.trio
+async def test_a_chunk_travels_whole_and_is_stamped():
+    """D6: a chunk keeps everything; which request's and incarnation's it is, the parent knows."""
+    usage = TokenUsage(input=1, output=2, replayed=3, reasoning=4, cached=5)
+    last = {"index": 1, "token_ids": (5, 6), "text": "x", "finish_reason": FinishReason.STOP, "usage": usage}
+    made = TokenChunk(request_id="whatever the process calls it", **last)
+    async with opened(Says(raw(wire.Step([wire.chunk(0, made)], [])), "wait"), incarnation=9) as session:
+        *_, got = await whole(session)
+        assert got == TokenChunk(request_id=BATCH.request_id, incarnation=9, **last)
 
 
 @pytest.mark.trio
@@ -342,7 +361,7 @@ def raw(*frames):
 async def test_what_is_said_after_a_poison_is_dropped():
     """D6: frames behind a poison are never delivered."""
     poison = wire.Broken(wire.Error("ContextPoisoned", "first", None, ""), ())
-    late = wire.Step([wire.Chunk(0, 1, (9,), "z", None, None)])
+    late = wire.Step([wire.Chunk(0, 1, (9,), "z", None, None)], [])
     second = wire.Broken(wire.Error("Unrecoverable", "second", None, ""), ())
     async with opened(Says(raw(poison, late, second), "wait")) as session:
         session.begin(BATCH)
@@ -361,7 +380,8 @@ async def test_what_is_said_after_a_poison_is_dropped():
         ("GET / HTTP/1.1\r\n", "at most 16777216 bytes, got one of"),
         (raw(wire.Rebuilt()), "sent an unexpected Rebuilt frame"),
         (raw(wire.ready(RunnerInfo())), "sent an unexpected Ready frame"),
-        (raw(wire.Step([wire.Chunk(5, 0, (), "", None, None)])), "spoke of stream 5, never begun"),
+        (raw(wire.Step([wire.Chunk(5, 0, (), "", None, None)], [])), "spoke of stream 5, never begun"),
+        (raw(wire.Step([wire.Chunk(-1, 0, (), "", None, None)], [])), "spoke of stream -1, never begun"),
     ],
 )
 @pytest.mark.parametrize("then", ["exit", "wait"])

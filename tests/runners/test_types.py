@@ -1,5 +1,7 @@
 """The values that go into a runner and come out of it."""
 
+import pickle
+
 import attrs
 import pytest
 from hypothesis import given
@@ -10,13 +12,16 @@ from runners.errors import InferenceError
 from runners.hosts.spec import pack, unpack
 from runners.types import (
     ExecuteBatch,
+    FinishReason,
     Price,
     RateLimits,
     RunnerInfo,
     Sampling,
+    TokenChunk,
     TokenUsage,
     WeightsFile,
     WeightsRepository,
+    token_chunk,
 )
 
 counts = st.integers(0, 2**40)
@@ -32,6 +37,28 @@ def test_usage_adds_up(one, other):
     for field in attrs.fields(TokenUsage):
         assert getattr(both, field.name) == getattr(one, field.name) + getattr(other, field.name)
     assert one + TokenUsage() == one
+
+
+@given(
+    st.fixed_dictionaries(
+        {"request_id": st.text(), "index": counts},
+        optional={
+            "token_ids": st.lists(counts).map(tuple),
+            "text": st.text(),
+            "finish_reason": st.none() | st.sampled_from(FinishReason),
+            "usage": st.none() | usages,
+            "incarnation": counts,
+        },
+    )
+)
+def test_a_chunk_made_fast_is_a_chunk(fields):
+    """In nothing can it be told from one made by its class."""
+    fast, slow = token_chunk(**fields), TokenChunk(**fields)
+    assert (fast, hash(fast), repr(fast)) == (slow, hash(slow), repr(slow))
+    assert type(fast) is TokenChunk
+    assert pickle.loads(pickle.dumps(fast)) == fast
+    with pytest.raises(attrs.exceptions.FrozenInstanceError):
+        fast.index = 5
 
 
 @given(st.text(), st.integers(1, 10**6), st.floats(0, 100), st.floats(0, 100))
