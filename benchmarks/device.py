@@ -3,6 +3,7 @@
     python -m benchmarks.device                 20 deaths of each kind, a few minutes
     python -m benchmarks.device --quick         3 of each
     python -m benchmarks.device --json FILE     the figures as JSON too
+    python -m benchmarks.device --device cuda:0 deaths, floors and holds with the model on that device
 
 Deaths are SIGKILLs of the process that holds the model, in mid-stream; the gap is the time until its stream goes on.
 Medians, in milliseconds unless a row says otherwise. Exit status 1 if a figure misses its target.
@@ -24,7 +25,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import trio
-from attrs import asdict, define, field
+from attrs import asdict, define, evolve, field
 
 from benchmarks.paced import Paced
 from runners.errors import ContextDied
@@ -98,6 +99,7 @@ class Figure:
 class Report:
     """All rows, printed as they come."""
 
+    device: str = "cpu"
     figures: list[Figure] = field(factory=list[Figure])
 
     def add(self, figure: Figure) -> float:
@@ -118,6 +120,7 @@ class Report:
         return {
             "date": time.strftime("%Y-%m-%d"),
             "cpus": os.cpu_count(),
+            "device": self.device if self.device == "cpu" else torch.cuda.get_device_name(self.device),
             "python": sys.version.split()[0],
             "torch": torch.__version__,
             "load": os.getloadavg(),
@@ -147,10 +150,11 @@ class Deaths:
     lengths: list[int] = field(factory=list[int])
 
 
-async def warm_deaths(count: int) -> Deaths:
+async def warm_deaths(count: int, device: str = "cpu") -> Deaths:
     """Gaps with a standby and with a fork server, and their floors, by turns: whatever else runs here, hurts all alike."""
     found = Deaths()
-    one, other = _worker("standby", STANDBY), _worker("forked", FORKED)
+    forked = evolve(FORKED, device=device)
+    one, other = _worker("standby", evolve(STANDBY, device=device)), _worker("forked", forked)
     tree = Supervisor("app", [one, other])
     async with open_tree(tree, sinks=[]) as opened:
         for _ in range(count):
@@ -160,20 +164,20 @@ async def warm_deaths(count: int) -> Deaths:
                 gap, length = await _gap(opened, worker)
                 gaps.append(gap)
                 found.lengths.append(length)
-            found.seen.append(await _detection())
-            found.prefill.append(await _prefill(found.lengths[-1]))
+            found.seen.append(await _detection(forked))
+            found.prefill.append(await _prefill(forked, found.lengths[-1]))
     return found
 
 
-async def cold_deaths(count: int) -> Deaths:
+async def cold_deaths(count: int, device: str = "cpu") -> Deaths:
     """Gaps with cold starts, and their floor, by turns."""
     found = Deaths()
-    worker = _worker("cold", COLD)
+    worker = _worker("cold", evolve(COLD, device=device))
     async with open_tree(worker, sinks=[]) as opened:
         for _ in range(count):
             await opened[worker].ready()
             found.cold.append((await _gap(opened, worker))[0])
-            found.load.append(await trio.to_thread.run_sync(_load))
+            found.load.append(await trio.to_thread.run_sync(_load, device))
     return found
 
 
@@ -198,9 +202,9 @@ async def _gap(tree: Tree, worker: Supervisor) -> tuple[float, int]:
     raise AssertionError("the stream ended before its context was lost")
 
 
-async def _detection() -> float:
+async def _detection(host: ProcessHost) -> float:
     """Time from a kill until `receive` raises, of a process with torch in it."""
-    async with FORKED.open(TorchLM()) as session:
+    async with host.open(TorchLM()) as session:
         session.begin(_request())
         await session.receive()
         struck = time.perf_counter()
@@ -217,9 +221,9 @@ async def _until_dead(session: Session) -> None:
         pass
 
 
-async def _prefill(length: int) -> float:
+async def _prefill(host: ProcessHost, length: int) -> float:
     """Time from a begin behind so many tokens to the next one, the first thing that a context does."""
-    async with FORKED.open(TorchLM()) as session:
+    async with host.open(TorchLM()) as session:
         before = time.perf_counter()
         session.begin(_request(), [7] * length)
         await session.receive()
@@ -227,18 +231,18 @@ async def _prefill(length: int) -> float:
 
 
 _LOADS = """
-import os
+import os, sys
 from runners.torch_lm import TorchLM
 from runners.types import RunnerStart
-TorchLM().build(RunnerStart(incarnation=1))
+TorchLM().build(RunnerStart(incarnation=1, device=sys.argv[1]))
 os._exit(0)
 """
 
 
-def _load() -> float:
+def _load(device: str) -> float:
     """Time of a new Python that imports torch, loads the model, and ends at once."""
     before = time.perf_counter()
-    subprocess.run([sys.executable, "-c", _LOADS], check=True, cwd=Path(__file__).parents[1])
+    subprocess.run([sys.executable, "-c", _LOADS, device], check=True, cwd=Path(__file__).parents[1])
     return (time.perf_counter() - before) * 1000
 
 
@@ -416,21 +420,20 @@ async def longest_holds(host: ProcessHost, count: int) -> list[float]:
 
 
 def measure(report: Report, *, deaths: int, cold: int, turns: int, tokens: int) -> None:
-    """Measure everything: so many of each."""
-    run = _running(report)
-    warm, chilled = trio.run(warm_deaths, deaths), trio.run(cold_deaths, cold)
+    """Measure everything: so many of each. On a GPU a context takes its time, and the gaps have no target yet."""
+    run, device, aims = _running(report), report.device, report.device == "cpu"
+    warm, chilled = trio.run(warm_deaths, deaths, device), trio.run(cold_deaths, cold, device)
     length = statistics.median(warm.lengths)
     seen = report.add(Figure("floor: kill to death seen, torch in the process", warm.seen))
     prefill = report.add(Figure(f"floor: prefill of {length:.0f} tokens, first of a context", warm.prefill))
     load = report.add(Figure("floor: new Python imports torch and loads", chilled.load))
     most = 1.5 * (seen + prefill)
-    report.add(Figure("gap, warm standby", warm.standby, target=most, because="1.5 × (death seen + prefill)"))
-    report.add(Figure("gap, fork server", warm.forked, target=60.0))
-    report.add(
-        Figure(
-            "gap, cold spawn", chilled.cold, target=1.2 * load, because="1.2 × (importing torch + loading)"
-        )
-    )
+    for name, gaps, target, because in (
+        ("warm standby", warm.standby, most, "1.5 × (death seen + prefill)"),
+        ("fork server", warm.forked, 60.0, ""),
+        ("cold spawn", chilled.cold, 1.2 * load, "1.2 × (importing torch + loading)"),
+    ):
+        report.add(Figure(f"gap, {name}", gaps, target=target if aims else None, because=because))
     here, there = trio.run(overhead, turns)
     floor = report.add(Figure("floor: a token in this process", here))
     report.add(
@@ -445,7 +448,7 @@ def measure(report: Report, *, deaths: int, cold: int, turns: int, tokens: int) 
     for name, rate, target in rates:
         run(f"32 streams through {name}", rate, turns, tokens, unit="chunks/s", target=target, at_least=True)
     for name, host in (("standby", STANDBY), ("fork server", FORKED), ("cold spawn", COLD)):
-        run(f"longest hold of the loop, {name}", longest_holds, host, cold, target=5.0)
+        run(f"longest hold of the loop, {name}", longest_holds, evolve(host, device=device), cold, target=5.0)
 
 
 def _running(report: Report) -> Callable[..., float]:
@@ -453,6 +456,14 @@ def _running(report: Report) -> Callable[..., float]:
         return report.add(Figure(name, trio.run(question, *args), **about))
 
     return run
+
+
+def _is_there(device: str) -> bool:
+    """Asked in a process of its own: no context in this one."""
+    asks = f"import torch; torch.empty(1, device={device!r})"
+    if device == "cpu":
+        return True
+    return not subprocess.run([sys.executable, "-c", asks], capture_output=True, check=False).returncode
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -464,8 +475,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--quick", action="store_true", help="few samples: whether it works, not how fast it is"
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there")
+    parser.add_argument("--device", default="cpu", help="where the model is, as torch names it; default: cpu")
     options = parser.parse_args(argv)
-    report = Report()
+    if not _is_there(options.device):
+        parser.error(f"--device must be cpu or one that torch has here, got {options.device!r}")
+    report = Report(options.device)
     if options.quick:
         measure(report, deaths=3, cold=2, turns=3, tokens=500)
     else:

@@ -14,7 +14,7 @@ import os
 import signal
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Literal, NoReturn, TypeAlias, cast, get_args
 
@@ -24,6 +24,7 @@ from attrs.validators import deep_iterable, ge, in_, instance_of, matches_re, op
 from runners.errors import ContextPoisoned, OutOfMemory, Unrecoverable
 from runners.hosts.turns import close
 from runners.types import (
+    Chunks,
     ContinuingRunner,
     ExecuteBatch,
     FinishReason,
@@ -83,6 +84,11 @@ class Fault:
     def __attrs_post_init__(self) -> None:
         if self.tag is not None and self.kind != "error":
             raise ValueError(f"only an error carries a tag, got {self.tag!r} for kind {self.kind!r}")
+        for name in ("request_id", "at_token", "model", "moved"):
+            if self.at != "token" and getattr(self, name) is not None:
+                raise ValueError(f"only a fault of a stream has {name}, got {self!r}")
+        if self.at in ("load", "close") and self.call is not None:
+            raise ValueError(f"an incarnation loads and closes once: call must be None, got {self!r}")
 
     def do(self) -> None:
         """Do the harm; returns after `slow`, and after a `stop` that somebody continues."""
@@ -263,40 +269,39 @@ class _WatchedRunner:
         self._calls = Counter[str]()
         self.info = inner.info
 
-    def execute(self, batch: ExecuteBatch) -> Iterator[TokenChunk]:
+    def execute(self, batch: ExecuteBatch) -> Chunks:
         """The inner stream, up to a fault."""
         self._log("execute", request_id=batch.request_id)
-        return self._harmed(batch, cast("Iterator[TokenChunk]", self._inner.execute(batch)), moved=False)
+        return self._harmed(batch, self._inner.execute(batch), moved=False)
 
-    def continue_from(self, batch: ExecuteBatch, accepted: Sequence[int]) -> Iterator[TokenChunk]:
+    def continue_from(self, batch: ExecuteBatch, accepted: Sequence[int]) -> Chunks:
         """Likewise."""
         self._log("continue", request_id=batch.request_id, accepted=len(accepted))
         inner = cast("ContinuingRunner", self._inner)
-        chunks = cast("Iterator[TokenChunk]", inner.continue_from(batch, accepted))
-        return self._harmed(batch, chunks, moved=True)
+        return self._harmed(batch, inner.continue_from(batch, accepted), moved=True)
 
-    def rebuild(self, cause: SessionRebuildCause) -> None:
+    def rebuild(self, cause: SessionRebuildCause) -> Awaitable[None] | None:
         """The inner rebuild, unless there is a fault."""
         self._log("rebuild", cause=cause.value)
         _strike(self._faults, "rebuild", self._count("rebuild"))
-        self._inner.rebuild(cause)
+        return self._inner.rebuild(cause)
 
-    def close(self) -> None:
+    def close(self) -> Awaitable[None] | None:
         """The inner close, unless there is a fault."""
         self._log("close")
         _strike(self._faults, "close")
-        self._inner.close()
+        return self._inner.close()
 
     def _count(self, what: str) -> int:
         self._calls[what] += 1
         return self._calls[what]
 
-    def _harmed(
-        self, batch: ExecuteBatch, chunks: Iterator[TokenChunk], *, moved: bool
-    ) -> Iterator[TokenChunk]:
+    def _harmed(self, batch: ExecuteBatch, chunks: Chunks, *, moved: bool) -> Chunks:
         call = self._count("stream")
         faults = [fault for fault in self._faults if fault.means(batch, moved=moved, call=call)]
-        return _Harmed(chunks, faults) if faults else chunks
+        if not faults:
+            return chunks
+        return _HarmedAsync(chunks, faults) if isinstance(chunks, AsyncIterator) else _Harmed(chunks, faults)
 
 
 @define(eq=False)
@@ -309,9 +314,7 @@ class _Harmed(Iterator[TokenChunk]):
     def __next__(self) -> TokenChunk:
         try:
             chunk = next(self.chunks)
-            for fault in [fault for fault in self.left if _struck(fault, chunk)]:
-                self.left.remove(fault)
-                fault.do()
+            _hurt(self.left, chunk)
         except BaseException:
             self.close()
             raise
@@ -320,6 +323,25 @@ class _Harmed(Iterator[TokenChunk]):
     def close(self) -> None:
         """Free the inner stream's place."""
         close(self.chunks)
+
+
+@define(eq=False)
+class _HarmedAsync(AsyncIterator[TokenChunk]):
+    """Likewise of an async runner. Who reads it closes it, however it ends."""
+
+    chunks: AsyncIterator[TokenChunk]
+    left: list[Fault]
+
+    async def __anext__(self) -> TokenChunk:
+        chunk = await anext(self.chunks)
+        _hurt(self.left, chunk)
+        return chunk
+
+    async def aclose(self) -> None:
+        """Free the inner stream's place, if it knows how to."""
+        close_it: Callable[[], Awaitable[None]] | None = getattr(self.chunks, "aclose", None)
+        if close_it is not None:
+            await close_it()
 
 
 @frozen
@@ -352,6 +374,13 @@ def _strike(faults: _Faults, at: Place, call: int = 1) -> None:
     for fault in faults:
         if fault.at == at and fault.call in (None, call):
             fault.do()
+
+
+def _hurt(left: list[Fault], chunk: TokenChunk) -> None:
+    """Do those of the faults that strike at this chunk, once each."""
+    for fault in [fault for fault in left if _struck(fault, chunk)]:
+        left.remove(fault)
+        fault.do()
 
 
 def _struck(fault: Fault, chunk: TokenChunk) -> bool:

@@ -29,6 +29,7 @@ from .errors import (
     WorkerStopping,
 )
 from .hosts import Host, RequestFailed, Session
+from .nursery import bare_nursery
 from .record import Record, admitted, caused, id_of, record_of
 from .types import ExecuteBatch, RunnerInfo, RunnerSpec, Sampling, SessionRebuildCause, TokenChunk
 
@@ -103,8 +104,8 @@ class Context:
             self.session.drop(id_of(message))
 
     def is_idle(self) -> bool:
-        """Whether nothing is open, the canary not either."""
-        return not self.open and not self.sings
+        """Whether nothing is open, the canary not either, and no new session is wanted or under way."""
+        return not self.open and not self.sings and self.wish is None and self.granted is None
 
     def sing(self) -> None:
         """Have the runner make one token for nobody."""
@@ -249,7 +250,7 @@ class _Serving:
         """Serve until the context fails."""
         self._reattach()
         try:
-            async with trio.open_nursery() as nursery:
+            async with bare_nursery() as nursery:
                 self._scope = nursery.cancel_scope
                 nursery.start_soon(self._admit)
                 nursery.start_soon(self._grant)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Iterator, Sequence
+import math
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
 from enum import StrEnum
 from typing import Any, Literal, Protocol, TypeAlias, get_args, runtime_checkable
 
-from attrs import asdict, evolve, field, frozen
+from attrs import Attribute, asdict, evolve, field, frozen
 from attrs.validators import ge, in_, instance_of, matches_re, optional
 
 OnLoss: TypeAlias = Literal["migrate", "fail"]
@@ -14,6 +15,38 @@ Transport: TypeAlias = Literal["local", "network"]
 
 _CHARACTERS_A_TOKEN = 4
 _A_MILLION = 1_000_000
+
+
+def _integer(least: int) -> Callable[[object, Attribute[Any], object], None]:
+    """A validator. A bool is no integer: it would be one of JSON's `true` for whoever reads it next."""
+
+    def check(_: object, attribute: Attribute[Any], value: object) -> None:
+        if not isinstance(value, int) or isinstance(value, bool):
+            raise TypeError(f"{attribute.name} must be an integer, got {value!r}")
+        if value < least:
+            raise ValueError(f"{attribute.name} must be >= {least}, got {value!r}")
+
+    return check
+
+
+def _moment(_: object, attribute: Attribute[Any], value: object) -> None:
+    """A validator."""
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        raise TypeError(f"{attribute.name} must be a number of seconds, got {value!r}")
+    try:
+        good = not math.isnan(value)
+    except OverflowError:
+        good = False
+    if not good:
+        raise ValueError(f"{attribute.name} must be a number of seconds, got {value!r}")
+
+
+def _strings(value: Iterable[str]) -> tuple[str, ...]:
+    """A converter; one string is not some strings, though its characters are."""
+    strings = tuple(value)
+    if isinstance(value, str) or not all(isinstance(string, str) for string in strings):
+        raise TypeError(f"stop must be a tuple of strings, got {value!r}")
+    return strings
 
 
 class FinishReason(StrEnum):
@@ -45,10 +78,10 @@ class Sampling:
         stop: the text ends before the first of these strings.
     """
 
-    max_tokens: int = field(default=128, validator=[instance_of(int), ge(1)])
+    max_tokens: int = field(default=128, validator=_integer(1))
     temperature: float = field(default=1.0, converter=float, validator=ge(0.0))
-    seed: int | None = field(default=None, validator=optional([instance_of(int), ge(0)]))
-    stop: tuple[str, ...] = field(default=(), converter=tuple[str, ...])
+    seed: int | None = field(default=None, validator=optional(_integer(0)))
+    stop: tuple[str, ...] = field(default=(), converter=_strings)
 
 
 @frozen
@@ -70,7 +103,7 @@ class ExecuteBatch:
     sampling: Sampling = field(factory=Sampling, kw_only=True, validator=instance_of(Sampling))
     model: str = field(default="", kw_only=True, validator=instance_of(str))
     on_loss: OnLoss = field(default="migrate", kw_only=True, validator=in_(get_args(OnLoss)))
-    deadline: float | None = field(default=None, kw_only=True, validator=optional(instance_of((int, float))))
+    deadline: float | None = field(default=None, kw_only=True, validator=optional(_moment))
 
     def with_seed(self, seed: int) -> ExecuteBatch:
         """The same request with its seed settled."""
@@ -103,11 +136,11 @@ class TokenUsage:
         cached: of the input, what the runner had in store.
     """
 
-    input: int = 0
-    output: int = 0
-    replayed: int = 0
-    reasoning: int = 0
-    cached: int = 0
+    input: int = field(default=0, validator=_integer(0))
+    output: int = field(default=0, validator=_integer(0))
+    replayed: int = field(default=0, validator=_integer(0))
+    reasoning: int = field(default=0, validator=_integer(0))
+    cached: int = field(default=0, validator=_integer(0))
 
     def __add__(self, other: TokenUsage) -> TokenUsage:
         return TokenUsage(**{key: value + getattr(other, key) for key, value in asdict(self).items()})
@@ -235,8 +268,8 @@ WeightSource: TypeAlias = WeightsFile | WeightsRepository | None
 class RateLimits:
     """How much a server takes in a minute; None is any amount."""
 
-    requests: int | None = field(default=None, validator=optional([instance_of(int), ge(1)]))
-    tokens: int | None = field(default=None, validator=optional([instance_of(int), ge(1)]))
+    requests: int | None = field(default=None, validator=optional(_integer(1)))
+    tokens: int | None = field(default=None, validator=optional(_integer(1)))
 
 
 @frozen(kw_only=True)
@@ -265,7 +298,7 @@ class RunnerInfo:
         price: what its tokens cost.
     """
 
-    streams: int = field(default=1, validator=[instance_of(int), ge(1)])
+    streams: int = field(default=1, validator=_integer(1))
     reproducible: bool = False
     can_continue: bool = False
     runtime: str = "custom"

@@ -182,6 +182,7 @@ class Engine:
                 self._begin(frame)
             case wire.Drop(stream=number):
                 self._drop(number)
+                self._link.send(wire.Dropped(number))
             case wire.Rebuild(cause=cause):
                 self._rebuild(SessionRebuildCause(cause))
             case _:
@@ -207,7 +208,7 @@ class Engine:
         self._tell(step)
 
     def _next(self, number: int, stream: _Stream) -> wire.Chunk:
-        chunk = chunk_of(next(stream.chunks, None))
+        chunk = chunk_of(next(stream.chunks, None), stream.close)
         if chunk.finish_reason is not None:
             del self._streams[number]
             stream.close()
@@ -229,22 +230,26 @@ class Engine:
         try:
             self._link.send(step, *self._oom)
         except (ValueError, TypeError, OverflowError):
-            self._link.send(self._sendable(step), *self._oom)
+            self._tell_apart(step)
         self._oom.clear()
 
-    def _sendable(self, step: wire.Step) -> wire.Step:
-        """The step, with the failure of its stream for each chunk that cannot be put into bytes."""
-        sendable = wire.Step([], step.failed)
+    def _tell_apart(self, step: wire.Step) -> None:
+        """Likewise in a frame for each stream, and instead of a chunk that cannot be sent that its stream has failed."""
         for chunk in step.chunks:
             try:
-                wire.encode(wire.Step([chunk], []))
+                self._link.send(wire.Step([chunk], []))
             except (ValueError, TypeError, OverflowError) as error:
-                if (stream := self._streams.pop(chunk.stream, None)) is not None:
-                    stream.close()
-                sendable.failed.append(wire.Failed(chunk.stream, wire.error_data(error)))
-            else:
-                sendable.chunks.append(chunk)
-        return sendable
+                step.failed.append(self._unsendable(chunk.stream, error))
+        self._link.send(*(wire.Step([], [failed]) for failed in step.failed), *self._oom)
+
+    def _unsendable(self, number: int, error: Exception) -> wire.Failed:
+        """The end of a stream, if it is open still, whose chunk cannot be sent."""
+        if (stream := self._streams.pop(number, None)) is not None:
+            try:
+                stream.close()
+            except Exception as worse:  # noqa: BLE001 - as in _begin
+                return self._fail(number, stream.request_id, worse)
+        return wire.Failed(number, wire.error_data(error))
 
     def _drop(self, number: int) -> None:
         """End a stream early; the parent may not know yet that it has ended."""

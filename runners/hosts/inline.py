@@ -19,6 +19,7 @@ from runners.hosts import Session
 from runners.hosts.local import LocalSession
 from runners.hosts.turns import NOTHING, Item, Source, SyncSource, Turns, judged, load_error
 from runners.network import classify_network
+from runners.nursery import bare_nursery
 from runners.probe import DeviceProbe
 from runners.types import (
     Chunks,
@@ -72,30 +73,12 @@ class InlineHost:
 
     @asynccontextmanager
     async def _open(self, runner: RunnerSpec, start: RunnerStart) -> AsyncGenerator[Session, None]:
-        async with _bare_nursery() as nursery:
+        async with bare_nursery() as nursery:
             session = InlineSession(runner, start, nursery, self.close_timeout)
             try:
                 yield session
             finally:
                 await session.end()
-
-
-@asynccontextmanager
-async def _bare_nursery() -> AsyncGenerator[trio.Nursery, None]:
-    """A nursery whose tasks end with its body, and that wraps nothing: they never raise, so all that leaves is the body's."""
-    leaving: BaseException | None = None
-    try:
-        async with trio.open_nursery() as nursery:
-            try:
-                yield nursery
-            except trio.Cancelled:
-                raise
-            except BaseException as error:  # noqa: BLE001 - it is raised again, outside
-                leaving = error
-            nursery.cancel_scope.cancel("the session has ended")
-    finally:
-        if leaving is not None:
-            raise leaving
 
 
 class InlineSession(LocalSession):
@@ -158,7 +141,7 @@ class InlineSession(LocalSession):
     async def rebuild(self, cause: SessionRebuildCause) -> None:
         """See `Session.rebuild`."""
         self._check_rebuild(cause)
-        self._rebuilding = True
+        self._rebuilding, self._rebuild_scope = True, trio.CancelScope()
         try:
             with self._rebuild_scope:
                 await _settled(self._turns.runner.rebuild(cause))

@@ -65,7 +65,8 @@ class ProcessHost:
             without the device (`PreparingSpec`).
         load_timeout: from the start of the process until the runner is loaded; a rebuild has as long, and so has a fork
             server's preload.
-        first_chunk_timeout: without progress while a stream waits for its first chunk.
+        first_chunk_timeout: without progress while a stream waits for its first chunk, or did when it was dropped, and
+            the process has not said yet that it goes on without it.
         next_chunk_timeout: without progress while all open streams have begun; None is 20 times the median step, at
             least 10.
         close_timeout: to close the runner when all is well; then the process is killed.
@@ -142,7 +143,8 @@ class ProcessSession(BaseSession[int]):
         self._kept: wire.FromChild | None = None  # the next frame, where it has been looked at already
         self._asked = False  # NVML, about the failure
         self._names: dict[int, str] = {}  # of the open ones, by number
-        self._new: set[int] = set()  # those that wait for their first chunk
+        self._leaving: set[int] = set()  # dropped ones, of which the process has not said so yet
+        self._new: set[int] = set()  # open or leaving ones without a first chunk
         self._rebuilt = trio.Event()  # or there is no hope of it
         self._progress = trio.current_time()
         self._waiting = trio.CancelScope()
@@ -169,7 +171,7 @@ class ProcessSession(BaseSession[int]):
         if self._failure:
             return
         data = _begin_data(self._begun, batch.on_clock(-trio.current_time()), accepted)
-        if not self._streams:
+        if not self._streams and not self._leaving:
             self._progress = trio.current_time()
         number, self._begun = self._begun, self._begun + 1
         self._streams[batch.request_id] = number
@@ -185,7 +187,10 @@ class ProcessSession(BaseSession[int]):
         if number is None:
             return
         self._forget(number)
-        if not self._failure and not self._peer.withdraw(number):
+        if not self._failure and self._peer.withdraw(number):
+            self._new.discard(number)
+        elif not self._failure:
+            self._leaving.add(number)
             self._peer.send(wire.encode(wire.Drop(number)))
 
     async def receive(self) -> Sequence[TokenChunk | RequestFailed]:
@@ -213,6 +218,8 @@ class ProcessSession(BaseSession[int]):
                     if made := self._step(frame):
                         self._add_steps(made)
                         return made
+                case wire.Dropped(stream=number):
+                    self._dropped(number)
                 case wire.Rebuilt() if self._rebuilding:
                     self._answer_rebuild()
                 case wire.Broken():
@@ -294,12 +301,13 @@ class ProcessSession(BaseSession[int]):
             return self._host.load_timeout, "loaded no runner"
         if self._rebuilding:
             return self._host.load_timeout, "rebuilt no session"
-        if not self._streams:
+        waited_for = len(self._streams) + len(self._leaving)
+        if not waited_for:
             return math.inf, ""
         if not self._new:
             return self._next_timeout(), "made no next chunk"
         first = self._host.first_chunk_timeout
-        if len(self._new) < len(self._streams):  # a step may have to begin one stream and go on with others
+        if len(self._new) < waited_for:  # a step may have to begin one stream and go on with others
             first = max(first, self._next_timeout())
         return first, "made no first chunk"
 
@@ -358,10 +366,21 @@ class ProcessSession(BaseSession[int]):
                 self._check_begun(failed.stream)
             else:
                 self._forget(failed.stream)
+                self._new.discard(failed.stream)
                 made.append(RequestFailed(name, wire.request_error(failed.error)))
         if self._new:
             self._new.difference_update(chunk.stream for chunk in step.chunks)
         return made
+
+    def _dropped(self, number: int) -> None:
+        """The process goes on without a stream, which is progress: it may have been at it when nobody wanted it any more."""
+        if number not in self._leaving:
+            raise self._fail(
+                ProtocolError(f"the context process {self.pid} dropped stream {number}, not asked to")
+            )
+        self._leaving.remove(number)
+        self._new.discard(number)
+        self._progress = trio.current_time()
 
     def _check_begun(self, number: int) -> None:
         """What belongs to a stream that is not open must be late, not invented."""
@@ -372,7 +391,6 @@ class ProcessSession(BaseSession[int]):
 
     def _forget(self, number: int) -> None:
         del self._streams[self._names.pop(number)]
-        self._new.discard(number)
 
     def _answer_rebuild(self) -> None:
         if self._rebuilding:
@@ -402,6 +420,8 @@ def _import_path() -> list[str]:
 
 
 def _begin_data(number: int, batch: ExecuteBatch, accepted: Sequence[int]) -> bytes:
+    if type(batch) is not ExecuteBatch:
+        raise BadRequest(f"to a process only an ExecuteBatch itself can be sent, got {batch!r}")
     try:
         return wire.encode(wire.begin(number, batch, accepted))
     except (ValueError, TypeError, OverflowError) as error:

@@ -39,7 +39,7 @@ class ThreadHost:
     Args:
         device: as torch names it; handed to the runner.
         load_timeout: for the runner to be loaded; a rebuild has as long.
-        chunk_timeout: without progress while streams are open.
+        chunk_timeout: without progress while streams are open, or not yet dropped as asked.
         close_timeout: for the thread to end; if it does not, its device is `Unrecoverable`.
     """
 
@@ -79,6 +79,11 @@ class _Turn:
 
 
 @frozen
+class _Dropped:
+    """A stream is over, as ordered."""
+
+
+@frozen
 class _Rebuilt:
     """The session was made anew."""
 
@@ -91,7 +96,7 @@ class _Over:
     unclosed: Exception | None = None
 
 
-_Report: TypeAlias = RunnerInfo | _Turn | _Rebuilt | _Over
+_Report: TypeAlias = RunnerInfo | _Turn | _Dropped | _Rebuilt | _Over
 _Order: TypeAlias = Callable[[Turns], None]
 
 
@@ -104,6 +109,7 @@ class ThreadSession(LocalSession):
         self._reports: deque[_Turn | DeviceError] = deque()
         self._answered = trio.Event()  # a load, a rebuild, or the end
         self._over: _Over | None = None
+        self._leaving = 0  # streams that the thread is still to drop
         self._progress = trio.current_time()
         loop = trio.lowlevel.current_trio_token()
         self._engine = _Engine(spec, start, lambda report: loop.run_sync_soon(self._arrived, report))
@@ -115,14 +121,15 @@ class ThreadSession(LocalSession):
             raise self._over.failure
 
     def _begin(self, number: int, batch: ExecuteBatch, accepted: tuple[int, ...]) -> None:
-        if len(self._streams) == 1:
+        if len(self._streams) == 1 and not self._leaving:
             self._progress = trio.current_time()
         theirs = batch.on_clock(time.monotonic() - trio.current_time())
         self._engine.order(lambda turns: turns.begin(number, theirs, accepted, in_turn))
         self._wake()  # whoever waits may have begun to when there was no deadline
 
     def _drop(self, number: int) -> None:
-        self._engine.order(lambda turns: turns.drop(number))
+        self._leaving += 1
+        self._engine.order(partial(self._engine.drop, number))
         self._wake()  # likewise when there was one
 
     def _made(self) -> Iterable[Item]:
@@ -141,7 +148,8 @@ class ThreadSession(LocalSession):
         """For a report, until the deadline (D9)."""
         if self._reports:
             return
-        with trio.move_on_at(self._progress + (self._host.chunk_timeout if self._streams else math.inf)):
+        patience = self._host.chunk_timeout if self._streams or self._leaving else math.inf
+        with trio.move_on_at(self._progress + patience):
             await self._news.wait()
             return
         self._fail(_hung(f"made no chunk within {self._host.chunk_timeout:g} s"))
@@ -204,6 +212,11 @@ class ThreadSession(LocalSession):
                 self._progress = trio.current_time()
                 self._wake()
                 return
+            case _Dropped():
+                self._leaving -= 1
+                self._progress = trio.current_time()
+                self._wake()
+                return
             case RunnerInfo():
                 self._info = report
             case _Rebuilt():
@@ -238,6 +251,11 @@ class _Engine:
     def grant(self, turns: Turns) -> None:  # noqa: ARG002 - an order
         """The reader has taken a turn."""
         self._ahead -= 1
+
+    def drop(self, number: int, turns: Turns) -> None:
+        """End a stream, and say so."""
+        turns.drop(number)
+        self._report(_Dropped())
 
     def rebuild(self, cause: SessionRebuildCause, turns: Turns) -> None:
         """Make the session anew, and say so."""

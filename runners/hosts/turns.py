@@ -18,7 +18,16 @@ from runners.errors import (
     RunnerError,
 )
 from runners.hosts import RequestFailed
-from runners.types import Chunks, ContinuingRunner, ExecuteBatch, ModelRunner, TokenChunk, token_chunk
+from runners.types import (
+    Chunks,
+    ContinuingRunner,
+    ExecuteBatch,
+    FinishReason,
+    ModelRunner,
+    TokenChunk,
+    TokenUsage,
+    token_chunk,
+)
 
 Item: TypeAlias = tuple[int, TokenChunk | RequestFailed]
 """What a turn made for the stream of this number."""
@@ -66,7 +75,7 @@ class Turns:
 
     Args:
         runner: the runner.
-        incarnation: chunks are stamped with it.
+        incarnation: chunks are stamped with it, and with the request that they are for.
         judge: says what an exception is.
     """
 
@@ -139,13 +148,13 @@ class Turns:
         try:
             if (made := source.poll()) is NOTHING:
                 return None
-            chunk = chunk_of(made)
+            chunk = chunk_of(made, source.close)
             if chunk.finish_reason is not None:
                 del self._open[number]
                 source.close()
         except Exception as error:  # noqa: BLE001 - as in begin
             return self._failed(number, request_id, error)
-        return number, stamped(chunk, self._incarnation)
+        return number, stamped(chunk, request_id, self._incarnation)
 
     def _failed(self, number: int, request_id: str, error: Exception) -> Item:
         """A stream ends by its error, or the context if the error is the context's."""
@@ -173,21 +182,49 @@ def execute(runner: ModelRunner, batch: ExecuteBatch, accepted: Sequence[int]) -
     return runner.continue_from(batch, accepted)
 
 
-def chunk_of(made: object) -> TokenChunk:
-    """What a stream yielded, None at its end. Nothing may look like an empty success (D8)."""
+def chunk_of(made: object, close: Callable[[], None]) -> TokenChunk:
+    """What a stream yielded, None at its end. If that is no chunk that any host can pass on, the stream is closed.
+
+    Every chunk of every stream is looked at here.
+
+    Raises:
+        RunnerError: it is none; or whatever closing raises.
+    """
+    if (
+        isinstance(made, TokenChunk)
+        and type(made.index) is int
+        and type(made.text) is str
+        and type(made.token_ids) is tuple
+    ):
+        for token in made.token_ids:
+            if type(token) is not int:
+                break
+        else:
+            if made.finish_reason is None and made.usage is None:
+                return made
+            if isinstance(made.finish_reason, FinishReason | None) and isinstance(
+                made.usage, TokenUsage | None
+            ):
+                return made
+    close()
+    raise RunnerError(_why_no_chunk(made))
+
+
+def _why_no_chunk(made: object) -> str:
+    """Nothing may look like an empty success (D8)."""
     if made is None:
-        raise RunnerError("the runner's stream ended without a finish reason")
+        return "the runner's stream ended without a finish reason"
     if not isinstance(made, TokenChunk):
-        raise RunnerError(f"a runner's stream must yield a TokenChunk, got {type(made).__name__}")
-    return made
+        return f"a runner's stream must yield a TokenChunk, got {type(made).__name__}"
+    return f"a chunk's fields must have the types that TokenChunk says, got {made!r}"
 
 
-def stamped(chunk: TokenChunk, incarnation: int) -> TokenChunk:
-    """The same chunk, as this incarnation's; one of a class of its own may have more in it."""
+def stamped(chunk: TokenChunk, request_id: str, incarnation: int) -> TokenChunk:
+    """The same chunk, as this request's and this incarnation's; one of a class of its own may have more in it."""
     if type(chunk) is not TokenChunk:
-        return evolve(chunk, incarnation=incarnation)
+        return evolve(chunk, request_id=request_id, incarnation=incarnation)
     return token_chunk(
-        chunk.request_id,
+        request_id,
         chunk.index,
         chunk.token_ids,
         chunk.text,

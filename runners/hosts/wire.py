@@ -1,7 +1,7 @@
 """What both ends of a process say to each other: typed frames behind a length. Pure: no socket, no Trio.
 
 A frame is four bytes of length, big endian, then one msgpack array that a closed set of structs describes. The parent
-sends `Hello`, `Start`, `Begin`, `Drop`, `Rebuild`, `Shutdown`; the child `Ready`, `Step`, `Rebuilt`, `Broken`. What the
+sends `Hello`, `Start`, `Begin`, `Drop`, `Rebuild`, `Shutdown`; the child `Ready`, `Step`, `Dropped`, `Rebuilt`, `Broken`. What the
 child says is only ever data: nothing in it names code, and an error that is not in the tables here becomes one that is.
 
 With a fork server each datagram is one such array, without a length: `Preload` and `Fork` to it, `Preloaded`,
@@ -92,7 +92,7 @@ class Begin(_Frame, frozen=True):
 
 
 class Drop(_Frame, frozen=True):
-    """End this stream early."""
+    """End this stream early; answered by `Dropped`, though it may have ended by itself."""
 
     stream: Count
 
@@ -179,6 +179,12 @@ class Step(_Frame, frozen=True):
     failed: list[Failed]
 
 
+class Dropped(_Frame, frozen=True):
+    """This stream is over; there is no more of it."""
+
+    stream: Count
+
+
 class Rebuilt(_Frame, frozen=True):
     """The session was made anew."""
 
@@ -229,7 +235,7 @@ class Exited(_Frame, frozen=True):
 
 
 FromParent: TypeAlias = Hello | Start | Begin | Drop | Rebuild | Shutdown
-FromChild: TypeAlias = Ready | Step | Rebuilt | Broken
+FromChild: TypeAlias = Ready | Step | Dropped | Rebuilt | Broken
 ToServer: TypeAlias = Preload | Fork
 FromServer: TypeAlias = Preloaded | NotPreloaded | Forked | Exited
 Frame = TypeVar("Frame")
@@ -389,6 +395,8 @@ _CONTEXT_ERRORS: dict[str, type[errors.DeviceError]] = {
     )
 }
 
+_NAMED: frozenset[type] = frozenset((*_REQUEST_ERRORS.values(), *_CONTEXT_ERRORS.values()))
+
 
 def concerns_context(error: BaseException) -> bool:
     """Whether this is the device's trouble (its tag is `device` or below) rather than the request's."""
@@ -400,13 +408,12 @@ def error_data(error: BaseException) -> Error:
     name = _name(error)
     text = text_of(error) if name else f"{type(error).__name__}: {text_of(error)}"
     trace = "".join(traceback.format_exception(error))
-    later = getattr(error, "retry_after", None)
     return Error(
         name or RunnerError.__name__,
         _clean(text[:_MAX_TEXT]),
         _code(error),
         _clean(trace[-_MAX_TEXT:]),
-        later if type(later) in (int, float) else None,
+        _seconds(getattr(error, "retry_after", None)),
     )
 
 
@@ -414,6 +421,13 @@ def _code(error: BaseException) -> int | None:
     """The device's own code, if it has one that can be sent."""
     code = getattr(error, "code", None)
     return code if type(code) is int and -(2**63) <= code < 2**64 else None
+
+
+def _seconds(value: object) -> float | None:
+    try:
+        return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
+    except OverflowError:
+        return None
 
 
 def request_error(data: Error) -> InferenceError:
@@ -448,7 +462,7 @@ def _name(error: BaseException) -> str | None:
     for cls in type(error).__mro__:
         if cls is errors.DeviceError:
             break  # it says nothing that its tag does not say better
-        if cls.__name__ in _REQUEST_ERRORS or cls.__name__ in _CONTEXT_ERRORS:
+        if cls in _NAMED:
             return cls.__name__
     kind = by_tag(error)
     return None if kind is None else kind.__name__

@@ -2,8 +2,11 @@
 
 import os
 import signal
+import subprocess
+import sys
 from contextlib import asynccontextmanager
 
+import attrs
 import pytest
 import trio
 from device import DEVICE, needs_device
@@ -20,6 +23,7 @@ from runners.errors import (
 from runners.hosts import RequestFailed
 from runners.hosts.nvml import Nvml
 from runners.hosts.process import ProcessHost
+from runners.torch_lm import TorchLM
 from runners.types import ExecuteBatch, Sampling
 from runners.worker import device_worker
 from supervise import Limit, Restart, Resume, events, open_tree
@@ -42,6 +46,12 @@ async def serving(runner, host=HOST, **options):
     with trio.fail_after(PATIENCE):
         async with open_tree(spec, sinks=[seen.append]) as tree:
             yield tree[spec], seen
+
+
+def device_memory():
+    """Bytes that the device has, asked by a process of its own: ours has no context."""
+    code = f"import torch; print(torch.cuda.get_device_properties({DEVICE!r}).total_memory)"
+    return int(subprocess.run([sys.executable, "-c", code], check=True, capture_output=True).stdout)
 
 
 def decided(seen):
@@ -90,9 +100,10 @@ async def test_a_poison_is_known_by_its_code(harm, codes, record_property):
 
 @pytest.mark.parametrize("harm", ["silent", "secondary"])
 @pytest.mark.trio
-async def test_a_poison_that_lost_its_words_is_convicted_by_the_probe(harm):
+async def test_a_poison_that_lost_its_words_is_convicted_by_the_probe(harm, record_property):
     """D4: whatever the exception says, a device that fails again is poisoned."""
     error = await failure_of(OnDevice(harm))
+    record_property("said", f"{error} ({error.code})")
     assert type(error) is ContextPoisoned
 
 
@@ -152,9 +163,7 @@ async def test_a_kernel_without_an_end_is_killed():
 @pytest.mark.trio
 async def test_memory_is_free_before_the_next_load(record_property):
     """D2, D9: SIGKILL with most of the device's memory allocated, three times: as much is free at each next load."""
-    import torch
-
-    total = torch.cuda.get_device_properties(DEVICE).total_memory
+    total = device_memory()
     runner = OnDevice(hold=total * 6 // 10)
     async with serving(runner, limit=Limit(5, within=60)) as (worker, seen):
         free = []
@@ -173,7 +182,28 @@ async def test_memory_is_free_before_the_next_load(record_property):
 
 
 @pytest.mark.trio
+async def test_a_model_goes_on_in_a_standby(caplog):
+    """D2, D6: what is preloaded and prepared makes a device context in the fork, and a cut stream goes on there."""
+    host = attrs.evolve(HOST, standby=1)
+    batch = ExecuteBatch("r", "The import", sampling=Sampling(seed=1, max_tokens=200))
+    async with serving(TorchLM(), host) as (worker, seen):
+        got, killed = (), False
+        async with worker.stream(batch) as chunks:
+            async for chunk in chunks:
+                assert chunk.index == len(got)
+                got += chunk.token_ids
+                if len(got) >= 20 and not killed:
+                    killed = True
+                    os.kill((await worker.ready()).pid, signal.SIGKILL)
+        assert chunk.finish_reason is not None
+        assert (await worker.ready()).incarnation == 2
+        assert [type(event.exc) for event in decided(seen)] == [ContextDied]
+    assert not [record for record in caplog.records if record.name == "runners.hosts"]
+
+
+@pytest.mark.trio
 async def test_a_sound_device_stays_usable_to_nvml():
     """D4: after a real poison NVML asks for nothing more than a new process."""
+    pytest.importorskip("pynvml", reason="asks NVML by nvidia-ml-py")
     error = await failure_of(OnDevice("assertion"))
     assert await Nvml().judge(error, DEVICE) is error

@@ -91,10 +91,79 @@ class _Yields(Base):
                 yield "hello"
             case "object":
                 yield TokenChunk(request_id=batch.request_id, index=0, token_ids=(object(),))
+            case "huge":
+                yield TokenChunk(request_id=batch.request_id, index=0, token_ids=(2**64,))
             case "surrogate":
                 yield TokenChunk(request_id=batch.request_id, index=0, token_ids=(1,), text="\ud800")
             case "nothing":
                 return
+            case "another's":
+                for chunk in super().execute(batch):
+                    yield attrs.evolve(chunk, request_id="other")
+            case "mute":
+                yield TokenChunk(request_id=batch.request_id, index=0, token_ids=(1,), text=None)
+            case "list":
+                yield TokenChunk(request_id=batch.request_id, index=0, token_ids=[1])
+            case "half":
+                yield TokenChunk(request_id=batch.request_id, index=0, token_ids=(0.5,))
+            case "true":
+                yield TokenChunk(request_id=batch.request_id, index=True, token_ids=(1,))
+            case "ended":
+                yield TokenChunk(request_id=batch.request_id, index=0, finish_reason="bored")
+            case "used":
+                yield TokenChunk(request_id=batch.request_id, index=0, token_ids=(1,), usage=1)
+
+
+@attrs.frozen
+class Verbose:
+    """One chunk of so many characters, and a second that ends."""
+
+    characters: int
+
+    def build(self, start):
+        return _Verbose(self)
+
+
+class _Verbose(Base):
+    def execute(self, batch):
+        text = "x" * self.spec.characters
+        yield TokenChunk(request_id=batch.request_id, index=0, token_ids=(1,), text=text)
+        yield TokenChunk(
+            request_id=batch.request_id, index=1, token_ids=(2,), finish_reason=FinishReason.STOP
+        )
+
+
+@attrs.frozen
+class Holds:
+    """One stream at a time, whose place only closing frees; it yields something that is no chunk, once."""
+
+    def build(self, start):
+        return _Holds(self)
+
+
+class _Holds(Base):
+    info = RunnerInfo(streams=1)
+    held = 0
+
+    def execute(self, batch):
+        self.held += 1
+        return _Held(self, super().execute(batch) if self.held == 2 else iter(["no chunk"]))
+
+
+class _Held:
+    def __init__(self, runner, chunks):
+        self.runner, self.chunks = runner, chunks
+        assert not hasattr(runner, "place"), "the place is taken"
+        runner.place = self
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        return next(self.chunks)
+
+    def close(self):
+        del self.runner.place
 
 
 @attrs.frozen

@@ -7,7 +7,7 @@ import pytest
 import trio
 import trio.testing
 from remotes import Speaks, Told
-from rogues import Nested, Raises, Remembers, Yields
+from rogues import Holds, Nested, Raises, Remembers, Yields
 from sessions import (
     BATCH,
     FOREVER,
@@ -175,10 +175,17 @@ async def test_the_end_of_a_context_is_final(host, kind, error, at):
         assert await until_failure(session) == ([], found)
 
 
+WRONG = ["mute", "list", "half", "true", "ended", "used"]
+
+
 @every_host
 @pytest.mark.parametrize(
     ("what", "message"),
-    [("text", "must yield a TokenChunk, got str"), ("nothing", "ended without a finish reason")],
+    [
+        ("text", "must yield a TokenChunk, got str"),
+        ("nothing", "ended without a finish reason"),
+        *((what, "must have the types that TokenChunk says") for what in WRONG),
+    ],
 )
 @pytest.mark.trio
 async def test_a_stream_of_nonsense_fails_alone(host, what, message):
@@ -188,6 +195,27 @@ async def test_a_stream_of_nonsense_fails_alone(host, what, message):
             (failed,) = await whole(session, request(name))
             assert type(failed.error) is RunnerError
             assert message in str(failed.error)
+
+
+@every_host
+@pytest.mark.trio
+async def test_whose_a_chunk_is_the_host_knows(host):
+    """D8: a stream whose chunks bear another request's name is not lost, and nobody else gets them."""
+    async with opened(Yields("another's"), host) as session:
+        session.begin(request("other"))
+        items = await whole(session, request("mine"))
+        assert {item.request_id for item in items} == {"mine"}
+        assert ids(items) == (1, 2)
+
+
+@every_host
+@pytest.mark.trio
+async def test_a_stream_of_nonsense_frees_its_place(host):
+    """D5: as any other that ends."""
+    async with opened(Holds(), host) as session:
+        (failed,) = await whole(session)
+        assert "must yield a TokenChunk, got str" in str(failed.error)
+        assert ids(await whole(session)) == (1, 2)
 
 
 @every_host
@@ -361,13 +389,15 @@ async def test_cancelling_receive_loses_nothing(host):
 @pytest.mark.trio
 async def test_a_rebuild_is_answered(host, tmp_path):
     """D7: a rebuild is done in the same incarnation, while receive goes on; afterwards all is as before."""
+    causes = (SessionRebuildCause.MANUAL, *[SessionRebuildCause.REMOTE_AUTH_FAILURE] * 2)
     async with opened(Remembers(str(tmp_path), Nested((), {})), host) as session:
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(session.receive)
-            await session.rebuild(SessionRebuildCause.MANUAL)
-            nursery.cancel_scope.cancel()
-        assert (tmp_path / "rebuilt").read_text() == "manual"
-        assert ids(await whole(session)) == (1, 2)
+        for cause in causes:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(session.receive)
+                await session.rebuild(cause)
+                nursery.cancel_scope.cancel()
+            assert (tmp_path / "rebuilt").read_text() == cause
+            assert ids(await whole(session)) == (1, 2)
 
 
 @every_host

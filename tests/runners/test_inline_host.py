@@ -20,7 +20,7 @@ from runners.errors import (
     RunnerError,
 )
 from runners.hosts.inline import InlineHost
-from runners.scripted import Fault, Scripted, expected
+from runners.scripted import Fault, Faulty, Scripted, expected
 from runners.types import FinishReason, RunnerInfo, SessionRebuildCause, TokenChunk
 from runners.worker import device_worker
 from supervise import Limit, open_tree
@@ -322,6 +322,35 @@ def test_sys_exit_in_an_async_runner_leaves_as_itself():
 
     with pytest.raises(SystemExit):
         in_virtual_time(remote(fails={"r": SystemExit(5)}), body)
+
+
+def test_sys_exit_in_a_step_leaves_a_worker_as_itself():
+    """R4: likewise through the worker and its tree."""
+
+    async def main():
+        spec = device_worker("llm", remote(fails={"r": SystemExit(5)}), host=INLINE)
+        async with open_tree(spec, sinks=[]) as tree:
+            await tree[spec].call(BATCH)
+
+    with pytest.raises(SystemExit):
+        run_virtual(main)
+
+
+def test_faults_strike_in_an_async_runner_too():
+    """Once each, where they are said to; what is not struck is as it was, rebuilt and closed too."""
+    runner = remote()
+    faults = (Fault("error", "b", 2, tag="net.timeout"), Fault("slow", at="rebuild", seconds=0))
+
+    async def body(session):
+        made = {name: await whole(session, request(name)) for name in "ab"}
+        await session.rebuild(SessionRebuildCause.REMOTE_AUTH_FAILURE)
+        return made
+
+    made = in_virtual_time(Faulty(runner, faults), body)
+    assert ids(made["a"]) == expected(request("a"), 5)
+    assert ids(made["b"][:-1]) == expected(request("b"), 5)[:2]
+    assert "a scripted error, tagged net.timeout" in str(made["b"][-1].error)
+    assert runner.log.events == ["a closed", "b closed", "rebuilt for remote_auth_failure", "closed"]
 
 
 @attrs.frozen

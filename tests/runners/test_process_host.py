@@ -7,6 +7,7 @@ import sys
 import time
 from pathlib import Path
 
+import attrs
 import pytest
 import trio
 import trio.testing
@@ -17,7 +18,7 @@ from contexts import (
     nothing_left,  # noqa: F401 - autouse: to be imported is its use
     opened,
 )
-from rogues import ClosesAndLives, Nested, Raises, Remembers, Says, Yields, factory
+from rogues import ClosesAndLives, Nested, Raises, Remembers, Says, Verbose, Yields, factory
 from sessions import (
     BATCH,
     FOREVER,
@@ -117,7 +118,7 @@ async def test_a_chunk_travels_whole_and_is_stamped():
     usage = TokenUsage(input=1, output=2, replayed=3, reasoning=4, cached=5)
     last = {"index": 1, "token_ids": (5, 6), "text": "x", "finish_reason": FinishReason.STOP, "usage": usage}
     made = TokenChunk(request_id="whatever the process calls it", **last)
-    async with opened(Says(raw(wire.Step([wire.chunk(0, made)], [])), "wait"), incarnation=9) as session:
+    async with opened(Says(raw(wire.Step([wire.chunk(0, made)], []))), incarnation=9) as session:
         *_, got = await whole(session)
         assert got == TokenChunk(request_id=BATCH.request_id, incarnation=9, **last)
 
@@ -379,6 +380,7 @@ async def test_what_is_said_after_a_poison_is_dropped():
         ("\x00\x00\x00\x04junk", "not a frame"),
         ("GET / HTTP/1.1\r\n", "at most 16777216 bytes, got one of"),
         (raw(wire.Rebuilt()), "sent an unexpected Rebuilt frame"),
+        (raw(wire.Dropped(0)), "dropped stream 0, not asked to"),
         (raw(wire.ready(RunnerInfo())), "sent an unexpected Ready frame"),
         (raw(wire.Step([wire.Chunk(5, 0, (), "", None, None)], [])), "spoke of stream 5, never begun"),
         (raw(wire.Step([wire.Chunk(-1, 0, (), "", None, None)], [])), "spoke of stream -1, never begun"),
@@ -442,7 +444,8 @@ async def test_a_requests_own_error_concerns_nobody_else(kind):
     ("what", "message"),
     [
         ("text", "must yield a TokenChunk, got str"),
-        ("object", "TypeError: "),
+        ("object", "must have the types that TokenChunk says"),
+        ("huge", "OverflowError: "),
         ("surrogate", "UnicodeEncodeError: "),
         ("nothing", "ended without a finish reason"),
     ],
@@ -614,6 +617,76 @@ async def test_an_idle_context_has_no_deadline():
             await session.receive()
         assert scope.cancelled_caught
         assert ids(await whole(session)) == expected(BATCH, 2)
+
+
+@pytest.mark.parametrize("begins_again", [False, True])
+@pytest.mark.trio
+async def test_a_hang_is_seen_though_whoever_waits_leaves(begins_again):
+    """D9: who has left is not waited for, but the process is, until it says that it goes on."""
+    host = ProcessHost(first_chunk_timeout=0.6, next_chunk_timeout=0.6)
+    async with (
+        opened(Scripted(faults=(Fault("hang"),)), host) as session,
+        trio.open_nursery() as nursery,
+    ):
+
+        async def beg():
+            session.begin(BATCH)
+            while True:
+                await trio.sleep(0.25)
+                session.drop("r")
+                if begins_again:
+                    session.begin(BATCH)
+
+        nursery.start_soon(beg)
+        await until_failure(session, ContextHung)
+        nursery.cancel_scope.cancel()
+
+
+@pytest.mark.trio
+async def test_who_leaves_a_slow_stream_hangs_nobody():
+    """D9: the process says that it goes on, and then the next stream has all of its time."""
+    host = ProcessHost(first_chunk_timeout=1.0, next_chunk_timeout=1.0)
+    async with opened(Scripted(2, delay=0.5), host) as session, trio.open_nursery() as nursery:
+
+        async def leave():
+            await trio.sleep(0.3)
+            session.drop("left")
+            await trio.sleep(1.5)
+            session.begin(BATCH)
+
+        session.begin(ExecuteBatch("left", ""))
+        nursery.start_soon(leave)
+        assert ids(await rest(session)) == expected(BATCH, 2)
+
+
+@pytest.mark.trio
+async def test_a_request_that_would_not_travel_whole_is_refused():
+    """D8: what a class of one's own adds would be lost on the way."""
+
+    @attrs.frozen
+    class WithImage(ExecuteBatch):
+        image: bytes = b""
+
+    async with opened(Scripted(1)) as session:
+        with pytest.raises(BadRequest, match=r"only an ExecuteBatch itself can be sent, got .*WithImage"):
+            session.begin(WithImage("r", "", image=b"x"))
+        assert ids(await whole(session)) == expected(BATCH, 1)
+
+
+@pytest.mark.trio
+async def test_a_step_too_long_for_a_frame_travels_in_several():
+    """D5: what one stream alone may say, it may say beside others."""
+    async with opened(Verbose(6 * 2**20)) as session:
+        for name in "abc":
+            session.begin(ExecuteBatch(name, ""))
+        made = {name: [] for name in "abc"}
+        while not all(items and items[-1].finish_reason for items in made.values()):
+            for item in await session.receive():
+                made[item.request_id].append(item)
+        assert [len(items[0].text) for items in made.values()] == [6 * 2**20] * 3
+    async with opened(Verbose(17 * 2**20)) as session:
+        (failed,) = await whole(session)
+        assert "a frame must have at most 16777216 bytes" in str(failed.error)
 
 
 @pytest.mark.trio

@@ -96,6 +96,32 @@ async def test_a_thread_that_hangs_cannot_be_stopped_and_says_so(at, monkeypatch
 
 
 @pytest.mark.trio
+async def test_a_thread_that_hangs_is_seen_though_whoever_waits_leaves(monkeypatch):
+    """D9: who has left is not waited for, but the thread is, until it has dropped the stream."""
+    release = threading.Event()
+
+    def sys_exit():
+        raise SystemExit
+
+    monkeypatch.setattr(time, "sleep", lambda _: release.wait(PATIENCE) and sys_exit())
+    host = ThreadHost(chunk_timeout=0.6)
+    async with opened(Scripted(faults=(Fault("hang", at_token=0),)), host) as session:
+        async with trio.open_nursery() as nursery:
+
+            async def beg():
+                while True:
+                    session.begin(BATCH)
+                    await trio.sleep(0.25)
+                    session.drop("r")
+
+            nursery.start_soon(beg)
+            _, error = await until_failure(session)
+            nursery.cancel_scope.cancel()
+        assert "made no chunk within 0.6 s" in str(error)
+        release.set()
+
+
+@pytest.mark.trio
 async def test_sys_exit_in_a_thread_ends_the_context_alone():
     """D10: it is told, and escalates: nobody knows in what state it left."""
     async with opened(Raises("sys.exit"), THREAD) as session:
@@ -134,17 +160,17 @@ def test_a_deadline_is_positive(name):
         ThreadHost(**{name: 0})
 
 
-@pytest.mark.parametrize("dropped", [False, True])
+@pytest.mark.parametrize(("dropped", "delay"), [(False, 0.6), (True, 0.1)])
 @pytest.mark.trio
-async def test_a_threads_deadline_holds_for_who_waits_already_while_a_stream_is_open(dropped):
-    """D9: somebody sits in `receive` before a stream begins, and still when it is dropped."""
+async def test_a_threads_deadline_holds_for_who_waits_already_while_a_stream_is_open(dropped, delay):
+    """D9: somebody sits in `receive` before a stream begins, and still when it has been dropped."""
     failures = []
 
     async def reads(session):
         failures.append((await until_failure(session))[1])
 
     host = ThreadHost(chunk_timeout=0.2)
-    async with opened(Scripted(3, delay=0.6), host) as session, trio.open_nursery() as nursery:
+    async with opened(Scripted(3, delay=delay), host) as session, trio.open_nursery() as nursery:
         nursery.start_soon(reads, session)
         await trio.testing.wait_all_tasks_blocked()
         session.begin(BATCH)

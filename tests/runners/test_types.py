@@ -106,6 +106,16 @@ class Holder:
         lambda: RunnerInfo(transport="pigeon"),
         lambda: RunnerInfo(limits=3),
         lambda: ExecuteBatch("r", "", deadline="soon"),
+        lambda: ExecuteBatch("r", "", deadline=True),
+        lambda: ExecuteBatch("r", "", deadline=float("nan")),
+        lambda: ExecuteBatch("r", "", deadline=10**400),
+        lambda: Sampling(max_tokens=True),
+        lambda: Sampling(max_tokens=0),
+        lambda: Sampling(seed=False),
+        lambda: Sampling(stop="###"),
+        lambda: Sampling(stop=("#", 1)),
+        lambda: TokenUsage(output=1.5),
+        lambda: TokenUsage(input=-1),
     ],
 )
 def test_nonsense_is_refused(wrong):

@@ -48,6 +48,7 @@ from_child = st.one_of(
     ),
     st.builds(wire.Step, st.lists(chunks, max_size=4), st.lists(failures, max_size=4)),
     st.just(wire.Rebuilt()),
+    st.builds(wire.Dropped, counts),
     st.builds(wire.Broken, wire_errors, st.lists(text, max_size=3).map(tuple)),
 )
 
@@ -252,7 +253,10 @@ def test_a_code_that_no_device_has_is_none(code, got):
     assert parser.next().error.code == got
 
 
-@pytest.mark.parametrize(("told", "got"), [(None, None), (3, 3.0), (0.5, 0.5), (True, None), ("soon", None)])
+@pytest.mark.parametrize(
+    ("told", "got"),
+    [(None, None), (3, 3.0), (0.5, 0.5), (2**70, 2.0**70), (10**400, None), (True, None), ("soon", None)],
+)
 def test_when_to_come_again_travels(told, got):
     """D5: in seconds, if it was said; nonsense is nothing."""
     data = wire.error_data(errors.RateLimited("slow down", retry_after=told))
@@ -280,6 +284,10 @@ def test_an_unknown_failure_of_a_context_is_a_poison(name):
 
 
 class Subclass(errors.WeightsCorrupt):
+    pass
+
+
+class OutOfMemory(Exception):
     pass
 
 
@@ -311,6 +319,7 @@ class Mute(Exception):
         (Own("x"), "OutOfMemory", True),
         (Tagged("devices.who.knows"), "RunnerError", False),
         (Tagged(3), "RunnerError", False),
+        (OutOfMemory("a namesake"), "RunnerError", False),
         (ValueError("\ud800"), "RunnerError", False),
         (Mute(), "RunnerError", False),
     ],

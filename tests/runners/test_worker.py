@@ -1693,7 +1693,11 @@ async def test_a_canary_gives_way_and_is_silent_beside_requests(autojump_clock):
         assert act.begun == ["canary", "a", "canary"]
         nursery.start_soon(rebuild, scene.worker)
         await act.is_asked_to_rebuild()
+        await trio.sleep(5)
+        assert act.begun == ["canary", "a", "canary"]
         act.is_rebuilt()
+        await trio.sleep(0.6)
+        assert act.begun == ["canary", "a", "canary", "canary"]
 
 
 @pytest.mark.trio
@@ -1842,7 +1846,7 @@ async def test_a_real_model_goes_on_where_it_was():
 
         async with serving(TorchLM()) as scene:
             them = [
-                Caller(ExecuteBatch(str(n), "The import", sampling=Sampling(seed=n, max_tokens=40)), strike)
+                Caller(ExecuteBatch(str(n), "The import", sampling=Sampling(seed=n, max_tokens=200)), strike)
                 for n in range(3)
             ]
             await all_of(scene.worker, them)

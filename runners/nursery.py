@@ -1,0 +1,26 @@
+"""A nursery that wraps nothing: `KeyboardInterrupt` and `SystemExit` leave as themselves (R4)."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+
+import trio
+
+
+@asynccontextmanager
+async def bare_nursery() -> AsyncGenerator[trio.Nursery, None]:
+    """A nursery whose tasks end with its body; they are not meant to raise, so that all that leaves is the body's."""
+    leaving: BaseException | None = None
+    try:
+        async with trio.open_nursery() as nursery:
+            try:
+                yield nursery
+            except trio.Cancelled:
+                raise
+            except BaseException as error:  # noqa: BLE001 - it is raised again, outside
+                leaving = error
+            nursery.cancel_scope.cancel("the body has ended")
+    finally:
+        if leaving is not None:
+            raise leaving
