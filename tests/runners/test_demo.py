@@ -58,6 +58,17 @@ def eventually(condition, what, seconds=30.0):
         time.sleep(0.01)
 
 
+def marked(mark):
+    """The processes whose environment holds `mark`."""
+    found = []
+    for environ in Path("/proc").glob("[0-9]*/environ"):
+        try:
+            found += [environ.parent.name] * (mark.encode() in environ.read_bytes())
+        except OSError:
+            continue
+    return found
+
+
 @pytest.fixture(scope="module")
 def calm():
     return json.loads(demo("--json", "--fault", "none").stdout)
@@ -76,10 +87,14 @@ def test_without_a_fault_nothing_restarts(calm):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["kill", "segv", "poison", "hang"])
-def test_a_fault_costs_no_token(calm, kind):
-    """D6: whatever happens to the process in mid-stream, every stream equals its fault-free text."""
-    result = demo("--json", "--fault", kind)
+def test_a_fault_costs_no_token(calm, kind, tmp_path):
+    """D6, D10: whatever happens to the process in mid-stream, every stream equals its fault-free text; nothing is left."""
+    shared = set(os.listdir("/dev/shm"))
+    result = demo("--json", "--fault", kind, env={**os.environ, "TMPDIR": str(tmp_path)})
     assert result.returncode == 0, result.stderr
+    assert marked(str(tmp_path)) == []
+    assert list(tmp_path.iterdir()) == []
+    assert set(os.listdir("/dev/shm")) == shared
     report = json.loads(result.stdout)
     assert (report["lost"], report["duplicated"], report["tree_failed"]) == (0, 0, False)
     assert report["identical"] is True
@@ -175,7 +190,7 @@ def test_supervise_run_shows_what_happens():
 @pytest.mark.slow
 def test_a_live_demo_needs_a_terminal():
     """`--live` without one gives plain lines, and the same streams."""
-    result = demo("--live", "--fault", "kill")
+    result = demo("--live", "--fault", "kill", "--prompts", "-", input="The import statement\n")
     assert result.returncode == 0, result.stderr
     assert result.stderr.startswith("supervise: no live view, plain lines instead: standard output is not")
     assert "killed by SIGKILL" in result.stderr
@@ -198,29 +213,6 @@ def test_no_process_outlives_a_killed_parent(stopped):
     parent.kill()
     parent.communicate()
     eventually(lambda: state(child) == "Z", "the child is gone")
-
-
-def marked(mark):
-    """The processes whose environment holds `mark`."""
-    found = []
-    for environ in Path("/proc").glob("[0-9]*/environ"):
-        try:
-            found += [environ.parent.name] * (mark.encode() in environ.read_bytes())
-        except OSError:
-            continue
-    return found
-
-
-@pytest.mark.slow
-def test_a_run_leaves_nothing_behind(tmp_path):
-    """D10: no process, no temporary file, no shared memory, also after a kill."""
-    shared = set(os.listdir("/dev/shm"))
-    env = {**os.environ, "TMPDIR": str(tmp_path)}
-    result = demo("--json", "--fault", "kill", env=env)
-    assert result.returncode == 0, result.stderr
-    assert marked(str(tmp_path)) == []
-    assert list(tmp_path.iterdir()) == []
-    assert set(os.listdir("/dev/shm")) == shared
 
 
 def test_the_parent_never_imports_torch():
