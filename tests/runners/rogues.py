@@ -134,6 +134,22 @@ class _Verbose(Base):
 
 
 @attrs.frozen
+class Ponders:
+    """Begins no stream without having thought about it."""
+
+    seconds: float
+
+    def build(self, start):
+        return _Ponders(self)
+
+
+class _Ponders(Base):
+    def execute(self, batch):
+        time.sleep(self.spec.seconds)
+        return super().execute(batch)
+
+
+@attrs.frozen
 class Holds:
     """One stream at a time, whose place only closing frees; it yields something that is no chunk, once."""
 
