@@ -460,9 +460,9 @@ def _running(report: Report) -> Callable[..., float]:
 
 def _is_there(device: str) -> bool:
     """Asked in a process of its own: no context in this one."""
-    asks = f"import torch; torch.empty(1, device={device!r})"
     if device == "cpu":
         return True
+    asks = f"import torch; torch.empty(1, device={device!r})"
     return not subprocess.run([sys.executable, "-c", asks], capture_output=True, check=False).returncode
 
 

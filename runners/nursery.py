@@ -18,7 +18,7 @@ async def bare_nursery() -> AsyncGenerator[trio.Nursery, None]:
                 yield nursery
             except trio.Cancelled:
                 raise
-            except BaseException as error:  # noqa: BLE001 - it is raised again, outside
+            except BaseException as error:  # noqa: BLE001 - nothing is swallowed: it is raised below, where no group is made of it
                 leaving = error
             nursery.cancel_scope.cancel("the body has ended")
     finally:

@@ -362,7 +362,7 @@ class _Serving:
             made[item.request_id].append(item)
         try:
             for request_id, his in made.items():
-                failed = his.pop() if isinstance(his[-1], RequestFailed) else None
+                failed = his.pop() if isinstance(his[-1], RequestFailed) else None  # the last of its stream
                 if his:
                     self._give(request_id, his)
                 if failed:

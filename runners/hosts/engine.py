@@ -203,7 +203,7 @@ class Engine:
         for number, stream in tuple(self._streams.items()):
             try:
                 step.chunks.append(self._next(number, stream))
-            except Exception as error:  # noqa: BLE001 - as in _begin
+            except Exception as error:  # noqa: BLE001 - a runner may raise anything, and _fail judges it
                 step.failed.append(self._fail(number, stream.request_id, error))
         self._tell(step)
 
@@ -239,27 +239,24 @@ class Engine:
             try:
                 self._link.send(wire.Step([chunk], []))
             except (ValueError, TypeError, OverflowError) as error:
-                step.failed.append(self._unsendable(chunk.stream, error))
+                worse = self._closed_early(chunk.stream)
+                step.failed.append(worse or wire.Failed(chunk.stream, wire.error_data(error)))
         self._link.send(*(wire.Step([], [failed]) for failed in step.failed), *self._oom)
-
-    def _unsendable(self, number: int, error: Exception) -> wire.Failed:
-        """The end of a stream, if it is open still, whose chunk cannot be sent."""
-        if (stream := self._streams.pop(number, None)) is not None:
-            try:
-                stream.close()
-            except Exception as worse:  # noqa: BLE001 - as in _begin
-                return self._fail(number, stream.request_id, worse)
-        return wire.Failed(number, wire.error_data(error))
 
     def _drop(self, number: int) -> None:
         """End a stream early; the parent may not know yet that it has ended."""
+        if failed := self._closed_early(number):
+            self._tell(wire.Step([], [failed]))
+
+    def _closed_early(self, number: int) -> wire.Failed | None:
+        """Close a stream, if it is open still; how that failed, if it did."""
         stream = self._streams.pop(number, None)
-        if stream is None:
-            return
-        try:
-            stream.close()
-        except Exception as error:  # noqa: BLE001 - as in _begin
-            self._tell(wire.Step([], [self._fail(number, stream.request_id, error)]))
+        if stream is not None:
+            try:
+                stream.close()
+            except Exception as error:  # noqa: BLE001 - a runner may raise anything, and _fail judges it
+                return self._fail(number, stream.request_id, error)
+        return None
 
     def _drop_all(self) -> None:
         for number in tuple(self._streams):

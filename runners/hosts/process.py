@@ -187,9 +187,11 @@ class ProcessSession(BaseSession[int]):
         if number is None:
             return
         self._forget(number)
-        if not self._failure and self._peer.withdraw(number):
+        if self._failure:
+            return
+        if self._peer.withdraw(number):
             self._new.discard(number)
-        elif not self._failure:
+        else:
             self._leaving.add(number)
             self._peer.send(wire.encode(wire.Drop(number)))
 
@@ -366,10 +368,11 @@ class ProcessSession(BaseSession[int]):
                 self._check_begun(failed.stream)
             else:
                 self._forget(failed.stream)
-                self._new.discard(failed.stream)
                 made.append(RequestFailed(name, wire.request_error(failed.error)))
         if self._new:
-            self._new.difference_update(chunk.stream for chunk in step.chunks)
+            self._new.difference_update(
+                (chunk.stream for chunk in step.chunks), (failed.stream for failed in step.failed)
+            )
         return made
 
     def _dropped(self, number: int) -> None:

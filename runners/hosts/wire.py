@@ -1,8 +1,9 @@
 """What both ends of a process say to each other: typed frames behind a length. Pure: no socket, no Trio.
 
 A frame is four bytes of length, big endian, then one msgpack array that a closed set of structs describes. The parent
-sends `Hello`, `Start`, `Begin`, `Drop`, `Rebuild`, `Shutdown`; the child `Ready`, `Step`, `Dropped`, `Rebuilt`, `Broken`. What the
-child says is only ever data: nothing in it names code, and an error that is not in the tables here becomes one that is.
+sends `Hello`, `Start`, `Begin`, `Drop`, `Rebuild`, `Shutdown`; the child `Ready`, `Step`, `Dropped`, `Rebuilt`, `Broken`.
+What the child says is only ever data: nothing in it names code, and an error that is not in the tables here becomes one
+that is.
 
 With a fork server each datagram is one such array, without a length: `Preload` and `Fork` to it, `Preloaded`,
 `NotPreloaded`, `Forked` and `Exited` from it.

@@ -150,6 +150,22 @@ class _Ponders(Base):
 
 
 @attrs.frozen
+class Clings:
+    """It yields what cannot be sent, and closing it shows that the context is lost."""
+
+    def build(self, start):
+        return _Clings(self)
+
+
+class _Clings(Base):
+    def execute(self, batch):
+        try:
+            yield TokenChunk(request_id=batch.request_id, index=0, token_ids=(1,), text="\ud800")
+        finally:
+            raise ContextPoisoned("cannot let go")
+
+
+@attrs.frozen
 class Holds:
     """One stream at a time, whose place only closing frees; it yields something that is no chunk, once."""
 

@@ -45,6 +45,14 @@ def test_the_command_says_whether_all_targets_are_kept(median, status, monkeypat
     assert (figure["median"], figure["good"]) == (median, status == 0)
 
 
+def test_a_device_that_is_not_there_is_one_line(capsys):
+    """And exit status 2, before anything is measured."""
+    with pytest.raises(SystemExit) as left:
+        device.main(["--device", "abacus:0"])
+    assert left.value.code == 2
+    assert "--device must be cpu or one that torch has here, got 'abacus:0'" in capsys.readouterr().err
+
+
 @pytest.mark.trio
 async def test_all_chunks_of_all_streams_come_through_the_buffers():
     """What is counted as chunks a second are chunks, each once and in order."""

@@ -18,7 +18,7 @@ from contexts import (
     nothing_left,  # noqa: F401 - autouse: to be imported is its use
     opened,
 )
-from rogues import ClosesAndLives, Nested, Ponders, Raises, Remembers, Says, Verbose, Yields, factory
+from rogues import Clings, ClosesAndLives, Nested, Ponders, Raises, Remembers, Says, Verbose, Yields, factory
 from sessions import (
     BATCH,
     FOREVER,
@@ -672,6 +672,15 @@ async def test_a_request_that_would_not_travel_whole_is_refused():
         with pytest.raises(BadRequest, match=r"only an ExecuteBatch itself can be sent, got .*WithImage"):
             session.begin(WithImage("r", "", image=b"x"))
         assert ids(await whole(session)) == expected(BATCH, 1)
+
+
+@pytest.mark.trio
+async def test_what_cannot_be_sent_may_still_end_the_context():
+    """D5, D6: its stream is closed, and what that raises is judged like anything else."""
+    async with opened(Clings()) as session:
+        session.begin(BATCH)
+        items, error = await until_failure(session, ContextPoisoned)
+        assert (items, type(error), str(error)) == ([], ContextPoisoned, "cannot let go")
 
 
 @pytest.mark.trio

@@ -61,17 +61,25 @@ async def test_a_thread_does_not_run_ahead_of_its_reader(monkeypatch):
         assert len(session._reports) <= 2
 
 
+def sleeps_until_released(monkeypatch):
+    """Whoever sleeps, sleeps until this event is set; then the thread ends."""
+    release = threading.Event()
+
+    def sleep(_):
+        release.wait(PATIENCE)
+        raise SystemExit
+
+    monkeypatch.setattr(time, "sleep", sleep)
+    return release
+
+
 @pytest.mark.parametrize("at", ["token", "load", "rebuild"])
 @pytest.mark.trio
 async def test_a_thread_that_hangs_cannot_be_stopped_and_says_so(at, monkeypatch):
     """D9, D10: it escalates, and its device is not used again: leaving is Unrecoverable while the thread is there."""
-    release = threading.Event()
-    monkeypatch.setattr(time, "sleep", lambda seconds: release.wait(PATIENCE) and sys_exit())
+    release = sleeps_until_released(monkeypatch)
     short = 20.0 if at == "token" else 1.0
     host = ThreadHost("cuda:1", load_timeout=short, chunk_timeout=0.2, close_timeout=0.1)
-
-    def sys_exit():
-        raise SystemExit
 
     async def use():
         async with host.open(Scripted(faults=(Fault("hang", at=at),))) as session:
@@ -98,12 +106,7 @@ async def test_a_thread_that_hangs_cannot_be_stopped_and_says_so(at, monkeypatch
 @pytest.mark.trio
 async def test_a_thread_that_hangs_is_seen_though_whoever_waits_leaves(monkeypatch):
     """D9: who has left is not waited for, but the thread is, until it has dropped the stream."""
-    release = threading.Event()
-
-    def sys_exit():
-        raise SystemExit
-
-    monkeypatch.setattr(time, "sleep", lambda _: release.wait(PATIENCE) and sys_exit())
+    release = sleeps_until_released(monkeypatch)
     host = ThreadHost(chunk_timeout=0.6)
     async with opened(Scripted(faults=(Fault("hang", at_token=0),)), host) as session:
         async with trio.open_nursery() as nursery:
