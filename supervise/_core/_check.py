@@ -6,6 +6,8 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from contextvars import ContextVar
 
+from ._brief import brief
+
 _noted: ContextVar[list[Exception] | None] = ContextVar("noted", default=None)
 
 
@@ -35,12 +37,12 @@ def check_number(
     """Refuse what is no number, is a bool, or lies below `least` (NaN does)."""
     if isinstance(value, bool) or not isinstance(value, kind):
         noun = "an integer" if kind is int else "a number"
-        refuse(TypeError(f"{what} must be {noun}, got {value!r}"))
+        refuse(TypeError(f"{what} must be {noun}, got {brief(value)}"))
     elif not value >= least:  # type: ignore[operator]  # an int or a float by now
-        refuse(ValueError(f"{what} must be >= {least}, got {value!r}"))
+        refuse(ValueError(f"{what} must be >= {least}, got {brief(value)}"))
 
 
 def check_choice(what: str, value: object, allowed: tuple[str, ...]) -> None:
     """Refuse what is not one of `allowed`."""
     if value not in allowed:
-        refuse(ValueError(f"{what} must be one of {', '.join(map(repr, allowed))}, got {value!r}"))
+        refuse(ValueError(f"{what} must be one of {', '.join(map(repr, allowed))}, got {brief(value)}"))

@@ -9,6 +9,7 @@ from typing import Any, cast
 
 from attrs import Factory, evolve, field, frozen
 
+from ._brief import brief
 from ._check import refuse
 from ._code import Code
 from ._value import Value
@@ -36,14 +37,16 @@ def _matching(exc: BaseException) -> tuple[type[Any], ...]:
 
 def _check_tag(what: str, tag: object) -> None:
     if not (isinstance(tag, str) and _DOTTED.fullmatch(tag)):
-        refuse(ValueError(f"{what} must be a dotted tag such as 'device.oom', got {tag!r}"))
+        refuse(ValueError(f"{what} must be a dotted tag such as 'device.oom', got {brief(tag)}"))
 
 
 def _classes(value: object) -> tuple[type[BaseException], ...]:
     classes: tuple[Any, ...] = cast("tuple[object, ...]", value) if isinstance(value, tuple) else (value,)
     if not classes or not all(map(_is_exception_class, classes)):
         refuse(
-            TypeError(f"a rule's first argument must be an exception class or a tuple of them, got {value!r}")
+            TypeError(
+                f"a rule's first argument must be an exception class or a tuple of them, got {brief(value)}"
+            )
         )
         return ()
     return classes
@@ -54,7 +57,7 @@ def _pattern(value: str | re.Pattern[str] | None) -> re.Pattern[str] | None:
         return None if value is None else re.compile(value)
     except (re.error, TypeError) as wrong:
         kind = ValueError if isinstance(value, str) else TypeError
-        refusal = kind(f"a rule's match must be a regular expression, got {value!r}")
+        refusal = kind(f"a rule's match must be a regular expression, got {brief(value)}")
         refusal.__cause__ = wrong
         refuse(refusal)
         return None
@@ -79,7 +82,7 @@ class Rule(Code, Value):
     def __attrs_post_init__(self) -> None:
         _check_tag("a rule's tag", self.tag)
         if self.when is not None and not callable(self.when):
-            refuse(TypeError(f"a rule's when must be a function, got {self.when!r}"))
+            refuse(TypeError(f"a rule's when must be a function, got {brief(self.when)}"))
 
     def fits(self, exc: BaseException) -> bool:
         """Whether this rule gives its tag to `exc`."""
@@ -95,7 +98,7 @@ Key = str | type[BaseException]
 
 def _table(value: Mapping[Key, Directive]) -> Mapping[Key, Directive]:
     if not isinstance(value, Mapping):
-        refuse(TypeError(f"a decider's table must be a mapping, got {value!r}"))
+        refuse(TypeError(f"a decider's table must be a mapping, got {brief(value)}"))
         value = {}
     return MappingProxyType(dict(value))
 
@@ -133,19 +136,19 @@ class Decider(Code):
             if not isinstance(directive, Directive):
                 refuse(
                     TypeError(
-                        f"a decider maps {key!r} to Resume, Restart, Stop or Escalate, got {directive!r}"
+                        f"a decider maps {brief(key)} to Resume, Restart, Stop or Escalate, got {brief(directive)}"
                     )
                 )
         for rule in self.rules:
             if not isinstance(rule, Rule):
-                refuse(TypeError(f"a decider's rules must be Rules, got {rule!r}"))
+                refuse(TypeError(f"a decider's rules must be Rules, got {brief(rule)}"))
         if not (self.default is None or isinstance(self.default, Directive)):
-            refuse(TypeError(f"a decider's default must be a directive or None, got {self.default!r}"))
+            refuse(TypeError(f"a decider's default must be a directive or None, got {brief(self.default)}"))
 
     def over(self, other: Decider) -> Decider:
         """This decider, and `other` for whatever this one does not answer."""
         if not isinstance(other, Decider):
-            raise TypeError(f"a decider goes over another Decider, got {other!r}")
+            raise TypeError(f"a decider goes over another Decider, got {brief(other)}")
         return evolve(self, beneath=other if self.beneath is None else self.beneath.over(other))
 
     def layers(self) -> Iterator[Decider]:

@@ -124,7 +124,7 @@ class Forest:
         """What no decider decides stops the whole tree (R4)."""
         root = self.root
         assert root.machine is not None
-        root.why = root.why or exc
+        root.why = exc if root.why is None else root.why
         reason = f"{machine.path!r} met what no decider decides"
         out += self._root_stops(reason, now)
         return root.machine, effect.Stop(reason)

@@ -7,6 +7,7 @@ from typing import Any
 
 from .. import errors, events
 from . import effect
+from ._brief import brief
 from .act import Act
 from .acting import Acting
 from .decide import Verdict, judge
@@ -280,7 +281,7 @@ class Judging(Acting):
 
 def start_failed(failure: Failure) -> errors.StartFailed:
     """What a caller gets for a start that failed, with its cause."""
-    exc = errors.StartFailed(f"{failure.path!r} failed to start: {failure.exc!r}", path=failure.path)
+    exc = errors.StartFailed(f"{failure.path!r} failed to start: {brief(failure.exc)}", path=failure.path)
     exc.__cause__ = failure.exc
     return exc
 

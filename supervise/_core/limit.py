@@ -6,6 +6,7 @@ from collections import deque
 
 from attrs import field, frozen
 
+from ._brief import brief
 from ._check import check_number, refuse
 from ._code import Code
 from ._value import Value
@@ -34,7 +35,7 @@ class Limit(Code, Value):
         if self.within == 0:
             refuse(ValueError("within must be > 0, got 0"))
         if not isinstance(self.of_ready_time, bool):
-            refuse(TypeError(f"of_ready_time must be a bool, got {self.of_ready_time!r}"))
+            refuse(TypeError(f"of_ready_time must be a bool, got {brief(self.of_ready_time)}"))
 
     def __str__(self) -> str:
         return f"{self.restarts} within {self.within:g} s"
@@ -121,7 +122,7 @@ class Backoff(Code, Value):
         if self.reset_after is not None:
             check_number("reset_after", self.reset_after, least=0)
         if isinstance(self.jitter, int | float) and self.jitter > 1:
-            refuse(ValueError(f"jitter must be <= 1, got {self.jitter!r}"))
+            refuse(ValueError(f"jitter must be <= 1, got {brief(self.jitter)}"))
 
     @property
     def longest(self) -> float:

@@ -14,6 +14,7 @@ from typing import Any
 
 from .. import errors, events
 from . import effect
+from ._brief import brief
 from .act import Act, Done, Judge, Retry
 from .directive import Escalate, Resume
 from .effect import Effect, Failure, Input, Request
@@ -132,7 +133,9 @@ class Machine(Judging):
         node = exited.child
         if exited.risen is not None:
             return exited.risen
-        exc = exited.exc or errors.ChildReturned(f"permanent child {node.path!r} returned {exited.value!r}")
+        exc = exited.exc
+        if exc is None:
+            exc = errors.ChildReturned(f"permanent child {node.path!r} returned {brief(exited.value)}")
         return Failure(
             exc,
             node,

@@ -13,6 +13,7 @@ from typing import Any, Final, Literal
 from attrs import Factory, evolve, field, frozen
 
 from ..errors import ChildStopped, MailboxFull
+from ._brief import brief
 from ._check import check_choice, check_number, refuse
 from ._code import Code
 from ._value import Value
@@ -53,7 +54,7 @@ def _check_name(what: str, name: object) -> None:
 def _check_type(what: str, value: object, allowed: type | tuple[type, ...]) -> None:
     if not isinstance(value, allowed):
         names = " or ".join(t.__name__ for t in (allowed if isinstance(allowed, tuple) else (allowed,)))
-        refuse(TypeError(f"{what} must be a {names}, got {value!r}".replace("NoneType", "None")))
+        refuse(TypeError(f"{what} must be a {names}, got {brief(value)}".replace("NoneType", "None")))
 
 
 def _check_as_child(spec: Child | Supervisor | Pool) -> None:
@@ -68,7 +69,7 @@ def _check_as_child(spec: Child | Supervisor | Pool) -> None:
     for part, kind in ((spec.decider, Decider), (spec.limit, Limit), (spec.backoff, Backoff)):
         if part is not None and not isinstance(part, kind):
             name = kind.__name__
-            refuse(TypeError(f"{what}: {name.lower()} must be a {name} or None, got {part!r}"))
+            refuse(TypeError(f"{what}: {name.lower()} must be a {name} or None, got {brief(part)}"))
     if spec.start_timeout is not None:
         check_number(f"{what}: start_timeout", spec.start_timeout, least=0)
 
@@ -126,10 +127,10 @@ class Mailbox(Code, Value):
         check_number("a mailbox's size", self.size, least=1, kind=int)
         check_choice("a mailbox's on_loss", self.on_loss, ("fail", "requeue"))
         if self.deadline is not None and not callable(self.deadline):
-            refuse(TypeError(f"a mailbox's deadline must be a function, got {self.deadline!r}"))
+            refuse(TypeError(f"a mailbox's deadline must be a function, got {brief(self.deadline)}"))
         for what, value in (("stopped", self.stopped), ("full", self.full), ("late", self.late)):
             if not _is_exception_class(value):
-                refuse(TypeError(f"a mailbox's {what} must be an exception class, got {value!r}"))
+                refuse(TypeError(f"a mailbox's {what} must be an exception class, got {brief(value)}"))
 
 
 def _mailbox(value: Mailbox | int | None) -> Mailbox | None:
@@ -188,9 +189,9 @@ class Child(_AsChild):
     def __attrs_post_init__(self) -> None:
         _check_as_child(self)
         if not callable(self.body):
-            refuse(TypeError(f"child {self.name!r}: body must be an async function, got {self.body!r}"))
+            refuse(TypeError(f"child {self.name!r}: body must be an async function, got {brief(self.body)}"))
         if self.resource is not None and not callable(self.resource):
-            refuse(TypeError(f"child {self.name!r}: resource must be a function, got {self.resource!r}"))
+            refuse(TypeError(f"child {self.name!r}: resource must be a function, got {brief(self.resource)}"))
         for name, seconds in (("drain", self.drain), ("grace", self.grace)):
             if type(seconds) is not float or not seconds >= 0:
                 check_number(f"child {self.name!r}: {name}", seconds, least=0)
@@ -240,7 +241,7 @@ class Supervisor(_AsChild):
         if self.front is not None and self.front not in names:
             refuse(
                 ValueError(
-                    f"{what}: front must be one of its children ({', '.join(names)}), got {self.front!r}"
+                    f"{what}: front must be one of its children ({', '.join(names)}), got {brief(self.front)}"
                 )
             )
 
@@ -290,7 +291,9 @@ class Pool(_AsChild):
             limit = template.limit or self.member_limit
             return evolve(template, name=name, args=(*template.args, *args), limit=limit)
         if args and template.init is None:
-            raise TypeError(f"pool {self.name!r}: a member without an init takes no arguments, got {args!r}")
+            raise TypeError(
+                f"pool {self.name!r}: a member without an init takes no arguments, got {brief(args)}"
+            )
         return evolve(template, name=name, init=partial(template.init, *args) if template.init else None)
 
 
@@ -315,7 +318,7 @@ def _check_supervisor(spec: Supervisor | Pool, what: str) -> None:
         if isinstance(child, _SPECS) and child.significant:
             check_fits(spec, child)
     if spec.init is not None and not callable(spec.init):
-        refuse(TypeError(f"{what}: init must be a function, got {spec.init!r}"))
+        refuse(TypeError(f"{what}: init must be a function, got {brief(spec.init)}"))
 
 
 def walk(spec: Spec, path: str = "") -> Iterator[tuple[str, Spec]]:

@@ -18,6 +18,7 @@ from trio.lowlevel import Abort, Task, current_task, reschedule, wait_task_resch
 
 from .. import events
 from .._core import effect
+from .._core._brief import brief
 from .._core.effect import Effect, Input
 from .._core.forest import Forest
 from .._core.judging import start_failed
@@ -73,7 +74,9 @@ class Address:
             self.mailbox.open()
 
     def stopped(self) -> ChildStopped:
-        exc = ChildStopped(f"{self.path!r} is down for good" + (f": {self.why!r}" if self.why else ""))
+        exc = ChildStopped(
+            f"{self.path!r} is down for good" + ("" if self.why is None else f": {brief(self.why)}")
+        )
         exc.__cause__ = self.why
         return exc
 
@@ -364,7 +367,7 @@ class Driver:
         self._sinks = [other for other in self._sinks if other is not sink]
         root = self.forest.root
         failed = events.SinkFailed(
-            at=self.now(), path=root.path, incarnation=root.incarnation, sink=repr(sink), exc=exc
+            at=self.now(), path=root.path, incarnation=root.incarnation, sink=brief(sink), exc=exc
         )
         logger.error("a sink raised and gets nothing from now on: %r", sink, exc_info=exc)
         self._deliver(failed)
@@ -458,7 +461,7 @@ class Driver:
         self._fail(one.exc)
 
     def _fail_tree(self, one: effect.Fail) -> None:
-        failed = TreeFailed(f"{self.forest.root.path!r} failed: {one.exc!r}")
+        failed = TreeFailed(f"{self.forest.root.path!r} failed: {brief(one.exc)}")
         failed.__cause__ = one.exc
         self._fail(failed)
 
@@ -466,7 +469,8 @@ class Driver:
         """The tree fails with the first of its failures; the body need not wait for what is stopping."""
         if self.failure is None:
             self.failure = exc
-            self.body_scope.cancel(f"tree {self.forest.root.path!r} failed: {exc.__cause__ or exc!r}")
+            why = exc if exc.__cause__ is None else exc.__cause__
+            self.body_scope.cancel(f"tree {self.forest.root.path!r} failed: {brief(why)}")
 
     def _rise(self, one: effect.Rise) -> None:
         """A supervisor is up, or over."""

@@ -18,6 +18,7 @@ from trio.lowlevel import (
 )
 
 from .._core import effect
+from .._core._brief import brief
 from .._core.decide import as_group
 from .._core.spec import IGNORE, Child
 from ..errors import ChildRestarted, ForeignCancelled, StartReturned
@@ -153,7 +154,7 @@ class Leaf:
         scope = self._body_scope
         if scope is None:
             scope, self._cancelled = self._scope, True
-        scope.cancel(f"injected into {self.path!r}: {exc!r}")
+        scope.cancel(f"injected into {self.path!r}: {brief(exc)}")
 
     # --- its life
 
@@ -210,7 +211,8 @@ class Leaf:
         except BaseException as caught:  # noqa: BLE001 - as above
             left = caught
         if self._reported or self.stopping:
-            self._error = _apart_from(left, self._failure) or self._error
+            error = _apart_from(left, self._failure)
+            self._error = self._error if error is None else error
             self._settle_messages(left)
         else:
             await self._over(left, value, resumable=False)
@@ -231,7 +233,8 @@ class Leaf:
             if self._must_pass_through(exc, value):
                 break
             if not await self._over(exc, value, resumable=True):
-                exc = self._failure or (exc if self.stopping else None)
+                if self._failure is not None or not self.stopping:
+                    exc = self._failure
                 break
         if exc is not None:
             raise exc
@@ -292,11 +295,14 @@ class Leaf:
         if self._injected is not None:
             exc, self._injected = self._injected, None
         elif exc is not None:
-            exc = _without_cancelled(exc) or (None if self.stopping else _foreign(exc))
+            rest = _without_cancelled(exc)
+            if rest is None and not self.stopping:
+                rest = _foreign(exc)
+            exc = rest
         elif not self.ready and not self.stopping:
             self._ignored = value is IGNORE
             if not self._ignored:
-                exc = StartReturned(f"child {self.path!r} returned {value!r} before it was ready")
+                exc = StartReturned(f"child {self.path!r} returned {brief(value)} before it was ready")
         self._settle_messages(exc)
         return exc
 

@@ -15,6 +15,7 @@ import outcome
 import trio
 from trio.lowlevel import Abort, RaiseCancelT, Task, current_task, reschedule, wait_task_rescheduled
 
+from .._core._brief import brief
 from .._core.spec import Mailbox, OnLoss
 from ..errors import CallLost
 
@@ -41,7 +42,7 @@ class Message:
         self.memo: Any = None
 
     def __repr__(self) -> str:
-        return f"<{type(self).__name__.lower()} {self.value!r} {self._state}>"
+        return f"<{type(self).__name__.lower()} {brief(self.value)} {self._state}>"
 
     @property
     def left(self) -> bool:
@@ -69,7 +70,7 @@ class Message:
 
     def _check_in_hand(self) -> None:
         if self._state not in ("in hand", "left"):
-            raise RuntimeError(f"{self!r} is not in hand: it is settled once, by the body that took it")
+            raise RuntimeError(f"{brief(self)} is not in hand: it is settled once, by the body that took it")
 
     def _settle(self, result: outcome.Outcome[Any]) -> None:
         if self._state != "in hand":
@@ -355,7 +356,7 @@ class Queue:
 
     def _refusal(self) -> Exception:
         refusal = self.spec.stopped(
-            f"{self._path!r} is down for good" + (f": {self._why!r}" if self._why else "")
+            f"{self._path!r} is down for good" + ("" if self._why is None else f": {brief(self._why)}")
         )
         refusal.__cause__ = self._why
         return refusal
@@ -481,7 +482,7 @@ class Inbox:
         back = [message for message in held if message.on_loss == "requeue" and message._state == "in hand"]
         for message in held:
             if message.on_loss != "requeue" and message._state == "in hand":
-                lost = CallLost(f"{path!r} ended with this message in hand: {failure!r}")
+                lost = CallLost(f"{path!r} ended with this message in hand: {brief(failure)}")
                 lost.__cause__ = failure
                 message._finish(outcome.Error(lost))
         self._mailbox._put_back(back)

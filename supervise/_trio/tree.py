@@ -10,6 +10,7 @@ from typing import Any
 import trio
 
 from .._core import effect
+from .._core._brief import brief
 from .._core.node import Node, Status, picture
 from .._core.spec import Child, OnLoss, Pool, Spec, Supervisor, placed_twice, walk
 from ..errors import Refused
@@ -271,7 +272,7 @@ class Ref:
     def _checked_spec(self, args: tuple[Any, ...], name: str | None) -> Spec:
         if len(args) != 1 or name is not None or not isinstance(args[0], Child | Supervisor | Pool):
             raise TypeError(
-                f"add to supervisor {self.path!r} takes one Child, Supervisor or Pool, got {args!r}"
+                f"add to supervisor {self.path!r} takes one Child, Supervisor or Pool, got {brief(args)}"
             )
         spec: Spec = args[0]
         refuse_nonsense(spec)
@@ -319,7 +320,7 @@ class Ref:
             Refused: it is not running.
         """
         if not isinstance(exc, Exception):
-            raise TypeError(f"inject takes an Exception, got {exc!r}")
+            raise TypeError(f"inject takes an Exception, got {brief(exc)}")
         node = (self._front() or self)._node()
         if node is None or node.state != "up" or not isinstance(node.handle, Leaf) or node.handle.failing:
             state = "not there" if node is None else "failing" if node.state == "up" else node.state
@@ -371,7 +372,7 @@ def refuse_nonsense(spec: Spec) -> None:
 def check_root(spec: object) -> Supervisor | Pool:
     """A tree's root must be a supervisor."""
     if not isinstance(spec, Supervisor | Pool):
-        raise TypeError(f"a tree's root must be a Supervisor or a Pool, got {spec!r}")
+        raise TypeError(f"a tree's root must be a Supervisor or a Pool, got {brief(spec)}")
     refuse_nonsense(spec)
     return spec
 

@@ -6,6 +6,7 @@ import sys
 from typing import TextIO
 
 from .. import events
+from .._core._brief import brief
 from .._core.directive import Directive
 
 
@@ -55,7 +56,7 @@ def _text(event: events.Event) -> str | None:
         case events.StopError(exc=exc):
             text = f"failed while stopping: {type(exc).__name__}: {exc}"
         case events.SinkFailed(sink=sink, exc=exc):
-            text = f"sink {sink} failed: {exc!r}"
+            text = f"sink {sink} failed: {brief(exc)}"
         case _:
             pass
     return text

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import trio
 
+from .._core._brief import brief
 from ..events import Event
 
 
@@ -16,7 +17,7 @@ class QueueSink:
 
     def __init__(self, size: int = 1000) -> None:
         if isinstance(size, bool) or not isinstance(size, int) or size < 1:
-            raise ValueError(f"size must be an integer >= 1, got {size!r}")
+            raise ValueError(f"size must be an integer >= 1, got {brief(size)}")
         self._send, self._receive = trio.open_memory_channel[Event](size)
         self.dropped = 0
 

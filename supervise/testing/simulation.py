@@ -186,7 +186,8 @@ class _Player(Part):
             if returned and not self.stopping:
                 return value
             if not (yield from self._over(exc, value, resumable=True)):
-                exc = self.failure or (exc if self.stopping else None)
+                if self.failure is not None or not self.stopping:
+                    exc = self.failure
                 if exc is not None:
                     raise exc
                 return value
