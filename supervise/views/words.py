@@ -51,7 +51,7 @@ class Declared:
         if isinstance(self.spec, Child):
             return []
         if isinstance(self.spec, Pool):
-            return [Declared(self.spec.member(self.spec.template.name, ()), "member")]
+            return [Declared(self.spec.pattern(), "member")]
         return [Declared(child, "child") for child in self.spec.children]
 
     def facts(self) -> list[str]:
