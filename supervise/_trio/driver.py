@@ -331,10 +331,11 @@ class Driver:
                 gone = True, node.why
             if name is None or node.machine is None:
                 break
-            left = f"{node.path}/{name}"
+            memory = node.memory
             node = node.machine.children.get(name)
             if node is None:
-                return True, self.forest.ledger.left.get(left)
+                past = None if memory is None else memory.left.get(name)
+                return True, None if past is None else past.why
         return gone
 
     def _changed(self, path: str) -> None:
