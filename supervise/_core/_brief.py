@@ -88,3 +88,8 @@ def brief_text(exc: BaseException) -> str:
         raise
     except BaseException:  # noqa: BLE001 - as above
         return brief(exc)
+
+
+def printable(text: str) -> str:
+    """A text as one line that leaves a terminal alone, whatever is in it."""
+    return text if text.isprintable() else "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Generator, Iterable
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -83,8 +82,8 @@ def check_number(
         return refuse(ValueError(f"{what} must be >= {least}, got {brief(value)}"))
     if more and number == least:
         return refuse(ValueError(f"{what} must be > {least}, got {brief(value)}"))
-    if type(number) is int and number > sys.maxsize:
-        return refuse(ValueError(f"{what} must be <= {sys.maxsize}, got {brief(value)}"))
+    if type(number) is int and number > _LARGEST:
+        return refuse(ValueError(f"{what} must be <= {_LARGEST}, got {brief(value)}"))
     if finite and number == inf:
         return refuse(ValueError(f"{what} must be finite, got inf"))
     return True
@@ -109,3 +108,4 @@ def did_you_mean(value: object, allowed: Iterable[str]) -> str:
 
 
 _LONGEST = 100
+_LARGEST = 2**63 - 1

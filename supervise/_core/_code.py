@@ -85,7 +85,7 @@ def _written(root: _Piece, width: float, indent: int) -> Iterator[str]:
             continue
         piece, here, flat = one
         yield piece.opening
-        flat = flat or here + piece.length <= width or not piece.parts
+        flat = flat or here + piece.length <= width or here >= width or not piece.parts
         after: list[tuple[_Piece, int, bool] | str] = []
         for number, part in enumerate(piece.parts):
             if flat:

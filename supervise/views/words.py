@@ -8,6 +8,7 @@ from typing import TypeVar
 
 from attrs import frozen
 
+from .._core._brief import printable
 from .._core.limit import Limit
 from .._core.node import Status
 from .._core.spec import Child, Pool, Spec
@@ -29,11 +30,6 @@ def branches(root: _Node, below: Callable[[_Node], Sequence[_Node]]) -> Iterator
             lead = "├─ "
 
 
-def plain(text: str) -> str:
-    """A text as one line that leaves a terminal alone, whatever is in it."""
-    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
-
-
 @frozen(eq=False)
 class Declared:
     """A spec and where it stands. `role`: `root`, `child`, or `member` for a pool's template."""
@@ -44,7 +40,7 @@ class Declared:
     @property
     def label(self) -> str:
         """Its name; a pool names its members when they are added."""
-        return "(member)" if self.role == "member" else plain(self.spec.name)
+        return "(member)" if self.role == "member" else printable(self.spec.name)
 
     def below(self) -> list[Declared]:
         """Its children; of a pool, what each member is like."""
@@ -69,7 +65,7 @@ def _of_child(child: Child) -> list[str]:
         facts.append(_limit(child.limit))
     if child.resource is not None:
         name = child.resource.__name__ if inspect.isfunction(child.resource) else ""
-        facts.append(f"resource {plain(name)}".rstrip())
+        facts.append(f"resource {printable(name)}".rstrip())
     if child.mailbox is not None:
         facts.append(f"mailbox {child.mailbox.size}")
     return facts
@@ -86,7 +82,7 @@ def _of_supervisor(spec: Spec) -> list[str]:
     if spec.auto_shutdown != "never":
         facts.append(f"auto_shutdown {spec.auto_shutdown}")
     if spec.front is not None:
-        facts.append(f"front {plain(spec.front)}")
+        facts.append(f"front {printable(spec.front)}")
     return facts
 
 
@@ -98,7 +94,7 @@ def _limit(limit: Limit | None) -> str:
 
 def name(status: Status) -> str:
     """The last part of its path."""
-    return plain(status.path.rpartition("/")[2])
+    return printable(status.path.rpartition("/")[2])
 
 
 def children(status: Status) -> Sequence[Status]:
@@ -116,4 +112,4 @@ def state(status: Status, now: float) -> str:
 def failure(status: Status) -> str:
     """Its last failure, in a line."""
     exc = status.last_failure
-    return "" if exc is None else plain(f"{type(exc).__name__}: {exc}").removesuffix(": ")
+    return "" if exc is None else printable(f"{type(exc).__name__}: {exc}").removesuffix(": ")
