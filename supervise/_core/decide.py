@@ -246,20 +246,20 @@ class Decider(Code):
             return None, None
         try:
             tag = getattr(exc, "tag", None)
-            key = type(exc), tag if type(tag) is str else None
+            if tag is not None and type(tag) is not str:
+                if issubclass(type(tag), str):
+                    return None, None
+                tag = None
+            key = type(exc), tag
             found = self._answers.get(key)
-            if (
-                found is None
-                and as_group(exc) is None
-                and (type(tag) is str or not issubclass(type(tag), str))
-            ):
-                found = self.answer(exc, key[1]) or Answer(Restart, "", "rule")
+            if found is None and as_group(exc) is None:
+                found = self.answer(exc, tag) or Answer(Restart, "", "rule")
                 if len(self._answers) >= _REMEMBERED:
                     self._answers.clear()
                 self._answers[key] = found
         except Exception:  # noqa: BLE001 - that it raises is a matter for `judge` (R5)
             return None, None
-        return key[1], found
+        return tag, found
 
     def _named(self, exc: BaseException, tag: str | None) -> Answer | None:
         """What this layer's table says, its default aside."""
@@ -317,8 +317,7 @@ DEVICE = Decider(
 """For a device's context (D3): poisoned → Restart, out of memory → Resume, unrecoverable → Stop, else Escalate."""
 
 
-@frozen(repr=False, eq=False)
-class Verdict(Value):
+class Verdict(NamedTuple):
     """What a decider made of a failure.
 
     Args:
@@ -364,24 +363,31 @@ def _chain(later: BaseException, earlier: BaseException) -> None:
 
 
 def _judge(decider: Decider, exc: BaseException, tag: str | None, otherwise: Directive) -> Verdict:
-    """Over a list, and each group once: groups may be deep, and one may be a member of many."""
-    worst: Verdict | None = None
-    waiting = [(exc, tag)]
-    flattened: set[int] = set()
+    tag = tag or decider.tag(exc)
+    group = as_group(exc)
+    if group is None or tag is not None or _named_whole(decider, exc):
+        found = decider.answer(exc, tag) or Answer(otherwise, "", "rule")
+        return Verdict(found.directive, tag, exc, found.node, found.entry)
+    verdicts = [_judge(decider, member, None, otherwise) for member in _flattened(decider, group)]
+    return max(verdicts, key=lambda verdict: verdict.directive)._replace(exc=exc)
+
+
+def _flattened(decider: Decider, group: BaseExceptionGroup[BaseException]) -> list[BaseException]:
+    """What is decided one by one: over a list, and each group once, since groups may be deep, and one a member of many."""
+    found: list[BaseException] = []
+    waiting: list[BaseException] = [group]
+    seen: set[int] = set()
     while waiting:
-        one, known = waiting.pop()
-        known = known or decider.tag(one)
-        group = as_group(one)
-        if group is not None and known is None and not _named_whole(decider, one):
-            if id(group) not in flattened:
-                flattened.add(id(group))
-                waiting += [(member, None) for member in reversed(members(group))]
-            continue
-        found = decider.answer(one, known) or Answer(otherwise, "", "rule")
-        if worst is None or found.directive > worst.directive:
-            worst = Verdict(found.directive, known, exc, found.node, found.entry)
-    assert worst is not None  # no group is empty
-    return worst
+        one = waiting.pop()
+        inner = as_group(one)
+        if inner is None or (
+            one is not group and (decider.tag(one) is not None or _named_whole(decider, one))
+        ):
+            found.append(one)
+        elif id(inner) not in seen:
+            seen.add(id(inner))
+            waiting += reversed(members(inner))
+    return found
 
 
 def _named_whole(decider: Decider, exc: BaseException) -> bool:

@@ -234,13 +234,14 @@ class Resume(_To):
 
 
 class ReportOverdue:
-    """Look where the child hangs, and deliver an `Overdue`."""
+    """Look where the child hangs, and deliver an `Overdue`, or a `StartOverdue` if it is `starting`."""
 
-    __slots__ = ("child", "seconds")
+    __slots__ = ("child", "seconds", "starting")
 
-    def __init__(self, child: Node, seconds: float) -> None:
+    def __init__(self, child: Node, seconds: float, *, starting: bool = False) -> None:
         self.child = child
         self.seconds = seconds
+        self.starting = starting
 
 
 class WakeAt:

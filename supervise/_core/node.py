@@ -156,6 +156,14 @@ class Node:
         return self.alive and (self.state in ("stopping", "releasing") or self.timed_out)
 
     @property
+    def may_start_slowly(self) -> bool:
+        """Whether its start is worth a timer: a plain leaf is ready as soon as its task runs."""
+        spec = self.spec
+        return spec.start_timeout is not None or (
+            isinstance(spec, Child) and (spec.resource is not None or spec.takes_task_status)
+        )
+
+    @property
     def temporary(self) -> bool:
         """Whether it is never restarted, and leaves the tree when it ends (R7)."""
         return self.spec.restart == "temporary"

@@ -230,6 +230,8 @@ class Child(_AsChild):
             `temporary`: never restarted, and leaves the tree when it ends (R7).
         significant: its own end may end its supervisor, see `auto_shutdown` (R18).
         start_timeout: seconds it may take to become ready; None is no end.
+        start_warning: seconds after which a start that is not over is reported, with its stack, and again at doubling
+            intervals (R17); may be `inf`.
         drain: seconds between being asked to stop and being cancelled; 0 cancels at once (R20).
         grace: seconds after the cancel until it is reported as overdue.
         limit: its own limit; passing it is a failure tagged `limit`, by default Stop (R14).
@@ -244,6 +246,7 @@ class Child(_AsChild):
     args: tuple[Any, ...] = field(default=(), converter=_listed, kw_only=True, metadata=_AS_LIST)
     drain: float = field(default=0.0, kw_only=True, converter=plain)
     grace: float = field(default=5.0, kw_only=True, converter=plain)
+    start_warning: float = field(default=30.0, kw_only=True, converter=plain)
     limit: Limit | None = field(default=None, kw_only=True)
     takes_task_status: bool = field(
         init=False, repr=False, default=Factory(lambda self: _takes_task_status(self.body), takes_self=True)
@@ -255,7 +258,8 @@ class Child(_AsChild):
         if type(self.args) is not tuple:
             refuse(TypeError(f"{what}: args must be a tuple or list of arguments, got {brief(self.args)}"))
             _put(self, "args", ())
-        for name, seconds, instead in (("drain", self.drain, 0.0), ("grace", self.grace, 5.0)):
+        times = (("drain", self.drain, 0.0), ("grace", self.grace, 5.0), ("start_warning", self.start_warning, 30.0))
+        for name, seconds, instead in times:
             if (type(seconds) is not float or not seconds >= 0) and not check_number(
                 f"{what}: {name}", seconds, least=0
             ):

@@ -91,6 +91,9 @@ def _text(event: events.Event) -> str | None:
             text = f"waiting {delay:.2f} s before the next start{series}"
         case events.Overdue(seconds=seconds, stack=stack):
             text = f"has not ended {seconds:.3g} s after it was told to\n{stack}"
+        case events.StartOverdue(seconds=seconds, stack=stack, waits_for=waits_for):
+            waits = "" if waits_for is None else f", and waits for {waits_for!r}"
+            text = f"is not ready after {seconds:.3g} s{waits}\n{stack}"
         case events.StopError(exc=exc):
             text = f"failed while stopping: {_words.failure(exc)}"
         case events.SinkFailed(sink=sink, exc=exc):

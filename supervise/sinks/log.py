@@ -9,7 +9,7 @@ import attrs
 
 from .._core._brief import brief
 from .._core.directive import Directive
-from ..events import BackingOff, Decided, Event, Overdue, Ready, Starting, Stopped, StopError, Stopping
+from ..events import BackingOff, Decided, Event, Overdue, Ready, Starting, StartOverdue, Stopped, StopError, Stopping
 from . import _words
 
 _LEVELS = {
@@ -47,6 +47,9 @@ class LoggingSink:
             self._log(logging.ERROR, event, f"failed while stopping: {brief(event.exc)}")
         elif isinstance(event, Overdue):
             self._log(logging.WARNING, event, f"has not ended {event.seconds:.3g} s after it was told to\n{event.stack}")
+        elif isinstance(event, StartOverdue):
+            waits = "" if event.waits_for is None else f", and waits for {event.waits_for!r}"
+            self._log(logging.WARNING, event, f"is not ready after {event.seconds:.3g} s{waits}\n{event.stack}")
         elif self._lifecycle:
             self._lived(event)
 
