@@ -92,4 +92,8 @@ def brief_text(exc: BaseException) -> str:
 
 def printable(text: str) -> str:
     """A text as one line that leaves a terminal alone, whatever is in it."""
-    return text if text.isprintable() else "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
+    return (
+        text
+        if text.isprintable()
+        else "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
+    )

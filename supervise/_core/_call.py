@@ -105,7 +105,9 @@ def fits_at_a_glance(function: object, count: int, *, task_status: bool) -> bool
     return least <= count <= code.co_argcount and not code.co_kwonlyargcount
 
 
-def misfit(function: Any, given: Iterable[str], *, task_status: bool = False, some: bool = False) -> str | None:
+def misfit(
+    function: Any, given: Iterable[str], *, task_status: bool = False, some: bool = False
+) -> str | None:
     """Why it cannot be called with these arguments; None if it can, or if that is not known.
 
     Args:
@@ -127,7 +129,9 @@ def misfit(function: Any, given: Iterable[str], *, task_status: bool = False, so
     except TypeError as problem:
         shown = [*given, *(["task_status=…"] if task_status else []), *(["…"] if some else [])]
         name = name_of(function)
-        told = f"is called as {name}({', '.join(shown)}), but it is {name}({', '.join(_parameters(signature))})"
+        told = (
+            f"is called as {name}({', '.join(shown)}), but it is {name}({', '.join(_parameters(signature))})"
+        )
         return f"{told}: {problem}{_hint(function, signature, problem)}"
     except Exception:  # noqa: BLE001 - as above
         return None
@@ -146,7 +150,7 @@ def _beneath(function: Any) -> Any:
 
 def _parameters(signature: inspect.Signature) -> Iterable[str]:
     """Names alone: a default is a user's object."""
-    stars = {inspect.Parameter.VAR_POSITIONAL: "*", inspect.Parameter.VAR_KEYWORD: "**"}
+    stars: dict[object, str] = {inspect.Parameter.VAR_POSITIONAL: "*", inspect.Parameter.VAR_KEYWORD: "**"}
     bare = False
     for parameter in signature.parameters.values():
         bare = bare or parameter.kind is inspect.Parameter.VAR_POSITIONAL
@@ -199,7 +203,7 @@ def wrong_body(body: object) -> str | None:
     """Why this is no async function; None if it may be one."""
     if not callable(body):
         return _not_callable(body, "an async function")
-    if type(body) is FunctionType and body.__code__.co_flags & _COROUTINE:
+    if isinstance(body, FunctionType) and body.__code__.co_flags & _COROUTINE:
         return None
     kind = kind_of(body)
     if kind == "async generator function":
@@ -266,7 +270,7 @@ def _not_callable(value: Any, wanted: str) -> str:
     if _has(type(value), "__await__"):
         return f"must be {wanted}, and was called already: give the function itself, got {brief(value)}"
     if _has(type(value), "__aenter__"):
-        return f"must be {wanted}, and is one already: give the function without calling it, got {brief(value)}"
+        return (
+            f"must be {wanted}, and is one already: give the function without calling it, got {brief(value)}"
+        )
     return f"must be {wanted}, got {brief(value)}"
-
-

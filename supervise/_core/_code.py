@@ -162,5 +162,7 @@ def _is_default(field: Any, item: Any) -> bool:
 
 def _as_given(field: Any, item: Any) -> Any:
     """What was converted to a tuple reads best as a list."""
-    makes_tuple = getattr(field.converter, "__origin__", field.converter) is tuple or "as list" in field.metadata
+    makes_tuple = (
+        getattr(field.converter, "__origin__", field.converter) is tuple or "as list" in field.metadata
+    )
     return list(item) if makes_tuple and type(item) is tuple else item

@@ -74,7 +74,7 @@ def _classes(value: object) -> tuple[type[BaseException], ...]:
 def _pattern(value: str | re.Pattern[str] | None) -> re.Pattern[str] | None:
     value = plain(value)
     if value is None or (type(value) is re.Pattern and type(value.pattern) is str):
-        return cast("re.Pattern[str] | None", value)
+        return value
     try:
         if type(value) is str:
             return re.compile(value)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import inspect
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from contextlib import AbstractAsyncContextManager
 from functools import partial
 from types import FunctionType
@@ -64,7 +65,9 @@ def _check_name(what: str, spec: Child | Supervisor | Pool) -> None:
         refuse(TypeError(f"{what}'s name must be a string, got {brief(name)}"))
         _put(spec, "name", "?")
     elif not name or "/" in name or name != name.strip():
-        refuse(ValueError(f"{what}'s name must be non-empty, without '/' and outer spaces, got {brief(name)}"))
+        refuse(
+            ValueError(f"{what}'s name must be non-empty, without '/' and outer spaces, got {brief(name)}")
+        )
 
 
 def _is_spec(value: object) -> bool:
@@ -130,12 +133,14 @@ def _name_of(front: Any) -> Any:
 def _front_child(supervisor: Supervisor) -> Spec | None:
     if type(supervisor.front) is not str or type(supervisor.children) is not tuple:
         return None
-    return next((child for child in supervisor.children if _is_spec(child) and child.name == supervisor.front), None)
+    return next(
+        (child for child in supervisor.children if _is_spec(child) and child.name == supervisor.front), None
+    )
 
 
 def _listed(value: Any) -> Any:
     """A tuple of what is listed; whatever is no list of anything stays as it is, and is refused by name."""
-    if is_a(value, (str, bytes, bytearray, Mapping, Set, Child, Supervisor, Pool, Rule)):
+    if is_a(value, (str, bytes, bytearray, Mapping, AbstractSet, Child, Supervisor, Pool, Rule)):
         return value
     try:
         return tuple(value)
@@ -258,10 +263,14 @@ class Child(_AsChild):
         if type(self.args) is not tuple:
             refuse(TypeError(f"{what}: args must be a tuple or list of arguments, got {brief(self.args)}"))
             _put(self, "args", ())
-        times = (("drain", self.drain, 0.0), ("grace", self.grace, 5.0), ("start_warning", self.start_warning, 30.0))
+        times = (
+            ("drain", self.drain, 0.0),
+            ("grace", self.grace, 5.0),
+            ("start_warning", self.start_warning, 30.0),
+        )
         for name, seconds, instead in times:
-            if (type(seconds) is not float or not seconds >= 0) and not check_number(
-                f"{what}: {name}", seconds, least=0
+            if (type(seconds) is not float or not seconds > 0) and not check_number(
+                f"{what}: {name}", seconds, least=0, more=name == "start_warning"
             ):
                 _put(self, name, instead)
         misfit = self.misfit(some=True)  # to a pool's template more arguments may come
@@ -356,7 +365,9 @@ class Supervisor(_AsChild):
             _put(self, "children", (children,) if one else ())
         for child in self.children:
             if not _is_spec(child):
-                refuse(TypeError(f"{what}: each child must be a Child or Supervisor or Pool, got {brief(child)}"))
+                refuse(
+                    TypeError(f"{what}: each child must be a Child or Supervisor or Pool, got {brief(child)}")
+                )
         if not all(map(_is_spec, self.children)):
             _put(self, "children", tuple(filter(_is_spec, self.children)))
         for child in self.children:
@@ -401,7 +412,11 @@ class Pool(_AsChild):
     def __attrs_post_init__(self) -> None:
         what = _check_as_child(self)
         if not _is_spec(self.template):
-            refuse(TypeError(f"{what}: template must be a Child or Supervisor or Pool, got {brief(self.template)}"))
+            refuse(
+                TypeError(
+                    f"{what}: template must be a Child or Supervisor or Pool, got {brief(self.template)}"
+                )
+            )
             _put(self, "template", Child("?", _refused))
         _check_part(self, what, "member_limit", Limit)
         if self.maximum is not None and not check_number(f"{what}: maximum", self.maximum, least=1, kind=int):
@@ -427,7 +442,9 @@ class Pool(_AsChild):
                 f"pool {self.name!r}: a member without an init takes no arguments, got {brief(args)}"
             )
         else:
-            member = evolve(template, name=name, init=partial(template.init, *args) if template.init else None)
+            member = evolve(
+                template, name=name, init=partial(template.init, *args) if template.init else None
+            )
         misfit = member.misfit()
         if misfit is not None:
             raise TypeError(f"pool {self.name!r}: {misfit}")

@@ -88,12 +88,8 @@ def _parser() -> argparse.ArgumentParser:
         "--live", action="store_true", help="show the tree on the terminal while it runs (needs rich)"
     )
     how_much = run.add_mutually_exclusive_group()
-    how_much.add_argument(
-        "-v", "--verbose", action="store_true", help="write the traceback of every failure"
-    )
-    how_much.add_argument(
-        "-q", "--quiet", action="store_true", help="write only what went wrong, a line each"
-    )
+    how_much.add_argument("-v", "--verbose", action="store_true", help="write the traceback of every failure")
+    how_much.add_argument("-q", "--quiet", action="store_true", help="write only what went wrong")
     run.set_defaults(command=_run)
     check = commands.add_parser(
         "check", help="validate a tree without starting it; exit status 1 if anything is wrong"
@@ -124,17 +120,19 @@ def _sink(arguments: argparse.Namespace) -> Sink:
     logger = logging.getLogger("supervise")
     if logger.hasHandlers():
         return LoggingSink(lifecycle=not arguments.quiet)
-    handler = logging.StreamHandler()
-    handler.setFormatter(_Lines())
-    logger.addHandler(handler)
+    logger.addHandler(_Lines())
     return LineSink(times=True, lifecycle=not arguments.quiet, tracebacks=arguments.verbose)
 
 
-class _Lines(logging.Formatter):
-    """A record as the lines of a `LineSink` are: the time, and the text."""
+class _Lines(logging.Handler):
+    """Writes a record as a `LineSink` writes an event, to whatever standard error is by then: a view may redirect it."""
 
-    def format(self, record: logging.LogRecord) -> str:
-        return f"{now()} {super().format(record)}"
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            sys.stderr.write(f"{now()} {self.format(record)}\n")
+            sys.stderr.flush()
+        except Exception:  # noqa: BLE001 - as every handler does
+            self.handleError(record)
 
 
 def _tree(arguments: argparse.Namespace) -> int:

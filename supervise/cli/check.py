@@ -62,7 +62,11 @@ def _never_restarted(path: str, spec: Spec) -> Iterator[str]:
             )
         return
     below = (spec.template,) if isinstance(spec, Pool) else spec.children
-    if below and spec.limit not in (None, Limit(3, within=5)) and all(its.restart == "temporary" for its in below):
+    if (
+        below
+        and spec.limit not in (None, Limit(3, within=5))
+        and all(its.restart == "temporary" for its in below)
+    ):
         yield (
             f"the limit of {path!r} ({spec.limit}) can never trip, for all its children are temporary, "
             "and never restarted; leave it out"
@@ -70,9 +74,7 @@ def _never_restarted(path: str, spec: Spec) -> Iterator[str]:
 
 
 def _resumes(decider: Decider) -> bool:
-    return any(
-        Resume in layer.table.values() or layer.default is Resume for layer in decider.layers()
-    )
+    return any(Resume in layer.table.values() or layer.default is Resume for layer in decider.layers())
 
 
 def _leaves(spec: Spec) -> Iterator[Child]:

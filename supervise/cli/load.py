@@ -42,8 +42,10 @@ def load(target: str, noted: list[Exception] | None = None) -> object:
     except KeyboardInterrupt:
         raise
     except SystemExit as exc:
-        raise NoTree(f"{where} ended the program while it was loaded: {brief(exc)}{_where(exc, where)}") from exc
-    except BaseException as exc:  # noqa: BLE001 - whatever the file raises, it is one line
+        raise NoTree(
+            f"{where} ended the program while it was loaded: {brief(exc)}{_where(exc, where)}"
+        ) from exc
+    except BaseException as exc:
         if noted:
             return None
         raise NoTree(f"{where} failed to load: {_last_line(exc)}{_where(exc, where)}") from exc

@@ -24,7 +24,7 @@ def trace(exc: BaseException) -> str:
 
 def answer(event: Decided) -> str:
     """By which entry of whose decider the directive was given; empty where no decider was asked (R2)."""
-    if event.directive is None or event.raised is not None:
+    if event.directive is None or event.because == "raised":
         return ""
     if event.because == "limit":
         return "its own limit is passed"
@@ -37,8 +37,8 @@ def answer(event: Decided) -> str:
 def consequences(event: Decided) -> str:
     """What else the decision says: each behind a semicolon."""
     said = ""
-    if event.raised is not None:
-        said += f"; its decider raised {failure(event.raised)}, which means Escalate"
+    if event.because == "raised":
+        said += f"; a decider raised {failure(event.exc)}, and that means Escalate"
     if event.applied_to is not None:
         whole = "all of it is stopped, and stays down" if event.directive is Directive.Stop else "all of it"
         said += f"; it applies to {event.applied_to!r}: {whole}"

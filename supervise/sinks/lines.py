@@ -53,8 +53,10 @@ class LineSink:
         if failed is not None:
             trace = f"\n{_words.trace(failed.exc)}" if self._tracebacks else ""
             self._write(failed, f"failed: {_words.failure(failed.exc)}{trace}")
-            if isinstance(event, events.Decided) and event.raised is None and event.exc is not failed.exc:
-                self._write(failed, f"its decider raised {_words.failure(event.exc)}, which the next one up decides")
+            if isinstance(event, events.Decided) and event.because == "table" and event.exc is not failed.exc:
+                self._write(
+                    failed, f"its decider raised {_words.failure(event.exc)}: that goes up in its place"
+                )
         text = _text(event) or (_of_the_root(event) if self._lifecycle and "/" not in event.path else None)
         if text is not None:
             self._write(event, text)
@@ -68,7 +70,9 @@ class LineSink:
     def _write(self, event: events.Event, text: str) -> None:
         time = f"{now()} " if self._times else ""
         print(
-            f"{time}[{printable(event.path)} #{event.incarnation}] {text}", file=self._file or sys.stderr, flush=True
+            f"{time}[{printable(event.path)} #{event.incarnation}] {text}",
+            file=self._file or sys.stderr,
+            flush=True,
         )
 
 

@@ -9,7 +9,18 @@ import attrs
 
 from .._core._brief import brief
 from .._core.directive import Directive
-from ..events import BackingOff, Decided, Event, Overdue, Ready, Starting, StartOverdue, Stopped, StopError, Stopping
+from ..events import (
+    BackingOff,
+    Decided,
+    Event,
+    Overdue,
+    Ready,
+    Starting,
+    StartOverdue,
+    StopError,
+    Stopped,
+    Stopping,
+)
 from . import _words
 
 _LEVELS = {
@@ -46,10 +57,16 @@ class LoggingSink:
         elif isinstance(event, StopError):
             self._log(logging.ERROR, event, f"failed while stopping: {brief(event.exc)}")
         elif isinstance(event, Overdue):
-            self._log(logging.WARNING, event, f"has not ended {event.seconds:.3g} s after it was told to\n{event.stack}")
+            self._log(
+                logging.WARNING,
+                event,
+                f"has not ended {event.seconds:.3g} s after it was told to\n{event.stack}",
+            )
         elif isinstance(event, StartOverdue):
             waits = "" if event.waits_for is None else f", and waits for {event.waits_for!r}"
-            self._log(logging.WARNING, event, f"is not ready after {event.seconds:.3g} s{waits}\n{event.stack}")
+            self._log(
+                logging.WARNING, event, f"is not ready after {event.seconds:.3g} s{waits}\n{event.stack}"
+            )
         elif self._lifecycle:
             self._lived(event)
 
@@ -85,7 +102,9 @@ class LoggingSink:
     def _log(self, level: int, event: Event, said: str, *, exc: BaseException | None = None) -> None:
         if self._logger.isEnabledFor(level):
             text = "%s #%d %s"
-            self._logger.log(level, text, event.path, event.incarnation, said, exc_info=exc, extra=_fields(event))
+            self._logger.log(
+                level, text, event.path, event.incarnation, said, exc_info=exc, extra=_fields(event)
+            )
 
 
 def _fields(event: Event) -> dict[str, Any]:
