@@ -203,8 +203,6 @@ def wrong_body(body: object) -> str | None:
     """Why this is no async function; None if it may be one."""
     if not callable(body):
         return _not_callable(body, "an async function")
-    if isinstance(body, FunctionType) and body.__code__.co_flags & _COROUTINE:
-        return None
     kind = kind_of(body)
     if kind == "async generator function":
         return "must be an async function, and is an async generator function: a body has no yield"
