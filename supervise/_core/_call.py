@@ -121,13 +121,19 @@ def misfit(
         return None
     try:
         signature = inspect.signature(_beneath(function), follow_wrapped=False)
-    except Exception:  # noqa: BLE001 - built-in ones often have none, and a user's object may raise
+    except Exception as problem:  # noqa: BLE001 - built-in ones often have none, and a user's object may raise
+        if (
+            type(problem) is ValueError
+            and issubclass(type(function), partial)
+            and "incorrect" in str(problem)
+        ):
+            return f"is a partial whose arguments do not fit {name_of(function)}"
         return None
     named = {"task_status": None} if task_status else {}
     try:
         (signature.bind_partial if some else signature.bind)(*given, **named)
     except TypeError as problem:
-        shown = [*given, *(["task_status=…"] if task_status else []), *(["…"] if some else [])]
+        shown = [*given, *(["task_status=…"] if task_status else [])]
         name = name_of(function)
         told = (
             f"is called as {name}({', '.join(shown)}), but it is {name}({', '.join(_parameters(signature))})"

@@ -78,7 +78,7 @@ def _check_as_child(spec: Child | Supervisor | Pool) -> str:
     """What every kind of node has as somebody's child; gives its kind and name, for further messages."""
     _check_name(_kind(spec), spec)
     what = f"{_kind(spec)} {spec.name!r}"
-    if spec.restart not in _RESTART_TYPES or type(spec.restart) is not str:
+    if type(spec.restart) is not str or spec.restart not in _RESTART_TYPES:
         check_choice(f"{what}: restart", spec.restart, _RESTART_TYPES)
         _put(spec, "restart", "permanent")
     if spec.significant is not False and spec.significant is not True:
@@ -263,6 +263,7 @@ class Child(_AsChild):
         if type(self.args) is not tuple:
             refuse(TypeError(f"{what}: args must be a tuple or list of arguments, got {brief(self.args)}"))
             _put(self, "args", ())
+            _put(self, "body", _refused)  # so that nothing is said of its arguments
         times = (
             ("drain", self.drain, 0.0),
             ("grace", self.grace, 5.0),

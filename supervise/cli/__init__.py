@@ -17,7 +17,7 @@ from ..sinks.lines import LineSink, now
 from ..sinks.log import LoggingSink
 from ..views import mermaid, text
 from ..views.terminal import run_live
-from .check import problems
+from .check import errors, warnings
 from .load import NoTree, load
 
 _TARGET = "where the tree is: a module or a Python file, and the name in it (default: tree)"
@@ -147,27 +147,27 @@ def _tree(arguments: argparse.Namespace) -> int:
 def _sound(target: str) -> Supervisor | Pool | None:
     """The tree that is there; None after saying what is wrong with it."""
     tree = load(target)
-    errors, _ = problems(tree)
-    if errors:
-        _tell(target, errors, [])
+    assert tree is not None
+    wrong = errors(tree)
+    if wrong:
+        _tell(target, wrong, [])
         return None
-    assert isinstance(tree, Supervisor | Pool)
     return tree
 
 
 def _check(arguments: argparse.Namespace) -> int:
     with noting() as noted:
         tree = load(arguments.target, noted)
-        errors, warnings = problems(tree) if tree is not None else ([], [])
-    errors = list(dict.fromkeys([*map(str, noted), *errors]))
-    return _tell(arguments.target, errors, warnings)
+        wrong = [*map(str, noted), *(errors(tree) if tree is not None else [])]
+    questionable = warnings(tree) if tree is not None and not wrong else []
+    return _tell(arguments.target, list(dict.fromkeys(wrong)), questionable)
 
 
-def _tell(target: str, errors: Sequence[str], warnings: Sequence[str]) -> int:
-    for line in errors:
+def _tell(target: str, wrong: Sequence[str], questionable: Sequence[str]) -> int:
+    for line in wrong:
         sys.stderr.write(f"supervise: {target}: {line}\n")
-    for line in warnings:
+    for line in questionable:
         sys.stderr.write(f"supervise: {target}: warning: {line}\n")
-    if not errors:
+    if not wrong:
         sys.stdout.write(f"{target}: ok\n")
-    return 1 if errors else 0
+    return 1 if wrong else 0

@@ -11,14 +11,15 @@ from .._core.limit import Limit
 from .._core.spec import Child, Pool, Spec, Supervisor, placed_twice, walk
 
 
-def problems(tree: object) -> tuple[list[str], list[str]]:
-    """Errors, and warnings, one line each."""
-    assert isinstance(tree, Supervisor | Pool)
-    errors = list(placed_twice(tree))
+def errors(tree: Supervisor | Pool) -> list[str]:
+    """What is wrong, one line each."""
     misfit = tree.misfit()
-    return errors + ([] if misfit is None else [misfit]), [
-        line for path, spec in walk(tree) for line in _warnings(path, spec)
-    ]
+    return [*placed_twice(tree), *([] if misfit is None else [misfit])]
+
+
+def warnings(tree: Supervisor | Pool) -> list[str]:
+    """What is allowed, but surely not meant, one line each."""
+    return [line for path, spec in walk(tree) for line in _warnings(path, spec)]
 
 
 def _warnings(path: str, spec: Spec) -> Iterator[str]:
@@ -39,7 +40,7 @@ def _void_limit(path: str, spec: Spec) -> Iterator[str]:
     if limit is None or limit.of_ready_time or limit.restarts == 0:
         return
     for child in children:
-        if child.backoff is not None:
+        if child.backoff is not None and child.restart != "temporary":
             shortest = _shortest(child, limit.restarts + 1)
             if shortest >= limit.within:
                 within = ceil(2 * shortest) if isfinite(shortest) else "…"

@@ -10,6 +10,7 @@ import sys
 import traceback
 from pathlib import Path
 from types import ModuleType
+from typing import cast
 
 import supervise
 
@@ -23,7 +24,7 @@ class NoTree(Exception):
     """There is no tree to be had there; the message says why in one line."""
 
 
-def load(target: str, noted: list[Exception] | None = None) -> object:
+def load(target: str, noted: list[Exception] | None = None) -> Supervisor | Pool | None:
     """The tree that `MODULE[:ATTR]` or `FILE[:ATTR]` names.
 
     Args:
@@ -109,7 +110,7 @@ def _from_file(path: Path) -> ModuleType:
     return module
 
 
-def _attribute(module: ModuleType, where: str, attribute: str) -> object:
+def _attribute(module: ModuleType, where: str, attribute: str) -> Supervisor | Pool:
     if attribute:
         names = [name for name in vars(module) if not name.startswith("_")]
         missing = f"{where} has no attribute {attribute!r}{did_you_mean(attribute, names)}"
@@ -143,16 +144,16 @@ def _looked_up(module: ModuleType, name: str, missing: str) -> object:
         raise NoTree(f"{missing}: {_last_line(exc)}") from exc
 
 
-def _roots(module: ModuleType) -> dict[str, object]:
+def _roots(module: ModuleType) -> dict[str, Supervisor | Pool]:
     """The supervisors of a module that stand in no other of its supervisors."""
     found = {name: value for name, value in vars(module).items() if is_a(value, _ROOTS)}
     below = {id(child) for value in found.values() for child in value.children}
     return {name: value for name, value in found.items() if id(value) not in below}
 
 
-def _tree(value: object, what: str) -> object:
+def _tree(value: object, what: str) -> Supervisor | Pool:
     if is_a(value, _ROOTS):
-        return value
+        return cast("Supervisor | Pool", value)
     hint = ""
     if is_a(value, Child):
         hint = "; put the child into a Supervisor"
