@@ -300,7 +300,9 @@ class World:
             node, act = machine.children.get(name), machine.act
             mine = act is not None and act.node is node
             if node is not None and node.charged:
-                self.charges[above] += 1  # it was due, and now waits on with a sibling whose group it takes along
+                self.charges[above] += (
+                    1  # it was due, and now waits on with a sibling whose group it takes along
+                )
             elif act is not None and mine and act.kind == "restart":
                 self.charges[above] += act.token is None
             elif mine or (
