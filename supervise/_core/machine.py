@@ -50,7 +50,7 @@ class Machine(Judging):
             if isinstance(item, Request):
                 if not item.withdrawn:
                     _REQUEST[item.kind](self, item)
-            elif item.epoch == item.node.epoch:
+            elif item.holds():
                 _SERVE[type(item)](self, item)
 
     def _advance(self) -> None:
@@ -79,7 +79,7 @@ class Machine(Judging):
         if self.ledger.listening:
             self.out.append(events.Starting(self.now, node.path, node.incarnation))
         self.out.append(effect.Start(node))
-        if node.may_start_slowly:
+        if node.slow_start:
             node.since, node.waited = self.now, 0.0
             node.interval = node.spec.start_warning if isinstance(node.spec, Child) else inf
             self._watch_start(node)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from math import inf
 from operator import eq
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -72,7 +73,7 @@ class Node:
     `awaited`: the act in progress goes on when it is up, or has ended. `undecided`: its failure waits for a verdict.
     `gone`: it is down for good, and `why` if it failed. `decider`: a leaf's failures are decided by it; of a supervisor,
     those below it. `afterwards`: the act that begins once it has been released. `simple`: its restart concerns nobody else, leaves nothing and waits for nothing; `alone` is the act of
-    that. `handle` belongs to the driver.
+    that. `slow_start`: its start is worth a timer, for it need not be ready as soon as its task runs. `handle` belongs to the driver.
     """
 
     __slots__ = (
@@ -100,6 +101,7 @@ class Node:
         "phase",
         "simple",
         "since",
+        "slow_start",
         "spec",
         "state",
         "timed_out",
@@ -133,11 +135,16 @@ class Node:
         self.memory: Memory | None = None
         self.window = Window(spec.limit) if isinstance(spec, Child) and spec.limit is not None else None
         self.delays = Delays(spec.backoff) if spec.backoff is not None else None
+        self.slow_start = spec.start_timeout is not None or (
+            isinstance(spec, Child)
+            and (spec.takes_task_status or spec.resource is not None)
+            and spec.start_warning < inf
+        )
         self.simple = (
             isinstance(spec, Child)
             and parent is not None
             and parent.spec.strategy == "one_for_one"
-            and (spec.resource is None and spec.backoff is None and spec.start_timeout is None)
+            and (spec.resource is None and spec.backoff is None and not self.slow_start)
             and spec.restart != "temporary"
         )
         self.handle: Any = None
@@ -154,14 +161,6 @@ class Node:
     def leaving(self) -> bool:
         """Whether it is on its way out: asked, cancelled or released, or too late with its start."""
         return self.alive and (self.state in ("stopping", "releasing") or self.timed_out)
-
-    @property
-    def may_start_slowly(self) -> bool:
-        """Whether its start is worth a timer: a plain leaf is ready as soon as its task runs."""
-        spec = self.spec
-        return spec.start_timeout is not None or (
-            isinstance(spec, Child) and (spec.resource is not None or spec.takes_task_status)
-        )
 
     @property
     def temporary(self) -> bool:
