@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from math import inf
+from operator import eq
 from typing import TYPE_CHECKING, Any, Literal
 
-from attrs import field, frozen
+from attrs import astuple, field, frozen
 
+from ._code import Code
 from .decide import Decider
 from .limit import Delays, Window
 from .spec import Child, Pool, Spec
@@ -166,8 +168,8 @@ class Node:
         return self.spec.restart == "temporary"
 
 
-@frozen(kw_only=True)
-class Status:
+@frozen(kw_only=True, repr=False, eq=False)
+class Status(Code):
     """A node as it stood when `status()` was called, and those below it (R33).
 
     Args:
@@ -203,6 +205,20 @@ class Status:
             here = waiting.pop()
             yield here
             waiting.extend(reversed(here.children))
+
+    def __eq__(self, other: object) -> bool:
+        if type(other) is not Status:
+            return NotImplemented
+        return all(map(eq, map(_own, self.walk()), map(_own, other.walk())))
+
+    def __hash__(self) -> int:
+        return hash(tuple(map(_own, self.walk())))
+
+
+def _own(status: Status) -> tuple[object, ...]:
+    """What it says of itself, and how many are below it: in the order of a walk that makes the whole tree."""
+    *own, children = astuple(status, recurse=False)
+    return *own, len(children)
 
 
 Traffic = Callable[["Node"], tuple[int | None, int | None]]
