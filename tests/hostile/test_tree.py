@@ -32,7 +32,7 @@ QUICK = {
 def lived(spec):
     """What happened in the tree, as kinds of events by path, and what left it."""
     seen = []
-    logger = logging.Logger("hostile")
+    logger = logging.Logger("hostile")  # noqa: LOG001 - of this run alone
     logger.addHandler(logging.StreamHandler(io.StringIO()))
 
     async def main():
