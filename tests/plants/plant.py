@@ -40,7 +40,10 @@ def copy_of_project() -> Path:
     """A folder with the tracked files, and those not yet tracked, of this project."""
     made = Path(tempfile.mkdtemp(prefix="plants-"))
     listed = subprocess.run(
-        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"], cwd=ROOT, capture_output=True, check=True
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT,
+        capture_output=True,
+        check=True,
     )
     for name in filter(None, listed.stdout.decode().split("\0")):
         if (ROOT / name).is_file():
@@ -55,7 +58,17 @@ def caught_by(plant: Plant, root: Path) -> str:
     before = file.read_text()
     file.write_text(plant.text(root))
     # `-P` is not given: the copy comes first on the path, before what is installed.
-    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "--no-header", *plant.tests]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-x",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "--no-header",
+        *plant.tests,
+    ]
     environment = {**os.environ, "PYTHONPATH": str(root), "PYTHONDONTWRITEBYTECODE": "1"}
     try:
         run = subprocess.run(
@@ -72,4 +85,6 @@ def caught_by(plant: Plant, root: Path) -> str:
         return failed[1]
     if run.returncode < 0:
         return f"the test run, which died of signal {-run.returncode}"
-    raise RuntimeError(f"plant {plant.name!r}: pytest ended with {run.returncode}\n{run.stdout}\n{run.stderr}")
+    raise RuntimeError(
+        f"plant {plant.name!r}: pytest ended with {run.returncode}\n{run.stdout}\n{run.stderr}"
+    )
