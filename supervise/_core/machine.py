@@ -527,8 +527,7 @@ class Machine(Judging):
         """How many restarts its limit counts now."""
         if self.window is None:
             return 0
-        self.now = now
-        return self.window.count(self._clock())
+        return self.window.count(now if self._ready_time is None else self._ready_time.at(now))
 
 
 def _is_significant_and_on(node: Node) -> bool:

@@ -67,7 +67,7 @@ class Memory:
 
 
 class Node:
-    """What a supervisor knows of one child. Only that supervisor's machine writes here.
+    """What a supervisor knows of one child. That supervisor's machine writes here; of the root it is the forest.
 
     `epoch` changes whenever what waits in the inbox about this child is to be void. `alive`: it has a task.
     `awaited`: the act in progress goes on when it is up, or has ended. `undecided`: its failure waits for a verdict.
