@@ -378,7 +378,7 @@ class Ref:
 
 
 def refuse_nonsense(spec: Spec) -> None:
-    """What only shows in the whole: one spec at two places, a decider cycle."""
+    """What only shows in the whole: one spec at two places, an `init` that wants arguments."""
     for problem in placed_twice(spec):
         raise ValueError(problem)
     misfit = spec.misfit()
