@@ -226,6 +226,8 @@ class Judging(Acting):
         self._mend(node, mending=True)
         group = self._group(node)
         for other in group:
+            if other.state == "down":
+                other.gone, other.why = False, None  # its start is pending again
             if other is not node and other.state == "restarting":
                 delay = max(delay, other.due - self.now)
                 self._forget_retry(other)

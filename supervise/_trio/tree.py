@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AbstractContextManager, asynccontextmanager
 from contextvars import ContextVar
+from difflib import get_close_matches
+from types import TracebackType
 from typing import Any
 
 import trio
@@ -18,7 +20,8 @@ from ..events import Sink
 from ..sinks.log import LoggingSink
 from .driver import Address, Answer, Driver
 from .leaf import Leaf, enclosing_child
-from .mailbox import Queue, Stream, call, stream
+from .mailbox import OpenStream, Queue, Stream, call, checked_on_loss
+from .protect import protected
 
 onlookers: ContextVar[tuple[Sink, ...]] = ContextVar("supervise.onlookers", default=())
 """More sinks for every tree that is opened in a context: the testing tools listen here."""
@@ -58,15 +61,39 @@ class Tree:
             KeyError: the tree has no such node.
         """
         if isinstance(key, str):
-            path = key
-            known = self._driver.find(path) is not None or self._declared(path) is not None
-        else:
-            path = self._static().get(key, "")
-            known = bool(path)
-        if not known:
-            what = repr(key) if isinstance(key, str) else f"the spec of {key.name!r}"
-            raise KeyError(f"tree {self._spec.name!r} has no node {what}")
+            if self._driver.find(key) is None and self._declared(key) is None:
+                raise KeyError(f"tree {self._spec.name!r} has no node {key!r}{self._near(key)}")
+            return Ref(self, key)
+        if not isinstance(key, Child | Supervisor | Pool):
+            raise TypeError(f"tree[…] takes a path or a spec, got {brief(key)}")
+        path = self._static().get(key)
+        if path is None:
+            others = [path for path, spec in self._specs.items() if spec.name == key.name]
+            other = f"; another spec of that name stands at {others[0]!r}" if others else ""
+            raise KeyError(f"tree {self._spec.name!r} has no node for the spec of {key.name!r}{other}")
         return Ref(self, path)
+
+    def _near(self, path: str) -> str:
+        """What may have been meant."""
+        root = self._spec.name
+        known = list(self._specs)
+        under_root = f"{root}/{path}"
+        if under_root in self._specs or self._driver.find(under_root) is not None:
+            return f"; did you mean {under_root!r}? A path begins with the root"
+        node = self._driver.forest.root
+        names = path.split("/")
+        for name in names[1:] if names[0] == root else ():
+            if node.machine is None:
+                break
+            below = node.machine.children.get(name)
+            if below is None:
+                known += (f"{node.path}/{other}" for other in node.machine.children)
+                break
+            node = below
+        near = get_close_matches(path, known, 1)
+        near = near or [other for other in known if other.rpartition("/")[2] == names[-1]]
+        rule = "" if names[0] == root else f"; a path begins with the root, {root!r}"
+        return (f"; did you mean {near[0]!r}?" if near else "") + rule
 
     @property
     def root(self) -> Ref:
@@ -148,21 +175,14 @@ class Ref:
                 return leaf, leaf and leaf._value
             await address.wait()
 
-    @asynccontextmanager
-    async def lease(self) -> AsyncGenerator[Any, None]:
+    def lease(self) -> AbstractAsyncContextManager[Any]:
         """The value of its current incarnation, for a block that is cancelled if that incarnation ends.
 
         Raises:
             ChildRestarted: the incarnation ended first.
             ChildStopped: the node is down for good.
         """
-        leaf, value = await self._up()
-        if leaf is None:
-            raise TypeError(
-                f"{self.path!r} is a supervisor without a front: there is no incarnation to lease"
-            )
-        with leaf.lease():
-            yield value
+        return _Lease(self)
 
     async def ended(self) -> BaseException | None:
         """Wait until the node is down for good; gives the failure that did it, or None (R28)."""
@@ -212,21 +232,24 @@ class Ref:
         Raises:
             ChildStopped: the node is down for good.
             CallLost: see `on_loss`.
+            RuntimeError: this is the child's own task, and nobody else would serve the message (R30).
         """
         return call(self._mailbox(), value, on_loss)
 
     async def send(self, value: Any, *, on_loss: OnLoss | None = None) -> None:
         """Send a message without a reply, waiting while the mailbox is full."""
         mailbox = self._mailbox()
-        await mailbox.put((value, on_loss or mailbox.on_loss))
+        await mailbox.put((value, None if on_loss is None else checked_on_loss(on_loss)))
         await trio.lowlevel.cancel_shielded_checkpoint()
 
     def send_nowait(self, value: Any, *, on_loss: OnLoss | None = None) -> None:
         """Send a message without a reply, or raise `MailboxFull`."""
+        if on_loss is not None:
+            checked_on_loss(on_loss)
         mailbox = self._queue
-        if mailbox is None or not mailbox.put_if_room((value, on_loss or mailbox.on_loss)):
+        if mailbox is None or not mailbox.put_if_room((value, on_loss)):
             mailbox = self._mailbox()
-            if not mailbox.put_if_room((value, on_loss or mailbox.on_loss)):
+            if not mailbox.put_if_room((value, on_loss)):
                 raise mailbox.overflow()
 
     def stream(
@@ -237,15 +260,15 @@ class Ref:
         Args:
             value: as for `call`.
             on_loss: as for `call`.
-            buffer: how many replies may wait for the consumer.
+            buffer: how many replies may wait for the consumer, at least 1.
         """
-        return stream(self._mailbox(), value, on_loss, buffer, wait=True)
+        return OpenStream(self._mailbox(), value, on_loss, buffer, wait=True)
 
     def stream_nowait(
         self, value: Any, *, on_loss: OnLoss | None = None, buffer: int = 64
     ) -> AbstractAsyncContextManager[Stream]:
         """Like `stream`, but entering the block raises `MailboxFull` rather than wait."""
-        return stream(self._mailbox(), value, on_loss, buffer, wait=False)
+        return OpenStream(self._mailbox(), value, on_loss, buffer, wait=False)
 
     # --- changes, see R25
 
@@ -361,6 +384,35 @@ class Ref:
         name = inside[len(served) + 1 :].partition("/")[0]
         branch = self._driver.find(f"{served}/{name}")
         return branch is not None and branch.state == "starting"
+
+
+@protected
+class _Lease:
+    """See `Ref.lease`. A class, not a generator: a Ctrl-C on the way into one, or out of it, would leave its scope open."""
+
+    __slots__ = ("_block", "_ref")
+
+    def __init__(self, ref: Ref) -> None:
+        self._ref = ref
+        self._block: AbstractContextManager[None] | None = None
+
+    async def __aenter__(self) -> Any:
+        if self._block is not None:
+            raise RuntimeError("a lease is entered once")
+        leaf, value = await self._ref._up()
+        if leaf is None:
+            raise TypeError(
+                f"{self._ref.path!r} is a supervisor without a front: there is no incarnation to lease"
+            )
+        self._block = leaf.lease()
+        self._block.__enter__()
+        return value
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
+    ) -> bool | None:
+        assert self._block is not None
+        return self._block.__exit__(kind, exc, trace)
 
 
 def refuse_nonsense(spec: Spec) -> None:
