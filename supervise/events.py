@@ -70,7 +70,7 @@ class Decided(Event):
 
     Args:
         directive: None where nothing was to be decided, see `because`.
-        by: the path of the supervisor that decided.
+        by: the path of the supervisor that applied it.
         because: `table` (a decider's answer), `limit` (the child's own limit was passed), or why nobody decided:
             `absorbed` (its group was already being restarted), `stop` (a stop was faster), `first start` (R16),
             `not an Exception` (R4).
@@ -78,6 +78,12 @@ class Decided(Event):
             temporary child.
         limit: the limit of `by` that this decision passed, if it did.
         exc: the failure; what a broken decider raised, if one did (R5).
+        decider: the path of the node whose decider gave the answer; None for a built-in rule, or if nobody answered (R2).
+        entry: which of its entries did: `tag 'device.oom'`, `class OSError` or `default`; `rule` for a built-in one.
+        applied_to: the path of the child of `by` to which the directive was applied, if that is not the node that failed:
+            an escalated Stop condemns a whole supervisor (R11).
+        raised: what a decider raised, if one did; it means Escalate (R5).
+        attempt: of a Restart with a backoff, which one of its series this is, from 1 (R15).
     """
 
     directive: Directive | None
@@ -87,6 +93,11 @@ class Decided(Event):
     tag: str | None = None
     instead_of: Directive | None = None
     limit: str | None = None
+    decider: str | None = None
+    entry: str | None = None
+    applied_to: str | None = None
+    raised: BaseException | None = field(default=None, repr=False)
+    attempt: int | None = None
 
 
 class Resumed(Event):
@@ -128,10 +139,11 @@ class Stopped(Event):
 
 @frozen(slots=False, repr=False, eq=False)
 class BackingOff(Event):
-    """The next incarnation starts `delay` seconds from now, at `until` (R15)."""
+    """The next incarnation starts `delay` seconds from now, at `until`; the `attempt`th of its series, from 1 (R15)."""
 
     delay: float
     until: float
+    attempt: int = 1
 
 
 @frozen(slots=False, repr=False, eq=False)

@@ -23,7 +23,7 @@ from .._core.effect import Effect, Input
 from .._core.forest import Forest
 from .._core.judging import start_failed
 from .._core.machine import Machine
-from .._core.node import Node
+from .._core.node import Memory, Node
 from .._core.spec import IGNORE, Child, Pool, Spec, Supervisor
 from ..errors import ChildStopped, Refused, TreeFailed
 from .leaf import Leaf
@@ -350,19 +350,19 @@ class Driver:
         The one furthest down knows best why. Below a supervisor that starts anew is what its spec declares, and no more.
         """
         node: Node = self.forest.root
-        left = self.forest.ledger.left
         names = path.split("/")
         gone: tuple[bool, BaseException | None] = (self.finished.is_set(), self.failure)
         for depth, name in enumerate(names[1:], 1):
             if node.gone:
                 gone = True, node.why
+            memory = node.memory
             if not gone[0] and (node.machine is None or _starts_again(node)):
-                return not _declares(node.spec, names[depth:]), left.get(path)
+                return not _declares(node.spec, names[depth:]), _left(memory, names[depth:], None)
             if node.machine is None:
-                return True, left.get(path, gone[1])
+                return True, _left(memory, names[depth:], gone[1])
             below = node.machine.children.get(name)
             if below is None:
-                return True, left.get("/".join(names[: depth + 1]))
+                return True, _left(memory, [name], None)
             node = below
         return (True, node.why) if node.gone else gone
 
@@ -585,6 +585,21 @@ def _starts_again(node: Node) -> bool:
     if machine is None or act is None or act.node is None or act.kind not in ("restart", "retry"):
         return False
     return node in (act.starts if act.kind == "restart" else machine._group(act.node))
+
+
+def _left(
+    memory: Memory | None, names: Sequence[str], otherwise: BaseException | None
+) -> BaseException | None:
+    """Why what is called so left the tree, if it, or something above it, did and is remembered."""
+    for name in names:
+        if memory is None:
+            break
+        past = memory.left.get(name)
+        if past is not None:
+            return past.why
+        declared = memory.declared.get(name)
+        memory = None if declared is None else declared.memory
+    return otherwise
 
 
 def _declares(spec: Spec, names: Sequence[str]) -> bool:

@@ -217,6 +217,15 @@ class World:
         spec = EXTRA if kind == "add" and not pool else None
         self.handle(machine, effect.Request(kind, self.tokens, name=name or None, spec=spec))
 
+    def _withdraw(self, path: str, place: str) -> None:
+        """Whoever made the request that waits at this place gives up."""
+        machine = self.tasks[path].node.machine
+        assert machine is not None
+        request = machine.inbox[int(place)]
+        assert isinstance(request, effect.Request)
+        self.asked.discard(request.token)
+        self.handle(machine, effect.Withdraw(request))
+
     def _wake(self, path: str) -> None:
         """The next time that this supervisor asked for has come."""
         for task in self.tasks.values():
@@ -292,7 +301,9 @@ class World:
             mine = act is not None and act.node is node
             if act is not None and mine and act.kind == "restart":
                 self.charges[above] += act.token is None
-            elif mine or (node is not None and node.state in ("failed", "stopping", "restarting")):
+            elif mine or (
+                node is not None and node.state in ("failed", "stopping", "releasing", "restarting")
+            ):
                 continue
             self.owing.discard(path)
 
@@ -418,6 +429,7 @@ _DO: dict[str, Callable[..., None]] = {
     "return": World._return,
     "stop": World._stop,
     "request": World._request,
+    "withdraw": World._withdraw,
     "wake": World._wake,
 }
 _CARRY_OUT: dict[type[Any], Callable[[World, Any], None]] = {
