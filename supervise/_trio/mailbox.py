@@ -46,6 +46,9 @@ _IN_A_ROW = 64
 cost more than the messages."""
 
 
+_DELIVERED = outcome.Value(None)
+
+
 def checked_on_loss(on_loss: OnLoss) -> OnLoss:
     """Refuse what is no `on_loss`."""
     check_choice("on_loss", on_loss, ("fail", "requeue"))
@@ -75,7 +78,8 @@ class Message:
 
     __slots__ = ("_call", "_inbox", "_on_loss", "_over", "memo", "value")
 
-    _over: str  # what has become of it; there once `_inbox` is None
+    state: ClassVar[Literal["put back"]] = "put back"  # as an entry of the queue, see `Entry`
+    _over: str  # what has become of it, but for an answer; there once `_inbox` is None
 
     def __init__(self, value: Any, on_loss: OnLoss, inbox: Inbox | None, call: Call | None = None) -> None:
         self.value = value
@@ -85,8 +89,8 @@ class Message:
         self.memo: Any = None
 
     def __repr__(self) -> str:
-        state = "left" if self.left else "in hand" if self._is_in_hand() else self._what_became_of_it()
-        return f"<{type(self).__name__.lower()} {brief(self.value)} {state}>"
+        state = "in hand" if self._is_in_hand() else getattr(self, "_over", "answered")
+        return f"<{type(self).__name__.lower()} {brief(self.value)} {'left' if self.left else state}>"
 
     @property
     def left(self) -> bool:
@@ -101,8 +105,9 @@ class Message:
     @on_loss.setter
     def on_loss(self, on_loss: OnLoss) -> None:
         self._on_loss = checked_on_loss(on_loss)
-        if self._inbox is not None and not self.left and self._inbox.is_open:
-            if on_loss == "requeue" or self._call is not None:
+        if self._call is None and self._is_in_hand():
+            assert self._inbox is not None
+            if on_loss == "requeue":
                 self._inbox.held[self] = None
             else:
                 self._inbox.held.pop(self, None)
@@ -110,55 +115,52 @@ class Message:
     def on_left(self, callback: Callable[[], object]) -> None:
         """Have `callback()` called, once, when the caller leaves, or now if it has left; it must not block.
 
-        It is called in the caller's task, just before that goes on. If it raises, the body that registered it fails with
-        that exception, as by `Ref.inject`; if that body is over, an `Exception` is logged, and any other ends the tree.
+        It is called in the caller's task, just before that goes on, also if this message has been put back meanwhile. If it
+        raises, the child fails with that exception, as by `Ref.inject`; while no body of the child runs, an `Exception` is
+        logged, and anything else ends the tree.
         """
         call = self._call
         if call is None:
             return
         if call.state == "left":
             callback()
-        elif self._is_in_hand():
-            assert self._inbox is not None
-            call.callbacks = [*(call.callbacks or ()), (callback, self._inbox)]
+        elif self._inbox is not None:
+            call.callbacks = call.callbacks or []
+            call.callbacks.append((callback, self._inbox))
 
     def reply(self, value: Any = None) -> None:
         """Answer it. To a caller that has left the reply is dropped quietly."""
-        call = self._let_go("answered")
-        if call is not None:
-            call.finish(outcome.Value(value))
+        inbox = self._inbox
+        if inbox is None:
+            self._refuse()
+            return
+        self._inbox = None
+        inbox.held.pop(self, None)
+        if self._call is not None:
+            self._call.finish(outcome.Value(value))
 
     def fail(self, exc: BaseException) -> None:
         """Answer it with an exception, which the caller's `call` raises."""
-        result = outcome.Error(exc)
-        call = self._let_go("answered")
-        if call is not None:
-            call.finish(result)
+        result, inbox = outcome.Error(exc), self._inbox
+        if inbox is None:
+            self._refuse()
+            return
+        self._inbox = None
+        inbox.held.pop(self, None)
+        if self._call is not None:
+            self._call.finish(result)
 
     def requeue(self) -> None:
         """Put it back at the head of the queue."""
         inbox = self._inbox
-        call = self._let_go("requeued")
-        if inbox is not None and (call is not None or self._call is None):
-            inbox.mailbox.put_back([self])
+        if inbox is None or not inbox.is_open:
+            self._refuse()
+            return
+        inbox.held.pop(self, None)
+        inbox.mailbox.put_back([self])
 
     def _is_in_hand(self) -> bool:
         return self._inbox is not None and self._inbox.is_open
-
-    def _what_became_of_it(self) -> str:
-        return self._over if self._inbox is None else "lost with its body"
-
-    def _let_go(self, over: str) -> Call | None:
-        """It is not in hand any more; gives the call that is to be answered, if anybody waits for it still."""
-        inbox, call = self._inbox, self._call
-        if inbox is None or not inbox.is_open:
-            self._refuse()
-            return None
-        if call is not None and call.state == "left":
-            return None
-        self._inbox, self._over = None, over
-        inbox.held.pop(self, None)
-        return call
 
     def _refuse(self) -> None:
         """It is not in hand; that concerns nobody if the caller has left."""
@@ -168,9 +170,13 @@ class Message:
                 f"took it"
             )
 
+    def let_go(self, over: str) -> None:
+        """Out of these hands, and nobody is answered by it."""
+        self._inbox, self._over = None, over
+
     def back(self) -> Call | Message:
         """What stands for it in the queue, once it was put back: never this object, which somebody may still have."""
-        self._inbox, self._over = None, "requeued"
+        self.let_go("requeued")
         call = self._call
         if call is not None:
             call.value, call.on_loss, call.memo = self.value, self._on_loss, self.memo
@@ -180,30 +186,20 @@ class Message:
         again.memo = self.memo
         return again
 
-    def taken_again(self, inbox: Inbox) -> None:
+    def taken_again(self, inbox: Inbox) -> Message:
         """Into the next hands."""
         self._inbox = inbox
         inbox.held[self] = None
+        return self
 
 
 @protected
 class Call:
     """The sender's side of a message whose caller waits for the answer. It outlives those who have it in hand."""
 
-    __slots__ = (
-        "_task",
-        "answer",
-        "callbacks",
-        "hand",
-        "mailbox",
-        "memo",
-        "on_loss",
-        "state",
-        "taken",
-        "value",
-    )
+    __slots__ = ("_task", "answer", "callbacks", "hand", "mailbox", "memo", "on_loss", "state", "value")
 
-    _hand_type: ClassVar[type[Message]] = Message
+    hand_type: ClassVar[type[Message]] = Message
     _task: Task | None
     answer: outcome.Outcome[Any] | None
     callbacks: list[tuple[Callable[[], object], Inbox]] | None
@@ -213,38 +209,42 @@ class Call:
         self.value = value
         self.on_loss: OnLoss = on_loss
         self.mailbox = mailbox
-        self.state: Literal["queued", "in hand", "settled", "left"] = "queued"
-        self.taken = False
-        self.memo: Any = None
-        self.callbacks = self.hand = self._task = self.answer = None
-
-    def into_hand(self, inbox: Inbox) -> Message:
-        """Somebody takes it."""
-        self.state = "in hand"
-        hand = self.hand = self._hand_type(self.value, self.on_loss, inbox, self)
-        hand.memo = self.memo
-        return hand
+        self.state: Literal["queued", "in hand", "queued again", "left"] = "queued"
+        self.callbacks = self.hand = self.memo = self._task = self.answer = None
 
     def put_back(self) -> None:
         """Nobody has it in hand; it waits in the queue again, if that is open."""
-        self.state, self.hand = "queued", None
+        self.state, self.hand = "queued again", None
+
+    def taken_again(self, inbox: Inbox) -> Message:
+        """Into the next hands."""
+        hand = self.hand = self.hand_type(self.value, self.on_loss, inbox, self)
+        hand.memo, self.state = self.memo, "in hand"
+        inbox.held[hand] = None
+        return hand
 
     def finish(self, result: outcome.Outcome[Any], /) -> None:
         """The end, from whomever: a reply, a loss, a closed mailbox."""
-        self.state, self.answer, self.callbacks, self.hand = "settled", result, None, None
-        if self._task is not None:
-            task, self._task = self._task, None
+        self.callbacks = self.hand = None  # the hand knows of the call: no cycle is to be left
+        task = self._task
+        if task is None:
+            self.answer = result
+        else:  # not kept here: an exception will know of the caller's frame, and that of this
+            self.answer, self._task = _DELIVERED, None
             reschedule(task, result)
 
     async def result(self) -> Any:
         """Wait for the answer; a caller who is cancelled takes a queued message with it."""
         if self.answer is not None:
             await trio.lowlevel.cancel_shielded_checkpoint()
-            return self.answer.unwrap()
-        task = current_task()
+            answer, self.answer = self.answer, _DELIVERED
+            try:
+                return answer.unwrap()
+            finally:
+                del answer
+        task = self._task = current_task()
         if task is self.mailbox.server:
             self._check_others_serve(task)
-        self._task = task
         try:
             return await wait_task_rescheduled(self._abort)
         except BaseException:
@@ -255,6 +255,7 @@ class Call:
         try:
             self.mailbox.check_others_serve(task)
         except RuntimeError:
+            self._task = None
             self.leave()
             raise
 
@@ -267,14 +268,16 @@ class Call:
 
     def leave(self) -> None:
         """The caller goes away."""
-        state, hand = self.state, self.hand
-        if state == "settled":
+        if self.answer is not None:
             return
-        self.state, self.hand = "left", None
-        if state == "queued":
-            self.mailbox.withdraw()
-        elif hand is not None and hand._inbox is not None:
+        state, self.state = self.state, "left"
+        hand, self.hand = self.hand, None
+        if hand is not None:
+            assert hand._inbox is not None
             hand._inbox.held.pop(hand, None)
+            hand.let_go("left")
+        elif state != "left":
+            self.mailbox.withdraw()
 
     def call_back(self) -> None:
         """Tell those who wanted to know that the caller has left."""
@@ -310,11 +313,9 @@ class StreamMessage(Message):
 
     def send_many_nowait(self, items: Sequence[Any]) -> None:
         """Put some items into the stream at once, or none of them: as `send_nowait`, and the consumer wakes once."""
-        call, inbox = self._call, self._inbox
-        if inbox is None or not inbox.is_open:
+        call = self._call
+        if self._inbox is None:
             self._refuse()
-            return
-        if call.state == "left":
             return
         if len(call.buffer) + len(items) > call.size:
             raise trio.WouldBlock
@@ -327,7 +328,7 @@ class StreamMessage(Message):
         """Put one item into the stream, waiting while its buffer is full. Cancelled: the item was not put."""
         await trio.lowlevel.checkpoint_if_cancelled()
         call = self._call
-        while len(call.buffer) >= call.size and self._is_in_hand() and call.state != "left":
+        while len(call.buffer) >= call.size and self._inbox is not None:
             if call.room is None:
                 call.room = trio.lowlevel.ParkingLot()
             await call.room.park()
@@ -341,7 +342,7 @@ class StreamCall(Call):
 
     __slots__ = ("_closed", "_deadline", "buffer", "room", "size")
 
-    _hand_type = StreamMessage
+    hand_type = StreamMessage
     room: trio.lowlevel.ParkingLot | None  # from when somebody waits for room
 
     def __init__(
@@ -373,7 +374,8 @@ class StreamCall(Call):
         self.look_for_room()
 
     def finish(self, result: outcome.Outcome[Any], /) -> None:
-        self.state, self.answer, self.callbacks, self.hand = "settled", result, None, None
+        self.answer = result
+        self.callbacks = self.hand = None
         self.wake()
         self.look_for_room()
 
@@ -464,7 +466,7 @@ Entry: TypeAlias = Call | Message | Sent
 
 def _is_withdrawn(entry: Entry) -> bool:
     """Whether the caller has left what is in the queue."""
-    return isinstance(entry, Call) and entry.state != "queued"
+    return isinstance(entry, Call) and entry.state == "left"
 
 
 @protected
@@ -608,7 +610,7 @@ class Queue:
         putters, self._putters = self._putters, OrderedDict()
         queue, self.queue, self.withdrawn = self.queue, deque(), 0
         for entry in queue:
-            if isinstance(entry, Call) and entry.state == "queued":
+            if isinstance(entry, Call) and entry.state != "left":
                 entry.finish(outcome.Error(self._refusal()))
         for task in putters:
             reschedule(task, outcome.Error(self._refusal()))
@@ -630,6 +632,7 @@ class Inbox:
     __slots__ = (
         "_before_turn",
         "_leaf",
+        "_reader",
         "held",
         "is_open",
         "mailbox",
@@ -645,6 +648,7 @@ class Inbox:
         self.server_read = self.others_read = (
             False  # whether the child's own task has waited here, or another
         )
+        self._reader: Task | None = None  # the last that has waited
         self._before_turn = _IN_A_ROW
         self._leaf = leaf
         self.progressed = False
@@ -662,7 +666,7 @@ class Inbox:
         if not self._before_turn:
             await self._give_way()
         self._before_turn -= 1
-        return self._take() or await self._wait(ends=True)
+        return self._take() or await self._wait(True)
 
     async def receive(self) -> Message:
         """Take the next message, waiting for one.
@@ -672,7 +676,7 @@ class Inbox:
         if not self._before_turn:
             await self._give_way()
         self._before_turn -= 1
-        return self._take() or await self._wait(ends=False)
+        return self._take() or await self._wait(False)
 
     def receive_nowait(self) -> Message:
         """Take the next message, or `trio.WouldBlock`."""
@@ -702,34 +706,50 @@ class Inbox:
         await trio.lowlevel.checkpoint()
         self._check_open()
 
-    async def _wait(self, *, ends: bool) -> Message:
+    async def _wait(self, ends: bool) -> Message:
         """Take the next message once there is one; the first in a row, since to wait is a turn for the others."""
-        readers, task = self.mailbox.readers, current_task()
-        if task is self.mailbox.server:
-            self.server_read = True
-        else:
-            self.others_read = True
+        task = current_task()
+        if task is not self._reader:
+            self._is_read_by(task)
+        if ends and self._leaf.stopping:
+            await trio.lowlevel.checkpoint()  # else a loop around such a loop would never let go
+            return self._take_last()
+        readers = self.mailbox.readers
+        readers[task] = self, ends
 
         def abort(_: RaiseCancelT) -> Abort:
             del readers[task]
             return Abort.SUCCEEDED
 
-        waited = False
-        while True:
-            if ends and self._leaf.stopping:
-                if waited:
-                    raise StopAsyncIteration
-                await trio.lowlevel.checkpoint()  # else a loop around such a loop would never let go
-            else:
-                readers[task] = (self, ends)
-                if waited:  # somebody else was faster; it has waited longest all the same
-                    readers.move_to_end(task, last=False)
-                await wait_task_rescheduled(abort)
-            waited = True
-            self._check_open()
+        await wait_task_rescheduled(abort)
+        while self.is_open:
             self._before_turn = _IN_A_ROW - 1
-            if (message := self._take()) is not None:
+            message = self._take()
+            if message is not None:
                 return message
+            if ends and self._leaf.stopping:
+                break
+            readers[task] = self, ends
+            readers.move_to_end(
+                task, last=False
+            )  # somebody was faster, but it has waited longest all the same
+            await wait_task_rescheduled(abort)
+        return self._take_last()
+
+    def _is_read_by(self, task: Task) -> None:
+        self._reader = task
+        if task is self.mailbox.server:
+            self.server_read = True
+        else:
+            self.others_read = True
+
+    def _take_last(self) -> Message:
+        """Take a message if there is one; there is no waiting for another."""
+        self._check_open()
+        message = self._take()
+        if message is None:
+            raise StopAsyncIteration
+        return message
 
     def _take(self) -> Message | None:
         """The next message that somebody still wants is in hand now."""
@@ -742,18 +762,17 @@ class Inbox:
                     self.held[message] = None
                 self.progressed = True
                 mailbox.handled += 1
-            elif isinstance(entry, Message):
-                message = entry
-                message.taken_again(self)
             elif entry.state == "queued":
-                message = entry.into_hand(self)
+                message = entry.hand = entry.hand_type(entry.value, entry.on_loss, self, entry)
+                entry.state = "in hand"
                 self.held[message] = None
-                if not entry.taken:
-                    entry.taken = self.progressed = True
-                    mailbox.handled += 1
-            else:
+                self.progressed = True
+                mailbox.handled += 1
+            elif entry.state == "left":
                 mailbox.withdrawn -= 1
                 continue
+            else:
+                message = entry.taken_again(self)
             if mailbox._putters:
                 mailbox.admit()
             return message
@@ -779,6 +798,7 @@ class Inbox:
             if message._on_loss == "requeue":
                 back.append(message)
             elif call is not None:
+                message.let_go("lost with its body")
                 lost = CallLost(f"{path!r} ended with this message in hand: {brief(failure)}")
                 lost.__cause__ = failure
                 call.finish(outcome.Error(lost))
@@ -790,9 +810,11 @@ class Inbox:
         self.mailbox.put_back(back)
 
     def fails(self, exc: BaseException) -> None:
-        """A callback that the body had registered raised: the body fails with that, if it is there still."""
-        if self.is_open and not self._leaf.failing:
-            self._leaf.inject(exc)
+        """A callback that this body had registered raised: the child's body, be it a later one, fails with that."""
+        now = self.mailbox.inbox
+        assert now is not None
+        if now.is_open and not now._leaf.failing:
+            now._leaf.inject(exc)
         else:
             self._leaf.raised_late(exc)
 

@@ -64,36 +64,39 @@ class Tree:
             if self._driver.find(key) is None and self._declared(key) is None:
                 raise KeyError(f"tree {self._spec.name!r} has no node {key!r}{self._near(key)}")
             return Ref(self, key)
-        if not isinstance(key, Child | Supervisor | Pool):
-            raise TypeError(f"tree[…] takes a path or a spec, got {brief(key)}")
         path = self._static().get(key)
         if path is None:
-            others = [path for path, spec in self._specs.items() if spec.name == key.name]
-            other = f"; another spec of that name stands at {others[0]!r}" if others else ""
-            raise KeyError(f"tree {self._spec.name!r} has no node for the spec of {key.name!r}{other}")
+            raise self._no_such(key)
         return Ref(self, path)
 
+    def _no_such(self, spec: Spec) -> Exception:
+        if not isinstance(spec, Child | Supervisor | Pool):
+            return TypeError(f"tree[…] takes a path or a spec, got {brief(spec)}")
+        others = [path for path, other in self._specs.items() if other.name == spec.name]
+        other = f"; another spec of that name stands at {others[0]!r}" if others else ""
+        return KeyError(f"tree {self._spec.name!r} has no node for the spec of {spec.name!r}{other}")
+
     def _near(self, path: str) -> str:
-        """What may have been meant."""
-        root = self._spec.name
-        known = list(self._specs)
-        under_root = f"{root}/{path}"
-        if under_root in self._specs or self._driver.find(under_root) is not None:
+        """What may have been meant: near by, or elsewhere in the tree."""
+        root = self._driver.forest.root
+        under_root = f"{root.name}/{path}"
+        if self._driver.find(under_root) is not None or under_root in self._specs:
             return f"; did you mean {under_root!r}? A path begins with the root"
-        node = self._driver.forest.root
-        names = path.split("/")
-        for name in names[1:] if names[0] == root else ():
-            if node.machine is None:
-                break
-            below = node.machine.children.get(name)
-            if below is None:
-                known += (f"{node.path}/{other}" for other in node.machine.children)
-                break
-            node = below
-        near = get_close_matches(path, known, 1)
-        near = near or [other for other in known if other.rpartition("/")[2] == names[-1]]
-        rule = "" if names[0] == root else f"; a path begins with the root, {root!r}"
-        return (f"; did you mean {near[0]!r}?" if near else "") + rule
+        first, *names = path.split("/")
+        last = path.rpartition("/")[2]
+        node: Node | None = root
+        for name in names if first == root.name else ():
+            below = {} if node is None or node.machine is None else node.machine.children
+            near = get_close_matches(name, below, 1)
+            if near and near[0] != name:
+                assert node is not None
+                meant = f"{node.path}/{near[0]}"
+                return f"; did you mean {meant!r}?"
+            node = below.get(name)
+        places = {spec.name: place for place, spec in reversed(self._specs.items())}
+        near = get_close_matches(last, places, 1)
+        meant = f"; did you mean {places[near[0]]!r}?" if near else ""
+        return meant + ("" if first == root.name else f"; a path begins with the root, {root.name!r}")
 
     @property
     def root(self) -> Ref:
@@ -132,14 +135,14 @@ class Ref:
         return self._tree._driver
 
     def _node(self) -> Node | None:
-        return self._driver.find(self.path)
+        return self._tree._driver.find(self.path)
 
     def _spec(self) -> Spec | None:
         node = self._node()
         return self._tree._declared(self.path) if node is None else node.spec
 
     def _address(self) -> Address:
-        return self._driver.address(self.path)
+        return self._tree._driver.address(self.path)
 
     def status(self) -> Status:
         """The node, and all below it, as it stands, at once (R33).
