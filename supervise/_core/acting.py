@@ -1,4 +1,4 @@
-"""The steps that every act of a supervisor is made of: stop one child, start one child, wait, end."""
+"""The steps that every act of a supervisor is made of: stop one child, wait for it, end. A start makes a machine, see there."""
 
 from __future__ import annotations
 
@@ -104,10 +104,13 @@ class Acting:
         because: events.Because = "table",
         **details: Any,
     ) -> None:
-        details = {"tag": failure.tag, "exc": failure.exc, **details}
-        self._emit(
-            events.Decided, failure.origin, directive=directive, by=self.path, because=because, **details
-        )
+        if self.ledger.listening:
+            node = failure.origin
+            where = (self.now, node.path, node.incarnation)
+            decided = events.Decided(
+                *where, directive, self.path, failure.exc, because, failure.tag, **details
+            )
+            self.out.append(decided)
 
     def _refuse(self, token: Any, message: str, reason: errors.Reason) -> None:
         if token is not None:

@@ -1,6 +1,6 @@
 """What goes into a machine and what comes out of it.
 
-Plain classes: nobody compares or prints them, and to have attrs generate so many would add half to what an import costs.
+Plain classes: nobody compares or prints them.
 """
 
 from __future__ import annotations
@@ -234,13 +234,14 @@ class Resume(_To):
 
 
 class ReportOverdue:
-    """Look where the child hangs, and deliver an `Overdue`."""
+    """Look where the child hangs, and deliver an `Overdue`, or a `StartOverdue` if it is `starting`."""
 
-    __slots__ = ("child", "seconds")
+    __slots__ = ("child", "seconds", "starting")
 
-    def __init__(self, child: Node, seconds: float) -> None:
+    def __init__(self, child: Node, seconds: float, *, starting: bool = False) -> None:
         self.child = child
         self.seconds = seconds
+        self.starting = starting
 
 
 class WakeAt:

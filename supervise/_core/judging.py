@@ -52,17 +52,16 @@ class Judging(Acting):
             exc = _limit_exceeded(node.path, node.spec.limit, node.failure.exc)
             verdict = judge(decider, exc, "limit", otherwise=Stop)
             self._adopt(node, verdict)
-        if not is_decidable(node.failure.exc):  # a decider raised it
+        if verdict.raised and not is_decidable(verdict.exc):
             node.undecided = False
             self._fatal(node.failure)
             return
         directive = self._final(node, verdict)
         details = {
-            "because": because,
+            "because": "raised" if verdict.raised else because,
             "instead_of": None if directive is verdict.directive else verdict.directive,
             "decider": verdict.node or None,
             "entry": None if verdict.raised else verdict.entry,
-            "raised": verdict.exc if verdict.raised else None,
             "applied_to": None if node.failure.origin is node else node.path,
         }
         self._apply(node, directive, rest, details)
@@ -127,21 +126,12 @@ class Judging(Acting):
         """
         node = act.node
         assert node is not None
-        if act.stops == [node] and act.starts in ([], [node]) and self._releases(node):
+        alone = self.spec.strategy == "one_for_one" and node.alive and node.state == "failed"
+        if alone and isinstance(node.spec, Child) and node.spec.resource is not None:
             self._stop_suspended(act, node)
             node.state, node.afterwards = "releasing", act
         else:
             self.act = act
-
-    def _releases(self, node: Node) -> bool:
-        """Whether it is suspended with a resource of which no sibling has to wait until it is left."""
-        return (
-            node.alive
-            and node.state == "failed"
-            and isinstance(node.spec, Child)
-            and node.spec.resource is not None
-            and self.spec.strategy == "one_for_one"
-        )
 
     def _charge(self) -> bool:
         return self.window is None or self.window.charge(self._clock())
@@ -193,7 +183,10 @@ class Judging(Acting):
         if self.act is not None or node.state != "up" or not node.simple:
             return None  # without an act nothing waits
         tag, answer = node.decider.looked_up(exc)
-        if answer is None or answer.directive is not Restart or not self._charge_both(node, now):
+        if answer is None:
+            return None
+        directive, decider, entry = answer
+        if directive is not Restart or not self._charge_both(node, now):
             return None
         node.last_failure = exc
         node.incarnation += 1
@@ -221,8 +214,8 @@ class Judging(Acting):
                 tag,
                 None,
                 None,
-                answer.node or None,
-                answer.entry,
+                decider or None,
+                entry,
             ),
             events.Stopped(now, path, life - 1),
             events.Starting(now, path, life),
@@ -276,9 +269,10 @@ class Judging(Acting):
             self._restart_later(node, delay)
             return
         self._mend(node, mending=True)
-        group = self._group(node)
-        delay = max(delay, self._forget_retries(group, node))
-        stops = [*(other for other in group if other is not node), node]
+        group = stops = self._group(node)
+        if len(group) > 1:
+            delay = max(delay, self._forget_retries(group, node))
+            stops = [*(other for other in group if other is not node), node]
         if delay > 0:
             node.charged = True
             self._begin(Act("retry", self._why(node), node, stops, delay=delay))

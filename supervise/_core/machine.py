@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from heapq import heappop
+from math import inf
 from typing import Any
 
 from .. import errors, events
@@ -49,7 +50,7 @@ class Machine(Judging):
             if isinstance(item, Request):
                 if not item.withdrawn:
                     _REQUEST[item.kind](self, item)
-            elif item.epoch == item.node.epoch:
+            elif item.holds():
                 _SERVE[type(item)](self, item)
 
     def _advance(self) -> None:
@@ -78,8 +79,17 @@ class Machine(Judging):
         if self.ledger.listening:
             self.out.append(events.Starting(self.now, node.path, node.incarnation))
         self.out.append(effect.Start(node))
-        if node.spec.start_timeout is not None:
-            self._arm(node, "start", self.now + node.spec.start_timeout)
+        if node.slow_start:
+            node.since, node.waited = self.now, 0.0
+            node.interval = node.spec.start_warning if isinstance(node.spec, Child) else inf
+            self._watch_start(node)
+
+    def _watch_start(self, node: Node) -> None:
+        """Wake when its start is to be reported, or is late."""
+        timeout = inf if node.spec.start_timeout is None else node.spec.start_timeout
+        at = node.since + min(timeout, node.waited + node.interval)
+        if at < inf:
+            self._arm(node, "start", at)
 
     # --- inputs
 
@@ -268,8 +278,16 @@ class Machine(Judging):
 
     # --- timers that are due
 
-    def _start_is_late(self, node: Node) -> None:
-        """A start that hangs is ended, and then it is a failed one (R17)."""
+    def _start_takes_long(self, node: Node) -> None:
+        """A start that hangs is reported, and past its timeout ended; then it is a failed one (R17)."""
+        timeout = node.spec.start_timeout
+        if timeout is None or self.now < node.since + timeout:
+            node.waited += node.interval
+            node.interval *= 2
+            if self.ledger.listening:
+                self.out.append(effect.ReportOverdue(node, node.waited, starting=True))
+            self._watch_start(node)
+            return
         node.timed_out = True
         reason = f"{node.path!r}: start_timeout of {node.spec.start_timeout:g} s passed"
         self._cancel(node, reason)
@@ -509,8 +527,7 @@ class Machine(Judging):
         """How many restarts its limit counts now."""
         if self.window is None:
             return 0
-        self.now = now
-        return self.window.count(self._clock())
+        return self.window.count(now if self._ready_time is None else self._ready_time.at(now))
 
 
 def _is_significant_and_on(node: Node) -> bool:
@@ -545,7 +562,7 @@ _REQUEST: _Table = {
     "status": Machine._take_status,
 }
 _DUE: _Table = {
-    "start": Machine._start_is_late,
+    "start": Machine._start_takes_long,
     "drain": Machine._drained,
     "grace": Machine._overdue,
     "release": Machine._release_is_overdue,

@@ -34,7 +34,7 @@ class Group:
 
 def leaf(name: str, restart: Any = "permanent", **options: Any) -> Child:
     """A child that, unless told otherwise, is never overdue."""
-    given: dict[str, Any] = {"grace": INF, **options}
+    given: dict[str, Any] = {"grace": INF, "start_warning": INF, **options}
     return Child(name, work, restart=restart, **given)
 
 
@@ -175,7 +175,7 @@ def releases() -> Iterator[Group]:
         yield Group(limited((1,), leaves(types, **options), auto_shutdown=mode), free)
     timed = Freedom(failures=("restart",), starts=("restart",), waiting=1)
     for backoff in (None, WAIT):
-        options = {"resource": hold, "backoff": backoff, "grace": 2}
+        options = {"resource": hold, "backoff": backoff, "grace": 2, "start_warning": 2}
         yield Group(limited((1,), leaves(("permanent",) * 3, **options)), timed)
     member = leaf("m", resource=hold)
     pooled = Freedom(failures=("restart", "stop"), requests=("add", "stop"), waiting=1, children=2)
