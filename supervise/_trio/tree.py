@@ -13,6 +13,7 @@ from trio.lowlevel import enable_ki_protection
 
 from .._core import effect
 from .._core._brief import brief
+from .._core._call import wrong_function
 from .._core.node import Node, Status, picture
 from .._core.spec import Child, OnLoss, Pool, Spec, Supervisor, placed_twice, walk
 from ..errors import ChildRestarted, Refused
@@ -289,14 +290,27 @@ class Ref:
         else:
             await self._ask_parent("stop")
 
-    async def restart(self) -> None:
+    async def start(self) -> None:
         """Start a node that is down or condemned, at once if it is backing off; not charged to any limit.
 
         Raises:
-            Refused: it is running.
+            Refused: it is running, or a member of a pool.
             StartFailed: it did not start, and is down.
         """
         self._would_wait_for_itself(self._above)
+        await self._ask_parent("start")
+
+    async def restart(self) -> None:
+        """Restart a node in any state; not charged to any limit (R25).
+
+        One that runs is stopped in order, with the group that its supervisor's strategy names, and they are started
+        again. One that is down or condemned is started.
+
+        Raises:
+            Refused: it is a member of a pool, or the root.
+            StartFailed: it did not start. What had run before is judged, and retried, like a failure in any restart.
+        """
+        self._would_wait_for_itself(self._above, ended=self.path)
         await self._ask_parent("restart")
 
     async def remove(self) -> None:
@@ -355,7 +369,7 @@ class Ref:
         else:
             name = inside[len(served) + 1 :].partition("/")[0]
             branch = self._driver.find(f"{served}/{name}")
-            if branch is not None and branch.awaited and branch.state == "stopping":
+            if branch is not None and branch.awaited and branch.leaving:
                 raise Refused(
                     f"{served!r} waits for child {child.path!r} to end: it asked to change {self.path!r} from inside",
                     reason="stopping",
@@ -408,6 +422,9 @@ def refuse_nonsense(spec: Spec) -> None:
     """What only shows in the whole: one spec at two places, a decider cycle."""
     for problem in placed_twice(spec):
         raise ValueError(problem)
+    misfit = spec.misfit()
+    if misfit is not None:
+        raise TypeError(misfit)
 
 
 def check_root(spec: object) -> Supervisor | Pool:
@@ -416,6 +433,19 @@ def check_root(spec: object) -> Supervisor | Pool:
         raise TypeError(f"a tree's root must be a Supervisor or a Pool, got {brief(spec)}")
     refuse_nonsense(spec)
     return spec
+
+
+def checked_sinks(sinks: Iterable[Sink]) -> list[Sink]:
+    """Refuse what surely is no sink: an async function would be called, and never run."""
+    try:
+        given = list(sinks)
+    except TypeError as problem:
+        raise TypeError(f"sinks must be a list of functions, got {brief(sinks)}") from problem
+    for sink in given:
+        wrong = wrong_function(sink, "it is not awaited; put a QueueSink before what waits", ("event",))
+        if wrong is not None:
+            raise TypeError(f"a sink {wrong}")
+    return given
 
 
 def open_tree(
@@ -466,7 +496,7 @@ class _Opening(AbstractAsyncContextManager[Tree]):
     async def __aenter__(self) -> Tree:
         if self._nurseries is not None:
             raise RuntimeError("open_tree(…) gives a block that is entered once: call it again")
-        given = [LoggingSink()] if self._sinks is None else list(self._sinks)
+        given = [LoggingSink()] if self._sinks is None else checked_sinks(self._sinks)
         tree = Tree(check_root(self._spec), [*given, *onlookers.get()])
         self._look(tree)
         self._driver = driver = tree._driver
