@@ -170,6 +170,7 @@ class Driver:
         self.over = trio.Event()
         self.ending: Callable[[], object] = _nobody
         self._ending = False
+        self.root_task = trio.lowlevel.current_root_task()
         self._interrupted = self._hurried = False
         self._begun = trio.Event()
         self._sinks = list(sinks)

@@ -492,6 +492,9 @@ class _Opening(AbstractAsyncContextManager[Tree]):
         self._look = look
         self._nurseries: AbstractAsyncContextManager[trio.Nursery] | None = None
 
+    def __repr__(self) -> str:
+        return f"<open_tree of {brief(getattr(self._spec, 'name', self._spec))}>"
+
     @enable_ki_protection
     async def __aenter__(self) -> Tree:
         if self._nurseries is not None:

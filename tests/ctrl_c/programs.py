@@ -109,6 +109,7 @@ async def calls(scene: Scene) -> None:
                 await trio.sleep(0.1)
                 message.reply(message.value)
 
+    scene.has_nursery = True
     spec = Supervisor("app", [drained(scene), Child("server", server, mailbox=2)])
     async with scene.tree(spec) as tree, trio.open_nursery() as nursery:
         server_ref = tree["app/server"]
@@ -273,7 +274,7 @@ async def failed_start(scene: Scene) -> None:
     children = [
         drained(scene),
         drained(scene, "other"),
-        Child("bad", trio.sleep_forever, resource=lambda: 1 / 0),
+        Child("bad", trio.sleep, resource=lambda: 1 / 0),
     ]
     inner = Supervisor("inner", children)
     try:

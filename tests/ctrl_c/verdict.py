@@ -41,6 +41,7 @@ class Scene:
         self.trees: list[Supervisor | Pool] = []
         self.lives: dict[str, int] = {}
         self.undrained: list[str] = []
+        self.has_nursery = False
 
     def tree(self, spec: Supervisor | Pool) -> Any:
         """Open a tree whose events are kept."""
@@ -119,12 +120,14 @@ def _judge(scene: Scene, striker: Striker, raised: BaseException | None, *, seve
         return None  # it ended before that line
     if isinstance(raised, Hang) or isinstance(getattr(raised, "__cause__", None), Hang):
         return "hangs"
-    if isinstance(raised, trio.TrioInternalError):
-        return f"TrioInternalError from {raised.__cause__!r}"
-    if raised is None:
-        return "swallowed"
-    if not isinstance(raised, KeyboardInterrupt):
-        return f"leaves as {raised!r}"
+    return judge(scene, raised, several=several)
+
+
+def judge(scene: Scene, raised: BaseException | None, *, several: bool = False) -> str | None:
+    """What is wrong with how an interrupted program has ended, if anything is."""
+    wrong = _wrong_exception(scene, raised)
+    if wrong is not None:
+        return wrong
     open_still = [name for name, count in scene.lives.items() if count]
     if open_still:
         return f"never closed: {open_still}"
@@ -136,9 +139,26 @@ def _judge(scene: Scene, striker: Striker, raised: BaseException | None, *, seve
             its = [event for event in scene.seen if event.path.partition("/")[0] == spec.name]
             assert_lifecycle(its)
             _assert_order(spec, its)
-    except AssertionError as wrong:
-        return f"events: {wrong}"
+    except AssertionError as problem:
+        return f"events: {problem}"
     return None
+
+
+def _wrong_exception(scene: Scene, raised: BaseException | None) -> str | None:
+    if raised is None:
+        return "swallowed"
+    if isinstance(raised, trio.TrioInternalError):
+        return f"TrioInternalError from {raised.__cause__!r}"
+    if isinstance(raised, KeyboardInterrupt) or (scene.has_nursery and _is_interrupt(raised)):
+        return None
+    return f"leaves as {raised!r}"
+
+
+def _is_interrupt(exc: BaseException) -> bool:
+    """Whether it is one in the group of a nursery, of the program's own."""
+    if isinstance(exc, BaseExceptionGroup):
+        return all(map(_is_interrupt, exc.exceptions))
+    return isinstance(exc, KeyboardInterrupt)
 
 
 def _was_ready(name: str, seen: Sequence[events.Event]) -> bool:
@@ -149,19 +169,25 @@ def _was_ready(name: str, seen: Sequence[events.Event]) -> bool:
 
 
 def _assert_order(root: Supervisor | Pool, seen: Sequence[events.Event]) -> None:
-    """Once the root stops, a child is stopped only when all after it have ended (R12)."""
+    """Once the root stops, a child is stopped only when all after it have ended (R12).
+
+    A supervisor further down goes on until it is told to stop in its turn, so children of it may still start.
+    """
     places = {path: number for number, (path, _) in enumerate(_paths(root))}
     free = {f"{path}/" for path, spec in _paths(root) if isinstance(spec, Pool)}
     alive: set[str] = set()
+    ending: set[str] = set()
     stopping = False
     for event in seen:
         path, above = event.path, f"{event.path.rpartition('/')[0]}/"
         if isinstance(event, events.Starting):
-            assert not stopping, f"{event} while the root stops"
+            assert above[:-1] not in ending, f"{event} while its supervisor stops"
+            ending.discard(path)
             alive.add(path)
         elif isinstance(event, events.Stopped):
             alive.discard(path)
         elif isinstance(event, events.Stopping):
+            ending.add(path)
             stopping = stopping or path == root.name
             if stopping and above not in free and path != root.name:
                 later = [
