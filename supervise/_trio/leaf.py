@@ -163,14 +163,21 @@ class Leaf:
     # --- what the driver tells it
 
     def ask(self) -> None:
+        self._is_asked()
+        if self._inbox is not None:
+            self._inbox.end_loops()
+
+    def _is_asked(self) -> None:
         self.stopping = True
         if self._stop_requested is not None:
             self._stop_requested.set()
 
     def cancel(self, reason: str) -> None:
-        self.ask()
+        self._is_asked()
         self._cancelled = True
         self._scope.cancel(reason)
+        if self._inbox is not None:
+            self._inbox.end_loops()  # of those that are shielded; whoever else waits there is cancelled by now
 
     def decide(self, verdict: Literal["resume", "release"]) -> None:
         self._verdict = verdict
@@ -194,6 +201,10 @@ class Leaf:
             scope, self._cancelled = self._scope, True
         scope.cancel(f"injected into {self.path!r}: {brief(exc)}")
 
+    def raised_late(self, exc: BaseException) -> None:
+        """A callback of one of its bodies raised when that was over already, or failing."""
+        self._driver.stray(self.path, exc)
+
     # --- its life
 
     @enable_ki_protection
@@ -201,6 +212,8 @@ class Leaf:
         """Its task: one incarnation after another, each in a fresh context (R9). It never raises."""
         _current.set(self)
         self._task = task = current_task()
+        if self._address is not None:
+            self._address.is_served_by(task)
         on = True
         try:
             with self._scope:
@@ -303,7 +316,7 @@ class Leaf:
         """Its body, with what it takes behind `arguments`."""
         spec = self._spec
         if self._address is not None:
-            self._inbox = self._address.inbox()
+            self._inbox = self._address.inbox(self)
             arguments += (self._inbox,)
         if spec.takes_task_status:
             status = _Status(self)

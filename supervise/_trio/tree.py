@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Coroutine, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager
 from contextvars import ContextVar
+from difflib import get_close_matches
 from types import TracebackType
 from typing import Any
 
 import trio
-from trio.lowlevel import enable_ki_protection
 
 from .._core import effect
 from .._core._brief import brief
@@ -21,7 +21,8 @@ from ..events import Sink
 from ..sinks.log import LoggingSink
 from .driver import Address, Answer, Driver
 from .leaf import Leaf, _is_fatal, _without_cancelled, enclosing_child
-from .mailbox import Queue, Stream, call, stream
+from .mailbox import OpenStream, Queue, Stream, call, checked_on_loss
+from .protect import protected
 
 onlookers: ContextVar[tuple[Sink, ...]] = ContextVar("supervise.onlookers", default=())
 """More sinks for every tree that is opened in a context: the testing tools listen here."""
@@ -61,15 +62,42 @@ class Tree:
             KeyError: the tree has no such node.
         """
         if isinstance(key, str):
-            path = key
-            known = self._driver.find(path) is not None or self._declared(path) is not None
-        else:
-            path = self._static().get(key, "")
-            known = bool(path)
-        if not known:
-            what = repr(key) if isinstance(key, str) else f"the spec of {key.name!r}"
-            raise KeyError(f"tree {self._spec.name!r} has no node {what}")
+            if self._driver.find(key) is None and self._declared(key) is None:
+                raise KeyError(f"tree {self._spec.name!r} has no node {key!r}{self._near(key)}")
+            return Ref(self, key)
+        path = self._static().get(key)
+        if path is None:
+            raise self._no_such(key)
         return Ref(self, path)
+
+    def _no_such(self, spec: Spec) -> Exception:
+        if not isinstance(spec, Child | Supervisor | Pool):
+            return TypeError(f"tree[…] takes a path or a spec, got {brief(spec)}")
+        others = [path for path, other in self._specs.items() if other.name == spec.name]
+        other = f"; another spec of that name stands at {others[0]!r}" if others else ""
+        return KeyError(f"tree {self._spec.name!r} has no node for the spec of {spec.name!r}{other}")
+
+    def _near(self, path: str) -> str:
+        """What may have been meant: near by, or elsewhere in the tree."""
+        root = self._driver.forest.root
+        under_root = f"{root.name}/{path}"
+        if self._driver.find(under_root) is not None or under_root in self._specs:
+            return f"; did you mean {under_root!r}? A path begins with the root"
+        first, *names = path.split("/")
+        last = path.rpartition("/")[2]
+        node: Node | None = root
+        for name in names if first == root.name else ():
+            below = {} if node is None or node.machine is None else node.machine.children
+            near = get_close_matches(name, below, 1)
+            if near and near[0] != name:
+                assert node is not None
+                meant = f"{node.path}/{near[0]}"
+                return f"; did you mean {meant!r}?"
+            node = below.get(name)
+        places = {spec.name: place for place, spec in reversed(self._specs.items())}
+        near = get_close_matches(last, places, 1)
+        meant = f"; did you mean {places[near[0]]!r}?" if near else ""
+        return meant + ("" if first == root.name else f"; a path begins with the root, {root.name!r}")
 
     @property
     def root(self) -> Ref:
@@ -108,14 +136,14 @@ class Ref:
         return self._tree._driver
 
     def _node(self) -> Node | None:
-        return self._driver.find(self.path)
+        return self._tree._driver.find(self.path)
 
     def _spec(self) -> Spec | None:
         node = self._node()
         return self._tree._declared(self.path) if node is None else node.spec
 
     def _address(self) -> Address:
-        return self._driver.address(self.path)
+        return self._tree._driver.address(self.path)
 
     def status(self) -> Status:
         """The node, and all below it, as it stands, at once (R33).
@@ -208,21 +236,24 @@ class Ref:
         Raises:
             ChildStopped: the node is down for good.
             CallLost: see `on_loss`.
+            RuntimeError: this is the child's own task, and nobody else would serve the message (R30).
         """
         return call(self._mailbox(), value, on_loss)
 
     async def send(self, value: Any, *, on_loss: OnLoss | None = None) -> None:
         """Send a message without a reply, waiting while the mailbox is full."""
         mailbox = self._mailbox()
-        await mailbox.put((value, on_loss or mailbox.on_loss))
+        await mailbox.put((value, None if on_loss is None else checked_on_loss(on_loss)))
         await trio.lowlevel.cancel_shielded_checkpoint()
 
     def send_nowait(self, value: Any, *, on_loss: OnLoss | None = None) -> None:
         """Send a message without a reply, or raise `MailboxFull`."""
+        if on_loss is not None:
+            checked_on_loss(on_loss)
         mailbox = self._queue
-        if mailbox is None or not mailbox.put_if_room((value, on_loss or mailbox.on_loss)):
+        if mailbox is None or not mailbox.put_if_room((value, on_loss)):
             mailbox = self._mailbox()
-            if not mailbox.put_if_room((value, on_loss or mailbox.on_loss)):
+            if not mailbox.put_if_room((value, on_loss)):
                 raise mailbox.overflow()
 
     def stream(
@@ -233,15 +264,15 @@ class Ref:
         Args:
             value: as for `call`.
             on_loss: as for `call`.
-            buffer: how many replies may wait for the consumer.
+            buffer: how many replies may wait for the consumer, at least 1.
         """
-        return stream(self._mailbox(), value, on_loss, buffer, wait=True)
+        return OpenStream(self._mailbox(), value, on_loss, buffer, wait=True)
 
     def stream_nowait(
         self, value: Any, *, on_loss: OnLoss | None = None, buffer: int = 64
     ) -> AbstractAsyncContextManager[Stream]:
         """Like `stream`, but entering the block raises `MailboxFull` rather than wait."""
-        return stream(self._mailbox(), value, on_loss, buffer, wait=False)
+        return OpenStream(self._mailbox(), value, on_loss, buffer, wait=False)
 
     # --- changes, see R25
 
@@ -382,10 +413,11 @@ class Ref:
         )
 
 
+@protected
 class _Lease(AbstractAsyncContextManager[Any]):
-    """See `Ref.lease`."""
+    """See `Ref.lease`. A class, not a generator: a Ctrl-C on the way into one, or out of it, would leave its scope open."""
 
-    __slots__ = ("_leaf", "_ref", "_scope", "_which")
+    __slots__ = ("_entered", "_leaf", "_ref", "_scope", "_which")
 
     _leaf: Leaf
     _scope: trio.CancelScope
@@ -393,9 +425,12 @@ class _Lease(AbstractAsyncContextManager[Any]):
 
     def __init__(self, ref: Ref) -> None:
         self._ref = ref
+        self._entered = False
 
-    @enable_ki_protection
     async def __aenter__(self) -> Any:
+        if self._entered:
+            raise RuntimeError("a lease is entered once")
+        self._entered = True
         leaf, value = await self._ref._up()
         if leaf is None:
             raise TypeError(
@@ -405,7 +440,6 @@ class _Lease(AbstractAsyncContextManager[Any]):
         self._scope.__enter__()
         return value
 
-    @enable_ki_protection
     async def __aexit__(
         self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
     ) -> bool:
@@ -475,6 +509,7 @@ def opening(
     return _Opening(spec, sinks, look)
 
 
+@protected
 class _Opening(AbstractAsyncContextManager[Tree]):
     """See `open_tree`.
 
@@ -495,7 +530,6 @@ class _Opening(AbstractAsyncContextManager[Tree]):
     def __repr__(self) -> str:
         return f"<open_tree of {brief(getattr(self._spec, 'name', self._spec))}>"
 
-    @enable_ki_protection
     async def __aenter__(self) -> Tree:
         if self._nurseries is not None:
             raise RuntimeError("open_tree(…) gives a block that is entered once: call it again")
@@ -518,7 +552,6 @@ class _Opening(AbstractAsyncContextManager[Tree]):
         assert outcome is not None
         raise outcome
 
-    @enable_ki_protection
     async def __aexit__(
         self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
     ) -> bool:
