@@ -13,11 +13,12 @@ import trio
 from attrs import field, frozen
 from attrs.validators import gt, instance_of
 
+from runners.brief import brief
 from runners.classify import classify
 from runners.errors import ContextHung, DeviceError
 from runners.hosts import Session
 from runners.hosts.local import LocalSession
-from runners.hosts.turns import NOTHING, Item, Source, SyncSource, Turns, judged, load_error
+from runners.hosts.turns import NOTHING, Item, Source, SyncSource, Turns, info_of, judged, load_error
 from runners.network import classify_network
 from runners.nursery import bare_nursery
 from runners.probe import DeviceProbe
@@ -69,7 +70,7 @@ class InlineHost:
             TypeError: it has no build method.
         """
         if isinstance(runner, type) or not callable(getattr(runner, "build", None)):
-            raise TypeError(f"a runner must be a value with a build method, got {runner!r}")
+            raise TypeError(f"a runner must be a value with a build method, got {brief(runner)}")
 
     @asynccontextmanager
     async def _open(self, runner: RunnerSpec, start: RunnerStart) -> AsyncGenerator[Session, None]:
@@ -91,6 +92,7 @@ class InlineSession(LocalSession):
         self._nursery = nursery
         self._close_timeout = close_timeout
         self._rebuild_scope = trio.CancelScope()
+        self._dropped: deque[int] = deque()  # to be closed by a task
         self._judge = partial(
             judged, classify=partial(classify, probe=DeviceProbe(start.device)), clears=True
         )
@@ -99,7 +101,7 @@ class InlineSession(LocalSession):
     def _load(self, spec: RunnerSpec, start: RunnerStart) -> ModelRunner:
         try:
             runner = spec.build(start)
-            self._info: RunnerInfo | None = runner.info
+            self._info: RunnerInfo | None = info_of(runner)
         except Exception as error:
             raise load_error(error, self._judge) from error
         if self._remote:
@@ -111,13 +113,32 @@ class InlineSession(LocalSession):
         return self.info.transport == "network"
 
     def _begin(self, number: int, batch: ExecuteBatch, accepted: tuple[int, ...]) -> None:
+        self._close_dropped()
+        if self._failure is not None:
+            return
         self._guarded(self._turns.begin, number, batch, accepted, partial(self._source, batch.request_id))
         self._wake()
 
     def _drop(self, number: int) -> None:
-        self._guarded(self._turns.drop, number)
+        """Have it cancelled, or, if it is a sync runner's, closed by whoever reads or begins next.
+
+        Not here: a caller who is cancelled is told of in Trio's abort function, where a runner's code has no place. What it
+        raises there ends the whole program.
+        """
+        if self._turns.has(number, _AsyncSource):
+            self._turns.drop(number)
+            return
+        self._dropped.append(number)
+        self._wake()
+
+    def _close_dropped(self) -> None:
+        while self._dropped:
+            self._guarded(self._turns.drop, self._dropped.popleft())
 
     def _made(self) -> Iterable[Item]:
+        self._close_dropped()
+        if self._failure is not None:
+            return []
         made: list[Item] = self._guarded(self._turns.turn) or []
         self._told += self._turns.failures
         self._turns.failures.clear()
@@ -141,12 +162,14 @@ class InlineSession(LocalSession):
     async def rebuild(self, cause: SessionRebuildCause) -> None:
         """See `Session.rebuild`."""
         self._check_rebuild(cause)
+        self._close_dropped()
+        self._check_failure()
         self._rebuilding, self._rebuild_scope = True, trio.CancelScope()
         try:
             with self._rebuild_scope:
                 await _settled(self._turns.runner.rebuild(cause))
         except Exception as error:  # noqa: BLE001 - whatever a runner raises is judged in one place
-            self._fail(load_error(error, self._judge))
+            self._fail(self._of_rebuild(load_error(error, self._judge)))
         finally:
             self._rebuilding = False
         self._check_open()
@@ -161,7 +184,7 @@ class InlineSession(LocalSession):
         self._ended = True
         self._wake()
         self._rebuild_scope.cancel("the session has ended")
-        if self._failure and not self._remote:
+        if self._failure is not None and not self._remote:
             return
         self._turns.drop_all()
         with trio.move_on_after(self._close_timeout, shield=True) as scope:
@@ -196,7 +219,7 @@ class _AsyncSource:
         if self._queue:
             self._room.set()
             return self._queue.popleft()
-        if self._error:
+        if self._error is not None:
             raise self._error
         return None if self._over else NOTHING
 

@@ -353,43 +353,6 @@ def test_faults_strike_in_an_async_runner_too():
     assert runner.log.events == ["a closed", "b closed", "rebuilt for remote_auth_failure", "closed"]
 
 
-@attrs.frozen
-class Clip:
-    """A request that is no text."""
-
-    request_id: str
-    samples: bytes
-
-
-@attrs.frozen(kw_only=True)
-class Sound(TokenChunk):
-    """A chunk that is no text."""
-
-    samples: bytes
-
-
-class Echo(Clumsy):
-    """Plays back what it gets."""
-
-    def execute(self, batch):
-        for index, sample in enumerate(batch.samples):
-            last = FinishReason.STOP if index == len(batch.samples) - 1 else None
-            yield Sound(
-                request_id=batch.request_id,
-                index=index,
-                token_ids=(0,),
-                finish_reason=last,
-                samples=bytes([sample]),
-            )
-
-
-def test_a_host_knows_of_a_request_its_id_and_of_a_chunk_its_place():
-    """What else they carry is between caller and runner."""
-    items = in_virtual_time(Echo(None), lambda session: whole(session, Clip("r", b"abc")))
-    assert b"".join(item.samples for item in items) == b"abc"
-    assert {item.incarnation for item in items} == {1}
-
-
 def test_a_workers_restart_takes_no_time_in_virtual_time():
     """D1, R15: a worker over an InlineHost is tested by the hour: three poisons, backoffs and all."""
     faults = tuple(Fault("poison", "r", n, n) for n in (1, 2, 3))
