@@ -13,17 +13,11 @@ ActKind = Literal[
 
 
 class Ledger:
-    """What outlives the machines of one tree: the incarnations of paths that have no node now, names given by pools.
+    """What all machines of one tree share. `listening`: whether anybody wants events; without a listener none is made."""
 
-    `left`: why they left the tree. `listening`: whether anybody wants events; without a listener none is made.
-    """
-
-    __slots__ = ("incarnations", "left", "listening", "members")
+    __slots__ = ("listening",)
 
     def __init__(self) -> None:
-        self.incarnations: dict[str, int] = {}
-        self.left: dict[str, BaseException | None] = {}
-        self.members: dict[str, int] = {}
         self.listening = True
 
 
@@ -60,6 +54,10 @@ class Act:
         self.failure = failure
         self.pending = pending
 
+    def asked_for(self, node: Node) -> bool:
+        """Whether somebody asked by hand for what is done to this child."""
+        return self.token is not None and self.node is node
+
 
 class _About:
     """Void if the epoch has changed."""
@@ -89,4 +87,10 @@ class Retry(_About):
     __slots__ = ()
 
 
-Waiting = Judge | Done | Retry | Request
+class Released(_About):
+    """The child has left its resource and ended; now begins what a verdict asked for."""
+
+    __slots__ = ()
+
+
+Waiting = Judge | Done | Retry | Released | Request

@@ -38,7 +38,7 @@ def with_two_retries():
     exits(tree, "a")
     ends(tree, "a")
     ends(tree, "b")
-    asks(tree, "restart", "b")
+    asks(tree, "start", "b")
     ups(tree, "b")
     exits(tree, "b")
     ends(tree, "b")
@@ -107,7 +107,7 @@ def test_a_member_that_fails_to_start_after_another_was_condemned_is_tried_again
 def test_a_restart_by_hand_waits_for_nobodys_backoff():
     """R15, R25: nor for that of one in its group."""
     tree = with_two_retries()
-    _, out = asks(tree, "restart", "a")
+    _, out = asks(tree, "start", "a")
     assert orders(out) == ["Start a"]
     assert orders(ups(tree, "a")) == ["Start b"]
     assert orders(ups(tree, "b")) == ["replied"]
@@ -118,7 +118,7 @@ def test_a_restart_by_hand_takes_no_step_of_the_backoff():
     tree = tree_of(leaf("a", backoff=GROWING))
     exits(tree, "a")
     assert delays(ends(tree, "a")) == [3]
-    asks(tree, "restart", "a")
+    asks(tree, "start", "a")
     ups(tree, "a")
     exits(tree, "a")
     assert delays(ends(tree, "a")) == [6]
@@ -139,7 +139,7 @@ def test_a_restart_by_hand_that_fails_is_told_to_whoever_asked():
     tree = tree_of(leaf("a", backoff=WAIT))
     exits(tree, "a")
     ends(tree, "a")
-    caller, _ = asks(tree, "restart", "a")
+    caller, _ = asks(tree, "start", "a")
     node, exc = child(tree, "a"), Boom("restart")
     out = asked_for(tree, effect.Exited(node, 2, exc))
     (reply,) = (one for one in out if isinstance(one, effect.Reply))

@@ -74,7 +74,7 @@ def test_refusals_are_those_of_otp():
         c.fail()
         await quiet()
         with refused("running"):
-            await tree[a.spec].restart()
+            await tree[a.spec].start()
         with refused("running"):
             await tree[a.spec].remove()
         with refused("running"):
@@ -92,7 +92,7 @@ def test_refusals_are_those_of_otp():
         with refused("not_found"):
             await tree[a.spec].add(Child("x", forever))
         with refused("not_found"):
-            await tree.root.restart()
+            await tree.root.start()
         await tree[a.spec].stop()
         await tree[a.spec].stop()
 
@@ -105,7 +105,7 @@ def test_a_queued_retry_refuses_a_manual_restart():
 
     async def ask(tree, told):
         try:
-            await tree[a.spec].restart()
+            await tree[a.spec].start()
         except Refused as exc:
             told.append(exc.reason)
 
@@ -130,10 +130,10 @@ def test_a_manual_restart_that_fails_leaves_it_down():
     async def scene(tree, seen):
         await tree[a.spec].stop()
         with pytest.raises(StartFailed):
-            await tree[a.spec].restart()
+            await tree[a.spec].start()
         assert tree[a.spec].status().state == "down"
         assert tree.status().restarts == 0
-        await tree[a.spec].restart()
+        await tree[a.spec].start()
 
     grow(app(a), scene)
 
@@ -150,7 +150,7 @@ def test_requests_are_served_in_order_with_exits_also_during_a_backoff():
         await quiet()
         await tree[b.spec].stop()
         await tree.root.add(Child("c", forever))
-        await tree[b.spec].restart()
+        await tree[b.spec].start()
         assert seen.order(since=mark) == "-b +b -b +c +b"
         assert trio.current_time() == 0
 
@@ -202,7 +202,7 @@ def test_a_child_may_change_its_siblings():
         await tree["app/other"].add(Child("early", forever))
         task_status.started()
         await tree["app/s/a"].stop()
-        await tree["app/s/a"].restart()
+        await tree["app/s/a"].start()
         await tree["app/s"].add(Child("new", forever))
         await trio.sleep_forever()
 
@@ -363,7 +363,7 @@ def test_pools_have_no_manual_restart_or_remove():
     async def scene(tree, seen):
         member = await tree[pool].add()
         with refused("pool"):
-            await member.restart()
+            await member.start()
         with refused("pool"):
             await member.remove()
 
