@@ -230,14 +230,45 @@ def code_of(error: BaseException) -> int | None:
     return code if type(code) is int and -(2**63) <= code < 2**64 else None
 
 
-_KNOWN: frozenset[type[DeviceError]] = frozenset(
-    cls for cls in vars(errors).values() if is_a(cls, type) and issubclass(cls, DeviceError)
+_KNOWN: frozenset[type[InferenceError]] = frozenset(
+    cls for cls in vars(errors).values() if is_a(cls, type) and issubclass(cls, InferenceError)
 )
+_LOOKED_AT = (
+    "__class__",
+    "__getattribute__",
+    "__setattr__",
+    "__eq__",
+    "__hash__",
+    "__bool__",
+    "__len__",
+    "__traceback__",
+    "__cause__",
+    "__context__",
+    "__suppress_context__",
+)
+"""What contextlib, nurseries and supervisors look at of an exception that goes through them."""
 
 
-def renewed(error: DeviceError) -> DeviceError:
-    """The same as a plain error of ours: of the nearest class that is one, with its text and code."""
-    kind: type[DeviceError] = next(cls for cls in type(error).__mro__ if cls in _KNOWN)
+def sound(error: InferenceError) -> InferenceError:
+    """An error that can be raised anywhere: itself, or, if its class has made something of its own of that, a plain one."""
+    kind = type(error)
+    if kind in _KNOWN or not any(name in vars(cls) for cls in _own(kind) for name in _LOOKED_AT):
+        return error
+    plain: InferenceError = renewed(error)
+    plain.__cause__ = error
+    return plain
+
+
+def renewed(error: InferenceError) -> Any:
+    """The same as a plain error: of the nearest class of ours that is made of a text, with its text, code and tag."""
+    kind = next(cls for cls in type(error).__mro__ if cls in _KNOWN and cls is not errors.ContextLost)
     plain = kind(text_of(error))
     plain.code = code_of(error)
+    if (tag := tag_of(error)) is not None and tag != kind.tag:
+        plain.tag = tag  # type: ignore[misc]  # of this one alone: its class's own
     return plain
+
+
+def _own(kind: type[Any]) -> list[type[Any]]:
+    """What comes before our classes."""
+    return [cls for cls in kind.__mro__ if cls not in _KNOWN and not is_builtin(cls)]

@@ -279,6 +279,7 @@ class _Serving:
         self._failure: DeviceError | None = None
         self._scope = trio.CancelScope()
         self._admission = trio.CancelScope()
+        self._draining = False
 
     async def run(self) -> None:
         """Serve until the context fails, or, asked to stop, until what has begun is done."""
@@ -320,12 +321,12 @@ class _Serving:
     async def _admit(self) -> None:
         await self._rebuild()
         with self._admission:
-            while True:
+            while not self._draining:
                 await self._room()
                 message = await self._inbox.receive()
-                if self._has_room():
+                if self._has_room() and not self._draining:
                     self._take(message)
-                else:  # a rebuild was ordered while nobody came
+                else:  # a rebuild, or the stop, was ordered while nobody came
                     message.requeue()
         await self._admit_begun()
 
@@ -346,6 +347,7 @@ class _Serving:
     async def _drain(self) -> None:
         """Once asked to stop: begin nothing, and end when what has begun is done. How long that may take the tree says."""
         await current_child().stop_requested()
+        self._draining = True
         self._context.refuse_wish()
         self._admission.cancel("the worker is being stopped")
         while self._open or len(self._inbox) or self._wish is not None:

@@ -18,7 +18,17 @@ from runners.classify import classify
 from runners.errors import ContextHung, DeviceError
 from runners.hosts import Session
 from runners.hosts.local import LocalSession
-from runners.hosts.turns import NOTHING, Item, Source, SyncSource, Turns, info_of, judged, load_error
+from runners.hosts.turns import (
+    NOTHING,
+    Item,
+    Source,
+    SyncSource,
+    Turns,
+    close_error,
+    info_of,
+    judged,
+    load_error,
+)
 from runners.network import classify_network
 from runners.nursery import bare_nursery
 from runners.probe import DeviceProbe
@@ -179,16 +189,20 @@ class InlineSession(LocalSession):
         """End the streams, and close the runner; one on a device only if that is sound.
 
         Raises:
-            ContextHung: it does not close in time; or whatever it raises.
+            ContextHung: it does not close in time.
+            InferenceError: it raised something; see `close_error`.
         """
         self._ended = True
         self._wake()
         self._rebuild_scope.cancel("the session has ended")
         if self._failure is not None and not self._remote:
             return
-        self._turns.drop_all()
         with trio.move_on_after(self._close_timeout, shield=True) as scope:
-            await _settled(self._turns.runner.close())
+            try:
+                self._turns.drop_all()
+                await _settled(self._turns.runner.close())
+            except Exception as error:
+                raise close_error(error) from error
         if scope.cancelled_caught:
             raise ContextHung(f"the runner has not closed within {self._close_timeout:g} s")
 

@@ -22,7 +22,7 @@ from runners.errors import DeviceError, Unrecoverable
 from runners.hosts import Session
 from runners.hosts.local import LocalSession
 from runners.hosts.spec import check_runner
-from runners.hosts.turns import Item, Turns, in_turn, info_of, judged, load_error, sync_runner
+from runners.hosts.turns import Item, Turns, close_error, in_turn, info_of, judged, load_error, sync_runner
 from runners.probe import DeviceProbe
 from runners.types import ExecuteBatch, RunnerInfo, RunnerSpec, RunnerStart, SessionRebuildCause
 
@@ -306,7 +306,7 @@ def _closed(turns: Turns) -> _Over:
         turns.drop_all()
         turns.runner.close()
     except Exception as error:  # noqa: BLE001 - raised again where the session is left
-        return _Over(unclosed=error)
+        return _Over(unclosed=close_error(error))
     except BaseException as error:  # noqa: BLE001 - sys.exit of a runner, say: it ends the thread, not the program
         return _Over(unclosed=_uncaught(error))
     return _Over()

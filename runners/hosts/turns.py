@@ -9,7 +9,7 @@ from typing import Protocol, TypeAlias, cast
 from attrs import define
 
 from runners.brief import brief, is_a, name_of, quoted, text_of
-from runners.classify import by_tag, code_of, renewed
+from runners.classify import by_tag, code_of, renewed, sound
 from runners.errors import (
     ContextPoisoned,
     DeviceError,
@@ -308,7 +308,7 @@ def judged(error: Exception, classify: Callable[[Exception], Exception], *, clea
     found = _ours(classify(error))
     if is_a(found, ContextPoisoned) and not (clears and found is error):
         return _uncleared(found)
-    return found
+    return sound(found)
 
 
 def _uncleared(poison: InferenceError) -> DeviceError:
@@ -329,6 +329,15 @@ def load_error(error: Exception, judge: Judge) -> DeviceError:
     return failed
 
 
+def close_error(error: Exception) -> InferenceError:
+    """What a runner's failure to close is called: itself if it is ours, or a `RunnerError` that quotes it."""
+    if is_a(error, InferenceError):
+        return sound(cast("InferenceError", error))
+    unclosed = RunnerError(quoted(error))
+    unclosed.__cause__ = error
+    return unclosed
+
+
 def _ours(error: Exception) -> InferenceError:
     """An exception as one of ours: itself, what its tag stands for, or a `RunnerError` that quotes it."""
     kind = by_tag(error)
@@ -344,7 +353,7 @@ def _of(request_id: str, error: DeviceError) -> DeviceError:
     try:
         error.request_ids = (request_id,)
     except Exception:  # noqa: BLE001 - a property, or a `__setattr__`
-        plain = renewed(error)
+        plain: DeviceError = renewed(error)
         plain.request_ids, plain.__cause__ = (request_id,), error
         return plain
     return error

@@ -85,12 +85,14 @@ class Scene:
 
 
 @asynccontextmanager
-async def serving(runner, *, host=HOST, above=None, siblings=(), strategy="one_for_one", **options):
+async def serving(
+    runner, *, host=HOST, above=None, siblings=(), strategy="one_for_one", patience=PATIENCE, **options
+):
     """A worker that restarts at once, under a root; afterwards the proof that all lived by the grammar."""
     seen = []
     spec = device_worker("llm", runner, host=host, **{"backoff": None, **options})
     root = Supervisor("app", [spec, *siblings], decider=above, strategy=strategy)
-    with trio.fail_after(PATIENCE):
+    with trio.fail_after(patience):
         async with open_tree(root, sinks=[seen.append]) as tree:
             yield Scene(tree, tree[spec], seen)
     assert_lifecycle(seen)
