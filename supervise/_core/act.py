@@ -60,13 +60,17 @@ class Act:
 
 
 class _About:
-    """Void if the epoch has changed."""
+    """Something waits about this child. It is void once the child's epoch has changed."""
 
     __slots__ = ("epoch", "node")
 
     def __init__(self, node: Node, epoch: int) -> None:
         self.node = node
         self.epoch = epoch
+
+    def holds(self) -> bool:
+        """Whether it is still to be served."""
+        return self.epoch == self.node.epoch
 
 
 class Judge(_About):
@@ -82,9 +86,17 @@ class Done(_About):
 
 
 class Retry(_About):
-    """The child is to be started again."""
+    """The child is to be started again.
+
+    It holds as long as the child waits for any retry, also one that another failure has asked for since: as in OTP, a group
+    restart that reaches a waiting child, and whose start of it fails again, makes two retries of one (R13).
+    """
 
     __slots__ = ()
+
+    def holds(self) -> bool:
+        """Whether the child still waits, and not for its backoff."""
+        return self.node.state == "restarting" and self.node.phase != "backoff"
 
 
 class Released(_About):

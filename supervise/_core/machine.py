@@ -50,7 +50,7 @@ class Machine(Judging):
             if isinstance(item, Request):
                 if not item.withdrawn:
                     _REQUEST[item.kind](self, item)
-            elif item.epoch == item.node.epoch:
+            elif item.holds():
                 _SERVE[type(item)](self, item)
 
     def _advance(self) -> None:

@@ -338,3 +338,27 @@ def test_a_limit_that_a_supervisor_passes_while_it_runs_is_charged_above_when_it
         ("app", "app/x", Restart, "0 within 9 s"),
         ("app", "app", Escalate, None),
     ]
+
+
+def test_a_group_restart_that_fails_to_start_a_waiting_child_makes_two_retries_of_one():
+    """R13: as in OTP, the older one is tried in its place in the queue, before what came since, and charged."""
+    spec = Supervisor("app", [leaf("a"), leaf("b")], strategy="rest_for_one", limit=Limit(9), decider=POLICY)
+    world = World(spec).play(
+        ("boot", "app", "up"),
+        ("up", "app/a"),
+        ("up", "app/b"),
+        ("fail", "app/b", "restart"),
+        ("end", "app/b"),
+        ("fail", "app/a", "restart"),
+        ("fail", "app/b", "restart"),
+        ("end", "app/b"),
+        ("end", "app/a"),
+        ("up", "app/a"),
+        ("request", "app", "status", ""),
+        ("fail", "app/b", "restart"),
+        ("end", "app/b"),
+    )
+    node = world.tasks["app/b"].node
+    assert (node.incarnation, node.state, world.charges["app"], world.asked) == (4, "starting", 3, {1})
+    world.play(("up", "app/b"))
+    assert (node.state, world.charges["app"], world.asked) == ("up", 3, set())

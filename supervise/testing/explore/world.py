@@ -299,7 +299,11 @@ class World:
             assert machine is not None
             node, act = machine.children.get(name), machine.act
             mine = act is not None and act.node is node
-            if act is not None and mine and act.kind == "restart":
+            if node is not None and node.charged:
+                self.charges[above] += (
+                    1  # it was due, and now waits on with a sibling whose group it takes along
+                )
+            elif act is not None and mine and act.kind == "restart":
                 self.charges[above] += act.token is None
             elif mine or (
                 node is not None and node.state in ("failed", "stopping", "releasing", "restarting")
