@@ -45,13 +45,15 @@ Done = TypeVar("Done")
 _LAST_WORDS = 0.25
 """Seconds between a closed connection and the death that it announces: a large process takes its time to vanish."""
 
-_TURN_FRAMES, _TURN_READS = 64, 8
-"""So many frames of which nothing comes, or reads of 64 KB, take a millisecond or two; then the loop has its turn."""
+TURN = 64
+"""Frames of which nothing comes that are looked at before the loop has its turn, which takes a millisecond or two."""
+_A_READ = 8
+"""Frames that a read of 64 KB takes as long as."""
 _BACKLOG = wire.MAX_FRAME + 2**20
 """Bytes that may still be read behind a deadline before it counts: it may be us who were late, and they lie there. Of a
 process that is well there are fewer without any progress among them: the longest frame, and what a socket holds."""
 _MEDIAN_OF = 64
-_ENOUGH = 512
+ENOUGH = 512
 """Items that one `receive` gives at most a step more than: reading and handing them out holds the loop for a millisecond or two."""
 _NEXT_FLOOR, _NEXT_FACTOR = 10.0, 20
 
@@ -156,6 +158,7 @@ class ProcessSession(BaseSession[int]):
         # was begun later: whatever the process says of that one, it has read the drop, and must have answered it.
         self._leaving: dict[int, int] = {}
         self._lacks = 0  # streams that failed for want of memory, of which the context has not told yet
+        self._turn = 0  # frames of this turn of the loop
         self._read = 0  # bytes so far
         self._overdue: int | None = None  # of them when it was found that the deadline had passed
         self._new: set[int] = set()  # open or leaving ones without a first chunk
@@ -213,6 +216,7 @@ class ProcessSession(BaseSession[int]):
         """See `Session.receive`."""
         self._check_open()
         await trio.lowlevel.checkpoint()
+        self._turn = 0
         return await self._known(self._received)
 
     async def _known(self, act: Callable[[], Awaitable[Done]]) -> Done:
@@ -228,7 +232,6 @@ class ProcessSession(BaseSession[int]):
             raise
 
     async def _received(self) -> Sequence[TokenChunk | RequestFailed]:
-        idle = 0
         while True:
             match frame := await self._frame():
                 case wire.Step():
@@ -243,13 +246,15 @@ class ProcessSession(BaseSession[int]):
                     raise self._broken(frame)
                 case _:
                     raise self._fail(self._unexpected(frame))
-            idle += 1
-            if not idle % _TURN_FRAMES:
-                await self._breathe()
+            await self._spend(1)
 
-    async def _breathe(self) -> None:
-        """Let the loop have its turn. Whatever it says, a context without progress does not get past its deadline."""
+    async def _spend(self, frames: int) -> None:
+        """Let the loop have its turn, if it is due. Whatever it says, a context without progress is not let past its deadline."""
+        self._turn += frames
+        if self._turn < TURN:
+            return
         await trio.lowlevel.checkpoint()
+        self._turn = 0
         seconds, what = self._patience()
         if trio.current_time() < self._progress + seconds:
             self._overdue = None
@@ -323,7 +328,6 @@ class ProcessSession(BaseSession[int]):
 
     async def _frame(self) -> wire.FromChild:
         """The next frame, or the failure of the context. What it had sent before it died comes first."""
-        reads = 0
         while True:
             if self._failure is not None:
                 raise self._failure
@@ -334,9 +338,7 @@ class ProcessSession(BaseSession[int]):
             if data := self._peer.read():
                 self._parser.feed(data)
                 self._read += len(data)
-                reads += 1
-                if not reads % _TURN_READS:
-                    await self._breathe()
+                await self._spend(_A_READ)
             elif data is not None or dead:
                 raise self._fail(await self._death())
             else:
@@ -413,9 +415,9 @@ class ProcessSession(BaseSession[int]):
 
     def _add_steps(self, made: list[TokenChunk | RequestFailed]) -> None:
         """Add what later steps made, as far as it has been read. A failure among them waits for the next `receive`."""
-        more = _TURN_FRAMES
+        more = TURN
         with suppress(DeviceError):  # it is kept, and final
-            while more and len(made) < _ENOUGH and not self._kept and (frame := self._parse()) is not None:
+            while more and len(made) < ENOUGH and not self._kept and (frame := self._parse()) is not None:
                 more -= 1
                 if isinstance(frame, wire.Step):
                     made += self._read_step(frame)
