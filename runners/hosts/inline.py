@@ -88,6 +88,9 @@ class InlineHost:
             session = InlineSession(runner, start, nursery, self.close_timeout)
             try:
                 yield session
+            except DeviceError as error:
+                session.condemn(error)
+                raise
             finally:
                 await session.end()
 

@@ -82,6 +82,10 @@ class LocalSession(BaseSession[int]):
             del self._streams[made.request_id]
         return True
 
+    def condemn(self, error: DeviceError) -> None:
+        """See `BaseSession.condemn`."""
+        self._fail(error)
+
     def _fail(self, error: DeviceError) -> None:
         """The context is over; the first failure stands."""
         if self._failure is None:

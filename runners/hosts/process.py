@@ -49,7 +49,7 @@ TURN = 64
 """Frames of which nothing comes that are looked at before the loop has its turn, which takes a millisecond or two."""
 _A_READ = 8
 """Frames that a read of 64 KB takes as long as."""
-_BACKLOG = wire.MAX_FRAME + 2**20
+BACKLOG = wire.MAX_FRAME + 2**20
 """Bytes that may still be read behind a deadline before it counts: it may be us who were late, and they lie there. Of a
 process that is well there are fewer without any progress among them: the longest frame, and what a socket holds."""
 _MEDIAN_OF = 64
@@ -133,6 +133,11 @@ class ProcessHost:
                 await session.load(start)
                 reserve.replenish()
                 yield session
+            except (
+                DeviceError
+            ) as error:  # a context in trouble is not asked to close its runner, whoever found it out
+                session.condemn(error)
+                raise
             finally:
                 with trio.CancelScope(shield=True):
                     await session.end()
@@ -260,7 +265,7 @@ class ProcessSession(BaseSession[int]):
             self._overdue = None
         elif self._overdue is None:
             self._overdue = self._read
-        elif self._read - self._overdue > _BACKLOG:
+        elif self._read - self._overdue > BACKLOG:
             raise self._fail(self._hung(seconds, what))
 
     async def rebuild(self, cause: SessionRebuildCause) -> None:
@@ -396,6 +401,10 @@ class ProcessSession(BaseSession[int]):
             error.add_note(f"the context process wrote last:\n{words}")
         return error
 
+    def condemn(self, error: DeviceError) -> None:
+        """See `BaseSession.condemn`: it is killed."""
+        self._fail(error)
+
     def _fail(self, error: DeviceError) -> DeviceError:
         """The context is over; the first failure stands."""
         if self._failure is None:
@@ -472,7 +481,7 @@ class ProcessSession(BaseSession[int]):
 
     def _dropped(self, number: int) -> None:
         """The process goes on without a stream, which is progress: it may have been at it when nobody wanted it any more."""
-        if number != next(iter(self._leaving), None):
+        if number not in self._leaving:
             raise self._fail(
                 ProtocolError(f"the context process {self.pid} dropped stream {number}, not asked to")
             )

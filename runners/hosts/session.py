@@ -38,6 +38,10 @@ class BaseSession(Generic[Stream]):
         pid = "" if self.pid is None else f" pid={self.pid}"
         return f"<{type(self).__name__} {self.incarnation}{pid} {state} streams={len(self._streams)}>"
 
+    def condemn(self, error: DeviceError) -> None:
+        """Whoever uses it has found the context to be in trouble: it is left as one that has failed by itself."""
+        raise NotImplementedError
+
     @property
     def info(self) -> RunnerInfo:
         """What the loaded runner declared."""

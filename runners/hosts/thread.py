@@ -66,6 +66,9 @@ class ThreadHost:
         try:
             await session.load()
             yield session
+        except DeviceError as error:
+            session.condemn(error)
+            raise
         finally:
             with trio.CancelScope(shield=True):
                 await session.end()
@@ -180,6 +183,7 @@ class ThreadSession(LocalSession):
         self._ended = True
         self._wake()
         self._answered.set()
+        self._engine.closes = self._failure is None
         self._engine.order(None)
         with trio.move_on_after(self._host.close_timeout):
             while self._over is None:
@@ -239,6 +243,7 @@ class _Engine:
         self._report = report
         self._orders: SimpleQueue[_Order | None] = SimpleQueue()
         self._ahead = 0
+        self.closes = True  # the runner, at the end
         self._judge = partial(
             judged, classify=partial(classify, probe=DeviceProbe(start.device)), clears=False
         )
@@ -284,7 +289,7 @@ class _Engine:
         while True:
             while turns.idle or self._ahead >= _AHEAD or not self._orders.empty():
                 if (order := self._orders.get()) is None:
-                    return _closed(turns)
+                    return _closed(turns) if self.closes else _Over()
                 order(turns)
             made = turns.turn()
             self._ahead += 1

@@ -37,7 +37,7 @@ def main() -> int:
     def search(script: Script) -> None:
         nonlocal played
         played += 1
-        ends.update(str(outcome.ended) for outcome in play(script, seed=options.seed))
+        ends.update(str(outcome.ended) for outcome in play(script, seed=options.seed).outcomes)
         if not played % 5000:
             print(f"{played} scripts, {time.monotonic() - began:.0f} s", flush=True)
 

@@ -26,9 +26,10 @@ class Honest:
 
 @frozen
 class Chunk:
-    """A chunk in a step of its own: of the stream that is `stream`th from the newest, `ahead` of the one that is next."""
+    """A chunk in a step of its own: of the request of that name, or of the stream that is `stream`th from the newest;
+    `ahead` of the one that is next."""
 
-    stream: int
+    stream: int | str
     ahead: int
     ids: int
     text: int
@@ -182,7 +183,7 @@ said = st.builds(
 honest = st.builds(Honest, st.sampled_from(["step", "finish", "answer"]))
 told = st.builds(
     Chunk,
-    st.integers(-1, 4),
+    st.integers(-1, 4) | st.sampled_from(["a", "leaves", "late"]),
     st.sampled_from([0, 0, 0, -1, 1]),
     st.sampled_from([1, 1, 0, 2, 99]),
     st.sampled_from([0, 1, 300_000]),

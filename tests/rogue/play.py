@@ -15,15 +15,15 @@ from typing import Any
 import trio
 from attrs import define, field, frozen
 
-from runners.errors import InferenceError
-from runners.hosts import wire
+from runners.errors import DeviceError, InferenceError
+from runners.hosts import process, wire
 from runners.hosts.output import Output
 from runners.hosts.peer import Peer
 from runners.hosts.process import ENOUGH, TURN, ProcessHost, ProcessSession
 from runners.scripted import Scripted
 from runners.types import ExecuteBatch, FinishReason, RunnerInfo, Sampling
 from runners.worker import device_worker, rebuild
-from supervise import Limit, StartFailed, Supervisor, open_tree
+from supervise import Limit, StartFailed, Supervisor, events, open_tree
 from supervise.testing import assert_lifecycle, run_virtual
 
 from .grammar import Act, Bytes, Chunk, Cut, Honest, Many, Script, Waits, packed
@@ -124,6 +124,7 @@ class Context:
     process: Task
     parser: Any = field(factory=wire.from_parent)
     open: dict[int, int] = field(factory=dict)
+    names: dict[str, int] = field(factory=dict)
     begun: int = 0
     asked: list[Any] = field(factory=list)
     over: bool = False
@@ -137,6 +138,7 @@ class Context:
             match frame:
                 case wire.Begin():
                     self.open[frame.stream] = len(frame.accepted)
+                    self.names[frame.request_id] = frame.stream
                     self.begun = frame.stream + 1
                 case wire.Hello() | wire.Start():
                     pass
@@ -163,9 +165,18 @@ class Context:
                 del self.open[stream]
         return wire.Chunk(stream, index, (7,) * ids, "x" * text, FinishReason.STOP if last else None, None)
 
+    def told(self, act: Chunk) -> wire.Step:
+        """What such an act says."""
+        stream = self.names.get(act.stream, 0) if isinstance(act.stream, str) else self.begun - 1 - act.stream
+        made = self.chunk(stream, ahead=act.ahead, ids=act.ids, text=act.text, last=act.last)
+        return wire.Step([made], [])
+
     async def step(self, *, last: bool = False) -> None:
         """As it should."""
-        chunks = [self.chunk(stream, last=last or at >= TOKENS - 1) for stream, at in list(self.open.items())]
+        chunks = [
+            self.chunk(stream, ids=int(at < TOKENS), last=last or at >= TOKENS - 1)
+            for stream, at in list(self.open.items())
+        ]
         if chunks:
             await self.say(wire.Step(chunks, []))
 
@@ -192,9 +203,7 @@ class Context:
             case Honest(what=what):
                 await self.step(last=what == "finish")
             case Chunk():
-                stream = self.begun - 1 - act.stream
-                made = self.chunk(stream, ahead=act.ahead, ids=act.ids, text=act.text, last=act.last)
-                await self.say(wire.Step([made], []))
+                await self.say(self.told(act))
             case Bytes(data=data):
                 await self.send(data)
             case Cut():
@@ -213,11 +222,16 @@ class Context:
         assert isinstance(clock, trio.testing.MockClock)
         while True:
             clock.jump(0.1)
-            if isinstance(act, Bytes) and act.data:
-                await self.send(act.data * (2**18 // len(act.data) + 1))
-            else:
-                await self.act(act)
-                await trio.sleep(0.01)
+            match act:
+                case Bytes(data=data) if data:
+                    await self.send(data * (2**17 // len(data) + 1))
+                case Chunk():
+                    await self.send(
+                        b"".join(packed(self.told(act)) for _ in range(2000 if not act.text > 1 else 1))
+                    )
+                case _:
+                    await self.act(act)
+                    await trio.sleep(0.01)
 
     async def live(self) -> None:
         """As a context that is well, until it is told to end."""
@@ -283,6 +297,9 @@ class Rogues:
             try:
                 await session.load(wire.Start(incarnation, cause))
                 yield session
+            except DeviceError as error:
+                session.condemn(error)
+                raise
             finally:
                 with trio.CancelScope(shield=True):
                     await session.end()
@@ -325,7 +342,20 @@ async def _order(worker: Any, outcome: Outcome) -> None:
         outcome.ended = "done"
 
 
-async def _serve(script: Script, turns: Turns) -> list[Outcome]:
+@frozen
+class Played:
+    """How everything ended, and what contexts failed with."""
+
+    outcomes: list[Outcome]
+    failures: list[str]
+
+    @property
+    def ends(self) -> dict[str, str | None]:
+        """Of each request."""
+        return {outcome.name: outcome.ended for outcome in self.outcomes}
+
+
+async def _serve(script: Script, turns: Turns) -> Played:
     trio.lowlevel.add_instrument(turns)
     seen: list[Any] = []
     limit = Limit(20, within=60)
@@ -347,23 +377,28 @@ async def _serve(script: Script, turns: Turns) -> list[Outcome]:
                     await trio.sleep(0.5)
                     nursery.start_soon(_order, worker, order)
         except StartFailed:
-            return []  # the first load failed, and nobody could ask anything
+            return Played([], [])  # the first load failed, and nobody could ask anything
     assert_lifecycle(seen)
-    return [*outcomes, *orders]
+    failures = [type(event.exc).__name__ for event in seen if isinstance(event, events.Failed)]
+    return Played([*outcomes, *orders], failures)
 
 
-def play(script: Script, seed: int = 0) -> list[Outcome]:
-    """Play a script; gives how everything ended.
+def play(script: Script, seed: int = 0) -> Played:
+    """Play a script. That a context may say no more than so much behind its deadline is tried with less than there is.
 
     Raises:
         AssertionError: what must hold does not.
     """
     turns, before = Turns(), len(os.listdir("/proc/self/fd"))
-    outcomes = run_virtual(_serve, script, turns, seed=seed)
-    assert all(outcome.ended is not None for outcome in outcomes), outcomes
+    backlog, process.BACKLOG = process.BACKLOG, 2**19
+    try:
+        played = run_virtual(_serve, script, turns, seed=seed)
+    finally:
+        process.BACKLOG = backlog
+    assert all(outcome.ended is not None for outcome in played.outcomes), played
     assert turns.most_frames <= FRAMES, turns
     assert turns.most_reads <= READS, turns
     assert turns.most_held <= wire.MAX_FRAME + 2 * _A_READ, turns
     assert turns.most_items <= ENOUGH + 2 * wire.MAX_ITEMS, turns
     assert len(os.listdir("/proc/self/fd")) == before
-    return outcomes
+    return played
