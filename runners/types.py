@@ -467,7 +467,7 @@ class RunnerSpec(Protocol):
     """
 
     def build(self, start: RunnerStart) -> ModelRunner:
-        """Load the runner: once per incarnation, in the host's process."""
+        """Load the runner: once per incarnation, in the host's process. For an `InlineHost` alone it may be async."""
         ...
 
 

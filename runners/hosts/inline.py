@@ -36,7 +36,6 @@ from runners.types import (
     Chunks,
     ExecuteBatch,
     ModelRunner,
-    RunnerInfo,
     RunnerSpec,
     RunnerStart,
     SessionRebuildCause,
@@ -85,7 +84,8 @@ class InlineHost:
     @asynccontextmanager
     async def _open(self, runner: RunnerSpec, start: RunnerStart) -> AsyncGenerator[Session, None]:
         async with bare_nursery() as nursery:
-            session = InlineSession(runner, start, nursery, self.close_timeout)
+            session = InlineSession(start, nursery, self.close_timeout)
+            await session.load(runner, start)
             try:
                 yield session
             except DeviceError as error:
@@ -98,9 +98,9 @@ class InlineHost:
 class InlineSession(LocalSession):
     """A `Session` in the Trio task."""
 
-    def __init__(
-        self, spec: RunnerSpec, start: RunnerStart, nursery: trio.Nursery, close_timeout: float
-    ) -> None:
+    _turns: Turns
+
+    def __init__(self, start: RunnerStart, nursery: trio.Nursery, close_timeout: float) -> None:
         super().__init__(start.incarnation)
         self._nursery = nursery
         self._close_timeout = close_timeout
@@ -109,17 +109,22 @@ class InlineSession(LocalSession):
         self._judge = partial(
             judged, classify=partial(classify, probe=DeviceProbe(start.device)), clears=True
         )
-        self._turns = Turns(self._load(spec, start), start.incarnation, self._judge)
 
-    def _load(self, spec: RunnerSpec, start: RunnerStart) -> ModelRunner:
+    async def load(self, spec: RunnerSpec, start: RunnerStart) -> None:
+        """Make the runner; a spec that lives in no other host may have an async `build`.
+
+        Raises:
+            DeviceError: that failed.
+        """
         try:
-            runner = spec.build(start)
-            self._info: RunnerInfo | None = info_of(runner)
+            built: Any = spec.build(start)
+            runner: ModelRunner = await built if inspect.isawaitable(built) else built
+            self._info = info_of(runner)
         except Exception as error:
             raise load_error(error, self._judge) from error
         if self._remote:
             self._judge = partial(judged, classify=classify_network, clears=True)
-        return runner
+        self._turns = Turns(runner, start.incarnation, self._judge)
 
     @property
     def _remote(self) -> bool:
