@@ -34,11 +34,10 @@ class Value:
         return hash((self.__class__, *_values(self)))
 
 
-def _shown(value: Any) -> str:
-    """Its own `repr`; of an event somebody else's exception is a part, and that may not have one."""
+def _shown(value: object) -> str:
     try:
         return repr(value)
-    except Exception:  # noqa: BLE001 - whatever it raises
+    except Exception:  # noqa: BLE001 - an event can be printed whatever a user's object in it does
         return brief(value)
 
 
