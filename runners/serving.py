@@ -93,11 +93,6 @@ class Context:
         record_of(message).leave = self._left
         if self.since_oom is not None:
             self.since_oom.add(request_id)
-<<<<<<< HEAD
-=======
-        record = record_of(message)
-        message.on_left(lambda: self._left(record))
->>>>>>> main
         self.has_changed()
 
     def close(self, message: Message) -> None:
@@ -109,7 +104,6 @@ class Context:
         record.leave = None
         self.has_changed()
 
-<<<<<<< HEAD
     def close_all(self) -> None:
         """The session is over: whoever leaves from now on has nothing open in it."""
         for message in self.open.values():
@@ -120,14 +114,6 @@ class Context:
         """Its caller is gone: its place is free at the next step."""
         self._forget(record)
         self.session.drop(record.batch.request_id)
-=======
-    def _left(self, record: Record) -> None:
-        """Its caller is gone: its place is free at the next step. After a Resume its message is another object."""
-        message = self.open.get(record.batch.request_id)
-        if message is not None and message.memo is record:
-            self.close(message)
-            self.session.drop(record.batch.request_id)
->>>>>>> main
 
     def is_idle(self) -> bool:
         """Whether nothing is open, the canary not either, and no new session is wanted or under way."""
@@ -323,7 +309,6 @@ class _Serving:
     # --- requests
 
     def _reattach(self) -> None:
-<<<<<<< HEAD
         """After a Resume: the streams still open in this session are the head of the queue.
 
         A message that is handed out again may be another object; what it brings along is its record.
@@ -331,12 +316,6 @@ class _Serving:
         for request_id, record in [(name, record_of(message)) for name, message in self._open.items()]:
             head = self._inbox.receive_nowait()
             assert head.memo is record, f"{record.name} must be the head of the queue"
-=======
-        """After a Resume: the streams still open in this session are the head of the queue."""
-        for request_id, message in self._open.items():
-            head = self._inbox.receive_nowait()
-            assert head.memo is message.memo, f"{message!r} must be the head of the queue, got {head!r}"
->>>>>>> main
             self._open[request_id] = head
 
     async def _admit(self) -> None:
