@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import importlib
 import os
+import re
+from contextlib import suppress
 from types import ModuleType
 from typing import Any
 
@@ -17,6 +19,7 @@ from attrs.validators import gt
 
 from runners.errors import ContextPoisoned, DeviceError, Unrecoverable
 
+_DEVICES = re.compile(r"cuda(:[0-9]{1,6}(,(cuda:)?[0-9]{1,6})*)?")
 _USABLE = {0, 3}  # nothing to recover from; or of concern only to devices that talk to each other
 _ACTIONS = {
     1: "a reset of the device",
@@ -72,12 +75,28 @@ class Nvml:
             return None
         try:
             nvml.nvmlInit()
-            try:
-                return _needs(nvml, _handle(nvml, device))
-            finally:
-                nvml.nvmlShutdown()
         except nvml.NVMLError as error:
             return _GONE.get(type(error).__name__)
+        try:
+            return self._first_trouble(nvml, device)
+        finally:
+            with suppress(nvml.NVMLError):
+                nvml.nvmlShutdown()
+
+    def _first_trouble(self, nvml: ModuleType, device: str) -> str | None:
+        """Of a device, or of several."""
+        try:
+            numbers = device_numbers(device)
+        except ValueError:  # not a name of torch's
+            return None
+        for number in numbers:
+            try:
+                trouble = _needs(nvml, _handle(nvml, number))
+            except nvml.NVMLError as error:
+                trouble = _GONE.get(type(error).__name__)
+            if trouble is not None:
+                return trouble if len(numbers) == 1 else f"of cuda:{number}, {trouble}"
+        return None
 
 
 def _worse(error: ContextPoisoned, device: str, trouble: str) -> Unrecoverable:
@@ -96,12 +115,22 @@ def _needs(nvml: ModuleType, handle: object) -> str | None:
     return None if action in _USABLE else f"it needs {_ACTIONS.get(action, f'recovery action {action}')}"
 
 
-def _handle(nvml: ModuleType, device: str) -> object:
+def device_numbers(device: str) -> list[int]:
+    """The numbers of CUDA devices: of `cuda`, `cuda:1`, or several as in `cuda:0,1` or `cuda:0,cuda:1`.
+
+    Raises:
+        ValueError: it names none.
+    """
+    if not _DEVICES.fullmatch(device):
+        raise ValueError(f"a CUDA device is cuda, cuda:N, or several as in cuda:0,1, got {device!r}")
+    return [int(number) for number in re.findall(r"\d+", device, re.ASCII)] or [0]
+
+
+def _handle(nvml: ModuleType, number: int) -> object:
     """The device that torch's number means: NVML counts all of them, torch those that are visible.
 
     Both count along the bus, unless `CUDA_DEVICE_ORDER` says otherwise and the devices differ.
     """
-    number = int(device.partition(":")[2] or 0)
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is None:
         return nvml.nvmlDeviceGetHandleByIndex(number)

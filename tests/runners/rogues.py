@@ -4,6 +4,7 @@ import ctypes
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -371,7 +372,7 @@ def _fail():
 
 
 def _leave_a_thread():
-    threading.Thread(target=time.sleep, args=(3600,), daemon=True).start()
+    threading.Thread(target=time.sleep, args=(3600,), daemon=True, name="the lazy one").start()
 
 
 def _touch_cuda():
@@ -393,6 +394,12 @@ _PRELOADING = {
     "touches CUDA": _touch_cuda,
     "dies": lambda: os.kill(os.getpid(), signal.SIGKILL),
     "hangs": lambda: time.sleep(3600),
+    "takes a while": lambda: time.sleep(0.7),
+    "imports a thread": lambda: __import__("lazybar"),
+    "imports a native thread": lambda: __import__("lazynative"),
+    "closes what it writes to": lambda: os.closerange(0, 3),
+    "ignores its children": lambda: signal.signal(signal.SIGCHLD, signal.SIG_IGN),
+    "sets a default timeout": lambda: socket.setdefaulttimeout(5),
     "forbids forks": _forbid_forks,
     "babbles": lambda: os.write(connection(), b"junk"),
 }
