@@ -1,6 +1,9 @@
 """Is memory flat over restarts, group restarts, and members that come and go? R31 says so.
 
-    python -m benchmarks.memory            100,000 restarts, 1,000 restarts of a group of 100, 10,000 members
+    python -m benchmarks.memory
+
+asks about 100,000 restarts of a leaf, 1,000 of a group of 100, 10,000 of a supervisor whose children have an hour to start,
+and about 10,000 members each: leaves, supervisors of two, and leaves that failed under names of their own.
 
 For each it prints the memory that Python has allocated at ten points, the slope over them, and whether that is flat:
 less than one byte a start. Exit status 1 if one is not.
@@ -16,8 +19,8 @@ from collections.abc import Awaitable, Callable, Sequence
 import trio
 from attrs import define, field
 
-from supervise import Child, Inbox, Pool, Supervisor, open_tree
-from supervise.testing import run_virtual
+from supervise import Child, Inbox, Limit, Pool, Supervisor, open_tree
+from supervise.testing import nothing, run_virtual
 
 POINTS = 10
 BYTES_PER_START = 1.0
@@ -103,6 +106,52 @@ def members(turns: int) -> Meter:
     return meter
 
 
+def nested(turns: int) -> Meter:
+    """Restarts of a supervisor, one of whose children has long timeouts: a timer must not keep what has ended."""
+    meter = Meter(turns, starts=3)
+    slow = Child("slow", trio.sleep_forever, resource=nothing, start_timeout=3600, drain=3600, grace=3600)
+    inner = Supervisor("inner", [slow, Child("first", _failing(meter))], limit=Limit(0, within=1))
+    run_virtual(_until_over, Supervisor("app", [inner], limit=None), meter, seed=0)
+    return meter
+
+
+def supervisors(turns: int) -> Meter:
+    """Members that are supervisors, and come and go: nothing is kept of the paths below them."""
+    meter = Meter(turns, starts=3)
+    member = Supervisor(
+        "member", [Child("a", trio.sleep_forever), Child("b", trio.sleep_forever)], restart="temporary"
+    )
+    run_virtual(_start_and_stop, Pool("pool", member), meter, None, seed=0)
+    return meter
+
+
+def named(turns: int) -> Meter:
+    """Members under names of their own that fail: neither their names nor their failures are kept for ever."""
+    meter = Meter(turns)
+    pool = Pool("pool", Child("member", _fail_with_much, mailbox=1, restart="temporary"))
+    run_virtual(_start_and_stop, pool, meter, "n{}".format, seed=0)
+    return meter
+
+
+async def _fail_with_much(inbox: Inbox) -> None:
+    much = bytearray(10_000)
+    await inbox.receive()
+    raise ValueError(len(much))
+
+
+async def _start_and_stop(pool: Pool, meter: Meter, name: Callable[[int], str] | None) -> None:
+    async with open_tree(Supervisor("app", [pool]), sinks=[]) as tree:
+        more = True
+        while more:
+            ref = await tree[pool].add(name=None if name is None else name(meter.left))
+            if name is None:
+                await ref.stop()
+            else:
+                await ref.send(None)
+                await ref.ended()
+            more = meter.turn()
+
+
 async def _answer_once(inbox: Inbox) -> None:
     (await inbox.receive()).reply()
 
@@ -126,6 +175,11 @@ def measure(question: Callable[[int], Meter], turns: int) -> Meter:
         tracemalloc.stop()
 
 
+QUESTIONS = [
+    (leaf, 100_000), (group, 1_000), (nested, 10_000), (members, 10_000), (supervisors, 10_000), (named, 10_000),
+]  # fmt: skip
+
+
 def main(questions: Sequence[tuple[Callable[[int], Meter], int]]) -> int:
     """Print a line for each question; 1 if one is not flat."""
     status = 0
@@ -142,4 +196,4 @@ def main(questions: Sequence[tuple[Callable[[int], Meter], int]]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main([(leaf, 100_000), (group, 1_000), (members, 10_000)]))
+    sys.exit(main(QUESTIONS))

@@ -110,7 +110,7 @@ class Scene:
         await ref.remove()
         with self._meter.of("stop a supervisor"):
             await tree[self._small].stop()
-        await tree[self._small].restart()
+        await tree[self._small].start()
 
     async def _look(self, tree: Tree) -> None:
         with self._meter.of("look up a spec"):

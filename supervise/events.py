@@ -3,7 +3,7 @@
 They are frozen values; those with no fields of their own take them from `Event` as it is. Per incarnation they form a
 grammar:
 
-    Starting (Ready | Ignored | StartFailed)?
+    Starting StartOverdue* (Ready | Ignored | StartFailed)?
     (Failed Decided Resumed)*
     (Failed Decided | Returned | Stopping)? Overdue* StopError? Stopped
 
@@ -20,7 +20,7 @@ from attrs import field, frozen
 from ._core._value import Value
 from ._core.directive import Directive
 
-Because = Literal["table", "limit", "absorbed", "stop", "first start", "not an Exception"]
+Because = Literal["table", "limit", "raised", "absorbed", "stop", "first start", "not an Exception"]
 
 
 @frozen(slots=False, repr=False, eq=False)
@@ -40,6 +40,21 @@ class Event(Value):
 
 class Starting(Event):
     """The node is about to start."""
+
+
+@frozen(slots=False, repr=False, eq=False)
+class StartOverdue(Event):
+    """It has been starting for `seconds` and is not ready (R17).
+
+    Args:
+        seconds: since its start; reported after the child's `start_warning`, then at doubling intervals.
+        stack: where its task is.
+        waits_for: the path of the node whose `ready()` it waits for, if it does.
+    """
+
+    seconds: float
+    stack: str = ""
+    waits_for: str | None = None
 
 
 @frozen(slots=False, repr=False, eq=False)
@@ -70,14 +85,19 @@ class Decided(Event):
 
     Args:
         directive: None where nothing was to be decided, see `because`.
-        by: the path of the supervisor that decided.
-        because: `table` (a decider's answer), `limit` (the child's own limit was passed), or why nobody decided:
-            `absorbed` (its group was already being restarted), `stop` (a stop was faster), `first start` (R16),
+        by: the path of the supervisor that applied it.
+        because: `table` (a decider's answer), `limit` (the child's own limit was passed), `raised` (a decider raised `exc`,
+            which means Escalate, R5), or why nobody decided: `absorbed` (its group was already being restarted), `stop` (a stop was faster), `first start` (R16),
             `not an Exception` (R4).
         instead_of: the decider's answer, where the rules replaced it: Resume without anything to keep, Restart of a
             temporary child.
         limit: the limit of `by` that this decision passed, if it did.
         exc: the failure; what a broken decider raised, if one did (R5).
+        decider: the path of the node whose decider gave the answer; None for a built-in rule, or if nobody answered (R2).
+        entry: which of its entries did: `tag 'device.oom'`, `class OSError` or `default`; `rule` for a built-in one.
+        applied_to: the path of the child of `by` to which the directive was applied, if that is not the node that failed:
+            an escalated Stop condemns a whole supervisor (R11).
+        attempt: of a Restart with a backoff, which one of its series this is, from 1 (R15).
     """
 
     directive: Directive | None
@@ -87,6 +107,10 @@ class Decided(Event):
     tag: str | None = None
     instead_of: Directive | None = None
     limit: str | None = None
+    decider: str | None = None
+    entry: str | None = None
+    applied_to: str | None = None
+    attempt: int | None = None
 
 
 class Resumed(Event):
@@ -128,10 +152,11 @@ class Stopped(Event):
 
 @frozen(slots=False, repr=False, eq=False)
 class BackingOff(Event):
-    """The next incarnation starts `delay` seconds from now, at `until` (R15)."""
+    """The next incarnation starts `delay` seconds from now, at `until`; the `attempt`th of its series, from 1 (R15)."""
 
     delay: float
     until: float
+    attempt: int = 1
 
 
 @frozen(slots=False, repr=False, eq=False)
@@ -143,7 +168,7 @@ class SinkFailed(Event):
 
 
 KINDS: tuple[type[Event], ...] = (
-    Starting, Ready, Ignored, StartFailed, Failed, Decided, Resumed, Returned,
+    Starting, StartOverdue, Ready, Ignored, StartFailed, Failed, Decided, Resumed, Returned,
     Stopping, Overdue, StopError, Stopped, BackingOff, SinkFailed,
 )  # fmt: skip
 """All of them."""

@@ -74,6 +74,7 @@ ERRORS = [
 
 EVENTS = [
     "BackingOff",
+    "StartOverdue",
     "Decided",
     "Event",
     "Failed",

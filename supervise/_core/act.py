@@ -13,17 +13,11 @@ ActKind = Literal[
 
 
 class Ledger:
-    """What outlives the machines of one tree: the incarnations of paths that have no node now, names given by pools.
+    """What all machines of one tree share. `listening`: whether anybody wants events; without a listener none is made."""
 
-    `left`: why they left the tree. `listening`: whether anybody wants events; without a listener none is made.
-    """
-
-    __slots__ = ("incarnations", "left", "listening", "members")
+    __slots__ = ("listening",)
 
     def __init__(self) -> None:
-        self.incarnations: dict[str, int] = {}
-        self.left: dict[str, BaseException | None] = {}
-        self.members: dict[str, int] = {}
         self.listening = True
 
 
@@ -60,15 +54,23 @@ class Act:
         self.failure = failure
         self.pending = pending
 
+    def asked_for(self, node: Node) -> bool:
+        """Whether somebody asked by hand for what is done to this child."""
+        return self.token is not None and self.node is node
+
 
 class _About:
-    """Void if the epoch has changed."""
+    """Something waits about this child. It is void once the child's epoch has changed."""
 
     __slots__ = ("epoch", "node")
 
     def __init__(self, node: Node, epoch: int) -> None:
         self.node = node
         self.epoch = epoch
+
+    def holds(self) -> bool:
+        """Whether it is still to be served."""
+        return self.epoch == self.node.epoch
 
 
 class Judge(_About):
@@ -84,9 +86,23 @@ class Done(_About):
 
 
 class Retry(_About):
-    """The child is to be started again."""
+    """The child is to be started again.
+
+    It holds as long as the child waits for any retry, also one that another failure has asked for since: as in OTP, a group
+    restart that reaches a waiting child, and whose start of it fails again, makes two retries of one (R13).
+    """
+
+    __slots__ = ()
+
+    def holds(self) -> bool:
+        """Whether the child still waits, and not for its backoff."""
+        return self.node.state == "restarting" and self.node.phase != "backoff"
+
+
+class Released(_About):
+    """The child has left its resource and ended; now begins what a verdict asked for."""
 
     __slots__ = ()
 
 
-Waiting = Judge | Done | Retry | Request
+Waiting = Judge | Done | Retry | Released | Request

@@ -13,7 +13,7 @@ from .act import Act, Ledger, Waiting
 from .directive import Directive
 from .effect import Effect, Failure, Request
 from .limit import ReadyTime, Window
-from .node import Node
+from .node import Memory, Node, Past
 from .spec import Child, Pool, Spec, Supervisor
 
 _FEW_TIMERS = 64  # fewer are not worth sifting
@@ -52,12 +52,23 @@ class Acting:
             self.out.append(cls(at=self.now, path=node.path, incarnation=node.incarnation, **details))
 
     def _join(self, spec: Spec) -> Node:
+        memory = self.node.memory
+        past = None if memory is None else memory.take(spec.name)
         path = f"{self.path}/{spec.name}"
-        incarnation = self.ledger.incarnations.pop(path, 0)
-        node = Node(spec, path, cast("Machine", self), self.node.decider, incarnation)
-        self.ledger.left.pop(path, None)
+        node = Node(spec, path, cast("Machine", self), self.node.decider)
+        if past is not None:
+            node.incarnation, node.memory = past.incarnation, past.memory
+        elif memory is not None:
+            node.incarnation = memory.floor
         self.children[spec.name] = node
         return node
+
+    def _memory(self) -> Memory:
+        """What this supervisor remembers; made when there is something."""
+        memory = self.node.memory
+        if memory is None:
+            memory = self.node.memory = Memory()
+        return memory
 
     def _leave(self, node: Node, why: BaseException | None) -> None:
         """The node leaves the tree."""
@@ -69,10 +80,9 @@ class Acting:
         self._lose(node, why)
 
     def _lose(self, node: Node, why: BaseException | None) -> None:
-        """Nothing but the ledger knows of the node from now on."""
+        """Only memory knows of the node from now on; not of a member whose name will not come again."""
         if not node.dynamic:
-            self.ledger.incarnations[node.path] = node.incarnation
-            self.ledger.left[node.path] = why
+            self._memory().leave(node, why)
         node.gone, node.why = True, why
         self.out.append(effect.Gone(node, why, removed=True))
 
@@ -94,10 +104,13 @@ class Acting:
         because: events.Because = "table",
         **details: Any,
     ) -> None:
-        details = {"tag": failure.tag, "exc": failure.exc, **details}
-        self._emit(
-            events.Decided, failure.origin, directive=directive, by=self.path, because=because, **details
-        )
+        if self.ledger.listening:
+            node = failure.origin
+            where = (self.now, node.path, node.incarnation)
+            decided = events.Decided(
+                *where, directive, self.path, failure.exc, because, failure.tag, **details
+            )
+            self.out.append(decided)
 
     def _refuse(self, token: Any, message: str, reason: errors.Reason) -> None:
         if token is not None:
@@ -136,6 +149,7 @@ class Acting:
     def _stop(self, act: Act, node: Node) -> None:
         """Stop one child of this act's; what becomes of it then is `_settle`'s."""
         node.epoch += 1
+        node.afterwards = None
         if not node.alive:
             self._stop_dead(act, node)
             return
@@ -143,7 +157,7 @@ class Acting:
         act.pending += 1
         if node.state == "failed":
             self._stop_suspended(act, node)
-        elif node.state != "stopping":
+        elif node.state not in ("stopping", "releasing"):
             self._stop_running(act, node)
 
     def _stop_dead(self, act: Act, node: Node) -> None:
@@ -228,7 +242,7 @@ class Acting:
             self._leave(node, why)
         elif act.kind in ("done", "stop", "start"):
             self._down(node, "down", why)
-        elif act.kind in ("restart", "retry") and node.temporary:
+        elif act.kind in ("restart", "retry") and node.temporary and not act.asked_for(node):
             self._leave(node, why)
 
     # --- the end
@@ -248,7 +262,7 @@ class Acting:
         if self.act is not None:
             self._refuse(self.act.token, message, "stopping")
         for item in self.inbox:
-            if isinstance(item, Request):
+            if isinstance(item, Request) and not item.withdrawn:
                 self._refuse(item.token, message, "stopping")
         self.inbox.clear()
         for node in self.children.values():
@@ -261,7 +275,7 @@ class Acting:
         declared = set(self.spec.children)
         for node in self.children.values():
             if node.spec in declared:
-                self.ledger.incarnations[node.path] = node.incarnation
+                self._memory().declared[node.name] = Past(node, None)
             else:
                 self._lose(node, None)
         self._timers.clear()

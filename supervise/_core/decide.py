@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping
+from contextvars import Context
 from types import MappingProxyType
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 from attrs import Factory, evolve, field, frozen
 
@@ -24,9 +25,25 @@ def _is_exception_class(value: object) -> bool:
     return isinstance(value, type) and issubclass(value, BaseException)
 
 
+def is_decidable(exc: BaseException) -> bool:
+    """Whether it is an `Exception`; anything else is never decided (R4).
+
+    By its type alone: `isinstance` also asks the object itself, whose `__class__` may lie or raise.
+    """
+    return issubclass(type(exc), Exception)
+
+
 def as_group(exc: BaseException) -> BaseExceptionGroup[BaseException] | None:
-    """`exc` if it is a group."""
-    return cast("BaseExceptionGroup[BaseException]", exc) if isinstance(exc, BaseExceptionGroup) else None
+    """`exc` if it is a group, likewise."""
+    if not issubclass(type(exc), BaseExceptionGroup):
+        return None
+    return cast("BaseExceptionGroup[BaseException]", exc)
+
+
+def members(group: BaseExceptionGroup[BaseException]) -> tuple[BaseException, ...]:
+    """Its members as it was made, whatever a subclass says of them."""
+    its: tuple[BaseException, ...] = BaseExceptionGroup.exceptions.__get__(group)
+    return its
 
 
 def _matching(exc: BaseException) -> tuple[type[Any], ...]:
@@ -108,6 +125,14 @@ def _rules(decider: Decider) -> tuple[Rule, ...]:
     return tuple(rule for layer in decider.layers() for rule in layer.rules)
 
 
+class Answer(NamedTuple):
+    """What a table says to a failure: by which node's decider, and by which of its entries, see `Verdict`."""
+
+    directive: Directive
+    node: str
+    entry: str
+
+
 @frozen(eq=False, repr=False)
 class Decider(Code):
     """An ordered, pure table from tags and exception classes to directives (R2).
@@ -126,8 +151,10 @@ class Decider(Code):
     rules: tuple[Rule, ...] = field(default=(), converter=tuple[Rule, ...], kw_only=True)
     default: Directive | None = field(default=None, kw_only=True)
     beneath: Decider | None = field(default=None, kw_only=True)
+    _node: str = field(default="", kw_only=True, repr=False, alias="_node")
+    """The path of the node whose decider it is; empty before it stands anywhere, and for `ROOT`."""
     _all_rules: tuple[Rule, ...] = field(init=False, repr=False, default=Factory(_rules, takes_self=True))
-    _answers: dict[tuple[type, str | None], Directive] = field(init=False, repr=False, factory=dict[Any, Any])
+    _answers: dict[tuple[type, str | None], Answer] = field(init=False, repr=False, factory=dict[Any, Any])
 
     def __attrs_post_init__(self) -> None:
         for key, directive in self.table.items():
@@ -149,7 +176,16 @@ class Decider(Code):
         """This decider, and `other` for whatever this one does not answer."""
         if not isinstance(other, Decider):
             raise TypeError(f"a decider goes over another Decider, got {brief(other)}")
-        return evolve(self, beneath=other if self.beneath is None else self.beneath.over(other))
+        return self._over(other, self._node)
+
+    def at(self, path: str, above: Decider) -> Decider:
+        """This decider as the one of the node at `path`, over what decides above it."""
+        return self._over(above, path)
+
+    def _over(self, other: Decider, node: str) -> Decider:
+        for layer in reversed(list(self.layers())):
+            other = evolve(layer, beneath=other, _node=node)
+        return other
 
     def layers(self) -> Iterator[Decider]:
         """This decider and those beneath, top first."""
@@ -161,12 +197,12 @@ class Decider(Code):
     def tag(self, exc: BaseException) -> str | None:
         """The tag that `exc` carries, or that the first fitting rule gives it (R1)."""
         carried = getattr(exc, "tag", None)
-        if isinstance(carried, str):
-            return carried
+        if issubclass(type(carried), str):
+            return str.__str__(carried)
         return next((rule.tag for rule in self._all_rules if rule.fits(exc)), None)
 
-    def looked_up(self, exc: Exception) -> tuple[str | None, Directive | None]:
-        """The tag that `exc` carries, and the verdict; None where it takes more than a look: a rule, or a group.
+    def looked_up(self, exc: Exception) -> tuple[str | None, Answer | None]:
+        """The tag that `exc` carries, and the answer; None where it takes more than a look: a rule, or a group.
 
         Class and tag alone decide, so the last few answers are remembered.
         """
@@ -174,38 +210,49 @@ class Decider(Code):
             return None, None
         try:
             tag = getattr(exc, "tag", None)
+            if tag is not None and type(tag) is not str:
+                if issubclass(type(tag), str):
+                    return None, None
+                tag = None
+            key = type(exc), tag
+            found = self._answers.get(key)
+            if found is None and as_group(exc) is None:
+                found = self.answer(exc, tag) or Answer(Restart, "", "rule")
+                if len(self._answers) >= _REMEMBERED:
+                    self._answers.clear()
+                self._answers[key] = found
         except Exception:  # noqa: BLE001 - that it raises is a matter for `judge` (R5)
             return None, None
-        key = type(exc), tag if isinstance(tag, str) else None
-        found = self._answers.get(key)
-        if found is None and not isinstance(exc, BaseExceptionGroup):
-            answer = self.directive(exc, key[1])
-            found = Restart if answer is None else answer
-            if len(self._answers) >= _REMEMBERED:
-                self._answers.clear()
-            self._answers[key] = found
-        return key[1], found
+        return tag, found
 
-    def _named(self, exc: BaseException, tag: str | None) -> Directive | None:
+    def _named(self, exc: BaseException, tag: str | None) -> Answer | None:
         """What this layer's table says, its default aside."""
         prefix = tag
         while prefix:
             if prefix in self.table:
-                return self.table[prefix]
+                return Answer(self.table[prefix], self._node, f"tag {prefix!r}")
             prefix = prefix.rpartition(".")[0]
         if tag in FRAMEWORK_TAGS:
             return None
-        return next((self.table[cls] for cls in _matching(exc) if cls in self.table), None)
+        for cls in _matching(exc):
+            if cls in self.table:
+                return Answer(self.table[cls], self._node, f"class {cls.__name__}")
+        return None
 
-    def directive(self, exc: BaseException, tag: str | None) -> Directive | None:
+    def answer(self, exc: BaseException, tag: str | None) -> Answer | None:
         """The first answer of the layers to one exception that is no group to be flattened; None: nobody has one."""
         for layer in self.layers():
             found = layer._named(exc, tag)
-            if found is None and tag not in FRAMEWORK_TAGS:
-                found = layer.default
+            if found is None and tag not in FRAMEWORK_TAGS and layer.default is not None:
+                found = Answer(layer.default, layer._node, "default" if layer._node else "rule")
             if found is not None:
                 return found
         return None
+
+    def directive(self, exc: BaseException, tag: str | None) -> Directive | None:
+        """The directive of `answer`."""
+        found = self.answer(exc, tag)
+        return None if found is None else found.directive
 
 
 ROOT = Decider(default=Restart)
@@ -224,16 +271,24 @@ DEVICE = Decider(
 """For a device's context (D3): poisoned → Restart, out of memory → Resume, unrecoverable → Stop, else Escalate."""
 
 
-@frozen(repr=False, eq=False)
-class Verdict(Value):
+class Verdict(NamedTuple):
     """What a decider made of a failure.
 
-    `exc` is the failure, or what the decider itself raised on it (R5); for a group `tag` is the decisive member's.
+    Args:
+        directive: Escalate if the decider itself raised (R5).
+        tag: of a group, the decisive member's.
+        exc: the failure, or what the decider raised on it.
+        node: the path of the node whose decider answered; empty for the built-in rules.
+        entry: what answered: `tag 'device.oom'`, `class OSError`, `default` or `rule`, a built-in one.
+        raised: whether the decider raised.
     """
 
     directive: Directive
     tag: str | None
     exc: BaseException
+    node: str = ""
+    entry: str = "rule"
+    raised: bool = False
 
 
 def judge(
@@ -241,13 +296,14 @@ def judge(
 ) -> Verdict:
     """Decide one failure. `tag` is what is already known of it, from a supervisor further down (R11).
 
-    `otherwise` is the answer to a failure that no table answers.
+    `otherwise` is the answer to a failure that no table answers. Rules and predicates run in an empty context: the one
+    in which the machine happens to run may be of any task (R2).
     """
     try:
-        return _judge(decider, exc, tag, otherwise)
-    except Exception as broken:  # noqa: BLE001 - R5: whatever a rule, a predicate or str() raises
+        return Context().run(_judge, decider, exc, tag, otherwise)
+    except BaseException as broken:  # noqa: BLE001 - R5: whatever a rule, a predicate or str() raises; see R4 for the rest
         _chain(broken, exc)
-        return Verdict(Escalate, None, broken)
+        return Verdict(Escalate, None, broken, raised=True)
 
 
 def _chain(later: BaseException, earlier: BaseException) -> None:
@@ -264,11 +320,28 @@ def _judge(decider: Decider, exc: BaseException, tag: str | None, otherwise: Dir
     tag = tag or decider.tag(exc)
     group = as_group(exc)
     if group is None or tag is not None or _named_whole(decider, exc):
-        found = decider.directive(exc, tag)
-        return Verdict(otherwise if found is None else found, tag, exc)
-    members = [_judge(decider, member, None, otherwise) for member in group.exceptions]
-    worst = max(members, key=lambda verdict: verdict.directive)
-    return Verdict(worst.directive, worst.tag, exc)
+        found = decider.answer(exc, tag) or Answer(otherwise, "", "rule")
+        return Verdict(found.directive, tag, exc, found.node, found.entry)
+    verdicts = [_judge(decider, member, None, otherwise) for member in _flattened(decider, group)]
+    return max(verdicts, key=lambda verdict: verdict.directive)._replace(exc=exc)
+
+
+def _flattened(decider: Decider, group: BaseExceptionGroup[BaseException]) -> list[BaseException]:
+    """What is decided one by one: over a list, and each group once, since groups may be deep, and one a member of many."""
+    found: list[BaseException] = []
+    waiting: list[BaseException] = [group]
+    seen: set[int] = set()
+    while waiting:
+        one = waiting.pop()
+        inner = as_group(one)
+        if inner is None or (
+            one is not group and (decider.tag(one) is not None or _named_whole(decider, one))
+        ):
+            found.append(one)
+        elif id(inner) not in seen:
+            seen.add(id(inner))
+            waiting += reversed(members(inner))
+    return found
 
 
 def _named_whole(decider: Decider, exc: BaseException) -> bool:

@@ -124,13 +124,13 @@ class Ended:
         self.failure = failure
 
 
-RequestKind = Literal["add", "stop", "restart", "remove", "status"]
+RequestKind = Literal["add", "stop", "start", "restart", "remove", "status"]
 
 
 class Request:
-    """Somebody asks for a change; answered by one `Reply` with the same token."""
+    """Somebody asks for a change; answered by one `Reply` with the same token, unless it is withdrawn before it has begun."""
 
-    __slots__ = ("args", "kind", "name", "spec", "token")
+    __slots__ = ("args", "kind", "name", "spec", "token", "withdrawn")
 
     def __init__(
         self,
@@ -145,6 +145,16 @@ class Request:
         self.name = name
         self.spec = spec
         self.args = args
+        self.withdrawn = False
+
+
+class Withdraw:
+    """Whoever made this request waits no longer: it is not served, unless it has begun (R25)."""
+
+    __slots__ = ("request",)
+
+    def __init__(self, request: Request) -> None:
+        self.request = request
 
 
 class Stop:
@@ -173,7 +183,7 @@ class Wake:
     __slots__ = ()
 
 
-Input = Boot | Up | Exited | Ended | Request | Stop | Verdict | Wake
+Input = Boot | Up | Exited | Ended | Request | Withdraw | Stop | Verdict | Wake
 
 # What comes out, for the driver. An event is to be delivered.
 
@@ -224,13 +234,14 @@ class Resume(_To):
 
 
 class ReportOverdue:
-    """Look where the child hangs, and deliver an `Overdue`."""
+    """Look where the child hangs, and deliver an `Overdue`, or a `StartOverdue` if it is `starting`."""
 
-    __slots__ = ("child", "seconds")
+    __slots__ = ("child", "seconds", "starting")
 
-    def __init__(self, child: Node, seconds: float) -> None:
+    def __init__(self, child: Node, seconds: float, *, starting: bool = False) -> None:
         self.child = child
         self.seconds = seconds
+        self.starting = starting
 
 
 class WakeAt:

@@ -10,7 +10,7 @@ from . import effect
 from ._brief import brief
 from .act import Act
 from .acting import Acting
-from .decide import Verdict, judge
+from .decide import Verdict, is_decidable, judge
 from .directive import Directive, Escalate, Restart, Resume, Stop
 from .effect import Effect, Failure
 from .node import Node
@@ -27,14 +27,18 @@ class Judging(Acting):
         node.last_failure = failure.exc
         if not risen:
             self._emit(events.Failed, node, exc=failure.exc)
-        if not isinstance(failure.exc, Exception):
-            self._decided(failure, None, "not an Exception")
-            self.out.append(effect.Fatal(failure.exc))
+        if not is_decidable(failure.exc):
+            self._fatal(failure)
         elif self.phase == "ending":
             self._decided(failure, None, "stop")
             self._overrule(node)
         else:
             node.undecided = True
+
+    def _fatal(self, failure: Failure) -> None:
+        """Nobody decides what is no `Exception`: the whole tree stops (R4)."""
+        self._decided(failure, None, "not an Exception")
+        self.out.append(effect.Fatal(failure.exc))
 
     def _judge(self, node: Node, rest: list[Node]) -> None:
         """Decide the failure of a suspended or dead child. `rest`: what the group had still to start."""
@@ -48,9 +52,19 @@ class Judging(Acting):
             exc = _limit_exceeded(node.path, node.spec.limit, node.failure.exc)
             verdict = judge(decider, exc, "limit", otherwise=Stop)
             self._adopt(node, verdict)
+        if verdict.raised and not is_decidable(verdict.exc):
+            node.undecided = False
+            self._fatal(node.failure)
+            return
         directive = self._final(node, verdict)
-        instead_of = None if directive is verdict.directive else verdict.directive
-        self._apply(node, directive, rest, because=because, instead_of=instead_of)
+        details = {
+            "because": "raised" if verdict.raised else because,
+            "instead_of": None if directive is verdict.directive else verdict.directive,
+            "decider": verdict.node or None,
+            "entry": None if verdict.raised else verdict.entry,
+            "applied_to": None if node.failure.origin is node else node.path,
+        }
+        self._apply(node, directive, rest, details)
 
     def _adopt(self, node: Node, verdict: Verdict) -> None:
         """The failure goes on as what the decider made of it: with a tag, or as what the decider itself raised."""
@@ -78,11 +92,11 @@ class Judging(Acting):
         charged = directive is Restart or (directive is Resume and not failure.progressed)
         return window is None or not charged or window.charge(self.now)
 
-    def _apply(self, node: Node, directive: Directive, rest: list[Node], **details: Any) -> None:
+    def _apply(self, node: Node, directive: Directive, rest: list[Node], details: dict[str, Any]) -> None:
         failure = node.failure
         assert failure is not None
         if directive is Escalate:
-            self._escalate(failure, node)
+            self._escalate(failure, node, details)
             return
         node.undecided = False
         charged = directive is Restart and not failure.starting
@@ -92,20 +106,37 @@ class Judging(Acting):
             self._overrule(node)
             self._limit_passed(failure.exc, node)
             return
+        delay = self._delay(node) if directive is Restart else 0.0
+        if directive is Restart and node.delays is not None:
+            details["attempt"] = node.delays.attempt
         self._decided(failure, directive, **details)
         if directive is Resume:
             self._enter_again(node)
         elif directive is Stop:
             self._overrule(node)
-            self.act = Act("condemn", f"{node.path!r} was condemned", node, [node], rest)
+            self._begin(Act("condemn", f"{node.path!r} was condemned", node, [node], rest))
         else:
             self._overrule(node)
-            self._restart(node)
+            self._restart(node, delay)
+
+    def _begin(self, act: Act) -> None:
+        """Begin an act that a verdict asks for, at once, or, if it concerns one leaf that has still to be released, when that has ended.
+
+        How long a leaf takes to leave its resource concerns nobody else: the supervisor serves others meanwhile (R9, R19).
+        """
+        node = act.node
+        assert node is not None
+        alone = self.spec.strategy == "one_for_one" and node.alive and node.state == "failed"
+        if alone and isinstance(node.spec, Child) and node.spec.resource is not None:
+            self._stop_suspended(act, node)
+            node.state, node.afterwards = "releasing", act
+        else:
+            self.act = act
 
     def _charge(self) -> bool:
         return self.window is None or self.window.charge(self._clock())
 
-    def _escalate(self, failure: Failure, node: Node) -> None:
+    def _escalate(self, failure: Failure, node: Node, details: dict[str, Any]) -> None:
         """Nobody here decides: ask the supervisor above, or, at the root, give up (R11)."""
         if self.node.parent is not None:
             self.act = Act("ask", node=node, pending=1)
@@ -113,7 +144,7 @@ class Judging(Acting):
             self.out.append(effect.Rise(effect.Exited(self.node, self.node.incarnation, risen=failure)))
             return
         node.undecided = False
-        self._decided(failure, Escalate)
+        self._decided(failure, Escalate, **details)
         self._overrule(node)
         self._fail(failure)
         self._begin_end(f"{self.path!r} failed: {failure.path!r} escalated")
@@ -151,7 +182,10 @@ class Judging(Acting):
         """
         if self.act is not None or node.state != "up" or not node.simple:
             return None  # without an act nothing waits
-        tag, directive = node.decider.looked_up(exc)
+        tag, answer = node.decider.looked_up(exc)
+        if answer is None:
+            return None
+        directive, decider, entry = answer
         if directive is not Restart or not self._charge_both(node, now):
             return None
         node.last_failure = exc
@@ -169,7 +203,20 @@ class Judging(Acting):
         path, life = node.path, node.incarnation
         return [
             events.Failed(now, path, life - 1, exc),
-            events.Decided(now, path, life - 1, Restart, self.path, exc, "table", tag),
+            events.Decided(
+                now,
+                path,
+                life - 1,
+                Restart,
+                self.path,
+                exc,
+                "table",
+                tag,
+                None,
+                None,
+                decider or None,
+                entry,
+            ),
             events.Stopped(now, path, life - 1),
             events.Starting(now, path, life),
         ]
@@ -216,26 +263,39 @@ class Judging(Acting):
         sibling = "" if self.spec.strategy == "one_for_one" else "sibling "
         return f"{self.spec.strategy}: {sibling}{node.path!r} failed"
 
-    def _restart(self, node: Node, *, token: Any = None, again: bool = False) -> None:
-        """Stop this child's group and start it again. `again`: a retry, whose wait is over."""
-        failed_start = node.failure is not None and node.failure.starting
-        delay = 0.0 if again else self._delay(node)
-        if failed_start:
+    def _restart(self, node: Node, delay: float = 0.0) -> None:
+        """Stop the group of this child, which has failed or whose retry is due, wait, and start it again."""
+        if node.failure is not None and node.failure.starting:
             self._restart_later(node, delay)
             return
         self._mend(node, mending=True)
-        group = self._group(node)
-        for other in group:
-            if other is not node and other.state == "restarting":
-                delay = max(delay, other.due - self.now)
-                self._forget_retry(other)
-        delay = delay if token is None else 0.0
-        stops = [other for other in group if other is not node]
-        starts = group[::-1]
-        self.act = Act("restart", self._why(node), node, [*stops, node], starts, token=token, delay=delay)
+        group = stops = self._group(node)
+        if len(group) > 1:
+            delay = max(delay, self._forget_retries(group, node))
+            stops = [*(other for other in group if other is not node), node]
         if delay > 0:
             node.charged = True
-            self.act.kind, self.act.starts = "retry", []
+            self._begin(Act("retry", self._why(node), node, stops, delay=delay))
+        else:
+            self._begin(Act("restart", self._why(node), node, stops, group[::-1]))
+
+    def _restart_by_hand(self, node: Node, token: Any) -> None:
+        """Stop this child in its place, with its group, and start them again at once (R25)."""
+        self._disarm(node)
+        self._mend(node, mending=True)
+        group = self._group(node)
+        self._forget_retries(group, node)
+        why = f"{node.path!r} was asked to restart"
+        self.act = Act("restart", why, node, group, group[::-1], token=token)
+
+    def _forget_retries(self, group: list[Node], node: Node) -> float:
+        """A restart of the group takes along those whose retry is due; the seconds after which the last of them is."""
+        longest = 0.0
+        for other in group:
+            if other is not node and other.state == "restarting":
+                longest = max(longest, other.due - self.now)
+                self._forget_retry(other)
+        return longest
 
     def _restart_later(self, node: Node, delay: float) -> None:
         """A start failed in a restart: it ends, and a retry waits its turn (R13)."""
@@ -243,7 +303,7 @@ class Judging(Acting):
         if delay > 0 and self.spec.strategy == "one_for_all":
             stops = [*(other for other in self.children.values() if other is not node and other.alive), node]
         node.charged = False
-        self.act = Act("retry", self._why(node), node, stops, delay=delay)
+        self._begin(Act("retry", self._why(node), node, stops, delay=delay))
 
     def _forget_retry(self, node: Node) -> None:
         """The retry of this node is off; the stop that follows makes void what waits of it."""

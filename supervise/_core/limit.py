@@ -144,6 +144,11 @@ class Delays:
         self._next = min(self._backoff.initial, self._backoff.maximum)
         self._last = 0.0
 
+    @property
+    def attempt(self) -> int:
+        """Which one of its series the last delay was, from 1."""
+        return self._taken
+
     def next(self, quiet: float, u: float) -> float:
         """The next delay in seconds, after `quiet` seconds of running well; `u` in [0, 1) is the jitter's chance."""
         backoff = self._backoff

@@ -10,12 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from heapq import heappop
+from math import inf
 from typing import Any
 
 from .. import errors, events
 from . import effect
 from ._brief import brief
-from .act import Act, Done, Judge, Retry
+from .act import Act, Done, Judge, Released, Retry
+from .decide import is_decidable
 from .directive import Escalate, Resume
 from .effect import Effect, Failure, Input, Request
 from .judging import Judging
@@ -46,8 +48,9 @@ class Machine(Judging):
                 return
             item = self.inbox.popleft()
             if isinstance(item, Request):
-                _REQUEST[item.kind](self, item)
-            elif item.epoch == item.node.epoch:
+                if not item.withdrawn:
+                    _REQUEST[item.kind](self, item)
+            elif item.holds():
                 _SERVE[type(item)](self, item)
 
     def _advance(self) -> None:
@@ -76,8 +79,17 @@ class Machine(Judging):
         if self.ledger.listening:
             self.out.append(events.Starting(self.now, node.path, node.incarnation))
         self.out.append(effect.Start(node))
-        if node.spec.start_timeout is not None:
-            self._arm(node, "start", self.now + node.spec.start_timeout)
+        if node.may_start_slowly:
+            node.since, node.waited = self.now, 0.0
+            node.interval = node.spec.start_warning if isinstance(node.spec, Child) else inf
+            self._watch_start(node)
+
+    def _watch_start(self, node: Node) -> None:
+        """Wake when its start is to be reported, or is late."""
+        timeout = inf if node.spec.start_timeout is None else node.spec.start_timeout
+        at = node.since + min(timeout, node.waited + node.interval)
+        if at < inf:
+            self._arm(node, "start", at)
 
     # --- inputs
 
@@ -126,8 +138,14 @@ class Machine(Judging):
                 self._decided(exited.risen, None, "stop")
             return
         if exited.exc is not None:
-            self._emit(events.StopError, node, exc=exited.exc)
+            self._stop_error(node, exited.exc)
         self.out.append(effect.Release(node))
+
+    def _stop_error(self, node: Node, exc: BaseException) -> None:
+        """A failure while a child is stopped is an event; what is no `Exception` stops the whole tree even then (R4, R23)."""
+        self._emit(events.StopError, node, exc=exc)
+        if not is_decidable(exc):
+            self.out.append(effect.Fatal(exc))
 
     def _failure_of(self, exited: effect.Exited) -> Failure:
         node = exited.child
@@ -166,13 +184,16 @@ class Machine(Judging):
             self._start_ended(node, ended)
             return
         if ended.error is not None:
-            self._emit(events.StopError, node, exc=ended.error)
+            self._stop_error(node, ended.error)
         if node.state == "up":
             self._ended_by_itself(node, ended.failure)
             return
         self._emit(events.Stopped, node)
         if node.awaited:
             self._settle(node)
+        elif node.afterwards is not None:
+            self._disarm(node)
+            self.inbox.append(Released(node, node.epoch))
 
     def _start_ended(self, node: Node, ended: effect.Ended) -> None:
         """A start ended before it was ready."""
@@ -186,6 +207,8 @@ class Machine(Judging):
             timeout = node.spec.start_timeout
             exc: BaseException = errors.StartTimeout(f"{node.path!r} was not ready within {timeout:g} s")
             exc.__context__ = ended.error
+            if ended.error is not None and not is_decidable(ended.error):
+                exc = ended.error
             failure = Failure(exc, node, node.path, starting=True)
         else:
             assert ended.failure is not None
@@ -216,6 +239,9 @@ class Machine(Judging):
             self._refuse(request.token, f"supervisor {self.path!r} is stopping", "stopping")
         else:
             self.inbox.append(request)
+
+    def _on_withdraw(self, withdraw: effect.Withdraw) -> None:
+        withdraw.request.withdrawn = True
 
     def _on_stop(self, stop: effect.Stop) -> None:
         if self.phase == "ended":
@@ -252,8 +278,16 @@ class Machine(Judging):
 
     # --- timers that are due
 
-    def _start_is_late(self, node: Node) -> None:
-        """A start that hangs is ended, and then it is a failed one (R17)."""
+    def _start_takes_long(self, node: Node) -> None:
+        """A start that hangs is reported, and past its timeout ended; then it is a failed one (R17)."""
+        timeout = node.spec.start_timeout
+        if timeout is None or self.now < node.since + timeout:
+            node.waited += node.interval
+            node.interval *= 2
+            if self.ledger.listening:
+                self.out.append(effect.ReportOverdue(node, node.waited, starting=True))
+            self._watch_start(node)
+            return
         node.timed_out = True
         reason = f"{node.path!r}: start_timeout of {node.spec.start_timeout:g} s passed"
         self._cancel(node, reason)
@@ -291,6 +325,9 @@ class Machine(Judging):
         node = item.node
         self.act = Act("done", node=node, stops=[node])
 
+    def _take_released(self, item: Released) -> None:
+        self.act, item.node.afterwards = item.node.afterwards, None
+
     def _take_retry(self, item: Retry) -> None:
         node = item.node
         if not node.charged and not self._charge():
@@ -300,7 +337,7 @@ class Machine(Judging):
             self._limit_passed(node.last_failure, node)
             return
         node.charged = False
-        self._restart(node, again=True)
+        self._restart(node)
 
     # --- what an act comes to
 
@@ -327,7 +364,8 @@ class Machine(Judging):
             self.inbox.append(Retry(node, node.epoch))
             return
         node.due = self.now + act.delay
-        self._emit(events.BackingOff, node, delay=act.delay, until=node.due)
+        attempt = 1 if node.delays is None else node.delays.attempt
+        self._emit(events.BackingOff, node, delay=act.delay, until=node.due, attempt=attempt)
         self._arm(node, "backoff", node.due)
 
     def _finish_request(self, act: Act) -> None:
@@ -342,6 +380,8 @@ class Machine(Judging):
         self.act = None
         node, mode = act.node, self.spec.auto_shutdown
         assert node is not None
+        if act.token is not None:
+            self.out.append(effect.Reply(act.token, node))
         if not node.spec.significant:
             return
         if mode == "all_significant" and any(map(_is_significant_and_on, self.children.values())):
@@ -405,27 +445,42 @@ class Machine(Judging):
 
     def _next_name(self) -> str:
         assert isinstance(self.spec, Pool)
-        number = self.ledger.members.get(self.path, 0) + 1
-        self.ledger.members[self.path] = number
-        return f"{self.spec.template.name}-{number}"
+        memory = self._memory()
+        memory.members += 1
+        return f"{self.spec.template.name}-{memory.members}"
 
-    def _take_restart(self, request: Request) -> None:
-        if isinstance(self.spec, Pool):
-            self._refuse(request.token, f"members of pool {self.path!r} are not restarted by hand", "pool")
-            return
-        node = self._find(request)
+    def _take_start(self, request: Request) -> None:
+        node = self._find_static(request)
         if node is None:
             return
         if node.state == "restarting" and node.phase == "backoff":
-            self._disarm(node)
-            self._restart(node, token=request.token, again=True)
+            self._restart_by_hand(node, request.token)
         elif node.state == "restarting":
             self._refuse(request.token, f"{node.path!r} is restarting", "restarting")
         elif node.state in ("down", "condemned"):
-            node.state = "down"
-            self.act = Act("start", node=node, starts=[node], token=request.token)
+            self._start_by_hand(node, request.token)
         else:
             self._refuse(request.token, f"{node.path!r} is running", "running")
+
+    def _take_restart(self, request: Request) -> None:
+        node = self._find_static(request)
+        if node is None:
+            return
+        if node.state in ("down", "condemned"):
+            self._start_by_hand(node, request.token)
+        else:
+            self._restart_by_hand(node, request.token)
+
+    def _find_static(self, request: Request) -> Node | None:
+        """The child that is to be started; members of a pool are only added."""
+        if isinstance(self.spec, Pool):
+            self._refuse(request.token, f"members of pool {self.path!r} are not started by hand", "pool")
+            return None
+        return self._find(request)
+
+    def _start_by_hand(self, node: Node, token: Any) -> None:
+        node.state = "down"
+        self.act = Act("start", node=node, starts=[node], token=token)
 
     def _take_stop(self, request: Request) -> None:
         node = self._find(request)
@@ -434,7 +489,12 @@ class Machine(Judging):
         why = f"{node.path!r} was asked to stop"
         if node.state == "restarting":
             self._cancel_retry(node)
-        self.act = Act("stop", why, node, [node], token=request.token)
+        if node.state == "releasing" and node.afterwards is not None and node.afterwards.kind == "condemn":
+            self.act = Act(
+                "condemn", why, node, [node], token=request.token
+            )  # no stop by hand lifts a verdict
+        else:
+            self.act = Act("stop", why, node, [node], token=request.token)
 
     def _cancel_retry(self, node: Node) -> None:
         """Stopped by hand while a retry was due: its group stays down, and that is for good now (R13)."""
@@ -483,6 +543,7 @@ _TAKE: _Table = {
     effect.Exited: Machine._on_exited,
     effect.Ended: Machine._on_ended,
     effect.Request: Machine._on_request,
+    effect.Withdraw: Machine._on_withdraw,
     effect.Stop: Machine._on_stop,
     effect.Verdict: Machine._on_verdict,
     effect.Wake: Machine._on_wake,
@@ -491,16 +552,18 @@ _SERVE: _Table = {
     Judge: Machine._take_judge,
     Done: Machine._take_done,
     Retry: Machine._take_retry,
+    Released: Machine._take_released,
 }
 _REQUEST: _Table = {
     "add": Machine._take_add,
     "stop": Machine._take_stop,
+    "start": Machine._take_start,
     "restart": Machine._take_restart,
     "remove": Machine._take_remove,
     "status": Machine._take_status,
 }
 _DUE: _Table = {
-    "start": Machine._start_is_late,
+    "start": Machine._start_takes_long,
     "drain": Machine._drained,
     "grace": Machine._overdue,
     "release": Machine._release_is_overdue,

@@ -16,8 +16,51 @@ if TYPE_CHECKING:
     from .effect import Failure
     from .machine import Machine
 
-State = Literal["down", "starting", "up", "failed", "stopping", "restarting", "condemned"]
+State = Literal["down", "starting", "up", "failed", "stopping", "releasing", "restarting", "condemned"]
 Phase = Literal["", "start", "drain", "grace", "release", "backoff"]
+
+
+_LEFT = 64  # so many of those who left a supervisor are remembered one by one
+
+
+class Past:
+    """What is left of a node without a machine: how often it lived, why it left the tree, and what there was below it."""
+
+    __slots__ = ("incarnation", "memory", "why")
+
+    def __init__(self, node: Node, why: BaseException | None) -> None:
+        self.incarnation = node.incarnation
+        self.memory = node.memory
+        self.why = why
+
+
+class Memory:
+    """What a supervisor's node remembers of its children over its own restarts.
+
+    `declared`: of those that its spec declares. `left`: the last of those who left the tree, the oldest first; of all that
+    were forgotten `floor` is the highest incarnation, so that no number ever goes back and memory is flat all the same
+    (R9, R31). `members`: how many names a pool has given.
+    """
+
+    __slots__ = ("declared", "floor", "left", "members")
+
+    def __init__(self) -> None:
+        self.declared: dict[str, Past] = {}
+        self.left: dict[str, Past] = {}
+        self.floor = 0
+        self.members = 0
+
+    def leave(self, node: Node, why: BaseException | None) -> None:
+        """The node has left the tree."""
+        self.left.pop(node.name, None)
+        self.left[node.name] = Past(node, why)
+        if len(self.left) > _LEFT:
+            forgotten = self.left.pop(next(iter(self.left)))
+            self.floor = max(self.floor, forgotten.incarnation)
+
+    def take(self, name: str) -> Past | None:
+        """What is known of a child that comes, or comes back."""
+        return self.declared.pop(name, None) or self.left.pop(name, None)
 
 
 class Node:
@@ -26,11 +69,12 @@ class Node:
     `epoch` changes whenever what waits in the inbox about this child is to be void. `alive`: it has a task.
     `awaited`: the act in progress goes on when it is up, or has ended. `undecided`: its failure waits for a verdict.
     `gone`: it is down for good, and `why` if it failed. `decider`: a leaf's failures are decided by it; of a supervisor,
-    those below it. `simple`: its restart concerns nobody else, leaves nothing and waits for nothing; `alone` is the act of
+    those below it. `afterwards`: the act that begins once it has been released. `simple`: its restart concerns nobody else, leaves nothing and waits for nothing; `alone` is the act of
     that. `handle` belongs to the driver.
     """
 
     __slots__ = (
+        "afterwards",
         "alive",
         "alone",
         "awaited",
@@ -47,6 +91,7 @@ class Node:
         "interval",
         "last_failure",
         "machine",
+        "memory",
         "mending",
         "parent",
         "path",
@@ -67,7 +112,7 @@ class Node:
         self, spec: Spec, path: str, parent: Machine | None, above: Decider, incarnation: int = 0
     ) -> None:
         self.spec = spec
-        self.decider = above if spec.decider is None else spec.decider.over(above)
+        self.decider = above if spec.decider is None else spec.decider.at(path, above)
         self.path = path
         self.parent = parent
         self.incarnation = incarnation
@@ -82,6 +127,8 @@ class Node:
         self.last_failure: BaseException | None = None
         self.why: BaseException | None = None
         self.alone: Act | None = None
+        self.afterwards: Act | None = None
+        self.memory: Memory | None = None
         self.window = Window(spec.limit) if isinstance(spec, Child) and spec.limit is not None else None
         self.delays = Delays(spec.backoff) if spec.backoff is not None else None
         self.simple = (
@@ -104,7 +151,15 @@ class Node:
     @property
     def leaving(self) -> bool:
         """Whether it is on its way out: asked, cancelled or released, or too late with its start."""
-        return self.alive and (self.state == "stopping" or self.timed_out)
+        return self.alive and (self.state in ("stopping", "releasing") or self.timed_out)
+
+    @property
+    def may_start_slowly(self) -> bool:
+        """Whether its start is worth a timer: a plain leaf is ready as soon as its task runs."""
+        spec = self.spec
+        return spec.start_timeout is not None or (
+            isinstance(spec, Child) and (spec.resource is not None or spec.takes_task_status)
+        )
 
     @property
     def temporary(self) -> bool:
@@ -119,8 +174,8 @@ class Status:
     Args:
         path: such as `app/llm/context`.
         kind: `child`, `supervisor` or `pool`.
-        state: `down`, `starting`, `up`, `failed` (suspended, waiting for a verdict), `stopping`, `restarting` (a retry
-            is queued, or due at `due`) or `condemned` (R10).
+        state: `down`, `starting`, `up`, `failed` (suspended, waiting for a verdict), `stopping`, `releasing` (decided,
+            and on its way out of its resource, R9), `restarting` (a retry is queued, or due at `due`) or `condemned` (R10).
         incarnation: 0 before its first start.
         restarts: those that its limit still counts: a supervisor's of its children, a leaf's own.
         last_failure: the last failure of this node; a supervisor's may be one from below that it passed up.

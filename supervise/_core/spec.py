@@ -167,6 +167,8 @@ class Child(_AsChild):
             `temporary`: never restarted, and leaves the tree when it ends (R7).
         significant: its own end may end its supervisor, see `auto_shutdown` (R18).
         start_timeout: seconds it may take to become ready; None is no end.
+        start_warning: seconds after which a start that is not over is reported, with its stack, and again at doubling
+            intervals (R17); may be `inf`.
         drain: seconds between being asked to stop and being cancelled; 0 cancels at once (R20).
         grace: seconds after the cancel until it is reported as overdue.
         limit: its own limit; passing it is a failure tagged `limit`, by default Stop (R14).
@@ -181,6 +183,7 @@ class Child(_AsChild):
     args: tuple[Any, ...] = field(default=(), converter=tuple[Any, ...], kw_only=True)
     drain: float = field(default=0.0, kw_only=True)
     grace: float = field(default=5.0, kw_only=True)
+    start_warning: float = field(default=30.0, kw_only=True)
     limit: Limit | None = field(default=None, kw_only=True)
     takes_task_status: bool = field(
         init=False, repr=False, default=Factory(lambda self: _takes_task_status(self.body), takes_self=True)
@@ -192,7 +195,8 @@ class Child(_AsChild):
             refuse(TypeError(f"child {self.name!r}: body must be an async function, got {brief(self.body)}"))
         if self.resource is not None and not callable(self.resource):
             refuse(TypeError(f"child {self.name!r}: resource must be a function, got {brief(self.resource)}"))
-        for name, seconds in (("drain", self.drain), ("grace", self.grace)):
+        times = (("drain", self.drain), ("grace", self.grace), ("start_warning", self.start_warning))
+        for name, seconds in times:
             if type(seconds) is not float or not seconds >= 0:
                 check_number(f"child {self.name!r}: {name}", seconds, least=0)
 

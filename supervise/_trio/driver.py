@@ -8,7 +8,8 @@ import traceback
 from collections import deque
 from collections.abc import Awaitable, Callable, Generator, Sequence
 from contextlib import contextmanager
-from heapq import heappop, heappush
+from heapq import heapify, heappop, heappush
+from math import inf
 from random import random
 from typing import Any
 
@@ -30,6 +31,8 @@ from .leaf import Leaf
 from .mailbox import Inbox, Queue
 
 logger = logging.getLogger("supervise")
+
+_FEW_TIMERS = 64  # fewer void ones are not worth a sweep
 
 
 class Address:
@@ -85,6 +88,10 @@ class Address:
         for task in waiters:
             reschedule(task)
 
+    def waited_by(self, tasks: set[Task]) -> bool:
+        """Whether one of these tasks waits here."""
+        return not tasks.isdisjoint(self._waiters)
+
     async def wait(self) -> None:
         """Wait for the next change."""
         task = current_task()
@@ -98,14 +105,15 @@ class Address:
 
 
 class Place:
-    """Where a running supervisor keeps its children's tasks."""
+    """Where a running supervisor keeps its children's tasks, and when it is to be woken."""
 
-    __slots__ = ("closed", "machine", "nursery")
+    __slots__ = ("closed", "machine", "nursery", "wake_at")
 
     def __init__(self, machine: Machine) -> None:
         self.machine = machine
         self.nursery: trio.Nursery | None = None
         self.closed = trio.Event()
+        self.wake_at = inf
 
 
 class Answer:
@@ -155,7 +163,8 @@ class Driver:
         self._nursery: trio.Nursery | None = None
         self._living: dict[Leaf, None] = {}
         self._asked: dict[Answer, None] = {}
-        self._timers: list[tuple[float, int, Machine]] = []
+        self._timers: list[tuple[float, int, Place]] = []
+        self._void_timers = 0
         self._timer_scope = trio.CancelScope()
         self._ticket = 0
         self._waiting: deque[tuple[Machine, Input]] = deque()
@@ -200,6 +209,9 @@ class Driver:
         try:
             self.post(machine, request)
             result = await request.token.wait()
+        except trio.Cancelled:
+            self.post(machine, effect.Withdraw(request))
+            raise
         finally:
             del self._asked[request.token]
         await trio.lowlevel.cancel_shielded_checkpoint()
@@ -331,10 +343,11 @@ class Driver:
                 gone = True, node.why
             if name is None or node.machine is None:
                 break
-            left = f"{node.path}/{name}"
+            memory = node.memory
             node = node.machine.children.get(name)
             if node is None:
-                return True, self.forest.ledger.left.get(left)
+                past = None if memory is None else memory.left.get(name)
+                return True, None if past is None else past.why
         return gone
 
     def _changed(self, path: str) -> None:
@@ -427,15 +440,18 @@ class Driver:
 
     def _report_overdue(self, one: effect.ReportOverdue) -> None:
         node, leaf = one.child, one.child.handle
-        stack = "" if leaf._task is None else "".join(traceback.format_list(_frames(leaf._task)))
-        overdue = events.Overdue(
-            at=self.now(),
-            path=node.path,
-            incarnation=node.incarnation,
-            seconds=one.seconds,
-            stack=stack,
-        )
-        self._deliver(overdue)
+        task: Task | None = leaf._task
+        stack = "" if task is None else "".join(traceback.format_list(_frames(task)))
+        where = (self.now(), node.path, node.incarnation, one.seconds, stack)
+        if one.starting:
+            self._deliver(events.StartOverdue(*where, self._waits_for(task)))
+        else:
+            self._deliver(events.Overdue(*where))
+
+    def _waits_for(self, task: Task | None) -> str | None:
+        """The path of a node of this tree for which the task, or one below it, waits."""
+        tasks = set(_tasks_below(task))
+        return next((path for path, address in self.addresses.items() if address.waited_by(tasks)), None)
 
     def _reply(self, one: effect.Reply) -> None:
         if one.token is not None:
@@ -481,6 +497,7 @@ class Driver:
                 self.settled.set()
         elif isinstance(report, effect.Ended):
             report.child.handle.closed.set()
+            self._forget_timer(report.child.handle)
             if report.child is self.forest.root:
                 self._finish(report)
 
@@ -493,22 +510,44 @@ class Driver:
     # --- time
 
     def _wake_at(self, one: effect.WakeAt) -> None:
+        """A machine asks again for whatever is left when it is woken, so only its earliest time counts."""
+        place: Place = one.machine.node.handle
+        if one.at >= place.wake_at:
+            return
+        self._forget_timer(place)
+        place.wake_at = one.at
         self._ticket += 1
-        heappush(self._timers, (one.at, self._ticket, one.machine))
+        heappush(self._timers, (one.at, self._ticket, place))
         self._timer_scope.deadline = self._timers[0][0]
+
+    def _forget_timer(self, place: Place) -> None:
+        """Its timer is void. Void ones are swept out before they are many: each would keep a dead supervisor (R31)."""
+        if place.wake_at == inf:
+            return
+        place.wake_at = inf
+        self._void_timers += 1
+        if self._void_timers > _FEW_TIMERS and 2 * self._void_timers > len(self._timers):
+            self._timers = [timer for timer in self._timers if timer[2].wake_at == timer[0]]
+            heapify(self._timers)
+            self._void_timers = 0
 
     async def _keep_time(self) -> None:
         """Wake each machine at the time that it asked for."""
         while not self.finished.is_set():
-            deadline = self._timers[0][0] if self._timers else float("inf")
+            deadline = self._timers[0][0] if self._timers else inf
             with trio.CancelScope(deadline=deadline) as self._timer_scope:
                 await trio.sleep_forever()
             now = self.now()
-            due: dict[Machine, None] = {}
+            due: list[Place] = []
             while self._timers and self._timers[0][0] <= now:
-                due[heappop(self._timers)[2]] = None
-            for machine in due:
-                self.post(machine, effect.Wake())
+                at, _, place = heappop(self._timers)
+                if place.wake_at == at:
+                    place.wake_at = inf
+                    due.append(place)
+                else:
+                    self._void_timers -= 1
+            for place in due:
+                self.post(place.machine, effect.Wake())
 
     # --- a defect of the framework itself (R24)
 
@@ -546,6 +585,14 @@ def _call_init(init: Callable[[], object] | None) -> effect.Boot:
 
 def _frames(task: Task) -> list[traceback.FrameSummary]:
     return list(traceback.StackSummary.extract(task.iter_await_frames()))
+
+
+def _tasks_below(task: Task | None) -> list[Task]:
+    """The task, and all in its nurseries."""
+    tasks = [] if task is None else [task]
+    for each in tasks:
+        tasks += [child for nursery in each.child_nurseries for child in nursery.child_tasks]
+    return tasks
 
 
 def _nodes(root: Node) -> list[Node]:

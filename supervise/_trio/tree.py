@@ -294,12 +294,25 @@ class Ref:
         else:
             await self._ask_parent("stop")
 
-    async def restart(self) -> None:
+    async def start(self) -> None:
         """Start a node that is down or condemned, at once if it is backing off; not charged to any limit.
 
         Raises:
-            Refused: it is running.
+            Refused: it is running, or a member of a pool.
             StartFailed: it did not start, and is down.
+        """
+        self._would_wait_for_itself(self._above)
+        await self._ask_parent("start")
+
+    async def restart(self) -> None:
+        """Restart a node in any state; not charged to any limit (R25).
+
+        One that runs is stopped in order, with the group that its supervisor's strategy names, and they are started
+        again. One that is down or condemned is started.
+
+        Raises:
+            Refused: it is a member of a pool, or the root.
+            StartFailed: it did not start. What had run before is judged, and retried, like a failure in any restart.
         """
         self._would_wait_for_itself(self._above)
         await self._ask_parent("restart")

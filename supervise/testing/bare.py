@@ -135,9 +135,9 @@ class BareTree:
                     node.handle.decide("release")
                 case effect.Resume(child=node):
                     node.handle.decide("resume")
-                case effect.ReportOverdue(child=node, seconds=seconds):
-                    where = {"at": self.now, "path": node.path, "incarnation": node.incarnation}
-                    self._saw(events.Overdue(**where, seconds=seconds))  # type: ignore[arg-type]
+                case effect.ReportOverdue(child=node, seconds=seconds, starting=starting):
+                    kind = events.StartOverdue if starting else events.Overdue
+                    self._saw(kind(self.now, node.path, node.incarnation, seconds))
                 case _:
                     self._tell(one)
 

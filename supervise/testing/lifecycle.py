@@ -9,6 +9,7 @@ from .. import events
 
 _LETTERS: Mapping[type[events.Event], str] = {
     events.Starting: "s",
+    events.StartOverdue: "w",
     events.Ready: "r",
     events.Ignored: "i",
     events.StartFailed: "x",
@@ -21,7 +22,7 @@ _LETTERS: Mapping[type[events.Event], str] = {
     events.StopError: "e",
     events.Stopped: "z",
 }
-_LIFE = re.compile(r"s(r(fdu)*(fd|t|p)?|it|o*(eo*)?(xfd|p))?o*(fd)?o*(eo*)?e?z")
+_LIFE = re.compile(r"sw*(r(fdu)*(fd|t|p)?|it|o*(eo*)?(xfd|p))?o*(fd)?o*(eo*)?e?z")
 """Before `xfd`: a start past its timeout may be overdue before it has failed, or is stopped. `(fd)?`: a failure while its supervisor
 was already stopping is decided by the stop. `(eo*)?e?`: the body's failure crossed with a stop, and then its resource
 may hang and fail as well."""

@@ -69,6 +69,10 @@ def _with_value(words: str) -> Callable[[Any], str]:
 
 _WORDS: dict[type[events.Event], Callable[[Any], str]] = {
     events.Starting: lambda _: "starts",
+    events.StartOverdue: lambda event: (
+        f"has been starting for {event.seconds:g} s"
+        + (f", waiting for {event.waits_for}" if event.waits_for else "")
+    ),
     events.Ready: _with_value("is ready"),
     events.Ignored: lambda _: "is not needed here",
     events.StartFailed: lambda _: "did not become ready",

@@ -11,7 +11,7 @@ import supervise as s
 from supervise import events
 from supervise._core import effect
 
-ASKS = {"start_child": "add", "terminate_child": "stop", "restart_child": "restart", "delete_child": "remove"}
+ASKS = {"start_child": "add", "terminate_child": "stop", "restart_child": "start", "delete_child": "remove"}
 BEGAN = {"ok": "start", "ignore": "start_ignore", "error": "start_error"}
 ON_SHUTDOWN = {"exit": "shutdown", "normal": "normal", "crash": "crash", "hang": "kill"}
 DRAINS = {"infinity": inf, "brutal_kill": 0}

@@ -158,7 +158,7 @@ def test_a_child_that_backs_off_is_restarted_by_hand_at_once():
     exits(tree, "a")
     (backing,) = (one for one in ends(tree, "a") if isinstance(one, events.BackingOff))
     assert (backing.delay, backing.until, child(tree, "a").due) == (3, 3, 3)
-    caller, out = asks(tree, "restart", "a")
+    caller, out = asks(tree, "start", "a")
     assert (orders(out), machine(tree).restarts(0)) == (["Start a"], 1)
     assert wakes(tree, 3) == []
     out = ups(tree, "a")
@@ -187,7 +187,7 @@ def test_a_retry_that_is_queued_is_not_restarted_by_hand():
     ends(tree, "a")
     exits(tree, "a")
     caller = Caller()
-    machine(tree).inbox.append(effect.Request("restart", caller, name="a"))
+    machine(tree).inbox.append(effect.Request("start", caller, name="a"))
     out = ends(tree, "a")
     (reply,) = (one for one in out if isinstance(one, effect.Reply))
     assert (reply.token, str(reply.error)) == (caller, "'app/a' is restarting")
@@ -234,7 +234,7 @@ def test_there_is_no_short_way_to_be_up_within_another_act():
     assert tree.forest.up_at_once(node, 0)
     asks(tree, "stop", "a")
     ends(tree, "a")
-    _, out = asks(tree, "restart", "a")
+    _, out = asks(tree, "start", "a")
     assert orders(out) == ["Start a"]
     assert tree.forest.up_at_once(node, 1) is None
     assert orders(ups(tree, "a")) == ["replied"]
@@ -318,7 +318,7 @@ def test_a_condemned_child_is_skipped_by_a_group_restart():
     assert orders(ends(tree, "c")) == ["Start b"]
     assert orders(ups(tree, "b")) == ["Start c"]
     ups(tree, "c")
-    _, out = asks(tree, "restart", "a")
+    _, out = asks(tree, "start", "a")
     assert orders(out) == ["Start a"]
     assert (child(tree, "a").gone, states(tree)["a"]) == (False, "starting")
 
@@ -328,7 +328,7 @@ def test_a_start_by_hand_that_fails_leaves_the_child_down_for_good():
     tree = tree_of(leaf("a"), leaf("b"))
     asks(tree, "stop", "a")
     ends(tree, "a")
-    caller, _ = asks(tree, "restart", "a")
+    caller, _ = asks(tree, "start", "a")
     out = exits(tree, "a")
     assert (decided(out), orders(out)) == ([("app", None, "first start", None, None)], ["Release a"])
     out = ends(tree, "a")
@@ -347,7 +347,7 @@ def test_a_start_by_hand_that_is_ignored_is_answered():
     tree = tree_of(leaf("a"), leaf("b"))
     asks(tree, "stop", "a")
     ends(tree, "a")
-    asks(tree, "restart", "a")
+    asks(tree, "start", "a")
     out = ends(tree, "a", ignored=True)
     assert (orders(out), gone(out), states(tree)["a"]) == (["replied"], [("app/a", None, False)], "down")
     told = [type(one).__name__ for one in out if isinstance(one, events.Event)]
@@ -559,7 +559,7 @@ def test_whoever_asks_gets_the_node():
     node = child(tree, "a")
     asks(tree, "stop", "a")
     values = [one.value for one in ends(tree, "a") if isinstance(one, effect.Reply)]
-    asks(tree, "restart", "a")
+    asks(tree, "start", "a")
     values += [one.value for one in ups(tree, "a") if isinstance(one, effect.Reply)]
     exits(tree, "a", "stop")
     ends(tree, "a")

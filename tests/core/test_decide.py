@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from contextvars import ContextVar
 
 import pytest
 from hypothesis import given
@@ -340,18 +341,19 @@ LOOKED_UP = [
 def test_a_look_says_what_a_judgement_would(decider, exc):
     """R2: or that it takes more than a look; the second time as the first."""
     for _ in range(2):
-        tag, directive = decider.looked_up(exc)
+        tag, answer = decider.looked_up(exc)
         verdict = judge(decider, exc)
         more = bool(decider._all_rules) or isinstance(exc, Thorny | ExceptionGroup)
-        assert (directive is None) == more
-        assert more or (tag, directive) == (verdict.tag, verdict.directive)
+        assert (answer is None) == more
+        found = None if answer is None else (tag, *answer)
+        assert more or found == (verdict.tag, verdict.directive, verdict.node, verdict.entry)
 
 
 def test_only_the_last_few_answers_are_remembered():
     """Tags may be anything: what is remembered does not grow with them."""
     decider = Decider({"a": Stop})
     for number in range(200):
-        assert decider.looked_up(Tagged(f"a.t{number}")) == (f"a.t{number}", Stop)
+        assert decider.looked_up(Tagged(f"a.t{number}")) == (f"a.t{number}", (Stop, "", "tag 'a'"))
         assert len(decider._answers) == number % 64 + 1
     assert Decider({"a": Stop}, rules=[Rule(OSError, "x")]).over(decider)._answers == {}
 
@@ -367,7 +369,7 @@ def test_an_answer_is_remembered():
 
     decider = Decider({"a": Stop})
     object.__setattr__(decider, "table", Watched(decider.table))
-    assert [decider.looked_up(Tagged("a.b")) for _ in range(3)] == [("a.b", Stop)] * 3
+    assert [decider.looked_up(Tagged("a.b")) for _ in range(3)] == [("a.b", (Stop, "", "tag 'a'"))] * 3
     assert asked == ["a.b", "a"]
 
 
@@ -381,4 +383,82 @@ def test_what_is_wrong_with_a_pattern_is_the_cause():
 def test_a_tag_from_further_down_is_the_tag():
     """R11: what was known of a failure below goes up with it."""
     exc = ValueError("v")
-    assert judge(Decider({"a": Stop}), exc, "a.b") == Verdict(Stop, "a.b", exc)
+    assert judge(Decider({"a": Stop}), exc, "a.b") == Verdict(Stop, "a.b", exc, "", "tag 'a'")
+
+
+def test_a_verdict_says_whose_decider_gave_it_and_by_which_entry():
+    """R2: by a tag, a class, a default, or a built-in rule; of the node at which that decider stands."""
+    own = Decider({"a": Stop, OSError: Resume}).over(Decider({KeyError: Escalate}))
+    decider = own.at("app/x", Decider(default=Stop).at("app", ROOT))
+    said = {}
+    for exc in (Tagged("a.b"), ConnectionError(), KeyError(), ValueError(), Tagged("limit")):
+        verdict = judge(decider, exc)
+        said[repr(exc)] = verdict.directive, verdict.node, verdict.entry
+    assert said == {
+        "Tagged('a.b')": (Stop, "app/x", "tag 'a'"),
+        "ConnectionError()": (Resume, "app/x", "class OSError"),
+        "KeyError()": (Escalate, "app/x", "class KeyError"),
+        "ValueError()": (Stop, "app", "default"),
+        "Tagged('limit')": (Restart, "", "rule"),
+    }
+    assert judge(Decider().over(ROOT), ValueError()).entry == "rule"
+
+
+def test_a_decider_is_judged_in_an_empty_context():
+    """R2: whatever task the machine happens to run in, its context says nothing to a predicate."""
+    where = ContextVar("where", default="nowhere")
+    where.set("in some task")
+    seen = []
+    decider = Decider(rules=[Rule(ValueError, "x", when=lambda exc: seen.append(where.get()))])
+    judge(decider, ValueError())
+    assert seen == ["nowhere"]
+
+
+def test_a_group_of_any_depth_is_flattened_and_one_met_twice_is_judged_once():
+    """R3: neither depth nor a group that is a member of many others makes a judgement long."""
+    group = ExceptionGroup("g", [ValueError("v"), Tagged("bad")])
+    for _ in range(5000):
+        group = ExceptionGroup("g", [group, group] if _ < 60 else [group])
+    verdict = judge(Decider({"bad": Stop}), group)
+    assert (verdict.directive, verdict.tag, verdict.raised) == (Stop, "bad", False)
+
+
+class Liar(Exception):
+    """Says of itself what is not true, or nothing at all."""
+
+    @property
+    def __class__(self):
+        raise RuntimeError("no class")
+
+    def __eq__(self, other):
+        raise RuntimeError("no comparison")
+
+    __hash__ = None
+
+    def __bool__(self):
+        return False
+
+
+class OddTag(str):
+    __slots__ = ()
+
+    def __hash__(self):
+        raise RuntimeError("no hash")
+
+
+def test_a_failure_that_lies_of_itself_is_judged_by_its_type():
+    """R1, R2: nothing is asked of the object but its tag, and of that only its characters."""
+    exc = Liar()
+    assert judge(Decider({Liar: Stop}), exc).directive is Stop
+    assert Decider({Liar: Stop}).looked_up(exc)[1].directive is Stop
+    assert judge(Decider({"a": Stop}), Tagged(OddTag("a.b"))).directive is Stop
+
+
+def test_what_a_predicate_raises_that_is_no_exception_is_no_verdict_either():
+    """R4, R5: it is what the failure has become, and the machine stops the tree for it."""
+
+    def leave(_):
+        raise SystemExit(3)
+
+    verdict = judge(Decider(rules=[Rule(ValueError, "x", when=leave)]), ValueError())
+    assert (verdict.directive, verdict.raised, type(verdict.exc)) == (Escalate, True, SystemExit)

@@ -227,10 +227,10 @@ def test_whoever_is_stopped_is_told_by_whom_and_why(options, act, expected):
     ("kind", "name", "reason", "message"),
     [
         ("stop", "x", "not_found", "'app' has no child 'x'"),
-        ("restart", "x", "not_found", "'app' has no child 'x'"),
+        ("start", "x", "not_found", "'app' has no child 'x'"),
         ("remove", "x", "not_found", "'app' has no child 'x'"),
         ("remove", None, "not_found", "'app' has no child None"),
-        ("restart", "a", "running", "'app/a' is running"),
+        ("start", "a", "running", "'app/a' is running"),
         ("remove", "a", "running", "'app/a' is running"),
     ],
 )
@@ -280,7 +280,7 @@ def test_a_pool_refuses_what_pools_have_not():
     second = ask(tree, "add", "n")
     assert (first.name, second.name, first.dynamic, second.dynamic) == ("m-1", "n", True, False)
     for kind, reason, message in (
-        ("restart", "pool", "members of pool 'app' are not restarted by hand"),
+        ("start", "pool", "members of pool 'app' are not started by hand"),
         ("remove", "pool", "members of pool 'app' leave it when they end"),
         ("add", "full", "pool 'app' is full (2)"),
     ):
@@ -418,8 +418,11 @@ def test_who_is_down_for_good_is_told_once_with_the_reason():
         ("app/a", exc, False), ("app/b", exc, True), ("app/c", None, False), ("app/c", None, True)
     ]  # fmt: skip
     assert (child(tree, "a").gone, child(tree, "a").why) == (True, exc)
-    assert tree.forest.ledger.left == {"app/b": exc, "app/c": None}
-    assert tree.forest.ledger.incarnations == {"app/b": 1, "app/c": 1}
+    left = tree.forest.root.memory.left
+    assert {name: (past.why, past.incarnation) for name, past in left.items()} == {
+        "b": (exc, 1),
+        "c": (None, 1),
+    }
 
 
 def test_a_name_that_comes_back_counts_on():
@@ -429,7 +432,8 @@ def test_a_name_that_comes_back_counts_on():
     ask(tree, "remove", "a")
     node = ask(tree, "add", spec=leaf("a"))
     assert (node.incarnation, node.path, node.parent) == (2, "app/a", machine(tree))
-    assert (tree.forest.ledger.left, tree.forest.ledger.incarnations) == ({}, {})
+    memory = tree.forest.root.memory
+    assert (memory.left, memory.declared) == ({}, {})
     assert [
         event.incarnation for event in seen if event.path == "app/a" and isinstance(event, events.Ready)
     ] == [1, 2]
@@ -441,9 +445,27 @@ def test_names_that_a_pool_has_given_leave_nothing_behind():
     for name in (None, "n"):
         node = ask(tree, "add", name)
         ask(tree, "stop", node.name)
-    assert tree.forest.ledger.incarnations == {"app/n": 1}
-    assert list(tree.forest.ledger.left) == ["app/n"]
-    assert tree.forest.ledger.members == {"app": 1}
+    memory = tree.forest.root.memory
+    assert [(name, past.incarnation) for name, past in memory.left.items()] == [("n", 1)]
+    assert memory.members == 1
+
+
+def test_of_those_who_left_only_the_last_are_remembered_and_no_number_goes_back():
+    """R9, R31: memory is flat over any number of names; what was forgotten sets the least number of whoever comes."""
+    tree, _ = opened(Supervisor("app", [leaf("a")], limit=None))
+    ask(tree, "add", spec=leaf("n"))
+    for life in (1, 2, 3):
+        node = child(tree, "n")
+        tree.post(machine(tree), effect.Exited(node, life, Boom("restart")))
+        tree.run()
+    for name in ("n", *(f"x{number}" for number in range(70))):
+        if name != "n":
+            ask(tree, "add", spec=leaf(name))
+        ask(tree, "stop", name)
+        ask(tree, "remove", name)
+    memory = tree.forest.root.memory
+    assert (len(memory.left), memory.floor) == (64, 4)
+    assert ask(tree, "add", spec=leaf("n")).incarnation == 5
 
 
 def test_a_supervisor_that_ends_remembers_how_far_its_children_had_come():
@@ -458,7 +480,8 @@ def test_a_supervisor_that_ends_remembers_how_far_its_children_had_come():
     for name in "ba":
         out += tree.forest.handle(below, effect.Ended(below.children[name], 1), 0)
     assert ("app/x/b", None, True) in gone(out)
-    assert tree.forest.ledger.left == {"app/x/b": None}
+    node = child(tree, "x")
+    assert [(name, past.why) for name, past in node.memory.left.items()] == [("b", None)]
     fresh = machine(tree, "x")
     assert (list(fresh.children), fresh.children["a"].incarnation) == (["a"], 1)
     assert (below.phase, below._timers, fresh.phase) == ("ended", [], "opening")

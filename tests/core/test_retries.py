@@ -38,7 +38,7 @@ def with_two_retries():
     exits(tree, "a")
     ends(tree, "a")
     ends(tree, "b")
-    asks(tree, "restart", "b")
+    asks(tree, "start", "b")
     ups(tree, "b")
     exits(tree, "b")
     ends(tree, "b")
@@ -107,7 +107,7 @@ def test_a_member_that_fails_to_start_after_another_was_condemned_is_tried_again
 def test_a_restart_by_hand_waits_for_nobodys_backoff():
     """R15, R25: nor for that of one in its group."""
     tree = with_two_retries()
-    _, out = asks(tree, "restart", "a")
+    _, out = asks(tree, "start", "a")
     assert orders(out) == ["Start a"]
     assert orders(ups(tree, "a")) == ["Start b"]
     assert orders(ups(tree, "b")) == ["replied"]
@@ -118,7 +118,7 @@ def test_a_restart_by_hand_takes_no_step_of_the_backoff():
     tree = tree_of(leaf("a", backoff=GROWING))
     exits(tree, "a")
     assert delays(ends(tree, "a")) == [3]
-    asks(tree, "restart", "a")
+    asks(tree, "start", "a")
     ups(tree, "a")
     exits(tree, "a")
     assert delays(ends(tree, "a")) == [6]
@@ -139,7 +139,7 @@ def test_a_restart_by_hand_that_fails_is_told_to_whoever_asked():
     tree = tree_of(leaf("a", backoff=WAIT))
     exits(tree, "a")
     ends(tree, "a")
-    caller, _ = asks(tree, "restart", "a")
+    caller, _ = asks(tree, "start", "a")
     node, exc = child(tree, "a"), Boom("restart")
     out = asked_for(tree, effect.Exited(node, 2, exc))
     (reply,) = (one for one in out if isinstance(one, effect.Reply))
@@ -338,3 +338,27 @@ def test_a_limit_that_a_supervisor_passes_while_it_runs_is_charged_above_when_it
         ("app", "app/x", Restart, "0 within 9 s"),
         ("app", "app", Escalate, None),
     ]
+
+
+def test_a_group_restart_that_fails_to_start_a_waiting_child_makes_two_retries_of_one():
+    """R13: as in OTP, the older one is tried in its place in the queue, before what came since, and charged."""
+    spec = Supervisor("app", [leaf("a"), leaf("b")], strategy="rest_for_one", limit=Limit(9), decider=POLICY)
+    world = World(spec).play(
+        ("boot", "app", "up"),
+        ("up", "app/a"),
+        ("up", "app/b"),
+        ("fail", "app/b", "restart"),
+        ("end", "app/b"),
+        ("fail", "app/a", "restart"),
+        ("fail", "app/b", "restart"),
+        ("end", "app/b"),
+        ("end", "app/a"),
+        ("up", "app/a"),
+        ("request", "app", "status", ""),
+        ("fail", "app/b", "restart"),
+        ("end", "app/b"),
+    )
+    node = world.tasks["app/b"].node
+    assert (node.incarnation, node.state, world.charges["app"], world.asked) == (4, "starting", 3, {1})
+    world.play(("up", "app/b"))
+    assert (node.state, world.charges["app"], world.asked) == ("up", 3, set())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import asynccontextmanager
+from math import inf
 
 import pytest
 
@@ -84,7 +85,7 @@ def test_a_stop_says_by_when_a_child_should_have_drained():
 
 def test_a_resource_that_is_not_left_is_told_how_long_it_had():
     """R9: by a cancel, and again when it is overdue for twice as long."""
-    tree, _ = opened(Supervisor("app", [leaf("a", resource=resource, grace=1.5)]), Slow)
+    tree, _ = opened(Supervisor("app", [leaf("a", resource=resource, grace=1.5, start_warning=inf)]), Slow)
     asked_for(tree, effect.Exited(child(tree, "a"), 1, Boom("f")))
     out = tree.forest.handle(machine(tree), effect.Wake(), 1.5)
     assert told(out, effect.Cancel) == ["'app/a': its resource was not left within 1.5 s"]

@@ -8,7 +8,6 @@ import pytest
 
 from supervise import Backoff, Limit, Mailbox, Restart, Rule, Stop, events
 from supervise._core._value import Value
-from supervise._core.decide import Verdict
 
 GIVEN = {
     "at": 1.5, "path": "app/a", "incarnation": 2, "value": ("v",), "exc": ValueError("v"), "directive": Restart,
@@ -16,15 +15,17 @@ GIVEN = {
     "seconds": 5.0, "stack": "…", "delay": 0.5, "until": 2.0, "sink": "print", "restarts": 2, "within": 7.0,
     "of_ready_time": True, "initial": 0.5, "factor": 3.0, "maximum": 9.0, "jitter": 0.2, "reset_after": 8.0,
     "immediate": 1, "size": 5, "on_loss": "requeue", "stopped": KeyError, "full": OSError, "deadline": print,
-    "late": LookupError, "exceptions": (OSError,), "match": "x", "when": callable,
+    "late": LookupError, "exceptions": (OSError,), "match": "x", "when": callable, "decider": "app", "entry": "tag 't'",
+    "applied_to": "app/b", "attempt": 3, "waits_for": "app/c",
 }  # fmt: skip
 OTHER = {
     **dict.fromkeys(GIVEN),
     "value": 1, "exc": KeyError("k"), "restarts": 3, "within": 8.0, "of_ready_time": False, "initial": 0.1,
     "factor": 4.0, "maximum": 8.0, "jitter": 0.3, "immediate": 0, "size": 6, "on_loss": "fail", "stopped": IndexError,
     "full": KeyError, "late": OSError, "exceptions": (KeyError,), "tag": "u",
+    "attempt": 4,
 }  # fmt: skip
-PRINTED = [*events.KINDS, Verdict]
+PRINTED = [*events.KINDS]
 KINDS = [*PRINTED, Limit, Backoff, Mailbox, Rule]
 
 each = pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
@@ -82,7 +83,7 @@ def test_some_print_like_this():
     )
     assert repr(events.Decided(1.0, "app/a", 1, Restart, "app", exc)) == (
         "Decided(at=1.0, path='app/a', incarnation=1, directive=Restart, by='app', because='table', tag=None, "
-        "instead_of=None, limit=None)"
+        "instead_of=None, limit=None, decider=None, entry=None, applied_to=None, attempt=None)"
     )
 
 

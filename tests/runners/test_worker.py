@@ -1173,7 +1173,7 @@ async def test_an_operators_stop_tells_everybody_and_a_start_serves_again():
         assert [type(caller.error) for caller in them] == [WorkerDown, ContextLost, WorkerDown]
         with pytest.raises(WorkerDown):
             await scene.worker.call(batch("b"))
-        await scene.worker.restart()
+        await scene.worker.start()
         request = batch("c", most=5)
         assert (await scene.worker.call(request)).token_ids == expected(request, 5)
         assert waits.chunks == []

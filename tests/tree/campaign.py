@@ -289,7 +289,7 @@ class Run:
         await tree[path].stop()
 
     async def restart(self, tree, path, _):
-        await tree[path].restart()
+        await tree[path].start()
 
     async def remove(self, tree, path, _):
         await tree[path].remove()

@@ -493,7 +493,7 @@ def test_a_node_that_starts_again_takes_messages_again():
         await tree[echo.spec].stop()
         with pytest.raises(ChildStopped):
             await tree[echo.spec].call(1)
-        await tree[echo.spec].restart()
+        await tree[echo.spec].start()
         assert await tree[echo.spec].call(2) == 2
 
     grow(app(echo), scene)
@@ -811,7 +811,7 @@ def test_nobody_ever_hangs_and_nothing_is_lost_silently(seed, acts):
             for number, act in enumerate(acts):
                 if act == "stop":
                     await tree[echo.spec].stop()
-                    await tree[echo.spec].restart()
+                    await tree[echo.spec].start()
                 nursery.start_soon(caller, tree[echo.spec], act, number)
         assert trio.current_time() < 1000
         assert len(outcomes) == len(acts)

@@ -74,7 +74,7 @@ def test_refusals_are_those_of_otp():
         c.fail()
         await quiet()
         with refused("running"):
-            await tree[a.spec].restart()
+            await tree[a.spec].start()
         with refused("running"):
             await tree[a.spec].remove()
         with refused("running"):
@@ -92,7 +92,7 @@ def test_refusals_are_those_of_otp():
         with refused("not_found"):
             await tree[a.spec].add(Child("x", forever))
         with refused("not_found"):
-            await tree.root.restart()
+            await tree.root.start()
         await tree[a.spec].stop()
         await tree[a.spec].stop()
 
@@ -105,7 +105,7 @@ def test_a_queued_retry_refuses_a_manual_restart():
 
     async def ask(tree, told):
         try:
-            await tree[a.spec].restart()
+            await tree[a.spec].start()
         except Refused as exc:
             told.append(exc.reason)
 
@@ -123,6 +123,92 @@ def test_a_queued_retry_refuses_a_manual_restart():
     grow(app(a), scene)
 
 
+@pytest.mark.parametrize(
+    ("strategy", "order"),
+    [("one_for_one", "-b +b"), ("rest_for_one", "-c -b +b +c"), ("one_for_all", "-c -b -a +a +b +c")],
+)
+def test_restart_stops_a_running_child_and_its_group_in_order_and_starts_them_again(strategy, order):
+    """R25: one act, in the reverse order and in the order of start; nothing is charged."""
+    children = puppets("abc")
+
+    async def scene(tree, seen):
+        mark = len(seen)
+        await tree["app/b"].restart()
+        assert seen.order(since=mark) == order
+        assert tree["app/b"].status().state == "up"
+        assert tree.status().restarts == 0
+
+    grow(app(*children, strategy=strategy), scene)
+
+
+def test_restart_works_in_every_state():
+    """R25: down, condemned, waiting for its backoff, and a whole supervisor."""
+    a, b = Puppet("a", backoff=Backoff(initial=20, jitter=0)), Puppet("b")
+    inner = app(Puppet("x"), name="inner")
+
+    async def scene(tree, seen):
+        await tree[b.spec].stop()
+        await tree[b.spec].restart()
+        b.fail(Other("condemn"))
+        await quiet()
+        assert tree[b.spec].status().state == "condemned"
+        await tree[b.spec].restart()
+        a.fail()
+        await quiet()
+        await tree[a.spec].restart()
+        await tree[inner].restart()
+        assert [child.state for child in tree.status().children] == ["up", "up", "up"]
+        assert (a.lives, b.lives, tree[inner].status().incarnation) == (2, 3, 2)
+        assert trio.current_time() == 0
+
+    grow(app(a, b, inner, decider=Decider({Other: Stop})), scene)
+
+
+def test_a_temporary_child_is_restarted_by_hand_all_the_same():
+    """R7, R25: it leaves the tree when it ends, unless somebody asked for its restart."""
+    a, b = Puppet("a", restart="temporary"), Puppet("b", restart="temporary")
+
+    async def scene(tree, seen):
+        await tree[a.spec].restart()
+        assert [child.path for child in tree.status().children] == ["app/a"]
+        assert a.lives == 2
+
+    grow(app(a, b, strategy="one_for_all"), scene)
+
+
+def test_a_restart_by_hand_whose_start_fails_is_told_and_retried():
+    """R25: the caller hears of it; what had run is started again as after any failure."""
+    a = Puppet("a", 0, Boom("no"))
+
+    async def scene(tree, seen):
+        with pytest.raises(StartFailed):
+            await tree[a.spec].restart()
+        await quiet()
+        assert (a.lives, tree[a.spec].status().state, tree.status().restarts) == (3, "up", 1)
+
+    grow(app(a), scene)
+
+
+def test_a_request_whose_caller_has_gone_is_withdrawn_unless_it_has_begun():
+    """R25: twenty clients that lose patience with a busy pool leave one member behind, which was already starting."""
+    pool = Pool("pool", Puppet("m", 10).spec)
+    added = []
+
+    async def client(tree):
+        with trio.move_on_after(1):
+            added.append(await tree[pool].add())
+
+    async def scene(tree, seen):
+        async with trio.open_nursery() as nursery:
+            for _ in range(20):
+                nursery.start_soon(client, tree)
+        await trio.sleep(100)
+        assert added == []
+        assert [child.path for child in tree[pool].status().children] == ["app/pool/m-1"]
+
+    grow(app(pool), scene)
+
+
 def test_a_manual_restart_that_fails_leaves_it_down():
     """R25: the caller is told, nothing is decided or charged, and nothing is retried."""
     a = Puppet("a", 0, Boom("no"))
@@ -130,10 +216,10 @@ def test_a_manual_restart_that_fails_leaves_it_down():
     async def scene(tree, seen):
         await tree[a.spec].stop()
         with pytest.raises(StartFailed):
-            await tree[a.spec].restart()
+            await tree[a.spec].start()
         assert tree[a.spec].status().state == "down"
         assert tree.status().restarts == 0
-        await tree[a.spec].restart()
+        await tree[a.spec].start()
 
     grow(app(a), scene)
 
@@ -150,7 +236,7 @@ def test_requests_are_served_in_order_with_exits_also_during_a_backoff():
         await quiet()
         await tree[b.spec].stop()
         await tree.root.add(Child("c", forever))
-        await tree[b.spec].restart()
+        await tree[b.spec].start()
         assert seen.order(since=mark) == "-b +b -b +c +b"
         assert trio.current_time() == 0
 
@@ -202,7 +288,7 @@ def test_a_child_may_change_its_siblings():
         await tree["app/other"].add(Child("early", forever))
         task_status.started()
         await tree["app/s/a"].stop()
-        await tree["app/s/a"].restart()
+        await tree["app/s/a"].start()
         await tree["app/s"].add(Child("new", forever))
         await trio.sleep_forever()
 
@@ -363,7 +449,7 @@ def test_pools_have_no_manual_restart_or_remove():
     async def scene(tree, seen):
         member = await tree[pool].add()
         with refused("pool"):
-            await member.restart()
+            await member.start()
         with refused("pool"):
             await member.remove()
 

@@ -70,11 +70,11 @@ def test_a_childs_decider_is_asked_before_its_supervisors_and_that_before_the_pa
         for exc in (ValueError(), KeyError()):
             leaf.fail(exc)
             await quiet()
-            await tree["app/s/a"].restart() if isinstance(exc, KeyError) else None
+            await tree["app/s/a"].start() if isinstance(exc, KeyError) else None
         for exc in (Other(), Boom()):
             leaf.fail(exc)
             await quiet()
-            await tree["app/s/a"].restart()
+            await tree["app/s/a"].start()
 
     seen = grow(tree_spec, scene)
     assert [d.directive for d in seen.of(events.Decided)] == [Restart, Stop, Stop, Stop]

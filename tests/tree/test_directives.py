@@ -341,7 +341,7 @@ def test_incarnation_numbers_of_a_path_never_go_back():
         await quiet()
         assert ref.status().incarnation == 2
         await tree["app/s"].stop()
-        await tree["app/s"].restart()
+        await tree["app/s"].start()
         assert ref.status().incarnation == 3
         await ref.stop()
         await ref.remove()
@@ -361,7 +361,7 @@ def test_stop_condemns():
         a.fail()
         await quiet()
         assert (a.lives, b.lives, c.lives) == (2, 1, 2)
-        await tree["app/b"].restart()
+        await tree["app/b"].start()
         a.fail()
         await quiet()
         assert (a.lives, b.lives, c.lives) == (3, 3, 3)
@@ -391,7 +391,7 @@ def test_a_restart_of_the_supervisor_lifts_the_condemnation():
         a.fail()
         await quiet()
         await tree["app/s"].stop()
-        await tree["app/s"].restart()
+        await tree["app/s"].start()
         assert tree["app/s/a"].status().state == "up"
 
     grow(app(Supervisor("s", [a.spec], decider=Decider({Boom: Stop}))), scene)
@@ -593,7 +593,7 @@ def test_any_verdicts_in_any_schedule_keep_the_grammar(seed, orders):
         for ref in (tree["app/a"], tree["app/b"]):
             if ref.status().state == "condemned":
                 try:
-                    await ref.restart()
+                    await ref.start()
                 except Refused as refused:
                     assert refused.reason == "running"
 

@@ -7,9 +7,13 @@ from benchmarks import memory
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("question", "turns"), [(memory.leaf, 10_000), (memory.group, 100), (memory.members, 2_000)]
-)
+    ("question", "turns"),
+    [
+        (memory.leaf, 10_000), (memory.group, 100), (memory.nested, 1_000), (memory.members, 2_000),
+        (memory.supervisors, 3_000), (memory.named, 1_000),
+    ],
+)  # fmt: skip
 def test_memory_is_flat(question, turns):
-    """R31: restarts of a leaf, of a group, and members that come and go leave nothing behind."""
+    """R31: restarts of a leaf, a group or a supervisor, and members that come and go, leave nothing behind."""
     meter = memory.measure(question, turns)
     assert meter.flat(), meter.points

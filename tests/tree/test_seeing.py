@@ -46,7 +46,7 @@ def test_events_are_a_closed_set_of_frozen_values():
     kinds = [
         kind for kind in vars(events).values() if inspect.isclass(kind) and issubclass(kind, events.Event)
     ]
-    assert len(kinds) == 15
+    assert len(kinds) == 16
     for kind in kinds:
         assert {"at", "path", "incarnation"} <= {field.name for field in attrs.fields(kind)}
     event = events.Stopped(at=0.0, path="app", incarnation=1)
@@ -246,6 +246,7 @@ def life(*kinds, path="app", incarnation=1):
         events.Overdue: {"seconds": 5.0},
         events.StopError: {"exc": Boom()},
         events.BackingOff: {"delay": 1.0, "until": 1.0},
+        events.StartOverdue: {"seconds": 30.0},
     }
     return [kind(at=0.0, path=path, incarnation=incarnation, **details.get(kind, {})) for kind in kinds]
 

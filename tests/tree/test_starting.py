@@ -242,7 +242,7 @@ def test_ignore_before_ready_means_not_needed_here():
 
     async def scene(tree, seen):
         assert [child.state for child in tree.status().children] == ["down", "up"]
-        await tree[a.spec].restart()
+        await tree[a.spec].start()
         assert a.running == 1
 
     seen = grow(app(a, b), scene)

@@ -306,7 +306,7 @@ def test_manual_restarts_are_not_charged():
     async def scene(tree, seen):
         for _ in range(5):
             await tree[a.spec].stop()
-            await tree[a.spec].restart()
+            await tree[a.spec].start()
         assert tree.status().restarts == 0
 
     grow(app(a, limit=Limit(0)), scene)
@@ -531,7 +531,7 @@ def test_a_manual_restart_cuts_a_backoff_short():
     async def scene(tree, seen):
         a.fail()
         await trio.sleep(1)
-        await tree[a.spec].restart()
+        await tree[a.spec].start()
         assert a.lives == 2
         await trio.sleep(500)
         assert a.lives == 2

@@ -19,7 +19,7 @@ from .world import ABOVE, BELOW, HERE, POLICY, hold, work
 STRATEGIES = ("one_for_one", "one_for_all", "rest_for_one")
 TYPES = ("permanent", "transient", "temporary")
 MODES = ("any_significant", "all_significant")
-REQUESTS = ("add", "stop", "restart", "remove", "status")
+REQUESTS = ("add", "stop", "start", "remove", "status")
 INF = float("inf")
 WAIT = Backoff(initial=3, factor=1, maximum=3, jitter=0, reset_after=INF)
 
@@ -34,7 +34,7 @@ class Group:
 
 def leaf(name: str, restart: Any = "permanent", **options: Any) -> Child:
     """A child that, unless told otherwise, is never overdue."""
-    given: dict[str, Any] = {"grace": INF, **options}
+    given: dict[str, Any] = {"grace": INF, "start_warning": INF, **options}
     return Child(name, work, restart=restart, **given)
 
 
@@ -146,12 +146,40 @@ def requests() -> Iterator[Group]:
 
 def three_requests() -> Iterator[Group]:
     """Three leaves, and every request that changes what runs."""
-    changes = ("stop", "restart", "remove")
+    changes = ("stop", "start", "remove")
     for waiting, strategy, backoff in product((1, 2), STRATEGIES, (None, WAIT)):
         freedom = Freedom(failures=("restart",), starts=("restart",), requests=changes, waiting=waiting)
         if waiting == 1 or backoff is None:
             children = leaves(("permanent",) * 3, backoff=backoff)
             yield Group(limited((1,), children, strategy=strategy), freedom)
+
+
+def by_hand() -> Iterator[Group]:
+    """Two leaves, one of which may be temporary, with and without a backoff: restarts by hand, and requests that are withdrawn."""
+    requests = ("restart", "stop")
+    for strategy, restart, backoff in product(STRATEGIES, ("permanent", "temporary"), (None, WAIT)):
+        freedom = Freedom(failures=("restart", "stop"), requests=requests, waiting=1, withdraws=True)
+        yield Group(
+            limited((1,), leaves(("permanent", restart), backoff=backoff), strategy=strategy), freedom
+        )
+
+
+def releases() -> Iterator[Group]:
+    """Leaves that own something and may be long in leaving it, beside others: what else happens meanwhile."""
+    free = Freedom(
+        failures=("restart", "stop"), requests=("restart", "stop", "start"), waiting=1, errors=True
+    )
+    for backoff, types in product((None, WAIT), (("permanent",) * 2, ("transient!", "temporary"))):
+        options: dict[str, Any] = {"resource": hold, "backoff": backoff}
+        mode = "any_significant" if "transient!" in types else "never"
+        yield Group(limited((1,), leaves(types, **options), auto_shutdown=mode), free)
+    timed = Freedom(failures=("restart",), starts=("restart",), waiting=1)
+    for backoff in (None, WAIT):
+        options = {"resource": hold, "backoff": backoff, "grace": 2, "start_warning": 2}
+        yield Group(limited((1,), leaves(("permanent",) * 3, **options)), timed)
+    member = leaf("m", resource=hold)
+    pooled = Freedom(failures=("restart", "stop"), requests=("add", "stop"), waiting=1, children=2)
+    yield Group((Pool("app", member, decider=POLICY, member_limit=Limit(1, within=INF)),), pooled)
 
 
 def four() -> Iterator[Group]:
@@ -198,7 +226,7 @@ def _beside(strategy: Any) -> Callable[[], Sequence[Spec]]:
 
 def pools() -> Iterator[Group]:
     """A pool of up to three leaves; one of two, beside a leaf, below a supervisor."""
-    free = Freedom(failures=("restart", "stop"), requests=("add", "stop", "restart"), waiting=1)
+    free = Freedom(failures=("restart", "stop"), requests=("add", "stop", "start"), waiting=1)
     for restart, backoff, mode in product(TYPES, (None, WAIT), ("never", *MODES)):
         if mode == "never" or restart != "permanent":
             member = leaf("m", restart, backoff=backoff, significant=mode != "never")
@@ -237,6 +265,8 @@ FAMILIES: dict[str, Family] = {
     "waits": Family(waits, (11,)),
     "requests": Family(requests, (24, 29)),
     "three requests": Family(three_requests, (0,)),
+    "by hand": Family(by_hand, (2,)),
+    "releases": Family(releases, (2, 6)),
     "four": Family(four, (2,)),
     "nested": Family(nested, (0,)),
     "resumed": Family(resumed, (9,)),

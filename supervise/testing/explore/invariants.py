@@ -54,7 +54,8 @@ def _check_node(world: World, node: Node) -> None:
     demand(node.alive == (task is not None), node, "alive" if node.alive else "not alive", task)
     demand(node.alive or node.machine is None or node.parent is None, node, "has a machine")
     if task is None:
-        demand(node.state in ("down", "condemned", "restarting", "failed", "stopping"), node, "has no task")
+        states = ("down", "condemned", "restarting", "failed", "stopping", "releasing")
+        demand(node.state in states, node, "has no task")
         ending = node.parent is None or node.parent.phase == "ending"
         demand(node.state != "failed" or node.undecided or ending, node, "failed and is forgotten")
     else:
@@ -100,6 +101,9 @@ def _check_idle(machine: Machine, children: list[Node]) -> None:
             demand(node.phase == "backoff" and node.timer, node, "waits for no timer")
         elif node.state in ("down", "condemned"):
             demand(node.gone or (retrying and machine.spec.strategy != "one_for_one"), node, "is not gone")
+        elif node.state == "releasing":
+            demand(node.alive and node.afterwards is not None, node, "has been left, and nothing came of it")
+            demand(machine.spec.strategy == "one_for_one", node, "lets its group wait")
         else:
             demand(node.state == "up", machine, "is idle beside", node)
 
@@ -107,7 +111,8 @@ def _check_idle(machine: Machine, children: list[Node]) -> None:
 def _check_promises(world: World) -> None:
     """Every request can still be answered, and every timer has been asked for."""
     machines = [node.machine for node in nodes(world) if node.machine is not None]
-    tokens = [item.token for machine in machines for item in machine.inbox if isinstance(item, Request)]
+    requests = [item for machine in machines for item in machine.inbox if isinstance(item, Request)]
+    tokens = [request.token for request in requests if not request.withdrawn]
     tokens += [machine.act.token for machine in machines if isinstance(machine.act, Act)]
     demand(
         world.asked == {token for token in tokens if token is not None}, "unanswered:", world.asked, tokens

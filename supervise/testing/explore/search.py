@@ -9,6 +9,7 @@ from math import inf
 from attrs import define, field, frozen
 
 from ..._core._code import as_code
+from ..._core.effect import Request
 from ..._core.machine import Machine
 from ..._core.node import Node
 from ..._core.spec import Child, Pool, Supervisor
@@ -26,6 +27,7 @@ class Freedom:
         failures: the kinds of failure of a leaf that has started.
         starts: the kinds of failure of a start; `ignored` is one too.
         requests: their kinds.
+        withdraws: who has made a request may withdraw it.
         waiting: how many inputs may wait at one supervisor before nobody sends more of his own accord.
         crossing: a stop may meet a report on its way.
         stop: somebody may stop the whole tree at any moment.
@@ -36,6 +38,7 @@ class Freedom:
     failures: tuple[str, ...] = ("restart", "stop", "escalate")
     starts: tuple[str, ...] = ("restart", "ignored")
     requests: tuple[str, ...] = ()
+    withdraws: bool = False
     waiting: int = 2
     crossing: bool = True
     stop: bool = True
@@ -70,6 +73,10 @@ def _supervisor(path: str, task: Task, machine: Machine, freedom: Freedom) -> It
             yield from (("boot", path, how) for how in freedom.starts)
     elif machine.phase in ("booting", "up") and len(machine.inbox) < freedom.waiting:
         yield from _requests(path, machine, freedom)
+    if freedom.withdraws:
+        for place, item in enumerate(machine.inbox):
+            if isinstance(item, Request) and not item.withdrawn:
+                yield ("withdraw", path, str(place))
 
 
 def _requests(path: str, machine: Machine, freedom: Freedom) -> Iterator[Action]:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 Key = tuple[Any, ...]
 
 KEPT = {
-    "alive", "awaited", "charged", "epoch", "failure", "gone", "machine", "mending", "phase", "spec", "state",
+    "afterwards", "alive", "awaited", "charged", "epoch", "failure", "gone", "machine", "mending", "phase", "spec", "state",
     "timed_out", "timer", "undecided", "waited", "window", "due",
 }  # fmt: skip
 DROPPED = {
@@ -33,6 +33,7 @@ DROPPED = {
     "incarnation": "only whether it is a task's own counts, and that is checked",
     "interval": "goes with `waited`",
     "last_failure": "is reported, and decides nothing",
+    "memory": "numbers and reasons, which are reported and decide nothing",
     "parent": "goes with the place in the tree",
     "path": "likewise",
     "simple": "goes with the spec",
@@ -83,6 +84,7 @@ def _node(world: World, node: Node, places: dict[Node, int]) -> Key:
         None if node.window is None else _left(node.window),
         _name(node),
         None if node.machine is None else _machine(world, node.machine, places),
+        None if node.afterwards is None else _act(world, node.afterwards, places),
     )
 
 
@@ -152,7 +154,7 @@ def _waiting(world: World, machine: Machine, places: dict[Node, int]) -> Iterato
         if isinstance(item, Request):
             there = machine.children.get(item.name or "")
             place = (item.name == "extra") - 2 if there is None else places[there]
-            yield (item.kind, place, _token(world, item.token))
+            yield (item.kind, place, None if item.withdrawn else _token(world, item.token))
         else:
             void = item.epoch != item.node.epoch
             yield (type(item).__name__, void, places.get(item.node, -1))

@@ -85,7 +85,7 @@ class Task:
 @cache
 def _as_short(word: str) -> str:
     """A word that may be followed by the same: what a life that is to end did before makes no difference."""
-    word = word.replace("fdu", "").replace("oo", "o")
+    word = word.replace("fdu", "").replace("oo", "o").replace("ww", "w")
     return "sp" if word.endswith(("p", "t", "xfd")) and _LIFE.fullmatch(f"{word}z") else word
 
 
@@ -217,6 +217,15 @@ class World:
         spec = EXTRA if kind == "add" and not pool else None
         self.handle(machine, effect.Request(kind, self.tokens, name=name or None, spec=spec))
 
+    def _withdraw(self, path: str, place: str) -> None:
+        """Whoever made the request that waits at this place gives up."""
+        machine = self.tasks[path].node.machine
+        assert machine is not None
+        request = machine.inbox[int(place)]
+        assert isinstance(request, effect.Request)
+        self.asked.discard(request.token)
+        self.handle(machine, effect.Withdraw(request))
+
     def _wake(self, path: str) -> None:
         """The next time that this supervisor asked for has come."""
         for task in self.tasks.values():
@@ -290,9 +299,15 @@ class World:
             assert machine is not None
             node, act = machine.children.get(name), machine.act
             mine = act is not None and act.node is node
-            if act is not None and mine and act.kind == "restart":
+            if node is not None and node.charged:
+                self.charges[above] += (
+                    1  # it was due, and now waits on with a sibling whose group it takes along
+                )
+            elif act is not None and mine and act.kind == "restart":
                 self.charges[above] += act.token is None
-            elif mine or (node is not None and node.state in ("failed", "stopping", "restarting")):
+            elif mine or (
+                node is not None and node.state in ("failed", "stopping", "releasing", "restarting")
+            ):
                 continue
             self.owing.discard(path)
 
@@ -343,10 +358,8 @@ class World:
 
     def _on_overdue(self, one: effect.ReportOverdue) -> None:
         node = one.child
-        overdue = events.Overdue(
-            at=self.now, path=node.path, incarnation=node.incarnation, seconds=one.seconds
-        )
-        self._on_event(overdue)
+        kind = events.StartOverdue if one.starting else events.Overdue
+        self._on_event(kind(self.now, node.path, node.incarnation, one.seconds))
 
     def _on_wake_at(self, one: effect.WakeAt) -> None:
         self.wakes.setdefault(one.machine.path, set()).add(one.at)
@@ -418,6 +431,7 @@ _DO: dict[str, Callable[..., None]] = {
     "return": World._return,
     "stop": World._stop,
     "request": World._request,
+    "withdraw": World._withdraw,
     "wake": World._wake,
 }
 _CARRY_OUT: dict[type[Any], Callable[[World, Any], None]] = {

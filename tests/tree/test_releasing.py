@@ -1,0 +1,369 @@
+"""A leaf that takes long to leave its resource delays nobody but itself (R9, R19)."""
+
+from __future__ import annotations
+
+from contextlib import asynccontextmanager
+
+import pytest
+import trio
+from attrs import evolve
+from hypothesis import given
+from hypothesis import strategies as st
+
+from supervise import (
+    Backoff,
+    Child,
+    ChildStopped,
+    Decider,
+    Escalate,
+    Limit,
+    Pool,
+    Restart,
+    Stop,
+    Supervisor,
+    TreeFailed,
+    current_child,
+    events,
+    open_tree,
+)
+from supervise.testing import (
+    Delay,
+    Fail,
+    FaultPlan,
+    Script,
+    fault_plans,
+    idle,
+    nothing,
+    run_virtual,
+    simulate,
+)
+
+from .scene import Boom, Kit, Other, Puppet, Seen, app, grow, quiet
+
+
+def slow(name="slow", seconds=3.0, **options):
+    """A puppet whose resource takes so long to be left, and that resource."""
+    kit = Kit(slow_exit=seconds)
+    return Puppet(name, resource=kit, **options), kit
+
+
+def test_a_sibling_restarts_at_once_while_a_resource_is_being_left():
+    """R9, R19: under one_for_one the supervisor serves whatever else comes."""
+    a, _ = slow()
+    b = Puppet("b")
+
+    async def scene(tree, seen):
+        a.fail()
+        await quiet()
+        assert tree[a.spec].status().state == "releasing"
+        b.fail()
+        await quiet()
+        await tree.root.add(Child("c", trio.sleep_forever))
+        assert (trio.current_time(), b.lives, a.lives) == (0, 2, 1)
+        await trio.sleep(3)
+        await quiet()
+        assert (a.lives, tree[a.spec].status().state) == (2, "up")
+
+    seen = grow(app(a, b), scene)
+    assert seen.order().startswith("+slow +b -b +b +c -slow +slow")
+
+
+def test_in_a_pool_likewise():
+    """R9, R26: a member that is slow to leave holds up neither another's restart nor an add."""
+    kit = Kit(slow_exit=3)
+    fails = trio.Event()
+
+    async def body(_, *, first=[True]):  # noqa: B006 - the first of them fails
+        if first.pop() if first else False:
+            await fails.wait()
+            raise Boom
+        await trio.sleep_forever()
+
+    pool = Pool("pool", Child("m", body, resource=kit))
+
+    async def scene(tree, seen):
+        await tree[pool].add()
+        fails.set()
+        await quiet()
+        await tree[pool].add()
+        assert trio.current_time() == 0
+        assert [child.state for child in tree[pool].status().children] == ["releasing", "up"]
+
+    grow(app(pool), scene)
+
+
+@pytest.mark.parametrize("strategy", ["one_for_all", "rest_for_one"])
+def test_under_the_other_strategies_the_group_waits(strategy):
+    """R9, R13: the failed one ends first, and until it has its group does not go on."""
+    a, _ = slow()
+    b = Puppet("b")
+
+    async def scene(tree, seen):
+        a.fail()
+        await trio.sleep(2)
+        assert (a.lives, b.lives) == (1, 1)
+        assert tree[a.spec].status().state == "stopping"
+        await trio.sleep(2)
+        assert (a.lives, b.lives) == (2, 2)
+
+    grow(app(a, b, strategy=strategy), scene)
+
+
+def test_a_backoff_begins_once_the_leaf_has_ended():
+    """R9, R15: three seconds to leave, and then five to wait."""
+    a, _ = slow(backoff=Backoff(initial=5, jitter=0))
+
+    async def scene(tree, seen):
+        a.fail()
+        await trio.sleep(4)
+        assert tree[a.spec].status().state == "restarting"
+        assert tree[a.spec].status().due == 8
+        await trio.sleep(5)
+        assert a.lives == 2
+
+    seen = grow(app(a), scene)
+    backing_off = seen.the(events.BackingOff)
+    assert (backing_off.at, backing_off.until, backing_off.attempt) == (3, 8, 1)
+
+
+def test_a_condemned_child_is_down_for_good_once_it_has_ended():
+    """R9, R10: until then whoever asks waits."""
+    a, _ = slow(mailbox=1)
+
+    async def scene(tree, seen):
+        a.fail(Other("no"))
+        with pytest.raises(ChildStopped):
+            await tree[a.spec].call("anybody?")
+        assert trio.current_time() == 3
+
+    grow(app(a, decider=Decider({Other: Stop})), scene)
+
+
+def test_a_stop_of_the_tree_waits_for_it_first():
+    """R12, R19: a stop from above overtakes what was to come, and no sibling is stopped beside one on its way out."""
+    a, _ = slow()
+    b = Puppet("b")
+
+    async def scene(tree, seen):
+        a.fail()
+        await quiet()
+
+    seen = grow(app(a, b), scene)
+    assert seen.order() == "+slow +b -slow -b"
+    assert a.lives == 1
+
+
+def test_a_stop_by_hand_waits_for_the_end_and_nothing_is_restarted():
+    """R25: what a verdict had asked for is off; a condemnation is not."""
+    a, _ = slow("a")
+    b, _ = slow("b")
+
+    async def scene(tree, seen):
+        a.fail()
+        b.fail(Other("no"))
+        await quiet()
+        await tree[a.spec].stop()
+        await tree[b.spec].stop()
+        assert trio.current_time() == 3
+        assert [child.state for child in tree.status().children] == ["down", "condemned"]
+        assert (a.lives, b.lives) == (1, 1)
+
+    grow(app(a, b, decider=Decider({Other: Stop})), scene)
+
+
+def test_a_restart_by_hand_waits_for_the_end():
+    """R25: and comes instead of the restart that was to come, without its backoff."""
+    a, _ = slow(backoff=Backoff(initial=50, jitter=0))
+
+    async def scene(tree, seen):
+        a.fail()
+        await quiet()
+        await tree[a.spec].restart()
+        assert (trio.current_time(), a.lives) == (3, 2)
+
+    grow(app(a), scene)
+
+
+def test_a_release_that_takes_too_long_is_cancelled_and_overdue():
+    """R9, R20: leaving a resource is subject to the same grace as a stop."""
+    kit = Kit(slow_exit=20)
+    a = Puppet("a", resource=kit, grace=2)
+
+    async def scene(tree, seen):
+        a.fail()
+        await trio.sleep(100)
+        assert a.lives == 2
+
+    seen = grow(app(a), scene)
+    assert [event.seconds for event in seen.of(events.Overdue)][:3] == [2, 6, 14]
+
+
+def test_a_failed_start_leaves_its_resource_without_delaying_others():
+    """R9, R16: in a restart too."""
+    kit = Kit(slow_exit=3)
+    a, b = Puppet("a", 0, Boom("start"), resource=kit), Puppet("b")
+
+    async def scene(tree, seen):
+        a.fail()
+        await trio.sleep(4)
+        assert (a.lives, tree[a.spec].status().state) == (2, "releasing")
+        b.fail()
+        await quiet()
+        assert (trio.current_time(), b.lives) == (4, 2)
+        await trio.sleep(4)
+        assert a.lives == 3
+
+    grow(app(a, b), scene)
+
+
+def test_a_failure_above_reaches_what_is_being_left():
+    """R11: the limit is passed meanwhile; the supervisor ends when all have ended."""
+    a, _ = slow()
+    b = Puppet("b")
+
+    async def scene(tree, seen):
+        a.fail()
+        await quiet()
+        b.fail()
+        await trio.sleep_forever()
+
+    with pytest.raises(TreeFailed):
+        grow(app(a, b, limit=Limit(1, within=5)), scene)
+    assert (a.lives, b.lives) == (1, 1)
+
+
+SIBLINGS = ("a", "b", "c")
+
+
+@given(st.data())
+def test_how_long_one_takes_to_leave_changes_nothing_for_the_others(data):
+    """R9, R19: under one_for_one each child's events come at the same times, however slow another's release is."""
+    spec = Supervisor("app", [Child(name, idle, resource=nothing) for name in SIBLINGS], limit=None)
+    plan = data.draw(fault_plans(spec))
+    others = {
+        path: [evolve(script, start=None, enter=None) for script in scripts]
+        for path, scripts in plan.scripts.items()
+        if path != "app/a"
+    }  # starts take no time, so that nobody waits for anybody else's
+    seconds = data.draw(st.sampled_from([0.5, 3.0, 100.0]))
+    lives = (Script(body=Fail(Boom("a"), after=1.0), leave=Delay(seconds)),)
+
+    def of_others(scripts):
+        seen = simulate(spec, FaultPlan(scripts), stop_at=60.0)
+        return {
+            path: [repr(event) for event in seen if event.path == path and event.at < 60]
+            for path in ("app/b", "app/c")
+        }
+
+    assert of_others({**others, "app/a": lives}) == of_others(others)
+
+
+@pytest.mark.parametrize("kind", [KeyboardInterrupt, SystemExit])
+@pytest.mark.parametrize("when", ["stop", "restart", "start"])
+def test_what_a_clean_up_raises_that_is_no_exception_stops_the_tree_and_leaves_bare(kind, when):
+    """R4 wins over R23: from a resource's exit, whether its child is stopped by hand, restarted, or too late to start."""
+
+    class Leaving:
+        async def __aenter__(self):
+            return None
+
+        async def __aexit__(self, *_):
+            raise kind("out")
+
+    async def body(_, task_status):
+        if when == "start":
+            await trio.sleep_forever()
+        task_status.started()
+        if when == "restart":
+            await trio.sleep(1)
+            raise Boom
+        await trio.sleep_forever()
+
+    child = Child("a", body, resource=Leaving, start_timeout=5)
+    late = Puppet("b")
+
+    async def scene(tree, seen):
+        if when == "stop":
+            await tree[child].stop()
+        await trio.sleep_forever()
+
+    with pytest.raises(kind) as raised:
+        grow(app(late, child), scene)
+    assert type(raised.value) is kind
+    assert late.running == 0
+
+
+def test_a_verdict_says_who_gave_it_by_what_and_what_it_hits():
+    """R2, R11: an escalated Stop condemns a whole supervisor, and the event says so."""
+    a = Puppet("a")
+    inner = app(a, name="inner", decider=Decider({Boom: Escalate}))
+
+    async def scene(tree, seen):
+        a.fail()
+        await quiet()
+
+    seen = grow(app(inner, Puppet("b"), decider=Decider(default=Stop)), scene)
+    decided = seen.the(events.Decided)
+    assert (decided.path, decided.by, decided.directive) == ("app/inner/a", "app", Stop)
+    assert (decided.decider, decided.entry, decided.applied_to) == ("app", "default", "app/inner")
+
+
+def test_a_built_in_rule_is_nobodys_decision():
+    """R2: `returned` means Restart whatever the default says, and no decider is named for it."""
+    a = Puppet("a")
+
+    async def scene(tree, seen):
+        a.finish()
+        await quiet()
+
+    seen = grow(app(a, decider=Decider(default=Stop)), scene)
+    decided = seen.the(events.Decided)
+    assert (decided.directive, decided.decider, decided.entry) == (Restart, None, "rule")
+
+
+def test_attempts_of_a_series_are_numbered():
+    """R15: in the verdict and in the backoff."""
+    a = Puppet("a", backoff=Backoff(initial=1, jitter=0))
+
+    async def scene(tree, seen):
+        for _ in range(3):
+            a.fail()
+            await trio.sleep(10)
+
+    seen = grow(app(a, limit=None), scene)
+    assert [event.attempt for event in seen.of(events.Decided)] == [1, 2, 3]
+    assert [event.attempt for event in seen.of(events.BackingOff)] == [1, 2, 3]
+
+
+def test_a_start_that_takes_long_is_reported_with_its_stack_and_what_it_waits_for():
+    """R17: after `start_warning` seconds, and then at doubling intervals."""
+    late = Puppet("late")
+
+    async def waits_for_a_later_sibling(task_status):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(current_child().tree[late.spec].ready)
+        task_status.started()
+
+    @asynccontextmanager
+    async def slow_to_enter():
+        await trio.sleep(50)
+        yield
+
+    seen = Seen()
+
+    async def main():
+        with trio.move_on_after(300):
+            async with open_tree(app(b, a, late), sinks=[seen]):
+                pass
+
+    a = Child("a", waits_for_a_later_sibling)
+    b = Child("b", idle, resource=slow_to_enter, start_warning=40)
+    run_virtual(main, seed=0)
+    told = [(event.path, event.seconds, event.waits_for) for event in seen.of(events.StartOverdue)]
+    assert told == [
+        ("app/b", 40, None),
+        ("app/a", 30, "app/late"),
+        ("app/a", 90, "app/late"),
+        ("app/a", 210, "app/late"),
+    ]
+    assert "slow_to_enter" in seen.of(events.StartOverdue)[0].stack
