@@ -21,6 +21,7 @@ import trio
 from trio.lowlevel import RunVar
 
 from runners.hosts import MARK
+from runners.hosts.standard import above_standard
 
 _TOKEN = secrets.token_hex(8)
 _PATIENCE = 1.0
@@ -55,13 +56,20 @@ def kill(send, number):
         pass
 
 def clean(whole, start):
+    killed = set()
     for _ in range(100):
-        found = list(marked(whole, start))
+        found = set(marked(whole, start))
         for number in found:
             kill(os.kill, number)
+        killed |= found
         if not found:
-            return
+            break
         time.sleep(0.01)
+    for number in killed:
+        try:
+            os.write(1, b"%d\\n" % number)
+        except OSError:
+            pass
 
 def listen(poll):
     rest = b""
@@ -99,37 +107,62 @@ class _Cleaner:
     """The process, while it is needed."""
 
     def __init__(self, interpreter: Sequence[str]) -> None:
-        reading, self._orders = os.pipe2(os.O_CLOEXEC)
+        reading, self._orders = _pipe()
+        self._reports, writing = _pipe()
         os.set_blocking(self._orders, False)
+        self._reaped = trio.Event()
         self.holders = 0
         try:
             self._process = subprocess.Popen(  # noqa: S603 - our own interpreter and program
                 [*interpreter, "-S", "-s", "-P", "-c", _PROGRAM, f"{MARK}={_mark()}", str(os.getpid())],
                 stdin=reading,
-                stdout=subprocess.DEVNULL,
+                stdout=writing,
                 stderr=subprocess.DEVNULL,
                 start_new_session=True,
                 env={name: value for name, value in os.environ.items() if name != MARK},
             )
         except BaseException:
             os.close(self._orders)
+            os.close(self._reports)
             raise
         finally:
             os.close(reading)
+            os.close(writing)
+        trio.lowlevel.spawn_system_task(self._reap, name="reaper of what contexts leave behind")
 
     def tell(self, order: str) -> None:
         """It may be dead, or be stopped and have no room; then it is without this, and goes by the mark alone."""
         with suppress(BlockingIOError, BrokenPipeError):
             os.write(self._orders, f"{order}\n".encode())
 
+    async def _reap(self) -> None:
+        """Reap what it has killed, where that falls to us: as process 1, or a subreaper. Until it ends, as it always does."""
+        rest, data = b"", b"-"
+        with trio.CancelScope(shield=True):
+            while data:
+                await trio.lowlevel.wait_readable(self._reports)
+                data = os.read(self._reports, 4096)
+                *lines, rest = (rest + data).split(b"\n")
+                for line in lines:
+                    with suppress(ChildProcessError):
+                        os.waitpid(int(line), os.WNOHANG)  # noqa: ASYNC222 - does not wait
+        self._reaped.set()
+
     async def end(self) -> None:
         """Our processes are gone; it kills what they have left, and ends."""
         os.close(self._orders)
         with trio.move_on_after(_PATIENCE):
-            while self._process.poll() is None:  # noqa: ASYNC110 - it is a matter of milliseconds
-                await trio.sleep(0.002)
+            await self._reaped.wait()
         self._process.kill()
+        await self._reaped.wait()
+        os.close(self._reports)
         self._process.wait()
+
+
+def _pipe() -> tuple[int, int]:
+    """Reading end and writing end, neither where a standard stream may be closed."""
+    reading, writing = os.pipe2(os.O_CLOEXEC)
+    return above_standard(reading), above_standard(writing)
 
 
 _cleaner: RunVar[_Cleaner | None] = RunVar("runners.hosts.cleaner", None)
