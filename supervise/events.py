@@ -3,11 +3,15 @@
 They are frozen values; those with no fields of their own take them from `Event` as it is. Per incarnation they form a
 grammar:
 
-    Starting StartOverdue* (Ready | Ignored | StartFailed)?
-    (Failed Decided Resumed)*
-    (Failed Decided | Returned | Stopping)? Overdue* StopError? Stopped
+    Starting StartOverdue*
+    ( Ready (Failed Decided Resumed)* ( Failed Decided | Returned | Stopping )?
+    | Ignored Returned
+    | Overdue* (StopError Overdue*)? ( StartFailed Failed Decided | Stopping ) )?
+    Overdue* (Failed Decided)? Overdue* (StopError Overdue*)? StopError?
+    Stopped
 
-with BackingOff only between incarnations. Exactly one Decided follows each Failed.
+with BackingOff only between incarnations. Exactly one Decided follows each Failed. `supervise.testing.assert_lifecycle`
+checks it.
 """
 
 from __future__ import annotations

@@ -31,7 +31,7 @@ class _Brief(Repr):
         except KeyboardInterrupt:
             raise
         except BaseException as problem:  # noqa: BLE001 - whatever a user's `__repr__` raises, it is only a text
-            return f"<{_name(type(x))} whose repr raised {_name(type(problem))}>"
+            return f"<{class_name(type(x))} whose repr raised {class_name(type(problem))}>"
 
     def repr_instance(self, x: Any, level: int) -> str:  # noqa: ARG002 - as `Repr` calls it
         """Its own `repr`, with the middle left out if it is long."""
@@ -44,7 +44,7 @@ class _Brief(Repr):
     repr_bytearray = repr_bytes
 
     def _exception(self, exc: BaseException, level: int) -> str:
-        name = _name(type(exc))
+        name = class_name(type(exc))
         if level <= 0:
             return f"{name}(...)"
         arguments: tuple[Any, ...] = exc.args
@@ -54,7 +54,7 @@ class _Brief(Repr):
         return f"{name}({', '.join(shown)})"
 
 
-def _name(kind: type[Any]) -> str:
+def class_name(kind: type[Any]) -> str:
     """The name of a class, whatever its metaclass says."""
     name: str = type.__dict__["__name__"].__get__(kind)
     return name
@@ -88,3 +88,12 @@ def brief_text(exc: BaseException) -> str:
         raise
     except BaseException:  # noqa: BLE001 - as above
         return brief(exc)
+
+
+def printable(text: str) -> str:
+    """A text as one line that leaves a terminal alone, whatever is in it."""
+    return (
+        text
+        if text.isprintable()
+        else "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
+    )

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Generator, Iterable
 from contextlib import contextmanager
 from contextvars import ContextVar
+from math import inf
+from types import NoneType
+from typing import Any, Literal
 
 from ._brief import brief
 
 _noted: ContextVar[list[Exception] | None] = ContextVar("noted", default=None)
 
 
-def refuse(problem: Exception) -> None:
-    """Raise `problem`, or note it inside `noting`."""
+def refuse(problem: Exception) -> Literal[False]:
+    """Raise `problem`, or note it inside `noting`; False, for what is refused is not right."""
     noted = _noted.get()
     if noted is None:
         raise problem
     if str(problem) not in map(str, noted):
         noted.append(problem)
+    return False
 
 
 @contextmanager
@@ -31,18 +35,77 @@ def noting() -> Generator[list[Exception], None, None]:
         _noted.reset(token)
 
 
+def is_a(value: object, kind: type | tuple[type, ...]) -> bool:
+    """Whether it really is of that class: `isinstance` believes what an object says in `__class__`."""
+    return issubclass(type(value), kind)
+
+
+def plain(value: Any) -> Any:
+    """The value itself, but of a subclass of str, int or float the plain value of that: its methods may do anything."""
+    kind: type[Any] = type(value)
+    if kind in _PLAIN:
+        return value
+    if issubclass(kind, str):
+        return str.__str__(value)
+    if issubclass(kind, int):
+        return int.__int__(value)
+    return float.__float__(value) if issubclass(kind, float) else value
+
+
+_PLAIN = frozenset({str, int, float, bool, NoneType})
+
+
 def check_number(
-    what: str, value: object, *, least: float, kind: type | tuple[type, ...] = (int, float)
-) -> None:
-    """Refuse what is no number, is a bool, or lies below `least` (NaN does)."""
-    if isinstance(value, bool) or not isinstance(value, kind):
+    what: str,
+    value: object,
+    *,
+    least: float,
+    more: bool = False,
+    finite: bool = False,
+    kind: type | tuple[type, ...] = (int, float),
+) -> bool:
+    """Refuse what is no number, is a bool, lies below `least` (NaN does) or is too large; whether it is right.
+
+    Args:
+        what: what it is, for the message.
+        value: what came.
+        least: the smallest that is right.
+        more: `least` itself is not.
+        finite: infinity is not right.
+        kind: which numbers.
+    """
+    if type(value) is bool or not is_a(value, kind):
         noun = "an integer" if kind is int else "a number"
-        refuse(TypeError(f"{what} must be {noun}, got {brief(value)}"))
-    elif not value >= least:  # type: ignore[operator]  # an int or a float by now
-        refuse(ValueError(f"{what} must be >= {least}, got {brief(value)}"))
+        return refuse(TypeError(f"{what} must be {noun}, got {brief(value)}"))
+    number: float = plain(value)
+    if not number >= least:
+        return refuse(ValueError(f"{what} must be >= {least}, got {brief(value)}"))
+    if more and number == least:
+        return refuse(ValueError(f"{what} must be > {least}, got {brief(value)}"))
+    if type(number) is int and number > _LARGEST:
+        return refuse(ValueError(f"{what} must be <= {_LARGEST}, got {brief(value)}"))
+    if finite and number == inf:
+        return refuse(ValueError(f"{what} must be finite, got inf"))
+    return True
 
 
-def check_choice(what: str, value: object, allowed: tuple[str, ...]) -> None:
-    """Refuse what is not one of `allowed`."""
-    if value not in allowed:
-        refuse(ValueError(f"{what} must be one of {', '.join(map(repr, allowed))}, got {brief(value)}"))
+def check_choice(what: str, value: object, allowed: tuple[str, ...]) -> bool:
+    """Refuse what is not one of `allowed`; whether it is."""
+    if type(value) is str and value in allowed:
+        return True
+    said = f"{what} must be one of {', '.join(map(repr, allowed))}, got {brief(value)}"
+    return refuse(ValueError(said + did_you_mean(value, allowed)))
+
+
+def did_you_mean(value: object, allowed: Iterable[str]) -> str:
+    """A hint for a message, where one of what is allowed is nearly what came."""
+    if type(value) is not str or len(value) > _LONGEST:
+        return ""
+    from difflib import get_close_matches  # noqa: PLC0415 - only for those who mistype, and imports take time
+
+    near = get_close_matches(value.lower(), list(allowed), 1)
+    return f"; did you mean {near[0]!r}?" if near else ""
+
+
+_LONGEST = 100
+_LARGEST = 2**63 - 1

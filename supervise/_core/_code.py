@@ -1,4 +1,8 @@
-"""Values that print as the code that makes them: what a test reports can be pasted."""
+"""Values that print as the code that makes them: what a test reports can be pasted.
+
+Trees may be deep, so nothing here goes down by recursion; and what a user's object raises when it is printed or compared
+does not come out here.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +12,8 @@ from math import inf
 from typing import Any
 
 import attrs
+
+from ._brief import brief
 
 
 class Code:
@@ -22,18 +28,73 @@ class Code:
         printer.text(as_code(self, width=100))
 
 
+class _Piece:
+    """A part of an expression: what stands before it, its brackets, and the parts between them."""
+
+    __slots__ = ("before", "closing", "length", "opening", "parts")
+
+    def __init__(self, before: str, opening: str, closing: str = "") -> None:
+        self.before = before
+        self.opening = opening
+        self.closing = closing
+        self.parts: list[_Piece] = []
+        self.length = 0
+        """Of it all in one line, without `before`."""
+
+
 def as_code(value: object, *, width: float = inf, indent: int = 0) -> str:
     """The expression that makes `value`; broken into lines where it is longer than `width`."""
-    parts = _parts(value)
-    if parts is None:
-        return _atom(value)
-    opening, closing, items = parts
-    line = f"{opening}{', '.join(name + as_code(item) for name, item in items)}{closing}"
-    if indent + len(line) <= width or not items:
-        return line
-    inner = indent + 4
-    lines = [f"{' ' * inner}{name}{as_code(item, width=width, indent=inner)},\n" for name, item in items]
-    return f"{opening}\n{''.join(lines)}{' ' * indent}{closing[-1]}"
+    return "".join(_written(_taken_apart(value), width, indent))
+
+
+def _taken_apart(value: object) -> _Piece:
+    """Depth first over a stack; what contains itself ends in three dots."""
+    root = _Piece("", "")
+    order: list[_Piece] = []
+    inside: set[int] = set()
+    waiting: list[tuple[_Piece | None, Any]] = [(root, value)]
+    while waiting:
+        piece, its = waiting.pop()
+        if piece is None:  # all of it has been taken apart
+            inside.discard(id(its))
+            continue
+        order.append(piece)
+        parts = None if id(its) in inside else _parts(its)
+        if parts is None:
+            piece.opening = "..." if id(its) in inside else _atom(its)
+            continue
+        piece.opening, piece.closing, items = parts
+        inside.add(id(its))
+        waiting.append((None, its))
+        for before, item in items:
+            piece.parts.append(_Piece(before, ""))
+            waiting.append((piece.parts[-1], item))
+    for piece in reversed(order):
+        between = 2 * max(0, len(piece.parts) - 1)
+        inner = sum(len(part.before) + part.length for part in piece.parts)
+        piece.length = len(piece.opening) + inner + between + len(piece.closing)
+    return root
+
+
+def _written(root: _Piece, width: float, indent: int) -> Iterator[str]:
+    waiting: list[tuple[_Piece, int, bool] | str] = [(root, indent, False)]
+    while waiting:
+        one = waiting.pop()
+        if isinstance(one, str):
+            yield one
+            continue
+        piece, here, flat = one
+        yield piece.opening
+        flat = flat or here + piece.length <= width or here >= width or not piece.parts
+        after: list[tuple[_Piece, int, bool] | str] = []
+        for number, part in enumerate(piece.parts):
+            if flat:
+                after += [", " if number else "", part.before, (part, here, True)]
+            else:
+                lead = "\n" if number == 0 else ",\n"
+                after += [f"{lead}{' ' * (here + 4)}{part.before}", (part, here + 4, False)]
+        after.append(piece.closing if flat else f",\n{' ' * here}{piece.closing[-1]}")
+        waiting += reversed(after)
 
 
 _Parts = tuple[str, str, list[tuple[str, Any]]]
@@ -41,14 +102,14 @@ _Parts = tuple[str, str, list[tuple[str, Any]]]
 
 def _parts(value: Any) -> _Parts | None:
     """The brackets around what it is made of, and each part with what stands before it; None: it is in one piece."""
-    kind: type[Any] = value.__class__
+    kind: type[Any] = type(value)
     parts: _Parts | None = None
     if issubclass(kind, Code):
         parts = f"{kind.__name__}(", ")", list(_arguments(value))
     elif issubclass(kind, Mapping):
-        parts = "{", "}", [(f"{as_code(key)}: ", item) for key, item in value.items()]
+        parts = _items(value)
     elif issubclass(kind, list):
-        parts = "[", "]", [("", item) for item in value]
+        parts = "[", "]", [("", item) for item in list.__iter__(value)]
     elif kind is tuple:
         parts = "(", ",)" if len(value) == 1 else ")", [("", item) for item in value]
     elif issubclass(kind, partial):
@@ -57,31 +118,51 @@ def _parts(value: Any) -> _Parts | None:
     return parts
 
 
+def _items(value: Mapping[Any, Any]) -> _Parts | None:
+    try:
+        return "{", "}", [(f"{as_code(key)}: ", item) for key, item in value.items()]
+    except Exception:  # noqa: BLE001 - a user's mapping
+        return None
+
+
 def _atom(value: Any) -> str:
-    if isinstance(value, float) and value == inf:
-        return "float('inf')"
-    if callable(value) and hasattr(value, "__qualname__"):
-        return str(value.__qualname__)
-    return repr(value)
+    try:
+        if type(value) is float and value == inf:
+            return "float('inf')"
+        if callable(value) and hasattr(value, "__qualname__"):
+            return str(value.__qualname__)
+        return repr(value)
+    except Exception:  # noqa: BLE001 - what it raises is no reason not to print the rest
+        return brief(value)
 
 
 def _arguments(value: Any) -> Iterator[tuple[str, Any]]:
     """What its constructor needs: what has no default, or another value than that."""
     named = False
-    for field in sorted(attrs.fields(value.__class__), key=lambda field: field.kw_only):
+    for field in sorted(attrs.fields(type(value)), key=lambda field: field.kw_only):
         item = getattr(value, field.name)
-        if not field.init or not field.repr or item == _default(field):
+        if not field.init or not field.repr or _is_default(field, item):
             named = True
             continue
         named = named or field.kw_only
         yield f"{field.alias}=" if named else "", _as_given(field, item)
 
 
-def _default(field: Any) -> Any:
-    return field.default.factory() if isinstance(field.default, attrs.Factory) else field.default  # type: ignore[arg-type]
+def _is_default(field: Any, item: Any) -> bool:
+    default = field.default
+    if isinstance(default, attrs.Factory):  # type: ignore[arg-type]  # a class, whatever its stub says
+        default = default.factory()
+    if item is default:
+        return True
+    try:
+        return default is not attrs.NOTHING and bool(item == default)
+    except Exception:  # noqa: BLE001 - it cannot be compared, so it is none of our defaults
+        return False
 
 
 def _as_given(field: Any, item: Any) -> Any:
     """What was converted to a tuple reads best as a list."""
-    makes_tuple = getattr(field.converter, "__origin__", field.converter) is tuple
-    return list(item) if makes_tuple else item
+    makes_tuple = (
+        getattr(field.converter, "__origin__", field.converter) is tuple or "as list" in field.metadata
+    )
+    return list(item) if makes_tuple and type(item) is tuple else item

@@ -1,4 +1,4 @@
-"""The steps that every act of a supervisor is made of: stop one child, start one child, wait, end."""
+"""The steps that every act of a supervisor is made of: stop one child, wait for it, end. A start makes a machine, see there."""
 
 from __future__ import annotations
 

@@ -11,7 +11,8 @@ from typing import Any, NamedTuple, cast
 from attrs import Factory, evolve, field, frozen
 
 from ._brief import brief
-from ._check import refuse
+from ._call import wrong_function
+from ._check import is_a, plain, refuse
 from ._code import Code
 from ._value import Value
 from .directive import Directive, Escalate, Restart, Resume, Stop
@@ -22,7 +23,7 @@ _DOTTED = re.compile(r"\w+(\.\w+)*")
 
 
 def _is_exception_class(value: object) -> bool:
-    return isinstance(value, type) and issubclass(value, BaseException)
+    return is_a(value, type) and issubclass(cast("type", value), BaseException)
 
 
 def is_decidable(exc: BaseException) -> bool:
@@ -52,13 +53,14 @@ def _matching(exc: BaseException) -> tuple[type[Any], ...]:
     return tuple(cls for cls in type(exc).__mro__ if issubclass(cls, kind))
 
 
-def _check_tag(what: str, tag: object) -> None:
-    if not (isinstance(tag, str) and _DOTTED.fullmatch(tag)):
-        refuse(ValueError(f"{what} must be a dotted tag such as 'device.oom', got {brief(tag)}"))
+def _check_tag(what: str, tag: object) -> bool:
+    if type(tag) is str and _DOTTED.fullmatch(tag):
+        return True
+    return refuse(ValueError(f"{what} must be a dotted tag such as 'device.oom', got {brief(tag)}"))
 
 
 def _classes(value: object) -> tuple[type[BaseException], ...]:
-    classes: tuple[Any, ...] = cast("tuple[object, ...]", value) if isinstance(value, tuple) else (value,)
+    classes: tuple[Any, ...] = cast("tuple[object, ...]", value) if type(value) is tuple else (value,)
     if not classes or not all(map(_is_exception_class, classes)):
         refuse(
             TypeError(
@@ -70,14 +72,18 @@ def _classes(value: object) -> tuple[type[BaseException], ...]:
 
 
 def _pattern(value: str | re.Pattern[str] | None) -> re.Pattern[str] | None:
+    value = plain(value)
+    if value is None or (type(value) is re.Pattern and type(value.pattern) is str):
+        return value
     try:
-        return None if value is None else re.compile(value)
-    except (re.error, TypeError) as wrong:
-        kind = ValueError if isinstance(value, str) else TypeError
-        refusal = kind(f"a rule's match must be a regular expression, got {brief(value)}")
+        if type(value) is str:
+            return re.compile(value)
+        refusal: Exception = TypeError(f"a rule's match must be a regular expression, got {brief(value)}")
+    except (re.error, RecursionError, OverflowError) as wrong:
+        refusal = ValueError(f"a rule's match must be a regular expression, got {brief(value)}")
         refusal.__cause__ = wrong
-        refuse(refusal)
-        return None
+    refuse(refusal)
+    return None
 
 
 @frozen(repr=False, eq=False)
@@ -92,14 +98,15 @@ class Rule(Code, Value):
     """
 
     exceptions: tuple[type[BaseException], ...] = field(converter=_classes)
-    tag: str = field()
+    tag: str = field(converter=plain)
     match: re.Pattern[str] | None = field(default=None, converter=_pattern, kw_only=True)
     when: Callable[[Any], object] | None = field(default=None, kw_only=True)
 
     def __attrs_post_init__(self) -> None:
         _check_tag("a rule's tag", self.tag)
-        if self.when is not None and not callable(self.when):
-            refuse(TypeError(f"a rule's when must be a function, got {brief(self.when)}"))
+        wrong = None if self.when is None else wrong_function(self.when, "it is not awaited", ("exc",))
+        if wrong is not None:
+            refuse(TypeError(f"a rule's when {wrong}"))
 
     def fits(self, exc: BaseException) -> bool:
         """Whether this rule gives its tag to `exc`."""
@@ -114,10 +121,36 @@ Key = str | type[BaseException]
 
 
 def _table(value: Mapping[Key, Directive]) -> Mapping[Key, Directive]:
-    if not isinstance(value, Mapping):
+    table: dict[Key, Directive] = {}
+    if not is_a(value, Mapping):
         refuse(TypeError(f"a decider's table must be a mapping, got {brief(value)}"))
-        value = {}
-    return MappingProxyType(dict(value))
+        return MappingProxyType(table)
+    try:
+        table = {plain(key): directive for key, directive in value.items()}
+    except Exception as problem:  # noqa: BLE001 - a user's mapping, and his keys, may raise anything
+        refuse(TypeError(f"a decider's table cannot be read: {brief(problem)}"))
+    return MappingProxyType(table)
+
+
+def _only_rules(value: Any) -> tuple[Rule, ...]:
+    try:
+        given: tuple[object, ...] | None = None if is_a(value, (Rule, str)) else tuple(value)
+    except Exception:  # noqa: BLE001 - as above
+        given = None
+    if given is None:
+        refuse(TypeError(f"a decider's rules must be a list of Rules, got {brief(value)}"))
+        given = ()
+    for rule in given:
+        if not is_a(rule, Rule):
+            refuse(TypeError(f"a decider's rules must be Rules, got {brief(rule)}"))
+    return cast("tuple[Rule, ...]", tuple(rule for rule in given if is_a(rule, Rule)))
+
+
+def _only_decider(value: Any) -> Decider | None:
+    if value is None or is_a(value, Decider):
+        return cast("Decider | None", value)
+    refuse(TypeError(f"a decider's beneath must be a Decider or None, got {brief(value)}"))
+    return None
 
 
 def _rules(decider: Decider) -> tuple[Rule, ...]:
@@ -148,9 +181,11 @@ class Decider(Code):
     """
 
     table: Mapping[Key, Directive] = field(factory=dict[Key, Directive], converter=_table)
-    rules: tuple[Rule, ...] = field(default=(), converter=tuple[Rule, ...], kw_only=True)
+    rules: tuple[Rule, ...] = field(
+        default=(), converter=_only_rules, kw_only=True, metadata={"as list": True}
+    )
     default: Directive | None = field(default=None, kw_only=True)
-    beneath: Decider | None = field(default=None, kw_only=True)
+    beneath: Decider | None = field(default=None, converter=_only_decider, kw_only=True)
     _node: str = field(default="", kw_only=True, repr=False, alias="_node")
     """The path of the node whose decider it is; empty before it stands anywhere, and for `ROOT`."""
     _all_rules: tuple[Rule, ...] = field(init=False, repr=False, default=Factory(_rules, takes_self=True))
@@ -160,21 +195,22 @@ class Decider(Code):
         for key, directive in self.table.items():
             if not _is_exception_class(key):
                 _check_tag("a decider's key, if not an exception class,", key)
-            if not isinstance(directive, Directive):
+            if not is_a(directive, Directive):
                 refuse(
                     TypeError(
                         f"a decider maps {brief(key)} to Resume, Restart, Stop or Escalate, got {brief(directive)}"
                     )
                 )
-        for rule in self.rules:
-            if not isinstance(rule, Rule):
-                refuse(TypeError(f"a decider's rules must be Rules, got {brief(rule)}"))
-        if not (self.default is None or isinstance(self.default, Directive)):
+        if not (self.default is None or is_a(self.default, Directive)):
             refuse(TypeError(f"a decider's default must be a directive or None, got {brief(self.default)}"))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """A copy, or what comes out of a pickle, is made anew: a `MappingProxyType` can be neither."""
+        return _made_again, (dict(self.table), self.rules, self.default, self.beneath, self._node)
 
     def over(self, other: Decider) -> Decider:
         """This decider, and `other` for whatever this one does not answer."""
-        if not isinstance(other, Decider):
+        if not is_a(other, Decider):
             raise TypeError(f"a decider goes over another Decider, got {brief(other)}")
         return self._over(other, self._node)
 
@@ -253,6 +289,16 @@ class Decider(Code):
         """The directive of `answer`."""
         found = self.answer(exc, tag)
         return None if found is None else found.directive
+
+
+def _made_again(
+    table: dict[Key, Directive],
+    rules: tuple[Rule, ...],
+    default: Directive | None,
+    beneath: Decider | None,
+    node: str,
+) -> Decider:
+    return Decider(table, rules=rules, default=default, beneath=beneath, _node=node)
 
 
 ROOT = Decider(default=Restart)

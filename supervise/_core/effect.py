@@ -1,6 +1,6 @@
 """What goes into a machine and what comes out of it.
 
-Plain classes: nobody compares or prints them, and to have attrs generate so many would add half to what an import costs.
+Plain classes: nobody compares or prints them.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ from collections import deque
 from attrs import field, frozen
 
 from ._brief import brief
-from ._check import check_number, refuse
+from ._check import check_number, plain, refuse
 from ._code import Code
 from ._value import Value
 
@@ -25,16 +25,14 @@ class Limit(Code, Value):
             a crash loop.
     """
 
-    restarts: int = field(default=3)
-    within: float = field(default=5.0, kw_only=True)
+    restarts: int = field(default=3, converter=plain)
+    within: float = field(default=5.0, kw_only=True, converter=plain)
     of_ready_time: bool = field(default=False, kw_only=True)
 
     def __attrs_post_init__(self) -> None:
         check_number("restarts", self.restarts, least=0, kind=int)
-        check_number("within", self.within, least=0)
-        if self.within == 0:
-            refuse(ValueError("within must be > 0, got 0"))
-        if not isinstance(self.of_ready_time, bool):
+        check_number("within", self.within, least=0, more=True)
+        if type(self.of_ready_time) is not bool:
             refuse(TypeError(f"of_ready_time must be a bool, got {brief(self.of_ready_time)}"))
 
     def __str__(self) -> str:
@@ -106,22 +104,22 @@ class Backoff(Code, Value):
         immediate: this many restarts are made at once before the series begins.
     """
 
-    initial: float = 0.1
-    factor: float = 2.0
-    maximum: float = 30.0
-    jitter: float = 0.1
-    reset_after: float | None = None
-    immediate: int = 0
+    initial: float = field(default=0.1, converter=plain)
+    factor: float = field(default=2.0, converter=plain)
+    maximum: float = field(default=30.0, converter=plain)
+    jitter: float = field(default=0.1, converter=plain)
+    reset_after: float | None = field(default=None, converter=plain)
+    immediate: int = field(default=0, converter=plain)
 
     def __attrs_post_init__(self) -> None:
-        check_number("initial", self.initial, least=0)
-        check_number("factor", self.factor, least=1)
+        check_number("initial", self.initial, least=0, finite=True)
+        check_number("factor", self.factor, least=1, finite=True)
         check_number("maximum", self.maximum, least=0)
-        check_number("jitter", self.jitter, least=0)
+        right = check_number("jitter", self.jitter, least=0)
         check_number("immediate", self.immediate, least=0, kind=int)
         if self.reset_after is not None:
             check_number("reset_after", self.reset_after, least=0)
-        if isinstance(self.jitter, int | float) and self.jitter > 1:
+        if right and self.jitter > 1:
             refuse(ValueError(f"jitter must be <= 1, got {brief(self.jitter)}"))
 
     @property
@@ -141,7 +139,7 @@ class Delays:
 
     def _reset(self) -> None:
         self._taken = 0
-        self._next = min(self._backoff.initial, self._backoff.maximum)
+        self._next = float(min(self._backoff.initial, self._backoff.maximum))
         self._last = 0.0
 
     @property

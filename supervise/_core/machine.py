@@ -79,7 +79,7 @@ class Machine(Judging):
         if self.ledger.listening:
             self.out.append(events.Starting(self.now, node.path, node.incarnation))
         self.out.append(effect.Start(node))
-        if node.may_start_slowly:
+        if node.slow_start:
             node.since, node.waited = self.now, 0.0
             node.interval = node.spec.start_warning if isinstance(node.spec, Child) else inf
             self._watch_start(node)
@@ -527,8 +527,7 @@ class Machine(Judging):
         """How many restarts its limit counts now."""
         if self.window is None:
             return 0
-        self.now = now
-        return self.window.count(self._clock())
+        return self.window.count(now if self._ready_time is None else self._ready_time.at(now))
 
 
 def _is_significant_and_on(node: Node) -> bool:

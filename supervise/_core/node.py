@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from math import inf
+from operator import eq
 from typing import TYPE_CHECKING, Any, Literal
 
-from attrs import field, frozen
+from attrs import astuple, field, frozen
 
+from ._code import Code
 from .decide import Decider
 from .limit import Delays, Window
 from .spec import Child, Pool, Spec
@@ -64,13 +67,13 @@ class Memory:
 
 
 class Node:
-    """What a supervisor knows of one child. Only that supervisor's machine writes here.
+    """What a supervisor knows of one child. That supervisor's machine writes here; of the root it is the forest.
 
     `epoch` changes whenever what waits in the inbox about this child is to be void. `alive`: it has a task.
     `awaited`: the act in progress goes on when it is up, or has ended. `undecided`: its failure waits for a verdict.
     `gone`: it is down for good, and `why` if it failed. `decider`: a leaf's failures are decided by it; of a supervisor,
     those below it. `afterwards`: the act that begins once it has been released. `simple`: its restart concerns nobody else, leaves nothing and waits for nothing; `alone` is the act of
-    that. `handle` belongs to the driver.
+    that. `slow_start`: its start is worth a timer, for it need not be ready as soon as its task runs. `handle` belongs to the driver.
     """
 
     __slots__ = (
@@ -98,6 +101,7 @@ class Node:
         "phase",
         "simple",
         "since",
+        "slow_start",
         "spec",
         "state",
         "timed_out",
@@ -131,11 +135,16 @@ class Node:
         self.memory: Memory | None = None
         self.window = Window(spec.limit) if isinstance(spec, Child) and spec.limit is not None else None
         self.delays = Delays(spec.backoff) if spec.backoff is not None else None
+        self.slow_start = spec.start_timeout is not None or (
+            isinstance(spec, Child)
+            and (spec.takes_task_status or spec.resource is not None)
+            and spec.start_warning < inf
+        )
         self.simple = (
             isinstance(spec, Child)
             and parent is not None
             and parent.spec.strategy == "one_for_one"
-            and (spec.resource is None and spec.backoff is None and spec.start_timeout is None)
+            and (spec.resource is None and spec.backoff is None and not self.slow_start)
             and spec.restart != "temporary"
         )
         self.handle: Any = None
@@ -154,21 +163,13 @@ class Node:
         return self.alive and (self.state in ("stopping", "releasing") or self.timed_out)
 
     @property
-    def may_start_slowly(self) -> bool:
-        """Whether its start is worth a timer: a plain leaf is ready as soon as its task runs."""
-        spec = self.spec
-        return spec.start_timeout is not None or (
-            isinstance(spec, Child) and (spec.resource is not None or spec.takes_task_status)
-        )
-
-    @property
     def temporary(self) -> bool:
         """Whether it is never restarted, and leaves the tree when it ends (R7)."""
         return self.spec.restart == "temporary"
 
 
-@frozen(kw_only=True)
-class Status:
+@frozen(kw_only=True, repr=False, eq=False)
+class Status(Code):
     """A node as it stood when `status()` was called, and those below it (R33).
 
     Args:
@@ -204,6 +205,20 @@ class Status:
             here = waiting.pop()
             yield here
             waiting.extend(reversed(here.children))
+
+    def __eq__(self, other: object) -> bool:
+        if type(other) is not Status:
+            return NotImplemented
+        return all(map(eq, map(_own, self.walk()), map(_own, other.walk())))
+
+    def __hash__(self) -> int:
+        return hash(tuple(map(_own, self.walk())))
+
+
+def _own(status: Status) -> tuple[object, ...]:
+    """What it says of itself, and how many are below it: in the order of a walk that makes the whole tree."""
+    *own, children = astuple(status, recurse=False)
+    return *own, len(children)
 
 
 Traffic = Callable[["Node"], tuple[int | None, int | None]]

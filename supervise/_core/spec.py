@@ -4,21 +4,27 @@ from __future__ import annotations
 
 import inspect
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from contextlib import AbstractAsyncContextManager
 from functools import partial
 from types import FunctionType
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, cast
 
 from attrs import Factory, evolve, field, frozen
 
 from ..errors import ChildStopped, MailboxFull
 from ._brief import brief
-from ._check import check_choice, check_number, refuse
+from ._call import fits_at_a_glance, misfit, wrong_body, wrong_function, wrong_resource
+from ._check import check_choice, check_number, did_you_mean, is_a, plain, refuse
 from ._code import Code
 from ._value import Value
-from .decide import Decider
+from .decide import Decider, Rule
 from .limit import Backoff, Limit
+
+_STRATEGIES = ("one_for_one", "one_for_all", "rest_for_one")
+_AUTO_SHUTDOWNS = ("never", "any_significant", "all_significant")
+_AS_LIST = {"as list": True}
 
 RestartType = Literal["permanent", "transient", "temporary"]
 Strategy = Literal["one_for_one", "one_for_all", "rest_for_one"]
@@ -35,6 +41,10 @@ class _Ignore:
     def __repr__(self) -> str:
         return "IGNORE"
 
+    def __reduce__(self) -> str:
+        """A copy, or what comes out of a pickle, is the one that there is."""
+        return "IGNORE"
+
 
 IGNORE: Final = _Ignore()
 """Returned by a child before it is ready: not needed here; it stays in the tree, not running (R17)."""
@@ -44,43 +54,98 @@ def _kind(spec: object) -> str:
     return type(spec).__name__.lower()
 
 
-def _check_name(what: str, name: object) -> None:
+def _put(spec: object, name: str, value: object) -> None:
+    """Give a frozen value another field while it is being made: in the place of what was refused, and only noted."""
+    object.__setattr__(spec, name, value)
+
+
+def _check_name(what: str, spec: Child | Supervisor | Pool) -> None:
+    name: object = spec.name
     if not isinstance(name, str):
-        refuse(TypeError(f"{what}'s name must be a string, got {name!r}"))
+        refuse(TypeError(f"{what}'s name must be a string, got {brief(name)}"))
+        _put(spec, "name", "?")
     elif not name or "/" in name or name != name.strip():
-        refuse(ValueError(f"{what}'s name must be non-empty, without '/' and outer spaces, got {name!r}"))
+        refuse(
+            ValueError(f"{what}'s name must be non-empty, without '/' and outer spaces, got {brief(name)}")
+        )
 
 
-def _check_type(what: str, value: object, allowed: type | tuple[type, ...]) -> None:
-    if not isinstance(value, allowed):
-        names = " or ".join(t.__name__ for t in (allowed if isinstance(allowed, tuple) else (allowed,)))
-        refuse(TypeError(f"{what} must be a {names}, got {brief(value)}".replace("NoneType", "None")))
+def _is_spec(value: object) -> bool:
+    return is_a(value, _SPECS)
 
 
-def _check_as_child(spec: Child | Supervisor | Pool) -> None:
-    """What every kind of node has as somebody's child."""
+def _check_as_child(spec: Child | Supervisor | Pool) -> str:
+    """What every kind of node has as somebody's child; gives its kind and name, for further messages."""
+    _check_name(_kind(spec), spec)
     what = f"{_kind(spec)} {spec.name!r}"
-    _check_name(_kind(spec), spec.name)
-    check_choice(f"{what}: restart", spec.restart, ("permanent", "transient", "temporary"))
-    if spec.significant is not False:
-        _check_type(f"{what}: significant", spec.significant, bool)
+    if type(spec.restart) is not str or spec.restart not in _RESTART_TYPES:
+        check_choice(f"{what}: restart", spec.restart, _RESTART_TYPES)
+        _put(spec, "restart", "permanent")
+    if spec.significant is not False and spec.significant is not True:
+        refuse(TypeError(f"{what}: significant must be a bool, got {brief(spec.significant)}"))
+        _put(spec, "significant", False)
     if spec.significant and spec.restart == "permanent":
         refuse(ValueError(f"{what}: significant needs restart 'transient' or 'temporary', got 'permanent'"))
-    for part, kind in ((spec.decider, Decider), (spec.limit, Limit), (spec.backoff, Backoff)):
-        if part is not None and not isinstance(part, kind):
-            name = kind.__name__
-            refuse(TypeError(f"{what}: {name.lower()} must be a {name} or None, got {brief(part)}"))
-    if spec.start_timeout is not None:
-        check_number(f"{what}: start_timeout", spec.start_timeout, least=0)
+    for name, kind in _PARTS.items():
+        part = getattr(spec, name)
+        if part is not None and type(part) is not kind:
+            _check_part(spec, what, name, kind)
+    if spec.start_timeout is not None and not check_number(
+        f"{what}: start_timeout", spec.start_timeout, least=0, more=True
+    ):
+        _put(spec, "start_timeout", None)
+    return what
 
 
-def _name_of(front: Spec | str | None) -> str | None:
-    return front.name if isinstance(front, Child | Supervisor | Pool) else front
+_RESTART_TYPES = ("permanent", "transient", "temporary")
+_PARTS: dict[str, type[Any]] = {"decider": Decider, "limit": Limit, "backoff": Backoff}
+_EXAMPLES = {
+    "decider": "Decider({ConnectionError: Restart})",
+    "limit": "Limit(3, within=5)",
+    "backoff": "Backoff(initial=0.5)",
+    "member_limit": "Limit(3, within=5)",
+}
+
+
+def _check_part(spec: object, what: str, name: str, kind: type[Any]) -> None:
+    part = getattr(spec, name)
+    if part is None or is_a(part, kind):
+        return
+    made = f", such as {_EXAMPLES[name]}"
+    refuse(TypeError(f"{what}: {name} must be a {kind.__name__} or None, got {brief(part)}{made}"))
+    _put(spec, name, None)
+
+
+def _check_call(spec: object, what: str, given: Iterable[str] | None, why: str) -> None:
+    """A plain function that is called with those arguments, or with some that are not known yet."""
+    name = what.rpartition(" ")[2]
+    function = getattr(spec, name)
+    wrong = None if function is None else wrong_function(function, why, given)
+    if wrong is not None:
+        refuse(TypeError(f"{what} {wrong}"))
+        _put(spec, name, None)
+
+
+def _name_of(front: Any) -> Any:
+    return front.name if _is_spec(front) else plain(front)
 
 
 def _front_child(supervisor: Supervisor) -> Spec | None:
-    named = (child for child in supervisor.children if getattr(child, "name", None) == supervisor.front)
-    return None if supervisor.front is None else next(named, None)
+    if type(supervisor.front) is not str or type(supervisor.children) is not tuple:
+        return None
+    return next(
+        (child for child in supervisor.children if _is_spec(child) and child.name == supervisor.front), None
+    )
+
+
+def _listed(value: Any) -> Any:
+    """A tuple of what is listed; whatever is no list of anything stays as it is, and is refused by name."""
+    if is_a(value, (str, bytes, bytearray, Mapping, AbstractSet, Child, Supervisor, Pool, Rule)):
+        return value
+    try:
+        return tuple(value)
+    except Exception:  # noqa: BLE001 - an iterator of the user's may raise anything
+        return value
 
 
 def _takes_task_status(body: object) -> bool:
@@ -92,13 +157,13 @@ def _takes_task_status(body: object) -> bool:
         return "task_status" in code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
     try:
         parameters = inspect.signature(body).parameters  # type: ignore[arg-type]  # refused just below if no callable
-    except (TypeError, ValueError):
+    except Exception:  # noqa: BLE001 - some have no signature, and a user's object may raise anything
         return False
     return "task_status" in parameters
 
 
 def _is_exception_class(value: object) -> bool:
-    return isinstance(value, type) and issubclass(value, Exception)
+    return is_a(value, type) and issubclass(cast("type", value), Exception)
 
 
 @frozen(repr=False, eq=False)
@@ -116,34 +181,37 @@ class Mailbox(Code, Value):
         late: the class of error for those.
     """
 
-    size: int = 64
-    on_loss: OnLoss = field(default="fail", kw_only=True)
+    size: int = field(default=64, converter=plain)
+    on_loss: OnLoss = field(default="fail", kw_only=True, converter=plain)
     stopped: type[Exception] = field(default=ChildStopped, kw_only=True)
     full: type[Exception] = field(default=MailboxFull, kw_only=True)
     deadline: Callable[[Any], float | None] | None = field(default=None, kw_only=True)
     late: type[Exception] = field(default=TimeoutError, kw_only=True)
 
     def __attrs_post_init__(self) -> None:
-        check_number("a mailbox's size", self.size, least=1, kind=int)
-        check_choice("a mailbox's on_loss", self.on_loss, ("fail", "requeue"))
-        if self.deadline is not None and not callable(self.deadline):
-            refuse(TypeError(f"a mailbox's deadline must be a function, got {brief(self.deadline)}"))
-        for what, value in (("stopped", self.stopped), ("full", self.full), ("late", self.late)):
+        if not check_number("a mailbox's size", self.size, least=1, kind=int):
+            _put(self, "size", 64)
+        if not check_choice("a mailbox's on_loss", self.on_loss, ("fail", "requeue")):
+            _put(self, "on_loss", "fail")
+        _check_call(self, "a mailbox's deadline", ("value",), "it gives the time, and is not awaited")
+        for name, instead in (("stopped", ChildStopped), ("full", MailboxFull), ("late", TimeoutError)):
+            value = getattr(self, name)
             if not _is_exception_class(value):
-                refuse(TypeError(f"a mailbox's {what} must be an exception class, got {brief(value)}"))
+                refuse(TypeError(f"a mailbox's {name} must be an exception class, got {brief(value)}"))
+                _put(self, name, instead)
 
 
 def _mailbox(value: Mailbox | int | None) -> Mailbox | None:
-    if value is None or isinstance(value, Mailbox):
-        return value
-    return Mailbox(value)
+    if value is None or is_a(value, Mailbox):
+        return cast("Mailbox | None", value)
+    return Mailbox(cast("int", value))
 
 
 @frozen(eq=False, repr=False, kw_only=True)
 class _AsChild(Code):
-    restart: RestartType = "permanent"
+    restart: RestartType = field(default="permanent", converter=plain)
     significant: bool = False
-    start_timeout: float | None = None
+    start_timeout: float | None = field(default=None, converter=plain)
     backoff: Backoff | None = None
     decider: Decider | None = None
     origin: Any = field(default=None, repr=False)
@@ -176,29 +244,73 @@ class Child(_AsChild):
         decider: asked before its supervisor's (R2).
     """
 
-    name: str
+    name: str = field(converter=plain)
     body: Body
     resource: Resource | None = field(default=None, kw_only=True)
     mailbox: Mailbox | None = field(default=None, converter=_mailbox, kw_only=True)
-    args: tuple[Any, ...] = field(default=(), converter=tuple[Any, ...], kw_only=True)
-    drain: float = field(default=0.0, kw_only=True)
-    grace: float = field(default=5.0, kw_only=True)
-    start_warning: float = field(default=30.0, kw_only=True)
+    args: tuple[Any, ...] = field(default=(), converter=_listed, kw_only=True, metadata=_AS_LIST)
+    drain: float = field(default=0.0, kw_only=True, converter=plain)
+    grace: float = field(default=5.0, kw_only=True, converter=plain)
+    start_warning: float = field(default=30.0, kw_only=True, converter=plain)
     limit: Limit | None = field(default=None, kw_only=True)
     takes_task_status: bool = field(
         init=False, repr=False, default=Factory(lambda self: _takes_task_status(self.body), takes_self=True)
     )
 
     def __attrs_post_init__(self) -> None:
-        _check_as_child(self)
-        if not callable(self.body):
-            refuse(TypeError(f"child {self.name!r}: body must be an async function, got {brief(self.body)}"))
-        if self.resource is not None and not callable(self.resource):
-            refuse(TypeError(f"child {self.name!r}: resource must be a function, got {brief(self.resource)}"))
-        times = (("drain", self.drain), ("grace", self.grace), ("start_warning", self.start_warning))
-        for name, seconds in times:
-            if type(seconds) is not float or not seconds >= 0:
-                check_number(f"child {self.name!r}: {name}", seconds, least=0)
+        what = _check_as_child(self)
+        self._check_functions(what)
+        if type(self.args) is not tuple:
+            refuse(TypeError(f"{what}: args must be a tuple or list of arguments, got {brief(self.args)}"))
+            _put(self, "args", ())
+            _put(self, "body", _refused)  # so that nothing is said of its arguments
+        times = (
+            ("drain", self.drain, 0.0),
+            ("grace", self.grace, 5.0),
+            ("start_warning", self.start_warning, 30.0),
+        )
+        for name, seconds, instead in times:
+            if (type(seconds) is not float or not seconds > 0) and not check_number(
+                f"{what}: {name}", seconds, least=0, more=name == "start_warning"
+            ):
+                _put(self, name, instead)
+        misfit = self.misfit(some=True)  # to a pool's template more arguments may come
+        if misfit is not None:
+            refuse(TypeError(misfit))
+
+    def _check_functions(self, what: str) -> None:
+        """Refuse a body or a resource that surely is none."""
+        wrong = wrong_body(self.body)
+        if wrong is not None:
+            refuse(TypeError(f"{what}: body {wrong}"))
+            _put(self, "body", _refused)
+            _put(self, "takes_task_status", False)
+        wrong = None if self.resource is None else wrong_resource(self.resource)
+        if wrong is not None:
+            refuse(TypeError(f"{what}: resource {wrong}"))
+
+    def misfit(self, *, some: bool = False) -> str | None:
+        """Why its body cannot be called as it will be; None if it can, or if that is not known.
+
+        Args:
+            some: more arguments may come, as for the members of a pool.
+        """
+        count = (self.resource is not None) + (self.mailbox is not None) + len(self.args)
+        if fits_at_a_glance(self.body, count, task_status=self.takes_task_status):
+            return None
+        given = ["resource"] * (self.resource is not None) + ["inbox"] * (self.mailbox is not None)
+        given += [f"args[{number}]" for number in range(len(self.args))]
+        why = misfit(self.body, given, task_status=self.takes_task_status, some=some)
+        return None if why is None else f"child {self.name!r}: body {why}{self._advice(why)}"
+
+    def _advice(self, why: str) -> str:
+        if "too many positional" in why and (self.mailbox is not None or self.resource is not None):
+            return "; it gets " + " and ".join(
+                [f"its {name}" for name in ("resource", "mailbox") if getattr(self, name) is not None]
+            )
+        if "'inbox'" in why and self.mailbox is None:
+            return "; declare mailbox=…"
+        return ""
 
 
 @frozen(eq=False, repr=False)
@@ -218,12 +330,12 @@ class Supervisor(_AsChild):
         restart, significant, start_timeout, backoff, decider: as for `Child`; `decider` also serves those below.
     """
 
-    name: str
-    children: tuple[Spec, ...] = field(converter=tuple["Spec", ...])
-    strategy: Strategy = field(default="one_for_one", kw_only=True)
+    name: str = field(converter=plain)
+    children: tuple[Spec, ...] = field(converter=_listed, metadata=_AS_LIST)
+    strategy: Strategy = field(default="one_for_one", kw_only=True, converter=plain)
     limit: Limit | None = field(default=Limit(3, within=5), kw_only=True)
-    on_limit: OnLimit = field(default="escalate", kw_only=True)
-    auto_shutdown: AutoShutdown = field(default="never", kw_only=True)
+    on_limit: OnLimit = field(default="escalate", kw_only=True, converter=plain)
+    auto_shutdown: AutoShutdown = field(default="never", kw_only=True, converter=plain)
     front: str | None = field(default=None, kw_only=True, converter=_name_of)
     init: Callable[..., object] | None = field(default=None, kw_only=True)
 
@@ -231,23 +343,42 @@ class Supervisor(_AsChild):
     """The child that `front` names."""
 
     def __attrs_post_init__(self) -> None:
-        _check_as_child(self)
-        what = f"supervisor {self.name!r}"
-        for child in self.children:
-            if not isinstance(child, _SPECS):
-                _check_type(f"{what}: each child", child, _SPECS)
-        check_choice(f"{what}: strategy", self.strategy, ("one_for_one", "one_for_all", "rest_for_one"))
+        what = _check_as_child(self)
+        self._check_children(what)
+        if not check_choice(f"{what}: strategy", self.strategy, _STRATEGIES):
+            _put(self, "strategy", "one_for_one")
         _check_supervisor(self, what)
-        names = Counter([child.name for child in self.children if isinstance(child, _SPECS)])
+        names = Counter([child.name for child in self.children])
         if len(names) < len(self.children):
             for name in (name for name, count in names.items() if count > 1):
                 refuse(ValueError(f"{what} has two children named {name!r}"))
-        if self.front is not None and self.front not in names:
-            refuse(
-                ValueError(
-                    f"{what}: front must be one of its children ({', '.join(names)}), got {brief(self.front)}"
+        if self.front is not None and (type(self.front) is not str or self.front not in names):
+            said = f"{what}: front must be one of its children ({', '.join(names)}), got {brief(self.front)}"
+            refuse(ValueError(said + did_you_mean(self.front, names)))
+            _put(self, "front", None)
+
+    def _check_children(self, what: str) -> None:
+        children: Any = self.children
+        if type(children) is not tuple:
+            said = f"{what}: children must be a list of Child, Supervisor and Pool, got {brief(children)}"
+            one = "; write it in brackets" if _is_spec(children) else ""
+            refuse(TypeError(said + one))
+            _put(self, "children", (children,) if one else ())
+        for child in self.children:
+            if not _is_spec(child):
+                refuse(
+                    TypeError(f"{what}: each child must be a Child or Supervisor or Pool, got {brief(child)}")
                 )
-            )
+        if not all(map(_is_spec, self.children)):
+            _put(self, "children", tuple(filter(_is_spec, self.children)))
+        for child in self.children:
+            misfit = child.misfit()
+            if misfit is not None:
+                refuse(TypeError(misfit))
+
+    def misfit(self) -> str | None:
+        """Why its `init` cannot be called without an argument; None if it can, or if that is not known."""
+        return _init_misfit(self)
 
 
 @frozen(eq=False, repr=False)
@@ -266,13 +397,13 @@ class Pool(_AsChild):
         on_limit, auto_shutdown, init, restart, significant, start_timeout, backoff, decider: as for `Supervisor`.
     """
 
-    name: str
+    name: str = field(converter=plain)
     template: Spec
-    maximum: int | None = field(default=None, kw_only=True)
+    maximum: int | None = field(default=None, kw_only=True, converter=plain)
     member_limit: Limit | None = field(default=Limit(3, within=5), kw_only=True)
     limit: Limit | None = field(default=None, kw_only=True)
-    on_limit: OnLimit = field(default="escalate", kw_only=True)
-    auto_shutdown: AutoShutdown = field(default="never", kw_only=True)
+    on_limit: OnLimit = field(default="escalate", kw_only=True, converter=plain)
+    auto_shutdown: AutoShutdown = field(default="never", kw_only=True, converter=plain)
     init: Callable[..., object] | None = field(default=None, kw_only=True)
 
     children: tuple[Spec, ...] = field(default=(), init=False, repr=False)
@@ -280,29 +411,63 @@ class Pool(_AsChild):
     front: str | None = field(default=None, init=False, repr=False)
 
     def __attrs_post_init__(self) -> None:
-        _check_as_child(self)
-        what = f"pool {self.name!r}"
-        _check_type(f"{what}: template", self.template, (Child, Supervisor, Pool))
-        _check_type(f"{what}: member_limit", self.member_limit, (Limit, type(None)))
-        if self.maximum is not None:
-            check_number(f"{what}: maximum", self.maximum, least=1, kind=int)
+        what = _check_as_child(self)
+        if not _is_spec(self.template):
+            refuse(
+                TypeError(
+                    f"{what}: template must be a Child or Supervisor or Pool, got {brief(self.template)}"
+                )
+            )
+            _put(self, "template", Child("?", _refused))
+        _check_part(self, what, "member_limit", Limit)
+        if self.maximum is not None and not check_number(f"{what}: maximum", self.maximum, least=1, kind=int):
+            _put(self, "maximum", None)
         _check_supervisor(self, what)
+
+    def misfit(self) -> str | None:
+        """As that of a `Supervisor`."""
+        return _init_misfit(self)
 
     def member(self, name: str, args: Sequence[Any]) -> Spec:
         """The template under a name and with arguments of its own: its body's, or its `init`'s."""
         template = self.template
+        if args and _is_spec(args[0]):
+            raise TypeError(
+                f"pool {self.name!r} makes its members from its template: add takes their arguments, got {brief(args[0])}"
+            )
+        member: Spec
         if isinstance(template, Child):
-            limit = template.limit or self.member_limit
-            return evolve(template, name=name, args=(*template.args, *args), limit=limit)
-        if args and template.init is None:
+            member = evolve(template, name=name, args=(*template.args, *args), limit=self._limit_of_members)
+        elif args and template.init is None:
             raise TypeError(
                 f"pool {self.name!r}: a member without an init takes no arguments, got {brief(args)}"
             )
-        return evolve(template, name=name, init=partial(template.init, *args) if template.init else None)
+        else:
+            member = evolve(
+                template, name=name, init=partial(template.init, *args) if template.init else None
+            )
+        misfit = member.misfit()
+        if misfit is not None:
+            raise TypeError(f"pool {self.name!r}: {misfit}")
+        return member
+
+    @property
+    def _limit_of_members(self) -> Limit | None:
+        return self.member_limit if self.template.limit is None else self.template.limit
+
+    def pattern(self) -> Spec:
+        """What every member is like, whatever its name and arguments."""
+        if isinstance(self.template, Child):
+            return evolve(self.template, limit=self._limit_of_members)
+        return self.template
 
 
 Spec = Child | Supervisor | Pool
 _SPECS = (Child, Supervisor, Pool)
+
+
+async def _refused(*_: object) -> None:
+    """Stands where a body was refused, while a whole file is checked."""
 
 
 def check_fits(supervisor: Supervisor | Pool, child: Spec) -> None:
@@ -314,15 +479,19 @@ def check_fits(supervisor: Supervisor | Pool, child: Spec) -> None:
 
 
 def _check_supervisor(spec: Supervisor | Pool, what: str) -> None:
-    check_choice(f"{what}: on_limit", spec.on_limit, ("escalate", "shutdown"))
-    check_choice(
-        f"{what}: auto_shutdown", spec.auto_shutdown, ("never", "any_significant", "all_significant")
-    )
+    if not check_choice(f"{what}: on_limit", spec.on_limit, ("escalate", "shutdown")):
+        _put(spec, "on_limit", "escalate")
+    if not check_choice(f"{what}: auto_shutdown", spec.auto_shutdown, _AUTO_SHUTDOWNS):
+        _put(spec, "auto_shutdown", "never")
     for child in (spec.template,) if isinstance(spec, Pool) else spec.children:
-        if isinstance(child, _SPECS) and child.significant:
+        if child.significant:
             check_fits(spec, child)
-    if spec.init is not None and not callable(spec.init):
-        refuse(TypeError(f"{what}: init must be a function, got {brief(spec.init)}"))
+    _check_call(spec, f"{what}: init", None, "it is called before the children start, and is not awaited")
+
+
+def _init_misfit(spec: Supervisor | Pool) -> str | None:
+    why = None if spec.init is None else misfit(spec.init, ())
+    return None if why is None else f"{_kind(spec)} {spec.name!r}: init {why}"
 
 
 def walk(spec: Spec, path: str = "") -> Iterator[tuple[str, Spec]]:

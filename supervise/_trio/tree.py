@@ -11,6 +11,7 @@ import trio
 
 from .._core import effect
 from .._core._brief import brief
+from .._core._call import wrong_function
 from .._core.node import Node, Status, picture
 from .._core.spec import Child, OnLoss, Pool, Spec, Supervisor, placed_twice, walk
 from ..errors import Refused
@@ -380,6 +381,9 @@ def refuse_nonsense(spec: Spec) -> None:
     """What only shows in the whole: one spec at two places, a decider cycle."""
     for problem in placed_twice(spec):
         raise ValueError(problem)
+    misfit = spec.misfit()
+    if misfit is not None:
+        raise TypeError(misfit)
 
 
 def check_root(spec: object) -> Supervisor | Pool:
@@ -388,6 +392,19 @@ def check_root(spec: object) -> Supervisor | Pool:
         raise TypeError(f"a tree's root must be a Supervisor or a Pool, got {brief(spec)}")
     refuse_nonsense(spec)
     return spec
+
+
+def checked_sinks(sinks: Iterable[Sink]) -> list[Sink]:
+    """Refuse what surely is no sink: an async function would be called, and never run."""
+    try:
+        given = list(sinks)
+    except TypeError as problem:
+        raise TypeError(f"sinks must be a list of functions, got {brief(sinks)}") from problem
+    for sink in given:
+        wrong = wrong_function(sink, "it is not awaited; put a QueueSink before what waits", ("event",))
+        if wrong is not None:
+            raise TypeError(f"a sink {wrong}")
+    return given
 
 
 def open_tree(
@@ -415,7 +432,7 @@ async def opening(
     spec: Supervisor | Pool, sinks: Iterable[Sink] | None, look: Callable[[Tree], object] = lambda _: None
 ) -> AsyncGenerator[Tree, None]:
     """See `open_tree`; `look(tree)` is called before anything starts."""
-    given = [LoggingSink()] if sinks is None else list(sinks)
+    given = [LoggingSink()] if sinks is None else checked_sinks(sinks)
     tree = Tree(check_root(spec), [*given, *onlookers.get()])
     look(tree)
     driver = tree._driver

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import argparse
+import logging
+import re
 import sys
 from collections.abc import Callable, Sequence
+from typing import NoReturn
 
-from .._core._check import noting
+from .._core._check import did_you_mean, noting
 from .._core.spec import Pool, Supervisor
 from .._trio.run import run_tree
-from ..sinks.lines import LineSink
+from ..events import Sink
+from ..sinks.lines import LineSink, now
+from ..sinks.log import LoggingSink
 from ..views import mermaid, text
 from ..views.terminal import run_live
-from .check import problems
+from .check import errors, warnings
 from .load import NoTree, load
 
-_PARSER = "where the tree is: a module or a Python file, and the name in it (default: tree)"
+_TARGET = "where the tree is: a module or a Python file, and the name in it (default: tree)"
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -31,13 +36,48 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise SystemExit(status)
 
 
+class _Parser(argparse.ArgumentParser):
+    """Says what was probably meant."""
+
+    def error(self, message: str) -> NoReturn:
+        words = re.findall(r"(?<![\w-])-{0,2}\w[\w-]*", message.partition(":")[2].partition("(")[0])
+        known = ["run", "check", "tree", *_options(self)]
+        super().error(message + next(filter(None, (did_you_mean(word, known) for word in words)), ""))
+
+
+def _options(parser: argparse.ArgumentParser) -> list[str]:
+    """Its long options, and those of its commands."""
+    found: list[str] = []
+    for action in parser._actions:
+        found += [option for option in action.option_strings if option.startswith("--")]
+        if isinstance(action, argparse._SubParsersAction):
+            found += [option for command in action.choices.values() for option in _options(command)]
+    return found
+
+
+def _version() -> str:
+    from importlib.metadata import PackageNotFoundError, version  # noqa: PLC0415 - takes longer than the rest to import
+
+    try:
+        return f"supervise {version('trio-supervise')}"
+    except PackageNotFoundError:
+        return "supervise, not installed"
+
+
+class _Version(argparse.Action):
+    """Looked up only when it is asked for."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> NoReturn:
+        sys.stdout.write(f"{_version()}\n")
+        parser.exit()
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="supervise", description="Run supervision trees that are declared in Python."
-    )
+    parser = _Parser(prog="supervise", description="Run supervision trees that are declared in Python.")
+    parser.add_argument("--version", action=_Version, nargs=0, help="print the version and exit")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     run = commands.add_parser("run", help="run a tree until it ends or is told to stop")
-    run.add_argument("target", metavar="MODULE[:ATTR]|FILE[:ATTR]", help=_PARSER)
+    run.add_argument("target", metavar="MODULE[:ATTR]|FILE[:ATTR]", help=_TARGET)
     run.add_argument(
         "--hard-exit-after",
         type=float,
@@ -47,14 +87,17 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument(
         "--live", action="store_true", help="show the tree on the terminal while it runs (needs rich)"
     )
+    how_much = run.add_mutually_exclusive_group()
+    how_much.add_argument("-v", "--verbose", action="store_true", help="write the traceback of every failure")
+    how_much.add_argument("-q", "--quiet", action="store_true", help="write only what went wrong")
     run.set_defaults(command=_run)
     check = commands.add_parser(
         "check", help="validate a tree without starting it; exit status 1 if anything is wrong"
     )
-    check.add_argument("target", metavar="MODULE[:ATTR]|FILE[:ATTR]", help=_PARSER)
+    check.add_argument("target", metavar="MODULE[:ATTR]|FILE[:ATTR]", help=_TARGET)
     check.set_defaults(command=_check)
     tree = commands.add_parser("tree", help="print a tree as it is declared, without starting it")
-    tree.add_argument("target", metavar="MODULE[:ATTR]|FILE[:ATTR]", help=_PARSER)
+    tree.add_argument("target", metavar="MODULE[:ATTR]|FILE[:ATTR]", help=_TARGET)
     tree.add_argument("--mermaid", action="store_true", help="as a Mermaid flowchart instead of text")
     tree.set_defaults(command=_tree)
     return parser
@@ -64,11 +107,32 @@ def _run(arguments: argparse.Namespace) -> int:
     tree = _sound(arguments.target)
     if tree is None:
         return 1
+    sink = _sink(arguments)
     if arguments.live:
-        run_live(tree, hard_exit_after=arguments.hard_exit_after)
+        run_live(tree, hard_exit_after=arguments.hard_exit_after, otherwise=sink)
     else:
-        run_tree(tree, sinks=[LineSink()], hard_exit_after=arguments.hard_exit_after)
+        run_tree(tree, sinks=[sink], hard_exit_after=arguments.hard_exit_after)
     return 0
+
+
+def _sink(arguments: argparse.Namespace) -> Sink:
+    """Records for a program that has set up its own logging, else lines, and the library's own records like them."""
+    logger = logging.getLogger("supervise")
+    if logger.hasHandlers():
+        return LoggingSink(lifecycle=not arguments.quiet)
+    logger.addHandler(_Lines())
+    return LineSink(times=True, lifecycle=not arguments.quiet, tracebacks=arguments.verbose)
+
+
+class _Lines(logging.Handler):
+    """Writes a record as a `LineSink` writes an event, to whatever standard error is by then: a view may redirect it."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            sys.stderr.write(f"{now()} {self.format(record)}\n")
+            sys.stderr.flush()
+        except Exception:  # noqa: BLE001 - as every handler does
+            self.handleError(record)
 
 
 def _tree(arguments: argparse.Namespace) -> int:
@@ -83,27 +147,27 @@ def _tree(arguments: argparse.Namespace) -> int:
 def _sound(target: str) -> Supervisor | Pool | None:
     """The tree that is there; None after saying what is wrong with it."""
     tree = load(target)
-    errors, _ = problems(tree)
-    if errors:
-        _tell(target, errors, [])
+    assert tree is not None
+    wrong = errors(tree)
+    if wrong:
+        _tell(target, wrong, [])
         return None
-    assert isinstance(tree, Supervisor | Pool)
     return tree
 
 
 def _check(arguments: argparse.Namespace) -> int:
     with noting() as noted:
         tree = load(arguments.target, noted)
-        errors, warnings = problems(tree) if tree is not None else ([], [])
-    errors = [*map(str, noted), *errors]
-    return _tell(arguments.target, errors, warnings)
+        wrong = [*map(str, noted), *(errors(tree) if tree is not None else [])]
+    questionable = warnings(tree) if tree is not None and not wrong else []
+    return _tell(arguments.target, list(dict.fromkeys(wrong)), questionable)
 
 
-def _tell(target: str, errors: Sequence[str], warnings: Sequence[str]) -> int:
-    for line in errors:
+def _tell(target: str, wrong: Sequence[str], questionable: Sequence[str]) -> int:
+    for line in wrong:
         sys.stderr.write(f"supervise: {target}: {line}\n")
-    for line in warnings:
+    for line in questionable:
         sys.stderr.write(f"supervise: {target}: warning: {line}\n")
-    if not errors:
+    if not wrong:
         sys.stdout.write(f"{target}: ok\n")
-    return 1 if errors else 0
+    return 1 if wrong else 0

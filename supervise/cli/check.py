@@ -3,30 +3,92 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from math import ceil, isfinite
 
+from .._core.decide import Decider
+from .._core.directive import Resume
+from .._core.limit import Limit
 from .._core.spec import Child, Pool, Spec, Supervisor, placed_twice, walk
 
 
-def problems(tree: object) -> tuple[list[str], list[str]]:
-    """Errors, and warnings, one line each."""
-    assert isinstance(tree, Supervisor | Pool)
-    return list(placed_twice(tree)), [line for path, spec in walk(tree) for line in _warnings(path, spec)]
+def errors(tree: Supervisor | Pool) -> list[str]:
+    """What is wrong, one line each."""
+    misfit = tree.misfit()
+    return [*placed_twice(tree), *([] if misfit is None else [misfit])]
+
+
+def warnings(tree: Supervisor | Pool) -> list[str]:
+    """What is allowed, but surely not meant, one line each."""
+    return [line for path, spec in walk(tree) for line in _warnings(path, spec)]
 
 
 def _warnings(path: str, spec: Spec) -> Iterator[str]:
+    """What is allowed, and has no effect or another one than it seems; each says what to do."""
+    yield from _void_limit(path, spec)
+    yield from _never_restarted(path, spec)
+    if spec.decider is not None and _resumes(spec.decider) and not any(map(_keeps, _leaves(spec))):
+        yield (
+            f"the decider of {path!r} says Resume, but nothing there has a resource to keep: Resume becomes Restart (R8); "
+            "say Restart, or give the child a resource"
+        )
+
+
+def _void_limit(path: str, spec: Spec) -> Iterator[str]:
     """A limit that can never trip, because starts and backoffs take longer than its window (R14)."""
     children: tuple[Spec, ...] = (spec,) if isinstance(spec, Child) else spec.children
     limit = spec.limit
     if limit is None or limit.of_ready_time or limit.restarts == 0:
         return
     for child in children:
-        if child.backoff is not None:
+        if child.backoff is not None and child.restart != "temporary":
             shortest = _shortest(child, limit.restarts + 1)
             if shortest >= limit.within:
+                within = ceil(2 * shortest) if isfinite(shortest) else "…"
                 yield (
                     f"the limit of {path!r} ({limit}) can never trip by {child.name!r}: "
-                    f"{limit.restarts + 1} restarts take at least {shortest:.3g} s of backoff"
+                    f"{limit.restarts + 1} restarts take at least {shortest:.3g} s of backoff; "
+                    f"give {path!r} a longer window, such as limit=Limit({limit.restarts}, within={within}), "
+                    "or say limit=None if it is to be restarted for ever"
                 )
+
+
+def _never_restarted(path: str, spec: Spec) -> Iterator[str]:
+    """What counts or delays restarts, where there are none (R7)."""
+    if isinstance(spec, Child):
+        named = [name for name in ("limit", "backoff") if getattr(spec, name) is not None]
+        if spec.restart == "temporary" and named:
+            yield (
+                f"the {' and the '.join(named)} of {path!r} have no effect, for a temporary child is never restarted; "
+                "leave them out, or say restart='transient'"
+            )
+        return
+    below = (spec.template,) if isinstance(spec, Pool) else spec.children
+    if (
+        below
+        and spec.limit not in (None, Limit(3, within=5))
+        and all(its.restart == "temporary" for its in below)
+    ):
+        yield (
+            f"the limit of {path!r} ({spec.limit}) can never trip, for all its children are temporary, "
+            "and never restarted; leave it out"
+        )
+
+
+def _resumes(decider: Decider) -> bool:
+    return any(Resume in layer.table.values() or layer.default is Resume for layer in decider.layers())
+
+
+def _leaves(spec: Spec) -> Iterator[Child]:
+    """All leaves at and below a spec, and those of which members of pools are made."""
+    for _, node in walk(spec):
+        if isinstance(node, Child):
+            yield node
+        elif isinstance(node, Pool):
+            yield from _leaves(node.template)
+
+
+def _keeps(child: Child) -> bool:
+    return child.resource is not None
 
 
 def _shortest(child: Spec, restarts: int) -> float:

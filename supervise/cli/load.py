@@ -4,19 +4,27 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import inspect
+import re
 import sys
 import traceback
 from pathlib import Path
 from types import ModuleType
+from typing import cast
 
+import supervise
+
+from .._core._brief import brief
+from .._core._check import did_you_mean, is_a
 from .._core.spec import Child, Pool, Supervisor
+from .._trio.tree import Tree
 
 
 class NoTree(Exception):
     """There is no tree to be had there; the message says why in one line."""
 
 
-def load(target: str, noted: list[Exception] | None = None) -> object:
+def load(target: str, noted: list[Exception] | None = None) -> Supervisor | Pool | None:
     """The tree that `MODULE[:ATTR]` or `FILE[:ATTR]` names.
 
     Args:
@@ -32,11 +40,22 @@ def load(target: str, noted: list[Exception] | None = None) -> object:
         module = _module(where)
     except NoTree:
         raise
-    except Exception as exc:
+    except KeyboardInterrupt:
+        raise
+    except SystemExit as exc:
+        raise NoTree(
+            f"{where} ended the program while it was loaded: {brief(exc)}{_where(exc, where)}"
+        ) from exc
+    except BaseException as exc:
         if noted:
             return None
         raise NoTree(f"{where} failed to load: {_last_line(exc)}{_where(exc, where)}") from exc
-    return _attribute(module, where, attribute)
+    try:
+        return _attribute(module, where, attribute)
+    except NoTree:
+        if noted:
+            return None
+        raise
 
 
 def _split(target: str) -> tuple[str, str, str]:
@@ -77,6 +96,8 @@ def _refuse_foreign_runners(where: str) -> None:
 
 
 def _from_file(path: Path) -> ModuleType:
+    if path.is_dir():
+        raise NoTree(f"{path} is a folder: give a file in it")
     if not path.is_file():
         raise NoTree(f"no such file: {path}")
     spec = importlib.util.spec_from_file_location(path.stem.replace("-", "_"), path)
@@ -89,12 +110,12 @@ def _from_file(path: Path) -> ModuleType:
     return module
 
 
-def _attribute(module: ModuleType, where: str, attribute: str) -> object:
+def _attribute(module: ModuleType, where: str, attribute: str) -> Supervisor | Pool:
     if attribute:
-        if not hasattr(module, attribute):
-            raise NoTree(f"{where} has no attribute {attribute!r}")
-        return _tree(getattr(module, attribute), f"{where}:{attribute}")
-    if hasattr(module, "tree"):
+        names = [name for name in vars(module) if not name.startswith("_")]
+        missing = f"{where} has no attribute {attribute!r}{did_you_mean(attribute, names)}"
+        return _tree(_looked_up(module, attribute, missing), f"{where}:{attribute}")
+    if "tree" in vars(module) or _has(module, "tree"):
         return _tree(module.tree, f"{where}:tree")
     roots = _roots(module)
     if len(roots) != 1:
@@ -107,26 +128,79 @@ def _attribute(module: ModuleType, where: str, attribute: str) -> object:
     return next(iter(roots.values()))
 
 
-def _roots(module: ModuleType) -> dict[str, object]:
+def _has(module: ModuleType, name: str) -> bool:
+    try:
+        return hasattr(module, name)
+    except Exception:  # noqa: BLE001 - a module's own `__getattr__` may raise anything
+        return False
+
+
+def _looked_up(module: ModuleType, name: str, missing: str) -> object:
+    try:
+        return getattr(module, name)
+    except AttributeError as exc:
+        raise NoTree(missing) from exc
+    except Exception as exc:
+        raise NoTree(f"{missing}: {_last_line(exc)}") from exc
+
+
+def _roots(module: ModuleType) -> dict[str, Supervisor | Pool]:
     """The supervisors of a module that stand in no other of its supervisors."""
-    found = {name: value for name, value in vars(module).items() if isinstance(value, Supervisor | Pool)}
+    found = {name: value for name, value in vars(module).items() if is_a(value, _ROOTS)}
     below = {id(child) for value in found.values() for child in value.children}
     return {name: value for name, value in found.items() if id(value) not in below}
 
 
-def _tree(value: object, what: str) -> object:
-    if not isinstance(value, Supervisor | Pool):
-        hint = "; put the child into a Supervisor" if isinstance(value, Child) else ""
-        raise NoTree(f"{what} must be a Supervisor or a Pool, got {value!r}{hint}")
-    return value
+def _tree(value: object, what: str) -> Supervisor | Pool:
+    if is_a(value, _ROOTS):
+        return cast("Supervisor | Pool", value)
+    hint = ""
+    if is_a(value, Child):
+        hint = "; put the child into a Supervisor"
+    elif is_a(value, (list, tuple)):
+        hint = "; put the children into a Supervisor"
+    elif inspect.iscoroutine(value):
+        value.close()  # or Python says on its own that nobody awaited it
+    elif callable(value):
+        hint = "; call the function in the file, and give the name of what it returns"
+    elif is_a(value, Tree):
+        hint = "; give the Supervisor, not a tree that runs"
+    raise NoTree(f"{what} must be a Supervisor or a Pool, got {brief(value)}{hint}")
 
 
-def _last_line(exc: Exception) -> str:
-    return "".join(traceback.format_exception_only(exc)).strip().splitlines()[-1]
+_ROOTS = (Supervisor, Pool)
 
 
-def _where(exc: Exception, where: str) -> str:
+def _last_line(exc: BaseException) -> str:
+    """The exception in one line, with a hint where a name of ours is misspelt."""
+    try:
+        lines = "".join(traceback.format_exception_only(exc)).strip().splitlines()
+    except Exception:  # noqa: BLE001 - a user's exception may raise when it is printed
+        lines = []
+    text = lines[-1] if lines else brief(exc)
+    return text + ("" if "id you mean" in text else _misspelt(text))
+
+
+_OPTION = re.compile(r"\b(\w+)(?:\.__init__)?\(\) got an unexpected keyword argument '(\w+)'")
+_NAME = re.compile(r"cannot import name '(\w+)' from '(supervise|runners)(?:\.\w+)*'")
+
+
+def _misspelt(text: str) -> str:
+    """The nearest name that there is, for an option or an import that there is not."""
+    option, name = _OPTION.search(text), _NAME.search(text)
+    if option is not None:
+        made = getattr(supervise, option[1], None) if option[1] in supervise.__all__ else None
+        if made is not None:
+            return did_you_mean(option[2], inspect.signature(made).parameters)
+    if name is not None:
+        return did_you_mean(name[1], sys.modules[name[2]].__all__)
+    return ""
+
+
+def _where(exc: BaseException, where: str) -> str:
     """The line of the file that raised, if it was the file itself."""
+    if isinstance(exc, SyntaxError) and exc.lineno is not None:
+        return f" (line {exc.lineno})"
     frames = traceback.extract_tb(exc.__traceback__)
     lines = [
         frame for frame in frames if frame.filename.endswith(Path(where).name) or where in frame.filename

@@ -11,7 +11,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .children import echo, idle, nothing
+    from .children import echo, idle, nothing, starter
     from .faults import Delay, Fail, FaultPlan, Hang, Injected, Return, Script
     from .lifecycle import assert_lifecycle
     from .simulation import simulate
@@ -35,6 +35,7 @@ _HOMES = {
     "run_virtual": "virtual",
     "scripts": "strategies",
     "simulate": "simulation",
+    "starter": "children",
     "tell": "story",
     "trees": "strategies",
 }
@@ -55,6 +56,7 @@ __all__ = [
     "run_virtual",
     "scripts",
     "simulate",
+    "starter",
     "tell",
     "trees",
 ]
@@ -70,4 +72,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return [*globals(), *__all__]
+    return sorted(__all__)

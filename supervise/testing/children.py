@@ -15,6 +15,12 @@ async def idle(*_: object) -> None:
     await trio.sleep_forever()
 
 
+async def starter(*_: object, task_status: trio.TaskStatus[None]) -> None:
+    """A body that says itself that it is ready (R17), at once, and then runs until it is cancelled."""
+    task_status.started()
+    await trio.sleep_forever()
+
+
 async def echo(*_: object) -> None:
     """A body for a child with a mailbox: it replies to each message with the message's value."""
     async for message in current_child().inbox:

@@ -166,6 +166,10 @@ class FaultPlan(Code):
                 if not isinstance(script, Script):
                     raise TypeError(f"a fault plan maps {path!r} to scripts, got {script!r}")
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """A copy, or what comes out of a pickle, is made anew: a `MappingProxyType` can be neither."""
+        return FaultPlan, (dict(self.scripts),)
+
     def script(self, path: str, incarnation: int) -> Script:
         """What this incarnation of this node does."""
         its = self.scripts.get(path, ())

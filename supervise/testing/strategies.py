@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from functools import cache
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from functools import lru_cache
 from string import ascii_lowercase
-from typing import Any
+from typing import Any, NamedTuple
 
 from attrs import evolve
 from hypothesis import strategies as st
 
-from .._core.decide import AKKA, Decider, Rule
-from .._core.directive import Escalate, Restart, Resume, Stop
+from .._core._brief import brief
+from .._core._check import check_number
+from .._core.decide import AKKA, FRAMEWORK_TAGS, Decider, Rule, judge
+from .._core.directive import Directive, Escalate, Restart, Resume, Stop
 from .._core.limit import Backoff, Limit
 from .._core.spec import IGNORE, Child, Mailbox, Pool, Spec, Supervisor, walk
-from .children import echo, idle, nothing
+from .children import echo, idle, nothing, starter
 from .faults import Delay, Fail, FaultPlan, Hang, Injected, Return, Script
 
 Option = tuple[str, Any]
+_KEPT = 256
+"""So many strategies are kept: to make one takes longer than to draw from it."""
 
 DECIDERS = (
     AKKA,
@@ -65,6 +70,7 @@ _OF_ALL = (
 _OF_CHILD = (
     *_OF_ALL,
     *[_option("resource", nothing)] * 3,  # without one nothing is resumed
+    *[_option("starts", True)] * 3,  # only such a one can say that it is not needed
     _option("mailbox", Mailbox(4), Mailbox(1, on_loss="requeue")),
     _option("drain", 0.5, 3.0),
     _option("grace", 0.25, 1.0),
@@ -94,7 +100,7 @@ _NODES = st.one_of(
 def trees(*, min_size: int = 1, max_size: int = 12) -> st.SearchStrategy[Supervisor]:
     """Declared trees of idle children: every strategy, restart type, limit, decider …, nested supervisors and pools.
 
-    Children with a mailbox are `echo`; the others are `idle`. Shrinks to few nodes with few options.
+    Children with a mailbox are `echo`; the others are `idle`, or `starter`, which says itself when it is ready. Shrinks to few nodes with few options.
 
     Args:
         min_size: at least so many nodes below the root; one of them is a leaf.
@@ -136,7 +142,9 @@ def _made(kind: type[Any], name: str, options: Any, children: Sequence[Spec]) ->
 
 
 def _child(name: str, options: dict[str, Any]) -> Child:
-    return Child(name, echo if "mailbox" in options else idle, **_consistent(options))
+    options = dict(options)
+    body = starter if options.pop("starts", False) else idle
+    return Child(name, echo if "mailbox" in options else body, **_consistent(options))
 
 
 def _supervisor(name: str, options: dict[str, Any], children: Sequence[Spec]) -> Supervisor:
@@ -161,44 +169,223 @@ def _insignificant(child: Spec) -> Spec:
     return evolve(child, significant=False) if child.significant else child
 
 
-_TIMES = st.integers(0, 40).map(lambda eighths: eighths / 8)
-_FAIL = st.builds(Fail, st.sampled_from(FAILURES), after=_TIMES)
-_DELAY = st.builds(Delay, _TIMES)
-_HANG = st.builds(Hang, after=_TIMES)
-_RETURN = st.builds(Return, after=_TIMES)
-_IGNORED = st.builds(Return, st.just(IGNORE), after=_TIMES)
-_BODY = st.one_of(_FAIL, _RETURN)
-_BODIES = st.lists(_BODY, min_size=2, max_size=4).map(tuple)
-
-
-def scripts(child: Child) -> st.SearchStrategy[Script]:
+def scripts(
+    child: Child, *, exceptions: Iterable[BaseException | type[BaseException]] = (), horizon: float = 5.0
+) -> st.SearchStrategy[Script]:
     """What one incarnation of this child may do.
 
     Nothing waits without an end: only with a `start_timeout` may its start hang.
+
+    Args:
+        child: also its decider is looked at, see `fault_plans`.
+        exceptions: as for `fault_plans`.
+        horizon: likewise.
     """
-    return _scripts(*_faces(child))
+    chain = () if child.decider is None else (child.decider,)
+    return _scripts(_faces(child), _failing(chain, _instances(exceptions), _checked(horizon)), horizon)
 
 
-def _faces(child: Child) -> tuple[bool, bool, bool]:
+def fault_plans(
+    tree: Supervisor | Pool,
+    *,
+    exceptions: Iterable[BaseException | type[BaseException]] = (),
+    horizon: float = 5.0,
+    max_size: int = 8,
+) -> st.SearchStrategy[FaultPlan]:
+    """What may go wrong in a tree: scripts for some of its children, and for the first members of its pools.
+
+    A child fails with exceptions of every kind, and with those that the deciders name which it meets on the way up: each
+    tag, each class, each rule, so that every directive which they give is given about as often as any other. A rule with
+    a predicate, or with a regular expression that is more than a text, is met only by what `exceptions` has for it.
+    Shrinks to few scripts.
+
+    Args:
+        tree: the tree, without a plan over it.
+        exceptions: further ones, as instances or as classes.
+        horizon: seconds that an act of a script takes at most, each counted from the beginning of its phase. Under
+            virtual time long ones cost little, unless bodies poll.
+        max_size: at most so many children have scripts.
+
+    Raises:
+        TypeError: a class, of `exceptions` or of a decider, cannot be made without arguments: give an instance of it.
+    """
+    children = dict(_children(tree))
+    if not children:
+        return st.just(FaultPlan())
+    given, horizon = _instances(exceptions), _checked(horizon)
+    fails = {path: _failing(chain, given, horizon) for path, (_, chain) in children.items()}
+    return _plans({path: child for path, (child, _) in children.items()}, fails, horizon, max_size)
+
+
+# --- what a child may fail with
+
+Chain = tuple[Decider, ...]
+"""The deciders that a failure meets on its way up."""
+Failing = st.SearchStrategy[Fail]
+
+
+def _checked(horizon: float) -> float:
+    check_number("horizon", horizon, least=0, finite=True)
+    return horizon
+
+
+def _times(horizon: float) -> st.SearchStrategy[float]:
+    return st.integers(0, int(horizon * 8)).map(lambda eighths: eighths / 8)
+
+
+def _instances(exceptions: Iterable[BaseException | type[BaseException]]) -> tuple[BaseException, ...]:
+    made: list[BaseException] = []
+    for each in exceptions:
+        exc = _made_of(each) if isinstance(each, type) else each
+        if not isinstance(exc, BaseException):
+            told = "; give an instance of it" if isinstance(each, type) else ""
+            raise TypeError(f"fault_plans: cannot make an exception of {brief(each)} without arguments{told}")
+        Fail(exc)
+        made.append(exc)
+    return tuple(made)
+
+
+def _made_of(kind: type[Any]) -> BaseException | None:
+    """An instance of an exception class that can be copied, as `Fail` needs it; None if no plain arguments make one."""
+    if not issubclass(kind, BaseException):
+        return None
+    for arguments in (
+        ("x",),
+        (),
+        ("x", [Injected("x")]),
+        ("x", "x"),
+        ("x", "x", "x"),
+        ("x", b"x", 0, 1, "x"),
+    ):
+        try:
+            return Fail(kind(*arguments)).exc
+        except Exception:  # noqa: BLE001, S112 - its constructor wants something else
+            continue
+    return None
+
+
+def _failing(chain: Chain, given: tuple[BaseException, ...], horizon: float) -> Failing:
+    return _failing_with(chain, _Same(given), horizon)
+
+
+class _Same:
+    """Exceptions as a key of a cache: an exception's own equality may be anything."""
+
+    def __init__(self, exceptions: tuple[BaseException, ...]) -> None:
+        self.exceptions = exceptions
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Same) and list(map(id, self.exceptions)) == list(map(id, other.exceptions))
+
+    def __hash__(self) -> int:
+        return hash(tuple(map(id, self.exceptions)))
+
+
+@lru_cache(_KEPT)
+def _failing_with(chain: Chain, given: _Same, horizon: float) -> Failing:
+    """Exceptions of every kind; and, a part for each directive, those that the deciders name."""
+    named = _by_directive(chain, given.exceptions)
+    parts = [st.sampled_from(FAILURES), *([st.sampled_from(given.exceptions)] if given.exceptions else [])]
+    parts += [st.sampled_from(its) for _, its in sorted(named.items())]
+    return st.builds(Fail, st.one_of(parts), after=_times(horizon))
+
+
+def _by_directive(chain: Chain, given: tuple[BaseException, ...]) -> dict[Directive, list[BaseException]]:
+    """What the deciders name, by what comes of it."""
+    if not chain:
+        return {}
+    *others, decider = chain
+    for other in reversed(others):
+        decider = other.over(decider)
+    found: dict[Directive, list[BaseException]] = {}
+    for exc in _named(decider, given):
+        found.setdefault(judge(decider, exc).directive, []).append(exc)
+    return found
+
+
+def _named(decider: Decider, given: tuple[BaseException, ...]) -> Iterator[BaseException]:
+    for layer in decider.layers():
+        for key in layer.table:
+            if isinstance(key, str):
+                yield from [Injected("x", tag=key)] if key not in FRAMEWORK_TAGS else []
+            elif issubclass(key, Exception):
+                yield _made_of(key) or _given_for(key, given)
+        for rule in layer.rules:
+            yield from _fitting_rule(rule)
+
+
+def _given_for(kind: type[Exception], given: tuple[BaseException, ...]) -> BaseException:
+    for exc in given:
+        if isinstance(exc, kind):
+            return exc
+    raise TypeError(
+        f"fault_plans: cannot make a {kind.__name__}, which a decider names, without arguments: "
+        "give an instance of it in exceptions=…"
+    )
+
+
+def _fitting_rule(rule: Rule) -> Iterator[BaseException]:
+    """An exception of the first of its classes that fits, with the literal text of its regular expression."""
+    pattern = "" if rule.match is None else rule.match.pattern
+    texts = ["x", pattern, re.sub(r"\\(.)", r"\1", pattern.strip("^$"))]
+    for kind in rule.exceptions:
+        for text in texts if issubclass(kind, Exception) else ():
+            try:
+                exc = Fail(kind(text)).exc
+                fits = rule.fits(exc)
+            except Exception:  # noqa: BLE001, S112 - its constructor, or a predicate, wants something else
+                continue
+            if fits:
+                yield exc
+                return
+
+
+# --- scripts
+
+
+class _Faces(NamedTuple):
     """What of a child matters to its scripts."""
-    return child.start_timeout is not None, child.drain > 0, child.resource is not None
+
+    timed: bool
+    drains: bool
+    owns: bool
+    tells: bool
 
 
-@cache
-def _scripts(timed: bool, drains: bool, owns: bool) -> st.SearchStrategy[Script]:
-    hang = (_HANG,) if timed else ()
-    starts: dict[str, st.SearchStrategy[Any]] = {"start": st.one_of(_FAIL, _DELAY, _IGNORED, _RETURN, *hang)}
-    starts |= {"enter": st.one_of(_FAIL, _DELAY, *hang)} if owns else {}
-    return _of_acts(drains, owns, starts)
+def _faces(child: Child) -> _Faces:
+    return _Faces(
+        child.start_timeout is not None, child.drain > 0, child.resource is not None, child.takes_task_status
+    )
 
 
-def _of_acts(drains: bool, owns: bool, acts: dict[str, st.SearchStrategy[Any]]) -> st.SearchStrategy[Script]:
+@lru_cache(_KEPT)
+def _scripts(faces: _Faces, fail: Failing, horizon: float) -> st.SearchStrategy[Script]:
+    times = _times(horizon)
+    delay = st.builds(Delay, times)
+    hang = (st.builds(Hang, after=times),) if faces.timed else ()
+    returns = (
+        (st.builds(Return, st.just(IGNORE), after=times), st.builds(Return, after=times))
+        if faces.tells
+        else ()
+    )
+    starts: dict[str, st.SearchStrategy[Any]] = {"start": st.one_of(fail, delay, *returns, *hang)}
+    starts |= {"enter": st.one_of(fail, delay, *hang)} if faces.owns else {}
+    return _of_acts(faces, fail, horizon, starts)
+
+
+def _of_acts(
+    faces: _Faces, fail: Failing, horizon: float, acts: dict[str, st.SearchStrategy[Any]]
+) -> st.SearchStrategy[Script]:
     """Those acts, and what may go wrong once it is up: above all in its body."""
-    acts = {**acts, "stop": st.one_of(_DELAY, _FAIL, _RETURN)}
-    acts |= {"drain": st.one_of(_RETURN, _FAIL)} if drains else {}
-    acts |= {"leave": st.one_of(_FAIL, _DELAY)} if owns else {}
+    times = _times(horizon)
+    delay, returns = st.builds(Delay, times), st.builds(Return, after=times)
+    acts = {**acts, "stop": st.one_of(delay, fail, returns)}
+    acts |= {"drain": st.one_of(returns, fail)} if faces.drains else {}
+    acts |= {"leave": st.one_of(fail, delay)} if faces.owns else {}
     others = [st.tuples(st.just(name), its) for name, its in acts.items()]
-    body: st.SearchStrategy[Option] = st.tuples(st.just("body"), st.one_of(_BODY, _BODIES))
+    once = st.one_of(fail, returns)
+    often = st.lists(once, min_size=2, max_size=4).map(tuple)
+    body: st.SearchStrategy[Option] = st.tuples(st.just("body"), st.one_of(once, often))
     return st.lists(st.one_of([body] * len(others) + others), min_size=1, max_size=3).map(_script)
 
 
@@ -206,38 +393,31 @@ def _script(acts: list[Option]) -> Script:
     return Script(**dict(acts))
 
 
-@cache
-def _lives(timed: bool, drains: bool, owns: bool) -> st.SearchStrategy[list[Script]]:
+@lru_cache(_KEPT)
+def _lives(faces: _Faces, fail: Failing, horizon: float) -> st.SearchStrategy[list[Script]]:
     """Most first starts succeed: one that fails ends the whole tree before anything has happened."""
-    later = _scripts(timed, drains, owns)
-    first = st.one_of(*[_of_acts(drains, owns, {})] * 5, later)
+    later = _scripts(faces, fail, horizon)
+    first = st.one_of(*[_of_acts(faces, fail, horizon, {})] * 5, later)
     return st.tuples(first, st.lists(later, max_size=3)).map(lambda its: [its[0], *its[1]])
 
 
-def fault_plans(tree: Supervisor | Pool, *, max_size: int = 8) -> st.SearchStrategy[FaultPlan]:
-    """What may go wrong in a tree: scripts for some of its children, and for the first members of its pools.
-
-    Shrinks to few scripts.
-
-    Args:
-        tree: the tree, without a plan over it.
-        max_size: at most so many children have scripts.
-    """
-    children = dict(_children(tree))
-    if not children:
-        return st.just(FaultPlan())
-    return _plans(children, max_size)
-
-
 @st.composite
-def _plans(draw: st.DrawFn, children: dict[str, Child], max_size: int) -> FaultPlan:
+def _plans(
+    draw: st.DrawFn, children: dict[str, Child], fails: dict[str, Failing], horizon: float, max_size: int
+) -> FaultPlan:
     paths = draw(st.lists(st.sampled_from(list(children)), min_size=1, max_size=max_size, unique=True))
-    return FaultPlan({path: draw(_lives(*_faces(children[path]))) for path in paths})
+    return FaultPlan({path: draw(_lives(_faces(children[path]), fails[path], horizon)) for path in paths})
 
 
-def _children(tree: Supervisor | Pool) -> Iterable[tuple[str, Child]]:
+def _children(tree: Supervisor | Pool) -> Iterable[tuple[str, tuple[Child, Chain]]]:
+    """The leaves, also those that are the first members of a pool, each with the deciders above it."""
+    chains: dict[str, Chain] = {}
     for path, node in walk(tree):
+        above = chains.get(path.rpartition("/")[0], ())
+        chain = chains[path] = above if node.decider is None else (node.decider, *above)
         if isinstance(node, Child):
-            yield path, node
+            yield path, (node, chain)
         elif isinstance(node, Pool) and isinstance(node.template, Child):
-            yield from ((f"{path}/{node.template.name}-{number}", node.template) for number in (1, 2, 3))
+            its = node.template.decider
+            members = node.template, chain if its is None else (its, *chain)
+            yield from ((f"{path}/{node.template.name}-{number}", members) for number in (1, 2, 3))

@@ -21,11 +21,11 @@ from rich.live import Live
 from rich.segment import Segment
 
 from .. import events
+from .._core._brief import printable
 from .._core.node import Status
 from .._trio.tree import Tree
 from ..sinks.lines import LineSink
 from .panel import Line, Rates, panel
-from .words import plain
 
 _EVERY: Final = 0.25
 """Seconds between two pictures."""
@@ -99,7 +99,7 @@ class _Tail(StringIO):
     def write(self, text: str) -> int:
         """Take a text, of which only whole lines count."""
         *lines, self._rest = (self._rest + text).split("\n")
-        self.lines.extend(f"{self.time:7.1f}  {plain(line)}" for line in lines)
+        self.lines.extend(f"{self.time:7.1f}  {printable(line)}" for line in lines)
         return len(text)
 
 

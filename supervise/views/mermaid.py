@@ -22,6 +22,7 @@ _COLOURS: dict[State, str] = {
     "up": "#d3f0d3",
     "failed": "#f7c6c6",
     "stopping": "#fff2b3",
+    "releasing": "#fff2b3",
     "restarting": "#ffd9a8",
     "condemned": "#f7c6c6",
 }

@@ -41,6 +41,7 @@ _STATES: Final = {
     "down": "dim",
     "starting": "yellow",
     "stopping": "yellow",
+    "releasing": "yellow",
     "restarting": "bold yellow",
     "failed": "bold red",
     "condemned": "red",

@@ -8,15 +8,24 @@ from importlib.util import find_spec
 
 from .._core.spec import Pool, Supervisor
 from .._trio.run import run_tree
+from ..events import Sink
 from ..sinks.lines import LineSink
 
 
-def run_live(spec: Supervisor | Pool, *, hard_exit_after: float | None = None) -> None:
-    """Like `run_tree`, under a `LiveView`; where that cannot be, one line says why, and plain lines follow."""
+def run_live(
+    spec: Supervisor | Pool, *, hard_exit_after: float | None = None, otherwise: Sink | None = None
+) -> None:
+    """Like `run_tree`, under a `LiveView`; where that cannot be, one line says why, and plain lines follow.
+
+    Args:
+        spec: the root.
+        hard_exit_after: as for `run_tree`.
+        otherwise: what gets the events where there is no view; None is a `LineSink`.
+    """
     reason = _why_not()
     if reason is not None:
         sys.stderr.write(f"supervise: no live view, plain lines instead: {reason}\n")
-        run_tree(spec, sinks=[LineSink()], hard_exit_after=hard_exit_after)
+        run_tree(spec, sinks=[otherwise or LineSink()], hard_exit_after=hard_exit_after)
         return
     from .live import LiveView  # noqa: PLC0415 - needs rich, which is an extra
 

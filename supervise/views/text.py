@@ -10,7 +10,7 @@ from . import words
 
 
 def declared(spec: Spec) -> str:
-    """The tree as it was declared: strategies, restart types, limits, fronts, resources and mailboxes."""
+    """The tree as it was declared: everything that is not as usual."""
     rows = [
         (lead + node.label, " · ".join(node.facts()))
         for lead, node in words.branches(words.Declared(spec), words.Declared.below)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Iterator, Sequence
-from typing import TypeVar
+from typing import Final, TypeVar
 
 from attrs import frozen
 
-from .._core.limit import Limit
+from .._core._brief import brief_text, class_name, printable
+from .._core._call import name_of
+from .._core.decide import AKKA, DEVICE, OTP, Decider
+from .._core.limit import Backoff, Limit
 from .._core.node import Status
 from .._core.spec import Child, Pool, Spec
 
@@ -29,11 +31,6 @@ def branches(root: _Node, below: Callable[[_Node], Sequence[_Node]]) -> Iterator
             lead = "├─ "
 
 
-def plain(text: str) -> str:
-    """A text as one line that leaves a terminal alone, whatever is in it."""
-    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
-
-
 @frozen(eq=False)
 class Declared:
     """A spec and where it stands. `role`: `root`, `child`, or `member` for a pool's template."""
@@ -44,14 +41,14 @@ class Declared:
     @property
     def label(self) -> str:
         """Its name; a pool names its members when they are added."""
-        return "(member)" if self.role == "member" else plain(self.spec.name)
+        return "(member)" if self.role == "member" else printable(self.spec.name)
 
     def below(self) -> list[Declared]:
         """Its children; of a pool, what each member is like."""
         if isinstance(self.spec, Child):
             return []
         if isinstance(self.spec, Pool):
-            return [Declared(self.spec.member(self.spec.template.name, ()), "member")]
+            return [Declared(self.spec.pattern(), "member")]
         return [Declared(child, "child") for child in self.spec.children]
 
     def facts(self) -> list[str]:
@@ -60,18 +57,22 @@ class Declared:
         facts: list[str] = [] if self.role == "root" else [spec.restart]
         facts += ["significant"] * spec.significant
         facts += _of_child(spec) if isinstance(spec, Child) else _of_supervisor(spec)
-        return facts
+        return facts + _of_all(spec)
 
 
 def _of_child(child: Child) -> list[str]:
-    facts: list[str] = []
+    facts = [f"body {_called(child.body)}"]
     if child.limit is not None:
         facts.append(_limit(child.limit))
     if child.resource is not None:
-        name = child.resource.__name__ if inspect.isfunction(child.resource) else ""
-        facts.append(f"resource {plain(name)}".rstrip())
+        facts.append(f"resource {_called(child.resource)}")
     if child.mailbox is not None:
-        facts.append(f"mailbox {child.mailbox.size}")
+        requeue = ", requeue" if child.mailbox.on_loss == "requeue" else ""
+        facts.append(f"mailbox {child.mailbox.size}{requeue}")
+    if child.drain > 0:
+        facts.append(f"drain {child.drain:g} s")
+    if child.grace != _GRACE:
+        facts.append(f"grace {child.grace:g} s")
     return facts
 
 
@@ -86,8 +87,57 @@ def _of_supervisor(spec: Spec) -> list[str]:
     if spec.auto_shutdown != "never":
         facts.append(f"auto_shutdown {spec.auto_shutdown}")
     if spec.front is not None:
-        facts.append(f"front {plain(spec.front)}")
+        facts.append(f"front {printable(spec.front)}")
+    if spec.init is not None:
+        facts.append(f"init {_called(spec.init)}")
     return facts
+
+
+def _of_all(spec: Spec) -> list[str]:
+    facts: list[str] = []
+    if spec.start_timeout is not None:
+        facts.append(f"start_timeout {spec.start_timeout:g} s")
+    if spec.backoff is not None:
+        facts.append(_backoff(spec.backoff))
+    if spec.decider is not None:
+        facts.append(f"decider {_decider(spec.decider)}")
+    return facts
+
+
+_GRACE: Final = 5
+_ENTRIES: Final = 5
+"""So many entries of a decider are shown."""
+_PRESETS: Final = {"OTP": OTP, "AKKA": AKKA, "DEVICE": DEVICE}
+
+
+def _called(function: object) -> str:
+    """Its name in the program; a `partial` goes by its function."""
+    return printable(name_of(function))
+
+
+def _backoff(backoff: Backoff) -> str:
+    immediate = f", {backoff.immediate} at once" if backoff.immediate else ""
+    return f"backoff {backoff.initial:g} s × {backoff.factor:g} up to {backoff.maximum:g} s{immediate}"
+
+
+def _decider(decider: Decider) -> str:
+    """Its table, layer by layer; a preset by its name."""
+    return ", over ".join(map(_layer, decider.layers()))
+
+
+def _layer(layer: Decider) -> str:
+    for name, preset in _PRESETS.items():
+        if (layer.table, layer.default, layer.rules) == (preset.table, preset.default, preset.rules):
+            return name
+    entries = [f"{_key(key)} → {directive!r}" for key, directive in layer.table.items()]
+    said = entries[:_ENTRIES] + [f"{len(entries) - _ENTRIES} more"] * (len(entries) > _ENTRIES)
+    said += [f"else {layer.default!r}"] * (layer.default is not None)
+    said += [f"{len(layer.rules)} rule{'s' * (len(layer.rules) > 1)}"] * bool(layer.rules)
+    return ", ".join(said) or "empty"
+
+
+def _key(key: str | type[BaseException]) -> str:
+    return printable(key) if isinstance(key, str) else class_name(key)
 
 
 def _limit(limit: Limit | None) -> str:
@@ -98,7 +148,7 @@ def _limit(limit: Limit | None) -> str:
 
 def name(status: Status) -> str:
     """The last part of its path."""
-    return plain(status.path.rpartition("/")[2])
+    return printable(status.path.rpartition("/")[2])
 
 
 def children(status: Status) -> Sequence[Status]:
@@ -116,4 +166,4 @@ def state(status: Status, now: float) -> str:
 def failure(status: Status) -> str:
     """Its last failure, in a line."""
     exc = status.last_failure
-    return "" if exc is None else plain(f"{type(exc).__name__}: {exc}").removesuffix(": ")
+    return "" if exc is None else printable(f"{class_name(type(exc))}: {brief_text(exc)}").removesuffix(": ")

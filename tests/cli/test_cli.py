@@ -169,7 +169,7 @@ def test_the_current_folder_shadows_nothing(tmp_path):
 
 
 def test_a_corrupt_weights_file_gives_one_line(write, tmp_path):
-    """A tree that cannot start says why in one line, and exits 1."""
+    """`run --quiet`: a tree that cannot start says why in one line, and exits 1."""
     (tmp_path / "w.safetensors").write_bytes(b"garbage")
     write(
         "corrupt.py",
@@ -178,7 +178,7 @@ def test_a_corrupt_weights_file_gives_one_line(write, tmp_path):
         tree = Supervisor("app", [device_worker("llm", TorchLM("w.safetensors"))])
         """,
     )
-    one_line(supervise("run", "corrupt.py", cwd=tmp_path), status=1, says="WeightsCorrupt")
+    one_line(supervise("run", "--quiet", "corrupt.py", cwd=tmp_path), status=1, says="WeightsCorrupt")
 
 
 ORDERED = """
@@ -297,7 +297,10 @@ def test_tree_prints_a_declared_tree(write, tmp_path):
     result = supervise("tree", "drawn.py", cwd=tmp_path)
     assert (result.returncode, result.stdout.splitlines()) == (
         0,
-        ["app   one_for_one · limit 3 within 5 s", "└─ a  permanent · resource boom · mailbox 8"],
+        [
+            "app   one_for_one · limit 3 within 5 s · init boom",
+            "└─ a  permanent · body boom · resource boom · mailbox 8",
+        ],
     )
     result = supervise("tree", "--mermaid", "drawn.py", cwd=tmp_path)
     assert (result.returncode, result.stdout.splitlines()[0]) == (0, "flowchart TD")

@@ -16,7 +16,9 @@ from .adapter import ON_SHUTDOWN, World, names
 class Machines(World):
     """Bare machines: a worker does at once what it is told."""
 
-    work = staticmethod(trio.sleep_forever)
+    @staticmethod
+    async def work(*_):
+        """Nothing: each worker's life is a `Worker`."""
 
     @asynccontextmanager
     async def tree(self, spec):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import asynccontextmanager
+
 import pytest
 
 from supervise import (
@@ -28,8 +30,10 @@ POLICY = Decider({"stop": Stop, "resume": Resume, "escalate": Escalate})
 WAIT = Backoff(initial=3, factor=1, maximum=3, jitter=0)
 
 
+@asynccontextmanager
 async def resource():
     """A resource."""
+    yield
 
 
 def exits(tree, name, tag="restart", **more):

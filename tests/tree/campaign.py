@@ -171,6 +171,11 @@ def _moved(item, same):
     moved = copy.copy(item)
     if hasattr(item, "child"):
         moved.child = same[item.child]
+    if isinstance(item, effect.Request):
+        moved.withdrawn = False
+        same[item] = moved
+    if isinstance(item, effect.Withdraw):
+        moved.request = same[item.request]
     return moved
 
 
@@ -195,6 +200,7 @@ def plain(event):
     """An event as a value: exceptions as they print, no stacks."""
     fields = attrs.asdict(event, recurse=False)
     fields.pop("stack", None)
+    fields.pop("waits_for", None)
     shown = {name: repr(it) if isinstance(it, BaseException) else it for name, it in fields.items()}
     return type(event).__name__, shown
 
@@ -212,7 +218,11 @@ def tilted(value, dice):
         return tuple(tilted(one, dice) for one in value)
     if value is None:
         return None
-    names = [n for n in ("after", "start_timeout", "drain", "grace", "initial") if _is_time(value, n)]
+    names = [
+        n
+        for n in ("after", "start_timeout", "start_warning", "drain", "grace", "initial")
+        if _is_time(value, n)
+    ]
     changes = {name: getattr(value, name) + dice.getrandbits(24) / 2**28 + 2**-28 for name in names}
     for name in ("children", "template", "backoff"):
         if getattr(value, name, None) is not None and _settable(value, name):
@@ -267,8 +277,10 @@ class Run:
 
     async def _ask(self, tree, at, kind, path, number):
         await trio.sleep_until(at)
+        patience = number / 4 if number % 3 == 2 else FOR_EVER
         try:
-            await getattr(self, kind)(tree, path, number)
+            with trio.move_on_after(patience):
+                await getattr(self, kind)(tree, path, number)
             self.answers.append((kind, None))
         except ANSWERS as answer:
             self.answers.append((kind, answer))
@@ -288,8 +300,11 @@ class Run:
     async def stop(self, tree, path, _):
         await tree[path].stop()
 
-    async def restart(self, tree, path, _):
+    async def start(self, tree, path, _):
         await tree[path].start()
+
+    async def restart(self, tree, path, _):
+        await tree[path].restart()
 
     async def remove(self, tree, path, _):
         await tree[path].remove()

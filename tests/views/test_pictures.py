@@ -8,7 +8,23 @@ from functools import partial
 import pytest
 import trio
 
-from supervise import Backoff, Child, Limit, Pool, Status, Supervisor, open_tree
+from supervise import (
+    AKKA,
+    DEVICE,
+    Backoff,
+    Child,
+    Decider,
+    Escalate,
+    Limit,
+    Mailbox,
+    Pool,
+    Restart,
+    Rule,
+    Status,
+    Stop,
+    Supervisor,
+    open_tree,
+)
 from supervise.testing import run_virtual
 from supervise.views import mermaid, text
 
@@ -50,26 +66,26 @@ def declaration():
 
 TEXT = """\
 app             one_for_one · no limit · auto_shutdown any_significant
-├─ feed         permanent
+├─ feed         permanent · body serve · backoff 0.1 s × 2 up to 30 s
 ├─ store        transient · rest_for_one · limit 3 within 60 s of ready time · front jobs
-│  ├─ cache     permanent
-│  └─ jobs      permanent · resource open_database · mailbox 256
+│  ├─ cache     permanent · body serve
+│  └─ jobs      permanent · body serve · resource open_database · mailbox 256
 ├─ sessions     permanent · pool of at most 100 · no limit, then shutdown
-│  └─ (member)  temporary · limit 3 within 5 s
+│  └─ (member)  temporary · body serve · limit 3 within 5 s
 ├─ guests       permanent · pool · limit 9 within 1 s
 │  └─ (member)  permanent · one_for_one · limit 3 within 5 s
-│     └─ one    permanent
-└─ end          transient · significant · resource
+│     └─ one    permanent · body serve
+└─ end          transient · significant · body serve · resource open_database
 """
 
 MERMAID = """\
 flowchart TD
     n0["<b>app</b><br/>one_for_one<br/>limit 3 within 5 s<br/>front llm"]
-    n0 --> n1("<b>feed</b><br/>permanent")
+    n0 --> n1("<b>feed</b><br/>permanent<br/>body serve")
     n0 ==> n2["<b>llm</b><br/>permanent<br/>one_for_one<br/>limit 3 within 5 s"]
     n0 --> n3[["<b>sessions</b><br/>permanent<br/>pool<br/>no limit"]]
-    n2 --> n4("<b>context</b><br/>permanent<br/>mailbox 8")
-    n3 -.-> n5("<b>(member)</b><br/>permanent<br/>limit 3 within 5 s")
+    n2 --> n4("<b>context</b><br/>permanent<br/>body serve<br/>mailbox 8")
+    n3 -.-> n5("<b>(member)</b><br/>permanent<br/>body serve<br/>limit 3 within 5 s")
 """
 
 
@@ -101,7 +117,7 @@ def test_nothing_in_a_mermaid_label_is_syntax():
     (line,) = [
         line for line in mermaid.declared(Supervisor("app", [Child(ODD, serve)])).splitlines() if "n1" in line
     ]
-    label = re.fullmatch(r' +n0 --> n1\("<b>(.*)</b><br/>permanent"\)', line)
+    label = re.fullmatch(r' +n0 --> n1\("<b>(.*)</b><br/>permanent<br/>body serve"\)', line)
     assert label is not None
     bare = re.sub(r"#\d+;", "", label[1])
     assert set(bare) <= set("abcdefghi nx131m%") - {"%"}
@@ -167,3 +183,35 @@ def test_no_tree_is_too_deep(view):
     for number in range(sys.getrecursionlimit() + 100):
         tree = Supervisor(f"s{number}", [tree])
     assert view.declared(tree).count("\n") > sys.getrecursionlimit()
+
+
+def test_a_declared_tree_shows_everything_that_is_not_as_usual():
+    """Deciders, backoff, drain, grace, start_timeout, init, and what a `partial` stands for."""
+    tables = {
+        "preset": AKKA,
+        "own": Decider({"net.gone": Restart, OSError: Stop}, default=Escalate, rules=[Rule(KeyError, "x")]),
+        "long": Decider({f"t{number}": Stop for number in range(7)}).over(DEVICE),
+        "none": Decider(),
+    }
+    children = [Child(name, serve, decider=decider) for name, decider in tables.items()]
+    slow = Child(
+        "slow",
+        partial(serve, 1),
+        resource=partial(open_database),
+        drain=2.5,
+        grace=1,
+        start_timeout=9,
+        mailbox=Mailbox(4, on_loss="requeue"),
+        backoff=Backoff(initial=1, immediate=2),
+    )
+    assert (
+        text.declared(Supervisor("app", [*children, slow], init=partial(print, 1)))
+        == """\
+app        one_for_one · limit 3 within 5 s · init print
+├─ preset  permanent · body serve · decider AKKA
+├─ own     permanent · body serve · decider net.gone → Restart, OSError → Stop, else Escalate, 1 rule
+├─ long    permanent · body serve · decider t0 → Stop, t1 → Stop, t2 → Stop, t3 → Stop, t4 → Stop, 2 more, over DEVICE
+├─ none    permanent · body serve · decider empty
+└─ slow    permanent · body serve · resource open_database · mailbox 4, requeue · drain 2.5 s · grace 1 s · start_timeout 9 s · backoff 1 s × 2 up to 30 s, 2 at once
+"""
+    )

@@ -37,6 +37,7 @@ DROPPED = {
     "parent": "goes with the place in the tree",
     "path": "likewise",
     "simple": "goes with the spec",
+    "slow_start": "likewise",
     "since": "no family has a quiet time",
     "why": "is reported, and decides nothing",
 }

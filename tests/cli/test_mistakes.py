@@ -1,0 +1,480 @@
+"""Mistakes that new users make in a declaration, and the one line that `check` says of each; none ends in a traceback."""
+
+import sys
+import textwrap
+
+import pytest
+
+from supervise.cli import main
+
+HEAD = """
+from contextlib import asynccontextmanager, contextmanager
+from functools import partial, wraps
+import asyncio
+import trio
+from supervise import *
+
+async def idle(): await trio.sleep_forever()
+async def serve(inbox): await trio.sleep_forever()
+async def work(resource, inbox): await trio.sleep_forever()
+async def add(one, two): await trio.sleep_forever()
+async def starts(task_status): task_status.started()
+def sync(): print("I am not async")
+def blocks():
+    while True: pass
+async def numbers():
+    yield 1
+async def open_database():
+    yield "database"
+@contextmanager
+def open_file():
+    yield "file"
+@asynccontextmanager
+async def open_link(address):
+    yield "link"
+@asynccontextmanager
+async def opened():
+    yield "opened"
+class Server:
+    async def run(self): await trio.sleep_forever()
+class Lying:
+    @property
+    def __class__(self): return Child
+class Shy:
+    def __repr__(self): raise RuntimeError("no repr")
+    def __eq__(self, other): raise RuntimeError("no eq")
+    def __hash__(self): raise RuntimeError("no hash")
+    def __bool__(self): raise RuntimeError("no bool")
+class Text(str):
+    def __eq__(self, other): raise RuntimeError("no eq")
+    def __hash__(self): raise RuntimeError("no hash")
+    def __repr__(self): raise RuntimeError("no repr")
+class Liar(Exception):
+    def __repr__(self): raise RuntimeError("no repr")
+"""
+
+MISTAKES = {
+    # children of a supervisor
+    "a function as children": (
+        'Supervisor("app", idle)',
+        "supervisor 'app': children must be a list of Child, Supervisor and Pool, got <function idle",
+    ),
+    "functions in a list": (
+        'Supervisor("app", [idle])',
+        "supervisor 'app': each child must be a Child or Supervisor or Pool, got <function idle",
+    ),
+    "pairs": (
+        'Supervisor("app", [("a", idle)])',
+        "supervisor 'app': each child must be a Child or Supervisor or Pool, got ('a', <function idle",
+    ),
+    "a dict": (
+        'Supervisor("app", {"a": idle})',
+        "supervisor 'app': children must be a list of Child, Supervisor and Pool, got {'a': <function idle",
+    ),
+    "one child without brackets": (
+        'Supervisor("app", Child("a", idle))',
+        "supervisor 'app': children must be a list of Child, Supervisor and Pool, got Child('a', idle); write it in brackets",
+    ),
+    "None as children": ('Supervisor("app", None)', "supervisor 'app': children must be a list of"),
+    "a text as children": ('Supervisor("app", "ab")', "supervisor 'app': children must be a list of"),
+    "the class itself": ('Supervisor("app", [Child])', "each child must be a Child or Supervisor or Pool, got <class"),
+    "two of one name": (
+        'Supervisor("app", [Child("a", idle), Child("a", idle)])',
+        "supervisor 'app' has two children named 'a'",
+    ),
+    "one spec twice": (
+        '(lambda a: Supervisor("app", [a, Supervisor("b", [a])]))(Child("a", idle))',
+        "one spec stands at two places: 'app/a' and 'app/b/a'; make two",
+    ),
+    "what says it is a Child": ('Supervisor("app", [Lying()])', "each child must be a Child or Supervisor or Pool, got <"),
+    "what cannot be looked at": (
+        'Supervisor("app", [Shy()])',
+        "each child must be a Child or Supervisor or Pool, got <Shy whose repr raised RuntimeError>",
+    ),
+    # names
+    "a slash in a name": ('Supervisor("app", [Child("a/b", idle)])', "child's name must be non-empty, without '/'"),
+    "no name": ('Supervisor("app", [Child("", idle)])', "child's name must be non-empty"),
+    "a number as a name": ('Supervisor("app", [Child(1, idle)])', "child's name must be a string, got 1"),
+    "name and body swapped": (
+        'Supervisor("app", [Child(idle, "a")])',
+        "child's name must be a string, got <function idle",
+    ),
+    # options
+    "a tuple as a limit": (
+        'Supervisor("app", [], limit=(3, 5))',
+        "supervisor 'app': limit must be a Limit or None, got (3, 5), such as Limit(3, within=5)",
+    ),
+    "a number as a limit": ('Supervisor("app", [], limit=3)', "supervisor 'app': limit must be a Limit or None, got 3"),
+    "a number as a backoff": (
+        'Supervisor("app", [Child("a", idle, backoff=2)])',
+        "child 'a': backoff must be a Backoff or None, got 2, such as Backoff(initial=0.5)",
+    ),
+    "a dict as a decider": (
+        'Supervisor("app", [], decider={OSError: Restart})',
+        "supervisor 'app': decider must be a Decider or None, got {",
+    ),
+    "a dash in a strategy": (
+        'Supervisor("app", [], strategy="one-for-all")',
+        ("supervisor 'app': strategy must be one of 'one_for_one', 'one_for_all', 'rest_for_one', "
+        "got 'one-for-all'; did you mean 'one_for_all'?"),
+    ),
+    "a restart type in capitals": (
+        'Supervisor("app", [Child("a", idle, restart="Transient")])',
+        "got 'Transient'; did you mean 'transient'?",
+    ),
+    "a bool as a restart type": (
+        'Supervisor("app", [Child("a", idle, restart=True)])',
+        "child 'a': restart must be one of 'permanent', 'transient', 'temporary', got True",
+    ),
+    "significant without auto_shutdown": (
+        'Supervisor("app", [Child("a", idle, restart="transient", significant=True)])',
+        "child 'a': significant needs auto_shutdown 'any_significant' or 'all_significant', got 'never'",
+    ),
+    "significant and permanent": (
+        'Supervisor("app", [Child("a", idle, significant=True)], auto_shutdown="any_significant")',
+        "child 'a': significant needs restart 'transient' or 'temporary', got 'permanent'",
+    ),
+    "a misspelt front": (
+        'Supervisor("app", [Child("server", idle)], front="sever")',
+        "supervisor 'app': front must be one of its children (server), got 'sever'; did you mean 'server'?",
+    ),
+    "a misspelt option": (
+        'Supervisor("app", [Child("a", idle, resorce=opened)])',
+        "got an unexpected keyword argument 'resorce'",
+    ),
+    "a forgotten body": ('Supervisor("app", [Child("a")])', "missing 1 required positional argument: 'body'"),
+    "a time as a text": ('Supervisor("app", [Child("a", idle, drain="5s")])', "child 'a': drain must be a number, got '5s'"),
+    "a time below zero": ('Supervisor("app", [Child("a", idle, grace=-1)])', "child 'a': grace must be >= 0, got -1"),
+    "no time to start": (
+        'Supervisor("app", [Child("a", idle, start_timeout=0)])',
+        "child 'a': start_timeout must be > 0, got 0",
+    ),
+    "a time beyond all numbers": (
+        'Supervisor("app", [Child("a", idle, drain=10**400)])',
+        "child 'a': drain must be <= 9223372036854775807, got 1000",
+    ),
+    "a limit beyond all numbers": ('Supervisor("app", [], limit=Limit(10**30))', "restarts must be <= 9223372036854775807"),
+    "a limit of no time": ('Supervisor("app", [], limit=Limit(1, within=0))', "within must be > 0, got 0"),
+    "a jitter of 200 %": ('Supervisor("app", [Child("a", idle, backoff=Backoff(jitter=2))])', "jitter must be <= 1, got 2"),
+    "an endless first delay": (
+        'Supervisor("app", [Child("a", idle, backoff=Backoff(initial=float("inf")))])',
+        "initial must be finite, got inf",
+    ),
+    "a mailbox of no size": ('Supervisor("app", [Child("a", serve, mailbox=0)])', "a mailbox's size must be >= 1, got 0"),
+    "a mailbox that says True": (
+        'Supervisor("app", [Child("a", serve, mailbox=True)])',
+        "a mailbox's size must be an integer, got True",
+    ),
+    "a misspelt on_loss": (
+        'Supervisor("app", [Child("a", serve, mailbox=Mailbox(on_loss="requeu"))])',
+        "a mailbox's on_loss must be one of 'fail', 'requeue', got 'requeu'; did you mean 'requeue'?",
+    ),
+    # bodies
+    "a sync body": ('Supervisor("app", [Child("a", sync)])', "child 'a': body must be an async function, and sync is not an async function"),
+    "a body that blocks": ('Supervisor("app", [Child("a", blocks)])', "child 'a': body must be an async function, and blocks is not"),
+    "a body that was called": (
+        'Supervisor("app", [Child("a", idle())])',
+        "child 'a': body must be an async function, and idle(…) was called already: give the function itself",
+    ),
+    "an async generator as a body": (
+        'Supervisor("app", [Child("a", numbers)])',
+        "child 'a': body must be an async function, and is an async generator function",
+    ),
+    "a resource as a body": (
+        'Supervisor("app", [Child("a", opened)])',
+        "child 'a': body must be an async function, and is an async context manager; give it as resource=…",
+    ),
+    "a class as a body": ('Supervisor("app", [Child("a", Server)])', "child 'a': body must be an async function, got the class Server"),
+    "an unbound method": (
+        'Supervisor("app", [Child("a", Server.run)])',
+        ("child 'a': body is called as Server.run(), but it is Server.run(self): missing a required argument: 'self'; "
+        "it is a method: give that of an instance"),
+    ),
+    "too few arguments": (
+        'Supervisor("app", [Child("a", add, args=(1,))])',
+        "child 'a': body is called as add(args[0]), but it is add(one, two): missing a required argument: 'two'",
+    ),
+    "too many arguments": (
+        'Supervisor("app", [Child("a", idle, args=(1,))])',
+        "child 'a': body is called as idle(args[0]), but it is idle(): too many positional arguments",
+    ),
+    "a text as args": (
+        'Supervisor("app", [Child("a", serve, args="x")])',
+        "child 'a': args must be a tuple or list of arguments, got 'x'",
+    ),
+    "a number as args": ('Supervisor("app", [Child("a", serve, args=5)])', "child 'a': args must be a tuple or list of arguments, got 5"),
+    "a dict as args": ('Supervisor("app", [Child("a", serve, args={"b": 1})])', "child 'a': args must be a tuple or list"),
+    "a mailbox for a body that takes none": (
+        'Supervisor("app", [Child("a", idle, mailbox=8)])',
+        "child 'a': body is called as idle(inbox), but it is idle(): too many positional arguments; it gets its mailbox",
+    ),
+    "a body that takes a mailbox, and has none": (
+        'Supervisor("app", [Child("a", serve)])',
+        "missing a required argument: 'inbox'; declare mailbox=…",
+    ),
+    "a partial that gives too much": (
+        'Supervisor("app", [Child("a", partial(idle, 1))])',
+        "child 'a': body is a partial whose arguments do not fit idle",
+    ),
+    "task_status and an argument": (
+        'Supervisor("app", [Child("a", starts, args=(1,))])',
+        "child 'a': body is called as starts(args[0], task_status=…), but it is starts(task_status)",
+    ),
+    # resources
+    "a resource without its decorator": (
+        'Supervisor("app", [Child("a", serve, resource=open_database)])',
+        "child 'a': resource must make an async context manager: decorate open_database with @asynccontextmanager",
+    ),
+    "a sync resource": (
+        'Supervisor("app", [Child("a", serve, resource=open_file)])',
+        "child 'a': resource must make an async context manager, and open_file is a sync one",
+    ),
+    "an async function as a resource": (
+        'Supervisor("app", [Child("a", serve, resource=idle)])',
+        "child 'a': resource must make an async context manager, and idle is an async function",
+    ),
+    "a resource that was called": (
+        'Supervisor("app", [Child("a", serve, resource=opened())])',
+        "child 'a': resource must be a function that makes an async context manager, and is one already",
+    ),
+    "a resource that wants an argument": (
+        'Supervisor("app", [Child("a", serve, resource=open_link)])',
+        ("child 'a': resource is called as open_link(), but it is open_link(address): "
+        "missing a required argument: 'address'; bind arguments with functools.partial"),
+    ),
+    "a class that is no context manager": (
+        'Supervisor("app", [Child("a", serve, resource=Server)])',
+        "child 'a': resource must make an async context manager, and the class Server has no __aenter__",
+    ),
+    "a path as a resource": (
+        'Supervisor("app", [Child("a", serve, resource="data.db")])',
+        "child 'a': resource must be a function, got 'data.db'",
+    ),
+    # deciders
+    "a text as a directive": (
+        'Supervisor("app", [], decider=Decider({OSError: "restart"}))',
+        "a decider maps <class 'OSError'> to Resume, Restart, Stop or Escalate, got 'restart'",
+    ),
+    "an instance as a key": (
+        'Supervisor("app", [], decider=Decider({OSError(): Restart}))',
+        "a decider's key, if not an exception class, must be a dotted tag such as 'device.oom', got OSError()",
+    ),
+    "a tuple as a key": ('Supervisor("app", [], decider=Decider({(OSError, KeyError): Restart}))', "must be a dotted tag"),
+    "an odd tag": ('Supervisor("app", [], decider=Decider({"device oom": Restart}))', "must be a dotted tag such as 'device.oom', got 'device oom'"),
+    "a pair of lists as a table": ('Supervisor("app", [], decider=Decider([(OSError, Stop)]))', "a decider's table must be a mapping, got ["),
+    "one rule without brackets": (
+        'Supervisor("app", [], decider=Decider(rules=Rule(OSError, "net")))',
+        "a decider's rules must be a list of Rules, got Rule(",
+    ),
+    "a broken regular expression": (
+        'Supervisor("app", [], decider=Decider(rules=[Rule(OSError, "net", match="(")]))',
+        "a rule's match must be a regular expression, got '('",
+    ),
+    "a predicate that waits": (
+        'Supervisor("app", [], decider=Decider(rules=[Rule(OSError, "net", when=serve)]))',
+        "a rule's when must be a plain function, and serve is an async function",
+    ),
+    "a rule about a text": ('Supervisor("app", [], decider=Decider(rules=[Rule("OSError", "net")]))', "a rule's first argument must be an exception class"),
+    "a table whose keys raise": (
+        'Supervisor("app", [], decider=Decider({"a": Stop, KeyError: Shy()}))',
+        "a decider maps <class 'KeyError'> to Resume, Restart, Stop or Escalate, got <Shy whose repr raised",
+    ),
+    # pools
+    "a function as a template": ('Pool("app", idle)', "pool 'app': template must be a Child or Supervisor or Pool, got <function idle"),
+    "a list as a template": ('Pool("app", [Child("a", idle)])', "pool 'app': template must be a Child or Supervisor or Pool, got [Child("),
+    "a pool of none": ('Pool("app", Child("a", idle), maximum=0)', "pool 'app': maximum must be >= 1, got 0"),
+    # init
+    "an init that waits": (
+        'Supervisor("app", [], init=idle)',
+        "supervisor 'app': init must be a plain function, and idle is an async function",
+    ),
+    "an init that wants an argument": (
+        'Supervisor("app", [], init=lambda path: None)',
+        "supervisor 'app': init is called as <lambda>(), but it is <lambda>(path): missing a required argument: 'path'",
+    ),
+    # hostile values
+    "a name that raises": ('Supervisor("app", [Child(Shy(), idle)])', "child's name must be a string, got <Shy whose repr raised RuntimeError>"),
+    "a restart type that raises": (
+        'Supervisor("app", [Child("a", idle, restart=Shy())])',
+        "child 'a': restart must be one of 'permanent', 'transient', 'temporary', got <Shy whose repr raised RuntimeError>",
+    ),
+    "a front that raises": (
+        'Supervisor("app", [Child("a", idle)], front=Shy())',
+        "supervisor 'app': front must be one of its children (a), got <Shy whose repr raised RuntimeError>",
+    ),
+    "args that raise": ('Supervisor("app", [Child("a", idle, args=Shy())])', "child 'a': args must be a tuple or list of arguments, got <Shy"),
+    "a bool that raises": (
+        'Supervisor("app", [Child("a", idle, significant=Shy())])',
+        "child 'a': significant must be a bool, got <Shy whose repr raised RuntimeError>",
+    ),
+    "a number that raises": ('Supervisor("app", [Child("a", idle, drain=Shy())])', "child 'a': drain must be a number, got <Shy"),
+    "a huge value": (
+        'Supervisor("app", [Child("a", idle, drain=["x" * 1000] * 100_000)])',
+        "child 'a': drain must be a number, got ['xxx",
+    ),
+    # what is there to load
+    "no tree": ("None", "must be a Supervisor or a Pool, got None"),
+    "a child alone": ('Child("a", idle)', "must be a Supervisor or a Pool, got Child('a', idle); put the child into a Supervisor"),
+    "a list alone": ('[Child("a", idle)]', "must be a Supervisor or a Pool, got [Child('a', idle)]; put the children into a Supervisor"),
+    "a factory": ('lambda: Supervisor("app", [])', "must be a Supervisor or a Pool, got <function <lambda>"),
+    "what open_tree gives": ('open_tree(Supervisor("app", []))', "must be a Supervisor or a Pool, got <contextlib."),
+    "a name that is not there": ('Supervisor("app", [Child("a", idel)])', "NameError: name 'idel' is not defined"),
+    "a misspelt import": ('__import__("supervise", fromlist=["x"]).Supervsor("app", [])', "has no attribute 'Supervsor'"),
+    "an exit": ("exit(3)", "ended the program while it was loaded: SystemExit(3)"),
+    "an exception that cannot be printed": (
+        "(_ for _ in ()).throw(Liar(1))",
+        "failed to load: ",
+    ),
+    "a bare BaseException": ("(_ for _ in ()).throw(GeneratorExit())", "failed to load: GeneratorExit"),
+    "a trio.run": ("trio.run(idle, 5)", "failed to load: TypeError"),
+}  # fmt: skip
+
+
+@pytest.fixture
+def check(tmp_path, monkeypatch, capsys):
+    """What `check` says of a file, and its exit status."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+
+    def check(text, command="check"):
+        (tmp_path / "declared.py").write_text(textwrap.dedent(text))
+        try:
+            main([command, "declared.py"])
+            status = 0
+        except SystemExit as left:
+            status = left.code
+        finally:
+            sys.modules.pop("declared", None)
+        return status, *capsys.readouterr()
+
+    return check
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_in_a_declaration_is_one_line(check, mistake):
+    """It names the thing, what is allowed, and what came; exit status 1 or 2."""
+    wrong, says = MISTAKES[mistake]
+    status, out, errors = check(f"{HEAD}\ntree = {wrong}\n")
+    lines = errors.splitlines()
+    assert status in (1, 2), errors
+    assert says in lines[0]
+    assert "Traceback" not in errors
+    assert len(lines) == 1 or mistake in SEVERAL, errors
+    assert all(len(line) < 1000 for line in lines)
+    assert not out
+
+
+SEVERAL = {"name and body swapped"}
+"""Two mistakes, of which each has its line."""
+
+
+@pytest.mark.parametrize("command", ["run", "tree"])
+@pytest.mark.parametrize(
+    "mistake", ["pairs", "a tuple as a limit", "a sync body", "an exit", "args that raise"]
+)
+def test_the_other_commands_say_the_same_of_it(check, command, mistake):
+    """In one line as well, with the line of the file."""
+    wrong, says = MISTAKES[mistake]
+    status, _, errors = check(f"{HEAD}\ntree = {wrong}\n", command)
+    assert status == 2
+    assert says in errors
+    assert errors.count("\n") == 1
+
+
+SOUND = {
+    "a method of an instance": 'Supervisor("app", [Child("a", Server().run)])',
+    "what gives a coroutine": 'Supervisor("app", [Child("a", lambda: trio.sleep(1))])',
+    "a wrapper": 'Supervisor("app", [Child("a", wraps(add)(lambda: trio.sleep(1)))])',
+    "a wrapper that gives an argument": 'Supervisor("app", [Child("a", wraps(add)(partial(add, 1, 2)))])',
+    "partials": 'Supervisor("app", [Child("a", partial(work), resource=partial(open_link, "x"), mailbox=1)])',
+    "a callable object": 'Supervisor("app", [Child("a", type("C", (), {"__call__": lambda self: trio.sleep(1)})())])',
+    "a built-in function": 'Supervisor("app", [Child("a", print, args=(1,))])',
+    "a class that is a resource": 'Supervisor("app", [Child("a", serve, resource=trio.open_nursery)])',
+    "a mock": 'Supervisor("app", [Child("a", __import__("unittest.mock").mock.AsyncMock(), args=(1,))])',
+    "a mock of a resource": 'Supervisor("app", [Child("a", serve, resource=__import__("unittest.mock").mock.MagicMock())])',
+    "a template whose arguments come later": 'Pool("app", Child("a", add))',
+    "a template whose init gets them": 'Pool("app", Supervisor("a", [], init=lambda path: None))',
+    "a text of one's own": 'Supervisor(Text("app"), [Child(Text("a"), idle, restart=Text("transient"))])',
+    "an enum": 'Supervisor("app", [Child("a", idle, drain=__import__("http").HTTPStatus.OK)])',
+    "args that cannot be looked at": 'Supervisor("app", [Child("a", serve, args=(Shy(),))])',
+}
+
+
+@pytest.mark.parametrize("sound", SOUND)
+def test_what_may_be_right_is_not_refused(check, sound):
+    """Only what surely cannot work is."""
+    assert check(f"{HEAD}\ntree = {SOUND[sound]}\n") == (0, "declared.py: ok\n", "")
+
+
+def test_all_mistakes_of_a_file_are_found_in_one_go(check):
+    """A line for each, and nothing that only follows from another."""
+    status, _, errors = check(
+        f"""{HEAD}
+tree = Supervisor("app", [
+    Child("a", sync, limit=3), ("b", idle), Child("c", serve, args="x"),
+    Supervisor("d", idle, strategy="all", front="x"), Pool("e", 5, maximum=0),
+    Child("f", idle, backoff=Backoff(initial=-1, jitter="x"), mailbox=0),
+], limit=(1, 2), decider=Decider(5, rules=[5], default="x", beneath=5), init=5)
+"""
+    )
+    assert status == 1
+    assert errors.count("\n") == 19
+    assert "Traceback" not in errors
+
+
+def test_a_misspelt_option_or_name_has_its_near_match(check):
+    """Whatever the Python: since 3.13 it says so itself."""
+    _, _, errors = check('from supervise import *\ntree = Supervisor("app", [], stratgy="one_for_all")\n')
+    assert "id you mean 'strategy'?" in errors
+    _, _, errors = check("from supervise import Supervizor\n")
+    assert "id you mean" in errors
+    assert "'Supervisor'" in errors
+
+
+def test_a_misspelt_attribute_has_its_near_match(check, monkeypatch, capsys):
+    """Of the target too."""
+    check(f'{HEAD}\nshop = Supervisor("app", [])\n')
+    with pytest.raises(SystemExit):
+        main(["check", "declared.py:shopp"])
+    assert (
+        capsys.readouterr().err == "supervise: declared.py has no attribute 'shopp'; did you mean 'shop'?\n"
+    )
+
+
+WARNINGS = {
+    "a limit that can never trip": (
+        'Supervisor("app", [Child("a", idle, backoff=Backoff(initial=10))])',
+        (
+            "the limit of 'app' (3 within 5 s) can never trip by 'a': 4 restarts take at least 72 s of backoff; "
+            "give 'app' a longer window, such as limit=Limit(3, within=144), or say limit=None"
+        ),
+    ),
+    "a backoff that is never used": (
+        'Supervisor("app", [Child("a", idle, backoff=Backoff(), limit=Limit(9, within=60), restart="temporary")])',
+        "the limit and the backoff of 'app/a' have no effect, for a temporary child is never restarted; leave them out",
+    ),
+    "a limit over temporary children": (
+        'Supervisor("app", [Child("a", idle, restart="temporary")], limit=Limit(9, within=60))',
+        "the limit of 'app' (9 within 60 s) can never trip, for all its children are temporary",
+    ),
+    "a Resume of nothing": (
+        'Supervisor("app", [Child("a", idle)], decider=Decider({OSError: Resume}))',
+        "the decider of 'app' says Resume, but nothing there has a resource to keep: Resume becomes Restart (R8)",
+    ),
+}
+
+
+@pytest.mark.parametrize("warning", WARNINGS)
+def test_a_warning_says_what_to_do(check, warning):
+    """It is no error."""
+    declared, says = WARNINGS[warning]
+    status, out, errors = check(f"{HEAD}\ntree = {declared}\n")
+    assert (status, out) == (0, "declared.py: ok\n")
+    assert errors.startswith(f"supervise: declared.py: warning: {says}")
+    assert errors.count("\n") == 1
+
+
+def test_a_sensible_tree_has_no_warning(check):
+    """The defaults are none."""
+    tree = 'Supervisor("app", [Child("a", idle, backoff=Backoff()), Pool("p", Child("m", idle, restart="temporary"))])'
+    assert check(f"{HEAD}\ntree = {tree}\n")[2] == ""

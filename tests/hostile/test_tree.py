@@ -1,0 +1,77 @@
+"""Whatever an object does when it is looked at, a tree does with it what it does with a plain one (R4–R6, R23, R24, R31)."""
+
+from __future__ import annotations
+
+import io
+import logging
+
+import pytest
+import trio
+
+from supervise import StartFailed, TreeFailed, events, open_tree
+from supervise.sinks.lines import LineSink
+from supervise.sinks.log import LoggingSink
+from supervise.testing import assert_lifecycle, run_virtual
+from supervise.testing.story import tell
+
+from .programs import RAISED, RETURNED
+from .values import BAD, EXCEPTIONS, JUDGED_OTHERWISE
+
+QUICK = {
+    "repr raises",
+    "both raise",
+    "is false",
+    "class raises",
+    "deep group",
+    "huge",
+    "tag raises",
+    "long chain",
+}
+
+
+def lived(spec):
+    """What happened in the tree, as kinds of events by path, and what left it."""
+    seen = []
+    logger = logging.Logger("hostile")  # noqa: LOG001 - of this run alone
+    logger.addHandler(logging.StreamHandler(io.StringIO()))
+
+    async def main():
+        with trio.move_on_after(30):
+            async with open_tree(
+                spec, sinks=[seen.append, LoggingSink(logger), LineSink(io.StringIO())]
+            ) as tree:
+                await trio.sleep(10)
+                repr(tree.status())
+                await trio.sleep_forever()
+
+    left = None
+    try:
+        run_virtual(main, seed=0)
+    except (StartFailed, TreeFailed) as exc:
+        left = type(exc)
+        str(exc), repr(exc)
+    assert_lifecycle(seen)
+    assert isinstance(tell(seen), str)
+    assert not [event for event in seen if isinstance(event, events.SinkFailed)]
+    paths = sorted({event.path for event in seen})
+    return {path: [type(event).__name__ for event in seen if event.path == path] for path in paths}, left
+
+
+def plain():
+    return ValueError("plain")
+
+
+@pytest.mark.parametrize("program", RAISED, ids=lambda program: program.__name__)
+@pytest.mark.parametrize("kind", EXCEPTIONS)
+def test_a_hostile_exception_is_an_exception(program, kind):
+    """R4, R24: the same events as of a plain one, in the same order, and nothing hangs."""
+    happened = lived(program(EXCEPTIONS[kind]))
+    if kind not in JUDGED_OTHERWISE:
+        assert happened == lived(program(plain))
+
+
+@pytest.mark.parametrize("program", RETURNED, ids=lambda program: program.__name__)
+@pytest.mark.parametrize("kind", BAD)
+def test_a_hostile_value_is_a_value(program, kind):
+    """R17, R28, R29: it is handed on as it is, and nobody looks at it."""
+    assert lived(program(BAD[kind])) == lived(program(object))
