@@ -18,8 +18,8 @@ from attrs import field, frozen
 from attrs.validators import gt
 
 from runners.errors import ContextPoisoned, DeviceError, Unrecoverable
+from runners.probe import device_numbers
 
-_DEVICES = re.compile(r"cuda(:[0-9]{1,6}(,(cuda:)?[0-9]{1,6})*)?")
 _USABLE = {0, 3}  # nothing to recover from; or of concern only to devices that talk to each other
 _ACTIONS = {
     1: "a reset of the device",
@@ -115,17 +115,6 @@ def _needs(nvml: ModuleType, handle: object) -> str | None:
     return None if action in _USABLE else f"it needs {_ACTIONS.get(action, f'recovery action {action}')}"
 
 
-def device_numbers(device: str) -> list[int]:
-    """The numbers of CUDA devices: of `cuda`, `cuda:1`, or several as in `cuda:0,1` or `cuda:0,cuda:1`.
-
-    Raises:
-        ValueError: it names none.
-    """
-    if not _DEVICES.fullmatch(device):
-        raise ValueError(f"a CUDA device is cuda, cuda:N, or several as in cuda:0,1, got {device!r}")
-    return [int(number) for number in re.findall(r"\d+", device, re.ASCII)] or [0]
-
-
 def _handle(nvml: ModuleType, number: int) -> object:
     """The device that torch's number means: NVML counts all of them, torch those that are visible.
 
@@ -139,5 +128,7 @@ def _handle(nvml: ModuleType, number: int) -> object:
         raise nvml.NVMLError(nvml.NVML_ERROR_NOT_FOUND)
     name = names[number]
     return (
-        nvml.nvmlDeviceGetHandleByIndex(int(name)) if name.isdigit() else nvml.nvmlDeviceGetHandleByUUID(name)
+        nvml.nvmlDeviceGetHandleByIndex(int(name))
+        if re.fullmatch("[0-9]+", name)
+        else nvml.nvmlDeviceGetHandleByUUID(name)
     )

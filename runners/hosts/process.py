@@ -32,12 +32,13 @@ from runners.errors import (
     Unrecoverable,
 )
 from runners.hosts import RequestFailed, Session, wire
-from runners.hosts.nvml import Nvml, device_numbers
+from runners.hosts.nvml import Nvml
 from runners.hosts.peer import Peer
 from runners.hosts.processes import is_late, refusal
 from runners.hosts.reserve import Plan, Reserve, reserved
 from runners.hosts.session import BaseSession
 from runners.hosts.spec import check_runner, pack
+from runners.probe import device_numbers
 from runners.types import ExecuteBatch, RunnerSpec, SessionRebuildCause, TokenChunk, token_chunk
 
 StartMethod: TypeAlias = Literal["forkserver", "spawn"]

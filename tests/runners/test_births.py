@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import trio
+import trio.testing
 from contexts import (
     HOST,
     PATIENCE,
@@ -455,3 +456,28 @@ async def test_deaths_leave_neither_descriptors_nor_memory():
     assert (
         more - used < 200 * 1024
     )  # Trio keeps up to a thousand deadlines that are over; a session is 15 KiB
+
+
+# --- time
+
+
+@pytest.mark.parametrize(("held", "looks"), [(0.0, 3), (10.0, 6)])
+def test_time_in_which_nobody_ran_counts_half(held, looks):
+    """D9: after a stop of everything there is another look, and an end even where each of them comes late."""
+    seen = []
+
+    async def never():
+        seen.append(trio.current_time())
+        with trio.CancelScope() as scope:
+            try:
+                await trio.sleep_forever()
+            finally:
+                clock.jump(held)
+                scope.cancel()
+
+    async def main():
+        assert not await births.within(3.0, never)
+
+    clock = trio.testing.MockClock(autojump_threshold=0)
+    trio.run(main, clock=clock)
+    assert len(seen) == looks
