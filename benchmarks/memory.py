@@ -20,7 +20,7 @@ import trio
 from attrs import define, field
 
 from supervise import Child, Inbox, Limit, Pool, Supervisor, open_tree
-from supervise.testing import nothing, run_virtual
+from supervise.testing import idle, nothing, run_virtual
 
 POINTS = 10
 BYTES_PER_START = 1.0
@@ -109,7 +109,7 @@ def members(turns: int) -> Meter:
 def nested(turns: int) -> Meter:
     """Restarts of a supervisor, one of whose children has long timeouts: a timer must not keep what has ended."""
     meter = Meter(turns, starts=3)
-    slow = Child("slow", trio.sleep_forever, resource=nothing, start_timeout=3600, drain=3600, grace=3600)
+    slow = Child("slow", idle, resource=nothing, start_timeout=3600, drain=3600, grace=3600)
     inner = Supervisor("inner", [slow, Child("first", _failing(meter))], limit=Limit(0, within=1))
     run_virtual(_until_over, Supervisor("app", [inner], limit=None), meter, seed=0)
     return meter

@@ -89,7 +89,8 @@ class Context:
         self.open[request_id] = message
         if self.since_oom is not None:
             self.since_oom.add(request_id)
-        message.on_left(lambda: self._left(message))
+        record = record_of(message)
+        message.on_left(lambda: self._left(record))
         self.has_changed()
 
     def close(self, message: Message) -> None:
@@ -97,11 +98,12 @@ class Context:
         del self.open[id_of(message)]
         self.has_changed()
 
-    def _left(self, message: Message) -> None:
-        """Its caller is gone: its place is free at the next step."""
-        if self.open.get(id_of(message)) is message:
+    def _left(self, record: Record) -> None:
+        """Its caller is gone: its place is free at the next step. After a Resume its message is another object."""
+        message = self.open.get(record.batch.request_id)
+        if message is not None and message.memo is record:
             self.close(message)
-            self.session.drop(id_of(message))
+            self.session.drop(record.batch.request_id)
 
     def is_idle(self) -> bool:
         """Whether nothing is open, the canary not either, and no new session is wanted or under way."""
@@ -273,9 +275,10 @@ class _Serving:
 
     def _reattach(self) -> None:
         """After a Resume: the streams still open in this session are the head of the queue."""
-        for message in self._open.values():
+        for request_id, message in self._open.items():
             head = self._inbox.receive_nowait()
-            assert head is message, f"{message!r} must be the head of the queue, got {head!r}"
+            assert head.memo is message.memo, f"{message!r} must be the head of the queue, got {head!r}"
+            self._open[request_id] = head
 
     async def _admit(self) -> None:
         await self._rebuild()

@@ -292,7 +292,9 @@ class Judging(Acting):
         """A restart of the group takes along those whose retry is due; the seconds after which the last of them is."""
         longest = 0.0
         for other in group:
-            if other is not node and other.state == "restarting":
+            if other.state == "down":
+                other.gone, other.why = False, None  # its start is pending again
+            elif other is not node and other.state == "restarting":
                 longest = max(longest, other.due - self.now)
                 self._forget_retry(other)
         return longest

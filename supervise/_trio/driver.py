@@ -7,7 +7,7 @@ import logging
 import traceback
 from collections import deque
 from collections.abc import Awaitable, Callable, Generator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from heapq import heapify, heappop, heappush
 from math import inf
 from random import random
@@ -15,7 +15,7 @@ from typing import Any
 
 import outcome
 import trio
-from trio.lowlevel import Abort, Task, current_task, reschedule, wait_task_rescheduled
+from trio.lowlevel import ParkingLot, Task
 
 from .. import events
 from .._core import effect
@@ -24,21 +24,25 @@ from .._core.effect import Effect, Input
 from .._core.forest import Forest
 from .._core.judging import start_failed
 from .._core.machine import Machine
-from .._core.node import Node
-from .._core.spec import IGNORE, Child, Pool, Supervisor
+from .._core.node import Memory, Node
+from .._core.spec import IGNORE, Child, Pool, Spec, Supervisor
 from ..errors import ChildStopped, Refused, TreeFailed
 from .leaf import Leaf
 from .mailbox import Inbox, Queue
+from .protect import protected
 
 logger = logging.getLogger("supervise")
 
 _FEW_TIMERS = 64  # fewer void ones are not worth a sweep
 
 
+@protected
 class Address:
     """What outlives the incarnations of a path: its mailbox, and who waits for it to be up, or gone."""
 
-    __slots__ = ("_waiters", "below", "gone", "mailbox", "path", "why")
+    __slots__ = ("_changes", "below", "gone", "mailbox", "path", "why")
+
+    _changes: ParkingLot | None  # from when somebody waits
 
     def __init__(self, path: str) -> None:
         self.path = path
@@ -46,11 +50,16 @@ class Address:
         self.mailbox: Queue | None = None
         self.gone = False
         self.why: BaseException | None = None
-        self._waiters: dict[Task, None] = {}
+        self._changes = None
 
-    def inbox(self) -> Inbox:
+    def inbox(self, leaf: Leaf) -> Inbox:
         assert self.mailbox is not None
-        return Inbox(self.mailbox)
+        return Inbox(self.mailbox, leaf)
+
+    def is_served_by(self, task: Task) -> None:
+        """The task of its child."""
+        assert self.mailbox is not None
+        self.mailbox.server = task
 
     def ensure_mailbox(self, spec: Child) -> Queue:
         """Its mailbox, made when first wanted."""
@@ -84,24 +93,14 @@ class Address:
         return exc
 
     def changed(self) -> None:
-        waiters, self._waiters = self._waiters, {}
-        for task in waiters:
-            reschedule(task)
-
-    def waited_by(self, tasks: set[Task]) -> bool:
-        """Whether one of these tasks waits here."""
-        return not tasks.isdisjoint(self._waiters)
+        if self._changes is not None:
+            self._changes.unpark_all()
 
     async def wait(self) -> None:
         """Wait for the next change."""
-        task = current_task()
-        self._waiters[task] = None
-
-        def abort(_: object) -> Abort:
-            self._waiters.pop(task, None)
-            return Abort.SUCCEEDED
-
-        await wait_task_rescheduled(abort)
+        if self._changes is None:
+            self._changes = ParkingLot()
+        await self._changes.park()
 
 
 class Place:
@@ -116,32 +115,26 @@ class Place:
         self.wake_at = inf
 
 
+@protected
 class Answer:
     """A request's token: whoever asked waits here."""
 
-    __slots__ = ("_outcome", "_task")
+    __slots__ = ("_outcome", "_waiting")
 
     def __init__(self) -> None:
-        self._task: Task | None = None
+        self._waiting = ParkingLot()
         self._outcome: outcome.Outcome[Any] | None = None
 
     def set(self, result: outcome.Outcome[Any]) -> None:
         self._outcome = result
-        if self._task is not None:
-            task, self._task = self._task, None
-            reschedule(task)
+        self._waiting.unpark_all()
 
     async def wait(self) -> Any:
         """The answer. A caller that is cancelled no longer waits; the request is carried out all the same."""
         if self._outcome is None:
-            self._task = current_task()
-            await wait_task_rescheduled(self._abort)
+            await self._waiting.park()
         assert self._outcome is not None
         return self._outcome.unwrap()
-
-    def _abort(self, _: object) -> Abort:
-        self._task = None
-        return Abort.SUCCEEDED
 
 
 class Driver:
@@ -303,21 +296,47 @@ class Driver:
 
     # --- addresses
 
+    @trio.lowlevel.enable_ki_protection
     def address(self, path: str) -> Address:
-        """The address of a path, made when first wanted."""
+        """The address of a path, made when first wanted.
+
+        One that is down for good has nobody who waits at it, and may since have a start before it again (R10, R13): whoever
+        asks for it finds that out here. What has left the tree gets an address that nobody keeps.
+        """
         found = self.addresses.get(path)
-        if found is None:
-            found = self.addresses[path] = Address(path)
-            found.gone, found.why = self._is_gone(path)
-            above = path.rpartition("/")[0]
-            if above:
-                self.address(above).below[path] = found
+        if found is not None and not found.gone:
+            return found
+        gone, why = self._is_gone(path)
+        if not gone:
+            if found is None:
+                return self._keep(Address(path))
+            found.reopen()
+        elif found is None:
+            found = Address(path)
+            found.close(why)
+            if self.find(path) is not None:
+                self._keep(found)
         return found
 
+    def _keep(self, address: Address) -> Address:
+        """Note an address, below all those above it, so that their end is its end too."""
+        self.addresses[address.path] = below = address
+        while above := below.path.rpartition("/")[0]:
+            known = self.addresses.get(above)
+            upper = self.addresses[above] = Address(above) if known is None else known
+            upper.below[below.path] = below
+            if known is not None:
+                break
+            below = upper
+        return address
+
+    @trio.lowlevel.enable_ki_protection
     def mailbox_address(self, node: Node) -> Address:
-        """The address of a leaf with a mailbox."""
+        """The address of a leaf with a mailbox, which is about to start."""
         assert isinstance(node.spec, Child)
-        address = self.address(node.path)
+        address = self.addresses.get(node.path)
+        if address is None:
+            address = self._keep(Address(node.path))
         address.ensure_mailbox(node.spec)
         return address
 
@@ -334,22 +353,28 @@ class Driver:
         return node
 
     def _is_gone(self, path: str) -> tuple[bool, BaseException | None]:
-        """Whether the node, or one above it, is down for good, and why; the one furthest down knows best."""
-        node: Node | None = self.forest.root
+        """Whether the node is down for good, and why: it, or one above it, with no automatic start before it (R29).
+
+        The one furthest down knows best why. Below a supervisor that starts anew is what its spec declares, and no more.
+        """
+        node: Node = self.forest.root
+        names = path.split("/")
         gone: tuple[bool, BaseException | None] = (self.finished.is_set(), self.failure)
-        for name in [*path.split("/")[1:], None]:
-            assert node is not None
+        for depth, name in enumerate(names[1:], 1):
             if node.gone:
                 gone = True, node.why
-            if name is None or node.machine is None:
-                break
             memory = node.memory
-            node = node.machine.children.get(name)
-            if node is None:
-                past = None if memory is None else memory.left.get(name)
-                return True, None if past is None else past.why
-        return gone
+            if not gone[0] and (node.machine is None or _starts_again(node)):
+                return not _declares(node.spec, names[depth:]), _left(memory, names[depth:], None)
+            if node.machine is None:
+                return True, _left(memory, names[depth:], gone[1])
+            below = node.machine.children.get(name)
+            if below is None:
+                return True, _left(memory, [name], None)
+            node = below
+        return (True, node.why) if node.gone else gone
 
+    @trio.lowlevel.enable_ki_protection
     def _changed(self, path: str) -> None:
         address = self.addresses.get(path)
         if address is not None:
@@ -449,14 +474,19 @@ class Driver:
             self._deliver(events.Overdue(*where))
 
     def _waits_for(self, task: Task | None) -> str | None:
-        """The path of a node of this tree for which the task, or one below it, waits."""
-        tasks = set(_tasks_below(task))
-        return next((path for path, address in self.addresses.items() if address.waited_by(tasks)), None)
+        """The path of a node for which the task, or one below it, waits: that of the address in whose `wait` it is."""
+        for each in _tasks_below(task):
+            for frame, _ in each.iter_await_frames():
+                if frame.f_code is Address.wait.__code__:
+                    path: str = frame.f_locals["self"].path
+                    return path
+        return None
 
     def _reply(self, one: effect.Reply) -> None:
         if one.token is not None:
             one.token.set(outcome.Value(one.value) if one.error is None else outcome.Error(one.error))
 
+    @trio.lowlevel.enable_ki_protection
     def _gone(self, one: effect.Gone) -> None:
         """The node and all below it are down for good: tell whoever waits."""
         address = self.addresses.get(one.child.path)
@@ -472,6 +502,16 @@ class Driver:
             above = self.addresses.get(one.child.path.rpartition("/")[0])
             if above is not None:
                 above.below.pop(one.child.path, None)
+
+    def stray(self, path: str, exc: BaseException) -> None:
+        """Something of a child's raised when none of its bodies was there to fail with it (R24, R30)."""
+        if not isinstance(exc, Exception):
+            self._fail(exc)
+            return
+        with suppress(Exception):  # a log that is broken: the caller who leaves has no part in that
+            logger.error(
+                "%r: a callback for callers that leave raised when its body was over", path, exc_info=exc
+            )
 
     def _fatal(self, one: effect.Fatal) -> None:
         self._fail(one.exc)
@@ -574,6 +614,40 @@ class Driver:
         for address in list(self.addresses.values()):
             address.close(self.failure)
         self.finished.set()
+
+
+def _starts_again(node: Node) -> bool:
+    """Whether it will be started anew, as one of a group whose restart has been decided."""
+    machine = node.parent
+    act = None if machine is None else machine.act
+    if machine is None or act is None or act.node is None or act.kind not in ("restart", "retry"):
+        return False
+    return node in (act.starts if act.kind == "restart" else machine._group(act.node))
+
+
+def _left(
+    memory: Memory | None, names: Sequence[str], otherwise: BaseException | None
+) -> BaseException | None:
+    """Why what is called so left the tree, if it, or something above it, did and is remembered."""
+    for name in names:
+        if memory is None:
+            break
+        past = memory.left.get(name)
+        if past is not None:
+            return past.why
+        declared = memory.declared.get(name)
+        memory = None if declared is None else declared.memory
+    return otherwise
+
+
+def _declares(spec: Spec, names: Sequence[str]) -> bool:
+    """Whether there is, by declaration, something below `spec` that is called so."""
+    below: Spec | None = spec
+    for name in names:
+        if below is None or isinstance(below, Child):
+            return False
+        below = next((child for child in below.children if child.name == name), None)
+    return below is not None
 
 
 def _call_init(init: Callable[[], object] | None) -> effect.Boot:

@@ -128,14 +128,21 @@ class Leaf:
     # --- what the driver tells it
 
     def ask(self) -> None:
+        self._is_asked()
+        if self._inbox is not None:
+            self._inbox.end_loops()
+
+    def _is_asked(self) -> None:
         self.stopping = True
         if self._stop_requested is not None:
             self._stop_requested.set()
 
     def cancel(self, reason: str) -> None:
-        self.ask()
+        self._is_asked()
         self._cancelled = True
         self._scope.cancel(reason)
+        if self._inbox is not None:
+            self._inbox.end_loops()  # of those that are shielded; whoever else waits there is cancelled by now
 
     def decide(self, verdict: Literal["resume", "release"]) -> None:
         self._verdict = verdict
@@ -156,12 +163,18 @@ class Leaf:
             scope, self._cancelled = self._scope, True
         scope.cancel(f"injected into {self.path!r}: {brief(exc)}")
 
+    def raised_late(self, exc: BaseException) -> None:
+        """A callback of one of its bodies raised when that was over already, or failing."""
+        self._driver.stray(self.path, exc)
+
     # --- its life
 
     async def live(self) -> None:
         """Its task: one incarnation after another, each in a fresh context (R9). It never raises."""
         _current.set(self)
         self._task = task = current_task()
+        if self._address is not None:
+            self._address.is_served_by(task)
         on = True
         with self._scope:
             while on:
@@ -256,7 +269,7 @@ class Leaf:
         """Call the body, with what it takes behind `arguments`; unless it says when it is ready, it is now (R17)."""
         spec = self._spec
         if self._address is not None:
-            self._inbox = self._address.inbox()
+            self._inbox = self._address.inbox(self)
             arguments += (self._inbox,)
         if spec.takes_task_status:
             return spec.body(*arguments, *spec.args, task_status=_Status(self))

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AbstractContextManager, asynccontextmanager
 from contextvars import ContextVar
+from difflib import get_close_matches
+from types import TracebackType
 from typing import Any
 
 import trio
@@ -19,7 +21,8 @@ from ..events import Sink
 from ..sinks.log import LoggingSink
 from .driver import Address, Answer, Driver
 from .leaf import Leaf, enclosing_child
-from .mailbox import Queue, Stream, call, stream
+from .mailbox import OpenStream, Queue, Stream, call, checked_on_loss
+from .protect import protected
 
 onlookers: ContextVar[tuple[Sink, ...]] = ContextVar("supervise.onlookers", default=())
 """More sinks for every tree that is opened in a context: the testing tools listen here."""
@@ -59,15 +62,42 @@ class Tree:
             KeyError: the tree has no such node.
         """
         if isinstance(key, str):
-            path = key
-            known = self._driver.find(path) is not None or self._declared(path) is not None
-        else:
-            path = self._static().get(key, "")
-            known = bool(path)
-        if not known:
-            what = repr(key) if isinstance(key, str) else f"the spec of {key.name!r}"
-            raise KeyError(f"tree {self._spec.name!r} has no node {what}")
+            if self._driver.find(key) is None and self._declared(key) is None:
+                raise KeyError(f"tree {self._spec.name!r} has no node {key!r}{self._near(key)}")
+            return Ref(self, key)
+        path = self._static().get(key)
+        if path is None:
+            raise self._no_such(key)
         return Ref(self, path)
+
+    def _no_such(self, spec: Spec) -> Exception:
+        if not isinstance(spec, Child | Supervisor | Pool):
+            return TypeError(f"tree[…] takes a path or a spec, got {brief(spec)}")
+        others = [path for path, other in self._specs.items() if other.name == spec.name]
+        other = f"; another spec of that name stands at {others[0]!r}" if others else ""
+        return KeyError(f"tree {self._spec.name!r} has no node for the spec of {spec.name!r}{other}")
+
+    def _near(self, path: str) -> str:
+        """What may have been meant: near by, or elsewhere in the tree."""
+        root = self._driver.forest.root
+        under_root = f"{root.name}/{path}"
+        if self._driver.find(under_root) is not None or under_root in self._specs:
+            return f"; did you mean {under_root!r}? A path begins with the root"
+        first, *names = path.split("/")
+        last = path.rpartition("/")[2]
+        node: Node | None = root
+        for name in names if first == root.name else ():
+            below = {} if node is None or node.machine is None else node.machine.children
+            near = get_close_matches(name, below, 1)
+            if near and near[0] != name:
+                assert node is not None
+                meant = f"{node.path}/{near[0]}"
+                return f"; did you mean {meant!r}?"
+            node = below.get(name)
+        places = {spec.name: place for place, spec in reversed(self._specs.items())}
+        near = get_close_matches(last, places, 1)
+        meant = f"; did you mean {places[near[0]]!r}?" if near else ""
+        return meant + ("" if first == root.name else f"; a path begins with the root, {root.name!r}")
 
     @property
     def root(self) -> Ref:
@@ -106,14 +136,14 @@ class Ref:
         return self._tree._driver
 
     def _node(self) -> Node | None:
-        return self._driver.find(self.path)
+        return self._tree._driver.find(self.path)
 
     def _spec(self) -> Spec | None:
         node = self._node()
         return self._tree._declared(self.path) if node is None else node.spec
 
     def _address(self) -> Address:
-        return self._driver.address(self.path)
+        return self._tree._driver.address(self.path)
 
     def status(self) -> Status:
         """The node, and all below it, as it stands, at once (R33).
@@ -149,21 +179,14 @@ class Ref:
                 return leaf, leaf and leaf._value
             await address.wait()
 
-    @asynccontextmanager
-    async def lease(self) -> AsyncGenerator[Any, None]:
+    def lease(self) -> AbstractAsyncContextManager[Any]:
         """The value of its current incarnation, for a block that is cancelled if that incarnation ends.
 
         Raises:
             ChildRestarted: the incarnation ended first.
             ChildStopped: the node is down for good.
         """
-        leaf, value = await self._up()
-        if leaf is None:
-            raise TypeError(
-                f"{self.path!r} is a supervisor without a front: there is no incarnation to lease"
-            )
-        with leaf.lease():
-            yield value
+        return _Lease(self)
 
     async def ended(self) -> BaseException | None:
         """Wait until the node is down for good; gives the failure that did it, or None (R28)."""
@@ -213,21 +236,24 @@ class Ref:
         Raises:
             ChildStopped: the node is down for good.
             CallLost: see `on_loss`.
+            RuntimeError: this is the child's own task, and nobody else would serve the message (R30).
         """
         return call(self._mailbox(), value, on_loss)
 
     async def send(self, value: Any, *, on_loss: OnLoss | None = None) -> None:
         """Send a message without a reply, waiting while the mailbox is full."""
         mailbox = self._mailbox()
-        await mailbox.put((value, on_loss or mailbox.on_loss))
+        await mailbox.put((value, None if on_loss is None else checked_on_loss(on_loss)))
         await trio.lowlevel.cancel_shielded_checkpoint()
 
     def send_nowait(self, value: Any, *, on_loss: OnLoss | None = None) -> None:
         """Send a message without a reply, or raise `MailboxFull`."""
+        if on_loss is not None:
+            checked_on_loss(on_loss)
         mailbox = self._queue
-        if mailbox is None or not mailbox.put_if_room((value, on_loss or mailbox.on_loss)):
+        if mailbox is None or not mailbox.put_if_room((value, on_loss)):
             mailbox = self._mailbox()
-            if not mailbox.put_if_room((value, on_loss or mailbox.on_loss)):
+            if not mailbox.put_if_room((value, on_loss)):
                 raise mailbox.overflow()
 
     def stream(
@@ -238,15 +264,15 @@ class Ref:
         Args:
             value: as for `call`.
             on_loss: as for `call`.
-            buffer: how many replies may wait for the consumer.
+            buffer: how many replies may wait for the consumer, at least 1.
         """
-        return stream(self._mailbox(), value, on_loss, buffer, wait=True)
+        return OpenStream(self._mailbox(), value, on_loss, buffer, wait=True)
 
     def stream_nowait(
         self, value: Any, *, on_loss: OnLoss | None = None, buffer: int = 64
     ) -> AbstractAsyncContextManager[Stream]:
         """Like `stream`, but entering the block raises `MailboxFull` rather than wait."""
-        return stream(self._mailbox(), value, on_loss, buffer, wait=False)
+        return OpenStream(self._mailbox(), value, on_loss, buffer, wait=False)
 
     # --- changes, see R25
 
@@ -375,6 +401,35 @@ class Ref:
         name = inside[len(served) + 1 :].partition("/")[0]
         branch = self._driver.find(f"{served}/{name}")
         return branch is not None and branch.state == "starting"
+
+
+@protected
+class _Lease:
+    """See `Ref.lease`. A class, not a generator: a Ctrl-C on the way into one, or out of it, would leave its scope open."""
+
+    __slots__ = ("_block", "_ref")
+
+    def __init__(self, ref: Ref) -> None:
+        self._ref = ref
+        self._block: AbstractContextManager[None] | None = None
+
+    async def __aenter__(self) -> Any:
+        if self._block is not None:
+            raise RuntimeError("a lease is entered once")
+        leaf, value = await self._ref._up()
+        if leaf is None:
+            raise TypeError(
+                f"{self._ref.path!r} is a supervisor without a front: there is no incarnation to lease"
+            )
+        self._block = leaf.lease()
+        self._block.__enter__()
+        return value
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
+    ) -> bool | None:
+        assert self._block is not None
+        return self._block.__exit__(kind, exc, trace)
 
 
 def refuse_nonsense(spec: Spec) -> None:

@@ -370,7 +370,11 @@ class World:
 
     def _on_gone(self, one: effect.Gone) -> None:
         path = one.child.path
-        demand(one.removed or path not in self.gone, path, "is gone twice")
+        parent = one.child.parent
+        revivable = (
+            parent is not None and parent.spec.strategy != "one_for_one"
+        )  # a start of its was pending meanwhile
+        demand(one.removed or revivable or path not in self.gone, path, "is gone twice")
         demand(path not in self.tasks or self.tasks[path].node is self.forest.root, path, "is gone but runs")
         demand(one.child.state != "restarting", path, "is gone while its start is pending")
         self.gone.add(path)
