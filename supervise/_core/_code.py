@@ -132,7 +132,9 @@ def _atom(value: Any) -> str:
         if callable(value) and hasattr(value, "__qualname__"):
             return str(value.__qualname__)
         return repr(value)
-    except Exception:  # noqa: BLE001 - what it raises is no reason not to print the rest
+    except KeyboardInterrupt:
+        raise
+    except BaseException:  # noqa: BLE001 - what it raises is no reason not to print the rest
         return brief(value)
 
 

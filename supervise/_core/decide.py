@@ -27,15 +27,12 @@ def _is_exception_class(value: object) -> bool:
 
 
 def is_decidable(exc: BaseException) -> bool:
-    """Whether it is an `Exception`; anything else is never decided (R4).
-
-    By its type alone: `isinstance` also asks the object itself, whose `__class__` may lie or raise.
-    """
+    """Whether it is an `Exception`; anything else is never decided (R4)."""
     return issubclass(type(exc), Exception)
 
 
 def as_group(exc: BaseException) -> BaseExceptionGroup[BaseException] | None:
-    """`exc` if it is a group, likewise."""
+    """`exc` if it is a group."""
     if not issubclass(type(exc), BaseExceptionGroup):
         return None
     return cast("BaseExceptionGroup[BaseException]", exc)
@@ -352,14 +349,21 @@ def judge(
         return Verdict(Escalate, None, broken, raised=True)
 
 
+def set_context(later: BaseException, earlier: BaseException) -> None:
+    """`later.__context__ = earlier`, whatever the class of `later` says of attributes."""
+    BaseException.__setattr__(later, "__context__", earlier)
+
+
 def _chain(later: BaseException, earlier: BaseException) -> None:
     """Hang `earlier` at the end of `later`'s contexts, unless it is among them."""
     seen = {id(earlier)}
     while id(later) not in seen:
-        if later.__context__ is None:
-            later.__context__ = earlier
         seen.add(id(later))
-        later = later.__context__
+        before = later.__context__
+        if before is None:
+            set_context(later, earlier)
+            return
+        later = before
 
 
 def _judge(decider: Decider, exc: BaseException, tag: str | None, otherwise: Directive) -> Verdict:

@@ -14,6 +14,7 @@ import trio
 from .._core import effect
 from .._core._brief import brief
 from .._core._call import wrong_function
+from .._core._check import is_a
 from .._core.node import Node, Status, picture
 from .._core.spec import Child, OnLoss, Pool, Spec, Supervisor, placed_twice, walk
 from ..errors import ChildRestarted, Refused
@@ -359,7 +360,7 @@ class Ref:
         Raises:
             Refused: it is not running.
         """
-        if not isinstance(exc, Exception):
+        if not is_a(exc, Exception):
             raise TypeError(f"inject takes an Exception, got {brief(exc)}")
         node = (self._front() or self)._node()
         if node is None or node.state != "up" or not isinstance(node.handle, Leaf) or node.handle.failing:
@@ -570,7 +571,7 @@ class _Opening(AbstractAsyncContextManager[Tree]):
         """Stop the tree in order. Gives what leaves the block, which `exc` has left."""
         driver = self._driver
         raised = _close(driver.body_scope, exc)
-        if isinstance(raised, KeyboardInterrupt):
+        if is_a(raised, KeyboardInterrupt):
             driver.interrupted()
         self._nursery.cancel_scope.shield = True
         interrupt = await driver.end("the block of open_tree was left")
