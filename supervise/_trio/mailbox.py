@@ -796,7 +796,7 @@ class Inbox:
             return
         self.is_open, self._before_turn = False, 0
         held, self.held = self.held, {}
-        back = []
+        back: list[Message] = []
         for message in held:
             call = message._call
             if message._on_loss == "requeue":
