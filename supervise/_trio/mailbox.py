@@ -734,9 +734,8 @@ class Inbox:
             if ends and self._leaf.stopping:
                 break
             readers[task] = self, ends
-            readers.move_to_end(
-                task, last=False
-            )  # somebody was faster, but it has waited longest all the same
+            # What it was woken for is gone, to somebody who was faster, or with its caller: it has waited longest all the same.
+            readers.move_to_end(task, last=False)
             await wait_task_rescheduled(abort)
         return self._take_last()
 

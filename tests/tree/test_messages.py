@@ -358,7 +358,8 @@ def test_who_has_waited_longest_gets_the_next_message():
     child = Child("a", body, mailbox=8)
 
     async def scene(tree, seen):
-        with trio.move_on_after(0):
+        with trio.CancelScope() as scope:
+            scope.cancel()
             await tree[child].call("left at once")
         for number in (1, 2):
             await quiet()
