@@ -169,5 +169,11 @@ MAILBOXES = tuple(
             "        self._call.size = size\n        self._call.look_for_room()",
             "        self._call.size = size",
         ),
+        (
+            "who has waited longest goes to the end",
+            _MAILBOX,
+            "            readers.move_to_end(task, last=False)\n",
+            "",
+        ),
     )
 )

@@ -358,6 +358,7 @@ def test_who_has_waited_longest_gets_the_next_message():
     child = Child("a", body, mailbox=8)
 
     async def scene(tree, seen):
+        await trio.sleep(1)
         with trio.CancelScope() as scope:
             scope.cancel()
             await tree[child].call("left at once")
