@@ -22,8 +22,13 @@ async def starter(*_: object, task_status: trio.TaskStatus[None]) -> None:
 
 
 async def echo(*_: object) -> None:
-    """A body for a child with a mailbox: it replies to each message with the message's value."""
-    async for message in current_child().inbox:
+    """A body for a child with a mailbox: it replies to each message with the message's value, until it is cancelled.
+
+    No `async for`, which would end when a stop is asked for: to a simulation every body is one that does nothing by itself.
+    """
+    inbox = current_child().inbox
+    while True:
+        message = await inbox.receive()
         message.reply(message.value)
 
 
