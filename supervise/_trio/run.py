@@ -16,7 +16,7 @@ import trio
 from .._core.spec import Pool, Supervisor
 from ..errors import StartFailed, TreeFailed
 from ..events import Sink
-from .tree import Tree, opening
+from .tree import Tree, check_root, opening
 
 EX_SOFTWARE = 70
 """The exit status of a tree that failed."""
@@ -49,6 +49,7 @@ def run_tree(
     Raises:
         SystemExit: with 70 if the tree failed, with 1 if it never started (one line in the log says why).
     """
+    check_root(spec)
     try:
         trio.run(_run, spec, sinks, hard_exit_after, watch)
     except TreeFailed as failed:

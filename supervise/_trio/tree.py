@@ -7,13 +7,14 @@ from contextlib import AbstractAsyncContextManager, AbstractContextManager, asyn
 from contextvars import ContextVar
 from difflib import get_close_matches
 from types import TracebackType
-from typing import Any
+from typing import Any, cast
 
 import trio
 
 from .._core import effect
 from .._core._brief import brief
 from .._core._call import wrong_function
+from .._core._check import being_loaded, is_a
 from .._core.node import Node, Status, picture
 from .._core.spec import Child, OnLoss, Pool, Spec, Supervisor, placed_twice, walk
 from ..errors import Refused
@@ -442,10 +443,15 @@ def refuse_nonsense(spec: Spec) -> None:
 
 def check_root(spec: object) -> Supervisor | Pool:
     """A tree's root must be a supervisor."""
-    if not isinstance(spec, Supervisor | Pool):
+    if being_loaded.get():
+        raise RuntimeError(
+            "a tree is started while the file that declares it is loaded: do that under if __name__ == '__main__'"
+        )
+    if not is_a(spec, (Supervisor, Pool)):
         raise TypeError(f"a tree's root must be a Supervisor or a Pool, got {brief(spec)}")
-    refuse_nonsense(spec)
-    return spec
+    root = cast("Supervisor | Pool", spec)
+    refuse_nonsense(root)
+    return root
 
 
 def checked_sinks(sinks: Iterable[Sink]) -> list[Sink]:

@@ -7,7 +7,7 @@ import logging
 import re
 import sys
 from collections.abc import Callable, Sequence
-from typing import NoReturn
+from typing import Any, NoReturn, cast
 
 from .._core._check import did_you_mean, noting
 from .._core.spec import Pool, Supervisor
@@ -50,8 +50,9 @@ def _options(parser: argparse.ArgumentParser) -> list[str]:
     found: list[str] = []
     for action in parser._actions:
         found += [option for option in action.option_strings if option.startswith("--")]
-        if isinstance(action, argparse._SubParsersAction):
-            found += [option for command in action.choices.values() for option in _options(command)]
+        choices: Any = action.choices
+        commands = cast("dict[str, argparse.ArgumentParser]", choices) if isinstance(choices, dict) else {}
+        found += [option for command in commands.values() for option in _options(command)]
     return found
 
 
