@@ -579,7 +579,9 @@ class _Opening(AbstractAsyncContextManager[Tree]):
         if isinstance(raised, KeyboardInterrupt):
             driver.interrupted()
         self._nursery.cancel_scope.shield = True
-        interrupt = await driver.end("the block of open_tree was left")
+        reason = raised.reason if isinstance(raised, trio.Cancelled) else None
+        why = "left" if reason is None else f"cancelled: {reason}"
+        interrupt = await driver.end(f"the block of open_tree was {why}")
         assert self._nurseries is not None
         await self._nurseries.__aexit__(None, None, None)
         return _what_leaves(driver.failure, raised, interrupt)

@@ -56,6 +56,17 @@ def _options(parser: argparse.ArgumentParser) -> list[str]:
     return found
 
 
+def _seconds(text: str) -> float:
+    """What an option takes: not negative, and a number."""
+    seconds = float(text)
+    if not seconds >= 0:
+        raise ValueError(text)
+    return seconds
+
+
+_seconds.__name__ = "number of seconds"  # as argparse names it in its message
+
+
 def _version() -> str:
     from importlib.metadata import PackageNotFoundError, version  # noqa: PLC0415 - takes longer than the rest to import
 
@@ -81,13 +92,13 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("target", metavar="MODULE[:ATTR]|FILE[:ATTR]", help=_TARGET)
     run.add_argument(
         "--hard-exit-after",
-        type=float,
+        type=_seconds,
         metavar="SECONDS",
         help="end the program, if an ordered stop takes longer",
     )
     run.add_argument(
         "--watchdog",
-        type=float,
+        type=_seconds,
         default=10.0,
         metavar="SECONDS",
         help="log which child's code keeps the event loop from turning for so long (default: 10; 0: never)",
