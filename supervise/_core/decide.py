@@ -57,7 +57,7 @@ def _check_tag(what: str, tag: object) -> bool:
 
 
 def _classes(value: object) -> tuple[type[BaseException], ...]:
-    classes: tuple[Any, ...] = cast("tuple[object, ...]", value) if type(value) is tuple else (value,)
+    classes: tuple[Any, ...] = cast("tuple[object, ...]", value) if is_a(value, tuple) else (value,)
     if not classes or not all(map(_is_exception_class, classes)):
         refuse(
             TypeError(
@@ -229,9 +229,9 @@ class Decider(Code):
 
     def tag(self, exc: BaseException) -> str | None:
         """The tag that `exc` carries, or that the first fitting rule gives it (R1)."""
-        carried = getattr(exc, "tag", None)
+        carried: object = getattr(exc, "tag", None)
         if issubclass(type(carried), str):
-            return str.__str__(carried)
+            return str.__str__(cast("str", carried))
         return next((rule.tag for rule in self._all_rules if rule.fits(exc)), None)
 
     def looked_up(self, exc: Exception) -> tuple[str | None, Answer | None]:
