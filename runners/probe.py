@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import threading
+from collections.abc import Sequence
 from typing import Any
 
 from attrs import field, frozen
@@ -12,6 +14,19 @@ from attrs.validators import gt, instance_of
 from .brief import attribute
 
 _TIMES = 2  # the first may report, and so clear, an old error; one that stays is the context's
+
+_CUDA = re.compile(r"cuda(:[0-9]{1,6}(,(cuda:)?[0-9]{1,6})*)?")
+
+
+def device_numbers(device: str) -> list[int]:
+    """The numbers of CUDA devices: of `cuda`, `cuda:1`, or several as in `cuda:0,1` or `cuda:0,cuda:1`.
+
+    Raises:
+        ValueError: it names none.
+    """
+    if not _CUDA.fullmatch(device):
+        raise ValueError(f"a CUDA device is cuda, cuda:N, or several as in cuda:0,1, got {device!r}")
+    return [int(number) for number in re.findall("[0-9]+", device)] or [0]
 
 
 @frozen
@@ -23,7 +38,8 @@ class DeviceProbe:
     (D9) does not wait as long.
 
     Args:
-        device: as torch names it; of anything but `cuda…` the first CUDA device is asked, if one is in use.
+        device: as torch names it, or several of it; of anything but `cuda…` the first CUDA device is asked, if one is in
+            use.
         timeout: seconds.
     """
 
@@ -49,7 +65,14 @@ class DeviceProbe:
 
     def _synchronises(self, cuda: Any) -> bool:
         try:
-            cuda.synchronize(self.device if self.device.startswith("cuda") else 0)
+            for device in self._devices():
+                cuda.synchronize(device)
         except Exception:  # noqa: BLE001 - whatever it raises, the device does not answer
             return False
         return True
+
+    def _devices(self) -> Sequence[str | int]:
+        """What torch is asked about, one after the other."""
+        if "," in self.device and _CUDA.fullmatch(self.device):
+            return [f"cuda:{number}" for number in device_numbers(self.device)]
+        return [self.device if self.device.startswith("cuda") else 0]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import socket
-import sys
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -15,7 +14,9 @@ from runners.brief import quoted
 from runners.classify import classify
 from runners.errors import LoadFailed, OutOfMemory
 from runners.hosts import wire
+from runners.hosts.child import entitle
 from runners.hosts.spec import unpack
+from runners.hosts.surroundings import adopt
 from runners.hosts.turns import Position, checked, close, execute, info_of, sync_only, sync_runner
 from runners.probe import DeviceProbe
 from runners.types import (
@@ -106,10 +107,12 @@ class _ContextFailed(Exception):
 
 def _load(hello: wire.Hello, link: Link, judge: Judge) -> ModelRunner:
     """Make the runner that the first two frames name, and say so."""
-    sys.path[:] = hello.path
+    if hello.today is not None:
+        adopt(hello.today)
     try:
         spec = _prepared(unpack(hello.runner), hello)
         told = _expect(wire.Start, link)
+        entitle("context")
         start = RunnerStart(incarnation=told.incarnation, device=hello.device, cause=told.cause)
         runner = sync_runner(spec.build(start))
         link.send(wire.ready(info_of(runner)))

@@ -5,6 +5,7 @@ Needs `msgspec` (the extra `process`) and Linux (pidfd, and a child that dies wi
 
 from __future__ import annotations
 
+import functools
 import math
 import statistics
 import sys
@@ -17,6 +18,7 @@ from typing import Literal, TypeAlias, TypeVar, get_args
 import trio
 from attrs import field, frozen
 from attrs.validators import ge, gt, in_, instance_of, optional
+from trio.lowlevel import enable_ki_protection
 
 from runners.brief import brief, one_line, text_of
 from runners.errors import (
@@ -34,9 +36,11 @@ from runners.errors import (
 from runners.hosts import RequestFailed, Session, wire
 from runners.hosts.nvml import Nvml
 from runners.hosts.peer import Peer
+from runners.hosts.processes import is_late, refusal
 from runners.hosts.reserve import Plan, Reserve, reserved
 from runners.hosts.session import BaseSession
 from runners.hosts.spec import check_runner, pack
+from runners.probe import device_numbers
 from runners.types import ExecuteBatch, RunnerSpec, SessionRebuildCause, TokenChunk, token_chunk
 
 StartMethod: TypeAlias = Literal["forkserver", "spawn"]
@@ -58,8 +62,20 @@ ENOUGH = 512
 _NEXT_FLOOR, _NEXT_FACTOR = 10.0, 20
 
 
+_SLICE = 1.0
+_SHORT = 0.02
+
+
 def _start_method(wanted: StartMethod | None) -> StartMethod:
-    return wanted or ("forkserver" if sys.platform == "linux" else "spawn")
+    return wanted or "forkserver"
+
+
+def _check_device(_host: object, _field: object, device: str) -> None:
+    """Torch's names of CUDA devices, of several too; any other is the runner's business."""
+    if device.startswith("cuda"):
+        device_numbers(device)
+    elif not device:
+        raise ValueError("device must name a device, got ''")
 
 
 @frozen(kw_only=True)
@@ -67,9 +83,9 @@ class ProcessHost:
     """A process per incarnation. All times are seconds; past one of the first three it is killed (D9).
 
     Args:
-        device: as torch names it; handed to the runner.
+        device: as torch names it, or several of it, such as `cuda:0,1`; handed to the runner.
         start: `forkserver`: from a process that has everything imported; the first start takes as long as a cold one,
-            the next ones milliseconds. `spawn`: cold. None is the first of them that there is.
+            the next ones milliseconds. `spawn`: cold. None is the first of them.
         standby: how many processes stand ready beside the one that serves, with as much done as the runner spec allows
             without the device (`PreparingSpec`).
         load_timeout: from the start of the process until the runner is loaded; a rebuild has as long, and so has a fork
@@ -85,7 +101,7 @@ class ProcessHost:
             be longer than any backoff.
     """
 
-    device: str = field(default="cpu", kw_only=False, validator=instance_of(str))
+    device: str = field(default="cpu", kw_only=False, validator=[instance_of(str), _check_device])
     start: StartMethod = field(default=None, converter=_start_method, validator=in_(get_args(StartMethod)))
     standby: int = field(default=0, validator=[instance_of(int), ge(0)])
     load_timeout: float = field(default=300.0, validator=gt(0))
@@ -102,18 +118,40 @@ class ProcessHost:
         """See `Host.open`.
 
         Raises:
-            TypeError: see `check_runner`; so for ValueError.
+            TypeError: see `check`; so for ValueError.
+            Unrecoverable: no process can be started here, whatever it is to load.
         """
-        check_runner(runner)
-        return self._open(
-            self._plan(runner), wire.Start(incarnation, None if cause is None else one_line(cause))
-        )
+        if why := refusal():
+            raise Unrecoverable(why)
+        start = wire.Start(incarnation, None if cause is None else one_line(cause))
+        return self._open(self._checked(runner), start)
 
-    def _plan(self, runner: RunnerSpec) -> Plan:
+    def check(self, runner: object) -> None:
+        """Refuse what cannot be handed to another process, and anything where no other process can be had.
+
+        Raises:
+            TypeError: see `check_runner`.
+            ValueError: likewise; or the spec is too long to be sent, or this is no place for a process.
+        """
+        if why := refusal():
+            raise ValueError(why)
+        self._checked(runner)
+
+    def _checked(self, runner: object) -> Plan:
         """What a reserve for this runner is to do."""
+        plan = self._plan(runner)
+        try:
+            plan.hello(ahead=False)
+        except ValueError as error:
+            raise ValueError(f"a {plan.name} cannot be sent to another process: {error}") from None
+        return plan
+
+    def _plan(self, runner: object) -> Plan:
+        cls = type(runner)
+        check_runner(runner)
         return Plan(
-            name=type(runner).__name__,
-            path=_import_path(),
+            name=cls.__name__,
+            path=_import_path(cls.__module__),
             runner=pack(runner),
             device=self.device,
             forks=self.start == "forkserver",
@@ -124,6 +162,7 @@ class ProcessHost:
         )
 
     @asynccontextmanager
+    @enable_ki_protection  # a KeyboardInterrupt between two lines would leave a process behind
     async def _open(self, plan: Plan, start: wire.Start) -> AsyncGenerator[Session, None]:
         """One life of the process."""
         async with reserved(plan) as reserve:
@@ -358,11 +397,25 @@ class ProcessSession(BaseSession[int]):
     async def _wait(self) -> None:
         """For something to happen, until the deadline (D9). Nothing is there to read."""
         seconds, what = self._patience()
-        deadline = self._progress + seconds
-        if trio.current_time() >= deadline:
+        now = trio.current_time()
+        left = self._progress + seconds - now
+        if left <= 0:
             raise self._fail(self._hung(seconds, what))
-        with trio.CancelScope(deadline=deadline) as self._waiting:
+        slices = 1 if left == math.inf else math.ceil(left / _SLICE)
+        with trio.CancelScope(deadline=now + left / slices) as self._waiting:
             await self._peer.wait()
+        self._excuse(now)
+
+    def _excuse(self, began: float) -> None:
+        """Where nobody ran for a while, the parent neither (a frozen cgroup, a machine that is moved), that counts for nobody.
+
+        It shows in a slice of waiting that was much longer than asked for. Half of the slice counts, so that there is
+        another look behind it, and an end even where each slice is late. A very short one counts whole.
+        """
+        asked_for = self._waiting.deadline
+        if is_late(asked_for):
+            planned = asked_for - began
+            self._progress += trio.current_time() - asked_for + (planned / 2 if planned > _SHORT else 0)
 
     def _hung(self, seconds: float, what: str) -> ContextHung:
         return ContextHung(f"the context process {self.pid} {what} within {seconds:g} s")
@@ -521,9 +574,27 @@ async def _taken(reserve: Reserve, incarnation: int) -> Peer:
     return peer
 
 
-def _import_path() -> list[str]:
-    """Where we import from, for a process that may stand in another folder by then."""
-    return [str(Path(entry).absolute()) for entry in sys.path]
+def _import_path(module: str) -> tuple[str, ...]:
+    """Where we import from, for a process that may stand in another folder by then.
+
+    An entry that is relative, such as that of `python -c`, means where it led when this module's runners were first
+    opened: an `os.chdir` since then is no reason to look elsewhere in the next incarnation. One that led nowhere is left out.
+    """
+    paths = (_absolute(entry, module) for entry in sys.path if isinstance(entry, str))
+    return tuple(path for path in paths if path is not None)
+
+
+def _absolute(entry: str, module: str) -> str | None:
+    if Path(entry).is_absolute():
+        return entry
+    with suppress(OSError):  # the folder has been deleted
+        return _led_to(entry, module)
+    return None
+
+
+@functools.cache
+def _led_to(entry: str, _module: str) -> str:
+    return str(Path(entry).absolute())
 
 
 def _begin_data(number: int, batch: ExecuteBatch, accepted: Sequence[int]) -> bytes:

@@ -57,16 +57,24 @@ class _Frame(_Part, frozen=True, tag=str.lower):
     """An array whose first item says which frame it is."""
 
 
+class Surroundings(_Part, frozen=True):
+    """What has changed since the fork server was started from which the process comes."""
+
+    environment: list[tuple[bytes, bytes | None]]
+    folder: bytes | None
+    umask: int | None
+
+
 class Hello(_Frame, frozen=True):
-    """The first word: what to load, and where to import it from.
+    """The first word: what to load.
 
     `ahead`: the start may be long in coming, so what holds no device may be done before it.
     """
 
-    path: list[str]
     runner: Any
     device: str
     ahead: bool
+    today: Surroundings | None = None
 
 
 class Start(_Frame, frozen=True):
@@ -219,7 +227,6 @@ class Broken(_Frame, frozen=True):
 class Preload(_Frame, frozen=True):
     """To a fork server: what its children will load."""
 
-    path: list[str]
     runner: Any
 
 
@@ -247,11 +254,11 @@ class Forked(_Frame, frozen=True):
 
 
 class Exited(_Frame, frozen=True):
-    """A child has ended and is reaped: `status` is its exit status, or the signal that killed it."""
+    """A child has ended and is reaped: `status` is its exit status, or the signal that killed it; None if it is lost."""
 
     number: Count
     killed: bool
-    status: Count
+    status: Count | None
 
 
 FromParent: TypeAlias = Hello | Start | Begin | Drop | Rebuild | Shutdown

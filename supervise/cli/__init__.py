@@ -85,6 +85,13 @@ def _parser() -> argparse.ArgumentParser:
         help="end the program, if an ordered stop takes longer",
     )
     run.add_argument(
+        "--watchdog",
+        type=float,
+        default=10.0,
+        metavar="SECONDS",
+        help="log which child's code keeps the event loop from turning for so long (default: 10; 0: never)",
+    )
+    run.add_argument(
         "--live", action="store_true", help="show the tree on the terminal while it runs (needs rich)"
     )
     how_much = run.add_mutually_exclusive_group()
@@ -108,10 +115,11 @@ def _run(arguments: argparse.Namespace) -> int:
     if tree is None:
         return 1
     sink = _sink(arguments)
+    limits = {"hard_exit_after": arguments.hard_exit_after, "watchdog": arguments.watchdog}
     if arguments.live:
-        run_live(tree, hard_exit_after=arguments.hard_exit_after, otherwise=sink)
+        run_live(tree, **limits, otherwise=sink)
     else:
-        run_tree(tree, sinks=[sink], hard_exit_after=arguments.hard_exit_after)
+        run_tree(tree, sinks=[sink], **limits)
     return 0
 
 

@@ -80,6 +80,18 @@ async def until(condition):
             await trio.sleep(0.005)
 
 
+def cleaners():
+    """The pids of what kills what our processes leave behind."""
+    return {pid for pid in processes() if title(pid) == "runners:cleaner"}
+
+
+def title(pid):
+    """What `ps` calls a process."""
+    with suppress(OSError):
+        return Path(f"/proc/{pid}/comm").read_text().strip()
+    return ""
+
+
 def contexts():
     """The pids of our context processes: what a fork server has made, or was started cold."""
     found = set()
