@@ -42,7 +42,8 @@ class _Brief(Repr):
         except KeyboardInterrupt:
             raise
         except BaseException as problem:  # noqa: BLE001 - whatever a `__repr__` raises, it is only a text
-            return f"<{name_of(type(x))} whose repr raised {name_of(type(problem))}>"
+            it: object = x
+            return f"<{name_of(type(it))} whose repr raised {name_of(type(problem))}>"
 
     def repr_instance(self, x: Any, level: int) -> str:  # noqa: ARG002 - as `Repr` calls it
         """Its own `repr`, with the middle left out if it is long."""
