@@ -243,6 +243,28 @@ async def test_the_caller_of_a_moved_stream_frees_the_place_it_has_now():
 
 
 @pytest.mark.trio
+async def test_the_caller_of_a_stream_between_two_contexts_leaves_in_peace():
+    """D6: it is open in neither, so there is no place to free; the old one is gone."""
+    stage = Stage()
+    async with serving(PUPPET, host=stage) as scene, trio.open_nursery() as nursery:
+        a, b = callers("ab")
+        for caller in (a, b):
+            await nursery.start(caller.run, scene.worker)
+        first = await stage.act(1)
+        await first.has("a", "b")
+        first.fails(ContextPoisoned("x"))
+        second = await stage.act(2)
+        await second.has("a")  # on trial, while the other waits
+        b.scope.cancel()
+        await b.over.wait()
+        second.makes("a", last=True)
+        await a.over.wait()
+        assert a.ids == (0,)
+        assert second.begun == ["a"]
+        assert second.dropped == []
+
+
+@pytest.mark.trio
 async def test_a_text_without_end_fails_its_request_alone(monkeypatch):
     """D5: a runner that says more than any answer may be long does not fill our memory."""
     monkeypatch.setattr("runners.serving.MAX_CHARACTERS", 10)
