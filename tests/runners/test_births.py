@@ -289,7 +289,8 @@ async def test_each_process_has_a_title():
         await until(lambda: title(standby) == "runners:standby")
         assert title(session.pid) == "runners:context"
         assert title(parent(session.pid)) == "runners:server"
-        assert len(cleaners()) == 1
+        (cleaner,) = cleaners()
+        assert title(cleaner) == "runners:cleaner"
 
 
 # --- what it leaves behind
