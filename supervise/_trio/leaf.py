@@ -228,9 +228,8 @@ class Leaf:
                     on = self._restarts_at_once(exc)
                     if not on and self._spec.resource is None:
                         await self._over(exc, value, resumable=False)
-                    exc = (
-                        None  # or this frame keeps it, and whatever is cancelled from below keeps this frame
-                    )
+                    # Or this frame keeps it, and whatever is cancelled from below keeps this frame.
+                    exc = None
                     on = on or self._driver.leaf_ended(self)
                     if on:
                         await self._refresh(task, shared=task._schedule_points != turns)

@@ -44,13 +44,13 @@ class Kept:
 
     @trio.lowlevel.enable_ki_protection
     async def __aenter__(self) -> None:
-        await trio.sleep(0)
+        await trio.lowlevel.checkpoint()
         self._lives[self._name] = self._lives.get(self._name, 0) + 1
 
     @trio.lowlevel.enable_ki_protection
     async def __aexit__(self, *_: object) -> None:
         self._lives[self._name] -= 1
-        await trio.sleep(0)
+        await trio.lowlevel.checkpoint()
 
 
 def drained(name: str) -> Child:
@@ -154,7 +154,7 @@ async def resources(scene: Scene) -> None:
 
     async def body(_: object) -> None:
         left[0] += 1
-        await trio.sleep(0)
+        await trio.lowlevel.checkpoint()
         raise Boom if left[0] % 3 else LookupError
 
     decider = Decider({LookupError: Resume})
