@@ -341,3 +341,23 @@ def test_a_watcher_that_raises_is_reported_and_hurts_nothing(write, tmp_path):
     assert result.stdout.split() == ["True", "done", "True", "done", "down"]
     assert "LookupError: no eyes" in result.stderr
     assert "the tree goes on" in result.stderr
+
+
+def test_run_names_the_child_that_keeps_the_loop(write, tmp_path):
+    """R20: `--watchdog`."""
+    write(
+        "keeps.py",
+        """
+        import time
+
+        async def keeps():
+            time.sleep(2)
+            raise SystemExit(5)
+
+        tree = Supervisor("app", [Child("bad", keeps)])
+        """,
+    )
+    result = supervise("run", "--watchdog", "0.2", "keeps.py", cwd=tmp_path)
+    assert result.returncode == 5
+    assert "by the code of child 'app/bad'" in result.stderr
+    assert "time.sleep(2)" in result.stderr

@@ -69,7 +69,7 @@ class Program:
             [sys.executable, "-c", HEAD + textwrap.dedent(code)],
             cwd=ROOT,
             env={name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"},
-            preexec_fn=prepare,
+            preexec_fn=prepare,  # noqa: PLW1509 - a signal that is ignored is inherited, and no thread runs here
             pass_fds=(3, tell),
             **{"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, **options},
         )
@@ -168,8 +168,7 @@ WAYS = {
         None,
     ),
     "auto_shutdown": (
-        "Supervisor('app', [Child('a', stubborn), Child('b', soon, restart='transient', significant=True)],"
-        " auto_shutdown='any_significant')",
+        "Supervisor('app', [Child('a', stubborn), Child('b', soon, **once)], auto_shutdown='any_significant')",
         "",
         None,
     ),
@@ -204,6 +203,8 @@ def test_the_hard_exit_counts_however_the_root_begins_to_stop(way):
 
         def broken():
             raise ValueError
+
+        once = {{"restart": "transient", "significant": True}}
 
         async def soon():
             await trio.sleep(0.1)
