@@ -149,6 +149,8 @@ class Driver:
 
     def __init__(self, spec: Supervisor | Pool, sinks: Sequence[events.Sink]) -> None:
         self.forest = Forest(spec)
+        assert self.forest.root.machine is not None
+        self._root: Machine = self.forest.root.machine
         self.addresses: dict[str, Address] = {}
         self.tree: Any = None
         self.body_scope = trio.CancelScope()
@@ -265,8 +267,7 @@ class Driver:
     def _work(self, effects: list[Effect]) -> None:
         """Carry out effects, and whatever has come in by then."""
         self._busy = True
-        waiting, root = self._waiting, self.forest.root.machine
-        assert root is not None
+        waiting = self._waiting
         try:
             while True:
                 for one in effects:
@@ -276,7 +277,7 @@ class Driver:
                 machine, item = waiting.popleft()
                 u = random()  # noqa: S311 - the chance for jitter, no secret
                 effects = self.forest.handle(machine, item, self.now(), u)
-                if root.phase == "ending" and not self._ending:
+                if self._root.phase == "ending" and not self._ending:
                     self._ending = True
                     self.ending()
         except BaseException as exc:  # noqa: BLE001 - a defect of ours: stop everything, then raise it (R24)

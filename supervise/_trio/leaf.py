@@ -11,6 +11,7 @@ import inspect
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
 from contextvars import Context, ContextVar
+from operator import is_
 from types import CoroutineType, TracebackType
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 
@@ -126,7 +127,6 @@ class Leaf:
         self._failure: BaseException | None = None
         self._error: BaseException | None = None
         self._injected: BaseException | None = None
-        self._injectable_at = 0.0
         self._value: Any = None
         self._inbox: Inbox | None = None
 
@@ -223,15 +223,15 @@ class Leaf:
                     exc = value = None
                     try:
                         value = await (self._body() if self._spec.resource is None else self._with_resource())
+                    except GeneratorExit as caught:
+                        exc = _unless_closed(caught)
                     except BaseException as caught:  # noqa: BLE001 - whatever it is, the machine hears of it
-                        _raise_if_closed(caught)
                         exc = caught
                     on = self._restarts_at_once(exc)
                     if not on and self._spec.resource is None:
                         await self._over(exc, value, resumable=False)
-                    exc = (
-                        None  # or this frame keeps it, and whatever is cancelled from below keeps this frame
-                    )
+                    # Or this frame keeps it, and whatever is cancelled from below keeps this frame.
+                    exc = None
                     on = on or self._driver.leaf_ended(self)
                     if on:
                         await self._refresh(task, shared=task._schedule_points != turns)
@@ -265,8 +265,9 @@ class Leaf:
         try:
             async with _Resource(self.path, self._spec.resource) as resource:
                 value = await self._use(resource)
+        except GeneratorExit as caught:
+            left = _unless_closed(caught)
         except BaseException as caught:  # noqa: BLE001 - as above
-            _raise_if_closed(caught)
             left = caught
         if self._reported or self.stopping:
             error = _apart_from(left, self._failure)
@@ -285,8 +286,9 @@ class Leaf:
                     self.inject(self._injected)
                 try:
                     value = await self._body(resource)
+                except GeneratorExit as caught:
+                    exc = _unless_closed(caught)
                 except BaseException as caught:  # noqa: BLE001 - as above
-                    _raise_if_closed(caught)
                     exc = caught
             if self._must_pass_through(exc, value):
                 break
@@ -424,14 +426,15 @@ class _Status:
             leaf.up(value)
 
 
-def _raise_if_closed(exc: BaseException) -> None:
-    """Raise the GeneratorExit of a coroutine that is being closed, which may not await.
+def _unless_closed(exc: GeneratorExit) -> BaseException:
+    """Raise that of a coroutine that is being closed, which may not await; give one that a body has raised itself.
 
     `close` closes from the inside out and raises a new one in each frame, so its traceback has the caller's frame alone.
-    One that a body raises itself comes from further down, and is a failure like any other that is no `Exception`.
+    One that a body raises comes from further down, and is a failure like any other that is no `Exception`.
     """
-    if is_a(exc, GeneratorExit) and (exc.__traceback__ is None or exc.__traceback__.tb_next is None):
+    if exc.__traceback__ is None or exc.__traceback__.tb_next is None:
         raise exc
+    return exc
 
 
 class _Resource(AbstractAsyncContextManager[Any]):
@@ -481,7 +484,7 @@ def _is_new(awaitable: object) -> bool:
 
 def _same(one: Context, other: Context) -> bool:
     """Whether both have the same values: of equal ones, 1 and True say, each may be another."""
-    return len(one) == len(other) and all(one.get(variable, one) is other[variable] for variable in other)
+    return list(one) == list(other) and all(map(is_, one.values(), other.values()))
 
 
 def _is_fatal(exc: BaseException | None) -> bool:

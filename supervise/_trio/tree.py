@@ -567,9 +567,8 @@ class _Opening(AbstractAsyncContextManager[Tree]):
         try:
             raise outcome
         finally:
-            outcome.__context__ = (
-                context  # not what the block was left with: that is in the group, or was only Cancelled
-            )
+            # Not what the block was left with: that is in the group, or was only Cancelled.
+            outcome.__context__ = context
             del outcome
 
     async def _leave(self, exc: BaseException | None) -> BaseException | None:

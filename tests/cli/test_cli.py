@@ -445,3 +445,23 @@ def test_a_misspelt_option_has_its_near_match(tmp_path, arguments, says):
     result = supervise(*arguments, cwd=tmp_path)
     assert result.returncode == 2
     assert result.stderr.endswith(says if says.endswith("\n") else f"{says}\n")
+
+
+def test_run_names_the_child_that_keeps_the_loop(write, tmp_path):
+    """R20: `--watchdog`."""
+    write(
+        "keeps.py",
+        """
+        import time
+
+        async def keeps():
+            time.sleep(2)
+            raise SystemExit(5)
+
+        tree = Supervisor("app", [Child("bad", keeps)])
+        """,
+    )
+    result = supervise("run", "--watchdog", "0.2", "keeps.py", cwd=tmp_path)
+    assert result.returncode == 5
+    assert "by the code of child 'app/bad'" in result.stderr
+    assert "time.sleep(2)" in result.stderr
