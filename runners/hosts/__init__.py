@@ -15,6 +15,9 @@ from attrs import frozen
 from runners.errors import InferenceError
 from runners.types import ExecuteBatch, RunnerInfo, RunnerSpec, SessionRebuildCause, TokenChunk
 
+MARK = "RUNNERS_STARTED_BY"
+"""The environment variable that says whose a process is; one that is to outlive its context is started without it."""
+
 
 @frozen
 class RequestFailed:

@@ -2,20 +2,32 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import logging
 import os
 import signal
 import socket
+from collections.abc import Sequence
 from contextlib import suppress
 
 import trio
 from attrs import define, field
+from trio.lowlevel import enable_ki_protection
 
 from runners.errors import ProtocolError
-from runners.hosts import wire
+from runners.hosts import cleaner, surroundings, wire
 from runners.hosts.output import Output
-from runners.hosts.processes import Ends, Spawned, connected, fate, is_readable, outlived
+from runners.hosts.processes import (
+    Ends,
+    Spawned,
+    connected,
+    fate,
+    is_readable,
+    outlived,
+    reap_group,
+    within,
+)
 
 _DATAGRAM = 65_536
 _ANSWER = 5.0
@@ -35,19 +47,22 @@ class _Asked:
     """A process that is asked for, from then to its end."""
 
     process: Forked | None = None
+    refused: OSError | None = None
     answered: trio.Event = field(factory=trio.Event)
 
 
 class ForkServer:
     """A running fork server, as long as its `run` does. When it dies, its processes do, and who waits gets `NoServer`."""
 
-    def __init__(self, preload: wire.Preload, who: str) -> None:
+    def __init__(self, preload: wire.Preload, who: str, path: Sequence[str]) -> None:
         """Start it; see `Spawned`.
 
         Raises:
             OSError: no process or descriptor is to be had, or there is too much to say.
         """
         self.gone: str | None = None  # why it is
+        self.hopeless = False  # another one would fail likewise
+        self._started_in = surroundings.now()
         self._numbers = itertools.count()
         self._asked: dict[int, _Asked] = {}
         self._preloaded = trio.Event()
@@ -55,13 +70,14 @@ class ForkServer:
         try:
             with connected(self._output, socket.SOCK_SEQPACKET) as (self._control, ends):
                 self._control.send(wire.datagram(preload))
-                self._process = Spawned("runners.hosts.forkserver", ends)
+                self._process = Spawned("runners.hosts.forkserver", ends, path)
         except OSError:
             self._output.close()
             raise
         self.pid = self._output.pid = self._process.pid
         self._name = f"the fork server {self.pid}"
 
+    @enable_ki_protection  # as all tasks below a system task, which a KeyboardInterrupt would take down with the whole run
     async def run(self) -> None:
         """Listen until it is dead. Cancelling this ends it; it has ended and is reaped when this returns."""
         try:
@@ -88,32 +104,56 @@ class ForkServer:
         self._control.close()
         os.close(self._process.pidfd)
 
-    async def ready(self, seconds: float) -> None:
-        """Until it can fork, at most so long; after that it is killed.
+    @property
+    def can_fork(self) -> bool:
+        """Whether it has preloaded, and lives."""
+        return self._preloaded.is_set() and not self.dead
+
+    async def preloaded(self) -> None:
+        """Until it can fork.
 
         Raises:
             NoServer: it is not to be.
         """
-        with trio.move_on_after(seconds) as patience:
-            await self._preloaded.wait()
-        if patience.cancelled_caught:
-            self.kill(f"{self._name} preloaded nothing within {seconds:g} s")
+        await self._preloaded.wait()
         if self.gone is not None:
             raise NoServer(self.gone)
+
+    def tell_where(self) -> None:
+        """Have it say what it is at, while it preloads."""
+        if not self.dead:
+            self._process.tell_where()
+
+    def hangs(self, seconds: float) -> None:
+        """It has not preloaded in time, and is killed; another would do no better.
+
+        Raises:
+            NoServer: always.
+        """
+        self.hopeless = True
+        self.kill(f"{self._name} preloaded nothing within {seconds:g} s")
+        raise NoServer(self.gone)
+
+    def changed(self) -> wire.Surroundings:
+        """What is not as it was when it started, and as its processes have it."""
+        return surroundings.changed(self._started_in)
 
     async def fork(self, ends: Ends) -> Forked:
         """A new process. Cannot be cancelled: it takes milliseconds, and a server that does not answer is killed.
 
         Raises:
             NoServer: there is none.
+            OSError: there is no descriptor left for it; it ends by itself.
         """
         number, asked = next(self._numbers), _Asked()
         self._asked[number] = asked
-        with trio.CancelScope(shield=True), trio.move_on_after(_ANSWER):
-            self._ask(number, ends)
-            await asked.answered.wait()
+        self._ask(number, ends)
+        with trio.CancelScope(shield=True):
+            await within(_ANSWER, asked.answered.wait)
         if not asked.answered.is_set():
             self.kill(f"{self._name} did not fork within {_ANSWER:g} s")
+        if asked.refused is not None:
+            raise asked.refused
         if asked.process is None:
             raise NoServer(self.gone or f"{self._name} could not fork")
         return asked.process
@@ -151,6 +191,7 @@ class ForkServer:
 
     # --- what it says
 
+    @enable_ki_protection
     async def _listen(self) -> None:
         while True:
             await trio.lowlevel.wait_readable(self._control)
@@ -183,16 +224,22 @@ class ForkServer:
             case wire.Preloaded():
                 self._preloaded.set()
             case wire.NotPreloaded(reason=reason):
+                self.hopeless = True
                 self._over(f"{self._name} could not preload: {reason}")
-            case wire.Forked(number=number) if number in self._asked and descriptors:
-                self._born(self._asked[number], Forked(self, frame.pid, descriptors.pop()))
+            case wire.Forked(number=number) if number in self._asked:
+                self._born(self._asked[number], frame.pid, descriptors)
             case wire.Exited(number=number):
                 self._ended(self._asked.pop(number, None), frame)
             case _:
                 raise ProtocolError(f"an unexpected {type(frame).__name__} frame")
 
-    def _born(self, asked: _Asked, process: Forked) -> None:
-        asked.process = process
+    def _born(self, asked: _Asked, pid: int, descriptors: list[int]) -> None:
+        """It is there; but where we have no descriptor left the kernel has dropped its pidfd, and we let it go again."""
+        if descriptors:
+            asked.process = Forked(self, pid, descriptors.pop())
+            cleaner.note_birth(pid)
+        else:  # it finds its connection closed, and ends
+            asked.refused = OSError(errno.EMFILE, os.strerror(errno.EMFILE))
         asked.answered.set()
 
     def _ended(self, asked: _Asked | None, frame: wire.Exited) -> None:
@@ -226,9 +273,7 @@ class Forked:
 
     async def told(self) -> None:
         """See `Process.told`. A server that says nothing is killed."""
-        with trio.move_on_after(_NEWS) as patience:
-            await self._told.wait()
-        if patience.cancelled_caught:
+        if not await within(_NEWS, self._told.wait):
             self._server.kill(f"the fork server {self._server.pid} reaps nobody")
 
     def fate(self) -> str:
@@ -236,8 +281,10 @@ class Forked:
         return self._fate or "closed its connection"
 
     async def reap(self) -> None:
-        """See `Process.reap`: the server has done it once it tells, and init does it for a dead one."""
+        """See `Process.reap`: the server has done it once it tells. That of a dead server falls to init, which we may be."""
         await self.told()
+        await reap_group(self.pid)
+        cleaner.note_end(self.pid)
 
     def ended(self, how: str) -> None:
         """It is reaped."""

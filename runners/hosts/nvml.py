@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import importlib
 import os
+import re
+from contextlib import suppress
 from types import ModuleType
 from typing import Any
 
@@ -16,6 +18,7 @@ from attrs import field, frozen
 from attrs.validators import gt
 
 from runners.errors import ContextPoisoned, DeviceError, Unrecoverable
+from runners.probe import device_numbers
 
 _USABLE = {0, 3}  # nothing to recover from; or of concern only to devices that talk to each other
 _ACTIONS = {
@@ -72,12 +75,28 @@ class Nvml:
             return None
         try:
             nvml.nvmlInit()
-            try:
-                return _needs(nvml, _handle(nvml, device))
-            finally:
-                nvml.nvmlShutdown()
         except nvml.NVMLError as error:
             return _GONE.get(type(error).__name__)
+        try:
+            return self._first_trouble(nvml, device)
+        finally:
+            with suppress(nvml.NVMLError):
+                nvml.nvmlShutdown()
+
+    def _first_trouble(self, nvml: ModuleType, device: str) -> str | None:
+        """Of a device, or of several."""
+        try:
+            numbers = device_numbers(device)
+        except ValueError:  # not a name of torch's
+            return None
+        for number in numbers:
+            try:
+                trouble = _needs(nvml, _handle(nvml, number))
+            except nvml.NVMLError as error:
+                trouble = _GONE.get(type(error).__name__)
+            if trouble is not None:
+                return trouble if len(numbers) == 1 else f"of cuda:{number}, {trouble}"
+        return None
 
 
 def _worse(error: ContextPoisoned, device: str, trouble: str) -> Unrecoverable:
@@ -96,12 +115,11 @@ def _needs(nvml: ModuleType, handle: object) -> str | None:
     return None if action in _USABLE else f"it needs {_ACTIONS.get(action, f'recovery action {action}')}"
 
 
-def _handle(nvml: ModuleType, device: str) -> object:
+def _handle(nvml: ModuleType, number: int) -> object:
     """The device that torch's number means: NVML counts all of them, torch those that are visible.
 
     Both count along the bus, unless `CUDA_DEVICE_ORDER` says otherwise and the devices differ.
     """
-    number = int(device.partition(":")[2] or 0)
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is None:
         return nvml.nvmlDeviceGetHandleByIndex(number)
@@ -110,5 +128,7 @@ def _handle(nvml: ModuleType, device: str) -> object:
         raise nvml.NVMLError(nvml.NVML_ERROR_NOT_FOUND)
     name = names[number]
     return (
-        nvml.nvmlDeviceGetHandleByIndex(int(name)) if name.isdigit() else nvml.nvmlDeviceGetHandleByUUID(name)
+        nvml.nvmlDeviceGetHandleByIndex(int(name))
+        if re.fullmatch("[0-9]+", name)
+        else nvml.nvmlDeviceGetHandleByUUID(name)
     )

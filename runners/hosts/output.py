@@ -15,6 +15,9 @@ from collections.abc import Generator, Iterator
 from contextlib import contextmanager, suppress
 
 import trio
+from trio.lowlevel import enable_ki_protection
+
+from runners.hosts.standard import above_standard
 
 LOGGER = logging.getLogger("runners.context")
 MAX_LINE = 4096
@@ -55,7 +58,15 @@ def _texts(line: bytes) -> Iterator[str]:
     for start in range(0, len(line), MAX_LINE):
         text = line[start : start + MAX_LINE].decode("utf-8", "backslashreplace").rstrip()
         if text:
-            yield text
+            yield text if text.isprintable() else _visible(text)
+
+
+def _visible(text: str) -> str:
+    """With escapes for what would act on a terminal or forge a line: control characters, carriage returns too."""
+    return "".join(
+        char if char.isprintable() or char == "\t" else char.encode("unicode_escape").decode()
+        for char in text
+    )
 
 
 class Ration:
@@ -85,7 +96,7 @@ class _Stream:
         self._level = level
         self._lines = Lines()
         self._ration = Ration(LINES_PER_SECOND)
-        self.descriptor, self.theirs = os.pipe()
+        self.descriptor, self.theirs = map(above_standard, os.pipe())
         os.set_blocking(self.descriptor, False)
         self.last: deque[str] = deque(maxlen=_LAST_LINES)
         self._crashed = False  # and the lines since say where
@@ -167,16 +178,18 @@ class Output:
         finally:
             self._close_theirs()
 
+    @enable_ki_protection  # it runs below a system task, which a KeyboardInterrupt would take down with the whole run
     async def pump(self) -> None:
         """Log what comes until it is closed."""
         async with trio.open_nursery() as nursery:
             for stream in self._streams:
                 nursery.start_soon(self._pump, stream)
 
+    @enable_ki_protection
     async def _pump(self, stream: _Stream) -> None:
         more = True
         with suppress(trio.ClosedResourceError):
-            while more:
+            while more and stream.descriptor >= 0:  # or it was closed before our first turn
                 await trio.lowlevel.wait_readable(stream.descriptor)
                 with suppress(BlockingIOError):  # `drain` was faster
                     more = stream.read()

@@ -12,24 +12,27 @@ import os
 import socket
 from collections import deque
 from collections.abc import AsyncGenerator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 import msgspec
 import trio
-from attrs import frozen
-from trio.lowlevel import RunVar
+from attrs import asdict, frozen
+from trio.lowlevel import RunVar, enable_ki_protection
 
 from runners.hosts import wire
+from runners.hosts.cleaner import cleaning
 from runners.hosts.forks import ForkServer, NoServer
 from runners.hosts.output import Output
 from runners.hosts.peer import Peer
-from runners.hosts.processes import Ends, Process, Spawned, connected
+from runners.hosts.processes import Ends, Process, Spawned, connected, interpreter, within
 
 _BREATH = 0.25
 """Seconds for which one that has just loaded has the machine for itself: streams may be waiting to go on."""
 _TRIES = 2
-"""After so many preloads in a row that failed, there is no other try."""
+"""After so many fork servers in a row that ended before they had preloaded, there is no other try."""
+_FIRST = 30.0
+"""Seconds that the first start waits for a preload, which may go on beside it."""
 _logger = logging.getLogger("runners.hosts")
 
 
@@ -50,7 +53,7 @@ class Plan:
     """
 
     name: str
-    path: list[str]
+    path: tuple[str, ...]
     runner: Any
     device: str
     forks: bool
@@ -61,15 +64,20 @@ class Plan:
 
     def key(self) -> bytes:
         """The same for plans of which one reserve may serve both."""
-        return msgspec.msgpack.encode(self)
+        path = [os.fsencode(entry) for entry in self.path]  # which need not be UTF-8
+        return msgspec.msgpack.encode({**asdict(self, recurse=False), "path": path})
 
-    def hello(self, *, ahead: bool) -> bytes:
-        """What a process is told first."""
-        return wire.encode(wire.Hello(self.path, self.runner, self.device, ahead))
+    def hello(self, *, ahead: bool, today: wire.Surroundings | None = None) -> bytes:
+        """What a process is told first.
+
+        Raises:
+            ValueError: it is too long.
+        """
+        return wire.encode(wire.Hello(self.runner, self.device, ahead, today))
 
     def preload(self) -> wire.Preload:
         """What a fork server is told first."""
-        return wire.Preload(self.path, self.runner)
+        return wire.Preload(self.runner)
 
 
 _reserves: RunVar[dict[bytes, Reserve]] = RunVar("runners.hosts.reserve")
@@ -109,7 +117,9 @@ class Reserve:
         self._changed = trio.Event()
         self._server: ForkServer | None = None
         self._failures = 0
-        self._starting = trio.Lock()
+        self._hopeless = ""  # or why there is to be no other server
+        self._warned = ""
+        self._handed_out = False
         self._standbys: deque[Peer] = deque()
         self._coming = 0
         self._nursery: trio.Nursery
@@ -122,16 +132,17 @@ class Reserve:
 
     async def run(self, forget: Callable[[], object]) -> None:
         """Stand ready until idle for long enough, or cancelled."""
-        try:
-            async with trio.open_nursery() as self._nursery:
-                self.up.set()
-                await self._idle()
-                forget()  # at once: who asks from now on gets another
-                self._nursery.cancel_scope.cancel("this reserve has been idle")
-        finally:
-            with trio.CancelScope(shield=True):
-                for standby in self._standbys:
-                    await self._bury(standby)
+        async with cleaning(interpreter):
+            try:
+                async with trio.open_nursery() as self._nursery:
+                    self.up.set()
+                    await self._idle()
+                    forget()  # at once: who asks from now on gets another
+                    self._nursery.cancel_scope.cancel("this reserve has been idle")
+            finally:
+                with trio.CancelScope(shield=True):
+                    for standby in self._standbys:
+                        await self._bury(standby)
 
     async def _idle(self) -> None:
         """Until nobody has needed it for so long."""
@@ -141,6 +152,7 @@ class Reserve:
             if patience.cancelled_caught and not self._holders:
                 return
 
+    @enable_ki_protection
     async def take(self) -> Peer:
         """A process that has been told what to load: one that stands by, or a new one.
 
@@ -152,15 +164,20 @@ class Reserve:
             if peer.waits:
                 return peer
             self._nursery.start_soon(self._discard, peer)
-        return await self._new(f"new {self._plan.name}", ahead=False)
+        peer = await self._new(f"new {self._plan.name}", ahead=False)
+        self._handed_out = True
+        return peer
 
     def replenish(self) -> None:
-        """Have as many stand by as are wanted."""
+        """Have as many stand by as are wanted, and a fork server."""
         missing = self._plan.standby - len(self._standbys) - self._coming
         for _ in range(missing):
             self._coming += 1
             self._nursery.start_soon(self._stand_by)
+        if self._plan.forks and not self._hopeless and (self._server is None or self._server.dead):
+            self._nursery.start_soon(self._preload_again)
 
+    @enable_ki_protection
     async def _stand_by(self) -> None:
         try:
             await trio.sleep(_BREATH)
@@ -170,6 +187,15 @@ class Reserve:
         finally:
             self._coming -= 1
 
+    @enable_ki_protection
+    async def _preload_again(self) -> None:
+        """In place of a server that has died: a recovery does not wait for its preload, the next one finds it done."""
+        await trio.sleep(_BREATH)
+        if self._server is None or self._server.dead:
+            with suppress(NoServer):
+                self._new_server()
+
+    @enable_ki_protection
     async def _discard(self, standby: Peer) -> None:
         """Bury one that has failed, and say so."""
         fate = await standby.told(0)
@@ -187,50 +213,86 @@ class Reserve:
         output = Output(who)
         try:
             with connected(output, socket.SOCK_STREAM) as (connection, ends):
-                peer = await _watched(await self._process(ends), connection, output)
+                process, today = await self._process(ends, patient=ahead)
+                peer = await _watched(process, connection, output)
         except BaseException:
             output.close()
             raise
-        peer.send(self._plan.hello(ahead=ahead))
+        peer.send(self._plan.hello(ahead=ahead, today=today))
         self._nursery.start_soon(output.pump)
         return peer
 
-    async def _process(self, ends: Ends) -> Process:
-        """Forked if that is wanted and possible, or else started cold."""
+    async def _process(self, ends: Ends, *, patient: bool) -> tuple[Process, wire.Surroundings | None]:
+        """Forked if that is wanted and possible, or else started cold; and what has changed since the server was started."""
         if self._plan.forks:
             try:
-                server = await self._forking_server()
-                return await server.fork(ends)
+                server = await self._ready_server(patient=patient)
+                return await server.fork(ends), server.changed()
             except NoServer as error:
-                _logger.warning("a process for %s is started cold: %s", self._plan.name, error)
-        return Spawned("runners.hosts.child", ends)
+                self._warn(str(error))
+        return Spawned("runners.hosts.child", ends, self._plan.path), None
 
-    async def _forking_server(self) -> ForkServer:
-        """The fork server, ready; a dead one is replaced.
+    async def _ready_server(self, *, patient: bool) -> ForkServer:
+        """The fork server, preloaded.
+
+        Only what stands by waits as long as a preload may take, and the first start for a while, as it would have to import
+        anyway. Nobody else waits: a recovery must not take longer than a cold start (D15).
 
         Raises:
-            NoServer: it is not to be.
+            NoServer: there is none, or not yet.
         """
-        async with self._starting:
-            if self._server is None or self._server.dead:
-                self._server = self._new_server()
-            try:
-                await self._server.ready(self._plan.preload_timeout)
-            except NoServer:
-                self._failures += 1
-                raise
-            self._failures = 0
-            return self._server
+        server = self._server
+        if server is None or server.dead:
+            if self._handed_out and not patient:
+                raise NoServer(self._hopeless or "there is no fork server; one is preloaded meanwhile")
+            server = self._new_server()
+        if not server.can_fork:
+            patience = math.inf if patient else 0.0 if self._handed_out else _FIRST
+            await self._preloading(server, patience)
+        return server
+
+    async def _preloading(self, server: ForkServer, patience: float) -> None:
+        with trio.move_on_after(patience):
+            await server.preloaded()
+        if not server.can_fork:
+            server.tell_where()
+            raise NoServer(server.gone or "the fork server is still preloading")
 
     def _new_server(self) -> ForkServer:
-        if self._failures >= _TRIES:
-            raise NoServer(f"the fork server failed {_TRIES} times")
+        """One that begins to preload.
+
+        Raises:
+            NoServer: there can be none.
+        """
+        if self._hopeless:
+            raise NoServer(self._hopeless)
+        plan = self._plan
         try:
-            server = ForkServer(self._plan.preload(), f"fork server of {self._plan.name}")
+            server = ForkServer(plan.preload(), f"fork server of {plan.name}", plan.path)
         except OSError as error:
             raise NoServer(f"the fork server cannot be started: {error}") from error
+        self._server = server
         self._nursery.start_soon(server.run)
+        self._nursery.start_soon(self._judge, server)
         return server
+
+    @enable_ki_protection
+    async def _judge(self, server: ForkServer) -> None:
+        """Whether another server is worth a try, should this one not preload: where it says so itself, or hangs, it is not."""
+        try:
+            if not await within(self._plan.preload_timeout, server.preloaded):
+                server.hangs(self._plan.preload_timeout)
+            self._failures = 0
+        except NoServer as error:
+            self._failures += 1
+            if server.hopeless or self._failures >= _TRIES:
+                self._hopeless = str(error)
+
+    def _warn(self, why: str) -> None:
+        """Once for each reason: a crash loop need not repeat it with each start."""
+        if why != self._warned:
+            self._warned = why
+            _logger.warning("a process for %s is started cold: %s", self._plan.name, why)
 
 
 async def _watched(process: Process, connection: socket.socket, output: Output) -> Peer:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import reprlib
 import sys
 from collections.abc import Iterator
 from functools import reduce
@@ -15,6 +16,11 @@ _ALLOWED = (
     "None, bool, int (64 bits), float, str, a tuple, list or dict of these, or an importable attrs value"
 )
 _INT64 = range(-(2**63), 2**64)
+_DEEP = 64
+"""Levels; what packs and unpacks them calls itself for each, and so does msgpack at both ends."""
+
+_brief = reprlib.Repr()
+_brief.maxstring = _brief.maxother = 200
 
 
 def check_runner(runner: object) -> None:
@@ -22,11 +28,26 @@ def check_runner(runner: object) -> None:
 
     Raises:
         TypeError: it is no runner spec, or a field is not plain data.
-        ValueError: its class, or a field's class, cannot be imported by name.
+        ValueError: its class, or a field's class, cannot be imported by name; or it is nested too deeply.
     """
-    if isinstance(runner, type) or not callable(getattr(runner, "build", None)):
-        raise TypeError(f"a runner must be a value with a build method, got {runner!r}")
+    if issubclass(_class_of(runner), type) or not _can_build(runner):
+        raise TypeError(f"a runner must be a value with a build method, got {_shown(runner)}")
     pack(runner)
+
+
+def _can_build(runner: object) -> bool:
+    try:
+        return callable(getattr(runner, "build", None))
+    except Exception:  # noqa: BLE001 - whatever its attributes raise, it is no spec
+        return False
+
+
+def _shown(value: object) -> str:
+    """For a message: short, and whatever its `__repr__` does."""
+    try:
+        return _brief.repr(value)
+    except Exception:  # noqa: BLE001 - an integer of too many digits, say
+        return f"a {_class_of(value).__name__} that has no repr"
 
 
 def spec_name(cls: type) -> str:
@@ -38,7 +59,8 @@ def spec_name(cls: type) -> str:
     name = f"{cls.__module__}:{cls.__qualname__}"
     if cls.__module__ == "__main__":
         raise ValueError(
-            f"a runner must live in an importable module, got {name}: move it out of the main program"
+            f"a runner must live in an importable module, got {name}: move it out of the main program, "
+            "or have `supervise run` import that"
         )
     if _found(cls.__module__, cls.__qualname__) is not cls:
         raise ValueError(f"a runner must be importable by name, got {name}")
@@ -53,8 +75,8 @@ def pack(spec: object) -> Any:
         ValueError: a class cannot be imported by name.
     """
     if not attrs.has(type(spec)):
-        raise TypeError(f"a runner must be a frozen attrs value, got {spec!r}")
-    return _pack(spec, type(spec).__name__)
+        raise TypeError(f"a runner must be a frozen attrs value, got {_shown(spec)}")
+    return _pack(spec, type(spec).__name__, 0)
 
 
 def unpack(packed: Any) -> Any:
@@ -68,37 +90,55 @@ def unpack(packed: Any) -> Any:
             return tuple(unpack(item) for item in items)
         case ["list", items]:
             return [unpack(item) for item in items]
+        case ["text", data]:
+            return data.decode("utf-8", "surrogatepass")
         case _:
             return packed
 
 
-def _pack(value: Any, where: str) -> Any:
+def _pack(value: Any, where: str, depth: int) -> Any:
     """One value; `where` names it in an error."""
-    kind = _class_of(value)
+    kind, deeper = _class_of(value), depth + 1
+    if depth > _DEEP:
+        raise ValueError(f"{where[:200]} must be nested at most {_DEEP} deep; it may contain itself")
     if kind in _PLAIN:
         return _plain(value, where)
     if kind in (tuple, list):
-        return [kind.__name__, [_pack(item, f"{where}[{i}]") for i, item in enumerate(value)]]
+        return [kind.__name__, [_pack(item, f"{where}[{i}]", deeper) for i, item in enumerate(value)]]
     if kind is dict:
-        return ["dict", [[_pack(k, f"{where} key"), _pack(v, f"{where}[{k!r}]")] for k, v in value.items()]]
+        pairs = [
+            [_pack(k, f"{where} key", deeper), _pack(v, f"{where}[{_shown(k)}]", deeper)]
+            for k, v in value.items()
+        ]
+        return ["dict", pairs]
     if attrs.has(kind):
-        return ["spec", spec_name(kind), [list(pair) for pair in _fields(value, where)]]
-    raise TypeError(f"{where} must be {_ALLOWED}, got {value!r}")
+        return ["spec", spec_name(kind), [list(pair) for pair in _fields(value, where, deeper)]]
+    raise TypeError(f"{where} must be {_ALLOWED}, got {_shown(value)}")
 
 
 def _plain(value: Any, where: str) -> Any:
-    """A scalar, if it fits."""
+    """A scalar, if it fits. Text that is not Unicode, such as a path that is not UTF-8, travels as bytes."""
     if type(value) is int and value not in _INT64:
-        raise TypeError(f"{where} must be {_ALLOWED}, got {value!r}")
+        raise TypeError(f"{where} must be {_ALLOWED}, got {_shown(value)}")
+    if type(value) is str and not _is_unicode(value):
+        return ["text", value.encode("utf-8", "surrogatepass")]
     return value
 
 
-def _fields(value: Any, where: str) -> Iterator[tuple[str, Any]]:
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _fields(value: Any, where: str, depth: int) -> Iterator[tuple[str, Any]]:
     """What the constructor takes, packed."""
     cls = _class_of(value)
     for field in attrs.fields(cls):
         if field.init:
-            yield field.alias, _pack(getattr(value, field.name), f"{where}.{field.name}")
+            yield field.alias, _pack(getattr(value, field.name), f"{where}.{field.name}", depth)
 
 
 def _class_of(value: object) -> type[Any]:

@@ -89,8 +89,13 @@ class Message:
         self.memo: Any = None
 
     def __repr__(self) -> str:
-        state = "in hand" if self._is_in_hand() else getattr(self, "_over", "answered")
-        return f"<{type(self).__name__.lower()} {brief(self.value)} {'left' if self.left else state}>"
+        if self.left:
+            state = "left"
+        elif self._inbox is not None:
+            state = "in hand" if self._inbox.is_open else "lost with its body"
+        else:
+            state = getattr(self, "_over", "answered")
+        return f"<{type(self).__name__.lower()} {brief(self.value)} {state}>"
 
     @property
     def left(self) -> bool:
@@ -712,7 +717,6 @@ class Inbox:
         if task is not self._reader:
             self._is_read_by(task)
         if ends and self._leaf.stopping:
-            await trio.lowlevel.checkpoint()  # else a loop around such a loop would never let go
             return self._take_last()
         readers = self.mailbox.readers
         readers[task] = self, ends

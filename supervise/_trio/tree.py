@@ -453,12 +453,11 @@ class _Lease(AbstractAsyncContextManager[Any]):
 
 
 def refuse_nonsense(spec: Spec) -> None:
-    """What only shows in the whole: one spec at two places, a decider cycle."""
+    """What only shows in the whole: one spec at two places, an `init` that wants arguments."""
     for problem in placed_twice(spec):
         raise ValueError(problem)
-    misfit = spec.misfit()
-    if misfit is not None:
-        raise TypeError(misfit)
+    if spec.misfit is not None:
+        raise TypeError(spec.misfit)
 
 
 def check_root(spec: object) -> Supervisor | Pool:

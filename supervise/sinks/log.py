@@ -88,7 +88,8 @@ class LoggingSink:
 
     def _decided(self, event: Decided) -> None:
         level = logging.ERROR if event.directive is None else _LEVELS[event.directive]
-        first = event.because == "first start" and event.exc is not self._said
+        first = event.because == "first start"
+        news = first and event.exc is not self._said  # it goes up through each supervisor that is starting
         self._said = event.exc if first else None
         if not self._logger.isEnabledFor(level):
             return
@@ -96,7 +97,7 @@ class LoggingSink:
         tag = f" [{event.tag}]" if event.tag else ""
         entry = _words.answer(event)
         said = f"failed: {brief(event.exc)}{tag} → {verdict}, by {event.by}{f' ({entry})' if entry else ''}"
-        traced = self._logger.isEnabledFor(logging.DEBUG) or first
+        traced = self._logger.isEnabledFor(logging.DEBUG) or news
         self._log(level, event, said + _words.consequences(event), exc=event.exc if traced else None)
 
     def _log(self, level: int, event: Event, said: str, *, exc: BaseException | None = None) -> None:

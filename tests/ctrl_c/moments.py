@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import trio
+import trio.lowlevel
 
 from supervise import Child, Decider, Limit, Pool, Resume, Supervisor, current_child, stop_requested
 from supervise.errors import CallLost, ChildStopped, Refused

@@ -4,6 +4,7 @@ import ctypes
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -371,7 +372,7 @@ def _fail():
 
 
 def _leave_a_thread():
-    threading.Thread(target=time.sleep, args=(3600,), daemon=True).start()
+    threading.Thread(target=time.sleep, args=(3600,), daemon=True, name="the lazy one").start()
 
 
 def _touch_cuda():
@@ -393,6 +394,12 @@ _PRELOADING = {
     "touches CUDA": _touch_cuda,
     "dies": lambda: os.kill(os.getpid(), signal.SIGKILL),
     "hangs": lambda: time.sleep(3600),
+    "takes a while": lambda: time.sleep(0.7),
+    "imports a thread": lambda: __import__("lazybar"),
+    "imports a native thread": lambda: __import__("lazynative"),
+    "closes what it writes to": lambda: os.closerange(0, 3),
+    "ignores its children": lambda: signal.signal(signal.SIGCHLD, signal.SIG_IGN),
+    "sets a default timeout": lambda: socket.setdefaulttimeout(5),
     "forbids forks": _forbid_forks,
     "babbles": lambda: os.write(connection(), b"junk"),
 }
@@ -437,10 +444,112 @@ class _Writes(Base):
 
 @attrs.frozen
 class Starts:
-    """Starts a process of its own and tells its pid in a file."""
+    """Starts a process of its own, perhaps in a session of its own, and tells its pid in a file."""
+
+    folder: str
+    session: bool = False
+
+    def build(self, start):
+        sleeper = subprocess.Popen(["sleep", "3600"], start_new_session=self.session)
+        Path(self.folder, "sleeper").write_text(str(sleeper.pid))
+        return Base(self)
+
+
+@attrs.frozen
+class Terminates:
+    """Starts a process in each of the ways that there are, terminates it, and tells in a file how it ended."""
+
+    folder: str
+    number: int
+
+    def build(self, start):
+        sleeper = subprocess.Popen(["sleep", "3600"])
+        sleeper.send_signal(self.number)
+        forked = os.fork()
+        if not forked:
+            try:
+                time.sleep(3600)
+            finally:
+                os._exit(3)
+        time.sleep(0.2)  # the fork is at its sleep
+        os.kill(forked, self.number)
+        ends = {"exec": sleeper.wait(), "fork": os.waitstatus_to_exitcode(os.waitpid(forked, 0)[1])}
+        Path(self.folder, "ends").write_text(json.dumps(ends))
+        os.kill(os.getpid(), self.number)  # its own death is the parent's business
+        return Base(self)
+
+
+@attrs.frozen
+class Looks:
+    """Tells in a file what surrounds it at its load."""
 
     folder: str
 
+    def preload(self):
+        os.environ["LOOKS_PRELOADED"] = "yes"
+
     def build(self, start):
-        Path(self.folder, "sleeper").write_text(str(subprocess.Popen(["sleep", "3600"]).pid))
+        umask = os.umask(0)
+        os.umask(umask)
+        environment = {name: value for name, value in os.environ.items() if name.startswith("LOOKS_")}
+        seen = {"environment": environment, "folder": str(Path.cwd()), "umask": umask, "pid": os.getpid()}
+        Path(self.folder, "seen").write_text(json.dumps(seen))
         return Base(self)
+
+
+@attrs.frozen
+class Long:
+    """A spec that is as long as its text."""
+
+    text: str
+
+    def build(self, start):
+        return Base(self)
+
+
+@attrs.frozen
+class Reads:
+    """Loads what a path leads to, which need not be UTF-8."""
+
+    path: str
+
+    def build(self, start):
+        if Path(self.path).read_text() != "weights":
+            raise ValueError(self.path)
+        return Base(self)
+
+
+@attrs.frozen
+class Lacks:
+    """Its rebuild runs out of memory."""
+
+    def build(self, start):
+        return _Lacks(self)
+
+
+class _Lacks(Base):
+    def rebuild(self, cause):
+        raise MemoryError("no room for another session")
+
+
+@attrs.frozen
+class Closes:
+    """Its `close` does not go well."""
+
+    how: str
+
+    def build(self, start):
+        return _Closes(self)
+
+
+class _Closes(Base):
+    def close(self):
+        match self.spec.how:
+            case "raises":
+                raise ValueError("cannot close")
+            case "exits":
+                sys.exit(3)
+            case "segfaults":
+                ctypes.string_at(0)
+            case "hangs":
+                time.sleep(3600)

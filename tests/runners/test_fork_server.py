@@ -1,11 +1,13 @@
 """Contexts that are forked from a preloaded server. Real processes, real deaths."""
 
+import logging
 import os
 import resource
 import signal
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,7 @@ import trio.testing
 from contexts import (
     HOST,
     PATIENCE,
+    cleaners,
     contexts,
     is_readable,
     nothing_left,  # noqa: F401 - autouse: to be imported is its use
@@ -32,7 +35,7 @@ from sessions import (
 )
 
 from runners.errors import ContextDied, LoadFailed
-from runners.hosts import forks
+from runners.hosts import forks, reserve
 from runners.hosts.process import ProcessHost
 from runners.scripted import Scripted, expected
 from runners.torch_lm import TorchLM
@@ -43,7 +46,12 @@ COLD = ProcessHost(start="spawn", load_timeout=20)
 
 
 def servers():
-    return processes() - contexts()
+    return processes() - contexts() - cleaners()
+
+
+def is_idle(pid):
+    """Whether a server has preloaded, and waits for orders."""
+    return "poll" in Path(f"/proc/{pid}/wchan").read_text()
 
 
 def parent(pid):
@@ -144,18 +152,75 @@ async def test_where_there_is_no_server_the_start_is_cold(preloading, why, tmp_p
     assert "is started cold" in warning.getMessage()
 
 
+@pytest.mark.parametrize(("preloading", "times"), [("fails", 1), ("hangs", 1), ("dies", 2)])
 @pytest.mark.trio
-async def test_a_preload_is_tried_twice(tmp_path):
-    """After that every start is cold at once."""
-    runner = Preloads(str(tmp_path), "fails")
+async def test_a_preload_that_cannot_work_is_not_tried_again(preloading, times, tmp_path, caplog):
+    """D15: one that says so or hangs is not; one that died may have had bad luck, and is tried again while nobody waits."""
+    runner = Preloads(str(tmp_path), preloading)
+    host = ProcessHost(load_timeout=1.5)
     for _ in range(4):
-        async with opened(runner):
-            pass
-    assert [what for what, _ in runner.told()].count("preload") == 2
+        async with opened(runner, host) as session:
+            assert parent(session.pid) == os.getpid()
+            await trio.sleep(0.5)  # longer than it takes until a server is tried again
+    await until(lambda: not servers())
+    assert [what for what, _ in runner.told()].count("preload") == times
+    warnings = [record.getMessage() for record in caplog.records if record.name == "runners.hosts"]
+    assert len(warnings) == len(set(warnings)) <= 3
 
 
 @pytest.mark.trio
-async def test_contexts_die_with_their_server_and_the_next_has_another():
+async def test_no_recovery_waits_for_a_preload(tmp_path, caplog):
+    """D15: it starts cold at once, a server is made beside it when it has loaded, and the one after finds that."""
+    runner = Preloads(str(tmp_path), "takes a while")
+    async with opened(runner) as one:
+        server = parent(one.pid)
+        assert server != os.getpid()
+        os.kill(server, signal.SIGKILL)
+        await until_failure(one, ContextDied)
+    async with opened(runner, incarnation=2) as two:
+        assert parent(two.pid) == os.getpid()
+        assert [what for what, _ in runner.told()].count("preload") == 1
+        await until(servers)  # it preloads, and holds up nobody
+        async with opened(runner) as beside:
+            assert parent(beside.pid) == os.getpid()
+        await until(lambda: [what for what, _ in runner.told()].count("preload") == 2)
+        (another,) = servers()
+        await until(lambda: is_idle(another))
+    async with opened(runner, incarnation=3) as three:
+        assert parent(three.pid) == another
+    assert "there is no fork server; one is preloaded meanwhile" in caplog.text
+
+
+@pytest.mark.trio
+async def test_a_preload_that_hangs_does_not_hold_up_the_first_start_for_long(monkeypatch, caplog, tmp_path):
+    """D15: it goes cold after a while, and the log has the stack of what is in the way."""
+    monkeypatch.setattr(reserve, "_FIRST", 0.7)
+    caplog.set_level(logging.WARNING)
+    host = ProcessHost(load_timeout=20, linger=0.3)
+    async with opened(Preloads(str(tmp_path), "hangs"), host) as session:
+        assert parent(session.pid) == os.getpid()
+        await until(lambda: "in preload" in caplog.text)
+    assert "is started cold: the fork server is still preloading" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("preloading", "names"),
+    [
+        ("leaves a thread", "got 2: 'the lazy one' (threading.Thread"),
+        ("imports a thread", "'a bar' (threading.Thread, started after the import of lazybar)"),
+        ("imports a native thread", "(native, started after the import of lazynative)"),
+    ],
+)
+@pytest.mark.trio
+async def test_a_thread_in_the_way_of_a_fork_is_named(preloading, names, tmp_path, caplog):
+    """D15: which one, and what was imported when it appeared."""
+    async with opened(Preloads(str(tmp_path), preloading)):
+        pass
+    assert names in caplog.text
+
+
+@pytest.mark.trio
+async def test_contexts_die_with_their_server_and_one_after_the_next_has_another():
     """D10: a server that is killed takes its contexts along: that is a death like any other."""
     async with opened(Scripted(FOREVER, delay=0.001)) as session:
         session.begin(BATCH)
@@ -165,8 +230,10 @@ async def test_contexts_die_with_their_server_and_the_next_has_another():
         _, error = await until_failure(session, ContextDied)
         assert str(error) == f"the context process {session.pid} ended with its fork server"
     async with opened(Scripted(), incarnation=2) as session:
-        assert parent(session.pid) not in (server, os.getpid())
         assert ids(await whole(session)) == expected(BATCH)
+        await until(lambda: any(is_idle(pid) for pid in servers()))
+    async with opened(Scripted(), incarnation=3) as session:
+        assert parent(session.pid) not in (server, os.getpid())
 
 
 @pytest.mark.trio
@@ -179,6 +246,8 @@ async def test_a_server_that_has_stopped_does_not_hold_up_a_restart(monkeypatch,
         os.kill(server, signal.SIGSTOP)
         assert ids(await whole(session)) == expected(BATCH, 4)
     await until(lambda: ends(server))
+    async with opened(Scripted(4)):
+        await until(lambda: any(is_idle(pid) for pid in servers()))
     async with opened(Scripted(4)) as session:
         os.kill(parent(session.pid), signal.SIGSTOP)
         async with opened(Scripted(4)) as beside:
@@ -336,6 +405,16 @@ async def test_the_loop_is_never_held_for_five_milliseconds(host):
     assert (True, True) in seen
 
 
+@contextmanager
+def killed(main):
+    """A process that does not outlive a test that fails."""
+    try:
+        yield main
+    finally:
+        main.kill()
+        main.wait()
+
+
 PARENT = """
 import sys, trio
 from rogues import Preloads
@@ -357,15 +436,15 @@ AT_WORK = {"forkserver": {"preload", "build", "prepare"}, "spawn": {"build", "pr
 @pytest.mark.parametrize("start", AT_WORK)
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGABRT])
 def test_server_context_and_standby_die_with_the_parent(number, start, stopped, tmp_path):
-    """D10: whatever kills the parent, and even if all of them are stopped, the server first."""
+    """D10: whatever kills the parent, and even if all of them are stopped, the server first; the cleaner goes last."""
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     command = [sys.executable, "-c", PARENT, start, str(tmp_path)]
-    with subprocess.Popen(command, env=env) as main:
+    with killed(subprocess.Popen(command, env=env)) as main:
         while {what for what, _ in Preloads(str(tmp_path)).told()} != AT_WORK[start]:
             assert main.poll() is None
             time.sleep(0.005)
         ours = sorted(processes() - {main.pid}, key=lambda pid: parent(pid) != main.pid)
-        assert len(ours) == len(AT_WORK[start])
+        assert len(ours) == len(AT_WORK[start] | {"clean"})
         pidfds = [os.pidfd_open(pid) for pid in ours]
         if stopped:
             for pid in ours:
@@ -378,7 +457,7 @@ def test_server_context_and_standby_die_with_the_parent(number, start, stopped, 
 
 def test_a_context_whose_server_is_gone_at_its_birth_ends():
     """D10: a parent that ends before prctl is seen by getppid."""
-    code = "import os; from runners.hosts.child import live; live(lambda: 0, os.getppid() + 1)"
+    code = "import os; from runners.hosts.child import live; live(lambda: 0, os.getppid() + 1, 'standby')"
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     assert subprocess.run([sys.executable, "-c", code], env=env, check=False).returncode == 70
 

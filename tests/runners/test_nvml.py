@@ -170,6 +170,50 @@ async def test_the_device_asked_about_is_the_one_that_torch_means(monkeypatch, v
     assert fake.calls[1] == call
 
 
+@pytest.mark.parametrize("device", ["cuda:0,2", "cuda:0,cuda:2"])
+@pytest.mark.trio
+async def test_of_several_devices_each_is_asked_about(device, monkeypatch):
+    """D4: a tensor-parallel runner holds them all, and one that needs a reset is one too many."""
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    fake, error = Fake(), poison()
+    assert await judged(fake, error, device) is error
+    assert [number for name, *number in fake.calls if name == "nvmlDeviceGetHandleByIndex"] == [[0], [2]]
+    fake.nvmlDeviceGetHandleByIndex = lambda number: number
+    actions = {0: 0, 2: 1}
+    fake.nvmlDeviceGetFieldValues = lambda handle, fields: [
+        SimpleNamespace(nvmlReturn=0, value=SimpleNamespace(uiVal=actions[handle]))
+    ]
+    worse = await judged(fake, error, device)
+    assert type(worse) is Unrecoverable
+    assert f"{device} cannot be used again: of cuda:2, it needs a reset of the device" in str(worse)
+
+
+@pytest.mark.parametrize("visible", ["²", "", "all", "-1,,"])
+@pytest.mark.parametrize("device", ["cuda:0,1", "cuda:x", "cudax", "cuda:", "cuda:1:2", "cuda:²"])
+@pytest.mark.trio
+async def test_what_nobody_can_make_sense_of_is_unknown(device, visible, monkeypatch):
+    """D4: it is no failure of its own; a restart shows."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert isinstance(await judged(Fake(), device=device), ContextPoisoned)
+
+
+@pytest.mark.parametrize(
+    "device", ["", "cuda:", "cuda:x", "cuda:0,", "cuda:0,x", "cuda:0;1", "cudax", "cuda:²"]
+)
+def test_a_device_that_torch_does_not_know_is_refused_when_declared(device):
+    """D4: not at the first poison."""
+    with pytest.raises(ValueError, match="device"):
+        ProcessHost(device)
+
+
+@pytest.mark.parametrize(
+    "device", ["cpu", "cuda", "cuda:1", "cuda:0,1", "cuda:0,cuda:1", "mps", "xpu:0", "npu:0,1"]
+)
+def test_a_device_is_as_torch_names_it_or_the_runners_business(device):
+    """Several too, for a runner that is spread over them."""
+    assert ProcessHost(device).device == device
+
+
 @pytest.mark.trio
 async def test_a_device_that_is_not_visible_is_nobodys_business(monkeypatch):
     """D4: the restart shows."""

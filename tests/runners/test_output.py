@@ -202,3 +202,20 @@ def test_a_ration_is_counted_anew_each_second():
     ration = Ration(2)
     assert [ration.take(0.1 * i) for i in range(11)] == [True, True, *[False] * 8, True]
     assert ration.refused == 8
+
+
+@pytest.mark.parametrize(
+    ("written", "logged"),
+    [
+        (b"\x1b[31mred\x1b[0m", r"\x1b[31mred\x1b[0m"),
+        (b"10%\r20%\r30%", r"10%\r20%\r30%"),
+        (b"\x9b31m \xc2\x9b31m", r"\x9b31m \x9b31m"),
+        (b"bell\a, back\b\b, null\0", r"bell\x07, back\x08\x08, null\x00"),
+        ("a\u2028b\u202ec".encode(), r"a\u2028b\u202ec"),
+        ("tab\t, Käse, 日本, 🙂".encode(), "tab\t, Käse, 日本, 🙂"),
+        (b"dos\r", "dos"),
+    ],
+)
+def test_what_would_act_on_a_terminal_is_made_visible(written, logged):
+    """A context's lines reach terminals and files that believe what they read."""
+    assert list(Lines().feed(written + b"\n")) == [logged]

@@ -1,0 +1,221 @@
+"""A small process that outlives us for a moment, and kills what our processes have started and can no longer kill.
+
+A context is killed by the kernel when we end, however we end; what it has started is not. The cleaner sees our end by our
+pidfd. It kills the process group of each of our processes, and whatever else has our mark in its environment: also what
+went into a session of its own. While we live it is told when a context has ended, and kills what has that one's mark.
+
+It runs nothing but the program below, without site-packages, and does not depend on what it watches. One stopped by a signal
+is continued by the kernel when we end.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+import subprocess
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
+
+import trio
+from trio.lowlevel import RunVar
+
+from runners.hosts import MARK
+from runners.hosts.standard import above_standard
+
+_TOKEN = secrets.token_hex(8)
+_PATIENCE = 1.0
+_logger = logging.getLogger("runners.hosts")
+
+_PROGRAM = """\
+import ctypes, os, select, signal, sys, time
+
+mark, parent = os.fsencode(sys.argv[1]), int(sys.argv[2])
+for number in signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2:
+    signal.signal(number, signal.SIG_IGN)
+signal.pthread_sigmask(signal.SIG_SETMASK, [])
+libc = ctypes.CDLL(None)
+libc.prctl(1, signal.SIGCONT, 0, 0, 0)      # PR_SET_PDEATHSIG
+libc.prctl(15, b"runners:cleaner", 0, 0, 0)  # PR_SET_NAME
+
+def marked(whole, start):
+    for name in os.listdir("/proc"):
+        if name.isdigit() and int(name) != os.getpid():
+            try:
+                with open(f"/proc/{name}/environ", "rb") as file:
+                    entries = file.read().split(b"\\0")
+            except OSError:
+                continue
+            if any(entry == whole or entry.startswith(start) for entry in entries if entry):
+                yield int(name)
+
+def kill(send, number):
+    try:
+        send(number, signal.SIGKILL)
+    except OSError:
+        pass
+
+def clean(whole, start):
+    killed = set()
+    for _ in range(100):
+        found = set(marked(whole, start))
+        for number in found:
+            kill(os.kill, number)
+        killed |= found
+        if not found:
+            break
+        time.sleep(0.01)
+    for number in killed:
+        try:
+            os.write(1, b"%d\\n" % number)
+        except OSError:
+            pass
+
+def listen(poll):
+    rest = b""
+    while any(descriptor == 0 for descriptor, _ in poll.poll()):
+        data = os.read(0, 65536)
+        if not data:
+            return
+        *lines, rest = (rest + data).split(b"\\n")
+        for line in lines:
+            number = int(line[1:])
+            if line.startswith(b"+"):
+                groups.add(number)
+            else:
+                groups.discard(number)
+                clean(mark + b"." + line[1:], (b"\\0",))
+
+groups = set()
+try:
+    watched = os.pidfd_open(parent)
+except ProcessLookupError:
+    pass
+else:
+    poll = select.poll()
+    poll.register(0, select.POLLIN)
+    poll.register(watched, select.POLLIN)
+    if os.getppid() == parent:
+        listen(poll)
+for number in groups:
+    kill(os.killpg, number)
+clean(mark, mark + b".")
+"""
+
+
+class _Cleaner:
+    """The process, while it is needed."""
+
+    def __init__(self, interpreter: Sequence[str]) -> None:
+        reading, self._orders = _pipe()
+        self._reports, writing = _pipe()
+        os.set_blocking(self._orders, False)
+        self._reaped = trio.Event()
+        self.holders = 0
+        try:
+            self._process = subprocess.Popen(  # noqa: S603 - our own interpreter and program
+                [*interpreter, "-S", "-s", "-P", "-c", _PROGRAM, f"{MARK}={_mark()}", str(os.getpid())],
+                stdin=reading,
+                stdout=writing,
+                stderr=subprocess.DEVNULL,
+                start_new_session=True,
+                env={name: value for name, value in os.environ.items() if name != MARK},
+            )
+        except BaseException:
+            os.close(self._orders)
+            os.close(self._reports)
+            raise
+        finally:
+            os.close(reading)
+            os.close(writing)
+        trio.lowlevel.spawn_system_task(self._reap, name="reaper of what contexts leave behind")
+
+    def tell(self, order: str) -> None:
+        """It may be dead, or be stopped and have no room; then it is without this, and goes by the mark alone."""
+        with suppress(BlockingIOError, BrokenPipeError):
+            os.write(self._orders, f"{order}\n".encode())
+
+    async def _reap(self) -> None:
+        """Reap what it has killed, where that falls to us: as process 1, or a subreaper. Until it ends, as it always does."""
+        rest, data = b"", b"-"
+        with trio.CancelScope(shield=True):
+            while data:
+                await trio.lowlevel.wait_readable(self._reports)
+                data = os.read(self._reports, 4096)
+                *lines, rest = (rest + data).split(b"\n")
+                for line in lines:
+                    with suppress(ChildProcessError):
+                        os.waitpid(int(line), os.WNOHANG)  # noqa: ASYNC222 - does not wait
+        self._reaped.set()
+
+    async def end(self) -> None:
+        """Our processes are gone; it kills what they have left, and ends."""
+        os.close(self._orders)
+        with trio.move_on_after(_PATIENCE):
+            await self._reaped.wait()
+        self._process.kill()
+        await self._reaped.wait()
+        os.close(self._reports)
+        self._process.wait()
+
+
+def _pipe() -> tuple[int, int]:
+    """Reading end and writing end, neither where a standard stream may be closed."""
+    reading, writing = os.pipe2(os.O_CLOEXEC)
+    return above_standard(reading), above_standard(writing)
+
+
+_cleaner: RunVar[_Cleaner | None] = RunVar("runners.hosts.cleaner", None)
+
+
+def _mark() -> str:
+    """Of this process, which may be a fork of the one that imported this."""
+    return f"{os.getpid()}-{_TOKEN}"
+
+
+def marked(environment: Mapping[str, str]) -> dict[str, str]:
+    """The environment with our mark."""
+    return {**environment, MARK: _mark()}
+
+
+def note_birth(pid: int) -> None:
+    """A process of ours, which leads a group, is there."""
+    if found := _cleaner.get():
+        found.tell(f"+{pid}")
+
+
+def note_end(pid: int) -> None:
+    """It is not there any more."""
+    if found := _cleaner.get():
+        found.tell(f"-{pid}")
+
+
+@asynccontextmanager
+async def cleaning(interpreter: Callable[[], Sequence[str]]) -> AsyncGenerator[None, None]:
+    """Have the cleaner of this Trio run at least as long as this.
+
+    Args:
+        interpreter: how to start one; blocks for the millisecond or two that this takes, where there is no cleaner yet.
+    """
+    found = _cleaner.get() or _new(interpreter)
+    if found is None:
+        yield
+        return
+    _cleaner.set(found)
+    found.holders += 1
+    try:
+        yield
+    finally:
+        found.holders -= 1
+        if not found.holders:
+            _cleaner.set(None)
+            with trio.CancelScope(shield=True):
+                await found.end()
+
+
+def _new(interpreter: Callable[[], Sequence[str]]) -> _Cleaner | None:
+    try:
+        return _Cleaner(interpreter())
+    except OSError as error:
+        _logger.warning("no cleaner: what a context starts may outlive us, if we are killed: %s", error)
+        return None

@@ -1,0 +1,483 @@
+"""How processes are started and end, whatever surrounds us. Real processes, real deaths; `tests.surroundings` has more."""
+
+import json
+import logging
+import os
+import resource
+import signal
+import socket
+import subprocess
+import sys
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import trio
+import trio.testing
+from contexts import (
+    HOST,
+    PATIENCE,
+    cleaners,
+    contexts,
+    descriptors,
+    nothing_left,  # noqa: F401 - autouse: to be imported is its use
+    opened,
+    processes,
+    stat,
+    title,
+    until,
+)
+from rogues import Long, Looks, Preloads, Reads, Starts, Terminates, Verbose, Writes
+from sessions import BATCH, FOREVER, ids, until_failure, whole
+
+from runners.errors import ContextDied, LoadFailed, Unrecoverable
+from runners.hosts import peer, wire
+from runners.hosts import processes as births
+from runners.hosts.process import ProcessHost
+from runners.hosts.spec import check_runner
+from runners.scripted import Scripted, expected
+from runners.worker import device_worker
+
+pytestmark = pytest.mark.filterwarnings("error")
+
+COLD = ProcessHost(start="spawn", load_timeout=20)
+STARTS = pytest.mark.parametrize("host", [HOST, COLD], ids=["fork", "spawn"])
+
+
+def parent(pid):
+    return stat(pid)[1]
+
+
+def ends(pid):
+    """Whether it is dead; a zombie is."""
+    try:
+        return stat(pid)[0] == "Z"
+    except FileNotFoundError:
+        return True
+
+
+# --- born dead
+
+
+@pytest.mark.parametrize("late", [0.0, 0.2])
+@pytest.mark.trio
+async def test_a_process_that_is_dead_at_once_is_a_failed_start(late, monkeypatch):
+    """D3: also where it is dead before anybody looks at it, and its output has ended before its pump has had a turn."""
+    monkeypatch.setattr(births, "_BOOT", "raise SystemExit(3)")
+    start = births.Spawned.__init__
+
+    def started(self, *args):
+        start(self, *args)
+        time.sleep(late)
+
+    monkeypatch.setattr(births.Spawned, "__init__", started)
+    for _ in range(3):
+        with pytest.raises(ContextDied, match="exited with status 3"):
+            async with COLD.open(Scripted()):
+                raise AssertionError
+
+
+@pytest.mark.parametrize("spare", range(14))
+@pytest.mark.trio
+async def test_a_start_without_descriptors_fails_alone(spare, caplog):
+    """D10: wherever in a start they run out, its neighbour's context stays, and the next start has them again."""
+    async with opened(Scripted(FOREVER)) as neighbour:
+        limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(map(int, descriptors())) + spare, limits[1]))
+        try:
+            async with HOST.open(Scripted(FOREVER)):
+                pass
+        except LoadFailed as error:
+            assert "Too many open files" in str(error)
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+        neighbour.begin(BATCH)
+        assert (await neighbour.receive())[0].index == 0
+        async with opened(Scripted(FOREVER)) as session:
+            assert parent(session.pid) == parent(neighbour.pid)
+
+
+@STARTS
+@pytest.mark.trio
+async def test_a_spec_that_is_too_long_is_refused_before_there_is_a_process(host):
+    """D2, R31: where it is declared, and where it is opened; nothing is left of any try."""
+    runner = Long("x" * wire.MAX_FRAME)
+    for _ in range(3):
+        with pytest.raises(ValueError, match=r"a Long cannot be sent .* at most 16777216 bytes"):
+            host.open(runner)
+    with pytest.raises(ValueError, match="cannot be sent"):
+        device_worker("llm", runner, host=host)
+    assert processes() == set()
+
+
+def test_a_spec_that_contains_itself_is_refused():
+    """D2: in one line, like one that is nested more deeply than msgpack goes."""
+    values = []
+    values.append(values)
+    with pytest.raises(ValueError, match="may contain itself"):
+        check_runner(Long(values))
+
+
+@STARTS
+@pytest.mark.trio
+async def test_a_path_need_not_be_utf_8(host, tmp_path, monkeypatch):
+    """D2: in a spec, and where modules are imported from."""
+    odd = os.fsdecode(os.fsencode(tmp_path) + b"/\xff:\n odd")
+    Path(odd).mkdir()  # noqa: ASYNC240 - a test's own file
+    Path(odd, "weights").write_text("weights")  # noqa: ASYNC240 - likewise
+    monkeypatch.setattr(sys, "path", [odd, *sys.path])
+    async with opened(Reads(odd + "/weights"), host):
+        pass
+
+
+# --- where it imports from
+
+
+@pytest.mark.trio
+async def test_another_folder_does_not_make_another_reserve(tmp_path, monkeypatch):
+    """D3: `python -c` imports from the folder it is in; a change of folder, or its end, is no reason to start cold."""
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(sys, "path", ["", *sys.path])
+    async with opened(Scripted(4)) as one:
+        server = parent(one.pid)
+    monkeypatch.chdir(tmp_path)
+    async with opened(Scripted(4), incarnation=2) as two:
+        assert parent(two.pid) == server
+    monkeypatch.chdir(folder)
+    folder.rmdir()
+    async with opened(Scripted(4), incarnation=3) as three:
+        assert parent(three.pid) == server
+        assert ids(await whole(three)) == expected(BATCH, 4)
+
+
+@STARTS
+@pytest.mark.trio
+async def test_a_folder_that_is_gone_from_the_beginning_is_left_out(host, tmp_path, monkeypatch):
+    """D3: a start is no failure because of an entry that leads nowhere."""
+    folder = tmp_path / "gone"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(sys, "path", ["", b"bytes", *sys.path])
+    folder.rmdir()
+    async with opened(Preloads(str(tmp_path)), host):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "why"),
+    [
+        ("frozen", True, "frozen application"),
+        ("executable", "/bin/false", "sys.executable is '/bin/false'"),
+        ("executable", "/usr/bin/python-that-is-not-there", "python-that-is-not-there"),
+        ("platform", "darwin", "needs Linux"),
+    ],
+)
+@pytest.mark.trio
+async def test_where_there_is_no_python_to_start_it_is_refused(name, value, why, monkeypatch):
+    """D10: in one line, before there is a process: starting `sys.executable` would start the application again."""
+    monkeypatch.setattr(sys, name, value, raising=False)
+    with pytest.raises(Unrecoverable, match=why) as raised:
+        HOST.open(Scripted())
+    assert "\n" not in str(raised.value)
+    with pytest.raises(ValueError, match=why):
+        device_worker("llm", Scripted())
+    assert processes() == set()
+
+
+@pytest.mark.parametrize("value", [None, ""])
+@STARTS
+@pytest.mark.trio
+async def test_where_sys_executable_is_empty_the_kernel_knows_it(host, value, monkeypatch):
+    """An empty PATH leaves it empty; a process is started all the same, and imports what we do."""
+    monkeypatch.setattr(sys, "executable", value)
+    async with opened(Scripted(4), host) as session:
+        assert ids(await whole(session)) == expected(BATCH, 4)
+
+
+# --- what it inherits
+
+
+@STARTS
+@pytest.mark.trio
+async def test_a_default_timeout_is_not_the_connections(host, monkeypatch):
+    """D9: `socket.setdefaulttimeout` makes an idle context spin and a long chunk fail, unless it is undone."""
+    monkeypatch.setattr(socket, "setdefaulttimeout", socket.setdefaulttimeout)
+    socket.setdefaulttimeout(5)
+    try:
+        async with opened(Verbose(8_000_000), host) as session:
+            before = cpu(session.pid)
+            await trio.sleep(0.3)
+            assert cpu(session.pid) - before < 0.1
+            session.begin(BATCH)
+            await trio.sleep(0.3)  # its socket is full by now
+            assert len((await session.receive())[0].text) == 8_000_000
+    finally:
+        socket.setdefaulttimeout(None)
+
+
+def cpu(pid):
+    """Seconds of it that a process has used."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+@pytest.mark.parametrize("preloading", ["sets a default timeout", "closes what it writes to"])
+@pytest.mark.trio
+async def test_what_a_preload_leaves_behind_harms_no_context(preloading, tmp_path):
+    """D10: a default timeout of sockets; closed standard streams, whose numbers are given away again."""
+    async with opened(Preloads(str(tmp_path), preloading)) as session:
+        assert parent(session.pid) != os.getpid()
+        assert ids(await whole(session)) == (1, 2)
+
+
+@pytest.mark.trio
+async def test_a_death_in_a_server_that_ignores_its_children_is_no_death_of_its_neighbours(tmp_path):
+    """D10: a module may have ignored SIGCHLD, with which the kernel reaps; contexts expect children of their own."""
+    runner = Preloads(str(tmp_path), "ignores its children")
+    async with opened(runner) as neighbour:
+        async with opened(runner) as session:
+            session.begin(BATCH)
+            os.kill(session.pid, signal.SIGKILL)
+            _, error = await until_failure(session, ContextDied)
+            assert str(error).endswith("was killed by SIGKILL")
+        assert ids(await whole(neighbour)) == (1, 2)
+
+
+@pytest.mark.parametrize("number", [int(signal.SIGTERM), int(signal.SIGINT)])
+@STARTS
+@pytest.mark.trio
+async def test_what_a_runner_starts_can_be_terminated(host, number, tmp_path):
+    """D10: a signal that a context itself passes over does to its children what it does anywhere."""
+    async with opened(Terminates(str(tmp_path), number), host):
+        how = json.loads((tmp_path / "ends").read_text())
+    assert how == {"exec": -number, "fork": -signal.SIGTERM if number == signal.SIGTERM else 3}
+
+
+@pytest.mark.trio
+async def test_a_forked_context_has_todays_surroundings(tmp_path, monkeypatch):
+    """As one that is started cold has: environment, folder and umask; what the preload has set stays."""
+    monkeypatch.setenv("LOOKS_GONE", "1")
+    monkeypatch.setenv("LOOKS_OLD", "1")
+    umask = os.umask(0o022)
+    try:
+        async with opened(Looks(str(tmp_path))):
+            pass
+        monkeypatch.delenv("LOOKS_GONE")
+        monkeypatch.setenv("LOOKS_OLD", "2")
+        monkeypatch.setenv("LOOKS_NEW", os.fsdecode(b"\xff"))
+        monkeypatch.chdir(tmp_path)
+        os.umask(0o077)
+        async with opened(Looks(str(tmp_path))) as session:
+            assert parent(session.pid) != os.getpid()
+    finally:
+        os.umask(umask)
+    seen = json.loads((tmp_path / "seen").read_text())
+    environment = {"LOOKS_OLD": "2", "LOOKS_NEW": os.fsdecode(b"\xff"), "LOOKS_PRELOADED": "yes"}
+    wanted = {"environment": environment, "folder": str(tmp_path), "umask": 0o077, "pid": session.pid}
+    assert seen == wanted
+
+
+@pytest.mark.trio
+async def test_each_process_has_a_title():
+    """`ps` tells them apart: server, context, standby and cleaner."""
+    async with opened(Scripted(), ProcessHost(standby=1)) as session:
+        await until(lambda: len(contexts()) == 2)
+        (standby,) = contexts() - {session.pid}
+        await until(lambda: title(standby) == "runners:standby")
+        assert title(session.pid) == "runners:context"
+        assert title(parent(session.pid)) == "runners:server"
+        assert len(cleaners()) == 1
+
+
+# --- what it leaves behind
+
+
+@pytest.mark.parametrize("session", [False, True], ids=["in its group", "in a session of its own"])
+@STARTS
+@pytest.mark.trio
+async def test_what_a_context_has_started_ends_with_it(host, session, tmp_path):
+    """D10: whatever the context dies of, and in whatever session it is."""
+    async with opened(Starts(str(tmp_path), session), host):
+        ordered = int((tmp_path / "sleeper").read_text())
+        async with opened(Starts(str(tmp_path), session), host) as killed:
+            sleeper = int((tmp_path / "sleeper").read_text())
+            os.kill(killed.pid, signal.SIGKILL)
+            await until_failure(killed, ContextDied)
+        await until(lambda: ends(sleeper))
+        assert not ends(ordered)
+    await until(lambda: ends(ordered))
+
+
+PARENT = """
+import sys, trio
+from rogues import Starts
+from runners.hosts.process import ProcessHost
+
+async def main():
+    async with ProcessHost(start=sys.argv[1]).open(Starts(sys.argv[2], sys.argv[3] == "True")):
+        print("open", flush=True)
+        await trio.sleep_forever()
+
+trio.run(main)
+"""
+
+
+@contextmanager
+def program(code, *args):
+    """A program that does not outlive its test."""
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    main = subprocess.Popen([sys.executable, "-c", code, *args], env=env, stdout=subprocess.PIPE, text=True)
+    try:
+        yield main
+    finally:
+        main.kill()
+        main.communicate()
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGABRT])
+@pytest.mark.parametrize("session", [False, True], ids=["in its group", "in a session of its own"])
+@pytest.mark.parametrize("start", ["forkserver", "spawn"])
+def test_what_a_context_has_started_does_not_outlive_a_killed_parent(start, session, number, tmp_path):
+    """D10: context and server are dead with it, so there must be somebody else."""
+    with program(PARENT, start, str(tmp_path), str(session)) as main:
+        assert main.stdout.readline() == "open\n"
+        sleeper = int((tmp_path / "sleeper").read_text())
+        assert not ends(sleeper)
+        main.send_signal(number)
+        main.wait()
+        patience = time.monotonic() + PATIENCE
+        while not ends(sleeper) or processes():
+            assert time.monotonic() < patience
+            time.sleep(0.01)
+
+
+# --- Ctrl-C
+
+
+def interrupted(monkeypatch, place):
+    """SIGINT, once, in a place of ours that runs below a system task."""
+    once = [signal.SIGINT]
+
+    def strike():
+        if once:
+            signal.raise_signal(once.pop())
+
+    if place == "a line is logged":
+
+        class Handler(logging.Handler):
+            def emit(self, record):
+                strike()
+
+        handler = Handler()
+        logging.getLogger("runners.context").addHandler(handler)
+        return lambda: logging.getLogger("runners.context").removeHandler(handler)
+    owner, name = place
+    original = getattr(owner, name)
+
+    def patched(*args, **kwargs):
+        strike()
+        return original(*args, **kwargs)
+
+    monkeypatch.setattr(owner, name, patched)
+    return lambda: None
+
+
+@pytest.mark.parametrize(
+    "place",
+    [
+        "a line is logged",
+        (wire, "from_server"),
+        (wire, "datagram"),
+        (peer, "is_readable"),
+        (births.Spawned, "__init__"),
+        (subprocess, "Popen"),
+        (os, "pidfd_open"),
+    ],
+    ids=str,
+)
+def test_a_keyboard_interrupt_in_a_task_of_the_hosts_is_the_programs(place, monkeypatch):
+    """R4: it leaves the program, unwrapped, and nothing is left; Trio's system nursery does not come down with it."""
+
+    async def main():
+        host = ProcessHost(standby=1)
+        for incarnation in range(1, 4):
+            async with host.open(Writes("both"), incarnation=incarnation) as session:
+                await trio.sleep(0.3)
+                await whole(session)
+                await trio.sleep(0.1)
+
+    def bare(error):
+        return bare(error.exceptions[0]) if isinstance(error, BaseExceptionGroup) else type(error)
+
+    undo = interrupted(monkeypatch, place)
+    try:
+        with pytest.raises(BaseException) as raised:
+            trio.run(main)
+    finally:
+        undo()
+    assert bare(raised.value) is KeyboardInterrupt
+
+
+# --- growth
+
+
+@pytest.mark.trio
+async def test_deaths_leave_neither_descriptors_nor_memory():
+    """R31: flat over any number of them; here 60, with the fork server and a standby."""
+    import gc
+    import tracemalloc
+
+    async def live(incarnation):
+        async with opened(Scripted(FOREVER), ProcessHost(standby=1), incarnation=incarnation) as session:
+            session.begin(BATCH)
+            await session.receive()
+            os.kill(session.pid, signal.SIGKILL)
+            await until_failure(session, ContextDied)
+        del session
+
+    async def measured(times):
+        for number in range(times):
+            await live(number + 1)
+        await until(lambda: len(contexts()) <= 1)
+        gc.collect()
+        return len(descriptors()), tracemalloc.get_traced_memory()[0]
+
+    tracemalloc.start()
+    try:
+        await measured(10)
+        first, used = await measured(10)
+        last, more = await measured(40)
+    finally:
+        tracemalloc.stop()
+    assert abs(last - first) <= 8  # of a standby, which may be there or not
+    assert (
+        more - used < 200 * 1024
+    )  # Trio keeps up to a thousand deadlines that are over; a session is 15 KiB
+
+
+# --- time
+
+
+@pytest.mark.parametrize(("held", "looks"), [(0.0, 3), (10.0, 6)])
+def test_time_in_which_nobody_ran_counts_half(held, looks):
+    """D9: after a stop of everything there is another look, and an end even where each of them comes late."""
+    seen = []
+
+    async def never():
+        seen.append(trio.current_time())
+        with trio.CancelScope() as scope:
+            try:
+                await trio.sleep_forever()
+            finally:
+                clock.jump(held)
+                scope.cancel()
+
+    async def main():
+        assert not await births.within(3.0, never)
+
+    clock = trio.testing.MockClock(autojump_threshold=0)
+    trio.run(main, clock=clock)
+    assert len(seen) == looks
