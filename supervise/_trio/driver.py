@@ -25,6 +25,8 @@ from trio.lowlevel import ParkingLot, Task, enable_ki_protection
 from .. import events
 from .._core import effect
 from .._core._brief import brief
+from .._core._check import is_a
+from .._core.decide import is_decidable
 from .._core.effect import Effect, Input
 from .._core.forest import Forest
 from .._core.judging import start_failed
@@ -147,6 +149,8 @@ class Driver:
 
     def __init__(self, spec: Supervisor | Pool, sinks: Sequence[events.Sink]) -> None:
         self.forest = Forest(spec)
+        assert self.forest.root.machine is not None
+        self._root: Machine = self.forest.root.machine
         self.addresses: dict[str, Address] = {}
         self.tree: Any = None
         self.body_scope = trio.CancelScope()
@@ -263,8 +267,7 @@ class Driver:
     def _work(self, effects: list[Effect]) -> None:
         """Carry out effects, and whatever has come in by then."""
         self._busy = True
-        waiting, root = self._waiting, self.forest.root.machine
-        assert root is not None
+        waiting = self._waiting
         try:
             while True:
                 for one in effects:
@@ -274,7 +277,7 @@ class Driver:
                 machine, item = waiting.popleft()
                 u = random()  # noqa: S311 - the chance for jitter, no secret
                 effects = self.forest.handle(machine, item, self.now(), u)
-                if root.phase == "ending" and not self._ending:
+                if self._root.phase == "ending" and not self._ending:
                     self._ending = True
                     self.ending()
         except BaseException as exc:  # noqa: BLE001 - a defect of ours: stop everything, then raise it (R24)
@@ -459,12 +462,12 @@ class Driver:
         complain(logging.ERROR, f"a sink raised and gets nothing from now on: {brief(sink)}", exc)
         self._deliver(failed)
         self.forest.ledger.listening = bool(self._sinks)
-        if not isinstance(exc, Exception):
+        if not is_decidable(exc):
             self._stop_for(exc, f"a sink raised {brief(exc)}")
 
     def _stop_for(self, exc: BaseException, reason: str) -> None:
         """What no decider decides came out of code that is no child's: the tree stops in order, and fails with it (R4)."""
-        if isinstance(exc, KeyboardInterrupt):
+        if is_a(exc, KeyboardInterrupt):
             self.interrupted()
         self._fail(exc)
         self.stop(reason)
@@ -508,7 +511,7 @@ class Driver:
         machine = place.machine
         async with trio.open_nursery() as place.nursery:
             boot = _call_init(machine.spec.init)
-            if boot.problem is None or isinstance(boot.problem, Exception):
+            if boot.problem is None or is_decidable(boot.problem):
                 self.post(machine, boot)
             else:
                 self._stop_for(boot.problem, f"init of {machine.path!r} raised {brief(boot.problem)}")
@@ -571,7 +574,7 @@ class Driver:
 
     def stray(self, path: str, exc: BaseException) -> None:
         """Something of a child's raised when none of its bodies was there to fail with it (R24, R30)."""
-        if not isinstance(exc, Exception):
+        if not is_decidable(exc):
             self._fail(exc)
             return
         with suppress(Exception):  # a log that is broken: the caller who leaves has no part in that
@@ -580,7 +583,7 @@ class Driver:
             )
 
     def _fatal(self, one: effect.Fatal) -> None:
-        if isinstance(one.exc, KeyboardInterrupt):
+        if is_a(one.exc, KeyboardInterrupt):
             self.interrupted()
         self._fail(one.exc)
 

@@ -11,8 +11,9 @@ import inspect
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
 from contextvars import Context, ContextVar
+from operator import is_
 from types import CoroutineType, TracebackType
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 
 import trio
 from trio.lowlevel import (
@@ -28,7 +29,8 @@ from trio.lowlevel import (
 
 from .._core import effect
 from .._core._brief import brief
-from .._core.decide import as_group
+from .._core._check import is_a
+from .._core.decide import as_group, is_decidable, set_context
 from .._core.spec import IGNORE, Child
 from ..errors import ForeignCancelled, StartReturned
 from .mailbox import Inbox
@@ -125,7 +127,6 @@ class Leaf:
         self._failure: BaseException | None = None
         self._error: BaseException | None = None
         self._injected: BaseException | None = None
-        self._injectable_at = 0.0
         self._value: Any = None
         self._inbox: Inbox | None = None
 
@@ -193,7 +194,7 @@ class Leaf:
     def inject(self, exc: BaseException) -> None:
         """Have the body fail with `exc` (R27). One that it has not come out with in time is the context of the next."""
         if self._injected is not None and self._injected is not exc and exc.__context__ is None:
-            exc.__context__ = self._injected
+            set_context(exc, self._injected)
         self._injected = exc
         self._injectable_at = self._driver.now() + self._spec.grace
         scope = self._body_scope
@@ -222,15 +223,15 @@ class Leaf:
                     exc = value = None
                     try:
                         value = await (self._body() if self._spec.resource is None else self._with_resource())
+                    except GeneratorExit as caught:
+                        exc = _unless_closed(caught)
                     except BaseException as caught:  # noqa: BLE001 - whatever it is, the machine hears of it
-                        _raise_if_closed(caught)
                         exc = caught
                     on = self._restarts_at_once(exc)
                     if not on and self._spec.resource is None:
                         await self._over(exc, value, resumable=False)
-                    exc = (
-                        None  # or this frame keeps it, and whatever is cancelled from below keeps this frame
-                    )
+                    # Or this frame keeps it, and whatever is cancelled from below keeps this frame.
+                    exc = None
                     on = on or self._driver.leaf_ended(self)
                     if on:
                         await self._refresh(task, shared=task._schedule_points != turns)
@@ -251,11 +252,11 @@ class Leaf:
 
     def _restarts_at_once(self, exc: BaseException | None) -> bool:
         """Whether a failure comes to a plain Restart, which is one step of the machine."""
-        if not isinstance(exc, Exception) or self._cancelled:
+        if exc is None or self._cancelled or not is_decidable(exc):
             return False
         if self._inbox is not None and as_group(exc) is None:
             self._settle_messages(exc)
-        return self._driver.leaf_restarts_at_once(self, exc)
+        return self._driver.leaf_restarts_at_once(self, cast("Exception", exc))
 
     async def _with_resource(self) -> None:
         """The body inside its resource; reports all of it."""
@@ -264,8 +265,9 @@ class Leaf:
         try:
             async with _Resource(self.path, self._spec.resource) as resource:
                 value = await self._use(resource)
+        except GeneratorExit as caught:
+            left = _unless_closed(caught)
         except BaseException as caught:  # noqa: BLE001 - as above
-            _raise_if_closed(caught)
             left = caught
         if self._reported or self.stopping:
             error = _apart_from(left, self._failure)
@@ -284,8 +286,9 @@ class Leaf:
                     self.inject(self._injected)
                 try:
                     value = await self._body(resource)
+                except GeneratorExit as caught:
+                    exc = _unless_closed(caught)
                 except BaseException as caught:  # noqa: BLE001 - as above
-                    _raise_if_closed(caught)
                     exc = caught
             if self._must_pass_through(exc, value):
                 break
@@ -423,14 +426,15 @@ class _Status:
             leaf.up(value)
 
 
-def _raise_if_closed(exc: BaseException) -> None:
-    """Raise the GeneratorExit of a coroutine that is being closed, which may not await.
+def _unless_closed(exc: GeneratorExit) -> BaseException:
+    """Raise that of a coroutine that is being closed, which may not await; give one that a body has raised itself.
 
     `close` closes from the inside out and raises a new one in each frame, so its traceback has the caller's frame alone.
-    One that a body raises itself comes from further down, and is a failure like any other that is no `Exception`.
+    One that a body raises comes from further down, and is a failure like any other that is no `Exception`.
     """
-    if isinstance(exc, GeneratorExit) and (exc.__traceback__ is None or exc.__traceback__.tb_next is None):
+    if exc.__traceback__ is None or exc.__traceback__.tb_next is None:
         raise exc
+    return exc
 
 
 class _Resource(AbstractAsyncContextManager[Any]):
@@ -480,13 +484,13 @@ def _is_new(awaitable: object) -> bool:
 
 def _same(one: Context, other: Context) -> bool:
     """Whether both have the same values: of equal ones, 1 and True say, each may be another."""
-    return len(one) == len(other) and all(one.get(variable, one) is other[variable] for variable in other)
+    return list(one) == list(other) and all(map(is_, one.values(), other.values()))
 
 
 def _is_fatal(exc: BaseException | None) -> bool:
     """Whether it is, or holds, what no decider decides (R4)."""
     rest = None if exc is None else _without_cancelled(exc)
-    return rest is not None and not isinstance(rest, Exception)
+    return rest is not None and not is_decidable(rest)
 
 
 def _without_cancelled(exc: BaseException) -> BaseException | None:
@@ -498,7 +502,7 @@ def _without_cancelled(exc: BaseException) -> BaseException | None:
         except Exception:  # noqa: BLE001 - one that cannot be split, too deep or by its own `derive`, counts whole
             return exc
         return exc if dropped is None else rest
-    return None if isinstance(exc, trio.Cancelled) else exc
+    return None if is_a(exc, trio.Cancelled) else exc
 
 
 def _foreign(exc: BaseException) -> ForeignCancelled:
