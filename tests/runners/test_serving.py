@@ -289,6 +289,13 @@ async def test_a_text_without_end_fails_its_request_alone(monkeypatch):
 # --- D2: causes
 
 
+class Verbose(ContextPoisoned):
+    """Prints itself in lines."""
+
+    def __repr__(self):
+        return "first\nsecond"
+
+
 @pytest.mark.trio
 async def test_the_cause_of_a_start_is_one_short_line():
     """D2, D3: whoever reports a poison may quote a whole log."""
@@ -300,6 +307,9 @@ async def test_the_cause_of_a_start_is_one_short_line():
         assert len(second.cause) <= 500
         assert "\n" not in second.cause
         assert second.cause.startswith("ContextPoisoned(")
+        second.fails(Verbose("x"))
+        third = await stage.act(3)
+        assert third.cause == "first second"
 
 
 @pytest.mark.trio
