@@ -15,41 +15,60 @@ if TYPE_CHECKING:
     from .hosts.process import ProcessHost
     from .hosts.thread import ThreadHost
     from .torch_lm import TorchLM
-    from .types import Completion, ExecuteBatch, Sampling, TokenChunk, WeightsFile, token_chunk
+    from .types import (
+        Completion,
+        ExecuteBatch,
+        FinishReason,
+        RunnerInfo,
+        Sampling,
+        TokenChunk,
+        TokenUsage,
+        WeightsFile,
+        token_chunk,
+        with_release,
+    )
     from .worker import ContextState, device_worker, rebuild, report_poison
 
 _HOMES = {
     "Completion": "types",
     "ContextState": "worker",
     "ExecuteBatch": "types",
+    "FinishReason": "types",
     "InlineHost": "hosts.inline",
     "ProcessHost": "hosts.process",
+    "RunnerInfo": "types",
     "Sampling": "types",
     "ThreadHost": "hosts.thread",
     "TokenChunk": "types",
+    "TokenUsage": "types",
     "TorchLM": "torch_lm",
     "WeightsFile": "types",
     "device_worker": "worker",
     "rebuild": "worker",
     "report_poison": "worker",
     "token_chunk": "types",
+    "with_release": "types",
 }
 
 __all__ = [
     "Completion",
     "ContextState",
     "ExecuteBatch",
+    "FinishReason",
     "InlineHost",
     "ProcessHost",
+    "RunnerInfo",
     "Sampling",
     "ThreadHost",
     "TokenChunk",
+    "TokenUsage",
     "TorchLM",
     "WeightsFile",
     "device_worker",
     "rebuild",
     "report_poison",
     "token_chunk",
+    "with_release",
 ]
 
 

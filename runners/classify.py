@@ -10,10 +10,12 @@ import re
 import sys
 from collections.abc import Callable
 from functools import partial
-from typing import Any, TypeAlias, cast
+from typing import Any, TypeAlias
 
 from attrs import frozen
 
+from . import errors
+from .brief import attribute, causes, is_a, is_builtin, members, quoted, tag_of, text_of
 from .cuda_codes import BY_NUMBER, Code, Kind, code_described, code_named
 from .errors import (
     ContextPoisoned,
@@ -75,7 +77,7 @@ class Finding:
         """The exception as the error it is; unchanged if there is nothing to add."""
         if self.kind is None and self.code is None:
             return found
-        error = (self.kind or RunnerError)(f"{type(found).__name__}: {text_of(found)}")
+        error = (self.kind or RunnerError)(quoted(found))
         error.code = self.code
         error.__cause__ = found
         return error
@@ -88,17 +90,35 @@ def classify(error: Exception, probe: Probe) -> Exception:
     Where neither type nor code decide, the device is asked: one that fails again is poisoned, whatever the text says;
     one that answers is not. Where there is none to ask, a text that names a poison counts as one.
     """
-    if isinstance(error, ExceptionGroup):
-        return worst(cast("ExceptionGroup[Exception]", error), partial(classify, probe=probe))
-    if isinstance(error, InferenceError) or getattr(error, "tag", None) is not None:
+    if is_a(error, ExceptionGroup):
+        return worst(error, partial(classify, probe=_Once(probe)))
+    if is_a(error, InferenceError) or tag_of(error) is not None:
         return error
     finding = _convicted(error) or _probed(_nominated(error), probe())
     return finding.error(error)
 
 
-def worst(group: ExceptionGroup[Exception], judge: Callable[[Exception], Exception]) -> Exception:
-    """Of a group, judged one by one, what D3 has decided most severely; the first of several."""
-    return max(map(judge, group.exceptions), key=_severity)
+class _Once:
+    """A probe that asks once, however many errors there are: each time may take as long as a device that hangs lets it."""
+
+    def __init__(self, probe: Probe) -> None:
+        self._probe = probe
+        self._answers: list[bool | None] = []
+
+    def __call__(self) -> bool | None:
+        if not self._answers:
+            self._answers.append(self._probe())
+        return self._answers[0]
+
+
+def worst(group: Exception, judge: Callable[[Exception], Exception]) -> Exception:
+    """Of a group, judged one by one, what D3 has decided most severely; the first of several.
+
+    One that is nested so deep that nothing else is found in it is no more than a request's own error.
+    """
+    assert issubclass(type(group), ExceptionGroup)
+    found = [judge(error) for error in members(group) if issubclass(type(error), Exception)]  # type: ignore[arg-type]
+    return max(found, key=_severity) if found else RunnerError(quoted(group))
 
 
 _SEVERITY = {"device.oom": 1, "device.poisoned": 2, "device.unrecoverable": 3}
@@ -106,7 +126,7 @@ _SEVERITY = {"device.oom": 1, "device.poisoned": 2, "device.unrecoverable": 3}
 
 def _severity(error: Exception) -> int:
     """As D3 has it decided: nothing, Resume, Restart, Stop, Escalate."""
-    family, *below = str(getattr(error, "tag", None)).split(".")
+    family, *below = (tag_of(error) or "").split(".")
     return _SEVERITY.get(f"device.{below[0]}" if below else "", 4) if family == "device" else 0
 
 
@@ -123,41 +143,34 @@ def _probed(nominee: Finding | None, answer: bool | None) -> Finding:
 
 def _convicted(error: BaseException) -> Finding | None:
     """By type and code: its own, or those of what it was raised from."""
-    seen: list[BaseException] = []
-    link: BaseException | None = error
-    while link is not None and link not in seen:
-        if finding := _by_type(link):
-            return finding
-        seen.append(link)
-        link = link.__cause__
-    return None
+    return next((finding for link in causes(error) if (finding := _by_type(link))), None)
 
 
 def _by_type(error: BaseException) -> Finding | None:
-    if isinstance(error, MemoryError):
+    if is_a(error, MemoryError):
         return Finding(OutOfMemory)
     for where, name, judge in _TYPES:
         cls = _loaded(where, name)
-        if cls is not None and isinstance(error, cls):
+        if cls is not None and is_a(error, cls):
             return judge(error)
     return None
 
 
 def _loaded(module: str, name: str) -> type[BaseException] | None:
     """A class of a module that is loaded already; older versions of torch lack some."""
-    cls = getattr(sys.modules.get(module), name, None)
-    return cls if isinstance(cls, type) else None
+    cls = attribute(sys.modules.get(module), name)
+    return cls if is_a(cls, type) and issubclass(cls, BaseException) else None
 
 
 def _by_code(error: Any) -> Finding | None:
     """By the attribute that torch sets on what it raises itself."""
-    code = getattr(error, "error_code", None)
+    code = attribute(error, "error_code")
     return _of(code) if type(code) is int else None
 
 
 def _by_code_in_brackets(error: Any) -> Finding | None:
     """`CudaError` is made from a code, and puts it behind its text."""
-    found = re.search(r"\((\d+)\)$", str(error))
+    found = re.search(r"\((\d{1,9})\)$", text_of(error))
     return _of(int(found[1])) if found else None
 
 
@@ -184,14 +197,14 @@ def _nominated(error: Exception) -> Finding | None:
     if _may_speak_of_cuda(error) and (code := _code_in(text)):
         return Finding(code.kind, code.number)
     for symptom in SYMPTOMS:
-        if isinstance(error, symptom.classes) and symptom.pattern.search(text):
+        if is_a(error, *symptom.classes) and symptom.pattern.search(text):
             return Finding(symptom.kind)
     return None
 
 
 def _may_speak_of_cuda(error: Exception) -> bool:
     """Torch and its extensions raise `RuntimeError` or types of their own; a `ValueError` may quote anything."""
-    return isinstance(error, RuntimeError) or type(error).__module__ != "builtins"
+    return is_a(error, RuntimeError) or not is_builtin(type(error))
 
 
 def _code_in(text: str) -> Code | None:
@@ -205,15 +218,59 @@ _BY_TAG = {
 
 def by_tag(error: BaseException) -> type[DeviceError] | None:
     """Of the device's errors what its tag stands for, by dotted fallback; None if it is not the device's trouble (D3)."""
-    tag = str(getattr(error, "tag", None))
+    tag = tag_of(error)
     while tag and tag not in _BY_TAG:
         tag = tag.rpartition(".")[0]
-    return _BY_TAG.get(tag)
+    return _BY_TAG.get(tag or "")
 
 
-def text_of(error: BaseException) -> str:
-    """Its text, whatever its class does."""
-    try:
-        return str(error)
-    except Exception:  # noqa: BLE001 - a runner's __str__ may do anything, and its error must be judged all the same
-        return "(its text cannot be shown)"
+def code_of(error: BaseException) -> int | None:
+    """The device's or the server's own code, if it has one that can be sent."""
+    code = attribute(error, "code")
+    return code if type(code) is int and -(2**63) <= code < 2**64 else None
+
+
+_KNOWN: frozenset[type[InferenceError]] = frozenset(
+    cls for cls in vars(errors).values() if is_a(cls, type) and issubclass(cls, InferenceError)
+)
+_LOOKED_AT = (
+    "__class__",
+    "__getattribute__",
+    "__setattr__",
+    "__eq__",
+    "__hash__",
+    "__bool__",
+    "__len__",
+    "__traceback__",
+    "__cause__",
+    "__context__",
+    "__suppress_context__",
+)
+"""What contextlib, nurseries and supervisors look at of an exception that goes through them."""
+
+
+def sound(error: InferenceError) -> InferenceError:
+    """An error that can be raised anywhere: itself, or, if its class has made something of its own of that, a plain one."""
+    kind = type(error)
+    if kind in _KNOWN or not any(name in vars(cls) for cls in _own(kind) for name in _LOOKED_AT):
+        return error
+    plain: InferenceError = renewed(error)
+    plain.__cause__ = error
+    return plain
+
+
+def renewed(error: InferenceError) -> Any:
+    """The same as a plain error: of the nearest class of ours that is made of a text, with its text, code and tag."""
+    kind: type[InferenceError] = next(
+        cls for cls in type(error).__mro__ if cls in _KNOWN and cls is not errors.ContextLost
+    )
+    plain = kind(text_of(error))
+    plain.code = code_of(error)
+    if (tag := tag_of(error)) is not None and tag != kind.tag:
+        plain.tag = tag  # type: ignore[misc]  # of this one alone: its class's own
+    return plain
+
+
+def _own(kind: type[Any]) -> list[type[Any]]:
+    """What comes before our classes."""
+    return [cls for cls in kind.__mro__ if cls not in _KNOWN and not is_builtin(cls)]

@@ -180,7 +180,7 @@ class WorkerDown(InferenceError):
 
 
 class WorkerStopping(InferenceError):
-    """The worker was being stopped before a rebuild had begun (D7)."""
+    """The worker is being stopped: it begins no request any more (D13), and no rebuild (D7)."""
 
 
 class RebuildSuperseded(InferenceError):

@@ -6,10 +6,10 @@ import email.utils
 import math
 import time
 from http import HTTPStatus
-from typing import cast
 
 import trio
 
+from .brief import is_a, quoted
 from .classify import worst
 from .errors import (
     BadRequest,
@@ -30,11 +30,11 @@ def classify_network(error: Exception) -> Exception:
 
     Of several in a group the worst counts; among those of one request the first.
     """
-    if isinstance(error, ExceptionGroup):
-        return worst(cast("ExceptionGroup[Exception]", error), classify_network)
-    if not isinstance(error, _LOST):
+    if is_a(error, ExceptionGroup):
+        return worst(error, classify_network)
+    if not is_a(error, *_LOST):
         return error
-    lost = NetworkError(f"{type(error).__name__}: {error}")
+    lost = NetworkError(quoted(error))
     lost.__cause__ = error
     return lost
 

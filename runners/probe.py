@@ -11,6 +11,8 @@ from typing import Any
 from attrs import field, frozen
 from attrs.validators import gt, instance_of
 
+from .brief import attribute
+
 _TIMES = 2  # the first may report, and so clear, an old error; one that stays is the context's
 
 _CUDA = re.compile(r"cuda(:[0-9]{1,6}(,(cuda:)?[0-9]{1,6})*)?")
@@ -46,12 +48,15 @@ class DeviceProbe:
 
     def __call__(self) -> bool | None:
         """Ask."""
-        cuda = getattr(sys.modules.get("torch"), "cuda", None)
-        if cuda is None or not cuda.is_initialized():
-            return None
+        cuda = attribute(sys.modules.get("torch"), "cuda")
         answers: list[bool] = []
         thread = threading.Thread(target=self._ask, args=(cuda, answers), name="device probe", daemon=True)
-        thread.start()
+        try:
+            if cuda is None or not cuda.is_initialized():
+                return None
+            thread.start()
+        except Exception:  # noqa: BLE001 - what stands for torch here is no torch, or there is no thread to be had
+            return None
         thread.join(self.timeout)
         return bool(answers) and answers[0]
 

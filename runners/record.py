@@ -3,30 +3,38 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from typing import TypeVar
 
-from attrs import define, evolve, field
+from attrs import define, evolve, field, validate
 
 from supervise import Message, StreamMessage
 
-from .errors import BadRequest, ContextLost, PoisonRequest, ProtocolError, Timeout
+from .brief import brief, is_a, quoted
+from .errors import BadRequest, ContextLost, PoisonRequest, ProtocolError, RunnerError, Timeout
 from .types import Completion, ExecuteBatch, TokenChunk, TokenUsage
 
 _Error = TypeVar("_Error", bound=Exception)
 
 
-@define
+MAX_CHARACTERS = 2**26
+"""Of the text of one request: a runner that says without end what it is not asked to must not fill our memory."""
+
+
+@define(eq=False)
 class Record:
     """It travels with its message, over incarnations (D6).
 
     `most`: tokens that it may get. `incarnation`: the last one that made something of it. `replayed`: accepted tokens that
-    were fed to later ones.
+    were fed to later ones. `leave`: what its caller's leaving means to the context in which it is open, if it is in one.
     """
 
     batch: ExecuteBatch
     most: int = field(init=False)
     accepted: list[int] = field(factory=list[int])
     texts: list[str] = field(factory=list[str])
+    characters: int = 0
+    leave: Callable[[Record], object] | None = None
     replayed: int = 0
     incarnation: int = 0
     suspect: bool = False
@@ -37,7 +45,7 @@ class Record:
     @property
     def name(self) -> str:
         """For errors."""
-        return f"request {self.batch.request_id!r}"
+        return f"request {brief(self.batch.request_id)}"
 
     @property
     def chunks(self) -> int:
@@ -51,7 +59,7 @@ class Record:
         """
         accepted, texts, most = self.accepted, self.texts, self.most
         had = at = len(accepted)
-        known = len(texts)
+        known, characters = len(texts), self.characters
         wrong = None
         for chunk in chunks:
             ids = chunk.token_ids
@@ -67,7 +75,9 @@ class Record:
                 break
             accepted += ids
             texts.append(chunk.text)
+            characters += len(chunk.text)
             at = end
+        self.characters = characters
         if chunks and incarnation != self.incarnation:
             self.incarnation = incarnation
             self.replayed += had
@@ -76,10 +86,21 @@ class Record:
     def _unexpected(self, chunk: TokenChunk, incarnation: int) -> ProtocolError:
         error = ProtocolError(
             f"{self.name}: token {len(self.accepted)} of at most {self.most} is next, of incarnation {incarnation}; "
-            f"got {len(chunk.token_ids)} tokens from {chunk.index}, of incarnation {chunk.incarnation}"
+            f"got {len(chunk.token_ids)} tokens from {brief(chunk.index)}, of incarnation {chunk.incarnation}"
         )
         error.request_ids = (self.batch.request_id,)
         return error
+
+    def too_long(self) -> RunnerError:
+        """It ends, because its text is longer than any may be."""
+        return RunnerError(
+            f"{self.name}: its text may have {MAX_CHARACTERS} characters, got {self.characters}"
+        )
+
+    def left(self) -> None:
+        """Its caller is gone."""
+        if self.leave is not None:
+            self.leave(self)
 
     def usage(self, told: TokenUsage | None) -> TokenUsage:
         """Of the whole request; the runner knows of its own part only."""
@@ -138,17 +159,33 @@ def admitted(message: Message) -> Record:
     Raises:
         BadRequest: it is none.
     """
-    batch = message.value
-    if not isinstance(batch, ExecuteBatch):
-        raise BadRequest(f"a request must be an ExecuteBatch, got {batch!r}")
-    if batch.sampling.seed is None:
-        batch = batch.with_seed(random.getrandbits(63))
-    if message.on_loss == "fail":
-        batch = evolve(batch, on_loss="fail")
+    record = Record(_settled(message.value, may_move=message.on_loss != "fail"))
     message.on_loss = "requeue"
     if isinstance(message, StreamMessage):
-        message.size = max(message.size, batch.sampling.max_tokens + 1)
-    return Record(batch)
+        message.size = max(message.size, record.most + 1)
+    message.on_left(record.left)  # once: it outlives contexts, and would hold on to each that it names
+    return record
+
+
+def _settled(batch: object, *, may_move: bool) -> ExecuteBatch:
+    """The request as it is served.
+
+    Raises:
+        BadRequest: it is none. One of a subclass may have more in it, which no host passes on.
+    """
+    if type(batch) is not ExecuteBatch:
+        itself = " itself" if is_a(batch, ExecuteBatch) else ""
+        raise BadRequest(f"a request must be an ExecuteBatch{itself}, got {brief(batch)}")
+    try:
+        validate(batch)
+        validate(batch.sampling)
+        if batch.sampling.seed is None:
+            batch = batch.with_seed(random.getrandbits(63))
+        if not may_move and batch.on_loss != "fail":
+            batch = evolve(batch, on_loss="fail")
+    except Exception as error:
+        raise BadRequest(f"a request's fields must be as ExecuteBatch has them: {quoted(error)}") from error
+    return batch
 
 
 def caused(exc: _Error, cause: BaseException | None) -> _Error:

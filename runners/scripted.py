@@ -9,14 +9,16 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
+import inspect
 import json
 import os
 import signal
+import sys
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Literal, NoReturn, TypeAlias, cast, get_args
+from typing import Any, Literal, NoReturn, TypeAlias, cast, get_args
 
 from attrs import asdict, define, evolve, field, frozen
 from attrs.validators import deep_iterable, ge, in_, instance_of, matches_re, optional
@@ -99,6 +101,22 @@ class Fault:
         else:
             _HARMS[self.kind]()
 
+    @property
+    def takes_time(self) -> bool:
+        """Whether it is nothing but time that it takes."""
+        return self.kind in ("slow", "hang")
+
+    async def do_in_trio(self) -> None:
+        """Do the harm in a Trio task, whose clock counts then: other tasks go on, and it can be cancelled."""
+        from trio import sleep, sleep_forever  # noqa: PLC0415 - a context process needs no Trio
+
+        if self.kind == "slow":
+            await sleep(self.seconds)
+        elif self.kind == "hang":
+            await sleep_forever()
+        else:
+            self.do()
+
     def means(self, batch: ExecuteBatch, *, moved: bool, call: int) -> bool:
         """Whether it is for this stream."""
         wanted = (self.request_id, self.model, self.moved, self.call)
@@ -148,6 +166,8 @@ class Scripted:
     """A runner whose token at a position is a function of (seed, position, prompt) alone.
 
     So a stream that moved equals one that did not. Each token is a letter and a chunk. Stop strings are not its business.
+    Where it is built in a Trio task, in an `InlineHost`, its delays are on Trio's clock, virtual time included; so are those
+    of the faults `slow` and `hang`. Anywhere else it sleeps.
 
     Args:
         tokens: how long a stream is by itself; the request's `max_tokens` may cut it.
@@ -168,9 +188,17 @@ class Scripted:
     log: str | None = field(default=None, validator=optional(instance_of(str)))
 
     def build(self, start: RunnerStart) -> ModelRunner:
-        """Load it."""
+        """Load it; in a Trio task this is to be awaited if it takes time."""
+        return _watched(self._build, self.faults, self.log, start)
+
+    def _build(self) -> ModelRunner:
+        runner = cast(
+            "ModelRunner", _AsyncScriptedRunner(self) if _in_trio() and self.delay else _ScriptedRunner(self)
+        )
+        if self.load_delay and _in_trio():
+            return cast("ModelRunner", _later(self.load_delay, runner))
         _sleep(self.load_delay)
-        return _watched(lambda: _ScriptedRunner(self), self.faults, self.log, start)
+        return runner
 
 
 @frozen
@@ -235,11 +263,15 @@ class _ScriptedRunner:
 
     def continue_from(self, batch: ExecuteBatch, accepted: Sequence[int]) -> Iterator[TokenChunk]:
         """Go on behind `accepted`."""
+        for chunk in self._chunks(batch, accepted):
+            _sleep(self._spec.delay)
+            yield chunk
+
+    def _chunks(self, batch: ExecuteBatch, accepted: Sequence[int]) -> Iterator[TokenChunk]:
         answer = expected(batch, self._spec.tokens)
         finish = FinishReason.LENGTH if len(answer) == batch.sampling.max_tokens else FinishReason.STOP
         usage = TokenUsage(input=len(batch.prompt), output=len(answer), replayed=len(accepted))
         for index in range(len(accepted), max(len(answer), len(accepted) + 1)):
-            _sleep(self._spec.delay)
             ids = answer[index : index + 1]
             text = "".join(map(letter, ids))
             chunk = TokenChunk(request_id=batch.request_id, index=index, token_ids=ids, text=text)
@@ -251,6 +283,33 @@ class _ScriptedRunner:
 
     def close(self) -> None:
         """Nothing is held."""
+
+
+class _AsyncScriptedRunner(_ScriptedRunner):
+    """The same in a Trio task: its streams wait on Trio's clock."""
+
+    async def continue_from(  # type: ignore[override]  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, batch: ExecuteBatch, accepted: Sequence[int]
+    ) -> AsyncIterator[TokenChunk]:
+        """Go on behind `accepted`."""
+        from trio import sleep  # noqa: PLC0415 - a context process needs no Trio
+
+        for chunk in self._chunks(batch, accepted):
+            await sleep(self._spec.delay)
+            yield chunk
+
+
+def _in_trio() -> bool:
+    """Whether this is a Trio task. Where Trio is not loaded there is none."""
+    trio = sys.modules.get("trio")
+    return trio is not None and trio.lowlevel.in_trio_task()
+
+
+async def _later(seconds: float, runner: ModelRunner) -> ModelRunner:
+    from trio import sleep  # noqa: PLC0415 - as above
+
+    await sleep(seconds)
+    return runner
 
 
 def _sleep(seconds: float) -> None:
@@ -283,14 +342,13 @@ class _WatchedRunner:
     def rebuild(self, cause: SessionRebuildCause) -> Awaitable[None] | None:
         """The inner rebuild, unless there is a fault."""
         self._log("rebuild", cause=cause.value)
-        _strike(self._faults, "rebuild", self._count("rebuild"))
-        return self._inner.rebuild(cause)
+        faults = _striking(self._faults, "rebuild", self._count("rebuild"))
+        return _behind(faults, lambda: self._inner.rebuild(cause))
 
     def close(self) -> Awaitable[None] | None:
         """The inner close, unless there is a fault."""
         self._log("close")
-        _strike(self._faults, "close")
-        return self._inner.close()
+        return _behind(_striking(self._faults, "close"), self._inner.close)
 
     def _count(self, what: str) -> int:
         self._calls[what] += 1
@@ -301,7 +359,11 @@ class _WatchedRunner:
         faults = [fault for fault in self._faults if fault.means(batch, moved=moved, call=call)]
         if not faults:
             return chunks
-        return _HarmedAsync(chunks, faults) if isinstance(chunks, AsyncIterator) else _Harmed(chunks, faults)
+        if isinstance(chunks, AsyncIterator):
+            return _HarmedAsync(chunks, faults)
+        if _in_trio() and any(fault.takes_time for fault in faults):
+            return _HarmedAsync(_Waitable(chunks), faults)
+        return _Harmed(chunks, faults)
 
 
 @define(eq=False)
@@ -314,7 +376,8 @@ class _Harmed(Iterator[TokenChunk]):
     def __next__(self) -> TokenChunk:
         try:
             chunk = next(self.chunks)
-            _hurt(self.left, chunk)
+            for fault in _hurting(self.left, chunk):
+                fault.do()
         except BaseException:
             self.close()
             raise
@@ -334,7 +397,8 @@ class _HarmedAsync(AsyncIterator[TokenChunk]):
 
     async def __anext__(self) -> TokenChunk:
         chunk = await anext(self.chunks)
-        _hurt(self.left, chunk)
+        for fault in _hurting(self.left, chunk):
+            await fault.do_in_trio()
         return chunk
 
     async def aclose(self) -> None:
@@ -342,6 +406,22 @@ class _HarmedAsync(AsyncIterator[TokenChunk]):
         close_it: Callable[[], Awaitable[None]] | None = getattr(self.chunks, "aclose", None)
         if close_it is not None:
             await close_it()
+
+
+@define(eq=False)
+class _Waitable(AsyncIterator[TokenChunk]):
+    """A sync stream where an async one is wanted."""
+
+    chunks: Iterator[TokenChunk]
+
+    async def __anext__(self) -> TokenChunk:
+        for chunk in self.chunks:
+            return chunk
+        raise StopAsyncIteration
+
+    async def aclose(self) -> None:
+        """Free its place."""
+        close(self.chunks)
 
 
 @frozen
@@ -365,22 +445,57 @@ def _watched(
     ours = tuple(fault for fault in faults if fault.incarnation in (None, start.incarnation))
     tell = _Log(log, start.incarnation)
     tell("load")
-    _strike(ours, "load")
-    runner = build()
-    return _WatchedRunner(runner, ours, tell) if ours or log else runner
+
+    def watch(runner: ModelRunner) -> ModelRunner:
+        return _WatchedRunner(runner, ours, tell) if ours or log else runner
+
+    async def build_in_trio(waits: list[Fault]) -> ModelRunner:
+        for fault in waits:
+            await fault.do_in_trio()
+        found: Any = build()
+        return watch(await found if inspect.isawaitable(found) else found)
+
+    waits = _striking(ours, "load")
+    if _in_trio() and any(fault.takes_time for fault in waits):
+        return cast("ModelRunner", build_in_trio(waits))
+    for fault in waits:
+        fault.do()
+    runner: Any = build()
+    if inspect.isawaitable(runner):
+        return cast("ModelRunner", _then(runner, watch))
+    return watch(runner)
 
 
-def _strike(faults: _Faults, at: Place, call: int = 1) -> None:
+async def _then(runner: Awaitable[ModelRunner], watch: Callable[[ModelRunner], ModelRunner]) -> ModelRunner:
+    return watch(await runner)
+
+
+def _behind(faults: list[Fault], act: Callable[[], Awaitable[None] | None]) -> Awaitable[None] | None:
+    """Do harm, and then something else, unless the harm has ended it."""
+    if _in_trio() and any(fault.takes_time for fault in faults):
+        return _behind_in_trio(faults, act)
     for fault in faults:
-        if fault.at == at and fault.call in (None, call):
-            fault.do()
+        fault.do()
+    return act()
 
 
-def _hurt(left: list[Fault], chunk: TokenChunk) -> None:
-    """Do those of the faults that strike at this chunk, once each."""
+async def _behind_in_trio(faults: list[Fault], act: Callable[[], Awaitable[None] | None]) -> None:
+    for fault in faults:
+        await fault.do_in_trio()
+    done = act()
+    if inspect.isawaitable(done):
+        await done
+
+
+def _striking(faults: _Faults, at: Place, call: int = 1) -> list[Fault]:
+    return [fault for fault in faults if fault.at == at and fault.call in (None, call)]
+
+
+def _hurting(left: list[Fault], chunk: TokenChunk) -> Iterator[Fault]:
+    """Those of the faults that strike at this chunk, once each."""
     for fault in [fault for fault in left if _struck(fault, chunk)]:
         left.remove(fault)
-        fault.do()
+        yield fault
 
 
 def _struck(fault: Fault, chunk: TokenChunk) -> bool:

@@ -9,13 +9,14 @@ import math
 from collections import defaultdict
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
-from typing import Any, Literal, NoReturn
+from typing import Any, Literal
 
 import trio
 from attrs import define, evolve, field, frozen
 
 from supervise import Inbox, Message, StreamMessage, current_child
 
+from .brief import brief, is_a, one_line, text_of
 from .errors import (
     BadRequest,
     ContextLost,
@@ -30,7 +31,7 @@ from .errors import (
 )
 from .hosts import Host, RequestFailed, Session
 from .nursery import bare_nursery
-from .record import Record, admitted, caused, id_of, record_of
+from .record import MAX_CHARACTERS, Record, admitted, caused, id_of, record_of
 from .types import ExecuteBatch, RunnerInfo, RunnerSpec, Sampling, SessionRebuildCause, TokenChunk
 
 CANARY = ExecuteBatch("canary", "", sampling=Sampling(max_tokens=1, temperature=0, seed=0))
@@ -72,10 +73,12 @@ class Context:
 
     `since_oom`: the requests that have begun since memory ran out, as long as nothing was made since; otherwise None.
     `wish` waits for the streams that it would disturb; for `granted` the body has failed. `sings`: a canary is open.
+    `drains`: when it is asked to stop, what has begun goes on (D13).
     """
 
     session: Session
     canary: float | None = None
+    drains: bool = False
     sings: bool = False
     open: dict[str, Message] = field(factory=dict[str, Message])
     since_oom: set[str] | None = None
@@ -87,23 +90,30 @@ class Context:
         """Its stream is open now."""
         request_id = id_of(message)
         self.open[request_id] = message
+        record_of(message).leave = self._left
         if self.since_oom is not None:
             self.since_oom.add(request_id)
-        record = record_of(message)
-        message.on_left(lambda: self._left(record))
         self.has_changed()
 
     def close(self, message: Message) -> None:
         """Its stream is over."""
-        del self.open[id_of(message)]
+        self._forget(record_of(message))
+
+    def _forget(self, record: Record) -> None:
+        del self.open[record.batch.request_id]
+        record.leave = None
         self.has_changed()
 
+    def close_all(self) -> None:
+        """The session is over: whoever leaves from now on has nothing open in it."""
+        for message in self.open.values():
+            record_of(message).leave = None
+        self.open.clear()
+
     def _left(self, record: Record) -> None:
-        """Its caller is gone: its place is free at the next step. After a Resume its message is another object."""
-        message = self.open.get(record.batch.request_id)
-        if message is not None and message.memo is record:
-            self.close(message)
-            self.session.drop(record.batch.request_id)
+        """Its caller is gone: its place is free at the next step."""
+        self._forget(record)
+        self.session.drop(record.batch.request_id)
 
     def is_idle(self) -> bool:
         """Whether nothing is open, the canary not either, and no new session is wanted or under way."""
@@ -167,6 +177,13 @@ class Context:
         self.has_changed()
         return self.wish
 
+    def refuse_wish(self) -> None:
+        """Grant none any more: the worker is being stopped."""
+        if self.wish is not None:
+            self.wish.answer(WorkerStopping("the worker was being stopped"))
+            self.wish = None
+        self.has_changed()
+
     def withdraw(self, wish: Wish) -> None:
         """Nobody waits for it any more; one that is granted is carried out all the same."""
         if self.wish is wish:
@@ -174,14 +191,27 @@ class Context:
             self.has_changed()
 
     def is_due(self) -> bool:
-        """Whether the wish can be granted: a restart at once, else when no stream would be lost by it."""
-        return self.wish is not None and (
-            self.wish.wants_restart or not any(self.must_stay(record_of(m)) for m in self.open.values())
+        """Whether the wish can be granted: a restart at once, else when no stream would be lost by it.
+
+        While another rebuild is being carried out it waits, and has its own after that (D7).
+        """
+        if self.wish is None:
+            return False
+        return self.wish.wants_restart or (
+            self.granted is None and not any(self.must_stay(record_of(m)) for m in self.open.values())
         )
 
+    def grant(self) -> DeviceError:
+        """Have the context fail for the wish. A restart makes the rebuild pointless that may be under way."""
+        assert self.wish is not None
+        if self.granted is not None:
+            self.granted.answer(RebuildSuperseded("a restart was ordered while this rebuild was carried out"))
+        self.granted, self.wish = self.wish, None
+        return self.granted.grant()
+
     def end(self, *, stopping: bool) -> None:
-        """The session is over: whoever leaves from now on has nothing open in it, and no wish stays unanswered."""
-        self.open.clear()
+        """The session is over, and no wish stays unanswered."""
+        self.close_all()
         for wish in (self.granted, self.wish):
             if wish is not None:
                 stopped = stopping and wish.failure is None
@@ -196,14 +226,15 @@ class Opener:
     host: Host
     runner: RunnerSpec
     canary: float | None = None
+    drains: bool = False
 
     @asynccontextmanager
     async def __call__(self) -> AsyncGenerator[Context, None]:
         """The resource of one incarnation."""
         child = current_child()
-        cause = None if child.last_failure is None else repr(child.last_failure)
+        cause = None if child.last_failure is None else one_line(brief(child.last_failure))
         async with self.host.open(self.runner, incarnation=child.incarnation, cause=cause) as session:
-            context = Context(session, self.canary)
+            context = Context(session, self.canary, self.drains)
             try:
                 yield context
             finally:
@@ -247,9 +278,11 @@ class _Serving:
         self._wish = context.granted  # what it was entered again for
         self._failure: DeviceError | None = None
         self._scope = trio.CancelScope()
+        self._admission = trio.CancelScope()
+        self._draining = False
 
-    async def run(self) -> NoReturn:
-        """Serve until the context fails."""
+    async def run(self) -> None:
+        """Serve until the context fails, or, asked to stop, until what has begun is done."""
         self._reattach()
         try:
             async with bare_nursery() as nursery:
@@ -257,13 +290,15 @@ class _Serving:
                 nursery.start_soon(self._admit)
                 nursery.start_soon(self._grant)
                 nursery.start_soon(self._watch_deadlines)
+                if self._context.drains:
+                    nursery.start_soon(self._drain)
                 if self._context.canary is not None:
                     nursery.start_soon(self._listen, self._context.canary)
                 await self._pump()
         finally:
             self._settle(self._failure)
-        assert self._failure is not None
-        raise self._failure
+        if self._failure is not None:
+            raise self._failure
 
     def _fail(self, failure: DeviceError) -> None:
         """The context has failed; the first failure stands."""
@@ -274,22 +309,54 @@ class _Serving:
     # --- requests
 
     def _reattach(self) -> None:
-        """After a Resume: the streams still open in this session are the head of the queue."""
-        for request_id, message in self._open.items():
+        """After a Resume: the streams still open in this session are the head of the queue.
+
+        A message that is handed out again may be another object; what it brings along is its record.
+        """
+        for request_id, record in [(name, record_of(message)) for name, message in self._open.items()]:
             head = self._inbox.receive_nowait()
-            assert head.memo is message.memo, f"{message!r} must be the head of the queue, got {head!r}"
+            assert head.memo is record, f"{record.name} must be the head of the queue"
             self._open[request_id] = head
 
     async def _admit(self) -> None:
         await self._rebuild()
+        with self._admission:
+            while not self._draining:
+                await self._room()
+                message = await self._inbox.receive()
+                if self._has_room() and not self._draining:
+                    self._take(message)
+                else:  # a rebuild, or the stop, was ordered while nobody came
+                    message.requeue()
+        await self._admit_begun()
+
+    async def _admit_begun(self) -> None:
+        """The worker is being stopped: what has begun, in a session before this one, goes on; the rest is refused (D13)."""
         while True:
-            while not self._has_room():
-                await self._context.change()
             message = await self._inbox.receive()
-            if self._has_room():
+            record: Record | None = message.memo
+            if record is not None and record.chunks:
+                await self._room()
                 self._take(message)
-            else:  # a rebuild was ordered while nobody came
-                message.requeue()
+            else:
+                message.fail(
+                    WorkerStopping(f"{current_child().path!r} is being stopped: it begins nothing any more")
+                )
+            self._context.has_changed()
+
+    async def _drain(self) -> None:
+        """Once asked to stop: begin nothing, and end when what has begun is done. How long that may take the tree says."""
+        await current_child().stop_requested()
+        self._draining = True
+        self._context.refuse_wish()
+        self._admission.cancel("the worker is being stopped")
+        while self._open or len(self._inbox) or self._wish is not None:
+            await self._context.change()
+        self._scope.cancel("all that had begun is done")
+
+    async def _room(self) -> None:
+        while not self._has_room():
+            await self._context.change()
 
     def _has_room(self) -> bool:
         """A context that has failed has none, though its end may come a moment later."""
@@ -298,7 +365,9 @@ class _Serving:
     def _take(self, message: Message) -> None:
         """Begin a request, or go on with one that comes from another session."""
         try:
-            record = message.memo = message.memo or admitted(message)
+            if message.memo is None:
+                message.memo = admitted(message)
+            record = record_of(message)
             self._check(record)
             self._context.hush()
             self._session.begin(record.batch, record.accepted)
@@ -309,7 +378,9 @@ class _Serving:
 
     def _check(self, record: Record) -> None:
         if record.batch.request_id in self._open:
-            raise BadRequest(f"request ids in flight must differ, got a second {record.batch.request_id!r}")
+            raise BadRequest(
+                f"request ids in flight must differ, got a second {brief(record.batch.request_id)}"
+            )
         if self._context.must_stay(record):
             raise record.lost(current_child().last_failure)
         if record.is_late(trio.current_time()):
@@ -390,6 +461,10 @@ class _Serving:
                 self._finish(message, record, chunks)
             elif isinstance(message, StreamMessage):
                 message.send_many_nowait(chunks)
+            if record.characters > MAX_CHARACTERS and self._open.get(request_id) is message:
+                self._context.close(message)
+                self._session.drop(request_id)
+                message.fail(record.too_long())
         if wrong is not None:
             raise wrong
 
@@ -412,7 +487,7 @@ class _Serving:
         if message is None:
             self._hear(failed.request_id)
             return
-        if not isinstance(failed.error, OutOfMemory):
+        if not is_a(failed.error, OutOfMemory):
             self._context.since_oom = None
         self._context.close(message)
         message.fail(failed.error)
@@ -424,21 +499,22 @@ class _Serving:
         context = self._context
         while self._failure or not context.is_due():  # after another failure it is for who comes next
             await context.change()
-        assert context.wish is not None
-        context.granted, context.wish = context.wish, None
-        self._fail(context.granted.grant())
+        self._fail(context.grant())
 
     async def _rebuild(self) -> None:
         """Make the session anew, if this is what the body was entered again for. Nothing is open in it."""
-        wish = self._wish
+        wish, context = self._wish, self._context
         if wish is None:
             return
         if wish.wants_restart:
             wish.answer(RebuildSuperseded("the context was resumed instead of restarted"))
         else:
-            wish.answer(await self._rebuilt(wish.cause))
-        self._wish = self._context.granted = None
-        self._context.has_changed()
+            outcome = await self._rebuilt(wish.cause)
+            if context.granted is not wish:  # a restart was ordered meanwhile, and this one answered
+                return
+            wish.answer(outcome)
+        self._wish = context.granted = None
+        context.has_changed()  # another may wait
 
     async def _rebuilt(self, cause: SessionRebuildCause) -> Literal["done"] | InferenceError:
         try:
@@ -457,7 +533,7 @@ class _Serving:
         since, self._context.since_oom = self._context.since_oom, set()
         if since is None or not since.isdisjoint(exc.request_ids):
             return exc
-        again = ContextPoisoned(f"memory ran out again at the same step: {exc}")
+        again = ContextPoisoned(f"memory ran out again at the same step: {text_of(exc)}")
         again.request_ids = exc.request_ids
         return caused(again, exc)
 
@@ -467,9 +543,9 @@ class _Serving:
         An end that somebody ordered makes nobody a suspect. Without a failure of the session's, and not ordered, it was
         reported from outside, and counts like one.
         """
-        if isinstance(failure, OutOfMemory):
+        if is_a(failure, OutOfMemory):
             return
-        if isinstance(failure, SessionRebuild):
+        if is_a(failure, SessionRebuild):
             self._inbox.progressed = False  # or the Resume would be free of the limit (R8)
         self._context.hush()
         ordered = self._was_ordered(failure)
@@ -481,7 +557,7 @@ class _Serving:
                 message.fail(record.lost(failure))
             record.suspect = record.suspect or not ordered
             self._session.drop(record.batch.request_id)
-        self._open.clear()
+        self._context.close_all()
 
     def _was_ordered(self, failure: DeviceError | None) -> bool:
         if failure is None:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
 from enum import StrEnum
-from typing import Any, Literal, Protocol, TypeAlias, get_args, runtime_checkable
+from typing import Any, Literal, Protocol, TypeAlias, cast, get_args, runtime_checkable
 
 from attrs import Attribute, asdict, evolve, field, frozen
 from attrs.validators import ge, in_, instance_of, matches_re, optional
+
+from .brief import brief, exact, is_a
 
 OnLoss: TypeAlias = Literal["migrate", "fail"]
 Transport: TypeAlias = Literal["local", "network"]
@@ -17,36 +19,57 @@ _CHARACTERS_A_TOKEN = 4
 _A_MILLION = 1_000_000
 
 
+def _whole(value: object) -> Any:
+    """A converter: a number of a class of its own, an `IntEnum` say, as a plain one. What is none a validator refuses."""
+    if type(value) in (int, bool) or not is_a(value, int):
+        return value
+    return int.__int__(cast("int", value))
+
+
+def _text(value: Any) -> Any:
+    """Likewise a text: whatever its class makes of `==`, `hash` and `repr`, it is only a text from here on."""
+    return exact(value) if is_a(value, str) else value
+
+
+def _is_text(_: object, attribute: Attribute[Any], value: object) -> None:
+    """A validator."""
+    if type(value) is not str:
+        raise TypeError(f"{attribute.name} must be a str, got {brief(value)}")
+
+
 def _integer(least: int) -> Callable[[object, Attribute[Any], object], None]:
     """A validator. A bool is no integer: it would be one of JSON's `true` for whoever reads it next."""
 
     def check(_: object, attribute: Attribute[Any], value: object) -> None:
-        if not isinstance(value, int) or isinstance(value, bool):
-            raise TypeError(f"{attribute.name} must be an integer, got {value!r}")
+        if type(value) is not int:
+            raise TypeError(f"{attribute.name} must be an integer, got {brief(value)}")
         if value < least:
-            raise ValueError(f"{attribute.name} must be >= {least}, got {value!r}")
+            raise ValueError(f"{attribute.name} must be >= {least}, got {brief(value)}")
 
     return check
 
 
-def _moment(_: object, attribute: Attribute[Any], value: object) -> None:
-    """A validator."""
-    if not isinstance(value, int | float) or isinstance(value, bool):
-        raise TypeError(f"{attribute.name} must be a number of seconds, got {value!r}")
+def _moment(value: Any) -> float | None:
+    """A converter."""
+    if value is None:
+        return None
+    if not is_a(value, int, float) or is_a(value, bool):
+        raise TypeError(f"deadline must be a number of seconds, got {brief(value)}")
     try:
-        good = not math.isnan(value)
+        moment = float(value)
     except OverflowError:
-        good = False
-    if not good:
-        raise ValueError(f"{attribute.name} must be a number of seconds, got {value!r}")
+        moment = math.nan
+    if math.isnan(moment):
+        raise ValueError(f"deadline must be a number of seconds, got {brief(value)}")
+    return moment
 
 
 def _strings(value: Iterable[str]) -> tuple[str, ...]:
     """A converter; one string is not some strings, though its characters are."""
     strings = tuple(value)
-    if isinstance(value, str) or not all(isinstance(string, str) for string in strings):
-        raise TypeError(f"stop must be a tuple of strings, got {value!r}")
-    return strings
+    if is_a(value, str) or not all(is_a(string, str) for string in strings):
+        raise TypeError(f"stop must be a tuple of strings, got {brief(value)}")
+    return tuple(map(exact, strings))
 
 
 class FinishReason(StrEnum):
@@ -78,10 +101,22 @@ class Sampling:
         stop: the text ends before the first of these strings.
     """
 
-    max_tokens: int = field(default=128, validator=_integer(1))
+    max_tokens: int = field(default=128, converter=_whole, validator=_integer(1))
     temperature: float = field(default=1.0, converter=float, validator=ge(0.0))
-    seed: int | None = field(default=None, validator=optional(_integer(0)))
+    seed: int | None = field(default=None, converter=_whole, validator=optional(_integer(0)))
     stop: tuple[str, ...] = field(default=(), converter=_strings)
+
+
+def _is_on_loss(_: object, attribute: Attribute[Any], value: object) -> None:
+    """A validator."""
+    if type(value) is not str or value not in get_args(OnLoss):
+        raise ValueError(f"{attribute.name} must be one of {get_args(OnLoss)}, got {brief(value)}")
+
+
+def _is_sampling(_: object, attribute: Attribute[Any], value: object) -> None:
+    """A validator. One of a class of its own may say anything of its fields, and would lose them on its way."""
+    if type(value) is not Sampling:
+        raise TypeError(f"{attribute.name} must be a Sampling, got {brief(value)}")
 
 
 @frozen
@@ -98,12 +133,14 @@ class ExecuteBatch:
             its own clock: Trio's if it is async, else `time.monotonic()`.
     """
 
-    request_id: str = field(validator=instance_of(str))
-    prompt: str = field(validator=instance_of(str))
-    sampling: Sampling = field(factory=Sampling, kw_only=True, validator=instance_of(Sampling))
-    model: str = field(default="", kw_only=True, validator=instance_of(str))
-    on_loss: OnLoss = field(default="migrate", kw_only=True, validator=in_(get_args(OnLoss)))
-    deadline: float | None = field(default=None, kw_only=True, validator=optional(_moment))
+    request_id: str = field(converter=_text, validator=_is_text)
+    prompt: str = field(converter=_text, validator=_is_text)
+    sampling: Sampling = field(factory=Sampling, kw_only=True, validator=_is_sampling)
+    model: str = field(default="", kw_only=True, converter=_text, validator=_is_text)
+    on_loss: OnLoss = field(default="migrate", kw_only=True, converter=_text, validator=_is_on_loss)
+    deadline: float | None = field(
+        default=None, kw_only=True, converter=_moment, validator=optional(instance_of(float))
+    )
 
     def with_seed(self, seed: int) -> ExecuteBatch:
         """The same request with its seed settled."""
@@ -136,11 +173,11 @@ class TokenUsage:
         cached: of the input, what the runner had in store.
     """
 
-    input: int = field(default=0, validator=_integer(0))
-    output: int = field(default=0, validator=_integer(0))
-    replayed: int = field(default=0, validator=_integer(0))
-    reasoning: int = field(default=0, validator=_integer(0))
-    cached: int = field(default=0, validator=_integer(0))
+    input: int = field(default=0, converter=_whole, validator=_integer(0))
+    output: int = field(default=0, converter=_whole, validator=_integer(0))
+    replayed: int = field(default=0, converter=_whole, validator=_integer(0))
+    reasoning: int = field(default=0, converter=_whole, validator=_integer(0))
+    cached: int = field(default=0, converter=_whole, validator=_integer(0))
 
     def __add__(self, other: TokenUsage) -> TokenUsage:
         return TokenUsage(**{key: value + getattr(other, key) for key, value in asdict(self).items()})
@@ -163,7 +200,7 @@ class _Draft:
 
 @frozen(kw_only=True)
 class TokenChunk(_Draft):
-    """Some consecutive tokens of one stream.
+    """Some consecutive tokens of one stream. A runner makes these themselves: of a subclass no host passes on what it adds.
 
     Args:
         index: absolute position of the first token, counted from the first generated one.
@@ -268,8 +305,8 @@ WeightSource: TypeAlias = WeightsFile | WeightsRepository | None
 class RateLimits:
     """How much a server takes in a minute; None is any amount."""
 
-    requests: int | None = field(default=None, validator=optional(_integer(1)))
-    tokens: int | None = field(default=None, validator=optional(_integer(1)))
+    requests: int | None = field(default=None, converter=_whole, validator=optional(_integer(1)))
+    tokens: int | None = field(default=None, converter=_whole, validator=optional(_integer(1)))
 
 
 @frozen(kw_only=True)
@@ -298,10 +335,10 @@ class RunnerInfo:
         price: what its tokens cost.
     """
 
-    streams: int = field(default=1, validator=_integer(1))
-    reproducible: bool = False
-    can_continue: bool = False
-    runtime: str = "custom"
+    streams: int = field(default=1, converter=_whole, validator=_integer(1))
+    reproducible: bool = field(default=False, validator=instance_of(bool))
+    can_continue: bool = field(default=False, validator=instance_of(bool))
+    runtime: str = field(default="custom", converter=_text, validator=_is_text)
     transport: Transport = field(default="local", validator=in_(get_args(Transport)))
     limits: RateLimits | None = field(default=None, validator=optional(instance_of(RateLimits)))
     price: Price = field(factory=Price, validator=instance_of(Price))
@@ -315,6 +352,63 @@ Chunks: TypeAlias = Iterator[TokenChunk] | AsyncIterator[TokenChunk]
 """A stream as a runner makes it: of an iterator each `next` may block, of an async one each `anext` waits in Trio."""
 
 
+def with_release(chunks: Chunks, release: Callable[[], object]) -> Chunks:
+    """A stream with something to give back when it is over: `release()` is called once, however it ends.
+
+    It may end by itself, by an exception, or by being closed, also before its first chunk, when a generator's own
+    `finally` would not run. The chunks, sync or async, are closed first, if they can be.
+    """
+    return (
+        _AsyncReleasing(chunks, release) if isinstance(chunks, AsyncIterator) else _Releasing(chunks, release)
+    )
+
+
+class _Releasing(Iterator[TokenChunk]):
+    def __init__(self, chunks: Iterator[TokenChunk], release: Callable[[], object]) -> None:
+        self._chunks = chunks
+        self._release: Callable[[], object] | None = release
+
+    def __next__(self) -> TokenChunk:
+        try:
+            return next(self._chunks)
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Give it back, unless that is done."""
+        release, self._release = self._release, None
+        if release is not None:
+            try:
+                getattr(self._chunks, "close", lambda: None)()
+            finally:
+                release()
+
+
+class _AsyncReleasing(AsyncIterator[TokenChunk]):
+    def __init__(self, chunks: AsyncIterator[TokenChunk], release: Callable[[], object]) -> None:
+        self._chunks = chunks
+        self._release: Callable[[], object] | None = release
+
+    async def __anext__(self) -> TokenChunk:
+        try:
+            return await anext(self._chunks)
+        except BaseException:
+            await self.aclose()
+            raise
+
+    async def aclose(self) -> None:
+        """Likewise."""
+        release, self._release = self._release, None
+        if release is not None:
+            close: Callable[[], Awaitable[object]] | None = getattr(self._chunks, "aclose", None)
+            try:
+                if close is not None:
+                    await close()
+            finally:
+                release()
+
+
 @runtime_checkable
 class ModelRunner(Protocol):
     """One loaded model, on a device or behind a network. Its methods are called one at a time.
@@ -324,8 +418,14 @@ class ModelRunner(Protocol):
     open streams at the first `next` of a turn. An *async* runner (a network) gives async iterators, which run side by
     side in the Trio loop, so it needs an `InlineHost`; its `rebuild` and `close` may be async too.
 
-    Closing an iterator early frees its place at once; an async one is cancelled first. An exception from an iterator is
-    that request's own error, unless its tag or what it is (D4) says that it is the context's.
+    Closing an iterator early frees its place at once; an async one is cancelled first. A generator that is closed before
+    its first `next` runs none of its code, its `finally` neither. So one whose place is taken in `execute` itself, before
+    it is iterated, must not give that place back in the generator: `with_release(chunks, release)` does so however the
+    stream ends.
+
+    A chunk must be the next: its `index` is the number of tokens before it, it has tokens unless it is the last, and no
+    more of them than the request allows. Otherwise that request fails with `RunnerError`. An exception from an iterator
+    is that request's own error, too, unless its tag or what it is (D4) says that it is the context's.
     """
 
     @property
@@ -368,7 +468,7 @@ class RunnerSpec(Protocol):
     """
 
     def build(self, start: RunnerStart) -> ModelRunner:
-        """Load the runner: once per incarnation, in the host's process."""
+        """Load the runner: once per incarnation, in the host's process. For an `InlineHost` alone it may be async."""
         ...
 
 

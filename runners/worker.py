@@ -24,6 +24,7 @@ from supervise import (
     Supervisor,
 )
 
+from .brief import brief
 from .errors import (
     Backpressure,
     ContextPoisoned,
@@ -56,6 +57,7 @@ def device_worker(
     backoff: Backoff | None = WORKER_BACKOFF,
     decider: Decider = DEVICE,
     canary: float | None = None,
+    drain: float = 0.0,
     **options: Any,
 ) -> Supervisor:
     """A supervisor whose front is its one child, `context`: a stable address over one restartable device context.
@@ -78,6 +80,9 @@ def device_worker(
         canary: seconds without any request after which the context is asked for one token, so that one that hangs is found
             and replaced before somebody needs it (D9); it has the host's time for a first chunk. None is never, the default:
             an idle context that hangs harms nobody, the first request would find it, and a runner may cost money.
+        drain: seconds that begun streams get to finish when the worker is stopped, or restarted by a supervisor above (D13).
+            Meanwhile new requests, and those that wait and have not begun, are refused with `WorkerStopping`. By default
+            none: begun streams end with `ContextLost` or, like what waits, with `WorkerDown`.
         options: further arguments of the `Supervisor`.
 
     Raises:
@@ -88,20 +93,25 @@ def device_worker(
 
         host = ProcessHost()
     if isinstance(host, type) or not isinstance(host, Host):
-        raise TypeError(f"device worker {name!r}: host must be a value with an open method, got {host!r}")
+        raise TypeError(
+            f"device worker {name!r}: host must be a value with an open method, got {brief(host)}"
+        )
     check = host.check if isinstance(host, CheckingHost) else check_runner
     check(runner)
     if canary is not None and not canary > 0:
-        raise ValueError(f"device worker {name!r}: canary must be > 0 seconds or None, got {canary!r}")
+        raise ValueError(f"device worker {name!r}: canary must be > 0 seconds or None, got {brief(canary)}")
+    if type(drain) not in (int, float) or not drain >= 0:
+        raise ValueError(f"device worker {name!r}: drain must be >= 0 seconds, got {brief(drain)}")
     context = Child(
         "context",
         serve,
-        resource=Opener(host, runner, canary),
+        resource=Opener(host, runner, canary, drains=drain > 0),
         mailbox=Mailbox(
             queue, on_loss="requeue", stopped=WorkerDown, full=Backpressure, deadline=_deadline, late=Timeout
         ),
         backoff=backoff,
         decider=_REBUILDS,
+        drain=drain,
         grace=30.0,
     )
     return Supervisor(name, [context], front=context, limit=limit, decider=decider, **options)
@@ -109,7 +119,7 @@ def device_worker(
 
 def _deadline(request: object) -> float | None:
     """Of whatever was sent; what is no request is refused when its turn comes."""
-    return request.deadline if isinstance(request, ExecuteBatch) else None
+    return request.deadline if type(request) is ExecuteBatch else None
 
 
 def report_poison(worker: Ref, reason: str, incarnation: int) -> None:

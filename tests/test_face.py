@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
+import runners
 import supervise
-from supervise import errors, events
+from supervise import errors, events, testing
 
 PACKAGE = Path(supervise.__file__).parent
 
@@ -134,9 +135,15 @@ def explained(body):
 def test_the_face_is_exactly_this():
     """What `supervise` offers."""
     assert sorted(supervise.__all__) == sorted(FACE)
-    assert set(FACE) <= set(dir(supervise))
+    assert dir(supervise) == sorted(FACE)
     with pytest.raises(AttributeError, match="has no attribute 'nonsense'"):
         _ = supervise.nonsense
+
+
+def test_dir_lists_the_public_names_and_no_others():
+    """For completion, in a REPL or in a notebook."""
+    for module in (supervise, runners, testing):
+        assert dir(module) == sorted(module.__all__)
 
 
 @pytest.mark.parametrize(("module", "names"), [(errors, ERRORS), (events, EVENTS)])

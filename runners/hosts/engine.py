@@ -10,13 +10,14 @@ from typing import TypeAlias, TypeVar
 
 from attrs import frozen
 
-from runners.classify import classify, text_of
+from runners.brief import quoted
+from runners.classify import classify
 from runners.errors import LoadFailed, OutOfMemory
 from runners.hosts import wire
 from runners.hosts.child import entitle
 from runners.hosts.spec import unpack
 from runners.hosts.surroundings import adopt
-from runners.hosts.turns import chunk_of, close, execute, sync_only, sync_runner
+from runners.hosts.turns import Position, checked, close, execute, info_of, sync_only, sync_runner
 from runners.probe import DeviceProbe
 from runners.types import (
     ModelRunner,
@@ -28,6 +29,8 @@ from runners.types import (
 )
 
 _READ = 65_536
+_UNSENDABLE = (ValueError, TypeError, OverflowError, MemoryError)
+"""What `Link.send` raises of a frame that cannot be said. Nothing of it has been sent then."""
 Frame = TypeVar("Frame")
 Judge: TypeAlias = Callable[[Exception], Exception]
 
@@ -112,7 +115,7 @@ def _load(hello: wire.Hello, link: Link, judge: Judge) -> ModelRunner:
         entitle("context")
         start = RunnerStart(incarnation=told.incarnation, device=hello.device, cause=told.cause)
         runner = sync_runner(spec.build(start))
-        link.send(wire.ready(runner.info))
+        link.send(wire.ready(info_of(runner)))
     except EOFError:
         raise
     except Exception as error:
@@ -140,14 +143,14 @@ def _load_error(error: Exception, judge: Judge) -> Exception:
     found = judge(error)
     if wire.concerns_context(found):
         return found
-    failed = LoadFailed(f"{type(error).__name__}: {text_of(error)}")
+    failed = LoadFailed(quoted(error))
     failed.__cause__ = error
     return failed
 
 
 @frozen
 class _Stream:
-    request_id: str
+    position: Position
     chunks: Iterator[TokenChunk]
 
     def close(self) -> None:
@@ -176,8 +179,13 @@ class Engine:
                 self._step()
 
     def _close(self) -> None:
+        """The end, as asked for; whether the runner took it well is the last word."""
         self._drop_all()
-        self._runner.close()
+        try:
+            self._runner.close()
+        except Exception as error:
+            raise _ContextFailed(error) from error
+        self._link.send(wire.Closed())
 
     def _obey(self, frame: wire.FromParent) -> None:
         match frame:
@@ -198,7 +206,7 @@ class Engine:
         except Exception as error:  # noqa: BLE001 - whatever a runner raises is judged in one place
             self._tell(wire.Step([], [self._fail(frame.stream, frame.request_id, error)]))
         else:
-            self._streams[frame.stream] = _Stream(frame.request_id, chunks)
+            self._streams[frame.stream] = _Stream(Position.of(batch, frame.accepted), chunks)
 
     def _step(self) -> None:
         """Tell the next chunk of each stream, or the error that ends it."""
@@ -207,11 +215,11 @@ class Engine:
             try:
                 step.chunks.append(self._next(number, stream))
             except Exception as error:  # noqa: BLE001 - a runner may raise anything, and _fail judges it
-                step.failed.append(self._fail(number, stream.request_id, error))
+                step.failed.append(self._fail(number, stream.position.request_id, error))
         self._tell(step)
 
     def _next(self, number: int, stream: _Stream) -> wire.Chunk:
-        chunk = chunk_of(next(stream.chunks, None), stream.close)
+        chunk = checked(stream.position, next(stream.chunks, None), stream.close)
         if chunk.finish_reason is not None:
             del self._streams[number]
             stream.close()
@@ -232,7 +240,7 @@ class Engine:
         """Send a step, and behind it that memory ran out in it."""
         try:
             self._link.send(step, *self._oom)
-        except (ValueError, TypeError, OverflowError):
+        except _UNSENDABLE:
             self._tell_apart(step)
         self._oom.clear()
 
@@ -241,7 +249,7 @@ class Engine:
         for chunk in step.chunks:
             try:
                 self._link.send(wire.Step([chunk], []))
-            except (ValueError, TypeError, OverflowError) as error:
+            except _UNSENDABLE as error:
                 worse = self._closed_early(chunk.stream)
                 step.failed.append(worse or wire.Failed(chunk.stream, wire.error_data(error)))
         self._link.send(*(wire.Step([], [failed]) for failed in step.failed), *self._oom)
@@ -258,7 +266,7 @@ class Engine:
             try:
                 stream.close()
             except Exception as error:  # noqa: BLE001 - a runner may raise anything, and _fail judges it
-                return self._fail(number, stream.request_id, error)
+                return self._fail(number, stream.position.request_id, error)
         return None
 
     def _drop_all(self) -> None:

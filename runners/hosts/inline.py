@@ -13,11 +13,22 @@ import trio
 from attrs import field, frozen
 from attrs.validators import gt, instance_of
 
+from runners.brief import brief
 from runners.classify import classify
 from runners.errors import ContextHung, DeviceError
 from runners.hosts import Session
 from runners.hosts.local import LocalSession
-from runners.hosts.turns import NOTHING, Item, Source, SyncSource, Turns, judged, load_error
+from runners.hosts.turns import (
+    NOTHING,
+    Item,
+    Source,
+    SyncSource,
+    Turns,
+    close_error,
+    info_of,
+    judged,
+    load_error,
+)
 from runners.network import classify_network
 from runners.nursery import bare_nursery
 from runners.probe import DeviceProbe
@@ -25,7 +36,6 @@ from runners.types import (
     Chunks,
     ExecuteBatch,
     ModelRunner,
-    RunnerInfo,
     RunnerSpec,
     RunnerStart,
     SessionRebuildCause,
@@ -69,14 +79,18 @@ class InlineHost:
             TypeError: it has no build method.
         """
         if isinstance(runner, type) or not callable(getattr(runner, "build", None)):
-            raise TypeError(f"a runner must be a value with a build method, got {runner!r}")
+            raise TypeError(f"a runner must be a value with a build method, got {brief(runner)}")
 
     @asynccontextmanager
     async def _open(self, runner: RunnerSpec, start: RunnerStart) -> AsyncGenerator[Session, None]:
         async with bare_nursery() as nursery:
-            session = InlineSession(runner, start, nursery, self.close_timeout)
+            session = InlineSession(start, nursery, self.close_timeout)
+            await session.load(runner, start)
             try:
                 yield session
+            except DeviceError as error:
+                session.condemn(error)
+                raise
             finally:
                 await session.end()
 
@@ -84,40 +98,65 @@ class InlineHost:
 class InlineSession(LocalSession):
     """A `Session` in the Trio task."""
 
-    def __init__(
-        self, spec: RunnerSpec, start: RunnerStart, nursery: trio.Nursery, close_timeout: float
-    ) -> None:
+    _turns: Turns
+
+    def __init__(self, start: RunnerStart, nursery: trio.Nursery, close_timeout: float) -> None:
         super().__init__(start.incarnation)
         self._nursery = nursery
         self._close_timeout = close_timeout
         self._rebuild_scope = trio.CancelScope()
+        self._dropped: deque[int] = deque()  # to be closed by a task
         self._judge = partial(
             judged, classify=partial(classify, probe=DeviceProbe(start.device)), clears=True
         )
-        self._turns = Turns(self._load(spec, start), start.incarnation, self._judge)
 
-    def _load(self, spec: RunnerSpec, start: RunnerStart) -> ModelRunner:
+    async def load(self, spec: RunnerSpec, start: RunnerStart) -> None:
+        """Make the runner; a spec that lives in no other host may have an async `build`.
+
+        Raises:
+            DeviceError: that failed.
+        """
         try:
-            runner = spec.build(start)
-            self._info: RunnerInfo | None = runner.info
+            built: Any = spec.build(start)
+            runner: ModelRunner = await built if inspect.isawaitable(built) else built
+            self._info = info_of(runner)
         except Exception as error:
             raise load_error(error, self._judge) from error
         if self._remote:
             self._judge = partial(judged, classify=classify_network, clears=True)
-        return runner
+        self._turns = Turns(runner, start.incarnation, self._judge)
 
     @property
     def _remote(self) -> bool:
         return self.info.transport == "network"
 
     def _begin(self, number: int, batch: ExecuteBatch, accepted: tuple[int, ...]) -> None:
+        self._close_dropped()
+        if self._failure is not None:
+            return
         self._guarded(self._turns.begin, number, batch, accepted, partial(self._source, batch.request_id))
         self._wake()
 
     def _drop(self, number: int) -> None:
-        self._guarded(self._turns.drop, number)
+        """Have it cancelled, or, if it is a sync runner's, closed by whoever reads or begins next.
+
+        Not here: a caller who is cancelled is told of in Trio's abort function, where a runner's code has no place. What it
+        raises there ends the whole program.
+        """
+        if self._turns.has(number, _AsyncSource):
+            self._turns.drop(number)
+            return
+        self._dropped.append(number)
+        self._wake()
+
+    def _close_dropped(self) -> None:
+        while self._dropped:
+            self._guarded(self._turns.drop, self._dropped.popleft())
 
     def _made(self) -> Iterable[Item]:
+        self._close_dropped()
+        if self._failure is not None:
+            return []
         made: list[Item] = self._guarded(self._turns.turn) or []
         self._told += self._turns.failures
         self._turns.failures.clear()
@@ -141,12 +180,14 @@ class InlineSession(LocalSession):
     async def rebuild(self, cause: SessionRebuildCause) -> None:
         """See `Session.rebuild`."""
         self._check_rebuild(cause)
+        self._close_dropped()
+        self._check_failure()
         self._rebuilding, self._rebuild_scope = True, trio.CancelScope()
         try:
             with self._rebuild_scope:
                 await _settled(self._turns.runner.rebuild(cause))
         except Exception as error:  # noqa: BLE001 - whatever a runner raises is judged in one place
-            self._fail(load_error(error, self._judge))
+            self._fail(self._of_rebuild(load_error(error, self._judge)))
         finally:
             self._rebuilding = False
         self._check_open()
@@ -156,16 +197,20 @@ class InlineSession(LocalSession):
         """End the streams, and close the runner; one on a device only if that is sound.
 
         Raises:
-            ContextHung: it does not close in time; or whatever it raises.
+            ContextHung: it does not close in time.
+            InferenceError: it raised something; see `close_error`.
         """
         self._ended = True
         self._wake()
         self._rebuild_scope.cancel("the session has ended")
-        if self._failure and not self._remote:
+        if self._failure is not None and not self._remote:
             return
-        self._turns.drop_all()
         with trio.move_on_after(self._close_timeout, shield=True) as scope:
-            await _settled(self._turns.runner.close())
+            try:
+                self._turns.drop_all()
+                await _settled(self._turns.runner.close())
+            except Exception as error:
+                raise close_error(error) from error
         if scope.cancelled_caught:
             raise ContextHung(f"the runner has not closed within {self._close_timeout:g} s")
 
@@ -196,7 +241,7 @@ class _AsyncSource:
         if self._queue:
             self._room.set()
             return self._queue.popleft()
-        if self._error:
+        if self._error is not None:
             raise self._error
         return None if self._over else NOTHING
 

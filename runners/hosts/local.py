@@ -25,7 +25,7 @@ class LocalSession(BaseSession[int]):
     def begin(self, batch: ExecuteBatch, accepted: Sequence[int] = ()) -> None:
         """See `Session.begin`."""
         self._check_begin(batch.request_id, accepted)
-        if self._failure:
+        if self._failure is not None:
             return
         self._streams[batch.request_id] = self._begun
         self._begun += 1
@@ -35,7 +35,7 @@ class LocalSession(BaseSession[int]):
         """See `Session.drop`."""
         self._check_open()
         number = self._streams.pop(request_id, None)
-        if number is not None and not self._failure:
+        if number is not None and self._failure is None:
             self._drop(number)
 
     async def receive(self) -> Sequence[TokenChunk | RequestFailed]:
@@ -45,11 +45,11 @@ class LocalSession(BaseSession[int]):
             self._check_open()
             if self._told:
                 raise self._told.popleft()
-            if self._failure:
+            if self._failure is not None:
                 raise self._failure
             if made := self._ours(self._made()):
                 return made
-            if not self._told and not self._failure:
+            if not self._told and self._failure is None:
                 await self._wait()
 
     def _begin(self, number: int, batch: ExecuteBatch, accepted: tuple[int, ...]) -> None:
@@ -81,6 +81,10 @@ class LocalSession(BaseSession[int]):
         if isinstance(made, RequestFailed) or made.finish_reason is not None:
             del self._streams[made.request_id]
         return True
+
+    def condemn(self, error: DeviceError) -> None:
+        """See `BaseSession.condemn`."""
+        self._fail(error)
 
     def _fail(self, error: DeviceError) -> None:
         """The context is over; the first failure stands."""

@@ -20,12 +20,14 @@ from attrs import field, frozen
 from attrs.validators import ge, gt, in_, instance_of, optional
 from trio.lowlevel import enable_ki_protection
 
+from runners.brief import brief, one_line, text_of
 from runners.errors import (
     BadRequest,
     ContextDied,
     ContextHung,
     ContextPoisoned,
     DeviceError,
+    InferenceError,
     LoadFailed,
     OutOfMemory,
     ProtocolError,
@@ -47,8 +49,15 @@ Done = TypeVar("Done")
 _LAST_WORDS = 0.25
 """Seconds between a closed connection and the death that it announces: a large process takes its time to vanish."""
 
+TURN = 64
+"""Frames of which nothing comes that are looked at before the loop has its turn, which takes a millisecond or two."""
+_A_READ = 8
+"""Frames that a read of 64 KB takes as long as."""
+BACKLOG = wire.MAX_FRAME + 2**20
+"""Bytes that may still be read behind a deadline before it counts: it may be us who were late, and they lie there. Of a
+process that is well there are fewer without any progress among them: the longest frame, and what a socket holds."""
 _MEDIAN_OF = 64
-_ENOUGH = 512
+ENOUGH = 512
 """Items that one `receive` gives at most a step more than: reading and handing them out holds the loop for a millisecond or two."""
 _NEXT_FLOOR, _NEXT_FACTOR = 10.0, 20
 
@@ -114,7 +123,8 @@ class ProcessHost:
         """
         if why := refusal():
             raise Unrecoverable(why)
-        return self._open(self._checked(runner), wire.Start(incarnation, cause))
+        start = wire.Start(incarnation, None if cause is None else one_line(cause))
+        return self._open(self._checked(runner), start)
 
     def check(self, runner: object) -> None:
         """Refuse what cannot be handed to another process, and anything where no other process can be had.
@@ -162,6 +172,9 @@ class ProcessHost:
                 await session.load(start)
                 reserve.replenish()
                 yield session
+            except DeviceError as error:  # a context in trouble is not asked to close its runner
+                session.condemn(error)
+                raise
             finally:
                 with trio.CancelScope(shield=True):
                     await session.end()
@@ -183,7 +196,13 @@ class ProcessSession(BaseSession[int]):
         self._kept: wire.FromChild | None = None  # the next frame, where it has been looked at already
         self._asked = False  # NVML, about the failure
         self._names: dict[int, str] = {}  # of the open ones, by number
-        self._leaving: set[int] = set()  # dropped ones, of which the process has not said so yet
+        # Dropped ones, of which the process has not said so yet, in order, each with the number of the first stream that
+        # was begun later: whatever the process says of that one, it has read the drop, and must have answered it.
+        self._leaving: dict[int, int] = {}
+        self._lacks = 0  # streams that failed for want of memory, of which the context has not told yet
+        self._turn = 0  # frames of this turn of the loop
+        self._read = 0  # bytes so far
+        self._overdue: int | None = None  # of them when it was found that the deadline had passed
         self._new: set[int] = set()  # open or leaving ones without a first chunk
         self._rebuilt = trio.Event()  # or there is no hope of it
         self._progress = trio.current_time()
@@ -208,7 +227,7 @@ class ProcessSession(BaseSession[int]):
     def begin(self, batch: ExecuteBatch, accepted: Sequence[int] = ()) -> None:
         """See `Session.begin`."""
         self._check_begin(batch.request_id, accepted)
-        if self._failure:
+        if self._failure is not None:
             return
         data = _begin_data(self._begun, batch.on_clock(-trio.current_time()), accepted)
         if not self._streams and not self._leaving:
@@ -227,18 +246,19 @@ class ProcessSession(BaseSession[int]):
         if number is None:
             return
         self._forget(number)
-        if self._failure:
+        if self._failure is not None:
             return
         if self._peer.withdraw(number):
             self._new.discard(number)
         else:
-            self._leaving.add(number)
+            self._leaving[number] = self._begun
             self._peer.send(wire.encode(wire.Drop(number)))
 
     async def receive(self) -> Sequence[TokenChunk | RequestFailed]:
         """See `Session.receive`."""
         self._check_open()
         await trio.lowlevel.checkpoint()
+        self._turn = 0
         return await self._known(self._received)
 
     async def _known(self, act: Callable[[], Awaitable[Done]]) -> Done:
@@ -250,14 +270,14 @@ class ProcessSession(BaseSession[int]):
                 self._failure = await self._host.nvml.judge(error, self._host.device)
                 self._asked = True
             if self._failure is not error:
-                raise (self._failure or error) from error
+                raise (error if self._failure is None else self._failure) from error
             raise
 
     async def _received(self) -> Sequence[TokenChunk | RequestFailed]:
         while True:
             match frame := await self._frame():
                 case wire.Step():
-                    if made := self._step(frame):
+                    if made := self._read_step(frame):
                         self._add_steps(made)
                         return made
                 case wire.Dropped(stream=number):
@@ -268,6 +288,22 @@ class ProcessSession(BaseSession[int]):
                     raise self._broken(frame)
                 case _:
                     raise self._fail(self._unexpected(frame))
+            await self._spend(1)
+
+    async def _spend(self, frames: int) -> None:
+        """Let the loop have its turn, if it is due. Whatever it says, a context without progress is not let past its deadline."""
+        self._turn += frames
+        if self._turn < TURN:
+            return
+        await trio.lowlevel.checkpoint()
+        self._turn = 0
+        seconds, what = self._patience()
+        if trio.current_time() < self._progress + seconds:
+            self._overdue = None
+        elif self._overdue is None:
+            self._overdue = self._read
+        elif self._read - self._overdue > BACKLOG:
+            raise self._fail(self._hung(seconds, what))
 
     async def rebuild(self, cause: SessionRebuildCause) -> None:
         """See `Session.rebuild`."""
@@ -288,23 +324,54 @@ class ProcessSession(BaseSession[int]):
         """
         self._ended = True
         self._answer_rebuild()
-        if self._info and not self._failure:
-            await self._ask_to_end()
+        unclosed = None
+        if self._info is not None and self._failure is None:
+            unclosed = await self._ask_to_end()
         if await self._peer.bury(self._host.kill_timeout):
             raise Unrecoverable(
                 f"the context process {self.pid} has outlived SIGKILL by {self._host.kill_timeout:g} s: "
                 f"it may still hold {self._host.device}"
             )
+        if unclosed is not None:
+            raise unclosed
 
-    async def _ask_to_end(self) -> None:
+    async def _ask_to_end(self) -> InferenceError | None:
+        """Have the runner closed and the process ended; what came of it instead. One that is dead already has not failed in it."""
+        if self._peer.dead:
+            return None
         self._peer.send(wire.encode(wire.Shutdown()))
-        with trio.move_on_after(self._host.close_timeout):
+        with trio.move_on_after(self._host.close_timeout) as scope:
+            try:
+                unclosed = await self._closed()
+            except DeviceError as error:  # it died, or said what it may not say
+                return error
             await self._peer.drained()
+            return unclosed
+        assert scope.cancelled_caught
+        return ContextHung(
+            f"the context process {self.pid} has not closed its runner within {self._host.close_timeout:g} s"
+        )
+
+    async def _closed(self) -> InferenceError | None:
+        """Until the runner is closed; what it raised instead. Whatever else the process says is late."""
+        while True:
+            match await self._frame():
+                case wire.Closed():
+                    return None
+                case wire.Broken(error=error) if error.name != OutOfMemory.__name__ or not self._lacks:
+                    return wire.request_error(error)
+                case wire.Broken():
+                    self._lacks -= 1
+                case wire.Step(failed=failed):
+                    self._lacks += sum(one.error.name == OutOfMemory.__name__ for one in failed)
+                case _:
+                    pass
+            await trio.lowlevel.checkpoint()
 
     async def _frame(self) -> wire.FromChild:
         """The next frame, or the failure of the context. What it had sent before it died comes first."""
         while True:
-            if self._failure:
+            if self._failure is not None:
                 raise self._failure
             frame, self._kept = self._kept or self._parse(), None
             if frame is not None:
@@ -312,6 +379,8 @@ class ProcessSession(BaseSession[int]):
             dead = self._peer.dead  # asked before reading, so that its last words are read
             if data := self._peer.read():
                 self._parser.feed(data)
+                self._read += len(data)
+                await self._spend(_A_READ)
             elif data is not None or dead:
                 raise self._fail(await self._death())
             else:
@@ -329,7 +398,7 @@ class ProcessSession(BaseSession[int]):
         now = trio.current_time()
         left = self._progress + seconds - now
         if left <= 0:
-            raise self._fail(ContextHung(f"the context process {self.pid} {what} within {seconds:g} s"))
+            raise self._fail(self._hung(seconds, what))
         slices = 1 if left == math.inf else math.ceil(left / _SLICE)
         with trio.CancelScope(deadline=now + left / slices) as self._waiting:
             await self._peer.wait()
@@ -346,6 +415,9 @@ class ProcessSession(BaseSession[int]):
             planned = asked_for - began
             self._progress += trio.current_time() - asked_for + (planned / 2 if planned > _SHORT else 0)
 
+    def _hung(self, seconds: float, what: str) -> ContextHung:
+        return ContextHung(f"the context process {self.pid} {what} within {seconds:g} s")
+
     def _hurry(self) -> None:
         """What was just asked has a deadline, and whoever waits may have begun to when there was none."""
         deadline = self._progress + self._patience()[0]
@@ -353,6 +425,8 @@ class ProcessSession(BaseSession[int]):
 
     def _patience(self) -> tuple[float, str]:
         """How long after the last progress the next must come, and what it is."""
+        if self._ended:  # closing has a time of its own
+            return math.inf, ""
         if self._info is None:
             return self._host.load_timeout, "loaded no runner"
         if self._rebuilding:
@@ -378,6 +452,10 @@ class ProcessSession(BaseSession[int]):
             error.add_note(f"the context process wrote last:\n{words}")
         return error
 
+    def condemn(self, error: DeviceError) -> None:
+        """See `BaseSession.condemn`: it is killed."""
+        self._fail(error)
+
     def _fail(self, error: DeviceError) -> DeviceError:
         """The context is over; the first failure stands."""
         if self._failure is None:
@@ -388,28 +466,36 @@ class ProcessSession(BaseSession[int]):
 
     def _broken(self, frame: wire.Broken) -> DeviceError:
         error = wire.context_error(frame)
-        return error if isinstance(error, OutOfMemory) else self._fail(error)
+        if isinstance(error, OutOfMemory) and self._lacks:  # of a stream, of which we know
+            self._lacks -= 1
+            return error
+        if isinstance(error, OutOfMemory) and not self._rebuilding:
+            return self._fail(self._unexpected(frame))
+        return self._fail(self._of_rebuild(error))
 
     def _add_steps(self, made: list[TokenChunk | RequestFailed]) -> None:
         """Add what later steps made, as far as it has been read. A failure among them waits for the next `receive`."""
+        more = TURN
         with suppress(DeviceError):  # it is kept, and final
-            while len(made) < _ENOUGH and not self._kept and (frame := self._parse()) is not None:
+            while more and len(made) < ENOUGH and not self._kept and (frame := self._parse()) is not None:
+                more -= 1
                 if isinstance(frame, wire.Step):
-                    made += self._step(frame)
+                    made += self._read_step(frame)
                 else:
                     self._kept = frame
 
-    def _step(self, step: wire.Step) -> list[TokenChunk | RequestFailed]:
-        """Note the progress; what belongs to open streams."""
-        now = trio.current_time()
-        self._steps.append(now - self._progress)
-        self._progress = now
+    def _read_step(self, step: wire.Step) -> list[TokenChunk | RequestFailed]:
+        """What belongs to open streams, which is progress.
+
+        The rest is late: of streams that were dropped, until the process says that it has read so. Whatever else it says
+        of is invented.
+        """
         made: list[TokenChunk | RequestFailed] = []
         incarnation, names = self.incarnation, self._names
         for chunk in step.chunks:
             name = names.get(chunk.stream)
             if name is None:
-                self._check_begun(chunk.stream)
+                self._check_leaving(chunk.stream)
                 continue
             finish = chunk.finish
             made.append(
@@ -418,16 +504,31 @@ class ProcessSession(BaseSession[int]):
             if finish is not None:
                 self._forget(chunk.stream)
         for failed in step.failed:
+            self._lacks += failed.error.name == OutOfMemory.__name__
             if (name := names.get(failed.stream)) is None:
-                self._check_begun(failed.stream)
+                self._check_leaving(failed.stream)
             else:
                 self._forget(failed.stream)
                 made.append(RequestFailed(name, wire.request_error(failed.error)))
-        if self._new:
-            self._new.difference_update(
-                (chunk.stream for chunk in step.chunks), (failed.stream for failed in step.failed)
-            )
+        if self._new or self._leaving:
+            self._note_streams(step)
+        if made:
+            now = trio.current_time()
+            self._steps.append(now - self._progress)
+            self._progress = now
+        elif not step.chunks and not step.failed:
+            raise self._fail(ProtocolError(f"the context process {self.pid} made a step of nothing"))
         return made
+
+    def _note_streams(self, step: wire.Step) -> None:
+        """Those that have made something are new no more, and what was dropped before they began must be gone."""
+        told = {chunk.stream for chunk in step.chunks} | {failed.stream for failed in step.failed}
+        self._new -= told
+        if self._leaving and max(told, default=-1) >= next(iter(self._leaving.values())):
+            number = next(iter(self._leaving))
+            raise self._fail(
+                ProtocolError(f"the context process {self.pid} has not dropped stream {number}, as asked to")
+            )
 
     def _dropped(self, number: int) -> None:
         """The process goes on without a stream, which is progress: it may have been at it when nobody wanted it any more."""
@@ -435,15 +536,15 @@ class ProcessSession(BaseSession[int]):
             raise self._fail(
                 ProtocolError(f"the context process {self.pid} dropped stream {number}, not asked to")
             )
-        self._leaving.remove(number)
+        del self._leaving[number]
         self._new.discard(number)
         self._progress = trio.current_time()
 
-    def _check_begun(self, number: int) -> None:
+    def _check_leaving(self, number: int) -> None:
         """What belongs to a stream that is not open must be late, not invented."""
-        if not 0 <= number < self._begun:
+        if number not in self._leaving:
             raise self._fail(
-                ProtocolError(f"the context process {self.pid} spoke of stream {number}, never begun")
+                ProtocolError(f"the context process {self.pid} spoke of stream {number}, which is not open")
             )
 
     def _forget(self, number: int) -> None:
@@ -496,8 +597,8 @@ def _led_to(entry: str, _module: str) -> str:
 
 def _begin_data(number: int, batch: ExecuteBatch, accepted: Sequence[int]) -> bytes:
     if type(batch) is not ExecuteBatch:
-        raise BadRequest(f"to a process only an ExecuteBatch itself can be sent, got {batch!r}")
+        raise BadRequest(f"to a process only an ExecuteBatch itself can be sent, got {brief(batch)}")
     try:
         return wire.encode(wire.begin(number, batch, accepted))
-    except (ValueError, TypeError, OverflowError) as error:
-        raise BadRequest(f"the request {batch.request_id!r} cannot be sent: {error}") from error
+    except (ValueError, TypeError, OverflowError, MemoryError) as error:
+        raise BadRequest(f"the request {brief(batch.request_id)} cannot be sent: {text_of(error)}") from error

@@ -7,7 +7,9 @@ from typing import Generic, TypeVar
 
 import trio
 
-from runners.errors import DeviceError
+from runners.brief import brief, is_a, text_of
+from runners.classify import renewed
+from runners.errors import ContextPoisoned, DeviceError, OutOfMemory
 from runners.types import RunnerInfo, SessionRebuildCause
 
 Stream = TypeVar("Stream")
@@ -25,6 +27,7 @@ class BaseSession(Generic[Stream]):
         self._streams: dict[str, Stream] = {}  # open ones, by request
         self._begun: int = 0  # so many; the number of a stream is never used twice
         self._failure: DeviceError | None = None
+        self._lacked: DeviceError | None = None  # memory, in the rebuild that ended the context
         self._ended = False
         self._rebuilding = False
 
@@ -34,6 +37,10 @@ class BaseSession(Generic[Stream]):
         )
         pid = "" if self.pid is None else f" pid={self.pid}"
         return f"<{type(self).__name__} {self.incarnation}{pid} {state} streams={len(self._streams)}>"
+
+    def condemn(self, error: DeviceError) -> None:
+        """Whoever uses it has found the context to be in trouble: it is left as one that has failed by itself."""
+        raise NotImplementedError
 
     @property
     def info(self) -> RunnerInfo:
@@ -48,14 +55,14 @@ class BaseSession(Generic[Stream]):
     def _check_begin(self, request_id: str, accepted: Sequence[int]) -> None:
         self._check_open()
         if request_id in self._streams:
-            raise ValueError(f"request ids in flight must differ, got a second {request_id!r}")
+            raise ValueError(f"request ids in flight must differ, got a second {brief(request_id)}")
         if accepted and not self.info.can_continue:
             raise ValueError(
                 f"the runner cannot continue a begun stream, got {len(accepted)} accepted tokens"
             )
         if len(self._streams) >= self.info.streams:
             raise RuntimeError(
-                f"the runner serves {self.info.streams} streams at once, got one more: {request_id!r}"
+                f"the runner serves {self.info.streams} streams at once, got one more: {brief(request_id)}"
             )
 
     def _check_rebuild(self, cause: SessionRebuildCause) -> None:
@@ -70,5 +77,17 @@ class BaseSession(Generic[Stream]):
 
     def _check_failure(self) -> None:
         """Who asked gets an exception of its own; the reader has the first one."""
-        if self._failure:
-            raise type(self._failure)(*self._failure.args) from self._failure
+        if self._failure is not None:
+            raise renewed(self._failure if self._lacked is None else self._lacked) from self._failure
+
+    def _of_rebuild(self, error: DeviceError) -> DeviceError:
+        """What the context fails with whose rebuild failed with this.
+
+        After a lack of memory there is no session left that could be resumed; its operator is told of the lack itself.
+        """
+        if not is_a(error, OutOfMemory):
+            return error
+        self._lacked = error
+        failure = ContextPoisoned(f"there was not enough memory to make the session anew: {text_of(error)}")
+        failure.__cause__ = error
+        return failure

@@ -13,15 +13,16 @@ from queue import SimpleQueue
 from typing import TypeAlias
 
 import trio
-from attrs import field, frozen
+from attrs import evolve, field, frozen
 from attrs.validators import gt, instance_of
 
-from runners.classify import classify, text_of
+from runners.brief import quoted
+from runners.classify import classify
 from runners.errors import DeviceError, Unrecoverable
 from runners.hosts import Session
 from runners.hosts.local import LocalSession
 from runners.hosts.spec import check_runner
-from runners.hosts.turns import Item, Turns, in_turn, judged, load_error, sync_runner
+from runners.hosts.turns import Item, Turns, close_error, in_turn, info_of, judged, load_error, sync_runner
 from runners.probe import DeviceProbe
 from runners.types import ExecuteBatch, RunnerInfo, RunnerSpec, RunnerStart, SessionRebuildCause
 
@@ -65,6 +66,9 @@ class ThreadHost:
         try:
             await session.load()
             yield session
+        except DeviceError as error:
+            session.condemn(error)
+            raise
         finally:
             with trio.CancelScope(shield=True):
                 await session.end()
@@ -117,7 +121,7 @@ class ThreadSession(LocalSession):
     async def load(self) -> None:
         """Have the runner loaded."""
         await self._answer("loaded no runner")
-        if self._over and self._over.failure:
+        if self._over is not None and self._over.failure is not None:
             raise self._over.failure
 
     def _begin(self, number: int, batch: ExecuteBatch, accepted: tuple[int, ...]) -> None:
@@ -166,7 +170,7 @@ class ThreadSession(LocalSession):
         finally:
             self._rebuilding = False
         self._check_open()
-        if self._over and self._over.failure:
+        if self._over is not None and self._over.failure is not None:
             self._fail(self._over.failure)
         self._check_failure()
 
@@ -179,6 +183,7 @@ class ThreadSession(LocalSession):
         self._ended = True
         self._wake()
         self._answered.set()
+        self._engine.closes = self._failure is None
         self._engine.order(None)
         with trio.move_on_after(self._host.close_timeout):
             while self._over is None:
@@ -190,7 +195,7 @@ class ThreadSession(LocalSession):
                 f"it may still hold {self._host.device}"
             )
         self._engine.thread.join()
-        if self._over.unclosed:
+        if self._over.unclosed is not None:
             raise self._over.unclosed
 
     async def _answer(self, what: str) -> None:
@@ -222,10 +227,12 @@ class ThreadSession(LocalSession):
             case _Rebuilt():
                 self._progress = trio.current_time()
             case _Over():
-                self._over = report
-                if report.failure:
+                if report.failure is not None and self._info is not None:
+                    report = evolve(report, failure=self._of_rebuild(report.failure))
+                    assert report.failure is not None
                     self._reports.append(report.failure)
                     self._wake()
+                self._over = report
         self._answered.set()
 
 
@@ -236,6 +243,7 @@ class _Engine:
         self._report = report
         self._orders: SimpleQueue[_Order | None] = SimpleQueue()
         self._ahead = 0
+        self.closes = True  # the runner, at the end
         self._judge = partial(
             judged, classify=partial(classify, probe=DeviceProbe(start.device)), clears=False
         )
@@ -281,7 +289,7 @@ class _Engine:
         while True:
             while turns.idle or self._ahead >= _AHEAD or not self._orders.empty():
                 if (order := self._orders.get()) is None:
-                    return _closed(turns)
+                    return _closed(turns) if self.closes else _Over()
                 order(turns)
             made = turns.turn()
             self._ahead += 1
@@ -291,7 +299,7 @@ class _Engine:
     def _load(self, spec: RunnerSpec, start: RunnerStart) -> Turns:
         try:
             runner = sync_runner(spec.build(start))
-            info = runner.info
+            info = info_of(runner)
         except Exception as error:
             raise load_error(error, self._judge) from error
         self._report(info)
@@ -303,12 +311,14 @@ def _closed(turns: Turns) -> _Over:
         turns.drop_all()
         turns.runner.close()
     except Exception as error:  # noqa: BLE001 - raised again where the session is left
-        return _Over(unclosed=error)
+        return _Over(unclosed=close_error(error))
+    except BaseException as error:  # noqa: BLE001 - sys.exit of a runner, say: it ends the thread, not the program
+        return _Over(unclosed=_uncaught(error))
     return _Over()
 
 
 def _uncaught(error: BaseException) -> DeviceError:
-    ended = DeviceError(f"the runner's thread was ended by {type(error).__name__}: {text_of(error)}")
+    ended = DeviceError(f"the runner's thread was ended by {quoted(error)}")
     ended.__cause__ = error
     return ended
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from typing import Protocol, TypeAlias
+from typing import Protocol, TypeAlias, cast
 
-from attrs import evolve
+from attrs import define
 
-from runners.classify import by_tag, text_of
+from runners.brief import brief, is_a, name_of, quoted, text_of
+from runners.classify import by_tag, code_of, renewed, sound
 from runners.errors import (
     ContextPoisoned,
     DeviceError,
@@ -24,6 +25,7 @@ from runners.types import (
     ExecuteBatch,
     FinishReason,
     ModelRunner,
+    RunnerInfo,
     TokenChunk,
     TokenUsage,
     token_chunk,
@@ -34,6 +36,9 @@ Item: TypeAlias = tuple[int, TokenChunk | RequestFailed]
 
 Judge: TypeAlias = Callable[[Exception], InferenceError]
 """What a runner's exception is, among ours."""
+
+MAX_TOKENS = 65_536
+"""That one chunk may have: to read more of them at once would hold up the parent's loop."""
 
 NOTHING = object()
 """What a stream gives that has no chunk yet."""
@@ -66,6 +71,65 @@ class SyncSource:
         close(self._chunks)
 
 
+@define(eq=False)
+class Position:
+    """Where a stream of a runner is: so many tokens have been accepted, of at most so many."""
+
+    request_id: str
+    at: int
+    most: int
+
+    @classmethod
+    def of(cls, batch: ExecuteBatch, accepted: Sequence[int]) -> Position:
+        """At its beginning, or behind what was accepted elsewhere."""
+        return cls(batch.request_id, len(accepted), batch.sampling.max_tokens)
+
+    def chunk(self, made: object) -> TokenChunk:
+        """What the stream yielded, None at its end; it is the next chunk.
+
+        Every chunk of every stream is looked at here, in the process that the runner is in: what is no chunk, or not the
+        next, is the runner's mistake in this one stream (D5).
+
+        Raises:
+            RunnerError: it is not.
+        """
+        if type(made) is not TokenChunk:
+            raise RunnerError(_why_no_chunk(made))
+        ids, finish, usage = made.token_ids, made.finish_reason, made.usage
+        good = (
+            type(made.index) is int
+            and type(made.text) is str
+            and type(ids) is tuple
+            and (finish is None or type(finish) is FinishReason)
+            and (usage is None or type(usage) is TokenUsage)
+        )
+        if good:
+            for token in ids:
+                if type(token) is not int:
+                    good = False
+                    break
+        if not good:
+            raise RunnerError(f"a chunk's fields must have the types that TokenChunk says, got {brief(made)}")
+        if len(ids) > MAX_TOKENS:
+            raise RunnerError(f"a chunk must have at most {MAX_TOKENS} tokens, got {len(ids)}")
+        end = self.at + len(ids)
+        if made.index != self.at or end > self.most or not (ids or finish):
+            raise RunnerError(
+                f"the runner's stream must go on with token {self.at}, of at most {self.most}: "
+                f"got {len(ids)} tokens from {brief(made.index)}"
+            )
+        self.at = end
+        return made
+
+
+@define(eq=False)
+class _Open:
+    """An open stream, and where it is."""
+
+    position: Position
+    source: Source
+
+
 class Turns:
     """A loaded runner and its open streams. A turn takes one chunk from each, so none overtakes another by more.
 
@@ -84,7 +148,7 @@ class Turns:
         self.failures: list[DeviceError] = []
         self._incarnation = incarnation
         self._judge = judge
-        self._open: dict[int, tuple[str, Source]] = {}
+        self._open: dict[int, _Open] = {}
         self._begun: list[Item] = []
 
     @property
@@ -101,9 +165,14 @@ class Turns:
             DeviceError: the context is over.
         """
         try:
-            self._open[number] = batch.request_id, source(execute(self.runner, batch, accepted))
+            stream = source(execute(self.runner, batch, accepted))
+            self._open[number] = _Open(Position.of(batch, accepted), stream)
         except Exception as error:  # noqa: BLE001 - whatever a runner raises is judged in one place
             self._begun.append(self._failed(number, batch.request_id, error))
+
+    def has(self, number: int, kind: type[Source]) -> bool:
+        """Whether this stream is open, and of this kind."""
+        return number in self._open and type(self._open[number].source) is kind
 
     def drop(self, number: int) -> None:
         """End a stream early, if it is open.
@@ -112,11 +181,11 @@ class Turns:
             DeviceError: the context is over.
         """
         if number in self._open:
-            request_id, source = self._open.pop(number)
+            stream = self._open.pop(number)
             try:
-                source.close()
+                stream.source.close()
             except Exception as error:  # noqa: BLE001 - as in begin
-                self.late(request_id, error)
+                self.late(stream.position.request_id, error)
 
     def late(self, request_id: str, error: Exception) -> None:
         """A stream that nobody hears of any more has failed in ending; only what concerns the context matters.
@@ -144,26 +213,27 @@ class Turns:
         return made
 
     def _next(self, number: int) -> Item | None:
-        request_id, source = self._open[number]
+        stream = self._open[number]
+        position, source = stream.position, stream.source
         try:
             if (made := source.poll()) is NOTHING:
                 return None
-            chunk = chunk_of(made, source.close)
+            chunk = checked(position, made, source.close)
             if chunk.finish_reason is not None:
                 del self._open[number]
                 source.close()
         except Exception as error:  # noqa: BLE001 - as in begin
-            return self._failed(number, request_id, error)
-        return number, stamped(chunk, request_id, self._incarnation)
+            return self._failed(number, position.request_id, error)
+        return number, stamped(chunk, position.request_id, self._incarnation)
 
     def _failed(self, number: int, request_id: str, error: Exception) -> Item:
         """A stream ends by its error, or the context if the error is the context's."""
         self._open.pop(number, None)
         found = self._judge(error)
-        if isinstance(found, OutOfMemory):
+        if is_a(found, OutOfMemory):
             self.failures.append(_of(request_id, _again(found)))
-        elif isinstance(found, DeviceError):
-            raise _of(request_id, found)
+        elif is_a(found, DeviceError):
+            raise _of(request_id, cast("DeviceError", found))
         return number, RequestFailed(request_id, found)
 
 
@@ -182,47 +252,30 @@ def execute(runner: ModelRunner, batch: ExecuteBatch, accepted: Sequence[int]) -
     return runner.continue_from(batch, accepted)
 
 
-def chunk_of(made: object, close: Callable[[], None]) -> TokenChunk:
-    """What a stream yielded, None at its end. If that is no chunk that any host can pass on, the stream is closed.
-
-    Every chunk of every stream is looked at here.
+def checked(position: Position, made: object, close: Callable[[], None]) -> TokenChunk:
+    """What a stream yielded, as its next chunk; if it is none, the stream is closed.
 
     Raises:
         RunnerError: it is none; or whatever closing raises.
     """
-    if (
-        isinstance(made, TokenChunk)
-        and type(made.index) is int
-        and type(made.text) is str
-        and type(made.token_ids) is tuple
-    ):
-        for token in made.token_ids:
-            if type(token) is not int:
-                break
-        else:
-            if made.finish_reason is None and made.usage is None:
-                return made
-            if isinstance(made.finish_reason, FinishReason | None) and isinstance(
-                made.usage, TokenUsage | None
-            ):
-                return made
-    close()
-    raise RunnerError(_why_no_chunk(made))
+    try:
+        return position.chunk(made)
+    except (RunnerError, AttributeError):  # the latter of one that was made without its fields
+        close()
+        raise
 
 
 def _why_no_chunk(made: object) -> str:
     """Nothing may look like an empty success (D8)."""
     if made is None:
         return "the runner's stream ended without a finish reason"
-    if not isinstance(made, TokenChunk):
-        return f"a runner's stream must yield a TokenChunk, got {type(made).__name__}"
-    return f"a chunk's fields must have the types that TokenChunk says, got {made!r}"
+    if is_a(made, TokenChunk):
+        return f"a runner's stream must yield a TokenChunk itself, got the subclass {name_of(type(made))}"
+    return f"a runner's stream must yield a TokenChunk, got {name_of(type(made))}"
 
 
 def stamped(chunk: TokenChunk, request_id: str, incarnation: int) -> TokenChunk:
-    """The same chunk, as this request's and this incarnation's; one of a class of its own may have more in it."""
-    if type(chunk) is not TokenChunk:
-        return evolve(chunk, request_id=request_id, incarnation=incarnation)
+    """The same chunk, as this request's and this incarnation's."""
     return token_chunk(
         request_id,
         chunk.index,
@@ -234,6 +287,18 @@ def stamped(chunk: TokenChunk, request_id: str, incarnation: int) -> TokenChunk:
     )
 
 
+def info_of(runner: ModelRunner) -> RunnerInfo:
+    """What a loaded runner declares.
+
+    Raises:
+        TypeError: that is no `RunnerInfo`; or whatever its property raises.
+    """
+    info: object = runner.info
+    if type(info) is not RunnerInfo:
+        raise TypeError(f"a runner's info must be a RunnerInfo, got {brief(info)}")
+    return info
+
+
 def judged(error: Exception, classify: Callable[[Exception], Exception], *, clears: bool) -> InferenceError:
     """What `classify` finds, among ours.
 
@@ -241,15 +306,15 @@ def judged(error: Exception, classify: Callable[[Exception], Exception], *, clea
     own words never is: its context is this process's.
     """
     found = _ours(classify(error))
-    if isinstance(found, ContextPoisoned) and not (clears and found is error):
+    if is_a(found, ContextPoisoned) and not (clears and found is error):
         return _uncleared(found)
-    return found
+    return sound(found)
 
 
-def _uncleared(poison: ContextPoisoned) -> DeviceError:
+def _uncleared(poison: InferenceError) -> DeviceError:
     """A poison where no process can be replaced: nothing below an operator helps (D10)."""
-    error = DeviceError(f"process isolation off: cannot clear a poisoned context: {poison}")
-    error.code, error.request_ids = poison.code, poison.request_ids
+    error = DeviceError(f"process isolation off: cannot clear a poisoned context: {text_of(poison)}")
+    error.code = code_of(poison)
     error.__cause__ = poison
     return error
 
@@ -257,32 +322,47 @@ def _uncleared(poison: ContextPoisoned) -> DeviceError:
 def load_error(error: Exception, judge: Judge) -> DeviceError:
     """What a failed load or rebuild is called: its own name if it has one among the device's."""
     found = judge(error)
-    if isinstance(found, DeviceError):
-        return found
-    failed = LoadFailed(f"{type(error).__name__}: {text_of(error)}")
+    if is_a(found, DeviceError):
+        return cast("DeviceError", found)
+    failed = LoadFailed(quoted(error))
     failed.__cause__ = error
     return failed
+
+
+def close_error(error: Exception) -> InferenceError:
+    """What a runner's failure to close is called: itself if it is ours, or a `RunnerError` that quotes it."""
+    if is_a(error, InferenceError):
+        return sound(cast("InferenceError", error))
+    unclosed = RunnerError(quoted(error))
+    unclosed.__cause__ = error
+    return unclosed
 
 
 def _ours(error: Exception) -> InferenceError:
     """An exception as one of ours: itself, what its tag stands for, or a `RunnerError` that quotes it."""
     kind = by_tag(error)
-    if isinstance(error, kind or InferenceError):
-        return error
-    ours = (kind or RunnerError)(f"{type(error).__name__}: {text_of(error)}")
+    if is_a(error, kind or InferenceError):
+        return cast("InferenceError", error)
+    ours = (kind or RunnerError)(quoted(error))
     ours.__cause__ = error
     return ours
 
 
 def _of(request_id: str, error: DeviceError) -> DeviceError:
-    error.request_ids = (request_id,)
+    """With the request in whose stream it showed. A class of somebody's own may not let that be noted: then a plain one."""
+    try:
+        error.request_ids = (request_id,)
+    except Exception:  # noqa: BLE001 - a property, or a `__setattr__`
+        plain: DeviceError = renewed(error)
+        plain.request_ids, plain.__cause__ = (request_id,), error
+        return plain
     return error
 
 
-def _again(error: OutOfMemory) -> OutOfMemory:
+def _again(error: InferenceError) -> OutOfMemory:
     """The same for the context's reader: one exception is raised in one place."""
-    again = OutOfMemory(str(error))
-    again.code, again.__cause__ = error.code, error
+    again = OutOfMemory(text_of(error))
+    again.code, again.__cause__ = code_of(error), error
     return again
 
 

@@ -1,8 +1,8 @@
 """What both ends of a process say to each other: typed frames behind a length. Pure: no socket, no Trio.
 
 A frame is four bytes of length, big endian, then one msgpack array that a closed set of structs describes. The parent
-sends `Hello`, `Start`, `Begin`, `Drop`, `Rebuild`, `Shutdown`; the child `Ready`, `Step`, `Dropped`, `Rebuilt`, `Broken`.
-What the child says is only ever data: nothing in it names code, and an error that is not in the tables here becomes one
+sends `Hello`, `Start`, `Begin`, `Drop`, `Rebuild`, `Shutdown`; the child `Ready`, `Step`, `Dropped`, `Rebuilt`, `Closed`,
+`Broken`. What the child says is only ever data: nothing in it names code, and an error that is not in the tables here becomes one
 that is.
 
 With a fork server each datagram is one such array, without a length: `Preload` and `Fork` to it, `Preloaded`,
@@ -11,15 +11,16 @@ With a fork server each datagram is one such array, without a length: `Preload` 
 
 from __future__ import annotations
 
-import traceback
 from collections.abc import Sequence
 from typing import Annotated, Any, Generic, TypeAlias, TypeVar
 
 import msgspec
 
 from runners import errors
-from runners.classify import by_tag, text_of
+from runners.brief import MAX_TEXT, attribute, is_a, quoted, sendable, text_of, trace_of
+from runners.classify import by_tag, code_of
 from runners.errors import ContextPoisoned, InferenceError, OutOfMemory, ProtocolError, RunnerError
+from runners.hosts.turns import MAX_TOKENS
 from runners.types import (
     ExecuteBatch,
     FinishReason,
@@ -35,10 +36,17 @@ from runners.types import (
 MAX_FRAME = 16 * 2**20
 """Bytes of the longest frame, without its length."""
 
+LONG = 2**18
+"""Bytes of the longest step that may be of several streams; a longer one is of one alone, or reading it takes too long."""
+MAX_ITEMS = 4096
+"""Streams that one step may be of."""
+
 _LENGTH = 4
-_MAX_TEXT = 16_384
+_ERROR_TEXT = 8 * MAX_TEXT
 
 Count: TypeAlias = Annotated[int, msgspec.Meta(ge=0)]
+Text: TypeAlias = Annotated[str, msgspec.Meta(max_length=_ERROR_TEXT)]
+Tokens: TypeAlias = Annotated[tuple[int, ...], msgspec.Meta(max_length=MAX_TOKENS)]
 
 
 class _Part(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, gc=False):
@@ -155,7 +163,7 @@ class Chunk(_Part, frozen=True):
 
     stream: int
     index: int
-    token_ids: tuple[int, ...]
+    token_ids: Tokens
     text: str
     finish: FinishReason | None
     usage: TokenUsage | None
@@ -167,10 +175,10 @@ class Error(_Part, frozen=True):
     `retry_after`: of one that says so.
     """
 
-    name: str
-    text: str
+    name: Text
+    text: Text
     code: int | None
-    trace: str
+    trace: Text
     retry_after: float | None = None
 
 
@@ -182,10 +190,17 @@ class Failed(_Part, frozen=True):
 
 
 class Step(_Frame, frozen=True):
-    """Everything one step made, at most one of either for a stream. It is also the sign of progress."""
+    """Everything one step made, at most one of either for a stream, and never nothing. It is also the sign of progress."""
 
-    chunks: list[Chunk]
-    failed: list[Failed]
+    chunks: Annotated[list[Chunk], msgspec.Meta(max_length=MAX_ITEMS)]
+    failed: Annotated[list[Failed], msgspec.Meta(max_length=MAX_ITEMS)]
+
+
+class LongStep(Step, frozen=True, tag="step"):
+    """One of more than `LONG` bytes."""
+
+    chunks: Annotated[list[Chunk], msgspec.Meta(max_length=1)]
+    failed: Annotated[list[Failed], msgspec.Meta(max_length=1)]
 
 
 class Dropped(_Frame, frozen=True):
@@ -198,11 +213,15 @@ class Rebuilt(_Frame, frozen=True):
     """The session was made anew."""
 
 
+class Closed(_Frame, frozen=True):
+    """The runner was closed, and the process ends."""
+
+
 class Broken(_Frame, frozen=True):
     """The context has failed; unless memory ran out, this is the last word."""
 
     error: Error
-    request_ids: tuple[str, ...]
+    request_ids: Annotated[tuple[Text, ...], msgspec.Meta(max_length=MAX_ITEMS)]
 
 
 class Preload(_Frame, frozen=True):
@@ -243,7 +262,8 @@ class Exited(_Frame, frozen=True):
 
 
 FromParent: TypeAlias = Hello | Start | Begin | Drop | Rebuild | Shutdown
-FromChild: TypeAlias = Ready | Step | Dropped | Rebuilt | Broken
+FromChild: TypeAlias = Ready | Step | Dropped | Rebuilt | Closed | Broken
+LongFromChild: TypeAlias = Ready | LongStep | Dropped | Rebuilt | Closed | Broken
 ToServer: TypeAlias = Preload | Fork
 FromServer: TypeAlias = Preloaded | NotPreloaded | Forked | Exited
 Frame = TypeVar("Frame")
@@ -289,13 +309,20 @@ def encode(frame: FromParent | FromChild) -> bytes:
     """The frame's bytes, length first.
 
     Raises:
-        ValueError: it is longer than `MAX_FRAME`, or a text in it is not Unicode.
+        ValueError: it is longer than `MAX_FRAME`, or than `LONG` and of several streams, or a text in it is not Unicode.
         TypeError: something in it is not what its type says.
         OverflowError: a number in it has more than 64 bits.
     """
     body = _encoder.encode(frame)
     if len(body) > MAX_FRAME:
         raise ValueError(f"a frame must have at most {MAX_FRAME} bytes, got {len(body)}")
+    if type(frame) is Step and (len(body) > LONG or len(frame.chunks) > MAX_ITEMS):
+        items = len(frame.chunks) + len(frame.failed)
+        if items > 1:
+            raise ValueError(
+                f"a step of several streams must have at most {MAX_ITEMS} items and {LONG} bytes, "
+                f"got {items} and {len(body)}"
+            )
     return len(body).to_bytes(_LENGTH, "big") + body
 
 
@@ -303,10 +330,22 @@ class Parser(Generic[Frame]):
     """Bytes in, frames out. Holds at most one frame and what was fed last.
 
     After a `ProtocolError` it is of no more use.
+
+    Args:
+        decoder: of a frame's bytes.
+        long: of one that has more than `LONG`; None is the same.
+        max_frame: bytes of the longest frame.
     """
 
-    def __init__(self, decoder: msgspec.msgpack.Decoder[Frame], *, max_frame: int = MAX_FRAME) -> None:
+    def __init__(
+        self,
+        decoder: msgspec.msgpack.Decoder[Frame],
+        *,
+        long: msgspec.msgpack.Decoder[Any] | None = None,
+        max_frame: int = MAX_FRAME,
+    ) -> None:
         self._decoder = decoder
+        self._long = long or decoder
         self._max_frame = max_frame
         self._bytes = bytearray()
 
@@ -337,7 +376,7 @@ class Parser(Generic[Frame]):
 
     def _decode(self, body: bytes) -> Frame:
         try:
-            return self._decoder.decode(body)
+            return (self._decoder if len(body) <= LONG else self._long).decode(body)
         except (ValueError, RecursionError, MemoryError) as error:
             raise ProtocolError(f"not a frame: {error}") from error
 
@@ -349,7 +388,7 @@ def from_parent() -> Parser[FromParent]:
 
 def from_child() -> Parser[FromChild]:
     """A parser for the parent's end."""
-    return Parser(msgspec.msgpack.Decoder(FromChild))
+    return Parser(msgspec.msgpack.Decoder(FromChild), long=msgspec.msgpack.Decoder(LongFromChild))
 
 
 def datagram(frame: ToServer | FromServer) -> bytes:
@@ -414,27 +453,21 @@ def concerns_context(error: BaseException) -> bool:
 def error_data(error: BaseException) -> Error:
     """An exception as data. One that no table has becomes a `RunnerError` that quotes it."""
     name = _name(error)
-    text = text_of(error) if name else f"{type(error).__name__}: {text_of(error)}"
-    trace = "".join(traceback.format_exception(error))
     return Error(
         name or RunnerError.__name__,
-        _clean(text[:_MAX_TEXT]),
-        _code(error),
-        _clean(trace[-_MAX_TEXT:]),
-        _seconds(getattr(error, "retry_after", None)),
+        sendable(text_of(error) if name else quoted(error)),
+        code_of(error),
+        sendable(trace_of(error)),
+        _seconds(attribute(error, "retry_after")),
     )
 
 
-def _code(error: BaseException) -> int | None:
-    """The device's own code, if it has one that can be sent."""
-    code = getattr(error, "code", None)
-    return code if type(code) is int and -(2**63) <= code < 2**64 else None
-
-
-def _seconds(value: object) -> float | None:
+def _seconds(value: Any) -> float | None:
+    if type(value) is bool or not is_a(value, int, float):
+        return None
     try:
-        return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
-    except OverflowError:
+        return float(value)
+    except Exception:  # noqa: BLE001 - too large, or a class of its own
         return None
 
 
@@ -474,8 +507,3 @@ def _name(error: BaseException) -> str | None:
             return cls.__name__
     kind = by_tag(error)
     return None if kind is None else kind.__name__
-
-
-def _clean(text: str) -> str:
-    """Without what UTF-8 cannot say."""
-    return text.encode("utf-8", "backslashreplace").decode()

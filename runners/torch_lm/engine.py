@@ -18,6 +18,9 @@ from runners.torch_lm.transcript import Transcript
 from runners.torch_lm.vocabulary import START, Vocabulary
 from runners.types import ExecuteBatch, RunnerInfo, SessionRebuildCause, TokenChunk, TokenUsage
 
+_MOST_STOPS, _MOST_STOP_CHARACTERS = 64, 4096
+"""Of one request: each of its tokens is compared with all of them, and the streams beside it wait."""
+
 
 class TorchRunner:
     """The loaded model and its open streams: a `ContinuingRunner`."""
@@ -211,6 +214,11 @@ def _check(batch: ExecuteBatch, accepted: Sequence[int], vocabulary: Vocabulary)
     """Refuse what would mean nothing, or would only fail on the device."""
     if "" in batch.sampling.stop:
         raise BadRequest(f"a stop string must not be empty, got {batch.sampling.stop!r}")
+    if len(batch.sampling.stop) > _MOST_STOPS or sum(map(len, batch.sampling.stop)) > _MOST_STOP_CHARACTERS:
+        raise BadRequest(
+            f"at most {_MOST_STOPS} stop strings of {_MOST_STOP_CHARACTERS} characters in all may be asked for, "
+            f"got {len(batch.sampling.stop)} of {sum(map(len, batch.sampling.stop))}"
+        )
     if batch.sampling.temperature and batch.sampling.seed is None:
         raise BadRequest("a request with a temperature above 0 needs a seed, got None")
     foreign = [token for token in accepted if not 0 <= token < len(vocabulary)]

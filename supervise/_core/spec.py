@@ -216,6 +216,8 @@ class _AsChild(Code):
     decider: Decider | None = None
     origin: Any = field(default=None, repr=False)
     """The spec that this one stands for: also its address (`FaultPlan.over` makes such)."""
+    misfit: str | None = field(default=None, init=False, repr=False)
+    """Why its body, or its `init`, cannot be called without more arguments; None if it can, or if that is not known."""
 
 
 @frozen(eq=False, repr=False)
@@ -274,9 +276,7 @@ class Child(_AsChild):
                 f"{what}: {name}", seconds, least=0, more=name == "start_warning"
             ):
                 _put(self, name, instead)
-        misfit = self.misfit(some=True)  # to a pool's template more arguments may come
-        if misfit is not None:
-            refuse(TypeError(misfit))
+        self._check_arguments()
 
     def _check_functions(self, what: str) -> None:
         """Refuse a body or a resource that surely is none."""
@@ -289,19 +289,21 @@ class Child(_AsChild):
         if wrong is not None:
             refuse(TypeError(f"{what}: resource {wrong}"))
 
-    def misfit(self, *, some: bool = False) -> str | None:
-        """Why its body cannot be called as it will be; None if it can, or if that is not known.
-
-        Args:
-            some: more arguments may come, as for the members of a pool.
-        """
+    def _check_arguments(self) -> None:
+        """Refuse too many arguments for the body. Of too few only note it: a pool's template gets more later."""
         count = (self.resource is not None) + (self.mailbox is not None) + len(self.args)
         if fits_at_a_glance(self.body, count, task_status=self.takes_task_status):
-            return None
+            return
         given = ["resource"] * (self.resource is not None) + ["inbox"] * (self.mailbox is not None)
         given += [f"args[{number}]" for number in range(len(self.args))]
-        why = misfit(self.body, given, task_status=self.takes_task_status, some=some)
-        return None if why is None else f"child {self.name!r}: body {why}{self._advice(why)}"
+        why = misfit(self.body, given, task_status=self.takes_task_status)
+        if why is None:
+            return
+        told = f"child {self.name!r}: body {why}{self._advice(why)}"
+        if misfit(self.body, given, task_status=self.takes_task_status, some=True) is not None:
+            refuse(TypeError(told))
+        else:
+            _put(self, "misfit", told)
 
     def _advice(self, why: str) -> str:
         if "too many positional" in why and (self.mailbox is not None or self.resource is not None):
@@ -372,13 +374,8 @@ class Supervisor(_AsChild):
         if not all(map(_is_spec, self.children)):
             _put(self, "children", tuple(filter(_is_spec, self.children)))
         for child in self.children:
-            misfit = child.misfit()
-            if misfit is not None:
-                refuse(TypeError(misfit))
-
-    def misfit(self) -> str | None:
-        """Why its `init` cannot be called without an argument; None if it can, or if that is not known."""
-        return _init_misfit(self)
+            if child.misfit is not None:
+                refuse(TypeError(child.misfit))
 
 
 @frozen(eq=False, repr=False)
@@ -424,10 +421,6 @@ class Pool(_AsChild):
             _put(self, "maximum", None)
         _check_supervisor(self, what)
 
-    def misfit(self) -> str | None:
-        """As that of a `Supervisor`."""
-        return _init_misfit(self)
-
     def member(self, name: str, args: Sequence[Any]) -> Spec:
         """The template under a name and with arguments of its own: its body's, or its `init`'s."""
         template = self.template
@@ -446,9 +439,8 @@ class Pool(_AsChild):
             member = evolve(
                 template, name=name, init=partial(template.init, *args) if template.init else None
             )
-        misfit = member.misfit()
-        if misfit is not None:
-            raise TypeError(f"pool {self.name!r}: {misfit}")
+        if member.misfit is not None:
+            raise TypeError(f"pool {self.name!r}: {member.misfit}")
         return member
 
     @property
@@ -486,12 +478,10 @@ def _check_supervisor(spec: Supervisor | Pool, what: str) -> None:
     for child in (spec.template,) if isinstance(spec, Pool) else spec.children:
         if child.significant:
             check_fits(spec, child)
-    _check_call(spec, f"{what}: init", None, "it is called before the children start, and is not awaited")
-
-
-def _init_misfit(spec: Supervisor | Pool) -> str | None:
     why = None if spec.init is None else misfit(spec.init, ())
-    return None if why is None else f"{_kind(spec)} {spec.name!r}: init {why}"
+    if why is not None:
+        _put(spec, "misfit", f"{what}: init {why}")
+    _check_call(spec, f"{what}: init", None, "it is called before the children start, and is not awaited")
 
 
 def walk(spec: Spec, path: str = "") -> Iterator[tuple[str, Spec]]:

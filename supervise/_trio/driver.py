@@ -1,9 +1,14 @@
-"""Carries out effects: nurseries, tasks, scopes, timers, events. It decides nothing."""
+"""Carries out effects: nurseries, tasks, scopes, timers, events. It decides nothing.
+
+What runs here is protected against KeyboardInterrupt, sinks and deciders included: one between two effects would lose
+the second.
+"""
 
 from __future__ import annotations
 
 import contextvars
 import logging
+import sys
 import traceback
 from collections import deque
 from collections.abc import Awaitable, Callable, Generator, Sequence
@@ -15,11 +20,13 @@ from typing import Any
 
 import outcome
 import trio
-from trio.lowlevel import ParkingLot, Task
+from trio.lowlevel import ParkingLot, Task, enable_ki_protection
 
 from .. import events
 from .._core import effect
 from .._core._brief import brief
+from .._core._check import is_a
+from .._core.decide import is_decidable
 from .._core.effect import Effect, Input
 from .._core.forest import Forest
 from .._core.judging import start_failed
@@ -27,7 +34,7 @@ from .._core.machine import Machine
 from .._core.node import Memory, Node
 from .._core.spec import IGNORE, Child, Pool, Spec, Supervisor
 from ..errors import ChildStopped, Refused, TreeFailed
-from .leaf import Leaf
+from .leaf import Leaf, freely
 from .mailbox import Inbox, Queue
 from .protect import protected
 
@@ -142,12 +149,19 @@ class Driver:
 
     def __init__(self, spec: Supervisor | Pool, sinks: Sequence[events.Sink]) -> None:
         self.forest = Forest(spec)
+        assert self.forest.root.machine is not None
+        self._root: Machine = self.forest.root.machine
         self.addresses: dict[str, Address] = {}
         self.tree: Any = None
         self.body_scope = trio.CancelScope()
         self.settled = trio.Event()
         self.finished = trio.Event()
         self.failure: BaseException | None = None
+        self.over = trio.Event()
+        self.ending: Callable[[], object] = _nobody
+        self._ending = False
+        self.root_task = trio.lowlevel.current_root_task()
+        self._interrupted = self._hurried = False
         self._begun = trio.Event()
         self._sinks = list(sinks)
         self.forest.ledger.listening = bool(sinks)
@@ -168,23 +182,50 @@ class Driver:
 
     # --- the tree's own task
 
+    @enable_ki_protection
     async def main(self) -> None:
         """Run the tree, shielded from whatever is outside, until all of it has stopped."""
-        with trio.CancelScope(shield=True):
-            async with trio.open_nursery() as self._nursery:
-                self._nursery.start_soon(self._keep_time, name=f"{self.forest.root.path} (timers)")
-                self._work(self.forest.start(self.now()))
-                self._begun.set()
-                await self.finished.wait()
-                self._timer_scope.cancel("the tree has ended")
-        self.settled.set()
+        try:
+            with trio.CancelScope(shield=True):
+                async with trio.open_nursery() as self._nursery:
+                    self._nursery.start_soon(self._keep_time, name=f"{self.forest.root.path} (timers)")
+                    self._work(self.forest.start(self.now()))
+                    self._begun.set()
+                    await self.finished.wait()
+                    self._timer_scope.cancel("the tree has ended")
+        finally:
+            self._begun.set()
+            self.settled.set()
+            self.over.set()
 
-    async def end(self, reason: str) -> None:
-        """Stop the whole tree, which may not even have begun, and wait until all of it has."""
-        await self._begun.wait()
-        self.stop(reason)
-        await self.finished.wait()
+    @enable_ki_protection
+    async def end(self, reason: str) -> KeyboardInterrupt | None:
+        """Stop the whole tree, which may not even have begun, and wait until all of it has, whatever interrupts.
 
+        It gives the first KeyboardInterrupt that came meanwhile. (Trio raises one where the main task waits.)
+        """
+        first: KeyboardInterrupt | None = None
+        while not self.over.is_set():
+            try:
+                await self._begun.wait()
+                self.stop(reason)
+                await self.over.wait()
+            except KeyboardInterrupt as exc:
+                first = exc if first is None else first
+                self.interrupted()
+        return first
+
+    def interrupted(self) -> None:
+        """A KeyboardInterrupt came. The first one stops the tree in order, the second one also ends all draining (R4)."""
+        if not self._interrupted:
+            self._interrupted = True
+            return
+        self._hurried = True
+        for leaf in reversed(list(self._living)):
+            if leaf.stopping:
+                leaf.cancel("a second KeyboardInterrupt")
+
+    @enable_ki_protection
     def stop(self, reason: str) -> None:
         """Stop the whole tree in order."""
         machine = self.forest.root.machine
@@ -193,6 +234,7 @@ class Driver:
 
     # --- inputs
 
+    @enable_ki_protection
     async def ask(self, machine: Machine, request: effect.Request) -> Any:
         """Put a request in and wait for the answer."""
         await trio.lowlevel.checkpoint_if_cancelled()
@@ -202,7 +244,7 @@ class Driver:
         try:
             self.post(machine, request)
             result = await request.token.wait()
-        except trio.Cancelled:
+        except (trio.Cancelled, KeyboardInterrupt):
             self.post(machine, effect.Withdraw(request))
             raise
         finally:
@@ -213,7 +255,7 @@ class Driver:
     def _cannot_answer(self) -> Refused:
         return Refused(f"tree {self.forest.root.path!r} is stopping", reason="stopping")
 
-    @trio.lowlevel.enable_ki_protection
+    @enable_ki_protection
     def post(self, machine: Machine | None, item: Input) -> None:
         """Put an input in and carry out what comes of it. A sink that comes back here waits its turn."""
         if self._broken or machine is None:
@@ -235,6 +277,9 @@ class Driver:
                 machine, item = waiting.popleft()
                 u = random()  # noqa: S311 - the chance for jitter, no secret
                 effects = self.forest.handle(machine, item, self.now(), u)
+                if self._root.phase == "ending" and not self._ending:
+                    self._ending = True
+                    self.ending()
         except BaseException as exc:  # noqa: BLE001 - a defect of ours: stop everything, then raise it (R24)
             self._break(exc)
         finally:
@@ -251,6 +296,7 @@ class Driver:
             if self._waiting:
                 self.post(*self._waiting.pop())
 
+    @enable_ki_protection
     def leaf_up(self, leaf: Leaf, value: Any) -> None:
         """The leaf is ready."""
         node = leaf._node
@@ -266,7 +312,7 @@ class Driver:
             self._work(told)
         self._changed(leaf.path)
 
-    @trio.lowlevel.enable_ki_protection
+    @enable_ki_protection
     def leaf_restarts_at_once(self, leaf: Leaf, failure: Exception) -> bool:
         """The leaf has failed, and nothing is left of it; whether a plain Restart is all that comes of it."""
         if self._busy or self._broken:
@@ -284,6 +330,12 @@ class Driver:
             self._work(told)
         return True
 
+    def leaf_broke(self, leaf: Leaf, exc: BaseException) -> None:
+        """A defect of ours ended the leaf's task: no machine will hear of its end."""
+        self._living.pop(leaf, None)
+        leaf.end_leases()
+        self._break(exc)
+
     def leaf_ended(self, leaf: Leaf) -> bool:
         """The leaf has ended. True: its next incarnation is started by that, and its task lives on."""
         leaf.end_leases()
@@ -296,7 +348,7 @@ class Driver:
 
     # --- addresses
 
-    @trio.lowlevel.enable_ki_protection
+    @enable_ki_protection
     def address(self, path: str) -> Address:
         """The address of a path, made when first wanted.
 
@@ -330,7 +382,7 @@ class Driver:
             below = upper
         return address
 
-    @trio.lowlevel.enable_ki_protection
+    @enable_ki_protection
     def mailbox_address(self, node: Node) -> Address:
         """The address of a leaf with a mailbox, which is about to start."""
         assert isinstance(node.spec, Child)
@@ -374,7 +426,7 @@ class Driver:
             node = below
         return (True, node.why) if node.gone else gone
 
-    @trio.lowlevel.enable_ki_protection
+    @enable_ki_protection
     def _changed(self, path: str) -> None:
         address = self.addresses.get(path)
         if address is not None:
@@ -395,21 +447,30 @@ class Driver:
         for sink in self._sinks:
             try:
                 sink(event)
-            except Exception as exc:  # noqa: BLE001 - R31: it never hurts the tree
+            except BaseException as exc:  # noqa: BLE001 - R31: it never hurts the tree
                 failed = [*(failed or ()), (sink, exc)]
         if failed is not None:
             for sink, raised in failed:
                 self._drop_sink(sink, raised)
 
-    def _drop_sink(self, sink: events.Sink, exc: Exception) -> None:
+    def _drop_sink(self, sink: events.Sink, exc: BaseException) -> None:
         self._sinks = [other for other in self._sinks if other is not sink]
         root = self.forest.root
         failed = events.SinkFailed(
             at=self.now(), path=root.path, incarnation=root.incarnation, sink=brief(sink), exc=exc
         )
-        logger.error("a sink raised and gets nothing from now on: %r", sink, exc_info=exc)
+        complain(logging.ERROR, f"a sink raised and gets nothing from now on: {brief(sink)}", exc)
         self._deliver(failed)
         self.forest.ledger.listening = bool(self._sinks)
+        if not is_decidable(exc):
+            self._stop_for(exc, f"a sink raised {brief(exc)}")
+
+    def _stop_for(self, exc: BaseException, reason: str) -> None:
+        """What no decider decides came out of code that is no child's: the tree stops in order, and fails with it (R4)."""
+        if is_a(exc, KeyboardInterrupt):
+            self.interrupted()
+        self._fail(exc)
+        self.stop(reason)
 
     def _start(self, one: effect.Start) -> None:
         node = one.child
@@ -444,15 +505,23 @@ class Driver:
         """Start a task named by its path, in a copy of the context in which the tree was opened."""
         self.context.run(nursery.start_soon, run, *args, name=path)
 
+    @enable_ki_protection
     async def _host(self, place: Place) -> None:
         """A supervisor's own task: its nursery holds its children's tasks (R35)."""
         machine = place.machine
         async with trio.open_nursery() as place.nursery:
-            self.post(machine, _call_init(machine.spec.init))
+            boot = _call_init(machine.spec.init)
+            if boot.problem is None or is_decidable(boot.problem):
+                self.post(machine, boot)
+            else:
+                self._stop_for(boot.problem, f"init of {machine.path!r} raised {brief(boot.problem)}")
             await place.closed.wait()
 
     def _ask(self, one: effect.Ask) -> None:
-        one.child.handle.ask()
+        if self._hurried:
+            one.child.handle.cancel("a second KeyboardInterrupt")
+        else:
+            one.child.handle.ask()
 
     def _cancel(self, one: effect.Cancel) -> None:
         one.child.handle.cancel(one.reason)
@@ -486,7 +555,7 @@ class Driver:
         if one.token is not None:
             one.token.set(outcome.Value(one.value) if one.error is None else outcome.Error(one.error))
 
-    @trio.lowlevel.enable_ki_protection
+    @enable_ki_protection
     def _gone(self, one: effect.Gone) -> None:
         """The node and all below it are down for good: tell whoever waits."""
         address = self.addresses.get(one.child.path)
@@ -505,7 +574,7 @@ class Driver:
 
     def stray(self, path: str, exc: BaseException) -> None:
         """Something of a child's raised when none of its bodies was there to fail with it (R24, R30)."""
-        if not isinstance(exc, Exception):
+        if not is_decidable(exc):
             self._fail(exc)
             return
         with suppress(Exception):  # a log that is broken: the caller who leaves has no part in that
@@ -514,6 +583,8 @@ class Driver:
             )
 
     def _fatal(self, one: effect.Fatal) -> None:
+        if is_a(one.exc, KeyboardInterrupt):
+            self.interrupted()
         self._fail(one.exc)
 
     def _fail_tree(self, one: effect.Fail) -> None:
@@ -571,6 +642,7 @@ class Driver:
             heapify(self._timers)
             self._void_timers = 0
 
+    @enable_ki_protection
     async def _keep_time(self) -> None:
         """Wake each machine at the time that it asked for."""
         while not self.finished.is_set():
@@ -593,7 +665,11 @@ class Driver:
 
     def _break(self, exc: BaseException) -> None:
         """No machine is to be trusted any more: stop every leaf, in reverse order, and raise `exc`."""
-        self._broken = True
+        if self._broken:
+            complain(logging.ERROR, "the supervision framework broke once more", exc)
+            return
+        self._broken = self._ending = True
+        self.ending()
         self._waiting.clear()
         self._fail(exc)
         for answer in self._asked:
@@ -601,6 +677,7 @@ class Driver:
         assert self._nursery is not None
         self._nursery.start_soon(self._stop_everything, name=f"{self.forest.root.path} (broken)")
 
+    @enable_ki_protection
     async def _stop_everything(self) -> None:
         order = {node: place for place, node in enumerate(_nodes(self.forest.root))}
         for leaf in sorted(self._living, key=lambda leaf: order.get(leaf._node, -1), reverse=True):
@@ -614,6 +691,10 @@ class Driver:
         for address in list(self.addresses.values()):
             address.close(self.failure)
         self.finished.set()
+
+
+def _nobody() -> None:
+    """Nobody wants to know."""
 
 
 def _starts_again(node: Node) -> bool:
@@ -652,9 +733,23 @@ def _declares(spec: Spec, names: Sequence[str]) -> bool:
 
 def _call_init(init: Callable[[], object] | None) -> effect.Boot:
     try:
-        return effect.Boot(ignored=init is not None and init() is IGNORE)
-    except Exception as exc:  # noqa: BLE001 - a failed start, whatever it is (R16)
+        return effect.Boot(ignored=init is not None and freely(init) is IGNORE)
+    except BaseException as exc:  # noqa: BLE001 - a failed start, whatever it is (R16), unless nobody decides it (R4)
         return effect.Boot(problem=exc)
+
+
+def complain(level: int, text: str, exc: BaseException | None = None) -> None:
+    """Log it. A handler or a filter that raises gets into nobody's way: then standard error hears of both."""
+    try:
+        logger.log(level, "%s", text, exc_info=exc)
+    except Exception as second:  # noqa: BLE001 - R31: what is only told hurts nobody
+        for raised in (exc, second):
+            _print(text if raised is None else "".join([text, "\n", *traceback.format_exception(raised)]))
+
+
+def _print(text: str) -> None:
+    with suppress(Exception):  # it may be closed, or none; there is nobody left to tell
+        sys.stderr.write(f"{text}\n")
 
 
 def _frames(task: Task) -> list[traceback.FrameSummary]:

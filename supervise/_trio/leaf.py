@@ -1,11 +1,19 @@
-"""The life of one leaf: enter the resource, run the body, report. It never raises into its supervisor's nursery."""
+"""The life of one leaf: enter the resource, run the body, report. It never raises into its supervisor's nursery.
+
+A KeyboardInterrupt may arrive between any two lines (R4). One that left a task of ours in the middle of its bookkeeping
+would leave its machine waiting for ever. So the lines here run under Trio's protection against it, and the child's own
+code is entered through `_freely` and `freely`, which lift that protection.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Generator
-from contextlib import contextmanager
+import inspect
+from collections.abc import Awaitable, Callable
+from contextlib import AbstractAsyncContextManager
 from contextvars import Context, ContextVar
-from typing import TYPE_CHECKING, Any, Literal
+from operator import is_
+from types import CoroutineType, TracebackType
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 
 import trio
 from trio.lowlevel import (
@@ -13,15 +21,18 @@ from trio.lowlevel import (
     Task,
     cancel_shielded_checkpoint,
     current_task,
+    disable_ki_protection,
+    enable_ki_protection,
     reschedule,
     wait_task_rescheduled,
 )
 
 from .._core import effect
 from .._core._brief import brief
-from .._core.decide import as_group
+from .._core._check import is_a
+from .._core.decide import as_group, is_decidable, set_context
 from .._core.spec import IGNORE, Child
-from ..errors import ChildRestarted, ForeignCancelled, StartReturned
+from ..errors import ForeignCancelled, StartReturned
 from .mailbox import Inbox
 
 if TYPE_CHECKING:
@@ -30,6 +41,30 @@ if TYPE_CHECKING:
     from .tree import Tree
 
 _current: ContextVar[Leaf] = ContextVar("supervise.current_child")
+
+T = TypeVar("T")
+
+
+@disable_ki_protection
+def freely(function: Callable[[], T]) -> T:
+    """Call a user's function: a KeyboardInterrupt may be raised in it."""
+    return function()
+
+
+@disable_ki_protection
+async def _freely(
+    check: Callable[[Any], Awaitable[T]], function: Callable[..., Any], *args: Any, **options: Any
+) -> T:
+    """Call a user's async function and await what it gives, once `check` has seen it; likewise.
+
+    It is one line, so that no interrupt comes between a coroutine and its first step.
+    """
+    return await check(function(*args, **options))
+
+
+@enable_ki_protection
+def _as_it_is(awaitable: Awaitable[T]) -> Awaitable[T]:
+    return awaitable
 
 
 class Leaf:
@@ -49,6 +84,7 @@ class Leaf:
         "_failure",
         "_ignored",
         "_inbox",
+        "_injectable_at",
         "_injected",
         "_leases",
         "_node",
@@ -152,12 +188,15 @@ class Leaf:
 
     @property
     def failing(self) -> bool:
-        """Whether a failure was injected that has not come out yet."""
-        return self._injected is not None
+        """Whether a failure was injected that the body has still its `grace` to come out with."""
+        return self._injected is not None and self._driver.now() < self._injectable_at
 
     def inject(self, exc: BaseException) -> None:
-        """Have the body fail with `exc` (R27)."""
+        """Have the body fail with `exc` (R27). One that it has not come out with in time is the context of the next."""
+        if self._injected is not None and self._injected is not exc and exc.__context__ is None:
+            set_context(exc, self._injected)
         self._injected = exc
+        self._injectable_at = self._driver.now() + self._spec.grace
         scope = self._body_scope
         if scope is None:
             scope, self._cancelled = self._scope, True
@@ -169,6 +208,7 @@ class Leaf:
 
     # --- its life
 
+    @enable_ki_protection
     async def live(self) -> None:
         """Its task: one incarnation after another, each in a fresh context (R9). It never raises."""
         _current.set(self)
@@ -176,23 +216,29 @@ class Leaf:
         if self._address is not None:
             self._address.is_served_by(task)
         on = True
-        with self._scope:
-            while on:
-                turns = task._schedule_points
-                exc = value = None
-                try:
-                    value = await (self._body() if self._spec.resource is None else self._with_resource())
-                except GeneratorExit:
-                    raise
-                except BaseException as caught:  # noqa: BLE001 - whatever it is, the machine hears of it
-                    exc = caught
-                on = self._restarts_at_once(exc)
-                if not on and self._spec.resource is None:
-                    await self._over(exc, value, resumable=False)
-                exc = None  # or this frame keeps it, and whatever is cancelled from below keeps this frame
-                on = on or self._driver.leaf_ended(self)
-                if on:
-                    await self._refresh(task, shared=task._schedule_points != turns)
+        try:
+            with self._scope:
+                while on:
+                    turns = task._schedule_points
+                    exc = value = None
+                    try:
+                        value = await (self._body() if self._spec.resource is None else self._with_resource())
+                    except GeneratorExit as caught:
+                        exc = _unless_closed(caught)
+                    except BaseException as caught:  # noqa: BLE001 - whatever it is, the machine hears of it
+                        exc = caught
+                    on = self._restarts_at_once(exc)
+                    if not on and self._spec.resource is None:
+                        await self._over(exc, value, resumable=False)
+                    # Or this frame keeps it, and whatever is cancelled from below keeps this frame.
+                    exc = None
+                    on = on or self._driver.leaf_ended(self)
+                    if on:
+                        await self._refresh(task, shared=task._schedule_points != turns)
+        except GeneratorExit:
+            raise
+        except BaseException as exc:  # noqa: BLE001 - a defect of ours: in the nursery it would cancel the siblings (R24)
+            self._driver.leaf_broke(self, exc)
 
     async def _refresh(self, task: Task, *, shared: bool) -> None:
         """Before the next incarnation: a fresh context (R9), and a turn for the others, unless they had one in this one."""
@@ -200,32 +246,33 @@ class Leaf:
             self._context = self._driver.context.copy()
             self._context.run(_current.set, self)
         fresh = self._context.copy()
-        if not shared or not _equal(task.context, fresh):
+        if not shared or not _same(task.context, fresh):
             task.context = fresh
             await cancel_shielded_checkpoint()
 
     def _restarts_at_once(self, exc: BaseException | None) -> bool:
         """Whether a failure comes to a plain Restart, which is one step of the machine."""
-        if not isinstance(exc, Exception) or self._cancelled:
+        if exc is None or self._cancelled or not is_decidable(exc):
             return False
         if self._inbox is not None and as_group(exc) is None:
             self._settle_messages(exc)
-        return self._driver.leaf_restarts_at_once(self, exc)
+        return self._driver.leaf_restarts_at_once(self, cast("Exception", exc))
 
     async def _with_resource(self) -> None:
         """The body inside its resource; reports all of it."""
         assert self._spec.resource is not None
         value = left = None
         try:
-            async with self._spec.resource() as resource:
+            async with _Resource(self.path, self._spec.resource) as resource:
                 value = await self._use(resource)
-        except GeneratorExit:
-            raise
+        except GeneratorExit as caught:
+            left = _unless_closed(caught)
         except BaseException as caught:  # noqa: BLE001 - as above
             left = caught
         if self._reported or self.stopping:
             error = _apart_from(left, self._failure)
-            self._error = self._error if error is None else error
+            if error is not None and not _is_fatal(self._error):
+                self._error = error
             self._settle_messages(left)
         else:
             await self._over(left, value, resumable=False)
@@ -239,8 +286,8 @@ class Leaf:
                     self.inject(self._injected)
                 try:
                     value = await self._body(resource)
-                except GeneratorExit:
-                    raise
+                except GeneratorExit as caught:
+                    exc = _unless_closed(caught)
                 except BaseException as caught:  # noqa: BLE001 - as above
                     exc = caught
             if self._must_pass_through(exc, value):
@@ -249,6 +296,9 @@ class Leaf:
                 if self._failure is not None or not self.stopping:
                     exc = self._failure
                 break
+            await (
+                cancel_shielded_checkpoint()
+            )  # or a body that fails at once, with progress, would keep the loop
         if exc is not None:
             raise exc
         return value
@@ -266,17 +316,29 @@ class Leaf:
         return self._spec.restart != "permanent" or value is IGNORE
 
     def _body(self, *arguments: Any) -> Awaitable[Any]:
-        """Call the body, with what it takes behind `arguments`; unless it says when it is ready, it is now (R17)."""
+        """Its body, with what it takes behind `arguments`."""
         spec = self._spec
         if self._address is not None:
             self._inbox = self._address.inbox(self)
             arguments += (self._inbox,)
         if spec.takes_task_status:
-            return spec.body(*arguments, *spec.args, task_status=_Status(self))
-        if not self.ready:
-            self.up(None)
-        return spec.body(*arguments, *spec.args)
+            status = _Status(self)
+            return _freely(self._called, spec.body, *arguments, *spec.args, task_status=status)
+        return _freely(self._called, spec.body, *arguments, *spec.args)
 
+    @enable_ki_protection
+    def _called(self, awaitable: Any) -> Awaitable[Any]:
+        """The body could be called. Unless it says when it is ready, it is now (R17)."""
+        if type(awaitable) is not CoroutineType and not inspect.isawaitable(awaitable):
+            raise TypeError(
+                f"the body of child {self.path!r} gave {brief(awaitable)}, which cannot be awaited: "
+                f"it must be an async function, got {brief(self._spec.body)}"
+            )
+        if not self.ready and not self._spec.takes_task_status:
+            self.up(None)
+        return awaitable
+
+    @enable_ki_protection
     def up(self, value: Any) -> None:
         """It is ready (R17)."""
         self.ready = True
@@ -305,7 +367,7 @@ class Leaf:
 
     def _settled(self, exc: BaseException | None, value: Any) -> BaseException | None:
         """The failure as it counts; what was in hand, and leases on it, are settled with it."""
-        if self._injected is not None:
+        if self._injected is not None and not _is_fatal(exc):
             exc, self._injected = self._injected, None
         elif exc is not None:
             rest = _without_cancelled(exc)
@@ -323,19 +385,17 @@ class Leaf:
         if self._inbox is not None:
             self._inbox.settle(self.path, failure)
 
-    @contextmanager
-    def lease(self) -> Generator[None, None, None]:
-        """Cancel the block when this incarnation has ended, and say so by `ChildRestarted` (R28)."""
-        incarnation = self.incarnation
+    def lease(self) -> trio.CancelScope:
+        """A scope that is cancelled when this incarnation has ended (R28)."""
         leases = self._leases = set() if self._leases is None else self._leases
-        with trio.CancelScope() as scope:
-            leases.add(scope)
-            try:
-                yield
-            finally:
-                leases.discard(scope)
-        if scope.cancelled_caught:
-            raise ChildRestarted(f"{self.path!r} incarnation {incarnation} ended during the lease")
+        scope = trio.CancelScope()
+        leases.add(scope)
+        return scope
+
+    def end_lease(self, scope: trio.CancelScope) -> None:
+        """Its block was left first."""
+        if self._leases is not None:
+            self._leases.discard(scope)
 
     def end_leases(self) -> None:
         if self._leases is None:
@@ -360,24 +420,89 @@ class _Status:
 
     def started(self, value: Any = None) -> None:
         """The child is ready, with this value. Entered again after a Resume, a body says so again, to no effect."""
-        if not self._leaf.ready and self._leaf.incarnation == self._incarnation:
-            self._leaf.up(value)
+        leaf = self._leaf
+        # The node's own number: an incarnation that was ignored has kept its leaf, and another lives at the node.
+        if not leaf.ready and leaf.incarnation == leaf._node.incarnation == self._incarnation:
+            leaf.up(value)
 
 
-def _equal(one: Context, other: Context) -> bool:
-    try:
-        return one == other
-    except Exception:  # noqa: BLE001 - values that cannot be compared are not the same
-        return False
+def _unless_closed(exc: GeneratorExit) -> BaseException:
+    """Raise that of a coroutine that is being closed, which may not await; give one that a body has raised itself.
+
+    `close` closes from the inside out and raises a new one in each frame, so its traceback has the caller's frame alone.
+    One that a body raises comes from further down, and is a failure like any other that is no `Exception`.
+    """
+    if exc.__traceback__ is None or exc.__traceback__.tb_next is None:
+        raise exc
+    return exc
+
+
+class _Resource(AbstractAsyncContextManager[Any]):
+    """A resource, which is entered and left freely."""
+
+    __slots__ = ("_leave", "_make", "_path")
+
+    _leave: Callable[..., Awaitable[bool | None]]
+
+    def __init__(self, path: str, make: Callable[[], Any]) -> None:
+        self._path = path
+        self._make = make
+
+    async def __aenter__(self) -> Any:
+        manager = freely(self._make)
+        kind: Any = type(manager)
+        if not (hasattr(kind, "__aenter__") and hasattr(kind, "__aexit__")):
+            raise TypeError(
+                f"the resource of child {self._path!r} gave {brief(manager)}, which is no async context manager"
+            )
+        self._leave = manager.__aexit__
+        return await _freely(_as_it_is, manager.__aenter__)
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
+    ) -> bool | None:
+        leaving = self._leave(kind, exc, trace)
+        interrupt: KeyboardInterrupt | None = None
+        while True:
+            try:
+                done: bool | None = await _freely(_as_it_is, _as_it_is, leaving)
+            except KeyboardInterrupt as raised:
+                if not _is_new(leaving):
+                    raise
+                interrupt = raised  # it came before the first line of what leaves the resource: that must run
+            else:
+                break
+        if interrupt is not None:
+            raise interrupt
+        return done
+
+
+def _is_new(awaitable: object) -> bool:
+    """Whether it is a coroutine that has not begun."""
+    return inspect.iscoroutine(awaitable) and inspect.getcoroutinestate(awaitable) == inspect.CORO_CREATED
+
+
+def _same(one: Context, other: Context) -> bool:
+    """Whether both have the same values: of equal ones, 1 and True say, each may be another."""
+    return list(one) == list(other) and all(map(is_, one.values(), other.values()))
+
+
+def _is_fatal(exc: BaseException | None) -> bool:
+    """Whether it is, or holds, what no decider decides (R4)."""
+    rest = None if exc is None else _without_cancelled(exc)
+    return rest is not None and not is_decidable(rest)
 
 
 def _without_cancelled(exc: BaseException) -> BaseException | None:
     """What is left of a failure once `Cancelled` is dropped (R3)."""
     group = as_group(exc)
     if group is not None:
-        dropped, rest = group.split(trio.Cancelled)
+        try:
+            dropped, rest = group.split(trio.Cancelled)
+        except Exception:  # noqa: BLE001 - one that cannot be split, too deep or by its own `derive`, counts whole
+            return exc
         return exc if dropped is None else rest
-    return None if isinstance(exc, trio.Cancelled) else exc
+    return None if is_a(exc, trio.Cancelled) else exc
 
 
 def _foreign(exc: BaseException) -> ForeignCancelled:
@@ -391,7 +516,10 @@ def _apart_from(left: BaseException | None, failure: BaseException | None) -> Ba
     rest = None if left is None else _without_cancelled(left)
     group = None if rest is None else as_group(rest)
     if group is not None and failure is not None and rest is not failure:
-        return group.split(lambda exc: exc is failure)[1]
+        try:
+            return group.split(lambda exc: exc is failure)[1]
+        except Exception:  # noqa: BLE001 - likewise
+            return group
     return None if rest is failure else rest
 
 
@@ -418,6 +546,16 @@ async def stop_requested() -> None:
     await current_child().stop_requested()
 
 
-def enclosing_child() -> Leaf | None:
-    """The child whose code is running, if any."""
-    return _current.get(None)
+def enclosing_child(tree: Driver) -> Leaf | None:
+    """The child of a tree that the running task belongs to: in its task, or in one below it.
+
+    The nurseries say so. The context variable alone does not: it is handed on to tasks that a child, or a sink, starts
+    somewhere else.
+    """
+    task: Task | None = current_task()
+    while task is not None:
+        leaf = task.context.get(_current)
+        if leaf is not None and leaf._task is task and leaf._driver is tree:
+            return leaf
+        task = None if task.parent_nursery is None else task.parent_nursery.parent_task
+    return None

@@ -89,8 +89,13 @@ class Message:
         self.memo: Any = None
 
     def __repr__(self) -> str:
-        state = "in hand" if self._is_in_hand() else getattr(self, "_over", "answered")
-        return f"<{type(self).__name__.lower()} {brief(self.value)} {'left' if self.left else state}>"
+        if self.left:
+            state = "left"
+        elif self._inbox is not None:
+            state = "in hand" if self._inbox.is_open else "lost with its body"
+        else:
+            state = getattr(self, "_over", "answered")
+        return f"<{type(self).__name__.lower()} {brief(self.value)} {state}>"
 
     @property
     def left(self) -> bool:
@@ -712,7 +717,6 @@ class Inbox:
         if task is not self._reader:
             self._is_read_by(task)
         if ends and self._leaf.stopping:
-            await trio.lowlevel.checkpoint()  # else a loop around such a loop would never let go
             return self._take_last()
         readers = self.mailbox.readers
         readers[task] = self, ends
@@ -730,9 +734,8 @@ class Inbox:
             if ends and self._leaf.stopping:
                 break
             readers[task] = self, ends
-            readers.move_to_end(
-                task, last=False
-            )  # somebody was faster, but it has waited longest all the same
+            # What it was woken for is gone, to somebody who was faster, or with its caller: it has waited longest all the same.
+            readers.move_to_end(task, last=False)
             await wait_task_rescheduled(abort)
         return self._take_last()
 
@@ -792,7 +795,7 @@ class Inbox:
             return
         self.is_open, self._before_turn = False, 0
         held, self.held = self.held, {}
-        back = []
+        back: list[Message] = []
         for message in held:
             call = message._call
             if message._on_loss == "requeue":

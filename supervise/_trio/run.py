@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
+import faulthandler
 import logging
-import os
 import signal
 import sys
-import traceback
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
-from contextlib import AbstractAsyncContextManager
-from typing import NoReturn
+import threading
+from collections.abc import Awaitable, Callable, Generator, Iterable
+from contextlib import ExitStack, contextmanager, suppress
+from types import FrameType
 
 import trio
 
+from .._core._check import check_number
 from .._core.spec import Pool, Supervisor
 from ..errors import StartFailed, TreeFailed
 from ..events import Sink
-from .tree import Tree, opening
-
-EX_SOFTWARE = 70
-"""The exit status of a tree that failed."""
+from .driver import Driver, complain
+from .last import EX_SOFTWARE, HardExit, Watchdog, kicks, leave, stacks, tasks_below, write
+from .tree import Tree, check_root, opening
 
 Watch = Callable[[Tree], Awaitable[object]]
 
@@ -31,106 +31,154 @@ def run_tree(
     *,
     sinks: Iterable[Sink] | None = None,
     hard_exit_after: float | None = None,
+    watchdog: float | None = None,
     watch: Watch | None = None,
 ) -> None:
     """Run a tree until its root ends, and leave the program with its exit status if that is not 0.
 
-    The first SIGINT or SIGTERM stops the tree in order, and then the status is 0. The second one ends the program at
-    once with 130 or 143; processes that belong to children die with it.
+    The first SIGINT, SIGTERM or SIGHUP stops the tree in order, and then the status is 0. The second one ends the
+    program at once with 130, 143 or 129, also while a child's code blocks the event loop; processes that belong to
+    children die with it. SIGINT and SIGHUP stay ignored where the program was started so (`nohup`, or `&` in a script).
+    SIGUSR1 writes all stacks to standard error.
 
     Args:
         spec: the root.
         sinks: as for `open_tree`.
-        hard_exit_after: seconds that an ordered stop may take; then the stacks of all tasks are written to standard
-            error and the program ends with 70. It is the only way past a child that does not yield. None: no end.
+        hard_exit_after: seconds that an ordered stop may take, from the moment at which the root begins to stop or the
+            first signal asks for it. Then standard error is told which children are still there, and where they hang,
+            and the program ends with 70. It is the only way past a child that does not yield. None: no end.
+        watchdog: seconds for which the event loop may not turn until the log says which child's code keeps it, with
+            its stack. None or 0: nobody watches.
         watch: called with the tree as it starts, and cancelled when it has ended; for a view. Like a sink, one that
             raises is reported once and cannot hurt the tree.
 
     Raises:
         SystemExit: with 70 if the tree failed, with 1 if it never started (one line in the log says why).
+        RuntimeError: called outside the main thread, which alone receives signals; `open_tree` works anywhere.
     """
+    check_root(spec)
+    for name, value in (("hard_exit_after", hard_exit_after), ("watchdog", watchdog)):
+        if value is not None:
+            check_number(name, value, least=0)
+    if threading.current_thread() is not threading.main_thread():
+        raise RuntimeError(
+            "run_tree receives signals, so it must run in the main thread; elsewhere, use open_tree"
+        )
     try:
-        trio.run(_run, spec, sinks, hard_exit_after, watch)
+        trio.run(_Program(spec, sinks, hard_exit_after, watchdog, watch).run)
     except TreeFailed as failed:
-        logger.critical("%s", failed, exc_info=failed)
+        complain(logging.CRITICAL, str(failed), failed)
         raise SystemExit(EX_SOFTWARE) from failed
     except StartFailed as failed:
-        logger.critical("%s", failed)
-        logger.debug("the traceback of the failed start", exc_info=failed)
+        complain(logging.CRITICAL, str(failed))
+        complain(logging.DEBUG, "the traceback of the failed start", failed)
         raise SystemExit(1) from failed
 
 
-async def _run(
-    spec: Supervisor | Pool, sinks: Iterable[Sink] | None, hard_exit_after: float | None, watch: Watch | None
-) -> None:
-    raised: BaseException | None = None
-    stopping = trio.Event()
-    async with trio.open_nursery() as nursery:
-        with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals, trio.CancelScope() as scope:
-            nursery.start_soon(_obey, signals, scope)
-            nursery.start_soon(_exit_hard, stopping, hard_exit_after)
-            try:
-                await _hold(
-                    opening(spec, sinks, lambda tree: nursery.start_soon(_watch, watch, tree)), stopping
-                )
-            except trio.Cancelled:
-                raise
-            except BaseException as exc:  # noqa: BLE001 - raised below, outside of the nursery, which would wrap it
-                raised = exc
-        nursery.cancel_scope.cancel("the tree has ended")
-    if raised is not None:
-        raise raised
+class _Program:
+    """One call of `run_tree`."""
+
+    def __init__(
+        self,
+        spec: Supervisor | Pool,
+        sinks: Iterable[Sink] | None,
+        hard_exit_after: float | None,
+        watchdog: float | None,
+        watch: Watch | None,
+    ) -> None:
+        self._spec = spec
+        self._sinks = sinks
+        self._watch = watch
+        self._watchdog = Watchdog(watchdog) if watchdog else None
+        self._hard_exit = None if hard_exit_after is None else HardExit(hard_exit_after, lambda: self._driver)
+        self._driver: Driver | None = None
+        self._scope = trio.CancelScope()
+        self._signalled = False
+
+    async def run(self) -> None:
+        self._token = trio.lowlevel.current_trio_token()
+        with ExitStack() as around:
+            if self._watchdog is not None or self._hard_exit is not None:
+                around.enter_context(kicks())
+            if self._hard_exit is not None:
+                around.enter_context(self._hard_exit.watching())
+            if self._watchdog is not None:
+                around.enter_context(self._watchdog.watching())
+            around.enter_context(_handlers(self._stop, self._show))
+            await self._run()
+
+    async def _run(self) -> None:
+        raised: BaseException | None = None
+        async with trio.open_nursery() as nursery:
+
+            def look(tree: Tree) -> None:
+                self._driver = tree._driver
+                if self._hard_exit is not None:
+                    tree._driver.ending = self._hard_exit.begin
+                nursery.start_soon(_look_at, self._watch, tree)
+
+            with self._scope:
+                try:
+                    async with opening(self._spec, self._sinks, look) as tree:
+                        await tree.root.ended()
+                except trio.Cancelled:
+                    raise
+                except BaseException as exc:  # noqa: BLE001 - raised below, outside of the nursery, which would wrap it
+                    raised = exc
+            nursery.cancel_scope.cancel("the tree has ended")
+        if raised is not None:
+            raise raised
+
+    def _stop(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002 - as a handler is called
+        """The first signal stops the tree in order, the second one everything at once."""
+        if self._signalled:
+            leave(128 + number)
+        self._signalled = True
+        if self._hard_exit is not None:
+            self._hard_exit.begin()
+        self._soon(self._scope.cancel, f"{signal.Signals(number).name} asked the program to stop")
+
+    def _show(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002 - likewise
+        self._soon(lambda: write(f"{stacks(tasks_below(trio.lowlevel.current_root_task()))}\n"))
+
+    def _soon(self, function: Callable[..., object], *args: object) -> None:
+        """In the loop: a signal handler may have interrupted anything."""
+        with suppress(trio.RunFinishedError):  # it is over, so there is nothing to stop or to show
+            self._token.run_sync_soon(function, *args)
 
 
-async def _hold(opening: AbstractAsyncContextManager[Tree], stopping: trio.Event) -> None:
-    async with opening as tree:
-        try:
-            await tree.root.ended()
-        finally:
-            stopping.set()
-
-
-async def _watch(watch: Watch | None, tree: Tree) -> None:
+async def _look_at(watch: Watch | None, tree: Tree) -> None:
     """Let it look until the tree has ended; an ordered stop too is worth seeing."""
     try:
         if watch is not None:
             await watch(tree)
-    except Exception:
-        logger.exception("what watched the tree failed; the tree goes on")
+    except Exception as exc:  # noqa: BLE001 - it is only a view
+        complain(logging.ERROR, "what watched the tree failed; the tree goes on", exc)
 
 
-async def _obey(signals: AsyncIterator[int], scope: trio.CancelScope) -> None:
-    """The first signal stops the tree in order, the second one everything at once."""
-    async for number in signals:
-        if scope.cancel_called:
-            _leave(128 + number)
-        scope.cancel(f"{signal.Signals(number).name} asked the program to stop")
+_Handler = Callable[[int, FrameType | None], None]
 
 
-async def _exit_hard(stopping: trio.Event, seconds: float | None) -> None:
-    await stopping.wait()
-    if seconds is None:
-        return
-    await trio.sleep(seconds)
-    sys.stderr.write(f"not stopped within {seconds:g} s; what hangs:\n{_stacks()}")
-    _leave(EX_SOFTWARE)
+@contextmanager
+def _handlers(stop: _Handler, show: _Handler) -> Generator[None, None, None]:
+    """Receive the signals of the program during the block.
 
-
-def _leave(status: int) -> NoReturn:
-    """End the process now: no interpreter teardown that could wait for anything."""
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(status)
-
-
-def _stacks() -> str:
-    """The stacks of all tasks, by name."""
-    root = trio.lowlevel.current_root_task()
-    waiting = [] if root is None else [root]
-    parts: list[str] = []
-    while waiting:
-        task = waiting.pop()
-        frames = traceback.StackSummary.extract(task.iter_await_frames())
-        parts.append(f"{task.name}\n{''.join(frames.format())}")
-        waiting += [child for nursery in task.child_nurseries for child in nursery.child_tasks]
-    return "\n".join(parts)
+    They are handled by Python, not by a task: a task needs the loop, which a child's code may keep.
+    """
+    before = {}
+    try:
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            # Who ignores these two for a program wants it to outlive its terminal.
+            if number == signal.SIGTERM or signal.getsignal(number) is not signal.SIG_IGN:
+                before[number] = signal.signal(number, stop)
+        if signal.getsignal(signal.SIGUSR1) is signal.SIG_DFL:
+            before[signal.SIGUSR1] = signal.signal(signal.SIGUSR1, show)
+            with suppress(Exception):  # without a real standard error only the tasks' stacks are shown
+                # The stacks of all threads come first, in whatever state the interpreter is; then our own handler's turn.
+                faulthandler.register(signal.SIGUSR1, file=sys.stderr, all_threads=True, chain=True)
+        yield
+    finally:
+        if signal.SIGUSR1 in before:
+            faulthandler.unregister(signal.SIGUSR1)
+        for number, handler in before.items():
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)  # None: it was not Python's

@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable, Sequence
-from contextlib import AbstractAsyncContextManager, AbstractContextManager, asynccontextmanager
+from collections.abc import Callable, Coroutine, Iterable, Sequence
+from contextlib import AbstractAsyncContextManager
 from contextvars import ContextVar
 from difflib import get_close_matches
 from types import TracebackType
-from typing import Any
+from typing import Any, cast
 
 import trio
 
 from .._core import effect
 from .._core._brief import brief
 from .._core._call import wrong_function
+from .._core._check import being_loaded, is_a
 from .._core.node import Node, Status, picture
 from .._core.spec import Child, OnLoss, Pool, Spec, Supervisor, placed_twice, walk
-from ..errors import Refused
+from ..errors import ChildRestarted, Refused
 from ..events import Sink
 from ..sinks.log import LoggingSink
 from .driver import Address, Answer, Driver
-from .leaf import Leaf, enclosing_child
+from .leaf import Leaf, _is_fatal, _without_cancelled, enclosing_child
 from .mailbox import OpenStream, Queue, Stream, call, checked_on_loss
 from .protect import protected
 
@@ -341,7 +342,7 @@ class Ref:
             Refused: it is a member of a pool, or the root.
             StartFailed: it did not start. What had run before is judged, and retried, like a failure in any restart.
         """
-        self._would_wait_for_itself(self._above)
+        self._would_wait_for_itself(self._above, ended=self.path)
         await self._ask_parent("restart")
 
     async def remove(self) -> None:
@@ -359,7 +360,7 @@ class Ref:
         Raises:
             Refused: it is not running.
         """
-        if not isinstance(exc, Exception):
+        if not is_a(exc, Exception):
             raise TypeError(f"inject takes an Exception, got {brief(exc)}")
         node = (self._front() or self)._node()
         if node is None or node.state != "up" or not isinstance(node.handle, Leaf) or node.handle.failing:
@@ -383,70 +384,94 @@ class Ref:
     def _would_wait_for_itself(self, served: str, *, ended: str = "") -> None:
         """Refuse what could never be answered.
 
-        A child cannot wait for its own end, or for the supervisor at `served` while that waits for its start.
+        A child cannot wait for its own end, or for the supervisor at `served` while that waits for it to start or to end.
+
+        Raises:
+            RuntimeError: it would never be answered.
+            Refused: the child is being stopped.
         """
-        child = enclosing_child()
-        if child is None or child._driver is not self._driver:
+        child = enclosing_child(self._driver)
+        if child is None:
             return
         inside = f"{child.path}/"
-        if (ended and inside.startswith(f"{ended}/")) or self._waits_for_start(served, inside):
-            raise RuntimeError(
-                f"child {child.path!r} would wait for ever: it asked to change {self.path!r} from inside"
-            )
-
-    def _waits_for_start(self, served: str, inside: str) -> bool:
-        """Whether the supervisor at `served` cannot answer before the branch that leads `inside` has started."""
-        if not inside.startswith(f"{served}/"):
-            return False
-        name = inside[len(served) + 1 :].partition("/")[0]
-        branch = self._driver.find(f"{served}/{name}")
-        return branch is not None and branch.state == "starting"
+        if ended and inside.startswith(f"{ended}/"):
+            waits_for = "its own end"
+        elif not inside.startswith(f"{served}/"):
+            return
+        else:
+            name = inside[len(served) + 1 :].partition("/")[0]
+            branch = self._driver.find(f"{served}/{name}")
+            if branch is not None and branch.awaited and branch.leaving:
+                raise Refused(
+                    f"{served!r} waits for child {child.path!r} to end: it asked to change {self.path!r} from inside",
+                    reason="stopping",
+                )
+            if branch is None or branch.state != "starting":
+                return
+            waits_for = "its own start"
+        raise RuntimeError(
+            f"child {child.path!r} would wait for ever, for {waits_for}: it asked to change {self.path!r} from inside"
+        )
 
 
 @protected
-class _Lease:
+class _Lease(AbstractAsyncContextManager[Any]):
     """See `Ref.lease`. A class, not a generator: a Ctrl-C on the way into one, or out of it, would leave its scope open."""
 
-    __slots__ = ("_block", "_ref")
+    __slots__ = ("_entered", "_leaf", "_ref", "_scope", "_which")
+
+    _leaf: Leaf
+    _scope: trio.CancelScope
+    _which: int
 
     def __init__(self, ref: Ref) -> None:
         self._ref = ref
-        self._block: AbstractContextManager[None] | None = None
+        self._entered = False
 
     async def __aenter__(self) -> Any:
-        if self._block is not None:
+        if self._entered:
             raise RuntimeError("a lease is entered once")
+        self._entered = True
         leaf, value = await self._ref._up()
         if leaf is None:
             raise TypeError(
                 f"{self._ref.path!r} is a supervisor without a front: there is no incarnation to lease"
             )
-        self._block = leaf.lease()
-        self._block.__enter__()
+        self._leaf, self._which, self._scope = leaf, leaf.incarnation, leaf.lease()
+        self._scope.__enter__()
         return value
 
     async def __aexit__(
         self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
-    ) -> bool | None:
-        assert self._block is not None
-        return self._block.__exit__(kind, exc, trace)
+    ) -> bool:
+        self._leaf.end_lease(self._scope)
+        left = _close(self._scope, exc)
+        if self._scope.cancelled_caught and left is None:
+            raise ChildRestarted(f"{self._leaf.path!r} incarnation {self._which} ended during the lease")
+        if left is None or left is exc:
+            return left is None
+        raise left
 
 
 def refuse_nonsense(spec: Spec) -> None:
-    """What only shows in the whole: one spec at two places, a decider cycle."""
+    """What only shows in the whole: one spec at two places, an `init` that wants arguments."""
     for problem in placed_twice(spec):
         raise ValueError(problem)
-    misfit = spec.misfit()
-    if misfit is not None:
-        raise TypeError(misfit)
+    if spec.misfit is not None:
+        raise TypeError(spec.misfit)
 
 
 def check_root(spec: object) -> Supervisor | Pool:
     """A tree's root must be a supervisor."""
-    if not isinstance(spec, Supervisor | Pool):
+    if being_loaded.get():
+        raise RuntimeError(
+            "a tree is started while the file that declares it is loaded: do that under if __name__ == '__main__'"
+        )
+    if not is_a(spec, (Supervisor, Pool)):
         raise TypeError(f"a tree's root must be a Supervisor or a Pool, got {brief(spec)}")
-    refuse_nonsense(spec)
-    return spec
+    root = cast("Supervisor | Pool", spec)
+    refuse_nonsense(root)
+    return root
 
 
 def checked_sinks(sinks: Iterable[Sink]) -> list[Sink]:
@@ -482,34 +507,111 @@ def open_tree(
     return opening(spec, sinks)
 
 
-@asynccontextmanager
-async def opening(
+def opening(
     spec: Supervisor | Pool, sinks: Iterable[Sink] | None, look: Callable[[Tree], object] = lambda _: None
-) -> AsyncGenerator[Tree, None]:
+) -> AbstractAsyncContextManager[Tree]:
     """See `open_tree`; `look(tree)` is called before anything starts."""
-    given = [LoggingSink()] if sinks is None else checked_sinks(sinks)
-    tree = Tree(check_root(spec), [*given, *onlookers.get()])
-    look(tree)
-    driver = tree._driver
-    raised: BaseException | None = None
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(driver.main, name=f"{spec.name} (tree)")
+    return _Opening(spec, sinks, look)
+
+
+@protected
+class _Opening(AbstractAsyncContextManager[Tree]):
+    """See `open_tree`.
+
+    It is a class, and its methods are protected against KeyboardInterrupt, because one that came between two lines of a
+    generator, or of what `contextlib` makes of it, would leave a tree that nobody stops.
+    """
+
+    _driver: Driver
+
+    def __init__(
+        self, spec: Supervisor | Pool, sinks: Iterable[Sink] | None, look: Callable[[Tree], object]
+    ) -> None:
+        self._spec = spec
+        self._sinks = sinks
+        self._look = look
+        self._nurseries: AbstractAsyncContextManager[trio.Nursery] | None = None
+
+    def __repr__(self) -> str:
+        return f"<open_tree of {brief(getattr(self._spec, 'name', self._spec))}>"
+
+    async def __aenter__(self) -> Tree:
+        if self._nurseries is not None:
+            raise RuntimeError("open_tree(…) gives a block that is entered once: call it again")
+        given = [LoggingSink()] if self._sinks is None else checked_sinks(self._sinks)
+        tree = Tree(check_root(self._spec), [*given, *onlookers.get()])
+        self._look(tree)
+        self._driver = driver = tree._driver
+        self._nurseries = trio.open_nursery()
+        self._nursery = await self._nurseries.__aenter__()
+        self._nursery.start_soon(driver.main, name=f"{self._spec.name} (tree)")
+        driver.body_scope.__enter__()
+        raised: BaseException | None = None
         try:
-            with driver.body_scope:
-                await driver.settled.wait()
-                if driver.failure is None:
-                    yield tree
+            await driver.settled.wait()
         except BaseException as exc:  # noqa: BLE001 - it leaves as itself, once everything has stopped
             raised = exc
-        nursery.cancel_scope.shield = True
-        await driver.end("the block of open_tree was left")
-    outcome = _what_leaves(driver.failure, raised)
-    if outcome is not None:
+        if raised is None and driver.failure is None:
+            return tree
+        outcome = await self._leave(raised)
+        assert outcome is not None
         raise outcome
 
+    async def __aexit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
+    ) -> bool:
+        outcome = await self._leave(exc)
+        if outcome is None or outcome is exc:
+            return outcome is None
+        context = outcome.__context__
+        try:
+            raise outcome
+        finally:
+            # Not what the block was left with: that is in the group, or was only Cancelled.
+            outcome.__context__ = context
+            del outcome
 
-def _what_leaves(failure: BaseException | None, raised: BaseException | None) -> BaseException | None:
-    """The tree's failure, the block's exception, or a group of both (R22)."""
-    if failure is None or raised is None or isinstance(raised, trio.Cancelled):
+    async def _leave(self, exc: BaseException | None) -> BaseException | None:
+        """Stop the tree in order. Gives what leaves the block, which `exc` has left."""
+        driver = self._driver
+        raised = _close(driver.body_scope, exc)
+        if is_a(raised, KeyboardInterrupt):
+            driver.interrupted()
+        self._nursery.cancel_scope.shield = True
+        reason = raised.reason if type(raised) is trio.Cancelled else None
+        why = "left" if reason is None else f"cancelled: {reason}"
+        interrupt = await driver.end(f"the block of open_tree was {why}")
+        assert self._nurseries is not None
+        await self._nurseries.__aexit__(None, None, None)
+        return _what_leaves(driver.failure, raised, interrupt)
+
+
+def _close(scope: trio.CancelScope, exc: BaseException | None) -> BaseException | None:
+    """Leave the scope with an exception; gives what is left of it."""
+    try:
+        caught = scope.__exit__(
+            None if exc is None else type(exc), exc, None if exc is None else exc.__traceback__
+        )
+    except BaseException as rest:  # noqa: BLE001 - the caller raises it
+        return rest
+    return None if caught else exc
+
+
+def _what_leaves(
+    failure: BaseException | None, raised: BaseException | None, interrupt: KeyboardInterrupt | None = None
+) -> BaseException | None:
+    """The tree's failure, the block's exception, or a group of both (R22); what no decider decides leaves bare (R4).
+
+    `interrupt` came while the tree was being stopped.
+    """
+    real = None if raised is None or _without_cancelled(raised) is None else raised
+    known = [exc for exc in (real, failure, interrupt) if exc is not None]
+    fatal = next((exc for exc in known if _is_fatal(exc)), None)
+    if fatal is not None:
+        other = next((exc for exc in known if exc is not fatal), None)
+        if fatal.__context__ is None:
+            fatal.__context__ = other
+        return fatal
+    if failure is None or real is None:
         return raised if failure is None else failure
-    return BaseExceptionGroup("the tree failed, and so did its block", [raised, failure])
+    return BaseExceptionGroup("the tree failed, and so did its block", [real, failure])

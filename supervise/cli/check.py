@@ -13,8 +13,7 @@ from .._core.spec import Child, Pool, Spec, Supervisor, placed_twice, walk
 
 def errors(tree: Supervisor | Pool) -> list[str]:
     """What is wrong, one line each."""
-    misfit = tree.misfit()
-    return [*placed_twice(tree), *([] if misfit is None else [misfit])]
+    return [*placed_twice(tree), *([] if tree.misfit is None else [tree.misfit])]
 
 
 def warnings(tree: Supervisor | Pool) -> list[str]:

@@ -8,6 +8,7 @@ from typing import Any
 import attrs
 
 from .._core._brief import brief
+from .._core._check import is_a
 from .._core.directive import Directive
 from ..events import (
     BackingOff,
@@ -88,7 +89,8 @@ class LoggingSink:
 
     def _decided(self, event: Decided) -> None:
         level = logging.ERROR if event.directive is None else _LEVELS[event.directive]
-        first = event.because == "first start" and event.exc is not self._said
+        first = event.because == "first start"
+        news = first and event.exc is not self._said  # it goes up through each supervisor that is starting
         self._said = event.exc if first else None
         if not self._logger.isEnabledFor(level):
             return
@@ -96,14 +98,16 @@ class LoggingSink:
         tag = f" [{event.tag}]" if event.tag else ""
         entry = _words.answer(event)
         said = f"failed: {brief(event.exc)}{tag} → {verdict}, by {event.by}{f' ({entry})' if entry else ''}"
-        traced = self._logger.isEnabledFor(logging.DEBUG) or first
+        traced = self._logger.isEnabledFor(logging.DEBUG) or news
         self._log(level, event, said + _words.consequences(event), exc=event.exc if traced else None)
 
     def _log(self, level: int, event: Event, said: str, *, exc: BaseException | None = None) -> None:
         if self._logger.isEnabledFor(level):
             text = "%s #%d %s"
+            # As a tuple: what is given as an exception is first asked whether it is true.
+            traced = None if exc is None else (type(exc), exc, exc.__traceback__)
             self._logger.log(
-                level, text, event.path, event.incarnation, said, exc_info=exc, extra=_fields(event)
+                level, text, event.path, event.incarnation, said, exc_info=traced, extra=_fields(event)
             )
 
 
@@ -112,8 +116,8 @@ def _fields(event: Event) -> dict[str, Any]:
     fields: dict[str, Any] = {"event": type(event).__name__}
     for field in attrs.fields(type(event)):
         value = getattr(event, field.name)
-        if isinstance(value, Directive):
+        if is_a(value, Directive):
             value = value.name
-        users = isinstance(value, BaseException) or field.name == "value"
+        users = is_a(value, BaseException) or field.name == "value"
         fields[field.name] = brief(value) if users else value
     return fields

@@ -14,8 +14,9 @@ import outcome
 import trio
 from attrs import evolve, field, frozen
 
+from .._core._brief import brief
 from .._core._check import check_number
-from .._core._code import Code
+from .._core._code import Code, as_code
 from .._core.spec import Body, Child, Pool, Resource, Spec, Supervisor, walk
 from .._trio.leaf import Leaf, _without_cancelled, current_child
 
@@ -41,12 +42,12 @@ class Fail(Code):
     Two are equal if their exceptions print the same.
     """
 
-    exc: BaseException = field(eq=repr)
+    exc: BaseException = field(eq=as_code)
     after: float = field(default=0.0, kw_only=True)
 
     def __attrs_post_init__(self) -> None:
         if not isinstance(self.exc, BaseException):
-            raise TypeError(f"Fail takes an exception, got {self.exc!r}")
+            raise TypeError(f"Fail takes an exception, got {brief(self.exc)}")
         check_number("after", self.after, least=0)
         self.fresh()
 
@@ -54,8 +55,10 @@ class Fail(Code):
         """The exception without the traceback and the contexts of those who raised it before."""
         try:
             return copy.copy(self.exc)
-        except TypeError as problem:
-            raise TypeError(f"Fail takes an exception that copy.copy can copy, got {self.exc!r}") from problem
+        except Exception as problem:
+            raise TypeError(
+                f"Fail takes an exception that copy.copy can copy, got {brief(self.exc)}"
+            ) from problem
 
 
 @frozen(repr=False)
@@ -122,7 +125,7 @@ class Script(Code):
             for act in self.bodies if phase == "body" else (getattr(self, phase),):
                 if act is not None and not isinstance(act, allowed):
                     names = ", ".join(kind.__name__ for kind in allowed)
-                    raise TypeError(f"a script's {phase} must be one of {names}, got {act!r}")
+                    raise TypeError(f"a script's {phase} must be one of {names}, got {brief(act)}")
 
     def entry(self, number: int) -> Fail | Return | Hang | None:
         """What the body does when it is entered for the `number`th time, from 0."""
@@ -164,7 +167,7 @@ class FaultPlan(Code):
         for path, its in self.scripts.items():
             for script in its:
                 if not isinstance(script, Script):
-                    raise TypeError(f"a fault plan maps {path!r} to scripts, got {script!r}")
+                    raise TypeError(f"a fault plan maps {path!r} to scripts, got {brief(script)}")
 
     def __reduce__(self) -> tuple[Any, ...]:
         """A copy, or what comes out of a pickle, is made anew: a `MappingProxyType` can be neither."""

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from .. import events
+from .._core._brief import brief
 from .._core.directive import Directive
 
 KEPT = 1_000
@@ -51,6 +52,8 @@ def _decision(event: events.Decided) -> str:
     why += ["its own limit is passed"] if event.because == "limit" else []
     why += [f"instead of {event.instead_of!r}"] if event.instead_of is not None else []
     why += [f"limit of {event.limit} passed"] if event.limit else []
+    why += [f"a decider raised {brief(event.exc)}"] if event.because == "raised" else []
+    why += [f"applies to {event.applied_to}"] if event.applied_to is not None else []
     whom = "nobody above" if event.directive is Directive.Escalate else event.by
     return f"→ {event.directive!r}, decided by {whom}" + (f" ({'; '.join(why)})" if why else "")
 
@@ -64,7 +67,7 @@ _NOBODY = {
 
 
 def _with_value(words: str) -> Callable[[Any], str]:
-    return lambda event: words if event.value is None else f"{words}: {event.value!r}"
+    return lambda event: words if event.value is None else f"{words}: {brief(event.value)}"
 
 
 _WORDS: dict[type[events.Event], Callable[[Any], str]] = {
@@ -76,14 +79,14 @@ _WORDS: dict[type[events.Event], Callable[[Any], str]] = {
     events.Ready: _with_value("is ready"),
     events.Ignored: lambda _: "is not needed here",
     events.StartFailed: lambda _: "did not become ready",
-    events.Failed: lambda event: f"failed: {event.exc!r}",
+    events.Failed: lambda event: f"failed: {brief(event.exc)}",
     events.Decided: _decision,
     events.Resumed: lambda _: "resumed with the resource it had",
     events.Returned: _with_value("returned"),
     events.Stopping: lambda event: f"is being stopped ({event.reason})",
     events.Overdue: lambda event: f"still there {event.seconds:g} s after it was told to end",
-    events.StopError: lambda event: f"failed while stopping: {event.exc!r}",
+    events.StopError: lambda event: f"failed while stopping: {brief(event.exc)}",
     events.Stopped: lambda _: "has ended",
     events.BackingOff: lambda event: f"waits {event.delay:.3f} s, until {event.until:.3f}",
-    events.SinkFailed: lambda event: f"sink {event.sink} failed: {event.exc!r}",
+    events.SinkFailed: lambda event: f"sink {event.sink} failed: {brief(event.exc)}",
 }

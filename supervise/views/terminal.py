@@ -13,24 +13,29 @@ from ..sinks.lines import LineSink
 
 
 def run_live(
-    spec: Supervisor | Pool, *, hard_exit_after: float | None = None, otherwise: Sink | None = None
+    spec: Supervisor | Pool,
+    *,
+    hard_exit_after: float | None = None,
+    watchdog: float | None = None,
+    otherwise: Sink | None = None,
 ) -> None:
     """Like `run_tree`, under a `LiveView`; where that cannot be, one line says why, and plain lines follow.
 
     Args:
         spec: the root.
         hard_exit_after: as for `run_tree`.
+        watchdog: likewise.
         otherwise: what gets the events where there is no view; None is a `LineSink`.
     """
     reason = _why_not()
     if reason is not None:
         sys.stderr.write(f"supervise: no live view, plain lines instead: {reason}\n")
-        run_tree(spec, sinks=[otherwise or LineSink()], hard_exit_after=hard_exit_after)
+        run_tree(spec, sinks=[otherwise or LineSink()], hard_exit_after=hard_exit_after, watchdog=watchdog)
         return
     from .live import LiveView  # noqa: PLC0415 - needs rich, which is an extra
 
     view = LiveView()
-    run_tree(spec, sinks=[view], hard_exit_after=hard_exit_after, watch=view.watch)
+    run_tree(spec, sinks=[view], hard_exit_after=hard_exit_after, watchdog=watchdog, watch=view.watch)
 
 
 def _why_not() -> str | None:

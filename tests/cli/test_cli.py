@@ -1,6 +1,7 @@
 """The command `supervise`, run as a user runs it: in a process of its own."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -170,6 +171,7 @@ def test_the_current_folder_shadows_nothing(tmp_path):
 
 def test_a_corrupt_weights_file_gives_one_line(write, tmp_path):
     """`run --quiet`: a tree that cannot start says why in one line, and exits 1."""
+    pytest.importorskip("torch", reason="the weights are torch's")
     (tmp_path / "w.safetensors").write_bytes(b"garbage")
     write(
         "corrupt.py",
@@ -341,3 +343,125 @@ def test_a_watcher_that_raises_is_reported_and_hurts_nothing(write, tmp_path):
     assert result.stdout.split() == ["True", "done", "True", "done", "down"]
     assert "LookupError: no eyes" in result.stderr
     assert "the tree goes on" in result.stderr
+
+
+STARTS_BADLY = """
+async def bad(task_status):
+    raise KeyError("no such setting")
+tree = Supervisor("app", [Supervisor("in", [Child("bad", bad)])])
+"""
+
+
+def test_a_failed_start_shows_its_traceback(write, tmp_path):
+    """R16: once, where it failed; `--quiet` leaves it at one line."""
+    write("badly.py", STARTS_BADLY)
+    result = supervise("run", "badly.py", cwd=tmp_path)
+    assert result.returncode == 1
+    assert "[app/in/bad #1] failed to start: KeyError: 'no such setting'" in result.stderr
+    assert result.stderr.count("Traceback") == 1
+    assert 'raise KeyError("no such setting")' in result.stderr
+    one_line(supervise("run", "-q", "badly.py", cwd=tmp_path), status=1, says="'app/in/bad' failed to start")
+
+
+@pytest.mark.parametrize("options", [(), ("--verbose",), ("--quiet",)])
+def test_a_run_tells_its_beginning_and_its_end(write, tmp_path, options):
+    """It starts, is ready, fails and goes on, is asked to stop, and has stopped; each line has its time."""
+    write(
+        "told.py",
+        """
+        times = []
+        async def once():
+            times.append(1)
+            if len(times) == 1:
+                raise ConnectionError("gone")
+            await trio.sleep(0)
+            print("up", flush=True)
+            await trio.sleep_forever()
+        tree = Supervisor("app", [Child("once", once)])
+        """,
+    )
+    command = [sys.executable, "-P", "-m", "supervise", "run", *options, "told.py"]
+    process = subprocess.Popen(
+        command, cwd=tmp_path, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "up\n"
+    process.terminate()
+    _, errors = process.communicate(timeout=30)
+    assert process.returncode == 0
+    lines = errors.splitlines()
+    ours = [line for line in lines if "] " in line]
+    assert all(re.match(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d{3} \[app", line) for line in ours)
+    said = [line.partition("] ")[2] for line in ours]
+    stopping = "is being stopped: the block of open_tree was cancelled: SIGTERM asked the program to stop"
+    for part in ("starts", "is ready", stopping, "has stopped"):
+        assert any(line.startswith(part) for line in said) is (options != ("--quiet",))
+    assert "failed: ConnectionError: gone" in said
+    assert ("Traceback (most recent call last):" in lines) is (options == ("--verbose",))
+
+
+def test_a_programs_own_logging_gets_what_the_lines_would_say(write, tmp_path):
+    """As records of the logger `supervise`, with fields; and no line besides."""
+    write(
+        "logged.py",
+        """
+        import logging
+        logging.basicConfig(level="INFO", format="LOG %(levelname)s %(path)s %(event)s %(message)s")
+        async def bad():
+            raise ConnectionError("gone")
+        tree = Supervisor("app", [Child("bad", bad, restart="temporary", significant=True)],
+                          auto_shutdown="any_significant")
+        """,
+    )
+    lines = supervise("run", "logged.py", cwd=tmp_path).stderr.splitlines()
+    assert lines[0] == "LOG INFO app Starting app #1 starts"
+    assert any(line.startswith("LOG ERROR app/bad Decided app/bad #1 failed: ") for line in lines)
+    assert lines[-1] == "LOG INFO app Stopped app #1 has stopped"
+    assert all(line.startswith("LOG ") for line in lines)
+
+
+def test_the_package_is_a_command_too(tmp_path):
+    """`python -m supervise`, and its version."""
+    command = [sys.executable, "-P", "-m", "supervise", "--version"]
+    result = subprocess.run(
+        command, cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=60, check=True
+    )
+    assert re.fullmatch(r"supervise \d+\.\d+\.\d+\n", result.stdout)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("run", "--hard-exit-afer", "3", "x.py"), "did you mean '--hard-exit-after'?"),
+        (("run", "x.py", "--verbos-e"), "did you mean '--verbose'?"),
+        (("chek", "x.py"), "did you mean 'check'?"),
+        (("run", "--hard-exit-after", "-1", "x.py"), "invalid number of seconds value: '-1'\n"),
+        (("run", "--watchdog", "nan", "x.py"), "invalid number of seconds value: 'nan'\n"),
+        (("run", "x.py", "--zzz"), "unrecognized arguments: --zzz\n"),
+    ],
+)
+def test_a_misspelt_option_has_its_near_match(tmp_path, arguments, says):
+    """Exit status 2."""
+    result = supervise(*arguments, cwd=tmp_path)
+    assert result.returncode == 2
+    assert result.stderr.endswith(says if says.endswith("\n") else f"{says}\n")
+
+
+def test_run_names_the_child_that_keeps_the_loop(write, tmp_path):
+    """R20: `--watchdog`."""
+    write(
+        "keeps.py",
+        """
+        import time
+
+        async def keeps():
+            time.sleep(2)
+            raise SystemExit(5)
+
+        tree = Supervisor("app", [Child("bad", keeps)])
+        """,
+    )
+    result = supervise("run", "--watchdog", "0.2", "keeps.py", cwd=tmp_path)
+    assert result.returncode == 5
+    assert "by the code of child 'app/bad'" in result.stderr
+    assert "time.sleep(2)" in result.stderr

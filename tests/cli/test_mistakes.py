@@ -317,7 +317,7 @@ MISTAKES = {
     "a child alone": ('Child("a", idle)', "must be a Supervisor or a Pool, got Child('a', idle); put the child into a Supervisor"),
     "a list alone": ('[Child("a", idle)]', "must be a Supervisor or a Pool, got [Child('a', idle)]; put the children into a Supervisor"),
     "a factory": ('lambda: Supervisor("app", [])', "must be a Supervisor or a Pool, got <function <lambda>"),
-    "what open_tree gives": ('open_tree(Supervisor("app", []))', "must be a Supervisor or a Pool, got <contextlib."),
+    "what open_tree gives": ('open_tree(Supervisor("app", []))', "must be a Supervisor or a Pool, got <open_tree of 'app'>"),
     "a name that is not there": ('Supervisor("app", [Child("a", idel)])', "NameError: name 'idel' is not defined"),
     "a misspelt import": ('__import__("supervise", fromlist=["x"]).Supervsor("app", [])', "has no attribute 'Supervsor'"),
     "an exit": ("exit(3)", "ended the program while it was loaded: SystemExit(3)"),
@@ -326,6 +326,10 @@ MISTAKES = {
         "failed to load: ",
     ),
     "a bare BaseException": ("(_ for _ in ()).throw(GeneratorExit())", "failed to load: GeneratorExit"),
+    "a tree that is run": (
+        'run_tree(Supervisor("app", [Child("a", idle)]))',
+        "failed to load: RuntimeError: a tree is started while the file that declares it is loaded: do that under if __name__",
+    ),
     "a trio.run": ("trio.run(idle, 5)", "failed to load: TypeError"),
 }  # fmt: skip
 

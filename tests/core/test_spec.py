@@ -2,16 +2,44 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 from functools import partial, wraps
 
+import attrs
 import pytest
 
-from supervise import Backoff, Child, ChildStopped, Decider, Limit, Mailbox, MailboxFull, Pool, Supervisor
+from supervise import (
+    IGNORE,
+    Backoff,
+    Child,
+    ChildStopped,
+    Decider,
+    Escalate,
+    Limit,
+    Mailbox,
+    MailboxFull,
+    Pool,
+    Restart,
+    Rule,
+    Status,
+    Stop,
+    Supervisor,
+)
 from supervise._core.spec import placed_twice, walk
+from supervise.testing import Fail, FaultPlan, Script
 
 
 async def body(*_):
     """A body."""
+
+
+async def nobody():
+    """A body that takes nothing."""
+
+
+async def somebody(who):
+    """One that takes one thing."""
 
 
 a = Child("a", body)
@@ -148,6 +176,33 @@ NONSENSE = [
     (lambda: Child("a", body, drain=-1), ValueError, "child 'a': drain must be >= 0, got -1"),
     (lambda: Child("a", body, grace="x"), TypeError, "child 'a': grace must be a number, got 'x'"),
     (lambda: Child("a", body, start_timeout=-1), ValueError, "child 'a': start_timeout must be >= 0, got -1"),
+    (lambda: Child("a", body, start_timeout=0), ValueError, "child 'a': start_timeout must be > 0, got 0"),
+    (lambda: Child("a", body, start_warning=0), ValueError, "child 'a': start_warning must be > 0, got 0"),
+    (
+        lambda: Child("a", body, drain=2**63),
+        ValueError,
+        "child 'a': drain must be <= 9223372036854775807, got 9223372036854775808",
+    ),
+    (
+        lambda: Child("a", body, args="x"),
+        TypeError,
+        "child 'a': args must be a tuple or list of arguments, got 'x'",
+    ),
+    (
+        lambda: Pool("p", Child("m", body)).member("m-1", (Child("a", body),)),
+        TypeError,
+        "pool 'p' makes its members from its template: add takes their arguments, got Child('a', body)",
+    ),
+    (
+        lambda: Pool("p", Child("m", nobody)).member("m-1", (1,)),
+        TypeError,
+        "child 'm-1': body is called as nobody(args[0]), but it is nobody(): too many positional arguments",
+    ),
+    (
+        lambda: Pool("p", Child("m", somebody)).member("m-1", ()),
+        TypeError,
+        "pool 'p': child 'm-1': body is called as somebody(), but it is somebody(who): missing a required argument: 'who'",
+    ),
     (lambda: Child("a", body, limit=3), TypeError, "child 'a': limit must be a Limit or None, got 3"),
     (lambda: Child("a", body, backoff=3), TypeError, "child 'a': backoff must be a Backoff or None, got 3"),
     (lambda: Child("a", body, decider={}), TypeError, "child 'a': decider must be a Decider or None, got {}"),
@@ -255,3 +310,133 @@ def test_a_supervisor_knows_the_child_that_is_its_front():
     children = [Child("a", body), Child("b", body)]
     assert Supervisor("s", children, front="b").front_child is children[1]
     assert Supervisor("s", children).front_child is None
+
+
+def copies(value):
+    """In the three ways that there are."""
+    return copy.copy(value), copy.deepcopy(value), pickle.loads(pickle.dumps(value))
+
+
+def test_ignore_is_one_object_however_it_is_copied():
+    """R17: it is known by its identity."""
+    assert all(made is IGNORE for made in copies(IGNORE))
+
+
+def test_a_decider_can_be_copied_and_pickled():
+    """R2: a copy gives the same answers."""
+    decider = Decider(
+        {"net": Restart, OSError: Stop}, rules=[Rule(KeyError, "net", match="x")], default=Escalate
+    ).over(Decider({KeyError: Stop}))
+    for made in copies(decider):
+        assert repr(made) == repr(decider)
+        assert made.directive(OSError(), None) is Stop
+        assert made.tag(KeyError("x")) == "net"
+
+
+def test_specs_and_plans_can_be_copied_and_pickled():
+    """A copy is a spec of its own, which prints the same."""
+    tree = Supervisor(
+        "app", [Child("a", body, args=(1,), decider=Decider({OSError: Stop})), Pool("p", Child("m", body))]
+    )
+    plan = FaultPlan({"app/a": Script(body=Fail(OSError("x"), after=1))})
+    for value in (tree, plan):
+        for made in copies(value):
+            assert repr(made) == repr(value)
+    assert plan == pickle.loads(pickle.dumps(plan))
+
+
+DEPTH = 5_000
+
+
+def test_a_tree_may_be_deep():
+    """Nothing that is asked of a spec goes down by recursion."""
+    spec = bottom = Child("c", body)
+    for _ in range(DEPTH):
+        spec = Supervisor("s", [spec])
+    assert repr(spec).count("Supervisor(") == DEPTH
+    assert sum(1 for _ in walk(spec)) == DEPTH + 1
+    assert repr(bottom) in repr(spec)
+    assert list(placed_twice(spec)) == []
+
+
+def test_a_status_may_be_deep():
+    """R33: nor does a `Status`, printed, compared or hashed."""
+
+    def made(state):
+        status = Status(path="c", kind="child", state=state, incarnation=1)
+        for _ in range(DEPTH):
+            status = Status(path="s", kind="supervisor", state="up", incarnation=1, children=(status,))
+        return status
+
+    status = made("up")
+    assert status == made("up")
+    assert hash(status) == hash(made("up"))
+    assert status != made("down")
+    assert status != status.children[0]
+    assert status != 5
+    assert repr(status).count("Status(") == DEPTH + 1
+
+
+def test_a_status_is_told_from_another_by_each_of_its_fields():
+    """R33: and by how its children stand."""
+    leaf = Status(path="a", kind="child", state="up", incarnation=1)
+    given = {"path": "b", "kind": "pool", "state": "down", "incarnation": 2}
+    for field in attrs.fields(Status):
+        other = attrs.evolve(
+            leaf, **{field.name: given.get(field.name, (leaf,) if field.name == "children" else 7)}
+        )
+        assert other != leaf, field.name
+    one = attrs.evolve(leaf, children=(attrs.evolve(leaf, children=(leaf,)),))
+    assert one != attrs.evolve(leaf, children=(leaf, leaf))
+
+
+def test_a_stack_of_deciders_may_be_deep():
+    """R2: each over the one before."""
+    decider = other = Decider({OSError: Stop})
+    for _ in range(DEPTH):
+        decider = attrs.evolve(Decider(), beneath=decider)
+    assert decider.over(Decider({KeyError: Escalate})).directive(KeyError(), None) is Escalate
+    assert decider.directive(OSError(), None) is other.directive(OSError(), None) is Stop
+    assert repr(decider).count("Decider(") == DEPTH + 1
+
+
+def test_what_contains_itself_is_printed():
+    """With three dots."""
+    args = []
+    args.append(args)
+    assert repr(Child("a", body, args=(args,))) == "Child('a', body, args=[[...]])"
+
+
+class Odd:
+    """A value that can be neither printed nor compared."""
+
+    def __repr__(self):
+        raise RuntimeError
+
+    __eq__ = __hash__ = __bool__ = __repr__
+
+
+def test_a_spec_with_odd_arguments_is_printed():
+    """Whatever they do."""
+    assert (
+        repr(Child("a", body, args=(Odd(),)))
+        == "Child('a', body, args=[<Odd whose repr raised RuntimeError>])"
+    )
+    assert repr(Fail(OSError(Odd()))) == "Fail(OSError(<Odd whose repr raised RuntimeError>))"
+
+
+def test_a_text_or_number_of_ones_own_class_is_taken_as_a_plain_one():
+    """What its class overrides cannot come up later."""
+
+    class Text(str):
+        __slots__ = ()
+        __eq__ = __hash__ = Odd.__repr__
+
+    class Number(float):
+        __add__ = __radd__ = __ge__ = __lt__ = Odd.__repr__
+
+    child = Child(Text("a"), body, restart=Text("transient"), drain=Number(2))
+    kinds = {type(value) for value in (child.name, child.restart)}
+    assert (child.name, child.restart, kinds, type(child.drain)) == ("a", "transient", {str}, float)
+    assert dict(Decider({str(Text("x")): Stop}).table) == {"x": Stop}
+    assert type(Rule(OSError, Text("net")).tag) is str

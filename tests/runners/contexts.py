@@ -22,16 +22,16 @@ os.environ[_MARK] = str(os.getpid())
 @asynccontextmanager
 async def opened(runner, host=HOST, **start):
     """A session, and afterwards the proof that its process is gone."""
-    with trio.fail_after(4 * PATIENCE):
-        async with host.open(runner, **start) as session:
-            pidfd = os.pidfd_open(session.pid)
-            try:
+    pidfd = -1
+    try:
+        with trio.fail_after(4 * PATIENCE):
+            async with host.open(runner, **start) as session:
+                pidfd = os.pidfd_open(session.pid)
                 yield session
-            except BaseException:
-                os.close(pidfd)
-                raise
-        assert is_readable(pidfd)
-        os.close(pidfd)
+            assert is_readable(pidfd)
+    finally:
+        if pidfd >= 0:
+            os.close(pidfd)
 
 
 def is_readable(fd, timeout=0.0):

@@ -523,3 +523,39 @@ class Reads:
         if Path(self.path).read_text() != "weights":
             raise ValueError(self.path)
         return Base(self)
+
+
+@attrs.frozen
+class Lacks:
+    """Its rebuild runs out of memory."""
+
+    def build(self, start):
+        return _Lacks(self)
+
+
+class _Lacks(Base):
+    def rebuild(self, cause):
+        raise MemoryError("no room for another session")
+
+
+@attrs.frozen
+class Closes:
+    """Its `close` does not go well."""
+
+    how: str
+
+    def build(self, start):
+        return _Closes(self)
+
+
+class _Closes(Base):
+    def close(self):
+        match self.spec.how:
+            case "raises":
+                raise ValueError("cannot close")
+            case "exits":
+                sys.exit(3)
+            case "segfaults":
+                ctypes.string_at(0)
+            case "hangs":
+                time.sleep(3600)

@@ -1,5 +1,7 @@
 """What `InlineHost` alone does: async runners, virtual time (D10)."""
 
+import time
+
 import attrs
 import pytest
 import trio
@@ -18,6 +20,7 @@ from runners.errors import (
     NetworkError,
     RateLimited,
     RunnerError,
+    Timeout,
 )
 from runners.hosts.inline import InlineHost
 from runners.scripted import Fault, Faulty, Scripted, expected
@@ -353,43 +356,6 @@ def test_faults_strike_in_an_async_runner_too():
     assert runner.log.events == ["a closed", "b closed", "rebuilt for remote_auth_failure", "closed"]
 
 
-@attrs.frozen
-class Clip:
-    """A request that is no text."""
-
-    request_id: str
-    samples: bytes
-
-
-@attrs.frozen(kw_only=True)
-class Sound(TokenChunk):
-    """A chunk that is no text."""
-
-    samples: bytes
-
-
-class Echo(Clumsy):
-    """Plays back what it gets."""
-
-    def execute(self, batch):
-        for index, sample in enumerate(batch.samples):
-            last = FinishReason.STOP if index == len(batch.samples) - 1 else None
-            yield Sound(
-                request_id=batch.request_id,
-                index=index,
-                token_ids=(0,),
-                finish_reason=last,
-                samples=bytes([sample]),
-            )
-
-
-def test_a_host_knows_of_a_request_its_id_and_of_a_chunk_its_place():
-    """What else they carry is between caller and runner."""
-    items = in_virtual_time(Echo(None), lambda session: whole(session, Clip("r", b"abc")))
-    assert b"".join(item.samples for item in items) == b"abc"
-    assert {item.incarnation for item in items} == {1}
-
-
 def test_a_workers_restart_takes_no_time_in_virtual_time():
     """D1, R15: a worker over an InlineHost is tested by the hour: three poisons, backoffs and all."""
     faults = tuple(Fault("poison", "r", n, n) for n in (1, 2, 3))
@@ -405,3 +371,55 @@ def test_a_workers_restart_takes_no_time_in_virtual_time():
     tokens, seconds = run_virtual(main)
     assert tokens == expected(BATCH, 6)
     assert seconds == pytest.approx(0.5 + 1.0, rel=0.25)
+
+
+@pytest.mark.parametrize(
+    ("spec", "seconds"),
+    [
+        (Scripted(6, delay=600), 3600),
+        (Scripted(6, load_delay=3600), 3600),
+        (Scripted(6, delay=100, load_delay=3000), 3600),
+        (Scripted(6, faults=(Fault("slow", at_token=3, seconds=3600),)), 3600),
+        (Scripted(6, faults=(Fault("slow", at="load", seconds=3600),)), 3600),
+        (Scripted(6, faults=(Fault("slow", at="close", seconds=2),)), 2),
+        (Faulty(Scripted(6, load_delay=3600), (Fault("slow", at="load", seconds=400),)), 4000),
+        (Faulty(Scripted(6, delay=600), (Fault("slow", "r", 2, seconds=400),)), 4000),
+    ],
+)
+def test_a_scripted_runner_waits_on_trios_clock(spec, seconds):
+    """D10: where it is built in a Trio task an hour takes no time, and says the same as anywhere else."""
+
+    async def main():
+        before, real = trio.current_time(), time.monotonic()
+        async with INLINE.open(spec) as session:
+            items = await whole(session)
+        assert ids(items) == expected(BATCH, 6)
+        assert time.monotonic() - real < 60
+        return trio.current_time() - before
+
+    assert run_virtual(main) == pytest.approx(seconds)
+
+
+def test_a_scripted_hang_can_be_left():
+    """D10: on Trio's clock a stream that hangs harms nobody but its own request, which has its deadline."""
+    spec = device_worker("llm", Scripted(6, faults=(Fault("hang", "hangs", 3),)), host=INLINE)
+
+    async def main():
+        async with open_tree(spec, sinks=[]) as tree:
+            with pytest.raises(Timeout):
+                await tree[spec].call(request("hangs", deadline=trio.current_time() + 3600))
+            return (await tree[spec].call(BATCH)).token_ids
+
+    assert run_virtual(main) == expected(BATCH, 6)
+
+
+def test_a_rebuild_of_a_scripted_runner_waits_on_trios_clock():
+    """D7, D10: as its streams do."""
+
+    async def body(session):
+        before = trio.current_time()
+        await session.rebuild(SessionRebuildCause.MANUAL)
+        return trio.current_time() - before
+
+    runner = Scripted(faults=(Fault("slow", at="rebuild", seconds=3600),))
+    assert in_virtual_time(runner, body) == pytest.approx(3600)

@@ -121,6 +121,8 @@ async def test_a_chunk_travels_whole_and_is_stamped():
     async with opened(Says(raw(wire.Step([wire.chunk(0, made)], []))), incarnation=9) as session:
         *_, got = await whole(session)
         assert got == TokenChunk(request_id=BATCH.request_id, incarnation=9, **last)
+        with pytest.raises(ContextDied):
+            await session.receive()
 
 
 @pytest.mark.trio
@@ -216,11 +218,12 @@ async def test_leaving_by_cancellation_closes_the_runner(tmp_path):
 
 @pytest.mark.trio
 async def test_leaving_does_not_wait_for_ever():
-    """A runner that hangs in close is killed at `close_timeout`."""
+    """A runner that hangs in close is killed at `close_timeout`, and that is an error of the end."""
     host = ProcessHost(close_timeout=0.3)
     started = time.monotonic()
-    async with opened(Scripted(faults=(Fault("hang", at="close"),)), host):
-        started = time.monotonic()
+    with pytest.raises(ContextHung, match=r"has not closed its runner within 0.3 s"):
+        async with opened(Scripted(faults=(Fault("hang", at="close"),)), host):
+            started = time.monotonic()
     assert 0.3 <= time.monotonic() - started < PATIENCE
 
 
@@ -382,8 +385,11 @@ async def test_what_is_said_after_a_poison_is_dropped():
         (raw(wire.Rebuilt()), "sent an unexpected Rebuilt frame"),
         (raw(wire.Dropped(0)), "dropped stream 0, not asked to"),
         (raw(wire.ready(RunnerInfo())), "sent an unexpected Ready frame"),
-        (raw(wire.Step([wire.Chunk(5, 0, (), "", None, None)], [])), "spoke of stream 5, never begun"),
-        (raw(wire.Step([wire.Chunk(-1, 0, (), "", None, None)], [])), "spoke of stream -1, never begun"),
+        (raw(wire.Step([wire.Chunk(5, 0, (), "", None, None)], [])), "spoke of stream 5, which is not open"),
+        (
+            raw(wire.Step([wire.Chunk(-1, 0, (), "", None, None)], [])),
+            "spoke of stream -1, which is not open",
+        ),
     ],
 )
 @pytest.mark.parametrize("then", ["exit", "wait"])
@@ -788,13 +794,14 @@ async def test_leaving_answers_a_rebuild():
             with pytest.raises(trio.ClosedResourceError):
                 await session.rebuild(SessionRebuildCause.MANUAL)
 
-        async with opened(
-            Scripted(faults=(Fault("hang", at="rebuild"),)), ProcessHost(close_timeout=0.1)
-        ) as session:
-            nursery.start_soon(ask, session)
-            await trio.testing.wait_all_tasks_blocked()
-            with pytest.raises(RuntimeError, match="under way"):
-                await session.rebuild(SessionRebuildCause.MANUAL)
+        with pytest.raises(ContextHung, match="has not closed"):
+            async with opened(
+                Scripted(faults=(Fault("hang", at="rebuild"),)), ProcessHost(close_timeout=0.1)
+            ) as session:
+                nursery.start_soon(ask, session)
+                await trio.testing.wait_all_tasks_blocked()
+                with pytest.raises(RuntimeError, match="under way"):
+                    await session.rebuild(SessionRebuildCause.MANUAL)
 
 
 @pytest.mark.trio

@@ -299,6 +299,8 @@ def test_a_prompt_that_does_not_fit_concerns_its_own_stream(runner):
     ("batch", "accepted", "message"),
     [
         (request(stop=("a", "")), (), "stop string must not be empty"),
+        (request(stop=("a",) * 65), (), "at most 64 stop strings of 4096 characters in all .* got 65 of 65"),
+        (request(stop=("a" * 4097,)), (), "got 1 of 4097"),
         (request(seed=None), (), "needs a seed, got None"),
         (request(), (5, 104), "from 0 to 103, got 104"),
         (request(), (-1,), "from 0 to 103, got -1"),

@@ -4,6 +4,7 @@ import pickle
 
 import attrs
 import pytest
+import trio
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -22,6 +23,7 @@ from runners.types import (
     WeightsFile,
     WeightsRepository,
     token_chunk,
+    with_release,
 )
 
 counts = st.integers(0, 2**40)
@@ -145,3 +147,66 @@ def test_what_is_worth_another_try():
     for cls in FAMILY:
         if cls.tag is not None and not issubclass(cls, errors.Unrecoverable):
             assert cls.is_retryable is (cls.__name__ not in asked_wrongly), cls
+
+
+def generator(log, chunks=3):
+    try:
+        yield from range(chunks)
+    finally:
+        log.append("closed")
+
+
+@pytest.mark.parametrize("taken", [0, 1, 3, 9])
+def test_what_a_stream_holds_is_released_once_however_it_ends(taken):
+    """D5: closed before it has begun, in the middle, or at its end; a generator's own `finally` would miss the first."""
+    log = []
+    stream = with_release(generator(log), lambda: log.append("released"))
+    for _ in range(taken):
+        next(stream, None)
+    stream.close()
+    stream.close()
+    assert log == ([] if taken == 0 else ["closed"]) + ["released"]
+
+
+def test_what_a_stream_holds_is_released_when_it_or_its_end_raises():
+    """D5: whatever is raised is raised, and the place is free."""
+    log = []
+    stream = with_release(map(int, ["1", "x"]), lambda: log.append("released"))
+    assert next(stream) == 1
+    with pytest.raises(ValueError, match="invalid literal"):
+        next(stream)
+    assert log == ["released"]
+
+    class Clings:
+        def __next__(self):
+            return 1
+
+        __iter__ = None
+
+        def close(self):
+            raise ArithmeticError
+
+    stream = with_release(Clings(), lambda: log.append("again"))
+    with pytest.raises(ArithmeticError):
+        stream.close()
+    assert log == ["released", "again"]
+
+
+@pytest.mark.parametrize("taken", [0, 1, 3, 9])
+def test_so_it_is_of_an_async_stream(taken):
+    """D5: likewise."""
+    log = []
+
+    async def chunks():
+        for index in generator(log):
+            yield index
+
+    async def main():
+        stream = with_release(chunks(), lambda: log.append("released"))
+        for _ in range(taken):
+            await anext(stream, None)
+        await stream.aclose()
+        await stream.aclose()
+
+    trio.run(main)
+    assert log.count("released") == 1

@@ -213,6 +213,34 @@ def test_the_logging_sink_takes_any_logger(caplog):
     assert caplog.records[0].name == "mine"
 
 
+async def collect(event):
+    """No sink: it would have to be awaited."""
+
+
+@pytest.mark.parametrize(
+    ("sinks", "says"),
+    [
+        ([collect], "a sink must be a plain function, and collect is an async function: it is not awaited"),
+        ([5], "a sink must be a function, got 5"),
+        (
+            [lambda: None],
+            "a sink is called as <lambda>(event), but it is <lambda>(): too many positional arguments",
+        ),
+        (print, "sinks must be a list of functions, got <built-in function print>"),
+    ],
+)
+def test_what_is_no_sink_is_refused(sinks, says):
+    """R31: when the tree is opened, in one line, before anything starts."""
+
+    async def main():
+        with pytest.raises(TypeError) as raised:
+            async with open_tree(Supervisor("app", []), sinks=sinks):
+                pass
+        assert str(raised.value).startswith(says)
+
+    run_virtual(main)
+
+
 # --- the grammar
 
 

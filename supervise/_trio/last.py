@@ -1,0 +1,329 @@
+"""What must work when the event loop does not: ending the program, and saying which child keeps the loop.
+
+A child whose code does not yield keeps the loop, and with it every task of ours. So what stands here runs in threads
+and signal handlers, and trusts nothing: standard error may be closed, full, or an object that raises.
+"""
+
+from __future__ import annotations
+
+import _thread
+import faulthandler
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Generator, Iterable
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from queue import Empty, SimpleQueue
+from types import FrameType
+from typing import Any, NoReturn
+
+import trio
+
+from .._core.spec import Child, Pool, Spec
+from .driver import Driver, complain
+from .leaf import Leaf
+
+EX_SOFTWARE = 70
+"""The exit status of a tree that failed."""
+
+_PATIENCE = 0.5  # seconds for what was written to get through: a pipe may be full
+_LOOK = 0.25  # seconds in which a stop that waits for nothing ends at least one child
+_LATE = 1.0  # seconds, after a thread of ours was due, after which something holds it up
+_MOST = 20  # children that are told of one by one
+
+
+def leave(status: int, text: str = "") -> NoReturn:
+    """End the process now, with `text` on standard error if it takes that; nothing in here can wait for long.
+
+    Writing happens in a thread, since it may block. `threading` itself is no use: a signal handler may have interrupted
+    its own bookkeeping.
+    """
+    try:
+        done = _thread.allocate_lock()
+        done.acquire()
+        _thread.start_new_thread(_write_all, (text, done))
+        done.acquire(timeout=_PATIENCE)
+    finally:
+        os._exit(status)
+
+
+def _write_all(text: str, done: _thread.LockType) -> None:
+    try:
+        write(text)
+        with suppress(Exception):
+            sys.stdout.flush()
+    finally:
+        done.release()
+
+
+def write(text: str) -> None:
+    """Put it out on standard error, whatever that is."""
+    with suppress(Exception):  # it may be closed, or None; there is nobody left to tell
+        if text:
+            sys.stderr.write(text)
+        sys.stderr.flush()
+
+
+class HardExit:
+    """Ends the program if the stop of its tree takes too long, whatever the loop does meanwhile (R20).
+
+    It counts from `begin`. A limit that passes while children still end one after the other, without waiting for
+    anything, is extended until none does: a limit of 0 is for a stop that has to wait.
+    """
+
+    def __init__(self, seconds: float, driver: Callable[[], Driver | None]) -> None:
+        self._seconds = min(seconds, threading.TIMEOUT_MAX / 2)
+        self._driver = driver
+        self._words: SimpleQueue[bool] = SimpleQueue()
+        self._begun = False
+
+    @contextmanager
+    def watching(self) -> Generator[None, None, None]:
+        """Have a thread wait for `begin` during the block."""
+        thread = threading.Thread(target=self._wait, name="supervise: hard exit", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            self._words.put(False)
+            if self._begun:
+                faulthandler.cancel_dump_traceback_later()
+
+    def begin(self) -> None:
+        """The tree begins to stop, or ought to: in a signal handler, too."""
+        if self._begun:
+            return
+        self._begun = True
+        self._words.put(True)
+        kick_after(self._seconds + _LATE)
+        with suppress(Exception):
+            # For code in C that neither lets threads run nor looks for signals. This one needs neither, and gives 1.
+            seconds = min(self._seconds + 10 * _LATE, threading.TIMEOUT_MAX / 1e9)
+            faulthandler.dump_traceback_later(seconds, exit=True, file=_nowhere())
+
+    def _wait(self) -> None:
+        if not self._words.get():
+            return
+        left, seconds = -1, self._seconds
+        while self._still_on(seconds):
+            driver = self._driver()
+            before, left = left, -1 if driver is None else len(driver._living)
+            if left == before:
+                leave(EX_SOFTWARE, self._story(driver))
+            seconds = _LOOK
+
+    def _still_on(self, seconds: float) -> bool:
+        try:
+            return self._words.get(timeout=seconds)
+        except Empty:
+            return True
+
+    def _story(self, driver: Driver | None) -> str:
+        try:
+            return f"not stopped within {self._seconds:g} s; {_what_hangs(driver, self._seconds)}"
+        except BaseException as exc:  # noqa: BLE001 - the program is about to end, and says what it can
+            return f"not stopped within {self._seconds:g} s; and what hangs could not be told: {exc!r}\n"
+
+
+def _nowhere() -> Any:
+    """A file to which one may write what nobody is to read; it stays open for as long as the process lives."""
+    global _null  # noqa: PLW0603 - made when first wanted
+    if _null is None:
+        _null = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115 - see above
+    return _null
+
+
+_null: Any = None
+
+
+class Watchdog:
+    """Says which child's code keeps the event loop from turning, for as long as it does."""
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = min(seconds, threading.TIMEOUT_MAX / 2)
+        self._over: SimpleQueue[None] = SimpleQueue()
+        self._turned: SimpleQueue[None] = SimpleQueue()
+
+    @contextmanager
+    def watching(self) -> Generator[None, None, None]:
+        """Have a thread watch the loop of the running task during the block."""
+        where = trio.lowlevel.current_trio_token(), trio.lowlevel.current_root_task(), threading.get_ident()
+        threading.Thread(target=self._watch, args=where, name="supervise: watchdog", daemon=True).start()
+        kick_after(self._seconds + _LATE)
+        try:
+            yield
+        finally:
+            self._over.put(None)
+            self._turned.put(None)
+
+    def _watch(self, token: trio.lowlevel.TrioToken, root: trio.lowlevel.Task | None, main: int) -> None:
+        with suppress(trio.RunFinishedError):
+            while not _comes(self._over, self._seconds / 4):
+                token.run_sync_soon(self._turned.put, None)
+                kick_after(self._seconds + _LATE)
+                self._wait_for_turn(root, main)
+
+    def _wait_for_turn(self, root: trio.lowlevel.Task | None, main: int) -> None:
+        began, patience, told = time.monotonic(), self._seconds, False
+        while not _comes(self._turned, patience):
+            late = time.monotonic() - began
+            if not told and late > patience + _LATE and _comes(self._turned, _LATE):
+                return  # it was the process that did not run: it was stopped, say
+            told = True
+            who, stack = _who_runs(root, main)
+            complain(
+                logging.ERROR,
+                f"the event loop has been blocked for {late:.3g} s by the code of {who}:\n{stack}",
+            )
+            patience = late
+        if told:
+            complain(logging.WARNING, f"the event loop turns again, after {time.monotonic() - began:.3g} s")
+
+
+def _comes(queue: SimpleQueue[None], seconds: float) -> bool:
+    """Whether something comes in time."""
+    try:
+        queue.get(timeout=seconds)
+    except Empty:
+        return False
+    return True
+
+
+# --- code in C that keeps the interpreter's lock
+
+
+@contextmanager
+def kicks() -> Generator[None, None, None]:
+    """Let SIGALRM interrupt what keeps the interpreter to itself, if nobody else uses that signal.
+
+    Code in C that holds the lock, a long search with `re` say, lets no thread run; but some of it looks for signals. The
+    handler waits for a moment, and that lets the threads run. The timer is only ever due if one of them is late.
+    """
+    free = signal.getsignal(signal.SIGALRM) is signal.SIG_DFL and signal.getitimer(signal.ITIMER_REAL)[0] == 0
+    if free:
+        signal.signal(signal.SIGALRM, _let_threads_run)
+    try:
+        yield
+    finally:
+        if free and signal.getsignal(signal.SIGALRM) is _let_threads_run:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, signal.SIG_DFL)
+
+
+def _let_threads_run(number: int, frame: FrameType | None) -> None:  # noqa: ARG001 - as a handler is called
+    time.sleep(0.05)
+
+
+def kick_after(seconds: float) -> None:
+    """Kick then, and again and again; a later one does not put off an earlier one."""
+    if signal.getsignal(signal.SIGALRM) is not _let_threads_run:
+        return
+    with suppress(OSError, OverflowError):  # further away than the kernel counts
+        signal.setitimer(signal.ITIMER_REAL, max(seconds, 0.01), 0.5)
+
+
+# --- what is said
+
+
+def _who_runs(root: trio.lowlevel.Task | None, thread: int) -> tuple[str, str]:
+    """Whose code a thread runs, as far as tasks go, and the stack of it."""
+    frame = sys._current_frames().get(thread)
+    if frame is not None and frame.f_code is _let_threads_run.__code__:
+        frame = frame.f_back
+    frames: list[FrameType] = []
+    while frame is not None:
+        frames.append(frame)
+        frame = frame.f_back
+    known = {id(frame): place for place, frame in enumerate(frames)}
+    for task in tasks_below(root):
+        place = known.get(id(getattr(task.coro, "cr_frame", None)))
+        if place is not None:
+            its = reversed([(each, each.f_lineno) for each in frames[: place + 1]])
+            return _owner(task), "".join(traceback.StackSummary.extract(its).format())
+    its = reversed([(each, each.f_lineno) for each in frames])
+    return "no task", "".join(traceback.StackSummary.extract(its).format())
+
+
+def _owner(task: trio.lowlevel.Task) -> str:
+    """The node that a task belongs to: the nearest task above it that is one's own."""
+    above: trio.lowlevel.Task | None = task
+    while above is not None:
+        code = getattr(above.coro, "cr_code", None)
+        if code is Leaf.live.__code__:
+            return f"child {above.name!r}"
+        if code is Driver._host.__code__:
+            return f"the init of {above.name!r}"
+        above = None if above.parent_nursery is None else above.parent_nursery.parent_task
+    return f"task {task.name!r}, which belongs to no child"
+
+
+def tasks_below(root: trio.lowlevel.Task | None) -> list[trio.lowlevel.Task]:
+    """A task and all below it."""
+    found = [] if root is None else [root]
+    for task in found:
+        found += [child for nursery in task.child_nurseries for child in nursery.child_tasks]
+    return found
+
+
+def stacks(tasks: Iterable[trio.lowlevel.Task]) -> str:
+    """The stacks of tasks, by name."""
+    parts = []
+    for task in tasks:
+        frames = traceback.StackSummary.extract(task.iter_await_frames())
+        parts.append(f"{task.name}\n{''.join(frames.format())}")
+    return "\n".join(parts)
+
+
+def _what_hangs(driver: Driver | None, seconds: float) -> str:
+    """The children that are being stopped and are still there, the overdue ones first, and where they are."""
+    if driver is None:
+        return "the tree had not even begun to start\n"
+    leaves = list(driver._living)
+    told = [leaf for leaf in leaves if leaf.stopping or leaf._node.state in ("stopping", "releasing")]
+    told.sort(key=lambda leaf: not leaf._cancelled)
+    parts = ["still there:\n" if told else "no child had been told to stop yet:\n"]
+    for leaf in (told or leaves)[:_MOST]:
+        its = [] if leaf._task is None else tasks_below(leaf._task)
+        parts.append(f"\n{leaf.path} #{leaf.incarnation}: {_how_far(leaf)}\n{stacks(its)}")
+    if len(told or leaves) > _MOST:
+        parts.append(f"\nand {len(told or leaves) - _MOST} more\n")
+    if told and len(leaves) > len(told):
+        parts.append(f"\n{len(leaves) - len(told)} other children had not been told to stop yet\n")
+    who, stack = _who_runs(driver.root_task, threading.main_thread().ident or 0)
+    if who != "no task":
+        parts.append(f"\nthe event loop is blocked by the code of {who}:\n{stack}")
+    declared = drains(driver.forest.root.spec)
+    if declared > seconds:
+        parts.append(
+            f"\nthe declared drains add up to {declared:g} s, more than the limit of {seconds:g} s\n"
+        )
+    return "".join(parts)
+
+
+def _how_far(leaf: Leaf) -> str:
+    if leaf._cancelled:
+        return "cancelled, and it has not yielded"
+    if leaf.stopping:
+        return f"draining, for up to {leaf._spec.drain:g} s"
+    return "leaving its resource" if leaf._node.state in ("stopping", "releasing") else leaf._node.state
+
+
+def drains(root: Spec) -> float:
+    """How long an ordered stop of what is declared may drain: one child after the other, but the members of a pool at once."""
+    order: list[Spec] = [root]
+    for spec in order:
+        order += [spec.template] if isinstance(spec, Pool) else getattr(spec, "children", ())
+    known: dict[Spec, float] = {}
+    for spec in reversed(order):
+        if isinstance(spec, Child):
+            known[spec] = spec.drain
+        elif isinstance(spec, Pool):
+            known[spec] = known[spec.template]
+        else:
+            known[spec] = sum(known[child] for child in spec.children)
+    return known[root]

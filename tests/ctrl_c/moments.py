@@ -1,0 +1,277 @@
+"""Real SIGINTs at random moments, to processes that are busy in the library."""
+
+from __future__ import annotations
+
+import os
+import random
+import select
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import trio
+import trio.lowlevel
+
+from supervise import Child, Decider, Limit, Pool, Resume, Supervisor, current_child, stop_requested
+from supervise.errors import CallLost, ChildStopped, Refused
+
+from .programs import Boom, fails
+from .verdict import Program, Scene, judge
+
+PATIENCE = 30.0
+"""Seconds after which a program that was interrupted hangs."""
+
+LATEST = 0.04
+"""Seconds within which it is interrupted."""
+
+BUSY: dict[str, Program] = {}
+
+
+def busy(fn: Program) -> Program:
+    """Have it interrupted. It has to go on until it is."""
+    BUSY[fn.__name__] = fn
+    return fn
+
+
+class Kept:
+    """A resource that counts; nothing interrupts it between its count and its caller."""
+
+    def __init__(self, scene: Scene, name: str) -> None:
+        self._lives = scene.lives
+        self._name = name
+
+    @trio.lowlevel.enable_ki_protection
+    async def __aenter__(self) -> None:
+        await trio.lowlevel.checkpoint()
+        self._lives[self._name] = self._lives.get(self._name, 0) + 1
+
+    @trio.lowlevel.enable_ki_protection
+    async def __aexit__(self, *_: object) -> None:
+        self._lives[self._name] -= 1
+        await trio.lowlevel.checkpoint()
+
+
+def drained(name: str) -> Child:
+    """A child that drains for a moment."""
+
+    async def body() -> None:
+        await stop_requested()
+        await trio.sleep(0.001)
+
+    return Child(name, body, drain=30)
+
+
+async def replies(inbox: Any) -> None:
+    """Reply to each message with what it says."""
+    async for message in inbox:
+        message.reply(message.value)
+
+
+@busy
+async def crashes(scene: Scene) -> None:
+    """Crash loops of two children."""
+    children = [drained("steady"), fails(scene, "a", 10**9), fails(scene, "b", 10**9)]
+    async with scene.tree(Supervisor("app", children, limit=None)):
+        await trio.sleep_forever()
+
+
+@busy
+async def calls(scene: Scene) -> None:
+    """Calls, as fast as it goes."""
+    async with scene.tree(
+        Supervisor("app", [drained("steady"), Child("server", replies, mailbox=4)])
+    ) as tree:
+        while True:
+            await tree["app/server"].call(1)
+
+
+@busy
+async def callers(scene: Scene) -> None:
+    """Several callers in children, with one that gives up again and again."""
+
+    async def client() -> None:
+        while True:
+            try:
+                await current_child().tree["app/server"].call(1)
+            except ChildStopped:
+                await trio.sleep_forever()
+
+    async def hasty() -> None:
+        while True:
+            with trio.move_on_after(0.0001):
+                await client()
+
+    children = [drained("steady"), Child("server", replies, mailbox=1)]
+    children += [Child(f"client-{number}", client) for number in range(4)]
+    async with scene.tree(Supervisor("app", [*children, Child("hasty", hasty)])):
+        await trio.sleep_forever()
+
+
+@busy
+async def streams(scene: Scene) -> None:
+    """Streams with a small buffer."""
+
+    async def server(inbox: Any) -> None:
+        async for message in inbox:
+            for item in range(5):
+                await message.send(item)
+            message.reply()
+
+    async with scene.tree(Supervisor("app", [drained("steady"), Child("server", server, mailbox=4)])) as tree:
+        while True:
+            async with tree["app/server"].stream(1, buffer=2) as stream:
+                async for _ in stream:
+                    pass
+
+
+@busy
+async def churn(scene: Scene) -> None:
+    """Members of a pool come and go."""
+    members = Pool("members", Child("member", trio.sleep, restart="transient"))
+    async with scene.tree(Supervisor("app", [drained("steady"), members], limit=None)) as tree:
+        while True:
+            await tree["app/members"].add(0)
+
+
+@busy
+async def requests(scene: Scene) -> None:
+    """A child is stopped and started again, another is added and removed."""
+    async with scene.tree(Supervisor("app", [drained("steady"), drained("other")])) as tree:
+        while True:
+            await tree["app/other"].stop()
+            await tree["app/other"].restart()
+            added = await tree.root.add(Child("added", trio.sleep_forever))
+            await added.stop()
+            await added.remove()
+
+
+@busy
+async def resources(scene: Scene) -> None:
+    """Restarts and Resumes with a resource."""
+    left = [0]
+
+    async def body(_: object) -> None:
+        left[0] += 1
+        await trio.lowlevel.checkpoint()
+        raise Boom if left[0] % 3 else LookupError
+
+    decider = Decider({LookupError: Resume})
+    kept = Child("kept", body, resource=lambda: Kept(scene, "kept"), decider=decider)
+    async with scene.tree(Supervisor("app", [drained("steady"), kept], limit=None)):
+        await trio.sleep_forever()
+
+
+@busy
+async def groups(scene: Scene) -> None:
+    """Groups of nested supervisors restart, limits are passed."""
+    inner = Supervisor("inner", [fails(scene, "x", 10**9), drained("y")], limit=Limit(2))
+    other = Supervisor("other", [drained("p"), fails(scene, "q", 10**9)], strategy="one_for_all", limit=None)
+    async with scene.tree(Supervisor("app", [drained("steady"), inner, other], limit=None)):
+        await trio.sleep_forever()
+
+
+@busy
+async def losses(scene: Scene) -> None:
+    """A server that dies with messages in hand; one message is put back each time."""
+
+    async def server(inbox: Any) -> None:
+        async for message in inbox:
+            if message.value == "die":
+                raise Boom
+            message.reply(message.value)
+
+    spec = Supervisor("app", [drained("steady"), Child("server", server, mailbox=4)], limit=None)
+    async with scene.tree(spec) as tree:
+        while True:
+            try:
+                await tree["app/server"].call("die")
+            except CallLost:
+                pass
+
+
+@busy
+async def trees(scene: Scene) -> None:
+    """Trees are opened and left again."""
+    while True:
+        async with scene.tree(Supervisor("app", [drained("steady"), drained("other")])) as tree:
+            try:
+                await tree["app/other"].remove()
+            except Refused:
+                pass
+        scene.seen.clear()
+        scene.trees.clear()
+
+
+def work() -> None:
+    """A process that runs one program after another, each until it is interrupted; it is told which on standard input."""
+    for line in sys.stdin:
+        scene, raised = Scene(), None
+        try:
+            print("go", flush=True)
+            trio.run(BUSY[line.strip()], scene)
+        except BaseException as exc:
+            raised = exc
+        wrong = judge(scene, raised)
+        print(repr(wrong) if wrong else "well", flush=True)
+
+
+def campaign(times: int, *, seed: int = 0, quiet: bool = False) -> int:
+    """Interrupt a program so many times. Gives how many ended badly."""
+    chance, worker = random.Random(seed), None
+    ended: Counter[str] = Counter()
+    for number in range(times):
+        name = list(BUSY)[number % len(BUSY)]
+        worker = worker or _worker()
+        verdict = _interrupt(worker, name, chance.random() * LATEST)
+        if verdict != "well":
+            print(f"{name}: {verdict}", flush=True)
+            worker.kill()
+            worker.wait()
+            worker = None
+        ended[name] += verdict != "well"
+        if sys.stderr.isatty():
+            sys.stderr.write(f"\r{number + 1} of {times}, {ended.total()} badly\033[K")
+    if worker is not None:
+        worker.communicate()
+    if not quiet:
+        print(f"{times} interrupted at random moments, {ended.total()} ended badly {dict(+ended)}")
+    return ended.total()
+
+
+def _worker() -> subprocess.Popen[str]:
+    root = Path(__file__).parents[2]
+    command = [sys.executable, "-c", _WORK]
+    return subprocess.Popen(
+        command,
+        cwd=root,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        bufsize=1,
+    )
+
+
+_WORK = """
+import signal
+signal.signal(signal.SIGINT, signal.default_int_handler)
+from tests.ctrl_c.moments import work
+work()
+"""
+
+
+def _interrupt(worker: subprocess.Popen[str], name: str, after: float) -> str:
+    assert worker.stdin is not None
+    assert worker.stdout is not None
+    worker.stdin.write(f"{name}\n")
+    said = worker.stdout.readline()
+    if said != "go\n":
+        return f"said {said!r}"
+    time.sleep(after)
+    os.kill(worker.pid, 2)
+    if not select.select([worker.stdout], [], [], PATIENCE)[0]:
+        return "hangs"
+    return worker.stdout.readline().strip() or "the process died"

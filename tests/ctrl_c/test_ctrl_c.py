@@ -1,0 +1,68 @@
+"""A sample of `python -m tests.ctrl_c`."""
+
+import random
+
+import pytest
+
+from .moments import BUSY, campaign
+from .programs import PROGRAMS
+from .strike import Striker
+from .verdict import FOLDERS, Scene, judge, run, tidy
+
+LINES = 60
+PAIRS = 15
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_an_interrupt_at_any_line_stops_the_tree_in_order_and_leaves_bare(name):
+    """R4: whichever line of ours it strikes, and whatever the tree is doing there."""
+    program, chance = PROGRAMS[name], random.Random()
+    problem, plain = run(program)
+    assert problem is None
+    for line in sorted(chance.sample(range(1, plain.lines + 1), LINES)):
+        problem, striker = run(program, [line])
+        if problem is not None:
+            tidy()
+        assert problem is None, f"at line {line}, {striker.struck}"
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_a_second_interrupt_anywhere_leaves_nothing_behind_either(name):
+    """R4: draining ends with it, but the order, every event and the bare exception stay."""
+    program, chance = PROGRAMS[name], random.Random()
+    _, plain = run(program)
+    for _ in range(PAIRS):
+        first = chance.randint(1, plain.lines)
+        lines = [first, first + chance.randint(1, 300)]
+        problem, striker = run(program, lines)
+        if problem is not None:
+            tidy()
+        assert problem is None, f"at lines {lines}, {striker.struck}"
+
+
+@pytest.mark.slow
+def test_real_signals_at_random_moments_stop_busy_trees_in_order():
+    """R4: two for each of the busy programs."""
+    assert campaign(2 * len(BUSY), seed=random.getrandbits(32), quiet=True) == 0
+
+
+def test_the_search_strikes_each_line_once_and_at_the_same_place():
+    """A program runs the same lines each time, or the search would miss some of them."""
+    program = PROGRAMS["crash_loop"]
+    _, plain = run(program)
+    assert plain.lines > 1000
+    assert run(program)[1].lines == plain.lines
+    first, second = (run(program, [700])[1].struck for _ in range(2))
+    assert first == second
+    assert len(first) == 1
+
+
+def test_the_search_finds_what_it_is_there_to_find():
+    """An exception in a group, none at all, an open life and a broken order are violations."""
+    scene = Scene()
+    assert judge(scene, KeyboardInterrupt()) is None
+    assert judge(scene, None) == "swallowed"
+    assert "leaves as" in judge(scene, BaseExceptionGroup("", [KeyboardInterrupt()]))
+    with scene.life("open"):
+        assert judge(scene, KeyboardInterrupt()) == "never closed: ['open']"
+    assert Striker(FOLDERS).lines == 0

@@ -1,0 +1,128 @@
+"""Contexts that say whatever they like: the parent's loop, its memory and its verdicts (D9, D10).
+
+`python -m tests.rogue --examples 100000` plays as many scripts as it is told to; here are some hundred, and those that
+have once done harm.
+"""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from runners.hosts import wire
+
+from .grammar import Bytes, Chunk, Cut, Honest, Many, Script, Waits, packed, scripts
+from .play import Turns, play
+
+
+def script(*acts, ends="silent", leaves=0, rebuilds=0, incarnations=1, loads=True, at_once=False):
+    return Script(loads, at_once, acts, ends, incarnations, rebuilds, leaves)
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
+@given(scripts, st.integers(0, 2**32))
+def test_whatever_a_context_says(drawn, seed):
+    """D10, D9: the loop is never held, memory is bounded, each request has an end that says why, and in time."""
+    play(drawn, seed)
+
+
+STEP = Honest("step")
+OF_NOTHING = Bytes(packed(wire.Step([], [])))
+LACK = wire.Error("OutOfMemory", "none left", None, "")
+DROPPED = Bytes(packed(wire.Dropped(0)))
+LATE = Chunk(stream=0, ahead=0, ids=1, text=1, last=False)
+
+
+@pytest.mark.parametrize(
+    "acts",
+    {
+        "steps of nothing, without end": (Many(OF_NOTHING, 0),),
+        "a step, then steps of nothing": (STEP, Many(OF_NOTHING, 0)),
+        "chunks of a stream never begun": (Many(Chunk(-1, 0, 1, 1, last=False), 0),),
+        "chunks of a stream that has ended": (Honest("finish"), Many(Bytes(packed(wire.Step([wire.Chunk(0, 9, (1,), "", None, None)], []))), 0)),
+        "drops nobody asked for": (Many(DROPPED, 0),),
+        "lacks of memory nobody had": (Many(Bytes(packed(wire.Broken(LACK, ()))), 0),),
+        "it has rebuilt, unasked": (Many(Bytes(packed(wire.Rebuilt())), 0),),
+        "it is closed, unasked": (Many(Bytes(packed(wire.Closed())), 0),),
+        "it is loaded, again": (Bytes(packed(wire.Ready(1, False, False, "", "local", None, (0.0, 0.0)))),),
+        "a frame of 4 GB": (Cut(2**32 - 1, 100),),
+        "a frame that is a byte too long": (Cut(wire.MAX_FRAME + 1, 0),),
+        "a step of many streams that is long": (Bytes(packed(wire.Step([wire.Chunk(0, 0, (1,), "x" * 200_000, None, None)] * 3, []))),),
+        "70,000 tokens at once": (Bytes(packed(wire.Step([wire.Chunk(0, 0, (1,) * 70_000, "", None, None)], []))),),
+        "5,000 streams at once": (Bytes(packed(wire.Step([wire.Chunk(0, 0, (1,), "", None, None)] * 5000, []))),),
+        "bytes without end": (Many(Bytes(b"\xff" * 1000), 0),),
+    }.items(),
+    ids=lambda item: item[0],
+)  # fmt: skip
+@pytest.mark.parametrize("seed", range(3))
+def test_what_the_protocol_forbids_is_the_end_of_the_context(acts, seed):
+    """D10: at once, without waiting for a deadline; whoever may move goes on in the next, which is well."""
+    played = play(script(*acts[1]), seed)
+    assert played.ends["a"] == played.ends["b"] == "completed"
+    assert played.ends["late"] == "completed"  # within a second
+    assert played.failures == ["ProtocolError"]
+
+
+@pytest.mark.parametrize(
+    "acts",
+    {
+        "nothing": (),
+        "half a frame": (Cut(1000, 100),),
+        "a long frame, byte by byte": (Cut(wire.MAX_FRAME, 2**18), Many(Bytes(b"\x93"), 0)),
+        "a pause": (Waits(100.0),),
+    }.items(),
+    ids=lambda item: item[0],
+)
+def test_what_makes_no_progress_ends_at_the_deadline(acts):
+    """D9: however much it says."""
+    played = play(script(*acts[1]))
+    assert played.ends["a"] == played.ends["b"] == "completed"
+    assert played.ends["late"] == "Timeout"
+    assert played.failures == ["ContextHung"]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_stream_that_was_dropped_does_not_keep_a_context_alive(seed):
+    """D9: a context that makes chunks of it without end, and never says that it has dropped it, makes no progress."""
+    late = Chunk("leaves", 0, 1, 1, last=False)
+    played = play(script(STEP, STEP, Waits(0.01), Many(late, 0), leaves=1, at_once=False), seed)
+    assert played.ends["leaves"] == "left"
+    assert played.ends["a"] == played.ends["b"] == "completed"
+    assert played.failures in (
+        ["ContextHung"],
+        ["ProtocolError"],
+    )  # the latter where it never had that stream
+
+
+def test_what_goes_on_with_a_new_stream_has_dropped_the_old_one():
+    """D9: it has read the drop before it could begin that one; if it says nothing of it, it would be kept in mind for ever."""
+    silent = (STEP, Waits(0.01), STEP, Waits(0.01), STEP, STEP, STEP, Waits(0.1), STEP)
+    played = play(script(*silent, leaves=1))
+    assert played.failures == ["ProtocolError"]
+    assert played.ends["a"] == played.ends["b"] == "completed"
+
+
+def test_a_slow_context_that_makes_progress_is_well():
+    """D9: each deadline counts from the last progress."""
+    steps = (Honest("answer"), STEP, Waits(1.5)) * 12
+    played = play(script(*steps, ends="well"))
+    assert played.failures == []
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_rebuilds_are_answered_by_a_context_that_does_not(seed):
+    """D7, D9: at the deadline of a rebuild."""
+    played = play(script(STEP, rebuilds=2), seed)
+    orders = [outcome.ended for outcome in played.outcomes if outcome.name == "rebuild"]
+    assert set(orders) <= {"ContextHung", "RebuildSuperseded", "done"}
+
+
+def test_turns_are_counted():
+    """The count sees what is read without a turn for the others."""
+    turns = Turns()
+    turns.before_task_step(None)
+    turns.frames += 500
+    turns.after_task_step(None)
+    turns.before_task_step(None)
+    assert (turns.frames, turns.most_frames) == (0, 500)

@@ -1,0 +1,444 @@
+"""The device worker: requests nobody waits for, rebuilds that cross, causes, what is kept, and how it drains."""
+
+import gc
+import weakref
+
+import pytest
+import trio
+from rogues import Closes, Lacks
+from sessions import HOSTS, every_host
+from stage import (
+    PUPPET,
+    Caller,
+    Stage,
+    batch,
+    callers,
+    serving,
+    until,
+    worker_leaves_nothing,  # noqa: F401 - autouse: to be imported is its use
+)
+
+from runners import record
+from runners.errors import (
+    ContextHung,
+    ContextLost,
+    ContextPoisoned,
+    OutOfMemory,
+    RebuildSuperseded,
+    RunnerError,
+    SessionRebuild,
+    WorkerDown,
+    WorkerStopping,
+)
+from runners.hosts.process import ProcessHost
+from runners.scripted import Scripted
+from runners.types import SessionRebuildCause
+from runners.worker import device_worker, rebuild, report_poison
+from supervise import Restart, Resume, events, open_tree
+
+POISONED = SessionRebuildCause.CONTEXT_POISONED
+
+
+class Operator:
+    """Orders a rebuild, and keeps what came of it."""
+
+    def __init__(self, cause=SessionRebuildCause.MANUAL):
+        self.cause = cause
+        self.result = None
+
+    async def run(self, worker):
+        try:
+            self.result = await rebuild(worker, self.cause)
+        except Exception as error:
+            self.result = error
+
+
+# --- D7: rebuilds
+
+
+@pytest.mark.trio
+async def test_a_rebuild_that_is_ordered_during_another_waits_for_it():
+    """D7: both are answered, each by a rebuild of its own, and the context lives."""
+    stage = Stage()
+    async with serving(PUPPET, host=stage) as scene, trio.open_nursery() as nursery:
+        act = await stage.act(1)
+        first, second = Operator(), Operator()
+        nursery.start_soon(first.run, scene.worker)
+        await act.is_asked_to_rebuild()
+        nursery.start_soon(second.run, scene.worker)
+        await trio.testing.wait_all_tasks_blocked()
+        assert len(act.rebuilds) == 1
+        act.is_rebuilt()
+        await act.is_asked_to_rebuild(2)
+        assert first.result.incarnation == 1
+        act.is_rebuilt()
+        await until(lambda: second.result)
+        assert second.result.incarnation == 1
+        assert scene.decisions() == [(SessionRebuild, Resume)] * 2
+
+
+@pytest.mark.trio
+async def test_a_storm_of_rebuilds_is_answered_one_by_one():
+    """D7: of fifty that come while one is carried out the last one waits, and the others are told so."""
+    stage = Stage()
+    async with serving(PUPPET, host=stage, limit=None) as scene, trio.open_nursery() as nursery:
+        act = await stage.act(1)
+        operators = [Operator() for _ in range(50)]
+        nursery.start_soon(operators[0].run, scene.worker)
+        await act.is_asked_to_rebuild()
+        for operator in operators[1:]:
+            nursery.start_soon(operator.run, scene.worker)
+        await trio.testing.wait_all_tasks_blocked()
+        act.is_rebuilt()
+        await act.is_asked_to_rebuild(2)
+        act.is_rebuilt()
+        await until(lambda: all(operator.result for operator in operators))
+        superseded = [o for o in operators if type(o.result) is RebuildSuperseded]
+        assert len(superseded) == 48
+        assert len(act.rebuilds) == 2
+
+
+@pytest.mark.trio
+async def test_a_restart_that_is_ordered_during_a_rebuild_overtakes_it():
+    """D7: whoever waits for the rebuild is told that it was superseded, and the restart is made once."""
+    stage = Stage()
+    async with serving(PUPPET, host=stage) as scene, trio.open_nursery() as nursery:
+        act = await stage.act(1)
+        first, second = Operator(), Operator(POISONED)
+        nursery.start_soon(first.run, scene.worker)
+        await act.is_asked_to_rebuild()
+        nursery.start_soon(second.run, scene.worker)
+        await stage.act(2)
+        await until(lambda: first.result and second.result)
+        assert type(first.result) is RebuildSuperseded
+        assert second.result.incarnation == 2
+        assert scene.decisions() == [(SessionRebuild, Resume), (ContextPoisoned, Restart)]
+
+
+@pytest.mark.parametrize("_", range(8))
+@pytest.mark.trio
+async def test_a_rebuild_that_is_done_as_a_restart_is_ordered_leaves_neither_waiting(_):
+    """D7: in the same turn, in Trio's random order, both are answered, and the restart is made."""
+    stage = Stage()
+    async with serving(PUPPET, host=stage) as scene, trio.open_nursery() as nursery:
+        act = await stage.act(1)
+        first = Operator()
+        nursery.start_soon(first.run, scene.worker)
+        await act.is_asked_to_rebuild()
+        wish = (await scene.worker.ready())._context.ask(POISONED)
+        act.is_rebuilt()
+        await wish.answered.wait()
+        await until(lambda: first.result)
+        assert wish.outcome == "ended"
+        await scene.incarnation(2)
+
+
+@every_host
+@pytest.mark.trio
+async def test_a_rebuild_without_enough_memory_says_so_and_is_a_restart(host):
+    """D7, D5: the operator gets OutOfMemory; there is no session left to resume, so the context is made anew."""
+    async with serving(Lacks(), host=host) as scene:
+        with pytest.raises(OutOfMemory, match="no room"):
+            await rebuild(scene.worker)
+        state = await scene.incarnation(2)
+        (caller,) = callers("a", most=2)
+        await caller.run(scene.worker)
+        assert caller.error is None
+        assert state.incarnation == 2
+        assert scene.decisions() == [(SessionRebuild, Resume), (ContextPoisoned, Restart)]
+        assert isinstance(scene.of(events.Failed)[1].exc.__cause__, OutOfMemory)
+
+
+# --- D5, D6: requests that nobody waits for
+
+
+@pytest.mark.trio
+async def test_a_request_nobody_waits_for_does_not_come_between_others():
+    """D5: sent with `on_loss="fail"`, it is open when memory runs out for another; all else goes on."""
+    stage = Stage()
+    async with serving(PUPPET, host=stage) as scene, trio.open_nursery() as nursery:
+        act = await stage.act(1)
+        await scene.worker.send(batch("sent"), on_loss="fail")
+        await scene.worker.send(batch("kept"))
+        victim, other = callers(["victim", "other"])
+        for caller in (victim, other):
+            await nursery.start(caller.run, scene.worker)
+        await act.has("sent", "kept", "victim", "other")
+        act.runs_out_of_memory("victim")
+        await until(lambda: victim.error)
+        assert type(victim.error) is OutOfMemory
+        act.makes("sent")
+        act.makes("kept", last=True)
+        act.makes("other", last=True)
+        await other.over.wait()
+        assert other.ids == (0,)
+        assert scene.decisions() == [(OutOfMemory, Resume)]
+        assert set(act.open) == {"sent"}
+        nursery.cancel_scope.cancel()
+
+
+@pytest.mark.trio
+async def test_a_request_nobody_waits_for_moves_or_ends_as_it_was_sent():
+    """D6: begun and sent with `on_loss="fail"` it ends with its context; not begun, or sent otherwise, it moves."""
+    stage = Stage()
+    async with serving(PUPPET, host=stage) as scene:
+        act = await stage.act(1)
+        for name, options in (("fails", {"on_loss": "fail"}), ("waits", {"on_loss": "fail"}), ("moves", {})):
+            await scene.worker.send(batch(name), **options)
+        await act.has("fails", "waits", "moves")
+        act.makes("fails")
+        act.makes("moves")
+        await trio.testing.wait_all_tasks_blocked()
+        report_poison(scene.worker, "from outside", 1)
+        second = await stage.act(2)
+        await second.has("waits")
+        second.makes("waits")
+        await second.has("waits", "moves")
+        assert second.open["moves"][1] == (0,)
+
+
+# --- R31: what is kept
+
+
+@pytest.mark.trio
+async def test_a_stream_does_not_keep_the_contexts_it_has_been_in():
+    """R31: a stream that lives through many contexts holds on to the one it is in."""
+    stage = Stage()
+    spec = device_worker("llm", PUPPET, host=stage, limit=None, backoff=None)
+    async with open_tree(spec, sinks=[]) as tree, trio.open_nursery() as nursery:
+        (caller,) = callers("a")
+        await nursery.start(caller.run, tree[spec])
+        gone = []
+        for number in range(1, 21):
+            act = await stage.act(number)
+            await act.has("a")
+            gone.append(weakref.ref(act))
+            act.makes("a", index=number - 1)
+            await until(lambda number=number: len(caller.ids) == number)
+            act.fails(ContextPoisoned("x"))
+            stage.acts[number - 1] = None
+        await stage.act(21)
+        del act
+        gc.collect()
+        assert sum(ref() is not None for ref in gone) <= 1  # the frames of the last failure may hold its own
+        nursery.cancel_scope.cancel()
+
+
+@pytest.mark.trio
+async def test_the_caller_of_a_moved_stream_frees_the_place_it_has_now():
+    """D6: whoever leaves is told of to the context in which the stream is open, and to no other."""
+    stage = Stage()
+    async with serving(PUPPET, host=stage) as scene, trio.open_nursery() as nursery:
+        (caller,) = callers("a")
+        await nursery.start(caller.run, scene.worker)
+        first = await stage.act(1)
+        await first.has("a")
+        first.fails(ContextPoisoned("x"))
+        second = await stage.act(2)
+        await second.has("a")
+        dropped = list(first.dropped)
+        caller.scope.cancel()
+        await until(lambda: second.dropped)
+        assert (first.dropped, second.dropped) == (dropped, ["a"])
+
+
+@pytest.mark.trio
+async def test_the_caller_of_a_stream_between_two_contexts_leaves_in_peace():
+    """D6: it is open in neither, so there is no place to free; the old one is gone."""
+    stage = Stage()
+    async with serving(PUPPET, host=stage) as scene, trio.open_nursery() as nursery:
+        a, b = callers("ab")
+        for caller in (a, b):
+            await nursery.start(caller.run, scene.worker)
+        first = await stage.act(1)
+        await first.has("a", "b")
+        first.fails(ContextPoisoned("x"))
+        second = await stage.act(2)
+        await second.has("a")  # on trial, while the other waits
+        b.scope.cancel()
+        await b.over.wait()
+        second.makes("a", last=True)
+        await a.over.wait()
+        assert a.ids == (0,)
+        assert second.begun == ["a"]
+        assert second.dropped == []
+
+
+@pytest.mark.trio
+async def test_a_text_without_end_fails_its_request_alone(monkeypatch):
+    """D5: a runner that says more than any answer may be long does not fill our memory."""
+    monkeypatch.setattr("runners.serving.MAX_CHARACTERS", 10)
+    stage = Stage()
+    async with serving(PUPPET, host=stage) as scene, trio.open_nursery() as nursery:
+        a, b = callers("ab")
+        for caller in (a, b):
+            await nursery.start(caller.run, scene.worker)
+        act = await stage.act(1)
+        await act.has("a", "b")
+        for index in range(11):
+            act.makes("a", index=index)
+        await a.over.wait()
+        assert type(a.error) is RunnerError
+        assert act.dropped == ["a"]
+        act.makes("b", last=True)
+        await b.over.wait()
+        assert b.error is None
+        assert record.MAX_CHARACTERS == 2**26
+
+
+# --- D2: causes
+
+
+@pytest.mark.trio
+async def test_the_cause_of_a_start_is_one_short_line():
+    """D2, D3: whoever reports a poison may quote a whole log."""
+    stage = Stage()
+    async with serving(PUPPET, host=stage) as scene:
+        await stage.act(1)
+        report_poison(scene.worker, "first line\nsecond line\n" + "x" * 20_000_000, 1)
+        second = await stage.act(2)
+        assert len(second.cause) <= 500
+        assert "\n" not in second.cause
+        assert second.cause.startswith("ContextPoisoned(")
+
+
+@pytest.mark.trio
+async def test_a_process_is_told_a_long_cause_in_short():
+    """D2: a start is not refused for what it is told."""
+    async with HOSTS["process"].open(
+        Scripted(), incarnation=2, cause="\ud800\n" + "x" * 20_000_000
+    ) as session:
+        assert session.info.runtime == "scripted"
+
+
+# --- what closing does
+
+
+@pytest.mark.parametrize(
+    ("how", "kind", "says"),
+    [
+        ("raises", RunnerError, "ValueError: cannot close"),
+        ("exits", None, "exited with status 70"),
+        ("segfaults", None, "was killed by SIGSEGV"),
+        ("hangs", ContextHung, "has not closed its runner within 0.5 s"),
+    ],
+)
+@pytest.mark.trio
+async def test_a_runner_that_does_not_close_is_an_error_of_the_stop(how, kind, says):
+    """R23, D10: it is reported as any failure in stopping is, with its process gone."""
+    async with serving(Closes(how), host=ProcessHost(close_timeout=0.5)) as scene:
+        await scene.worker.ready()
+    (error,) = scene.of(events.StopError)
+    assert kind is None or type(error.exc) is kind
+    assert says in str(error.exc)
+
+
+@pytest.mark.parametrize("how", ["raises", "exits"])
+@pytest.mark.trio
+async def test_a_thread_that_does_not_close_its_runner_is_an_error_of_the_stop(how):
+    """R23, D10: sys.exit in a thread ends that thread, and is told all the same."""
+    async with serving(Closes(how), host=HOSTS["thread"]) as scene:
+        await scene.worker.ready()
+    (error,) = scene.of(events.StopError)
+    assert {"raises": "cannot close", "exits": "SystemExit: 3"}[how] in str(error.exc)
+
+
+# --- D13: draining
+
+
+@every_host
+@pytest.mark.trio
+async def test_begun_streams_finish_when_a_worker_drains(host):
+    """D13: asked to stop, it refuses what is new, and what has begun is made to its end."""
+    slow = Scripted(40, delay=0.01, streams=1) if host is not HOSTS["inline"] else Scripted(40, streams=1)
+    async with serving(slow, host=host, drain=15) as scene, trio.open_nursery() as nursery:
+        begun, waits, late = callers(["begun", "waits", "late"], on_chunk=lambda _: None)
+        await nursery.start(begun.run, scene.worker)
+        await until(lambda: begun.chunks)
+        await nursery.start(waits.run, scene.worker)
+        nursery.start_soon(scene.worker.stop)
+        if host is not HOSTS["inline"]:
+            await until(lambda: scene.context.state == "stopping")
+            await late.run(scene.worker)
+            assert type(late.error) is WorkerStopping
+            assert type(waits.error) is WorkerStopping
+        await begun.over.wait()
+    begun.assert_whole(40)
+    assert not scene.of(events.StopError)
+    assert not scene.of(events.Failed)
+
+
+@pytest.mark.trio
+async def test_a_worker_that_drains_takes_no_longer_than_its_streams_or_its_time():
+    """D13: idle it stops at once; one that has streams past their time stops then, and they are told."""
+    with trio.fail_after(10):
+        async with serving(PUPPET, drain=3600) as scene:
+            await scene.worker.ready()
+        stage = Stage()
+        async with serving(PUPPET, host=stage, drain=0.2) as scene, trio.open_nursery() as nursery:
+            moves, stays = callers(["moves"])[0], Caller(batch("stays", on_loss="fail"))
+            for caller in (moves, stays):
+                await nursery.start(caller.run, scene.worker)
+            act = await stage.act(1)
+            await act.has("moves", "stays")
+            act.makes("moves")
+            act.makes("stays")
+            await until(lambda: moves.chunks and stays.chunks)
+            await scene.worker.stop()
+            assert type(stays.error) is ContextLost
+            assert type(moves.error) is WorkerDown
+
+
+@pytest.mark.trio
+async def test_a_stream_on_its_way_to_another_session_counts_as_begun():
+    """D13, D7: stopped while its session is made anew, a worker goes on with the streams that it took out for that."""
+    stage = Stage()
+    async with serving(PUPPET, host=stage, drain=20) as scene, trio.open_nursery() as nursery:
+        begun, operator = callers(["begun"])[0], Operator()
+        await nursery.start(begun.run, scene.worker)
+        act = await stage.act(1)
+        await act.has("begun")
+        act.makes("begun")
+        await until(lambda: begun.chunks)
+        nursery.start_soon(operator.run, scene.worker)
+        await act.is_asked_to_rebuild()
+        (new,) = callers(["new"])
+        await nursery.start(new.run, scene.worker)
+        nursery.start_soon(scene.worker.stop)
+        await until(lambda: scene.context.state == "stopping")
+        act.is_rebuilt()
+        await new.over.wait()
+        assert type(new.error) is WorkerStopping
+        await until(lambda: "begun" in act.open)
+        act.makes("begun", index=1, last=True)
+        await begun.over.wait()
+        assert begun.ids == (0, 1)
+
+
+@pytest.mark.trio
+async def test_a_rebuild_is_refused_while_a_worker_drains():
+    """D13, D7: one that waits for its turn is told so at once."""
+    stage = Stage()
+    async with serving(PUPPET, host=stage, drain=20) as scene, trio.open_nursery() as nursery:
+        stays, operator, later = Caller(batch("stays", on_loss="fail")), Operator(), Operator()
+        await nursery.start(stays.run, scene.worker)
+        act = await stage.act(1)
+        await act.has("stays")
+        act.makes("stays")
+        await until(lambda: stays.chunks)
+        nursery.start_soon(operator.run, scene.worker)
+        await trio.testing.wait_all_tasks_blocked()
+        nursery.start_soon(scene.worker.stop)
+        await until(lambda: operator.result)
+        await later.run(scene.worker)
+        assert type(operator.result) is type(later.result) is WorkerStopping
+        act.makes("stays", index=1, last=True)
+        await stays.over.wait()
+        assert stays.error is None
+
+
+@pytest.mark.parametrize("drain", [-1, float("nan"), "3", True, None])
+def test_a_drain_is_seconds(drain):
+    """D13: anything else is refused when it is declared."""
+    with pytest.raises(ValueError, match="drain must be >= 0 seconds"):
+        device_worker("llm", PUPPET, drain=drain)

@@ -1,0 +1,272 @@
+"""What a person reads of events: plain lines, and log records with fields."""
+
+import io
+import logging
+import re
+
+import pytest
+import trio
+
+from supervise import (
+    Backoff,
+    Child,
+    Decider,
+    Escalate,
+    Restart,
+    Resume,
+    Rule,
+    StartFailed,
+    Stop,
+    Supervisor,
+    TreeFailed,
+    events,
+    open_tree,
+)
+from supervise.sinks.lines import LineSink
+from supervise.sinks.log import LoggingSink
+from supervise.testing import idle, run_virtual
+
+
+async def fails():
+    """A body that fails after a second."""
+    await trio.sleep(1)
+    raise ConnectionError("gone")
+
+
+def played(tree, sink, seconds=1.5):
+    """Run a tree for so long."""
+
+    async def main():
+        async with open_tree(tree, sinks=[sink]):
+            await trio.sleep(seconds)
+
+    try:
+        run_virtual(main)
+    except (TreeFailed, StartFailed) as failed:
+        return failed
+
+
+def lines(tree, **options):
+    """What a `LineSink` writes of it."""
+    file = io.StringIO()
+    played(tree, LineSink(file, **options))
+    return file.getvalue().splitlines()
+
+
+def broken(_):
+    """A predicate that fails."""
+    raise TypeError("not that")
+
+
+def decision(decider=None, inner=None, **options):
+    """The line of what is decided when a child two levels down fails."""
+    inner = Supervisor("in", [Child("a", fails, **options)], decider=inner)
+    said = lines(Supervisor("app", [inner, Child("b", idle)], decider=decider))
+    return next(line for line in said if "→" in line).partition("→ ")[2]
+
+
+def test_a_line_says_whose_decider_gave_the_answer_and_by_which_entry():
+    """R2: a child's own, its supervisor's, the tag or class or default that it was."""
+    assert decision(inner=Decider({OSError: Stop})) == "Stop, decided by 'app/in' (class OSError)"
+    own = Decider(rules=[Rule(ConnectionError, "net.gone")]).over(Decider({"net": Stop}))
+    assert decision(decider=own) == (
+        "Stop for 'net.gone', decided by 'app/in' (tag 'net' in the decider of 'app')"
+    )
+    assert decision(decider=Decider(default=Stop)) == (
+        "Stop, decided by 'app/in' (default in the decider of 'app')"
+    )
+
+
+def test_a_line_says_that_nobody_named_a_failure():
+    """R2: what no table names is restarted, by a built-in rule; that is nobody's decider."""
+    assert decision() == "Restart, decided by 'app/in' (built-in rule)"
+
+
+def test_a_line_of_a_passed_limit_names_no_decider_that_did_not_answer():
+    """R2, R14: `limit` ignores defaults, so a default of the root's has not given that verdict."""
+    inner = Supervisor("in", [Child("a", fails)], decider=Decider({OSError: Restart}))
+    file = io.StringIO()
+    played(Supervisor("app", [inner], decider=Decider(default=Stop)), LineSink(file), seconds=4.5)
+    passed = next(line for line in file.getvalue().splitlines() if "for 'limit'" in line)
+    assert passed.endswith("→ Restart for 'limit', decided by 'app' (built-in rule)")
+
+
+def test_a_line_says_what_a_verdict_from_above_applies_to():
+    """R11: an escalated Stop condemns a whole supervisor."""
+    said = decision(decider=Decider({ConnectionError: Stop}), inner=Decider({OSError: Escalate}))
+    assert said == (
+        "Stop, decided by 'app' (class ConnectionError); it applies to 'app/in': all of it is stopped, and stays down"
+    )
+
+
+def test_a_line_says_that_a_decider_raised():
+    """R5: and with what, whoever decides that in its place."""
+    said = lines(
+        Supervisor("app", [Child("a", fails)], decider=Decider(rules=[Rule(OSError, "x", when=broken)]))
+    )
+    assert said == [
+        "[app/a #1] failed: ConnectionError: gone",
+        "[app/a #1] → Escalate, nobody above decides; a decider raised TypeError: not that, and that means Escalate",
+    ]
+    inner = Supervisor("in", [Child("a", fails)], decider=Decider(rules=[Rule(OSError, "x", when=broken)]))
+    said = lines(Supervisor("app", [inner], decider=Decider({TypeError: Stop})))
+    assert said[1] == "[app/in/a #1] its decider raised TypeError: not that: that goes up in its place"
+
+
+def test_a_line_says_what_the_rules_made_of_a_verdict():
+    """R8, R14, R15: instead of Resume, a passed limit, the number of the attempt."""
+    assert decision(inner=Decider({OSError: Resume})).startswith(
+        "Restart (instead of Resume), decided by 'app/in' (class OSError)"
+    )
+    said = lines(Supervisor("app", [Child("a", fails)], limit=Supervisor("x", []).limit))
+    assert said[1].endswith("(built-in rule)")
+    file = io.StringIO()
+    slow = Child("a", fails, backoff=Backoff(initial=1, jitter=0))
+    played(Supervisor("app", [slow]), LineSink(file), seconds=5)
+    waits = [line.partition("] ")[2] for line in file.getvalue().splitlines() if "waiting" in line]
+    assert waits == [
+        "waiting 1.00 s before the next start",
+        "waiting 2.00 s before the next start, attempt 2",
+    ]
+
+
+def test_lines_of_a_program_have_a_time_and_tell_its_beginning_and_end():
+    """What `supervise run` writes."""
+    said = lines(Supervisor("app", [Child("a", idle)]), times=True, lifecycle=True)
+    time = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d{3} ")
+    assert all(time.match(line) for line in said)
+    assert [time.sub("", line) for line in said] == [
+        "[app #1] starts",
+        "[app #1] is ready",
+        "[app #1] is being stopped: the block of open_tree was left",
+        "[app #1] has stopped",
+    ]
+
+
+async def never_ready(task_status):
+    """A body that fails before it is ready."""
+    raise KeyError("no such setting")
+
+
+def test_a_failed_first_start_has_its_traceback_once():
+    """R16: it goes up through each supervisor that is starting."""
+    tree = Supervisor("app", [Supervisor("in", [Child("a", never_ready)])])
+    said = lines(tree, lifecycle=True)
+    assert said.count("Traceback (most recent call last):") == 1
+    assert said[1] == "[app/in/a #1] failed to start: KeyError: 'no such setting'"
+    assert [line for line in said if "failed to start" in line] == [said[1]]
+    assert lines(tree) == []
+
+
+def test_every_failure_has_its_traceback_where_they_are_wanted():
+    """`tracebacks=True`."""
+    said = lines(Supervisor("app", [Child("a", fails)]), tracebacks=True)
+    assert said[0] == "[app/a #1] failed: ConnectionError: gone"
+    assert said[1] == "Traceback (most recent call last):"
+    assert "ConnectionError: gone" in said
+
+
+class Odd(Exception):
+    """An exception that cannot be printed."""
+
+    def __str__(self):
+        raise RuntimeError("no")
+
+    __repr__ = __str__
+
+
+class Long(Exception):
+    """One that prints without end, over many lines."""
+
+    def __str__(self):
+        return "\x1b[31m\n" * 100_000
+
+
+@pytest.mark.parametrize("exc", [Odd(), Long()])
+def test_a_line_stays_a_line_whatever_an_exception_prints(exc):
+    """R31: nor does a sink fail for it."""
+
+    async def body():
+        raise exc
+
+    tree = Supervisor("app", [Child("a", body, restart="temporary")])
+    said = lines(tree)
+    assert len(said) == 2
+    assert all(line.isprintable() and len(line) < 2500 for line in said)
+    assert len(lines(tree, tracebacks=True)) > 2
+
+
+# --- records
+
+
+@pytest.fixture
+def records(caplog):
+    """What a `LoggingSink` writes of a tree."""
+
+    def records(tree, level=logging.INFO, **options):
+        caplog.clear()
+        with caplog.at_level(level, "supervise"):
+            played(tree, LoggingSink(**options))
+        return caplog.records
+
+    return records
+
+
+def test_a_record_has_the_fields_of_its_event(records):
+    """R31: for formatters that write them, as JSON say."""
+    tree = Supervisor(
+        "app", [Child("a", fails)], decider=Decider({"net": Stop}, rules=[Rule(OSError, "net.gone")])
+    )
+    (record,) = records(tree)
+    assert (record.event, record.path, record.incarnation) == ("Decided", "app/a", 1)
+    assert (record.directive, record.tag, record.by) == ("Stop", "net.gone", "app")
+    assert (record.decider, record.entry, record.because) == ("app", "tag 'net'", "table")
+    assert record.exc == "ConnectionError('gone')"
+    assert record.getMessage() == (
+        "app/a #1 failed: ConnectionError('gone') [net.gone] → Stop, by app (tag 'net')"
+    )
+
+
+def test_records_tell_the_beginning_and_the_end_where_they_are_wanted(records):
+    """`lifecycle=True`: the root's at INFO, every node's at DEBUG."""
+    tree = Supervisor("app", [Child("a", idle)])
+    assert records(tree) == []
+    assert [record.getMessage() for record in records(tree, lifecycle=True)] == [
+        "app #1 starts",
+        "app #1 is ready",
+        "app #1 is being stopped: the block of open_tree was left",
+        "app #1 has stopped",
+    ]
+    said = [record.getMessage() for record in records(tree, logging.DEBUG, lifecycle=True)]
+    assert "app/a #1 is ready" in said
+
+
+def test_a_record_of_a_failed_first_start_has_its_traceback_once(records):
+    """R16: at any level; those of other failures at DEBUG."""
+    tree = Supervisor("app", [Supervisor("in", [Child("a", never_ready)])])
+    traced = [record for record in records(tree) if record.exc_info]
+    assert [record.path for record in traced] == ["app/in/a"]
+    (record,) = records(Supervisor("app", [Child("a", fails)]))
+    assert not record.exc_info
+    (record,) = records(Supervisor("app", [Child("a", fails)]), logging.DEBUG)
+    assert record.exc_info
+
+
+@pytest.mark.parametrize("exc", [Odd(), Long()])
+def test_a_record_can_be_written_whatever_an_exception_prints(records, exc):
+    """R31: all that it says is text of ours."""
+
+    async def body():
+        raise exc
+
+    (record,) = records(Supervisor("app", [Child("a", body, restart="temporary")]))
+    assert len(record.getMessage()) < 2500
+    assert record.directive == "Stop"
+
+
+def test_a_start_that_takes_long_is_a_line_and_a_record(records):
+    """R17: with the stack, and the node that it waits for."""
+    event = events.StartOverdue(1.0, "app/a", 1, 30.0, "the stack\n", "app/b")
+    file = io.StringIO()
+    LineSink(file)(event)
+    assert file.getvalue() == "[app/a #1] is not ready after 30 s, and waits for 'app/b'\nthe stack\n\n"

@@ -1,0 +1,171 @@
+"""What `fault_plans` draws for a tree: what the tree's own deciders name, what it was given, and nothing impossible."""
+
+from collections import Counter
+
+import pytest
+from hypothesis import given, settings
+
+from supervise import (
+    IGNORE,
+    Child,
+    Decider,
+    Escalate,
+    Limit,
+    Pool,
+    Restart,
+    Resume,
+    Rule,
+    Stop,
+    Supervisor,
+)
+from supervise._core.decide import judge
+from supervise.testing import Fail, Injected, Return, fault_plans, idle, nothing, scripts, starter
+
+
+class Odd(Exception):
+    """An exception that wants an argument by name."""
+
+    def __init__(self, *, code):
+        super().__init__(code)
+        self.code = code
+
+    def __copy__(self):
+        return Odd(code=self.code)
+
+
+def drawn(strategy, examples=300):
+    """The scripts of so many plans, by path."""
+    found = []
+
+    @settings(max_examples=examples, database=None, derandomize=True)
+    @given(strategy)
+    def draw(plan):
+        found.extend((path, script) for path, its in plan.scripts.items() for script in its)
+
+    draw()
+    return found
+
+
+def failures(strategy, path):
+    """The exceptions that bodies at a path fail with."""
+    return [
+        act.exc
+        for where, script in drawn(strategy)
+        for act in script.bodies
+        if where == path and isinstance(act, Fail)
+    ]
+
+
+DECIDER = Decider(
+    {"device.oom": Resume, TimeoutError: Stop, "limit": Stop, KeyError: Restart},
+    rules=[Rule((LookupError, RuntimeError), "cuda.sticky", match=r"^CUDA error: \(700\)$")],
+).over(Decider({"cuda": Escalate}))
+
+
+@pytest.mark.parametrize(
+    ("tree", "path"),
+    [
+        (Supervisor("app", [Child("a", idle, resource=nothing, decider=DECIDER)]), "app/a"),
+        (Supervisor("app", [Supervisor("s", [Child("a", idle)])], decider=DECIDER), "app/s/a"),
+        (Pool("app", Child("a", idle), decider=DECIDER), "app/a-2"),
+        (Pool("app", Child("a", idle, decider=DECIDER)), "app/a-2"),
+    ],
+)
+def test_every_directive_that_a_tree_names_is_given_about_as_often(tree, path):
+    """R2: by tags, classes and rules, of the child's own decider or of one above it."""
+    verdicts = Counter(judge(DECIDER, exc).directive for exc in failures(fault_plans(tree), path))
+    assert set(verdicts) == {Resume, Restart, Stop, Escalate}
+    assert 10 * min(verdicts.values()) > sum(verdicts.values())
+
+
+def test_each_entry_is_met():
+    """R1, R2: a tag, a class, and a rule with a literal text; the framework's own tags are no failures of a child."""
+    tree = Supervisor("app", [Child("a", idle)], decider=DECIDER)
+    met = {(type(exc), getattr(exc, "tag", None)) for exc in failures(fault_plans(tree), "app/a")}
+    assert {(Injected, "device.oom"), (TimeoutError, None), (KeyError, None), (Injected, "cuda")} <= met
+    assert (Injected, "limit") not in met
+    assert any(DECIDER.tag(exc) == "cuda.sticky" for exc in failures(fault_plans(tree), "app/a"))
+
+
+def test_a_decider_beside_does_not_count():
+    """R2: only those that a failure meets on its way up."""
+    tree = Supervisor("app", [Child("a", idle, decider=Decider({"mine": Stop})), Child("b", idle)])
+    assert not any(getattr(exc, "tag", None) == "mine" for exc in failures(fault_plans(tree), "app/b"))
+
+
+def test_exceptions_may_be_added():
+    """As instances or as classes."""
+    tree = Supervisor("app", [Child("a", idle)])
+    given = [Odd(code=7), ZeroDivisionError, UnicodeDecodeError, ExceptionGroup]
+    met = Counter(type(exc).__name__ for exc in failures(fault_plans(tree, exceptions=given), "app/a"))
+    assert {"Odd", "ZeroDivisionError", "UnicodeDecodeError", "ExceptionGroup", "Injected"} <= set(met)
+
+
+@pytest.mark.parametrize("wrong", [Odd, int, "x", 5])
+def test_what_makes_no_exception_is_refused(wrong):
+    """In one line that says what to give instead."""
+    with pytest.raises(TypeError, match=r"^fault_plans: cannot make an exception of .*without arguments"):
+        fault_plans(Supervisor("app", [Child("a", idle)]), exceptions=[wrong])
+
+
+def test_a_class_that_a_decider_names_and_nothing_makes_has_to_be_given():
+    """Or its entry would never be met, in silence."""
+    tree = Supervisor("app", [Child("a", idle, decider=Decider({Odd: Stop}))])
+    with pytest.raises(TypeError, match=r"^fault_plans: cannot make a Odd, which a decider names"):
+        fault_plans(tree)
+    met = failures(fault_plans(tree, exceptions=[Odd(code=1)]), "app/a")
+    assert any(isinstance(exc, Odd) for exc in met)
+
+
+@pytest.mark.parametrize(("options", "horizon"), [({}, 5.0), ({"horizon": 60}, 60), ({"horizon": 0.5}, 0.5)])
+def test_no_act_takes_longer_than_the_horizon(options, horizon):
+    """And some take nearly as long."""
+    child = Child("a", starter, resource=nothing, drain=1, start_timeout=9)
+    found = drawn(fault_plans(Supervisor("app", [child]), **options))
+    times = [
+        act.after
+        for _, script in found
+        for act in (script.enter, script.start, *script.bodies, script.drain, script.stop, script.leave)
+        if act is not None
+    ]
+    assert 0.8 * horizon <= max(times) <= horizon
+    with pytest.raises(ValueError, match="horizon must be >= 0, got -1"):
+        fault_plans(Supervisor("app", [child]), horizon=-1)
+
+
+def test_only_a_child_that_says_when_it_is_ready_returns_before():
+    """R17: `IGNORE` is something that no other can say."""
+    tree = Supervisor("app", [Child("a", idle), Child("b", starter)])
+    returns = {
+        (path, script.start.value)
+        for path, script in drawn(fault_plans(tree))
+        if isinstance(script.start, Return)
+    }
+    assert returns == {("app/b", IGNORE), ("app/b", None)}
+
+
+def test_the_scripts_of_one_child_look_at_its_decider():
+    """`scripts(child)` draws one incarnation."""
+    child = Child("a", idle, decider=Decider({"mine": Stop}))
+    found = []
+
+    @settings(max_examples=100, database=None, derandomize=True)
+    @given(scripts(child, exceptions=[ZeroDivisionError], horizon=1))
+    def draw(script):
+        found.extend(act.exc for act in script.bodies if isinstance(act, Fail))
+
+    draw()
+    assert any(getattr(exc, "tag", None) == "mine" for exc in found)
+    assert any(isinstance(exc, ZeroDivisionError) for exc in found)
+
+
+def test_a_fault_that_needs_a_resume_is_found():
+    """A decider that resumes is asked to: a limit of one is passed by resumes alone."""
+    tree = Supervisor(
+        "app", [Child("a", idle, resource=nothing)], decider=Decider({"busy": Resume}), limit=Limit(1)
+    )
+    plans = drawn(fault_plans(tree), examples=200)
+    assert any(
+        [getattr(act.exc, "tag", None) for act in script.bodies if isinstance(act, Fail)].count("busy") >= 2
+        for _, script in plans
+    )

@@ -1,0 +1,408 @@
+"""User code that misbehaves where nobody looks: it hurts neither the tree nor the others."""
+
+from __future__ import annotations
+
+import contextvars
+import logging
+
+import pytest
+import trio
+
+from supervise import (
+    IGNORE,
+    Child,
+    Decider,
+    Limit,
+    Refused,
+    Resume,
+    Supervisor,
+    current_child,
+    events,
+    open_tree,
+    stop_requested,
+)
+from supervise.errors import StartFailed, TreeFailed
+from supervise.testing import assert_lifecycle, run_virtual
+
+from .scene import Boom, Seen, app, grow, nothing, quiet
+
+
+def test_a_body_that_cannot_be_called_fails_its_start():
+    """R17: it is called before it counts as ready, so nobody enters a block, or gets a Ref, of what never ran."""
+
+    def fails(*_):
+        raise Boom
+
+    def gives_nothing(*_):
+        return None
+
+    async def generates(*_):
+        yield
+
+    for body, cause in ((fails, Boom), (gives_nothing, TypeError), (generates, TypeError)):
+        for resource in (None, nothing):
+            seen = Seen()
+            arguments = {"resource": resource} if resource else {}
+            spec = Child("bad", trio.sleep_forever if resource is None else trio.sleep, **arguments)
+            object.__setattr__(spec, "body", body)  # past the check that would refuse it when declared
+
+            async def main(spec=spec, seen=seen):
+                async with open_tree(app(spec), sinks=[seen]):
+                    raise AssertionError
+
+            with pytest.raises(StartFailed) as raised:
+                run_virtual(main)
+            assert type(raised.value.__cause__) is cause
+            assert not seen.of(events.Ready)
+            assert_lifecycle(seen)
+
+
+def deep(depth):
+    group = ExceptionGroup("bottom", [Boom()])
+    for _ in range(depth):
+        group = ExceptionGroup("above", [group])
+    return group
+
+
+class Unsplittable(ExceptionGroup):
+    def derive(self, excs):
+        raise RuntimeError("no")
+
+
+@pytest.mark.parametrize(
+    "make", [lambda: deep(3000), lambda: Unsplittable("x", [Boom(), Boom()])], ids=["deep", "derive"]
+)
+def test_a_group_that_cannot_be_split_is_a_failure_like_any_other(make):
+    """R3: with or without a Cancelled in it, it hangs nothing."""
+
+    async def body(*_):
+        raise make()
+
+    for resource in (None, nothing):
+        child = Child("bad", body, resource=resource)
+
+        async def scene(tree, seen):
+            await trio.sleep_forever()
+
+        with pytest.raises(TreeFailed):
+            grow(app(child, limit=Limit(1)), scene)
+
+
+def test_a_group_of_cancelled_and_another_that_cannot_be_split_is_a_failure_too():
+    """R3: what cannot be taken apart counts whole."""
+
+    async def body():
+        try:
+            with trio.CancelScope() as scope:
+                scope.cancel()
+                try:
+                    await trio.sleep_forever()
+                except trio.Cancelled as cancelled:
+                    caught = cancelled
+                    raise
+        finally:
+            raise BaseExceptionGroup("both", [Unsplittable("x", [Boom()]), caught])
+
+    async def scene(tree, seen):
+        await trio.sleep_forever()
+
+    with pytest.raises(BaseExceptionGroup):
+        grow(app(Child("bad", body), limit=Limit(1)), scene)
+
+
+def test_a_defect_in_a_leafs_own_lines_stops_every_child_in_order(monkeypatch):
+    """R24: it does not leave through the nursery, which would cancel the others beside it."""
+    from supervise._trio.leaf import Leaf
+
+    defect = RuntimeError("a defect")
+
+    async def over(*_, **__):
+        raise defect
+
+    async def fails():
+        await trio.sleep(1)
+        raise Boom
+
+    seen = Seen()
+
+    async def main():
+        async with open_tree(
+            app(Child("a", fails, backoff=None, restart="temporary"), Child("b", trio.sleep_forever)),
+            sinks=[seen],
+        ):
+            monkeypatch.setattr(Leaf, "_over", over)
+            await trio.sleep_forever()
+
+    with pytest.raises(RuntimeError) as raised:
+        run_virtual(main)
+    assert raised.value is defect
+
+
+def test_resume_lets_others_run():
+    """R8: a thousand bad messages in a row do not keep the loop."""
+
+    async def bad(_, inbox):
+        async for _message in inbox:
+            raise Boom
+
+    spec = app(Child("bad", bad, resource=nothing, mailbox=1000, decider=Decider({Boom: Resume})))
+
+    async def scene(tree, seen):
+        for _ in range(1000):
+            tree["app/bad"].send_nowait(None)
+        turns = 0
+        while tree["app/bad"].status().mailbox:
+            await trio.lowlevel.checkpoint()
+            turns += 1
+        assert turns > 500
+
+    grow(spec, scene)
+
+
+def test_a_resume_that_goes_on_for_ever_can_be_stopped():
+    """R8: a body that fails at once, without a limit, leaves the loop to those who stop it."""
+
+    async def body(_):
+        raise Boom
+
+    async def main():
+        spec = app(Child("bad", body, resource=nothing, decider=Decider({Boom: Resume})), limit=None)
+        async with open_tree(spec, sinks=[]):
+            await trio.lowlevel.checkpoint()
+
+    run_virtual(main)
+
+
+class Unprintable:
+    def __repr__(self):
+        raise RuntimeError("no repr")
+
+    def __call__(self, event):
+        raise Boom
+
+
+class Raises(logging.Handler):
+    def emit(self, record):
+        raise Boom
+
+    handle = emit
+
+
+@pytest.mark.parametrize("sinks", [None, [Unprintable()]])
+def test_neither_a_sink_nor_a_log_that_raises_hurts_the_tree(sinks, capsys):
+    """R31: a handler, or a filter, that raises hurts no more than the sink that is told of by it."""
+    logger = logging.getLogger("supervise")
+    handler = Raises()
+    logger.addHandler(handler)
+    try:
+
+        async def main():
+            left = [Boom()]
+
+            async def fails():
+                if left:
+                    raise left.pop()
+                await trio.sleep_forever()
+
+            async with open_tree(app(Child("bad", fails)), sinks=sinks) as tree:
+                await quiet()
+                assert tree.status().children[0].incarnation == 2
+
+        run_virtual(main)
+    finally:
+        logger.removeHandler(handler)
+    assert "a sink raised and gets nothing from now on" in capsys.readouterr().err
+
+
+def test_tree_failed_is_bare_though_the_block_had_a_nursery_and_was_cancelled_from_outside():
+    """R22: a group of nothing but Cancelled is no exception of the block."""
+
+    async def fails():
+        await trio.sleep(1)
+        raise Boom
+
+    async def block(outer):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(trio.sleep_forever)
+            try:
+                await trio.sleep_forever()
+            finally:
+                outer.cancel()
+                with trio.CancelScope(shield=True):
+                    await trio.sleep(2)
+
+    async def main():
+        with trio.CancelScope() as outer:
+            async with open_tree(app(Child("bad", fails), limit=Limit(0)), sinks=[]):
+                await block(outer)
+
+    with pytest.raises(TreeFailed):
+        run_virtual(main)
+
+
+def test_who_is_inside_a_child_is_told_by_the_nurseries():
+    """R25: a task that a child or a sink has started somewhere else may wait for the child's end."""
+    done = []
+
+    async def main():
+        async with trio.open_nursery() as outside:
+
+            async def stops(tree):
+                await tree["app/a"].stop()
+                done.append("stopped")
+
+            async def body():
+                outside.start_soon(stops, current_child().tree)
+                await trio.sleep_forever()
+
+            async with open_tree(app(Child("a", body)), sinks=[]) as tree:
+                await tree["app/a"].ended()
+
+    run_virtual(main)
+    assert done == ["stopped"]
+
+
+def test_a_task_below_a_child_is_inside_it():
+    """R25: however far below."""
+    raised = []
+
+    async def body():
+        async def stops():
+            with pytest.raises(RuntimeError, match="would wait for ever") as caught:
+                await current_child().tree["app/a"].stop()
+            raised.append(caught.value)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(stops)
+            await trio.sleep_forever()
+
+    grow(app(Child("a", body)))
+    assert raised
+
+
+@pytest.mark.parametrize("shielded", [False, True])
+def test_a_child_that_is_being_stopped_is_refused_by_who_waits_for_its_end(shielded):
+    """R25: in its drain or its clean-up; it would wait for that long, or for ever."""
+    refused = []
+
+    async def asks(tree):
+        try:
+            await tree["app"].add(Child("new", trio.sleep_forever))
+        except Refused as exc:
+            refused.append(exc.reason)
+
+    async def body():
+        tree = current_child().tree
+        try:
+            await stop_requested()
+            if not shielded:
+                await asks(tree)
+        finally:
+            if shielded:
+                with trio.CancelScope(shield=True):
+                    await asks(tree)
+
+    async def scene(tree, seen):
+        await tree["app/a"].stop()
+        assert trio.current_time() < 1
+
+    grow(app(Child("a", body, drain=0 if shielded else 60)), scene)
+    assert refused == ["stopping"]
+
+
+def test_a_stale_task_status_makes_nobody_ready():
+    """R19: one that leaked from an ignored life is of that life."""
+    leaked = []
+
+    async def body(*, task_status):
+        if not leaked:
+            leaked.append(task_status)
+            return IGNORE
+        await trio.sleep(5)
+        task_status.started("right")
+        return await trio.sleep_forever()
+
+    async def scene(tree, seen):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(tree["app/a"].start)
+            await quiet()
+            leaked[0].started("stale")
+            await quiet()
+            assert tree["app/a"].status().state == "starting"
+            assert await tree["app/a"].ready() == "right"
+
+    grow(app(Child("a", body)), scene)
+
+
+def test_a_context_variable_of_an_equal_value_does_not_leak_into_the_next_incarnation():
+    """R9: True is not 1, and one empty list is not another."""
+    flag = contextvars.ContextVar("flag")
+    box = contextvars.ContextVar("box")
+    outer = []
+    flag.set(1)
+    box.set(outer)
+    seen = []
+
+    async def body():
+        seen.append((type(flag.get()), box.get() is outer))
+        await trio.lowlevel.checkpoint()
+        flag.set(True)
+        box.set([])
+        if len(seen) < 3:
+            raise Boom
+        await trio.sleep_forever()
+
+    grow(app(Child("a", body)))
+    assert seen == [(int, True)] * 3
+
+
+def test_a_body_that_swallows_an_injected_failure_can_be_injected_again():
+    """R27: refused while the first one has its `grace` to come out; then that one is the context of the next."""
+    swallowed = []
+
+    async def body():
+        while True:
+            try:
+                await trio.sleep_forever()
+            except trio.Cancelled:
+                swallowed.append(1)
+                with trio.CancelScope(shield=True):
+                    await trio.sleep(20)
+                if len(swallowed) > 1:
+                    raise
+
+    first, second = Boom("first"), Boom("second")
+
+    async def scene(tree, seen):
+        ref = tree["app/a"]
+        ref.inject(first)
+        await trio.sleep(1)
+        with pytest.raises(Refused, match="failing"):
+            ref.inject(Boom())
+        await trio.sleep(5)
+        ref.inject(second)
+        await trio.sleep(60)
+        assert seen.the(events.Failed, "app/a").exc is second
+        assert second.__context__ is first
+
+    grow(app(Child("a", body)), scene)
+
+
+def test_the_address_of_a_node_far_down_takes_no_recursion():
+    """R28: no depth is too deep."""
+    depth = 1500
+
+    async def replies(inbox):
+        async for message in inbox:
+            message.reply(message.value)
+
+    spec = Child("leaf", replies, mailbox=1)
+    for number in range(depth):
+        spec = Supervisor(f"s{number}", [spec])
+    path = "/".join([f"s{number}" for number in reversed(range(depth))] + ["leaf"])
+
+    async def main():
+        async with open_tree(spec, sinks=[]) as tree:
+            assert await tree[path].call(1) == 1
+
+    run_virtual(main)

@@ -1,0 +1,261 @@
+"""KeyboardInterrupt and what else no decider decides, wherever it comes from. (`tests.ctrl_c` tries every line.)"""
+
+from __future__ import annotations
+
+import signal
+import sys
+from contextlib import asynccontextmanager
+
+import pytest
+import trio
+
+from supervise import Child, Limit, Supervisor, events, open_tree, stop_requested
+from supervise.errors import TreeFailed
+from supervise.testing import assert_lifecycle, run_virtual
+
+from .scene import Boom, Seen, app, quiet
+
+
+@pytest.fixture(autouse=True)
+def _sigint():
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def drains(log, seconds=1.0):
+    async def body():
+        await stop_requested()
+        try:
+            await trio.sleep(seconds)
+            log.append("drained")
+        except trio.Cancelled:
+            log.append("cancelled")
+            raise
+
+    return Child("drains", body, drain=100)
+
+
+def interrupted_by(block, *specs, expected=KeyboardInterrupt, **options):
+    """Run a tree around a block that ends by something that no decider decides; gives that and what was seen."""
+    seen = Seen()
+
+    async def main():
+        async with open_tree(app(*specs, **options), sinks=[seen]) as tree:
+            await quiet()
+            await block(tree)
+
+    with pytest.raises(expected) as raised:
+        run_virtual(main)
+    assert_lifecycle(seen)
+    return raised.value, seen
+
+
+def test_an_interrupt_while_the_tree_drains_leaves_bare_and_draining_goes_on():
+    """R4: whoever waits in open_tree's own lines is not a reason for a group."""
+    log = []
+
+    async def block(tree):
+        trio.lowlevel.spawn_system_task(interrupt_after, 0.5)
+
+    raised, _ = interrupted_by(block, drains(log))
+    assert type(raised) is KeyboardInterrupt
+    assert log == ["drained"]
+
+
+async def interrupt_after(seconds, times=1):
+    for _ in range(times):
+        await trio.sleep(seconds)
+        signal.raise_signal(signal.SIGINT)
+
+
+def test_a_second_interrupt_cancels_what_drains_and_whatever_would_have_drained_after_it():
+    """R4: the order stays, and nobody waits for a drain any more."""
+    log = []
+    one, two = drains(log, 50), Child("next", drains(log, 50).body, drain=100)
+
+    async def block(tree):
+        trio.lowlevel.spawn_system_task(interrupt_after, 1, 2)
+        await trio.sleep_forever()
+
+    _, seen = interrupted_by(block, two, one)
+    assert log == ["cancelled", "cancelled"]
+    assert seen.order().endswith("-drains -next")
+    assert seen.the(events.Stopped, "app").at == 2
+
+
+def test_an_exception_of_the_block_is_the_context_of_an_interrupt_that_came_later():
+    """R4, R22: what no decider decides leaves bare, and nothing is lost."""
+    boom = Boom()
+
+    async def block(tree):
+        trio.lowlevel.spawn_system_task(interrupt_after, 0.5)
+        raise boom
+
+    raised, _ = interrupted_by(block, drains([]))
+    assert raised.__context__ is boom
+
+
+def test_an_interrupt_of_the_block_is_bare_though_the_tree_fails_too():
+    """R4, R22: a group of both is for exceptions that somebody may want to handle."""
+
+    async def fails():
+        await trio.sleep(0.5)
+        raise Boom
+
+    async def block(tree):
+        try:
+            await trio.sleep_forever()
+        finally:
+            raise KeyboardInterrupt
+
+    raised, _ = interrupted_by(block, Child("bad", fails), limit=Limit(0))
+    assert isinstance(raised.__context__, TreeFailed | trio.Cancelled)
+
+
+@pytest.mark.parametrize("nested", [False, True])
+@pytest.mark.parametrize("kind", [SystemExit, KeyboardInterrupt, GeneratorExit])
+def test_what_no_decider_decides_out_of_an_init_stops_the_tree_in_order(kind, nested):
+    """R4: `init=read_config` may call `sys.exit`."""
+
+    def init():
+        raise kind
+
+    log = []
+    seen = Seen()
+    spec = app(drains(log), Supervisor("inner", [], init=init)) if nested else app(init=init)
+
+    async def main():
+        async with open_tree(spec, sinks=[seen]):
+            raise AssertionError
+
+    with pytest.raises(kind):
+        run_virtual(main)
+    assert_lifecycle(seen)
+    assert log == (["drained"] if nested else [])
+
+
+@pytest.mark.parametrize("kind", [SystemExit, KeyboardInterrupt, GeneratorExit])
+@pytest.mark.parametrize("where", ["body", "start", "stopping", "exit", "exit of a restart"])
+def test_what_no_decider_decides_is_never_swallowed(kind, where):
+    """R4: it wins over R23, also where a child is being stopped or its resource is left."""
+    exits = [None, kind("exit")]
+
+    @asynccontextmanager
+    async def resource():
+        try:
+            yield
+        finally:
+            if where.startswith("exit"):
+                raise kind
+
+    async def body(*_):
+        if where == "start":
+            raise kind
+        try:
+            await trio.sleep(0.1)
+            if where == "body":
+                raise kind
+            if where == "exit of a restart" and exits:
+                exits.pop()
+                raise Boom
+            await trio.sleep_forever()
+        finally:
+            if where == "stopping":
+                raise kind
+
+    async def block(tree):
+        await trio.sleep(1)
+
+    child = Child("bad", body, resource=resource if where.startswith("exit") else None)
+    raised, _ = interrupted_by(block, child, expected=kind)
+    assert type(raised) is kind
+
+
+def test_an_interrupt_while_an_injected_failure_comes_out_is_not_replaced_by_it():
+    """R4, R27: whatever else the body ends with counts as the injected one."""
+
+    async def body():
+        try:
+            await trio.sleep_forever()
+        finally:
+            raise KeyboardInterrupt
+
+    async def block(tree):
+        tree["app/bad"].inject(Boom())
+        await trio.sleep(1)
+
+    interrupted_by(block, Child("bad", body))
+
+
+def test_a_sink_that_exits_the_program_stops_the_tree_in_order():
+    """R4, R31: that is no failure of a sink."""
+    log = []
+
+    def sink(event):
+        if isinstance(event, events.Ready) and event.path == "app":
+            sys.exit(3)
+
+    seen = Seen()
+
+    async def main():
+        async with open_tree(app(drains(log)), sinks=[sink, seen]):
+            await trio.sleep_forever()
+
+    with pytest.raises(SystemExit) as raised:
+        run_virtual(main)
+    assert raised.value.code == 3
+    assert log == ["drained"]
+    assert_lifecycle(seen)
+
+
+def test_the_childs_code_is_interrupted_where_it_is_and_ours_is_not():
+    """R4: body, resource and init run unprotected, a sink and our own lines do not."""
+    seen = []
+
+    def note(where):
+        seen.append((where, trio.lowlevel.currently_ki_protected()))
+
+    class Resource:
+        def __init__(self):
+            note("make")
+
+        async def __aenter__(self):
+            note("enter")
+
+        async def __aexit__(self, *_):
+            note("exit")
+
+    async def body(_):
+        note("body")
+
+    child = Child("a", body, resource=Resource, restart="transient")
+
+    async def main():
+        async with open_tree(app(child, init=lambda: note("init")), sinks=[lambda _: note("sink")]):
+            note("block")
+
+    run_virtual(main)
+    assert set(seen) == {
+        ("init", False),
+        ("make", False),
+        ("enter", False),
+        ("body", False),
+        ("exit", False),
+        ("block", False),
+        ("sink", True),
+    }
+
+
+def test_a_block_is_entered_once():
+    """`open_tree` gives one tree for one block."""
+
+    async def main():
+        opening = open_tree(app(Child("a", trio.sleep_forever)), sinks=[])
+        async with opening:
+            pass
+        with pytest.raises(RuntimeError, match="entered once"):
+            async with opening:
+                pass
+
+    run_virtual(main)
