@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from .devices import DEVICES
 from .mailboxes import MAILBOXES
 
-PLANTS = [*MAILBOXES]
+PLANTS = [*MAILBOXES, *DEVICES]

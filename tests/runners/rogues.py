@@ -3,6 +3,7 @@
 import ctypes
 import json
 import os
+import select
 import signal
 import socket
 import subprocess
@@ -73,6 +74,20 @@ class _Says(Base):
             os._exit(9)
         while self.spec.then == "wait":
             time.sleep(3600)
+
+
+@attrs.frozen
+class SaysWhenAsked(Says):
+    """Likewise, but not before the parent has said something."""
+
+    def build(self, start):
+        return _SaysWhenAsked(self)
+
+
+class _SaysWhenAsked(_Says):
+    def meanwhile(self, batch):
+        select.select([connection()], [], [])
+        super().meanwhile(batch)
 
 
 @attrs.frozen

@@ -18,7 +18,19 @@ from contexts import (
     nothing_left,  # noqa: F401 - autouse: to be imported is its use
     opened,
 )
-from rogues import Clings, ClosesAndLives, Nested, Ponders, Raises, Remembers, Says, Verbose, Yields, factory
+from rogues import (
+    Clings,
+    ClosesAndLives,
+    Nested,
+    Ponders,
+    Raises,
+    Remembers,
+    Says,
+    SaysWhenAsked,
+    Verbose,
+    Yields,
+    factory,
+)
 from sessions import (
     BATCH,
     FOREVER,
@@ -271,6 +283,22 @@ async def test_waiting_after_a_begin_was_taken_back_is_idle():
         assert time.process_time() - used < 0.25
 
 
+@pytest.mark.trio
+async def test_a_begin_that_was_taken_back_has_no_deadline():
+    """D9: the process never hears of it, so those that have begun are late by their own deadline."""
+    host = ProcessHost(first_chunk_timeout=10, next_chunk_timeout=0.5)
+    async with opened(Scripted(faults=(Fault("hang", "last", 1),)), host) as session:
+        os.kill(session.pid, signal.SIGSTOP)
+        session.begin(ExecuteBatch("long", "x" * 2_000_000, sampling=Sampling(max_tokens=1)))
+        session.begin(ExecuteBatch("back", ""))
+        session.drop("back")
+        os.kill(session.pid, signal.SIGCONT)
+        await rest(session, "long")
+        session.begin(ExecuteBatch("last", ""))
+        _, error = await until_failure(session, ContextHung)
+        assert "made no next chunk within 0.5 s" in str(error)
+
+
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV, signal.SIGABRT])
 @pytest.mark.trio
 async def test_death_by_a_signal_is_named(number):
@@ -402,6 +430,19 @@ async def test_what_it_may_not_say_is_a_protocol_error(said, message, then):
         assert ids(items) == (1,)
         with pytest.raises(ProtocolError, match=message):
             await session.receive()
+
+
+@pytest.mark.trio
+async def test_who_speaks_of_the_very_next_stream_has_dropped_the_one_before():
+    """D9: it has read the drop that was sent in front of it; what it never answers would be kept in mind for ever."""
+    said = raw(wire.Step([wire.Chunk(1, 0, (9,), "z", None, None)], []))
+    async with opened(SaysWhenAsked(said, "wait")) as session:
+        session.begin(BATCH)
+        await session.receive()
+        session.drop("r")
+        session.begin(ExecuteBatch("next", ""))
+        _, error = await until_failure(session, ProtocolError)
+        assert "has not dropped stream 0, as asked to" in str(error)
 
 
 @pytest.mark.trio
@@ -623,6 +664,23 @@ async def test_an_idle_context_has_no_deadline():
             await session.receive()
         assert scope.cancelled_caught
         assert ids(await whole(session)) == expected(BATCH, 2)
+
+
+@pytest.mark.trio
+async def test_a_step_that_begins_one_stream_has_the_time_of_those_that_go_on():
+    """D9: one step serves both, so the longer of the two deadlines holds."""
+    host = ProcessHost(first_chunk_timeout=1.0, next_chunk_timeout=60.0)
+    async with opened(Scripted(FOREVER, delay=0.001), host) as session:
+        session.begin(BATCH)
+        await session.receive()
+        os.kill(session.pid, signal.SIGSTOP)
+        session.begin(ExecuteBatch("new", ""))
+        with trio.move_on_after(1.5):
+            while True:
+                await session.receive()
+        os.kill(session.pid, signal.SIGCONT)
+        while "new" not in {item.request_id for item in await session.receive()}:
+            pass
 
 
 @pytest.mark.parametrize("begins_again", [False, True])
