@@ -161,7 +161,7 @@ DEVICES = (
             "what has failed still admits",
             "return self._failure is None and self._context.has_room()",
             "return self._context.has_room()",
-            "suspects_come_back_one_at_a_time",
+            "what_comes_as_a_context_fails_begins_in_the_next",
         ),
     ),
     *_plants(
@@ -183,7 +183,7 @@ DEVICES = (
             "one token too many is accepted",
             "                or end > most\n",
             "                or end > most + 1\n",
-            "a_session_that_miscounts_is_a_protocol_error",
+            "a_session_that_says_more_than_was_asked_for_is_a_protocol_error",
         ),
         (
             "what is behind a wrong chunk is accepted",
@@ -275,19 +275,25 @@ DEVICES = (
             "time in which nobody ran counts",
             "        if is_late(asked_for):",
             "        if False:",
-            "births:time_in_which_nobody_ran_counts_half",
+            "time_in_which_nobody_ran_puts_a_deadline_off",
         ),
         (
-            "steps that have arrived come along without end",
+            "steps come along without end",
             "while more and len(made) < ENOUGH and not self._kept",
-            "while not self._kept",
-            "steps_that_have_arrived_come_along",
+            "while len(made) < ENOUGH and not self._kept",
+            "steps_that_come_along_are_bounded",
+        ),
+        (
+            "items come along without end",
+            "while more and len(made) < ENOUGH and not self._kept",
+            "while more and not self._kept",
+            "steps_that_come_along_are_bounded",
         ),
         (
             "what stands behind steps that came along is lost",
             "                    self._kept = frame\n",
             "                    break\n",
-            "a_failure_behind_steps_that_came_along_is_told_next",
+            "a_poison_behind_steps_that_came_along_is_told_next",
         ),
         (
             "a cancelled body closes nothing",
@@ -299,7 +305,7 @@ DEVICES = (
             "a standby comes before the load",
             "                await session.load(start)\n                reserve.replenish()",
             "                reserve.replenish()\n                await session.load(start)",
-            "standby:a_standby_has_nothing_until_one_has_loaded",
+            "standby:there_is_no_standby_until_one_has_loaded",
         ),
         (
             "a lack of memory that is a stream's is not counted",
@@ -323,7 +329,7 @@ DEVICES = (
             "room is waited for though nothing is unsent",
             "if bool(self._unsent) != self._awaits_room and self._open:",
             "if self._unsent and not self._awaits_room and self._open:",
-            "begin_and_drop_never_block_and_stay_bounded",
+            "waiting_after_a_begin_was_taken_back_is_idle",
         ),
         (
             "a pidfd is not closed",
@@ -342,13 +348,13 @@ DEVICES = (
             "a standby that has spoken is handed out",
             "self._open and self.read() is None",
             "self._open",
-            "standby:a_standby_that_cannot_prepare_is_passed_over",
+            "standby:a_standby_that_has_spoken_is_passed_over",
         ),
         (
             "last words are not waited for",
             "            await self._process.told()\n            await self.output.drain()",
             "            await self._process.told()",
-            "output:last_words_are_not_lost",
+            "output:all_that_was_written_is_read_before_a_death_is_told",
         ),
     ),
     *_plants(
@@ -385,8 +391,9 @@ DEVICES = (
         (
             "who has lost the server is not told",
             "                asked.process.orphaned()\n",
-            "                asked.process.ended(why)\n",
-            "what_a_context_has_started_dies_with_the_server",
+            "                pass\n",
+            "standby:standbys_die_with_their_server_and_are_replaced",
+            "contexts_die_with_their_server_and_one_after_the_next_has_another",
         ),
         (
             "a server that does not fork is let live",
@@ -426,7 +433,7 @@ DEVICES = (
             "the server keeps the ends of its children",
             "            for descriptor in descriptors:\n                os.close(descriptor)\n        return True",
             "            pass\n        return True",
-            "births:deaths_leave_neither_descriptors_nor_memory",
+            "a_server_keeps_nothing_of_its_contexts",
         ),
         (
             "threads are not looked for after a preload",
@@ -478,7 +485,7 @@ DEVICES = (
             "those that are coming are not counted",
             "self._plan.standby - len(self._standbys) - self._coming",
             "self._plan.standby - len(self._standbys)",
-            "standby:as_many_stand_by_as_are_wanted",
+            "standby:beside_two_that_serve_stand_as_many_as_are_wanted",
         ),
         (
             "standbys outlive their reserve",
@@ -528,7 +535,7 @@ DEVICES = (
             "a finished stream is not closed",
             "            del self._streams[number]\n            stream.close()",
             "            del self._streams[number]",
-            "hosts:a_turn_takes_one_chunk_of_each_stream",
+            "a_stream_that_has_ended_is_closed",
         ),
         (
             "a drop is not answered",
@@ -540,7 +547,7 @@ DEVICES = (
             "streams are not closed before the runner",
             "        self._drop_all()\n        try:\n            self._runner.close()",
             "        try:\n            self._runner.close()",
-            "hosts:the_start_reaches_the_runner_and_leaving_closes_it",
+            "streams_are_closed_before_their_runner",
         ),
         (
             "a deadline is on the parent's clock",
@@ -556,7 +563,7 @@ DEVICES = (
             "a stream that failed is polled again",
             "        self._open.pop(number, None)\n        found",
             "        found",
-            "a_requests_own_error_concerns_nobody_else",
+            "a_stream_that_has_failed_is_not_asked_again",
         ),
         (
             "nonsense keeps its place",
@@ -678,7 +685,7 @@ DEVICES = (
             "each error of a group is asked for alone",
             "return worst(error, partial(classify, probe=_Once(probe)))",
             "return worst(error, partial(classify, probe=probe))",
-            "of_a_group_the_worst_counts",
+            "a_group_asks_its_device_once",
         ),
         (
             "a device that answers has memory",

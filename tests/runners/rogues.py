@@ -182,6 +182,37 @@ class _Clings(Base):
 
 
 @attrs.frozen
+class OnePlace:
+    """One stream at a time, whose place only closing frees, also of one that has ended; and none may be open at the end."""
+
+    def build(self, start):
+        return _OnePlace(self)
+
+
+class _OnePlace(Base):
+    info = RunnerInfo(streams=1)
+
+    def execute(self, batch):
+        return _Held(self, super().execute(batch))
+
+    def close(self):
+        assert not hasattr(self, "place"), "a stream is still open"
+
+
+@attrs.frozen
+class FailsAgain:
+    """Its streams lack memory, and do so again each time that they are asked."""
+
+    def build(self, start):
+        return _FailsAgain(self)
+
+
+class _FailsAgain(Base):
+    def execute(self, batch):
+        return iter(lambda: bytearray(2**62), None)
+
+
+@attrs.frozen
 class Holds:
     """One stream at a time, whose place only closing frees; it yields something that is no chunk, once."""
 
@@ -443,6 +474,9 @@ class _Writes(Base):
             case "last words":
                 sys.stdout.write("no end of line")
                 sys.stderr.write("neither here")
+                os.kill(os.getpid(), signal.SIGKILL)
+            case "many last words":
+                os.write(2, b"".join(b"%059d\n" % number for number in range(1000)))
                 os.kill(os.getpid(), signal.SIGKILL)
             case "flood":
                 for i in range(100_000):

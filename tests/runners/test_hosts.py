@@ -7,7 +7,7 @@ import pytest
 import trio
 import trio.testing
 from remotes import Speaks, Told
-from rogues import Holds, Nested, Raises, Remembers, Yields
+from rogues import FailsAgain, Holds, Nested, OnePlace, Raises, Remembers, Yields
 from sessions import (
     BATCH,
     FOREVER,
@@ -216,6 +216,39 @@ async def test_a_stream_of_nonsense_frees_its_place(host):
         (failed,) = await whole(session)
         assert "must yield a TokenChunk, got str" in str(failed.error)
         assert ids(await whole(session)) == (1, 2)
+
+
+@every_host
+@pytest.mark.trio
+async def test_a_stream_that_has_ended_is_closed(host):
+    """D6: its place is free for the next one, however the runner frees it."""
+    async with opened(OnePlace(), host) as session:
+        for _ in range(2):
+            assert ids(await whole(session)) == (1, 2)
+
+
+@every_host
+@pytest.mark.trio
+async def test_streams_are_closed_before_their_runner(host):
+    """D10: leaving closes what is open, in this order, or the runner would say that it could not close."""
+    async with opened(OnePlace(), host) as session:
+        session.begin(BATCH)
+        await session.receive()
+
+
+@every_host
+@pytest.mark.trio
+async def test_a_stream_that_has_failed_is_not_asked_again(host):
+    """D5: memory ran out once, and is told of once to the request and once to the context."""
+    async with opened(FailsAgain(), host) as session:
+        session.begin(BATCH)
+        (failed,) = await session.receive()
+        assert type(failed.error) is OutOfMemory
+        with pytest.raises(OutOfMemory):
+            await session.receive()
+        with trio.move_on_after(0.3) as scope:
+            await session.receive()
+        assert scope.cancelled_caught
 
 
 @every_host
