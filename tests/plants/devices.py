@@ -455,13 +455,13 @@ DEVICES = (
             "one preload too many is tried",
             "self._failures >= _TRIES",
             "self._failures > _TRIES",
-            "a_preload_that_cannot_work_is_not_tried_again",
+            "only_servers_that_die_in_a_row_are_too_many",
         ),
         (
             "failures that are not in a row count",
             "            self._failures = 0\n",
             "",
-            "a_preload_that_cannot_work_is_not_tried_again",
+            "only_servers_that_die_in_a_row_are_too_many",
         ),
         (
             "a recovery waits for a preload",
@@ -510,10 +510,10 @@ DEVICES = (
             "time_in_which_nobody_ran_counts_half",
         ),
         (
-            "a socket has the default timeout",
-            "            theirs.setblocking(True)",
-            "            pass",
-            "a_default_timeout_is_not_the_connections",
+            "whoever is dead has outlived its time",
+            "    return not is_readable(process.pidfd)",
+            "    return True",
+            "standby:a_standby_that_has_died_is_passed_over",
         ),
         (
             "a process that cannot be watched is not reaped",
@@ -597,13 +597,13 @@ DEVICES = (
             "a sync stream is closed in the abort of its caller",
             "        if self._turns.has(number, _AsyncSource):\n",
             "        if self._turns:\n",
-            "hostile:a_stream_whose_caller_was_cancelled_is_closed_by_a_task",
+            "dropping_a_sync_stream_runs_nothing_of_the_runners",
         ),
         (
             "a cancelled body does not close an async runner",
             "trio.move_on_after(self._close_timeout, shield=True)",
             "trio.move_on_after(self._close_timeout)",
-            "an_async_rebuild_and_close_are_awaited",
+            "a_cancelled_body_has_an_async_runner_closed",
         ),
     ),
     *_plants(
@@ -631,7 +631,7 @@ DEVICES = (
             "a thread's failed runner is closed",
             "        self._engine.closes = self._failure is None\n",
             "",
-            "hosts:the_end_of_a_context_is_final",
+            "hosts:a_runner_whose_context_is_in_trouble_is_not_closed",
         ),
     ),
     *_plants(
@@ -647,7 +647,7 @@ DEVICES = (
             "a long step may be of many streams",
             "self._long = long or decoder",
             "self._long = decoder",
-            "what_is_no_frame_is_a_protocol_error",
+            "a_long_step_is_of_one_stream_alone",
         ),
     ),
     *_plants(

@@ -36,6 +36,7 @@ from sessions import (
 
 from runners.errors import ContextDied, LoadFailed
 from runners.hosts import forks, reserve
+from runners.hosts.forks import NoServer
 from runners.hosts.process import ProcessHost
 from runners.scripted import Scripted, expected
 from runners.torch_lm import TorchLM
@@ -184,6 +185,28 @@ async def test_a_preload_that_cannot_work_is_not_tried_again(preloading, times, 
     assert preloads() == times
     warnings = [record.getMessage() for record in caplog.records if record.name == "runners.hosts"]
     assert len(warnings) == len(set(warnings)) <= 3
+
+
+@pytest.mark.trio
+async def test_only_servers_that_die_in_a_row_are_too_many():
+    """D15: one that has preloaded shows that another is worth its try."""
+
+    class Server:
+        hopeless = False
+
+        def __init__(self, dies):
+            self.dies = dies
+
+        async def preloaded(self):
+            if self.dies:
+                raise NoServer("it died")
+
+    judging = reserve.Reserve(HOST._plan(Scripted()))
+    for dies in (True, False, True):
+        await judging._judge(Server(dies))
+        assert not judging._hopeless
+    await judging._judge(Server(dies=True))
+    assert judging._hopeless == "it died"
 
 
 @pytest.mark.trio

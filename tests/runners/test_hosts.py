@@ -376,6 +376,16 @@ async def test_the_start_reaches_the_runner_and_leaving_closes_it(host, tmp_path
 
 @every_host
 @pytest.mark.trio
+async def test_a_runner_whose_context_is_in_trouble_is_not_closed(host, tmp_path):
+    """D4, D10: whoever found it out; closing would use a device that is lost."""
+    with pytest.raises(ContextPoisoned, match="from outside"):
+        async with opened(Remembers(str(tmp_path), Nested((), {})), host):
+            raise ContextPoisoned("from outside")
+    assert not (tmp_path / "closed").exists()
+
+
+@every_host
+@pytest.mark.trio
 async def test_leaving_by_cancellation_closes_the_runner(host, tmp_path):
     """R21: so does the end of a cancelled user: the context is sound."""
     with trio.CancelScope() as scope:

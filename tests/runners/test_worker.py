@@ -762,7 +762,7 @@ async def test_a_session_that_miscounts_is_a_protocol_error(index):
 async def test_a_session_that_says_more_than_was_asked_for_is_a_protocol_error():
     """D6: a stream has at most its `max_tokens`; not one more is handed on."""
     stage = Stage()
-    async with serving(PUPPET, host=stage) as scene, trio.open_nursery() as nursery:
+    async with serving(PUPPET, host=stage, patience=10) as scene, trio.open_nursery() as nursery:
         (caller,) = callers("a", most=2)
         await nursery.start(caller.run, scene.worker)
         first = await stage.act(1)
