@@ -513,7 +513,7 @@ DEVICES = (
             "whoever is dead has outlived its time",
             "    return not is_readable(process.pidfd)",
             "    return True",
-            "standby:a_standby_that_has_died_is_passed_over",
+            "who_dies_at_the_last_moment_has_died_in_time",
         ),
         (
             "a process that cannot be watched is not reaped",

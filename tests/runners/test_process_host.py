@@ -505,7 +505,7 @@ async def test_what_it_may_not_say_is_a_protocol_error(said, message, then):
 async def test_who_speaks_of_the_very_next_stream_has_dropped_the_one_before():
     """D9: it has read the drop that was sent in front of it; what it never answers would be kept in mind for ever."""
     said = raw(wire.Step([wire.Chunk(1, 0, (9,), "z", None, None)], []))
-    async with opened(SaysWhenAsked(said, "wait")) as session:
+    async with opened(SaysWhenAsked(said, "wait"), ProcessHost(first_chunk_timeout=5)) as session:
         session.begin(BATCH)
         await session.receive()
         session.drop("r")
@@ -849,7 +849,8 @@ async def test_a_begin_does_not_put_off_a_hang():
                 await trio.sleep(0.05)
 
         nursery.start_soon(beg)
-        await until_failure(session, ContextHung)
+        with trio.fail_after(PATIENCE / 2):
+            await until_failure(session, ContextHung)
         nursery.cancel_scope.cancel()
 
 
