@@ -5,12 +5,17 @@
 
 32 callers are busy without a break, while the context is killed (SIGKILL, SIGSEGV, SIGABRT) and stopped (SIGSTOP) from
 outside, and rebuilt by its operator. In every second tenth of the run requests bring harm along, too: they poison the
-context, kill it, run out of memory, tear the connection in the middle of a frame, or say what is no frame. Some loads fail.
-Some streams are so wide that they fill the pipe. All of it follows from the seed.
+context, kill it, run out of memory, tear the connection in the middle of a frame, say what is no frame or what may not be said,
+raise what does harm when it is looked at, ignore and block all signals, or close its standard output. Some loads fail. Some
+streams are so wide that they fill the pipe. Rebuilds come one by one and in storms. All of it follows from the seed.
+
+Beside that a program of its own with a worker in it is started, again and again: it is stopped with all its processes and
+continued, as a frozen container is, and interrupted by Ctrl-C; every second one is born with SIGCHLD ignored.
 
 Every token of every stream is checked against the fault-free stream. It passes if nothing is lost, doubled or hung; if each
 stream that does not complete ends in the error that its policy names; if at least 99 % of the requests complete that met
-only outside kills; if memory is flat; and if neither process nor descriptor, shared memory or file is left behind.
+only outside kills; if every interrupted program ends in order; if memory is flat; and if neither process nor descriptor,
+shared memory or file is left behind, by those programs neither.
 """
 
 from __future__ import annotations
@@ -23,11 +28,14 @@ import logging
 import os
 import random
 import signal
+import subprocess
 import sys
 import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +67,11 @@ HUNG = 60.0
 BREATH = 4 * 2**20
 """Bytes by which a run may grow: allocators and queues fill."""
 
+GONE = 5.0
+"""Seconds that a process may take to die behind its parent."""
+STORM = 20
+"""Rebuilds that are ordered at once."""
+
 SIGNALS = (signal.SIGKILL, signal.SIGSEGV, signal.SIGABRT, signal.SIGSTOP)
 FAILING_LOADS = 0.15
 HARMFUL: dict[str, tuple[type[Exception], ...]] = {
@@ -67,6 +80,10 @@ HARMFUL: dict[str, tuple[type[Exception], ...]] = {
     "tear": (),
     "garbage": (),
     "wide": (),
+    "rogue": (),
+    "ignore": (),
+    "mute": (),
+    "hostile": (RunnerError,),
     "oom": (OutOfMemory,),
     "error": (RunnerError,),
     "killer": (PoisonRequest,),
@@ -156,6 +173,8 @@ class Ledger:
     failures: Counter[str] = field(factory=Counter[str])
     errors: Counter[str] = field(factory=Counter[str])
     rebuilds: Counter[str] = field(factory=Counter[str])
+    programs: Counter[str] = field(factory=Counter[str])
+    misbehaved: list[str] = field(factory=list[str])
     unexpected: list[str] = field(factory=list[str])
     calm: int = 0
     calm_completed: int = 0
@@ -171,6 +190,7 @@ class Ledger:
         struck = sum(self.strikes.values())
         return (
             f"{self.completed} of {self.requests} completed, {self.tokens} tokens; {struck} strikes, "
+            f"{sum(self.rebuilds.values())} rebuilds, {self.programs['interrupted']} programs interrupted, "
             f"{sum(self.failures.values())} failures; {self.lost} lost, {self.doubled} doubled, {self.wrong} wrong, "
             f"{self.hung} hung, {len(self.unexpected)} unexpected"
         )
@@ -217,6 +237,7 @@ class Chaos:
             async with trio.open_nursery() as callers:
                 for number in range(STREAMS):
                     callers.start_soon(self._call, number)
+                callers.start_soon(self._interrupt)
             nursery.cancel_scope.cancel()
 
     # --- callers
@@ -309,16 +330,41 @@ class Chaos:
         return any(node.kind == "child" and node.state == "up" for node in self.worker.status().walk())
 
     async def _operate(self) -> None:
-        """An operator who orders new sessions now and then."""
+        """An operator who orders new sessions now and then; one time in five there are many of him."""
         chance = self.plan.chance("operator")
         while True:
             await trio.sleep(chance.expovariate(1 / (5 * self.plan.pause)))
+            async with trio.open_nursery() as operators:
+                for _ in range(STORM if chance.random() < 0.2 else 1):
+                    operators.start_soon(self._rebuild)
+
+    async def _rebuild(self) -> None:
+        with trio.move_on_after(HUNG) as scope:
             try:
                 await rebuild(self.worker)
             except (RebuildSuperseded, InferenceError) as error:
                 self.ledger.rebuilds[type(error).__name__] += 1
             else:
                 self.ledger.rebuilds["done"] += 1
+        if scope.cancelled_caught:
+            self.ledger.hung += 1
+
+    async def _interrupt(self) -> None:
+        """Programs of their own, one after the other: frozen and thawed, and then interrupted."""
+        chance = self.plan.chance("programs")
+        for number in range(sys.maxsize):
+            await trio.sleep(chance.expovariate(1 / (2 * self.plan.pause)))
+            if self.over:
+                return
+            try:
+                with trio.fail_after(HUNG):
+                    seen = await _interrupted(chance, number)
+            except (trio.TooSlowError, ValueError) as error:
+                self.ledger.misbehaved.append(f"{number}: {error!r}")
+            else:
+                self.ledger.programs.update(seen)
+                self.ledger.programs["interrupted"] += 1
+                self.ledger.wrong += seen.get("wrong", 0)
 
     # --- what is seen
 
@@ -332,6 +378,75 @@ class Chaos:
         for point in range(TENTHS):
             await trio.sleep_until(self.began + (point + 0.5) * self.plan.seconds / TENTHS)
             self.ledger.memory.append(_resident())
+
+
+async def _interrupted(chance: random.Random, number: int, command: Sequence[str] = ()) -> dict[str, int]:
+    """One program's life; what it saw. By default it is `benchmarks.interrupted`.
+
+    Raises:
+        ValueError: it did not end in order, or left something behind.
+    """
+    command = command or [sys.executable, "-m", "benchmarks.interrupted", str(chance.getrandbits(32))]
+    if number % 2:
+        command = ["sh", "-c", "trap '' CHLD; exec \"$@\"", "sh", *command]
+    async with trio.open_nursery() as nursery:
+        process: trio.Process = await nursery.start(
+            partial(
+                trio.run_process,
+                command,
+                stdin=None,
+                stdout=subprocess.PIPE,
+                capture_stdout=False,
+                check=False,
+            )
+        )
+        assert process.stdout is not None
+        said = await process.stdout.receive_some()
+        await trio.sleep(chance.uniform(0, 2))
+        if chance.random() < 0.5:
+            await _freeze(process.pid, 1.5)
+            await trio.sleep(chance.uniform(0, 2))
+        family = {pid: began for pid in descendants(process.pid) if (began := _began(pid))}
+        process.send_signal(signal.SIGINT)
+        async for some in process.stdout:
+            said += some
+    left = {pid for pid, began in family.items() if not await _is_gone(pid, began)}
+    if process.returncode != 0 or not said.startswith(b"up\n") or left:
+        raise ValueError(f"it ended with {process.returncode}, said {said!r}, and left {left}")
+    seen: dict[str, int] = json.loads(said.splitlines()[-1])
+    return seen
+
+
+async def _freeze(pid: int, seconds: float) -> None:
+    """As a frozen container: a program and all its processes, stopped and continued together."""
+    frozen = [pid, *descendants(pid)]
+    for one in frozen:
+        _send(one, signal.SIGSTOP)
+    await trio.sleep(seconds)
+    for one in reversed(frozen):
+        _send(one, signal.SIGCONT)
+
+
+def _send(pid: int, number: int) -> None:
+    with suppress(ProcessLookupError):
+        os.kill(pid, number)
+
+
+def _began(pid: int) -> str:
+    """When a process began, which tells it from another of its number; nothing if there is none, or a zombie."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
+    return "" if fields[0] == "Z" else fields[19]
+
+
+async def _is_gone(pid: int, began: str) -> bool:
+    """Whether it has ended; the kernel kills it a moment after its parent."""
+    with trio.move_on_after(GONE):
+        while _began(pid) == began:  # noqa: ASYNC110 - another's process sets no event
+            await trio.sleep(0.01)
+    return _began(pid) != began
 
 
 def _signal(pid: int, number: int) -> bool:
@@ -358,19 +473,20 @@ def _resident() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
-def descendants() -> set[int]:
-    """The pids of our children and theirs, zombies too."""
+def descendants(of: int = 0) -> set[int]:
+    """The pids of somebody's children and theirs, of ours by default; zombies too."""
+    root = of or os.getpid()
     parents = {}
     for stat in Path("/proc").glob("[0-9]*/stat"):
         try:
             parents[int(stat.parent.name)] = int(stat.read_text().rpartition(")")[2].split()[1])
         except (FileNotFoundError, ProcessLookupError):
             continue
-    found, before = {os.getpid()}, 0
+    found, before = {root}, 0
     while len(found) > before:
         before = len(found)
         found |= {pid for pid, parent in parents.items() if parent in found}
-    return found - {os.getpid()}
+    return found - {root}
 
 
 def _names(folder: str) -> frozenset[str]:
@@ -449,6 +565,7 @@ def problems(ledger: Ledger, left_behind: dict[str, list[str]]) -> list[str]:
             f"{ledger.calm_completed} of {ledger.calm} requests that met only outside kills completed",
         ),
         (not ledger.completed or not ledger.strikes, "nothing happened"),
+        (bool(ledger.misbehaved), f"programs that were interrupted: {ledger.misbehaved[:5]}"),
         (ledger.growth() > BREATH, f"memory grew by {ledger.growth():.0f} bytes"),
         (any(left_behind.values()), f"left behind: {left_behind}"),
     ]

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import os
 import random
+import signal
 import socket
 import stat
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from itertools import count
 from pathlib import Path
-from typing import cast
+from typing import NoReturn, cast
 
 from attrs import define, evolve, frozen
 
+from runners.hosts import wire
 from runners.hosts.turns import close
 from runners.scripted import Fault, Kind
 from runners.types import ContinuingRunner, ExecuteBatch, ModelRunner, RunnerSpec, RunnerStart, TokenChunk
@@ -29,8 +31,10 @@ FAILING_LOADS: tuple[Kind, ...] = ("poison", "error", "kill")
 class Rough:
     """Any runner; but for some models it is rough.
 
-    For `tear` it dies in the middle of a frame, for `garbage` it says what is no frame, each once in a request; for `wide`
-    it repeats every character. And some of its loads fail, never the first.
+    For `tear` it dies in the middle of a frame, for `garbage` it says what is no frame, for `rogue` frames that it may not say,
+    for `hostile` it raises what does harm when it is looked at, for `ignore` it ignores signals, and for `mute` it closes its
+    standard output: each once in a request. For `wide` it repeats every character. And some of its loads fail, never the
+    first.
 
     Args:
         inner: makes the runner that does the work.
@@ -60,10 +64,13 @@ class _Rough:
     def execute(self, batch: ExecuteBatch) -> Iterator[TokenChunk]:
         chunks = cast("Iterator[TokenChunk]", self._inner.execute(batch))
         kind = kind_of(batch)
-        return _Altered(chunks, _roughly(kind)) if kind in ("tear", "garbage") else _wide(batch, chunks)
+        return _Altered(chunks, _roughly(kind, batch)) if kind in ROUGH else _wide(batch, chunks)
 
     def continue_from(self, batch: ExecuteBatch, accepted: Sequence[int]) -> Iterator[TokenChunk]:
-        return _wide(batch, cast("Iterator[TokenChunk]", self._inner.continue_from(batch, accepted)))
+        chunks = cast("Iterator[TokenChunk]", self._inner.continue_from(batch, accepted))
+        if kind_of(batch) == "hostile":  # it has moved before it came to that
+            return _Altered(chunks, _roughly("hostile", batch, len(accepted)))
+        return _wide(batch, chunks)
 
 
 @define(eq=False)
@@ -88,17 +95,81 @@ def _widened(chunk: TokenChunk) -> TokenChunk:
     return evolve(chunk, text="".join(character * WIDTH for character in chunk.text))
 
 
-def _roughly(how: str) -> Callable[[TokenChunk], TokenChunk]:
-    numbers = count()
+def _roughly(kind: str, batch: ExecuteBatch, begun: int = 0) -> Callable[[TokenChunk], TokenChunk]:
+    numbers = count(begun)
+    chance = random.Random(batch.request_id)
 
     def alter(chunk: TokenChunk) -> TokenChunk:
         if next(numbers) == AT_CHUNK:
-            _say(b"\x00\x00\x40\x00\x93half a frame" if how == "tear" else b"\x00\x00\x00\x05what?")
-            if how == "tear":
-                os._exit(9)
+            ROUGH[kind](chance)
         return chunk
 
     return alter
+
+
+def _tear(_: random.Random) -> NoReturn:
+    _say(b"\x00\x00\x40\x00\x93half a frame")
+    os._exit(9)
+
+
+def _garble(_: random.Random) -> None:
+    _say(b"\x00\x00\x00\x05what?")
+
+
+def _break_rules(chance: random.Random) -> None:
+    """Say what the protocol has, and not now; some of it a thousand times."""
+    unknown = wire.Step([wire.Chunk(2**40, 0, (1,), "x", None, None)], [])
+    lack = wire.Broken(wire.Error("OutOfMemory", "none left", None, ""), ())
+    frame = chance.choice(
+        [wire.Step([], []), unknown, lack, wire.Rebuilt(), wire.Closed(), wire.Dropped(2**40)]
+    )
+    _say(wire.encode(frame) * chance.choice([1, 1000]))
+
+
+def _ignore(_: random.Random) -> None:
+    """All signals that can be ignored, and block the rest."""
+    for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:
+        with suppress(OSError, ValueError):
+            signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+
+
+def _close_output(_: random.Random) -> None:
+    with suppress(OSError):
+        os.close(1)
+
+
+def _rage(*_: object) -> NoReturn:
+    raise ArithmeticError("looked at")
+
+
+def _raise_hostile(chance: random.Random) -> NoReturn:
+    """What raises when it is looked at, lies, or is long."""
+    place = chance.choice(
+        ["__str__", "__repr__", "__eq__", "__getattr__", "__class__", "tag", "code", "", "chain"]
+    )
+    if not place:
+        raise RuntimeError("CUDA error: " + "x" * 10_000_000)
+    if place == "chain":
+        error = ValueError("the end")
+        for number in range(5000):
+            above = ValueError(number)
+            above.__cause__ = error
+            error = above
+        raise error
+    member = _rage if place.startswith("__") and place != "__class__" else property(_rage)
+    kind: type[Exception] = type("Hostile", (Exception,), {place: member})
+    raise kind("hostile")
+
+
+ROUGH: dict[str, Callable[[random.Random], None]] = {
+    "tear": _tear,
+    "garbage": _garble,
+    "rogue": _break_rules,
+    "hostile": _raise_hostile,
+    "ignore": _ignore,
+    "mute": _close_output,
+}
 
 
 def _say(data: bytes) -> None:

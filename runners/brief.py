@@ -36,11 +36,14 @@ class _Brief(Repr):
     def repr1(self, x: Any, level: int) -> str:
         """As `Repr` does, but nothing that an object does can escape."""
         try:
+            if is_a(x, BaseException) and type(x).__repr__ in _PLAIN_REPRS:
+                return self._exception(x, level)
             return exact(super().repr1(x, level))
         except KeyboardInterrupt:
             raise
         except BaseException as problem:  # noqa: BLE001 - whatever a `__repr__` raises, it is only a text
-            return f"<{name_of(type(x))} whose repr raised {name_of(type(problem))}>"
+            it: object = x
+            return f"<{name_of(type(it))} whose repr raised {name_of(type(problem))}>"
 
     def repr_instance(self, x: Any, level: int) -> str:  # noqa: ARG002 - as `Repr` calls it
         """Its own `repr`, with the middle left out if it is long."""
@@ -52,7 +55,19 @@ class _Brief(Repr):
 
     repr_bytearray = repr_bytes
 
+    def _exception(self, error: BaseException, level: int) -> str:
+        """By its arguments: printed first and cut then, one of a hundred megabytes takes half a second."""
+        if level <= 0:
+            return f"{name_of(type(error))}(...)"
+        args = args_of(error)
+        shown = [self.repr1(arg, level - 1) for arg in args[: self.maxtuple]]
+        return (
+            f"{name_of(type(error))}({', '.join([*shown, *(['...'] if len(args) > self.maxtuple else [])])})"
+        )
 
+
+_PLAIN_REPRS: tuple[Any, ...] = (BaseException.__repr__, BaseExceptionGroup.__repr__)
+_CONTAINERS = (bytes, bytearray, tuple, list, set, frozenset, dict)
 _BRIEF = _Brief()
 
 
@@ -109,12 +124,28 @@ def attribute(value: object, name: str) -> Any:
 def text_of(error: BaseException) -> str:
     """Its text, in at most `MAX_TEXT` characters; never raises."""
     try:
-        text = exact(str(error))
+        text = exact(_text(error))
     except KeyboardInterrupt:
         raise
     except BaseException:  # noqa: BLE001 - a runner's `__str__` may do anything, and its error must be judged all the same
         return "(its text cannot be shown)"
     return shortened(text, MAX_TEXT)
+
+
+def _text(error: BaseException) -> str:
+    """Its `str`, but that a large container in it is not printed first and cut then."""
+    args = args_of(error)
+    if type(error).__str__ is BaseException.__str__ and (
+        len(args) > 1 or (args and type(args[0]) in _CONTAINERS)
+    ):
+        return brief(args if len(args) > 1 else args[0])
+    return str(error)
+
+
+def args_of(error: BaseException) -> tuple[Any, ...]:
+    """What it was made with; a class may have an attribute of the same name."""
+    args: tuple[Any, ...] = BaseException.__dict__["args"].__get__(error)
+    return args
 
 
 def quoted(error: BaseException) -> str:

@@ -261,7 +261,9 @@ def sound(error: InferenceError) -> InferenceError:
 
 def renewed(error: InferenceError) -> Any:
     """The same as a plain error: of the nearest class of ours that is made of a text, with its text, code and tag."""
-    kind = next(cls for cls in type(error).__mro__ if cls in _KNOWN and cls is not errors.ContextLost)
+    kind: type[InferenceError] = next(
+        cls for cls in type(error).__mro__ if cls in _KNOWN and cls is not errors.ContextLost
+    )
     plain = kind(text_of(error))
     plain.code = code_of(error)
     if (tag := tag_of(error)) is not None and tag != kind.tag:

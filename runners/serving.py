@@ -366,7 +366,7 @@ class _Serving:
         """Begin a request, or go on with one that comes from another session."""
         try:
             if message.memo is None:
-                message = self._admitted(message)
+                message.memo = admitted(message)
             record = record_of(message)
             self._check(record)
             self._context.hush()
@@ -375,18 +375,6 @@ class _Serving:
             message.fail(exc)
         else:
             self._context.put(message)
-
-    def _admitted(self, message: Message) -> Message:
-        """The message with its record, and one that the inbox holds, so that it comes back when this body ends.
-
-        One that nobody waits for and that was sent with `on_loss="fail"` it does not hold; put back and taken again it does.
-        """
-        held = message.on_loss == "requeue"
-        message.memo = admitted(message)
-        if held or type(message) is not Message:
-            return message
-        message.requeue()
-        return self._inbox.receive_nowait()
 
     def _check(self, record: Record) -> None:
         if record.batch.request_id in self._open:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
 from enum import StrEnum
-from typing import Any, Literal, Protocol, TypeAlias, get_args, runtime_checkable
+from typing import Any, Literal, Protocol, TypeAlias, cast, get_args, runtime_checkable
 
 from attrs import Attribute, asdict, evolve, field, frozen
 from attrs.validators import ge, in_, instance_of, matches_re, optional
@@ -19,10 +19,11 @@ _CHARACTERS_A_TOKEN = 4
 _A_MILLION = 1_000_000
 
 
-def _whole(value: Any) -> Any:
+def _whole(value: object) -> Any:
     """A converter: a number of a class of its own, an `IntEnum` say, as a plain one. What is none a validator refuses."""
-    kind = type(value)
-    return value if kind is int or kind is bool or not issubclass(kind, int) else int.__int__(value)
+    if type(value) in (int, bool) or not is_a(value, int):
+        return value
+    return int.__int__(cast("int", value))
 
 
 def _text(value: Any) -> Any:

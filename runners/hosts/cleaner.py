@@ -15,7 +15,7 @@ import os
 import secrets
 import subprocess
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import ExitStack, asynccontextmanager, suppress
 
 import trio
 from trio.lowlevel import RunVar
@@ -79,6 +79,8 @@ def listen(poll):
             return
         *lines, rest = (rest + data).split(b"\\n")
         for line in lines:
+            if line == b".":
+                return
             number = int(line[1:])
             if line.startswith(b"+"):
                 groups.add(number)
@@ -103,16 +105,19 @@ clean(mark, mark + b".")
 """
 
 
-class _Cleaner:
-    """The process, while it is needed."""
+class _Running:
+    """A cleaner process."""
 
     def __init__(self, interpreter: Sequence[str]) -> None:
-        reading, self._orders = _pipe()
-        self._reports, writing = _pipe()
-        os.set_blocking(self._orders, False)
-        self._reaped = trio.Event()
-        self.holders = 0
-        try:
+        """Start it; blocks for a millisecond or two.
+
+        Raises:
+            OSError: no process or descriptor is to be had.
+        """
+        with ExitStack() as undo, ExitStack() as theirs:
+            reading, self._orders = _pipe(theirs, undo)
+            writing, self._reports = reversed(_pipe(undo, theirs))
+            os.set_blocking(self._orders, False)
             self._process = subprocess.Popen(  # noqa: S603 - our own interpreter and program
                 [*interpreter, "-S", "-s", "-P", "-c", _PROGRAM, f"{MARK}={_mark()}", str(os.getpid())],
                 stdin=reading,
@@ -121,13 +126,9 @@ class _Cleaner:
                 start_new_session=True,
                 env={name: value for name, value in os.environ.items() if name != MARK},
             )
-        except BaseException:
-            os.close(self._orders)
-            os.close(self._reports)
-            raise
-        finally:
-            os.close(reading)
-            os.close(writing)
+            undo.pop_all()
+        self.over = trio.Event()
+        self._listening = trio.CancelScope(shield=True)  # it ends with `end`, not with Trio's run
         trio.lowlevel.spawn_system_task(self._reap, name="reaper of what contexts leave behind")
 
     def tell(self, order: str) -> None:
@@ -136,9 +137,9 @@ class _Cleaner:
             os.write(self._orders, f"{order}\n".encode())
 
     async def _reap(self) -> None:
-        """Reap what it has killed, where that falls to us: as process 1, or a subreaper. Until it ends, as it always does."""
+        """Reap what it has killed, where that falls to us: as process 1, or a subreaper. Until it ends."""
         rest, data = b"", b"-"
-        with trio.CancelScope(shield=True):
+        with self._listening:
             while data:
                 await trio.lowlevel.wait_readable(self._reports)
                 data = os.read(self._reports, 4096)
@@ -146,23 +147,78 @@ class _Cleaner:
                 for line in lines:
                     with suppress(ChildProcessError):
                         os.waitpid(int(line), os.WNOHANG)  # noqa: ASYNC222 - does not wait
-        self._reaped.set()
+        self.over.set()
 
     async def end(self) -> None:
         """Our processes are gone; it kills what they have left, and ends."""
-        os.close(self._orders)
+        self.tell(".")
         with trio.move_on_after(_PATIENCE):
-            await self._reaped.wait()
+            await self.over.wait()
+        self._listening.cancel()
+        await self.over.wait()
+        self.close()
+
+    def close(self) -> None:
+        """It is over."""
         self._process.kill()
-        await self._reaped.wait()
-        os.close(self._reports)
         self._process.wait()
+        os.close(self._orders)
+        os.close(self._reports)
 
 
-def _pipe() -> tuple[int, int]:
-    """Reading end and writing end, neither where a standard stream may be closed."""
-    reading, writing = os.pipe2(os.O_CLOEXEC)
-    return above_standard(reading), above_standard(writing)
+class _Cleaner:
+    """A cleaner process while one is needed; one that has been killed is replaced at the next birth."""
+
+    def __init__(self, interpreter: Callable[[], Sequence[str]]) -> None:
+        self.holders = 0
+        self._interpreter = interpreter
+        self._groups: set[int] = set()
+        self._running: _Running | None = None
+
+    def start(self) -> None:
+        """Have it run, if it can."""
+        try:
+            self._running = _Running(self._interpreter())
+        except OSError as error:
+            _logger.warning("no cleaner: what a context starts may outlive us, if we are killed: %s", error)
+            return
+        for pid in self._groups:
+            self._running.tell(f"+{pid}")
+
+    def born(self, pid: int) -> None:
+        """A process of ours, which leads a group, is there."""
+        self._groups.add(pid)
+        if self._running is None:
+            return
+        if not self._running.over.is_set():
+            self._running.tell(f"+{pid}")
+            return
+        _logger.warning("the cleaner was killed, and is started again")
+        self._running.close()
+        self._running = None
+        self.start()
+
+    def dead(self, pid: int) -> None:
+        """It is not there any more."""
+        self._groups.discard(pid)
+        if self._running is not None:
+            self._running.tell(f"-{pid}")
+
+    async def end(self) -> None:
+        """It is not needed any more."""
+        running, self._running = self._running, None
+        if running is not None:
+            with trio.CancelScope(shield=True):
+                await running.end()
+
+
+def _pipe(reading: ExitStack, writing: ExitStack) -> tuple[int, int]:
+    """Reading end and writing end, each closed by its stack; neither where a standard stream may be closed."""
+    ends = os.pipe2(os.O_CLOEXEC)
+    lifted = above_standard(ends[0]), above_standard(ends[1])
+    reading.callback(os.close, lifted[0])
+    writing.callback(os.close, lifted[1])
+    return lifted
 
 
 _cleaner: RunVar[_Cleaner | None] = RunVar("runners.hosts.cleaner", None)
@@ -181,13 +237,13 @@ def marked(environment: Mapping[str, str]) -> dict[str, str]:
 def note_birth(pid: int) -> None:
     """A process of ours, which leads a group, is there."""
     if found := _cleaner.get():
-        found.tell(f"+{pid}")
+        found.born(pid)
 
 
 def note_end(pid: int) -> None:
     """It is not there any more."""
     if found := _cleaner.get():
-        found.tell(f"-{pid}")
+        found.dead(pid)
 
 
 @asynccontextmanager
@@ -197,11 +253,11 @@ async def cleaning(interpreter: Callable[[], Sequence[str]]) -> AsyncGenerator[N
     Args:
         interpreter: how to start one; blocks for the millisecond or two that this takes, where there is no cleaner yet.
     """
-    found = _cleaner.get() or _new(interpreter)
+    found = _cleaner.get()
     if found is None:
-        yield
-        return
-    _cleaner.set(found)
+        found = _Cleaner(interpreter)
+        found.start()
+        _cleaner.set(found)
     found.holders += 1
     try:
         yield
@@ -209,13 +265,4 @@ async def cleaning(interpreter: Callable[[], Sequence[str]]) -> AsyncGenerator[N
         found.holders -= 1
         if not found.holders:
             _cleaner.set(None)
-            with trio.CancelScope(shield=True):
-                await found.end()
-
-
-def _new(interpreter: Callable[[], Sequence[str]]) -> _Cleaner | None:
-    try:
-        return _Cleaner(interpreter())
-    except OSError as error:
-        _logger.warning("no cleaner: what a context starts may outlive us, if we are killed: %s", error)
-        return None
+            await found.end()

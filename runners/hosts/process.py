@@ -172,9 +172,7 @@ class ProcessHost:
                 await session.load(start)
                 reserve.replenish()
                 yield session
-            except (
-                DeviceError
-            ) as error:  # a context in trouble is not asked to close its runner, whoever found it out
+            except DeviceError as error:  # a context in trouble is not asked to close its runner
                 session.condemn(error)
                 raise
             finally:

@@ -31,7 +31,7 @@ class _Brief(Repr):
         except KeyboardInterrupt:
             raise
         except BaseException as problem:  # noqa: BLE001 - whatever a user's `__repr__` raises, it is only a text
-            return f"<{class_name(type(x))} whose repr raised {class_name(type(problem))}>"
+            return f"<{class_name(class_of(x))} whose repr raised {class_name(type(problem))}>"
 
     def repr_instance(self, x: Any, level: int) -> str:  # noqa: ARG002 - as `Repr` calls it
         """Its own `repr`, with the middle left out if it is long."""
@@ -52,6 +52,11 @@ class _Brief(Repr):
         if len(arguments) > self.maxtuple:
             shown.append("...")
         return f"{name}({', '.join(shown)})"
+
+
+def class_of(value: object) -> type[Any]:
+    """Its class, whatever it says of that itself."""
+    return type(value)
 
 
 def class_name(kind: type[Any]) -> str:

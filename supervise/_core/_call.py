@@ -12,7 +12,7 @@ from functools import partial
 from types import FunctionType, MethodType
 from typing import Any, Literal
 
-from ._brief import brief, class_name
+from ._brief import brief, class_name, class_of
 
 Kind = Literal[
     "async function", "function", "async generator function", "generator function",
@@ -62,7 +62,7 @@ def _plain(function: Any) -> FunctionType | None:
 
 
 def _plain_call(function: Any) -> FunctionType | None:
-    call = getattr(type(function), "__call__", None)  # noqa: B004 - the function itself is wanted, not whether there is one
+    call = getattr(class_of(function), "__call__", None)  # noqa: B004 - the function itself is wanted, not whether there is one
     return call if type(call) is FunctionType else None
 
 
@@ -79,11 +79,11 @@ def _contextlib_of(function: FunctionType) -> Literal["async context manager", "
 def name_of(function: object) -> str:
     """Its name in the program's text, as far as there is one."""
     try:
-        inner = function
-        while issubclass(type(inner), partial):
-            inner = inner.func  # type: ignore[attr-defined]  # a partial has one
+        inner: Any = function
+        while issubclass(class_of(inner), partial):
+            inner = inner.func
         name = getattr(inner, "__qualname__", None)
-        return name.rpartition("<locals>.")[2] if type(name) is str else class_name(type(inner))
+        return name.rpartition("<locals>.")[2] if type(name) is str else class_name(class_of(inner))
     except Exception:  # noqa: BLE001 - as above
         return class_name(type(function))
 

@@ -7,10 +7,12 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from math import inf
 from types import NoneType
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from ._brief import brief
 
+being_loaded: ContextVar[bool] = ContextVar("being_loaded", default=False)
+"""Whether a command loads the file in which a tree is declared: nothing may be started meanwhile."""
 _noted: ContextVar[list[Exception] | None] = ContextVar("noted", default=None)
 
 
@@ -40,16 +42,16 @@ def is_a(value: object, kind: type | tuple[type, ...]) -> bool:
     return issubclass(type(value), kind)
 
 
-def plain(value: Any) -> Any:
+def plain(value: object) -> Any:
     """The value itself, but of a subclass of str, int or float the plain value of that: its methods may do anything."""
-    kind: type[Any] = type(value)
+    kind = type(value)
     if kind in _PLAIN:
         return value
     if issubclass(kind, str):
-        return str.__str__(value)
+        return str.__str__(cast("str", value))
     if issubclass(kind, int):
-        return int.__int__(value)
-    return float.__float__(value) if issubclass(kind, float) else value
+        return int.__int__(cast("int", value))
+    return float.__float__(cast("float", value)) if issubclass(kind, float) else value
 
 
 _PLAIN = frozenset({str, int, float, bool, NoneType})

@@ -13,7 +13,7 @@ from typing import Any
 
 import attrs
 
-from ._brief import brief
+from ._brief import brief, class_of
 
 
 class Code:
@@ -102,20 +102,25 @@ _Parts = tuple[str, str, list[tuple[str, Any]]]
 
 def _parts(value: Any) -> _Parts | None:
     """The brackets around what it is made of, and each part with what stands before it; None: it is in one piece."""
-    kind: type[Any] = type(value)
+    kind = class_of(value)
     parts: _Parts | None = None
     if issubclass(kind, Code):
         parts = f"{kind.__name__}(", ")", list(_arguments(value))
     elif issubclass(kind, Mapping):
         parts = _items(value)
     elif issubclass(kind, list):
-        parts = "[", "]", [("", item) for item in list.__iter__(value)]
+        parts = "[", "]", [("", item) for item in _listed(value)]
     elif kind is tuple:
         parts = "(", ",)" if len(value) == 1 else ")", [("", item) for item in value]
     elif issubclass(kind, partial):
         named = [(f"{name}=", item) for name, item in value.keywords.items()]
         parts = "partial(", ")", [("", value.func), *(("", item) for item in value.args), *named]
     return parts
+
+
+def _listed(value: list[Any]) -> list[Any]:
+    """Its items, whatever a subclass says of them."""
+    return [list[Any].__getitem__(value, number) for number in range(list[Any].__len__(value))]
 
 
 def _items(value: Mapping[Any, Any]) -> _Parts | None:
@@ -132,14 +137,16 @@ def _atom(value: Any) -> str:
         if callable(value) and hasattr(value, "__qualname__"):
             return str(value.__qualname__)
         return repr(value)
-    except Exception:  # noqa: BLE001 - what it raises is no reason not to print the rest
+    except KeyboardInterrupt:
+        raise
+    except BaseException:  # noqa: BLE001 - what it raises is no reason not to print the rest
         return brief(value)
 
 
 def _arguments(value: Any) -> Iterator[tuple[str, Any]]:
     """What its constructor needs: what has no default, or another value than that."""
     named = False
-    for field in sorted(attrs.fields(type(value)), key=lambda field: field.kw_only):
+    for field in sorted(attrs.fields(class_of(value)), key=lambda field: field.kw_only):
         item = getattr(value, field.name)
         if not field.init or not field.repr or _is_default(field, item):
             named = True
@@ -165,4 +172,4 @@ def _as_given(field: Any, item: Any) -> Any:
     makes_tuple = (
         getattr(field.converter, "__origin__", field.converter) is tuple or "as list" in field.metadata
     )
-    return list(item) if makes_tuple and type(item) is tuple else item
+    return list[Any](item) if makes_tuple and class_of(item) is tuple else item

@@ -22,7 +22,7 @@ class Value:
     @recursive_repr("...")
     def __repr__(self) -> str:
         cls: type[Any] = self.__class__
-        shown = [f"{field.name}={_shown(getattr(self, field.name))}" for field in fields(cls) if field.repr]
+        shown = [f"{field.name}={brief(getattr(self, field.name))}" for field in fields(cls) if field.repr]
         return f"{cls.__name__}({', '.join(shown)})"
 
     def __eq__(self, other: object) -> bool:
@@ -32,13 +32,6 @@ class Value:
 
     def __hash__(self) -> int:
         return hash((self.__class__, *_values(self)))
-
-
-def _shown(value: object) -> str:
-    try:
-        return repr(value)
-    except Exception:  # noqa: BLE001 - an event can be printed whatever a user's object in it does
-        return brief(value)
 
 
 def _values(value: Any) -> list[Any]:

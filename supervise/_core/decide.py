@@ -27,15 +27,12 @@ def _is_exception_class(value: object) -> bool:
 
 
 def is_decidable(exc: BaseException) -> bool:
-    """Whether it is an `Exception`; anything else is never decided (R4).
-
-    By its type alone: `isinstance` also asks the object itself, whose `__class__` may lie or raise.
-    """
+    """Whether it is an `Exception`; anything else is never decided (R4)."""
     return issubclass(type(exc), Exception)
 
 
 def as_group(exc: BaseException) -> BaseExceptionGroup[BaseException] | None:
-    """`exc` if it is a group, likewise."""
+    """`exc` if it is a group."""
     if not issubclass(type(exc), BaseExceptionGroup):
         return None
     return cast("BaseExceptionGroup[BaseException]", exc)
@@ -60,7 +57,7 @@ def _check_tag(what: str, tag: object) -> bool:
 
 
 def _classes(value: object) -> tuple[type[BaseException], ...]:
-    classes: tuple[Any, ...] = cast("tuple[object, ...]", value) if type(value) is tuple else (value,)
+    classes: tuple[Any, ...] = cast("tuple[object, ...]", value) if is_a(value, tuple) else (value,)
     if not classes or not all(map(_is_exception_class, classes)):
         refuse(
             TypeError(
@@ -232,9 +229,9 @@ class Decider(Code):
 
     def tag(self, exc: BaseException) -> str | None:
         """The tag that `exc` carries, or that the first fitting rule gives it (R1)."""
-        carried = getattr(exc, "tag", None)
+        carried: object = getattr(exc, "tag", None)
         if issubclass(type(carried), str):
-            return str.__str__(carried)
+            return str.__str__(cast("str", carried))
         return next((rule.tag for rule in self._all_rules if rule.fits(exc)), None)
 
     def looked_up(self, exc: Exception) -> tuple[str | None, Answer | None]:
@@ -352,14 +349,21 @@ def judge(
         return Verdict(Escalate, None, broken, raised=True)
 
 
+def set_context(later: BaseException, earlier: BaseException) -> None:
+    """`later.__context__ = earlier`, whatever the class of `later` says of attributes."""
+    BaseException.__setattr__(later, "__context__", earlier)
+
+
 def _chain(later: BaseException, earlier: BaseException) -> None:
     """Hang `earlier` at the end of `later`'s contexts, unless it is among them."""
     seen = {id(earlier)}
     while id(later) not in seen:
-        if later.__context__ is None:
-            later.__context__ = earlier
         seen.add(id(later))
-        later = later.__context__
+        before = later.__context__
+        if before is None:
+            set_context(later, earlier)
+            return
+        later = before
 
 
 def _judge(decider: Decider, exc: BaseException, tag: str | None, otherwise: Directive) -> Verdict:

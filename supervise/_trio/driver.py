@@ -25,6 +25,8 @@ from trio.lowlevel import ParkingLot, Task, enable_ki_protection
 from .. import events
 from .._core import effect
 from .._core._brief import brief
+from .._core._check import is_a
+from .._core.decide import is_decidable
 from .._core.effect import Effect, Input
 from .._core.forest import Forest
 from .._core.judging import start_failed
@@ -460,12 +462,12 @@ class Driver:
         complain(logging.ERROR, f"a sink raised and gets nothing from now on: {brief(sink)}", exc)
         self._deliver(failed)
         self.forest.ledger.listening = bool(self._sinks)
-        if not isinstance(exc, Exception):
+        if not is_decidable(exc):
             self._stop_for(exc, f"a sink raised {brief(exc)}")
 
     def _stop_for(self, exc: BaseException, reason: str) -> None:
         """What no decider decides came out of code that is no child's: the tree stops in order, and fails with it (R4)."""
-        if isinstance(exc, KeyboardInterrupt):
+        if is_a(exc, KeyboardInterrupt):
             self.interrupted()
         self._fail(exc)
         self.stop(reason)
@@ -509,7 +511,7 @@ class Driver:
         machine = place.machine
         async with trio.open_nursery() as place.nursery:
             boot = _call_init(machine.spec.init)
-            if boot.problem is None or isinstance(boot.problem, Exception):
+            if boot.problem is None or is_decidable(boot.problem):
                 self.post(machine, boot)
             else:
                 self._stop_for(boot.problem, f"init of {machine.path!r} raised {brief(boot.problem)}")
@@ -572,7 +574,7 @@ class Driver:
 
     def stray(self, path: str, exc: BaseException) -> None:
         """Something of a child's raised when none of its bodies was there to fail with it (R24, R30)."""
-        if not isinstance(exc, Exception):
+        if not is_decidable(exc):
             self._fail(exc)
             return
         with suppress(Exception):  # a log that is broken: the caller who leaves has no part in that
@@ -581,7 +583,7 @@ class Driver:
             )
 
     def _fatal(self, one: effect.Fatal) -> None:
-        if isinstance(one.exc, KeyboardInterrupt):
+        if is_a(one.exc, KeyboardInterrupt):
             self.interrupted()
         self._fail(one.exc)
 

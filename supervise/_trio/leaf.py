@@ -13,7 +13,7 @@ from contextlib import AbstractAsyncContextManager
 from contextvars import Context, ContextVar
 from operator import is_
 from types import CoroutineType, TracebackType
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 
 import trio
 from trio.lowlevel import (
@@ -29,7 +29,8 @@ from trio.lowlevel import (
 
 from .._core import effect
 from .._core._brief import brief
-from .._core.decide import as_group
+from .._core._check import is_a
+from .._core.decide import as_group, is_decidable, set_context
 from .._core.spec import IGNORE, Child
 from ..errors import ForeignCancelled, StartReturned
 from .mailbox import Inbox
@@ -193,7 +194,7 @@ class Leaf:
     def inject(self, exc: BaseException) -> None:
         """Have the body fail with `exc` (R27). One that it has not come out with in time is the context of the next."""
         if self._injected is not None and self._injected is not exc and exc.__context__ is None:
-            exc.__context__ = self._injected
+            set_context(exc, self._injected)
         self._injected = exc
         self._injectable_at = self._driver.now() + self._spec.grace
         scope = self._body_scope
@@ -251,11 +252,11 @@ class Leaf:
 
     def _restarts_at_once(self, exc: BaseException | None) -> bool:
         """Whether a failure comes to a plain Restart, which is one step of the machine."""
-        if not isinstance(exc, Exception) or self._cancelled:
+        if exc is None or self._cancelled or not is_decidable(exc):
             return False
         if self._inbox is not None and as_group(exc) is None:
             self._settle_messages(exc)
-        return self._driver.leaf_restarts_at_once(self, exc)
+        return self._driver.leaf_restarts_at_once(self, cast("Exception", exc))
 
     async def _with_resource(self) -> None:
         """The body inside its resource; reports all of it."""
@@ -489,7 +490,7 @@ def _same(one: Context, other: Context) -> bool:
 def _is_fatal(exc: BaseException | None) -> bool:
     """Whether it is, or holds, what no decider decides (R4)."""
     rest = None if exc is None else _without_cancelled(exc)
-    return rest is not None and not isinstance(rest, Exception)
+    return rest is not None and not is_decidable(rest)
 
 
 def _without_cancelled(exc: BaseException) -> BaseException | None:
@@ -501,7 +502,7 @@ def _without_cancelled(exc: BaseException) -> BaseException | None:
         except Exception:  # noqa: BLE001 - one that cannot be split, too deep or by its own `derive`, counts whole
             return exc
         return exc if dropped is None else rest
-    return None if isinstance(exc, trio.Cancelled) else exc
+    return None if is_a(exc, trio.Cancelled) else exc
 
 
 def _foreign(exc: BaseException) -> ForeignCancelled:

@@ -734,9 +734,8 @@ class Inbox:
             if ends and self._leaf.stopping:
                 break
             readers[task] = self, ends
-            readers.move_to_end(
-                task, last=False
-            )  # somebody was faster, but it has waited longest all the same
+            # What it was woken for is gone, to somebody who was faster, or with its caller: it has waited longest all the same.
+            readers.move_to_end(task, last=False)
             await wait_task_rescheduled(abort)
         return self._take_last()
 
@@ -796,7 +795,7 @@ class Inbox:
             return
         self.is_open, self._before_turn = False, 0
         held, self.held = self.held, {}
-        back = []
+        back: list[Message] = []
         for message in held:
             call = message._call
             if message._on_loss == "requeue":

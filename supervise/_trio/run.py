@@ -19,7 +19,7 @@ from ..errors import StartFailed, TreeFailed
 from ..events import Sink
 from .driver import Driver, complain
 from .last import EX_SOFTWARE, HardExit, Watchdog, kicks, leave, stacks, tasks_below, write
-from .tree import Tree, opening
+from .tree import Tree, check_root, opening
 
 Watch = Callable[[Tree], Awaitable[object]]
 
@@ -56,6 +56,7 @@ def run_tree(
         SystemExit: with 70 if the tree failed, with 1 if it never started (one line in the log says why).
         RuntimeError: called outside the main thread, which alone receives signals; `open_tree` works anywhere.
     """
+    check_root(spec)
     for name, value in (("hard_exit_after", hard_exit_after), ("watchdog", watchdog)):
         if value is not None:
             check_number(name, value, least=0)

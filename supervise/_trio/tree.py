@@ -7,13 +7,14 @@ from contextlib import AbstractAsyncContextManager
 from contextvars import ContextVar
 from difflib import get_close_matches
 from types import TracebackType
-from typing import Any
+from typing import Any, cast
 
 import trio
 
 from .._core import effect
 from .._core._brief import brief
 from .._core._call import wrong_function
+from .._core._check import being_loaded, is_a
 from .._core.node import Node, Status, picture
 from .._core.spec import Child, OnLoss, Pool, Spec, Supervisor, placed_twice, walk
 from ..errors import ChildRestarted, Refused
@@ -359,7 +360,7 @@ class Ref:
         Raises:
             Refused: it is not running.
         """
-        if not isinstance(exc, Exception):
+        if not is_a(exc, Exception):
             raise TypeError(f"inject takes an Exception, got {brief(exc)}")
         node = (self._front() or self)._node()
         if node is None or node.state != "up" or not isinstance(node.handle, Leaf) or node.handle.failing:
@@ -462,10 +463,15 @@ def refuse_nonsense(spec: Spec) -> None:
 
 def check_root(spec: object) -> Supervisor | Pool:
     """A tree's root must be a supervisor."""
-    if not isinstance(spec, Supervisor | Pool):
+    if being_loaded.get():
+        raise RuntimeError(
+            "a tree is started while the file that declares it is loaded: do that under if __name__ == '__main__'"
+        )
+    if not is_a(spec, (Supervisor, Pool)):
         raise TypeError(f"a tree's root must be a Supervisor or a Pool, got {brief(spec)}")
-    refuse_nonsense(spec)
-    return spec
+    root = cast("Supervisor | Pool", spec)
+    refuse_nonsense(root)
+    return root
 
 
 def checked_sinks(sinks: Iterable[Sink]) -> list[Sink]:
@@ -569,10 +575,12 @@ class _Opening(AbstractAsyncContextManager[Tree]):
         """Stop the tree in order. Gives what leaves the block, which `exc` has left."""
         driver = self._driver
         raised = _close(driver.body_scope, exc)
-        if isinstance(raised, KeyboardInterrupt):
+        if is_a(raised, KeyboardInterrupt):
             driver.interrupted()
         self._nursery.cancel_scope.shield = True
-        interrupt = await driver.end("the block of open_tree was left")
+        reason = raised.reason if type(raised) is trio.Cancelled else None
+        why = "left" if reason is None else f"cancelled: {reason}"
+        interrupt = await driver.end(f"the block of open_tree was {why}")
         assert self._nurseries is not None
         await self._nurseries.__aexit__(None, None, None)
         return _what_leaves(driver.failure, raised, interrupt)

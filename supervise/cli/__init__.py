@@ -7,7 +7,7 @@ import logging
 import re
 import sys
 from collections.abc import Callable, Sequence
-from typing import NoReturn
+from typing import Any, NoReturn, cast
 
 from .._core._check import did_you_mean, noting
 from .._core.spec import Pool, Supervisor
@@ -50,9 +50,21 @@ def _options(parser: argparse.ArgumentParser) -> list[str]:
     found: list[str] = []
     for action in parser._actions:
         found += [option for option in action.option_strings if option.startswith("--")]
-        if isinstance(action, argparse._SubParsersAction):
-            found += [option for command in action.choices.values() for option in _options(command)]
+        choices: Any = action.choices
+        commands = cast("dict[str, argparse.ArgumentParser]", choices) if isinstance(choices, dict) else {}
+        found += [option for command in commands.values() for option in _options(command)]
     return found
+
+
+def _seconds(text: str) -> float:
+    """What an option takes: not negative, and a number."""
+    seconds = float(text)
+    if not seconds >= 0:
+        raise ValueError(text)
+    return seconds
+
+
+_seconds.__name__ = "number of seconds"  # as argparse names it in its message
 
 
 def _version() -> str:
@@ -80,13 +92,13 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("target", metavar="MODULE[:ATTR]|FILE[:ATTR]", help=_TARGET)
     run.add_argument(
         "--hard-exit-after",
-        type=float,
+        type=_seconds,
         metavar="SECONDS",
         help="end the program, if an ordered stop takes longer",
     )
     run.add_argument(
         "--watchdog",
-        type=float,
+        type=_seconds,
         default=10.0,
         metavar="SECONDS",
         help="log which child's code keeps the event loop from turning for so long (default: 10; 0: never)",

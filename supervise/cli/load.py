@@ -15,7 +15,7 @@ from typing import cast
 import supervise
 
 from .._core._brief import brief
-from .._core._check import did_you_mean, is_a
+from .._core._check import being_loaded, did_you_mean, is_a
 from .._core.spec import Child, Pool, Supervisor
 from .._trio.tree import Tree
 
@@ -36,6 +36,7 @@ def load(target: str, noted: list[Exception] | None = None) -> Supervisor | Pool
         NoTree: nothing to import, nothing there, or not a tree.
     """
     where, _, attribute = _split(target)
+    loaded = being_loaded.set(True)
     try:
         module = _module(where)
     except NoTree:
@@ -50,6 +51,8 @@ def load(target: str, noted: list[Exception] | None = None) -> Supervisor | Pool
         if noted:
             return None
         raise NoTree(f"{where} failed to load: {_last_line(exc)}{_where(exc, where)}") from exc
+    finally:
+        being_loaded.reset(loaded)
     try:
         return _attribute(module, where, attribute)
     except NoTree:

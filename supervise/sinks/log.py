@@ -8,6 +8,7 @@ from typing import Any
 import attrs
 
 from .._core._brief import brief
+from .._core._check import is_a
 from .._core.directive import Directive
 from ..events import (
     BackingOff,
@@ -103,8 +104,10 @@ class LoggingSink:
     def _log(self, level: int, event: Event, said: str, *, exc: BaseException | None = None) -> None:
         if self._logger.isEnabledFor(level):
             text = "%s #%d %s"
+            # As a tuple: what is given as an exception is first asked whether it is true.
+            traced = None if exc is None else (type(exc), exc, exc.__traceback__)
             self._logger.log(
-                level, text, event.path, event.incarnation, said, exc_info=exc, extra=_fields(event)
+                level, text, event.path, event.incarnation, said, exc_info=traced, extra=_fields(event)
             )
 
 
@@ -113,8 +116,8 @@ def _fields(event: Event) -> dict[str, Any]:
     fields: dict[str, Any] = {"event": type(event).__name__}
     for field in attrs.fields(type(event)):
         value = getattr(event, field.name)
-        if isinstance(value, Directive):
+        if is_a(value, Directive):
             value = value.name
-        users = isinstance(value, BaseException) or field.name == "value"
+        users = is_a(value, BaseException) or field.name == "value"
         fields[field.name] = brief(value) if users else value
     return fields

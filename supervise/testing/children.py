@@ -22,8 +22,10 @@ async def starter(*_: object, task_status: trio.TaskStatus[None]) -> None:
 
 
 async def echo(*_: object) -> None:
-    """A body for a child with a mailbox: it replies to each message with the message's value."""
-    async for message in current_child().inbox:
+    """A body for a child with a mailbox: it replies to each message with the message's value, until it is cancelled."""
+    inbox = current_child().inbox
+    while True:  # `async for` would end when it is asked to stop, and here scripts say what then happens
+        message = await inbox.receive()
         message.reply(message.value)
 
 

@@ -68,5 +68,6 @@ def _check_path(path: str, lives: list[list[events.Event]], *, closed: bool) -> 
         last = life[0].incarnation
         if closed or number < len(lives) - 1:
             word = "".join(_LETTERS[type(event)] for event in life)
-            story = "\n  ".join(map(str, life))
-            assert _LIFE.fullmatch(word), f"{path!r} #{last} did not live by the grammar:\n  {story}"
+            if not _LIFE.fullmatch(word):
+                story = "\n  ".join(map(str, life))
+                raise AssertionError(f"{path!r} #{last} did not live by the grammar:\n  {story}")

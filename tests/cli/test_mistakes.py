@@ -326,6 +326,10 @@ MISTAKES = {
         "failed to load: ",
     ),
     "a bare BaseException": ("(_ for _ in ()).throw(GeneratorExit())", "failed to load: GeneratorExit"),
+    "a tree that is run": (
+        'run_tree(Supervisor("app", [Child("a", idle)]))',
+        "failed to load: RuntimeError: a tree is started while the file that declares it is loaded: do that under if __name__",
+    ),
     "a trio.run": ("trio.run(idle, 5)", "failed to load: TypeError"),
 }  # fmt: skip
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import time
 
-MUCH = 100_000_000
+ALL = os.environ.get("HOSTILE") == "all"
+"""`HOSTILE=all` in the environment: every kind of object, at its full size."""
+MUCH = 100_000_000 if ALL else 5_000_000
 DEEP = 50_000
 
 
@@ -85,8 +88,9 @@ EXCEPTIONS = {
 }  # fmt: skip
 """Each makes an exception that is hostile in one way."""
 
-JUDGED_OTHERWISE = {"getattr raises", "tag raises", "tag is odd"}
-"""A decider asks an exception for its tag: if that raises it is a decider that raises (R5)."""
+JUDGED_OTHERWISE = {"getattr raises", "tag raises", "tag is odd", "no dict"}
+"""A decider asks an exception for its tag: if that raises it is a decider that raises (R5). And a context manager of the
+standard library sets the traceback of what passes through it: if that cannot be set, its exit raises."""
 
 
 def exit_now():

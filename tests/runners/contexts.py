@@ -82,7 +82,14 @@ async def until(condition):
 
 def cleaners():
     """The pids of what kills what our processes leave behind."""
-    return {pid for pid in processes() if title(pid) == "runners:cleaner"}
+    return {pid for pid in processes() if b"runners:cleaner" in command(pid)}
+
+
+def command(pid):
+    """Its command line; empty if it is gone."""
+    with suppress(OSError):
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    return b""
 
 
 def title(pid):
@@ -97,10 +104,7 @@ def contexts():
     found = set()
     for pid in processes():
         with suppress(OSError):
-            if (
-                stat(pid)[1] != os.getpid()
-                or b"runners.hosts.child" in Path(f"/proc/{pid}/cmdline").read_bytes()
-            ):
+            if stat(pid)[1] != os.getpid() or b"runners.hosts.child" in command(pid):
                 found.add(pid)
     return found
 

@@ -398,8 +398,11 @@ _PRELOADING = {
     "imports a thread": lambda: __import__("lazybar"),
     "imports a native thread": lambda: __import__("lazynative"),
     "closes what it writes to": lambda: os.closerange(0, 3),
+    "signals what it forks": lambda: os.register_at_fork(
+        after_in_child=lambda: os.kill(os.getpid(), signal.SIGTERM)
+    ),
     "ignores its children": lambda: signal.signal(signal.SIGCHLD, signal.SIG_IGN),
-    "sets a default timeout": lambda: socket.setdefaulttimeout(5),
+    "sets a default timeout": lambda: socket.setdefaulttimeout(0.05),
     "forbids forks": _forbid_forks,
     "babbles": lambda: os.write(connection(), b"junk"),
 }
@@ -448,9 +451,11 @@ class Starts:
 
     folder: str
     session: bool = False
+    bare: bool = False
 
     def build(self, start):
-        sleeper = subprocess.Popen(["sleep", "3600"], start_new_session=self.session)
+        environment = {} if self.bare else None
+        sleeper = subprocess.Popen(["sleep", "3600"], start_new_session=self.session, env=environment)
         Path(self.folder, "sleeper").write_text(str(sleeper.pid))
         return Base(self)
 

@@ -224,11 +224,14 @@ def cpu(pid):
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
-@pytest.mark.parametrize("preloading", ["sets a default timeout", "closes what it writes to"])
+@pytest.mark.parametrize(
+    "preloading", ["sets a default timeout", "closes what it writes to", "signals what it forks"]
+)
 @pytest.mark.trio
 async def test_what_a_preload_leaves_behind_harms_no_context(preloading, tmp_path):
-    """D10: a default timeout of sockets; closed standard streams, whose numbers are given away again."""
+    """D10: a default timeout of sockets; closed standard streams, whose numbers are given away again; an early SIGTERM."""
     async with opened(Preloads(str(tmp_path), preloading)) as session:
+        await trio.sleep(0.3)  # idle, for longer than that timeout
         assert parent(session.pid) != os.getpid()
         assert ids(await whole(session)) == (1, 2)
 
@@ -289,7 +292,8 @@ async def test_each_process_has_a_title():
         await until(lambda: title(standby) == "runners:standby")
         assert title(session.pid) == "runners:context"
         assert title(parent(session.pid)) == "runners:server"
-        assert len(cleaners()) == 1
+        (cleaner,) = cleaners()
+        assert title(cleaner) == "runners:cleaner"
 
 
 # --- what it leaves behind
@@ -311,13 +315,38 @@ async def test_what_a_context_has_started_ends_with_it(host, session, tmp_path):
     await until(lambda: ends(ordered))
 
 
+@pytest.mark.trio
+async def test_a_cleaner_that_is_killed_is_replaced(tmp_path, caplog):
+    """D10: at the next birth, and it learns of those that are there."""
+    async with opened(Starts(str(tmp_path), session=True)):
+        first = int((tmp_path / "sleeper").read_text())
+        (old,) = cleaners()
+        os.kill(old, signal.SIGKILL)
+        await until(lambda: ends(old))
+        async with opened(Starts(str(tmp_path), session=True)):
+            assert "the cleaner was killed" in caplog.text
+            assert cleaners() - {old}
+        assert not ends(first)
+    await until(lambda: ends(first))
+
+
+@pytest.mark.trio
+async def test_a_cleaner_that_has_stopped_holds_up_nobody():
+    """D10: it is killed at the end of the run, after a second."""
+    async with opened(Scripted(4), ProcessHost(linger=0)) as session:
+        (stopped,) = cleaners()
+        os.kill(stopped, signal.SIGSTOP)
+        assert ids(await whole(session)) == expected(BATCH, 4)
+    await until(lambda: ends(stopped))
+
+
 PARENT = """
 import sys, trio
 from rogues import Starts
 from runners.hosts.process import ProcessHost
 
 async def main():
-    async with ProcessHost(start=sys.argv[1]).open(Starts(sys.argv[2], sys.argv[3] == "True")):
+    async with ProcessHost(start=sys.argv[1]).open(Starts(sys.argv[2], sys.argv[3] == "session", sys.argv[3] == "bare")):
         print("open", flush=True)
         await trio.sleep_forever()
 
@@ -338,11 +367,11 @@ def program(code, *args):
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGABRT])
-@pytest.mark.parametrize("session", [False, True], ids=["in its group", "in a session of its own"])
+@pytest.mark.parametrize("how", ["plain", "session", "bare"])
 @pytest.mark.parametrize("start", ["forkserver", "spawn"])
-def test_what_a_context_has_started_does_not_outlive_a_killed_parent(start, session, number, tmp_path):
-    """D10: context and server are dead with it, so there must be somebody else."""
-    with program(PARENT, start, str(tmp_path), str(session)) as main:
+def test_what_a_context_has_started_does_not_outlive_a_killed_parent(start, how, number, tmp_path):
+    """D10: context and server are dead with it, so there must be somebody else. `bare` has no environment, so no mark."""
+    with program(PARENT, start, str(tmp_path), how) as main:
         assert main.stdout.readline() == "open\n"
         sleeper = int((tmp_path / "sleeper").read_text())
         assert not ends(sleeper)

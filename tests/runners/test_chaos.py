@@ -2,6 +2,9 @@
 
 import json
 import os
+import random
+import re
+import signal
 import subprocess
 import sys
 from collections import Counter
@@ -9,21 +12,24 @@ from pathlib import Path
 
 import attrs
 import pytest
+import trio
 from hypothesis import given
 from hypothesis import strategies as st
 
+import benchmarks.chaos
 from benchmarks.chaos import (
     VARIANTS,
     Chaos,
     Holdings,
     Ledger,
     Plan,
+    _interrupted,
     descendants,
     problems,
     reference,
 )
-from benchmarks.rough import WIDTH, Rough
-from runners.errors import ContextLost, OutOfMemory, PoisonRequest, WorkerDown
+from benchmarks.rough import ROUGH, WIDTH, Rough
+from runners.errors import ContextLost, OutOfMemory, PoisonRequest, RunnerError, WorkerDown
 from runners.hosts.spec import check_runner
 from runners.scripted import Scripted
 from runners.types import RunnerStart, TokenChunk
@@ -79,6 +85,7 @@ def test_a_plan_follows_from_its_seed():
         ({"failures": Counter({"ExceptionGroup": 1})}, "unexpected failures"),
         ({"calm_completed": 8}, "8 of 10"),
         ({"completed": 0}, "nothing happened"),
+        ({"misbehaved": ["3: it hung"]}, "3: it hung"),
         ({"memory": [0, 0, 50_000_000]}, "memory grew by 50000000"),
     ],
 )
@@ -140,6 +147,9 @@ def test_a_token_that_is_skipped_or_said_again_is_counted():
         ("tear", PoisonRequest(""), ContextLost("", incarnation=1, delivered=1)),
         ("oom", OutOfMemory(""), "completed"),
         ("killer", PoisonRequest(""), "completed"),
+        ("hostile", RunnerError(""), "completed"),
+        ("rogue", "completed", RunnerError("")),
+        ("ignore", "completed", RunnerError("")),
         ("fail", ContextLost("", incarnation=1, delivered=1), WorkerDown("")),
     ],
 )
@@ -158,3 +168,41 @@ def test_a_wide_stream_repeats_every_character():
     assert len(batch.model) > WIDTH
     chunks = list(Rough(Scripted(3)).build(RunnerStart(incarnation=1)).execute(batch))
     assert [len(chunk.text) for chunk in chunks] == [WIDTH] * 3
+
+
+@pytest.mark.parametrize("kind", ["rogue", "mute", "hostile", "ignore"])
+def test_a_rough_stream_does_its_harm_once(kind, monkeypatch):
+    """In the middle of its stream, and a hostile one that has moved before it came to that does it then."""
+    done = []
+    monkeypatch.setitem(ROUGH, kind, lambda chance: done.append(kind))
+    runner = Rough(Scripted(8)).build(RunnerStart(incarnation=1))
+    batch = request(kind)
+    ids = tuple(chunk.token_ids[0] for chunk in runner.execute(batch))
+    assert done == [kind]
+    list(runner.continue_from(batch, ids[:2]))
+    assert len(done) == (2 if kind == "hostile" else 1)
+    list(runner.continue_from(batch, ids[:6]))
+    assert len(done) == (2 if kind == "hostile" else 1)
+
+
+@pytest.mark.parametrize("then", ["signal.pause()", "raise SystemExit(3)"])
+def test_a_program_that_does_not_end_in_order_is_told_of(then, monkeypatch):
+    """It is interrupted, and what it has started lives on; or it ends by itself before that."""
+    monkeypatch.setattr(benchmarks.chaos, "GONE", 0.1)
+    code = f"""
+import signal, subprocess
+child = subprocess.Popen(["sleep", "60"], stdout=subprocess.DEVNULL)
+print("up", child.pid, sep="\\n", flush=True)
+{then}
+"""
+    with pytest.raises(ValueError, match="it ended with") as told:
+        trio.run(_interrupted, random.Random(1), 0, [sys.executable, "-c", code])
+    (pid,) = re.findall(r"up\\n(\d+)", str(told.value))
+    os.kill(int(pid), signal.SIGKILL)
+    assert f"left {{{pid}}}" in str(told.value) or then != "signal.pause()"
+
+
+def test_a_program_that_is_frozen_and_interrupted_ends_in_order():
+    """One life of such a program: its streams are right, and nothing of it is left."""
+    seen = trio.run(_interrupted, random.Random(2), 1)
+    assert "wrong" not in seen

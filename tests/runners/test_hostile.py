@@ -25,7 +25,7 @@ from stage import (
     worker_leaves_nothing,  # noqa: F401 - autouse: to be imported is its use
 )
 
-from runners.brief import MAX_TEXT
+from runners.brief import MAX_LINKS, MAX_TEXT, brief, causes, one_line, quoted, text_of, trace_of
 from runners.errors import (
     BadRequest,
     ContextPoisoned,
@@ -318,3 +318,37 @@ async def test_a_stream_whose_caller_was_cancelled_is_closed_by_a_task(name):
         await other.run(scene.worker)
         assert other.error is None
         assert not scene.of(events.Failed)
+
+
+@pytest.mark.parametrize("name", EXCEPTIONS)
+def test_looking_at_an_exception_never_raises_and_is_short(name):
+    """D5: its text, its name and its traceback."""
+    error = EXCEPTIONS[name]()
+    for text in (brief(error), text_of(error), quoted(error), trace_of(error), one_line(brief(error))):
+        assert type(text) is str
+        assert len(text) <= MAX_TEXT
+    assert sum(1 for _ in causes(error)) <= MAX_LINKS
+    assert len(brief(error)) <= 500
+
+
+def test_what_is_shown_of_an_exception_is_what_python_shows():
+    """As far as it is short: name, text, arguments, where it was raised and from what."""
+    for error in (
+        ValueError("x"),
+        ValueError("x", 3),
+        KeyError("x"),
+        OSError(2, "gone"),
+        ExceptionGroup("g", [ValueError(1)]),
+    ):
+        assert brief(error) == repr(error)
+        assert text_of(error) == str(error)
+    assert quoted(ValueError("x")) == "ValueError: x"
+    try:
+        try:
+            raise KeyError("first")
+        except KeyError as first:
+            raise ValueError("second") from first
+    except ValueError as second:
+        trace = trace_of(second)
+    assert trace.index("KeyError: 'first'") < trace.index("ValueError: second")
+    assert trace.count("test_hostile.py") == 2

@@ -115,19 +115,22 @@ async def test_a_restart_that_is_ordered_during_a_rebuild_overtakes_it():
         assert scene.decisions() == [(SessionRebuild, Resume), (ContextPoisoned, Restart)]
 
 
+@pytest.mark.parametrize("_", range(8))
 @pytest.mark.trio
-async def test_a_rebuild_that_is_done_as_a_restart_is_ordered_leaves_neither_waiting():
-    """D7: at the same moment, in either order, both are answered."""
+async def test_a_rebuild_that_is_done_as_a_restart_is_ordered_leaves_neither_waiting(_):
+    """D7: in the same turn, in Trio's random order, both are answered, and the restart is made."""
     stage = Stage()
     async with serving(PUPPET, host=stage) as scene, trio.open_nursery() as nursery:
         act = await stage.act(1)
-        first, second = Operator(), Operator(POISONED)
+        first = Operator()
         nursery.start_soon(first.run, scene.worker)
         await act.is_asked_to_rebuild()
-        nursery.start_soon(second.run, scene.worker)
+        wish = (await scene.worker.ready())._context.ask(POISONED)
         act.is_rebuilt()
-        await until(lambda: first.result and second.result)
-        assert second.result.incarnation == 2
+        await wish.answered.wait()
+        await until(lambda: first.result)
+        assert wish.outcome == "ended"
+        await scene.incarnation(2)
 
 
 @every_host
@@ -237,6 +240,28 @@ async def test_the_caller_of_a_moved_stream_frees_the_place_it_has_now():
         caller.scope.cancel()
         await until(lambda: second.dropped)
         assert (first.dropped, second.dropped) == (dropped, ["a"])
+
+
+@pytest.mark.trio
+async def test_the_caller_of_a_stream_between_two_contexts_leaves_in_peace():
+    """D6: it is open in neither, so there is no place to free; the old one is gone."""
+    stage = Stage()
+    async with serving(PUPPET, host=stage) as scene, trio.open_nursery() as nursery:
+        a, b = callers("ab")
+        for caller in (a, b):
+            await nursery.start(caller.run, scene.worker)
+        first = await stage.act(1)
+        await first.has("a", "b")
+        first.fails(ContextPoisoned("x"))
+        second = await stage.act(2)
+        await second.has("a")  # on trial, while the other waits
+        b.scope.cancel()
+        await b.over.wait()
+        second.makes("a", last=True)
+        await a.over.wait()
+        assert a.ids == (0,)
+        assert second.begun == ["a"]
+        assert second.dropped == []
 
 
 @pytest.mark.trio

@@ -136,7 +136,7 @@ def limited(kind: int, value: int) -> Callable[[Setting], None]:
 
 
 CASES += [
-    Case("40 descriptors", limited(resource.RLIMIT_NOFILE, 40)),
+    Case("64 descriptors", limited(resource.RLIMIT_NOFILE, 64)),
     Case("16 descriptors", limited(resource.RLIMIT_NOFILE, 16), refused="Too many open files"),
     Case("1 GiB of addresses", limited(resource.RLIMIT_AS, 2**30)),
     Case("no stack to speak of", limited(resource.RLIMIT_STACK, 2**18)),

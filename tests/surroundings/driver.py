@@ -140,6 +140,7 @@ def _judged(case: Case, setting: Setting, said: dict[str, Any]) -> str:
     wanted = {
         "positions": list(range(TOKENS)),
         "incarnations": [1, 2],
+        "bystander": 1,
         "descriptors": 0,
         "children": 0,
     }

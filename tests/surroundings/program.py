@@ -48,31 +48,36 @@ def report(host: str, result: str, run: str) -> dict[str, object]:
         "standby": ProcessHost(next_chunk_timeout=2.0, standby=1, linger=0.5),
         "spawn": ProcessHost(start="spawn", next_chunk_timeout=2.0),
     }
-    worker = device_worker("llm", Helped(Scripted(TOKENS, delay=0.002)), host=hosts[host])
+    workers = [
+        device_worker(name, Helped(Scripted(TOKENS, delay=0.002)), host=hosts[host])
+        for name in ("llm", "bystander")
+    ]
     before = descriptors()
-    positions, incarnations = RUNS[run](stream, worker, result)
+    positions, incarnations, bystander = RUNS[run](stream, workers, result)
     return {
         "positions": positions,
         "incarnations": incarnations,
+        "bystander": bystander,
         "descriptors": descriptors() - before,
         "children": len(children()),
     }
 
 
-async def stream(worker: object, result: str) -> tuple[list[int], list[int]]:
-    """The positions that came, and in which incarnations."""
+async def stream(workers: list, result: str) -> tuple[list[int], list[int], int]:
+    """The positions that came, and in which incarnations; and the one in which another worker is at the end."""
     import signal
 
     import trio
 
     from runners import ExecuteBatch, Sampling
-    from supervise import open_tree
+    from supervise import Supervisor, open_tree
 
     request = ExecuteBatch("r", "hello", sampling=Sampling(seed=1, max_tokens=TOKENS))
     positions: list[int] = []
     incarnations: list[int] = []
     with trio.fail_after(40):
-        async with open_tree(worker, sinks=[]) as tree:
+        worker, bystander = workers
+        async with open_tree(Supervisor("app", workers), sinks=[]) as tree:
             context = await tree[worker].ready()
             await trio.sleep(0.5)  # the standby comes up
             async with tree[worker].stream(request) as chunks:
@@ -84,7 +89,8 @@ async def stream(worker: object, result: str) -> tuple[list[int], list[int]]:
                         os.kill(context.pid, signal.SIGKILL)
                     if chunk.index == 20 and "freeze" in result:
                         await frozen(result)
-    return positions, incarnations
+            unhurt = (await tree[bystander].ready()).incarnation
+    return positions, incarnations, unhurt
 
 
 async def frozen(result: str) -> None:

@@ -15,7 +15,7 @@ SHORT = {
     "SIGCHLD is ignored": "fork",
     "SIGTERM is ignored": "spawn",
     "all signals are blocked": "standby",
-    "40 descriptors": "standby",
+    "64 descriptors": "standby",
     "16 descriptors": "fork",
     "1 GiB of addresses": "fork",
     "no more processes": "standby",

@@ -22,6 +22,7 @@ from supervise import (
     Decider,
     Escalate,
     Mailbox,
+    MailboxFull,
     Pool,
     Restart,
     Resume,
@@ -44,14 +45,14 @@ async def nobody_hangs():
     raise AssertionError("somebody hangs")
 
 
-def grow(spec, scene):
+def grow(spec, scene, *, seed=0):
     """As `scene.grow`, and a test that waits for ever fails."""
 
     async def guarded(tree, seen):
         trio.lowlevel.spawn_system_task(nobody_hangs)
         await scene(tree, seen)
 
-    return grow_in_peace(spec, guarded)
+    return grow_in_peace(spec, guarded, seed=seed)
 
 
 class Halt(BaseException):
@@ -140,6 +141,7 @@ def test_who_waits_for_a_supervisor_to_be_ready_is_woken_when_it_is():
         told.append(trio.current_time())
 
     async def main():
+        trio.lowlevel.spawn_system_task(nobody_hangs)
         spec = app(inner, decider=Decider({Boom: Restart}))
         async with open_tree(spec, sinks=[]) as tree, trio.open_nursery() as nursery:
             await wait(tree)
@@ -311,7 +313,7 @@ def test_a_stream_whose_size_grows_has_room_at_once():
 
 def test_who_takes_several_at_a_time_lets_others_run_too():
     """R30: after 64 messages in a row there is a turn for the others, however they are taken."""
-    taken, turns = [], []
+    taken, turns = [], [0]
 
     async def body(inbox):
         while True:
@@ -334,7 +336,64 @@ def test_who_takes_several_at_a_time_lets_others_run_too():
             nursery.cancel_scope.cancel()
 
     grow(app(child), scene)
+    turns.append(len(taken))
     assert max(after - before for before, after in itertools.pairwise(turns)) <= 150
+
+
+def test_who_has_waited_longest_gets_the_next_message():
+    """R29: also if it was woken for a message whose caller left before it came to it."""
+    got = []
+
+    async def body(inbox):
+        async def take(name):
+            message = await inbox.receive()
+            got.append((name, message.value))
+
+        async with trio.open_nursery() as nursery:
+            for name in "ab":
+                nursery.start_soon(take, name)
+                await quiet()
+            await trio.sleep_forever()
+
+    child = Child("a", body, mailbox=8)
+
+    async def scene(tree, seen):
+        await trio.sleep(1)
+        with trio.CancelScope() as scope:
+            scope.cancel()
+            await tree[child].call("left at once")
+        for number in (1, 2):
+            await quiet()
+            tree[child].send_nowait(number)
+        await quiet()
+        assert got == [("a", 1), ("b", 2)]
+
+    grow(app(child), scene)
+
+
+@pytest.mark.parametrize("kind", ["stopped", "full", "late"])
+def test_an_error_that_cannot_be_made_of_a_text_is_ours_instead(kind):
+    """R29: whoever waits is told in any case, and what went wrong with the class of the mailbox stands in a note."""
+
+    class Odd(Exception):
+        def __init__(self):
+            raise Other("no text, please")
+
+    shelf = Shelf(mailbox=Mailbox(1, **{kind: Odd}, deadline=lambda _: 1.0))
+
+    async def scene(tree, seen):
+        ref = tree[shelf.spec]
+        ours = {"stopped": ChildStopped, "full": MailboxFull, "late": TimeoutError}[kind]
+        with pytest.raises(ours) as raised:
+            if kind == "stopped":
+                await ref.stop()
+            if kind == "full":
+                ref.send_nowait(1)
+                ref.send_nowait(2)
+            await ref.call(1)
+        assert "Odd could not be made of this text" in raised.value.__notes__[0]
+
+    grow(app(shelf), scene)
 
 
 # --- a callback that raises

@@ -1,0 +1,179 @@
+"""What is planted in mailboxes and addresses: wake-ups, orders, places, and who may do what."""
+
+from __future__ import annotations
+
+from .plant import Plant
+
+_MAILBOX = "supervise/_trio/mailbox.py"
+_DRIVER = "supervise/_trio/driver.py"
+_LEAF = "supervise/_trio/leaf.py"
+_TESTS = ("tests/tree/test_messages.py", "tests/tree/test_addresses.py")
+
+MAILBOXES = tuple(
+    Plant(name, file, old, new, _TESTS)
+    for name, file, old, new in (
+        (
+            "a lease is not cancelled",
+            _LEAF,
+            '            scope.cancel(f"{self.path!r} incarnation {self.incarnation} has ended")',
+            "            pass",
+        ),
+        (
+            "a lease is not cancelled the long way",
+            _DRIVER,
+            "        leaf.end_leases()\n        self._leaving, self",
+            "        self._leaving, self",
+        ),
+        (
+            "who waits for a supervisor is not woken",
+            _DRIVER,
+            "        if isinstance(report, effect.Up):\n            self._changed(report.child.path)",
+            "        if isinstance(report, effect.Up):\n            pass",
+        ),
+        (
+            "a sender is not told that the consumer left",
+            _MAILBOX,
+            "    def leave(self) -> None:\n        super().leave()\n        self.look_for_room()",
+            "    def leave(self) -> None:\n        super().leave()",
+        ),
+        (
+            "items before a failure are lost",
+            _MAILBOX,
+            "        self.callbacks = self.hand = None\n        self.wake()",
+            "        self.callbacks = self.hand = None\n        self.buffer.clear()\n        self.wake()",
+        ),
+        (
+            "a caller who left stays in the count",
+            _MAILBOX,
+            '        elif state != "left":\n            self.mailbox.withdraw()',
+            '        elif state != "left":\n            pass',
+        ),
+        (
+            "a message put back wakes nobody",
+            _MAILBOX,
+            "                self.queue.appendleft(entry)\n                if self.readers:\n                    reschedule(self.readers.popitem(last=False)[0])",
+            "                self.queue.appendleft(entry)",
+        ),
+        (
+            "a withdrawn call makes no room",
+            _MAILBOX,
+            "            self.withdrawn = 0\n        self.admit()",
+            "            self.withdrawn = 0",
+        ),
+        (
+            "a sender at a stream put back is not woken",
+            _MAILBOX,
+            "        super().put_back()\n        self.look_for_room()",
+            "        super().put_back()",
+        ),
+        (
+            "a closed inbox wakes nobody",
+            _MAILBOX,
+            "            if inbox is self:\n                del readers[task]\n                reschedule(task)",
+            "            pass",
+        ),
+        (
+            "items stay behind a stream",
+            _MAILBOX,
+            "        self._closed = True\n        self.buffer.clear()",
+            "        self._closed = True",
+        ),
+        (
+            "a closed stream wakes nobody",
+            _MAILBOX,
+            "        self.leave()\n        self.wake()\n        self.call_back()",
+            "        self.leave()\n        self.call_back()",
+        ),
+        (
+            "callbacks are forgotten",
+            _MAILBOX,
+            "        except BaseException:\n            self.call_back()\n            raise",
+            "        except BaseException:\n            raise",
+        ),
+        (
+            "who waits for room is not told of the end",
+            _MAILBOX,
+            "        for task in putters:\n            reschedule",
+            "        for task in ():\n            reschedule",
+        ),
+        (
+            "taking makes no room",
+            _MAILBOX,
+            "            if mailbox._putters:\n                mailbox.admit()",
+            "",
+        ),
+        (
+            "taking many is no taking in a row",
+            _MAILBOX,
+            "        self._before_turn = max(0, self._before_turn + 1 - len(messages))",
+            "",
+        ),
+        (
+            "a memo is lost with its body",
+            _MAILBOX,
+            "            call.value, call.on_loss, call.memo = self.value, self._on_loss, self.memo",
+            "            call.value, call.on_loss, call.memo = self.value, self._on_loss, None",
+        ),
+        ("a memo of what nobody waits for is lost", _MAILBOX, "        again.memo = self.memo", ""),
+        (
+            "the end of a supervisor is not told below it",
+            _DRIVER,
+            "            told += each.below.values()",
+            "            pass",
+        ),
+        (
+            "an address is not noted below its supervisor",
+            _DRIVER,
+            "            upper.below[below.path] = below",
+            "",
+        ),
+        (
+            "down for good is for ever",
+            _DRIVER,
+            "        if not gone:\n            if found is None:\n                return self._keep(Address(path))\n            found.reopen()",
+            "        if not gone:\n            if found is None:\n                return self._keep(Address(path))",
+        ),
+        (
+            "addresses of those who left are kept",
+            _DRIVER,
+            "            if self.find(path) is not None:\n                self._keep(found)",
+            "            self._keep(found)",
+        ),
+        (
+            "a loop is not woken by a stop",
+            _LEAF,
+            "            self._inbox.end_loops()\n\n    def _is_asked",
+            "            pass\n\n    def _is_asked",
+        ),
+        (
+            "a shielded loop is not woken by a stop",
+            _LEAF,
+            "            self._inbox.end_loops()  # of those",
+            "            pass  # of those",
+        ),
+        (
+            "a child may wait for itself",
+            _LEAF,
+            "            self._address.is_served_by(task)",
+            "            pass",
+        ),
+        (
+            "a stream takes one too many",
+            _MAILBOX,
+            "        self.size = size\n        self.buffer",
+            "        self.size = size + 1\n        self.buffer",
+        ),
+        (
+            "a bigger stream wakes nobody",
+            _MAILBOX,
+            "        self._call.size = size\n        self._call.look_for_room()",
+            "        self._call.size = size",
+        ),
+        (
+            "who has waited longest goes to the end",
+            _MAILBOX,
+            "            readers.move_to_end(task, last=False)\n",
+            "",
+        ),
+    )
+)
