@@ -80,7 +80,6 @@ class Leaf:
     """
 
     __slots__ = (
-        "_address",
         "_body_scope",
         "_cancelled",
         "_context",
@@ -115,7 +114,6 @@ class Leaf:
         self._task: Task | None = None
         self._parked: Task | None = None
         self._leases: set[trio.CancelScope] | None = None
-        self._address = driver.mailbox_address(node) if node.spec.mailbox is not None else None
         self._context: Context | None = None
         self.begin_incarnation()
 
@@ -219,8 +217,8 @@ class Leaf:
         """Its task: one incarnation after another, each in a fresh context (R9). It never raises."""
         _current.set(self)
         self._task = task = current_task()
-        if self._address is not None:
-            self._address.is_served_by(task)
+        if self._spec.mailbox is not None:
+            self._driver.mailbox_address(self._node).is_served_by(task)
         on = True
         try:
             with self._scope:
@@ -325,8 +323,8 @@ class Leaf:
     def _call(self, *arguments: Any) -> Awaitable[Any]:
         """Call the body with what it takes behind `arguments`. If that works it is ready, unless it says so itself (R17)."""
         spec = self._spec
-        if self._address is not None:
-            self._inbox = self._address.inbox(self)
+        if spec.mailbox is not None:
+            self._inbox = self._driver.mailbox_address(self._node).inbox(self)
             arguments += (self._inbox,)
         if spec.args:
             arguments += spec.args
