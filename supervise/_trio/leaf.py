@@ -329,14 +329,17 @@ class Leaf:
     @enable_ki_protection
     def _called(self, awaitable: Any) -> Awaitable[Any]:
         """The body could be called. Unless it says when it is ready, it is now (R17)."""
-        if type(awaitable) is not CoroutineType and not inspect.isawaitable(awaitable):
+        made: object = awaitable
+        kind: type[object] = type(made)
+        if kind is not CoroutineType and not inspect.isawaitable(awaitable):
             raise TypeError(
                 f"the body of child {self.path!r} gave {brief(awaitable)}, which cannot be awaited: "
                 f"it must be an async function, got {brief(self._spec.body)}"
             )
         if not self.ready and not self._spec.takes_task_status:
             self.up(None)
-        return awaitable
+        called: Awaitable[Any] = awaitable
+        return called
 
     @enable_ki_protection
     def up(self, value: Any) -> None:
@@ -450,7 +453,8 @@ class _Resource(AbstractAsyncContextManager[Any]):
 
     async def __aenter__(self) -> Any:
         manager = freely(self._make)
-        kind: Any = type(manager)
+        made: object = manager
+        kind: type[object] = type(made)
         if not (hasattr(kind, "__aenter__") and hasattr(kind, "__aexit__")):
             raise TypeError(
                 f"the resource of child {self._path!r} gave {brief(manager)}, which is no async context manager"
