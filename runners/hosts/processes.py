@@ -185,8 +185,8 @@ def _spawn(module: str, ends: Ends, path: Sequence[str]) -> subprocess.Popen[byt
 
 def _flags() -> list[str]:
     """`-I`, `-O`, `-X dev` and the like, as we were started with; what `multiprocessing` hands on too."""
-    flags: list[str] = subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined] # pyright: ignore[reportAttributeAccessIssue, reportUnknownVariableType, reportUnknownMemberType]
-    return flags
+    told: Callable[[], list[str]] = getattr(subprocess, "_args_from_interpreter_flags")  # noqa: B009 - no stub has it
+    return told()
 
 
 def refusal() -> str | None:

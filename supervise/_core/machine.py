@@ -194,7 +194,7 @@ class Machine(Judging):
             self.act.starts.clear()  # the whole tree is about to stop: nothing is started any more
         if node.awaited:
             self._settle(node)
-        elif node.afterwards is not None and not fatal:
+        elif node in self.releasing and not fatal:
             self._disarm(node)
             self.inbox.append(Released(node, node.epoch))
 
@@ -329,7 +329,7 @@ class Machine(Judging):
         self.act = Act("done", node=node, stops=[node])
 
     def _take_released(self, item: Released) -> None:
-        self.act, item.node.afterwards = item.node.afterwards, None
+        self.act = self.releasing.pop(item.node)
 
     def _take_retry(self, item: Retry) -> None:
         node = item.node
@@ -492,7 +492,8 @@ class Machine(Judging):
         why = f"{node.path!r} was asked to stop"
         if node.state == "restarting":
             self._cancel_retry(node)
-        if node.state == "releasing" and node.afterwards is not None and node.afterwards.kind == "condemn":
+        afterwards = self.releasing.get(node)
+        if afterwards is not None and afterwards.kind == "condemn":
             self.act = Act(
                 "condemn", why, node, [node], token=request.token
             )  # no stop by hand lifts a verdict

@@ -401,6 +401,7 @@ _PRELOADING = {
     "signals what it forks": lambda: os.register_at_fork(
         after_in_child=lambda: os.kill(os.getpid(), signal.SIGTERM)
     ),
+    "waits for any child": lambda: signal.signal(signal.SIGCHLD, lambda *_: os.waitpid(-1, 0)),
     "ignores its children": lambda: signal.signal(signal.SIGCHLD, signal.SIG_IGN),
     "sets a default timeout": lambda: socket.setdefaulttimeout(0.05),
     "forbids forks": _forbid_forks,

@@ -32,7 +32,7 @@ from rogues import Long, Looks, Preloads, Reads, Starts, Terminates, Verbose, Wr
 from sessions import BATCH, FOREVER, ids, until_failure, whole
 
 from runners.errors import ContextDied, LoadFailed, Unrecoverable
-from runners.hosts import peer, wire
+from runners.hosts import peer, reserve, wire
 from runners.hosts import processes as births
 from runners.hosts.process import ProcessHost
 from runners.hosts.spec import check_runner
@@ -47,6 +47,11 @@ STARTS = pytest.mark.parametrize("host", [HOST, COLD], ids=["fork", "spawn"])
 
 def parent(pid):
     return stat(pid)[1]
+
+
+def links(pid):
+    """What its descriptors are."""
+    return sorted(str(entry.readlink()).partition(":")[0] for entry in Path(f"/proc/{pid}/fd").iterdir())
 
 
 def ends(pid):
@@ -232,20 +237,30 @@ async def test_what_a_preload_leaves_behind_harms_no_context(preloading, tmp_pat
     """D10: a default timeout of sockets; closed standard streams, whose numbers are given away again; an early SIGTERM."""
     async with opened(Preloads(str(tmp_path), preloading)) as session:
         await trio.sleep(0.3)  # idle, for longer than that timeout
+        assert links(session.pid) == ["/dev/null", "pipe", "pipe", "socket"]
         assert parent(session.pid) != os.getpid()
         assert ids(await whole(session)) == (1, 2)
 
 
+@pytest.mark.parametrize(
+    ("preloading", "fate"),
+    [
+        ("ignores its children", "was killed by SIGKILL"),
+        ("waits for any child", "ended, and its exit status is lost"),
+    ],
+)
 @pytest.mark.trio
-async def test_a_death_in_a_server_that_ignores_its_children_is_no_death_of_its_neighbours(tmp_path):
-    """D10: a module may have ignored SIGCHLD, with which the kernel reaps; contexts expect children of their own."""
-    runner = Preloads(str(tmp_path), "ignores its children")
+async def test_a_death_in_a_server_that_loses_its_children_is_no_death_of_its_neighbours(
+    preloading, fate, tmp_path
+):
+    """D10: a module may have ignored SIGCHLD, with which the kernel reaps; or it reaps whoever has died."""
+    runner = Preloads(str(tmp_path), preloading)
     async with opened(runner) as neighbour:
         async with opened(runner) as session:
             session.begin(BATCH)
             os.kill(session.pid, signal.SIGKILL)
             _, error = await until_failure(session, ContextDied)
-            assert str(error).endswith("was killed by SIGKILL")
+            assert str(error).endswith(fate)
         assert ids(await whole(neighbour)) == (1, 2)
 
 
@@ -403,11 +418,12 @@ def interrupted(monkeypatch, place):
         handler = Handler()
         logging.getLogger("runners.context").addHandler(handler)
         return lambda: logging.getLogger("runners.context").removeHandler(handler)
-    owner, name = place
+    owner, name, task = place
     original = getattr(owner, name)
 
     def patched(*args, **kwargs):
-        strike()
+        if trio.lowlevel.current_task().name.endswith(task):
+            strike()
         return original(*args, **kwargs)
 
     monkeypatch.setattr(owner, name, patched)
@@ -418,12 +434,15 @@ def interrupted(monkeypatch, place):
     "place",
     [
         "a line is logged",
-        (wire, "from_server"),
-        (wire, "datagram"),
-        (peer, "is_readable"),
-        (births.Spawned, "__init__"),
-        (subprocess, "Popen"),
-        (os, "pidfd_open"),
+        (wire, "from_server", "._listen"),
+        (wire, "encode", ".main"),
+        (peer, "is_readable", ".main"),
+        (births.Spawned, "__init__", ".main"),
+        (subprocess, "Popen", ""),
+        (os, "pidfd_open", ""),
+        (reserve, "connected", ".main"),
+        (reserve, "connected", "._stand_by"),
+        (reserve, "Peer", "._stand_by"),
     ],
     ids=str,
 )

@@ -184,6 +184,11 @@ for count in (1, 2, 3):
         CASES.append(Case(f"closed {names}", closed(numbers)))
 
 
+@case("standard streams that are closed in the middle of a run")
+def _closing(setting: Setting) -> None:
+    setting.run = "closing"
+
+
 # --- where it is, and what it is called
 
 

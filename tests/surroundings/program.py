@@ -37,7 +37,7 @@ def texts(error: BaseException) -> list[str]:
 
 def report(host: str, result: str, run: str) -> dict[str, object]:
     """What happened, and what is left of it."""
-    from helped import Helped
+    from helped import Helped, flags
 
     from runners import device_worker
     from runners.hosts.process import ProcessHost
@@ -49,7 +49,7 @@ def report(host: str, result: str, run: str) -> dict[str, object]:
         "spawn": ProcessHost(start="spawn", next_chunk_timeout=2.0),
     }
     workers = [
-        device_worker(name, Helped(Scripted(TOKENS, delay=0.002)), host=hosts[host])
+        device_worker(name, Helped(Scripted(TOKENS, delay=0.002), flags()), host=hosts[host])
         for name in ("llm", "bystander")
     ]
     before = descriptors()
@@ -148,7 +148,17 @@ def guest(function, *args):
     return asyncio.run(main())
 
 
-RUNS = {"plain": plain, "thread": thread, "guest": guest}
+def closing(function, *args):
+    """Without standard streams from the middle of the run on, so that their numbers are the next to be given away."""
+
+    async def closed():
+        os.closerange(0, 3)
+        return await function(*args)
+
+    return plain(closed)
+
+
+RUNS = {"plain": plain, "thread": thread, "guest": guest, "closing": closing}
 
 
 def children() -> list[int]:
@@ -160,7 +170,10 @@ def children() -> list[int]:
 
 
 def descriptors() -> int:
-    return len(os.listdir("/proc/self/fd"))
+    """Beside those of standard streams, and of the folder that is read for this."""
+    return sum(
+        int(name) > 2 and os.path.lexists(f"/proc/self/fd/{name}") for name in os.listdir("/proc/self/fd")
+    )
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ SHORT = {
     "1 GiB of addresses": "fork",
     "no more processes": "standby",
     "closed stdin and stdout and stderr": "standby",
+    "standard streams that are closed in the middle of a run": "spawn",
     "its folder is deleted": "fork",
     "a path with a colon": "spawn",
     "a path that is not UTF-8": "standby",
