@@ -459,7 +459,8 @@ class _Resource(AbstractAsyncContextManager[Any]):
 
     async def __aenter__(self) -> Any:
         manager = freely(self._make)
-        kind: Any = type(manager)
+        made: object = manager
+        kind: type[object] = type(made)
         if not (hasattr(kind, "__aenter__") and hasattr(kind, "__aexit__")):
             raise TypeError(
                 f"the resource of child {self._path!r} gave {brief(manager)}, which is no async context manager"
