@@ -334,15 +334,13 @@ class _Serving:
         """The worker is being stopped: what has begun, in a session before this one, goes on; the rest is refused (D13)."""
         while True:
             message = await self._inbox.receive()
-            record: Record | None = message.memo
-            if record is not None and record.chunks:
+            if message.memo is not None:
                 await self._room()
                 self._take(message)
             else:
                 message.fail(
                     WorkerStopping(f"{current_child().path!r} is being stopped: it begins nothing any more")
                 )
-            self._context.has_changed()
 
     async def _drain(self) -> None:
         """Once asked to stop: begin nothing, and end when what has begun is done. How long that may take the tree says."""
@@ -350,7 +348,7 @@ class _Serving:
         self._draining = True
         self._context.refuse_wish()
         self._admission.cancel("the worker is being stopped")
-        while self._open or len(self._inbox) or self._wish is not None:
+        while self._open or self._wish is not None:
             await self._context.change()
         self._scope.cancel("all that had begun is done")
 

@@ -37,6 +37,7 @@ class Acting:
             self._join(spec)
         self.inbox: deque[Waiting] = deque()
         self.act: Act | None = None
+        self.releasing: dict[Node, Act] = {}  # the act of each that begins once it has ended
         self.phase: Literal["opening", "booting", "up", "ending", "ended"] = "opening"
         self.window = None if self.spec.limit is None else Window(self.spec.limit)
         self.now = 0.0
@@ -52,23 +53,17 @@ class Acting:
             self.out.append(cls(at=self.now, path=node.path, incarnation=node.incarnation, **details))
 
     def _join(self, spec: Spec) -> Node:
-        memory = self.node.memory
-        past = None if memory is None else memory.take(spec.name)
-        path = f"{self.path}/{spec.name}"
-        node = Node(spec, path, cast("Machine", self), self.node.decider)
-        if past is not None:
-            node.incarnation, node.memory = past.incarnation, past.memory
-        elif memory is not None:
-            node.incarnation = memory.floor
+        node = Node(spec, f"{self.path}/{spec.name}", cast("Machine", self), self.node.decider)
+        if self.node.memory is not None:
+            self.node.memory.recall(node)
         self.children[spec.name] = node
         return node
 
     def _memory(self) -> Memory:
         """What this supervisor remembers; made when there is something."""
-        memory = self.node.memory
-        if memory is None:
-            memory = self.node.memory = Memory()
-        return memory
+        if self.node.memory is None:
+            self.node.memory = Memory()
+        return self.node.memory
 
     def _leave(self, node: Node, why: BaseException | None) -> None:
         """The node leaves the tree."""
@@ -149,7 +144,8 @@ class Acting:
     def _stop(self, act: Act, node: Node) -> None:
         """Stop one child of this act's; what becomes of it then is `_settle`'s."""
         node.epoch += 1
-        node.afterwards = None
+        if self.releasing:
+            self.releasing.pop(node, None)
         if not node.alive:
             self._stop_dead(act, node)
             return
@@ -273,9 +269,10 @@ class Acting:
     def _end(self, ended: effect.Ended) -> None:
         self.phase = "ended"
         declared = set(self.spec.children)
+        memory = self._memory()
         for node in self.children.values():
             if node.spec in declared:
-                self._memory().declared[node.name] = Past(node, None)
+                memory.declared[node.spec.name] = Past(node, None)
             else:
                 self._lose(node, None)
         self._timers.clear()

@@ -129,7 +129,8 @@ class Judging(Acting):
         alone = self.spec.strategy == "one_for_one" and node.alive and node.state == "failed"
         if alone and isinstance(node.spec, Child) and node.spec.resource is not None:
             self._stop_suspended(act, node)
-            node.state, node.afterwards = "releasing", act
+            node.state = "releasing"
+            self.releasing[node] = act
         else:
             self.act = act
 

@@ -183,15 +183,18 @@ class Machine(Judging):
         if node.state == "starting":
             self._start_ended(node, ended)
             return
+        fatal = ended.error is not None and not is_decidable(ended.error)
         if ended.error is not None:
             self._stop_error(node, ended.error)
         if node.state == "up":
             self._ended_by_itself(node, ended.failure)
             return
         self._emit(events.Stopped, node)
+        if fatal and self.act is not None and self.act.kind == "restart":
+            self.act.starts.clear()  # the whole tree is about to stop: nothing is started any more
         if node.awaited:
             self._settle(node)
-        elif node.afterwards is not None:
+        elif node in self.releasing and not fatal:
             self._disarm(node)
             self.inbox.append(Released(node, node.epoch))
 
@@ -326,7 +329,7 @@ class Machine(Judging):
         self.act = Act("done", node=node, stops=[node])
 
     def _take_released(self, item: Released) -> None:
-        self.act, item.node.afterwards = item.node.afterwards, None
+        self.act = self.releasing.pop(item.node)
 
     def _take_retry(self, item: Retry) -> None:
         node = item.node
@@ -489,7 +492,8 @@ class Machine(Judging):
         why = f"{node.path!r} was asked to stop"
         if node.state == "restarting":
             self._cancel_retry(node)
-        if node.state == "releasing" and node.afterwards is not None and node.afterwards.kind == "condemn":
+        afterwards = self.releasing.get(node)
+        if afterwards is not None and afterwards.kind == "condemn":
             self.act = Act(
                 "condemn", why, node, [node], token=request.token
             )  # no stop by hand lifts a verdict

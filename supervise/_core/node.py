@@ -61,9 +61,14 @@ class Memory:
             forgotten = self.left.pop(next(iter(self.left)))
             self.floor = max(self.floor, forgotten.incarnation)
 
-    def take(self, name: str) -> Past | None:
-        """What is known of a child that comes, or comes back."""
-        return self.declared.pop(name, None) or self.left.pop(name, None)
+    def recall(self, node: Node) -> None:
+        """Tell a node that comes, or comes back, what is known of its name."""
+        name = node.spec.name
+        past = self.declared.pop(name, None) or self.left.pop(name, None)
+        if past is None:
+            node.incarnation = self.floor
+        else:
+            node.incarnation, node.memory = past.incarnation, past.memory
 
 
 class Node:
@@ -72,12 +77,11 @@ class Node:
     `epoch` changes whenever what waits in the inbox about this child is to be void. `alive`: it has a task.
     `awaited`: the act in progress goes on when it is up, or has ended. `undecided`: its failure waits for a verdict.
     `gone`: it is down for good, and `why` if it failed. `decider`: a leaf's failures are decided by it; of a supervisor,
-    those below it. `afterwards`: the act that begins once it has been released. `simple`: its restart concerns nobody else, leaves nothing and waits for nothing; `alone` is the act of
+    those below it. `simple`: its restart concerns nobody else, leaves nothing and waits for nothing; `alone` is the act of
     that. `slow_start`: its start is worth a timer, for it need not be ready as soon as its task runs. `handle` belongs to the driver.
     """
 
     __slots__ = (
-        "afterwards",
         "alive",
         "alone",
         "awaited",
@@ -131,7 +135,6 @@ class Node:
         self.last_failure: BaseException | None = None
         self.why: BaseException | None = None
         self.alone: Act | None = None
-        self.afterwards: Act | None = None
         self.memory: Memory | None = None
         self.window = Window(spec.limit) if isinstance(spec, Child) and spec.limit is not None else None
         self.delays = Delays(spec.backoff) if spec.backoff is not None else None

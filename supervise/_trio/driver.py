@@ -310,7 +310,9 @@ class Driver:
             self.post(node.parent, effect.Up(node, leaf.incarnation, value))
         elif told:
             self._work(told)
-        self._changed(leaf.path)
+        address = self.addresses.get(node.path)
+        if address is not None:
+            address.changed()
 
     @enable_ki_protection
     def leaf_restarts_at_once(self, leaf: Leaf, failure: Exception) -> bool:
@@ -324,7 +326,8 @@ class Driver:
             return False
         if told is None:
             return False
-        leaf.end_leases()
+        if leaf._leases is not None:
+            leaf.end_leases()
         leaf.begin_incarnation()
         if told:
             self._work(told)
@@ -608,7 +611,8 @@ class Driver:
                 self.settled.set()
         elif isinstance(report, effect.Ended):
             report.child.handle.closed.set()
-            self._forget_timer(report.child.handle)
+            if report.child.handle.wake_at != inf:
+                self._forget_timer(report.child.handle)
             if report.child is self.forest.root:
                 self._finish(report)
 

@@ -2,7 +2,7 @@
 
 A KeyboardInterrupt may arrive between any two lines (R4). One that left a task of ours in the middle of its bookkeeping
 would leave its machine waiting for ever. So the lines here run under Trio's protection against it, and the child's own
-code is entered through `_freely` and `freely`, which lift that protection.
+code is entered through `_run`, `_freely` and `freely`, which lift that protection.
 """
 
 from __future__ import annotations
@@ -46,25 +46,30 @@ T = TypeVar("T")
 
 
 @disable_ki_protection
-def freely(function: Callable[[], T]) -> T:
+def freely(function: Callable[..., T], *arguments: Any, **options: Any) -> T:
     """Call a user's function: a KeyboardInterrupt may be raised in it."""
-    return function()
+    return function(*arguments, **options)
 
 
 @disable_ki_protection
-async def _freely(
-    check: Callable[[Any], Awaitable[T]], function: Callable[..., Any], *args: Any, **options: Any
-) -> T:
-    """Call a user's async function and await what it gives, once `check` has seen it; likewise.
+async def _freely(function: Callable[[], Awaitable[T]]) -> T:
+    """Call a user's async function and await what it gives; likewise.
 
     It is one line, so that no interrupt comes between a coroutine and its first step.
     """
-    return await check(function(*args, **options))
+    return await function()
 
 
-@enable_ki_protection
-def _as_it_is(awaitable: Awaitable[T]) -> Awaitable[T]:
-    return awaitable
+@disable_ki_protection
+async def _run(leaf: Leaf) -> Any:
+    """Call a leaf's body and await it, likewise. Each idle child has this frame, so that it holds no more than it must."""
+    return await leaf._call()
+
+
+@disable_ki_protection
+async def _run_with(leaf: Leaf, resource: Any) -> Any:
+    """Likewise, with its resource."""
+    return await leaf._call(resource)
 
 
 class Leaf:
@@ -84,7 +89,6 @@ class Leaf:
         "_failure",
         "_ignored",
         "_inbox",
-        "_injectable_at",
         "_injected",
         "_leases",
         "_node",
@@ -97,14 +101,12 @@ class Leaf:
         "_value",
         "_verdict",
         "incarnation",
-        "path",
         "ready",
         "stopping",
     )
 
     def __init__(self, driver: Driver, node: Node) -> None:
         assert isinstance(node.spec, Child)
-        self.path = node.path
         self._driver = driver
         self._node = node
         self._spec = node.spec
@@ -126,9 +128,14 @@ class Leaf:
         self._verdict: Literal["resume", "release"] | None = None
         self._failure: BaseException | None = None
         self._error: BaseException | None = None
-        self._injected: BaseException | None = None
+        self._injected: tuple[BaseException, float] | None = None  # and until when it may come out
         self._value: Any = None
         self._inbox: Inbox | None = None
+
+    @property
+    def path(self) -> str:
+        """Where it stands in the tree."""
+        return self._node.path
 
     def __repr__(self) -> str:
         return f"<child {self.path!r} incarnation={self.incarnation}>"
@@ -189,14 +196,13 @@ class Leaf:
     @property
     def failing(self) -> bool:
         """Whether a failure was injected that the body has still its `grace` to come out with."""
-        return self._injected is not None and self._driver.now() < self._injectable_at
+        return self._injected is not None and self._driver.now() < self._injected[1]
 
     def inject(self, exc: BaseException) -> None:
         """Have the body fail with `exc` (R27). One that it has not come out with in time is the context of the next."""
-        if self._injected is not None and self._injected is not exc and exc.__context__ is None:
-            set_context(exc, self._injected)
-        self._injected = exc
-        self._injectable_at = self._driver.now() + self._spec.grace
+        if self._injected is not None and self._injected[0] is not exc and exc.__context__ is None:
+            set_context(exc, self._injected[0])
+        self._injected = exc, self._driver.now() + self._spec.grace
         scope = self._body_scope
         if scope is None:
             scope, self._cancelled = self._scope, True
@@ -222,7 +228,7 @@ class Leaf:
                     turns = task._schedule_points
                     exc = value = None
                     try:
-                        value = await (self._body() if self._spec.resource is None else self._with_resource())
+                        value = await (_run(self) if self._spec.resource is None else self._with_resource())
                     except GeneratorExit as caught:
                         exc = _unless_closed(caught)
                     except BaseException as caught:  # noqa: BLE001 - whatever it is, the machine hears of it
@@ -252,7 +258,7 @@ class Leaf:
 
     def _restarts_at_once(self, exc: BaseException | None) -> bool:
         """Whether a failure comes to a plain Restart, which is one step of the machine."""
-        if exc is None or self._cancelled or not is_decidable(exc):
+        if exc is None or self._cancelled or not issubclass(type(exc), Exception):
             return False
         if self._inbox is not None and as_group(exc) is None:
             self._settle_messages(exc)
@@ -283,9 +289,9 @@ class Leaf:
             exc = value = None
             with trio.CancelScope() as self._body_scope:  # so that the body can fail without its resource
                 if self._injected is not None:
-                    self.inject(self._injected)
+                    self.inject(self._injected[0])
                 try:
-                    value = await self._body(resource)
+                    value = await _run_with(self, resource)
                 except GeneratorExit as caught:
                     exc = _unless_closed(caught)
                 except BaseException as caught:  # noqa: BLE001 - as above
@@ -315,28 +321,33 @@ class Leaf:
             return _without_cancelled(exc) is None
         return self._spec.restart != "permanent" or value is IGNORE
 
-    def _body(self, *arguments: Any) -> Awaitable[Any]:
-        """Its body, with what it takes behind `arguments`."""
+    @enable_ki_protection
+    def _call(self, *arguments: Any) -> Awaitable[Any]:
+        """Call the body with what it takes behind `arguments`. If that works it is ready, unless it says so itself (R17)."""
         spec = self._spec
         if self._address is not None:
             self._inbox = self._address.inbox(self)
             arguments += (self._inbox,)
+        if spec.args:
+            arguments += spec.args
         if spec.takes_task_status:
-            status = _Status(self)
-            return _freely(self._called, spec.body, *arguments, *spec.args, task_status=status)
-        return _freely(self._called, spec.body, *arguments, *spec.args)
+            awaitable = freely(spec.body, *arguments, task_status=_Status(self))
+            self._check_awaitable(awaitable)
+            return awaitable
+        awaitable = freely(spec.body, *arguments)
+        if type(awaitable) is not CoroutineType:
+            self._check_awaitable(awaitable)
+        if not self.ready:
+            self.ready = True
+            self._driver.leaf_up(self, None)
+        return awaitable
 
-    @enable_ki_protection
-    def _called(self, awaitable: Any) -> Awaitable[Any]:
-        """The body could be called. Unless it says when it is ready, it is now (R17)."""
-        if type(awaitable) is not CoroutineType and not inspect.isawaitable(awaitable):
+    def _check_awaitable(self, awaitable: object) -> None:
+        if not inspect.isawaitable(awaitable):
             raise TypeError(
                 f"the body of child {self.path!r} gave {brief(awaitable)}, which cannot be awaited: "
                 f"it must be an async function, got {brief(self._spec.body)}"
             )
-        if not self.ready and not self._spec.takes_task_status:
-            self.up(None)
-        return awaitable
 
     @enable_ki_protection
     def up(self, value: Any) -> None:
@@ -368,7 +379,7 @@ class Leaf:
     def _settled(self, exc: BaseException | None, value: Any) -> BaseException | None:
         """The failure as it counts; what was in hand, and leases on it, are settled with it."""
         if self._injected is not None and not _is_fatal(exc):
-            exc, self._injected = self._injected, None
+            exc, self._injected = self._injected[0], None
         elif exc is not None:
             rest = _without_cancelled(exc)
             if rest is None and not self.stopping:
@@ -456,7 +467,7 @@ class _Resource(AbstractAsyncContextManager[Any]):
                 f"the resource of child {self._path!r} gave {brief(manager)}, which is no async context manager"
             )
         self._leave = manager.__aexit__
-        return await _freely(_as_it_is, manager.__aenter__)
+        return await _freely(manager.__aenter__)
 
     async def __aexit__(
         self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
@@ -465,7 +476,7 @@ class _Resource(AbstractAsyncContextManager[Any]):
         interrupt: KeyboardInterrupt | None = None
         while True:
             try:
-                done: bool | None = await _freely(_as_it_is, _as_it_is, leaving)
+                done: bool | None = await _freely(lambda: leaving)
             except KeyboardInterrupt as raised:
                 if not _is_new(leaving):
                     raise

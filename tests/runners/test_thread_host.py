@@ -25,6 +25,7 @@ from sessions import (
 from runners.errors import (
     DeviceError,
     LoadFailed,
+    RunnerError,
     Unrecoverable,
 )
 from runners.hosts.thread import ThreadHost
@@ -134,11 +135,11 @@ async def test_sys_exit_in_a_thread_ends_the_context_alone():
         assert str(error) == "the runner's thread was ended by SystemExit: 5"
 
 
-@pytest.mark.parametrize("host", [INLINE, THREAD], ids=["inline", "thread"])
+@pytest.mark.parametrize("host", [INLINE, THREAD, PROCESS], ids=["inline", "thread", "process"])
 @pytest.mark.trio
 async def test_what_closing_raises_is_raised_where_the_session_is_left(host):
-    """R23: in this process nothing hides it."""
-    with pytest.raises(ArithmeticError):
+    """R23: as an error of ours, with every host; nothing hides it."""
+    with pytest.raises(RunnerError, match="ArithmeticError: a scripted error"):
         async with host.open(Scripted(faults=(Fault("error", at="close"),))):
             pass
     assert not runners_threads()

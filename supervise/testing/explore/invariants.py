@@ -102,7 +102,7 @@ def _check_idle(machine: Machine, children: list[Node]) -> None:
         elif node.state in ("down", "condemned"):
             demand(node.gone or (retrying and machine.spec.strategy != "one_for_one"), node, "is not gone")
         elif node.state == "releasing":
-            demand(node.alive and node.afterwards is not None, node, "has been left, and nothing came of it")
+            demand(node.alive and node in machine.releasing, node, "has been left, and nothing came of it")
             demand(machine.spec.strategy == "one_for_one", node, "lets its group wait")
         else:
             demand(node.state == "up", machine, "is idle beside", node)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 Key = tuple[Any, ...]
 
 KEPT = {
-    "afterwards", "alive", "awaited", "charged", "epoch", "failure", "gone", "machine", "mending", "phase", "spec", "state",
+    "alive", "awaited", "charged", "epoch", "failure", "gone", "machine", "mending", "phase", "spec", "state",
     "timed_out", "timer", "undecided", "waited", "window", "due",
 }  # fmt: skip
 DROPPED = {
@@ -85,8 +85,14 @@ def _node(world: World, node: Node, places: dict[Node, int]) -> Key:
         None if node.window is None else _left(node.window),
         _name(node),
         None if node.machine is None else _machine(world, node.machine, places),
-        None if node.afterwards is None else _act(world, node.afterwards, places),
+        _afterwards(world, node, places),
     )
+
+
+def _afterwards(world: World, node: Node, places: dict[Node, int]) -> Key | None:
+    """What begins once it has been released."""
+    act = None if node.parent is None else node.parent.releasing.get(node)
+    return None if act is None else _act(world, act, places)
 
 
 def _name(node: Node) -> str:
