@@ -183,15 +183,18 @@ class Machine(Judging):
         if node.state == "starting":
             self._start_ended(node, ended)
             return
+        fatal = ended.error is not None and not is_decidable(ended.error)
         if ended.error is not None:
             self._stop_error(node, ended.error)
         if node.state == "up":
             self._ended_by_itself(node, ended.failure)
             return
         self._emit(events.Stopped, node)
+        if fatal and self.act is not None and self.act.kind == "restart":
+            self.act.starts.clear()  # the whole tree is about to stop: nothing is started any more
         if node.awaited:
             self._settle(node)
-        elif node in self.releasing:
+        elif node in self.releasing and not fatal:
             self._disarm(node)
             self.inbox.append(Released(node, node.epoch))
 
