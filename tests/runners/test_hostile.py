@@ -39,7 +39,7 @@ from runners.errors import (
     WorkerDown,
 )
 from runners.hosts.inline import InlineHost
-from runners.hosts.turns import Position
+from runners.hosts.turns import Position, judged
 from runners.types import ExecuteBatch, RunnerInfo, Sampling, TokenChunk, with_release
 from runners.worker import rebuild, report_poison
 from supervise import Restart, Resume, StartFailed, events
@@ -377,6 +377,8 @@ def test_an_error_that_cannot_go_through_a_nursery_is_a_plain_one():
     assert type(sound(odd)) is ContextPoisoned
     assert sound(odd).__cause__ is odd
     assert sound(well) is well
+    assert type(judged(odd, lambda error: error, clears=True)) is ContextPoisoned
+    assert judged(well, lambda error: error, clears=True) is well
 
 
 @pytest.mark.trio
