@@ -3,5 +3,6 @@
 from __future__ import annotations
 
 from .mailboxes import MAILBOXES
+from .workers import WORKERS
 
-PLANTS = [*MAILBOXES]
+PLANTS = [*MAILBOXES, *WORKERS]
