@@ -300,9 +300,8 @@ class Leaf:
                 if self._failure is not None or not self.stopping:
                     exc = self._failure
                 break
-            await (
-                cancel_shielded_checkpoint()
-            )  # or a body that fails at once, with progress, would keep the loop
+            # A body that fails at once, with progress, would keep the loop.
+            await cancel_shielded_checkpoint()
         if exc is not None:
             raise exc
         return value
@@ -338,7 +337,7 @@ class Leaf:
         if not self.ready:
             self.ready = True
             self._driver.leaf_up(self, None)
-        return awaitable
+        return awaitable  # pyright: ignore[reportUnknownVariableType] - what its coroutine sends is nobody's affair
 
     def _check_awaitable(self, awaitable: object) -> None:
         if not inspect.isawaitable(awaitable):

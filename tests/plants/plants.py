@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from .mailboxes import MAILBOXES
+from .trees import TREES
 from .workers import WORKERS
 
-PLANTS = [*MAILBOXES, *WORKERS]
+PLANTS = [*MAILBOXES, *TREES, *WORKERS]
