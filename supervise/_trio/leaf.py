@@ -142,7 +142,11 @@ class Leaf:
 
     @property
     def inbox(self) -> Inbox:
-        """Its mailbox; `RuntimeError` if its spec asks for none."""
+        """Its mailbox; `RuntimeError` if its spec asks for none, or its body has not been called yet."""
+        if self._inbox is None and self._spec.mailbox is not None:
+            raise RuntimeError(
+                f"child {self.path!r} has no inbox before its body is called: a resource has none"
+            )
         if self._inbox is None:
             raise RuntimeError(f"child {self.path!r} has no mailbox: declare it with mailbox=…")
         return self._inbox
