@@ -146,6 +146,9 @@ class Machine(Judging):
         self._emit(events.StopError, node, exc=exc)
         if not is_decidable(exc):
             self.out.append(effect.Fatal(exc))
+            self.releasing.pop(node, None)  # the whole tree is about to stop: nothing is started any more
+            if self.act is not None and self.act.kind == "restart":
+                self.act.starts.clear()
 
     def _failure_of(self, exited: effect.Exited) -> Failure:
         node = exited.child
@@ -192,7 +195,6 @@ class Machine(Judging):
         if node.awaited:
             self._settle(node)
         elif node in self.releasing:
-            self._disarm(node)
             self.inbox.append(Released(node, node.epoch))
 
     def _start_ended(self, node: Node, ended: effect.Ended) -> None:

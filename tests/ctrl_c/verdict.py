@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import trio
+from trio.lowlevel import enable_ki_protection
 
 import runners
 import supervise
@@ -33,6 +34,22 @@ class Hang(BaseException):
     """The program did not end."""
 
 
+class Life:
+    """Something that is opened, and must be closed: a count that no interrupt comes in between."""
+
+    def __init__(self, lives: dict[str, int], name: str) -> None:
+        self._lives = lives
+        self._name = name
+
+    @enable_ki_protection
+    def __enter__(self) -> None:
+        self._lives[self._name] = self._lives.get(self._name, 0) + 1
+
+    @enable_ki_protection
+    def __exit__(self, *_: object) -> None:
+        self._lives[self._name] -= 1
+
+
 class Scene:
     """What a program is given, and what it leaves behind to be judged."""
 
@@ -48,14 +65,9 @@ class Scene:
         self.trees.append(spec)
         return supervise.open_tree(spec, sinks=[self.seen.append])
 
-    @contextmanager
-    def life(self, name: str) -> Generator[None, None, None]:
+    def life(self, name: str) -> Life:
         """Something that is opened, and must be closed."""
-        self.lives[name] = self.lives.get(name, 0) + 1
-        try:
-            yield
-        finally:
-            self.lives[name] -= 1
+        return Life(self.lives, name)
 
     @contextmanager
     def drain(self, name: str) -> Generator[None, None, None]:

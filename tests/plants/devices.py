@@ -31,22 +31,10 @@ DEVICES = (
             "suspects_come_back_one_at_a_time",
         ),
         (
-            "who waits is not told that a suspect is cleared",
-            "                record.suspect = False\n                self._context.has_changed()\n",
-            "                record.suspect = False\n",
-            "suspects_come_back_one_at_a_time",
-        ),
-        (
             "an end that was ordered makes suspects",
             "record.suspect = record.suspect or not ordered",
             "record.suspect = True",
             "an_end_that_was_ordered_makes_nobody_a_suspect",
-        ),
-        (
-            "an end that was ordered clears suspects",
-            "record.suspect = record.suspect or not ordered",
-            "record.suspect = not ordered",
-            "an_end_that_was_ordered_clears_nobody",
         ),
         (
             "a canary is not silenced by a request",
@@ -67,12 +55,6 @@ DEVICES = (
             "an_idle_context_is_asked_for_one_token_and_never_for_two",
         ),
         (
-            "a rebuild is not charged",
-            "            self._inbox.progressed = False  # or",
-            "            pass  # or",
-            "a_rebuild_is_charged_to_the_limit",
-        ),
-        (
             "a wish that waits is not answered at the end",
             "for wish in (self.granted, self.wish):",
             "for wish in (self.granted,):",
@@ -83,18 +65,6 @@ DEVICES = (
             '            self.wish.answer(RebuildSuperseded("another rebuild was ordered before this one had begun"))',
             "            pass",
             "a_rebuild_is_superseded_by_a_later_one",
-        ),
-        (
-            "a rebuild that is overtaken is not answered",
-            '            self.granted.answer(RebuildSuperseded("a restart was ordered while this rebuild was carried out"))',
-            "            pass",
-            "serving:a_restart_that_is_ordered_during_a_rebuild_overtakes_it",
-        ),
-        (
-            "a rebuild that is done wakes nobody",
-            "        self._wish = context.granted = None\n        context.has_changed()",
-            "        self._wish = context.granted = None\n        pass",
-            "serving:a_rebuild_that_is_ordered_during_another_waits_for_it",
         ),
         (
             "a request slips past a rebuild that waits",
@@ -121,41 +91,16 @@ DEVICES = (
             "serving:begun_streams_finish_when_a_worker_drains",
         ),
         (
-            "a place is not freed by a caller who leaves",
-            "        self._forget(record)\n        self.session.drop(record.batch.request_id)",
-            "        self._forget(record)",
-            "who_leaves_frees_the_place",
-        ),
-        (
             "a caller who leaves makes no room",
             "        del self.open[record.batch.request_id]\n        record.leave = None\n        self.has_changed()",
             "        del self.open[record.batch.request_id]\n        record.leave = None",
             "a_place_that_was_left_serves_the_next",
         ),
         (
-            "a stream holds on to its old context",
-            "        for message in self.open.values():\n            record_of(message).leave = None\n        self.open.clear()",
-            "        self.open.clear()",
-            "serving:the_caller_of_a_stream_between_two_contexts_leaves_in_peace",
-        ),
-        (
-            "a late stream keeps its place in the runner",
-            "                self._session.drop(id_of(message))\n",
-            "",
-            "deadlines:a_late_stream_frees_its_place_and_a_late_one_in_the_queue_never_begins",
-            "a_consumer_that_does_not_look_holds_no_place_past_its_deadline",
-        ),
-        (
             "a lack of memory is not remembered",
             "since, self._context.since_oom = self._context.since_oom, set()",
             "since, self._context.since_oom = self._context.since_oom, None",
             "a_second_lack_of_memory_at_the_same_step_is_a_restart",
-        ),
-        (
-            "a lack of memory is remembered over a step",
-            "            self._context.since_oom = None\n            if record.suspect:",
-            "            if record.suspect:",
-            "a_lack_of_memory_at_another_step_is_another_resume",
         ),
         (
             "what has failed still admits",
@@ -242,12 +187,6 @@ DEVICES = (
             "a_hang_is_seen_though_whoever_waits_leaves",
         ),
         (
-            "a drop that is answered is no progress",
-            "        self._new.discard(number)\n        self._progress = trio.current_time()",
-            "        self._new.discard(number)",
-            "who_leaves_a_slow_stream_hangs_nobody",
-        ),
-        (
             "a drop may be passed over by one stream",
             "max(told, default=-1) >= next(",
             "max(told, default=-1) > next(",
@@ -276,12 +215,6 @@ DEVICES = (
             "        if is_late(asked_for):",
             "        if False:",
             "time_in_which_nobody_ran_puts_a_deadline_off",
-        ),
-        (
-            "steps come along without end",
-            "while more and len(made) < ENOUGH and not self._kept",
-            "while len(made) < ENOUGH and not self._kept",
-            "steps_that_come_along_are_bounded",
         ),
         (
             "items come along without end",
@@ -592,12 +525,6 @@ DEVICES = (
             "            self._late(self._error)",
             "            pass",
             "a_poison_told_in_ending_is_heard",
-        ),
-        (
-            "a sync stream is closed in the abort of its caller",
-            "        if self._turns.has(number, _AsyncSource):\n",
-            "        if self._turns:\n",
-            "dropping_a_sync_stream_runs_nothing_of_the_runners",
         ),
         (
             "a cancelled body does not close an async runner",

@@ -4,5 +4,7 @@ from __future__ import annotations
 
 from .devices import DEVICES
 from .mailboxes import MAILBOXES
+from .trees import TREES
+from .workers import WORKERS
 
-PLANTS = [*MAILBOXES, *DEVICES]
+PLANTS = [*MAILBOXES, *TREES, *WORKERS, *DEVICES]

@@ -185,6 +185,8 @@ class _Clings(Base):
 class OnePlace:
     """One stream at a time, whose place only closing frees, also of one that has ended; and none may be open at the end."""
 
+    tokens: int = 2
+
     def build(self, start):
         return _OnePlace(self)
 
@@ -193,7 +195,12 @@ class _OnePlace(Base):
     info = RunnerInfo(streams=1)
 
     def execute(self, batch):
-        return _Held(self, super().execute(batch))
+        return _Held(self, self.stream(batch))
+
+    def stream(self, batch):
+        for index in range(self.spec.tokens):
+            last = FinishReason.STOP if index == self.spec.tokens - 1 else None
+            yield TokenChunk(request_id=batch.request_id, index=index, token_ids=(index,), finish_reason=last)
 
     def close(self):
         assert not hasattr(self, "place"), "a stream is still open"

@@ -35,7 +35,7 @@ from runners.errors import (
 )
 from runners.hosts import Host, RequestFailed, Session
 from runners.scripted import Fault, Scripted, expected
-from runners.types import FinishReason, SessionRebuildCause
+from runners.types import ExecuteBatch, FinishReason, Sampling, SessionRebuildCause
 from runners.worker import device_worker
 from supervise import TreeFailed, events, open_tree
 
@@ -224,15 +224,15 @@ async def test_a_stream_that_has_ended_is_closed(host):
     """D6: its place is free for the next one, however the runner frees it."""
     async with opened(OnePlace(), host) as session:
         for _ in range(2):
-            assert ids(await whole(session)) == (1, 2)
+            assert ids(await whole(session)) == (0, 1)
 
 
 @every_host
 @pytest.mark.trio
 async def test_streams_are_closed_before_their_runner(host):
     """D10: leaving closes what is open, in this order, or the runner would say that it could not close."""
-    async with opened(OnePlace(), host) as session:
-        session.begin(BATCH)
+    async with opened(OnePlace(10**6), host) as session:
+        session.begin(ExecuteBatch("r", "", sampling=Sampling(max_tokens=10**6)))
         await session.receive()
 
 

@@ -259,3 +259,32 @@ def test_a_block_is_entered_once():
                 pass
 
     run_virtual(main)
+
+
+@pytest.mark.parametrize("strategy", ["one_for_one", "one_for_all"])
+def test_nothing_is_started_again_after_an_interrupt_of_what_leaves_a_resource(strategy):
+    """R4: the restart that it was left for is off, since the whole tree stops."""
+
+    @asynccontextmanager
+    async def resource():
+        try:
+            yield
+        finally:
+            await trio.sleep(0.1)
+            raise KeyboardInterrupt
+
+    async def body(_):
+        await trio.sleep(0.1)
+        raise Boom
+
+    async def block(tree):
+        await trio.sleep(1)
+
+    _, seen = interrupted_by(
+        block,
+        drains([]),
+        Child("bad", body, resource=resource),
+        Child("other", trio.sleep_forever),
+        strategy=strategy,
+    )
+    assert len(seen.of(events.Starting)) == 4
