@@ -163,6 +163,12 @@ DEVICES = (
             "an_idle_context_has_no_deadline",
         ),
         (
+            "an idle context has a deadline",
+            '        if not waited_for:\n            return math.inf, ""\n',
+            "",
+            "an_idle_context_has_no_deadline",
+        ),
+        (
             "a begin puts a deadline off",
             "        if not self._streams and not self._leaving:\n            self._progress",
             "        if True:\n            self._progress",
@@ -259,6 +265,12 @@ DEVICES = (
             "begin_and_drop_never_block_and_stay_bounded",
         ),
         (
+            "the rest of what is half sent goes behind the others",
+            "self._unsent.appendleft((data[max(sent, 0) :], mark))",
+            "self._unsent.append((data[max(sent, 0) :], mark))",
+            "begin_and_drop_never_block_and_stay_bounded",
+        ),
+        (
             "room is waited for though nothing is unsent",
             "if bool(self._unsent) != self._awaits_room and self._open:",
             "if self._unsent and not self._awaits_room and self._open:",
@@ -333,6 +345,12 @@ DEVICES = (
             '            self.kill(f"{self._name} did not fork within {_ANSWER:g} s")',
             "            pass",
             "a_server_that_has_stopped_does_not_hold_up_a_restart",
+        ),
+        (
+            "descriptors that nobody asked for stay open",
+            "            for descriptor in descriptors:\n                os.close(descriptor)\n        return bool(data)",
+            "            pass\n        return bool(data)",
+            "where_there_is_no_server_the_start_is_cold",
         ),
         (
             "a hang of a preload is no reason to give up",
@@ -453,6 +471,45 @@ DEVICES = (
             "            self._process.kill()\n            self._process.wait()\n            raise",
             "            raise",
             "process_host:a_process_that_cannot_be_watched_is_not_left",
+        ),
+    ),
+    *_plants(
+        "hosts/child.py",
+        "fork_server",
+        (
+            "a process whose parent is gone lives on",
+            "    if os.getppid() != parent:",
+            "    if not os.getppid():",
+            "a_context_whose_server_is_gone_at_its_birth_ends",
+        ),
+        (
+            "a context writes a core",
+            "    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))\n",
+            "",
+            "a_context_writes_no_core",
+        ),
+        (
+            "signals stay as the parent has them",
+            "    signal.pthread_sigmask(signal.SIG_SETMASK, ())\n",
+            "",
+            "births:what_a_runner_starts_can_be_terminated",
+            "births:what_a_preload_leaves_behind_harms_no_context",
+        ),
+    ),
+    *_plants(
+        "hosts/cleaner.py",
+        "births",
+        (
+            "a cleaner that was killed is not replaced",
+            "        self._running = None\n        self.start()",
+            "        self._running = None",
+            "a_cleaner_that_is_killed_is_replaced",
+        ),
+        (
+            "a cleaner is told of no end",
+            '            self._running.tell(f"-{pid}")',
+            "            pass",
+            "what_a_context_has_started_ends_with_it",
         ),
     ),
     *_plants(

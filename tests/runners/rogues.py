@@ -459,6 +459,7 @@ _PRELOADING = {
     "sets a default timeout": lambda: socket.setdefaulttimeout(0.05),
     "forbids forks": _forbid_forks,
     "babbles": lambda: os.write(connection(), b"junk"),
+    "sends a descriptor": lambda: socket.send_fds(socket.socket(fileno=os.dup(connection())), [b"junk"], [2]),
 }
 
 

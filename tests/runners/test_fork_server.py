@@ -151,6 +151,7 @@ async def test_a_preload_happens_once_and_not_in_the_contexts(tmp_path):
         ("hangs", "preloaded nothing within 3 s"),
         ("forbids forks", "could not fork"),
         ("babbles", "not a frame"),
+        ("sends a descriptor", "not a frame"),
     ],
 )
 @pytest.mark.trio
