@@ -268,7 +268,7 @@ DEVICES = (
             "the rest of what is half sent goes behind the others",
             "self._unsent.appendleft((data[max(sent, 0) :], mark))",
             "self._unsent.append((data[max(sent, 0) :], mark))",
-            "begin_and_drop_never_block_and_stay_bounded",
+            "what_waits_for_room_is_sent_in_order",
         ),
         (
             "room is waited for though nothing is unsent",

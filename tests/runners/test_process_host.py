@@ -331,6 +331,23 @@ async def test_begin_and_drop_never_block_and_stay_bounded():
 
 
 @pytest.mark.trio
+async def test_what_waits_for_room_is_sent_in_order():
+    """D10: the rest of a long frame goes before what was said after it, however often there was no room."""
+    async with opened(Scripted(2)) as session:
+        os.kill(session.pid, signal.SIGSTOP)
+        requests = [ExecuteBatch("long", "x" * 2_000_000), *(ExecuteBatch(name, name) for name in "abc")]
+        for request in requests:
+            session.begin(request)
+        os.kill(session.pid, signal.SIGCONT)
+        items = []
+        while session._streams:
+            items += await session.receive()
+        for request in requests:
+            his = [item for item in items if item.request_id == request.request_id]
+            assert ids(his) == expected(request, 2)
+
+
+@pytest.mark.trio
 async def test_waiting_after_a_begin_was_taken_back_is_idle():
     """Nothing is left to send: there is no waiting for room, which would turn in circles once there is some."""
     async with opened(Scripted(1, streams=100_000)) as session:

@@ -1512,7 +1512,7 @@ async def test_an_idle_context_is_asked_for_one_token_and_never_for_two(autojump
 async def test_a_canary_gives_way_and_is_silent_beside_requests(autojump_clock):
     """D9: a busy context is not asked, and nobody waits for a canary's place."""
     stage = Stage(streams=1)
-    async with serving(PUPPET, host=stage, canary=0.5) as scene, trio.open_nursery() as nursery:
+    async with serving(PUPPET, host=stage, canary=0.5, patience=60) as scene, trio.open_nursery() as nursery:
         act = await stage.act(1)
         await trio.sleep(0.6)
         (caller,) = callers("a")
@@ -1538,7 +1538,7 @@ async def test_a_canary_gives_way_and_is_silent_beside_requests(autojump_clock):
 async def test_no_canary_sings_by_default(autojump_clock):
     """D9: it is asked for."""
     stage = Stage()
-    async with serving(PUPPET, host=stage):
+    async with serving(PUPPET, host=stage, patience=60):
         act = await stage.act(1)
         await trio.sleep(15)
         assert act.begun == []
