@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from .devices import DEVICES
 from .mailboxes import MAILBOXES
 from .trees import TREES
 from .workers import WORKERS
 
-PLANTS = [*MAILBOXES, *TREES, *WORKERS]
+PLANTS = [*MAILBOXES, *TREES, *WORKERS, *DEVICES]

@@ -3,6 +3,7 @@
 import ctypes
 import json
 import os
+import select
 import signal
 import socket
 import subprocess
@@ -73,6 +74,20 @@ class _Says(Base):
             os._exit(9)
         while self.spec.then == "wait":
             time.sleep(3600)
+
+
+@attrs.frozen
+class SaysWhenAsked(Says):
+    """Likewise, but not before the parent has said something."""
+
+    def build(self, start):
+        return _SaysWhenAsked(self)
+
+
+class _SaysWhenAsked(_Says):
+    def meanwhile(self, batch):
+        select.select([connection()], [], [])
+        super().meanwhile(batch)
 
 
 @attrs.frozen
@@ -164,6 +179,44 @@ class _Clings(Base):
             yield TokenChunk(request_id=batch.request_id, index=0, token_ids=(1,), text="\ud800")
         finally:
             raise ContextPoisoned("cannot let go")
+
+
+@attrs.frozen
+class OnePlace:
+    """One stream at a time, whose place only closing frees, also of one that has ended; and none may be open at the end."""
+
+    tokens: int = 2
+
+    def build(self, start):
+        return _OnePlace(self)
+
+
+class _OnePlace(Base):
+    info = RunnerInfo(streams=1)
+
+    def execute(self, batch):
+        return _Held(self, self.stream(batch))
+
+    def stream(self, batch):
+        for index in range(self.spec.tokens):
+            last = FinishReason.STOP if index == self.spec.tokens - 1 else None
+            yield TokenChunk(request_id=batch.request_id, index=index, token_ids=(index,), finish_reason=last)
+
+    def close(self):
+        assert not hasattr(self, "place"), "a stream is still open"
+
+
+@attrs.frozen
+class FailsAgain:
+    """Its streams lack memory, and do so again each time that they are asked."""
+
+    def build(self, start):
+        return _FailsAgain(self)
+
+
+class _FailsAgain(Base):
+    def execute(self, batch):
+        return iter(lambda: bytearray(2**62), None)
 
 
 @attrs.frozen
@@ -406,6 +459,7 @@ _PRELOADING = {
     "sets a default timeout": lambda: socket.setdefaulttimeout(0.05),
     "forbids forks": _forbid_forks,
     "babbles": lambda: os.write(connection(), b"junk"),
+    "sends a descriptor": lambda: socket.send_fds(socket.socket(fileno=os.dup(connection())), [b"junk"], [2]),
 }
 
 
@@ -428,6 +482,9 @@ class _Writes(Base):
             case "last words":
                 sys.stdout.write("no end of line")
                 sys.stderr.write("neither here")
+                os.kill(os.getpid(), signal.SIGKILL)
+            case "many last words":
+                os.write(2, b"".join(b"%059d\n" % number for number in range(1000)))
                 os.kill(os.getpid(), signal.SIGKILL)
             case "flood":
                 for i in range(100_000):

@@ -86,9 +86,14 @@ class Scene:
 
 @asynccontextmanager
 async def serving(
-    runner, *, host=HOST, above=None, siblings=(), strategy="one_for_one", patience=PATIENCE, **options
+    runner, *, host=HOST, above=None, siblings=(), strategy="one_for_one", patience=None, **options
 ):
-    """A worker that restarts at once, under a root; afterwards the proof that all lived by the grammar."""
+    """A worker that restarts at once, under a root; afterwards the proof that all lived by the grammar.
+
+    Without a process nothing takes long, and a wait for what does not come ends soon.
+    """
+    if patience is None:
+        patience = PATIENCE / 2 if isinstance(host, Stage) else PATIENCE
     seen = []
     spec = device_worker("llm", runner, host=host, **{"backoff": None, **options})
     root = Supervisor("app", [spec, *siblings], decider=above, strategy=strategy)

@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import time
+import types
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -507,6 +508,17 @@ async def test_deaths_leave_neither_descriptors_nor_memory():
 
 
 # --- time
+
+
+@pytest.mark.trio
+async def test_who_dies_at_the_last_moment_has_died_in_time():
+    """D9: whatever the clock says, a process that is dead is not killed for being late, nor its device given up."""
+    reading, writing = os.pipe()
+    process = types.SimpleNamespace(pidfd=reading)
+    assert await births.outlived(process, 0)
+    os.close(writing)
+    assert not await births.outlived(process, 0)
+    os.close(reading)
 
 
 @pytest.mark.parametrize(("held", "looks"), [(0.0, 3), (10.0, 6)])

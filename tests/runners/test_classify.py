@@ -192,6 +192,19 @@ def test_of_a_group_the_worst_counts():
     assert classify(ExceptionGroup("", [own]), not_asked) is own
 
 
+def test_a_group_asks_its_device_once():
+    """D4: each question may take as long as a device that hangs lets it."""
+    asked = []
+
+    def probe():
+        asked.append("does it answer?")
+        return True
+
+    members = [RuntimeError("x"), RuntimeError("y"), ExceptionGroup("", [RuntimeError("z")])]
+    assert kind(classify(ExceptionGroup("", members), probe)) is None
+    assert len(asked) == 1
+
+
 # --- text, and the probe
 
 

@@ -36,6 +36,7 @@ from sessions import (
 
 from runners.errors import ContextDied, LoadFailed
 from runners.hosts import forks, reserve
+from runners.hosts.forks import NoServer
 from runners.hosts.process import ProcessHost
 from runners.scripted import Scripted, expected
 from runners.torch_lm import TorchLM
@@ -112,6 +113,17 @@ async def test_a_context_shares_no_descriptor():
 
 
 @pytest.mark.trio
+async def test_a_server_keeps_nothing_of_its_contexts():
+    """R31: neither the ends that they were given nor what it watches them by, once they are dead."""
+    kept = []
+    for _ in range(3):
+        async with opened(Scripted()) as session:
+            server = parent(session.pid)
+            kept.append(links(server))
+    assert kept[0] == kept[1] == kept[2]
+
+
+@pytest.mark.trio
 async def test_a_context_writes_no_core():
     """Writing one would keep the device for seconds; the limit is inherited by what it starts."""
     async with opened(Scripted()) as session:
@@ -139,6 +151,7 @@ async def test_a_preload_happens_once_and_not_in_the_contexts(tmp_path):
         ("hangs", "preloaded nothing within 3 s"),
         ("forbids forks", "could not fork"),
         ("babbles", "not a frame"),
+        ("sends a descriptor", "not a frame"),
     ],
 )
 @pytest.mark.trio
@@ -158,14 +171,43 @@ async def test_a_preload_that_cannot_work_is_not_tried_again(preloading, times, 
     """D15: one that says so or hangs is not; one that died may have had bad luck, and is tried again while nobody waits."""
     runner = Preloads(str(tmp_path), preloading)
     host = ProcessHost(load_timeout=1.5)
-    for _ in range(4):
+
+    def preloads():
+        return [what for what, _ in runner.told()].count("preload")
+
+    async with opened(runner, host) as session:
+        assert parent(session.pid) == os.getpid()
+        await until(lambda: preloads() == times and not servers())
+    for _ in range(3):
         async with opened(runner, host) as session:
             assert parent(session.pid) == os.getpid()
             await trio.sleep(0.5)  # longer than it takes until a server is tried again
     await until(lambda: not servers())
-    assert [what for what, _ in runner.told()].count("preload") == times
+    assert preloads() == times
     warnings = [record.getMessage() for record in caplog.records if record.name == "runners.hosts"]
     assert len(warnings) == len(set(warnings)) <= 3
+
+
+@pytest.mark.trio
+async def test_only_servers_that_die_in_a_row_are_too_many():
+    """D15: one that has preloaded shows that another is worth its try."""
+
+    class Server:
+        hopeless = False
+
+        def __init__(self, dies):
+            self.dies = dies
+
+        async def preloaded(self):
+            if self.dies:
+                raise NoServer("it died")
+
+    judging = reserve.Reserve(HOST._plan(Scripted()))
+    for dies in (True, False, True):
+        await judging._judge(Server(dies))
+        assert not judging._hopeless
+    await judging._judge(Server(dies=True))
+    assert judging._hopeless == "it died"
 
 
 @pytest.mark.trio

@@ -7,7 +7,7 @@ import pytest
 import trio
 import trio.testing
 from remotes import Speaks, Told
-from rogues import Holds, Nested, Raises, Remembers, Yields
+from rogues import FailsAgain, Holds, Nested, OnePlace, Raises, Remembers, Yields
 from sessions import (
     BATCH,
     FOREVER,
@@ -35,7 +35,7 @@ from runners.errors import (
 )
 from runners.hosts import Host, RequestFailed, Session
 from runners.scripted import Fault, Scripted, expected
-from runners.types import FinishReason, SessionRebuildCause
+from runners.types import ExecuteBatch, FinishReason, Sampling, SessionRebuildCause
 from runners.worker import device_worker
 from supervise import TreeFailed, events, open_tree
 
@@ -219,6 +219,39 @@ async def test_a_stream_of_nonsense_frees_its_place(host):
 
 
 @every_host
+@pytest.mark.trio
+async def test_a_stream_that_has_ended_is_closed(host):
+    """D6: its place is free for the next one, however the runner frees it."""
+    async with opened(OnePlace(), host) as session:
+        for _ in range(2):
+            assert ids(await whole(session)) == (0, 1)
+
+
+@every_host
+@pytest.mark.trio
+async def test_streams_are_closed_before_their_runner(host):
+    """D10: leaving closes what is open, in this order, or the runner would say that it could not close."""
+    async with opened(OnePlace(10**6), host) as session:
+        session.begin(ExecuteBatch("r", "", sampling=Sampling(max_tokens=10**6)))
+        await session.receive()
+
+
+@every_host
+@pytest.mark.trio
+async def test_a_stream_that_has_failed_is_not_asked_again(host):
+    """D5: memory ran out once, and is told of once to the request and once to the context."""
+    async with opened(FailsAgain(), host) as session:
+        session.begin(BATCH)
+        (failed,) = await session.receive()
+        assert type(failed.error) is OutOfMemory
+        with pytest.raises(OutOfMemory):
+            await session.receive()
+        with trio.move_on_after(0.3) as scope:
+            await session.receive()
+        assert scope.cancelled_caught
+
+
+@every_host
 @pytest.mark.parametrize(
     ("what", "kind", "code"),
     [
@@ -339,6 +372,16 @@ async def test_the_start_reaches_the_runner_and_leaving_closes_it(host, tmp_path
         await session.receive()
         assert not (tmp_path / "closed").exists()
     assert (tmp_path / "closed").exists()
+
+
+@every_host
+@pytest.mark.trio
+async def test_a_runner_whose_context_is_in_trouble_is_not_closed(host, tmp_path):
+    """D4, D10: whoever found it out; closing would use a device that is lost."""
+    with pytest.raises(ContextPoisoned, match="from outside"):
+        async with opened(Remembers(str(tmp_path), Nested((), {})), host):
+            raise ContextPoisoned("from outside")
+    assert not (tmp_path / "closed").exists()
 
 
 @every_host

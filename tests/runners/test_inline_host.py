@@ -38,8 +38,9 @@ def in_virtual_time(runner, body, seed=0, host=INLINE):
     """Run `body(session)` over the runner, in virtual time; what it gives."""
 
     async def main():
-        async with host.open(runner) as session:
-            return await body(session)
+        with trio.fail_after(10_000):
+            async with host.open(runner) as session:
+                return await body(session)
 
     return run_virtual(main, seed=seed)
 
@@ -304,6 +305,61 @@ def test_an_async_rebuild_and_close_are_awaited(seed):
             await session.rebuild(SessionRebuildCause.MANUAL)
 
     run_virtual(main, seed=seed)
+
+
+def test_a_cancelled_body_has_an_async_runner_closed():
+    """R13, D10: as long as that may take."""
+    runner = remote(close_delay=2)
+
+    async def body(_):
+        with trio.CancelScope() as scope:
+            async with INLINE.open(runner):
+                scope.cancel()
+                await trio.sleep_forever()
+
+    in_virtual_time(remote(), body)
+    assert runner.log.events == ["closed"]
+
+
+class Closes:
+    """A sync runner whose streams tell that they were closed."""
+
+    info = RunnerInfo(streams=4)
+
+    def __init__(self):
+        self.closed = []
+
+    def build(self, _):
+        return self
+
+    def execute(self, batch):
+        try:
+            for index in range(9):
+                yield TokenChunk(request_id=batch.request_id, index=index, token_ids=(1,))
+        finally:
+            self.closed.append(batch.request_id)
+
+    def rebuild(self, _):
+        pass
+
+    def close(self):
+        pass
+
+
+def test_dropping_a_sync_stream_runs_nothing_of_the_runners():
+    """D10: it may happen inside Trio, where a caller's cancellation is told of; who reads next closes the stream."""
+    runner = Closes()
+
+    async def body(session):
+        session.begin(BATCH)
+        await session.receive()
+        session.drop("r")
+        assert runner.closed == []
+        with trio.move_on_after(1):
+            await session.receive()
+        assert runner.closed == ["r"]
+
+    in_virtual_time(runner, body)
 
 
 def test_a_runner_that_does_not_close_is_told():

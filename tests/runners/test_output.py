@@ -67,6 +67,16 @@ async def test_last_words_are_not_lost(start, records):
         assert error.__notes__ == ["the context process wrote last:\nneither here"]
 
 
+@pytest.mark.parametrize("start", ["forkserver", "spawn"])
+@pytest.mark.trio
+async def test_all_that_was_written_is_read_before_a_death_is_told(start):
+    """However much of it there is: the end of it stands in the error."""
+    async with opened(Writes("many last words"), ProcessHost(start=start)) as session:
+        session.begin(BATCH)
+        _, error = await until_failure(session, ContextDied)
+        assert error.__notes__[0].endswith("0999")
+
+
 @pytest.mark.trio
 async def test_a_crash_tells_its_python_stack(records):
     """A segmentation fault comes with where it was."""

@@ -63,11 +63,19 @@ async def test_the_next_incarnation_is_the_one_that_stood_by(host):
 
 
 @pytest.mark.trio
-async def test_a_standby_has_nothing_until_one_has_loaded(tmp_path):
+async def test_there_is_no_standby_until_one_has_loaded():
     """It does not compete with the load of the one that serves."""
-    with trio.move_on_after(0.5):
+
+    async def load():
         async with HOST.open(Scripted(load_delay=60)):
             raise AssertionError
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(load)
+        await until(contexts)
+        await trio.sleep(1)  # longer than it takes until there is one
+        assert len(contexts()) == 1
+        nursery.cancel_scope.cancel()
     assert contexts() == set()
 
 
@@ -125,6 +133,26 @@ async def test_a_standby_that_cannot_prepare_is_passed_over(preparing, tmp_path,
         assert ("prepare", two.pid) not in runner.told()
         await trio.lowlevel.checkpoint()
     assert "the standby process" in caplog.text
+
+
+@pytest.mark.trio
+async def test_a_standby_that_has_spoken_is_passed_over(tmp_path):
+    """D10: it has nothing to say before its start; whatever else may come of it is no matter of the next incarnation."""
+    runner = Preloads(str(tmp_path), preparing="babbles")
+    async with opened(runner, HOST) as one:
+        ready = await standby(one)
+        await until(lambda: ("prepare", ready) in runner.told() and waits(ready))
+    async with opened(runner, HOST, incarnation=2) as two:
+        assert two.pid != ready
+
+
+@pytest.mark.trio
+async def test_beside_two_that_serve_stand_as_many_as_are_wanted():
+    """Those that are on their way are counted: two loads in a row do not make it two each."""
+    async with opened(Scripted(), HOST), opened(Scripted(), HOST):
+        await until(lambda: len(contexts()) == 3)
+        await trio.sleep(0.5)
+        assert len(contexts()) == 3
 
 
 @pytest.mark.trio

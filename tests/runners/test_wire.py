@@ -168,6 +168,20 @@ def test_a_frame_that_is_too_long_is_not_sent():
         wire.encode(wire.Rebuild("x" * wire.MAX_FRAME))
 
 
+@pytest.mark.parametrize(("items", "allowed"), [(1, True), (2, False)])
+def test_a_long_step_is_of_one_stream_alone(items, allowed):
+    """D10: reading a longer one of several would hold up the loop."""
+    chunk = wire.Chunk(0, 0, (1,), "x" * wire.LONG, None, None)
+    body = msgspec.msgpack.encode(wire.Step([chunk] * items, []))
+    parser = wire.from_child()
+    parser.feed(len(body).to_bytes(4, "big") + body)
+    if allowed:
+        assert parser.next().chunks == [chunk]
+    else:
+        with pytest.raises(errors.ProtocolError, match="not a frame"):
+            parser.next()
+
+
 @given(
     st.text(),
     st.text(),

@@ -759,6 +759,24 @@ async def test_a_session_that_miscounts_is_a_protocol_error(index):
 
 
 @pytest.mark.trio
+async def test_a_session_that_says_more_than_was_asked_for_is_a_protocol_error():
+    """D6: a stream has at most its `max_tokens`; not one more is handed on."""
+    stage = Stage()
+    async with serving(PUPPET, host=stage, patience=10) as scene, trio.open_nursery() as nursery:
+        (caller,) = callers("a", most=2)
+        await nursery.start(caller.run, scene.worker)
+        first = await stage.act(1)
+        await first.has("a")
+        for index in range(3):
+            first.makes("a", index=index)
+        second = await stage.act(2)
+        await second.has("a")
+        assert caller.ids == second.open["a"][1] == (0, 1)
+        assert "ProtocolError" in second.cause
+        nursery.cancel_scope.cancel()
+
+
+@pytest.mark.trio
 async def test_a_chunk_of_another_incarnation_is_a_protocol_error():
     """D6: only what the current context makes is accepted."""
     stage = Stage()
@@ -846,6 +864,40 @@ async def test_a_request_that_kills_contexts_is_found_out(position, kind):
                 caller.assert_whole()
         await scene.incarnation(3)
         assert [directive for _, directive in scene.decisions()] == [Restart] * 2
+
+
+@pytest.mark.parametrize("_", range(8))
+@pytest.mark.trio
+async def test_what_comes_as_a_context_fails_begins_in_the_next(_):
+    """D6: or before the failure; both come in one turn, in Trio's random order. In between it would be made a suspect."""
+    stage = Stage()
+    async with serving(PUPPET, host=stage) as scene, trio.open_nursery() as nursery:
+        first = await stage.act(1)
+        (caller,) = callers("a")
+        await nursery.start(caller.run, scene.worker)
+        await first.has("a")
+        order, begin, receive = [], first.begin, first.receive
+
+        def begins(*args):
+            order.append("begins")
+            begin(*args)
+
+        async def receives():
+            try:
+                return await receive()
+            except ContextDied:
+                order.append("fails")
+                raise
+
+        first.begin, first.receive = begins, receives
+        first.makes("a")
+        await until(lambda: caller.chunks)
+        await trio.testing.wait_all_tasks_blocked()
+        scene.worker.send_nowait(batch("late"))
+        first.fails(ContextDied("killed"))
+        await stage.act(2)
+        assert order in (["fails"], ["begins", "fails"])
+        nursery.cancel_scope.cancel()
 
 
 @pytest.mark.trio
@@ -1460,7 +1512,7 @@ async def test_an_idle_context_is_asked_for_one_token_and_never_for_two(autojump
 async def test_a_canary_gives_way_and_is_silent_beside_requests(autojump_clock):
     """D9: a busy context is not asked, and nobody waits for a canary's place."""
     stage = Stage(streams=1)
-    async with serving(PUPPET, host=stage, canary=0.5) as scene, trio.open_nursery() as nursery:
+    async with serving(PUPPET, host=stage, canary=0.5, patience=60) as scene, trio.open_nursery() as nursery:
         act = await stage.act(1)
         await trio.sleep(0.6)
         (caller,) = callers("a")
@@ -1486,7 +1538,7 @@ async def test_a_canary_gives_way_and_is_silent_beside_requests(autojump_clock):
 async def test_no_canary_sings_by_default(autojump_clock):
     """D9: it is asked for."""
     stage = Stage()
-    async with serving(PUPPET, host=stage):
+    async with serving(PUPPET, host=stage, patience=60):
         act = await stage.act(1)
         await trio.sleep(15)
         assert act.begun == []

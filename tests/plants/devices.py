@@ -1,0 +1,692 @@
+"""What is planted in device workers: wake-ups, deadlines, fences, ends of processes, and who is told what."""
+
+from __future__ import annotations
+
+from .plant import Plant
+
+_TESTS = "tests/runners/test_"
+
+
+def _plants(file: str, near: str, *plants: tuple[str, ...]) -> tuple[Plant, ...]:
+    """Of one file below `runners`. Each has a name, both texts, and tests: of the file `near`, or as `file:test`."""
+    return tuple(
+        Plant(name, f"runners/{file}", old, new, tuple(_test(near, test) for test in tests))
+        for name, old, new, *tests in plants
+    )
+
+
+def _test(near: str, test: str) -> str:
+    file, _, test = test.rpartition(":")
+    return f"{_TESTS}{file or near}.py::test_{test}"
+
+
+DEVICES = (
+    *_plants(
+        "serving.py",
+        "worker",
+        (
+            "a suspect is not cleared by a step that it survives",
+            "                record.suspect = False\n",
+            "",
+            "suspects_come_back_one_at_a_time",
+        ),
+        (
+            "an end that was ordered makes suspects",
+            "record.suspect = record.suspect or not ordered",
+            "record.suspect = True",
+            "an_end_that_was_ordered_makes_nobody_a_suspect",
+        ),
+        (
+            "a canary is not silenced by a request",
+            "            self._context.hush()\n            self._session.begin",
+            "            self._session.begin",
+            "a_canary_gives_way_and_is_silent_beside_requests",
+        ),
+        (
+            "a canary sings beside requests",
+            "if silence.cancelled_caught and self._context.is_idle():",
+            "if silence.cancelled_caught and not self._context.sings:",
+            "a_canary_gives_way_and_is_silent_beside_requests",
+        ),
+        (
+            "a canary is heard once",
+            "        self.sings = False\n        self.has_changed()",
+            "        self.has_changed()",
+            "an_idle_context_is_asked_for_one_token_and_never_for_two",
+        ),
+        (
+            "a wish that waits is not answered at the end",
+            "for wish in (self.granted, self.wish):",
+            "for wish in (self.granted,):",
+            "a_rebuild_that_waits_is_told_of_a_stop",
+        ),
+        (
+            "a wish that is superseded is not answered",
+            '            self.wish.answer(RebuildSuperseded("another rebuild was ordered before this one had begun"))',
+            "            pass",
+            "a_rebuild_is_superseded_by_a_later_one",
+        ),
+        (
+            "a request slips past a rebuild that waits",
+            "if self._has_room() and not self._draining:",
+            "if not self._draining:",
+            "a_rebuild_fences_who_may_move_and_waits_for_who_may_not",
+        ),
+        (
+            "a rebuild does not wait for who may not move",
+            "            self.granted is None and not any(self.must_stay(record_of(m)) for m in self.open.values())",
+            "            self.granted is None",
+            "a_rebuild_fences_who_may_move_and_waits_for_who_may_not",
+        ),
+        (
+            "a drain is not awaited",
+            "        while self._open or self._wish is not None:\n            await self._context.change()\n",
+            "",
+            "serving:begun_streams_finish_when_a_worker_drains",
+        ),
+        (
+            "a drain begins what waits",
+            "            if message.memo is not None:\n                await self._room()",
+            "            if message.memo is not None or True:\n                await self._room()",
+            "serving:begun_streams_finish_when_a_worker_drains",
+        ),
+        (
+            "a caller who leaves makes no room",
+            "        del self.open[record.batch.request_id]\n        record.leave = None\n        self.has_changed()",
+            "        del self.open[record.batch.request_id]\n        record.leave = None",
+            "a_place_that_was_left_serves_the_next",
+        ),
+        (
+            "a lack of memory is not remembered",
+            "since, self._context.since_oom = self._context.since_oom, set()",
+            "since, self._context.since_oom = self._context.since_oom, None",
+            "a_second_lack_of_memory_at_the_same_step_is_a_restart",
+        ),
+        (
+            "what has failed still admits",
+            "return self._failure is None and self._context.has_room()",
+            "return self._context.has_room()",
+            "what_comes_as_a_context_fails_begins_in_the_next",
+        ),
+    ),
+    *_plants(
+        "record.py",
+        "worker",
+        (
+            "a chunk of another incarnation is accepted",
+            "                or chunk.incarnation != incarnation\n",
+            "",
+            "a_chunk_of_another_incarnation_is_a_protocol_error",
+        ),
+        (
+            "a chunk that skips tokens is accepted",
+            "                chunk.index != at\n",
+            "                chunk.index < at\n",
+            "a_session_that_miscounts_is_a_protocol_error",
+        ),
+        (
+            "one token too many is accepted",
+            "                or end > most\n",
+            "                or end > most + 1\n",
+            "a_session_that_says_more_than_was_asked_for_is_a_protocol_error",
+        ),
+        (
+            "what is behind a wrong chunk is accepted",
+            "                del chunks[len(texts) - known :]\n",
+            "                del chunks[len(texts) - known + 1 :]\n",
+            "what_is_in_front_of_a_wrong_chunk_is_accepted",
+        ),
+    ),
+    *_plants(
+        "worker.py",
+        "worker",
+        (
+            "a stale report of a poison is believed",
+            "context.incarnation == incarnation:",
+            "context.incarnation >= incarnation:",
+            "a_reported_poison_restarts_and_a_stale_report_does_not",
+        ),
+        (
+            "a wish outlives whoever had it",
+            "        state._context.withdraw(wish)",
+            "        pass",
+            "an_operator_who_leaves_takes_the_order_along",
+        ),
+    ),
+    *_plants(
+        "hosts/process.py",
+        "process_host",
+        (
+            "what was idle is late at once",
+            "        if not self._streams and not self._leaving:\n            self._progress = trio.current_time()\n",
+            "",
+            "an_idle_context_has_no_deadline",
+        ),
+        (
+            "an idle context has a deadline",
+            '        if not waited_for:\n            return math.inf, ""\n',
+            "",
+            "an_idle_context_has_no_deadline",
+        ),
+        (
+            "a begin puts a deadline off",
+            "        if not self._streams and not self._leaving:\n            self._progress",
+            "        if True:\n            self._progress",
+            "a_begin_does_not_put_off_a_hang",
+        ),
+        (
+            "a begin arms no deadline for who waits",
+            "        self._peer.send(data, number)\n        self._hurry()",
+            "        self._peer.send(data, number)",
+            "the_deadline_of_what_is_asked_holds_for_who_waits_already",
+        ),
+        (
+            "a begin that is taken back stays due",
+            "            self._new.discard(number)\n        else:",
+            "            pass\n        else:",
+            "a_begin_that_was_taken_back_has_no_deadline",
+        ),
+        (
+            "what is dropped is waited for no more",
+            "waited_for = len(self._streams) + len(self._leaving)",
+            "waited_for = len(self._streams)",
+            "a_hang_is_seen_though_whoever_waits_leaves",
+        ),
+        (
+            "a drop may be passed over by one stream",
+            "max(told, default=-1) >= next(",
+            "max(told, default=-1) > next(",
+            "who_speaks_of_the_very_next_stream_has_dropped_the_one_before",
+        ),
+        (
+            "a step that begins a stream has not the time of one that goes on",
+            "            first = max(first, self._next_timeout())",
+            "            pass",
+            "a_step_that_begins_one_stream_has_the_time_of_those_that_go_on",
+        ),
+        (
+            "a failure answers no rebuild",
+            "            self._peer.kill()\n            self._answer_rebuild()",
+            "            self._peer.kill()",
+            "a_rebuild_that_fails_is_told_to_both",
+        ),
+        (
+            "leaving answers no rebuild",
+            "        self._ended = True\n        self._answer_rebuild()",
+            "        self._ended = True",
+            "leaving_answers_a_rebuild",
+        ),
+        (
+            "time in which nobody ran counts",
+            "        if is_late(asked_for):",
+            "        if False:",
+            "time_in_which_nobody_ran_puts_a_deadline_off",
+        ),
+        (
+            "items come along without end",
+            "while more and len(made) < ENOUGH and not self._kept",
+            "while more and not self._kept",
+            "steps_that_come_along_are_bounded",
+        ),
+        (
+            "what stands behind steps that came along is lost",
+            "                    self._kept = frame\n",
+            "                    break\n",
+            "a_poison_behind_steps_that_came_along_is_told_next",
+        ),
+        (
+            "a cancelled body closes nothing",
+            "                with trio.CancelScope(shield=True):\n                    await session.end()",
+            "                await session.end()",
+            "leaving_by_cancellation_closes_the_runner",
+        ),
+        (
+            "a standby comes before the load",
+            "                await session.load(start)\n                reserve.replenish()",
+            "                reserve.replenish()\n                await session.load(start)",
+            "standby:there_is_no_standby_until_one_has_loaded",
+        ),
+        (
+            "a lack of memory that is a stream's is not counted",
+            "            self._lacks += failed.error.name == OutOfMemory.__name__\n",
+            "",
+            "hosts:a_requests_own_error_concerns_nobody_else",
+            "hosts:the_end_of_a_context_is_final",
+            "worker:out_of_memory_fails_one_request_and_resumes_the_rest",
+        ),
+    ),
+    *_plants(
+        "hosts/peer.py",
+        "process_host",
+        (
+            "what is half sent is taken back",
+            "if theirs == mark and (position or self._whole):",
+            "if theirs == mark:",
+            "begin_and_drop_never_block_and_stay_bounded",
+        ),
+        (
+            "the rest of what is half sent goes behind the others",
+            "self._unsent.appendleft((data[max(sent, 0) :], mark))",
+            "self._unsent.append((data[max(sent, 0) :], mark))",
+            "what_waits_for_room_is_sent_in_order",
+        ),
+        (
+            "room is waited for though nothing is unsent",
+            "if bool(self._unsent) != self._awaits_room and self._open:",
+            "if self._unsent and not self._awaits_room and self._open:",
+            "waiting_after_a_begin_was_taken_back_is_idle",
+        ),
+        (
+            "a pidfd is not closed",
+            "        self.output.close()\n        os.close(self._process.pidfd)",
+            "        self.output.close()",
+            "many_contexts_leave_nothing",
+        ),
+        (
+            "a dead process is not reaped",
+            "            await self._process.reap()\n            return False",
+            "            return False",
+            "leaving_closes_the_runner",
+            "births:what_a_context_has_started_ends_with_it",
+        ),
+        (
+            "a standby that has spoken is handed out",
+            "self._open and self.read() is None",
+            "self._open",
+            "standby:a_standby_that_has_spoken_is_passed_over",
+        ),
+        (
+            "last words are not waited for",
+            "            await self._process.told()\n            await self.output.drain()",
+            "            await self._process.told()",
+            "output:all_that_was_written_is_read_before_a_death_is_told",
+        ),
+    ),
+    *_plants(
+        "hosts/output.py",
+        "output",
+        (
+            "one line too many is a ration",
+            "return self._had <= self._most",
+            "return self._had <= self._most + 1",
+            "a_ration_is_counted_anew_each_second",
+        ),
+        (
+            "a pipe stays open where there is no other",
+            '            self._streams.append(_Stream(self, "stderr", logging.WARNING))\n        except OSError:\n            self.close()\n            raise',
+            '            self._streams.append(_Stream(self, "stderr", logging.WARNING))\n        except OSError:\n            raise',
+            "births:a_start_without_descriptors_fails_alone",
+        ),
+        (
+            "what is behind a crash is quiet for ever",
+            "self._crashed = self._crashed and line.startswith(_BEHIND_IT)",
+            "self._crashed = self._crashed or line.startswith(_BEHIND_IT)",
+            "what_is_behind_the_report_of_a_crash_counts_again",
+        ),
+        (
+            "what was dropped at the end is not told",
+            "            self._take(line)\n        self._tell_dropped()",
+            "            self._take(line)",
+            "a_flood_is_bounded_and_holds_up_nobody",
+        ),
+    ),
+    *_plants(
+        "hosts/forks.py",
+        "fork_server",
+        (
+            "who has lost the server is not told",
+            "                asked.process.orphaned()\n",
+            "                pass\n",
+            "standby:standbys_die_with_their_server_and_are_replaced",
+            "contexts_die_with_their_server_and_one_after_the_next_has_another",
+        ),
+        (
+            "a server that does not fork is let live",
+            '            self.kill(f"{self._name} did not fork within {_ANSWER:g} s")',
+            "            pass",
+            "a_server_that_has_stopped_does_not_hold_up_a_restart",
+        ),
+        (
+            "descriptors that nobody asked for stay open",
+            "            for descriptor in descriptors:\n                os.close(descriptor)\n        return bool(data)",
+            "            pass\n        return bool(data)",
+            "where_there_is_no_server_the_start_is_cold",
+        ),
+        (
+            "a hang of a preload is no reason to give up",
+            "        self.hopeless = True\n        self.kill",
+            "        self.kill",
+            "a_preload_that_cannot_work_is_not_tried_again",
+        ),
+        (
+            "an interrupt may end the listener",
+            "    @enable_ki_protection\n    async def _listen",
+            "    async def _listen",
+            "births:a_keyboard_interrupt_in_a_task_of_the_hosts_is_the_programs",
+        ),
+        (
+            "the control of a dead server stays open",
+            "        self._control.close()\n",
+            "",
+            "an_idle_server_ends_after_a_while",
+        ),
+    ),
+    *_plants(
+        "hosts/forkserver.py",
+        "fork_server",
+        (
+            "a context has the pidfds of its neighbours",
+            "(output, errors, self._control.detach(), *self._children)",
+            "(output, errors, self._control.detach())",
+            "a_context_shares_no_descriptor",
+        ),
+        (
+            "the server keeps the ends of its children",
+            "            for descriptor in descriptors:\n                os.close(descriptor)\n        return True",
+            "            pass\n        return True",
+            "a_server_keeps_nothing_of_its_contexts",
+        ),
+        (
+            "threads are not looked for after a preload",
+            "        threads.check()\n",
+            "",
+            "a_thread_in_the_way_of_a_fork_is_named",
+        ),
+    ),
+    *_plants(
+        "hosts/reserve.py",
+        "fork_server",
+        (
+            "a reserve is not told who needs it",
+            "        self._changed.set()\n        self._changed = trio.Event()\n\n    async def run",
+            "        pass\n\n    async def run",
+            "an_idle_server_ends_after_a_while",
+        ),
+        (
+            "one preload too many is tried",
+            "self._failures >= _TRIES",
+            "self._failures > _TRIES",
+            "only_servers_that_die_in_a_row_are_too_many",
+        ),
+        (
+            "failures that are not in a row count",
+            "            self._failures = 0\n",
+            "",
+            "only_servers_that_die_in_a_row_are_too_many",
+        ),
+        (
+            "a recovery waits for a preload",
+            "math.inf if patient else 0.0 if self._handed_out else _FIRST",
+            "math.inf if patient else _FIRST",
+            "no_recovery_waits_for_a_preload",
+        ),
+        (
+            "a warning is said again",
+            "            self._warned = why\n",
+            "",
+            "a_preload_that_cannot_work_is_not_tried_again",
+        ),
+        (
+            "a dead standby is handed out",
+            "            if peer.waits:\n",
+            "            if peer.pid:\n",
+            "standby:a_standby_that_has_died_is_passed_over",
+        ),
+        (
+            "those that are coming are not counted",
+            "self._plan.standby - len(self._standbys) - self._coming",
+            "self._plan.standby - len(self._standbys)",
+            "standby:beside_two_that_serve_stand_as_many_as_are_wanted",
+        ),
+        (
+            "standbys outlive their reserve",
+            "                    for standby in self._standbys:\n                        await self._bury(standby)",
+            "                    self._standbys.clear()",
+            "standby:as_many_stand_by_as_are_wanted",
+        ),
+        (
+            "what cannot be watched stays open",
+            "            await process.reap()\n        os.close(process.pidfd)",
+            "            await process.reap()",
+            "a_watched_process_that_cannot_be_watched_is_not_left",
+        ),
+    ),
+    *_plants(
+        "hosts/processes.py",
+        "births",
+        (
+            "what nobody could do counts whole",
+            "halves -= 1 if is_late(patience.deadline) else 2",
+            "halves -= 2",
+            "time_in_which_nobody_ran_counts_half",
+        ),
+        (
+            "whoever is dead has outlived its time",
+            "    return not is_readable(process.pidfd)",
+            "    return True",
+            "who_dies_at_the_last_moment_has_died_in_time",
+        ),
+        (
+            "a process that cannot be watched is not reaped",
+            "            self._process.kill()\n            self._process.wait()\n            raise",
+            "            raise",
+            "process_host:a_process_that_cannot_be_watched_is_not_left",
+        ),
+    ),
+    *_plants(
+        "hosts/child.py",
+        "fork_server",
+        (
+            "a process whose parent is gone lives on",
+            "    if os.getppid() != parent:",
+            "    if not os.getppid():",
+            "a_context_whose_server_is_gone_at_its_birth_ends",
+        ),
+        (
+            "a context writes a core",
+            "    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))\n",
+            "",
+            "a_context_writes_no_core",
+        ),
+        (
+            "signals stay as the parent has them",
+            "    signal.pthread_sigmask(signal.SIG_SETMASK, ())\n",
+            "",
+            "births:what_a_runner_starts_can_be_terminated",
+            "births:what_a_preload_leaves_behind_harms_no_context",
+        ),
+    ),
+    *_plants(
+        "hosts/cleaner.py",
+        "births",
+        (
+            "a cleaner that was killed is not replaced",
+            "        self._running = None\n        self.start()",
+            "        self._running = None",
+            "a_cleaner_that_is_killed_is_replaced",
+        ),
+        (
+            "a cleaner is told of no end",
+            '            self._running.tell(f"-{pid}")',
+            "            pass",
+            "what_a_context_has_started_ends_with_it",
+        ),
+    ),
+    *_plants(
+        "hosts/engine.py",
+        "hosts",
+        (
+            "a lack of memory is told again with the next step",
+            "        self._oom.clear()\n",
+            "",
+            "worker:out_of_memory_fails_one_request_and_resumes_the_rest",
+        ),
+        (
+            "a finished stream is not closed",
+            "            del self._streams[number]\n            stream.close()",
+            "            del self._streams[number]",
+            "a_stream_that_has_ended_is_closed",
+        ),
+        (
+            "a drop is not answered",
+            "                self._drop(number)\n                self._link.send(wire.Dropped(number))",
+            "                self._drop(number)",
+            "process_host:who_leaves_a_slow_stream_hangs_nobody",
+        ),
+        (
+            "streams are not closed before the runner",
+            "        self._drop_all()\n        try:\n            self._runner.close()",
+            "        try:\n            self._runner.close()",
+            "streams_are_closed_before_their_runner",
+        ),
+        (
+            "a deadline is on the parent's clock",
+            "frame.batch().on_clock(time.monotonic())",
+            "frame.batch()",
+            "a_deadline_reaches_the_runner_on_its_own_clock",
+        ),
+    ),
+    *_plants(
+        "hosts/turns.py",
+        "hosts",
+        (
+            "a stream that failed is polled again",
+            "        self._open.pop(number, None)\n        found",
+            "        found",
+            "a_stream_that_has_failed_is_not_asked_again",
+        ),
+        (
+            "nonsense keeps its place",
+            "        close()\n        raise",
+            "        raise",
+            "a_stream_of_nonsense_frees_its_place",
+        ),
+        (
+            "a found poison is gone with the runner",
+            "not (clears and found is error)",
+            "not clears",
+            "what_a_runner_raises_is_judged_where_it_lives",
+        ),
+    ),
+    *_plants(
+        "hosts/inline.py",
+        "inline_host",
+        (
+            "a stream is one chunk further ahead",
+            "while len(self._queue) >= _AHEAD:",
+            "while len(self._queue) > _AHEAD:",
+            "a_fast_stream_waits_for_its_reader",
+        ),
+        (
+            "a poison told in ending is lost",
+            "            self._late(self._error)",
+            "            pass",
+            "a_poison_told_in_ending_is_heard",
+        ),
+        (
+            "a cancelled body does not close an async runner",
+            "trio.move_on_after(self._close_timeout, shield=True)",
+            "trio.move_on_after(self._close_timeout)",
+            "a_cancelled_body_has_an_async_runner_closed",
+        ),
+    ),
+    *_plants(
+        "hosts/thread.py",
+        "thread_host",
+        (
+            "a thread may be one turn further ahead",
+            "self._ahead >= _AHEAD",
+            "self._ahead > _AHEAD",
+            "a_thread_does_not_run_ahead_of_its_reader",
+        ),
+        (
+            "who waits at a thread learns of no deadline",
+            "        self._engine.order(lambda turns: turns.begin(number, theirs, accepted, in_turn))\n        self._wake()",
+            "        self._engine.order(lambda turns: turns.begin(number, theirs, accepted, in_turn))\n        pass",
+            "a_threads_deadline_holds_for_who_waits_already_while_a_stream_is_open",
+        ),
+        (
+            "what a thread is to drop has no deadline",
+            "if self._streams or self._leaving else math.inf",
+            "if self._streams else math.inf",
+            "a_thread_that_hangs_is_seen_though_whoever_waits_leaves",
+        ),
+        (
+            "a thread's failed runner is closed",
+            "        self._engine.closes = self._failure is None\n",
+            "",
+            "hosts:a_runner_whose_context_is_in_trouble_is_not_closed",
+        ),
+    ),
+    *_plants(
+        "hosts/wire.py",
+        "wire",
+        (
+            "a frame may be one byte too long",
+            "if length > self._max_frame:",
+            "if length > self._max_frame + 1:",
+            "a_frame_that_is_too_long_is_refused_by_its_length",
+        ),
+        (
+            "a long step may be of many streams",
+            "self._long = long or decoder",
+            "self._long = decoder",
+            "a_long_step_is_of_one_stream_alone",
+        ),
+    ),
+    *_plants(
+        "hosts/nvml.py",
+        "nvml",
+        (
+            "a driver that is stuck is well",
+            'trouble: str | None = f"NVML has not answered within {self.timeout:g} s"',
+            "trouble: str | None = None",
+            "a_stuck_driver_makes_its_device_unrecoverable",
+        ),
+        (
+            "what is worse forgets whose it was",
+            "worse.code, worse.request_ids = error.code, error.request_ids",
+            "worse.code = error.code",
+            "a_device_that_needs_more_than_a_process_is_unrecoverable",
+        ),
+        (
+            "of several devices only the first is asked about",
+            "        for number in numbers:\n",
+            "        for number in numbers[:1]:\n",
+            "of_several_devices_each_is_asked_about",
+        ),
+    ),
+    *_plants(
+        "classify.py",
+        "classify",
+        (
+            "of a group the mildest counts",
+            "return max(found, key=_severity)",
+            "return min(found, key=_severity)",
+            "of_a_group_the_worst_counts",
+        ),
+        (
+            "each error of a group is asked for alone",
+            "return worst(error, partial(classify, probe=_Once(probe)))",
+            "return worst(error, partial(classify, probe=probe))",
+            "a_group_asks_its_device_once",
+        ),
+        (
+            "a device that answers has memory",
+            "if answer is None or (answer and nominee.kind is OutOfMemory):",
+            "if answer is None:",
+            "symptoms_nominate_only_in_the_classes_that_show_them",
+            "no_text_convicts_a_device_that_answers",
+        ),
+    ),
+    *_plants(
+        "hosts/session.py",
+        "hosts",
+        (
+            "one stream too many may begin",
+            "if len(self._streams) >= self.info.streams:",
+            "if len(self._streams) > self.info.streams:",
+            "misuse_is_told_at_once",
+        ),
+    ),
+)
