@@ -25,7 +25,7 @@ async def bare_nursery() -> AsyncGenerator[trio.Nursery, None]:
                 leaving = error
             nursery.cancel_scope.cancel("the body has ended")
     except BaseExceptionGroup as group:
-        leaving = leaving or _fatal(group)
+        leaving = _fatal(group) or leaving
         if leaving is None:
             raise
     finally:

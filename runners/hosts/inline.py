@@ -232,7 +232,7 @@ class _AsyncSource:
         self._scope = trio.CancelScope()
         self._closed = False
         self._over = False
-        self._error: BaseException | None = None
+        self._error: Exception | None = None
 
     def poll(self) -> object:
         """See `Source.poll`."""
@@ -253,10 +253,10 @@ class _AsyncSource:
         try:
             with self._scope:
                 await self._take()
-        except (Exception, KeyboardInterrupt, SystemExit) as error:  # noqa: BLE001 - it is for whoever polls
+        except Exception as error:  # noqa: BLE001 - it is for whoever polls; what is none is for the tree, if nobody polls too
             self._error = error
         self._over = True
-        if self._closed and isinstance(self._error, Exception):
+        if self._closed and self._error is not None:
             self._late(self._error)
         self._wake()
 

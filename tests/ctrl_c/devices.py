@@ -29,7 +29,7 @@ from supervise import Child, Supervisor, stop_requested
 from ..runners.contexts import descriptors, processes
 from .strike import Place, PlaceStriker
 from .talking import PREPARED, Talking
-from .verdict import RUNNERS, Hang, Program, Scene, judge
+from .verdict import FOLDERS, Hang, Program, Scene, judge
 
 DEVICES: dict[str, Program] = {}
 IN_TIME = 20.0
@@ -141,7 +141,7 @@ class Silence:
 
 def run(program: Program, strike: tuple[Place, int] | None = None) -> tuple[str | None, PlaceStriker]:
     """Run it with SIGINT at that line, the n-th time. Gives what is wrong with how it ended, if anything is."""
-    scene, striker, silence = Scene(), PlaceStriker(RUNNERS, strike), Silence()
+    scene, striker, silence = Scene(), PlaceStriker(FOLDERS, strike), Silence()
     gc.collect()
     before, raised = (processes(), descriptors(), threading.active_count()), None
     with _in_time(), _no_breath(), silence.kept(), warnings.catch_warnings():
