@@ -1,7 +1,7 @@
 """A device worker with output: a SIGINT at each line of its parent's end. The processes are real, and so is the time.
 
-Which lines a run executes, and in which order, depends on the processes. So a line is struck by its place in the source, the
-first and the last time that a plain run has executed it.
+Which lines a run executes, and in which order, depends on the processes. So a line is struck by its place in the source, at
+one of the times that a plain run has executed it, or at the first if it comes to fewer.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import gc
 import logging
 import os
+import random
 import signal
 import sys
 import threading
@@ -139,9 +140,9 @@ class Silence:
             loud.setLevel(before[2])
 
 
-def run(program: Program, strike: tuple[Place, int] | None = None) -> tuple[str | None, PlaceStriker]:
+def run(program: Program, at: tuple[Place, int] | None = None) -> tuple[str | None, PlaceStriker]:
     """Run it with SIGINT at that line, the n-th time. Gives what is wrong with how it ended, if anything is."""
-    scene, striker, silence = Scene(), PlaceStriker(FOLDERS, strike), Silence()
+    scene, striker, silence = Scene(), PlaceStriker(FOLDERS, at), Silence()
     gc.collect()
     before, raised = (processes(), descriptors(), threading.active_count()), None
     with _in_time(), _no_breath(), silence.kept(), warnings.catch_warnings():
@@ -153,13 +154,26 @@ def run(program: Program, strike: tuple[Place, int] | None = None) -> tuple[str 
             raised = exc
         left = _left(before)
         gc.collect()
-    if strike is None:
+    if at is None:
         problem = None if raised is None else f"without a signal it raised {raised!r}"
     else:
         problem = _judged(scene, striker, raised)
     if problem is None and silence.broken:
         problem = f"said: {silence.broken}"
     return problem or left, striker
+
+
+def strikes(plain: PlaceStriker, chance: random.Random) -> list[tuple[Place, int]]:
+    """One for each line that a plain run has executed, in their order."""
+    return [(place, chance.randint(1, times)) for place, times in plain.places.items()]
+
+
+def strike(program: Program, at: tuple[Place, int]) -> tuple[str | None, PlaceStriker]:
+    """Run it with SIGINT at that line, and if it is not executed so often, at its first time."""
+    problem, striker = run(program, at)
+    if problem is None and not striker.struck and at[1] > 1:
+        return run(program, (at[0], 1))
+    return problem, striker
 
 
 def _judged(scene: Scene, striker: PlaceStriker, raised: BaseException | None) -> str | None:
