@@ -1,4 +1,4 @@
-"""`python -m tests.ctrl_c [PROGRAM…]`: SIGINT at every line. `--random N`: real ones at random moments."""
+"""`python -m tests.ctrl_c [PROGRAM…]`: SIGINT at every line. `--random N`: N real ones at random moments, and 20 or more of a device worker."""
 
 from __future__ import annotations
 
@@ -17,6 +17,9 @@ from .programs import PROGRAMS
 from .strike import Striker
 from .verdict import run, tidy
 
+LEAST = 20
+"""Device workers that are interrupted at random moments."""
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.ctrl_c", description=__doc__)
@@ -32,8 +35,10 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.random:
         from .moments import campaign
+        from .moments import devices as interrupt_devices
 
-        raise SystemExit(campaign(arguments.random))
+        wrong = campaign(arguments.random) + interrupt_devices(max(LEAST, arguments.random // 20))
+        raise SystemExit(bool(wrong))
     wrong = total = 0
     for name in arguments.programs or [*PROGRAMS, *DEVICES]:
         found = (

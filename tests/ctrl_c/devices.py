@@ -17,7 +17,7 @@ import time
 import warnings
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager, suppress
-from typing import Any
+from typing import Any, TypeAlias
 
 import trio
 
@@ -111,7 +111,7 @@ def _listening(prepared: Callable[[], object]) -> Generator[None, None, None]:
 
 
 class Silence:
-    """What was said that nobody is to hear: ignored exceptions, errors in the log."""
+    """What is said where nothing is to be said: ignored exceptions, errors in the log."""
 
     def __init__(self) -> None:
         self.broken: list[str] = []
@@ -144,7 +144,7 @@ def run(program: Program, at: tuple[Place, int] | None = None) -> tuple[str | No
     """Run it with SIGINT at that line, the n-th time. Gives what is wrong with how it ended, if anything is."""
     scene, striker, silence = Scene(), PlaceStriker(FOLDERS, at), Silence()
     gc.collect()
-    before, raised = (processes(), descriptors(), threading.active_count()), None
+    before, raised = there(), None
     with _in_time(), _no_breath(), silence.kept(), warnings.catch_warnings():
         warnings.simplefilter("error", ResourceWarning)
         try:
@@ -152,7 +152,7 @@ def run(program: Program, at: tuple[Place, int] | None = None) -> tuple[str | No
                 trio.run(program, scene)
         except BaseException as exc:
             raised = exc
-        left = _left(before)
+        remains = left(before)
         gc.collect()
     if at is None:
         problem = None if raised is None else f"without a signal it raised {raised!r}"
@@ -160,7 +160,7 @@ def run(program: Program, at: tuple[Place, int] | None = None) -> tuple[str | No
         problem = _judged(scene, striker, raised)
     if problem is None and silence.broken:
         problem = f"said: {silence.broken}"
-    return problem or left, striker
+    return problem or remains, striker
 
 
 def strikes(plain: PlaceStriker, chance: random.Random) -> list[tuple[Place, int]]:
@@ -184,19 +184,27 @@ def _judged(scene: Scene, striker: PlaceStriker, raised: BaseException | None) -
     return judge(scene, raised)
 
 
-def _left(before: tuple[set[int], Sequence[str], int]) -> str | None:
+There: TypeAlias = tuple[set[int], Sequence[str], int]
+
+
+def there() -> There:
+    """Processes, descriptors and threads."""
+    return processes(), descriptors(), threading.active_count()
+
+
+def left(before: There) -> str | None:
     """What is there that was not. What is no child of ours, such as one whose fork server is dead, may take a moment to end."""
     end = time.monotonic() + GONE
-    while (left := processes() - before[0]) and time.monotonic() < end:
-        if any(_is_child(pid) for pid in left):
+    while (more := processes() - before[0]) and time.monotonic() < end:
+        if any(_is_child(pid) for pid in more):
             break
         time.sleep(0.005)
-    for pid in left:
+    for pid in more:
         with suppress(OSError):
             os.kill(pid, signal.SIGKILL)
             os.waitpid(pid, 0)
-    if left:
-        return f"processes left: {left}"
+    if more:
+        return f"processes left: {more}"
     if descriptors() != before[1]:
         return f"descriptors left: {before[1]} became {descriptors()}"
     return "a thread is left" if threading.active_count() > before[2] else None
@@ -204,9 +212,10 @@ def _left(before: tuple[set[int], Sequence[str], int]) -> str | None:
 
 def _is_child(pid: int) -> bool:
     try:
-        return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None or True
+        os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
     except ChildProcessError:
         return False
+    return True
 
 
 @contextmanager
