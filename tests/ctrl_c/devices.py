@@ -22,9 +22,11 @@ from typing import Any, TypeAlias
 import trio
 
 import runners.hosts.reserve
-from runners import ExecuteBatch, Sampling, device_worker, rebuild
+from runners import ExecuteBatch, Sampling, ThreadHost, device_worker, rebuild
+from runners.hosts import Host
 from runners.hosts.process import ProcessHost
 from runners.scripted import Fault, Scripted
+from runners.types import RunnerSpec
 from supervise import Child, Supervisor, stop_requested
 
 from ..runners.contexts import descriptors, processes
@@ -66,7 +68,13 @@ async def spawned(scene: Scene) -> None:
     await _served(scene, ProcessHost(start="spawn", close_timeout=10))
 
 
-async def _served(scene: Scene, host: ProcessHost, *prepared: trio.Event) -> None:
+@device
+async def threaded(scene: Scene) -> None:
+    """In a thread, which no failure is cured in."""
+    await _served(scene, ThreadHost(), runner=Scripted(8, delay=0.002))
+
+
+async def _served(scene: Scene, host: Host, *prepared: trio.Event, runner: RunnerSpec = RUNNER) -> None:
     async def drains() -> None:
         with scene.life("steady"), scene.drain("steady"):
             await stop_requested()
@@ -76,7 +84,7 @@ async def _served(scene: Scene, host: ProcessHost, *prepared: trio.Event) -> Non
         done = await tree["app/worker"].call(ExecuteBatch("call", "c", sampling=TOKENS, on_loss="migrate"))
         assert len(done.token_ids) == 8
 
-    worker = device_worker("worker", RUNNER, host=host)
+    worker = device_worker("worker", runner, host=host)
     spec = Supervisor("app", [Child("steady", drains, drain=30), worker])
     async with scene.tree(spec) as tree:
         ref = tree["app/worker"]

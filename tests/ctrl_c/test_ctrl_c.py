@@ -66,7 +66,8 @@ def test_an_interrupt_at_any_line_stops_a_device_worker_and_leaves_nothing(name)
     """R4, D10: whichever line of its parent's end it strikes: no process, no descriptor, no exception that is ignored."""
     problem, plain = devices.run(DEVICES[name])
     assert problem is None
-    for at in random.sample(devices.strikes(plain, random.Random()), DEVICE_LINES):
+    strikes = devices.strikes(plain, random.Random())
+    for at in random.sample([at for at in strikes if "/runners/" in at[0][0]], DEVICE_LINES):
         problem, striker = devices.strike(DEVICES[name], at)
         if problem is not None:
             tidy()
