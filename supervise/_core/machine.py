@@ -146,6 +146,9 @@ class Machine(Judging):
         self._emit(events.StopError, node, exc=exc)
         if not is_decidable(exc):
             self.out.append(effect.Fatal(exc))
+            self.releasing.pop(node, None)  # the whole tree is about to stop: nothing is started any more
+            if self.act is not None and self.act.kind == "restart":
+                self.act.starts.clear()
 
     def _failure_of(self, exited: effect.Exited) -> Failure:
         node = exited.child
@@ -183,19 +186,15 @@ class Machine(Judging):
         if node.state == "starting":
             self._start_ended(node, ended)
             return
-        fatal = ended.error is not None and not is_decidable(ended.error)
         if ended.error is not None:
             self._stop_error(node, ended.error)
         if node.state == "up":
             self._ended_by_itself(node, ended.failure)
             return
         self._emit(events.Stopped, node)
-        if fatal and self.act is not None and self.act.kind == "restart":
-            self.act.starts.clear()  # the whole tree is about to stop: nothing is started any more
         if node.awaited:
             self._settle(node)
-        elif node in self.releasing and not fatal:
-            self._disarm(node)
+        elif node in self.releasing:
             self.inbox.append(Released(node, node.epoch))
 
     def _start_ended(self, node: Node, ended: effect.Ended) -> None:

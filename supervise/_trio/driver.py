@@ -610,9 +610,10 @@ class Driver:
             if report.child is self.forest.root:
                 self.settled.set()
         elif isinstance(report, effect.Ended):
-            report.child.handle.closed.set()
-            if report.child.handle.wake_at != inf:
-                self._forget_timer(report.child.handle)
+            place: Place = report.child.handle
+            place.closed.set()
+            if place.wake_at != inf:
+                self._forget_timer(place)
             if report.child is self.forest.root:
                 self._finish(report)
 

@@ -272,7 +272,7 @@ def tasks_below(root: trio.lowlevel.Task | None) -> list[trio.lowlevel.Task]:
 
 def stacks(tasks: Iterable[trio.lowlevel.Task]) -> str:
     """The stacks of tasks, by name."""
-    parts = []
+    parts: list[str] = []
     for task in tasks:
         frames = traceback.StackSummary.extract(task.iter_await_frames())
         parts.append(f"{task.name}\n{''.join(frames.format())}")

@@ -80,7 +80,6 @@ class Leaf:
     """
 
     __slots__ = (
-        "_address",
         "_body_scope",
         "_cancelled",
         "_context",
@@ -115,7 +114,6 @@ class Leaf:
         self._task: Task | None = None
         self._parked: Task | None = None
         self._leases: set[trio.CancelScope] | None = None
-        self._address = driver.mailbox_address(node) if node.spec.mailbox is not None else None
         self._context: Context | None = None
         self.begin_incarnation()
 
@@ -144,7 +142,11 @@ class Leaf:
 
     @property
     def inbox(self) -> Inbox:
-        """Its mailbox; `RuntimeError` if its spec asks for none."""
+        """Its mailbox; `RuntimeError` if its spec asks for none, or its body has not been called yet."""
+        if self._inbox is None and self._spec.mailbox is not None:
+            raise RuntimeError(
+                f"child {self.path!r} has no inbox before its body is called: a resource has none"
+            )
         if self._inbox is None:
             raise RuntimeError(f"child {self.path!r} has no mailbox: declare it with mailbox=…")
         return self._inbox
@@ -219,8 +221,8 @@ class Leaf:
         """Its task: one incarnation after another, each in a fresh context (R9). It never raises."""
         _current.set(self)
         self._task = task = current_task()
-        if self._address is not None:
-            self._address.is_served_by(task)
+        if self._spec.mailbox is not None:
+            self._driver.mailbox_address(self._node).is_served_by(task)
         on = True
         try:
             with self._scope:
@@ -302,9 +304,8 @@ class Leaf:
                 if self._failure is not None or not self.stopping:
                     exc = self._failure
                 break
-            await (
-                cancel_shielded_checkpoint()
-            )  # or a body that fails at once, with progress, would keep the loop
+            # A body that fails at once, with progress, would keep the loop.
+            await cancel_shielded_checkpoint()
         if exc is not None:
             raise exc
         return value
@@ -325,8 +326,8 @@ class Leaf:
     def _call(self, *arguments: Any) -> Awaitable[Any]:
         """Call the body with what it takes behind `arguments`. If that works it is ready, unless it says so itself (R17)."""
         spec = self._spec
-        if self._address is not None:
-            self._inbox = self._address.inbox(self)
+        if spec.mailbox is not None:
+            self._inbox = self._driver.mailbox_address(self._node).inbox(self)
             arguments += (self._inbox,)
         if spec.args:
             arguments += spec.args
@@ -340,7 +341,7 @@ class Leaf:
         if not self.ready:
             self.ready = True
             self._driver.leaf_up(self, None)
-        return awaitable
+        return awaitable  # pyright: ignore[reportUnknownVariableType] - what its coroutine sends is nobody's affair
 
     def _check_awaitable(self, awaitable: object) -> None:
         if not inspect.isawaitable(awaitable):
@@ -461,7 +462,8 @@ class _Resource(AbstractAsyncContextManager[Any]):
 
     async def __aenter__(self) -> Any:
         manager = freely(self._make)
-        kind: Any = type(manager)
+        made: object = manager
+        kind: type[object] = type(made)
         if not (hasattr(kind, "__aenter__") and hasattr(kind, "__aexit__")):
             raise TypeError(
                 f"the resource of child {self._path!r} gave {brief(manager)}, which is no async context manager"

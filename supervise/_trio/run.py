@@ -10,6 +10,7 @@ import threading
 from collections.abc import Awaitable, Callable, Generator, Iterable
 from contextlib import ExitStack, contextmanager, suppress
 from types import FrameType
+from typing import Any
 
 import trio
 
@@ -165,7 +166,7 @@ def _handlers(stop: _Handler, show: _Handler) -> Generator[None, None, None]:
 
     They are handled by Python, not by a task: a task needs the loop, which a child's code may keep.
     """
-    before = {}
+    before: dict[signal.Signals, Any] = {}
     try:
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             # Who ignores these two for a program wants it to outlive its terminal.

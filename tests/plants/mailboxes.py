@@ -154,7 +154,7 @@ MAILBOXES = tuple(
         (
             "a child may wait for itself",
             _LEAF,
-            "            self._address.is_served_by(task)",
+            "            self._driver.mailbox_address(self._node).is_served_by(task)",
             "            pass",
         ),
         (

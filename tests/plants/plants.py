@@ -3,5 +3,7 @@
 from __future__ import annotations
 
 from .mailboxes import MAILBOXES
+from .trees import TREES
+from .workers import WORKERS
 
-PLANTS = [*MAILBOXES]
+PLANTS = [*MAILBOXES, *TREES, *WORKERS]

@@ -103,6 +103,13 @@ def test_what_goes_on_with_a_new_stream_has_dropped_the_old_one():
     assert played.ends["a"] == played.ends["b"] == "completed"
 
 
+def test_memory_runs_out_once_for_each_stream_that_says_so():
+    """D5, D10: a lack that is told again is one that nobody had."""
+    lacking = Bytes(packed(wire.Step([], [wire.Failed(0, LACK)])))
+    played = play(script(lacking, Many(Bytes(packed(wire.Broken(LACK, ("?",)))), 0)))
+    assert played.failures == ["OutOfMemory", "ProtocolError"]
+
+
 def test_a_slow_context_that_makes_progress_is_well():
     """D9: each deadline counts from the last progress."""
     steps = (Honest("answer"), STEP, Waits(1.5)) * 12

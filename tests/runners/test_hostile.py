@@ -26,6 +26,7 @@ from stage import (
 )
 
 from runners.brief import MAX_LINKS, MAX_TEXT, brief, causes, one_line, quoted, text_of, trace_of
+from runners.classify import classify, sound
 from runners.errors import (
     BadRequest,
     ContextPoisoned,
@@ -38,7 +39,8 @@ from runners.errors import (
     WorkerDown,
 )
 from runners.hosts.inline import InlineHost
-from runners.types import ExecuteBatch, RunnerInfo, Sampling
+from runners.hosts.turns import Position, judged
+from runners.types import ExecuteBatch, RunnerInfo, Sampling, TokenChunk, with_release
 from runners.worker import rebuild, report_poison
 from supervise import Restart, Resume, StartFailed, events
 
@@ -352,3 +354,52 @@ def test_what_is_shown_of_an_exception_is_what_python_shows():
         trace = trace_of(second)
     assert trace.index("KeyError: 'first'") < trace.index("ValueError: second")
     assert trace.count("test_hostile.py") == 2
+
+
+def test_a_chunk_of_too_many_tokens_is_refused_where_the_runner_lives():
+    """D10: the parent would take too long to read it."""
+    position = Position("r", 0, 10**6)
+    with pytest.raises(RunnerError, match="at most 65536 tokens, got 65537"):
+        position.chunk(TokenChunk(request_id="r", index=0, token_ids=(1,) * 65_537))
+
+
+def test_a_device_is_asked_once_about_a_group():
+    """D4: each time may take as long as a device that hangs lets it."""
+    asked = []
+    group = ExceptionGroup("several", [RuntimeError(str(number)) for number in range(5)])
+    classify(group, lambda: asked.append("asked"))
+    assert asked == ["asked"]
+
+
+def test_an_error_that_cannot_go_through_a_nursery_is_a_plain_one():
+    """D5: of the nearest class of ours, with its text, raised from it; any other is itself."""
+    odd, well = POISONS["ContextPoisoned.__class__"](), type("Mine", (ContextPoisoned,), {})("mine")
+    assert type(sound(odd)) is ContextPoisoned
+    assert sound(odd).__cause__ is odd
+    assert sound(well) is well
+    assert type(judged(odd, lambda error: error, clears=True)) is ContextPoisoned
+    assert judged(well, lambda error: error, clears=True) is well
+
+
+@pytest.mark.trio
+async def test_a_dropped_sync_stream_is_closed_by_whoever_begins_or_reads_next():
+    """D10: not by whoever drops it, who may be Trio itself."""
+    closed = []
+
+    class Runner:
+        info = RunnerInfo(streams=1)
+        rebuild = close = staticmethod(lambda *_: None)
+
+        def execute(self, batch):
+            return with_release(iter([]), lambda: closed.append(batch.request_id))
+
+    class Spec:
+        def build(self, start):
+            return Runner()
+
+    async with InlineHost().open(Spec()) as session:
+        session.begin(few("a"))
+        session.drop("a")
+        assert closed == []
+        session.begin(few("b"))
+        assert closed == ["a"]

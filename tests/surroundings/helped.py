@@ -19,7 +19,6 @@ def flags() -> tuple[int, ...]:
         "ignore_environment",
         "no_user_site",
         "bytes_warning",
-        "utf8_mode",
     )
     return tuple(int(getattr(sys.flags, name)) for name in names)
 

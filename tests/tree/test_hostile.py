@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextvars
 import logging
+from contextlib import asynccontextmanager
 
 import pytest
 import trio
@@ -22,7 +23,7 @@ from supervise import (
     stop_requested,
 )
 from supervise.errors import StartFailed, TreeFailed
-from supervise.testing import assert_lifecycle, run_virtual
+from supervise.testing import assert_lifecycle, echo, run_virtual
 
 from .scene import Boom, Seen, app, grow, nothing, quiet
 
@@ -406,3 +407,18 @@ def test_the_address_of_a_node_far_down_takes_no_recursion():
             assert await tree[path].call(1) == 1
 
     run_virtual(main)
+
+
+def test_a_resource_is_told_that_the_inbox_comes_later():
+    """R29: the mailbox is declared; what is wrong is the moment."""
+    told = []
+
+    @asynccontextmanager
+    async def resource():
+        with pytest.raises(RuntimeError, match="has no inbox before its body is called") as raised:
+            assert current_child().inbox
+        told.append(str(raised.value))
+        yield
+
+    grow(app(Child("a", echo, resource=resource, mailbox=1)))
+    assert told == ["child 'app/a' has no inbox before its body is called: a resource has none"]

@@ -1,0 +1,283 @@
+"""What is planted in the shell around the machines: tasks, scopes, verdicts, interrupts, timers, sinks, last resorts."""
+
+from __future__ import annotations
+
+from .plant import Plant
+
+_DRIVER = "supervise/_trio/driver.py"
+_LEAF = "supervise/_trio/leaf.py"
+_TREE = "supervise/_trio/tree.py"
+_LAST = "supervise/_trio/last.py"
+_RUN = "supervise/_trio/run.py"
+_INTERRUPTS = ("tests/tree/test_interrupts.py", "tests/ctrl_c/test_ctrl_c.py")
+_STOPPING = ("tests/tree/test_stopping.py",)
+_HOSTILE = ("tests/tree/test_hostile.py",)
+
+TREES = tuple(
+    Plant(name, file, old, new, tests)
+    for name, file, old, new, tests in (
+        (
+            "the tree is not shielded from what is outside",
+            _DRIVER,
+            "            with trio.CancelScope(shield=True):\n                async with trio.open_nursery() as self._nursery:",
+            "            with trio.CancelScope():\n                async with trio.open_nursery() as self._nursery:",
+            _STOPPING,
+        ),
+        (
+            "the end waits for the machine only",
+            _DRIVER,
+            "                await self.over.wait()\n",
+            "                await self.finished.wait()\n                return first\n",
+            ("tests/tree/test_stopping.py", "tests/tree/test_embedding.py"),
+        ),
+        (
+            "the first interrupt hurries those who drain",
+            _DRIVER,
+            "        if not self._interrupted:\n            self._interrupted = True\n            return\n",
+            "        self._interrupted = True\n",
+            _INTERRUPTS,
+        ),
+        (
+            "who drains after a second interrupt is only asked",
+            _DRIVER,
+            "        if self._hurried:\n",
+            "        if False:\n",
+            _INTERRUPTS,
+        ),
+        (
+            "an interrupt while the tree drains is forgotten",
+            _DRIVER,
+            "                first = exc if first is None else first\n",
+            "                first = first\n",
+            _INTERRUPTS,
+        ),
+        (
+            "a request is not withdrawn",
+            _DRIVER,
+            "            self.post(machine, effect.Withdraw(request))\n",
+            "            pass\n",
+            ("tests/tree/test_changing.py",),
+        ),
+        (
+            "a broken tree still takes requests",
+            _DRIVER,
+            "        if self._broken:\n            raise self._cannot_answer()\n",
+            "",
+            _STOPPING,
+        ),
+        (
+            "who has asked is not answered when the tree breaks",
+            _DRIVER,
+            "        for answer in self._asked:\n            answer.set(outcome.Error(self._cannot_answer()))\n",
+            "",
+            _STOPPING,
+        ),
+        (
+            "inputs jump the queue",
+            _DRIVER,
+            "                machine, item = waiting.popleft()\n",
+            "                machine, item = waiting.pop()\n",
+            ("tests/tree/test_deciding.py", "tests/tree/test_changing.py", "tests/tree/test_seeing.py"),
+        ),
+        (
+            "a sink that raises keeps its place",
+            _DRIVER,
+            "        self._sinks = [other for other in self._sinks if other is not sink]\n",
+            "",
+            ("tests/tree/test_seeing.py",),
+        ),
+        (
+            "a sink that raises takes the event from those behind it",
+            _DRIVER,
+            "                failed = [*(failed or ()), (sink, exc)]\n",
+            "                failed = [*(failed or ()), (sink, exc)]\n                break\n",
+            ("tests/tree/test_seeing.py",),
+        ),
+        (
+            "the block does not hear that the tree has failed",
+            _DRIVER,
+            '            self.body_scope.cancel(f"tree {self.forest.root.path!r} failed: {brief(why)}")',
+            "            assert why is not None",
+            ("tests/tree/test_stopping.py", "tests/tree/test_directives.py"),
+        ),
+        (
+            "the tree fails with its last failure",
+            _DRIVER,
+            "        if self.failure is None:\n            self.failure = exc\n",
+            "        self.failure = exc\n        if True:\n",
+            ("tests/tree/test_interrupts.py", "tests/tree/test_stopping.py"),
+        ),
+        (
+            "a supervisor's task ends before its children's",
+            _DRIVER,
+            "            place.closed.set()\n",
+            "            place.closed.set()\n            place.nursery.cancel_scope.cancel()\n",
+            ("tests/tree/test_stopping.py", "tests/tree/test_random_trees.py"),
+        ),
+        (
+            "a later timer puts off an earlier one",
+            _DRIVER,
+            "        if one.at >= place.wake_at:\n            return\n",
+            "",
+            (
+                "tests/tree/test_strategies.py",
+                "tests/tree/test_stopping.py",
+                "tests/tree/test_random_trees.py",
+            ),
+        ),
+        (
+            "timers of what has ended are kept",
+            _DRIVER,
+            "            if place.wake_at != inf:\n                self._forget_timer(place)\n",
+            "",
+            ("tests/tree/test_memory.py",),
+        ),
+        (
+            "void timers are never swept out",
+            _DRIVER,
+            "        if self._void_timers > _FEW_TIMERS and 2 * self._void_timers > len(self._timers):",
+            "        if False:",
+            ("tests/tree/test_memory.py",),
+        ),
+        (
+            "nobody is named for whom a start waits",
+            _DRIVER,
+            "                if frame.f_code is Address.wait.__code__:",
+            "                if False:",
+            ("tests/tree/test_releasing.py",),
+        ),
+        (
+            "a new life begins in the context of the last one",
+            _LEAF,
+            "            task.context = fresh\n",
+            "            pass\n",
+            ("tests/tree/test_directives.py", "tests/tree/test_hostile.py"),
+        ),
+        (
+            "equal contexts are taken for the same",
+            _LEAF,
+            "    return list(one) == list(other) and all(map(is_, one.values(), other.values()))",
+            "    return one == other",
+            _HOSTILE,
+        ),
+        (
+            "a resume does not let others run",
+            _LEAF,
+            "            # A body that fails at once, with progress, would keep the loop.\n            await cancel_shielded_checkpoint()\n",
+            "",
+            _HOSTILE,
+        ),
+        (
+            "a foreign Cancelled is no failure",
+            _LEAF,
+            "            if rest is None and not self.stopping:\n                rest = _foreign(exc)\n",
+            "",
+            ("tests/tree/test_deciding.py",),
+        ),
+        (
+            "a defect in a leaf's own lines leaves through its nursery",
+            _LEAF,
+            "            self._driver.leaf_broke(self, exc)",
+            "            raise",
+            _HOSTILE,
+        ),
+        (
+            "a body is ready before it could be called",
+            _LEAF,
+            "            self._check_awaitable(awaitable)\n        if not self.ready:",
+            "            pass\n        if not self.ready:",
+            _HOSTILE,
+        ),
+        (
+            "a stale task_status makes the next life ready",
+            _LEAF,
+            "        if not leaf.ready and leaf.incarnation == leaf._node.incarnation == self._incarnation:",
+            "        if not leaf.ready:",
+            ("tests/tree/test_hostile.py", "tests/tree/test_starting.py"),
+        ),
+        (
+            "an injected failure is lost",
+            _LEAF,
+            "            exc, self._injected = self._injected[0], None\n",
+            "            self._injected = None\n",
+            ("tests/tree/test_directives.py", "tests/tree/test_changing.py"),
+        ),
+        (
+            "what a resource's exit raises is lost",
+            _LEAF,
+            "            if error is not None and not _is_fatal(self._error):\n                self._error = error\n",
+            "",
+            ("tests/tree/test_stopping.py", "tests/tree/test_directives.py"),
+        ),
+        (
+            "the verdict of one life is that of the next",
+            _LEAF,
+            "        verdict, self._verdict = self._verdict, None\n",
+            "        verdict = self._verdict\n",
+            ("tests/tree/test_directives.py",),
+        ),
+        (
+            "a release during a stop hangs",
+            _LEAF,
+            "        if self.stopping or self._ignored:\n            return False\n        self._reported = True",
+            "        if self._ignored:\n            return False\n        self._reported = True",
+            ("tests/tree/test_stopping.py",),
+        ),
+        (
+            "the child's code is protected from an interrupt",
+            _LEAF,
+            "@disable_ki_protection\nasync def _run(",
+            "async def _run(",
+            _INTERRUPTS,
+        ),
+        (
+            "a leaf's own lines are not protected",
+            _LEAF,
+            "    @enable_ki_protection\n    async def live(",
+            "    async def live(",
+            _INTERRUPTS,
+        ),
+        (
+            "a block that raises is not told of a tree that failed",
+            _TREE,
+            'driver.end(f"the block of open_tree was {why}")',
+            'driver.end("the end")',
+            ("tests/tree/test_stopping.py", "tests/tree/test_seeing.py", "tests/cli/test_cli.py"),
+        ),
+        (
+            "the hard exit waits for the block to be left",
+            _RUN,
+            "                    tree._driver.ending = self._hard_exit.begin\n",
+            "                    pass\n",
+            ("tests/ctrl_c/test_blocked.py",),
+        ),
+        (
+            "a second signal asks once more",
+            _RUN,
+            "        if self._signalled:\n            leave(128 + number)\n",
+            "",
+            ("tests/ctrl_c/test_blocked.py",),
+        ),
+        (
+            "what nohup ignores is obeyed",
+            _RUN,
+            "            if number == signal.SIGTERM or signal.getsignal(number) is not signal.SIG_IGN:",
+            "            if True:",
+            ("tests/ctrl_c/test_blocked.py", "tests/cli/test_cli.py"),
+        ),
+        (
+            "the end of a program waits for its standard error",
+            _LAST,
+            "        done.acquire(timeout=_PATIENCE)\n",
+            "        done.acquire()\n",
+            ("tests/ctrl_c/test_blocked.py",),
+        ),
+        (
+            "the watchdog takes a stopped process for a blocked loop",
+            _LAST,
+            "            if not told and late > patience + _LATE and _comes(self._turned, _LATE):",
+            "            if False:",
+            ("tests/ctrl_c/test_blocked.py",),
+        ),
+    )
+)
