@@ -12,6 +12,7 @@ from supervise import Message, StreamMessage
 
 from .brief import brief, is_a, quoted
 from .errors import BadRequest, ContextLost, PoisonRequest, ProtocolError, RunnerError, Timeout
+from .protect import protected
 from .types import Completion, ExecuteBatch, TokenChunk, TokenUsage
 
 _Error = TypeVar("_Error", bound=Exception)
@@ -21,6 +22,7 @@ MAX_CHARACTERS = 2**26
 """Of the text of one request: a runner that says without end what it is not asked to must not fill our memory."""
 
 
+@protected
 @define(eq=False)
 class Record:
     """It travels with its message, over incarnations (D6).

@@ -1,6 +1,7 @@
 """The leaf of a device worker: a context that owns a session, and the body that serves requests in it (D5-D7).
 
-What a stream has got so far belongs to its message, which outlives the incarnation; see `record`.
+What a stream has got so far belongs to its message, which outlives the incarnation; see `record`. All of it is protected from
+`KeyboardInterrupt`: one between two lines would leave a process, or a caller who is told nothing.
 """
 
 from __future__ import annotations
@@ -8,11 +9,12 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import AsyncGenerator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any, Literal
 
 import trio
 from attrs import define, evolve, field, frozen
+from trio.lowlevel import enable_ki_protection
 
 from supervise import Inbox, Message, StreamMessage, current_child
 
@@ -31,6 +33,7 @@ from .errors import (
 )
 from .hosts import Host, RequestFailed, Session
 from .nursery import bare_nursery
+from .protect import Entered, protected
 from .record import MAX_CHARACTERS, Record, admitted, caused, id_of, record_of
 from .types import ExecuteBatch, RunnerInfo, RunnerSpec, Sampling, SessionRebuildCause, TokenChunk
 
@@ -38,6 +41,7 @@ CANARY = ExecuteBatch("canary", "", sampling=Sampling(max_tokens=1, temperature=
 """What an idle context is asked, to see that it still answers (D9). Any answer is a sign of life, an error too."""
 
 
+@protected
 @define(eq=False)
 class Wish:
     """An operator's wish for a new session, and what has become of it (D7).
@@ -67,6 +71,7 @@ class Wish:
         self.answered.set()
 
 
+@protected
 @define(eq=False)
 class Context:
     """The leaf's resource: a session, and the streams that are open in it. A Resume keeps both.
@@ -219,6 +224,7 @@ class Context:
         self.granted = self.wish = None
 
 
+@protected
 @frozen
 class Opener:
     """Opens the host's session for the current incarnation."""
@@ -228,9 +234,12 @@ class Opener:
     canary: float | None = None
     drains: bool = False
 
-    @asynccontextmanager
-    async def __call__(self) -> AsyncGenerator[Context, None]:
+    def __call__(self) -> AbstractAsyncContextManager[Context]:
         """The resource of one incarnation."""
+        return Entered(self._opened())
+
+    @asynccontextmanager
+    async def _opened(self) -> AsyncGenerator[Context, None]:
         child = current_child()
         cause = None if child.last_failure is None else one_line(brief(child.last_failure))
         async with self.host.open(self.runner, incarnation=child.incarnation, cause=cause) as session:
@@ -257,6 +266,7 @@ class ContextState:
     _context: Context = field(repr=False, eq=False, alias="context")
 
 
+@enable_ki_protection
 async def serve(context: Context, inbox: Inbox, *, task_status: trio.TaskStatus[ContextState]) -> None:
     """The body of the leaf: admit requests while there is room, and hand out what the session makes."""
     session = context.session
@@ -266,6 +276,7 @@ async def serve(context: Context, inbox: Inbox, *, task_status: trio.TaskStatus[
     await _Serving(context, inbox).run()
 
 
+@protected
 class _Serving:
     """One entering of the body."""
 

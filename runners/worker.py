@@ -9,6 +9,8 @@ from __future__ import annotations
 from contextlib import suppress
 from typing import Any
 
+from trio.lowlevel import enable_ki_protection
+
 from supervise import (
     DEVICE,
     Backoff,
@@ -122,6 +124,7 @@ def _deadline(request: object) -> float | None:
     return request.deadline if type(request) is ExecuteBatch else None
 
 
+@enable_ki_protection
 def report_poison(worker: Ref, reason: str, incarnation: int) -> None:
     """Tell a worker from outside that its context is poisoned; of a stale incarnation it is ignored (D3)."""
     with suppress(ChildStopped, Refused):  # it is down, or failing already
@@ -130,6 +133,7 @@ def report_poison(worker: Ref, reason: str, incarnation: int) -> None:
             worker.inject(ContextPoisoned(reason))
 
 
+@enable_ki_protection
 async def rebuild(worker: Ref, cause: SessionRebuildCause = SessionRebuildCause.MANUAL) -> ContextState:
     """Have a worker's session made anew, and wait until it is; gives the context that serves from then on (D7).
 

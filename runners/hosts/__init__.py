@@ -90,7 +90,10 @@ class Session(Protocol):
 
 @runtime_checkable
 class Host(Protocol):
-    """A frozen attrs value that says where and how runners live."""
+    """A frozen attrs value that says where and how runners live.
+
+    What a worker calls of it and of its sessions is protected from `KeyboardInterrupt` (R4).
+    """
 
     def open(
         self, runner: RunnerSpec, *, incarnation: int = 1, cause: str | None = None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager, nullcontext
@@ -12,6 +11,7 @@ from typing import Any, cast
 import trio
 from attrs import field, frozen
 from attrs.validators import gt, instance_of
+from trio.lowlevel import disable_ki_protection
 
 from runners.brief import brief
 from runners.classify import classify
@@ -32,6 +32,7 @@ from runners.hosts.turns import (
 from runners.network import classify_network
 from runners.nursery import bare_nursery
 from runners.probe import DeviceProbe
+from runners.protect import Entered, freely, freely_settled, protected
 from runners.types import (
     Chunks,
     ExecuteBatch,
@@ -70,7 +71,9 @@ class InlineHost:
             TypeError: see `check`.
         """
         self.check(runner)
-        return self._open(runner, RunnerStart(incarnation=incarnation, device=self.device, cause=cause))
+        return Entered(
+            self._open(runner, RunnerStart(incarnation=incarnation, device=self.device, cause=cause))
+        )
 
     def check(self, runner: object) -> None:
         """See `CheckingHost.check`. Here a runner spec does not travel, and so need not be importable by name.
@@ -117,9 +120,8 @@ class InlineSession(LocalSession):
             DeviceError: that failed.
         """
         try:
-            built: Any = spec.build(start)
-            runner: ModelRunner = await built if inspect.isawaitable(built) else built
-            self._info = info_of(runner)
+            runner: ModelRunner = await freely_settled(spec.build, start)
+            self._info = freely(info_of, runner)
         except Exception as error:
             raise load_error(error, self._judge) from error
         if self._remote:
@@ -165,7 +167,7 @@ class InlineSession(LocalSession):
     def _guarded(self, act: Callable[..., Any], *args: object) -> Any:
         """Do something with the runner; if that ends the context, `receive` tells."""
         try:
-            return act(*args)
+            return freely(act, *args)
         except DeviceError as error:
             self._fail(error)
 
@@ -185,7 +187,7 @@ class InlineSession(LocalSession):
         self._rebuilding, self._rebuild_scope = True, trio.CancelScope()
         try:
             with self._rebuild_scope:
-                await _settled(self._turns.runner.rebuild(cause))
+                await freely_settled(self._turns.runner.rebuild, cause)
         except Exception as error:  # noqa: BLE001 - whatever a runner raises is judged in one place
             self._fail(self._of_rebuild(load_error(error, self._judge)))
         finally:
@@ -207,19 +209,15 @@ class InlineSession(LocalSession):
             return
         with trio.move_on_after(self._close_timeout, shield=True) as scope:
             try:
-                self._turns.drop_all()
-                await _settled(self._turns.runner.close())
+                freely(self._turns.drop_all)
+                await freely_settled(self._turns.runner.close)
             except Exception as error:
                 raise close_error(error) from error
         if scope.cancelled_caught:
             raise ContextHung(f"the runner has not closed within {self._close_timeout:g} s")
 
 
-async def _settled(result: Awaitable[None] | None) -> None:
-    if inspect.isawaitable(result):
-        await result
-
-
+@protected
 class _AsyncSource:
     """The stream of an async runner: a task takes its chunks as they come, up to `_AHEAD` of them."""
 
@@ -234,7 +232,7 @@ class _AsyncSource:
         self._scope = trio.CancelScope()
         self._closed = False
         self._over = False
-        self._error: BaseException | None = None
+        self._error: Exception | None = None
 
     def poll(self) -> object:
         """See `Source.poll`."""
@@ -255,21 +253,30 @@ class _AsyncSource:
         try:
             with self._scope:
                 await self._take()
-        except (Exception, KeyboardInterrupt, SystemExit) as error:  # noqa: BLE001 - it is for whoever polls
+        except Exception as error:  # noqa: BLE001 - it is for whoever polls; what is none is for the tree, if nobody polls too
             self._error = error
         self._over = True
-        if self._closed and isinstance(self._error, Exception):
+        if self._closed and self._error is not None:
             self._late(self._error)
         self._wake()
 
     async def _take(self) -> None:
-        async with _closing(self._chunks):
-            async for chunk in self._chunks:
-                self._queue.append(chunk)
-                self._wake()
-                while len(self._queue) >= _AHEAD:
-                    self._room = trio.Event()
-                    await self._room.wait()
+        async with Entered(_closing(self._chunks)):
+            await _each(self._chunks, self._add)
+
+    async def _add(self, chunk: TokenChunk) -> None:
+        self._queue.append(chunk)
+        self._wake()
+        while len(self._queue) >= _AHEAD:
+            self._room = trio.Event()
+            await self._room.wait()
+
+
+@disable_ki_protection
+async def _each(chunks: AsyncIterator[TokenChunk], act: Callable[[TokenChunk], Awaitable[None]]) -> None:
+    """Do something with each chunk; a `KeyboardInterrupt` may be raised in what makes it."""
+    async for chunk in chunks:
+        await act(chunk)
 
 
 def _closing(chunks: AsyncIterator[TokenChunk]) -> AbstractAsyncContextManager[object]:

@@ -41,6 +41,7 @@ from runners.hosts.reserve import Plan, Reserve, reserved
 from runners.hosts.session import BaseSession
 from runners.hosts.spec import check_runner, pack
 from runners.probe import device_numbers
+from runners.protect import Entered
 from runners.types import ExecuteBatch, RunnerSpec, SessionRebuildCause, TokenChunk, token_chunk
 
 StartMethod: TypeAlias = Literal["forkserver", "spawn"]
@@ -124,7 +125,7 @@ class ProcessHost:
         if why := refusal():
             raise Unrecoverable(why)
         start = wire.Start(incarnation, None if cause is None else one_line(cause))
-        return self._open(self._checked(runner), start)
+        return Entered(self._open(self._checked(runner), start))
 
     def check(self, runner: object) -> None:
         """Refuse what cannot be handed to another process, and anything where no other process can be had.

@@ -24,6 +24,7 @@ from runners.hosts.local import LocalSession
 from runners.hosts.spec import check_runner
 from runners.hosts.turns import Item, Turns, close_error, in_turn, info_of, judged, load_error, sync_runner
 from runners.probe import DeviceProbe
+from runners.protect import Entered
 from runners.types import ExecuteBatch, RunnerInfo, RunnerSpec, RunnerStart, SessionRebuildCause
 
 _AHEAD = 2
@@ -58,7 +59,9 @@ class ThreadHost:
             TypeError: see `check_runner`; so for ValueError.
         """
         check_runner(runner)
-        return self._open(runner, RunnerStart(incarnation=incarnation, device=self.device, cause=cause))
+        return Entered(
+            self._open(runner, RunnerStart(incarnation=incarnation, device=self.device, cause=cause))
+        )
 
     @asynccontextmanager
     async def _open(self, runner: RunnerSpec, start: RunnerStart) -> AsyncGenerator[Session, None]:

@@ -2,8 +2,9 @@
 
 A `KeyboardInterrupt` may arrive at any line, of ours or of the user's (R4). So each line is tried: a small program that
 uses one part of the library is run again and again in virtual time, each time with a SIGINT at the next line that it
-executes in `supervise/`. `python -m tests.ctrl_c` tries them all; the tests try a sample.
+executes in `supervise/` or `runners/`. `python -m tests.ctrl_c` tries them all; the tests try a sample.
 
-`programs` are the programs, `strike` raises the signal, `verdict` judges a run, `moments` sends real signals at random
-moments to processes, and `__main__` runs it all.
+`programs` are the programs, `strike` raises the signal, `verdict` judges a run, `devices` has programs with real processes
+and threads, in real time (half a second a line), `moments` sends real signals at random moments to processes, and
+`__main__` runs it all.
 """

@@ -2,23 +2,34 @@
 
 from __future__ import annotations
 
+import gc
+import itertools
 import os
 import random
 import select
+import signal
 import subprocess
 import sys
 import time
 from collections import Counter
+from collections.abc import Collection
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import trio
 import trio.lowlevel
 
+from runners import ExecuteBatch, device_worker, rebuild
+from runners.errors import ContextDied, RebuildSuperseded
+from runners.hosts.process import ProcessHost
+from runners.scripted import Scripted
 from supervise import Child, Decider, Limit, Pool, Resume, Supervisor, current_child, stop_requested
 from supervise.errors import CallLost, ChildStopped, Refused
 
+from .devices import Silence, left, there
 from .programs import Boom, fails
+from .talking import Talking
 from .verdict import Program, Scene, judge
 
 PATIENCE = 30.0
@@ -26,13 +37,22 @@ PATIENCE = 30.0
 
 LATEST = 0.04
 """Seconds within which it is interrupted."""
+LATEST_DEVICE = 1.2
+"""Likewise one that starts processes."""
 
 BUSY: dict[str, Program] = {}
+BUSY_DEVICES: dict[str, Program] = {}
 
 
 def busy(fn: Program) -> Program:
     """Have it interrupted. It has to go on until it is."""
     BUSY[fn.__name__] = fn
+    return fn
+
+
+def busy_device(fn: Program) -> Program:
+    """Likewise; it has processes."""
+    BUSY_DEVICES[fn.__name__] = fn
     return fn
 
 
@@ -205,27 +225,73 @@ async def trees(scene: Scene) -> None:
         scene.trees.clear()
 
 
+async def _device(scene: Scene, host: ProcessHost) -> None:
+    """A device worker under load whose context is killed again and again."""
+
+    async def calls() -> None:
+        for number in itertools.count():
+            await ref.call(ExecuteBatch(f"call-{number}", "c", on_loss="migrate"))
+
+    worker = device_worker("worker", Talking(Scripted(8, delay=0.002)), host=host, limit=None, backoff=None)
+    async with scene.tree(Supervisor("app", [drained("steady"), worker])) as tree:
+        ref = tree["app/worker"]
+        await tree.root.add(Child("client", calls))
+        for number in itertools.count():
+            batch = ExecuteBatch(f"stream-{number}", "s", on_loss="migrate")
+            async with ref.stream(batch) as stream:
+                async for chunk in stream:
+                    if chunk.index == 3 and number % 3 == 0:
+                        os.kill((await ref.ready()).pid, signal.SIGKILL)
+                        break
+            if number % 5 == 4:
+                with suppress(RebuildSuperseded, ContextDied):
+                    await rebuild(ref)
+
+
+@busy_device
+async def forked_device(scene: Scene) -> None:
+    """With a fork server, and one that stands by."""
+    await _device(scene, ProcessHost(standby=1))
+
+
+@busy_device
+async def spawned_device(scene: Scene) -> None:
+    """Cold."""
+    await _device(scene, ProcessHost(start="spawn"))
+
+
 def work() -> None:
     """A process that runs one program after another, each until it is interrupted; it is told which on standard input."""
     for line in sys.stdin:
-        scene, raised = Scene(), None
-        try:
-            print("go", flush=True)
-            trio.run(BUSY[line.strip()], scene)
-        except BaseException as exc:
-            raised = exc
-        wrong = judge(scene, raised)
+        name, scene, silence, raised = line.strip(), Scene(), Silence(), None
+        before = there()
+        with silence.kept():
+            try:
+                print("go", flush=True)
+                trio.run((BUSY | BUSY_DEVICES)[name], scene)
+            except BaseException as exc:
+                raised = exc
+            remains = left(before)
+            gc.collect()
+        wrong = judge(scene, raised) or (silence.broken or None) or remains
         print(repr(wrong) if wrong else "well", flush=True)
 
 
-def campaign(times: int, *, seed: int = 0, quiet: bool = False) -> int:
-    """Interrupt a program so many times. Gives how many ended badly."""
+def campaign(
+    times: int,
+    *,
+    seed: int = 0,
+    quiet: bool = False,
+    programs: Collection[str] = BUSY,
+    latest: float = LATEST,
+) -> int:
+    """Interrupt one of the programs so many times. Gives how many ended badly."""
     chance, worker = random.Random(seed), None
     ended: Counter[str] = Counter()
     for number in range(times):
-        name = list(BUSY)[number % len(BUSY)]
+        name = list(programs)[number % len(programs)]
         worker = worker or _worker()
-        verdict = _interrupt(worker, name, chance.random() * LATEST)
+        verdict = _interrupt(worker, name, chance.random() * latest)
         if verdict != "well":
             print(f"{name}: {verdict}", flush=True)
             worker.kill()
@@ -239,6 +305,11 @@ def campaign(times: int, *, seed: int = 0, quiet: bool = False) -> int:
     if not quiet:
         print(f"{times} interrupted at random moments, {ended.total()} ended badly {dict(+ended)}")
     return ended.total()
+
+
+def devices(times: int, *, seed: int = 0, quiet: bool = False) -> int:
+    """Likewise one of those with a device worker."""
+    return campaign(times, seed=seed, quiet=quiet, programs=BUSY_DEVICES, latest=LATEST_DEVICE)
 
 
 def _worker() -> subprocess.Popen[str]:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 import trio
 
+from runners import ExecuteBatch, InlineHost, device_worker, rebuild, report_poison
+from runners.errors import OutOfMemory
+from runners.scripted import Fault, Scripted
 from supervise import (
     IGNORE,
     Backoff,
@@ -353,3 +356,40 @@ async def two_trees(scene: Scene) -> None:
         scene.tree(Supervisor("second", [drained(scene, "two")])),
     ):
         await trio.sleep(1)
+
+
+@program
+async def inline_device(scene: Scene) -> None:
+    """A device worker whose runner is in the task itself: streams that wait, a failure, a move, a rebuild, one that is left."""
+    faults = (Fault("poison", "stream", 3, incarnation=1), Fault("oom", "call", 2, incarnation=2))
+    runner = Scripted(6, delay=0.1, load_delay=0.1, faults=faults)
+
+    async def calls() -> None:
+        with suppress(OutOfMemory):
+            await tree["app/worker"].call(ExecuteBatch("call", "c", on_loss="migrate"))
+
+    worker = device_worker("worker", runner, host=InlineHost(), canary=2, drain=1)
+    async with scene.tree(Supervisor("app", [drained(scene), worker])) as tree:
+        ref = tree["app/worker"]
+        client = await tree.root.add(Child("client", calls, restart="transient"))
+        async with ref.stream(ExecuteBatch("stream", "s", on_loss="migrate")) as stream:
+            assert [chunk.index async for chunk in stream] == list(range(6))
+        await client.ended()
+        await rebuild(ref)
+        async with ref.stream(ExecuteBatch("left", "l")) as stream:
+            await anext(stream)
+        await trio.sleep(5)
+
+
+@program
+async def sync_device(scene: Scene) -> None:
+    """Likewise, of a runner that is not async."""
+    runner = Scripted(6, faults=(Fault("poison", "stream", 3, incarnation=1),))
+    worker = device_worker("worker", runner, host=InlineHost())
+    async with scene.tree(Supervisor("app", [drained(scene), worker])) as tree:
+        ref = tree["app/worker"]
+        async with ref.stream(ExecuteBatch("stream", "s", on_loss="migrate")) as stream:
+            assert [chunk.index async for chunk in stream] == list(range(6))
+        await rebuild(ref)
+        report_poison(ref, "from outside", 2)
+        await ref.call(ExecuteBatch("call", "c"))

@@ -1,15 +1,16 @@
-"""Raise SIGINT at the n-th line that a run executes in a package."""
+"""Raise SIGINT at the n-th line that a run executes in a package, or at a given line of its source."""
 
 from __future__ import annotations
 
 import contextlib
 import signal
 import sys
+from collections import Counter
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, TypeAlias
 
 CONTEXTLIB = contextlib.__file__
 
@@ -44,8 +45,7 @@ class Striker:
             found = self._ours[name] = name.startswith(self._folders)
         if found or name != CONTEXTLIB:
             return found
-        generator = getattr(frame.f_locals.get("self"), "gen", None)
-        code = getattr(generator, "gi_code", None) or getattr(generator, "ag_code", None)
+        code = _generator(frame)
         return code is not None and code.co_filename.startswith(self._folders)
 
     def _call(self, frame: FrameType, event: str, argument: object) -> Any:
@@ -55,11 +55,45 @@ class Striker:
         if event != "line":
             return self._line
         self.lines += 1
-        if self._strikes and self.lines == self._strikes[-1]:
-            self._strikes.pop()
+        if self._is_due(frame):
             code = frame.f_code
             self.struck.append(f"{Path(code.co_filename).name}:{frame.f_lineno} {code.co_qualname}")
             signal.raise_signal(
                 signal.SIGINT
             )  # raises here, as at that line, or later where that is protected
         return self._line
+
+    def _is_due(self, frame: FrameType) -> bool:
+        due = bool(self._strikes) and self.lines == self._strikes[-1]
+        if due:
+            self._strikes.pop()
+        return due
+
+
+Place: TypeAlias = tuple[str, int, str]
+"""A line of a source: its file, its number, and whose generator it is that `contextlib` runs there."""
+
+
+class PlaceStriker(Striker):
+    """Counts how often each line of the source is executed, and raises SIGINT at the n-th time of one.
+
+    For programs that do not execute the same lines in the same order each time.
+    """
+
+    def __init__(self, folders: Sequence[Path], strike: tuple[Place, int] | None = None) -> None:
+        super().__init__(folders)
+        self._strike = strike
+        self.places = Counter[Place]()
+
+    def _is_due(self, frame: FrameType) -> bool:
+        code = frame.f_code
+        run = _generator(frame) if code.co_filename == CONTEXTLIB else None
+        place = (code.co_filename, frame.f_lineno, "" if run is None else run.co_qualname)
+        self.places[place] += 1
+        return self._strike == (place, self.places[place])
+
+
+def _generator(frame: FrameType) -> Any:
+    """The code of the generator that a frame of `contextlib` runs, if it does."""
+    generator = getattr(frame.f_locals.get("self"), "gen", None)
+    return getattr(generator, "gi_code", None) or getattr(generator, "ag_code", None)

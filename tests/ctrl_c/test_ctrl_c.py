@@ -4,13 +4,16 @@ import random
 
 import pytest
 
+from . import devices, moments, verdict
+from .devices import DEVICES
 from .moments import BUSY, campaign
 from .programs import PROGRAMS
-from .strike import Striker
+from .strike import CONTEXTLIB, Striker
 from .verdict import FOLDERS, Scene, judge, run, tidy
 
 LINES = 60
 PAIRS = 15
+DEVICE_LINES = 6
 
 
 @pytest.mark.parametrize("name", PROGRAMS)
@@ -38,6 +41,43 @@ def test_a_second_interrupt_anywhere_leaves_nothing_behind_either(name):
         if problem is not None:
             tidy()
         assert problem is None, f"at lines {lines}, {striker.struck}"
+
+
+def test_an_interrupt_between_a_generator_and_its_caller_leaves_no_session_open(monkeypatch):
+    """R4: in contextlib, which is no code of ours; such lines of a worker in the task itself."""
+    program, found = PROGRAMS["sync_device"], set()
+
+    class Finder(Striker):
+        def _is_due(self, frame):
+            if frame.f_code.co_filename == CONTEXTLIB:
+                found.add(self.lines)
+            return super()._is_due(frame)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(verdict, "Striker", Finder)
+        run(program)
+    for line in random.sample(sorted(found), LINES):
+        problem, striker = run(program, [line])
+        assert problem is None, f"at line {line}, {striker.struck}"
+
+
+@pytest.mark.parametrize("name", DEVICES)
+def test_an_interrupt_at_any_line_stops_a_device_worker_and_leaves_nothing(name):
+    """R4, D10: whichever line of its parent's end it strikes: no process, no descriptor, no exception that is ignored."""
+    problem, plain = devices.run(DEVICES[name])
+    assert problem is None
+    strikes = devices.strikes(plain, random.Random())
+    for at in random.sample([at for at in strikes if "/runners/" in at[0][0]], DEVICE_LINES):
+        problem, striker = devices.strike(DEVICES[name], at)
+        if problem is not None:
+            tidy()
+        assert problem is None, f"at {at}, {striker.struck}"
+
+
+@pytest.mark.slow
+def test_real_signals_at_random_moments_stop_device_workers_in_order():
+    """R4, D10: with a context that is killed again and again."""
+    assert moments.devices(4, seed=random.getrandbits(32), quiet=True) == 0
 
 
 @pytest.mark.slow

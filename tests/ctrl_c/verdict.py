@@ -21,8 +21,7 @@ from supervise.testing import assert_lifecycle, run_virtual
 
 from .strike import Striker
 
-FOLDERS = (Path(supervise.__file__).parent,)
-RUNNERS = (*FOLDERS, Path(runners.__file__).parent)
+FOLDERS = (Path(supervise.__file__).parent, Path(runners.__file__).parent)
 FOR_EVER = 100_000.0
 """Virtual seconds after which a program hangs."""
 

@@ -266,7 +266,7 @@ FAMILIES: dict[str, Family] = {
     "requests": Family(requests, (24, 29)),
     "three requests": Family(three_requests, (0,)),
     "by hand": Family(by_hand, (2,)),
-    "releases": Family(releases, (2, 6)),
+    "releases": Family(releases, (1, 6)),
     "four": Family(four, (2,)),
     "nested": Family(nested, (0,)),
     "resumed": Family(resumed, (9,)),
