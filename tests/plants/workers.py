@@ -61,7 +61,7 @@ WORKERS = tuple(
                 "runners/hosts/wire.py",
                 "    chunks: Annotated[list[Chunk], msgspec.Meta(max_length=1)]",
                 "    chunks: list[Chunk]",
-                ("tests/rogue",),
+                ("tests/runners/test_wire.py",),
             ),
             (
                 "runners/hosts/wire.py",

@@ -78,16 +78,20 @@ class _Says(Base):
 
 @attrs.frozen
 class SaysWhenAsked(Says):
-    """Likewise, but not before the parent has said something."""
+    """Writes `before`, waits until the parent says something, and writes the rest; it never comes to a chunk of its own."""
+
+    before: str = ""
 
     def build(self, start):
         return _SaysWhenAsked(self)
 
 
 class _SaysWhenAsked(_Says):
-    def meanwhile(self, batch):
+    def execute(self, batch):
+        os.write(connection(), self.spec.before.encode("latin-1"))
         select.select([connection()], [], [])
-        super().meanwhile(batch)
+        self.meanwhile(batch)
+        yield from super().execute(batch)
 
 
 @attrs.frozen

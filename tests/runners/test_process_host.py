@@ -521,8 +521,9 @@ async def test_what_it_may_not_say_is_a_protocol_error(said, message, then):
 @pytest.mark.trio
 async def test_who_speaks_of_the_very_next_stream_has_dropped_the_one_before():
     """D9: it has read the drop that was sent in front of it; what it never answers would be kept in mind for ever."""
-    said = raw(wire.Step([wire.Chunk(1, 0, (9,), "z", None, None)], []))
-    async with opened(SaysWhenAsked(said, "wait"), ProcessHost(first_chunk_timeout=5)) as session:
+    first, second = (raw(wire.Step([wire.Chunk(number, 0, (9,), "z", None, None)], [])) for number in (0, 1))
+    runner = SaysWhenAsked(second, "wait", before=first)
+    async with opened(runner, ProcessHost(first_chunk_timeout=5)) as session:
         session.begin(BATCH)
         await session.receive()
         session.drop("r")
