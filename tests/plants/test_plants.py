@@ -30,4 +30,4 @@ def test_a_planted_fault_is_caught(plant):
     try:
         assert caught_by(plant, root)
     finally:
-        shutil.rmtree(root)
+        shutil.rmtree(root.parent)

@@ -191,6 +191,7 @@ def test_a_restart_by_hand_whose_start_fails_is_told_and_retried():
 
 def test_a_request_whose_caller_has_gone_is_withdrawn_unless_it_has_begun():
     """R25: twenty clients that lose patience with a busy pool leave one member behind, which was already starting."""
+
     async def slow(task_status):
         await trio.sleep(10)
         task_status.started()
