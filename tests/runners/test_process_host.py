@@ -788,7 +788,8 @@ async def test_a_hang_is_seen_though_whoever_waits_leaves(begins_again):
                     session.begin(BATCH)
 
         nursery.start_soon(beg)
-        await until_failure(session, ContextHung)
+        with trio.fail_after(PATIENCE / 2):
+            await until_failure(session, ContextHung)
         nursery.cancel_scope.cancel()
 
 

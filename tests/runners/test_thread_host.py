@@ -104,8 +104,9 @@ async def test_a_thread_that_hangs_cannot_be_stopped_and_says_so(at, monkeypatch
         thread.join(PATIENCE)
 
 
+@pytest.mark.parametrize("begins_again", [False, True])
 @pytest.mark.trio
-async def test_a_thread_that_hangs_is_seen_though_whoever_waits_leaves(monkeypatch):
+async def test_a_thread_that_hangs_is_seen_though_whoever_waits_leaves(begins_again, monkeypatch):
     """D9: who has left is not waited for, but the thread is, until it has dropped the stream."""
     release = sleeps_until_released(monkeypatch)
     host = ThreadHost(chunk_timeout=0.6)
@@ -113,13 +114,16 @@ async def test_a_thread_that_hangs_is_seen_though_whoever_waits_leaves(monkeypat
         async with trio.open_nursery() as nursery:
 
             async def beg():
+                session.begin(BATCH)
                 while True:
-                    session.begin(BATCH)
                     await trio.sleep(0.25)
                     session.drop("r")
+                    if begins_again:
+                        session.begin(BATCH)
 
             nursery.start_soon(beg)
-            _, error = await until_failure(session)
+            with trio.fail_after(5):
+                _, error = await until_failure(session)
             nursery.cancel_scope.cancel()
         assert "made no chunk within 0.6 s" in str(error)
         release.set()
