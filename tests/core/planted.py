@@ -75,7 +75,11 @@ BUGS = [
         "nobody hears that the retry is off", Machine, "_cancel_retry",
         'self._down(other, "down", None)', "pass", "requests", 0,
     ),
-    Bug("void items are served", Machine, "_serve", "elif item.epoch == item.node.epoch:", "else:", "one", 60),
+    Bug("void items are served", Machine, "_serve", "elif item.holds():", "else:", "one", 60),
+    Bug(
+        "a group does not wait for who leaves", Judging, "_begin",
+        'self.spec.strategy == "one_for_one" and ', "", "directives", 6,
+    ),
     Bug("the short way is open to the busy", Judging, "restart_at_once", "self.act is not None or ", "", "three", 0),
     Bug("the short way costs nothing", Judging, "restart_at_once", " or not self._charge_both(node, now)", "", "one", 0),
     Bug(

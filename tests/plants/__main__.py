@@ -42,7 +42,7 @@ def main() -> int:
                 print(f"{number:3}/{len(chosen)} {plant.file}: {plant.name}: {by or 'SURVIVES'}", flush=True)
     finally:
         for folder in made:
-            shutil.rmtree(folder, ignore_errors=True)
+            shutil.rmtree(folder.parent, ignore_errors=True)
     print(f"{len(chosen) - survivors} of {len(chosen)} caught")
     return survivors > 0
 

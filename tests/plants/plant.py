@@ -37,19 +37,12 @@ class Plant:
 
 
 def copy_of_project() -> Path:
-    """A folder with the tracked files, and those not yet tracked, of this project."""
+    """A folder with what a checkout of this project holds."""
     made = Path(tempfile.mkdtemp(prefix="plants-"))
-    listed = subprocess.run(
-        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
-        cwd=ROOT,
-        capture_output=True,
-        check=True,
+    left_out = shutil.ignore_patterns(
+        ".git", ".venv*", "venv*", "*.egg-info", "__pycache__", ".*_cache", ".hypothesis"
     )
-    for name in filter(None, listed.stdout.decode().split("\0")):
-        if (ROOT / name).is_file():
-            (made / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(ROOT / name, made / name)
-    return made
+    return Path(shutil.copytree(ROOT, made / "project", ignore=left_out, symlinks=True))
 
 
 def caught_by(plant: Plant, root: Path) -> str:

@@ -7,7 +7,8 @@ import pytest
 from .plant import caught_by, copy_of_project
 from .plants import PLANTS
 
-FIRST = PLANTS[:: max(1, len(PLANTS) // 3)][:3]
+QUICK = {"a request is not withdrawn", "nobody is named for whom a start waits"}
+FIRST = [plant for plant in PLANTS if plant.name in QUICK]
 
 
 @pytest.mark.parametrize("plant", PLANTS, ids=lambda plant: plant.name)
@@ -29,4 +30,4 @@ def test_a_planted_fault_is_caught(plant):
     try:
         assert caught_by(plant, root)
     finally:
-        shutil.rmtree(root)
+        shutil.rmtree(root.parent)

@@ -24,13 +24,6 @@ TREES = tuple(
             _STOPPING,
         ),
         (
-            "the end waits for the machine only",
-            _DRIVER,
-            "                await self.over.wait()\n",
-            "                await self.finished.wait()\n                return first\n",
-            ("tests/tree/test_stopping.py", "tests/tree/test_embedding.py"),
-        ),
-        (
             "the first interrupt hurries those who drain",
             _DRIVER,
             "        if not self._interrupted:\n            self._interrupted = True\n            return\n",

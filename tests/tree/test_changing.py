@@ -191,7 +191,13 @@ def test_a_restart_by_hand_whose_start_fails_is_told_and_retried():
 
 def test_a_request_whose_caller_has_gone_is_withdrawn_unless_it_has_begun():
     """R25: twenty clients that lose patience with a busy pool leave one member behind, which was already starting."""
-    pool = Pool("pool", Puppet("m", 10).spec)
+
+    async def slow(task_status):
+        await trio.sleep(10)
+        task_status.started()
+        await trio.sleep_forever()
+
+    pool = Pool("pool", Child("m", slow))
     added = []
 
     async def client(tree):

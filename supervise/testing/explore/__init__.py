@@ -51,7 +51,7 @@ def record(form: str, explored: Explored) -> None:
     numbers = covered()
     numbers[form][explored.family] = explored.numbers
     forms = {
-        form: ",\n  ".join(f"{json.dumps(name)}: {it}" for name, it in its.items())
+        form: ",\n  ".join(f"{json.dumps(name)}: {its[name]}" for name in FAMILIES if name in its)
         for form, its in numbers.items()
     }
     _COVERED.write_text("{" + ",\n".join(f'"{form}": {{\n  {its}\n}}' for form, its in forms.items()) + "}\n")
