@@ -17,7 +17,7 @@ from runners.hosts import wire
 from runners.hosts.child import entitle
 from runners.hosts.spec import unpack
 from runners.hosts.surroundings import adopt
-from runners.hosts.turns import Position, checked, close, execute, info_of, sync_only, sync_runner
+from runners.hosts.turns import Position, checked, close, execute, info_of, made_by, sync_only, sync_runner
 from runners.probe import DeviceProbe
 from runners.types import (
     ModelRunner,
@@ -219,7 +219,7 @@ class Engine:
         self._tell(step)
 
     def _next(self, number: int, stream: _Stream) -> wire.Chunk:
-        chunk = checked(stream.position, next(stream.chunks, None), stream.close)
+        chunk = checked(stream.position, made_by(stream.chunks), stream.close)
         if chunk.finish_reason is not None:
             del self._streams[number]
             stream.close()

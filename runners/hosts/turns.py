@@ -64,7 +64,7 @@ class SyncSource:
 
     def poll(self) -> object:
         """See `Source.poll`."""
-        return next(self._chunks, None)
+        return made_by(self._chunks)
 
     def close(self) -> None:
         """See `Source.close`."""
@@ -235,6 +235,18 @@ class Turns:
         elif is_a(found, DeviceError):
             raise _of(request_id, cast("DeviceError", found))
         return number, RequestFailed(request_id, found)
+
+
+def made_by(chunks: Iterator[TokenChunk]) -> TokenChunk | None:
+    """The next chunk, or None at the end. What raises is closed at once: it may be an object that keeps a place."""
+    try:
+        return next(chunks, None)
+    except BaseException as error:
+        try:
+            close(chunks)
+        except Exception as worse:  # noqa: BLE001 - the first error is what its request is told; the other is its note
+            BaseException.add_note(error, f"and its stream could not be closed: {brief(worse)}")
+        raise
 
 
 def close(chunks: Iterator[TokenChunk]) -> None:

@@ -7,7 +7,7 @@ import pytest
 import trio
 import trio.testing
 from remotes import Speaks, Told
-from rogues import FailsAgain, Holds, Nested, OnePlace, Raises, Remembers, Yields
+from rogues import FailsAgain, Holds, Nested, OnePlace, Raises, Remembers, Seats, Yields
 from sessions import (
     BATCH,
     FOREVER,
@@ -519,3 +519,17 @@ async def test_a_worker_serves_over_it(host):
         assert host is not THREAD
     (decided,) = [event for event in seen if isinstance(event, events.Decided)]
     assert decided.tag == ("device" if host is THREAD else "device.poisoned")
+
+
+@every_host
+def test_a_stream_that_fails_is_closed_and_frees_its_place(host):
+    """D5: the hosts close it, for it may be an object that keeps its place until then."""
+
+    async def main():
+        async with opened(Seats(), host) as session:
+            for number in range(5):
+                session.begin(request(f"r{number}"), ())
+                (item,) = await session.receive()
+                assert f"r{number} is bad" in str(item.error)
+
+    trio.run(main)
