@@ -48,6 +48,7 @@ class _Asked:
 
     process: Forked | None = None
     refused: OSError | None = None
+    left: bool = False  # nobody wants it any more
     answered: trio.Event = field(factory=trio.Event)
 
 
@@ -148,8 +149,15 @@ class ForkServer:
         number, asked = next(self._numbers), _Asked()
         self._asked[number] = asked
         self._ask(number, ends)
-        with trio.CancelScope(shield=True):
-            await within(_ANSWER, asked.answered.wait)
+        try:
+            with trio.CancelScope(shield=True):
+                await within(_ANSWER, asked.answered.wait)
+        except KeyboardInterrupt:  # no shield holds one off
+            asked.left = True
+            if asked.process is not None:
+                asked.process.kill()
+                os.close(asked.process.pidfd)
+            raise
         if not asked.answered.is_set():
             self.kill(f"{self._name} did not fork within {_ANSWER:g} s")
         if asked.refused is not None:
@@ -234,7 +242,12 @@ class ForkServer:
                 raise ProtocolError(f"an unexpected {type(frame).__name__} frame")
 
     def _born(self, asked: _Asked, pid: int, descriptors: list[int]) -> None:
-        """It is there; but where we have no descriptor left the kernel has dropped its pidfd, and we let it go again."""
+        """It is there; but where we have no descriptor left the kernel has dropped its pidfd, and we let it go again.
+
+        So we do if nobody waits for it any more: it finds its connection closed, and ends, and its pidfd is closed here.
+        """
+        if asked.left:
+            return
         if descriptors:
             asked.process = Forked(self, pid, descriptors.pop())
             cleaner.note_birth(pid)

@@ -70,7 +70,9 @@ def nothing_left():
     before = processes(), descriptors()
     yield
     gc.collect()
-    assert (processes(), descriptors()) == before
+    after = processes(), descriptors()
+    told = [(pid, stat(str(pid))[0], Path(f"/proc/{pid}/cmdline").read_bytes()[-80:]) for pid in after[0] - before[0]]
+    assert after == before, f"{told}, {after[1]} and not {before[1]}"
 
 
 async def until(condition):
