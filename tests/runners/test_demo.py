@@ -206,13 +206,16 @@ def test_no_process_outlives_a_killed_parent(stopped):
     while b"request 1" not in parent.stdout.readline():
         pass
     parent.stdout.readline()  # the first stream is under way
-    (child,) = children(parent.pid)
+    found = {Path(f"/proc/{pid}/comm").read_text().strip(): pid for pid in children(parent.pid)}
+    cleaner = found.pop("runners:cleaner")
+    (child,) = found.values()
     if stopped:
         os.kill(child, signal.SIGSTOP)
         eventually(lambda: state(child) == "T", "the child is stopped")
     parent.kill()
     parent.communicate()
     eventually(lambda: state(child) == "Z", "the child is gone")
+    eventually(lambda: state(cleaner) == "Z", "the cleaner is gone")
 
 
 def test_the_parent_never_imports_torch():
