@@ -108,17 +108,6 @@ TREES = tuple(
             ("tests/tree/test_stopping.py", "tests/tree/test_random_trees.py"),
         ),
         (
-            "a later timer puts off an earlier one",
-            _DRIVER,
-            "        if one.at >= place.wake_at:\n            return\n",
-            "",
-            (
-                "tests/tree/test_strategies.py",
-                "tests/tree/test_stopping.py",
-                "tests/tree/test_random_trees.py",
-            ),
-        ),
-        (
             "timers of what has ended are kept",
             _DRIVER,
             "            if place.wake_at != inf:\n                self._forget_timer(place)\n",
