@@ -196,7 +196,7 @@ TREES = tuple(
             _LEAF,
             "        verdict, self._verdict = self._verdict, None\n",
             "        verdict = self._verdict\n",
-            ("tests/tree/test_directives.py",),
+            _HOSTILE,
         ),
         (
             "a release during a stop hangs",

@@ -71,7 +71,10 @@ def nothing_left():
     yield
     gc.collect()
     after = processes(), descriptors()
-    told = [(pid, stat(str(pid))[0], Path(f"/proc/{pid}/cmdline").read_bytes()[-80:]) for pid in after[0] - before[0]]
+    told = [
+        (pid, stat(str(pid))[0], Path(f"/proc/{pid}/cmdline").read_bytes()[-80:])
+        for pid in after[0] - before[0]
+    ]
     assert after == before, f"{told}, {after[1]} and not {before[1]}"
 
 

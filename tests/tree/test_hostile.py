@@ -335,6 +335,59 @@ def test_a_stale_task_status_makes_nobody_ready():
     grow(app(Child("a", body)), scene)
 
 
+def test_a_stale_task_status_does_not_cut_a_quick_restart_short():
+    """R19: a restart in one step looks at the node alone, so that whose word it is must be known before."""
+    leaked = []
+
+    async def body(*, task_status):
+        leaked.append(task_status)
+        if len(leaked) == 1:
+            return IGNORE
+        await trio.sleep(5 if len(leaked) == 3 else 0)
+        task_status.started()
+        await trio.sleep(1)
+        if len(leaked) == 2:
+            raise Boom
+        return await trio.sleep_forever()
+
+    async def scene(tree, seen):
+        await tree["app/a"].start()
+        await trio.sleep(2)
+        assert (len(leaked), tree["app/a"].status().state) == (3, "starting")
+        leaked[0].started()
+        await quiet()
+        assert tree["app/a"].status().state == "starting"
+        await trio.sleep(5)
+        assert tree["app/a"].status().state == "up"
+
+    grow(app(Child("a", body, start_warning=float("inf"))), scene)
+
+
+def test_a_verdict_is_waited_for_each_time():
+    """R8, R19: a failure behind a Resume waits for its own verdict, while its supervisor is busy."""
+    entries = []
+
+    async def body(_):
+        entries.append(trio.current_time())
+        await trio.sleep(1)
+        if len(entries) < 3:
+            raise Boom
+        await trio.sleep_forever()
+
+    async def slow(task_status):
+        await trio.sleep(10)
+        task_status.started()
+        await trio.sleep_forever()
+
+    async def scene(tree, seen):
+        await trio.sleep(1.5)
+        await tree.root.add(Child("slow", slow))
+        await trio.sleep(5)
+
+    grow(app(Child("a", body, resource=nothing), decider=Decider({Boom: Resume})), scene)
+    assert entries == [0, 1, 11.5]
+
+
 def test_a_context_variable_of_an_equal_value_does_not_leak_into_the_next_incarnation():
     """R9: True is not 1, and one empty list is not another."""
     flag = contextvars.ContextVar("flag")

@@ -229,10 +229,14 @@ def test_the_childs_code_is_interrupted_where_it_is_and_ours_is_not():
     async def body(_):
         note("body")
 
+    async def plain():
+        note("a body without a resource")
+
     child = Child("a", body, resource=Resource, restart="transient")
+    other = Child("b", plain, restart="transient")
 
     async def main():
-        async with open_tree(app(child, init=lambda: note("init")), sinks=[lambda _: note("sink")]):
+        async with open_tree(app(child, other, init=lambda: note("init")), sinks=[lambda _: note("sink")]):
             note("block")
 
     run_virtual(main)
@@ -241,6 +245,7 @@ def test_the_childs_code_is_interrupted_where_it_is_and_ours_is_not():
         ("make", False),
         ("enter", False),
         ("body", False),
+        ("a body without a resource", False),
         ("exit", False),
         ("block", False),
         ("sink", True),
@@ -288,3 +293,25 @@ def test_nothing_is_started_again_after_an_interrupt_of_what_leaves_a_resource(s
         strategy=strategy,
     )
     assert len(seen.of(events.Starting)) == 4
+
+
+def test_the_first_of_what_no_decider_decides_is_what_leaves():
+    """R4: a clean-up that exits with another status, while the tree stops for the first, changes nothing."""
+
+    async def first():
+        await trio.sleep(1)
+        raise SystemExit(3)
+
+    async def second():
+        try:
+            await trio.sleep_forever()
+        finally:
+            raise SystemExit(4)
+
+    async def main():
+        async with open_tree(app(Child("second", second), Child("first", first)), sinks=[]):
+            await trio.sleep_forever()
+
+    with pytest.raises(SystemExit) as raised:
+        run_virtual(main)
+    assert raised.value.code == 3
