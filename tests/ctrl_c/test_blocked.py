@@ -7,6 +7,7 @@ import subprocess
 import sys
 import textwrap
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -368,6 +369,23 @@ def test_the_watchdog_says_when_the_loop_turns_again_and_is_silent_otherwise():
     assert "blocked for" in line
     while "turns again" not in line:
         line = program.process.stderr.readline()
+    program.signal(signal.SIGTERM)
+    assert program.ends() == (0, "")
+
+
+def test_the_watchdog_does_not_take_a_stopped_process_for_a_blocked_loop():
+    """R20: where nothing ran, the loop did not either; it gets another look."""
+    program = Program(
+        """
+        run_tree(Supervisor("app", [Child("idle", waits)]), sinks=[], watchdog=0.2)
+        """
+    )
+    assert program.says() == "up"
+    for _ in range(3):
+        program.signal(signal.SIGSTOP)
+        time.sleep(1.5)  # longer than the watchdog's patience and its margin
+        program.signal(signal.SIGCONT)
+        time.sleep(0.3)
     program.signal(signal.SIGTERM)
     assert program.ends() == (0, "")
 

@@ -254,12 +254,5 @@ TREES = tuple(
             "        done.acquire()\n",
             ("tests/ctrl_c/test_blocked.py",),
         ),
-        (
-            "the watchdog takes a stopped process for a blocked loop",
-            _LAST,
-            "            if not told and late > patience + _LATE and _comes(self._turned, _LATE):",
-            "            if False:",
-            ("tests/ctrl_c/test_blocked.py",),
-        ),
     )
 )
