@@ -19,6 +19,7 @@ from supervise import (
     Limit,
     Pool,
     Restart,
+    Rule,
     Stop,
     Supervisor,
     TreeFailed,
@@ -325,6 +326,30 @@ def test_a_built_in_rule_is_nobodys_decision():
     seen = grow(app(a, decider=Decider(default=Stop)), scene)
     decided = seen.the(events.Decided)
     assert (decided.directive, decided.decider, decided.entry) == (Restart, None, "rule")
+
+
+def test_a_decider_that_raises_is_named_by_no_entry():
+    """R2, R5: the event says that it raised, and what; nobody's table answered."""
+    a = Puppet("a")
+
+    def when(_):
+        raise LookupError("no such table")
+
+    async def scene(tree, seen):
+        a.fail()
+        await trio.sleep_forever()
+
+    seen = Seen()
+    with pytest.raises(TreeFailed):
+        grow(app(a, decider=Decider(rules=[Rule(Boom, "x", when=when)])), scene, seen=seen)
+    decided = seen.the(events.Decided)
+    assert (decided.because, decided.directive, decided.decider, decided.entry) == (
+        "raised",
+        Escalate,
+        None,
+        None,
+    )
+    assert isinstance(decided.exc, LookupError)
 
 
 def test_attempts_of_a_series_are_numbered():
