@@ -164,8 +164,9 @@ def test_a_stop_by_hand_waits_for_the_end_and_nothing_is_restarted():
         a.fail()
         b.fail(Other("no"))
         await quiet()
-        await tree[a.spec].stop()
-        await tree[b.spec].stop()
+        async with trio.open_nursery() as asking:  # both while the resource is being left
+            asking.start_soon(tree[a.spec].stop)
+            asking.start_soon(tree[b.spec].stop)
         assert trio.current_time() == 3
         assert [child.state for child in tree.status().children] == ["down", "condemned"]
         assert (a.lives, b.lives) == (1, 1)
