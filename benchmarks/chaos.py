@@ -5,9 +5,9 @@
 
 32 callers are busy without a break, while the context is killed (SIGKILL, SIGSEGV, SIGABRT) and stopped (SIGSTOP) from
 outside, and rebuilt by its operator. In every second tenth of the run requests bring harm along, too: they poison the
-context, kill it, run out of memory, tear the connection in the middle of a frame, say what is no frame or what may not be said,
-raise what does harm when it is looked at, ignore and block all signals, or close its standard output. Some loads fail. Some
-streams are so wide that they fill the pipe. Rebuilds come one by one and in storms. All of it follows from the seed.
+context, kill it, run out of memory, tear the connection in the middle of a frame, send bytes that are no frame or a frame that
+the protocol forbids at that moment, raise an exception whose own code raises or blocks, ignore and block all signals, or close
+its standard output. Some loads fail. Some streams are so wide that they fill the pipe. Rebuilds come one by one and in storms. All of it follows from the seed.
 
 Beside that a program of its own with a worker in it is started, again and again: it is stopped with all its processes and
 continued, as a frozen container is, and interrupted by Ctrl-C; every second one is born with SIGCHLD ignored.

@@ -31,9 +31,9 @@ FAILING_LOADS: tuple[Kind, ...] = ("poison", "error", "kill")
 class Rough:
     """Any runner; but for some models it is rough.
 
-    For `tear` it dies in the middle of a frame, for `garbage` it says what is no frame, for `rogue` frames that it may not say,
-    for `hostile` it raises what does harm when it is looked at, for `ignore` it ignores signals, and for `mute` it closes its
-    standard output: each once in a request. For `wide` it repeats every character. And some of its loads fail, never the
+    For `tear` it dies in the middle of a frame, for `garbage` it sends bytes that are no frame, for `rogue` frames that the
+    protocol forbids at that moment, for `hostile` it raises an exception whose own code raises or blocks, for `ignore` it
+    ignores signals, and for `mute` it closes its standard output: each once in a request. For `wide` it repeats every character. And some of its loads fail, never the
     first.
 
     Args:

@@ -3,6 +3,8 @@
 What a runner raises is judged, shown and sent on, and its request may be one of many in a context. So nothing here runs
 into what the object's own code raises, nothing believes what it says of its class, and every text is bounded. An object
 that blocks its reader blocks us too: a process of its own is what helps then (D9).
+
+It repeats a little of what `supervise` does for its own messages: a context process imports nothing of `supervise`.
 """
 
 from __future__ import annotations
@@ -175,7 +177,7 @@ def causes(error: BaseException) -> Iterator[BaseException]:
         link = cause_of(link)
 
 
-def members(group: BaseExceptionGroup[Any]) -> list[BaseException]:
+def members(group: BaseException) -> list[BaseException]:
     """The exceptions in it that are no groups, however deep; at most `MAX_LINKS`, and as many groups."""
     found: list[BaseException] = []
     rest: list[BaseException] = [group]

@@ -10,7 +10,7 @@ import re
 import sys
 from collections.abc import Callable
 from functools import partial
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 from attrs import frozen
 
@@ -117,7 +117,7 @@ def worst(group: Exception, judge: Callable[[Exception], Exception]) -> Exceptio
     One that is nested so deep that nothing else is found in it is no more than a request's own error.
     """
     assert issubclass(type(group), ExceptionGroup)
-    found = [judge(error) for error in members(group) if issubclass(type(error), Exception)]  # type: ignore[arg-type]
+    found = [judge(cast("Exception", error)) for error in members(group) if is_a(error, Exception)]
     return max(found, key=_severity) if found else RunnerError(quoted(group))
 
 

@@ -2,7 +2,7 @@
 
 Trio looks a frame's code up when the signal comes: that costs nothing until then. What a protected function calls is protected
 too, contextlib's frames included. A runner that lives in this thread is called through `freely`, so that one that takes its
-time can be interrupted.
+time can be interrupted. (`supervise` protects its own classes likewise, but that is no part of its public face.)
 """
 
 from __future__ import annotations

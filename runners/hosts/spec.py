@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import importlib
-import reprlib
 import sys
 from collections.abc import Iterator
 from functools import reduce
 from typing import Any
 
 import attrs
+
+from ..brief import brief
 
 _PLAIN = (type(None), bool, int, float, str)
 _ALLOWED = (
@@ -18,9 +19,6 @@ _ALLOWED = (
 _INT64 = range(-(2**63), 2**64)
 _DEEP = 64
 """Levels; what packs and unpacks them calls itself for each, and so does msgpack at both ends."""
-
-_brief = reprlib.Repr()
-_brief.maxstring = _brief.maxother = 200
 
 
 def check_runner(runner: object) -> None:
@@ -31,7 +29,7 @@ def check_runner(runner: object) -> None:
         ValueError: its class, or a field's class, cannot be imported by name; or it is nested too deeply.
     """
     if issubclass(_class_of(runner), type) or not _can_build(runner):
-        raise TypeError(f"a runner must be a value with a build method, got {_shown(runner)}")
+        raise TypeError(f"a runner must be a value with a build method, got {brief(runner)}")
     pack(runner)
 
 
@@ -40,14 +38,6 @@ def _can_build(runner: object) -> bool:
         return callable(getattr(runner, "build", None))
     except Exception:  # noqa: BLE001 - whatever its attributes raise, it is no spec
         return False
-
-
-def _shown(value: object) -> str:
-    """For a message: short, and whatever its `__repr__` does."""
-    try:
-        return _brief.repr(value)
-    except Exception:  # noqa: BLE001 - an integer of too many digits, say
-        return f"a {_class_of(value).__name__} that has no repr"
 
 
 def spec_name(cls: type) -> str:
@@ -75,7 +65,7 @@ def pack(spec: object) -> Any:
         ValueError: a class cannot be imported by name.
     """
     if not attrs.has(type(spec)):
-        raise TypeError(f"a runner must be a frozen attrs value, got {_shown(spec)}")
+        raise TypeError(f"a runner must be a frozen attrs value, got {brief(spec)}")
     return _pack(spec, type(spec).__name__, 0)
 
 
@@ -107,19 +97,19 @@ def _pack(value: Any, where: str, depth: int) -> Any:
         return [kind.__name__, [_pack(item, f"{where}[{i}]", deeper) for i, item in enumerate(value)]]
     if kind is dict:
         pairs = [
-            [_pack(k, f"{where} key", deeper), _pack(v, f"{where}[{_shown(k)}]", deeper)]
+            [_pack(k, f"{where} key", deeper), _pack(v, f"{where}[{brief(k)}]", deeper)]
             for k, v in value.items()
         ]
         return ["dict", pairs]
     if attrs.has(kind):
         return ["spec", spec_name(kind), [list(pair) for pair in _fields(value, where, deeper)]]
-    raise TypeError(f"{where} must be {_ALLOWED}, got {_shown(value)}")
+    raise TypeError(f"{where} must be {_ALLOWED}, got {brief(value)}")
 
 
 def _plain(value: Any, where: str) -> Any:
     """A scalar, if it fits. Text that is not Unicode, such as a path that is not UTF-8, travels as bytes."""
     if type(value) is int and value not in _INT64:
-        raise TypeError(f"{where} must be {_ALLOWED}, got {_shown(value)}")
+        raise TypeError(f"{where} must be {_ALLOWED}, got {brief(value)}")
     if type(value) is str and not _is_unicode(value):
         return ["text", value.encode("utf-8", "surrogatepass")]
     return value

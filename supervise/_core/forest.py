@@ -6,7 +6,7 @@ The forest also plays the part of the root's supervisor, as far as events go.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from .. import events
@@ -15,8 +15,8 @@ from .act import Ledger
 from .decide import ROOT
 from .effect import Effect, Input
 from .machine import Machine
-from .node import Node, Status, Traffic, picture
-from .spec import Pool, Supervisor
+from .node import Memory, Node, Status, Traffic, picture
+from .spec import Child, Pool, Spec, Supervisor
 
 _ROUTED = frozenset({effect.Tell, effect.Rise, effect.Fail, effect.Fatal})
 
@@ -141,6 +141,77 @@ class Forest:
         root = self.root
         return [cls(at=now, path=root.path, incarnation=root.incarnation, **details)]
 
+    def find(self, path: str) -> Node | None:
+        """The node at a path, if every supervisor above it is there."""
+        names = path.split("/")
+        node: Node | None = self.root
+        if names[0] != self.root.name:
+            return None
+        for name in names[1:]:
+            if node is None or node.machine is None:
+                return None
+            node = node.machine.children.get(name)
+        return node
+
+    def gone(
+        self, path: str, *, ended: bool, failure: BaseException | None
+    ) -> tuple[bool, BaseException | None]:
+        """Whether the node is down for good, and why: it, or one above it, with no automatic start before it (R29).
+
+        The one furthest down knows best why; `ended` and `failure` say it of the whole tree. Below a supervisor that
+        starts anew is what its spec declares, and no more.
+        """
+        node: Node = self.root
+        names = path.split("/")
+        gone: tuple[bool, BaseException | None] = (ended, failure)
+        for depth, name in enumerate(names[1:], 1):
+            if node.gone:
+                gone = True, node.why
+            memory = node.memory
+            if not gone[0] and (node.machine is None or _starts_again(node)):
+                return not _declares(node.spec, names[depth:]), _left(memory, names[depth:], None)
+            if node.machine is None:
+                return True, _left(memory, names[depth:], gone[1])
+            below = node.machine.children.get(name)
+            if below is None:
+                return True, _left(memory, [name], None)
+            node = below
+        return (True, node.why) if node.gone else gone
+
     def status(self, now: float, traffic: Traffic = lambda _: (None, None)) -> Status:
         """The whole tree as it stands (R33)."""
         return picture(self.root, now, traffic)
+
+
+def _starts_again(node: Node) -> bool:
+    """Whether it will be started anew, as one of a group whose restart has been decided."""
+    machine = node.parent
+    act = None if machine is None else machine.act
+    if machine is None or act is None or act.node is None or act.kind not in ("restart", "retry"):
+        return False
+    return node in (act.starts if act.kind == "restart" else machine._group(act.node))
+
+
+def _left(
+    memory: Memory | None, names: Sequence[str], otherwise: BaseException | None
+) -> BaseException | None:
+    """Why what is called so left the tree, if it, or something above it, did and is remembered."""
+    for name in names:
+        if memory is None:
+            break
+        past = memory.left.get(name)
+        if past is not None:
+            return past.why
+        declared = memory.declared.get(name)
+        memory = None if declared is None else declared.memory
+    return otherwise
+
+
+def _declares(spec: Spec, names: Sequence[str]) -> bool:
+    """Whether there is, by declaration, something below `spec` that is called so."""
+    below: Spec | None = spec
+    for name in names:
+        if below is None or isinstance(below, Child):
+            return False
+        below = next((child for child in below.children if child.name == name), None)
+    return below is not None

@@ -209,14 +209,12 @@ class Judging(Acting):
                 path,
                 life - 1,
                 Restart,
-                self.path,
-                exc,
-                "table",
-                tag,
-                None,
-                None,
-                decider or None,
-                entry,
+                by=self.path,
+                exc=exc,
+                because="table",
+                tag=tag,
+                decider=decider or None,
+                entry=entry,
             ),
             events.Stopped(now, path, life - 1),
             events.Starting(now, path, life),
@@ -290,7 +288,7 @@ class Judging(Acting):
         self.act = Act("restart", why, node, group, group[::-1], token=token)
 
     def _forget_retries(self, group: list[Node], node: Node) -> float:
-        """A restart of the group takes along those whose retry is due; the seconds after which the last of them is."""
+        """A restart of the group takes along those that are down or whose retry is due; the seconds until the last retry."""
         longest = 0.0
         for other in group:
             if other.state == "down":

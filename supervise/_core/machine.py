@@ -492,12 +492,9 @@ class Machine(Judging):
         if node.state == "restarting":
             self._cancel_retry(node)
         afterwards = self.releasing.get(node)
-        if afterwards is not None and afterwards.kind == "condemn":
-            self.act = Act(
-                "condemn", why, node, [node], token=request.token
-            )  # no stop by hand lifts a verdict
-        else:
-            self.act = Act("stop", why, node, [node], token=request.token)
+        # A stop by hand does not lift a verdict.
+        condemned = afterwards is not None and afterwards.kind == "condemn"
+        self.act = Act("condemn" if condemned else "stop", why, node, [node], token=request.token)
 
     def _cancel_retry(self, node: Node) -> None:
         """Stopped by hand while a retry was due: its group stays down, and that is for good now (R13)."""

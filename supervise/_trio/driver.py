@@ -20,7 +20,7 @@ from typing import Any
 
 import outcome
 import trio
-from trio.lowlevel import ParkingLot, Task, enable_ki_protection
+from trio.lowlevel import Task, enable_ki_protection
 
 from .. import events
 from .._core import effect
@@ -31,83 +31,15 @@ from .._core.effect import Effect, Input
 from .._core.forest import Forest
 from .._core.judging import start_failed
 from .._core.machine import Machine
-from .._core.node import Memory, Node
-from .._core.spec import IGNORE, Child, Pool, Spec, Supervisor
-from ..errors import ChildStopped, Refused, TreeFailed
+from .._core.node import Node
+from .._core.spec import IGNORE, Child, Pool, Supervisor
+from ..errors import Refused, TreeFailed
+from .address import Address, Answer
 from .leaf import Leaf, freely
-from .mailbox import Inbox, Queue
-from .protect import protected
 
 logger = logging.getLogger("supervise")
 
 _FEW_TIMERS = 64  # fewer void ones are not worth a sweep
-
-
-@protected
-class Address:
-    """What outlives the incarnations of a path: its mailbox, and who waits for it to be up, or gone."""
-
-    __slots__ = ("_changes", "below", "gone", "mailbox", "path", "why")
-
-    _changes: ParkingLot | None  # from when somebody waits
-
-    def __init__(self, path: str) -> None:
-        self.path = path
-        self.below: dict[str, Address] = {}
-        self.mailbox: Queue | None = None
-        self.gone = False
-        self.why: BaseException | None = None
-        self._changes = None
-
-    def inbox(self, leaf: Leaf) -> Inbox:
-        assert self.mailbox is not None
-        return Inbox(self.mailbox, leaf)
-
-    def is_served_by(self, task: Task) -> None:
-        """The task of its child."""
-        assert self.mailbox is not None
-        self.mailbox.server = task
-
-    def ensure_mailbox(self, spec: Child) -> Queue:
-        """Its mailbox, made when first wanted."""
-        if self.mailbox is None:
-            if spec.mailbox is None:
-                raise TypeError(f"{self.path!r} has no mailbox: declare its child with mailbox=…")
-            self.mailbox = Queue(self.path, spec.mailbox)
-            if self.gone:
-                self.mailbox.close(self.why)
-        return self.mailbox
-
-    def close(self, why: BaseException | None) -> None:
-        """The node is down for good; if it was already, it stays so for the same reason."""
-        if self.gone:
-            return
-        self.gone, self.why = True, why
-        if self.mailbox is not None:
-            self.mailbox.close(why)
-        self.changed()
-
-    def reopen(self) -> None:
-        self.gone, self.why = False, None
-        if self.mailbox is not None:
-            self.mailbox.open()
-
-    def stopped(self) -> ChildStopped:
-        exc = ChildStopped(
-            f"{self.path!r} is down for good" + ("" if self.why is None else f": {brief(self.why)}")
-        )
-        exc.__cause__ = self.why
-        return exc
-
-    def changed(self) -> None:
-        if self._changes is not None:
-            self._changes.unpark_all()
-
-    async def wait(self) -> None:
-        """Wait for the next change."""
-        if self._changes is None:
-            self._changes = ParkingLot()
-        await self._changes.park()
 
 
 class Place:
@@ -120,28 +52,6 @@ class Place:
         self.nursery: trio.Nursery | None = None
         self.closed = trio.Event()
         self.wake_at = inf
-
-
-@protected
-class Answer:
-    """A request's token: whoever asked waits here."""
-
-    __slots__ = ("_outcome", "_waiting")
-
-    def __init__(self) -> None:
-        self._waiting = ParkingLot()
-        self._outcome: outcome.Outcome[Any] | None = None
-
-    def set(self, result: outcome.Outcome[Any]) -> None:
-        self._outcome = result
-        self._waiting.unpark_all()
-
-    async def wait(self) -> Any:
-        """The answer. A caller that is cancelled no longer waits; the request is carried out all the same."""
-        if self._outcome is None:
-            await self._waiting.park()
-        assert self._outcome is not None
-        return self._outcome.unwrap()
 
 
 class Driver:
@@ -361,7 +271,7 @@ class Driver:
         found = self.addresses.get(path)
         if found is not None and not found.gone:
             return found
-        gone, why = self._is_gone(path)
+        gone, why = self.forest.gone(path, ended=self.finished.is_set(), failure=self.failure)
         if not gone:
             if found is None:
                 return self._keep(Address(path))
@@ -369,7 +279,7 @@ class Driver:
         elif found is None:
             found = Address(path)
             found.close(why)
-            if self.find(path) is not None:
+            if self.forest.find(path) is not None:
                 self._keep(found)
         return found
 
@@ -394,40 +304,6 @@ class Driver:
             address = self._keep(Address(node.path))
         address.ensure_mailbox(node.spec)
         return address
-
-    def find(self, path: str) -> Node | None:
-        """The node at a path, if every supervisor above it is there."""
-        names = path.split("/")
-        node: Node | None = self.forest.root
-        if names[0] != self.forest.root.name:
-            return None
-        for name in names[1:]:
-            if node is None or node.machine is None:
-                return None
-            node = node.machine.children.get(name)
-        return node
-
-    def _is_gone(self, path: str) -> tuple[bool, BaseException | None]:
-        """Whether the node is down for good, and why: it, or one above it, with no automatic start before it (R29).
-
-        The one furthest down knows best why. Below a supervisor that starts anew is what its spec declares, and no more.
-        """
-        node: Node = self.forest.root
-        names = path.split("/")
-        gone: tuple[bool, BaseException | None] = (self.finished.is_set(), self.failure)
-        for depth, name in enumerate(names[1:], 1):
-            if node.gone:
-                gone = True, node.why
-            memory = node.memory
-            if not gone[0] and (node.machine is None or _starts_again(node)):
-                return not _declares(node.spec, names[depth:]), _left(memory, names[depth:], None)
-            if node.machine is None:
-                return True, _left(memory, names[depth:], gone[1])
-            below = node.machine.children.get(name)
-            if below is None:
-                return True, _left(memory, [name], None)
-            node = below
-        return (True, node.why) if node.gone else gone
 
     @enable_ki_protection
     def _changed(self, path: str) -> None:
@@ -547,7 +423,7 @@ class Driver:
 
     def _waits_for(self, task: Task | None) -> str | None:
         """The path of a node for which the task, or one below it, waits: that of the address in whose `wait` it is."""
-        for each in _tasks_below(task):
+        for each in tasks_below(task):
             for frame, _ in each.iter_await_frames():
                 if frame.f_code is Address.wait.__code__:
                     path: str = frame.f_locals["self"].path
@@ -577,13 +453,11 @@ class Driver:
 
     def stray(self, path: str, exc: BaseException) -> None:
         """Something of a child's raised when none of its bodies was there to fail with it (R24, R30)."""
-        if not is_decidable(exc):
-            self._fail(exc)
-            return
-        with suppress(Exception):  # a log that is broken: the caller who leaves has no part in that
-            logger.error(
-                "%r: a callback for callers that leave raised when its body was over", path, exc_info=exc
-            )
+        told = f"{path!r}: a callback for callers that leave raised when its body was over"
+        if is_decidable(exc):
+            complain(logging.ERROR, told, exc)
+        else:
+            self._stop_for(exc, told)
 
     def _fatal(self, one: effect.Fatal) -> None:
         if is_a(one.exc, KeyboardInterrupt):
@@ -702,40 +576,6 @@ def _nobody() -> None:
     """Nobody wants to know."""
 
 
-def _starts_again(node: Node) -> bool:
-    """Whether it will be started anew, as one of a group whose restart has been decided."""
-    machine = node.parent
-    act = None if machine is None else machine.act
-    if machine is None or act is None or act.node is None or act.kind not in ("restart", "retry"):
-        return False
-    return node in (act.starts if act.kind == "restart" else machine._group(act.node))
-
-
-def _left(
-    memory: Memory | None, names: Sequence[str], otherwise: BaseException | None
-) -> BaseException | None:
-    """Why what is called so left the tree, if it, or something above it, did and is remembered."""
-    for name in names:
-        if memory is None:
-            break
-        past = memory.left.get(name)
-        if past is not None:
-            return past.why
-        declared = memory.declared.get(name)
-        memory = None if declared is None else declared.memory
-    return otherwise
-
-
-def _declares(spec: Spec, names: Sequence[str]) -> bool:
-    """Whether there is, by declaration, something below `spec` that is called so."""
-    below: Spec | None = spec
-    for name in names:
-        if below is None or isinstance(below, Child):
-            return False
-        below = next((child for child in below.children if child.name == name), None)
-    return below is not None
-
-
 def _call_init(init: Callable[[], object] | None) -> effect.Boot:
     try:
         return effect.Boot(ignored=init is not None and freely(init) is IGNORE)
@@ -757,16 +597,16 @@ def _print(text: str) -> None:
         sys.stderr.write(f"{text}\n")
 
 
+def tasks_below(task: Task | None) -> list[Task]:
+    """A task and all below it."""
+    found = [] if task is None else [task]
+    for each in found:
+        found += [child for nursery in each.child_nurseries for child in nursery.child_tasks]
+    return found
+
+
 def _frames(task: Task) -> list[traceback.FrameSummary]:
     return list(traceback.StackSummary.extract(task.iter_await_frames()))
-
-
-def _tasks_below(task: Task | None) -> list[Task]:
-    """The task, and all in its nurseries."""
-    tasks = [] if task is None else [task]
-    for each in tasks:
-        tasks += [child for nursery in each.child_nurseries for child in nursery.child_tasks]
-    return tasks
 
 
 def _nodes(root: Node) -> list[Node]:

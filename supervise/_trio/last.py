@@ -25,7 +25,7 @@ from typing import Any, NoReturn
 import trio
 
 from .._core.spec import Child, Pool, Spec
-from .driver import Driver, complain
+from .driver import Driver, complain, tasks_below
 from .leaf import Leaf
 
 EX_SOFTWARE = 70
@@ -260,14 +260,6 @@ def _owner(task: trio.lowlevel.Task) -> str:
             return f"the init of {above.name!r}"
         above = None if above.parent_nursery is None else above.parent_nursery.parent_task
     return f"task {task.name!r}, which belongs to no child"
-
-
-def tasks_below(root: trio.lowlevel.Task | None) -> list[trio.lowlevel.Task]:
-    """A task and all below it."""
-    found = [] if root is None else [root]
-    for task in found:
-        found += [child for nursery in task.child_nurseries for child in nursery.child_tasks]
-    return found
 
 
 def stacks(tasks: Iterable[trio.lowlevel.Task]) -> str:

@@ -372,6 +372,8 @@ class Leaf:
         self._driver.post(self._node.parent, report)
         while self._verdict is None:
             self._parked = current_task()
+            # By hand, for nothing may end this wait but the verdict: neither a cancellation, which an Event would let
+            # through, nor a Ctrl-C, which waits, since these lines are protected.
             await wait_task_rescheduled(lambda _: Abort.FAILED)
         verdict, self._verdict = self._verdict, None
         self._reported = verdict == "release"

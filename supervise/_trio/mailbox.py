@@ -1,7 +1,8 @@
 """Messages, calls and streams (R29, R30).
 
 A mailbox belongs to a node, not to an incarnation. Nobody ever hangs at one, and nothing is lost without somebody
-being told.
+being told. Call, message, queue and inbox stand in one file, for most that happens is one step across all four: a caller
+who leaves frees a place in the queue, and the message in hand learns of it.
 
 Who waits, and where: a sender for room (`Queue.put`), a caller for its answer (`Call.result`), a consumer for the next
 item (`StreamCall.wait`), a body for the next message (`Inbox._wait`), and a body for room in a stream

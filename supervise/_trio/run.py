@@ -18,8 +18,8 @@ from .._core._check import check_number
 from .._core.spec import Pool, Supervisor
 from ..errors import StartFailed, TreeFailed
 from ..events import Sink
-from .driver import Driver, complain
-from .last import EX_SOFTWARE, HardExit, Watchdog, kicks, leave, stacks, tasks_below, write
+from .driver import Driver, complain, tasks_below
+from .last import EX_SOFTWARE, HardExit, Watchdog, kicks, leave, stacks, write
 from .tree import Tree, check_root, opening
 
 Watch = Callable[[Tree], Awaitable[object]]

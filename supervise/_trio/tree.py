@@ -20,7 +20,8 @@ from .._core.spec import Child, OnLoss, Pool, Spec, Supervisor, placed_twice, wa
 from ..errors import ChildRestarted, Refused
 from ..events import Sink
 from ..sinks.log import LoggingSink
-from .driver import Address, Answer, Driver
+from .address import Address, Answer
+from .driver import Driver
 from .leaf import Leaf, _is_fatal, _without_cancelled, enclosing_child
 from .mailbox import OpenStream, Queue, Stream, call, checked_on_loss
 from .protect import protected
@@ -63,7 +64,7 @@ class Tree:
             KeyError: the tree has no such node.
         """
         if isinstance(key, str):
-            if self._driver.find(key) is None and self._declared(key) is None:
+            if self._driver.forest.find(key) is None and self._declared(key) is None:
                 raise KeyError(f"tree {self._spec.name!r} has no node {key!r}{self._near(key)}")
             return Ref(self, key)
         path = self._static().get(key)
@@ -82,7 +83,7 @@ class Tree:
         """What may have been meant: near by, or elsewhere in the tree."""
         root = self._driver.forest.root
         under_root = f"{root.name}/{path}"
-        if self._driver.find(under_root) is not None or under_root in self._specs:
+        if self._driver.forest.find(under_root) is not None or under_root in self._specs:
             return f"; did you mean {under_root!r}? A path begins with the root"
         first, *names = path.split("/")
         last = path.rpartition("/")[2]
@@ -137,7 +138,7 @@ class Ref:
         return self._tree._driver
 
     def _node(self) -> Node | None:
-        return self._tree._driver.find(self.path)
+        return self._tree._driver.forest.find(self.path)
 
     def _spec(self) -> Spec | None:
         node = self._node()
@@ -280,7 +281,8 @@ class Ref:
     async def add(self, *args: Any, name: str | None = None) -> Ref:
         """Add a child and start it: `add(spec)` to a supervisor, `add(*args, name=…)` a member to a pool.
 
-        Added children go last, and are lost when their supervisor restarts. A pool names those without a name.
+        Added children go last, and are lost when their supervisor restarts. A pool names those without a name. If the
+        caller is cancelled before the start has begun, nothing is added; afterwards the child stays.
 
         Raises:
             StartFailed: it did not start, and is not in the tree.
@@ -375,7 +377,7 @@ class Ref:
 
     async def _ask_parent(self, kind: effect.RequestKind) -> Any:
         driver = self._driver
-        node = driver.find(self._above)
+        node = driver.forest.find(self._above)
         if node is None or node.machine is None:
             raise Refused(f"the supervisor of {self.path!r} is not running", reason="not_found")
         return await driver.ask(
@@ -401,7 +403,7 @@ class Ref:
             return
         else:
             name = inside[len(served) + 1 :].partition("/")[0]
-            branch = self._driver.find(f"{served}/{name}")
+            branch = self._driver.forest.find(f"{served}/{name}")
             if branch is not None and branch.awaited and branch.leaving:
                 raise Refused(
                     f"{served!r} waits for child {child.path!r} to end: it asked to change {self.path!r} from inside",

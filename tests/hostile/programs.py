@@ -7,19 +7,16 @@ from contextlib import asynccontextmanager
 import trio
 
 from supervise import (
-    IGNORE,
     Backoff,
     Child,
     Decider,
     Escalate,
     Pool,
-    Restart,
     Resume,
     Rule,
     Stop,
     Supervisor,
     current_child,
-    open_tree,
 )
 from supervise.testing import idle
 
@@ -346,6 +343,3 @@ RETURNED = [
 @asynccontextmanager
 async def nothing():
     yield
-
-
-assert {IGNORE, Restart, open_tree}

@@ -136,7 +136,7 @@ MAILBOXES = tuple(
         (
             "addresses of those who left are kept",
             _DRIVER,
-            "            if self.find(path) is not None:\n                self._keep(found)",
+            "            if self.forest.find(path) is not None:\n                self._keep(found)",
             "            self._keep(found)",
         ),
         (

@@ -286,7 +286,7 @@ class Run:
             self.answers.append((kind, answer))
 
     async def add(self, tree, path, number):
-        node = tree._driver.find(path)
+        node = tree._driver.forest.find(path)
         if node is not None and isinstance(node.spec, Pool):
             await tree[path].add()
             return

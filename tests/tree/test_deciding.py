@@ -177,7 +177,7 @@ def test_a_closed_coroutine_leaves_at_once():
     async def main():
         async with open_tree(app(Child("a", body), Child("b", body, resource=nothing)), sinks=[]) as tree:
             for spec in ("app/a", "app/b"):
-                node = tree._driver.find(spec)
+                node = tree._driver.forest.find(spec)
                 leaf = Leaf(tree._driver, node)
                 leaf.ready = True
                 coroutine = leaf.live()

@@ -32,7 +32,8 @@ from supervise import (
     events,
     open_tree,
 )
-from supervise._trio import driver, mailbox
+from supervise._core import forest
+from supervise._trio import address, driver, mailbox
 from supervise.testing import run_virtual
 
 from .scene import Boom, Kit, Other, Puppet, app, forever, quiet
@@ -1237,9 +1238,9 @@ def test_a_mailbox_may_lie_as_deep_as_one_likes():
     async def main():
         made = driver.Driver(Supervisor("app", [], limit=None), [])
         path = "app" + "/s" * DEPTH + "/x"
-        made._keep(driver.Address(path))
+        made._keep(address.Address(path))
         assert len(made.addresses) == DEPTH + 2
-        assert steps(lambda: made._keep(driver.Address(f"{path}2"))) < 30
+        assert steps(lambda: made._keep(address.Address(f"{path}2"))) < 30
 
     trio.run(main)
 
@@ -1250,14 +1251,14 @@ def test_a_mailbox_may_lie_as_deep_as_one_likes():
 class Interrupt:
     """Sends SIGINT at the so-manieth line that is carried out in the code under test, while the block runs."""
 
-    FILES = (mailbox.__file__, driver.__file__)
+    FILES = (mailbox.__file__, address.__file__, driver.__file__, forest.__file__)
     NAMES = (
         "Address",
         "Answer",
         "address",
         "_keep",
         "mailbox_address",
-        "_is_gone",
+        "gone",
         "_changed",
         "_gone",
         "_left",
@@ -1353,7 +1354,6 @@ def interrupted(at):
     signal.getsignal(signal.SIGINT) is not signal.default_int_handler,
     reason="somebody else handles SIGINT here",
 )
-@pytest.mark.skipif(sys.version_info < (3, 11), reason="names of functions by co_qualname")
 def test_a_ctrl_c_at_any_line_of_a_mailbox_leaves_bare_and_nobody_hangs():
     """R4, R29: under plain `trio.run`, at every line of messages, calls, streams, inboxes and addresses."""
     first, raised, _ = interrupted(-1)

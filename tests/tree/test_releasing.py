@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from contextlib import asynccontextmanager
 
 import pytest
@@ -74,9 +75,10 @@ def test_in_a_pool_likewise():
     """R9, R26: a member that is slow to leave holds up neither another's restart nor an add."""
     kit = Kit(slow_exit=3)
     fails = trio.Event()
+    lives = itertools.count(1)
 
-    async def body(_, *, first=[True]):  # noqa: B006 - the first of them fails
-        if first.pop() if first else False:
+    async def body(_):
+        if next(lives) == 1:
             await fails.wait()
             raise Boom
         await trio.sleep_forever()
