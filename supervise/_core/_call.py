@@ -20,6 +20,7 @@ Kind = Literal[
 ]  # fmt: skip
 
 _COROUTINE = inspect.CO_COROUTINE | inspect.CO_ITERABLE_COROUTINE
+_DEEPEST = 1000  # a partial of a partial of …: one may hold itself
 _RUNS_LATER = _COROUTINE | inspect.CO_ASYNC_GENERATOR | inspect.CO_GENERATOR
 
 
@@ -50,7 +51,7 @@ def _kind(function: object) -> Kind:
 
 def _plain(function: Any) -> FunctionType | None:
     """The Python function that a call comes to first."""
-    while True:
+    for _ in range(_DEEPEST):
         if type(function) is FunctionType:
             return function
         if issubclass(type(function), partial):
@@ -59,6 +60,7 @@ def _plain(function: Any) -> FunctionType | None:
             function = function.__func__
         else:
             return _plain_call(function)
+    return None
 
 
 def _plain_call(function: Any) -> FunctionType | None:
@@ -80,7 +82,9 @@ def name_of(function: object) -> str:
     """Its name in the program's text, as far as there is one."""
     try:
         inner: Any = function
-        while issubclass(class_of(inner), partial):
+        for _ in range(_DEEPEST):
+            if not issubclass(class_of(inner), partial):
+                break
             inner = inner.func
         name = getattr(inner, "__qualname__", None)
         return name.rpartition("<locals>.")[2] if type(name) is str else class_name(class_of(inner))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextvars import Context
-from types import MappingProxyType
+from types import MappingProxyType, TracebackType
 from typing import Any, NamedTuple, cast
 
 from attrs import Factory, evolve, field, frozen
@@ -38,10 +38,55 @@ def as_group(exc: BaseException) -> BaseExceptionGroup[BaseException] | None:
     return cast("BaseExceptionGroup[BaseException]", exc)
 
 
+def is_interrupt(exc: BaseException) -> bool:
+    """Whether it is a KeyboardInterrupt, or a group that holds one: a nursery of the user's makes that of it."""
+    waiting, seen = [exc], set[int]()
+    for one in waiting:
+        if issubclass(type(one), KeyboardInterrupt):
+            return True
+        group = as_group(one)
+        if group is not None and id(group) not in seen:
+            seen.add(id(group))
+            waiting += members(group)
+    return False
+
+
 def members(group: BaseExceptionGroup[BaseException]) -> tuple[BaseException, ...]:
     """Its members as it was made, whatever a subclass says of them."""
     its: tuple[BaseException, ...] = BaseExceptionGroup.exceptions.__get__(group)
     return its
+
+
+_OWN: Mapping[str, Any] = vars(BaseException)
+"""What Python itself reads and writes of every exception; a class of the user's may refuse both, or lie."""
+
+
+def context_of(exc: BaseException) -> BaseException | None:
+    """`exc.__context__`, whatever its class says of attributes."""
+    context: BaseException | None = _OWN["__context__"].__get__(exc)
+    return context
+
+
+def set_context(later: BaseException, earlier: BaseException | None) -> None:
+    """`later.__context__ = earlier`, likewise: of a frozen dataclass, say, no attribute can be set."""
+    _OWN["__context__"].__set__(later, earlier)
+
+
+def cause_of(exc: BaseException) -> BaseException | None:
+    """`exc.__cause__`, likewise."""
+    cause: BaseException | None = _OWN["__cause__"].__get__(exc)
+    return cause
+
+
+def set_cause(later: BaseException, earlier: BaseException | None) -> None:
+    """`later.__cause__ = earlier`, likewise."""
+    _OWN["__cause__"].__set__(later, earlier)
+
+
+def traceback_of(exc: BaseException) -> TracebackType | None:
+    """`exc.__traceback__`, likewise."""
+    trace: TracebackType | None = _OWN["__traceback__"].__get__(exc)
+    return trace
 
 
 def _matching(exc: BaseException) -> tuple[type[Any], ...]:
@@ -254,7 +299,7 @@ class Decider(Code):
                 if len(self._answers) >= _REMEMBERED:
                     self._answers.clear()
                 self._answers[key] = found
-        except Exception:  # noqa: BLE001 - that it raises is a matter for `judge` (R5)
+        except BaseException:  # noqa: BLE001 - that it raises, whatever it is, is a matter for `judge` (R5, R4)
             return None, None
         return tag, found
 
@@ -349,17 +394,12 @@ def judge(
         return Verdict(Escalate, None, broken, raised=True)
 
 
-def set_context(later: BaseException, earlier: BaseException) -> None:
-    """`later.__context__ = earlier`, whatever the class of `later` says of attributes."""
-    BaseException.__setattr__(later, "__context__", earlier)
-
-
 def _chain(later: BaseException, earlier: BaseException) -> None:
     """Hang `earlier` at the end of `later`'s contexts, unless it is among them."""
     seen = {id(earlier)}
     while id(later) not in seen:
         seen.add(id(later))
-        before = later.__context__
+        before = context_of(later)
         if before is None:
             set_context(later, earlier)
             return

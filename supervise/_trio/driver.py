@@ -25,8 +25,7 @@ from trio.lowlevel import Task, enable_ki_protection
 from .. import events
 from .._core import effect
 from .._core._brief import brief
-from .._core._check import is_a
-from .._core.decide import is_decidable
+from .._core.decide import cause_of, is_decidable, is_interrupt, traceback_of
 from .._core.effect import Effect, Input
 from .._core.forest import Forest
 from .._core.judging import start_failed
@@ -34,6 +33,7 @@ from .._core.machine import Machine
 from .._core.node import Node
 from .._core.spec import IGNORE, Child, Pool, Supervisor
 from ..errors import Refused, TreeFailed
+from ..sinks._words import trace
 from .address import Address, Answer
 from .leaf import Leaf, freely
 
@@ -338,15 +338,23 @@ class Driver:
         failed = events.SinkFailed(
             at=self.now(), path=root.path, incarnation=root.incarnation, sink=brief(sink), exc=exc
         )
-        complain(logging.ERROR, f"a sink raised and gets nothing from now on: {brief(sink)}", exc)
+        if not is_decidable(exc):
+            self.stop_for(exc, f"a sink raised {brief(exc)}")
+        self.complain(f"a sink raised and gets nothing from now on: {brief(sink)}", exc)
         self._deliver(failed)
         self.forest.ledger.listening = bool(self._sinks)
-        if not is_decidable(exc):
-            self._stop_for(exc, f"a sink raised {brief(exc)}")
 
-    def _stop_for(self, exc: BaseException, reason: str) -> None:
+    def complain(self, text: str, exc: BaseException) -> None:
+        """Log it as an error. What comes out of the log that no decider decides is like that of a sink (R4)."""
+        try:
+            complain(logging.ERROR, text, exc)
+        except BaseException as raised:  # noqa: BLE001 - it must not leave in the middle of our bookkeeping
+            self.stop_for(raised, f"the log raised {brief(raised)}")
+
+    @enable_ki_protection
+    def stop_for(self, exc: BaseException, reason: str) -> None:
         """What no decider decides came out of code that is no child's: the tree stops in order, and fails with it (R4)."""
-        if is_a(exc, KeyboardInterrupt):
+        if is_interrupt(exc):
             self.interrupted()
         self._fail(exc)
         self.stop(reason)
@@ -393,7 +401,7 @@ class Driver:
             if boot.problem is None or is_decidable(boot.problem):
                 self.post(machine, boot)
             else:
-                self._stop_for(boot.problem, f"init of {machine.path!r} raised {brief(boot.problem)}")
+                self.stop_for(boot.problem, f"init of {machine.path!r} raised {brief(boot.problem)}")
             await place.closed.wait()
 
     def _ask(self, one: effect.Ask) -> None:
@@ -455,12 +463,12 @@ class Driver:
         """Something of a child's raised when none of its bodies was there to fail with it (R24, R30)."""
         told = f"{path!r}: a callback for callers that leave raised when its body was over"
         if is_decidable(exc):
-            complain(logging.ERROR, told, exc)
+            self.complain(told, exc)
         else:
-            self._stop_for(exc, told)
+            self.stop_for(exc, told)
 
     def _fatal(self, one: effect.Fatal) -> None:
-        if is_a(one.exc, KeyboardInterrupt):
+        if is_interrupt(one.exc):
             self.interrupted()
         self._fail(one.exc)
 
@@ -473,7 +481,8 @@ class Driver:
         """The tree fails with the first of its failures; the body need not wait for what is stopping."""
         if self.failure is None:
             self.failure = exc
-            why = exc if exc.__cause__ is None else exc.__cause__
+            cause = cause_of(exc)
+            why = exc if cause is None else cause
             self.body_scope.cancel(f"tree {self.forest.root.path!r} failed: {brief(why)}")
 
     def _rise(self, one: effect.Rise) -> None:
@@ -545,7 +554,7 @@ class Driver:
     def _break(self, exc: BaseException) -> None:
         """No machine is to be trusted any more: stop every leaf, in reverse order, and raise `exc`."""
         if self._broken:
-            complain(logging.ERROR, "the supervision framework broke once more", exc)
+            self.complain("the supervision framework broke once more", exc)
             return
         self._broken = self._ending = True
         self.ending()
@@ -586,15 +595,17 @@ def _call_init(init: Callable[[], object] | None) -> effect.Boot:
 def complain(level: int, text: str, exc: BaseException | None = None) -> None:
     """Log it. A handler or a filter that raises gets into nobody's way: then standard error hears of both."""
     try:
-        logger.log(level, "%s", text, exc_info=exc)
+        # As a tuple: an exception itself is first asked whether it is true, and then for its traceback.
+        traced = None if exc is None else (type(exc), exc, traceback_of(exc))
+        logger.log(level, "%s", text, exc_info=traced)
     except Exception as second:  # noqa: BLE001 - R31: what is only told hurts nobody
         for raised in (exc, second):
-            _print(text if raised is None else "".join([text, "\n", *traceback.format_exception(raised)]))
+            _print(text, raised)
 
 
-def _print(text: str) -> None:
+def _print(text: str, exc: BaseException | None) -> None:
     with suppress(Exception):  # it may be closed, or none; there is nobody left to tell
-        sys.stderr.write(f"{text}\n")
+        sys.stderr.write(f"{text}\n" if exc is None else f"{text}\n{trace(exc)}\n")
 
 
 def tasks_below(task: Task | None) -> list[Task]:

@@ -30,7 +30,7 @@ from trio.lowlevel import (
 from .._core import effect
 from .._core._brief import brief
 from .._core._check import is_a
-from .._core.decide import as_group, is_decidable, set_context
+from .._core.decide import as_group, context_of, is_decidable, set_context, traceback_of
 from .._core.spec import IGNORE, Child
 from ..errors import ForeignCancelled, StartReturned
 from .mailbox import Inbox
@@ -202,7 +202,7 @@ class Leaf:
 
     def inject(self, exc: BaseException) -> None:
         """Have the body fail with `exc` (R27). One that it has not come out with in time is the context of the next."""
-        if self._injected is not None and self._injected[0] is not exc and exc.__context__ is None:
+        if self._injected is not None and self._injected[0] is not exc and context_of(exc) is None:
             set_context(exc, self._injected[0])
         self._injected = exc, self._driver.now() + self._spec.grace
         scope = self._body_scope
@@ -446,7 +446,8 @@ def _unless_closed(exc: GeneratorExit) -> BaseException:
     `close` closes from the inside out and raises a new one in each frame, so its traceback has the caller's frame alone.
     One that a body raises comes from further down, and is a failure like any other that is no `Exception`.
     """
-    if exc.__traceback__ is None or exc.__traceback__.tb_next is None:
+    trace = traceback_of(exc)
+    if trace is None or trace.tb_next is None:
         raise exc
     return exc
 

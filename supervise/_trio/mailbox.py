@@ -34,6 +34,7 @@ from trio.lowlevel import (
 
 from .._core._brief import brief
 from .._core._check import check_choice, check_number
+from .._core.decide import set_cause
 from .._core.spec import Mailbox, OnLoss
 from ..errors import CallLost, ChildStopped, MailboxFull
 from .protect import protected
@@ -594,7 +595,7 @@ class Queue:
     def _refusal(self) -> Exception:
         text = f"{self._path!r} is down for good" + ("" if self._why is None else f": {brief(self._why)}")
         refusal = _error(self.spec.stopped, ChildStopped, text)
-        refusal.__cause__ = self._why
+        set_cause(refusal, self._why)
         return refusal
 
     @contextmanager

@@ -14,12 +14,15 @@ from typing import Any
 
 import trio
 
+from .._core._brief import brief
 from .._core._check import check_number
+from .._core.decide import is_decidable
 from .._core.spec import Pool, Supervisor
 from ..errors import StartFailed, TreeFailed
 from ..events import Sink
 from .driver import Driver, complain, tasks_below
 from .last import EX_SOFTWARE, HardExit, Watchdog, kicks, leave, stacks, write
+from .leaf import _without_cancelled
 from .tree import Tree, check_root, opening
 
 Watch = Callable[[Tree], Awaitable[object]]
@@ -51,7 +54,7 @@ def run_tree(
         watchdog: seconds for which the event loop may not turn until the log says which child's code keeps it, with
             its stack. None or 0: nobody watches.
         watch: called with the tree as it starts, and cancelled when it has ended; for a view. Like a sink, one that
-            raises is reported once and cannot hurt the tree.
+            raises is reported once and cannot hurt the tree; what is no `Exception` stops it in order.
 
     Raises:
         SystemExit: with 70 if the tree failed, with 1 if it never started (one line in the log says why).
@@ -95,6 +98,7 @@ class _Program:
         self._driver: Driver | None = None
         self._scope = trio.CancelScope()
         self._signalled = False
+        self._seen: BaseException | None = None  # what the watch raised that no decider decides
 
     async def run(self) -> None:
         self._token = trio.lowlevel.current_trio_token()
@@ -116,7 +120,7 @@ class _Program:
                 self._driver = tree._driver
                 if self._hard_exit is not None:
                     tree._driver.ending = self._hard_exit.begin
-                nursery.start_soon(_look_at, self._watch, tree)
+                nursery.start_soon(self._look_at, tree)
 
             with self._scope:
                 try:
@@ -127,8 +131,28 @@ class _Program:
                 except BaseException as exc:  # noqa: BLE001 - raised below, outside of the nursery, which would wrap it
                     raised = exc
             nursery.cancel_scope.cancel("the tree has ended")
+        if raised is None:
+            raised = self._seen
         if raised is not None:
             raise raised
+
+    async def _look_at(self, tree: Tree) -> None:
+        """Let it watch until the tree has ended; an ordered stop too is worth seeing."""
+        if self._watch is None:
+            return
+        try:
+            await self._watch(tree)
+        except GeneratorExit:
+            raise
+        except BaseException as raised:
+            exc = _without_cancelled(raised)
+            if exc is None:
+                raise
+            if is_decidable(exc):
+                tree._driver.complain("what watched the tree failed; the tree goes on", exc)
+            else:
+                self._seen = exc
+                tree._driver.stop_for(exc, f"what watched the tree raised {brief(exc)}")
 
     def _stop(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002 - as a handler is called
         """The first signal stops the tree in order, the second one everything at once."""
@@ -146,15 +170,6 @@ class _Program:
         """In the loop: a signal handler may have interrupted anything."""
         with suppress(trio.RunFinishedError):  # it is over, so there is nothing to stop or to show
             self._token.run_sync_soon(function, *args)
-
-
-async def _look_at(watch: Watch | None, tree: Tree) -> None:
-    """Let it look until the tree has ended; an ordered stop too is worth seeing."""
-    try:
-        if watch is not None:
-            await watch(tree)
-    except Exception as exc:  # noqa: BLE001 - it is only a view
-        complain(logging.ERROR, "what watched the tree failed; the tree goes on", exc)
 
 
 _Handler = Callable[[int, FrameType | None], None]

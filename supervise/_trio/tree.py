@@ -15,6 +15,7 @@ from .._core import effect
 from .._core._brief import brief
 from .._core._call import wrong_function
 from .._core._check import being_loaded, is_a
+from .._core.decide import context_of, is_interrupt, set_context, traceback_of
 from .._core.node import Node, Status, picture
 from .._core.spec import Child, OnLoss, Pool, Spec, Supervisor, placed_twice, walk
 from ..errors import ChildRestarted, Refused
@@ -566,19 +567,19 @@ class _Opening(AbstractAsyncContextManager[Tree]):
         outcome = await self._leave(exc)
         if outcome is None or outcome is exc:
             return outcome is None
-        context = outcome.__context__
+        context = context_of(outcome)
         try:
             raise outcome
         finally:
             # Not what the block was left with: that is in the group, or was only Cancelled.
-            outcome.__context__ = context
+            set_context(outcome, context)
             del outcome
 
     async def _leave(self, exc: BaseException | None) -> BaseException | None:
         """Stop the tree in order. Gives what leaves the block, which `exc` has left."""
         driver = self._driver
         raised = _close(driver.body_scope, exc)
-        if is_a(raised, KeyboardInterrupt):
+        if raised is not None and is_interrupt(raised):
             driver.interrupted()
         self._nursery.cancel_scope.shield = True
         reason = raised.reason if type(raised) is trio.Cancelled else None
@@ -593,7 +594,7 @@ def _close(scope: trio.CancelScope, exc: BaseException | None) -> BaseException 
     """Leave the scope with an exception; gives what is left of it."""
     try:
         caught = scope.__exit__(
-            None if exc is None else type(exc), exc, None if exc is None else exc.__traceback__
+            None if exc is None else type(exc), exc, None if exc is None else traceback_of(exc)
         )
     except BaseException as rest:  # noqa: BLE001 - the caller raises it
         return rest
@@ -612,8 +613,8 @@ def _what_leaves(
     fatal = next((exc for exc in known if _is_fatal(exc)), None)
     if fatal is not None:
         other = next((exc for exc in known if exc is not fatal), None)
-        if fatal.__context__ is None:
-            fatal.__context__ = other
+        if context_of(fatal) is None:
+            set_context(fatal, other)
         return fatal
     if failure is None or real is None:
         return raised if failure is None else failure

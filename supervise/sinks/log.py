@@ -9,6 +9,7 @@ import attrs
 
 from .._core._brief import brief
 from .._core._check import is_a
+from .._core.decide import traceback_of
 from .._core.directive import Directive
 from ..events import (
     BackingOff,
@@ -105,7 +106,7 @@ class LoggingSink:
         if self._logger.isEnabledFor(level):
             text = "%s #%d %s"
             # As a tuple: what is given as an exception is first asked whether it is true.
-            traced = None if exc is None else (type(exc), exc, exc.__traceback__)
+            traced = None if exc is None else (type(exc), exc, traceback_of(exc))
             self._logger.log(
                 level, text, event.path, event.incarnation, said, exc_info=traced, extra=_fields(event)
             )

@@ -152,3 +152,10 @@ def test_without_a_quiet_time_of_its_own_a_series_is_reset_after_ten_seconds():
     for quiet, second in ((39.9, 30), (40, 20)):
         series = Delays(Backoff(initial=20, jitter=0))
         assert (series.next(0, 0.5), series.next(quiet, 0.5)) == (20, second)
+
+
+@pytest.mark.parametrize("field", ["initial", "factor"])
+def test_a_backoff_grows_by_finite_steps(field):
+    """R15: only its maximum may be infinite."""
+    with pytest.raises(ValueError, match=f"{field} must be finite, got inf"):
+        Backoff(**{field: float("inf")})

@@ -12,6 +12,7 @@ from supervise import (
     Limit,
     Pool,
     Refused,
+    Restart,
     Stop,
     Supervisor,
     events,
@@ -323,7 +324,8 @@ def test_a_plain_restart_costs_the_same_by_the_short_way(of_ready_time, own, lis
     limit = Limit(3, within=10, of_ready_time=of_ready_time)
 
     def forest():
-        made = Forest(Supervisor("app", [leaf("a", limit=own), leaf("b")], limit=limit))
+        names = Decider({"restart": Restart})
+        made = Forest(Supervisor("app", [leaf("a", limit=own), leaf("b")], limit=limit, decider=names))
         made.ledger.listening = listening
         made.start(0)
         node = made.root.machine.children["a"]

@@ -440,3 +440,10 @@ def test_a_text_or_number_of_ones_own_class_is_taken_as_a_plain_one():
     assert (child.name, child.restart, kinds, type(child.drain)) == ("a", "transient", {str}, float)
     assert dict(Decider({str(Text("x")): Stop}).table) == {"x": Stop}
     assert type(Rule(OSError, Text("net")).tag) is str
+
+
+def test_a_partial_that_holds_itself_is_a_body_of_which_nothing_is_known():
+    """R17: to look at it comes to an end."""
+    itself = partial(body)
+    itself.__setstate__((itself, (), {}, {}))
+    assert Child("a", itself).takes_task_status is False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextvars
+import dataclasses
 import logging
 from contextlib import asynccontextmanager
 
@@ -14,8 +15,11 @@ from supervise import (
     Child,
     Decider,
     Limit,
+    Mailbox,
     Refused,
     Resume,
+    Rule,
+    Stop,
     Supervisor,
     current_child,
     events,
@@ -213,6 +217,72 @@ def test_neither_a_sink_nor_a_log_that_raises_hurts_the_tree(sinks, capsys):
     finally:
         logger.removeHandler(handler)
     assert "a sink raised and gets nothing from now on" in capsys.readouterr().err
+
+
+class Unreadable(Exception):
+    """No attribute of it can be read."""
+
+    def __getattribute__(self, name):
+        raise RuntimeError(name)
+
+
+def unreadable(*_):
+    raise Unreadable
+
+
+@dataclasses.dataclass(frozen=True)
+class Frozen(Exception):
+    """No attribute of it can be set."""
+
+    text: str
+
+
+def test_a_sink_whose_exception_cannot_be_looked_at_hurts_nothing(capsys):
+    """R31: its traceback is for the log alone."""
+    seen = Seen()
+
+    async def main():
+        async with open_tree(app(Child("a", trio.sleep_forever)), sinks=[unreadable, seen]):
+            await quiet()
+
+    run_virtual(main)
+    assert len(seen.of(events.SinkFailed)) == 1
+    assert "a sink raised" in capsys.readouterr().err
+
+
+def test_a_predicate_whose_exception_cannot_be_looked_at_means_escalate():
+    """R5: to hang the failure at it concerns nobody else."""
+
+    async def fails():
+        raise Boom
+
+    decider = Decider(rules=[Rule(Boom, "boom", when=unreadable)])
+    seen = Seen()
+    with pytest.raises(TreeFailed):
+        grow(app(Child("bad", fails), decider=decider), trio_forever, seen=seen)
+    assert seen.of(events.Decided)[0].because == "raised"
+
+
+async def trio_forever(*_):
+    await trio.sleep_forever()
+
+
+def test_a_mailbox_whose_own_exception_is_frozen_tells_its_callers():
+    """R29: a frozen dataclass takes no cause by assignment, and that would have been in the middle of the tree's work."""
+
+    async def fails(inbox):
+        await trio.sleep(1)
+        raise Boom
+
+    spec = Child("a", fails, mailbox=Mailbox(stopped=Frozen), decider=Decider(default=Stop))
+
+    async def scene(tree, seen):
+        for _ in range(2):  # one that waits, and one that comes too late
+            with pytest.raises(Frozen) as raised:
+                await tree["app/a"].call(1)
+            assert type(raised.value.__cause__) is Boom
+
+    grow(app(spec), scene)
 
 
 def test_tree_failed_is_bare_though_the_block_had_a_nursery_and_was_cancelled_from_outside():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import logging
 import signal
 import sys
 from contextlib import asynccontextmanager
@@ -9,7 +11,7 @@ from contextlib import asynccontextmanager
 import pytest
 import trio
 
-from supervise import Child, Limit, Supervisor, events, open_tree, stop_requested
+from supervise import Child, Limit, Supervisor, events, open_tree, run_tree, stop_requested
 from supervise.errors import TreeFailed
 from supervise.testing import assert_lifecycle, run_virtual
 
@@ -315,3 +317,166 @@ def test_the_first_of_what_no_decider_decides_is_what_leaves():
     with pytest.raises(SystemExit) as raised:
         run_virtual(main)
     assert raised.value.code == 3
+
+
+@dataclasses.dataclass(frozen=True)
+class FrozenExit(SystemExit):
+    """No attribute of it can be set."""
+
+
+class UnreadableExit(SystemExit):
+    """It knows of no cause and no context."""
+
+    @property
+    def __cause__(self):
+        raise RuntimeError
+
+    @property
+    def __context__(self):
+        raise RuntimeError
+
+
+@pytest.mark.parametrize("kind", [FrozenExit, UnreadableExit])
+@pytest.mark.parametrize("where", ["body", "init"])
+def test_what_no_decider_decides_leaves_whatever_it_says_of_attributes(kind, where):
+    """R4: the block's exception becomes its context, as Python would do it; where it cannot be asked nobody hangs."""
+
+    def init():
+        raise kind
+
+    async def fails():
+        await trio.sleep(0.1)
+        raise kind
+
+    log, left = [], []
+
+    async def main():
+        # What catches it is no context manager of contextlib: such a one sets a traceback, which it refuses.
+        try:
+            async with open_tree(app(drains(log)), sinks=[]) as tree:
+                late = Supervisor("late", [], init=init) if where == "init" else Child("late", fails)
+                await tree.root.add(late)
+                await trio.sleep(1)
+        except kind as exc:
+            left.append(type(exc))
+
+    run_virtual(main)
+    assert (left, log) == ([kind], ["drained"])
+
+
+class TagExits(Exception):
+    @property
+    def tag(self):
+        raise SystemExit(3)
+
+
+def test_an_exception_whose_tag_exits_the_program_stops_the_tree_in_order():
+    """R4, R5: also where a plain Restart would have been one step."""
+
+    async def fails():
+        await trio.sleep(0.1)
+        raise TagExits
+
+    async def block(tree):
+        await trio.sleep(1)
+
+    log = []
+    interrupted_by(block, drains(log), Child("bad", fails), expected=SystemExit)
+    assert log == ["drained"]
+
+
+@pytest.mark.parametrize("where", ["block", "child"])
+def test_an_interrupt_that_a_nursery_wraps_counts_as_one(where):
+    """R4: the next one is the second."""
+
+    async def raises():
+        await trio.sleep(0.5)
+        raise KeyboardInterrupt
+
+    async def wraps(*_):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(raises)
+
+    async def block(tree):
+        trio.lowlevel.spawn_system_task(interrupt_after, 1, 2)
+        if where == "block":
+            await wraps()
+        await trio.sleep_forever()
+
+    log = []
+    specs = [drains(log, 50)] + ([Child("bad", wraps)] if where == "child" else [])
+    _, seen = interrupted_by(block, *specs, expected=BaseExceptionGroup)
+    assert log == ["cancelled"]
+    assert seen.the(events.Stopped, "app").at == 1
+
+
+class Exits(logging.Handler):
+    def emit(self, record):
+        raise SystemExit(3)
+
+
+def test_a_log_that_exits_the_program_stops_the_tree_in_order(monkeypatch):
+    """R4, R31: when it is told of a sink that raised, too."""
+    monkeypatch.setattr(logging.getLogger("supervise"), "handlers", [Exits()])
+
+    def sink(event):
+        if event.path == "app" and type(event) is events.Ready:
+            raise Boom
+
+    seen, log = Seen(), []
+
+    async def main():
+        async with open_tree(app(drains(log)), sinks=[sink, seen]):
+            await trio.sleep_forever()
+
+    with pytest.raises(SystemExit):
+        run_virtual(main)
+    assert log == ["drained"]
+    assert_lifecycle(seen)
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+@pytest.mark.parametrize("late", [False, True])
+def test_a_watch_that_exits_the_program_stops_the_tree_in_order(wrapped, late):
+    """R4: as a sink that does; and what it raises when the tree has ended leaves too."""
+    log = []
+
+    async def exits():
+        try:
+            await trio.sleep(60 if late else 0.05)
+        finally:
+            raise SystemExit(3)
+
+    async def watch(tree):
+        if wrapped:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(exits)
+        else:
+            await exits()
+
+    async def once():
+        await trio.sleep(0.1)
+
+    ends = Child("once", once, restart="transient", significant=True)
+    spec = app(drains(log, 0.1), ends, auto_shutdown="any_significant")
+    with pytest.raises(BaseExceptionGroup if wrapped else SystemExit) as raised:
+        run_tree(spec, sinks=[], watch=watch)
+    assert type(raised.value if not wrapped else raised.value.exceptions[0]) is SystemExit
+    assert not wrapped or len(raised.value.exceptions) == 1
+    assert log == ["drained"]
+
+
+def test_a_watch_whose_nursery_fails_as_it_is_cancelled_hurts_nothing(caplog):
+    """What is left of its group without `Cancelled` is an exception like any other."""
+
+    async def watch(tree):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(trio.sleep_forever)
+            try:
+                await trio.sleep_forever()
+            finally:
+                raise Boom
+
+    ends = Child("once", trio.lowlevel.checkpoint, restart="transient", significant=True)
+    run_tree(app(ends, auto_shutdown="any_significant"), sinks=[], watch=watch)
+    assert "what watched the tree failed" in caplog.text

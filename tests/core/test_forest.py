@@ -1,0 +1,128 @@
+"""What the forest answers of a path: which node stands there, and whether it is down for good (R29)."""
+
+from __future__ import annotations
+
+import pytest
+
+from supervise import Child, Supervisor
+from supervise._core import effect
+from supervise._core.forest import Forest
+from supervise._core.node import Memory
+
+from .test_acts import POLICY, WAIT, asks, exits, tree_of
+from .test_machine import Boom, Slow, asked_for, body, child, leaf, machine, opened
+
+
+def gone(tree, path):
+    """Whether it is down for good, and why."""
+    there, why = tree.forest.gone(path, ended=False, failure=None)
+    return there, why and why.tag
+
+
+def below(tree, name, item):
+    """What the machine of a supervisor makes of one input."""
+    tree.forest.handle(machine(tree, name), item, tree.now)
+
+
+def exits_below(tree, supervisor, name, tag):
+    """A leaf of that supervisor fails and has ended."""
+    node = machine(tree, supervisor).children[name]
+    below(tree, supervisor, effect.Exited(node, node.incarnation, Boom(tag)))
+    below(tree, supervisor, effect.Ended(node, node.incarnation))
+
+
+def grown(backoff=None):
+    """A leaf `a` and a supervisor `s` in one group; of those below `s`, `x` is condemned, and `t` has left."""
+    s = Supervisor("s", [leaf("x"), leaf("y"), leaf("t", restart="temporary")], decider=POLICY)
+    tree = tree_of(leaf("a", backoff=backoff), s, strategy="one_for_all")
+    exits_below(tree, "s", "x", "stop")
+    exits_below(tree, "s", "t", "restart")
+    return tree
+
+
+def test_a_node_is_found_by_its_path_and_by_no_other():
+    """Nothing stands under another root, under a leaf, or below a supervisor that is down."""
+    tree = grown()
+    assert tree.forest.find("app/s/x").path == "app/s/x"
+    assert [tree.forest.find(path) for path in ("other", "app/a/x", "app/s/t", "app/s/z")] == [None] * 4
+
+
+def test_below_a_supervisor_that_runs_what_is_condemned_or_has_left_is_gone_with_its_reason():
+    """R29: and what was never there is gone without one."""
+    tree = grown()
+    answers = [gone(tree, f"app/s/{name}") for name in ("x", "y", "t", "z")]
+    assert answers == [(True, "stop"), (False, None), (True, "restart"), (True, None)]
+
+
+@pytest.mark.parametrize("backoff", [None, WAIT])
+def test_below_a_supervisor_that_is_about_to_start_again_only_its_declaration_counts(backoff):
+    """R29: a start stands before what is condemned and what has left, though its supervisor has still to stop."""
+    tree = grown(backoff=backoff)
+    exits(tree, "a")
+    assert child(tree, "s").alive
+    assert machine(tree).act.kind == ("retry" if backoff else "restart")
+    answers = [gone(tree, f"app/s/{name}")[0] for name in ("x", "y", "t", "z")]
+    assert answers == [False, False, False, True]
+    assert gone(tree, "app/s/x/deeper") == (True, None)
+
+
+def test_what_a_supervisor_has_already_started_again_counts_as_it_is():
+    """R29: its siblings may still have to start."""
+    tree = tree_of(leaf("a"), Supervisor("s", [leaf("x")], decider=POLICY), leaf("b"), strategy="one_for_all")
+    root = machine(tree)
+    exits(tree, "a")
+    for name in ("a", "b", "s"):
+        if name == "s":
+            node = machine(tree, "s").children["x"]
+            below(tree, "s", effect.Ended(node, node.incarnation))
+        else:
+            asked_for(tree, effect.Ended(child(tree, name), child(tree, name).incarnation))
+    asked_for(tree, effect.Up(child(tree, "a"), 2))
+    below(tree, "s", effect.Boot())
+    below(
+        tree, "s", effect.Up(machine(tree, "s").children["x"], machine(tree, "s").children["x"].incarnation)
+    )
+    assert (root.act.kind, child(tree, "b").state, child(tree, "s").state) == ("restart", "starting", "up")
+    exits_below(tree, "s", "x", "stop")
+    assert gone(tree, "app/s/x") == (True, "stop")
+
+
+def test_what_has_left_is_known_by_its_reason_over_the_restarts_above_it():
+    """R29: also two levels below a supervisor that is down; what its spec declares is to come again."""
+    inner = Supervisor("s", [leaf("y"), leaf("t", restart="temporary")], decider=POLICY)
+    tree = tree_of(leaf("a"), Supervisor("m", [inner]), strategy="one_for_all")
+    exits_below(tree, "m/s", "t", "restart")
+    asks(tree, "stop", "m")
+    y = machine(tree, "m/s").children["y"]
+    below(tree, "m/s", effect.Ended(y, y.incarnation))
+    assert not child(tree, "m").alive
+    assert [gone(tree, f"app/m/s/{name}") for name in ("t", "y", "z")] == [
+        (True, "restart"),
+        (True, None),
+        (True, None),
+    ]
+    asks(tree, "start", "m")
+    assert [gone(tree, f"app/m/s/{name}")[0] for name in ("y", "t", "z")] == [False, False, True]
+
+
+def test_the_first_of_what_no_decider_decides_is_why_the_root_is_gone():
+    """R4: whatever comes out while the tree stops."""
+    tree, _ = opened(Supervisor("app", [leaf("a"), leaf("b")]), Slow)
+    first, second = SystemExit(1), SystemExit(2)
+    for name, exc in (("a", first), ("b", second)):
+        node = child(tree, name)
+        asked_for(tree, effect.Exited(node, 1, exc))
+    out = []
+    for name in ("b", "a"):
+        out += asked_for(tree, effect.Ended(child(tree, name), 1, second if name == "b" else None))
+    assert [one.why for one in out if isinstance(one, effect.Gone)][-1] is first
+
+
+def test_who_leaves_again_is_the_last_to_be_forgotten():
+    """R9: what is remembered of those who left is in the order in which they left last."""
+    memory = Memory()
+    forest = Forest(Supervisor("app", [Child("a", body), Child("b", body)]))
+    a, b = forest.root.machine.children.values()
+    for node in (a, b, a):
+        memory.leave(node, None)
+    assert list(memory.left) == ["b", "a"]
