@@ -3,10 +3,10 @@
 import pytest
 
 from supervise._core.node import Node
-from supervise.testing.explore import covered, run
-from supervise.testing.explore.families import FAMILIES
-from supervise.testing.explore.search import Explorer
-from supervise.testing.explore.state import DROPPED, KEPT
+from tests.explore import covered, run
+from tests.explore.families import FAMILIES
+from tests.explore.search import Explorer
+from tests.explore.state import DROPPED, KEPT
 
 from ..conformance.compare import difference, load, plain
 from ..conformance.test_conformance import CORPUS
@@ -24,7 +24,7 @@ def test_every_state_of_the_quick_form_keeps_the_rules(family):
 
 
 def test_every_family_was_explored_in_full():
-    """`python -m supervise.testing.explore --check` compares the numbers; the quick form is a part of it."""
+    """`python -m tests.explore --check` compares the numbers; the quick form is a part of it."""
     numbers = covered()
     assert list(numbers["full"]) == list(numbers["quick"]) == list(FAMILIES)
     assert all(map(less_or_equal, numbers["quick"].values(), numbers["full"].values()))

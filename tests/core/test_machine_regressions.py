@@ -2,7 +2,7 @@
 
 from supervise import Child, Limit, Supervisor, events
 from supervise.testing import assert_lifecycle
-from supervise.testing.explore.world import POLICY, World, hold, work
+from tests.explore.world import POLICY, World, hold, work
 
 
 def tree(**options):

@@ -16,7 +16,7 @@ from supervise import (
 )
 from supervise._core import effect
 from supervise._core.forest import Forest
-from supervise.testing.explore.world import BELOW, POLICY, World, work
+from tests.explore.world import BELOW, POLICY, World, work
 
 from .test_acts import WAIT, asks, decided, ends, exits, orders, resource, states, tree_of, ups, wakes
 from .test_machine import Boom, asked_for, child, gone, leaf, machine

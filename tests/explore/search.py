@@ -8,11 +8,12 @@ from math import inf
 
 from attrs import define, field, frozen
 
-from ..._core._code import as_code
-from ..._core.effect import Request
-from ..._core.machine import Machine
-from ..._core.node import Node
-from ..._core.spec import Child, Pool, Supervisor
+from supervise._core._code import as_code
+from supervise._core.effect import Request
+from supervise._core.machine import Machine
+from supervise._core.node import Node
+from supervise._core.spec import Child, Pool, Supervisor
+
 from .copying import copied
 from .invariants import check
 from .state import Key, key
@@ -152,7 +153,7 @@ class Found:
 
 _TEST = '''\
 from supervise import Backoff, Child, Limit, Pool, Supervisor
-from supervise.testing.explore.world import BELOW, POLICY, World, hold, work
+from tests.explore.world import BELOW, POLICY, World, hold, work
 
 
 def test_found():
@@ -202,7 +203,7 @@ class Explorer:
             try:
                 here.do(action)
                 self._visit(here, place, action)
-            except Exception as exc:  # noqa: BLE001 - also what the machine itself trips over
+            except Exception as exc:
                 self._note(place, action, exc)
 
     def _visit(self, world: World, came_from: int, by: Action | int) -> None:

@@ -1,6 +1,6 @@
 """Visits every state that a supervisor's machine can reach in small trees, and checks what must hold there.
 
-`python -m supervise.testing.explore` explores all of `families`; a violation is printed as a test with the shortest
+`python -m tests.explore` explores all of `families`; a violation is printed as a test with the shortest
 trace that leads to it.
 """
 

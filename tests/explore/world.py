@@ -7,16 +7,17 @@ from contextlib import asynccontextmanager
 from functools import cache
 from typing import Any, Literal
 
-from ... import events
-from ..._core import effect
-from ..._core.decide import Decider
-from ..._core.directive import Directive, Escalate, Restart, Resume, Stop
-from ..._core.effect import Effect, Input
-from ..._core.forest import Forest
-from ..._core.machine import Machine
-from ..._core.node import Node
-from ..._core.spec import Child, Pool, Supervisor
-from ..lifecycle import _LETTERS, _LIFE
+from supervise import events
+from supervise._core import effect
+from supervise._core.decide import Decider
+from supervise._core.directive import Directive, Escalate, Restart, Resume, Stop
+from supervise._core.effect import Effect, Input
+from supervise._core.forest import Forest
+from supervise._core.machine import Machine
+from supervise._core.node import Node
+from supervise._core.spec import Child, Pool, Supervisor
+from supervise.testing.lifecycle import _LETTERS, _LIFE
+
 from .copying import Made, copied_among, copies
 from .invariants import check, demand
 from .ways import hold_together

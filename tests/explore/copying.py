@@ -11,9 +11,9 @@ from enum import Enum
 from functools import partial
 from typing import Any, TypeVar
 
-from ..._core.decide import Decider
-from ..._core.limit import Backoff, Limit
-from ..._core.spec import Child, Pool, Supervisor
+from supervise._core.decide import Decider
+from supervise._core.limit import Backoff, Limit
+from supervise._core.spec import Child, Pool, Supervisor
 
 T = TypeVar("T")
 Made = dict[int, Any]
@@ -62,7 +62,7 @@ def _learn(cls: type[Any]) -> _Copier:
         _SHARED.add(cls)
         return lambda thing, _: thing
     slots = _slots(cls)
-    copier = partial(_copy_dictionary, cls) if slots is None else _of_slots(cls, slots)
+    copier = partial(_copy_dictionary, cls) if slots is None else partial(_copy_slots, cls, slots)
     _COPIERS[cls] = copier
     return copier
 
@@ -91,18 +91,12 @@ def _fill(copy: dict[Any, Any], thing: dict[Any, Any], made: Made) -> None:
                 copy[name] = _copy(value, made)
 
 
-def _of_slots(cls: type[Any], slots: list[str]) -> _Copier:
-    """A function that names each slot: there are many of them, and it is called for every node of every state."""
-    lines = ["def copier(thing, made):", "    made[id(thing)] = copy = new(cls)"]
+def _copy_slots(cls: type[Any], slots: list[str], thing: Any, made: Made) -> Any:
+    made[id(thing)] = copy = object.__new__(cls)
     for name in slots:
-        lines.append(f"    value = thing.{name}")
-        lines.append("    if value.__class__ not in shared: value = go_on(value, made)")
-        lines.append(f"    copy.{name} = value")
-    lines.append("    return copy")
-    names: dict[str, Any] = {"new": object.__new__, "cls": cls, "shared": _SHARED, "go_on": _copy}
-    exec("\n".join(lines), names)  # noqa: S102 - the names of a class's own slots
-    copier: _Copier = names["copier"]
-    return copier
+        value = getattr(thing, name)
+        setattr(copy, name, value if value.__class__ in _SHARED else _copy(value, made))
+    return copy
 
 
 def _copy_list(thing: list[Any], made: Made) -> list[Any]:

@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from ..._core.act import Act
-from ..._core.effect import Failure, Request
-from ..._core.machine import Machine
-from ..._core.node import Node
-from ..._core.spec import Pool
+from supervise._core.act import Act
+from supervise._core.effect import Failure, Request
+from supervise._core.machine import Machine
+from supervise._core.node import Node
+from supervise._core.spec import Pool
 
 if TYPE_CHECKING:
     from .world import World

@@ -1,4 +1,4 @@
-"""`python -m supervise.testing.explore [--family NAME] [--quick] [--check]`: visit every state, and check it."""
+"""`python -m tests.explore [--family NAME] [--quick] [--check]`: visit every state, and check it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _ROW = "{0.family:16}{0.trees:8}{0.states:10}{0.transitions:13}{0.seconds:9.1f}{
 
 def main() -> None:
     """The command."""
-    parser = argparse.ArgumentParser(prog="python -m supervise.testing.explore", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m tests.explore", description=__doc__)
     add = parser.add_argument
     add("--family", action="append", choices=list(FAMILIES), help="may be given more than once")
     add("--quick", action="store_true", help="a few trees of each family, for CI")

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from ..._core.act import Act
-from ..._core.effect import Failure
-from ..._core.node import Node
+from supervise._core.act import Act
+from supervise._core.effect import Failure
+from supervise._core.node import Node
+
 from .copying import copied
 from .invariants import demand
 from .state import key

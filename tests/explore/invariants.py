@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ..._core.act import Act
-from ..._core.effect import Request
-from ..._core.machine import Machine
-from ..._core.node import Node
-from ..._core.spec import Pool
+from supervise._core.act import Act
+from supervise._core.effect import Request
+from supervise._core.machine import Machine
+from supervise._core.node import Node
+from supervise._core.spec import Pool
+
 from .state import nodes
 
 if TYPE_CHECKING:

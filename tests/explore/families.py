@@ -11,8 +11,9 @@ from typing import Any
 
 from attrs import frozen
 
-from ..._core.limit import Backoff, Limit
-from ..._core.spec import Child, Pool, Spec, Supervisor
+from supervise._core.limit import Backoff, Limit
+from supervise._core.spec import Child, Pool, Spec, Supervisor
+
 from .search import Freedom
 from .world import ABOVE, BELOW, HERE, POLICY, hold, work
 
