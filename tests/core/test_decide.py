@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from supervise import AKKA, DEVICE, OTP, Decider, Directive, Escalate, Restart, Resume, Rule, Stop, errors
-from supervise._core.decide import ROOT, Verdict, _chain, judge
+from supervise._core.decide import ROOT, Verdict, _chain, is_interrupt, judge
 
 
 class Tagged(Exception):
@@ -462,3 +462,58 @@ def test_what_a_predicate_raises_that_is_no_exception_is_no_verdict_either():
 
     verdict = judge(Decider(rules=[Rule(ValueError, "x", when=leave)]), ValueError())
     assert (verdict.directive, verdict.raised, type(verdict.exc)) == (Escalate, True, SystemExit)
+
+
+class TaggedGroup(ExceptionGroup):
+    """A group with a tag of its own, whatever becomes of it."""
+
+    tag = "net"
+
+
+def test_a_group_in_a_group_is_judged_whole_by_its_tag_or_by_an_entry_for_its_class():
+    """R3: else its members are."""
+    tagged = ExceptionGroup("outer", [TaggedGroup("inner", [OSError()]), KeyError()])
+    assert directive(Decider({"net": Stop, OSError: Escalate}), tagged) is Stop
+    named = ExceptionGroup("outer", [ExceptionGroup("inner", [OSError()]), KeyError()])
+    assert directive(Decider({OSError: Stop}), named) is Stop
+
+    class Named(ExceptionGroup):
+        """A class that a table names."""
+
+    named = ExceptionGroup("outer", [Named("inner", [OSError()]), KeyError()])
+    assert directive(Decider({Named: Stop, OSError: Escalate}), named) is Stop
+
+
+@pytest.mark.parametrize("tag", ["limit", "returned"])
+def test_a_look_at_a_tag_of_the_framework_finds_the_built_in_answer(tag):
+    """R2: no default answers it."""
+    assert Decider(default=Stop).looked_up(Tagged(tag)) == (tag, (Restart, "", "rule"))
+
+
+def test_a_tag_of_a_class_of_its_own_takes_more_than_a_look():
+    """R1: its hash and equality are the user's code."""
+
+    class Tag(str):
+        """Any string may be a tag."""
+
+        __slots__ = ()
+
+    assert Decider(default=Stop).looked_up(Tagged(Tag("x"))) == (None, None)
+
+
+def test_a_decider_gives_a_directive_or_none():
+    """R2: what no layer answers is left to whoever asks."""
+    assert Decider({"x": Stop}).directive(KeyError(), "x.y") is Stop
+    assert Decider({"x": Stop}).directive(KeyError(), None) is None
+
+
+def test_a_keyboard_interrupt_is_found_in_groups_of_any_shape():
+    """R4: what a nursery of the user's wraps is one all the same; a group that holds itself ends the search."""
+    deep = BaseExceptionGroup("a", [OSError(), BaseExceptionGroup("b", [KeyboardInterrupt()])])
+    assert is_interrupt(KeyboardInterrupt())
+    assert is_interrupt(deep)
+    assert not is_interrupt(SystemExit())
+    inner = BaseExceptionGroup("b", [SystemExit()])
+    for _ in range(40):  # without a look at what was seen this would be 2 ** 40 steps
+        inner = BaseExceptionGroup("a", [inner, inner])
+    assert not is_interrupt(inner)
