@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from ._core.limit import Backoff, Limit
     from ._core.node import Status
     from ._core.spec import IGNORE, Child, Mailbox, Pool, Supervisor
-    from ._trio.leaf import current_child, stop_requested
+    from ._trio.child import CurrentChild, current_child, stop_requested
     from ._trio.mailbox import Inbox, Message, Stream, StreamMessage
     from ._trio.run import run_tree
     from ._trio.tree import Ref, Tree, open_tree
@@ -39,7 +39,7 @@ _HOMES = {
     "_core.limit": ("Backoff", "Limit"),
     "_core.node": ("Status",),
     "_core.spec": ("IGNORE", "Child", "Mailbox", "Pool", "Supervisor"),
-    "_trio.leaf": ("current_child", "stop_requested"),
+    "_trio.child": ("CurrentChild", "current_child", "stop_requested"),
     "_trio.mailbox": ("Inbox", "Message", "Stream", "StreamMessage"),
     "_trio.run": ("run_tree",),
     "_trio.tree": ("Ref", "Tree", "open_tree"),
@@ -66,6 +66,7 @@ __all__ = [
     "Child",
     "ChildRestarted",
     "ChildStopped",
+    "CurrentChild",
     "Decider",
     "Directive",
     "Escalate",

@@ -23,6 +23,7 @@ FACE = [
     "Child",
     "ChildRestarted",
     "ChildStopped",
+    "CurrentChild",
     "DEVICE",
     "Decider",
     "Directive",

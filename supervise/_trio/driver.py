@@ -266,7 +266,8 @@ class Driver:
         """The address of a path, made when first wanted.
 
         One that is down for good has nobody who waits at it, and may since have a start before it again (R10, R13): whoever
-        asks for it finds that out here. What has left the tree gets an address that nobody keeps.
+        asks for it finds that out here. What is gone gets an address that nobody keeps: those above it, which may be gone too,
+        would be kept with it, and nobody would close them.
         """
         found = self.addresses.get(path)
         if found is not None and not found.gone:
@@ -279,8 +280,6 @@ class Driver:
         elif found is None:
             found = Address(path)
             found.close(why)
-            if self.forest.find(path) is not None:
-                self._keep(found)
         return found
 
     def _keep(self, address: Address) -> Address:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
-from contextvars import Context, ContextVar
+from contextvars import Context
 from operator import is_
 from types import CoroutineType, TracebackType
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
@@ -33,14 +33,13 @@ from .._core._check import is_a
 from .._core.decide import as_group, context_of, is_decidable, set_context, traceback_of
 from .._core.spec import IGNORE, Child
 from ..errors import ForeignCancelled, StartReturned
+from .child import CurrentChild, current
 from .mailbox import Inbox
 
 if TYPE_CHECKING:
     from .._core.node import Node
     from .driver import Driver
     from .tree import Tree
-
-_current: ContextVar[Leaf] = ContextVar("supervise.current_child")
 
 T = TypeVar("T")
 
@@ -73,7 +72,7 @@ async def _run_with(leaf: Leaf, resource: Any) -> Any:
 
 
 class Leaf:
-    """A leaf as its own code sees it: what `current_child()` gives.
+    """The life of a leaf in its task; its own code sees it as a `CurrentChild`.
 
     One serves a run of incarnations, one after the other in one task and under one scope, for as long as each starts at
     the end of the one before. The scope is made here, when the start is carried out, so that a stop never misses.
@@ -101,6 +100,7 @@ class Leaf:
         "_verdict",
         "incarnation",
         "ready",
+        "shown",
         "stopping",
     )
 
@@ -115,6 +115,7 @@ class Leaf:
         self._parked: Task | None = None
         self._leases: set[trio.CancelScope] | None = None
         self._context: Context | None = None
+        self.shown: CurrentChild | None = None  # made when its code asks for it
         self.begin_incarnation()
 
     def begin_incarnation(self) -> None:
@@ -219,7 +220,7 @@ class Leaf:
     @enable_ki_protection
     async def live(self) -> None:
         """Its task: one incarnation after another, each in a fresh context (R9). It never raises."""
-        _current.set(self)
+        current.set(self)
         self._task = task = current_task()
         if self._spec.mailbox is not None:
             self._driver.mailbox_address(self._node).is_served_by(task)
@@ -252,7 +253,7 @@ class Leaf:
         """Before the next incarnation: a fresh context (R9), and a turn for the others, unless they had one in this one."""
         if self._context is None:
             self._context = self._driver.context.copy()
-            self._context.run(_current.set, self)
+            self._context.run(current.set, self)
         fresh = self._context.copy()
         if not shared or not _same(task.context, fresh):
             task.context = fresh
@@ -539,29 +540,6 @@ def _apart_from(left: BaseException | None, failure: BaseException | None) -> Ba
     return None if rest is failure else rest
 
 
-def current_child() -> Leaf:
-    """The child whose code is running: its path, incarnation, inbox, stop request and last failure.
-
-    Raises:
-        RuntimeError: outside a child.
-    """
-    leaf = _current.get(None)
-    if leaf is None:
-        raise RuntimeError(
-            "current_child() is for the code of a child, and this code runs outside of every child"
-        )
-    return leaf
-
-
-async def stop_requested() -> None:
-    """Return when the current child is asked to stop (R20); made to be passed on, as a `shutdown_trigger` say.
-
-    Raises:
-        RuntimeError: outside a child.
-    """
-    await current_child().stop_requested()
-
-
 def enclosing_child(tree: Driver) -> Leaf | None:
     """The child of a tree that the running task belongs to: in its task, or in one below it.
 
@@ -570,8 +548,8 @@ def enclosing_child(tree: Driver) -> Leaf | None:
     """
     task: Task | None = current_task()
     while task is not None:
-        leaf = task.context.get(_current)
-        if leaf is not None and leaf._task is task and leaf._driver is tree:
+        leaf = task.context.get(current)
+        if isinstance(leaf, Leaf) and leaf._task is task and leaf._driver is tree:
             return leaf
         task = None if task.parent_nursery is None else task.parent_nursery.parent_task
     return None

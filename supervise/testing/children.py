@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 
 import trio
 
-from .._trio.leaf import current_child
+from .._trio.child import current_child
 
 
 async def idle(*_: object) -> None:

@@ -18,7 +18,8 @@ from .._core._brief import brief
 from .._core._check import check_number
 from .._core._code import Code, as_code
 from .._core.spec import Body, Child, Pool, Resource, Spec, Supervisor, walk
-from .._trio.leaf import Leaf, _without_cancelled, current_child
+from .._trio.child import CurrentChild, current_child
+from .._trio.leaf import _without_cancelled
 
 S = TypeVar("S", Child, Supervisor, Pool)
 
@@ -238,9 +239,9 @@ class FaultPlan(Code):
 
     def _life(self) -> _Life:
         """What the current incarnation has done so far; its context is its own."""
-        leaf, life = current_child(), _here.get(None)
-        if life is None or life.leaf is not leaf:
-            life = _Life(leaf, self.script(leaf.path, leaf.incarnation))
+        child, life = current_child(), _here.get(None)
+        if life is None or life.child is not child:
+            life = _Life(child, self.script(child.path, child.incarnation))
             _here.set(life)
         return life
 
@@ -295,8 +296,8 @@ async def _finish(act: Act | None) -> Any:
 class _Life:
     """One incarnation of a child that has a script."""
 
-    def __init__(self, leaf: Leaf, script: Script) -> None:
-        self.leaf = leaf
+    def __init__(self, child: CurrentChild, script: Script) -> None:
+        self.child = child
         self.script = script
         self.entries = 0
 
@@ -306,7 +307,7 @@ class _Life:
         self.entries += 1
         result = await outcome.acapture(self._until_cancelled, real, status, act, passes)
         stopped = isinstance(result, outcome.Error) and _without_cancelled(result.error) is None
-        if self.script.stop is None or not stopped or not self.leaf.stopping:
+        if self.script.stop is None or not stopped or not self.child.stopping:
             return result.unwrap()
         value: object = None
         with trio.CancelScope(shield=True):
@@ -316,12 +317,12 @@ class _Life:
     async def _until_cancelled(
         self, real: Callable[..., Awaitable[object]], status: Any, act: Act | None, passes: bool
     ) -> object:
-        if not self.leaf.ready:
+        if not self.child.ready:
             value = await _do(self.script.start)
             if isinstance(self.script.start, Return):
                 return value
         alarm = _Alarm(act, self.script.drain)
-        if self.leaf.ready:
+        if self.child.ready:
             alarm.arm()
         status = _Status(status, alarm)
         if passes:

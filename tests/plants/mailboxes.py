@@ -134,10 +134,10 @@ MAILBOXES = tuple(
             "        if not gone:\n            if found is None:\n                return self._keep(Address(path))",
         ),
         (
-            "addresses of those who left are kept",
+            "addresses of those who are gone are kept",
             _DRIVER,
-            "            if self.forest.find(path) is not None:\n                self._keep(found)",
-            "            self._keep(found)",
+            "            found.close(why)\n        return found",
+            "            found.close(why)\n            self._keep(found)\n        return found",
         ),
         (
             "a loop is not woken by a stop",

@@ -1088,3 +1088,19 @@ def test_whoever_takes_many_in_a_row_lets_others_run(way):
     assert taken == list(range(200))
     gaps = [after - before for before, after in itertools.pairwise(turns)]
     assert 32 < max(gaps) <= 130  # in any order, so there may be two before the next turn
+
+
+@pytest.mark.parametrize("first", ["app/s/a", "app/s", "app"])
+def test_after_the_end_of_a_tree_nobody_waits_whoever_was_asked_first(first):
+    """R28, R29: the address of a leaf that is gone brings none of those above it into being as one that is not."""
+
+    async def main():
+        async with open_tree(app(Supervisor("s", [Child("a", trio.sleep_forever)]))) as tree:
+            pass
+        with trio.fail_after(1):
+            for path in (first, "app/s/a", "app/s", "app"):
+                with pytest.raises(ChildStopped):
+                    await tree[path].ready()
+                assert await tree[path].ended() is None
+
+    run_virtual(main)

@@ -1,0 +1,117 @@
+"""What a child's own code may ask about itself: `current_child()` gives it, and nothing in it can change the child."""
+
+from __future__ import annotations
+
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Protocol
+
+from .mailbox import Inbox
+
+if TYPE_CHECKING:
+    from .tree import Tree
+
+
+class Living(Protocol):
+    """The leaf behind a `CurrentChild`, as far as it is needed here."""
+
+    incarnation: int
+    ready: bool
+    stopping: bool
+    shown: CurrentChild | None
+
+    @property
+    def path(self) -> str: ...
+    @property
+    def inbox(self) -> Inbox: ...
+    @property
+    def last_failure(self) -> BaseException | None: ...
+    @property
+    def tree(self) -> Tree: ...
+    async def stop_requested(self) -> None: ...
+
+
+current: ContextVar[Living] = ContextVar("supervise.current_child")
+"""The leaf whose task this is, or whose task started it."""
+
+
+class CurrentChild:
+    """A child as its own code sees it.
+
+    It is one object for a run of incarnations that follow one another in one task; `incarnation` says which one lives now.
+    """
+
+    __slots__ = ("_leaf",)
+
+    def __init__(self, leaf: Living) -> None:
+        self._leaf = leaf
+
+    def __repr__(self) -> str:
+        return f"<child {self.path!r} incarnation={self.incarnation}>"
+
+    @property
+    def path(self) -> str:
+        """Its place in the tree, such as `app/store/jobs`."""
+        return self._leaf.path
+
+    @property
+    def incarnation(self) -> int:
+        """The number of its current incarnation, from 1; a Restart makes a new one, a Resume does not (R8, R9)."""
+        return self._leaf.incarnation
+
+    @property
+    def ready(self) -> bool:
+        """Whether it is ready: its body runs or, if it takes `task_status`, has called `started` (R17)."""
+        return self._leaf.ready
+
+    @property
+    def stopping(self) -> bool:
+        """Whether it was asked to stop, or cancelled (R20)."""
+        return self._leaf.stopping
+
+    @property
+    def inbox(self) -> Inbox:
+        """Its mailbox.
+
+        Raises:
+            RuntimeError: its spec asks for none, or its body has not been called yet: a resource has none.
+        """
+        return self._leaf.inbox
+
+    @property
+    def last_failure(self) -> BaseException | None:
+        """The last failure of its node, mostly one of an earlier incarnation; None before the first one."""
+        return self._leaf.last_failure
+
+    @property
+    def tree(self) -> Tree:
+        """The tree that it belongs to, for the addresses of others."""
+        return self._leaf.tree
+
+    async def stop_requested(self) -> None:
+        """Wait until this child is asked to stop; its `drain` seconds begin then (R20)."""
+        await self._leaf.stop_requested()
+
+
+def current_child() -> CurrentChild:
+    """The child whose code is running: its path, incarnation, inbox, stop request and last failure.
+
+    Raises:
+        RuntimeError: outside a child.
+    """
+    leaf = current.get(None)
+    if leaf is None:
+        raise RuntimeError(
+            "current_child() is for the code of a child, and this code runs outside of every child"
+        )
+    if leaf.shown is None:
+        leaf.shown = CurrentChild(leaf)
+    return leaf.shown
+
+
+async def stop_requested() -> None:
+    """Return when the current child is asked to stop (R20); made to be passed on, as a `shutdown_trigger` say.
+
+    Raises:
+        RuntimeError: outside a child.
+    """
+    await current_child().stop_requested()
