@@ -479,3 +479,23 @@ def test_nothing_of_ours_is_left_behind_in_the_process():
         if thread.name.startswith("supervise: "):
             thread.join(IN_TIME)
             assert not thread.is_alive()
+
+
+@pytest.mark.slow
+def test_the_hard_exit_reaches_code_that_keeps_the_interpreter_and_looks_for_no_signal():
+    """R20: no thread of ours and no handler runs then; what is left ends the program ten seconds later, with 1."""
+    program = Program(
+        """
+        async def adds():
+            say("up")
+            try:
+                await trio.sleep_forever()
+            finally:
+                sum(range(10**13))
+
+        run_tree(Supervisor("app", [Child("adds", adds)]), sinks=[], hard_exit_after=0.5)
+        """
+    )
+    assert program.says() == "up"
+    program.signal(signal.SIGTERM)
+    assert program.ends()[0] == 1

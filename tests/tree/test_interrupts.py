@@ -12,6 +12,7 @@ import pytest
 import trio
 
 from supervise import Child, Limit, Supervisor, events, open_tree, run_tree, stop_requested
+from supervise._trio import leaf
 from supervise.errors import TreeFailed
 from supervise.testing import assert_lifecycle, run_virtual
 
@@ -480,3 +481,36 @@ def test_a_watch_whose_nursery_fails_as_it_is_cancelled_hurts_nothing(caplog):
     ends = Child("once", trio.lowlevel.checkpoint, restart="transient", significant=True)
     run_tree(app(ends, auto_shutdown="any_significant"), sinks=[], watch=watch)
     assert "what watched the tree failed" in caplog.text
+
+
+def test_an_interrupt_before_the_first_line_of_what_leaves_a_resource_does_not_skip_it(monkeypatch):
+    """R4: it is raised once the resource has been left."""
+    left = []
+
+    class Resource:
+        async def __aenter__(self):
+            pass
+
+        async def __aexit__(self, *_):
+            await trio.sleep(0.1)
+            left.append(True)
+
+    freely, times = leaf._freely, []
+
+    async def interrupted(function):
+        times.append(function)
+        if len(times) == 2:  # the first one enters
+            raise KeyboardInterrupt
+        return await freely(function)
+
+    monkeypatch.setattr(leaf, "_freely", interrupted)
+
+    async def fails(_):
+        await trio.sleep(0.1)
+        raise Boom
+
+    async def block(tree):
+        await trio.sleep(1)
+
+    interrupted_by(block, Child("a", fails, resource=Resource))
+    assert left == [True]
