@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import suppress
 from typing import Protocol, TypeAlias, cast
 
 from attrs import define
@@ -245,7 +246,8 @@ def made_by(chunks: Iterator[TokenChunk]) -> TokenChunk | None:
         try:
             close(chunks)
         except Exception as worse:  # noqa: BLE001 - the first error is what its request is told; the other is its note
-            BaseException.add_note(error, f"and its stream could not be closed: {brief(worse)}")
+            with suppress(Exception):  # the first may be of a class that takes no notes
+                BaseException.add_note(error, f"and its stream could not be closed: {brief(worse)}")
         raise
 
 

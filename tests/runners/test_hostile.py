@@ -1,5 +1,7 @@
 """Values that raise, lie, never end or hold 100 MB, at every place where one enters a device worker (D5, D10)."""
 
+import dataclasses
+
 import pytest
 import trio
 from hostiles import (
@@ -39,7 +41,7 @@ from runners.errors import (
     WorkerDown,
 )
 from runners.hosts.inline import InlineHost
-from runners.hosts.turns import Position, judged
+from runners.hosts.turns import Position, judged, made_by
 from runners.types import ExecuteBatch, RunnerInfo, Sampling, TokenChunk, with_release
 from runners.worker import rebuild, report_poison
 from supervise import Restart, Resume, StartFailed, events
@@ -403,3 +405,31 @@ async def test_a_dropped_sync_stream_is_closed_by_whoever_begins_or_reads_next()
         assert closed == []
         session.begin(few("b"))
         assert closed == ["a"]
+
+
+@dataclasses.dataclass(frozen=True)
+class FrozenPoison(ContextPoisoned):
+    """None of its attributes can be set, its notes neither."""
+
+
+def noted_oddly():
+    """Its notes are no list."""
+    poison = ContextPoisoned("gone")
+    poison.__notes__ = "gone"
+    return poison
+
+
+@pytest.mark.parametrize("make", [FrozenPoison, noted_oddly])
+def test_a_poison_that_takes_no_note_is_not_hidden_by_a_close_that_fails(make):
+    class Unclosable:
+        def __iter__(self):
+            return self
+
+        def __next__(self):
+            raise make()
+
+        def close(self):
+            raise ValueError("not closed")
+
+    with pytest.raises(ContextPoisoned):
+        made_by(Unclosable())
