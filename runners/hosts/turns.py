@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import suppress
 from typing import Protocol, TypeAlias, cast
 
-from attrs import define
+from attrs import define, validate
 
 from runners.brief import brief, is_a, name_of, quoted, text_of
 from runners.classify import by_tag, code_of, renewed, sound
@@ -102,7 +102,7 @@ class Position:
             and type(made.text) is str
             and type(ids) is tuple
             and (finish is None or type(finish) is FinishReason)
-            and (usage is None or type(usage) is TokenUsage)
+            and (usage is None or _is_usage(usage))
         )
         if good:
             for token in ids:
@@ -277,6 +277,17 @@ def checked(position: Position, made: object, close: Callable[[], None]) -> Toke
     except (RunnerError, AttributeError):  # the latter of one that was made without its fields
         close()
         raise
+
+
+def _is_usage(value: object) -> bool:
+    """Whether it is one, with such fields as its class lets be: it may have been made without being asked."""
+    if type(value) is not TokenUsage:
+        return False
+    try:
+        validate(value)
+    except Exception:  # noqa: BLE001 - a field is missing, or is anything
+        return False
+    return True
 
 
 def _why_no_chunk(made: object) -> str:

@@ -353,6 +353,10 @@ def _chunk(**fields):
     return TokenChunk(**{"request_id": "odd", "index": 3, "token_ids": (3,), "text": "x", **fields})
 
 
+def _last(usage):
+    return _chunk(finish_reason=FinishReason.STOP, usage=usage)
+
+
 CHUNKS = {
     "a liar": Liar,
     "one that raises": Rager,
@@ -375,6 +379,12 @@ CHUNKS = {
     "a reason that raises": lambda: _chunk(finish_reason=Rager()),
     "a reason of its own": lambda: _chunk(finish_reason=Text("stop")),
     "a usage that raises": lambda: _chunk(usage=Rager()),
+    "a usage without fields": lambda: _chunk(usage=TokenUsage.__new__(TokenUsage)),
+    "a usage of a text": lambda: _chunk(usage=_usage(input="x")),
+    "a usage below nothing": lambda: _chunk(usage=_usage(input=-1)),
+    "a last usage without fields": lambda: _last(TokenUsage.__new__(TokenUsage)),
+    "a last usage of no number": lambda: _last(_usage(output=float("nan"))),
+    "a last usage that raises": lambda: _last(_usage(cached=Rager())),
     "the index before": lambda: _chunk(index=2),
     "the index behind": lambda: _chunk(index=4),
 }
