@@ -35,11 +35,11 @@ class _Brief(Repr):
 
     def repr_instance(self, x: Any, level: int) -> str:  # noqa: ARG002 - as `Repr` calls it
         """Its own `repr`, with the middle left out if it is long."""
-        return _shortened(repr(x), self.maxother)
+        return shortened(repr(x), self.maxother)
 
     def repr_bytes(self, x: bytes, level: int) -> str:  # noqa: ARG002 - as `Repr` calls it
         """Both ends of it: to print all of a hundred megabytes takes a second."""
-        return _shortened(repr(x[:MOST] + x[-MOST:] if len(x) > 2 * MOST else x), self.maxstring)
+        return shortened(repr(x[:MOST] + x[-MOST:] if len(x) > 2 * MOST else x), self.maxstring)
 
     repr_bytearray = repr_bytes
 
@@ -70,7 +70,8 @@ def _prints_plainly(kind: type[BaseException]) -> bool:
     return kind.__repr__ in (BaseException.__repr__, BaseExceptionGroup.__repr__)
 
 
-def _shortened(text: str, most: int) -> str:
+def shortened(text: str, most: int) -> str:
+    """A text with its middle left out if it is longer than that."""
     if len(text) <= most:
         return text
     half = (most - 3) // 2
@@ -82,13 +83,13 @@ _BRIEF = _Brief()
 
 def brief(value: object) -> str:
     """`repr(value)`, bounded to `MOST` characters; it never raises, whatever the value's own code does."""
-    return _shortened(_BRIEF.repr(value), MOST)
+    return shortened(_BRIEF.repr(value), MOST)
 
 
 def brief_text(exc: BaseException) -> str:
     """`str(exc)`, bounded to `MOST` characters; likewise."""
     try:
-        return _shortened(str(exc), MOST)
+        return shortened(str(exc), MOST)
     except KeyboardInterrupt:
         raise
     except BaseException:  # noqa: BLE001 - as above

@@ -14,9 +14,9 @@ from typing import cast
 
 import supervise
 
-from .._core._brief import brief
+from .._core._brief import MOST, brief, printable, shortened
 from .._core._check import being_loaded, did_you_mean, is_a
-from .._core.spec import Child, Pool, Supervisor
+from .._core.spec import Child, Pool, Spec, Supervisor
 from .._trio.tree import Tree
 
 
@@ -38,8 +38,10 @@ def load(target: str, noted: list[Exception] | None = None) -> Supervisor | Pool
     where, _, attribute = _split(target)
     loaded = being_loaded.set(True)
     try:
-        module = _module(where)
+        return _attribute(_module(where), where, attribute)
     except NoTree:
+        if noted:
+            return None
         raise
     except KeyboardInterrupt:
         raise
@@ -53,12 +55,6 @@ def load(target: str, noted: list[Exception] | None = None) -> Supervisor | Pool
         raise NoTree(f"{where} failed to load: {_last_line(exc)}{_where(exc, where)}") from exc
     finally:
         being_loaded.reset(loaded)
-    try:
-        return _attribute(module, where, attribute)
-    except NoTree:
-        if noted:
-            return None
-        raise
 
 
 def _split(target: str) -> tuple[str, str, str]:
@@ -76,7 +72,7 @@ def _module(where: str) -> ModuleType:
     here = str(Path.cwd())
     if here not in sys.path:
         sys.path.append(here)
-    if where.endswith(".py") or "/" in where:
+    if where.endswith(".py") or "/" in where or where.startswith(".") or not where:
         return _from_file(Path(where))
     _refuse_foreign_runners(where)
     try:
@@ -103,7 +99,7 @@ def _from_file(path: Path) -> ModuleType:
         raise NoTree(f"{path} is a folder: give a file in it")
     if not path.is_file():
         raise NoTree(f"no such file: {path}")
-    spec = importlib.util.spec_from_file_location(path.stem.replace("-", "_"), path)
+    spec = importlib.util.spec_from_file_location(_name(str(path)), path)
     if spec is None or spec.loader is None:
         raise NoTree(f"{path} is not a Python file")
     module = importlib.util.module_from_spec(spec)
@@ -111,6 +107,11 @@ def _from_file(path: Path) -> ModuleType:
     sys.path.append(str(path.parent.absolute()))
     spec.loader.exec_module(module)
     return module
+
+
+def _name(where: str) -> str:
+    """The name under which it is loaded."""
+    return Path(where).stem.replace("-", "_") if where.endswith(".py") else where
 
 
 def _attribute(module: ModuleType, where: str, attribute: str) -> Supervisor | Pool:
@@ -121,7 +122,7 @@ def _attribute(module: ModuleType, where: str, attribute: str) -> Supervisor | P
     if "tree" in vars(module) or _has(module, "tree"):
         return _tree(module.tree, f"{where}:tree")
     roots = _roots(module)
-    if len(roots) != 1:
+    if len({id(root) for root in roots.values()}) != 1:
         found = (
             f"its supervisors are {', '.join(sorted(roots))}: name one"
             if roots
@@ -150,7 +151,14 @@ def _looked_up(module: ModuleType, name: str, missing: str) -> object:
 def _roots(module: ModuleType) -> dict[str, Supervisor | Pool]:
     """The supervisors of a module that stand in no other of its supervisors."""
     found = {name: value for name, value in vars(module).items() if is_a(value, _ROOTS)}
-    below = {id(child) for value in found.values() for child in value.children}
+    below: set[int] = set()
+    waiting: list[Spec] = list(found.values())
+    while waiting:
+        node = waiting.pop()
+        if not isinstance(node, Child):
+            its = (node.template,) if isinstance(node, Pool) else node.children
+            waiting += [child for child in its if id(child) not in below]
+            below.update(map(id, its))
     return {name: value for name, value in found.items() if id(value) not in below}
 
 
@@ -180,8 +188,10 @@ def _last_line(exc: BaseException) -> str:
         lines = "".join(traceback.format_exception_only(exc)).strip().splitlines()
     except Exception:  # noqa: BLE001 - a user's exception may raise when it is printed
         lines = []
-    text = lines[-1] if lines else brief(exc)
-    return text + ("" if "id you mean" in text else _misspelt(text))
+    if isinstance(exc, SyntaxError):
+        lines = lines[-1:]  # those before show the place
+    text = "\n".join(lines) or brief(exc)
+    return printable(shortened(text, MOST)) + ("" if "id you mean" in text else _misspelt(text))
 
 
 _OPTION = re.compile(r"\b(\w+)(?:\.__init__)?\(\) got an unexpected keyword argument '(\w+)'")
@@ -201,11 +211,10 @@ def _misspelt(text: str) -> str:
 
 
 def _where(exc: BaseException, where: str) -> str:
-    """The line of the file that raised, if it was the file itself."""
+    """The line at which the file itself raised, or called what did; files of other folders may have its name."""
+    steps = traceback.walk_tb(exc.__traceback__)
+    lines = [line for frame, line in steps if frame.f_globals.get("__name__") == _name(where)]
     if isinstance(exc, SyntaxError) and exc.lineno is not None:
-        return f" (line {exc.lineno})"
-    frames = traceback.extract_tb(exc.__traceback__)
-    lines = [
-        frame for frame in frames if frame.filename.endswith(Path(where).name) or where in frame.filename
-    ]
-    return f" (line {lines[-1].lineno})" if lines else ""
+        other = f" of {Path(exc.filename or '?').name}, from line {lines[-1]}" if lines else ""
+        return f" (line {exc.lineno}{other})"
+    return f" (line {lines[-1]})" if lines else ""

@@ -445,6 +445,71 @@ def test_a_misspelt_attribute_has_its_near_match(check, monkeypatch, capsys):
     )
 
 
+def test_a_failure_of_several_lines_is_told_whole_and_in_one(check):
+    """With its class, its notes, and nothing that a terminal would obey; of a long one both ends."""
+    _, _, errors = check("raise ValueError('one\\ntwo\\x1b[31m')")
+    assert errors == "supervise: declared.py failed to load: ValueError: one\\ntwo\\x1b[31m (line 1)\n"
+    _, _, errors = check("exc = KeyError('one')\nexc.add_note('of two')\nraise exc")
+    assert errors == "supervise: declared.py failed to load: KeyError: 'one'\\nof two (line 3)\n"
+    _, _, errors = check("raise ValueError('x' * 10**6)")
+    assert len(errors) < 1000
+
+
+@pytest.mark.parametrize("name", ["run", "tree"])
+def test_the_line_is_one_of_the_file_itself(tmp_path, monkeypatch, capsys, name):
+    """Not of one of ours that has the same name."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    (tmp_path / f"{name}.py").write_text('from supervise import *\n\nrun_tree(Supervisor("app", []))\n')
+    with pytest.raises(SystemExit):
+        main(["check", f"{name}.py"])
+    sys.modules.pop(name, None)
+    assert capsys.readouterr().err.endswith("if __name__ == '__main__' (line 3)\n")
+
+
+def test_a_file_that_is_imported_and_no_python_is_named(check, tmp_path):
+    """The line is one of that file."""
+    (tmp_path / "parted.py").write_text("\n\nx = (\n")
+    says = "SyntaxError: '(' was never closed (line 3 of parted.py, from line 2)\n"
+    assert check("\nimport parted\n")[2].endswith(says)
+
+
+@pytest.mark.parametrize(
+    "declared",
+    [
+        'part = Supervisor("part", [])\napp = Supervisor("app", [Supervisor("mid", [part])])',
+        'member = Supervisor("m", [])\napp = Supervisor("app", [Pool("p", member)])',
+        'app = shop = Supervisor("app", [])',
+    ],
+)
+def test_a_root_stands_in_no_other_at_any_depth(check, declared):
+    """Nor as the template of a pool; and one of two names is one."""
+    assert check(f"{HEAD}\n{declared}\n") == (0, "declared.py: ok\n", "")
+
+
+def test_a_module_that_ends_the_program_when_it_is_asked_for_its_tree_is_told(check):
+    """As one that does so while it is loaded."""
+    status, _, errors = check("def __getattr__(name): raise SystemExit(0)")
+    assert (status, errors.count("\n")) == (2, 1)
+    assert "declared.py ended the program while it was loaded: SystemExit(0)" in errors
+
+
+@pytest.mark.parametrize(
+    ("target", "says"),
+    [
+        (".", ". is a folder: give a file in it"),
+        ("..", ".. is a folder: give a file in it"),
+        ("", ". is a folder: give a file in it"),
+        (".declared", "no such file: .declared"),
+    ],
+)
+def test_what_begins_with_a_dot_is_no_module(capsys, target, says):
+    """A folder is a likely mistake."""
+    with pytest.raises(SystemExit):
+        main(["check", target])
+    assert capsys.readouterr().err == f"supervise: {says}\n"
+
+
 WARNINGS = {
     "a limit that can never trip": (
         'Supervisor("app", [Child("a", idle, backoff=Backoff(initial=10))])',
