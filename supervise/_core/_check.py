@@ -80,10 +80,8 @@ def check_number(
         noun = "an integer" if kind is int else "a number"
         return refuse(TypeError(f"{what} must be {noun}, got {brief(value)}"))
     number: float = plain(value)
-    if not number >= least:
-        return refuse(ValueError(f"{what} must be >= {least}, got {brief(value)}"))
-    if more and number == least:
-        return refuse(ValueError(f"{what} must be > {least}, got {brief(value)}"))
+    if not (number > least if more else number >= least):
+        return refuse(ValueError(f"{what} must be {'>' if more else '>='} {least}, got {brief(value)}"))
     if type(number) is int and number > _LARGEST:
         return refuse(ValueError(f"{what} must be <= {_LARGEST}, got {brief(value)}"))
     if finite and number == inf:

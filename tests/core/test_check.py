@@ -86,6 +86,10 @@ def test_nonsense_that_is_noted_leaves_a_spec_that_can_be_looked_at():
         ("1", {}, "it must be a number, got '1'"),
         (1, {"least": 2}, "it must be >= 2, got 1"),
         (float("nan"), {}, "it must be >= 0, got nan"),
+        (-1, {"more": True}, "it must be > 0, got -1"),
+        (0, {"more": True}, "it must be > 0, got 0"),
+        (float("nan"), {"more": True}, "it must be > 0, got nan"),
+        (0.5, {"more": True}, ""),
         (2, {"least": 2}, ""),
         (2.0, {"least": 2}, ""),
         (0, {"kind": int}, ""),
@@ -96,7 +100,7 @@ def test_a_number_is_no_bool_and_not_too_small(value, options, said):
     with noting() as problems:
         check_number("it", value, **{"least": 0, **options})
     assert list(map(str, problems)) == ([said] if said else [])
-    assert all(isinstance(problem, ValueError if ">=" in said else TypeError) for problem in problems)
+    assert all(isinstance(problem, ValueError if ">" in said else TypeError) for problem in problems)
 
 
 def test_a_choice_is_one_of_what_is_allowed():

@@ -175,7 +175,7 @@ NONSENSE = [
     (lambda: Child("a", body, significant=1), TypeError, "child 'a': significant must be a bool, got 1"),
     (lambda: Child("a", body, drain=-1), ValueError, "child 'a': drain must be >= 0, got -1"),
     (lambda: Child("a", body, grace="x"), TypeError, "child 'a': grace must be a number, got 'x'"),
-    (lambda: Child("a", body, start_timeout=-1), ValueError, "child 'a': start_timeout must be >= 0, got -1"),
+    (lambda: Child("a", body, start_timeout=-1), ValueError, "child 'a': start_timeout must be > 0, got -1"),
     (lambda: Child("a", body, start_timeout=0), ValueError, "child 'a': start_timeout must be > 0, got 0"),
     (lambda: Child("a", body, start_warning=0), ValueError, "child 'a': start_warning must be > 0, got 0"),
     (
