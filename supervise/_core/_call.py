@@ -135,7 +135,10 @@ def misfit(
         return None
     named = {"task_status": None} if task_status else {}
     try:
-        (signature.bind_partial if some else signature.bind)(*given, **named)
+        bound = (signature.bind_partial if some else signature.bind)(*given, **named)
+        for parameter in signature.parameters.values():  # nobody gives one by name later
+            if _only_by_name(parameter) and parameter.name not in bound.arguments:
+                raise TypeError(f"missing a required argument: {parameter.name!r}")  # noqa: TRY301 - as `bind` says it
     except TypeError as problem:
         shown = [*given, *(["task_status=…"] if task_status else [])]
         name = name_of(function)
@@ -156,6 +159,10 @@ def _beneath(function: Any) -> Any:
     if type(function) is FunctionType and _contextlib_of(function) is not None:
         return function.__wrapped__  # type: ignore[attr-defined]  # contextlib says what it wraps
     return function
+
+
+def _only_by_name(parameter: inspect.Parameter) -> bool:
+    return parameter.kind is inspect.Parameter.KEYWORD_ONLY and parameter.default is inspect.Parameter.empty
 
 
 def _parameters(signature: inspect.Signature) -> Iterable[str]:
@@ -255,10 +262,10 @@ def wrong_function(function: object, what: str, given: Iterable[str] | None) -> 
     """Why this cannot be a plain function that is called with these arguments, or with unknown ones."""
     if not callable(function):
         return _not_callable(function, "a function")
-    if kind_of(function) in ("async function", "async generator function", "generator function"):
-        return f"must be a plain function, and {name_of(function)} is an {kind_of(function)}: {what}".replace(
-            "an generator", "a generator"
-        )
+    kind = kind_of(function)
+    if kind not in ("function", "class", "unknown"):
+        article = "an" if kind.startswith("async") else "a"
+        return f"must be a plain function, and {name_of(function)} is {article} {kind}: {what}"
     return None if given is None else misfit(function, given)
 
 

@@ -18,6 +18,7 @@ async def idle(): await trio.sleep_forever()
 async def serve(inbox): await trio.sleep_forever()
 async def work(resource, inbox): await trio.sleep_forever()
 async def add(one, two): await trio.sleep_forever()
+async def by_name(*, user): await trio.sleep_forever()
 async def starts(task_status): task_status.started()
 def sync(): print("I am not async")
 def blocks():
@@ -283,10 +284,26 @@ MISTAKES = {
     "a function as a template": ('Pool("app", idle)', "pool 'app': template must be a Child or Supervisor or Pool, got <function idle"),
     "a list as a template": ('Pool("app", [Child("a", idle)])', "pool 'app': template must be a Child or Supervisor or Pool, got [Child("),
     "a pool of none": ('Pool("app", Child("a", idle), maximum=0)', "pool 'app': maximum must be >= 1, got 0"),
+    "a template that wants an argument by name": (
+        'Pool("app", Child("a", by_name))',
+        "child 'a': body is called as by_name(), but it is by_name(*, user): missing a required argument: 'user'",
+    ),
+    "a template whose init wants one": (
+        'Pool("app", Supervisor("a", [], init=lambda *, user: None))',
+        "supervisor 'a': init is called as <lambda>(), but it is <lambda>(*, user): missing a required argument: 'user'",
+    ),
     # init
     "an init that waits": (
         'Supervisor("app", [], init=idle)',
         "supervisor 'app': init must be a plain function, and idle is an async function",
+    ),
+    "an init that is a context manager": (
+        'Supervisor("app", [], init=opened)',
+        "supervisor 'app': init must be a plain function, and opened is an async context manager",
+    ),
+    "a predicate that is a context manager": (
+        'Supervisor("app", [], decider=Decider(rules=[Rule(OSError, "net", when=open_file)]))',
+        "a rule's when must be a plain function, and open_file is a context manager",
     ),
     "an init that wants an argument": (
         'Supervisor("app", [], init=lambda path: None)',
@@ -397,6 +414,7 @@ SOUND = {
     "a mock": 'Supervisor("app", [Child("a", __import__("unittest.mock").mock.AsyncMock(), args=(1,))])',
     "a mock of a resource": 'Supervisor("app", [Child("a", serve, resource=__import__("unittest.mock").mock.MagicMock())])',
     "a template whose arguments come later": 'Pool("app", Child("a", add))',
+    "a template whose argument by name is bound": 'Pool("app", Child("a", partial(by_name, user=1)))',
     "a template whose init gets them": 'Pool("app", Supervisor("a", [], init=lambda path: None))',
     "a text of one's own": 'Supervisor(Text("app"), [Child(Text("a"), idle, restart=Text("transient"))])',
     "an enum": 'Supervisor("app", [Child("a", idle, drain=__import__("http").HTTPStatus.OK)])',
