@@ -15,7 +15,7 @@ import trio
 from attrs import evolve, field, frozen
 
 from .._core._brief import brief
-from .._core._check import check_number
+from .._core._check import check_number, did_you_mean, is_a
 from .._core._code import Code, as_code
 from .._core.spec import Body, Child, Pool, Resource, Spec, Supervisor, walk
 from .._trio.child import CurrentChild, current_child
@@ -150,8 +150,23 @@ NOTHING = Script()
 
 
 def _scripts(value: Mapping[str, Script | Iterable[Script]]) -> Mapping[str, tuple[Script, ...]]:
-    each = {path: (its,) if isinstance(its, Script) else tuple(its) for path, its in value.items()}
+    if not isinstance(value, Mapping):
+        raise TypeError(f"a fault plan maps paths to scripts, got {brief(value)}")
+    each: dict[str, tuple[Script, ...]] = {}
+    for path, its in value.items():
+        if not isinstance(path, str):
+            raise TypeError(f"a fault plan maps paths such as 'app/db' to scripts, got {brief(path)}")
+        if not isinstance(its, (Script, Iterable)):
+            raise TypeError(f"a fault plan maps {path!r} to scripts, got {brief(its)}")
+        each[path] = (its,) if isinstance(its, Script) else tuple(its)
     return MappingProxyType(each)
+
+
+def checked_spec(value: object, who: str, *kinds: type[Any]) -> None:
+    """Refuse what is no spec of these kinds."""
+    if not is_a(value, kinds):
+        allowed = " or ".join(kind.__name__ for kind in kinds)
+        raise TypeError(f"{who} takes a {allowed}, got {brief(value)}")
 
 
 @frozen(repr=False)
@@ -192,11 +207,16 @@ class FaultPlan(Code):
             ValueError: a path of the plan leads nowhere, to a supervisor, or it has scripts for a resource that its
                 child lacks. Members of pools are not checked.
         """
+        self.check(spec, at=at)
+        return self._over(spec, at)  # type: ignore[return-value]  # each is evolved from its own kind
+
+    def check(self, spec: Spec, *, at: str = "") -> None:
+        """Refuse what `over` refuses."""
+        checked_spec(spec, "a fault plan", Supervisor, Pool, Child)
         nodes = dict(walk(spec, at))
         for path in self.scripts:
             if not at or path in nodes:
                 self._check(path, nodes)
-        return self._over(spec, at)  # type: ignore[return-value]  # each is evolved from its own kind
 
     def _over(self, spec: Spec, at: str, *, always: bool = False) -> Spec:
         """Bottom up, so that no depth is too deep. What stays as it was stays the same object."""
@@ -224,6 +244,7 @@ class FaultPlan(Code):
         if node is None:
             raise ValueError(
                 f"the plan has scripts for {path!r}, but there is no such child ({', '.join(nodes)})"
+                + did_you_mean(path, nodes)
             )
         if not isinstance(node, Child):
             told = f"the plan has scripts for {path!r}, which is a supervisor: scripts are for its children"

@@ -13,10 +13,12 @@ from typing import Any, Literal
 
 from .. import errors, events
 from .._core import effect
+from .._core._brief import brief
+from .._core._check import check_number
 from .._core.node import Node
 from .._core.spec import IGNORE, Child, Pool, Supervisor
 from .bare import BareTree, Part, Verdict
-from .faults import Act, Fail, FaultPlan, Hang, Return, Script
+from .faults import Act, Fail, FaultPlan, Hang, Return, Script, checked_spec
 
 Wait = tuple[Literal["open", "shielded", "parked"], float]
 """How a child waits, and until when: an open wait ends when it is cancelled, a parked one when it is told a verdict."""
@@ -36,8 +38,20 @@ def simulate(
         plan: what goes wrong; None is nothing.
         stop_at: when the tree is stopped, if it is still there, in seconds.
         u: what every backoff's jitter makes of itself, in [0, 1); 0.5 is none.
+
+    Raises:
+        ValueError: the plan does not fit the tree, see `FaultPlan.over`.
     """
-    world = _World(spec, plan or FaultPlan(), u)
+    checked_spec(spec, "simulate", Supervisor, Pool)
+    if plan is None:
+        plan = FaultPlan()
+    elif not isinstance(plan, FaultPlan):
+        raise TypeError(f"simulate takes a FaultPlan, got {brief(plan)}")
+    plan.check(spec)
+    check_number("stop_at", stop_at, least=0, finite=True)
+    if check_number("u", u, least=0) and not u < 1:
+        raise ValueError(f"u must be < 1, got {brief(u)}")
+    world = _World(spec, plan, u)
     world.at(stop_at, world.stop)
     world.run()
     return world.seen

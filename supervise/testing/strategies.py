@@ -13,12 +13,12 @@ from hypothesis import strategies as st
 
 from .._core._brief import brief
 from .._core._check import check_number
-from .._core.decide import AKKA, FRAMEWORK_TAGS, Decider, Rule, judge
+from .._core.decide import AKKA, FRAMEWORK_TAGS, Decider, Rule, is_decidable, judge
 from .._core.directive import Directive, Escalate, Restart, Resume, Stop
 from .._core.limit import Backoff, Limit
 from .._core.spec import IGNORE, Child, Mailbox, Pool, Spec, Supervisor, walk
 from .children import echo, idle, nothing, starter
-from .faults import Delay, Fail, FaultPlan, Hang, Injected, Return, Script
+from .faults import Delay, Fail, FaultPlan, Hang, Injected, Return, Script, checked_spec
 
 Option = tuple[str, Any]
 _KEPT = 256
@@ -106,6 +106,8 @@ def trees(*, min_size: int = 1, max_size: int = 12) -> st.SearchStrategy[Supervi
         min_size: at least so many nodes below the root; one of them is a leaf.
         max_size: at most so many.
     """
+    check_number("min_size", min_size, least=1, kind=int)
+    check_number("max_size", max_size, least=min_size, kind=int)
     others = st.lists(_NODES, min_size=min_size - 1, max_size=max_size - 1)
     nodes = st.tuples(_CHILDREN, others).map(lambda its: [its[0], *its[1]])
     return st.builds(_grown, _options(_OF_SUPERVISOR), nodes)
@@ -181,6 +183,7 @@ def scripts(
         exceptions: as for `fault_plans`.
         horizon: likewise.
     """
+    checked_spec(child, "scripts", Child)
     chain = () if child.decider is None else (child.decider,)
     return _scripts(_faces(child), _failing(chain, _instances(exceptions), _checked(horizon)), horizon)
 
@@ -209,10 +212,11 @@ def fault_plans(
     Raises:
         TypeError: a class, of `exceptions` or of a decider, cannot be made without arguments: give an instance of it.
     """
+    checked_spec(tree, "fault_plans", Supervisor, Pool)
+    given, horizon = _instances(exceptions), _checked(horizon)
     children = dict(_children(tree))
     if not children:
         return st.just(FaultPlan())
-    given, horizon = _instances(exceptions), _checked(horizon)
     fails = {path: _failing(chain, given, horizon) for path, (_, chain) in children.items()}
     return _plans({path: child for path, (child, _) in children.items()}, fails, horizon, max_size)
 
@@ -235,6 +239,8 @@ def _times(horizon: float) -> st.SearchStrategy[float]:
 
 def _instances(exceptions: Iterable[BaseException | type[BaseException]]) -> tuple[BaseException, ...]:
     made: list[BaseException] = []
+    if not isinstance(exceptions, Iterable):  # one class alone is a likely mistake
+        raise TypeError(f"fault_plans: exceptions must be a list of them, got {brief(exceptions)}")
     for each in exceptions:
         exc = _made_of(each) if isinstance(each, type) else each
         if not isinstance(exc, BaseException):
@@ -247,21 +253,27 @@ def _instances(exceptions: Iterable[BaseException | type[BaseException]]) -> tup
 
 def _made_of(kind: type[Any]) -> BaseException | None:
     """An instance of an exception class that can be copied, as `Fail` needs it; None if no plain arguments make one."""
+    return next(_instances_of(kind, "x"), None)
+
+
+def _instances_of(kind: type[Any], text: str) -> Iterator[BaseException]:
+    """What plain arguments make of an exception class, the first of them that text."""
     if not issubclass(kind, BaseException):
-        return None
+        return
     for arguments in (
-        ("x",),
+        (text,),
         (),
-        ("x", [Injected("x")]),
-        ("x", "x"),
-        ("x", "x", "x"),
-        ("x", b"x", 0, 1, "x"),
+        (text, [Injected("x")]),
+        (text, "x"),
+        (text, "x", "x"),
+        (text, b"x", 0, 1, "x"),
+        (text, "x", 0, 1, "x"),
     ):
         try:
-            return Fail(kind(*arguments)).exc
+            exc = Fail(kind(*arguments)).exc
         except Exception:  # noqa: BLE001, S112 - its constructor wants something else
             continue
-    return None
+        yield exc
 
 
 def _failing(chain: Chain, given: tuple[BaseException, ...], horizon: float) -> Failing:
@@ -308,36 +320,51 @@ def _named(decider: Decider, given: tuple[BaseException, ...]) -> Iterator[BaseE
         for key in layer.table:
             if isinstance(key, str):
                 yield from [Injected("x", tag=key)] if key not in FRAMEWORK_TAGS else []
-            elif issubclass(key, Exception):
-                yield _made_of(key) or _given_for(key, given)
+            elif _is_drawn(key):
+                exc = _made_of(key) or _given_for(key, given)
+                yield from [exc] if is_decidable(exc) else []
         for rule in layer.rules:
-            yield from _fitting_rule(rule)
+            yield from _fitting_rule(rule, given)
 
 
-def _given_for(kind: type[Exception], given: tuple[BaseException, ...]) -> BaseException:
+def _is_drawn(kind: type[BaseException]) -> bool:
+    """Whether it is one of what may be decided: a `BaseExceptionGroup` of nothing else is an `ExceptionGroup`."""
+    return issubclass(kind, (Exception, BaseExceptionGroup))
+
+
+def _given_for(kind: type[BaseException], given: tuple[BaseException, ...]) -> BaseException:
     for exc in given:
         if isinstance(exc, kind):
             return exc
-    raise TypeError(
+    raise _nothing_makes(kind)
+
+
+def _nothing_makes(kind: type[BaseException]) -> TypeError:
+    return TypeError(
         f"fault_plans: cannot make a {kind.__name__}, which a decider names, without arguments: "
         "give an instance of it in exceptions=…"
     )
 
 
-def _fitting_rule(rule: Rule) -> Iterator[BaseException]:
+def _fitting_rule(rule: Rule, given: tuple[BaseException, ...]) -> Iterator[BaseException]:
     """An exception of the first of its classes that fits, with the literal text of its regular expression."""
     pattern = "" if rule.match is None else rule.match.pattern
     texts = ["x", pattern, re.sub(r"\\(.)", r"\1", pattern.strip("^$"))]
-    for kind in rule.exceptions:
-        for text in texts if issubclass(kind, Exception) else ():
-            try:
-                exc = Fail(kind(text)).exc
-                fits = rule.fits(exc)
-            except Exception:  # noqa: BLE001, S112 - its constructor, or a predicate, wants something else
-                continue
-            if fits:
+    kinds = list(filter(_is_drawn, rule.exceptions))
+    for kind in kinds:
+        for exc in (exc for text in texts for exc in _instances_of(kind, text)):
+            if is_decidable(exc) and _fits(rule, exc):
                 yield exc
                 return
+    if kinds and rule.match is None and rule.when is None and not any(_fits(rule, exc) for exc in given):
+        raise _nothing_makes(kinds[0])
+
+
+def _fits(rule: Rule, exc: BaseException) -> bool:
+    try:
+        return rule.fits(exc)
+    except Exception:  # noqa: BLE001 - a predicate wants something else
+        return False
 
 
 # --- scripts

@@ -187,6 +187,14 @@ def test_nonsense_is_refused_at_once():
         Script(leave=Return())
     with pytest.raises(TypeError, match="maps 'app/a' to scripts, got 'x'"):
         FaultPlan({"app/a": ["x"]})
+    with pytest.raises(TypeError, match=r"maps 'app/a' to scripts, got Fail\(OSError\(\)\)"):
+        FaultPlan({"app/a": Fail(OSError())})
+    with pytest.raises(TypeError, match=r"a fault plan maps paths to scripts, got \[Script\(\)\]"):
+        FaultPlan([Script()])
+    with pytest.raises(TypeError, match=r"maps paths such as 'app/db' to scripts, got Child\('a', idle\)"):
+        FaultPlan({Child("a", idle): Script()})
+    with pytest.raises(TypeError, match="a fault plan takes a Supervisor or Pool or Child, got 5"):
+        FaultPlan().over(5)
 
     class Awkward(Exception):
         def __init__(self, one, two):
@@ -206,6 +214,8 @@ def test_a_plan_that_fits_its_tree_nowhere_is_refused():
         FaultPlan({"app": script}).over(tree)
     with pytest.raises(ValueError, match="fails the resource of 'app/a', which has none"):
         FaultPlan({"app/a": Script(leave=Delay(1.0))}).over(tree)
+    with pytest.raises(ValueError, match=r"\(app, app/a, app/p\); did you mean 'app/a'\?"):
+        FaultPlan({"app/aa": script}).over(tree)
     FaultPlan({"app/p/m-7": script}).over(tree)
 
 

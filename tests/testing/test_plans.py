@@ -1,6 +1,7 @@
 """What `fault_plans` draws for a tree: what the tree's own deciders name, what it was given, and nothing impossible."""
 
 from collections import Counter
+from subprocess import CalledProcessError
 
 import pytest
 from hypothesis import given, settings
@@ -19,7 +20,7 @@ from supervise import (
     Supervisor,
 )
 from supervise._core.decide import judge
-from supervise.testing import Fail, Injected, Return, fault_plans, idle, nothing, scripts, starter
+from supervise.testing import Fail, Injected, Return, fault_plans, idle, nothing, scripts, starter, trees
 
 
 class Odd(Exception):
@@ -31,6 +32,13 @@ class Odd(Exception):
 
     def __copy__(self):
         return Odd(code=self.code)
+
+
+class Answered(Exception):
+    """An exception that wants more than a text."""
+
+    def __init__(self, text, status):
+        super().__init__(text, status)
 
 
 def drawn(strategy, examples=300):
@@ -115,6 +123,57 @@ def test_a_class_that_a_decider_names_and_nothing_makes_has_to_be_given():
         fault_plans(tree)
     met = failures(fault_plans(tree, exceptions=[Odd(code=1)]), "app/a")
     assert any(isinstance(exc, Odd) for exc in met)
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        (ExceptionGroup, {}),
+        (UnicodeDecodeError, {}),
+        (UnicodeEncodeError, {}),
+        (CalledProcessError, {}),
+        (Answered, {"match": "gone"}),
+    ],
+)
+def test_a_rule_is_met_whatever_its_class_is_made_of(kind, options):
+    """R1: a group, and what takes more than a text."""
+    decider = Decider({"mine": Stop}, rules=[Rule(kind, "mine", **options)])
+    tree = Supervisor("app", [Child("a", idle)], decider=decider)
+    assert any(isinstance(exc, kind) for exc in failures(fault_plans(tree), "app/a"))
+
+
+def test_a_rule_whose_class_nothing_makes_is_refused_as_a_class_is():
+    """Or it would never be met, in silence; one with a text or a predicate knows more than that."""
+    tree = Supervisor("app", [Child("a", idle)], decider=Decider(rules=[Rule(Odd, "mine")]))
+    with pytest.raises(TypeError, match=r"^fault_plans: cannot make a Odd, which a decider names"):
+        fault_plans(tree)
+    met = failures(fault_plans(tree, exceptions=[Odd(code=1)]), "app/a")
+    assert any(isinstance(exc, Odd) for exc in met)
+    fault_plans(Supervisor("app", [], decider=Decider(rules=[Rule((Odd, OSError), "mine")])))
+    fault_plans(Supervisor("app", [Child("a", idle)], decider=Decider(rules=[Rule(Odd, "mine", match="x")])))
+
+
+def test_a_class_for_all_groups_is_met_by_one_of_exceptions():
+    """R3: a `BaseExceptionGroup` of nothing but those is an `ExceptionGroup`."""
+    tree = Supervisor("app", [Child("a", idle)], decider=Decider({BaseExceptionGroup: Stop}))
+    assert any(isinstance(exc, ExceptionGroup) for exc in failures(fault_plans(tree), "app/a"))
+
+
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [
+        (lambda: fault_plans(5), "fault_plans takes a Supervisor or Pool, got 5"),
+        (lambda: scripts(Supervisor("app", [])), r"scripts takes a Child, got Supervisor\('app', \[\]\)"),
+        (lambda: fault_plans(Supervisor("app", []), exceptions=OSError), "exceptions must be a list of them"),
+        (lambda: trees(min_size=0), "min_size must be >= 1, got 0"),
+        (lambda: trees(min_size=5, max_size=2), "max_size must be >= 5, got 2"),
+        (lambda: trees(max_size="2"), "max_size must be an integer, got '2'"),
+    ],
+)
+def test_nonsense_is_refused_in_one_line(make, says):
+    """It names the argument, what is allowed, and what came."""
+    with pytest.raises((TypeError, ValueError), match=says):
+        make()
 
 
 @pytest.mark.parametrize(("options", "horizon"), [({}, 5.0), ({"horizon": 60}, 60), ({"horizon": 0.5}, 0.5)])

@@ -26,6 +26,8 @@ from supervise.testing import (
 )
 from supervise.testing.story import KEPT, Story
 
+TREE = Supervisor("app", [Child("a", idle)])
+
 
 def test_the_public_names():
     """Nothing is public by accident, and each name has a docstring."""
@@ -120,6 +122,24 @@ def test_the_simulation_takes_the_chance_of_jitter():
         if isinstance(event, events.BackingOff)
     ]
     assert delays == [0.5, 1.0]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "options", "says"),
+    [
+        ((Child("a", idle),), {}, r"simulate takes a Supervisor or Pool, got Child\('a', idle\)"),
+        ((TREE, {"app/a": Script()}), {}, r"simulate takes a FaultPlan, got {'app/a': Script\(\)}"),
+        ((TREE, FaultPlan({"app/b": Script()})), {}, "the plan has scripts for 'app/b', but there is no such child"),
+        ((TREE,), {"stop_at": float("nan")}, "stop_at must be >= 0, got nan"),
+        ((TREE,), {"stop_at": float("inf")}, "stop_at must be finite, got inf"),
+        ((TREE,), {"u": 1}, "u must be < 1, got 1"),
+        ((TREE,), {"u": -1}, "u must be >= 0, got -1"),
+    ],
+)  # fmt: skip
+def test_the_simulation_refuses_what_a_run_would_refuse(arguments, options, says):
+    """A plan that does not fit would predict, in silence, that nothing happens."""
+    with pytest.raises((TypeError, ValueError), match=says):
+        simulate(*arguments, **options)
 
 
 def test_the_simulation_decides_as_the_tree_does():
