@@ -197,10 +197,10 @@ class Reserve:
 
     @enable_ki_protection
     async def _discard(self, standby: Peer) -> None:
-        """Bury one that has failed, and say so."""
-        fate = await standby.told(0)
-        _logger.warning("the standby process %d of %s failed, and %s", standby.pid, self._plan.name, fate)
+        """Bury one that has failed, and say so, though this reserve ends meanwhile: nobody else knows of it."""
         with trio.CancelScope(shield=True):
+            fate = await standby.told(0)
+            _logger.warning("the standby process %d of %s failed, and %s", standby.pid, self._plan.name, fate)
             await self._bury(standby)
 
     async def _bury(self, standby: Peer) -> None:

@@ -3,6 +3,7 @@
 import os
 import signal
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import trio
@@ -25,6 +26,7 @@ from sessions import (
 
 from runners.errors import ContextDied, ContextHung
 from runners.hosts.process import ProcessHost
+from runners.hosts.reserve import Reserve
 from runners.scripted import Fault, Faulty, Scripted, expected
 from runners.torch_lm import TorchLM
 
@@ -222,3 +224,24 @@ def test_a_count_of_standbys_is_not_negative():
     """A constructor refuses nonsense."""
     with pytest.raises(ValueError, match="standby"):
         ProcessHost(standby=-1)
+
+
+@pytest.mark.trio
+async def test_a_standby_that_is_being_discarded_is_buried_though_its_reserve_ends():
+    """D10: it stands by no more, so nobody else would."""
+    buried = []
+
+    class Standby:
+        pid = 1
+
+        async def told(self, seconds):
+            await trio.sleep(1)
+            return "closed its connection"
+
+        async def bury(self, seconds):
+            buried.append(self)
+
+    plan = SimpleNamespace(name="plan", kill_timeout=1)
+    with trio.move_on_after(0.01):
+        await Reserve(plan)._discard(Standby())
+    assert buried
