@@ -673,7 +673,7 @@ def test_those_who_are_stopped_before_a_backoff_are_told_why():
 
 def test_only_a_restart_takes_a_step_of_the_backoff():
     """R15: a Resume does not."""
-    growing = Backoff(initial=3, factor=2, maximum=99, jitter=0)
+    growing = Backoff(initial=3, factor=2, maximum=99, jitter=0, reset_after=1000)
     tree = tree_of(leaf("a", backoff=growing, resource=resource))
     exits(tree, "a", "resume", resumable=True, progressed=True)
     assert exits(tree, "a")
@@ -736,6 +736,16 @@ def test_who_is_stopped_while_it_is_released_is_forgotten_there():
     assert machine(tree).releasing == {}
     assert orders(ends(tree, "a")) == ["replied"]
     assert states(tree)["a"] == "down"
+
+
+def test_who_asks_for_a_stop_of_a_condemned_child_is_told_which_it_was():
+    """R10, R25: the verdict holds all the same."""
+    tree = tree_of(leaf("a", resource=resource), leaf("b"))
+    exits(tree, "a", "stop")
+    asks(tree, "stop", "a")
+    (reply,) = (one for one in ends(tree, "a") if isinstance(one, effect.Reply))
+    assert reply.value is child(tree, "a")
+    assert states(tree)["a"] == "condemned"
 
 
 def test_a_temporary_child_never_goes_the_short_way():

@@ -294,6 +294,9 @@ def test_a_message_that_cannot_be_made_is_no_match():
         (lambda: Decider(rules=[5]), TypeError, "a decider's rules must be Rules, got 5"),
         (lambda: Decider([1]), TypeError, "a decider's table must be a mapping, got [1]"),
         (lambda: Decider().over(5), TypeError, "a decider goes over another Decider, got 5"),
+        (lambda: Decider(beneath=5), TypeError, "a decider's beneath must be a Decider or None, got 5"),
+        (lambda: Decider(rules="x"), TypeError, "a decider's rules must be a list of Rules, got 'x'"),
+        (lambda: Decider(rules=5), TypeError, "a decider's rules must be a list of Rules, got 5"),
     ],
 )
 def test_nonsense_is_refused_at_once(make, kind, message):
