@@ -774,3 +774,26 @@ def test_a_sibling_without_a_backoff_that_waits_along_makes_its_first_attempt():
     exits(tree, "a")
     (waits,) = (one for one in ends(tree, "a") if isinstance(one, events.BackingOff))
     assert (waits.path, waits.delay, waits.attempt) == ("app/a", 3, 1)
+
+
+def test_a_start_with_infinite_times_asks_for_no_wake():
+    """R17: nothing of it is ever due."""
+    tree = tree_of(leaf("a", resource=resource, start_timeout=float("inf"), start_warning=float("inf")))
+    asks(tree, "stop", "a")
+    ends(tree, "a")
+    _, out = asks(tree, "start", "a")
+    assert orders(out) == ["Start a"]
+    assert not any(isinstance(one, effect.WakeAt) for one in out)
+
+
+def test_a_start_that_takes_long_is_reported_to_nobody_where_nobody_listens():
+    """R17, R31: it is ended at its timeout all the same."""
+    tree = tree_of(leaf("a", resource=resource, start_timeout=5, start_warning=1))
+    asks(tree, "stop", "a")
+    ends(tree, "a")
+    tree.forest.ledger.listening = False
+    asks(tree, "start", "a")
+    since = tree.now
+    out = wakes(tree, since + 1)
+    assert not any(isinstance(one, effect.ReportOverdue) for one in out)
+    assert orders(wakes(tree, since + 5)) == ["Cancel a"]

@@ -362,3 +362,21 @@ def test_a_group_restart_that_fails_to_start_a_waiting_child_makes_two_retries_o
     assert (node.incarnation, node.state, world.charges["app"], world.asked) == (4, "starting", 3, {1})
     world.play(("up", "app/b"))
     assert (node.state, world.charges["app"], world.asked) == ("up", 3, set())
+
+
+def test_a_retry_that_still_waits_does_not_cut_a_later_backoff_short():
+    """R13, R15: it was queued before a group restart took its child along, whose start then failed."""
+    tree = tree_of(leaf("c"), leaf("a"), leaf("b", backoff=GROWING), strategy="rest_for_one")
+    exits(tree, "b")
+    ends(tree, "b")
+    asks(tree, "stop", "c")
+    exits(tree, "a")
+    wakes(tree, 3)
+    assert [type(item).__name__ for item in machine(tree).inbox] == ["Judge", "Retry"]
+    ends(tree, "c")
+    assert orders(ends(tree, "a")) == ["Start a"]
+    assert orders(ups(tree, "a")) == ["Start b"]
+    exits(tree, "b")
+    out = ends(tree, "b")
+    assert (delays(out), orders(out)) == ([6], [])
+    assert orders(wakes(tree, 9)) == ["Start b"]
