@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -160,8 +161,23 @@ def _tree(arguments: argparse.Namespace) -> int:
     if tree is None:
         return 1
     view = mermaid if arguments.mermaid else text
-    sys.stdout.write(view.declared(tree))
+    _write(view.declared(tree))
     return 0
+
+
+def _write(text: str) -> None:
+    """To standard output, as far as that can show it; nobody may be there to read it, or not to the end."""
+    out: Any = sys.stdout
+    if out is None:  # it was closed before Python began
+        return
+    encoding = getattr(out, "encoding", None) or "utf-8"
+    try:
+        out.write(text.encode(encoding, "backslashreplace").decode(encoding))
+        out.flush()
+    except OSError as problem:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or Python would try again as it ends, and say so
+        if not isinstance(problem, BrokenPipeError):
+            raise NoTree(f"cannot write to standard output: {problem}") from problem
 
 
 def _sound(target: str) -> Supervisor | Pool | None:
@@ -189,5 +205,5 @@ def _tell(target: str, wrong: Sequence[str], questionable: Sequence[str]) -> int
     for line in questionable:
         sys.stderr.write(f"supervise: {target}: warning: {line}\n")
     if not wrong:
-        sys.stdout.write(f"{target}: ok\n")
+        _write(f"{target}: ok\n")
     return 1 if wrong else 0

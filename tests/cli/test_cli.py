@@ -308,6 +308,39 @@ def test_tree_prints_a_declared_tree(write, tmp_path):
     assert (result.returncode, result.stdout.splitlines()[0]) == (0, "flowchart TD")
 
 
+@pytest.mark.parametrize(
+    ("to", "status", "says"),
+    [
+        (">&-", 0, ""),
+        ("| sleep 0", 0, ""),
+        (
+            "> /dev/full",
+            2,
+            "supervise: cannot write to standard output: [Errno 28] No space left on device\n",
+        ),
+    ],
+)
+def test_nobody_need_read_what_it_prints(write, tmp_path, to, status, says):
+    """What is closed, or closed too early, is no failure; a full disk is, in one line."""
+    if "full" in to and not Path("/dev/full").exists():
+        pytest.skip("no /dev/full here")
+    write("good.py", GOOD)
+    for command in ("tree", "check"):
+        line = f'set -o pipefail; "{sys.executable}" -P -m supervise.cli {command} good.py {to}'
+        ended = subprocess.run(
+            ["bash", "-c", line], cwd=tmp_path, env=environment(), capture_output=True, text=True, check=False
+        )
+        assert (ended.returncode, ended.stderr) == (status, says)
+
+
+def test_a_tree_is_drawn_where_its_lines_cannot_be_shown(write, tmp_path):
+    """In an encoding that has none of them."""
+    write("good.py", GOOD)
+    result = supervise("tree", "good.py", cwd=tmp_path, env={**environment(), "PYTHONIOENCODING": "ascii"})
+    assert (result.returncode, result.stderr) == (0, "")
+    assert result.stdout.startswith(r"app   one_for_one \xb7 limit 3 within 5 s")
+
+
 def test_a_watcher_that_raises_is_reported_and_hurts_nothing(write, tmp_path):
     """`run_tree(watch=…)`: called with the tree as it starts, and cancelled when it has ended."""
     write(
