@@ -6,6 +6,7 @@ import pytest
 import trio
 
 from supervise import (
+    IGNORE,
     Backoff,
     Child,
     Decider,
@@ -32,6 +33,38 @@ def refused(reason):
 
 
 # --- requests
+
+
+@pytest.mark.parametrize("fails", [True, False])
+def test_who_asks_a_supervisor_that_does_not_open_is_refused(fails):
+    """R25: also where its `init` fails, or says IGNORE, while the request waits."""
+    says = []
+
+    def init():
+        if says and fails:
+            raise Boom("init")
+        return says.pop() if says else None
+
+    inner = Supervisor("s", [Puppet("a").spec], init=init)
+
+    async def start(tree):
+        if fails:
+            with pytest.raises(StartFailed):
+                await tree[inner].start()
+        else:
+            await tree[inner].start()
+
+    async def scene(tree, seen):
+        await tree[inner].stop()
+        says.append(IGNORE)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(start, tree)
+            while tree[inner].status().state != "starting":
+                await trio.lowlevel.checkpoint()
+            with trio.fail_after(10), refused("stopping"):
+                await tree[inner].add(Puppet("b").spec)
+
+    grow(app(inner), scene)
 
 
 def test_added_children_go_last_and_are_lost_when_their_supervisor_restarts():
