@@ -417,6 +417,10 @@ class Driver:
 
     def _resume(self, one: effect.Resume) -> None:
         one.child.handle.decide("resume")
+        node: Node | None = one.child
+        while node is not None:  # those above that waited for the verdict are up again too
+            self._changed(node.path)
+            node = None if node.parent is None else node.parent.node
 
     def _report_overdue(self, one: effect.ReportOverdue) -> None:
         node, leaf = one.child, one.child.handle

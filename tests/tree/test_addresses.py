@@ -139,6 +139,30 @@ def test_ready_tells_that_a_node_is_down_for_good():
     assert told == [StartTimeout] * 3
 
 
+@pytest.mark.parametrize("who", ["leaf", "supervisor"])
+def test_who_waits_for_a_suspended_node_to_be_ready_is_woken_when_it_is_resumed(who):
+    """R8, R28: the leaf keeps its value, and a supervisor that waited for the verdict is up again with it."""
+    a = Puppet("a", resource=Kit())
+    inner = Supervisor("s", [a.spec], decider=Decider({Boom: Escalate}))
+
+    async def slow(task_status):
+        await trio.sleep(5)
+        task_status.started()
+        await trio.sleep_forever()
+
+    async def scene(tree, seen):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(tree.root.add, Child("slow", slow))
+            await quiet()
+            a.fail()
+            await quiet()
+            assert tree[a.spec].status().state == "failed"
+            with trio.fail_after(10):
+                await tree[a.spec if who == "leaf" else inner].ready()
+
+    grow(app(inner, decider=Decider({Boom: Resume})), scene)
+
+
 def test_a_lease_holds_one_incarnation():
     """R28: the block is cancelled, and `ChildRestarted` raised, if that incarnation ends."""
     a = Puppet("a")
