@@ -267,7 +267,6 @@ class Acting:
                 self._disarm(node)  # it is stopped in its turn
 
     def _end(self, ended: effect.Ended) -> None:
-        self._abandon()  # what came while it was opening waits still
         self.phase = "ended"
         declared = set(self.spec.children)
         memory = self._memory()

@@ -96,6 +96,8 @@ class Machine(Judging):
     def _on_boot(self, boot: effect.Boot) -> None:
         if self.phase != "opening":
             return
+        if boot.ignored or boot.problem is not None:
+            self._abandon()  # what came while it was opening
         if boot.ignored:
             self._end(effect.Ended(self.node, self.node.incarnation, ignored=True))
         elif boot.problem is not None:
