@@ -286,11 +286,11 @@ MISTAKES = {
     "a pool of none": ('Pool("app", Child("a", idle), maximum=0)', "pool 'app': maximum must be >= 1, got 0"),
     "a template that wants an argument by name": (
         'Pool("app", Child("a", by_name))',
-        "child 'a': body is called as by_name(), but it is by_name(*, user): missing a required argument: 'user'",
+        "child 'a': body is called as by_name(), but it is by_name(*, user): missing a required ",
     ),
     "a template whose init wants one": (
         'Pool("app", Supervisor("a", [], init=lambda *, user: None))',
-        "supervisor 'a': init is called as <lambda>(), but it is <lambda>(*, user): missing a required argument: 'user'",
+        "supervisor 'a': init is called as <lambda>(), but it is <lambda>(*, user): missing a required ",
     ),
     # init
     "an init that waits": (
