@@ -57,7 +57,7 @@ class _Child:
 
 
 class Server:
-    """Preloads once, then forks when told to, and buries what it has forked."""
+    """Preloads once, then forks when told to, and reaps what it has forked."""
 
     def __init__(self, control: socket.socket) -> None:
         self._control = control
@@ -79,7 +79,7 @@ class Server:
         while True:
             for descriptor, _ in self._poll.poll():
                 if descriptor in self._children:
-                    self._bury(descriptor)
+                    self._reap(descriptor)
                 elif not self._obey():
                     return 0
 
@@ -148,7 +148,7 @@ class Server:
         finally:
             os._exit(child.FAILED)
 
-    def _bury(self, pidfd: int) -> None:
+    def _reap(self, pidfd: int) -> None:
         """Kill what a dead child has left behind, while its number is still its own; reap it, and tell."""
         dead = self._children.pop(pidfd)
         self._poll.unregister(pidfd)

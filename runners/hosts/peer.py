@@ -19,7 +19,7 @@ _READ = 65_536
 
 
 class Peer:
-    """A running context process. `bury` it at the end."""
+    """A running context process. `reap` it at the end."""
 
     def __init__(self, process: Process, connection: socket.socket, output: Output) -> None:
         self.pid = output.pid = process.pid
@@ -120,7 +120,7 @@ class Peer:
         """SIGKILL, and for what it started too. Never blocks."""
         self._process.kill()
 
-    async def bury(self, seconds: float) -> bool:
+    async def reap(self, seconds: float) -> bool:
         """Have it dead and reaped, and give back the descriptors. Whether it has outlived SIGKILL by so many seconds."""
         try:
             self.kill()  # and what it may have left behind

@@ -328,7 +328,7 @@ class ProcessSession(BaseSession[int]):
         unclosed = None
         if self._info is not None and self._failure is None:
             unclosed = await self._ask_to_end()
-        if await self._peer.bury(self._host.kill_timeout):
+        if await self._peer.reap(self._host.kill_timeout):
             raise Unrecoverable(
                 f"the context process {self.pid} has outlived SIGKILL by {self._host.kill_timeout:g} s: "
                 f"it may still hold {self._host.device}"

@@ -142,7 +142,7 @@ class Reserve:
             finally:
                 with trio.CancelScope(shield=True):
                     for standby in self._standbys:
-                        await self._bury(standby)
+                        await self._reap(standby)
 
     async def _idle(self) -> None:
         """Until nobody has needed it for so long."""
@@ -197,14 +197,14 @@ class Reserve:
 
     @enable_ki_protection
     async def _discard(self, standby: Peer) -> None:
-        """Bury one that has failed, and say so, though this reserve ends meanwhile: nobody else knows of it."""
+        """Reap a failed standby and log it, shielded: it is in no list any more, so nobody else would reap it."""
         with trio.CancelScope(shield=True):
             fate = await standby.told(0)
             _logger.warning("the standby process %d of %s failed, and %s", standby.pid, self._plan.name, fate)
-            await self._bury(standby)
+            await self._reap(standby)
 
-    async def _bury(self, standby: Peer) -> None:
-        if await standby.bury(self._plan.kill_timeout):
+    async def _reap(self, standby: Peer) -> None:
+        if await standby.reap(self._plan.kill_timeout):
             _logger.error("the standby process %d of %s does not die", standby.pid, self._plan.name)
 
     # --- new processes

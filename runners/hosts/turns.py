@@ -280,12 +280,12 @@ def checked(position: Position, made: object, close: Callable[[], None]) -> Toke
 
 
 def _is_usage(value: object) -> bool:
-    """Whether it is one, with such fields as its class lets be: it may have been made without being asked."""
+    """Whether it is a valid `TokenUsage`: one made by `__new__` or changed by `object.__setattr__` was never validated."""
     if type(value) is not TokenUsage:
         return False
     try:
         validate(value)
-    except Exception:  # noqa: BLE001 - a field is missing, or is anything
+    except Exception:  # noqa: BLE001 - a field may be missing, and a hostile one raises what it likes from its comparisons
         return False
     return True
 

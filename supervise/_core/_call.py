@@ -135,20 +135,31 @@ def misfit(
         return None
     named = {"task_status": None} if task_status else {}
     try:
-        bound = (signature.bind_partial if some else signature.bind)(*given, **named)
-        for parameter in signature.parameters.values():  # nobody gives one by name later
-            if _only_by_name(parameter) and parameter.name not in bound.arguments:
-                raise TypeError(f"missing a required argument: {parameter.name!r}")  # noqa: TRY301 - as `bind` says it
-    except TypeError as problem:
-        shown = [*given, *(["task_status=…"] if task_status else [])]
-        name = name_of(function)
-        told = (
-            f"is called as {name}({', '.join(shown)}), but it is {name}({', '.join(_parameters(signature))})"
-        )
-        return f"{told}: {problem}{_hint(function, signature, problem)}"
+        why = _unbound(signature, given, named, some=some)
     except Exception:  # noqa: BLE001 - as above
         return None
-    return None
+    if why is None:
+        return None
+    shown = [*given, *(["task_status=…"] if task_status else [])]
+    name = name_of(function)
+    told = f"is called as {name}({', '.join(shown)}), but it is {name}({', '.join(_parameters(signature))})"
+    return f"{told}: {why}{_hint(function, signature, why)}"
+
+
+def _unbound(
+    signature: inspect.Signature, given: Iterable[str], named: dict[str, None], *, some: bool
+) -> str | None:
+    """Why these arguments do not fit. `bind_partial` lets any parameter be missing; here more come by position alone."""
+    try:
+        bound = (signature.bind_partial if some else signature.bind)(*given, **named)
+    except TypeError as problem:
+        return str(problem)
+    missing = (
+        parameter.name
+        for parameter in signature.parameters.values()
+        if _only_by_name(parameter) and parameter.name not in bound.arguments
+    )
+    return next((f"missing a required argument: {name!r}" for name in missing), None)
 
 
 def _beneath(function: Any) -> Any:
@@ -178,9 +189,9 @@ def _parameters(signature: inspect.Signature) -> Iterable[str]:
         yield f"{stars.get(parameter.kind, '')}{parameter.name}{default}"
 
 
-def _hint(function: object, signature: inspect.Signature, problem: TypeError) -> str:
+def _hint(function: object, signature: inspect.Signature, problem: str) -> str:
     first = next(iter(signature.parameters), "")
-    if first in ("self", "cls") and type(function) is FunctionType and "missing" in str(problem):
+    if first in ("self", "cls") and type(function) is FunctionType and "missing" in problem:
         return "; it is a method: give that of an instance"
     return ""
 

@@ -97,7 +97,7 @@ class Machine(Judging):
         if self.phase != "opening":
             return
         if boot.ignored or boot.problem is not None:
-            self._abandon()  # what came while it was opening
+            self._abandon()  # requests that came before `Boot`: nobody else would answer them
         if boot.ignored:
             self._end(effect.Ended(self.node, self.node.incarnation, ignored=True))
         elif boot.problem is not None:

@@ -17,7 +17,7 @@ class Living(Protocol):
     incarnation: int
     ready: bool
     stopping: bool
-    shown: CurrentChild | None
+    facade: CurrentChild | None
 
     @property
     def path(self) -> str: ...
@@ -103,9 +103,9 @@ def current_child() -> CurrentChild:
         raise RuntimeError(
             "current_child() is for the code of a child, and this code runs outside of every child"
         )
-    if leaf.shown is None:
-        leaf.shown = CurrentChild(leaf)
-    return leaf.shown
+    if leaf.facade is None:
+        leaf.facade = CurrentChild(leaf)
+    return leaf.facade
 
 
 async def stop_requested() -> None:

@@ -339,15 +339,15 @@ class Driver:
         )
         if not is_decidable(exc):
             self.stop_for(exc, f"a sink raised {brief(exc)}")
-        self.complain(f"a sink raised and gets nothing from now on: {brief(sink)}", exc)
+        self.log_error(f"a sink raised and gets nothing from now on: {brief(sink)}", exc)
         self._deliver(failed)
         self.forest.ledger.listening = bool(self._sinks)
 
-    def complain(self, text: str, exc: BaseException) -> None:
-        """Log it as an error. What comes out of the log that no decider decides is like that of a sink (R4)."""
+    def log_error(self, text: str, exc: BaseException) -> None:
+        """Log an error. If a handler raises what is no `Exception`, the tree stops in order, as for a sink (R4)."""
         try:
             complain(logging.ERROR, text, exc)
-        except BaseException as raised:  # noqa: BLE001 - it must not leave in the middle of our bookkeeping
+        except BaseException as raised:  # noqa: BLE001 - raised here it would leave in the middle of an effect, and break the tree
             self.stop_for(raised, f"the log raised {brief(raised)}")
 
     @enable_ki_protection
@@ -418,7 +418,7 @@ class Driver:
     def _resume(self, one: effect.Resume) -> None:
         one.child.handle.decide("resume")
         node: Node | None = one.child
-        while node is not None:  # those above that waited for the verdict are up again too
+        while node is not None:  # the supervisors that waited for the verdict are up again too (R11)
             self._changed(node.path)
             node = None if node.parent is None else node.parent.node
 
@@ -466,7 +466,7 @@ class Driver:
         """Something of a child's raised when none of its bodies was there to fail with it (R24, R30)."""
         told = f"{path!r}: a callback for callers that leave raised when its body was over"
         if is_decidable(exc):
-            self.complain(told, exc)
+            self.log_error(told, exc)
         else:
             self.stop_for(exc, told)
 
@@ -557,7 +557,7 @@ class Driver:
     def _break(self, exc: BaseException) -> None:
         """No machine is to be trusted any more: stop every leaf, in reverse order, and raise `exc`."""
         if self._broken:
-            self.complain("the supervision framework broke once more", exc)
+            self.log_error("the supervision framework broke once more", exc)
             return
         self._broken = self._ending = True
         self.ending()

@@ -98,9 +98,9 @@ class Leaf:
         "_task",
         "_value",
         "_verdict",
+        "facade",
         "incarnation",
         "ready",
-        "shown",
         "stopping",
     )
 
@@ -115,7 +115,7 @@ class Leaf:
         self._parked: Task | None = None
         self._leases: set[trio.CancelScope] | None = None
         self._context: Context | None = None
-        self.shown: CurrentChild | None = None  # made when its code asks for it
+        self.facade: CurrentChild | None = None  # made when its code asks for it
         self.begin_incarnation()
 
     def begin_incarnation(self) -> None:

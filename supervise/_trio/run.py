@@ -98,7 +98,7 @@ class _Program:
         self._driver: Driver | None = None
         self._scope = trio.CancelScope()
         self._signalled = False
-        self._seen: BaseException | None = None  # what the watch raised that no decider decides
+        self._watch_raised: BaseException | None = None  # if that is no `Exception`
 
     async def run(self) -> None:
         self._token = trio.lowlevel.current_trio_token()
@@ -132,7 +132,7 @@ class _Program:
                     raised = exc
             nursery.cancel_scope.cancel("the tree has ended")
         if raised is None:
-            raised = self._seen
+            raised = self._watch_raised
         if raised is not None:
             raise raised
 
@@ -144,14 +144,14 @@ class _Program:
             await self._watch(tree)
         except GeneratorExit:
             raise
-        except BaseException as raised:
+        except BaseException as raised:  # of any kind: a nursery in it makes a group of a SystemExit
             exc = _without_cancelled(raised)
             if exc is None:
                 raise
             if is_decidable(exc):
-                tree._driver.complain("what watched the tree failed; the tree goes on", exc)
+                tree._driver.log_error("what watched the tree failed; the tree goes on", exc)
             else:
-                self._seen = exc
+                self._watch_raised = exc
                 tree._driver.stop_for(exc, f"what watched the tree raised {brief(exc)}")
 
     def _stop(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002 - as a handler is called

@@ -163,7 +163,7 @@ def _scripts(value: Mapping[str, Script | Iterable[Script]]) -> Mapping[str, tup
 
 
 def checked_spec(value: object, who: str, *kinds: type[Any]) -> None:
-    """Refuse what is no spec of these kinds."""
+    """Raise `TypeError` unless the value is a spec of one of these kinds."""
     if not is_a(value, kinds):
         allowed = " or ".join(kind.__name__ for kind in kinds)
         raise TypeError(f"{who} takes a {allowed}, got {brief(value)}")

@@ -363,7 +363,7 @@ def _fitting_rule(rule: Rule, given: tuple[BaseException, ...]) -> Iterator[Base
 def _fits(rule: Rule, exc: BaseException) -> bool:
     try:
         return rule.fits(exc)
-    except Exception:  # noqa: BLE001 - a predicate wants something else
+    except Exception:  # noqa: BLE001 - a user's predicate may raise anything, and then the rule does not fit
         return False
 
 

@@ -620,67 +620,6 @@ def test_a_start_that_is_late_in_a_restart_is_charged_as_its_retry():
     assert (states(tree)["a"], machine(tree).restarts(tree.now)) == ("starting", 2)
 
 
-def test_a_restart_by_hand_says_why_and_lets_ready_time_stand_still():
-    """R14, R25: until it is up again, also where it was backing off; the siblings of its group are told too."""
-    for waits in (False, True):
-        tree = tree_of(
-            leaf("a", backoff=WAIT),
-            leaf("b"),
-            strategy="rest_for_one",
-            limit=Limit(5, within=99, of_ready_time=True),
-        )
-        clock = machine(tree)._ready_time
-        if waits:
-            exits(tree, "a")
-            ends(tree, "a")
-            ends(tree, "b")
-            assert clock.at(9) == 0
-        caller, out = asks(tree, "restart", "a")
-        reasons = [one.reason for one in out if isinstance(one, effect.Cancel)]
-        if not waits:
-            out = ends(tree, "b")
-            reasons += [one.reason for one in out if isinstance(one, effect.Cancel)]
-            out = ends(tree, "a")
-        assert orders(out) == ["Start a"]
-        assert reasons == ["'app/a' was asked to restart"] * (0 if waits else 2)
-        assert (clock.at(9), child(tree, "a").mending) == (0, True)
-        ups(tree, "a")
-        assert clock.at(9) == 9
-        assert orders(ups(tree, "b")) == ["replied"]
-        assert caller is not None
-
-
-def test_a_retry_that_takes_its_group_along_lets_ready_time_stand_still():
-    """R14: from the failure until it is up again."""
-    limit = Limit(5, within=99, of_ready_time=True)
-    tree = tree_of(leaf("a", backoff=WAIT), leaf("b"), strategy="rest_for_one", limit=limit)
-    exits(tree, "a")
-    ends(tree, "a")
-    reasons = [one.reason for one in ends(tree, "b") if isinstance(one, effect.Cancel)]
-    assert orders(wakes(tree, 3)) == ["Start a"]
-    assert (reasons, child(tree, "a").mending, machine(tree)._ready_time.at(9)) == ([], True, 0)
-    ups(tree, "a")
-    assert machine(tree)._ready_time.at(9) == 6
-
-
-def test_those_who_are_stopped_before_a_backoff_are_told_why():
-    """R12, R13: by the same words as before a restart at once."""
-    tree = tree_of(leaf("a", backoff=WAIT), leaf("b"), strategy="one_for_all")
-    exits(tree, "a")
-    (cancel,) = (one for one in ends(tree, "a") if isinstance(one, effect.Cancel))
-    assert (cancel.child.name, cancel.reason) == ("b", "one_for_all: sibling 'app/a' failed")
-
-
-def test_only_a_restart_takes_a_step_of_the_backoff():
-    """R15: a Resume does not."""
-    growing = Backoff(initial=3, factor=2, maximum=99, jitter=0, reset_after=1000)
-    tree = tree_of(leaf("a", backoff=growing, resource=resource))
-    exits(tree, "a", "resume", resumable=True, progressed=True)
-    assert exits(tree, "a")
-    (waits,) = (one for one in ends(tree, "a") if isinstance(one, events.BackingOff))
-    assert (waits.delay, waits.attempt) == (3, 1)
-
-
 def test_nothing_is_started_after_what_no_decider_decides():
     """R4: not even the rest of a group that was being restarted."""
     tree = tree_of(leaf("a"), leaf("b"), strategy="one_for_all")
@@ -691,18 +630,6 @@ def test_nothing_is_started_after_what_no_decider_decides():
     assert states(tree) == {"a": "down", "b": "down"}
 
 
-def test_a_restart_of_a_child_that_is_down_is_a_start():
-    """R25: one that fails is told to the caller, and not judged."""
-    tree = tree_of(leaf("a"), leaf("b"), strategy="one_for_all")
-    asks(tree, "stop", "a")
-    ends(tree, "a")
-    caller, out = asks(tree, "restart", "a")
-    assert orders(out) == ["Start a"]
-    exits(tree, "a")
-    assert (orders(ends(tree, "a")), states(tree)) == (["refused"], {"a": "down", "b": "up"})
-    assert caller is not None
-
-
 def test_a_limit_of_ready_time_counts_by_that_clock():
     """R14, R33: what a status says too."""
     tree = tree_of(leaf("a"), limit=Limit(5, within=10, of_ready_time=True))
@@ -711,89 +638,3 @@ def test_a_limit_of_ready_time_counts_by_that_clock():
     tree.now = 8  # the start took that long
     ups(tree, "a")
     assert [machine(tree).restarts(now) for now in (8, 12, 17.5, 18)] == [1, 1, 1, 0]
-
-
-def test_a_start_is_reported_before_it_is_too_late():
-    """R17: `start_warning` comes before `start_timeout`."""
-    tree = tree_of(leaf("a", resource=resource, start_timeout=5, start_warning=1))
-    asks(tree, "stop", "a")
-    ends(tree, "a")
-    asks(tree, "start", "a")
-    since = tree.now
-    out = wakes(tree, since + 1)
-    assert any(isinstance(one, effect.ReportOverdue) and one.starting for one in out)
-    assert orders(out) == []
-    assert orders(wakes(tree, since + 3)) == []
-    assert orders(wakes(tree, since + 5)) == ["Cancel a"]
-
-
-def test_who_is_stopped_while_it_is_released_is_forgotten_there():
-    """R9: what was to begin once it had ended does not."""
-    tree = tree_of(leaf("a", resource=resource), leaf("b"))
-    exits(tree, "a")
-    assert states(tree)["a"] == "releasing"
-    asks(tree, "stop", "a")
-    assert machine(tree).releasing == {}
-    assert orders(ends(tree, "a")) == ["replied"]
-    assert states(tree)["a"] == "down"
-
-
-def test_who_asks_for_a_stop_of_a_condemned_child_is_told_which_it_was():
-    """R10, R25: the verdict holds all the same."""
-    tree = tree_of(leaf("a", resource=resource), leaf("b"))
-    exits(tree, "a", "stop")
-    asks(tree, "stop", "a")
-    (reply,) = (one for one in ends(tree, "a") if isinstance(one, effect.Reply))
-    assert reply.value is child(tree, "a")
-    assert states(tree)["a"] == "condemned"
-
-
-def test_a_temporary_child_never_goes_the_short_way():
-    """R7: it is not restarted."""
-    tree = tree_of(leaf("a", restart="temporary"))
-    assert tree.forest.restart_at_once(child(tree, "a"), Boom("restart"), 0) is None
-
-
-def test_a_restart_that_went_the_short_way_can_end_the_long_one():
-    """R19: what has waited meanwhile is served then."""
-    tree = tree_of(leaf("a"))
-    assert tree.forest.restart_at_once(child(tree, "a"), Boom("restart"), 0)
-    _, out = asks(tree, "status")
-    assert orders(out) == []
-    assert orders(ups(tree, "a")) == ["replied"]
-    assert machine(tree).act is None
-    assert tree.forest.restart_at_once(child(tree, "a"), Boom("restart"), 0)
-    assert decided(exits(tree, "a")) == [("app", Restart, "table", None, None)]
-
-
-def test_a_sibling_without_a_backoff_that_waits_along_makes_its_first_attempt():
-    """R13, R15: a group restart waits for the backoff of the one that it takes along."""
-    tree = tree_of(leaf("a"), leaf("b", backoff=WAIT), strategy="rest_for_one")
-    exits(tree, "b")
-    ends(tree, "b")
-    exits(tree, "a")
-    (waits,) = (one for one in ends(tree, "a") if isinstance(one, events.BackingOff))
-    assert (waits.path, waits.delay, waits.attempt) == ("app/a", 3, 1)
-
-
-def test_a_start_with_infinite_times_asks_for_no_wake():
-    """R17: nothing of it is ever due."""
-    tree = tree_of(leaf("a", resource=resource, start_timeout=float("inf"), start_warning=float("inf")))
-    asks(tree, "stop", "a")
-    ends(tree, "a")
-    _, out = asks(tree, "start", "a")
-    assert orders(out) == ["Start a"]
-    assert not any(isinstance(one, effect.WakeAt) for one in out)
-
-
-def test_a_start_that_takes_long_is_reported_to_nobody_where_nobody_listens():
-    """R17, R31: it is ended at its timeout all the same."""
-    tree = tree_of(leaf("a", resource=resource, start_timeout=5, start_warning=1))
-    asks(tree, "stop", "a")
-    ends(tree, "a")
-    tree.forest.ledger.listening = False
-    asks(tree, "start", "a")
-    since = tree.now
-    out = wakes(tree, since + 1)
-    assert not any(isinstance(one, effect.ReportOverdue) for one in out)
-    assert orders(wakes(tree, since + 5)) == ["Cancel a"]

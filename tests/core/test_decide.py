@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import re
 from contextvars import ContextVar
 
@@ -505,7 +506,7 @@ def test_a_tag_of_a_class_of_its_own_takes_more_than_a_look():
 
 
 def test_a_decider_gives_a_directive_or_none():
-    """R2: what no layer answers is left to whoever asks."""
+    """R2: None means that no layer answers."""
     assert Decider({"x": Stop}).directive(KeyError(), "x.y") is Stop
     assert Decider({"x": Stop}).directive(KeyError(), None) is None
 
@@ -520,3 +521,12 @@ def test_a_keyboard_interrupt_is_found_in_groups_of_any_shape():
     for _ in range(40):  # without a look at what was seen this would be 2 ** 40 steps
         inner = BaseExceptionGroup("a", [inner, inner])
     assert not is_interrupt(inner)
+
+
+@pytest.mark.parametrize(
+    "again", [lambda decider: pickle.loads(pickle.dumps(decider)), lambda decider: decider.over(OTP)]
+)
+def test_a_decider_of_a_node_stays_that_nodes(again):
+    """R2: pickled, or put over another one: `Decided` names its node."""
+    decider = again(Decider({KeyError: Stop}).at("app/a", ROOT))
+    assert judge(decider, KeyError()).node == "app/a"

@@ -10,7 +10,7 @@ from supervise._core.forest import Forest
 from supervise._core.node import Memory
 
 from .test_acts import POLICY, WAIT, asks, exits, tree_of
-from .test_machine import Boom, Slow, asked_for, body, child, leaf, machine, opened
+from .test_machine import Boom, Caller, Slow, asked_for, body, child, leaf, machine, opened
 
 
 def gone(tree, path):
@@ -126,3 +126,50 @@ def test_who_leaves_again_is_the_last_to_be_forgotten():
     for node in (a, b, a):
         memory.leave(node, None)
     assert list(memory.left) == ["b", "a"]
+
+
+def test_what_had_been_added_and_left_is_gone_with_its_reason_while_its_supervisor_starts_again():
+    """R29: no start of it is to come, for an added child is lost when its supervisor restarts."""
+    tree = grown()
+    below(tree, "s", effect.Request("add", Caller(), spec=leaf("added", restart="temporary")))
+    below(tree, "s", effect.Up(machine(tree, "s").children["added"], 1))
+    exits_below(tree, "s", "added", "restart")
+    exits(tree, "a")
+    assert gone(tree, "app/s/added") == (True, "restart")
+
+
+@pytest.mark.parametrize("backoff", [None, WAIT])
+def test_below_a_supervisor_outside_of_the_group_what_is_condemned_is_gone(backoff):
+    """R13, R29: under rest_for_one those before the one that failed do not start again."""
+    s = Supervisor("s", [leaf("x")], decider=POLICY)
+    tree = tree_of(s, leaf("a", backoff=backoff), leaf("b"), strategy="rest_for_one")
+    exits_below(tree, "s", "x", "stop")
+    exits(tree, "a")
+    assert machine(tree).act.kind == ("retry" if backoff else "restart")
+    assert gone(tree, "app/s/x") == (True, "stop")
+
+
+def test_while_its_supervisor_boots_what_is_condemned_is_gone():
+    """R29: the first start of a sibling is no restart of the group."""
+    s = Supervisor("s", [leaf("x")], decider=POLICY)
+    forest = Forest(Supervisor("app", [s, leaf("b")], strategy="one_for_all"))
+    root = forest.root.machine
+    forest.start(0)
+    forest.handle(root, effect.Boot(), 0)
+    inner = root.children["s"].machine
+    x = inner.children["x"]
+    forest.handle(inner, effect.Boot(), 0)
+    forest.handle(inner, effect.Up(x, 1), 0)
+    exc = Boom("stop")
+    forest.handle(inner, effect.Exited(x, 1, exc), 0)
+    forest.handle(inner, effect.Ended(x, 1), 0)
+    assert root.act.kind == "boot"
+    assert forest.gone("app/s/x", ended=False, failure=None) == (True, exc)
+
+
+def test_while_a_sibling_is_condemned_the_others_count_as_they_are():
+    """R10, R29: the verdict Stop restarts nobody."""
+    tree = grown()
+    exits(tree, "a", "stop")
+    assert machine(tree).act.kind == "condemn"
+    assert gone(tree, "app/s/x") == (True, "stop")

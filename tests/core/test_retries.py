@@ -380,3 +380,44 @@ def test_a_retry_that_still_waits_does_not_cut_a_later_backoff_short():
     out = ends(tree, "b")
     assert (delays(out), orders(out)) == ([6], [])
     assert orders(wakes(tree, 9)) == ["Start b"]
+
+
+def test_a_retry_that_takes_its_group_along_lets_ready_time_stand_still():
+    """R14: from the failure until it is up again."""
+    limit = Limit(5, within=99, of_ready_time=True)
+    tree = tree_of(leaf("a", backoff=WAIT), leaf("b"), strategy="rest_for_one", limit=limit)
+    exits(tree, "a")
+    ends(tree, "a")
+    reasons = [one.reason for one in ends(tree, "b") if isinstance(one, effect.Cancel)]
+    assert orders(wakes(tree, 3)) == ["Start a"]
+    assert (reasons, child(tree, "a").mending, machine(tree)._ready_time.at(9)) == ([], True, 0)
+    ups(tree, "a")
+    assert machine(tree)._ready_time.at(9) == 6
+
+
+def test_those_who_are_stopped_before_a_backoff_are_told_why():
+    """R12, R13: by the same words as before a restart at once."""
+    tree = tree_of(leaf("a", backoff=WAIT), leaf("b"), strategy="one_for_all")
+    exits(tree, "a")
+    (cancel,) = (one for one in ends(tree, "a") if isinstance(one, effect.Cancel))
+    assert (cancel.child.name, cancel.reason) == ("b", "one_for_all: sibling 'app/a' failed")
+
+
+def test_only_a_restart_takes_a_step_of_the_backoff():
+    """R15: a Resume does not."""
+    growing = Backoff(initial=3, factor=2, maximum=99, jitter=0, reset_after=1000)
+    tree = tree_of(leaf("a", backoff=growing, resource=resource))
+    exits(tree, "a", "resume", resumable=True, progressed=True)
+    assert exits(tree, "a")
+    (waits,) = (one for one in ends(tree, "a") if isinstance(one, events.BackingOff))
+    assert (waits.delay, waits.attempt) == (3, 1)
+
+
+def test_a_sibling_without_a_backoff_that_waits_along_makes_its_first_attempt():
+    """R13, R15: a group restart waits for the backoff of the one that it takes along."""
+    tree = tree_of(leaf("a"), leaf("b", backoff=WAIT), strategy="rest_for_one")
+    exits(tree, "b")
+    ends(tree, "b")
+    exits(tree, "a")
+    (waits,) = (one for one in ends(tree, "a") if isinstance(one, events.BackingOff))
+    assert (waits.path, waits.delay, waits.attempt) == ("app/a", 3, 1)

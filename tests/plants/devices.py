@@ -440,7 +440,7 @@ DEVICES = (
         ),
         (
             "standbys outlive their reserve",
-            "                    for standby in self._standbys:\n                        await self._bury(standby)",
+            "                    for standby in self._standbys:\n                        await self._reap(standby)",
             "                    self._standbys.clear()",
             "standby:as_many_stand_by_as_are_wanted",
         ),

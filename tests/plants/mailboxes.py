@@ -7,7 +7,12 @@ from .plant import Plant
 _MAILBOX = "supervise/_trio/mailbox.py"
 _DRIVER = "supervise/_trio/driver.py"
 _LEAF = "supervise/_trio/leaf.py"
-_TESTS = ("tests/tree/test_messages.py", "tests/tree/test_addresses.py")
+_TESTS = (
+    "tests/tree/test_messages.py",
+    "tests/tree/test_addresses.py",
+    "tests/tree/test_mailboxes.py",
+    "tests/tree/test_streams.py",
+)
 
 MAILBOXES = tuple(
     Plant(name, file, old, new, _TESTS)

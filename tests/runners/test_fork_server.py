@@ -312,7 +312,7 @@ async def test_what_a_killed_context_has_started_is_killed(start, tmp_path):
 
 @pytest.mark.trio
 async def test_what_a_context_has_started_dies_with_the_server(tmp_path):
-    """D10: likewise where the server is killed, and can bury nobody."""
+    """D10: likewise where the server is killed, and can reap nobody."""
     async with opened(Starts(str(tmp_path))) as session:
         sleeper = int((tmp_path / "sleeper").read_text())
         os.kill(parent(session.pid), signal.SIGKILL)

@@ -227,9 +227,9 @@ def test_a_count_of_standbys_is_not_negative():
 
 
 @pytest.mark.trio
-async def test_a_standby_that_is_being_discarded_is_buried_though_its_reserve_ends():
+async def test_a_standby_that_is_being_discarded_is_reaped_though_its_reserve_ends():
     """D10: it stands by no more, so nobody else would."""
-    buried = []
+    reaped = []
 
     class Standby:
         pid = 1
@@ -238,10 +238,10 @@ async def test_a_standby_that_is_being_discarded_is_buried_though_its_reserve_en
             await trio.sleep(1)
             return "closed its connection"
 
-        async def bury(self, seconds):
-            buried.append(self)
+        async def reap(self, seconds):
+            reaped.append(self)
 
     plan = SimpleNamespace(name="plan", kill_timeout=1)
     with trio.move_on_after(0.01):
         await Reserve(plan)._discard(Standby())
-    assert buried
+    assert reaped

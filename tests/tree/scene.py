@@ -184,3 +184,36 @@ class Kit:
 async def forever(*_: Any) -> None:
     """A body."""
     await trio.sleep_forever()
+
+
+class Echo:
+    """A child with a mailbox: replies, or does what the message says."""
+
+    def __init__(self, name="echo", *, mailbox=8, **options):
+        self.served = []
+        self.held = []
+        self.gate = trio.Event()
+        self.gate.set()
+        self.spec = Child(name, self._body, mailbox=mailbox, **options)
+
+    async def _body(self, *arguments):
+        inbox = arguments[-1]
+        while True:
+            await self.gate.wait()
+            message = await inbox.receive()
+            self.served.append(message.value)
+            await self.serve(message)
+
+    async def serve(self, message):
+        match message.value:
+            case BaseException() as exc:
+                raise exc
+            case "hold":
+                self.held.append(message)
+            case "requeue":
+                message.value = "requeued"
+                message.requeue()
+            case "refuse":
+                message.fail(Other("refused"))
+            case value:
+                message.reply(value)

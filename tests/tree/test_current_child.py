@@ -27,7 +27,8 @@ def test_a_child_knows_itself_and_can_change_nothing():
 
     async def scene(tree, _):
         await quiet()
-        assert current_child_of(seen).tree is tree
+        child = seen[0][0]
+        assert child.tree is tree
 
     grow(app(Child("a", body, mailbox=1, drain=5)), scene)
     (first, *one), (second, *two), failure = seen
@@ -47,10 +48,6 @@ def test_a_child_knows_itself_and_can_change_nothing():
         "tree",
     }
     assert repr(first) == "<child 'app/a' incarnation=2>"
-
-
-def current_child_of(seen):
-    return seen[0][0]
 
 
 @pytest.mark.parametrize("ask", [current_child, lambda: trio.run(stop_requested)])

@@ -1,0 +1,109 @@
+"""What a supervisor's machine does when somebody asks for a stop, a start or a restart, and while a start takes long."""
+
+from __future__ import annotations
+
+from supervise import Limit
+from supervise._core import effect
+
+from .test_acts import WAIT, asks, ends, exits, orders, resource, states, tree_of, ups, wakes
+from .test_machine import child, leaf, machine
+
+
+def test_a_restart_by_hand_says_why_and_lets_ready_time_stand_still():
+    """R14, R25: until it is up again, also where it was backing off; the siblings of its group are told too."""
+    for waits in (False, True):
+        tree = tree_of(
+            leaf("a", backoff=WAIT),
+            leaf("b"),
+            strategy="rest_for_one",
+            limit=Limit(5, within=99, of_ready_time=True),
+        )
+        clock = machine(tree)._ready_time
+        if waits:
+            exits(tree, "a")
+            ends(tree, "a")
+            ends(tree, "b")
+            assert clock.at(9) == 0
+        caller, out = asks(tree, "restart", "a")
+        reasons = [one.reason for one in out if isinstance(one, effect.Cancel)]
+        if not waits:
+            out = ends(tree, "b")
+            reasons += [one.reason for one in out if isinstance(one, effect.Cancel)]
+            out = ends(tree, "a")
+        assert orders(out) == ["Start a"]
+        assert reasons == ["'app/a' was asked to restart"] * (0 if waits else 2)
+        assert (clock.at(9), child(tree, "a").mending) == (0, True)
+        ups(tree, "a")
+        assert clock.at(9) == 9
+        assert orders(ups(tree, "b")) == ["replied"]
+        assert caller is not None
+
+
+def test_a_restart_of_a_child_that_is_down_is_a_start():
+    """R25: one that fails is told to the caller, and not judged."""
+    tree = tree_of(leaf("a"), leaf("b"), strategy="one_for_all")
+    asks(tree, "stop", "a")
+    ends(tree, "a")
+    caller, out = asks(tree, "restart", "a")
+    assert orders(out) == ["Start a"]
+    exits(tree, "a")
+    assert (orders(ends(tree, "a")), states(tree)) == (["refused"], {"a": "down", "b": "up"})
+    assert caller is not None
+
+
+def test_a_start_is_reported_before_it_is_too_late():
+    """R17: `start_warning` comes before `start_timeout`."""
+    tree = tree_of(leaf("a", resource=resource, start_timeout=5, start_warning=1))
+    asks(tree, "stop", "a")
+    ends(tree, "a")
+    asks(tree, "start", "a")
+    since = tree.now
+    out = wakes(tree, since + 1)
+    assert any(isinstance(one, effect.ReportOverdue) and one.starting for one in out)
+    assert orders(out) == []
+    assert orders(wakes(tree, since + 3)) == []
+    assert orders(wakes(tree, since + 5)) == ["Cancel a"]
+
+
+def test_who_is_stopped_while_it_is_released_is_forgotten_there():
+    """R9: what was to begin once it had ended does not."""
+    tree = tree_of(leaf("a", resource=resource), leaf("b"))
+    exits(tree, "a")
+    assert states(tree)["a"] == "releasing"
+    asks(tree, "stop", "a")
+    assert machine(tree).releasing == {}
+    assert orders(ends(tree, "a")) == ["replied"]
+    assert states(tree)["a"] == "down"
+
+
+def test_who_asks_for_a_stop_of_a_condemned_child_is_told_which_it_was():
+    """R10, R25: the verdict holds all the same."""
+    tree = tree_of(leaf("a", resource=resource), leaf("b"))
+    exits(tree, "a", "stop")
+    asks(tree, "stop", "a")
+    (reply,) = (one for one in ends(tree, "a") if isinstance(one, effect.Reply))
+    assert reply.value is child(tree, "a")
+    assert states(tree)["a"] == "condemned"
+
+
+def test_a_start_with_infinite_times_asks_for_no_wake():
+    """R17: nothing of it is ever due."""
+    tree = tree_of(leaf("a", resource=resource, start_timeout=float("inf"), start_warning=float("inf")))
+    asks(tree, "stop", "a")
+    ends(tree, "a")
+    _, out = asks(tree, "start", "a")
+    assert orders(out) == ["Start a"]
+    assert not any(isinstance(one, effect.WakeAt) for one in out)
+
+
+def test_a_start_that_takes_long_is_reported_to_nobody_where_nobody_listens():
+    """R17, R31: it is ended at its timeout all the same."""
+    tree = tree_of(leaf("a", resource=resource, start_timeout=5, start_warning=1))
+    asks(tree, "stop", "a")
+    ends(tree, "a")
+    tree.forest.ledger.listening = False
+    asks(tree, "start", "a")
+    since = tree.now
+    out = wakes(tree, since + 1)
+    assert not any(isinstance(one, effect.ReportOverdue) for one in out)
+    assert orders(wakes(tree, since + 5)) == ["Cancel a"]
