@@ -291,6 +291,7 @@ class _Serving:
         self._scope = trio.CancelScope()
         self._admission = trio.CancelScope()
         self._draining = False
+        self._all_back = False  # what has begun in a session before this one: none of it waits any more
 
     async def run(self) -> None:
         """Serve until the context fails, or, asked to stop, until what has begun is done."""
@@ -344,6 +345,9 @@ class _Serving:
     async def _admit_begun(self) -> None:
         """The worker is being stopped: what has begun, in a session before this one, goes on; the rest is refused (D13)."""
         while True:
+            if not self._inbox:
+                self._all_back = True
+                self._context.has_changed()
             message = await self._inbox.receive()
             if message.memo is not None:
                 await self._room()
@@ -359,7 +363,7 @@ class _Serving:
         self._draining = True
         self._context.refuse_wish()
         self._admission.cancel("the worker is being stopped")
-        while self._open or self._wish is not None:
+        while self._open or not self._all_back:
             await self._context.change()
         self._scope.cancel("all that had begun is done")
 

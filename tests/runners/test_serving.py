@@ -30,6 +30,7 @@ from runners.errors import (
     WorkerDown,
     WorkerStopping,
 )
+from runners.hosts import RequestFailed
 from runners.hosts.process import ProcessHost
 from runners.scripted import Scripted
 from runners.types import SessionRebuildCause
@@ -452,6 +453,36 @@ async def test_suspects_come_back_one_at_a_time_while_a_worker_drains_too():
         for caller in (a, b):
             await caller.over.wait()
         assert (a.error, b.error) == (None, None)
+
+
+@pytest.mark.parametrize("_", range(8))  # in one of two the drain was looked after first
+@pytest.mark.parametrize("ends", ["with its first chunk", "with an error"])
+@pytest.mark.trio
+async def test_a_drain_waits_for_a_stream_whose_place_has_just_become_free(ends, _):
+    """D13: it has begun, though nothing is open between the end of the suspect before it and its own turn."""
+    stage = Stage()
+    async with serving(PUPPET, host=stage, drain=20) as scene, trio.open_nursery() as nursery:
+        a, b = callers("ab")
+        for caller in (a, b):
+            await nursery.start(caller.run, scene.worker)
+        first = await stage.act(1)
+        await first.has("a", "b")
+        first.fails(ContextPoisoned("x"))
+        second = await stage.act(2)
+        await second.has("a")
+        nursery.start_soon(scene.worker.stop)
+        await until(lambda: scene.context.state == "stopping")
+        await second.has("a")
+        if ends == "with an error":
+            del second.open["a"]
+            second.fails([RequestFailed("a", RunnerError("x"))])
+        else:
+            second.makes("a", last=True)
+        await until(lambda: b.over.is_set() or "b" in second.open)
+        assert not b.over.is_set()
+        second.makes("b", last=True)
+        await b.over.wait()
+        assert b.ids == (0,)
 
 
 @pytest.mark.trio
