@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import os
 import re
 import select
@@ -252,7 +253,7 @@ async def within(seconds: float, wait: Callable[[], Awaitable[object]]) -> bool:
     stopped as we were is not late. So the time is cut into slices, and one that was much longer than it should be counts
     half: there is another look after it, and an end even where each of them is late.
     """
-    slices = max(1, round(seconds / _SLICE))
+    slices = 1 if seconds == math.inf else max(1, round(seconds / _SLICE))
     halves = 2 * slices
     while halves > 0:
         with trio.move_on_after(seconds / slices) as patience:

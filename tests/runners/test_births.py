@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 import os
 import resource
 import signal
@@ -102,6 +103,16 @@ async def test_a_start_without_descriptors_fails_alone(spare, caplog):
         assert (await neighbour.receive())[0].index == 0
         async with opened(Scripted(FOREVER)) as session:
             assert parent(session.pid) == parent(neighbour.pid)
+
+
+@pytest.mark.parametrize("start", ["forkserver", "spawn"])
+@pytest.mark.trio
+async def test_a_time_may_be_without_end(start):
+    """D9: who wants no deadline says so with infinity, and a context starts, serves and ends as always."""
+    names = ("load", "first_chunk", "next_chunk", "close", "kill")
+    host = ProcessHost(start=start, **{f"{name}_timeout": math.inf for name in names})
+    async with opened(Scripted(4), host) as session:
+        assert ids(await whole(session)) == expected(BATCH, 4)
 
 
 @STARTS
