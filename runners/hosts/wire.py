@@ -270,7 +270,15 @@ Frame = TypeVar("Frame")
 
 
 def begin(stream: int, batch: ExecuteBatch, accepted: Sequence[int]) -> Begin:
-    """The frame that begins a stream; a deadline must be in seconds from now."""
+    """The frame that begins a stream; a deadline must be in seconds from now.
+
+    Raises:
+        ValueError: its request id is so long that a failure could not name it.
+    """
+    if len(batch.request_id) > _ERROR_TEXT:
+        raise ValueError(
+            f"a request id must have at most {_ERROR_TEXT} characters, got {len(batch.request_id)}"
+        )
     sampling = batch.sampling
     return Begin(
         stream,

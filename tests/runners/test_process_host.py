@@ -826,6 +826,25 @@ async def test_a_request_that_would_not_travel_whole_is_refused():
         assert ids(await whole(session)) == expected(BATCH, 1)
 
 
+@pytest.mark.parametrize("length", [200_000, wire.MAX_FRAME - 500])
+@pytest.mark.trio
+async def test_a_request_id_too_long_for_its_failure_is_refused(length):
+    """D5, D8: a lack of memory names its request, and must not end the context because it has no room for that."""
+    request = ExecuteBatch("x" * length, "", sampling=Sampling(seed=1))
+    async with opened(Scripted(1)) as session:
+        with pytest.raises(BadRequest, match=f"a request id must have at most 131072 characters, got {length}"):
+            session.begin(request)
+    longest = attrs.evolve(request, request_id="é" * 131_072)
+    async with opened(Scripted(1, faults=(Fault("oom", longest.request_id, 0),))) as session:
+        session.begin(longest)
+        ((failed,),) = [await session.receive()]
+        assert type(failed.error) is OutOfMemory
+        with pytest.raises(OutOfMemory) as lacked:
+            await session.receive()
+        assert lacked.value.request_ids == (longest.request_id,)
+        assert ids(await whole(session)) == expected(BATCH, 1)
+
+
 @pytest.mark.trio
 async def test_what_cannot_be_sent_may_still_end_the_context():
     """D5, D6: its stream is closed, and what that raises is judged like anything else."""
