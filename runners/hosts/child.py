@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from runners.hosts import MARK
+from runners.hosts.standard import STANDARD_ERROR
 
 FAILED = 70  # EX_SOFTWARE: after a failure it has reported, or could not report
 _PR_SET_PDEATHSIG = 1
@@ -91,7 +92,7 @@ def _settle() -> None:
     signal.signal(signal.SIGPIPE, signal.SIG_IGN)  # as Python has it
     expect_children()
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
-    faulthandler.enable()
+    faulthandler.enable(STANDARD_ERROR)  # what a preload has put in place of `sys.stderr` may be no file
 
 
 def _nothing(_number: int, _frame: object) -> None:

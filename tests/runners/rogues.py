@@ -477,6 +477,22 @@ class Writes:
         return _Writes(self)
 
 
+@attrs.frozen
+class Redirects(Writes):
+    """Its preload puts a writer of its own in place of `sys.stderr`, as applications do that log all they print."""
+
+    def preload(self):
+        sys.stderr = _Writer()
+
+
+class _Writer:
+    def write(self, text):
+        os.write(1, text.encode())
+
+    def flush(self):
+        pass
+
+
 class _Writes(Base):
     def meanwhile(self, batch):
         match self.spec.how:

@@ -13,7 +13,7 @@ from contexts import (
 )
 from hypothesis import given
 from hypothesis import strategies as st
-from rogues import Preloads, Writes
+from rogues import Preloads, Redirects, Writes
 from sessions import (
     BATCH,
     until_failure,
@@ -77,10 +77,11 @@ async def test_all_that_was_written_is_read_before_a_death_is_told(start):
         assert error.__notes__[0].endswith("0999")
 
 
+@pytest.mark.parametrize("runner", [Writes("segfault"), Redirects("segfault")], ids=["plain", "redirected"])
 @pytest.mark.trio
-async def test_a_crash_tells_its_python_stack(records):
-    """A segmentation fault comes with where it was."""
-    async with opened(Writes("segfault")) as session:
+async def test_a_crash_tells_its_python_stack(runner, records):
+    """A segmentation fault comes with where it was, also where a preload has put something else for `sys.stderr`."""
+    async with opened(runner) as session:
         session.begin(BATCH)
         _, error = await until_failure(session, ContextDied)
     assert str(error).endswith("was killed by SIGSEGV")
