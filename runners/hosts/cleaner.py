@@ -21,11 +21,11 @@ import trio
 from trio.lowlevel import RunVar
 
 from runners.hosts import MARK
+from runners.hosts.output import tell
 from runners.hosts.standard import above_standard
 
 _TOKEN = secrets.token_hex(8)
 _PATIENCE = 1.0
-_logger = logging.getLogger("runners.hosts")
 
 _PROGRAM = """\
 import ctypes, os, select, signal, sys, time
@@ -180,7 +180,11 @@ class _Cleaner:
         try:
             self._running = _Running(self._interpreter())
         except OSError as error:
-            _logger.warning("no cleaner: what a context starts may outlive us, if we are killed: %s", error)
+            tell(
+                logging.WARNING,
+                "no cleaner: what a context starts may outlive us, if we are killed: %s",
+                error,
+            )
             return
         for pid in self._groups:
             self._running.tell(f"+{pid}")
@@ -193,7 +197,7 @@ class _Cleaner:
         if not self._running.over.is_set():
             self._running.tell(f"+{pid}")
             return
-        _logger.warning("the cleaner was killed, and is started again")
+        tell(logging.WARNING, "the cleaner was killed, and is started again")
         self._running.close()
         self._running = None
         self.start()

@@ -17,7 +17,7 @@ from trio.lowlevel import enable_ki_protection
 
 from runners.errors import ProtocolError
 from runners.hosts import cleaner, surroundings, wire
-from runners.hosts.output import Output
+from runners.hosts.output import Output, tell
 from runners.hosts.processes import (
     Ends,
     Spawned,
@@ -35,7 +35,6 @@ _ANSWER = 5.0
 _NEWS = 1.0
 """Seconds that the news of a death may take, once the process is dead: a stream may be waiting to go on."""
 _DEATH = 10.0
-_logger = logging.getLogger("runners.hosts")
 
 
 class NoServer(Exception):
@@ -94,7 +93,7 @@ class ForkServer:
     async def _end(self) -> None:
         self._process.kill()
         if await outlived(self._process, _DEATH):
-            _logger.error("%s has outlived SIGKILL by %g s", self._name, _DEATH)
+            tell(logging.ERROR, "%s has outlived SIGKILL by %g s", self._name, _DEATH)
         else:
             self._hear()  # its last words
             await self._output.drain()

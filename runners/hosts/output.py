@@ -20,6 +20,7 @@ from trio.lowlevel import enable_ki_protection
 from runners.hosts.standard import above_standard
 
 LOGGER = logging.getLogger("runners.context")
+_HOSTS = logging.getLogger("runners.hosts")
 MAX_LINE = 4096
 """Bytes; a longer line becomes several."""
 LINES_PER_SECOND = 500
@@ -32,6 +33,24 @@ _LAST_LINES = 40
 _CRASH = "Fatal Python error: "
 _BEHIND_IT = ("  ", "Current thread", "Thread 0x", "Extension modules: ", "Python runtime state: ")
 """How the lines of the interpreter's report begin that say where it was."""
+
+
+def tell(level: int, text: str, *values: object) -> None:
+    """Log what has happened to a process."""
+    _logged(_HOSTS, level, text, values, None)
+
+
+def _logged(
+    logger: logging.Logger, level: int, text: str, values: tuple[object, ...], extra: dict[str, object] | None
+) -> bool:
+    """Log something; False if a filter or handler has raised, which is printed: outside it would end the whole run."""
+    try:
+        logger.log(level, text, *values, extra=extra, stacklevel=3)
+    except Exception:  # noqa: BLE001 - it may be anything, and is no context's failure
+        with suppress(Exception):  # standard error may be closed
+            traceback.print_exc(file=sys.stderr)
+        return False
+    return True
 
 
 class Lines:
@@ -219,9 +238,6 @@ class Output:
         """One record."""
         if self._mute:
             return
-        try:
-            extra = {"context": self.who, "pid": self.pid, "stream": stream}
-            LOGGER.log(level, "%s (pid %d): %s", self.who, self.pid, line, extra=extra)
-        except Exception:  # noqa: BLE001 - a filter or handler may raise anything, and it is not the context's failure
-            self._mute = True
-            traceback.print_exc(file=sys.stderr)
+        extra: dict[str, object] = {"context": self.who, "pid": self.pid, "stream": stream}
+        values = self.who, self.pid, line
+        self._mute = not _logged(LOGGER, level, "%s (pid %d): %s", values, extra)

@@ -23,7 +23,7 @@ from trio.lowlevel import RunVar, enable_ki_protection
 from runners.hosts import wire
 from runners.hosts.cleaner import cleaning
 from runners.hosts.forks import ForkServer, NoServer
-from runners.hosts.output import Output
+from runners.hosts.output import Output, tell
 from runners.hosts.peer import Peer
 from runners.hosts.processes import Ends, Process, Spawned, connected, interpreter, within
 
@@ -33,7 +33,6 @@ _TRIES = 2
 """After so many fork servers in a row that ended before they had preloaded, there is no other try."""
 _FIRST = 30.0
 """Seconds that the first start waits for a preload, which may go on beside it."""
-_logger = logging.getLogger("runners.hosts")
 
 
 @frozen(kw_only=True)
@@ -183,7 +182,7 @@ class Reserve:
             await trio.sleep(_BREATH)
             self._standbys.append(await self._new(f"standby {self._plan.name}", ahead=True))
         except OSError as error:
-            _logger.warning("no standby for %s: %s", self._plan.name, error)
+            tell(logging.WARNING, "no standby for %s: %s", self._plan.name, error)
         finally:
             self._coming -= 1
 
@@ -200,12 +199,18 @@ class Reserve:
         """Reap a failed standby and log it, shielded: it is in no list any more, so nobody else would reap it."""
         with trio.CancelScope(shield=True):
             fate = await standby.told(0)
-            _logger.warning("the standby process %d of %s failed, and %s", standby.pid, self._plan.name, fate)
+            tell(
+                logging.WARNING,
+                "the standby process %d of %s failed, and %s",
+                standby.pid,
+                self._plan.name,
+                fate,
+            )
             await self._reap(standby)
 
     async def _reap(self, standby: Peer) -> None:
         if await standby.reap(self._plan.kill_timeout):
-            _logger.error("the standby process %d of %s does not die", standby.pid, self._plan.name)
+            tell(logging.ERROR, "the standby process %d of %s does not die", standby.pid, self._plan.name)
 
     # --- new processes
 
@@ -292,7 +297,7 @@ class Reserve:
         """Once for each reason: a crash loop need not repeat it with each start."""
         if why != self._warned:
             self._warned = why
-            _logger.warning("a process for %s is started cold: %s", self._plan.name, why)
+            tell(logging.WARNING, "a process for %s is started cold: %s", self._plan.name, why)
 
 
 async def _watched(process: Process, connection: socket.socket, output: Output) -> Peer:

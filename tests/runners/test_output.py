@@ -8,8 +8,10 @@ import pytest
 import trio
 from contexts import (
     PATIENCE,
+    contexts,
     nothing_left,  # noqa: F401 - autouse: to be imported is its use
     opened,
+    until,
 )
 from hypothesis import given
 from hypothesis import strategies as st
@@ -179,6 +181,26 @@ async def test_a_filter_that_raises_is_reported_once_and_hurts_no_context(capsys
     finally:
         logger.removeFilter(raises)
     assert capsys.readouterr().err.count("Traceback") == 1
+
+
+@pytest.mark.trio
+async def test_so_it_does_where_hosts_tell_of_their_processes(capsys):
+    """R24: a standby that failed is told of below a system task, which no exception may leave."""
+    raises = _Raises()
+    logger = logging.getLogger("runners.hosts")
+    logger.addFilter(raises)
+    host = ProcessHost(standby=1)
+    try:
+        for incarnation in (1, 2):
+            async with opened(Scripted(4), host, incarnation=incarnation) as session:
+                await until(lambda: len(contexts()) == 2)
+                (standby,) = contexts() - {session.pid}
+                os.kill(standby, signal.SIGKILL)
+                await until(lambda: len(contexts()) == 1)
+                await whole(session)
+    finally:
+        logger.removeFilter(raises)
+    assert "ZeroDivisionError" in capsys.readouterr().err
 
 
 @pytest.mark.trio
