@@ -13,6 +13,7 @@ from __future__ import annotations
 import logging
 import os
 import secrets
+import socket
 import subprocess
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import ExitStack, asynccontextmanager, suppress
@@ -22,7 +23,7 @@ from trio.lowlevel import RunVar
 
 from runners.hosts import MARK
 from runners.hosts.output import tell
-from runners.hosts.standard import above_standard
+from runners.hosts.standard import above_standard, lifted
 
 _TOKEN = secrets.token_hex(8)
 _PATIENCE = 1.0
@@ -115,12 +116,15 @@ class _Running:
             OSError: no process or descriptor is to be had.
         """
         with ExitStack() as undo, ExitStack() as theirs:
-            reading, self._orders = _pipe(theirs, undo)
+            ours, reading = (lifted(end) for end in socket.socketpair())
+            self._orders = undo.enter_context(ours)
+            theirs.enter_context(reading)
+            ours.setblocking(False)
+            reading.setblocking(True)  # whatever `socket.setdefaulttimeout` says
             writing, self._reports = reversed(_pipe(undo, theirs))
-            os.set_blocking(self._orders, False)
             self._process = subprocess.Popen(  # noqa: S603 - our own interpreter and program
                 [*interpreter, "-S", "-s", "-P", "-c", _PROGRAM, f"{MARK}={_mark()}", str(os.getpid())],
-                stdin=reading,
+                stdin=reading.fileno(),
                 stdout=writing,
                 stderr=subprocess.DEVNULL,
                 start_new_session=True,
@@ -132,9 +136,12 @@ class _Running:
         trio.lowlevel.spawn_system_task(self._reap, name="reaper of what contexts leave behind")
 
     def tell(self, order: str) -> None:
-        """It may be dead, or be stopped and have no room; then it is without this, and goes by the mark alone."""
-        with suppress(BlockingIOError, BrokenPipeError):
-            os.write(self._orders, f"{order}\n".encode())
+        """It may be dead, or be stopped and have no room; then it is without this, and goes by the mark alone.
+
+        A socket, because to write to a pipe that nobody reads is our own end where SIGPIPE does what it does by default.
+        """
+        with suppress(BlockingIOError, BrokenPipeError, ConnectionResetError):
+            self._orders.send(f"{order}\n".encode(), socket.MSG_NOSIGNAL)
 
     async def _reap(self) -> None:
         """Reap what it has killed, where that falls to us: as process 1, or a subreaper. Until it ends."""
@@ -162,7 +169,7 @@ class _Running:
         """It is over."""
         self._process.kill()
         self._process.wait()
-        os.close(self._orders)
+        self._orders.close()
         os.close(self._reports)
 
 

@@ -21,7 +21,7 @@ from attrs import frozen
 
 from runners.hosts import cleaner
 from runners.hosts.output import Output
-from runners.hosts.standard import STANDARD_ERROR, above_standard
+from runners.hosts.standard import lifted
 
 _HOUSE = str(Path(__file__).absolute().parents[2])
 _HERE = Path("/proc/self/exe")
@@ -97,17 +97,13 @@ class Ends:
 def connected(output: Output, kind: socket.SocketKind) -> Generator[tuple[socket.socket, Ends]]:
     """Our end of a new connection and the process's ends; leaving closes those, and ours too if it fails."""
     with ExitStack() as undo:
-        ours, theirs = (_lifted(end) for end in socket.socketpair(socket.AF_UNIX, kind))
+        ours, theirs = (lifted(end) for end in socket.socketpair(socket.AF_UNIX, kind))
         undo.callback(ours.close)
         with theirs, output.ends() as (out, err):
             ours.setblocking(False)
             theirs.setblocking(True)  # or `socket.setdefaulttimeout` has made it one that does not block
             yield ours, Ends(theirs.fileno(), out, err)
         undo.pop_all()
-
-
-def _lifted(end: socket.socket) -> socket.socket:
-    return end if end.fileno() > STANDARD_ERROR else socket.socket(fileno=above_standard(end.detach()))
 
 
 class Spawned:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import socket
 
 STANDARD_ERROR = 2
 
@@ -16,6 +17,11 @@ def above_standard(descriptor: int) -> int:
         return fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, STANDARD_ERROR + 1)
     finally:
         os.close(descriptor)
+
+
+def lifted(end: socket.socket) -> socket.socket:
+    """Likewise of a socket."""
+    return end if end.fileno() > STANDARD_ERROR else socket.socket(fileno=above_standard(end.detach()))
 
 
 def fill_standard() -> None:

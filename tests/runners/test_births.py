@@ -358,6 +358,20 @@ async def test_a_cleaner_that_is_killed_is_replaced(tmp_path, caplog):
 
 
 @pytest.mark.trio
+async def test_a_cleaner_that_is_killed_takes_nobody_along_where_sigpipe_kills():
+    """D10: as it does by default, and in a program that has asked for that, as those do that write to pipes."""
+    before = signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+    try:
+        async with opened(Scripted(4)) as session:
+            (cleaner,) = cleaners()
+            os.kill(cleaner, signal.SIGKILL)
+            await until(lambda: not cleaners())
+            assert ids(await whole(session)) == expected(BATCH, 4)
+    finally:
+        signal.signal(signal.SIGPIPE, before)
+
+
+@pytest.mark.trio
 async def test_a_cleaner_that_has_stopped_holds_up_nobody():
     """D10: it is killed at the end of the run, after a second."""
     async with opened(Scripted(4), ProcessHost(linger=0)) as session:
