@@ -40,8 +40,8 @@ _GONE = {
 class Nvml:
     """Asks whether a device can be used again.
 
-    Where nobody can be asked (no `nvidia-ml-py`, no driver, a driver too old to know, no such device) it can: a restart
-    shows.
+    Where nobody can be asked (no `nvidia-ml-py`, no driver, either too old to know, no such device, no thread to be had) it
+    can: a restart shows.
 
     Args:
         timeout: seconds, after which the device counts as gone.
@@ -62,9 +62,12 @@ class Nvml:
             return error
         trouble: str | None = f"NVML has not answered within {self.timeout:g} s"
         with trio.move_on_after(self.timeout):
-            trouble = await trio.to_thread.run_sync(
-                self._trouble, device, abandon_on_cancel=True, limiter=trio.CapacityLimiter(1)
-            )  # a limiter of its own: a thread that is stuck takes nobody's place
+            try:
+                trouble = await trio.to_thread.run_sync(
+                    self._trouble, device, abandon_on_cancel=True, limiter=trio.CapacityLimiter(1)
+                )  # a limiter of its own: a thread that is stuck takes nobody's place
+            except Exception:  # noqa: BLE001 - an old `nvidia-ml-py` without the field, odd settings, or no thread
+                trouble = None
         return error if trouble is None else _worse(error, device, trouble)
 
     def _trouble(self, device: str) -> str | None:

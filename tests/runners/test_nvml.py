@@ -118,6 +118,22 @@ async def test_a_field_has_a_status_of_its_own(status, gone):
     assert isinstance(await judged(Fake(status=status)), Unrecoverable) is gone
 
 
+@pytest.mark.trio
+async def test_where_asking_fails_there_is_nobody_to_ask(monkeypatch):
+    """D4: an application may have an older `nvidia-ml-py` for reasons of its own, or no thread; a poison is a poison all the same."""
+    error = poison()
+    monkeypatch.delattr(Fake, "NVML_FI_DEV_GET_GPU_RECOVERY_ACTION")
+    fake = Fake(1)
+    assert await judged(fake, error) is error
+    assert fake.calls[-1] == ("nvmlShutdown",)
+
+    async def no_thread(*_args, **_options):
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(trio.to_thread, "run_sync", no_thread)
+    assert await judged(Fake(1), error) is error
+
+
 @pytest.mark.parametrize("error", [OutOfMemory("x"), LoadFailed("x"), Unrecoverable("x")])
 @pytest.mark.trio
 async def test_only_a_poison_is_asked_about(error):
