@@ -25,7 +25,6 @@ from runners.hosts import MARK
 from runners.hosts.output import tell
 from runners.hosts.standard import above_standard, lifted
 
-_TOKEN = secrets.token_hex(8)
 _PATIENCE = 1.0
 
 _PROGRAM = """\
@@ -109,7 +108,7 @@ clean(mark, mark + b".")
 class _Running:
     """A cleaner process."""
 
-    def __init__(self, interpreter: Sequence[str]) -> None:
+    def __init__(self, interpreter: Sequence[str], mark: str) -> None:
         """Start it; blocks for a millisecond or two.
 
         Raises:
@@ -123,7 +122,7 @@ class _Running:
             reading.setblocking(True)  # whatever `socket.setdefaulttimeout` says
             writing, self._reports = reversed(_pipe(undo, theirs))
             self._process = subprocess.Popen(  # noqa: S603 - our own interpreter and program
-                [*interpreter, "-S", "-s", "-P", "-c", _PROGRAM, f"{MARK}={_mark()}", str(os.getpid())],
+                [*interpreter, "-S", "-s", "-P", "-c", _PROGRAM, f"{MARK}={mark}", str(os.getpid())],
                 stdin=reading.fileno(),
                 stdout=writing,
                 stderr=subprocess.DEVNULL,
@@ -174,10 +173,14 @@ class _Running:
 
 
 class _Cleaner:
-    """A cleaner process while one is needed; one that has been killed is replaced at the next birth."""
+    """A cleaner process while one is needed; one that has been killed is replaced at the next birth.
+
+    Its mark is its own: another Trio run of this program, in another thread, has a cleaner too, and goes on when it ends.
+    """
 
     def __init__(self, interpreter: Callable[[], Sequence[str]]) -> None:
         self.holders = 0
+        self.mark = f"{os.getpid()}-{secrets.token_hex(8)}"
         self._interpreter = interpreter
         self._groups: set[int] = set()
         self._running: _Running | None = None
@@ -185,7 +188,7 @@ class _Cleaner:
     def start(self) -> None:
         """Have it run, if it can."""
         try:
-            self._running = _Running(self._interpreter())
+            self._running = _Running(self._interpreter(), self.mark)
         except OSError as error:
             tell(
                 logging.WARNING,
@@ -235,14 +238,10 @@ def _pipe(reading: ExitStack, writing: ExitStack) -> tuple[int, int]:
 _cleaner: RunVar[_Cleaner | None] = RunVar("runners.hosts.cleaner", None)
 
 
-def _mark() -> str:
-    """Of this process, which may be a fork of the one that imported this."""
-    return f"{os.getpid()}-{_TOKEN}"
-
-
 def marked(environment: Mapping[str, str]) -> dict[str, str]:
-    """The environment with our mark."""
-    return {**environment, MARK: _mark()}
+    """The environment with our mark, if we have a cleaner."""
+    found = _cleaner.get()
+    return {**environment, MARK: found.mark} if found else dict(environment)
 
 
 def note_birth(pid: int) -> None:

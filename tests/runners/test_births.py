@@ -357,6 +357,20 @@ async def test_a_cleaner_that_is_killed_is_replaced(tmp_path, caplog):
     await until(lambda: ends(first))
 
 
+@STARTS
+@pytest.mark.trio
+async def test_another_run_of_trio_that_ends_takes_nobody_along(host):
+    """D10: what it cleans up is its own, and what a context of this one has started is not."""
+
+    async def another():
+        async with host.open(Scripted(1)):
+            pass
+
+    async with opened(Scripted(4), host) as session:
+        await trio.to_thread.run_sync(trio.run, another)
+        assert ids(await whole(session)) == expected(BATCH, 4)
+
+
 @pytest.mark.trio
 async def test_a_cleaner_that_is_killed_takes_nobody_along_where_sigpipe_kills():
     """D10: as it does by default, and in a program that has asked for that, as those do that write to pipes."""
