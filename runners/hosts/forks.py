@@ -62,7 +62,7 @@ class ForkServer:
         """
         self.gone: str | None = None  # why it is
         self.hopeless = False  # another one would fail likewise
-        self._started_in = surroundings.now()
+        self._environment = surroundings.environment()
         self._numbers = itertools.count()
         self._asked: dict[int, _Asked] = {}
         self._preloaded = trio.Event()
@@ -134,9 +134,9 @@ class ForkServer:
         self.kill(f"{self._name} preloaded nothing within {seconds:g} s")
         raise NoServer(self.gone)
 
-    def changed(self) -> wire.Surroundings:
-        """What is not as it was when it started, and as its processes have it."""
-        return surroundings.changed(self._started_in)
+    def today(self) -> wire.Surroundings:
+        """What is not, or may not be, as its processes have it."""
+        return surroundings.today(self._environment)
 
     async def fork(self, ends: Ends) -> Forked:
         """A new process. Cannot be cancelled: it takes milliseconds, and a server that does not answer is killed.

@@ -232,7 +232,7 @@ class Reserve:
         if self._plan.forks:
             try:
                 server = await self._ready_server(patient=patient)
-                return await server.fork(ends), server.changed()
+                return await server.fork(ends), server.today()
             except NoServer as error:
                 self._warn(str(error))
         return Spawned("runners.hosts.child", ends, self._plan.path), None

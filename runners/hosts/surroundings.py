@@ -1,7 +1,7 @@
 """What a process inherits at its start: environment, folder and umask.
 
-A fork server has those of its own start, so a process that it forks is told what has changed since, and is then as one that
-was started cold.
+A fork server has those of its own start, or of its preload, so a process that it forks is told what is different today, and is
+then as one that was started cold.
 """
 
 from __future__ import annotations
@@ -10,36 +10,24 @@ import os
 from contextlib import suppress
 from pathlib import Path
 
-from attrs import frozen
-
 from runners.hosts import MARK
 from runners.hosts.wire import Surroundings
 
 
-@frozen
-class Now:
-    """The surroundings of this process."""
-
-    environment: dict[bytes, bytes]
-    folder: bytes | None
-    umask: int | None
+def environment() -> dict[bytes, bytes]:
+    """As it is."""
+    return dict(os.environb)
 
 
-def now() -> Now:
-    """As they are."""
-    return Now(dict(os.environb), _folder(), _umask())
+def today(before: dict[bytes, bytes]) -> Surroundings:
+    """What is not as it was in the environment, where the rest is what a preload has made of it; the folder and the umask.
 
-
-def changed(before: Now) -> Surroundings:
-    """What is not as it was; a folder that is gone counts as not changed."""
-    after = now()
-    names = before.environment.keys() | after.environment.keys()
-    variables = [(name, after.environment.get(name)) for name in sorted(names)]
-    return Surroundings(
-        [(name, value) for name, value in variables if before.environment.get(name) != value],
-        after.folder if after.folder != before.folder else None,
-        after.umask if after.umask != before.umask else None,
-    )
+    A folder that is gone is left out.
+    """
+    after = environment()
+    names = sorted(before.keys() | after.keys())
+    changed = [(name, after.get(name)) for name in names if before.get(name) != after.get(name)]
+    return Surroundings(changed, _folder(), _umask())
 
 
 def adopt(changes: Surroundings) -> None:

@@ -58,7 +58,7 @@ class _Frame(_Part, frozen=True, tag=str.lower):
 
 
 class Surroundings(_Part, frozen=True):
-    """What has changed since the fork server was started from which the process comes."""
+    """What is now, and has changed since the fork server was started from which the process comes, or may have changed there."""
 
     environment: list[tuple[bytes, bytes | None]]
     folder: bytes | None

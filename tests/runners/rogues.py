@@ -570,6 +570,8 @@ class Looks:
 
     def preload(self):
         os.environ["LOOKS_PRELOADED"] = "yes"
+        os.chdir("/")
+        os.umask(0o123)
 
     def build(self, start):
         umask = os.umask(0)

@@ -288,13 +288,14 @@ async def test_what_a_runner_starts_can_be_terminated(host, number, tmp_path):
 
 @pytest.mark.trio
 async def test_a_forked_context_has_todays_surroundings(tmp_path, monkeypatch):
-    """As one that is started cold has: environment, folder and umask; what the preload has set stays."""
+    """As one that is started cold has: environment, folder and umask; of a preload's doings only the environment stays."""
     monkeypatch.setenv("LOOKS_GONE", "1")
     monkeypatch.setenv("LOOKS_OLD", "1")
     umask = os.umask(0o022)
     try:
         async with opened(Looks(str(tmp_path))):
-            pass
+            first = json.loads((tmp_path / "seen").read_text())
+        assert (first["folder"], first["umask"]) == (str(Path.cwd()), 0o022)
         monkeypatch.delenv("LOOKS_GONE")
         monkeypatch.setenv("LOOKS_OLD", "2")
         monkeypatch.setenv("LOOKS_NEW", os.fsdecode(b"\xff"))
