@@ -218,24 +218,26 @@ class Reserve:
         output = Output(who)
         try:
             with connected(output, socket.SOCK_STREAM) as (connection, ends):
-                process, today = await self._process(ends, patient=ahead)
+                process, hello = await self._process(ends, ahead=ahead)
                 peer = await _watched(process, connection, output)
         except BaseException:
             output.close()
             raise
-        peer.send(self._plan.hello(ahead=ahead, today=today))
+        peer.send(hello)
         self._nursery.start_soon(output.pump)
         return peer
 
-    async def _process(self, ends: Ends, *, patient: bool) -> tuple[Process, wire.Surroundings | None]:
-        """Forked if that is wanted and possible, or else started cold; and what has changed since the server was started."""
+    async def _process(self, ends: Ends, *, ahead: bool) -> tuple[Process, bytes]:
+        """Forked if that is wanted and possible, or else started cold; and what it is told first, if there is room for that."""
         if self._plan.forks:
             try:
-                server = await self._ready_server(patient=patient)
-                return await server.fork(ends), server.today()
-            except NoServer as error:
+                server = await self._ready_server(patient=ahead)
+                hello = self._plan.hello(ahead=ahead, today=server.today())
+                return await server.fork(ends), hello
+            except (NoServer, ValueError) as error:
                 self._warn(str(error))
-        return Spawned("runners.hosts.child", ends, self._plan.path), None
+        hello = self._plan.hello(ahead=ahead)
+        return Spawned("runners.hosts.child", ends, self._plan.path), hello
 
     async def _ready_server(self, *, patient: bool) -> ForkServer:
         """The fork server, preloaded.

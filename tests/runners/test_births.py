@@ -128,6 +128,23 @@ async def test_a_spec_that_is_too_long_is_refused_before_there_is_a_process(host
     assert processes() == set()
 
 
+@pytest.mark.trio
+async def test_an_environment_that_is_too_long_is_a_failed_start(monkeypatch, caplog):
+    """D2, D10: it can be handed to nobody, neither by a frame nor by the kernel; a standby is told of and left out."""
+    big = {f"BIG{number}": "x" * 100_000 for number in range(wire.MAX_FRAME // 100_000 + 1)}
+    host = ProcessHost(standby=1)
+    async with opened(Scripted(4), host) as session:
+        with monkeypatch.context() as patched:
+            for name, value in big.items():
+                patched.setenv(name, value)
+            await until(lambda: "no standby for Scripted" in caplog.text)
+            assert "a frame must have at most" in caplog.text
+            with pytest.raises(LoadFailed, match="Argument list too long"):
+                async with host.open(Scripted(4)):
+                    pass
+        assert ids(await whole(session)) == expected(BATCH, 4)
+
+
 def test_a_spec_that_contains_itself_is_refused():
     """D2: in one line, like one that is nested more deeply than msgpack goes."""
     values = []
