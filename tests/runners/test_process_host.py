@@ -832,7 +832,9 @@ async def test_a_request_id_too_long_for_its_failure_is_refused(length):
     """D5, D8: a lack of memory names its request, and must not end the context because it has no room for that."""
     request = ExecuteBatch("x" * length, "", sampling=Sampling(seed=1))
     async with opened(Scripted(1)) as session:
-        with pytest.raises(BadRequest, match=f"a request id must have at most 131072 characters, got {length}"):
+        with pytest.raises(
+            BadRequest, match=f"a request id must have at most 131072 characters, got {length}"
+        ):
             session.begin(request)
     longest = attrs.evolve(request, request_id="é" * 131_072)
     async with opened(Scripted(1, faults=(Fault("oom", longest.request_id, 0),))) as session:
