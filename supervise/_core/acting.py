@@ -82,15 +82,26 @@ class Acting:
         self.out.append(effect.Gone(node, why, removed=True))
 
     def _down(self, node: Node, state: Literal["down", "condemned"], why: BaseException | None) -> None:
-        """The node is down for good, until somebody starts it by hand or a group restart revives it."""
+        """The node is down, and for good, unless a retry that is due will revive it with its group (R13, R29)."""
         if node.temporary or isinstance(self.spec, Pool):
             self._leave(node, why)
             return
         self._mend(node, mending=False)
         node.state = state
-        if not node.gone:
+        if not node.gone and (state == "condemned" or not self._will_be_revived(node)):
             node.gone, node.why = True, why
             self.out.append(effect.Gone(node, why))
+
+    def _will_be_revived(self, node: Node) -> bool:
+        """Whether a sibling waits for a retry that starts this child too."""
+        if self.spec.strategy == "one_for_one":
+            return False
+        for other in self.children.values():
+            if other is not node and other.state == "restarting":
+                return True
+            if other is node and self.spec.strategy == "rest_for_one":
+                break
+        return False
 
     def _decided(
         self,

@@ -287,7 +287,7 @@ class Decider(Code):
         if self._all_rules:
             return None, None
         try:
-            tag = getattr(exc, "tag", None)
+            tag = Context().run(getattr, exc, "tag", None)
             if tag is not None and type(tag) is not str:
                 if issubclass(type(tag), str):
                     return None, None

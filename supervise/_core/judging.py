@@ -8,7 +8,7 @@ from typing import Any
 from .. import errors, events
 from . import effect
 from ._brief import brief
-from .act import Act
+from .act import Act, Done
 from .acting import Acting
 from .decide import Verdict, is_decidable, judge
 from .directive import Directive, Escalate, Restart, Resume, Stop
@@ -290,16 +290,16 @@ class Judging(Acting):
     def _forget_retries(self, group: list[Node], node: Node) -> float:
         """A restart of the group takes along those that are down or whose retry is due; the seconds until the last retry."""
         longest = 0.0
+        _revive(group)
         for other in group:
-            if other.state == "down":
-                other.gone, other.why = False, None  # its start is pending again
-            elif other is not node and other.state == "restarting":
+            if other is not node and other.state == "restarting":
                 longest = max(longest, other.due - self.now)
                 self._forget_retry(other)
         return longest
 
     def _restart_later(self, node: Node, delay: float) -> None:
         """A start failed in a restart: it ends, and a retry waits its turn (R13)."""
+        _revive(self._group(node))
         stops = [node]
         if delay > 0 and self.spec.strategy == "one_for_all":
             stops = [*(other for other in self.children.values() if other is not node and other.alive), node]
@@ -325,6 +325,9 @@ class Judging(Acting):
         if act.kind in ("restart", "condemn"):
             self._reply_start_failed(act.token, failure)
             self.act = None
+            if act.kind == "condemn" and act.node is not None:
+                # The end of the condemned child, which may be that of this supervisor, has still to be weighed (R18).
+                self.inbox.append(Done(act.node, act.node.epoch))
             self._judge(node, act.starts)
             return
         node.undecided = False
@@ -338,6 +341,13 @@ class Judging(Acting):
     def _reply_start_failed(self, token: Any, failure: Failure) -> None:
         if token is not None:
             self.out.append(effect.Reply(token, error=start_failed(failure)))
+
+
+def _revive(group: list[Node]) -> None:
+    """Those of the group that are down have a start before them again (R13, R29)."""
+    for node in group:
+        if node.state == "down":
+            node.gone, node.why = False, None
 
 
 def start_failed(failure: Failure) -> errors.StartFailed:

@@ -22,7 +22,7 @@ from .protect import protected
 class Address:
     """What outlives the incarnations of a path: its mailbox, and who waits for it to be up, or gone."""
 
-    __slots__ = ("_changes", "below", "gone", "mailbox", "path", "why")
+    __slots__ = ("_changes", "below", "ends", "gone", "mailbox", "path", "why")
 
     _changes: ParkingLot | None  # from when somebody waits
 
@@ -31,7 +31,8 @@ class Address:
         self.below: dict[str, Address] = {}
         self.mailbox: Queue | None = None
         self.gone = False
-        self.why: BaseException | None = None
+        self.why: BaseException | None = None  # of the last end
+        self.ends = 0
         self._changes = None
 
     def inbox(self, leaf: Leaf) -> Inbox:
@@ -58,12 +59,13 @@ class Address:
         if self.gone:
             return
         self.gone, self.why = True, why
+        self.ends += 1
         if self.mailbox is not None:
             self.mailbox.close(why)
         self.changed()
 
     def reopen(self) -> None:
-        self.gone, self.why = False, None
+        self.gone = False
         if self.mailbox is not None:
             self.mailbox.open()
 

@@ -61,7 +61,7 @@ def _error(wanted: type[Exception], otherwise: type[Exception], text: str) -> Ex
     """One of the classes that a `Mailbox` names. If that cannot be made of a text, ours: somebody waits to be told."""
     try:
         error = wanted(text)
-    except Exception as problem:  # noqa: BLE001 - the user's class may do anything; the note keeps what it did
+    except BaseException as problem:  # noqa: BLE001 - the user's class may do anything; the note keeps what it did
         error = otherwise(text)
         error.add_note(f"{wanted.__name__} could not be made of this text: {brief(problem)}")
     return error

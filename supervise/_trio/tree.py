@@ -197,7 +197,8 @@ class Ref:
         if self._added is not None and self._added.gone and self._node() is None:
             return self._added.why
         address = self._address()
-        while not address.gone:
+        ends = address.ends
+        while not address.gone and address.ends == ends:  # it may be started again before we run
             await address.wait()
         return address.why
 

@@ -96,12 +96,15 @@ def _on_the_way_out(world: World, node: Node) -> bool:
 
 
 def _check_idle(machine: Machine, children: list[Node]) -> None:
-    retrying = any(node.state == "restarting" for node in children)
-    for node in children:
+    for place, node in enumerate(children):
         if node.state == "restarting":
             demand(node.phase == "backoff" and node.timer, node, "waits for no timer")
-        elif node.state in ("down", "condemned"):
-            demand(node.gone or (retrying and machine.spec.strategy != "one_for_one"), node, "is not gone")
+        elif node.state == "condemned":
+            demand(node.gone, node, "is not gone")
+        elif node.state == "down":
+            reviving = {"one_for_one": [], "rest_for_one": children[:place], "one_for_all": children}
+            retried = any(other.state == "restarting" for other in reviving[machine.spec.strategy])
+            demand(node.gone != retried, node, "is gone" if retried else "is not gone")
         elif node.state == "releasing":
             demand(node.alive and node in machine.releasing, node, "has been left, and nothing came of it")
             demand(machine.spec.strategy == "one_for_one", node, "lets its group wait")

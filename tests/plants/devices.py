@@ -80,7 +80,7 @@ DEVICES = (
         ),
         (
             "a drain is not awaited",
-            "        while self._open or self._wish is not None:\n            await self._context.change()\n",
+            "        while self._open or not self._all_back:\n            await self._context.change()\n",
             "",
             "serving:begun_streams_finish_when_a_worker_drains",
         ),

@@ -342,14 +342,14 @@ WORKERS = tuple(
             ),
             (
                 "runners/serving.py",
-                "        while self._open or self._wish is not None:",
+                "        while self._open or not self._all_back:",
                 "        while self._open:",
                 ("tests/runners/test_serving.py",),
             ),
             (
                 "runners/serving.py",
-                "        while self._open or self._wish is not None:",
-                "        while self._wish is not None:",
+                "        while self._open or not self._all_back:",
+                "        while not self._all_back:",
                 ("tests/runners/test_serving.py",),
             ),
             (

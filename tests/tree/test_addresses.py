@@ -210,6 +210,45 @@ def test_ended_remembers_what_nobody_had_asked_before():
     grow(app(a, inner, pool, decider=Decider({Boom: Stop})), scene)
 
 
+def test_ended_tells_an_end_though_a_start_was_waiting_behind_it():
+    """R28: the node is up again in the same step, before whoever waits for its end has run."""
+    slow, a = Puppet("slow", stubborn=1), Puppet("a")
+    told = []
+
+    async def wait(ref):
+        told.append(await ref.ended())
+
+    async def scene(tree, seen):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(wait, tree[a.spec])
+            for request in (tree[slow.spec].stop, tree[a.spec].stop, tree[a.spec].start):
+                nursery.start_soon(request)
+                await quiet()
+            assert a.lives == 1
+        assert (a.lives, a.running, told) == (2, 1, [None])
+
+    grow(app(slow, a), scene)
+
+
+def test_a_child_that_the_retry_of_its_sibling_revives_is_not_down_for_good():
+    """R13, R29: also if it came, and was stopped by hand, while that sibling was backing off."""
+    a, b = Puppet("a", backoff=Backoff(initial=10, jitter=0)), Puppet("b", restart="transient")
+    group = Supervisor("s", [a.spec], strategy="one_for_all")
+
+    async def scene(tree, seen):
+        a.fail()
+        await quiet()
+        await tree[group].add(b.spec)
+        await tree["app/s/b"].stop()
+        with trio.move_on_after(5) as patience:
+            await tree["app/s/b"].ended()
+        assert patience.cancelled_caught
+        await tree["app/s/b"].ready()
+        assert (a.lives, b.lives) == (2, 2)
+
+    grow(app(group), scene)
+
+
 def test_why_a_node_ended_is_not_forgotten_when_the_tree_ends():
     """R28: the end of the whole tree is not the reason of those that were down before."""
     a, b = puppets("ab")

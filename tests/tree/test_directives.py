@@ -239,6 +239,29 @@ def test_each_incarnation_gets_the_context_of_the_trees_opening():
     assert found == ["opened"] * 6
 
 
+def test_a_tag_is_read_in_an_empty_context():
+    """R2: on the one-step restart too, which runs in the task of the child."""
+    variable = ContextVar("variable", default="unset")
+
+    class Tagged(Exception):
+        @property
+        def tag(self):
+            found.append(variable.get())
+
+    found = []
+
+    async def body():
+        variable.set("of the child")
+        await trio.sleep(1)
+        raise Tagged
+
+    async def scene(tree, seen):
+        await trio.sleep(2.5)
+
+    grow(app(Child("a", body), decider=Decider({Boom: Stop})), scene)
+    assert set(found) == {"unset"}
+
+
 def test_the_failed_one_ends_first_and_then_its_group_in_reverse():
     """R9: judged by its own supervisor, the failed child ends first and then the others in reverse."""
     a, b, c = puppets("abc")

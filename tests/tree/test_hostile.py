@@ -26,7 +26,7 @@ from supervise import (
     open_tree,
     stop_requested,
 )
-from supervise.errors import StartFailed, TreeFailed
+from supervise.errors import ChildStopped, StartFailed, TreeFailed
 from supervise.testing import assert_lifecycle, echo, run_virtual
 
 from .scene import Boom, Seen, app, grow, nothing, quiet
@@ -281,6 +281,28 @@ def test_a_mailbox_whose_own_exception_is_frozen_tells_its_callers():
             with pytest.raises(Frozen) as raised:
                 await tree["app/a"].call(1)
             assert type(raised.value.__cause__) is Boom
+
+    grow(app(spec), scene)
+
+
+def test_a_mailbox_whose_own_exception_cannot_be_made_tells_its_callers_ours():
+    """R24, R29: not even if making it raises what is no `Exception`, in the middle of the tree's work."""
+
+    class Exits(Exception):
+        def __init__(self, text):
+            raise SystemExit(text)
+
+    async def fails(inbox):
+        await trio.sleep(1)
+        raise Boom
+
+    spec = Child("a", fails, mailbox=Mailbox(stopped=Exits), decider=Decider(default=Stop))
+
+    async def scene(tree, seen):
+        for _ in range(2):  # one that waits, and one that comes too late
+            with pytest.raises(ChildStopped) as raised:
+                await tree["app/a"].call(1)
+            assert "Exits could not be made" in raised.value.__notes__[0]
 
     grow(app(spec), scene)
 

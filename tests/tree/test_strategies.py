@@ -612,6 +612,23 @@ def test_a_supervisor_ends_with_its_significant_children(mode):
     assert seen.of(events.Decided) == []
 
 
+@pytest.mark.parametrize("mode", ["any_significant", "all_significant"])
+def test_a_condemned_child_has_ended_also_if_the_next_of_its_group_does_not_start(mode):
+    """R10, R13, R18: that start is judged and retried, and yet the significant child has ended."""
+    a = Puppet("a", 0, Other("a"), restart="transient", significant=True, decider=Decider({Other: Stop}))
+    b = Puppet("b", 0, Boom("b"))
+    inner = Supervisor(
+        "s", [a.spec, b.spec], strategy="rest_for_one", auto_shutdown=mode, restart="transient"
+    )
+
+    async def scene(tree, seen):
+        a.fail()
+        await quiet()
+        assert tree[inner].status().state == "down"
+
+    grow(app(inner), scene)
+
+
 def test_a_condemned_child_has_ended_for_auto_shutdown():
     """R10, R18: a verdict Stop on a significant child ends its supervisor."""
     a = Puppet("a", restart="transient", significant=True)
