@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from ._core.decide import AKKA, DEVICE, OTP, Decider, Rule
     from ._core.directive import Directive, Escalate, Restart, Resume, Stop
     from ._core.limit import Backoff, Limit
-    from ._core.node import Status
     from ._core.spec import IGNORE, Child, Mailbox, Pool, Supervisor
+    from ._core.status import Status
     from ._trio.child import CurrentChild, current_child, stop_requested
     from ._trio.mailbox import Inbox, Message, Stream, StreamMessage
     from ._trio.run import run_tree
@@ -37,7 +37,7 @@ _HOMES = {
     "_core.decide": ("AKKA", "DEVICE", "OTP", "Decider", "Rule"),
     "_core.directive": ("Directive", "Escalate", "Restart", "Resume", "Stop"),
     "_core.limit": ("Backoff", "Limit"),
-    "_core.node": ("Status",),
+    "_core.status": ("Status",),
     "_core.spec": ("IGNORE", "Child", "Mailbox", "Pool", "Supervisor"),
     "_trio.child": ("CurrentChild", "current_child", "stop_requested"),
     "_trio.mailbox": ("Inbox", "Message", "Stream", "StreamMessage"),

@@ -201,7 +201,7 @@ def _rules(decider: Decider) -> tuple[Rule, ...]:
 
 
 class Answer(NamedTuple):
-    """What a table says to a failure: by which node's decider, and by which of its entries, see `Verdict`."""
+    """What a table says to a failure: by which node's decider, and by which of its entries, see `Judgement`."""
 
     directive: Directive
     node: str
@@ -359,7 +359,7 @@ DEVICE = Decider(
 """For a device's context (D3): poisoned → Restart, out of memory → Resume, unrecoverable → Stop, else Escalate."""
 
 
-class Verdict(NamedTuple):
+class Judgement(NamedTuple):
     """What a decider made of a failure.
 
     Args:
@@ -381,7 +381,7 @@ class Verdict(NamedTuple):
 
 def judge(
     decider: Decider, exc: BaseException, tag: str | None = None, *, otherwise: Directive = Restart
-) -> Verdict:
+) -> Judgement:
     """Decide one failure. `tag` is what is already known of it, from a supervisor further down (R11).
 
     `otherwise` is the answer to a failure that no table answers. Rules and predicates run in an empty context: the one
@@ -391,7 +391,7 @@ def judge(
         return Context().run(_judge, decider, exc, tag, otherwise)
     except BaseException as broken:  # noqa: BLE001 - R5: whatever a rule, a predicate or str() raises; see R4 for the rest
         _chain(broken, exc)
-        return Verdict(Escalate, None, broken, raised=True)
+        return Judgement(Escalate, None, broken, raised=True)
 
 
 def _chain(later: BaseException, earlier: BaseException) -> None:
@@ -406,12 +406,12 @@ def _chain(later: BaseException, earlier: BaseException) -> None:
         later = before
 
 
-def _judge(decider: Decider, exc: BaseException, tag: str | None, otherwise: Directive) -> Verdict:
+def _judge(decider: Decider, exc: BaseException, tag: str | None, otherwise: Directive) -> Judgement:
     tag = tag or decider.tag(exc)
     group = as_group(exc)
     if group is None or tag is not None or _named_whole(decider, exc):
         found = decider.answer(exc, tag) or Answer(otherwise, "", "rule")
-        return Verdict(found.directive, tag, exc, found.node, found.entry)
+        return Judgement(found.directive, tag, exc, found.node, found.entry)
     verdicts = [_judge(decider, member, None, otherwise) for member in _flattened(decider, group)]
     return max(verdicts, key=lambda verdict: verdict.directive)._replace(exc=exc)
 

@@ -9,41 +9,11 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from ..events import Event
 from .directive import Directive
+from .node import Failure, Node
 from .spec import Spec
 
 if TYPE_CHECKING:
     from .machine import Machine
-    from .node import Node
-
-
-class Failure:
-    """An exception on its way up, and what is known of it.
-
-    `path`: where it happened first. `origin`: the node that is suspended with it, or that it counts for.
-    `resumable`: the body is over and its resource can be kept. `progressed`: the leaf has taken a message since its
-    last resume. `starting`: the node was not ready yet.
-    """
-
-    __slots__ = ("exc", "origin", "path", "progressed", "resumable", "starting", "tag")
-
-    def __init__(
-        self,
-        exc: BaseException,
-        origin: Node,
-        path: str,
-        tag: str | None = None,
-        *,
-        resumable: bool = False,
-        progressed: bool = False,
-        starting: bool = False,
-    ) -> None:
-        self.exc = exc
-        self.origin = origin
-        self.path = path
-        self.tag = tag
-        self.resumable = resumable
-        self.progressed = progressed
-        self.starting = starting
 
 
 # What goes in. `child` is the node that reports, `incarnation` the life that it reports of.

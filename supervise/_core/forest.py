@@ -15,8 +15,9 @@ from .act import Ledger
 from .decide import ROOT
 from .effect import Effect, Input
 from .machine import Machine
-from .node import Memory, Node, Status, Traffic, picture
+from .node import Memory, Node
 from .spec import Child, Pool, Spec, Supervisor
+from .status import Status, Traffic, picture
 
 _ROUTED = frozenset({effect.Tell, effect.Rise, effect.Fail, effect.Fatal})
 
@@ -68,16 +69,6 @@ class Forest:
                 return out
             machine, item = work.popleft()
             results = machine.handle(item, now, u)
-
-    def restart_at_once(self, node: Node, exc: Exception, now: float) -> list[Effect] | None:
-        """The short way of a leaf that failed and leaves nothing, see `Judging`; None: take the long one."""
-        assert node.parent is not None
-        return node.parent.restart_at_once(node, exc, now)
-
-    def up_at_once(self, node: Node, now: float) -> list[Effect] | None:
-        """The short way of its next incarnation being up, likewise."""
-        assert node.parent is not None
-        return node.parent.up_at_once(node, now)
 
     def _rise(
         self,
@@ -185,11 +176,7 @@ class Forest:
 
 def _starts_again(node: Node) -> bool:
     """Whether it will be started anew, as one of a group whose restart has been decided."""
-    machine = node.parent
-    act = None if machine is None else machine.act
-    if machine is None or act is None or act.node is None or act.kind not in ("restart", "retry"):
-        return False
-    return node in (act.starts if act.kind == "restart" else machine._group(act.node))
+    return node.parent is not None and node.parent.starts_again(node)
 
 
 def _left(

@@ -78,11 +78,11 @@ class ReadyTime:
         self._since = 0.0
         self._lost = 0.0
 
-    def hold(self, now: float, *, mending: bool) -> None:
+    def hold(self, now: float, *, in_progress: bool) -> None:
         """One more restart is in progress, or one fewer."""
-        if mending and self._held == 0:
+        if in_progress and self._held == 0:
             self._since = now
-        self._held += 1 if mending else -1
+        self._held += 1 if in_progress else -1
         if self._held == 0:
             self._lost += now - self._since
 

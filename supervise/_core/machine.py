@@ -1,32 +1,126 @@
 """One supervisor as a state machine: `handle(input, now, u)` gives the effects, in order, and that is all it does.
 
-A supervisor is an inbox, its children's states, and at most one *act*. Every act is the same thing: stop these one by
-one, perhaps wait, start these one by one, finish. While there is an act, what comes in waits in the inbox; a stop from
-above alone does not. A retry is an item put at the back of the inbox; a backoff is a state with a due time, no act.
-Asking an ancestor is an act that waits for its verdict.
+It has no clock, no tasks and no chance of its own: time and chance are arguments, and whatever is to be done in the world
+comes out as effects. So a test can play any order of inputs, the exploration plays all of them, and the same lines run
+under the driver.
+
+How it works
+============
+
+A supervisor is an inbox, the states of its children, and at most one *act*. An act is always the same walk (`_advance`):
+stop these children one by one, start those one by one, finish. `act.ACTS` says what makes a restart differ from a request
+or from the end. While there is an act, whatever comes in waits in the inbox, so that one thing is done at a time and in the
+order in which it came (R19). A stop from above is the one input that does not wait: it throws the inbox away, refuses the
+requests in it, and replaces the act by `end`.
+
+An input is taken in three steps. `_on_…` notes what it says of a child: it is up, it failed, it has ended. If something is
+to come of that, it puts an item into the inbox: a failure to be judged, an end to be weighed, a retry whose backoff has
+passed. Then `_serve` walks on with the act as far as it goes without another input, and when there is none takes the next
+item, which may begin the next act.
+
+A restart, step by step
+-----------------------
+
+1. `Exited` comes: the leaf's body has raised. The child is `failed`, and suspended: its task waits, with its resource
+   still open. `Failed` goes out and a `Judge` item into the inbox.
+2. The item's turn comes: `verdict.decision` asks the deciders. `Decided` goes out.
+   - Resume lets the body be entered again, and that is all.
+   - Escalate asks the supervisor above, as an act that waits for its verdict; at the root the tree fails.
+   - Stop begins the act `condemn`, Restart the act `restart`, or `retry` if there is a backoff.
+3. The act stops the failed child, which leaves its resource and ends, and then the rest of its group in reverse.
+   `Ended` comes for each, and only then is the next one stopped: two incarnations never run side by side.
+4. The act starts the group in order. `Up` comes for each, and only then is the next one started.
+
+A start that fails while its group is restarted is judged anew, with a retry as what Restart means for it: the child goes to
+the back of the inbox, or waits for its backoff, and the others are served meanwhile.
+
+What guards what
+================
+
+Inputs come late: a child fails while the stop that will end it is on its way, a timer passes when its child is gone.
+
+- `incarnation` counts the starts of a name and never goes back. A report of an earlier one is dropped.
+- `epoch` changes whenever what waits in the inbox about a child is to be void: when it is started, stopped, or removed. An
+  item keeps the epoch of its making, and one whose epoch has passed is not served. (A retry asks the state instead, see
+  `act.Retry`.)
+- `awaited` says that the act goes on when this child is up or has ended, and `pending` counts those. Only an awaited child
+  takes the act further when it ends: another one may end beside it, by itself.
+- A timer's number says whether it is still the child's own (`timers`).
+- `undecided` says that the child's failure has its `Failed`, but not yet its `Decided`. Each gets exactly one (R32): whoever
+  stops the child first says that the failure was absorbed, or that it came too late.
+
+Invariants
+==========
+
+The exploration demands these in every state that it reaches (`tests/explore/invariants.py`).
+
+- Two children are never started at once, nor two stopped, but for the members of a pool, which all stop at once.
+- `act.pending` is the number of awaited children, and one more while a verdict on the supervisor's own failure is awaited.
+- Without an act the inbox is empty, and every child is up, down with nothing before it, backing off, or releasing.
+- Each request is answered once, unless it is withdrawn before its turn.
+- `Gone` is told once each time a child is down for good, and never while something will start it again.
+
+Releasing
+=========
+
+How long a leaf takes to leave its resource concerns nobody but its group. Where it has none (one_for_one), the act does not
+wait for that: the leaf is `releasing`, the supervisor serves others meanwhile, and the act begins when the leaf has ended
+(R9, R19). `releasing` keeps those acts.
+
+Between supervisors
+===================
+
+A supervisor hears from those below it as from leaves: `Up`, `Exited` with the failure that they pass up, `Ended`. They hear
+from it by `Tell`: a `Stop`, or a `Verdict` on what they asked. The forest hands these on by a list of work, so that the depth
+of a tree is no depth of calls.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
-from heapq import heappop
+from itertools import takewhile
 from math import inf
-from typing import Any
+from typing import Any, Literal
 
 from .. import errors, events
 from . import effect
 from ._brief import brief
-from .act import Act, Done, Judge, Released, Retry
+from .act import ACTS, Act, Done, Judge, Ledger, Released, Retry, Waiting
 from .decide import is_decidable
-from .directive import Escalate, Resume
-from .effect import Effect, Failure, Input, Request
-from .judging import Judging
-from .node import Node, picture
-from .spec import Child, Pool, Spec, check_fits
+from .directive import Directive, Escalate, Restart, Resume, Stop
+from .effect import Effect, Input, Request
+from .limit import ReadyTime, Window
+from .node import Failure, Memory, Node, Phase, Tombstone
+from .spec import Child, Pool, Spec, Supervisor, check_fits
+from .status import picture
+from .timers import Timers
+from .verdict import decision, is_charged, limit_exceeded
 
 
-class Machine(Judging):
-    """One supervisor."""
+class Machine:
+    """One supervisor; its children are its own, and whatever else it concerns it hears and tells by inputs and effects."""
+
+    def __init__(self, node: Node, ledger: Ledger) -> None:
+        assert not isinstance(node.spec, Child)
+        self.node = node
+        self.spec: Supervisor | Pool = node.spec
+        self.path = node.path
+        self.ledger = ledger
+        self.children: dict[str, Node] = {}
+        for spec in self.spec.children:
+            self._join(spec)
+        self.inbox: deque[Waiting] = deque()
+        self.act: Act | None = None
+        self.releasing: dict[Node, Act] = {}  # the act that begins when each of them has ended
+        self.phase: Literal["opening", "booting", "up", "ending", "ended"] = "opening"
+        self.window = None if self.spec.limit is None else Window(self.spec.limit)
+        self.now = 0.0
+        self.u = 0.0
+        self.out: list[Effect] = []
+        self.timers = Timers()
+        limit = self.spec.limit
+        self.ready_time = ReadyTime() if limit is not None and limit.of_ready_time else None
 
     def __repr__(self) -> str:
         return (
@@ -64,40 +158,13 @@ class Machine(Judging):
             else:
                 _FINISH[act.kind](self, act)
 
-    def _start(self, act: Act, node: Node) -> None:
-        if node.alive or node.state == "condemned" or self.children.get(node.name) is not node:
-            return
-        node.incarnation += 1
-        node.epoch += 1
-        node.state = "starting"
-        node.alive = node.awaited = True
-        node.timed_out = node.gone = node.undecided = False
-        node.failure = None
-        act.pending += 1
-        if not isinstance(node.spec, Child):
-            node.machine = Machine(node, self.ledger)
-        if self.ledger.listening:
-            self.out.append(events.Starting(self.now, node.path, node.incarnation))
-        self.out.append(effect.Start(node))
-        if node.slow_start:
-            node.since, node.waited = self.now, 0.0
-            node.interval = node.spec.start_warning if isinstance(node.spec, Child) else inf
-            self._watch_start(node)
-
-    def _watch_start(self, node: Node) -> None:
-        """Wake when its start is to be reported, or is late."""
-        timeout = inf if node.spec.start_timeout is None else node.spec.start_timeout
-        at = node.since + min(timeout, node.waited + node.interval)
-        if at < inf:
-            self._arm(node, "start", at)
-
-    # --- inputs
+    # --- what comes in
 
     def _on_boot(self, boot: effect.Boot) -> None:
         if self.phase != "opening":
             return
         if boot.ignored or boot.problem is not None:
-            self._abandon()  # requests that came before `Boot`: nobody else would answer them
+            self._refuse_waiting()  # requests that came before `Boot`: nobody else would answer them
         if boot.ignored:
             self._end(effect.Ended(self.node, self.node.incarnation, ignored=True))
         elif boot.problem is not None:
@@ -112,14 +179,13 @@ class Machine(Judging):
         node = up.child
         if node.incarnation != up.incarnation or node.state != "starting" or node.timed_out:
             return
-        self._disarm(node)
-        if self._ready_time is not None:
-            self._mend(node, mending=False)
+        self.timers.disarm(node)
+        self.note_restart(node, self.now, in_progress=False)
         node.state = "up"
         node.since = self.now
         if self.ledger.listening and node.machine is None:
             self.out.append(events.Ready(self.now, node.path, node.incarnation, up.value))
-        self._go_on(node)
+        self._awaits_no_longer(node)
 
     def _on_exited(self, exited: effect.Exited) -> None:
         node = exited.child
@@ -149,7 +215,7 @@ class Machine(Judging):
         if not is_decidable(exc):
             self.out.append(effect.Fatal(exc))
             self.releasing.pop(node, None)  # the whole tree is about to stop: nothing is started any more
-            if self.act is not None and self.act.kind == "restart":
+            if self.act is not None:
                 self.act.starts.clear()
 
     def _failure_of(self, exited: effect.Exited) -> Failure:
@@ -174,7 +240,7 @@ class Machine(Judging):
             self._release(node)
             self.inbox.append(Done(node, node.epoch))
             return
-        self._failed(node, self._failure_of(exited), risen=exited.risen is not None)
+        self._note_failure(node, self._failure_of(exited), risen=exited.risen is not None)
         if node.undecided:
             self.inbox.append(Judge(node, node.epoch))
 
@@ -182,7 +248,7 @@ class Machine(Judging):
         node = ended.child
         if node.incarnation != ended.incarnation or not node.alive:
             return
-        self._disarm(node)
+        self.timers.disarm(node)
         node.alive = False
         node.machine = None
         if node.state == "starting":
@@ -195,7 +261,7 @@ class Machine(Judging):
             return
         self._emit(events.Stopped, node)
         if node.awaited:
-            self._settle(node)
+            self._child_stopped(node)
         elif node in self.releasing:
             self.inbox.append(Released(node, node.epoch))
 
@@ -221,8 +287,8 @@ class Machine(Judging):
         self._start_failed(node, failure)
 
     def _ignored(self, node: Node) -> None:
-        self._go_on(node)
-        self._down(node, "down", None)
+        self._awaits_no_longer(node)
+        self._stay_down(node, "down", None)
 
     def _ended_by_itself(self, node: Node, failure: Failure | None) -> None:
         """A supervisor ended, normally or not, and nobody had stopped it."""
@@ -230,7 +296,7 @@ class Machine(Judging):
             exc = errors.ChildReturned(f"permanent supervisor {node.path!r} ended normally")
             failure = Failure(exc, node, node.path)
         if failure is not None:
-            self._failed(node, failure)
+            self._note_failure(node, failure)
             self.inbox.append(Judge(node, node.epoch))
         else:
             node.state = "stopping"
@@ -263,24 +329,70 @@ class Machine(Judging):
         node = act.node
         node.undecided = False
         if verdict.directive is Resume:
-            self._go_on(node)
+            self._awaits_no_longer(node)
             self.act = None
-            self._enter_again(node)
+            self._resume(node)
         else:
-            self._overrule(node)
+            self._settle_question(node)
 
     def _on_wake(self, _: effect.Wake) -> None:
-        timers = self._timers
-        while timers and timers[0][0] <= self.now:
-            ticket, node = heappop(timers)[1:]
-            if node.timer == ticket:
-                _DUE[node.phase](self, node)
-        while timers and timers[0][2].timer != timers[0][1]:
-            heappop(timers)
-        if timers:
-            self.out.append(effect.WakeAt(self, timers[0][0]))
+        for node in self.timers.due(self.now):
+            _DUE[node.phase](self, node)
+        at = self.timers.next()
+        if at is not None:
+            self.out.append(effect.WakeAt(self, at))
 
-    # --- timers that are due
+    # --- what has waited in the inbox
+
+    def _take_failure(self, item: Judge) -> None:
+        self._decide(item.node, [])
+
+    def _take_done(self, item: Done) -> None:
+        node = item.node
+        self.act = Act("done", node=node, stops=[node])
+
+    def _take_released(self, item: Released) -> None:
+        self.act = self.releasing.pop(item.node)
+
+    def _take_retry(self, item: Retry) -> None:
+        node = item.node
+        if not node.retry_charged and not self.charge(self.now):
+            node.state = "down"
+            self.note_restart(node, self.now, in_progress=False)
+            assert node.last_failure is not None
+            self._limit_passed(node.last_failure, node)
+            return
+        node.retry_charged = False
+        self._restart(node)
+
+    # --- starting a child
+
+    def _start(self, act: Act, node: Node) -> None:
+        if node.alive or node.state == "condemned" or self.children.get(node.name) is not node:
+            return
+        node.incarnation += 1
+        node.epoch += 1
+        node.state = "starting"
+        node.alive = node.awaited = True
+        node.timed_out = node.gone = node.undecided = False
+        node.failure = None
+        act.pending += 1
+        if not isinstance(node.spec, Child):
+            node.machine = Machine(node, self.ledger)
+        if self.ledger.listening:
+            self.out.append(events.Starting(self.now, node.path, node.incarnation))
+        self.out.append(effect.Start(node))
+        if node.slow_start:
+            node.since, node.waited = self.now, 0.0
+            node.interval = node.spec.start_warning if isinstance(node.spec, Child) else inf
+            self._watch_start(node)
+
+    def _watch_start(self, node: Node) -> None:
+        """Wake when its start is to be reported, or is late."""
+        timeout = inf if node.spec.start_timeout is None else node.spec.start_timeout
+        at = node.since + min(timeout, node.waited + node.interval)
+        if at < inf:
+            self._arm(node, "start", at)
 
     def _start_takes_long(self, node: Node) -> None:
         """A start that hangs is reported, and past its timeout ended; then it is a failed one (R17)."""
@@ -296,10 +408,94 @@ class Machine(Judging):
         reason = f"{node.path!r}: start_timeout of {node.spec.start_timeout:g} s passed"
         self._cancel(node, reason)
 
+    def _start_failed(self, node: Node, failure: Failure) -> None:
+        """A child did not become ready: that fails whoever wanted its first start, and is judged in a restart (R16)."""
+        act = self.act
+        assert act is not None
+        self.timers.disarm(node)
+        self._emit(events.StartFailed, node)
+        self._note_failure(node, failure)
+        if not node.undecided:
+            return  # the whole tree is about to stop, or this supervisor is stopping already
+        self._awaits_no_longer(node)
+        row = ACTS[act.kind]
+        if row.failed_start == "is judged":
+            self._reply_start_failed(act.token, failure)
+            self.act = None
+            if row.finish == "_weigh_end" and act.node is not None:
+                # The judgement takes the place of this act, whose child has ended all the same.
+                self.inbox.append(Done(act.node, act.node.epoch))
+            self._decide(node, act.starts)
+            return
+        node.undecided = False
+        self._decided(failure, None, "first start")
+        if row.failed_start == "ends":
+            self._begin_end(f"{failure.path!r} failed to start", first=node, failure=failure)
+        else:
+            act.failure = failure
+            act.stops.append(node)
+
+    def _reply_start_failed(self, token: Any, failure: Failure) -> None:
+        if token is not None:
+            self.out.append(effect.Reply(token, error=start_failed(failure)))
+
+    # --- stopping a child
+
+    def _stop(self, act: Act, node: Node) -> None:
+        """Stop one child of this act's; what becomes of it then is `_settle`'s."""
+        node.epoch += 1
+        if self.releasing:
+            self.releasing.pop(node, None)
+        if not node.alive:
+            self._stop_dead(act, node)
+            return
+        node.awaited = True
+        act.pending += 1
+        if node.state == "failed":
+            self._stop_suspended(act, node)
+        elif node.state not in ("stopping", "releasing"):
+            self._stop_running(act, node)
+
+    def _stop_dead(self, act: Act, node: Node) -> None:
+        self.timers.disarm(node)
+        if node.state == "failed":
+            self._report_undecided(act, node)
+            self._emit(events.Stopped, node)
+        if node.state not in ("condemned", "down"):
+            self._after_stop(act, node)
+
+    def _stop_suspended(self, act: Act, node: Node) -> None:
+        self._report_undecided(act, node)
+        if node.machine is not None:
+            node.state = "stopping"
+            self.out.append(effect.Tell(node, effect.Stop(act.why)))
+        else:
+            self._release(node)
+
+    def _stop_running(self, act: Act, node: Node) -> None:
+        self._emit(events.Stopping, node, reason=act.why)
+        starting = node.state == "starting"
+        node.state = "stopping"
+        if isinstance(node.spec, Child) and node.spec.drain > 0 and not starting:
+            self.out.append(effect.Ask(node, act.why))
+            self._arm(node, "drain", self.now + node.spec.drain)
+        else:
+            self._cancel(node, act.why)
+
     def _drained(self, node: Node) -> None:
         assert isinstance(node.spec, Child)
         assert self.act is not None
         self._cancel(node, f"{self.act.why}; not drained within {node.spec.drain:g} s")
+
+    def _cancel(self, node: Node, reason: str) -> None:
+        if node.machine is not None:
+            self.timers.disarm(node)
+            self.out.append(effect.Tell(node, effect.Stop(reason)))
+            return
+        assert isinstance(node.spec, Child)
+        self.out.append(effect.Cancel(node, reason))
+        node.interval, node.waited = node.spec.grace, 0.0
+        self._arm(node, "grace", self.now + node.interval)
 
     def _overdue(self, node: Node) -> None:
         """Still there: say so, and wait twice as long until it is said again (R20)."""
@@ -309,6 +505,15 @@ class Machine(Judging):
             self.out.append(effect.ReportOverdue(node, node.waited))
         self._arm(node, "grace", self.now + node.interval)
 
+    def _release(self, node: Node) -> None:
+        """Let a suspended leaf leave its resource, within its grace (R9)."""
+        assert isinstance(node.spec, Child)
+        node.state = "stopping"
+        node.interval, node.waited = node.spec.grace, 0.0
+        self.out.append(effect.Release(node))
+        if node.spec.resource is not None:
+            self._arm(node, "release", self.now + node.interval)
+
     def _release_is_overdue(self, node: Node) -> None:
         assert isinstance(node.spec, Child)
         self.out.append(
@@ -316,101 +521,284 @@ class Machine(Judging):
         )
         self._overdue(node)
 
-    def _backed_off(self, node: Node) -> None:
-        self._disarm(node)
-        self.inbox.append(Retry(node, node.epoch))
+    def _awaits_no_longer(self, node: Node) -> None:
+        """The act waited for this node, or it did not."""
+        if node.awaited:
+            node.awaited = False
+            assert self.act is not None
+            self.act.pending -= 1
 
-    # --- what has waited
+    def _child_stopped(self, node: Node) -> None:
+        """A child that the act was stopping has ended."""
+        assert self.act is not None
+        self._awaits_no_longer(node)
+        self._after_stop(self.act, node)
 
-    def _take_judge(self, item: Judge) -> None:
-        self._judge(item.node, [])
+    def _after_stop(self, act: Act, node: Node) -> None:
+        """What a child is once it has been stopped, by the act that has stopped it."""
+        why = None if node.failure is None else node.failure.exc
+        node.failure = None
+        node.state = "down"
+        stopped = ACTS[act.kind].stopped
+        if stopped == "condemned":
+            self._stay_down(node, "condemned", why)
+        elif stopped == "down for good":
+            self._stay_down(node, "down", why)
+        elif stopped == "removed" or (stopped == "pending" and node.temporary and not act.asked_for(node)):
+            self._remove(node, why)
 
-    def _take_done(self, item: Done) -> None:
-        node = item.node
-        self.act = Act("done", node=node, stops=[node])
+    def _report_undecided(self, act: Act, node: Node) -> None:
+        """A failure that no verdict reached in time (R13, R19)."""
+        if node.undecided:
+            assert node.failure is not None
+            node.undecided = False
+            self._decided(node.failure, None, ACTS[act.kind].undecided)
+            self._settle_question(node)
 
-    def _take_released(self, item: Released) -> None:
-        self.act = self.releasing.pop(item.node)
+    def _settle_question(self, node: Node) -> None:
+        """Tell the supervisors that wait for a verdict on this failure that it is settled."""
+        if node.machine is not None:
+            self.out.append(effect.Tell(node, effect.Verdict(None)))
 
-    def _take_retry(self, item: Retry) -> None:
-        node = item.node
-        if not node.charged and not self._charge():
-            node.state = "down"
-            self._mend(node, mending=False)
-            assert node.last_failure is not None
-            self._limit_passed(node.last_failure, node)
+    # --- down, and gone
+
+    def _stay_down(self, node: Node, state: Literal["down", "condemned"], why: BaseException | None) -> None:
+        """The node is down, and for good, unless a retry that is due will revive it with its group (R13, R29)."""
+        if node.temporary or isinstance(self.spec, Pool):
+            self._remove(node, why)
             return
-        node.charged = False
-        self._restart(node)
+        self.note_restart(node, self.now, in_progress=False)
+        node.state = state
+        if not node.gone and (state == "condemned" or not self._will_be_revived(node)):
+            node.gone, node.why = True, why
+            self.out.append(effect.Gone(node, why))
 
-    # --- what an act comes to
+    def _will_be_revived(self, node: Node) -> bool:
+        """Whether a sibling waits for a retry that starts this child too."""
+        if self.spec.strategy == "one_for_one":
+            return False
+        for other in self.children.values():
+            if other is not node and other.state == "restarting":
+                return True
+            if other is node and self.spec.strategy == "rest_for_one":
+                break
+        return False
 
-    def _finish_boot(self, _: Act) -> None:
-        self.act = None
-        self.phase = "up"
-        self._emit(events.Ready, self.node)
-        self.out.append(effect.Rise(effect.Up(self.node, self.node.incarnation)))
+    def _remove(self, node: Node, why: BaseException | None) -> None:
+        """The node leaves the tree."""
+        if self.children.get(node.name) is node:
+            del self.children[node.name]
+        self.note_restart(node, self.now, in_progress=False)
+        node.epoch += 1
+        node.state = "down"
+        self._forget(node, why)
 
-    def _finish_restart(self, act: Act) -> None:
-        self.act = None
-        if act.token is not None:
-            self.out.append(effect.Reply(act.token, act.node))
+    def _forget(self, node: Node, why: BaseException | None) -> None:
+        """Only memory knows of the node from now on; not of a member whose name will not come again."""
+        if not node.generated_name:
+            self._memory().leave(node, why)
+        node.gone, node.why = True, why
+        self.out.append(effect.Gone(node, why, removed=True))
 
-    def _finish_retry(self, act: Act) -> None:
-        """All has stopped; now wait, or queue behind what waits already."""
-        self.act = None
+    def _join(self, spec: Spec) -> Node:
+        node = Node(spec, f"{self.path}/{spec.name}", self, self.node.decider)
+        if self.node.memory is not None:
+            self.node.memory.recall(node)
+        self.children[spec.name] = node
+        return node
+
+    def _memory(self) -> Memory:
+        """What this supervisor remembers; made when there is something."""
+        if self.node.memory is None:
+            self.node.memory = Memory()
+        return self.node.memory
+
+    # --- failures
+
+    def _note_failure(self, node: Node, failure: Failure, *, risen: bool = False) -> None:
+        """Note a failure, and see whether anybody may decide it."""
+        node.failure = failure
+        node.state = "failed"
+        node.last_failure = failure.exc
+        if not risen:
+            self._emit(events.Failed, node, exc=failure.exc)
+        if not is_decidable(failure.exc):
+            self._fatal(failure)
+        elif self.phase == "ending":
+            self._decided(failure, None, "stop")
+            self._settle_question(node)
+        else:
+            node.undecided = True
+
+    def _fatal(self, failure: Failure) -> None:
+        """Nobody decides what is no `Exception`: the whole tree stops (R4)."""
+        self._decided(failure, None, "not an Exception")
+        self.out.append(effect.Fatal(failure.exc))
+
+    def _decide(self, node: Node, rest: list[Node]) -> None:
+        """Decide the failure of a suspended or dead child. `rest`: what its group has still to start."""
+        assert node.failure is not None
+        decider = node.decider if isinstance(node.spec, Child) else self.node.decider
+        directive, details = decision(node, decider, self.now)
+        if directive is None:
+            node.undecided = False
+            self._fatal(node.failure)
+        else:
+            self._carry_out(directive, node, rest, details)
+
+    def _carry_out(self, directive: Directive, node: Node, rest: list[Node], details: dict[str, Any]) -> None:
+        failure = node.failure
+        assert failure is not None
+        if directive is Escalate:
+            self._escalate(failure, node, details)
+            return
+        node.undecided = False
+        charged = is_charged(directive, failure)
+        if directive is Restart and failure.starting:
+            charged = False  # a start that failed is retried, and each retry pays for itself when its turn comes (R13)
+        if charged and not self.charge(self.now):
+            self._decided(failure, directive, limit=str(self.spec.limit), **details)
+            self._settle_question(node)
+            self._limit_passed(failure.exc, node)
+            return
+        delay = self._delay(node) if directive is Restart else 0.0
+        if directive is Restart and node.delays is not None:
+            details["attempt"] = node.delays.attempt
+        self._decided(failure, directive, **details)
+        if directive is Resume:
+            self._resume(node)
+        elif directive is Stop:
+            self._settle_question(node)
+            self._begin(Act("condemn", f"{node.path!r} was condemned", node, [node], rest))
+        else:
+            self._settle_question(node)
+            self._restart(node, delay)
+
+    def _begin(self, act: Act) -> None:
+        """Begin an act that a verdict asks for, at once, or, if it concerns one leaf that has still to be released, when that has ended.
+
+        How long a leaf takes to leave its resource concerns nobody else: the supervisor serves others meanwhile (R9, R19).
+        """
         node = act.node
         assert node is not None
-        node.state = "restarting"
-        self._mend(node, mending=True)
-        node.due = self.now
-        if act.delay <= 0:
-            self.inbox.append(Retry(node, node.epoch))
-            return
-        node.due = self.now + act.delay
-        attempt = 1 if node.delays is None else node.delays.attempt
-        self._emit(events.BackingOff, node, delay=act.delay, until=node.due, attempt=attempt)
-        self._arm(node, "backoff", node.due)
-
-    def _finish_request(self, act: Act) -> None:
-        self.act = None
-        if act.failure is not None:
-            self._reply_start_failed(act.token, act.failure)
+        alone = self.spec.strategy == "one_for_one" and node.alive and node.state == "failed"
+        if alone and isinstance(node.spec, Child) and node.spec.resource is not None:
+            self._stop_suspended(act, node)
+            node.state = "releasing"
+            self.releasing[node] = act
         else:
-            self.out.append(effect.Reply(act.token, act.node))
+            self.act = act
 
-    def _finish_over(self, act: Act) -> None:
-        """A child has ended by itself, or by a verdict; perhaps so does its supervisor (R18)."""
-        self.act = None
-        node, mode = act.node, self.spec.auto_shutdown
-        assert node is not None
-        if act.token is not None:
-            self.out.append(effect.Reply(act.token, node))
-        if not node.spec.significant:
+    def _escalate(self, failure: Failure, node: Node, details: dict[str, Any]) -> None:
+        """Nobody here decides: ask the supervisor above, or, at the root, give up (R11)."""
+        if self.node.parent is not None:
+            self.act = Act("ask", node=node, pending=1)
+            node.awaited = True
+            self.out.append(effect.Rise(effect.Exited(self.node, self.node.incarnation, risen=failure)))
             return
-        if mode == "all_significant" and any(map(_is_significant_and_on, self.children.values())):
-            return
-        why = f"{self.path!r} shuts down: {mode.replace('_', ' ')} child {node.path!r} has ended"
-        self._begin_end(why, returned=True)
+        node.undecided = False
+        self._decided(failure, Escalate, **details)
+        self._settle_question(node)
+        self._fail(failure)
+        self._begin_end(f"{self.path!r} failed: {failure.path!r} escalated")
 
-    def _finish_limit(self, act: Act) -> None:
-        """The failing child is gone: now the failure is this supervisor's own, and goes up (R14)."""
-        assert act.failure is not None
-        self.act = None
-        self.node.last_failure = act.failure.exc
-        self._emit(events.Failed, self.node, exc=act.failure.exc)
-        if self.node.parent is None:
-            self.node.state = "failed"
-            self._decided(act.failure, Escalate)
-            self._fail(act.failure)
-            self._begin_end(act.why)
+    def _fail(self, failure: Failure) -> None:
+        """The root gives up."""
+        self.node.why = failure.exc
+        self.out.append(effect.Fail(failure.exc))
+
+    def _resume(self, node: Node) -> None:
+        node.state = "up"
+        node.failure = None
+        if node.machine is not None:
+            self.out.append(effect.Tell(node, effect.Verdict(Resume)))
         else:
-            self.act = Act("ask", pending=1)
-            self.out.append(effect.Rise(effect.Exited(self.node, self.node.incarnation, risen=act.failure)))
+            self._emit(events.Resumed, node)
+            self.out.append(effect.Resume(node))
 
-    def _finish_end(self, act: Act) -> None:
-        self.act = None
-        self._end(effect.Ended(self.node, self.node.incarnation, returned=act.returned, failure=act.failure))
+    def _limit_passed(self, cause: BaseException, node: Node) -> None:
+        """One restart too many (R14)."""
+        if self.spec.on_limit == "shutdown":
+            self._begin_end(f"{self.path!r} passed its limit of {self.spec.limit}", first=node, returned=True)
+            return
+        exc = limit_exceeded(self.path, self.spec.limit, cause)
+        failure = Failure(exc, self.node, self.path, "limit")
+        self.act = Act("limit", f"{self.path!r} passed its limit", stops=[node], failure=failure)
+
+    # --- restarts
+
+    def _group(self, node: Node) -> list[Node]:
+        """Who is restarted with this child, in start order (R13)."""
+        if self.spec.strategy == "one_for_one":
+            return [node]
+        if self.spec.strategy == "one_for_all":
+            return list(self.children.values())
+        later = list(takewhile(lambda other: other is not node, reversed(self.children.values())))
+        return [node, *reversed(later)]
+
+    def _delay(self, node: Node) -> float:
+        if node.delays is None:
+            return 0.0
+        quiet = 0.0 if node.failure is None or node.failure.starting else self.now - node.since
+        return node.delays.next(quiet, self.u)
+
+    def why_restarted(self, node: Node) -> str:
+        sibling = "" if self.spec.strategy == "one_for_one" else "sibling "
+        return f"{self.spec.strategy}: {sibling}{node.path!r} failed"
+
+    def _restart(self, node: Node, delay: float = 0.0) -> None:
+        """Stop the group of this child, which has failed or whose retry is due, wait, and start it again."""
+        if node.failure is not None and node.failure.starting:
+            self._restart_later(node, delay)
+            return
+        self.note_restart(node, self.now, in_progress=True)
+        group = stops = self._group(node)
+        if len(group) > 1:
+            delay = max(delay, self._cancel_retries(group, node))
+            stops = [*(other for other in group if other is not node), node]
+        if delay > 0:
+            node.retry_charged = True
+            self._begin(Act("retry", self.why_restarted(node), node, stops, delay=delay))
+        else:
+            self._begin(Act("restart", self.why_restarted(node), node, stops, group[::-1]))
+
+    def _restart_by_hand(self, node: Node, token: Any) -> None:
+        """Stop this child in its place, with its group, and start them again at once (R25)."""
+        self.timers.disarm(node)
+        self.note_restart(node, self.now, in_progress=True)
+        group = self._group(node)
+        self._cancel_retries(group, node)
+        why = f"{node.path!r} was asked to restart"
+        self.act = Act("restart", why, node, group, group[::-1], token=token)
+
+    def _cancel_retries(self, group: list[Node], node: Node) -> float:
+        """A restart of the group takes along those that are down or whose retry is due; the seconds until the last retry."""
+        longest = 0.0
+        _revive(group)
+        for other in group:
+            if other is not node and other.state == "restarting":
+                longest = max(longest, other.due - self.now)
+                self._cancel_retry(other)
+        return longest
+
+    def _restart_later(self, node: Node, delay: float) -> None:
+        """A start failed in a restart: it ends, and a retry waits its turn (R13)."""
+        _revive(self._group(node))
+        stops = [node]
+        if delay > 0 and self.spec.strategy == "one_for_all":
+            stops = [*(other for other in self.children.values() if other is not node and other.alive), node]
+        node.retry_charged = False
+        self._begin(Act("retry", self.why_restarted(node), node, stops, delay=delay))
+
+    def _cancel_retry(self, node: Node) -> None:
+        """The retry of this node is off; the stop that follows makes void what waits of it."""
+        node.state = "down"
+        self.timers.disarm(node)
+        self.note_restart(node, self.now, in_progress=False)
+
+    def _backed_off(self, node: Node) -> None:
+        self.timers.disarm(node)
+        self.inbox.append(Retry(node, node.epoch))
 
     # --- requests, see R25
 
@@ -420,6 +808,13 @@ class Machine(Judging):
             self._refuse(request.token, f"{self.path!r} has no child {request.name!r}", "not_found")
         return node
 
+    def _find_static(self, request: Request) -> Node | None:
+        """The child that is to be started; members of a pool are only added."""
+        if isinstance(self.spec, Pool):
+            self._refuse(request.token, f"members of pool {self.path!r} are not started by hand", "pool")
+            return None
+        return self._find(request)
+
     def _take_add(self, request: Request) -> None:
         try:
             spec = self._wanted(request)
@@ -427,7 +822,7 @@ class Machine(Judging):
             self.out.append(effect.Reply(request.token, error=problem))
             return
         node = self._join(spec)
-        node.dynamic = isinstance(self.spec, Pool) and request.name is None
+        node.generated_name = isinstance(self.spec, Pool) and request.name is None
         self.act = Act("add", node=node, starts=[node], token=request.token)
 
     def _wanted(self, request: Request) -> Spec:
@@ -475,13 +870,6 @@ class Machine(Judging):
         else:
             self._restart_by_hand(node, request.token)
 
-    def _find_static(self, request: Request) -> Node | None:
-        """The child that is to be started; members of a pool are only added."""
-        if isinstance(self.spec, Pool):
-            self._refuse(request.token, f"members of pool {self.path!r} are not started by hand", "pool")
-            return None
-        return self._find(request)
-
     def _start_by_hand(self, node: Node, token: Any) -> None:
         node.state = "down"
         self.act = Act("start", node=node, starts=[node], token=token)
@@ -492,19 +880,19 @@ class Machine(Judging):
             return
         why = f"{node.path!r} was asked to stop"
         if node.state == "restarting":
-            self._cancel_retry(node)
+            self._cancel_retry_by_hand(node)
         afterwards = self.releasing.get(node)
         # A stop by hand does not lift a verdict.
         condemned = afterwards is not None and afterwards.kind == "condemn"
         self.act = Act("condemn" if condemned else "stop", why, node, [node], token=request.token)
 
-    def _cancel_retry(self, node: Node) -> None:
+    def _cancel_retry_by_hand(self, node: Node) -> None:
         """Stopped by hand while a retry was due: its group stays down, and that is for good now (R13)."""
         group = self._group(node)
-        self._forget_retry(node)
+        self._cancel_retry(node)
         for other in group:
             if other.state == "down" and not other.gone:
-                self._down(other, "down", None)
+                self._stay_down(other, "down", None)
 
     def _take_remove(self, request: Request) -> None:
         if isinstance(self.spec, Pool):
@@ -518,22 +906,193 @@ class Machine(Judging):
         elif node.state not in ("down", "condemned"):
             self._refuse(request.token, f"{node.path!r} is running", "running")
         else:
-            self._leave(node, None)
+            self._remove(node, None)
             self.out.append(effect.Reply(request.token, node))
 
     def _take_status(self, request: Request) -> None:
         """A look in its turn; `Forest.status` is the one that never waits (R33)."""
         self.out.append(effect.Reply(request.token, picture(self.node, self.now)))
 
+    # --- what an act comes to
+
+    def _finish_boot(self, _: Act) -> None:
+        self.act = None
+        self.phase = "up"
+        self._emit(events.Ready, self.node)
+        self.out.append(effect.Rise(effect.Up(self.node, self.node.incarnation)))
+
+    def _finish_restart(self, act: Act) -> None:
+        self.act = None
+        if act.token is not None:
+            self.out.append(effect.Reply(act.token, act.node))
+
+    def _finish_retry(self, act: Act) -> None:
+        """All has stopped; now wait, or queue behind what waits already."""
+        self.act = None
+        node = act.node
+        assert node is not None
+        node.state = "restarting"
+        self.note_restart(node, self.now, in_progress=True)
+        node.due = self.now
+        if act.delay <= 0:
+            self.inbox.append(Retry(node, node.epoch))
+            return
+        node.due = self.now + act.delay
+        attempt = 1 if node.delays is None else node.delays.attempt
+        self._emit(events.BackingOff, node, delay=act.delay, until=node.due, attempt=attempt)
+        self._arm(node, "backoff", node.due)
+
+    def _finish_request(self, act: Act) -> None:
+        self.act = None
+        if act.failure is not None:
+            self._reply_start_failed(act.token, act.failure)
+        else:
+            self.out.append(effect.Reply(act.token, act.node))
+
+    def _weigh_end(self, act: Act) -> None:
+        """A child has ended by itself, or by a verdict; perhaps so does its supervisor (R18)."""
+        self.act = None
+        node, mode = act.node, self.spec.auto_shutdown
+        assert node is not None
+        if act.token is not None:
+            self.out.append(effect.Reply(act.token, node))
+        if not node.spec.significant:
+            return
+        if mode == "all_significant" and any(map(_is_significant_and_on, self.children.values())):
+            return
+        why = f"{self.path!r} shuts down: {mode.replace('_', ' ')} child {node.path!r} has ended"
+        self._begin_end(why, returned=True)
+
+    def _finish_limit(self, act: Act) -> None:
+        """The failing child is gone: now the failure is this supervisor's own, and goes up (R14)."""
+        assert act.failure is not None
+        self.act = None
+        self.node.last_failure = act.failure.exc
+        self._emit(events.Failed, self.node, exc=act.failure.exc)
+        if self.node.parent is None:
+            self.node.state = "failed"
+            self._decided(act.failure, Escalate)
+            self._fail(act.failure)
+            self._begin_end(act.why)
+        else:
+            self.act = Act("ask", pending=1)
+            self.out.append(effect.Rise(effect.Exited(self.node, self.node.incarnation, risen=act.failure)))
+
+    def _finish_end(self, act: Act) -> None:
+        self.act = None
+        self._end(effect.Ended(self.node, self.node.incarnation, returned=act.returned, failure=act.failure))
+
+    # --- the end
+
+    def _begin_end(
+        self, why: str, *, first: Node | None = None, returned: bool = False, failure: Failure | None = None
+    ) -> None:
+        """Stop every child in reverse, `first` before them, and wait even before that for one on its way out."""
+        self._refuse_waiting()
+        self.phase = "ending"
+        stops = sorted(self.children.values(), key=lambda node: 2 if node.leaving else node is first)
+        self.act = Act("end", why, stops=stops, returned=returned, failure=failure)
+
+    def _refuse_waiting(self) -> None:
+        """Whatever is in progress, or waits, is over; what waits is refused."""
+        message = f"supervisor {self.path!r} is stopping"
+        if self.act is not None:
+            self._refuse(self.act.token, message, "stopping")
+        for item in self.inbox:
+            if isinstance(item, Request) and not item.withdrawn:
+                self._refuse(item.token, message, "stopping")
+        self.inbox.clear()
+        for node in self.children.values():
+            node.awaited = False
+            if node.phase == "start":
+                self.timers.disarm(node)  # it is stopped in its turn
+
+    def _end(self, ended: effect.Ended) -> None:
+        self.phase = "ended"
+        declared = set(self.spec.children)
+        memory = self._memory()
+        for node in self.children.values():
+            if node.spec in declared:
+                memory.declared[node.spec.name] = Tombstone(node, None)
+            else:
+                self._forget(node, None)
+        self.timers.clear()
+        self.out.append(effect.Rise(ended))
+
+    # --- the books
+
+    def charge(self, now: float) -> bool:
+        """Charge the limit with one restart. False: it allows no more."""
+        return self.window is None or self.window.charge(self._clock(now))
+
+    def _clock(self, now: float) -> float:
+        """The time that this supervisor's limit counts."""
+        return now if self.ready_time is None else self.ready_time.at(now)
+
     def restarts(self, now: float) -> int:
         """How many restarts its limit counts now."""
-        if self.window is None:
-            return 0
-        return self.window.count(now if self._ready_time is None else self._ready_time.at(now))
+        return 0 if self.window is None else self.window.count(self._clock(now))
+
+    def starts_again(self, node: Node) -> bool:
+        """Whether this child, which may still run, will be started anew: the restart or the retry of its group is in progress."""
+        act = self.act
+        if act is None:
+            return False
+        return node in act.starts or (
+            act.kind == "retry" and act.node is not None and node in self._group(act.node)
+        )
+
+    def note_restart(self, node: Node, now: float, *, in_progress: bool) -> None:
+        """A restart of this child is in progress from now on, or no longer: ready time stands still meanwhile (R14)."""
+        if self.ready_time is not None and node.restart_in_progress != in_progress:
+            node.restart_in_progress = in_progress
+            self.ready_time.hold(now, in_progress=in_progress)
+
+    def _arm(self, node: Node, phase: Phase, at: float) -> None:
+        """Give this child a timer, in place of the one that it has."""
+        if self.timers.arm(node, phase, at):
+            self.out.append(effect.WakeAt(self, at))
+
+    def _emit(self, cls: Callable[..., events.Event], node: Node, **details: Any) -> None:
+        if self.ledger.listening:
+            self.out.append(cls(at=self.now, path=node.path, incarnation=node.incarnation, **details))
+
+    def _decided(
+        self,
+        failure: Failure,
+        directive: Directive | None,
+        because: events.Because = "table",
+        **details: Any,
+    ) -> None:
+        if self.ledger.listening:
+            node = failure.origin
+            where = (self.now, node.path, node.incarnation)
+            decided = events.Decided(
+                *where, directive, self.path, failure.exc, because, failure.tag, **details
+            )
+            self.out.append(decided)
+
+    def _refuse(self, token: Any, message: str, reason: errors.Reason) -> None:
+        if token is not None:
+            self.out.append(effect.Reply(token, error=errors.Refused(message, reason=reason)))
 
 
 def _is_significant_and_on(node: Node) -> bool:
     return node.spec.significant and node.state not in ("down", "condemned")
+
+
+def _revive(group: list[Node]) -> None:
+    """Those of the group that are down have a start before them again (R13, R29)."""
+    for node in group:
+        if node.state == "down":
+            node.gone, node.why = False, None
+
+
+def start_failed(failure: Failure) -> errors.StartFailed:
+    """What a caller gets for a start that failed, with its cause."""
+    exc = errors.StartFailed(f"{failure.path!r} failed to start: {brief(failure.exc)}", path=failure.path)
+    exc.__cause__ = failure.exc
+    return exc
 
 
 _Table = dict[Any, Callable[[Machine, Any], None]]
@@ -550,7 +1109,7 @@ _TAKE: _Table = {
     effect.Wake: Machine._on_wake,
 }
 _SERVE: _Table = {
-    Judge: Machine._take_judge,
+    Judge: Machine._take_failure,
     Done: Machine._take_done,
     Retry: Machine._take_retry,
     Released: Machine._take_released,
@@ -570,15 +1129,4 @@ _DUE: _Table = {
     "release": Machine._release_is_overdue,
     "backoff": Machine._backed_off,
 }
-_FINISH: _Table = {
-    "boot": Machine._finish_boot,
-    "restart": Machine._finish_restart,
-    "retry": Machine._finish_retry,
-    "add": Machine._finish_request,
-    "start": Machine._finish_request,
-    "stop": Machine._finish_request,
-    "condemn": Machine._finish_over,
-    "done": Machine._finish_over,
-    "limit": Machine._finish_limit,
-    "end": Machine._finish_end,
-}
+_FINISH: _Table = {kind: getattr(Machine, row.finish) for kind, row in ACTS.items() if row.finish}

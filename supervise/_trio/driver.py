@@ -23,13 +23,12 @@ import trio
 from trio.lowlevel import Task, enable_ki_protection
 
 from .. import events
-from .._core import effect
+from .._core import effect, shortcut
 from .._core._brief import brief
 from .._core.decide import cause_of, is_decidable, is_interrupt, traceback_of
 from .._core.effect import Effect, Input
 from .._core.forest import Forest
-from .._core.judging import start_failed
-from .._core.machine import Machine
+from .._core.machine import Machine, start_failed
 from .._core.node import Node
 from .._core.spec import IGNORE, Child, Pool, Supervisor
 from ..errors import Refused, TreeFailed
@@ -211,9 +210,9 @@ class Driver:
         """The leaf is ready."""
         node = leaf._node
         told = None
-        if node.alone is not None and value is None and not self._busy and not self._broken:
+        if node.fast_act is not None and value is None and not self._busy and not self._broken:
             try:
-                told = self.forest.up_at_once(node, self.now())
+                told = shortcut.up_at_once(node, self.now())
             except BaseException as exc:  # noqa: BLE001 - a defect of ours, whatever it is (R24)
                 self._break(exc)
         if told is None:
@@ -230,7 +229,7 @@ class Driver:
         if self._busy or self._broken:
             return False
         try:
-            told = self.forest.restart_at_once(leaf._node, failure, self.now())
+            told = shortcut.restart_at_once(leaf._node, failure, self.now())
         except BaseException as exc:  # noqa: BLE001 - a defect of ours, whatever it is (R24)
             self._break(exc)
             return False

@@ -16,8 +16,9 @@ from .._core._brief import brief
 from .._core._call import wrong_function
 from .._core._check import being_loaded, is_a
 from .._core.decide import context_of, is_interrupt, set_context, traceback_of
-from .._core.node import Node, Status, picture
+from .._core.node import Node
 from .._core.spec import Child, OnLoss, Pool, Spec, Supervisor, placed_twice, walk
+from .._core.status import Status, picture
 from ..errors import ChildRestarted, Refused
 from ..events import Sink
 from ..sinks.log import LoggingSink

@@ -13,10 +13,10 @@ import outcome
 from .. import errors, events
 from .._core import effect
 from .._core.forest import Forest
-from .._core.judging import start_failed
-from .._core.machine import Machine
-from .._core.node import Node, Status
+from .._core.machine import Machine, start_failed
+from .._core.node import Node
 from .._core.spec import IGNORE, Pool, Supervisor
+from .._core.status import Status
 
 Verdict = Literal["resume", "release"]
 

@@ -22,7 +22,7 @@ from rich.segment import Segment
 
 from .. import events
 from .._core._brief import printable
-from .._core.node import Status
+from .._core.status import Status
 from .._trio.tree import Tree
 from ..sinks.lines import LineSink
 from .panel import Line, Rates, panel

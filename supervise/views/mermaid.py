@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 
-from .._core.node import State, Status
+from .._core.node import State
 from .._core.spec import Spec, Supervisor
+from .._core.status import Status
 from . import words
 
 _Node = TypeVar("_Node")

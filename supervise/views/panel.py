@@ -8,7 +8,7 @@ from typing import Final
 
 from rich.cells import cell_len, set_cell_size
 
-from .._core.node import Status
+from .._core.status import Status
 from . import words
 
 Cell = tuple[str, str]

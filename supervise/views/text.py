@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from .._core.node import Status
 from .._core.spec import Spec
+from .._core.status import Status
 from . import words
 
 

@@ -11,8 +11,8 @@ from .._core._brief import brief_text, class_name, printable
 from .._core._call import name_of
 from .._core.decide import AKKA, DEVICE, OTP, Decider
 from .._core.limit import Backoff, Limit
-from .._core.node import Status
 from .._core.spec import Child, Pool, Spec
+from .._core.status import Status
 
 _Node = TypeVar("_Node")
 _BENEATH = {"": "", "├─ ": "│  ", "└─ ": "   "}

@@ -6,24 +6,22 @@ import inspect
 import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import ModuleType
 
 from attrs import frozen
 
-from supervise._core import acting, judging, machine
-from supervise._core.acting import Acting
-from supervise._core.judging import Judging
+from supervise._core import machine, shortcut, verdict
 from supervise._core.machine import Machine
-
-MODULES = {Acting: acting, Judging: judging, Machine: machine}
+from supervise._core.timers import Timers
 
 
 @frozen
 class Bug:
-    """`right` reads `wrong` in one method. `family` and `group` say which exploration finds it; none: the corpora do."""
+    """`right` reads `wrong` in one function. `family` and `group` say which exploration finds it; none: the corpora do."""
 
     name: str
-    cls: type
-    method: str
+    owner: type | ModuleType
+    function: str
     right: str
     wrong: str
     family: str = ""
@@ -31,67 +29,67 @@ class Bug:
 
     @contextmanager
     def planted(self) -> Iterator[None]:
-        original = getattr(self.cls, self.method)
+        original = getattr(self.owner, self.function)
         source = textwrap.dedent(inspect.getsource(original))
         assert source.count(self.right) == 1, f"{self.name}: the machine has changed, plant it anew"
         made = {}
-        exec(source.replace(self.right, self.wrong), vars(MODULES[self.cls]), made)
-        _replace(self.cls, self.method, original, made[self.method])
+        exec(source.replace(self.right, self.wrong), original.__globals__, made)
+        _replace(self.owner, self.function, original, made[self.function])
         try:
             yield
         finally:
-            _replace(self.cls, self.method, made[self.method], original)
+            _replace(self.owner, self.function, made[self.function], original)
 
 
-def _replace(cls, name, old, new):
-    """In the class, and in the tables that dispatch to it."""
-    setattr(cls, name, new)
+def _replace(owner, name, old, new):
+    """In the class or module, and in the tables that dispatch to it."""
+    setattr(owner, name, new)
     for table in (machine._TAKE, machine._SERVE, machine._REQUEST, machine._DUE, machine._FINISH):
         table.update({key: new for key, value in table.items() if value is old})
 
 
 BUGS = [
     Bug("a group stops in start order", Machine, "_advance", "act.stops.pop()", "act.stops.pop(0)", "one", 42),
-    Bug("a stop does not wait for who leaves", Acting, "_begin_end", "2 if node.leaving else ", "", "requests", 12),
-    Bug("a restart is free", Judging, "_charge", "self.window.charge(self._clock())", "True", "one", 0),
-    Bug("a retry is free", Machine, "_take_retry", "not node.charged and", "node.charged and", "one", 0),
+    Bug("a stop does not wait for who leaves", Machine, "_begin_end", "2 if node.leaving else ", "", "requests", 12),
+    Bug("a restart is free", Machine, "charge", "self.window.charge(self._clock(now))", "True", "one", 0),
+    Bug("a retry is free", Machine, "_take_retry", "not node.retry_charged and", "node.retry_charged and", "one", 0),
     Bug(
         "a report that crosses with a stop is dropped", Machine, "_on_exited",
         'node.state == "stopping" or node.timed_out', "node.timed_out", "one", 0,
     ),
     Bug(
-        "a stop forgets who waits for the act", Acting, "_abandon",
+        "a stop forgets who waits for the act", Machine, "_refuse_waiting",
         "if self.act is not None:", "if self.act is None and self.inbox:", "requests", 0,
     ),
     Bug(
-        "what has no resource is resumed", Judging, "_final",
+        "what has no resource is resumed", verdict, "_allowed",
         "not node.failure.resumable", "node.failure.starting", "directives", 0,
     ),
     Bug(
-        "an earlier timer is not asked for", Acting, "_arm",
-        "self._timers[0][1] == self._ticket", "len(self._timers) == 1", "timers", 0,
+        "an earlier timer is not asked for", Timers, "arm",
+        "self._heap[0][1] == self._number", "len(self._heap) == 1", "timers", 0,
     ),
     Bug(
-        "nobody hears that the retry is off", Machine, "_cancel_retry",
-        'self._down(other, "down", None)', "pass", "requests", 0,
+        "nobody hears that the retry is off", Machine, "_cancel_retry_by_hand",
+        'self._stay_down(other, "down", None)', "pass", "requests", 0,
     ),
     Bug("void items are served", Machine, "_serve", "elif item.holds():", "else:", "one", 60),
     Bug(
-        "a group does not wait for who leaves", Judging, "_begin",
+        "a group does not wait for who leaves", Machine, "_begin",
         'self.spec.strategy == "one_for_one" and ', "", "directives", 6,
     ),
-    Bug("the short way is open to the busy", Judging, "restart_at_once", "self.act is not None or ", "", "three", 0),
-    Bug("the short way costs nothing", Judging, "restart_at_once", " or not self._charge_both(node, now)", "", "one", 0),
+    Bug("the short way is open to the busy", shortcut, "restart_at_once", "machine.act is not None or ", "", "three", 0),
+    Bug("the short way costs nothing", shortcut, "restart_at_once", " or not _charge_both(machine, node, now)", "", "one", 0),
     Bug(
-        "the short way keeps what waits void", Judging, "up_at_once",
-        " or self.inbox or", " or", "requests", 24,
+        "the short way keeps what waits void", shortcut, "up_at_once",
+        " or machine.inbox or", " or", "requests", 24,
     ),
     Bug(
-        "the short way spares the leaf's own limit", Judging, "_charge_both",
-        "return own is None or own.charge(now)", "return True", "pools", 0,
+        "the short way spares the leaf's own limit", shortcut, "_charge_both",
+        "(own is None or own.charge(now))", "True", "pools", 0,
     ),
-    Bug("the wait of a verdict is forgotten", Judging, "_apply", "node.undecided = False", "pass", "one", 0),
+    Bug("the wait of a verdict is forgotten", Machine, "_carry_out", "node.undecided = False", "pass", "one", 0),
     Bug("a retry jumps the queue", Machine, "_finish_retry", "inbox.append", "inbox.appendleft"),
-    Bug("rest_for_one spares itself", Judging, "_group", "return [node, *", "return [*"),
-    Bug("all_significant takes any", Machine, "_finish_over", 'mode == "all_significant"', "False"),
+    Bug("rest_for_one spares itself", Machine, "_group", "return [node, *", "return [*"),
+    Bug("all_significant takes any", Machine, "_weigh_end", 'mode == "all_significant"', "False"),
 ]  # fmt: skip

@@ -21,7 +21,7 @@ from supervise import (
     Supervisor,
     events,
 )
-from supervise._core import effect
+from supervise._core import effect, shortcut
 from supervise._core.forest import Forest
 
 from .test_machine import Boom, Caller, Slow, asked_for, body, child, gone, leaf, machine, opened
@@ -234,13 +234,13 @@ def test_there_is_no_short_way_to_be_up_within_another_act():
     """R19: started by hand, it is that act's to go on."""
     tree = tree_of(leaf("a"), leaf("b"))
     node = child(tree, "a")
-    assert tree.forest.restart_at_once(node, Boom("f"), 0)
-    assert tree.forest.up_at_once(node, 0)
+    assert shortcut.restart_at_once(node, Boom("f"), 0)
+    assert shortcut.up_at_once(node, 0)
     asks(tree, "stop", "a")
     ends(tree, "a")
     _, out = asks(tree, "start", "a")
     assert orders(out) == ["Start a"]
-    assert tree.forest.up_at_once(node, 1) is None
+    assert shortcut.up_at_once(node, 1) is None
     assert orders(ups(tree, "a")) == ["replied"]
 
 
@@ -428,12 +428,12 @@ def test_a_supervisor_that_has_ended_is_not_stopped_again():
     assert orders(out) == ["Cancel b"]
 
 
-def test_ready_time_goes_on_once_a_restart_has_come_to_an_end():
+def testready_time_goes_on_once_a_restart_has_come_to_an_end():
     """R14: up, condemned, ignored, or stopped by hand while it waited."""
     for end in ("up", "stop", "ignored", "by hand"):
         limit = Limit(5, within=99, of_ready_time=True)
         tree = tree_of(leaf("a", backoff=WAIT), leaf("b"), limit=limit)
-        clock = machine(tree)._ready_time
+        clock = machine(tree).ready_time
         tree.now = 2
         exits(tree, "a")
         ends(tree, "a")
@@ -450,7 +450,7 @@ def test_ready_time_goes_on_once_a_restart_has_come_to_an_end():
         elif end == "stop":
             exits(tree, "a", "stop")
             ends(tree, "a")
-        assert (clock.at(9), child(tree, "a").mending) == (6, False), end
+        assert (clock.at(9), child(tree, "a").restart_in_progress) == (6, False), end
 
 
 def test_a_timer_that_counts_outlives_those_that_are_void():
@@ -461,9 +461,9 @@ def test_a_timer_that_counts_outlives_those_that_are_void():
     root._arm(child(tree, "b"), "grace", 50)
     for number in range(300):
         root._arm(child(tree, "a"), "grace", 100 + number)
-    assert child(tree, "b").timer in [ticket for _, ticket, _ in root._timers]
+    assert child(tree, "b").timer in [ticket for _, ticket, _ in root.timers._heap]
     assert [one.at for one in root.out] == [50]
-    due = [at for at, ticket, node in root._timers if node.timer == ticket]
+    due = [at for at, ticket, node in root.timers._heap if node.timer == ticket]
     assert sorted(due) == [50, 399]
 
 

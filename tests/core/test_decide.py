@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from supervise import AKKA, DEVICE, OTP, Decider, Directive, Escalate, Restart, Resume, Rule, Stop, errors
-from supervise._core.decide import ROOT, Verdict, _chain, is_interrupt, judge
+from supervise._core.decide import ROOT, Judgement, _chain, is_interrupt, judge
 
 
 class Tagged(Exception):
@@ -387,7 +387,7 @@ def test_what_is_wrong_with_a_pattern_is_the_cause():
 def test_a_tag_from_further_down_is_the_tag():
     """R11: what was known of a failure below goes up with it."""
     exc = ValueError("v")
-    assert judge(Decider({"a": Stop}), exc, "a.b") == Verdict(Stop, "a.b", exc, "", "tag 'a'")
+    assert judge(Decider({"a": Stop}), exc, "a.b") == Judgement(Stop, "a.b", exc, "", "tag 'a'")
 
 
 def test_a_verdict_says_whose_decider_gave_it_and_by_which_entry():

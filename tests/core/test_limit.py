@@ -117,7 +117,7 @@ def test_nonsense_is_refused_at_once(make, kind, message):
 
 
 @given(st.lists(st.tuples(st.integers(0, 9), st.booleans()), max_size=12), st.integers(0, 9))
-def test_ready_time_is_the_time_in_which_nothing_is_held(steps, last):
+def testready_time_is_the_time_in_which_nothing_is_held(steps, last):
     """R14: however the restarts overlap; while one is in progress it stands still."""
     clock, now, held, ready = ReadyTime(), 0, 0, 0
     assert clock.at(0) == 0
@@ -126,7 +126,7 @@ def test_ready_time_is_the_time_in_which_nothing_is_held(steps, last):
         assert clock.at(now) == ready
         if begins or held:
             held += 1 if begins else -1
-            clock.hold(now, mending=begins)
+            clock.hold(now, in_progress=begins)
         assert clock.at(now) == ready
     assert clock.at(now + last) == ready + (0 if held else last)
 

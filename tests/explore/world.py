@@ -8,7 +8,7 @@ from functools import cache
 from typing import Any, Literal
 
 from supervise import events
-from supervise._core import effect
+from supervise._core import effect, shortcut
 from supervise._core.decide import Decider
 from supervise._core.directive import Directive, Escalate, Restart, Resume, Stop
 from supervise._core.effect import Effect, Input
@@ -146,7 +146,7 @@ class World:
     def fails_at_once(self, node: Node, kind: str) -> bool:
         """The leaf fails, and a driver asks for no more than its next incarnation."""
         exc = Boom(kind)
-        told = None if kind == "fatal" else self.forest.restart_at_once(node, exc, self.now)
+        told = None if kind == "fatal" else shortcut.restart_at_once(node, exc, self.now)
         if told is None:
             return False
         del self.tasks[node.path]
@@ -156,7 +156,7 @@ class World:
 
     def is_up_at_once(self, node: Node) -> bool:
         """So is its being up."""
-        told = None if node.alone is None else self.forest.up_at_once(node, self.now)
+        told = None if node.fast_act is None else shortcut.up_at_once(node, self.now)
         if told is None:
             return False
         self.tasks[node.path].mode = "up"
@@ -300,7 +300,7 @@ class World:
             assert machine is not None
             node, act = machine.children.get(name), machine.act
             mine = act is not None and act.node is node
-            if node is not None and node.charged:
+            if node is not None and node.retry_charged:
                 self.charges[above] += (
                     1  # it was due, and now waits on with a sibling whose group it takes along
                 )
@@ -403,7 +403,7 @@ class World:
         machines = (task.node.machine for task in self.tasks.values())
         for machine in machines:
             if machine is not None:
-                for at, ticket, node in machine._timers:
+                for at, ticket, node in machine.timers._heap:
                     if node.timer == ticket:
                         yield at, machine, node
 

@@ -1,4 +1,4 @@
-"""`python -m tests.mutation [--files 'judging.py'] [--results FILE]`: put every mutant in, and see which tests notice.
+"""`python -m tests.mutation [--files machine.py act.py] [--results FILE]`: put every mutant in, and see which tests notice.
 
 The mutants are mutmut's. Each is put into a process of its own, forked from one that has collected all tests, and the
 tests that reach its lines are run there, the most promising first, until one fails. With a results file, what stands in
@@ -26,7 +26,7 @@ def main() -> None:
     """The command."""
     parser = argparse.ArgumentParser(prog="python -m tests.mutation", description=__doc__)
     add = parser.add_argument
-    add("--files", default="*.py", metavar="PATTERN", help="only those of the core's files")
+    add("--files", nargs="+", default=["*.py"], metavar="PATTERN", help="only those of the core's files")
     add("--only", default="", metavar="NAME", help="only mutants whose name begins so")
     add("--every", type=int, default=1, metavar="N", help="a sample: one of N")
     add("--results", type=Path, default=None, help="one mutant a line; go on from there")

@@ -8,6 +8,7 @@ import hashlib
 import importlib
 import inspect
 from collections import Counter
+from collections.abc import Iterable
 from itertools import accumulate
 from pathlib import Path
 from types import CodeType
@@ -74,9 +75,10 @@ class Mutant:
         _put_defaults(function, source, self.function)
 
 
-def all_mutants(pattern: str = "*.py") -> list[Mutant]:
-    """Of every function and method in the core, in the order of the files."""
-    return [mutant for path in sorted(CORE.glob(pattern)) for mutant in _of_file(path)]
+def all_mutants(patterns: Iterable[str] = ("*.py",)) -> list[Mutant]:
+    """Of every function and method in the core's files that fit a pattern, in the order of the files."""
+    files = {path for pattern in patterns for path in CORE.glob(pattern)}
+    return [mutant for path in sorted(files) for mutant in _of_file(path)]
 
 
 def _of_file(path: Path) -> list[Mutant]:

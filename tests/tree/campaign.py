@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import random
 from contextlib import asynccontextmanager, contextmanager
-from functools import partial
 
 import attrs
 import trio
@@ -27,10 +26,10 @@ from supervise import (
     events,
     open_tree,
 )
-from supervise._core import effect
+from supervise._core import effect, shortcut
 from supervise._core.forest import Forest
 from supervise._core.machine import Machine
-from supervise._core.node import Node
+from supervise._core.node import Failure, Node
 from supervise._core.spec import walk
 from supervise._trio import driver
 from supervise.testing import FaultPlan, Script, assert_lifecycle, idle, nothing, run_virtual
@@ -108,9 +107,13 @@ class Tap:
         handle, start = forest.handle, forest.start
         forest.handle = lambda *given: self._note(given, handle(*given))
         forest.start = lambda now: self._note((None, None, now, 0.0), start(now))
-        for way in ("restart_at_once", "up_at_once"):
-            setattr(forest, way, partial(self._note_short, getattr(forest, way)))
         return forest
+
+    def restart_at_once(self, *given):
+        return self._note_short(shortcut.restart_at_once, *given)
+
+    def up_at_once(self, *given):
+        return self._note_short(shortcut.up_at_once, *given)
 
     def _note_short(self, way, node, *given):
         """What went the short way must be what the long one makes of it."""
@@ -130,14 +133,14 @@ class Tap:
 @contextmanager
 def tapped(tap, *, steady=False):
     """Every tree that is opened has `tap` on its forest. `steady`: no jitter."""
-    before = driver.Forest, driver.random
-    driver.Forest = tap
+    before = driver.Forest, driver.shortcut, driver.random
+    driver.Forest = driver.shortcut = tap
     if steady:
         driver.random = lambda: 0.5
     try:
         yield
     finally:
-        driver.Forest, driver.random = before
+        driver.Forest, driver.shortcut, driver.random = before
 
 
 def assert_replays(spec, noted):
@@ -190,7 +193,7 @@ def _bare(value):
             return value.path
         case Status():
             return [(one.path, one.state, one.incarnation, one.restarts, one.due) for one in value.walk()]
-    if type(value).__module__ == effect.__name__:
+    if type(value) is Failure or type(value).__module__ == effect.__name__:
         slots = [name for part in type(value).__mro__[:-1] for name in part.__slots__]
         return type(value), *(_bare(getattr(value, name)) for name in slots)
     return value

@@ -22,6 +22,7 @@ from supervise import (
     open_tree,
     stop_requested,
 )
+from supervise._core import shortcut
 from supervise._core.machine import Machine
 from supervise.testing import assert_lifecycle, run_virtual
 
@@ -327,19 +328,19 @@ def break_once(monkeypatch):
     """The next step of a machine, the long way or the short one, finds a defect."""
     broken = []
 
-    def breaks(name):
-        sound = getattr(Machine, name)
+    def breaks(owner, name):
+        sound = getattr(owner, name)
 
-        def step(self, *given):
+        def step(*given):
             if not broken:
                 broken.append(1)
                 raise Defect
-            return sound(self, *given)
+            return sound(*given)
 
-        monkeypatch.setattr(Machine, name, step)
+        monkeypatch.setattr(owner, name, step)
 
-    breaks("handle")
-    breaks("restart_at_once")
+    breaks(Machine, "handle")
+    breaks(shortcut, "restart_at_once")
 
 
 def test_a_defect_of_the_framework_stops_every_child_in_order_and_leaves_as_itself(monkeypatch):

@@ -1,0 +1,84 @@
+"""The one-step restart: what the machine does with the failure of a simple leaf, without a trip through its inbox.
+
+A leaf on the fast path is restarted alone, owns no resource and waits for no backoff (`Node.fast_path`). If its supervisor
+is idle and its decider's table says Restart, then `Exited` and `Ended` come to the same handful of changes every time, and
+the driver may start its next incarnation in the task that the failed one leaves. The exploration plays both ways in every
+state in which this one may be taken, and holds their events and the state after them against each other
+(`tests/explore/ways.py`); a driver that never takes it runs the same trees.
+
+Both functions return the events to deliver. None means that nothing has changed, and that the long way is to be taken.
+"""
+
+from __future__ import annotations
+
+from .. import events
+from .act import Act
+from .directive import Restart
+from .effect import Effect
+from .machine import Machine
+from .node import Node
+
+
+def restart_at_once(node: Node, exc: Exception, now: float) -> list[Effect] | None:
+    """`Exited` and `Ended` of a running leaf that failed with `exc`, and the start of its next incarnation."""
+    machine = node.parent
+    assert machine is not None
+    # While there is no act nothing waits in the inbox, so that nobody is overtaken.
+    if machine.act is not None or node.state != "up" or not node.fast_path:
+        return None
+    tag, answer = node.decider.looked_up(exc)
+    if answer is None:
+        return None
+    directive, decider, entry = answer
+    if directive is not Restart or not _charge_both(machine, node, now):
+        return None
+    node.last_failure = exc
+    node.incarnation += 1
+    node.state, node.awaited = "starting", True
+    if node.fast_act is None:
+        node.fast_act = Act("restart", machine.why_restarted(node), node)
+    machine.act = node.fast_act
+    machine.act.pending = 1
+    if machine.ready_time is not None:
+        machine.note_restart(node, now, in_progress=True)
+    if not machine.ledger.listening:
+        return []
+    path, life = node.path, node.incarnation
+    return [
+        events.Failed(now, path, life - 1, exc),
+        events.Decided(
+            now,
+            path,
+            life - 1,
+            Restart,
+            by=machine.path,
+            exc=exc,
+            because="table",
+            tag=tag,
+            decider=decider or None,
+            entry=entry,
+        ),
+        events.Stopped(now, path, life - 1),
+        events.Starting(now, path, life),
+    ]
+
+
+def up_at_once(node: Node, now: float) -> list[Effect] | None:
+    """`Up` of a leaf that `restart_at_once` has started, if nothing has come in since."""
+    machine = node.parent
+    assert machine is not None
+    if machine.act is not node.fast_act or node.fast_act is None or machine.inbox or node.state != "starting":
+        return None
+    machine.act = None
+    node.state, node.awaited, node.since = "up", False, now
+    if machine.ready_time is not None:
+        machine.note_restart(node, now, in_progress=False)
+    return [events.Ready(now, node.path, node.incarnation)] if machine.ledger.listening else []
+
+
+def _charge_both(machine: Machine, node: Node, now: float) -> bool:
+    """Charge the leaf's own limit and the supervisor's, if both allow one more."""
+    own = node.window
+    if own is not None and not own.allows(now):
+        return False
+    return machine.charge(now) and (own is None or own.charge(now))

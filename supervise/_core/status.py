@@ -1,0 +1,111 @@
+"""The frozen picture of a node, and of all below it, that a status gives (R33)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from operator import eq
+
+from attrs import astuple, field, frozen
+
+from ._code import Code
+from .node import Node, State
+from .spec import Child, Pool, Spec
+
+
+@frozen(kw_only=True, repr=False, eq=False)
+class Status(Code):
+    """A node as it stood when `status()` was called, and those below it (R33).
+
+    Args:
+        path: such as `app/llm/context`.
+        kind: `child`, `supervisor` or `pool`.
+        state: `down`, `starting`, `up`, `failed` (suspended, waiting for a verdict), `stopping`, `releasing` (decided,
+            and on its way out of its resource, R9), `restarting` (a retry is queued, or due at `due`) or `condemned` (R10).
+        incarnation: 0 before its first start.
+        restarts: those that its limit still counts: a supervisor's of its children, a leaf's own.
+        last_failure: the last failure of this node; a supervisor's may be one from below that it passed up.
+        due: when its backoff ends, in seconds on Trio's clock.
+        mailbox: how many messages wait; None where there is no mailbox.
+        handled: how many messages were taken out of the mailbox, each counted once, and how many items were put into
+            streams, since the node has been there; None where there is no mailbox. What it grows by is a rate.
+        children: of a supervisor, in start order.
+    """
+
+    path: str
+    kind: str
+    state: State
+    incarnation: int
+    restarts: int = 0
+    last_failure: BaseException | None = None
+    due: float | None = None
+    mailbox: int | None = None
+    handled: int | None = None
+    children: tuple[Status, ...] = field(default=())
+
+    def walk(self) -> Iterator[Status]:
+        """This node and all below it, parents first, in start order."""
+        waiting: list[Status] = [self]
+        while waiting:
+            here = waiting.pop()
+            yield here
+            waiting.extend(reversed(here.children))
+
+    def __eq__(self, other: object) -> bool:
+        if type(other) is not Status:
+            return NotImplemented
+        return all(map(eq, map(_own, self.walk()), map(_own, other.walk())))
+
+    def __hash__(self) -> int:
+        return hash(tuple(map(_own, self.walk())))
+
+
+def _own(status: Status) -> tuple[object, ...]:
+    """What it says of itself, and how many are below it: in the order of a walk that makes the whole tree."""
+    *own, children = astuple(status, recurse=False)
+    return *own, len(children)
+
+
+Traffic = Callable[[Node], tuple[int | None, int | None]]
+"""What `Status` says of a node's mailbox: how many wait, and how many were handled."""
+
+
+def picture(node: Node, now: float, traffic: Traffic = lambda _: (None, None)) -> Status:
+    """One node and all below it; bottom up over a list, so that no depth is too deep."""
+    order = [node]
+    for here in order:
+        if here.machine is not None:
+            order += here.machine.children.values()
+    done: dict[Node, Status] = {}
+    for here in reversed(order):
+        children = (
+            () if here.machine is None else tuple(map(done.__getitem__, here.machine.children.values()))
+        )
+        done[here] = _one(here, now, traffic(here), children)
+    return done[node]
+
+
+def _one(
+    node: Node, now: float, traffic: tuple[int | None, int | None], children: tuple[Status, ...]
+) -> Status:
+    if node.machine is not None:
+        restarts = node.machine.restarts(now)
+    else:
+        restarts = 0 if node.window is None else node.window.count(now)
+    return Status(
+        path=node.path,
+        kind=_kind(node.spec),
+        state=node.state,
+        incarnation=node.incarnation,
+        restarts=restarts,
+        last_failure=node.last_failure,
+        due=node.due if node.phase == "backoff" else None,
+        mailbox=traffic[0],
+        handled=traffic[1],
+        children=children,
+    )
+
+
+def _kind(spec: Spec) -> str:
+    if isinstance(spec, Child):
+        return "child"
+    return "pool" if isinstance(spec, Pool) else "supervisor"
