@@ -24,6 +24,8 @@ from __future__ import annotations
 
 from typing import Any, Literal, NamedTuple
 
+from attrs import define, field
+
 from .effect import Request
 from .node import Failure, Node
 
@@ -73,52 +75,45 @@ class Ledger:
         self.listening = True
 
 
+@define(eq=False, weakref_slot=False)
 class Act:
-    """What the supervisor is busy with. `stops` and `starts` are taken from their ends.
+    """What the supervisor is busy with.
 
-    `why`: what those who are stopped are told.
+    Args:
+        kind: a row of ACTS.
+        why: what those that it stops are told.
+        node: the child that it is about, if it is about one.
+        stops: those still to be stopped, taken from the end.
+        starts: those still to be started, taken from the end.
+        token: of the request that it serves; whoever made it waits for the answer.
+        delay: seconds of backoff before a retry.
+        returned: of an end, whether the supervisor counts as ended normally.
+        failure: what the act comes to if it has failed.
+        pending: how many children are awaited before it goes on.
     """
 
-    __slots__ = ("delay", "failure", "kind", "node", "pending", "returned", "starts", "stops", "token", "why")
-
-    def __init__(
-        self,
-        kind: ActKind,
-        why: str = "",
-        node: Node | None = None,
-        stops: list[Node] | None = None,
-        starts: list[Node] | None = None,
-        *,
-        token: Any = None,
-        delay: float = 0.0,
-        returned: bool = False,
-        failure: Failure | None = None,
-        pending: int = 0,
-    ) -> None:
-        self.kind = kind
-        self.why = why
-        self.node = node
-        self.stops = [] if stops is None else stops
-        self.starts = [] if starts is None else starts
-        self.token = token
-        self.delay = delay
-        self.returned = returned
-        self.failure = failure
-        self.pending = pending
+    kind: ActKind
+    why: str = ""
+    node: Node | None = None
+    stops: list[Node] = field(factory=list[Node])
+    starts: list[Node] = field(factory=list[Node])
+    token: Any = field(default=None, kw_only=True)
+    delay: float = field(default=0.0, kw_only=True)
+    returned: bool = field(default=False, kw_only=True)
+    failure: Failure | None = field(default=None, kw_only=True)
+    pending: int = field(default=0, kw_only=True)
 
     def asked_for(self, node: Node) -> bool:
         """Whether somebody asked by hand for what is done to this child."""
         return self.token is not None and self.node is node
 
 
+@define(eq=False, weakref_slot=False)
 class _About:
     """Something waits about this child. It is void once the child's epoch has changed."""
 
-    __slots__ = ("epoch", "node")
-
-    def __init__(self, node: Node, epoch: int) -> None:
-        self.node = node
-        self.epoch = epoch
+    node: Node
+    epoch: int
 
     def holds(self) -> bool:
         """Whether it is still to be served."""

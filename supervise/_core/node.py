@@ -5,6 +5,8 @@ from __future__ import annotations
 from math import inf
 from typing import TYPE_CHECKING, Any, Literal
 
+from attrs import define, field
+
 from .decide import Decider
 from .limit import Delays, Window
 from .spec import Child, Spec
@@ -17,34 +19,27 @@ State = Literal["down", "starting", "up", "failed", "stopping", "releasing", "re
 Phase = Literal["", "start", "drain", "grace", "release", "backoff"]
 
 
+@define(eq=False, weakref_slot=False)
 class Failure:
     """An exception on its way up, and what is known of it.
 
-    `path`: where it happened first. `origin`: the node that is suspended with it, or that it counts for.
-    `resumable`: the body is over and its resource can be kept. `progressed`: the leaf has taken a message since its
-    last resume. `starting`: the node was not ready yet.
+    Args:
+        exc: the exception, or what a decider raised on it.
+        origin: the node that is suspended with it, or that it counts for.
+        path: where it happened first.
+        tag: what a decider has called it so far.
+        resumable: whether the body is over and its resource can be kept.
+        progressed: whether the leaf has taken a message since it was resumed last.
+        starting: whether the node was not ready yet.
     """
 
-    __slots__ = ("exc", "origin", "path", "progressed", "resumable", "starting", "tag")
-
-    def __init__(
-        self,
-        exc: BaseException,
-        origin: Node,
-        path: str,
-        tag: str | None = None,
-        *,
-        resumable: bool = False,
-        progressed: bool = False,
-        starting: bool = False,
-    ) -> None:
-        self.exc = exc
-        self.origin = origin
-        self.path = path
-        self.tag = tag
-        self.resumable = resumable
-        self.progressed = progressed
-        self.starting = starting
+    exc: BaseException
+    origin: Node
+    path: str
+    tag: str | None = None
+    resumable: bool = field(default=False, kw_only=True)
+    progressed: bool = field(default=False, kw_only=True)
+    starting: bool = field(default=False, kw_only=True)
 
 
 _LEFT = 64  # so many of those who left a supervisor are remembered one by one
