@@ -20,8 +20,9 @@ if TYPE_CHECKING:
     from ._core.status import Status
     from ._trio.child import CurrentChild, current_child, stop_requested
     from ._trio.mailbox import Inbox, Message, Stream, StreamMessage
+    from ._trio.ref import Ref
     from ._trio.run import run_tree
-    from ._trio.tree import Ref, Tree, open_tree
+    from ._trio.tree import Tree, open_tree
     from .errors import (
         CallLost,
         ChildRestarted,
@@ -42,7 +43,8 @@ _HOMES = {
     "_trio.child": ("CurrentChild", "current_child", "stop_requested"),
     "_trio.mailbox": ("Inbox", "Message", "Stream", "StreamMessage"),
     "_trio.run": ("run_tree",),
-    "_trio.tree": ("Ref", "Tree", "open_tree"),
+    "_trio.ref": ("Ref",),
+    "_trio.tree": ("Tree", "open_tree"),
     "errors": (
         "CallLost",
         "ChildRestarted",

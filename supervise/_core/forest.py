@@ -136,7 +136,7 @@ class Forest:
         """The node at a path, if every supervisor above it is there."""
         names = path.split("/")
         node: Node | None = self.root
-        if names[0] != self.root.name:
+        if names[0] != self.root.spec.name:
             return None
         for name in names[1:]:
             if node is None or node.machine is None:

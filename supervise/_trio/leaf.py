@@ -553,3 +553,14 @@ def enclosing_child(tree: Driver) -> Leaf | None:
             return leaf
         task = None if task.parent_nursery is None else task.parent_nursery.parent_task
     return None
+
+
+def close_scope(scope: trio.CancelScope, exc: BaseException | None) -> BaseException | None:
+    """Leave the scope with an exception; gives what is left of it."""
+    try:
+        caught = scope.__exit__(
+            None if exc is None else type(exc), exc, None if exc is None else traceback_of(exc)
+        )
+    except BaseException as rest:  # noqa: BLE001 - the caller raises it
+        return rest
+    return None if caught else exc

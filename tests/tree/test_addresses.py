@@ -14,7 +14,6 @@ from supervise import (
     Escalate,
     Limit,
     Pool,
-    Ref,
     Resume,
     Stop,
     Supervisor,
@@ -34,7 +33,7 @@ def test_a_ref_is_stable_cheap_and_hashable():
     async def scene(tree, seen):
         ref = tree[a.spec]
         assert ref == tree["app/a"]
-        assert len({ref, tree["app/a"], Ref(tree, "app/a")}) == 1
+        assert len({ref, tree["app/a"], tree[a.spec]}) == 1
         assert ref != tree.root
         a.fail()
         await quiet()
