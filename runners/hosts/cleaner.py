@@ -15,7 +15,7 @@ import os
 import secrets
 import socket
 import subprocess
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import ExitStack, asynccontextmanager, suppress
 
 import trio
@@ -24,6 +24,7 @@ from trio.lowlevel import RunVar
 from runners.hosts import MARK
 from runners.hosts.output import tell
 from runners.hosts.standard import above_standard, lifted
+from runners.hosts.surroundings import environment
 
 _PATIENCE = 1.0
 
@@ -127,7 +128,7 @@ class _Running:
                 stdout=writing,
                 stderr=subprocess.DEVNULL,
                 start_new_session=True,
-                env={name: value for name, value in os.environ.items() if name != MARK},
+                env={name: value for name, value in environment().items() if name != os.fsencode(MARK)},
             )
             undo.pop_all()
         self.over = trio.Event()
@@ -238,10 +239,10 @@ def _pipe(reading: ExitStack, writing: ExitStack) -> tuple[int, int]:
 _cleaner: RunVar[_Cleaner | None] = RunVar("runners.hosts.cleaner", None)
 
 
-def marked(environment: Mapping[str, str]) -> dict[str, str]:
+def marked() -> dict[bytes, bytes]:
     """The environment with our mark, if we have a cleaner."""
     found = _cleaner.get()
-    return {**environment, MARK: found.mark} if found else dict(environment)
+    return {**environment(), os.fsencode(MARK): os.fsencode(found.mark)} if found else environment()
 
 
 def note_birth(pid: int) -> None:

@@ -176,7 +176,7 @@ def _spawn(module: str, ends: Ends, path: Sequence[str]) -> subprocess.Popen[byt
         stderr=ends.errors,
         pass_fds=[ends.connection],
         start_new_session=True,
-        env=cleaner.marked(os.environ),
+        env=cleaner.marked(),
     )
 
 

@@ -15,8 +15,9 @@ from runners.hosts.wire import Surroundings
 
 
 def environment() -> dict[bytes, bytes]:
-    """As it is."""
-    return dict(os.environb)
+    """As it is. Another thread may change it meanwhile: a variable that has just gone is gone."""
+    values = ((name, os.environb.get(name)) for name in list(os.environb))
+    return {name: value for name, value in values if value is not None}
 
 
 def today(before: dict[bytes, bytes]) -> Surroundings:

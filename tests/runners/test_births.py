@@ -14,6 +14,7 @@ import types
 from contextlib import contextmanager
 from pathlib import Path
 
+import attrs
 import pytest
 import trio
 import trio.testing
@@ -326,6 +327,22 @@ async def test_a_forked_context_has_todays_surroundings(tmp_path, monkeypatch):
     environment = {"LOOKS_OLD": "2", "LOOKS_NEW": os.fsdecode(b"\xff"), "LOOKS_PRELOADED": "yes"}
     wanted = {"environment": environment, "folder": str(tmp_path), "umask": 0o077, "pid": session.pid}
     assert seen == wanted
+
+
+@STARTS
+@pytest.mark.trio
+async def test_a_variable_that_goes_in_another_thread_while_a_process_is_started_is_gone(host, monkeypatch):
+    """D10: the environment is everybody's. A change in the middle of its being read fails no start, and no standby either."""
+
+    class Leaving(dict):
+        def __iter__(self):
+            return iter([*super().__iter__(), b"LOOKS_GONE"])  # which is not there any more when it is read
+
+    leaving = Leaving(os.environ._data)
+    monkeypatch.setattr(os.environ, "_data", leaving)
+    monkeypatch.setattr(os.environb, "_data", leaving)
+    async with opened(Scripted(1), attrs.evolve(host, standby=1)):
+        await until(lambda: "runners:standby" in {title(pid) for pid in contexts()})
 
 
 @pytest.mark.trio
