@@ -34,9 +34,11 @@ def today(before: dict[bytes, bytes]) -> Surroundings:
 def adopt(changes: Surroundings) -> None:
     """Have them here; a folder that cannot be entered is left out, as a program that is started there would start too."""
     for name, value in changes.environment:
+        if os.fsdecode(name) == MARK:  # ours is this process's own
+            continue
         if value is None:
             os.environb.pop(name, None)
-        elif os.fsdecode(name) != MARK:
+        else:
             os.environb[name] = value
     if changes.folder is not None:
         with suppress(OSError):

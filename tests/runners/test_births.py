@@ -35,7 +35,7 @@ from rogues import Long, Looks, Preloads, Reads, Starts, Terminates, Verbose, Wr
 from sessions import BATCH, FOREVER, ids, until_failure, whole
 
 from runners.errors import ContextDied, LoadFailed, Unrecoverable
-from runners.hosts import peer, reserve, wire
+from runners.hosts import MARK, peer, reserve, wire
 from runners.hosts import processes as births
 from runners.hosts.process import ProcessHost
 from runners.hosts.spec import check_runner
@@ -375,6 +375,18 @@ async def test_what_a_context_has_started_ends_with_it(host, session, tmp_path):
         await until(lambda: ends(sleeper))
         assert not ends(ordered)
     await until(lambda: ends(ordered))
+
+
+@pytest.mark.trio
+async def test_a_parent_that_gives_up_its_own_mark_leaves_its_contexts_theirs(tmp_path, monkeypatch):
+    """D10: a parent that is itself below a context has a mark, which it may take away while its fork server runs."""
+    monkeypatch.setenv(MARK, "1-0.1")
+    async with opened(Starts(str(tmp_path), session=True)):
+        pass
+    monkeypatch.delenv(MARK)
+    async with opened(Starts(str(tmp_path), session=True)):
+        sleeper = int((tmp_path / "sleeper").read_text())
+    await until(lambda: ends(sleeper))
 
 
 @pytest.mark.trio
