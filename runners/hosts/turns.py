@@ -26,6 +26,8 @@ from runners.types import (
     ExecuteBatch,
     FinishReason,
     ModelRunner,
+    Price,
+    RateLimits,
     RunnerInfo,
     TokenChunk,
     TokenUsage,
@@ -102,7 +104,7 @@ class Position:
             and type(made.text) is str
             and type(ids) is tuple
             and (finish is None or type(finish) is FinishReason)
-            and (usage is None or _is_usage(usage))
+            and (usage is None or _is_valid(usage, TokenUsage))
         )
         if good:
             for token in ids:
@@ -279,9 +281,9 @@ def checked(position: Position, made: object, close: Callable[[], None]) -> Toke
         raise
 
 
-def _is_usage(value: object) -> bool:
-    """Whether it is a valid `TokenUsage`: one made by `__new__` or changed by `object.__setattr__` was never validated."""
-    if type(value) is not TokenUsage:
+def _is_valid(value: object, kind: type[RunnerInfo | RateLimits | Price | TokenUsage]) -> bool:
+    """Whether it is of this class, and valid: one made by `__new__` or changed by `object.__setattr__` was never validated."""
+    if type(value) is not kind:
         return False
     try:
         validate(value)
@@ -316,12 +318,18 @@ def info_of(runner: ModelRunner) -> RunnerInfo:
     """What a loaded runner declares.
 
     Raises:
-        TypeError: that is no `RunnerInfo`; or whatever its property raises.
+        TypeError: that is no `RunnerInfo`, or no valid one; or whatever its property raises.
     """
-    info: object = runner.info
-    if type(info) is not RunnerInfo:
-        raise TypeError(f"a runner's info must be a RunnerInfo, got {brief(info)}")
-    return info
+    info: RunnerInfo = runner.info
+    if (
+        _is_valid(info, RunnerInfo)
+        and _is_valid(info.price, Price)
+        and (info.limits is None or _is_valid(info.limits, RateLimits))
+    ):
+        return info
+    raise TypeError(
+        f"a runner's info must be a RunnerInfo, and its fields as that class has them, got {brief(info)}"
+    )
 
 
 def judged(error: Exception, classify: Callable[[Exception], Exception], *, clears: bool) -> InferenceError:

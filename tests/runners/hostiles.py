@@ -5,7 +5,7 @@ import sys
 import attrs
 
 from runners.errors import BadRequest, ContextPoisoned, OutOfMemory, RateLimited
-from runners.types import FinishReason, RunnerInfo, TokenChunk, TokenUsage
+from runners.types import FinishReason, Price, RateLimits, RunnerInfo, TokenChunk, TokenUsage
 
 HUGE = 100_000_000
 DEEP = 50_000
@@ -404,12 +404,23 @@ class _YieldsIt(_Runner):
         yield CHUNKS[batch.model]()
 
 
+def _forged(value, **fields):
+    """Behind its back."""
+    for name, told in fields.items():
+        object.__setattr__(value, name, told)
+    return value
+
+
 INFOS = {
     "nothing": lambda: None,
     "one that raises": Rager,
     "a class": lambda: RunnerInfo,
     "100 MB": lambda: "x" * HUGE,
     "a deep one": _deep,
+    "one without fields": lambda: object.__new__(RunnerInfo),
+    "many streams": lambda: _forged(RunnerInfo(), streams="many"),
+    "a price without fields": lambda: _forged(RunnerInfo(), price=object.__new__(Price)),
+    "a limit of a word": lambda: _forged(RunnerInfo(), limits=_forged(RateLimits(), tokens="none")),
 }
 
 

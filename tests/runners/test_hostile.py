@@ -176,7 +176,7 @@ async def test_a_chunk_may_be_anything(host):
 @pytest.mark.parametrize("name", INFOS)
 @pytest.mark.trio
 async def test_what_a_runner_declares_may_be_anything(host, name):
-    """D2: what is no RunnerInfo is a load that failed."""
+    """D2: what is no RunnerInfo, or not a valid one, is a load that failed."""
     with pytest.raises(StartFailed) as failed:
         async with serving(DeclaresIt(name), host=host):
             pass
