@@ -96,9 +96,13 @@ class Context:
         request_id = id_of(message)
         self.open[request_id] = message
         record_of(message).leave = self._left
+        self._note(request_id)
+        self.has_changed()
+
+    def _note(self, request_id: str) -> None:
+        """This begins now: that it lacks memory is not what has been lacking already."""
         if self.since_oom is not None:
             self.since_oom.add(request_id)
-        self.has_changed()
 
     def close(self, message: Message) -> None:
         """Its stream is over."""
@@ -128,6 +132,7 @@ class Context:
         """Have the runner make one token for nobody."""
         self.sings = True
         self.session.begin(CANARY)
+        self._note(CANARY.request_id)
 
     def sung(self) -> None:
         """The canary has answered: the silence begins anew."""

@@ -1535,6 +1535,23 @@ async def test_a_canary_gives_way_and_is_silent_beside_requests(autojump_clock):
 
 
 @pytest.mark.trio
+async def test_a_canary_without_memory_is_no_second_lack_of_the_step_before(autojump_clock):
+    """D5, D9: it has begun since memory ran out, like any request; each time a Resume is enough."""
+    stage = Stage(streams=1)
+    async with serving(PUPPET, host=stage, canary=0.5) as scene, trio.open_nursery() as nursery:
+        act = await stage.act(1)
+        (caller,) = callers("a")
+        await nursery.start(caller.run, scene.worker)
+        await act.has("a")
+        act.runs_out_of_memory("a")
+        for _ in range(2):
+            await until(lambda: "canary" in act.open)
+            act.runs_out_of_memory("canary")
+        await trio.sleep(0.1)
+        assert scene.decisions() == [(OutOfMemory, Resume)] * 3
+
+
+@pytest.mark.trio
 async def test_no_canary_sings_by_default(autojump_clock):
     """D9: it is asked for."""
     stage = Stage()
