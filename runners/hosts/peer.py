@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import os
 import select
+import signal
 import socket
 from collections import deque
+from contextlib import suppress
 
 import trio
 
@@ -102,6 +104,11 @@ class Peer:
     def waits(self) -> bool:
         """Whether it is alive, will be, and has said nothing: what a standby does."""
         return not self.dead and not self._process.doomed and self._open and self.read() is None
+
+    def go_on(self) -> None:
+        """SIGCONT: it may have been stopped while nobody needed it. Never blocks."""
+        with suppress(ProcessLookupError):
+            signal.pidfd_send_signal(self._process.pidfd, signal.SIGCONT)
 
     async def drained(self) -> None:
         """Until the process is dead; what it says until then is nobody's business, but must not hold it up."""

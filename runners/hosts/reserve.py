@@ -161,6 +161,7 @@ class Reserve:
         while self._standbys:
             peer = self._standbys.popleft()
             if peer.waits:
+                peer.go_on()
                 return peer
             self._nursery.start_soon(self._discard, peer)
         peer = await self._new(f"new {self._plan.name}", ahead=False)

@@ -34,6 +34,7 @@ pytestmark = pytest.mark.filterwarnings("error")
 
 HOST = ProcessHost(standby=1, load_timeout=20)
 COLD = ProcessHost(start="spawn", standby=1, load_timeout=20)
+STARTS = pytest.mark.parametrize("host", [HOST, COLD], ids=["fork", "spawn"])
 
 
 async def standby(session, count=1):
@@ -47,7 +48,7 @@ def waits(pid):
     return Path(f"/proc/{pid}/wchan").read_text().startswith("unix_stream")
 
 
-@pytest.mark.parametrize("host", [HOST, COLD], ids=["fork", "spawn"])
+@STARTS
 @pytest.mark.trio
 async def test_the_next_incarnation_is_the_one_that_stood_by(host):
     """A standby is there while another serves; it serves when that is dead, and another one stands by."""
@@ -95,7 +96,7 @@ async def test_a_standby_prepares_ahead_and_builds_when_the_other_is_dead(tmp_pa
         assert runner.told()[3] == ("build", ready)
 
 
-@pytest.mark.parametrize("host", [HOST, COLD], ids=["fork", "spawn"])
+@STARTS
 @pytest.mark.trio
 async def test_no_two_contexts_are_loaded_at_once(host, tmp_path):
     """D2: with a standby too, the one before is reaped before the next one loads."""
@@ -157,17 +158,33 @@ async def test_beside_two_that_serve_stand_as_many_as_are_wanted():
         assert len(contexts()) == 3
 
 
+@STARTS
 @pytest.mark.trio
-async def test_a_standby_that_hangs_is_killed_at_the_deadline():
+async def test_a_standby_that_was_stopped_is_continued(host):
+    """D15: SIGSTOP does it no harm, where the next incarnation would have to wait for its deadline."""
+    async with opened(Scripted(4), host) as one:
+        stopped = await standby(one)
+        os.kill(stopped, signal.SIGSTOP)
+        await until(lambda: stat(stopped)[0] == "T")
+    with trio.fail_after(5):
+        async with opened(Scripted(4), host, incarnation=2) as two:
+            assert two.pid == stopped
+            assert ids(await whole(two)) == expected(BATCH, 4)
+
+
+@pytest.mark.trio
+async def test_a_standby_that_hangs_is_killed_at_the_deadline(tmp_path):
     """D9: it has as long to load as any other."""
     host = ProcessHost(standby=1, load_timeout=3)
-    async with opened(Scripted(4), host) as one:
-        os.kill(await standby(one), signal.SIGSTOP)
+    runner = Preloads(str(tmp_path), preparing="hangs")
+    async with opened(runner, host) as one:
+        hangs = await standby(one)
+        await until(lambda: ("prepare", hangs) in runner.told())
     with pytest.raises(ContextHung, match="loaded no runner within 3 s"):
-        async with host.open(Scripted(4)):
+        async with host.open(runner):
             raise AssertionError
-    async with opened(Scripted(4), host) as two:
-        assert ids(await whole(two)) == expected(BATCH, 4)
+    async with opened(runner, host) as two:
+        assert two.pid != hangs
 
 
 @pytest.mark.trio
