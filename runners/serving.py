@@ -440,7 +440,7 @@ class _Serving:
             except OutOfMemory as exc:
                 # else its cure is under way: a new session, charged already
                 if self._context.granted is None:
-                    self._fail(self._out_of_memory(exc))
+                    self._lack(exc)
                 continue
             except DeviceError as exc:
                 self._fail(exc)
@@ -542,6 +542,12 @@ class _Serving:
         return "done"
 
     # --- the end of a context
+
+    def _lack(self, exc: OutOfMemory) -> None:
+        """Memory ran out: the context fails, to be resumed. Who is being stopped would not be: what has begun just goes on (D13)."""
+        failure = self._out_of_memory(exc)
+        if not (is_a(failure, OutOfMemory) and current_child().stopping):
+            self._fail(failure)
 
     def _out_of_memory(self, exc: OutOfMemory) -> DeviceError:
         """The failure, or a worse one if it is the second at the same step: a Resume did not help (D5).

@@ -486,6 +486,29 @@ async def test_a_drain_waits_for_a_stream_whose_place_has_just_become_free(ends,
 
 
 @pytest.mark.trio
+async def test_memory_that_runs_out_while_a_worker_drains_fails_one_request():
+    """D13, D5: nobody resumes a context that is being stopped, and the other streams go on all the same."""
+    stage = Stage()
+    async with serving(PUPPET, host=stage, drain=20) as scene, trio.open_nursery() as nursery:
+        a, b, c = callers("abc")
+        for caller in (a, b, c):
+            await nursery.start(caller.run, scene.worker)
+        act = await stage.act(1)
+        await act.has("a", "b", "c")
+        nursery.start_soon(scene.worker.stop)
+        await until(lambda: scene.context.state == "stopping")
+        act.runs_out_of_memory("a")
+        await a.over.wait()
+        act.makes("b")
+        act.runs_out_of_memory("c")
+        await c.over.wait()
+        act.makes("b", index=1, last=True)
+        await b.over.wait()
+        assert [type(caller.error) for caller in (a, b, c)] == [OutOfMemory, type(None), OutOfMemory]
+        assert not scene.of(events.Failed)
+
+
+@pytest.mark.trio
 async def test_a_rebuild_is_refused_while_a_worker_drains():
     """D13, D7: one that waits for its turn is told so at once."""
     stage = Stage()
