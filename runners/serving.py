@@ -513,9 +513,12 @@ class _Serving:
     # --- a new session
 
     async def _grant(self) -> None:
-        """Wait until a new session is wanted, and disturbs nobody; then the context fails, as ordered (D7)."""
+        """Wait until a new session is wanted, and disturbs nobody; then the context fails, as ordered (D7).
+
+        After another failure the wish is for who comes next, and where there will be none it is granted no more.
+        """
         context = self._context
-        while self._failure or not context.is_due():  # after another failure it is for who comes next
+        while self._failure or not context.is_due() or current_child().stopping:
             await context.change()
         self._fail(context.grant())
 

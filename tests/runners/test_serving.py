@@ -530,6 +530,28 @@ async def test_a_rebuild_is_refused_while_a_worker_drains():
         assert stays.error is None
 
 
+@pytest.mark.trio
+async def test_a_rebuild_that_is_ordered_as_the_stop_comes_disturbs_no_drain():
+    """D13, D7: an operator who found the worker up a moment before is told that it stops; what has begun goes on."""
+    stage = Stage()
+    async with serving(PUPPET, host=stage, drain=20) as scene, trio.open_nursery() as nursery:
+        (caller,) = callers("a")
+        await nursery.start(caller.run, scene.worker)
+        act = await stage.act(1)
+        await act.has("a")
+        state = await scene.worker.ready()
+        nursery.start_soon(scene.worker.stop)
+        while scene.context.state != "stopping":
+            await trio.lowlevel.checkpoint()
+        wish = state._context.ask(SessionRebuildCause.MANUAL)
+        await act.has("a")
+        act.makes("a", last=True)
+        await caller.over.wait()
+        assert caller.error is None
+        await wish.answered.wait()
+        assert type(wish.outcome) is WorkerStopping
+
+
 @pytest.mark.parametrize("drain", [-1, float("nan"), "3", True, None])
 def test_a_drain_is_seconds(drain):
     """D13: anything else is refused when it is declared."""
