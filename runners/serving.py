@@ -152,11 +152,12 @@ class Context:
 
     def has_room(self) -> bool:
         """Whether one more may begin. While a suspect is on trial, or a new session is wanted, none may."""
-        return (
-            self.wish is None
-            and len(self.open) < self.session.info.streams
-            and not any(record_of(message).suspect for message in self.open.values())
-        )
+        return self.wish is None and len(self.open) < self.session.info.streams and not self._tries()
+
+    def _tries(self) -> bool:
+        """Whether a suspect is on trial. It is the last that has begun, since behind it no other does."""
+        last = next(reversed(self.open.values()), None)
+        return last is not None and record_of(last).suspect
 
     def may_move(self, record: Record) -> bool:
         """Whether a begun stream may go on in another session."""

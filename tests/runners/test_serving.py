@@ -19,6 +19,7 @@ from stage import (
 )
 
 from runners import record
+from runners import serving as serving_module
 from runners.errors import (
     ContextHung,
     ContextLost,
@@ -263,6 +264,26 @@ async def test_the_caller_of_a_stream_between_two_contexts_leaves_in_peace():
         assert a.ids == (0,)
         assert second.begun == ["a"]
         assert second.dropped == []
+
+
+@pytest.mark.trio
+async def test_who_comes_in_is_not_compared_with_all_who_are_there(monkeypatch):
+    """D6, F16: of thousands of streams a suspect can only be the last, and no more than that is looked at for each newcomer."""
+    stage, looked = Stage(streams=100), []
+    async with serving(PUPPET, host=stage) as scene, trio.open_nursery() as nursery:
+        names = [str(number) for number in range(50)]
+        for caller in callers(names):
+            await nursery.start(caller.run, scene.worker)
+        act = await stage.act(1)
+        await act.has(*names)
+        state = await scene.worker.ready()
+        record_of = serving_module.record_of
+        monkeypatch.setattr(
+            serving_module, "record_of", lambda message: looked.append(1) or record_of(message)
+        )
+        assert state._context.has_room()
+        assert len(looked) <= 1
+        nursery.cancel_scope.cancel()
 
 
 @pytest.mark.trio
