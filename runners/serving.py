@@ -134,9 +134,10 @@ class Context:
         self.session.begin(CANARY)
         self._note(CANARY.request_id)
 
-    def sung(self) -> None:
-        """The canary has answered: the silence begins anew."""
-        self.sings = False
+    def sung(self, *, over: bool) -> None:
+        """The canary has answered: the silence begins anew. Until its stream is over it has a place."""
+        if over:
+            self.sings = False
         self.has_changed()
 
     def hush(self) -> None:
@@ -467,7 +468,7 @@ class _Serving:
         """Chunks, if they are the next of an open stream and of this incarnation (D6)."""
         message = self._open.get(request_id)
         if message is None:
-            self._hear(request_id)
+            self._hear(request_id, over=chunks[-1].finish_reason is not None)
             return
         record: Record = message.memo
         wrong = record.accept(chunks, self._incarnation)
@@ -487,10 +488,10 @@ class _Serving:
         if wrong is not None:
             raise wrong
 
-    def _hear(self, request_id: str) -> None:
+    def _hear(self, request_id: str, *, over: bool) -> None:
         """Something came that is no open stream's: of the canary, or too late."""
         if request_id == CANARY.request_id:
-            self._context.sung()
+            self._context.sung(over=over)
 
     def _finish(self, message: Message, record: Record, chunks: list[TokenChunk]) -> None:
         """The last chunk says what the whole request took."""
@@ -504,7 +505,7 @@ class _Serving:
         """Its own error, which concerns nobody else (D5)."""
         message = self._open.get(failed.request_id)
         if message is None:
-            self._hear(failed.request_id)
+            self._hear(failed.request_id, over=True)
             return
         if not is_a(failed.error, OutOfMemory):
             self._context.since_oom = None

@@ -1552,6 +1552,25 @@ async def test_a_canary_without_memory_is_no_second_lack_of_the_step_before(auto
 
 
 @pytest.mark.trio
+async def test_a_canary_whose_token_is_not_its_last_chunk_holds_its_place(autojump_clock):
+    """D9: the end may come in a chunk of its own. Until then there is no other canary, and who comes gets its place."""
+    stage = Stage(streams=1)
+    async with serving(PUPPET, host=stage, canary=0.5) as scene, trio.open_nursery() as nursery:
+        act = await stage.act(1)
+        await until(lambda: "canary" in act.open)
+        act.makes("canary")
+        await trio.sleep(5)
+        assert act.begun == ["canary"]
+        (caller,) = callers("a")
+        await nursery.start(caller.run, scene.worker)
+        await act.has("canary", "a")
+        assert act.dropped == ["canary"]
+        act.makes("a", last=True)
+        await caller.over.wait()
+        assert not scene.of(events.Failed)
+
+
+@pytest.mark.trio
 async def test_no_canary_sings_by_default(autojump_clock):
     """D9: it is asked for."""
     stage = Stage()
