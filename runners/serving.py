@@ -194,7 +194,7 @@ class Context:
         if self.wish is not None:
             self.wish.answer(WorkerStopping("the worker was being stopped"))
             self.wish = None
-        self.has_changed()
+            self.has_changed()
 
     def withdraw(self, wish: Wish) -> None:
         """Nobody waits for it any more; one that is granted is carried out all the same."""
@@ -515,14 +515,16 @@ class _Serving:
     # --- a new session
 
     async def _grant(self) -> None:
-        """Wait until a new session is wanted, and disturbs nobody; then the context fails, as ordered (D7).
+        """Wait until a new session is wanted, and disturbs nobody; then the context fails, as ordered (D7)."""
+        while self._failure or not self._is_due():  # after another failure it is for who comes next
+            await self._context.change()
+        self._fail(self._context.grant())
 
-        After another failure the wish is for who comes next, and where there will be none it is granted no more.
-        """
-        context = self._context
-        while self._failure or not context.is_due() or current_child().stopping:
-            await context.change()
-        self._fail(context.grant())
+    def _is_due(self) -> bool:
+        """Whether a wish is to be granted. One that comes as late as the stop is refused, and in nobody's way."""
+        if current_child().stopping:
+            self._context.refuse_wish()
+        return self._context.is_due()
 
     async def _rebuild(self) -> None:
         """Make the session anew, if this is what the body was entered again for. Nothing is open in it."""

@@ -565,12 +565,12 @@ async def test_a_rebuild_that_is_ordered_as_the_stop_comes_disturbs_no_drain():
         while scene.context.state != "stopping":
             await trio.lowlevel.checkpoint()
         wish = state._context.ask(SessionRebuildCause.MANUAL)
+        await wish.answered.wait()
+        assert type(wish.outcome) is WorkerStopping
         await act.has("a")
         act.makes("a", last=True)
         await caller.over.wait()
         assert caller.error is None
-        await wish.answered.wait()
-        assert type(wish.outcome) is WorkerStopping
 
 
 @pytest.mark.parametrize("drain", [-1, float("nan"), "3", True, None])
