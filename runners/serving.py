@@ -356,13 +356,15 @@ class _Serving:
                 self._all_back = True
                 self._context.has_changed()
             message = await self._inbox.receive()
-            if message.memo is not None:
-                await self._room()
-                self._take(message)
-            else:
+            if message.memo is None:
                 message.fail(
                     WorkerStopping(f"{current_child().path!r} is being stopped: it begins nothing any more")
                 )
+            elif self._has_room():
+                self._take(message)
+            else:
+                message.requeue()  # its caller may leave meanwhile
+                await self._room()
 
     async def _drain(self) -> None:
         """Once asked to stop: begin nothing, and end when what has begun is done. How long that may take the tree says."""

@@ -507,6 +507,32 @@ async def test_a_drain_waits_for_a_stream_whose_place_has_just_become_free(ends,
 
 
 @pytest.mark.trio
+async def test_a_drain_does_not_begin_anew_what_nobody_waits_for_any_more():
+    """D13, D6: a caller who leaves before his stream has a place again takes it along."""
+    stage = Stage()
+    async with serving(PUPPET, host=stage, drain=20) as scene, trio.open_nursery() as nursery:
+        a, b = callers("ab")
+        for caller in (a, b):
+            await nursery.start(caller.run, scene.worker)
+        first = await stage.act(1)
+        await first.has("a", "b")
+        first.fails(ContextPoisoned("x"))
+        second = await stage.act(2)
+        await second.has("a")
+        nursery.start_soon(scene.worker.stop)
+        await until(lambda: scene.context.state == "stopping")
+        await second.has("a")
+        b.scope.cancel()
+        await b.over.wait()
+        second.makes("a")
+        await second.has("a")
+        second.makes("a", index=1, last=True)
+        await a.over.wait()
+        assert a.error is None
+    assert second.ended
+
+
+@pytest.mark.trio
 async def test_memory_that_runs_out_while_a_worker_drains_fails_one_request():
     """D13, D5: nobody resumes a context that is being stopped, and the other streams go on all the same."""
     stage = Stage()
