@@ -11,7 +11,7 @@ from typing import Any, cast
 import trio
 from attrs import field, frozen
 from attrs.validators import gt, instance_of
-from trio.lowlevel import disable_ki_protection
+from trio.lowlevel import disable_ki_protection, enable_ki_protection
 
 from runners.brief import brief
 from runners.classify import classify
@@ -109,6 +109,7 @@ class InlineSession(LocalSession):
         self._close_timeout = close_timeout
         self._rebuild_scope = trio.CancelScope()
         self._dropped: deque[int] = deque()  # to be closed by a task
+        self._sources: set[_AsyncSource] = set()  # that have not ended, though they may be cancelled
         self._judge = partial(
             judged, classify=partial(classify, probe=DeviceProbe(start.device)), clears=True
         )
@@ -176,8 +177,22 @@ class InlineSession(LocalSession):
             return SyncSource(chunks)
         late = partial(self._guarded, self._turns.late, request_id)
         source = _AsyncSource(chunks, self._wake, late)
-        self._nursery.start_soon(source.run, name=f"stream {request_id}")
+        self._sources.add(source)
+        self._nursery.start_soon(self._run, source, name=f"stream {request_id}")
         return source
+
+    @enable_ki_protection
+    async def _run(self, source: _AsyncSource) -> None:
+        try:
+            await source.run()
+        finally:
+            self._sources.discard(source)
+            source.ended.set()
+
+    async def _all_ended(self) -> None:
+        """Until no async stream is in its end any more: a runner is asked for one thing at a time."""
+        while self._sources:
+            await next(iter(self._sources)).ended.wait()
 
     async def rebuild(self, cause: SessionRebuildCause) -> None:
         """See `Session.rebuild`."""
@@ -187,7 +202,9 @@ class InlineSession(LocalSession):
         self._rebuilding, self._rebuild_scope = True, trio.CancelScope()
         try:
             with self._rebuild_scope:
-                await freely_settled(self._turns.runner.rebuild, cause)
+                await self._all_ended()
+                if self._failure is None:
+                    await freely_settled(self._turns.runner.rebuild, cause)
         except Exception as error:  # noqa: BLE001 - whatever a runner raises is judged in one place
             self._fail(self._of_rebuild(load_error(error, self._judge)))
         finally:
@@ -210,6 +227,7 @@ class InlineSession(LocalSession):
         with trio.move_on_after(self._close_timeout, shield=True) as scope:
             try:
                 freely(self._turns.drop_all)
+                await self._all_ended()
                 await freely_settled(self._turns.runner.close)
             except Exception as error:
                 raise close_error(error) from error
@@ -230,6 +248,7 @@ class _AsyncSource:
         self._queue: deque[TokenChunk] = deque()
         self._room = trio.Event()
         self._scope = trio.CancelScope()
+        self.ended = trio.Event()
         self._closed = False
         self._over = False
         self._error: Exception | None = None

@@ -126,6 +126,51 @@ def test_a_dropped_async_stream_is_cancelled_and_cleans_up(seed):
     assert sorted(runner.log.events) == ["closed", "held up closed", "waits closed", "waits closed"]
 
 
+class Lingers:
+    """Its streams take a second to end, in which they need it; it tells what it is asked."""
+
+    info = RunnerInfo(streams=2)
+
+    def __init__(self):
+        self.told = []
+
+    def build(self, start):
+        return self
+
+    async def execute(self, batch):
+        try:
+            yield TokenChunk(request_id=batch.request_id, index=0, token_ids=(1,))
+            await trio.sleep_forever()
+        finally:
+            with trio.CancelScope(shield=True):
+                await trio.sleep(1)
+            self.told.append("ended")
+
+    async def rebuild(self, cause):
+        self.told.append("rebuilt")
+
+    async def close(self):
+        self.told.append("closed")
+
+
+@given(st.integers(0, 2**32))
+def test_an_async_stream_has_ended_before_its_runner_is_rebuilt_or_closed(seed):
+    """D7, D10, F15: it may still say goodbye to its server, and a runner is asked for one thing at a time."""
+    runner = Lingers()
+
+    async def body(session):
+        for name in "ab":
+            session.begin(request(name))
+            await session.receive()
+            if name == "a":
+                session.drop(name)
+                await session.rebuild(SessionRebuildCause.MANUAL)
+                assert runner.told == ["ended", "rebuilt"]
+
+    in_virtual_time(runner, body, seed)
+    assert runner.told == ["ended", "rebuilt", "ended", "closed"]
+
+
 class Clumsy:
     """Its streams fail in ending."""
 
