@@ -395,11 +395,12 @@ class Driver:
         """A supervisor's own task: its nursery holds its children's tasks (R35)."""
         machine = place.machine
         async with trio.open_nursery() as place.nursery:
-            boot = _call_init(machine.spec.init)
-            if boot.problem is None or is_decidable(boot.problem):
-                self.post(machine, boot)
-            else:
-                self.stop_for(boot.problem, f"init of {machine.path!r} raised {brief(boot.problem)}")
+            if machine.phase == "opening":  # or a stop came first, and there is nothing to begin
+                boot = _call_init(machine.spec.init)
+                if boot.problem is None or is_decidable(boot.problem):
+                    self.post(machine, boot)
+                else:
+                    self.stop_for(boot.problem, f"init of {machine.path!r} raised {brief(boot.problem)}")
             await place.closed.wait()
 
     def _ask(self, one: effect.Ask) -> None:

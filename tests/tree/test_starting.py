@@ -134,6 +134,27 @@ def test_an_init_may_refuse_or_ignore():
     assert isinstance(raised.value.__cause__, Boom)
 
 
+def test_the_init_of_a_supervisor_that_was_stopped_first_is_not_called():
+    """R19, R32: a stop that comes between its start and its first line has ended it, and it may have started anew."""
+    called = []
+
+    async def scene(tree, seen):
+        s = Supervisor("s", [Child("a", forever)], init=lambda: called.append("s"))
+
+        def stop(event):
+            if isinstance(event, events.Starting) and event.path == "app/s":
+                tree._driver.stop("it ends before it has begun")
+
+        tree._driver._sinks.append(stop)
+        with pytest.raises(Refused):
+            await tree.root.add(s)
+        await trio.sleep(1)
+
+    seen = grow(app(Puppet("b")), scene)
+    assert seen.kinds("app/s") == "Starting Stopping Stopped"
+    assert called == []
+
+
 def test_a_root_whose_init_ignores_is_over():
     """R17: an ignored root runs nothing, and nothing is raised."""
 
