@@ -845,8 +845,11 @@ class Machine:
     def _next_name(self) -> str:
         assert isinstance(self.spec, Pool)
         memory = self._memory()
-        memory.members += 1
-        return f"{self.spec.template.name}-{memory.members}"
+        while True:
+            memory.members += 1
+            name = f"{self.spec.template.name}-{memory.members}"
+            if name not in self.children:  # somebody has given it himself
+                return name
 
     def _take_start(self, request: Request) -> None:
         node = self._find_static(request)

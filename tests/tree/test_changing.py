@@ -424,6 +424,18 @@ def test_a_pool_has_members_of_one_template():
     ]
 
 
+def test_a_pool_gives_no_name_that_a_member_has_already():
+    """R26: who names one member as the pool would does not have the next add refused."""
+    pool = Pool("pool", Child("m", forever))
+
+    async def scene(tree, seen):
+        await tree[pool].add(name="m-1")
+        await tree[pool].add(name="m-2")
+        assert (await tree[pool].add()).path == "app/pool/m-3"
+
+    grow(app(pool), scene)
+
+
 def test_a_pool_may_have_a_maximum():
     """R26: one member more is refused, until one has left."""
     pool = Pool("pool", Child("m", forever), maximum=2)
