@@ -594,9 +594,12 @@ class Machine:
         self._forget(node, why)
 
     def _forget(self, node: Node, why: BaseException | None) -> None:
-        """Only memory knows of the node from now on; not of a member whose name will not come again."""
-        if not node.generated_name:
-            self._memory().leave(node, why)
+        """Only memory knows of the node from now on, and of those whose names the pool gave only their highest number."""
+        memory = self._memory()
+        if node.generated_name:
+            memory.generated = max(memory.generated, node.incarnation)
+        else:
+            memory.leave(node, why)
         node.gone, node.why = True, why
         self.out.append(effect.Gone(node, why, removed=True))
 
@@ -822,7 +825,11 @@ class Machine:
             self.out.append(effect.Reply(request.token, error=problem))
             return
         node = self._join(spec)
-        node.generated_name = isinstance(self.spec, Pool) and request.name is None
+        if isinstance(self.spec, Pool):
+            node.generated_name = request.name is None
+            if not node.generated_name and node.name.startswith(f"{self.spec.template.name}-"):
+                # The pool may have given this name before, and no number of a name goes back (R9).
+                node.incarnation = max(node.incarnation, self._memory().generated)
         self.act = Act("add", node=node, starts=[node], token=request.token)
 
     def _wanted(self, request: Request) -> Spec:
@@ -848,7 +855,7 @@ class Machine:
         while True:
             memory.members += 1
             name = f"{self.spec.template.name}-{memory.members}"
-            if name not in self.children:  # somebody has given it himself
+            if name not in self.children:  # a caller of `add` may have given it
                 return name
 
     def _take_start(self, request: Request) -> None:

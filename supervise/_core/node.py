@@ -61,16 +61,18 @@ class Memory:
 
     `declared`: of those that its spec declares. `left`: the last of those who left the tree, the oldest first; of all that
     were forgotten `floor` is the highest incarnation, so that no number ever goes back and memory is flat all the same
-    (R9, R31). `members`: how many names a pool has given.
+    (R9, R31). `members`: how many names a pool has given. `generated`: the highest incarnation of the members of such names that
+    left, since a caller of `add` may give one of those names later.
     """
 
-    __slots__ = ("declared", "floor", "left", "members")
+    __slots__ = ("declared", "floor", "generated", "left", "members")
 
     def __init__(self) -> None:
         self.declared: dict[str, Tombstone] = {}
         self.left: dict[str, Tombstone] = {}
         self.floor = 0
         self.members = 0
+        self.generated = 0
 
     def leave(self, node: Node, why: BaseException | None) -> None:
         """The node has left the tree."""

@@ -14,6 +14,7 @@ from supervise import (
     Decider,
     Escalate,
     Limit,
+    Pool,
     Refused,
     Restart,
     Resume,
@@ -26,7 +27,7 @@ from supervise import (
 )
 from supervise.testing import run_virtual
 
-from .scene import Boom, Kit, Other, Puppet, Seen, app, grow, puppets, quiet
+from .scene import Boom, Kit, Other, Puppet, Seen, app, forever, grow, puppets, quiet
 
 RESUME = Decider({Boom: Resume})
 
@@ -371,6 +372,23 @@ def test_incarnation_numbers_of_a_path_never_go_back():
         assert (await tree["app/s"].add(Child("a", a._body))).status().incarnation == 4
 
     grow(app(s), scene)
+
+
+def test_incarnation_numbers_do_not_go_back_where_a_pool_had_given_the_name():
+    """R9: a pool remembers no member that it named; somebody may give such a name himself."""
+    pool = Pool("pool", Child("m", forever))
+
+    async def scene(tree, seen):
+        first = await tree[pool].add()
+        for _ in range(2):
+            first.inject(Boom())
+            await quiet()
+        assert first.status().incarnation == 3
+        await first.stop()
+        assert (await tree[pool].add()).status().incarnation == 1
+        assert (await tree[pool].add(name="m-1")).status().incarnation == 4
+
+    grow(app(pool), scene)
 
 
 def test_stop_condemns():
