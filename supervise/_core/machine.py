@@ -97,6 +97,8 @@ from .status import picture
 from .timers import Timers
 from .verdict import decision, is_charged, limit_exceeded
 
+_FEW = 64  # fewer requests that were withdrawn are not worth a sweep
+
 
 class Machine:
     """One supervisor; its children are its own, and whatever else it concerns it hears and tells by inputs and effects."""
@@ -111,6 +113,7 @@ class Machine:
         for spec in self.spec.children:
             self._join(spec)
         self.inbox: deque[Waiting] = deque()
+        self._sweep_at = _FEW
         self.act: Act | None = None
         self.releasing: dict[Node, Act] = {}  # the act that begins when each of them has ended
         self.phase: Literal["opening", "booting", "up", "ending", "ended"] = "opening"
@@ -311,7 +314,13 @@ class Machine:
             self.inbox.append(request)
 
     def _on_withdraw(self, withdraw: effect.Withdraw) -> None:
+        """Mark it, and drop those that are marked once the inbox has doubled: a busy supervisor may get many (R31)."""
         withdraw.request.withdrawn = True
+        if len(self.inbox) > self._sweep_at:
+            self.inbox = deque(
+                item for item in self.inbox if not (isinstance(item, Request) and item.withdrawn)
+            )
+            self._sweep_at = max(_FEW, 2 * len(self.inbox))
 
     def _on_stop(self, stop: effect.Stop) -> None:
         if self.phase == "ended":

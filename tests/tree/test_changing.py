@@ -248,6 +248,25 @@ def test_a_request_whose_caller_has_gone_is_withdrawn_unless_it_has_begun():
     grow(app(pool), scene)
 
 
+def test_requests_that_were_withdrawn_do_not_pile_up_at_a_busy_supervisor():
+    """R25, R31: clients that lose patience, one after the other, while a child takes for ever to end."""
+    a, b = Puppet("a", stubborn=5_000), Puppet("b")
+
+    async def scene(tree, seen):
+        machine = tree._driver.forest.root.machine
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(tree["app/a"].stop)
+            await quiet()
+            nursery.start_soon(tree["app/b"].restart)
+            for _ in range(1_000):
+                with trio.move_on_after(1):
+                    await tree["app/b"].restart()
+            assert len(machine.inbox) < 100
+        assert b.lives == 2
+
+    grow(app(a, b), scene)
+
+
 def test_a_manual_restart_that_fails_leaves_it_down():
     """R25: the caller is told, nothing is decided or charged, and nothing is retried."""
     a = Puppet("a", 0, Boom("no"))
