@@ -150,8 +150,11 @@ class Forest:
         """Whether the node is down for good, and why: it, or one above it, with no automatic start before it (R29).
 
         The one furthest down knows best why; `ended` and `failure` say it of the whole tree. Below a supervisor that
-        starts anew is what its spec declares, and no more.
+        starts anew is what its spec declares, and no more; what is still there is told of when it ends.
         """
+        found = self.find(path)
+        if found is not None and not found.gone and not ended:
+            return False, None
         node: Node = self.root
         names = path.split("/")
         gone: tuple[bool, BaseException | None] = (ended, failure)

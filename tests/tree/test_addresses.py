@@ -116,6 +116,32 @@ def test_who_waits_for_a_suspended_node_to_be_ready_is_woken_when_it_is_resumed(
     grow(app(inner, decider=Decider({Boom: Resume})), scene)
 
 
+@pytest.mark.parametrize("draws_on", ["pool", "supervisor"])
+def test_what_is_lost_with_a_restart_has_not_ended_while_it_runs(draws_on):
+    """R25, R26, R28: a member, or an added child, of a supervisor that is to be restarted; whoever asks for the first time too."""
+    a, m = Puppet("a"), Puppet("m", stubborn=5)
+    inner = Pool("s", m.spec) if draws_on == "pool" else Supervisor("s", [Child("b", forever)])
+
+    async def wait(ref):
+        assert await ref.ended() is None
+        ended.append(trio.current_time())
+
+    async def scene(tree, seen):
+        path = (await tree[inner].add(*([] if draws_on == "pool" else [m.spec]))).path
+        a.fail()
+        await quiet()
+        assert m.running
+        async with trio.open_nursery() as nursery:
+            for _ in range(2):
+                nursery.start_soon(wait, tree[path])
+                await trio.sleep(1)
+        assert seen.at(events.Stopped, path) == [5]
+        assert ended == [5, 5]
+
+    ended = []
+    grow(app(a, inner, strategy="one_for_all"), scene)
+
+
 def test_a_lease_holds_one_incarnation():
     """R28: the block is cancelled, and `ChildRestarted` raised, if that incarnation ends."""
     a = Puppet("a")
