@@ -7,7 +7,8 @@ who leaves frees a place in the queue, and the message in hand learns of it.
 Who waits, and where: a sender for room (`Queue.put`), a caller for its answer (`Call.result`), a consumer for the next
 item (`StreamCall.wait`), a body for the next message (`Inbox._wait`), and a body for room in a stream
 (`StreamMessage.send`, in a `ParkingLot`). The first four park by hand: what wakes them gives them something, an answer or
-a place in the queue, in the same step in which it takes it from somebody else. Every class here is protected from
+a place in the queue, in the same step in which it takes it from somebody else. What wakes comes before what forgets, for at the end of the stack a
+RecursionError may come of any call. Every class here is protected from
 KeyboardInterrupt, as Trio's own channels are: a Ctrl-C between a change and the wake-up that belongs to it would leave
 a task asleep for ever, or wake one that does not sleep.
 """
@@ -141,10 +142,10 @@ class Message:
         if inbox is None:
             self._refuse()
             return
-        self._inbox = None
-        inbox.held.pop(self, None)
         if self._call is not None:
             self._call.finish(outcome.Value(value))
+        self._inbox = None
+        inbox.held.pop(self, None)
 
     def fail(self, exc: BaseException) -> None:
         """Answer it with an exception, which the caller's `call` raises."""
@@ -152,10 +153,10 @@ class Message:
         if inbox is None:
             self._refuse()
             return
-        self._inbox = None
-        inbox.held.pop(self, None)
         if self._call is not None:
             self._call.finish(result)
+        self._inbox = None
+        inbox.held.pop(self, None)
 
     def requeue(self) -> None:
         """Put it back at the head of the queue."""
@@ -237,8 +238,8 @@ class Call:
         if task is None:
             self.answer = result
         else:  # not kept here: an exception will know of the caller's frame, and that of this
-            self.answer, self._task = _DELIVERED, None
             reschedule(task, result)
+            self.answer, self._task = _DELIVERED, None
 
     async def result(self) -> Any:
         """Wait for the answer; a caller who is cancelled takes a queued message with it."""
@@ -255,6 +256,7 @@ class Call:
         try:
             return await wait_task_rescheduled(self._abort)
         except BaseException:
+            self._task = None
             self.call_back()
             raise
 
@@ -364,8 +366,8 @@ class StreamCall(Call):
 
     def wake(self) -> None:
         if self._task is not None:
-            task, self._task = self._task, None
-            reschedule(task)
+            reschedule(self._task)
+            self._task = None
 
     def look_for_room(self) -> None:
         """Whoever waits for room looks again: there may be some, or it need wait no longer."""
@@ -420,7 +422,11 @@ class StreamCall(Call):
         if task is self.mailbox.server:
             self.mailbox.check_others_serve(task)
         self._task = task
-        await wait_task_rescheduled(self._abort)
+        try:
+            await wait_task_rescheduled(self._abort)
+        except BaseException:
+            self._task = None
+            raise
 
     async def _park_in_time(self, deadline: float) -> None:
         """For something to come; past the deadline it is as if the consumer had left, but it is told why."""
@@ -522,9 +528,11 @@ class Queue:
         """Queue it, if there is room for one more; while others wait for room there is none."""
         if len(self.queue) >= self._size and len(self) >= self._size:
             return False
+        for reader in self.readers:
+            reschedule(reader)
+            del self.readers[reader]
+            break
         self.queue.append(message)
-        if self.readers:
-            reschedule(self.readers.popitem(False)[0])  # not last=False: it costs one instruction less
         return True
 
     async def put(self, message: Entry) -> None:
@@ -543,7 +551,11 @@ class Queue:
             del self._putters[task]
             return Abort.SUCCEEDED
 
-        await wait_task_rescheduled(abort)
+        try:
+            await wait_task_rescheduled(abort)
+        except BaseException:
+            self._putters.pop(task, None)
+            raise
 
     def withdraw(self) -> None:
         """The caller of one is gone; it stays in the queue, and counts no more, until it is half of all."""
@@ -727,18 +739,22 @@ class Inbox:
             del readers[task]
             return Abort.SUCCEEDED
 
-        await wait_task_rescheduled(abort)
-        while self.is_open:
-            self._before_turn = _IN_A_ROW - 1
-            message = self._take()
-            if message is not None:
-                return message
-            if ends and self._leaf.stopping:
-                break
-            readers[task] = self, ends
-            # What it was woken for is gone, to somebody who was faster, or with its caller: it has waited longest all the same.
-            readers.move_to_end(task, last=False)
+        try:
             await wait_task_rescheduled(abort)
+            while self.is_open:
+                self._before_turn = _IN_A_ROW - 1
+                message = self._take()
+                if message is not None:
+                    return message
+                if ends and self._leaf.stopping:
+                    break
+                readers[task] = self, ends
+                # What it was woken for is gone, to somebody who was faster, or with its caller: it has waited longest all the same.
+                readers.move_to_end(task, last=False)
+                await wait_task_rescheduled(abort)
+        except BaseException:
+            readers.pop(task, None)
+            raise
         return self._take_last()
 
     def _is_read_by(self, task: Task) -> None:

@@ -92,8 +92,8 @@ MAILBOXES = tuple(
         (
             "callbacks are forgotten",
             _MAILBOX,
-            "        except BaseException:\n            self.call_back()\n            raise",
-            "        except BaseException:\n            raise",
+            "            self._task = None\n            self.call_back()\n            raise",
+            "            self._task = None\n            raise",
         ),
         (
             "who waits for room is not told of the end",

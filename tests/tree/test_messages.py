@@ -27,6 +27,7 @@ from supervise import (
     Restart,
     Resume,
     Stop,
+    StreamMessage,
     Supervisor,
     current_child,
     events,
@@ -1411,3 +1412,57 @@ def test_a_wrong_spec_is_told_with_where_its_name_stands():
             tree[5]
 
     grow(app(Child("echo", forever)), scene)
+
+
+# --- at the end of the stack
+
+
+@pytest.mark.parametrize("who", ["caller", "server", "consumer"])
+def test_who_calls_himself_without_end_takes_nobody_with_him(who):
+    """R29, R30: a RecursionError may come of any call that we make for him; whoever waits at a mailbox is woken all the same."""
+
+    async def calling():
+        await current_child().tree["app/echo"].call(1)
+        await calling()
+
+    async def serving(inbox):
+        message = await inbox.receive()
+
+        async def sending():
+            await message.send(1)
+            await sending()
+
+        await sending()
+
+    async def consuming():
+        async with current_child().tree["app/echo"].stream(1) as items:
+
+            async def taking():
+                await anext(items)
+                await taking()
+
+            await taking()
+
+    async def echo(inbox):
+        async for message in inbox:
+            if isinstance(message, StreamMessage):
+                while not message.left:
+                    await message.send(1)
+            else:
+                message.reply(message.value)
+
+    async def scene(tree, seen):
+        if who == "server":
+            with pytest.raises(CallLost), trio.fail_after(1):
+                async with tree["app/bad"].stream(1) as items:
+                    async for _ in items:
+                        pass
+        await trio.sleep(1)
+        assert isinstance(seen.of(events.Failed, "app/bad")[0].exc, RecursionError)
+        with trio.fail_after(1):
+            assert await tree["app/echo"].call(2) == 2
+
+    body = {"caller": calling, "server": serving, "consumer": consuming}[who]
+    mailbox = 1 if who == "server" else None
+    bad = Child("bad", body, mailbox=mailbox, restart="temporary")
+    grow(app(Child("echo", echo, mailbox=1), bad), scene)
