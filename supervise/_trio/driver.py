@@ -35,6 +35,7 @@ from ..errors import Refused, TreeFailed
 from ..sinks._words import trace
 from .address import Address, Answer
 from .leaf import Leaf, freely
+from .protect import check_stack
 
 logger = logging.getLogger("supervise")
 
@@ -146,6 +147,7 @@ class Driver:
     @enable_ki_protection
     async def ask(self, machine: Machine, request: effect.Request) -> Any:
         """Put a request in and wait for the answer."""
+        check_stack()
         await trio.lowlevel.checkpoint_if_cancelled()
         if self._broken:
             raise self._cannot_answer()

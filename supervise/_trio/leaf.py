@@ -35,6 +35,7 @@ from .._core.spec import IGNORE, Child
 from ..errors import ForeignCancelled, StartReturned
 from .child import CurrentChild, current
 from .mailbox import Inbox
+from .protect import check_stack
 
 if TYPE_CHECKING:
     from .._core.node import Node
@@ -203,6 +204,7 @@ class Leaf:
 
     def inject(self, exc: BaseException) -> None:
         """Have the body fail with `exc` (R27). One that it has not come out with in time is the context of the next."""
+        check_stack()
         if self._injected is not None and self._injected[0] is not exc and context_of(exc) is None:
             set_context(exc, self._injected[0])
         self._injected = exc, self._driver.now() + self._spec.grace
@@ -354,6 +356,7 @@ class Leaf:
     @enable_ki_protection
     def up(self, value: Any) -> None:
         """It is ready (R17)."""
+        check_stack()
         self.ready = True
         self._value = value
         self._driver.leaf_up(self, value)

@@ -1,14 +1,17 @@
-"""Protection from KeyboardInterrupt for all that a class does."""
+"""Protection of our own lines: from KeyboardInterrupt, and from the end of Python's stack."""
 
 from __future__ import annotations
 
 import inspect
+import sys
 from collections.abc import Callable
 from typing import Any, TypeVar
 
 from trio.lowlevel import enable_ki_protection
 
 T = TypeVar("T", bound=type[Any])
+
+_SPARE = 150  # frames: what we, Trio and sinks of the usual kind need below a call, several times over
 
 
 def protected(cls: T) -> T:
@@ -28,3 +31,20 @@ def _functions(member: object) -> list[Callable[..., Any]]:
     if isinstance(member, property):
         return [function for function in (member.fget, member.fset) if function is not None]
     return [inspect.unwrap(member)] if inspect.isfunction(member) else []
+
+
+def check_stack() -> None:
+    """Refuse a call that comes so near the end of Python's stack that our own work might break off in its middle.
+
+    A child that calls itself without end is to fail with its own RecursionError. One that struck between two of our lines
+    would leave the tree half changed, and whoever waits for the other half would wait for ever (R24).
+
+    Raises:
+        RecursionError: fewer than 150 frames are left.
+    """
+    limit = sys.getrecursionlimit()
+    try:
+        sys._getframe(max(limit - _SPARE, limit // 2))
+    except ValueError:
+        return  # the stack is not so deep
+    raise RecursionError("maximum recursion depth is near: the tree cannot be asked for anything from here")

@@ -21,7 +21,7 @@ from .address import Address, Answer
 from .driver import Driver
 from .leaf import Leaf, close_scope, enclosing_child
 from .mailbox import OpenStream, Queue, Stream, call, checked_on_loss
-from .protect import protected
+from .protect import check_stack, protected
 
 
 class Declared:
@@ -247,6 +247,7 @@ class Ref:
         """
         self._would_wait_for_itself(self._above, ended=self.path)
         if not self._above:
+            check_stack()
             self._driver.stop(f"{self.path!r} was asked to stop")
             await self._driver.finished.wait()
         else:

@@ -22,7 +22,7 @@ from ..events import Sink
 from ..sinks.log import LoggingSink
 from .driver import Driver
 from .leaf import _is_fatal, _without_cancelled, close_scope
-from .protect import protected
+from .protect import check_stack, protected
 from .ref import Declared, Ref, refuse_nonsense
 
 onlookers: ContextVar[tuple[Sink, ...]] = ContextVar("supervise.onlookers", default=())
@@ -172,6 +172,7 @@ class _Opening(AbstractAsyncContextManager[Tree]):
     async def __aenter__(self) -> Tree:
         if self._nurseries is not None:
             raise RuntimeError("open_tree(…) gives a block that is entered once: call it again")
+        check_stack()
         given = [LoggingSink()] if self._sinks is None else checked_sinks(self._sinks)
         tree = Tree(check_root(self._spec), [*given, *onlookers.get()])
         self._look(tree)

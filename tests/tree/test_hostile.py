@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextvars
 import dataclasses
 import logging
+import sys
 from contextlib import asynccontextmanager
 
 import pytest
@@ -16,6 +17,7 @@ from supervise import (
     Decider,
     Limit,
     Mailbox,
+    Pool,
     Refused,
     Resume,
     Rule,
@@ -29,7 +31,7 @@ from supervise import (
 from supervise.errors import ChildStopped, StartFailed, TreeFailed
 from supervise.testing import assert_lifecycle, echo, run_virtual
 
-from .scene import Boom, Seen, app, grow, nothing, quiet
+from .scene import Boom, Puppet, Seen, app, grow, nothing, quiet
 
 
 def test_a_body_that_cannot_be_called_fails_its_start():
@@ -567,3 +569,66 @@ def test_a_resource_is_told_that_the_inbox_comes_later():
 
     grow(app(Child("a", echo, resource=resource, mailbox=1)))
     assert told == ["child 'app/a' has no inbox before its body is called: a resource has none"]
+
+
+@pytest.mark.parametrize("asks", ["restart", "stop", "add", "inject", "open a tree"])
+def test_who_asks_for_something_in_each_of_endless_calls_fails_alone(asks):
+    """R24: the RecursionError is the child's own, and nobody waits for what would have come of the call."""
+    other, pool = Puppet("other"), Pool("pool", Child("m", trio_forever))
+
+    async def ask(tree):
+        if asks == "restart":
+            await tree["app/other"].restart()
+        elif asks == "add":
+            await tree["app/pool"].add()
+        elif asks == "inject":
+            tree["app/other"].inject(Boom())
+            await trio.sleep(0.1)
+        elif asks == "open a tree":
+            async with open_tree(app(Child("c", trio_forever)), sinks=[]):
+                await ask(tree)
+        elif asks == "stop":
+            await tree["app/other"].stop()
+            await tree["app/other"].start()
+        await ask(tree)
+
+    async def calls():
+        await ask(current_child().tree)
+
+    async def scene(tree, seen):
+        await trio.sleep(200)
+        assert isinstance(seen.of(events.Failed, "app/calls")[0].exc, RecursionError)
+        with trio.fail_after(1):
+            await tree["app/other"].restart()
+        assert other.running == 1
+
+    spec = Child("calls", calls, restart="temporary")
+    grow(app(other, pool, spec, limit=None), scene)
+
+
+def test_who_is_ready_at_the_end_of_the_stack_has_not_started():
+    """R17, R24: a start that fails with its own RecursionError, at whatever depth it says that it is ready."""
+
+    async def says(deeper, task_status):
+        if deeper:
+            await says(deeper - 1, task_status)
+        else:
+            task_status.started()
+
+    async def body(depth, task_status):
+        await says(depth, task_status)
+        await trio.sleep_forever()
+
+    async def main(depth):
+        with trio.fail_after(1):
+            try:
+                async with open_tree(app(Child("a", body, args=(depth,))), sinks=[]):
+                    ends.add("ready")
+            except StartFailed as exc:
+                ends.add(type(exc.__cause__).__name__)
+
+    ends = set()
+    limit = sys.getrecursionlimit()
+    for depth in range(limit - 250, limit, 5):
+        run_virtual(main, depth)
+    assert ends == {"ready", "RecursionError"}
