@@ -308,11 +308,12 @@ class StreamMessage(Message):
 
     @property
     def size(self) -> int:
-        """How many items may wait for the consumer."""
+        """How many items may wait for the consumer; at least 1."""
         return self._call.size
 
     @size.setter
     def size(self, size: int) -> None:
+        check_number("a stream's buffer", size, least=1, kind=int)
         self._call.size = size
         self._call.look_for_room()
 

@@ -298,6 +298,8 @@ def test_a_stream_whose_size_grows_has_room_at_once():
             message.send_nowait(0)
             nursery.start_soon(message.send, 1)
             await trio.sleep(1)
+            with pytest.raises(ValueError, match="buffer must be >= 1, got 0"):
+                message.size = 0
             message.size = 2
         sent.append(message.size)
         message.reply()
