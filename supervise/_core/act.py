@@ -66,15 +66,6 @@ ACTS: dict[ActKind, Row] = {
 }
 
 
-class Ledger:
-    """What all machines of one tree share. `listening`: whether anybody wants events; without a listener none is made."""
-
-    __slots__ = ("listening",)
-
-    def __init__(self) -> None:
-        self.listening = True
-
-
 @define(eq=False, weakref_slot=False)
 class Act:
     """What the supervisor is busy with.

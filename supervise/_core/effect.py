@@ -1,290 +1,250 @@
-"""What goes into a machine and what comes out of it.
+"""What goes into a machine and what comes out of it: values that say all they mean, so that both can be logged and replayed.
 
-Plain classes: nobody compares or prints them.
+A child is named by its name in an input, since an input reaches the machine of its supervisor, and by its path in an
+effect. Together with the incarnation that is an identity: the number of a name never goes back (R9), so a report of an
+earlier incarnation is known as such, even where a child has left the tree and another of the same name has joined it.
+
+Nobody changes one. They are not frozen all the same, since making a frozen one takes a call for each attribute, and a start
+or a stop is made of these.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
+
+from attrs import define
 
 from ..events import Event
 from .directive import Directive
-from .node import Failure, Node
+from .node import Failure
 from .spec import Spec
 
-if TYPE_CHECKING:
-    from .machine import Machine
+# Inputs. `child` is the name of the child that reports, `incarnation` the one that it reports of.
 
 
-# What goes in. `child` is the node that reports, `incarnation` the life that it reports of.
-
-
+@define(weakref_slot=False)
 class Boot:
-    """The supervisor's own task is there, and its `init` has been called."""
+    """The supervisor's own task runs, and its `init` has been called: it returned `IGNORE`, or raised `problem`."""
 
-    __slots__ = ("ignored", "problem")
-
-    def __init__(self, problem: BaseException | None = None, ignored: bool = False) -> None:
-        self.problem = problem
-        self.ignored = ignored
+    problem: BaseException | None = None
+    ignored: bool = False
 
 
+@define(weakref_slot=False)
 class Up:
-    """The child is ready."""
+    """The child is ready, with this value."""
 
-    __slots__ = ("child", "incarnation", "value")
-
-    def __init__(self, child: Node, incarnation: int, value: Any = None) -> None:
-        self.child = child
-        self.incarnation = incarnation
-        self.value = value
+    child: str
+    incarnation: int
+    value: Any = None
 
 
+@define(weakref_slot=False)
 class Exited:
-    """The child's body is over and its task is suspended: it raised `exc`, or else it returned `value`.
+    """The child's body is over and its task waits to be told what comes of that: it raised `exc`, or returned `value`.
 
-    `risen`: from a supervisor, a failure below it, or its own, that it does not decide.
+    Args:
+        child: its name.
+        incarnation: the one whose body is over.
+        exc: what it raised.
+        value: what it returned otherwise.
+        resumable: whether the body can be entered again, with its resource kept.
+        progressed: whether the child has taken a message since it was resumed last.
+        risen: from a supervisor: the failure, one from below or its own, that it passes up.
     """
 
-    __slots__ = ("child", "exc", "incarnation", "progressed", "resumable", "risen", "value")
-
-    def __init__(
-        self,
-        child: Node,
-        incarnation: int,
-        exc: BaseException | None = None,
-        value: Any = None,
-        *,
-        resumable: bool = False,
-        progressed: bool = False,
-        risen: Failure | None = None,
-    ) -> None:
-        self.child = child
-        self.incarnation = incarnation
-        self.exc = exc
-        self.value = value
-        self.resumable = resumable
-        self.progressed = progressed
-        self.risen = risen
+    child: str
+    incarnation: int
+    exc: BaseException | None = None
+    value: Any = None
+    resumable: bool = False
+    progressed: bool = False
+    risen: Failure | None = None
 
 
+@define(weakref_slot=False)
 class Ended:
-    """The child is really gone. `error`: what went wrong while it was stopped or left.
+    """The child's task, or the supervisor with everything below it, has ended.
 
-    `ignored`: it said `IGNORE`. `returned`: a supervisor ended normally. `failure`: a supervisor, or its start, failed.
+    Args:
+        child: its name.
+        incarnation: the one that has ended.
+        error: what it raised while it was being stopped, or while it left its resource.
+        ignored: whether it declined to start, with `IGNORE`.
+        returned: whether a supervisor ended normally.
+        failure: what a supervisor, or its start, failed with.
     """
 
-    __slots__ = ("child", "error", "failure", "ignored", "incarnation", "returned")
-
-    def __init__(
-        self,
-        child: Node,
-        incarnation: int,
-        error: BaseException | None = None,
-        ignored: bool = False,
-        *,
-        returned: bool = False,
-        failure: Failure | None = None,
-    ) -> None:
-        self.child = child
-        self.incarnation = incarnation
-        self.error = error
-        self.ignored = ignored
-        self.returned = returned
-        self.failure = failure
+    child: str
+    incarnation: int
+    error: BaseException | None = None
+    ignored: bool = False
+    returned: bool = False
+    failure: Failure | None = None
 
 
 RequestKind = Literal["add", "stop", "start", "restart", "remove", "status"]
 
 
+@define(eq=False, weakref_slot=False)
 class Request:
-    """Somebody asks for a change; answered by one `Reply` with the same token, unless it is withdrawn before it has begun."""
+    """A caller asks for a change. It is answered by one `Reply` with its token, unless it is withdrawn before it is served.
 
-    __slots__ = ("args", "kind", "name", "spec", "token", "withdrawn")
+    It is the one input that is not frozen: a withdrawn request stays in the inbox, marked, since to take it out would cost
+    a walk over all others that wait there.
+    """
 
-    def __init__(
-        self,
-        kind: RequestKind,
-        token: Any,
-        name: str | None = None,
-        spec: Spec | None = None,
-        args: tuple[Any, ...] = (),
-    ) -> None:
-        self.kind = kind
-        self.token = token
-        self.name = name
-        self.spec = spec
-        self.args = args
-        self.withdrawn = False
+    kind: RequestKind
+    token: Any
+    name: str | None = None
+    spec: Spec | None = None
+    args: tuple[Any, ...] = ()
+    withdrawn: bool = False
 
 
+@define(weakref_slot=False)
 class Withdraw:
-    """Whoever made this request waits no longer: it is not served, unless it has begun (R25)."""
+    """The caller of this request no longer waits: it is not served, unless that has begun (R25)."""
 
-    __slots__ = ("request",)
-
-    def __init__(self, request: Request) -> None:
-        self.request = request
+    request: Request
 
 
+@define(weakref_slot=False)
 class Stop:
-    """The supervisor is to stop its children, and end; as if by itself if it `returned`, or failed with `exc`."""
+    """The supervisor is to stop its children and end: as if normally if it `returned`, or failed with `exc`."""
 
-    __slots__ = ("exc", "reason", "returned")
-
-    def __init__(self, reason: str, returned: bool = False, exc: Exception | None = None) -> None:
-        self.reason = reason
-        self.returned = returned
-        self.exc = exc
+    reason: str
+    returned: bool = False
+    exc: Exception | None = None
 
 
+@define(weakref_slot=False)
 class Verdict:
-    """An ancestor has decided the failure that this supervisor passed up."""
+    """What an ancestor has decided of the failure that this supervisor passed up; None: it is settled, and nothing follows."""
 
-    __slots__ = ("directive",)
-
-    def __init__(self, directive: Directive | None) -> None:
-        self.directive = directive
+    directive: Directive | None
 
 
+@define(weakref_slot=False)
 class Wake:
-    """A time that the machine asked for has come."""
-
-    __slots__ = ()
+    """A time that the machine asked for with `WakeAt` has come."""
 
 
 Input = Boot | Up | Exited | Ended | Request | Withdraw | Stop | Verdict | Wake
 
-# What comes out, for the driver. An event is to be delivered.
+# Effects for the driver. An event among them is to be delivered.
 
 
-class _To:
-    __slots__ = ("child",)
+@define(weakref_slot=False)
+class Start:
+    """Give the child a task; that of a supervisor sends `Boot` once its nursery is open."""
 
-    def __init__(self, child: Node) -> None:
-        self.child = child
-
-
-class _Because:
-    __slots__ = ("child", "reason")
-
-    def __init__(self, child: Node, reason: str) -> None:
-        self.child = child
-        self.reason = reason
+    path: str
+    incarnation: int
+    spec: Spec
 
 
-class Start(_To):
-    """Give the child a task. A supervisor's boots once its nursery is open."""
+@define(weakref_slot=False)
+class Ask:
+    """Tell the leaf that it is to stop; it may drain (R20)."""
 
-    __slots__ = ()
-
-
-class Ask(_Because):
-    """Tell the leaf that it is to stop."""
-
-    __slots__ = ()
+    path: str
+    incarnation: int
+    reason: str
 
 
-class Cancel(_Because):
+@define(weakref_slot=False)
+class Cancel:
     """Cancel the leaf."""
 
-    __slots__ = ()
+    path: str
+    incarnation: int
+    reason: str
 
 
-class Release(_To):
-    """Let the suspended leaf leave its resource and end."""
+@define(weakref_slot=False)
+class Release:
+    """Have the leaf whose body is over leave its resource and end."""
 
-    __slots__ = ()
-
-
-class Resume(_To):
-    """Let the suspended leaf enter its body again."""
-
-    __slots__ = ()
+    path: str
+    incarnation: int
 
 
+@define(weakref_slot=False)
+class Resume:
+    """Have the leaf whose body is over enter it again (R8)."""
+
+    path: str
+    incarnation: int
+
+
+@define(weakref_slot=False)
 class ReportOverdue:
-    """Look where the child hangs, and deliver an `Overdue`, or a `StartOverdue` if it is `starting`."""
+    """Find out where the child hangs and deliver an `Overdue`, or a `StartOverdue` if it is `starting` (R17, R20)."""
 
-    __slots__ = ("child", "seconds", "starting")
-
-    def __init__(self, child: Node, seconds: float, *, starting: bool = False) -> None:
-        self.child = child
-        self.seconds = seconds
-        self.starting = starting
+    path: str
+    incarnation: int
+    seconds: float
+    starting: bool = False
 
 
+@define(weakref_slot=False)
 class WakeAt:
-    """Put a `Wake` in at this time. A later one with an earlier time counts too."""
+    """Send this supervisor's machine a `Wake` at this time. Only the earliest time asked for counts: woken, it asks again."""
 
-    __slots__ = ("at", "machine")
-
-    def __init__(self, machine: Machine, at: float) -> None:
-        self.machine = machine
-        self.at = at
+    path: str
+    at: float
 
 
+@define(weakref_slot=False)
 class Reply:
-    """The answer to a request."""
+    """The answer to a request: for a change the path of the child, for a status the picture, or an error."""
 
-    __slots__ = ("error", "token", "value")
-
-    def __init__(self, token: Any, value: Any = None, error: Exception | None = None) -> None:
-        self.token = token
-        self.value = value
-        self.error = error
+    token: Any
+    value: Any = None
+    error: Exception | None = None
 
 
+@define(weakref_slot=False)
 class Gone:
-    """The node, and all below it, is down for good; `why` if it failed."""
+    """The child, and all below it, is down for good, because of `why` if it failed; `removed`: it has left the tree."""
 
-    __slots__ = ("child", "removed", "why")
-
-    def __init__(self, child: Node, why: BaseException | None, removed: bool = False) -> None:
-        self.child = child
-        self.why = why
-        self.removed = removed
+    path: str
+    why: BaseException | None
+    removed: bool = False
 
 
-class _Failing:
-    __slots__ = ("exc",)
+@define(weakref_slot=False)
+class Fatal:
+    """A child raised what is not an `Exception`: the whole tree is to stop (R4)."""
 
-    def __init__(self, exc: BaseException) -> None:
-        self.exc = exc
-
-
-class Fatal(_Failing):
-    """Something that is not an `Exception` came out of a child: the whole tree is to stop (R4)."""
-
-    __slots__ = ()
+    exc: BaseException
 
 
-class Fail(_Failing):
-    """Nobody decided: the tree fails with this, once all has stopped."""
+@define(weakref_slot=False)
+class Fail:
+    """No supervisor decided this failure: the tree fails with it once everything has stopped (R11)."""
 
-    __slots__ = ()
-
-
-# What comes out, for another machine: the forest turns it into an input there.
+    exc: BaseException
 
 
+# Effects for another machine, which the forest hands on as inputs. The driver sees `Rise` too.
+
+
+@define(weakref_slot=False)
 class Rise:
-    """For this supervisor's own supervisor, or, from the root, for the driver: it is over."""
+    """A report of the supervisor at this path to its own supervisor; that of the root is for the driver alone."""
 
-    __slots__ = ("report",)
-
-    def __init__(self, report: Up | Exited | Ended) -> None:
-        self.report = report
+    path: str
+    report: Up | Exited | Ended
 
 
+@define(weakref_slot=False)
 class Tell:
-    """For the machine of a child that is a supervisor."""
+    """An input for the machine of a child that is a supervisor."""
 
-    __slots__ = ("child", "order")
-
-    def __init__(self, child: Node, order: Stop | Verdict) -> None:
-        self.child = child
-        self.order = order
+    path: str
+    order: Stop | Verdict
 
 
 Effect = (

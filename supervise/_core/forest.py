@@ -11,10 +11,9 @@ from typing import Any
 
 from .. import events
 from . import effect
-from .act import Ledger
 from .decide import ROOT
 from .effect import Effect, Input
-from .machine import Machine
+from .machine import Ledger, Machine
 from .node import Memory, Node
 from .spec import Child, Pool, Spec, Supervisor
 from .status import Status, Traffic, picture
@@ -23,24 +22,26 @@ _ROUTED = frozenset({effect.Tell, effect.Rise, effect.Fail, effect.Fatal})
 
 
 class Forest:
-    """The machines of one tree. `root` is the topmost node; its machine is `root.machine`."""
+    """The machines of one tree, and its topmost node. `machines` has those that run, by their paths."""
 
     def __init__(self, spec: Supervisor | Pool) -> None:
         self.ledger = Ledger()
-        self.root = Node(spec, spec.name, None, ROOT)
-        self.root.machine = Machine(self.root, self.ledger)
+        self.machines = self.ledger.machines
+        self.root = Node(spec, spec.name, ROOT)
+        self.root.has_machine = True
+        self.machines[spec.name] = Machine(self.root, self.ledger)
         self.over = False
 
     def start(self, now: float) -> list[Effect]:
         """The effects that open the root; its `Boot` comes from the driver."""
         root = self.root
         root.incarnation, root.state, root.alive = 1, "starting", True
-        return [*self._event(events.Starting, now), effect.Start(root)]
+        return [*self._event(events.Starting, now), effect.Start(root.path, root.incarnation, root.spec)]
 
     def handle(self, machine: Machine, item: Input, now: float, u: float = 0.5) -> list[Effect]:
         """Put one input in; gives what is left for the driver to carry out, in order."""
         out: list[Effect] = []
-        if isinstance(item, effect.Stop) and machine is self.root.machine:
+        if isinstance(item, effect.Stop) and machine.parent is None:
             out = self._root_stops(item.reason, now)
         results = machine.handle(item, now, u)
         if not out and _ROUTED.isdisjoint(map(type, results)):
@@ -55,8 +56,7 @@ class Forest:
         while True:
             for result in results:
                 if isinstance(result, effect.Tell):
-                    assert result.child.machine is not None
-                    work.append((result.child.machine, result.order))
+                    work.append((self.machines[result.path], result.order))
                 elif isinstance(result, effect.Rise):
                     self._rise(machine, result, now, work, out)
                 else:
@@ -78,7 +78,7 @@ class Forest:
         work: deque[tuple[Machine, Input]],
         out: list[Effect],
     ) -> None:
-        parent = machine.node.parent
+        parent = machine.parent
         if parent is not None:
             out.append(rise)
             work.append((parent, rise.report))
@@ -107,18 +107,17 @@ class Forest:
         elif report.returned:
             out = self._event(events.Returned, now)
         root.gone = True
-        return [*out, *self._event(events.Stopped, now), effect.Gone(root, root.why)]
+        return [*out, *self._event(events.Stopped, now), effect.Gone(root.path, root.why)]
 
     def _stop_all(
         self, machine: Machine, exc: BaseException, now: float, out: list[Effect]
     ) -> tuple[Machine, Input]:
         """What no decider decides stops the whole tree (R4)."""
         root = self.root
-        assert root.machine is not None
         root.why = exc if root.why is None else root.why
         reason = f"{machine.path!r} met what no decider decides"
         out += self._root_stops(reason, now)
-        return root.machine, effect.Stop(reason)
+        return self.machines[root.path], effect.Stop(reason)
 
     def _root_stops(self, reason: str, now: float) -> list[Effect]:
         if self.root.state not in ("starting", "up"):
@@ -134,15 +133,21 @@ class Forest:
 
     def find(self, path: str) -> Node | None:
         """The node at a path, if every supervisor above it is there."""
-        names = path.split("/")
-        node: Node | None = self.root
-        if names[0] != self.root.spec.name:
-            return None
-        for name in names[1:]:
-            if node is None or node.machine is None:
-                return None
-            node = node.machine.children.get(name)
-        return node
+        if path == self.root.path:
+            return self.root
+        above, _, name = path.rpartition("/")
+        machine = self.machines.get(above)
+        return None if machine is None else machine.children.get(name)
+
+    def nodes(self) -> list[Node]:
+        """All nodes, parents first, in start order."""
+        found: list[Node] = []
+        waiting = [self.root]
+        while waiting:
+            found.append(waiting.pop())
+            if found[-1].has_machine:
+                waiting.extend(reversed(self.machines[found[-1].path].children.values()))
+        return found
 
     def gone(
         self, path: str, *, ended: bool, failure: BaseException | None
@@ -156,30 +161,28 @@ class Forest:
         if found is not None and not found.gone and not ended:
             return False, None
         node: Node = self.root
+        above: Machine | None = None
         names = path.split("/")
         gone: tuple[bool, BaseException | None] = (ended, failure)
         for depth, name in enumerate(names[1:], 1):
             if node.gone:
                 gone = True, node.why
             memory = node.memory
-            if not gone[0] and (node.machine is None or _starts_again(node)):
+            machine = self.machines[node.path] if node.has_machine else None
+            starts_again = machine is None or (above is not None and above.starts_again(node))
+            if starts_again and not gone[0]:
                 return not _declares(node.spec, names[depth:]), _left(memory, names[depth:], None)
-            if node.machine is None:
+            if machine is None:
                 return True, _left(memory, names[depth:], gone[1])
-            below = node.machine.children.get(name)
+            below = machine.children.get(name)
             if below is None:
                 return True, _left(memory, [name], None)
-            node = below
+            node, above = below, machine
         return (True, node.why) if node.gone else gone
 
     def status(self, now: float, traffic: Traffic = lambda _: (None, None)) -> Status:
         """The whole tree as it stands (R33)."""
-        return picture(self.root, now, traffic)
-
-
-def _starts_again(node: Node) -> bool:
-    """Whether it will be started anew, as one of a group whose restart has been decided."""
-    return node.parent is not None and node.parent.starts_again(node)
+        return picture(self.root, self.machines, now, traffic)
 
 
 def _left(

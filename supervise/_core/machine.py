@@ -86,7 +86,7 @@ from typing import Any, Literal
 from .. import errors, events
 from . import effect
 from ._brief import brief
-from .act import ACTS, Act, Done, Judge, Ledger, Released, Retry, Waiting
+from .act import ACTS, Act, Done, Judge, Released, Retry, Waiting
 from .decide import is_decidable
 from .directive import Directive, Escalate, Restart, Resume, Stop
 from .effect import Effect, Input, Request
@@ -100,12 +100,27 @@ from .verdict import decision, is_charged, limit_exceeded
 _FEW = 64  # fewer requests that were withdrawn are not worth a sweep
 
 
+class Ledger:
+    """What all machines of one tree share.
+
+    `listening`: whether anybody wants events; without a listener none is made. `machines`: that of each supervisor that
+    has been started and has not ended, by its path.
+    """
+
+    __slots__ = ("listening", "machines")
+
+    def __init__(self) -> None:
+        self.listening = True
+        self.machines: dict[str, Machine] = {}
+
+
 class Machine:
     """One supervisor; its children are its own, and whatever else it concerns it hears and tells by inputs and effects."""
 
-    def __init__(self, node: Node, ledger: Ledger) -> None:
+    def __init__(self, node: Node, ledger: Ledger, parent: Machine | None = None) -> None:
         assert not isinstance(node.spec, Child)
         self.node = node
+        self.parent = parent
         self.spec: Supervisor | Pool = node.spec
         self.path = node.path
         self.ledger = ledger
@@ -123,6 +138,7 @@ class Machine:
         self.out: list[Effect] = []
         self.timers = Timers()
         limit = self.spec.limit
+        self.fast_act: Act | None = None  # the act of every restart in one step, see `shortcut`
         self.ready_time = ReadyTime() if limit is not None and limit.of_ready_time else None
 
     def __repr__(self) -> str:
@@ -169,35 +185,35 @@ class Machine:
         if boot.ignored or boot.problem is not None:
             self._refuse_waiting()  # requests that came before `Boot`: nobody else would answer them
         if boot.ignored:
-            self._end(effect.Ended(self.node, self.node.incarnation, ignored=True))
+            self._end(effect.Ended(self.node.name, self.node.incarnation, ignored=True))
         elif boot.problem is not None:
-            failure = Failure(boot.problem, self.node, self.path)
-            self._end(effect.Ended(self.node, self.node.incarnation, failure=failure))
+            failure = Failure(boot.problem, self.path, self.node.incarnation, self.path)
+            self._end(effect.Ended(self.node.name, self.node.incarnation, failure=failure))
         else:
             self.phase = "booting"
             starts = list(reversed(self.children.values()))
             self.act = Act("boot", starts=starts)
 
     def _on_up(self, up: effect.Up) -> None:
-        node = up.child
-        if node.incarnation != up.incarnation or node.state != "starting" or node.timed_out:
+        node = self.children.get(up.child)
+        if node is None or node.incarnation != up.incarnation or node.state != "starting" or node.timed_out:
             return
         self.timers.disarm(node)
         self.note_restart(node, self.now, in_progress=False)
         node.state = "up"
         node.since = self.now
-        if self.ledger.listening and node.machine is None:
+        if self.ledger.listening and node.is_leaf:
             self.out.append(events.Ready(self.now, node.path, node.incarnation, up.value))
         self._awaits_no_longer(node)
 
     def _on_exited(self, exited: effect.Exited) -> None:
-        node = exited.child
-        if node.incarnation != exited.incarnation:
+        node = self.children.get(exited.child)
+        if node is None or node.incarnation != exited.incarnation:
             return
         if node.state == "stopping" or node.timed_out:
             self._report_while_stopping(node, exited)
         elif node.state == "starting":
-            self._start_failed(node, self._failure_of(exited))
+            self._start_failed(node, self._failure_of(node, exited))
         elif node.state == "up":
             self._body_is_over(node, exited)
 
@@ -205,12 +221,12 @@ class Machine:
         """It crossed with a stop: an event, never a decision (R19, R23)."""
         if exited.risen is not None:
             # The stop has reached, or will reach, those below who wait for the verdict.
-            if exited.risen.origin is node:
+            if exited.risen.origin == node.path:
                 self._decided(exited.risen, None, "stop")
             return
         if exited.exc is not None:
             self._stop_error(node, exited.exc)
-        self.out.append(effect.Release(node))
+        self.out.append(effect.Release(node.path, node.incarnation))
 
     def _stop_error(self, node: Node, exc: BaseException) -> None:
         """A failure while a child is stopped is an event; what is no `Exception` stops the whole tree even then (R4, R23)."""
@@ -221,8 +237,7 @@ class Machine:
             if self.act is not None:
                 self.act.starts.clear()
 
-    def _failure_of(self, exited: effect.Exited) -> Failure:
-        node = exited.child
+    def _failure_of(self, node: Node, exited: effect.Exited) -> Failure:
         if exited.risen is not None:
             return exited.risen
         exc = exited.exc
@@ -230,7 +245,8 @@ class Machine:
             exc = errors.ChildReturned(f"permanent child {node.path!r} returned {brief(exited.value)}")
         return Failure(
             exc,
-            node,
+            node.path,
+            node.incarnation,
             node.path,
             resumable=exited.resumable and node.state == "up",
             progressed=exited.progressed,
@@ -243,17 +259,19 @@ class Machine:
             self._release(node)
             self.inbox.append(Done(node, node.epoch))
             return
-        self._note_failure(node, self._failure_of(exited), risen=exited.risen is not None)
+        self._note_failure(node, self._failure_of(node, exited), risen=exited.risen is not None)
         if node.undecided:
             self.inbox.append(Judge(node, node.epoch))
 
     def _on_ended(self, ended: effect.Ended) -> None:
-        node = ended.child
-        if node.incarnation != ended.incarnation or not node.alive:
+        node = self.children.get(ended.child)
+        if node is None or node.incarnation != ended.incarnation or not node.alive:
             return
         self.timers.disarm(node)
         node.alive = False
-        node.machine = None
+        if node.has_machine:
+            node.has_machine = False
+            del self.ledger.machines[node.path]
         if node.state == "starting":
             self._start_ended(node, ended)
             return
@@ -282,11 +300,11 @@ class Machine:
             exc.__context__ = ended.error
             if ended.error is not None and not is_decidable(ended.error):
                 exc = ended.error
-            failure = Failure(exc, node, node.path, starting=True)
+            failure = Failure(exc, node.path, node.incarnation, node.path, starting=True)
         else:
             assert ended.failure is not None
             risen = ended.failure
-            failure = Failure(risen.exc, node, risen.path, starting=True)
+            failure = Failure(risen.exc, node.path, node.incarnation, risen.path, starting=True)
         self._start_failed(node, failure)
 
     def _ignored(self, node: Node) -> None:
@@ -297,7 +315,7 @@ class Machine:
         """A supervisor ended, normally or not, and nobody had stopped it."""
         if failure is None and node.spec.restart == "permanent":
             exc = errors.ChildReturned(f"permanent supervisor {node.path!r} ended normally")
-            failure = Failure(exc, node, node.path)
+            failure = Failure(exc, node.path, node.incarnation, node.path)
         if failure is not None:
             self._note_failure(node, failure)
             self.inbox.append(Judge(node, node.epoch))
@@ -325,7 +343,7 @@ class Machine:
     def _on_stop(self, stop: effect.Stop) -> None:
         if self.phase == "ended":
             return
-        failure = None if stop.exc is None else Failure(stop.exc, self.node, self.path)
+        failure = None if stop.exc is None else Failure(stop.exc, self.path, self.node.incarnation, self.path)
         if self.act is not None and self.act.kind == "end":
             self.act.returned, self.act.failure = stop.returned, failure
             return
@@ -349,7 +367,7 @@ class Machine:
             _DUE[node.phase](self, node)
         at = self.timers.next()
         if at is not None:
-            self.out.append(effect.WakeAt(self, at))
+            self.out.append(effect.WakeAt(self.path, at))
 
     # --- what has waited in the inbox
 
@@ -386,11 +404,12 @@ class Machine:
         node.timed_out = node.gone = node.undecided = False
         node.failure = None
         act.pending += 1
-        if not isinstance(node.spec, Child):
-            node.machine = Machine(node, self.ledger)
+        if not node.is_leaf:
+            node.has_machine = True
+            self.ledger.machines[node.path] = Machine(node, self.ledger, self)
         if self.ledger.listening:
             self.out.append(events.Starting(self.now, node.path, node.incarnation))
-        self.out.append(effect.Start(node))
+        self.out.append(effect.Start(node.path, node.incarnation, node.spec))
         if node.slow_start:
             node.since, node.waited = self.now, 0.0
             node.interval = node.spec.start_warning if isinstance(node.spec, Child) else inf
@@ -410,7 +429,7 @@ class Machine:
             node.waited += node.interval
             node.interval *= 2
             if self.ledger.listening:
-                self.out.append(effect.ReportOverdue(node, node.waited, starting=True))
+                self.out.append(effect.ReportOverdue(node.path, node.incarnation, node.waited, starting=True))
             self._watch_start(node)
             return
         node.timed_out = True
@@ -475,9 +494,9 @@ class Machine:
 
     def _stop_suspended(self, act: Act, node: Node) -> None:
         self._report_undecided(act, node)
-        if node.machine is not None:
+        if node.has_machine:
             node.state = "stopping"
-            self.out.append(effect.Tell(node, effect.Stop(act.why)))
+            self.out.append(effect.Tell(node.path, effect.Stop(act.why)))
         else:
             self._release(node)
 
@@ -486,7 +505,7 @@ class Machine:
         starting = node.state == "starting"
         node.state = "stopping"
         if isinstance(node.spec, Child) and node.spec.drain > 0 and not starting:
-            self.out.append(effect.Ask(node, act.why))
+            self.out.append(effect.Ask(node.path, node.incarnation, act.why))
             self._arm(node, "drain", self.now + node.spec.drain)
         else:
             self._cancel(node, act.why)
@@ -497,12 +516,12 @@ class Machine:
         self._cancel(node, f"{self.act.why}; not drained within {node.spec.drain:g} s")
 
     def _cancel(self, node: Node, reason: str) -> None:
-        if node.machine is not None:
+        if node.has_machine:
             self.timers.disarm(node)
-            self.out.append(effect.Tell(node, effect.Stop(reason)))
+            self.out.append(effect.Tell(node.path, effect.Stop(reason)))
             return
         assert isinstance(node.spec, Child)
-        self.out.append(effect.Cancel(node, reason))
+        self.out.append(effect.Cancel(node.path, node.incarnation, reason))
         node.interval, node.waited = node.spec.grace, 0.0
         self._arm(node, "grace", self.now + node.interval)
 
@@ -511,7 +530,7 @@ class Machine:
         node.waited += node.interval
         node.interval = max(1.0, 2 * node.interval)
         if self.ledger.listening:
-            self.out.append(effect.ReportOverdue(node, node.waited))
+            self.out.append(effect.ReportOverdue(node.path, node.incarnation, node.waited))
         self._arm(node, "grace", self.now + node.interval)
 
     def _release(self, node: Node) -> None:
@@ -519,14 +538,18 @@ class Machine:
         assert isinstance(node.spec, Child)
         node.state = "stopping"
         node.interval, node.waited = node.spec.grace, 0.0
-        self.out.append(effect.Release(node))
+        self.out.append(effect.Release(node.path, node.incarnation))
         if node.spec.resource is not None:
             self._arm(node, "release", self.now + node.interval)
 
     def _release_is_overdue(self, node: Node) -> None:
         assert isinstance(node.spec, Child)
         self.out.append(
-            effect.Cancel(node, f"{node.path!r}: its resource was not left within {node.spec.grace:g} s")
+            effect.Cancel(
+                node.path,
+                node.incarnation,
+                f"{node.path!r}: its resource was not left within {node.spec.grace:g} s",
+            )
         )
         self._overdue(node)
 
@@ -566,8 +589,8 @@ class Machine:
 
     def _settle_question(self, node: Node) -> None:
         """Tell the supervisors that wait for a verdict on this failure that it is settled."""
-        if node.machine is not None:
-            self.out.append(effect.Tell(node, effect.Verdict(None)))
+        if node.has_machine:
+            self.out.append(effect.Tell(node.path, effect.Verdict(None)))
 
     # --- down, and gone
 
@@ -580,7 +603,7 @@ class Machine:
         node.state = state
         if not node.gone and (state == "condemned" or not self._will_be_revived(node)):
             node.gone, node.why = True, why
-            self.out.append(effect.Gone(node, why))
+            self.out.append(effect.Gone(node.path, why))
 
     def _will_be_revived(self, node: Node) -> bool:
         """Whether a sibling waits for a retry that starts this child too."""
@@ -610,10 +633,11 @@ class Machine:
         else:
             memory.leave(node, why)
         node.gone, node.why = True, why
-        self.out.append(effect.Gone(node, why, removed=True))
+        self.out.append(effect.Gone(node.path, why, removed=True))
 
     def _join(self, spec: Spec) -> Node:
-        node = Node(spec, f"{self.path}/{spec.name}", self, self.node.decider)
+        alone = self.spec.strategy == "one_for_one"
+        node = Node(spec, f"{self.path}/{spec.name}", self.node.decider, restarts_alone=alone)
         if self.node.memory is not None:
             self.node.memory.recall(node)
         self.children[spec.name] = node
@@ -703,10 +727,12 @@ class Machine:
 
     def _escalate(self, failure: Failure, node: Node, details: dict[str, Any]) -> None:
         """Nobody here decides: ask the supervisor above, or, at the root, give up (R11)."""
-        if self.node.parent is not None:
+        if self.parent is not None:
             self.act = Act("ask", node=node, pending=1)
             node.awaited = True
-            self.out.append(effect.Rise(effect.Exited(self.node, self.node.incarnation, risen=failure)))
+            self.out.append(
+                effect.Rise(self.path, effect.Exited(self.node.name, self.node.incarnation, risen=failure))
+            )
             return
         node.undecided = False
         self._decided(failure, Escalate, **details)
@@ -722,11 +748,11 @@ class Machine:
     def _resume(self, node: Node) -> None:
         node.state = "up"
         node.failure = None
-        if node.machine is not None:
-            self.out.append(effect.Tell(node, effect.Verdict(Resume)))
+        if node.has_machine:
+            self.out.append(effect.Tell(node.path, effect.Verdict(Resume)))
         else:
             self._emit(events.Resumed, node)
-            self.out.append(effect.Resume(node))
+            self.out.append(effect.Resume(node.path, node.incarnation))
 
     def _limit_passed(self, cause: BaseException, node: Node) -> None:
         """One restart too many (R14)."""
@@ -734,7 +760,7 @@ class Machine:
             self._begin_end(f"{self.path!r} passed its limit of {self.spec.limit}", first=node, returned=True)
             return
         exc = limit_exceeded(self.path, self.spec.limit, cause)
-        failure = Failure(exc, self.node, self.path, "limit")
+        failure = Failure(exc, self.path, self.node.incarnation, self.path, "limit")
         self.act = Act("limit", f"{self.path!r} passed its limit", stops=[node], failure=failure)
 
     # --- restarts
@@ -926,11 +952,11 @@ class Machine:
             self._refuse(request.token, f"{node.path!r} is running", "running")
         else:
             self._remove(node, None)
-            self.out.append(effect.Reply(request.token, node))
+            self.out.append(effect.Reply(request.token, node.path))
 
     def _take_status(self, request: Request) -> None:
         """A look in its turn; `Forest.status` is the one that never waits (R33)."""
-        self.out.append(effect.Reply(request.token, picture(self.node, self.now)))
+        self.out.append(effect.Reply(request.token, picture(self.node, self.ledger.machines, self.now)))
 
     # --- what an act comes to
 
@@ -938,12 +964,12 @@ class Machine:
         self.act = None
         self.phase = "up"
         self._emit(events.Ready, self.node)
-        self.out.append(effect.Rise(effect.Up(self.node, self.node.incarnation)))
+        self.out.append(effect.Rise(self.path, effect.Up(self.node.name, self.node.incarnation)))
 
     def _finish_restart(self, act: Act) -> None:
         self.act = None
         if act.token is not None:
-            self.out.append(effect.Reply(act.token, act.node))
+            self.out.append(effect.Reply(act.token, None if act.node is None else act.node.path))
 
     def _finish_retry(self, act: Act) -> None:
         """All has stopped; now wait, or queue behind what waits already."""
@@ -966,7 +992,7 @@ class Machine:
         if act.failure is not None:
             self._reply_start_failed(act.token, act.failure)
         else:
-            self.out.append(effect.Reply(act.token, act.node))
+            self.out.append(effect.Reply(act.token, None if act.node is None else act.node.path))
 
     def _weigh_end(self, act: Act) -> None:
         """A child has ended by itself, or by a verdict; perhaps so does its supervisor (R18)."""
@@ -974,7 +1000,7 @@ class Machine:
         node, mode = act.node, self.spec.auto_shutdown
         assert node is not None
         if act.token is not None:
-            self.out.append(effect.Reply(act.token, node))
+            self.out.append(effect.Reply(act.token, node.path))
         if not node.spec.significant:
             return
         if mode == "all_significant" and any(map(_is_significant_and_on, self.children.values())):
@@ -988,18 +1014,24 @@ class Machine:
         self.act = None
         self.node.last_failure = act.failure.exc
         self._emit(events.Failed, self.node, exc=act.failure.exc)
-        if self.node.parent is None:
+        if self.parent is None:
             self.node.state = "failed"
             self._decided(act.failure, Escalate)
             self._fail(act.failure)
             self._begin_end(act.why)
         else:
             self.act = Act("ask", pending=1)
-            self.out.append(effect.Rise(effect.Exited(self.node, self.node.incarnation, risen=act.failure)))
+            self.out.append(
+                effect.Rise(
+                    self.path, effect.Exited(self.node.name, self.node.incarnation, risen=act.failure)
+                )
+            )
 
     def _finish_end(self, act: Act) -> None:
         self.act = None
-        self._end(effect.Ended(self.node, self.node.incarnation, returned=act.returned, failure=act.failure))
+        self._end(
+            effect.Ended(self.node.name, self.node.incarnation, returned=act.returned, failure=act.failure)
+        )
 
     # --- the end
 
@@ -1036,7 +1068,7 @@ class Machine:
             else:
                 self._forget(node, None)
         self.timers.clear()
-        self.out.append(effect.Rise(ended))
+        self.out.append(effect.Rise(self.path, ended))
 
     # --- the books
 
@@ -1070,7 +1102,7 @@ class Machine:
     def _arm(self, node: Node, phase: Phase, at: float) -> None:
         """Give this child a timer, in place of the one that it has."""
         if self.timers.arm(node, phase, at):
-            self.out.append(effect.WakeAt(self, at))
+            self.out.append(effect.WakeAt(self.path, at))
 
     def _emit(self, cls: Callable[..., events.Event], node: Node, **details: Any) -> None:
         if self.ledger.listening:
@@ -1084,8 +1116,7 @@ class Machine:
         **details: Any,
     ) -> None:
         if self.ledger.listening:
-            node = failure.origin
-            where = (self.now, node.path, node.incarnation)
+            where = (self.now, failure.origin, failure.incarnation)
             decided = events.Decided(
                 *where, directive, self.path, failure.exc, because, failure.tag, **details
             )

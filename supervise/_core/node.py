@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 from math import inf
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Literal
 
 from attrs import define, field
 
 from .decide import Decider
 from .limit import Delays, Window
 from .spec import Child, Spec
-
-if TYPE_CHECKING:
-    from .act import Act
-    from .machine import Machine
 
 State = Literal["down", "starting", "up", "failed", "stopping", "releasing", "restarting", "condemned"]
 Phase = Literal["", "start", "drain", "grace", "release", "backoff"]
@@ -25,7 +21,8 @@ class Failure:
 
     Args:
         exc: the exception, or what a decider raised on it.
-        origin: the node that is suspended with it, or that it counts for.
+        origin: the path of the node that is suspended with it, or that it counts for.
+        incarnation: that of the origin.
         path: where it happened first.
         tag: what a decider has called it so far.
         resumable: whether the body is over and its resource can be kept.
@@ -34,7 +31,8 @@ class Failure:
     """
 
     exc: BaseException
-    origin: Node
+    origin: str
+    incarnation: int
     path: str
     tag: str | None = None
     resumable: bool = field(default=False, kw_only=True)
@@ -110,17 +108,15 @@ class Node:
         "due",
         "epoch",
         "failure",
-        "fast_act",
         "fast_path",
         "generated_name",
         "gone",
-        "handle",
+        "has_machine",
         "incarnation",
         "interval",
+        "is_leaf",
         "last_failure",
-        "machine",
         "memory",
-        "parent",
         "path",
         "phase",
         "restart_in_progress",
@@ -137,27 +133,23 @@ class Node:
         "window",
     )
 
-    def __init__(
-        self, spec: Spec, path: str, parent: Machine | None, above: Decider, incarnation: int = 0
-    ) -> None:
+    def __init__(self, spec: Spec, path: str, above: Decider, *, restarts_alone: bool = False) -> None:
         self.spec = spec
         self.decider = above if spec.decider is None else spec.decider.at(path, above)
         self.path = path
-        self.parent = parent
-        self.incarnation = incarnation
+        self.is_leaf = isinstance(spec, Child)
+        self.incarnation = 0
         self.state: State = "down"
         self.phase: Phase = ""
-        self.alive = self.awaited = self.undecided = False
+        self.alive = self.has_machine = self.awaited = self.undecided = False
         self.retry_charged = self.restart_in_progress = self.timed_out = self.gone = self.generated_name = (
             False
         )
         self.epoch = self.timer = 0
         self.since = self.due = self.interval = self.waited = 0.0
-        self.machine: Machine | None = None
         self.failure: Failure | None = None
         self.last_failure: BaseException | None = None
         self.why: BaseException | None = None
-        self.fast_act: Act | None = None
         self.memory: Memory | None = None
         self.window = Window(spec.limit) if isinstance(spec, Child) and spec.limit is not None else None
         self.delays = Delays(spec.backoff) if spec.backoff is not None else None
@@ -168,12 +160,10 @@ class Node:
         )
         self.fast_path = (
             isinstance(spec, Child)
-            and parent is not None
-            and parent.spec.strategy == "one_for_one"
+            and restarts_alone
             and (spec.resource is None and spec.backoff is None and not self.slow_start)
             and spec.restart != "temporary"
         )
-        self.handle: Any = None
 
     def __repr__(self) -> str:
         return f"<node {self.path!r} {self.state} incarnation={self.incarnation}>"

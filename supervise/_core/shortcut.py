@@ -19,10 +19,8 @@ from .machine import Machine
 from .node import Node
 
 
-def restart_at_once(node: Node, exc: Exception, now: float) -> list[Effect] | None:
+def restart_at_once(machine: Machine, node: Node, exc: Exception, now: float) -> list[Effect] | None:
     """`Exited` and `Ended` of a running leaf that failed with `exc`, and the start of its next incarnation."""
-    machine = node.parent
-    assert machine is not None
     # While there is no act nothing waits in the inbox, so that nobody is overtaken.
     if machine.act is not None or node.state != "up" or not node.fast_path:
         return None
@@ -35,10 +33,10 @@ def restart_at_once(node: Node, exc: Exception, now: float) -> list[Effect] | No
     node.last_failure = exc
     node.incarnation += 1
     node.state, node.awaited = "starting", True
-    if node.fast_act is None:
-        node.fast_act = Act("restart", machine.why_restarted(node), node)
-    machine.act = node.fast_act
-    machine.act.pending = 1
+    if machine.fast_act is None:
+        machine.fast_act = Act("restart")  # one for all of them: it stops nobody, so that nobody asks why
+    machine.act = machine.fast_act
+    machine.act.node, machine.act.pending = node, 1
     if machine.ready_time is not None:
         machine.note_restart(node, now, in_progress=True)
     if not machine.ledger.listening:
@@ -63,11 +61,12 @@ def restart_at_once(node: Node, exc: Exception, now: float) -> list[Effect] | No
     ]
 
 
-def up_at_once(node: Node, now: float) -> list[Effect] | None:
+def up_at_once(machine: Machine, node: Node, now: float) -> list[Effect] | None:
     """`Up` of a leaf that `restart_at_once` has started, if nothing has come in since."""
-    machine = node.parent
-    assert machine is not None
-    if machine.act is not node.fast_act or node.fast_act is None or machine.inbox or node.state != "starting":
+    act = machine.act
+    if act is None or act is not machine.fast_act or act.node is not node or machine.inbox:
+        return None
+    if node.state != "starting":
         return None
     machine.act = None
     node.state, node.awaited, node.since = "up", False, now

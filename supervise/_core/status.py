@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from operator import eq
+from typing import Protocol
 
 from attrs import astuple, field, frozen
 
@@ -69,40 +70,48 @@ Traffic = Callable[[Node], tuple[int | None, int | None]]
 """What `Status` says of a node's mailbox: how many wait, and how many were handled."""
 
 
-def picture(node: Node, now: float, traffic: Traffic = lambda _: (None, None)) -> Status:
-    """One node and all below it; bottom up over a list, so that no depth is too deep."""
+class Supervising(Protocol):
+    """What a picture needs of a machine."""
+
+    children: dict[str, Node]
+
+    def restarts(self, now: float) -> int:
+        """How many restarts its limit counts."""
+        ...
+
+
+def picture(
+    node: Node, machines: Mapping[str, Supervising], now: float, traffic: Traffic = lambda _: (None, None)
+) -> Status:
+    """One node and all below it; bottom up over a list, so that no depth is too deep. `machines`: by their paths."""
     order = [node]
     for here in order:
-        if here.machine is not None:
-            order += here.machine.children.values()
+        if here.has_machine:
+            order += machines[here.path].children.values()
     done: dict[Node, Status] = {}
     for here in reversed(order):
-        children = (
-            () if here.machine is None else tuple(map(done.__getitem__, here.machine.children.values()))
+        machine = machines[here.path] if here.has_machine else None
+        waiting, handled = traffic(here)
+        children = () if machine is None else tuple(map(done.__getitem__, machine.children.values()))
+        done[here] = Status(
+            path=here.path,
+            kind=_kind(here.spec),
+            state=here.state,
+            incarnation=here.incarnation,
+            restarts=_restarts(here, machine, now),
+            last_failure=here.last_failure,
+            due=here.due if here.phase == "backoff" else None,
+            mailbox=waiting,
+            handled=handled,
+            children=children,
         )
-        done[here] = _one(here, now, traffic(here), children)
     return done[node]
 
 
-def _one(
-    node: Node, now: float, traffic: tuple[int | None, int | None], children: tuple[Status, ...]
-) -> Status:
-    if node.machine is not None:
-        restarts = node.machine.restarts(now)
-    else:
-        restarts = 0 if node.window is None else node.window.count(now)
-    return Status(
-        path=node.path,
-        kind=_kind(node.spec),
-        state=node.state,
-        incarnation=node.incarnation,
-        restarts=restarts,
-        last_failure=node.last_failure,
-        due=node.due if node.phase == "backoff" else None,
-        mailbox=traffic[0],
-        handled=traffic[1],
-        children=children,
-    )
+def _restarts(node: Node, machine: Supervising | None, now: float) -> int:
+    if machine is not None:
+        return machine.restarts(now)
+    return 0 if node.window is None else node.window.count(now)
 
 
 def _kind(spec: Spec) -> str:

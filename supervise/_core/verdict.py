@@ -45,7 +45,7 @@ def decision(node: Node, decider: Decider, now: float) -> Decision:
         "instead_of": None if directive is judgement.directive else judgement.directive,
         "decider": judgement.node or None,
         "entry": None if judgement.raised else judgement.entry,
-        "applied_to": None if failure.origin is node else node.path,
+        "applied_to": None if failure.origin == node.path else node.path,
     }
     return Decision(directive, details)
 

@@ -59,8 +59,7 @@ class Driver:
 
     def __init__(self, spec: Supervisor | Pool, sinks: Sequence[events.Sink]) -> None:
         self.forest = Forest(spec)
-        assert self.forest.root.machine is not None
-        self._root: Machine = self.forest.root.machine
+        self._root: Machine = self.forest.machines[spec.name]
         self.addresses: dict[str, Address] = {}
         self.tree: Any = None
         self.body_scope = trio.CancelScope()
@@ -78,7 +77,8 @@ class Driver:
         self.now = trio.lowlevel.current_clock().current_time
         self.context = contextvars.copy_context()
         self._nursery: trio.Nursery | None = None
-        self._living: dict[Leaf, None] = {}
+        self._places: dict[str, Place] = {}
+        self.leaves: dict[str, Leaf] = {}
         self._asked: dict[Answer, None] = {}
         self._timers: list[tuple[float, int, Place]] = []
         self._void_timers = 0
@@ -131,16 +131,14 @@ class Driver:
             self._interrupted = True
             return
         self._hurried = True
-        for leaf in reversed(list(self._living)):
+        for leaf in reversed(list(self.leaves.values())):
             if leaf.stopping:
                 leaf.cancel("a second KeyboardInterrupt")
 
     @enable_ki_protection
     def stop(self, reason: str) -> None:
         """Stop the whole tree in order."""
-        machine = self.forest.root.machine
-        if machine is not None:
-            self.post(machine, effect.Stop(reason))
+        self.post(self._root, effect.Stop(reason))
 
     # --- inputs
 
@@ -167,9 +165,9 @@ class Driver:
         return Refused(f"tree {self.forest.root.path!r} is stopping", reason="stopping")
 
     @enable_ki_protection
-    def post(self, machine: Machine | None, item: Input) -> None:
+    def post(self, machine: Machine, item: Input) -> None:
         """Put an input in and carry out what comes of it. A sink that comes back here waits its turn."""
-        if self._broken or machine is None:
+        if self._broken:
             return
         self._waiting.append((machine, item))
         if not self._busy:
@@ -210,15 +208,15 @@ class Driver:
     @enable_ki_protection
     def leaf_up(self, leaf: Leaf, value: Any) -> None:
         """The leaf is ready."""
-        node = leaf._node
+        node, machine = leaf._node, leaf.machine
         told = None
-        if node.fast_act is not None and value is None and not self._busy and not self._broken:
+        if machine.fast_act is not None and value is None and not self._busy and not self._broken:
             try:
-                told = shortcut.up_at_once(node, self.now())
+                told = shortcut.up_at_once(machine, node, self.now())
             except BaseException as exc:  # noqa: BLE001 - a defect of ours, whatever it is (R24)
                 self._break(exc)
         if told is None:
-            self.post(node.parent, effect.Up(node, leaf.incarnation, value))
+            self.post(machine, effect.Up(node.name, leaf.incarnation, value))
         elif told:
             self._work(told)
         address = self.addresses.get(node.path)
@@ -231,7 +229,7 @@ class Driver:
         if self._busy or self._broken:
             return False
         try:
-            told = shortcut.restart_at_once(leaf._node, failure, self.now())
+            told = shortcut.restart_at_once(leaf.machine, leaf._node, failure, self.now())
         except BaseException as exc:  # noqa: BLE001 - a defect of ours, whatever it is (R24)
             self._break(exc)
             return False
@@ -246,7 +244,7 @@ class Driver:
 
     def leaf_broke(self, leaf: Leaf, exc: BaseException) -> None:
         """A defect of ours ended the leaf's task: no machine will hear of its end."""
-        self._living.pop(leaf, None)
+        self._forget_leaf(leaf)
         leaf.end_leases()
         self._break(exc)
 
@@ -254,11 +252,16 @@ class Driver:
         """The leaf has ended. True: its next incarnation is started by that, and its task lives on."""
         leaf.end_leases()
         self._leaving, self._starts_at_once = None if leaf._cancelled else leaf, False
-        self.post(leaf._node.parent, leaf.ended())
+        self.post(leaf.machine, leaf.ended())
         self._leaving = None
         if not self._starts_at_once:
-            self._living.pop(leaf, None)
+            self._forget_leaf(leaf)
         return self._starts_at_once
+
+    def _forget_leaf(self, leaf: Leaf) -> None:
+        path = leaf._node.path
+        if path in self.leaves and self.leaves[path] is leaf:  # its successor may have been started already
+            del self.leaves[path]
 
     # --- addresses
 
@@ -360,31 +363,32 @@ class Driver:
         self.stop(reason)
 
     def _start(self, one: effect.Start) -> None:
-        node = one.child
-        address = self.addresses.get(node.path)
+        address = self.addresses.get(one.path)
         if address is not None and address.gone:
             address.reopen()
-        if node.machine is not None:
-            self._start_supervisor(node, node.machine)
+        if isinstance(one.spec, Child):
+            self._start_leaf(one.path)
         else:
-            self._start_leaf(node)
+            self._start_supervisor(one.path)
 
-    def _start_supervisor(self, node: Node, machine: Machine) -> None:
-        node.handle = place = Place(machine)
-        nursery = self._nursery if node.parent is None else node.parent.node.handle.nursery
+    def _start_supervisor(self, path: str) -> None:
+        self._places[path] = place = Place(self.forest.machines[path])
+        above = place.machine.parent
+        nursery = self._nursery if above is None else self._places[above.path].nursery
         assert nursery is not None
-        self._spawn(nursery, self._host, node.path, place)
+        self._spawn(nursery, self._host, path, place)
 
-    def _start_leaf(self, node: Node) -> None:
+    def _start_leaf(self, path: str) -> None:
         leaving = self._leaving
-        if leaving is not None and leaving._node is node:
+        if leaving is not None and leaving._node.path == path:
             self._starts_at_once = True
             leaving.begin_incarnation()
             return
-        assert node.parent is not None
-        node.handle = leaf = Leaf(self, node)
-        self._living[leaf] = None
-        self._spawn(node.parent.node.handle.nursery, leaf.live, node.path)
+        above, _, name = path.rpartition("/")
+        place = self._places[above]
+        assert place.nursery is not None
+        self.leaves[path] = leaf = Leaf(self, place.machine, place.machine.children[name])
+        self._spawn(place.nursery, leaf.live, path)
 
     def _spawn(
         self, nursery: trio.Nursery, run: Callable[..., Awaitable[None]], path: str, *args: Any
@@ -405,30 +409,39 @@ class Driver:
                     self.stop_for(boot.problem, f"init of {machine.path!r} raised {brief(boot.problem)}")
             await place.closed.wait()
 
+    # An effect is for a leaf that has not ended yet, as far as its machine knows; it may have, with its end on the way.
+
     def _ask(self, one: effect.Ask) -> None:
-        if self._hurried:
-            one.child.handle.cancel("a second KeyboardInterrupt")
-        else:
-            one.child.handle.ask()
+        leaf = self.leaves.get(one.path)
+        if leaf is not None and self._hurried:
+            leaf.cancel("a second KeyboardInterrupt")
+        elif leaf is not None:
+            leaf.ask()
 
     def _cancel(self, one: effect.Cancel) -> None:
-        one.child.handle.cancel(one.reason)
+        leaf = self.leaves.get(one.path)
+        if leaf is not None:
+            leaf.cancel(one.reason)
 
     def _release(self, one: effect.Release) -> None:
-        one.child.handle.decide("release")
+        leaf = self.leaves.get(one.path)
+        if leaf is not None:
+            leaf.decide("release")
 
     def _resume(self, one: effect.Resume) -> None:
-        one.child.handle.decide("resume")
-        node: Node | None = one.child
-        while node is not None:  # the supervisors that waited for the verdict are up again too (R11)
-            self._changed(node.path)
-            node = None if node.parent is None else node.parent.node
+        leaf = self.leaves.get(one.path)
+        if leaf is not None:
+            leaf.decide("resume")
+        path = one.path
+        while path:  # the supervisors that waited for the verdict are up again too (R11)
+            self._changed(path)
+            path = path.rpartition("/")[0]
 
     def _report_overdue(self, one: effect.ReportOverdue) -> None:
-        node, leaf = one.child, one.child.handle
-        task: Task | None = leaf._task
+        leaf = self.leaves.get(one.path)
+        task: Task | None = None if leaf is None else leaf._task
         stack = "" if task is None else "".join(traceback.format_list(_frames(task)))
-        where = (self.now(), node.path, node.incarnation, one.seconds, stack)
+        where = (self.now(), one.path, one.incarnation, one.seconds, stack)
         if one.starting:
             self._deliver(events.StartOverdue(*where, self._waits_for(task)))
         else:
@@ -450,7 +463,7 @@ class Driver:
     @enable_ki_protection
     def _gone(self, one: effect.Gone) -> None:
         """The node and all below it are down for good: tell whoever waits."""
-        address = self.addresses.get(one.child.path)
+        address = self.addresses.get(one.path)
         if address is None:
             return
         told = [address]
@@ -460,9 +473,9 @@ class Driver:
         if one.removed:
             for each in told:
                 del self.addresses[each.path]
-            above = self.addresses.get(one.child.path.rpartition("/")[0])
+            above = self.addresses.get(one.path.rpartition("/")[0])
             if above is not None:
-                above.below.pop(one.child.path, None)
+                above.below.pop(one.path, None)
 
     def stray(self, path: str, exc: BaseException) -> None:
         """Something of a child's raised when none of its bodies was there to fail with it (R24, R30)."""
@@ -494,15 +507,15 @@ class Driver:
         """A supervisor is up, or over."""
         report = one.report
         if isinstance(report, effect.Up):
-            self._changed(report.child.path)
-            if report.child is self.forest.root:
+            self._changed(one.path)
+            if one.path == self._root.path:
                 self.settled.set()
         elif isinstance(report, effect.Ended):
-            place: Place = report.child.handle
+            place = self._places.pop(one.path)
             place.closed.set()
             if place.wake_at != inf:
                 self._forget_timer(place)
-            if report.child is self.forest.root:
+            if one.path == self._root.path:
                 self._finish(report)
 
     def _finish(self, report: effect.Ended) -> None:
@@ -515,7 +528,7 @@ class Driver:
 
     def _wake_at(self, one: effect.WakeAt) -> None:
         """A machine asks again for whatever is left when it is woken, so only its earliest time counts."""
-        place: Place = one.machine.node.handle
+        place = self._places[one.path]
         if one.at >= place.wake_at:
             return
         self._forget_timer(place)
@@ -572,15 +585,14 @@ class Driver:
 
     @enable_ki_protection
     async def _stop_everything(self) -> None:
-        order = {node: place for place, node in enumerate(_nodes(self.forest.root))}
-        for leaf in sorted(self._living, key=lambda leaf: order.get(leaf._node, -1), reverse=True):
+        order = {node.path: number for number, node in enumerate(self.forest.nodes())}
+        for leaf in sorted(self.leaves.values(), key=lambda leaf: order.get(leaf.path, -1), reverse=True):
             leaf.cancel("the supervision framework is broken")
             leaf.decide("release")
-            while leaf in self._living:  # noqa: ASYNC110 - no machine is left to say when
+            while self.leaves.get(leaf.path) is leaf:  # noqa: ASYNC110 - no machine is left to say when
                 await trio.sleep(0.001)
-        for node in order:
-            if isinstance(node.handle, Place):
-                node.handle.closed.set()
+        for place in self._places.values():
+            place.closed.set()
         for address in list(self.addresses.values()):
             address.close(self.failure)
         self.finished.set()
@@ -623,17 +635,6 @@ def tasks_below(task: Task | None) -> list[Task]:
 
 def _frames(task: Task) -> list[traceback.FrameSummary]:
     return list(traceback.StackSummary.extract(task.iter_await_frames()))
-
-
-def _nodes(root: Node) -> list[Node]:
-    """All nodes, parents first, in start order."""
-    nodes: list[Node] = []
-    waiting = [root]
-    while waiting:
-        nodes.append(waiting.pop())
-        if isinstance(nodes[-1].handle, Place):
-            waiting.extend(reversed(nodes[-1].handle.machine.children.values()))
-    return nodes
 
 
 _CARRY_OUT: dict[type[Any], Callable[[Driver, Any], None]] = {

@@ -112,7 +112,7 @@ class HardExit:
         left, seconds = -1, self._seconds
         while self._still_on(seconds):
             driver = self._driver()
-            before, left = left, -1 if driver is None else len(driver._living)
+            before, left = left, -1 if driver is None else len(driver.leaves)
             if left == before:
                 leave(EX_SOFTWARE, self._story(driver))
             seconds = _LOOK
@@ -275,7 +275,7 @@ def _what_hangs(driver: Driver | None, seconds: float) -> str:
     """The children that are being stopped and are still there, the overdue ones first, and where they are."""
     if driver is None:
         return "the tree had not even begun to start\n"
-    leaves = list(driver._living)
+    leaves = list(driver.leaves.values())
     told = [leaf for leaf in leaves if leaf.stopping or leaf._node.state in ("stopping", "releasing")]
     told.sort(key=lambda leaf: not leaf._cancelled)
     parts = ["still there:\n" if told else "no child had been told to stop yet:\n"]

@@ -38,6 +38,7 @@ from .mailbox import Inbox
 from .protect import check_stack
 
 if TYPE_CHECKING:
+    from .._core.machine import Machine
     from .._core.node import Node
     from .driver import Driver
     from .tree import Tree
@@ -101,13 +102,15 @@ class Leaf:
         "_verdict",
         "facade",
         "incarnation",
+        "machine",
         "ready",
         "stopping",
     )
 
-    def __init__(self, driver: Driver, node: Node) -> None:
+    def __init__(self, driver: Driver, machine: Machine, node: Node) -> None:
         assert isinstance(node.spec, Child)
         self._driver = driver
+        self.machine = machine  # its supervisor's
         self._node = node
         self._spec = node.spec
         self._scope = trio.CancelScope()
@@ -371,9 +374,9 @@ class Leaf:
         self._reported = True
         progressed = self._inbox is not None and self._inbox.progressed
         report = effect.Exited(
-            self._node, self.incarnation, exc, value, resumable=resumable, progressed=progressed
+            self._node.name, self.incarnation, exc, value, resumable=resumable, progressed=progressed
         )
-        self._driver.post(self._node.parent, report)
+        self._driver.post(self.machine, report)
         while self._verdict is None:
             self._parked = current_task()
             # By hand, for nothing may end this wait but the verdict: neither a cancellation, which an Event would let
@@ -424,7 +427,7 @@ class Leaf:
 
     def ended(self) -> effect.Ended:
         """Its last word."""
-        return effect.Ended(self._node, self.incarnation, self._error, self._ignored)
+        return effect.Ended(self._node.name, self.incarnation, self._error, self._ignored)
 
 
 class _Status:

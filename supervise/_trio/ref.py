@@ -83,7 +83,7 @@ class Ref:
         node = self._node()
         if node is None:
             raise self._address().stopped()
-        return picture(node, trio.current_time(), self._driver.traffic_at)
+        return picture(node, self._driver.forest.machines, trio.current_time(), self._driver.traffic_at)
 
     async def ready(self) -> Any:
         """The value of its current incarnation, waiting over starts and restarts.
@@ -104,7 +104,7 @@ class Ref:
                 raise address.stopped()
             node = self._node()
             if node is not None and node.state == "up":
-                leaf = node.handle if isinstance(node.handle, Leaf) else None
+                leaf = self._driver.leaves.get(self.path)
                 return leaf, leaf and leaf._value
             await address.wait()
 
@@ -216,16 +216,17 @@ class Ref:
             StartFailed: it did not start, and is not in the tree.
             Refused: its name is taken, or the pool is full.
         """
-        node = self._node()
-        if node is None or node.machine is None:
+        machine = self._driver.forest.machines.get(self.path)
+        if machine is None:
             raise Refused(f"{self.path!r} is no running supervisor", reason="not_found")
         self._would_wait_for_itself(self.path)
-        if isinstance(node.spec, Pool):
+        if isinstance(machine.spec, Pool):
             request = effect.Request("add", Answer(), name=name, args=args)
         else:
             request = effect.Request("add", Answer(), spec=self._checked_spec(args, name))
-        added: Node = await self._driver.ask(node.machine, request)
-        return Ref(self._driver, self._declared, added.path, added)
+        path: str = await self._driver.ask(machine, request)
+        added = machine.children.get(path[len(self.path) + 1 :])
+        return Ref(self._driver, self._declared, path, added)
 
     def _checked_spec(self, args: tuple[Any, ...], name: str | None) -> Spec:
         if len(args) != 1 or name is not None or not isinstance(args[0], Child | Supervisor | Pool):
@@ -293,11 +294,12 @@ class Ref:
         """
         if not is_a(exc, Exception):
             raise TypeError(f"inject takes an Exception, got {brief(exc)}")
-        node = (self._front() or self)._node()
-        if node is None or node.state != "up" or not isinstance(node.handle, Leaf) or node.handle.failing:
+        ref = self._front() or self
+        node, leaf = ref._node(), self._driver.leaves.get(ref.path)
+        if node is None or node.state != "up" or leaf is None or leaf.failing:
             state = "not there" if node is None else "failing" if node.state == "up" else node.state
             raise Refused(f"{self.path!r} is no running leaf ({state})", reason="not_found")
-        node.handle.inject(exc)
+        leaf.inject(exc)
 
     @property
     def _above(self) -> str:
@@ -305,13 +307,11 @@ class Ref:
         return self.path.rpartition("/")[0]
 
     async def _ask_parent(self, kind: effect.RequestKind) -> Any:
-        driver = self._driver
-        node = driver.forest.find(self._above)
-        if node is None or node.machine is None:
+        above, _, name = self.path.rpartition("/")
+        machine = self._driver.forest.machines.get(above)
+        if machine is None:
             raise Refused(f"the supervisor of {self.path!r} is not running", reason="not_found")
-        return await driver.ask(
-            node.machine, effect.Request(kind, Answer(), name=self.path.rpartition("/")[2])
-        )
+        return await self._driver.ask(machine, effect.Request(kind, Answer(), name=name))
 
     def _would_wait_for_itself(self, served: str, *, ended: str = "") -> None:
         """Refuse what could never be answered.

@@ -65,7 +65,7 @@ class Tree:
 
     def _near(self, path: str) -> str:
         """What may have been meant: near by, or elsewhere in the tree."""
-        root = self._driver.forest.root
+        root, machines = self._driver.forest.root, self._driver.forest.machines
         under_root = f"{root.name}/{path}"
         if self._driver.forest.find(under_root) is not None or under_root in self._declared.specs:
             return f"; did you mean {under_root!r}? A path begins with the root"
@@ -73,7 +73,7 @@ class Tree:
         last = path.rpartition("/")[2]
         node: Node | None = root
         for name in names if first == root.name else ():
-            below = {} if node is None or node.machine is None else node.machine.children
+            below = {} if node is None or not node.has_machine else machines[node.path].children
             near = get_close_matches(name, below, 1)
             if near and near[0] != name:
                 assert node is not None

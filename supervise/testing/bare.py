@@ -15,7 +15,7 @@ from .._core import effect
 from .._core.forest import Forest
 from .._core.machine import Machine, start_failed
 from .._core.node import Node
-from .._core.spec import IGNORE, Pool, Supervisor
+from .._core.spec import IGNORE, Child, Pool, Supervisor
 from .._core.status import Status
 
 Verdict = Literal["resume", "release"]
@@ -29,6 +29,7 @@ class Part:
 
     def __init__(self, tree: BareTree, node: Node) -> None:
         self.tree = tree
+        self.machine = tree.forest.machines[node.path.rpartition("/")[0]]
         self.node = node
         self.incarnation = node.incarnation
 
@@ -45,18 +46,18 @@ class Part:
 
     def up(self) -> None:
         """It is ready."""
-        self.tree.post(self.node.parent, effect.Up(self.node, self.incarnation))
+        self.tree.post(self.machine, effect.Up(self.node.name, self.incarnation))
 
     def exited(
         self, exc: BaseException | None = None, value: object = None, *, resumable: bool = False
     ) -> None:
         """Its body is over; it waits for what is decided."""
-        exited = effect.Exited(self.node, self.incarnation, exc, value, resumable=resumable)
-        self.tree.post(self.node.parent, exited)
+        exited = effect.Exited(self.node.name, self.incarnation, exc, value, resumable=resumable)
+        self.tree.post(self.machine, exited)
 
     def ended(self, error: BaseException | None = None, *, ignored: bool = False) -> None:
         """It is gone."""
-        self.tree.post(self.node.parent, effect.Ended(self.node, self.incarnation, error, ignored))
+        self.tree.post(self.machine, effect.Ended(self.node.name, self.incarnation, error, ignored))
 
 
 class BareTree:
@@ -82,6 +83,7 @@ class BareTree:
         self.forest = Forest(spec)
         self.now = 0.0
         self.failure: errors.StartFailed | None = None
+        self.parts: dict[str, Part] = {}
         self._part = part
         self._saw = saw
         self._u = u
@@ -109,10 +111,9 @@ class BareTree:
         if when < inf:
             heappush(self._due, (when, self._ticket, action))
 
-    def post(self, machine: Machine | None, item: effect.Input) -> None:
+    def post(self, machine: Machine, item: effect.Input) -> None:
         """An input, to be handled after those before it; the token of a request is `set` to the outcome."""
-        if machine is not None:
-            self._inputs.append((machine, item))
+        self._inputs.append((machine, item))
 
     def status(self) -> Status:
         """The whole tree as it stands."""
@@ -123,21 +124,22 @@ class BareTree:
             match one:
                 case events.Event():
                     self._saw(one)
-                case effect.Start(child=node):
-                    self._start(node)
-                case effect.WakeAt(machine=machine, at=at):
+                case effect.Start():
+                    self._start(one)
+                case effect.WakeAt(path=path, at=at):
+                    machine = self.forest.machines[path]
                     self.at(at, lambda machine=machine: self.post(machine, effect.Wake()))  # type: ignore[misc]
-                case effect.Ask(child=node):
-                    node.handle.asked()
-                case effect.Cancel(child=node):
-                    node.handle.cancel()
-                case effect.Release(child=node):
-                    node.handle.decide("release")
-                case effect.Resume(child=node):
-                    node.handle.decide("resume")
-                case effect.ReportOverdue(child=node, seconds=seconds, starting=starting):
-                    kind = events.StartOverdue if starting else events.Overdue
-                    self._saw(kind(self.now, node.path, node.incarnation, seconds))
+                case effect.Ask(path=path):
+                    self.parts[path].asked()
+                case effect.Cancel(path=path):
+                    self.parts[path].cancel()
+                case effect.Release(path=path):
+                    self.parts[path].decide("release")
+                case effect.Resume(path=path):
+                    self.parts[path].decide("resume")
+                case effect.ReportOverdue(path=path, incarnation=incarnation, seconds=seconds):
+                    kind = events.StartOverdue if one.starting else events.Overdue
+                    self._saw(kind(self.now, path, incarnation, seconds))
                 case _:
                     self._tell(one)
 
@@ -147,14 +149,16 @@ class BareTree:
             one.token.set(outcome.Value(one.value) if one.error is None else outcome.Error(one.error))
         elif isinstance(one, effect.Rise) and isinstance(one.report, effect.Ended):
             failure = one.report.failure
-            if one.report.child is self.forest.root and failure is not None:
+            if one.path == self.forest.root.path and failure is not None:
                 self.failure = start_failed(failure)
 
-    def _start(self, node: Node) -> None:
-        if node.machine is None:
-            node.handle = self._part(self, node)
+    def _start(self, one: effect.Start) -> None:
+        if isinstance(one.spec, Child):
+            node = self.forest.find(one.path)
+            assert node is not None
+            self.parts[one.path] = self._part(self, node)
         else:
-            self.post(node.machine, _boot(node.spec))
+            self.post(self.forest.machines[one.path], _boot(one.spec))
 
 
 def _boot(spec: Any) -> effect.Boot:

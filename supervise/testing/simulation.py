@@ -74,7 +74,7 @@ class _World(BareTree):
 
     def stop(self) -> None:
         """Whoever opened the tree leaves it."""
-        self.post(self.forest.root.machine, effect.Stop("the block of open_tree was left"))
+        self.post(self.forest.machines[self.forest.root.path], effect.Stop("the block of open_tree was left"))
 
 
 class _Cancelled(BaseException):

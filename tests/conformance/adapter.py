@@ -79,9 +79,13 @@ class Answer:
     def told(self, value):
         if isinstance(value, s.Status):
             return children(value) if self.op == "which_children" else counts(value)
-        if isinstance(value, str | dict):
+        if isinstance(value, str | dict) and not str(value).startswith("root/"):
             return value
-        return "ignored" if self.op in ("start_child", "restart_child") and value.state == "down" else "ok"
+        if self.op not in ("start_child", "restart_child"):
+            return "ok"
+        node = self.machine.children.get(value.rpartition("/")[2])
+        down = node is None or node.state == "down"
+        return "ignored" if down else "ok"
 
     def refused(self, error):
         starts = self.op == "start"
@@ -184,10 +188,7 @@ class World:
 
     def machine(self, path):
         """The supervisor at a path, if it is up."""
-        machine = self.driver and self.driver.forest.root.machine
-        for name in path:
-            node = machine and machine.children.get(name)
-            machine = node and node.machine
+        machine = self.driver and self.driver.forest.machines.get("/".join(("root", *path)))
         return machine if machine and machine.phase == "up" else None
 
     async def step(self, op, step, answer):
@@ -228,6 +229,7 @@ class World:
 
     def request(self, machine, step, answer):
         kind, term = ASKS.get(step["op"], "status"), step.get("spec")
+        answer.machine = machine
         if machine is None:
             return
         if step["op"] == "stop":

@@ -82,7 +82,7 @@ BUGS = [
     Bug("the short way costs nothing", shortcut, "restart_at_once", " or not _charge_both(machine, node, now)", "", "one", 0),
     Bug(
         "the short way keeps what waits void", shortcut, "up_at_once",
-        " or machine.inbox or", " or", "requests", 24,
+        " or machine.inbox:", ":", "requests", 24,
     ),
     Bug(
         "the short way spares the leaf's own limit", shortcut, "_charge_both",

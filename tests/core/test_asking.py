@@ -7,13 +7,13 @@ from supervise._core import effect
 from supervise._core.forest import Forest
 
 from .test_acts import asks, decided, ends, exits, resource, states, tree_of, wakes
-from .test_machine import Boom, asked_for, child, leaf, machine
+from .test_machine import Boom, asked_for, leaf, machine
 
 UPWARDS = Decider(default=Escalate)
 
 
 def reasons(out):
-    return [(one.child.name, one.reason) for one in out if isinstance(one, effect.Cancel)]
+    return [(one.path.rpartition("/")[2], one.reason) for one in out if isinstance(one, effect.Cancel)]
 
 
 def below(tree, item, now=0.0, **more):
@@ -28,7 +28,7 @@ def test_who_asks_waits_for_the_child_it_asks_for():
     asks(tree, "stop", "a")
     x = machine(tree, "x")
     c = x.children["c"]
-    below(tree, effect.Exited(c, 1, Boom("restart")))
+    below(tree, effect.Exited(c.name, 1, Boom("restart")))
     assert (x.act.kind, x.act.pending, c.awaited, c.state) == ("ask", 1, True, "failed")
     below(tree, effect.Request("status", object()))
     assert repr(x) == "<machine 'app/x' up act=ask waiting=1>"
@@ -40,8 +40,8 @@ def test_who_passed_its_limit_asks_and_nothing_but_a_stop_answers():
     tree = tree_of(inner, leaf("a"), leaf("b"), decider=Decider({"limit": Escalate}))
     asks(tree, "stop", "a")
     x = machine(tree, "x")
-    below(tree, effect.Exited(x.children["c"], 1, Boom("restart")))
-    below(tree, effect.Ended(x.children["c"], 1))
+    below(tree, effect.Exited("c", 1, Boom("restart")))
+    below(tree, effect.Ended("c", 1))
     below(tree, effect.Request("status", object()))
     for _ in range(2):
         assert repr(x) == "<machine 'app/x' up act=ask waiting=1>"
@@ -62,7 +62,7 @@ def test_a_supervisor_that_returns_and_should_not_is_named():
     inner = Supervisor("x", [leaf("c")])
     tree = tree_of(inner, leaf("a"), decider=Decider({"returned": Escalate}))
     below(tree, effect.Stop("x is done", returned=True))
-    out = below(tree, effect.Ended(machine(tree, "x").children["c"], 1))
+    out = below(tree, effect.Ended("c", 1))
     assert reasons(out) == [("a", "'app' failed: 'app/x' escalated")]
 
 
@@ -70,7 +70,7 @@ def test_a_supervisor_that_has_ended_is_told_to_have_when_the_limit_is_passed():
     """R14, R32: there is nothing more of it to stop."""
     tree = tree_of(Supervisor("x", [leaf("c")]), leaf("a"), limit=Limit(0, within=5))
     below(tree, effect.Stop("x is done", returned=True))
-    out = below(tree, effect.Ended(machine(tree, "x").children["c"], 1))
+    out = below(tree, effect.Ended("c", 1))
     told = [(type(one).__name__, one.path) for one in out if isinstance(one, events.Event)]
     assert told[2:6] == [
         ("Decided", "app/x"), ("Stopped", "app/x"), ("Failed", "app"), ("Decided", "app")
@@ -100,14 +100,14 @@ def test_what_a_broken_decider_raised_cannot_be_resumed():
     tree = tree_of(inner)
     exc = Boom("restart")
     del exc.tag
-    out = below(tree, effect.Exited(machine(tree, "x").children["c"], 1, exc, resumable=True))
+    out = below(tree, effect.Exited("c", 1, exc, resumable=True))
     assert decided(out) == [("app", Restart, "table", Resume, None)]
 
 
 def test_all_is_told_with_the_time_of_the_failure():
     """R31: on every level that it goes up."""
     tree = tree_of(Supervisor("x", [leaf("c")], decider=UPWARDS), leaf("a"))
-    out = below(tree, effect.Exited(machine(tree, "x").children["c"], 1, Boom("escalate")), 3)
+    out = below(tree, effect.Exited("c", 1, Boom("escalate")), 3)
     stops = [(one.path, one.at) for one in out if isinstance(one, events.Stopping)]
     assert stops == [("app", 3), ("app/a", 3)]
 
@@ -117,7 +117,7 @@ def test_a_child_is_ready_with_its_value():
     tree = tree_of(leaf("a"))
     exits(tree, "a")
     ends(tree, "a")
-    out = asked_for(tree, effect.Up(child(tree, "a"), 2, 7))
+    out = asked_for(tree, effect.Up("a", 2, 7))
     assert [one.value for one in out if isinstance(one, events.Ready)] == [7]
 
 
@@ -128,8 +128,8 @@ def test_a_tree_that_has_not_begun_is_down():
     assert (root.state, root.incarnation, [it.incarnation for it in root.children]) == ("down", 0, [0])
     assert forest.over is False
     forest.start(0)
-    forest.handle(forest.root.machine, effect.Boot(), 0)
-    assert repr(forest.root.machine) == "<machine 'app' booting act=boot waiting=0>"
+    forest.handle(forest.machines["app"], effect.Boot(), 0)
+    assert repr(forest.machines["app"]) == "<machine 'app' booting act=boot waiting=0>"
 
 
 def test_a_root_that_could_not_start_says_why():
@@ -137,7 +137,7 @@ def test_a_root_that_could_not_start_says_why():
     forest = Forest(Supervisor("app", [leaf("a")]))
     forest.start(0)
     exc = Boom("b")
-    out = forest.handle(forest.root.machine, effect.Boot(exc), 1)
+    out = forest.handle(forest.machines["app"], effect.Boot(exc), 1)
     assert [one.exc for one in out if isinstance(one, events.Failed)] == [exc]
     assert [one.why for one in out if isinstance(one, effect.Gone)] == [exc]
     assert forest.status(2).last_failure is exc
@@ -176,6 +176,6 @@ def test_who_is_condemned_has_ended_for_auto_shutdown():
     exits(tree, "a", "stop")
     ends(tree, "a")
     assert (machine(tree).phase, states(tree)["a"]) == ("up", "condemned")
-    asked_for(tree, effect.Exited(child(tree, "b"), 1))
+    asked_for(tree, effect.Exited("b", 1))
     ends(tree, "b")
     assert tree.forest.over

@@ -27,8 +27,8 @@ def below(tree, name, item):
 def exits_below(tree, supervisor, name, tag):
     """A leaf of that supervisor fails and has ended."""
     node = machine(tree, supervisor).children[name]
-    below(tree, supervisor, effect.Exited(node, node.incarnation, Boom(tag)))
-    below(tree, supervisor, effect.Ended(node, node.incarnation))
+    below(tree, supervisor, effect.Exited(node.name, node.incarnation, Boom(tag)))
+    below(tree, supervisor, effect.Ended(node.name, node.incarnation))
 
 
 def grown(backoff=None):
@@ -74,14 +74,12 @@ def test_what_a_supervisor_has_already_started_again_counts_as_it_is():
     for name in ("a", "b", "s"):
         if name == "s":
             node = machine(tree, "s").children["x"]
-            below(tree, "s", effect.Ended(node, node.incarnation))
+            below(tree, "s", effect.Ended(node.name, node.incarnation))
         else:
-            asked_for(tree, effect.Ended(child(tree, name), child(tree, name).incarnation))
-    asked_for(tree, effect.Up(child(tree, "a"), 2))
+            asked_for(tree, effect.Ended(name, child(tree, name).incarnation))
+    asked_for(tree, effect.Up("a", 2))
     below(tree, "s", effect.Boot())
-    below(
-        tree, "s", effect.Up(machine(tree, "s").children["x"], machine(tree, "s").children["x"].incarnation)
-    )
+    below(tree, "s", effect.Up("x", machine(tree, "s").children["x"].incarnation))
     assert (root.act.kind, child(tree, "b").state, child(tree, "s").state) == ("restart", "starting", "up")
     exits_below(tree, "s", "x", "stop")
     assert gone(tree, "app/s/x") == (True, "stop")
@@ -94,7 +92,7 @@ def test_what_has_left_is_known_by_its_reason_over_the_restarts_above_it():
     exits_below(tree, "m/s", "t", "restart")
     asks(tree, "stop", "m")
     y = machine(tree, "m/s").children["y"]
-    below(tree, "m/s", effect.Ended(y, y.incarnation))
+    below(tree, "m/s", effect.Ended(y.name, y.incarnation))
     assert not child(tree, "m").alive
     assert [gone(tree, f"app/m/s/{name}") for name in ("t", "y", "z")] == [
         (True, "restart"),
@@ -111,10 +109,10 @@ def test_the_first_of_what_no_decider_decides_is_why_the_root_is_gone():
     first, second = SystemExit(1), SystemExit(2)
     for name, exc in (("a", first), ("b", second)):
         node = child(tree, name)
-        asked_for(tree, effect.Exited(node, 1, exc))
+        asked_for(tree, effect.Exited(node.name, 1, exc))
     out = []
     for name in ("b", "a"):
-        out += asked_for(tree, effect.Ended(child(tree, name), 1, second if name == "b" else None))
+        out += asked_for(tree, effect.Ended(name, 1, second if name == "b" else None))
     assert [one.why for one in out if isinstance(one, effect.Gone)][-1] is first
 
 
@@ -122,7 +120,7 @@ def test_who_leaves_again_is_the_last_to_be_forgotten():
     """R9: what is remembered of those who left is in the order in which they left last."""
     memory = Memory()
     forest = Forest(Supervisor("app", [Child("a", body), Child("b", body)]))
-    a, b = forest.root.machine.children.values()
+    a, b = forest.machines["app"].children.values()
     for node in (a, b, a):
         memory.leave(node, None)
     assert list(memory.left) == ["b", "a"]
@@ -132,7 +130,7 @@ def test_what_had_been_added_and_left_is_gone_with_its_reason_while_its_supervis
     """R29: no start of it is to come, for an added child is lost when its supervisor restarts."""
     tree = grown()
     below(tree, "s", effect.Request("add", Caller(), spec=leaf("added", restart="temporary")))
-    below(tree, "s", effect.Up(machine(tree, "s").children["added"], 1))
+    below(tree, "s", effect.Up("added", 1))
     exits_below(tree, "s", "added", "restart")
     exits(tree, "a")
     assert gone(tree, "app/s/added") == (True, "restart")
@@ -153,16 +151,16 @@ def test_while_its_supervisor_boots_what_is_condemned_is_gone():
     """R29: the first start of a sibling is no restart of the group."""
     s = Supervisor("s", [leaf("x")], decider=POLICY)
     forest = Forest(Supervisor("app", [s, leaf("b")], strategy="one_for_all"))
-    root = forest.root.machine
+    root = forest.machines["app"]
     forest.start(0)
     forest.handle(root, effect.Boot(), 0)
-    inner = root.children["s"].machine
+    inner = forest.machines["app/s"]
     x = inner.children["x"]
     forest.handle(inner, effect.Boot(), 0)
-    forest.handle(inner, effect.Up(x, 1), 0)
+    forest.handle(inner, effect.Up(x.name, 1), 0)
     exc = Boom("stop")
-    forest.handle(inner, effect.Exited(x, 1, exc), 0)
-    forest.handle(inner, effect.Ended(x, 1), 0)
+    forest.handle(inner, effect.Exited(x.name, 1, exc), 0)
+    forest.handle(inner, effect.Ended(x.name, 1), 0)
     assert root.act.kind == "boot"
     assert forest.gone("app/s/x", ended=False, failure=None) == (True, exc)
 

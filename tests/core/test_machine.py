@@ -19,6 +19,7 @@ from supervise import (
 )
 from supervise._core import effect, shortcut
 from supervise._core.forest import Forest
+from supervise._core.node import Failure
 from supervise.testing.bare import BareTree, Part
 
 STOPS = Decider({"stop": Stop})
@@ -70,10 +71,9 @@ def opened(spec, part=Up):
 
 
 def machine(tree, path=""):
-    node = tree.forest.root
-    for name in filter(None, path.split("/")):
-        node = node.machine.children[name]
-    return node.machine
+    """That of the root, or of what stands at a path below it."""
+    root = tree.forest.root.path
+    return tree.forest.machines[f"{root}/{path}" if path else root]
 
 
 def child(tree, name):
@@ -88,16 +88,17 @@ class Caller:
 
 
 def ask(tree, kind, name=None, **more):
-    """A request, and its answer."""
+    """A request, and its answer: of a change the node, if it is still there."""
     caller = Caller()
     tree.post(machine(tree), effect.Request(kind, caller, name=name, **more))
     tree.run()
-    return caller.got.unwrap()
+    got = caller.got.unwrap()
+    return tree.forest.find(got) if isinstance(got, str) else got
 
 
 def fail(tree, name, tag="restart", **more):
     node = child(tree, name)
-    tree.post(machine(tree), effect.Exited(node, node.incarnation, Boom(tag), **more))
+    tree.post(machine(tree), effect.Exited(node.name, node.incarnation, Boom(tag), **more))
     tree.run()
 
 
@@ -133,7 +134,7 @@ def test_a_supervisor_that_was_stopped_before_it_could_boot_does_not():
     """R19: its boot comes too late."""
     forest = Forest(Supervisor("app", [leaf("a")]))
     forest.start(0)
-    root = forest.root.machine
+    root = forest.machines["app"]
     forest.handle(root, effect.Stop("a test"), 1)
     assert (root.phase, forest.over) == ("ended", True)
     assert forest.handle(root, effect.Boot(), 2) == []
@@ -144,12 +145,12 @@ def test_a_root_that_is_stopped_while_it_starts_is_not_up_for_that():
     """R19: a last child that is up at the same time does not bring it back."""
     forest = Forest(Supervisor("app", [leaf("a")]))
     forest.start(0)
-    root = forest.root.machine
+    root = forest.machines["app"]
     forest.handle(root, effect.Boot(), 0)
     forest.handle(root, effect.Stop("a test"), 1)
-    forest.handle(root, effect.Up(root.children["a"], 1), 1)
+    forest.handle(root, effect.Up("a", 1), 1)
     assert (forest.root.state, root.phase, root.children["a"].state) == ("stopping", "ending", "stopping")
-    forest.handle(root, effect.Ended(root.children["a"], 1), 2)
+    forest.handle(root, effect.Ended("a", 1), 2)
     assert (forest.root.state, forest.root.alive, forest.root.gone, forest.over) == (
         "down",
         False,
@@ -164,9 +165,9 @@ def test_without_a_listener_no_event_is_made():
     forest = Forest(spec)
     forest.ledger.listening = False
     out = forest.start(0)
-    root = forest.root.machine
+    root = forest.machines["app"]
     out += forest.handle(root, effect.Boot(), 0)
-    out += forest.handle(root, effect.Up(root.children["a"], 1), 0)
+    out += forest.handle(root, effect.Up("a", 1), 0)
     out += forest.handle(root, effect.Stop("a test"), 0)
     out += forest.handle(root, effect.Wake(), 1)
     kinds = [type(one).__name__ for one in out if not isinstance(one, effect.WakeAt)]
@@ -250,7 +251,7 @@ def test_a_child_that_backs_off_is_neither_removed_nor_added_again():
     """R25: it is restarting."""
     tree, _ = opened(Supervisor("app", [leaf("a", backoff=Backoff(initial=3, jitter=0))]))
     node = child(tree, "a")
-    for item in (effect.Exited(node, 1, Boom("restart")), effect.Ended(node, 1)):
+    for item in (effect.Exited(node.name, 1, Boom("restart")), effect.Ended(node.name, 1)):
         tree.forest.handle(machine(tree), item, 0)
     assert (node.state, node.phase, node.due) == ("restarting", "backoff", 3)
     caller = Caller()
@@ -317,24 +318,24 @@ def test_a_plain_restart_costs_the_same_by_the_short_way(of_ready_time, own, lis
         made = Forest(Supervisor("app", [leaf("a", limit=own), leaf("b")], limit=limit, decider=names))
         made.ledger.listening = listening
         made.start(0)
-        node = made.root.machine.children["a"]
-        made.handle(made.root.machine, effect.Boot(), 0)
-        made.handle(made.root.machine, effect.Up(node, 1), 0)
-        made.handle(made.root.machine, effect.Up(made.root.machine.children["b"], 1), 0)
-        return made, made.root.machine, node
+        node = made.machines["app"].children["a"]
+        made.handle(made.machines["app"], effect.Boot(), 0)
+        made.handle(made.machines["app"], effect.Up(node.name, 1), 0)
+        made.handle(made.machines["app"], effect.Up("b", 1), 0)
+        return made, made.machines["app"], node
 
     (_, root, node), (long, other, twin) = forest(), forest()
     exc = Boom("restart")
     for now in (1, 4, 8, 11, 13):
-        told = shortcut.restart_at_once(node, exc, now)
-        said = long.handle(other, effect.Exited(twin, twin.incarnation, exc), now)
+        told = shortcut.restart_at_once(root, node, exc, now)
+        said = long.handle(other, effect.Exited(twin.name, twin.incarnation, exc), now)
         if told is None:
             break
-        said += long.handle(other, effect.Ended(twin, twin.incarnation), now)
+        said += long.handle(other, effect.Ended(twin.name, twin.incarnation), now)
         assert told == [one for one in said if isinstance(one, events.Event)]
         assert root.restarts(now) == other.restarts(now)
-        up = effect.Up(twin, twin.incarnation)
-        assert shortcut.up_at_once(node, now + 2) == [
+        up = effect.Up(twin.name, twin.incarnation)
+        assert shortcut.up_at_once(root, node, now + 2) == [
             one for one in long.handle(other, up, now + 2) if isinstance(one, events.Event)
         ]
         assert (node.state, node.since, node.incarnation) == (twin.state, twin.since, twin.incarnation)
@@ -354,8 +355,8 @@ def test_a_return_that_crosses_with_a_stop_is_no_error():
     tree, _ = opened(Supervisor("app", [leaf("a")]), Slow)
     node = child(tree, "a")
     asked_for(tree, effect.Stop("a test"))
-    (release,) = asked_for(tree, effect.Exited(node, 1))
-    assert (type(release), release.child) == (effect.Release, node)
+    (release,) = asked_for(tree, effect.Exited(node.name, 1))
+    assert (type(release), release.path) == (effect.Release, node.path)
 
 
 def test_a_failure_that_crosses_with_a_stop_is_told_and_not_decided():
@@ -364,10 +365,10 @@ def test_a_failure_that_crosses_with_a_stop_is_told_and_not_decided():
     tree, _ = opened(Supervisor("app", [leaf("a"), inner]), Slow)
     a, x = child(tree, "a"), child(tree, "x")
     asked_for(tree, effect.Stop("a test"))
-    below = effect.Failure(Boom("f"), x.machine.children["b"], "app/x/b")
-    own = effect.Failure(Boom("limit"), x, "app/x", "limit")
-    assert machine(tree).handle(effect.Exited(x, 1, risen=below), 1) == []
-    (decided,) = machine(tree).handle(effect.Exited(x, 1, risen=own), 1)
+    below = Failure(Boom("f"), "app/x/b", 1, "app/x/b")
+    own = Failure(Boom("limit"), "app/x", 1, "app/x", "limit")
+    assert machine(tree).handle(effect.Exited(x.name, 1, risen=below), 1) == []
+    (decided,) = machine(tree).handle(effect.Exited(x.name, 1, risen=own), 1)
     assert (decided.path, decided.directive, decided.because) == ("app/x", None, "stop")
     assert (decided.by, decided.tag, decided.exc) == ("app", "limit", own.exc)
     assert a.state == "up"
@@ -380,15 +381,15 @@ def test_what_a_leaf_says_twice_counts_once():
     fail(tree, "a")
     asked_for(tree, effect.Request("status", Caller()))
     assert [child(tree, name).state for name in "ab"] == ["stopping", "up"]
-    asked_for(tree, effect.Exited(b, 1, Boom("f")))
+    asked_for(tree, effect.Exited(b.name, 1, Boom("f")))
     assert b.state == "failed"
-    assert asked_for(tree, effect.Exited(b, 1, Boom("f"))) == []
+    assert asked_for(tree, effect.Exited(b.name, 1, Boom("f"))) == []
     assert len(machine(tree).inbox) == 2
 
 
 def gone(out):
     """Who is down for good, why, and whether it has left the tree."""
-    return [(one.child.path, one.why, one.removed) for one in out if isinstance(one, effect.Gone)]
+    return [(one.path, one.why, one.removed) for one in out if isinstance(one, effect.Gone)]
 
 
 def test_who_is_down_for_good_is_told_once_with_the_reason():
@@ -400,9 +401,9 @@ def test_who_is_down_for_good_is_told_once_with_the_reason():
     exc, out = Boom("f"), []
     for name in "ab":
         node = child(tree, name)
-        out += asked_for(tree, effect.Exited(node, 1, exc)) + asked_for(tree, effect.Ended(node, 1))
+        out += asked_for(tree, effect.Exited(node.name, 1, exc)) + asked_for(tree, effect.Ended(node.name, 1))
     out += asked_for(tree, effect.Request("stop", Caller(), name="c"))
-    out += asked_for(tree, effect.Ended(child(tree, "c"), 1))
+    out += asked_for(tree, effect.Ended("c", 1))
     out += asked_for(tree, effect.Request("stop", Caller(), name="c"))
     out += asked_for(tree, effect.Request("remove", Caller(), name="c"))
     assert gone(out) == [
@@ -422,7 +423,7 @@ def test_a_name_that_comes_back_counts_on():
     ask(tree, "stop", "a")
     ask(tree, "remove", "a")
     node = ask(tree, "add", spec=leaf("a"))
-    assert (node.incarnation, node.path, node.parent) == (2, "app/a", machine(tree))
+    assert (node.incarnation, node.path) == (2, "app/a")
     memory = tree.forest.root.memory
     assert (memory.left, memory.declared) == ({}, {})
     assert [
@@ -447,7 +448,7 @@ def test_of_those_who_left_only_the_last_are_remembered_and_no_number_goes_back(
     ask(tree, "add", spec=leaf("n"))
     for life in (1, 2, 3):
         node = child(tree, "n")
-        tree.post(machine(tree), effect.Exited(node, life, Boom("restart")))
+        tree.post(machine(tree), effect.Exited(node.name, life, Boom("restart")))
         tree.run()
     for name in ("n", *(f"x{number}" for number in range(70))):
         if name != "n":
@@ -469,7 +470,7 @@ def test_a_supervisor_that_ends_remembers_how_far_its_children_had_come():
     tree.run()
     out = tree.forest.handle(below, effect.Stop("x fails", exc=Boom("x")), 0)
     for name in "ba":
-        out += tree.forest.handle(below, effect.Ended(below.children[name], 1), 0)
+        out += tree.forest.handle(below, effect.Ended(name, 1), 0)
     assert ("app/x/b", None, True) in gone(out)
     node = child(tree, "x")
     assert [(name, past.why) for name, past in node.memory.left.items()] == [("b", None)]
@@ -484,10 +485,10 @@ def testready_time_goes_on_once_a_member_that_was_restarting_has_left():
     tree, _ = opened(Pool("app", leaf("m"), limit=Limit(3, within=9, of_ready_time=True), decider=STOPS))
     node = ask(tree, "add")
     root = machine(tree)
-    for item in (effect.Exited(node, 1, Boom("restart")), effect.Ended(node, 1)):
+    for item in (effect.Exited(node.name, 1, Boom("restart")), effect.Ended(node.name, 1)):
         tree.forest.handle(root, item, 1)
     assert (node.state, node.restart_in_progress, root.ready_time.at(2)) == ("starting", True, 1)
-    for item in (effect.Exited(node, 2, Boom("stop")), effect.Ended(node, 2)):
+    for item in (effect.Exited(node.name, 2, Boom("stop")), effect.Ended(node.name, 2)):
         tree.forest.handle(root, item, 3)
     assert (list(root.children), node.restart_in_progress, root.ready_time.at(5)) == ([], False, 3)
 
@@ -519,7 +520,7 @@ def test_a_root_that_is_stopping_is_not_up_again():
     """R19: whatever its machine may still report."""
     tree, _ = opened(Supervisor("app", [leaf("a")]), Slow)
     asked_for(tree, effect.Stop("a test"))
-    assert tree.forest._report(effect.Up(tree.forest.root, 1), 1) == []
+    assert tree.forest._report(effect.Up(tree.forest.root.name, 1), 1) == []
     assert tree.forest.root.state == "stopping"
 
 
@@ -527,9 +528,9 @@ def test_there_is_no_short_way_to_be_up_past_who_waits():
     """R19: nor for one that has not gone the short way before."""
     tree, _ = opened(Supervisor("app", [leaf("a")]), Slow)
     node = child(tree, "a")
-    assert shortcut.up_at_once(node, 0) is None
-    assert shortcut.restart_at_once(node, Boom("f"), 0)
+    assert shortcut.up_at_once(machine(tree), node, 0) is None
+    assert shortcut.restart_at_once(machine(tree), node, Boom("f"), 0)
     asked_for(tree, effect.Request("status", Caller()))
-    assert shortcut.restart_at_once(node, Boom("f"), 1) is None
-    assert shortcut.up_at_once(node, 1) is None
+    assert shortcut.restart_at_once(machine(tree), node, Boom("f"), 1) is None
+    assert shortcut.up_at_once(machine(tree), node, 1) is None
     assert (node.state, node.incarnation, len(machine(tree).inbox)) == ("starting", 2, 1)

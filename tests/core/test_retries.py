@@ -29,7 +29,7 @@ def delays(out):
 
 
 def reasons(out):
-    return [(one.child.name, one.reason) for one in out if isinstance(one, effect.Cancel)]
+    return [(one.path.rpartition("/")[2], one.reason) for one in out if isinstance(one, effect.Cancel)]
 
 
 def with_two_retries():
@@ -141,7 +141,7 @@ def test_a_restart_by_hand_that_fails_is_told_to_whoever_asked():
     ends(tree, "a")
     caller, _ = asks(tree, "start", "a")
     node, exc = child(tree, "a"), Boom("restart")
-    out = asked_for(tree, effect.Exited(node, 2, exc))
+    out = asked_for(tree, effect.Exited(node.name, 2, exc))
     (reply,) = (one for one in out if isinstance(one, effect.Reply))
     assert (reply.token, type(reply.error), reply.error.__cause__) == (caller, StartFailed, exc)
     assert delays(ends(tree, "a")) == [3]
@@ -169,13 +169,13 @@ def test_a_supervisor_that_is_done_while_a_start_fails_is_done():
     exits(tree, "a")
     ends(tree, "a")
     below = machine(tree, "x")
-    tree.forest.handle(below, effect.Ended(below.children["c"], 1), 0)
+    tree.forest.handle(below, effect.Ended("c", 1), 0)
     wakes(tree, 3)
     below = machine(tree, "x")
     tree.forest.handle(below, effect.Boot(), 3)
-    assert orders(tree.forest.handle(below, effect.Up(below.children["c"], 2), 3)) == ["Start a"]
+    assert orders(tree.forest.handle(below, effect.Up("c", 2), 3)) == ["Start a"]
     tree.forest.handle(below, effect.Stop("x is done", returned=True), 3)
-    tree.forest.handle(below, effect.Ended(below.children["c"], 2), 3)
+    tree.forest.handle(below, effect.Ended("c", 2), 3)
     assert states(tree) == {"x": "stopping", "a": "starting"}
     exits(tree, "a")
     assert machine(tree).phase == "up"
@@ -198,13 +198,13 @@ def test_a_first_start_that_is_late_says_which():
     """R16, R17: to those that are stopped for it, and to whoever wanted the tree."""
     forest = Forest(Supervisor("app", [leaf("a"), leaf("b", start_timeout=2)]))
     forest.start(0)
-    root = forest.root.machine
+    root = forest.machines["app"]
     a, b = root.children.values()
-    for item in (effect.Boot(), effect.Up(a, 1)):
+    for item in (effect.Boot(), effect.Up(a.name, 1)):
         forest.handle(root, item, 0)
     assert reasons(forest.handle(root, effect.Wake(), 2)) == [("b", "'app/b': start_timeout of 2 s passed")]
-    assert reasons(forest.handle(root, effect.Ended(b, 1), 2)) == [("a", "'app/b' failed to start")]
-    (rise,) = (one for one in forest.handle(root, effect.Ended(a, 1), 3) if isinstance(one, effect.Rise))
+    assert reasons(forest.handle(root, effect.Ended(b.name, 1), 2)) == [("a", "'app/b' failed to start")]
+    (rise,) = (one for one in forest.handle(root, effect.Ended(a.name, 1), 3) if isinstance(one, effect.Rise))
     assert (rise.report.failure.path, str(rise.report.failure.exc)) == (
         "app/b",
         "'app/b' was not ready within 2 s",
@@ -217,7 +217,7 @@ def test_a_retry_too_many_is_caused_by_the_last_failure():
     exits(tree, "a")
     ends(tree, "a")
     exc = Boom("restart")
-    asked_for(tree, effect.Exited(child(tree, "a"), 2, exc))
+    asked_for(tree, effect.Exited("a", 2, exc))
     (fail,) = (one for one in ends(tree, "a") if isinstance(one, effect.Fail))
     assert (str(fail.exc), fail.exc.__cause__) == ("'app' passed its limit of 1 within 9 s", exc)
 
@@ -233,7 +233,7 @@ def test_who_was_to_be_tried_once_too_often_is_down():
     asks(tree, "stop", "c")
     assert orders(ends(tree, "a")) == ["Cancel c"]
     assert states(tree)["a"] == "restarting"
-    asked_for(tree, effect.Exited(child(tree, "b"), 1))
+    asked_for(tree, effect.Exited("b", 1))
     tree.now = 4
     assert orders(ends(tree, "c")) == ["replied"]
     assert (machine(tree).phase, states(tree)) == (
@@ -247,9 +247,9 @@ def testready_time_stands_still_on_the_short_way_too():
     """R14: from the failure until it is up again."""
     tree = tree_of(leaf("a"), limit=Limit(5, within=99, of_ready_time=True))
     node, clock = child(tree, "a"), machine(tree).ready_time
-    shortcut.restart_at_once(node, Boom("restart"), 2)
+    shortcut.restart_at_once(machine(tree), node, Boom("restart"), 2)
     assert (node.restart_in_progress, clock.at(4)) == (True, 2)
-    shortcut.up_at_once(node, 5)
+    shortcut.up_at_once(machine(tree), node, 5)
     assert (node.restart_in_progress, clock.at(9)) == (False, 6)
 
 
@@ -260,8 +260,8 @@ def test_without_a_chance_there_is_no_jitter():
     exits(tree, "a")
     assert delays(ends(tree, "a")) == [4]
     b = child(tree, "b")
-    machine(tree).handle(effect.Exited(b, 1, Boom("restart")), 0)
-    assert delays(machine(tree).handle(effect.Ended(b, 1), 0)) == [4]
+    machine(tree).handle(effect.Exited(b.name, 1, Boom("restart")), 0)
+    assert delays(machine(tree).handle(effect.Ended(b.name, 1), 0)) == [4]
 
 
 def test_the_chance_goes_up_with_the_failure():
@@ -271,8 +271,8 @@ def test_the_chance_goes_up_with_the_failure():
     tree = tree_of(inner)
     below = machine(tree, "x")
     c = below.children["c"]
-    tree.forest.handle(below, effect.Exited(c, 1, Boom("restart")), 0, 0.75)
-    assert delays(tree.forest.handle(below, effect.Ended(c, 1), 0)) == [5]
+    tree.forest.handle(below, effect.Exited(c.name, 1, Boom("restart")), 0, 0.75)
+    assert delays(tree.forest.handle(below, effect.Ended(c.name, 1), 0)) == [5]
 
 
 def test_a_leafs_own_limit_counts_what_costs_something():
@@ -400,7 +400,7 @@ def test_those_who_are_stopped_before_a_backoff_are_told_why():
     tree = tree_of(leaf("a", backoff=WAIT), leaf("b"), strategy="one_for_all")
     exits(tree, "a")
     (cancel,) = (one for one in ends(tree, "a") if isinstance(one, effect.Cancel))
-    assert (cancel.child.name, cancel.reason) == ("b", "one_for_all: sibling 'app/a' failed")
+    assert (cancel.path.rpartition("/")[2], cancel.reason) == ("b", "one_for_all: sibling 'app/a' failed")
 
 
 def test_only_a_restart_takes_a_step_of_the_backoff():

@@ -68,7 +68,7 @@ def test_a_late_start_says_how_long_it_had():
     out = tree.forest.handle(machine(tree), effect.Wake(), 1.5)
     assert told(out, effect.Cancel) == ["'app/a': start_timeout of 1.5 s passed"]
     late = KeyError("late")
-    out = tree.forest.handle(machine(tree), effect.Ended(child(tree, "a"), 1, late), 2)
+    out = tree.forest.handle(machine(tree), effect.Ended("a", 1, late), 2)
     (failed,) = (one for one in out if isinstance(one, events.Failed) and one.path == "app/a")
     assert str(failed.exc) == "'app/a' was not ready within 1.5 s"
     assert failed.exc.__context__ is late
@@ -86,7 +86,7 @@ def test_a_stop_says_by_when_a_child_should_have_drained():
 def test_a_resource_that_is_not_left_is_told_how_long_it_had():
     """R9: by a cancel, and again when it is overdue for twice as long."""
     tree, _ = opened(Supervisor("app", [leaf("a", resource=resource, grace=1.5, start_warning=inf)]), Slow)
-    asked_for(tree, effect.Exited(child(tree, "a"), 1, Boom("f")))
+    asked_for(tree, effect.Exited("a", 1, Boom("f")))
     out = tree.forest.handle(machine(tree), effect.Wake(), 1.5)
     assert told(out, effect.Cancel) == ["'app/a': its resource was not left within 1.5 s"]
     overdue = [one.seconds for one in out if isinstance(one, effect.ReportOverdue)]
@@ -123,10 +123,10 @@ def test_a_limit_that_is_passed_says_which(spec, expected):
 def test_a_permanent_child_that_returns_says_what():
     """R7: a failure tagged `returned`."""
     tree, seen = opened(Supervisor("app", [leaf("a"), Supervisor("x", [leaf("b")])]))
-    asked_for(tree, effect.Exited(child(tree, "a"), 1, value=7))
-    below = child(tree, "x").machine
+    asked_for(tree, effect.Exited("a", 1, value=7))
+    below = machine(tree, "x")
     tree.forest.handle(below, effect.Stop("x is to end", returned=True), 0)
-    out = tree.forest.handle(below, effect.Ended(below.children["b"], 1), 0)
+    out = tree.forest.handle(below, effect.Ended("b", 1), 0)
     seen += [one for one in out if isinstance(one, events.Event)]
     tree.run()
     failed = [event for event in seen if isinstance(event, events.Failed)]
@@ -144,7 +144,7 @@ def test_an_auto_shutdown_names_the_child():
             "app", [leaf("a"), leaf("b", restart="temporary", significant=True)], auto_shutdown=mode
         )
         tree, seen = opened(spec)
-        tree.post(machine(tree), effect.Exited(child(tree, "b"), 1))
+        tree.post(machine(tree), effect.Exited("b", 1))
         tree.run()
         assert ("app/a", f"'app' shuts down: {words} child 'app/b' has ended") in reasons(seen)
 
@@ -153,7 +153,7 @@ def test_what_nobody_decides_stops_the_tree_and_says_where():
     """R4, R36: the supervisor that met it."""
     tree, seen = opened(Supervisor("app", [leaf("a"), leaf("b")]))
     halt = Halt()
-    tree.post(machine(tree), effect.Exited(child(tree, "a"), 1, halt))
+    tree.post(machine(tree), effect.Exited("a", 1, halt))
     tree.run()
     assert reasons(seen) == [
         ("app", "'app' met what no decider decides"),
@@ -178,7 +178,7 @@ def test_a_condemned_supervisor_tells_those_below():
     )
     tree, seen = opened(spec)
     inner = machine(tree, "x")
-    tree.post(inner, effect.Exited(inner.children["a"], 1, Boom("f")))
+    tree.post(inner, effect.Exited("a", 1, Boom("f")))
     tree.run()
     assert reasons(seen) == [("app/x/b", "'app/x' was condemned")]
     assert child(tree, "x").state == "condemned"

@@ -15,7 +15,7 @@ async def body():
 
 
 def node(name="a"):
-    return Node(Child(name, body), f"app/{name}", None, ROOT)
+    return Node(Child(name, body), f"app/{name}", ROOT)
 
 
 def test_those_that_are_due_come_the_earliest_first_and_in_the_order_of_arming():

@@ -31,8 +31,9 @@ def check(world: World) -> None:
     order = nodes(world)
     for node in order:
         _check_node(world, node)
-        if node.machine is not None:
-            _check_machine(world, node.machine)
+        machine = world.machine_of(node)
+        if machine is not None:
+            _check_machine(world, machine)
     there = {node.path for node in order}
     demand(there.issuperset(world.tasks), "run outside of the tree:", set(world.tasks) - there)
     _check_promises(world)
@@ -53,17 +54,18 @@ def obliged(world: World) -> bool:
 def _check_node(world: World, node: Node) -> None:
     task = world.tasks.get(node.path)
     demand(node.alive == (task is not None), node, "alive" if node.alive else "not alive", task)
-    demand(node.alive or node.machine is None or node.parent is None, node, "has a machine")
+    demand(node.alive or not node.has_machine or node is world.forest.root, node, "has a machine")
     if task is None:
         states = ("down", "condemned", "restarting", "failed", "stopping", "releasing")
         demand(node.state in states, node, "has no task")
-        ending = node.parent is None or node.parent.phase == "ending"
+        above = world.above(node)
+        ending = above is None or above.phase == "ending"
         demand(node.state != "failed" or node.undecided or ending, node, "failed and is forgotten")
     else:
         demand(task.incarnation == node.incarnation, node, "runs another incarnation")
         demand(node.state not in ("down", "condemned", "restarting"), node, "has a task")
         demand(not node.gone, node, "is gone but runs")
-    demand(not node.gone or node.path in world.gone or node.parent is None, node, "is gone, untold")
+    demand(not node.gone or node.path in world.gone or node is world.forest.root, node, "is gone, untold")
 
 
 def _check_machine(world: World, machine: Machine) -> None:
@@ -92,9 +94,7 @@ def _check_machine(world: World, machine: Machine) -> None:
 
 def _on_the_way_out(world: World, node: Node) -> bool:
     task = world.tasks.get(node.path)
-    return task is not None and (
-        task.mode == "stopping" or (node.machine is not None and node.state == "stopping")
-    )
+    return task is not None and (task.mode == "stopping" or (node.has_machine and node.state == "stopping"))
 
 
 def _check_idle(machine: Machine, children: list[Node]) -> None:
@@ -116,7 +116,7 @@ def _check_idle(machine: Machine, children: list[Node]) -> None:
 
 def _check_promises(world: World) -> None:
     """Every request can still be answered, and every timer has been asked for."""
-    machines = [node.machine for node in nodes(world) if node.machine is not None]
+    machines = [world.forest.machines[node.path] for node in nodes(world) if node.has_machine]
     requests = [item for machine in machines for item in machine.inbox if isinstance(item, Request)]
     tokens = [request.token for request in requests if not request.withdrawn]
     tokens += [machine.act.token for machine in machines if isinstance(machine.act, Act)]
@@ -133,8 +133,8 @@ def _check_rest(world: World, order: list[Node]) -> None:
     """Nobody is obliged to act: then nothing may be pending."""
     demand(world.forest.root.state in ("up", "starting"), "stuck:", world.forest.root)
     for node in order:
-        if node.machine is not None:
-            machine = node.machine
+        machine = world.machine_of(node)
+        if machine is not None:
             demand(machine.act is None and machine.phase == "up", "stuck:", machine)
             demand(not machine.inbox, "stuck:", machine)
         else:

@@ -50,10 +50,11 @@ class Freedom:
 def actions(world: World, freedom: Freedom) -> Iterator[Action]:
     """All that may happen next."""
     for path, task in world.tasks.items():
-        if task.node.machine is not None:
-            yield from _supervisor(path, task, task.node.machine, freedom)
+        machine = world.machine_of(task.node)
+        if machine is not None:
+            yield from _supervisor(path, task, machine, freedom)
         else:
-            yield from _leaf(path, task, freedom)
+            yield from _leaf(world, path, task, freedom)
     if freedom.stop and not world.stopped and not world.forest.over:
         yield ("stop",)
     yield from _wakes(world)
@@ -70,7 +71,7 @@ def _wakes(world: World) -> Iterator[Action]:
 def _supervisor(path: str, task: Task, machine: Machine, freedom: Freedom) -> Iterator[Action]:
     if task.mode == "opening":
         yield ("boot", path, "up")
-        if machine.node.parent is not None:
+        if machine.parent is not None:
             yield from (("boot", path, how) for how in freedom.starts)
     elif machine.phase in ("booting", "up") and len(machine.inbox) < freedom.waiting:
         yield from _requests(path, machine, freedom)
@@ -93,7 +94,7 @@ def _requests(path: str, machine: Machine, freedom: Freedom) -> Iterator[Action]
             yield from (("request", path, kind, name) for name in names)
 
 
-def _leaf(path: str, task: Task, freedom: Freedom) -> Iterator[Action]:
+def _leaf(world: World, path: str, task: Task, freedom: Freedom) -> Iterator[Action]:
     began = task.crossing if task.mode == "stopping" else task.mode
     if task.mode in ("stopping", "leaving"):
         yield ("end", path)
@@ -104,19 +105,20 @@ def _leaf(path: str, task: Task, freedom: Freedom) -> Iterator[Action]:
     if began == "starting":
         yield ("up", path)
         yield from (
-            ("fail", path, kind) if kind != "ignored" else ("ignore", path) for kind in _starts(task, freedom)
+            ("fail", path, kind) if kind != "ignored" else ("ignore", path)
+            for kind in _starts(world, task, freedom)
         )
-    elif began == "up" and (task.mode == "stopping" or _room(task.node, freedom)):
+    elif began == "up" and (task.mode == "stopping" or _room(world, task.node, freedom)):
         yield ("return", path)
         kinds = freedom.failures if task.mode == "up" else freedom.failures[:1]
         yield from (("fail", path, kind) for kind in kinds if _can(task.node, kind))
 
 
-def _starts(task: Task, freedom: Freedom) -> tuple[str, ...]:
+def _starts(world: World, task: Task, freedom: Freedom) -> tuple[str, ...]:
     """A first start is judged by nobody: one kind of failure is enough there."""
-    machine = task.node.parent
+    machine = world.above(task.node)
     assert machine is not None
-    judged = task.mode == "starting" and (machine.phase == "up" or machine.node.parent is not None)
+    judged = task.mode == "starting" and (machine.phase == "up" or machine.parent is not None)
     return (
         freedom.starts if judged else tuple(kind for kind in freedom.starts if kind in ("restart", "ignored"))
     )
@@ -128,8 +130,9 @@ def _can(node: Node, kind: str) -> bool:
     return owns or not kind.endswith(("free", "charged"))
 
 
-def _room(node: Node, freedom: Freedom) -> bool:
-    return node.parent is not None and len(node.parent.inbox) < freedom.waiting
+def _room(world: World, node: Node, freedom: Freedom) -> bool:
+    above = world.above(node)
+    return above is not None and len(above.inbox) < freedom.waiting
 
 
 @frozen

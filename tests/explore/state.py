@@ -21,20 +21,18 @@ if TYPE_CHECKING:
 Key = tuple[Any, ...]
 
 KEPT = {
-    "alive", "awaited", "retry_charged", "epoch", "failure", "gone", "machine", "restart_in_progress", "phase", "spec", "state",
+    "alive", "awaited", "retry_charged", "epoch", "failure", "gone", "has_machine", "restart_in_progress", "phase", "spec", "state",
     "timed_out", "timer", "undecided", "waited", "window", "due",
 }  # fmt: skip
 DROPPED = {
-    "fast_act": "an act as good as any other",
     "decider": "goes with the spec",
     "delays": "constant in every family",
     "generated_name": "goes with the kind of supervisor",
-    "handle": "the driver's",
     "incarnation": "only whether it is a task's own counts, and that is checked",
+    "is_leaf": "goes with the spec",
     "interval": "goes with `waited`",
     "last_failure": "is reported, and decides nothing",
     "memory": "numbers and reasons, which are reported and decide nothing",
-    "parent": "goes with the place in the tree",
     "path": "likewise",
     "fast_path": "goes with the spec",
     "slow_start": "likewise",
@@ -47,8 +45,9 @@ def nodes(world: World) -> list[Node]:
     """All nodes, parents first, in start order."""
     found = [world.forest.root]
     for node in found:
-        if node.machine is not None and node.machine.phase != "ended":
-            found += node.machine.children.values()
+        machine = world.machine_of(node)
+        if machine is not None and machine.phase != "ended":
+            found += machine.children.values()
     return found
 
 
@@ -72,6 +71,7 @@ def _part(key: Key) -> int:
 def _node(world: World, node: Node, places: dict[Node, int]) -> Key:
     path = node.path
     task = world.tasks.get(path)
+    machine = world.machine_of(node)
     return (
         node.state,
         (
@@ -83,7 +83,7 @@ def _node(world: World, node: Node, places: dict[Node, int]) -> Key:
             node.gone,
             node.restart_in_progress,
         ),
-        None if node.failure is None else _failure(node.failure, places),
+        None if node.failure is None else _failure(world, node.failure, places),
         _timer(world, node) if node.timer else None,
         node.waited > 0,
         world.words.get(path, ""),
@@ -91,27 +91,30 @@ def _node(world: World, node: Node, places: dict[Node, int]) -> Key:
         path in world.gone,
         None if task is None else (task.mode, task.crossing, task.incarnation == node.incarnation),
         None if node.window is None else _left(node.window),
-        _name(node),
-        None if node.machine is None else _machine(world, node.machine, places),
+        _name(world, node),
+        None if machine is None else _machine(world, machine, places),
         _afterwards(world, node, places),
     )
 
 
 def _afterwards(world: World, node: Node, places: dict[Node, int]) -> Key | None:
     """What begins once it has been released."""
-    act = None if node.parent is None else node.parent.releasing.get(node)
+    above = world.above(node)
+    act = None if above is None else above.releasing.get(node)
     return None if act is None else _act(world, act, places)
 
 
-def _name(node: Node) -> str:
+def _name(world: World, node: Node) -> str:
     """A pool's members are all alike."""
-    return "" if node.parent is None or isinstance(node.parent.spec, Pool) else node.spec.name
+    above = world.above(node)
+    return "" if above is None or isinstance(above.spec, Pool) else node.spec.name
 
 
 def _timer(world: World, node: Node) -> Key | None:
-    if node.parent is None:
+    above = world.above(node)
+    if above is None:
         return None
-    due = (at - world.now for at, ticket, _ in node.parent.timers._heap if ticket == node.timer)
+    due = (at - world.now for at, ticket, _ in above.timers._heap if ticket == node.timer)
     return (node.phase, next(due, None))
 
 
@@ -121,10 +124,15 @@ def _left(window: Any) -> int:
     return left
 
 
-def _failure(failure: Failure, places: dict[Node, int]) -> Key:
+def _failure(world: World, failure: Failure, places: dict[Node, int]) -> Key:
     exc = type(failure.exc).__name__, getattr(failure.exc, "tag", None), failure.tag
     how = failure.resumable, failure.progressed, failure.starting
-    return (exc, how, places.get(failure.origin, -1))
+    return (exc, how, _origin(world, failure, places))
+
+
+def _origin(world: World, failure: Failure, places: dict[Node, int]) -> int:
+    node = world.forest.find(failure.origin)
+    return -1 if node is None else places.get(node, -1)
 
 
 def _machine(world: World, machine: Machine, places: dict[Node, int]) -> Key:
@@ -155,7 +163,7 @@ def _act(world: World, act: Act, places: dict[Node, int]) -> Key:
         tuple([places.get(node, -1) for node in act.stops]),
         tuple([places.get(node, -1) for node in act.starts]),
         (_token(world, act.token), act.delay, act.returned, act.pending),
-        None if act.failure is None else _failure(act.failure, places),
+        None if act.failure is None else _failure(world, act.failure, places),
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from supervise._core.act import Act
+from supervise._core.machine import Machine
 from supervise._core.node import Failure, Node
 
 from .copying import copied
@@ -27,7 +28,9 @@ def hold_together(world: World, action: Action) -> None:
     short = copied(world)
     node = short.tasks[path].node
     if kind == "up":
-        node.fast_act = _alone(node)
+        above = short.above(node)
+        assert above is not None
+        above.fast_act = _alone(above, node)
     told = short.fails_at_once(node, action[2]) if kind == "fail" else short.is_up_at_once(node)
     if not told:
         demand(_seen(short) == _seen(world), path, "did not go the short way, but left something changed")
@@ -37,9 +40,9 @@ def hold_together(world: World, action: Action) -> None:
     demand(_seen(short) == _seen(long), path, "is somewhere else by the short way")
 
 
-def _alone(node: Node) -> Act | None:
+def _alone(above: Machine, node: Node) -> Act | None:
     """The act that restarts it, as if it had gone the short way."""
-    act = None if node.parent is None else node.parent.act
+    act = above.act
     return (
         act if act is not None and act.kind == "restart" and act.node is node and act.token is None else None
     )

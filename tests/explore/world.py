@@ -130,9 +130,16 @@ class World:
         """Put one input in, and carry out what comes of it."""
         assert machine is not None
         self.carry_out(self.forest.handle(machine, item, self.now))
-        for task in self.tasks.values():
-            if task.node.machine is not None:
-                task.node.machine.out = []  # done; nothing to copy
+        for each in self.forest.machines.values():
+            each.out = []  # done; nothing to copy
+
+    def machine_of(self, node: Node) -> Machine | None:
+        """That of a supervisor that runs."""
+        return self.forest.machines[node.path] if node.has_machine else None
+
+    def above(self, node: Node) -> Machine | None:
+        """Its supervisor's; the root has none."""
+        return self.forest.machines.get(node.path.rpartition("/")[0])
 
     def carry_out(self, effects: list[Effect]) -> None:
         """What a driver does, and what nobody may ever see a machine do."""
@@ -146,17 +153,21 @@ class World:
     def fails_at_once(self, node: Node, kind: str) -> bool:
         """The leaf fails, and a driver asks for no more than its next incarnation."""
         exc = Boom(kind)
-        told = None if kind == "fatal" else shortcut.restart_at_once(node, exc, self.now)
+        machine = self.above(node)
+        assert machine is not None
+        told = None if kind == "fatal" else shortcut.restart_at_once(machine, node, exc, self.now)
         if told is None:
             return False
         del self.tasks[node.path]
         self.heard = []
-        self.carry_out([*told, effect.Start(node)])
+        self.carry_out([*told, effect.Start(node.path, node.incarnation, node.spec)])
         return True
 
     def is_up_at_once(self, node: Node) -> bool:
         """So is its being up."""
-        told = None if node.fast_act is None else shortcut.up_at_once(node, self.now)
+        machine = self.above(node)
+        assert machine is not None
+        told = None if machine.fast_act is None else shortcut.up_at_once(machine, node, self.now)
         if told is None:
             return False
         self.tasks[node.path].mode = "up"
@@ -170,14 +181,14 @@ class World:
         task = self.tasks[path]
         task.mode = "running"
         problem = None if how in ("up", "ignored") else Boom(how)
-        self.handle(task.node.machine, effect.Boot(problem, ignored=how == "ignored"))
+        self.handle(self.machine_of(task.node), effect.Boot(problem, ignored=how == "ignored"))
 
     def _up(self, path: str) -> None:
         task = self.tasks[path]
         if task.mode == "starting":
             task.mode = "up"
         task.crossing = "up" if task.crossing else ""
-        self.handle(task.node.parent, effect.Up(task.node, task.incarnation))
+        self.handle(self.above(task.node), effect.Up(task.node.name, task.incarnation))
 
     def _ignore(self, path: str) -> None:
         self._leave(path, ignored=True)
@@ -187,7 +198,7 @@ class World:
 
     def _leave(self, path: str, **how: Any) -> None:
         task = self.tasks.pop(path)
-        self.handle(task.node.parent, effect.Ended(task.node, task.incarnation, **how))
+        self.handle(self.above(task.node), effect.Ended(task.node.name, task.incarnation, **how))
 
     def _fail(self, path: str, kind: str) -> None:
         exc = Fatal() if kind == "fatal" else Boom(kind)
@@ -202,17 +213,19 @@ class World:
         task = self.tasks[path]
         task.mode = "kept" if resumable and not task.crossing else "parked"
         task.crossing = ""
-        exited = effect.Exited(task.node, task.incarnation, exc, resumable=resumable, progressed=progressed)
-        self.handle(task.node.parent, exited)
+        exited = effect.Exited(
+            task.node.name, task.incarnation, exc, resumable=resumable, progressed=progressed
+        )
+        self.handle(self.above(task.node), exited)
 
     def _stop(self) -> None:
         self.stopped = True
-        self.handle(self.forest.root.machine, effect.Stop("somebody wants it"))
+        self.handle(self.machine_of(self.forest.root), effect.Stop("somebody wants it"))
 
     def _request(self, path: str, kind: Any, name: str) -> None:
         self.tokens += 1
         self.asked.add(self.tokens)
-        machine = self.tasks[path].node.machine
+        machine = self.machine_of(self.tasks[path].node)
         assert machine is not None
         pool = isinstance(machine.spec, Pool)
         spec = EXTRA if kind == "add" and not pool else None
@@ -220,7 +233,7 @@ class World:
 
     def _withdraw(self, path: str, place: str) -> None:
         """Whoever made the request that waits at this place gives up."""
-        machine = self.tasks[path].node.machine
+        machine = self.machine_of(self.tasks[path].node)
         assert machine is not None
         request = machine.inbox[int(place)]
         assert isinstance(request, effect.Request)
@@ -234,7 +247,7 @@ class World:
         wakes = self.wakes[path]
         self.now = max(self.now, min(wakes))
         self.wakes[path] = {at for at in wakes if at > self.now}
-        self.handle(self.tasks[path].node.machine, effect.Wake())
+        self.handle(self.machine_of(self.tasks[path].node), effect.Wake())
 
     # --- what comes of it
 
@@ -275,14 +288,16 @@ class World:
             self.charges[event.by] += 1
 
     def _on_start(self, one: effect.Start) -> None:
-        node = one.child
+        node = self.forest.find(one.path)
+        assert node is not None
+        demand(one.incarnation == node.incarnation and one.spec is node.spec, one.path, "is started as", one)
         demand(node.path not in self.tasks, "two incarnations of", node.path)
-        machine = node.parent
+        machine = self.above(node)
         if machine is not None:
             demand(self.tasks[machine.path].mode == "running", node.path, "starts without its supervisor")
             self._check_turn(machine, node)
         self.gone.discard(node.path)
-        self.tasks[node.path] = Task(node, "starting" if node.machine is None else "opening")
+        self.tasks[node.path] = Task(node, "starting" if node.is_leaf else "opening")
 
     def _check_turn(self, machine: Machine, node: Node) -> None:
         """A child starts only when the one before is up, and nobody is on the way out by order (R12)."""
@@ -296,7 +311,7 @@ class World:
         """A retry of a start is one charge when it is made, and none if it is void by then (R14)."""
         for path in list(self.owing):
             above, _, name = path.rpartition("/")
-            machine = self.tasks[above].node.machine
+            machine = self.machine_of(self.tasks[above].node)
             assert machine is not None
             node, act = machine.children.get(name), machine.act
             mine = act is not None and act.node is node
@@ -313,11 +328,18 @@ class World:
             self.owing.discard(path)
 
     def _on_ask(self, one: effect.Ask) -> None:
-        demand(self.tasks[one.child.path].mode == "up", "asked while", self.tasks[one.child.path].mode)
-        self._order(one.child)
+        task = self._meant(one)
+        demand(task.mode == "up", "asked while", task.mode)
+        self._order(task.node)
 
     def _on_cancel(self, one: effect.Cancel) -> None:
-        self._order(one.child)
+        self._order(self._meant(one).node)
+
+    def _meant(self, one: effect.Ask | effect.Cancel | effect.Release | effect.Resume) -> Task:
+        """The task that an effect is for."""
+        task = self.tasks[one.path]
+        demand(task.incarnation == one.incarnation, one.path, "is not the one that is meant:", one)
+        return task
 
     def _order(self, node: Node) -> None:
         """A running leaf is to stop."""
@@ -330,7 +352,7 @@ class World:
 
     def _check_stop(self, node: Node) -> None:
         """Stops go one by one, and in reverse (R12)."""
-        machine = node.parent
+        machine = self.above(node)
         if machine is None or isinstance(machine.spec, Pool) or node.timed_out:
             return
         act, after = machine.act, False
@@ -343,41 +365,37 @@ class World:
             after = after or other is node
 
     def _ordered(self, node: Node) -> bool:
-        return self.tasks[node.path].mode == "stopping" or (
-            node.machine is not None and node.state == "stopping"
-        )
+        return self.tasks[node.path].mode == "stopping" or (node.has_machine and node.state == "stopping")
 
     def _on_release(self, one: effect.Release) -> None:
-        task = self.tasks[one.child.path]
-        demand(task.mode in ("kept", "parked"), one.child.path, "released while", task.mode)
+        task = self._meant(one)
+        demand(task.mode in ("kept", "parked"), one.path, "released while", task.mode)
         task.mode = "leaving"
 
     def _on_resume(self, one: effect.Resume) -> None:
-        task = self.tasks[one.child.path]
-        demand(task.mode == "kept", one.child.path, "resumed while", task.mode)
+        task = self._meant(one)
+        demand(task.mode == "kept", one.path, "resumed while", task.mode)
         task.mode = "up"
 
     def _on_overdue(self, one: effect.ReportOverdue) -> None:
-        node = one.child
         kind = events.StartOverdue if one.starting else events.Overdue
-        self._on_event(kind(self.now, node.path, node.incarnation, one.seconds))
+        self._on_event(kind(self.now, one.path, one.incarnation, one.seconds))
 
     def _on_wake_at(self, one: effect.WakeAt) -> None:
-        self.wakes.setdefault(one.machine.path, set()).add(one.at)
+        self.wakes.setdefault(one.path, set()).add(one.at)
 
     def _on_reply(self, one: effect.Reply) -> None:
         demand(one.token in self.asked, "answered twice or never asked:", one.token)
         self.asked.discard(one.token)
 
     def _on_gone(self, one: effect.Gone) -> None:
-        path = one.child.path
-        parent = one.child.parent
-        revivable = (
-            parent is not None and parent.spec.strategy != "one_for_one"
-        )  # a start of its was pending meanwhile
+        path, node = one.path, self.forest.find(one.path)
+        above = self.forest.machines.get(path.rpartition("/")[0])
+        # A start of its was pending meanwhile.
+        revivable = above is not None and above.spec.strategy != "one_for_one"
         demand(one.removed or revivable or path not in self.gone, path, "is gone twice")
         demand(path not in self.tasks or self.tasks[path].node is self.forest.root, path, "is gone but runs")
-        demand(one.child.state != "restarting", path, "is gone while its start is pending")
+        demand(node is None or node.state != "restarting", path, "is gone while its start is pending")
         self.gone.add(path)
         if one.removed:
             self.gone.discard(path)
@@ -391,7 +409,7 @@ class World:
 
     def _on_rise(self, one: effect.Rise) -> None:
         if isinstance(one.report, effect.Ended):
-            path = one.report.child.path
+            path = one.path
             del self.tasks[path]
             self.wakes.pop(path, None)
             below = [other for other in self.tasks if other.startswith(f"{path}/")]
@@ -400,12 +418,10 @@ class World:
 
     def timers(self) -> Iterator[tuple[float, Machine, Node]]:
         """Every timer that still counts."""
-        machines = (task.node.machine for task in self.tasks.values())
-        for machine in machines:
-            if machine is not None:
-                for at, ticket, node in machine.timers._heap:
-                    if node.timer == ticket:
-                        yield at, machine, node
+        for machine in self.forest.machines.values():
+            for at, ticket, node in machine.timers._heap:
+                if node.timer == ticket:
+                    yield at, machine, node
 
 
 @copies(World)

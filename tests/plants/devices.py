@@ -86,8 +86,8 @@ DEVICES = (
         ),
         (
             "a drain begins what waits",
-            "            if message.memo is not None:\n                await self._room()",
-            "            if message.memo is not None or True:\n                await self._room()",
+            "            if message.memo is None:\n                message.fail(",
+            "            if False:\n                message.fail(",
             "serving:begun_streams_finish_when_a_worker_drains",
         ),
         (

@@ -32,7 +32,7 @@ MAILBOXES = tuple(
         (
             "who waits for a supervisor is not woken",
             _DRIVER,
-            "        if isinstance(report, effect.Up):\n            self._changed(report.child.path)",
+            "        if isinstance(report, effect.Up):\n            self._changed(one.path)",
             "        if isinstance(report, effect.Up):\n            pass",
         ),
         (

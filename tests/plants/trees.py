@@ -33,7 +33,7 @@ TREES = tuple(
         (
             "who drains after a second interrupt is only asked",
             _DRIVER,
-            "        if self._hurried:\n",
+            "        if leaf is not None and self._hurried:\n",
             "        if False:\n",
             _INTERRUPTS,
         ),
@@ -103,8 +103,8 @@ TREES = tuple(
         (
             "a supervisor's task ends before its children's",
             _DRIVER,
-            "            place.closed.set()\n",
-            "            place.closed.set()\n            place.nursery.cancel_scope.cancel()\n",
+            "            place.closed.set()\n            if place.wake_at",
+            "            place.closed.set()\n            place.nursery.cancel_scope.cancel()\n            if place.wake_at",
             ("tests/tree/test_stopping.py", "tests/tree/test_random_trees.py"),
         ),
         (

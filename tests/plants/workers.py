@@ -138,8 +138,8 @@ WORKERS = tuple(
             ),
             (
                 "runners/serving.py",
-                "        self._context.refuse_wish()\n",
-                "",
+                "        self._draining = True\n        self._context.refuse_wish()\n",
+                "        self._draining = True\n",
                 ("tests/runners/test_serving.py",),
             ),
             (
@@ -354,14 +354,14 @@ WORKERS = tuple(
             ),
             (
                 "runners/serving.py",
-                "            if message.memo is not None:\n                await self._room()\n",
-                "            if message.memo is not None:\n",
+                "            elif self._has_room():\n                self._take(message)\n",
+                "            elif True:\n                self._take(message)\n",
                 ("tests/runners/test_serving.py",),
             ),
             (
                 "runners/serving.py",
-                "            if message.memo is not None:\n                await self._room()",
-                "            if message.memo is not None and record_of(message).chunks:\n                await self._room()",
+                "            if message.memo is None:\n                message.fail(",
+                "            if message.memo is None or not record_of(message).chunks:\n                message.fail(",
                 ("tests/runners/test_serving.py",),
             ),
         )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import random
 from contextlib import asynccontextmanager, contextmanager
 
@@ -28,8 +27,6 @@ from supervise import (
 )
 from supervise._core import effect, shortcut
 from supervise._core.forest import Forest
-from supervise._core.machine import Machine
-from supervise._core.node import Failure, Node
 from supervise._core.spec import walk
 from supervise._trio import driver
 from supervise.testing import FaultPlan, Script, assert_lifecycle, idle, nothing, run_virtual
@@ -103,7 +100,7 @@ class Tap:
         self.noted = []
 
     def __call__(self, spec):
-        forest = Forest(spec)
+        self.forest = forest = Forest(spec)
         handle, start = forest.handle, forest.start
         forest.handle = lambda *given: self._note(given, handle(*given))
         forest.start = lambda now: self._note((None, None, now, 0.0), start(now))
@@ -115,17 +112,17 @@ class Tap:
     def up_at_once(self, *given):
         return self._note_short(shortcut.up_at_once, *given)
 
-    def _note_short(self, way, node, *given):
+    def _note_short(self, way, machine, node, *given):
         """What went the short way must be what the long one makes of it."""
-        incarnation, out = node.incarnation, way(node, *given)
+        incarnation, out = node.incarnation, way(machine, node, *given)
         if out is not None:
-            self.noted.append(
-                ((node.parent, (way.__name__, node, incarnation, *given[:-1]), given[-1], 0.5), out, [])
-            )
+            item = (way.__name__, node.name, incarnation, *given[:-1])
+            self.noted.append(((machine, item, given[-1], 0.5), out, {}))
         return out
 
     def _note(self, given, out):
-        started = [(one.child, one.child.machine) for one in out if isinstance(one, effect.Start)]
+        paths = [one.path for one in out if isinstance(one, effect.Start)]
+        started = {path: self.forest.machines[path] for path in paths if path in self.forest.machines}
         self.noted.append((given, list(out), started))
         return out
 
@@ -149,37 +146,29 @@ def assert_replays(spec, noted):
     same = {}
     for (machine, item, now, u), expected, started in noted:
         if isinstance(item, tuple):
-            out = _the_long_way(forest, same[machine], same[item[1]], *item[2:], now=now)
+            out = _the_long_way(forest, same[machine], *item[1:], now=now)
+        elif item is None:
+            out = forest.start(now)
         else:
-            out = (
-                forest.start(now)
-                if item is None
-                else forest.handle(same[machine], _moved(item, same), now, u)
-            )
+            out = forest.handle(same[machine], _moved(item, same), now, u)
         assert list(map(_bare, out)) == list(map(_bare, expected)), item
-        fresh = [one.child for one in out if isinstance(one, effect.Start)]
-        for (node, its), new in zip(started, fresh, strict=True):
-            same |= {node: new, its: new.machine}
+        same |= {its: forest.machines[path] for path, its in started.items()}
 
 
-def _the_long_way(forest, machine, node, incarnation, *exc, now):
+def _the_long_way(forest, machine, name, incarnation, *exc, now):
     """A failure and the end, or being up; without the orders that a task which has ended needs not."""
-    items = [effect.Exited(node, incarnation, *exc), effect.Ended(node, incarnation)]
-    steps = items if exc else [effect.Up(node, incarnation)]
+    items = [effect.Exited(name, incarnation, *exc), effect.Ended(name, incarnation)]
+    steps = items if exc else [effect.Up(name, incarnation)]
     out = [one for item in steps for one in forest.handle(machine, item, now)]
     return [one for one in out if not isinstance(one, effect.Release | effect.Start)]
 
 
 def _moved(item, same):
-    moved = copy.copy(item)
-    if hasattr(item, "child"):
-        moved.child = same[item.child]
+    """A request is marked when it is withdrawn, so that each forest needs its own."""
     if isinstance(item, effect.Request):
-        moved.withdrawn = False
-        same[item] = moved
-    if isinstance(item, effect.Withdraw):
-        moved.request = same[item.request]
-    return moved
+        same[item] = attrs.evolve(item, withdrawn=False)
+        return same[item]
+    return effect.Withdraw(same[item.request]) if isinstance(item, effect.Withdraw) else item
 
 
 def _bare(value):
@@ -189,13 +178,10 @@ def _bare(value):
             return plain(value)
         case BaseException():
             return repr(value)
-        case Node() | Machine():
-            return value.path
         case Status():
             return [(one.path, one.state, one.incarnation, one.restarts, one.due) for one in value.walk()]
-    if type(value) is Failure or type(value).__module__ == effect.__name__:
-        slots = [name for part in type(value).__mro__[:-1] for name in part.__slots__]
-        return type(value), *(_bare(getattr(value, name)) for name in slots)
+    if attrs.has(type(value)):
+        return type(value), *(_bare(getattr(value, one.name)) for one in attrs.fields(type(value)))
     return value
 
 

@@ -253,7 +253,7 @@ def test_requests_that_were_withdrawn_do_not_pile_up_at_a_busy_supervisor():
     a, b = Puppet("a", stubborn=5_000), Puppet("b")
 
     async def scene(tree, seen):
-        machine = tree._driver.forest.root.machine
+        machine = tree._driver.forest.machines["app"]
         async with trio.open_nursery() as nursery:
             nursery.start_soon(tree["app/a"].stop)
             await quiet()

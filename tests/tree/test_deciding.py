@@ -178,7 +178,7 @@ def test_a_closed_coroutine_leaves_at_once():
         async with open_tree(app(Child("a", body), Child("b", body, resource=nothing)), sinks=[]) as tree:
             for spec in ("app/a", "app/b"):
                 node = tree._driver.forest.find(spec)
-                leaf = Leaf(tree._driver, node)
+                leaf = Leaf(tree._driver, tree._driver.forest.machines["app"], node)
                 leaf.ready = True
                 coroutine = leaf.live()
                 coroutine.send(None)

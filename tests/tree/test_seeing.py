@@ -582,7 +582,7 @@ def test_task_names_stay_right_over_restarts():
         a.fail()
         b.fail()
         await quiet()
-        tasks = [tree._driver.forest.find(path).handle._task for path in ("app/a", "app/b")]
+        tasks = [tree._driver.leaves[path]._task for path in ("app/a", "app/b")]
         assert [task.name for task in tasks] == ["app/a", "app/b"]
 
     grow(app(a, b, strategy="rest_for_one"), scene)
