@@ -370,7 +370,6 @@ class _Serving:
         """Once asked to stop: begin nothing, and end when what has begun is done. How long that may take the tree says."""
         await current_child().stop_requested()
         self._draining = True
-        self._context.refuse_wish()
         self._admission.cancel("the worker is being stopped")
         while self._open or not self._all_back:
             await self._context.change()

@@ -128,7 +128,7 @@ class _Running:
                 stdout=writing,
                 stderr=subprocess.DEVNULL,
                 start_new_session=True,
-                env={name: value for name, value in environment().items() if name != os.fsencode(MARK)},
+                env={name: value for name, value in _environment().items() if name != MARK},
             )
             undo.pop_all()
         self.over = trio.Event()
@@ -239,10 +239,14 @@ def _pipe(reading: ExitStack, writing: ExitStack) -> tuple[int, int]:
 _cleaner: RunVar[_Cleaner | None] = RunVar("runners.hosts.cleaner", None)
 
 
-def marked() -> dict[bytes, bytes]:
+def _environment() -> dict[str, str]:
+    return {os.fsdecode(name): os.fsdecode(value) for name, value in environment().items()}
+
+
+def marked() -> dict[str, str]:
     """The environment with our mark, if we have a cleaner."""
     found = _cleaner.get()
-    return {**environment(), os.fsencode(MARK): os.fsencode(found.mark)} if found else environment()
+    return {**_environment(), MARK: found.mark} if found else _environment()
 
 
 def note_birth(pid: int) -> None:

@@ -22,7 +22,12 @@ _ROUTED = frozenset({effect.Tell, effect.Rise, effect.Fail, effect.Fatal})
 
 
 class Forest:
-    """The machines of one tree, and its topmost node. `machines` has those that run, by their paths."""
+    """The machines of one tree, and its topmost node. `machines` has those that run, by their paths.
+
+    `one_step`: whether a driver may restart a leaf by the short way, past `handle` (see `shortcut`).
+    """
+
+    one_step = True
 
     def __init__(self, spec: Supervisor | Pool) -> None:
         self.ledger = Ledger()

@@ -123,6 +123,7 @@ class Machine:
         self.parent = parent
         self.spec: Supervisor | Pool = node.spec
         self.path = node.path
+        self.incarnation = node.incarnation
         self.ledger = ledger
         self.children: dict[str, Node] = {}
         for spec in self.spec.children:

@@ -13,6 +13,7 @@ import traceback
 from collections import deque
 from collections.abc import Awaitable, Callable, Generator, Sequence
 from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from heapq import heapify, heappop, heappush
 from math import inf
 from random import random
@@ -39,6 +40,9 @@ from .protect import check_stack
 
 logger = logging.getLogger("supervise")
 
+forests: ContextVar[Callable[[Supervisor | Pool], Forest]] = ContextVar("supervise.forests", default=Forest)
+"""Makes the machines of every tree that is opened in a context: the testing tools record there."""
+
 _FEW_TIMERS = 64  # fewer void ones are not worth a sweep
 
 
@@ -58,7 +62,7 @@ class Driver:
     """One running tree."""
 
     def __init__(self, spec: Supervisor | Pool, sinks: Sequence[events.Sink]) -> None:
-        self.forest = Forest(spec)
+        self.forest = forests.get()(spec)
         self._root: Machine = self.forest.machines[spec.name]
         self.addresses: dict[str, Address] = {}
         self.tree: Any = None
@@ -226,7 +230,7 @@ class Driver:
     @enable_ki_protection
     def leaf_restarts_at_once(self, leaf: Leaf, failure: Exception) -> bool:
         """The leaf has failed, and nothing is left of it; whether a plain Restart is all that comes of it."""
-        if self._busy or self._broken:
+        if self._busy or self._broken or not self.forest.one_step:
             return False
         try:
             told = shortcut.restart_at_once(leaf.machine, leaf._node, failure, self.now())

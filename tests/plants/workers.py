@@ -138,8 +138,8 @@ WORKERS = tuple(
             ),
             (
                 "runners/serving.py",
-                "        self._draining = True\n        self._context.refuse_wish()\n",
-                "        self._draining = True\n",
+                "        if current_child().stopping:\n            self._context.refuse_wish()\n",
+                "",
                 ("tests/runners/test_serving.py",),
             ),
             (

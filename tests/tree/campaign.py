@@ -130,14 +130,16 @@ class Tap:
 @contextmanager
 def tapped(tap, *, steady=False):
     """Every tree that is opened has `tap` on its forest. `steady`: no jitter."""
-    before = driver.Forest, driver.shortcut, driver.random
-    driver.Forest = driver.shortcut = tap
+    before = driver.shortcut, driver.random
+    driver.shortcut = tap
+    token = driver.forests.set(tap)
     if steady:
         driver.random = lambda: 0.5
     try:
         yield
     finally:
-        driver.Forest, driver.shortcut, driver.random = before
+        driver.forests.reset(token)
+        driver.shortcut, driver.random = before
 
 
 def assert_replays(spec, noted):

@@ -1,0 +1,164 @@
+"""A run that was recorded comes to the same effects again, in machines without tasks, clock or chance."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+import trio
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from supervise import (
+    Child,
+    Refused,
+    Supervisor,
+    TreeFailed,
+    open_tree,
+)
+from supervise.testing import fault_plans, run_virtual, trees
+from supervise.testing.replay import Mismatch, recording, replay
+
+MODULE = """
+import trio
+from supervise import *
+
+class Poisoned(Exception):
+    tag = "device.poisoned"
+
+async def idle(*_):
+    await trio.sleep_forever()
+
+async def poisoned():
+    await trio.sleep(1)
+    raise Poisoned("no way back")
+
+async def grouped():
+    await trio.sleep(3)
+    raise ExceptionGroup("two", [OSError(5, "gone"), Poisoned("too")])
+
+tree = Supervisor("app", [
+    Child("a", poisoned, backoff=Backoff(initial=2), decider=DEVICE),
+    Supervisor("inner", [Child("b", grouped), Child("c", idle, drain=3)], strategy="one_for_all"),
+    Pool("pool", Child("m", idle)),
+], limit=Limit(9, within=100), decider=OTP)
+
+async def main():
+    async with open_tree(tree, sinks=[lambda event: None]) as app:
+        await app["app/pool"].add()
+        await trio.sleep(8)
+        await app["app/a"].restart()
+        await app["app/inner"].stop()
+        await app["app/inner"].start()
+"""
+
+
+def command(*arguments, cwd):
+    done = subprocess.run(
+        [sys.executable, "-m", "supervise.testing.replay", *arguments],
+        check=False,
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+    )
+    return done.returncode, done.stdout, done.stderr
+
+
+@pytest.fixture
+def log(tmp_path):
+    """The log of a real run, on a real clock that runs fast, of a tree in a module."""
+    (tmp_path / "myapp.py").write_text(MODULE)
+    code = (
+        "import trio, myapp, supervise.testing.replay as r, trio.testing\n"
+        "with r.recording('run.log'): trio.run(myapp.main, clock=trio.testing.MockClock(rate=20))\n"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True)
+    return tmp_path
+
+
+def test_a_real_run_is_replayed_by_the_command(log):
+    status, out, errors = command("run.log", "myapp", cwd=log)
+    assert (status, errors) == (0, "")
+    *_, last = out.splitlines()
+    inputs = len((log / "run.log").read_text().splitlines())
+    assert last.startswith(f"{inputs} inputs, ")
+    assert last.endswith("the same as in the log")
+    assert "app <- Exited(a, 1, Poisoned('no way back')" in out.replace("'a'", "a")
+    assert "ExceptionGroup('two (2 sub-exceptions)')" in out
+
+
+def test_another_declaration_comes_to_something_else(log):
+    (log / "other.py").write_text(
+        MODULE.replace("decider=DEVICE", 'decider=Decider({"device.poisoned": Stop})')
+    )
+    status, _, errors = command("run.log", "other", cwd=log)
+    assert status == 1
+    assert "only in the log:  Decided" in errors
+    assert "only in a replay: Decided" in errors
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (("nothing.log", "myapp"), "nothing.log"),
+        (("run.log", "nothing"), "no module named 'nothing'"),
+        (("run.log", "wrong"), "the log is of a tree 'app', not of 'wrong'"),
+        (("cut.log", "myapp"), "line 1: a log begins with the start of a tree"),
+    ],
+)
+def test_what_cannot_be_replayed_is_told_in_a_line(log, arguments, told):
+    (log / "wrong.py").write_text(MODULE.replace('Supervisor("app"', 'Supervisor("wrong"'))
+    lines = (log / "run.log").read_text().splitlines(keepends=True)
+    (log / "cut.log").write_text("".join(lines[1:]))
+    status, _, errors = command(*arguments, cwd=log)
+    assert status == 1
+    assert told in errors
+    assert len(errors.splitlines()) == 1
+
+
+async def idle(*_):
+    await trio.sleep_forever()
+
+
+def test_an_added_spec_is_not_in_a_log(tmp_path):
+    """Functions are not written down."""
+    spec = Supervisor("app", [Child("a", idle)])
+
+    async def main():
+        async with open_tree(spec, sinks=[]) as tree:
+            await tree.root.add(Child("b", idle))
+
+    with recording(tmp_path / "log"):
+        run_virtual(main)
+    with pytest.raises(Mismatch, match="child 'b' was added by its spec"):
+        list(replay((tmp_path / "log").read_text().splitlines(), spec))
+
+
+@given(st.data(), st.integers(0, 999))
+@settings(max_examples=30)
+def test_any_tree_with_any_faults_is_replayed(tmp_path_factory, data, seed):
+    """Whatever a run's faults, schedule and jitter were."""
+    spec = data.draw(trees())
+    plan = data.draw(fault_plans(spec))
+    path = tmp_path_factory.mktemp("log") / "log"
+
+    async def main():
+        with trio.move_on_after(50):
+            async with open_tree(plan.over(spec), sinks=[]) as tree:
+                await trio.sleep(20)
+                for ref in [each for each in tree.status().walk() if each.kind == "child"]:
+                    try:
+                        await tree[ref.path].restart()
+                    except (Refused, KeyError):
+                        pass
+
+    with recording(path):
+        try:
+            run_virtual(main, seed=seed)
+        except Exception as exc:
+            assert isinstance(exc, TreeFailed) or "StartFailed" in type(exc).__name__, exc
+    lines = path.read_text().splitlines()
+    assert len(list(replay(lines, plan.over(spec)))) == len(lines)
+    assert json.loads(lines[0])["tree"] == spec.name
