@@ -15,12 +15,11 @@ import socket
 import sys
 import traceback
 from collections.abc import Callable
-from contextlib import suppress
-from pathlib import Path
 from typing import NoReturn
 
 from runners.hosts import MARK
 from runners.hosts.standard import STANDARD_ERROR
+from runners.hosts.title import entitle
 
 FAILED = 70  # EX_SOFTWARE: after a failure it has reported, or could not report
 _PR_SET_PDEATHSIG = 1
@@ -57,12 +56,6 @@ def _mark_own() -> None:
     """Mark what this process will start, so that it can be told from what other contexts have started."""
     if mark := os.environ.get(MARK):
         os.environ[MARK] = f"{mark.partition('.')[0]}.{os.getpid()}"
-
-
-def entitle(title: str) -> None:
-    """What `ps` and `top` call it, beside the command line that all of ours have in common."""
-    with suppress(OSError):  # no /proc
-        Path("/proc/self/comm").write_text(f"runners:{title}")
 
 
 def _die_with(parent: int) -> None:

@@ -14,9 +14,9 @@ from runners.brief import quoted
 from runners.classify import classify
 from runners.errors import LoadFailed, OutOfMemory
 from runners.hosts import wire
-from runners.hosts.child import entitle
 from runners.hosts.spec import unpack
 from runners.hosts.surroundings import adopt
+from runners.hosts.title import entitle
 from runners.hosts.turns import Position, checked, close, execute, info_of, made_by, sync_only, sync_runner
 from runners.probe import DeviceProbe
 from runners.types import (

@@ -13,8 +13,7 @@ from trio.lowlevel import ParkingLot, Task
 from .._core._brief import brief
 from .._core.spec import Child
 from ..errors import ChildStopped
-from .leaf import Leaf
-from .mailbox import Inbox, Queue
+from .mailbox import Holder, Inbox, Queue
 from .protect import protected
 
 
@@ -35,7 +34,7 @@ class Address:
         self.ends = 0
         self._changes = None
 
-    def inbox(self, leaf: Leaf) -> Inbox:
+    def inbox(self, leaf: Holder) -> Inbox:
         assert self.mailbox is not None
         return Inbox(self.mailbox, leaf)
 

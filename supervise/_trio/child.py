@@ -2,36 +2,13 @@
 
 from __future__ import annotations
 
-from contextvars import ContextVar
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
+from .leaf import Leaf, current
 from .mailbox import Inbox
 
 if TYPE_CHECKING:
     from .tree import Tree
-
-
-class Living(Protocol):
-    """The leaf behind a `CurrentChild`, as far as it is needed here."""
-
-    incarnation: int
-    ready: bool
-    stopping: bool
-    facade: CurrentChild | None
-
-    @property
-    def path(self) -> str: ...
-    @property
-    def inbox(self) -> Inbox: ...
-    @property
-    def last_failure(self) -> BaseException | None: ...
-    @property
-    def tree(self) -> Tree: ...
-    async def stop_requested(self) -> None: ...
-
-
-current: ContextVar[Living] = ContextVar("supervise.current_child")
-"""The leaf whose task this is, or whose task started it."""
 
 
 class CurrentChild:
@@ -42,7 +19,7 @@ class CurrentChild:
 
     __slots__ = ("_leaf",)
 
-    def __init__(self, leaf: Living) -> None:
+    def __init__(self, leaf: Leaf) -> None:
         self._leaf = leaf
 
     def __repr__(self) -> str:
@@ -85,7 +62,8 @@ class CurrentChild:
     @property
     def tree(self) -> Tree:
         """The tree that it belongs to, for the addresses of others."""
-        return self._leaf.tree
+        tree: Tree = self._leaf.tree
+        return tree
 
     async def stop_requested(self) -> None:
         """Wait until this child is asked to stop; its `drain` seconds begin then (R20)."""
@@ -105,7 +83,8 @@ def current_child() -> CurrentChild:
         )
     if leaf.facade is None:
         leaf.facade = CurrentChild(leaf)
-    return leaf.facade
+    child: CurrentChild = leaf.facade
+    return child
 
 
 async def stop_requested() -> None:

@@ -10,10 +10,10 @@ from __future__ import annotations
 import inspect
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
-from contextvars import Context
+from contextvars import Context, ContextVar
 from operator import is_
 from types import CoroutineType, TracebackType
-from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar, cast
 
 import trio
 from trio.lowlevel import (
@@ -33,15 +33,12 @@ from .._core._check import is_a
 from .._core.decide import as_group, context_of, is_decidable, set_context, traceback_of
 from .._core.spec import IGNORE, Child
 from ..errors import ForeignCancelled, StartReturned
-from .child import CurrentChild, current
 from .mailbox import Inbox
 from .protect import check_stack
 
 if TYPE_CHECKING:
     from .._core.machine import Machine
     from .._core.node import Node
-    from .driver import Driver
-    from .tree import Tree
 
 T = TypeVar("T")
 
@@ -71,6 +68,22 @@ async def _run(leaf: Leaf) -> Any:
 async def _run_with(leaf: Leaf, resource: Any) -> Any:
     """Likewise, with its resource."""
     return await leaf._call(resource)
+
+
+class LeafDriver(Protocol):
+    """What a leaf needs of the driver of its tree."""
+
+    context: Context
+    tree: Any
+
+    def now(self) -> float: ...
+    def post(self, machine: Machine, item: effect.Input) -> None: ...
+    def mailbox_address(self, node: Node) -> Any: ...
+    def leaf_up(self, leaf: Leaf, value: Any) -> None: ...
+    def leaf_restarts_at_once(self, leaf: Leaf, failure: Exception) -> bool: ...
+    def leaf_ended(self, leaf: Leaf) -> bool: ...
+    def leaf_broke(self, leaf: Leaf, exc: BaseException) -> None: ...
+    def stray(self, path: str, exc: BaseException) -> None: ...
 
 
 class Leaf:
@@ -107,7 +120,7 @@ class Leaf:
         "stopping",
     )
 
-    def __init__(self, driver: Driver, machine: Machine, node: Node) -> None:
+    def __init__(self, driver: LeafDriver, machine: Machine, node: Node) -> None:
         assert isinstance(node.spec, Child)
         self._driver = driver
         self.machine = machine  # its supervisor's
@@ -119,7 +132,7 @@ class Leaf:
         self._parked: Task | None = None
         self._leases: set[trio.CancelScope] | None = None
         self._context: Context | None = None
-        self.facade: CurrentChild | None = None  # made when its code asks for it
+        self.facade: Any = None  # the `CurrentChild` of its code, made when that asks for it
         self.begin_incarnation()
 
     def begin_incarnation(self) -> None:
@@ -162,10 +175,9 @@ class Leaf:
         return self._node.last_failure
 
     @property
-    def tree(self) -> Tree:
+    def tree(self) -> Any:
         """The tree it belongs to, for the addresses of others."""
-        tree: Tree = self._driver.tree
-        return tree
+        return self._driver.tree
 
     async def stop_requested(self) -> None:
         """Wait until this child is asked to stop (R20)."""
@@ -546,7 +558,7 @@ def _apart_from(left: BaseException | None, failure: BaseException | None) -> Ba
     return None if rest is failure else rest
 
 
-def enclosing_child(tree: Driver) -> Leaf | None:
+def enclosing_child(tree: LeafDriver) -> Leaf | None:
     """The child of a tree that the running task belongs to: in its task, or in one below it.
 
     The nurseries say so. The context variable alone does not: it is handed on to tasks that a child, or a sink, starts
@@ -570,3 +582,7 @@ def close_scope(scope: trio.CancelScope, exc: BaseException | None) -> BaseExcep
     except BaseException as rest:  # noqa: BLE001 - the caller raises it
         return rest
     return None if caught else exc
+
+
+current: ContextVar[Leaf] = ContextVar("supervise.current_child")
+"""The leaf whose task this is, or whose task started it."""

@@ -19,7 +19,7 @@ from collections import OrderedDict, deque
 from collections.abc import Callable, Coroutine, Generator, Sequence
 from contextlib import contextmanager
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias
+from typing import Any, ClassVar, Literal, Protocol, TypeAlias
 
 import outcome
 import trio
@@ -39,9 +39,6 @@ from .._core.decide import set_cause
 from .._core.spec import Mailbox, OnLoss
 from ..errors import CallLost, ChildStopped, MailboxFull
 from .protect import protected
-
-if TYPE_CHECKING:
-    from .leaf import Leaf
 
 _FEW = 16  # withdrawn calls are not worth sifting out
 _IN_A_ROW = 64
@@ -640,6 +637,19 @@ class Queue:
         self.closed, self._why, self._size = False, None, self.spec.size
 
 
+class Holder(Protocol):
+    """The leaf whose body has an inbox, as far as it is needed here."""
+
+    stopping: bool
+
+    @property
+    def path(self) -> str: ...
+    @property
+    def failing(self) -> bool: ...
+    def inject(self, exc: BaseException) -> None: ...
+    def raised_late(self, exc: BaseException) -> None: ...
+
+
 @protected
 class Inbox:
     """What a body gets of its mailbox: `async for message in inbox`, or `receive`, or `receive_many`.
@@ -661,7 +671,7 @@ class Inbox:
         "server_read",
     )
 
-    def __init__(self, mailbox: Queue, leaf: Leaf) -> None:
+    def __init__(self, mailbox: Queue, leaf: Holder) -> None:
         self.mailbox = mailbox
         self.held: dict[Message, None] = {}  # in the order in which they were taken
         self.is_open = True
