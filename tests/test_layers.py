@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from . import layers
+
 PACKAGE = Path(__file__).parents[1] / "supervise"
 CORE = sorted((PACKAGE / "_core").glob("*.py"))
 WORLDLY = {
@@ -84,3 +86,29 @@ print(*sorted({"torch", "runners", "numpy", "hypothesis", "pytest", "asyncio"} &
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=PACKAGE.parent
     )
     assert done.stdout.split() == []
+
+
+def test_no_module_imports_itself_over_others():
+    """Not even for its types alone."""
+    assert layers.circles(layers.imports()) == []
+
+
+def test_every_room_imports_only_what_stands_below_it():
+    """The floors are listed in `tests/layers.py`; each module stands on one."""
+    assert layers.against_the_floors(layers.imports()) == []
+
+
+def test_a_circle_and_an_arrow_upwards_are_found():
+    """The two tests above can fail."""
+    graph = {
+        "supervise._core.node": {"supervise._trio.leaf"},
+        "supervise._trio.leaf": {"supervise._core.node"},
+    }
+    assert layers.circles(graph) == ["supervise._core.node", "supervise._trio.leaf"]
+    assert layers.against_the_floors(graph) == ["supervise._core.node imports supervise._trio.leaf"]
+
+
+def test_the_pictures_of_the_architecture_are_those_of_the_code():
+    """`python -m tests.layers` draws them anew."""
+    page = layers.PAGE.read_text()
+    assert layers.drawn(page) == page
