@@ -2,28 +2,34 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from .plant import Plant
 
-_TESTS = "tests/runners/test_"
+_TESTS = Path(__file__).parents[1] / "runners"
 
 
-def _plants(file: str, near: str, *plants: tuple[str, ...]) -> tuple[Plant, ...]:
-    """Of one file below `runners`. Each has a name, both texts, and tests: of the file `near`, or as `file:test`."""
+def _plants(file: str, *plants: tuple[str, ...]) -> tuple[Plant, ...]:
+    """Of one file below `runners`. Each has a name, both texts, and the tests that are near the rule, by their names."""
     return tuple(
-        Plant(name, f"runners/{file}", old, new, tuple(_test(near, test) for test in tests))
+        Plant(name, f"runners/{file}", old, new, tuple(found for test in tests for found in _found(test)))
         for name, old, new, *tests in plants
     )
 
 
-def _test(near: str, test: str) -> str:
-    file, _, test = test.rpartition(":")
-    return f"{_TESTS}{file or near}.py::test_{test}"
+def _found(test: str) -> list[str]:
+    """Where tests of this name stand."""
+    plain = test.partition("[")[0]
+    files = [
+        file.name for file in sorted(_TESTS.glob("test_*.py")) if f"def test_{plain}(" in file.read_text()
+    ]
+    assert files, f"no test is called {plain!r}"
+    return [f"tests/runners/{file}::test_{test}" for file in files]
 
 
 DEVICES = (
     *_plants(
         "serving.py",
-        "worker",
         (
             "a suspect is not cleared by a step that it survives",
             "                record.suspect = False\n",
@@ -82,13 +88,13 @@ DEVICES = (
             "a drain is not awaited",
             "        while self._open or not self._all_back:\n            await self._context.change()\n",
             "",
-            "serving:begun_streams_finish_when_a_worker_drains",
+            "begun_streams_finish_when_a_worker_drains",
         ),
         (
             "a drain begins what waits",
             "            if message.memo is None:\n                message.fail(",
             "            if False:\n                message.fail(",
-            "serving:begun_streams_finish_when_a_worker_drains",
+            "begun_streams_finish_when_a_worker_drains",
         ),
         (
             "a caller who leaves makes no room",
@@ -111,7 +117,6 @@ DEVICES = (
     ),
     *_plants(
         "record.py",
-        "worker",
         (
             "a chunk of another incarnation is accepted",
             "                or chunk.incarnation != incarnation\n",
@@ -139,7 +144,6 @@ DEVICES = (
     ),
     *_plants(
         "worker.py",
-        "worker",
         (
             "a stale report of a poison is believed",
             "context.incarnation == incarnation:",
@@ -155,7 +159,6 @@ DEVICES = (
     ),
     *_plants(
         "hosts/process.py",
-        "process_host",
         (
             "what was idle is late at once",
             "        if not self._streams and not self._leaving:\n            self._progress = trio.current_time()\n",
@@ -244,20 +247,19 @@ DEVICES = (
             "a standby comes before the load",
             "                await session.load(start)\n                reserve.replenish()",
             "                reserve.replenish()\n                await session.load(start)",
-            "standby:there_is_no_standby_until_one_has_loaded",
+            "there_is_no_standby_until_one_has_loaded",
         ),
         (
             "a lack of memory that is a stream's is not counted",
             "            self._lacks += failed.error.name == OutOfMemory.__name__\n",
             "",
-            "hosts:a_requests_own_error_concerns_nobody_else",
-            "hosts:the_end_of_a_context_is_final",
-            "worker:out_of_memory_fails_one_request_and_resumes_the_rest",
+            "a_requests_own_error_concerns_nobody_else",
+            "the_end_of_a_context_is_final",
+            "out_of_memory_fails_one_request_and_resumes_the_rest",
         ),
     ),
     *_plants(
         "hosts/peer.py",
-        "process_host",
         (
             "what is half sent is taken back",
             "if theirs == mark and (position or self._whole):",
@@ -287,24 +289,23 @@ DEVICES = (
             "            await self._process.reap()\n            return False",
             "            return False",
             "leaving_closes_the_runner",
-            "births:what_a_context_has_started_ends_with_it",
+            "what_a_context_has_started_ends_with_it",
         ),
         (
             "a standby that has spoken is handed out",
             "self._open and self.read() is None",
             "self._open",
-            "standby:a_standby_that_has_spoken_is_passed_over",
+            "a_standby_that_has_spoken_is_passed_over",
         ),
         (
             "last words are not waited for",
             "            await self._process.told()\n            await self.output.drain()",
             "            await self._process.told()",
-            "output:all_that_was_written_is_read_before_a_death_is_told",
+            "all_that_was_written_is_read_before_a_death_is_told",
         ),
     ),
     *_plants(
         "hosts/output.py",
-        "output",
         (
             "one line too many is a ration",
             "return self._had <= self._most",
@@ -315,7 +316,7 @@ DEVICES = (
             "a pipe stays open where there is no other",
             '            self._streams.append(_Stream(self, "stderr", logging.WARNING))\n        except OSError:\n            self.close()\n            raise',
             '            self._streams.append(_Stream(self, "stderr", logging.WARNING))\n        except OSError:\n            raise',
-            "births:a_start_without_descriptors_fails_alone",
+            "a_start_without_descriptors_fails_alone",
         ),
         (
             "what is behind a crash is quiet for ever",
@@ -332,12 +333,11 @@ DEVICES = (
     ),
     *_plants(
         "hosts/forks.py",
-        "fork_server",
         (
             "who has lost the server is not told",
             "                asked.process.orphaned()\n",
             "                pass\n",
-            "standby:standbys_die_with_their_server_and_are_replaced",
+            "standbys_die_with_their_server_and_are_replaced",
             "contexts_die_with_their_server_and_one_after_the_next_has_another",
         ),
         (
@@ -362,7 +362,7 @@ DEVICES = (
             "an interrupt may end the listener",
             "    @enable_ki_protection\n    async def _listen",
             "    async def _listen",
-            "births:a_keyboard_interrupt_in_a_task_of_the_hosts_is_the_programs",
+            "a_keyboard_interrupt_in_a_task_of_the_hosts_is_the_programs",
         ),
         (
             "the control of a dead server stays open",
@@ -373,7 +373,6 @@ DEVICES = (
     ),
     *_plants(
         "hosts/forkserver.py",
-        "fork_server",
         (
             "a context has the pidfds of its neighbours",
             "(output, errors, self._control.detach(), *self._children)",
@@ -395,7 +394,6 @@ DEVICES = (
     ),
     *_plants(
         "hosts/reserve.py",
-        "fork_server",
         (
             "a reserve is not told who needs it",
             "        self._changed.set()\n        self._changed = trio.Event()\n\n    async def run",
@@ -430,19 +428,19 @@ DEVICES = (
             "a dead standby is handed out",
             "            if peer.waits:\n",
             "            if peer.pid:\n",
-            "standby:a_standby_that_has_died_is_passed_over",
+            "a_standby_that_has_died_is_passed_over",
         ),
         (
             "those that are coming are not counted",
             "self._plan.standby - len(self._standbys) - self._coming",
             "self._plan.standby - len(self._standbys)",
-            "standby:beside_two_that_serve_stand_as_many_as_are_wanted",
+            "beside_two_that_serve_stand_as_many_as_are_wanted",
         ),
         (
             "standbys outlive their reserve",
             "                    for standby in self._standbys:\n                        await self._reap(standby)",
             "                    self._standbys.clear()",
-            "standby:as_many_stand_by_as_are_wanted",
+            "as_many_stand_by_as_are_wanted",
         ),
         (
             "what cannot be watched stays open",
@@ -453,7 +451,6 @@ DEVICES = (
     ),
     *_plants(
         "hosts/processes.py",
-        "births",
         (
             "what nobody could do counts whole",
             "halves -= 1 if is_late(patience.deadline) else 2",
@@ -470,12 +467,11 @@ DEVICES = (
             "a process that cannot be watched is not reaped",
             "            self._process.kill()\n            self._process.wait()\n            raise",
             "            raise",
-            "process_host:a_process_that_cannot_be_watched_is_not_left",
+            "a_process_that_cannot_be_watched_is_not_left",
         ),
     ),
     *_plants(
         "hosts/child.py",
-        "fork_server",
         (
             "a process whose parent is gone lives on",
             "    if os.getppid() != parent:",
@@ -492,13 +488,12 @@ DEVICES = (
             "signals stay as the parent has them",
             "    signal.pthread_sigmask(signal.SIG_SETMASK, ())\n",
             "",
-            "births:what_a_runner_starts_can_be_terminated",
-            "births:what_a_preload_leaves_behind_harms_no_context",
+            "what_a_runner_starts_can_be_terminated",
+            "what_a_preload_leaves_behind_harms_no_context",
         ),
     ),
     *_plants(
         "hosts/cleaner.py",
-        "births",
         (
             "a cleaner that was killed is not replaced",
             "        self._running = None\n        self.start()",
@@ -514,12 +509,11 @@ DEVICES = (
     ),
     *_plants(
         "hosts/engine.py",
-        "hosts",
         (
             "a lack of memory is told again with the next step",
             "        self._oom.clear()\n",
             "",
-            "worker:out_of_memory_fails_one_request_and_resumes_the_rest",
+            "out_of_memory_fails_one_request_and_resumes_the_rest",
         ),
         (
             "a finished stream is not closed",
@@ -531,7 +525,7 @@ DEVICES = (
             "a drop is not answered",
             "                self._drop(number)\n                self._link.send(wire.Dropped(number))",
             "                self._drop(number)",
-            "process_host:who_leaves_a_slow_stream_hangs_nobody",
+            "who_leaves_a_slow_stream_hangs_nobody",
         ),
         (
             "streams are not closed before the runner",
@@ -548,7 +542,6 @@ DEVICES = (
     ),
     *_plants(
         "hosts/turns.py",
-        "hosts",
         (
             "a stream that failed is polled again",
             "        self._open.pop(number, None)\n        found",
@@ -570,7 +563,6 @@ DEVICES = (
     ),
     *_plants(
         "hosts/inline.py",
-        "inline_host",
         (
             "a stream is one chunk further ahead",
             "while len(self._queue) >= _AHEAD:",
@@ -592,7 +584,6 @@ DEVICES = (
     ),
     *_plants(
         "hosts/thread.py",
-        "thread_host",
         (
             "a thread may be one turn further ahead",
             "self._ahead >= _AHEAD",
@@ -615,12 +606,11 @@ DEVICES = (
             "a thread's failed runner is closed",
             "        self._engine.closes = self._failure is None\n",
             "",
-            "hosts:a_runner_whose_context_is_in_trouble_is_not_closed",
+            "a_runner_whose_context_is_in_trouble_is_not_closed",
         ),
     ),
     *_plants(
         "hosts/wire.py",
-        "wire",
         (
             "a frame may be one byte too long",
             "if length > self._max_frame:",
@@ -636,7 +626,6 @@ DEVICES = (
     ),
     *_plants(
         "hosts/nvml.py",
-        "nvml",
         (
             "a driver that is stuck is well",
             'trouble: str | None = f"NVML has not answered within {self.timeout:g} s"',
@@ -658,7 +647,6 @@ DEVICES = (
     ),
     *_plants(
         "classify.py",
-        "classify",
         (
             "of a group the mildest counts",
             "return max(found, key=_severity)",
@@ -681,7 +669,6 @@ DEVICES = (
     ),
     *_plants(
         "hosts/session.py",
-        "hosts",
         (
             "one stream too many may begin",
             "if len(self._streams) >= self.info.streams:",

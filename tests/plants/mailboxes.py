@@ -9,6 +9,9 @@ _DRIVER = "supervise/_trio/driver.py"
 _LEAF = "supervise/_trio/leaf.py"
 _TESTS = (
     "tests/tree/test_messages.py",
+    "tests/tree/test_message_misuse.py",
+    "tests/tree/test_message_ends.py",
+    "tests/tree/test_message_growth.py",
     "tests/tree/test_addresses.py",
     "tests/tree/test_mailboxes.py",
     "tests/tree/test_streams.py",

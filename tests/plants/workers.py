@@ -4,6 +4,11 @@ from __future__ import annotations
 
 from .plant import Plant
 
+_WORKER = tuple(
+    f"tests/runners/test_{name}.py" for name in ("worker", "requests_kept", "rebuild", "worker_in_time")
+)
+_PROCESS = tuple(f"tests/runners/test_process_{name}.py" for name in ("host", "ends", "limits"))
+
 WORKERS = tuple(
     Plant(f"{file}: {number}", file, old, new, tests)
     for number, (file, old, new, tests) in enumerate(
@@ -43,13 +48,13 @@ WORKERS = tuple(
                 "runners/hosts/process.py",
                 '            raise self._fail(\n                ProtocolError(f"the context process {self.pid} dropped stream {number}, not asked to")\n            )',
                 "            return",
-                ("tests/rogue", "tests/runners/test_process_host.py"),
+                ("tests/rogue", *_PROCESS),
             ),
             (
                 "runners/hosts/process.py",
                 "        if self._leaving and max(told, default=-1) >= next(iter(self._leaving.values())):",
                 "        if False:",
-                ("tests/rogue", "tests/runners/test_process_host.py"),
+                ("tests/rogue", *_PROCESS),
             ),
             (
                 "runners/hosts/process.py",
@@ -85,13 +90,13 @@ WORKERS = tuple(
                 "runners/hosts/process.py",
                 "            self._progress = now\n        elif",
                 "            pass\n        elif",
-                ("tests/rogue", "tests/runners/test_process_host.py"),
+                ("tests/rogue", *_PROCESS),
             ),
             (
                 "runners/hosts/process.py",
                 "        del self._leaving[number]\n        self._new.discard(number)\n        self._progress = trio.current_time()",
                 "        del self._leaving[number]\n        self._new.discard(number)",
-                ("tests/runners/test_process_host.py",),
+                (*_PROCESS,),
             ),
             (
                 "runners/serving.py",
@@ -170,55 +175,55 @@ WORKERS = tuple(
                 "runners/serving.py",
                 "            if record.suspect:\n                record.suspect = False\n                self._context.has_changed()",
                 "            if record.suspect:\n                record.suspect = False",
-                ("tests/runners/test_worker.py",),
+                (*_WORKER,),
             ),
             (
                 "runners/serving.py",
                 "        if is_a(failure, SessionRebuild):\n            self._inbox.progressed = False",
                 "        if is_a(failure, SessionRebuild):\n            pass",
-                ("tests/runners/test_worker.py",),
+                (*_WORKER,),
             ),
             (
                 "runners/serving.py",
                 "        self._context.hush()\n        ordered",
                 "        ordered",
-                ("tests/runners/test_worker.py",),
+                (*_WORKER,),
             ),
             (
                 "runners/serving.py",
                 "            record.suspect = record.suspect or not ordered",
                 "            record.suspect = not ordered",
-                ("tests/runners/test_worker.py",),
+                (*_WORKER,),
             ),
             (
                 "runners/serving.py",
                 "            self._context.since_oom = None\n            if record.suspect",
                 "            if record.suspect",
-                ("tests/runners/test_worker.py",),
+                (*_WORKER,),
             ),
             (
                 "runners/serving.py",
                 "        if not is_a(failed.error, OutOfMemory):\n            self._context.since_oom = None",
                 "        pass",
-                ("tests/runners/test_worker.py",),
+                (*_WORKER,),
             ),
             (
                 "runners/serving.py",
                 "                await self._context.change()\n            now = trio",
                 "                await trio.sleep_forever()\n            now = trio",
-                ("tests/runners/test_worker.py",),
+                (*_WORKER,),
             ),
             (
                 "runners/serving.py",
                 "                self._context.close(message)\n                self._session.drop(id_of(message))\n                message.fail(record_of",
                 "                self._context.close(message)\n                message.fail(record_of",
-                ("tests/runners/test_worker.py", "tests/runners/test_deadlines.py"),
+                (*_WORKER, "tests/runners/test_deadlines.py"),
             ),
             (
                 "runners/record.py",
                 "                del chunks[len(texts) - known :]\n",
                 "",
-                ("tests/runners/test_worker.py",),
+                (*_WORKER,),
             ),
             (
                 "runners/record.py",
@@ -236,13 +241,13 @@ WORKERS = tuple(
                 "runners/hosts/turns.py",
                 "        if made.index != self.at or end > self.most or not (ids or finish):",
                 "        if made.index != self.at or not (ids or finish):",
-                ("tests/runners/test_worker.py",),
+                (*_WORKER,),
             ),
             (
                 "runners/hosts/turns.py",
                 "        if made.index != self.at or end > self.most or not (ids or finish):",
                 "        if end > self.most or not (ids or finish):",
-                ("tests/runners/test_worker.py",),
+                (*_WORKER,),
             ),
             (
                 "runners/hosts/turns.py",

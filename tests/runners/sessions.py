@@ -10,6 +10,7 @@ import trio.testing
 from runners.errors import (
     DeviceError,
 )
+from runners.hosts import wire
 from runners.hosts.inline import InlineHost
 from runners.hosts.process import ProcessHost
 from runners.hosts.thread import ThreadHost
@@ -67,3 +68,8 @@ async def until_failure(session, kind=DeviceError):
             items += await session.receive()
     except kind as error:
         return items, error
+
+
+def raw(*frames):
+    """Frames as a runner may print them itself."""
+    return b"".join(map(wire.encode, frames)).decode("latin-1")

@@ -8,14 +8,15 @@ from pathlib import Path
 
 import pytest
 import trio
+import trio.testing
 
 from runners.errors import InferenceError, OutOfMemory
 from runners.hosts import RequestFailed
 from runners.hosts.process import ProcessHost
-from runners.scripted import Scripted, expected, letter
+from runners.scripted import Fault, Scripted, expected, letter
 from runners.types import ExecuteBatch, FinishReason, RunnerInfo, Sampling, TokenChunk
 from runners.worker import device_worker
-from supervise import Supervisor, events, open_tree
+from supervise import DEVICE, Child, Decider, Escalate, Supervisor, events, open_tree
 from supervise.testing import assert_lifecycle
 
 HOST = ProcessHost(load_timeout=20, first_chunk_timeout=20, next_chunk_timeout=20)
@@ -275,3 +276,33 @@ class Stage:
 
 
 PUPPET = Scripted()
+
+
+def loads_fail(kind, *incarnations):
+    """Killed at token 3 of the first incarnation; then loads fail."""
+    return (
+        Fault("kill", at_token=3, incarnation=1),
+        *(Fault(kind, incarnation=n, at="load") for n in incarnations),
+    )
+
+
+@asynccontextmanager
+async def undecided(scene, act, error):
+    """Inside the block the context has failed, and the supervisor that is to decide is busy."""
+    gate = trio.Event()
+
+    async def start(*, task_status):
+        await gate.wait()
+        task_status.started()
+        await trio.sleep_forever()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(scene.tree.root.add, Child("slow", start))
+        await trio.testing.wait_all_tasks_blocked()
+        error(act)
+        await until(lambda: scene.context.state == "failed")
+        yield
+        gate.set()
+
+
+UP = {"decider": Decider(default=Escalate), "above": DEVICE}

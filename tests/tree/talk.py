@@ -1,0 +1,75 @@
+"""Children that take messages, and a scene that fails where somebody hangs."""
+
+from __future__ import annotations
+
+import sys
+
+import trio
+
+from supervise import (
+    Child,
+)
+
+from .scene import grow as grow_in_peace
+
+
+async def nobody_hangs():
+    """A system task: if all others wait for ever, this one ends the run."""
+    await trio.sleep(80_000)
+    raise AssertionError("somebody hangs")
+
+
+def grow(spec, scene, *, seed=0):
+    """As `scene.grow`, and a test that waits for ever fails."""
+
+    async def guarded(tree, seen):
+        trio.lowlevel.spawn_system_task(nobody_hangs)
+        await scene(tree, seen)
+
+    return grow_in_peace(spec, guarded, seed=seed)
+
+
+class Halt(BaseException):
+    """Not an `Exception`: nobody decides it."""
+
+
+def worker(serve, name="a", *, mailbox=8, **options):
+    """A child that serves one message after the other."""
+
+    async def body(*arguments):
+        async for message in arguments[-1]:
+            await serve(message)
+
+    return Child(name, body, mailbox=mailbox, **options)
+
+
+class Shelf:
+    """A child that takes messages and keeps them in hand."""
+
+    def __init__(self, name="shelf", *, mailbox=8, **options):
+        self.held = []
+        self.inboxes = []
+        self.spec = Child(name, self._body, mailbox=mailbox, **options)
+
+    async def _body(self, *arguments):
+        inbox = arguments[-1]
+        self.inboxes.append(inbox)
+        while True:
+            self.held.append(await inbox.receive())
+
+
+def steps(act):
+    """How many functions of Python's and of C's `act()` calls, comprehensions included."""
+    count = 0
+
+    def note(_frame, event, _arg):
+        nonlocal count
+        count += event in ("call", "c_call")
+
+    before = sys.getprofile()
+    sys.setprofile(note)
+    try:
+        act()
+    finally:
+        sys.setprofile(before)
+    return count
