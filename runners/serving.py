@@ -43,8 +43,8 @@ CANARY = ExecuteBatch("canary", "", sampling=Sampling(max_tokens=1, temperature=
 
 @protected
 @define(eq=False)
-class Wish:
-    """An operator's wish for a new session, and what has become of it (D7).
+class RebuildOrder:
+    """An operator's order for a new session, and what has become of it (D7).
 
     `failure`: what the context fails with for its sake. `outcome`: `done`, or the context `ended` first, or an error.
     """
@@ -59,7 +59,7 @@ class Wish:
         """A poisoned context is never rebuilt in place."""
         return self.cause is SessionRebuildCause.CONTEXT_POISONED
 
-    def grant(self) -> DeviceError:
+    def carry_out(self) -> DeviceError:
         """Have the context fail for it."""
         text = f"a new session was ordered ({self.cause})"
         self.failure = ContextPoisoned(text) if self.wants_restart else SessionRebuild(text)
@@ -77,18 +77,18 @@ class Context:
     """The leaf's resource: a session, and the streams that are open in it. A Resume keeps both.
 
     `since_oom`: the requests that have begun since memory ran out, as long as nothing was made since; otherwise None.
-    `wish` waits for the streams that it would disturb; for `granted` the body has failed. `sings`: a canary is open.
+    `order` waits for the streams that it would disturb; for the one `under_way` the body has failed. `canary_open`: a canary is open.
     `drains`: when it is asked to stop, what has begun goes on (D13).
     """
 
     session: Session
     canary: float | None = None
     drains: bool = False
-    sings: bool = False
+    canary_open: bool = False
     open: dict[str, Message] = field(factory=dict[str, Message])
     since_oom: set[str] | None = None
-    wish: Wish | None = None
-    granted: Wish | None = None
+    order: RebuildOrder | None = None
+    under_way: RebuildOrder | None = None
     _changed: trio.Event = field(factory=trio.Event)
 
     def put(self, message: Message) -> None:
@@ -126,24 +126,24 @@ class Context:
 
     def is_idle(self) -> bool:
         """Whether nothing is open, the canary not either, and no new session is wanted or under way."""
-        return not self.open and not self.sings and self.wish is None and self.granted is None
+        return not self.open and not self.canary_open and self.order is None and self.under_way is None
 
-    def sing(self) -> None:
+    def begin_canary(self) -> None:
         """Have the runner make one token for nobody."""
-        self.sings = True
+        self.canary_open = True
         self.session.begin(CANARY)
         self._note(CANARY.request_id)
 
-    def sung(self, *, over: bool) -> None:
+    def end_canary(self, *, over: bool) -> None:
         """The canary has answered: the silence begins anew. Until its stream is over it has a place."""
         if over:
-            self.sings = False
+            self.canary_open = False
         self.has_changed()
 
-    def hush(self) -> None:
+    def cancel_canary(self) -> None:
         """The canary's place is wanted."""
-        if self.sings:
-            self.sings = False
+        if self.canary_open:
+            self.canary_open = False
             self.session.drop(CANARY.request_id)
 
     def next_deadline(self) -> float:
@@ -153,7 +153,7 @@ class Context:
 
     def has_room(self) -> bool:
         """Whether one more may begin. While a suspect is on trial, or a new session is wanted, none may."""
-        return self.wish is None and len(self.open) < self.session.info.streams and not self._tries()
+        return self.order is None and len(self.open) < self.session.info.streams and not self._tries()
 
     def _tries(self) -> bool:
         """Whether a suspect is on trial. It is the last that has begun, since behind it no other does."""
@@ -181,54 +181,56 @@ class Context:
 
     # --- what an operator wants
 
-    def ask(self, cause: SessionRebuildCause) -> Wish:
+    def ask(self, cause: SessionRebuildCause) -> RebuildOrder:
         """Want a new session; whoever else waited for his is superseded."""
-        if self.wish is not None:
-            self.wish.answer(RebuildSuperseded("another rebuild was ordered before this one had begun"))
-        self.wish = Wish(cause)
+        if self.order is not None:
+            self.order.answer(RebuildSuperseded("another rebuild was ordered before this one had begun"))
+        self.order = RebuildOrder(cause)
         self.has_changed()
-        return self.wish
+        return self.order
 
-    def refuse_wish(self) -> None:
+    def refuse_order(self) -> None:
         """Grant none any more: the worker is being stopped."""
-        if self.wish is not None:
-            self.wish.answer(WorkerStopping("the worker was being stopped"))
-            self.wish = None
+        if self.order is not None:
+            self.order.answer(WorkerStopping("the worker was being stopped"))
+            self.order = None
             self.has_changed()
 
-    def withdraw(self, wish: Wish) -> None:
-        """Nobody waits for it any more; one that is granted is carried out all the same."""
-        if self.wish is wish:
-            self.wish = None
+    def withdraw(self, order: RebuildOrder) -> None:
+        """Nobody waits for it any more; one that is under way is carried out all the same."""
+        if self.order is order:
+            self.order = None
             self.has_changed()
 
     def is_due(self) -> bool:
-        """Whether the wish can be granted: a restart at once, else when no stream would be lost by it.
+        """Whether the order can be carried out: a restart at once, else when no stream would be lost by it.
 
         While another rebuild is being carried out it waits, and has its own after that (D7).
         """
-        if self.wish is None:
+        if self.order is None:
             return False
-        return self.wish.wants_restart or (
-            self.granted is None and not any(self.must_stay(record_of(m)) for m in self.open.values())
+        return self.order.wants_restart or (
+            self.under_way is None and not any(self.must_stay(record_of(m)) for m in self.open.values())
         )
 
-    def grant(self) -> DeviceError:
-        """Have the context fail for the wish. A restart makes the rebuild pointless that may be under way."""
-        assert self.wish is not None
-        if self.granted is not None:
-            self.granted.answer(RebuildSuperseded("a restart was ordered while this rebuild was carried out"))
-        self.granted, self.wish = self.wish, None
-        return self.granted.grant()
+    def carry_out(self) -> DeviceError:
+        """Have the context fail for the order. A restart makes the rebuild pointless that may be under way."""
+        assert self.order is not None
+        if self.under_way is not None:
+            self.under_way.answer(
+                RebuildSuperseded("a restart was ordered while this rebuild was carried out")
+            )
+        self.under_way, self.order = self.order, None
+        return self.under_way.carry_out()
 
     def end(self, *, stopping: bool) -> None:
-        """The session is over, and no wish stays unanswered."""
+        """The session is over, and no order stays unanswered."""
         self.close_all()
-        for wish in (self.granted, self.wish):
-            if wish is not None:
-                stopped = stopping and wish.failure is None
-                wish.answer(WorkerStopping("the worker was being stopped") if stopped else "ended")
-        self.granted = self.wish = None
+        for order in (self.under_way, self.order):
+            if order is not None:
+                stopped = stopping and order.failure is None
+                order.answer(WorkerStopping("the worker was being stopped") if stopped else "ended")
+        self.under_way = self.order = None
 
 
 @protected
@@ -293,7 +295,7 @@ class _Serving:
         self._incarnation = context.session.incarnation
         self._open = context.open
         self._inbox = inbox
-        self._wish = context.granted  # what it was entered again for
+        self._order = context.under_way  # what it was entered again for
         self._failure: DeviceError | None = None
         self._scope = trio.CancelScope()
         self._admission = trio.CancelScope()
@@ -390,7 +392,7 @@ class _Serving:
                 message.memo = admitted(message)
             record = record_of(message)
             self._check(record)
-            self._context.hush()
+            self._context.cancel_canary()
             self._session.begin(record.batch, record.accepted)
         except (BadRequest, ContextLost, Timeout) as exc:
             message.fail(exc)
@@ -423,7 +425,7 @@ class _Serving:
                 message.fail(record_of(message).late(current_child().path))
 
     async def _listen(self, seconds: float) -> None:
-        """When nothing was asked for so long, have a canary sing; never two, and never beside a request (D9).
+        """When nothing was asked for so long, begin a canary; never two, and never beside a request (D9).
 
         Whether it is silent for too long the host judges, as with any first chunk.
         """
@@ -431,7 +433,7 @@ class _Serving:
             with trio.move_on_after(seconds) as silence:
                 await self._context.change()
             if silence.cancelled_caught and self._context.is_idle():
-                self._context.sing()
+                self._context.begin_canary()
 
     # --- what the session makes
 
@@ -442,7 +444,7 @@ class _Serving:
                 items = await self._session.receive()
             except OutOfMemory as exc:
                 # else its cure is under way: a new session, charged already
-                if self._context.granted is None:
+                if self._context.under_way is None:
                     self._lack(exc)
                 continue
             except DeviceError as exc:
@@ -492,7 +494,7 @@ class _Serving:
     def _hear(self, request_id: str, *, over: bool) -> None:
         """Something came that is no open stream's: of the canary, or too late."""
         if request_id == CANARY.request_id:
-            self._context.sung(over=over)
+            self._context.end_canary(over=over)
 
     def _finish(self, message: Message, record: Record, chunks: list[TokenChunk]) -> None:
         """The last chunk says what the whole request took."""
@@ -519,27 +521,27 @@ class _Serving:
         """Wait until a new session is wanted, and disturbs nobody; then the context fails, as ordered (D7)."""
         while self._failure or not self._is_due():  # after another failure it is for who comes next
             await self._context.change()
-        self._fail(self._context.grant())
+        self._fail(self._context.carry_out())
 
     def _is_due(self) -> bool:
-        """Whether a wish is to be granted. One that comes as late as the stop is refused, and in nobody's way."""
+        """Whether an order is to be carried out. One that comes as late as the stop is refused, and in nobody's way."""
         if current_child().stopping:
-            self._context.refuse_wish()
+            self._context.refuse_order()
         return self._context.is_due()
 
     async def _rebuild(self) -> None:
         """Make the session anew, if this is what the body was entered again for. Nothing is open in it."""
-        wish, context = self._wish, self._context
-        if wish is None:
+        order, context = self._order, self._context
+        if order is None:
             return
-        if wish.wants_restart:
-            wish.answer(RebuildSuperseded("the context was resumed instead of restarted"))
+        if order.wants_restart:
+            order.answer(RebuildSuperseded("the context was resumed instead of restarted"))
         else:
-            outcome = await self._rebuilt(wish.cause)
-            if context.granted is not wish:  # a restart was ordered meanwhile, and this one answered
+            outcome = await self._rebuilt(order.cause)
+            if context.under_way is not order:  # a restart was ordered meanwhile, and this one answered
                 return
-            wish.answer(outcome)
-        self._wish = context.granted = None
+            order.answer(outcome)
+        self._order = context.under_way = None
         context.has_changed()  # another may wait
 
     async def _rebuilt(self, cause: SessionRebuildCause) -> Literal["done"] | InferenceError:
@@ -579,7 +581,7 @@ class _Serving:
             return
         if is_a(failure, SessionRebuild):
             self._inbox.progressed = False  # or the Resume would be free of the limit (R8)
-        self._context.hush()
+        self._context.cancel_canary()
         ordered = self._was_ordered(failure)
         for message in list(self._open.values()):
             record = record_of(message)
@@ -594,5 +596,5 @@ class _Serving:
     def _was_ordered(self, failure: DeviceError | None) -> bool:
         if failure is None:
             return current_child().stopping
-        granted = self._context.granted
-        return granted is not None and failure is granted.failure
+        under_way = self._context.under_way
+        return under_way is not None and failure is under_way.failure

@@ -139,7 +139,7 @@ async def rebuild(worker: Ref, cause: SessionRebuildCause = SessionRebuildCause.
 
     Streams that may move stop meanwhile and go on behind what they have, each token once; those that may not are waited
     for, while nothing new begins. `CONTEXT_POISONED` waits for nobody: it is a restart. Either is charged to the worker's
-    limit, and makes no request a suspect. A caller who is cancelled before it begins takes his wish along.
+    limit, and makes no request a suspect. A caller who is cancelled before it begins takes the order along.
 
     Raises:
         WorkerDown: the worker is down for good.
@@ -149,17 +149,17 @@ async def rebuild(worker: Ref, cause: SessionRebuildCause = SessionRebuildCause.
         InferenceError: the session could not be made anew; the context fails with the same error.
     """
     state = await _serving(worker)
-    wish = state._context.ask(cause)
+    order = state._context.ask(cause)
     try:
-        await wish.answered.wait()
+        await order.answered.wait()
     finally:
-        state._context.withdraw(wish)
-    if isinstance(wish.outcome, Exception):
-        raise wish.outcome
-    if wish.outcome == "done":
+        state._context.withdraw(order)
+    if isinstance(order.outcome, Exception):
+        raise order.outcome
+    if order.outcome == "done":
         return state
     now = await _ready(worker)
-    if not wish.wants_restart or wish.failure is None:
+    if not order.wants_restart or order.failure is None:
         raise RebuildSuperseded(f"the context failed first: incarnation {now.incarnation} took its place")
     return now
 

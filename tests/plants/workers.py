@@ -100,19 +100,19 @@ WORKERS = tuple(
             ),
             (
                 "runners/serving.py",
-                "        if self.wish is None:\n            return False\n        return self.wish.wants_restart or (\n            self.granted is None and",
-                "        if self.wish is None:\n            return False\n        return self.wish.wants_restart or (\n            True and",
+                "        if self.order is None:\n            return False\n        return self.order.wants_restart or (\n            self.under_way is None and",
+                "        if self.order is None:\n            return False\n        return self.order.wants_restart or (\n            True and",
                 ("tests/runners/test_serving.py",),
             ),
             (
                 "runners/serving.py",
-                '            self.granted.answer(RebuildSuperseded("a restart was ordered while this rebuild was carried out"))',
+                '            self.under_way.answer(\n                RebuildSuperseded("a restart was ordered while this rebuild was carried out")\n            )',
                 "            pass",
                 ("tests/runners/test_serving.py",),
             ),
             (
                 "runners/serving.py",
-                "            if context.granted is not wish:  # a restart was ordered meanwhile, and this one answered\n                return\n",
+                "            if context.under_way is not order:  # a restart was ordered meanwhile, and this one answered\n                return\n",
                 "",
                 ("tests/runners/test_serving.py",),
             ),
@@ -143,14 +143,14 @@ WORKERS = tuple(
             ),
             (
                 "runners/serving.py",
-                "        if current_child().stopping:\n            self._context.refuse_wish()\n",
+                "        if current_child().stopping:\n            self._context.refuse_order()\n",
                 "",
                 ("tests/runners/test_serving.py",),
             ),
             (
                 "runners/serving.py",
-                '        self.wish.answer(WorkerStopping("the worker was being stopped"))\n            self.wish = None',
-                "        self.wish = None",
+                '        self.order.answer(WorkerStopping("the worker was being stopped"))\n            self.order = None',
+                "        self.order = None",
                 ("tests/runners/test_serving.py",),
             ),
             (
@@ -185,7 +185,7 @@ WORKERS = tuple(
             ),
             (
                 "runners/serving.py",
-                "        self._context.hush()\n        ordered",
+                "        self._context.cancel_canary()\n        ordered",
                 "        ordered",
                 (*_WORKER,),
             ),

@@ -127,11 +127,11 @@ async def test_a_rebuild_that_is_done_as_a_restart_is_ordered_leaves_neither_wai
         first = Operator()
         nursery.start_soon(first.run, scene.worker)
         await act.is_asked_to_rebuild()
-        wish = (await scene.worker.ready())._context.ask(POISONED)
+        order = (await scene.worker.ready())._context.ask(POISONED)
         act.is_rebuilt()
-        await wish.answered.wait()
+        await order.answered.wait()
         await until(lambda: first.result)
-        assert wish.outcome == "ended"
+        assert order.outcome == "ended"
         await scene.incarnation(2)
 
 
@@ -590,9 +590,9 @@ async def test_a_rebuild_that_is_ordered_as_the_stop_comes_disturbs_no_drain():
         nursery.start_soon(scene.worker.stop)
         while scene.context.state != "stopping":
             await trio.lowlevel.checkpoint()
-        wish = state._context.ask(SessionRebuildCause.MANUAL)
-        await wish.answered.wait()
-        assert type(wish.outcome) is WorkerStopping
+        order = state._context.ask(SessionRebuildCause.MANUAL)
+        await order.answered.wait()
+        assert type(order.outcome) is WorkerStopping
         await act.has("a")
         act.makes("a", last=True)
         await caller.over.wait()
