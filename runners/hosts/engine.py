@@ -11,14 +11,14 @@ from typing import TypeAlias, TypeVar
 from attrs import frozen
 
 from runners.brief import quoted
-from runners.classify import classify
+from runners.diagnosis.classify import classify
+from runners.diagnosis.probe import DeviceProbe
 from runners.errors import LoadFailed, OutOfMemory
 from runners.hosts import wire
 from runners.hosts.spec import unpack
 from runners.hosts.surroundings import adopt
 from runners.hosts.title import entitle
 from runners.hosts.turns import Position, checked, close, execute, info_of, made_by, sync_only, sync_runner
-from runners.probe import DeviceProbe
 from runners.types import (
     ModelRunner,
     PreparingSpec,

@@ -14,7 +14,9 @@ from attrs.validators import gt, instance_of
 from trio.lowlevel import disable_ki_protection, enable_ki_protection
 
 from runners.brief import brief
-from runners.classify import classify
+from runners.diagnosis.classify import classify
+from runners.diagnosis.network import classify_network
+from runners.diagnosis.probe import DeviceProbe
 from runners.errors import ContextHung, DeviceError
 from runners.hosts import Session
 from runners.hosts.local import LocalSession
@@ -29,9 +31,7 @@ from runners.hosts.turns import (
     judged,
     load_error,
 )
-from runners.network import classify_network
 from runners.nursery import bare_nursery
-from runners.probe import DeviceProbe
 from runners.protect import Entered, freely, freely_settled, protected
 from runners.types import (
     Chunks,

@@ -21,6 +21,8 @@ from attrs.validators import ge, gt, in_, instance_of, optional
 from trio.lowlevel import enable_ki_protection
 
 from runners.brief import brief, one_line, text_of
+from runners.diagnosis.nvml import Nvml
+from runners.diagnosis.probe import device_numbers
 from runners.errors import (
     BadRequest,
     ContextDied,
@@ -34,13 +36,11 @@ from runners.errors import (
     Unrecoverable,
 )
 from runners.hosts import RequestFailed, Session, wire
-from runners.hosts.nvml import Nvml
 from runners.hosts.peer import Peer
 from runners.hosts.processes import is_late, refusal
 from runners.hosts.reserve import Plan, Reserve, reserved
 from runners.hosts.session import BaseSession
 from runners.hosts.spec import check_runner, pack
-from runners.probe import device_numbers
 from runners.protect import Entered
 from runners.types import ExecuteBatch, RunnerSpec, SessionRebuildCause, TokenChunk, token_chunk
 

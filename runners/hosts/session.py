@@ -8,7 +8,7 @@ from typing import Generic, TypeVar
 import trio
 
 from runners.brief import brief, is_a, text_of
-from runners.classify import renewed
+from runners.diagnosis.classify import renewed
 from runners.errors import ContextPoisoned, DeviceError, OutOfMemory
 from runners.types import RunnerInfo, SessionRebuildCause
 

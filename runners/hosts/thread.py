@@ -17,13 +17,13 @@ from attrs import evolve, field, frozen
 from attrs.validators import gt, instance_of
 
 from runners.brief import quoted
-from runners.classify import classify
+from runners.diagnosis.classify import classify
+from runners.diagnosis.probe import DeviceProbe
 from runners.errors import DeviceError, Unrecoverable
 from runners.hosts import Session
 from runners.hosts.local import LocalSession
 from runners.hosts.spec import check_runner
 from runners.hosts.turns import Item, Turns, close_error, in_turn, info_of, judged, load_error, sync_runner
-from runners.probe import DeviceProbe
 from runners.protect import Entered
 from runners.types import ExecuteBatch, RunnerInfo, RunnerSpec, RunnerStart, SessionRebuildCause
 

@@ -10,7 +10,7 @@ from typing import Protocol, TypeAlias, cast
 from attrs import define, validate
 
 from runners.brief import brief, is_a, name_of, quoted, text_of
-from runners.classify import by_tag, code_of, renewed, sound
+from runners.diagnosis.classify import by_tag, code_of, renewed, sound
 from runners.errors import (
     ContextPoisoned,
     DeviceError,

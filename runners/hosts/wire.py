@@ -18,7 +18,7 @@ import msgspec
 
 from runners import errors
 from runners.brief import MAX_TEXT, attribute, is_a, quoted, sendable, text_of, trace_of
-from runners.classify import by_tag, code_of
+from runners.diagnosis.classify import by_tag, code_of
 from runners.errors import ContextPoisoned, InferenceError, OutOfMemory, ProtocolError, RunnerError
 from runners.hosts.turns import MAX_TOKENS
 from runners.types import (

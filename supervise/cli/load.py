@@ -88,7 +88,7 @@ def _refuse_foreign_runners(where: str) -> None:
     if where.partition(".")[0] != "runners":
         return
     spec = importlib.util.find_spec("runners")
-    if spec is not None and spec.origin is not None and not Path(spec.origin).with_name("worker.py").exists():
+    if spec is not None and spec.origin is not None and not Path(spec.origin).with_name("worker").is_dir():
         raise NoTree(
             f"the package 'runners' at {spec.origin} is not the one of trio-supervise, which it hides"
         )

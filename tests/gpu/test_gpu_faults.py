@@ -12,6 +12,7 @@ import trio
 from device import DEVICE, needs_device
 from harm import OnDevice, expected
 
+from runners.diagnosis.nvml import Nvml
 from runners.errors import (
     ContextDied,
     ContextHung,
@@ -21,7 +22,6 @@ from runners.errors import (
     RunnerError,
 )
 from runners.hosts import RequestFailed
-from runners.hosts.nvml import Nvml
 from runners.hosts.process import ProcessHost
 from runners.torch_lm import TorchLM
 from runners.types import ExecuteBatch, Sampling

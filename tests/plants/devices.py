@@ -29,7 +29,7 @@ def _found(test: str) -> list[str]:
 
 DEVICES = (
     *_plants(
-        "serving.py",
+        "worker/serving.py",
         (
             "a suspect is not cleared by a step that it survives",
             "                record.suspect = False\n",
@@ -116,7 +116,7 @@ DEVICES = (
         ),
     ),
     *_plants(
-        "record.py",
+        "worker/record.py",
         (
             "a chunk of another incarnation is accepted",
             "                or chunk.incarnation != incarnation\n",
@@ -143,7 +143,7 @@ DEVICES = (
         ),
     ),
     *_plants(
-        "worker.py",
+        "worker/__init__.py",
         (
             "a stale report of a poison is believed",
             "context.incarnation == incarnation:",
@@ -625,7 +625,7 @@ DEVICES = (
         ),
     ),
     *_plants(
-        "hosts/nvml.py",
+        "diagnosis/nvml.py",
         (
             "a driver that is stuck is well",
             'trouble: str | None = f"NVML has not answered within {self.timeout:g} s"',
@@ -646,7 +646,7 @@ DEVICES = (
         ),
     ),
     *_plants(
-        "classify.py",
+        "diagnosis/classify.py",
         (
             "of a group the mildest counts",
             "return max(found, key=_severity)",

@@ -12,8 +12,9 @@ import torch.distributed
 from hypothesis import given
 from hypothesis import strategies as st
 
-from runners.classify import SYMPTOMS, classify
-from runners.cuda_codes import BY_NUMBER, CODES, code_named
+from runners.diagnosis.classify import SYMPTOMS, classify
+from runners.diagnosis.cuda_codes import BY_NUMBER, CODES, code_named
+from runners.diagnosis.probe import DeviceProbe
 from runners.errors import (
     BadRequest,
     ContextPoisoned,
@@ -23,7 +24,6 @@ from runners.errors import (
     RunnerError,
     Unrecoverable,
 )
-from runners.probe import DeviceProbe
 
 TORCH = """CUDA error: {phrase}
 Search for `cudaError{name}' in https://docs.nvidia.com/cuda/cuda-runtime-api/group__CUDART__TYPES.html for more information.
@@ -399,8 +399,8 @@ def test_classifying_imports_no_torch():
     """The child of a runner without torch never pays for it."""
     code = """
 import sys
-from runners.classify import classify
-from runners.probe import DeviceProbe
+from runners.diagnosis.classify import classify
+from runners.diagnosis.probe import DeviceProbe
 print(type(classify(RuntimeError("CUDA error: device-side assert triggered"), DeviceProbe("cuda"))).__name__)
 print({"torch", "trio", "msgspec"} & set(sys.modules))
 """

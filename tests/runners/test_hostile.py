@@ -28,7 +28,7 @@ from stage import (
 )
 
 from runners.brief import MAX_LINKS, MAX_TEXT, brief, causes, one_line, quoted, text_of, trace_of
-from runners.classify import classify, sound
+from runners.diagnosis.classify import classify, sound
 from runners.errors import (
     BadRequest,
     ContextPoisoned,

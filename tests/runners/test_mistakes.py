@@ -15,7 +15,7 @@ import trio
 from attrs import frozen
 
 import runners
-from runners.classify import worst
+from runners.diagnosis.classify import worst
 from runners.errors import (
     BadRequest,
     ContextDied,

@@ -5,6 +5,7 @@ import time
 
 import pytest
 
+from runners.diagnosis.network import classify_network, http_error, retry_after_seconds
 from runners.errors import (
     BadRequest,
     Forbidden,
@@ -13,7 +14,6 @@ from runners.errors import (
     ServerError,
     Unauthorized,
 )
-from runners.network import classify_network, http_error, retry_after_seconds
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 import trio
 
+from runners.diagnosis.nvml import Nvml
 from runners.errors import (
     ContextDied,
     ContextHung,
@@ -16,7 +17,6 @@ from runners.errors import (
     OutOfMemory,
     Unrecoverable,
 )
-from runners.hosts.nvml import Nvml
 from runners.hosts.process import ProcessHost
 from runners.scripted import Fault, Scripted
 from runners.types import ExecuteBatch

@@ -18,8 +18,6 @@ from stage import (
     worker_leaves_nothing,  # noqa: F401 - autouse: to be imported is its use
 )
 
-from runners import record
-from runners import serving as serving_module
 from runners.errors import (
     ContextHung,
     ContextLost,
@@ -35,7 +33,8 @@ from runners.hosts import RequestFailed
 from runners.hosts.process import ProcessHost
 from runners.scripted import Scripted
 from runners.types import SessionRebuildCause
-from runners.worker import device_worker, rebuild, report_poison
+from runners.worker import device_worker, rebuild, record, report_poison
+from runners.worker import serving as serving_module
 from supervise import Restart, Resume, events, open_tree
 
 POISONED = SessionRebuildCause.CONTEXT_POISONED
@@ -289,7 +288,7 @@ async def test_who_comes_in_is_not_compared_with_all_who_are_there(monkeypatch):
 @pytest.mark.trio
 async def test_a_text_without_end_fails_its_request_alone(monkeypatch):
     """D5: a runner that says more than any answer may be long does not fill our memory."""
-    monkeypatch.setattr("runners.serving.MAX_CHARACTERS", 10)
+    monkeypatch.setattr("runners.worker.serving.MAX_CHARACTERS", 10)
     stage = Stage()
     async with serving(PUPPET, host=stage) as scene, trio.open_nursery() as nursery:
         a, b = callers("ab")

@@ -10,10 +10,10 @@ from attrs import define, evolve, field, validate
 
 from supervise import Message, StreamMessage
 
-from .brief import brief, is_a, quoted
-from .errors import BadRequest, ContextLost, PoisonRequest, ProtocolError, RunnerError, Timeout
-from .protect import protected
-from .types import Completion, ExecuteBatch, TokenChunk, TokenUsage
+from ..brief import brief, is_a, quoted
+from ..errors import BadRequest, ContextLost, PoisonRequest, ProtocolError, RunnerError, Timeout
+from ..protect import protected
+from ..types import Completion, ExecuteBatch, TokenChunk, TokenUsage
 
 _Error = TypeVar("_Error", bound=Exception)
 

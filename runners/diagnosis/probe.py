@@ -11,7 +11,7 @@ from typing import Any
 from attrs import field, frozen
 from attrs.validators import gt, instance_of
 
-from .brief import attribute
+from ..brief import attribute
 
 _TIMES = 2  # the first may report, and so clear, an old error; one that stays is the context's
 

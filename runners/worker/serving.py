@@ -18,8 +18,8 @@ from trio.lowlevel import enable_ki_protection
 
 from supervise import Inbox, Message, StreamMessage, current_child
 
-from .brief import brief, is_a, one_line, text_of
-from .errors import (
+from ..brief import brief, is_a, one_line, text_of
+from ..errors import (
     BadRequest,
     ContextLost,
     ContextPoisoned,
@@ -31,11 +31,11 @@ from .errors import (
     Timeout,
     WorkerStopping,
 )
-from .hosts import Host, RequestFailed, Session
-from .nursery import bare_nursery
-from .protect import Entered, protected
+from ..hosts import Host, RequestFailed, Session
+from ..nursery import bare_nursery
+from ..protect import Entered, protected
+from ..types import ExecuteBatch, RunnerInfo, RunnerSpec, Sampling, SessionRebuildCause, TokenChunk
 from .record import MAX_CHARACTERS, Record, admitted, caused, id_of, record_of
-from .types import ExecuteBatch, RunnerInfo, RunnerSpec, Sampling, SessionRebuildCause, TokenChunk
 
 CANARY = ExecuteBatch("canary", "", sampling=Sampling(max_tokens=1, temperature=0, seed=0))
 """What an idle context is asked, to see that it still answers (D9). Any answer is a sign of life, an error too."""

@@ -26,8 +26,8 @@ from supervise import (
     Supervisor,
 )
 
-from .brief import brief
-from .errors import (
+from ..brief import brief
+from ..errors import (
     Backpressure,
     ContextPoisoned,
     RebuildSuperseded,
@@ -35,10 +35,10 @@ from .errors import (
     WorkerDown,
     WorkerStopping,
 )
-from .hosts import CheckingHost, Host
-from .hosts.spec import check_runner
+from ..hosts import CheckingHost, Host
+from ..hosts.spec import check_runner
+from ..types import ExecuteBatch, RunnerSpec, SessionRebuildCause
 from .serving import ContextState, Opener, serve
-from .types import ExecuteBatch, RunnerSpec, SessionRebuildCause
 
 __all__ = ["ContextState", "device_worker", "rebuild", "report_poison"]
 
@@ -91,7 +91,7 @@ def device_worker(
         TypeError: the runner or the host is none; so for ValueError.
     """
     if host is None:
-        from .hosts.process import ProcessHost  # noqa: PLC0415 - needs msgspec, which other hosts do not
+        from ..hosts.process import ProcessHost  # noqa: PLC0415 - needs msgspec, which other hosts do not
 
         host = ProcessHost()
     if isinstance(host, type) or not isinstance(host, Host):

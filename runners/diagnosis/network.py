@@ -9,9 +9,8 @@ from http import HTTPStatus
 
 import trio
 
-from .brief import is_a, quoted
-from .classify import worst
-from .errors import (
+from ..brief import is_a, quoted
+from ..errors import (
     BadRequest,
     Forbidden,
     InferenceError,
@@ -20,6 +19,7 @@ from .errors import (
     ServerError,
     Unauthorized,
 )
+from .classify import worst
 
 _LOST: tuple[type[Exception], ...] = (OSError, EOFError, trio.BrokenResourceError, trio.TooSlowError)
 """What the operating system and Trio raise when the other end is slow, gone, or was never there."""

@@ -18,7 +18,7 @@ from typing import TypeAlias
 
 from attrs import frozen
 
-from .errors import ContextPoisoned, DeviceError, OutOfMemory, Unrecoverable
+from ..errors import ContextPoisoned, DeviceError, OutOfMemory, Unrecoverable
 
 Kind: TypeAlias = type[DeviceError] | None
 

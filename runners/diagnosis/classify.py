@@ -14,10 +14,10 @@ from typing import Any, TypeAlias, cast
 
 from attrs import frozen
 
-from . import errors
-from .brief import attribute, causes, is_a, is_builtin, members, quoted, tag_of, text_of
-from .cuda_codes import BY_NUMBER, Code, Kind, code_described, code_named
-from .errors import (
+from runners import errors
+
+from ..brief import attribute, causes, is_a, is_builtin, members, quoted, tag_of, text_of
+from ..errors import (
     ContextPoisoned,
     DeviceError,
     InferenceError,
@@ -26,6 +26,7 @@ from .errors import (
     RunnerError,
     Unrecoverable,
 )
+from .cuda_codes import BY_NUMBER, Code, Kind, code_described, code_named
 
 Probe: TypeAlias = Callable[[], bool | None]
 """Asks the device: True if it answers, False if it fails again, None where there is nothing to ask."""

@@ -17,8 +17,8 @@ import trio
 from attrs import field, frozen
 from attrs.validators import gt
 
+from runners.diagnosis.probe import device_numbers
 from runners.errors import ContextPoisoned, DeviceError, Unrecoverable
-from runners.probe import device_numbers
 
 _USABLE = {0, 3}  # nothing to recover from; or of concern only to devices that talk to each other
 _ACTIONS = {
