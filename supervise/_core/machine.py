@@ -168,6 +168,7 @@ class Machine:
                 _SERVE[type(item)](self, item)
 
     def _advance(self) -> None:
+        """Walk on with the act until it waits for a child: one after the other, but a pool stops all its members at once (R26)."""
         while (act := self.act) is not None:
             if act.stops and (act.pending == 0 or isinstance(self.spec, Pool)):
                 self._stop(act, act.stops.pop())
@@ -396,6 +397,7 @@ class Machine:
     # --- starting a child
 
     def _start(self, act: Act, node: Node) -> None:
+        """Start one child of this act's, unless it runs, was condemned, or has left the tree since the act began."""
         if node.alive or node.state == "condemned" or self.children.get(node.name) is not node:
             return
         node.incarnation += 1
@@ -471,7 +473,7 @@ class Machine:
     # --- stopping a child
 
     def _stop(self, act: Act, node: Node) -> None:
-        """Stop one child of this act's; what becomes of it then is `_settle`'s."""
+        """Stop one child of this act's; what it is when it has stopped, `_after_stop` says."""
         node.epoch += 1
         if self.releasing:
             self.releasing.pop(node, None)
@@ -486,6 +488,7 @@ class Machine:
             self._stop_running(act, node)
 
     def _stop_dead(self, act: Act, node: Node) -> None:
+        """Its task has ended already, or it backs off: there is nothing to wait for."""
         self.timers.disarm(node)
         if node.state == "failed":
             self._report_undecided(act, node)
@@ -555,7 +558,7 @@ class Machine:
         self._overdue(node)
 
     def _awaits_no_longer(self, node: Node) -> None:
-        """The act waited for this node, or it did not."""
+        """Count this node off from those that the act waits for, if it is among them."""
         if node.awaited:
             node.awaited = False
             assert self.act is not None
@@ -627,7 +630,7 @@ class Machine:
         self._forget(node, why)
 
     def _forget(self, node: Node, why: BaseException | None) -> None:
-        """Only memory knows of the node from now on, and of those whose names the pool gave only their highest number."""
+        """Leave a tombstone in this supervisor's memory. Of names that the pool gave only the highest incarnation is kept."""
         memory = self._memory()
         if node.generated_name:
             memory.generated = max(memory.generated, node.incarnation)
@@ -684,6 +687,7 @@ class Machine:
             self._carry_out(directive, node, rest, details)
 
     def _carry_out(self, directive: Directive, node: Node, rest: list[Node], details: dict[str, Any]) -> None:
+        """Charge the limit, tell what was decided, and begin what follows from it (R8, R10, R14)."""
         failure = node.failure
         assert failure is not None
         if directive is Escalate:
@@ -712,9 +716,10 @@ class Machine:
             self._restart(node, delay)
 
     def _begin(self, act: Act) -> None:
-        """Begin an act that a verdict asks for, at once, or, if it concerns one leaf that has still to be released, when that has ended.
+        """Begin an act that a verdict asks for: at once, or when its leaf has left its resource.
 
-        How long a leaf takes to leave its resource concerns nobody else: the supervisor serves others meanwhile (R9, R19).
+        How long a leaf takes for that concerns nobody outside its group. Where it has none, the supervisor serves others
+        meanwhile (R9, R19).
         """
         node = act.node
         assert node is not None
@@ -747,6 +752,7 @@ class Machine:
         self.out.append(effect.Fail(failure.exc))
 
     def _resume(self, node: Node) -> None:
+        """Let the leaf, or the one below that the question was about, enter its body again (R8, R11)."""
         node.state = "up"
         node.failure = None
         if node.has_machine:
@@ -782,6 +788,7 @@ class Machine:
         return node.delays.next(quiet, self.u)
 
     def why_restarted(self, node: Node) -> str:
+        """What those are told who are stopped because this child failed (R36)."""
         sibling = "" if self.spec.strategy == "one_for_one" else "sibling "
         return f"{self.spec.strategy}: {sibling}{node.path!r} failed"
 
