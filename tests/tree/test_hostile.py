@@ -629,6 +629,6 @@ def test_who_is_ready_at_the_end_of_the_stack_has_not_started():
 
     ends = set()
     limit = sys.getrecursionlimit()
-    for depth in range(limit - 250, limit, 5):
+    for depth in range(limit - 700, limit, 20):
         run_virtual(main, depth)
     assert ends == {"ready", "RecursionError"}
