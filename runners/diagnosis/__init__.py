@@ -1,1 +1,1 @@
-"""What an exception means: by its type, its code, a probe of the device, and what NVML says of it; and of a network's failures."""
+"""What an exception means for a context: by its type, by CUDA's code, by a probe of the device, by NVML, or as a network's failure."""

@@ -14,8 +14,7 @@ from typing import Any, TypeAlias, cast
 
 from attrs import frozen
 
-from runners import errors
-
+from .. import errors
 from ..brief import attribute, causes, is_a, is_builtin, members, quoted, tag_of, text_of
 from ..errors import (
     ContextPoisoned,

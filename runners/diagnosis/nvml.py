@@ -17,8 +17,8 @@ import trio
 from attrs import field, frozen
 from attrs.validators import gt
 
-from runners.diagnosis.probe import device_numbers
-from runners.errors import ContextPoisoned, DeviceError, Unrecoverable
+from ..errors import ContextPoisoned, DeviceError, Unrecoverable
+from .probe import device_numbers
 
 _USABLE = {0, 3}  # nothing to recover from; or of concern only to devices that talk to each other
 _ACTIONS = {
@@ -40,8 +40,8 @@ _GONE = {
 class Nvml:
     """Asks whether a device can be used again.
 
-    Where nobody can be asked (no `nvidia-ml-py`, no driver, either too old to know, no such device, no thread to be had) it
-    can: a restart shows.
+    Where NVML cannot be asked, the device counts as usable, and a restart will show whether it is: without `nvidia-ml-py` or
+    a driver, with one that is too old to know, without such a device, or without a thread to ask in.
 
     Args:
         timeout: seconds, after which the device counts as gone.
@@ -66,7 +66,7 @@ class Nvml:
                 trouble = await trio.to_thread.run_sync(
                     self._trouble, device, abandon_on_cancel=True, limiter=trio.CapacityLimiter(1)
                 )  # a limiter of its own: a thread that is stuck takes nobody's place
-            except Exception:  # noqa: BLE001 - an old `nvidia-ml-py` without the field, odd settings, or no thread
+            except Exception:  # noqa: BLE001 - an old `nvidia-ml-py` or a lack of threads must not replace the poison itself
                 trouble = None
         return error if trouble is None else _worse(error, device, trouble)
 

@@ -138,7 +138,8 @@ class _Running:
     def tell(self, order: str) -> None:
         """It may be dead, or be stopped and have no room; then it is without this, and goes by the mark alone.
 
-        A socket, because to write to a pipe that nobody reads is our own end where SIGPIPE does what it does by default.
+        A socket, because MSG_NOSIGNAL works only there: where SIGPIPE has its default action, a write to a pipe without a
+        reader would kill this program.
         """
         with suppress(BlockingIOError, BrokenPipeError, ConnectionResetError):
             self._orders.send(f"{order}\n".encode(), socket.MSG_NOSIGNAL)

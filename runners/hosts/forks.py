@@ -135,7 +135,7 @@ class ForkServer:
         raise NoServer(self.gone)
 
     def today(self) -> wire.Surroundings:
-        """What is not, or may not be, as its processes have it."""
+        """The surroundings that a process forked now must adopt, since they differ, or may differ, from the server's."""
         return surroundings.today(self._environment)
 
     async def fork(self, ends: Ends) -> Forked:

@@ -109,7 +109,7 @@ class InlineSession(LocalSession):
         self._close_timeout = close_timeout
         self._rebuild_scope = trio.CancelScope()
         self._dropped: deque[int] = deque()  # to be closed by a task
-        self._sources: set[_AsyncSource] = set()  # that have not ended, though they may be cancelled
+        self._sources: set[_AsyncSource] = set()  # those that have not ended; some may be cancelled
         self._judge = partial(
             judged, classify=partial(classify, probe=DeviceProbe(start.device)), clears=True
         )
@@ -190,7 +190,7 @@ class InlineSession(LocalSession):
             source.ended.set()
 
     async def _all_ended(self) -> None:
-        """Until no async stream is in its end any more: a runner is asked for one thing at a time."""
+        """Wait until the `finally` of every cancelled async stream has run: a runner is asked for one thing at a time."""
         while self._sources:
             await next(iter(self._sources)).ended.wait()
 

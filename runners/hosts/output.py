@@ -36,17 +36,20 @@ _BEHIND_IT = ("  ", "Current thread", "Thread 0x", "Extension modules: ", "Pytho
 
 
 def tell(level: int, text: str, *values: object) -> None:
-    """Log what has happened to a process."""
+    """Log what has happened to a process, at the logger `runners.hosts`."""
     _logged(_HOSTS, level, text, values, None)
 
 
 def _logged(
     logger: logging.Logger, level: int, text: str, values: tuple[object, ...], extra: dict[str, object] | None
 ) -> bool:
-    """Log something; False if a filter or handler has raised, which is printed: outside it would end the whole run."""
+    """Log a record. If a filter or handler raises, print its traceback and return False.
+
+    Raised from a system task of a host, the exception would end the whole Trio run.
+    """
     try:
         logger.log(level, text, *values, extra=extra, stacklevel=3)
-    except Exception:  # noqa: BLE001 - it may be anything, and is no context's failure
+    except Exception:  # noqa: BLE001 - a user's handler may raise anything, and a broken log must not fail a context
         with suppress(Exception):  # standard error may be closed
             traceback.print_exc(file=sys.stderr)
         return False

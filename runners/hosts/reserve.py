@@ -229,7 +229,10 @@ class Reserve:
         return peer
 
     async def _process(self, ends: Ends, *, ahead: bool) -> tuple[Process, bytes]:
-        """Forked if that is wanted and possible, or else started cold; and what it is told first, if there is room for that."""
+        """A new process, forked if possible and otherwise started cold, and its first message.
+
+        If the changed environment does not fit into that message, the process is started cold and inherits it.
+        """
         if self._plan.forks:
             try:
                 server = await self._ready_server(patient=ahead)

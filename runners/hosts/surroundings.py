@@ -15,15 +15,16 @@ from runners.hosts.wire import Surroundings
 
 
 def environment() -> dict[bytes, bytes]:
-    """As it is. Another thread may change it meanwhile: a variable that has just gone is gone."""
+    """A copy of the environment. Another thread may remove a variable while it is made; then the copy lacks it."""
     values = ((name, os.environb.get(name)) for name in list(os.environb))
     return {name: value for name, value in values if value is not None}
 
 
 def today(before: dict[bytes, bytes]) -> Surroundings:
-    """What is not as it was in the environment, where the rest is what a preload has made of it; the folder and the umask.
+    """The variables that have changed since `before`, and the present working directory and umask.
 
-    A folder that is gone is left out.
+    Variables that have not changed stay as a preload has set them. The directory and the umask are always sent, since a
+    preload may have changed its own; a directory that has been deleted is left out.
     """
     after = environment()
     names = sorted(before.keys() | after.keys())
@@ -34,7 +35,7 @@ def today(before: dict[bytes, bytes]) -> Surroundings:
 def adopt(changes: Surroundings) -> None:
     """Have them here; a folder that cannot be entered is left out, as a program that is started there would start too."""
     for name, value in changes.environment:
-        if os.fsdecode(name) == MARK:  # ours is this process's own
+        if os.fsdecode(name) == MARK:  # each process of ours has a mark of its own
             continue
         if value is None:
             os.environb.pop(name, None)

@@ -287,7 +287,7 @@ def _is_valid(value: object, kind: type[RunnerInfo | RateLimits | Price | TokenU
         return False
     try:
         validate(value)
-    except Exception:  # noqa: BLE001 - a field may be missing, and a hostile one raises what it likes from its comparisons
+    except Exception:  # noqa: BLE001 - a missing field raises AttributeError, and comparing a user's object may raise anything
         return False
     return True
 

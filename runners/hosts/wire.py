@@ -58,7 +58,7 @@ class _Frame(_Part, frozen=True, tag=str.lower):
 
 
 class Surroundings(_Part, frozen=True):
-    """What is now, and has changed since the fork server was started from which the process comes, or may have changed there."""
+    """What a forked process must adopt, since its fork server may have other surroundings than the parent has now."""
 
     environment: list[tuple[bytes, bytes | None]]
     folder: bytes | None

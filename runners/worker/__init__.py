@@ -91,7 +91,7 @@ def device_worker(
         TypeError: the runner or the host is none; so for ValueError.
     """
     if host is None:
-        from ..hosts.process import ProcessHost  # noqa: PLC0415 - needs msgspec, which other hosts do not
+        from ..hosts.process import ProcessHost  # noqa: PLC0415 - it imports msgspec, an extra that the other hosts do without
 
         host = ProcessHost()
     if isinstance(host, type) or not isinstance(host, Host):

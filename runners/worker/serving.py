@@ -524,7 +524,7 @@ class _Serving:
         self._fail(self._context.carry_out())
 
     def _is_due(self) -> bool:
-        """Whether an order is to be carried out. One that comes as late as the stop is refused, and in nobody's way."""
+        """Whether an order is to be carried out. One that comes when the worker is being stopped is refused instead."""
         if current_child().stopping:
             self._context.refuse_order()
         return self._context.is_due()
@@ -554,7 +554,7 @@ class _Serving:
     # --- the end of a context
 
     def _lack(self, exc: OutOfMemory) -> None:
-        """Memory ran out: the context fails, to be resumed. Who is being stopped would not be: what has begun just goes on (D13)."""
+        """Memory ran out: the context fails, and is then resumed. While it is being stopped nothing resumes it, so it goes on (D13)."""
         failure = self._out_of_memory(exc)
         if not (is_a(failure, OutOfMemory) and current_child().stopping):
             self._fail(failure)

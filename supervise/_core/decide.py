@@ -299,7 +299,7 @@ class Decider(Code):
                 if len(self._answers) >= _REMEMBERED:
                     self._answers.clear()
                 self._answers[key] = found
-        except BaseException:  # noqa: BLE001 - `judge` asks again and decides what an exception raised there means (R4, R5)
+        except BaseException:  # noqa: BLE001 - the long way asks again, and `judge` decides what an exception there means (R4, R5)
             return None, None
         return tag, found
 

@@ -264,7 +264,9 @@ class Driver:
 
     def _forget_leaf(self, leaf: Leaf) -> None:
         path = leaf._node.path
-        if path in self.leaves and self.leaves[path] is leaf:  # its successor may have been started already
+        if (
+            path in self.leaves and self.leaves[path] is leaf
+        ):  # handling `Ended` may have started its successor
             del self.leaves[path]
 
     # --- addresses
@@ -355,7 +357,7 @@ class Driver:
         """Log an error. If a handler raises what is no `Exception`, the tree stops in order, as for a sink (R4)."""
         try:
             complain(logging.ERROR, text, exc)
-        except BaseException as raised:  # noqa: BLE001 - raised here it would leave in the middle of an effect, and break the tree
+        except BaseException as raised:  # noqa: BLE001 - it would interrupt an effect halfway and so break the tree; R4 says what to do
             self.stop_for(raised, f"the log raised {brief(raised)}")
 
     @enable_ki_protection
@@ -413,7 +415,7 @@ class Driver:
                     self.stop_for(boot.problem, f"init of {machine.path!r} raised {brief(boot.problem)}")
             await place.closed.wait()
 
-    # An effect is for a leaf that has not ended yet, as far as its machine knows; it may have, with its end on the way.
+    # The leaf of an effect may have ended already: its `Ended` then waits behind the input that the effect comes from.
 
     def _ask(self, one: effect.Ask) -> None:
         leaf = self.leaves.get(one.path)
@@ -593,7 +595,7 @@ class Driver:
         for leaf in sorted(self.leaves.values(), key=lambda leaf: order.get(leaf.path, -1), reverse=True):
             leaf.cancel("the supervision framework is broken")
             leaf.decide("release")
-            while self.leaves.get(leaf.path) is leaf:  # noqa: ASYNC110 - no machine is left to say when
+            while self.leaves.get(leaf.path) is leaf:  # noqa: ASYNC110 - an Event for each leaf would be kept for this rare case alone
                 await trio.sleep(0.001)
         for place in self._places.values():
             place.closed.set()

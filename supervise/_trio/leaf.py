@@ -579,7 +579,7 @@ def close_scope(scope: trio.CancelScope, exc: BaseException | None) -> BaseExcep
         caught = scope.__exit__(
             None if exc is None else type(exc), exc, None if exc is None else traceback_of(exc)
         )
-    except BaseException as rest:  # noqa: BLE001 - the caller raises it
+    except BaseException as rest:  # noqa: BLE001 - `__exit__` raises what is left of a group; the callers decide what leaves
         return rest
     return None if caught else exc
 

@@ -6,11 +6,10 @@ who leaves frees a place in the queue, and the message in hand learns of it.
 
 Who waits, and where: a sender for room (`Queue.put`), a caller for its answer (`Call.result`), a consumer for the next
 item (`StreamCall.wait`), a body for the next message (`Inbox._wait`), and a body for room in a stream
-(`StreamMessage.send`, in a `ParkingLot`). The first four park by hand: what wakes them gives them something, an answer or
-a place in the queue, in the same step in which it takes it from somebody else. What wakes comes before what forgets, for at the end of the stack a
-RecursionError may come of any call. Every class here is protected from
-KeyboardInterrupt, as Trio's own channels are: a Ctrl-C between a change and the wake-up that belongs to it would leave
-a task asleep for ever, or wake one that does not sleep.
+(`StreamMessage.send`, in a `ParkingLot`). The first four park by hand; each says why. A task is woken before it is forgotten,
+because near the end of the stack any call may raise RecursionError. Every class here is protected from KeyboardInterrupt, as
+Trio's own channels are: a Ctrl-C between a change and the wake-up that belongs to it would leave a task asleep for ever, or
+wake one that does not sleep.
 """
 
 from __future__ import annotations
@@ -251,6 +250,8 @@ class Call:
         if task is self.mailbox.server:
             self._check_others_serve(task)
         try:
+            # By hand: the answer travels with the wake-up and is kept nowhere, so that an exception leaves no cycle with
+            # the caller's frame. Neither Event nor ParkingLot hands anything over. Protected: see `protected`.
             return await wait_task_rescheduled(self._abort)
         except BaseException:
             self._task = None
@@ -421,6 +422,8 @@ class StreamCall(Call):
             self.mailbox.check_others_serve(task)
         self._task = task
         try:
+            # By hand: a consumer that is cancelled leaves in that very step (`_abort`), so that its message knows before
+            # anybody else runs. A task parked in a ParkingLot would leave only when it runs again. Protected.
             await wait_task_rescheduled(self._abort)
         except BaseException:
             self._task = None
@@ -550,6 +553,8 @@ class Queue:
             return Abort.SUCCEEDED
 
         try:
+            # By hand: whoever makes room queues this sender's message in the same step, so that nobody who comes later
+            # gets in before it, and `close` wakes it with the refusal. A ParkingLot only wakes. Protected.
             await wait_task_rescheduled(abort)
         except BaseException:
             self._putters.pop(task, None)
@@ -751,6 +756,8 @@ class Inbox:
             return Abort.SUCCEEDED
 
         try:
+            # By hand: a reader that finds its message gone goes back to the head of those who wait, and a stop wakes only
+            # the readers of one inbox. A ParkingLot can do neither. Protected.
             await wait_task_rescheduled(abort)
             while self.is_open:
                 self._before_turn = _IN_A_ROW - 1

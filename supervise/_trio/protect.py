@@ -12,6 +12,7 @@ from trio.lowlevel import enable_ki_protection
 T = TypeVar("T", bound=type[Any])
 
 _SPARE = 200  # calls deep: what we, Trio and sinks of the usual kind need, several times over
+_C_COUNTS = sys.version_info < (3, 12)
 
 
 def _nested(depth: int) -> object:
@@ -49,15 +50,17 @@ def check_stack() -> None:
     A child that calls itself without end is to fail with its own RecursionError. One that struck between two of our lines
     would leave the tree half changed, and whoever waits for the other half would wait for ever (R24).
 
-    Up to Python 3.11 calls within C count too, and a debugger or a coverage tool makes more of them: there the comparison of
-    two deep tuples, which is such a recursion, finds out what is left. Since 3.12 only Python's own frames count.
+    Since Python 3.12 only Python's own frames count, and `sys._getframe` says whether there are too many. Up to 3.11
+    recursion in C counts too, of which a debugger or a coverage tool makes more: comparing two deep tuples is such a
+    recursion, and fails if too little is left.
 
     Raises:
         RecursionError: fewer than 200 calls are left.
     """
     limit = sys.getrecursionlimit()
     try:
-        _ = _DEEP == _AS_DEEP
+        if _C_COUNTS:
+            _ = _DEEP == _AS_DEEP
         sys._getframe(max(limit - _SPARE, limit // 2))
     except ValueError:
         return  # the stack is not so deep

@@ -103,8 +103,9 @@ class Ref:
             if address.gone:
                 raise address.stopped()
             node = self._node()
-            if node is not None and node.state == "up":
-                leaf = self._driver.leaves.get(self.path)
+            leaf = self._driver.leaves.get(self.path)
+            # In a tree that broke a node may stay up though its leaf has ended; its address is closed soon.
+            if node is not None and node.state == "up" and (leaf is not None or not node.is_leaf):
                 return leaf, leaf and leaf._value
             await address.wait()
 
