@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from ._core.spec import IGNORE, Child, Mailbox, Pool, Supervisor
     from ._core.status import Status
     from ._trio.child import CurrentChild, current_child, stop_requested
-    from ._trio.mailbox import Inbox, Message, Stream, StreamMessage
+    from ._trio.mailbox import Inbox
+    from ._trio.message import Message, Stream, StreamMessage
     from ._trio.ref import Ref
     from ._trio.run import run_tree
     from ._trio.tree import Tree, open_tree
@@ -41,7 +42,8 @@ _HOMES = {
     "_core.status": ("Status",),
     "_core.spec": ("IGNORE", "Child", "Mailbox", "Pool", "Supervisor"),
     "_trio.child": ("CurrentChild", "current_child", "stop_requested"),
-    "_trio.mailbox": ("Inbox", "Message", "Stream", "StreamMessage"),
+    "_trio.mailbox": ("Inbox",),
+    "_trio.message": ("Message", "Stream", "StreamMessage"),
     "_trio.run": ("run_tree",),
     "_trio.ref": ("Ref",),
     "_trio.tree": ("Tree", "open_tree"),

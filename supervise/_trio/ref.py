@@ -20,7 +20,8 @@ from ..errors import ChildRestarted, Refused
 from .address import Address, Answer
 from .driver import Driver
 from .leaf import Leaf, close_scope, enclosing_child
-from .mailbox import OpenStream, Queue, Stream, call, checked_on_loss
+from .mailbox import OpenStream, Queue, call
+from .message import Stream, checked_on_loss
 from .protect import check_stack, protected
 
 

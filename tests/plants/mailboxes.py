@@ -5,6 +5,7 @@ from __future__ import annotations
 from .plant import Plant
 
 _MAILBOX = "supervise/_trio/mailbox.py"
+_MESSAGE = "supervise/_trio/message.py"
 _DRIVER = "supervise/_trio/driver.py"
 _LEAF = "supervise/_trio/leaf.py"
 _TESTS = (
@@ -40,19 +41,19 @@ MAILBOXES = tuple(
         ),
         (
             "a sender is not told that the consumer left",
-            _MAILBOX,
+            _MESSAGE,
             "    def leave(self) -> None:\n        super().leave()\n        self.look_for_room()",
             "    def leave(self) -> None:\n        super().leave()",
         ),
         (
             "items before a failure are lost",
-            _MAILBOX,
+            _MESSAGE,
             "        self.callbacks = self.hand = None\n        self.wake()",
             "        self.callbacks = self.hand = None\n        self.buffer.clear()\n        self.wake()",
         ),
         (
             "a caller who left stays in the count",
-            _MAILBOX,
+            _MESSAGE,
             '        elif state != "left":\n            self.mailbox.withdraw()',
             '        elif state != "left":\n            pass',
         ),
@@ -70,7 +71,7 @@ MAILBOXES = tuple(
         ),
         (
             "a sender at a stream put back is not woken",
-            _MAILBOX,
+            _MESSAGE,
             "        super().put_back()\n        self.look_for_room()",
             "        super().put_back()",
         ),
@@ -82,19 +83,19 @@ MAILBOXES = tuple(
         ),
         (
             "items stay behind a stream",
-            _MAILBOX,
+            _MESSAGE,
             "        self._closed = True\n        self.buffer.clear()",
             "        self._closed = True",
         ),
         (
             "a closed stream wakes nobody",
-            _MAILBOX,
+            _MESSAGE,
             "        self.leave()\n        self.wake()\n        self.call_back()",
             "        self.leave()\n        self.call_back()",
         ),
         (
             "callbacks are forgotten",
-            _MAILBOX,
+            _MESSAGE,
             "            self._task = None\n            self.call_back()\n            raise",
             "            self._task = None\n            raise",
         ),
@@ -118,11 +119,11 @@ MAILBOXES = tuple(
         ),
         (
             "a memo is lost with its body",
-            _MAILBOX,
+            _MESSAGE,
             "            call.value, call.on_loss, call.memo = self.value, self._on_loss, self.memo",
             "            call.value, call.on_loss, call.memo = self.value, self._on_loss, None",
         ),
-        ("a memo of what nobody waits for is lost", _MAILBOX, "        again.memo = self.memo", ""),
+        ("a memo of what nobody waits for is lost", _MESSAGE, "        again.memo = self.memo", ""),
         (
             "the end of a supervisor is not told below it",
             _DRIVER,
@@ -167,13 +168,13 @@ MAILBOXES = tuple(
         ),
         (
             "a stream takes one too many",
-            _MAILBOX,
+            _MESSAGE,
             "        self.size = size\n        self.buffer",
             "        self.size = size + 1\n        self.buffer",
         ),
         (
             "a bigger stream wakes nobody",
-            _MAILBOX,
+            _MESSAGE,
             "        self._call.size = size\n        self._call.look_for_room()",
             "        self._call.size = size",
         ),

@@ -21,6 +21,7 @@ from supervise import (
 )
 from supervise._core import forest
 from supervise._trio import address, driver, mailbox
+from supervise._trio import message as message_module
 from supervise.testing import run_virtual
 
 from .scene import Boom, Other, app, forever, quiet
@@ -181,7 +182,7 @@ def test_a_mailbox_may_lie_as_deep_as_one_likes():
 class Interrupt:
     """Sends SIGINT at the so-manieth line that is carried out in the code under test, while the block runs."""
 
-    FILES = (mailbox.__file__, address.__file__, driver.__file__, forest.__file__)
+    FILES = (mailbox.__file__, message_module.__file__, address.__file__, driver.__file__, forest.__file__)
     NAMES = (
         "Address",
         "Answer",
@@ -201,7 +202,9 @@ class Interrupt:
         code = frame.f_code
         if event == "call" and code.co_filename in self.FILES:
             parts = code.co_qualname.split(".")
-            if code.co_filename == mailbox.__file__ or set(parts) & set(self.NAMES):
+            if code.co_filename in (mailbox.__file__, message_module.__file__) or set(parts) & set(
+                self.NAMES
+            ):
                 return self._line
         return None
 
