@@ -1,6 +1,6 @@
-"""Who imports whom, read from the source: the floors that hold, and the pictures of docs/architecture.md.
+"""Who imports whom, read from the source: the floors that hold, and what docs/architecture.md shows of the code.
 
-`python -m tests.layers` writes the pictures anew.
+`python -m tests.layers` writes its pictures, and its table of acts, anew.
 """
 
 from __future__ import annotations
@@ -9,6 +9,8 @@ import ast
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+
+from supervise._core import act
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "architecture.md"
@@ -120,7 +122,7 @@ def _id(name: str) -> str:
 
 
 def pictures() -> dict[str, str]:
-    """Those of the page, by the names of their places."""
+    """What the page shows of the code, by the names of its places."""
     graph = imports()
     found = {}
     for package in ("supervise._core", "supervise._trio"):
@@ -133,7 +135,11 @@ def pictures() -> dict[str, str]:
                 its = rooms.setdefault(_shown(name), set())
                 its |= {_shown(other) for other in others if other.split(".")[0] == package} - {_shown(name)}
         found[package] = picture(dict(sorted(rooms.items())))
-    return found
+    return {**found, "acts": _table(act.__doc__ or "")}
+
+
+def _table(text: str) -> str:
+    return "\n".join(line for line in text.splitlines() if line.startswith("|"))
 
 
 def _shown(name: str) -> str:
