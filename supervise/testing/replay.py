@@ -1,15 +1,15 @@
-"""What went into the machines of a real run, and the same run again without tasks, clock or chance.
+"""Record the inputs of a tree's machines during a real run, and replay them without tasks, clock or chance.
 
     with recording("run.log"):
         run_tree(tree)
 
-writes a line for each input that a tree's machines got, with the time, the chance and the effects that came of it.
+writes one line for each input, with the time, the chance and its effects.
 
     $ python -m supervise.testing.replay run.log myapp:tree
 
-puts the same inputs into fresh machines of the same declared tree, tells each with what comes of it, and exits with 1 at the
-first effect that is another one: because the machines or the declaration have changed since, or because a decider looks at
-more of an exception than the log keeps, which is its class, its text, its tag and the members of a group.
+puts the same inputs into fresh machines of the same declared tree, prints each input with its effects, and exits with 1 at
+the first effect that differs. That happens if the machines or the declaration have changed, or if a decider looks at more of
+an exception than a log keeps: its class, its text, its tag, and the members of a group.
 """
 
 from __future__ import annotations
@@ -39,6 +39,8 @@ _INPUTS: dict[str, type[Any]] = {
     kind.__name__: kind
     for kind in (effect.Boot, effect.Up, effect.Exited, effect.Ended, effect.Request, effect.Withdraw, effect.Stop, effect.Wake)
 }  # fmt: skip
+_START = {"tree", "now", "listening", "effects"}
+_INPUT = {"machine", "incarnation", "now", "u", "listening", "input", "fields", "effects"}
 _PLAIN = (str, int, float, bool, type(None))
 
 
@@ -48,12 +50,13 @@ class Mismatch(Exception):
 
 @contextmanager
 def recording(path: str | PathLike[str]) -> Generator[None, None, None]:
-    """Write a log of each tree that is opened in this block, one after the other.
+    """Write a log of each tree that is opened in this block; they must run one after the other.
 
-    A tree that is recorded takes no restart in one step, so that the log has each input. A child that was added by its spec
-    cannot be replayed: functions do not go into a log.
+    Each line is written at once, so that the log of a program that was killed is complete. The one-step restart is not used
+    meanwhile, since its inputs would be missing. A child that was added by its spec cannot be replayed, because a log does
+    not contain functions.
     """
-    with Path(path).open("w", encoding="utf-8") as file:
+    with Path(path).open("w", encoding="utf-8", buffering=1) as file:
         before = forests.set(lambda spec: _Recorder(spec, file))
         try:
             yield
@@ -214,53 +217,88 @@ def _saying(text: str) -> Callable[[object], str]:
 
 
 def replay(lines: Iterable[str], spec: Supervisor | Pool) -> Iterator[tuple[str, list[str]]]:
-    """Put what a log has into fresh machines of the tree; gives each input, in words, and what came of it.
+    """Replay a log: put its inputs into fresh machines of the tree, and compare what comes of each.
+
+    Yields:
+        Each input in words, and its effects.
 
     Raises:
-        Mismatch: something else came of an input than the log says, or it cannot be put in.
+        Mismatch: the effects are not those of the log, or a line cannot be replayed.
     """
-    forest: Forest | None = None
-    machines: dict[tuple[str, int], Machine] = {}
-    requests: list[effect.Request] = []
+    replayed: _Replay | None = None
     for number, text in enumerate(lines, 1):
-        line = json.loads(text)
-        if "tree" in line:
-            if line["tree"] != spec.name:
-                raise Mismatch(f"line {number}: the log is of a tree {line['tree']!r}, not of {spec.name!r}")
-            forest, machines, requests = Forest(spec), {}, []
-            forest.ledger.listening = line["listening"]
-            said, out = f"{spec.name} starts", forest.start(line["now"])
-        elif forest is None:
-            raise Mismatch(f"line {number}: a log begins with the start of a tree")
-        else:
-            item = _item(line["input"], line["fields"], requests)
-            forest.ledger.listening = line["listening"]
-            machine = machines.get((line["machine"], line["incarnation"]))
-            if machine is None:
-                raise Mismatch(
-                    f"line {number}: there was no supervisor {line['machine']!r} #{line['incarnation']}"
-                )
-            said, out = (
-                f"{line['machine']} <- {_told(item)}",
-                forest.handle(machine, item, line["now"], line["u"]),
-            )
-        for path, machine in forest.machines.items():
-            machines.setdefault((path, machine.incarnation), machine)
+        try:
+            line = _parsed(text)
+            replayed = _Replay(spec) if "tree" in line else _begun(replayed)
+            said, out = replayed.take(line)
+        except Mismatch as problem:
+            raise Mismatch(f"line {number}: {problem}") from None
         found = list(map(told, out))
         if found != line["effects"]:
             raise Mismatch(f"line {number}: {said}\n" + "\n".join(_difference(line["effects"], found)))
         yield f"{line['now']:.3f} {said}", found
 
 
-def _item(kind: str, kept: dict[str, Any], requests: list[effect.Request]) -> Any:
-    if kind == "Withdraw":
-        number: int = kept["request"]
-        return effect.Withdraw(requests[number])
-    cls: Any = _INPUTS[kind]
-    item: Any = cls(**{name: _made(value) for name, value in kept.items()})
-    if kind == "Request":
-        requests.append(item)
-    return item
+def _parsed(text: str) -> dict[str, Any]:
+    """A line of a log, which has all that it must have."""
+    try:
+        line: Any = json.loads(text)
+        keys: Any = line.keys()
+    except (ValueError, AttributeError):
+        raise Mismatch("this is no line of a log") from None
+    if missing := (_START if "tree" in keys else _INPUT) - set(keys):
+        raise Mismatch(f"this line of a log lacks {', '.join(sorted(missing))}")
+    return cast("dict[str, Any]", line)
+
+
+def _begun(replayed: _Replay | None) -> _Replay:
+    if replayed is None:
+        raise Mismatch("a log begins with the start of a tree")
+    return replayed
+
+
+class _Replay:
+    """One tree that is replayed."""
+
+    def __init__(self, spec: Supervisor | Pool) -> None:
+        self._forest = Forest(spec)
+        self._machines: dict[tuple[str, int], Machine] = {}
+        self._requests: list[effect.Request] = []
+
+    def take(self, line: dict[str, Any]) -> tuple[str, list[Effect]]:
+        """Put one line in; gives what it was, in words, and the effects."""
+        forest = self._forest
+        forest.ledger.listening = line["listening"]
+        if "tree" in line:
+            name = forest.root.spec.name
+            if line["tree"] != name:
+                raise Mismatch(f"the log is of a tree {line['tree']!r}, not of {name!r}")
+            said, out = f"{name} starts", forest.start(line["now"])
+        else:
+            machine = self._machines.get((line["machine"], line["incarnation"]))
+            if machine is None:
+                raise Mismatch(f"there was no supervisor {line['machine']!r} #{line['incarnation']}")
+            item = self._item(line["input"], line["fields"])
+            said = f"{line['machine']} <- {_told(item)}"
+            out = forest.handle(machine, item, line["now"], line["u"])
+        for one in out:
+            if isinstance(one, effect.Start) and one.path in forest.machines:
+                machine = forest.machines[one.path]
+                self._machines[machine.path, machine.incarnation] = machine
+        return said, out
+
+    def _item(self, kind: str, kept: dict[str, Any]) -> Any:
+        try:
+            if kind == "Withdraw":
+                number: int = kept["request"]
+                return effect.Withdraw(self._requests[number])
+            cls: Any = _INPUTS[kind]
+            item: Any = cls(**{name: _made(value) for name, value in kept.items()})
+        except (LookupError, TypeError, AttributeError) as problem:
+            raise Mismatch(f"this is no input of a machine: {kind} {brief(kept)}") from problem
+        if kind == "Request":
+            self._requests.append(item)
+        return item
 
 
 def _difference(logged: list[str], found: list[str]) -> Iterator[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 
@@ -106,16 +107,41 @@ def test_another_declaration_comes_to_something_else(log):
         (("run.log", "nothing"), "no module named 'nothing'"),
         (("run.log", "wrong"), "the log is of a tree 'app', not of 'wrong'"),
         (("cut.log", "myapp"), "line 1: a log begins with the start of a tree"),
+        (("torn.log", "myapp"), "line 2: this is no line of a log"),
+        (("lacking.log", "myapp"), "line 2: this line of a log lacks fields, input, u"),
+        (("odd.log", "myapp"), "line 2: this is no input of a machine: Boot {'speed': 3}"),
     ],
 )
 def test_what_cannot_be_replayed_is_told_in_a_line(log, arguments, told):
     (log / "wrong.py").write_text(MODULE.replace('Supervisor("app"', 'Supervisor("wrong"'))
     lines = (log / "run.log").read_text().splitlines(keepends=True)
     (log / "cut.log").write_text("".join(lines[1:]))
+    (log / "torn.log").write_text(lines[0] + lines[1][:40])
+    line = json.loads(lines[1])
+    (log / "odd.log").write_text(lines[0] + json.dumps(line | {"fields": {"speed": 3}}))
+    for key in ("u", "input", "fields"):
+        del line[key]
+    (log / "lacking.log").write_text(lines[0] + json.dumps(line))
     status, _, errors = command(*arguments, cwd=log)
     assert status == 1
     assert told in errors
     assert len(errors.splitlines()) == 1
+
+
+def test_the_log_of_a_program_that_is_killed_is_complete(tmp_path):
+    """Whatever has happened by then can be replayed."""
+    (tmp_path / "myapp.py").write_text(MODULE)
+    code = (
+        "import os, signal, trio, myapp, supervise.testing.replay as r, supervise\n"
+        "async def main():\n"
+        "    async with supervise.open_tree(myapp.tree, sinks=[]):\n"
+        "        os.kill(os.getpid(), signal.SIGKILL)\n"
+        "with r.recording('run.log'): trio.run(main)\n"
+    )
+    killed = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=False)
+    assert killed.returncode == -signal.SIGKILL
+    status, out, _ = command("run.log", "myapp", cwd=tmp_path)
+    assert (status, "app/a" in out, out.endswith("the same as in the log\n")) == (0, True, True)
 
 
 async def idle(*_):
