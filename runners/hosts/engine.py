@@ -4,21 +4,27 @@ from __future__ import annotations
 
 import socket
 import time
-from collections.abc import Callable, Iterator
-from functools import partial
-from typing import TypeAlias, TypeVar
+from collections.abc import Iterator, Sequence
+from typing import TypeVar, cast
 
-from attrs import frozen
-
-from runners.brief import quoted
 from runners.diagnosis.classify import classify
 from runners.diagnosis.probe import DeviceProbe
-from runners.errors import LoadFailed, OutOfMemory
+from runners.errors import InferenceError
 from runners.hosts import wire
 from runners.hosts.spec import unpack
 from runners.hosts.surroundings import adopt
 from runners.hosts.title import entitle
-from runners.hosts.turns import Position, checked, close, execute, info_of, made_by, sync_only, sync_runner
+from runners.hosts.turns import (
+    Item,
+    Judge,
+    Turns,
+    close_error,
+    in_turn,
+    info_of,
+    load_error,
+    ours,
+    sync_runner,
+)
 from runners.types import (
     ModelRunner,
     PreparingSpec,
@@ -32,7 +38,6 @@ _READ = 65_536
 _UNSENDABLE = (ValueError, TypeError, OverflowError, MemoryError)
 """What `Link.send` raises of a frame that cannot be said. Nothing of it has been sent then."""
 Frame = TypeVar("Frame")
-Judge: TypeAlias = Callable[[Exception], Exception]
 
 
 def serve(connection: socket.socket) -> int:
@@ -40,10 +45,14 @@ def serve(connection: socket.socket) -> int:
     link = Link(connection)
     try:
         hello = _expect(wire.Hello, link)
-        judge = partial(classify, probe=DeviceProbe(hello.device))
+        probe = DeviceProbe(hello.device)
+
+        def judge(error: Exception) -> InferenceError:
+            return ours(classify(error, probe))
+
         Engine(_load(hello, link, judge), link, judge).run()
-    except _ContextFailed as failed:
-        link.send(failed.frame)
+    except InferenceError as error:
+        link.send(_broken(error))
         return 70
     except EOFError:  # the parent is gone, and prctl's signal is on its way
         pass
@@ -97,14 +106,6 @@ class Link:
         return True
 
 
-class _ContextFailed(Exception):
-    """The context is over: say this, and nothing more."""
-
-    def __init__(self, error: BaseException, *request_ids: str) -> None:
-        super().__init__()
-        self.frame = wire.Broken(wire.error_data(error), request_ids)
-
-
 def _load(hello: wire.Hello, link: Link, judge: Judge) -> ModelRunner:
     """Make the runner that the first two frames name, and say so."""
     if hello.today is not None:
@@ -119,7 +120,7 @@ def _load(hello: wire.Hello, link: Link, judge: Judge) -> ModelRunner:
     except EOFError:
         raise
     except Exception as error:
-        raise _ContextFailed(_load_error(error, judge)) from error
+        raise load_error(error, judge) from error
     return runner
 
 
@@ -138,53 +139,36 @@ def _expect(kind: type[Frame], link: Link) -> Frame:
     return frame
 
 
-def _load_error(error: Exception, judge: Judge) -> Exception:
-    """What a failed load or rebuild is called: its own name if it has one among the device's."""
-    found = judge(error)
-    if wire.concerns_context(found):
-        return found
-    failed = LoadFailed(quoted(error))
-    failed.__cause__ = error
-    return failed
-
-
-@frozen
-class _Stream:
-    position: Position
-    chunks: Iterator[TokenChunk]
-
-    def close(self) -> None:
-        """Free its place in the runner."""
-        close(self.chunks)
-
-
 class Engine:
-    """A loaded runner and its open streams. A step takes one chunk of each, and they travel together."""
+    """A loaded runner behind a link: what the parent asks for is done between two turns, and each turn is one step."""
 
     def __init__(self, runner: ModelRunner, link: Link, judge: Judge) -> None:
-        self._runner = runner
+        self._turns = Turns(runner, judge)
         self._link = link
         self._judge = judge
-        self._streams: dict[int, _Stream] = {}
-        self._oom: list[wire.Broken] = []
 
     def run(self) -> None:
-        """Serve until told to shut down."""
+        """Serve until asked to shut down.
+
+        Raises:
+            InferenceError: the context is over.
+        """
+        turns = self._turns
         while True:
-            for frame in self._link.frames(wait=not self._streams):
+            for frame in self._link.frames(wait=turns.idle):
                 if isinstance(frame, wire.Shutdown):
                     return self._close()
                 self._obey(frame)
-            if self._streams:
-                self._step()
+            if not turns.idle:
+                self._send(turns.turn())
 
     def _close(self) -> None:
-        """The end, as asked for; whether the runner took it well is the last word."""
-        self._drop_all()
+        """Whether the runner could be closed is the last word."""
+        self._drop(*self._turns.open)
         try:
-            self._runner.close()
+            self._turns.runner.close()
         except Exception as error:
-            raise _ContextFailed(error) from error
+            raise close_error(error) from error
         self._link.send(wire.Closed())
 
     def _obey(self, frame: wire.FromParent) -> None:
@@ -202,81 +186,55 @@ class Engine:
     def _begin(self, frame: wire.Begin) -> None:
         try:
             batch = frame.batch().on_clock(time.monotonic())
-            chunks = sync_only(execute(self._runner, batch, frame.accepted))
-        except Exception as error:  # noqa: BLE001 - whatever a runner raises is judged in one place
-            self._tell(wire.Step([], [self._fail(frame.stream, frame.request_id, error)]))
+        except Exception as error:  # noqa: BLE001 - a batch that was changed behind its validators is its own request's error
+            self._turns.fail(frame.stream, frame.request_id, error)
         else:
-            self._streams[frame.stream] = _Stream(Position.of(batch, frame.accepted), chunks)
+            self._turns.begin(frame.stream, batch, frame.accepted, in_turn)
 
-    def _step(self) -> None:
-        """Tell the next chunk of each stream, or the error that ends it."""
-        step = wire.Step([], [])
-        for number, stream in tuple(self._streams.items()):
-            try:
-                step.chunks.append(self._next(number, stream))
-            except Exception as error:  # noqa: BLE001 - a runner may raise anything, and _fail judges it
-                step.failed.append(self._fail(number, stream.position.request_id, error))
-        self._tell(step)
+    def _drop(self, *numbers: int) -> None:
+        """End streams early. What fails in that is sent at once: nothing may come of a stream behind its `Dropped`."""
+        for number in numbers:
+            self._turns.drop(number)
+        self._send(self._turns.early())
 
-    def _next(self, number: int, stream: _Stream) -> wire.Chunk:
-        chunk = checked(stream.position, made_by(stream.chunks), stream.close)
-        if chunk.finish_reason is not None:
-            del self._streams[number]
-            stream.close()
-        return wire.chunk(number, chunk)
-
-    def _fail(self, number: int, request_id: str, error: Exception) -> wire.Failed:
-        """End a stream by its error, or the context if the error is the context's."""
-        self._streams.pop(number, None)
-        error = self._judge(error)
-        data = wire.error_data(error)
-        if data.name == OutOfMemory.__name__:
-            self._oom.append(wire.Broken(data, (request_id,)))
-        elif wire.concerns_context(error):
-            raise _ContextFailed(error, request_id) from error
-        return wire.Failed(number, data)
-
-    def _tell(self, step: wire.Step) -> None:
-        """Send a step, and behind it that memory ran out in it."""
+    def _rebuild(self, cause: SessionRebuildCause) -> None:
+        self._drop(*self._turns.open)
         try:
-            self._link.send(step, *self._oom)
-        except _UNSENDABLE:
-            self._tell_apart(step)
-        self._oom.clear()
+            self._turns.runner.rebuild(cause)
+        except Exception as error:
+            raise load_error(error, self._judge) from error
+        self._link.send(wire.Rebuilt())
 
-    def _tell_apart(self, step: wire.Step) -> None:
-        """Likewise in a frame for each stream, and instead of a chunk that cannot be sent that its stream has failed."""
+    def _send(self, items: Sequence[Item]) -> None:
+        """Send what a turn made as one step, and behind it that memory ran out in it."""
+        if not items:
+            return
+        step = wire.Step([], [])
+        for number, made in items:
+            if type(made) is TokenChunk:
+                step.chunks.append(wire.chunk(number, made))
+            else:
+                step.failed.append(wire.Failed(number, wire.error_data(cast("InferenceError", made))))
+        try:
+            self._link.send(step)
+        except _UNSENDABLE:
+            self._send_apart(step)
+        if self._turns.failures:
+            self._link.send(*map(_broken, self._turns.failures))
+            self._turns.failures.clear()
+
+    def _send_apart(self, step: wire.Step) -> None:
+        """Send a frame for each stream, and instead of a chunk that cannot be sent that its stream has failed."""
         for chunk in step.chunks:
             try:
                 self._link.send(wire.Step([chunk], []))
-            except _UNSENDABLE as error:
-                worse = self._closed_early(chunk.stream)
-                step.failed.append(worse or wire.Failed(chunk.stream, wire.error_data(error)))
-        self._link.send(*(wire.Step([], [failed]) for failed in step.failed), *self._oom)
+            except _UNSENDABLE as unsendable:
+                self._turns.drop(chunk.stream)
+                unclosed = self._turns.early()
+                error = unclosed[0][1] if unclosed else unsendable
+                step.failed.append(wire.Failed(chunk.stream, wire.error_data(error)))
+        self._link.send(*(wire.Step([], [failed]) for failed in step.failed))
 
-    def _drop(self, number: int) -> None:
-        """End a stream early; the parent may not know yet that it has ended."""
-        if failed := self._closed_early(number):
-            self._tell(wire.Step([], [failed]))
 
-    def _closed_early(self, number: int) -> wire.Failed | None:
-        """Close a stream, if it is open still; how that failed, if it did."""
-        stream = self._streams.pop(number, None)
-        if stream is not None:
-            try:
-                stream.close()
-            except Exception as error:  # noqa: BLE001 - a runner may raise anything, and _fail judges it
-                return self._fail(number, stream.position.request_id, error)
-        return None
-
-    def _drop_all(self) -> None:
-        for number in tuple(self._streams):
-            self._drop(number)
-
-    def _rebuild(self, cause: SessionRebuildCause) -> None:
-        self._drop_all()
-        try:
-            self._runner.rebuild(cause)
-        except Exception as error:
-            raise _ContextFailed(_load_error(error, self._judge)) from error
-        self._link.send(wire.Rebuilt())
+def _broken(error: InferenceError) -> wire.Broken:
+    return wire.Broken(wire.error_data(error), getattr(error, "request_ids", ()))

@@ -127,7 +127,7 @@ class InlineSession(LocalSession):
             raise load_error(error, self._judge) from error
         if self._remote:
             self._judge = partial(judged, classify=classify_network, clears=True)
-        self._turns = Turns(runner, start.incarnation, self._judge)
+        self._turns = Turns(runner, self._judge)
 
     @property
     def _remote(self) -> bool:
@@ -137,7 +137,9 @@ class InlineSession(LocalSession):
         self._close_dropped()
         if self._failure is not None:
             return
-        self._guarded(self._turns.begin, number, batch, accepted, partial(self._source, batch.request_id))
+        self._guarded(
+            self._turns.begin, number, batch, accepted, partial(self._source, number, batch.request_id)
+        )
         self._wake()
 
     def _drop(self, number: int) -> None:
@@ -172,10 +174,10 @@ class InlineSession(LocalSession):
         except DeviceError as error:
             self._fail(error)
 
-    def _source(self, request_id: str, chunks: Chunks) -> Source:
+    def _source(self, number: int, request_id: str, chunks: Chunks) -> Source:
         if not isinstance(chunks, AsyncIterator):
             return SyncSource(chunks)
-        late = partial(self._guarded, self._turns.late, request_id)
+        late = partial(self._guarded, self._turns.fail, number, request_id)
         source = _AsyncSource(chunks, self._wake, late)
         self._sources.add(source)
         self._nursery.start_soon(self._run, source, name=f"stream {request_id}")

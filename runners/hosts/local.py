@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Sequence
+from typing import cast
 
 import trio
 
-from runners.errors import DeviceError
+from runners.errors import DeviceError, InferenceError
 from runners.hosts import RequestFailed
 from runners.hosts.session import BaseSession
 from runners.hosts.turns import Item
-from runners.types import ExecuteBatch, TokenChunk
+from runners.types import ExecuteBatch, TokenChunk, token_chunk
 
 
 class LocalSession(BaseSession[int]):
@@ -19,6 +20,7 @@ class LocalSession(BaseSession[int]):
 
     def __init__(self, incarnation: int) -> None:
         super().__init__(incarnation)
+        self._names: dict[int, str] = {}  # of the open streams, by number
         self._told: deque[DeviceError] = deque()  # to be raised once each: the context goes on
         self._news = trio.Event()
 
@@ -27,15 +29,19 @@ class LocalSession(BaseSession[int]):
         self._check_begin(batch.request_id, accepted)
         if self._failure is not None:
             return
-        self._streams[batch.request_id] = self._begun
-        self._begun += 1
-        self._begin(self._begun - 1, batch, tuple(accepted))
+        number, self._begun = self._begun, self._begun + 1
+        self._streams[batch.request_id] = number
+        self._names[number] = batch.request_id
+        self._begin(number, batch, tuple(accepted))
 
     def drop(self, request_id: str) -> None:
         """See `Session.drop`."""
         self._check_open()
-        number = self._streams.pop(request_id, None)
-        if number is not None and self._failure is None:
+        number = self._streams.get(request_id)
+        if number is None:
+            return
+        self._forget(number)
+        if self._failure is None:
             self._drop(number)
 
     async def receive(self) -> Sequence[TokenChunk | RequestFailed]:
@@ -71,16 +77,22 @@ class LocalSession(BaseSession[int]):
         self._news.set()
 
     def _ours(self, items: Iterable[Item]) -> list[TokenChunk | RequestFailed]:
-        """What belongs to open streams; those that end are open no more."""
+        """What belongs to open streams, as their requests' and this incarnation's; those that end are open no more."""
         self._news = trio.Event()
-        return [made for number, made in items if self._is_open(number, made)]
+        return [self._stamped(number, made) for number, made in items if number in self._names]
 
-    def _is_open(self, number: int, made: TokenChunk | RequestFailed) -> bool:
-        if self._streams.get(made.request_id) != number:
-            return False
-        if isinstance(made, RequestFailed) or made.finish_reason is not None:
-            del self._streams[made.request_id]
-        return True
+    def _stamped(self, number: int, made: TokenChunk | InferenceError) -> TokenChunk | RequestFailed:
+        request_id = self._names[number]
+        if type(made) is not TokenChunk:
+            self._forget(number)
+            return RequestFailed(request_id, cast("InferenceError", made))
+        ids, finish = made.token_ids, made.finish_reason
+        if finish is not None:
+            self._forget(number)
+        return token_chunk(request_id, made.index, ids, made.text, finish, made.usage, self.incarnation)
+
+    def _forget(self, number: int) -> None:
+        del self._streams[self._names.pop(number)]
 
     def condemn(self, error: DeviceError) -> None:
         """See `BaseSession.condemn`."""

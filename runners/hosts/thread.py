@@ -306,7 +306,7 @@ class _Engine:
         except Exception as error:
             raise load_error(error, self._judge) from error
         self._report(info)
-        return Turns(runner, start.incarnation, self._judge)
+        return Turns(runner, self._judge)
 
 
 def _closed(turns: Turns) -> _Over:

@@ -1,4 +1,4 @@
-"""Streams of a runner, turn by turn: what `InlineHost` and `ThreadHost` share, and a context process in part. No Trio."""
+"""A runner's open streams, turn by turn: the one loop body of `InlineHost`, `ThreadHost` and a context process. No Trio."""
 
 from __future__ import annotations
 
@@ -19,7 +19,6 @@ from runners.errors import (
     OutOfMemory,
     RunnerError,
 )
-from runners.hosts import RequestFailed
 from runners.types import (
     Chunks,
     ContinuingRunner,
@@ -31,11 +30,13 @@ from runners.types import (
     RunnerInfo,
     TokenChunk,
     TokenUsage,
-    token_chunk,
 )
 
-Item: TypeAlias = tuple[int, TokenChunk | RequestFailed]
-"""What a turn made for the stream of this number."""
+Failed: TypeAlias = tuple[int, InferenceError]
+"""The stream of this number has ended by this error."""
+
+Item: TypeAlias = tuple[int, TokenChunk] | Failed
+"""What a turn made for the stream of this number: its next chunk, or the error that ended it."""
 
 Judge: TypeAlias = Callable[[Exception], InferenceError]
 """What a runner's exception is, among ours."""
@@ -142,27 +143,25 @@ class Turns:
 
     Args:
         runner: the runner.
-        incarnation: chunks are stamped with it, and with the request that they are for.
         judge: says what an exception is.
     """
 
-    def __init__(self, runner: ModelRunner, incarnation: int, judge: Judge) -> None:
+    def __init__(self, runner: ModelRunner, judge: Judge) -> None:
         self.runner = runner
         self.failures: list[DeviceError] = []
-        self._incarnation = incarnation
         self._judge = judge
         self._open: dict[int, _Open] = {}
-        self._begun: list[Item] = []
+        self._early: list[Failed] = []
 
     @property
     def idle(self) -> bool:
         """Whether a turn would make nothing."""
-        return not self._open and not self._begun
+        return not self._open and not self._early
 
     def begin(
         self, number: int, batch: ExecuteBatch, accepted: Sequence[int], source: Callable[[Chunks], Source]
     ) -> None:
-        """Open a stream; if that fails, the next turn tells.
+        """Open a stream; if that fails, the error is an item of the next turn.
 
         Raises:
             DeviceError: the context is over.
@@ -171,14 +170,14 @@ class Turns:
             stream = source(execute(self.runner, batch, accepted))
             self._open[number] = _Open(Position.of(batch, accepted), stream)
         except Exception as error:  # noqa: BLE001 - whatever a runner raises is judged in one place
-            self._begun.append(self._failed(number, batch.request_id, error))
+            self.fail(number, batch.request_id, error)
 
     def has(self, number: int, kind: type[Source]) -> bool:
         """Whether this stream is open, and of this kind."""
         return number in self._open and type(self._open[number].source) is kind
 
     def drop(self, number: int) -> None:
-        """End a stream early, if it is open.
+        """End a stream early, if it is open; if that fails, the error is an item of the next turn.
 
         Raises:
             DeviceError: the context is over.
@@ -188,20 +187,30 @@ class Turns:
             try:
                 stream.source.close()
             except Exception as error:  # noqa: BLE001 - as in begin
-                self.late(stream.position.request_id, error)
+                self.fail(number, stream.position.request_id, error)
 
-    def late(self, request_id: str, error: Exception) -> None:
-        """A stream that nobody hears of any more has failed in ending; only what concerns the context matters.
+    def fail(self, number: int, request_id: str, error: Exception) -> None:
+        """A stream has failed between two turns: in beginning, or in ending after it was dropped.
 
         Raises:
             DeviceError: the context is over.
         """
-        self._failed(-1, request_id, error)
+        self._early.append(self._failed(number, request_id, error))
+
+    @property
+    def open(self) -> tuple[int, ...]:
+        """The numbers of the open streams."""
+        return tuple(self._open)
 
     def drop_all(self) -> None:
         """End every stream."""
-        for number in tuple(self._open):
+        for number in self.open:
             self.drop(number)
+
+    def early(self) -> list[Failed]:
+        """The errors of streams that failed in beginning, or in being dropped, since the last turn."""
+        items, self._early = self._early, []
+        return items
 
     def turn(self) -> list[Item]:
         """One chunk of each stream that has one, and the errors of those that failed.
@@ -209,11 +218,9 @@ class Turns:
         Raises:
             DeviceError: the context is over.
         """
-        made, self._begun = self._begun, []
-        for number in tuple(self._open):
-            if item := self._next(number):
-                made.append(item)
-        return made
+        items: list[Item] = [*self.early()]
+        items += filter(None, map(self._next, self.open))
+        return items
 
     def _next(self, number: int) -> Item | None:
         stream = self._open[number]
@@ -227,9 +234,9 @@ class Turns:
                 source.close()
         except Exception as error:  # noqa: BLE001 - as in begin
             return self._failed(number, position.request_id, error)
-        return number, stamped(chunk, position.request_id, self._incarnation)
+        return number, chunk
 
-    def _failed(self, number: int, request_id: str, error: Exception) -> Item:
+    def _failed(self, number: int, request_id: str, error: Exception) -> Failed:
         """A stream ends by its error, or the context if the error is the context's."""
         self._open.pop(number, None)
         found = self._judge(error)
@@ -237,7 +244,7 @@ class Turns:
             self.failures.append(_of(request_id, _again(found)))
         elif is_a(found, DeviceError):
             raise _of(request_id, cast("DeviceError", found))
-        return number, RequestFailed(request_id, found)
+        return number, found
 
 
 def made_by(chunks: Iterator[TokenChunk]) -> TokenChunk | None:
@@ -301,19 +308,6 @@ def _why_no_chunk(made: object) -> str:
     return f"a runner's stream must yield a TokenChunk, got {name_of(type(made))}"
 
 
-def stamped(chunk: TokenChunk, request_id: str, incarnation: int) -> TokenChunk:
-    """The same chunk, as this request's and this incarnation's."""
-    return token_chunk(
-        request_id,
-        chunk.index,
-        chunk.token_ids,
-        chunk.text,
-        chunk.finish_reason,
-        chunk.usage,
-        incarnation,
-    )
-
-
 def info_of(runner: ModelRunner) -> RunnerInfo:
     """What a loaded runner declares.
 
@@ -338,7 +332,7 @@ def judged(error: Exception, classify: Callable[[Exception], Exception], *, clea
     `clears`: whether a poison that the runner itself tells of is gone with the runner. One that was found in the device's
     own words never is: its context is this process's.
     """
-    found = _ours(classify(error))
+    found = ours(classify(error))
     if is_a(found, ContextPoisoned) and not (clears and found is error):
         return _uncleared(found)
     return sound(found)
@@ -371,7 +365,7 @@ def close_error(error: Exception) -> InferenceError:
     return unclosed
 
 
-def _ours(error: Exception) -> InferenceError:
+def ours(error: Exception) -> InferenceError:
     """An exception as one of ours: itself, what its tag stands for, or a `RunnerError` that quotes it."""
     kind = by_tag(error)
     if is_a(error, kind or InferenceError):

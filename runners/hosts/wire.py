@@ -453,11 +453,6 @@ _CONTEXT_ERRORS: dict[str, type[errors.DeviceError]] = {
 _NAMED: frozenset[type] = frozenset((*_REQUEST_ERRORS.values(), *_CONTEXT_ERRORS.values()))
 
 
-def concerns_context(error: BaseException) -> bool:
-    """Whether this is the device's trouble (its tag is `device` or below) rather than the request's."""
-    return by_tag(error) is not None
-
-
 def error_data(error: BaseException) -> Error:
     """An exception as data. One that no table has becomes a `RunnerError` that quotes it."""
     name = _name(error)

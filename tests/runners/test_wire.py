@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from runners import errors
 from runners.hosts import wire
+from runners.hosts.turns import ours
 from runners.types import (
     ExecuteBatch,
     FinishReason,
@@ -342,5 +343,5 @@ def test_an_exception_becomes_the_nearest_class_of_the_table(error, name, concer
     """D3: a subclass travels as its base, a foreign exception by its tag, anything else as RunnerError."""
     data = wire.error_data(error)
     assert data.name == name
-    assert wire.concerns_context(error) is concerns
+    assert isinstance(ours(error), errors.DeviceError) is concerns
     wire.encode(wire.Failed(0, data))
