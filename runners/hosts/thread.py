@@ -2,33 +2,28 @@
 
 from __future__ import annotations
 
-import math
 import threading
 import time
-from collections import deque
 from collections.abc import AsyncGenerator, Callable, Iterable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from functools import partial
 from queue import SimpleQueue
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import trio
-from attrs import evolve, field, frozen
+from attrs import field, frozen
 from attrs.validators import gt, instance_of
 
 from runners.brief import quoted
 from runners.diagnosis.classify import classify
 from runners.diagnosis.probe import DeviceProbe
-from runners.errors import DeviceError, Unrecoverable
+from runners.errors import DeviceError, InferenceError, Unrecoverable
 from runners.hosts import Session
 from runners.hosts.local import LocalSession
 from runners.hosts.spec import check_runner
 from runners.hosts.turns import Item, Turns, close_error, in_turn, info_of, judged, load_error, sync_runner
 from runners.protect import Entered
 from runners.types import ExecuteBatch, RunnerInfo, RunnerSpec, RunnerStart, SessionRebuildCause
-
-_AHEAD = 2
-"""Turns that the thread may be ahead of the reader."""
 
 
 @frozen(kw_only=True)
@@ -41,7 +36,7 @@ class ThreadHost:
     Args:
         device: as torch names it; handed to the runner.
         load_timeout: for the runner to be loaded; a rebuild has as long.
-        chunk_timeout: without progress while streams are open, or not yet dropped as asked.
+        chunk_timeout: for one turn: a chunk of each open stream, behind what was begun and dropped before it.
         close_timeout: for the thread to end; if it does not, its device is `Unrecoverable`.
     """
 
@@ -65,9 +60,9 @@ class ThreadHost:
 
     @asynccontextmanager
     async def _open(self, runner: RunnerSpec, start: RunnerStart) -> AsyncGenerator[Session, None]:
-        session = ThreadSession(self, runner, start)
+        session = ThreadSession(self, start)
         try:
-            await session.load()
+            await session.load(runner, start)
             yield session
         except DeviceError as error:
             session.condemn(error)
@@ -79,251 +74,220 @@ class ThreadHost:
 
 @frozen
 class _Turn:
-    """What one turn made, and what it told of the context."""
+    """What one turn made, what concerns the context in it, and whether another would make nothing."""
 
     items: list[Item]
     failures: list[DeviceError]
+    idle: bool
 
 
-@frozen
-class _Dropped:
-    """A stream is over, as ordered."""
-
-
-@frozen
-class _Rebuilt:
-    """The session was made anew."""
-
-
-@frozen
-class _Over:
-    """The thread ends: for a failure of the context, or as ordered, and then the runner may have failed to close."""
-
-    failure: DeviceError | None = None
-    unclosed: Exception | None = None
-
-
-_Report: TypeAlias = RunnerInfo | _Turn | _Dropped | _Rebuilt | _Over
 _Order: TypeAlias = Callable[[Turns], None]
 
 
 class ThreadSession(LocalSession):
-    """A `Session` in a thread: orders go in, reports come out."""
+    """A `Session` in a thread, which makes the next turn while the reader deals with the last one."""
 
-    def __init__(self, host: ThreadHost, spec: RunnerSpec, start: RunnerStart) -> None:
+    _turns: Turns  # the thread's, once it has loaded the runner
+
+    def __init__(self, host: ThreadHost, start: RunnerStart) -> None:
         super().__init__(start.incarnation)
         self._host = host
-        self._reports: deque[_Turn | DeviceError] = deque()
-        self._answered = trio.Event()  # a load, a rebuild, or the end
-        self._over: _Over | None = None
-        self._leaving = 0  # streams that the thread is still to drop
-        self._progress = trio.current_time()
-        loop = trio.lowlevel.current_trio_token()
-        self._engine = _Engine(spec, start, lambda report: loop.run_sync_soon(self._arrived, report))
+        self._orders: list[_Order] = []  # for the thread to carry out before its next turn
+        self._busy = False  # after the last turn streams were open
+        self._turning = False
+        self._since = 0.0  # when the turn began that is under way
+        self._turn: _Turn | None = None  # over, and not read yet
+        self._judge = partial(
+            judged, classify=partial(classify, probe=DeviceProbe(start.device)), clears=False
+        )
+        self._thread = _Thread(f"runner {start.incarnation}")
 
-    async def load(self) -> None:
-        """Have the runner loaded."""
-        await self._answer("loaded no runner")
-        if self._over is not None and self._over.failure is not None:
-            raise self._over.failure
+    async def load(self, spec: RunnerSpec, start: RunnerStart) -> None:
+        """Have the runner loaded.
+
+        Raises:
+            DeviceError: that failed, or was not done in time.
+        """
+        self._info = await self._answer(partial(self._load, spec, start), "loaded no runner")
 
     def _begin(self, number: int, batch: ExecuteBatch, accepted: tuple[int, ...]) -> None:
-        if len(self._streams) == 1 and not self._leaving:
-            self._progress = trio.current_time()
         theirs = batch.on_clock(time.monotonic() - trio.current_time())
-        self._engine.order(lambda turns: turns.begin(number, theirs, accepted, in_turn))
-        self._wake()  # whoever waits may have begun to when there was no deadline
+        self._orders.append(lambda turns: turns.begin(number, theirs, accepted, in_turn))
+        self._wake()
 
     def _drop(self, number: int) -> None:
-        self._leaving += 1
-        self._engine.order(partial(self._engine.drop, number))
-        self._wake()  # likewise when there was one
+        self._orders.append(lambda turns: turns.drop(number))
+        self._wake()
 
     def _made(self) -> Iterable[Item]:
-        if not self._reports:
-            return []
-        report = self._reports.popleft()
-        if isinstance(report, DeviceError):
-            self._fail(report)
-            return []
-        self._progress = trio.current_time()
-        self._engine.order(self._engine.grant)
-        self._told += report.failures
-        return report.items
+        turn, self._turn = self._turn, None
+        if turn is not None:
+            self._told += turn.failures
+            self._busy = not turn.idle
+        if not self._turning and not self._rebuilding and (self._busy or self._orders):
+            self._turning, self._since = True, trio.current_time()
+            self._thread.do(partial(self._make_turn, self._taken_orders()), self._turned)
+        return [] if turn is None else turn.items
+
+    def _taken_orders(self) -> list[_Order]:
+        orders, self._orders = self._orders, []
+        return orders
+
+    def _turned(self, answer: _Turn | DeviceError) -> None:
+        self._turning = False
+        if isinstance(answer, DeviceError):
+            self._fail(answer)
+        else:
+            self._turn = answer
+            self._wake()
 
     async def _wait(self) -> None:
-        """For a report, until the deadline (D9)."""
-        if self._reports:
-            return
-        patience = self._host.chunk_timeout if self._streams or self._leaving else math.inf
-        with trio.move_on_at(self._progress + patience):
+        """Until there may be more, or a turn has taken too long (D9)."""
+        if not self._turning:
             await self._news.wait()
             return
-        self._fail(_hung(f"made no chunk within {self._host.chunk_timeout:g} s"))
+        with trio.move_on_at(self._since + self._host.chunk_timeout):
+            await self._news.wait()
+            return
+        await (
+            trio.lowlevel.checkpoint()
+        )  # where the loop was held up, the answer may be there and not delivered yet
+        if self._turning:
+            self._fail(_hung(f"made no chunk within {self._host.chunk_timeout:g} s"))
 
     async def rebuild(self, cause: SessionRebuildCause) -> None:
         """See `Session.rebuild`."""
         self._check_rebuild(cause)
-        self._rebuilding, self._answered = True, trio.Event()
+        self._rebuilding = True
         try:
-            self._engine.order(partial(self._engine.rebuild, cause))
-            await self._answer("rebuilt no session")
+            await self._answer(partial(self._rebuild, self._taken_orders(), cause), "rebuilt no session")
         except DeviceError as error:
-            self._fail(error)
+            self._fail(self._of_rebuild(error))
         finally:
             self._rebuilding = False
+            self._wake()
         self._check_open()
-        if self._over is not None and self._over.failure is not None:
-            self._fail(self._over.failure)
         self._check_failure()
 
     async def end(self) -> None:
         """Have the runner closed if all is well, and the thread ended.
 
         Raises:
-            Unrecoverable: it does not end; or whatever closing raises.
+            Unrecoverable: it does not end.
+            InferenceError: the runner could not be closed; see `close_error`.
         """
         self._ended = True
         self._wake()
-        self._answered.set()
-        self._engine.closes = self._failure is None
-        self._engine.order(None)
-        with trio.move_on_after(self._host.close_timeout):
-            while self._over is None:
-                self._answered = trio.Event()
-                await self._answered.wait()
-        if self._over is None:
+        answers: list[InferenceError | None] = []
+        if self._failure is None:
+            self._thread.do(self._close, answers.append)
+        if not await self._thread.ends(self._host.close_timeout):
             raise Unrecoverable(
                 f"process isolation off: the runner's thread has not ended within {self._host.close_timeout:g} s: "
                 f"it may still hold {self._host.device}"
             )
-        self._engine.thread.join()
-        if self._over.unclosed is not None:
-            raise self._over.unclosed
+        for unclosed in filter(None, answers):
+            raise unclosed
 
-    async def _answer(self, what: str) -> None:
-        """Wait for the thread to answer.
+    async def _answer(self, act: Callable[[], Any], what: str) -> Any:
+        """What the thread answers.
 
         Raises:
-            DeviceError: it did not, in time.
+            DeviceError: it failed, or did not answer in time.
         """
+        deliver, answers = trio.open_memory_channel[Any](1)
+        self._thread.do(act, deliver.send_nowait)
         with trio.move_on_after(self._host.load_timeout):
-            await self._answered.wait()
-            return
+            if isinstance(answer := await answers.receive(), DeviceError):
+                raise answer
+            return answer
         raise _hung(f"{what} within {self._host.load_timeout:g} s")
 
-    def _arrived(self, report: _Report) -> None:
-        """The thread has said something; called in the loop."""
-        match report:
-            case _Turn():
-                self._reports.append(report)
-                self._progress = trio.current_time()
-                self._wake()
-                return
-            case _Dropped():
-                self._leaving -= 1
-                self._progress = trio.current_time()
-                self._wake()
-                return
-            case RunnerInfo():
-                self._info = report
-            case _Rebuilt():
-                self._progress = trio.current_time()
-            case _Over():
-                if report.failure is not None and self._info is not None:
-                    report = evolve(report, failure=self._of_rebuild(report.failure))
-                    assert report.failure is not None
-                    self._reports.append(report.failure)
-                    self._wake()
-                self._over = report
-        self._answered.set()
+    # --- in the thread
 
-
-class _Engine:
-    """The thread: it obeys orders, and makes turns while the reader takes them."""
-
-    def __init__(self, spec: RunnerSpec, start: RunnerStart, report: Callable[[_Report], None]) -> None:
-        self._report = report
-        self._orders: SimpleQueue[_Order | None] = SimpleQueue()
-        self._ahead = 0
-        self.closes = True  # the runner, at the end
-        self._judge = partial(
-            judged, classify=partial(classify, probe=DeviceProbe(start.device)), clears=False
-        )
-        self.thread = threading.Thread(
-            target=self._run, args=(spec, start), name=f"runner {start.incarnation}", daemon=True
-        )
-        self.thread.start()
-
-    def order(self, order: _Order | None) -> None:
-        """Have this done between two turns; None is the end. Never blocks."""
-        self._orders.put(order)
-
-    def grant(self, turns: Turns) -> None:  # noqa: ARG002 - an order
-        """The reader has taken a turn."""
-        self._ahead -= 1
-
-    def drop(self, number: int, turns: Turns) -> None:
-        """End a stream, and say so."""
-        turns.drop(number)
-        self._report(_Dropped())
-
-    def rebuild(self, cause: SessionRebuildCause, turns: Turns) -> None:
-        """Make the session anew, and say so."""
-        try:
-            turns.runner.rebuild(cause)
-        except Exception as error:
-            raise load_error(error, self._judge) from error
-        self._report(_Rebuilt())
-
-    def _run(self, spec: RunnerSpec, start: RunnerStart) -> None:
-        """The thread's life. Whatever ends it is told, unless nobody is left to tell."""
-        try:
-            over = self._live(spec, start)
-        except DeviceError as error:
-            over = _Over(error)
-        except BaseException as error:  # noqa: BLE001 - sys.exit of a runner, say; it ends the thread alone
-            over = _Over(_uncaught(error))
-        with suppress(trio.RunFinishedError):
-            self._report(over)
-
-    def _live(self, spec: RunnerSpec, start: RunnerStart) -> _Over:
-        turns = self._load(spec, start)
-        while True:
-            while turns.idle or self._ahead >= _AHEAD or not self._orders.empty():
-                if (order := self._orders.get()) is None:
-                    return _closed(turns) if self.closes else _Over()
-                order(turns)
-            made = turns.turn()
-            self._ahead += 1
-            self._report(_Turn(made, turns.failures))
-            turns.failures = []
-
-    def _load(self, spec: RunnerSpec, start: RunnerStart) -> Turns:
+    def _load(self, spec: RunnerSpec, start: RunnerStart) -> RunnerInfo:
         try:
             runner = sync_runner(spec.build(start))
             info = info_of(runner)
         except Exception as error:
             raise load_error(error, self._judge) from error
-        self._report(info)
-        return Turns(runner, self._judge)
+        self._turns = Turns(runner, self._judge)
+        return info
+
+    def _make_turn(self, orders: list[_Order]) -> _Turn:
+        turns = self._turns
+        self._obey(orders)
+        items = turns.turn()
+        failures, turns.failures = turns.failures, []
+        return _Turn(items, failures, turns.idle)
+
+    def _obey(self, orders: list[_Order]) -> None:
+        for order in orders:
+            order(self._turns)
+
+    def _rebuild(self, orders: list[_Order], cause: SessionRebuildCause) -> None:
+        self._obey(orders)
+        try:
+            self._turns.runner.rebuild(cause)
+        except Exception as error:
+            raise load_error(error, self._judge) from error
+
+    def _close(self) -> None:
+        try:
+            self._turns.drop_all()
+            self._turns.runner.close()
+        except Exception as error:
+            raise close_error(error) from error
 
 
-def _closed(turns: Turns) -> _Over:
+class _Thread:
+    """Does one thing after the other, and has each answer delivered in the loop. After a `DeviceError` it does nothing more.
+
+    An answer is what was returned, the `InferenceError` that was raised, or None for what was not done.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._jobs: SimpleQueue[tuple[Callable[[], Any], Callable[[Any], object]] | None] = SimpleQueue()
+        self._loop = trio.lowlevel.current_trio_token()
+        self._ended = trio.Event()
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+        self._thread.start()
+
+    def do(self, act: Callable[[], Any], then: Callable[[Any], object]) -> None:
+        """Have this done, and the answer given to `then`. Never blocks."""
+        self._jobs.put((act, then))
+
+    async def ends(self, seconds: float) -> bool:
+        """End the thread behind what it is still to do. Whether it does within so many seconds."""
+        self._jobs.put(None)
+        with trio.move_on_after(seconds):
+            await self._ended.wait()
+            self._thread.join()  # it has nothing left to do
+        return self._ended.is_set()
+
+    def _run(self) -> None:
+        failed = False
+        while (job := self._jobs.get()) is not None:
+            act, then = job
+            answer = None if failed else _tried(act)
+            failed = failed or isinstance(answer, DeviceError)
+            self._deliver(then, answer)
+        self._deliver(self._ended.set)
+
+    def _deliver(self, function: Callable[..., object], *arguments: object) -> None:
+        with suppress(trio.RunFinishedError):  # nothing waits for it any more
+            self._loop.run_sync_soon(function, *arguments)
+
+
+def _tried(act: Callable[[], Any]) -> Any:
     try:
-        turns.drop_all()
-        turns.runner.close()
-    except Exception as error:  # noqa: BLE001 - raised again where the session is left
-        return _Over(unclosed=close_error(error))
-    except BaseException as error:  # noqa: BLE001 - sys.exit of a runner, say: it ends the thread, not the program
-        return _Over(unclosed=_uncaught(error))
-    return _Over()
-
-
-def _uncaught(error: BaseException) -> DeviceError:
-    ended = DeviceError(f"the runner's thread was ended by {quoted(error)}")
-    ended.__cause__ = error
-    return ended
+        return act()
+    except InferenceError as error:
+        return error
+    except BaseException as error:  # noqa: BLE001 - sys.exit of a runner, say: it must end neither the thread nor the program
+        ended = DeviceError(f"in its thread the runner raised {quoted(error)}")
+        ended.__cause__ = error
+        return ended
 
 
 def _hung(what: str) -> DeviceError:

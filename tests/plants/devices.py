@@ -511,15 +511,9 @@ DEVICES = (
         "hosts/engine.py",
         (
             "a lack of memory is told again with the next step",
-            "        self._oom.clear()\n",
+            "            self._turns.failures.clear()\n",
             "",
             "out_of_memory_fails_one_request_and_resumes_the_rest",
-        ),
-        (
-            "a finished stream is not closed",
-            "            del self._streams[number]\n            stream.close()",
-            "            del self._streams[number]",
-            "a_stream_that_has_ended_is_closed",
         ),
         (
             "a drop is not answered",
@@ -529,8 +523,8 @@ DEVICES = (
         ),
         (
             "streams are not closed before the runner",
-            "        self._drop_all()\n        try:\n            self._runner.close()",
-            "        try:\n            self._runner.close()",
+            "        self._drop(*self._turns.open)\n        try:\n            self._turns.runner.close()",
+            "        try:\n            self._turns.runner.close()",
             "streams_are_closed_before_their_runner",
         ),
         (
@@ -542,6 +536,12 @@ DEVICES = (
     ),
     *_plants(
         "hosts/turns.py",
+        (
+            "a finished stream is not closed",
+            "                del self._open[number]\n                source.close()",
+            "                del self._open[number]",
+            "a_stream_that_has_ended_is_closed",
+        ),
         (
             "a stream that failed is polled again",
             "        self._open.pop(number, None)\n        found",
@@ -585,27 +585,27 @@ DEVICES = (
     *_plants(
         "hosts/thread.py",
         (
-            "a thread may be one turn further ahead",
-            "self._ahead >= _AHEAD",
-            "self._ahead > _AHEAD",
+            "a thread makes one turn after the other, read or not",
+            "            self._turn = answer\n            self._wake()",
+            "            self._turn = answer\n            self._made()\n            self._wake()",
             "a_thread_does_not_run_ahead_of_its_reader",
         ),
         (
             "who waits at a thread learns of no deadline",
-            "        self._engine.order(lambda turns: turns.begin(number, theirs, accepted, in_turn))\n        self._wake()",
-            "        self._engine.order(lambda turns: turns.begin(number, theirs, accepted, in_turn))\n        pass",
+            "        self._orders.append(lambda turns: turns.begin(number, theirs, accepted, in_turn))\n        self._wake()",
+            "        self._orders.append(lambda turns: turns.begin(number, theirs, accepted, in_turn))\n        pass",
             "a_threads_deadline_holds_for_who_waits_already_while_a_stream_is_open",
         ),
         (
             "what a thread is to drop has no deadline",
-            "if self._streams or self._leaving else math.inf",
-            "if self._streams else math.inf",
+            "        if not self._turning:\n            await self._news.wait()",
+            "        if not self._turning or not self._streams:\n            await self._news.wait()",
             "a_thread_that_hangs_is_seen_though_whoever_waits_leaves",
         ),
         (
             "a thread's failed runner is closed",
-            "        self._engine.closes = self._failure is None\n",
-            "",
+            "        if self._failure is None:\n            self._thread.do(self._close",
+            "        if True:\n            self._thread.do(self._close",
             "a_runner_whose_context_is_in_trouble_is_not_closed",
         ),
     ),
