@@ -51,9 +51,9 @@ from runners.errors import (
     RebuildSuperseded,
     RunnerError,
 )
-from runners.hosts.process import ProcessHost
-from runners.scripted import Fault, Faulty, Scripted, expected, letter
-from runners.torch_lm import TorchLM
+from runners.hosts.process.host import ProcessHost
+from runners.models.scripted import Fault, Faulty, Scripted, expected, letter
+from runners.models.torch_lm import TorchLM
 from runners.types import ExecuteBatch, RunnerSpec, Sampling, TokenChunk
 from runners.worker import device_worker, rebuild
 from supervise import Limit, Ref, Supervisor, events, open_tree

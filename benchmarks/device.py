@@ -30,8 +30,8 @@ from attrs import asdict, define, evolve, field
 from benchmarks.paced import Paced
 from runners.errors import ContextDied
 from runners.hosts import Session
-from runners.hosts.process import ProcessHost
-from runners.torch_lm import TorchLM
+from runners.hosts.process.host import ProcessHost
+from runners.models.torch_lm import TorchLM
 from runners.types import ExecuteBatch, RunnerStart, Sampling, TokenChunk
 from runners.worker import device_worker
 from supervise import Supervisor, Tree, open_tree
@@ -232,7 +232,7 @@ async def _prefill(host: ProcessHost, length: int) -> float:
 
 _LOADS = """
 import os, sys
-from runners.torch_lm import TorchLM
+from runners.models.torch_lm import TorchLM
 from runners.types import RunnerStart
 TorchLM().build(RunnerStart(incarnation=1, device=sys.argv[1]))
 os._exit(0)

@@ -14,8 +14,8 @@ from collections import Counter
 import trio
 
 from runners.errors import InferenceError
-from runners.hosts.process import ProcessHost
-from runners.scripted import Scripted, expected
+from runners.hosts.process.host import ProcessHost
+from runners.models.scripted import Scripted, expected
 from runners.types import ExecuteBatch, Sampling
 from runners.worker import device_worker
 from supervise import Limit, Ref, Supervisor, events, open_tree

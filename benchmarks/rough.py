@@ -1,4 +1,4 @@
-"""A runner that is rough with its connection: what `benchmarks.chaos` needs beside `runners.scripted`."""
+"""A runner that is rough with its connection: what `benchmarks.chaos` needs beside `runners.models.scripted`."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from typing import NoReturn, cast
 
 from attrs import define, evolve, frozen
 
-from runners.hosts import wire
+from runners.hosts.process import wire
 from runners.hosts.turns import close
-from runners.scripted import Fault, Kind
+from runners.models.scripted import Fault, Kind
 from runners.types import ContinuingRunner, ExecuteBatch, ModelRunner, RunnerSpec, RunnerStart, TokenChunk
 
 WIDTH = 20_000

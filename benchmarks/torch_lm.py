@@ -21,10 +21,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812  torch's own name for it
 
-from runners.torch_lm import PACKAGED, PACKAGED_SHA256, TorchLM
-from runners.torch_lm.checkpoint import Checkpoint, load
-from runners.torch_lm.sampling import draw
-from runners.torch_lm.vocabulary import START
+from runners.models.torch_lm import PACKAGED, PACKAGED_SHA256, TorchLM
+from runners.models.torch_lm.checkpoint import Checkpoint, load
+from runners.models.torch_lm.sampling import draw
+from runners.models.torch_lm.vocabulary import START
 from runners.types import ExecuteBatch, ModelRunner, RunnerStart, Sampling
 
 STREAMS = 16

@@ -1,7 +1,7 @@
 """The leaf that holds a device: a stable, addressable worker over a restartable context in its own process.
 
 `worker` has `device_worker`, `types` what a runner is, `errors` what can go wrong, `hosts` where a runner lives,
-`torch_lm` a real model, `scripted` runners that tests script. Names are loaded when first asked for: the process of a
+`models` runners: a real language model, and ones that tests script. Names are loaded when first asked for: the process of a
 context imports this package too, and needs neither Trio nor a supervisor.
 """
 
@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .hosts.inline import InlineHost
-    from .hosts.process import ProcessHost
+    from .hosts.process.host import ProcessHost
     from .hosts.thread import ThreadHost
-    from .torch_lm import TorchLM
+    from .models.torch_lm import TorchLM
     from .types import (
         Completion,
         ExecuteBatch,
@@ -35,13 +35,13 @@ _HOMES = {
     "ExecuteBatch": "types",
     "FinishReason": "types",
     "InlineHost": "hosts.inline",
-    "ProcessHost": "hosts.process",
+    "ProcessHost": "hosts.process.host",
     "RunnerInfo": "types",
     "Sampling": "types",
     "ThreadHost": "hosts.thread",
     "TokenChunk": "types",
     "TokenUsage": "types",
-    "TorchLM": "torch_lm",
+    "TorchLM": "models.torch_lm",
     "WeightsFile": "types",
     "device_worker": "worker",
     "rebuild": "worker",

@@ -27,9 +27,9 @@ import trio
 from attrs import define, field, frozen
 
 from runners.errors import InferenceError, OutOfMemory
-from runners.hosts.process import ProcessHost
-from runners.scripted import Fault, Faulty
-from runners.torch_lm import TorchLM
+from runners.hosts.process.host import ProcessHost
+from runners.models.scripted import Fault, Faulty
+from runners.models.torch_lm import TorchLM
 from runners.types import ExecuteBatch, Sampling, TokenChunk
 from runners.worker import ContextState, device_worker
 from supervise import (

@@ -19,7 +19,7 @@ Graph = dict[str, set[str]]
 FLOORS = (
     "runners.demo",
     "runners",
-    "runners.scripted runners.torch_lm",
+    "runners.models",
     "runners.worker",
     "runners.hosts",
     "runners.diagnosis",
@@ -36,6 +36,16 @@ FLOORS = (
     "supervise._core supervise.events supervise.errors",
 )
 """From the top to the ground. A room imports itself and what is on floors below its own, and its neighbours only on the ground."""
+
+
+NEVERS = (
+    ("runners.hosts.process.child", "runners.hosts.process.parent"),
+    ("runners.hosts.process.parent", "runners.hosts.process.child"),
+    ("runners.models", "runners.worker"),
+    ("runners.worker", "runners.hosts.process"),
+    ("runners.diagnosis", "runners.hosts"),
+)
+"""Each first one never imports the second one: what a context process runs knows nothing of its parent, and so on."""
 
 
 def modules() -> dict[str, Path]:
@@ -97,6 +107,21 @@ def against_the_floors(graph: Graph) -> list[str]:
         if room(name) != room(other)
         and not (floor_of(name) < floor_of(other) or floor_of(name) == floor_of(other) == ground)
     ]
+
+
+def forbidden(graph: Graph) -> list[str]:
+    """The imports that `NEVERS` forbids."""
+    return [
+        f"{name} imports {other}"
+        for name, others in graph.items()
+        for other in others
+        for above, below in NEVERS
+        if _within(name, above) and _within(other, below)
+    ]
+
+
+def _within(name: str, package: str) -> bool:
+    return f"{name}.".startswith(f"{package}.")
 
 
 def picture(graph: Graph) -> str:

@@ -98,8 +98,17 @@ def test_every_room_imports_only_what_stands_below_it():
     assert layers.against_the_floors(layers.imports()) == []
 
 
-def test_a_circle_and_an_arrow_upwards_are_found():
-    """The two tests above can fail."""
+def test_no_import_is_one_of_the_nevers():
+    """They are listed in `tests/layers.py`; each names two packages that exist."""
+    assert layers.forbidden(layers.imports()) == []
+    assert {name for pair in layers.NEVERS for name in pair} <= layers.modules().keys()
+
+
+def test_a_circle_an_arrow_upwards_and_a_never_are_found():
+    """The three tests above can fail."""
+    assert layers.forbidden(
+        {"runners.models.a": {"runners.worker"}, "runners.modelsx": {"runners.worker"}}
+    ) == ["runners.models.a imports runners.worker"]
     graph = {
         "supervise._core.node": {"supervise._trio.leaf"},
         "supervise._trio.leaf": {"supervise._core.node"},

@@ -31,7 +31,7 @@ def test_the_wheel_holds_what_is_no_code(wheel):
     """The marker files for type checkers, the demo's prompts and the model's weights are in the wheel."""
     names = set(wheel.namelist())
     assert {"supervise/py.typed", "runners/py.typed", "runners/demo.txt"} <= names
-    assert "runners/torch_lm/weights.safetensors" in names
+    assert "runners/models/torch_lm/weights.safetensors" in names
 
 
 def test_the_library_depends_on_trio_and_attrs_alone():

@@ -1,6 +1,6 @@
 """Where a runner lives. A `Host` opens sessions; a `Session` is the parent's handle on one loaded incarnation.
 
-`runners.hosts.process` has the host for a local device, `runners.hosts.spec` says what can be handed to it.
+`runners.hosts.process.host` has the host for a local device, `runners.hosts.spec` says what can be handed to it.
 Nothing here knows supervisors or torch, and importing it imports neither Trio nor msgspec.
 """
 

@@ -36,6 +36,7 @@ from ..errors import (
     WorkerStopping,
 )
 from ..hosts import CheckingHost, Host
+from ..hosts.default import default_host
 from ..hosts.spec import check_runner
 from ..types import ExecuteBatch, RunnerSpec, SessionRebuildCause
 from .serving import ContextState, Opener, serve
@@ -91,9 +92,7 @@ def device_worker(
         TypeError: the runner or the host is none; so for ValueError.
     """
     if host is None:
-        from ..hosts.process import ProcessHost  # noqa: PLC0415 - it imports msgspec, an extra that the other hosts do without
-
-        host = ProcessHost()
+        host = default_host()
     if isinstance(host, type) or not isinstance(host, Host):
         raise TypeError(
             f"device worker {name!r}: host must be a value with an open method, got {brief(host)}"

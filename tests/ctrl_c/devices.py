@@ -21,11 +21,11 @@ from typing import Any, TypeAlias
 
 import trio
 
-import runners.hosts.reserve
 from runners import ExecuteBatch, Sampling, ThreadHost, device_worker, rebuild
 from runners.hosts import Host
-from runners.hosts.process import ProcessHost
-from runners.scripted import Fault, Scripted
+from runners.hosts.process.host import ProcessHost
+from runners.hosts.process.parent import standby
+from runners.models.scripted import Fault, Scripted
 from runners.types import RunnerSpec
 from supervise import Child, Supervisor, stop_requested
 
@@ -246,9 +246,9 @@ def _in_time() -> Generator[None, None, None]:
 @contextmanager
 def _no_breath() -> Generator[None, None, None]:
     """What stands by begins at once: nothing else wants the machine."""
-    before = runners.hosts.reserve._BREATH
-    runners.hosts.reserve._BREATH = 0.0
+    before = standby._BREATH
+    standby._BREATH = 0.0
     try:
         yield
     finally:
-        runners.hosts.reserve._BREATH = before
+        standby._BREATH = before

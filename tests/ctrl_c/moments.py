@@ -22,8 +22,8 @@ import trio.lowlevel
 
 from runners import ExecuteBatch, device_worker, rebuild
 from runners.errors import ContextDied, RebuildSuperseded
-from runners.hosts.process import ProcessHost
-from runners.scripted import Scripted
+from runners.hosts.process.host import ProcessHost
+from runners.models.scripted import Scripted
 from supervise import Child, Decider, Limit, Pool, Resume, Supervisor, current_child, stop_requested
 from supervise.errors import CallLost, ChildStopped, Refused
 

@@ -10,7 +10,7 @@ import trio
 
 from runners import ExecuteBatch, InlineHost, device_worker, rebuild, report_poison
 from runners.errors import OutOfMemory
-from runners.scripted import Fault, Scripted
+from runners.models.scripted import Fault, Scripted
 from supervise import (
     IGNORE,
     Backoff,

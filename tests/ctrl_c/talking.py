@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from attrs import evolve, field, frozen
 
-from runners.scripted import Scripted
+from runners.models.scripted import Scripted
 from runners.types import ExecuteBatch, ModelRunner, RunnerStart, SessionRebuildCause, TokenChunk
 
 PREPARED = "is prepared"

@@ -22,8 +22,8 @@ from runners.errors import (
     RunnerError,
 )
 from runners.hosts import RequestFailed
-from runners.hosts.process import ProcessHost
-from runners.torch_lm import TorchLM
+from runners.hosts.process.host import ProcessHost
+from runners.models.torch_lm import TorchLM
 from runners.types import ExecuteBatch, Sampling
 from runners.worker import device_worker
 from supervise import Limit, Restart, Resume, events, open_tree

@@ -5,7 +5,7 @@ import random
 import pytest
 from device import DEVICE, needs_device
 
-from runners.torch_lm import TorchLM
+from runners.models.torch_lm import TorchLM
 from runners.types import ExecuteBatch, RunnerStart, Sampling
 
 pytestmark = needs_device
@@ -81,7 +81,7 @@ def test_logits_are_the_same_bits_in_any_company(runner):
     """D6: sampled tokens hide small differences; the logits of a padded pass do not, or the runner may not declare it."""
     import torch
 
-    from runners.torch_lm.kernel import ROWS, Row
+    from runners.models.torch_lm.kernel import ROWS, Row
 
     kernel = runner._kernel
     row = [Row(3, 0, 0)]

@@ -158,7 +158,7 @@ DEVICES = (
         ),
     ),
     *_plants(
-        "hosts/process.py",
+        "hosts/process/host.py",
         (
             "what was idle is late at once",
             "        if not self._streams and not self._leaving:\n            self._progress = trio.current_time()\n",
@@ -259,7 +259,7 @@ DEVICES = (
         ),
     ),
     *_plants(
-        "hosts/peer.py",
+        "hosts/process/parent/peer.py",
         (
             "what is half sent is taken back",
             "if theirs == mark and (position or self._whole):",
@@ -305,7 +305,7 @@ DEVICES = (
         ),
     ),
     *_plants(
-        "hosts/output.py",
+        "hosts/process/parent/output.py",
         (
             "one line too many is a ration",
             "return self._had <= self._most",
@@ -332,7 +332,7 @@ DEVICES = (
         ),
     ),
     *_plants(
-        "hosts/forks.py",
+        "hosts/process/parent/forkserver.py",
         (
             "who has lost the server is not told",
             "                asked.process.orphaned()\n",
@@ -372,7 +372,7 @@ DEVICES = (
         ),
     ),
     *_plants(
-        "hosts/forkserver.py",
+        "hosts/process/child/forkserver.py",
         (
             "a context has the pidfds of its neighbours",
             "(output, errors, self._control.detach(), *self._children)",
@@ -393,7 +393,7 @@ DEVICES = (
         ),
     ),
     *_plants(
-        "hosts/reserve.py",
+        "hosts/process/parent/standby.py",
         (
             "a reserve is not told who needs it",
             "        self._changed.set()\n        self._changed = trio.Event()\n\n    async def run",
@@ -450,7 +450,7 @@ DEVICES = (
         ),
     ),
     *_plants(
-        "hosts/processes.py",
+        "hosts/process/parent/births.py",
         (
             "what nobody could do counts whole",
             "halves -= 1 if is_late(patience.deadline) else 2",
@@ -471,7 +471,7 @@ DEVICES = (
         ),
     ),
     *_plants(
-        "hosts/child.py",
+        "hosts/process/child/life.py",
         (
             "a process whose parent is gone lives on",
             "    if os.getppid() != parent:",
@@ -493,7 +493,7 @@ DEVICES = (
         ),
     ),
     *_plants(
-        "hosts/cleaner.py",
+        "hosts/process/parent/cleaner.py",
         (
             "a cleaner that was killed is not replaced",
             "        self._running = None\n        self.start()",
@@ -508,7 +508,7 @@ DEVICES = (
         ),
     ),
     *_plants(
-        "hosts/engine.py",
+        "hosts/process/child/loop.py",
         (
             "a lack of memory is told again with the next step",
             "            self._turns.failures.clear()\n",
@@ -610,7 +610,7 @@ DEVICES = (
         ),
     ),
     *_plants(
-        "hosts/wire.py",
+        "hosts/process/wire.py",
         (
             "a frame may be one byte too long",
             "if length > self._max_frame:",

@@ -13,7 +13,7 @@ import msgspec
 from attrs import frozen
 from hypothesis import strategies as st
 
-from runners.hosts import wire
+from runners.hosts.process import wire
 from runners.types import FinishReason, TokenUsage
 
 

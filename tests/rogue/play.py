@@ -16,11 +16,11 @@ import trio
 from attrs import define, field, frozen
 
 from runners.errors import DeviceError, InferenceError
-from runners.hosts import process, wire
-from runners.hosts.output import Output
-from runners.hosts.peer import Peer
-from runners.hosts.process import ENOUGH, TURN, ProcessHost, ProcessSession
-from runners.scripted import Scripted
+from runners.hosts.process import host, wire
+from runners.hosts.process.host import ENOUGH, TURN, ProcessHost, ProcessSession
+from runners.hosts.process.parent.output import Output
+from runners.hosts.process.parent.peer import Peer
+from runners.models.scripted import Scripted
 from runners.types import ExecuteBatch, FinishReason, RunnerInfo, Sampling
 from runners.worker import device_worker, rebuild
 from supervise import Limit, StartFailed, Supervisor, events, open_tree
@@ -390,11 +390,11 @@ def play(script: Script, seed: int = 0) -> Played:
         AssertionError: what must hold does not.
     """
     turns, before = Turns(), len(os.listdir("/proc/self/fd"))
-    backlog, process.BACKLOG = process.BACKLOG, 2**19
+    backlog, host.BACKLOG = host.BACKLOG, 2**19
     try:
         played = run_virtual(_serve, script, turns, seed=seed)
     finally:
-        process.BACKLOG = backlog
+        host.BACKLOG = backlog
     assert all(outcome.ended is not None for outcome in played.outcomes), played
     assert turns.most_frames <= FRAMES, turns
     assert turns.most_reads <= READS, turns

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from runners.hosts import wire
+from runners.hosts.process import wire
 
 from .grammar import Bytes, Chunk, Cut, Honest, Many, Script, Waits, packed, scripts
 from .play import Turns, play

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from runners.hosts.process import ProcessHost
+from runners.hosts.process.host import ProcessHost
 
 HOST = ProcessHost(load_timeout=20, first_chunk_timeout=20, next_chunk_timeout=20)
 PATIENCE = 10.0
@@ -109,7 +109,7 @@ def contexts():
     found = set()
     for pid in processes():
         with suppress(OSError):
-            if stat(pid)[1] != os.getpid() or b"runners.hosts.child" in command(pid):
+            if stat(pid)[1] != os.getpid() or b"runners.hosts.process.child.life" in command(pid):
                 found.add(pid)
     return found
 

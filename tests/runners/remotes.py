@@ -5,7 +5,7 @@ import time
 import attrs
 import trio
 
-from runners.scripted import letter, token
+from runners.models.scripted import letter, token
 from runners.types import FinishReason, RunnerInfo, TokenChunk
 
 

@@ -10,9 +10,9 @@ import trio.testing
 from runners.errors import (
     DeviceError,
 )
-from runners.hosts import wire
 from runners.hosts.inline import InlineHost
-from runners.hosts.process import ProcessHost
+from runners.hosts.process import wire
+from runners.hosts.process.host import ProcessHost
 from runners.hosts.thread import ThreadHost
 from runners.types import ExecuteBatch, Sampling, TokenChunk
 

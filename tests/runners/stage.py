@@ -12,8 +12,8 @@ import trio.testing
 
 from runners.errors import InferenceError, OutOfMemory
 from runners.hosts import RequestFailed
-from runners.hosts.process import ProcessHost
-from runners.scripted import Fault, Scripted, expected, letter
+from runners.hosts.process.host import ProcessHost
+from runners.models.scripted import Fault, Scripted, expected, letter
 from runners.types import ExecuteBatch, FinishReason, RunnerInfo, Sampling, TokenChunk
 from runners.worker import device_worker
 from supervise import DEVICE, Child, Decider, Escalate, Supervisor, events, open_tree

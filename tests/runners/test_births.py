@@ -35,11 +35,12 @@ from rogues import Long, Looks, Preloads, Reads, Starts, Terminates, Verbose, Wr
 from sessions import BATCH, FOREVER, ids, until_failure, whole
 
 from runners.errors import ContextDied, LoadFailed, Unrecoverable
-from runners.hosts import MARK, peer, reserve, wire
-from runners.hosts import processes as births
-from runners.hosts.process import ProcessHost
+from runners.hosts import MARK
+from runners.hosts.process import wire
+from runners.hosts.process.host import ProcessHost
+from runners.hosts.process.parent import births, peer, standby
 from runners.hosts.spec import check_runner
-from runners.scripted import Scripted, expected
+from runners.models.scripted import Scripted, expected
 from runners.worker import device_worker
 
 pytestmark = pytest.mark.filterwarnings("error")
@@ -445,7 +446,7 @@ async def test_a_cleaner_that_has_stopped_holds_up_nobody():
 PARENT = """
 import sys, trio
 from rogues import Starts
-from runners.hosts.process import ProcessHost
+from runners.hosts.process.host import ProcessHost
 
 async def main():
     async with ProcessHost(start=sys.argv[1]).open(Starts(sys.argv[2], sys.argv[3] == "session", sys.argv[3] == "bare")):
@@ -527,9 +528,9 @@ def interrupted(monkeypatch, place):
         (births.Spawned, "__init__", ".main"),
         (subprocess, "Popen", ""),
         (os, "pidfd_open", ""),
-        (reserve, "connected", ".main"),
-        (reserve, "connected", "._stand_by"),
-        (reserve, "Peer", "._stand_by"),
+        (standby, "connected", ".main"),
+        (standby, "connected", "._stand_by"),
+        (standby, "Peer", "._stand_by"),
     ],
     ids=str,
 )

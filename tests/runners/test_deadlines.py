@@ -11,8 +11,8 @@ from remotes import Log, Remote
 
 from runners.errors import ContextPoisoned, Timeout
 from runners.hosts.inline import InlineHost
-from runners.hosts.process import ProcessHost
-from runners.scripted import Scripted, expected
+from runners.hosts.process.host import ProcessHost
+from runners.models.scripted import Scripted, expected
 from runners.types import ExecuteBatch, Sampling
 from runners.worker import device_worker
 from supervise import open_tree

@@ -35,11 +35,11 @@ from sessions import (
 )
 
 from runners.errors import ContextDied, LoadFailed
-from runners.hosts import forks, reserve
-from runners.hosts.forks import NoServer
-from runners.hosts.process import ProcessHost
-from runners.scripted import Scripted, expected
-from runners.torch_lm import TorchLM
+from runners.hosts.process.host import ProcessHost
+from runners.hosts.process.parent import forkserver, standby
+from runners.hosts.process.parent.forkserver import NoServer
+from runners.models.scripted import Scripted, expected
+from runners.models.torch_lm import TorchLM
 
 pytestmark = pytest.mark.filterwarnings("error")
 
@@ -202,7 +202,7 @@ async def test_only_servers_that_die_in_a_row_are_too_many():
             if self.dies:
                 raise NoServer("it died")
 
-    judging = reserve.Reserve(HOST._plan(Scripted()))
+    judging = standby.Reserve(HOST._plan(Scripted()))
     for dies in (True, False, True):
         await judging._judge(Server(dies))
         assert not judging._hopeless
@@ -236,7 +236,7 @@ async def test_no_recovery_waits_for_a_preload(tmp_path, caplog):
 @pytest.mark.trio
 async def test_a_preload_that_hangs_does_not_hold_up_the_first_start_for_long(monkeypatch, caplog, tmp_path):
     """D15: it goes cold after a while, and the log has the stack of what is in the way."""
-    monkeypatch.setattr(reserve, "_FIRST", 0.7)
+    monkeypatch.setattr(standby, "_FIRST", 0.7)
     caplog.set_level(logging.WARNING)
     host = ProcessHost(load_timeout=20, linger=0.3)
     async with opened(Preloads(str(tmp_path), "hangs"), host) as session:
@@ -281,8 +281,8 @@ async def test_contexts_die_with_their_server_and_one_after_the_next_has_another
 @pytest.mark.trio
 async def test_a_server_that_has_stopped_does_not_hold_up_a_restart(monkeypatch, caplog):
     """D9: neither the end of its context nor the start of the next waits for it for long."""
-    monkeypatch.setattr(forks, "_ANSWER", 0.3)
-    monkeypatch.setattr(forks, "_NEWS", 0.3)
+    monkeypatch.setattr(forkserver, "_ANSWER", 0.3)
+    monkeypatch.setattr(forkserver, "_NEWS", 0.3)
     async with opened(Scripted(4)) as session:
         server = parent(session.pid)
         os.kill(server, signal.SIGSTOP)
@@ -460,7 +460,7 @@ def killed(main):
 PARENT = """
 import sys, trio
 from rogues import Preloads
-from runners.hosts.process import ProcessHost
+from runners.hosts.process.host import ProcessHost
 
 async def main():
     async with ProcessHost(start=sys.argv[1], standby=1).open(Preloads(sys.argv[2])) as session:
@@ -499,7 +499,7 @@ def test_server_context_and_standby_die_with_the_parent(number, start, stopped, 
 
 def test_a_context_whose_server_is_gone_at_its_birth_ends():
     """D10: a parent that ends before prctl is seen by getppid."""
-    code = "import os; from runners.hosts.child import live; live(lambda: 0, os.getppid() + 1, 'standby')"
+    code = "import os; from runners.hosts.process.child.life import live; live(lambda: 0, os.getppid() + 1, 'standby')"
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     assert subprocess.run([sys.executable, "-c", code], env=env, check=False).returncode == 70
 

@@ -34,7 +34,7 @@ from runners.errors import (
     Unrecoverable,
 )
 from runners.hosts import Host, RequestFailed, Session
-from runners.scripted import Fault, Scripted, expected
+from runners.models.scripted import Fault, Scripted, expected
 from runners.types import ExecuteBatch, FinishReason, Sampling, SessionRebuildCause
 from runners.worker import device_worker
 from supervise import TreeFailed, events, open_tree

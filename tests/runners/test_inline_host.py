@@ -23,7 +23,7 @@ from runners.errors import (
     Timeout,
 )
 from runners.hosts.inline import InlineHost
-from runners.scripted import Fault, Faulty, Scripted, expected
+from runners.models.scripted import Fault, Faulty, Scripted, expected
 from runners.types import FinishReason, RunnerInfo, SessionRebuildCause, TokenChunk
 from runners.worker import device_worker
 from supervise import Limit, open_tree

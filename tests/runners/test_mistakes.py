@@ -29,8 +29,8 @@ from runners.errors import (
     WorkerDown,
 )
 from runners.hosts.inline import InlineHost
-from runners.hosts.process import ProcessHost
-from runners.scripted import Fault, Scripted, expected
+from runners.hosts.process.host import ProcessHost
+from runners.models.scripted import Fault, Scripted, expected
 from runners.types import ExecuteBatch, Sampling
 from runners.worker import device_worker, rebuild, report_poison
 from supervise import DEVICE, Child, Decider, Restart, Resume, Stop, Supervisor, events, open_tree

@@ -17,8 +17,8 @@ from runners.errors import (
     OutOfMemory,
     Unrecoverable,
 )
-from runners.hosts.process import ProcessHost
-from runners.scripted import Fault, Scripted
+from runners.hosts.process.host import ProcessHost
+from runners.models.scripted import Fault, Scripted
 from runners.types import ExecuteBatch
 
 

@@ -23,9 +23,9 @@ from sessions import (
 )
 
 from runners.errors import ContextDied
-from runners.hosts.output import LINES_PER_SECOND, MAX_LINE, Lines, Ration
-from runners.hosts.process import ProcessHost
-from runners.scripted import Scripted
+from runners.hosts.process.host import ProcessHost
+from runners.hosts.process.parent.output import LINES_PER_SECOND, MAX_LINE, Lines, Ration
+from runners.models.scripted import Scripted
 
 pytestmark = pytest.mark.filterwarnings("error")
 

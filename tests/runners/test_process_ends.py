@@ -41,9 +41,10 @@ from runners.errors import (
     RunnerError,
     Unrecoverable,
 )
-from runners.hosts import RequestFailed, wire
-from runners.hosts.process import ProcessHost
-from runners.scripted import Fault, Faulty, Scripted, expected
+from runners.hosts import RequestFailed
+from runners.hosts.process import wire
+from runners.hosts.process.host import ProcessHost
+from runners.models.scripted import Fault, Faulty, Scripted, expected
 from runners.types import (
     ExecuteBatch,
     RunnerInfo,

@@ -36,9 +36,10 @@ from runners.errors import (
     ContextPoisoned,
     ProtocolError,
 )
-from runners.hosts import Host, Session, wire
-from runners.hosts.process import ENOUGH, TURN, ProcessHost, ProcessSession
-from runners.scripted import Fault, Scripted, expected
+from runners.hosts import Host, Session
+from runners.hosts.process import wire
+from runners.hosts.process.host import ENOUGH, TURN, ProcessHost, ProcessSession
+from runners.models.scripted import Fault, Scripted, expected
 from runners.types import (
     ExecuteBatch,
     FinishReason,

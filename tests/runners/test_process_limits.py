@@ -42,10 +42,10 @@ from runners.errors import (
     OutOfMemory,
     Unrecoverable,
 )
-from runners.hosts import wire
-from runners.hosts.peer import Peer
-from runners.hosts.process import ProcessHost
-from runners.scripted import Fault, Scripted, expected
+from runners.hosts.process import wire
+from runners.hosts.process.host import ProcessHost
+from runners.hosts.process.parent.peer import Peer
+from runners.models.scripted import Fault, Scripted, expected
 from runners.types import (
     ExecuteBatch,
     Sampling,
@@ -416,8 +416,8 @@ async def test_the_loop_goes_on_meanwhile():
 
 PARENT = """
 import sys, trio
-from runners.hosts.process import ENOUGH, TURN, ProcessHost, ProcessSession
-from runners.scripted import Scripted
+from runners.hosts.process.host import ENOUGH, TURN, ProcessHost, ProcessSession
+from runners.models.scripted import Scripted
 from runners.types import ExecuteBatch
 
 async def main():
@@ -450,7 +450,7 @@ def test_a_context_dies_with_its_parent(number, stopped):
 
 TALK = """
 import logging, sys, trio
-from runners.hosts.process import ENOUGH, TURN, ProcessHost, ProcessSession
+from runners.hosts.process.host import ENOUGH, TURN, ProcessHost, ProcessSession
 from rogues import Talks
 
 async def main():
@@ -482,7 +482,7 @@ def test_what_a_runner_prints_and_starts_is_kept_apart(tmp_path):
 
 def test_importing_the_host_protocol_imports_neither_trio_nor_msgspec():
     """The child imports this package first; each of the two would cost it tens of milliseconds."""
-    code = "import sys, runners.hosts, runners.scripted, runners.hosts.spec; print({'trio', 'msgspec'} & set(sys.modules))"
+    code = "import sys, runners.hosts, runners.models.scripted, runners.hosts.spec; print({'trio', 'msgspec'} & set(sys.modules))"
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True)
     assert done.stdout == "set()\n"

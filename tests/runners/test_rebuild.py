@@ -26,7 +26,7 @@ from runners.errors import (
     WorkerDown,
     WorkerStopping,
 )
-from runners.scripted import Fault, Scripted
+from runners.models.scripted import Fault, Scripted
 from runners.types import (
     SessionRebuildCause,
 )

@@ -35,7 +35,7 @@ from runners.errors import (
     RunnerError,
     WorkerDown,
 )
-from runners.scripted import Fault, Scripted, expected, letter
+from runners.models.scripted import Fault, Scripted, expected, letter
 from runners.types import (
     TokenChunk,
     TokenUsage,

@@ -13,8 +13,8 @@ from rogues import Nested, Remembers, factory
 
 from runners.errors import ContextPoisoned, OutOfMemory, Unrecoverable
 from runners.hosts.spec import check_runner, pack, unpack
-from runners.scripted import Asked, Fault, Faulty, Scripted, TaggedError, asked, expected
-from runners.torch_lm import TorchLM
+from runners.models.scripted import Asked, Fault, Faulty, Scripted, TaggedError, asked, expected
+from runners.models.torch_lm import TorchLM
 from runners.types import (
     ContinuingRunner,
     ExecuteBatch,
@@ -175,7 +175,7 @@ def test_an_error_may_carry_any_tag():
 def test_slow_takes_its_time_once_and_goes_on(monkeypatch):
     """The stream is otherwise as it was, and each fault strikes it once."""
     slept = []
-    monkeypatch.setattr("runners.scripted.time.sleep", slept.append)
+    monkeypatch.setattr("runners.models.scripted.time.sleep", slept.append)
     runner = Scripted(3, faults=(Fault("slow", at_token=1, seconds=7), Fault("slow", seconds=2))).build(START)
     assert ids(runner.execute(BATCH)) == expected(BATCH, 3)
     assert slept == [2, 7]
@@ -193,7 +193,7 @@ def test_slow_takes_its_time_once_and_goes_on(monkeypatch):
 )
 def test_some_faults_are_the_end_of_the_process(kind, end):
     """Really: so they want a host with a process of its own. `stop` is there until somebody continues or kills it."""
-    code = f"import resource; resource.setrlimit(resource.RLIMIT_CORE, (0, 0))\nfrom runners.scripted import Fault; Fault({kind!r}).do()"
+    code = f"import resource; resource.setrlimit(resource.RLIMIT_CORE, (0, 0))\nfrom runners.models.scripted import Fault; Fault({kind!r}).do()"
     child = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL)
     try:
         _, status = os.waitpid(child.pid, os.WUNTRACED)

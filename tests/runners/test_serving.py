@@ -30,8 +30,8 @@ from runners.errors import (
     WorkerStopping,
 )
 from runners.hosts import RequestFailed
-from runners.hosts.process import ProcessHost
-from runners.scripted import Scripted
+from runners.hosts.process.host import ProcessHost
+from runners.models.scripted import Scripted
 from runners.types import SessionRebuildCause
 from runners.worker import device_worker, rebuild, record, report_poison
 from runners.worker import serving as serving_module

@@ -25,10 +25,10 @@ from sessions import (
 )
 
 from runners.errors import ContextDied, ContextHung
-from runners.hosts.process import ProcessHost
-from runners.hosts.reserve import Reserve
-from runners.scripted import Fault, Faulty, Scripted, expected
-from runners.torch_lm import TorchLM
+from runners.hosts.process.host import ProcessHost
+from runners.hosts.process.parent.standby import Reserve
+from runners.models.scripted import Fault, Faulty, Scripted, expected
+from runners.models.torch_lm import TorchLM
 
 pytestmark = pytest.mark.filterwarnings("error")
 

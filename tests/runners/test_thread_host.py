@@ -29,7 +29,7 @@ from runners.errors import (
     Unrecoverable,
 )
 from runners.hosts.thread import ThreadHost
-from runners.scripted import Fault, Scripted, expected
+from runners.models.scripted import Fault, Scripted, expected
 from runners.types import SessionRebuildCause
 
 

@@ -7,10 +7,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from runners.errors import BadRequest, ContextLengthExceeded, LoadFailed, WeightsCorrupt
-from runners.torch_lm import PACKAGED, PACKAGED_SHA256, TorchLM, _preloaded
-from runners.torch_lm.sampling import draw, uniform
-from runners.torch_lm.transcript import Transcript
-from runners.torch_lm.vocabulary import START, UNKNOWN, Vocabulary
+from runners.models.torch_lm import PACKAGED, PACKAGED_SHA256, TorchLM, _preloaded
+from runners.models.torch_lm.sampling import draw, uniform
+from runners.models.torch_lm.transcript import Transcript
+from runners.models.torch_lm.vocabulary import START, UNKNOWN, Vocabulary
 from runners.types import (
     ContinuingRunner,
     ExecuteBatch,
@@ -63,7 +63,7 @@ def unreplayed(chunks):
 
 def test_the_spec_imports_no_torch():
     """D2: a parent that names a runner does not pay for it."""
-    code = "import sys, runners.torch_lm; runners.torch_lm.TorchLM(); sys.exit('torch' in sys.modules)"
+    code = "import sys, runners.models.torch_lm; runners.models.torch_lm.TorchLM(); sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
@@ -99,8 +99,8 @@ def test_building_draws_nothing_from_torchs_generator():
 @given(random=st.randoms(use_true_random=True), count=st.integers(1, 20))
 def test_logits_are_bitwise_the_same_whatever_the_batch_the_slot_and_the_replay(random, count):
     """D6: a token's logits depend on the tokens before it and on nothing else, to the last bit."""
-    from runners.torch_lm.checkpoint import load
-    from runners.torch_lm.kernel import Kernel, Row
+    from runners.models.torch_lm.checkpoint import load
+    from runners.models.torch_lm.kernel import Kernel, Row
 
     model = load(PACKAGED, PACKAGED_SHA256).model
     single, shared = (Kernel(model, slots, torch.device("cpu")) for slots in (1, 40))
@@ -458,8 +458,8 @@ def test_weights_that_are_not_there_fail_the_load(tmp_path):
 
 def test_the_packaged_model_is_the_one_that_the_script_trains_and_it_has_learnt():
     """The shape, the vocabulary, and under 1.8 nats a character on pages it has not seen."""
-    from runners.torch_lm.checkpoint import load
-    from runners.torch_lm.train import SHAPE, VOCABULARY, measured, text
+    from runners.models.torch_lm.checkpoint import load
+    from runners.models.torch_lm.train import SHAPE, VOCABULARY, measured, text
 
     checkpoint = load(PACKAGED, PACKAGED_SHA256)
     assert (checkpoint.model.shape, checkpoint.vocabulary) == (SHAPE, VOCABULARY)
@@ -469,8 +469,8 @@ def test_the_packaged_model_is_the_one_that_the_script_trains_and_it_has_learnt(
 
 def test_training_is_a_function_of_the_seed(tmp_path):
     """The same seed gives the same file, byte for byte."""
-    from runners.torch_lm.checkpoint import Checkpoint, load, save
-    from runners.torch_lm.train import SHAPE, VOCABULARY, initialised, settle, text, train
+    from runners.models.torch_lm.checkpoint import Checkpoint, load, save
+    from runners.models.torch_lm.train import SHAPE, VOCABULARY, initialised, settle, text, train
 
     learn = torch.tensor(VOCABULARY.encode(text()[0][:50_000]))
     digests, path, threads = [], tmp_path / "weights", torch.get_num_threads()

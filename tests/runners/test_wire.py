@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from runners import errors
-from runners.hosts import wire
+from runners.hosts.process import wire
 from runners.hosts.turns import ours
 from runners.types import (
     ExecuteBatch,

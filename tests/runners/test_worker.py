@@ -46,9 +46,9 @@ from runners.errors import (
     WorkerDown,
 )
 from runners.hosts import Host, RequestFailed, Session
-from runners.hosts.process import ProcessHost
-from runners.scripted import Fault, Faulty, Scripted, expected, letter
-from runners.torch_lm import TorchLM
+from runners.hosts.process.host import ProcessHost
+from runners.models.scripted import Fault, Faulty, Scripted, expected, letter
+from runners.models.torch_lm import TorchLM
 from runners.types import (
     Completion,
     ExecuteBatch,

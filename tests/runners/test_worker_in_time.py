@@ -29,7 +29,7 @@ from runners.errors import (
     WorkerDown,
 )
 from runners.hosts import RequestFailed
-from runners.scripted import Fault, Scripted, expected
+from runners.models.scripted import Fault, Scripted, expected
 from runners.worker import device_worker, rebuild
 from supervise import (
     Backoff,

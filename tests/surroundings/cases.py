@@ -237,7 +237,7 @@ def _namesake(setting: Setting) -> None:
     (setting.folder / "runners").mkdir()
     (setting.folder / "runners" / "__init__.py").write_text("raise ImportError('not the one')\n")
     setting.setup = (
-        f"import sys, runners.hosts.process, supervise; sys.path.insert(0, {str(setting.folder)!r})"
+        f"import sys, runners.hosts.process.host, supervise; sys.path.insert(0, {str(setting.folder)!r})"
     )
 
 

@@ -7,7 +7,7 @@ import sys
 
 import attrs
 
-from runners.scripted import Scripted
+from runners.models.scripted import Scripted
 
 
 def flags() -> tuple[int, ...]:

@@ -40,8 +40,8 @@ def report(host: str, result: str, run: str) -> dict[str, object]:
     from helped import Helped, flags
 
     from runners import device_worker
-    from runners.hosts.process import ProcessHost
-    from runners.scripted import Scripted
+    from runners.hosts.process.host import ProcessHost
+    from runners.models.scripted import Scripted
 
     hosts = {
         "fork": ProcessHost(next_chunk_timeout=2.0, linger=0.5),

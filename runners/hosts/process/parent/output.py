@@ -17,7 +17,7 @@ from contextlib import contextmanager, suppress
 import trio
 from trio.lowlevel import enable_ki_protection
 
-from runners.hosts.standard import above_standard
+from runners.hosts.process.standard import above_standard
 
 LOGGER = logging.getLogger("runners.context")
 _HOSTS = logging.getLogger("runners.hosts")

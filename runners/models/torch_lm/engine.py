@@ -11,11 +11,11 @@ import torch
 from attrs import define, field
 
 from runners.errors import BadRequest, ContextLengthExceeded, InferenceError
-from runners.torch_lm.checkpoint import load
-from runners.torch_lm.kernel import Kernel, Row
-from runners.torch_lm.sampling import draw
-from runners.torch_lm.transcript import Transcript
-from runners.torch_lm.vocabulary import START, Vocabulary
+from runners.models.torch_lm.checkpoint import load
+from runners.models.torch_lm.kernel import Kernel, Row
+from runners.models.torch_lm.sampling import draw
+from runners.models.torch_lm.transcript import Transcript
+from runners.models.torch_lm.vocabulary import START, Vocabulary
 from runners.types import ExecuteBatch, RunnerInfo, SessionRebuildCause, TokenChunk, TokenUsage
 
 _MOST_STOPS, _MOST_STOP_CHARACTERS = 64, 4096

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from runners.torch_lm.model import CharacterModel
+from runners.models.torch_lm.model import CharacterModel
 
 # Part of what the bits depend on: never settings. As many rows as streams by default, so a full turn is one pass. Beyond
 # 16 they only cost a lone stream more, a prompt gains nothing. Blocks: what a pass reads is bound by memory, so short

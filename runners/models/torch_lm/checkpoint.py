@@ -12,8 +12,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as serialised
 
 from runners.errors import LoadFailed, WeightsCorrupt
-from runners.torch_lm.model import CharacterModel, Shape
-from runners.torch_lm.vocabulary import Vocabulary
+from runners.models.torch_lm.model import CharacterModel, Shape
+from runners.models.torch_lm.vocabulary import Vocabulary
 
 
 def _one_token_for_each(checkpoint: Checkpoint, _: object, value: Vocabulary) -> None:

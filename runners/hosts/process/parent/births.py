@@ -19,11 +19,11 @@ from typing import Protocol
 import trio
 from attrs import frozen
 
-from runners.hosts import cleaner
-from runners.hosts.output import Output
-from runners.hosts.standard import lifted
+from runners.hosts.process.parent import cleaner
+from runners.hosts.process.parent.output import Output
+from runners.hosts.process.standard import lifted
 
-_HOUSE = str(Path(__file__).absolute().parents[2])
+_HOUSE = str(Path(__file__).absolute().parents[4])
 _HERE = Path("/proc/self/exe")
 
 _BOOT = """\

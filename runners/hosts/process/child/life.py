@@ -18,8 +18,8 @@ from collections.abc import Callable
 from typing import NoReturn
 
 from runners.hosts import MARK
-from runners.hosts.standard import STANDARD_ERROR
-from runners.hosts.title import entitle
+from runners.hosts.process.child.title import entitle
+from runners.hosts.process.standard import STANDARD_ERROR
 
 FAILED = 70  # EX_SOFTWARE: after a failure it has reported, or could not report
 _PR_SET_PDEATHSIG = 1
@@ -107,7 +107,7 @@ def expect_children() -> None:
 
 
 def _serve(connection: int) -> int:
-    from runners.hosts.engine import serve  # noqa: PLC0415 - slow to import, and prctl comes first
+    from runners.hosts.process.child.loop import serve  # noqa: PLC0415 - slow to import, and prctl comes first
 
     os.set_inheritable(connection, False)  # a dup in a process of the runner's would hide our end
     link = socket.socket(fileno=connection)

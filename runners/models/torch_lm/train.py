@@ -1,6 +1,6 @@
 """Trains the model that comes along, on documentation that comes along with CPython.
 
-    python -m runners.torch_lm.train [--steps N] [--seed S] [--out FILE]
+    python -m runners.models.torch_lm.train [--steps N] [--seed S] [--out FILE]
 
 The same seed, machine, Python and torch give the same file, byte for byte; other ones give other bytes, as the text and
 the arithmetic differ a little. What it prints last is the SHA-256 to pin.
@@ -18,10 +18,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812  torch's own name for it
 
-from runners.torch_lm import PACKAGED
-from runners.torch_lm.checkpoint import Checkpoint, save
-from runners.torch_lm.model import CharacterModel, Shape
-from runners.torch_lm.vocabulary import Vocabulary
+from runners.models.torch_lm import PACKAGED
+from runners.models.torch_lm.checkpoint import Checkpoint, save
+from runners.models.torch_lm.model import CharacterModel, Shape
+from runners.models.torch_lm.vocabulary import Vocabulary
 
 VOCABULARY = Vocabulary()
 SHAPE = Shape(vocabulary=len(VOCABULARY), context=256, width=96, heads=4, layers=2)
@@ -104,7 +104,7 @@ def settle(seed: int) -> None:
 def main() -> None:
     """Train, report, write, and say what to pin."""
     parser = argparse.ArgumentParser(
-        prog="python -m runners.torch_lm.train", description="Train the character model."
+        prog="python -m runners.models.torch_lm.train", description="Train the character model."
     )
     parser.add_argument("--steps", type=int, default=2000)
     parser.add_argument("--seed", type=int, default=0)

@@ -24,9 +24,10 @@ from typing import NoReturn, Self
 
 from attrs import frozen
 
-from runners.hosts import child, wire
+from runners.hosts.process import wire
+from runners.hosts.process.child import life
+from runners.hosts.process.standard import fill_standard
 from runners.hosts.spec import unpack
-from runners.hosts.standard import fill_standard
 from runners.types import PreloadingSpec, RunnerSpec
 
 _DATAGRAM = 2**20
@@ -39,7 +40,7 @@ def main() -> NoReturn:
     """Serve on the descriptor in the first argument until the parent, whose pid is the second, is gone."""
     control, parent = (int(argument) for argument in sys.argv[1:])
     os.set_inheritable(control, False)
-    child.live(lambda: _serve(control), parent, "server")
+    life.live(lambda: _serve(control), parent, "server")
 
 
 def _serve(control: int) -> int:
@@ -75,7 +76,7 @@ class Server:
 
     def _run(self) -> int:
         if not self._preload():
-            return child.FAILED
+            return life.FAILED
         while True:
             for descriptor, _ in self._poll.poll():
                 if descriptor in self._children:
@@ -109,7 +110,7 @@ class Server:
         try:
             self._fork(frame.number, descriptors)
         except OSError:
-            self._say(wire.Exited(frame.number, False, child.FAILED))
+            self._say(wire.Exited(frame.number, False, life.FAILED))
         finally:
             for descriptor in descriptors:
                 os.close(descriptor)
@@ -144,9 +145,9 @@ class Server:
             os.dup2(errors, 2)
             for descriptor in (output, errors, self._control.detach(), *self._children):
                 os.close(descriptor)
-            child.be_context(connection, self._pid)
+            life.be_context(connection, self._pid)
         finally:
-            os._exit(child.FAILED)
+            os._exit(life.FAILED)
 
     def _reap(self, pidfd: int) -> None:
         """Kill what a dead child has left behind, while its number is still its own; reap it, and tell."""
@@ -188,14 +189,14 @@ def _preload(frame: wire.Preload) -> None:
     Raises:
         RuntimeError: what is left behind would not survive a fork.
     """
-    importlib.import_module("runners.hosts.engine")  # each child runs it
+    importlib.import_module("runners.hosts.process.child.loop")  # each child runs it
     with Threads() as threads:
         spec: RunnerSpec = unpack(frame.runner)
         if isinstance(spec, PreloadingSpec):
             spec.preload()
         threads.check()
     _check_devices()
-    child.expect_children()
+    life.expect_children()
     fill_standard()  # a preload may have closed one
     gc.collect()
     gc.freeze()  # or the first collection of every child would copy it all

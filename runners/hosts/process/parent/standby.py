@@ -20,12 +20,12 @@ import trio
 from attrs import asdict, frozen
 from trio.lowlevel import RunVar, enable_ki_protection
 
-from runners.hosts import wire
-from runners.hosts.cleaner import cleaning
-from runners.hosts.forks import ForkServer, NoServer
-from runners.hosts.output import Output, tell
-from runners.hosts.peer import Peer
-from runners.hosts.processes import Ends, Process, Spawned, connected, interpreter, within
+from runners.hosts.process import wire
+from runners.hosts.process.parent.births import Ends, Process, Spawned, connected, interpreter, within
+from runners.hosts.process.parent.cleaner import cleaning
+from runners.hosts.process.parent.forkserver import ForkServer, NoServer
+from runners.hosts.process.parent.output import Output, tell
+from runners.hosts.process.parent.peer import Peer
 
 _BREATH = 0.25
 """Seconds for which one that has just loaded has the machine for itself: streams may be waiting to go on."""
@@ -79,7 +79,7 @@ class Plan:
         return wire.Preload(self.runner)
 
 
-_reserves: RunVar[dict[bytes, Reserve]] = RunVar("runners.hosts.reserve")
+_reserves: RunVar[dict[bytes, Reserve]] = RunVar("runners.hosts.process.parent.standby")
 
 
 @asynccontextmanager
@@ -241,7 +241,7 @@ class Reserve:
             except (NoServer, ValueError) as error:
                 self._warn(str(error))
         hello = self._plan.hello(ahead=ahead)
-        return Spawned("runners.hosts.child", ends, self._plan.path), hello
+        return Spawned("runners.hosts.process.child.life", ends, self._plan.path), hello
 
     async def _ready_server(self, *, patient: bool) -> ForkServer:
         """The fork server, preloaded.

@@ -22,9 +22,9 @@ import trio
 from trio.lowlevel import RunVar
 
 from runners.hosts import MARK
-from runners.hosts.output import tell
-from runners.hosts.standard import above_standard, lifted
-from runners.hosts.surroundings import environment
+from runners.hosts.process.parent.output import tell
+from runners.hosts.process.standard import above_standard, lifted
+from runners.hosts.process.surroundings import environment
 
 _PATIENCE = 1.0
 
@@ -237,7 +237,7 @@ def _pipe(reading: ExitStack, writing: ExitStack) -> tuple[int, int]:
     return lifted
 
 
-_cleaner: RunVar[_Cleaner | None] = RunVar("runners.hosts.cleaner", None)
+_cleaner: RunVar[_Cleaner | None] = RunVar("runners.hosts.process.parent.cleaner", None)
 
 
 def _environment() -> dict[str, str]:

@@ -16,9 +16,9 @@ from attrs import define, field
 from trio.lowlevel import enable_ki_protection
 
 from runners.errors import ProtocolError
-from runners.hosts import cleaner, surroundings, wire
-from runners.hosts.output import Output, tell
-from runners.hosts.processes import (
+from runners.hosts.process import surroundings, wire
+from runners.hosts.process.parent import cleaner
+from runners.hosts.process.parent.births import (
     Ends,
     Spawned,
     connected,
@@ -28,6 +28,7 @@ from runners.hosts.processes import (
     reap_group,
     within,
 )
+from runners.hosts.process.parent.output import Output, tell
 
 _DATAGRAM = 65_536
 _ANSWER = 5.0
@@ -70,7 +71,7 @@ class ForkServer:
         try:
             with connected(self._output, socket.SOCK_SEQPACKET) as (self._control, ends):
                 self._control.send(wire.datagram(preload))
-                self._process = Spawned("runners.hosts.forkserver", ends, path)
+                self._process = Spawned("runners.hosts.process.child.forkserver", ends, path)
         except OSError:
             self._output.close()
             raise

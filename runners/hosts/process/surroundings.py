@@ -11,7 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from runners.hosts import MARK
-from runners.hosts.wire import Surroundings
+from runners.hosts.process.wire import Surroundings
 
 
 def environment() -> dict[bytes, bytes]:

@@ -14,8 +14,8 @@ from contextlib import suppress
 
 import trio
 
-from runners.hosts.output import Output
-from runners.hosts.processes import Process, is_readable, outlived
+from runners.hosts.process.parent.births import Process, is_readable, outlived
+from runners.hosts.process.parent.output import Output
 
 _READ = 65_536
 

@@ -44,7 +44,7 @@ class TorchLM:
     the same whatever the batch, slot and replay (D6). A context has 256 characters; a full one ends with LENGTH.
 
     Args:
-        weights: a file that `runners.torch_lm.train` wrote, or its path; its checksum is checked at every load. None is the
+        weights: a file that `runners.models.torch_lm.train` wrote, or its path; its checksum is checked at every load. None is the
             packaged one.
         streams: how many it serves at once.
     """
@@ -61,8 +61,8 @@ class TorchLM:
             LoadFailed: there is no such weights file, or it cannot be read.
             WeightsCorrupt: it is not what its checksum says, or not of this model.
         """
-        from runners.torch_lm.checkpoint import digest  # noqa: PLC0415 - torch is for the process that holds the model
-        from runners.torch_lm.engine import TorchRunner  # noqa: PLC0415 - imports torch, too
+        from runners.models.torch_lm.checkpoint import digest  # noqa: PLC0415 - torch is for the process that holds the model
+        from runners.models.torch_lm.engine import TorchRunner  # noqa: PLC0415 - imports torch, too
 
         weights = self._weights()
         built, checked = _preloaded.pop(self, (None, ""))
@@ -84,7 +84,7 @@ class TorchLM:
         import torch  # noqa: PLC0415 - and after the environment that it reads
 
         torch.set_num_threads(1)  # before the first thing that would be shared out among threads
-        from runners.torch_lm.checkpoint import digest  # noqa: PLC0415 - imports torch, whose threads are set above
+        from runners.models.torch_lm.checkpoint import digest  # noqa: PLC0415 - imports torch, whose threads are set above
 
         with suppress(DeviceError, OSError):  # of weights that are not sound: every start says so itself
             checked = digest(Path(self._weights().path))

@@ -35,10 +35,11 @@ from runners.errors import (
     ProtocolError,
     Unrecoverable,
 )
-from runners.hosts import RequestFailed, Session, wire
-from runners.hosts.peer import Peer
-from runners.hosts.processes import is_late, refusal
-from runners.hosts.reserve import Plan, Reserve, reserved
+from runners.hosts import RequestFailed, Session
+from runners.hosts.process import wire
+from runners.hosts.process.parent.births import is_late, refusal
+from runners.hosts.process.parent.peer import Peer
+from runners.hosts.process.parent.standby import Plan, Reserve, reserved
 from runners.hosts.session import BaseSession
 from runners.hosts.spec import check_runner, pack
 from runners.protect import Entered
