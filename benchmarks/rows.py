@@ -84,6 +84,7 @@ class Row:
 
 START = Work("start_stop", {"n": 10_000}, {"n": 1000})
 START_MANY = Work("start_stop", {"n": 100_000}, {"n": 10_000}, slow=True)
+START_TUNED = Work("start_tuned", {"few": 10_000, "many": 100_000}, {"few": 1000, "many": 10_000}, slow=True)
 STORM = Work("storm", {"n": 10_000}, {"n": 2000})
 STORM_SHORT = Work("storm", {"n": 500})
 LATENCY = Work("latency", {"siblings": 1000, "n": 200}, {"n": 50})
@@ -141,6 +142,22 @@ def _resumed(name: str, child: str, key: str) -> list[Row]:
 ROWS = [
     *_started("10k", START, "10,000"),
     *_started("100k", START_MANY, "100,000"),
+    Row(
+        name="start tuned",
+        text="start a child, one of 100,000, by one of 10,000; with the collector set as this page recommends",
+        work=START_TUNED,
+        key="start_growth",
+        unit="",
+        target=1.5,
+    ),
+    Row(
+        name="stop tuned",
+        text="stop a child, one of 100,000, by one of 10,000; likewise",
+        work=START_TUNED,
+        key="stop_growth",
+        unit="",
+        target=1.5,
+    ),
     Row(
         name="declare",
         text="declare a child; `Child(…)`, once for all its trees",

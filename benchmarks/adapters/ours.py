@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import inspect
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import asynccontextmanager
@@ -54,6 +55,15 @@ async def _start_stop(n: int) -> Result:
         "start_s": up - declared,
         "stop_s": now() - stop,
         "kb_per_child": kilobytes,
+    }
+
+
+def start_tuned(few: int, many: int) -> Result:
+    """How much more a child costs among many, with the collector set as docs/performance.md recommends."""
+    gc.set_threshold(50_000, 20, 100)
+    small, large = start_stop(few), start_stop(many)
+    return {
+        f"{what}_growth": (large[f"{what}_s"] / many) / (small[f"{what}_s"] / few) for what in ("start", "stop")
     }
 
 

@@ -66,8 +66,7 @@ def up_at_once(machine: Machine, node: Node, now: float) -> list[Effect] | None:
     act = machine.act
     if act is None or act is not machine.fast_act or act.node is not node or machine.inbox:
         return None
-    if node.state != "starting":
-        return None
+    assert node.state == "starting", node.state  # whatever else could have become of it would have come in
     machine.act = None
     node.state, node.awaited, node.since = "up", False, now
     if machine.ready_time is not None:
