@@ -129,10 +129,11 @@ def test_resume_of_what_cannot_be_resumed_is_restart_and_says_so():
 def test_a_temporary_child_is_stopped_instead_of_restarted():
     """R7: and leaves the tree."""
     tree = tree_of(leaf("a", restart="temporary"), leaf("b"))
+    node = child(tree, "a")
     out = exits(tree, "a")
     assert decided(out) == [("app", Stop, "table", Restart, None)]
     assert gone(ends(tree, "a"))[0][2]
-    assert states(tree) == {"b": "up"}
+    assert (states(tree), node.state) == ({"b": "up"}, "down")
 
 
 @pytest.mark.parametrize("backoff", [None, WAIT])

@@ -120,14 +120,15 @@ def test_its_repr_says_what_it_is_doing():
 
 @pytest.mark.parametrize("late", [effect.Up, effect.Exited, effect.Ended])
 def test_what_a_stale_incarnation_reports_changes_nothing(late):
-    """R19: it is not even an event."""
-    tree, seen = opened(Supervisor("app", [leaf("a")]))
-    fail(tree, "a")
+    """R19: it is not even an event, whether the next incarnation has still to start or is up."""
+    tree, _ = opened(Supervisor("app", [leaf("a")]), Slow)
     node = child(tree, "a")
-    assert (node.state, node.incarnation) == ("up", 2)
-    before = len(seen)
-    assert tree.forest.handle(machine(tree), late(node, 1), tree.now) == []
-    assert (node.state, node.incarnation, node.alive, len(seen)) == ("up", 2, True, before)
+    asked_for(tree, effect.Exited("a", 1, Boom("restart")))
+    asked_for(tree, effect.Ended("a", 1))
+    for state in ("starting", "up"):
+        assert asked_for(tree, late("a", 1)) == []
+        assert (node.state, node.incarnation, node.alive) == (state, 2, True)
+        asked_for(tree, effect.Up("a", 2))
 
 
 def test_a_supervisor_that_was_stopped_before_it_could_boot_does_not():
@@ -429,6 +430,12 @@ def test_a_name_that_comes_back_counts_on():
     assert [
         event.incarnation for event in seen if event.path == "app/a" and isinstance(event, events.Ready)
     ] == [1, 2]
+
+
+def test_a_name_like_those_that_a_pool_gives_begins_with_its_first_incarnation():
+    """R9, R26: the pool has given none of its names yet."""
+    tree, _ = opened(Pool("app", leaf("m")))
+    assert ask(tree, "add", "m-7").incarnation == 1
 
 
 def test_names_that_a_pool_has_given_leave_nothing_behind():

@@ -57,6 +57,57 @@ def test_who_waits_for_its_groups_retry_is_not_gone_when_it_is_stopped_by_hand()
     assert orders(ups(tree, "a")) == ["Start b"]
 
 
+def test_nobody_is_revived_by_the_retry_of_a_child_that_is_restarted_alone():
+    """R13, R28: under one_for_one, who is stopped by hand meanwhile is gone at once."""
+    tree = tree_of(leaf("a", backoff=WAIT), leaf("b"))
+    exits(tree, "a")
+    ends(tree, "a")
+    asks(tree, "stop", "b")
+    assert gone(ends(tree, "b")) == [("app/b", None, False)]
+
+
+def test_who_is_condemned_while_its_groups_retry_is_due_is_gone():
+    """R10, R28: that retry goes past it."""
+    tree = tree_of(leaf("a", backoff=WAIT), leaf("b"), strategy="rest_for_one")
+    exits(tree, "a")
+    ends(tree, "a")
+    ends(tree, "b")
+    asks(tree, "start", "b")
+    ups(tree, "b")
+    exits(tree, "b", "stop")
+    ((path, why, removed),) = gone(ends(tree, "b"))
+    assert (path, why.tag, removed) == ("app/b", "stop", False)
+    assert orders(wakes(tree, 3)) == ["Start a"]
+    assert (orders(ups(tree, "a")), states(tree)) == ([], {"a": "up", "b": "condemned"})
+
+
+def test_a_temporary_child_that_was_asked_to_restart_is_started_with_the_retry_of_its_group():
+    """R7, R13, R25: it was stopped by hand to be started again, and a sibling that fails to start does not change that."""
+    tree = tree_of(
+        leaf("a"), leaf("b", restart="temporary"), strategy="one_for_all", limit=Limit(9, within=9)
+    )
+    asks(tree, "restart", "b")
+    ends(tree, "b")
+    assert orders(ends(tree, "a")) == ["Start a"]
+    exits(tree, "a")
+    assert orders(ends(tree, "a")) == ["Start a"]
+    assert (orders(ups(tree, "a")), states(tree)) == (["Start b"], {"a": "up", "b": "starting"})
+
+
+def test_ready_time_stands_still_for_a_sibling_that_fails_to_start_with_its_group():
+    """R13, R14: from that failure on, though the child whose failure restarted the group is up."""
+    limit = Limit(9, within=99, of_ready_time=True)
+    tree = tree_of(leaf("a"), leaf("b"), strategy="one_for_all", limit=limit)
+    exits(tree, "a")
+    ends(tree, "b")
+    ends(tree, "a")
+    ups(tree, "a")
+    tree.now = 5
+    exits(tree, "b")
+    ends(tree, "b")
+    assert machine(tree).ready_time.at(8) == 5
+
+
 def test_who_was_condemned_stays_so_when_its_groups_retry_is_called_off():
     """R10, R13: the others of the group are down for good with the one that was stopped by hand."""
     tree = tree_of(leaf("a", backoff=WAIT), leaf("b"), leaf("c"), strategy="rest_for_one")
