@@ -110,7 +110,7 @@ def test_resume_enters_the_body_again_and_nothing_else():
     """R8: where there is something to keep, and the body was up."""
     tree = tree_of(leaf("a", resource=resource), leaf("b"), strategy="one_for_all")
     out = exits(tree, "a", "resume", resumable=True)
-    assert orders(out) == ["Resume a"]
+    assert (orders(out), out[-1]) == (["Resume a"], effect.Resume("app/a", 1))
     assert decided(out) == [("app", Resume, "table", None, None)]
     assert (states(tree)["a"], machine(tree).restarts(0), child(tree, "a").failure) == ("up", 1, None)
     exits(tree, "a", "resume", resumable=True, progressed=True)

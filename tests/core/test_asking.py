@@ -28,7 +28,8 @@ def test_who_asks_waits_for_the_child_it_asks_for():
     asks(tree, "stop", "a")
     x = machine(tree, "x")
     c = x.children["c"]
-    below(tree, effect.Exited(c.name, 1, Boom("restart")))
+    (_, rise) = x.handle(effect.Exited(c.name, 1, Boom("restart")), 0)
+    assert (rise.path, rise.report.child, rise.report.risen.origin) == ("app/x", "x", "app/x/c")
     assert (x.act.kind, x.act.pending, c.awaited, c.state) == ("ask", 1, True, "failed")
     below(tree, effect.Request("status", object()))
     assert repr(x) == "<machine 'app/x' up act=ask waiting=1>"
@@ -41,7 +42,8 @@ def test_who_passed_its_limit_asks_and_nothing_but_a_stop_answers():
     asks(tree, "stop", "a")
     x = machine(tree, "x")
     below(tree, effect.Exited("c", 1, Boom("restart")))
-    below(tree, effect.Ended("c", 1))
+    (rise,) = (one for one in below(tree, effect.Ended("c", 1)) if isinstance(one, effect.Rise))
+    assert (rise.path, rise.report.child, rise.report.risen.tag) == ("app/x", "x", "limit")
     below(tree, effect.Request("status", object()))
     for _ in range(2):
         assert repr(x) == "<machine 'app/x' up act=ask waiting=1>"

@@ -357,7 +357,7 @@ def test_a_return_that_crosses_with_a_stop_is_no_error():
     node = child(tree, "a")
     asked_for(tree, effect.Stop("a test"))
     (release,) = asked_for(tree, effect.Exited(node.name, 1))
-    assert (type(release), release.path) == (effect.Release, node.path)
+    assert release == effect.Release(node.path, 1)
 
 
 def test_a_failure_that_crosses_with_a_stop_is_told_and_not_decided():
@@ -484,6 +484,7 @@ def test_a_supervisor_that_ends_remembers_how_far_its_children_had_come():
     fresh = machine(tree, "x")
     assert (list(fresh.children), fresh.children["a"].incarnation) == (["a"], 1)
     assert (below.phase, below.timers._heap, fresh.phase) == ("ended", [], "opening")
+    assert (below.incarnation, fresh.incarnation) == (1, 2)
     tree.run()
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from supervise import (
     Backoff,
     Child,
@@ -64,6 +66,35 @@ def test_nobody_is_revived_by_the_retry_of_a_child_that_is_restarted_alone():
     ends(tree, "a")
     asks(tree, "stop", "b")
     assert gone(ends(tree, "b")) == [("app/b", None, False)]
+
+
+@pytest.mark.parametrize(
+    ("strategy", "name", "lost"),
+    [
+        ("one_for_all", "a", False),
+        ("one_for_all", "c", False),
+        ("rest_for_one", "a", True),
+        ("rest_for_one", "c", False),
+    ],
+)
+def test_who_is_stopped_by_hand_is_gone_unless_a_siblings_retry_starts_it(strategy, name, lost):
+    """R13, R28: under one_for_all that of any sibling does, under rest_for_one that of one before it."""
+    tree = tree_of(leaf("a"), leaf("b", backoff=WAIT), leaf("c"), strategy=strategy)
+    exits(tree, "b")
+    for other in "bca":
+        if states(tree)[other] == "stopping":
+            ends(tree, other)
+    if states(tree)[name] == "down":
+        asks(tree, "start", name)
+        ups(tree, name)
+    asks(tree, "stop", name)
+    assert gone(ends(tree, name)) == [(f"app/{name}", None, False)] * lost
+    started = orders(wakes(tree, 3))
+    while (
+        starting := next((other for other in "abc" if states(tree)[other] == "starting"), None)
+    ) is not None:
+        started += orders(ups(tree, starting))
+    assert (f"Start {name}" in started) is not lost
 
 
 def test_who_is_condemned_while_its_groups_retry_is_due_is_gone():
