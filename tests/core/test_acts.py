@@ -480,9 +480,10 @@ def test_a_sibling_that_fails_too_is_absorbed_by_the_group_restart(backoff):
     node = child(tree, "b")
     exc = Boom("restart")
     assert decided(asked_for(tree, effect.Exited(node.name, 1, exc))) == []
+    assert node.undecided
     ends(tree, "a")
     out = ends(tree, "c")
-    assert decided(out) == [("app", None, "absorbed", None, None)]
+    assert (decided(out), node.undecided) == ([("app", None, "absorbed", None, None)], False)
     assert orders(out) == ["Release b"]
     assert gone(ends(tree, "b")) == [("app/b", exc, True)]
     assert machine(tree).restarts(0) == 1
