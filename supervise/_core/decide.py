@@ -95,10 +95,9 @@ def _matching(exc: BaseException) -> tuple[type[Any], ...]:
     return tuple(cls for cls in type(exc).__mro__ if issubclass(cls, kind))
 
 
-def _check_tag(what: str, tag: object) -> bool:
-    if type(tag) is str and _DOTTED.fullmatch(tag):
-        return True
-    return refuse(ValueError(f"{what} must be a dotted tag such as 'device.oom', got {brief(tag)}"))
+def _check_tag(what: str, tag: object) -> None:
+    if not (type(tag) is str and _DOTTED.fullmatch(tag)):
+        refuse(ValueError(f"{what} must be a dotted tag such as 'device.oom', got {brief(tag)}"))
 
 
 def _classes(value: object) -> tuple[type[BaseException], ...]:

@@ -421,9 +421,7 @@ class Machine:
     def _watch_start(self, node: Node) -> None:
         """Wake when its start is to be reported, or is late."""
         timeout = inf if node.spec.start_timeout is None else node.spec.start_timeout
-        at = node.since + min(timeout, node.waited + node.interval)
-        if at < inf:
-            self._arm(node, "start", at)
+        self._arm(node, "start", node.since + min(timeout, node.waited + node.interval))
 
     def _start_takes_long(self, node: Node) -> None:
         """A start that hangs is reported, and past its timeout ended; then it is a failed one (R17)."""
@@ -702,8 +700,9 @@ class Machine:
             self._settle_question(node)
             self._limit_passed(failure.exc, node)
             return
-        delay = self._delay(node) if directive is Restart else 0.0
+        delay = 0.0
         if directive is Restart and node.delays is not None:
+            delay = node.delays.next(0.0 if failure.starting else self.now - node.since, self.u)
             details["attempt"] = node.delays.attempt
         self._decided(failure, directive, **details)
         if directive is Resume:
@@ -725,7 +724,7 @@ class Machine:
         assert node is not None
         alone = self.spec.strategy == "one_for_one" and node.alive and node.state == "failed"
         if alone and isinstance(node.spec, Child) and node.spec.resource is not None:
-            self._stop_suspended(act, node)
+            self._release(node)
             node.state = "releasing"
             self.releasing[node] = act
         else:
@@ -780,12 +779,6 @@ class Machine:
             return list(self.children.values())
         later = list(takewhile(lambda other: other is not node, reversed(self.children.values())))
         return [node, *reversed(later)]
-
-    def _delay(self, node: Node) -> float:
-        if node.delays is None:
-            return 0.0
-        quiet = 0.0 if node.failure is None or node.failure.starting else self.now - node.since
-        return node.delays.next(quiet, self.u)
 
     def why_restarted(self, node: Node) -> str:
         """What those are told who are stopped because this child failed (R36)."""
@@ -977,7 +970,8 @@ class Machine:
     def _finish_restart(self, act: Act) -> None:
         self.act = None
         if act.token is not None:
-            self.out.append(effect.Reply(act.token, None if act.node is None else act.node.path))
+            assert act.node is not None
+            self.out.append(effect.Reply(act.token, act.node.path))
 
     def _finish_retry(self, act: Act) -> None:
         """All has stopped; now wait, or queue behind what waits already."""
@@ -1000,7 +994,8 @@ class Machine:
         if act.failure is not None:
             self._reply_start_failed(act.token, act.failure)
         else:
-            self.out.append(effect.Reply(act.token, None if act.node is None else act.node.path))
+            assert act.node is not None
+            self.out.append(effect.Reply(act.token, act.node.path))
 
     def _weigh_end(self, act: Act) -> None:
         """A child has ended by itself, or by a verdict; perhaps so does its supervisor (R18)."""

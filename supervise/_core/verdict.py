@@ -35,7 +35,7 @@ def decision(node: Node, decider: Decider, now: float) -> Decision:
     if not _within_own_limit(node, _allowed(node, judgement.directive), now):
         because = "limit"
         exc = limit_exceeded(node.path, node.spec.limit, failure.exc)
-        judgement = judge(decider, exc, "limit", otherwise=Stop)
+        judgement = judge(decider, exc, otherwise=Stop)
         _adopt(failure, judgement)
     if judgement.raised and not is_decidable(judgement.exc):
         return Decision(None, {})

@@ -110,7 +110,7 @@ def test_resume_enters_the_body_again_and_nothing_else():
     """R8: where there is something to keep, and the body was up."""
     tree = tree_of(leaf("a", resource=resource), leaf("b"), strategy="one_for_all")
     out = exits(tree, "a", "resume", resumable=True)
-    assert orders(out) == ["Resume a"]
+    assert (orders(out), out[-1]) == (["Resume a"], effect.Resume("app/a", 1))
     assert decided(out) == [("app", Resume, "table", None, None)]
     assert (states(tree)["a"], machine(tree).restarts(0), child(tree, "a").failure) == ("up", 1, None)
     exits(tree, "a", "resume", resumable=True, progressed=True)
@@ -129,10 +129,11 @@ def test_resume_of_what_cannot_be_resumed_is_restart_and_says_so():
 def test_a_temporary_child_is_stopped_instead_of_restarted():
     """R7: and leaves the tree."""
     tree = tree_of(leaf("a", restart="temporary"), leaf("b"))
+    node = child(tree, "a")
     out = exits(tree, "a")
     assert decided(out) == [("app", Stop, "table", Restart, None)]
     assert gone(ends(tree, "a"))[0][2]
-    assert states(tree) == {"b": "up"}
+    assert (states(tree), node.state) == ({"b": "up"}, "down")
 
 
 @pytest.mark.parametrize("backoff", [None, WAIT])
@@ -479,9 +480,10 @@ def test_a_sibling_that_fails_too_is_absorbed_by_the_group_restart(backoff):
     node = child(tree, "b")
     exc = Boom("restart")
     assert decided(asked_for(tree, effect.Exited(node.name, 1, exc))) == []
+    assert node.undecided
     ends(tree, "a")
     out = ends(tree, "c")
-    assert decided(out) == [("app", None, "absorbed", None, None)]
+    assert (decided(out), node.undecided) == ([("app", None, "absorbed", None, None)], False)
     assert orders(out) == ["Release b"]
     assert gone(ends(tree, "b")) == [("app/b", exc, True)]
     assert machine(tree).restarts(0) == 1

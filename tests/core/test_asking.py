@@ -28,7 +28,8 @@ def test_who_asks_waits_for_the_child_it_asks_for():
     asks(tree, "stop", "a")
     x = machine(tree, "x")
     c = x.children["c"]
-    below(tree, effect.Exited(c.name, 1, Boom("restart")))
+    (_, rise) = x.handle(effect.Exited(c.name, 1, Boom("restart")), 0)
+    assert (rise.path, rise.report.child, rise.report.risen.origin) == ("app/x", "x", "app/x/c")
     assert (x.act.kind, x.act.pending, c.awaited, c.state) == ("ask", 1, True, "failed")
     below(tree, effect.Request("status", object()))
     assert repr(x) == "<machine 'app/x' up act=ask waiting=1>"
@@ -41,8 +42,10 @@ def test_who_passed_its_limit_asks_and_nothing_but_a_stop_answers():
     asks(tree, "stop", "a")
     x = machine(tree, "x")
     below(tree, effect.Exited("c", 1, Boom("restart")))
-    below(tree, effect.Ended("c", 1))
+    (rise,) = (one for one in below(tree, effect.Ended("c", 1)) if isinstance(one, effect.Rise))
+    assert (rise.path, rise.report.child, rise.report.risen.tag) == ("app/x", "x", "limit")
     below(tree, effect.Request("status", object()))
+    assert x.act.pending == 1
     for _ in range(2):
         assert repr(x) == "<machine 'app/x' up act=ask waiting=1>"
         assert below(tree, effect.Verdict(Resume)) == []
@@ -54,7 +57,7 @@ def test_a_root_that_passed_its_limit_escalates():
     """R11, R14: so it is told, for there is nobody above."""
     tree = tree_of(leaf("a"), limit=Limit(0, within=5))
     exits(tree, "a")
-    assert [one[1] for one in decided(ends(tree, "a"))] == [Escalate]
+    assert decided(ends(tree, "a")) == [("app", Escalate, "table", None, None)]
 
 
 def test_a_supervisor_that_returns_and_should_not_is_named():
@@ -64,6 +67,19 @@ def test_a_supervisor_that_returns_and_should_not_is_named():
     below(tree, effect.Stop("x is done", returned=True))
     out = below(tree, effect.Ended("c", 1))
     assert reasons(out) == [("a", "'app' failed: 'app/x' escalated")]
+
+
+def test_a_supervisor_that_is_stopped_with_a_failure_fails_above_as_itself():
+    """R11, R32: what is decided there is the failure of the incarnation that was stopped."""
+    tree = tree_of(Supervisor("x", [leaf("c")]))
+    exc = Boom("restart")
+    for life in (1, 2):
+        below(tree, effect.Stop("x fails", exc=exc))
+        out = below(tree, effect.Ended("c", life))
+        (verdict,) = (one for one in out if isinstance(one, events.Decided))
+        assert (verdict.path, verdict.incarnation, verdict.by, verdict.exc) == ("app/x", life, "app", exc)
+        below(tree, effect.Boot())
+        below(tree, effect.Up("c", life + 1))
 
 
 def test_a_supervisor_that_has_ended_is_told_to_have_when_the_limit_is_passed():

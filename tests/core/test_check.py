@@ -61,6 +61,7 @@ def test_nonsense_that_is_noted_leaves_a_spec_that_can_be_looked_at():
     with noting() as problems:
         rule = Rule(int, "x", match="(")
         decider = Decider(5, rules=["r"], default="d")
+        assert Decider(rules=6).rules == ()
         Supervisor("s", [Child("a", body), Child("a", body), 5], init=3)
         Pool("p", 3)
     assert (rule.exceptions, rule.match, dict(decider.table)) == ((), None, {})
@@ -70,6 +71,7 @@ def test_nonsense_that_is_noted_leaves_a_spec_that_can_be_looked_at():
         "a decider's table must be a mapping, got 5",
         "a decider's rules must be Rules, got 'r'",
         "a decider's default must be a directive or None, got 'd'",
+        "a decider's rules must be a list of Rules, got 6",
         "supervisor 's': each child must be a Child or Supervisor or Pool, got 5",
         "supervisor 's': init must be a function, got 3",
         "supervisor 's' has two children named 'a'",

@@ -237,6 +237,21 @@ def test_a_message_that_cannot_be_made_is_no_match():
 # --- nonsense
 
 
+async def awaits(_):
+    """No predicate: a call of it has to be awaited."""
+
+
+def two(exc, more):
+    """No predicate: it is called with the exception alone."""
+
+
+class Unreadable(dict):
+    """A table that cannot be read."""
+
+    def items(self):
+        raise OSError("no items")
+
+
 @pytest.mark.parametrize(
     ("make", "kind", "message"),
     [
@@ -261,6 +276,16 @@ def test_a_message_that_cannot_be_made_is_no_match():
             "a rule's tag must be a dotted tag such as 'device.oom', got 'a.'",
         ),
         (lambda: Rule(KeyError, "x", when=5), TypeError, "a rule's when must be a function, got 5"),
+        (
+            lambda: Rule(KeyError, "x", when=awaits),
+            TypeError,
+            "a rule's when must be a plain function, and awaits is an async function: it is not awaited",
+        ),
+        (
+            lambda: Rule(KeyError, "x", when=two),
+            TypeError,
+            "a rule's when is called as two(exc), but it is two(exc, more): missing a required argument: 'more'",
+        ),
         (
             lambda: Rule(KeyError, "x", match=5),
             TypeError,
@@ -294,6 +319,11 @@ def test_a_message_that_cannot_be_made_is_no_match():
         (lambda: Decider(default="x"), TypeError, "a decider's default must be a directive or None, got 'x'"),
         (lambda: Decider(rules=[5]), TypeError, "a decider's rules must be Rules, got 5"),
         (lambda: Decider([1]), TypeError, "a decider's table must be a mapping, got [1]"),
+        (
+            lambda: Decider(Unreadable()),
+            TypeError,
+            "a decider's table cannot be read: OSError('no items')",
+        ),
         (lambda: Decider().over(5), TypeError, "a decider goes over another Decider, got 5"),
         (lambda: Decider(beneath=5), TypeError, "a decider's beneath must be a Decider or None, got 5"),
         (lambda: Decider(rules="x"), TypeError, "a decider's rules must be a list of Rules, got 'x'"),

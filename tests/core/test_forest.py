@@ -103,6 +103,20 @@ def test_what_has_left_is_known_by_its_reason_over_the_restarts_above_it():
     assert [gone(tree, f"app/m/s/{name}")[0] for name in ("y", "t", "z")] == [False, False, True]
 
 
+def test_below_what_never_started_all_is_gone_because_the_tree_is():
+    """R29: nothing is remembered there that would know better."""
+    spec = Supervisor("app", [leaf("a"), Supervisor("s", [leaf("x")])])
+    forest = Forest(spec)
+    forest.start(0)
+    root = forest.machines["app"]
+    exc = Boom("start")
+    for item in (effect.Boot(), effect.Exited("a", 1, exc), effect.Ended("a", 1)):
+        forest.handle(root, item, 0)
+    assert forest.over
+    for path in ("app/s", "app/s/x", "app/s/x/deeper"):
+        assert forest.gone(path, ended=True, failure=exc) == (True, exc)
+
+
 def test_the_first_of_what_no_decider_decides_is_why_the_root_is_gone():
     """R4: whatever comes out while the tree stops."""
     tree, _ = opened(Supervisor("app", [leaf("a"), leaf("b")]), Slow)

@@ -120,14 +120,15 @@ def test_its_repr_says_what_it_is_doing():
 
 @pytest.mark.parametrize("late", [effect.Up, effect.Exited, effect.Ended])
 def test_what_a_stale_incarnation_reports_changes_nothing(late):
-    """R19: it is not even an event."""
-    tree, seen = opened(Supervisor("app", [leaf("a")]))
-    fail(tree, "a")
+    """R19: it is not even an event, whether the next incarnation has still to start or is up."""
+    tree, _ = opened(Supervisor("app", [leaf("a")]), Slow)
     node = child(tree, "a")
-    assert (node.state, node.incarnation) == ("up", 2)
-    before = len(seen)
-    assert tree.forest.handle(machine(tree), late(node, 1), tree.now) == []
-    assert (node.state, node.incarnation, node.alive, len(seen)) == ("up", 2, True, before)
+    asked_for(tree, effect.Exited("a", 1, Boom("restart")))
+    asked_for(tree, effect.Ended("a", 1))
+    for state in ("starting", "up"):
+        assert asked_for(tree, late("a", 1)) == []
+        assert (node.state, node.incarnation, node.alive) == (state, 2, True)
+        asked_for(tree, effect.Up("a", 2))
 
 
 def test_a_supervisor_that_was_stopped_before_it_could_boot_does_not():
@@ -356,7 +357,7 @@ def test_a_return_that_crosses_with_a_stop_is_no_error():
     node = child(tree, "a")
     asked_for(tree, effect.Stop("a test"))
     (release,) = asked_for(tree, effect.Exited(node.name, 1))
-    assert (type(release), release.path) == (effect.Release, node.path)
+    assert release == effect.Release(node.path, 1)
 
 
 def test_a_failure_that_crosses_with_a_stop_is_told_and_not_decided():
@@ -431,6 +432,12 @@ def test_a_name_that_comes_back_counts_on():
     ] == [1, 2]
 
 
+def test_a_name_like_those_that_a_pool_gives_begins_with_its_first_incarnation():
+    """R9, R26: the pool has given none of its names yet."""
+    tree, _ = opened(Pool("app", leaf("m")))
+    assert ask(tree, "add", "m-7").incarnation == 1
+
+
 def test_names_that_a_pool_has_given_leave_nothing_behind():
     """R26: they never come back; those that were asked for may."""
     tree, _ = opened(Pool("app", leaf("m")))
@@ -477,6 +484,7 @@ def test_a_supervisor_that_ends_remembers_how_far_its_children_had_come():
     fresh = machine(tree, "x")
     assert (list(fresh.children), fresh.children["a"].incarnation) == (["a"], 1)
     assert (below.phase, below.timers._heap, fresh.phase) == ("ended", [], "opening")
+    assert (below.incarnation, fresh.incarnation) == (1, 2)
     tree.run()
 
 

@@ -6,7 +6,7 @@ from supervise import Limit
 from supervise._core import effect
 
 from .test_acts import WAIT, asks, ends, exits, orders, resource, states, tree_of, ups, wakes
-from .test_machine import child, leaf, machine
+from .test_machine import asked_for, child, leaf, machine
 
 
 def test_a_restart_by_hand_says_why_and_letsready_time_stand_still():
@@ -107,3 +107,20 @@ def test_a_start_that_takes_long_is_reported_to_nobody_where_nobody_listens():
     out = wakes(tree, since + 1)
     assert not any(isinstance(one, effect.ReportOverdue) for one in out)
     assert orders(wakes(tree, since + 5)) == ["Cancel a"]
+
+
+def test_an_inbox_is_at_most_twice_as_long_as_what_waits_in_it():
+    """R25, R31: those that were withdrawn are dropped once there are as many of them as of the others."""
+    tree = tree_of(leaf("a"))
+    root = machine(tree)
+    asks(tree, "stop", "a")
+    for _ in range(100):
+        asks(tree, "status")
+    longest = 0
+    for _ in range(1000):
+        request = effect.Request("status", None)
+        asked_for(tree, request)
+        longest = max(longest, len(root.inbox))
+        asked_for(tree, effect.Withdraw(request))
+    assert longest == 201
+    assert orders(ends(tree, "a")) == ["replied"] * 101

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from supervise import (
     Backoff,
     Child,
@@ -55,6 +57,86 @@ def test_who_waits_for_its_groups_retry_is_not_gone_when_it_is_stopped_by_hand()
     assert (orders(out), gone(out), child(tree, "b").gone) == (["replied"], [], False)
     assert orders(wakes(tree, 3)) == ["Start a"]
     assert orders(ups(tree, "a")) == ["Start b"]
+
+
+def test_nobody_is_revived_by_the_retry_of_a_child_that_is_restarted_alone():
+    """R13, R28: under one_for_one, who is stopped by hand meanwhile is gone at once."""
+    tree = tree_of(leaf("a", backoff=WAIT), leaf("b"))
+    exits(tree, "a")
+    ends(tree, "a")
+    asks(tree, "stop", "b")
+    assert gone(ends(tree, "b")) == [("app/b", None, False)]
+
+
+@pytest.mark.parametrize(
+    ("strategy", "name", "lost"),
+    [
+        ("one_for_all", "a", False),
+        ("one_for_all", "c", False),
+        ("rest_for_one", "a", True),
+        ("rest_for_one", "c", False),
+    ],
+)
+def test_who_is_stopped_by_hand_is_gone_unless_a_siblings_retry_starts_it(strategy, name, lost):
+    """R13, R28: under one_for_all that of any sibling does, under rest_for_one that of one before it."""
+    tree = tree_of(leaf("a"), leaf("b", backoff=WAIT), leaf("c"), strategy=strategy)
+    exits(tree, "b")
+    for other in "bca":
+        if states(tree)[other] == "stopping":
+            ends(tree, other)
+    if states(tree)[name] == "down":
+        asks(tree, "start", name)
+        ups(tree, name)
+    asks(tree, "stop", name)
+    assert gone(ends(tree, name)) == [(f"app/{name}", None, False)] * lost
+    started = orders(wakes(tree, 3))
+    while (
+        starting := next((other for other in "abc" if states(tree)[other] == "starting"), None)
+    ) is not None:
+        started += orders(ups(tree, starting))
+    assert (f"Start {name}" in started) is not lost
+
+
+def test_who_is_condemned_while_its_groups_retry_is_due_is_gone():
+    """R10, R28: that retry goes past it."""
+    tree = tree_of(leaf("a", backoff=WAIT), leaf("b"), strategy="rest_for_one")
+    exits(tree, "a")
+    ends(tree, "a")
+    ends(tree, "b")
+    asks(tree, "start", "b")
+    ups(tree, "b")
+    exits(tree, "b", "stop")
+    ((path, why, removed),) = gone(ends(tree, "b"))
+    assert (path, why.tag, removed) == ("app/b", "stop", False)
+    assert orders(wakes(tree, 3)) == ["Start a"]
+    assert (orders(ups(tree, "a")), states(tree)) == ([], {"a": "up", "b": "condemned"})
+
+
+def test_a_temporary_child_that_was_asked_to_restart_is_started_with_the_retry_of_its_group():
+    """R7, R13, R25: it was stopped by hand to be started again, and a sibling that fails to start does not change that."""
+    tree = tree_of(
+        leaf("a"), leaf("b", restart="temporary"), strategy="one_for_all", limit=Limit(9, within=9)
+    )
+    asks(tree, "restart", "b")
+    ends(tree, "b")
+    assert orders(ends(tree, "a")) == ["Start a"]
+    exits(tree, "a")
+    assert orders(ends(tree, "a")) == ["Start a"]
+    assert (orders(ups(tree, "a")), states(tree)) == (["Start b"], {"a": "up", "b": "starting"})
+
+
+def test_ready_time_stands_still_for_a_sibling_that_fails_to_start_with_its_group():
+    """R13, R14: from that failure on, though the child whose failure restarted the group is up."""
+    limit = Limit(9, within=99, of_ready_time=True)
+    tree = tree_of(leaf("a"), leaf("b"), strategy="one_for_all", limit=limit)
+    exits(tree, "a")
+    ends(tree, "b")
+    ends(tree, "a")
+    ups(tree, "a")
+    tree.now = 5
+    exits(tree, "b")
+    ends(tree, "b")
+    assert machine(tree).ready_time.at(8) == 5
 
 
 def test_who_was_condemned_stays_so_when_its_groups_retry_is_called_off():

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
-from supervise import Restart
+from math import inf
+
+import pytest
+
+from supervise import Child, Restart
 from supervise._core import shortcut
+from supervise._core.decide import ROOT
+from supervise._core.node import Node
 
 from .test_acts import asks, decided, exits, orders, tree_of, ups
 from .test_machine import Boom, child, leaf, machine
@@ -13,6 +19,24 @@ def test_a_temporary_child_never_goes_the_short_way():
     """R7: it is not restarted."""
     tree = tree_of(leaf("a", restart="temporary"))
     assert shortcut.restart_at_once(machine(tree), child(tree, "a"), Boom("restart"), 0) is None
+
+
+def test_a_leaf_goes_the_short_way_only_if_its_supervisor_restarts_it_alone():
+    """R13: whoever makes its node says so, or there is none."""
+    nodes = [Node(leaf("a"), "app/a", ROOT), Node(leaf("a"), "app/a", ROOT, restarts_alone=True)]
+    assert [node.fast_path for node in nodes] == [False, True]
+
+
+@pytest.mark.parametrize(("warning", "watched"), [(5, True), (inf, False)])
+def test_a_leaf_whose_start_is_watched_never_goes_the_short_way(warning, watched):
+    """R17: with an infinite `start_warning`, and no timeout, nothing of its start is ever due."""
+
+    async def started(*, task_status):
+        """A body that says when it is ready."""
+
+    tree = tree_of(Child("a", started, start_warning=warning))
+    told = shortcut.restart_at_once(machine(tree), child(tree, "a"), Boom("restart"), 0)
+    assert (told is None) is watched
 
 
 def test_a_restart_that_went_the_short_way_can_end_the_long_one():

@@ -386,6 +386,7 @@ def test_a_status_is_told_from_another_by_each_of_its_fields():
             leaf, **{field.name: given.get(field.name, (leaf,) if field.name == "children" else 7)}
         )
         assert other != leaf, field.name
+        assert hash(other) != hash(leaf), field.name
     one = attrs.evolve(leaf, children=(attrs.evolve(leaf, children=(leaf,)),))
     assert one != attrs.evolve(leaf, children=(leaf, leaf))
 

@@ -39,6 +39,7 @@ def test_a_node_has_one_timer_the_last():
 
 def test_a_disarmed_timer_is_never_due_and_asks_for_nothing():
     timers, one = Timers(), node()
+    assert (one.timer, one.phase) == (0, "")
     timers.arm(one, "grace", 1)
     timers.disarm(one)
     assert (one.timer, one.phase) == (0, "")

@@ -6,22 +6,27 @@ import hashlib
 import pickle
 import time
 from collections import defaultdict
+from pathlib import Path
 
 import coverage
 
 from .mutants import CORE
 
+TESTS = Path(__file__).parents[1]
+
 
 class Reach:
-    """Kept in a file, if there is one, for as long as the core stays as it is."""
+    """Kept in a file, if there is one, for as long as the core and the tests stay as they are."""
 
     def __init__(self, path):
         self.path, self.took, self.failing, self.lines = path, {}, set(), {}
-        text = b"".join(path.read_bytes() for path in sorted(CORE.glob("*.py")))
-        self.core = hashlib.sha256(text).hexdigest()
+        text = b"".join(
+            path.read_bytes() for folder in (CORE, TESTS) for path in sorted(folder.rglob("*.py"))
+        )
+        self.text = hashlib.sha256(text).hexdigest()
         if path is not None and path.exists():
             kept = pickle.loads(path.read_bytes())
-            if kept["core"] == self.core:
+            if kept.get("text") == self.text:
                 vars(self).update(kept, path=path)
 
     def measure(self, tests):
