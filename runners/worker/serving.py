@@ -196,6 +196,12 @@ class Context:
             self.order = None
             self.has_changed()
 
+    def take_back(self) -> None:
+        """What was granted a moment ago is not carried out: the worker is being stopped."""
+        if self.under_way is not None:
+            self.under_way.answer(WorkerStopping("the worker was being stopped"))
+            self.under_way = None
+
     def withdraw(self, order: RebuildOrder) -> None:
         """Nobody waits for it any more; one that is under way is carried out all the same."""
         if self.order is order:
@@ -297,8 +303,7 @@ class _Serving:
         self._inbox = inbox
         self._order = context.under_way  # what it was entered again for
         self._failure: DeviceError | None = None
-        self._scope = trio.CancelScope()
-        self._admission = trio.CancelScope()
+        self._scope = self._admission = trio.CancelScope()
         self._draining = False
         self._all_back = False  # what has begun in a session before this one: none of it waits any more
 
@@ -306,20 +311,38 @@ class _Serving:
         """Serve until the context fails, or, asked to stop, until what has begun is done."""
         self._reattach()
         try:
-            async with bare_nursery() as nursery:
-                self._scope = nursery.cancel_scope
-                nursery.start_soon(self._admit)
-                nursery.start_soon(self._grant)
-                nursery.start_soon(self._watch_deadlines)
-                if self._context.drains:
-                    nursery.start_soon(self._drain)
-                if self._context.canary is not None:
-                    nursery.start_soon(self._listen, self._context.canary)
-                await self._pump()
+            await self._serve()
+            while self._goes_on():
+                await self._serve()
         finally:
             self._settle(self._failure)
         if self._failure is not None:
             raise self._failure
+
+    async def _serve(self) -> None:
+        self._admission = trio.CancelScope()
+        async with bare_nursery() as nursery:
+            self._scope = nursery.cancel_scope
+            nursery.start_soon(self._admit)
+            nursery.start_soon(self._grant)
+            nursery.start_soon(self._watch_deadlines)
+            if self._context.drains:
+                nursery.start_soon(self._drain)
+            if self._context.canary is not None:
+                nursery.start_soon(self._listen, self._context.canary)
+            await self._pump()
+
+    def _goes_on(self) -> bool:
+        """Whether the stop came when the body was on its way out only to be resumed: then it serves on, and drains (D13).
+
+        Nobody resumes what is being stopped, and the session is sound. A new one is not made any more.
+        """
+        resumable = is_a(self._failure, OutOfMemory, SessionRebuild)
+        if not (resumable and self._context.drains and current_child().stopping):
+            return False
+        self._context.take_back()
+        self._failure = None
+        return True
 
     def _fail(self, failure: DeviceError) -> None:
         """The context has failed; the first failure stands."""

@@ -91,6 +91,18 @@ DEVICES = (
             "begun_streams_finish_when_a_worker_drains",
         ),
         (
+            "a stop finds the body on its way out to be resumed",
+            "            while self._goes_on():\n                await self._serve()\n",
+            "",
+            "a_stop_a_few_ticks_behind_what_is_resumed_costs_no_stream",
+        ),
+        (
+            "what a stop has overtaken is still under way",
+            "        self._context.take_back()\n",
+            "",
+            "a_stop_a_few_ticks_behind_what_is_resumed_costs_no_stream",
+        ),
+        (
             "a drain begins what waits",
             "            if message.memo is None:\n                message.fail(",
             "            if False:\n                message.fail(",
