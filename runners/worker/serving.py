@@ -168,6 +168,10 @@ class Context:
         """Whether a stream would be lost with its session."""
         return record.chunks > 0 and not self.may_move(record)
 
+    def keeps_any(self) -> bool:
+        """Whether a stream is open that would be lost with the session."""
+        return any(self.must_stay(record_of(message)) for message in self.open.values())
+
     # --- changes, for those who wait for them
 
     def has_changed(self) -> None:
@@ -184,10 +188,19 @@ class Context:
     def ask(self, cause: SessionRebuildCause) -> RebuildOrder:
         """Want a new session; whoever else waited for his is superseded."""
         if self.order is not None:
-            self.order.answer(RebuildSuperseded("another rebuild was ordered before this one had begun"))
+            self.order.answer(_superseded())
         self.order = RebuildOrder(cause)
         self.has_changed()
         return self.order
+
+    def take_back(self) -> None:
+        """The order that was granted a moment ago, if one was, waits again, unless another does by now."""
+        order, self.under_way = self.under_way, None
+        if order is not None and self.order is None:
+            order.failure = None
+            self.order = order
+        elif order is not None:
+            order.answer(_superseded())
 
     def refuse_order(self) -> None:
         """Grant none any more: the worker is being stopped."""
@@ -195,12 +208,6 @@ class Context:
             self.order.answer(WorkerStopping("the worker was being stopped"))
             self.order = None
             self.has_changed()
-
-    def take_back(self) -> None:
-        """What was granted a moment ago is not carried out: the worker is being stopped."""
-        if self.under_way is not None:
-            self.under_way.answer(WorkerStopping("the worker was being stopped"))
-            self.under_way = None
 
     def withdraw(self, order: RebuildOrder) -> None:
         """Nobody waits for it any more; one that is under way is carried out all the same."""
@@ -215,9 +222,7 @@ class Context:
         """
         if self.order is None:
             return False
-        return self.order.wants_restart or (
-            self.under_way is None and not any(self.must_stay(record_of(m)) for m in self.open.values())
-        )
+        return self.order.wants_restart or (self.under_way is None and not self.keeps_any())
 
     def carry_out(self) -> DeviceError:
         """Have the context fail for the order. A restart makes the rebuild pointless that may be under way."""
@@ -237,6 +242,10 @@ class Context:
                 stopped = stopping and order.failure is None
                 order.answer(WorkerStopping("the worker was being stopped") if stopped else "ended")
         self.under_way = self.order = None
+
+
+def _superseded() -> RebuildSuperseded:
+    return RebuildSuperseded("another rebuild was ordered before this one had begun")
 
 
 @protected
@@ -333,12 +342,15 @@ class _Serving:
             await self._pump()
 
     def _goes_on(self) -> bool:
-        """Whether the stop came when the body was on its way out only to be resumed: then it serves on, and drains (D13).
+        """Whether the body is to stay after all, though it was on its way out to be resumed; nobody has heard of that yet.
 
-        Nobody resumes what is being stopped, and the session is sound. A new one is not made any more.
+        The worker is being stopped: then nobody resumes it, and in its session, which is sound, it can drain (D13). Or a
+        stream that the rebuild would lose has got its first chunk in this very moment: it is waited for (D7).
         """
-        resumable = is_a(self._failure, OutOfMemory, SessionRebuild)
-        if not (resumable and self._context.drains and current_child().stopping):
+        drains = self._context.drains and current_child().stopping
+        would_be_resumed = is_a(self._failure, OutOfMemory, SessionRebuild)
+        waits = is_a(self._failure, SessionRebuild) and self._context.keeps_any()
+        if not (waits or (drains and would_be_resumed)):
             return False
         self._context.take_back()
         self._failure = None

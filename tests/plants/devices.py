@@ -68,7 +68,7 @@ DEVICES = (
         ),
         (
             "an order that is superseded is not answered",
-            '            self.order.answer(RebuildSuperseded("another rebuild was ordered before this one had begun"))',
+            "            self.order.answer(_superseded())",
             "            pass",
             "a_rebuild_is_superseded_by_a_later_one",
         ),
@@ -80,8 +80,8 @@ DEVICES = (
         ),
         (
             "a rebuild does not wait for who may not move",
-            "            self.under_way is None and not any(self.must_stay(record_of(m)) for m in self.open.values())",
-            "            self.under_way is None",
+            "(self.under_way is None and not self.keeps_any())",
+            "(self.under_way is None)",
             "a_rebuild_fences_who_may_move_and_waits_for_who_may_not",
         ),
         (
@@ -101,6 +101,12 @@ DEVICES = (
             "        self._context.take_back()\n",
             "",
             "a_stop_a_few_ticks_behind_what_is_resumed_costs_no_stream",
+        ),
+        (
+            "a rebuild loses a stream that has just got its first chunk",
+            "        if not (waits or (drains and would_be_resumed)):",
+            "        if not (drains and would_be_resumed):",
+            "a_rebuild_waits_for_a_stream_whose_first_chunk_comes_as_it_is_granted",
         ),
         (
             "a drain begins what waits",

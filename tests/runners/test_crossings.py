@@ -202,12 +202,12 @@ class Crossing:
         return next(((node.state, node.incarnation) for node in nodes if node.kind == "child"), ("down", 0))
 
     async def rebuild(self, _, cause=SessionRebuildCause.MANUAL):
-        order = [self._context[0], None]
-        self.orders.append(order)
+        state = self._context[0]
         try:
-            order[1] = await rebuild(self.scene.worker, cause)
+            result = await rebuild(self.scene.worker, cause)
         except InferenceError as error:
-            order[1] = error
+            result = error
+        self.orders.append((state, result, trio.current_time()))
 
     async def replace(self, number):
         await self.rebuild(number, SessionRebuildCause.CONTEXT_POISONED)
@@ -261,7 +261,8 @@ class Crossing:
             assert type(asker.error) is OutOfMemory, f"{asker.request.request_id} is lost: {asker.error!r}"
 
     def _check_orders(self):
-        for _, result in self.orders:
+        assert len(self.orders) == sum(kind in {"rebuild", "replace"} for _, kind, _ in self.acts)
+        for state, result, _ in self.orders:
             assert isinstance(
                 result,
                 ContextState
@@ -271,6 +272,8 @@ class Crossing:
                 | ContextDied
                 | ContextPoisoned,
             ), result
+            if type(result) is WorkerDown and result.__cause__ is None:
+                assert state in {"down", "condemned"}, f"it was {state} when a rebuild was ordered"
 
 
 MOMENTS = st.tuples(st.integers(0, 6), st.integers(0, 10))
@@ -307,6 +310,15 @@ def test_a_stop_a_few_ticks_behind_what_is_resumed_costs_no_stream(kind, ticks):
         )
         crossing.check()
         assert not crossing.scene.of(events.StopError)
+        assert all(at == 2 for _, result, at in crossing.orders if type(result) is WorkerStopping)
+
+
+@pytest.mark.parametrize("ticks", range(4))
+def test_a_rebuild_waits_for_a_stream_whose_first_chunk_comes_as_it_is_granted(ticks):
+    """D7: the chunk is on its way through the worker when nothing is open yet that may not move."""
+    for seed in range(12):
+        stays = [((0, 0), "stream", "fail")]
+        Crossing(stays, [((1, ticks), "rebuild", 0)], streams=2, drain=LONG, seed=seed).check()
 
 
 @settings(SEARCH, max_examples=300 * TIMES)
