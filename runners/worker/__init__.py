@@ -158,7 +158,7 @@ async def rebuild(worker: Ref, cause: SessionRebuildCause = SessionRebuildCause.
         raise order.outcome
     if order.outcome == "done":
         return state
-    now = await _ready(worker)
+    now = await _next(worker)
     if not order.wants_restart or order.failure is None:
         raise RebuildSuperseded(f"the context failed first: incarnation {now.incarnation} took its place")
     return now
@@ -170,26 +170,39 @@ def _context_of(worker: Ref) -> Status | None:
 
 
 async def _serving(worker: Ref) -> ContextState:
-    """The context that serves now."""
+    """The context that serves now.
+
+    As a lease gives it: at once, so that a stop cannot come between the look at the worker's state and the order.
+    """
     try:
         context = _context_of(worker)
+        state = "down" if context is None else context.state
+        if state == "up":
+            async with worker.lease() as now:
+                serving: ContextState = now
+                return serving
+        if state in ("down", "condemned"):
+            await worker.ready()
     except ChildStopped as exc:
         raise _down(exc) from exc.__cause__
-    state = "down" if context is None else context.state
     if state == "stopping":
-        raise WorkerStopping(f"{worker.path!r} is being stopped")
-    now = await _ready(worker) if state in ("up", "down", "condemned") else None
-    if now is None or state != "up":
-        raise RebuildSuperseded(f"{worker.path!r} has no context just now, it is {state}: a new one comes")
-    return now
+        raise _stopping(worker)
+    raise RebuildSuperseded(f"{worker.path!r} has no context just now, it is {state}: a new one comes")
 
 
-async def _ready(worker: Ref) -> ContextState:
+async def _next(worker: Ref) -> ContextState:
+    """The context that takes the place of one that has ended with an order."""
     try:
         state: ContextState = await worker.ready()
     except ChildStopped as exc:
+        if exc.__cause__ is None:  # it did not fail: somebody stopped it
+            raise _stopping(worker) from None
         raise _down(exc) from exc.__cause__
     return state
+
+
+def _stopping(worker: Ref) -> WorkerStopping:
+    return WorkerStopping(f"{worker.path!r} is being stopped")
 
 
 def _down(exc: ChildStopped) -> WorkerDown:

@@ -29,6 +29,21 @@ def _found(test: str) -> list[str]:
 
 DEVICES = (
     *_plants(
+        "worker/__init__.py",
+        (
+            "a stop comes between the look at a worker and the order",
+            "            async with worker.lease() as now:\n                serving: ContextState = now\n                return serving\n",
+            "            serving: ContextState = await worker.ready()\n            return serving\n",
+            "a_rebuild_that_meets_the_stop_is_told_that_it_did",
+        ),
+        (
+            "a rebuild that was stopped is told of a worker that is down",
+            "        if exc.__cause__ is None:  # it did not fail: somebody stopped it\n            raise _stopping(worker) from None\n",
+            "",
+            "a_rebuild_that_meets_the_stop_is_told_that_it_did",
+        ),
+    ),
+    *_plants(
         "worker/serving.py",
         (
             "a suspect is not cleared by a step that it survives",

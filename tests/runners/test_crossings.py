@@ -321,6 +321,19 @@ def test_a_rebuild_waits_for_a_stream_whose_first_chunk_comes_as_it_is_granted(t
         Crossing(stays, [((1, ticks), "rebuild", 0)], streams=2, drain=LONG, seed=seed).check()
 
 
+@pytest.mark.parametrize("drain", [0.0, LONG])
+@pytest.mark.parametrize("ticks", range(12))
+@pytest.mark.parametrize("kind", ["rebuild", "replace"])
+def test_a_rebuild_that_meets_the_stop_is_told_that_it_did(kind, ticks, drain):
+    """D7: not that the worker is down, which it was not when it was asked; before, at and behind the stop."""
+    for seed in range(4):
+        acts = [((2, 4), kind, 0), ((2, ticks), "stop", 0)]
+        crossing = Crossing(TWO, acts, streams=2, drain=drain, seed=seed)
+        crossing.check()
+        ((state, result, _),) = crossing.orders
+        assert state == "down" or type(result) in {ContextState, WorkerStopping}
+
+
 @settings(SEARCH, max_examples=300 * TIMES)
 @given(ASKERS, acts(*KINDS), st.integers(1, 3), st.sampled_from([0.0, 1.5, LONG]), SEEDS)
 def test_whatever_crosses_every_stream_ends_as_it_should(askers, acts, streams, drain, seed):
