@@ -126,7 +126,11 @@ def _deadline(request: object) -> float | None:
 
 @enable_ki_protection
 def report_poison(worker: Ref, reason: str, incarnation: int) -> None:
-    """Tell a worker from outside that its context is poisoned; of a stale incarnation it is ignored (D3)."""
+    """Tell a worker from outside that its context is poisoned; of a stale incarnation it is ignored (D3).
+
+    A context that drains ends with it too: what had begun there ends with `WorkerDown` or `ContextLost`, or goes on in the
+    next context if a supervisor above starts the worker again (D13).
+    """
     with suppress(ChildStopped, Refused):  # it is down, or failing already
         context = _context_of(worker)
         if context is not None and context.incarnation == incarnation:
@@ -148,7 +152,7 @@ async def rebuild(worker: Ref, cause: SessionRebuildCause = SessionRebuildCause.
             ordered while this one waited.
         InferenceError: the session could not be made anew; the context fails with the same error.
     """
-    state = await _serving(worker)
+    state = await _serving(worker, cause)
     order = state._context.ask(cause)
     try:
         await order.answered.wait()
@@ -169,8 +173,8 @@ def _context_of(worker: Ref) -> Status | None:
     return next((node for node in worker.status().walk() if node.kind == "child"), None)
 
 
-async def _serving(worker: Ref) -> ContextState:
-    """The context that serves now.
+async def _serving(worker: Ref, cause: SessionRebuildCause) -> ContextState:
+    """The context that serves now, for a rebuild. One that drains gets none, but does not go on if it is poisoned.
 
     As a lease gives it: at once, so that a stop cannot come between the look at the worker's state and the order.
     """
@@ -186,6 +190,8 @@ async def _serving(worker: Ref) -> ContextState:
     except ChildStopped as exc:
         raise _down(exc) from exc.__cause__
     if state == "stopping":
+        if context is not None and cause is SessionRebuildCause.CONTEXT_POISONED:
+            report_poison(worker, f"a new session was ordered ({cause})", context.incarnation)
         raise _stopping(worker)
     raise RebuildSuperseded(f"{worker.path!r} has no context just now, it is {state}: a new one comes")
 

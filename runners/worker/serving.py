@@ -203,8 +203,8 @@ class Context:
             order.answer(_superseded())
 
     def refuse_order(self) -> None:
-        """Grant none any more: the worker is being stopped."""
-        if self.order is not None:
+        """The worker is being stopped: no session is made anew any more. A poisoned context ends all the same (D13)."""
+        if self.order is not None and not self.order.wants_restart:
             self.order.answer(WorkerStopping("the worker was being stopped"))
             self.order = None
             self.has_changed()
@@ -559,7 +559,7 @@ class _Serving:
         self._fail(self._context.carry_out())
 
     def _is_due(self) -> bool:
-        """Whether an order is to be carried out. One that comes when the worker is being stopped is refused instead."""
+        """Whether an order is to be carried out. When the worker is being stopped it is refused, unless it tells of a poison."""
         if current_child().stopping:
             self._context.refuse_order()
         return self._context.is_due()

@@ -37,6 +37,12 @@ DEVICES = (
             "a_rebuild_that_meets_the_stop_is_told_that_it_did",
         ),
         (
+            "a poison that an order tells of is passed over in a drain",
+            '            report_poison(worker, f"a new session was ordered ({cause})", context.incarnation)\n',
+            "            pass\n",
+            "a_context_that_drains_and_is_poisoned_serves_no_longer",
+        ),
+        (
             "a rebuild that was stopped is told of a worker that is down",
             "        if exc.__cause__ is None:  # it did not fail: somebody stopped it\n            raise _stopping(worker) from None\n",
             "",
@@ -104,6 +110,12 @@ DEVICES = (
             "        while self._open or not self._all_back:\n            await self._context.change()\n",
             "",
             "begun_streams_finish_when_a_worker_drains",
+        ),
+        (
+            "a stop refuses an order that tells of a poison",
+            "        if self.order is not None and not self.order.wants_restart:",
+            "        if self.order is not None:",
+            "a_poison_that_is_told_as_the_stop_comes_counts",
         ),
         (
             "a stop finds the body on its way out to be resumed",

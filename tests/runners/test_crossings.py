@@ -202,7 +202,9 @@ class Crossing:
         return next(((node.state, node.incarnation) for node in nodes if node.kind == "child"), ("down", 0))
 
     async def rebuild(self, _, cause=SessionRebuildCause.MANUAL):
-        state = self._context[0]
+        state, incarnation = self._context
+        if cause is SessionRebuildCause.CONTEXT_POISONED:
+            self._is_poisoned(state, incarnation)
         try:
             result = await rebuild(self.scene.worker, cause)
         except InferenceError as error:
@@ -215,6 +217,9 @@ class Crossing:
     async def poison(self, _):
         state, incarnation = self._context
         report_poison(self.scene.worker, "says the operator", incarnation)
+        self._is_poisoned(state, incarnation)
+
+    def _is_poisoned(self, state, incarnation):
         if state in {"up", "failed", "stopping"}:
             self.reports.append((trio.current_time(), incarnation))
 
@@ -233,16 +238,17 @@ class Crossing:
 
     def check(self):
         """D6, D7, D8, D13."""
-        for _, form, asker in self.askers:
-            self._check_end(asker, form)
+        for _, _, asker in self.askers:
+            self._check_end(asker)
         self._check_orders()
+        self._check_reports()
 
     @property
     def is_calm(self):
         kinds = [kind for _, kind, _ in self.acts]
         return self.drain == LONG and CALM.issuperset(kinds) and kinds.count("lack") <= 1
 
-    def _check_end(self, asker, form):
+    def _check_end(self, asker):
         whole = expected(asker.request, TOKENS)
         assert asker.ids == whole[: len(asker.ids)]
         begun = self.host.begun[asker.request.request_id]
@@ -274,6 +280,13 @@ class Crossing:
             ), result
             if type(result) is WorkerDown and result.__cause__ is None:
                 assert state in {"down", "condemned"}, f"it was {state} when a rebuild was ordered"
+
+    def _check_reports(self):
+        """D3, D13: what is known to be poisoned serves no longer."""
+        for at, incarnation in self.reports:
+            for _, _, asker in self.askers:
+                late = [when for when, which in asker.came if when > at and which == incarnation]
+                assert not late, f"reported at {at} as poisoned, it went on with {asker.request.request_id}"
 
 
 MOMENTS = st.tuples(st.integers(0, 6), st.integers(0, 10))
@@ -332,6 +345,18 @@ def test_a_rebuild_that_meets_the_stop_is_told_that_it_did(kind, ticks, drain):
         crossing.check()
         ((state, result, _),) = crossing.orders
         assert state == "down" or type(result) in {ContextState, WorkerStopping}
+
+
+@pytest.mark.parametrize("ticks", range(10))
+@pytest.mark.parametrize("kind", ["replace", "poison"])
+def test_a_poison_that_is_told_as_the_stop_comes_counts(kind, ticks):
+    """D3, D13: whichever of them is first, in the session that is poisoned nothing is made any more."""
+    for seed in range(4):
+        acts = [((2, 4), kind, 0), ((2, ticks), "stop", 0)]
+        crossing = Crossing(TWO, acts, streams=2, drain=LONG, seed=seed)
+        crossing.check()
+        for _, _, asker in crossing.askers:
+            assert type(asker.error) is WorkerDown or asker.came[-1][1] == 2
 
 
 @settings(SEARCH, max_examples=300 * TIMES)
