@@ -186,12 +186,16 @@ class Context:
     # --- what an operator wants
 
     def ask(self, cause: SessionRebuildCause) -> RebuildOrder:
-        """Want a new session; whoever else waited for his is superseded."""
+        """Want a new session; whoever else waited for his is superseded, but for an order that tells of a poison."""
+        order = RebuildOrder(cause)
+        if self.order is not None and self.order.wants_restart and not order.wants_restart:
+            order.answer(RebuildSuperseded("a restart was ordered just before"))
+            return order
         if self.order is not None:
             self.order.answer(_superseded())
-        self.order = RebuildOrder(cause)
+        self.order = order
         self.has_changed()
-        return self.order
+        return order
 
     def take_back(self) -> None:
         """The order that was granted a moment ago, if one was, waits again, unless another does by now."""

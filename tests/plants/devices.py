@@ -112,6 +112,12 @@ DEVICES = (
             "begun_streams_finish_when_a_worker_drains",
         ),
         (
+            "a rebuild supersedes an order that tells of a poison",
+            "        if self.order is not None and self.order.wants_restart and not order.wants_restart:",
+            "        if False:",
+            "a_rebuild_does_not_supersede_an_order_that_tells_of_a_poison",
+        ),
+        (
             "a stop refuses an order that tells of a poison",
             "        if self.order is not None and not self.order.wants_restart:",
             "        if self.order is not None:",

@@ -359,6 +359,16 @@ def test_a_poison_that_is_told_as_the_stop_comes_counts(kind, ticks):
             assert type(asker.error) is WorkerDown or asker.came[-1][1] == 2
 
 
+@pytest.mark.parametrize("ticks", range(6))
+def test_a_rebuild_does_not_supersede_an_order_that_tells_of_a_poison(ticks):
+    """D7: whichever is ordered first, before, with or behind the other, the poisoned context is replaced."""
+    for seed in range(8):
+        acts = [((2, 3), "replace", 0), ((2, ticks), "rebuild", 0)]
+        crossing = Crossing(TWO, acts, streams=2, drain=0.0, seed=seed)
+        crossing.check()
+        assert len(crossing.scene.of(events.Ready)) == 4
+
+
 @settings(SEARCH, max_examples=300 * TIMES)
 @given(ASKERS, acts(*KINDS), st.integers(1, 3), st.sampled_from([0.0, 1.5, LONG]), SEEDS)
 def test_whatever_crosses_every_stream_ends_as_it_should(askers, acts, streams, drain, seed):
