@@ -185,6 +185,13 @@ TREES = tuple(
             ("tests/tree/test_directives.py", "tests/tree/test_injecting.py"),
         ),
         (
+            "a child that ended in a broken tree is up",
+            "supervise/_trio/ref.py",
+            '            if node is not None and node.state == "up" and (leaf is not None or not node.is_leaf):',
+            '            if node is not None and node.state == "up":',
+            ("tests/tree/test_stopping.py",),
+        ),
+        (
             "nothing is injected while a child drains",
             _LEAF,
             "        if self.stopping:\n            return not self._cancelled\n",
