@@ -125,7 +125,11 @@ def _deadline(request: object) -> float | None:
 
 @enable_ki_protection
 def report_poison(worker: Ref, reason: str, incarnation: int) -> None:
-    """Tell a worker from outside that its context is poisoned; of a stale incarnation it is ignored (D3)."""
+    """Tell a worker from outside that its context is poisoned; of a stale incarnation it is ignored (D3).
+
+    A context that drains ends with it too: what had begun there ends with `WorkerDown` or `ContextLost`, or goes on in the
+    next context if a supervisor above starts the worker again (D13).
+    """
     with suppress(ChildStopped, Refused):  # it is down, or failing already
         context = _context_of(worker)
         if context is not None and context.incarnation == incarnation:
@@ -147,7 +151,7 @@ async def rebuild(worker: Ref, cause: SessionRebuildCause = SessionRebuildCause.
             ordered while this one waited.
         InferenceError: the session could not be made anew; the context fails with the same error.
     """
-    state = await _serving(worker)
+    state = await _serving(worker, cause)
     order = state._context.ask(cause)
     try:
         await order.answered.wait()
@@ -157,7 +161,7 @@ async def rebuild(worker: Ref, cause: SessionRebuildCause = SessionRebuildCause.
         raise order.outcome
     if order.outcome == "done":
         return state
-    now = await _ready(worker)
+    now = await _next(worker)
     if not order.wants_restart or order.failure is None:
         raise RebuildSuperseded(f"the context failed first: incarnation {now.incarnation} took its place")
     return now
@@ -168,27 +172,42 @@ def _context_of(worker: Ref) -> Status | None:
     return next((node for node in worker.status().walk() if node.kind == "child"), None)
 
 
-async def _serving(worker: Ref) -> ContextState:
-    """The context that serves now."""
+async def _serving(worker: Ref, cause: SessionRebuildCause) -> ContextState:
+    """The context that serves now, for a rebuild. One that drains gets none, but does not go on if it is poisoned.
+
+    As a lease gives it: at once, so that a stop cannot come between the look at the worker's state and the order.
+    """
     try:
         context = _context_of(worker)
+        state = "down" if context is None else context.state
+        if state == "up":
+            async with worker.lease() as now:
+                serving: ContextState = now
+                return serving
+        if state in ("down", "condemned"):
+            await worker.ready()
     except ChildStopped as exc:
         raise _down(exc) from exc.__cause__
-    state = "down" if context is None else context.state
     if state == "stopping":
-        raise WorkerStopping(f"{worker.path!r} is being stopped")
-    now = await _ready(worker) if state in ("up", "down", "condemned") else None
-    if now is None or state != "up":
-        raise RebuildSuperseded(f"{worker.path!r} has no context just now, it is {state}: a new one comes")
-    return now
+        if context is not None and cause is SessionRebuildCause.CONTEXT_POISONED:
+            report_poison(worker, f"a new session was ordered ({cause})", context.incarnation)
+        raise _stopping(worker)
+    raise RebuildSuperseded(f"{worker.path!r} has no context just now, it is {state}: a new one comes")
 
 
-async def _ready(worker: Ref) -> ContextState:
+async def _next(worker: Ref) -> ContextState:
+    """The context that takes the place of one that has ended with an order."""
     try:
         state: ContextState = await worker.ready()
     except ChildStopped as exc:
+        if exc.__cause__ is None:  # it did not fail: somebody stopped it
+            raise _stopping(worker) from None
         raise _down(exc) from exc.__cause__
     return state
+
+
+def _stopping(worker: Ref) -> WorkerStopping:
+    return WorkerStopping(f"{worker.path!r} is being stopped")
 
 
 def _down(exc: ChildStopped) -> WorkerDown:

@@ -168,6 +168,10 @@ class Context:
         """Whether a stream would be lost with its session."""
         return record.chunks > 0 and not self.may_move(record)
 
+    def keeps_any(self) -> bool:
+        """Whether a stream is open that would be lost with the session."""
+        return any(self.must_stay(record_of(message)) for message in self.open.values())
+
     # --- changes, for those who wait for them
 
     def has_changed(self) -> None:
@@ -182,16 +186,29 @@ class Context:
     # --- what an operator wants
 
     def ask(self, cause: SessionRebuildCause) -> RebuildOrder:
-        """Want a new session; whoever else waited for his is superseded."""
+        """Want a new session; whoever else waited for his is superseded, but for an order that tells of a poison."""
+        order = RebuildOrder(cause)
+        if self.order is not None and self.order.wants_restart and not order.wants_restart:
+            order.answer(RebuildSuperseded("a restart was ordered just before"))
+            return order
         if self.order is not None:
-            self.order.answer(RebuildSuperseded("another rebuild was ordered before this one had begun"))
-        self.order = RebuildOrder(cause)
+            self.order.answer(_superseded())
+        self.order = order
         self.has_changed()
-        return self.order
+        return order
+
+    def take_back(self) -> None:
+        """The order that was granted a moment ago, if one was, waits again, unless another does by now."""
+        order, self.under_way = self.under_way, None
+        if order is not None and self.order is None:
+            order.failure = None
+            self.order = order
+        elif order is not None:
+            order.answer(_superseded())
 
     def refuse_order(self) -> None:
-        """Grant none any more: the worker is being stopped."""
-        if self.order is not None:
+        """The worker is being stopped: no session is made anew any more. A poisoned context ends all the same (D13)."""
+        if self.order is not None and not self.order.wants_restart:
             self.order.answer(WorkerStopping("the worker was being stopped"))
             self.order = None
             self.has_changed()
@@ -209,9 +226,7 @@ class Context:
         """
         if self.order is None:
             return False
-        return self.order.wants_restart or (
-            self.under_way is None and not any(self.must_stay(record_of(m)) for m in self.open.values())
-        )
+        return self.order.wants_restart or (self.under_way is None and not self.keeps_any())
 
     def carry_out(self) -> DeviceError:
         """Have the context fail for the order. A restart makes the rebuild pointless that may be under way."""
@@ -231,6 +246,10 @@ class Context:
                 stopped = stopping and order.failure is None
                 order.answer(WorkerStopping("the worker was being stopped") if stopped else "ended")
         self.under_way = self.order = None
+
+
+def _superseded() -> RebuildSuperseded:
+    return RebuildSuperseded("another rebuild was ordered before this one had begun")
 
 
 @protected
@@ -297,8 +316,7 @@ class _Serving:
         self._inbox = inbox
         self._order = context.under_way  # what it was entered again for
         self._failure: DeviceError | None = None
-        self._scope = trio.CancelScope()
-        self._admission = trio.CancelScope()
+        self._scope = self._admission = trio.CancelScope()
         self._draining = False
         self._all_back = False  # what has begun in a session before this one: none of it waits any more
 
@@ -306,20 +324,41 @@ class _Serving:
         """Serve until the context fails, or, asked to stop, until what has begun is done."""
         self._reattach()
         try:
-            async with bare_nursery() as nursery:
-                self._scope = nursery.cancel_scope
-                nursery.start_soon(self._admit)
-                nursery.start_soon(self._grant)
-                nursery.start_soon(self._watch_deadlines)
-                if self._context.drains:
-                    nursery.start_soon(self._drain)
-                if self._context.canary is not None:
-                    nursery.start_soon(self._listen, self._context.canary)
-                await self._pump()
+            await self._serve()
+            while self._goes_on():
+                await self._serve()
         finally:
             self._settle(self._failure)
         if self._failure is not None:
             raise self._failure
+
+    async def _serve(self) -> None:
+        self._admission = trio.CancelScope()
+        async with bare_nursery() as nursery:
+            self._scope = nursery.cancel_scope
+            nursery.start_soon(self._admit)
+            nursery.start_soon(self._grant)
+            nursery.start_soon(self._watch_deadlines)
+            if self._context.drains:
+                nursery.start_soon(self._drain)
+            if self._context.canary is not None:
+                nursery.start_soon(self._listen, self._context.canary)
+            await self._pump()
+
+    def _goes_on(self) -> bool:
+        """Whether the body is to stay after all, though it was on its way out to be resumed; nobody has heard of that yet.
+
+        The worker is being stopped: then nobody resumes it, and in its session, which is sound, it can drain (D13). Or a
+        stream that the rebuild would lose has got its first chunk in this very moment: it is waited for (D7).
+        """
+        drains = self._context.drains and current_child().stopping
+        would_be_resumed = is_a(self._failure, OutOfMemory, SessionRebuild)
+        waits = is_a(self._failure, SessionRebuild) and self._context.keeps_any()
+        if not (waits or (drains and would_be_resumed)):
+            return False
+        self._context.take_back()
+        self._failure = None
+        return True
 
     def _fail(self, failure: DeviceError) -> None:
         """The context has failed; the first failure stands."""
@@ -524,7 +563,7 @@ class _Serving:
         self._fail(self._context.carry_out())
 
     def _is_due(self) -> bool:
-        """Whether an order is to be carried out. One that comes when the worker is being stopped is refused instead."""
+        """Whether an order is to be carried out. When the worker is being stopped it is refused, unless it tells of a poison."""
         if current_child().stopping:
             self._context.refuse_order()
         return self._context.is_due()

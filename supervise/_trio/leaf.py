@@ -213,6 +213,13 @@ class Leaf:
             reschedule(task)
 
     @property
+    def may_go_on(self) -> bool:
+        """Whether its code may run on though it is not up: it drains, or it may be resumed."""
+        if self.stopping:
+            return not self._cancelled
+        return self._parked is not None and self._spec.resource is not None and self.ready
+
+    @property
     def failing(self) -> bool:
         """Whether a failure was injected that the body has still its `grace` to come out with."""
         return self._injected is not None and self._driver.now() < self._injected[1]
@@ -297,6 +304,8 @@ class Leaf:
             left = caught
         if self._reported or self.stopping:
             error = _apart_from(left, self._failure)
+            if error is None and self.stopping and self._injected is not None:
+                error = self._injected[0]  # while the child drained, but its body was over
             if error is not None and not _is_fatal(self._error):
                 self._error = error
             self._settle_messages(left)

@@ -19,12 +19,20 @@ from typing import Any, ClassVar, Literal, Protocol
 
 import outcome
 import trio
-from trio.lowlevel import Abort, RaiseCancelT, Task, current_task, reschedule, wait_task_rescheduled
+from trio.lowlevel import (
+    Abort,
+    RaiseCancelT,
+    Task,
+    current_task,
+    enable_ki_protection,
+    reschedule,
+    wait_task_rescheduled,
+)
 
 from .._core._brief import brief
 from .._core._check import check_choice, check_number
 from .._core.spec import OnLoss
-from .protect import protected
+from .protect import has_room_for_others, protected
 
 IN_A_ROW = 64
 """This many are taken one after the other, if they are there, before the other tasks get a turn: a turn for each would
@@ -121,8 +129,8 @@ class Message:
     def on_left(self, callback: Callable[[], object]) -> None:
         """Have `callback()` called, once, when the caller leaves, or now if it has left; it must not block.
 
-        It is called in the caller's task, just before that goes on, also if this message has been put back meanwhile. If it
-        raises, the child fails with that exception, as by `Ref.inject`; while no body of the child runs, an `Exception` is
+        It is called in the caller's task, just before that goes on, also if this message has been put back meanwhile; for one
+        that is near the end of its stack in Trio's own, in a moment. If it raises, the child fails with that exception, as by `Ref.inject`; while no body of the child runs, an `Exception` is
         logged, and anything else ends the tree.
         """
         call = self._call
@@ -289,13 +297,27 @@ class Call:
             self.mailbox.withdraw()
 
     def call_back(self) -> None:
-        """Tell those who wanted to know that the caller has left."""
+        """Tell those who wanted to know that the caller has left.
+
+        A caller that is near the end of its stack has them told from Trio's own task, in a moment: the depth is his, and what
+        is told must neither fail for it nor be refused.
+        """
         callbacks, self.callbacks = self.callbacks, None
-        for callback, inbox in callbacks or ():
-            try:
-                callback()
-            except BaseException as exc:  # noqa: BLE001 - whatever it is, it is a failure of that body
-                inbox.fails(exc)
+        if callbacks is None:
+            return
+        if has_room_for_others():
+            _call_all(callbacks)
+        else:
+            trio.lowlevel.current_trio_token().run_sync_soon(_call_all, callbacks)
+
+
+@enable_ki_protection
+def _call_all(callbacks: list[tuple[Callable[[], object], MessageInbox]]) -> None:
+    for callback, inbox in callbacks:
+        try:
+            callback()
+        except BaseException as exc:  # noqa: BLE001 - whatever it is, it is a failure of that body
+            inbox.fails(exc)
 
 
 @protected

@@ -22,7 +22,7 @@ def _nested(depth: int) -> object:
     return value
 
 
-_DEEP, _AS_DEEP = _nested(_SPARE), _nested(_SPARE)
+_PAIRS = {calls: (_nested(calls), _nested(calls)) for calls in (_SPARE, 2 * _SPARE)}
 
 
 def protected(cls: T) -> T:
@@ -50,20 +50,35 @@ def check_stack() -> None:
     A child that calls itself without end is to fail with its own RecursionError. One that struck between two of our lines
     would leave the tree half changed, and whoever waits for the other half would wait for ever (R24).
 
+    Raises:
+        RecursionError: fewer than 200 calls are left.
+    """
+    if not _are_left(_SPARE):
+        raise RecursionError(
+            "maximum recursion depth is near: the tree cannot be asked for anything from here"
+        )
+
+
+def has_room_for_others() -> bool:
+    """Whether so much of the stack is left that somebody else's code may be called here, and ask the tree for something."""
+    return _are_left(2 * _SPARE)
+
+
+def _are_left(calls: int) -> bool:
+    """Whether so many calls are left of Python's stack.
+
     Since Python 3.12 only Python's own frames count, and `sys._getframe` says whether there are too many. Up to 3.11
     recursion in C counts too, of which a debugger or a coverage tool makes more: comparing two deep tuples is such a
     recursion, and fails if too little is left.
-
-    Raises:
-        RecursionError: fewer than 200 calls are left.
     """
     limit = sys.getrecursionlimit()
     try:
         if _C_COUNTS:
-            _ = _DEEP == _AS_DEEP
-        sys._getframe(max(limit - _SPARE, limit // 2))
+            one, other = _PAIRS[calls]
+            _ = one == other
+        sys._getframe(max(limit - calls, limit // 2))
     except ValueError:
-        return  # the stack is not so deep
+        return True  # the stack is not so deep
     except RecursionError:
         pass
-    raise RecursionError("maximum recursion depth is near: the tree cannot be asked for anything from here")
+    return False

@@ -291,6 +291,9 @@ class Ref:
     def inject(self, exc: Exception) -> None:
         """Have the running leaf fail with `exc`, as if its body had raised it (R27).
 
+        One that drains is running: it ends with `exc`, which is an error of its stop (R23). One that is suspended with
+        another failure, which its supervisor has still to decide, fails with `exc` if it is resumed.
+
         Raises:
             Refused: it is not running.
         """
@@ -298,8 +301,9 @@ class Ref:
             raise TypeError(f"inject takes an Exception, got {brief(exc)}")
         ref = self._front() or self
         node, leaf = ref._node(), self._driver.leaves.get(ref.path)
-        if node is None or node.state != "up" or leaf is None or leaf.failing:
-            state = "not there" if node is None else "failing" if node.state == "up" else node.state
+        runs = node is not None and leaf is not None and (node.state == "up" or leaf.may_go_on)
+        if node is None or leaf is None or not runs or leaf.failing:
+            state = "not there" if node is None else "failing" if runs else node.state
             raise Refused(f"{self.path!r} is no running leaf ({state})", reason="not_found")
         leaf.inject(exc)
 

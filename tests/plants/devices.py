@@ -29,6 +29,27 @@ def _found(test: str) -> list[str]:
 
 DEVICES = (
     *_plants(
+        "worker/__init__.py",
+        (
+            "a stop comes between the look at a worker and the order",
+            "            async with worker.lease() as now:\n                serving: ContextState = now\n                return serving\n",
+            "            serving: ContextState = await worker.ready()\n            return serving\n",
+            "a_rebuild_that_meets_the_stop_is_told_that_it_did",
+        ),
+        (
+            "a poison that an order tells of is passed over in a drain",
+            '            report_poison(worker, f"a new session was ordered ({cause})", context.incarnation)\n',
+            "            pass\n",
+            "a_context_that_drains_and_is_poisoned_serves_no_longer",
+        ),
+        (
+            "a rebuild that was stopped is told of a worker that is down",
+            "        if exc.__cause__ is None:  # it did not fail: somebody stopped it\n            raise _stopping(worker) from None\n",
+            "",
+            "a_rebuild_that_meets_the_stop_is_told_that_it_did",
+        ),
+    ),
+    *_plants(
         "worker/serving.py",
         (
             "a suspect is not cleared by a step that it survives",
@@ -68,7 +89,7 @@ DEVICES = (
         ),
         (
             "an order that is superseded is not answered",
-            '            self.order.answer(RebuildSuperseded("another rebuild was ordered before this one had begun"))',
+            "            self.order.answer(_superseded())",
             "            pass",
             "a_rebuild_is_superseded_by_a_later_one",
         ),
@@ -80,8 +101,8 @@ DEVICES = (
         ),
         (
             "a rebuild does not wait for who may not move",
-            "            self.under_way is None and not any(self.must_stay(record_of(m)) for m in self.open.values())",
-            "            self.under_way is None",
+            "(self.under_way is None and not self.keeps_any())",
+            "(self.under_way is None)",
             "a_rebuild_fences_who_may_move_and_waits_for_who_may_not",
         ),
         (
@@ -89,6 +110,36 @@ DEVICES = (
             "        while self._open or not self._all_back:\n            await self._context.change()\n",
             "",
             "begun_streams_finish_when_a_worker_drains",
+        ),
+        (
+            "a rebuild supersedes an order that tells of a poison",
+            "        if self.order is not None and self.order.wants_restart and not order.wants_restart:",
+            "        if False:",
+            "a_rebuild_does_not_supersede_an_order_that_tells_of_a_poison",
+        ),
+        (
+            "a stop refuses an order that tells of a poison",
+            "        if self.order is not None and not self.order.wants_restart:",
+            "        if self.order is not None:",
+            "a_poison_that_is_told_as_the_stop_comes_counts",
+        ),
+        (
+            "a stop finds the body on its way out to be resumed",
+            "            while self._goes_on():\n                await self._serve()\n",
+            "",
+            "a_stop_a_few_ticks_behind_what_is_resumed_costs_no_stream",
+        ),
+        (
+            "what a stop has overtaken is still under way",
+            "        self._context.take_back()\n",
+            "",
+            "a_stop_a_few_ticks_behind_what_is_resumed_costs_no_stream",
+        ),
+        (
+            "a rebuild loses a stream that has just got its first chunk",
+            "        if not (waits or (drains and would_be_resumed)):",
+            "        if not (drains and would_be_resumed):",
+            "a_rebuild_waits_for_a_stream_whose_first_chunk_comes_as_it_is_granted",
         ),
         (
             "a drain begins what waits",

@@ -52,6 +52,12 @@ MAILBOXES = tuple(
             "        self.callbacks = self.hand = None\n        self.buffer.clear()\n        self.wake()",
         ),
         (
+            "who leaves at the end of his stack takes callbacks with him",
+            _MESSAGE,
+            "        if has_room_for_others():",
+            "        if True:",
+        ),
+        (
             "a caller who left stays in the count",
             _MESSAGE,
             '        elif state != "left":\n            self.mailbox.withdraw()',

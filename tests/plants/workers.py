@@ -105,8 +105,8 @@ WORKERS = tuple(
             ),
             (
                 "runners/worker/serving.py",
-                "        if self.order is None:\n            return False\n        return self.order.wants_restart or (\n            self.under_way is None and",
-                "        if self.order is None:\n            return False\n        return self.order.wants_restart or (\n            True and",
+                "        return self.order.wants_restart or (self.under_way is None and not self.keeps_any())",
+                "        return self.order.wants_restart or not self.keeps_any()",
                 ("tests/runners/test_serving.py",),
             ),
             (

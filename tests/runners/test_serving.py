@@ -9,11 +9,13 @@ from rogues import Closes, Lacks
 from sessions import HOSTS, every_host
 from stage import (
     PUPPET,
+    UP,
     Caller,
     Stage,
     batch,
     callers,
     serving,
+    undecided,
     until,
     worker_leaves_nothing,  # noqa: F401 - autouse: to be imported is its use
 )
@@ -596,6 +598,78 @@ async def test_a_rebuild_that_is_ordered_as_the_stop_comes_disturbs_no_drain():
         act.makes("a", last=True)
         await caller.over.wait()
         assert caller.error is None
+
+
+@pytest.mark.parametrize("how", ["reported", "ordered"])
+@pytest.mark.trio
+async def test_a_context_that_drains_and_is_poisoned_serves_no_longer(how):
+    """D3, D13: nobody replaces it, and who was in it is told at once. Of a stale incarnation nothing comes."""
+    stage = Stage()
+    async with serving(PUPPET, host=stage, drain=20) as scene, trio.open_nursery() as nursery:
+        moves, stays, operator = (
+            *callers(["moves"]),
+            Caller(batch("stays", on_loss="fail")),
+            Operator(POISONED),
+        )
+        for caller in (moves, stays):
+            await nursery.start(caller.run, scene.worker)
+        act = await stage.act(1)
+        await act.has("moves", "stays")
+        act.makes("stays")
+        await until(lambda: stays.chunks)
+        nursery.start_soon(scene.worker.stop)
+        await until(lambda: scene.context.state == "stopping")
+        report_poison(scene.worker, "x", 2)
+        await trio.testing.wait_all_tasks_blocked()
+        assert scene.context.state == "stopping"
+        if how == "reported":
+            report_poison(scene.worker, "x", 1)
+        else:
+            await operator.run(scene.worker)
+            assert type(operator.result) is WorkerStopping
+        await moves.over.wait()
+        assert (type(moves.error), type(stays.error)) == (WorkerDown, ContextLost)
+        assert type(scene.of(events.StopError)[0].exc) is ContextPoisoned
+
+
+@pytest.mark.trio
+async def test_what_drains_for_a_restart_and_is_poisoned_goes_on_in_the_next_context():
+    """D3, D6, D13: here a successor is started, by whoever restarts the worker."""
+    stage = Stage()
+    async with serving(PUPPET, host=stage, drain=20) as scene, trio.open_nursery() as nursery:
+        (caller,) = callers("a")
+        await nursery.start(caller.run, scene.worker)
+        first = await stage.act(1)
+        await first.has("a")
+        first.makes("a")
+        await until(lambda: caller.chunks)
+        nursery.start_soon(scene.worker.restart)
+        await until(lambda: scene.context.state == "stopping")
+        report_poison(scene.worker, "x", 1)
+        second = await stage.act(2)
+        await second.has("a")
+        second.makes("a", index=1, last=True)
+        await caller.over.wait()
+        assert (caller.error, caller.ids) == (None, (0, 1))
+
+
+@pytest.mark.trio
+async def test_a_poison_that_is_reported_while_a_lack_of_memory_is_undecided_is_not_lost():
+    """D3: the context would be resumed otherwise, and serve on."""
+    stage = Stage()
+    async with serving(PUPPET, host=stage, **UP) as scene, trio.open_nursery() as nursery:
+        big, other = callers(["big", "other"])
+        for caller in (big, other):
+            await nursery.start(caller.run, scene.worker)
+        first = await stage.act(1)
+        await first.has("big", "other")
+        async with undecided(scene, first, lambda act: act.runs_out_of_memory("big")):
+            report_poison(scene.worker, "x", 1)
+        second = await stage.act(2)
+        await second.has("other")
+        second.makes("other", last=True)
+        await other.over.wait()
+        assert scene.decisions() == [(OutOfMemory, Resume), (ContextPoisoned, Restart)]
 
 
 @pytest.mark.parametrize("drain", [-1, float("nan"), "3", True, None])

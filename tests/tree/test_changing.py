@@ -1,4 +1,4 @@
-"""Changing a running tree (R25–R27)."""
+"""Changing a running tree (R25, R26)."""
 
 from __future__ import annotations
 
@@ -13,19 +13,14 @@ from supervise import (
     Limit,
     Pool,
     Refused,
-    Restart,
-    Resume,
     StartFailed,
     Stop,
     Supervisor,
     current_child,
     errors,
-    events,
-    open_tree,
 )
-from supervise.testing import run_virtual
 
-from .scene import Boom, Kit, Other, Puppet, app, forever, grow, puppets, quiet
+from .scene import Boom, Other, Puppet, app, forever, grow, puppets, quiet
 
 
 def refused(reason):
@@ -524,113 +519,3 @@ def test_pools_have_no_manual_restart_or_remove():
             await member.remove()
 
     grow(app(pool), scene)
-
-
-# --- injected failures
-
-
-@pytest.mark.parametrize("kit", [None, Kit])
-def test_an_injected_failure_counts_as_the_bodys_own(kit):
-    """R27: the body is cancelled, and whatever it ends with, the failure is the one injected, with its tag."""
-    resource = kit and kit()
-
-    class Tagged(Boom):
-        tag = "my.tag"
-
-    async def body(*_):
-        lives.append(1)
-        try:
-            await trio.sleep_forever()
-        finally:
-            if len(lives) == 1:
-                raise Other("its own")
-
-    lives, it = [], Tagged("mine")
-    child = Child("a", body, resource=resource)
-
-    async def scene(tree, seen):
-        tree[child].inject(it)
-        await quiet()
-        assert len(lives) == 2
-
-    seen = grow(app(child, decider=Decider({"my": Restart}, default=Stop)), scene)
-    assert seen.the(events.Failed).exc is it
-    assert seen.the(events.Decided).tag == "my.tag"
-    if resource is not None:
-        assert resource.saw[0] is it
-
-
-def test_a_body_that_swallows_its_cancellation_has_failed_all_the_same():
-    """R27: whatever it ends with, a return included."""
-
-    async def body():
-        lives.append(1)
-        with trio.CancelScope() as scope:
-            try:
-                await trio.sleep_forever()
-            except trio.Cancelled:
-                scope.cancel()
-
-    lives = []
-    child = Child("a", body, restart="transient")
-
-    async def scene(tree, seen):
-        tree[child].inject(Boom())
-        await quiet()
-        assert len(lives) == 2
-
-    grow(app(child), scene)
-
-
-def test_an_injected_failure_may_be_resumed():
-    """R27: with a resource, as if the body had raised it."""
-    kit = Kit()
-    a = Puppet("a", resource=kit)
-
-    async def scene(tree, seen):
-        tree[a.spec].inject(Boom())
-        await quiet()
-        assert (a.lives, a.running, kit.entered) == (2, 1, 1)
-
-    grow(app(a, decider=Decider({Boom: Resume})), scene)
-
-
-def test_a_failure_injected_just_after_a_resume_is_not_lost():
-    """R27: also before the body has been entered again."""
-    a = Puppet("a", resource=Kit())
-    trees = []
-
-    def meddle(event):
-        if isinstance(event, events.Resumed):
-            trees[0][a.spec].inject(Other())
-
-    async def main():
-        async with open_tree(app(a, decider=Decider({Boom: Resume})), sinks=[meddle]) as tree:
-            trees.append(tree)
-            await quiet()
-            a.fail()
-            await quiet()
-            assert tree[a.spec].status().incarnation == 2
-
-    run_virtual(main)
-
-
-def test_only_a_running_leaf_can_be_made_to_fail():
-    """R27: anything else is refused."""
-    a = Puppet("a", stubborn=1)
-    inner = Supervisor("s", [])
-
-    async def scene(tree, seen):
-        tree[a.spec].inject(Boom())
-        with refused("not_found"):
-            tree[a.spec].inject(Other())
-        await trio.sleep(2)
-        await tree[a.spec].stop()
-        with refused("not_found"):
-            tree[a.spec].inject(Boom())
-        with refused("not_found"):
-            tree[inner].inject(Boom())
-        with pytest.raises(TypeError, match="inject takes an Exception"):
-            tree[a.spec].inject(KeyboardInterrupt())
-
-    grow(app(a, inner), scene)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+from functools import partial
+
 import pytest
 import trio
 
@@ -361,3 +364,44 @@ def test_who_calls_himself_without_end_takes_nobody_with_him(who):
     mailbox = 1 if who == "server" else None
     bad = Child("bad", body, mailbox=mailbox, restart="temporary")
     grow(app(Child("echo", echo, mailbox=1), bad), scene)
+
+
+@pytest.mark.parametrize("form", ["call", "stream"])
+def test_who_leaves_at_the_end_of_his_stack_is_told_of_as_ever(form):
+    """R30, R24: every callback is called, and one that raises fails the child; who leaves has no part in it."""
+    boom = Boom("in a callback")
+
+    def raises():
+        raise boom
+
+    async def serve(message):
+        for callback in (partial(told.append, 1), raises, partial(told.append, 2), partial(deep, 50)):
+            message.on_left(callback)
+        await trio.sleep_forever()
+
+    def deep(depth):
+        told.append(3) if not depth else deep(depth - 1)
+
+    async def leaves(ref, depth):
+        if depth:
+            await leaves(ref, depth - 1)
+        elif form == "call":
+            await ref.call(None)
+        else:
+            async with ref.stream(None):
+                await quiet()
+
+    child = worker(serve)
+    told = []
+
+    async def scene(tree, seen, depth):
+        with trio.move_on_after(1):
+            await leaves(tree[child], depth)
+        await quiet()
+        assert told == [1, 2, 3]
+        assert [failed.exc for failed in seen.of(events.Failed)] == [boom]
+
+    limit = sys.getrecursionlimit()
+    for depth in range(limit - 600, limit - 200, 5):
+        told.clear()
+        grow(app(child), partial(scene, depth=depth))

@@ -12,6 +12,7 @@ from supervise import (
     Decider,
     Escalate,
     Limit,
+    Ref,
     Refused,
     StartFailed,
     Supervisor,
@@ -412,6 +413,43 @@ def test_nobody_hangs_at_a_broken_tree(monkeypatch):
     refused = [one for one in told if one is Refused]
     defects = [one for one in told if isinstance(one, Defect)]
     assert (len(stopped), len(refused), len(defects)) == (3, 2, 2)
+
+
+def test_a_child_that_ended_in_a_broken_tree_is_not_up(monkeypatch):
+    """R24, R28: its node may say so, for no machine heard of its end; who waits for it is told with the end of the tree."""
+    slow, quick = Puppet("slow", stubborn=3), Puppet("quick")
+    told = []
+
+    async def lease(ref):
+        async with ref.lease():
+            pass
+
+    async def ask(what, ref):
+        try:
+            told.append(await what(ref))
+        except Exception as exc:
+            told.append(type(exc))
+
+    async def main():
+        async with trio.open_nursery() as nursery:
+            with pytest.raises(Defect):
+                async with open_tree(app(slow, quick), sinks=[]) as tree:
+                    ref = tree[quick.spec]
+                    break_once(monkeypatch)
+                    nursery.start_soon(ask, Ref.stop, ref)
+                    nursery.start_soon(look, ref)
+                    await trio.sleep_forever()
+
+    async def look(ref):
+        await trio.sleep(1)
+        assert (quick.running, slow.running, ref.status().state) == (0, 1, "up")
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(ask, Ref.ready, ref)
+            nursery.start_soon(ask, lease, ref)
+        assert trio.current_time() == pytest.approx(3, abs=0.1)
+
+    run_virtual(main)
+    assert told == [Refused, errors.ChildStopped, errors.ChildStopped]
 
 
 # --- reasons
