@@ -63,7 +63,8 @@ def start_tuned(few: int, many: int) -> Result:
     gc.set_threshold(50_000, 20, 100)
     small, large = start_stop(few), start_stop(many)
     return {
-        f"{what}_growth": (large[f"{what}_s"] / many) / (small[f"{what}_s"] / few) for what in ("start", "stop")
+        f"{what}_growth": (large[f"{what}_s"] / many) / (small[f"{what}_s"] / few)
+        for what in ("start", "stop")
     }
 
 

@@ -13,6 +13,7 @@ import pytest
 import trio
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from runners.scripted import Scripted, expected
 from stage import Caller, batch, serving
 
 from runners.errors import (
@@ -28,7 +29,6 @@ from runners.errors import (
 )
 from runners.hosts import RequestFailed
 from runners.hosts.inline import InlineHost
-from runners.scripted import Scripted, expected
 from runners.types import SessionRebuildCause
 from runners.worker import ContextState, rebuild, report_poison
 from supervise import Refused, events
