@@ -65,7 +65,7 @@ def storm(n: int) -> Result:
 async def _storm(n: int) -> Result:
     over = trio.Event()
     storm = Storm(n, over.set)
-    heard = 0
+    seen = 0
 
     async def child() -> None:
         if storm.hit():
@@ -73,12 +73,12 @@ async def _storm(n: int) -> Result:
         await trio.sleep_forever()
 
     def sink(_: Event) -> None:
-        nonlocal heard
-        heard += 1
+        nonlocal seen
+        seen += 1
 
     async with running([Child("leaf", child)], sinks=[sink]):
         await over.wait()
-    assert heard >= 4 * n
+    assert seen >= 4 * n
     return storm.result()
 
 

@@ -357,7 +357,7 @@ OTP = Decider(default=Restart)
 """Every failure → Restart, as Erlang/OTP does."""
 
 AKKA = Decider({"start": Stop, Exception: Restart}, default=Escalate)
-"""The classic default of Akka: a start that hangs or is refused → Stop, an `Exception` → Restart, else Escalate."""
+"""The classic default of Akka: a start that times out or returns early (tags `start.…`) → Stop, an `Exception` → Restart, else Escalate."""
 
 DEVICE = Decider(
     {"device.poisoned": Restart, "device.oom": Resume, "device.unrecoverable": Stop},
@@ -396,7 +396,7 @@ def judge(
     """
     try:
         return Context().run(_judge, decider, exc, tag, otherwise)
-    except BaseException as broken:  # noqa: BLE001 - R5: a rule, a predicate or str() may raise anything; R4 covers what is no Exception
+    except BaseException as broken:  # noqa: BLE001 - R5: a rule, a predicate or str() may raise anything; R4 covers those that are no Exception
         _chain(broken, exc)
         return Judgement(Escalate, None, broken, raised=True)
 

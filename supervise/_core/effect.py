@@ -68,7 +68,7 @@ class Ended:
 
     Args:
         child: its name.
-        incarnation: the one that has ended.
+        incarnation: the incarnation that has ended.
         error: the exception that it raised while it was being stopped, or while it left its resource.
         ignored: whether it declined to start, with `IGNORE`.
         returned: whether a supervisor ended normally.
@@ -215,7 +215,7 @@ class Gone:
 
 @define(weakref_slot=False)
 class Fatal:
-    """A child raised what is not an `Exception`: the whole tree is to stop (R4)."""
+    """A child raised an exception that is not an `Exception`: the whole tree is to stop (R4)."""
 
     exc: BaseException
 

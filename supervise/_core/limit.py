@@ -16,7 +16,7 @@ from ._value import Value
 class Limit(Code, Value):
     """At most `restarts` restarts within `within` seconds; the next one passes the limit (R14).
 
-    A restart exactly `within` seconds ago no longer counts.
+    A restart exactly `within` seconds ago does not count.
 
     Args:
         restarts: how many are allowed; 0 allows none.

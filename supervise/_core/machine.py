@@ -8,8 +8,8 @@ How it works
 ============
 
 A supervisor has an inbox, the states of its children, and at most one *act*. An act is always the same walk (`_advance`):
-stop these children one by one, start those one by one, finish. The table `act.ACTS` says how a restart differs from a
-request or from the end. During an act requests, failures and ends wait in the inbox, so that the machine does one thing at
+stop these children one by one, start those one by one, finish. The table `act.ACTS` has the differences between a
+restart, a request and the end. During an act requests, failures and ends wait in the inbox, so that the machine does one thing at
 a time and in the order in which the inputs came (R19). Only a stop from above does not wait: it empties the inbox, refuses
 the requests in it, and replaces the act by `end`.
 
@@ -34,8 +34,8 @@ A restart, step by step
 A start that fails while its group is restarted is judged anew. For such a failure Restart means a retry: it goes to the
 back of the inbox, or waits for the child's backoff, and the supervisor serves other items meanwhile.
 
-What guards what
-================
+Guards
+======
 
 Inputs come late: a child fails while its stop is on its way, or a timer passes when its child is gone.
 
@@ -43,10 +43,10 @@ Inputs come late: a child fails while its stop is on its way, or a timer passes 
 - `epoch` changes when the items about a child that wait in the inbox become void: when the child is started, stopped or
   removed. An item keeps the epoch in which it was made, and `_serve` skips it once the child has another. (A `Retry` checks
   the child's state instead, see `act.Retry`.)
-- `awaited` says that the act waits until this child is up or has ended, and `pending` counts those children. Only an awaited
+- `awaited`: the act waits until this child is up or has ended, and `pending` counts those children. Only an awaited
   child moves the act on when it ends: another child may end by itself at the same time.
-- A timer's number says whether it is still the child's own (`timers`).
-- `undecided` says that the child's failure has its `Failed`, but not yet its `Decided`. Each failure gets exactly one `Decided`
+- A timer counts only if its number is still the child's own (`timers`).
+- `undecided`: the child's failure has its `Failed`, but not yet its `Decided`. Each failure gets exactly one `Decided`
   (R32): an act that stops the child before its verdict reports the failure as absorbed, or as too late.
 
 Invariants
@@ -101,7 +101,7 @@ _FEW = 64  # an inbox up to this length is not swept of withdrawn requests
 
 
 class Ledger:
-    """What all machines of one tree share.
+    """The state that all machines of one tree share.
 
     `listening`: whether the tree has a sink; without one no event is made. `machines`: by its path, the machine of each
     supervisor that was started and has not ended.
@@ -231,7 +231,7 @@ class Machine:
         self.out.append(effect.Release(node.path, node.incarnation))
 
     def _stop_error(self, node: Node, exc: BaseException) -> None:
-        """A failure during a stop is only an event; but what is no `Exception` stops the whole tree even then (R4, R23)."""
+        """A failure during a stop is only an event; but an exception that is no `Exception` stops the whole tree even then (R4, R23)."""
         self._emit(events.StopError, node, exc=exc)
         if not is_decidable(exc):
             self.out.append(effect.Fatal(exc))
@@ -656,7 +656,7 @@ class Machine:
     # --- failures
 
     def _note_failure(self, node: Node, failure: Failure, *, risen: bool = False) -> None:
-        """Note a failure, and report at once those that no decider may decide: what is no `Exception`, or comes during the end."""
+        """Note a failure, and report at once those that no decider may decide: an exception that is no `Exception`, or comes during the end."""
         node.failure = failure
         node.state = "failed"
         node.last_failure = failure.exc
@@ -671,7 +671,7 @@ class Machine:
             node.undecided = True
 
     def _fatal(self, failure: Failure) -> None:
-        """No decider is asked about what is no `Exception`: the whole tree stops (R4)."""
+        """No decider is asked about an exception that is no `Exception`: the whole tree stops (R4)."""
         self._decided(failure, None, "not an Exception")
         self.out.append(effect.Fatal(failure.exc))
 
@@ -1108,7 +1108,7 @@ class Machine:
             self.ready_time.hold(now, in_progress=in_progress)
 
     def _arm(self, node: Node, phase: Phase, at: float) -> None:
-        """Give this child a timer, in place of the one that it has."""
+        """Give this child a timer, instead of its present one."""
         if self.timers.arm(node, phase, at):
             self.out.append(effect.WakeAt(self.path, at))
 

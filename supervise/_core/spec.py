@@ -195,7 +195,7 @@ class Mailbox(Code, Value):
             _put(self, "size", 64)
         if not check_choice("a mailbox's on_loss", self.on_loss, ("fail", "requeue")):
             _put(self, "on_loss", "fail")
-        _check_call(self, "a mailbox's deadline", ("value",), "it gives the time, and is not awaited")
+        _check_call(self, "a mailbox's deadline", ("value",), "it returns the time, and is not awaited")
         for name, instead in (("stopped", ChildStopped), ("full", MailboxFull), ("late", TimeoutError)):
             value = getattr(self, name)
             if not _is_exception_class(value):

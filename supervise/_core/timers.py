@@ -28,7 +28,7 @@ class Timers:
         self._sweep_at = _FEW
 
     def arm(self, node: Node, phase: Phase, at: float) -> bool:
-        """Give the node a timer instead of the one that it has. Returns whether it is now the earliest of all."""
+        """Give the node a timer instead of its present one. Returns whether it is now the earliest of all."""
         self._number += 1
         node.timer, node.phase = self._number, phase
         if at == inf:

@@ -17,7 +17,7 @@ class Decision(NamedTuple):
     """The decision on one failure.
 
     Args:
-        directive: None if the decider raised what is no `Exception`: then the whole tree is to stop (R4).
+        directive: None if the decider raised an exception that is no `Exception`: then the whole tree is to stop (R4).
         details: the fields of `Decided` that say how the decision came about.
     """
 

@@ -1,4 +1,4 @@
-"""`current_child()`: what a child's own code may ask about its child. Nothing in it can change the child."""
+"""`current_child()`, for a child's own code. Nothing in it can change the child."""
 
 from __future__ import annotations
 

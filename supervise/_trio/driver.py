@@ -354,7 +354,7 @@ class Driver:
         self.forest.ledger.listening = bool(self._sinks)
 
     def log_error(self, text: str, exc: BaseException) -> None:
-        """Log an error. If a handler raises what is no `Exception`, the tree stops in order, as for a sink (R4)."""
+        """Log an error. If a handler raises an exception that is no `Exception`, the tree stops in order, as for a sink (R4)."""
         try:
             complain(logging.ERROR, text, exc)
         except BaseException as raised:  # noqa: BLE001 - it must not interrupt an effect halfway; the tree stops in order instead (R4)

@@ -158,7 +158,7 @@ class Leaf:
     def __repr__(self) -> str:
         return f"<child {self.path!r} incarnation={self.incarnation}>"
 
-    # --- what the child's own code may ask
+    # --- for the child's own code
 
     @property
     def inbox(self) -> Inbox:

@@ -90,7 +90,7 @@ class Ref:
         return picture(node, self._driver.forest.machines, trio.current_time(), self._driver.traffic_at)
 
     async def ready(self) -> Any:
-        """Wait, over starts and restarts, until the node is up. Returns the value given to `task_status.started` (R28).
+        """Wait, over starts and restarts, until the node is up. Returns the value given to `task_status.started`, else None (R28).
 
         Raises:
             ChildStopped: the node is down for good.
@@ -204,7 +204,8 @@ class Ref:
             on_loss: as for `call`.
             buffer: how many replies may wait for the consumer, at least 1.
 
-        Raises as `call`: entering the block, or taking an item.
+        Raises:
+            The same errors as `call`, on entering the block or on taking an item.
         """
         return OpenStream(self._mailbox(), value, on_loss, buffer, wait=True)
 

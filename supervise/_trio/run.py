@@ -99,7 +99,7 @@ class _Program:
         self._driver: Driver | None = None
         self._scope = trio.CancelScope()
         self._signalled = False
-        self._watch_raised: BaseException | None = None  # only what is no `Exception`
+        self._watch_raised: BaseException | None = None  # only an exception that is no `Exception`
 
     async def run(self) -> None:
         self._token = trio.lowlevel.current_trio_token()

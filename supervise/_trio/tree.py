@@ -45,7 +45,7 @@ class Tree:
         """The address of a node, by its spec or by its path.
 
         Raises:
-            KeyError: the tree has no such node; the message names a near match.
+            KeyError: the tree has no such node; the message names a near match, if there is one.
             TypeError: the key is neither a spec nor a string.
         """
         if isinstance(key, str):
@@ -116,7 +116,7 @@ def checked_sinks(sinks: Iterable[Sink]) -> list[Sink]:
     except TypeError as problem:
         raise TypeError(f"sinks must be a list of functions, got {brief(sinks)}") from problem
     for sink in given:
-        wrong = wrong_function(sink, "it is not awaited; put a QueueSink before what waits", ("event",))
+        wrong = wrong_function(sink, "it is not awaited; use a QueueSink for code that waits", ("event",))
         if wrong is not None:
             raise TypeError(f"a sink {wrong}")
     return given
@@ -226,7 +226,7 @@ class _Opening(AbstractAsyncContextManager[Tree]):
 def _what_leaves(
     failure: BaseException | None, raised: BaseException | None, interrupt: KeyboardInterrupt | None = None
 ) -> BaseException | None:
-    """The tree's failure, the block's exception, or a group of both (R22); what is no `Exception` leaves bare (R4).
+    """The tree's failure, the block's exception, or a group of both (R22); an exception that is no `Exception` leaves bare (R4).
 
     `interrupt` came while the tree was being stopped.
     """

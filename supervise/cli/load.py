@@ -173,7 +173,7 @@ def _tree(value: object, what: str) -> Supervisor | Pool:
     elif inspect.iscoroutine(value):
         value.close()  # otherwise Python warns that it was never awaited
     elif callable(value):
-        hint = "; call the function in the file, and give the name of what it returns"
+        hint = "; call the function in the file, and give the name of its result"
     elif is_a(value, Tree):
         hint = "; give the Supervisor, not a tree that runs"
     raise NoTree(f"{what} must be a Supervisor or a Pool, got {brief(value)}{hint}")

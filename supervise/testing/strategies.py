@@ -385,7 +385,7 @@ class _Faces(NamedTuple):
     timed: bool
     drains: bool
     owns: bool
-    tells: bool
+    takes_status: bool
 
 
 def _faces(child: Child) -> _Faces:
@@ -401,7 +401,7 @@ def _scripts(faces: _Faces, fail: Failing, horizon: float) -> st.SearchStrategy[
     hang = (st.builds(Hang, after=times),) if faces.timed else ()
     returns = (
         (st.builds(Return, st.just(IGNORE), after=times), st.builds(Return, after=times))
-        if faces.tells
+        if faces.takes_status
         else ()
     )
     starts: dict[str, st.SearchStrategy[Any]] = {"start": st.one_of(fail, delay, *returns, *hang)}

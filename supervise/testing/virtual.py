@@ -48,7 +48,7 @@ def run_virtual(fn: Callable[..., Awaitable[T]], *args: Any, seed: int | None = 
             run. None draws a seed from Python's global `random`, so that under Hypothesis a test that draws
             `st.random_module()` explores schedules, and shrinks and replays them.
 
-    Returns what `fn` returns, and raises what it raises.
+    Returns the result of `fn`, and raises its exception.
     """
     seed = random.getrandbits(64) if seed is None else seed
     with _reported(seed), _schedule(seed):

@@ -27,7 +27,8 @@ def run_live(
         watchdog: as for `run_tree`.
         otherwise: the sink for the events if there is no view; None is a `LineSink`.
 
-    Raises as `run_tree`.
+    Raises:
+        The same errors as `run_tree`.
     """
     reason = _why_not()
     if reason is not None:
