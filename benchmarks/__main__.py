@@ -1,16 +1,16 @@
-"""How fast is it, against bare Trio, Erlang, and whoever else is installed?
+"""Measure the speed of this project against bare Trio, Erlang, and the peers that are installed.
 
     python -m benchmarks                     measure everything, print the table, and write benchmarks/results.json
     python -m benchmarks --only storm group  measure these rows only; `growth` is the curves; writes nothing
-    python -m benchmarks --keep --only group … and puts them into benchmarks/results.json
-    python -m benchmarks --who trio_task     ours and these only
+    python -m benchmarks --keep --only group the same, and put them into benchmarks/results.json
+    python -m benchmarks --who trio_task     this project and these contenders only
     python -m benchmarks --quick             smaller numbers and two repetitions; writes nothing
     python -m benchmarks --markdown          print the last results as Markdown; measures nothing
     python -m benchmarks --publish           put them into docs/performance.md, and draw docs/*.svg; measures nothing
     python -m benchmarks.contenders          install the peers, each into an environment of its own
 
-Floors and ours are measured in turns, each in a process of its own; a ratio is the median of the ratios within one turn
-each. Exit status 1 if a target is missed.
+The contenders are measured in turns, each measurement in a separate process; a ratio is the median of the ratios within one
+repetition. Exit status 1 if a target is missed.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ BEGIN, END = "<!-- python -m benchmarks --publish -->\n", "<!-- end -->\n"
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Do what the arguments say."""
+    """Run the command."""
     options = _parser().parse_args(arguments)
     if options.markdown:
         print(table.as_markdown(_last()))
@@ -47,8 +47,8 @@ def main(arguments: Sequence[str]) -> int:
 def _measure(options: argparse.Namespace) -> int:
     rows = [row for row in ROWS if options.only is None or row.name in options.only]
     present = contenders.present()
-    everybody = [name for name in present if options.who is None or name in ("ours", *options.who)]
-    results = measure(rows, everybody, options.reps or (2 if options.quick else 5), quick=options.quick)
+    chosen = [name for name in present if options.who is None or name in ("ours", *options.who)]
+    results = measure(rows, chosen, options.reps or (2 if options.quick else 5), quick=options.quick)
     if options.only is None or GROWTH in options.only:
         results["growth"] = growth.curves(quick=options.quick)
     if options.keep or (options.only is None and not options.quick):
@@ -58,14 +58,14 @@ def _measure(options: argparse.Namespace) -> int:
 
 
 def _keep(results: Results) -> None:
-    """What was measured now replaces what the last results have of it."""
+    """Replace the measurements in the last results by the new ones."""
     last: Results = _last() if RESULTS.exists() else {"measured": {}}
     measured = {**last["measured"], **results["measured"]}
     RESULTS.write_text(json.dumps({**last, **results, "measured": measured}, indent=1) + "\n")
 
 
 def publish(results: Results) -> None:
-    """The page's table and the pictures, as the results have them."""
+    """Write the table of the page and the pictures from the results."""
     before, _, rest = PAGE.read_text().partition(BEGIN)
     after = rest.partition(END)[2]
     PAGE.write_text(f"{before}{BEGIN}{table.as_markdown(results)}\n{END}{after}")

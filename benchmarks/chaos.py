@@ -1,21 +1,22 @@
-"""Does a stream outlive whatever happens to its context? Chaos says so, or exits with 1.
+"""Check that a stream survives every fault of its context; exit with 1 if it does not.
 
-    python -m benchmarks.chaos --minutes 30 --seed 7            a runner made of arithmetic
+    python -m benchmarks.chaos --minutes 30 --seed 7            a runner that computes its tokens
     python -m benchmarks.chaos --minutes 30 --runner torch      a real model
 
-32 callers are busy without a break, while the context is killed (SIGKILL, SIGSEGV, SIGABRT) and stopped (SIGSTOP) from
-outside, and rebuilt by its operator. In every second tenth of the run requests bring harm along, too: they poison the
-context, kill it, run out of memory, tear the connection in the middle of a frame, send bytes that are no frame or a frame that
-the protocol forbids at that moment, raise an exception whose own code raises or blocks, ignore and block all signals, or close
-its standard output. Some loads fail. Some streams are so wide that they fill the pipe. Rebuilds come one by one and in storms. All of it follows from the seed.
+32 callers are busy all the time, while the context is killed (SIGKILL, SIGSEGV, SIGABRT) and stopped (SIGSTOP) from outside,
+and rebuilt by an operator. In every second tenth of the run requests also cause faults: they poison the context, kill it, run
+out of memory, cut the connection in the middle of a frame, send bytes that are no frame or a frame that the protocol forbids at
+that moment, raise an exception whose own code raises, ignore and block all signals, or close its standard output. Some loads
+fail. Some streams are so wide that they fill the pipe. Rebuilds are ordered one by one and in storms. The seed determines all of
+this.
 
-Beside that a program of its own with a worker in it is started, again and again: it is stopped with all its processes and
-continued, as a frozen container is, and interrupted by Ctrl-C; every second one is born with SIGCHLD ignored.
+Beside it, other programs with a worker are started, one after the other: each is stopped with all its processes and continued,
+as a frozen container is, and interrupted by Ctrl-C; every second one starts with SIGCHLD ignored.
 
-Every token of every stream is checked against the fault-free stream. It passes if nothing is lost, doubled or hung; if each
-stream that does not complete ends in the error that its policy names; if at least 99 % of the requests complete that met
-only outside kills; if every interrupted program ends in order; if memory is flat; and if neither process nor descriptor,
-shared memory or file is left behind, by those programs neither.
+Every token of every stream is compared with the fault-free stream. The run passes if nothing is lost, doubled or hung; if each
+stream that does not complete ends in the error that its policy names; if at least 99 % of the requests that met only outside
+kills complete; if every interrupted program ends in order; if memory is flat; and if neither this program nor those leave a
+process, descriptor, shared memory or file behind.
 """
 
 from __future__ import annotations
@@ -63,14 +64,14 @@ TENTHS = 10
 MAX_TOKENS = 48
 VARIANTS = 32
 HUNG = 60.0
-"""Seconds after which a request counts as hung: far more than all deadlines of the host and its restarts take."""
+"""Seconds after which a request counts as hung: far more than all deadlines of the host and its restarts."""
 BREATH = 4 * 2**20
 """Bytes by which a run may grow: allocators and queues fill."""
 
 GONE = 5.0
-"""Seconds that a process may take to die behind its parent."""
+"""Seconds that a process may take to die after its parent."""
 STORM = 20
-"""Rebuilds that are ordered at once."""
+"""How many rebuilds a storm orders at once."""
 
 SIGNALS = (signal.SIGKILL, signal.SIGSEGV, signal.SIGABRT, signal.SIGSTOP)
 FAILING_LOADS = 0.15
@@ -88,7 +89,7 @@ HARMFUL: dict[str, tuple[type[Exception], ...]] = {
     "error": (RunnerError,),
     "killer": (PoisonRequest,),
 }
-"""What a request may bring along, and how it must end; those without an error move, and complete."""
+"""The faults that a request may cause, and the errors with which it must then end; without an error it moves, and completes."""
 
 DECIDED = {
     "ContextDied",
@@ -99,7 +100,7 @@ DECIDED = {
     "ProtocolError",
     "SessionRebuild",
 }
-"""What a context may fail with here; anything else is a defect."""
+"""The failures that a context may have here; any other is a defect."""
 
 FAULTS = (
     *(Fault(kind, model=kind, at_token=5, moved=False) for kind in ("poison", "kill")),
@@ -109,19 +110,19 @@ FAULTS = (
 
 
 Answers = Sequence[tuple[tuple[int, ...], str]]
-"""Of each variant: its tokens and its text."""
+"""The tokens and the text of each variant."""
 
 
 @frozen
 class Plan:
-    """What follows from the arguments.
+    """The plan of a run.
 
     Args:
         seconds: how long callers are busy.
-        seed: of everything that is left to chance.
+        seed: determines all random choices.
         runner: `scripted` or `torch`.
-        pause: mean seconds between two strikes.
-        every: seconds between two lines of counters.
+        pause: the mean of the seconds between two signals.
+        every: the seconds between two lines of counters.
     """
 
     seconds: float
@@ -131,21 +132,21 @@ class Plan:
     every: float = 10.0
 
     def chance(self, what: str) -> random.Random:
-        """Independent of every other."""
+        """A random generator for one purpose, independent of the others."""
         return random.Random(f"{self.seed} {what}")
 
     def spec(self) -> RunnerSpec:
-        """The runner, and all the harm it comes to by itself."""
+        """The runner, with all faults from inside."""
         return Faulty(Rough(self.model(), self.seed, FAILING_LOADS), FAULTS)
 
     def model(self) -> RunnerSpec:
-        """What makes the tokens."""
+        """The runner that makes the tokens."""
         if self.runner == "torch":
             return TorchLM(streams=STREAMS)
         return Scripted(MAX_TOKENS, delay=0.0002, streams=STREAMS)
 
     def batch(self, number: int, *, harmful: bool) -> ExecuteBatch:
-        """Request `number`; without a model of its own, one of `VARIANTS`."""
+        """Request `number`: one of `VARIANTS`, perhaps with a fault as its model name."""
         chance = self.chance(f"request {number}")
         kind = chance.choice(tuple(HARMFUL)) if harmful and chance.random() < 0.25 else ""
         on_loss = "fail" if not kind and harmful and chance.random() < 0.1 else "migrate"
@@ -159,7 +160,7 @@ def _variant(number: int, request_id: str, **options: Any) -> ExecuteBatch:
 
 @define
 class Ledger:
-    """What callers and operators saw."""
+    """The counters of callers and operators."""
 
     requests: int = 0
     completed: int = 0
@@ -180,13 +181,13 @@ class Ledger:
     calm_completed: int = 0
     memory: list[int] = field(factory=list[int])
 
-    def hear(self, event: events.Event) -> None:
-        """A sink."""
+    def sink(self, event: events.Event) -> None:
+        """Count the failures of the context."""
         if isinstance(event, events.Decided):
             self.failures[type(event.exc).__name__] += 1
 
     def line(self) -> str:
-        """The counters."""
+        """The counters in one line."""
         struck = sum(self.strikes.values())
         return (
             f"{self.completed} of {self.requests} completed, {self.tokens} tokens; {struck} strikes, "
@@ -216,19 +217,19 @@ class Chaos:
 
     @property
     def over(self) -> bool:
-        """Whether no new request is to be made."""
+        """Whether callers are to make no new request."""
         return self._tenth() >= TENTHS
 
     @property
     def harmful(self) -> bool:
-        """Whether requests bring harm along now."""
+        """Whether requests cause faults in this tenth of the run."""
         return self._tenth() % 2 == 1
 
     def _tenth(self) -> int:
         return int((trio.current_time() - self.began) / self.plan.seconds * TENTHS)
 
     async def run(self) -> None:
-        """Callers until the time is over; meanwhile the rest."""
+        """Run the callers until the time is over, and beside them signals, rebuilds and reports."""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._strike)
             nursery.start_soon(self._operate)
@@ -243,7 +244,7 @@ class Chaos:
     # --- callers
 
     async def _call(self, caller: int) -> None:
-        """One caller: request after request. One of four reads slowly."""
+        """One caller, which makes request after request. One of four reads slowly."""
         while not self.over:
             self.numbers += 1
             harmful = self.harmful
@@ -257,7 +258,7 @@ class Chaos:
                 self.ledger.hung += 1
 
     async def _outcome(self, batch: ExecuteBatch, *, slow: bool) -> str | InferenceError:
-        """How it ended: an error, `left` or `completed`."""
+        """The end of a request: an error, `left` or `completed`."""
         leaves_at = self._leaves_at(batch)
         ids: tuple[int, ...] = ()
         texts: list[str] = []
@@ -277,7 +278,7 @@ class Chaos:
         return "completed"
 
     def _leaves_at(self, batch: ExecuteBatch) -> float:
-        """One in twenty of those that bring nothing along leaves early."""
+        """The number of tokens after which the caller leaves: one of twenty requests without a fault is left early."""
         chance = self.plan.chance(f"leaving {batch.request_id}")
         return chance.randrange(1, 8) if not batch.model and chance.random() < 0.05 else float("inf")
 
@@ -288,7 +289,7 @@ class Chaos:
         return ids + chunk.token_ids
 
     def _compare(self, batch: ExecuteBatch, ids: tuple[int, ...], text: str, *, whole: bool) -> None:
-        """With the fault-free stream: all of it, or as far as it came."""
+        """Compare with the fault-free stream: the whole, or the part that arrived."""
         right_ids, right_text = self.reference[int(batch.request_id) % VARIANTS]
         right_text = text_of(batch, right_text)
         if whole:
@@ -298,7 +299,7 @@ class Chaos:
             self.ledger.wrong += ids != right_ids[: len(ids)] or not right_text.startswith(text)
 
     def _judge(self, batch: ExecuteBatch, outcome: str | InferenceError, *, calm: bool) -> None:
-        """Whether this end is one that its policy names. Who met two deaths alone may be taken for their cause."""
+        """Check that the policy names this end. A request that was on trial in two deaths may count as their cause."""
         ledger = self.ledger
         if outcome == "left":
             ledger.left += 1
@@ -314,10 +315,10 @@ class Chaos:
         if completed if must else not isinstance(outcome, (str, *may)):
             ledger.unexpected.append(f"{kind_of(batch) or 'plain'} {batch.request_id}: {outcome!r}")
 
-    # --- harm
+    # --- faults from outside
 
     async def _strike(self) -> None:
-        """Signals from outside, at moments that the seed knows."""
+        """Send signals from outside, at times that the seed determines."""
         chance = self.plan.chance("strikes")
         while True:
             await trio.sleep(chance.expovariate(1 / self.plan.pause))
@@ -326,11 +327,11 @@ class Chaos:
                 self.ledger.strikes[number.name] += 1
 
     def _is_up(self) -> bool:
-        """Nobody waits for the context to be struck: it would always be the first request on trial that is hit."""
+        """Whether the context is up. Waiting for it here would always hit the first request on trial."""
         return any(node.kind == "child" and node.state == "up" for node in self.worker.status().walk())
 
     async def _operate(self) -> None:
-        """An operator who orders new sessions now and then; one time in five there are many of him."""
+        """Order rebuilds from time to time, one time in five many at once."""
         chance = self.plan.chance("operator")
         while True:
             await trio.sleep(chance.expovariate(1 / (5 * self.plan.pause)))
@@ -350,7 +351,7 @@ class Chaos:
             self.ledger.hung += 1
 
     async def _interrupt(self) -> None:
-        """Programs of their own, one after the other: frozen and thawed, and then interrupted."""
+        """Start programs one after the other; freeze and continue them, and then interrupt them."""
         chance = self.plan.chance("programs")
         for number in range(sys.maxsize):
             await trio.sleep(chance.expovariate(1 / (2 * self.plan.pause)))
@@ -366,7 +367,7 @@ class Chaos:
                 self.ledger.programs["interrupted"] += 1
                 self.ledger.wrong += seen.get("wrong", 0)
 
-    # --- what is seen
+    # --- reports
 
     async def _report(self) -> None:
         while True:
@@ -374,17 +375,17 @@ class Chaos:
             print(f"{trio.current_time() - self.began:7.0f} s  {self.ledger.line()}", flush=True)
 
     async def _weigh(self) -> None:
-        """Resident memory at ten points, each in the middle of a tenth."""
+        """Note the resident memory at ten points, each in the middle of a tenth."""
         for point in range(TENTHS):
             await trio.sleep_until(self.began + (point + 0.5) * self.plan.seconds / TENTHS)
             self.ledger.memory.append(_resident())
 
 
 async def _interrupted(chance: random.Random, number: int, command: Sequence[str] = ()) -> dict[str, int]:
-    """One program's life; what it saw. By default it is `benchmarks.interrupted`.
+    """Run one program, by default `benchmarks.interrupted`. Returns its counters.
 
     Raises:
-        ValueError: it did not end in order, or left something behind.
+        ValueError: it did not end in order, or left a process behind.
     """
     command = command or [sys.executable, "-m", "benchmarks.interrupted", str(chance.getrandbits(32))]
     if number % 2:
@@ -401,7 +402,7 @@ async def _interrupted(chance: random.Random, number: int, command: Sequence[str
             )
         )
         assert process.stdout is not None
-        said = await process.stdout.receive_some()
+        printed = await process.stdout.receive_some()
         await trio.sleep(chance.uniform(0, 2))
         if chance.random() < 0.5:
             await _freeze(process.pid, 1.5)
@@ -409,16 +410,16 @@ async def _interrupted(chance: random.Random, number: int, command: Sequence[str
         family = {pid: began for pid in descendants(process.pid) if (began := _began(pid))}
         process.send_signal(signal.SIGINT)
         async for some in process.stdout:
-            said += some
+            printed += some
     left = {pid for pid, began in family.items() if not await _is_gone(pid, began)}
-    if process.returncode != 0 or not said.startswith(b"up\n") or left:
-        raise ValueError(f"it ended with {process.returncode}, said {said!r}, and left {left}")
-    seen: dict[str, int] = json.loads(said.splitlines()[-1])
+    if process.returncode != 0 or not printed.startswith(b"up\n") or left:
+        raise ValueError(f"it ended with {process.returncode}, printed {printed!r}, and left {left}")
+    seen: dict[str, int] = json.loads(printed.splitlines()[-1])
     return seen
 
 
 async def _freeze(pid: int, seconds: float) -> None:
-    """As a frozen container: a program and all its processes, stopped and continued together."""
+    """Stop and continue a program with all its processes, as a frozen container."""
     frozen = [pid, *descendants(pid)]
     for one in frozen:
         _send(one, signal.SIGSTOP)
@@ -433,7 +434,7 @@ def _send(pid: int, number: int) -> None:
 
 
 def _began(pid: int) -> str:
-    """When a process began, which tells it from another of its number; nothing if there is none, or a zombie."""
+    """The start time of a process, which distinguishes it from another with its pid; empty for none, or a zombie."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except (FileNotFoundError, ProcessLookupError):
@@ -442,15 +443,15 @@ def _began(pid: int) -> str:
 
 
 async def _is_gone(pid: int, began: str) -> bool:
-    """Whether it has ended; the kernel kills it a moment after its parent."""
+    """Whether a process has ended; the kernel may kill it a moment after its parent."""
     with trio.move_on_after(GONE):
-        while _began(pid) == began:  # noqa: ASYNC110 - another's process sets no event
+        while _began(pid) == began:  # noqa: ASYNC110 - the process of another program sets no event
             await trio.sleep(0.01)
     return _began(pid) != began
 
 
 def _signal(pid: int, number: int) -> bool:
-    """Whether the process was still there, and ours: it could have died, and its number be another's."""
+    """Send a signal if the process is still a descendant of this one: it may have died, and its pid been reused. Returns whether it was."""
     try:
         descriptor = os.pidfd_open(pid)
     except ProcessLookupError:
@@ -467,14 +468,14 @@ def _signal(pid: int, number: int) -> bool:
 
 
 def _resident() -> int:
-    """Bytes in use: what is free has been given back to the system first."""
+    """The resident bytes, after free memory was returned to the system."""
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 def descendants(of: int = 0) -> set[int]:
-    """The pids of somebody's children and theirs, of ours by default; zombies too."""
+    """The pids of all descendants of a process, by default of this one; including zombies."""
     root = of or os.getpid()
     parents = {}
     for stat in Path("/proc").glob("[0-9]*/stat"):
@@ -495,7 +496,7 @@ def _names(folder: str) -> frozenset[str]:
 
 @frozen
 class Holdings:
-    """What a process has that it should not leave behind."""
+    """The resources of this process that it must not leave behind."""
 
     processes: frozenset[int]
     descriptors: frozenset[str]
@@ -504,7 +505,7 @@ class Holdings:
 
     @classmethod
     def now(cls) -> Holdings:
-        """What there is."""
+        """The present ones."""
         gc.collect()
         return cls(
             frozenset(descendants()),
@@ -514,13 +515,13 @@ class Holdings:
         )
 
     def beyond(self, before: Holdings) -> dict[str, list[str]]:
-        """What was not there before."""
+        """The resources that were not there before."""
         ours, theirs = asdict(self), asdict(before)
         return {what: sorted(map(str, ours[what] - theirs[what])) for what in ours}
 
 
 def reference(plan: Plan) -> Answers:
-    """Every variant's fault-free stream."""
+    """The fault-free stream of every variant."""
     batches = [_variant(number, f"{number}") for number in range(VARIANTS)]
     if plan.runner == "scripted":
         answers = [expected(batch, MAX_TOKENS) for batch in batches]
@@ -529,7 +530,7 @@ def reference(plan: Plan) -> Answers:
 
 
 async def undisturbed(model: RunnerSpec, batches: Sequence[ExecuteBatch]) -> Answers:
-    """The streams of these requests, side by side, without any harm."""
+    """The streams of these requests, run concurrently, without any fault."""
     answers: dict[str, tuple[tuple[int, ...], str]] = {}
 
     async def ask(worker: Ref, batch: ExecuteBatch) -> None:
@@ -547,12 +548,12 @@ async def _run(plan: Plan, ledger: Ledger, right: Answers) -> None:
     host = ProcessHost(load_timeout=10, first_chunk_timeout=4, next_chunk_timeout=2)
     limit = Limit(1_000_000, within=60)
     worker = device_worker("llm", plan.spec(), host=host, limit=limit, backoff=None)
-    async with open_tree(Supervisor("chaos", [worker], limit=limit), sinks=[ledger.hear]) as tree:
+    async with open_tree(Supervisor("chaos", [worker], limit=limit), sinks=[ledger.sink]) as tree:
         await Chaos(plan, ledger, right, tree[worker]).run()
 
 
 def problems(ledger: Ledger, left_behind: dict[str, list[str]]) -> list[str]:
-    """What must not be; nothing if all is well. Of a hundred requests one may meet two kills while it is on trial."""
+    """The problems of a run. One of a hundred requests may meet two kills while it is on trial."""
     tests: list[tuple[bool, str]] = [
         (ledger.lost > 0, f"{ledger.lost} tokens lost"),
         (ledger.doubled > 0, f"{ledger.doubled} tokens doubled"),
@@ -573,9 +574,9 @@ def problems(ledger: Ledger, left_behind: dict[str, list[str]]) -> list[str]:
 
 
 def chaos(plan: Plan) -> dict[str, Any]:
-    """Make one run; gives what it showed."""
+    """Make one run. Returns its counters and problems."""
     right = reference(plan)
-    trio.run(undisturbed, Scripted(), [_variant(0, "0")])  # what is opened once is open now
+    trio.run(undisturbed, Scripted(), [_variant(0, "0")])  # open everything that is opened once
     ledger, before, began = Ledger(), Holdings.now(), time.monotonic()
     trio.run(_run, plan, ledger, right)
     left_behind = Holdings.now().beyond(before)
@@ -591,20 +592,20 @@ def chaos(plan: Plan) -> dict[str, Any]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command; gives its exit status."""
+    """Run the command. Returns its exit status."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.chaos", description=(__doc__ or "").partition("\n")[0]
     )
     parser.add_argument("--minutes", type=float, default=1.0)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--runner", choices=["scripted", "torch"], default="scripted")
-    parser.add_argument("--pause", type=float, default=2.0, help="mean seconds between two strikes")
+    parser.add_argument("--pause", type=float, default=2.0, help="mean seconds between two signals")
     parser.add_argument("--every", type=float, default=10.0, help="seconds between two lines of counters")
-    parser.add_argument("--json", metavar="FILE", help="write the summary there, too")
+    parser.add_argument("--json", metavar="FILE", help="also write the summary to this file")
     arguments = parser.parse_args(argv)
-    logging.disable(logging.CRITICAL)  # what a dying process says last is no news here
+    logging.disable(logging.CRITICAL)  # the last lines of dying processes are expected here
     plan = Plan(arguments.minutes * 60, arguments.seed, arguments.runner, arguments.pause, arguments.every)
-    result = _in_a_folder_of_its_own(lambda: chaos(plan))
+    result = _in_own_folder(lambda: chaos(plan))
     summary = json.dumps(result)
     print(summary, flush=True)
     if arguments.json:
@@ -614,8 +615,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 1 if result["problems"] else 0
 
 
-def _in_a_folder_of_its_own(run: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """With temporary files where nobody else has any, so that those left behind are ours."""
+def _in_own_folder(run: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """Run with a separate folder for temporary files, so that all files left there are from this run."""
     with tempfile.TemporaryDirectory(prefix="chaos-") as folder:
         was, tempfile.tempdir = tempfile.tempdir, folder
         old = os.environ.get("TMPDIR")

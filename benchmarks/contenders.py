@@ -1,4 +1,4 @@
-"""Who takes part: this project, the floors, Erlang where `erl` is there, and the peers that somebody has installed.
+"""The contenders: this project, the floors, Erlang if `erl` is installed, and the peers that are installed.
 
 python -m benchmarks.contenders triotp mode     makes their virtual environments, `benchmarks/.venv-NAME`
 python -m benchmarks.contenders                 all of them
@@ -21,14 +21,14 @@ PEERS = {
     "mode": "mode-streaming==0.7.1",
     "pykka": "pykka==4.5.0",
 }
-"""Each peer and what is to be installed for it: its adapter is written for exactly that."""
+"""Each peer and the exact version that its adapter is written for."""
 
 IMPORTS = {"ours": "from supervise import *", "trio_floor": "import trio"}
-"""What imports a contender, for those whose import is measured."""
+"""The statements whose import time is measured."""
 
 
 def present() -> list[str]:
-    """Everybody who can take part here, the floors first."""
+    """The contenders that can take part on this machine, the floors first."""
     erlang = ["erlang"] if shutil.which("erl") else []
     return [*FLOORS, "ours", *erlang, *(peer for peer in PEERS if _python_of(peer).exists())]
 
@@ -43,7 +43,7 @@ def _python_of(peer: str) -> Path:
 
 
 def version(contender: str) -> str:
-    """What exactly was measured."""
+    """The versions that are measured."""
     if contender == "erlang":
         code = 'io:format("OTP ~s", [erlang:system_info(otp_release)]), halt().'
         return output("erl", "-noshell", "-eval", code)
@@ -54,7 +54,7 @@ def version(contender: str) -> str:
 
 
 def output(*command: str, env: Mapping[str, str] | None = None) -> str:
-    """What a command prints."""
+    """The standard output of a command."""
     done = subprocess.run(
         command, check=True, env=env, stdin=subprocess.DEVNULL, capture_output=True, text=True
     )
@@ -62,7 +62,7 @@ def output(*command: str, env: Mapping[str, str] | None = None) -> str:
 
 
 def make(peers: Sequence[str]) -> None:
-    """A virtual environment for each."""
+    """Make a virtual environment for each peer."""
     for peer in peers:
         venv.create(HERE / f".venv-{peer}", with_pip=True)
         subprocess.run([python(peer), "-m", "pip", "install", "-q", PEERS[peer]], check=True)

@@ -1,11 +1,10 @@
-"""What each operation costs, in counts and not in seconds, so that a check can hold it there.
+"""The cost of each operation in counts, not in seconds, so that a test can pin it.
 
-    python -m benchmarks.costs            what it costs now, and what is pinned in benchmarks/costs.json
-    python -m benchmarks.costs --write    pin what it costs now, for this version of Python
+    python -m benchmarks.costs            the present costs, and those pinned in benchmarks/costs.json
+    python -m benchmarks.costs --write    pin the present costs, for this version of Python
 
-Counted are, in this project's own code, the bytecode instructions carried out, the functions entered and the events made; the turns
-of Trio's scheduler, which is where most of the rest goes; and the bytes that an idle child keeps. They are the same on any
-machine, at any load.
+The counts are: the bytecode instructions, function calls and events of this project's own code; the turns of Trio's scheduler,
+which take most of the remaining time; and the bytes that an idle child keeps. They are the same on any machine, at any load.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ from .operations import Meter, operate
 PINNED = Path(__file__).with_name("costs.json")
 PYTHON = "{}.{}".format(*sys.version_info)
 TIMES = 20
-"""Where two tasks can run Trio tosses a coin: the least of so many is the same every time."""
+"""Trio orders runnable tasks at random; the least of so many repetitions is always the same."""
 IDLE = "idle child"
 HOME = str(Path(supervise.__file__).parent)
 MADE_BY_ATTRS = "<attrs generated methods supervise."
@@ -39,7 +38,7 @@ Costs = dict[str, dict[str, int]]
 
 
 class Counts(Meter, trio.abc.Instrument):
-    """Counts from `begin` to `end`; of several times the least, which is the one without a first time in it."""
+    """Counts from `begin` to `end`, and keeps the least of several repetitions, which does no work of a first time."""
 
     def __init__(self) -> None:
         self.least: Costs = {}
@@ -48,7 +47,7 @@ class Counts(Meter, trio.abc.Instrument):
         self._before: Any = None
 
     def begin(self, operation: str) -> None:
-        """It begins; frames of ours that are on the stack already are counted on."""
+        """Start counting, also in frames of this project that are on the stack already."""
         self._operation, self._now = operation, Counter(instructions=0, calls=0, events=0, turns=0)
         self._before = sys.gettrace()
         above: FrameType | None = sys._getframe(1)
@@ -59,7 +58,7 @@ class Counts(Meter, trio.abc.Instrument):
         sys.settrace(self._enter)
 
     def end(self) -> None:
-        """It is over."""
+        """Stop counting."""
         sys.settrace(self._before)
         least = self.least.get(self._operation, self._now)
         if 0 < self._now["instructions"] <= least["instructions"]:  # Python 3.12 traces none the first time
@@ -67,7 +66,7 @@ class Counts(Meter, trio.abc.Instrument):
         self._operation = ""
 
     def before_task_step(self, _: trio.lowlevel.Task) -> None:
-        """As Trio's instrument: a task is about to run."""
+        """Count a turn: Trio calls this before each step of a task."""
         self._now["turns"] += 1
 
     def _enter(self, frame: FrameType, event: str, _: Any) -> Any:
@@ -88,26 +87,26 @@ class Counts(Meter, trio.abc.Instrument):
 
 
 class Peaks(Meter):
-    """The most bytes that an operation held at once beyond what there was: also what C code builds shows here."""
+    """The most bytes that an operation held at once, including objects made by C code."""
 
     def __init__(self) -> None:
         self.least: dict[str, int] = {}
         self._operation = ""
 
     def begin(self, operation: str) -> None:
-        """It begins."""
+        """Start tracing allocations."""
         self._operation = operation
         tracemalloc.start(1)
 
     def end(self) -> None:
-        """It is over."""
+        """Stop tracing, and keep the peak."""
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
         self.least[self._operation] = min(peak, self.least.get(self._operation, peak))
 
 
 def _ours(code: CodeType) -> bool:
-    """Whether code is this project's, or what attrs has made for it."""
+    """Whether code belongs to this project, or attrs has generated it for a class of this project."""
     return code.co_filename.startswith((HOME, MADE_BY_ATTRS))
 
 
@@ -119,7 +118,7 @@ def count(siblings: int = 1, history: int = 1) -> Costs:
 
 
 def peaks(siblings: int = 1, history: int = 1) -> dict[str, int]:
-    """The bytes of every operation."""
+    """The peak of bytes of every operation."""
     meter = Peaks()
     trio.run(operate, meter, siblings, history, TIMES)
     return meter.least
@@ -131,7 +130,7 @@ async def _counted(counts: Counts, siblings: int, history: int) -> None:
 
 
 def bytes_of_idle_child(few: int = 100, many: int = 600) -> int:
-    """What one more idle child keeps in memory, Trio's task and its own declaration included."""
+    """The bytes that one more idle child keeps, including its task and its declaration."""
     return (trio.run(_bytes_of, many) - trio.run(_bytes_of, few)) // (many - few)
 
 
@@ -148,18 +147,18 @@ async def _bytes_of(n: int) -> int:
 
 
 def costs() -> Costs:
-    """All that is pinned."""
+    """The present costs, in the form in which they are pinned."""
     return {**count(), IDLE: {"bytes": bytes_of_idle_child()}}
 
 
 def pinned() -> dict[str, Costs]:
-    """What is pinned, for each version of Python."""
+    """The pinned costs, for each version of Python."""
     found: dict[str, Costs] = json.loads(PINNED.read_text())
     return found
 
 
 def main(arguments: list[str]) -> None:
-    """Print, or pin."""
+    """Print the costs, or pin them."""
     now = costs()
     was = pinned() if PINNED.exists() else {}
     if arguments == ["--write"]:

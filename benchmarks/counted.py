@@ -1,13 +1,13 @@
-"""What does the processor do for one operation? Counted by Valgrind on a model of it, so no other load can blur the numbers.
+"""Count the work of a processor for one operation, by Valgrind on a model of it, so that no other load disturbs the numbers.
 
     python -m benchmarks.counted                  every operation; a quarter of an hour
-    python -m benchmarks.counted start stop       these
-    python -m benchmarks.counted --who trio_task  ours and this one
+    python -m benchmarks.counted start stop       these operations
+    python -m benchmarks.counted --who trio_task  this project and this contender
 
-Each number is for one child, restart or message: the difference between a larger and a smaller run, divided by how many
-more there were. So starting Python falls out, and what the garbage collector does with all that lives does not.
-Instructions in thousands; `misses` of the first-level caches and `far` of the last, as big as `CACHES` says; `branches`
-that were mispredicted. Where the clock gives more than the instructions do, the others say why.
+Each number is for one child, restart or message: the difference between a larger and a smaller run, divided by the difference
+of their sizes. So the start of Python is not counted, but the work of the garbage collector on live objects is. All numbers
+are in thousands: instructions, `misses` of the first-level caches and `far` of the last (their sizes are in `CACHES`), and
+mispredicted `branches`. If a ratio by the clock is larger than that of the instructions, the others explain it.
 """
 
 from __future__ import annotations
@@ -43,10 +43,10 @@ class Operation:
     """One thing to count.
 
     Args:
-        function: of the adapters, for so many children, restarts or messages.
-        small, large: how many.
-        who: the contenders that can do it, besides ours.
-        begin, end: which looks of the adapter at the clock it lies between, from the last one back; 0: all of the run.
+        function: a function of the adapters that takes a number of children, restarts or messages.
+        small, large: the two numbers.
+        who: the contenders that can do it, besides this project.
+        begin, end: the readings of the clock between which it lies, counted from the last one back; 0: the whole run.
     """
 
     function: str
@@ -69,7 +69,7 @@ Counts = dict[str, float]
 
 
 def count(operation: Operation, who: str) -> Counts:
-    """Each event's number for one more."""
+    """The number of each event for one more child, restart or message."""
     small, large = (_between(operation, who, n) for n in (operation.small, operation.large))
     more = operation.large - operation.small
     return {event: (large[event] - small[event]) / more for event in EVENTS}
@@ -85,7 +85,7 @@ def _between(operation: Operation, who: str, n: int) -> Counts:
 
 
 def _counted(function: str, who: str, n: int, until: int = 0) -> Counts:
-    """What a process does until its adapter has looked at the clock so often; 0: until its end."""
+    """The counts of a process until its adapter has read the clock `until` times; 0: until its end."""
     work = (sys.executable, "-m", "benchmarks.counted", "--until", str(until), "--who", who, function, str(n))
     done = subprocess.run(
         (
@@ -109,7 +109,7 @@ def _counted(function: str, who: str, n: int, until: int = 0) -> Counts:
 
 
 def looks(function: str, who: str, n: int, until: int = 0) -> int:
-    """Do the work here; gives how often the adapter looked at the clock. At look `until` this process ends."""
+    """Do the work in this process. Returns how often the adapter read the clock; at reading `until` the process ends."""
     seen = 0
 
     def now() -> float:
@@ -127,11 +127,11 @@ def looks(function: str, who: str, n: int, until: int = 0) -> int:
     return seen
 
 
-def as_text(name: str, operation: Operation, everybody: Sequence[str]) -> str:
-    """One line for each contender, with ours by theirs."""
+def as_text(name: str, operation: Operation, everyone: Sequence[str]) -> str:
+    """One line for each contender, with our number divided by its number."""
     lines = [f"{name:12}" + "".join(f"{event:>20}" for event in EVENTS)]
     counts: dict[str, Counts] = {}
-    for who in everybody:
+    for who in everyone:
         note(f"{name}: {who}")
         counts[who] = count(operation, who)
     for who, theirs in counts.items():
@@ -146,10 +146,10 @@ def _cell(ours: float, theirs: float) -> str:
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Do what the arguments say."""
+    """Run the command."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.counted")
-    parser.add_argument("operations", nargs="*", help=f"{', '.join(OPERATIONS)}; all of them")
-    parser.add_argument("--who", help="ours and this one only")
+    parser.add_argument("operations", nargs="*", help=f"{', '.join(OPERATIONS)}; default: all of them")
+    parser.add_argument("--who", help="this project and this contender only")
     parser.add_argument("--until", type=int, help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     if options.until is not None:

@@ -1,12 +1,12 @@
-"""What does a lost context cost, and what a process of its own? Beside floors that the same run measures.
+"""Measure the cost of a lost context, and of a separate process, with floors from the same run.
 
     python -m benchmarks.device                 20 deaths of each kind, a few minutes
     python -m benchmarks.device --quick         3 of each
-    python -m benchmarks.device --json FILE     the figures as JSON too
+    python -m benchmarks.device --json FILE     also write the figures as JSON
     python -m benchmarks.device --device cuda:0 deaths, floors and holds with the model on that device
 
-Deaths are SIGKILLs of the process that holds the model, in mid-stream; the gap is the time until its stream goes on.
-Medians, in milliseconds unless a row says otherwise. Exit status 1 if a figure misses its target.
+A death is a SIGKILL of the process that holds the model, in mid-stream; the gap is the time until its stream continues. The
+figures are medians, in milliseconds unless a row has another unit. Exit status 1 if a figure misses its target.
 """
 
 from __future__ import annotations
@@ -38,12 +38,12 @@ from supervise import Supervisor, Tree, open_tree
 
 STREAMS = 32
 STRIKE_AT = 20
-"""Tokens that a consumer has of a stream when its context is killed; the context may be ahead."""
+"""The index of the token at which the consumer kills the context, which may be further ahead."""
 TOKENS = 240
 PACE = 0.0006
-"""Seconds that a token takes where the overhead of the process is measured."""
+"""Seconds that a token takes when the overhead of the process is measured."""
 REST = 1.0
-"""Seconds after a start in which a standby gets ready."""
+"""Seconds after a start in which a standby becomes ready."""
 
 STANDBY = ProcessHost(standby=1)
 FORKED = ProcessHost()
@@ -58,11 +58,11 @@ class Figure:
     """One row.
 
     Args:
-        name: what is measured.
-        samples: all of them.
-        unit: of the samples.
-        target: what the median must not pass; None for a floor. What it is made of stands in `because`.
-        at_least: the target is one to reach.
+        name: the measurement in words.
+        samples: all samples.
+        unit: the unit of the samples.
+        target: the most that the median may be; None for a floor. `because` explains it.
+        at_least: the target is the least instead.
     """
 
     name: str
@@ -74,18 +74,18 @@ class Figure:
 
     @property
     def median(self) -> float:
-        """Of the samples."""
+        """The median of the samples."""
         return statistics.median(self.samples)
 
     @property
     def good(self) -> bool:
-        """Whether it keeps its target."""
+        """Whether the median meets the target."""
         if self.target is None:
             return True
         return self.median >= self.target if self.at_least else self.median <= self.target
 
     def row(self) -> str:
-        """For the table."""
+        """The row of the table."""
         target = "" if self.target is None else f"{'≥' if self.at_least else '≤'} {self.target:,.4g}"
         verdict = "" if self.target is None else "yes" if self.good else "NO"
         low, high = min(self.samples), max(self.samples)
@@ -97,13 +97,13 @@ class Figure:
 
 @define
 class Report:
-    """All rows, printed as they come."""
+    """All rows, each printed as it is added."""
 
     device: str = "cpu"
     figures: list[Figure] = field(factory=list[Figure])
 
     def add(self, figure: Figure) -> float:
-        """Print a row; gives its median."""
+        """Add and print a row. Returns its median."""
         if not self.figures:
             print(
                 f"{'':<52} {'median':>10} {'':<9} {'min':>9} {'max':>9} {'n':>4}  {'target':<12} kept",
@@ -114,8 +114,8 @@ class Report:
         return figure.median
 
     def as_json(self) -> dict[str, Any]:
-        """For a file."""
-        import torch  # noqa: PLC0415 - only to name its version; what is measured is over
+        """The report for a file."""
+        import torch  # noqa: PLC0415 - only for its version, after the measurement
 
         return {
             "date": time.strftime("%Y-%m-%d"),
@@ -139,7 +139,7 @@ def _request(name: str = "r", most: int = TOKENS) -> ExecuteBatch:
 
 @define
 class Deaths:
-    """Milliseconds, all of one kind in a list; `lengths`: tokens that were accepted when the context died."""
+    """Milliseconds, in a list for each kind; `lengths`: how many tokens were accepted when the context died."""
 
     standby: list[float] = field(factory=list[float])
     forked: list[float] = field(factory=list[float])
@@ -151,7 +151,7 @@ class Deaths:
 
 
 async def warm_deaths(count: int, device: str = "cpu") -> Deaths:
-    """Gaps with a standby and with a fork server, and their floors, by turns: whatever else runs here, hurts all alike."""
+    """Gaps with a standby and with a fork server, and their floors, in turns, so that other load affects all of them."""
     found = Deaths()
     forked = evolve(FORKED, device=device)
     one, other = _worker("standby", evolve(STANDBY, device=device)), _worker("forked", forked)
@@ -170,7 +170,7 @@ async def warm_deaths(count: int, device: str = "cpu") -> Deaths:
 
 
 async def cold_deaths(count: int, device: str = "cpu") -> Deaths:
-    """Gaps with cold starts, and their floor, by turns."""
+    """Gaps with cold starts, and their floor, in turns."""
     found = Deaths()
     worker = _worker("cold", evolve(COLD, device=device))
     async with open_tree(worker, sinks=[]) as opened:
@@ -186,9 +186,9 @@ def _worker(name: str, host: ProcessHost) -> Supervisor:
 
 
 async def _gap(tree: Tree, worker: Supervisor) -> tuple[float, int]:
-    """Time from a kill to the first token of the next incarnation, as its consumer sees it; and which token that is.
+    """The time from a kill to the first token of the next incarnation at its consumer, and the index of that token.
 
-    Some tokens of the old one may still be on their way after the kill.
+    Some tokens of the old incarnation may still arrive after the kill.
     """
     context = await tree[worker].ready()
     struck = math.inf
@@ -203,7 +203,7 @@ async def _gap(tree: Tree, worker: Supervisor) -> tuple[float, int]:
 
 
 async def _detection(host: ProcessHost) -> float:
-    """Time from a kill until `receive` raises, of a process with torch in it."""
+    """The time from a kill of a process with torch until `receive` raises."""
     async with host.open(TorchLM()) as session:
         session.begin(_request())
         await session.receive()
@@ -222,7 +222,7 @@ async def _until_dead(session: Session) -> None:
 
 
 async def _prefill(host: ProcessHost, length: int) -> float:
-    """Time from a begin behind so many tokens to the next one, the first thing that a context does."""
+    """The time from a begin after `length` tokens to the next token, as the first work of a context."""
     async with host.open(TorchLM()) as session:
         before = time.perf_counter()
         session.begin(_request(), [7] * length)
@@ -240,17 +240,17 @@ os._exit(0)
 
 
 def _load(device: str) -> float:
-    """Time of a new Python that imports torch, loads the model, and ends at once."""
+    """The time of a new Python that imports torch, loads the model, and ends at once."""
     before = time.perf_counter()
     subprocess.run([sys.executable, "-c", _LOADS, device], check=True, cwd=Path(__file__).parents[1])
     return (time.perf_counter() - before) * 1000
 
 
-# --- what a process of its own costs
+# --- the cost of a separate process
 
 
 async def overhead(count: int) -> tuple[list[float], list[float]]:
-    """Milliseconds a token, in this process and through one of its own, by turns."""
+    """Milliseconds for each token, in this process and through a separate one, in turns."""
     here, there = [], []
     runner, request = Paced(pace=PACE), _request(most=1000)
     local = runner.build(RunnerStart(incarnation=1))
@@ -277,7 +277,7 @@ async def _received(session: Session, count: int) -> int:
 
 
 async def session_rates(count: int, tokens: int) -> list[float]:
-    """Chunks a second that a session receives, of all streams together."""
+    """Chunks per second that a session receives, over all streams."""
     found = []
     async with FORKED.open(Paced(STREAMS)) as session:
         for _ in range(count):
@@ -290,7 +290,7 @@ async def session_rates(count: int, tokens: int) -> list[float]:
 
 
 async def buffer_rates(count: int, tokens: int) -> list[float]:
-    """Chunks a second through a session into one buffer for each stream, whose consumer takes what is there."""
+    """Chunks per second through a session into a buffer for each stream, which its consumer empties."""
     found = []
     async with FORKED.open(Paced(STREAMS)) as session:
         for _ in range(count):
@@ -313,21 +313,21 @@ async def _through_buffers(session: Session, tokens: int) -> None:
 
 @define
 class _Buffer:
-    """What has come of one stream and is not consumed yet; `left` are to come."""
+    """The items of one stream that are not consumed yet; `left` more are expected."""
 
     left: int
     items: list[object] = field(factory=list[object])
     lot: trio.lowlevel.ParkingLot = field(factory=trio.lowlevel.ParkingLot)
 
     def put(self, item: object) -> None:
-        """Add one; wakes the consumer if it waits."""
+        """Add an item, and wake the consumer if it waits."""
         self.items.append(item)
         self.left -= 1
         if self.lot:
             self.lot.unpark()
 
     async def consume(self) -> None:
-        """Take all that is there, until the last."""
+        """Take all buffered items, again and again, until the last."""
         while self.left or self.items:
             if not self.items:
                 await self.lot.park()
@@ -337,7 +337,7 @@ class _Buffer:
 
 
 async def channel_rates(count: int, tokens: int) -> list[float]:
-    """Items a second through as many memory channels of Trio's, one at a time: no process, no chunks."""
+    """Items per second through as many memory channels of Trio, without a process or chunks."""
     found = []
     for _ in range(count):
         before = time.perf_counter()
@@ -362,7 +362,7 @@ async def _consume(receive: trio.MemoryReceiveChannel[int]) -> None:
 
 
 async def worker_rates(count: int, tokens: int) -> list[float]:
-    """Chunks a second through a device worker, each stream with a consumer."""
+    """Chunks per second through a device worker, with a consumer for each stream."""
     found = []
     worker = device_worker("llm", Paced(STREAMS), host=FORKED)
     async with open_tree(worker, sinks=[]) as tree:
@@ -385,7 +385,7 @@ async def _drink(tree: Tree, worker: Supervisor, request: ExecuteBatch) -> None:
 
 
 class _Steps(trio.abc.Instrument):
-    """How long each step of a task held the loop, in milliseconds."""
+    """The milliseconds for which each step of a task held the loop."""
 
     def __init__(self) -> None:
         self.held: list[float] = []
@@ -394,12 +394,12 @@ class _Steps(trio.abc.Instrument):
     def before_task_step(self, task: trio.lowlevel.Task) -> None:  # noqa: ARG002 - the instrument's signature
         self._began = time.perf_counter()
 
-    def after_task_step(self, task: trio.lowlevel.Task) -> None:  # noqa: ARG002 - likewise
+    def after_task_step(self, task: trio.lowlevel.Task) -> None:  # noqa: ARG002 - the instrument's signature
         self.held.append((time.perf_counter() - self._began) * 1000)
 
 
 async def longest_holds(host: ProcessHost, count: int) -> list[float]:
-    """Milliseconds of the longest step of any task of ours in each start, death and next start."""
+    """The milliseconds of the longest step of a task in each start, death and next start."""
     found = []
     async with host.open(TorchLM()):
         await trio.sleep(REST)
@@ -420,16 +420,16 @@ async def longest_holds(host: ProcessHost, count: int) -> list[float]:
 
 
 def measure(report: Report, *, deaths: int, cold: int, turns: int, tokens: int) -> None:
-    """Measure everything: so many of each. On a GPU a context takes its time, and the gaps have no target yet."""
+    """Measure everything, with these numbers of samples. On a GPU a context starts slowly, and the gaps have no target yet."""
     run, device, aims = _running(report), report.device, report.device == "cpu"
     warm, chilled = trio.run(warm_deaths, deaths, device), trio.run(cold_deaths, cold, device)
     length = statistics.median(warm.lengths)
-    seen = report.add(Figure("floor: kill to death seen, torch in the process", warm.seen))
+    seen = report.add(Figure("floor: kill to death detected, torch in the process", warm.seen))
     prefill = report.add(Figure(f"floor: prefill of {length:.0f} tokens, first of a context", warm.prefill))
     load = report.add(Figure("floor: new Python imports torch and loads", chilled.load))
     most = 1.5 * (seen + prefill)
     for name, gaps, target, because in (
-        ("warm standby", warm.standby, most, "1.5 × (death seen + prefill)"),
+        ("warm standby", warm.standby, most, "1.5 × (death detected + prefill)"),
         ("fork server", warm.forked, 60.0, ""),
         ("cold spawn", chilled.cold, 1.2 * load, "1.2 × (importing torch + loading)"),
     ):
@@ -437,7 +437,7 @@ def measure(report: Report, *, deaths: int, cold: int, turns: int, tokens: int) 
     here, there = trio.run(overhead, turns)
     floor = report.add(Figure("floor: a token in this process", here))
     report.add(
-        Figure("a token through a process of its own", there, target=1.15 * floor, because="1.15 × floor")
+        Figure("a token through a separate process", there, target=1.15 * floor, because="1.15 × floor")
     )
     rates: list[tuple[str, Callable[..., Awaitable[list[float]]], float | None]] = [
         ("Trio's memory channels (floor)", channel_rates, None),
@@ -459,7 +459,7 @@ def _running(report: Report) -> Callable[..., float]:
 
 
 def _is_there(device: str) -> bool:
-    """Asked in a process of its own: no context in this one."""
+    """Whether torch has this device; asked in another process, so that this one gets no device context."""
     if device == "cpu":
         return True
     asks = f"import torch; torch.empty(1, device={device!r})"
@@ -467,15 +467,15 @@ def _is_there(device: str) -> bool:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command; gives its exit status."""
+    """Run the command. Returns its exit status."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.device", description=(__doc__ or "").partition("\n")[0]
     )
+    parser.add_argument("--quick", action="store_true", help="few samples, to check that it works")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures to this file")
     parser.add_argument(
-        "--quick", action="store_true", help="few samples: whether it works, not how fast it is"
+        "--device", default="cpu", help="the device of the model, as torch names it; default: cpu"
     )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there")
-    parser.add_argument("--device", default="cpu", help="where the model is, as torch names it; default: cpu")
     options = parser.parse_args(argv)
     if not _is_there(options.device):
         parser.error(f"--device must be cpu or one that torch has here, got {options.device!r}")

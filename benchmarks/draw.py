@@ -1,4 +1,4 @@
-"""The pictures: how ours compares, and how cost grows."""
+"""The pictures: the comparison, and the growth of costs."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ TOP, STEP, LEFT, WIDTH = 96, 30, 400, 960
 
 
 def comparison(results: Results) -> str:
-    """Each row against bare Trio: further to the right is better."""
+    """Each row against bare Trio; further to the right is better."""
     lines = [Line(row, results) for row in ROWS if _compares(row)]
     lines = [line for line in lines if line.ratio is not None]
     picture = Picture(
@@ -80,12 +80,12 @@ def _grid(picture: Picture, scale: Scale, bottom: float) -> None:
             "same as Trio" if power == 0 else f"{times:g} × better" if power > 0 else f"{1 / times:g} × worse"
         )
         if times in (scale.least, scale.most):
-            words += ", or more"  # what lies outside is put at the end
+            words += ", or more"  # a value outside is drawn at the end
         picture.text(scale(times), TOP - 8, words, color=FAINT, anchor="middle", size=11)
 
 
 def _row(picture: Picture, scale: Scale, y: float, line: Line) -> None:
-    """Whoever has a number, ours last and on top."""
+    """The dots of the contenders, that of this project last and on top."""
     row = line.row
     assert row.target is not None
     assert line.ratio is not None
@@ -105,12 +105,12 @@ def _row(picture: Picture, scale: Scale, y: float, line: Line) -> None:
 
 
 def _better(row: Row, ratio: float) -> float:
-    """How many times better than the reference."""
+    """The factor by which a ratio is better than the reference."""
     return ratio if row.more_is_better else 1 / ratio
 
 
 def growth(curves: Curves) -> str:
-    """What each operation costs, by the number of siblings, and by the restarts that have been."""
+    """The cost of each operation by the number of siblings, and by the number of earlier restarts."""
     plot = _Plot(curves)
     plot.panel(60, SIBLINGS, curves["siblings"], "siblings")
     ends = plot.panel(440, HISTORY, curves["history"], f"restarts before, among {FEW} siblings")
@@ -119,7 +119,7 @@ def growth(curves: Curves) -> str:
 
 
 _End = tuple[str, float, str]
-"""Of a curve: its name, its height there, its color."""
+"""The end of a curve: its name, its height and its color."""
 
 
 class _Plot:
@@ -143,7 +143,7 @@ class _Plot:
     def panel(
         self, left: float, ticks: Sequence[int], curves: dict[str, list[float | None]], words: str
     ) -> list[_End]:
-        """One set of curves; gives where each ends."""
+        """Draw one set of curves. Returns the end of each."""
         picture, vertical = self.picture, self._vertical
         horizontal = Scale(ticks[0], ticks[-1], left, left + self.PANEL)
         for tick in ticks:
@@ -169,7 +169,7 @@ class _Plot:
             value *= 10
 
     def names(self, ends: Sequence[_End]) -> None:
-        """The names of the curves, beside the last panel."""
+        """Write the names of the curves beside the last panel."""
         right = 440 + self.PANEL
         for (name, y, color), place in zip(ends, spread([y for _, y, _ in ends], 16), strict=True):
             self.picture.line(right + 4, y, right + 20, place, color=color)

@@ -1,4 +1,4 @@
-"""How cost grows: with the number of siblings, and with the past."""
+"""The growth of costs with the number of siblings, and with the number of earlier restarts."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ class Clock(Meter):
         self._begin = 0.0
 
     def begin(self, operation: str) -> None:
-        """It begins."""
+        """Start the time of an operation."""
         self._operation = operation
         self._begin = now()
 
     def end(self) -> None:
-        """It is over."""
+        """Note the time of the operation."""
         seconds = now() - self._begin
         self.seconds[self._operation].append(seconds)
 
@@ -48,7 +48,7 @@ def times(siblings: int, history: int) -> dict[str, float]:
 
 
 def curves(*, quick: bool) -> Curves:
-    """All curves, each point in a process of its own."""
+    """All curves, each point measured in a separate process."""
     most = 1000 if quick else max(SIBLINGS)
     siblings = [_point(siblings=number, history=1) for number in SIBLINGS if number <= most]
     history = [_point(siblings=FEW, history=number) for number in HISTORY if number <= most]

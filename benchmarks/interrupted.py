@@ -1,7 +1,7 @@
-"""A program of its own that `benchmarks.chaos` stops, continues and interrupts: `python -m benchmarks.interrupted SEED`.
+"""A program that `benchmarks.chaos` stops, continues and interrupts: `python -m benchmarks.interrupted SEED`.
 
-It keeps four streams busy over a process with a standby, compares each with the fault-free one, and says on one line when
-it is up. Interrupted, it leaves in order, and says in one line of JSON what it saw.
+It keeps four streams busy on a process host with a standby, compares each with the fault-free one, and prints a line when it is
+up. When it is interrupted it ends in order, and prints its counters as one line of JSON.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ async def _call(worker: Ref, name: str, chance: random.Random, seen: Counter[str
 
 
 async def _run(seed: int, seen: Counter[str]) -> None:
-    def hear(event: events.Event) -> None:
+    def count(event: events.Event) -> None:
         if isinstance(event, events.Failed):
             seen[f"failed: {type(event.exc).__name__}"] += 1
 
@@ -45,7 +45,7 @@ async def _run(seed: int, seen: Counter[str]) -> None:
     limit = Limit(1000, within=60)
     worker = device_worker("llm", Scripted(TOKENS, delay=0.002), host=host, limit=limit, backoff=None)
     async with (
-        open_tree(Supervisor("app", [worker], limit=limit), sinks=[hear]) as tree,
+        open_tree(Supervisor("app", [worker], limit=limit), sinks=[count]) as tree,
         trio.open_nursery() as nursery,
     ):
         print("up", flush=True)
@@ -54,7 +54,7 @@ async def _run(seed: int, seen: Counter[str]) -> None:
 
 
 def main() -> None:
-    """The program."""
+    """Run the program."""
     seen = Counter[str]()
     try:
         trio.run(_run, int(sys.argv[1]), seen)

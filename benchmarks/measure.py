@@ -1,4 +1,4 @@
-"""Measures: each measurement in a process of its own, everybody's in turn, and that as often as asked."""
+"""Run the measurements: each in a separate process, all contenders in turn, as many repetitions as asked for."""
 
 from __future__ import annotations
 
@@ -22,40 +22,40 @@ ROOT = Path(__file__).parents[1]
 TIMEOUT = 300
 SLOW_REPETITIONS = 5
 PATIENCE = 20
-"""Seconds for all repetitions of a peer's."""
+"""Seconds for all repetitions of a peer."""
 
 Results = dict[str, Any]
-"""`{"about": …, "measured": {work: {contender: [result of each repetition]}}}`: all that was seen, as JSON keeps it."""
+"""`{"about": …, "measured": {work: {contender: [result of each repetition]}}}`, as in the JSON file."""
 
 
-def about(everybody: Iterable[str], *, quick: bool) -> dict[str, Any]:
-    """When, where and with what."""
+def about(everyone: Iterable[str], *, quick: bool) -> dict[str, Any]:
+    """The time, the machine and the versions of a measurement."""
     return {
         "at": datetime.now(UTC).isoformat(timespec="minutes"),
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, {platform.system()}",
         "load": [round(load, 2) for load in os.getloadavg()],
-        "versions": {contender: contenders.version(contender) for contender in everybody},
+        "versions": {contender: contenders.version(contender) for contender in everyone},
         "quick": quick,
     }
 
 
-def measure(rows: Sequence[Row], everybody: Sequence[str], repetitions: int, *, quick: bool) -> Results:
-    """Measure what these rows need; says on standard error where it is."""
+def measure(rows: Sequence[Row], everyone: Sequence[str], repetitions: int, *, quick: bool) -> Results:
+    """Measure the work of these rows for these contenders; write the progress to standard error."""
     measured: dict[str, dict[str, list[Any]]] = {}
     for work in dict.fromkeys(row.work for row in rows):
-        results: dict[str, list[Any]] = {contender: [] for contender in everybody}
+        results: dict[str, list[Any]] = {contender: [] for contender in everyone}
         times = min(repetitions, SLOW_REPETITIONS) if work.slow else repetitions
         for repetition in range(times):
             note(f"{work.name}: {repetition + 1} of {times}")
-            for contender in everybody:
+            for contender in everyone:
                 if _wanted(contender, results[contender]):
                     results[contender].append(one(contender, work, quick=quick))
         measured[work.name] = results
-    return {"about": about(everybody, quick=quick), "measured": measured}
+    return {"about": about(everyone, quick=quick), "measured": measured}
 
 
 def _wanted(contender: str, results: Sequence[dict[str, Any]]) -> bool:
-    """Whether to measure it again: not if it cannot do it, and not often if it is a peer that takes long."""
+    """Whether to measure a contender again: not if it cannot do the work, and a slow peer only for `PATIENCE` seconds."""
     if not results:
         return True
     patience = PATIENCE if contender in contenders.PEERS else TIMEOUT
@@ -63,12 +63,12 @@ def _wanted(contender: str, results: Sequence[dict[str, Any]]) -> bool:
 
 
 def note(words: str) -> None:
-    """Say where it is."""
+    """Write the progress to standard error."""
     print(words, file=sys.stderr, flush=True)
 
 
 def one(contender: str, work: Work, *, quick: bool) -> dict[str, Any]:
-    """One measurement; `{"na": why}` if there is none."""
+    """Make one measurement; the result is `{"na": why}` if it fails."""
     if work.function == "imports":
         return _imports(contender)
     arguments = work.with_size(quick=quick)
@@ -79,7 +79,7 @@ def one(contender: str, work: Work, *, quick: bool) -> dict[str, Any]:
 
 
 def run(python: str, *command: str) -> dict[str, Any]:
-    """What a process prints in its last line, as JSON; `{"na": why}` if it prints none."""
+    """The last line that a process prints, as JSON; `{"na": why}` if it fails."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"}
     try:
         done = subprocess.run(
@@ -101,7 +101,7 @@ def run(python: str, *command: str) -> dict[str, Any]:
 
 
 def _imports(contender: str) -> dict[str, Any]:
-    """How long importing takes, from bytecode as an installer leaves it, and how many packages that needs."""
+    """The seconds of an import from bytecode, as after an installation, and the number of packages that it requires."""
     if contender not in contenders.IMPORTS:
         return {"na": "not measured"}
     code = f"import time; begin = time.perf_counter(); {contenders.IMPORTS[contender]}; print(time.perf_counter() - begin)"

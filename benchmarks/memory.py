@@ -1,12 +1,12 @@
-"""Is memory flat over restarts, group restarts, and members that come and go? R31 says so.
+"""Check that memory is flat over restarts, group restarts, and members that come and go (R31).
 
     python -m benchmarks.memory
 
-asks about 100,000 restarts of a leaf, 1,000 of a group of 100, 10,000 of a supervisor whose children have an hour to start,
-and about 10,000 members each: leaves, supervisors of two, and leaves that failed under names of their own.
+makes 100,000 restarts of a leaf, 1,000 of a group of 100, 10,000 of a supervisor whose children have an hour to start, and adds
+10,000 members of each kind: leaves, supervisors of two leaves, and failing leaves with chosen names.
 
-For each it prints the memory that Python has allocated at ten points, the slope over them, and whether that is flat:
-less than one byte a start. Exit status 1 if one is not.
+For each it prints the memory that Python has allocated at ten points, the slope over them, and whether that is flat: less than
+one byte a start. Exit status 1 if one is not.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ from supervise.testing import idle, nothing, run_virtual
 
 POINTS = 10
 BYTES_PER_START = 1.0
-"""A list entry is 8 bytes, the smallest object 32: less than one byte for each child that was started keeps nothing."""
+"""A list entry has 8 bytes, the smallest object 32: with less than one byte for each started child nothing is kept."""
 BREATH = 64 * 1024
-"""Bytes by which a run may grow in any case: queues of timers fill and are sifted."""
+"""Bytes by which a run may always grow: heaps of timers fill and are swept."""
 GROUP = 100
 
 
 @define
 class Meter:
-    """Counts turns down, each of which starts so many children, and notes the memory at ten of them."""
+    """Counts down turns, each of which starts `starts` children, and notes the memory at ten of them."""
 
     turns: int
     starts: int = 1
@@ -44,7 +44,7 @@ class Meter:
         self.left = self.turns
 
     def turn(self) -> bool:
-        """One turn is over; False after the last."""
+        """Count one turn. Returns False after the last."""
         self.left -= 1
         if self.left % (self.turns // POINTS) == 0:
             gc.collect()
@@ -52,7 +52,7 @@ class Meter:
         return self.left > 0
 
     def flat(self) -> bool:
-        """Whether the slope over the whole run comes to less than one small object for every few starts."""
+        """Whether the memory grows by less than one small object for every few starts."""
         starts = self.turns * self.starts
         return self.slope() * starts < max(BREATH, BYTES_PER_START * starts)
 
@@ -107,7 +107,7 @@ def members(turns: int) -> Meter:
 
 
 def nested(turns: int) -> Meter:
-    """Restarts of a supervisor, one of whose children has long timeouts: a timer must not keep what has ended."""
+    """Restarts of a supervisor, one of whose children has long timeouts: a timer must not keep an ended machine."""
     meter = Meter(turns, starts=3)
     slow = Child("slow", idle, resource=nothing, start_timeout=3600, drain=3600, grace=3600)
     inner = Supervisor("inner", [slow, Child("first", _failing(meter))], limit=Limit(0, within=1))
@@ -116,7 +116,7 @@ def nested(turns: int) -> Meter:
 
 
 def supervisors(turns: int) -> Meter:
-    """Members that are supervisors, and come and go: nothing is kept of the paths below them."""
+    """Members that are supervisors, and are added and stopped: nothing is kept of the paths below them."""
     meter = Meter(turns, starts=3)
     member = Supervisor(
         "member", [Child("a", trio.sleep_forever), Child("b", trio.sleep_forever)], restart="temporary"
@@ -126,7 +126,7 @@ def supervisors(turns: int) -> Meter:
 
 
 def named(turns: int) -> Meter:
-    """Members under names of their own that fail: neither their names nor their failures are kept for ever."""
+    """Members with chosen names that fail: neither their names nor their failures are kept for ever."""
     meter = Meter(turns)
     pool = Pool("pool", Child("member", _fail_with_much, mailbox=1, restart="temporary"))
     run_virtual(_start_and_stop, pool, meter, "n{}".format, seed=0)
@@ -167,7 +167,7 @@ async def _come_and_go(pool: Pool, meter: Meter) -> None:
 
 
 def measure(question: Callable[[int], Meter], turns: int) -> Meter:
-    """Ask one question with allocations traced."""
+    """Run one question with allocations traced."""
     tracemalloc.start(1)
     try:
         return question(turns)
@@ -181,7 +181,7 @@ QUESTIONS = [
 
 
 def main(questions: Sequence[tuple[Callable[[int], Meter], int]]) -> int:
-    """Print a line for each question; 1 if one is not flat."""
+    """Print a line for each question. Returns 1 if the memory of one is not flat."""
     status = 0
     for question, turns in questions:
         meter = measure(question, turns)

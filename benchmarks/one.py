@@ -1,4 +1,4 @@
-"""One measurement, in a process of its own: `python -m benchmarks.one adapters.ours storm '{"n": 1000}'`.
+"""One measurement in a separate process: `python -m benchmarks.one adapters.ours storm '{"n": 1000}'`.
 
 It runs under the contender's own Python, with this repository on its path, and prints one line of JSON last.
 """
@@ -13,7 +13,7 @@ from benchmarks.work import NotOffered
 
 
 def main(module: str, function: str, arguments: str) -> None:
-    """Do it and print what came of it."""
+    """Do the work and print its result."""
     work = getattr(import_module(f"benchmarks.{module}"), function, None)
     try:
         result = {"na": "not offered"} if work is None else work(**json.loads(arguments))

@@ -1,4 +1,4 @@
-"""One of each thing that a running tree does, among siblings and after a past, for whoever times or counts it."""
+"""Each operation of a running tree once, among siblings and after earlier restarts, for a meter that times or counts it."""
 
 from __future__ import annotations
 
@@ -36,26 +36,26 @@ MAILBOXES = 10
 
 
 class Meter(ABC):
-    """Measures from `begin` to `end`."""
+    """Measures an operation from `begin` to `end`."""
 
     @abstractmethod
     def begin(self, operation: str) -> None:
-        """It begins."""
+        """The operation begins."""
 
     @abstractmethod
     def end(self) -> None:
-        """It is over."""
+        """The operation is over."""
 
     @contextmanager
     def of(self, operation: str) -> Generator[None, None, None]:
-        """All of a block."""
+        """Measure a whole block."""
         self.begin(operation)
         yield
         self.end()
 
 
 class Scene:
-    """A supervisor over `siblings` idle children, some with mailboxes, and the few that things happen to."""
+    """A supervisor over `siblings` idle children, some with mailboxes, and the few children that are measured."""
 
     def __init__(self, meter: Meter, siblings: int, strategy: Strategy = "one_for_one") -> None:
         self._meter = meter
@@ -82,13 +82,13 @@ class Scene:
             self._meter.begin(self._measured)
         raise Boom
 
-    def hear(self, event: Event) -> None:
-        """As a sink."""
+    def sink(self, event: Event) -> None:
+        """A sink that ends the measurement of an event."""
         if self._measured == "event" and isinstance(event, Failed):
             self._meter.end()
 
     async def crash(self, measured: str = "") -> None:
-        """Have the victim fail, and wait until it runs again. `event`: measured until a sink hears of it."""
+        """Let the victim fail, and wait until it runs again. `event`: measure until a sink receives the failure."""
         self._measured = measured
         self._running = trio.Event()
         self._crash.set()
@@ -96,7 +96,7 @@ class Scene:
         self._measured = ""
 
     async def operate(self, tree: Tree) -> None:
-        """Do each thing once."""
+        """Do each operation once."""
         await self._change(tree)
         await self._look(tree)
         await self._talk(tree)
@@ -144,17 +144,17 @@ async def _server(inbox: Inbox) -> None:
 
 
 async def operate(meter: Meter, siblings: int, history: int, times: int) -> None:
-    """Measure each of `OPERATIONS` so many times, after `history` restarts; what has to do with events with a sink."""
+    """Measure each of `OPERATIONS` `times` times, after `history` restarts; only `event` and the last one have a sink."""
     scene = Scene(meter, siblings)
     async with open_tree(scene.spec, sinks=[]) as tree:
-        await scene.operate(tree)  # what is made when first wanted is there now
+        await scene.operate(tree)  # make everything that is made at its first use
         for _ in range(history):
             await scene.crash()
         for _ in range(times):
             await scene.crash("restart")
             await scene.operate(tree)
     scene = Scene(meter, siblings, "rest_for_one")
-    async with open_tree(scene.spec, sinks=[scene.hear]):
+    async with open_tree(scene.spec, sinks=[scene.sink]):
         for _ in range(times):
             await scene.crash("event")
             await scene.crash("restart the last, rest_for_one")

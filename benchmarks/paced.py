@@ -1,4 +1,4 @@
-"""A runner whose tokens take as long as they are told, and are made of nothing."""
+"""A runner whose tokens have no meaning, and take a given time."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ from runners.types import (
 
 @frozen
 class Paced:
-    """Streams of as many tokens as are asked for.
+    """Streams with as many tokens as the request asks for.
 
     Args:
-        streams: at once.
-        pace: seconds of computing that a token takes.
+        streams: how many run at once.
+        pace: the seconds of computing for a token.
     """
 
     streams: int = 1
     pace: float = 0.0
 
-    def build(self, start: RunnerStart) -> ModelRunner:  # noqa: ARG002 - it is the same everywhere
-        """There is nothing to load."""
+    def build(self, start: RunnerStart) -> ModelRunner:  # noqa: ARG002 - the runner does not depend on it
+        """Make the runner; it loads nothing."""
         return _PacedRunner(self)
 
 
@@ -53,14 +53,14 @@ class _PacedRunner:
         )
 
     def rebuild(self, cause: SessionRebuildCause) -> None:
-        """There is no session."""
+        """Do nothing: there is no session."""
 
     def close(self) -> None:
-        """Nothing is held."""
+        """Do nothing: the runner holds nothing."""
 
 
 def _compute(seconds: float) -> None:
-    """Be busy: a sleep would take as long as the kernel likes."""
+    """Compute for so many seconds; a sleep could take longer."""
     if seconds:
         end = time.perf_counter() + seconds
         while time.perf_counter() < end:

@@ -1,4 +1,4 @@
-"""A runner that is rough with its connection: what `benchmarks.chaos` needs beside `runners.models.scripted`."""
+"""A runner that misuses its connection and its process, for `benchmarks.chaos`."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from runners.models.scripted import Fault, Kind
 from runners.types import ContinuingRunner, ExecuteBatch, ModelRunner, RunnerSpec, RunnerStart, TokenChunk
 
 WIDTH = 20_000
-"""How often each character of a wide stream is said: a step of many such streams is more than a socket holds."""
+"""How often a wide stream repeats each character: a step of many such streams is more than a socket holds."""
 
 AT_CHUNK = 3
 FAILING_LOADS: tuple[Kind, ...] = ("poison", "error", "kill")
@@ -29,17 +29,17 @@ FAILING_LOADS: tuple[Kind, ...] = ("poison", "error", "kill")
 
 @frozen
 class Rough:
-    """Any runner; but for some models it is rough.
+    """Any runner, with misbehaviour that the model name of a request selects.
 
     For `tear` it dies in the middle of a frame, for `garbage` it sends bytes that are no frame, for `rogue` frames that the
-    protocol forbids at that moment, for `hostile` it raises an exception whose own code raises or blocks, for `ignore` it
-    ignores signals, and for `mute` it closes its standard output: each once in a request. For `wide` it repeats every character. And some of its loads fail, never the
-    first.
+    protocol forbids at that moment, for `hostile` it raises an exception whose own code raises, for `ignore` it ignores
+    signals, and for `mute` it closes its standard output: each once in a request. For `wide` it repeats every character. Some
+    of its loads fail, never the first.
 
     Args:
-        inner: makes the runner that does the work.
-        seed: of the loads that fail.
-        failing: their share.
+        inner: the spec of the runner that does the work.
+        seed: determines which loads fail.
+        failing: the share of loads that fail.
     """
 
     inner: RunnerSpec
@@ -68,14 +68,14 @@ class _Rough:
 
     def continue_from(self, batch: ExecuteBatch, accepted: Sequence[int]) -> Iterator[TokenChunk]:
         chunks = cast("Iterator[TokenChunk]", self._inner.continue_from(batch, accepted))
-        if kind_of(batch) == "hostile":  # it has moved before it came to that
+        if kind_of(batch) == "hostile":  # it has moved before that chunk
             return _Altered(chunks, _roughly("hostile", batch, len(accepted)))
         return _wide(batch, chunks)
 
 
 @define(eq=False)
 class _Altered(Iterator[TokenChunk]):
-    """A stream, each of its chunks as `alter` makes it; closed, even before it has begun, it frees the inner one's place."""
+    """A stream whose chunks `alter` changes; closing it, even before it has begun, frees the place of the inner stream."""
 
     chunks: Iterator[TokenChunk]
     alter: Callable[[TokenChunk], TokenChunk]
@@ -108,26 +108,26 @@ def _roughly(kind: str, batch: ExecuteBatch, begun: int = 0) -> Callable[[TokenC
 
 
 def _tear(_: random.Random) -> NoReturn:
-    _say(b"\x00\x00\x40\x00\x93half a frame")
+    _inject(b"\x00\x00\x40\x00\x93half a frame")
     os._exit(9)
 
 
 def _garble(_: random.Random) -> None:
-    _say(b"\x00\x00\x00\x05what?")
+    _inject(b"\x00\x00\x00\x05what?")
 
 
 def _break_rules(chance: random.Random) -> None:
-    """Say what the protocol has, and not now; some of it a thousand times."""
+    """Send frames of the protocol at a forbidden moment, some of them a thousand times."""
     unknown = wire.Step([wire.Chunk(2**40, 0, (1,), "x", None, None)], [])
     lack = wire.Broken(wire.Error("OutOfMemory", "none left", None, ""), ())
     frame = chance.choice(
         [wire.Step([], []), unknown, lack, wire.Rebuilt(), wire.Closed(), wire.Dropped(2**40)]
     )
-    _say(wire.encode(frame) * chance.choice([1, 1000]))
+    _inject(wire.encode(frame) * chance.choice([1, 1000]))
 
 
 def _ignore(_: random.Random) -> None:
-    """All signals that can be ignored, and block the rest."""
+    """Ignore all signals that can be ignored, and block the rest."""
     for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:
         with suppress(OSError, ValueError):
             signal.signal(number, signal.SIG_IGN)
@@ -144,7 +144,7 @@ def _rage(*_: object) -> NoReturn:
 
 
 def _raise_hostile(chance: random.Random) -> NoReturn:
-    """What raises when it is looked at, lies, or is long."""
+    """Raise an exception that raises when it is inspected, lies, or is very long."""
     place = chance.choice(
         ["__str__", "__repr__", "__eq__", "__getattr__", "__class__", "tag", "code", "", "chain"]
     )
@@ -172,8 +172,8 @@ ROUGH: dict[str, Callable[[random.Random], None]] = {
 }
 
 
-def _say(data: bytes) -> None:
-    """On every Unix socket that this process has: the connection to the parent is one."""
+def _inject(data: bytes) -> None:
+    """Send data on every Unix socket of this process, one of which is the connection to the parent."""
     for entry in list(Path("/proc/self/fd").iterdir()):
         with suppress(OSError):
             if stat.S_ISSOCK(os.fstat(int(entry.name)).st_mode):
@@ -187,15 +187,15 @@ def _send(descriptor: int, data: bytes) -> None:
 
 
 def kind_of(batch: ExecuteBatch) -> str:
-    """What a request brings along."""
+    """The misbehaviour that a request selects."""
     return batch.model.rstrip()
 
 
 def model_for(kind: str) -> str:
-    """The model of a request of some kind; that of a wide one is itself more than a frame or two."""
+    """The model name of a request of this kind; that of a wide one is longer than a frame or two."""
     return kind + " " * (5 * WIDTH if kind == "wide" else 0)
 
 
 def text_of(batch: ExecuteBatch, text: str) -> str:
-    """What a request reads as, whose stream without roughness reads as `text`."""
+    """The text of a request's stream; `text` is that of the inner stream."""
     return "".join(character * WIDTH for character in text) if kind_of(batch) == "wide" else text

@@ -1,4 +1,4 @@
-"""What is measured, against whom, and what it should come to."""
+"""The rows of the table: the work, the reference and the target of each."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ OURS = "ours"
 
 @frozen(eq=False)
 class Work:
-    """One function of the adapters with its arguments; several rows may read what comes of it.
+    """One function of the adapters with its arguments; several rows may read its result.
 
     Args:
-        function: see `benchmarks.adapters`; `imports` is no adapter's, but done by the driver.
-        arguments: for it.
+        function: see `benchmarks.adapters`; `benchmarks.measure` itself does `imports`.
+        arguments: those of the function.
         quick: other arguments for `--quick`.
         slow: it takes seconds, and is repeated five times at most.
     """
@@ -26,7 +26,7 @@ class Work:
     slow: bool = False
 
     def with_size(self, *, quick: bool) -> dict[str, int]:
-        """The arguments."""
+        """The arguments, with those of `--quick` if it is `quick`."""
         return {**self.arguments, **self.quick} if quick else self.arguments
 
     @property
@@ -40,15 +40,14 @@ class Row:
     """One line of the table.
 
     Args:
-        name: for `--only`.
-        text: what is measured; what stands before a semicolon will do as a title.
-        work: what is done.
-        key: which number of its result.
+        name: its name for `--only`.
+        text: the measurement in words; the part before a semicolon is the title.
+        work: the work that is measured.
+        key: the key of its number in the result.
         per: the argument by which that number is divided, if any.
         unit: `s`, `/s`, `kB`, `%` or nothing.
-        reference: whom it is compared with; None: the number itself has the target.
-        function: what the reference does, if not the same.
-        target: what ours divided by the reference's should be at most, or at least where more is better.
+        reference: the contender it is compared with; None: the number itself has the target.
+        target: the most that our number divided by the reference's should be; the least if more is better.
     """
 
     name: str
@@ -62,7 +61,7 @@ class Row:
 
     @property
     def title(self) -> str:
-        """What is measured, in short."""
+        """The measurement in short."""
         return self.text.partition(";")[0]
 
     @property
@@ -130,7 +129,7 @@ def _resumed(name: str, child: str, key: str) -> list[Row]:
         ),
         Row(
             name=f"resume{name}",
-            text=f"what a checkpoint in {child} costs beyond one in a bare task",
+            text=f"extra cost of a checkpoint in {child}, against a bare task",
             work=RESUME,
             key=f"overhead{key}",
             unit="%",
@@ -229,7 +228,7 @@ ROWS = [
     ),
     Row(
         name="call 100",
-        text="call, 100 callers; likewise",
+        text="call, 100 callers; the floor has memory channels",
         work=CALLS,
         key="per_s",
         unit="/s",
@@ -238,7 +237,7 @@ ROWS = [
     ),
     Row(
         name="send",
-        text="one-way messages, taken one by one; likewise",
+        text="one-way messages, taken one by one; the floor has memory channels",
         work=Work("send", {"n": 50_000}, {"n": 10_000}),
         key="per_s",
         unit="/s",
@@ -247,7 +246,7 @@ ROWS = [
     ),
     Row(
         name="send many",
-        text="one-way messages, taken up to 64 at a time; likewise",
+        text="one-way messages, taken up to 64 at a time; the floor has memory channels",
         work=Work("send_many", {"n": 50_000}, {"n": 10_000}),
         key="per_s",
         unit="/s",
@@ -264,7 +263,7 @@ ROWS = [
     ),
     Row(
         name="deep limit",
-        text="the same where each allows no restart; as in OTP, each falls before the next hears of it",
+        text="the same where each allows no restart; as in OTP, each ends before the one above is informed",
         work=Work("deep_limit", {"depth": 100}),
         key="s",
         reference="trio_floor",
@@ -280,7 +279,7 @@ ROWS = [
     ),
     Row(
         name="dependencies",
-        text="packages that ours requires",
+        text="packages that this project requires",
         work=IMPORT,
         key="requires",
         unit="",

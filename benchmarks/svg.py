@@ -1,4 +1,4 @@
-"""Just enough SVG for the pictures: one element a line, so that a change shows in a diff."""
+"""The SVG elements that the pictures need, one on each line, so that a diff shows a change."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Picture:
         size: int = 12,
         weight: int = 400,
     ) -> None:
-        """Words, whose baseline begins, or ends, at a point."""
+        """A text whose baseline begins, or ends, at a point."""
         place = f'x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" font-size="{size}" font-weight="{weight}"'
         self._lines.append(f'<text {place} fill="{color}">{escape(text)}</text>')
 
@@ -76,13 +76,13 @@ class Scale:
         self._per_decade = (end - begin) / (math.log10(most) - math.log10(least))
 
     def __call__(self, value: float) -> float:
-        """Its place; what lies outside is put at the end."""
+        """The place of a number; a number outside is placed at the end."""
         value = min(max(value, self.least), self.most)
         return self._begin + (math.log10(value) - math.log10(self.least)) * self._per_decade
 
 
 def spread(places: Sequence[float], apart: float) -> list[float]:
-    """The same places, in the same order, moved down as far as it takes to keep them apart."""
+    """The same places, in the same order, moved down until they are `apart` from each other."""
     moved: dict[int, float] = {}
     last = -math.inf
     for index in sorted(range(len(places)), key=places.__getitem__):

@@ -1,4 +1,4 @@
-"""The table of what was measured: who took how long, the ratio, the target, and whether it was met."""
+"""The table of the results: the number of each contender, the ratio, the target, and whether it was met."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ SCALES = (("s", 1.0), ("ms", 1e3), ("µs", 1e6), ("ns", 1e9))
 
 
 class Line:
-    """One row with what was measured for it."""
+    """One row with its results."""
 
     def __init__(self, row: Row, results: Results) -> None:
         self.row = row
@@ -22,7 +22,7 @@ class Line:
 
     @property
     def contenders(self) -> list[str]:
-        """Whoever did this work, or said why not."""
+        """The contenders that have a result for this work, if only a reason why they cannot do it."""
         return list(self._results)
 
     def values(self, contender: str) -> list[float | None]:
@@ -30,13 +30,13 @@ class Line:
         return [self.row.value(result) for result in self._results.get(contender, [])]
 
     def value(self, contender: str) -> float | None:
-        """The median over the repetitions; None where there is nothing."""
+        """The median over the repetitions; None without a number."""
         values = [value for value in self.values(contender) if value is not None]
         return median(values) if values else None
 
     @property
     def ratio(self) -> float | None:
-        """Ours by the reference's: the median of the ratios within one repetition each; or ours, if it has none."""
+        """Our number divided by the reference's: the median of the ratios within one repetition. Without a reference, our number."""
         if self.row.reference is None:
             return self.value(OURS)
         pairs = zip(self.values(OURS), self.values(self.row.reference), strict=False)
@@ -45,17 +45,17 @@ class Line:
 
     @property
     def met(self) -> bool | None:
-        """Whether the target is met; None where there is none, or nothing to say."""
+        """Whether the target is met; None without a target or a number."""
         return None if self.ratio is None else self.row.met(self.ratio)
 
-    def cells(self, everybody: Sequence[str]) -> list[str]:
-        """The line as text: what, how ours does, and everybody's numbers."""
+    def cells(self, everyone: Sequence[str]) -> list[str]:
+        """The cells of the line: the text, the ratio, the target, whether it is met, and the number of each contender."""
         return [
             self.row.text,
             self._ratio_text(),
             self._target_text(),
             {True: "yes", False: "no", None: ""}[self.met],
-            *(number(self.value(contender), self.row.unit) for contender in everybody),
+            *(number(self.value(contender), self.row.unit) for contender in everyone),
         ]
 
     def _ratio_text(self) -> str:
@@ -84,7 +84,7 @@ def number(value: float | None, unit: str) -> str:
 
 
 def contenders_in(results: Results) -> list[str]:
-    """Ours first, then whoever else took part."""
+    """The contenders in the results, this project first."""
     seen = dict.fromkeys(name for work in results["measured"].values() for name in work)
     return [OURS, *(name for name in seen if name != OURS)]
 
@@ -95,7 +95,7 @@ def lines(results: Results) -> list[Line]:
 
 
 def as_text(results: Results) -> str:
-    """In columns."""
+    """The table in columns."""
     names = contenders_in(results)
     rows = [["what", "ratio", "target", "met", *names], *(line.cells(names) for line in lines(results))]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
@@ -105,7 +105,7 @@ def as_text(results: Results) -> str:
 
 
 def as_markdown(results: Results) -> str:
-    """As Markdown: against the floors and Erlang, then the peers, then what it was measured with."""
+    """The tables in Markdown: floors and Erlang, then the peers, then the versions and the machine."""
     names, about = contenders_in(results), results["about"]
     peers = [OURS, *(name for name in names if name in PEERS)]
     floors = [name for name in names if name not in PEERS]

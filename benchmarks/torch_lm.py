@@ -1,10 +1,10 @@
-"""What does sharing the steps of one model give? The floor is the best single stream there is, padded and shared by nobody.
+"""Measure the gain of sharing the steps of one model. The floor is the fastest single stream, without padding or sharing.
 
     python -m benchmarks.torch_lm           16 streams of `TorchLM` against a plain loop with a cache, both greedy
 
-The plain loop feeds one token at a time, attends to exactly what there is, and is not reproducible in company: it is what
-one would write for one stream alone. Rounds of both alternate; the median of the ratios within a round counts. Exit
-status 1 below five times.
+The plain loop feeds one token at a time and attends only to existing positions, as one would write it for a single stream; it
+would not be reproducible with several. Rounds of both alternate; the median of the ratios within a round counts. Exit status 1
+below five times.
 """
 
 from __future__ import annotations
@@ -73,12 +73,10 @@ class Plain:
 
 
 def together(runner: ModelRunner, temperature: float, streams: int) -> list[str]:
-    """So many streams, one chunk of each in turn, as a host takes them."""
+    """The texts of `streams` streams, taken one chunk of each in turn, as a host does."""
     sampling = Sampling(max_tokens=TOKENS, temperature=temperature, seed=7)
-    open_ones = [
-        iter(runner.execute(ExecuteBatch(str(n), PROMPT, sampling=sampling))) for n in range(streams)
-    ]
-    turns = [[next(stream).text for stream in open_ones] for _ in range(TOKENS)]
+    opened = [iter(runner.execute(ExecuteBatch(str(n), PROMPT, sampling=sampling))) for n in range(streams)]
+    turns = [[next(stream).text for stream in opened] for _ in range(TOKENS)]
     return ["".join(texts) for texts in zip(*turns, strict=True)]
 
 
@@ -89,28 +87,28 @@ def _seconds(run: Callable[[], object]) -> float:
 
 
 def measure(rounds: int, temperature: float) -> dict[str, float]:
-    """Tokens per second of both; `times`, how many times the second is the first within a round. Medians of the rounds."""
+    """Tokens per second of both, and their ratio within a round as `times`; medians over the rounds."""
     torch.set_num_threads(1)
     plain = Plain(load(PACKAGED, PACKAGED_SHA256))
     runner = TorchLM(streams=STREAMS).build(RunnerStart(incarnation=1))
     if not temperature:
         assert set(together(runner, 0, STREAMS)) == {plain.run(0)}, "both must write the same"
-    alone, shared = [], []
+    single, shared = [], []
     for _ in range(rounds):
-        alone.append(TOKENS / _seconds(lambda: plain.run(temperature)))
+        single.append(TOKENS / _seconds(lambda: plain.run(temperature)))
         shared.append(STREAMS * TOKENS / _seconds(lambda: together(runner, temperature, STREAMS)))
     return {
         "temperature": temperature,
-        "single": round(statistics.median(alone)),
-        "best_single": round(max(alone)),
+        "single": round(statistics.median(single)),
+        "best_single": round(max(single)),
         "batched": round(statistics.median(shared)),
         "best_batched": round(max(shared)),
-        "times": round(statistics.median(map(truediv, shared, alone)), 2),
+        "times": round(statistics.median(map(truediv, shared, single)), 2),
     }
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command; gives its exit status."""
+    """Run the command. Returns its exit status."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.torch_lm")
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--temperature", type=float, default=0.0)

@@ -1,4 +1,4 @@
-"""What every adapter needs to say when the work is done, and how long it took. Imports nothing but the standard library."""
+"""Tools that all adapters share, to notice the end of the work and to time it. Imports only the standard library."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ Result = dict[str, float]
 
 
 class Boom(Exception):
-    """What a child fails with."""
+    """The failure of a child."""
 
 
 class NotOffered(Exception):
-    """This contender cannot do that; the text says why."""
+    """This contender cannot do the work; the text gives the reason."""
 
 
 class Memory:
@@ -28,7 +28,7 @@ class Memory:
         self._before = _kilobytes("VmRSS")
 
     def per_child(self, n: int) -> float:
-        """Kilobytes for each of n children: the peak, less what there was before."""
+        """Kilobytes for each of n children: the peak minus the memory before."""
         return (_kilobytes("VmHWM") - self._before) / n
 
 
@@ -40,14 +40,14 @@ def _kilobytes(name: str) -> int:
 
 
 class Arrivals:
-    """Calls `done` when so many have come."""
+    """Calls `done` after `n` calls of `up`."""
 
     def __init__(self, n: int, done: Callable[[], object]) -> None:
         self._left = n
         self._done = done
 
     def up(self) -> None:
-        """One more has come."""
+        """Count one more."""
         self._left -= 1
         if self._left == 0:
             self._done()
@@ -63,7 +63,7 @@ class Storm:
         self._begin = self._end = 0.0
 
     def hit(self) -> bool:
-        """A new incarnation runs: True, and it is to fail; False, and it is to stay."""
+        """Count a new incarnation. Returns whether it is to fail; the last one is to stay."""
         self._restarts += 1
         if self._restarts == 0:
             self._begin = now()

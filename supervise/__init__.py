@@ -1,9 +1,9 @@
 """Erlang-style supervision trees for Trio.
 
-`_core/` decides and is pure; `_trio/` carries it out. `events` is the closed set of what can happen, `errors` what a
-caller may catch, `testing` gives virtual time and faults as data, `sinks` are places for events to go, `cli` is the
-command. Everything that is public stands here, in `supervise.events`, `supervise.errors` or `supervise.testing`. Names
-are loaded when first asked for: the pytest plugin lies in this package too, and costs a session without a tree nothing.
+`_core/` makes every decision and is pure; `_trio/` carries the decisions out. `events` is the closed set of events,
+`errors` has the errors that a caller may catch, `testing` provides virtual time and faults as data, `sinks` receive events,
+`views` draw trees, and `cli` is the command. All public names are here or in these modules. A name is imported at its first
+use, because the pytest plugin lies in this package too and must cost a session without a tree nothing.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What a caller may catch. Misuse is a plain `TypeError`, `ValueError` or `RuntimeError` instead."""
+"""The errors that a caller may catch. Misuse raises a plain `TypeError`, `ValueError` or `RuntimeError` instead."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ class SuperviseError(Exception):
 
 
 class TreeFailed(SuperviseError):
-    """The root gave up: a failure that every decider escalated, or its limit was passed. The failure is the cause.
+    """The root failed: every decider escalated a failure, or the root passed its limit. The failure is the `__cause__`.
 
-    Raised bare by `open_tree`, after everything has stopped in order (R11, R22).
+    `open_tree` raises it bare, after everything has stopped in order (R11, R22).
     """
 
 
 class StartFailed(SuperviseError):
-    """A child failed its first start, and with it its supervisor's (R16). The child's own failure is the cause."""
+    """A child failed its first start, and so did its supervisor (R16). The child's own failure is the `__cause__`; `path` is its path."""
 
     def __init__(self, message: str, *, path: str = "") -> None:
         super().__init__(message)
@@ -33,31 +33,31 @@ class StartTimeout(SuperviseError):
 
 
 class StartReturned(SuperviseError):
-    """A child returned before it was ready, and what it returned is not `IGNORE` (R17)."""
+    """A child returned before it was ready, and not `IGNORE` (R17)."""
 
     tag = "start.returned"
 
 
 class ChildReturned(SuperviseError):
-    """A permanent child returned, which it should not (R7)."""
+    """A permanent child returned, which counts as a failure (R7)."""
 
     tag = "returned"
 
 
 class LimitExceeded(SuperviseError):
-    """More restarts than a limit allows; the last failure is the cause (R14)."""
+    """A limit allows no further restart; the last failure is the `__cause__` (R14)."""
 
     tag = "limit"
 
 
 class ForeignCancelled(SuperviseError):
-    """A `Cancelled` that is not ours came out of a child that nobody stopped (R6). It is the cause."""
+    """A child let out a `Cancelled`, but the library had not stopped it (R6). That `Cancelled` is the `__cause__`."""
 
     tag = "cancelled.foreign"
 
 
 class Refused(SuperviseError):
-    """A request that the tree cannot serve as things stand (R25).
+    """The tree cannot serve this request in its present state (R25).
 
     `reason` is one of `running`, `restarting`, `duplicate`, `not_found`, `full` (a pool's maximum), `pool` (pools have
     no such request) and `stopping`.
@@ -73,12 +73,12 @@ class ChildStopped(SuperviseError):
 
 
 class ChildRestarted(SuperviseError):
-    """The incarnation that a `lease` held has ended (R28)."""
+    """The incarnation that a `lease` is bound to has ended (R28)."""
 
 
 class CallLost(SuperviseError):
-    """The incarnation that had the message in hand ended before it answered; its failure is the cause (R30)."""
+    """The incarnation that had the message in hand ended without an answer; its failure is the `__cause__` (R30)."""
 
 
 class MailboxFull(SuperviseError):
-    """The mailbox is full, and the sender did not want to wait (R29)."""
+    """The mailbox is full, and the sender used a `_nowait` form (R29)."""

@@ -1,7 +1,6 @@
-"""The closed set of things that happen in a tree, and what a sink is (R31, R32).
+"""The closed set of events in a tree, and the type of a sink (R31, R32).
 
-They are frozen values; those with no fields of their own take them from `Event` as it is. Per incarnation they form a
-grammar:
+Events are frozen values. Those of one incarnation follow this grammar:
 
     Starting StartOverdue*
     ( Ready (Failed Decided Resumed)* ( Failed Decided | Returned | Stopping )?
@@ -10,8 +9,8 @@ grammar:
     Overdue* (Failed Decided)? Overdue* (StopError Overdue*)? StopError?
     Stopped
 
-with BackingOff only between incarnations. Exactly one Decided follows each Failed. `supervise.testing.assert_lifecycle`
-checks it.
+BackingOff stands only between incarnations. Exactly one Decided follows each Failed. `supervise.testing.assert_lifecycle`
+checks the grammar.
 """
 
 from __future__ import annotations
@@ -33,8 +32,8 @@ class Event(Value):
 
     Args:
         at: when, in seconds on Trio's clock.
-        path: the node, such as `app/llm/context`.
-        incarnation: one life of the node, counted from 1.
+        path: the path of the node, such as `app/llm/context`.
+        incarnation: the number of its life, from 1.
     """
 
     at: float
@@ -48,12 +47,12 @@ class Starting(Event):
 
 @frozen(slots=False, repr=False, eq=False)
 class StartOverdue(Event):
-    """It has been starting for `seconds` and is not ready (R17).
+    """The node has been starting for `seconds` and is not ready (R17).
 
     Args:
-        seconds: since its start; reported after the child's `start_warning`, then at doubling intervals.
-        stack: where its task is.
-        waits_for: the path of the node whose `ready()` it waits for, if it does.
+        seconds: the time since its start; reported after the child's `start_warning`, then at doubling intervals.
+        stack: the stack of its task.
+        waits_for: the path of the node whose `ready()` it awaits; None if it awaits none.
     """
 
     seconds: float
@@ -63,45 +62,46 @@ class StartOverdue(Event):
 
 @frozen(slots=False, repr=False, eq=False)
 class Ready(Event):
-    """It is up: its body runs, or it called `task_status.started(value)`; a supervisor: its last child is up."""
+    """The node is up: a leaf runs its body, or called `task_status.started(value)`; a supervisor's last child is up (R17)."""
 
     value: Any = None
 
 
 class Ignored(Event):
-    """It returned `IGNORE` before it was ready: not needed here (R17)."""
+    """The node returned `IGNORE` before it was ready: it is not needed here (R17)."""
 
 
 class StartFailed(Event):
-    """It did not become ready; `Failed` with the failure follows."""
+    """The node did not become ready; `Failed` with the failure follows (R16)."""
 
 
 @frozen(slots=False, repr=False, eq=False)
 class Failed(Event):
-    """Its code let an exception out. A leaf is suspended now, its resource still open, until it is decided."""
+    """The node's code raised an exception. A leaf is suspended, with its resource open, until the failure is decided (R8)."""
 
     exc: BaseException
 
 
 @frozen(slots=False, repr=False, eq=False)
 class Decided(Event):
-    """What becomes of the failure before.
+    """The decision on the preceding `Failed` of this incarnation.
 
     Args:
-        directive: None where nothing was to be decided, see `because`.
-        by: the path of the supervisor that applied it.
-        because: `table` (a decider's answer), `limit` (the child's own limit was passed), `raised` (a decider raised `exc`,
-            which means Escalate, R5), or why nobody decided: `absorbed` (its group was already being restarted), `stop` (a stop was faster), `first start` (R16),
-            `not an Exception` (R4).
-        instead_of: the decider's answer, where the rules replaced it: Resume without anything to keep, Restart of a
-            temporary child.
+        directive: None if no decider was asked, see `because`.
+        by: the path of the supervisor that applied the directive.
+        because: `table` (a decider's answer), `limit` (the child passed its own limit), `raised` (a decider raised `exc`,
+            which means Escalate, R5), or the reason why no decider was asked: `absorbed` (its group was already being
+            restarted), `stop` (a stop came first), `first start` (R16), `not an Exception` (R4).
+        instead_of: the decider's answer, if the rules replaced it: Resume of a failure that cannot be resumed (R8), or Restart
+            of a temporary child (R7).
         limit: the limit of `by` that this decision passed, if it did.
-        exc: the failure; what a broken decider raised, if one did (R5).
-        decider: the path of the node whose decider gave the answer; None for a built-in rule, or if nobody answered (R2).
-        entry: which of its entries did: `tag 'device.oom'`, `class OSError` or `default`; `rule` for a built-in one.
+        exc: the failure, or the exception that a broken decider raised (R5).
+        tag: the tag of the failure, if it has one (R1).
+        decider: the path of the node whose decider answered; None for a built-in rule, or if no decider was asked (R2).
+        entry: the entry that answered: `tag 'device.oom'`, `class OSError` or `default`; `rule` for a built-in rule.
         applied_to: the path of the child of `by` to which the directive was applied, if that is not the node that failed:
             an escalated Stop condemns a whole supervisor (R11).
-        attempt: of a Restart with a backoff, which one of its series this is, from 1 (R15).
+        attempt: for a Restart with a backoff, the number of this delay in its series, from 1 (R15).
     """
 
     directive: Directive | None
@@ -118,26 +118,26 @@ class Decided(Event):
 
 
 class Resumed(Event):
-    """Its body is entered again, with the resource it had."""
+    """The leaf enters its body again, with the same resource (R8)."""
 
 
 @frozen(slots=False, repr=False, eq=False)
 class Returned(Event):
-    """Its body returned, and need not be started again."""
+    """The node returned or ended normally, and is not restarted (R7)."""
 
     value: Any = None
 
 
 @frozen(slots=False, repr=False, eq=False)
 class Stopping(Event):
-    """It was asked to stop; `reason` says by whom and why (R36)."""
+    """The node is being stopped; `reason` says who caused that, and why (R36)."""
 
     reason: str
 
 
 @frozen(slots=False, repr=False, eq=False)
 class Overdue(Event):
-    """It has been cancelled, or was to leave its resource, for `seconds` and is still there (R20)."""
+    """The node was cancelled, or ordered to leave its resource, `seconds` ago and has not ended (R20)."""
 
     seconds: float
     stack: str = ""
@@ -145,13 +145,13 @@ class Overdue(Event):
 
 @frozen(slots=False, repr=False, eq=False)
 class StopError(Event):
-    """It failed while it was being stopped, or its resource while it was left: reported, not decided (R23)."""
+    """The node failed while it was being stopped, or its resource while it was left: this is reported, not decided (R23)."""
 
     exc: BaseException
 
 
 class Stopped(Event):
-    """This incarnation has ended, really."""
+    """This incarnation has ended: its task is gone."""
 
 
 @frozen(slots=False, repr=False, eq=False)
@@ -165,7 +165,7 @@ class BackingOff(Event):
 
 @frozen(slots=False, repr=False, eq=False)
 class SinkFailed(Event):
-    """A sink raised and gets nothing from now on; `path` is the root's (R31)."""
+    """A sink raised, and gets no further events; `path` is that of the root (R31)."""
 
     sink: str
     exc: BaseException
@@ -175,7 +175,7 @@ KINDS: tuple[type[Event], ...] = (
     Starting, StartOverdue, Ready, Ignored, StartFailed, Failed, Decided, Resumed, Returned,
     Stopping, Overdue, StopError, Stopped, BackingOff, SinkFailed,
 )  # fmt: skip
-"""All of them."""
+"""All classes of events."""
 
 Sink = Callable[[Event], object]
-"""Called with each event, in order, synchronously; it must not block. One that raises is reported once and dropped."""
+"""A function that the tree calls with each event, in order; it must not block. If it raises it is reported once, and dropped (R31)."""

@@ -1,6 +1,6 @@
 """The same work for each contender: one file per library, or floor, that can do it.
 
-An adapter is a module with any of these functions; one that it lacks it does not offer:
+An adapter is a module with any of these functions; a missing one means that the library does not offer that work:
 
     start_stop(n)            start_s, stop_s, kb_per_child    of n idle children under one supervisor
     storm(n)                 per_s                            of n restarts of one leaf that fails at once
@@ -12,5 +12,5 @@ An adapter is a module with any of these functions; one that it lacks it does no
     deep(depth)              s                                from a failure below nested supervisors to the root's end
     deep_limit(depth)        s                                the same where no supervisor allows a restart
 
-Each runs its own event loop and returns a dict. `benchmarks.work` has what they share.
+Each runs its own event loop and returns a dict. `benchmarks.work` has their shared tools.
 """

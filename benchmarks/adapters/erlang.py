@@ -1,4 +1,4 @@
-"""Erlang/OTP itself, `supervisor` and `gen_server`: the absolute anchor. The work is in `benchmarks/erl`."""
+"""Erlang/OTP itself, `supervisor` and `gen_server`, as the reference. The work is in `benchmarks/erl`."""
 
 from __future__ import annotations
 
@@ -28,32 +28,32 @@ def _erlang(work: str, *numbers: int) -> Result:
 
 
 def start_stop(n: int) -> Result:
-    """A process each, with its start acknowledged."""
+    """Each child is a process, which acknowledges its start."""
     return _erlang("start_stop", n)
 
 
 def storm(n: int) -> Result:
-    """Its supervisor keeps every restart of the window in a list, and walks it at each: the fewer, the faster."""
+    """Its supervisor walks a list of all restarts in the window at each restart: fewer restarts are faster."""
     return _erlang("storm", n)
 
 
 def latency(siblings: int, n: int) -> Result:
-    """A new process."""
+    """Each incarnation is a new process."""
     return _erlang("latency", siblings, n)
 
 
 def group(n: int) -> Result:
-    """one_for_all."""
+    """A one_for_all supervisor."""
     return _erlang("group", n)
 
 
 def call(n: int, callers: int) -> Result:
-    """gen_server:call."""
+    """Calls by gen_server:call."""
     return _erlang("call", n, callers)
 
 
 def send(n: int) -> Result:
-    """gen_server:cast."""
+    """Messages by gen_server:cast."""
     return _erlang("send", n)
 
 

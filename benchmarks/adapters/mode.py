@@ -33,13 +33,13 @@ async def _forever() -> None:
 
 async def _supervise(bodies: Sequence[Body], kind: type[Any] = OneForOneSupervisor) -> Any:
     supervisor = kind(max_restarts=1e9, over=1.0)
-    supervisor.add(*map(_Child, bodies))  # given to the constructor they would not be wired to it
+    supervisor.add(*map(_Child, bodies))  # children given to the constructor would not be connected to it
     await supervisor.start()
     return supervisor
 
 
 def start_stop(n: int) -> Result:
-    """Stopped in the order of their start."""
+    """Its children stop in the order of their start."""
     return asyncio.run(_start_stop(n))
 
 
@@ -62,7 +62,7 @@ async def _start_stop(n: int) -> Result:
 
 
 def storm(n: int) -> Result:
-    """One leaf."""
+    """Restarts of one leaf."""
     return asyncio.run(_storm(n))
 
 
@@ -81,7 +81,7 @@ async def _storm(n: int) -> Result:
 
 
 def latency(siblings: int, n: int) -> Result:
-    """The last of many; it rests 10 ms between crashes, or it would wait for the poll."""
+    """Crashes of the last of many children; it rests 10 ms between them, otherwise it would wait for the poll."""
     return asyncio.run(_latency(siblings, n))
 
 
@@ -105,7 +105,7 @@ async def _latency(siblings: int, n: int) -> Result:
 
 
 def group(n: int) -> Result:
-    """OneForAllSupervisor."""
+    """A OneForAllSupervisor."""
     return asyncio.run(_group(n))
 
 

@@ -16,7 +16,7 @@ Init = Callable[[], Awaitable[None]]
 
 
 class _Last:
-    """What the servers of this run have in common."""
+    """The state that the servers of this run share."""
 
     crashed = 0.0
     target = -1
@@ -84,7 +84,7 @@ def _run(work: Callable[[], Awaitable[Result]]) -> Result:
 
 
 def start_stop(n: int) -> Result:
-    """There is no call that stops it: it is sent a message, and its processes are polled."""
+    """It has no call for a stop, so this sends it a message, and polls its processes."""
     if n > 10_000:
         raise NotOffered("a supervisor must have started within 5 s")
 
@@ -110,7 +110,7 @@ def start_stop(n: int) -> Result:
 
 
 async def _crash_soon(turns: int = 20) -> None:
-    """A child that fails before its supervisor monitors it is lost for good: give it time."""
+    """Fail after some turns: a child that fails before its supervisor monitors it is lost for good."""
     this = process.self()
 
     async def later() -> None:
@@ -140,7 +140,7 @@ def storm(n: int) -> Result:
 
 
 def latency(siblings: int, n: int) -> Result:
-    """The last of many."""
+    """Crashes of the last of many children."""
 
     async def work() -> Result:
         over = asyncio.Event()
@@ -162,7 +162,7 @@ def latency(siblings: int, n: int) -> Result:
 
 
 def group(n: int) -> Result:
-    """one_for_all."""
+    """A one_for_all supervisor."""
 
     async def work() -> Result:
         ready, done = asyncio.Event(), asyncio.Event()
@@ -182,7 +182,7 @@ def group(n: int) -> Result:
 
 
 def call(n: int, callers: int) -> Result:
-    """gen_server.call."""
+    """Calls by gen_server.call."""
 
     async def work() -> Result:
         await _supervise([None])
@@ -204,7 +204,7 @@ def call(n: int, callers: int) -> Result:
 
 
 def send(n: int) -> Result:
-    """gen_server.cast."""
+    """Messages by gen_server.cast."""
 
     async def work() -> Result:
         _Last.target, _Last.done = n, asyncio.Event()

@@ -1,4 +1,4 @@
-"""This project. A restart storm has a sink attached; everything else has none, as the floors tell nobody either."""
+"""This project. The restart storm has a sink; the other works have none, since the floors report no events either."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from supervise import Child, Decider, Escalate, Inbox, Limit, Supervisor, Tree, 
 from supervise.events import Event, Sink
 
 MANY = Limit(10**9, within=1)
-"""The limit of Erlang's side of the storm: it is charged, and never passed."""
+"""The limit that Erlang has in its storm too: it is charged, and never passed."""
 TURNS = 50
 
 
@@ -24,13 +24,13 @@ TURNS = 50
 async def running(
     children: Sequence[Child], *, sinks: Sequence[Sink] = (), **options: Any
 ) -> AsyncGenerator[Tree, None]:
-    """One supervisor over these."""
+    """A running tree with one supervisor over these children."""
     async with open_tree(Supervisor("app", children, **{"limit": MANY, **options}), sinks=sinks) as tree:
         yield tree
 
 
 def start_stop(n: int) -> Result:
-    """In order both ways, each ready before the next, each ended before the next. The declaration is timed apart."""
+    """Children start and stop in order, each ready, or ended, before the next. The declaration is timed separately."""
     return trio.run(_start_stop, n)
 
 
@@ -69,14 +69,14 @@ def start_tuned(few: int, many: int) -> Result:
 
 
 def storm(n: int) -> Result:
-    """With a sink that counts."""
+    """Restarts of one leaf, with a sink that counts events."""
     return trio.run(_storm, n)
 
 
 async def _storm(n: int) -> Result:
     over = trio.Event()
     storm = Storm(n, over.set)
-    heard = 0
+    seen = 0
 
     async def child() -> None:
         if storm.hit():
@@ -84,17 +84,17 @@ async def _storm(n: int) -> Result:
         await trio.sleep_forever()
 
     def sink(_: Event) -> None:
-        nonlocal heard
-        heard += 1
+        nonlocal seen
+        seen += 1
 
     async with running([Child("leaf", child)], sinks=[sink]):
         await over.wait()
-    assert heard >= 4 * n
+    assert seen >= 4 * n
     return storm.result()
 
 
 def latency(siblings: int, n: int) -> Result:
-    """The last child of many."""
+    """Crashes of the last of many children."""
     return trio.run(_latency, siblings, n)
 
 
@@ -108,7 +108,7 @@ async def _latency(siblings: int, n: int) -> Result:
 
 
 def group(n: int) -> Result:
-    """one_for_all: the others stop in reverse, one by one, then all start in order, each ready before the next."""
+    """A one_for_all restart: the others stop in reverse, one by one, then all start in order, each ready before the next."""
     return trio.run(_group, n)
 
 
@@ -120,7 +120,7 @@ async def _group(n: int) -> Result:
 
 
 def call(n: int, callers: int) -> Result:
-    """To a mailbox that outlives incarnations."""
+    """Calls to a mailbox that outlives incarnations."""
     return trio.run(_call, n, callers)
 
 
@@ -143,12 +143,12 @@ async def _call(n: int, callers: int) -> Result:
 
 
 def send(n: int) -> Result:
-    """Taken one by one."""
+    """Messages that the body takes one by one."""
     return trio.run(_send, n, _take_one_by_one)
 
 
 def send_many(n: int) -> Result:
-    """Taken as many at a time as a body likes."""
+    """Messages that the body takes up to 64 at a time."""
     return trio.run(_send, n, _take_many)
 
 
@@ -186,7 +186,7 @@ async def _send(n: int, take: Taker) -> Result:
 def resume(n: int) -> Result:
     """Checkpoints in a child, in one that owns a resource, and in a bare task, in turns; the fastest turn of each.
 
-    `frames`: ours above its body; `overhead`: what a checkpoint costs more than in the bare task, in percent.
+    `frames`: frames of this project above the body; `overhead`: the extra cost of a checkpoint against the bare task, in percent.
     """
     bare, plain, owning = _Fastest(), _Fastest(), _Fastest()
     for _ in range(TURNS):
@@ -212,7 +212,7 @@ class _Fastest:
 
 
 async def _checkpoints(n: int) -> tuple[float, int]:
-    """How long they take, and how many frames of ours are above this one."""
+    """The seconds that the checkpoints take, and the frames of this project above this one."""
     begin = now()
     for _ in range(n):
         await trio.lowlevel.checkpoint()
@@ -247,12 +247,12 @@ async def _resource() -> AsyncGenerator[None, None]:
 
 
 def deep(depth: int) -> Result:
-    """Every supervisor escalates: the verdict walks up, then all stops in order."""
+    """Every supervisor escalates: the failure goes up, then everything stops in order."""
     return trio.run(_deep, depth, {"decider": Decider(default=Escalate)})
 
 
 def deep_limit(depth: int) -> Result:
-    """Every supervisor allows no restart, as on Erlang's side: each level falls before the next one hears of it."""
+    """No supervisor allows a restart, as in Erlang: each level ends before the one above is informed."""
     return trio.run(_deep, depth, {"limit": Limit(0)})
 
 

@@ -32,7 +32,7 @@ class _Server(pykka.ThreadingActor):
 
 
 def start_stop(n: int) -> Result:
-    """Threads."""
+    """Each child is a thread."""
     if n > 10_000:
         raise NotOffered("100,000 threads")
     lock, everyone = threading.Lock(), threading.Event()
@@ -54,7 +54,7 @@ def start_stop(n: int) -> Result:
 
 
 def call(n: int, callers: int) -> Result:
-    """One caller, and so many requests in flight."""
+    """One caller with `callers` requests in flight."""
     server = _Server.start(n, threading.Event())
     begin = now()
     for _ in range(n // callers):
@@ -65,7 +65,7 @@ def call(n: int, callers: int) -> Result:
 
 
 def send(n: int) -> Result:
-    """From another thread."""
+    """Messages from another thread."""
     done = threading.Event()
     server = _Server.start(n, done)
     begin = now()

@@ -1,6 +1,6 @@
 """Bare Trio without memory channels: a deque and one wake-up, which shows what a mailbox can reach. Messages only.
 
-It takes what is there without a checkpoint; a real mailbox must let others run every so many messages.
+It takes waiting messages without a checkpoint; a real mailbox must let other tasks run every so many messages.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class Box(Generic[T]):
 
 
 def call(n: int, callers: int) -> Result:
-    """A deque there, and one of each caller's back."""
+    """A deque for the requests, and one for the replies of each caller."""
     return trio.run(_call, n, callers)
 
 
@@ -75,7 +75,7 @@ async def _call(n: int, callers: int) -> Result:
 
 
 def send(n: int) -> Result:
-    """Into a deque."""
+    """Messages through a deque."""
     return trio.run(_send, n)
 
 

@@ -1,6 +1,6 @@
-"""Bare Trio with the least work that could pass for it: a loop around the body, no order, memory channels.
+"""Bare Trio with the least work for the task: a loop around the body, no order, memory channels.
 
-A restart here is one turn of a loop, no new task, so it flatters nobody who must tell a supervisor; `trio_task` does.
+A restart here is one turn of a loop without a new task. No supervisor that must be informed can be so fast; see `trio_task`.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ async def _again(body: Body) -> None:
 
 
 def start_stop(n: int) -> Result:
-    """All in one nursery, cancelled at once."""
+    """All children in one nursery, cancelled at once."""
     return trio.run(_start_stop, n)
 
 
@@ -50,7 +50,7 @@ async def _start_stop(n: int) -> Result:
 
 
 def storm(n: int) -> Result:
-    """The loop's turns, each with the checkpoint that lets others run."""
+    """Turns of the loop, each with a checkpoint that lets other tasks run."""
     return trio.run(_storm, n)
 
 
@@ -69,7 +69,7 @@ async def _storm(n: int) -> Result:
 
 
 class Victim:
-    """A child that fails every millisecond, and times its way back."""
+    """A child that fails every millisecond, and times its restart."""
 
     def __init__(self, n: int, done: Callable[[], object]) -> None:
         self.seconds: list[float] = []
@@ -89,7 +89,7 @@ class Victim:
 
 
 def latency(siblings: int, n: int) -> Result:
-    """A turn of the loop."""
+    """Each restart is a turn of the loop."""
     return trio.run(_latency, siblings, n)
 
 
@@ -111,12 +111,12 @@ class Group:
         self._first, self._second = Arrivals(n, self.ready.set), Arrivals(n, self.done.set)
 
     async def member(self) -> None:
-        """Any but the one that fails."""
+        """The body of a member that does not fail."""
         self._arrive()
         await trio.sleep_forever()
 
     async def culprit(self) -> None:
-        """The one that fails, once."""
+        """The body of the member that fails, once."""
         self._arrive()
         if self.crashed == 0.0:
             await self.trigger.wait()
@@ -128,11 +128,11 @@ class Group:
         (self._second if self.crashed else self._first).up()
 
     def bodies(self, n: int) -> list[Body]:
-        """All of them, in order."""
+        """The bodies of all members, in order."""
         return [self.culprit if number == n // 2 else self.member for number in range(n)]
 
     async def measure(self) -> Result:
-        """Wait until all are up, fail, and wait until all are up again."""
+        """Wait until all members are up, let one fail, and wait until all are up again."""
         await self.ready.wait()
         self.trigger.set()
         await self.done.wait()
@@ -140,7 +140,7 @@ class Group:
 
 
 def group(n: int) -> Result:
-    """A nursery that fails as one and is opened again: no order."""
+    """A nursery that fails as a whole and is opened again, without an order."""
     return trio.run(_group, n)
 
 
@@ -164,7 +164,7 @@ async def _group(n: int) -> Result:
 
 
 def call(n: int, callers: int) -> Result:
-    """A memory channel there, and one of each caller's back."""
+    """A memory channel for the requests, and one for the replies of each caller."""
     return trio.run(_call, n, callers)
 
 
@@ -191,7 +191,7 @@ async def _call(n: int, callers: int) -> Result:
 
 
 async def timed_calls(n: int, callers: int, caller: Body) -> Result:
-    """So many callers at once, until all have finished."""
+    """Time all callers at once, until they have finished."""
     await trio.lowlevel.checkpoint()
     begin = now()
     async with trio.open_nursery() as nursery:
@@ -201,7 +201,7 @@ async def timed_calls(n: int, callers: int, caller: Body) -> Result:
 
 
 def send(n: int) -> Result:
-    """Into an unbounded memory channel."""
+    """Messages through an unbounded memory channel."""
     return trio.run(_send, n)
 
 
@@ -224,7 +224,7 @@ async def _send(n: int) -> Result:
 
 
 async def timed_sends(n: int, put: Callable[[int], object], done: trio.Event) -> Result:
-    """Send a one so many times, until all have been taken."""
+    """Send n messages, and time until all have been taken."""
     await trio.lowlevel.checkpoint()
     begin = now()
     for _ in range(n):

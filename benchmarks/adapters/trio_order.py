@@ -1,8 +1,8 @@
 """Bare Trio with this project's promises about order and nothing else: no machine, no limit, no events, no names.
 
 Each child is ready before the next one starts, and has ended before the next one is stopped, so each start and each stop
-takes a turn of Trio's scheduler of its own; each child has a scope of its own and a fresh context. A restart is a turn
-too. Nothing that keeps those promises on Trio can be faster than this: it is the floor that stands in the way.
+takes its own turn of Trio's scheduler; each child has its own scope and a fresh context. A restart takes a turn too. No library
+that keeps these promises on Trio can be faster than this.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ Body = Callable[[], Awaitable[None]]
 
 
 class Chain:
-    """Children one after the other, both ways; one that fails has all of them stopped, and started again."""
+    """Children that start and stop one after the other; if one fails, all of them are stopped and started again."""
 
     def __init__(self, nursery: trio.Nursery, bodies: Sequence[Body]) -> None:
         self._nursery = nursery
@@ -58,7 +58,7 @@ class Chain:
 
 
 def start_stop(n: int) -> Result:
-    """Both chains."""
+    """The chain of starts, and the chain of stops."""
     return trio.run(_start_stop, n)
 
 
@@ -83,7 +83,7 @@ async def _start_stop(n: int) -> Result:
 
 
 def group(n: int) -> Result:
-    """Both chains, after a failure."""
+    """The chain of stops and the chain of starts, after a failure."""
     return trio.run(_group, n)
 
 
@@ -97,7 +97,7 @@ async def _group(n: int) -> Result:
 
 
 async def _again(body: Body) -> None:
-    """Run the body, again after each failure, in a fresh context; others run in between."""
+    """Run the body, again after each failure, in a fresh context; other tasks run in between."""
     task = trio.lowlevel.current_task()
     with trio.CancelScope():
         while True:
@@ -112,7 +112,7 @@ async def _again(body: Body) -> None:
 
 
 def storm(n: int) -> Result:
-    """In one task and one scope."""
+    """All incarnations in one task and one scope."""
     return trio.run(_storm, n)
 
 
@@ -130,7 +130,7 @@ async def _storm(n: int) -> Result:
 
 
 def latency(siblings: int, n: int) -> Result:
-    """In one task and one scope."""
+    """All incarnations in one task and one scope."""
     return trio.run(_latency, siblings, n)
 
 

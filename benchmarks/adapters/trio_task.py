@@ -1,7 +1,7 @@
-"""Bare Trio as any real supervisor must use it at least.
+"""The least use of bare Trio that a supervisor needs.
 
-Each incarnation is a new task in a scope of its own, and one task hears of its end through a channel and starts the
-next. No order, no readiness, no limit. What is not here is as in `trio_floor`.
+Each incarnation is a new task in its own scope, and one task learns of its end through a channel and starts the next. There is no
+order, no readiness, no limit. The other works are as in `trio_floor`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ Body = Callable[[], Awaitable[None]]
 
 
 async def supervise(bodies: Sequence[Body]) -> None:
-    """Start all, and each again when it has failed."""
+    """Start all children, and each again when it has failed."""
     ends, ended = trio.open_memory_channel[int](float("inf"))
 
     async def live(number: int) -> None:
@@ -35,7 +35,7 @@ async def supervise(bodies: Sequence[Body]) -> None:
 
 
 def start_stop(n: int) -> Result:
-    """Cancelled at once."""
+    """All children are cancelled at once."""
     return trio.run(_start_stop, n)
 
 
@@ -59,7 +59,7 @@ async def _start_stop(n: int) -> Result:
 
 
 def storm(n: int) -> Result:
-    """A task, a message and a wake-up for each restart."""
+    """Each restart takes a task, a message and a wake-up."""
     return trio.run(_storm, n)
 
 
@@ -77,7 +77,7 @@ async def _storm(n: int) -> Result:
 
 
 def latency(siblings: int, n: int) -> Result:
-    """As above."""
+    """Each restart takes a task, a message and a wake-up."""
     return trio.run(_latency, siblings, n)
 
 

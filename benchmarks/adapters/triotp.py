@@ -41,7 +41,7 @@ async def _supervise(nursery: trio.Nursery, bodies: Sequence[Body]) -> None:
 
 
 def start_stop(n: int) -> Result:
-    """It says that it has started before its children run; all are cancelled at once."""
+    """It reports its start before its children run, and cancels all of them at once."""
     return _run(_start_stop, n)
 
 
@@ -65,7 +65,7 @@ async def _start_stop(n: int) -> Result:
 
 
 def storm(n: int) -> Result:
-    """One leaf."""
+    """Restarts of one leaf."""
     return _run(_storm, n)
 
 
@@ -83,7 +83,7 @@ async def _storm(n: int) -> Result:
 
 
 def latency(siblings: int, n: int) -> Result:
-    """The last of many."""
+    """Crashes of the last of many children."""
     return _run(_latency, siblings, n)
 
 
@@ -95,7 +95,7 @@ async def _latency(siblings: int, n: int) -> Result:
 
 
 class _Server:
-    """The module of a server: it adds up."""
+    """The module of a server that sums its messages."""
 
     __name__ = "server"
 
@@ -116,7 +116,7 @@ class _Server:
 
 
 def call(n: int, callers: int) -> Result:
-    """gen_server.call."""
+    """Calls by gen_server.call."""
     return _run(_call, n, callers)
 
 
@@ -134,7 +134,7 @@ async def _call(n: int, callers: int) -> Result:
 
 
 def send(n: int) -> Result:
-    """gen_server.cast, which waits until the message is taken."""
+    """Messages by gen_server.cast, which waits until the message is taken."""
     return _run(_send, n)
 
 
@@ -176,7 +176,7 @@ async def _deep(depth: int) -> Result:
         nonlocal over
         try:
             await supervisor.start([child], NONE)
-        except Exception:  # noqa: BLE001 - whatever it raises, it is over
+        except Exception:  # noqa: BLE001 - any exception ends it
             over = now()
 
     async with trio.open_nursery() as nursery:

@@ -1,1 +1,1 @@
-"""The decisions, pure: no Trio, no clock, no randomness, no I/O. Time and chance come in as arguments."""
+"""The decisions, pure: no Trio, no clock, no randomness, no I/O. The time and random numbers are arguments."""

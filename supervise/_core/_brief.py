@@ -1,7 +1,7 @@
-"""A value in a few words: what a message, a reason or an error text says of somebody else's object.
+"""A short text for a user's object, in a message, a reason or an error.
 
-A user's object may raise when it is looked at, or print without end. Nothing that we do with one may depend on that:
-`brief` never raises, and what it gives is short.
+A user's object may raise when it is inspected, or print without end. `brief` lets out no exception
+but a `KeyboardInterrupt`, and its text is short.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ MOST = 500
 
 
 class _Brief(Repr):
-    """Bounded at every level, so that a list of a million items or one that contains itself costs little."""
+    """A `Repr` that is bounded at every level: a list of a million items, or one that contains itself, costs little."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -23,22 +23,22 @@ class _Brief(Repr):
         self.maxlist = self.maxtuple = self.maxset = self.maxfrozenset = self.maxdict = self.maxarray = 20
 
     def repr1(self, x: Any, level: int) -> str:
-        """As `Repr` does, but exceptions by their arguments, and nothing that an object does can escape."""
+        """As `Repr.repr1`, but prints an exception by its arguments, and lets nothing out that an object raises."""
         try:
             if isinstance(x, BaseException) and _prints_plainly(type(x)):
                 return self._exception(x, level)
             return super().repr1(x, level)
         except KeyboardInterrupt:
             raise
-        except BaseException as problem:  # noqa: BLE001 - whatever a user's `__repr__` raises, it is only a text
+        except BaseException as problem:  # noqa: BLE001 - a user's `__repr__` may raise anything; only a text is lost
             return f"<{class_name(class_of(x))} whose repr raised {class_name(type(problem))}>"
 
     def repr_instance(self, x: Any, level: int) -> str:  # noqa: ARG002 - as `Repr` calls it
-        """Its own `repr`, with the middle left out if it is long."""
+        """The object's own `repr`, without its middle if it is long."""
         return shortened(repr(x), self.maxother)
 
     def repr_bytes(self, x: bytes, level: int) -> str:  # noqa: ARG002 - as `Repr` calls it
-        """Both ends of it: to print all of a hundred megabytes takes a second."""
+        """Both ends of the bytes: printing a hundred megabytes whole takes a second."""
         return shortened(repr(x[:MOST] + x[-MOST:] if len(x) > 2 * MOST else x), self.maxstring)
 
     repr_bytearray = repr_bytes
@@ -55,23 +55,23 @@ class _Brief(Repr):
 
 
 def class_of(value: object) -> type[Any]:
-    """Its class, whatever it says of that itself."""
+    """The class of `value`, even if its `__class__` names another."""
     return type(value)
 
 
 def class_name(kind: type[Any]) -> str:
-    """The name of a class, whatever its metaclass says."""
+    """The name of a class, even if its metaclass overrides `__name__`."""
     name: str = type.__dict__["__name__"].__get__(kind)
     return name
 
 
 def _prints_plainly(kind: type[BaseException]) -> bool:
-    """Whether its `repr` is the one of all exceptions: its name and its arguments."""
+    """Whether this class has the `repr` that all exceptions inherit: the name and the arguments."""
     return kind.__repr__ in (BaseException.__repr__, BaseExceptionGroup.__repr__)
 
 
 def shortened(text: str, most: int) -> str:
-    """A text with its middle left out if it is longer than that."""
+    """The text, without its middle if it is longer than `most` characters."""
     if len(text) <= most:
         return text
     half = (most - 3) // 2
@@ -82,12 +82,12 @@ _BRIEF = _Brief()
 
 
 def brief(value: object) -> str:
-    """`repr(value)`, bounded to `MOST` characters; it never raises, whatever the value's own code does."""
+    """`repr(value)`, bounded to `MOST` characters; never raises but for a `KeyboardInterrupt`."""
     return shortened(_BRIEF.repr(value), MOST)
 
 
 def brief_text(exc: BaseException) -> str:
-    """`str(exc)`, bounded to `MOST` characters; likewise."""
+    """`str(exc)`, bounded to `MOST` characters; never raises but for a `KeyboardInterrupt`."""
     try:
         return shortened(str(exc), MOST)
     except KeyboardInterrupt:
@@ -97,7 +97,7 @@ def brief_text(exc: BaseException) -> str:
 
 
 def printable(text: str) -> str:
-    """A text as one line that leaves a terminal alone, whatever is in it."""
+    """The text in one line, with each character escaped that is not printable, so that it cannot control a terminal."""
     return (
         text
         if text.isprintable()

@@ -1,6 +1,6 @@
-"""What can be known of a user's function before it is called: how it may be called, and what comes of a call.
+"""Facts about a user's function before it is called: its kind, and the arguments that it takes.
 
-A look at a user's object may raise, and may find nothing. Then nothing is known of it, and nothing is refused.
+Inspecting a user's object may raise, or find nothing. Then these functions know nothing of it, and refuse nothing.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ Kind = Literal[
 ]  # fmt: skip
 
 _COROUTINE = inspect.CO_COROUTINE | inspect.CO_ITERABLE_COROUTINE
-_DEEPEST = 1000  # a partial of a partial of …: one may hold itself
+_DEEPEST = 1000  # partials are unwrapped no deeper than this, for one may contain itself
 _RUNS_LATER = _COROUTINE | inspect.CO_ASYNC_GENERATOR | inspect.CO_GENERATOR
 
 
 def kind_of(function: object) -> Kind:
-    """What it is, partials and methods taken off."""
+    """The kind of the function inside all partials and methods."""
     try:
         return _kind(function)
-    except Exception:  # noqa: BLE001 - a user's object may raise when it is looked at
+    except Exception:  # noqa: BLE001 - a user's object may raise when it is inspected
         return "unknown"
 
 
@@ -50,7 +50,7 @@ def _kind(function: object) -> Kind:
 
 
 def _plain(function: Any) -> FunctionType | None:
-    """The Python function that a call comes to first."""
+    """The Python function that a call of `function` enters first."""
     for _ in range(_DEEPEST):
         if type(function) is FunctionType:
             return function
@@ -64,12 +64,12 @@ def _plain(function: Any) -> FunctionType | None:
 
 
 def _plain_call(function: Any) -> FunctionType | None:
-    call = getattr(class_of(function), "__call__", None)  # noqa: B004 - the function itself is wanted, not whether there is one
+    call = getattr(class_of(function), "__call__", None)  # noqa: B004 - this needs the function itself, not only whether there is one
     return call if type(call) is FunctionType else None
 
 
 def _contextlib_of(function: FunctionType) -> Literal["async context manager", "context manager"] | None:
-    """Whether `contextlib` made this function: then the function beneath is called as this one is."""
+    """The kind of manager that `contextlib` made this function for; None if it did not. It wraps a function of the same signature."""
     if function.__globals__.get("__name__") != "contextlib":
         return None
     maker = function.__code__.co_qualname.partition(".")[0]
@@ -79,7 +79,7 @@ def _contextlib_of(function: FunctionType) -> Literal["async context manager", "
 
 
 def name_of(function: object) -> str:
-    """Its name in the program's text, as far as there is one."""
+    """The name in the source code, or the name of the class if the object has none."""
     try:
         inner: Any = function
         for _ in range(_DEEPEST):
@@ -93,7 +93,7 @@ def name_of(function: object) -> str:
 
 
 def fits_at_a_glance(function: object, count: int, *, task_status: bool) -> bool:
-    """Whether it is a plain function that surely takes so many arguments: a signature takes long.
+    """Whether it is a plain function that certainly takes `count` arguments; much faster than `inspect.signature`.
 
     Args:
         function: anything.
@@ -115,10 +115,10 @@ def misfit(
     """Why it cannot be called with these arguments; None if it can, or if that is not known.
 
     Args:
-        function: what is to be called.
-        given: what it gets by position, each in a word.
+        function: the function that is to be called.
+        given: a word for each argument that it gets by position.
         task_status: it also gets `task_status`, by name.
-        some: more may come behind those.
+        some: more positional arguments may follow.
     """
     given = list(given)
     if fits_at_a_glance(function, len(given), task_status=task_status):
@@ -142,14 +142,14 @@ def misfit(
         return None
     shown = [*given, *(["task_status=…"] if task_status else [])]
     name = name_of(function)
-    told = f"is called as {name}({', '.join(shown)}), but it is {name}({', '.join(_parameters(signature))})"
-    return f"{told}: {why}{_hint(function, signature, why)}"
+    called = f"is called as {name}({', '.join(shown)}), but it is {name}({', '.join(_parameters(signature))})"
+    return f"{called}: {why}{_hint(function, signature, why)}"
 
 
 def _unbound(
     signature: inspect.Signature, given: Iterable[str], named: dict[str, None], *, some: bool
 ) -> str | None:
-    """Why these arguments do not fit. `bind_partial` lets any parameter be missing; here more come by position alone."""
+    """Why these arguments do not fit. `bind_partial` accepts a missing keyword-only parameter, so that is checked here too."""
     try:
         bound = (signature.bind_partial if some else signature.bind)(*given, **named)
     except TypeError as problem:
@@ -163,12 +163,12 @@ def _unbound(
 
 
 def _beneath(function: Any) -> Any:
-    """The function whose signature counts: what `contextlib` wraps is called as its wrapper is."""
+    """The function whose signature counts: the wrapper that `contextlib` makes passes all arguments on to its function."""
     if issubclass(type(function), partial):
         inner = _beneath(function.func)
         return partial(inner, *function.args, **function.keywords) if inner is not function.func else function
     if type(function) is FunctionType and _contextlib_of(function) is not None:
-        return function.__wrapped__  # type: ignore[attr-defined]  # contextlib says what it wraps
+        return function.__wrapped__  # type: ignore[attr-defined]  # contextlib sets it
     return function
 
 
@@ -177,7 +177,7 @@ def _only_by_name(parameter: inspect.Parameter) -> bool:
 
 
 def _parameters(signature: inspect.Signature) -> Iterable[str]:
-    """Names alone: a default is a user's object."""
+    """The parameters by name; a default is a user's object, so it is not printed."""
     stars: dict[object, str] = {inspect.Parameter.VAR_POSITIONAL: "*", inspect.Parameter.VAR_KEYWORD: "**"}
     bare = False
     for parameter in signature.parameters.values():
@@ -197,9 +197,9 @@ def _hint(function: object, signature: inspect.Signature, problem: str) -> str:
 
 
 def gives_nothing(function: object) -> bool:
-    """Whether a plain `def` can only end with a constant such as None, or runs for ever: nobody can await that.
+    """Whether a plain `def` can only return a constant such as None, or runs for ever: no caller could await its result.
 
-    What only raises, a lambda, and whatever is no plain function are believed to know better.
+    False for a function that only raises, for a lambda, and for any other callable.
     """
     try:
         plain = _plain(function)
@@ -224,11 +224,11 @@ def _ends_in_constants(function: FunctionType) -> bool:
     return ends or loops
 
 
-# --- what is refused, in words
+# --- the words of refusals
 
 
 def wrong_body(body: object) -> str | None:
-    """Why this is no async function; None if it may be one."""
+    """Why `body` is no async function; None if it may be one."""
     if not callable(body):
         return _not_callable(body, "an async function")
     kind = kind_of(body)
@@ -245,32 +245,32 @@ def wrong_body(body: object) -> str | None:
 
 
 def wrong_resource(resource: object) -> str | None:
-    """Why this makes no async context manager; None if it may make one."""
+    """Why `resource` makes no async context manager; None if it may make one."""
     if not callable(resource):
         return _not_callable(resource, "a function")
     kind = kind_of(resource)
     wanted = "must make an async context manager"
-    said: str | None = None
+    wrong: str | None = None
     if kind == "async generator function":
-        said = f"{wanted}: decorate {name_of(resource)} with @asynccontextmanager"
+        wrong = f"{wanted}: decorate {name_of(resource)} with @asynccontextmanager"
     elif kind == "async function":
-        said = f"{wanted}, and {name_of(resource)} is an async function: give it a yield, and decorate it with @asynccontextmanager"
+        wrong = f"{wanted}, and {name_of(resource)} is an async function: give it a yield, and decorate it with @asynccontextmanager"
     elif kind in ("generator function", "context manager"):
-        said = f"{wanted}, and {name_of(resource)} is a sync one: write async def, and decorate it with @asynccontextmanager"
+        wrong = f"{wanted}, and {name_of(resource)} is a sync one: write async def, and decorate it with @asynccontextmanager"
     elif kind == "class" and _is_ordinary(resource) and not _has(resource, "__aenter__"):
-        said = f"{wanted}, and the class {name_of(resource)} has no __aenter__"
+        wrong = f"{wanted}, and the class {name_of(resource)} has no __aenter__"
     elif kind == "function" and gives_nothing(resource):
-        said = f"{wanted}, and {name_of(resource)} gives nothing"
+        wrong = f"{wanted}, and {name_of(resource)} returns nothing"
     elif kind != "class" and _has(type(resource), "__aenter__") and misfit(resource, ()) is not None:
-        said = "must be a function that makes an async context manager, and is one already: give the function without calling it"
-    if said is not None:
-        return said
+        wrong = "must be a function that makes an async context manager, and is one already: give the function without calling it"
+    if wrong is not None:
+        return wrong
     why = misfit(resource, ())
     return None if why is None else f"{why}; bind arguments with functools.partial"
 
 
 def wrong_function(function: object, what: str, given: Iterable[str] | None) -> str | None:
-    """Why this cannot be a plain function that is called with these arguments, or with unknown ones."""
+    """Why `function` cannot be a plain function with these arguments; `given` is None if they are not known."""
     if not callable(function):
         return _not_callable(function, "a function")
     kind = kind_of(function)
@@ -291,7 +291,7 @@ def _is_ordinary(cls: Any) -> bool:
 
 def _not_callable(value: Any, wanted: str) -> str:
     if inspect.iscoroutine(value):
-        value.close()  # or Python says on its own that nobody awaited it
+        value.close()  # otherwise Python warns that it was never awaited
         return f"must be {wanted}, and {value.__qualname__}(…) was called already: give the function itself"
     if _has(type(value), "__await__"):
         return f"must be {wanted}, and was called already: give the function itself, got {brief(value)}"

@@ -1,4 +1,4 @@
-"""One way to refuse nonsense: raise at once, or, while a whole file is being checked, note it and go on."""
+"""How constructors refuse a wrong value: they raise, or, while a whole file is being checked, note the problem and go on."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from typing import Any, Literal, cast
 from ._brief import brief
 
 being_loaded: ContextVar[bool] = ContextVar("being_loaded", default=False)
-"""Whether a command loads the file in which a tree is declared: nothing may be started meanwhile."""
+"""Whether a command is loading the file that declares a tree: no tree may be started meanwhile."""
 _noted: ContextVar[list[Exception] | None] = ContextVar("noted", default=None)
 
 
 def refuse(problem: Exception) -> Literal[False]:
-    """Raise `problem`, or note it inside `noting`; False, for what is refused is not right."""
+    """Raise `problem`, or inside `noting` note it and return False."""
     noted = _noted.get()
     if noted is None:
         raise problem
@@ -28,7 +28,7 @@ def refuse(problem: Exception) -> Literal[False]:
 
 @contextmanager
 def noting() -> Generator[list[Exception], None, None]:
-    """Collect what constructors refuse instead of raising, so that a check finds every problem in one go."""
+    """Collect the problems that constructors find instead of raising them, so that one check reports them all."""
     problems: list[Exception] = []
     token = _noted.set(problems)
     try:
@@ -38,12 +38,12 @@ def noting() -> Generator[list[Exception], None, None]:
 
 
 def is_a(value: object, kind: type | tuple[type, ...]) -> bool:
-    """Whether it really is of that class: `isinstance` believes what an object says in `__class__`."""
+    """Whether the value really is of that class: `isinstance` believes its `__class__`, which may name another."""
     return issubclass(type(value), kind)
 
 
 def plain(value: object) -> Any:
-    """The value itself, but of a subclass of str, int or float the plain value of that: its methods may do anything."""
+    """The value; for a subclass of str, int or float, the plain value, since the methods of a subclass may do anything."""
     kind = type(value)
     if kind in _PLAIN:
         return value
@@ -66,15 +66,15 @@ def check_number(
     finite: bool = False,
     kind: type | tuple[type, ...] = (int, float),
 ) -> bool:
-    """Refuse what is no number, is a bool, lies below `least` (NaN does) or is too large; whether it is right.
+    """Refuse a value that is no number, is a bool, lies below `least` (NaN does) or is too large. Returns whether it is right.
 
     Args:
-        what: what it is, for the message.
-        value: what came.
-        least: the smallest that is right.
-        more: `least` itself is not.
-        finite: infinity is not right.
-        kind: which numbers.
+        what: the name of the value, for the message.
+        value: the value to check.
+        least: the smallest right value.
+        more: `least` itself is wrong.
+        finite: infinity is wrong.
+        kind: the class of number.
     """
     if type(value) is bool or not is_a(value, kind):
         noun = "an integer" if kind is int else "a number"
@@ -90,18 +90,18 @@ def check_number(
 
 
 def check_choice(what: str, value: object, allowed: tuple[str, ...]) -> bool:
-    """Refuse what is not one of `allowed`; whether it is."""
+    """Refuse a value that is not one of `allowed`. Returns whether it is."""
     if type(value) is str and value in allowed:
         return True
-    said = f"{what} must be one of {', '.join(map(repr, allowed))}, got {brief(value)}"
-    return refuse(ValueError(said + did_you_mean(value, allowed)))
+    problem = f"{what} must be one of {', '.join(map(repr, allowed))}, got {brief(value)}"
+    return refuse(ValueError(problem + did_you_mean(value, allowed)))
 
 
 def did_you_mean(value: object, allowed: Iterable[str]) -> str:
-    """A hint for a message, where one of what is allowed is nearly what came."""
+    """A hint for a message, if `value` is nearly one of `allowed`."""
     if type(value) is not str or len(value) > _LONGEST:
         return ""
-    from difflib import get_close_matches  # noqa: PLC0415 - only for those who mistype, and imports take time
+    from difflib import get_close_matches  # noqa: PLC0415 - only a mistyped value needs it, and an import takes time
 
     near = get_close_matches(value.lower(), list(allowed), 1)
     return f"; did you mean {near[0]!r}?" if near else ""

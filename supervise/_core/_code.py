@@ -1,7 +1,7 @@
-"""Values that print as the code that makes them: what a test reports can be pasted.
+"""Values that print as the code that makes them, so that a test's report can be pasted into a program.
 
-Trees may be deep, so nothing here goes down by recursion; and what a user's object raises when it is printed or compared
-does not come out here.
+Trees may be deep, so nothing here recurses. An exception that a user's object raises when it is printed or compared does
+not escape from here.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from ._brief import brief, class_of
 
 
 class Code:
-    """A frozen value whose `repr` makes it again, defaults left out; Hypothesis prints it over several lines."""
+    """A frozen value whose `repr` is the code that makes it, without its defaults; Hypothesis prints it over several lines."""
 
     __slots__ = ()
 
@@ -29,7 +29,7 @@ class Code:
 
 
 class _Piece:
-    """A part of an expression: what stands before it, its brackets, and the parts between them."""
+    """A piece of an expression: the text before it, its brackets, and the pieces between them."""
 
     __slots__ = ("before", "closing", "length", "opening", "parts")
 
@@ -39,16 +39,16 @@ class _Piece:
         self.closing = closing
         self.parts: list[_Piece] = []
         self.length = 0
-        """Of it all in one line, without `before`."""
+        """That of the whole piece in one line, without `before`."""
 
 
 def as_code(value: object, *, width: float = inf, indent: int = 0) -> str:
-    """The expression that makes `value`; broken into lines where it is longer than `width`."""
+    """The expression that makes `value`, broken into lines where it is longer than `width`."""
     return "".join(_written(_taken_apart(value), width, indent))
 
 
 def _taken_apart(value: object) -> _Piece:
-    """Depth first over a stack; what contains itself ends in three dots."""
+    """The pieces of a value, found depth first over a stack; a value that contains itself ends in three dots."""
     root = _Piece("", "")
     order: list[_Piece] = []
     inside: set[int] = set()
@@ -101,7 +101,7 @@ _Parts = tuple[str, str, list[tuple[str, Any]]]
 
 
 def _parts(value: Any) -> _Parts | None:
-    """The brackets around what it is made of, and each part with what stands before it; None: it is in one piece."""
+    """The brackets of a value, and its items with the text before each; None if it has no items."""
     kind = class_of(value)
     parts: _Parts | None = None
     if issubclass(kind, Code):
@@ -119,7 +119,7 @@ def _parts(value: Any) -> _Parts | None:
 
 
 def _listed(value: list[Any]) -> list[Any]:
-    """Its items, whatever a subclass says of them."""
+    """The items of a list, even if its class overrides how they are read."""
     return [list[Any].__getitem__(value, number) for number in range(list[Any].__len__(value))]
 
 
@@ -139,12 +139,12 @@ def _atom(value: Any) -> str:
         return repr(value)
     except KeyboardInterrupt:
         raise
-    except BaseException:  # noqa: BLE001 - what it raises is no reason not to print the rest
+    except BaseException:  # noqa: BLE001 - the rest is printed even if one value raises
         return brief(value)
 
 
 def _arguments(value: Any) -> Iterator[tuple[str, Any]]:
-    """What its constructor needs: what has no default, or another value than that."""
+    """The arguments that the constructor needs: those without a default, or with another value."""
     named = False
     for field in sorted(attrs.fields(class_of(value)), key=lambda field: field.kw_only):
         item = getattr(value, field.name)
@@ -157,18 +157,18 @@ def _arguments(value: Any) -> Iterator[tuple[str, Any]]:
 
 def _is_default(field: Any, item: Any) -> bool:
     default = field.default
-    if isinstance(default, attrs.Factory):  # type: ignore[arg-type]  # a class, whatever its stub says
+    if isinstance(default, attrs.Factory):  # type: ignore[arg-type]  # it is a class; its stub declares a function
         default = default.factory()
     if item is default:
         return True
     try:
         return default is not attrs.NOTHING and bool(item == default)
-    except Exception:  # noqa: BLE001 - it cannot be compared, so it is none of our defaults
+    except Exception:  # noqa: BLE001 - a value that cannot be compared is no default of ours
         return False
 
 
 def _as_given(field: Any, item: Any) -> Any:
-    """What was converted to a tuple reads best as a list."""
+    """A value that was converted to a tuple reads best as a list."""
     makes_tuple = (
         getattr(field.converter, "__origin__", field.converter) is tuple or "as list" in field.metadata
     )

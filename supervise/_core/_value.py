@@ -12,9 +12,9 @@ from ._brief import brief
 
 
 class Value:
-    """For a class with `@frozen(repr=False, eq=False)`: what attrs would otherwise compile for each of them.
+    """A base for classes with `@frozen(repr=False, eq=False)`: the methods that attrs would compile for each of them.
 
-    That is more than half of what such a class costs an import.
+    Compiling those is more than half of the import time of such a class.
     """
 
     __slots__ = ()

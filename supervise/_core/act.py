@@ -1,15 +1,15 @@
-"""What a supervisor is busy with, what waits in its inbox meanwhile, and ACTS: what makes one kind of act differ from another.
+"""An act, the items that wait in the inbox during it, and ACTS: the table of how the kinds of act differ.
 
-Every act is the same walk: stop these children one by one, start those one by one, finish. The kinds differ in four
-answers only, and wherever the machine needs one of them it reads it here:
+Every act is the same walk: stop these children one by one, start those one by one, finish. The kinds differ in what they
+stop and start, in how they finish, and in three answers, which the machine reads from ACTS:
 
 | act | stops | starts | a child it has stopped is | a start that fails is | a failure it meets is | ends with |
 |---|---|---|---|---|---|---|
 | boot | | all | | the end of this start | | up |
 | restart | the group, the failed one first | the group | pending | judged | absorbed | a reply, if asked for |
 | retry | the group, or the failed one | | pending | | absorbed | a backoff, or a place in the inbox |
-| add | | the new one | removed | told to the caller | stopped | a reply |
-| start | | the one | down for good | told to the caller | stopped | a reply |
+| add | | the new one | removed | the caller's error | stopped | a reply |
+| start | | the one | down for good | the caller's error | stopped | a reply |
 | stop | the one | | down for good | | stopped | a reply |
 | condemn | the one | the rest of its group | condemned | judged | stopped | perhaps the supervisor's own end (R18) |
 | done | the one | | down for good | | stopped | perhaps the supervisor's own end (R18) |
@@ -17,7 +17,7 @@ answers only, and wherever the machine needs one of them it reads it here:
 | ask | | | | | | an ancestor's verdict, or a stop |
 | end | all | | down | | stopped | the supervisor's end |
 
-`add` and `start` stop a child only to take back a start that has failed.
+`add` and `start` stop a child only after its start has failed.
 """
 
 from __future__ import annotations
@@ -38,16 +38,17 @@ class Row(NamedTuple):
     """One kind of act.
 
     Args:
-        finish: the method of the machine that it ends with; none if it never finishes.
-        stopped: what a child is that it has stopped: `pending` is down with a start before it, unless it is temporary;
-            `down` is down with its supervisor, so that nobody needs to be told.
-        failed_start: what a start that fails is: the end of its supervisor's start, judged, or told to the caller.
-        undecided: what `Decided` says of a failure that no verdict had reached when the act stopped its child.
+        finish: the method of the machine that finishes it; empty if it never finishes.
+        stopped: the state of a child that it has stopped. `pending`: down, and its start is ahead, but a temporary child
+            leaves the tree; `down`: down, without a `Gone`.
+        failed_start: the effect of a failed start. `ends`: the supervisor's own start fails; `is judged`: the deciders are
+            asked; `is reported`: the caller gets it as an error.
+        undecided: `because` in the `Decided` of a failure whose child the act stopped before any verdict.
     """
 
     finish: str
     stopped: Literal["pending", "removed", "down for good", "condemned", "down"] = "down"
-    failed_start: Literal["ends", "is judged", "is told"] = "is told"
+    failed_start: Literal["ends", "is judged", "is reported"] = "is reported"
     undecided: Literal["absorbed", "stop"] = "stop"
 
 
@@ -68,19 +69,19 @@ ACTS: dict[ActKind, Row] = {
 
 @define(eq=False, weakref_slot=False)
 class Act:
-    """What the supervisor is busy with.
+    """One act of a supervisor.
 
     Args:
         kind: a row of ACTS.
-        why: what those that it stops are told.
+        why: the reason given to the children that it stops.
         node: the child that it is about, if it is about one.
-        stops: those still to be stopped, taken from the end.
-        starts: those still to be started, taken from the end.
-        token: of the request that it serves; whoever made it waits for the answer.
+        stops: the children still to be stopped, taken from the end.
+        starts: the children still to be started, taken from the end.
+        token: that of the request that it serves, whose caller waits for the answer.
         delay: seconds of backoff before a retry.
-        returned: of an end, whether the supervisor counts as ended normally.
-        failure: what the act comes to if it has failed.
-        pending: how many children are awaited before it goes on.
+        returned: of an `end`: whether the supervisor counts as ended normally.
+        failure: the failure that the act reports when it finishes.
+        pending: the number of awaited children, and one more while a verdict on the supervisor's own failure is awaited.
     """
 
     kind: ActKind
@@ -95,19 +96,19 @@ class Act:
     pending: int = field(default=0, kw_only=True)
 
     def asked_for(self, node: Node) -> bool:
-        """Whether somebody asked by hand for what is done to this child."""
+        """Whether this act serves a request about this child."""
         return self.token is not None and self.node is node
 
 
 @define(eq=False, weakref_slot=False)
 class _About:
-    """Something waits about this child. It is void once the child's epoch has changed."""
+    """An item of the inbox about one child. It is void once the child's epoch has changed."""
 
     node: Node
     epoch: int
 
     def holds(self) -> bool:
-        """Whether it is still to be served."""
+        """Whether this item is still to be served."""
         return self.epoch == self.node.epoch
 
 
@@ -126,8 +127,8 @@ class Done(_About):
 class Retry(_About):
     """The child is to be started again.
 
-    It holds as long as the child waits for any retry, also one that another failure has asked for since: as in OTP, a group
-    restart that reaches a waiting child, and whose start of it fails again, makes two retries of one (R13).
+    It holds as long as the child waits for any retry, even if a later failure asked for that retry. So a group restart that
+    reaches a waiting child, and whose start of it fails again, leaves two retries in the inbox, as in OTP (R13).
     """
 
     __slots__ = ()
@@ -138,7 +139,7 @@ class Retry(_About):
 
 
 class Released(_About):
-    """The child has left its resource and ended; now begins what a verdict asked for."""
+    """The child has left its resource and ended: the act that a verdict asked for begins."""
 
     __slots__ = ()
 

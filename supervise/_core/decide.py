@@ -18,7 +18,7 @@ from ._value import Value
 from .directive import Directive, Escalate, Restart, Resume, Stop
 
 FRAMEWORK_TAGS = frozenset({"returned", "limit"})
-_REMEMBERED = 64  # answers of one decider: tags may be anything
+_REMEMBERED = 64  # the answers that one decider caches: tags may be any string
 _DOTTED = re.compile(r"\w+(\.\w+)*")
 
 
@@ -27,19 +27,19 @@ def _is_exception_class(value: object) -> bool:
 
 
 def is_decidable(exc: BaseException) -> bool:
-    """Whether it is an `Exception`; anything else is never decided (R4)."""
+    """Whether `exc` is an `Exception`; any other exception is never decided (R4)."""
     return issubclass(type(exc), Exception)
 
 
 def as_group(exc: BaseException) -> BaseExceptionGroup[BaseException] | None:
-    """`exc` if it is a group."""
+    """`exc` if it is a group, else None."""
     if not issubclass(type(exc), BaseExceptionGroup):
         return None
     return cast("BaseExceptionGroup[BaseException]", exc)
 
 
 def is_interrupt(exc: BaseException) -> bool:
-    """Whether it is a KeyboardInterrupt, or a group that holds one: a nursery of the user's makes that of it."""
+    """Whether `exc` is a KeyboardInterrupt or a group that holds one, as a nursery in the user's code wraps it."""
     waiting, seen = [exc], set[int]()
     for one in waiting:
         if issubclass(type(one), KeyboardInterrupt):
@@ -52,45 +52,45 @@ def is_interrupt(exc: BaseException) -> bool:
 
 
 def members(group: BaseExceptionGroup[BaseException]) -> tuple[BaseException, ...]:
-    """Its members as it was made, whatever a subclass says of them."""
+    """The members with which the group was made, even if its class overrides `exceptions`."""
     its: tuple[BaseException, ...] = BaseExceptionGroup.exceptions.__get__(group)
     return its
 
 
 _OWN: Mapping[str, Any] = vars(BaseException)
-"""What Python itself reads and writes of every exception; a class of the user's may refuse both, or lie."""
+"""The attributes that every exception has; the user's class may refuse to read or write them, or lie."""
 
 
 def context_of(exc: BaseException) -> BaseException | None:
-    """`exc.__context__`, whatever its class says of attributes."""
+    """`exc.__context__`, even if its class overrides access to attributes."""
     context: BaseException | None = _OWN["__context__"].__get__(exc)
     return context
 
 
 def set_context(later: BaseException, earlier: BaseException | None) -> None:
-    """`later.__context__ = earlier`, likewise: of a frozen dataclass, say, no attribute can be set."""
+    """`later.__context__ = earlier`, even if its class forbids that, as a frozen dataclass does."""
     _OWN["__context__"].__set__(later, earlier)
 
 
 def cause_of(exc: BaseException) -> BaseException | None:
-    """`exc.__cause__`, likewise."""
+    """`exc.__cause__`, even if its class overrides access to attributes."""
     cause: BaseException | None = _OWN["__cause__"].__get__(exc)
     return cause
 
 
 def set_cause(later: BaseException, earlier: BaseException | None) -> None:
-    """`later.__cause__ = earlier`, likewise."""
+    """`later.__cause__ = earlier`, even if its class forbids that."""
     _OWN["__cause__"].__set__(later, earlier)
 
 
 def traceback_of(exc: BaseException) -> TracebackType | None:
-    """`exc.__traceback__`, likewise."""
+    """`exc.__traceback__`, even if its class overrides access to attributes."""
     trace: TracebackType | None = _OWN["__traceback__"].__get__(exc)
     return trace
 
 
 def _matching(exc: BaseException) -> tuple[type[Any], ...]:
-    """The classes that match an exception, the nearest first; a group is matched by group classes alone (R3)."""
+    """The classes that match an exception, the nearest first; only group classes match a group (R3)."""
     kind: type[Any] = BaseException if as_group(exc) is None else BaseExceptionGroup
     return tuple(cls for cls in type(exc).__mro__ if issubclass(cls, kind))
 
@@ -129,13 +129,16 @@ def _pattern(value: str | re.Pattern[str] | None) -> re.Pattern[str] | None:
 
 @frozen(repr=False, eq=False)
 class Rule(Code, Value):
-    """Gives a tag to an exception. No rule matches on text without a class (R1).
+    """Gives a tag to an exception. Every rule needs a class: none matches on text without one (R1).
 
     Args:
         exceptions: an exception class or a tuple of them.
         tag: a dotted string, such as `"db.gone"`.
-        match: a regular expression that must be found in `str(exception)`.
-        when: a predicate; one that raises means Escalate (R5).
+        match: a regular expression that `str(exception)` must contain; None accepts any text.
+        when: a plain function of the exception whose result must be true; if it raises, that means Escalate (R5).
+
+    Raises:
+        TypeError, ValueError: for an argument of another type, a tag that is not dotted, or a broken expression.
     """
 
     exceptions: tuple[type[BaseException], ...] = field(converter=_classes)
@@ -168,7 +171,7 @@ def _table(value: Mapping[Key, Directive]) -> Mapping[Key, Directive]:
         return MappingProxyType(table)
     try:
         table = {plain(key): directive for key, directive in value.items()}
-    except Exception as problem:  # noqa: BLE001 - a user's mapping, and his keys, may raise anything
+    except Exception as problem:  # noqa: BLE001 - a user's mapping, and its keys, may raise anything
         refuse(TypeError(f"a decider's table cannot be read: {brief(problem)}"))
     return MappingProxyType(table)
 
@@ -195,12 +198,12 @@ def _only_decider(value: Any) -> Decider | None:
 
 
 def _rules(decider: Decider) -> tuple[Rule, ...]:
-    """Those of all layers, top first."""
+    """The rules of all layers, top first."""
     return tuple(rule for layer in decider.layers() for rule in layer.rules)
 
 
 class Answer(NamedTuple):
-    """What a table says to a failure: by which node's decider, and by which of its entries, see `Judgement`."""
+    """The answer of a table to a failure, with the node of its decider and the entry that gave it, see `Judgement`."""
 
     directive: Directive
     node: str
@@ -211,14 +214,18 @@ class Answer(NamedTuple):
 class Decider(Code):
     """An ordered, pure table from tags and exception classes to directives (R2).
 
-    Looked up in this order: the exact tag, its shorter prefixes (`device.oom` → `device`), the exception's class
-    along its MRO, `default`; then the decider beneath, see `over`. A group is flattened, each member is decided, the
-    most severe directive wins; it is matched whole only by an entry that names a group class (R3).
+    A decider looks up, in this order: the exact tag, its shorter prefixes (`device.oom` → `device`), the classes of the
+    exception along its MRO, `default`; then it asks the decider beneath, see `over`. It flattens a group, decides each
+    member, and the most severe directive wins; only an entry that names a group class matches a group as a whole (R3).
 
     Args:
         table: tags and exception classes, each with its directive.
-        rules: give tags; the first that fits wins. A tag that the exception carries (`exc.tag`) comes first.
-        default: for what the table does not name; None asks the decider beneath.
+        rules: the rules that give tags; the first that fits wins. The exception's own tag (`exc.tag`) takes precedence.
+        default: the directive for failures that the table does not name; None asks the decider beneath.
+        beneath: the decider that is asked for failures that this one does not answer; usually set by `over`.
+
+    Raises:
+        TypeError, ValueError: for an argument of another type, or a key that is neither a dotted tag nor an exception class.
     """
 
     table: Mapping[Key, Directive] = field(factory=dict[Key, Directive], converter=_table)
@@ -228,7 +235,7 @@ class Decider(Code):
     default: Directive | None = field(default=None, kw_only=True)
     beneath: Decider | None = field(default=None, converter=_only_decider, kw_only=True)
     _node: str = field(default="", kw_only=True, repr=False, alias="_node")
-    """The path of the node whose decider it is; empty before it stands anywhere, and for `ROOT`."""
+    """The path of the node that this decider belongs to; empty outside a tree, and for `ROOT`."""
     _all_rules: tuple[Rule, ...] = field(init=False, repr=False, default=Factory(_rules, takes_self=True))
     _answers: dict[tuple[type, str | None], Answer] = field(init=False, repr=False, factory=dict[Any, Any])
 
@@ -246,17 +253,17 @@ class Decider(Code):
             refuse(TypeError(f"a decider's default must be a directive or None, got {brief(self.default)}"))
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """A copy, or what comes out of a pickle, is made anew: a `MappingProxyType` can be neither."""
+        """Copy and pickle by constructing anew: a `MappingProxyType` supports neither."""
         return _made_again, (dict(self.table), self.rules, self.default, self.beneath, self._node)
 
     def over(self, other: Decider) -> Decider:
-        """This decider, and `other` for whatever this one does not answer."""
+        """This decider, with `other` beneath it for failures that this one does not answer (R2). Raises TypeError for another type."""
         if not is_a(other, Decider):
             raise TypeError(f"a decider goes over another Decider, got {brief(other)}")
         return self._over(other, self._node)
 
     def at(self, path: str, above: Decider) -> Decider:
-        """This decider as the one of the node at `path`, over what decides above it."""
+        """This decider as that of the node at `path`, over the decider above it."""
         return self._over(above, path)
 
     def _over(self, other: Decider, node: str) -> Decider:
@@ -265,23 +272,23 @@ class Decider(Code):
         return other
 
     def layers(self) -> Iterator[Decider]:
-        """This decider and those beneath, top first."""
+        """This decider and those beneath it, top first."""
         layer: Decider | None = self
         while layer is not None:
             yield layer
             layer = layer.beneath
 
     def tag(self, exc: BaseException) -> str | None:
-        """The tag that `exc` carries, or that the first fitting rule gives it (R1)."""
+        """The tag that `exc` carries, else that of the first rule that fits it; None if there is neither (R1)."""
         carried: object = getattr(exc, "tag", None)
         if issubclass(type(carried), str):
             return str.__str__(cast("str", carried))
         return next((rule.tag for rule in self._all_rules if rule.fits(exc)), None)
 
     def looked_up(self, exc: Exception) -> tuple[str | None, Answer | None]:
-        """The tag that `exc` carries, and the answer; None where it takes more than a look: a rule, or a group.
+        """The tag that `exc` carries, and the answer; the answer is None if a rule or a group must be evaluated.
 
-        Class and tag alone decide, so the last few answers are remembered.
+        Only class and tag decide here, so the answers are cached.
         """
         if self._all_rules:
             return None, None
@@ -298,12 +305,12 @@ class Decider(Code):
                 if len(self._answers) >= _REMEMBERED:
                     self._answers.clear()
                 self._answers[key] = found
-        except BaseException:  # noqa: BLE001 - the long way asks again, and `judge` decides what an exception there means (R4, R5)
+        except BaseException:  # noqa: BLE001 - the general path asks again, and there `judge` handles the exception (R4, R5)
             return None, None
         return tag, found
 
     def _named(self, exc: BaseException, tag: str | None) -> Answer | None:
-        """What this layer's table says, its default aside."""
+        """The answer of this layer's table, without its default."""
         prefix = tag
         while prefix:
             if prefix in self.table:
@@ -317,7 +324,7 @@ class Decider(Code):
         return None
 
     def answer(self, exc: BaseException, tag: str | None) -> Answer | None:
-        """The first answer of the layers to one exception that is no group to be flattened; None: nobody has one."""
+        """The first answer of the layers to one exception, which is not flattened; None if no layer has an answer."""
         for layer in self.layers():
             found = layer._named(exc, tag)
             if found is None and tag not in FRAMEWORK_TAGS and layer.default is not None:
@@ -327,7 +334,7 @@ class Decider(Code):
         return None
 
     def directive(self, exc: BaseException, tag: str | None) -> Directive | None:
-        """The directive of `answer`."""
+        """The directive of `answer(exc, tag)`; None if there is no answer."""
         found = self.answer(exc, tag)
         return None if found is None else found.directive
 
@@ -343,30 +350,30 @@ def _made_again(
 
 
 ROOT = Decider(default=Restart)
-"""Beneath every root: what nobody names is restarted."""
+"""The decider beneath every root: a failure that no other decider names means Restart."""
 
 OTP = Decider(default=Restart)
 """Every failure → Restart, as Erlang/OTP does."""
 
 AKKA = Decider({"start": Stop, Exception: Restart}, default=Escalate)
-"""The classic default of Akka: a start that hangs or is refused → Stop, an `Exception` → Restart, else Escalate."""
+"""The classic default of Akka: a start that times out or returns early (tags `start.…`) → Stop, an `Exception` → Restart, else Escalate."""
 
 DEVICE = Decider(
     {"device.poisoned": Restart, "device.oom": Resume, "device.unrecoverable": Stop},
     default=Escalate,
 )
-"""For a device's context (D3): poisoned → Restart, out of memory → Resume, unrecoverable → Stop, else Escalate."""
+"""For the context of a device (D3): poisoned → Restart, out of memory → Resume, unrecoverable → Stop, else Escalate."""
 
 
 class Judgement(NamedTuple):
-    """What a decider made of a failure.
+    """The answer of a decider to a failure.
 
     Args:
         directive: Escalate if the decider itself raised (R5).
-        tag: of a group, the decisive member's.
-        exc: the failure, or what the decider raised on it.
+        tag: the tag of the failure; of a group, that of the decisive member.
+        exc: the failure, or the exception that the decider raised on it.
         node: the path of the node whose decider answered; empty for the built-in rules.
-        entry: what answered: `tag 'device.oom'`, `class OSError`, `default` or `rule`, a built-in one.
+        entry: the entry that answered: `tag 'device.oom'`, `class OSError`, `default`, or `rule` for a built-in rule.
         raised: whether the decider raised.
     """
 
@@ -381,20 +388,20 @@ class Judgement(NamedTuple):
 def judge(
     decider: Decider, exc: BaseException, tag: str | None = None, *, otherwise: Directive = Restart
 ) -> Judgement:
-    """Decide one failure. `tag` is what is already known of it, from a supervisor further down (R11).
+    """Decide one failure. `tag`: the tag that a supervisor further down has already given it (R11).
 
-    `otherwise` is the answer to a failure that no table answers. Rules and predicates run in an empty context: the one
-    in which the machine happens to run may be of any task (R2).
+    `otherwise`: the answer to a failure that no table answers. Rules and predicates run in an empty context, since the
+    machine may run in the context of any task (R2).
     """
     try:
         return Context().run(_judge, decider, exc, tag, otherwise)
-    except BaseException as broken:  # noqa: BLE001 - R5: whatever a rule, a predicate or str() raises; see R4 for the rest
+    except BaseException as broken:  # noqa: BLE001 - R5: a rule, a predicate or str() may raise anything; R4 covers those that are no Exception
         _chain(broken, exc)
         return Judgement(Escalate, None, broken, raised=True)
 
 
 def _chain(later: BaseException, earlier: BaseException) -> None:
-    """Hang `earlier` at the end of `later`'s contexts, unless it is among them."""
+    """Append `earlier` to the chain of `later.__context__`, unless it is already in the chain."""
     seen = {id(earlier)}
     while id(later) not in seen:
         seen.add(id(later))
@@ -416,7 +423,7 @@ def _judge(decider: Decider, exc: BaseException, tag: str | None, otherwise: Dir
 
 
 def _flattened(decider: Decider, group: BaseExceptionGroup[BaseException]) -> list[BaseException]:
-    """What is decided one by one: over a list, and each group once, since groups may be deep, and one a member of many."""
+    """The exceptions of a group that are decided one by one. Groups may be deep and shared, so it walks a list, each group once."""
     found: list[BaseException] = []
     waiting: list[BaseException] = [group]
     seen: set[int] = set()
@@ -434,5 +441,5 @@ def _flattened(decider: Decider, group: BaseExceptionGroup[BaseException]) -> li
 
 
 def _named_whole(decider: Decider, exc: BaseException) -> bool:
-    """Whether some layer has an entry for this group's class."""
+    """Whether a layer has an entry for the class of this group."""
     return any(layer._named(exc, None) is not None for layer in decider.layers())

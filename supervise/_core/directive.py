@@ -11,11 +11,11 @@ class Directive(IntEnum):
     Resume = 0
     """Keep resource, mailbox and incarnation; enter the body again (R8)."""
     Restart = 1
-    """End this incarnation and start the next, with whom the strategy names (R9)."""
+    """End this incarnation and start the next, together with the children that the strategy names (R9, R13)."""
     Stop = 2
-    """End it and keep it down: condemned (R10). An operator's `Ref.stop` leaves it merely down."""
+    """End it and keep it down: it is `condemned` (R10). After an operator's `Ref.stop` it is only `down`."""
     Escalate = 3
-    """Let the next supervisor up decide, before anything is torn down (R11)."""
+    """Let the next supervisor above decide, before anything is stopped (R11)."""
 
     def __repr__(self) -> str:
         return self.name

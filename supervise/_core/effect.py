@@ -1,11 +1,11 @@
-"""What goes into a machine and what comes out of it: values that say all they mean, so that both can be logged and replayed.
+"""The inputs of a machine and its effects: self-contained values, so that both can be logged and replayed.
 
-A child is named by its name in an input, since an input reaches the machine of its supervisor, and by its path in an
-effect. Together with the incarnation that is an identity: the number of a name never goes back (R9), so a report of an
-earlier incarnation is known as such, even where a child has left the tree and another of the same name has joined it.
+An input names a child by its name, since it goes to the machine of that child's supervisor; an effect names it by its path.
+Name or path and incarnation identify one life: the incarnation of a name never goes back (R9), so the machine recognises a
+report of an earlier incarnation, even after a child has left the tree and another of the same name has joined it.
 
-Nobody changes one. They are not frozen all the same, since making a frozen one takes a call for each attribute, and a start
-or a stop is made of these.
+No code changes one of these values, except the mark of a `Request`. They are not frozen, because attrs sets each attribute
+of a frozen instance by a call, and every start and stop creates several of them.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from .directive import Directive
 from .node import Failure
 from .spec import Spec
 
-# Inputs. `child` is the name of the child that reports, `incarnation` the one that it reports of.
+# Inputs. `child` is the name of the child that reports, `incarnation` the life that it reports about.
 
 
 @define(weakref_slot=False)
 class Boot:
-    """The supervisor's own task runs, and its `init` has been called: it returned `IGNORE`, or raised `problem`."""
+    """The supervisor's own task runs, and its `init` has been called: it may have returned `IGNORE`, or raised `problem`."""
 
     problem: BaseException | None = None
     ignored: bool = False
@@ -41,16 +41,16 @@ class Up:
 
 @define(weakref_slot=False)
 class Exited:
-    """The child's body is over and its task waits to be told what comes of that: it raised `exc`, or returned `value`.
+    """The child's body raised `exc`, or returned `value`; its task waits for `Release` or `Resume`.
 
     Args:
         child: its name.
         incarnation: the one whose body is over.
-        exc: what it raised.
-        value: what it returned otherwise.
+        exc: the exception that it raised.
+        value: the value that it returned otherwise.
         resumable: whether the body can be entered again, with its resource kept.
         progressed: whether the child has taken a message since it was resumed last.
-        risen: from a supervisor: the failure, one from below or its own, that it passes up.
+        risen: from a supervisor: the failure that it passes up, its own or one from below.
     """
 
     child: str
@@ -68,11 +68,11 @@ class Ended:
 
     Args:
         child: its name.
-        incarnation: the one that has ended.
-        error: what it raised while it was being stopped, or while it left its resource.
+        incarnation: the incarnation that has ended.
+        error: the exception that it raised while it was being stopped, or while it left its resource.
         ignored: whether it declined to start, with `IGNORE`.
         returned: whether a supervisor ended normally.
-        failure: what a supervisor, or its start, failed with.
+        failure: the failure with which a supervisor, or its start, ended.
     """
 
     child: str
@@ -88,10 +88,9 @@ RequestKind = Literal["add", "stop", "start", "restart", "remove", "status"]
 
 @define(eq=False, weakref_slot=False)
 class Request:
-    """A caller asks for a change. It is answered by one `Reply` with its token, unless it is withdrawn before it is served.
+    """A caller asks for a change. The answer is one `Reply` with its token, unless it is withdrawn before it is served.
 
-    It is the one input that is not frozen: a withdrawn request stays in the inbox, marked, since to take it out would cost
-    a walk over all others that wait there.
+    A withdrawn request stays in the inbox with `withdrawn` set: taking it out would cost a walk over the whole inbox.
     """
 
     kind: RequestKind
@@ -104,14 +103,14 @@ class Request:
 
 @define(weakref_slot=False)
 class Withdraw:
-    """The caller of this request no longer waits: it is not served, unless that has begun (R25)."""
+    """The caller of this request has stopped waiting: the machine does not serve it, unless it has begun to (R25)."""
 
     request: Request
 
 
 @define(weakref_slot=False)
 class Stop:
-    """The supervisor is to stop its children and end: as if normally if it `returned`, or failed with `exc`."""
+    """The supervisor is to stop its children and end; `returned`: that counts as a normal end; `exc`: it failed with that."""
 
     reason: str
     returned: bool = False
@@ -120,7 +119,7 @@ class Stop:
 
 @define(weakref_slot=False)
 class Verdict:
-    """What an ancestor has decided of the failure that this supervisor passed up; None: it is settled, and nothing follows."""
+    """The directive of an ancestor for the failure that this supervisor passed up; None: it is settled without one for it."""
 
     directive: Directive | None
 
@@ -132,12 +131,12 @@ class Wake:
 
 Input = Boot | Up | Exited | Ended | Request | Withdraw | Stop | Verdict | Wake
 
-# Effects for the driver. An event among them is to be delivered.
+# Effects for the driver. It delivers those that are events to the sinks.
 
 
 @define(weakref_slot=False)
 class Start:
-    """Give the child a task; that of a supervisor sends `Boot` once its nursery is open."""
+    """Give the child a task; the task of a supervisor sends `Boot` once its nursery is open."""
 
     path: str
     incarnation: int
@@ -146,7 +145,7 @@ class Start:
 
 @define(weakref_slot=False)
 class Ask:
-    """Tell the leaf that it is to stop; it may drain (R20)."""
+    """Ask the leaf to stop; it may drain first (R20)."""
 
     path: str
     incarnation: int
@@ -164,7 +163,7 @@ class Cancel:
 
 @define(weakref_slot=False)
 class Release:
-    """Have the leaf whose body is over leave its resource and end."""
+    """Let the leaf, whose body is over, leave its resource and end."""
 
     path: str
     incarnation: int
@@ -172,7 +171,7 @@ class Release:
 
 @define(weakref_slot=False)
 class Resume:
-    """Have the leaf whose body is over enter it again (R8)."""
+    """Let the leaf, whose body is over, enter it again (R8)."""
 
     path: str
     incarnation: int
@@ -190,7 +189,7 @@ class ReportOverdue:
 
 @define(weakref_slot=False)
 class WakeAt:
-    """Send this supervisor's machine a `Wake` at this time. Only the earliest time asked for counts: woken, it asks again."""
+    """Send this supervisor's machine a `Wake` at `at`. Only the earliest requested time counts: at its `Wake` the machine asks again."""
 
     path: str
     at: float
@@ -198,7 +197,7 @@ class WakeAt:
 
 @define(weakref_slot=False)
 class Reply:
-    """The answer to a request: for a change the path of the child, for a status the picture, or an error."""
+    """The answer to a request: the path of the child for a change, a `Status` for a status, or an error."""
 
     token: Any
     value: Any = None
@@ -216,7 +215,7 @@ class Gone:
 
 @define(weakref_slot=False)
 class Fatal:
-    """A child raised what is not an `Exception`: the whole tree is to stop (R4)."""
+    """A child raised an exception that is not an `Exception`: the whole tree is to stop (R4)."""
 
     exc: BaseException
 
@@ -233,7 +232,7 @@ class Fail:
 
 @define(weakref_slot=False)
 class Rise:
-    """A report of the supervisor at this path to its own supervisor; that of the root is for the driver alone."""
+    """A report of the supervisor at this path to its own supervisor; only the driver receives that of the root."""
 
     path: str
     report: Up | Exited | Ended

@@ -1,6 +1,6 @@
-"""All machines of one tree: what one says to another is routed by a work list, never by recursion.
+"""All machines of one tree. A work list routes the reports and orders between them, never recursion.
 
-The forest also plays the part of the root's supervisor, as far as events go.
+The forest also emits the events of the root, which has no supervisor.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ _ROUTED = frozenset({effect.Tell, effect.Rise, effect.Fail, effect.Fatal})
 
 
 class Forest:
-    """The machines of one tree, and its topmost node. `machines` has those that run, by their paths.
+    """The machines of one tree, and its root's node. `machines`: those that run, by their paths.
 
-    `one_step`: whether a driver may restart a leaf by the short way, past `handle` (see `shortcut`).
+    `one_step`: whether a driver may use the one-step restart instead of `handle` (see `shortcut`).
     """
 
     one_step = True
@@ -38,13 +38,13 @@ class Forest:
         self.over = False
 
     def start(self, now: float) -> list[Effect]:
-        """The effects that open the root; its `Boot` comes from the driver."""
+        """The effects that start the root; the driver then sends its `Boot`."""
         root = self.root
         root.incarnation, root.state, root.alive = 1, "starting", True
         return [*self._event(events.Starting, now), effect.Start(root.path, root.incarnation, root.spec)]
 
     def handle(self, machine: Machine, item: Input, now: float, u: float = 0.5) -> list[Effect]:
-        """Put one input in; gives what is left for the driver to carry out, in order."""
+        """Handle one input of a machine. Returns the effects that the driver carries out, in order."""
         out: list[Effect] = []
         if isinstance(item, effect.Stop) and machine.parent is None:
             out = self._root_stops(item.reason, now)
@@ -56,7 +56,7 @@ class Forest:
     def _route(
         self, machine: Machine, results: list[Effect], out: list[Effect], now: float, u: float
     ) -> list[Effect]:
-        """Hand on what machines say to each other, until nobody says more; `out` gets the rest."""
+        """Deliver the reports and orders between machines until none is left; add the other effects to `out`."""
         work: deque[tuple[Machine, Input]] = deque()
         while True:
             for result in results:
@@ -92,7 +92,7 @@ class Forest:
         out.append(rise)
 
     def _report(self, report: effect.Up | effect.Exited | effect.Ended, now: float) -> list[Effect]:
-        """What the root's supervisor would say, if it had one."""
+        """The effects of a report of the root: what a supervisor of the root would emit."""
         root = self.root
         if isinstance(report, effect.Up):
             if root.state == "starting":
@@ -117,10 +117,10 @@ class Forest:
     def _stop_all(
         self, machine: Machine, exc: BaseException, now: float, out: list[Effect]
     ) -> tuple[Machine, Input]:
-        """What no decider decides stops the whole tree (R4)."""
+        """Stop the whole tree because of an exception that is no `Exception` (R4)."""
         root = self.root
         root.why = exc if root.why is None else root.why
-        reason = f"{machine.path!r} met what no decider decides"
+        reason = f"{machine.path!r} reported a failure that is not an Exception"
         out += self._root_stops(reason, now)
         return self.machines[root.path], effect.Stop(reason)
 
@@ -137,7 +137,7 @@ class Forest:
         return [cls(at=now, path=root.path, incarnation=root.incarnation, **details)]
 
     def find(self, path: str) -> Node | None:
-        """The node at a path, if every supervisor above it is there."""
+        """The node at a path; None unless it and every supervisor above it are in the tree."""
         if path == self.root.path:
             return self.root
         above, _, name = path.rpartition("/")
@@ -157,10 +157,10 @@ class Forest:
     def gone(
         self, path: str, *, ended: bool, failure: BaseException | None
     ) -> tuple[bool, BaseException | None]:
-        """Whether the node is down for good, and why: it, or one above it, with no automatic start before it (R29).
+        """Whether the node is down for good, and why: it or a node above it is, and no automatic start is ahead (R29).
 
-        The one furthest down knows best why; `ended` and `failure` say it of the whole tree. Below a supervisor that
-        starts anew is what its spec declares, and no more; what is still there is told of when it ends.
+        The lowest node that is gone gives the reason; `ended` and `failure` are those of the whole tree. Below a supervisor
+        that will start anew, a path is not gone if the spec declares it; a child still running there is reported when it ends.
         """
         found = self.find(path)
         if found is not None and not found.gone and not ended:
@@ -186,14 +186,14 @@ class Forest:
         return (True, node.why) if node.gone else gone
 
     def status(self, now: float, traffic: Traffic = lambda _: (None, None)) -> Status:
-        """The whole tree as it stands (R33)."""
+        """The status of the whole tree (R33)."""
         return picture(self.root, self.machines, now, traffic)
 
 
 def _left(
     memory: Memory | None, names: Sequence[str], otherwise: BaseException | None
 ) -> BaseException | None:
-    """Why what is called so left the tree, if it, or something above it, did and is remembered."""
+    """The failure with which the node of this name, or a node above it, left the tree; `otherwise` if none is remembered."""
     for name in names:
         if memory is None:
             break
@@ -206,7 +206,7 @@ def _left(
 
 
 def _declares(spec: Spec, names: Sequence[str]) -> bool:
-    """Whether there is, by declaration, something below `spec` that is called so."""
+    """Whether `spec` declares a node below it with these names."""
     below: Spec | None = spec
     for name in names:
         if below is None or isinstance(below, Child):

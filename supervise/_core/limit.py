@@ -1,4 +1,4 @@
-"""How often, and how soon again: the sliding window (R14) and the backoff (R15)."""
+"""How often a child may be restarted, and how soon: the sliding window (R14) and the backoff (R15)."""
 
 from __future__ import annotations
 
@@ -14,15 +14,18 @@ from ._value import Value
 
 @frozen(repr=False, eq=False)
 class Limit(Code, Value):
-    """At most `restarts` restarts within `within` seconds; the next one is one too many (R14).
+    """At most `restarts` restarts within `within` seconds; the next one passes the limit (R14).
 
-    A restart exactly `within` seconds ago no longer counts.
+    A restart exactly `within` seconds ago does not count.
 
     Args:
-        restarts: 0 allows none.
-        within: length of the sliding window in seconds; may be `inf`.
-        of_ready_time: do not count the seconds in which a restart is in progress, so that slow starts cannot hide
-            a crash loop.
+        restarts: how many are allowed; 0 allows none.
+        within: length of the sliding window in seconds, more than 0; may be `inf`.
+        of_ready_time: the window does not count the seconds in which a restart is in progress, so that slow starts cannot
+            hide a crash loop.
+
+    Raises:
+        TypeError, ValueError: for an argument of another type, or out of range.
     """
 
     restarts: int = field(default=3, converter=plain)
@@ -40,7 +43,7 @@ class Limit(Code, Value):
 
 
 class Window:
-    """The charges of one limit; each costs constant time, whatever the number kept."""
+    """The charges of one limit; a charge takes constant time, however many are kept."""
 
     __slots__ = ("_charged", "_limit")
 
@@ -49,19 +52,19 @@ class Window:
         self._charged: deque[float] = deque(maxlen=limit.restarts)
 
     def charge(self, now: float) -> bool:
-        """Count one more at `now`; False if it is one too many, and then it is not counted."""
+        """Count one more at `now`. Returns False, and counts nothing, if the limit allows no more."""
         allowed = self.allows(now)
         if allowed:
             self._charged.append(now)
         return allowed
 
     def allows(self, now: float) -> bool:
-        """Whether one more at `now` would not be one too many."""
+        """Whether the limit allows one more at `now`."""
         charged, limit = self._charged, self._limit
         return len(charged) < limit.restarts or (limit.restarts > 0 and now - charged[0] >= limit.within)
 
     def count(self, now: float) -> int:
-        """How many still count at `now`."""
+        """How many charges still count at `now`."""
         charged, within = self._charged, self._limit.within
         while charged and now - charged[0] >= within:
             charged.popleft()
@@ -79,7 +82,7 @@ class ReadyTime:
         self._lost = 0.0
 
     def hold(self, now: float, *, in_progress: bool) -> None:
-        """One more restart is in progress, or one fewer."""
+        """A restart begins (`in_progress`) or ends at `now`."""
         if in_progress and self._held == 0:
             self._since = now
         self._held += 1 if in_progress else -1
@@ -96,12 +99,16 @@ class Backoff(Code, Value):
     """How long to wait before a restart: `initial * factor**n`, capped at `maximum`, jittered (R15).
 
     Args:
-        initial: the first delay in seconds.
-        factor: each delay is this many times the one before.
-        maximum: no delay is longer, its jitter aside.
-        jitter: the share by which a delay may be shorter or longer; 0.1 is ±10 %.
-        reset_after: seconds of quiet after which the series begins anew; None is twice the last delay, at least 10 s.
-        immediate: this many restarts are made at once before the series begins.
+        initial: the first delay in seconds; 0 or more.
+        factor: each delay is this many times the one before; 1 or more.
+        maximum: the cap of a delay in seconds, before its jitter; may be `inf`.
+        jitter: the share by which a delay may be shorter or longer, from 0 to 1; 0.1 is ±10 %.
+        reset_after: seconds that the child must run before the series begins anew; None is twice the last delay, at least
+            10 s.
+        immediate: how many restarts are made at once before the series begins.
+
+    Raises:
+        TypeError, ValueError: for an argument of another type, or out of range.
     """
 
     initial: float = field(default=0.1, converter=plain)
@@ -124,12 +131,12 @@ class Backoff(Code, Value):
 
     @property
     def longest(self) -> float:
-        """The longest delay that can come out, in seconds."""
+        """The longest delay that is possible, jitter included, in seconds."""
         return self.maximum * (1 + self.jitter)
 
 
 class Delays:
-    """Where one child stands in its backoff series."""
+    """The backoff series of one child, and how far it has got."""
 
     __slots__ = ("_backoff", "_last", "_next", "_taken")
 
@@ -144,11 +151,11 @@ class Delays:
 
     @property
     def attempt(self) -> int:
-        """Which one of its series the last delay was, from 1."""
+        """The number of the last delay in its series, from 1."""
         return self._taken
 
     def next(self, quiet: float, u: float) -> float:
-        """The next delay in seconds, after `quiet` seconds of running well; `u` in [0, 1) is the jitter's chance."""
+        """The next delay in seconds, after `quiet` seconds without a failure; `u` in [0, 1) is the random number for the jitter."""
         backoff = self._backoff
         reset_after = max(10.0, 2 * self._last) if backoff.reset_after is None else backoff.reset_after
         if quiet >= reset_after:

@@ -1,22 +1,22 @@
-"""One supervisor as a state machine: `handle(input, now, u)` gives the effects, in order, and that is all it does.
+"""One supervisor as a state machine: `handle(input, now, u)` takes one input and returns the effects of it, in order.
 
-It has no clock, no tasks and no chance of its own: time and chance are arguments, and whatever is to be done in the world
-comes out as effects. So a test can play any order of inputs, the exploration plays all of them, and the same lines run
-under the driver.
+The machine has no clock, no tasks and no randomness of its own: the time and the random number are arguments, and the
+driver carries the effects out. So a test can play any order of inputs, the exploration plays all of them, and the same
+lines run under the driver.
 
 How it works
 ============
 
-A supervisor is an inbox, the states of its children, and at most one *act*. An act is always the same walk (`_advance`):
-stop these children one by one, start those one by one, finish. `act.ACTS` says what makes a restart differ from a request
-or from the end. While there is an act, whatever comes in waits in the inbox, so that one thing is done at a time and in the
-order in which it came (R19). A stop from above is the one input that does not wait: it throws the inbox away, refuses the
-requests in it, and replaces the act by `end`.
+A supervisor has an inbox, the states of its children, and at most one *act*. An act is always the same walk (`_advance`):
+stop these children one by one, start those one by one, finish. The table `act.ACTS` has the differences between a
+restart, a request and the end. During an act requests, failures and ends wait in the inbox, so that the machine does one thing at
+a time and in the order in which the inputs came (R19). Only a stop from above does not wait: it empties the inbox, refuses
+the requests in it, and replaces the act by `end`.
 
-An input is taken in three steps. `_on_…` notes what it says of a child: it is up, it failed, it has ended. If something is
-to come of that, it puts an item into the inbox: a failure to be judged, an end to be weighed, a retry whose backoff has
-passed. Then `_serve` walks on with the act as far as it goes without another input, and when there is none takes the next
-item, which may begin the next act.
+The machine handles an input in three steps. The method `_on_…` of its kind notes the new state of the child: up, failed, or
+ended. If the supervisor has to react, that method puts an item into the inbox: a failure to be judged, an end to be weighed,
+a retry whose backoff has passed. Then `_serve` continues the act until it needs another input. Without an act it takes the
+next item from the inbox and gives it to the method `_serve_…` of its kind, which may begin the next act.
 
 A restart, step by step
 -----------------------
@@ -24,55 +24,55 @@ A restart, step by step
 1. `Exited` comes: the leaf's body has raised. The child is `failed`, and suspended: its task waits, with its resource
    still open. `Failed` goes out and a `Judge` item into the inbox.
 2. The item's turn comes: `verdict.decision` asks the deciders. `Decided` goes out.
-   - Resume lets the body be entered again, and that is all.
+   - Resume: the leaf enters its body again, and nothing else changes.
    - Escalate asks the supervisor above, as an act that waits for its verdict; at the root the tree fails.
    - Stop begins the act `condemn`, Restart the act `restart`, or `retry` if there is a backoff.
 3. The act stops the failed child, which leaves its resource and ends, and then the rest of its group in reverse.
-   `Ended` comes for each, and only then is the next one stopped: two incarnations never run side by side.
-4. The act starts the group in order. `Up` comes for each, and only then is the next one started.
+   `Ended` comes for each, and only then does the act stop the next one: two incarnations never run side by side.
+4. The act starts the group in order. `Up` comes for each, and only then does the act start the next one.
 
-A start that fails while its group is restarted is judged anew, with a retry as what Restart means for it: the child goes to
-the back of the inbox, or waits for its backoff, and the others are served meanwhile.
+A start that fails while its group is restarted is judged anew. For such a failure Restart means a retry: it goes to the
+back of the inbox, or waits for the child's backoff, and the supervisor serves other items meanwhile.
 
-What guards what
-================
+Guards
+======
 
-Inputs come late: a child fails while the stop that will end it is on its way, a timer passes when its child is gone.
+Inputs come late: a child fails while its stop is on its way, or a timer passes when its child is gone.
 
-- `incarnation` counts the starts of a name and never goes back. A report of an earlier one is dropped.
-- `epoch` changes whenever what waits in the inbox about a child is to be void: when it is started, stopped, or removed. An
-  item keeps the epoch of its making, and one whose epoch has passed is not served. (A retry asks the state instead, see
-  `act.Retry`.)
-- `awaited` says that the act goes on when this child is up or has ended, and `pending` counts those. Only an awaited child
-  takes the act further when it ends: another one may end beside it, by itself.
-- A timer's number says whether it is still the child's own (`timers`).
-- `undecided` says that the child's failure has its `Failed`, but not yet its `Decided`. Each gets exactly one (R32): whoever
-  stops the child first says that the failure was absorbed, or that it came too late.
+- `incarnation` counts the starts of a name and never goes back. The machine drops a report of an earlier incarnation.
+- `epoch` changes when the items about a child that wait in the inbox become void: when the child is started, stopped or
+  removed. An item keeps the epoch in which it was made, and `_serve` skips it once the child has another. (A `Retry` checks
+  the child's state instead, see `act.Retry`.)
+- `awaited`: the act waits until this child is up or has ended, and `pending` counts those children. Only an awaited
+  child moves the act on when it ends: another child may end by itself at the same time.
+- A timer counts only if its number is still the child's own (`timers`).
+- `undecided`: the child's failure has its `Failed`, but not yet its `Decided`. Each failure gets exactly one `Decided`
+  (R32): an act that stops the child before its verdict reports the failure as absorbed, or as too late.
 
 Invariants
 ==========
 
 The exploration demands these in every state that it reaches (`tests/explore/invariants.py`).
 
-- Two children are never started at once, nor two stopped, but for the members of a pool, which all stop at once.
+- A machine starts its children one at a time and stops them one at a time, except that the members of a pool all stop at once.
 - `act.pending` is the number of awaited children, and one more while a verdict on the supervisor's own failure is awaited.
 - Without an act the inbox is empty, and every child is up, down with nothing before it, backing off, or releasing.
 - Each request is answered once, unless it is withdrawn before its turn.
-- `Gone` is told once each time a child is down for good, and never while something will start it again.
+- The machine emits `Gone` once each time a child is down for good, and never while something will start that child again.
 
 Releasing
 =========
 
-How long a leaf takes to leave its resource concerns nobody but its group. Where it has none (one_for_one), the act does not
-wait for that: the leaf is `releasing`, the supervisor serves others meanwhile, and the act begins when the leaf has ended
-(R9, R19). `releasing` keeps those acts.
+Only the group of a leaf has to wait while it leaves its resource. Under one_for_one the leaf has no group: it becomes
+`releasing`, the supervisor serves other items meanwhile, and the act begins when the leaf has ended (R9, R19). The dict
+`releasing` keeps those acts.
 
 Between supervisors
 ===================
 
-A supervisor hears from those below it as from leaves: `Up`, `Exited` with the failure that they pass up, `Ended`. They hear
-from it by `Tell`: a `Stop`, or a `Verdict` on what they asked. The forest hands these on by a list of work, so that the depth
-of a tree is no depth of calls.
+A supervisor below reports to its supervisor as a leaf does: `Up`, `Exited` with the failure that it passes up, `Ended`. It
+receives orders by `Tell`: a `Stop`, or a `Verdict` on the failure that it passed up. The forest delivers both from a work
+list, so that a deep tree causes no deep recursion.
 """
 
 from __future__ import annotations
@@ -97,14 +97,14 @@ from .status import picture
 from .timers import Timers
 from .verdict import decision, is_charged, limit_exceeded
 
-_FEW = 64  # fewer requests that were withdrawn are not worth a sweep
+_FEW = 64  # an inbox up to this length is not swept of withdrawn requests
 
 
 class Ledger:
-    """What all machines of one tree share.
+    """The state that all machines of one tree share.
 
-    `listening`: whether anybody wants events; without a listener none is made. `machines`: that of each supervisor that
-    has been started and has not ended, by its path.
+    `listening`: whether the tree has a sink; without one no event is made. `machines`: by its path, the machine of each
+    supervisor that was started and has not ended.
     """
 
     __slots__ = ("listening", "machines")
@@ -115,7 +115,7 @@ class Ledger:
 
 
 class Machine:
-    """One supervisor; its children are its own, and whatever else it concerns it hears and tells by inputs and effects."""
+    """One supervisor. It changes the nodes of its own children directly; everything else reaches it or leaves it by inputs and effects."""
 
     def __init__(self, node: Node, ledger: Ledger, parent: Machine | None = None) -> None:
         assert not isinstance(node.spec, Child)
@@ -148,14 +148,14 @@ class Machine:
         )
 
     def handle(self, item: Input, now: float, u: float = 0.5) -> list[Effect]:
-        """Take one input at time `now`; `u` in [0, 1) is the chance for jitter. Gives the effects in order."""
+        """Handle one input at time `now`; `u` in [0, 1) is the random number for jitter. Returns the effects in order."""
         self.now, self.u, self.out = now, u, []
         _TAKE[type(item)](self, item)
         self._serve()
         return self.out
 
     def _serve(self) -> None:
-        """Go on with the act as far as it goes; when there is none, take what waits."""
+        """Continue the act until it waits for an input; without an act, serve the next item of the inbox."""
         while True:
             self._advance()
             if self.act is not None or self.phase != "up" or not self.inbox:
@@ -168,7 +168,7 @@ class Machine:
                 _SERVE[type(item)](self, item)
 
     def _advance(self) -> None:
-        """Walk on with the act until it waits for a child: one after the other, but a pool stops all its members at once (R26)."""
+        """Continue the act until it waits for a child: one child after the other, except that a pool stops all members at once (R26)."""
         while (act := self.act) is not None:
             if act.stops and (act.pending == 0 or isinstance(self.spec, Pool)):
                 self._stop(act, act.stops.pop())
@@ -179,13 +179,13 @@ class Machine:
             else:
                 _FINISH[act.kind](self, act)
 
-    # --- what comes in
+    # --- inputs
 
     def _on_boot(self, boot: effect.Boot) -> None:
         if self.phase != "opening":
             return
         if boot.ignored or boot.problem is not None:
-            self._refuse_waiting()  # requests that came before `Boot`: nobody else would answer them
+            self._refuse_waiting()  # requests that came before `Boot` would never be answered otherwise
         if boot.ignored:
             self._end(effect.Ended(self.node.name, self.node.incarnation, ignored=True))
         elif boot.problem is not None:
@@ -220,9 +220,9 @@ class Machine:
             self._body_is_over(node, exited)
 
     def _report_while_stopping(self, node: Node, exited: effect.Exited) -> None:
-        """It crossed with a stop: an event, never a decision (R19, R23)."""
+        """The child failed after the machine had already ordered its stop: report that, never decide it (R19, R23)."""
         if exited.risen is not None:
-            # The stop has reached, or will reach, those below who wait for the verdict.
+            # The supervisors below that wait for this verdict get the stop instead.
             if exited.risen.origin == node.path:
                 self._decided(exited.risen, None, "stop")
             return
@@ -231,11 +231,11 @@ class Machine:
         self.out.append(effect.Release(node.path, node.incarnation))
 
     def _stop_error(self, node: Node, exc: BaseException) -> None:
-        """A failure while a child is stopped is an event; what is no `Exception` stops the whole tree even then (R4, R23)."""
+        """A failure during a stop is only an event; but an exception that is no `Exception` stops the whole tree even then (R4, R23)."""
         self._emit(events.StopError, node, exc=exc)
         if not is_decidable(exc):
             self.out.append(effect.Fatal(exc))
-            self.releasing.pop(node, None)  # the whole tree is about to stop: nothing is started any more
+            self.releasing.pop(node, None)  # the whole tree is about to stop, so no act may start a child
             if self.act is not None:
                 self.act.starts.clear()
 
@@ -289,7 +289,7 @@ class Machine:
             self.inbox.append(Released(node, node.epoch))
 
     def _start_ended(self, node: Node, ended: effect.Ended) -> None:
-        """A start ended before it was ready."""
+        """A child ended before it was ready."""
         if ended.ignored:
             self._emit(events.Ignored, node)
             self._emit(events.Returned, node)
@@ -314,7 +314,7 @@ class Machine:
         self._stay_down(node, "down", None)
 
     def _ended_by_itself(self, node: Node, failure: Failure | None) -> None:
-        """A supervisor ended, normally or not, and nobody had stopped it."""
+        """A supervisor below ended, normally or with a failure, without an order to stop."""
         if failure is None and node.spec.restart == "permanent":
             exc = errors.ChildReturned(f"permanent supervisor {node.path!r} ended normally")
             failure = Failure(exc, node.path, node.incarnation, node.path)
@@ -334,7 +334,7 @@ class Machine:
             self.inbox.append(request)
 
     def _on_withdraw(self, withdraw: effect.Withdraw) -> None:
-        """Mark it, and drop those that are marked once the inbox has doubled: a busy supervisor may get many (R31)."""
+        """Mark the request, and drop the marked ones once the inbox has doubled: a busy supervisor may get many (R31)."""
         withdraw.request.withdrawn = True
         if len(self.inbox) > self._sweep_at:
             self.inbox = deque(
@@ -371,7 +371,7 @@ class Machine:
         if at is not None:
             self.out.append(effect.WakeAt(self.path, at))
 
-    # --- what has waited in the inbox
+    # --- items of the inbox
 
     def _take_failure(self, item: Judge) -> None:
         self._decide(item.node, [])
@@ -397,7 +397,7 @@ class Machine:
     # --- starting a child
 
     def _start(self, act: Act, node: Node) -> None:
-        """Start one child of this act's, unless it runs, was condemned, or has left the tree since the act began."""
+        """Start one child of this act, unless it runs, was condemned, or has left the tree since the act began."""
         if node.alive or node.state == "condemned" or self.children.get(node.name) is not node:
             return
         node.incarnation += 1
@@ -419,12 +419,12 @@ class Machine:
             self._watch_start(node)
 
     def _watch_start(self, node: Node) -> None:
-        """Wake when its start is to be reported, or is late."""
+        """Wake when the start is to be reported as overdue, or has timed out."""
         timeout = inf if node.spec.start_timeout is None else node.spec.start_timeout
         self._arm(node, "start", node.since + min(timeout, node.waited + node.interval))
 
     def _start_takes_long(self, node: Node) -> None:
-        """A start that hangs is reported, and past its timeout ended; then it is a failed one (R17)."""
+        """Report the start as overdue; past its timeout cancel the child, and the start has failed (R17)."""
         timeout = node.spec.start_timeout
         if timeout is None or self.now < node.since + timeout:
             node.waited += node.interval
@@ -438,7 +438,7 @@ class Machine:
         self._cancel(node, reason)
 
     def _start_failed(self, node: Node, failure: Failure) -> None:
-        """A child did not become ready: that fails whoever wanted its first start, and is judged in a restart (R16)."""
+        """A child did not become ready. During a restart its failure is judged; otherwise the request or the boot fails (R16)."""
         act = self.act
         assert act is not None
         self.timers.disarm(node)
@@ -452,7 +452,7 @@ class Machine:
             self._reply_start_failed(act.token, failure)
             self.act = None
             if row.finish == "_weigh_end" and act.node is not None:
-                # The judgement takes the place of this act, whose child has ended all the same.
+                # The judgement replaces this act, but its own child has ended, and that must still be weighed.
                 self.inbox.append(Done(act.node, act.node.epoch))
             self._decide(node, act.starts)
             return
@@ -471,7 +471,7 @@ class Machine:
     # --- stopping a child
 
     def _stop(self, act: Act, node: Node) -> None:
-        """Stop one child of this act's; what it is when it has stopped, `_after_stop` says."""
+        """Stop one child of this act; `_after_stop` sets its state once it has stopped."""
         node.epoch += 1
         if self.releasing:
             self.releasing.pop(node, None)
@@ -486,7 +486,7 @@ class Machine:
             self._stop_running(act, node)
 
     def _stop_dead(self, act: Act, node: Node) -> None:
-        """Its task has ended already, or it backs off: there is nothing to wait for."""
+        """The child has no task: it has ended already, or it backs off. The act need not wait for it."""
         self.timers.disarm(node)
         if node.state == "failed":
             self._report_undecided(act, node)
@@ -528,7 +528,7 @@ class Machine:
         self._arm(node, "grace", self.now + node.interval)
 
     def _overdue(self, node: Node) -> None:
-        """Still there: say so, and wait twice as long until it is said again (R20)."""
+        """Report that the child is still there, and double the time until the next report (R20)."""
         node.waited += node.interval
         node.interval = max(1.0, 2 * node.interval)
         if self.ledger.listening:
@@ -556,7 +556,7 @@ class Machine:
         self._overdue(node)
 
     def _awaits_no_longer(self, node: Node) -> None:
-        """Count this node off from those that the act waits for, if it is among them."""
+        """Count this node off from those that the act waits for, if it is one of them."""
         if node.awaited:
             node.awaited = False
             assert self.act is not None
@@ -569,7 +569,7 @@ class Machine:
         self._after_stop(self.act, node)
 
     def _after_stop(self, act: Act, node: Node) -> None:
-        """What a child is once it has been stopped, by the act that has stopped it."""
+        """Set the state of a child that has stopped, according to the act that stopped it."""
         why = None if node.failure is None else node.failure.exc
         node.failure = None
         node.state = "down"
@@ -582,7 +582,7 @@ class Machine:
             self._remove(node, why)
 
     def _report_undecided(self, act: Act, node: Node) -> None:
-        """A failure that no verdict reached in time (R13, R19)."""
+        """Report a failure that the act overtook before its verdict (R13, R19)."""
         if node.undecided:
             assert node.failure is not None
             node.undecided = False
@@ -590,14 +590,14 @@ class Machine:
             self._settle_question(node)
 
     def _settle_question(self, node: Node) -> None:
-        """Tell the supervisors that wait for a verdict on this failure that it is settled."""
+        """Notify the supervisors below that wait for a verdict on this failure: it is settled."""
         if node.has_machine:
             self.out.append(effect.Tell(node.path, effect.Verdict(None)))
 
     # --- down, and gone
 
     def _stay_down(self, node: Node, state: Literal["down", "condemned"], why: BaseException | None) -> None:
-        """The node is down, and for good, unless a retry that is due will revive it with its group (R13, R29)."""
+        """The node is down: for good, unless the retry of a sibling will start it with its group (R13, R29)."""
         if node.temporary or isinstance(self.spec, Pool):
             self._remove(node, why)
             return
@@ -628,7 +628,7 @@ class Machine:
         self._forget(node, why)
 
     def _forget(self, node: Node, why: BaseException | None) -> None:
-        """Leave a tombstone in this supervisor's memory. Of names that the pool gave only the highest incarnation is kept."""
+        """Leave a tombstone in this supervisor's memory. For names generated by the pool keep only the highest incarnation."""
         memory = self._memory()
         if node.generated_name:
             memory.generated = max(memory.generated, node.incarnation)
@@ -646,7 +646,7 @@ class Machine:
         return node
 
     def _memory(self) -> Memory:
-        """What this supervisor remembers; made when there is something."""
+        """What this supervisor remembers of its children; made at the first need."""
         if self.node.memory is None:
             self.node.memory = Memory()
         return self.node.memory
@@ -654,7 +654,7 @@ class Machine:
     # --- failures
 
     def _note_failure(self, node: Node, failure: Failure, *, risen: bool = False) -> None:
-        """Note a failure, and see whether anybody may decide it."""
+        """Note a failure, and report at once those that no decider may decide: an exception that is no `Exception`, or comes during the end."""
         node.failure = failure
         node.state = "failed"
         node.last_failure = failure.exc
@@ -669,12 +669,12 @@ class Machine:
             node.undecided = True
 
     def _fatal(self, failure: Failure) -> None:
-        """Nobody decides what is no `Exception`: the whole tree stops (R4)."""
+        """No decider is asked about an exception that is no `Exception`: the whole tree stops (R4)."""
         self._decided(failure, None, "not an Exception")
         self.out.append(effect.Fatal(failure.exc))
 
     def _decide(self, node: Node, rest: list[Node]) -> None:
-        """Decide the failure of a suspended or dead child. `rest`: what its group has still to start."""
+        """Decide the failure of a suspended or dead child. `rest`: the children that its group has still to start."""
         assert node.failure is not None
         decider = node.decider if isinstance(node.spec, Child) else self.node.decider
         directive, details = decision(node, decider, self.now)
@@ -685,7 +685,7 @@ class Machine:
             self._carry_out(directive, node, rest, details)
 
     def _carry_out(self, directive: Directive, node: Node, rest: list[Node], details: dict[str, Any]) -> None:
-        """Charge the limit, tell what was decided, and begin what follows from it (R8, R10, R14)."""
+        """Charge the limit, report the decision, and begin the act that it asks for (R8, R10, R14)."""
         failure = node.failure
         assert failure is not None
         if directive is Escalate:
@@ -717,7 +717,7 @@ class Machine:
     def _begin(self, act: Act) -> None:
         """Begin an act that a verdict asks for: at once, or when its leaf has left its resource.
 
-        How long a leaf takes for that concerns nobody outside its group. Where it has none, the supervisor serves others
+        Only the group of a leaf has to wait for that. Under one_for_one it has no group, so the supervisor serves other items
         meanwhile (R9, R19).
         """
         node = act.node
@@ -731,7 +731,7 @@ class Machine:
             self.act = act
 
     def _escalate(self, failure: Failure, node: Node, details: dict[str, Any]) -> None:
-        """Nobody here decides: ask the supervisor above, or, at the root, give up (R11)."""
+        """Ask the supervisor above for its verdict; at the root, fail the tree (R11)."""
         if self.parent is not None:
             self.act = Act("ask", node=node, pending=1)
             node.awaited = True
@@ -746,12 +746,12 @@ class Machine:
         self._begin_end(f"{self.path!r} failed: {failure.path!r} escalated")
 
     def _fail(self, failure: Failure) -> None:
-        """The root gives up."""
+        """The root fails, and the tree with it."""
         self.node.why = failure.exc
         self.out.append(effect.Fail(failure.exc))
 
     def _resume(self, node: Node) -> None:
-        """Let the leaf, or the one below that the question was about, enter its body again (R8, R11)."""
+        """Let the leaf enter its body again; a supervisor passes this verdict down to the leaf that failed (R8, R11)."""
         node.state = "up"
         node.failure = None
         if node.has_machine:
@@ -761,7 +761,7 @@ class Machine:
             self.out.append(effect.Resume(node.path, node.incarnation))
 
     def _limit_passed(self, cause: BaseException, node: Node) -> None:
-        """One restart too many (R14)."""
+        """The limit allows no further restart (R14)."""
         if self.spec.on_limit == "shutdown":
             self._begin_end(f"{self.path!r} passed its limit of {self.spec.limit}", first=node, returned=True)
             return
@@ -772,7 +772,7 @@ class Machine:
     # --- restarts
 
     def _group(self, node: Node) -> list[Node]:
-        """Who is restarted with this child, in start order (R13)."""
+        """The children that are restarted together with this one, itself included, in start order (R13)."""
         if self.spec.strategy == "one_for_one":
             return [node]
         if self.spec.strategy == "one_for_all":
@@ -781,12 +781,12 @@ class Machine:
         return [node, *reversed(later)]
 
     def why_restarted(self, node: Node) -> str:
-        """What those are told who are stopped because this child failed (R36)."""
+        """The reason given to the children that are stopped because this one failed (R36)."""
         sibling = "" if self.spec.strategy == "one_for_one" else "sibling "
         return f"{self.spec.strategy}: {sibling}{node.path!r} failed"
 
     def _restart(self, node: Node, delay: float = 0.0) -> None:
-        """Stop the group of this child, which has failed or whose retry is due, wait, and start it again."""
+        """Stop the group of this child, which failed or whose retry is due; start it again, after its backoff if it has one."""
         if node.failure is not None and node.failure.starting:
             self._restart_later(node, delay)
             return
@@ -811,7 +811,7 @@ class Machine:
         self.act = Act("restart", why, node, group, group[::-1], token=token)
 
     def _cancel_retries(self, group: list[Node], node: Node) -> float:
-        """A restart of the group takes along those that are down or whose retry is due; the seconds until the last retry."""
+        """Cancel the retries of a group: its restart starts those children too. Returns the seconds until the latest retry."""
         longest = 0.0
         _revive(group)
         for other in group:
@@ -821,7 +821,7 @@ class Machine:
         return longest
 
     def _restart_later(self, node: Node, delay: float) -> None:
-        """A start failed in a restart: it ends, and a retry waits its turn (R13)."""
+        """A start failed during a restart: end it, and queue its retry or wait for its backoff (R13)."""
         _revive(self._group(node))
         stops = [node]
         if delay > 0 and self.spec.strategy == "one_for_all":
@@ -830,7 +830,7 @@ class Machine:
         self._begin(Act("retry", self.why_restarted(node), node, stops, delay=delay))
 
     def _cancel_retry(self, node: Node) -> None:
-        """The retry of this node is off; the stop that follows makes void what waits of it."""
+        """Cancel this node's retry: a `Retry` in the inbox is skipped unless the node is `restarting` again by then."""
         node.state = "down"
         self.timers.disarm(node)
         self.note_restart(node, self.now, in_progress=False)
@@ -848,7 +848,7 @@ class Machine:
         return node
 
     def _find_static(self, request: Request) -> Node | None:
-        """The child that is to be started; members of a pool are only added."""
+        """The child that is to be started; a member of a pool cannot be started by hand."""
         if isinstance(self.spec, Pool):
             self._refuse(request.token, f"members of pool {self.path!r} are not started by hand", "pool")
             return None
@@ -864,12 +864,12 @@ class Machine:
         if isinstance(self.spec, Pool):
             node.generated_name = request.name is None
             if not node.generated_name and node.name.startswith(f"{self.spec.template.name}-"):
-                # The pool may have given this name before, and no number of a name goes back (R9).
+                # The pool may have generated this name before, and the incarnations of a name never go back (R9).
                 node.incarnation = max(node.incarnation, self._memory().generated)
         self.act = Act("add", node=node, starts=[node], token=request.token)
 
     def _wanted(self, request: Request) -> Spec:
-        """The child that is to be added; raises what the caller gets if it cannot be."""
+        """The spec of the child that is to be added; raises the caller's error if it cannot be added."""
         spec = self._member(self.spec, request) if isinstance(self.spec, Pool) else request.spec
         assert spec is not None
         check_fits(self.spec, spec)
@@ -891,7 +891,7 @@ class Machine:
         while True:
             memory.members += 1
             name = f"{self.spec.template.name}-{memory.members}"
-            if name not in self.children:  # a caller of `add` may have given it
+            if name not in self.children:  # a caller of `add` may have chosen it
                 return name
 
     def _take_start(self, request: Request) -> None:
@@ -928,12 +928,12 @@ class Machine:
         if node.state == "restarting":
             self._cancel_retry_by_hand(node)
         afterwards = self.releasing.get(node)
-        # A stop by hand does not lift a verdict.
+        # The verdict Stop stands: a stop by hand does not turn `condemned` into `down`.
         condemned = afterwards is not None and afterwards.kind == "condemn"
         self.act = Act("condemn" if condemned else "stop", why, node, [node], token=request.token)
 
     def _cancel_retry_by_hand(self, node: Node) -> None:
-        """Stopped by hand while a retry was due: its group stays down, and that is for good now (R13)."""
+        """The child is stopped by hand while its retry is due: the whole group is down for good (R13)."""
         group = self._group(node)
         self._cancel_retry(node)
         for other in group:
@@ -956,10 +956,10 @@ class Machine:
             self.out.append(effect.Reply(request.token, node.path))
 
     def _take_status(self, request: Request) -> None:
-        """A look in its turn; `Forest.status` is the one that never waits (R33)."""
+        """Answer with the status when this request's turn has come; `Forest.status` never waits (R33)."""
         self.out.append(effect.Reply(request.token, picture(self.node, self.ledger.machines, self.now)))
 
-    # --- what an act comes to
+    # --- how an act finishes
 
     def _finish_boot(self, _: Act) -> None:
         self.act = None
@@ -974,7 +974,7 @@ class Machine:
             self.out.append(effect.Reply(act.token, act.node.path))
 
     def _finish_retry(self, act: Act) -> None:
-        """All has stopped; now wait, or queue behind what waits already."""
+        """Every child of the act has stopped: arm the backoff, or queue the retry behind the items that wait already."""
         self.act = None
         node = act.node
         assert node is not None
@@ -998,7 +998,7 @@ class Machine:
             self.out.append(effect.Reply(act.token, act.node.path))
 
     def _weigh_end(self, act: Act) -> None:
-        """A child has ended by itself, or by a verdict; perhaps so does its supervisor (R18)."""
+        """A child has ended by itself, or by a verdict: end the supervisor too if its `auto_shutdown` says so (R18)."""
         self.act = None
         node, mode = act.node, self.spec.auto_shutdown
         assert node is not None
@@ -1012,7 +1012,7 @@ class Machine:
         self._begin_end(why, returned=True)
 
     def _finish_limit(self, act: Act) -> None:
-        """The failing child is gone: now the failure is this supervisor's own, and goes up (R14)."""
+        """The failed child has stopped: the supervisor itself fails, and passes that failure up (R14)."""
         assert act.failure is not None
         self.act = None
         self.node.last_failure = act.failure.exc
@@ -1041,14 +1041,14 @@ class Machine:
     def _begin_end(
         self, why: str, *, first: Node | None = None, returned: bool = False, failure: Failure | None = None
     ) -> None:
-        """Stop every child in reverse, `first` before them, and wait even before that for one on its way out."""
+        """Stop every child in reverse, `first` before the others, but wait first of all for a child that is already leaving."""
         self._refuse_waiting()
         self.phase = "ending"
         stops = sorted(self.children.values(), key=lambda node: 2 if node.leaving else node is first)
         self.act = Act("end", why, stops=stops, returned=returned, failure=failure)
 
     def _refuse_waiting(self) -> None:
-        """Whatever is in progress, or waits, is over; what waits is refused."""
+        """Give up the act and empty the inbox; refuse the requests."""
         message = f"supervisor {self.path!r} is stopping"
         if self.act is not None:
             self._refuse(self.act.token, message, "stopping")
@@ -1059,7 +1059,7 @@ class Machine:
         for node in self.children.values():
             node.awaited = False
             if node.phase == "start":
-                self.timers.disarm(node)  # it is stopped in its turn
+                self.timers.disarm(node)  # the act `end` stops it in its turn
 
     def _end(self, ended: effect.Ended) -> None:
         self.phase = "ended"
@@ -1076,11 +1076,11 @@ class Machine:
     # --- the books
 
     def charge(self, now: float) -> bool:
-        """Charge the limit with one restart. False: it allows no more."""
+        """Charge the limit with one restart. Returns False, and charges nothing, if it allows no more."""
         return self.window is None or self.window.charge(self._clock(now))
 
     def _clock(self, now: float) -> float:
-        """The time that this supervisor's limit counts."""
+        """`now` on the clock of this supervisor's limit: the ready time, if the limit counts that (R14)."""
         return now if self.ready_time is None else self.ready_time.at(now)
 
     def restarts(self, now: float) -> int:
@@ -1088,7 +1088,7 @@ class Machine:
         return 0 if self.window is None else self.window.count(self._clock(now))
 
     def starts_again(self, node: Node) -> bool:
-        """Whether this child, which may still run, will be started anew: the restart or the retry of its group is in progress."""
+        """Whether the restart or the retry in progress will start this child, which may still run."""
         act = self.act
         if act is None:
             return False
@@ -1097,13 +1097,13 @@ class Machine:
         )
 
     def note_restart(self, node: Node, now: float, *, in_progress: bool) -> None:
-        """A restart of this child is in progress from now on, or no longer: ready time stands still meanwhile (R14)."""
+        """Note that a restart of this child begins or ends; ready time stands still in between (R14)."""
         if self.ready_time is not None and node.restart_in_progress != in_progress:
             node.restart_in_progress = in_progress
             self.ready_time.hold(now, in_progress=in_progress)
 
     def _arm(self, node: Node, phase: Phase, at: float) -> None:
-        """Give this child a timer, in place of the one that it has."""
+        """Give this child a timer, instead of its present one."""
         if self.timers.arm(node, phase, at):
             self.out.append(effect.WakeAt(self.path, at))
 
@@ -1135,14 +1135,14 @@ def _is_significant_and_on(node: Node) -> bool:
 
 
 def _revive(group: list[Node]) -> None:
-    """Those of the group that are down have a start before them again (R13, R29)."""
+    """Revoke `gone` for the children of the group that are down: a start is ahead of them (R13, R29)."""
     for node in group:
         if node.state == "down":
             node.gone, node.why = False, None
 
 
 def start_failed(failure: Failure) -> errors.StartFailed:
-    """What a caller gets for a start that failed, with its cause."""
+    """The error that a caller gets for a failed start, with the failure as its cause."""
     exc = errors.StartFailed(f"{failure.path!r} failed to start: {brief(failure.exc)}", path=failure.path)
     exc.__cause__ = failure.exc
     return exc

@@ -1,4 +1,4 @@
-"""What is known of a child: its node while it is there, its tombstone afterwards, and the failure that it has."""
+"""The records of a child: its node while it is in the tree, its tombstone afterwards, and its failure."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ Phase = Literal["", "start", "drain", "grace", "release", "backoff"]
 
 @define(eq=False, weakref_slot=False)
 class Failure:
-    """An exception on its way up, and what is known of it.
+    """An exception that the deciders judge, here or further up, with the facts that they need.
 
     Args:
-        exc: the exception, or what a decider raised on it.
-        origin: the path of the node that is suspended with it, or that it counts for.
+        exc: the exception, or the one that a decider raised on it.
+        origin: the path of the node that is suspended with it, or to which it is attributed.
         incarnation: that of the origin.
-        path: where it happened first.
-        tag: what a decider has called it so far.
+        path: the path of the node where it happened first.
+        tag: the tag that a decider has given it so far.
         resumable: whether the body is over and its resource can be kept.
         progressed: whether the leaf has taken a message since it was resumed last.
         starting: whether the node was not ready yet.
@@ -40,11 +40,11 @@ class Failure:
     starting: bool = field(default=False, kw_only=True)
 
 
-_LEFT = 64  # so many of those who left a supervisor are remembered one by one
+_LEFT = 64  # a supervisor keeps so many tombstones of children that left the tree
 
 
 class Tombstone:
-    """What is left of a node without a machine: how often it lived, why it left the tree, and what there was below it."""
+    """The remains of a node: its last incarnation, the failure with which it left the tree, and the memory of those below it."""
 
     __slots__ = ("incarnation", "memory", "why")
 
@@ -57,10 +57,10 @@ class Tombstone:
 class Memory:
     """What a supervisor's node remembers of its children over its own restarts.
 
-    `declared`: of those that its spec declares. `left`: the last of those who left the tree, the oldest first; of all that
-    were forgotten `floor` is the highest incarnation, so that no number ever goes back and memory is flat all the same
-    (R9, R31). `members`: how many names a pool has given. `generated`: the highest incarnation of the members of such names that
-    left, since a caller of `add` may give one of those names later.
+    `declared`: tombstones of the children that its spec declares. `left`: tombstones of the last children that left the
+    tree, the oldest first; `floor`: the highest incarnation of all that were dropped from `left`, so that no incarnation goes
+    back and memory stays flat (R9, R31). `members`: how many names a pool has generated. `generated`: the highest incarnation
+    of the members with generated names that left, since a caller of `add` may choose one of those names later.
     """
 
     __slots__ = ("declared", "floor", "generated", "left", "members")
@@ -73,7 +73,7 @@ class Memory:
         self.generated = 0
 
     def leave(self, node: Node, why: BaseException | None) -> None:
-        """The node has left the tree."""
+        """Keep a tombstone of a node that left the tree."""
         self.left.pop(node.name, None)
         self.left[node.name] = Tombstone(node, why)
         if len(self.left) > _LEFT:
@@ -81,7 +81,7 @@ class Memory:
             self.floor = max(self.floor, forgotten.incarnation)
 
     def recall(self, node: Node) -> None:
-        """Tell a node that comes, or comes back, what is known of its name."""
+        """Give a node that joins the tree the incarnation and the memory that its name had."""
         name = node.spec.name
         past = self.declared.pop(name, None) or self.left.pop(name, None)
         if past is None:
@@ -91,13 +91,16 @@ class Memory:
 
 
 class Node:
-    """What a supervisor knows of one child. That supervisor's machine writes here; of the root it is the forest.
+    """What a supervisor knows of one child.
 
-    `epoch` changes whenever what waits in the inbox about this child is to be void. `alive`: it has a task.
-    `awaited`: the act in progress goes on when it is up, or has ended. `undecided`: its failure waits for a verdict.
-    `gone`: it is down for good, and `why` if it failed. `decider`: a leaf's failures are decided by it; of a supervisor,
-    those below it. `simple`: its restart concerns nobody else, leaves nothing and waits for nothing; `alone` is the act of
-    that. `slow_start`: its start is worth a timer, for it need not be ready as soon as its task runs. `handle` belongs to the driver.
+    The machine of that supervisor writes here; for the root the forest does, besides the root's own machine.
+
+    `epoch`: changes when the items about this child in the inbox become void. `alive`: it has a task. `awaited`: the act in
+    progress waits until it is up or has ended. `undecided`: its failure waits for a verdict. `gone`: it is down for good,
+    because of `why` if it failed. `decider`: decides a leaf's own failures; a supervisor's decides those below it.
+    `fast_path`: it may take the one-step restart: a leaf of one_for_one without resource, backoff or slow start, and not
+    temporary. `slow_start`: its start needs a timer, since it need not be ready as soon as its task runs.
+    `phase`: the phase that its timer limits.
     """
 
     __slots__ = (
@@ -175,7 +178,7 @@ class Node:
 
     @property
     def leaving(self) -> bool:
-        """Whether it is on its way out: asked, cancelled or released, or too late with its start."""
+        """Whether it is ending: it was asked to stop, cancelled or released, or its start has timed out."""
         return self.alive and (self.state in ("stopping", "releasing") or self.timed_out)
 
     @property

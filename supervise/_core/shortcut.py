@@ -1,12 +1,11 @@
-"""The one-step restart: what the machine does with the failure of a simple leaf, without a trip through its inbox.
+"""The one-step restart: the failure and the restart of a leaf on the fast path, without a trip through the inbox.
 
-A leaf on the fast path is restarted alone, owns no resource and waits for no backoff (`Node.fast_path`). If its supervisor
-is idle and its decider's table says Restart, then `Exited` and `Ended` come to the same handful of changes every time, and
-the driver may start its next incarnation in the task that the failed one leaves. The exploration plays both ways in every
-state in which this one may be taken, and holds their events and the state after them against each other
-(`tests/explore/ways.py`); a driver that never takes it runs the same trees.
+A leaf on the fast path has no group, no resource and no backoff (`Node.fast_path`). If its supervisor is idle and its
+decider's table answers Restart, `Exited` and `Ended` always cause the same few changes, so the driver may start the next
+incarnation in the task of the failed one. The exploration takes both ways in every state in which this one is possible, and
+compares their events and the states after them (`tests/explore/ways.py`); a driver that never takes it runs the same trees.
 
-Both functions return the events to deliver. None means that nothing has changed, and that the long way is to be taken.
+Both functions return the events to deliver. None means that nothing has changed, and that the driver must use `handle`.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from .node import Node
 
 def restart_at_once(machine: Machine, node: Node, exc: Exception, now: float) -> list[Effect] | None:
     """`Exited` and `Ended` of a running leaf that failed with `exc`, and the start of its next incarnation."""
-    # While there is no act nothing waits in the inbox, so that nobody is overtaken.
+    # Without an act the inbox is empty, so this restart overtakes no other item.
     if machine.act is not None or node.state != "up" or not node.fast_path:
         return None
     tag, answer = node.decider.looked_up(exc)
@@ -34,7 +33,9 @@ def restart_at_once(machine: Machine, node: Node, exc: Exception, now: float) ->
     node.incarnation += 1
     node.state, node.awaited = "starting", True
     if machine.fast_act is None:
-        machine.fast_act = Act("restart")  # one for all of them: it stops nobody, so that nobody asks why
+        machine.fast_act = Act(
+            "restart"
+        )  # one for every such restart: it stops no child, so it needs no reason
     machine.act = machine.fast_act
     machine.act.node, machine.act.pending = node, 1
     if machine.ready_time is not None:
@@ -62,7 +63,7 @@ def restart_at_once(machine: Machine, node: Node, exc: Exception, now: float) ->
 
 
 def up_at_once(machine: Machine, node: Node, now: float) -> list[Effect] | None:
-    """`Up` of a leaf that `restart_at_once` has started, if nothing has come in since."""
+    """`Up` of a leaf that `restart_at_once` has started, if no input has arrived since."""
     act = machine.act
     if act is None or act is not machine.fast_act or act.node is not node or machine.inbox:
         return None
@@ -75,7 +76,7 @@ def up_at_once(machine: Machine, node: Node, now: float) -> list[Effect] | None:
 
 
 def _charge_both(machine: Machine, node: Node, now: float) -> bool:
-    """Charge the leaf's own limit and the supervisor's, if both allow one more."""
+    """Charge the leaf's own limit and the supervisor's, or neither if one of them allows no more."""
     own = node.window
     if own is not None and not own.allows(now):
         return False

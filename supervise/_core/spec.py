@@ -1,4 +1,4 @@
-"""What a tree is, before it runs: frozen values that validate themselves and are compared by identity."""
+"""The declaration of a tree: frozen values that validate themselves and are compared by identity."""
 
 from __future__ import annotations
 
@@ -42,12 +42,12 @@ class _Ignore:
         return "IGNORE"
 
     def __reduce__(self) -> str:
-        """A copy, or what comes out of a pickle, is the one that there is."""
+        """Copying and unpickling give this same object."""
         return "IGNORE"
 
 
 IGNORE: Final = _Ignore()
-"""Returned by a child before it is ready: not needed here; it stays in the tree, not running (R17)."""
+"""A child returns this before it is ready if it is not needed here; it stays in the tree, not running (R17)."""
 
 
 def _kind(spec: object) -> str:
@@ -55,7 +55,7 @@ def _kind(spec: object) -> str:
 
 
 def _put(spec: object, name: str, value: object) -> None:
-    """Give a frozen value another field while it is being made: in the place of what was refused, and only noted."""
+    """Set a field of a frozen value during its construction: a check that notes problems goes on with this value instead."""
     object.__setattr__(spec, name, value)
 
 
@@ -75,7 +75,7 @@ def _is_spec(value: object) -> bool:
 
 
 def _check_as_child(spec: Child | Supervisor | Pool) -> str:
-    """What every kind of node has as somebody's child; gives its kind and name, for further messages."""
+    """Check the fields that every kind of node has. Returns its kind and name, for further messages."""
     _check_name(_kind(spec), spec)
     what = f"{_kind(spec)} {spec.name!r}"
     if type(spec.restart) is not str or spec.restart not in _RESTART_TYPES:
@@ -117,7 +117,7 @@ def _check_part(spec: object, what: str, name: str, kind: type[Any]) -> None:
 
 
 def _check_call(spec: object, what: str, given: Iterable[str] | None, why: str) -> None:
-    """A plain function that is called with those arguments, or with some that are not known yet."""
+    """Check a field that holds a plain function; `given` is None if its arguments are not known yet."""
     name = what.rpartition(" ")[2]
     function = getattr(spec, name)
     wrong = None if function is None else wrong_function(function, why, given)
@@ -139,24 +139,22 @@ def _front_child(supervisor: Supervisor) -> Spec | None:
 
 
 def _listed(value: Any) -> Any:
-    """A tuple of what is listed; whatever is no list of anything stays as it is, and is refused by name."""
+    """A tuple of the items; a value that is no list stays as it is, and its field's check refuses it."""
     if is_a(value, (str, bytes, bytearray, Mapping, AbstractSet, Child, Supervisor, Pool, Rule)):
         return value
     try:
         return tuple(value)
-    except Exception:  # noqa: BLE001 - an iterator of the user's may raise anything
+    except Exception:  # noqa: BLE001 - a user's iterator may raise anything
         return value
 
 
 def _takes_task_status(body: object) -> bool:
-    """Whether the function takes `task_status`, as those for `nursery.start` do."""
-    if isinstance(body, FunctionType) and not vars(
-        body
-    ):  # nothing wrapped: a look does, where a signature takes long
+    """Whether the function takes `task_status`, as functions for `nursery.start` do."""
+    if isinstance(body, FunctionType) and not vars(body):  # not wrapped: much faster than `inspect.signature`
         code = body.__code__
         return "task_status" in code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
     try:
-        parameters = inspect.signature(body).parameters  # type: ignore[arg-type]  # refused just below if no callable
+        parameters = inspect.signature(body).parameters  # type: ignore[arg-type]  # `wrong_body` refuses it if it is no callable
     except Exception:  # noqa: BLE001 - some have no signature, and a user's object may raise anything
         return False
     return "task_status" in parameters
@@ -168,17 +166,21 @@ def _is_exception_class(value: object) -> bool:
 
 @frozen(repr=False, eq=False)
 class Mailbox(Code, Value):
-    """How a child's mailbox is (R29, R30).
+    """The mailbox of a child (R29, R30).
 
     Args:
-        size: how many messages may wait; then the sender waits, or gets `full` from the `_nowait` form.
-        on_loss: what becomes of a message in hand when the incarnation ends, unless the sender says otherwise: `fail`
-            tells the sender, `requeue` puts it back at the head of the queue.
-        stopped: the class of error for those who send to, or wait at, a node that is down for good.
-        full: the class of error for those who would not wait.
-        deadline: when the caller of a message is told, on Trio's clock, if it has no answer by then: `deadline(value)`,
-            None is never. What of a stream was sent by then comes first.
-        late: the class of error for those.
+        size: how many messages may wait, 1 or more; a further sender waits, or gets the error `full` from the `_nowait`
+            form.
+        on_loss: what happens to a message in hand when the incarnation ends, unless the sender chooses otherwise: `fail`:
+            the caller who waits gets `CallLost`; `requeue`: the message goes back to the head of the queue.
+        stopped: the class of error for callers who send to, or wait at, a node that is down for good.
+        full: the class of error for callers who do not wait for room.
+        deadline: `deadline(value)` is the time on Trio's clock at which the caller of that message gets the error `late`
+            if it has no answer; None is never. The items of a stream that were sent by then come first.
+        late: the class of error for callers past their deadline.
+
+    Raises:
+        TypeError, ValueError: for an argument of another type, or out of range.
     """
 
     size: int = field(default=64, converter=plain)
@@ -193,7 +195,7 @@ class Mailbox(Code, Value):
             _put(self, "size", 64)
         if not check_choice("a mailbox's on_loss", self.on_loss, ("fail", "requeue")):
             _put(self, "on_loss", "fail")
-        _check_call(self, "a mailbox's deadline", ("value",), "it gives the time, and is not awaited")
+        _check_call(self, "a mailbox's deadline", ("value",), "it returns the time, and is not awaited")
         for name, instead in (("stopped", ChildStopped), ("full", MailboxFull), ("late", TimeoutError)):
             value = getattr(self, name)
             if not _is_exception_class(value):
@@ -215,9 +217,9 @@ class _AsChild(Code):
     backoff: Backoff | None = None
     decider: Decider | None = None
     origin: Any = field(default=None, repr=False)
-    """The spec that this one stands for: also its address (`FaultPlan.over` makes such)."""
+    """The spec that this one replaces, which stays its address (`FaultPlan.over` makes such specs)."""
     misfit: str | None = field(default=None, init=False, repr=False)
-    """Why its body, or its `init`, cannot be called without more arguments; None if it can, or if that is not known."""
+    """Why its body, or its `init`, needs more arguments; None if it does not, or if that is not known."""
 
 
 @frozen(eq=False, repr=False)
@@ -228,22 +230,26 @@ class Child(_AsChild):
     `task_status.started(value)`, else as soon as its resource is entered and its body runs (R17).
 
     Args:
-        name: unique among its siblings; no `/`.
-        body: any Trio function, also a `functools.partial`.
-        resource: makes an async context manager, entered anew for each incarnation; Resume keeps it (R8, R9).
-        mailbox: how many messages may wait (R29), or a `Mailbox`; None: it has none.
+        name: unique among its siblings; not empty, without `/` and outer spaces.
+        body: an async function for Trio, or a `functools.partial` of one.
+        resource: a function without arguments that makes an async context manager; it is entered anew for each
+            incarnation, and Resume keeps it (R8, R9).
+        mailbox: how many messages may wait (R29), or a `Mailbox`; None: the child has none.
         args: further positional arguments of the body.
         restart: `permanent`: its return is a failure tagged `returned`; `transient`: restarted after failures only;
             `temporary`: never restarted, and leaves the tree when it ends (R7).
-        significant: its own end may end its supervisor, see `auto_shutdown` (R18).
-        start_timeout: seconds it may take to become ready; None is no end.
-        start_warning: seconds after which a start that is not over is reported, with its stack, and again at doubling
-            intervals (R17); may be `inf`.
-        drain: seconds between being asked to stop and being cancelled; 0 cancels at once (R20).
-        grace: seconds after the cancel until it is reported as overdue.
-        limit: its own limit; passing it is a failure tagged `limit`, by default Stop (R14).
-        backoff: how long to wait before a restart; None restarts at once.
-        decider: asked before its supervisor's (R2).
+        significant: its own end may end its supervisor, see `auto_shutdown` (R18); not for a `permanent` child.
+        start_timeout: the seconds in which it must become ready (R17); None is no timeout.
+        start_warning: seconds after which a start in progress is reported, with its stack, and again at doubling
+            intervals (R17); more than 0, may be `inf`.
+        drain: seconds between the request to stop and the cancel; 0 cancels at once (R20).
+        grace: seconds between the cancel and the report that it is overdue (R20).
+        limit: its own limit; passing it is a failure tagged `limit`, which means Stop by default (R14); None is no limit.
+        backoff: how long to wait before a restart (R15); None restarts at once.
+        decider: the decider that is asked before its supervisor's (R2); None asks only that one.
+
+    Raises:
+        TypeError, ValueError: for an argument of another type, or out of range.
     """
 
     name: str = field(converter=plain)
@@ -265,7 +271,7 @@ class Child(_AsChild):
         if type(self.args) is not tuple:
             refuse(TypeError(f"{what}: args must be a tuple or list of arguments, got {brief(self.args)}"))
             _put(self, "args", ())
-            _put(self, "body", _refused)  # so that nothing is said of its arguments
+            _put(self, "body", _refused)  # so that its arguments cause no second problem
         times = (
             ("drain", self.drain, 0.0),
             ("grace", self.grace, 5.0),
@@ -279,7 +285,7 @@ class Child(_AsChild):
         self._check_arguments()
 
     def _check_functions(self, what: str) -> None:
-        """Refuse a body or a resource that surely is none."""
+        """Refuse a body or a resource that certainly cannot work."""
         wrong = wrong_body(self.body)
         if wrong is not None:
             refuse(TypeError(f"{what}: body {wrong}"))
@@ -290,7 +296,7 @@ class Child(_AsChild):
             refuse(TypeError(f"{what}: resource {wrong}"))
 
     def _check_arguments(self) -> None:
-        """Refuse too many arguments for the body. Of too few only note it: a pool's template gets more later."""
+        """Refuse too many arguments for the body. Too few are only noted, since a pool gives its template more later."""
         count = (self.resource is not None) + (self.mailbox is not None) + len(self.args)
         if fits_at_a_glance(self.body, count, task_status=self.takes_task_status):
             return
@@ -299,11 +305,11 @@ class Child(_AsChild):
         why = misfit(self.body, given, task_status=self.takes_task_status)
         if why is None:
             return
-        told = f"child {self.name!r}: body {why}{self._advice(why)}"
+        problem = f"child {self.name!r}: body {why}{self._advice(why)}"
         if misfit(self.body, given, task_status=self.takes_task_status, some=True) is not None:
-            refuse(TypeError(told))
+            refuse(TypeError(problem))
         else:
-            _put(self, "misfit", told)
+            _put(self, "misfit", problem)
 
     def _advice(self, why: str) -> str:
         if "too many positional" in why and (self.mailbox is not None or self.resource is not None):
@@ -320,16 +326,22 @@ class Supervisor(_AsChild):
     """A node that starts its children in order, stops them in reverse, and decides what a failure means.
 
     Args:
-        name: unique among its siblings; no `/`.
-        children: in start order (R12).
-        strategy: who is restarted with a child: `one_for_one` nobody, `one_for_all` everybody, `rest_for_one` those
-            after it (R13).
+        name: unique among its siblings; not empty, without `/` and outer spaces.
+        children: the specs of its children, in start order (R12).
+        strategy: the children that are restarted with a failed one: `one_for_one` none, `one_for_all` all, `rest_for_one`
+            those after it (R13).
         limit: passing it is a failure of this supervisor (R14); None is no limit.
-        on_limit: `escalate`: that failure goes up; `shutdown`: it stops its children and ends normally, as in OTP.
-        auto_shutdown: end normally when `any_significant` or `all_significant` children have ended (R18).
-        front: the name or spec of the child that answers at this supervisor's address (R34).
-        init: called before its children start, each time; may return `IGNORE` (R17), or raise (a start failure).
-        restart, significant, start_timeout, backoff, decider: as for `Child`; `decider` also serves those below.
+        on_limit: `escalate`: that failure goes up; `shutdown`: the supervisor stops its children and ends normally, as in
+            OTP.
+        auto_shutdown: `any_significant`: the supervisor ends normally when a significant child has ended;
+            `all_significant`: when all of them have; `never` (R18).
+        front: the name or spec of the child that answers at this supervisor's address (R34); None: no child does.
+        init: a plain function, called before each start of the children; it may return `IGNORE` (R17), or raise, which is a
+            failed start.
+        restart, significant, start_timeout, backoff, decider: as for `Child`; `decider` also decides for the nodes below.
+
+    Raises:
+        TypeError, ValueError: for an argument of another type, or out of range; two children of one name; an unknown `front`.
     """
 
     name: str = field(converter=plain)
@@ -355,16 +367,18 @@ class Supervisor(_AsChild):
             for name in (name for name, count in names.items() if count > 1):
                 refuse(ValueError(f"{what} has two children named {name!r}"))
         if self.front is not None and (type(self.front) is not str or self.front not in names):
-            said = f"{what}: front must be one of its children ({', '.join(names)}), got {brief(self.front)}"
-            refuse(ValueError(said + did_you_mean(self.front, names)))
+            problem = (
+                f"{what}: front must be one of its children ({', '.join(names)}), got {brief(self.front)}"
+            )
+            refuse(ValueError(problem + did_you_mean(self.front, names)))
             _put(self, "front", None)
 
     def _check_children(self, what: str) -> None:
         children: Any = self.children
         if type(children) is not tuple:
-            said = f"{what}: children must be a list of Child, Supervisor and Pool, got {brief(children)}"
+            problem = f"{what}: children must be a list of Child, Supervisor and Pool, got {brief(children)}"
             one = "; write it in brackets" if _is_spec(children) else ""
-            refuse(TypeError(said + one))
+            refuse(TypeError(problem + one))
             _put(self, "children", (children,) if one else ())
         for child in self.children:
             if not _is_spec(child):
@@ -380,18 +394,23 @@ class Supervisor(_AsChild):
 
 @frozen(eq=False, repr=False)
 class Pool(_AsChild):
-    """A dynamic supervisor: one template, members added and ended at run time (R26).
+    """A dynamic supervisor: one template, whose members are added and end at run time (R26).
 
-    One_for_one, unordered concurrent stop, empty after a restart. A member leaves the pool when it has ended for good.
+    Its strategy is one_for_one. It stops its members all at once, in no order, and is empty after a restart. A member leaves
+    the pool when it has ended for good.
 
     Args:
-        name: unique among its siblings; no `/`.
-        template: each member is this child under a name of its own, and with the arguments that `add` gave; where it is
-            a supervisor, its `init` gets them.
-        maximum: more members are refused; None is no maximum.
-        member_limit: of each member that is a `Child`, so that one bad member cannot take the pool down; None is no limit.
-        limit: of all members together; None, the default, is no limit.
+        name: unique among its siblings; not empty, without `/` and outer spaces.
+        template: the spec of every member; each gets its own name, and the arguments that `add` gives to its body, or to
+            its `init` if it is a supervisor.
+        maximum: the most members, 1 or more; a further one is refused with the reason `full` (R25); None is no maximum.
+        member_limit: the limit of each member that is a `Child` without its own, so that one bad member cannot take the pool
+            down; None is no limit.
+        limit: the limit of all members together; None, the default, is no limit.
         on_limit, auto_shutdown, init, restart, significant, start_timeout, backoff, decider: as for `Supervisor`.
+
+    Raises:
+        TypeError, ValueError: for an argument of another type, or out of range.
     """
 
     name: str = field(converter=plain)
@@ -422,7 +441,7 @@ class Pool(_AsChild):
         _check_supervisor(self, what)
 
     def member(self, name: str, args: Sequence[Any]) -> Spec:
-        """The template under a name and with arguments of its own: its body's, or its `init`'s."""
+        """The template with its own name, and with `args` for its body or its `init`. Raises TypeError if they do not fit."""
         template = self.template
         if args and _is_spec(args[0]):
             raise TypeError(
@@ -448,7 +467,7 @@ class Pool(_AsChild):
         return self.member_limit if self.template.limit is None else self.template.limit
 
     def pattern(self) -> Spec:
-        """What every member is like, whatever its name and arguments."""
+        """The spec of every member, before its name and arguments."""
         if isinstance(self.template, Child):
             return evolve(self.template, limit=self._limit_of_members)
         return self.template
@@ -459,11 +478,11 @@ _SPECS = (Child, Supervisor, Pool)
 
 
 async def _refused(*_: object) -> None:
-    """Stands where a body was refused, while a whole file is checked."""
+    """Replaces a refused body, while a whole file is checked."""
 
 
 def check_fits(supervisor: Supervisor | Pool, child: Spec) -> None:
-    """Refuse a significant child where its end could mean nothing."""
+    """Refuse a significant child of a supervisor that never shuts down by itself (R18)."""
     if child.significant and supervisor.auto_shutdown == "never":
         what = f"{_kind(supervisor)} {supervisor.name!r}: child {child.name!r}"
         allowed = "'any_significant' or 'all_significant'"
@@ -481,7 +500,9 @@ def _check_supervisor(spec: Supervisor | Pool, what: str) -> None:
     why = None if spec.init is None else misfit(spec.init, ())
     if why is not None:
         _put(spec, "misfit", f"{what}: init {why}")
-        if misfit(spec.init, (), some=True) is not None:  # nor with what a pool's `add` gives it
+        if (
+            misfit(spec.init, (), some=True) is not None
+        ):  # nor with the arguments that a pool's `add` gives it
             refuse(TypeError(spec.misfit))
     _check_call(spec, f"{what}: init", None, "it is called before the children start, and is not awaited")
 
@@ -497,7 +518,7 @@ def walk(spec: Spec, path: str = "") -> Iterator[tuple[str, Spec]]:
 
 
 def placed_twice(spec: Spec) -> Iterable[str]:
-    """One line for each spec object that stands at two places of a tree, for a spec is an address."""
+    """One line for each spec object that stands at two places of a tree: a spec is an address, so it must be unique."""
     nodes = [spec]
     for node in nodes:
         if not isinstance(node, Child):

@@ -1,4 +1,4 @@
-"""The frozen picture of a node, and of all below it, that a status gives (R33)."""
+"""`Status`: the frozen picture of a node and of all nodes below it (R33)."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from .spec import Child, Pool, Spec
 
 @frozen(kw_only=True, repr=False, eq=False)
 class Status(Code):
-    """A node as it stood when `status()` was called, and those below it (R33).
+    """A node and the nodes below it, as they were when `status()` was called (R33).
 
     Args:
         path: such as `app/llm/context`.
         kind: `child`, `supervisor` or `pool`.
         state: `down`, `starting`, `up`, `failed` (suspended, waiting for a verdict), `stopping`, `releasing` (decided,
-            and on its way out of its resource, R9), `restarting` (a retry is queued, or due at `due`) or `condemned` (R10).
+            and still leaving its resource, R9), `restarting` (a retry is queued, or due at `due`) or `condemned` (R10).
         incarnation: 0 before its first start.
-        restarts: those that its limit still counts: a supervisor's of its children, a leaf's own.
-        last_failure: the last failure of this node; a supervisor's may be one from below that it passed up.
+        restarts: how many its limit still counts: a supervisor's counts those of its children, a leaf's its own.
+        last_failure: the last failure of this node; for a supervisor it may be one from below that it passed up.
         due: when its backoff ends, in seconds on Trio's clock.
         mailbox: how many messages wait; None where there is no mailbox.
-        handled: how many messages were taken out of the mailbox, each counted once, and how many items were put into
-            streams, since the node has been there; None where there is no mailbox. What it grows by is a rate.
-        children: of a supervisor, in start order.
+        handled: how many messages were taken out of the mailbox, each counted once, plus how many items were put into
+            streams, since the node joined the tree; None where there is no mailbox. Its growth over time is a rate.
+        children: those of a supervisor, in start order; empty for a leaf.
     """
 
     path: str
@@ -61,29 +61,29 @@ class Status(Code):
 
 
 def _own(status: Status) -> tuple[object, ...]:
-    """What it says of itself, and how many are below it: in the order of a walk that makes the whole tree."""
+    """Its own fields and the number of its children: in the order of `walk` these determine the whole tree."""
     *own, children = astuple(status, recurse=False)
     return *own, len(children)
 
 
 Traffic = Callable[[Node], tuple[int | None, int | None]]
-"""What `Status` says of a node's mailbox: how many wait, and how many were handled."""
+"""Gives the `mailbox` and the `handled` of a node's `Status`."""
 
 
 class Supervising(Protocol):
-    """What a picture needs of a machine."""
+    """The part of a machine that a picture needs."""
 
     children: dict[str, Node]
 
     def restarts(self, now: float) -> int:
-        """How many restarts its limit counts."""
+        """How many restarts its limit counts at `now`."""
         ...
 
 
 def picture(
     node: Node, machines: Mapping[str, Supervising], now: float, traffic: Traffic = lambda _: (None, None)
 ) -> Status:
-    """One node and all below it; bottom up over a list, so that no depth is too deep. `machines`: by their paths."""
+    """One node and all below it; built bottom up over a list, since a tree may be too deep for recursion. `machines`: by their paths."""
     order = [node]
     for here in order:
         if here.has_machine:

@@ -1,6 +1,6 @@
-"""When the children of one supervisor are due: each has at most one timer, for the phase that it is in.
+"""The timers of one supervisor's children: each child has at most one, for the phase that it is in.
 
-It emits nothing: the machine asks to be woken, and does what a phase that has passed asks for.
+Nothing here emits an effect: the machine asks the driver to wake it, and handles each phase that has timed out.
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ from math import inf
 
 from .node import Node, Phase
 
-_FEW = 64  # fewer are not worth a sweep
+_FEW = 64  # a heap below this size is not swept
 
 
 class Timers:
-    """A heap in which a timer that was replaced or disarmed stays until it comes to the top, or is swept out.
+    """A heap of timers. A replaced or disarmed timer stays in it until it reaches the top, or is swept out.
 
-    Each arming has a number, and a node knows that of its own timer: any other entry of that node is void.
+    Each arming has a number, and a node keeps the number of its own timer: any other entry of that node is void.
     """
 
     __slots__ = ("_heap", "_number", "_sweep_at")
@@ -28,7 +28,7 @@ class Timers:
         self._sweep_at = _FEW
 
     def arm(self, node: Node, phase: Phase, at: float) -> bool:
-        """Give the node a timer in place of the one that it has. Returns whether it is now the first of all to be due."""
+        """Give the node a timer instead of its present one. Returns whether it is now the earliest of all."""
         self._number += 1
         node.timer, node.phase = self._number, phase
         if at == inf:
@@ -39,11 +39,11 @@ class Timers:
         return self._heap[0][1] == self._number
 
     def disarm(self, node: Node) -> None:
-        """Whatever timer the node has is void."""
+        """Make the node's timer void, if it has one."""
         node.timer, node.phase = 0, ""
 
     def due(self, now: float) -> Iterator[Node]:
-        """Each node whose timer has come, the earliest first; those that are armed meanwhile are among them."""
+        """Each node whose timer is due, the earliest first, including timers that are armed during the iteration."""
         heap = self._heap
         while heap and heap[0][0] <= now:
             _, number, node = heappop(heap)
@@ -51,18 +51,18 @@ class Timers:
                 yield node
 
     def next(self) -> float | None:
-        """When the first timer that still counts is due; None without one."""
+        """The time of the earliest timer that is not void; None without one."""
         heap = self._heap
         while heap and heap[0][2].timer != heap[0][1]:
             heappop(heap)
         return heap[0][0] if heap else None
 
     def clear(self) -> None:
-        """Forget all of them, and the nodes that they hold."""
+        """Drop all timers, and the references to nodes that they hold."""
         self._heap.clear()
 
     def _sweep(self) -> None:
-        """Drop the void ones; the next sweep comes when the heap has doubled, so that each arming pays a constant share."""
+        """Drop the void timers. The next sweep comes when the heap has doubled, so its cost for each arming is constant."""
         self._heap[:] = [timer for timer in self._heap if timer[2].timer == timer[1]]
         heapify(self._heap)
         self._sweep_at = max(_FEW, 2 * len(self._heap))

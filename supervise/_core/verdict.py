@@ -1,6 +1,6 @@
-"""From a failure to a decision: the deciders answer, the leaf's own limit is charged, and the rules have the last word.
+"""From a failure to a decision: ask the deciders, charge the leaf's own limit, and apply the rules that override the answer.
 
-What the decision then does to the tree is the machine's affair.
+The machine carries the decision out.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from .node import Failure, Node
 
 
 class Decision(NamedTuple):
-    """What is to be done about a failure.
+    """The decision on one failure.
 
     Args:
-        directive: None if the decider raised what is no `Exception`: then the whole tree is to stop (R4).
-        details: what `Decided` says of how it came about.
+        directive: None if the decider raised an exception that is no `Exception`: then the whole tree is to stop (R4).
+        details: the fields of `Decided` that say how the decision came about.
     """
 
     directive: Directive | None
@@ -26,7 +26,7 @@ class Decision(NamedTuple):
 
 
 def decision(node: Node, decider: Decider, now: float) -> Decision:
-    """Decide the failure of this node. Its tag, or what the decider itself raised, goes on with the failure (R5, R11)."""
+    """Decide the failure of this node. The failure keeps its tag, or the exception that the decider raised (R5, R11)."""
     failure = node.failure
     assert failure is not None
     judgement = judge(decider, failure.exc, failure.tag)
@@ -51,7 +51,7 @@ def decision(node: Node, decider: Decider, now: float) -> Decision:
 
 
 def _adopt(failure: Failure, judgement: Judgement) -> None:
-    """The failure goes on with its tag, or as what the decider itself raised, which no body can be resumed from."""
+    """Give the failure its tag, and the exception that the decider raised, if it did: then Resume is impossible."""
     failure.tag = judgement.tag
     if judgement.exc is not failure.exc:
         failure.exc = judgement.exc
@@ -69,7 +69,7 @@ def _allowed(node: Node, directive: Directive) -> Directive:
 
 
 def _within_own_limit(node: Node, directive: Directive, now: float) -> bool:
-    """Charge the leaf's own limit, if it has one and the directive is charged at all. False: it allows no more (R8, R14)."""
+    """Charge the leaf's own limit, if it has one and the directive counts. Returns False if it allows no more (R8, R14)."""
     assert node.failure is not None
     return node.window is None or not is_charged(directive, node.failure) or node.window.charge(now)
 
@@ -80,7 +80,7 @@ def is_charged(directive: Directive, failure: Failure) -> bool:
 
 
 def limit_exceeded(path: str, limit: object, cause: BaseException) -> errors.LimitExceeded:
-    """The failure that a passed limit is, with the one that passed it as its cause."""
+    """The error for a passed limit, with the last failure as its cause."""
     exc = errors.LimitExceeded(f"{path!r} passed its limit of {limit}")
     exc.__cause__ = cause
     return exc

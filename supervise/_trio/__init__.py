@@ -1,1 +1,1 @@
-"""The only code that touches tasks, scopes and channels: it carries out effects and reports what happened."""
+"""The only code that touches tasks, scopes and channels: it carries out effects and reports inputs."""

@@ -1,6 +1,6 @@
-"""What outlives incarnations: who waits at a path, and who waits for a request's answer.
+"""The address of a path, which outlives its incarnations, and the answer of a request: tasks wait at both.
 
-It decides nothing: whether a node is down for good is the machines' to say (`Forest.gone`).
+Nothing here decides whether a node is down for good: the machines do (`Forest.gone`).
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ from .protect import protected
 
 @protected
 class Address:
-    """What outlives the incarnations of a path: its mailbox, and who waits for it to be up, or gone."""
+    """The part of a node that outlives its incarnations: its mailbox, and the tasks that wait until it is up, or gone."""
 
     __slots__ = ("_changes", "below", "ends", "gone", "mailbox", "path", "why")
 
-    _changes: ParkingLot | None  # from when somebody waits
+    _changes: ParkingLot | None  # made for the first task that waits
 
     def __init__(self, path: str) -> None:
         self.path = path
         self.below: dict[str, Address] = {}
         self.mailbox: Queue | None = None
         self.gone = False
-        self.why: BaseException | None = None  # of the last end
+        self.why: BaseException | None = None  # the failure of its last end
         self.ends = 0
         self._changes = None
 
@@ -39,12 +39,12 @@ class Address:
         return Inbox(self.mailbox, leaf)
 
     def is_served_by(self, task: Task) -> None:
-        """The task of its child."""
+        """Note the task of the child that serves the mailbox."""
         assert self.mailbox is not None
         self.mailbox.server = task
 
     def ensure_mailbox(self, spec: Child) -> Queue:
-        """Its mailbox, made when first wanted."""
+        """Its mailbox, made at the first need."""
         if self.mailbox is None:
             if spec.mailbox is None:
                 raise TypeError(f"{self.path!r} has no mailbox: declare its child with mailbox=…")
@@ -54,7 +54,7 @@ class Address:
         return self.mailbox
 
     def close(self, why: BaseException | None) -> None:
-        """The node is down for good; if it was already, it stays so for the same reason."""
+        """Note that the node is down for good, because of `why`; the first reason stays."""
         if self.gone:
             return
         self.gone, self.why = True, why
@@ -88,7 +88,7 @@ class Address:
 
 @protected
 class Answer:
-    """A request's token: whoever asked waits here."""
+    """The token of a request, at which its caller waits."""
 
     __slots__ = ("_outcome", "_waiting")
 
@@ -101,7 +101,7 @@ class Answer:
         self._waiting.unpark_all()
 
     async def wait(self) -> Any:
-        """The answer. What a caller that is cancelled had asked for is withdrawn, unless it has begun: see `Driver.ask`."""
+        """Wait for the answer. A caller that is cancelled here withdraws its request, see `Driver.ask`."""
         if self._outcome is None:
             await self._waiting.park()
         assert self._outcome is not None

@@ -1,4 +1,4 @@
-"""What a child's own code may ask about itself: `current_child()` gives it, and nothing in it can change the child."""
+"""`current_child()`, for a child's own code. Nothing in it can change the child."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ if TYPE_CHECKING:
 
 
 class CurrentChild:
-    """A child as its own code sees it.
+    """The child that the running code belongs to.
 
-    It is one object for a run of incarnations that follow one another in one task; `incarnation` says which one lives now.
+    One object may serve several incarnations that follow one another in one task; `incarnation` is the number of the current
+    one.
     """
 
     __slots__ = ("_leaf",)
@@ -27,7 +28,7 @@ class CurrentChild:
 
     @property
     def path(self) -> str:
-        """Its place in the tree, such as `app/store/jobs`."""
+        """The path of its node, such as `app/store/jobs`."""
         return self._leaf.path
 
     @property
@@ -50,18 +51,18 @@ class CurrentChild:
         """Its mailbox.
 
         Raises:
-            RuntimeError: its spec asks for none, or its body has not been called yet: a resource has none.
+            RuntimeError: its spec declares no mailbox, or its body has not been called yet: a resource has no inbox.
         """
         return self._leaf.inbox
 
     @property
     def last_failure(self) -> BaseException | None:
-        """The last failure of its node, mostly one of an earlier incarnation; None before the first one."""
+        """The last failure of its node, usually one of an earlier incarnation; None before the first failure."""
         return self._leaf.last_failure
 
     @property
     def tree(self) -> Tree:
-        """The tree that it belongs to, for the addresses of others."""
+        """The tree that it belongs to, which has the addresses of the other nodes."""
         tree: Tree = self._leaf.tree
         return tree
 
@@ -88,7 +89,7 @@ def current_child() -> CurrentChild:
 
 
 async def stop_requested() -> None:
-    """Return when the current child is asked to stop (R20); made to be passed on, as a `shutdown_trigger` say.
+    """Return when the current child is asked to stop (R20); it can be passed on, for instance as a `shutdown_trigger`.
 
     Raises:
         RuntimeError: outside a child.

@@ -1,7 +1,7 @@
-"""Carries out effects: nurseries, tasks, scopes, timers, events. It decides nothing.
+"""The driver gives inputs to the machines and carries out their effects: nurseries, tasks, scopes, timers, events.
 
-What runs here is protected against KeyboardInterrupt, sinks and deciders included: one between two effects would lose
-the second.
+It makes no decision. All code here is protected against KeyboardInterrupt, including the sinks and deciders that it calls:
+an interrupt between two effects would lose the second.
 """
 
 from __future__ import annotations
@@ -41,13 +41,13 @@ from .protect import check_stack
 logger = logging.getLogger("supervise")
 
 forests: ContextVar[Callable[[Supervisor | Pool], Forest]] = ContextVar("supervise.forests", default=Forest)
-"""Makes the machines of every tree that is opened in a context: the testing tools record there."""
+"""Makes the machines of every tree that is opened in a context; the testing tools set it to record a run."""
 
-_FEW_TIMERS = 64  # fewer void ones are not worth a sweep
+_FEW_TIMERS = 64  # up to this many void timers are not swept
 
 
 class Place:
-    """Where a running supervisor keeps its children's tasks, and when it is to be woken."""
+    """The nursery of a running supervisor, with the tasks of its children, and the time at which its machine wants to wake."""
 
     __slots__ = ("closed", "machine", "nursery", "wake_at")
 
@@ -59,7 +59,7 @@ class Place:
 
 
 class Driver:
-    """One running tree."""
+    """The driver of one running tree."""
 
     def __init__(self, spec: Supervisor | Pool, sinks: Sequence[events.Sink]) -> None:
         self.forest = forests.get()(spec)
@@ -71,7 +71,7 @@ class Driver:
         self.finished = trio.Event()
         self.failure: BaseException | None = None
         self.over = trio.Event()
-        self.ending: Callable[[], object] = _nobody
+        self.ending: Callable[[], object] = _do_nothing  # called once, when the root begins to stop
         self._ending = False
         self.root_task = trio.lowlevel.current_root_task()
         self._interrupted = self._hurried = False
@@ -98,7 +98,7 @@ class Driver:
 
     @enable_ki_protection
     async def main(self) -> None:
-        """Run the tree, shielded from whatever is outside, until all of it has stopped."""
+        """Run the tree, shielded from the scopes outside, until all of it has stopped."""
         try:
             with trio.CancelScope(shield=True):
                 async with trio.open_nursery() as self._nursery:
@@ -114,9 +114,9 @@ class Driver:
 
     @enable_ki_protection
     async def end(self, reason: str) -> KeyboardInterrupt | None:
-        """Stop the whole tree, which may not even have begun, and wait until all of it has, whatever interrupts.
+        """Stop the whole tree, and wait until all of it has stopped, even if interrupts arrive. `main` need not have begun.
 
-        It gives the first KeyboardInterrupt that came meanwhile. (Trio raises one where the main task waits.)
+        Returns the first KeyboardInterrupt that arrived meanwhile: Trio raises it where the main task waits.
         """
         first: KeyboardInterrupt | None = None
         while not self.over.is_set():
@@ -130,7 +130,7 @@ class Driver:
         return first
 
     def interrupted(self) -> None:
-        """A KeyboardInterrupt came. The first one stops the tree in order, the second one also ends all draining (R4)."""
+        """Note a KeyboardInterrupt. The first one stops the tree in order, the second one also ends all draining (R4)."""
         if not self._interrupted:
             self._interrupted = True
             return
@@ -148,7 +148,7 @@ class Driver:
 
     @enable_ki_protection
     async def ask(self, machine: Machine, request: effect.Request) -> Any:
-        """Put a request in and wait for the answer."""
+        """Give the machine a request and wait for the answer; a caller that is cancelled withdraws it (R25)."""
         check_stack()
         await trio.lowlevel.checkpoint_if_cancelled()
         if self._broken:
@@ -170,7 +170,7 @@ class Driver:
 
     @enable_ki_protection
     def post(self, machine: Machine, item: Input) -> None:
-        """Put an input in and carry out what comes of it. A sink that comes back here waits its turn."""
+        """Give the machine an input and carry out the effects. An input that a sink posts meanwhile waits its turn."""
         if self._broken:
             return
         self._waiting.append((machine, item))
@@ -178,7 +178,7 @@ class Driver:
             self._work([])
 
     def _work(self, effects: list[Effect]) -> None:
-        """Carry out effects, and whatever has come in by then."""
+        """Carry out effects, then the inputs that have arrived meanwhile and their effects."""
         self._busy = True
         waiting = self._waiting
         try:
@@ -188,19 +188,19 @@ class Driver:
                 if not waiting:
                     break
                 machine, item = waiting.popleft()
-                u = random()  # noqa: S311 - the chance for jitter, no secret
+                u = random()  # noqa: S311 - for jitter, not for a secret
                 effects = self.forest.handle(machine, item, self.now(), u)
                 if self._root.phase == "ending" and not self._ending:
                     self._ending = True
                     self.ending()
-        except BaseException as exc:  # noqa: BLE001 - a defect of ours: stop everything, then raise it (R24)
+        except BaseException as exc:  # noqa: BLE001 - a defect of this library: stop every leaf, then raise it (R24)
             self._break(exc)
         finally:
             self._busy = False
 
     @contextmanager
     def held(self) -> Generator[None, None, None]:
-        """Hold back what comes in, and serve it in order in the end: for tests of what crosses."""
+        """Queue all inputs during the block and handle them in order at its end; for tests of inputs that cross."""
         self._busy = True
         try:
             yield
@@ -211,49 +211,49 @@ class Driver:
 
     @enable_ki_protection
     def leaf_up(self, leaf: Leaf, value: Any) -> None:
-        """The leaf is ready."""
+        """Report that the leaf is ready: by the fast path if it was restarted by that, else by `Up`."""
         node, machine = leaf._node, leaf.machine
-        told = None
+        emitted = None
         if machine.fast_act is not None and value is None and not self._busy and not self._broken:
             try:
-                told = shortcut.up_at_once(machine, node, self.now())
-            except BaseException as exc:  # noqa: BLE001 - a defect of ours, whatever it is (R24)
+                emitted = shortcut.up_at_once(machine, node, self.now())
+            except BaseException as exc:  # noqa: BLE001 - any exception is a defect of this library (R24)
                 self._break(exc)
-        if told is None:
+        if emitted is None:
             self.post(machine, effect.Up(node.name, leaf.incarnation, value))
-        elif told:
-            self._work(told)
+        elif emitted:
+            self._work(emitted)
         address = self.addresses.get(node.path)
         if address is not None:
             address.changed()
 
     @enable_ki_protection
     def leaf_restarts_at_once(self, leaf: Leaf, failure: Exception) -> bool:
-        """The leaf has failed, and nothing is left of it; whether a plain Restart is all that comes of it."""
+        """Try the one-step restart for a leaf that has failed and has left nothing open. Returns whether it was done."""
         if self._busy or self._broken or not self.forest.one_step:
             return False
         try:
-            told = shortcut.restart_at_once(leaf.machine, leaf._node, failure, self.now())
-        except BaseException as exc:  # noqa: BLE001 - a defect of ours, whatever it is (R24)
+            emitted = shortcut.restart_at_once(leaf.machine, leaf._node, failure, self.now())
+        except BaseException as exc:  # noqa: BLE001 - any exception is a defect of this library (R24)
             self._break(exc)
             return False
-        if told is None:
+        if emitted is None:
             return False
         if leaf._leases is not None:
             leaf.end_leases()
         leaf.begin_incarnation()
-        if told:
-            self._work(told)
+        if emitted:
+            self._work(emitted)
         return True
 
     def leaf_broke(self, leaf: Leaf, exc: BaseException) -> None:
-        """A defect of ours ended the leaf's task: no machine will hear of its end."""
+        """A defect of this library ended the leaf's task, so its machine will get no `Ended`: break the tree (R24)."""
         self._forget_leaf(leaf)
         leaf.end_leases()
         self._break(exc)
 
     def leaf_ended(self, leaf: Leaf) -> bool:
-        """The leaf has ended. True: its next incarnation is started by that, and its task lives on."""
+        """Report that the leaf has ended. Returns True if that started its next incarnation, which then runs in the same task."""
         leaf.end_leases()
         self._leaving, self._starts_at_once = None if leaf._cancelled else leaf, False
         self.post(leaf.machine, leaf.ended())
@@ -273,11 +273,11 @@ class Driver:
 
     @enable_ki_protection
     def address(self, path: str) -> Address:
-        """The address of a path, made when first wanted.
+        """The address of a path, made at the first need.
 
-        One that is down for good has nobody who waits at it, and may since have a start before it again (R10, R13): whoever
-        asks for it finds that out here. What is gone gets an address that nobody keeps: those above it, which may be gone too,
-        would be kept with it, and nobody would close them.
+        No task waits at an address that is down for good, so it is not updated when a start is ahead of its node again (R10,
+        R13): that is checked here. A node that is gone gets an address that the driver does not keep: it would keep those
+        above it too, which may also be gone, and no effect would ever close them.
         """
         found = self.addresses.get(path)
         if found is not None and not found.gone:
@@ -293,7 +293,7 @@ class Driver:
         return found
 
     def _keep(self, address: Address) -> Address:
-        """Note an address, below all those above it, so that their end is its end too."""
+        """Keep an address, and register it below those above it, so that they close it with them."""
         self.addresses[address.path] = below = address
         while above := below.path.rpartition("/")[0]:
             known = self.addresses.get(above)
@@ -306,7 +306,7 @@ class Driver:
 
     @enable_ki_protection
     def mailbox_address(self, node: Node) -> Address:
-        """The address of a leaf with a mailbox, which is about to start."""
+        """The address, with its mailbox, of a leaf that is about to start."""
         assert isinstance(node.spec, Child)
         address = self.addresses.get(node.path)
         if address is None:
@@ -321,7 +321,7 @@ class Driver:
             address.changed()
 
     def traffic_at(self, node: Node) -> tuple[int | None, int | None]:
-        """How many messages wait at a node, and how many it has handled; None if it has no mailbox."""
+        """How many messages wait at a node, and how many it has handled; both None if it has no mailbox."""
         if not isinstance(node.spec, Child) or node.spec.mailbox is None:
             return None, None
         address = self.addresses.get(node.path)
@@ -335,7 +335,7 @@ class Driver:
         for sink in self._sinks:
             try:
                 sink(event)
-            except BaseException as exc:  # noqa: BLE001 - R31: it never hurts the tree
+            except BaseException as exc:  # noqa: BLE001 - R31: a sink never hurts the tree
                 failed = [*(failed or ()), (sink, exc)]
         if failed is not None:
             for sink, raised in failed:
@@ -349,20 +349,20 @@ class Driver:
         )
         if not is_decidable(exc):
             self.stop_for(exc, f"a sink raised {brief(exc)}")
-        self.log_error(f"a sink raised and gets nothing from now on: {brief(sink)}", exc)
+        self.log_error(f"a sink raised, and gets no further events: {brief(sink)}", exc)
         self._deliver(failed)
         self.forest.ledger.listening = bool(self._sinks)
 
     def log_error(self, text: str, exc: BaseException) -> None:
-        """Log an error. If a handler raises what is no `Exception`, the tree stops in order, as for a sink (R4)."""
+        """Log an error. If a handler raises an exception that is no `Exception`, the tree stops in order, as for a sink (R4)."""
         try:
             complain(logging.ERROR, text, exc)
-        except BaseException as raised:  # noqa: BLE001 - it would interrupt an effect halfway and so break the tree; R4 says what to do
+        except BaseException as raised:  # noqa: BLE001 - it must not interrupt an effect halfway; the tree stops in order instead (R4)
             self.stop_for(raised, f"the log raised {brief(raised)}")
 
     @enable_ki_protection
     def stop_for(self, exc: BaseException, reason: str) -> None:
-        """What no decider decides came out of code that is no child's: the tree stops in order, and fails with it (R4)."""
+        """Stop the tree in order, and fail it with `exc`, which is no `Exception` and came from code of no child (R4)."""
         if is_interrupt(exc):
             self.interrupted()
         self._fail(exc)
@@ -407,7 +407,7 @@ class Driver:
         """A supervisor's own task: its nursery holds its children's tasks (R35)."""
         machine = place.machine
         async with trio.open_nursery() as place.nursery:
-            if machine.phase == "opening":  # or a stop came first, and there is nothing to begin
+            if machine.phase == "opening":  # otherwise a stop came first, and there is nothing to boot
                 boot = _call_init(machine.spec.init)
                 if boot.problem is None or is_decidable(boot.problem):
                     self.post(machine, boot)
@@ -415,7 +415,7 @@ class Driver:
                     self.stop_for(boot.problem, f"init of {machine.path!r} raised {brief(boot.problem)}")
             await place.closed.wait()
 
-    # The leaf of an effect may have ended already: its `Ended` then waits behind the input that the effect comes from.
+    # The leaf of an effect may have ended already: then its `Ended` waits behind the input that caused the effect.
 
     def _ask(self, one: effect.Ask) -> None:
         leaf = self.leaves.get(one.path)
@@ -439,7 +439,9 @@ class Driver:
         if leaf is not None:
             leaf.decide("resume")
         path = one.path
-        while path:  # the supervisors that waited for the verdict are up again too (R11)
+        while (
+            path
+        ):  # the supervisors that waited for the verdict are up again too, so their addresses change (R11)
             self._changed(path)
             path = path.rpartition("/")[0]
 
@@ -454,7 +456,7 @@ class Driver:
             self._deliver(events.Overdue(*where))
 
     def _waits_for(self, task: Task | None) -> str | None:
-        """The path of a node for which the task, or one below it, waits: that of the address in whose `wait` it is."""
+        """The path of the node that the task, or one below it, waits for: the path of the address in whose `wait` it stands."""
         for each in tasks_below(task):
             for frame, _ in each.iter_await_frames():
                 if frame.f_code is Address.wait.__code__:
@@ -468,28 +470,28 @@ class Driver:
 
     @enable_ki_protection
     def _gone(self, one: effect.Gone) -> None:
-        """The node and all below it are down for good: tell whoever waits."""
+        """The node and all below it are down for good: close their addresses, which wakes the tasks that wait there."""
         address = self.addresses.get(one.path)
         if address is None:
             return
-        told = [address]
-        for each in told:
+        closing = [address]
+        for each in closing:
             each.close(one.why)
-            told += each.below.values()
+            closing += each.below.values()
         if one.removed:
-            for each in told:
+            for each in closing:
                 del self.addresses[each.path]
             above = self.addresses.get(one.path.rpartition("/")[0])
             if above is not None:
                 above.below.pop(one.path, None)
 
     def stray(self, path: str, exc: BaseException) -> None:
-        """Something of a child's raised when none of its bodies was there to fail with it (R24, R30)."""
-        told = f"{path!r}: a callback for callers that leave raised when its body was over"
+        """A callback of a child raised while no body of the child ran that could fail with it (R24, R30)."""
+        problem = f"{path!r}: an on_left callback raised after its body was over"
         if is_decidable(exc):
-            self.log_error(told, exc)
+            self.log_error(problem, exc)
         else:
-            self.stop_for(exc, told)
+            self.stop_for(exc, problem)
 
     def _fatal(self, one: effect.Fatal) -> None:
         if is_interrupt(one.exc):
@@ -502,7 +504,7 @@ class Driver:
         self._fail(failed)
 
     def _fail(self, exc: BaseException) -> None:
-        """The tree fails with the first of its failures; the body need not wait for what is stopping."""
+        """Fail the tree with the first of its failures, and cancel the block of `open_tree` at once."""
         if self.failure is None:
             self.failure = exc
             cause = cause_of(exc)
@@ -510,7 +512,7 @@ class Driver:
             self.body_scope.cancel(f"tree {self.forest.root.path!r} failed: {brief(why)}")
 
     def _rise(self, one: effect.Rise) -> None:
-        """A supervisor is up, or over."""
+        """Note that a supervisor is up, or has ended."""
         report = one.report
         if isinstance(report, effect.Up):
             self._changed(one.path)
@@ -533,7 +535,7 @@ class Driver:
     # --- time
 
     def _wake_at(self, one: effect.WakeAt) -> None:
-        """A machine asks again for whatever is left when it is woken, so only its earliest time counts."""
+        """Only the earliest time of a machine counts: when it wakes it asks for the next one."""
         place = self._places[one.path]
         if one.at >= place.wake_at:
             return
@@ -544,7 +546,7 @@ class Driver:
         self._timer_scope.deadline = self._timers[0][0]
 
     def _forget_timer(self, place: Place) -> None:
-        """Its timer is void. Void ones are swept out before they are many: each would keep a dead supervisor (R31)."""
+        """Make its timer void. Void timers are swept out in time, since each keeps a dead supervisor in memory (R31)."""
         if place.wake_at == inf:
             return
         place.wake_at = inf
@@ -573,10 +575,10 @@ class Driver:
             for place in due:
                 self.post(place.machine, effect.Wake())
 
-    # --- a defect of the framework itself (R24)
+    # --- a defect of this library itself (R24)
 
     def _break(self, exc: BaseException) -> None:
-        """No machine is to be trusted any more: stop every leaf, in reverse order, and raise `exc`."""
+        """The machines cannot be trusted after this: stop every leaf, in reverse order, and raise `exc`."""
         if self._broken:
             self.log_error("the supervision framework broke once more", exc)
             return
@@ -595,7 +597,7 @@ class Driver:
         for leaf in sorted(self.leaves.values(), key=lambda leaf: order.get(leaf.path, -1), reverse=True):
             leaf.cancel("the supervision framework is broken")
             leaf.decide("release")
-            while self.leaves.get(leaf.path) is leaf:  # noqa: ASYNC110 - an Event for each leaf would be kept for this rare case alone
+            while self.leaves.get(leaf.path) is leaf:  # noqa: ASYNC110 - an Event for each leaf would be kept only for this rare case
                 await trio.sleep(0.001)
         for place in self._places.values():
             place.closed.set()
@@ -604,35 +606,35 @@ class Driver:
         self.finished.set()
 
 
-def _nobody() -> None:
-    """Nobody wants to know."""
+def _do_nothing() -> None:
+    """The default of `Driver.ending`."""
 
 
 def _call_init(init: Callable[[], object] | None) -> effect.Boot:
     try:
         return effect.Boot(ignored=init is not None and freely(init) is IGNORE)
-    except BaseException as exc:  # noqa: BLE001 - a failed start, whatever it is (R16), unless nobody decides it (R4)
+    except BaseException as exc:  # noqa: BLE001 - an Exception is a failed start (R16), anything else stops the tree (R4)
         return effect.Boot(problem=exc)
 
 
 def complain(level: int, text: str, exc: BaseException | None = None) -> None:
-    """Log it. A handler or a filter that raises gets into nobody's way: then standard error hears of both."""
+    """Log it. If a handler or a filter raises, write both exceptions to standard error instead (R31)."""
     try:
-        # As a tuple: an exception itself is first asked whether it is true, and then for its traceback.
+        # As a tuple: `logging` would call the `__bool__` of an exception, and read its `__traceback__`.
         traced = None if exc is None else (type(exc), exc, traceback_of(exc))
         logger.log(level, "%s", text, exc_info=traced)
-    except Exception as second:  # noqa: BLE001 - R31: what is only told hurts nobody
+    except Exception as second:  # noqa: BLE001 - R31: a report never hurts the tree
         for raised in (exc, second):
             _print(text, raised)
 
 
 def _print(text: str, exc: BaseException | None) -> None:
-    with suppress(Exception):  # it may be closed, or none; there is nobody left to tell
+    with suppress(Exception):  # it may be closed, or None, and there is no other channel
         sys.stderr.write(f"{text}\n" if exc is None else f"{text}\n{trace(exc)}\n")
 
 
 def tasks_below(task: Task | None) -> list[Task]:
-    """A task and all below it."""
+    """A task and all tasks below it; none for None."""
     found = [] if task is None else [task]
     for each in found:
         found += [child for nursery in each.child_nurseries for child in nursery.child_tasks]

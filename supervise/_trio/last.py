@@ -1,7 +1,7 @@
-"""What must work when the event loop does not: ending the program, and saying which child keeps the loop.
+"""The parts that must work while the event loop is blocked: ending the program, and naming the child that blocks the loop.
 
-A child whose code does not yield keeps the loop, and with it every task of ours. So what stands here runs in threads
-and signal handlers, and trusts nothing: standard error may be closed, full, or an object that raises.
+A child whose code does not yield blocks the loop, and with it every task of this library. So this code runs in threads and
+signal handlers. It does not rely on standard error, which may be closed, full, or an object that raises.
 """
 
 from __future__ import annotations
@@ -31,17 +31,17 @@ from .leaf import Leaf
 EX_SOFTWARE = 70
 """The exit status of a tree that failed."""
 
-_PATIENCE = 0.5  # seconds for what was written to get through: a pipe may be full
-_LOOK = 0.25  # seconds in which a stop that waits for nothing ends at least one child
-_LATE = 1.0  # seconds, after a thread of ours was due, after which something holds it up
-_MOST = 20  # children that are told of one by one
+_PATIENCE = 0.5  # seconds that a last write may take: a pipe may be full
+_LOOK = 0.25  # seconds in which a stop without any waiting ends at least one child
+_LATE = 1.0  # seconds past its time after which a thread of ours counts as held up
+_MOST = 20  # the most children that a report lists one by one
 
 
 def leave(status: int, text: str = "") -> NoReturn:
-    """End the process now, with `text` on standard error if it takes that; nothing in here can wait for long.
+    """End the process now, with `text` on standard error if that works within half a second.
 
-    Writing happens in a thread, since it may block. `threading` itself is no use: a signal handler may have interrupted
-    its own bookkeeping.
+    A thread writes, since writing may block. It is not one of `threading`, because this may run in a signal handler that has
+    interrupted the bookkeeping of that module.
     """
     try:
         done = _thread.allocate_lock()
@@ -62,77 +62,77 @@ def _write_all(text: str, done: _thread.LockType) -> None:
 
 
 def write(text: str) -> None:
-    """Put it out on standard error, whatever that is."""
-    with suppress(Exception):  # it may be closed, or None; there is nobody left to tell
+    """Write to standard error, and ignore any failure of that."""
+    with suppress(Exception):  # it may be closed, or None, and there is no other channel
         if text:
             sys.stderr.write(text)
         sys.stderr.flush()
 
 
 class HardExit:
-    """Ends the program if the stop of its tree takes too long, whatever the loop does meanwhile (R20).
+    """Ends the program if the stop of its tree takes too long, even if the loop is blocked meanwhile (R20).
 
-    It counts from `begin`. A limit that passes while children still end one after the other, without waiting for
-    anything, is extended until none does: a limit of 0 is for a stop that has to wait.
+    The seconds count from `begin`. If they pass while children still end, at least one in every quarter of a second, the time
+    is extended until that stops: so with a limit of 0 a stop that never has to wait still ends in order.
     """
 
     def __init__(self, seconds: float, driver: Callable[[], Driver | None]) -> None:
         self._seconds = min(seconds, threading.TIMEOUT_MAX / 2)
         self._driver = driver
-        self._words: SimpleQueue[bool] = SimpleQueue()
+        self._begins: SimpleQueue[bool] = SimpleQueue()  # True: the stop begins; False: the block is over
         self._begun = False
 
     @contextmanager
     def watching(self) -> Generator[None, None, None]:
-        """Have a thread wait for `begin` during the block."""
+        """Let a thread wait for `begin` during the block."""
         thread = threading.Thread(target=self._wait, name="supervise: hard exit", daemon=True)
         thread.start()
         try:
             yield
         finally:
-            self._words.put(False)
+            self._begins.put(False)
             if self._begun:
                 faulthandler.cancel_dump_traceback_later()
 
     def begin(self) -> None:
-        """The tree begins to stop, or ought to: in a signal handler, too."""
+        """Start the time: the tree begins to stop, or a signal has asked for that. May be called in a signal handler."""
         if self._begun:
             return
         self._begun = True
-        self._words.put(True)
+        self._begins.put(True)
         kick_after(self._seconds + _LATE)
         with suppress(Exception):
-            # For code in C that neither lets threads run nor looks for signals. This one needs neither, and gives 1.
+            # For code in C that neither lets threads run nor checks for signals: faulthandler needs neither, and exits with 1.
             seconds = min(self._seconds + 10 * _LATE, threading.TIMEOUT_MAX / 1e9)
             faulthandler.dump_traceback_later(seconds, exit=True, file=_nowhere())
 
     def _wait(self) -> None:
-        if not self._words.get():
+        if not self._begins.get():
             return
         left, seconds = -1, self._seconds
         while self._still_on(seconds):
             driver = self._driver()
             before, left = left, -1 if driver is None else len(driver.leaves)
             if left == before:
-                leave(EX_SOFTWARE, self._story(driver))
+                leave(EX_SOFTWARE, self._report(driver))
             seconds = _LOOK
 
     def _still_on(self, seconds: float) -> bool:
         try:
-            return self._words.get(timeout=seconds)
+            return self._begins.get(timeout=seconds)
         except Empty:
             return True
 
-    def _story(self, driver: Driver | None) -> str:
+    def _report(self, driver: Driver | None) -> str:
         try:
             return f"not stopped within {self._seconds:g} s; {_what_hangs(driver, self._seconds)}"
-        except BaseException as exc:  # noqa: BLE001 - the program is about to end, and says what it can
-            return f"not stopped within {self._seconds:g} s; and what hangs could not be told: {exc!r}\n"
+        except BaseException as exc:  # noqa: BLE001 - the program is about to end, and reports what it can
+            return f"not stopped within {self._seconds:g} s; and the report of what hangs failed: {exc!r}\n"
 
 
 def _nowhere() -> Any:
-    """A file to which one may write what nobody is to read; it stays open for as long as the process lives."""
-    global _null  # noqa: PLW0603 - made when first wanted
+    """The null device, open for as long as the process lives."""
+    global _null  # noqa: PLW0603 - made at the first need
     if _null is None:
         _null = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115 - see above
     return _null
@@ -142,7 +142,7 @@ _null: Any = None
 
 
 class Watchdog:
-    """Says which child's code keeps the event loop from turning, for as long as it does."""
+    """Logs which child's code blocks the event loop, again at doubling intervals for as long as it does."""
 
     def __init__(self, seconds: float) -> None:
         self._seconds = min(seconds, threading.TIMEOUT_MAX / 2)
@@ -151,7 +151,7 @@ class Watchdog:
 
     @contextmanager
     def watching(self) -> Generator[None, None, None]:
-        """Have a thread watch the loop of the running task during the block."""
+        """Let a thread watch the loop of the running task during the block."""
         where = trio.lowlevel.current_trio_token(), trio.lowlevel.current_root_task(), threading.get_ident()
         threading.Thread(target=self._watch, args=where, name="supervise: watchdog", daemon=True).start()
         kick_after(self._seconds + _LATE)
@@ -169,24 +169,24 @@ class Watchdog:
                 self._wait_for_turn(root, main)
 
     def _wait_for_turn(self, root: trio.lowlevel.Task | None, main: int) -> None:
-        began, patience, told = time.monotonic(), self._seconds, False
+        began, patience, reported = time.monotonic(), self._seconds, False
         while not _comes(self._turned, patience):
             late = time.monotonic() - began
-            if not told and late > patience + _LATE and _comes(self._turned, _LATE):
-                return  # it was the process that did not run: it was stopped, say
-            told = True
+            if not reported and late > patience + _LATE and _comes(self._turned, _LATE):
+                return  # the whole process did not run, for instance because it was stopped
+            reported = True
             who, stack = _who_runs(root, main)
             complain(
                 logging.ERROR,
                 f"the event loop has been blocked for {late:.3g} s by the code of {who}:\n{stack}",
             )
             patience = late
-        if told:
+        if reported:
             complain(logging.WARNING, f"the event loop turns again, after {time.monotonic() - began:.3g} s")
 
 
 def _comes(queue: SimpleQueue[None], seconds: float) -> bool:
-    """Whether something comes in time."""
+    """Whether an item arrives within `seconds`."""
     try:
         queue.get(timeout=seconds)
     except Empty:
@@ -199,10 +199,10 @@ def _comes(queue: SimpleQueue[None], seconds: float) -> bool:
 
 @contextmanager
 def kicks() -> Generator[None, None, None]:
-    """Let SIGALRM interrupt what keeps the interpreter to itself, if nobody else uses that signal.
+    """Let SIGALRM interrupt code that holds the interpreter's lock, if the program does not use that signal itself.
 
-    Code in C that holds the lock, a long search with `re` say, lets no thread run; but some of it looks for signals. The
-    handler waits for a moment, and that lets the threads run. The timer is only ever due if one of them is late.
+    Code in C that holds the lock, for instance a long search with `re`, lets no thread run, but some of it checks for
+    signals. The handler sleeps for a moment, and that lets the threads run. The timer is due only if a thread is late.
     """
     free = signal.getsignal(signal.SIGALRM) is signal.SIG_DFL and signal.getitimer(signal.ITIMER_REAL)[0] == 0
     if free:
@@ -215,23 +215,23 @@ def kicks() -> Generator[None, None, None]:
             signal.signal(signal.SIGALRM, signal.SIG_DFL)
 
 
-def _let_threads_run(number: int, frame: FrameType | None) -> None:  # noqa: ARG001 - as a handler is called
+def _let_threads_run(number: int, frame: FrameType | None) -> None:  # noqa: ARG001 - the arguments of a signal handler
     time.sleep(0.05)
 
 
 def kick_after(seconds: float) -> None:
-    """Kick then, and again and again; a later one does not put off an earlier one."""
+    """Set the timer of `kicks`: it is due after `seconds`, and from then on twice a second."""
     if signal.getsignal(signal.SIGALRM) is not _let_threads_run:
         return
-    with suppress(OSError, OverflowError):  # further away than the kernel counts
+    with suppress(OSError, OverflowError):  # more seconds than the kernel can count
         signal.setitimer(signal.ITIMER_REAL, max(seconds, 0.01), 0.5)
 
 
-# --- what is said
+# --- the texts of reports
 
 
 def _who_runs(root: trio.lowlevel.Task | None, thread: int) -> tuple[str, str]:
-    """Whose code a thread runs, as far as tasks go, and the stack of it."""
+    """The child or task whose code a thread runs, and its stack."""
     frame = sys._current_frames().get(thread)
     if frame is not None and frame.f_code is _let_threads_run.__code__:
         frame = frame.f_back
@@ -250,7 +250,7 @@ def _who_runs(root: trio.lowlevel.Task | None, thread: int) -> tuple[str, str]:
 
 
 def _owner(task: trio.lowlevel.Task) -> str:
-    """The node that a task belongs to: the nearest task above it that is one's own."""
+    """The node that a task belongs to: that of the nearest task, itself or above it, which is a node's own."""
     above: trio.lowlevel.Task | None = task
     while above is not None:
         code = getattr(above.coro, "cr_code", None)
@@ -263,7 +263,7 @@ def _owner(task: trio.lowlevel.Task) -> str:
 
 
 def stacks(tasks: Iterable[trio.lowlevel.Task]) -> str:
-    """The stacks of tasks, by name."""
+    """The stacks of tasks, each below the name of its task."""
     parts: list[str] = []
     for task in tasks:
         frames = traceback.StackSummary.extract(task.iter_await_frames())
@@ -272,20 +272,20 @@ def stacks(tasks: Iterable[trio.lowlevel.Task]) -> str:
 
 
 def _what_hangs(driver: Driver | None, seconds: float) -> str:
-    """The children that are being stopped and are still there, the overdue ones first, and where they are."""
+    """The children that are being stopped and have not ended, with their stacks; the cancelled ones first."""
     if driver is None:
         return "the tree had not even begun to start\n"
     leaves = list(driver.leaves.values())
-    told = [leaf for leaf in leaves if leaf.stopping or leaf._node.state in ("stopping", "releasing")]
-    told.sort(key=lambda leaf: not leaf._cancelled)
-    parts = ["still there:\n" if told else "no child had been told to stop yet:\n"]
-    for leaf in (told or leaves)[:_MOST]:
+    ending = [leaf for leaf in leaves if leaf.stopping or leaf._node.state in ("stopping", "releasing")]
+    ending.sort(key=lambda leaf: not leaf._cancelled)
+    parts = ["still there:\n" if ending else "no child had been asked to stop yet:\n"]
+    for leaf in (ending or leaves)[:_MOST]:
         its = [] if leaf._task is None else tasks_below(leaf._task)
         parts.append(f"\n{leaf.path} #{leaf.incarnation}: {_how_far(leaf)}\n{stacks(its)}")
-    if len(told or leaves) > _MOST:
-        parts.append(f"\nand {len(told or leaves) - _MOST} more\n")
-    if told and len(leaves) > len(told):
-        parts.append(f"\n{len(leaves) - len(told)} other children had not been told to stop yet\n")
+    if len(ending or leaves) > _MOST:
+        parts.append(f"\nand {len(ending or leaves) - _MOST} more\n")
+    if ending and len(leaves) > len(ending):
+        parts.append(f"\n{len(leaves) - len(ending)} other children had not been asked to stop yet\n")
     who, stack = _who_runs(driver.root_task, threading.main_thread().ident or 0)
     if who != "no task":
         parts.append(f"\nthe event loop is blocked by the code of {who}:\n{stack}")
@@ -306,7 +306,7 @@ def _how_far(leaf: Leaf) -> str:
 
 
 def drains(root: Spec) -> float:
-    """How long an ordered stop of what is declared may drain: one child after the other, but the members of a pool at once."""
+    """The seconds that an ordered stop may drain by declaration: the sum over children, but a pool's members drain at once."""
     order: list[Spec] = [root]
     for spec in order:
         order += [spec.template] if isinstance(spec, Pool) else getattr(spec, "children", ())

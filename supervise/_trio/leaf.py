@@ -1,8 +1,8 @@
-"""The life of one leaf: enter the resource, run the body, report. It never raises into its supervisor's nursery.
+"""The task of one leaf: enter the resource, run the body, report. It never raises into its supervisor's nursery.
 
-A KeyboardInterrupt may arrive between any two lines (R4). One that left a task of ours in the middle of its bookkeeping
-would leave its machine waiting for ever. So the lines here run under Trio's protection against it, and the child's own
-code is entered through `_run`, `_freely` and `freely`, which lift that protection.
+A KeyboardInterrupt may arrive between any two lines (R4). If it left a leaf's task in the middle of its bookkeeping, the
+machine would wait for ever. So this code runs under Trio's protection against it, and calls the child's own code through
+`_run`, `_freely` and `freely`, which lift that protection.
 """
 
 from __future__ import annotations
@@ -45,33 +45,33 @@ T = TypeVar("T")
 
 @disable_ki_protection
 def freely(function: Callable[..., T], *arguments: Any, **options: Any) -> T:
-    """Call a user's function: a KeyboardInterrupt may be raised in it."""
+    """Call a user's function without protection: a KeyboardInterrupt may be raised in it."""
     return function(*arguments, **options)
 
 
 @disable_ki_protection
 async def _freely(function: Callable[[], Awaitable[T]]) -> T:
-    """Call a user's async function and await what it gives; likewise.
+    """Call a user's async function without protection, and await its result.
 
-    It is one line, so that no interrupt comes between a coroutine and its first step.
+    Both are one line, so that no interrupt comes between the making of a coroutine and its first step.
     """
     return await function()
 
 
 @disable_ki_protection
 async def _run(leaf: Leaf) -> Any:
-    """Call a leaf's body and await it, likewise. Each idle child has this frame, so that it holds no more than it must."""
+    """Call a leaf's body without protection, and await it. Every idle child has this frame, so it has as few names as possible."""
     return await leaf._call()
 
 
 @disable_ki_protection
 async def _run_with(leaf: Leaf, resource: Any) -> Any:
-    """Likewise, with its resource."""
+    """As `_run`, with its resource."""
     return await leaf._call(resource)
 
 
 class LeafDriver(Protocol):
-    """What a leaf needs of the driver of its tree."""
+    """The part of the driver that a leaf needs."""
 
     context: Context
     tree: Any
@@ -87,10 +87,10 @@ class LeafDriver(Protocol):
 
 
 class Leaf:
-    """The life of a leaf in its task; its own code sees it as a `CurrentChild`.
+    """A leaf and its task; the child's own code sees it as a `CurrentChild`.
 
-    One serves a run of incarnations, one after the other in one task and under one scope, for as long as each starts at
-    the end of the one before. The scope is made here, when the start is carried out, so that a stop never misses.
+    One object serves consecutive incarnations in one task and under one scope, as long as each starts at the end of the one
+    before. The scope is made when the start is carried out, before the task runs, so that a stop always finds it.
     """
 
     __slots__ = (
@@ -123,7 +123,7 @@ class Leaf:
     def __init__(self, driver: LeafDriver, machine: Machine, node: Node) -> None:
         assert isinstance(node.spec, Child)
         self._driver = driver
-        self.machine = machine  # its supervisor's
+        self.machine = machine  # that of its supervisor
         self._node = node
         self._spec = node.spec
         self._scope = trio.CancelScope()
@@ -132,11 +132,11 @@ class Leaf:
         self._parked: Task | None = None
         self._leases: set[trio.CancelScope] | None = None
         self._context: Context | None = None
-        self.facade: Any = None  # the `CurrentChild` of its code, made when that asks for it
+        self.facade: Any = None  # its `CurrentChild`, made by `current_child()`
         self.begin_incarnation()
 
     def begin_incarnation(self) -> None:
-        """The next one, or the first, which knows nothing of those before."""
+        """Reset everything that belongs to one incarnation."""
         self.incarnation = self._node.incarnation
         self.ready = self.stopping = self._ignored = self._reported = False
         self._body_scope: trio.CancelScope | None = None
@@ -144,23 +144,25 @@ class Leaf:
         self._verdict: Literal["resume", "release"] | None = None
         self._failure: BaseException | None = None
         self._error: BaseException | None = None
-        self._injected: tuple[BaseException, float] | None = None  # and until when it may come out
+        self._injected: tuple[BaseException, float] | None = (
+            None  # an exception, and the time by which the body should raise it
+        )
         self._value: Any = None
         self._inbox: Inbox | None = None
 
     @property
     def path(self) -> str:
-        """Where it stands in the tree."""
+        """The path of its node."""
         return self._node.path
 
     def __repr__(self) -> str:
         return f"<child {self.path!r} incarnation={self.incarnation}>"
 
-    # --- what the child's own code may ask
+    # --- for the child's own code
 
     @property
     def inbox(self) -> Inbox:
-        """Its mailbox; `RuntimeError` if its spec asks for none, or its body has not been called yet."""
+        """Its mailbox; `RuntimeError` if its spec declares none, or its body has not been called yet."""
         if self._inbox is None and self._spec.mailbox is not None:
             raise RuntimeError(
                 f"child {self.path!r} has no inbox before its body is called: a resource has none"
@@ -171,12 +173,12 @@ class Leaf:
 
     @property
     def last_failure(self) -> BaseException | None:
-        """Its last failure, one of an earlier incarnation mostly."""
+        """The last failure of its node, usually one of an earlier incarnation."""
         return self._node.last_failure
 
     @property
     def tree(self) -> Any:
-        """The tree it belongs to, for the addresses of others."""
+        """The tree that it belongs to, which has the addresses of the other nodes."""
         return self._driver.tree
 
     async def stop_requested(self) -> None:
@@ -187,24 +189,24 @@ class Leaf:
                 self._stop_requested.set()
         await self._stop_requested.wait()
 
-    # --- what the driver tells it
+    # --- orders of the driver
 
     def ask(self) -> None:
-        self._is_asked()
+        self._note_stop()
         if self._inbox is not None:
             self._inbox.end_loops()
 
-    def _is_asked(self) -> None:
+    def _note_stop(self) -> None:
         self.stopping = True
         if self._stop_requested is not None:
             self._stop_requested.set()
 
     def cancel(self, reason: str) -> None:
-        self._is_asked()
+        self._note_stop()
         self._cancelled = True
         self._scope.cancel(reason)
         if self._inbox is not None:
-            self._inbox.end_loops()  # of those that are shielded; whoever else waits there is cancelled by now
+            self._inbox.end_loops()  # wakes readers in shielded scopes; the others are cancelled already
 
     def decide(self, verdict: Literal["resume", "release"]) -> None:
         self._verdict = verdict
@@ -221,11 +223,11 @@ class Leaf:
 
     @property
     def failing(self) -> bool:
-        """Whether a failure was injected that the body has still its `grace` to come out with."""
+        """Whether an exception was injected, and the body still has time (`grace`) to raise it."""
         return self._injected is not None and self._driver.now() < self._injected[1]
 
     def inject(self, exc: BaseException) -> None:
-        """Have the body fail with `exc` (R27). One that it has not come out with in time is the context of the next."""
+        """Make the body fail with `exc` (R27). An earlier injected exception that it has not raised becomes the context of `exc`."""
         check_stack()
         if self._injected is not None and self._injected[0] is not exc and context_of(exc) is None:
             set_context(exc, self._injected[0])
@@ -236,14 +238,14 @@ class Leaf:
         scope.cancel(f"injected into {self.path!r}: {brief(exc)}")
 
     def raised_late(self, exc: BaseException) -> None:
-        """A callback of one of its bodies raised when that was over already, or failing."""
+        """A callback of one of its bodies raised after that body was over, or while it was failing."""
         self._driver.stray(self.path, exc)
 
     # --- its life
 
     @enable_ki_protection
     async def live(self) -> None:
-        """Its task: one incarnation after another, each in a fresh context (R9). It never raises."""
+        """The task of the leaf: one incarnation after another, each in a fresh context (R9). It never raises."""
         current.set(self)
         self._task = task = current_task()
         if self._spec.mailbox is not None:
@@ -258,23 +260,23 @@ class Leaf:
                         value = await (_run(self) if self._spec.resource is None else self._with_resource())
                     except GeneratorExit as caught:
                         exc = _unless_closed(caught)
-                    except BaseException as caught:  # noqa: BLE001 - whatever it is, the machine hears of it
+                    except BaseException as caught:  # noqa: BLE001 - the machine gets every exception
                         exc = caught
                     on = self._restarts_at_once(exc)
                     if not on and self._spec.resource is None:
                         await self._over(exc, value, resumable=False)
-                    # Or this frame keeps it, and whatever is cancelled from below keeps this frame.
+                    # Otherwise the exception refers by its traceback to this frame, and this frame to the exception: a cycle.
                     exc = None
                     on = on or self._driver.leaf_ended(self)
                     if on:
                         await self._refresh(task, shared=task._schedule_points != turns)
         except GeneratorExit:
             raise
-        except BaseException as exc:  # noqa: BLE001 - a defect of ours: in the nursery it would cancel the siblings (R24)
+        except BaseException as exc:  # noqa: BLE001 - a defect of this library: in the nursery it would cancel the siblings (R24)
             self._driver.leaf_broke(self, exc)
 
     async def _refresh(self, task: Task, *, shared: bool) -> None:
-        """Before the next incarnation: a fresh context (R9), and a turn for the others, unless they had one in this one."""
+        """Give the next incarnation a fresh context (R9); checkpoint, unless this one has let other tasks run (`shared`)."""
         if self._context is None:
             self._context = self._driver.context.copy()
             self._context.run(current.set, self)
@@ -284,7 +286,7 @@ class Leaf:
             await cancel_shielded_checkpoint()
 
     def _restarts_at_once(self, exc: BaseException | None) -> bool:
-        """Whether a failure comes to a plain Restart, which is one step of the machine."""
+        """Whether the driver has handled this failure by the one-step restart."""
         if exc is None or self._cancelled or not issubclass(type(exc), Exception):
             return False
         if self._inbox is not None and as_group(exc) is None:
@@ -292,7 +294,7 @@ class Leaf:
         return self._driver.leaf_restarts_at_once(self, cast("Exception", exc))
 
     async def _with_resource(self) -> None:
-        """The body inside its resource; reports all of it."""
+        """Enter the resource, run the body in it, leave it, and report the outcome."""
         assert self._spec.resource is not None
         value = left = None
         try:
@@ -313,10 +315,12 @@ class Leaf:
             await self._over(left, value, resumable=False)
 
     async def _use(self, resource: Any) -> Any:
-        """The body, again after each Resume. The resource sees what ends it, a cancellation too (R9)."""
+        """Run the body, again after each Resume. The exception that ends it reaches the resource, a `Cancelled` too (R9)."""
         while True:
             exc = value = None
-            with trio.CancelScope() as self._body_scope:  # so that the body can fail without its resource
+            with (
+                trio.CancelScope() as self._body_scope
+            ):  # an injected failure ends the body, and keeps the resource
                 if self._injected is not None:
                     self.inject(self._injected[0])
                 try:
@@ -331,17 +335,17 @@ class Leaf:
                 if self._failure is not None or not self.stopping:
                     exc = self._failure
                 break
-            # A body that fails at once, with progress, would keep the loop.
+            # A body that fails at once again and again, with progress, would block the loop without this.
             await cancel_shielded_checkpoint()
         if exc is not None:
             raise exc
         return value
 
     def _must_pass_through(self, exc: BaseException | None, value: Any) -> bool:
-        """Whether the resource is to be left before anything is reported.
+        """Whether the resource must be left before the end of the body is reported.
 
-        A `Cancelled` that is not ours may be the resource's own crash: only its exit tells (R6). And a child that need
-        not run for ever has returned only when its resource is left.
+        A `Cancelled` from a scope that is not this library's may come from a crash inside the resource, and only the exit of
+        the resource raises that crash (R6). A child that may return has returned only when its resource is left.
         """
         if self.stopping or self._injected is not None:
             return False
@@ -351,7 +355,7 @@ class Leaf:
 
     @enable_ki_protection
     def _call(self, *arguments: Any) -> Awaitable[Any]:
-        """Call the body with what it takes behind `arguments`. If that works it is ready, unless it says so itself (R17)."""
+        """Call the body with its inbox and `args` after `arguments`. Then the leaf is ready, unless it takes `task_status` (R17)."""
         spec = self._spec
         if spec.mailbox is not None:
             self._inbox = self._driver.mailbox_address(self._node).inbox(self)
@@ -368,7 +372,7 @@ class Leaf:
         if not self.ready:
             self.ready = True
             self._driver.leaf_up(self, None)
-        return awaitable  # pyright: ignore[reportUnknownVariableType] - what its coroutine sends is nobody's affair
+        return awaitable  # pyright: ignore[reportUnknownVariableType] - the types that its coroutine sends are unknown
 
     def _check_awaitable(self, awaitable: object) -> None:
         if not inspect.isawaitable(awaitable):
@@ -379,14 +383,14 @@ class Leaf:
 
     @enable_ki_protection
     def up(self, value: Any) -> None:
-        """It is ready (R17)."""
+        """Report that it is ready, with this value (R17)."""
         check_stack()
         self.ready = True
         self._value = value
         self._driver.leaf_up(self, value)
 
     async def _over(self, exc: BaseException | None, value: Any, *, resumable: bool) -> bool:
-        """The body is over: report it, and wait for the verdict. True: enter it again."""
+        """Report that the body is over, and wait for the verdict. Returns True if the body is to be entered again."""
         self._failure = exc = self._settled(exc, value)
         if self.stopping:
             self._error = exc
@@ -400,15 +404,15 @@ class Leaf:
         self._driver.post(self.machine, report)
         while self._verdict is None:
             self._parked = current_task()
-            # By hand, for nothing may end this wait but the verdict: neither a cancellation, which an Event would let
-            # through, nor a Ctrl-C, which waits, since these lines are protected.
+            # Parks by hand, because only the verdict may end this wait. A cancellation would end the wait for an Event; a
+            # Ctrl-C is deferred, since this code is protected.
             await wait_task_rescheduled(lambda _: Abort.FAILED)
         verdict, self._verdict = self._verdict, None
         self._reported = verdict == "release"
         return verdict == "resume"
 
     def _settled(self, exc: BaseException | None, value: Any) -> BaseException | None:
-        """The failure as it counts; what was in hand, and leases on it, are settled with it."""
+        """The failure to report: without `Cancelled`, or the injected one instead. Settles the messages in hand with it."""
         if self._injected is not None and not _is_fatal(exc):
             exc, self._injected = self._injected[0], None
         elif exc is not None:
@@ -435,7 +439,7 @@ class Leaf:
         return scope
 
     def end_lease(self, scope: trio.CancelScope) -> None:
-        """Its block was left first."""
+        """Forget a lease whose block was left before the incarnation ended."""
         if self._leases is not None:
             self._leases.discard(scope)
 
@@ -447,7 +451,7 @@ class Leaf:
             scope.cancel(f"{self.path!r} incarnation {self.incarnation} has ended")
 
     def ended(self) -> effect.Ended:
-        """Its last word."""
+        """Its last report, for the machine."""
         return effect.Ended(self._node.name, self.incarnation, self._error, self._ignored)
 
 
@@ -461,18 +465,18 @@ class _Status:
         self._incarnation = leaf.incarnation
 
     def started(self, value: Any = None) -> None:
-        """The child is ready, with this value. Entered again after a Resume, a body says so again, to no effect."""
+        """Report that the child is ready, with this value. A further call has no effect, as that of a body after a Resume."""
         leaf = self._leaf
-        # The node's own number: an incarnation that was ignored has kept its leaf, and another lives at the node.
+        # Compare with the node too: after `IGNORE` this leaf is over, and another leaf may run at the node.
         if not leaf.ready and leaf.incarnation == leaf._node.incarnation == self._incarnation:
             leaf.up(value)
 
 
 def _unless_closed(exc: GeneratorExit) -> BaseException:
-    """Raise that of a coroutine that is being closed, which may not await; give one that a body has raised itself.
+    """Raise the GeneratorExit of a coroutine that is being closed, which must not await; return one that a body has raised.
 
-    `close` closes from the inside out and raises a new one in each frame, so its traceback has the caller's frame alone.
-    One that a body raises comes from further down, and is a failure like any other that is no `Exception`.
+    `close` goes from the inside out and raises a new one in each frame, so its traceback has only the caller's frame. One
+    that a body raises comes from a deeper frame, and is a failure like any other that is no `Exception`.
     """
     trace = traceback_of(exc)
     if trace is None or trace.tb_next is None:
@@ -481,7 +485,7 @@ def _unless_closed(exc: GeneratorExit) -> BaseException:
 
 
 class _Resource(AbstractAsyncContextManager[Any]):
-    """A resource, which is entered and left freely."""
+    """A resource, which is entered and left without protection from KeyboardInterrupt."""
 
     __slots__ = ("_leave", "_make", "_path")
 
@@ -513,7 +517,7 @@ class _Resource(AbstractAsyncContextManager[Any]):
             except KeyboardInterrupt as raised:
                 if not _is_new(leaving):
                     raise
-                interrupt = raised  # it came before the first line of what leaves the resource: that must run
+                interrupt = raised  # it came before the first line of the exit, which must run
             else:
                 break
         if interrupt is not None:
@@ -527,51 +531,51 @@ def _is_new(awaitable: object) -> bool:
 
 
 def _same(one: Context, other: Context) -> bool:
-    """Whether both have the same values: of equal ones, 1 and True say, each may be another."""
+    """Whether both have the same objects as values; equality is not enough, since 1 equals True."""
     return list(one) == list(other) and all(map(is_, one.values(), other.values()))
 
 
 def _is_fatal(exc: BaseException | None) -> bool:
-    """Whether it is, or holds, what no decider decides (R4)."""
+    """Whether it is no `Exception`, or is a group that holds one such, `Cancelled` aside (R4)."""
     rest = None if exc is None else _without_cancelled(exc)
     return rest is not None and not is_decidable(rest)
 
 
 def _without_cancelled(exc: BaseException) -> BaseException | None:
-    """What is left of a failure once `Cancelled` is dropped (R3)."""
+    """The failure without every `Cancelled` in it; None if nothing is left (R3)."""
     group = as_group(exc)
     if group is not None:
         try:
             dropped, rest = group.split(trio.Cancelled)
-        except Exception:  # noqa: BLE001 - one that cannot be split, too deep or by its own `derive`, counts whole
+        except Exception:  # noqa: BLE001 - a group that cannot be split, too deep or because of its own `derive`, counts whole
             return exc
         return exc if dropped is None else rest
     return None if is_a(exc, trio.Cancelled) else exc
 
 
 def _foreign(exc: BaseException) -> ForeignCancelled:
-    foreign = ForeignCancelled("a Cancelled came out, but nobody had stopped the child")
+    foreign = ForeignCancelled("the child let out a Cancelled, but its supervisor had not stopped it")
     foreign.__cause__ = exc
     return foreign
 
 
 def _apart_from(left: BaseException | None, failure: BaseException | None) -> BaseException | None:
-    """What came out of a resource's exit besides the failure that went in, and besides `Cancelled`."""
+    """The exception of a resource's exit, without the failure that went in and without `Cancelled`."""
     rest = None if left is None else _without_cancelled(left)
     group = None if rest is None else as_group(rest)
     if group is not None and failure is not None and rest is not failure:
         try:
             return group.split(lambda exc: exc is failure)[1]
-        except Exception:  # noqa: BLE001 - likewise
+        except Exception:  # noqa: BLE001 - a group that cannot be split counts whole
             return group
     return None if rest is failure else rest
 
 
 def enclosing_child(tree: LeafDriver) -> Leaf | None:
-    """The child of a tree that the running task belongs to: in its task, or in one below it.
+    """The child of this tree to which the running task belongs: it is the child's own task, or one below it.
 
-    The nurseries say so. The context variable alone does not: it is handed on to tasks that a child, or a sink, starts
-    somewhere else.
+    The nurseries decide that. The context variable is not enough: tasks that a child, or a sink, starts in a nursery
+    elsewhere inherit it too.
     """
     task: Task | None = current_task()
     while task is not None:
@@ -583,12 +587,12 @@ def enclosing_child(tree: LeafDriver) -> Leaf | None:
 
 
 def close_scope(scope: trio.CancelScope, exc: BaseException | None) -> BaseException | None:
-    """Leave the scope with an exception; gives what is left of it."""
+    """Leave the scope with an exception. Returns the exception that still leaves it, or None."""
     try:
         caught = scope.__exit__(
             None if exc is None else type(exc), exc, None if exc is None else traceback_of(exc)
         )
-    except BaseException as rest:  # noqa: BLE001 - `__exit__` raises what is left of a group; the callers decide what leaves
+    except BaseException as rest:  # noqa: BLE001 - `__exit__` raises the rest of a group; the caller decides what to raise
         return rest
     return None if caught else exc
 

@@ -1,10 +1,11 @@
 """The queue of a node and the inbox of a body (R29).
 
-A mailbox belongs to a node, not to an incarnation. Nobody ever hangs at one, and nothing is lost without somebody
-being told.
+A mailbox belongs to a node, not to an incarnation. No task hangs at one for ever, and no message is lost without an error
+for the caller who waits for its answer.
 
-A sender waits for room in `Queue.put`, a body for the next message in `Inbox._wait`. Both park by hand; each says why. How
-tasks are woken, and how these classes are protected from KeyboardInterrupt, is said in `message`.
+A sender waits for room in `Queue.put`, a body for the next message in `Inbox._wait`. Both park by hand, and a comment there
+gives the reason. The docstring of `message` describes how tasks are woken, and how these classes are protected from
+KeyboardInterrupt.
 """
 
 from __future__ import annotations
@@ -42,35 +43,35 @@ from .message import (
 )
 from .protect import protected
 
-_FEW = 16  # withdrawn calls are not worth sifting out
+_FEW = 16  # up to this many withdrawn calls stay in the queue
 
 
 def _error(wanted: type[Exception], otherwise: type[Exception], text: str) -> Exception:
-    """One of the classes that a `Mailbox` names. If that cannot be made of a text, ours: somebody waits to be told."""
+    """An error of a class that a `Mailbox` names; of our own class if that one raises, since a caller waits for the error."""
     try:
         error = wanted(text)
-    except BaseException as problem:  # noqa: BLE001 - the user's class may do anything; the note keeps what it did
+    except BaseException as problem:  # noqa: BLE001 - a user's class may raise anything; the note keeps it
         error = otherwise(text)
         error.add_note(f"{wanted.__name__} could not be made of this text: {brief(problem)}")
     return error
 
 
 Sent: TypeAlias = tuple[Any, OnLoss | None]
-"""What a message is made of that nobody waits for, its value and `on_loss` (None: the mailbox's own), until it is taken: as
-long as it waits there is nothing to say of it, and thousands of objects that wait would keep the garbage collector busy."""
+"""A queued one-way message: its value and `on_loss` (None: that of the mailbox). It becomes a `Message` when a body takes it:
+thousands of waiting objects would keep the garbage collector busy, plain tuples do not."""
 
 Entry: TypeAlias = Call | Message | Sent
-"""What stands in the queue. A `Message` is one that nobody waits for and that was put back."""
+"""An entry of the queue. A `Message` in it is a one-way message that was put back."""
 
 
 def _is_withdrawn(entry: Entry) -> bool:
-    """Whether the caller has left what is in the queue."""
+    """Whether the caller of this entry has left."""
     return isinstance(entry, Call) and entry.state == "left"
 
 
 @protected
 class Queue:
-    """A bounded queue of one node, kept over its incarnations."""
+    """The bounded queue of one node, kept over its incarnations."""
 
     __slots__ = (
         "_path",
@@ -93,17 +94,17 @@ class Queue:
         self.spec = spec
         self.on_loss: OnLoss = spec.on_loss
         self.deadline = spec.deadline
-        self._size = spec.size  # none while it is closed
+        self._size = spec.size  # 0 while it is closed
         self.closed = False
         self.handled = 0
-        self.server: Task | None = None  # the task that serves it, or is about to
+        self.server: Task | None = None  # the child's own task, which serves it or is about to
         self.inbox: Inbox | None = None  # the last one
         self._why: BaseException | None = None
         self._path = path
         self.queue: deque[Entry] = deque()
-        self.withdrawn = 0  # so many in the queue count no more; they are sifted out when they are half of it
-        # Both in the order of their coming; from a plain dict one cannot take the first without passing over all
-        # the places of those that were first before.
+        self.withdrawn = 0  # tombstones of withdrawn calls in the queue; swept when they are half of it
+        # Both in the order of arrival. Taking the first item of a plain dict is slow: it passes over the places of all items
+        # removed before.
         self._putters: OrderedDict[Task, Entry] = OrderedDict()
         self.readers: OrderedDict[Task, tuple[Inbox, bool]] = OrderedDict()
 
@@ -111,7 +112,7 @@ class Queue:
         return len(self.queue) - self.withdrawn
 
     def put_if_room(self, message: Entry) -> bool:
-        """Queue it, if there is room for one more; while others wait for room there is none."""
+        """Queue an entry if there is room; returns whether there was. No room is ever left while senders wait for it."""
         if len(self.queue) >= self._size and len(self) >= self._size:
             return False
         for reader in self.readers:
@@ -122,7 +123,7 @@ class Queue:
         return True
 
     async def put(self, message: Entry) -> None:
-        """Queue it, waiting for room in the order of arrival. Cancelled: it was not queued."""
+        """Queue an entry, waiting for room in the order of arrival. If it is cancelled, the entry was not queued."""
         await trio.lowlevel.checkpoint_if_cancelled()
         if self.put_if_room(message):
             return
@@ -138,15 +139,15 @@ class Queue:
             return Abort.SUCCEEDED
 
         try:
-            # By hand: whoever makes room queues this sender's message in the same step, so that nobody who comes later
-            # gets in before it, and `close` wakes it with the refusal. A ParkingLot only wakes. Protected.
+            # Parks by hand: the code that makes room also queues this sender's message in the same step, so that no later
+            # sender overtakes it, and `close` wakes it with an error. A ParkingLot can only wake. Protected.
             await wait_task_rescheduled(abort)
         except BaseException:
             self._putters.pop(task, None)
             raise
 
     def withdraw(self) -> None:
-        """The caller of one is gone; it stays in the queue, and counts no more, until it is half of all."""
+        """A queued caller has left. Its entry stays as a tombstone; the queue is swept when more than half are tombstones."""
         self.withdrawn += 1
         if self.withdrawn > _FEW and self.withdrawn > len(self.queue) // 2:
             self.queue = deque(entry for entry in self.queue if not _is_withdrawn(entry))
@@ -154,12 +155,12 @@ class Queue:
         self.admit()
 
     def admit(self) -> None:
-        """There is room: the senders that waited longest come in."""
+        """Queue the messages of waiting senders, the longest waiting first, while there is room."""
         while self._putters and self.put_if_room(next(iter(self._putters.values()))):
             reschedule(self._putters.popitem(last=False)[0])
 
     def put_back(self, messages: Sequence[Message]) -> None:
-        """At the head, in their order, whatever the size."""
+        """Put messages back at the head, in their order, even beyond the size; answer them with an error if the queue is closed."""
         for message in reversed(messages):
             entry = message.back()
             if not self.closed:
@@ -170,9 +171,9 @@ class Queue:
                 entry.finish(outcome.Error(self._refusal()))
 
     def check_others_serve(self, task: Task) -> None:
-        """Whether anybody could serve the mailbox while the child's own task waits at it; `RuntimeError` if not (R30).
+        """Raise `RuntimeError` if no task could serve the mailbox while the child's own task waits at it (R30).
 
-        Nobody, if no other task runs in the child, or if the child's own task has waited for messages, and no other has.
+        None could if no other task runs in the child, or if only the child's own task has ever waited for messages.
         """
         inbox = self.inbox
         if inbox is not None and inbox.is_open:
@@ -185,7 +186,7 @@ class Queue:
         )
 
     def overflow(self) -> Exception:
-        """What those are told who would not wait for room."""
+        """The error for a sender that does not wait for room."""
         if self.closed:
             return self._refusal()
         return _error(
@@ -200,7 +201,7 @@ class Queue:
 
     @contextmanager
     def in_time(self, deadline: float | None, late: Callable[[], object] = lambda: None) -> Generator[None]:
-        """Do something until then; past it, `late()` is called, and what the spec calls `late` is raised."""
+        """Run a block until `deadline`; past it call `late()`, and raise the class `late` of the spec."""
         if deadline is None:
             yield
             return
@@ -212,7 +213,7 @@ class Queue:
             raise _error(self.spec.late, TimeoutError, text)
 
     def close(self, why: BaseException | None) -> None:
-        """The node is down for good: whoever waits is told so (R29)."""
+        """The node is down for good: every caller and sender that waits gets an error (R29)."""
         self.closed, self._why, self._size = True, why, 0
         putters, self._putters = self._putters, OrderedDict()
         queue, self.queue, self.withdrawn = self.queue, deque(), 0
@@ -223,12 +224,12 @@ class Queue:
             reschedule(task, outcome.Error(self._refusal()))
 
     def open(self) -> None:
-        """The node starts again after all."""
+        """The node was down for good, but is started again."""
         self.closed, self._why, self._size = False, None, self.spec.size
 
 
 class Holder(Protocol):
-    """The leaf whose body has an inbox, as far as it is needed here."""
+    """The part of a leaf that its inbox needs."""
 
     stopping: bool
 
@@ -242,11 +243,11 @@ class Holder(Protocol):
 
 @protected
 class Inbox:
-    """What a body gets of its mailbox: `async for message in inbox`, or `receive`, or `receive_many`.
+    """A body's end of its mailbox: `async for message in inbox`, or `receive`, or `receive_many` (R29, R30).
 
-    The loop ends when the child has been asked to stop and no message waits (R20); `receive` and `receive_many` wait on
-    until the child is cancelled. When the body is over its inbox is closed: whoever still reads there gets
-    `trio.ClosedResourceError`.
+    The loop ends when the child has been asked to stop and no message waits (R20); `receive` and `receive_many` go on waiting
+    until the child is cancelled. When the body is over its inbox is closed: a task that still reads from it gets
+    `trio.ClosedResourceError`. `len(inbox)` is the number of messages that wait.
     """
 
     __slots__ = (
@@ -266,9 +267,9 @@ class Inbox:
         self.held: dict[Message, None] = {}  # in the order in which they were taken
         self.is_open = True
         self.server_read = self.others_read = (
-            False  # whether the child's own task has waited here, or another
+            False  # whether the child's own task, or another, has waited here
         )
-        self._reader: Task | None = None  # the last that has waited
+        self._reader: Task | None = None  # the last task that has waited here
         self._before_turn = IN_A_ROW
         self._leaf = leaf
         self.progressed = False
@@ -282,7 +283,7 @@ class Inbox:
         return self
 
     async def __anext__(self) -> Message:
-        """As `receive`, but the end when the child has been asked to stop and no message waits."""
+        """As `receive`, but `StopAsyncIteration` when the child has been asked to stop and no message waits (R20)."""
         if not self._before_turn:
             await self._give_way()
         self._before_turn -= 1
@@ -291,7 +292,10 @@ class Inbox:
     async def receive(self) -> Message:
         """Take the next message, waiting for one.
 
-        Not every call is a checkpoint: of messages that are there already, every 64th in a row is.
+        A call that finds a message is a checkpoint only every 64th time in a row.
+
+        Raises:
+            trio.ClosedResourceError: the body of this inbox is over.
         """
         if not self._before_turn:
             await self._give_way()
@@ -299,7 +303,7 @@ class Inbox:
         return self._take() or await self._wait(False)
 
     def receive_nowait(self) -> Message:
-        """Take the next message, or `trio.WouldBlock`."""
+        """Take the next message. Raises `trio.WouldBlock` if none waits, `trio.ClosedResourceError` as `receive`."""
         self._check_open()
         message = self._take()
         if message is None:
@@ -307,7 +311,7 @@ class Inbox:
         return message
 
     async def receive_many(self, maximum: int) -> list[Message]:
-        """Take up to `maximum` messages, waiting for the first."""
+        """Take up to `maximum` messages, 1 or more, waiting only for the first. Raises as `receive`."""
         check_number("the maximum of receive_many", maximum, least=1, kind=int)
         messages = [await self.receive()]
         while len(messages) < maximum and (message := self._take()) is not None:
@@ -320,14 +324,14 @@ class Inbox:
             raise trio.ClosedResourceError(f"the body of {self._leaf.path!r} that had this inbox is over")
 
     async def _give_way(self) -> None:
-        """A turn for the others. A closed inbox comes here each time."""
+        """Checkpoint, so that other tasks run. For a closed inbox every call comes here, and raises."""
         self._check_open()
         self._before_turn = IN_A_ROW
         await trio.lowlevel.checkpoint()
         self._check_open()
 
     async def _wait(self, ends: bool) -> Message:
-        """Take the next message once there is one; the first in a row, since to wait is a turn for the others."""
+        """Wait for a message and take it. Other tasks have run meanwhile, so the count until the next checkpoint starts anew."""
         task = current_task()
         if task is not self._reader:
             self._is_read_by(task)
@@ -341,8 +345,8 @@ class Inbox:
             return Abort.SUCCEEDED
 
         try:
-            # By hand: a reader that finds its message gone goes back to the head of those who wait, and a stop wakes only
-            # the readers of one inbox. A ParkingLot can do neither. Protected.
+            # Parks by hand: a reader that finds its message gone goes back to the head of the waiting readers, and a stop
+            # wakes only the readers of one inbox. A ParkingLot can do neither. Protected.
             await wait_task_rescheduled(abort)
             while self.is_open:
                 self._before_turn = IN_A_ROW - 1
@@ -352,7 +356,7 @@ class Inbox:
                 if ends and self._leaf.stopping:
                     break
                 readers[task] = self, ends
-                # What it was woken for is gone, to somebody who was faster, or with its caller: it has waited longest all the same.
+                # Another task took the message that woke this reader, or its caller left. This reader still waits longest.
                 readers.move_to_end(task, last=False)
                 await wait_task_rescheduled(abort)
         except BaseException:
@@ -368,7 +372,7 @@ class Inbox:
             self.others_read = True
 
     def _take_last(self) -> Message:
-        """Take a message if there is one; there is no waiting for another."""
+        """Take a message if there is one, else end the loop. Raises if the inbox is closed."""
         self._check_open()
         message = self._take()
         if message is None:
@@ -376,7 +380,7 @@ class Inbox:
         return message
 
     def _take(self) -> Message | None:
-        """The next message that somebody still wants is in hand now."""
+        """Take the next entry whose caller has not left; it is in hand from now on. None if there is none."""
         mailbox = self.mailbox
         while mailbox.queue:
             entry = mailbox.queue.popleft()
@@ -403,7 +407,7 @@ class Inbox:
         return None
 
     def end_loops(self) -> None:
-        """The child has been asked to stop: those who wait in a loop over this inbox need wait no longer."""
+        """The child has been asked to stop: wake the tasks that wait in a loop over this inbox."""
         readers = self.mailbox.readers
         for task, (inbox, ends) in list(readers.items()):
             if inbox is self and ends:
@@ -411,7 +415,7 @@ class Inbox:
                 reschedule(task)
 
     def settle(self, path: str, failure: BaseException | None) -> None:
-        """The body is over: what it held is lost, or goes back to the head of the queue (R30); nobody takes more here."""
+        """The body is over: close this inbox; the messages in hand are lost, or go back to the head of the queue (R30)."""
         if not self.is_open:
             return
         self.is_open, self._before_turn = False, 0
@@ -434,7 +438,7 @@ class Inbox:
         self.mailbox.put_back(back)
 
     def fails(self, exc: BaseException) -> None:
-        """A callback that this body had registered raised: the child's body, be it a later one, fails with that."""
+        """A callback that this body registered raised: the present body of the child fails with that, even if it is a later one."""
         now = self.mailbox.inbox
         assert now is not None
         if now.is_open and not now._leaf.failing:
@@ -444,7 +448,7 @@ class Inbox:
 
 
 def call(mailbox: Queue, value: Any, on_loss: OnLoss | None) -> Coroutine[Any, Any, Any]:
-    """Send and wait for the reply."""
+    """Send a message and wait for the reply."""
     message = Call(value, mailbox.on_loss if on_loss is None else checked_on_loss(on_loss), mailbox)
     return _exchange(mailbox, message) if mailbox.deadline is None else _exchange_in_time(mailbox, message)
 
@@ -465,9 +469,9 @@ async def _exchange_in_time(mailbox: Queue, message: Call) -> Any:
 
 @protected
 class OpenStream:
-    """Send and give the stream of replies, for a block.
+    """Send a message, and give the stream of replies to a block.
 
-    A class, not a generator: on its way into a generator, or out of it, a Ctrl-C would come between the block and us.
+    A class, not a generator: while a generator is entered or left, a Ctrl-C would strike between the block and this code.
     """
 
     __slots__ = ("_arguments", "_call", "_mailbox", "_wait")

@@ -1,13 +1,13 @@
-"""Messages, calls and streams, seen from both ends: the body that has one in hand, and whoever waits for the answer (R30).
+"""Messages, calls and streams, at both ends: the body that has one in hand, and the caller that waits for the answer (R30).
 
-`Message` is the body's end and `Call` the caller's; `StreamMessage` and `StreamCall` are those of a stream, whose consumer
-reads from a `Stream`. The ends know of the queue and the inbox only what the two protocols here say; `mailbox` has both.
+`Message` is the body's end and `Call` the caller's. For a stream they are `StreamMessage` and `StreamCall`, and its consumer
+reads from a `Stream`. Both ends know the queue and the inbox only by the two protocols here; `mailbox` implements them.
 
 A caller waits for its answer in `Call.result`, a consumer for the next item in `StreamCall.wait`, a body for room in a stream
-in `StreamMessage.send`. The first two park by hand; each says why. A task is woken before it is forgotten, because near the
-end of the stack any call may raise RecursionError. Every class here is protected from KeyboardInterrupt, as Trio's own
-channels are: a Ctrl-C between a change and the wake-up that belongs to it would leave a task asleep for ever, or wake one
-that does not sleep.
+in `StreamMessage.send`. The first two park by hand, and a comment there gives the reason. The code wakes a task before it
+forgets it, because near the end of the stack any call may raise RecursionError. Every class here is protected from
+KeyboardInterrupt, as Trio's own channels are: a Ctrl-C between a change and its wake-up would leave a task asleep for ever,
+or wake one that does not sleep.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ from .._core.spec import OnLoss
 from .protect import has_room_for_others, protected
 
 IN_A_ROW = 64
-"""This many are taken one after the other, if they are there, before the other tasks get a turn: a turn for each would
-cost more than the messages."""
+"""So many waiting messages or items are taken before the next checkpoint: a checkpoint for each would cost more than the
+messages."""
 
 _DELIVERED = outcome.Value(None)
 
 
 class MessageQueue(Protocol):
-    """What a message and its caller need of the queue that it was sent to."""
+    """The part of a queue that a message in it, and its caller, need."""
 
     server: Task | None
     handled: int
@@ -56,7 +56,7 @@ class MessageQueue(Protocol):
 
 
 class MessageInbox(Protocol):
-    """What a message and its caller need of the inbox of the body that has taken it."""
+    """The part of an inbox that a message in hand, and its caller, need."""
 
     is_open: bool
     held: dict[Message, None]
@@ -67,34 +67,34 @@ class MessageInbox(Protocol):
 
 
 def checked_on_loss(on_loss: OnLoss) -> OnLoss:
-    """Refuse what is no `on_loss`."""
+    """Refuse a value that is no `on_loss`."""
     check_choice("on_loss", on_loss, ("fail", "requeue"))
     return on_loss
 
 
 @protected
 class Message:
-    """One message, in the hands of the body that took it, which replies to it, fails it or requeues it.
+    """One message in hand: the body that took it replies to it, fails it or requeues it, once (R30).
 
-    Each taking gives an object of its own: one that was put back, by `requeue` or at the end of an incarnation, comes to
-    the next body as another object, and whoever still has this one can do nothing with it any more.
+    Each time a message is taken it is a new object. If it was put back, by `requeue` or at the end of an incarnation, the
+    next body gets another object, and the methods of this one raise `RuntimeError`.
 
-    `value` is what was sent. `memo` is for the body: what it notes there it finds again if the message comes back to a
-    later incarnation (None at first).
+    `value` is the object that was sent. `memo` belongs to the body, and is None at first: its value is kept when the message
+    is put back, for the next body that takes it.
     """
 
     __slots__ = ("_call", "_inbox", "_on_loss", "_over", "memo", "value")
 
-    state: ClassVar[Literal["put back"]] = "put back"  # as an entry of the queue, see `Entry`
-    _over: str  # what has become of it, but for an answer; there once `_inbox` is None
+    state: ClassVar[Literal["put back"]] = "put back"  # its state as an entry of the queue, see `Entry`
+    _over: str  # how it ended without an answer; set only when `_inbox` is None
 
     def __init__(
         self, value: Any, on_loss: OnLoss, inbox: MessageInbox | None, call: Call | None = None
     ) -> None:
         self.value = value
         self._on_loss: OnLoss = on_loss
-        self._inbox = inbox  # that of the body which has it in hand
-        self._call = call  # None: nobody waits
+        self._inbox = inbox  # the inbox of the body that has it in hand
+        self._call = call  # None: a one-way message
         self.memo: Any = None
 
     def __repr__(self) -> str:
@@ -108,12 +108,12 @@ class Message:
 
     @property
     def left(self) -> bool:
-        """Whether nobody waits for an answer any more."""
+        """Whether its caller has left, and waits for no answer; False for a one-way message."""
         return self._call is not None and self._call.state == "left"
 
     @property
     def on_loss(self) -> OnLoss:
-        """What becomes of it if the incarnation ends with it in hand; the body may change its mind."""
+        """`fail` or `requeue`: what happens to it if the incarnation ends with it in hand (R30). The body may change it."""
         return self._on_loss
 
     @on_loss.setter
@@ -127,11 +127,12 @@ class Message:
                 self._inbox.held.pop(self, None)
 
     def on_left(self, callback: Callable[[], object]) -> None:
-        """Have `callback()` called, once, when the caller leaves, or now if it has left; it must not block.
+        """Call `callback()` once when the caller leaves, or now if it has left; it must not block (R30).
 
-        It is called in the caller's task, just before that goes on, also if this message has been put back meanwhile; for one
-        that is near the end of its stack in Trio's own, in a moment. If it raises, the child fails with that exception, as by `Ref.inject`; while no body of the child runs, an `Exception` is
-        logged, and anything else ends the tree.
+        It runs in the caller's task, just before that goes on, even if this message has been put back meanwhile. For a caller
+        near the end of its stack it runs a moment later, in a system task of Trio. If it raises, the child fails with that
+        exception, as by `Ref.inject`. If no body of the child runs then, an `Exception` is logged, and anything else ends the
+        tree. A one-way message ignores the callback.
         """
         call = self._call
         if call is None:
@@ -143,7 +144,7 @@ class Message:
             call.callbacks.append((callback, self._inbox))
 
     def reply(self, value: Any = None) -> None:
-        """Answer it. To a caller that has left the reply is dropped quietly."""
+        """Answer it with `value`. If the caller has left, the reply is dropped. Raises RuntimeError if it is not in hand."""
         inbox = self._inbox
         if inbox is None:
             self._refuse()
@@ -154,7 +155,7 @@ class Message:
         inbox.held.pop(self, None)
 
     def fail(self, exc: BaseException) -> None:
-        """Answer it with an exception, which the caller's `call` raises."""
+        """Answer it with an exception, which the caller's `call` raises. Raises RuntimeError if it is not in hand."""
         result, inbox = outcome.Error(exc), self._inbox
         if inbox is None:
             self._refuse()
@@ -165,7 +166,7 @@ class Message:
         inbox.held.pop(self, None)
 
     def requeue(self) -> None:
-        """Put it back at the head of the queue."""
+        """Put it back at the head of the queue, even if that is full. Raises RuntimeError if it is not in hand."""
         inbox = self._inbox
         if inbox is None or not inbox.is_open:
             self._refuse()
@@ -177,7 +178,7 @@ class Message:
         return self._inbox is not None and self._inbox.is_open
 
     def _refuse(self) -> None:
-        """It is not in hand; that concerns nobody if the caller has left."""
+        """Raise RuntimeError, since it is not in hand, unless its caller has left."""
         if not self.left:
             raise RuntimeError(
                 f"{brief(self)} is not in hand: a message is replied to, failed or requeued once, by the body that "
@@ -185,11 +186,11 @@ class Message:
             )
 
     def let_go(self, over: str) -> None:
-        """Out of these hands, and nobody is answered by it."""
+        """Take it out of hand without an answer; `over` says how it ended."""
         self._inbox, self._over = None, over
 
     def back(self) -> Call | Message:
-        """What stands for it in the queue, once it was put back: never this object, which somebody may still have."""
+        """The entry that goes back into the queue: never this object, which the body may still hold."""
         self.let_go("requeued")
         call = self._call
         if call is not None:
@@ -201,7 +202,7 @@ class Message:
         return again
 
     def taken_again(self, inbox: MessageInbox) -> Message:
-        """Into the next hands."""
+        """This one-way message was put back, and a body takes it again."""
         self._inbox = inbox
         inbox.held[self] = None
         return self
@@ -209,7 +210,7 @@ class Message:
 
 @protected
 class Call:
-    """The sender's side of a message whose caller waits for the answer. It outlives those who have it in hand."""
+    """The caller's end of a message. It outlives the bodies that have the message in hand."""
 
     __slots__ = ("_task", "answer", "callbacks", "hand", "mailbox", "memo", "on_loss", "state", "value")
 
@@ -227,28 +228,28 @@ class Call:
         self.callbacks = self.hand = self.memo = self._task = self.answer = None
 
     def put_back(self) -> None:
-        """Nobody has it in hand; it waits in the queue again, if that is open."""
+        """No body has the message in hand any more: it is queued again."""
         self.state, self.hand = "queued again", None
 
     def taken_again(self, inbox: MessageInbox) -> Message:
-        """Into the next hands."""
+        """A body takes the message again, as a new object."""
         hand = self.hand = self.hand_type(self.value, self.on_loss, inbox, self)
         hand.memo, self.state = self.memo, "in hand"
         inbox.held[hand] = None
         return hand
 
     def finish(self, result: outcome.Outcome[Any], /) -> None:
-        """The end, from whomever: a reply, a loss, a closed mailbox."""
-        self.callbacks = self.hand = None  # the hand knows of the call: no cycle is to be left
+        """Set the answer: a reply, a loss, or the error of a closed mailbox."""
+        self.callbacks = self.hand = None  # the message refers to this call: leave no cycle
         task = self._task
         if task is None:
             self.answer = result
-        else:  # not kept here: an exception will know of the caller's frame, and that of this
+        else:  # not kept here: an exception will refer to the caller's frame, and that frame to this call
             reschedule(task, result)
             self.answer, self._task = _DELIVERED, None
 
     async def result(self) -> Any:
-        """Wait for the answer; a caller who is cancelled takes a queued message with it."""
+        """Wait for the answer. A caller that is cancelled withdraws a queued message."""
         if self.answer is not None:
             await trio.lowlevel.cancel_shielded_checkpoint()
             answer, self.answer = self.answer, _DELIVERED
@@ -260,8 +261,8 @@ class Call:
         if task is self.mailbox.server:
             self._check_others_serve(task)
         try:
-            # By hand: the answer travels with the wake-up and is kept nowhere, so that an exception leaves no cycle with
-            # the caller's frame. Neither Event nor ParkingLot hands anything over. Protected: see `protected`.
+            # Parks by hand: the wake-up carries the answer, which is kept nowhere, so that an exception forms no cycle with
+            # the caller's frame. Neither Event nor ParkingLot can pass a value. Protected: see `protected`.
             return await wait_task_rescheduled(self._abort)
         except BaseException:
             self._task = None
@@ -277,14 +278,14 @@ class Call:
             raise
 
     def _abort(self, _: RaiseCancelT) -> Abort:
-        # No callback is called here: what it raised would end Trio's run, and if it cancelled a scope around this very
-        # task, Trio would come here again.
+        # Calls no callback: an exception from it would end Trio's run, and if it cancelled a scope around this very task,
+        # Trio would call this function again.
         self._task = None
         self.leave()
         return Abort.SUCCEEDED
 
     def leave(self) -> None:
-        """The caller goes away."""
+        """The caller leaves: withdraw a queued message, and take one in hand from its body."""
         if self.answer is not None:
             return
         state, self.state = self.state, "left"
@@ -297,10 +298,10 @@ class Call:
             self.mailbox.withdraw()
 
     def call_back(self) -> None:
-        """Tell those who wanted to know that the caller has left.
+        """Call the callbacks of `Message.on_left`, since the caller has left.
 
-        A caller that is near the end of its stack has them told from Trio's own task, in a moment: the depth is his, and what
-        is told must neither fail for it nor be refused.
+        For a caller near the end of its stack a system task of Trio calls them a moment later: the depth is the caller's, and
+        must neither make a callback fail nor have it refused.
         """
         callbacks, self.callbacks = self.callbacks, None
         if callbacks is None:
@@ -316,13 +317,13 @@ def _call_all(callbacks: list[tuple[Callable[[], object], MessageInbox]]) -> Non
     for callback, inbox in callbacks:
         try:
             callback()
-        except BaseException as exc:  # noqa: BLE001 - whatever it is, it is a failure of that body
+        except BaseException as exc:  # noqa: BLE001 - any exception is a failure of that body
             inbox.fails(exc)
 
 
 @protected
 class StreamMessage(Message):
-    """A message with many replies: `send` each, then `reply()` ends the stream, and `fail` fails it (R30)."""
+    """A message with many replies: `send` puts one into the stream, `reply()` ends the stream, `fail` fails it (R30)."""
 
     __slots__ = ()
 
@@ -330,7 +331,7 @@ class StreamMessage(Message):
 
     @property
     def size(self) -> int:
-        """How many items may wait for the consumer; at least 1."""
+        """How many items may wait for the consumer, at least 1; may be changed."""
         return self._call.size
 
     @size.setter
@@ -340,11 +341,11 @@ class StreamMessage(Message):
         self._call.look_for_room()
 
     def send_nowait(self, item: Any) -> None:
-        """Put one item into the stream; `trio.WouldBlock` if the buffer is full. Dropped if the consumer left."""
+        """Put one item into the stream. Raises `trio.WouldBlock` if the buffer is full. The item is dropped if the consumer has left."""
         self.send_many_nowait((item,))
 
     def send_many_nowait(self, items: Sequence[Any]) -> None:
-        """Put some items into the stream at once, or none of them: as `send_nowait`, and the consumer wakes once."""
+        """As `send_nowait` for several items: either all are put or none, and the consumer wakes once."""
         call = self._call
         if self._inbox is None:
             self._refuse()
@@ -357,7 +358,7 @@ class StreamMessage(Message):
             call.wake()
 
     async def send(self, item: Any) -> None:
-        """Put one item into the stream, waiting while its buffer is full. Cancelled: the item was not put."""
+        """Put one item into the stream, waiting while its buffer is full. If it is cancelled, the item was not put."""
         await trio.lowlevel.checkpoint_if_cancelled()
         call = self._call
         while len(call.buffer) >= call.size and self._inbox is not None:
@@ -370,12 +371,12 @@ class StreamMessage(Message):
 
 @protected
 class StreamCall(Call):
-    """The consumer's side of a stream."""
+    """The consumer's end of the message of a stream."""
 
     __slots__ = ("_closed", "_deadline", "buffer", "room", "size")
 
     hand_type = StreamMessage
-    room: trio.lowlevel.ParkingLot | None  # from when somebody waits for room
+    room: trio.lowlevel.ParkingLot | None  # made for the first task that waits for room
 
     def __init__(
         self, value: Any, on_loss: OnLoss, mailbox: MessageQueue, *, size: int, deadline: float | None
@@ -393,7 +394,7 @@ class StreamCall(Call):
             self._task = None
 
     def look_for_room(self) -> None:
-        """Whoever waits for room looks again: there may be some, or it need wait no longer."""
+        """Wake the tasks that wait for room: there may be some, or the stream may have ended."""
         if self.room is not None:
             self.room.unpark_all()
 
@@ -420,9 +421,9 @@ class StreamCall(Call):
         self.call_back()
 
     async def wait(self) -> None:
-        """For the next item, or only for the others' turn; `StopAsyncIteration` at the end.
+        """Wait for the next item; if one is buffered, only checkpoint. `StopAsyncIteration` at the end of the stream.
 
-        What was sent before a failure comes first.
+        Items that were sent before a failure come before it.
         """
         if self.buffer:
             await trio.lowlevel.checkpoint()
@@ -446,15 +447,15 @@ class StreamCall(Call):
             self.mailbox.check_others_serve(task)
         self._task = task
         try:
-            # By hand: at most one task waits, for each item that has not come yet, and `_task` says so to a second one. A
-            # ParkingLot would keep a table for one entry, on the busiest path of a stream. Protected.
+            # Parks by hand: at most one task waits, and `_task` lets a second one be refused. A ParkingLot would keep a table
+            # for that one task, on the busiest path of a stream. Protected.
             await wait_task_rescheduled(self._abort)
         except BaseException:
             self._task = None
             raise
 
     async def _park_in_time(self, deadline: float) -> None:
-        """For something to come; past the deadline it is as if the consumer had left, but it is told why."""
+        """As `_park`, but at the deadline leave as the consumer, which gets the error `late`."""
         with self.mailbox.in_time(deadline, self._late):
             await self._park()
 
@@ -469,10 +470,10 @@ class StreamCall(Call):
 
 @protected
 class Stream:
-    """The consumer's end of a stream: an async iterator, for one task at a time; leaving its block early tells the child.
+    """The consumer's end of a stream: an async iterator, for one task at a time; leaving its block notifies the child (R30).
 
-    Asked for items outside its block it raises `trio.ClosedResourceError`, and `trio.BusyResourceError` while another task
-    waits for the next one.
+    The next item raises `trio.ClosedResourceError` outside the block, and `trio.BusyResourceError` while another task waits
+    for one.
     """
 
     __slots__ = ("_buffer", "_call")
@@ -485,7 +486,11 @@ class Stream:
         return self
 
     async def __anext__(self) -> Any:
-        """The next item. Not every call is a checkpoint: of items that are there already, every 64th in a row is."""
+        """The next item. Of calls that find an item in the buffer only every 64th in a row is a checkpoint.
+
+        Raises:
+            CallLost, ChildStopped, TimeoutError: as for `Ref.call`, after the items sent before.
+        """
         buffer = self._buffer
         if not len(buffer) % IN_A_ROW:
             await self._call.wait()

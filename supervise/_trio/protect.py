@@ -1,4 +1,4 @@
-"""Protection of our own lines: from KeyboardInterrupt, and from the end of Python's stack."""
+"""Protection of the library's own lines: from KeyboardInterrupt, and from the end of Python's stack."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from trio.lowlevel import enable_ki_protection
 
 T = TypeVar("T", bound=type[Any])
 
-_SPARE = 200  # calls deep: what we, Trio and sinks of the usual kind need, several times over
+_SPARE = 200  # nested calls: several times the need of this library, Trio and ordinary sinks
 _C_COUNTS = sys.version_info < (3, 12)
 
 
@@ -26,10 +26,10 @@ _PAIRS = {calls: (_nested(calls), _nested(calls)) for calls in (_SPARE, 2 * _SPA
 
 
 def protected(cls: T) -> T:
-    """While a method of this class runs, or a property of it, a Ctrl-C waits for the next checkpoint of the main task.
+    """Protect a class: while a method or property of it runs, a Ctrl-C waits for the next checkpoint of the main task.
 
-    Trio looks a frame's code up when the signal comes: that costs nothing until then. What these methods call is protected
-    too, the user's callbacks included.
+    Trio looks up the code of each frame when the signal comes, so a call costs nothing extra. Functions that these methods
+    call are protected too, including the user's callbacks.
     """
     for member in vars(cls).values():
         for function in _functions(member):
@@ -38,17 +38,17 @@ def protected(cls: T) -> T:
 
 
 def _functions(member: object) -> list[Callable[..., Any]]:
-    """Those of a class's own that are behind a member, without what decorators have put around them."""
+    """The functions behind a member of a class, unwrapped from their decorators."""
     if isinstance(member, property):
         return [function for function in (member.fget, member.fset) if function is not None]
     return [inspect.unwrap(member)] if inspect.isfunction(member) else []
 
 
 def check_stack() -> None:
-    """Refuse a call that comes so near the end of Python's stack that our own work might break off in its middle.
+    """Refuse a call so near the end of Python's stack that a RecursionError might strike in the library's own code.
 
-    A child that calls itself without end is to fail with its own RecursionError. One that struck between two of our lines
-    would leave the tree half changed, and whoever waits for the other half would wait for ever (R24).
+    A child that calls itself without end must fail with its own RecursionError. An error between two lines of the library
+    would leave the tree half changed, and tasks that wait for the other half would wait for ever (R24).
 
     Raises:
         RecursionError: fewer than 200 calls are left.
@@ -67,9 +67,9 @@ def has_room_for_others() -> bool:
 def _are_left(calls: int) -> bool:
     """Whether so many calls are left of Python's stack.
 
-    Since Python 3.12 only Python's own frames count, and `sys._getframe` says whether there are too many. Up to 3.11
-    recursion in C counts too, of which a debugger or a coverage tool makes more: comparing two deep tuples is such a
-    recursion, and fails if too little is left.
+    Since Python 3.12 only Python's own frames count towards the limit, and `sys._getframe` finds out whether there are too
+    many. Up to 3.11 recursion in C counts too, and a debugger or a coverage tool adds to it: comparing two deep tuples is
+    such a recursion, and fails if too little is left.
     """
     limit = sys.getrecursionlimit()
     try:

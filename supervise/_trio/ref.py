@@ -1,4 +1,4 @@
-"""The stable address of a node, and what can be asked of it: calls, streams, leases, ends, and changes (R25–R30)."""
+"""`Ref`, the stable address of a node: calls, streams, leases, waiting for its end, and changes (R25–R30)."""
 
 from __future__ import annotations
 
@@ -26,24 +26,27 @@ from .protect import check_stack, protected
 
 
 class Declared:
-    """What a tree declares: the spec at each path, and the path of each spec. Made when first wanted."""
+    """The declarations of a tree: the spec at each path, and the path of each spec, both made at the first need."""
 
     def __init__(self, root: Supervisor | Pool) -> None:
         self._root = root
 
     @cached_property
     def specs(self) -> dict[str, Spec]:
-        """Path to spec."""
+        """The spec at each path."""
         return dict(walk(self._root))
 
     @cached_property
     def paths(self) -> dict[Spec, str]:
-        """Spec to path; also of the spec that another was made over."""
+        """The path of each spec, and of the `origin` that a spec replaces."""
         return {spec: path for path, node in self.specs.items() for spec in (node, node.origin) if spec}
 
 
 class Ref:
-    """The stable address of a node: cheap, hashable, and good over any number of incarnations (R28)."""
+    """The stable address of a node: cheap, hashable, and valid over any number of incarnations (R28).
+
+    Two are equal if they have the same path in the same tree.
+    """
 
     __slots__ = ("_added", "_declared", "_driver", "_queue", "path")
 
@@ -63,7 +66,7 @@ class Ref:
     def __hash__(self) -> int:
         return hash((id(self._driver), self.path))
 
-    # --- what it is
+    # --- its state
 
     def _node(self) -> Node | None:
         return self._driver.forest.find(self.path)
@@ -76,10 +79,10 @@ class Ref:
         return self._driver.address(self.path)
 
     def status(self) -> Status:
-        """The node, and all below it, as it stands, at once (R33).
+        """The status of the node and of all below it, without waiting (R33).
 
         Raises:
-            ChildStopped: it is not in the tree now.
+            ChildStopped: it is not in the tree.
         """
         node = self._node()
         if node is None:
@@ -87,10 +90,10 @@ class Ref:
         return picture(node, self._driver.forest.machines, trio.current_time(), self._driver.traffic_at)
 
     async def ready(self) -> Any:
-        """The value of its current incarnation, waiting over starts and restarts.
+        """Wait, over starts and restarts, until the node is up. Returns the value given to `task_status.started`, else None (R28).
 
         Raises:
-            ChildStopped: it is down for good.
+            ChildStopped: the node is down for good.
         """
         await trio.lowlevel.checkpoint()
         return (await self._up())[1]
@@ -111,29 +114,30 @@ class Ref:
             await address.wait()
 
     def lease(self) -> AbstractAsyncContextManager[Any]:
-        """The value of its current incarnation, for a block that is cancelled if that incarnation ends.
+        """An async context manager: as `ready`, and the block is cancelled if that incarnation ends (R28).
 
         Raises:
-            ChildRestarted: the incarnation ended first.
+            ChildRestarted: the incarnation ended during the block.
             ChildStopped: the node is down for good.
+            TypeError: the node is a supervisor without a front.
         """
         return _Lease(self)
 
     async def ended(self) -> BaseException | None:
-        """Wait until the node is down for good; gives the failure that did it, or None (R28)."""
+        """Wait until the node is down for good (R28). Returns the failure that caused it, or None."""
         await trio.lowlevel.checkpoint()
         if self._added is not None and self._added.gone and self._node() is None:
             return self._added.why
         address = self._address()
         ends = address.ends
-        while not address.gone and address.ends == ends:  # it may be started again before we run
+        while not address.gone and address.ends == ends:  # it may be started again before this task runs
             await address.wait()
         return address.why
 
     # --- messages
 
     def _front(self) -> Ref | None:
-        """The node that answers here: the front of a supervisor, and its front in turn (R34)."""
+        """The node that answers at this address: a supervisor's front, followed down to the last one; None if it has none (R34)."""
         spec, path = self._spec(), self.path
         while isinstance(spec, Supervisor) and spec.front_child is not None:
             spec = spec.front_child
@@ -141,7 +145,7 @@ class Ref:
         return None if path == self.path else Ref(self._driver, self._declared, path)
 
     def _mailbox(self) -> Queue:
-        """Its queue. A closed one may be of a node that has left the tree, while another has taken its place."""
+        """Its queue. A closed queue is looked up anew: its node may have left the tree, and another may have its path."""
         if self._queue is None or self._queue.closed:
             self._queue = self._find_mailbox()
         return self._queue
@@ -158,28 +162,30 @@ class Ref:
         raise TypeError(f"{ref.path!r} has no mailbox, and names no child as its front")
 
     def call(self, value: Any, *, on_loss: OnLoss | None = None) -> Coroutine[Any, Any, Any]:
-        """Send a message and wait for its reply.
+        """Send a message and wait for its reply; an exception that the child gives to `message.fail` is raised here (R30).
 
         Args:
-            value: what the child gets as `message.value`.
-            on_loss: `fail`: `CallLost` if the incarnation that took it ends first; `requeue`: it goes back to the head
-                of the queue (R30); None: as the child's mailbox says.
+            value: any object; the child gets it as `message.value`.
+            on_loss: `fail`: raise `CallLost` if the incarnation that took the message ends first; `requeue`: the message
+                goes back to the head of the queue (R30); None: as the child's mailbox declares.
 
         Raises:
-            ChildStopped: the node is down for good.
+            ChildStopped: the node is down for good; or the mailbox's class `stopped`.
             CallLost: see `on_loss`.
-            RuntimeError: this is the child's own task, and nobody else would serve the message (R30).
+            TimeoutError: the mailbox's `deadline` passed; or its class `late`.
+            RuntimeError: this is the child's own task, and no other task could serve the message (R30).
+            TypeError: the node has no mailbox.
         """
         return call(self._mailbox(), value, on_loss)
 
     async def send(self, value: Any, *, on_loss: OnLoss | None = None) -> None:
-        """Send a message without a reply, waiting while the mailbox is full."""
+        """Send a message without a reply, waiting while the mailbox is full (R29). Raises as `call`, except `CallLost` and `TimeoutError`."""
         mailbox = self._mailbox()
         await mailbox.put((value, None if on_loss is None else checked_on_loss(on_loss)))
         await trio.lowlevel.cancel_shielded_checkpoint()
 
     def send_nowait(self, value: Any, *, on_loss: OnLoss | None = None) -> None:
-        """Send a message without a reply, or raise `MailboxFull`."""
+        """As `send`, but raise `MailboxFull`, or the mailbox's class `full`, instead of waiting (R29)."""
         if on_loss is not None:
             checked_on_loss(on_loss)
         mailbox = self._queue
@@ -191,19 +197,22 @@ class Ref:
     def stream(
         self, value: Any, *, on_loss: OnLoss | None = None, buffer: int = 64
     ) -> AbstractAsyncContextManager[Stream]:
-        """Send a message that has many replies; leaving the block tells the child.
+        """Send a message that has many replies: a context manager that gives the `Stream`; leaving its block notifies the child (R30).
 
         Args:
             value: as for `call`.
             on_loss: as for `call`.
             buffer: how many replies may wait for the consumer, at least 1.
+
+        Raises:
+            The same errors as `call`, on entering the block or on taking an item.
         """
         return OpenStream(self._mailbox(), value, on_loss, buffer, wait=True)
 
     def stream_nowait(
         self, value: Any, *, on_loss: OnLoss | None = None, buffer: int = 64
     ) -> AbstractAsyncContextManager[Stream]:
-        """Like `stream`, but entering the block raises `MailboxFull` rather than wait."""
+        """As `stream`, but entering the block raises `MailboxFull`, or the mailbox's class `full`, instead of waiting."""
         return OpenStream(self._mailbox(), value, on_loss, buffer, wait=False)
 
     # --- changes, see R25
@@ -211,12 +220,14 @@ class Ref:
     async def add(self, *args: Any, name: str | None = None) -> Ref:
         """Add a child and start it: `add(spec)` to a supervisor, `add(*args, name=…)` a member to a pool.
 
-        Added children go last, and are lost when their supervisor restarts. A pool names those without a name. If the
-        caller is cancelled before the start has begun, nothing is added; afterwards the child stays.
+        Waits until the child is ready. An added child is the last in start order, and is lost when its supervisor restarts
+        (R25). A pool generates a name if none is given (R26). If the caller is cancelled before the start has begun, nothing
+        is added; afterwards the child stays.
 
         Raises:
-            StartFailed: it did not start, and is not in the tree.
-            Refused: its name is taken, or the pool is full.
+            StartFailed: the child did not start, and is not in the tree.
+            Refused: its name is taken, the pool is full, or the supervisor is stopping or not running.
+            TypeError, ValueError: the spec or the arguments do not fit.
         """
         machine = self._driver.forest.machines.get(self.path)
         if machine is None:
@@ -244,9 +255,13 @@ class Ref:
         return spec
 
     async def stop(self) -> None:
-        """Stop the node and wait until it has ended. It is merely down: a group restart revives it.
+        """Stop the node and wait until it has ended (R25). It is `down`, and a restart of its group starts it again.
 
-        Stopping the root ends the tree. (The verdict `Stop` is another thing: it condemns.)
+        Stopping the root ends the tree. The directive `Stop` differs: it leaves the node `condemned` (R10).
+
+        Raises:
+            Refused: the node or its supervisor is not there.
+            RuntimeError: the caller runs inside the node, and would wait for its own end.
         """
         self._would_wait_for_itself(self._above, ended=self.path)
         if not self._above:
@@ -257,45 +272,46 @@ class Ref:
             await self._ask_parent("stop")
 
     async def start(self) -> None:
-        """Start a node that is down or condemned, at once if it is backing off; not charged to any limit.
+        """Start a node that is down or condemned, or that backs off; no limit is charged (R25). Waits until it is ready.
 
         Raises:
-            Refused: it is running, or a member of a pool.
+            Refused: it is running, restarting without a backoff, a member of a pool, or not there.
             StartFailed: it did not start, and is down.
         """
         self._would_wait_for_itself(self._above)
         await self._ask_parent("start")
 
     async def restart(self) -> None:
-        """Restart a node in any state; not charged to any limit (R25).
+        """Restart a node in any state; no limit is charged (R25). Waits until it is ready.
 
-        One that runs is stopped in order, with the group that its supervisor's strategy names, and they are started
-        again. One that is down or condemned is started.
+        A node that is down or condemned is started. Any other is stopped in order, together with the group that its
+        supervisor's strategy names, and the group is started again.
 
         Raises:
-            Refused: it is a member of a pool, or the root.
-            StartFailed: it did not start. What had run before is judged, and retried, like a failure in any restart.
+            Refused: it is a member of a pool, the root, or not there.
+            StartFailed: it did not start. If it ran before, its failure is judged and retried as in any restart.
         """
         self._would_wait_for_itself(self._above, ended=self.path)
         await self._ask_parent("restart")
 
     async def remove(self) -> None:
-        """Take a node that is down out of the tree.
+        """Take a node that is down out of the tree (R25).
 
         Raises:
-            Refused: it is running or restarting.
+            Refused: it is running, restarting, a member of a pool, or not there.
         """
         self._would_wait_for_itself(self._above)
         await self._ask_parent("remove")
 
     def inject(self, exc: Exception) -> None:
-        """Have the running leaf fail with `exc`, as if its body had raised it (R27).
+        """Make the running leaf fail with `exc`, as if its body had raised it (R27).
 
         One that drains is running: it ends with `exc`, which is an error of its stop (R23). One that is suspended with
         another failure, which its supervisor has still to decide, fails with `exc` if it is resumed.
 
         Raises:
-            Refused: it is not running.
+            Refused: it is not running, or is no leaf.
+            TypeError: `exc` is no `Exception`.
         """
         if not is_a(exc, Exception):
             raise TypeError(f"inject takes an Exception, got {brief(exc)}")
@@ -320,12 +336,12 @@ class Ref:
         return await self._driver.ask(machine, effect.Request(kind, Answer(), name=name))
 
     def _would_wait_for_itself(self, served: str, *, ended: str = "") -> None:
-        """Refuse what could never be answered.
+        """Refuse a request that would wait for ever.
 
         A child cannot wait for its own end, or for the supervisor at `served` while that waits for it to start or to end.
 
         Raises:
-            RuntimeError: it would never be answered.
+            RuntimeError: the child would wait for its own start or end.
             Refused: the child is being stopped.
         """
         child = enclosing_child(self._driver)
@@ -354,7 +370,7 @@ class Ref:
 
 @protected
 class _Lease(AbstractAsyncContextManager[Any]):
-    """See `Ref.lease`. A class, not a generator: a Ctrl-C on the way into one, or out of it, would leave its scope open."""
+    """See `Ref.lease`. A class, not a generator: a Ctrl-C while a generator is entered or left would leave its scope open."""
 
     __slots__ = ("_entered", "_leaf", "_ref", "_scope", "_which")
 
@@ -392,7 +408,7 @@ class _Lease(AbstractAsyncContextManager[Any]):
 
 
 def refuse_nonsense(spec: Spec) -> None:
-    """What only shows in the whole: one spec at two places, an `init` that wants arguments."""
+    """Refuse the faults of a whole tree: one spec at two places, or an `init` that needs arguments."""
     for problem in placed_twice(spec):
         raise ValueError(problem)
     if spec.misfit is not None:

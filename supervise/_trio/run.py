@@ -38,27 +38,28 @@ def run_tree(
     watchdog: float | None = None,
     watch: Watch | None = None,
 ) -> None:
-    """Run a tree until its root ends, and leave the program with its exit status if that is not 0.
+    """Run a tree until its root ends; leave the program with an exit status if the tree failed.
 
-    The first SIGINT, SIGTERM or SIGHUP stops the tree in order, and then the status is 0. The second one ends the
-    program at once with 130, 143 or 129, also while a child's code blocks the event loop; processes that belong to
-    children die with it. SIGINT and SIGHUP stay ignored where the program was started so (`nohup`, or `&` in a script).
+    The first SIGINT, SIGTERM or SIGHUP stops the tree in order, and the function returns. The second signal ends the program
+    at once with the status 130, 143 or 129, even while a child's code blocks the event loop; processes that belong to
+    children die with it. SIGINT and SIGHUP stay ignored if the program was started so (`nohup`, or `&` in a script).
     SIGUSR1 writes all stacks to standard error.
 
     Args:
         spec: the root.
         sinks: as for `open_tree`.
-        hard_exit_after: seconds that an ordered stop may take, from the moment at which the root begins to stop or the
-            first signal asks for it. Then standard error is told which children are still there, and where they hang,
-            and the program ends with 70. It is the only way past a child that does not yield. None: no end.
-        watchdog: seconds for which the event loop may not turn until the log says which child's code keeps it, with
-            its stack. None or 0: nobody watches.
-        watch: called with the tree as it starts, and cancelled when it has ended; for a view. Like a sink, one that
-            raises is reported once and cannot hurt the tree; what is no `Exception` stops it in order.
+        hard_exit_after: seconds that an ordered stop may take, 0 or more, from the moment at which the root begins to stop
+            or the first signal arrives. Then the program writes to standard error which children are still there, and
+            where they hang, and ends with 70 (R20). It is the only way past a child that does not yield. None: no limit.
+        watchdog: seconds for which the event loop may be blocked until the log names the child whose code blocks it, with
+            its stack. None or 0: no watchdog.
+        watch: an async function for a view; it is called with the tree as the tree starts, and cancelled when it has ended.
+            If it raises an `Exception`, that is logged once and the tree goes on; anything else stops the tree in order.
 
     Raises:
-        SystemExit: with 70 if the tree failed, with 1 if it never started (one line in the log says why).
-        RuntimeError: called outside the main thread, which alone receives signals; `open_tree` works anywhere.
+        SystemExit: with 70 if the tree failed, with 1 if it never started (one line in the log has the reason).
+        RuntimeError: the caller is not in the main thread, the only one that receives signals; `open_tree` works anywhere.
+        TypeError, ValueError: for an argument of another type, or out of range.
     """
     check_root(spec)
     for name, value in (("hard_exit_after", hard_exit_after), ("watchdog", watchdog)):
@@ -98,7 +99,7 @@ class _Program:
         self._driver: Driver | None = None
         self._scope = trio.CancelScope()
         self._signalled = False
-        self._watch_raised: BaseException | None = None  # if that is no `Exception`
+        self._watch_raised: BaseException | None = None  # only an exception that is no `Exception`
 
     async def run(self) -> None:
         self._token = trio.lowlevel.current_trio_token()
@@ -137,7 +138,7 @@ class _Program:
             raise raised
 
     async def _look_at(self, tree: Tree) -> None:
-        """Let it watch until the tree has ended; an ordered stop too is worth seeing."""
+        """Run `watch` until the tree has ended: it also sees the ordered stop."""
         if self._watch is None:
             return
         try:
@@ -149,13 +150,13 @@ class _Program:
             if exc is None:
                 raise
             if is_decidable(exc):
-                tree._driver.log_error("what watched the tree failed; the tree goes on", exc)
+                tree._driver.log_error("the function given as watch failed; the tree goes on", exc)
             else:
                 self._watch_raised = exc
-                tree._driver.stop_for(exc, f"what watched the tree raised {brief(exc)}")
+                tree._driver.stop_for(exc, f"the function given as watch raised {brief(exc)}")
 
-    def _stop(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002 - as a handler is called
-        """The first signal stops the tree in order, the second one everything at once."""
+    def _stop(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002 - the arguments of a signal handler
+        """The first signal stops the tree in order, the second one ends the program at once."""
         if self._signalled:
             leave(128 + number)
         self._signalled = True
@@ -163,12 +164,12 @@ class _Program:
             self._hard_exit.begin()
         self._soon(self._scope.cancel, f"{signal.Signals(number).name} asked the program to stop")
 
-    def _show(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002 - likewise
+    def _show(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002 - the arguments of a signal handler
         self._soon(lambda: write(f"{stacks(tasks_below(trio.lowlevel.current_root_task()))}\n"))
 
     def _soon(self, function: Callable[..., object], *args: object) -> None:
-        """In the loop: a signal handler may have interrupted anything."""
-        with suppress(trio.RunFinishedError):  # it is over, so there is nothing to stop or to show
+        """Call it in the event loop: a signal handler may have interrupted any line of the tree."""
+        with suppress(trio.RunFinishedError):  # the run is over: there is nothing to stop or to show
             self._token.run_sync_soon(function, *args)
 
 
@@ -179,22 +180,24 @@ _Handler = Callable[[int, FrameType | None], None]
 def _handlers(stop: _Handler, show: _Handler) -> Generator[None, None, None]:
     """Receive the signals of the program during the block.
 
-    They are handled by Python, not by a task: a task needs the loop, which a child's code may keep.
+    Python's own handlers receive them, not a task: a task needs the event loop, which a child's code may block.
     """
     before: dict[signal.Signals, Any] = {}
     try:
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            # Who ignores these two for a program wants it to outlive its terminal.
+            # A program started with these two ignored is meant to outlive its terminal.
             if number == signal.SIGTERM or signal.getsignal(number) is not signal.SIG_IGN:
                 before[number] = signal.signal(number, stop)
         if signal.getsignal(signal.SIGUSR1) is signal.SIG_DFL:
             before[signal.SIGUSR1] = signal.signal(signal.SIGUSR1, show)
-            with suppress(Exception):  # without a real standard error only the tasks' stacks are shown
-                # The stacks of all threads come first, in whatever state the interpreter is; then our own handler's turn.
+            with suppress(Exception):  # without a real standard error only the stacks of tasks are shown
+                # faulthandler writes the stacks of all threads, in any state of the interpreter; then it calls `show`.
                 faulthandler.register(signal.SIGUSR1, file=sys.stderr, all_threads=True, chain=True)
         yield
     finally:
         if signal.SIGUSR1 in before:
             faulthandler.unregister(signal.SIGUSR1)
         for number, handler in before.items():
-            signal.signal(number, signal.SIG_DFL if handler is None else handler)  # None: it was not Python's
+            signal.signal(
+                number, signal.SIG_DFL if handler is None else handler
+            )  # None: it was not set from Python

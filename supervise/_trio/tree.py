@@ -1,4 +1,4 @@
-"""The tree as its users hold it: `open_tree`, and the `Tree` that gives the addresses of its nodes."""
+"""`open_tree`, and the `Tree` that gives the addresses of its nodes."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ from .protect import check_stack, protected
 from .ref import Declared, Ref, refuse_nonsense
 
 onlookers: ContextVar[tuple[Sink, ...]] = ContextVar("supervise.onlookers", default=())
-"""More sinks for every tree that is opened in a context: the testing tools listen here."""
+"""More sinks for every tree that is opened in a context; the testing tools set it."""
 
 
 class Tree:
-    """A running tree. `tree[spec]` and `tree["app/store/jobs"]` give addresses."""
+    """A running tree. `tree[spec]` and `tree["app/store/jobs"]` give the address of a node (R28)."""
 
     def __init__(self, spec: Supervisor | Pool, sinks: Sequence[Sink]) -> None:
         self._driver = Driver(spec, sinks)
@@ -45,7 +45,8 @@ class Tree:
         """The address of a node, by its spec or by its path.
 
         Raises:
-            KeyError: the tree has no such node.
+            KeyError: the tree has no such node; the message names a near match, if there is one.
+            TypeError: the key is neither a spec nor a string.
         """
         if isinstance(key, str):
             if self._driver.forest.find(key) is None and key not in self._declared.specs:
@@ -64,7 +65,7 @@ class Tree:
         return KeyError(f"tree {self._spec.name!r} has no node for the spec of {spec.name!r}{other}")
 
     def _near(self, path: str) -> str:
-        """What may have been meant: near by, or elsewhere in the tree."""
+        """A hint at a path that may have been meant: below the right supervisor, or elsewhere in the tree."""
         root, machines = self._driver.forest.root, self._driver.forest.machines
         under_root = f"{root.name}/{path}"
         if self._driver.forest.find(under_root) is not None or under_root in self._declared.specs:
@@ -91,12 +92,12 @@ class Tree:
         return Ref(self._driver, self._declared, self._spec.name)
 
     def status(self) -> Status:
-        """The whole tree as it stands, at once (R33)."""
+        """The status of the whole tree, without waiting (R33)."""
         return self._driver.forest.status(trio.current_time(), self._driver.traffic_at)
 
 
 def check_root(spec: object) -> Supervisor | Pool:
-    """A tree's root must be a supervisor."""
+    """Refuse a root that is no supervisor or pool, and a start while the declaring file is being loaded."""
     if being_loaded.get():
         raise RuntimeError(
             "a tree is started while the file that declares it is loaded: do that under if __name__ == '__main__'"
@@ -109,13 +110,13 @@ def check_root(spec: object) -> Supervisor | Pool:
 
 
 def checked_sinks(sinks: Iterable[Sink]) -> list[Sink]:
-    """Refuse what surely is no sink: an async function would be called, and never run."""
+    """Refuse a value that certainly is no sink, such as an async function, which would never run."""
     try:
         given = list(sinks)
     except TypeError as problem:
         raise TypeError(f"sinks must be a list of functions, got {brief(sinks)}") from problem
     for sink in given:
-        wrong = wrong_function(sink, "it is not awaited; put a QueueSink before what waits", ("event",))
+        wrong = wrong_function(sink, "it is not awaited; use a QueueSink for code that waits", ("event",))
         if wrong is not None:
             raise TypeError(f"a sink {wrong}")
     return given
@@ -124,19 +125,20 @@ def checked_sinks(sinks: Iterable[Sink]) -> list[Sink]:
 def open_tree(
     spec: Supervisor | Pool, *, sinks: Iterable[Sink] | None = None
 ) -> AbstractAsyncContextManager[Tree]:
-    """Run a tree around a block: started, in order, before the block; stopped, in reverse, after it (R12, R21).
+    """Run a tree around a block: it starts, in order, before the block, and stops, in reverse, after it (R12, R21).
 
-    The children are shielded from the outside: a cancellation from there, or the block's own end or exception, first
-    stops the tree in order. If the tree fails the block is cancelled.
+    The children are shielded from scopes outside: a cancellation from there, or the end or an exception of the block, stops
+    the tree in order. If the tree fails, the block is cancelled.
 
     Args:
         spec: the root.
-        sinks: called with every event; None is a `LoggingSink`, an empty one silence (R31).
+        sinks: functions that are called with every event; None means one `LoggingSink`, an empty list no sink (R31).
 
     Raises:
         StartFailed: a child failed its first start; the tree has been stopped (R16).
-        TreeFailed: the root gave up; bare, from the failure (R11, R22).
-        ExceptionGroup: the tree failed, and the block raised too.
+        TreeFailed: the root failed; it leaves bare, with the failure as its cause (R11, R22).
+        ExceptionGroup: the tree failed, and the block raised too (R22).
+        TypeError, ValueError: the spec or a sink is refused.
     """
     return opening(spec, sinks)
 
@@ -144,7 +146,7 @@ def open_tree(
 def opening(
     spec: Supervisor | Pool, sinks: Iterable[Sink] | None, look: Callable[[Tree], object] = lambda _: None
 ) -> AbstractAsyncContextManager[Tree]:
-    """See `open_tree`; `look(tree)` is called before anything starts."""
+    """See `open_tree`; `look(tree)` is called before the tree starts."""
     return _Opening(spec, sinks, look)
 
 
@@ -152,8 +154,8 @@ def opening(
 class _Opening(AbstractAsyncContextManager[Tree]):
     """See `open_tree`.
 
-    It is a class, and its methods are protected against KeyboardInterrupt, because one that came between two lines of a
-    generator, or of what `contextlib` makes of it, would leave a tree that nobody stops.
+    It is a class with methods protected against KeyboardInterrupt: an interrupt between two lines of a generator, or of the
+    manager that `contextlib` makes of it, would leave a tree that no task stops.
     """
 
     _driver: Driver
@@ -184,7 +186,7 @@ class _Opening(AbstractAsyncContextManager[Tree]):
         raised: BaseException | None = None
         try:
             await driver.settled.wait()
-        except BaseException as exc:  # noqa: BLE001 - it leaves as itself, once everything has stopped
+        except BaseException as exc:  # noqa: BLE001 - it is raised again, bare, once everything has stopped
             raised = exc
         if raised is None and driver.failure is None:
             return tree
@@ -202,12 +204,12 @@ class _Opening(AbstractAsyncContextManager[Tree]):
         try:
             raise outcome
         finally:
-            # Not what the block was left with: that is in the group, or was only Cancelled.
+            # Python has set the block's exception as context, but that is in the group already, or is only Cancelled.
             set_context(outcome, context)
             del outcome
 
     async def _leave(self, exc: BaseException | None) -> BaseException | None:
-        """Stop the tree in order. Gives what leaves the block, which `exc` has left."""
+        """Stop the tree in order. Returns the exception for the caller; `exc` is the one that left the block."""
         driver = self._driver
         raised = close_scope(driver.body_scope, exc)
         if raised is not None and is_interrupt(raised):
@@ -224,7 +226,7 @@ class _Opening(AbstractAsyncContextManager[Tree]):
 def _what_leaves(
     failure: BaseException | None, raised: BaseException | None, interrupt: KeyboardInterrupt | None = None
 ) -> BaseException | None:
-    """The tree's failure, the block's exception, or a group of both (R22); what no decider decides leaves bare (R4).
+    """The tree's failure, the block's exception, or a group of both (R22); an exception that is no `Exception` leaves bare (R4).
 
     `interrupt` came while the tree was being stopped.
     """

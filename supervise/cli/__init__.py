@@ -21,11 +21,11 @@ from ..views.terminal import run_live
 from .check import errors, warnings
 from .load import NoTree, load
 
-_TARGET = "where the tree is: a module or a Python file, and the name in it (default: tree)"
+_TARGET = "a module or a Python file, and the name of the tree in it (default: tree)"
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run the command; leaves by `SystemExit` unless all is well."""
+    """Run the command; raise `SystemExit` with its status unless that is 0."""
     arguments = _parser().parse_args(argv)
     command: Callable[[argparse.Namespace], int] = arguments.command
     try:
@@ -38,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 class _Parser(argparse.ArgumentParser):
-    """Says what was probably meant."""
+    """A parser whose errors suggest the nearest command or option."""
 
     def error(self, message: str) -> NoReturn:
         words = re.findall(r"(?<![\w-])-{0,2}\w[\w-]*", message.partition(":")[2].partition("(")[0])
@@ -47,7 +47,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _options(parser: argparse.ArgumentParser) -> list[str]:
-    """Its long options, and those of its commands."""
+    """The long options of a parser and of its commands."""
     found: list[str] = []
     for action in parser._actions:
         found += [option for option in action.option_strings if option.startswith("--")]
@@ -58,18 +58,18 @@ def _options(parser: argparse.ArgumentParser) -> list[str]:
 
 
 def _seconds(text: str) -> float:
-    """What an option takes: not negative, and a number."""
+    """Parse the value of an option: a number of seconds, 0 or more."""
     seconds = float(text)
     if not seconds >= 0:
         raise ValueError(text)
     return seconds
 
 
-_seconds.__name__ = "number of seconds"  # as argparse names it in its message
+_seconds.__name__ = "number of seconds"  # argparse prints this name in its message
 
 
 def _version() -> str:
-    from importlib.metadata import PackageNotFoundError, version  # noqa: PLC0415 - takes longer than the rest to import
+    from importlib.metadata import PackageNotFoundError, version  # noqa: PLC0415 - importing it takes longer than everything else
 
     try:
         return f"supervise {version('trio-supervise')}"
@@ -78,7 +78,7 @@ def _version() -> str:
 
 
 class _Version(argparse.Action):
-    """Looked up only when it is asked for."""
+    """Print the version, which is looked up only here."""
 
     def __call__(self, parser: argparse.ArgumentParser, *_: object) -> NoReturn:
         sys.stdout.write(f"{_version()}\n")
@@ -89,7 +89,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="supervise", description="Run supervision trees that are declared in Python.")
     parser.add_argument("--version", action=_Version, nargs=0, help="print the version and exit")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    run = commands.add_parser("run", help="run a tree until it ends or is told to stop")
+    run = commands.add_parser("run", help="run a tree until it ends or a signal stops it")
     run.add_argument("target", metavar="MODULE[:ATTR]|FILE[:ATTR]", help=_TARGET)
     run.add_argument(
         "--hard-exit-after",
@@ -102,21 +102,21 @@ def _parser() -> argparse.ArgumentParser:
         type=_seconds,
         default=10.0,
         metavar="SECONDS",
-        help="log which child's code keeps the event loop from turning for so long (default: 10; 0: never)",
+        help="log which child's code blocks the event loop for so long (default: 10; 0: never)",
     )
     run.add_argument(
         "--live", action="store_true", help="show the tree on the terminal while it runs (needs rich)"
     )
     how_much = run.add_mutually_exclusive_group()
     how_much.add_argument("-v", "--verbose", action="store_true", help="write the traceback of every failure")
-    how_much.add_argument("-q", "--quiet", action="store_true", help="write only what went wrong")
+    how_much.add_argument("-q", "--quiet", action="store_true", help="write nothing while nothing fails")
     run.set_defaults(command=_run)
     check = commands.add_parser(
-        "check", help="validate a tree without starting it; exit status 1 if anything is wrong"
+        "check", help="validate a tree without starting it; exit status 1 if it has an error"
     )
     check.add_argument("target", metavar="MODULE[:ATTR]|FILE[:ATTR]", help=_TARGET)
     check.set_defaults(command=_check)
-    tree = commands.add_parser("tree", help="print a tree as it is declared, without starting it")
+    tree = commands.add_parser("tree", help="print a declared tree, without starting it")
     tree.add_argument("target", metavar="MODULE[:ATTR]|FILE[:ATTR]", help=_TARGET)
     tree.add_argument("--mermaid", action="store_true", help="as a Mermaid flowchart instead of text")
     tree.set_defaults(command=_tree)
@@ -137,7 +137,7 @@ def _run(arguments: argparse.Namespace) -> int:
 
 
 def _sink(arguments: argparse.Namespace) -> Sink:
-    """Records for a program that has set up its own logging, else lines, and the library's own records like them."""
+    """Log records for a program that has set up its own logging; else lines, also for the library's own records."""
     logger = logging.getLogger("supervise")
     if logger.hasHandlers():
         return LoggingSink(lifecycle=not arguments.quiet)
@@ -146,13 +146,13 @@ def _sink(arguments: argparse.Namespace) -> Sink:
 
 
 class _Lines(logging.Handler):
-    """Writes a record as a `LineSink` writes an event, to whatever standard error is by then: a view may redirect it."""
+    """Writes a record as a `LineSink` writes an event, to the standard error of that moment: a view may redirect it."""
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
             sys.stderr.write(f"{now()} {self.format(record)}\n")
             sys.stderr.flush()
-        except Exception:  # noqa: BLE001 - as every handler does
+        except Exception:  # noqa: BLE001 - as every handler of `logging` does
             self.handleError(record)
 
 
@@ -166,7 +166,7 @@ def _tree(arguments: argparse.Namespace) -> int:
 
 
 def _write(text: str) -> None:
-    """To standard output, as far as that can show it; nobody may be there to read it, or not to the end."""
+    """Write to standard output. Escape the characters that it cannot encode; ignore a pipe whose reader has left."""
     out: Any = sys.stdout
     if out is None:  # it was closed before Python began
         return
@@ -175,18 +175,20 @@ def _write(text: str) -> None:
         out.write(text.encode(encoding, "backslashreplace").decode(encoding))
         out.flush()
     except OSError as problem:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or Python would try again as it ends, and say so
+        os.dup2(
+            os.open(os.devnull, os.O_WRONLY), 1
+        )  # otherwise Python would try again at its end, and print an error
         if not isinstance(problem, BrokenPipeError):
             raise NoTree(f"cannot write to standard output: {problem}") from problem
 
 
 def _sound(target: str) -> Supervisor | Pool | None:
-    """The tree that is there; None after saying what is wrong with it."""
+    """The tree of a target; None after printing its errors."""
     tree = load(target)
     assert tree is not None
     wrong = errors(tree)
     if wrong:
-        _tell(target, wrong, [])
+        _report(target, wrong, [])
         return None
     return tree
 
@@ -196,10 +198,10 @@ def _check(arguments: argparse.Namespace) -> int:
         tree = load(arguments.target, noted)
         wrong = [*map(str, noted), *(errors(tree) if tree is not None else [])]
     questionable = warnings(tree) if tree is not None and not wrong else []
-    return _tell(arguments.target, list(dict.fromkeys(wrong)), questionable)
+    return _report(arguments.target, list(dict.fromkeys(wrong)), questionable)
 
 
-def _tell(target: str, wrong: Sequence[str], questionable: Sequence[str]) -> int:
+def _report(target: str, wrong: Sequence[str], questionable: Sequence[str]) -> int:
     for line in wrong:
         sys.stderr.write(f"supervise: {target}: {line}\n")
     for line in questionable:

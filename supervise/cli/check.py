@@ -1,4 +1,4 @@
-"""What only shows in a whole tree, found without starting it."""
+"""Errors and warnings about a whole tree, found without starting it."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ from .._core.spec import Child, Pool, Spec, Supervisor, placed_twice, walk
 
 
 def errors(tree: Supervisor | Pool) -> list[str]:
-    """What is wrong, one line each."""
+    """The errors of a tree, one line each."""
     return [*placed_twice(tree), *([] if tree.misfit is None else [tree.misfit])]
 
 
 def warnings(tree: Supervisor | Pool) -> list[str]:
-    """What is allowed, but surely not meant, one line each."""
+    """The parts of a tree that are allowed but certainly not meant, one line each."""
     return [line for path, spec in walk(tree) for line in _warnings(path, spec)]
 
 
 def _warnings(path: str, spec: Spec) -> Iterator[str]:
-    """What is allowed, and has no effect or another one than it seems; each says what to do."""
+    """The options of one node without effect, or with an unexpected one; each line says how to change it."""
     yield from _void_limit(path, spec)
     yield from _never_restarted(path, spec)
     if spec.decider is not None and _resumes(spec.decider) and not any(map(_keeps, _leaves(spec))):
         yield (
-            f"the decider of {path!r} says Resume, but nothing there has a resource to keep: Resume becomes Restart (R8); "
-            "say Restart, or give the child a resource"
+            f"the decider of {path!r} answers Resume, but no child there has a resource to keep: Resume becomes Restart (R8); "
+            "write Restart, or give the child a resource"
         )
 
 
@@ -47,18 +47,18 @@ def _void_limit(path: str, spec: Spec) -> Iterator[str]:
                     f"the limit of {path!r} ({limit}) can never trip by {child.name!r}: "
                     f"{limit.restarts + 1} restarts take at least {shortest:.3g} s of backoff; "
                     f"give {path!r} a longer window, such as limit=Limit({limit.restarts}, within={within}), "
-                    "or say limit=None if it is to be restarted for ever"
+                    "or write limit=None if it is to be restarted for ever"
                 )
 
 
 def _never_restarted(path: str, spec: Spec) -> Iterator[str]:
-    """What counts or delays restarts, where there are none (R7)."""
+    """A limit or backoff where no child is ever restarted (R7)."""
     if isinstance(spec, Child):
         named = [name for name in ("limit", "backoff") if getattr(spec, name) is not None]
         if spec.restart == "temporary" and named:
             yield (
                 f"the {' and the '.join(named)} of {path!r} have no effect, for a temporary child is never restarted; "
-                "leave them out, or say restart='transient'"
+                "leave them out, or write restart='transient'"
             )
         return
     below = (spec.template,) if isinstance(spec, Pool) else spec.children
@@ -78,7 +78,7 @@ def _resumes(decider: Decider) -> bool:
 
 
 def _leaves(spec: Spec) -> Iterator[Child]:
-    """All leaves at and below a spec, and those of which members of pools are made."""
+    """All leaves at and below a spec, including those in the templates of pools."""
     for _, node in walk(spec):
         if isinstance(node, Child):
             yield node
@@ -91,7 +91,7 @@ def _keeps(child: Child) -> bool:
 
 
 def _shortest(child: Spec, restarts: int) -> float:
-    """The least time from the first of so many restarts to the last: the backoffs between them."""
+    """The least time from the first of `restarts` restarts to the last: the sum of the backoffs between them."""
     backoff = child.backoff
     assert backoff is not None
     delay, total = min(backoff.initial, backoff.maximum), 0.0

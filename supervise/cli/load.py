@@ -1,4 +1,4 @@
-"""Find a declared tree: in a module by name, or in a file."""
+"""Find a declared tree in a module or in a file."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from .._trio.tree import Tree
 
 
 class NoTree(Exception):
-    """There is no tree to be had there; the message says why in one line."""
+    """The target has no tree; the message gives the reason in one line."""
 
 
 def load(target: str, noted: list[Exception] | None = None) -> Supervisor | Pool | None:
@@ -29,11 +29,11 @@ def load(target: str, noted: list[Exception] | None = None) -> Supervisor | Pool
 
     Args:
         target: the attribute defaults to `tree`, then to the module's only supervisor.
-        noted: given for a check: what constructors have refused so far. If there is anything, a module that fails for
-            want of what they refused is no further problem, and None comes back.
+        noted: for a check: the problems that constructors have noted so far. If there are any, a module that fails to load
+            counts as a consequence of them, and the result is None.
 
     Raises:
-        NoTree: nothing to import, nothing there, or not a tree.
+        NoTree: the module cannot be imported, has no such name, or the name is no tree.
     """
     where, _, attribute = _split(target)
     loaded = being_loaded.set(True)
@@ -58,7 +58,7 @@ def load(target: str, noted: list[Exception] | None = None) -> Supervisor | Pool
 
 
 def _split(target: str) -> tuple[str, str, str]:
-    """A Windows drive is no attribute."""
+    """Split a target at its last colon, unless that follows a single letter: a Windows drive is no attribute."""
     where, colon, attribute = target.rpartition(":")
     return (
         (where, colon, attribute)
@@ -68,7 +68,7 @@ def _split(target: str) -> tuple[str, str, str]:
 
 
 def _module(where: str) -> ModuleType:
-    """The current folder is appended to the path, never prepended: nothing there shadows what is installed."""
+    """Import a module. The current folder is appended to the path, so that no file in it shadows an installed module."""
     here = str(Path.cwd())
     if here not in sys.path:
         sys.path.append(here)
@@ -84,7 +84,7 @@ def _module(where: str) -> ModuleType:
 
 
 def _refuse_foreign_runners(where: str) -> None:
-    """`runners` is a common name: say so if the one on the path is not this project's."""
+    """Refuse a package `runners` on the path that is not this project's: the name is common."""
     if where.partition(".")[0] != "runners":
         return
     spec = importlib.util.find_spec("runners")
@@ -110,7 +110,7 @@ def _from_file(path: Path) -> ModuleType:
 
 
 def _name(where: str) -> str:
-    """The name under which it is loaded."""
+    """The module name under which a target is loaded."""
     return Path(where).stem.replace("-", "_") if where.endswith(".py") else where
 
 
@@ -149,7 +149,7 @@ def _looked_up(module: ModuleType, name: str, missing: str) -> object:
 
 
 def _roots(module: ModuleType) -> dict[str, Supervisor | Pool]:
-    """The supervisors of a module that stand in no other of its supervisors."""
+    """The supervisors of a module that are not below another of its supervisors."""
     found = {name: value for name, value in vars(module).items() if is_a(value, _ROOTS)}
     below: set[int] = set()
     waiting: list[Spec] = list(found.values())
@@ -171,9 +171,9 @@ def _tree(value: object, what: str) -> Supervisor | Pool:
     elif is_a(value, (list, tuple)):
         hint = "; put the children into a Supervisor"
     elif inspect.iscoroutine(value):
-        value.close()  # or Python says on its own that nobody awaited it
+        value.close()  # otherwise Python warns that it was never awaited
     elif callable(value):
-        hint = "; call the function in the file, and give the name of what it returns"
+        hint = "; call the function in the file, and give the name of its result"
     elif is_a(value, Tree):
         hint = "; give the Supervisor, not a tree that runs"
     raise NoTree(f"{what} must be a Supervisor or a Pool, got {brief(value)}{hint}")
@@ -183,13 +183,13 @@ _ROOTS = (Supervisor, Pool)
 
 
 def _last_line(exc: BaseException) -> str:
-    """The exception in one line, with a hint where a name of ours is misspelt."""
+    """The exception in one line, with a hint if a name of this library is misspelt."""
     try:
         lines = "".join(traceback.format_exception_only(exc)).strip().splitlines()
     except Exception:  # noqa: BLE001 - a user's exception may raise when it is printed
         lines = []
     if isinstance(exc, SyntaxError):
-        lines = lines[-1:]  # those before show the place
+        lines = lines[-1:]  # the lines before show the place
     text = "\n".join(lines) or brief(exc)
     return printable(shortened(text, MOST)) + ("" if "id you mean" in text else _misspelt(text))
 
@@ -199,7 +199,7 @@ _NAME = re.compile(r"cannot import name '(\w+)' from '(supervise|runners)(?:\.\w
 
 
 def _misspelt(text: str) -> str:
-    """The nearest name that there is, for an option or an import that there is not."""
+    """A hint at the nearest existing name, for a misspelt option or import."""
     option, name = _OPTION.search(text), _NAME.search(text)
     if option is not None:
         made = getattr(supervise, option[1], None) if option[1] in supervise.__all__ else None
@@ -211,7 +211,7 @@ def _misspelt(text: str) -> str:
 
 
 def _where(exc: BaseException, where: str) -> str:
-    """The line at which the file itself raised, or called what did; files of other folders may have its name."""
+    """The line of the file that raised, or that called the code that did; other folders may have files of its name."""
     steps = traceback.walk_tb(exc.__traceback__)
     lines = [line for frame, line in steps if frame.f_globals.get("__name__") == _name(where)]
     if isinstance(exc, SyntaxError) and exc.lineno is not None:

@@ -1,1 +1,1 @@
-"""Where events go. One file each, imported only when used."""
+"""Sinks: functions and objects that receive events. Each has its own file, which is imported only when used."""

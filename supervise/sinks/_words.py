@@ -1,4 +1,4 @@
-"""What an event means, in words: for lines and for log records."""
+"""The words for events, shared by lines and log records."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def failure(exc: BaseException) -> str:
 
 
 def trace(exc: BaseException) -> str:
-    """Its traceback, as far as it can be printed."""
+    """The traceback of an exception; a line instead if it cannot be printed."""
     try:
         return "".join(traceback.format_exception(exc)).rstrip()
     except Exception as problem:  # noqa: BLE001 - a user's exception may raise when it is printed
@@ -23,7 +23,7 @@ def trace(exc: BaseException) -> str:
 
 
 def answer(event: Decided) -> str:
-    """By which entry of whose decider the directive was given; empty where no decider was asked (R2)."""
+    """The entry that gave the directive, and its decider; empty if no decider was asked (R2)."""
     if event.directive is None or event.because == "raised":
         return ""
     if event.because == "limit":
@@ -35,13 +35,13 @@ def answer(event: Decided) -> str:
 
 
 def consequences(event: Decided) -> str:
-    """What else the decision says: each behind a semicolon."""
-    said = ""
+    """The further facts of a decision, each after a semicolon."""
+    text = ""
     if event.because == "raised":
-        said += f"; a decider raised {failure(event.exc)}, and that means Escalate"
+        text += f"; a decider raised {failure(event.exc)}, and that means Escalate"
     if event.applied_to is not None:
         whole = "all of it is stopped, and stays down" if event.directive is Directive.Stop else "all of it"
-        said += f"; it applies to {event.applied_to!r}: {whole}"
+        text += f"; it applies to {event.applied_to!r}: {whole}"
     if event.limit:
-        said += f"; that passes the limit of {event.by!r}, {event.limit}"
-    return said
+        text += f"; that passes the limit of {event.by!r}, {event.limit}"
+    return text

@@ -1,4 +1,4 @@
-"""Plain lines for a person who watches: what failed, what was decided, which incarnation runs now."""
+"""Plain lines for a reader: failures, decisions, and incarnations that run again."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from . import _words
 
 
 class LineSink:
-    """Writes one line for each event that a person wants to see, to `file`, by default standard error.
+    """A sink that writes a line for each failure, decision, resume, restart and overdue child (R31).
 
     Args:
-        file: where to; it must take text.
-        times: put the time of day before each line.
-        lifecycle: also say when the tree starts, is ready, is asked to stop and has stopped, and why a first start
-            failed, with its traceback. Without it the sink is quiet while all is well, and a failed first start is not
-            worth a line: whoever opened the tree, or added the child, is told of it anyway.
+        file: the text file to write to; None is standard error, as it is at each event.
+        times: begin each line with the local date and time.
+        lifecycle: also write when the tree starts, is ready, is asked to stop and has stopped, and why a first start
+            failed, with its traceback. Without it the sink writes nothing while nothing fails, and no line for a failed
+            first start, because the caller who opened the tree or added the child gets that error anyway.
         tracebacks: write the traceback of every failure that is decided.
     """
 
@@ -37,10 +37,10 @@ class LineSink:
         self._lifecycle = lifecycle
         self._tracebacks = tracebacks
         self._failed: events.Failed | None = None
-        self._said: BaseException | None = None
+        self._reported: BaseException | None = None  # the last failed first start
 
     def __call__(self, event: events.Event) -> None:
-        """Take one event."""
+        """Write the lines of one event."""
         failed, self._failed = self._failed, None
         if isinstance(event, events.Failed):
             self._failed = event
@@ -49,22 +49,22 @@ class LineSink:
             self._failed_to_start(event)
             return
         if isinstance(event, events.Starting):
-            self._said = None
+            self._reported = None
         if failed is not None:
             trace = f"\n{_words.trace(failed.exc)}" if self._tracebacks else ""
             self._write(failed, f"failed: {_words.failure(failed.exc)}{trace}")
             if isinstance(event, events.Decided) and event.because == "table" and event.exc is not failed.exc:
                 self._write(
-                    failed, f"its decider raised {_words.failure(event.exc)}: that goes up in its place"
+                    failed, f"its decider raised {_words.failure(event.exc)}: that failure goes up instead"
                 )
         text = _text(event) or (_of_the_root(event) if self._lifecycle and "/" not in event.path else None)
         if text is not None:
             self._write(event, text)
 
     def _failed_to_start(self, event: events.Decided) -> None:
-        """Once: the same failure goes up through each supervisor that is itself starting (R16)."""
-        if self._lifecycle and event.exc is not self._said:
-            self._said = event.exc
+        """Write it once, though the same failure goes up through each supervisor that is starting (R16)."""
+        if self._lifecycle and event.exc is not self._reported:
+            self._reported = event.exc
             self._write(event, f"failed to start: {_words.failure(event.exc)}\n{_words.trace(event.exc)}")
 
     def _write(self, event: events.Event, text: str) -> None:
@@ -77,7 +77,7 @@ class LineSink:
 
 
 def now() -> str:
-    """The local time, as the lines have it."""
+    """The local date and time, in the format of the lines."""
     return datetime.now().astimezone().strftime("%Y-%m-%d %H:%M:%S.%f")[:-3]
 
 
@@ -89,12 +89,12 @@ def _text(event: events.Event) -> str | None:
         case events.Ready(incarnation=incarnation) if incarnation > 1:
             text = f"running again, incarnation {incarnation}"
         case events.Resumed():
-            text = "resumed with the resource it had"
+            text = "resumed with its resource"
         case events.BackingOff(delay=delay, attempt=attempt):
             series = f", attempt {attempt}" if attempt > 1 else ""
             text = f"waiting {delay:.2f} s before the next start{series}"
         case events.Overdue(seconds=seconds, stack=stack):
-            text = f"has not ended {seconds:.3g} s after it was told to\n{stack}"
+            text = f"has not ended {seconds:.3g} s after it was ordered to\n{stack}"
         case events.StartOverdue(seconds=seconds, stack=stack, waits_for=waits_for):
             waits = "" if waits_for is None else f", and waits for {waits_for!r}"
             text = f"is not ready after {seconds:.3g} s{waits}\n{stack}"
@@ -108,7 +108,7 @@ def _text(event: events.Event) -> str | None:
 
 
 def _of_the_root(event: events.Event) -> str | None:
-    """What a whole program's log says of its tree while all is well."""
+    """The lines for the life of the whole tree."""
     text: str | None = None
     match event:
         case events.Starting():
@@ -118,7 +118,7 @@ def _of_the_root(event: events.Event) -> str | None:
         case events.Stopping(reason=reason):
             text = f"is being stopped: {printable(reason)}"
         case events.Returned():
-            text = "has done what it was to do, and ends"
+            text = "ends normally"
         case events.Stopped():
             text = "has stopped"
         case _:
@@ -131,6 +131,8 @@ def _decision(event: events.Decided) -> str:
         return f"not decided: {event.because}"
     tag = f" for {event.tag!r}" if event.tag else ""
     instead = f" (instead of {event.instead_of!r})" if event.instead_of is not None else ""
-    whom = "nobody above decides" if event.directive is Directive.Escalate else f"decided by {event.by!r}"
+    whom = (
+        "no supervisor above decides" if event.directive is Directive.Escalate else f"decided by {event.by!r}"
+    )
     entry = _words.answer(event)
     return f"→ {event.directive!r}{tag}{instead}, {whom}{f' ({entry})' if entry else ''}{_words.consequences(event)}"

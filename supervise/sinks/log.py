@@ -34,26 +34,26 @@ _LEVELS = {
 
 
 class LoggingSink:
-    """Writes decisions, stop errors and overdue children to a logger, by default `supervise`.
+    """A sink that writes decisions, stop errors, and overdue children and starts to a logger (R31).
 
-    Each record has the fields of its event as attributes, for formatters that write them: `event` (its kind), `path`,
-    `incarnation`, and of a decision `directive`, `tag`, `by`, `because`, `decider`, `entry`, `applied_to`, `limit`,
-    `attempt`. The traceback of a failure is attached to its record where the logger is enabled for DEBUG, and always
-    where a first start failed.
+    A Resume or Restart is a WARNING, a Stop an ERROR, an Escalate CRITICAL; a failure without a decision is an ERROR. Each
+    record has the fields of its event as attributes, for formatters: `event` (its kind), `path`, `incarnation`, and for a
+    decision `directive`, `tag`, `by`, `because`, `decider`, `entry`, `applied_to`, `limit`, `attempt`. A record has the
+    traceback of its failure if the logger is enabled for DEBUG, and always for a failed first start.
 
     Args:
-        logger: None is the one named `supervise`.
-        lifecycle: also write, at level INFO, when the tree starts, is ready, is asked to stop and has stopped, and at
-            level DEBUG the same of every node.
+        logger: None is the logger named `supervise`.
+        lifecycle: also write, at level INFO, when the tree starts, is ready, is asked to stop and has stopped, and when a
+            child backs off; at level DEBUG the same of every node.
     """
 
     def __init__(self, logger: logging.Logger | None = None, *, lifecycle: bool = False) -> None:
         self._logger = logger or logging.getLogger("supervise")
         self._lifecycle = lifecycle
-        self._said: BaseException | None = None
+        self._reported: BaseException | None = None  # the last failed first start
 
     def __call__(self, event: Event) -> None:
-        """Take one event."""
+        """Write the record of one event, if it has one."""
         if isinstance(event, Decided):
             self._decided(event)
         elif isinstance(event, StopError):
@@ -62,7 +62,7 @@ class LoggingSink:
             self._log(
                 logging.WARNING,
                 event,
-                f"has not ended {event.seconds:.3g} s after it was told to\n{event.stack}",
+                f"has not ended {event.seconds:.3g} s after it was ordered to\n{event.stack}",
             )
         elif isinstance(event, StartOverdue):
             waits = "" if event.waits_for is None else f", and waits for {event.waits_for!r}"
@@ -91,29 +91,29 @@ class LoggingSink:
     def _decided(self, event: Decided) -> None:
         level = logging.ERROR if event.directive is None else _LEVELS[event.directive]
         first = event.because == "first start"
-        news = first and event.exc is not self._said  # it goes up through each supervisor that is starting
-        self._said = event.exc if first else None
+        # The same failure goes up through each supervisor that is starting; only its first record has the traceback.
+        news = first and event.exc is not self._reported
+        self._reported = event.exc if first else None
         if not self._logger.isEnabledFor(level):
             return
         verdict = event.because if event.directive is None else repr(event.directive)
         tag = f" [{event.tag}]" if event.tag else ""
         entry = _words.answer(event)
-        said = f"failed: {brief(event.exc)}{tag} → {verdict}, by {event.by}{f' ({entry})' if entry else ''}"
+        text = f"failed: {brief(event.exc)}{tag} → {verdict}, by {event.by}{f' ({entry})' if entry else ''}"
         traced = self._logger.isEnabledFor(logging.DEBUG) or news
-        self._log(level, event, said + _words.consequences(event), exc=event.exc if traced else None)
+        self._log(level, event, text + _words.consequences(event), exc=event.exc if traced else None)
 
-    def _log(self, level: int, event: Event, said: str, *, exc: BaseException | None = None) -> None:
+    def _log(self, level: int, event: Event, text: str, *, exc: BaseException | None = None) -> None:
         if self._logger.isEnabledFor(level):
-            text = "%s #%d %s"
-            # As a tuple: what is given as an exception is first asked whether it is true.
+            # As a tuple: `logging` would call the `__bool__` of an exception.
             traced = None if exc is None else (type(exc), exc, traceback_of(exc))
             self._logger.log(
-                level, text, event.path, event.incarnation, said, exc_info=traced, extra=_fields(event)
+                level, "%s #%d %s", event.path, event.incarnation, text, exc_info=traced, extra=_fields(event)
             )
 
 
 def _fields(event: Event) -> dict[str, Any]:
-    """What the record says of its event, apart from the text."""
+    """The attributes of the record."""
     fields: dict[str, Any] = {"event": type(event).__name__}
     for field in attrs.fields(type(event)):
         value = getattr(event, field.name)

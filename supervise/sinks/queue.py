@@ -1,4 +1,4 @@
-"""A bounded queue between a tree and a sink that is slow (R31)."""
+"""A bounded queue between a tree and a slow reader of its events (R31)."""
 
 from __future__ import annotations
 
@@ -9,10 +9,15 @@ from ..events import Event
 
 
 class QueueSink:
-    """Holds events for a slow reader: `async for event in sink`. What finds no room is dropped and counted.
+    """A sink that queues events for a slow reader: `async for event in sink`.
+
+    An event for which there is no room is dropped; `dropped` counts these (R31).
 
     Args:
-        size: how many events may wait.
+        size: how many events may wait, 1 or more.
+
+    Raises:
+        ValueError: the size is no integer, or less than 1.
     """
 
     def __init__(self, size: int = 1000) -> None:
@@ -22,14 +27,14 @@ class QueueSink:
         self.dropped = 0
 
     def __call__(self, event: Event) -> None:
-        """Take one event."""
+        """Queue one event, or drop it."""
         try:
             self._send.send_nowait(event)
         except trio.WouldBlock:
             self.dropped += 1
 
     def close(self) -> None:
-        """No more events come: the reader ends when it has read those that wait."""
+        """End the reader's loop once it has read the events that wait; call it after the tree has ended."""
         self._send.close()
 
     def __aiter__(self) -> QueueSink:

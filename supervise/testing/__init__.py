@@ -1,8 +1,8 @@
-"""Tools for testing trees: virtual time with a seeded schedule, faults as data, and what must hold whatever happens.
+"""Tools for testing trees: virtual time with a seeded schedule, faults as data, and a check of events.
 
-`FaultPlan.over` lays faults over a declared tree; `run_virtual` runs it, `simulate` predicts what happens without
-running anything; `assert_lifecycle` checks the events of either. `trees` and `fault_plans` draw them: these two need
-Hypothesis, which is imported when they are first asked for.
+`FaultPlan.over` puts faults into a declared tree; `run_virtual` runs it, `simulate` predicts its events without running it;
+`assert_lifecycle` checks the events of either; `tell` prints them. `trees`, `scripts` and `fault_plans` are Hypothesis
+strategies: Hypothesis is imported at the first use of one of them.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A tree of bare machines: no task, no clock and none of its code; what stands for a leaf is up to who makes it."""
+"""A tree of bare machines, without tasks, a real clock, or the code of the driver; the caller provides the leaves."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from .._core.status import Status
 Verdict = Literal["resume", "release"]
 
 
-class Part:
-    """What stands for one incarnation of a leaf: it is told what to do, and reports what it did.
+class BareLeaf:
+    """Plays one incarnation of a leaf: it receives orders, and reports to its machine.
 
-    This one ends as soon as it is cancelled or decided, and does not drain.
+    This class ends as soon as it is cancelled or its failure is decided, and does not drain.
     """
 
     def __init__(self, tree: BareTree, node: Node) -> None:
@@ -34,48 +34,49 @@ class Part:
         self.incarnation = node.incarnation
 
     def asked(self) -> None:
-        """It may drain."""
+        """It is asked to stop, and may drain."""
 
     def cancel(self) -> None:
         """It is cancelled."""
         self.ended()
 
-    def decide(self, verdict: Verdict) -> None:  # noqa: ARG002 - nothing is kept here
-        """Its body is over, and it is told what comes of that."""
+    def decide(self, verdict: Verdict) -> None:  # noqa: ARG002 - this class ends after any verdict
+        """The verdict on its failure: resume its body, or leave its resource and end."""
         self.ended()
 
     def up(self) -> None:
-        """It is ready."""
+        """Report that it is ready."""
         self.tree.post(self.machine, effect.Up(self.node.name, self.incarnation))
 
     def exited(
         self, exc: BaseException | None = None, value: object = None, *, resumable: bool = False
     ) -> None:
-        """Its body is over; it waits for what is decided."""
+        """Report that its body is over; it then waits for `decide`."""
         exited = effect.Exited(self.node.name, self.incarnation, exc, value, resumable=resumable)
         self.tree.post(self.machine, exited)
 
     def ended(self, error: BaseException | None = None, *, ignored: bool = False) -> None:
-        """It is gone."""
+        """Report that it has ended."""
         self.tree.post(self.machine, effect.Ended(self.node.name, self.incarnation, error, ignored))
 
 
 class BareTree:
-    """Real machines, a clock that is a number, and what waits to be handled.
+    """Real machines, a number as clock, and a queue of inputs.
 
     Args:
         spec: the root.
-        part: makes what stands for the current incarnation of a leaf.
-        saw: gets every event.
-        u: what every backoff's jitter makes of itself, in [0, 1); 0.5 is none.
-        last_first: of what is due at one moment the last comes first; what comes out the same was left to no schedule.
+        leaf: makes the object that plays the current incarnation of a leaf.
+        sink: called with every event.
+        u: the random number for the jitter of every backoff, in [0, 1); 0.5 means no jitter.
+        last_first: run actions that are due at the same time in reverse order. A result that does not change then does not
+            depend on the schedule.
     """
 
     def __init__(
         self,
         spec: Supervisor | Pool,
-        part: Callable[[BareTree, Node], Part],
-        saw: Callable[[events.Event], object],
+        leaf: Callable[[BareTree, Node], BareLeaf],
+        sink: Callable[[events.Event], object],
         *,
         u: float = 0.5,
         last_first: bool = False,
@@ -83,9 +84,9 @@ class BareTree:
         self.forest = Forest(spec)
         self.now = 0.0
         self.failure: errors.StartFailed | None = None
-        self.parts: dict[str, Part] = {}
-        self._part = part
-        self._saw = saw
+        self.leaves: dict[str, BareLeaf] = {}
+        self._leaf = leaf
+        self._sink = sink
         self._u = u
         self._due: list[tuple[float, int, Callable[[], None]]] = []
         self._ticket = 0
@@ -93,11 +94,11 @@ class BareTree:
         self._inputs: deque[tuple[Machine, effect.Input]] = deque()
 
     def start(self) -> None:
-        """Start the root. `failure` is what its first start failed with, once that has."""
+        """Start the root. If its first start fails, `failure` is that error."""
         self._carry_out(self.forest.start(self.now))
 
     def run(self) -> None:
-        """Until the tree is over, or nothing more happens by itself."""
+        """Run until the tree is over, or neither an input nor an action is left."""
         while not self.forest.over and (self._inputs or self._due):
             if self._inputs:
                 self._carry_out(self.forest.handle(*self._inputs.popleft(), self.now, self._u))
@@ -106,45 +107,45 @@ class BareTree:
                 action()
 
     def at(self, when: float, action: Callable[[], None]) -> None:
-        """Have something done at a time."""
+        """Call `action` at the time `when`; never if that is infinite."""
         self._ticket += self._step
         if when < inf:
             heappush(self._due, (when, self._ticket, action))
 
     def post(self, machine: Machine, item: effect.Input) -> None:
-        """An input, to be handled after those before it; the token of a request is `set` to the outcome."""
+        """Queue an input. The outcome of a request is given to `set` of its token."""
         self._inputs.append((machine, item))
 
     def status(self) -> Status:
-        """The whole tree as it stands."""
+        """The status of the whole tree."""
         return self.forest.status(self.now)
 
     def _carry_out(self, effects: list[effect.Effect]) -> None:
         for one in effects:
             match one:
                 case events.Event():
-                    self._saw(one)
+                    self._sink(one)
                 case effect.Start():
                     self._start(one)
                 case effect.WakeAt(path=path, at=at):
                     machine = self.forest.machines[path]
                     self.at(at, lambda machine=machine: self.post(machine, effect.Wake()))  # type: ignore[misc]
                 case effect.Ask(path=path):
-                    self.parts[path].asked()
+                    self.leaves[path].asked()
                 case effect.Cancel(path=path):
-                    self.parts[path].cancel()
+                    self.leaves[path].cancel()
                 case effect.Release(path=path):
-                    self.parts[path].decide("release")
+                    self.leaves[path].decide("release")
                 case effect.Resume(path=path):
-                    self.parts[path].decide("resume")
+                    self.leaves[path].decide("resume")
                 case effect.ReportOverdue(path=path, incarnation=incarnation, seconds=seconds):
                     kind = events.StartOverdue if one.starting else events.Overdue
-                    self._saw(kind(self.now, path, incarnation, seconds))
+                    self._sink(kind(self.now, path, incarnation, seconds))
                 case _:
-                    self._tell(one)
+                    self._answer(one)
 
-    def _tell(self, one: effect.Effect) -> None:
-        """Whoever is outside; there is nobody at an address."""
+    def _answer(self, one: effect.Effect) -> None:
+        """Carry out an effect for the caller outside; the others concern addresses, which a bare tree does not have."""
         if isinstance(one, effect.Reply) and one.token is not None:
             one.token.set(outcome.Value(one.value) if one.error is None else outcome.Error(one.error))
         elif isinstance(one, effect.Rise) and isinstance(one.report, effect.Ended):
@@ -156,7 +157,7 @@ class BareTree:
         if isinstance(one.spec, Child):
             node = self.forest.find(one.path)
             assert node is not None
-            self.parts[one.path] = self._part(self, node)
+            self.leaves[one.path] = self._leaf(self, node)
         else:
             self.post(self.forest.machines[one.path], _boot(one.spec))
 
@@ -164,5 +165,5 @@ class BareTree:
 def _boot(spec: Any) -> effect.Boot:
     try:
         return effect.Boot(ignored=spec.init is not None and spec.init() is IGNORE)
-    except Exception as exc:  # noqa: BLE001 - a failed start, whatever it is (R16)
+    except Exception as exc:  # noqa: BLE001 - any exception is a failed start (R16)
         return effect.Boot(problem=exc)

@@ -1,4 +1,4 @@
-"""Children that do nothing by themselves, for trees that scripts bring to life."""
+"""Bodies and a resource that do nothing by themselves, for trees whose behaviour comes from scripts."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ async def idle(*_: object) -> None:
 
 
 async def starter(*_: object, task_status: trio.TaskStatus[None]) -> None:
-    """A body that says itself that it is ready (R17), at once, and then runs until it is cancelled."""
+    """A body that calls `task_status.started()` at once (R17), and then runs until it is cancelled."""
     task_status.started()
     await trio.sleep_forever()
 
@@ -24,7 +24,7 @@ async def starter(*_: object, task_status: trio.TaskStatus[None]) -> None:
 async def echo(*_: object) -> None:
     """A body for a child with a mailbox: it replies to each message with the message's value, until it is cancelled."""
     inbox = current_child().inbox
-    while True:  # `async for` would end when it is asked to stop, and here scripts say what then happens
+    while True:  # `async for` would end when it is asked to stop, which is up to the scripts here
         message = await inbox.receive()
         message.reply(message.value)
 

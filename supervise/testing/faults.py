@@ -1,4 +1,4 @@
-"""Faults as data: what a child does in each of its lives, laid over a declared tree."""
+"""Faults as data: scripts for the incarnations of children, put into a declared tree."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ S = TypeVar("S", Child, Supervisor, Pool)
 
 
 class Injected(Exception):
-    """A failure that no real code raises; `tag` as in R1."""
+    """A failure that no real code raises; `tag` is its tag (R1), None for none."""
 
     def __init__(self, *args: object, tag: str | None = None) -> None:
         super().__init__(*args)
@@ -38,9 +38,13 @@ class Injected(Exception):
 
 @frozen(repr=False)
 class Fail(Code):
-    """Raise `exc`, or rather a fresh copy of it, `after` seconds.
+    """Raise a copy of `exc` after `after` seconds, 0 or more.
 
     Two are equal if their exceptions print the same.
+
+    Raises:
+        TypeError: `exc` is no exception, or `copy.copy` cannot copy it.
+        ValueError: `after` is negative.
     """
 
     exc: BaseException = field(eq=as_code)
@@ -53,7 +57,7 @@ class Fail(Code):
         self.fresh()
 
     def fresh(self) -> BaseException:
-        """The exception without the traceback and the contexts of those who raised it before."""
+        """A copy of the exception, without the traceback and context of earlier raises."""
         try:
             return copy.copy(self.exc)
         except Exception as problem:
@@ -64,7 +68,7 @@ class Fail(Code):
 
 @frozen(repr=False)
 class Return(Code):
-    """Return `value` `after` seconds."""
+    """Return `value` after `after` seconds, 0 or more."""
 
     value: Any = None
     after: float = field(default=0.0, kw_only=True)
@@ -75,7 +79,7 @@ class Return(Code):
 
 @frozen(repr=False)
 class Delay(Code):
-    """Take `after` seconds, and then go on as without a fault."""
+    """Take `after` seconds, 0 or more, and then go on as without a fault."""
 
     after: float
 
@@ -85,7 +89,7 @@ class Delay(Code):
 
 @frozen(repr=False)
 class Hang(Code):
-    """`after` seconds go no further, until cancelled."""
+    """Run normally for `after` seconds, 0 or more, then block until cancelled."""
 
     after: float = field(default=0.0, kw_only=True)
 
@@ -98,20 +102,23 @@ Act = Fail | Return | Delay | Hang
 
 @frozen(kw_only=True, repr=False)
 class Script(Code):
-    """What one incarnation of a child does, phase by phase; None is what it would do anyway.
+    """The faults of one incarnation of a child, phase by phase; None means no fault in that phase.
 
     Args:
-        enter: while its resource is entered, before the real one is: Fail, Delay or Hang.
-        start: before it is ready: Fail, Delay, Hang, or Return, which with `IGNORE` means "not needed here" (R17).
-        body: once it is ready: Fail, Return or Hang, `after` seconds since it was ready. The real body is cancelled,
-            and whatever it ends with, this is what comes out. A tuple: one for each time the body is entered, for it is
-            entered again after a Resume, and then `after` counts from there; None in it leaves that time alone.
-        drain: once it is asked to stop and may drain: Fail or Return, `after` seconds since it was asked (R20).
-        stop: once it is cancelled: it does not yield for `after` seconds, and then yields (Delay), fails (Fail) or
-            returns (Return).
-        leave: when its resource is left, after the real one was: Fail or Delay; nothing interrupts it.
+        enter: a Fail, Delay or Hang while its resource is entered, before the real resource is.
+        start: a Fail, Delay, Hang or Return before it is ready; Return of `IGNORE` means "not needed here" (R17).
+        body: a Fail, Return or Hang once it is ready; `after` counts from then. The real body is cancelled then, and its own
+            outcome is replaced by this one. A tuple has one for each time the body is entered, since a Resume enters it
+            again, and `after` then counts from that entry; None in the tuple is an entry without a fault.
+        drain: a Fail or Return once it is asked to stop and may drain; `after` counts from then (R20).
+        stop: a Delay, Fail or Return once it is cancelled: it resists for `after` seconds, and then yields, fails or
+            returns.
+        leave: a Fail or Delay when its resource is left, after the real resource was; nothing interrupts it.
 
-    Every time is one on Trio's clock, in seconds.
+    All times are in seconds on Trio's clock.
+
+    Raises:
+        TypeError: a phase has a fault of a kind that it does not allow.
     """
 
     enter: Fail | Delay | Hang | None = None
@@ -129,12 +136,12 @@ class Script(Code):
                     raise TypeError(f"a script's {phase} must be one of {names}, got {brief(act)}")
 
     def entry(self, number: int) -> Fail | Return | Hang | None:
-        """What the body does when it is entered for the `number`th time, from 0."""
+        """The fault of the body when it is entered for the `number`th time, from 0; None if there is none."""
         return self.bodies[number] if number < len(self.bodies) else None
 
     @property
     def bodies(self) -> tuple[Fail | Return | Hang | None, ...]:
-        """The acts of the body, however they were given."""
+        """The faults of the body as a tuple, one for each entry."""
         return self.body if isinstance(self.body, tuple) else (self.body,)
 
 
@@ -171,10 +178,13 @@ def checked_spec(value: object, who: str, *kinds: type[Any]) -> None:
 
 @frozen(repr=False)
 class FaultPlan(Code):
-    """What goes wrong in a tree: for a path, the scripts of its incarnations 1, 2, …; later ones have none.
+    """The faults of a tree: for each path the scripts of its incarnations 1, 2, …; later incarnations have none.
 
-    It is a value: compared by content, and printed as the code that makes it. `{"app/db": Script(…)}` is short for one
-    incarnation.
+    A plan is a value: compared by content, and printed as the code that makes it. A single script instead of a list is that
+    of the first incarnation: `{"app/db": Script(…)}`.
+
+    Raises:
+        TypeError: it is not a mapping from paths to scripts.
     """
 
     scripts: Mapping[str, tuple[Script, ...]] = field(factory=dict[str, Any], converter=_scripts)
@@ -186,32 +196,34 @@ class FaultPlan(Code):
                     raise TypeError(f"a fault plan maps {path!r} to scripts, got {brief(script)}")
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """A copy, or what comes out of a pickle, is made anew: a `MappingProxyType` can be neither."""
+        """Copy and pickle by constructing anew: a `MappingProxyType` supports neither."""
         return FaultPlan, (dict(self.scripts),)
 
     def script(self, path: str, incarnation: int) -> Script:
-        """What this incarnation of this node does."""
+        """The script of this incarnation of this node; an empty one if the plan has none."""
         its = self.scripts.get(path, ())
         return its[incarnation - 1] if 0 < incarnation <= len(its) else NOTHING
 
     def over(self, spec: S, *, at: str = "") -> S:
         """The same tree with these faults in its children's bodies and resources.
 
-        Names and options stay; the specs it was made from stay addresses of it. Without a script a body runs as it is.
+        Names and options stay, and the original specs remain valid addresses (`tree[spec]`). A child without a script keeps
+        its own body.
 
         Args:
             spec: the whole tree, or a child that is to be added to one.
             at: the path of the supervisor to which that child is to be added.
 
         Raises:
-            ValueError: a path of the plan leads nowhere, to a supervisor, or it has scripts for a resource that its
-                child lacks. Members of pools are not checked.
+            ValueError: a path of the plan is not in the tree or is that of a supervisor, or a script is for a resource that
+                the child does not have. Paths of pool members are not checked.
+            TypeError: `spec` is no spec.
         """
         self.check(spec, at=at)
         return self._over(spec, at)  # type: ignore[return-value]  # each is evolved from its own kind
 
     def check(self, spec: Spec, *, at: str = "") -> None:
-        """Refuse what `over` refuses."""
+        """Raise as `over` does, without making a tree."""
         checked_spec(spec, "a fault plan", Supervisor, Pool, Child)
         nodes = dict(walk(spec, at))
         for path in self.scripts:
@@ -219,7 +231,7 @@ class FaultPlan(Code):
                 self._check(path, nodes)
 
     def _over(self, spec: Spec, at: str, *, always: bool = False) -> Spec:
-        """Bottom up, so that no depth is too deep. What stays as it was stays the same object."""
+        """Built bottom up, since a tree may be too deep for recursion. A node without a fault stays the same object."""
         made: dict[Spec, Spec] = {}
         for path, node in reversed(list(walk(spec, at))):
             made[node] = self._one(path, node, made, always=always)
@@ -247,8 +259,10 @@ class FaultPlan(Code):
                 + did_you_mean(path, nodes)
             )
         if not isinstance(node, Child):
-            told = f"the plan has scripts for {path!r}, which is a supervisor: scripts are for its children"
-            raise ValueError(told)  # noqa: TRY004 - the path is wrong, not a type
+            problem = (
+                f"the plan has scripts for {path!r}, which is a supervisor: scripts are for its children"
+            )
+            raise ValueError(problem)  # noqa: TRY004 - the path is wrong, not a type
         if node.resource is None and any(script.enter or script.leave for script in self.scripts[path]):
             raise ValueError(f"the plan fails the resource of {path!r}, which has none")
 
@@ -259,7 +273,7 @@ class FaultPlan(Code):
         return evolve(child, body=_named_as(child.body, self._body(child)), resource=resource, origin=origin)
 
     def _life(self) -> _Life:
-        """What the current incarnation has done so far; its context is its own."""
+        """The record of the current incarnation, kept in its own context."""
         child, life = current_child(), _here.get(None)
         if life is None or life.child is not child:
             life = _Life(child, self.script(child.path, child.incarnation))
@@ -290,7 +304,7 @@ class FaultPlan(Code):
 
 
 def _named_as(real: Any, made: Any) -> Any:
-    """So that a tree with faults prints as the one without."""
+    """Give `made` the name of `real`, so that a tree with faults prints like the one without."""
     made.__qualname__ = getattr(real, "__qualname__", type(real).__qualname__)
     return made
 
@@ -299,14 +313,14 @@ _here: ContextVar[_Life] = ContextVar("supervise.testing.life")
 
 
 async def _do(act: Act | None) -> Any:
-    """One act from its beginning; what a Return returns."""
+    """Perform an act from its beginning. Returns the value of a Return."""
     if act is not None and act.after > 0:
         await trio.sleep(act.after)
     return await _finish(act)
 
 
 async def _finish(act: Act | None) -> Any:
-    """One act whose time has come."""
+    """Perform an act whose `after` seconds have passed."""
     if isinstance(act, Fail):
         raise act.fresh()
     if isinstance(act, Hang):
@@ -323,7 +337,7 @@ class _Life:
         self.entries = 0
 
     async def live(self, real: Callable[..., Awaitable[object]], status: Any, *, passes: bool) -> object:
-        """The body, once."""
+        """Run the body once, with the faults of this entry."""
         act = self.script.entry(self.entries)
         self.entries += 1
         result = await outcome.acapture(self._until_cancelled, real, status, act, passes)
@@ -353,20 +367,20 @@ class _Life:
 
 
 class _Status:
-    """The real `task_status`; the body's act counts from here."""
+    """Wraps the real `task_status`: the time of the body's fault counts from `started`."""
 
     def __init__(self, status: trio.TaskStatus[Any], alarm: _Alarm) -> None:
         self._status = status
         self._alarm = alarm
 
     def started(self, value: Any = None) -> None:
-        """The child is ready."""
+        """Report that the child is ready, and start the time of the fault."""
         self._status.started(value)
         self._alarm.arm()
 
 
 class _Alarm:
-    """Ends a real body when its script says so: at a time, or when it has been asked to stop."""
+    """Ends a real body as its script demands: at a time, or some time after it is asked to stop."""
 
     def __init__(self, act: Act | None, drain: Act | None) -> None:
         self._act = act
@@ -404,4 +418,4 @@ class _Alarm:
         await current_child().stop_requested()
         await trio.sleep(seconds)
         self._drained = True
-        self._scope.cancel("its script says that it has drained")
+        self._scope.cancel("the drain of its script is over")

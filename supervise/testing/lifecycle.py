@@ -1,4 +1,4 @@
-"""The grammar of events (R32), checked over what a sink has seen."""
+"""Checks the grammar of events (R32)."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ _LETTERS: Mapping[type[events.Event], str] = {
     events.Stopped: "z",
 }
 _LIFE = re.compile(r"sw*(r(fdu)*(fd|t|p)?|it|o*(eo*)?(xfd|p))?o*(fd)?o*(eo*)?e?z")
-"""Before `xfd`: a start past its timeout may be overdue before it has failed, or is stopped. `(fd)?`: a failure while its supervisor
-was already stopping is decided by the stop. `(eo*)?e?`: the body's failure crossed with a stop, and then its resource
-may hang and fail as well."""
+"""`o*(eo*)?` before `xfd`: a start past its timeout may be overdue before it fails or is stopped. `(fd)?`: a failure while its
+supervisor is already stopping is decided by that stop. `(eo*)?e?`: the body's failure crossed with a stop, and then its
+resource may hang and fail as well."""
 
 
 def assert_lifecycle(seen: Iterable[events.Event], *, closed: bool = True) -> None:
-    """Check that every incarnation of every path lived by the grammar, one after the other.
+    """Check that the events of every incarnation follow the grammar of `supervise.events`, one incarnation after the other (R32).
 
     Args:
         seen: all events of one tree, in order.
-        closed: the tree has ended, so every life must be complete.
+        closed: whether the tree has ended, so that every incarnation must be complete.
 
     Raises:
-        AssertionError: naming path, incarnation and what was seen.
+        AssertionError: it names the path, the incarnation and its events.
     """
     lives: dict[str, list[list[events.Event]]] = {}
     for event in seen:

@@ -1,6 +1,6 @@
 """The pytest plugin: a failed test that ran a tree under virtual time reports the story of that run.
 
-It loads with pytest itself, before any coverage tool: it imports nothing but pytest, which is there.
+It loads with pytest itself, before any coverage tool, so it imports nothing but pytest.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ def _forget() -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup() -> None:
-    """Each test has a story of its own."""
+    """Forget the run of an earlier test."""
     _forget()
 
 
@@ -31,8 +31,8 @@ def pytest_runtest_makereport(
     """Add the story of the last run to the report of a test that failed."""
     report = yield
     virtual: Any = sys.modules.get("supervise.testing.virtual")
-    if report.failed and virtual is not None and virtual.last_run is not None and virtual.last_run.told():
-        report.sections.append(("supervision tree", virtual.last_run.told()))
+    if report.failed and virtual is not None and virtual.last_run is not None and virtual.last_run.report():
+        report.sections.append(("supervision tree", virtual.last_run.report()))
     if call.when == "teardown":
         _forget()
     return report

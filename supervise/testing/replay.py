@@ -1,15 +1,15 @@
-"""Record the inputs of a tree's machines during a real run, and replay them without tasks, clock or chance.
+"""Record the inputs of a tree's machines during a real run, and replay them without tasks, clock or randomness.
 
     with recording("run.log"):
         run_tree(tree)
 
-writes one line for each input, with the time, the chance and its effects.
+writes one line for each input, with the time, the random number and the effects.
 
     $ python -m supervise.testing.replay run.log myapp:tree
 
-puts the same inputs into fresh machines of the same declared tree, prints each input with its effects, and exits with 1 at
-the first effect that differs. That happens if the machines or the declaration have changed, or if a decider looks at more of
-an exception than a log keeps: its class, its text, its tag, and the members of a group.
+gives the same inputs to fresh machines of the same declared tree, prints each input with its effects, and exits with 1 at
+the first effect that differs. Effects differ if the machines or the declaration have changed, or if a decider depends on more
+of an exception than a log keeps: its class, its text, its tag, and the members of a group.
 """
 
 from __future__ import annotations
@@ -45,16 +45,16 @@ _PLAIN = (str, int, float, bool, type(None))
 
 
 class Mismatch(Exception):
-    """A log that is not of this tree, or of these machines; says where and how."""
+    """The log is not one of this tree, or of these machines; the message has the line and the difference."""
 
 
 @contextmanager
 def recording(path: str | PathLike[str]) -> Generator[None, None, None]:
-    """Write a log of each tree that is opened in this block; they must run one after the other.
+    """Write a log of each tree that is opened in this block; the trees must run one after the other.
 
-    Each line is written at once, so that the log of a program that was killed is complete. The one-step restart is not used
-    meanwhile, since its inputs would be missing. A child that was added by its spec cannot be replayed, because a log does
-    not contain functions.
+    Each line is written at once, so that the log of a killed program is complete. These trees do not use the one-step
+    restart, whose inputs would be missing. A child that was added by its spec cannot be replayed, because a log contains no
+    functions.
     """
     with Path(path).open("w", encoding="utf-8", buffering=1) as file:
         before = forests.set(lambda spec: _Recorder(spec, file))
@@ -65,7 +65,7 @@ def recording(path: str | PathLike[str]) -> Generator[None, None, None]:
 
 
 class _Recorder(Forest):
-    """Writes down what goes in and what comes out."""
+    """A forest that writes each input and its effects to a file."""
 
     one_step = False
 
@@ -95,19 +95,19 @@ class _Recorder(Forest):
         return {one.name: _kept(getattr(item, one.name)) for one in _fields(item)}
 
     def _note(self, line: dict[str, Any], out: list[Effect]) -> list[Effect]:
-        line |= {"listening": self.ledger.listening, "effects": list(map(told, out))}
+        line |= {"listening": self.ledger.listening, "effects": list(map(line_of, out))}
         self._file.write(json.dumps(line) + "\n")
         return out
 
 
 def _fields(value: object) -> Sequence[Any]:
-    """Those of an attrs class, or none."""
+    """The fields of an attrs class; none for another class."""
     cls: Any = type(value)
     return fields(cls) if has(cls) else ()
 
 
 def _kept(value: Any) -> Any:
-    """What a log keeps of one value."""
+    """The form in which a log keeps one value."""
     if isinstance(value, BaseException):
         return _kept_exception(value)
     if type(value) in _PLAIN:
@@ -126,7 +126,7 @@ def _kept_exception(exc: BaseException) -> dict[str, Any]:
     }
     try:
         tag = getattr(exc, "tag", None)
-    except Exception:  # noqa: BLE001 - a user's property; without a tag its class decides, or the replay says that it did not
+    except Exception:  # noqa: BLE001 - a user's property may raise; then the class decides, or the replay finds a difference
         tag = None
     if isinstance(tag, str):
         kept["tag"] = tag
@@ -143,32 +143,30 @@ def _text(exc: BaseException) -> str:
         return brief(exc)
 
 
-def told(one: Effect) -> str:
-    """An effect in one line, the same for two runs in which the same happened."""
+def line_of(one: Effect) -> str:
+    """An effect in one line, equal for equal effects of two runs."""
     if isinstance(one, effect.Reply):
-        return f"Reply {_told(one.value if one.error is None else one.error)}"
-    # The stack of an `Overdue` is the driver's: no machine knows one.
+        return f"Reply {_text_of(one.value if one.error is None else one.error)}"
+    # The driver adds the stack of an `Overdue`; no machine knows it.
     names = [each.name for each in _fields(one) if each.name != "stack"]
-    return " ".join([type(one).__name__, *(f"{name}={_told(getattr(one, name))}" for name in names)])
+    return " ".join([type(one).__name__, *(f"{name}={_text_of(getattr(one, name))}" for name in names)])
 
 
-def _told(value: Any) -> str:
+def _text_of(value: Any) -> str:
     if isinstance(value, BaseException):
         return f"{type(value).__qualname__}({_text(value)!r})"
     if isinstance(value, Child | Supervisor | Pool):
         return value.name
     if _fields(value):
-        return (
-            f"{type(value).__name__}({', '.join(_told(getattr(value, one.name)) for one in _fields(value))})"
-        )
+        return f"{type(value).__name__}({', '.join(_text_of(getattr(value, one.name)) for one in _fields(value))})"
     return brief(value)
 
 
-# --- the way back
+# --- from a log to inputs
 
 
 class _Value:
-    """Stands for what was no plain value; prints as that did."""
+    """Replaces a value that the log does not keep; it prints like the original."""
 
     def __init__(self, text: str) -> None:
         self.text = text
@@ -189,20 +187,20 @@ def _made(kept: Any) -> Any:
 
 
 def _exception(kept: dict[str, Any]) -> BaseException:
-    """One of the same class, of which the same can be said; its constructor is not called."""
+    """An exception of the same class, with the same text, repr, tag and members; its constructor is not called."""
     module, _, name = kept["exception"].partition(":")
     try:
         cls: Any = importlib.import_module(module)
         for part in name.split("."):
             cls = getattr(cls, part)
-    except (ImportError, AttributeError):  # it was made in a function, or has gone
+    except (ImportError, AttributeError):  # the class was made in a function, or has been removed
         cls = Exception
-    says: dict[str, Any] = {
-        "__str__": _saying(kept["text"]),
-        "__repr__": _saying(kept["repr"]),
+    methods: dict[str, Any] = {
+        "__str__": _returning(kept["text"]),
+        "__repr__": _returning(kept["repr"]),
         "__qualname__": name,
     }
-    like: Any = type(name.rpartition(".")[2], (cls,), says)
+    like: Any = type(name.rpartition(".")[2], (cls,), methods)
     if "members" in kept:
         made = like.__new__(like, "", list(map(_exception, kept["members"])))
     else:
@@ -212,35 +210,39 @@ def _exception(kept: dict[str, Any]) -> BaseException:
     return cast("BaseException", made)
 
 
-def _saying(text: str) -> Callable[[object], str]:
+def _returning(text: str) -> Callable[[object], str]:
     return lambda _: text
 
 
 def replay(lines: Iterable[str], spec: Supervisor | Pool) -> Iterator[tuple[str, list[str]]]:
-    """Replay a log: put its inputs into fresh machines of the tree, and compare what comes of each.
+    """Replay a log: give its inputs to fresh machines of the tree, and compare the effects of each.
+
+    Args:
+        lines: those of the log.
+        spec: the tree, declared as in the recorded run.
 
     Yields:
-        Each input in words, and its effects.
+        A line for each input, and the lines of its effects.
 
     Raises:
-        Mismatch: the effects are not those of the log, or a line cannot be replayed.
+        Mismatch: the effects differ from those of the log, or a line cannot be replayed.
     """
     replayed: _Replay | None = None
     for number, text in enumerate(lines, 1):
         try:
             line = _parsed(text)
             replayed = _Replay(spec) if "tree" in line else _begun(replayed)
-            said, out = replayed.take(line)
+            shown, out = replayed.take(line)
         except Mismatch as problem:
             raise Mismatch(f"line {number}: {problem}") from None
-        found = list(map(told, out))
+        found = list(map(line_of, out))
         if found != line["effects"]:
-            raise Mismatch(f"line {number}: {said}\n" + "\n".join(_difference(line["effects"], found)))
-        yield f"{line['now']:.3f} {said}", found
+            raise Mismatch(f"line {number}: {shown}\n" + "\n".join(_difference(line["effects"], found)))
+        yield f"{line['now']:.3f} {shown}", found
 
 
 def _parsed(text: str) -> dict[str, Any]:
-    """A line of a log, which has all that it must have."""
+    """A line of a log, checked for the keys that it must have."""
     try:
         line: Any = json.loads(text)
         keys: Any = line.keys()
@@ -258,7 +260,7 @@ def _begun(replayed: _Replay | None) -> _Replay:
 
 
 class _Replay:
-    """One tree that is replayed."""
+    """The replay of one tree."""
 
     def __init__(self, spec: Supervisor | Pool) -> None:
         self._forest = Forest(spec)
@@ -266,26 +268,26 @@ class _Replay:
         self._requests: list[effect.Request] = []
 
     def take(self, line: dict[str, Any]) -> tuple[str, list[Effect]]:
-        """Put one line in; gives what it was, in words, and the effects."""
+        """Replay one line. Returns the input as text, and the effects."""
         forest = self._forest
         forest.ledger.listening = line["listening"]
         if "tree" in line:
             name = forest.root.spec.name
             if line["tree"] != name:
                 raise Mismatch(f"the log is of a tree {line['tree']!r}, not of {name!r}")
-            said, out = f"{name} starts", forest.start(line["now"])
+            shown, out = f"{name} starts", forest.start(line["now"])
         else:
             machine = self._machines.get((line["machine"], line["incarnation"]))
             if machine is None:
                 raise Mismatch(f"there was no supervisor {line['machine']!r} #{line['incarnation']}")
             item = self._item(line["input"], line["fields"])
-            said = f"{line['machine']} <- {_told(item)}"
+            shown = f"{line['machine']} <- {_text_of(item)}"
             out = forest.handle(machine, item, line["now"], line["u"])
         for one in out:
             if isinstance(one, effect.Start) and one.path in forest.machines:
                 machine = forest.machines[one.path]
                 self._machines[machine.path, machine.incarnation] = machine
-        return said, out
+        return shown, out
 
     def _item(self, kind: str, kept: dict[str, Any]) -> Any:
         try:
@@ -315,7 +317,7 @@ def main() -> int:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("log", type=Path, help="what `recording` has written")
+    parser.add_argument("log", type=Path, help="the file that `recording` has written")
     parser.add_argument("tree", help="MODULE[:ATTR] or FILE[:ATTR], as for `supervise run`")
     options = parser.parse_args()
     inputs = effects = 0
@@ -323,8 +325,8 @@ def main() -> int:
         spec = load(options.tree)
         assert spec is not None
         with options.log.open(encoding="utf-8") as lines:
-            for said, out in replay(lines, spec):
-                sys.stdout.write("".join([f"{said}\n", *(f"    {one}\n" for one in out)]))
+            for shown, out in replay(lines, spec):
+                sys.stdout.write("".join([f"{shown}\n", *(f"    {one}\n" for one in out)]))
                 inputs, effects = inputs + 1, effects + len(out)
     except (Mismatch, NoTree, OSError) as problem:
         sys.stderr.write(f"{problem}\n")

@@ -1,7 +1,7 @@
-"""What a tree would do under a fault plan, found without running any of its code.
+"""Predicts the events of a tree under a fault plan, without running any of its code.
 
-The machines that decide are the real ones; children that do nothing but what their scripts say are played by generators.
-Nothing is shared with what runs a real tree, so that each can be held against the other.
+The machines are the real ones. Generators play the children, which do nothing but follow their scripts. They share no code
+with the driver and the leaf of a real tree, so that the two can be compared.
 """
 
 from __future__ import annotations
@@ -17,30 +17,31 @@ from .._core._brief import brief
 from .._core._check import check_number
 from .._core.node import Node
 from .._core.spec import IGNORE, Child, Pool, Supervisor
-from .bare import BareTree, Part, Verdict
+from .bare import BareLeaf, BareTree, Verdict
 from .faults import Act, Fail, FaultPlan, Hang, Return, Script, checked_spec
 
 Wait = tuple[Literal["open", "shielded", "parked"], float]
-"""How a child waits, and until when: an open wait ends when it is cancelled, a parked one when it is told a verdict."""
+"""How a child waits, and until when: a cancel ends an open wait, a verdict a parked one."""
 Steps = Generator[Wait, str, Any]
 
 
 def simulate(
     spec: Supervisor | Pool, plan: FaultPlan | None = None, *, stop_at: float = 3600.0, u: float = 0.5
 ) -> list[events.Event]:
-    """All events of a tree whose children are idle but for the scripts of `plan`, from time 0 until it has stopped.
+    """All events of a tree whose children only follow the scripts of `plan`, from time 0 until it has stopped.
 
-    Bodies, resources and messages of the real tree play no part, and `Overdue` has no stack. What happens at one and
-    the same time in parts of the tree that do not wait for each other has an order here, but another in a real run.
+    The bodies, resources and messages of the real tree do not run, and an `Overdue` has no stack. Events at the same time in
+    branches that do not wait for each other have one order here, and may have another in a real run.
 
     Args:
         spec: a tree, without the plan over it.
-        plan: what goes wrong; None is nothing.
-        stop_at: when the tree is stopped, if it is still there, in seconds.
-        u: what every backoff's jitter makes of itself, in [0, 1); 0.5 is none.
+        plan: the faults; None for none.
+        stop_at: the time in seconds at which the tree is stopped, if it has not ended; 0 or more, finite.
+        u: the random number for the jitter of every backoff, in [0, 1); 0.5 means no jitter.
 
     Raises:
-        ValueError: the plan does not fit the tree, see `FaultPlan.over`.
+        ValueError: the plan does not fit the tree, see `FaultPlan.over`; or a number is out of range.
+        TypeError: an argument is of another type.
     """
     checked_spec(spec, "simulate", Supervisor, Pool)
     if plan is None:
@@ -58,7 +59,7 @@ def simulate(
 
 
 class _World(BareTree):
-    """A bare tree whose children do what their scripts say."""
+    """A bare tree whose children follow their scripts."""
 
     def __init__(
         self, spec: Supervisor | Pool, plan: FaultPlan, u: float, *, last_first: bool = False
@@ -68,21 +69,21 @@ class _World(BareTree):
         self.plan = plan
 
     def run(self) -> None:
-        """From its start."""
+        """Run it from its start."""
         self.start()
         super().run()
 
     def stop(self) -> None:
-        """Whoever opened the tree leaves it."""
+        """Stop it, as the end of the block of `open_tree` does."""
         self.post(self.forest.machines[self.forest.root.path], effect.Stop("the block of open_tree was left"))
 
 
 class _Cancelled(BaseException):
-    """What an open wait ends with."""
+    """Raised in an open wait by a cancel."""
 
 
-class _Player(Part):
-    """One incarnation of a child."""
+class _Player(BareLeaf):
+    """Plays one incarnation of a child."""
 
     def __init__(self, world: _World, tree: BareTree, node: Node) -> None:
         assert isinstance(node.spec, Child)
@@ -100,38 +101,38 @@ class _Player(Part):
         self._life = self._live()
         self._go_on_at(world.now, "")
 
-    # --- what it is told
+    # --- orders
 
     def asked(self) -> None:
-        """It may drain."""
+        """It is asked to stop, and may drain."""
         self.stopping = True
-        self._tell("open", "asked")
+        self._deliver("open", "asked")
 
     def cancel(self) -> None:
-        """An open wait ends, now and from now on."""
+        """End the present open wait and every later one."""
         self.stopping = self.cancelled = True
-        self._tell("open", "cancelled")
+        self._deliver("open", "cancelled")
 
     def decide(self, verdict: Verdict) -> None:
-        """The failure that it waits with is decided."""
+        """Its failure is decided."""
         self.verdict = verdict
-        self._tell("parked", "decided")
+        self._deliver("parked", "decided")
 
-    def _tell(self, waiting: str, told: str) -> None:
+    def _deliver(self, waiting: str, order: str) -> None:
         if self._wait[0] == waiting:
-            self._go_on_at(self.world.now, told)
+            self._go_on_at(self.world.now, order)
 
-    def _go_on_at(self, when: float, told: str) -> None:
-        """Unless something else lets it go on before."""
+    def _go_on_at(self, when: float, reason: str) -> None:
+        """Go on at a time, unless another order makes it go on before."""
         turn = self._turn
-        self.world.at(when, lambda: self._go_on(told) if self._turn == turn else None)
+        self.world.at(when, lambda: self._go_on(reason) if self._turn == turn else None)
 
-    def _go_on(self, told: str) -> None:
-        """Up to its next wait, which time ends too."""
+    def _go_on(self, reason: str) -> None:
+        """Run up to its next wait, which ends at its time at the latest."""
         self._turn += 1
         self._wait = ("shielded", inf)
         try:
-            self._wait = next(self._life) if self._turn == 1 else self._life.send(told)
+            self._wait = next(self._life) if self._turn == 1 else self._life.send(reason)
         except StopIteration:
             return
         self._go_on_at(self._wait[1], "time")
@@ -139,20 +140,20 @@ class _Player(Part):
     # --- waits
 
     def _open(self, until: float) -> Steps:
-        """Until a time; gives what it was told before."""
+        """Wait until a time, or an order before it; returns the reason why the wait ended."""
         if self.cancelled:
             raise _Cancelled
-        told = yield ("open", until)
-        if told == "cancelled":
+        reason = yield ("open", until)
+        if reason == "cancelled":
             raise _Cancelled
-        return told
+        return reason
 
     def _shielded(self, until: float) -> Steps:
         while self.world.now < until:
             yield ("shielded", until)
 
     def _do(self, act: Act | None, wait: Callable[[float], Steps]) -> Steps:
-        """An act from its beginning; what a Return returns."""
+        """Perform an act from its beginning. Returns the value of a Return."""
         until = (
             self.world.now if act is None else inf if isinstance(act, Hang) else self.world.now + act.after
         )
@@ -182,7 +183,7 @@ class _Player(Part):
                 value = yield from self._use()
             finally:
                 yield from self._do(self.script.leave, self._shielded)
-        except BaseException as caught:  # noqa: BLE001 - likewise
+        except BaseException as caught:  # noqa: BLE001 - as a real leaf reports
             left = caught
         if not (self.reported or self.stopping):
             yield from self._over(left, value, resumable=False)
@@ -194,7 +195,7 @@ class _Player(Part):
             exc = value = None
             try:
                 value = yield from self._body()
-            except BaseException as caught:  # noqa: BLE001 - likewise
+            except BaseException as caught:  # noqa: BLE001 - as a real leaf reports
                 exc = caught
             returned = exc is None and (self.spec.restart != "permanent" or value is IGNORE)
             if returned and not self.stopping:
@@ -207,7 +208,7 @@ class _Player(Part):
                 return value
 
     def _body(self) -> Steps:
-        """The body, once; where it is cancelled, what its script says of that."""
+        """Run the body once; if it is cancelled, perform the `stop` of its script."""
         try:
             if not self.ready:
                 value = yield from self._do(self.script.start, self._open)
@@ -227,14 +228,14 @@ class _Player(Part):
         self.up()
 
     def _run(self) -> Steps:
-        """Idle, but for its script: until the act of this entry, or until it has drained."""
+        """Idle until the act of this entry is due, or until the drain of its script is over."""
         act: Act | None = self.script.entry(self.entries)
         self.entries += 1
         due = inf if act is None else self.world.now + act.after
         drained = inf
         while self.world.now < min(due, drained):
-            told = yield from self._open(min(due, drained))
-            if told == "asked" and self.script.drain is not None:
+            reason = yield from self._open(min(due, drained))
+            if reason == "asked" and self.script.drain is not None:
                 drained = self.world.now + self.script.drain.after
         final = self.script.drain if drained <= self.world.now else act
         while isinstance(final, Hang):
@@ -242,7 +243,7 @@ class _Player(Part):
         return _result(final)
 
     def _over(self, exc: BaseException | None, value: Any, *, resumable: bool) -> Steps:
-        """Report, and wait for the verdict; whether it is to resume."""
+        """Report that the body is over, and wait for the verdict. Returns whether it is Resume."""
         self.failure = exc = self._as_failure(exc, value)
         if self.stopping:
             self.error = exc
@@ -269,7 +270,7 @@ class _Player(Part):
 
 
 def _result(act: Act | None) -> Any:
-    """What an act comes to once its time has come."""
+    """The outcome of an act whose `after` seconds have passed."""
     if isinstance(act, Fail):
         raise act.fresh()
     return act.value if isinstance(act, Return) else None

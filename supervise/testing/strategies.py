@@ -1,4 +1,4 @@
-"""Hypothesis strategies: declared trees, and what may go wrong in them. Both print as code and shrink to little."""
+"""Hypothesis strategies for declared trees and for fault plans. Both print as code, and shrink to small ones."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from .faults import Delay, Fail, FaultPlan, Hang, Injected, Return, Script, chec
 
 Option = tuple[str, Any]
 _KEPT = 256
-"""So many strategies are kept: to make one takes longer than to draw from it."""
+"""How many strategies are cached: making one takes longer than drawing from it."""
 
 DECIDERS = (
     AKKA,
@@ -69,8 +69,9 @@ _OF_ALL = (
 )
 _OF_CHILD = (
     *_OF_ALL,
-    *[_option("resource", nothing)] * 3,  # without one nothing is resumed
-    *[_option("starts", True)] * 3,  # only such a one can say that it is not needed
+    *[_option("resource", nothing)] * 3,  # without a resource no failure is resumed
+    *[_option("starts", True)]
+    * 3,  # only a child that takes `task_status` can return IGNORE before it is ready
     _option("mailbox", Mailbox(4), Mailbox(1, on_loss="requeue")),
     _option("drain", 0.5, 3.0),
     _option("grace", 0.25, 1.0),
@@ -98,13 +99,17 @@ _NODES = st.one_of(
 
 
 def trees(*, min_size: int = 1, max_size: int = 12) -> st.SearchStrategy[Supervisor]:
-    """Declared trees of idle children: every strategy, restart type, limit, decider …, nested supervisors and pools.
+    """Declared trees of idle children, with nested supervisors and pools, and options of every kind.
 
-    Children with a mailbox are `echo`; the others are `idle`, or `starter`, which says itself when it is ready. Shrinks to few nodes with few options.
+    The body of a child with a mailbox is `echo`; the others have `idle`, or `starter`, which takes `task_status`. Shrinks to
+    few nodes with few options.
 
     Args:
-        min_size: at least so many nodes below the root; one of them is a leaf.
-        max_size: at most so many.
+        min_size: the least number of nodes below the root, 1 or more; one of them is a leaf.
+        max_size: the greatest number of nodes below the root, `min_size` or more.
+
+    Raises:
+        TypeError, ValueError: a size is no integer, or out of range.
     """
     check_number("min_size", min_size, least=1, kind=int)
     check_number("max_size", max_size, least=min_size, kind=int)
@@ -114,7 +119,7 @@ def trees(*, min_size: int = 1, max_size: int = 12) -> st.SearchStrategy[Supervi
 
 
 def _grown(options: dict[str, Any], nodes: Sequence[tuple[type[Any], Any, int]]) -> Supervisor:
-    """Hang each node below one of the last supervisors before it, then build bottom up."""
+    """Put each node below one of the last supervisors before it, then build bottom up."""
     below: list[list[int]] = [[] for _ in range(len(nodes) + 1)]
     homes = [0]
     for number, (kind, _, where) in enumerate(nodes, 1):
@@ -128,7 +133,7 @@ def _grown(options: dict[str, Any], nodes: Sequence[tuple[type[Any], Any, int]])
 
 
 def _name(number: int) -> str:
-    """One of a, b, … z, a1, b1, and so on."""
+    """The names a, b, … z, a1, b1, and so on."""
     turn, letter = divmod(number, len(ascii_lowercase))
     return ascii_lowercase[letter] + (str(turn) if turn else "")
 
@@ -154,14 +159,14 @@ def _supervisor(name: str, options: dict[str, Any], children: Sequence[Spec]) ->
 
 
 def _consistent(options: dict[str, Any]) -> dict[str, Any]:
-    """A permanent child cannot be significant."""
+    """Make a significant child transient, since a permanent one cannot be significant."""
     if "significant" in options and "restart" not in options:
         return {**options, "restart": "transient"}
     return options
 
 
 def _fitting(children: Iterable[Spec], options: dict[str, Any]) -> list[Spec]:
-    """Where nothing shuts down automatically, no child is significant."""
+    """Make no child significant if its supervisor never shuts down automatically."""
     if "auto_shutdown" in options:
         return list(children)
     return [_insignificant(child) for child in children]
@@ -174,14 +179,17 @@ def _insignificant(child: Spec) -> Spec:
 def scripts(
     child: Child, *, exceptions: Iterable[BaseException | type[BaseException]] = (), horizon: float = 5.0
 ) -> st.SearchStrategy[Script]:
-    """What one incarnation of this child may do.
+    """Scripts for one incarnation of this child.
 
-    Nothing waits without an end: only with a `start_timeout` may its start hang.
+    No script waits for ever: only a child with a `start_timeout` may hang in its start.
 
     Args:
-        child: also its decider is looked at, see `fault_plans`.
+        child: the child; the exceptions also cover its own decider, see `fault_plans`.
         exceptions: as for `fault_plans`.
-        horizon: likewise.
+        horizon: as for `fault_plans`.
+
+    Raises:
+        TypeError: as for `fault_plans`.
     """
     checked_spec(child, "scripts", Child)
     chain = () if child.decider is None else (child.decider,)
@@ -195,22 +203,23 @@ def fault_plans(
     horizon: float = 5.0,
     max_size: int = 8,
 ) -> st.SearchStrategy[FaultPlan]:
-    """What may go wrong in a tree: scripts for some of its children, and for the first members of its pools.
+    """Fault plans for a tree: scripts for some of its children, and for the first members of its pools.
 
-    A child fails with exceptions of every kind, and with those that the deciders name which it meets on the way up: each
-    tag, each class, each rule, so that every directive which they give is given about as often as any other. A rule with
-    a predicate, or with a regular expression that is more than a text, is met only by what `exceptions` has for it.
-    Shrinks to few scripts.
+    A child fails with common exceptions, and with those that its decider and the deciders above it name: each tag, each class
+    and each rule, so that every directive of these deciders occurs about equally often. For a rule with a predicate, or with
+    a regular expression that is more than a plain text, `exceptions` must contain an exception that fits. Shrinks to few
+    scripts.
 
     Args:
         tree: the tree, without a plan over it.
-        exceptions: further ones, as instances or as classes.
-        horizon: seconds that an act of a script takes at most, each counted from the beginning of its phase. Under
-            virtual time long ones cost little, unless bodies poll.
-        max_size: at most so many children have scripts.
+        exceptions: further exceptions, as instances or as classes.
+        horizon: the most seconds that an act of a script takes, counted from the beginning of its phase; 0 or more, finite.
+            Under virtual time long ones cost little, unless bodies poll.
+        max_size: how many children have scripts at most.
 
     Raises:
         TypeError: a class, of `exceptions` or of a decider, cannot be made without arguments: give an instance of it.
+        ValueError: a number is out of range.
     """
     checked_spec(tree, "fault_plans", Supervisor, Pool)
     given, horizon = _instances(exceptions), _checked(horizon)
@@ -221,10 +230,10 @@ def fault_plans(
     return _plans({path: child for path, (child, _) in children.items()}, fails, horizon, max_size)
 
 
-# --- what a child may fail with
+# --- the failures of a child
 
 Chain = tuple[Decider, ...]
-"""The deciders that a failure meets on its way up."""
+"""The deciders that judge a failure, from the child upwards."""
 Failing = st.SearchStrategy[Fail]
 
 
@@ -239,13 +248,13 @@ def _times(horizon: float) -> st.SearchStrategy[float]:
 
 def _instances(exceptions: Iterable[BaseException | type[BaseException]]) -> tuple[BaseException, ...]:
     made: list[BaseException] = []
-    if not isinstance(exceptions, Iterable):  # one class alone is a likely mistake
+    if not isinstance(exceptions, Iterable):  # a single class is a likely mistake
         raise TypeError(f"fault_plans: exceptions must be a list of them, got {brief(exceptions)}")
     for each in exceptions:
         exc = _made_of(each) if isinstance(each, type) else each
         if not isinstance(exc, BaseException):
-            told = "; give an instance of it" if isinstance(each, type) else ""
-            raise TypeError(f"fault_plans: cannot make an exception of {brief(each)} without arguments{told}")
+            hint = "; give an instance of it" if isinstance(each, type) else ""
+            raise TypeError(f"fault_plans: cannot make an exception of {brief(each)} without arguments{hint}")
         Fail(exc)
         made.append(exc)
     return tuple(made)
@@ -257,7 +266,7 @@ def _made_of(kind: type[Any]) -> BaseException | None:
 
 
 def _instances_of(kind: type[Any], text: str) -> Iterator[BaseException]:
-    """What plain arguments make of an exception class, the first of them that text."""
+    """Instances of an exception class, made with plain arguments, the first of which is `text`."""
     if not issubclass(kind, BaseException):
         return
     for arguments in (
@@ -271,7 +280,7 @@ def _instances_of(kind: type[Any], text: str) -> Iterator[BaseException]:
     ):
         try:
             exc = Fail(kind(*arguments)).exc
-        except Exception:  # noqa: BLE001, S112 - its constructor wants something else
+        except Exception:  # noqa: BLE001, S112 - its constructor needs other arguments
             continue
         yield exc
 
@@ -281,7 +290,7 @@ def _failing(chain: Chain, given: tuple[BaseException, ...], horizon: float) -> 
 
 
 class _Same:
-    """Exceptions as a key of a cache: an exception's own equality may be anything."""
+    """Exceptions as a key of a cache, compared by identity: an exception may define any equality."""
 
     def __init__(self, exceptions: tuple[BaseException, ...]) -> None:
         self.exceptions = exceptions
@@ -295,15 +304,15 @@ class _Same:
 
 @lru_cache(_KEPT)
 def _failing_with(chain: Chain, given: _Same, horizon: float) -> Failing:
-    """Exceptions of every kind; and, a part for each directive, those that the deciders name."""
+    """Common exceptions, the given ones, and those that the deciders name, one strategy for each directive."""
     named = _by_directive(chain, given.exceptions)
-    parts = [st.sampled_from(FAILURES), *([st.sampled_from(given.exceptions)] if given.exceptions else [])]
-    parts += [st.sampled_from(its) for _, its in sorted(named.items())]
-    return st.builds(Fail, st.one_of(parts), after=_times(horizon))
+    choices = [st.sampled_from(FAILURES), *([st.sampled_from(given.exceptions)] if given.exceptions else [])]
+    choices += [st.sampled_from(its) for _, its in sorted(named.items())]
+    return st.builds(Fail, st.one_of(choices), after=_times(horizon))
 
 
 def _by_directive(chain: Chain, given: tuple[BaseException, ...]) -> dict[Directive, list[BaseException]]:
-    """What the deciders name, by what comes of it."""
+    """The exceptions that the deciders name, by the directive that they get."""
     if not chain:
         return {}
     *others, decider = chain
@@ -328,7 +337,7 @@ def _named(decider: Decider, given: tuple[BaseException, ...]) -> Iterator[BaseE
 
 
 def _is_drawn(kind: type[BaseException]) -> bool:
-    """Whether it is one of what may be decided: a `BaseExceptionGroup` of nothing else is an `ExceptionGroup`."""
+    """Whether instances may be decidable: a `BaseExceptionGroup` of only `Exception`s becomes an `ExceptionGroup`."""
     return issubclass(kind, (Exception, BaseExceptionGroup))
 
 
@@ -347,7 +356,7 @@ def _nothing_makes(kind: type[BaseException]) -> TypeError:
 
 
 def _fitting_rule(rule: Rule, given: tuple[BaseException, ...]) -> Iterator[BaseException]:
-    """An exception of the first of its classes that fits, with the literal text of its regular expression."""
+    """An exception that fits a rule: of the first class that can be made so, with the plain text of its regular expression."""
     pattern = "" if rule.match is None else rule.match.pattern
     texts = ["x", pattern, re.sub(r"\\(.)", r"\1", pattern.strip("^$"))]
     kinds = list(filter(_is_drawn, rule.exceptions))
@@ -371,12 +380,12 @@ def _fits(rule: Rule, exc: BaseException) -> bool:
 
 
 class _Faces(NamedTuple):
-    """What of a child matters to its scripts."""
+    """The properties of a child that its scripts depend on."""
 
     timed: bool
     drains: bool
     owns: bool
-    tells: bool
+    takes_status: bool
 
 
 def _faces(child: Child) -> _Faces:
@@ -392,7 +401,7 @@ def _scripts(faces: _Faces, fail: Failing, horizon: float) -> st.SearchStrategy[
     hang = (st.builds(Hang, after=times),) if faces.timed else ()
     returns = (
         (st.builds(Return, st.just(IGNORE), after=times), st.builds(Return, after=times))
-        if faces.tells
+        if faces.takes_status
         else ()
     )
     starts: dict[str, st.SearchStrategy[Any]] = {"start": st.one_of(fail, delay, *returns, *hang)}
@@ -403,7 +412,7 @@ def _scripts(faces: _Faces, fail: Failing, horizon: float) -> st.SearchStrategy[
 def _of_acts(
     faces: _Faces, fail: Failing, horizon: float, acts: dict[str, st.SearchStrategy[Any]]
 ) -> st.SearchStrategy[Script]:
-    """Those acts, and what may go wrong once it is up: above all in its body."""
+    """Scripts of these acts and of faults after the start, most of them in the body."""
     times = _times(horizon)
     delay, returns = st.builds(Delay, times), st.builds(Return, after=times)
     acts = {**acts, "stop": st.one_of(delay, fail, returns)}
@@ -422,7 +431,7 @@ def _script(acts: list[Option]) -> Script:
 
 @lru_cache(_KEPT)
 def _lives(faces: _Faces, fail: Failing, horizon: float) -> st.SearchStrategy[list[Script]]:
-    """Most first starts succeed: one that fails ends the whole tree before anything has happened."""
+    """The scripts of one child. Most first starts succeed, since a failed one ends the whole tree at once."""
     later = _scripts(faces, fail, horizon)
     first = st.one_of(*[_of_acts(faces, fail, horizon, {})] * 5, later)
     return st.tuples(first, st.lists(later, max_size=3)).map(lambda its: [its[0], *its[1]])
@@ -437,7 +446,7 @@ def _plans(
 
 
 def _children(tree: Supervisor | Pool) -> Iterable[tuple[str, tuple[Child, Chain]]]:
-    """The leaves, also those that are the first members of a pool, each with the deciders above it."""
+    """The leaves, and the first three members of each pool, each with the deciders that judge it."""
     chains: dict[str, Chain] = {}
     for path, node in walk(tree):
         above = chains.get(path.rpartition("/")[0], ())

@@ -1,4 +1,4 @@
-"""Virtual time: sleeping takes none, and the schedule is drawn from a seed, so that a run can be replayed."""
+"""Virtual time: sleeping takes no real time, and a seed determines the schedule, so that a run can be repeated."""
 
 from __future__ import annotations
 
@@ -19,44 +19,46 @@ T = TypeVar("T")
 
 
 class Run:
-    """What is to be told of a run, should its test fail."""
+    """The events of a run, for the report of a test that fails."""
 
     def __init__(self, seed: int) -> None:
         self.seed = seed
         self.story = Story()
 
-    def told(self) -> str:
-        """The story of its trees; empty if there was none."""
-        if not self.story.heard:
+    def report(self) -> str:
+        """The story of its trees; empty if no tree ran."""
+        if not self.story.count:
             return ""
         return f"run_virtual(…, seed={self.seed}); times are virtual seconds\n{self.story.tell()}"
 
 
 last_run: Run | None = None
-"""The last run of this test; the pytest plugin tells its story."""
+"""The last run of this test, which the pytest plugin reports."""
 
 
 def run_virtual(fn: Callable[..., Awaitable[T]], *args: Any, seed: int | None = None) -> T:
     """`trio.run(fn, *args)` on a clock that jumps to the next deadline whenever every task waits.
 
-    Not for code that waits for real processes, threads or sockets: the clock would jump meanwhile.
+    It is not for code that waits for real processes, threads or sockets: the clock would jump meanwhile.
 
     Args:
         fn: an async function.
-        args: for it.
-        seed: of the order in which runnable tasks run, and of the jitter of backoffs. The same seed gives the same
-            run. None: the schedule follows Python's global `random`, so that under Hypothesis a test that draws
+        args: its positional arguments.
+        seed: determines the order in which runnable tasks run, and the jitter of backoffs: the same seed gives the same
+            run. None draws a seed from Python's global `random`, so that under Hypothesis a test that draws
             `st.random_module()` explores schedules, and shrinks and replays them.
+
+    Returns the result of `fn`, and raises its exception.
     """
     seed = random.getrandbits(64) if seed is None else seed
-    with _told(seed), _schedule(seed):
+    with _reported(seed), _schedule(seed):
         return trio.run(fn, *args, clock=trio.testing.MockClock(autojump_threshold=0))
 
 
 @contextmanager
-def _told(seed: int) -> Generator[None, None, None]:
-    """Keep what there is to tell, where the pytest plugin is there to tell it."""
-    global last_run  # noqa: PLW0603 - the plugin looks for it here
+def _reported(seed: int) -> Generator[None, None, None]:
+    """Keep the events of this run, if the pytest plugin is loaded."""
+    global last_run  # noqa: PLW0603 - the plugin reads it here
     if "supervise.testing.plugin" not in sys.modules:
         yield
         return
@@ -70,14 +72,14 @@ def _told(seed: int) -> Generator[None, None, None]:
 
 @contextmanager
 def _schedule(seed: int) -> Generator[None, None, None]:
-    """Trio shuffles each batch of runnable tasks by a generator of its own: seed it, and sort the batch first."""
+    """Seed Trio's own random generator, which shuffles each batch of runnable tasks, and let Trio sort the batch first."""
     before = _run._ALLOW_DETERMINISTIC_SCHEDULING, _run._r.getstate(), random.getstate()
-    _run._ALLOW_DETERMINISTIC_SCHEDULING = True  # type: ignore[misc]  # Final to checkers, made to be set by tests
+    _run._ALLOW_DETERMINISTIC_SCHEDULING = True  # type: ignore[misc]  # Final to checkers, but tests may set it
     _run._r.seed(seed)
     random.seed(seed)
     try:
         yield
     finally:
-        _run._ALLOW_DETERMINISTIC_SCHEDULING = before[0]  # type: ignore[misc]  # likewise
+        _run._ALLOW_DETERMINISTIC_SCHEDULING = before[0]  # type: ignore[misc]  # as above
         _run._r.setstate(before[1])
         random.setstate(before[2])

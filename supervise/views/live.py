@@ -1,7 +1,7 @@
-"""A picture of the running tree on a terminal, kept up to date beneath what the program prints. Needs `rich`.
+"""A picture of the running tree on a terminal, kept up to date below the output of the program. Needs `rich`.
 
-It is a sink, and a task that polls `tree.status()`. All that it changes about the terminal is the text: the cursor stays
-visible, there is no other screen, and no mode is set, so there is nothing to put back, however the program ends.
+It is a sink, and a task that polls `tree.status()`. It only writes text to the terminal: the cursor stays visible, and it uses
+no other screen and sets no mode. So nothing must be restored, however the program ends.
 """
 
 from __future__ import annotations
@@ -30,17 +30,17 @@ from .panel import Line, Rates, panel
 _EVERY: Final = 0.25
 """Seconds between two pictures."""
 _SHARE: Final = 20
-"""Drawing takes at most one part in so many of the time, however large the tree and slow the terminal."""
+"""Drawing takes at most one twentieth of the time, however large the tree and slow the terminal."""
 _EVENTS: Final = 6
 
 
 class LiveView:
-    """Shows the tree, what is worth knowing of each node, and the last events, until the tree has ended.
+    """Shows the tree, the state of each node, and the last events, four times a second until the tree has ended.
 
-    Give it to `run_tree` twice: `run_tree(spec, sinks=[view], watch=view.watch)`.
+    It is given to `run_tree` twice: `run_tree(spec, sinks=[view], watch=view.watch)`.
 
     Args:
-        console: where to draw; None is standard output.
+        console: the console of `rich` to draw on; None is standard output.
     """
 
     def __init__(self, console: Console | None = None) -> None:
@@ -51,14 +51,14 @@ class LiveView:
         self._began: float | None = None
 
     def __call__(self, event: events.Event) -> None:
-        """Take one event."""
+        """Keep the lines of one event."""
         if self._began is None:
             self._began = event.at
         self._tail.time = event.at - self._began
         self._lines(event)
 
     async def watch(self, tree: Tree) -> None:
-        """Draw until cancelled, and then once more."""
+        """Draw the tree until cancelled, and then once more."""
         with self._place() as place:
             try:
                 while True:
@@ -70,7 +70,7 @@ class LiveView:
 
     @contextmanager
     def _place(self) -> Generator[Live]:
-        """The place of the picture; what the program prints meanwhile goes above it."""
+        """The place of the picture; the program's own output goes above it."""
         on_terminal = sys.stderr.isatty()
         live = Live(
             console=self._console, auto_refresh=False, redirect_stderr=on_terminal, vertical_overflow="crop"
@@ -88,7 +88,7 @@ class LiveView:
 
 
 class _Tail(StringIO):
-    """The last lines that were written, each with its time."""
+    """A text file that keeps the last lines written to it, each with its time."""
 
     def __init__(self, size: int) -> None:
         super().__init__()
@@ -97,7 +97,7 @@ class _Tail(StringIO):
         self._rest = ""
 
     def write(self, text: str) -> int:
-        """Take a text, of which only whole lines count."""
+        """Write a text; a line is kept once it is complete."""
         *lines, self._rest = (self._rest + text).split("\n")
         self.lines.extend(f"{self.time:7.1f}  {printable(line)}" for line in lines)
         return len(text)
@@ -105,7 +105,7 @@ class _Tail(StringIO):
 
 @frozen
 class _Picture:
-    """Lines that are laid out already, and an empty one for the cursor."""
+    """Lines of styled text for `rich`, and an empty line for the cursor."""
 
     lines: Sequence[Line]
 

@@ -1,6 +1,6 @@
-"""A tree as a Mermaid flowchart, which many pages and editors draw: pure functions.
+"""A tree as a Mermaid flowchart, which many web pages and editors draw: pure functions.
 
-Children stand in start order. Supervisors are boxes, pools have double sides, leaves are round; the arrow to a
+Children are in start order. Supervisors are boxes, pools have double sides, leaves are round; the arrow to a
 supervisor's front is thick.
 """
 
@@ -30,7 +30,7 @@ _COLOURS: dict[State, str] = {
 
 
 def declared(spec: Spec) -> str:
-    """The tree as it was declared."""
+    """The declared tree as a flowchart, each node with the options that differ from the defaults."""
 
     def box(node: words.Declared) -> str:
         return _box(type(node.spec).__name__.lower(), node.label, node.facts())
@@ -43,11 +43,11 @@ def declared(spec: Spec) -> str:
 
 
 def running(status: Status, now: float) -> str:
-    """The tree as it stands, each node in the colour of its state.
+    """The running tree as a flowchart, each node in the colour of its state.
 
     Args:
         status: from `tree.status()`.
-        now: `trio.current_time()`, for what is due.
+        now: `trio.current_time()`, for the remaining seconds of a backoff.
     """
 
     def box(node: Status) -> str:
@@ -71,7 +71,7 @@ def _drawn(
     box: Callable[[_Node], str],
     arrow: Callable[[_Node, _Node], str],
 ) -> Iterator[str]:
-    """The lines of a chart: each node, and the arrow that leads to it."""
+    """The lines of a chart: each node with the arrow that leads to it."""
     yield f"n0{box(root)}"
     waiting, count = [(0, root)], 0
     while waiting:
@@ -94,5 +94,5 @@ def _box(kind: str, label: str, facts: Sequence[str]) -> str:
 
 
 def _safe(text: str) -> str:
-    """Letters, digits and a few signs as they are, the rest as Mermaid's entities: no text is syntax."""
+    """The text with every character but letters, digits and a few signs as an entity, so that Mermaid reads none as syntax."""
     return "".join(char if char.isalnum() or char in _HARMLESS else f"#{ord(char)};" for char in text)

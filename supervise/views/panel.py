@@ -1,4 +1,4 @@
-"""The picture that a terminal shows, as lines of styled text: pure functions over a `Status`."""
+"""The picture for a terminal, as lines of styled text: pure functions over a `Status`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .._core.status import Status
 from . import words
 
 Cell = tuple[str, str]
-"""A text, and its style in Rich's words."""
+"""A text, and its style for `rich`."""
 Line = list[Cell]
 
 _SPAN: Final = 2.0
@@ -20,10 +20,10 @@ _SPAN: Final = 2.0
 _ABOVE: Final = 3
 """Lines of the terminal that are left to the program."""
 _FRAME: Final = 4
-"""Lines for the names of the columns, for how many more there are, above the events, and for the cursor."""
+"""Lines for the head of the table, the count of hidden nodes, the rule above the events, and the cursor."""
 _GAP: Final = 2
 _LEAST: Final = 12
-"""Cells without which names and failures say nothing."""
+"""The least useful width of a name or a failure, in cells."""
 _TWO_DIGITS: Final = 10
 _COLUMNS: Final = {
     "node": "<",
@@ -35,7 +35,7 @@ _COLUMNS: Final = {
     "last failure": "<",
 }
 _MINIMUM: Final = {"state": len("restarting"), "#": 3, "waiting": 7, "per s": 7}
-"""So that columns stay where they are while numbers grow."""
+"""The least widths of columns, so that they do not move while numbers grow."""
 _STATES: Final = {
     "up": "green",
     "down": "dim",
@@ -49,13 +49,13 @@ _STATES: Final = {
 
 
 class Rates:
-    """How many messages and stream items each mailbox handles per second, over the last seconds."""
+    """The messages and stream items that each mailbox handles per second, over the last two seconds."""
 
     def __init__(self) -> None:
         self._taken: deque[tuple[float, dict[str, int]]] = deque()
 
     def take(self, status: Status, now: float) -> dict[str, float]:
-        """The rates by path: what each mailbox has handled since the first of these pictures, by the time between."""
+        """The rates by path: the growth of `handled` since the oldest kept status, divided by the time since then."""
         handled = {node.path: node.handled for node in status.walk() if node.handled is not None}
         while len(self._taken) > 1 and now - self._taken[1][0] >= _SPAN:
             self._taken.popleft()
@@ -70,15 +70,15 @@ class Rates:
 def panel(
     status: Status, now: float, rates: Mapping[str, float], events: Iterable[str], *, width: int, height: int
 ) -> list[Line]:
-    """A line for each node that finds room, and the last events beneath.
+    """A line for each node for which there is room, and below them the last events.
 
     Args:
-        status: the tree.
-        now: `trio.current_time()`, for what is due.
-        rates: by path, from `Rates`.
-        events: the last ones, a line each.
-        width: of the terminal, in cells; no line is longer.
-        height: of the terminal, in lines; a few of them are left to the program.
+        status: from `tree.status()`.
+        now: `trio.current_time()`, for the remaining seconds of a backoff.
+        rates: the messages and items per second by path, from `Rates`.
+        events: the last events, a line each.
+        width: that of the terminal, in cells; no line is longer.
+        height: that of the terminal, in lines; three of them are left to the program.
     """
     last = [[(line, "dim")] for line in list(events)[-max(1, height // 5) :]]
     shown = fitting(status, max(3, height - len(last) - _FRAME - _ABOVE))
@@ -92,9 +92,9 @@ def panel(
 
 
 def fitting(status: Status, room: int) -> set[str]:
-    """The paths of as many nodes as there is room for: those in trouble first, then the upper ones.
+    """The paths of the nodes that fit into `room` lines, each with all nodes above it.
 
-    None of them without those above it.
+    Nodes that are not up or have restarted come first, then the upper ones.
     """
     shown: set[str] = set()
     for node in sorted(status.walk(), key=lambda node: (_is_well(node), node.path.count("/"))):
@@ -140,7 +140,7 @@ def _rate(rate: float | None) -> str:
 
 
 def _table(rows: Sequence[Line], width: int) -> list[Line]:
-    """The rows in columns, as many as fit; names are cut before a column is left out, failures take what is left."""
+    """The rows as a table: names are cut before a column is left out, and failures take the remaining width."""
     widths = _widths(rows, width)
     gaps = [_GAP] * (len(widths) - 1) + [0]
     places = list(zip(widths, gaps, _COLUMNS.values(), strict=False))
@@ -174,7 +174,7 @@ def _placed(text: str, cells: int, align: str) -> str:
 
 
 def _cut(line: Line, width: int) -> Line:
-    """No longer than the terminal is wide."""
+    """The line, cut to the width of the terminal."""
     cut: Line = []
     for text, style in line:
         left = width - sum(cell_len(done) for done, _ in cut)

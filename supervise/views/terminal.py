@@ -1,4 +1,4 @@
-"""Run a tree under a picture on the terminal, or under plain lines where there is no terminal for one."""
+"""Run a tree with a picture on the terminal, or with plain lines if the terminal cannot show one."""
 
 from __future__ import annotations
 
@@ -19,20 +19,23 @@ def run_live(
     watchdog: float | None = None,
     otherwise: Sink | None = None,
 ) -> None:
-    """Like `run_tree`, under a `LiveView`; where that cannot be, one line says why, and plain lines follow.
+    """As `run_tree`, with a `LiveView`. If standard output cannot show one, a line gives the reason, and plain lines follow.
 
     Args:
         spec: the root.
         hard_exit_after: as for `run_tree`.
-        watchdog: likewise.
-        otherwise: what gets the events where there is no view; None is a `LineSink`.
+        watchdog: as for `run_tree`.
+        otherwise: the sink for the events if there is no view; None is a `LineSink`.
+
+    Raises:
+        The same errors as `run_tree`.
     """
     reason = _why_not()
     if reason is not None:
         sys.stderr.write(f"supervise: no live view, plain lines instead: {reason}\n")
         run_tree(spec, sinks=[otherwise or LineSink()], hard_exit_after=hard_exit_after, watchdog=watchdog)
         return
-    from .live import LiveView  # noqa: PLC0415 - needs rich, which is an extra
+    from .live import LiveView  # noqa: PLC0415 - it needs rich, which is an extra
 
     view = LiveView()
     run_tree(spec, sinks=[view], hard_exit_after=hard_exit_after, watchdog=watchdog, watch=view.watch)

@@ -10,7 +10,7 @@ from . import words
 
 
 def declared(spec: Spec) -> str:
-    """The tree as it was declared: everything that is not as usual."""
+    """The declared tree, each node with the options that differ from the defaults."""
     rows = [
         (lead + node.label, " · ".join(node.facts()))
         for lead, node in words.branches(words.Declared(spec), words.Declared.below)
@@ -19,11 +19,11 @@ def declared(spec: Spec) -> str:
 
 
 def running(status: Status, now: float) -> str:
-    """The tree as it stands: states, incarnations, restarts that count, waiting messages, last failures.
+    """The running tree: states, incarnations, restarts that the limit counts, waiting messages, last failures.
 
     Args:
         status: from `tree.status()`.
-        now: `trio.current_time()`, for what is due.
+        now: `trio.current_time()`, for the remaining seconds of a backoff.
     """
     head = ("node", "state", "incarnation", "restarts", "waiting", "last failure")
     rows = [
@@ -44,7 +44,7 @@ def _standing(status: Status, now: float) -> tuple[str, ...]:
 
 
 def _columns(rows: Sequence[Sequence[str]]) -> str:
-    """Each as wide as it must be, the last one as wide as it is."""
+    """The rows as a table, each column as wide as its widest cell."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
     return "\n".join(lines) + "\n"

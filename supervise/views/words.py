@@ -1,4 +1,4 @@
-"""What the pictures have in common: the order of the lines, and the words on them."""
+"""The order of the lines and the words on them, shared by all pictures."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _BENEATH = {"": "", "├─ ": "│  ", "└─ ": "   "}
 
 
 def branches(root: _Node, below: Callable[[_Node], Sequence[_Node]]) -> Iterator[tuple[str, _Node]]:
-    """Every node behind the lines that lead to it, parents first, in start order."""
+    """Every node with the lines drawn before it, parents first, in start order."""
     waiting = [("", "", root)]
     while waiting:
         stem, lead, node = waiting.pop()
@@ -33,7 +33,7 @@ def branches(root: _Node, below: Callable[[_Node], Sequence[_Node]]) -> Iterator
 
 @frozen(eq=False)
 class Declared:
-    """A spec and where it stands. `role`: `root`, `child`, or `member` for a pool's template."""
+    """A spec and its role: `root`, `child`, or `member` for the template of a pool."""
 
     spec: Spec
     role: str = "root"
@@ -44,7 +44,7 @@ class Declared:
         return "(member)" if self.role == "member" else printable(self.spec.name)
 
     def below(self) -> list[Declared]:
-        """Its children; of a pool, what each member is like."""
+        """Its children; for a pool the pattern of its members."""
         if isinstance(self.spec, Child):
             return []
         if isinstance(self.spec, Pool):
@@ -52,7 +52,7 @@ class Declared:
         return [Declared(child, "child") for child in self.spec.children]
 
     def facts(self) -> list[str]:
-        """What an operator wants to know of it; what is as usual goes without saying."""
+        """The options that differ from the defaults, and the restart type, strategy and limit."""
         spec = self.spec
         facts: list[str] = [] if self.role == "root" else [spec.restart]
         facts += ["significant"] * spec.significant
@@ -106,12 +106,12 @@ def _of_all(spec: Spec) -> list[str]:
 
 _GRACE: Final = 5
 _ENTRIES: Final = 5
-"""So many entries of a decider are shown."""
+"""How many entries of a decider are shown."""
 _PRESETS: Final = {"OTP": OTP, "AKKA": AKKA, "DEVICE": DEVICE}
 
 
 def _called(function: object) -> str:
-    """Its name in the program; a `partial` goes by its function."""
+    """The name of a function in the program; for a `partial` that of its function."""
     return printable(name_of(function))
 
 
@@ -121,7 +121,7 @@ def _backoff(backoff: Backoff) -> str:
 
 
 def _decider(decider: Decider) -> str:
-    """Its table, layer by layer; a preset by its name."""
+    """The table of a decider, layer by layer; a preset by its name."""
     return ", over ".join(map(_layer, decider.layers()))
 
 
@@ -130,10 +130,10 @@ def _layer(layer: Decider) -> str:
         if (layer.table, layer.default, layer.rules) == (preset.table, preset.default, preset.rules):
             return name
     entries = [f"{_key(key)} → {directive!r}" for key, directive in layer.table.items()]
-    said = entries[:_ENTRIES] + [f"{len(entries) - _ENTRIES} more"] * (len(entries) > _ENTRIES)
-    said += [f"else {layer.default!r}"] * (layer.default is not None)
-    said += [f"{len(layer.rules)} rule{'s' * (len(layer.rules) > 1)}"] * bool(layer.rules)
-    return ", ".join(said) or "empty"
+    shown = entries[:_ENTRIES] + [f"{len(entries) - _ENTRIES} more"] * (len(entries) > _ENTRIES)
+    shown += [f"else {layer.default!r}"] * (layer.default is not None)
+    shown += [f"{len(layer.rules)} rule{'s' * (len(layer.rules) > 1)}"] * bool(layer.rules)
+    return ", ".join(shown) or "empty"
 
 
 def _key(key: str | type[BaseException]) -> str:
@@ -152,18 +152,18 @@ def name(status: Status) -> str:
 
 
 def children(status: Status) -> Sequence[Status]:
-    """Those below it."""
+    """The children of a node."""
     return status.children
 
 
 def state(status: Status, now: float) -> str:
-    """Its state, and how long a backoff still takes."""
+    """Its state, with the remaining seconds of a backoff."""
     if status.due is None:
         return status.state
     return f"{status.state} in {max(0.0, status.due - now):.1f} s"
 
 
 def failure(status: Status) -> str:
-    """Its last failure, in a line."""
+    """Its last failure in one line; empty if there is none."""
     exc = status.last_failure
     return "" if exc is None else printable(f"{class_name(type(exc))}: {brief_text(exc)}").removesuffix(": ")

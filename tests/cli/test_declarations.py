@@ -533,7 +533,7 @@ WARNINGS = {
         'Supervisor("app", [Child("a", idle, backoff=Backoff(initial=10))])',
         (
             "the limit of 'app' (3 within 5 s) can never trip by 'a': 4 restarts take at least 72 s of backoff; "
-            "give 'app' a longer window, such as limit=Limit(3, within=144), or say limit=None"
+            "give 'app' a longer window, such as limit=Limit(3, within=144), or write limit=None"
         ),
     ),
     "a backoff that is never used": (
@@ -546,7 +546,7 @@ WARNINGS = {
     ),
     "a Resume of nothing": (
         'Supervisor("app", [Child("a", idle)], decider=Decider({OSError: Resume}))',
-        "the decider of 'app' says Resume, but nothing there has a resource to keep: Resume becomes Restart (R8)",
+        "the decider of 'app' answers Resume, but no child there has a resource to keep: Resume becomes Restart (R8)",
     ),
 }
 

@@ -8,7 +8,7 @@ import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 import supervise as s
-from supervise.testing.bare import BareTree, Part
+from supervise.testing.bare import BareLeaf, BareTree
 
 from .adapter import ON_SHUTDOWN, World, names
 
@@ -38,7 +38,7 @@ class Machines(World):
             worker.over(how, worker.exited)
 
 
-class Worker(Part):
+class Worker(BareLeaf):
     """One life of a worker without a task."""
 
     def __init__(self, world, tree, node):

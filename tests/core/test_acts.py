@@ -387,7 +387,7 @@ def test_everything_is_told_with_the_time_and_the_life():
     ]
     assert {(one.at, one.incarnation) for one in out if isinstance(one, events.Event)} == {(7, 1)}
     stops = [one.reason for one in out if isinstance(one, events.Stopping)]
-    assert stops == ["'app' met what no decider decides"] * 3
+    assert stops == ["'app' reported a failure that is not an Exception"] * 3
     assert {(event.at, event.incarnation) for event in seen} == {(0, 1)}
 
 

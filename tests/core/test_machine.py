@@ -20,7 +20,7 @@ from supervise import (
 from supervise._core import effect, shortcut
 from supervise._core.forest import Forest
 from supervise._core.node import Failure
-from supervise.testing.bare import BareTree, Part
+from supervise.testing.bare import BareLeaf, BareTree
 
 STOPS = Decider({"stop": Stop})
 
@@ -37,7 +37,7 @@ class Boom(Exception):
         self.tag = tag
 
 
-class Up(Part):
+class Up(BareLeaf):
     """A leaf that is up at once, and ends when it is told to."""
 
     def __init__(self, tree, node):

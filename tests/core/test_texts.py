@@ -157,8 +157,8 @@ def test_what_nobody_decides_stops_the_tree_and_says_where():
     tree.post(machine(tree), effect.Exited("a", 1, halt))
     tree.run()
     assert reasons(seen) == [
-        ("app", "'app' met what no decider decides"),
-        ("app/b", "'app' met what no decider decides"),
+        ("app", "'app' reported a failure that is not an Exception"),
+        ("app/b", "'app' reported a failure that is not an Exception"),
     ]
     assert tree.forest.root.why is halt
 

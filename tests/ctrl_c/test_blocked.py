@@ -267,7 +267,7 @@ def test_a_hard_exit_says_who_is_overdue_and_that_the_drains_are_longer():
     status, err = program.ends()
     assert status == 70
     assert "app/slow #1: draining, for up to 9 s" in err
-    assert "100 other children had not been told to stop yet" in err
+    assert "100 other children had not been asked to stop yet" in err
     assert "the declared drains add up to 9 s, more than the limit of 0.2 s" in err
     assert err.count("\n") < 40
 

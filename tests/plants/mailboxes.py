@@ -133,7 +133,7 @@ MAILBOXES = tuple(
         (
             "the end of a supervisor is not told below it",
             _DRIVER,
-            "            told += each.below.values()",
+            "            closing += each.below.values()",
             "            pass",
         ),
         (
@@ -157,14 +157,14 @@ MAILBOXES = tuple(
         (
             "a loop is not woken by a stop",
             _LEAF,
-            "            self._inbox.end_loops()\n\n    def _is_asked",
-            "            pass\n\n    def _is_asked",
+            "            self._inbox.end_loops()\n\n    def _note_stop",
+            "            pass\n\n    def _note_stop",
         ),
         (
             "a shielded loop is not woken by a stop",
             _LEAF,
-            "            self._inbox.end_loops()  # of those",
-            "            pass  # of those",
+            "            self._inbox.end_loops()  # wakes readers",
+            "            pass  # wakes readers",
         ),
         (
             "a child may wait for itself",

@@ -145,7 +145,7 @@ TREES = tuple(
         (
             "a resume does not let others run",
             _LEAF,
-            "            # A body that fails at once, with progress, would keep the loop.\n            await cancel_shielded_checkpoint()\n",
+            "            # A body that fails at once again and again, with progress, would block the loop without this.\n            await cancel_shielded_checkpoint()\n",
             "",
             _HOSTILE,
         ),

@@ -179,7 +179,7 @@ def test_supervise_run_shows_what_happens():
         "→ Restart",
         "running again, incarnation 5",
         "→ Resume for 'device.oom'",
-        "resumed with the resource it had",
+        "resumed with its resource",
     ):
         assert says in result.stderr
     assert "request 1 of 8: 'The import statement'" in result.stdout

@@ -106,11 +106,11 @@ def test_a_line_says_that_a_decider_raised():
     )
     assert said == [
         "[app/a #1] failed: ConnectionError: gone",
-        "[app/a #1] → Escalate, nobody above decides; a decider raised TypeError: not that, and that means Escalate",
+        "[app/a #1] → Escalate, no supervisor above decides; a decider raised TypeError: not that, and that means Escalate",
     ]
     inner = Supervisor("in", [Child("a", fails)], decider=Decider(rules=[Rule(OSError, "x", when=broken)]))
     said = lines(Supervisor("app", [inner], decider=Decider({TypeError: Stop})))
-    assert said[1] == "[app/in/a #1] its decider raised TypeError: not that: that goes up in its place"
+    assert said[1] == "[app/in/a #1] its decider raised TypeError: not that: that failure goes up instead"
 
 
 def test_a_line_says_what_the_rules_made_of_a_verdict():

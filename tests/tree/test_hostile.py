@@ -218,7 +218,7 @@ def test_neither_a_sink_nor_a_log_that_raises_hurts_the_tree(sinks, capsys):
         run_virtual(main)
     finally:
         logger.removeHandler(handler)
-    assert "a sink raised and gets nothing from now on" in capsys.readouterr().err
+    assert "a sink raised, and gets no further events" in capsys.readouterr().err
 
 
 class Unreadable(Exception):
