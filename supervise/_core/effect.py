@@ -239,7 +239,7 @@ class Rise:
 
 
 @define(weakref_slot=False)
-class Tell:
+class Order:
     """An input for the machine of a child that is a supervisor."""
 
     path: str
@@ -260,5 +260,5 @@ Effect = (
     | Fatal
     | Fail
     | Rise
-    | Tell
+    | Order
 )

@@ -18,7 +18,7 @@ from .node import Memory, Node
 from .spec import Child, Pool, Spec, Supervisor
 from .status import Status, Traffic, picture
 
-_ROUTED = frozenset({effect.Tell, effect.Rise, effect.Fail, effect.Fatal})
+_ROUTED = frozenset({effect.Order, effect.Rise, effect.Fail, effect.Fatal})
 
 
 class Forest:
@@ -60,7 +60,7 @@ class Forest:
         work: deque[tuple[Machine, Input]] = deque()
         while True:
             for result in results:
-                if isinstance(result, effect.Tell):
+                if isinstance(result, effect.Order):
                     work.append((self.machines[result.path], result.order))
                 elif isinstance(result, effect.Rise):
                     self._rise(machine, result, now, work, out)

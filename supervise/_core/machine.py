@@ -9,14 +9,15 @@ How it works
 
 A supervisor has an inbox, the states of its children, and at most one *act*. An act is always the same walk (`_advance`):
 stop these children one by one, start those one by one, finish. The table `act.ACTS` has the differences between a
-restart, a request and the end. During an act requests, failures and ends wait in the inbox, so that the machine does one thing at
-a time and in the order in which the inputs came (R19). Only a stop from above does not wait: it empties the inbox, refuses
-the requests in it, and replaces the act by `end`.
+restart, a request and the end. During an act requests, failures and ends wait in the inbox, so that the
+machine does one thing at a time and in the order in which the inputs came (R19). Only a stop from above does not wait: it
+empties the inbox, refuses the requests in it, and replaces the act by `end`.
 
 The machine handles an input in three steps. The method `_on_…` of its kind notes the new state of the child: up, failed, or
 ended. If the supervisor has to react, that method puts an item into the inbox: a failure to be judged, an end to be weighed,
 a retry whose backoff has passed. Then `_serve` continues the act until it needs another input. Without an act it takes the
-next item from the inbox and gives it to the method `_serve_…` of its kind, which may begin the next act.
+next item from the inbox and gives it to the method `_serve_…` of its kind, which may begin the next act. (The tables at the
+end of this file map inputs, items, requests and timers to their methods.)
 
 A restart, step by step
 -----------------------
@@ -71,7 +72,7 @@ Between supervisors
 ===================
 
 A supervisor below reports to its supervisor as a leaf does: `Up`, `Exited` with the failure that it passes up, `Ended`. It
-receives orders by `Tell`: a `Stop`, or a `Verdict` on the failure that it passed up. The forest delivers both from a work
+receives orders by `Order`: a `Stop`, or a `Verdict` on the failure that it passed up. The forest delivers both from a work
 list, so that a deep tree causes no deep recursion.
 """
 
@@ -150,7 +151,7 @@ class Machine:
     def handle(self, item: Input, now: float, u: float = 0.5) -> list[Effect]:
         """Handle one input at time `now`; `u` in [0, 1) is the random number for jitter. Returns the effects in order."""
         self.now, self.u, self.out = now, u, []
-        _TAKE[type(item)](self, item)
+        _ON_INPUT[type(item)](self, item)
         self._serve()
         return self.out
 
@@ -163,9 +164,9 @@ class Machine:
             item = self.inbox.popleft()
             if isinstance(item, Request):
                 if not item.withdrawn:
-                    _REQUEST[item.kind](self, item)
+                    _SERVE_REQUEST[item.kind](self, item)
             elif item.holds():
-                _SERVE[type(item)](self, item)
+                _SERVE_ITEM[type(item)](self, item)
 
     def _advance(self) -> None:
         """Continue the act until it waits for a child: one child after the other, except that a pool stops all members at once (R26)."""
@@ -206,7 +207,7 @@ class Machine:
         node.since = self.now
         if self.ledger.listening and node.is_leaf:
             self.out.append(events.Ready(self.now, node.path, node.incarnation, up.value))
-        self._awaits_no_longer(node)
+        self._stop_awaiting(node)
 
     def _on_exited(self, exited: effect.Exited) -> None:
         node = self.children.get(exited.child)
@@ -310,7 +311,7 @@ class Machine:
         self._start_failed(node, failure)
 
     def _ignored(self, node: Node) -> None:
-        self._awaits_no_longer(node)
+        self._stop_awaiting(node)
         self._stay_down(node, "down", None)
 
     def _ended_by_itself(self, node: Node, failure: Failure | None) -> None:
@@ -358,32 +359,32 @@ class Machine:
         node = act.node
         node.undecided = False
         if verdict.directive is Resume:
-            self._awaits_no_longer(node)
+            self._stop_awaiting(node)
             self.act = None
             self._resume(node)
         else:
-            self._settle_question(node)
+            self._settle_below(node)
 
     def _on_wake(self, _: effect.Wake) -> None:
         for node in self.timers.due(self.now):
-            _DUE[node.phase](self, node)
+            _ON_TIMEOUT[node.phase](self, node)
         at = self.timers.next()
         if at is not None:
             self.out.append(effect.WakeAt(self.path, at))
 
     # --- items of the inbox
 
-    def _take_failure(self, item: Judge) -> None:
+    def _serve_failure(self, item: Judge) -> None:
         self._decide(item.node, [])
 
-    def _take_done(self, item: Done) -> None:
+    def _serve_done(self, item: Done) -> None:
         node = item.node
         self.act = Act("done", node=node, stops=[node])
 
-    def _take_released(self, item: Released) -> None:
+    def _serve_released(self, item: Released) -> None:
         self.act = self.releasing.pop(item.node)
 
-    def _take_retry(self, item: Retry) -> None:
+    def _serve_retry(self, item: Retry) -> None:
         node = item.node
         if not node.retry_charged and not self.charge(self.now):
             node.state = "down"
@@ -446,7 +447,7 @@ class Machine:
         self._note_failure(node, failure)
         if not node.undecided:
             return  # the whole tree is about to stop, or this supervisor is stopping already
-        self._awaits_no_longer(node)
+        self._stop_awaiting(node)
         row = ACTS[act.kind]
         if row.failed_start == "is judged":
             self._reply_start_failed(act.token, failure)
@@ -498,7 +499,7 @@ class Machine:
         self._report_undecided(act, node)
         if node.has_machine:
             node.state = "stopping"
-            self.out.append(effect.Tell(node.path, effect.Stop(act.why)))
+            self.out.append(effect.Order(node.path, effect.Stop(act.why)))
         else:
             self._release(node)
 
@@ -512,7 +513,7 @@ class Machine:
         else:
             self._cancel(node, act.why)
 
-    def _drained(self, node: Node) -> None:
+    def _drain_is_over(self, node: Node) -> None:
         assert isinstance(node.spec, Child)
         assert self.act is not None
         self._cancel(node, f"{self.act.why}; not drained within {node.spec.drain:g} s")
@@ -520,7 +521,7 @@ class Machine:
     def _cancel(self, node: Node, reason: str) -> None:
         if node.has_machine:
             self.timers.disarm(node)
-            self.out.append(effect.Tell(node.path, effect.Stop(reason)))
+            self.out.append(effect.Order(node.path, effect.Stop(reason)))
             return
         assert isinstance(node.spec, Child)
         self.out.append(effect.Cancel(node.path, node.incarnation, reason))
@@ -555,7 +556,7 @@ class Machine:
         )
         self._overdue(node)
 
-    def _awaits_no_longer(self, node: Node) -> None:
+    def _stop_awaiting(self, node: Node) -> None:
         """Count this node off from those that the act waits for, if it is one of them."""
         if node.awaited:
             node.awaited = False
@@ -565,7 +566,7 @@ class Machine:
     def _child_stopped(self, node: Node) -> None:
         """A child that the act was stopping has ended."""
         assert self.act is not None
-        self._awaits_no_longer(node)
+        self._stop_awaiting(node)
         self._after_stop(self.act, node)
 
     def _after_stop(self, act: Act, node: Node) -> None:
@@ -587,12 +588,12 @@ class Machine:
             assert node.failure is not None
             node.undecided = False
             self._decided(node.failure, None, ACTS[act.kind].undecided)
-            self._settle_question(node)
+            self._settle_below(node)
 
-    def _settle_question(self, node: Node) -> None:
+    def _settle_below(self, node: Node) -> None:
         """Notify the supervisors below that wait for a verdict on this failure: it is settled."""
         if node.has_machine:
-            self.out.append(effect.Tell(node.path, effect.Verdict(None)))
+            self.out.append(effect.Order(node.path, effect.Verdict(None)))
 
     # --- down, and gone
 
@@ -638,8 +639,8 @@ class Machine:
         self.out.append(effect.Gone(node.path, why, removed=True))
 
     def _join(self, spec: Spec) -> Node:
-        alone = self.spec.strategy == "one_for_one"
-        node = Node(spec, f"{self.path}/{spec.name}", self.node.decider, restarts_alone=alone)
+        has_no_group = self.spec.strategy == "one_for_one"
+        node = Node(spec, f"{self.path}/{spec.name}", self.node.decider, has_no_group=has_no_group)
         if self.node.memory is not None:
             self.node.memory.recall(node)
         self.children[spec.name] = node
@@ -664,7 +665,7 @@ class Machine:
             self._fatal(failure)
         elif self.phase == "ending":
             self._decided(failure, None, "stop")
-            self._settle_question(node)
+            self._settle_below(node)
         else:
             node.undecided = True
 
@@ -697,7 +698,7 @@ class Machine:
             charged = False  # a start that failed is retried, and each retry pays for itself when its turn comes (R13)
         if charged and not self.charge(self.now):
             self._decided(failure, directive, limit=str(self.spec.limit), **details)
-            self._settle_question(node)
+            self._settle_below(node)
             self._limit_passed(failure.exc, node)
             return
         delay = 0.0
@@ -708,10 +709,10 @@ class Machine:
         if directive is Resume:
             self._resume(node)
         elif directive is Stop:
-            self._settle_question(node)
+            self._settle_below(node)
             self._begin(Act("condemn", f"{node.path!r} was condemned", node, [node], rest))
         else:
-            self._settle_question(node)
+            self._settle_below(node)
             self._restart(node, delay)
 
     def _begin(self, act: Act) -> None:
@@ -722,8 +723,8 @@ class Machine:
         """
         node = act.node
         assert node is not None
-        alone = self.spec.strategy == "one_for_one" and node.alive and node.state == "failed"
-        if alone and isinstance(node.spec, Child) and node.spec.resource is not None:
+        is_suspended = self.spec.strategy == "one_for_one" and node.alive and node.state == "failed"
+        if is_suspended and isinstance(node.spec, Child) and node.spec.resource is not None:
             self._release(node)
             node.state = "releasing"
             self.releasing[node] = act
@@ -741,7 +742,7 @@ class Machine:
             return
         node.undecided = False
         self._decided(failure, Escalate, **details)
-        self._settle_question(node)
+        self._settle_below(node)
         self._fail(failure)
         self._begin_end(f"{self.path!r} failed: {failure.path!r} escalated")
 
@@ -755,7 +756,7 @@ class Machine:
         node.state = "up"
         node.failure = None
         if node.has_machine:
-            self.out.append(effect.Tell(node.path, effect.Verdict(Resume)))
+            self.out.append(effect.Order(node.path, effect.Verdict(Resume)))
         else:
             self._emit(events.Resumed, node)
             self.out.append(effect.Resume(node.path, node.incarnation))
@@ -854,7 +855,7 @@ class Machine:
             return None
         return self._find(request)
 
-    def _take_add(self, request: Request) -> None:
+    def _serve_add(self, request: Request) -> None:
         try:
             spec = self._wanted(request)
         except (TypeError, ValueError, errors.Refused) as problem:
@@ -894,7 +895,7 @@ class Machine:
             if name not in self.children:  # a caller of `add` may have chosen it
                 return name
 
-    def _take_start(self, request: Request) -> None:
+    def _serve_start(self, request: Request) -> None:
         node = self._find_static(request)
         if node is None:
             return
@@ -907,7 +908,7 @@ class Machine:
         else:
             self._refuse(request.token, f"{node.path!r} is running", "running")
 
-    def _take_restart(self, request: Request) -> None:
+    def _serve_restart(self, request: Request) -> None:
         node = self._find_static(request)
         if node is None:
             return
@@ -920,7 +921,7 @@ class Machine:
         node.state = "down"
         self.act = Act("start", node=node, starts=[node], token=token)
 
-    def _take_stop(self, request: Request) -> None:
+    def _serve_stop(self, request: Request) -> None:
         node = self._find(request)
         if node is None:
             return
@@ -940,7 +941,7 @@ class Machine:
             if other.state == "down" and not other.gone:
                 self._stay_down(other, "down", None)
 
-    def _take_remove(self, request: Request) -> None:
+    def _serve_remove(self, request: Request) -> None:
         if isinstance(self.spec, Pool):
             self._refuse(request.token, f"members of pool {self.path!r} leave it when they end", "pool")
             return
@@ -955,7 +956,7 @@ class Machine:
             self._remove(node, None)
             self.out.append(effect.Reply(request.token, node.path))
 
-    def _take_status(self, request: Request) -> None:
+    def _serve_status(self, request: Request) -> None:
         """Answer with the status when this request's turn has come; `Forest.status` never waits (R33)."""
         self.out.append(effect.Reply(request.token, picture(self.node, self.ledger.machines, self.now)))
 
@@ -1150,7 +1151,7 @@ def start_failed(failure: Failure) -> errors.StartFailed:
 
 _Table = dict[Any, Callable[[Machine, Any], None]]
 
-_TAKE: _Table = {
+_ON_INPUT: _Table = {
     effect.Boot: Machine._on_boot,
     effect.Up: Machine._on_up,
     effect.Exited: Machine._on_exited,
@@ -1161,23 +1162,23 @@ _TAKE: _Table = {
     effect.Verdict: Machine._on_verdict,
     effect.Wake: Machine._on_wake,
 }
-_SERVE: _Table = {
-    Judge: Machine._take_failure,
-    Done: Machine._take_done,
-    Retry: Machine._take_retry,
-    Released: Machine._take_released,
+_SERVE_ITEM: _Table = {
+    Judge: Machine._serve_failure,
+    Done: Machine._serve_done,
+    Retry: Machine._serve_retry,
+    Released: Machine._serve_released,
 }
-_REQUEST: _Table = {
-    "add": Machine._take_add,
-    "stop": Machine._take_stop,
-    "start": Machine._take_start,
-    "restart": Machine._take_restart,
-    "remove": Machine._take_remove,
-    "status": Machine._take_status,
+_SERVE_REQUEST: _Table = {
+    "add": Machine._serve_add,
+    "stop": Machine._serve_stop,
+    "start": Machine._serve_start,
+    "restart": Machine._serve_restart,
+    "remove": Machine._serve_remove,
+    "status": Machine._serve_status,
 }
-_DUE: _Table = {
+_ON_TIMEOUT: _Table = {
     "start": Machine._start_takes_long,
-    "drain": Machine._drained,
+    "drain": Machine._drain_is_over,
     "grace": Machine._overdue,
     "release": Machine._release_is_overdue,
     "backoff": Machine._backed_off,

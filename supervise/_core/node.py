@@ -136,7 +136,7 @@ class Node:
         "window",
     )
 
-    def __init__(self, spec: Spec, path: str, above: Decider, *, restarts_alone: bool = False) -> None:
+    def __init__(self, spec: Spec, path: str, above: Decider, *, has_no_group: bool = False) -> None:
         self.spec = spec
         self.decider = above if spec.decider is None else spec.decider.at(path, above)
         self.path = path
@@ -163,7 +163,7 @@ class Node:
         )
         self.fast_path = (
             isinstance(spec, Child)
-            and restarts_alone
+            and has_no_group
             and (spec.resource is None and spec.backoff is None and not self.slow_start)
             and spec.restart != "temporary"
         )

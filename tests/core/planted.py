@@ -44,7 +44,13 @@ class Bug:
 def _replace(owner, name, old, new):
     """In the class or module, and in the tables that dispatch to it."""
     setattr(owner, name, new)
-    for table in (machine._TAKE, machine._SERVE, machine._REQUEST, machine._DUE, machine._FINISH):
+    for table in (
+        machine._ON_INPUT,
+        machine._SERVE_ITEM,
+        machine._SERVE_REQUEST,
+        machine._ON_TIMEOUT,
+        machine._FINISH,
+    ):
         table.update({key: new for key, value in table.items() if value is old})
 
 
@@ -52,7 +58,7 @@ BUGS = [
     Bug("a group stops in start order", Machine, "_advance", "act.stops.pop()", "act.stops.pop(0)", "one", 42),
     Bug("a stop does not wait for who leaves", Machine, "_begin_end", "2 if node.leaving else ", "", "requests", 12),
     Bug("a restart is free", Machine, "charge", "self.window.charge(self._clock(now))", "True", "one", 0),
-    Bug("a retry is free", Machine, "_take_retry", "not node.retry_charged and", "node.retry_charged and", "one", 0),
+    Bug("a retry is free", Machine, "_serve_retry", "not node.retry_charged and", "node.retry_charged and", "one", 0),
     Bug(
         "a report that crosses with a stop is dropped", Machine, "_on_exited",
         'node.state == "stopping" or node.timed_out', "node.timed_out", "one", 0,

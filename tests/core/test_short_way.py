@@ -23,7 +23,7 @@ def test_a_temporary_child_never_goes_the_short_way():
 
 def test_a_leaf_goes_the_short_way_only_if_its_supervisor_restarts_it_alone():
     """R13: whoever makes its node says so, or there is none."""
-    nodes = [Node(leaf("a"), "app/a", ROOT), Node(leaf("a"), "app/a", ROOT, restarts_alone=True)]
+    nodes = [Node(leaf("a"), "app/a", ROOT), Node(leaf("a"), "app/a", ROOT, has_no_group=True)]
     assert [node.fast_path for node in nodes] == [False, True]
 
 
