@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Callable
 from heapq import heappop, heappush
 from math import inf
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import outcome
 
@@ -60,6 +60,15 @@ class Part:
         self.tree.post(self.machine, effect.Ended(self.node.name, self.incarnation, error, ignored))
 
 
+Due: TypeAlias = tuple[float, int, Callable[[], None], Callable[[], bool]]
+"""When, behind which others, what is to be done, and whether that still stands."""
+
+
+def first(_: int) -> int:
+    """The thing that was put down before the others."""
+    return 0
+
+
 class BareTree:
     """Real machines, a clock that is a number, and what waits to be handled.
 
@@ -68,7 +77,8 @@ class BareTree:
         part: makes what stands for the current incarnation of a leaf.
         saw: gets every event.
         u: what every backoff's jitter makes of itself, in [0, 1); 0.5 is none.
-        last_first: of what is due at one moment the last comes first; what comes out the same was left to no schedule.
+        pick: which of so many things that are due at one moment comes next, as an index; what comes out the same whatever it
+            says was left to no schedule. By default the first, in the order in which they were put down.
     """
 
     def __init__(
@@ -78,7 +88,7 @@ class BareTree:
         saw: Callable[[events.Event], object],
         *,
         u: float = 0.5,
-        last_first: bool = False,
+        pick: Callable[[int], int] = first,
     ) -> None:
         self.forest = Forest(spec)
         self.now = 0.0
@@ -87,9 +97,10 @@ class BareTree:
         self._part = part
         self._saw = saw
         self._u = u
-        self._due: list[tuple[float, int, Callable[[], None]]] = []
+        self._due: list[Due] = []
         self._ticket = 0
-        self._step = -1 if last_first else 1
+        self._pick = pick
+        self._wakes: dict[Machine, float] = {}
         self._inputs: deque[tuple[Machine, effect.Input]] = deque()
 
     def start(self) -> None:
@@ -102,14 +113,27 @@ class BareTree:
             if self._inputs:
                 self._carry_out(self.forest.handle(*self._inputs.popleft(), self.now, self._u))
             else:
-                self.now, _, action = heappop(self._due)
-                action()
+                self._next()
 
-    def at(self, when: float, action: Callable[[], None]) -> None:
-        """Have something done at a time."""
-        self._ticket += self._step
+    def _next(self) -> None:
+        """One of the things that are due first; those that are void by now are none."""
+        self.now = self._due[0][0]
+        same: list[Due] = []
+        while self._due and self._due[0][0] == self.now:
+            one = heappop(self._due)
+            if one[3]():
+                same.append(one)
+        chosen = same.pop(self._pick(len(same)) if len(same) > 1 else 0) if same else None
+        for other in same:
+            heappush(self._due, other)
+        if chosen is not None:
+            chosen[2]()
+
+    def at(self, when: float, action: Callable[[], None], stands: Callable[[], bool] = lambda: True) -> None:
+        """Have something done at a time, if it stands then."""
+        self._ticket += 1
         if when < inf:
-            heappush(self._due, (when, self._ticket, action))
+            heappush(self._due, (when, self._ticket, action, stands))
 
     def post(self, machine: Machine, item: effect.Input) -> None:
         """An input, to be handled after those before it; the token of a request is `set` to the outcome."""
@@ -127,8 +151,7 @@ class BareTree:
                 case effect.Start():
                     self._start(one)
                 case effect.WakeAt(path=path, at=at):
-                    machine = self.forest.machines[path]
-                    self.at(at, lambda machine=machine: self.post(machine, effect.Wake()))  # type: ignore[misc]
+                    self._wake_at(self.forest.machines[path], at)
                 case effect.Ask(path=path):
                     self.parts[path].asked()
                 case effect.Cancel(path=path):
@@ -142,6 +165,18 @@ class BareTree:
                     self._saw(kind(self.now, path, incarnation, seconds))
                 case _:
                     self._tell(one)
+
+    def _wake_at(self, machine: Machine, at: float) -> None:
+        """A machine asks again for whatever is left when it is woken, so only its earliest time counts."""
+        if at >= self._wakes.get(machine, inf):
+            return
+        self._wakes[machine] = at
+
+        def wake() -> None:
+            del self._wakes[machine]
+            self.post(machine, effect.Wake())
+
+        self.at(at, wake, lambda: self._wakes.get(machine) == at)
 
     def _tell(self, one: effect.Effect) -> None:
         """Whoever is outside; there is nobody at an address."""

@@ -17,7 +17,7 @@ from .._core._brief import brief
 from .._core._check import check_number
 from .._core.node import Node
 from .._core.spec import IGNORE, Child, Pool, Supervisor
-from .bare import BareTree, Part, Verdict
+from .bare import BareTree, Part, Verdict, first
 from .faults import Act, Fail, FaultPlan, Hang, Return, Script, checked_spec
 
 Wait = tuple[Literal["open", "shielded", "parked"], float]
@@ -61,10 +61,10 @@ class _World(BareTree):
     """A bare tree whose children do what their scripts say."""
 
     def __init__(
-        self, spec: Supervisor | Pool, plan: FaultPlan, u: float, *, last_first: bool = False
+        self, spec: Supervisor | Pool, plan: FaultPlan, u: float, *, pick: Callable[[int], int] = first
     ) -> None:
         self.seen: list[events.Event] = []
-        super().__init__(spec, partial(_Player, self), self.seen.append, u=u, last_first=last_first)
+        super().__init__(spec, partial(_Player, self), self.seen.append, u=u, pick=pick)
         self.plan = plan
 
     def run(self) -> None:
@@ -124,7 +124,7 @@ class _Player(Part):
     def _go_on_at(self, when: float, told: str) -> None:
         """Unless something else lets it go on before."""
         turn = self._turn
-        self.world.at(when, lambda: self._go_on(told) if self._turn == turn else None)
+        self.world.at(when, lambda: self._go_on(told), lambda: self._turn == turn)
 
     def _go_on(self, told: str) -> None:
         """Up to its next wait, which time ends too."""
