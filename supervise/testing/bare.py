@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Callable
 from heapq import heappop, heappush
 from math import inf
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import outcome
 
@@ -60,6 +60,15 @@ class BareLeaf:
         self.tree.post(self.machine, effect.Ended(self.node.name, self.incarnation, error, ignored))
 
 
+Due: TypeAlias = tuple[float, int, Callable[[], None], Callable[[], bool]]
+"""When, behind which others, what is to be done, and whether that still stands."""
+
+
+def first(_: int) -> int:
+    """The thing that was put down before the others."""
+    return 0
+
+
 class BareTree:
     """Real machines, a number as clock, and a queue of inputs.
 
@@ -68,8 +77,65 @@ class BareTree:
         leaf: makes the object that plays the current incarnation of a leaf.
         sink: called with every event.
         u: the random number for the jitter of every backoff, in [0, 1); 0.5 means no jitter.
-        last_first: run actions that are due at the same time in reverse order. A result that does not change then does not
-            depend on the schedule.
+        pick: which run 
+@@@<<<<<<<@@@
+actions
+@@@|||||||@@@
+what
+@@@=======@@@
+so
+@@@>>>>>>>@@@
+ 
+@@@<<<<<<<@@@
+that are
+@@@|||||||@@@
+is
+@@@=======@@@
+many things that are
+@@@>>>>>>>@@@
+ due at the same 
+@@@<<<<<<<@@@
+time
+@@@|||||||@@@
+the
+@@@=======@@@
+comes
+@@@>>>>>>>@@@
+ 
+@@@<<<<<<<@@@
+in
+@@@|||||||@@@
+last
+@@@=======@@@
+next,
+@@@>>>>>>>@@@
+ 
+@@@<<<<<<<@@@
+reverse
+@@@|||||||@@@
+comes
+@@@=======@@@
+as
+@@@>>>>>>>@@@
+ 
+@@@<<<<<<<@@@
+order.
+@@@|||||||@@@
+first;
+@@@=======@@@
+an index;
+@@@>>>>>>>@@@
+ A result that does not 
+@@@<<<<<<<@@@
+change
+@@@|||||||@@@
+was
+@@@=======@@@
+whatever it
+            says was
+@@@>>>>>>>@@@
+ then does not
+            depend on the schedule. By default the first, in the order in which they were put down.
     """
 
     def __init__(
@@ -79,7 +145,7 @@ class BareTree:
         sink: Callable[[events.Event], object],
         *,
         u: float = 0.5,
-        last_first: bool = False,
+        pick: Callable[[int], int] = first,
     ) -> None:
         self.forest = Forest(spec)
         self.now = 0.0
@@ -88,9 +154,10 @@ class BareTree:
         self._leaf = leaf
         self._sink = sink
         self._u = u
-        self._due: list[tuple[float, int, Callable[[], None]]] = []
+        self._due: list[Due] = []
         self._ticket = 0
-        self._step = -1 if last_first else 1
+        self._pick = pick
+        self._wakes: dict[Machine, float] = {}
         self._inputs: deque[tuple[Machine, effect.Input]] = deque()
 
     def start(self) -> None:
@@ -103,14 +170,35 @@ class BareTree:
             if self._inputs:
                 self._carry_out(self.forest.handle(*self._inputs.popleft(), self.now, self._u))
             else:
-                self.now, _, action = heappop(self._due)
-                action()
+                self._next()
 
-    def at(self, when: float, action: Callable[[], None]) -> None:
-        """Call `action` at the time `when`; never if that is infinite."""
-        self._ticket += self._step
+    def _next(self) -> None:
+        """One of the things that are due first; those that are void by now are none."""
+        self.now = self._due[0][0]
+        same: list[Due] = []
+        while self._due and self._due[0][0] == self.now:
+            one = heappop(self._due)
+            if one[3]():
+                same.append(one)
+        chosen = same.pop(self._pick(len(same)) if len(same) > 1 else 0) if same else None
+        for other in same:
+            heappush(self._due, other)
+        if chosen is not None:
+            chosen[2]()
+
+    def at(self, when: float, action: Callable[[], None], stands: Callable[[], bool] = lambda: True) -> None:
+        """Call `action` at the time `when`; never if that is 
+@@@<<<<<<<@@@
+infinite."""
+@@@|||||||@@@
+time."""
+@@@=======@@@
+time, if it stands then."""
+@@@>>>>>>>@@@
+
+        self._ticket += 1
         if when < inf:
-            heappush(self._due, (when, self._ticket, action))
+            heappush(self._due, (when, self._ticket, action, stands))
 
     def post(self, machine: Machine, item: effect.Input) -> None:
         """Queue an input. The outcome of a request is given to `set` of its token."""
@@ -128,8 +216,7 @@ class BareTree:
                 case effect.Start():
                     self._start(one)
                 case effect.WakeAt(path=path, at=at):
-                    machine = self.forest.machines[path]
-                    self.at(at, lambda machine=machine: self.post(machine, effect.Wake()))  # type: ignore[misc]
+                    self._wake_at(self.forest.machines[path], at)
                 case effect.Ask(path=path):
                     self.leaves[path].asked()
                 case effect.Cancel(path=path):
@@ -144,7 +231,27 @@ class BareTree:
                 case _:
                     self._answer(one)
 
-    def _answer(self, one: effect.Effect) -> None:
+    def 
+@@@<<<<<<<@@@
+_answer(self,
+@@@|||||||@@@
+_tell(self,
+@@@=======@@@
+_wake_at(self, machine: Machine, at: float) -> None:
+        """A machine asks again for whatever is left when it is woken, so only its earliest time counts."""
+        if at >= self._wakes.get(machine, inf):
+            return
+        self._wakes[machine] = at
+
+        def wake() -> None:
+            del self._wakes[machine]
+            self.post(machine, effect.Wake())
+
+        self.at(at, wake, lambda: self._wakes.get(machine) == at)
+
+    def _tell(self,
+@@@>>>>>>>@@@
+ one: effect.Effect) -> None:
         """Carry out an effect for the caller outside; the others concern addresses, which a bare tree does not have."""
         if isinstance(one, effect.Reply) and one.token is not None:
             one.token.set(outcome.Value(one.value) if one.error is None else outcome.Error(one.error))

@@ -17,7 +17,7 @@ from .._core._brief import brief
 from .._core._check import check_number
 from .._core.node import Node
 from .._core.spec import IGNORE, Child, Pool, Supervisor
-from .bare import BareLeaf, BareTree, Verdict
+from .bare import BareLeaf, BareTree, Verdict, first
 from .faults import Act, Fail, FaultPlan, Hang, Return, Script, checked_spec
 
 Wait = tuple[Literal["open", "shielded", "parked"], float]
@@ -62,10 +62,10 @@ class _World(BareTree):
     """A bare tree whose children follow their scripts."""
 
     def __init__(
-        self, spec: Supervisor | Pool, plan: FaultPlan, u: float, *, last_first: bool = False
+        self, spec: Supervisor | Pool, plan: FaultPlan, u: float, *, pick: Callable[[int], int] = first
     ) -> None:
         self.seen: list[events.Event] = []
-        super().__init__(spec, partial(_Player, self), self.seen.append, u=u, last_first=last_first)
+        super().__init__(spec, partial(_Player, self), self.seen.append, u=u, pick=pick)
         self.plan = plan
 
     def run(self) -> None:
@@ -125,7 +125,15 @@ class _Player(BareLeaf):
     def _go_on_at(self, when: float, reason: str) -> None:
         """Go on at a time, unless another order makes it go on before."""
         turn = self._turn
-        self.world.at(when, lambda: self._go_on(reason) if self._turn == turn else None)
+        self.world.at(when, lambda: 
+@@@<<<<<<<@@@
+self._go_on(reason)
+@@@|||||||@@@
+self._go_on(told)
+@@@=======@@@
+self._go_on(told),
+@@@>>>>>>>@@@
+ lambda: self._turn == turn)
 
     def _go_on(self, reason: str) -> None:
         """Run up to its next wait, which ends at its time at the latest."""

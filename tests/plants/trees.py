@@ -185,6 +185,13 @@ TREES = tuple(
             ("tests/tree/test_directives.py", "tests/tree/test_injecting.py"),
         ),
         (
+            "one order of what happens at one moment is tried",
+            "supervise/testing/bare.py",
+            "same.pop(self._pick(len(same)) if len(same) > 1 else 0)",
+            "same.pop(0)",
+            ("tests/tree/test_random_trees.py::test_every_order_of_what_happens_at_one_moment_is_predicted",),
+        ),
+        (
             "a child that ended in a broken tree is up",
             "supervise/_trio/ref.py",
             '            if node is not None and node.state == "up" and (leaf is not None or not node.is_leaf):',

@@ -34,6 +34,8 @@ from supervise.testing.simulation import _World
 
 ANSWERS = (CallLost, ChildRestarted, ChildStopped, KeyError, MailboxFull, Refused, StartFailed, TypeError)
 FOR_EVER = 1e6
+MOST_ORDERS = 200
+"""Of one case. Of 4000 that were drawn none had so many: for 3993 the orders came to one outcome, for 7 to two."""
 
 
 class Halt(BaseException):
@@ -334,16 +336,47 @@ class Run:
         assert_replays(self.spec, self.tap.noted)
 
 
-def predicted(spec, plan, stop_at):
-    """What the simulation says, and whether it says so whatever the order of what happens at one moment."""
-    told = []
-    for last_first in (False, True):
-        world = _World(spec, plan, 0.5, last_first=last_first)
+def predicted(spec, plan, stop_at, *, most=MOST_ORDERS):
+    """All that the rules allow, as texts of events, and whether it is all: every order of what is due at one moment is tried.
+
+    Each simulation is told at each choice which of the things that are due comes next, and says how many there were. So all
+    choices are gone through, the last ones first, until none is left, or `most` orders have been tried.
+    """
+    outcomes, orders, left = set(), 0, [()]
+    while left and orders < most:
+        choices = Choices(left.pop())
+        world = _World(spec, plan, 0.5, pick=choices)
         world.at(stop_at, world.stop)
         world.run()
-        told.append(world.seen)
-    first, second = (list(map(plain, apart(its))) for its in told)
-    return told[0], first == second
+        outcomes.add(told(world.seen))
+        orders += 1
+        left += choices.others()
+    return outcomes, not left
+
+
+class Choices:
+    """Takes what it is told to, then always the first, and notes how much there was to choose from."""
+
+    def __init__(self, wanted):
+        self._wanted = wanted
+        self._sizes = []
+
+    def __call__(self, size):
+        at = len(self._sizes)
+        self._sizes.append(size)
+        return self._wanted[at] if at < len(self._wanted) else 0
+
+    def others(self):
+        """The choices that begin like these, and then differ for the first time where nothing was wanted."""
+        known = len(self._wanted)
+        for at in range(known, len(self._sizes)):
+            for other in range(1, self._sizes[at]):
+                yield *self._wanted, *[0] * (at - known), other
+
+
+def told(seen):
+    """Events as one text."""
+    return repr(list(map(plain, apart(seen))))
 
 
 def apart(seen):
