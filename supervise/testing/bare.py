@@ -74,68 +74,11 @@ class BareTree:
 
     Args:
         spec: the root.
-        leaf: makes the object that plays the current incarnation of a leaf.
-        sink: called with every event.
-        u: the random number for the jitter of every backoff, in [0, 1); 0.5 means no jitter.
-        pick: which run 
-@@@<<<<<<<@@@
-actions
-@@@|||||||@@@
-what
-@@@=======@@@
-so
-@@@>>>>>>>@@@
- 
-@@@<<<<<<<@@@
-that are
-@@@|||||||@@@
-is
-@@@=======@@@
-many things that are
-@@@>>>>>>>@@@
- due at the same 
-@@@<<<<<<<@@@
-time
-@@@|||||||@@@
-the
-@@@=======@@@
-comes
-@@@>>>>>>>@@@
- 
-@@@<<<<<<<@@@
-in
-@@@|||||||@@@
-last
-@@@=======@@@
-next,
-@@@>>>>>>>@@@
- 
-@@@<<<<<<<@@@
-reverse
-@@@|||||||@@@
-comes
-@@@=======@@@
-as
-@@@>>>>>>>@@@
- 
-@@@<<<<<<<@@@
-order.
-@@@|||||||@@@
-first;
-@@@=======@@@
-an index;
-@@@>>>>>>>@@@
- A result that does not 
-@@@<<<<<<<@@@
-change
-@@@|||||||@@@
-was
-@@@=======@@@
-whatever it
-            says was
-@@@>>>>>>>@@@
- then does not
-            depend on the schedule. By default the first, in the order in which they were put down.
+        part: makes what stands for the current incarnation of a leaf.
+        saw: gets every event.
+        u: what every backoff's jitter makes of itself, in [0, 1); 0.5 is none.
+        pick: which of so many things that are due at one moment comes next, as an index; what comes out the same whatever it
+            says was left to no schedule. By default the first, in the order in which they were put down.
     """
 
     def __init__(
@@ -187,15 +130,7 @@ whatever it
             chosen[2]()
 
     def at(self, when: float, action: Callable[[], None], stands: Callable[[], bool] = lambda: True) -> None:
-        """Call `action` at the time `when`; never if that is 
-@@@<<<<<<<@@@
-infinite."""
-@@@|||||||@@@
-time."""
-@@@=======@@@
-time, if it stands then."""
-@@@>>>>>>>@@@
-
+        """Have something done at a time, if it stands then."""
         self._ticket += 1
         if when < inf:
             heappush(self._due, (when, self._ticket, action, stands))
@@ -231,13 +166,7 @@ time, if it stands then."""
                 case _:
                     self._answer(one)
 
-    def 
-@@@<<<<<<<@@@
-_answer(self,
-@@@|||||||@@@
-_tell(self,
-@@@=======@@@
-_wake_at(self, machine: Machine, at: float) -> None:
+    def _wake_at(self, machine: Machine, at: float) -> None:
         """A machine asks again for whatever is left when it is woken, so only its earliest time counts."""
         if at >= self._wakes.get(machine, inf):
             return
@@ -249,10 +178,8 @@ _wake_at(self, machine: Machine, at: float) -> None:
 
         self.at(at, wake, lambda: self._wakes.get(machine) == at)
 
-    def _tell(self,
-@@@>>>>>>>@@@
- one: effect.Effect) -> None:
-        """Carry out an effect for the caller outside; the others concern addresses, which a bare tree does not have."""
+    def _answer(self, one: effect.Effect) -> None:
+        """Whoever is outside; there is nobody at an address."""
         if isinstance(one, effect.Reply) and one.token is not None:
             one.token.set(outcome.Value(one.value) if one.error is None else outcome.Error(one.error))
         elif isinstance(one, effect.Rise) and isinstance(one.report, effect.Ended):

@@ -125,15 +125,7 @@ class _Player(BareLeaf):
     def _go_on_at(self, when: float, reason: str) -> None:
         """Go on at a time, unless another order makes it go on before."""
         turn = self._turn
-        self.world.at(when, lambda: 
-@@@<<<<<<<@@@
-self._go_on(reason)
-@@@|||||||@@@
-self._go_on(told)
-@@@=======@@@
-self._go_on(told),
-@@@>>>>>>>@@@
- lambda: self._turn == turn)
+        self.world.at(when, lambda: self._go_on(reason), lambda: self._turn == turn)
 
     def _go_on(self, reason: str) -> None:
         """Run up to its next wait, which ends at its time at the latest."""
