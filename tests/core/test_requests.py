@@ -9,8 +9,8 @@ from .test_acts import WAIT, asks, ends, exits, orders, resource, states, tree_o
 from .test_machine import asked_for, child, leaf, machine
 
 
-def test_a_restart_by_hand_says_why_and_letsready_time_stand_still():
-    """R14, R25: until it is up again, also where it was backing off; the siblings of its group are told too."""
+def test_a_restart_by_hand_says_why_and_lets_ready_time_stand_still():
+    """R14, R25: until its group is up again, also where it was backing off; the siblings of its group are told too."""
     for waits in (False, True):
         tree = tree_of(
             leaf("a", backoff=WAIT),
@@ -34,8 +34,9 @@ def test_a_restart_by_hand_says_why_and_letsready_time_stand_still():
         assert reasons == ["'app/a' was asked to restart"] * (0 if waits else 2)
         assert (clock.at(9), child(tree, "a").restart_in_progress) == (0, True)
         ups(tree, "a")
-        assert clock.at(9) == 9
+        assert clock.at(9) == 0
         assert orders(ups(tree, "b")) == ["replied"]
+        assert clock.at(9) == 9
         assert caller is not None
 
 

@@ -125,8 +125,24 @@ def test_a_temporary_child_that_was_asked_to_restart_is_started_with_the_retry_o
     assert (orders(ups(tree, "a")), states(tree)) == (["Start b"], {"a": "up", "b": "starting"})
 
 
+@pytest.mark.parametrize("failed", ["a", "b"])
+def test_ready_time_stands_still_until_the_whole_group_is_up_again(failed):
+    """R13, R14: whichever of the group has failed; a slow sibling behind it must not hide a crash loop."""
+    limit = Limit(9, within=99, of_ready_time=True)
+    tree = tree_of(leaf("a"), leaf("b"), strategy="one_for_all", limit=limit)
+    tree.now = 5
+    exits(tree, failed)
+    ends(tree, "b" if failed == "a" else "a")
+    ends(tree, failed)
+    tree.now = 8
+    ups(tree, "a")
+    tree.now = 20
+    ups(tree, "b")
+    assert machine(tree).ready_time.at(30) == 15
+
+
 def test_ready_time_stands_still_for_a_sibling_that_fails_to_start_with_its_group():
-    """R13, R14: from that failure on, though the child whose failure restarted the group is up."""
+    """R13, R14: from its start on, though the child whose failure restarted the group is up."""
     limit = Limit(9, within=99, of_ready_time=True)
     tree = tree_of(leaf("a"), leaf("b"), strategy="one_for_all", limit=limit)
     exits(tree, "a")
@@ -136,7 +152,7 @@ def test_ready_time_stands_still_for_a_sibling_that_fails_to_start_with_its_grou
     tree.now = 5
     exits(tree, "b")
     ends(tree, "b")
-    assert machine(tree).ready_time.at(8) == 5
+    assert machine(tree).ready_time.at(8) == 0
 
 
 def test_who_was_condemned_stays_so_when_its_groups_retry_is_called_off():
@@ -464,8 +480,8 @@ def test_a_retry_that_still_waits_does_not_cut_a_later_backoff_short():
     assert orders(wakes(tree, 9)) == ["Start b"]
 
 
-def test_a_retry_that_takes_its_group_along_letsready_time_stand_still():
-    """R14: from the failure until it is up again."""
+def test_a_retry_that_takes_its_group_along_lets_ready_time_stand_still():
+    """R14: from the failure until all of the group are up again."""
     limit = Limit(5, within=99, of_ready_time=True)
     tree = tree_of(leaf("a", backoff=WAIT), leaf("b"), strategy="rest_for_one", limit=limit)
     exits(tree, "a")
@@ -474,6 +490,8 @@ def test_a_retry_that_takes_its_group_along_letsready_time_stand_still():
     assert orders(wakes(tree, 3)) == ["Start a"]
     assert (reasons, child(tree, "a").restart_in_progress, machine(tree).ready_time.at(9)) == ([], True, 0)
     ups(tree, "a")
+    assert machine(tree).ready_time.at(9) == 0
+    ups(tree, "b")
     assert machine(tree).ready_time.at(9) == 6
 
 
