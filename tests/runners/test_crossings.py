@@ -7,13 +7,13 @@ tries twenty times as many.
 
 import os
 from collections import Counter, deque
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 
 import pytest
 import trio
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from runners.scripted import Scripted, expected
+from runners.models.scripted import Scripted, expected
 from stage import Caller, batch, serving
 
 from runners.errors import (
@@ -24,6 +24,8 @@ from runners.errors import (
     OutOfMemory,
     PoisonRequest,
     RebuildSuperseded,
+    SessionRebuild,
+    Timeout,
     WorkerDown,
     WorkerStopping,
 )
@@ -38,7 +40,7 @@ TOKENS = 4
 TIMES = int(os.environ.get("CAMPAIGN", "1"))
 LONG = 1000.0
 """Seconds that any drain is done in."""
-CALM = {"stop", "restart", "rebuild", "leave", "lack"}
+CALM = {"stop", "start", "restart", "rebuild", "leave", "lack"}
 """What costs a begun stream nothing if there is time to drain (D7, D13); a lack of memory costs its own."""
 
 
@@ -150,10 +152,10 @@ class Asker(Caller):
 class Crossing:
     """One worker, what is done to it, and what is known of it afterwards."""
 
-    def __init__(self, askers, acts, *, streams, drain, seed):
-        self.acts, self.streams, self.drain = acts, streams, drain
+    def __init__(self, askers, acts, *, streams, drain, seed, canary=None, deadline=None):
+        self.acts, self.streams, self.drain, self.canary = acts, streams, drain, canary
         self.askers = [
-            (moment, form, Asker(batch(str(number), on_loss=on_loss)))
+            (moment, form, Asker(batch(str(number), on_loss=on_loss, deadline=None if number else deadline)))
             for number, (moment, form, on_loss) in enumerate(askers)
         ]
         self.host = Host()
@@ -164,7 +166,7 @@ class Crossing:
 
     async def _main(self):
         runner = Scripted(TOKENS, delay=1.0, streams=self.streams)
-        options = {"limit": None, "drain": self.drain, "patience": 100 * LONG}
+        options = {"limit": None, "drain": self.drain, "canary": self.canary, "patience": 100 * LONG}
         async with trio.open_nursery() as outside:
             async with serving(runner, host=self.host, **options) as self.scene:
                 for moment, form, asker in self.askers:
@@ -190,10 +192,12 @@ class Crossing:
         await self.scene.worker.stop()
 
     async def restart(self, _):
-        try:
+        with suppress(Refused):
             await self.scene.worker.restart()
-        except Refused:
-            pass
+
+    async def start(self, _):
+        with suppress(Refused):
+            await self.scene.worker.start()
 
     @property
     def _context(self):
@@ -242,6 +246,12 @@ class Crossing:
             self._check_end(asker)
         self._check_orders()
         self._check_reports()
+        failures = [
+            event.exc for event in self.scene.seen if isinstance(event, events.Failed | events.StopError)
+        ]
+        assert all(
+            isinstance(failure, ContextPoisoned | OutOfMemory | SessionRebuild) for failure in failures
+        )
 
     @property
     def is_calm(self):
@@ -257,8 +267,11 @@ class Crossing:
             return
         kinds = {kind for _, kind, _ in self.acts}
         assert isinstance(
-            asker.error, ContextLost | OutOfMemory | PoisonRequest | WorkerDown | WorkerStopping
+            asker.error, ContextLost | OutOfMemory | PoisonRequest | Timeout | WorkerDown | WorkerStopping
         )
+        if type(asker.error) is Timeout:
+            assert asker.request.deadline is not None
+            return
         if type(asker.error) is WorkerStopping:
             assert not begun
         if type(asker.error) is OutOfMemory:
@@ -290,7 +303,7 @@ class Crossing:
 
 
 MOMENTS = st.tuples(st.integers(0, 6), st.integers(0, 10))
-KINDS = ("stop", "restart", "rebuild", "replace", "poison", "kill", "lack", "leave")
+KINDS = ("stop", "start", "restart", "rebuild", "replace", "poison", "kill", "lack", "leave")
 
 
 def acts(*kinds, most=5):
@@ -306,7 +319,6 @@ ASKERS = st.lists(
     min_size=1,
     max_size=4,
 )
-SEEDS = st.integers(0, 2**32 - 1)
 SEARCH = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 
 
@@ -369,15 +381,25 @@ def test_a_rebuild_does_not_supersede_an_order_that_tells_of_a_poison(ticks):
         assert len(crossing.scene.of(events.Ready)) == 4
 
 
+OPTIONS = st.fixed_dictionaries(
+    {
+        "streams": st.integers(1, 3),
+        "canary": st.sampled_from([None, None, 0.5]),
+        "deadline": st.sampled_from([None, None, 2.0, 3.5]),
+        "seed": st.integers(0, 2**32 - 1),
+    }
+)
+
+
 @settings(SEARCH, max_examples=300 * TIMES)
-@given(ASKERS, acts(*KINDS), st.integers(1, 3), st.sampled_from([0.0, 1.5, LONG]), SEEDS)
-def test_whatever_crosses_every_stream_ends_as_it_should(askers, acts, streams, drain, seed):
+@given(ASKERS, acts(*KINDS), st.sampled_from([0.0, 1.5, LONG]), OPTIONS)
+def test_whatever_crosses_every_stream_ends_as_it_should(askers, acts, drain, options):
     """D6, D7, D8: whole, with a typed error, or as cancelled; nothing twice, and nobody hangs."""
-    Crossing(askers, acts, streams=streams, drain=drain, seed=seed).check()
+    Crossing(askers, acts, drain=drain, **options).check()
 
 
 @settings(SEARCH, max_examples=300 * TIMES)
-@given(ASKERS, acts(*sorted(CALM)), st.integers(1, 3), SEEDS)
-def test_a_stop_with_time_to_drain_costs_no_begun_stream(askers, acts, streams, seed):
+@given(ASKERS, acts(*sorted(CALM)), OPTIONS)
+def test_a_stop_with_time_to_drain_costs_no_begun_stream(askers, acts, options):
     """D13: whatever else was ordered in the moment before it, or after."""
-    Crossing(askers, acts, streams=streams, drain=LONG, seed=seed).check()
+    Crossing(askers, acts, drain=LONG, **options).check()
