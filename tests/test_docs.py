@@ -4,6 +4,7 @@ import os
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -61,3 +62,11 @@ def test_links_within_the_project_lead_somewhere(page):
     """A relative link names a file that is there."""
     for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text()):
         assert (page.parent / target).exists(), target
+
+
+def test_the_tasks_are_the_commands_of_the_page_for_contributors():
+    """A task of `pyproject.toml` and a line of docs/contributing.md are the same command under the same name."""
+    tasks = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["poe"]["tasks"]
+    commands = {name: task if isinstance(task, str) else task["shell"] for name, task in tasks.items()}
+    page = (ROOT / "docs" / "contributing.md").read_text()
+    assert dict(re.findall(r"\| `poe (\w+)` \| `([^`]+)` \|", page)) == commands
