@@ -9,6 +9,7 @@ from __future__ import annotations
 import _thread
 import faulthandler
 import logging
+import math
 import os
 import signal
 import sys
@@ -100,7 +101,7 @@ class HardExit:
             return
         self._begun = True
         self._begins.put(True)
-        kick_after(self._seconds + _LATE)
+        kick_at_the_latest_in(self._seconds + _LATE)
         with suppress(Exception):
             # For code in C that neither lets threads run nor checks for signals: faulthandler needs neither, and exits with 1.
             seconds = min(self._seconds + 10 * _LATE, threading.TIMEOUT_MAX / 1e9)
@@ -213,18 +214,29 @@ def kicks() -> Generator[None, None, None]:
         if free and signal.getsignal(signal.SIGALRM) is _let_threads_run:
             signal.setitimer(signal.ITIMER_REAL, 0)
             signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        _latest[0] = math.inf
 
 
 def _let_threads_run(number: int, frame: FrameType | None) -> None:  # noqa: ARG001 - the arguments of a signal handler
     time.sleep(0.05)
 
 
+_latest = [math.inf]  # when, by `time.monotonic`, the timer is due whatever `kick_after` says
+
+
 def kick_after(seconds: float) -> None:
-    """Set the timer of `kicks`: it is due after `seconds`, and from then on twice a second."""
+    """Set the timer of `kicks`: it is due after `seconds`, or when the hard exit is, and from then on twice a second."""
     if signal.getsignal(signal.SIGALRM) is not _let_threads_run:
         return
+    seconds = min(seconds, _latest[0] - time.monotonic())
     with suppress(OSError, OverflowError):  # more seconds than the kernel can count
         signal.setitimer(signal.ITIMER_REAL, max(seconds, 0.01), 0.5)
+
+
+def kick_at_the_latest_in(seconds: float) -> None:
+    """As `kick_after`, and no later call of that puts it off: the watchdog sets the timer again and again."""
+    _latest[0] = time.monotonic() + seconds
+    kick_after(seconds)
 
 
 # --- the texts of reports

@@ -1,5 +1,6 @@
 """Programs that cannot stop by themselves: a child's code keeps the event loop, or does not yield. Real signals, real processes."""
 
+import faulthandler
 import os
 import select
 import signal
@@ -14,6 +15,7 @@ import pytest
 import trio
 
 from supervise import Child, Supervisor, run_tree
+from supervise._trio import last
 
 ROOT = Path(__file__).parents[2]
 IN_TIME = 30.0
@@ -388,6 +390,20 @@ def test_the_watchdog_does_not_take_a_stopped_process_for_a_blocked_loop():
         time.sleep(0.3)
     program.signal(signal.SIGTERM)
     assert program.ends() == (0, "")
+
+
+def test_a_watchdog_does_not_put_off_the_end_of_a_stop():
+    """R20: both set one timer, which lets threads run beside code that holds the interpreter; the earlier of the two counts."""
+    with last.kicks():
+        last.HardExit(5, lambda: None).begin()
+        faulthandler.cancel_dump_traceback_later()
+        last.kick_after(60)
+        assert signal.getitimer(signal.ITIMER_REAL)[0] <= 6
+        last.kick_after(2)
+        assert signal.getitimer(signal.ITIMER_REAL)[0] <= 2
+    with last.kicks():
+        last.kick_after(60)
+        assert signal.getitimer(signal.ITIMER_REAL)[0] > 6
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])

@@ -13,7 +13,6 @@ import pytest
 import trio
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from runners.models.scripted import Scripted, expected
 from stage import Caller, batch, serving
 
 from runners.errors import (
@@ -31,6 +30,7 @@ from runners.errors import (
 )
 from runners.hosts import RequestFailed
 from runners.hosts.inline import InlineHost
+from runners.models.scripted import Scripted, expected
 from runners.types import SessionRebuildCause
 from runners.worker import ContextState, rebuild, report_poison
 from supervise import Refused, events
