@@ -409,9 +409,8 @@ class Machine:
         node.failure = None
         act.pending += 1
         if self.ready_time is not None and ACTS[act.kind].failed_start == "is judged":
-            self.note_restart(
-                node, self.now, in_progress=True
-            )  # also of a sibling that starts with its group
+            # A sibling that starts with its group counts too, whichever of them has failed.
+            self.note_restart(node, self.now, in_progress=True)
         if not node.is_leaf:
             node.has_machine = True
             self.ledger.machines[node.path] = Machine(node, self.ledger, self)

@@ -203,10 +203,23 @@ class Mailbox(Code, Value):
                 _put(self, name, instead)
 
 
+SHARED: Literal["shared"] = "shared"
+"""The `mailbox` of a child that takes its messages from the mailbox of its supervisor (R37)."""
+
+
 def _mailbox(value: Mailbox | int | None) -> Mailbox | None:
     if value is None or is_a(value, Mailbox):
         return cast("Mailbox | None", value)
     return Mailbox(cast("int", value))
+
+
+def _mailbox_of_child(value: Mailbox | int | str | None) -> Mailbox | Literal["shared"] | None:
+    if value is None or not is_a(value, str):
+        return _mailbox(cast("Mailbox | int | None", value))
+    if plain(value) != SHARED:
+        what = f"a child's mailbox must be a size, a Mailbox or {SHARED!r}, got {brief(value)}"
+        refuse(ValueError(what + did_you_mean(value, (SHARED,))))
+    return SHARED
 
 
 @frozen(eq=False, repr=False, kw_only=True)
@@ -234,7 +247,8 @@ class Child(_AsChild):
         body: an async function for Trio, or a `functools.partial` of one.
         resource: a function without arguments that makes an async context manager; it is entered anew for each
             incarnation, and Resume keeps it (R8, R9).
-        mailbox: how many messages may wait (R29), or a `Mailbox`; None: the child has none.
+        mailbox: how many messages may wait (R29), or a `Mailbox`; "shared": the child takes its messages from the mailbox of
+            its supervisor (R37); None: the child has none.
         args: further positional arguments of the body.
         restart: `permanent`: its return is a failure tagged `returned`; `transient`: restarted after failures only;
             `temporary`: never restarted, and leaves the tree when it ends (R7).
@@ -255,7 +269,9 @@ class Child(_AsChild):
     name: str = field(converter=plain)
     body: Body
     resource: Resource | None = field(default=None, kw_only=True)
-    mailbox: Mailbox | None = field(default=None, converter=_mailbox, kw_only=True)
+    mailbox: Mailbox | Literal["shared"] | None = field(
+        default=None, converter=_mailbox_of_child, kw_only=True
+    )
     args: tuple[Any, ...] = field(default=(), converter=_listed, kw_only=True, metadata=_AS_LIST)
     drain: float = field(default=0.0, kw_only=True, converter=plain)
     grace: float = field(default=5.0, kw_only=True, converter=plain)
@@ -336,6 +352,8 @@ class Supervisor(_AsChild):
         auto_shutdown: `any_significant`: the supervisor ends normally when a significant child has ended;
             `all_significant`: when all of them have; `never` (R18).
         front: the name or spec of the child that answers at this supervisor's address (R34); None: no child does.
+        mailbox: instead of a front, a mailbox at this address, from which its children with `mailbox="shared"` take their
+            messages (R37): how many may wait, or a `Mailbox`.
         init: a plain function, called before each start of the children; it may return `IGNORE` (R17), or raise, which is a
             failed start.
         restart, significant, start_timeout, backoff, decider: as for `Child`; `decider` also decides for the nodes below.
@@ -351,6 +369,7 @@ class Supervisor(_AsChild):
     on_limit: OnLimit = field(default="escalate", kw_only=True, converter=plain)
     auto_shutdown: AutoShutdown = field(default="never", kw_only=True, converter=plain)
     front: str | None = field(default=None, kw_only=True, converter=_name_of)
+    mailbox: Mailbox | None = field(default=None, converter=_mailbox, kw_only=True)
     init: Callable[..., object] | None = field(default=None, kw_only=True)
 
     front_child: Spec | None = field(init=False, repr=False, default=Factory(_front_child, takes_self=True))
@@ -372,6 +391,8 @@ class Supervisor(_AsChild):
             )
             refuse(ValueError(problem + did_you_mean(self.front, names)))
             _put(self, "front", None)
+        if self.front is not None and self.mailbox is not None:
+            refuse(ValueError(f"{what} must have a front or a mailbox at its address, got both"))
 
     def _check_children(self, what: str) -> None:
         children: Any = self.children
@@ -407,7 +428,7 @@ class Pool(_AsChild):
         member_limit: the limit of each member that is a `Child` without its own, so that one bad member cannot take the pool
             down; None is no limit.
         limit: the limit of all members together; None, the default, is no limit.
-        on_limit, auto_shutdown, init, restart, significant, start_timeout, backoff, decider: as for `Supervisor`.
+        on_limit, auto_shutdown, mailbox, init, restart, significant, start_timeout, backoff, decider: as for `Supervisor`.
 
     Raises:
         TypeError, ValueError: for an argument of another type, or out of range.
@@ -420,6 +441,7 @@ class Pool(_AsChild):
     limit: Limit | None = field(default=None, kw_only=True)
     on_limit: OnLimit = field(default="escalate", kw_only=True, converter=plain)
     auto_shutdown: AutoShutdown = field(default="never", kw_only=True, converter=plain)
+    mailbox: Mailbox | None = field(default=None, converter=_mailbox, kw_only=True)
     init: Callable[..., object] | None = field(default=None, kw_only=True)
 
     children: tuple[Spec, ...] = field(default=(), init=False, repr=False)
@@ -482,9 +504,15 @@ async def _refused(*_: object) -> None:
 
 
 def check_fits(supervisor: Supervisor | Pool, child: Spec) -> None:
-    """Refuse a significant child of a supervisor that never shuts down by itself (R18)."""
+    """Refuse a significant child of a supervisor that never shuts down by itself (R18), and messages from no mailbox (R37)."""
+    what = f"{_kind(supervisor)} {supervisor.name!r}: child {child.name!r}"
+    if child.mailbox is SHARED and supervisor.mailbox is None:
+        refuse(
+            ValueError(
+                f"{what} is to take the messages of its supervisor, which has no mailbox: declare mailbox=… there too"
+            )
+        )
     if child.significant and supervisor.auto_shutdown == "never":
-        what = f"{_kind(supervisor)} {supervisor.name!r}: child {child.name!r}"
         allowed = "'any_significant' or 'all_significant'"
         refuse(ValueError(f"{what}: significant needs auto_shutdown {allowed}, got 'never'"))
 
@@ -495,7 +523,7 @@ def _check_supervisor(spec: Supervisor | Pool, what: str) -> None:
     if not check_choice(f"{what}: auto_shutdown", spec.auto_shutdown, _AUTO_SHUTDOWNS):
         _put(spec, "auto_shutdown", "never")
     for child in (spec.template,) if isinstance(spec, Pool) else spec.children:
-        if child.significant:
+        if child.significant or child.mailbox is SHARED:
             check_fits(spec, child)
     why = None if spec.init is None else misfit(spec.init, ())
     if why is not None:

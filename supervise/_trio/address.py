@@ -8,12 +8,12 @@ from __future__ import annotations
 from typing import Any
 
 import outcome
-from trio.lowlevel import ParkingLot, Task
+from trio.lowlevel import ParkingLot
 
 from .._core._brief import brief
-from .._core.spec import Child
+from .._core.spec import SHARED, Child, Mailbox, Spec
 from ..errors import ChildStopped
-from .mailbox import Holder, Inbox, Queue
+from .mailbox import Queue, SharedQueue
 from .protect import protected
 
 
@@ -34,24 +34,25 @@ class Address:
         self.ends = 0
         self._changes = None
 
-    def inbox(self, leaf: Holder) -> Inbox:
-        assert self.mailbox is not None
-        return Inbox(self.mailbox, leaf)
-
-    def is_served_by(self, task: Task) -> None:
-        """Note the task of the child that serves the mailbox."""
-        assert self.mailbox is not None
-        self.mailbox.server = task
-
-    def ensure_mailbox(self, spec: Child) -> Queue:
+    def ensure_mailbox(self, spec: Spec) -> Queue:
         """Its mailbox, made at the first need."""
         if self.mailbox is None:
-            if spec.mailbox is None:
-                raise TypeError(f"{self.path!r} has no mailbox: declare its child with mailbox=…")
-            self.mailbox = Queue(self.path, spec.mailbox)
+            if not isinstance(spec.mailbox, Mailbox):
+                raise TypeError(f"{self.path!r} has no mailbox{self._advice(spec)}")
+            kind = Queue if isinstance(spec, Child) else SharedQueue
+            self.mailbox = kind(self.path, spec.mailbox)
             if self.gone:
                 self.mailbox.close(self.why)
         return self.mailbox
+
+    def _advice(self, spec: Spec) -> str:
+        if spec.mailbox is SHARED:
+            return f" of its own: send to {self.path.rpartition('/')[0]!r}, whose messages it takes"
+        return (
+            ": declare its child with mailbox=…"
+            if isinstance(spec, Child)
+            else ", and names no child as its front"
+        )
 
     def close(self, why: BaseException | None) -> None:
         """Note that the node is down for good, because of `why`; the first reason stays."""

@@ -31,11 +31,12 @@ from .._core.effect import Effect, Input
 from .._core.forest import Forest
 from .._core.machine import Machine, start_failed
 from .._core.node import Node
-from .._core.spec import IGNORE, Child, Pool, Supervisor
+from .._core.spec import IGNORE, SHARED, Child, Pool, Supervisor
 from ..errors import Refused, TreeFailed
 from ..sinks._words import trace
 from .address import Address, Answer
 from .leaf import Leaf, freely
+from .mailbox import Queue
 from .protect import check_stack
 
 logger = logging.getLogger("supervise")
@@ -305,14 +306,16 @@ class Driver:
         return address
 
     @enable_ki_protection
-    def mailbox_address(self, node: Node) -> Address:
-        """The address, with its mailbox, of a leaf that is about to start."""
-        assert isinstance(node.spec, Child)
-        address = self.addresses.get(node.path)
+    def mailbox_of(self, leaf: Leaf) -> Queue:
+        """The mailbox that a leaf takes its messages from: its own, or that of its supervisor (R37)."""
+        node = leaf._node
+        path, spec = node.path, node.spec
+        if spec.mailbox is SHARED:
+            path, spec = leaf.machine.path, leaf.machine.spec
+        address = self.addresses.get(path)
         if address is None:
-            address = self._keep(Address(node.path))
-        address.ensure_mailbox(node.spec)
-        return address
+            address = self._keep(Address(path))
+        return address.ensure_mailbox(spec)
 
     @enable_ki_protection
     def _changed(self, path: str) -> None:
@@ -322,7 +325,7 @@ class Driver:
 
     def traffic_at(self, node: Node) -> tuple[int | None, int | None]:
         """How many messages wait at a node, and how many it has handled; both None if it has no mailbox."""
-        if not isinstance(node.spec, Child) or node.spec.mailbox is None:
+        if node.spec.mailbox is None or node.spec.mailbox is SHARED:
             return None, None
         address = self.addresses.get(node.path)
         mailbox = None if address is None else address.mailbox

@@ -33,7 +33,7 @@ from .._core._check import is_a
 from .._core.decide import as_group, context_of, is_decidable, set_context, traceback_of
 from .._core.spec import IGNORE, Child
 from ..errors import ForeignCancelled, StartReturned
-from .mailbox import Inbox
+from .mailbox import Inbox, Queue
 from .protect import check_stack
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ class LeafDriver(Protocol):
 
     def now(self) -> float: ...
     def post(self, machine: Machine, item: effect.Input) -> None: ...
-    def mailbox_address(self, node: Node) -> Any: ...
+    def mailbox_of(self, leaf: Leaf) -> Queue: ...
     def leaf_up(self, leaf: Leaf, value: Any) -> None: ...
     def leaf_restarts_at_once(self, leaf: Leaf, failure: Exception) -> bool: ...
     def leaf_ended(self, leaf: Leaf) -> bool: ...
@@ -172,6 +172,11 @@ class Leaf:
         return self._inbox
 
     @property
+    def open_inbox(self) -> Inbox | None:
+        """The inbox of the body that runs now, if one does."""
+        return self._inbox if self._inbox is not None and self._inbox.is_open else None
+
+    @property
     def last_failure(self) -> BaseException | None:
         """The last failure of its node, usually one of an earlier incarnation."""
         return self._node.last_failure
@@ -248,8 +253,9 @@ class Leaf:
         """The task of the leaf: one incarnation after another, each in a fresh context (R9). It never raises."""
         current.set(self)
         self._task = task = current_task()
-        if self._spec.mailbox is not None:
-            self._driver.mailbox_address(self._node).is_served_by(task)
+        mailbox = None if self._spec.mailbox is None else self._driver.mailbox_of(self)
+        if mailbox is not None:
+            mailbox.servers[task] = self
         on = True
         try:
             with self._scope:
@@ -274,6 +280,8 @@ class Leaf:
             raise
         except BaseException as exc:  # noqa: BLE001 - a defect of this library: in the nursery it would cancel the siblings (R24)
             self._driver.leaf_broke(self, exc)
+        if mailbox is not None:
+            del mailbox.servers[task]
 
     async def _refresh(self, task: Task, *, shared: bool) -> None:
         """Give the next incarnation a fresh context (R9); checkpoint, unless this one has let other tasks run (`shared`)."""
@@ -358,7 +366,8 @@ class Leaf:
         """Call the body with its inbox and `args` after `arguments`. Then the leaf is ready, unless it takes `task_status` (R17)."""
         spec = self._spec
         if spec.mailbox is not None:
-            self._inbox = self._driver.mailbox_address(self._node).inbox(self)
+            assert self._task is not None
+            self._inbox = Inbox(self._driver.mailbox_of(self), self, self._task)
             arguments += (self._inbox,)
         if spec.args:
             arguments += spec.args

@@ -14,7 +14,7 @@ from collections import OrderedDict, deque
 from collections.abc import Callable, Coroutine, Generator, Sequence
 from contextlib import contextmanager
 from types import TracebackType
-from typing import Any, Protocol, TypeAlias
+from typing import Any, ClassVar, Protocol, TypeAlias, cast
 
 import outcome
 import trio
@@ -81,14 +81,16 @@ class Queue:
         "closed",
         "deadline",
         "handled",
-        "inbox",
         "on_loss",
         "queue",
         "readers",
-        "server",
+        "servers",
         "spec",
         "withdrawn",
     )
+
+    promised: int = 0
+    shared: ClassVar[bool] = False
 
     def __init__(self, path: str, spec: Mailbox) -> None:
         self.spec = spec
@@ -97,8 +99,7 @@ class Queue:
         self._size = spec.size  # 0 while it is closed
         self.closed = False
         self.handled = 0
-        self.server: Task | None = None  # the child's own task, which serves it or is about to
-        self.inbox: Inbox | None = None  # the last one
+        self.servers: dict[Task, Holder] = {}  # the own tasks of the children that serve it, or are about to
         self._why: BaseException | None = None
         self._path = path
         self.queue: deque[Entry] = deque()
@@ -122,6 +123,11 @@ class Queue:
         self.queue.append(message)
         return True
 
+    def wake_reader(self) -> None:
+        """Wake the reader that has waited longest, if one waits."""
+        if self.readers:
+            reschedule(self.readers.popitem(last=False)[0])
+
     async def put(self, message: Entry) -> None:
         """Queue an entry, waiting for room in the order of arrival. If it is cancelled, the entry was not queued."""
         await trio.lowlevel.checkpoint_if_cancelled()
@@ -130,7 +136,7 @@ class Queue:
         if self.closed:
             raise self._refusal()
         task = current_task()
-        if task is self.server:
+        if task in self.servers:
             self.check_others_serve(task)
         self._putters[task] = message
 
@@ -165,24 +171,27 @@ class Queue:
             entry = message.back()
             if not self.closed:
                 self.queue.appendleft(entry)
-                if self.readers:
-                    reschedule(self.readers.popitem(last=False)[0])
+                self.wake_reader()
             elif isinstance(entry, Call):
                 entry.finish(outcome.Error(self._refusal()))
 
     def check_others_serve(self, task: Task) -> None:
         """Raise `RuntimeError` if no task could serve the mailbox while the child's own task waits at it (R30).
 
-        None could if no other task runs in the child, or if only the child's own task has ever waited for messages.
+        None could if no other task runs in the child, or if only the child's own task has ever waited for messages. A shared
+        mailbox is served by its other children too (R37).
         """
-        inbox = self.inbox
-        if inbox is not None and inbox.is_open:
+        if len(self.servers) > 1:
+            return
+        server = self.servers[task]
+        inbox = server.open_inbox
+        if inbox is not None:
             if inbox.others_read:
                 return
             if not inbox.server_read and any(nursery.child_tasks for nursery in task.child_nurseries):
                 return
         raise RuntimeError(
-            f"child {self._path!r} would wait for ever: its own task, which serves its mailbox, waits at that mailbox"
+            f"child {server.path!r} would wait for ever: its own task, which serves its mailbox, waits at that mailbox"
         )
 
     def overflow(self) -> Exception:
@@ -228,6 +237,45 @@ class Queue:
         self.closed, self._why, self._size = False, None, self.spec.size
 
 
+@protected
+class SharedQueue(Queue):
+    """The queue of a supervisor, from which its children take their messages (R37).
+
+    An entry is promised to the reader that is woken for it. Otherwise a child that does not wait, and comes back sooner than the
+    woken one runs, would take the whole of a burst.
+    """
+
+    __slots__ = ("promised",)
+
+    shared: ClassVar[bool] = True
+
+    def __init__(self, path: str, spec: Mailbox) -> None:
+        super().__init__(path, spec)
+        self.promised = 0  # entries for which a reader has been woken that has not run yet
+
+    def put_if_room(self, message: Entry) -> bool:
+        """See `Queue.put_if_room`."""
+        if len(self.queue) >= self._size and len(self) >= self._size:
+            return False
+        self.wake_reader()
+        self.queue.append(message)
+        return True
+
+    def wake_reader(self) -> None:
+        """Wake the reader that has waited longest, if one waits, for an entry that is there or is about to be."""
+        for reader in self.readers:
+            reschedule(reader, outcome.Value(True))
+            del self.readers[reader]
+            self.promised += 1
+            break
+
+    def break_promise(self) -> None:
+        """A woken reader takes nothing after all: the entry is for the next one."""
+        self.promised -= 1
+        if len(self.queue) > self.promised:
+            self.wake_reader()
+
+
 class Holder(Protocol):
     """The part of a leaf that its inbox needs."""
 
@@ -235,6 +283,8 @@ class Holder(Protocol):
 
     @property
     def path(self) -> str: ...
+    @property
+    def open_inbox(self) -> Inbox | None: ...
     @property
     def failing(self) -> bool: ...
     def inject(self, exc: BaseException) -> None: ...
@@ -254,6 +304,7 @@ class Inbox:
         "_before_turn",
         "_leaf",
         "_reader",
+        "_task",
         "held",
         "is_open",
         "mailbox",
@@ -262,7 +313,7 @@ class Inbox:
         "server_read",
     )
 
-    def __init__(self, mailbox: Queue, leaf: Holder) -> None:
+    def __init__(self, mailbox: Queue, leaf: Holder, task: Task) -> None:
         self.mailbox = mailbox
         self.held: dict[Message, None] = {}  # in the order in which they were taken
         self.is_open = True
@@ -272,8 +323,8 @@ class Inbox:
         self._reader: Task | None = None  # the last task that has waited here
         self._before_turn = IN_A_ROW
         self._leaf = leaf
+        self._task = task  # the child's own
         self.progressed = False
-        mailbox.inbox = self
 
     def __len__(self) -> int:
         """How many messages wait."""
@@ -283,9 +334,14 @@ class Inbox:
         return self
 
     async def __anext__(self) -> Message:
-        """As `receive`, but `StopAsyncIteration` when the child has been asked to stop and no message waits (R20)."""
+        """As `receive`, but `StopAsyncIteration` when the child has been asked to stop and no message waits (R20).
+
+        If a sibling serves the same mailbox, the messages that wait are left to it (R37).
+        """
         if not self._before_turn:
             await self._give_way()
+            if self._is_relieved():
+                raise StopAsyncIteration
         self._before_turn -= 1
         return self._take() or await self._wait(True)
 
@@ -347,8 +403,10 @@ class Inbox:
         try:
             # Parks by hand: a reader that finds its message gone goes back to the head of the waiting readers, and a stop
             # wakes only the readers of one inbox. A ParkingLot can do neither. Protected.
-            await wait_task_rescheduled(abort)
-            while self.is_open:
+            promised = await wait_task_rescheduled(abort)
+            while self.is_open and not (ends and self._leaf.stopping and self._is_relieved()):
+                if promised:
+                    cast("SharedQueue", self.mailbox).promised -= 1
                 self._before_turn = IN_A_ROW - 1
                 message = self._take()
                 if message is not None:
@@ -358,7 +416,10 @@ class Inbox:
                 readers[task] = self, ends
                 # Another task took the message that woke this reader, or its caller left. This reader still waits longest.
                 readers.move_to_end(task, last=False)
-                await wait_task_rescheduled(abort)
+                promised = await wait_task_rescheduled(abort)
+            else:
+                if promised:
+                    cast("SharedQueue", self.mailbox).break_promise()
         except BaseException:
             readers.pop(task, None)
             raise
@@ -366,7 +427,7 @@ class Inbox:
 
     def _is_read_by(self, task: Task) -> None:
         self._reader = task
-        if task is self.mailbox.server:
+        if task is self._task:
             self.server_read = True
         else:
             self.others_read = True
@@ -374,15 +435,23 @@ class Inbox:
     def _take_last(self) -> Message:
         """Take a message if there is one, else end the loop. Raises if the inbox is closed."""
         self._check_open()
-        message = self._take()
+        message = None if self._is_relieved() else self._take()
         if message is None:
             raise StopAsyncIteration
         return message
+
+    def _is_relieved(self) -> bool:
+        """Whether this child has been asked to stop while another one goes on serving the mailbox (R37)."""
+        if not self._leaf.stopping:
+            return False
+        return any(not other.stopping for other in self.mailbox.servers.values())
 
     def _take(self) -> Message | None:
         """Take the next entry whose caller has not left; it is in hand from now on. None if there is none."""
         mailbox = self.mailbox
         while mailbox.queue:
+            if mailbox.promised and len(mailbox.queue) <= mailbox.promised:
+                break
             entry = mailbox.queue.popleft()
             if isinstance(entry, tuple):
                 message = Message(entry[0], entry[1] or mailbox.on_loss, self)
@@ -408,6 +477,8 @@ class Inbox:
 
     def end_loops(self) -> None:
         """The child has been asked to stop: wake the tasks that wait in a loop over this inbox."""
+        if self.mailbox.shared:
+            self._before_turn = 0  # so that a loop that finds messages asks whether a sibling serves them
         readers = self.mailbox.readers
         for task, (inbox, ends) in list(readers.items()):
             if inbox is self and ends:
@@ -439,12 +510,12 @@ class Inbox:
 
     def fails(self, exc: BaseException) -> None:
         """A callback that this body registered raised: the present body of the child fails with that, even if it is a later one."""
-        now = self.mailbox.inbox
-        assert now is not None
-        if now.is_open and not now._leaf.failing:
-            now._leaf.inject(exc)
-        else:
-            self._leaf.raised_late(exc)
+        path = self._leaf.path
+        for server in self.mailbox.servers.values():
+            if server.path == path and server.open_inbox is not None and not server.failing:
+                server.inject(exc)
+                return
+        self._leaf.raised_late(exc)
 
 
 def call(mailbox: Queue, value: Any, on_loss: OnLoss | None) -> Coroutine[Any, Any, Any]:

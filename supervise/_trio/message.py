@@ -13,7 +13,7 @@ or wake one that does not sleep.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, ClassVar, Literal, Protocol
 
@@ -44,8 +44,10 @@ _DELIVERED = outcome.Value(None)
 class MessageQueue(Protocol):
     """The part of a queue that a message in it, and its caller, need."""
 
-    server: Task | None
     handled: int
+
+    @property
+    def servers(self) -> Mapping[Task, object]: ...
 
     def put_back(self, messages: Sequence[Message], /) -> None: ...
     def withdraw(self) -> None: ...
@@ -258,7 +260,7 @@ class Call:
             finally:
                 del answer
         task = self._task = current_task()
-        if task is self.mailbox.server:
+        if task in self.mailbox.servers:
             self._check_others_serve(task)
         try:
             # Parks by hand: the wake-up carries the answer, which is kept nowhere, so that an exception forms no cycle with
@@ -443,7 +445,7 @@ class StreamCall(Call):
 
     async def _park(self) -> None:
         task = current_task()
-        if task is self.mailbox.server:
+        if task in self.mailbox.servers:
             self.mailbox.check_others_serve(task)
         self._task = task
         try:

@@ -155,11 +155,9 @@ class Ref:
         address, spec = ref._address(), ref._spec()
         if address.mailbox is not None:
             return address.mailbox
-        if isinstance(spec, Child):
-            return address.ensure_mailbox(spec)
         if spec is None:
             raise address.stopped()
-        raise TypeError(f"{ref.path!r} has no mailbox, and names no child as its front")
+        return address.ensure_mailbox(spec)
 
     def call(self, value: Any, *, on_loss: OnLoss | None = None) -> Coroutine[Any, Any, Any]:
         """Send a message and wait for its reply; an exception that the child gives to `message.fail` is raised here (R30).

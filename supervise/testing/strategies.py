@@ -82,6 +82,7 @@ _OF_POOL = (
     _option("limit", None, *LIMITS),
     _option("on_limit", "shutdown"),
     _option("auto_shutdown", "any_significant", "all_significant"),
+    _option("mailbox", Mailbox(3)),
 )
 _OF_SUPERVISOR = (*_OF_POOL, _option("strategy", "one_for_all", "rest_for_one"))
 
@@ -101,7 +102,7 @@ _NODES = st.one_of(
 def trees(*, min_size: int = 1, max_size: int = 12) -> st.SearchStrategy[Supervisor]:
     """Declared trees of idle children, with nested supervisors and pools, and options of every kind.
 
-    The body of a child with a mailbox is `echo`; the others have `idle`, or `starter`, which takes `task_status`. Shrinks to
+    Children with a mailbox share that of their supervisor, if it has one (R37). Their body is `echo`; the others have `idle`, or `starter`, which takes `task_status`. Shrinks to
     few nodes with few options.
 
     Args:
@@ -166,14 +167,19 @@ def _consistent(options: dict[str, Any]) -> dict[str, Any]:
 
 
 def _fitting(children: Iterable[Spec], options: dict[str, Any]) -> list[Spec]:
-    """Make no child significant if its supervisor never shuts down automatically."""
-    if "auto_shutdown" in options:
-        return list(children)
-    return [_insignificant(child) for child in children]
+    """Make no child significant if its supervisor never shuts down automatically; share its mailbox, if it has one."""
+    children = list(children)
+    if "auto_shutdown" not in options:
+        children = [evolve(child, significant=False) if child.significant else child for child in children]
+    if "mailbox" in options:
+        children = [_sharing(child) for child in children]
+    return children
 
 
-def _insignificant(child: Spec) -> Spec:
-    return evolve(child, significant=False) if child.significant else child
+def _sharing(child: Spec) -> Spec:
+    return (
+        evolve(child, mailbox="shared") if isinstance(child, Child) and child.mailbox is not None else child
+    )
 
 
 def scripts(

@@ -11,7 +11,7 @@ from .._core._brief import brief_text, class_name, printable
 from .._core._call import name_of
 from .._core.decide import AKKA, DEVICE, OTP, Decider
 from .._core.limit import Backoff, Limit
-from .._core.spec import Child, Pool, Spec
+from .._core.spec import Child, Mailbox, Pool, Spec
 from .._core.status import Status
 
 _Node = TypeVar("_Node")
@@ -67,8 +67,7 @@ def _of_child(child: Child) -> list[str]:
     if child.resource is not None:
         facts.append(f"resource {_called(child.resource)}")
     if child.mailbox is not None:
-        requeue = ", requeue" if child.mailbox.on_loss == "requeue" else ""
-        facts.append(f"mailbox {child.mailbox.size}{requeue}")
+        facts.append(_mailbox(child.mailbox) if isinstance(child.mailbox, Mailbox) else "shared mailbox")
     if child.drain > 0:
         facts.append(f"drain {child.drain:g} s")
     if child.grace != _GRACE:
@@ -86,11 +85,17 @@ def _of_supervisor(spec: Spec) -> list[str]:
     facts.append(_limit(spec.limit) + (", then shutdown" if spec.on_limit == "shutdown" else ""))
     if spec.auto_shutdown != "never":
         facts.append(f"auto_shutdown {spec.auto_shutdown}")
+    if spec.mailbox is not None:
+        facts.append(_mailbox(spec.mailbox))
     if spec.front is not None:
         facts.append(f"front {printable(spec.front)}")
     if spec.init is not None:
         facts.append(f"init {_called(spec.init)}")
     return facts
+
+
+def _mailbox(mailbox: Mailbox) -> str:
+    return f"mailbox {mailbox.size}" + (", requeue" if mailbox.on_loss == "requeue" else "")
 
 
 def _of_all(spec: Spec) -> list[str]:

@@ -207,7 +207,26 @@ NONSENSE = [
     (lambda: Child("a", body, backoff=3), TypeError, "child 'a': backoff must be a Backoff or None, got 3"),
     (lambda: Child("a", body, decider={}), TypeError, "child 'a': decider must be a Decider or None, got {}"),
     (lambda: Child("a", body, mailbox=0), ValueError, "a mailbox's size must be >= 1, got 0"),
-    (lambda: Child("a", body, mailbox="x"), TypeError, "a mailbox's size must be an integer, got 'x'"),
+    (
+        lambda: Child("a", body, mailbox="share"),
+        ValueError,
+        "a child's mailbox must be a size, a Mailbox or 'shared', got 'share'; did you mean 'shared'?",
+    ),
+    (
+        lambda: Supervisor("app", [Child("a", body, mailbox="shared")]),
+        ValueError,
+        "supervisor 'app': child 'a' is to take the messages of its supervisor, which has no mailbox",
+    ),
+    (
+        lambda: Pool("crew", Child("a", body, mailbox="shared")),
+        ValueError,
+        "pool 'crew': child 'a' is to take the messages of its supervisor, which has no mailbox",
+    ),
+    (
+        lambda: Supervisor("app", [Child("a", body)], front="a", mailbox=4),
+        ValueError,
+        "supervisor 'app' must have a front or a mailbox at its address, got both",
+    ),
     (
         lambda: Mailbox(on_loss="drop"),
         ValueError,

@@ -16,6 +16,7 @@ _TESTS = (
     "tests/tree/test_addresses.py",
     "tests/tree/test_mailboxes.py",
     "tests/tree/test_streams.py",
+    "tests/tree/test_shared_mailboxes.py",
 )
 
 MAILBOXES = tuple(
@@ -66,7 +67,7 @@ MAILBOXES = tuple(
         (
             "a message put back wakes nobody",
             _MAILBOX,
-            "                self.queue.appendleft(entry)\n                if self.readers:\n                    reschedule(self.readers.popitem(last=False)[0])",
+            "                self.queue.appendleft(entry)\n                self.wake_reader()",
             "                self.queue.appendleft(entry)",
         ),
         (
@@ -169,7 +170,7 @@ MAILBOXES = tuple(
         (
             "a child may wait for itself",
             _LEAF,
-            "            self._driver.mailbox_address(self._node).is_served_by(task)",
+            "            mailbox.servers[task] = self",
             "            pass",
         ),
         (
@@ -189,6 +190,54 @@ MAILBOXES = tuple(
             _MAILBOX,
             "            readers.move_to_end(task, last=False)\n",
             "",
+        ),
+        (
+            "a woken child has no promise",
+            _MAILBOX,
+            "            reschedule(reader, outcome.Value(True))\n            del self.readers[reader]\n            self.promised += 1",
+            "            reschedule(reader, outcome.Value(False))\n            del self.readers[reader]",
+        ),
+        (
+            "a broken promise wakes nobody else",
+            _MAILBOX,
+            "        if len(self.queue) > self.promised:\n            self.wake_reader()",
+            "        pass",
+        ),
+        (
+            "a promise is not kept",
+            _MAILBOX,
+            "            if mailbox.promised and len(mailbox.queue) <= mailbox.promised:\n                break\n",
+            "",
+        ),
+        (
+            "a stopped child takes its siblings' messages",
+            _MAILBOX,
+            "            self._before_turn = 0  # so that a loop that finds",
+            "            pass  # so that a loop that finds",
+        ),
+        (
+            "the last child leaves the mailbox as it is",
+            _MAILBOX,
+            "        return any(not other.stopping for other in self.mailbox.servers.values())",
+            "        return self.mailbox.shared",
+        ),
+        (
+            "a child that has ended serves its supervisor's mailbox for ever",
+            _LEAF,
+            "            del mailbox.servers[task]",
+            "            pass",
+        ),
+        (
+            "no sibling serves a child that waits at the mailbox of both",
+            _MAILBOX,
+            "        if len(self.servers) > 1:\n            return\n",
+            "",
+        ),
+        (
+            "what a callback raises is a sibling's failure",
+            _MAILBOX,
+            "            if server.path == path and server.open_inbox",
+            "            if server.open_inbox",
         ),
     )
 )

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from supervise import (
     Child,
     Refused,
+    StartFailed,
     Supervisor,
     TreeFailed,
     open_tree,
@@ -177,14 +178,14 @@ def test_any_tree_with_any_faults_is_replayed(tmp_path_factory, data, seed):
                 for ref in [each for each in tree.status().walk() if each.kind == "child"]:
                     try:
                         await tree[ref.path].restart()
-                    except (Refused, KeyError):
+                    except (Refused, KeyError, StartFailed):
                         pass
 
     with recording(path):
         try:
             run_virtual(main, seed=seed)
-        except Exception as exc:
-            assert isinstance(exc, TreeFailed) or "StartFailed" in type(exc).__name__, exc
+        except (StartFailed, TreeFailed):
+            pass
     lines = path.read_text().splitlines()
     assert len(list(replay(lines, plan.over(spec)))) == len(lines)
     assert json.loads(lines[0])["tree"] == spec.name

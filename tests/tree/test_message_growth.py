@@ -78,7 +78,8 @@ def test_no_step_is_quadratic_in_those_who_wait(what):
                     counted.append(steps(lambda: queue.close(None)))
                     queue.open()
                 elif what == "admit":
-                    inbox = queue.inbox
+                    (server,) = queue.servers.values()
+                    inbox = server.open_inbox
                     counted.append(steps(lambda: [inbox.receive_nowait().reply() for _ in range(number)]))
                 else:
                     counted.append(steps(nursery.cancel_scope.cancel))
@@ -188,7 +189,7 @@ class Interrupt:
         "Answer",
         "address",
         "_keep",
-        "mailbox_address",
+        "mailbox_of",
         "gone",
         "_changed",
         "_gone",

@@ -49,9 +49,10 @@ class Asks:
 
 @attrs.frozen
 class Scenario:
-    """One child, those who send to it, and what happens to it meanwhile."""
+    """One child, or several that share a mailbox, those who send to it, and what happens to them meanwhile."""
 
     size: int
+    sharing: int
     readers: int
     drain: float
     backoff: float
@@ -75,6 +76,7 @@ def asks():
 SCENARIOS = st.builds(
     Scenario,
     size=st.integers(1, 3),
+    sharing=st.sampled_from([0, 0, 1, 2, 3]),
     readers=st.integers(1, 3),
     drain=st.sampled_from([0.0, 2.0]),
     backoff=st.sampled_from([0.0, 1.0]),
@@ -93,17 +95,23 @@ class Run:
         self.items = self.got = 0
         self.told = {}
         self.elsewhere = None
-        delay = Backoff(initial=scenario.backoff, jitter=0) if scenario.backoff else None
-        self.child = Child(
-            "a",
-            self._body,
-            mailbox=Mailbox(scenario.size),
-            drain=scenario.drain,
-            backoff=delay,
-            resource=Kit(),
-        )
+        mailbox = Mailbox(scenario.size)
+        options = {"limit": None, "decider": Decider({Other: Resume})}
+        self.children = [self._child(name, "shared") for name in "abc"[: scenario.sharing]]
+        if self.children:
+            self.spec = self.node = app(*self.children, mailbox=mailbox, **options)
+        else:
+            self.node = self._child("a", mailbox)
+            self.children = [self.node]
+            self.spec = app(self.node, **options)
 
     # --- the child
+
+    def _child(self, name, mailbox):
+        backoff = self.scenario.backoff
+        delay = Backoff(initial=backoff, jitter=0) if backoff else None
+        options = {"drain": self.scenario.drain, "backoff": delay, "resource": Kit()}
+        return Child(name, self._body, mailbox=mailbox, **options)
 
     async def _body(self, _, inbox):
         async with trio.open_nursery() as nursery:
@@ -225,21 +233,22 @@ class Run:
     async def main(self):
         trio.lowlevel.spawn_system_task(nobody_hangs)
         seen = Seen()
-        spec = app(self.child, limit=None, decider=Decider({Other: Resume}))
         async with trio.open_nursery() as self.elsewhere:
-            async with open_tree(spec, sinks=[seen]) as tree:
-                ref = tree[self.child]
+            async with open_tree(self.spec, sinks=[seen]) as tree:
+                ref = tree[self.node]
                 queue = ref._mailbox()
                 async with trio.open_nursery() as nursery:
                     for number, ask in enumerate(self.scenario.asks):
                         nursery.start_soon(self._ask, ref, number, ask)
-                    for at, how in self.scenario.ends:
-                        nursery.start_soon(self._end, ref, at, how)
+                    for number, (at, how) in enumerate(self.scenario.ends):
+                        child = self.children[number % len(self.children)]
+                        nursery.start_soon(self._end, tree[child], at, how)
                 await trio.sleep(HORIZON)
                 await quiet()
                 self.check(ref, queue)
             assert not queue.readers
-            assert not queue.inbox.held
+            assert not queue.promised
+            assert not queue.servers
 
     def check(self, ref, queue):
         """What holds when nobody waits any more and all was served."""
@@ -249,7 +258,9 @@ class Run:
         assert status.state == "up"
         assert status.mailbox == len(queue) == 0
         assert not queue._putters
-        assert not queue.inbox.held or any(ask.form in ("send", "nowait") for ask in asks)
+        assert not queue.promised
+        held = [message for server in queue.servers.values() for message in server.open_inbox.held]
+        assert not held or any(ask.form in ("send", "nowait") for ask in asks)
         first = list(dict.fromkeys(self.taken))
         items = status.handled - len(first)
         assert self.got <= items <= self.items, (

@@ -1,0 +1,376 @@
+"""A mailbox that belongs to a supervisor, and whose messages its children take (R37). See test_random_messages too."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+import trio
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from supervise import CallLost, Child, ChildStopped, Limit, Mailbox, MailboxFull, Pool, events
+
+from .scene import Boom, Kit, Puppet, app, quiet
+from .talk import Shelf, grow, worker
+
+
+class Worker:
+    """A child that takes its messages from its supervisor's mailbox, and notes which it got."""
+
+    def __init__(self, name, got, *, seconds=0.0, **options):
+        self.got, self.seconds = got, seconds
+        self.spec = worker(self.serve, name, mailbox="shared", **options)
+
+    async def serve(self, message):
+        self.got.append((self.spec.name, message.value))
+        if self.seconds:
+            await trio.sleep(self.seconds)
+        if message.value == "boom":
+            raise Boom
+        message.reply(self.spec.name)
+
+
+def crew(got, names="abc", *, mailbox=99, seconds=0.0, options=None, **others):
+    """A supervisor with a mailbox over workers that share it."""
+    workers = [Worker(name, got, seconds=seconds, **(options or {})) for name in names]
+    return app(*workers, mailbox=mailbox, **others)
+
+
+def test_each_message_goes_to_one_child_in_order():
+    """R37: children that wait take one each, the longest waiting first; one that works takes no other's."""
+    got = []
+
+    async def scene(tree, _):
+        for number in range(9):
+            tree["app"].send_nowait(number)
+        await trio.sleep(3)
+        assert [value for _, value in got] == list(range(9))
+        assert Counter(name for name, _ in got) == {"a": 3, "b": 3, "c": 3}
+
+    grow(crew(got, seconds=0.5), scene)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.random_module(), st.integers(2, 5), st.integers(1, 20), st.integers(0, 3))
+def test_a_burst_is_spread_whatever_the_schedule(schedule, children, messages, seed):
+    """R37: each child that waits gets one, however soon the others are done with theirs."""
+    got = []
+
+    async def scene(tree, _):
+        for number in range(messages):
+            tree["app"].send_nowait(number)
+        await quiet()
+        assert len({name for name, _ in got}) == min(messages, children)
+        assert [value for _, value in got] == list(range(messages))
+
+    grow(crew(got, "abcde"[:children]), scene, seed=seed)
+
+
+def test_a_child_that_waits_longest_is_next():
+    """R37: in the order in which they came to wait, not in start order."""
+    got = []
+
+    async def scene(tree, _):
+        assert [await tree["app"].call(number) for number in range(4)] == ["a", "b", "c", "a"]
+
+    grow(crew(got), scene)
+
+
+def test_it_outlives_every_child():
+    """R29, R37: messages wait while all children are down, and are served by whichever comes back."""
+    got = []
+
+    async def scene(tree, _):
+        for name in "ab":
+            await tree[f"app/{name}"].stop()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(tree["app"].call, 1)
+            await quiet()
+            assert (got, tree["app"].status().mailbox) == ([], 1)
+            await tree["app/b"].start()
+        assert got == [("b", 1)]
+        assert (tree["app"].status().mailbox, tree["app"].status().handled) == (0, 1)
+        assert tree["app/b"].status().mailbox is None
+
+    grow(crew(got, "ab"), scene)
+
+
+def test_a_message_in_the_hand_of_a_child_that_fails_is_lost_or_goes_to_a_sibling():
+    """R30, R37: `CallLost`, or back to the head of the queue, where the next one takes it."""
+    got = []
+    first = Shelf("first", mailbox="shared")
+
+    async def scene(tree, _):
+        async with trio.open_nursery() as nursery:
+
+            async def asks(value, on_loss, answer):
+                try:
+                    assert await tree["app"].call(value, on_loss=on_loss) == answer
+                except CallLost as lost:
+                    assert answer is None
+                    assert "'app/first' ended with this message in hand" in str(lost)
+
+            nursery.start_soon(asks, "lost", "fail", None)
+            await quiet()
+            nursery.start_soon(asks, "kept", "requeue", "second")
+            await quiet()
+            assert [message.value for message in first.held] == ["lost", "kept"]
+            await tree["app"].add(Worker("second", got).spec)
+            tree["app/first"].inject(Boom())
+        assert got == [("second", "kept")]
+
+    grow(app(first, mailbox=9), scene)
+
+
+def test_all_callers_are_answered_when_the_supervisor_is_down_for_good():
+    """R29, R37: `ChildStopped`, with the failure that did it."""
+    got, errors = [], []
+
+    async def scene(tree, _):
+        async def asks(value):
+            try:
+                await tree["app/pair"].call(value)
+            except (ChildStopped, CallLost) as error:
+                errors.append(type(error))
+
+        async with trio.open_nursery() as nursery:
+            for value in ("boom", "waits", "waits too"):
+                nursery.start_soon(asks, value)
+            await quiet()
+        assert sorted(error.__name__ for error in errors) == ["CallLost", "ChildStopped", "ChildStopped"]
+        with pytest.raises(ChildStopped, match="'app/pair' is down for good"):
+            await tree["app/pair"].call("late")
+
+    only = Worker("a", got, seconds=1.0).spec
+    limit = Limit(0, within=1)
+    pair = app(only, name="pair", mailbox=2, limit=limit, on_limit="shutdown", restart="temporary")
+    grow(app(pair), scene)
+
+
+def test_it_is_bounded():
+    """R29, R37: `MailboxFull`, and a sender that waits for room."""
+
+    async def scene(tree, _):
+        tree["app"].send_nowait(1)
+        with pytest.raises(MailboxFull, match="the mailbox of 'app' is full"):
+            tree["app"].send_nowait(2)
+        with trio.move_on_after(1) as scope:
+            await tree["app"].send(2)
+        assert scope.cancelled_caught
+
+    grow(app(Puppet("idle"), mailbox=1), scene)
+
+
+def test_a_child_that_is_stopped_leaves_what_waits_to_its_siblings():
+    """R20, R37: its loop ends with the message in hand, though more wait."""
+    got = []
+    options = {"drain": 9.0}
+
+    async def scene(tree, _):
+        for number in range(6):
+            tree["app"].send_nowait(number)
+        await trio.sleep(0.5)
+        began = trio.current_time()
+        await tree["app/a"].stop()
+        assert trio.current_time() - began == pytest.approx(0.5)
+        await trio.sleep(9)
+        assert [name for name, _ in got] == ["a", "b", "b", "b", "b", "b"]
+
+    grow(crew(got, "ab", seconds=1.0, options=options), scene)
+
+
+@pytest.mark.parametrize("kind", ["supervisor", "pool"])
+def test_who_serves_last_drains_the_mailbox_when_all_are_stopped(kind):
+    """R20, R37: all members of a pool at once; the children of a supervisor one by one, and the last one takes what is left."""
+    got = []
+
+    async def scene(tree, _):
+        if kind == "pool":
+            for _ in "ab":
+                await tree["app"].add()
+        for number in range(6):
+            tree["app"].send_nowait(number)
+        await trio.sleep(0.5)
+
+    if kind == "pool":
+
+        async def serve(message):
+            got.append((id(trio.lowlevel.current_task()), message.value))
+            await trio.sleep(1)
+
+        spec = Pool("app", worker(serve, mailbox="shared", drain=99.0), mailbox=9)
+    else:
+        spec = crew(got, "ab", seconds=1.0, options={"drain": 99.0})
+    grow(spec, scene)
+    assert [value for _, value in got] == list(range(6))
+    assert len({name for name, _ in got}) == 2
+
+
+def test_a_child_that_has_ended_serves_no_more():
+    """R20, R37: the last one that is still there drains the mailbox."""
+    got = []
+
+    async def scene(tree, _):
+        tree["app/b"].inject(Boom())
+        await quiet()
+        for number in range(3):
+            tree["app"].send_nowait(number)
+        await tree["app/a"].stop()
+        assert [value for _, value in got] == [0, 1, 2]
+
+    options = {"drain": 99.0, "restart": "temporary"}
+    grow(crew(got, "ab", seconds=1.0, options=options), scene)
+
+
+def test_a_promise_to_a_child_that_ends_goes_to_the_next():
+    """R37: a message for which a child was woken is not lost with it, though it had not run yet."""
+    got = []
+    inboxes = []
+
+    async def keeps(inbox):
+        inboxes.append(inbox)
+        await trio.sleep_forever()
+
+    async def reads(inbox):
+        with pytest.raises(trio.ClosedResourceError):
+            await inbox.receive()
+
+    async def scene(tree, _):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(reads, inboxes[0])  # a task that its child's end does not cancel
+            await quiet()
+            await tree["app"].add(Worker("b", got).spec)
+            await quiet()
+            tree["app"].send_nowait(1)
+            inboxes[0].settle("app/a", None)
+            await quiet()
+        assert got == [("b", 1)]
+
+    grow(app(Child("a", keeps, mailbox="shared"), mailbox=9), scene)
+
+
+def test_a_child_may_call_the_mailbox_that_it_serves_if_a_sibling_serves_it_too():
+    """R30, R37: alone it would wait for itself."""
+    answers = []
+
+    async def body(inbox):
+        async for message in inbox:
+            if message.value == "ask":
+                try:
+                    message.reply(await tree["app"].call("echo"))
+                except RuntimeError as error:
+                    message.reply(str(error))
+            else:
+                message.reply("an answer")
+
+    async def scene(its, _):
+        nonlocal tree
+        tree = its
+        answers.append(await tree["app"].call("ask"))
+        await tree["app"].add(Child("b", body, mailbox="shared"))
+        answers.append(await tree["app"].call("ask"))
+
+    tree = None
+    grow(app(Child("a", body, mailbox="shared"), mailbox=9), scene)
+    assert answers == [
+        "child 'app/a' would wait for ever: its own task, which serves its mailbox, waits at that mailbox",
+        "an answer",
+    ]
+
+
+def test_what_a_callback_raises_is_a_failure_of_the_child_that_registered_it():
+    """R30, R37: of none of its siblings."""
+    failed = []
+
+    class Takes:
+        def __init__(self, name):
+            self.spec = Child(name, self.body, mailbox="shared", resource=Kit())
+
+        async def body(self, _, inbox):
+            async for message in inbox:
+                message.on_left(self.leave)
+
+        def leave(self):
+            failed.append(self.spec.name)
+            raise Boom
+
+    async def scene(tree, seen):
+        for _ in range(2):
+            with trio.move_on_after(1):
+                await tree["app"].call(1)
+        await quiet()
+        assert failed == ["a", "b"]
+        assert [(event.path, type(event.exc)) for event in seen.of(events.Failed)] == [
+            ("app/a", Boom),
+            ("app/b", Boom),
+        ]
+
+    grow(app(Takes("a"), Takes("b"), mailbox=Mailbox(4)), scene)
+
+
+def test_a_child_that_shares_has_no_mailbox_of_its_own():
+    """R37: the error says where to send; and who joins later must find a mailbox."""
+
+    async def scene(tree, _):
+        with pytest.raises(
+            TypeError, match=r"'app/a' has no mailbox of its own: send to 'app', whose messages it takes"
+        ):
+            await tree["app/a"].call(1)
+        with pytest.raises(
+            ValueError, match=r"child 'c' is to take the messages of its supervisor, which has no mailbox"
+        ):
+            await tree["app/plain"].add(Worker("c", []).spec)
+
+    grow(app(Worker("a", []), app(Puppet("b"), name="plain"), mailbox=4), scene)
+
+
+def test_the_members_of_a_pool_share_its_mailbox():
+    """R26, R37: a pool of workers behind one address, and any number of them."""
+    got = []
+
+    async def scene(tree, _):
+        pool = tree["app"]
+        async with trio.open_nursery() as nursery:
+            for number in range(4):
+                nursery.start_soon(pool.call, number)
+            await trio.sleep(1)
+            assert got == []
+            for _ in range(4):
+                await pool.add()
+        assert len({name for name, _ in got}) == 4
+
+    async def serve(message):
+        got.append((id(trio.lowlevel.current_task()), message.value))
+        await trio.sleep(1)
+        message.reply()
+
+    grow(Pool("app", worker(serve, "worker", mailbox="shared"), mailbox=Mailbox(8)), scene)
+
+
+def test_streams_are_shared_too():
+    """R30, R37: one child serves a stream to its end, or the next one from its beginning."""
+
+    async def body(inbox):
+        async for message in inbox:
+            for number in range(3):
+                await message.send(number)
+            message.reply()
+
+    async def scene(tree, _):
+        async with tree["app"].stream("x") as stream:
+            assert [item async for item in stream] == [0, 1, 2]
+
+    grow(app(*(Child(name, body, mailbox="shared") for name in "ab"), mailbox=4), scene)
+
+
+def test_a_mailbox_may_have_a_deadline_for_all_its_callers():
+    """R29, R37: as a child's own."""
+    shelf = Shelf(mailbox="shared")
+
+    async def scene(tree, _):
+        with pytest.raises(TimeoutError, match="'app' did not answer before the deadline"):
+            await tree["app"].call(1)
+
+    grow(app(shelf, mailbox=Mailbox(4, deadline=lambda _: trio.current_time() + 1)), scene)
+    assert len(shelf.held) == 1
