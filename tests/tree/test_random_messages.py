@@ -296,7 +296,7 @@ async def nobody_hangs():
 )
 @given(st.random_module(), SCENARIOS)
 def test_whatever_happens_nobody_hangs_and_nothing_is_lost_or_doubled(schedule, scenario):
-    """R29, R30: everybody is told once, and his own; items come in order; the counts are exact; nothing stays behind."""
+    """R29, R30, R37: everybody is told once, and his own; items come in order; the counts are exact; nothing stays behind."""
     run_virtual(Run(scenario).main)
 
 
