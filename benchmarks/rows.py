@@ -143,7 +143,7 @@ ROWS = [
     *_started("100k", START_MANY, "100,000"),
     Row(
         name="start tuned",
-        text="start a child, with the collector set: one of 100,000, by one of 10,000; see "The garbage collector"",
+        text="start a child, with the collector set: one of 100,000, by one of 10,000; as recommended below",
         work=START_TUNED,
         key="start_growth",
         unit="",
@@ -151,7 +151,7 @@ ROWS = [
     ),
     Row(
         name="stop tuned",
-        text="stop a child, with the collector set: one of 100,000, by one of 10,000; see "The garbage collector"",
+        text="stop a child, with the collector set: one of 100,000, by one of 10,000; as recommended below",
         work=START_TUNED,
         key="stop_growth",
         unit="",
