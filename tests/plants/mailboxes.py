@@ -85,8 +85,8 @@ MAILBOXES = tuple(
         (
             "a closed inbox wakes nobody",
             _MAILBOX,
-            "            if inbox is self:\n                del readers[task]\n                reschedule(task)",
-            "            pass",
+            "        self._wake(loops=False)\n        self.mailbox.put_back(back)",
+            "        self.mailbox.put_back(back)",
         ),
         (
             "items stay behind a stream",
@@ -194,19 +194,19 @@ MAILBOXES = tuple(
         (
             "a woken child has no promise",
             _MAILBOX,
-            "            reschedule(reader, outcome.Value(True))\n            del self.readers[reader]\n            self.promised += 1",
-            "            reschedule(reader, outcome.Value(False))\n            del self.readers[reader]",
+            "            reschedule(reader, outcome.Value(True))\n            del self.readers[reader], inbox.parked[reader]\n            self.promised += 1",
+            "            reschedule(reader, outcome.Value(False))\n            del self.readers[reader], inbox.parked[reader]",
         ),
         (
             "a broken promise wakes nobody else",
             _MAILBOX,
-            "        if len(self.queue) > self.promised:\n            self.wake_reader()",
+            "        if len(self) > self.promised:\n            self.wake_reader()",
             "        pass",
         ),
         (
             "a promise is not kept",
             _MAILBOX,
-            "            if mailbox.promised and len(mailbox.queue) <= mailbox.promised:\n                break\n",
+            "            if mailbox.promised and len(mailbox) <= mailbox.promised:\n                break\n",
             "",
         ),
         (
@@ -218,20 +218,14 @@ MAILBOXES = tuple(
         (
             "the last child leaves the mailbox as it is",
             _MAILBOX,
-            "        return any(not other.stopping for other in self.mailbox.servers.values())",
-            "        return self.mailbox.shared",
+            "        return self._leaf.stopping and bool(self.mailbox.serving)",
+            "        return self._leaf.stopping and self.mailbox.shared",
         ),
         (
             "a child that has ended serves its supervisor's mailbox for ever",
             _LEAF,
             "            del mailbox.servers[task]",
             "            pass",
-        ),
-        (
-            "no sibling serves a child that waits at the mailbox of both",
-            _MAILBOX,
-            "        if len(self.servers) > 1:\n            return\n",
-            "",
         ),
         (
             "what a callback raises is a sibling's failure",

@@ -215,7 +215,7 @@ TREES = tuple(
         (
             "what is injected when a body has drained is lost",
             _LEAF,
-            "            if error is None and self.stopping and self._injected is not None:",
+            "            if self.stopping and self._injected is not None:",
             "            if False:",
             ("tests/tree/test_injecting.py",),
         ),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import asynccontextmanager
+
 import pytest
 import trio
 
@@ -175,6 +177,30 @@ def test_what_is_injected_while_a_child_that_has_drained_leaves_its_resource_is_
 
     seen = grow(app(child), scene)
     assert seen.the(events.StopError).exc is it
+
+
+def test_an_injected_failure_is_the_context_of_what_the_exit_of_the_resource_raises():
+    """R27, R23: neither of the two is lost."""
+
+    @asynccontextmanager
+    async def resource():
+        yield
+        await trio.sleep(1)
+        raise Other("exit")
+
+    async def body(_):
+        await stop_requested()
+
+    child, it = Child("a", body, resource=resource, drain=5), Boom("mine")
+
+    async def scene(tree, _):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(tree[child].stop)
+            await trio.sleep(0.5)
+            tree[child].inject(it)
+
+    error = grow(app(child), scene).the(events.StopError).exc
+    assert (type(error), error.__context__) == (Other, it)
 
 
 def test_what_is_injected_into_a_suspended_child_is_its_failure_if_it_is_resumed():

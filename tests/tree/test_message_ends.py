@@ -396,7 +396,11 @@ def test_who_leaves_at_the_end_of_his_stack_is_told_of_as_ever(form):
 
     async def scene(tree, seen, depth):
         with trio.move_on_after(1):
-            await leaves(tree[child], depth)
+            try:
+                await leaves(tree[child], depth)
+            except RecursionError:  # a stream is not opened where leaving it might not work
+                assert (form, told, limit - depth < 300) == ("stream", [], True)
+                return
         await quiet()
         assert told == [1, 2, 3]
         assert [failed.exc for failed in seen.of(events.Failed)] == [boom]

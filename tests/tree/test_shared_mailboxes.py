@@ -3,16 +3,28 @@
 from __future__ import annotations
 
 from collections import Counter
+from contextlib import asynccontextmanager
 
 import pytest
 import trio
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from supervise import CallLost, Child, ChildStopped, Limit, Mailbox, MailboxFull, Pool, events
+from supervise import (
+    CallLost,
+    Child,
+    ChildStopped,
+    Decider,
+    Escalate,
+    Limit,
+    Mailbox,
+    MailboxFull,
+    Pool,
+    events,
+)
 
 from .scene import Boom, Kit, Puppet, app, quiet
-from .talk import Shelf, grow, worker
+from .talk import Shelf, grow, steps, worker
 
 
 class Worker:
@@ -250,8 +262,8 @@ def test_a_promise_to_a_child_that_ends_goes_to_the_next():
     grow(app(Child("a", keeps, mailbox="shared"), mailbox=9), scene)
 
 
-def test_a_child_may_call_the_mailbox_that_it_serves_if_a_sibling_serves_it_too():
-    """R30, R37: alone it would wait for itself."""
+def test_a_child_may_not_wait_at_the_mailbox_that_it_serves():
+    """R30, R37: also beside a sibling, which may end meanwhile, or wait in the same way."""
     answers = []
 
     async def body(inbox):
@@ -273,10 +285,10 @@ def test_a_child_may_call_the_mailbox_that_it_serves_if_a_sibling_serves_it_too(
 
     tree = None
     grow(app(Child("a", body, mailbox="shared"), mailbox=9), scene)
-    assert answers == [
-        "child 'app/a' would wait for ever: its own task, which serves its mailbox, waits at that mailbox",
-        "an answer",
-    ]
+    refusal = (
+        "child 'app/a' would wait for ever: its own task, which serves its mailbox, waits at that mailbox"
+    )
+    assert answers == [refusal, refusal]
 
 
 def test_what_a_callback_raises_is_a_failure_of_the_child_that_registered_it():
@@ -374,3 +386,72 @@ def test_a_mailbox_may_have_a_deadline_for_all_its_callers():
 
     grow(app(shelf, mailbox=Mailbox(4, deadline=lambda _: trio.current_time() + 1)), scene)
     assert len(shelf.held) == 1
+
+
+@pytest.mark.parametrize("away", ["starting", "suspended"])
+def test_a_sibling_without_a_running_body_serves_nothing(away):
+    """R20, R37: the last child whose body runs drains the mailbox, though a sibling is on its way."""
+    lives = []
+
+    @asynccontextmanager
+    async def slow():
+        lives.append(1)
+        await trio.sleep(60 if len(lives) > 1 else 0)
+        yield
+
+    async def fails(_, inbox):
+        async for message in inbox:
+            raise Boom(message.value)
+
+    got = []
+    answers = []
+    other = Worker("b", got, seconds=1.0, drain=99.0).spec
+    first = Child("a", fails, resource=slow, mailbox="shared")
+    inner = app(first, other, name="inner", mailbox=9)
+    if away == "suspended":
+        inner = app(first, other, name="inner", mailbox=9, decider=Decider(default=Escalate))
+
+    async def scene(tree, _):
+        async def call(value):
+            try:
+                answers.append(await tree["app/inner"].call(value))
+            except (CallLost, ChildStopped) as error:
+                answers.append(type(error).__name__)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(call, "boom")
+            await trio.sleep(0.1)
+            for value in range(4):
+                nursery.start_soon(call, value)
+            await trio.sleep(0.1)
+            await tree["app/inner"].stop()
+            await quiet()
+            nursery.cancel_scope.cancel()
+        if away == "starting":
+            assert answers == ["CallLost", "b", "b", "b", "b"]
+
+    grow(app(inner), scene)
+
+
+def test_a_stop_costs_no_look_at_every_sibling():
+    """R37: neither the stop of a pool nor a failure grows with the number of the children that wait."""
+
+    async def body(inbox):
+        async for _ in inbox:
+            pass
+
+    def cost(members):
+        counted = []
+
+        async def scene(tree, _):
+            names = [(await tree["app"].add()).path for _ in range(members)]
+            (queue,) = {tree["app"]._mailbox()}
+            assert len(queue.servers) == members
+            server = next(iter(queue.servers.values()))
+            counted.append(steps(server.open_inbox.end_loops))
+            assert names
+
+        grow(Pool("app", Child("w", body, mailbox="shared"), mailbox=9), scene)
+        return counted[0]
+
+    assert cost(4) == cost(200)
