@@ -21,8 +21,8 @@ def below(tree, item, now=0.0, **more):
     return tree.forest.handle(machine(tree, "x"), item, now, **more)
 
 
-def test_who_asks_waits_for_the_child_it_asks_for():
-    """R11, R19: suspended, and all else waits meanwhile."""
+def test_a_supervisor_that_asks_for_a_verdict_waits_with_its_failed_child_suspended():
+    """R11, R19: Until the verdict comes, all other requests wait."""
     inner = Supervisor("x", [leaf("c"), leaf("d")], decider=UPWARDS)
     tree = tree_of(inner, leaf("a"))
     asks(tree, "stop", "a")
@@ -35,8 +35,8 @@ def test_who_asks_waits_for_the_child_it_asks_for():
     assert repr(x) == "<machine 'app/x' up act=ask waiting=1>"
 
 
-def test_who_passed_its_limit_asks_and_nothing_but_a_stop_answers():
-    """R8, R11, R14: there is nothing to resume."""
+def test_a_supervisor_that_passed_its_limit_escalates_and_only_a_stop_answers():
+    """R8, R11, R14: A Resume from above is ignored, because there is nothing to resume."""
     inner = Supervisor("x", [leaf("c"), leaf("d")], limit=Limit(0, within=5))
     tree = tree_of(inner, leaf("a"), leaf("b"), decider=Decider({"limit": Escalate}))
     asks(tree, "stop", "a")
@@ -54,14 +54,14 @@ def test_who_passed_its_limit_asks_and_nothing_but_a_stop_answers():
 
 
 def test_a_root_that_passed_its_limit_escalates():
-    """R11, R14: so it is told, for there is nobody above."""
+    """R11, R14: Its `Decided` says Escalate, because the root has no supervisor above."""
     tree = tree_of(leaf("a"), limit=Limit(0, within=5))
     exits(tree, "a")
     assert decided(ends(tree, "a")) == [("app", Escalate, "table", None, None)]
 
 
-def test_a_supervisor_that_returns_and_should_not_is_named():
-    """R7, R11: as where the failure happened; it has ended, and is told to have."""
+def test_a_supervisor_that_returns_though_it_should_not_is_named_as_the_origin():
+    """R7, R11: The failure is that supervisor's own, and its end is reported."""
     inner = Supervisor("x", [leaf("c")])
     tree = tree_of(inner, leaf("a"), decider=Decider({"returned": Escalate}))
     below(tree, effect.Stop("x is done", returned=True))
@@ -70,7 +70,7 @@ def test_a_supervisor_that_returns_and_should_not_is_named():
 
 
 def test_a_supervisor_that_is_stopped_with_a_failure_fails_above_as_itself():
-    """R11, R32: what is decided there is the failure of the incarnation that was stopped."""
+    """R11, R32: The supervisor above decides the failure of the incarnation that was stopped."""
     tree = tree_of(Supervisor("x", [leaf("c")]))
     exc = Boom("restart")
     for life in (1, 2):
@@ -82,8 +82,8 @@ def test_a_supervisor_that_is_stopped_with_a_failure_fails_above_as_itself():
         below(tree, effect.Up("c", life + 1))
 
 
-def test_a_supervisor_that_has_ended_is_told_to_have_when_the_limit_is_passed():
-    """R14, R32: there is nothing more of it to stop."""
+def test_a_supervisor_that_has_ended_is_reported_as_stopped_when_the_limit_is_passed():
+    """R14, R32: Its `Stopped` comes before the failure of the supervisor above, because nothing of it is left to stop."""
     tree = tree_of(Supervisor("x", [leaf("c")]), leaf("a"), limit=Limit(0, within=5))
     below(tree, effect.Stop("x is done", returned=True))
     out = below(tree, effect.Ended("c", 1))
@@ -94,8 +94,8 @@ def test_a_supervisor_that_has_ended_is_told_to_have_when_the_limit_is_passed():
     assert states(tree)["x"] == "down"
 
 
-def test_a_verdict_that_nobody_waits_for_changes_nothing():
-    """R11: it may come when all is well, or while something else is in progress."""
+def test_a_verdict_that_no_act_waits_for_changes_nothing():
+    """R11: Such a verdict may come when every child is up, or during another act."""
     tree = tree_of(leaf("a"), leaf("b"))
     assert asked_for(tree, effect.Verdict(Resume)) == []
     asks(tree, "stop", "a")
@@ -120,8 +120,8 @@ def test_what_a_broken_decider_raised_cannot_be_resumed():
     assert decided(out) == [("app", Restart, "table", Resume, None)]
 
 
-def test_all_is_told_with_the_time_of_the_failure():
-    """R31: on every level that it goes up."""
+def test_the_stops_after_an_escalation_have_the_time_of_the_failure():
+    """R31: This holds on every level that the failure passes on its way up."""
     tree = tree_of(Supervisor("x", [leaf("c")], decider=UPWARDS), leaf("a"))
     out = below(tree, effect.Exited("c", 1, Boom("escalate")), 3)
     stops = [(one.path, one.at) for one in out if isinstance(one, events.Stopping)]
@@ -148,8 +148,8 @@ def test_a_tree_that_has_not_begun_is_down():
     assert repr(forest.machines["app"]) == "<machine 'app' booting act=boot waiting=0>"
 
 
-def test_a_root_that_could_not_start_says_why():
-    """R16, R33: in its events, its status and its last word."""
+def test_a_root_that_could_not_start_reports_the_cause():
+    """R16, R33: The cause is in its events, in its status and in its `Gone`."""
     forest = Forest(Supervisor("app", [leaf("a")]))
     forest.start(0)
     exc = Boom("b")
@@ -179,14 +179,14 @@ def test_without_grace_a_child_is_overdue_at_once_and_every_second_at_most():
 
 
 def test_a_supervisor_without_a_limit_counts_no_restarts():
-    """R14, R33: its status says 0."""
+    """R14, R33: Its status shows 0."""
     tree = tree_of(leaf("a"), limit=None)
     exits(tree, "a")
     assert tree.status().restarts == 0
 
 
-def test_who_is_condemned_has_ended_for_auto_shutdown():
-    """R10, R18: the last one that ends takes its supervisor with it."""
+def test_a_condemned_child_counts_as_ended_for_auto_shutdown():
+    """R10, R18: When the last significant child ends, its supervisor ends too."""
     options = {"restart": "transient", "significant": True}
     tree = tree_of(leaf("a", **options), leaf("b", **options), auto_shutdown="all_significant")
     exits(tree, "a", "stop")

@@ -105,8 +105,8 @@ def test_a_number_is_no_bool_and_not_too_small(value, options, said):
     assert all(isinstance(problem, ValueError if ">" in said else TypeError) for problem in problems)
 
 
-def test_a_choice_is_one_of_what_is_allowed():
-    """The message says what is."""
+def test_a_choice_must_be_one_of_the_allowed_values():
+    """The message lists the allowed values."""
     check_choice("it", "b", ("a", "b"))
     with pytest.raises(ValueError, match=r"^it must be one of 'a', 'b', got 'c'$"):
         check_choice("it", "c", ("a", "b"))
@@ -122,8 +122,8 @@ def test_a_backoff_refuses_every_number_of_the_wrong_kind():
     ]  # fmt: skip
 
 
-def test_a_refusal_names_the_node_that_it_is_about():
-    """And says what would be allowed."""
+def test_a_refusal_names_the_node_and_what_is_allowed():
+    """The message names the node, and what would be allowed."""
     with noting() as problems:
         Pool("p", Child("m", body), on_limit="x")
         Supervisor("s", [Child("a", body), Child("b", body)], front="c")

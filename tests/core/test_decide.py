@@ -120,7 +120,7 @@ def test_presets():
 
 @pytest.mark.parametrize("exc", [errors.ChildReturned(), errors.LimitExceeded()])
 def test_the_frameworks_own_tags_ignore_defaults(exc):
-    """R2: unless a table names them, `returned` and `limit` mean what the caller says, Restart mostly."""
+    """R2: Unless a table names them, `returned` and `limit` mean what the caller of `judge` gives for them, which is mostly Restart."""
     decider = Decider({Exception: Escalate}, default=Escalate)
     assert directive(decider, exc) is Restart
     assert judge(decider.over(ROOT), exc, otherwise=Stop).directive is Stop
@@ -174,8 +174,8 @@ def test_a_group_is_whole_only_for_a_group_class():
     assert Rule(ExceptionGroup, "x").fits(group)
 
 
-def test_a_member_that_no_table_answers_is_answered_as_a_failure_by_itself():
-    """R3: with what whoever asks holds for it otherwise."""
+def test_a_group_member_that_no_table_names_gets_the_built_in_directive():
+    """R3: It gets the directive that the caller of `judge` gives for a failure that no table names."""
     group = ExceptionGroup("g", [ValueError()])
     assert [judge(Decider(), group, otherwise=it).directive for it in (Stop, Restart)] == [Stop, Restart]
 
@@ -372,8 +372,8 @@ LOOKED_UP = [
 
 @pytest.mark.parametrize("decider", LOOKED_UP, ids=repr)
 @pytest.mark.parametrize("exc", LOOKED_AT, ids=repr)
-def test_a_look_says_what_a_judgement_would(decider, exc):
-    """R2: or that it takes more than a look; the second time as the first."""
+def test_a_cheap_look_agrees_with_the_full_judgement(decider, exc):
+    """R2: It gives the same verdict, or it reports that a full judgement is needed; a second look gives the same as the first."""
     for _ in range(2):
         tag, answer = decider.looked_up(exc)
         verdict = judge(decider, exc)
@@ -407,8 +407,8 @@ def test_an_answer_is_remembered():
     assert asked == ["a.b", "a"]
 
 
-def test_what_is_wrong_with_a_pattern_is_the_cause():
-    """R1: as `re` says it."""
+def test_the_error_of_a_bad_pattern_is_the_cause_of_the_refusal():
+    """R1: The cause is the error that `re` raises."""
     with pytest.raises(ValueError, match="must be a regular expression") as raised:
         Rule(OSError, "x", match="(")
     assert isinstance(raised.value.__cause__, re.error)
@@ -420,8 +420,8 @@ def test_a_tag_from_further_down_is_the_tag():
     assert judge(Decider({"a": Stop}), exc, "a.b") == Judgement(Stop, "a.b", exc, "", "tag 'a'")
 
 
-def test_a_verdict_says_whose_decider_gave_it_and_by_which_entry():
-    """R2: by a tag, a class, a default, or a built-in rule; of the node at which that decider stands."""
+def test_a_verdict_names_the_node_of_its_decider_and_the_entry_that_applied():
+    """R2: The entry is a tag, a class, a default, or a built-in rule; the node is the one at which the decider stands."""
     own = Decider({"a": Stop, OSError: Resume}).over(Decider({KeyError: Escalate}))
     decider = own.at("app/x", Decider(default=Stop).at("app", ROOT))
     said = {}
@@ -439,7 +439,7 @@ def test_a_verdict_says_whose_decider_gave_it_and_by_which_entry():
 
 
 def test_a_decider_is_judged_in_an_empty_context():
-    """R2: whatever task the machine happens to run in, its context says nothing to a predicate."""
+    """R2: A predicate sees no context variable of the task in which the machine happens to run."""
     where = ContextVar("where", default="nowhere")
     where.set("in some task")
     seen = []
@@ -488,8 +488,8 @@ def test_a_failure_that_lies_of_itself_is_judged_by_its_type():
     assert judge(Decider({"a": Stop}), Tagged(OddTag("a.b"))).directive is Stop
 
 
-def test_what_a_predicate_raises_that_is_no_exception_is_no_verdict_either():
-    """R4, R5: it is what the failure has become, and the machine stops the tree for it."""
+def test_a_base_exception_from_a_predicate_replaces_the_failure_and_is_not_judged():
+    """R4, R5: The `BaseException` takes the place of the failure, and the machine stops the tree for it."""
 
     def leave(_):
         raise SystemExit(3)
@@ -542,7 +542,7 @@ def test_a_decider_gives_a_directive_or_none():
 
 
 def test_a_keyboard_interrupt_is_found_in_groups_of_any_shape():
-    """R4: what a nursery of the user's wraps is one all the same; a group that holds itself ends the search."""
+    """R4: An interrupt that a user's nursery wraps counts as one; the search ends at a group that contains itself."""
     deep = BaseExceptionGroup("a", [OSError(), BaseExceptionGroup("b", [KeyboardInterrupt()])])
     assert is_interrupt(KeyboardInterrupt())
     assert is_interrupt(deep)

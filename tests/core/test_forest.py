@@ -130,8 +130,8 @@ def test_the_first_of_what_no_decider_decides_is_why_the_root_is_gone():
     assert [one.why for one in out if isinstance(one, effect.Gone)][-1] is first
 
 
-def test_who_leaves_again_is_the_last_to_be_forgotten():
-    """R9: what is remembered of those who left is in the order in which they left last."""
+def test_a_name_that_leaves_again_is_the_last_to_be_forgotten():
+    """R9: The names that left are remembered in the order in which each left last."""
     memory = Memory()
     forest = Forest(Supervisor("app", [Child("a", body), Child("b", body)]))
     a, b = forest.machines["app"].children.values()
@@ -180,7 +180,7 @@ def test_while_its_supervisor_boots_what_is_condemned_is_gone():
 
 
 def test_while_a_sibling_is_condemned_the_others_count_as_they_are():
-    """R10, R29: the verdict Stop restarts nobody."""
+    """R10, R29: The verdict Stop restarts no sibling."""
     tree = grown()
     exits(tree, "a", "stop")
     assert machine(tree).act.kind == "condemn"

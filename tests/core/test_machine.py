@@ -106,8 +106,8 @@ def reasons(seen):
     return [(event.path, event.reason) for event in seen if isinstance(event, events.Stopping)]
 
 
-def test_its_repr_says_what_it_is_doing():
-    """Path, phase, act and inbox; a node's: state and incarnation."""
+def test_the_repr_shows_the_phase_the_act_and_the_inbox():
+    """The repr of a machine has its path, phase, act and inbox; that of a node its state and incarnation."""
     tree, _ = opened(Supervisor("app", [leaf("a"), leaf("b")], strategy="one_for_all"), Slow)
     assert repr(machine(tree)) == "<machine 'app' up act=None waiting=0>"
     assert repr(child(tree, "a")) == "<node 'app/a' up incarnation=1>"
@@ -160,8 +160,8 @@ def test_a_root_that_is_stopped_while_it_starts_is_not_up_for_that():
     )
 
 
-def test_without_a_listener_no_event_is_made():
-    """R31: nor anybody looked after who is overdue; what is ordered is the same."""
+def test_without_a_sink_no_event_is_made():
+    """R31: Nor is the stack of an overdue child looked up. The orders are the same as with a sink."""
     spec = Supervisor("app", [leaf("a", grace=1)])
     forest = Forest(spec)
     forest.ledger.listening = False
@@ -208,8 +208,8 @@ def test_without_a_listener_no_event_is_made():
     ],
     ids=["by hand", "one_for_all", "rest_for_one", "shutdown", "limit", "from above"],
 )
-def test_whoever_is_stopped_is_told_by_whom_and_why(options, act, expected):
-    """R36: in the event, and with the order to cancel."""
+def test_a_child_that_is_stopped_gets_the_reason(options, act, expected):
+    """R36: The reason is in the event and in the order to cancel."""
     tree, seen = opened(Supervisor("app", [leaf("a"), leaf("b")], **options))
     act(tree)
     assert reasons(seen) == expected
@@ -226,8 +226,8 @@ def test_whoever_is_stopped_is_told_by_whom_and_why(options, act, expected):
         ("remove", "a", "running", "'app/a' is running"),
     ],
 )
-def test_what_cannot_be_done_is_refused_with_the_reason(kind, name, reason, message):
-    """R25: to whoever asked, and nothing has changed."""
+def test_a_request_that_cannot_be_carried_out_is_refused_with_the_reason(kind, name, reason, message):
+    """R25: The caller gets the refusal, and nothing has changed."""
     tree, seen = opened(Supervisor("app", [leaf("a")]))
     before = len(seen)
     with pytest.raises(Refused) as refused:
@@ -283,8 +283,8 @@ def test_a_pool_refuses_what_pools_have_not():
     assert (ask(tree, "add").name, list(machine(tree).children)) == ("m-2", ["n", "m-2"])
 
 
-def test_whoever_asks_a_supervisor_that_is_stopping_is_refused():
-    """R19: at once; so is who has waited."""
+def test_a_request_to_a_supervisor_that_is_stopping_is_refused():
+    """R19: The refusal comes at once, also for the requests that were waiting."""
     tree, _ = opened(Supervisor("app", [leaf("a")]), Slow)
     waiting, late = Caller(), Caller()
     tree.forest.handle(machine(tree), effect.Request("stop", Caller(), name="a"), 0)
@@ -310,8 +310,10 @@ def test_a_member_without_an_init_takes_no_arguments():
 @pytest.mark.parametrize("of_ready_time", [True, False])
 @pytest.mark.parametrize("own", [None, Limit(2, within=8)])
 @pytest.mark.parametrize("listening", [True, False])
-def test_a_plain_restart_costs_the_same_by_the_short_way(of_ready_time, own, listening):
-    """R14: both limits, and ready time, and what is said; beyond a limit there is no short way."""
+def test_a_plain_restart_by_the_fast_path_is_charged_and_reported_as_by_the_general_path(
+    of_ready_time, own, listening
+):
+    """R14: Both limits, ready time and the events agree; past a limit the fast path is closed."""
     limit = Limit(3, within=10, of_ready_time=of_ready_time)
 
     def forest():
@@ -352,7 +354,7 @@ def asked_for(tree, item):
 
 
 def test_a_return_that_crosses_with_a_stop_is_no_error():
-    """R23: the leaf is let go, and nothing is said."""
+    """R23: The leaf is released, and no event is emitted."""
     tree, _ = opened(Supervisor("app", [leaf("a")]), Slow)
     node = child(tree, "a")
     asked_for(tree, effect.Stop("a test"))
@@ -360,8 +362,8 @@ def test_a_return_that_crosses_with_a_stop_is_no_error():
     assert release == effect.Release(node.path, 1)
 
 
-def test_a_failure_that_crosses_with_a_stop_is_told_and_not_decided():
-    """R19, R23: of the child itself as a `StopError`; one that had come up to it, as decided by the stop, if it is its own."""
+def test_a_failure_that_crosses_with_a_stop_is_reported_and_not_judged():
+    """R19, R23: The child's own failure becomes a `StopError`. Of the failures that a supervisor below passes up, only that supervisor's own gets a `Decided`, because of the stop."""
     inner = Supervisor("x", [leaf("b")])
     tree, _ = opened(Supervisor("app", [leaf("a"), inner]), Slow)
     a, x = child(tree, "a"), child(tree, "x")
@@ -375,8 +377,8 @@ def test_a_failure_that_crosses_with_a_stop_is_told_and_not_decided():
     assert a.state == "up"
 
 
-def test_what_a_leaf_says_twice_counts_once():
-    """R19: it is suspended with its failure already."""
+def test_a_failure_that_a_leaf_reports_twice_counts_once():
+    """R19: The leaf is already suspended with that failure."""
     tree, _ = opened(Supervisor("app", [leaf("a"), leaf("b")], strategy="one_for_all"), Slow)
     b = child(tree, "b")
     fail(tree, "a")
@@ -393,8 +395,8 @@ def gone(out):
     return [(one.path, one.why, one.removed) for one in out if isinstance(one, effect.Gone)]
 
 
-def test_who_is_down_for_good_is_told_once_with_the_reason():
-    """R10, R28: condemned, or left; stopped by hand, for no reason."""
+def test_that_a_child_is_down_for_good_is_reported_once_with_the_reason():
+    """R10, R28: A condemned child, or one that left, has its failure as the reason; one stopped by hand has none."""
     spec = Supervisor(
         "app", [leaf("a"), leaf("b", restart="temporary"), leaf("c")], decider=Decider(default=Stop)
     )
@@ -433,13 +435,13 @@ def test_a_name_that_comes_back_counts_on():
 
 
 def test_a_name_like_those_that_a_pool_gives_begins_with_its_first_incarnation():
-    """R9, R26: the pool has given none of its names yet."""
+    """R9, R26: The pool has not given that name yet."""
     tree, _ = opened(Pool("app", leaf("m")))
     assert ask(tree, "add", "m-7").incarnation == 1
 
 
-def test_names_that_a_pool_has_given_leave_nothing_behind():
-    """R26: they never come back; those that were asked for may."""
+def test_names_that_a_pool_has_given_are_not_remembered():
+    """R26: A name that the pool gave never comes back; a name that a caller asked for may."""
     tree, _ = opened(Pool("app", leaf("m")))
     for name in (None, "n"):
         node = ask(tree, "add", name)
@@ -449,8 +451,8 @@ def test_names_that_a_pool_has_given_leave_nothing_behind():
     assert memory.members == 1
 
 
-def test_of_those_who_left_only_the_last_are_remembered_and_no_number_goes_back():
-    """R9, R31: memory is flat over any number of names; what was forgotten sets the least number of whoever comes."""
+def test_only_the_last_names_that_left_are_remembered_and_no_incarnation_number_goes_back():
+    """R9, R31: Memory is flat over any number of names. A name that comes back after it was forgotten starts above all forgotten numbers."""
     tree, _ = opened(Supervisor("app", [leaf("a")], limit=None))
     ask(tree, "add", spec=leaf("n"))
     for life in (1, 2, 3):
@@ -501,8 +503,8 @@ def testready_time_goes_on_once_a_member_that_was_restarting_has_left():
     assert (list(root.children), node.restart_in_progress, root.ready_time.at(5)) == ([], False, 3)
 
 
-def test_who_has_left_takes_no_successor_along():
-    """R25: a name may have been given anew by then."""
+def test_removing_a_child_that_has_left_does_not_remove_its_successor():
+    """R25: The name may belong to a new child by then."""
     tree, _ = opened(Supervisor("app", [leaf("a")]))
     old = child(tree, "a")
     ask(tree, "stop", "a")
@@ -512,8 +514,8 @@ def test_who_has_left_takes_no_successor_along():
     assert child(tree, "a").state == "up"
 
 
-def test_who_is_gone_stays_gone_for_the_same_reason():
-    """R28: it is told once, however often it is said."""
+def test_a_child_that_is_down_for_good_keeps_its_first_reason():
+    """R28: `Gone` is emitted once, however often the machine reports the child as down."""
     tree, _ = opened(Supervisor("app", [leaf("a")]))
     node, why = child(tree, "a"), Boom("why")
     root = machine(tree)
@@ -525,15 +527,15 @@ def test_who_is_gone_stays_gone_for_the_same_reason():
 
 
 def test_a_root_that_is_stopping_is_not_up_again():
-    """R19: whatever its machine may still report."""
+    """R19: A late `Up` from its machine changes nothing."""
     tree, _ = opened(Supervisor("app", [leaf("a")]), Slow)
     asked_for(tree, effect.Stop("a test"))
     assert tree.forest._report(effect.Up(tree.forest.root.name, 1), 1) == []
     assert tree.forest.root.state == "stopping"
 
 
-def test_there_is_no_short_way_to_be_up_past_who_waits():
-    """R19: nor for one that has not gone the short way before."""
+def test_a_child_does_not_come_up_by_the_fast_path_while_a_request_waits():
+    """R19: Nor does a child that was not restarted by the fast path."""
     tree, _ = opened(Supervisor("app", [leaf("a")]), Slow)
     node = child(tree, "a")
     assert shortcut.up_at_once(machine(tree), node, 0) is None

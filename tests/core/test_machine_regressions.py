@@ -39,7 +39,7 @@ def test_a_start_cannot_be_too_late_once_its_supervisor_stops():
 
 
 def test_a_failure_that_crosses_with_a_stop_may_be_followed_by_overdue_and_another():
-    """The body's failure, a resource that hangs, and what comes out of it: all of it is told (R24, R32)."""
+    """The body's failure, an `Overdue` of the resource, and the error that the resource raises are all reported (R24, R32)."""
     life = {"path": "app/a", "incarnation": 1}
     assert_lifecycle(
         [

@@ -47,8 +47,8 @@ def with_two_retries():
     return tree
 
 
-def test_who_waits_for_its_groups_retry_is_not_gone_when_it_is_stopped_by_hand():
-    """R13, R28: it is down already, and the retry starts it again."""
+def test_a_child_that_waits_for_its_groups_retry_is_not_down_for_good_when_it_is_stopped_by_hand():
+    """R13, R28: The child is down already, and the retry starts it again."""
     tree = tree_of(leaf("a", backoff=WAIT), leaf("b"), strategy="rest_for_one")
     exits(tree, "a")
     ends(tree, "a")
@@ -59,8 +59,8 @@ def test_who_waits_for_its_groups_retry_is_not_gone_when_it_is_stopped_by_hand()
     assert orders(ups(tree, "a")) == ["Start b"]
 
 
-def test_nobody_is_revived_by_the_retry_of_a_child_that_is_restarted_alone():
-    """R13, R28: under one_for_one, who is stopped by hand meanwhile is gone at once."""
+def test_under_one_for_one_a_retry_revives_no_sibling():
+    """R13, R28: A sibling that is stopped by hand while the child backs off is down for good at once."""
     tree = tree_of(leaf("a", backoff=WAIT), leaf("b"))
     exits(tree, "a")
     ends(tree, "a")
@@ -77,8 +77,8 @@ def test_nobody_is_revived_by_the_retry_of_a_child_that_is_restarted_alone():
         ("rest_for_one", "c", False),
     ],
 )
-def test_who_is_stopped_by_hand_is_gone_unless_a_siblings_retry_starts_it(strategy, name, lost):
-    """R13, R28: under one_for_all that of any sibling does, under rest_for_one that of one before it."""
+def test_a_child_stopped_by_hand_is_down_for_good_unless_a_siblings_retry_starts_it(strategy, name, lost):
+    """R13, R28: Under one_for_all the retry of any sibling starts it, under rest_for_one that of a sibling before it."""
     tree = tree_of(leaf("a"), leaf("b", backoff=WAIT), leaf("c"), strategy=strategy)
     exits(tree, "b")
     for other in "bca":
@@ -97,8 +97,8 @@ def test_who_is_stopped_by_hand_is_gone_unless_a_siblings_retry_starts_it(strate
     assert (f"Start {name}" in started) is not lost
 
 
-def test_who_is_condemned_while_its_groups_retry_is_due_is_gone():
-    """R10, R28: that retry goes past it."""
+def test_a_child_condemned_while_its_groups_retry_is_pending_is_down_for_good():
+    """R10, R28: The retry skips it."""
     tree = tree_of(leaf("a", backoff=WAIT), leaf("b"), strategy="rest_for_one")
     exits(tree, "a")
     ends(tree, "a")
@@ -142,7 +142,7 @@ def test_ready_time_stands_still_until_the_whole_group_is_up_again(failed):
 
 
 def test_ready_time_stands_still_for_a_sibling_that_fails_to_start_with_its_group():
-    """R13, R14: from its start on, though the child whose failure restarted the group is up."""
+    """R13, R14: The clock stands still from the start of that sibling on, although the child whose failure restarted the group is up."""
     limit = Limit(9, within=99, of_ready_time=True)
     tree = tree_of(leaf("a"), leaf("b"), strategy="one_for_all", limit=limit)
     exits(tree, "a")
@@ -155,8 +155,8 @@ def test_ready_time_stands_still_for_a_sibling_that_fails_to_start_with_its_grou
     assert machine(tree).ready_time.at(8) == 0
 
 
-def test_who_was_condemned_stays_so_when_its_groups_retry_is_called_off():
-    """R10, R13: the others of the group are down for good with the one that was stopped by hand."""
+def test_a_condemned_child_stays_condemned_when_its_groups_retry_is_cancelled():
+    """R10, R13: The other members of the group are down for good, together with the one that was stopped by hand."""
     tree = tree_of(leaf("a", backoff=WAIT), leaf("b"), leaf("c"), strategy="rest_for_one")
     exits(tree, "b", "stop")
     ends(tree, "b")
@@ -168,8 +168,8 @@ def test_who_was_condemned_stays_so_when_its_groups_retry_is_called_off():
     assert states(tree) == {"a": "down", "b": "condemned", "c": "down"}
 
 
-def test_who_has_a_retry_of_its_own_keeps_it_when_its_groups_is_called_off():
-    """R13, R25: it had been started by hand meanwhile, and has failed since."""
+def test_a_child_with_a_retry_of_its_own_keeps_it_when_its_groups_retry_is_cancelled():
+    """R13, R25: The child had been started by hand in the meantime, and has failed since."""
     tree = with_two_retries()
     assert states(tree) == {"a": "restarting", "b": "restarting"}
     _, out = asks(tree, "stop", "a")
@@ -177,8 +177,8 @@ def test_who_has_a_retry_of_its_own_keeps_it_when_its_groups_is_called_off():
     assert orders(wakes(tree, 3)) == ["Start b"]
 
 
-def test_who_has_a_retry_of_its_own_is_down_once_its_group_is_restarted():
-    """R13, R14, R15: that retry is off at once, and ready time waits for it no more."""
+def test_a_retry_of_a_childs_own_is_cancelled_when_its_group_is_restarted():
+    """R13, R14, R15: The retry is cancelled at once, and the clock of ready time no longer stands still for it."""
     limit = Limit(9, within=99, of_ready_time=True)
     tree = tree_of(leaf("a"), leaf("b", backoff=WAIT), strategy="rest_for_one", limit=limit)
     exits(tree, "b")
@@ -202,8 +202,8 @@ def test_a_member_that_fails_to_start_after_another_was_condemned_is_tried_again
     assert (states(tree), machine(tree).restarts(0)) == ({"a": "condemned", "b": "starting"}, 2)
 
 
-def test_a_restart_by_hand_waits_for_nobodys_backoff():
-    """R15, R25: nor for that of one in its group."""
+def test_a_restart_by_hand_does_not_wait_for_a_backoff():
+    """R15, R25: Neither for the child's own backoff nor for one in its group."""
     tree = with_two_retries()
     _, out = asks(tree, "start", "a")
     assert orders(out) == ["Start a"]
@@ -212,7 +212,7 @@ def test_a_restart_by_hand_waits_for_nobodys_backoff():
 
 
 def test_a_restart_by_hand_takes_no_step_of_the_backoff():
-    """R15: the next failure waits as long as if nobody had asked."""
+    """R15: The next failure waits as long as it would without the restart by hand."""
     tree = tree_of(leaf("a", backoff=GROWING))
     exits(tree, "a")
     assert delays(ends(tree, "a")) == [3]
@@ -232,8 +232,8 @@ def test_a_start_that_fails_was_not_quiet():
     assert delays(ends(tree, "a")) == [6]
 
 
-def test_a_restart_by_hand_that_fails_is_told_to_whoever_asked():
-    """R16, R25: and is judged, for the child was being restarted."""
+def test_a_restart_by_hand_that_fails_is_reported_to_its_caller():
+    """R16, R25: The failure is also judged, because the child was being restarted."""
     tree = tree_of(leaf("a", backoff=WAIT))
     exits(tree, "a")
     ends(tree, "a")
@@ -246,7 +246,7 @@ def test_a_restart_by_hand_that_fails_is_told_to_whoever_asked():
 
 
 def test_a_start_that_fails_under_one_for_all_stops_the_others_before_it_waits():
-    """R13, R36: however short the wait is, and they are told why."""
+    """R13, R36: This holds however short the wait is, and the siblings get the reason."""
     short = Backoff(initial=0.5, factor=1, jitter=0)
     tree = tree_of(leaf("a"), leaf("b", backoff=short), strategy="one_for_all")
     exits(tree, "b")
@@ -283,7 +283,7 @@ def test_a_supervisor_that_is_done_while_a_start_fails_is_done():
 
 
 def test_the_retry_of_a_start_that_was_late_waits_its_turn():
-    """R13, R17: behind whoever has asked meanwhile."""
+    """R13, R17: The retry is served after the requests that came in the meantime."""
     tree = tree_of(leaf("a", start_timeout=2), leaf("b"))
     exits(tree, "a")
     ends(tree, "a")
@@ -292,8 +292,8 @@ def test_the_retry_of_a_start_that_was_late_waits_its_turn():
     assert orders(ends(tree, "a")) == ["replied", "Start a"]
 
 
-def test_a_first_start_that_is_late_says_which():
-    """R16, R17: to those that are stopped for it, and to whoever wanted the tree."""
+def test_a_first_start_that_is_late_names_the_child():
+    """R16, R17: The siblings that are stopped for it get the name, and so does the caller that opened the tree."""
     forest = Forest(Supervisor("app", [leaf("a"), leaf("b", start_timeout=2)]))
     forest.start(0)
     root = forest.machines["app"]
@@ -320,8 +320,8 @@ def test_a_retry_too_many_is_caused_by_the_last_failure():
     assert (str(fail.exc), fail.exc.__cause__) == ("'app' passed its limit of 1 within 9 s", exc)
 
 
-def test_who_was_to_be_tried_once_too_often_is_down():
-    """R14, R33: also while its supervisor still waits for another that was on its way out; ready time goes on."""
+def test_a_child_whose_retry_passes_the_limit_is_down():
+    """R14, R33: It is down already while its supervisor still waits for a sibling that is ending, and ready time goes on."""
     limit = Limit(1, within=9, of_ready_time=True)
     tree = tree_of(leaf("a"), leaf("b", restart="transient"), leaf("c"), limit=limit, on_limit="shutdown")
     exits(tree, "a")
@@ -341,8 +341,8 @@ def test_who_was_to_be_tried_once_too_often_is_down():
     assert (child(tree, "a").restart_in_progress, machine(tree).ready_time.at(6)) == (False, 2)
 
 
-def testready_time_stands_still_on_the_short_way_too():
-    """R14: from the failure until it is up again."""
+def test_testready_time_stands_still_on_the_fast_path_too():
+    """R14: The clock stands still from the failure until the child is up again."""
     tree = tree_of(leaf("a"), limit=Limit(5, within=99, of_ready_time=True))
     node, clock = child(tree, "a"), machine(tree).ready_time
     shortcut.restart_at_once(machine(tree), node, Boom("restart"), 2)
@@ -422,7 +422,7 @@ def test_a_limit_that_a_retry_passes_is_caused_by_the_failure_that_was_passed_up
 
 
 def test_a_limit_that_a_supervisor_passes_while_it_runs_is_charged_above_when_it_is_decided():
-    """R14: its failure is no failed start, whose retry would be charged instead."""
+    """R14: The supervisor's failure is no failed start, whose retry would be charged instead."""
     never = Limit(0, within=9)
     world = World(Supervisor("app", [Supervisor("x", [Child("a", work)], limit=never)], limit=never))
     world.play(("boot", "app", "up"), ("boot", "app/x", "up"), ("up", "app/x/a"))
@@ -463,7 +463,7 @@ def test_a_group_restart_that_fails_to_start_a_waiting_child_makes_two_retries_o
 
 
 def test_a_retry_that_still_waits_does_not_cut_a_later_backoff_short():
-    """R13, R15: it was queued before a group restart took its child along, whose start then failed."""
+    """R13, R15: The retry was queued before a group restart included its child, whose start then failed."""
     tree = tree_of(leaf("c"), leaf("a"), leaf("b", backoff=GROWING), strategy="rest_for_one")
     exits(tree, "b")
     ends(tree, "b")
@@ -495,8 +495,8 @@ def test_a_retry_that_takes_its_group_along_lets_ready_time_stand_still():
     assert machine(tree).ready_time.at(9) == 6
 
 
-def test_those_who_are_stopped_before_a_backoff_are_told_why():
-    """R12, R13: by the same words as before a restart at once."""
+def test_the_siblings_that_are_stopped_before_a_backoff_get_the_reason():
+    """R12, R13: It is the same text as before a restart without backoff."""
     tree = tree_of(leaf("a", backoff=WAIT), leaf("b"), strategy="one_for_all")
     exits(tree, "a")
     (cancel,) = (one for one in ends(tree, "a") if isinstance(one, effect.Cancel))

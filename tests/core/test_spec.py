@@ -85,8 +85,8 @@ def test_specs_are_frozen_and_compared_by_identity():
         a.name = "b"
 
 
-def test_a_body_says_itself_whether_it_takes_task_status():
-    """R17: any Trio function, partials and callables included."""
+def test_whether_a_body_takes_task_status_follows_from_its_signature():
+    """R17: This holds for any Trio function, partials and callable objects included."""
 
     async def starts(x, task_status=None):
         pass
@@ -396,8 +396,8 @@ def test_a_status_may_be_deep():
     assert repr(status).count("Status(") == DEPTH + 1
 
 
-def test_a_status_is_told_from_another_by_each_of_its_fields():
-    """R33: and by how its children stand."""
+def test_two_statuses_differ_if_any_of_their_fields_differs():
+    """R33: The order and the states of their children count too."""
     leaf = Status(path="a", kind="child", state="up", incarnation=1)
     given = {"path": "b", "kind": "pool", "state": "down", "incarnation": 2}
     for field in attrs.fields(Status):

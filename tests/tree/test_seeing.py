@@ -171,7 +171,7 @@ def test_a_slow_sink_goes_behind_a_bounded_queue():
         QueueSink(0)
 
 
-def test_without_a_listener_no_event_is_made():
+def test_without_a_sink_no_event_is_made():
     """R31: `sinks=[]` is silence, and costs nothing."""
     a = Puppet("a")
 
