@@ -298,7 +298,7 @@ def test_a_limit_of_its_own_is_charged_beside_its_supervisors():
 
 
 def test_a_verdict_from_above_applies_to_the_failed_child_below():
-    """R11: After Resume the suspended leaf goes on where it was; any other verdict arrives as a stop. Meanwhile the supervisor serves nothing else."""
+    """R11: After Resume the suspended leaf goes on; any other verdict arrives as a stop. Meanwhile the supervisor serves nothing else."""
     inner = Supervisor("x", [leaf("a", resource=resource), leaf("b")], decider=Decider(default=Escalate))
     tree = tree_of(inner)
     below = machine(tree, "x")

@@ -363,7 +363,7 @@ def test_a_return_that_crosses_with_a_stop_is_no_error():
 
 
 def test_a_failure_that_crosses_with_a_stop_is_reported_and_not_judged():
-    """R19, R23: The child's own failure becomes a `StopError`. Of the failures that a supervisor below passes up, only that supervisor's own gets a `Decided`, because of the stop."""
+    """R19, R23: A leaf's failure becomes a `StopError`. A supervisor's own gets a `Decided` that names the stop; one from below it gets none here."""
     inner = Supervisor("x", [leaf("b")])
     tree, _ = opened(Supervisor("app", [leaf("a"), inner]), Slow)
     a, x = child(tree, "a"), child(tree, "x")

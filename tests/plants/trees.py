@@ -189,7 +189,7 @@ TREES = tuple(
             "supervise/testing/bare.py",
             "same.pop(self._pick(len(same)) if len(same) > 1 else 0)",
             "same.pop(0)",
-            ("tests/tree/test_random_trees.py::test_every_order_of_what_happens_at_one_moment_is_predicted",),
+            ("tests/tree/test_random_trees.py::test_every_order_of_simultaneous_failures_is_predicted",),
         ),
         (
             "a child that ended in a broken tree is up",

@@ -123,8 +123,8 @@ def test_a_group_is_matched_whole_only_by_a_group_class():
 
 
 @pytest.mark.parametrize("fatal", [KeyboardInterrupt, SystemExit])
-def test_what_is_no_exception_stops_the_tree_in_order_and_leaves_bare(fatal):
-    """R4: a KeyboardInterrupt or SystemExit is never decided; the tree stops in order and it leaves unwrapped."""
+def test_a_base_exception_stops_the_tree_in_order_and_leaves_bare(fatal):
+    """R4: A KeyboardInterrupt or SystemExit is never judged; the tree stops in order, and the exception leaves unwrapped."""
     a, b, c = puppets("abc")
     seen, it = Seen(), fatal("now")
 
@@ -156,7 +156,7 @@ def test_a_group_with_a_keyboard_interrupt_is_not_decided_either():
 
 
 def test_a_keyboard_interrupt_during_a_start_leaves_bare_too():
-    """R4: also out of a child that is starting."""
+    """R4: An interrupt in a child that is starting leaves unwrapped, like any other."""
     with pytest.raises(KeyboardInterrupt):
         grow(app(Puppet("a"), Puppet("b", KeyboardInterrupt())))
 
@@ -224,7 +224,7 @@ async def a_cancelled():
 
 @pytest.mark.parametrize("resource", [None, nothing])
 def test_a_foreign_cancelled_is_a_failure(resource):
-    """R6: a `Cancelled` that escapes a child nobody stopped is a failure tagged `cancelled.foreign`."""
+    """R6: A `Cancelled` that escapes a child which was not stopped is a failure tagged `cancelled.foreign`."""
 
     async def body(*_):
         raise await a_cancelled()
@@ -284,7 +284,7 @@ def test_the_crash_of_a_resources_own_nursery_is_the_failure():
 
 
 def test_a_resources_crash_is_not_resumed():
-    """R6: the resource is gone, so Resume becomes Restart."""
+    """R6: The resource is gone, so Resume becomes Restart."""
     lives = []
 
     @asynccontextmanager
@@ -324,7 +324,7 @@ def test_a_permanent_child_that_returns_is_judged_like_a_failure():
     assert "'bye'" in str(decided.exc)
 
 
-def test_a_table_may_say_what_a_return_means():
+def test_a_table_may_name_the_tag_of_a_return():
     """R7: `returned` is a tag like any other for a table that names it."""
     a = Puppet("a")
 
@@ -428,7 +428,7 @@ def test_a_temporary_supervisor_that_passes_its_limit_is_not_restarted():
 
 
 def test_the_current_child_knows_its_last_failure():
-    """R9: a new incarnation can ask what ended the one before."""
+    """R9: A new incarnation can read the failure that ended the one before."""
     told = []
 
     async def body():

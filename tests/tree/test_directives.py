@@ -241,7 +241,7 @@ def test_each_incarnation_gets_the_context_of_the_trees_opening():
 
 
 def test_a_tag_is_read_in_an_empty_context():
-    """R2: on the one-step restart too, which runs in the task of the child."""
+    """R2: This holds also for a restart by the fast path, which runs in the task of the child."""
     variable = ContextVar("variable", default="unset")
 
     class Tagged(Exception):
@@ -263,7 +263,7 @@ def test_a_tag_is_read_in_an_empty_context():
     assert set(found) == {"unset"}
 
 
-def test_the_failed_one_ends_first_and_then_its_group_in_reverse():
+def test_the_failed_child_ends_first_and_then_its_group_in_reverse():
     """R9: judged by its own supervisor, the failed child ends first and then the others in reverse."""
     a, b, c = puppets("abc")
 
@@ -276,7 +276,7 @@ def test_the_failed_one_ends_first_and_then_its_group_in_reverse():
     grow(app(a, b, c, strategy="one_for_all"), scene)
 
 
-def test_judged_from_above_it_ends_in_its_place():
+def test_a_leaf_judged_from_above_ends_in_its_place_in_the_stop_order():
     """R9: judged from above, the failed leaf ends in its place in the reverse order."""
     a, b, c = puppets("abc")
     spec = app(
@@ -294,7 +294,7 @@ def test_judged_from_above_it_ends_in_its_place():
 
 
 def test_the_resource_sees_the_failure_also_when_a_stop_overtakes_the_verdict():
-    """R9: the resource always sees the failure, whoever ends the incarnation."""
+    """R9: The resource always sees the failure, whether a verdict or a stop ends the incarnation."""
     kit = Kit()
     a = Puppet("a", resource=kit)
     boom = Boom()
@@ -375,7 +375,7 @@ def test_incarnation_numbers_of_a_path_never_go_back():
 
 
 def test_incarnation_numbers_do_not_go_back_where_a_pool_had_given_the_name():
-    """R9: a pool remembers no member that it named; somebody may give such a name himself."""
+    """R9: A pool does not remember members that it named itself, and a caller may give such a name later."""
     pool = Pool("pool", Child("m", forever))
 
     async def scene(tree, seen):
@@ -588,7 +588,7 @@ def test_a_stop_reaches_a_supervisor_that_waits_for_a_verdict():
 
 
 def test_a_verdict_for_an_incarnation_that_is_gone_is_void():
-    """R11: a verdict holds only if asker and incarnation are still the same."""
+    """R11: A verdict counts only if the supervisor that asked is still the same incarnation."""
     a, b = puppets("ab")
     mid = Supervisor("mid", [b.spec], decider=Decider({Boom: Escalate}))
     spec = app(a, mid, strategy="one_for_all", decider=Decider({Boom: Restart}))

@@ -31,7 +31,7 @@ from .talk import Shelf, grow, worker
 
 
 def test_a_loop_over_an_inbox_ends_when_a_stop_is_asked_for():
-    """R20, R30: what is queued is served first, within `drain`; a worker needs no code of its own for it."""
+    """R20, R30: The queued messages are served first, within `drain`; a worker needs no code of its own for it."""
     served, told = [], []
 
     async def body(inbox):
@@ -56,8 +56,8 @@ def test_a_loop_over_an_inbox_ends_when_a_stop_is_asked_for():
     grow(app(child), scene)
 
 
-def test_who_waits_in_a_loop_over_an_inbox_is_woken_by_the_stop():
-    """R20, R30: with an empty queue the stop takes no time, however long the child might drain."""
+def test_a_stop_wakes_a_body_that_waits_in_a_loop_over_its_inbox():
+    """R20, R30: With an empty queue the stop takes no time, however long the child might drain."""
     children = [worker(forever, name, drain=30) for name in "abc"]
 
     async def scene(tree, seen):
@@ -68,8 +68,8 @@ def test_who_waits_in_a_loop_over_an_inbox_is_woken_by_the_stop():
     grow(app(*children), scene)
 
 
-def test_without_drain_a_loop_over_an_inbox_is_cancelled_as_ever():
-    """R20: nothing runs behind the loop then; a loop that is shielded ends all the same."""
+def test_without_drain_a_loop_over_an_inbox_is_cancelled():
+    """R20: The code after the loop does not run then; a loop in a shield ends all the same."""
     behind = []
 
     async def body(inbox, shielded):
@@ -83,8 +83,8 @@ def test_without_drain_a_loop_over_an_inbox_is_cancelled_as_ever():
     assert behind == [True]
 
 
-def test_receive_waits_on_when_a_stop_is_asked_for():
-    """R20: only a loop ends by itself; `receive` and `receive_many` are cancelled when the drain is over."""
+def test_receive_does_not_end_when_a_stop_is_asked_for():
+    """R20: Only a loop ends by itself; `receive` and `receive_many` are cancelled when the drain is over."""
     shelf = Shelf(drain=5)
 
     async def scene(tree, seen):
@@ -95,8 +95,8 @@ def test_receive_waits_on_when_a_stop_is_asked_for():
     grow(app(shelf), scene)
 
 
-def test_what_is_sent_to_a_child_that_has_drained_is_not_lost_silently():
-    """R20, R29: it waits for the next incarnation, or its sender is told that there is none."""
+def test_a_message_to_a_child_that_has_drained_is_not_lost_silently():
+    """R20, R29: It waits for the next incarnation, or its sender gets an error if there is none."""
     served = []
 
     async def body(inbox):
@@ -131,7 +131,7 @@ def test_what_is_sent_to_a_child_that_has_drained_is_not_lost_silently():
 
 
 def test_a_loop_around_a_loop_over_an_inbox_lets_the_others_run():
-    """R20: when a stop was asked for the inner one ends each time, but never without a turn for the others."""
+    """R20: After a stop was asked for, the inner loop ends each time, but never without a checkpoint."""
 
     async def body(inbox):
         while True:
@@ -152,7 +152,7 @@ def test_a_loop_around_a_loop_over_an_inbox_lets_the_others_run():
 
 
 def test_a_condemned_child_waits_for_the_restart_of_its_supervisor():
-    """R10, R29: while that backs off, a start of the child is pending, so it is not down for good."""
+    """R10, R29: While its supervisor backs off, a start of the child is pending, so it is not down for good."""
     a, b = Puppet("a"), Shelf("b")
     inner = Supervisor(
         "s",
@@ -186,7 +186,7 @@ def test_a_condemned_child_waits_for_the_restart_of_its_supervisor():
 @pytest.mark.parametrize("cancelled", [None, "stop", "above"])
 @pytest.mark.parametrize("strategy", ["one_for_all", "rest_for_one"])
 def test_a_child_stopped_by_hand_waits_with_its_group(strategy, cancelled):
-    """R10, R29: a group restart revives it, so it is down for good only when nobody waits for that any more."""
+    """R10, R29: A group restart revives the child, so it is down for good only when no retry of its group is pending."""
     a, b = Puppet("a", backoff=Backoff(initial=10, jitter=0)), Shelf("b")
     inner = Supervisor("s", [a.spec, b.spec], strategy=strategy)
     told = []
@@ -226,8 +226,8 @@ def test_a_child_stopped_by_hand_waits_with_its_group(strategy, cancelled):
     grow(app(inner), scene)
 
 
-def test_what_was_added_to_a_supervisor_is_gone_while_that_backs_off():
-    """R25, R29: it is lost with the restart, so nobody waits for it; what is declared below is waited for."""
+def test_an_added_child_is_down_for_good_while_its_supervisor_backs_off():
+    """R25, R29: The restart drops an added child, so a caller gets an error at once; callers of a declared child wait."""
     a, b = Puppet("a"), Puppet("b")
     inner = Supervisor("s", [a.spec], backoff=Backoff(initial=10, jitter=0), limit=None)
 
@@ -251,8 +251,8 @@ def test_what_was_added_to_a_supervisor_is_gone_while_that_backs_off():
     grow(app(inner, b, decider=Decider({Other: Restart})), scene)
 
 
-def test_a_node_that_starts_again_by_hand_is_waited_for_below_it_too():
-    """R29: from the moment at which its supervisor starts, though its own turn comes later."""
+def test_callers_of_a_child_wait_while_its_supervisor_starts_by_hand():
+    """R29: They wait from the moment at which the supervisor starts, though the child is started later."""
     slow, echo = Puppet("slow", 0, 5), worker(forever, "echo")
     inner = Supervisor("s", [slow.spec, echo])
 
@@ -284,8 +284,8 @@ def test_a_node_that_starts_again_by_hand_is_waited_for_below_it_too():
         ("app/zzz", "tree 'app' has no node 'app/zzz'"),
     ],
 )
-def test_a_wrong_path_is_told_with_a_near_one(path, said):
-    """R28: what may have been meant, of what was declared and of what was added."""
+def test_the_error_of_a_wrong_path_suggests_a_near_one(path, said):
+    """R28: The suggestion is one of the children that were declared or added."""
     inner = Supervisor("s", [Child("inner", forever)])
 
     async def scene(tree, seen):
@@ -297,8 +297,8 @@ def test_a_wrong_path_is_told_with_a_near_one(path, said):
     grow(app(Child("echo", forever), inner), scene)
 
 
-def test_a_wrong_spec_is_told_with_where_its_name_stands():
-    """R28: it is another value, though it may look the same."""
+def test_the_error_of_a_wrong_spec_gives_the_path_of_its_name():
+    """R28: A spec is found by identity, so one that looks the same is another."""
 
     async def scene(tree, seen):
         with pytest.raises(KeyError) as raised:
@@ -316,8 +316,8 @@ def test_a_wrong_spec_is_told_with_where_its_name_stands():
 
 
 @pytest.mark.parametrize("who", ["caller", "server", "consumer"])
-def test_who_calls_himself_without_end_takes_nobody_with_him(who):
-    """R29, R30: a RecursionError may come of any call that we make for him; whoever waits at a mailbox is woken all the same."""
+def test_endless_recursion_at_a_mailbox_fails_the_child_alone(who):
+    """R29, R30: A RecursionError may come out of any call in the framework; the other tasks that wait at a mailbox are woken all the same."""
 
     async def calling():
         await current_child().tree["app/echo"].call(1)
@@ -367,8 +367,8 @@ def test_who_calls_himself_without_end_takes_nobody_with_him(who):
 
 
 @pytest.mark.parametrize("form", ["call", "stream"])
-def test_who_leaves_at_the_end_of_his_stack_is_told_of_as_ever(form):
-    """R30, R24: every callback is called, and one that raises fails the child; who leaves has no part in it."""
+def test_every_callback_is_called_when_a_caller_leaves_at_the_end_of_its_stack(form):
+    """R30, R24: A callback that raises fails the child that registered it, and not the caller."""
     boom = Boom("in a callback")
 
     def raises():

@@ -23,8 +23,8 @@ from .talk import Shelf, grow, worker
 # --- who uses what is not theirs, or not any more
 
 
-def test_two_tasks_at_one_stream():
-    """R29: the second one to wait gets `trio.BusyResourceError`, as at Trio's own streams; the first gets the item."""
+def test_a_second_task_that_waits_at_a_stream_gets_an_error():
+    """R29: It gets `trio.BusyResourceError`, as at Trio's own streams; the first task gets the item."""
     got = []
 
     async def serve(message):
@@ -49,8 +49,8 @@ def test_two_tasks_at_one_stream():
 
 
 @pytest.mark.parametrize("settled", [False, True])
-def test_a_stream_after_its_block(settled):
-    """R29: `trio.ClosedResourceError`, for whoever comes and for whoever still waits there; no item is left in it."""
+def test_a_stream_cannot_be_read_after_its_block(settled):
+    """R29: A task that reads it then, or still waits there, gets `trio.ClosedResourceError`; no item is left in it."""
     told = []
 
     async def serve(message):
@@ -94,7 +94,7 @@ def test_a_stream_after_its_block(settled):
 )
 @pytest.mark.parametrize("form", ["call", "send", "send_nowait", "stream", "stream_nowait"])
 def test_nonsense_is_refused_at_the_sender(form, arguments, error, match):
-    """R30: in one line, before anything is sent."""
+    """R30: The error comes in one line, before anything is sent."""
     if "buffer" in arguments and "stream" not in form:
         return
     shelf = Shelf()
@@ -115,7 +115,7 @@ def test_nonsense_is_refused_at_the_sender(form, arguments, error, match):
 
 
 def test_a_body_may_not_ask_for_nonsense_either():
-    """R30: `on_loss` of a message in hand, and a maximum of messages."""
+    """R30: A wrong `on_loss` of a message in hand, and a wrong maximum of messages, are refused."""
     shelf = Shelf()
 
     async def scene(tree, seen):
@@ -130,7 +130,7 @@ def test_a_body_may_not_ask_for_nonsense_either():
 
 
 def test_a_body_may_decide_that_a_message_in_hand_is_not_to_be_lost():
-    """R30: by its `on_loss`, also for one that nobody waits for."""
+    """R30: The body sets `on_loss`, also for a message that was sent without waiting for a reply."""
     taken = []
 
     async def body(inbox):
@@ -154,7 +154,7 @@ def test_a_body_may_decide_that_a_message_in_hand_is_not_to_be_lost():
 @pytest.mark.parametrize("form", ["receive", "loop", "nowait", "many"])
 @pytest.mark.parametrize("directive", [Restart, Resume])
 def test_an_inbox_is_closed_when_its_body_is_over(form, directive):
-    """R29, R30: a task that an old body left elsewhere takes no message of the next one, and is told."""
+    """R29, R30: A task that an old body left elsewhere takes no message of the next one, and gets an error."""
     shelf = Shelf(resource=Kit())
     told = []
 
@@ -198,8 +198,8 @@ def test_an_inbox_is_closed_when_its_body_is_over(form, directive):
 
 @pytest.mark.parametrize("how", ["requeue", "restart", "resume"])
 @pytest.mark.parametrize("form", ["call", "stream", "send"])
-def test_who_has_no_longer_a_message_in_hand_cannot_answer_it(form, how):
-    """R30: after it was put back another has it, and the same message is another object with the same memo."""
+def test_a_body_cannot_answer_a_message_that_was_put_back(form, how):
+    """R30: After it was put back, the message is in other hands: it is another object with the same memo."""
     shelf = Shelf(resource=Kit(), mailbox=Mailbox(8, on_loss="requeue"))
     answers = []
 
@@ -242,7 +242,7 @@ def test_who_has_no_longer_a_message_in_hand_cannot_answer_it(form, how):
 
 
 def test_a_stale_sender_does_not_wait_for_room_for_ever():
-    """R29, R30: a task of an old body that waits for room in a stream is told when the message was put back."""
+    """R29, R30: A task of an old body that waits for room in a stream gets an error when the message was put back."""
     told = []
     shelf = Shelf(mailbox=Mailbox(8, on_loss="requeue"))
 
@@ -267,7 +267,7 @@ def test_a_stale_sender_does_not_wait_for_room_for_ever():
 
 
 def test_a_message_that_was_lost_cannot_be_put_back():
-    """R30: its sender was told, or nobody waited; either way it is not served again."""
+    """R30: Its sender has got an error, or did not wait for a reply; either way the message is not served again."""
     shelf = Shelf()
 
     async def scene(tree, seen):
@@ -287,8 +287,8 @@ def test_a_message_that_was_lost_cannot_be_put_back():
 
 
 @pytest.mark.parametrize("form", ["call", "stream", "front", "full", "beside"])
-def test_a_child_that_waits_at_its_own_mailbox_is_told(form):
-    """R30: its own task serves the mailbox, so nobody would ever answer: `RuntimeError`, and it may go on."""
+def test_a_child_that_calls_its_own_mailbox_gets_an_error(form):
+    """R30: Its own task serves the mailbox, so the call would never be answered: it raises `RuntimeError`, and the child may go on."""
     told = []
 
     async def body(inbox):
@@ -326,7 +326,7 @@ def test_a_child_that_waits_at_its_own_mailbox_is_told(form):
 
 @pytest.mark.parametrize("who", ["main", "handler"])
 def test_a_child_of_several_tasks_may_call_itself(who):
-    """R30: as long as another task of its own serves the mailbox."""
+    """R30: This holds as long as another task of its own serves the mailbox."""
     got = []
 
     async def serve(inbox):
@@ -350,8 +350,8 @@ def test_a_child_of_several_tasks_may_call_itself(who):
     assert got == ["hello"]
 
 
-def test_a_resource_that_calls_its_own_child_is_told():
-    """R30: no body is there yet that could answer."""
+def test_a_resource_that_calls_its_own_child_gets_an_error():
+    """R30: No body runs yet that could answer."""
     told = []
 
     @asynccontextmanager

@@ -295,8 +295,8 @@ async def nobody_hangs():
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )
 @given(st.random_module(), SCENARIOS)
-def test_whatever_happens_nobody_hangs_and_nothing_is_lost_or_doubled(schedule, scenario):
-    """R29, R30, R37: everybody is told once, and his own; items come in order; the counts are exact; nothing stays behind."""
+def test_whatever_happens_every_caller_gets_one_answer_and_no_message_is_lost_or_doubled(schedule, scenario):
+    """R29, R30, R37: Every caller gets one answer, and its own; items come in order; the counts are exact; nothing stays behind."""
     run_virtual(Run(scenario).main)
 
 
@@ -306,7 +306,7 @@ def test_whatever_happens_nobody_hangs_and_nothing_is_lost_or_doubled(schedule, 
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )
 @given(st.random_module(), SCENARIOS)
-def test_without_faults_they_are_served_in_the_order_in_which_they_came(schedule, scenario):
-    """R29: whoever waited for room, and whoever left in the meantime, changes nothing about the others."""
+def test_without_faults_messages_are_served_in_the_order_in_which_they_came(schedule, scenario):
+    """R29: A sender that waited for room, or left in the meantime, changes nothing for the others."""
     calm = [attrs.evolve(ask, act="hold" if ask.act == "keep" else "reply") for ask in scenario.asks]
     run_virtual(Run(attrs.evolve(scenario, asks=calm, ends=[])).main)

@@ -98,8 +98,8 @@ def test_whatever_happens_a_tree_keeps_the_rules(case, seed):
 
 @settings(CALM, max_examples=300 * TIMES)
 @given(cases(most=0), SEEDS)
-def test_a_tree_without_requests_does_what_the_simulation_says(case, seed):
-    """Event for event, each at its time, in one of the orders that the rules allow: of almost every tree there is one."""
+def test_a_tree_without_requests_emits_the_events_that_the_simulation_predicts(case, seed):
+    """The events agree one by one, each at its time, in one of the orders that the rules allow; most trees have only one."""
     tree, plan, _, stop_at = case
     chance = dice(1)
     tree, plan, stop_at = tilted(tree, chance), tilted(plan, chance), stop_at + 2**-30
@@ -109,8 +109,8 @@ def test_a_tree_without_requests_does_what_the_simulation_says(case, seed):
     assert told(run.seen) in outcomes or not whole
 
 
-def test_every_order_of_what_happens_at_one_moment_is_predicted():
-    """Three children fail at one moment: a real tree has them in each of six orders, and in none that is not predicted."""
+def test_every_order_of_simultaneous_failures_is_predicted():
+    """Three children fail at one moment: a real tree takes them in each of six orders, and in none that is not predicted."""
     tree = Supervisor("app", [Child(name, idle, restart="temporary") for name in "abc"])
     plan = FaultPlan({f"app/{name}": [Script(body=Fail(ValueError(name), after=1.0))] for name in "abc"})
     outcomes, whole = predicted(tree, plan, 2.0)

@@ -42,7 +42,7 @@ from .scene import Boom, Kit, Other, Puppet, Seen, app, forever, grow, puppets, 
 
 
 def test_events_are_a_closed_set_of_frozen_values():
-    """R31: each with a time, a path and an incarnation, and what belongs to it."""
+    """R31: Each event has a time, a path and an incarnation, and the fields of its kind."""
     kinds = [
         kind for kind in vars(events).values() if inspect.isclass(kind) and issubclass(kind, events.Event)
     ]
@@ -93,7 +93,7 @@ def test_every_sink_gets_everything_in_the_same_order():
 
 
 def test_a_sink_that_raises_is_reported_once_and_dropped(caplog):
-    """R31: it never hurts the tree; the others learn of it after the event that it failed on."""
+    """R31: Such a sink never harms the tree; the other sinks get the report after the event on which it failed."""
     a = Puppet("a")
     before, after = Seen(), Seen()
     calls = []
@@ -172,7 +172,7 @@ def test_a_slow_sink_goes_behind_a_bounded_queue():
 
 
 def test_without_a_sink_no_event_is_made():
-    """R31: `sinks=[]` is silence, and costs nothing."""
+    """R31: `sinks=[]` reports nothing, and costs nothing."""
     a = Puppet("a")
 
     async def main():
@@ -245,7 +245,7 @@ def test_what_is_no_sink_is_refused(sinks, says):
 
 
 def test_each_failed_has_exactly_one_decided():
-    """R32: which names the directive and who gave it, or why nobody did."""
+    """R32: The `Decided` names the directive and its decider, or the reason why no decider was asked."""
     a, b, c = Puppet("a", resource=Kit()), Puppet("b"), Puppet("c", stubborn=1)
 
     async def scene(tree, seen):
@@ -307,20 +307,20 @@ BAD = [
 
 
 @pytest.mark.parametrize("kinds", GOOD)
-def test_lives_by_the_grammar(kinds):
-    """R32: what `assert_lifecycle` accepts."""
+def test_lifecycles_that_follow_the_grammar(kinds):
+    """R32: `assert_lifecycle` accepts these."""
     assert_lifecycle([*life(*kinds), *life(E.Starting, E.Ready, E.Stopping, E.Stopped, incarnation=2)])
 
 
 @pytest.mark.parametrize("kinds", BAD)
-def test_lives_against_the_grammar(kinds):
-    """R32: what `assert_lifecycle` refuses, naming the path."""
+def test_lifecycles_that_break_the_grammar(kinds):
+    """R32: `assert_lifecycle` refuses these, and names the path."""
     with pytest.raises(AssertionError, match="'app'"):
         assert_lifecycle(life(*kinds))
 
 
 def test_incarnations_must_go_up():
-    """R32: one life after the other, each with a number of its own."""
+    """R32: Incarnations come one after the other, each with a number of its own."""
     whole = [E.Starting, E.Ready, E.Stopping, E.Stopped]
     with pytest.raises(AssertionError, match="incarnation 1 after 2"):
         assert_lifecycle([*life(*whole, incarnation=2), *life(*whole)])
@@ -329,8 +329,8 @@ def test_incarnations_must_go_up():
     assert_lifecycle(life(E.Starting, E.Ready), closed=False)
 
 
-def test_the_root_lives_by_the_grammar_too():
-    """R32: as the leaf's supervisor it stops; as the one whose limit was passed it has failed and decided."""
+def test_the_root_follows_the_grammar_too():
+    """R32: If a leaf below it fails it, it stops; if its limit was passed, it has failed and decided."""
     for options, kinds in (
         ({"decider": Decider({Boom: Escalate})}, "Starting Ready Stopping Stopped"),
         ({"limit": Limit(0)}, "Starting Ready Failed Decided Stopped"),
@@ -403,8 +403,8 @@ def trees(draw, depth=2):
 
 
 @given(trees(), st.integers(0, 2**32), st.data())
-def test_whatever_happens_to_whatever_tree_its_lives_follow_the_grammar(grown, seed, data):
-    """R20, R32: random trees, failures, stops and restarts: the grammar holds, and no two incarnations meet."""
+def test_the_lifecycles_of_random_trees_follow_the_grammar(grown, seed, data):
+    """R20, R32: Under random failures, stops and restarts the grammar holds, and no two incarnations overlap."""
     spec, leaves = grown
     acts = data.draw(
         st.lists(
@@ -512,7 +512,7 @@ def test_a_status_counts_what_a_mailbox_has_handled():
 
 
 def test_a_status_is_given_at_once_and_never_queued():
-    """R33: also while the supervisor is busy."""
+    """R33: This holds also while the supervisor is busy."""
     slow = Puppet("slow", 0, 10)
 
     async def scene(tree, seen):
@@ -524,7 +524,7 @@ def test_a_status_is_given_at_once_and_never_queued():
     grow(app(slow), scene)
 
 
-def test_a_status_of_what_has_left_is_an_error():
+def test_a_status_of_a_node_that_has_left_is_an_error():
     """R33: a node that is not in the tree has none."""
     a = Puppet("a", restart="temporary")
 
@@ -538,8 +538,8 @@ def test_a_status_of_what_has_left_is_an_error():
     grow(app(a), scene)
 
 
-def test_a_deep_tree_is_no_trouble():
-    """R33: nothing recurses over the depth of a tree: start, status, escalation and stop of 500 levels."""
+def test_a_deep_tree_works():
+    """R33: Start, status, escalation and stop of 500 levels work, because nothing recurses over the depth of a tree."""
     a = Puppet("a")
     spec = Supervisor("s", [a.spec], decider=Decider(default=Escalate))
     for _ in range(500):

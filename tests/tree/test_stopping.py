@@ -64,7 +64,7 @@ def test_a_child_that_has_not_drained_is_cancelled():
 
 
 def test_stop_requested_returns_at_once_when_the_stop_has_come():
-    """R20: also for who asks late."""
+    """R20: This holds also for a task that calls it late."""
 
     async def body():
         await trio.sleep(5)
@@ -78,7 +78,7 @@ def test_stop_requested_returns_at_once_when_the_stop_has_come():
 
 
 def test_without_a_drain_the_cancel_comes_at_once():
-    """R20: the default drain is none."""
+    """R20: The default drain time is zero."""
     seen = grow(app(Puppet("a")))
     assert seen.at(events.Stopped, "app/a") == [0]
 
@@ -105,7 +105,7 @@ def test_an_overdue_child_is_reported_with_its_stack_at_doubling_intervals():
 
 
 def test_no_replacement_is_started_beside_an_overdue_child():
-    """R20: never two incarnations at once, however long it takes."""
+    """R20: There are never two incarnations at once, however long the child takes."""
     a, b = Puppet("a"), Puppet("b", stubborn=100)
 
     async def scene(tree, seen):
@@ -141,7 +141,7 @@ def test_cancelling_from_outside_stops_in_order_before_it_propagates():
 
 
 def test_leaving_the_block_stops_the_whole_tree_in_order():
-    """R21: also without any cancellation; the children may drain."""
+    """R21: This holds also without any cancellation, and the children may drain."""
 
     async def body():
         await stop_requested()
@@ -193,7 +193,7 @@ def test_an_outer_cancellation_at_any_moment_leaves_nothing_behind(seed, moment,
 
 
 def test_an_exception_in_the_block_leaves_as_itself_after_the_ordered_stop():
-    """R22: no group, no wrapper, and everything has stopped first."""
+    """R22: It leaves without a group or a wrapper, after everything has stopped."""
     a, b = puppets("ab")
     seen, boom = Seen(), Boom("block")
 
@@ -207,7 +207,7 @@ def test_an_exception_in_the_block_leaves_as_itself_after_the_ordered_stop():
 
 
 def test_when_the_tree_fails_the_block_is_cancelled_with_a_reason_that_names_the_path():
-    """R22: and `TreeFailed` is raised bare: a plain `except` catches it."""
+    """R22: `TreeFailed` is raised bare, so a plain `except` catches it."""
     a = Puppet("a")
     reasons = []
 
@@ -229,7 +229,7 @@ def test_when_the_tree_fails_the_block_is_cancelled_with_a_reason_that_names_the
 
 
 def test_if_the_block_raises_too_a_group_of_both_leaves():
-    """R22: neither hides the other."""
+    """R22: Neither exception hides the other."""
     a = Puppet("a")
 
     async def scene(tree, seen):
@@ -278,7 +278,7 @@ def test_a_start_failure_leaves_bare():
 
 
 def test_a_failure_while_stopping_is_reported_and_the_stop_goes_on():
-    """R23: it is a `StopError`, and those before it are stopped all the same."""
+    """R23: The failure is a `StopError`, and the remaining children are stopped all the same."""
 
     async def messy():
         try:
@@ -294,7 +294,7 @@ def test_a_failure_while_stopping_is_reported_and_the_stop_goes_on():
 
 
 def test_a_failing_resource_is_reported_too():
-    """R23: what a resource raises while it is left in a stop is a `StopError`."""
+    """R23: An exception from a resource that is left in a stop is a `StopError`."""
     seen = grow(app(Child("a", forever, resource=Kit(fail_exit=1))))
     assert isinstance(seen.the(events.StopError).exc, Other)
 
@@ -345,7 +345,7 @@ def break_once(monkeypatch):
 
 
 def test_a_defect_of_the_framework_stops_every_child_in_order_and_leaves_as_itself(monkeypatch):
-    """R24: also after restarts, which do not change the order."""
+    """R24: This holds also after restarts, which do not change the order."""
     a, b, c, d = puppets("abcd")
     ended = []
     for puppet in (a, b, c, d):
@@ -380,8 +380,8 @@ def note_end(puppet, ended):
     puppet.spec = Child(puppet.spec.name, noted)
 
 
-def test_nobody_hangs_at_a_broken_tree(monkeypatch):
-    """R24: requests, calls and waits at a tree that broke are answered, before and after its end."""
+def test_no_request_hangs_at_a_broken_tree(monkeypatch):
+    """R24: Requests, calls and waits at a tree with a defect are answered, before and after its end."""
     a, b = Puppet("a", mailbox=4), Puppet("b")
     told = []
 
@@ -416,7 +416,7 @@ def test_nobody_hangs_at_a_broken_tree(monkeypatch):
 
 
 def test_a_child_that_ended_in_a_broken_tree_is_not_up(monkeypatch):
-    """R24, R28: its node may say so, for no machine heard of its end; who waits for it is told with the end of the tree."""
+    """R24, R28: The machine got no report of its end, so its node may still be marked as up; tasks that wait for it are woken when the tree ends."""
     slow, quick = Puppet("slow", stubborn=3), Puppet("quick")
     told = []
 
@@ -468,8 +468,8 @@ async def fail_and_wait(puppet):
 
 
 @pytest.mark.parametrize(("act", "reason"), REASONS)
-def test_every_cancellation_of_ours_names_who_and_why(act, reason):
-    """R36: the reason is visible in the child's `Cancelled` and in its `Stopping` event."""
+def test_every_cancellation_of_ours_names_its_cause(act, reason):
+    """R36: The reason is visible in the child's `Cancelled` and in its `Stopping` event."""
     a, b = puppets("ab")
 
     async def scene(tree, seen):
@@ -481,7 +481,7 @@ def test_every_cancellation_of_ours_names_who_and_why(act, reason):
 
 
 def test_a_reason_reaches_the_bottom_of_a_branch():
-    """R36: a leaf deep below learns what happened above."""
+    """R36: A leaf deep below gets the reason of the stop above."""
     a, b = puppets("ab")
 
     async def scene(tree, seen):
@@ -492,8 +492,8 @@ def test_a_reason_reaches_the_bottom_of_a_branch():
     assert "rest_for_one: sibling 'app/a' failed" in b.cancelled[0]
 
 
-def test_a_late_start_and_an_injected_failure_say_so():
-    """R27, R36: the reasons of the other two cancellations."""
+def test_the_cancellations_of_a_late_start_and_of_an_injection_have_their_reasons():
+    """R27, R36: These are the reasons of the other two cancellations."""
     a, b = Puppet("a"), Puppet("b", 0, "hang", start_timeout=2)
 
     async def scene(tree, seen):

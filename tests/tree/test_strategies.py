@@ -34,21 +34,21 @@ def test_start_order_is_declaration_order_and_stop_order_its_reverse():
 
 
 def test_each_child_is_ready_before_the_next_is_started():
-    """R12: a slow start holds those after it."""
+    """R12: A slow start delays the children after it."""
     a, b = Puppet("a", 7), Puppet("b")
     seen = grow(app(a, b))
     assert seen.at(events.Starting, "app/b") == seen.at(events.Ready, "app/a") == [7]
 
 
 def test_each_child_has_really_ended_before_the_next_is_stopped():
-    """R12: a child that takes its time holds those before it."""
+    """R12: A child that is slow to end delays the stop of those before it."""
     a, b = Puppet("a"), Puppet("b", stubborn=3)
     seen = grow(app(a, b))
     assert seen.at(events.Stopping, "app/a") == seen.at(events.Stopped, "app/b") == [3]
 
 
 def test_only_the_members_of_a_pool_stop_concurrently():
-    """R12: ten members that take a second each take one second in all."""
+    """R12: Ten members that take a second each take one second in all."""
 
     async def member(_):
         try:
@@ -78,8 +78,8 @@ CASES = [
 
 
 @pytest.mark.parametrize(("strategy", "order"), CASES)
-def test_who_restarts_with_a_child(strategy, order):
-    """R13: one_for_one that child; one_for_all every other; rest_for_one those after it; stop reversed, start in order."""
+def test_the_strategy_selects_the_children_that_restart_together(strategy, order):
+    """R13: one_for_one restarts that child, one_for_all all, rest_for_one that child and those after it; stop in reverse, start in order."""
     a, b, c, d = puppets("abcd")
 
     async def scene(tree, seen):
@@ -92,8 +92,8 @@ def test_who_restarts_with_a_child(strategy, order):
     grow(app(a, b, c, d, strategy=strategy), scene)
 
 
-def test_temporary_ones_that_the_group_stops_leave_the_tree():
-    """R13: a temporary sibling is stopped by the group, and is not started again."""
+def test_temporary_siblings_that_a_group_restart_stops_leave_the_tree():
+    """R13: A group restart stops a temporary sibling, and does not start it again."""
     a, b = Puppet("a"), Puppet("b", restart="temporary")
 
     async def scene(tree, seen):
@@ -195,7 +195,7 @@ def test_a_retrys_verdict_stop_condemns_that_member_and_the_group_goes_on():
     grow(app(a, b, c, strategy="rest_for_one", decider=Decider({Other: Stop})), scene)
 
 
-def test_two_that_fail_together_are_restarted_once():
+def test_two_children_that_fail_together_are_restarted_once():
     """R13: a failure that its group's restart already covers is absorbed: one restart, one charge."""
     a, b, c = puppets("abc")
 
@@ -215,7 +215,7 @@ def test_two_that_fail_together_are_restarted_once():
 
 @given(st.integers(0, 2**32), st.sampled_from(CASES), st.permutations("abcd"))
 def test_a_group_restarts_in_the_same_order_under_every_schedule(seed, case, order):
-    """R12, R13: neither the schedule nor who failed at the same time changes start order or stop order."""
+    """R12, R13: Neither the schedule nor a simultaneous failure changes the start order or the stop order."""
     children = {name: Puppet(name) for name in "abcd"}
 
     async def scene(tree, seen):
@@ -239,7 +239,7 @@ def test_a_group_restarts_in_the_same_order_under_every_schedule(seed, case, ord
 # --- limits
 
 
-def test_exactly_the_limit_is_allowed_and_the_next_is_one_too_many():
+def test_exactly_the_limit_is_allowed_and_the_next_restart_passes_it():
     """R14: three restarts within five seconds are allowed; the fourth failure fails the supervisor."""
     a = Puppet("a")
     seen = Seen()
@@ -365,7 +365,7 @@ def test_a_passed_limit_goes_up_as_a_failure_tagged_limit():
 
 
 def test_on_limit_shutdown_ends_normally_as_in_otp():
-    """R14: under `shutdown` the supervisor stops its children and ends normally; its restart type says what then."""
+    """R14: Under `shutdown` the supervisor stops its children and ends normally; its restart type decides whether it is restarted."""
     spec = {}
     for restart in ("permanent", "transient", "temporary"):
         a = Puppet("a")
@@ -506,8 +506,8 @@ def test_jitter_comes_in_as_an_input():
     assert len(set(delays(1))) == 5
 
 
-def test_while_a_child_backs_off_everybody_else_is_served():
-    """R15: siblings' failures, requests and stops do not wait for a backoff."""
+def test_while_a_child_backs_off_all_other_items_are_served():
+    """R15: Failures of siblings, requests and stops do not wait for a backoff."""
     a, b = Puppet("a", backoff=Backoff(initial=100, maximum=100, jitter=0)), Puppet("b")
 
     async def scene(tree, seen):
@@ -593,7 +593,7 @@ def test_a_stop_by_hand_during_a_backoff_ends_it():
 
 @pytest.mark.parametrize("mode", ["any_significant", "all_significant"])
 def test_a_supervisor_ends_with_its_significant_children(mode):
-    """R18: `any_significant` with the first, `all_significant` with the last of them, normally."""
+    """R18: Under `any_significant` it ends normally with the first of them, under `all_significant` with the last."""
     a = Puppet("a", restart="transient", significant=True)
     b = Puppet("b", restart="temporary", significant=True)
     c = Puppet("c")
@@ -613,8 +613,8 @@ def test_a_supervisor_ends_with_its_significant_children(mode):
 
 
 @pytest.mark.parametrize("mode", ["any_significant", "all_significant"])
-def test_a_condemned_child_has_ended_also_if_the_next_of_its_group_does_not_start(mode):
-    """R10, R13, R18: that start is judged and retried, and yet the significant child has ended."""
+def test_a_condemned_child_counts_as_ended_though_the_next_of_its_group_fails_to_start(mode):
+    """R10, R13, R18: That start is judged and retried, and the significant child has ended all the same."""
     a = Puppet("a", 0, Other("a"), restart="transient", significant=True, decider=Decider({Other: Stop}))
     b = Puppet("b", 0, Boom("b"))
     inner = Supervisor(
@@ -630,7 +630,7 @@ def test_a_condemned_child_has_ended_also_if_the_next_of_its_group_does_not_star
 
 
 def test_a_condemned_child_has_ended_for_auto_shutdown():
-    """R10, R18: a verdict Stop on a significant child ends its supervisor."""
+    """R10, R18: A verdict Stop on a significant child ends its supervisor."""
     a = Puppet("a", restart="transient", significant=True)
     inner = Supervisor(
         "s", [a.spec], auto_shutdown="any_significant", restart="transient", decider=Decider({Boom: Stop})
@@ -645,7 +645,7 @@ def test_a_condemned_child_has_ended_for_auto_shutdown():
 
 
 def test_a_child_stopped_by_hand_does_not_shut_its_supervisor_down():
-    """R18: as in OTP, a significant child that is terminated by hand ends nobody else."""
+    """R18: As in OTP, a significant child that is terminated by hand does not end its supervisor."""
     a = Puppet("a", restart="transient", significant=True)
     inner = Supervisor("s", [a.spec], auto_shutdown="any_significant", restart="transient")
 
@@ -658,7 +658,7 @@ def test_a_child_stopped_by_hand_does_not_shut_its_supervisor_down():
 
 
 def test_a_root_that_shuts_down_ends_normally():
-    """R18: nothing is raised, and the block goes on."""
+    """R18: Nothing is raised, and the block goes on."""
     a, b = Puppet("a", restart="transient", significant=True), Puppet("b")
 
     async def scene(tree, seen):
