@@ -44,7 +44,7 @@ GOOD = 'tree = Supervisor("app", [Child("a", trio.sleep_forever)])\n'
 
 
 def test_check_accepts_a_good_tree(write, tmp_path):
-    """`check` says ok and exits 0, for a file, a module, and a name in either."""
+    """`check` prints ok and exits 0, for a file, a module, and a name in either."""
     write("good.py", GOOD)
     for target in ("good.py", "good.py:tree", "good", "good:tree"):
         result = supervise("check", target, cwd=tmp_path)
@@ -155,7 +155,7 @@ def test_wrong_input_gives_one_clear_line(write, tmp_path, command, text, target
 
 
 def test_a_foreign_package_named_runners_is_named(tmp_path):
-    """If `runners` on the path is somebody else's, one line says so."""
+    """If `runners` on the path is another package, one line names it."""
     (tmp_path / "runners").mkdir()
     (tmp_path / "runners" / "__init__.py").write_text("")
     result = supervise("run", "runners.demo", cwd=tmp_path, env=environment(tmp_path))
@@ -170,7 +170,7 @@ def test_the_current_folder_shadows_nothing(tmp_path):
 
 
 def test_a_corrupt_weights_file_gives_one_line(write, tmp_path):
-    """`run --quiet`: a tree that cannot start says why in one line, and exits 1."""
+    """`run --quiet`: a tree that cannot start gives one line with the cause, and exits 1."""
     pytest.importorskip("torch", reason="the weights are torch's")
     (tmp_path / "w.safetensors").write_bytes(b"garbage")
     write(
@@ -320,8 +320,8 @@ def test_tree_prints_a_declared_tree(write, tmp_path):
         ),
     ],
 )
-def test_nobody_need_read_what_it_prints(write, tmp_path, to, status, says):
-    """A closed pipe on standard output is no failure; a full disk is one, told in one line."""
+def test_a_closed_output_is_no_failure(write, tmp_path, to, status, says):
+    """A closed pipe on standard output is no failure; a full disk is one, reported in one line."""
     write("good.py", GOOD)
     for command in ("tree", "check"):
         line = f'set -o pipefail; "{sys.executable}" -P -m supervise.cli {command} good.py {to}'
@@ -331,16 +331,16 @@ def test_nobody_need_read_what_it_prints(write, tmp_path, to, status, says):
         assert (ended.returncode, ended.stderr) == (status, says)
 
 
-def test_a_tree_is_drawn_where_its_lines_cannot_be_shown(write, tmp_path):
-    """In an encoding that has none of them."""
+def test_a_tree_is_drawn_in_an_encoding_without_box_characters(write, tmp_path):
+    """Characters that the encoding lacks are written as escapes."""
     write("good.py", GOOD)
     result = supervise("tree", "good.py", cwd=tmp_path, env={**environment(), "PYTHONIOENCODING": "ascii"})
     assert (result.returncode, result.stderr) == (0, "")
     assert result.stdout.startswith(r"app   one_for_one \xb7 limit 3 within 5 s")
 
 
-def test_a_watcher_that_raises_is_reported_and_hurts_nothing(write, tmp_path):
-    """`run_tree(watch=…)`: called with the tree as it starts, and cancelled when it has ended."""
+def test_a_watcher_that_raises_is_reported_and_does_no_harm(write, tmp_path):
+    """`run_tree(watch=…)` calls it with the tree as it starts, and cancels it when the tree has ended."""
     write(
         "watched.py",
         """
@@ -377,7 +377,7 @@ def test_a_watcher_that_raises_is_reported_and_hurts_nothing(write, tmp_path):
 
 
 def test_run_names_the_child_that_keeps_the_loop(write, tmp_path):
-    """R20: `--watchdog`."""
+    """R20: `run --watchdog` names it."""
     write(
         "keeps.py",
         """
@@ -404,7 +404,7 @@ tree = Supervisor("app", [Supervisor("in", [Child("bad", bad)])])
 
 
 def test_a_failed_start_shows_its_traceback(write, tmp_path):
-    """R16: once, where it failed; `--quiet` leaves it at one line."""
+    """R16: The traceback is shown once, where the start failed; `--quiet` reduces it to one line."""
     write("badly.py", STARTS_BADLY)
     result = supervise("run", "badly.py", cwd=tmp_path)
     assert result.returncode == 1
@@ -415,8 +415,8 @@ def test_a_failed_start_shows_its_traceback(write, tmp_path):
 
 
 @pytest.mark.parametrize("options", [(), ("--verbose",), ("--quiet",)])
-def test_a_run_tells_its_beginning_and_its_end(write, tmp_path, options):
-    """It starts, is ready, fails and goes on, is asked to stop, and has stopped; each line has its time."""
+def test_a_run_logs_its_start_and_its_end(write, tmp_path, options):
+    """It logs that it starts, is ready, fails and goes on, is asked to stop, and has stopped; each line has its time."""
     write(
         "told.py",
         """
@@ -450,8 +450,8 @@ def test_a_run_tells_its_beginning_and_its_end(write, tmp_path, options):
     assert ("Traceback (most recent call last):" in lines) is (options == ("--verbose",))
 
 
-def test_a_programs_own_logging_gets_what_the_lines_would_say(write, tmp_path):
-    """As records of the logger `supervise`, with fields; and no line besides."""
+def test_a_programs_own_logging_gets_records_in_place_of_lines(write, tmp_path):
+    """They are records of the logger `supervise`, with fields; no lines are written besides."""
     write(
         "logged.py",
         """
@@ -471,7 +471,7 @@ def test_a_programs_own_logging_gets_what_the_lines_would_say(write, tmp_path):
 
 
 def test_the_package_is_a_command_too(tmp_path):
-    """`python -m supervise`, and its version."""
+    """`python -m supervise` works, and prints its version."""
     command = [sys.executable, "-P", "-m", "supervise", "--version"]
     result = subprocess.run(
         command, cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=60, check=True
@@ -488,8 +488,8 @@ def test_the_package_is_a_command_too(tmp_path):
         (("run", "x.py", "--zzz"), "unrecognized arguments: --zzz\n"),
     ],
 )
-def test_a_misspelt_option_has_its_near_match(tmp_path, arguments, says):
-    """Exit status 2."""
+def test_a_misspelt_option_is_answered_with_a_near_match(tmp_path, arguments, says):
+    """The exit status is 2."""
     result = supervise(*arguments, cwd=tmp_path)
     assert result.returncode == 2
     assert result.stderr.endswith(says if says.endswith("\n") else f"{says}\n")
