@@ -1,4 +1,4 @@
-"""Mistakes that new users make in a declaration, and the one line that `check` says of each; none ends in a traceback."""
+"""Mistakes that new users make in a declaration, and the one line that `check` prints for each; none ends in a traceback."""
 
 import sys
 import textwrap
@@ -353,7 +353,7 @@ MISTAKES = {
 
 @pytest.fixture
 def check(tmp_path, monkeypatch, capsys):
-    """What `check` says of a file, and its exit status."""
+    """What `check` prints for a file, and its exit status."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
 

@@ -1,4 +1,4 @@
-"""What goes up and comes down again: whoever asks for a verdict, and the last words of a supervisor."""
+"""What goes up and comes down again: a supervisor that asks for a verdict, and its last report."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One supervisor's machine by itself: what it says, and what it makes of reports that come too late."""
+"""One supervisor's machine by itself: what it emits, and how it treats reports that come too late."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Boom(Exception):
 
 
 class Up(BareLeaf):
-    """A leaf that is up at once, and ends when it is told to."""
+    """A leaf that is up at once, and ends when it is asked to."""
 
     def __init__(self, tree, node):
         super().__init__(tree, node)
@@ -46,7 +46,7 @@ class Up(BareLeaf):
 
 
 class Slow(Up):
-    """One that does not heed what it is told."""
+    """A leaf that ignores its orders."""
 
     def asked(self):
         """It goes on."""
@@ -202,8 +202,8 @@ def test_without_a_sink_no_event_is_made():
         ),
         (
             {},
-            lambda tree: tree.post(machine(tree), effect.Stop("somebody wants it")) or tree.run(),
-            [("app", "somebody wants it"), ("app/b", "somebody wants it"), ("app/a", "somebody wants it")],
+            lambda tree: tree.post(machine(tree), effect.Stop("a test wants it")) or tree.run(),
+            [("app", "a test wants it"), ("app/b", "a test wants it"), ("app/a", "a test wants it")],
         ),
     ],
     ids=["by hand", "one_for_all", "rest_for_one", "shutdown", "limit", "from above"],

@@ -17,7 +17,7 @@ def up(spec):
 
 
 def test_a_stop_waits_for_a_child_that_was_being_stopped_by_hand():
-    """Each child has really ended before the next is stopped, whoever stopped it (R12)."""
+    """Each child has really ended before the next is stopped, whatever stopped it (R12)."""
     world = up(tree()).play(("request", "app", "stop", "a"), ("stop",))
     assert modes(world) == {"app": "running", "app/a": "stopping", "app/b": "up"}
     assert modes(world.play(("end", "app/a"))) == {"app": "running", "app/b": "stopping"}

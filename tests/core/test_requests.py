@@ -1,4 +1,4 @@
-"""What a supervisor's machine does when somebody asks for a stop, a start or a restart, and while a start takes long."""
+"""What a supervisor's machine does when a caller asks for a stop, a start or a restart, and while a start takes long."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What waits to be tried again: who may interfere, what it costs, and what is told of it."""
+"""Retries: which requests interfere with them, what they are charged, and what is reported of them."""
 
 from __future__ import annotations
 
@@ -426,10 +426,12 @@ def test_a_limit_that_a_supervisor_passes_while_it_runs_is_charged_above_when_it
     never = Limit(0, within=9)
     world = World(Supervisor("app", [Supervisor("x", [Child("a", work)], limit=never)], limit=never))
     world.play(("boot", "app", "up"), ("boot", "app/x", "up"), ("up", "app/x/a"))
-    world.heard = []
+    world.emitted = []
     world.play(("fail", "app/x/a", "restart"), ("end", "app/x/a"))
     said = [
-        (one.by, one.path, one.directive, one.limit) for one in world.heard if isinstance(one, events.Decided)
+        (one.by, one.path, one.directive, one.limit)
+        for one in world.emitted
+        if isinstance(one, events.Decided)
     ]
     assert said == [
         ("app/x", "app/x/a", Restart, "0 within 9 s"),

@@ -32,7 +32,7 @@ def test_a_leaf_with_a_start_warning_or_timeout_never_takes_the_fast_path(warnin
     """R17: With an infinite `start_warning` and no timeout, nothing of its start is ever due."""
 
     async def started(*, task_status):
-        """A body that says when it is ready."""
+        """A body that takes `task_status`."""
 
     tree = tree_of(Child("a", started, start_warning=warning))
     told = shortcut.restart_at_once(machine(tree), child(tree, "a"), Boom("restart"), 0)

@@ -1,4 +1,4 @@
-"""What a machine says in words: to whom it stops, to who has asked, and as the failures that it makes itself."""
+"""The texts of a machine: in the reasons of its stops, in its replies, and in the failures that it makes itself."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is planted in device workers: wake-ups, deadlines, fences, ends of processes, and who is told what."""
+"""What is planted in device workers: wake-ups, deadlines, fences, ends of processes, and reports."""
 
 from __future__ import annotations
 
@@ -37,13 +37,13 @@ DEVICES = (
             "a_rebuild_that_meets_the_stop_is_told_that_it_did",
         ),
         (
-            "a poison that an order tells of is passed over in a drain",
+            "a poison that an order reports is ignored in a drain",
             '            report_poison(worker, f"a new session was ordered ({cause})", context.incarnation)\n',
             "            pass\n",
             "a_context_that_drains_and_is_poisoned_serves_no_longer",
         ),
         (
-            "a rebuild that was stopped is told of a worker that is down",
+            "a rebuild that meets the stop is answered as if the worker were down",
             "        if exc.__cause__ is None:  # it did not fail: somebody stopped it\n            raise _stopping(worker) from None\n",
             "",
             "a_rebuild_that_meets_the_stop_is_told_that_it_did",
@@ -76,7 +76,7 @@ DEVICES = (
             "a_canary_gives_way_and_is_silent_beside_requests",
         ),
         (
-            "a canary is heard once",
+            "a canary that was answered counts as open",
             "        self.canary_open = False\n        self.has_changed()",
             "        self.has_changed()",
             "an_idle_context_is_asked_for_one_token_and_never_for_two",
@@ -100,7 +100,7 @@ DEVICES = (
             "a_rebuild_fences_who_may_move_and_waits_for_who_may_not",
         ),
         (
-            "a rebuild does not wait for who may not move",
+            "a rebuild does not wait for a stream that may not move",
             "(self.under_way is None and not self.keeps_any())",
             "(self.under_way is None)",
             "a_rebuild_fences_who_may_move_and_waits_for_who_may_not",
@@ -112,25 +112,25 @@ DEVICES = (
             "begun_streams_finish_when_a_worker_drains",
         ),
         (
-            "a rebuild supersedes an order that tells of a poison",
+            "a rebuild supersedes an order that reports a poison",
             "        if self.order is not None and self.order.wants_restart and not order.wants_restart:",
             "        if False:",
             "a_rebuild_does_not_supersede_an_order_that_tells_of_a_poison",
         ),
         (
-            "a stop refuses an order that tells of a poison",
+            "a stop refuses an order that reports a poison",
             "        if self.order is not None and not self.order.wants_restart:",
             "        if self.order is not None:",
             "a_poison_that_is_told_as_the_stop_comes_counts",
         ),
         (
-            "a stop finds the body on its way out to be resumed",
+            "a body that has ended to be resumed does not go on when the stop comes",
             "            while self._goes_on():\n                await self._serve()\n",
             "",
             "a_stop_a_few_ticks_behind_what_is_resumed_costs_no_stream",
         ),
         (
-            "what a stop has overtaken is still under way",
+            "an order that a stop has overtaken counts as under way",
             "        self._context.take_back()\n",
             "",
             "a_stop_a_few_ticks_behind_what_is_resumed_costs_no_stream",
@@ -142,13 +142,13 @@ DEVICES = (
             "a_rebuild_waits_for_a_stream_whose_first_chunk_comes_as_it_is_granted",
         ),
         (
-            "a drain begins what waits",
+            "a drain begins waiting requests",
             "            if message.memo is None:\n                message.fail(",
             "            if False:\n                message.fail(",
             "begun_streams_finish_when_a_worker_drains",
         ),
         (
-            "a caller who leaves makes no room",
+            "a caller that leaves frees no place",
             "        del self.open[record.batch.request_id]\n        record.leave = None\n        self.has_changed()",
             "        del self.open[record.batch.request_id]\n        record.leave = None",
             "a_place_that_was_left_serves_the_next",
@@ -160,7 +160,7 @@ DEVICES = (
             "a_second_lack_of_memory_at_the_same_step_is_a_restart",
         ),
         (
-            "what has failed still admits",
+            "a context that has failed still admits requests",
             "return self._failure is None and self._context.has_room()",
             "return self._context.has_room()",
             "what_comes_as_a_context_fails_begins_in_the_next",
@@ -187,7 +187,7 @@ DEVICES = (
             "a_session_that_says_more_than_was_asked_for_is_a_protocol_error",
         ),
         (
-            "what is behind a wrong chunk is accepted",
+            "a chunk behind a wrong chunk is accepted",
             "                del chunks[len(texts) - known :]\n",
             "                del chunks[len(texts) - known + 1 :]\n",
             "what_is_in_front_of_a_wrong_chunk_is_accepted",
@@ -202,7 +202,7 @@ DEVICES = (
             "a_reported_poison_restarts_and_a_stale_report_does_not",
         ),
         (
-            "an order outlives whoever had it",
+            "an order outlives the operator that gave it",
             "        state._context.withdraw(order)",
             "        pass",
             "an_operator_who_leaves_takes_the_order_along",
@@ -211,7 +211,7 @@ DEVICES = (
     *_plants(
         "hosts/process/host.py",
         (
-            "what was idle is late at once",
+            "a context that was idle is late at once",
             "        if not self._streams and not self._leaving:\n            self._progress = trio.current_time()\n",
             "",
             "an_idle_context_has_no_deadline",
@@ -229,7 +229,7 @@ DEVICES = (
             "a_begin_does_not_put_off_a_hang",
         ),
         (
-            "a begin arms no deadline for who waits",
+            "a begin arms no deadline for a reader that waits already",
             "        self._peer.send(data, number)\n        self._hurry()",
             "        self._peer.send(data, number)",
             "the_deadline_of_what_is_asked_holds_for_who_waits_already",
@@ -241,7 +241,7 @@ DEVICES = (
             "a_begin_that_was_taken_back_has_no_deadline",
         ),
         (
-            "what is dropped is waited for no more",
+            "a dropped stream is no longer waited for",
             "waited_for = len(self._streams) + len(self._leaving)",
             "waited_for = len(self._streams)",
             "a_hang_is_seen_though_whoever_waits_leaves",
@@ -271,7 +271,7 @@ DEVICES = (
             "leaving_answers_a_rebuild",
         ),
         (
-            "time in which nobody ran counts",
+            "time in which no process ran counts",
             "        if is_late(asked_for):",
             "        if False:",
             "time_in_which_nobody_ran_puts_a_deadline_off",
@@ -283,7 +283,7 @@ DEVICES = (
             "steps_that_come_along_are_bounded",
         ),
         (
-            "what stands behind steps that came along is lost",
+            "a message behind steps that came along is lost",
             "                    self._kept = frame\n",
             "                    break\n",
             "a_poison_behind_steps_that_came_along_is_told_next",
@@ -312,13 +312,13 @@ DEVICES = (
     *_plants(
         "hosts/process/parent/peer.py",
         (
-            "what is half sent is taken back",
+            "a frame that is half sent is taken back",
             "if theirs == mark and (position or self._whole):",
             "if theirs == mark:",
             "begin_and_drop_never_block_and_stay_bounded",
         ),
         (
-            "the rest of what is half sent goes behind the others",
+            "the rest of a frame that is half sent goes behind the others",
             "self._unsent.appendleft((data[max(sent, 0) :], mark))",
             "self._unsent.append((data[max(sent, 0) :], mark))",
             "what_waits_for_room_is_sent_in_order",
@@ -343,13 +343,13 @@ DEVICES = (
             "what_a_context_has_started_ends_with_it",
         ),
         (
-            "a standby that has spoken is handed out",
+            "a standby that has sent something is handed out",
             "self._open and self.read() is None",
             "self._open",
             "a_standby_that_has_spoken_is_passed_over",
         ),
         (
-            "last words are not waited for",
+            "the last output is not waited for",
             "            await self._process.told()\n            await self.output.drain()",
             "            await self._process.told()",
             "all_that_was_written_is_read_before_a_death_is_told",
@@ -370,13 +370,13 @@ DEVICES = (
             "a_start_without_descriptors_fails_alone",
         ),
         (
-            "what is behind a crash is quiet for ever",
+            "output after a crash report is never logged again",
             "self._crashed = self._crashed and line.startswith(_BEHIND_IT)",
             "self._crashed = self._crashed or line.startswith(_BEHIND_IT)",
             "what_is_behind_the_report_of_a_crash_counts_again",
         ),
         (
-            "what was dropped at the end is not told",
+            "lines dropped at the end are not reported",
             "            self._take(line)\n        self._tell_dropped()",
             "            self._take(line)",
             "a_flood_is_bounded_and_holds_up_nobody",
@@ -385,20 +385,20 @@ DEVICES = (
     *_plants(
         "hosts/process/parent/forkserver.py",
         (
-            "who has lost the server is not told",
+            "a process that has lost its server gets no notice",
             "                asked.process.orphaned()\n",
             "                pass\n",
             "standbys_die_with_their_server_and_are_replaced",
             "contexts_die_with_their_server_and_one_after_the_next_has_another",
         ),
         (
-            "a server that does not fork is let live",
+            "a server that does not fork is not killed",
             '            self.kill(f"{self._name} did not fork within {_ANSWER:g} s")',
             "            pass",
             "a_server_that_has_stopped_does_not_hold_up_a_restart",
         ),
         (
-            "descriptors that nobody asked for stay open",
+            "descriptors that were not asked for stay open",
             "            for descriptor in descriptors:\n                os.close(descriptor)\n        return bool(data)",
             "            pass\n        return bool(data)",
             "where_there_is_no_server_the_start_is_cold",
@@ -446,7 +446,7 @@ DEVICES = (
     *_plants(
         "hosts/process/parent/standby.py",
         (
-            "a reserve is not told who needs it",
+            "a reserve is not woken when a worker needs it",
             "        self._changed.set()\n        self._changed = trio.Event()\n\n    async def run",
             "        pass\n\n    async def run",
             "an_idle_server_ends_after_a_while",
@@ -470,7 +470,7 @@ DEVICES = (
             "no_recovery_waits_for_a_preload",
         ),
         (
-            "a warning is said again",
+            "a warning is repeated",
             "            self._warned = why\n",
             "",
             "a_preload_that_cannot_work_is_not_tried_again",
@@ -494,7 +494,7 @@ DEVICES = (
             "as_many_stand_by_as_are_wanted",
         ),
         (
-            "what cannot be watched stays open",
+            "the pidfd of a process that cannot be watched stays open",
             "            await process.reap()\n        os.close(process.pidfd)",
             "            await process.reap()",
             "a_watched_process_that_cannot_be_watched_is_not_left",
@@ -503,13 +503,13 @@ DEVICES = (
     *_plants(
         "hosts/process/parent/births.py",
         (
-            "what nobody could do counts whole",
+            "time in which no process ran counts whole",
             "halves -= 1 if is_late(patience.deadline) else 2",
             "halves -= 2",
             "time_in_which_nobody_ran_counts_half",
         ),
         (
-            "whoever is dead has outlived its time",
+            "a process that is dead counts as late",
             "    return not is_readable(process.pidfd)",
             "    return True",
             "who_dies_at_the_last_moment_has_died_in_time",
@@ -552,7 +552,7 @@ DEVICES = (
             "a_cleaner_that_is_killed_is_replaced",
         ),
         (
-            "a cleaner is told of no end",
+            "a cleaner gets no notice of an end",
             '            self._running.tell(f"-{pid}")',
             "            pass",
             "what_a_context_has_started_ends_with_it",
@@ -561,7 +561,7 @@ DEVICES = (
     *_plants(
         "hosts/process/child/loop.py",
         (
-            "a lack of memory is told again with the next step",
+            "a lack of memory is reported again with the next step",
             "            self._turns.failures.clear()\n",
             "",
             "out_of_memory_fails_one_request_and_resumes_the_rest",
@@ -600,7 +600,7 @@ DEVICES = (
             "a_stream_that_has_failed_is_not_asked_again",
         ),
         (
-            "nonsense keeps its place",
+            "a request that is refused keeps its place",
             "        close()\n        raise",
             "        raise",
             "a_stream_of_nonsense_frees_its_place",
@@ -621,7 +621,7 @@ DEVICES = (
             "a_fast_stream_waits_for_its_reader",
         ),
         (
-            "a poison told in ending is lost",
+            "a poison that a stream reports in ending is lost",
             "            self._late(self._error)",
             "            pass",
             "a_poison_told_in_ending_is_heard",
@@ -642,13 +642,13 @@ DEVICES = (
             "a_thread_does_not_run_ahead_of_its_reader",
         ),
         (
-            "who waits at a thread learns of no deadline",
+            "a reader that waits at a thread gets no new deadline",
             "        self._orders.append(lambda turns: turns.begin(number, theirs, accepted, in_turn))\n        self._wake()",
             "        self._orders.append(lambda turns: turns.begin(number, theirs, accepted, in_turn))\n        pass",
             "a_threads_deadline_holds_for_who_waits_already_while_a_stream_is_open",
         ),
         (
-            "what a thread is to drop has no deadline",
+            "a stream that a thread is to drop has no deadline",
             "        if not self._turning:\n            await self._news.wait()",
             "        if not self._turning or not self._streams:\n            await self._news.wait()",
             "a_thread_that_hangs_is_seen_though_whoever_waits_leaves",
@@ -678,13 +678,13 @@ DEVICES = (
     *_plants(
         "diagnosis/nvml.py",
         (
-            "a driver that is stuck is well",
+            "a device with a stuck driver counts as well",
             'trouble: str | None = f"NVML has not answered within {self.timeout:g} s"',
             "trouble: str | None = None",
             "a_stuck_driver_makes_its_device_unrecoverable",
         ),
         (
-            "what is worse forgets whose it was",
+            "a worse verdict loses the requests of the poison",
             "worse.code, worse.request_ids = error.code, error.request_ids",
             "worse.code = error.code",
             "a_device_that_needs_more_than_a_process_is_unrecoverable",

@@ -1,4 +1,4 @@
-"""Faults as data: scripts do what they say, print as code, and leave alone what they do not name."""
+"""Faults as data: scripts are carried out, print as code, and do not touch children that they do not name."""
 
 from __future__ import annotations
 

@@ -213,7 +213,7 @@ def test_a_broken_decider_below_is_judged_above():
 
 
 async def a_cancelled():
-    """A `Cancelled` of somebody else's scope."""
+    """A `Cancelled` of a scope that is not ours."""
     with trio.CancelScope() as scope:
         scope.cancel()
         try:

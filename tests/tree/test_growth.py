@@ -1,4 +1,4 @@
-"""No step is quadratic in how deep or wide a tree is, or in how many wait: counted in calls, never in seconds (R31)."""
+"""No step is quadratic in how deep or wide a tree is, or in how many callers wait: counted in calls, never in seconds (R31)."""
 
 from __future__ import annotations
 

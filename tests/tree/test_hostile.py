@@ -1,4 +1,4 @@
-"""User code that misbehaves where nobody looks: it hurts neither the tree nor the others."""
+"""User code that misbehaves in unexpected places: it harms neither the tree nor other children."""
 
 from __future__ import annotations
 

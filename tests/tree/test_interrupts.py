@@ -1,4 +1,4 @@
-"""KeyboardInterrupt and what else no decider decides, wherever it comes from. (`tests.ctrl_c` tries every line.)"""
+"""KeyboardInterrupt and every other exception that is no `Exception`, wherever it comes from. (`tests.ctrl_c` tries every line.)"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Mailboxes: room, order, who is told when a node is gone, and what becomes of a message (R29, R30)."""
+"""Mailboxes: room, order, errors when a node is down for good, and what becomes of a message (R29, R30)."""
 
 from __future__ import annotations
 

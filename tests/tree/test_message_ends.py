@@ -140,7 +140,7 @@ def test_a_loop_around_a_loop_over_an_inbox_lets_the_others_run():
 
     child = Child("a", body, mailbox=8, drain=0.05)
 
-    async def main():  # on the real clock: a virtual one stands still while somebody always runs
+    async def main():  # on the real clock: a virtual one stands still while any task can run
         async with open_tree(app(child), sinks=[]) as tree:
             await tree[child].ready()
             await tree[child].stop()
@@ -270,7 +270,7 @@ def test_callers_of_a_child_wait_while_its_supervisor_starts_by_hand():
     grow(app(inner), scene)
 
 
-# --- names that nobody has
+# --- names that no node has
 
 
 @pytest.mark.parametrize(

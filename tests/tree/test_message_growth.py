@@ -25,7 +25,7 @@ from supervise._trio import message as message_module
 from supervise.testing import run_virtual
 
 from .scene import Boom, Other, app, forever, quiet
-from .talk import Shelf, grow, nobody_hangs, steps
+from .talk import Shelf, fail_if_a_task_hangs, grow, steps
 
 # --- what must not be quadratic
 
@@ -265,7 +265,7 @@ def interrupted(at):
     interrupt, seen = Interrupt(at), []
 
     async def main():
-        trio.lowlevel.spawn_system_task(nobody_hangs)
+        trio.lowlevel.spawn_system_task(fail_if_a_task_hangs)
         spec = Supervisor(
             "app", [Child("echo", _echo, mailbox=1), Child("busy", _busy, mailbox=1)], limit=None
         )
@@ -286,7 +286,7 @@ def interrupted(at):
 
 @pytest.mark.skipif(
     signal.getsignal(signal.SIGINT) is not signal.default_int_handler,
-    reason="somebody else handles SIGINT here",
+    reason="Python's own handler of SIGINT is not installed",
 )
 def test_a_ctrl_c_at_any_line_of_a_mailbox_leaves_bare_and_no_task_hangs():
     """R4, R29: This holds under plain `trio.run`, at every line of messages, calls, streams, inboxes and addresses."""

@@ -1,4 +1,4 @@
-"""Who uses a message or an inbox that is not theirs, or not any more, and who waits for themselves (R29, R30)."""
+"""Messages and inboxes used by a task that no longer owns them, and children that wait for themselves (R29, R30)."""
 
 from __future__ import annotations
 
@@ -294,7 +294,7 @@ def test_a_child_that_calls_its_own_mailbox_gets_an_error(form):
     async def body(inbox):
         async with trio.open_nursery() as nursery:
             if form == "beside":
-                nursery.start_soon(trio.sleep_forever)  # somebody who does not serve
+                nursery.start_soon(trio.sleep_forever)  # a task that does not serve
             async for message in inbox:
                 if message.value != "go":
                     message.reply()

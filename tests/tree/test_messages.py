@@ -1,4 +1,4 @@
-"""What may go wrong with messages: senders and callers who leave, streams, and callbacks that raise (R29, R30)."""
+"""What may go wrong with messages: senders and callers that leave, streams, and callbacks that raise (R29, R30)."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from supervise import (
 from supervise.testing import run_virtual
 
 from .scene import Boom, Kit, Other, Puppet, app, quiet
-from .talk import Halt, Shelf, grow, nobody_hangs, worker
+from .talk import Halt, Shelf, fail_if_a_task_hangs, grow, worker
 
 
 def test_a_lease_is_cancelled_when_an_incarnation_ends_on_the_general_path():
@@ -66,7 +66,7 @@ def test_ready_of_a_supervisor_returns_when_it_is_up():
         told.append(trio.current_time())
 
     async def main():
-        trio.lowlevel.spawn_system_task(nobody_hangs)
+        trio.lowlevel.spawn_system_task(fail_if_a_task_hangs)
         spec = app(inner, decider=Decider({Boom: Restart}))
         async with open_tree(spec, sinks=[]) as tree, trio.open_nursery() as nursery:
             await wait(tree)
@@ -393,7 +393,7 @@ def test_a_callback_that_raises_when_no_body_runs_is_logged(caplog):
     """R24, R30: No child can fail with it, so the log reports it; the caller and the tree go on."""
 
     def callback():
-        raise Boom("nobody is there")
+        raise Boom("no body runs")
 
     async def serve(message):
         message.on_left(callback)
@@ -411,7 +411,7 @@ def test_a_callback_that_raises_when_no_body_runs_is_logged(caplog):
     with caplog.at_level(logging.ERROR, "supervise"):
         grow(app(child), scene)
     assert "'app/a'" in caplog.text
-    assert "nobody is there" in caplog.text
+    assert "no body runs" in caplog.text
 
 
 def test_a_callback_may_cancel_any_scope():

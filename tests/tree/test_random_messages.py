@@ -87,7 +87,7 @@ SCENARIOS = st.builds(
 
 
 class Run:
-    """One tree, and what was taken, sent and told."""
+    """One tree, and what was taken, sent and answered."""
 
     def __init__(self, scenario):
         self.scenario = scenario
@@ -190,13 +190,13 @@ class Run:
         if ask.form == "stream" and self.told[number] == "over":
             assert len(got) == ask.items
         if isinstance(self.told[number], Other):
-            assert self.told[number].args == (number,), "somebody else's answer"
+            assert self.told[number].args == (number,), "another caller's answer"
 
     async def _exchange(self, ref, number, ask, got):
         value = number, ask
         if ask.form == "call":
             answer = await ref.call(value, on_loss=ask.on_loss)
-            assert answer == number, "somebody else's answer"
+            assert answer == number, "another caller's answer"
             return answer
         if ask.form == "send":
             await ref.send(value, on_loss=ask.on_loss)
@@ -231,7 +231,7 @@ class Run:
             pass
 
     async def main(self):
-        trio.lowlevel.spawn_system_task(nobody_hangs)
+        trio.lowlevel.spawn_system_task(fail_if_a_task_hangs)
         seen = Seen()
         async with trio.open_nursery() as self.elsewhere:
             async with open_tree(self.spec, sinks=[seen]) as tree:
@@ -251,9 +251,9 @@ class Run:
             assert not queue.servers
 
     def check(self, ref, queue):
-        """What holds when nobody waits any more and all was served."""
+        """What holds when no task waits any more and all messages were served."""
         asks = self.scenario.asks
-        assert len(self.told) == len(asks), "somebody was told nothing"
+        assert len(self.told) == len(asks), "a caller got no answer"
         status = ref.status()
         assert status.state == "up"
         assert status.mailbox == len(queue) == 0
@@ -284,9 +284,9 @@ class Run:
             assert moments == sorted(moments), "not first come, first served"
 
 
-async def nobody_hangs():
+async def fail_if_a_task_hangs():
     await trio.sleep(80_000)
-    raise AssertionError("somebody hangs")
+    raise AssertionError("a task hangs")
 
 
 @settings(

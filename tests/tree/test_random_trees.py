@@ -16,7 +16,7 @@ from supervise import Child, Pool, Supervisor
 from supervise._core.spec import walk
 from supervise.testing import Fail, FaultPlan, Script, fault_plans, idle, trees
 
-from .campaign import Halt, Run, dice, plain, predicted, tilted, told
+from .campaign import Halt, Run, as_texts, dice, plain, predicted, tilted
 
 KINDS = (
     "add",
@@ -70,7 +70,7 @@ def halted(plan):
 
 
 def unwarned(tree):
-    """The same tree, in which nobody minds a slow start: only so may a child with a script be restarted in one step."""
+    """The same tree without start warnings: only then may a child with a script take the fast path."""
     if isinstance(tree, Child):
         return attrs.evolve(tree, start_warning=float("inf"))
     if isinstance(tree, Pool):
@@ -106,7 +106,7 @@ def test_a_tree_without_requests_emits_the_events_that_the_simulation_predicts(c
     run = Run(tree, plan, stop_at=stop_at, seed=seed, steady=True)
     run.check()
     outcomes, whole = predicted(tree, plan, stop_at)
-    assert told(run.seen) in outcomes or not whole
+    assert as_texts(run.seen) in outcomes or not whole
 
 
 def test_every_order_of_simultaneous_failures_is_predicted():
@@ -114,7 +114,7 @@ def test_every_order_of_simultaneous_failures_is_predicted():
     tree = Supervisor("app", [Child(name, idle, restart="temporary") for name in "abc"])
     plan = FaultPlan({f"app/{name}": [Script(body=Fail(ValueError(name), after=1.0))] for name in "abc"})
     outcomes, whole = predicted(tree, plan, 2.0)
-    seen = {told(Run(tree, plan, stop_at=2.0, seed=seed, steady=True).seen) for seed in range(60)}
+    seen = {as_texts(Run(tree, plan, stop_at=2.0, seed=seed, steady=True).seen) for seed in range(60)}
     assert whole
     assert len(seen) == 6
     assert seen <= outcomes

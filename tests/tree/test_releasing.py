@@ -1,4 +1,4 @@
-"""A leaf that takes long to leave its resource delays nobody but itself (R9, R19)."""
+"""A leaf that takes long to leave its resource delays no other child (R9, R19)."""
 
 from __future__ import annotations
 
@@ -137,7 +137,7 @@ def test_a_condemned_child_is_down_for_good_once_it_has_ended():
     async def scene(tree, seen):
         a.fail(Other("no"))
         with pytest.raises(ChildStopped):
-            await tree[a.spec].call("anybody?")
+            await tree[a.spec].call("ping")
         assert trio.current_time() == 3
 
     grow(app(a, decider=Decider({Other: Stop})), scene)
@@ -249,7 +249,7 @@ def test_how_long_one_child_takes_to_leave_changes_nothing_for_the_others(data):
         path: [evolve(script, start=None, enter=None) for script in scripts]
         for path, scripts in plan.scripts.items()
         if path != "app/a"
-    }  # starts take no time, so that nobody waits for anybody else's
+    }  # starts take no time, so that no child waits for another's
     seconds = data.draw(st.sampled_from([0.5, 3.0, 100.0]))
     lives = (Script(body=Fail(Boom("a"), after=1.0), leave=Delay(seconds)),)
 

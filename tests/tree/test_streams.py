@@ -231,7 +231,7 @@ def test_taking_many_messages_or_items_in_a_row_lets_other_tasks_run(way):
             else:
                 async with tree["app/a"].stream(None, buffer=200) as stream:
                     async for item in stream:
-                        taken.append(item)  # noqa: PERF401 - likewise
+                        taken.append(item)  # noqa: PERF401 - as above
             nursery.cancel_scope.cancel()
 
     grow(app(streaming(serve) if way == "stream" else Child("a", take, mailbox=200)), scene)
