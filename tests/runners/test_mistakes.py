@@ -132,8 +132,8 @@ def test_a_poison_reaches_the_supervisor_wherever_it_shows(fault):
 
 
 @pytest.mark.trio
-async def test_a_context_that_dies_while_nobody_asks_is_replaced():
-    """D10: the parent watches its process; it does not wait for a request to find out."""
+async def test_a_context_that_dies_while_idle_is_replaced():
+    """D10: The parent watches its process; it does not wait for a request to find out."""
     with trio.fail_after(30):
         async with serving(Scripted(), host=ProcessHost(load_timeout=20)) as scene:
             pid = (await scene.worker.ready()).pid
@@ -147,7 +147,7 @@ async def test_a_context_that_dies_while_nobody_asks_is_replaced():
 
 
 def test_poisons_that_are_reported_are_charged_like_any_other():
-    """D3, R14: three restarts are allowed; at the fourth report everybody is told, and nothing starts."""
+    """D3, R14: Three restarts are allowed; at the fourth report every request gets an error, and nothing starts."""
 
     async def scene():
         async with serving(Scripted(), decider=Decider({"limit": Stop})) as scene:
@@ -165,8 +165,8 @@ def test_poisons_that_are_reported_are_charged_like_any_other():
     run_virtual(scene)
 
 
-def test_restarts_wait_are_counted_and_are_seen():
-    """D1, R15, R33: the first is at once, then 0.5 s × 2; status and events tell of each, and of giving up."""
+def test_restarts_back_off_are_counted_and_are_reported():
+    """D1, R15, R33: The first restart is at once, then come 0.5 s × 2; status and events show each, and the end."""
 
     async def scene():
         async with serving(Scripted(), decider=Decider({"limit": Stop})) as scene:
@@ -222,8 +222,8 @@ class Slow:
             yield session
 
 
-def test_a_long_load_holds_up_nobody():
-    """D6, R33: meanwhile the address takes requests, the status is told, siblings are served, and a stop is a stop."""
+def test_a_long_load_delays_no_other_task():
+    """D6, R33: Meanwhile the address takes requests, the status is answered, siblings are served, and a stop works."""
 
     async def echo(inbox):
         async for message in inbox:
@@ -257,8 +257,8 @@ def test_a_long_load_holds_up_nobody():
     run_virtual(scene)
 
 
-def test_after_a_poison_nobody_meets_the_old_runner():
-    """D6: what waited is served by the next incarnation alone, and what had begun goes on there."""
+def test_after_a_poison_no_request_meets_the_old_runner():
+    """D6: Requests that waited are served by the next incarnation alone, and streams that had begun go on there."""
 
     async def scene():
         async with serving(Scripted(8, streams=1, faults=(Fault("poison", "a", 5, incarnation=1),))) as scene:
@@ -280,7 +280,7 @@ WORDS = "Unrecoverable: CUDA error: an illegal memory access; OutOfMemory; Conte
     ("error", "directive"), [(OutOfMemory, Resume), (ContextPoisoned, Restart), (Unrecoverable, Stop)]
 )
 def test_no_text_decides(error, directive):
-    """D3: a verdict follows from a class and its tag; what a driver or a prompt says changes none."""
+    """D3: A verdict follows from a class and its tag; the text of a driver or of a prompt changes none."""
     assert judge(DEVICE, error(WORDS)).directive is directive
     assert judge(DEVICE, error("")).directive is directive
 
@@ -311,7 +311,7 @@ DEVICE_ERRORS = (
 
 
 def test_there_is_one_table():
-    """D3: `DEVICE` is the policy of every worker, and no other module tells a device's tags what to do."""
+    """D3: `DEVICE` is the policy of every worker, and no other module maps a device's tags to directives."""
     assert device_worker("llm", Scripted()).decider is DEVICE
     tables = [
         node

@@ -68,7 +68,7 @@ def test_the_spec_imports_no_torch():
 
 
 def test_the_spec_is_a_value_that_refuses_nonsense():
-    """D2: a spec is a frozen value, and says at once what is wrong with it."""
+    """D2: A spec is a frozen value, and its constructor refuses wrong values at once."""
     assert TorchLM() == TorchLM()
     assert isinstance(TorchLM(), RunnerSpec)
     for wrong in ({"streams": 0}, {"weights": 1}, {"weights": WeightsRepository("a/b")}):
@@ -76,8 +76,8 @@ def test_the_spec_is_a_value_that_refuses_nonsense():
             TorchLM(**wrong)
 
 
-def test_it_declares_what_it_can(runner):
-    """D6: on the CPU it is reproducible, so its streams may move."""
+def test_the_runner_declares_what_it_can_do(runner):
+    """D6: On the CPU it is reproducible, so its streams may move."""
     assert isinstance(runner, ContinuingRunner)
     assert runner.info.streams == 16
     assert runner.info.reproducible
@@ -86,7 +86,7 @@ def test_it_declares_what_it_can(runner):
 
 
 def test_building_draws_nothing_from_torchs_generator():
-    """A model in somebody's process leaves that process's random numbers alone."""
+    """A model in an application's process leaves that process's random numbers as they were."""
     before = torch.get_rng_state()
     TorchLM().build(START_ONE)
     assert torch.equal(before, torch.get_rng_state())
@@ -124,8 +124,8 @@ def test_logits_are_bitwise_the_same_whatever_the_batch_the_slot_and_the_replay(
 
 @few
 @given(data=st.data())
-def test_a_stream_is_the_same_in_any_company(data):
-    """D6: who else is served, when they come and when they leave, changes no token, no text, no end."""
+def test_a_stream_is_the_same_whatever_other_streams_run_beside_it(data):
+    """D6: Which other streams are served, when they come and when they leave, changes no token, no text and no end."""
     runner = TorchLM(streams=5).build(START_ONE)
     watched = request("watched", temperature=0.8)
     expected, got, others = alone(watched), [], []
@@ -147,7 +147,7 @@ def test_a_stream_is_the_same_in_any_company(data):
 
 @pytest.mark.parametrize("temperature", [0, 0.8])
 def test_a_stream_goes_on_from_any_cut_as_if_there_had_been_none(runner, temperature):
-    """D6: tokens, text, indexes and the end are those of the uncut stream; what was replayed is told apart."""
+    """D6: Tokens, text, indexes and the end are those of the uncut stream; replayed tokens are counted apart."""
     batch = request(temperature=temperature)
     uncut = alone(batch)
     tokens = tokens_of(uncut)
@@ -173,7 +173,7 @@ def test_text_held_back_for_a_stop_string_survives_every_cut(runner):
 
 @pytest.mark.parametrize("sampling", [{"max_tokens": 5}, {"stop": ("e",)}])
 def test_a_stream_whose_accepted_tokens_satisfy_an_end_ends_without_a_step(runner, monkeypatch, sampling):
-    """D6: the only chunk that is left says that it is over, and adds nothing."""
+    """D6: The only chunk that is left has the finish reason, and adds nothing."""
     batch = request(**sampling)
     uncut = alone(batch)
     monkeypatch.setattr(runner, "step", lambda: pytest.fail("a step"))
@@ -185,7 +185,7 @@ def test_a_stream_whose_accepted_tokens_satisfy_an_end_ends_without_a_step(runne
 
 
 def test_a_rebuild_disturbs_no_open_stream():
-    """D7: the session is new, what its streams say is not."""
+    """D7: The session is new, but the streams go on with the same tokens."""
     runner, batch = TorchLM().build(START_ONE), request()
     stream = runner.execute(batch)
     got = [next(stream) for _ in range(9)]
@@ -197,7 +197,7 @@ def test_a_rebuild_disturbs_no_open_stream():
 
 
 def test_one_turn_is_one_step_for_all_open_streams(monkeypatch):
-    """The first `next` of a turn computes for everybody; those that have not taken theirs wait for nothing."""
+    """The first `next` of a turn computes for all streams; those that have not taken their chunk wait for nothing."""
     runner, fed = TorchLM().build(START_ONE), []
     logits = runner._kernel.logits
     monkeypatch.setattr(runner._kernel, "logits", lambda rows: fed.append(len(rows)) or logits(rows))
@@ -255,8 +255,8 @@ def test_at_temperature_0_the_best_token_comes_and_the_first_of_equals(monkeypat
         assert [next(runner.execute(batch)).token_ids for _ in range(2)] == [(5,), (5,)]
 
 
-def test_what_is_not_finite_is_an_error_and_never_text():
-    """D8: a broken cache raises until the session is rebuilt; nothing looks like an answer."""
+def test_logits_that_are_not_finite_are_an_error_and_never_text():
+    """D8: A broken cache raises until the session is rebuilt; nothing counts as an answer."""
     runner = TorchLM().build(START_ONE)
     runner._kernel._values.fill_(float("nan"))
     with pytest.raises(FloatingPointError, match="not finite"):
@@ -265,8 +265,8 @@ def test_what_is_not_finite_is_an_error_and_never_text():
     assert list(runner.execute(request())) == alone(request())
 
 
-def test_a_closed_runner_says_so():
-    """D8: a stream ends in a finish reason or an error."""
+def test_a_stream_of_a_closed_runner_raises():
+    """D8: A stream ends in a finish reason or an error."""
     runner = TorchLM().build(START_ONE)
     stream = runner.execute(request())
     runner.close()
@@ -328,7 +328,7 @@ def test_an_empty_prompt_and_unknown_characters_work(runner):
     stops=st.lists(st.text("ab", min_size=1, max_size=4), max_size=3),
 )
 def test_text_ends_before_the_first_completed_stop_and_no_released_text_is_taken_back(text, stops):
-    """D6: what is shown is all that no stop string can still take away."""
+    """D6: Text is released once no stop string can begin in it."""
     said = Transcript(len(text), tuple(stops))
     shown = ""
     for count, character in enumerate(text, 1):
@@ -388,8 +388,8 @@ def test_sampling_is_a_function_of_logits_seed_and_position(seed, position, logi
     assert 0 <= token < len(logits)
 
 
-def test_tokens_come_as_often_as_the_logits_say():
-    """Inverse CDF: 3 to 1 in the logits is 3 to 1 in the stream; temperature sharpens it."""
+def test_the_frequencies_of_tokens_follow_the_logits():
+    """The sampling is by inverse CDF: 3 to 1 in the logits is 3 to 1 in the stream; temperature sharpens it."""
     from math import log
 
     logits = [log(1.0), log(3.0), -1000.0]
@@ -411,8 +411,8 @@ def one_line_error(kind, spec):
     return message
 
 
-def test_weights_that_are_not_what_the_checksum_says_are_corrupt(tmp_path):
-    """A bit that fell over is found at load, not in the text."""
+def test_weights_that_differ_from_their_checksum_are_corrupt(tmp_path):
+    """A flipped bit is found at load, not in the text."""
     data = bytearray(PACKAGED.read_bytes())
     data[-1000] ^= 1
     bent = tmp_path / "bent"
@@ -429,8 +429,8 @@ def test_weights_that_are_cut_short_are_corrupt_even_without_a_checksum(tmp_path
     assert "is not one of this model: " in one_line_error(WeightsCorrupt, TorchLM(str(short)))
 
 
-def test_somebody_elses_weights_are_refused(tmp_path):
-    """A sound file of another model is not this model's."""
+def test_weights_of_another_model_are_refused(tmp_path):
+    """A sound file of another model is refused at load."""
     from safetensors.torch import load_file, save_file
 
     foreign = tmp_path / "foreign"
@@ -504,7 +504,7 @@ def copied(tmp_path, monkeypatch):
     torch.set_num_threads(threads)
 
 
-def test_what_was_preloaded_is_taken_once_and_says_the_same(copied):
+def test_a_preloaded_runner_is_taken_once_and_gives_the_same_tokens(copied):
     """A forked process has its runner; a second one in the same process is really loaded."""
     spec, _ = copied
     ready, _checksum = _preloaded[spec]
@@ -514,8 +514,8 @@ def test_what_was_preloaded_is_taken_once_and_says_the_same(copied):
     assert unreplayed(first.execute(request())) == unreplayed(alone(request()))
 
 
-def test_what_was_preloaded_of_another_file_is_not_taken(copied):
-    """The weights are checked at every load: a file that has changed since is loaded anew, and judged."""
+def test_a_preloaded_runner_of_another_file_is_not_taken(copied):
+    """The weights are checked at every load: a file that has changed since is loaded and checked again."""
     spec, path = copied
     path.write_bytes(PACKAGED.read_bytes()[:1000])
     with pytest.raises(WeightsCorrupt):
@@ -523,7 +523,7 @@ def test_what_was_preloaded_of_another_file_is_not_taken(copied):
 
 
 def test_weights_that_are_not_sound_do_not_fail_the_preload(tmp_path):
-    """D2: the load says what is wrong, in the context whose failure it is."""
+    """D2: The load reports what is wrong, in the context whose failure it is."""
     for spec in (TorchLM(str(tmp_path / "none")), TorchLM(WeightsFile(str(PACKAGED), sha256="0" * 64))):
         spec.preload()
         assert spec not in _preloaded
