@@ -100,8 +100,8 @@ async def test_a_poison_is_known_by_its_code(harm, codes, record_property):
 
 @pytest.mark.parametrize("harm", ["silent", "secondary"])
 @pytest.mark.trio
-async def test_a_poison_that_lost_its_words_is_convicted_by_the_probe(harm, record_property):
-    """D4: whatever the exception says, a device that fails again is poisoned."""
+async def test_a_poison_that_lost_its_text_is_convicted_by_the_probe(harm, record_property):
+    """D4: Whatever the exception's text, a device that fails again is poisoned."""
     error = await failure_of(OnDevice(harm))
     record_property("said", f"{error} ({error.code})")
     assert type(error) is ContextPoisoned
@@ -119,8 +119,8 @@ async def test_a_mistake_on_a_sound_device_is_the_requests_own():
 
 @pytest.mark.parametrize("harm", ["assertion", "wild"])
 @pytest.mark.trio
-async def test_the_others_never_notice_a_poison(harm):
-    """D6: every stream goes on in a new process where it was; none lost, nothing twice, the victim's too."""
+async def test_other_streams_do_not_notice_a_poison(harm):
+    """D6: Every stream goes on in a new process where it was, the victim's too; no token is lost or comes twice."""
     async with serving(OnDevice(harm, incarnation=1)) as (worker, seen):
         assert await answers(worker) == {name: expected(batch(name)) for name in NAMES}
         assert (await worker.ready()).incarnation == 2
