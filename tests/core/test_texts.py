@@ -21,7 +21,7 @@ async def resource():
 
 
 class Fails(Up):
-    """A leaf that fails to start, from its second life on, or at once if it is named `bad`."""
+    """A leaf that fails to start, from its second incarnation on, or at once if it is named `bad`."""
 
     def up(self):
         if self.incarnation > 1 or self.node.name == "bad":

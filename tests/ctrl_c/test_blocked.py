@@ -57,7 +57,7 @@ RUNNING = []
 
 
 class Program:
-    """A program under test. What it says comes through a pipe of its own, so that its standard streams are free."""
+    """A program under test. Its messages come through a pipe of its own, so that its standard streams are free."""
 
     def __init__(self, code, **options):
         self.told, tell = os.pipe()
@@ -80,7 +80,7 @@ class Program:
         RUNNING.append(self.process)
 
     def says(self):
-        """The next thing that it says."""
+        """The next message of the program."""
         assert select.select([self.told], [], [], IN_TIME)[0], "it says nothing"
         return os.read(self.told, 100).decode().strip()
 

@@ -85,7 +85,7 @@ class Task:
 
 @cache
 def _as_short(word: str) -> str:
-    """A word that may be followed by the same: what a life that is to end did before makes no difference."""
+    """A word that may be followed by the same: what an incarnation that is to end did before makes no difference."""
     word = word.replace("fdu", "").replace("oo", "o").replace("ww", "w")
     return "sp" if word.endswith(("p", "t", "xfd")) and _LIFE.fullmatch(f"{word}z") else word
 
@@ -220,7 +220,7 @@ class World:
 
     def _stop(self) -> None:
         self.stopped = True
-        self.handle(self.machine_of(self.forest.root), effect.Stop("somebody wants it"))
+        self.handle(self.machine_of(self.forest.root), effect.Stop("a caller wants it"))
 
     def _request(self, path: str, kind: Any, name: str) -> None:
         self.tokens += 1
@@ -300,7 +300,7 @@ class World:
         self.tasks[node.path] = Task(node, "starting" if node.is_leaf else "opening")
 
     def _check_turn(self, machine: Machine, node: Node) -> None:
-        """A child starts only when the one before is up, and nobody is on the way out by order (R12)."""
+        """A child starts only when the one before is up, and no child is being stopped by an order (R12)."""
         for other in machine.children.values():
             if other is not node and not isinstance(machine.spec, Pool):
                 task = self.tasks.get(other.path)

@@ -28,7 +28,7 @@ def runner():
 
 
 def alone(runner, batch, accepted=()):
-    """All tokens of one stream that nobody else shares a step with."""
+    """All tokens of one stream that shares no step with another."""
     return [token for chunk in runner.continue_from(batch, accepted) for token in chunk.token_ids]
 
 

@@ -1,7 +1,7 @@
-"""Contexts that say whatever they like: the parent's loop, its memory and its verdicts (D9, D10).
+"""Contexts that send any bytes at any time: the parent's loop, its memory and its verdicts (D9, D10).
 
-`python -m tests.rogue --examples 100000` plays as many scripts as it is told to; here are some hundred, and those that
-have once done harm.
+`python -m tests.rogue --examples 100000` plays that many scripts; here are some hundred, and those that once did
+harm.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ LATE = Chunk(stream=0, ahead=0, ids=1, text=1, last=False)
         "a step, then steps of nothing": (STEP, Many(OF_NOTHING, 0)),
         "chunks of a stream never begun": (Many(Chunk(-1, 0, 1, 1, last=False), 0),),
         "chunks of a stream that has ended": (Honest("finish"), Many(Bytes(packed(wire.Step([wire.Chunk(0, 9, (1,), "", None, None)], []))), 0)),
-        "drops nobody asked for": (Many(DROPPED, 0),),
-        "lacks of memory nobody had": (Many(Bytes(packed(wire.Broken(LACK, ()))), 0),),
+        "drops that were not asked for": (Many(DROPPED, 0),),
+        "lacks of memory of no stream": (Many(Bytes(packed(wire.Broken(LACK, ()))), 0),),
         "it has rebuilt, unasked": (Many(Bytes(packed(wire.Rebuilt())), 0),),
         "it is closed, unasked": (Many(Bytes(packed(wire.Closed())), 0),),
         "it is loaded, again": (Bytes(packed(wire.Ready(1, False, False, "", "local", None, (0.0, 0.0)))),),

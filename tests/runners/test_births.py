@@ -161,7 +161,7 @@ async def test_a_path_need_not_be_utf_8(host, tmp_path, monkeypatch):
     """D2: This holds for a path in a spec, and for one that modules are imported from."""
     odd = os.fsdecode(os.fsencode(tmp_path) + b"/\xff:\n odd")
     Path(odd).mkdir()  # noqa: ASYNC240 - a test's own file
-    Path(odd, "weights").write_text("weights")  # noqa: ASYNC240 - likewise
+    Path(odd, "weights").write_text("weights")  # noqa: ASYNC240 - as above
     monkeypatch.setattr(sys, "path", [odd, *sys.path])
     async with opened(Reads(odd + "/weights"), host):
         pass

@@ -203,6 +203,6 @@ print("up", child.pid, sep="\\n", flush=True)
 
 
 def test_a_program_that_is_frozen_and_interrupted_ends_in_order():
-    """One life of such a program: its streams are right, and nothing of it is left."""
+    """One run of such a program: its streams are right, and nothing of it is left."""
     seen = trio.run(_interrupted, random.Random(2), 1)
     assert "wrong" not in seen

@@ -35,9 +35,9 @@ CPU_OUT_OF_MEMORY = """[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUA
 you tried to allocate 4503599627370496 bytes. Error code 12 (Cannot allocate memory)"""
 OLD_TORCH = TORCH.replace("Search for `cudaError{name}' in", "See")
 
-# NVIDIA says of these: the process must be terminated and relaunched.
+# NVIDIA's documentation of these: the process must be terminated and relaunched.
 STICKY = {226, 700, 702, 710, 714, 715, 716, 717, 718, 719, 721, 810, 911}
-NEVER_SEEN = {709, 999, *range(900, 909)}  # nothing said, but nobody saw a context go on behind one
+NEVER_SEEN = {709, 999, *range(900, 909)}  # not documented, but no context was ever seen to go on after one
 HARDWARE = {214, 220}
 PASSING = {3, 4, 46, 802, 805, 806, 807, 808, 809}
 POISON = STICKY | NEVER_SEEN | HARDWARE | PASSING
@@ -350,7 +350,7 @@ def test_torchs_own_exceptions_on_this_machine_are_what_the_table_expects():
 
 
 class FakeCuda:
-    """A `torch.cuda` whose synchronise does as told, one word for each call."""
+    """A `torch.cuda` whose synchronise follows a list, one entry for each call."""
 
     def __init__(self, *words):
         self.words = list(words)

@@ -1,4 +1,4 @@
-"""Stops, drains, rebuilds, poisons, deaths, a lack of memory and callers who leave, crossing at drawn ticks (D6, D7, D8, D13).
+"""Stops, drains, rebuilds, poisons, deaths, a lack of memory and callers that leave, crossing at drawn ticks (D6, D7, D8, D13).
 
 Virtual time, and a schedule that follows from a seed. A token takes a second, and whatever is done comes some ticks of Trio's
 loop behind a second: before the token is out, on its way through the worker, or behind it. `CAMPAIGN=20` in the environment
@@ -130,7 +130,7 @@ class Host:
 
 
 class Asker(Caller):
-    """A caller who notes when each chunk came, and who may leave."""
+    """A caller that notes when each chunk came, and that may leave."""
 
     def __init__(self, request):
         super().__init__(request, lambda chunk: self.came.append((trio.current_time(), chunk.incarnation)))

@@ -65,7 +65,7 @@ def links(pid):
 
 
 def ends(pid):
-    """Whether it is dead; a zombie is, whoever should reap it."""
+    """Whether it is dead; a zombie counts as dead, whichever process should reap it."""
     try:
         return stat(pid)[0] in "ZX"
     except FileNotFoundError:
@@ -222,7 +222,7 @@ async def test_no_recovery_waits_for_a_preload(tmp_path, caplog):
     async with opened(runner, incarnation=2) as two:
         assert parent(two.pid) == os.getpid()
         assert [what for what, _ in runner.told()].count("preload") == 1
-        await until(servers)  # it preloads, and holds up nobody
+        await until(servers)  # it preloads, and delays no start
         async with opened(runner) as beside:
             assert parent(beside.pid) == os.getpid()
         await until(lambda: [what for what, _ in runner.told()].count("preload") == 2)
@@ -471,7 +471,7 @@ trio.run(main)
 """
 
 AT_WORK = {"forkserver": {"preload", "build", "prepare"}, "spawn": {"build", "prepare"}}
-"""What server, context and standby tell of. Whoever does it has called prctl; nothing that /proc shows is as good a sign."""
+"""What server, context and standby report about themselves. A process that reports has called prctl; /proc shows no sign as good."""
 
 
 @pytest.mark.parametrize("stopped", [False, True], ids=["running", "stopped"])

@@ -127,7 +127,7 @@ def test_a_dropped_async_stream_is_cancelled_and_cleans_up(seed):
 
 
 class Lingers:
-    """Its streams take a second to end, in which they need it; it tells what it is asked."""
+    """Its streams take a second to end, in which they need it; it records its calls."""
 
     info = RunnerInfo(streams=2)
 
@@ -367,7 +367,7 @@ def test_a_cancelled_body_has_an_async_runner_closed():
 
 
 class Closes:
-    """A sync runner whose streams tell that they were closed."""
+    """A sync runner that records which of its streams were closed."""
 
     info = RunnerInfo(streams=4)
 

@@ -63,7 +63,7 @@ class Scene:
 
     async def incarnation(self, number):
         """Wait until this incarnation serves."""
-        while self.context.incarnation < number:  # noqa: ASYNC110 - a status tells nobody
+        while self.context.incarnation < number:  # noqa: ASYNC110 - a status has no event
             await trio.sleep(0.01)
         assert (await self.worker.ready()).incarnation == number
 
@@ -143,7 +143,7 @@ async def test_a_context_that_dies_while_idle_is_replaced():
             assert isinstance(failed.exc, ContextDied)
 
 
-# --- restarts that nothing bounds, and that nobody sees
+# --- restarts that are neither bounded nor reported
 
 
 def test_poisons_that_are_reported_are_charged_like_any_other():

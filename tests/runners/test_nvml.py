@@ -1,4 +1,4 @@
-"""What NVML says of a device after a poison (D4)."""
+"""What NVML reports of a device after a poison (D4)."""
 
 import sys
 import threading

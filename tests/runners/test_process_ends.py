@@ -1,4 +1,4 @@
-"""How a context process may end, or break its word: deaths, poisons, frames that may not be, loads that fail."""
+"""How a context process may end, or break the protocol: deaths, poisons, frames that may not be, loads that fail."""
 
 import os
 import signal

@@ -52,7 +52,7 @@ pytestmark = pytest.mark.filterwarnings("error")
 
 
 class Quiet:
-    """A peer that says nothing."""
+    """A peer that sends nothing."""
 
     pid = 0
 

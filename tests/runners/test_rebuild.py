@@ -1,4 +1,4 @@
-"""A session made anew on demand, and who may order one (D7)."""
+"""A session made anew on demand: when a rebuild may be ordered, and how the operator is answered (D7)."""
 
 from contextlib import asynccontextmanager
 

@@ -1,4 +1,4 @@
-"""A KeyboardInterrupt in the code of a runner that lives in the task itself (R4)."""
+"""A KeyboardInterrupt in the code of a runner that runs in the task itself (R4)."""
 
 import signal
 

@@ -1,4 +1,4 @@
-"""The runners that do as told."""
+"""The runners that follow a script."""
 
 import os
 import signal

@@ -1,4 +1,4 @@
-"""The device worker: requests nobody waits for, rebuilds that cross, causes, what is kept, and how it drains."""
+"""The device worker: requests without a waiting caller, rebuilds that cross, causes, what is kept, and how it drains."""
 
 import gc
 import weakref
@@ -152,7 +152,7 @@ async def test_a_rebuild_without_enough_memory_fails_and_becomes_a_restart(host)
         assert isinstance(scene.of(events.Failed)[1].exc.__cause__, OutOfMemory)
 
 
-# --- D5, D6: requests that nobody waits for
+# --- D5, D6: requests without a waiting caller
 
 
 @pytest.mark.trio

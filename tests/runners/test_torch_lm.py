@@ -54,7 +54,7 @@ def text_of(chunks):
 
 
 def unreplayed(chunks):
-    """The chunks with nothing in them that tells whether they come from a replay."""
+    """The chunks without the fields that show whether they come from a replay."""
     return [(c.index, c.token_ids, c.text, c.finish_reason, c.usage and c.usage.output) for c in chunks]
 
 

@@ -1,4 +1,4 @@
-"""Deadlines and limits of requests, hangs, and callers who leave (D8, D9)."""
+"""Deadlines and limits of requests, hangs, and callers that leave (D8, D9)."""
 
 import attrs
 import pytest
@@ -86,7 +86,7 @@ async def test_an_unrecoverable_device_ends_every_request():
 
 
 IN_TIME = "^'.*/context' did not answer before the deadline"
-"""What everybody is told, whoever noticed."""
+"""The text that every caller gets, wherever the deadline was noticed."""
 
 
 def due(seconds, name="a", **options):
@@ -317,7 +317,7 @@ async def test_a_canary_finds_a_context_that_hangs(kind):
         caller.assert_whole()
 
 
-# --- callers who leave
+# --- callers that leave
 
 
 @pytest.mark.parametrize("form", ["stream", "call"])

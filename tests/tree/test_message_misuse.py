@@ -20,7 +20,7 @@ from supervise import (
 from .scene import Boom, Kit, Other, app, forever, quiet
 from .talk import Shelf, grow, worker
 
-# --- who uses what is not theirs, or not any more
+# --- messages, streams and inboxes used by a task that does not own them, or not any more
 
 
 def test_a_second_task_that_waits_at_a_stream_gets_an_error():
@@ -283,7 +283,7 @@ def test_a_message_that_was_lost_cannot_be_put_back():
     grow(app(shelf), scene)
 
 
-# --- those who wait for themselves
+# --- children that wait for themselves
 
 
 @pytest.mark.parametrize("form", ["call", "stream", "front", "full", "beside"])

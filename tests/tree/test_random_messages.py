@@ -37,7 +37,7 @@ MOMENTS = st.integers(0, 40).map(lambda eighths: eighths / 8)
 
 @attrs.frozen
 class Asks:
-    """Somebody who sends, how, what is to be done with it, and when he has enough of waiting."""
+    """A sender: how it sends, what the body does with the message, and when the sender gives up waiting."""
 
     at: float
     form: str
@@ -49,7 +49,7 @@ class Asks:
 
 @attrs.frozen
 class Scenario:
-    """One child, or several that share a mailbox, those who send to it, and what happens to them meanwhile."""
+    """One child, or several that share a mailbox, their senders, and what happens to the children meanwhile."""
 
     size: int
     sharing: int
@@ -175,7 +175,7 @@ class Run:
             if message.memo == 3:
                 await trio.sleep(0.5)
 
-    # --- those who send to it
+    # --- the senders
 
     async def _ask(self, ref, number, ask):
         await trio.sleep(ask.at)
@@ -265,7 +265,7 @@ class Run:
         items = status.handled - len(first)
         assert self.got <= items <= self.items, (
             "not counted once"
-        )  # what was sent to who had just left counts not
+        )  # a message whose sender had just left does not count
         for number, ask in enumerate(asks):
             times = self.taken.count(number)
             again = ask.act == "requeue" or ask.on_loss == "requeue"
@@ -277,7 +277,7 @@ class Run:
         self._check_order(first)
 
     def _check_order(self, first):
-        """Those who came at different moments, and only waited, are served in the order in which they came."""
+        """Senders that came at different moments, and only waited, are served in the order in which they came."""
         calm = not self.scenario.ends and all(ask.act in ("reply", "hold") for ask in self.scenario.asks)
         if calm:
             moments = [self.scenario.asks[number].at for number in first]
