@@ -96,7 +96,7 @@ def test_check_starts_nothing(write, tmp_path):
 
 
 def test_check_warns_of_a_limit_that_can_never_trip(write, tmp_path):
-    """R14: backoffs that take longer than the window make the limit void: a warning, not an error."""
+    """R14: Backoffs that take longer than the window make the limit void: `check` warns, and exits 0."""
     write(
         "void.py",
         'tree = Supervisor("app", [Child("a", trio.sleep_forever, backoff=Backoff(initial=10))])\n',
@@ -248,7 +248,7 @@ def test_a_tree_that_fails_exits_70(write, tmp_path):
 
 
 def test_a_tree_that_ends_by_itself_exits_0(write, tmp_path):
-    """R18: auto-shutdown is a normal end."""
+    """R18: Auto-shutdown is a normal end."""
     write(
         "ends.py",
         """

@@ -90,8 +90,8 @@ def tree_of(*children, **options):
     return tree
 
 
-def test_a_second_stop_goes_no_further_than_the_first():
-    """R19: it may change how the supervisor ends, and what is in progress goes on."""
+def test_a_second_stop_does_not_begin_the_end_again():
+    """R19: It may change how the supervisor ends, but the stop in progress goes on."""
     tree = tree_of(leaf("a"), leaf("b"))
     assert orders(asked_for(tree, effect.Stop("one"))) == ["Cancel b"]
     act = machine(tree).act
@@ -107,7 +107,7 @@ def test_a_second_stop_goes_no_further_than_the_first():
 
 
 def test_resume_enters_the_body_again_and_nothing_else():
-    """R8: where there is something to keep, and the body was up."""
+    """R8: This holds if the child has a resource to keep, and its body was up."""
     tree = tree_of(leaf("a", resource=resource), leaf("b"), strategy="one_for_all")
     out = exits(tree, "a", "resume", resumable=True)
     assert (orders(out), out[-1]) == (["Resume a"], effect.Resume("app/a", 1))
@@ -127,7 +127,7 @@ def test_resume_of_a_failure_that_cannot_be_resumed_becomes_a_restart_and_is_rep
 
 
 def test_a_temporary_child_is_stopped_instead_of_restarted():
-    """R7: and leaves the tree."""
+    """R7: A temporary child whose verdict is Restart is stopped, and leaves the tree."""
     tree = tree_of(leaf("a", restart="temporary"), leaf("b"))
     node = child(tree, "a")
     out = exits(tree, "a")
@@ -138,7 +138,7 @@ def test_a_temporary_child_is_stopped_instead_of_restarted():
 
 @pytest.mark.parametrize("backoff", [None, WAIT])
 def test_a_group_restart_drops_temporary_siblings(backoff):
-    """R13: with a backoff too, and whatever they are in the middle of."""
+    """R13: This holds with a backoff too, and in whatever state those siblings are."""
     tree = tree_of(
         leaf("a", restart="temporary"), leaf("b", backoff=backoff), leaf("c"), strategy="one_for_all"
     )
@@ -185,8 +185,8 @@ def test_a_child_that_backs_off_is_stopped_by_hand_for_good():
     assert states(tree) == {"a": "down", "b": "down"}
 
 
-def test_a_retry_that_is_queued_is_not_restarted_by_hand():
-    """R25: refused, for it is restarting."""
+def test_a_child_whose_retry_is_queued_cannot_be_restarted_by_hand():
+    """R25: The request is refused, because the child is restarting."""
     tree = tree_of(leaf("a"), leaf("b"))
     exits(tree, "a")
     ends(tree, "a")
@@ -217,8 +217,8 @@ def test_a_member_that_is_condemned_in_a_restart_is_skipped():
     assert machine(tree).restarts(0) == 1
 
 
-def test_a_start_that_fails_in_a_restart_is_tried_again_behind_what_waits():
-    """R13, R14: each retry is one charge, and one too many passes the limit."""
+def test_a_start_that_fails_in_a_restart_is_tried_again_after_the_waiting_items():
+    """R13, R14: Each retry is one charge, and one too many passes the limit."""
     tree = tree_of(leaf("a"), leaf("b"), limit=Limit(2, within=9), on_limit="shutdown")
     exits(tree, "a")
     ends(tree, "a")
@@ -245,8 +245,8 @@ def test_a_child_that_another_act_has_started_does_not_come_up_by_the_fast_path(
     assert orders(ups(tree, "a")) == ["replied"]
 
 
-def test_a_status_has_all_of_a_node():
-    """R33: in its turn, as it stands then."""
+def test_a_status_has_all_fields_of_a_node():
+    """R33: The machine makes it in its turn, from the state of that moment."""
     tree = tree_of(leaf("a", limit=Limit(2, within=5)), leaf("b", backoff=WAIT))
     exits(tree, "a")
     ends(tree, "a")
@@ -285,8 +285,8 @@ def test_a_root_that_is_ignored_or_fails_emits_every_event_itself():
         assert (forest.over, forest.root.state, forest.root.gone) == (True, "down", True)
 
 
-def test_a_limit_of_its_own_is_charged_beside_its_supervisors():
-    """R14: passed, it is another failure, by default Stop."""
+def test_a_leafs_own_limit_is_charged_beside_its_supervisors():
+    """R14: Passing it is another failure, for which the default is Stop."""
     tree = tree_of(leaf("a", limit=Limit(1, within=5)), leaf("b"))
     exits(tree, "a")
     ends(tree, "a")
@@ -350,7 +350,7 @@ def test_a_start_by_hand_that_fails_leaves_the_child_down_for_good():
 
 
 def test_a_start_by_hand_that_is_ignored_is_answered():
-    """R17, R25: the child is down, and that is no error."""
+    """R17, R25: The child is down, and the caller gets no error."""
     tree = tree_of(leaf("a"), leaf("b"))
     asks(tree, "stop", "a")
     ends(tree, "a")
@@ -432,7 +432,7 @@ def test_a_supervisor_that_has_ended_is_not_stopped_again():
 
 
 def testready_time_goes_on_once_a_restart_has_come_to_an_end():
-    """R14: up, condemned, ignored, or stopped by hand while it waited."""
+    """R14: It ends when the child is up, condemned, ignored, or stopped by hand while it waited."""
     for end in ("up", "stop", "ignored", "by hand"):
         limit = Limit(5, within=99, of_ready_time=True)
         tree = tree_of(leaf("a", backoff=WAIT), leaf("b"), limit=limit)
@@ -456,8 +456,8 @@ def testready_time_goes_on_once_a_restart_has_come_to_an_end():
         assert (clock.at(9), child(tree, "a").restart_in_progress) == (6, False), end
 
 
-def test_a_timer_that_counts_outlives_those_that_are_void():
-    """R20: however often another child's timer is set anew."""
+def test_a_valid_timer_outlives_the_void_ones():
+    """R20: This holds however often another child's timer is set anew."""
     tree = tree_of(leaf("a"), leaf("b", grace=50))
     root = machine(tree)
     root.out = []
@@ -489,8 +489,8 @@ def test_a_sibling_that_fails_too_is_absorbed_by_the_group_restart(backoff):
     assert machine(tree).restarts(0) == 1
 
 
-def test_a_start_is_cancelled_and_not_asked():
-    """R20: what has not begun has nothing to drain."""
+def test_a_child_that_is_starting_is_cancelled_and_not_asked_to_stop():
+    """R20: A child that is not up has nothing to drain."""
     tree = tree_of(leaf("a", drain=2), leaf("b", drain=2))
     exits(tree, "a")
     ends(tree, "a")
@@ -516,7 +516,7 @@ def test_after_an_add_that_fails_the_address_gives_the_failure_of_the_start():
 
 
 def test_a_supervisor_that_gives_up_has_not_returned():
-    """R11, R14: its last word is that it is gone, with the failure."""
+    """R11, R14: Its last report is that it is gone, with the failure."""
     tree = tree_of(leaf("a"), leaf("b"), limit=Limit(0, within=5))
     exits(tree, "a")
     out = ends(tree, "a")
@@ -530,7 +530,7 @@ def test_a_supervisor_that_gives_up_has_not_returned():
 
 
 def test_a_tag_from_below_goes_up_with_the_failure():
-    """R11: the rule that gave it stands further down."""
+    """R11: The rule that gave the tag belongs to a decider further down."""
     rule = Rule(KeyError, "db")
     inner = Supervisor("x", [leaf("a"), leaf("b")], decider=Decider({"db": Escalate}, rules=[rule]))
     tree = tree_of(inner, decider=Decider({"db": Stop}))
@@ -540,8 +540,8 @@ def test_a_tag_from_below_goes_up_with_the_failure():
     assert [one.tag for one in out if isinstance(one, events.Decided)] == ["db"]
 
 
-def test_a_failure_that_a_stop_overtakes_is_decided_by_it():
-    """R19: its leaf is let go in its turn."""
+def test_a_failure_that_a_stop_overtakes_is_decided_by_the_stop():
+    """R19: Its leaf is released when its turn in the stop comes."""
     tree = tree_of(leaf("a"), leaf("b"))
     asked_for(tree, effect.Stop("a test"))
     out = exits(tree, "a")
@@ -578,14 +578,14 @@ def test_the_reply_to_a_request_is_the_node():
     assert values == ["app/a"] * 3
 
 
-def test_a_limit_that_is_passed_keeps_what_else_was_decided():
-    """R8, R14: a Resume that had become a Restart, and one restart too many."""
+def test_a_verdict_that_passes_the_limit_keeps_its_other_fields():
+    """R8, R14: Here a Resume had become a Restart, and that was one restart too many."""
     tree = tree_of(leaf("a"), leaf("b"), limit=Limit(0, within=5))
     assert decided(exits(tree, "a", "resume"))[0] == ("app", Restart, "table", Resume, "0 within 5 s")
 
 
 def test_an_earlier_siblings_failure_widens_the_group_and_the_wait():
-    """R15: the wait is the longer of the two, and there is one retry."""
+    """R15: The wait is the longer of the two, and there is one retry."""
     short, long = (Backoff(initial=it, factor=1, maximum=it, jitter=0) for it in (1, 5))
     tree = tree_of(leaf("a", backoff=short), leaf("b", backoff=long), strategy="rest_for_one")
     exits(tree, "b")
@@ -611,7 +611,7 @@ def test_the_children_of_a_supervisor_that_is_restarted_are_stopped_with_the_rea
 
 
 def test_a_start_that_is_late_in_a_restart_is_charged_as_its_retry():
-    """R14, R17: once for the decision, once for the retry."""
+    """R14, R17: It is charged once for the decision, and once for the retry."""
     tree = tree_of(leaf("a", start_timeout=2), leaf("b"))
     exits(tree, "a")
     ends(tree, "a")
@@ -625,8 +625,8 @@ def test_a_start_that_is_late_in_a_restart_is_charged_as_its_retry():
     assert (states(tree)["a"], machine(tree).restarts(tree.now)) == ("starting", 2)
 
 
-def test_nothing_is_started_after_what_no_decider_decides():
-    """R4: not even the rest of a group that was being restarted."""
+def test_nothing_is_started_after_a_base_exception():
+    """R4: Not even the rest of a group that was being restarted is started."""
     tree = tree_of(leaf("a"), leaf("b"), strategy="one_for_all")
     exits(tree, "a")
     ends(tree, "a")

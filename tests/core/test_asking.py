@@ -104,8 +104,8 @@ def test_a_verdict_that_no_act_waits_for_changes_nothing():
     assert (machine(tree).act, states(tree)) == (act, {"a": "stopping", "b": "up"})
 
 
-def test_what_a_broken_decider_raised_cannot_be_resumed():
-    """R5, R8: it is another failure than the one that the leaf was suspended with."""
+def test_an_exception_from_a_broken_decider_cannot_be_resumed():
+    """R5, R8: It is another failure than the one with which the leaf was suspended."""
 
     def broken(_):
         raise Boom("resume")
@@ -129,7 +129,7 @@ def test_the_stops_after_an_escalation_have_the_time_of_the_failure():
 
 
 def test_a_child_is_ready_with_its_value():
-    """R17: in the event too."""
+    """R17: The value is in the event too."""
     tree = tree_of(leaf("a"))
     exits(tree, "a")
     ends(tree, "a")
@@ -138,7 +138,7 @@ def test_a_child_is_ready_with_its_value():
 
 
 def test_a_tree_that_has_not_begun_is_down():
-    """R33: without a life; then it boots."""
+    """R33: Its incarnation is 0 before it boots."""
     forest = Forest(Supervisor("app", [leaf("a")]))
     root = forest.status(0)
     assert (root.state, root.incarnation, [it.incarnation for it in root.children]) == ("down", 0, [0])
@@ -159,8 +159,8 @@ def test_a_root_that_could_not_start_reports_the_cause():
     assert forest.status(2).last_failure is exc
 
 
-def test_a_root_that_is_to_return_returns():
-    """R14, R18: once its children have ended, and at that time."""
+def test_a_root_that_shuts_down_returns():
+    """R14, R18: It returns once its children have ended, and at that time."""
     tree = tree_of(leaf("a"))
     asked_for(tree, effect.Stop("it is done", returned=True))
     tree.now = 4
@@ -169,7 +169,7 @@ def test_a_root_that_is_to_return_returns():
 
 
 def test_without_grace_a_child_is_overdue_at_once_and_every_second_at_most():
-    """R20: with doubling intervals from there."""
+    """R20: The intervals between the reports double from there."""
     tree = tree_of(leaf("a", grace=0))
     asked_for(tree, effect.Stop("a test"))
     told = []

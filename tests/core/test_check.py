@@ -113,7 +113,7 @@ def test_a_choice_must_be_one_of_the_allowed_values():
 
 
 def test_a_backoff_refuses_every_number_of_the_wrong_kind():
-    """R15: each by its own name."""
+    """R15: Each error names the argument."""
     names = ("initial", "factor", "maximum", "jitter", "immediate", "reset_after")
     with noting() as problems:
         Backoff(**dict.fromkeys(names, "x"))

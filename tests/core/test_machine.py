@@ -119,8 +119,8 @@ def test_the_repr_shows_the_phase_the_act_and_the_inbox():
 
 
 @pytest.mark.parametrize("late", [effect.Up, effect.Exited, effect.Ended])
-def test_what_a_stale_incarnation_reports_changes_nothing(late):
-    """R19: it is not even an event, whether the next incarnation has still to start or is up."""
+def test_a_report_of_a_stale_incarnation_changes_nothing(late):
+    """R19: It makes no event either, whether the next incarnation has still to start or is up."""
     tree, _ = opened(Supervisor("app", [leaf("a")]), Slow)
     node = child(tree, "a")
     asked_for(tree, effect.Exited("a", 1, Boom("restart")))
@@ -131,8 +131,8 @@ def test_what_a_stale_incarnation_reports_changes_nothing(late):
         asked_for(tree, effect.Up("a", 2))
 
 
-def test_a_supervisor_that_was_stopped_before_it_could_boot_does_not():
-    """R19: its boot comes too late."""
+def test_a_supervisor_that_was_stopped_before_its_boot_does_not_boot():
+    """R19: Its boot comes too late."""
     forest = Forest(Supervisor("app", [leaf("a")]))
     forest.start(0)
     root = forest.machines["app"]
@@ -142,8 +142,8 @@ def test_a_supervisor_that_was_stopped_before_it_could_boot_does_not():
     assert root.children["a"].state == "down"
 
 
-def test_a_root_that_is_stopped_while_it_starts_is_not_up_for_that():
-    """R19: a last child that is up at the same time does not bring it back."""
+def test_a_root_that_is_stopped_while_it_starts_does_not_come_up():
+    """R19: A last child that is up at the same time does not bring it back."""
     forest = Forest(Supervisor("app", [leaf("a")]))
     forest.start(0)
     root = forest.machines["app"]
@@ -248,8 +248,8 @@ def test_a_name_that_is_taken_is_refused():
     assert refused.value.reason == "duplicate"
 
 
-def test_a_child_that_backs_off_is_neither_removed_nor_added_again():
-    """R25: it is restarting."""
+def test_a_child_that_backs_off_can_neither_be_removed_nor_added_again():
+    """R25: Both requests are refused, because it is restarting."""
     tree, _ = opened(Supervisor("app", [leaf("a", backoff=Backoff(initial=3, jitter=0))]))
     node = child(tree, "a")
     for item in (effect.Exited(node.name, 1, Boom("restart")), effect.Ended(node.name, 1)):
@@ -265,8 +265,8 @@ def test_a_child_that_backs_off_is_neither_removed_nor_added_again():
     )
 
 
-def test_a_pool_refuses_what_pools_have_not():
-    """R26: its members are not restarted, nor removed; and it may be full."""
+def test_a_pool_refuses_the_requests_that_pools_do_not_have():
+    """R26: Its members are not restarted or removed by hand; and it may be full."""
     tree, _ = opened(Pool("app", leaf("m"), maximum=2))
     first = ask(tree, "add")
     second = ask(tree, "add", "n")
@@ -297,7 +297,7 @@ def test_a_request_to_a_supervisor_that_is_stopping_is_refused():
 
 
 def test_a_member_without_an_init_takes_no_arguments():
-    """R26: a template that is a supervisor gives them to its `init`."""
+    """R26: A template that is a supervisor passes them to its `init`."""
     pool = Pool("p", Supervisor("s", [leaf("a")]))
     assert pool.member("x", ()).name == "x"
     assert pool.member("x", ()).init is None
@@ -420,8 +420,8 @@ def test_that_a_child_is_down_for_good_is_reported_once_with_the_reason():
     }
 
 
-def test_a_name_that_comes_back_counts_on():
-    """R9: incarnation numbers of a path never go back while the tree lives."""
+def test_a_name_that_comes_back_continues_its_incarnation_numbers():
+    """R9: Incarnation numbers of a path never go back while the tree exists."""
     tree, seen = opened(Supervisor("app", [leaf("a")]))
     ask(tree, "stop", "a")
     ask(tree, "remove", "a")
@@ -469,8 +469,8 @@ def test_only_the_last_names_that_left_are_remembered_and_no_incarnation_number_
     assert ask(tree, "add", spec=leaf("n")).incarnation == 5
 
 
-def test_a_supervisor_that_ends_remembers_how_far_its_children_had_come():
-    """R9, R25: those declared, by their paths; those added are lost."""
+def test_a_supervisor_that_ends_remembers_the_incarnation_numbers_of_its_children():
+    """R9, R25: Declared children are remembered by their paths; added ones are lost."""
     inner = Supervisor("x", [leaf("a")])
     tree, _ = opened(Supervisor("app", [inner]))
     below = machine(tree, "x")
@@ -491,7 +491,7 @@ def test_a_supervisor_that_ends_remembers_how_far_its_children_had_come():
 
 
 def testready_time_goes_on_once_a_member_that_was_restarting_has_left():
-    """R14: it is condemned in its restart, and its pool holds nothing of it."""
+    """R14: The member is condemned in its restart, and its pool keeps nothing of it."""
     tree, _ = opened(Pool("app", leaf("m"), limit=Limit(3, within=9, of_ready_time=True), decider=STOPS))
     node = ask(tree, "add")
     root = machine(tree)

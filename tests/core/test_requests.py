@@ -110,8 +110,8 @@ def test_a_start_that_takes_long_is_not_reported_without_a_sink():
     assert orders(wakes(tree, since + 5)) == ["Cancel a"]
 
 
-def test_an_inbox_is_at_most_twice_as_long_as_what_waits_in_it():
-    """R25, R31: those that were withdrawn are dropped once there are as many of them as of the others."""
+def test_an_inbox_is_at_most_twice_as_long_as_its_waiting_requests():
+    """R25, R31: Withdrawn requests are dropped once there are as many of them as of the others."""
     tree = tree_of(leaf("a"))
     root = machine(tree)
     asks(tree, "stop", "a")

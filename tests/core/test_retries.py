@@ -113,7 +113,7 @@ def test_a_child_condemned_while_its_groups_retry_is_pending_is_down_for_good():
 
 
 def test_a_temporary_child_that_was_asked_to_restart_is_started_with_the_retry_of_its_group():
-    """R7, R13, R25: it was stopped by hand to be started again, and a sibling that fails to start does not change that."""
+    """R7, R13, R25: It was stopped by hand to be started again, and a sibling that fails to start does not change that."""
     tree = tree_of(
         leaf("a"), leaf("b", restart="temporary"), strategy="one_for_all", limit=Limit(9, within=9)
     )
@@ -127,7 +127,7 @@ def test_a_temporary_child_that_was_asked_to_restart_is_started_with_the_retry_o
 
 @pytest.mark.parametrize("failed", ["a", "b"])
 def test_ready_time_stands_still_until_the_whole_group_is_up_again(failed):
-    """R13, R14: whichever of the group has failed; a slow sibling behind it must not hide a crash loop."""
+    """R13, R14: This holds whichever child of the group has failed; a slow sibling after it must not hide a crash loop."""
     limit = Limit(9, within=99, of_ready_time=True)
     tree = tree_of(leaf("a"), leaf("b"), strategy="one_for_all", limit=limit)
     tree.now = 5
@@ -190,7 +190,7 @@ def test_a_retry_of_a_childs_own_is_cancelled_when_its_group_is_restarted():
 
 
 def test_a_member_that_fails_to_start_after_another_was_condemned_is_tried_again():
-    """R13, R14: it is judged like the one before it, and its retry is charged."""
+    """R13, R14: It is judged like the one before it, and its retry is charged."""
     tree = tree_of(leaf("a"), leaf("b"), strategy="rest_for_one")
     exits(tree, "a")
     ends(tree, "a")
@@ -222,8 +222,8 @@ def test_a_restart_by_hand_takes_no_step_of_the_backoff():
     assert delays(ends(tree, "a")) == [6]
 
 
-def test_a_start_that_fails_was_not_quiet():
-    """R15: however short a quiet time would begin the series anew."""
+def test_a_failed_start_does_not_count_as_a_quiet_time():
+    """R15: This holds however short a quiet time would begin the series anew."""
     tree = tree_of(leaf("a", backoff=GROWING), limit=Limit(9, within=99))
     exits(tree, "a")
     assert delays(ends(tree, "a")) == [3]
@@ -260,8 +260,8 @@ def test_a_start_that_fails_under_one_for_all_stops_the_others_before_it_waits()
     assert delays(ends(tree, "a")) == [0.5]
 
 
-def test_a_supervisor_that_is_done_while_a_start_fails_is_done():
-    """R18, R19: it stops no more, and its end is served in its turn."""
+def test_a_supervisor_that_is_done_while_a_start_fails_ends():
+    """R18, R19: It stops no other child, and its end is served in its turn."""
     inner = Supervisor("x", [leaf("c")], restart="transient", significant=True)
     tree = tree_of(inner, leaf("a", backoff=WAIT), strategy="one_for_all", auto_shutdown="any_significant")
     exits(tree, "a")
@@ -310,7 +310,7 @@ def test_a_first_start_that_is_late_names_the_child():
 
 
 def test_a_retry_too_many_is_caused_by_the_last_failure():
-    """R14: that of the start which was to be tried again."""
+    """R14: The cause is the failure of the start that was to be tried again."""
     tree = tree_of(leaf("a"), leaf("b"), limit=Limit(1, within=9))
     exits(tree, "a")
     ends(tree, "a")
@@ -351,8 +351,8 @@ def test_testready_time_stands_still_on_the_fast_path_too():
     assert (node.restart_in_progress, clock.at(9)) == (False, 6)
 
 
-def test_without_a_chance_there_is_no_jitter():
-    """R15: neither for all machines of a tree, nor for one by itself."""
+def test_without_a_random_number_there_is_no_jitter():
+    """R15: This holds for all machines of a tree, and for one by itself."""
     jittery = Backoff(initial=4, maximum=4, jitter=0.5)
     tree = tree_of(leaf("a", backoff=jittery), leaf("b", backoff=jittery))
     exits(tree, "a")
@@ -362,8 +362,8 @@ def test_without_a_chance_there_is_no_jitter():
     assert delays(machine(tree).handle(effect.Ended(b.name, 1), 0)) == [4]
 
 
-def test_the_chance_goes_up_with_the_failure():
-    """R15: to the supervisor that decides, for the jitter of its own child's backoff."""
+def test_the_random_number_goes_up_with_the_failure():
+    """R15: The supervisor that decides needs it for the jitter of its own child's backoff."""
     jittery = Backoff(initial=4, maximum=4, jitter=0.5)
     inner = Supervisor("x", [leaf("c")], backoff=jittery, decider=Decider(default=Escalate))
     tree = tree_of(inner)
@@ -373,8 +373,8 @@ def test_the_chance_goes_up_with_the_failure():
     assert delays(tree.forest.handle(below, effect.Ended(c.name, 1), 0)) == [5]
 
 
-def test_a_leafs_own_limit_counts_what_costs_something():
-    """R8, R14: a Resume without progress, and a Restart; not one with progress, nor a Stop."""
+def test_a_leafs_own_limit_counts_every_charged_verdict():
+    """R8, R14: A Resume without progress and a Restart count; a Resume with progress and a Stop do not."""
 
     tree = tree_of(leaf("a", resource=resource, limit=Limit(5, within=99)), limit=Limit(9, within=99))
     window = child(tree, "a").window
@@ -393,7 +393,7 @@ def test_a_leafs_own_limit_counts_what_costs_something():
 
 
 def test_a_limit_that_a_retry_passes_is_caused_by_the_failure_that_was_passed_up():
-    """R14: a supervisor waits for its retry; what failed in its start was a child of its own."""
+    """R14: A supervisor waits for its retry, and the failure in its start was that of a child of its own."""
     once = Limit(1, within=float("inf"))
     below = Supervisor(
         "x", [Child("a", work), Child("b", work)], decider=BELOW, strategy="one_for_all", limit=once
@@ -441,7 +441,7 @@ def test_a_limit_that_a_supervisor_passes_while_it_runs_is_charged_above_when_it
 
 
 def test_a_group_restart_that_fails_to_start_a_waiting_child_makes_two_retries_of_one():
-    """R13: as in OTP, the older one is tried in its place in the queue, before what came since, and charged."""
+    """R13: As in OTP, the older one is tried in its place in the queue, before later items, and charged."""
     spec = Supervisor("app", [leaf("a"), leaf("b")], strategy="rest_for_one", limit=Limit(9), decider=POLICY)
     world = World(spec).play(
         ("boot", "app", "up"),
@@ -483,7 +483,7 @@ def test_a_retry_that_still_waits_does_not_cut_a_later_backoff_short():
 
 
 def test_a_retry_that_takes_its_group_along_lets_ready_time_stand_still():
-    """R14: from the failure until all of the group are up again."""
+    """R14: The clock stands still from the failure until all of the group are up again."""
     limit = Limit(5, within=99, of_ready_time=True)
     tree = tree_of(leaf("a", backoff=WAIT), leaf("b"), strategy="rest_for_one", limit=limit)
     exits(tree, "a")
@@ -506,7 +506,7 @@ def test_the_siblings_that_are_stopped_before_a_backoff_get_the_reason():
 
 
 def test_only_a_restart_takes_a_step_of_the_backoff():
-    """R15: a Resume does not."""
+    """R15: A Resume does not."""
     growing = Backoff(initial=3, factor=2, maximum=99, jitter=0, reset_after=1000)
     tree = tree_of(leaf("a", backoff=growing, resource=resource))
     exits(tree, "a", "resume", resumable=True, progressed=True)
@@ -516,7 +516,7 @@ def test_only_a_restart_takes_a_step_of_the_backoff():
 
 
 def test_a_sibling_without_a_backoff_that_waits_along_makes_its_first_attempt():
-    """R13, R15: a group restart waits for the backoff of the one that it takes along."""
+    """R13, R15: A group restart waits for the backoff of the child that it takes along."""
     tree = tree_of(leaf("a"), leaf("b", backoff=WAIT), strategy="rest_for_one")
     exits(tree, "b")
     ends(tree, "b")

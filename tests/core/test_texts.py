@@ -51,8 +51,8 @@ def said(seen, kind):
     return [str(event.exc) for event in seen if isinstance(event, kind)]
 
 
-def test_a_first_start_that_failed_is_why_the_others_stop():
-    """R16, R36: it is named by its path."""
+def test_a_failed_first_start_is_the_reason_for_which_the_siblings_stop():
+    """R16, R36: The reason names it by its path."""
     tree, seen = opened(Supervisor("app", [leaf("a"), leaf("bad")]), Fails)
     assert reasons(seen) == [("app/a", "'app/bad' failed to start")]
     assert str(tree.failure) == "'app/bad' failed to start: Boom('start')"
@@ -139,7 +139,7 @@ def test_the_failure_of_a_permanent_child_that_returned_has_the_value():
 
 
 def test_an_auto_shutdown_names_the_child():
-    """R18, R36: and the mode, in words."""
+    """R18, R36: The reason has the mode too, in words."""
     for mode, words in (("any_significant", "any significant"), ("all_significant", "all significant")):
         spec = Supervisor(
             "app", [leaf("a"), leaf("b", restart="temporary", significant=True)], auto_shutdown=mode

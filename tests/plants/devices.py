@@ -389,13 +389,13 @@ DEVICES = (
             "                asked.process.orphaned()\n",
             "                pass\n",
             "standbys_die_with_their_server_and_are_replaced",
-            "contexts_die_with_their_server_and_one_after_the_next_has_another",
+            "contexts_die_with_their_server_and_a_later_one_has_a_new_server",
         ),
         (
             "a server that does not fork is not killed",
             '            self.kill(f"{self._name} did not fork within {_ANSWER:g} s")',
             "            pass",
-            "a_server_that_has_stopped_does_not_hold_up_a_restart",
+            "a_server_that_has_stopped_does_not_delay_a_restart",
         ),
         (
             "descriptors that were not asked for stay open",
@@ -440,7 +440,7 @@ DEVICES = (
             "threads are not looked for after a preload",
             "        threads.check()\n",
             "",
-            "a_thread_in_the_way_of_a_fork_is_named",
+            "a_thread_that_prevents_a_fork_is_named",
         ),
     ),
     *_plants(
@@ -630,7 +630,7 @@ DEVICES = (
             "a cancelled body does not close an async runner",
             "trio.move_on_after(self._close_timeout, shield=True)",
             "trio.move_on_after(self._close_timeout)",
-            "a_cancelled_body_has_an_async_runner_closed",
+            "a_cancelled_body_closes_an_async_runner",
         ),
     ),
     *_plants(

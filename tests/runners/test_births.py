@@ -378,7 +378,7 @@ async def test_processes_that_a_context_has_started_end_with_it(host, session, t
 
 @pytest.mark.trio
 async def test_a_parent_that_gives_up_its_own_mark_leaves_its_contexts_theirs(tmp_path, monkeypatch):
-    """D10: a parent that is itself below a context has a mark, which it may take away while its fork server runs."""
+    """D10: A parent that is itself below a context has a mark, which it may take away while its fork server runs."""
     monkeypatch.setenv(MARK, "1-0.1")
     async with opened(Starts(str(tmp_path), session=True)):
         pass
@@ -560,7 +560,7 @@ def test_a_keyboard_interrupt_in_a_task_of_the_hosts_leaves_the_program(place, m
 
 @pytest.mark.trio
 async def test_deaths_leave_neither_descriptors_nor_memory():
-    """R31: flat over any number of them; here 60, with the fork server and a standby."""
+    """R31: Both are flat over any number of deaths; here 60, with the fork server and a standby."""
     import gc
     import tracemalloc
 

@@ -136,7 +136,7 @@ def test_a_code_that_is_in_no_table_is_the_requests_own():
     ],
 )
 def test_a_type_decides_without_a_probe(found, expected, code):
-    """D4: type first."""
+    """D4: The type comes before code and text."""
     error = classify(found, not_asked)
     assert (type(error), error.code, error.__cause__) == (expected, code, found)
 
@@ -193,7 +193,7 @@ def test_the_worst_member_of_a_group_counts():
 
 
 def test_a_group_asks_its_device_once():
-    """D4: each question may take as long as a device that hangs lets it."""
+    """D4: Each question may take as long as a device that hangs lets it."""
     asked = []
 
     def probe():
@@ -380,7 +380,7 @@ class FakeCuda:
     ],
 )
 def test_a_device_answers_or_fails_again_or_hangs(monkeypatch, words, answer):
-    """D4: a synchronise that fails *again* convicts, and so does one that does not come back in time."""
+    """D4: A synchronise that fails *again* convicts, and so does one that does not come back in time."""
     cuda = FakeCuda(*words)
     monkeypatch.setitem(sys.modules, "torch", types.SimpleNamespace(cuda=cuda))
     assert DeviceProbe("cuda:3", timeout=0.1 if "hang" in words else 5.0)() is answer

@@ -43,7 +43,7 @@ async def ask(worker, batch, outcomes):
 
 @given(st.integers(0, 2**32), st.lists(st.none() | st.floats(0.05, 1.0), min_size=1, max_size=8))
 def test_each_request_ends_by_its_deadline_and_not_before(seed, deadlines):
-    """D8: at its end or at its deadline, whichever comes first; none disturbs another."""
+    """D8: Each ends at its end or at its deadline, whichever comes first, and none disturbs another."""
     runner = Remote(log=Log())
 
     async def main():
@@ -120,7 +120,7 @@ def test_a_deadline_holds_over_incarnations():
 
 @pytest.mark.trio
 async def test_a_deadline_reaches_a_process():
-    """D8, D10: with a real process; its place serves the next."""
+    """D8, D10: With a real process the place of the late stream serves the next."""
     outcomes = {}
     host = ProcessHost(load_timeout=20)
     spec = device_worker("llm", Scripted(10_000, delay=0.001, streams=1), host=host)

@@ -74,7 +74,7 @@ def ends(pid):
 
 @pytest.mark.trio
 async def test_contexts_are_forked_from_one_server_that_outlives_them():
-    """D10: parent, server, context: the second start needs no second server."""
+    """D10: The server is a child of the parent, and the context one of the server: the second start needs no second server."""
     async with opened(Scripted()) as one:
         server = parent(one.pid)
         assert servers() == {server}
@@ -106,7 +106,7 @@ def test_linux_forks_by_default():
 
 @pytest.mark.trio
 async def test_a_context_shares_no_descriptor():
-    """D10: its connection and where it writes, nothing of the server's or of another context."""
+    """D10: It has its connection and its output, and nothing of the server's or of another context."""
     async with opened(Scripted()), opened(Scripted()) as two, opened(Scripted()) as three:
         for session in (two, three):
             assert links(session.pid) == ["/dev/null", "pipe", "pipe", "socket"]
@@ -234,8 +234,8 @@ async def test_no_recovery_waits_for_a_preload(tmp_path, caplog):
 
 
 @pytest.mark.trio
-async def test_a_preload_that_hangs_does_not_hold_up_the_first_start_for_long(monkeypatch, caplog, tmp_path):
-    """D15: it goes cold after a while, and the log has the stack of what is in the way."""
+async def test_a_preload_that_hangs_does_not_delay_the_first_start_for_long(monkeypatch, caplog, tmp_path):
+    """D15: The start goes cold after a while, and the log has the stack of the preload."""
     monkeypatch.setattr(standby, "_FIRST", 0.7)
     caplog.set_level(logging.WARNING)
     host = ProcessHost(load_timeout=20, linger=0.3)
@@ -254,16 +254,16 @@ async def test_a_preload_that_hangs_does_not_hold_up_the_first_start_for_long(mo
     ],
 )
 @pytest.mark.trio
-async def test_a_thread_in_the_way_of_a_fork_is_named(preloading, names, tmp_path, caplog):
-    """D15: which one, and what was imported when it appeared."""
+async def test_a_thread_that_prevents_a_fork_is_named(preloading, names, tmp_path, caplog):
+    """D15: The report names the thread, and the module that was imported when it appeared."""
     async with opened(Preloads(str(tmp_path), preloading)):
         pass
     assert names in caplog.text
 
 
 @pytest.mark.trio
-async def test_contexts_die_with_their_server_and_one_after_the_next_has_another():
-    """D10: a server that is killed takes its contexts along: that is a death like any other."""
+async def test_contexts_die_with_their_server_and_a_later_one_has_a_new_server():
+    """D10: A server that is killed takes its contexts along: that is a death like any other."""
     async with opened(Scripted(FOREVER, delay=0.001)) as session:
         session.begin(BATCH)
         await session.receive()
@@ -279,8 +279,8 @@ async def test_contexts_die_with_their_server_and_one_after_the_next_has_another
 
 
 @pytest.mark.trio
-async def test_a_server_that_has_stopped_does_not_hold_up_a_restart(monkeypatch, caplog):
-    """D9: neither the end of its context nor the start of the next waits for it for long."""
+async def test_a_server_that_has_stopped_does_not_delay_a_restart(monkeypatch, caplog):
+    """D9: Neither the end of its context nor the start of the next waits for it for long."""
     monkeypatch.setattr(forkserver, "_ANSWER", 0.3)
     monkeypatch.setattr(forkserver, "_NEWS", 0.3)
     async with opened(Scripted(4)) as session:
@@ -478,7 +478,7 @@ AT_WORK = {"forkserver": {"preload", "build", "prepare"}, "spawn": {"build", "pr
 @pytest.mark.parametrize("start", AT_WORK)
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGABRT])
 def test_server_context_and_standby_die_with_the_parent(number, start, stopped, tmp_path):
-    """D10: whatever kills the parent, and even if all of them are stopped, the server first; the cleaner goes last."""
+    """D10: This holds whatever kills the parent, and even if all of them are stopped, the server first; the cleaner goes last."""
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     command = [sys.executable, "-c", PARENT, start, str(tmp_path)]
     with killed(subprocess.Popen(command, env=env)) as main:

@@ -45,8 +45,8 @@ def in_virtual_time(runner, body, seed=0, host=INLINE):
     return run_virtual(main, seed=seed)
 
 
-def test_a_runner_need_not_be_importable_where_it_does_not_travel():
-    """D10: for a test's own runner; what is no runner is refused all the same."""
+def test_a_runner_that_stays_in_this_process_need_not_be_importable():
+    """D10: A test may define its own runner; an object that is no runner is refused all the same."""
     with pytest.raises(ValueError, match="importable by name"):
         THREAD.open(factory())
     INLINE.open(factory())
@@ -109,7 +109,7 @@ def test_a_fast_stream_waits_for_its_reader(seed):
 
 @given(st.integers(0, 2**32))
 def test_a_dropped_async_stream_is_cancelled_and_cleans_up(seed):
-    """R30: in the middle of a wait for its server, or held up by its reader."""
+    """R30: It may be waiting for its server, or for room at its reader."""
     runner = remote(500, delays={"waits": 1000.0, "held up": 0.001})
 
     async def body(session):
@@ -352,8 +352,8 @@ def test_an_async_rebuild_and_close_are_awaited(seed):
     run_virtual(main, seed=seed)
 
 
-def test_a_cancelled_body_has_an_async_runner_closed():
-    """R13, D10: as long as that may take."""
+def test_a_cancelled_body_closes_an_async_runner():
+    """R13, D10: Closing has all of its time."""
     runner = remote(close_delay=2)
 
     async def body(_):
@@ -458,7 +458,7 @@ def test_faults_strike_in_an_async_runner_too():
 
 
 def test_a_workers_restart_takes_no_time_in_virtual_time():
-    """D1, R15: a worker over an InlineHost is tested by the hour: three poisons, backoffs and all."""
+    """D1, R15: A worker over an InlineHost is tested for hours: three poisons, with their backoffs."""
     faults = tuple(Fault("poison", "r", n, n) for n in (1, 2, 3))
 
     async def main():
@@ -515,7 +515,7 @@ def test_a_scripted_hang_can_be_left():
 
 
 def test_a_rebuild_of_a_scripted_runner_waits_on_trios_clock():
-    """D7, D10: as its streams do."""
+    """D7, D10: It waits as its streams do."""
 
     async def body(session):
         before = trio.current_time()

@@ -114,8 +114,8 @@ async def all_answers(worker, names):
     ],
     ids=["at the start", "in mid-stream", "in a rebuild"],
 )
-def test_a_poison_reaches_the_supervisor_wherever_it_shows(fault):
-    """D3: not only where a request begins; the supervisor decides, and the next incarnation answers the same request."""
+def test_a_poison_reaches_the_supervisor_wherever_it_is_raised(fault):
+    """D3: It may be raised anywhere in a stream; the supervisor decides, and the next incarnation answers the same request."""
 
     async def scene():
         async with serving(Scripted(8, faults=(fault,))) as scene:
@@ -190,7 +190,7 @@ def test_restarts_back_off_are_counted_and_are_reported():
 
 
 def test_a_thousand_restarts_leave_one_child_under_one_name():
-    """R31: incarnations are counted, not collected: neither children, nor addresses, nor names grow."""
+    """R31: Incarnations are counted, not collected: neither children, nor addresses, nor names grow."""
 
     async def scene():
         async with serving(Scripted(), limit=None, backoff=None) as scene:
@@ -285,8 +285,8 @@ def test_no_text_decides(error, directive):
     assert judge(DEVICE, error("")).directive is directive
 
 
-def test_a_prompt_that_speaks_of_errors_is_a_prompt():
-    """D5: a request is quoted in its own error, and nothing is decided."""
+def test_a_prompt_that_quotes_errors_decides_nothing():
+    """D5: The error of a request quotes the request, and no verdict follows from that text."""
 
     async def scene():
         async with serving(Scripted()) as scene:
@@ -329,8 +329,8 @@ def test_there_is_one_table():
 
 @pytest.mark.parametrize("one", DEVICE_ERRORS)
 @pytest.mark.parametrize("other", DEVICE_ERRORS)
-def test_the_worst_of_several_errors_is_what_the_table_decides_most_severely(one, other):
-    """D3, R3: the order in which a host ranks errors of one step is the table's own."""
+def test_the_worst_of_several_errors_is_the_one_with_the_most_severe_directive(one, other):
+    """D3, R3: A host ranks the errors of one step in the order of the table."""
     group = ExceptionGroup("of one step", [one("x"), other("y")])
     assert judge(DEVICE, worst(group, lambda error: error)).directive == max(
         judge(DEVICE, member).directive for member in group.exceptions

@@ -75,7 +75,7 @@ async def judged(fake, error=None, device="cuda:0"):
 @pytest.mark.parametrize("action", [0, 3])
 @pytest.mark.trio
 async def test_a_device_that_needs_nothing_is_restarted(action):
-    """D4: the poison stays one; NVML is left as it was found."""
+    """D4: The poison stays one; NVML is left as it was found."""
     fake, error = Fake(action), poison()
     assert await judged(fake, error) is error
     assert [name for name, *_ in fake.calls] == [
@@ -147,7 +147,7 @@ async def test_nvml_is_asked_only_about_a_poison(error):
 @pytest.mark.parametrize("kind", [ContextDied, ContextHung])
 @pytest.mark.trio
 async def test_deaths_and_hangs_are_poisons(kind):
-    """D3, D4: a device that hung or killed its process may be broken."""
+    """D3, D4: A device that hung or killed its process may be broken."""
     assert type(await judged(Fake(1), kind("x"))) is Unrecoverable
 
 
@@ -176,8 +176,8 @@ async def test_a_stuck_driver_makes_its_device_unrecoverable():
     ],
 )
 @pytest.mark.trio
-async def test_the_device_asked_about_is_the_one_that_torch_means(monkeypatch, visible, device, call):
-    """D4: torch counts only what is visible."""
+async def test_nvml_is_asked_about_the_device_that_torch_means(monkeypatch, visible, device, call):
+    """D4: Torch numbers only the devices that are visible."""
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     if visible is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
@@ -189,7 +189,7 @@ async def test_the_device_asked_about_is_the_one_that_torch_means(monkeypatch, v
 @pytest.mark.parametrize("device", ["cuda:0,2", "cuda:0,cuda:2"])
 @pytest.mark.trio
 async def test_nvml_is_asked_about_each_of_several_devices(device, monkeypatch):
-    """D4: a tensor-parallel runner holds them all, and one that needs a reset is one too many."""
+    """D4: A tensor-parallel runner holds them all, and one that needs a reset is one too many."""
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     fake, error = Fake(), poison()
     assert await judged(fake, error, device) is error

@@ -58,7 +58,7 @@ pytestmark = pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV, signal.SIGABRT])
 @pytest.mark.trio
 async def test_death_by_a_signal_is_named(number):
-    """D9: a process that a signal killed is seen at once and named."""
+    """D9: The death of a process that a signal killed is reported at once, with the signal."""
     async with opened(Scripted(FOREVER, delay=0.001)) as session:
         session.begin(BATCH)
         await session.receive()
@@ -72,8 +72,8 @@ async def test_death_by_a_signal_is_named(number):
 
 
 @pytest.mark.trio
-async def test_death_while_idle_is_seen():
-    """D10: the pidfd is watched while no stream is open."""
+async def test_a_death_while_idle_is_reported():
+    """D10: The pidfd is watched while no stream is open."""
     async with opened(Scripted()) as session, trio.open_nursery() as nursery:
         nursery.start_soon(until_failure, session, ContextDied)
         await trio.testing.wait_all_tasks_blocked()
@@ -115,7 +115,7 @@ async def test_signals_from_the_terminal_do_not_end_a_context():
 
 @pytest.mark.trio
 async def test_a_reported_poison_ends_the_context_with_its_own_error():
-    """D6: the first error wins: the poison, not the death that follows; chunks before it arrive, none after."""
+    """D6: The first error wins: the poison, not the death that follows. Chunks before it arrive, and none after."""
     runner = Faulty(Scripted(), (Fault("poison", "r", 3),))
     async with opened(runner) as session:
         session.begin(BATCH)
@@ -200,7 +200,7 @@ async def test_a_context_that_answers_a_later_stream_has_dropped_the_one_before(
 
 @pytest.mark.trio
 async def test_an_end_in_mid_frame_is_a_death():
-    """D10: half a frame and an exit is a death with its status."""
+    """D10: Half a frame and an exit is a death with its status."""
     async with opened(Says("\x00\x00\x01\x00half", "exit")) as session:
         session.begin(BATCH)
         _, error = await until_failure(session, ContextDied)
@@ -209,7 +209,7 @@ async def test_an_end_in_mid_frame_is_a_death():
 
 @pytest.mark.trio
 async def test_a_closed_connection_is_a_death_though_the_process_lives():
-    """D10: pidfd or end-of-file, whichever comes first."""
+    """D10: A death is the pidfd or the end of file, whichever comes first."""
     async with opened(ClosesAndLives()) as session:
         session.begin(BATCH)
         _, error = await until_failure(session, ContextDied)
@@ -301,7 +301,7 @@ async def test_a_load_that_fails_is_told_typed(kind, error):
 
 @pytest.mark.trio
 async def test_a_load_that_hangs_is_killed():
-    """D9: past the load deadline: SIGKILL, ContextHung."""
+    """D9: Past the load deadline the process gets SIGKILL, and the error is ContextHung."""
     with pytest.raises(ContextHung, match=r"loaded no runner within 0.4 s"):
         async with ProcessHost(load_timeout=0.4).open(Scripted(faults=(Fault("hang", at="load"),))):
             raise AssertionError
@@ -309,7 +309,7 @@ async def test_a_load_that_hangs_is_killed():
 
 @pytest.mark.trio
 async def test_a_load_that_is_cancelled_leaves_nothing_and_does_not_wait():
-    """R13, D10: cancelling a load kills it at once."""
+    """R13, D10: Cancelling a load kills it at once."""
     started = time.monotonic()
     with trio.move_on_after(0.3) as scope:
         async with HOST.open(Scripted(load_delay=60)):
@@ -320,7 +320,7 @@ async def test_a_load_that_is_cancelled_leaves_nothing_and_does_not_wait():
 
 @pytest.mark.trio
 async def test_a_process_that_cannot_be_started_is_a_failed_load(monkeypatch):
-    """D2: no process, no descriptor: LoadFailed, chained."""
+    """D2: Without a process or a descriptor the error is LoadFailed, with its cause."""
 
     def none_left(*args, **kwargs):
         raise BlockingIOError("no more processes")
@@ -333,7 +333,7 @@ async def test_a_process_that_cannot_be_started_is_a_failed_load(monkeypatch):
 
 @pytest.mark.trio
 async def test_a_process_that_cannot_be_watched_is_not_left(monkeypatch):
-    """D10: a pidfd that cannot be had leaves no process behind."""
+    """D10: A pidfd that cannot be had leaves no process behind."""
 
     def none_left(pid):
         raise OSError("no more descriptors")

@@ -242,7 +242,7 @@ def test_a_deadline_is_positive(name):
 
 @pytest.mark.trio
 async def test_nested_values_and_the_start_reach_the_runner(tmp_path):
-    """D2: the spec is built anew in the process, with device, incarnation and cause of this start."""
+    """D2: The spec is built anew in the process, with device, incarnation and cause of this start."""
     nested = Nested((1, (2.5, None)), {"a": [True]})
     async with opened(
         Remembers(str(tmp_path), nested),

@@ -64,7 +64,7 @@ pytestmark = pytest.mark.filterwarnings("error")
 )
 @pytest.mark.trio
 async def test_a_step_that_hangs_is_killed(fault, limits, message):
-    """D9: past the deadline for the first or the next chunk: SIGKILL, ContextHung."""
+    """D9: Past the deadline for the first or the next chunk the process gets SIGKILL, and the error is ContextHung."""
     async with opened(Scripted(faults=(fault,)), ProcessHost(**limits)) as session:
         session.begin(BATCH)
         items, error = await until_failure(session, ContextHung)
@@ -120,7 +120,7 @@ async def test_a_busy_parent_is_no_hang():
 
 @pytest.mark.trio
 async def test_an_idle_context_has_no_deadline():
-    """D9: without open streams nothing is expected."""
+    """D9: Without open streams nothing is expected."""
     host = ProcessHost(first_chunk_timeout=0.1, next_chunk_timeout=0.1)
     async with opened(Scripted(2), host) as session:
         await whole(session)
@@ -132,7 +132,7 @@ async def test_an_idle_context_has_no_deadline():
 
 @pytest.mark.trio
 async def test_a_step_that_begins_one_stream_has_the_time_of_those_that_go_on():
-    """D9: one step serves both, so the longer of the two deadlines holds."""
+    """D9: One step serves both, so the longer of the two deadlines holds."""
     host = ProcessHost(first_chunk_timeout=1.0, next_chunk_timeout=60.0)
     async with opened(Scripted(FOREVER, delay=0.001), host) as session:
         session.begin(BATCH)
@@ -251,7 +251,7 @@ async def test_a_step_too_long_for_a_frame_travels_in_several():
 
 @pytest.mark.trio
 async def test_a_begin_does_not_put_off_a_hang():
-    """D9: the deadline counts from the last progress, not from the last request."""
+    """D9: The deadline counts from the last progress, not from the last request."""
     host = ProcessHost(first_chunk_timeout=0.4, next_chunk_timeout=0.4)
     async with (
         opened(Scripted(faults=(Fault("hang", "r", 2),)), host) as session,
@@ -273,7 +273,7 @@ async def test_a_begin_does_not_put_off_a_hang():
 
 @pytest.mark.trio
 async def test_the_next_deadline_follows_the_median_step():
-    """D9: by default 20 times the median step, at least 10 s."""
+    """D9: The default is 20 times the median step, and at least 10 s."""
     async with opened(Scripted(3), ProcessHost()) as session:
         assert session._next_timeout() == 10
         session._steps.extend([0.1, 2.0, 3.0])
@@ -294,7 +294,7 @@ async def test_cancelling_receive_loses_nothing():
 
 @pytest.mark.trio
 async def test_a_rebuild_is_answered(tmp_path):
-    """D7: a rebuild is done in the same incarnation, while receive goes on."""
+    """D7: A rebuild is done in the same incarnation, while receive goes on."""
     async with opened(Remembers(str(tmp_path), Nested((), {}))) as session, trio.open_nursery() as nursery:
         nursery.start_soon(session.receive)
         await session.rebuild(SessionRebuildCause.MANUAL)
@@ -321,7 +321,7 @@ async def test_a_rebuild_that_fails_is_told_to_both(kind, error):
 
 @pytest.mark.trio
 async def test_a_rebuild_is_refused_where_it_makes_no_sense():
-    """D7: never for a poison, never under open streams, one at a time."""
+    """D7: It is refused for a poison and under open streams, and there is only one at a time."""
     async with opened(Scripted(FOREVER)) as session:
         with pytest.raises(ValueError, match="open a new incarnation"):
             await session.rebuild(SessionRebuildCause.CONTEXT_POISONED)
@@ -355,7 +355,7 @@ async def test_leaving_answers_a_rebuild():
 
 @pytest.mark.trio
 async def test_a_process_that_does_not_die_makes_its_device_unrecoverable(monkeypatch):
-    """D9: past `kill_timeout`: Unrecoverable, never two processes on one device."""
+    """D9: Past `kill_timeout` the error is Unrecoverable: there are never two processes on one device."""
     peers = []
     monkeypatch.setattr(Peer, "kill", lambda peer: peers.append(peer))  # noqa: PLW0108 - a method must be a function
     host = ProcessHost("cuda:1", kill_timeout=0.2, next_chunk_timeout=0.1)
@@ -372,7 +372,7 @@ async def test_a_process_that_does_not_die_makes_its_device_unrecoverable(monkey
 
 @pytest.mark.trio
 async def test_many_contexts_leave_nothing():
-    """D10: neither descriptors nor processes nor zombies, however they end; the fixture counts."""
+    """D10: They leave neither descriptors nor processes nor zombies, however they end; the fixture counts."""
     kinds = [(), (Fault("poison"),), (Fault("kill"),), (Fault("exit"),)]
     for faults in kinds * 3:
         async with opened(Scripted(2, faults=faults)) as session:
@@ -435,7 +435,7 @@ trio.run(main)
 @pytest.mark.parametrize("stopped", [False, True])
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_a_context_dies_with_its_parent(number, stopped):
-    """D10: whatever kills the parent, and even while the child is stopped."""
+    """D10: This holds whatever kills the parent, and even while the child is stopped."""
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     parent = subprocess.Popen([sys.executable, "-c", PARENT], stdout=subprocess.PIPE, env=env, text=True)
     with parent:

@@ -74,7 +74,7 @@ POISONED = SessionRebuildCause.CONTEXT_POISONED
 @pytest.mark.parametrize("cause", list(SessionRebuildCause))
 @pytest.mark.trio
 async def test_a_rebuild_is_done_and_no_stream_notices(cause, tmp_path):
-    """D7: in the same incarnation, a poisoned context in a new one; every stream goes on, token for token, and once."""
+    """D7: It is done in the same incarnation, for a poisoned context in a new one; every stream goes on, token for token."""
     async with serving(Scripted(300, delay=0.001)) as scene:
         them = callers("abcdef")
         async with trio.open_nursery() as nursery:
@@ -181,7 +181,7 @@ async def test_a_rebuild_is_charged_to_the_limit(cause):
 
 @pytest.mark.trio
 async def test_a_rebuild_that_fails_is_answered_and_the_context_fails_with_it():
-    """D7, D2: the operator gets the error, the streams a new context."""
+    """D7, D2: The operator gets the error, and the streams go on in a new context."""
     async with serving(Scripted(300, delay=0.001, faults=(Fault("poison", at="rebuild"),))) as scene:
         (caller,) = callers("a")
         async with trio.open_nursery() as nursery:
@@ -245,8 +245,8 @@ async def test_a_rebuild_is_superseded_by_a_later_one():
 
 @pytest.mark.parametrize("_", range(8))
 @pytest.mark.trio
-async def test_a_rebuild_and_a_lack_of_memory_do_not_meet(_):
-    """D7, D5: whichever comes first, in Trio's random order, the session is rebuilt with no stream in it."""
+async def test_a_rebuild_and_a_lack_of_memory_do_not_overlap(_):
+    """D7, D5: Whichever comes first, in Trio's random order, the session is rebuilt with no stream in it."""
     stage = Stage()
     async with serving(PUPPET, host=stage) as scene, trio.open_nursery() as nursery:
         act = await stage.act(1)

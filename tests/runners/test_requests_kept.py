@@ -94,7 +94,7 @@ async def test_a_full_queue_waits_or_is_backpressure():
 @pytest.mark.parametrize("cut", range(9))
 @pytest.mark.trio
 async def test_streams_equal_their_uncut_text_wherever_they_are_cut(cut, count):
-    """D6: the context dies instead of the chunk with token `cut` of one stream; nothing is lost, nothing twice."""
+    """D6: The context dies instead of the chunk with token `cut` of one stream; nothing is lost, nothing twice."""
     async with serving(Scripted(8, faults=(Fault("kill", "0", cut, incarnation=1),))) as scene:
         them = callers(map(str, range(count)))
         await all_of(scene.worker, them)
@@ -357,8 +357,8 @@ async def test_usage_counts_replayed_tokens_apart():
 @pytest.mark.parametrize("kind", ["kill", "poison"])
 @pytest.mark.parametrize("position", range(4))
 @pytest.mark.trio
-async def test_a_request_that_kills_contexts_is_found_out(position, kind):
-    """D6: it fails with PoisonRequest after the second death, and all others complete."""
+async def test_a_request_that_kills_contexts_fails_alone(position, kind):
+    """D6: It fails with PoisonRequest after the second death, and all others complete."""
     names = ["a", "b", "c"]
     names.insert(position, "bad")
     async with serving(Scripted(faults=(Fault(kind, "bad", 3),))) as scene:
@@ -412,7 +412,7 @@ async def test_a_request_that_comes_as_a_context_fails_begins_in_the_next(_):
 
 @pytest.mark.trio
 async def test_suspects_come_back_one_at_a_time():
-    """D6: the next one, or a newcomer, begins when the one on trial has survived a step, has ended or has left."""
+    """D6: The next one, or a newcomer, begins when the one on trial has survived a step, has ended or has left."""
     stage = Stage()
     async with serving(PUPPET, host=stage) as scene, trio.open_nursery() as nursery:
         first = await stage.act(1)

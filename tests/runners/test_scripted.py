@@ -36,7 +36,7 @@ def ids(chunks):
 
 @given(st.text(), st.integers(0, 2**70), st.integers(0, 10), st.integers(1, 10), st.data())
 def test_a_moved_stream_equals_its_uncut_one(prompt, seed, tokens, most, data):
-    """D6: what continues behind any number of accepted tokens is the rest of the fault-free stream."""
+    """D6: After any number of accepted tokens the rest is that of the fault-free stream."""
     batch = ExecuteBatch("r", prompt, sampling=Sampling(max_tokens=most, seed=seed))
     runner = Scripted(tokens).build(START)
     whole = list(runner.execute(batch))
@@ -285,13 +285,13 @@ plain = st.recursive(
 
 @given(plain)
 def test_a_spec_arrives_as_it_was(value):
-    """D2: fields of plain data and nested specs travel unchanged."""
+    """D2: Fields of plain data and nested specs travel unchanged."""
     spec = Remembers("folder", Nested((value,), {"k": value}))
     assert unpack(pack(spec)) == spec
 
 
 def test_nested_faults_travel():
-    """D2: a runner around a runner with faults is one value."""
+    """D2: A runner around a runner with faults is one value."""
     spec = Faulty(Scripted(3, faults=(Fault("kill", "r", 1),)), (Fault("oom", at="load"),))
     check_runner(spec)
     assert unpack(pack(spec)) == spec

@@ -61,7 +61,7 @@ class Operator:
 
 @pytest.mark.trio
 async def test_a_rebuild_that_is_ordered_during_another_waits_for_it():
-    """D7: both are answered, each by a rebuild of its own, and the context lives."""
+    """D7: Both are answered, each by a rebuild of its own, and the context lives."""
     stage = Stage()
     async with serving(PUPPET, host=stage) as scene, trio.open_nursery() as nursery:
         act = await stage.act(1)
@@ -121,7 +121,7 @@ async def test_a_restart_that_is_ordered_during_a_rebuild_overtakes_it():
 @pytest.mark.parametrize("_", range(8))
 @pytest.mark.trio
 async def test_a_rebuild_that_is_done_as_a_restart_is_ordered_leaves_neither_waiting(_):
-    """D7: in the same turn, in Trio's random order, both are answered, and the restart is made."""
+    """D7: If both come in the same turn, in Trio's random order, both are answered, and the restart is made."""
     stage = Stage()
     async with serving(PUPPET, host=stage) as scene, trio.open_nursery() as nursery:
         act = await stage.act(1)

@@ -99,7 +99,7 @@ async def test_a_standby_prepares_ahead_and_builds_when_the_other_is_dead(tmp_pa
 @STARTS
 @pytest.mark.trio
 async def test_no_two_contexts_are_loaded_at_once(host, tmp_path):
-    """D2: with a standby too, the one before is reaped before the next one loads."""
+    """D2: With a standby too, the context before is reaped before the next one loads."""
     for incarnation in range(1, 4):
         async with opened(Witness(str(tmp_path)), host, incarnation=incarnation) as session:
             await standby(session)
@@ -203,7 +203,7 @@ async def test_a_fault_of_the_load_strikes_at_the_start_and_not_before():
 
 @pytest.mark.trio
 async def test_a_torch_standby_is_built_and_goes_on_with_a_stream():
-    """D6: on the CPU all of the load is done ahead; the text is the one that an uncut stream has."""
+    """D6: On the CPU all of the load is done ahead; the text is that of an uncut stream."""
     async with opened(TorchLM(), HOST) as one:
         text = await whole(one)
         ready = await standby(one)

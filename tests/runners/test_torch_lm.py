@@ -62,7 +62,7 @@ def unreplayed(chunks):
 
 
 def test_the_spec_imports_no_torch():
-    """D2: a parent that names a runner does not pay for it."""
+    """D2: A parent that names a runner does not pay for it."""
     code = "import sys, runners.models.torch_lm; runners.models.torch_lm.TorchLM(); sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
 
@@ -98,7 +98,7 @@ def test_building_draws_nothing_from_torchs_generator():
 @few
 @given(random=st.randoms(use_true_random=True), count=st.integers(1, 20))
 def test_logits_are_bitwise_the_same_whatever_the_batch_the_slot_and_the_replay(random, count):
-    """D6: a token's logits depend on the tokens before it and on nothing else, to the last bit."""
+    """D6: A token's logits depend on the tokens before it and on nothing else, to the last bit."""
     from runners.models.torch_lm.checkpoint import load
     from runners.models.torch_lm.kernel import Kernel, Row
 
@@ -158,7 +158,7 @@ def test_a_stream_goes_on_from_any_cut_as_if_there_had_been_none(runner, tempera
 
 
 def test_text_held_back_for_a_stop_string_survives_every_cut(runner):
-    """D6: stop strings count from position 0, across cuts; text that was released is not repeated."""
+    """D6: Stop strings count from position 0, across cuts; text that was released is not repeated."""
     whole = text_of(alone(request(max_tokens=60)))
     stops = (whole[10:14] + "\x00", whole[11:13] + "\x00", whole[30:38], whole[32:40])
     batch = request(max_tokens=60, stop=stops)
@@ -227,7 +227,7 @@ def test_closing_a_stream_frees_its_place_at_once():
 
 
 def test_a_step_that_fails_fails_for_one_stream_and_can_be_taken_again(monkeypatch):
-    """D5: the error passes as it is, and the other begun streams go on as if nothing had happened."""
+    """D5: The error passes as it is, and the other begun streams go on as if nothing had happened."""
 
     def out_of_memory(_):
         raise torch.OutOfMemoryError("no room")
@@ -245,7 +245,7 @@ def test_a_step_that_fails_fails_for_one_stream_and_can_be_taken_again(monkeypat
 
 
 def test_at_temperature_0_the_best_token_comes_and_the_first_of_equals(monkeypatch):
-    """D6: nothing is drawn, so no seed makes a difference."""
+    """D6: Nothing is drawn, so no seed makes a difference."""
     runner = TorchLM().build(START_ONE)
     logits = torch.zeros(1, len(runner.vocabulary))
     logits[0, [5, 9]] = 2.0
@@ -278,7 +278,7 @@ def test_a_stream_of_a_closed_runner_raises():
 
 
 def test_a_full_context_ends_with_length(runner):
-    """D6: the longest prompt leaves room for one token; the context, not `max_tokens`, is the limit."""
+    """D6: The longest prompt leaves room for one token; the context, not `max_tokens`, is the limit."""
     (only,) = runner.execute(request(prompt="x" * 254, max_tokens=500))
     assert only.finish_reason is FinishReason.LENGTH
     chunks = list(runner.execute(request(prompt="x" * 240, max_tokens=500)))
@@ -288,7 +288,7 @@ def test_a_full_context_ends_with_length(runner):
 
 
 def test_a_prompt_that_does_not_fit_concerns_its_own_stream(runner):
-    """D5: the first `next` raises, and no place is taken."""
+    """D5: The first `next` raises, and no place is taken."""
     stream = runner.execute(request(prompt="x" * 255))
     with pytest.raises(ContextLengthExceeded, match=r"^a prompt may have 254 characters, got 255$"):
         next(stream)
@@ -307,7 +307,7 @@ def test_a_prompt_that_does_not_fit_concerns_its_own_stream(runner):
     ],
 )
 def test_a_request_that_makes_no_sense_is_refused(runner, batch, accepted, message):
-    """D5: before anything reaches the device."""
+    """D5: It is refused before anything reaches the device."""
     with pytest.raises(BadRequest, match=message):
         next(runner.continue_from(batch, accepted))
     assert not runner._streams
@@ -366,7 +366,7 @@ def test_a_vocabulary_begins_with_unknown_and_start():
 
 
 def test_the_number_of_a_seed_and_a_position_never_changes():
-    """D6: a stream that moves to another version of this library must find the same numbers."""
+    """D6: A stream that moves to another version of this library must find the same numbers."""
     assert [uniform(0, 0), uniform(7, 3), uniform(2**80, 10**6)] == [
         0.8336885269740499,
         0.6666092004987639,
@@ -380,7 +380,7 @@ def test_the_number_of_a_seed_and_a_position_never_changes():
     logits=st.lists(st.floats(-50, 50), min_size=1),
 )
 def test_sampling_is_a_function_of_logits_seed_and_position(seed, position, logits):
-    """D6: no generator state: what was drawn before makes no difference."""
+    """D6: There is no generator state: earlier draws make no difference."""
     token = draw(logits, 0.7, seed=seed, position=position)
     uniform(seed + 1, position)
     assert 0 <= uniform(seed, position) < 1
@@ -539,8 +539,8 @@ def test_a_prepared_runner_is_built_and_free(copied):
     assert [next(stream).index for stream in streams] == [0] * spec.streams
 
 
-def test_for_another_device_a_preparation_holds_nothing(copied):
-    """D2: what is built on the CPU is let go; the start builds on its device."""
+def test_a_preparation_for_another_device_is_dropped(copied):
+    """D2: A runner that was built on the CPU is dropped, and the start builds on its device."""
     spec, _ = copied
     assert spec.prepare("cuda:0") is spec
     assert spec not in _preloaded

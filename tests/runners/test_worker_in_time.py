@@ -160,8 +160,8 @@ async def test_a_queued_request_whose_consumer_does_not_read_ends_at_its_deadlin
 
 
 @pytest.mark.trio
-async def test_a_stream_that_ends_in_time_is_read_at_leisure(autojump_clock):
-    """D8: a deadline is for the answer, not for its reader."""
+async def test_a_stream_that_ends_in_time_may_be_read_later(autojump_clock):
+    """D8: A deadline is for the answer, not for its reader."""
     stage = Stage()
     async with serving(PUPPET, host=stage) as scene:
         act = await stage.act(1)
@@ -190,8 +190,8 @@ async def test_a_slow_consumer_delays_no_other_stream():
 
 @pytest.mark.parametrize("kind", ["hang", "stop"])
 @pytest.mark.trio
-async def test_a_request_that_hangs_contexts_is_found_out(kind):
-    """D9, D6: the context is killed at its deadline, twice; all others complete."""
+async def test_a_request_that_hangs_contexts_fails_alone(kind):
+    """D9, D6: The context is killed at its deadline, twice; all other requests complete."""
     host = attrs.evolve(HOST, first_chunk_timeout=0.8, next_chunk_timeout=0.8)
     async with serving(Scripted(faults=(Fault(kind, "bad", 3),)), host=host) as scene:
         them = callers(["a", "bad", "b"])
@@ -256,7 +256,7 @@ async def test_a_canary_gives_way_to_requests_and_does_not_run_beside_them(autoj
 
 @pytest.mark.trio
 async def test_a_canary_without_memory_is_no_second_lack_of_the_step_before(autojump_clock):
-    """D5, D9: it has begun since memory ran out, like any request; each time a Resume is enough."""
+    """D5, D9: The canary has begun since memory ran out, like any request, and each time a Resume is enough."""
     stage = Stage(streams=1)
     async with serving(PUPPET, host=stage, canary=0.5) as scene, trio.open_nursery() as nursery:
         act = await stage.act(1)

@@ -164,7 +164,7 @@ def test_a_lease_holds_one_incarnation():
 
 
 def test_a_lease_outlives_a_resume():
-    """R28: a Resume ends no incarnation, so it ends no lease."""
+    """R28: A Resume ends no incarnation, so it ends no lease."""
     a = Puppet("a", resource=Kit())
 
     async def scene(tree, seen):
@@ -309,7 +309,7 @@ def test_the_root_ends_with_the_failure_that_failed_the_tree():
 
 
 def test_a_supervisor_answers_at_its_front():
-    """R34: its own Ref, calls and streams are that child's, through any number of fronts."""
+    """R34: Its own Ref, calls and streams are that child's, through any number of fronts."""
     echo = Echo()
     worker = Supervisor("worker", [Puppet("other").spec, echo.spec], front=echo.spec)
     outer = Supervisor("outer", [worker], front="worker")
@@ -332,7 +332,7 @@ def test_a_supervisor_answers_at_its_front():
 
 
 def test_a_front_is_the_same_address_over_restarts_of_the_worker():
-    """R34: a call that waits while the worker restarts is answered by the new one."""
+    """R34: A call that waits while the worker restarts is answered by the new one."""
     echo = Echo(limit=Limit(0))
     worker = Supervisor("worker", [echo.spec], front="echo", decider=Decider({"limit": Escalate}))
 

@@ -156,7 +156,7 @@ def test_a_queued_retry_refuses_a_manual_restart():
     [("one_for_one", "-b +b"), ("rest_for_one", "-c -b +b +c"), ("one_for_all", "-c -b -a +a +b +c")],
 )
 def test_restart_stops_a_running_child_and_its_group_in_order_and_starts_them_again(strategy, order):
-    """R25: one act, in the reverse order and in the order of start; nothing is charged."""
+    """R25: It is one act: the group stops in reverse, and starts in order; nothing is charged."""
     children = puppets("abc")
 
     async def scene(tree, seen):
@@ -333,7 +333,7 @@ def test_a_child_that_asks_its_own_supervisor_before_it_is_ready_gets_an_error(r
 
 
 def test_a_child_may_change_its_siblings():
-    """R25: once it is ready, a child may add, stop and restart siblings, and those of other branches before."""
+    """R25: Once it is ready, a child may add, stop and restart siblings; children of other branches it may change before."""
     a = Puppet("a")
 
     async def body(task_status):

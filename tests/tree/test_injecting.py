@@ -28,7 +28,7 @@ def not_there():
 
 @pytest.mark.parametrize("kit", [None, Kit])
 def test_an_injected_failure_counts_as_the_bodys_own(kit):
-    """R27: the body is cancelled, and whatever it ends with, the failure is the one injected, with its tag."""
+    """R27: The body is cancelled, and whatever it ends with, the failure is the one injected, with its tag."""
     resource = kit and kit()
 
     class Tagged(Boom):

@@ -29,7 +29,7 @@ from .scene import Boom, Echo, Kit, Other, Puppet, app, grow, quiet
 
 
 def test_a_mailbox_is_fifo():
-    """R29: messages are served in the order they came."""
+    """R29: Messages are served in the order they came."""
     echo = Echo()
 
     async def scene(tree, seen):
@@ -316,7 +316,7 @@ def test_sending_to_a_child_without_a_mailbox_is_an_error():
 
 
 def test_call_returns_the_reply_or_raises_what_the_body_failed_it_with():
-    """R30: a message is replied, failed or requeued by the body that took it."""
+    """R30: A message is replied, failed or requeued by the body that took it."""
     echo = Echo()
 
     async def scene(tree, seen):

@@ -242,7 +242,7 @@ SIBLINGS = ("a", "b", "c")
 
 @given(st.data())
 def test_how_long_one_child_takes_to_leave_changes_nothing_for_the_others(data):
-    """R9, R19: under one_for_one each child's events come at the same times, however slow another's release is."""
+    """R9, R19: Under one_for_one each child's events come at the same times, however slow another's release is."""
     spec = Supervisor("app", [Child(name, idle, resource=nothing) for name in SIBLINGS], limit=None)
     plan = data.draw(fault_plans(spec))
     others = {
@@ -370,7 +370,7 @@ def test_attempts_of_a_series_are_numbered():
 
 
 def test_a_start_that_takes_long_is_reported_with_its_stack_and_what_it_waits_for():
-    """R17: after `start_warning` seconds, and then at doubling intervals."""
+    """R17: The report comes after `start_warning` seconds, and then at doubling intervals."""
     late = Puppet("late")
 
     async def waits_for_a_later_sibling(task_status):

@@ -55,7 +55,7 @@ def test_events_are_a_closed_set_of_frozen_values():
 
 
 def test_events_carry_time_path_and_incarnation():
-    """R31: times are those of Trio's clock, and incarnations count from 1."""
+    """R31: Times are those of Trio's clock, and incarnations count from 1."""
     a = Puppet("a", 0, 2)
 
     async def scene(tree, seen):
@@ -71,7 +71,7 @@ def test_events_carry_time_path_and_incarnation():
 
 
 def test_every_sink_gets_everything_in_the_same_order():
-    """R31: delivered in order to any number of sinks, also where a sink comes back into the tree."""
+    """R31: Any number of sinks get the events in order, also if a sink calls the tree."""
     a, b = puppets("ab")
     sinks = [Seen(), Seen()]
     trees = []
@@ -121,7 +121,7 @@ def test_a_sink_that_raises_is_reported_once_and_dropped(caplog):
 
 
 def test_equal_sinks_are_not_the_same_sink():
-    """R31: the one that raised is dropped, and no other that compares equal to it."""
+    """R31: The sink that raised is dropped, and no other that compares equal to it."""
 
     class Equal(Seen):
         __hash__ = None
@@ -145,7 +145,7 @@ def test_equal_sinks_are_not_the_same_sink():
 
 
 def test_a_slow_sink_goes_behind_a_bounded_queue():
-    """R31: the tree does not wait for it, and what finds no room is counted."""
+    """R31: The tree does not wait for it, and events that find no room are counted."""
     a = Puppet("a")
     slow, seen, read = QueueSink(3), Seen(), []
 
@@ -188,7 +188,7 @@ def test_without_a_sink_no_event_is_made():
 
 
 def test_the_default_sink_logs_a_line_for_each_decision(caplog):
-    """R31: its level by the directive."""
+    """R31: The level follows from the directive."""
     a = Puppet("a")
 
     async def main():
@@ -206,7 +206,7 @@ def test_the_default_sink_logs_a_line_for_each_decision(caplog):
 
 
 def test_the_logging_sink_takes_any_logger(caplog):
-    """R31: it is a sink like any other."""
+    """R31: It is a sink like any other."""
     logger = logging.getLogger("mine")
     sink = LoggingSink(logger)
     sink(events.StopError(at=0.0, path="app/a", incarnation=1, exc=Boom("x")))
@@ -229,8 +229,8 @@ async def collect(event):
         (print, "sinks must be a list of functions, got <built-in function print>"),
     ],
 )
-def test_what_is_no_sink_is_refused(sinks, says):
-    """R31: when the tree is opened, in one line, before anything starts."""
+def test_an_object_that_is_no_sink_is_refused(sinks, says):
+    """R31: It is refused when the tree is opened, in one line, before anything starts."""
 
     async def main():
         with pytest.raises(TypeError) as raised:
@@ -347,7 +347,7 @@ def test_the_root_follows_the_grammar_too():
 
 
 def test_a_stop_that_overtakes_a_passed_limit_leaves_no_failure_undecided():
-    """R32: the limit's failure is the supervisor's own only when the child that passed it is gone."""
+    """R32: The limit's failure is the supervisor's own only when the child that passed it is gone."""
     a = Puppet("a", resource=Kit(slow_exit=3))
     inner = Supervisor("s", [a.spec], limit=Limit(0))
 
@@ -446,7 +446,7 @@ def test_the_lifecycles_of_random_trees_follow_the_grammar(grown, seed, data):
 
 
 def test_a_status_is_a_frozen_picture_of_the_tree():
-    """R33: state, incarnation, restarts in the window, last failure, due time of a backoff, mailbox depth."""
+    """R33: It has state, incarnation, restarts in the window, last failure, due time of a backoff, and mailbox depth."""
     a = Puppet("a", backoff=Backoff(initial=5, jitter=0))
     b = Puppet("b", mailbox=9)
     pool = Pool("pool", Child("m", forever))
@@ -474,8 +474,8 @@ def test_a_status_is_a_frozen_picture_of_the_tree():
     grow(app(a, b, pool), scene)
 
 
-def test_a_status_counts_what_a_mailbox_has_handled():
-    """R33: each message once, also when it comes back, and each item of a stream; kept over restarts."""
+def test_a_status_counts_the_messages_that_a_mailbox_has_handled():
+    """R33: Each message counts once, also when it comes back, and so does each item of a stream; the count is kept over restarts."""
 
     async def body(inbox):
         async for message in inbox:
@@ -525,7 +525,7 @@ def test_a_status_is_given_at_once_and_never_queued():
 
 
 def test_a_status_of_a_node_that_has_left_is_an_error():
-    """R33: a node that is not in the tree has none."""
+    """R33: A node that is not in the tree has none."""
     a = Puppet("a", restart="temporary")
 
     async def scene(tree, seen):
@@ -558,7 +558,7 @@ def test_a_deep_tree_works():
 
 
 def test_trios_own_task_tree_is_the_declared_tree():
-    """R35: every running supervisor owns a nursery, in a task of its own, that holds its children's tasks."""
+    """R35: Every running supervisor owns a nursery, in a task of its own, that holds its children's tasks."""
     spec = app(Puppet("a"), Supervisor("s", [Puppet("b").spec, Supervisor("t", [Puppet("c").spec])]))
 
     def names(task):
@@ -575,7 +575,7 @@ def test_trios_own_task_tree_is_the_declared_tree():
 
 
 def test_task_names_stay_right_over_restarts():
-    """R35: a restart in the same task, or in a new one, has the same path as its name."""
+    """R35: A restart in the same task, or in a new one, has the same path as its name."""
     a, b = puppets("ab")
 
     async def scene(tree, seen):

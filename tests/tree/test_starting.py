@@ -31,8 +31,8 @@ from .scene import Boom, Kit, Other, Puppet, Seen, app, forever, grow, puppets, 
 # --- first starts
 
 
-def test_a_failed_first_start_stops_what_had_started_and_goes_up():
-    """R16: what had started stops in reverse, nothing later starts, nothing is decided or charged."""
+def test_a_failed_first_start_stops_the_started_children_and_goes_up():
+    """R16: The children that had started stop in reverse, no later one starts, and nothing is decided or charged."""
     a, b, d = puppets("abd")
     boom = Boom("start")
     c = Puppet("c", boom)
@@ -49,7 +49,7 @@ def test_a_failed_first_start_stops_what_had_started_and_goes_up():
 
 
 def test_a_failed_first_start_goes_up_through_every_level_that_is_starting():
-    """R16: the cause travels through every level that is itself starting for the first time."""
+    """R16: The cause travels through every level that is itself starting for the first time."""
     boom, spec = Boom("deep"), Puppet("x", Boom("deep")).spec
     spec = Puppet("x", boom).spec
     for depth in range(5):
@@ -92,7 +92,7 @@ def test_a_failed_start_in_a_restart_is_judged_charged_and_backed_off():
 
 
 def test_a_nested_supervisors_failing_start_is_judged_on_its_cause():
-    """R16: during a restart a nested supervisor's failing start is judged on what made it fail."""
+    """R16: In a restart the failure of a nested supervisor's start is judged by its cause."""
     a = Puppet("a", 0, Other("again"))
     inner = Supervisor("s", [a.spec], limit=Limit(0))
 
@@ -120,7 +120,7 @@ def test_a_start_that_fails_in_a_restart_can_escalate():
 
 
 def test_an_init_may_refuse_or_ignore():
-    """R16, R17: a supervisor's `init` runs before its children; raising fails the start, IGNORE leaves it down."""
+    """R16, R17: A supervisor's `init` runs before its children; raising fails the start, IGNORE leaves it down."""
     a = Puppet("a")
     seen = grow(app(Supervisor("s", [a.spec], init=lambda: IGNORE)))
     assert seen.kinds("app/s") == "Starting Ignored Returned Stopped"
@@ -224,7 +224,7 @@ class Slow:
 
 
 def test_a_start_that_hangs_in_a_restart_is_judged_by_its_tag():
-    """R17: tables may name `start.timeout`, or `start`."""
+    """R17: Tables may name `start.timeout`, or `start`."""
     a = Puppet("a", 0, "hang", start_timeout=5)
 
     async def scene(tree, seen):
@@ -284,7 +284,7 @@ def test_anything_else_returned_before_ready_is_a_failed_start(resource):
 
 
 def test_ignore_with_a_resource_leaves_the_resource_first():
-    """R17: the resource is left cleanly before the child counts as ignored."""
+    """R17: The resource is left cleanly before the child counts as ignored."""
     kit = Kit()
     seen = grow(app(Puppet("a", IGNORE, resource=kit)))
     assert (kit.left, kit.saw) == (1, [None])
@@ -344,7 +344,7 @@ def test_a_stop_from_above_overtakes_all_that_waits(busy):
 
 
 def test_a_cancellation_that_comes_before_anything_ran_still_opens_and_closes_in_order():
-    """R19, R21: a stop may reach a tree that has not begun, under every schedule."""
+    """R19, R21: A stop may reach a tree that has not begun, under every schedule."""
 
     async def main():
         with trio.CancelScope() as scope:
@@ -361,7 +361,7 @@ def test_a_cancellation_that_comes_before_anything_ran_still_opens_and_closes_in
 
 
 def test_a_failure_waits_at_a_busy_ancestor_with_its_resource_open():
-    """R19: a failure walking up waits, its leaf suspended; the verdict comes when the ancestor is free."""
+    """R19: A failure walking up waits, its leaf suspended; the verdict comes when the ancestor is free."""
     kit = Kit()
     slow, a = Puppet("slow", 0, 10), Puppet("a", resource=kit)
     inner = Supervisor("s", [a.spec], decider=Decider({Other: Escalate}))

@@ -46,7 +46,7 @@ def test_a_child_is_asked_first_and_may_drain():
 
 
 def test_a_child_that_has_not_drained_is_cancelled():
-    """R20: after `drain` seconds it is cancelled, whatever it still does."""
+    """R20: After `drain` seconds it is cancelled, whatever it still does."""
 
     async def body():
         try:
@@ -122,7 +122,7 @@ def test_no_replacement_is_started_beside_an_overdue_child():
 
 
 def test_cancelling_from_outside_stops_in_order_before_it_propagates():
-    """R21: children are shielded from the outer scope until the ordered stop reaches them."""
+    """R21: Children are shielded from the outer scope until the ordered stop reaches them."""
     a, b, c = Puppet("a"), Puppet("b", stubborn=2), Puppet("c", stubborn=3)
     seen = Seen()
 
@@ -153,7 +153,7 @@ def test_leaving_the_block_stops_the_whole_tree_in_order():
 
 
 def test_a_cancellation_during_the_start_stops_what_had_started():
-    """R21: the outer scope may end a start that is in progress."""
+    """R21: The outer scope may end a start that is in progress."""
     a, b = Puppet("a"), Puppet("b", "hang")
     seen = Seen()
 
@@ -169,7 +169,7 @@ def test_a_cancellation_during_the_start_stops_what_had_started():
 
 @given(st.integers(0, 2**32), st.floats(0, 6), st.integers(0, 3))
 def test_an_outer_cancellation_at_any_moment_leaves_nothing_behind(seed, moment, failures):
-    """R21: at whatever moment it comes, in whatever schedule, every child has ended when it propagates."""
+    """R21: At whatever moment it comes, in whatever schedule, every child has ended when it propagates."""
     a, b, c = Puppet("a", 1, 1, 1), Puppet("b", 0.5, stubborn=0.5), Puppet("c", resource=Kit())
     seen = Seen()
 
@@ -245,7 +245,7 @@ def test_if_the_block_raises_too_a_group_of_both_leaves():
 
 
 def test_a_tree_that_fails_inside_a_cancelled_block_is_no_group():
-    """R22: a group that holds nothing but `Cancelled` is no exception of the block."""
+    """R22: A group that holds nothing but `Cancelled` is no exception of the block."""
     a, b = Puppet("a"), Puppet("b", stubborn=1)
 
     async def main():
@@ -300,7 +300,7 @@ def test_a_failing_resource_is_reported_too():
 
 
 def test_a_failure_is_chained_wherever_it_is_raised_again():
-    """R24: from the leaf's exception to what leaves the tree, nothing is lost on the way."""
+    """R24: From the leaf's exception to the one that leaves the tree, no link of the chain is lost."""
     a = Puppet("a")
     boom = Boom("first")
     spec = app(Supervisor("s", [a.spec], limit=Limit(0)), limit=Limit(0))

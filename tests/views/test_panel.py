@@ -44,7 +44,7 @@ app            up            1
 
 
 def test_each_node_has_a_line_and_the_last_events_stand_beneath():
-    """R33: state, incarnation, restarts that count, what waits, the rate, when a backoff ends, the last failure."""
+    """R33: A line has state, incarnation, restarts that count, waiting messages, the rate, the end of a backoff, and the last failure."""
     events = ["    1.0  something happened", "    2.0  and more"]
     assert drawn(TREE, rates={"app/llm/context": 812.3}, events=events, now=1.0) == SHOWN.split("\n")
 

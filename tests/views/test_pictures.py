@@ -161,7 +161,7 @@ flowchart TD
 
 @pytest.mark.parametrize(("view", "drawn"), [(text, RUNNING), (mermaid, RUNNING_MERMAID)])
 def test_a_running_tree_is_drawn_as_it_stands(view, drawn):
-    """R33: states, incarnations, restarts that count, what waits, the last failure, and when a backoff ends."""
+    """R33: It shows states, incarnations, restarts that count, waiting messages, the last failure, and the end of a backoff."""
     assert run_virtual(picture_of, view) == drawn
 
 
