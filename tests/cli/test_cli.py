@@ -33,11 +33,11 @@ def write(tmp_path):
     return write
 
 
-def one_line(result, *, status, says):
+def one_line(result, *, status, expected):
     assert result.returncode == status, result.stderr
     assert result.stderr.count("\n") == 1, result.stderr
     assert "Traceback" not in result.stderr
-    assert says in result.stderr
+    assert expected in result.stderr
 
 
 GOOD = 'tree = Supervisor("app", [Child("a", trio.sleep_forever)])\n'
@@ -71,14 +71,14 @@ def test_check_finds_every_problem_in_one_go(write, tmp_path):
     result = supervise("check", "bad.py", cwd=tmp_path)
     assert result.returncode == 1
     lines = result.stderr.splitlines()
-    for says in (
+    for expected in (
         "child 'a': drain must be >= 0, got -1",
         "supervisor 'inner': strategy must be one of 'one_for_one', 'one_for_all', 'rest_for_one', got 'all'",
         "supervisor 'inner' has two children named 'a'",
         "restarts must be >= 0, got -2",
         "one spec stands at two places: 'app/inner/a' and 'app/other/a'",
     ):
-        assert sum(says in line for line in lines) == 1, result.stderr
+        assert sum(expected in line for line in lines) == 1, result.stderr
     assert len(lines) == 5
 
 
@@ -108,7 +108,7 @@ def test_check_warns_of_a_limit_that_can_never_trip(write, tmp_path):
 
 @pytest.mark.parametrize("command", ["run", "check", "tree"])
 @pytest.mark.parametrize(
-    ("text", "target", "status", "says"),
+    ("text", "target", "status", "expected"),
     [
         ("", "bad.py", 2, "bad.py has no 'tree', and it has no supervisor either"),
         (GOOD, "bad.py:nope", 2, "bad.py has no attribute 'nope'"),
@@ -141,17 +141,17 @@ def test_check_warns_of_a_limit_that_can_never_trip(write, tmp_path):
         ),
     ],
 )
-def test_wrong_input_gives_one_clear_line(write, tmp_path, command, text, target, status, says):
+def test_wrong_input_gives_one_clear_line(write, tmp_path, command, text, target, status, expected):
     """Bad input is one line that names the thing; exit status 1 or 2, no traceback."""
     write("bad.py", text)
     status = status[command] if isinstance(status, dict) else status
     result = supervise(command, target, cwd=tmp_path)
-    if command == "check" and "two children" in says:
+    if command == "check" and "two children" in expected:
         assert result.returncode == status
-        assert says in result.stderr
+        assert expected in result.stderr
         assert "Traceback" not in result.stderr
     else:
-        one_line(result, status=status, says=says)
+        one_line(result, status=status, expected=expected)
 
 
 def test_a_foreign_package_named_runners_is_named(tmp_path):
@@ -159,7 +159,7 @@ def test_a_foreign_package_named_runners_is_named(tmp_path):
     (tmp_path / "runners").mkdir()
     (tmp_path / "runners" / "__init__.py").write_text("")
     result = supervise("run", "runners.demo", cwd=tmp_path, env=environment(tmp_path))
-    one_line(result, status=2, says=f"the package 'runners' at {tmp_path}")
+    one_line(result, status=2, expected=f"the package 'runners' at {tmp_path}")
 
 
 def test_the_current_folder_shadows_nothing(tmp_path):
@@ -180,7 +180,7 @@ def test_a_corrupt_weights_file_gives_one_line(write, tmp_path):
         tree = Supervisor("app", [device_worker("llm", TorchLM("w.safetensors"))])
         """,
     )
-    one_line(supervise("run", "--quiet", "corrupt.py", cwd=tmp_path), status=1, says="WeightsCorrupt")
+    one_line(supervise("run", "--quiet", "corrupt.py", cwd=tmp_path), status=1, expected="WeightsCorrupt")
 
 
 ORDERED = """
@@ -309,7 +309,7 @@ def test_tree_prints_a_declared_tree(write, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("to", "status", "says"),
+    ("to", "status", "expected"),
     [
         (">&-", 0, ""),
         ("| sleep 0", 0, ""),
@@ -320,7 +320,7 @@ def test_tree_prints_a_declared_tree(write, tmp_path):
         ),
     ],
 )
-def test_a_closed_output_is_no_failure(write, tmp_path, to, status, says):
+def test_a_closed_output_is_no_failure(write, tmp_path, to, status, expected):
     """A closed pipe on standard output is no failure; a full disk is one, reported in one line."""
     write("good.py", GOOD)
     for command in ("tree", "check"):
@@ -328,7 +328,7 @@ def test_a_closed_output_is_no_failure(write, tmp_path, to, status, says):
         ended = subprocess.run(
             ["bash", "-c", line], cwd=tmp_path, env=environment(), capture_output=True, text=True, check=False
         )
-        assert (ended.returncode, ended.stderr) == (status, says)
+        assert (ended.returncode, ended.stderr) == (status, expected)
 
 
 def test_a_tree_is_drawn_in_an_encoding_without_box_characters(write, tmp_path):
@@ -411,7 +411,9 @@ def test_a_failed_start_shows_its_traceback(write, tmp_path):
     assert "[app/in/bad #1] failed to start: KeyError: 'no such setting'" in result.stderr
     assert result.stderr.count("Traceback") == 1
     assert 'raise KeyError("no such setting")' in result.stderr
-    one_line(supervise("run", "-q", "badly.py", cwd=tmp_path), status=1, says="'app/in/bad' failed to start")
+    one_line(
+        supervise("run", "-q", "badly.py", cwd=tmp_path), status=1, expected="'app/in/bad' failed to start"
+    )
 
 
 @pytest.mark.parametrize("options", [(), ("--verbose",), ("--quiet",)])
@@ -443,10 +445,10 @@ def test_a_run_logs_its_start_and_its_end(write, tmp_path, options):
     lines = errors.splitlines()
     ours = [line for line in lines if "] " in line]
     assert all(re.match(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d{3} \[app", line) for line in ours)
-    said = [line.partition("] ")[2] for line in ours]
+    texts = [line.partition("] ")[2] for line in ours]
     for part in ("starts", "is ready", "is being stopped: ", "has stopped"):
-        assert any(line.startswith(part) for line in said) is (options != ("--quiet",))
-    assert "failed: ConnectionError: gone" in said
+        assert any(line.startswith(part) for line in texts) is (options != ("--quiet",))
+    assert "failed: ConnectionError: gone" in texts
     assert ("Traceback (most recent call last):" in lines) is (options == ("--verbose",))
 
 
@@ -480,7 +482,7 @@ def test_the_package_is_a_command_too(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "says"),
+    ("arguments", "expected"),
     [
         (("run", "--hard-exit-afer", "3", "x.py"), "did you mean '--hard-exit-after'?"),
         (("run", "x.py", "--verbos-e"), "did you mean '--verbose'?"),
@@ -488,8 +490,8 @@ def test_the_package_is_a_command_too(tmp_path):
         (("run", "x.py", "--zzz"), "unrecognized arguments: --zzz\n"),
     ],
 )
-def test_a_misspelt_option_is_answered_with_a_near_match(tmp_path, arguments, says):
+def test_a_misspelt_option_is_answered_with_a_near_match(tmp_path, arguments, expected):
     """The exit status is 2."""
     result = supervise(*arguments, cwd=tmp_path)
     assert result.returncode == 2
-    assert result.stderr.endswith(says if says.endswith("\n") else f"{says}\n")
+    assert result.stderr.endswith(expected if expected.endswith("\n") else f"{expected}\n")

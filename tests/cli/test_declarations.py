@@ -374,11 +374,11 @@ def check(tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize("mistake", MISTAKES)
 def test_a_mistake_in_a_declaration_gives_one_line(check, mistake):
     """The line names the thing, what is allowed, and what came; the exit status is 1 or 2."""
-    wrong, says = MISTAKES[mistake]
+    wrong, expected = MISTAKES[mistake]
     status, out, errors = check(f"{HEAD}\ntree = {wrong}\n")
     lines = errors.splitlines()
     assert status in (1, 2), errors
-    assert says in lines[0]
+    assert expected in lines[0]
     assert "Traceback" not in errors
     assert len(lines) == 1 or mistake in SEVERAL, errors
     assert all(len(line) < 1000 for line in lines)
@@ -395,10 +395,10 @@ SEVERAL = {"name and body swapped"}
 )
 def test_the_other_commands_report_a_mistake_in_the_same_line(check, command, mistake):
     """The line has the line number in the file."""
-    wrong, says = MISTAKES[mistake]
+    wrong, expected = MISTAKES[mistake]
     status, _, errors = check(f"{HEAD}\ntree = {wrong}\n", command)
     assert status == 2
-    assert says in errors
+    assert expected in errors
     assert errors.count("\n") == 1
 
 
@@ -488,8 +488,8 @@ def test_the_line_number_is_one_of_the_file_itself(tmp_path, monkeypatch, capsys
 def test_a_syntax_error_in_an_imported_file_names_that_file(check, tmp_path):
     """The line number is one of that file."""
     (tmp_path / "parted.py").write_text("\n\nx = (\n")
-    says = "SyntaxError: '(' was never closed (line 3 of parted.py, from line 2)\n"
-    assert check("\nimport parted\n")[2].endswith(says)
+    expected = "SyntaxError: '(' was never closed (line 3 of parted.py, from line 2)\n"
+    assert check("\nimport parted\n")[2].endswith(expected)
 
 
 @pytest.mark.parametrize(
@@ -513,7 +513,7 @@ def test_a_module_that_exits_when_its_tree_is_looked_up_is_reported(check):
 
 
 @pytest.mark.parametrize(
-    ("target", "says"),
+    ("target", "expected"),
     [
         (".", ". is a folder: give a file in it"),
         ("..", ".. is a folder: give a file in it"),
@@ -521,11 +521,11 @@ def test_a_module_that_exits_when_its_tree_is_looked_up_is_reported(check):
         (".declared", "no such file: .declared"),
     ],
 )
-def test_a_target_that_begins_with_a_dot_is_no_module(capsys, target, says):
+def test_a_target_that_begins_with_a_dot_is_no_module(capsys, target, expected):
     """A folder is a likely mistake."""
     with pytest.raises(SystemExit):
         main(["check", target])
-    assert capsys.readouterr().err == f"supervise: {says}\n"
+    assert capsys.readouterr().err == f"supervise: {expected}\n"
 
 
 WARNINGS = {
@@ -554,10 +554,10 @@ WARNINGS = {
 @pytest.mark.parametrize("warning", WARNINGS)
 def test_a_warning_says_what_to_do(check, warning):
     """A warning is no error."""
-    declared, says = WARNINGS[warning]
+    declared, expected = WARNINGS[warning]
     status, out, errors = check(f"{HEAD}\ntree = {declared}\n")
     assert (status, out) == (0, "declared.py: ok\n")
-    assert errors.startswith(f"supervise: declared.py: warning: {says}")
+    assert errors.startswith(f"supervise: declared.py: warning: {expected}")
     assert errors.count("\n") == 1
 
 

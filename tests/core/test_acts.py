@@ -63,13 +63,13 @@ def asks(tree, kind, name=None, **more):
 
 def orders(out):
     """What is ordered, and answered, in order."""
-    said = []
+    found = []
     for one in out:
         if isinstance(one, effect.Reply):
-            said.append("refused" if one.error else "replied")
+            found.append("refused" if one.error else "replied")
         elif isinstance(one, effect.Start | effect.Ask | effect.Cancel | effect.Release | effect.Resume):
-            said.append(f"{type(one).__name__} {one.path.rpartition('/')[2]}")
-    return said
+            found.append(f"{type(one).__name__} {one.path.rpartition('/')[2]}")
+    return found
 
 
 def decided(out):
@@ -278,10 +278,10 @@ def test_a_root_that_is_ignored_or_fails_emits_every_event_itself():
         forest = Forest(Supervisor("app", [Child("a", body)], init=lambda: IGNORE))
         forest.start(1)
         out = forest.handle(forest.machines["app"], boot, 2)
-        told = [one for one in out if isinstance(one, events.Event)]
-        assert [type(one).__name__ for one in told] == kinds
-        assert {(one.at, one.path, one.incarnation) for one in told} == {(2, "app", 1)}
-        assert [type(one).__name__ for one in out[len(told) :]] == ["Gone", "Rise"]
+        emitted = [one for one in out if isinstance(one, events.Event)]
+        assert [type(one).__name__ for one in emitted] == kinds
+        assert {(one.at, one.path, one.incarnation) for one in emitted} == {(2, "app", 1)}
+        assert [type(one).__name__ for one in out[len(emitted) :]] == ["Gone", "Rise"]
         assert (forest.over, forest.root.state, forest.root.gone) == (True, "down", True)
 
 
@@ -357,8 +357,8 @@ def test_a_start_by_hand_that_is_ignored_is_answered():
     asks(tree, "start", "a")
     out = ends(tree, "a", ignored=True)
     assert (orders(out), gone(out), states(tree)["a"]) == (["replied"], [("app/a", None, False)], "down")
-    told = [type(one).__name__ for one in out if isinstance(one, events.Event)]
-    assert told == ["Ignored", "Returned", "Stopped"]
+    emitted = [type(one).__name__ for one in out if isinstance(one, events.Event)]
+    assert emitted == ["Ignored", "Returned", "Stopped"]
 
 
 def test_every_event_has_the_time_and_the_incarnation():
@@ -373,8 +373,8 @@ def test_every_event_has_the_time_and_the_incarnation():
     out = asked_for(tree, effect.Exited("a", 1, Halt()))
     out += tree.forest.handle(machine(tree, "x"), effect.Ended("c", 1), 7)
     out += ends(tree, "a")
-    told = [(type(one).__name__, one.path) for one in out if isinstance(one, events.Event)]
-    assert told == [
+    emitted = [(type(one).__name__, one.path) for one in out if isinstance(one, events.Event)]
+    assert emitted == [
         ("Failed", "app/a"),
         ("Decided", "app/a"),
         ("Stopping", "app"),
@@ -522,8 +522,8 @@ def test_a_supervisor_that_gives_up_has_not_returned():
     out = ends(tree, "a")
     assert (tree.forest.root.state, orders(out)) == ("failed", ["Cancel b"])
     out += ends(tree, "b")
-    told = [type(one).__name__ for one in out if isinstance(one, events.Event)]
-    assert told == ["Stopped", "Failed", "Decided", "Stopping", "Stopped", "Stopped"]
+    emitted = [type(one).__name__ for one in out if isinstance(one, events.Event)]
+    assert emitted == ["Stopped", "Failed", "Decided", "Stopping", "Stopped", "Stopped"]
     (why,) = (why for path, why, _ in gone(out) if path == "app")
     assert (str(why), str(why.__cause__)) == ("'app' passed its limit of 0 within 5 s", "restart")
     assert tree.forest.root.last_failure is why
@@ -559,8 +559,8 @@ def test_the_value_that_a_child_returned_is_in_its_event():
     assert orders(out) == ["Release a"]
     assert orders(ends(tree, "a")) == ["Cancel b"]
     out = ends(tree, "b")
-    told = [(type(one).__name__, one.path) for one in out if isinstance(one, events.Event)]
-    assert told == [("Stopped", "app/b"), ("Returned", "app"), ("Stopped", "app")]
+    emitted = [(type(one).__name__, one.path) for one in out if isinstance(one, events.Event)]
+    assert emitted == [("Stopped", "app/b"), ("Returned", "app"), ("Stopped", "app")]
 
 
 def test_the_reply_to_a_request_is_the_node():

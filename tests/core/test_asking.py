@@ -87,8 +87,8 @@ def test_a_supervisor_that_has_ended_is_reported_as_stopped_when_the_limit_is_pa
     tree = tree_of(Supervisor("x", [leaf("c")]), leaf("a"), limit=Limit(0, within=5))
     below(tree, effect.Stop("x is done", returned=True))
     out = below(tree, effect.Ended("c", 1))
-    told = [(type(one).__name__, one.path) for one in out if isinstance(one, events.Event)]
-    assert told[2:6] == [
+    emitted = [(type(one).__name__, one.path) for one in out if isinstance(one, events.Event)]
+    assert emitted[2:6] == [
         ("Decided", "app/x"), ("Stopped", "app/x"), ("Failed", "app"), ("Decided", "app")
     ]  # fmt: skip
     assert states(tree)["x"] == "down"
@@ -172,10 +172,10 @@ def test_without_grace_a_child_is_overdue_at_once_and_every_second_at_most():
     """R20: The intervals between the reports double from there."""
     tree = tree_of(leaf("a", grace=0))
     asked_for(tree, effect.Stop("a test"))
-    told = []
+    emitted = []
     for now in (0, 1, 2, 3, 7):
-        told += [(now, one.seconds) for one in wakes(tree, now) if isinstance(one, effect.ReportOverdue)]
-    assert told == [(0, 0), (1, 1), (3, 3), (7, 7)]
+        emitted += [(now, one.seconds) for one in wakes(tree, now) if isinstance(one, effect.ReportOverdue)]
+    assert emitted == [(0, 0), (1, 1), (3, 3), (7, 7)]
 
 
 def test_a_supervisor_without_a_limit_counts_no_restarts():

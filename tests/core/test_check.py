@@ -80,7 +80,7 @@ def test_nonsense_that_is_noted_leaves_a_spec_that_can_be_looked_at():
 
 
 @pytest.mark.parametrize(
-    ("value", "options", "said"),
+    ("value", "options", "expected"),
     [
         (True, {}, "it must be a number, got True"),
         (True, {"kind": int}, "it must be an integer, got True"),
@@ -97,12 +97,12 @@ def test_nonsense_that_is_noted_leaves_a_spec_that_can_be_looked_at():
         (0, {"kind": int}, ""),
     ],
 )
-def test_a_number_is_no_bool_and_not_too_small(value, options, said):
+def test_a_number_is_no_bool_and_not_too_small(value, options, expected):
     """Of the wrong kind is a `TypeError`, of the wrong size a `ValueError`."""
     with noting() as problems:
         check_number("it", value, **{"least": 0, **options})
-    assert list(map(str, problems)) == ([said] if said else [])
-    assert all(isinstance(problem, ValueError if ">" in said else TypeError) for problem in problems)
+    assert list(map(str, problems)) == ([expected] if expected else [])
+    assert all(isinstance(problem, ValueError if ">" in expected else TypeError) for problem in problems)
 
 
 def test_a_choice_must_be_one_of_the_allowed_values():

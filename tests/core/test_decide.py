@@ -424,11 +424,11 @@ def test_a_verdict_names_the_node_of_its_decider_and_the_entry_that_applied():
     """R2: The entry is a tag, a class, a default, or a built-in rule; the node is the one at which the decider stands."""
     own = Decider({"a": Stop, OSError: Resume}).over(Decider({KeyError: Escalate}))
     decider = own.at("app/x", Decider(default=Stop).at("app", ROOT))
-    said = {}
+    outcome = {}
     for exc in (Tagged("a.b"), ConnectionError(), KeyError(), ValueError(), Tagged("limit")):
         verdict = judge(decider, exc)
-        said[repr(exc)] = verdict.directive, verdict.node, verdict.entry
-    assert said == {
+        outcome[repr(exc)] = verdict.directive, verdict.node, verdict.entry
+    assert outcome == {
         "Tagged('a.b')": (Stop, "app/x", "tag 'a'"),
         "ConnectionError()": (Resume, "app/x", "class OSError"),
         "KeyError()": (Escalate, "app/x", "class KeyError"),

@@ -330,12 +330,12 @@ def test_a_plain_restart_by_the_fast_path_is_charged_and_reported_as_by_the_gene
     (_, root, node), (long, other, twin) = forest(), forest()
     exc = Boom("restart")
     for now in (1, 4, 8, 11, 13):
-        told = shortcut.restart_at_once(root, node, exc, now)
-        said = long.handle(other, effect.Exited(twin.name, twin.incarnation, exc), now)
-        if told is None:
+        emitted = shortcut.restart_at_once(root, node, exc, now)
+        effects = long.handle(other, effect.Exited(twin.name, twin.incarnation, exc), now)
+        if emitted is None:
             break
-        said += long.handle(other, effect.Ended(twin.name, twin.incarnation), now)
-        assert told == [one for one in said if isinstance(one, events.Event)]
+        effects += long.handle(other, effect.Ended(twin.name, twin.incarnation), now)
+        assert emitted == [one for one in effects if isinstance(one, events.Event)]
         assert root.restarts(now) == other.restarts(now)
         up = effect.Up(twin.name, twin.incarnation)
         assert shortcut.up_at_once(root, node, now + 2) == [
@@ -344,7 +344,7 @@ def test_a_plain_restart_by_the_fast_path_is_charged_and_reported_as_by_the_gene
         assert (node.state, node.since, node.incarnation) == (twin.state, twin.since, twin.incarnation)
         assert (node.awaited, root.act) == (twin.awaited, other.act) == (False, None)
     assert now == (8 if own else 11 if of_ready_time else 13)
-    decided = [one for one in said if isinstance(one, events.Decided)]
+    decided = [one for one in effects if isinstance(one, events.Decided)]
     assert [one.limit is not None or one.because == "limit" for one in decided] == [True] * listening
 
 

@@ -428,12 +428,12 @@ def test_a_limit_that_a_supervisor_passes_while_it_runs_is_charged_above_when_it
     world.play(("boot", "app", "up"), ("boot", "app/x", "up"), ("up", "app/x/a"))
     world.emitted = []
     world.play(("fail", "app/x/a", "restart"), ("end", "app/x/a"))
-    said = [
+    found = [
         (one.by, one.path, one.directive, one.limit)
         for one in world.emitted
         if isinstance(one, events.Decided)
     ]
-    assert said == [
+    assert found == [
         ("app/x", "app/x/a", Restart, "0 within 9 s"),
         ("app", "app/x", Restart, "0 within 9 s"),
         ("app", "app", Escalate, None),

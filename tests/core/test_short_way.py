@@ -35,8 +35,8 @@ def test_a_leaf_with_a_start_warning_or_timeout_never_takes_the_fast_path(warnin
         """A body that takes `task_status`."""
 
     tree = tree_of(Child("a", started, start_warning=warning))
-    told = shortcut.restart_at_once(machine(tree), child(tree, "a"), Boom("restart"), 0)
-    assert (told is None) is watched
+    emitted = shortcut.restart_at_once(machine(tree), child(tree, "a"), Boom("restart"), 0)
+    assert (emitted is None) is watched
 
 
 def test_a_restart_begun_by_the_fast_path_can_end_on_the_general_path():

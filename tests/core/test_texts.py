@@ -38,15 +38,15 @@ class Never(Slow):
 
 
 class Halt(BaseException):
-    """Nobody decides it."""
+    """Not an `Exception`: no decider decides it."""
 
 
-def told(out, kind):
+def order_reasons(out, kind):
     """The reasons of orders of one kind."""
     return [one.reason for one in out if isinstance(one, kind)]
 
 
-def said(seen, kind):
+def failures(seen, kind):
     """The failures that events of one kind carry."""
     return [str(event.exc) for event in seen if isinstance(event, kind)]
 
@@ -66,7 +66,7 @@ def test_the_text_of_a_late_start_has_its_timeout():
     tree.start()
     asked_for(tree, effect.Boot())
     out = tree.forest.handle(machine(tree), effect.Wake(), 1.5)
-    assert told(out, effect.Cancel) == ["'app/a': start_timeout of 1.5 s passed"]
+    assert order_reasons(out, effect.Cancel) == ["'app/a': start_timeout of 1.5 s passed"]
     late = KeyError("late")
     out = tree.forest.handle(machine(tree), effect.Ended("a", 1, late), 2)
     (failed,) = (one for one in out if isinstance(one, events.Failed) and one.path == "app/a")
@@ -80,7 +80,7 @@ def test_the_reason_of_a_cancellation_after_a_drain_has_the_drain_time():
     out = asked_for(tree, effect.Stop("a test"))
     assert [one for one in out if isinstance(one, effect.Ask)] == [effect.Ask("app/a", 1, "a test")]
     out = tree.forest.handle(machine(tree), effect.Wake(), 2.5)
-    assert told(out, effect.Cancel) == ["a test; not drained within 2.5 s"]
+    assert order_reasons(out, effect.Cancel) == ["a test; not drained within 2.5 s"]
 
 
 def test_the_reason_of_a_cancellation_that_cuts_a_release_short_has_the_time():

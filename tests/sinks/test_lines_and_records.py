@@ -61,8 +61,8 @@ def broken(_):
 def decision(decider=None, inner=None, **options):
     """The line of what is decided when a child two levels down fails."""
     inner = Supervisor("in", [Child("a", fails, **options)], decider=inner)
-    said = lines(Supervisor("app", [inner, Child("b", idle)], decider=decider))
-    return next(line for line in said if "→" in line).partition("→ ")[2]
+    written = lines(Supervisor("app", [inner, Child("b", idle)], decider=decider))
+    return next(line for line in written if "→" in line).partition("→ ")[2]
 
 
 def test_a_line_names_the_decider_of_a_verdict_and_the_entry():
@@ -93,24 +93,24 @@ def test_a_line_of_a_passed_limit_does_not_name_the_default():
 
 def test_a_line_says_what_a_verdict_from_above_applies_to():
     """R11: An escalated Stop condemns a whole supervisor, and the line names it."""
-    said = decision(decider=Decider({ConnectionError: Stop}), inner=Decider({OSError: Escalate}))
-    assert said == (
+    written = decision(decider=Decider({ConnectionError: Stop}), inner=Decider({OSError: Escalate}))
+    assert written == (
         "Stop, decided by 'app' (class ConnectionError); it applies to 'app/in': all of it is stopped, and stays down"
     )
 
 
 def test_a_line_says_that_a_decider_raised():
     """R5: The line has the exception, and the supervisor above decides that one instead."""
-    said = lines(
+    written = lines(
         Supervisor("app", [Child("a", fails)], decider=Decider(rules=[Rule(OSError, "x", when=broken)]))
     )
-    assert said == [
+    assert written == [
         "[app/a #1] failed: ConnectionError: gone",
         "[app/a #1] → Escalate, no supervisor above decides; a decider raised TypeError: not that, and that means Escalate",
     ]
     inner = Supervisor("in", [Child("a", fails)], decider=Decider(rules=[Rule(OSError, "x", when=broken)]))
-    said = lines(Supervisor("app", [inner], decider=Decider({TypeError: Stop})))
-    assert said[1] == "[app/in/a #1] its decider raised TypeError: not that: that failure goes up instead"
+    written = lines(Supervisor("app", [inner], decider=Decider({TypeError: Stop})))
+    assert written[1] == "[app/in/a #1] its decider raised TypeError: not that: that failure goes up instead"
 
 
 def test_a_line_shows_how_the_rules_changed_a_verdict():
@@ -118,8 +118,8 @@ def test_a_line_shows_how_the_rules_changed_a_verdict():
     assert decision(inner=Decider({OSError: Resume})).startswith(
         "Restart (instead of Resume), decided by 'app/in' (class OSError)"
     )
-    said = lines(Supervisor("app", [Child("a", fails)], limit=Supervisor("x", []).limit))
-    assert said[1].endswith("(built-in rule)")
+    written = lines(Supervisor("app", [Child("a", fails)], limit=Supervisor("x", []).limit))
+    assert written[1].endswith("(built-in rule)")
     file = io.StringIO()
     slow = Child("a", fails, backoff=Backoff(initial=1, jitter=0))
     played(Supervisor("app", [slow]), LineSink(file), seconds=5)
@@ -132,10 +132,10 @@ def test_a_line_shows_how_the_rules_changed_a_verdict():
 
 def test_lines_of_a_program_have_a_time_and_include_its_start_and_end():
     """`supervise run` writes these lines."""
-    said = lines(Supervisor("app", [Child("a", idle)]), times=True, lifecycle=True)
+    written = lines(Supervisor("app", [Child("a", idle)]), times=True, lifecycle=True)
     time = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d{3} ")
-    assert all(time.match(line) for line in said)
-    assert [time.sub("", line) for line in said] == [
+    assert all(time.match(line) for line in written)
+    assert [time.sub("", line) for line in written] == [
         "[app #1] starts",
         "[app #1] is ready",
         "[app #1] is being stopped: the block of open_tree was left",
@@ -151,19 +151,19 @@ async def never_ready(task_status):
 def test_a_failed_first_start_has_its_traceback_once():
     """R16: The failure goes up through each supervisor that is starting, and its traceback is written once."""
     tree = Supervisor("app", [Supervisor("in", [Child("a", never_ready)])])
-    said = lines(tree, lifecycle=True)
-    assert said.count("Traceback (most recent call last):") == 1
-    assert said[1] == "[app/in/a #1] failed to start: KeyError: 'no such setting'"
-    assert [line for line in said if "failed to start" in line] == [said[1]]
+    written = lines(tree, lifecycle=True)
+    assert written.count("Traceback (most recent call last):") == 1
+    assert written[1] == "[app/in/a #1] failed to start: KeyError: 'no such setting'"
+    assert [line for line in written if "failed to start" in line] == [written[1]]
     assert lines(tree) == []
 
 
 def test_every_failure_has_its_traceback_if_tracebacks_are_on():
     """The option is `tracebacks=True`."""
-    said = lines(Supervisor("app", [Child("a", fails)]), tracebacks=True)
-    assert said[0] == "[app/a #1] failed: ConnectionError: gone"
-    assert said[1] == "Traceback (most recent call last):"
-    assert "ConnectionError: gone" in said
+    written = lines(Supervisor("app", [Child("a", fails)]), tracebacks=True)
+    assert written[0] == "[app/a #1] failed: ConnectionError: gone"
+    assert written[1] == "Traceback (most recent call last):"
+    assert "ConnectionError: gone" in written
 
 
 class Odd(Exception):
@@ -190,9 +190,9 @@ def test_a_line_stays_a_line_whatever_an_exception_prints(exc):
         raise exc
 
     tree = Supervisor("app", [Child("a", body, restart="temporary")])
-    said = lines(tree)
-    assert len(said) == 2
-    assert all(line.isprintable() and len(line) < 2500 for line in said)
+    written = lines(tree)
+    assert len(written) == 2
+    assert all(line.isprintable() and len(line) < 2500 for line in written)
     assert len(lines(tree, tracebacks=True)) > 2
 
 
@@ -237,8 +237,8 @@ def test_records_include_the_start_and_the_end_if_lifecycle_is_on(records):
         "app #1 is being stopped: the block of open_tree was left",
         "app #1 has stopped",
     ]
-    said = [record.getMessage() for record in records(tree, logging.DEBUG, lifecycle=True)]
-    assert "app/a #1 is ready" in said
+    written = [record.getMessage() for record in records(tree, logging.DEBUG, lifecycle=True)]
+    assert "app/a #1 is ready" in written
 
 
 def test_a_record_of_a_failed_first_start_has_its_traceback_once(records):

@@ -84,7 +84,7 @@ UP = ["0 Starting", "0 Ready"]
 
 
 @pytest.mark.parametrize(
-    ("script", "options", "told"),
+    ("script", "options", "expected"),
     [
         (Script(), {}, [*UP, *STOPPED]),
         (
@@ -141,13 +141,13 @@ UP = ["0 Starting", "0 Ready"]
         ),
     ],
 )
-def test_a_script_is_carried_out_and_simulated_alike(script, options, told):
+def test_a_script_is_carried_out_and_simulated_alike(script, options, expected):
     """Each phase does each act at its time, and the simulation predicts the same events."""
-    assert story(script, **options) == told
+    assert story(script, **options) == expected
     child = Child("a", idle, **options)
     predicted = simulate(Supervisor("app", [child], limit=None), FaultPlan({"app/a": script}), stop_at=20.0)
     kinds = [f"{e.at:g} {type(e).__name__}" for e in predicted if e.path == "app/a"]
-    assert [kind for kind in kinds if not kind.endswith("Decided")] == told
+    assert [kind for kind in kinds if not kind.endswith("Decided")] == expected
 
 
 def test_each_incarnation_has_a_script_of_its_own():
@@ -160,8 +160,8 @@ def test_each_incarnation_has_a_script_of_its_own():
 def test_a_body_entered_again_after_a_resume_goes_on_to_its_next_act():
     """`body` may be a tuple: one act for each time the body is entered; None leaves that time alone."""
     fail = Fail(Injected("x"), after=1)
-    told = story(Script(body=(fail, fail)), resource=nothing, decider=Decider(default=Resume))
-    assert told == [*UP, "1 Failed", "1 Resumed", "2 Failed", "2 Resumed", *STOPPED]
+    expected = story(Script(body=(fail, fail)), resource=nothing, decider=Decider(default=Resume))
+    assert expected == [*UP, "1 Failed", "1 Resumed", "2 Failed", "2 Resumed", *STOPPED]
     assert Script(body=(None, fail)).entry(0) is None
 
 

@@ -160,7 +160,7 @@ def test_an_entry_for_base_exception_group_is_drawn_as_a_group_of_exceptions():
 
 
 @pytest.mark.parametrize(
-    ("make", "says"),
+    ("make", "expected"),
     [
         (lambda: fault_plans(5), "fault_plans takes a Supervisor or Pool, got 5"),
         (lambda: scripts(Supervisor("app", [])), r"scripts takes a Child, got Supervisor\('app', \[\]\)"),
@@ -170,9 +170,9 @@ def test_an_entry_for_base_exception_group_is_drawn_as_a_group_of_exceptions():
         (lambda: trees(max_size="2"), "max_size must be an integer, got '2'"),
     ],
 )
-def test_nonsense_is_refused_in_one_line(make, says):
+def test_nonsense_is_refused_in_one_line(make, expected):
     """It names the argument, what is allowed, and what came."""
-    with pytest.raises((TypeError, ValueError), match=says):
+    with pytest.raises((TypeError, ValueError), match=expected):
         make()
 
 

@@ -102,7 +102,7 @@ def test_a_changed_declaration_replays_to_other_effects(log):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "expected"),
     [
         (("nothing.log", "myapp"), "nothing.log"),
         (("run.log", "nothing"), "no module named 'nothing'"),
@@ -113,7 +113,7 @@ def test_a_changed_declaration_replays_to_other_effects(log):
         (("odd.log", "myapp"), "line 2: this is no input of a machine: Boot {'speed': 3}"),
     ],
 )
-def test_a_log_that_cannot_be_replayed_gives_one_line(log, arguments, told):
+def test_a_log_that_cannot_be_replayed_gives_one_line(log, arguments, expected):
     (log / "wrong.py").write_text(MODULE.replace('Supervisor("app"', 'Supervisor("wrong"'))
     lines = (log / "run.log").read_text().splitlines(keepends=True)
     (log / "cut.log").write_text("".join(lines[1:]))
@@ -125,7 +125,7 @@ def test_a_log_that_cannot_be_replayed_gives_one_line(log, arguments, told):
     (log / "lacking.log").write_text(lines[0] + json.dumps(line))
     status, _, errors = command(*arguments, cwd=log)
     assert status == 1
-    assert told in errors
+    assert expected in errors
     assert len(errors.splitlines()) == 1
 
 

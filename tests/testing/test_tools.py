@@ -126,7 +126,7 @@ def test_the_simulation_takes_the_random_number_of_jitter():
 
 
 @pytest.mark.parametrize(
-    ("arguments", "options", "says"),
+    ("arguments", "options", "expected"),
     [
         ((Child("a", idle),), {}, r"simulate takes a Supervisor or Pool, got Child\('a', idle\)"),
         ((TREE, {"app/a": Script()}), {}, r"simulate takes a FaultPlan, got {'app/a': Script\(\)}"),
@@ -137,9 +137,9 @@ def test_the_simulation_takes_the_random_number_of_jitter():
         ((TREE,), {"u": -1}, "u must be >= 0, got -1"),
     ],
 )  # fmt: skip
-def test_the_simulation_refuses_what_a_run_would_refuse(arguments, options, says):
+def test_the_simulation_refuses_what_a_run_would_refuse(arguments, options, expected):
     """A plan that does not fit would otherwise predict, in silence, that nothing happens."""
-    with pytest.raises((TypeError, ValueError), match=says):
+    with pytest.raises((TypeError, ValueError), match=expected):
         simulate(*arguments, **options)
 
 

@@ -75,7 +75,7 @@ def test_ready_raises_if_the_node_is_down_for_good():
     async def wait(tree):
         with pytest.raises(ChildStopped) as raised:
             await tree[a.spec].ready()
-        told.append(type(raised.value.__cause__))
+        results.append(type(raised.value.__cause__))
 
     async def scene(tree, seen):
         async with trio.open_nursery() as nursery:
@@ -84,12 +84,12 @@ def test_ready_raises_if_the_node_is_down_for_good():
             nursery.start_soon(wait, tree)
             nursery.start_soon(wait, tree)
             await trio.sleep(9)
-            assert told == []
+            assert results == []
         await wait(tree)
 
-    told = []
+    results = []
     grow(app(a, decider=Decider({"start": Stop})), scene)
-    assert told == [StartTimeout] * 3
+    assert results == [StartTimeout] * 3
 
 
 @pytest.mark.parametrize("who", ["leaf", "supervisor"])
@@ -192,10 +192,10 @@ def test_a_lease_of_a_node_that_is_down_is_refused():
 def test_ended_waits_until_a_node_is_down_for_good_and_returns_the_reason():
     """R28: It waits over restarts, and returns at once if the node is already down; after a stop by hand it returns None."""
     a, b = puppets("ab")
-    told = []
+    results = []
 
     async def wait(ref):
-        told.append(await ref.ended())
+        results.append(await ref.ended())
 
     async def scene(tree, seen):
         boom = Other("last")
@@ -203,9 +203,9 @@ def test_ended_waits_until_a_node_is_down_for_good_and_returns_the_reason():
             nursery.start_soon(wait, tree[a.spec])
             a.fail()
             await trio.sleep(1)
-            assert told == []
+            assert results == []
             a.fail(boom)
-        assert told == [boom]
+        assert results == [boom]
         assert await tree[a.spec].ended() is boom
         b.fail()
         await quiet()
@@ -238,10 +238,10 @@ def test_ended_returns_the_reason_also_if_it_is_first_called_after_the_end():
 def test_ended_returns_though_a_start_was_waiting_behind_the_stop():
     """R28: The node is up again in the same step, before the task that waits in `ended` has run."""
     slow, a = Puppet("slow", stubborn=1), Puppet("a")
-    told = []
+    results = []
 
     async def wait(ref):
-        told.append(await ref.ended())
+        results.append(await ref.ended())
 
     async def scene(tree, seen):
         async with trio.open_nursery() as nursery:
@@ -250,7 +250,7 @@ def test_ended_returns_though_a_start_was_waiting_behind_the_stop():
                 nursery.start_soon(request)
                 await quiet()
             assert a.lives == 1
-        assert (a.lives, a.running, told) == (2, 1, [None])
+        assert (a.lives, a.running, results) == (2, 1, [None])
 
     grow(app(slow, a), scene)
 
@@ -292,20 +292,20 @@ def test_why_a_node_ended_is_not_forgotten_when_the_tree_ends():
 def test_the_root_ends_with_the_failure_that_failed_the_tree():
     """R28: `tree.root.ended()` returns that failure."""
     a = Puppet("a")
-    boom, told = Boom(), []
+    boom, results = Boom(), []
 
     async def main():
         try:
             async with open_tree(app(a, decider=Decider({Boom: Escalate})), sinks=[]) as tree:
                 a.fail(boom)
                 with trio.CancelScope(shield=True):
-                    told.append(await tree.root.ended())
+                    results.append(await tree.root.ended())
         except Exception as exc:
-            told.append(exc.__cause__)
-        told.append(await tree[a.spec].ended())
+            results.append(exc.__cause__)
+        results.append(await tree[a.spec].ended())
 
     run_virtual(main)
-    assert told == [boom, boom, boom]
+    assert results == [boom, boom, boom]
 
 
 def test_a_supervisor_answers_at_its_front():

@@ -33,12 +33,12 @@ def refused(reason):
 @pytest.mark.parametrize("fails", [True, False])
 def test_a_request_to_a_supervisor_that_does_not_come_up_is_refused(fails):
     """R25: This holds also if its `init` fails, or returns IGNORE, while the request waits."""
-    says = []
+    expected = []
 
     def init():
-        if says and fails:
+        if expected and fails:
             raise Boom("init")
-        return says.pop() if says else None
+        return expected.pop() if expected else None
 
     inner = Supervisor("s", [Puppet("a").spec], init=init)
 
@@ -51,7 +51,7 @@ def test_a_request_to_a_supervisor_that_does_not_come_up_is_refused(fails):
 
     async def scene(tree, seen):
         await tree[inner].stop()
-        says.append(IGNORE)
+        expected.append(IGNORE)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(start, tree)
             while tree[inner].status().state != "starting":
@@ -131,21 +131,21 @@ def test_a_queued_retry_refuses_a_manual_restart():
     """R25: Between two tries without a backoff the child counts as restarting."""
     a = Puppet("a", 0, Boom("again"))
 
-    async def ask(tree, told):
+    async def ask(tree, results):
         try:
             await tree[a.spec].start()
         except Refused as exc:
-            told.append(exc.reason)
+            results.append(exc.reason)
 
     async def scene(tree, seen):
-        told = []
+        results = []
         async with trio.open_nursery() as nursery:
             with tree._driver.held():
                 a.fail()
                 await quiet()
-                nursery.start_soon(ask, tree, told)
+                nursery.start_soon(ask, tree, results)
                 await quiet()
-        assert told == ["restarting"]
+        assert results == ["restarting"]
         assert a.running == 1
 
     grow(app(a), scene)
@@ -299,24 +299,24 @@ def test_requests_are_served_in_order_with_exits_also_during_a_backoff():
 @pytest.mark.parametrize("what", ["itself", "its supervisor", "the root"])
 def test_a_child_that_would_wait_for_its_own_end_gets_an_error(what):
     """R25: A child that stops itself or an ancestor, and waits for that, would wait for ever."""
-    told = []
+    results = []
 
     async def body():
         tree = current_child().tree
         path = {"itself": "app/s/a", "its supervisor": "app/s", "the root": "app"}[what]
         with pytest.raises(RuntimeError, match="would wait for ever"):
             await tree[path].stop()
-        told.append(1)
+        results.append(1)
         await trio.sleep_forever()
 
     grow(app(Supervisor("s", [Child("a", body)])))
-    assert told == [1]
+    assert results == [1]
 
 
 @pytest.mark.parametrize("request_", ["add", "stop", "restart", "remove"])
 def test_a_child_that_asks_its_own_supervisor_before_it_is_ready_gets_an_error(request_):
     """R25: The supervisor waits for that start, so it could never answer."""
-    told = []
+    results = []
 
     async def body(task_status):
         root = current_child().tree.root
@@ -324,12 +324,12 @@ def test_a_child_that_asks_its_own_supervisor_before_it_is_ready_gets_an_error(r
         ask = {"add": lambda: root.add(Child("x", forever))}.get(request_, getattr(sibling, request_))
         with pytest.raises(RuntimeError, match="would wait for ever"):
             await ask()
-        told.append(1)
+        results.append(1)
         task_status.started()
         await trio.sleep_forever()
 
     grow(app(Child("a", body), Puppet("b")))
-    assert told == [1]
+    assert results == [1]
 
 
 def test_a_child_may_change_its_siblings():
@@ -413,10 +413,10 @@ def test_nonsense_is_refused_at_once():
 
 def test_a_pool_has_members_of_one_template():
     """R26: `add(*args)` starts a member with these arguments, under a name of its own or the one given."""
-    told = []
+    results = []
 
     async def member(*args):
-        told.append((current_child().path, args))
+        results.append((current_child().path, args))
         await trio.sleep_forever()
 
     pool = Pool("pool", Child("m", member, args=("always",)))
@@ -431,7 +431,7 @@ def test_a_pool_has_members_of_one_template():
         assert (await tree[pool].add()).path == "app/pool/m-2"
 
     grow(app(pool), scene)
-    assert told == [
+    assert results == [
         ("app/pool/m-1", ("always", 1)),
         ("app/pool/special", ("always", 2, 3)),
         ("app/pool/m-2", ("always",)),

@@ -429,16 +429,16 @@ def test_a_temporary_supervisor_that_passes_its_limit_is_not_restarted():
 
 def test_the_current_child_knows_its_last_failure():
     """R9: A new incarnation can read the failure that ended the one before."""
-    told = []
+    results = []
 
     async def body():
-        told.append(current_child().last_failure)
+        results.append(current_child().last_failure)
         await trio.sleep(1)
-        raise Boom(len(told))
+        raise Boom(len(results))
 
     async def scene(tree, seen):
         await trio.sleep(2.5)
 
     grow(app(Child("a", body)), scene)
-    assert told[0] is None
-    assert [exc.args for exc in told[1:]] == [(1,), (2,)]
+    assert results[0] is None
+    assert [exc.args for exc in results[1:]] == [(1,), (2,)]

@@ -558,17 +558,17 @@ def test_the_address_of_a_node_far_down_takes_no_recursion():
 
 def test_a_resource_that_asks_for_the_inbox_gets_an_error_that_says_when_it_comes():
     """R29: The error must not say that the mailbox is missing: it is declared, and only the moment is wrong."""
-    told = []
+    results = []
 
     @asynccontextmanager
     async def resource():
         with pytest.raises(RuntimeError, match="has no inbox before its body is called") as raised:
             assert current_child().inbox
-        told.append(str(raised.value))
+        results.append(str(raised.value))
         yield
 
     grow(app(Child("a", echo, resource=resource, mailbox=1)))
-    assert told == ["child 'app/a' has no inbox before its body is called: a resource has none"]
+    assert results == ["child 'app/a' has no inbox before its body is called: a resource has none"]
 
 
 @pytest.mark.parametrize("asks", ["restart", "stop", "add", "inject", "open a tree"])
@@ -609,14 +609,14 @@ def test_a_child_that_makes_requests_in_endless_recursion_fails_alone(asks):
 def test_a_child_that_calls_started_at_the_end_of_the_stack_has_started_or_failed():
     """R17, R24: At whatever depth it calls `started`, the start succeeds, or fails with its own RecursionError."""
 
-    async def says(deeper, task_status):
+    async def expected(deeper, task_status):
         if deeper:
-            await says(deeper - 1, task_status)
+            await expected(deeper - 1, task_status)
         else:
             task_status.started()
 
     async def body(depth, task_status):
-        await says(depth, task_status)
+        await expected(depth, task_status)
         await trio.sleep_forever()
 
     async def main(depth):

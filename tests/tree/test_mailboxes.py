@@ -190,13 +190,13 @@ def test_calls_wait_while_the_node_is_backing_off():
 def test_every_task_that_waits_gets_an_error_when_a_node_is_down_for_good(how):
     """R29: This holds for callers that are queued, that wait for room or that wait for the node to be ready, and for those who come later."""
     echo = Echo(mailbox=2, restart="transient")
-    told = []
+    results = []
     inner = Supervisor("s", [echo.spec], decider=Decider({Boom: Stop, Other: Escalate}))
 
     async def ask(what, *args):
         with pytest.raises(ChildStopped):
             await what(*args)
-        told.append(args)
+        results.append(args)
 
     async def consume(ref):
         async with ref.stream("stream") as stream:
@@ -239,7 +239,7 @@ def test_every_task_that_waits_gets_an_error_when_a_node_is_down_for_good(how):
         await ask(ref.ready)
         with pytest.raises(ChildStopped):
             ref.send_nowait(6)
-        assert len(told) == 7
+        assert len(results) == 7
 
     grow(app(inner, decider=Decider({Other: Stop})), scene)
 
@@ -414,12 +414,12 @@ def test_a_message_in_hand_while_a_resource_is_left_is_settled_by_a_stop():
         await inbox.receive()
 
     child = Child("a", body, resource=Kit(slow_exit=5), mailbox=8, restart="transient")
-    told = []
+    results = []
 
     async def call(ref):
         with pytest.raises(CallLost):
             await ref.call(1)
-        told.append(1)
+        results.append(1)
 
     async def scene(tree, seen):
         async with trio.open_nursery() as nursery:
@@ -428,7 +428,7 @@ def test_a_message_in_hand_while_a_resource_is_left_is_settled_by_a_stop():
             await tree[child].stop()
 
     grow(app(child), scene)
-    assert told == [1]
+    assert results == [1]
 
 
 def test_a_caller_cancelled_while_queued_takes_its_message_with_it():

@@ -32,14 +32,14 @@ from .talk import Shelf, grow, worker
 
 def test_a_loop_over_an_inbox_ends_when_a_stop_is_asked_for():
     """R20, R30: The queued messages are served first, within `drain`; a worker needs no code of its own for it."""
-    served, told = [], []
+    served, results = [], []
 
     async def body(inbox):
         async for message in inbox:
             await trio.sleep(1)
             served.append(message.value)
             message.reply(message.value)
-        told.append(trio.current_time())
+        results.append(trio.current_time())
 
     child = Child("a", body, mailbox=8, drain=30)
 
@@ -50,7 +50,7 @@ def test_a_loop_over_an_inbox_ends_when_a_stop_is_asked_for():
         await tree[child].stop()
         assert trio.current_time() == 3
         assert served == [0, 1, 2]
-        assert told == [3]
+        assert results == [3]
         assert seen.of(events.StopError) == []
 
     grow(app(child), scene)
@@ -107,13 +107,13 @@ def test_a_message_to_a_child_that_has_drained_is_not_lost_silently():
 
     child = Child("a", body, mailbox=8, drain=30)
     a = Puppet("sibling")
-    told = []
+    results = []
 
     async def ask(ref, value):
         try:
-            told.append(await ref.call(value))
+            results.append(await ref.call(value))
         except ChildStopped:
-            told.append("stopped")
+            results.append("stopped")
 
     async def scene(tree, seen):
         async with trio.open_nursery() as nursery:
@@ -124,8 +124,8 @@ def test_a_message_to_a_child_that_has_drained_is_not_lost_silently():
             assert served == [(2, "kept")]
             nursery.start_soon(tree[child].stop)
             await trio.sleep(0.5)
-            nursery.start_soon(ask, tree[child], "told")
-        assert told == ["kept", "stopped"]
+            nursery.start_soon(ask, tree[child], "refused")
+        assert results == ["kept", "stopped"]
 
     grow(app(a, child, strategy="one_for_all"), scene)
 
@@ -160,10 +160,10 @@ def test_a_condemned_child_waits_for_the_restart_of_its_supervisor():
         decider=Decider({Boom: Escalate, Other: Stop}),
         backoff=Backoff(initial=10, jitter=0),
     )
-    told = []
+    results = []
 
     async def ask(ref):
-        told.append(await ref.call("hello"))
+        results.append(await ref.call("hello"))
 
     async def scene(tree, seen):
         ref = tree[b.spec]
@@ -178,7 +178,7 @@ def test_a_condemned_child_waits_for_the_restart_of_its_supervisor():
             nursery.start_soon(ask, ref)
             await trio.sleep(6)
             b.held[-1].reply("answered")
-        assert told == ["answered"]
+        assert results == ["answered"]
 
     grow(app(inner, decider=Decider({Boom: Restart})), scene)
 
@@ -189,20 +189,20 @@ def test_a_child_stopped_by_hand_waits_with_its_group(strategy, cancelled):
     """R10, R29: A group restart revives the child, so it is down for good only when no retry of its group is pending."""
     a, b = Puppet("a", backoff=Backoff(initial=10, jitter=0)), Shelf("b")
     inner = Supervisor("s", [a.spec, b.spec], strategy=strategy)
-    told = []
+    results = []
 
     async def ask(what, *arguments):
         try:
-            told.append(await what(*arguments))
+            results.append(await what(*arguments))
         except ChildStopped:
-            told.append("stopped")
+            results.append("stopped")
 
     async def scene(tree, seen):
         ref = tree[b.spec]
         await ref.ready()
         await ref.stop()
         await ask(ref.call, 0)
-        assert told == ["stopped"]
+        assert results == ["stopped"]
         a.fail()
         await quiet()
         async with trio.open_nursery() as nursery:
@@ -210,17 +210,17 @@ def test_a_child_stopped_by_hand_waits_with_its_group(strategy, cancelled):
             nursery.start_soon(ask, ref.ready)
             nursery.start_soon(ask, ref.ended)
             await quiet()
-            assert told == ["stopped"]
+            assert results == ["stopped"]
             if cancelled is not None:
                 await (tree[inner] if cancelled == "above" else tree[a.spec]).stop()
                 await quiet()
-                assert sorted(told, key=str) == [None, "stopped", "stopped", "stopped"]
+                assert sorted(results, key=str) == [None, "stopped", "stopped", "stopped"]
             else:
                 await trio.sleep(11)
-                assert told == ["stopped", None]
+                assert results == ["stopped", None]
                 b.held[-1].reply("answered")
                 await quiet()
-                assert told == ["stopped", None, "answered"]
+                assert results == ["stopped", None, "answered"]
                 nursery.cancel_scope.cancel()
 
     grow(app(inner), scene)
@@ -274,7 +274,7 @@ def test_callers_of_a_child_wait_while_its_supervisor_starts_by_hand():
 
 
 @pytest.mark.parametrize(
-    ("path", "said"),
+    ("path", "expected"),
     [
         ("app/ecko", "tree 'app' has no node 'app/ecko'; did you mean 'app/echo'?"),
         ("echo", "tree 'app' has no node 'echo'; did you mean 'app/echo'? A path begins with the root"),
@@ -284,7 +284,7 @@ def test_callers_of_a_child_wait_while_its_supervisor_starts_by_hand():
         ("app/zzz", "tree 'app' has no node 'app/zzz'"),
     ],
 )
-def test_the_error_of_a_wrong_path_suggests_a_near_one(path, said):
+def test_the_error_of_a_wrong_path_suggests_a_near_one(path, expected):
     """R28: The suggestion is one of the children that were declared or added."""
     inner = Supervisor("s", [Child("inner", forever)])
 
@@ -292,7 +292,7 @@ def test_the_error_of_a_wrong_path_suggests_a_near_one(path, said):
         await tree[inner].add(Child("added", forever))
         with pytest.raises(KeyError) as raised:
             tree[path]
-        assert raised.value.args == (said,)
+        assert raised.value.args == (expected,)
 
     grow(app(Child("echo", forever), inner), scene)
 
@@ -375,12 +375,12 @@ def test_every_callback_is_called_when_a_caller_leaves_at_the_end_of_its_stack(f
         raise boom
 
     async def serve(message):
-        for callback in (partial(told.append, 1), raises, partial(told.append, 2), partial(deep, 50)):
+        for callback in (partial(results.append, 1), raises, partial(results.append, 2), partial(deep, 50)):
             message.on_left(callback)
         await trio.sleep_forever()
 
     def deep(depth):
-        told.append(3) if not depth else deep(depth - 1)
+        results.append(3) if not depth else deep(depth - 1)
 
     async def leaves(ref, depth):
         if depth:
@@ -392,16 +392,16 @@ def test_every_callback_is_called_when_a_caller_leaves_at_the_end_of_its_stack(f
                 await quiet()
 
     child = worker(serve)
-    told = []
+    results = []
 
     async def scene(tree, seen, depth):
         with trio.move_on_after(1):
             await leaves(tree[child], depth)
         await quiet()
-        assert told == [1, 2, 3]
+        assert results == [1, 2, 3]
         assert [failed.exc for failed in seen.of(events.Failed)] == [boom]
 
     limit = sys.getrecursionlimit()
     for depth in range(limit - 600, limit - 200, 5):
-        told.clear()
+        results.clear()
         grow(app(child), partial(scene, depth=depth))

@@ -51,7 +51,7 @@ def test_a_second_task_that_waits_at_a_stream_gets_an_error():
 @pytest.mark.parametrize("settled", [False, True])
 def test_a_stream_cannot_be_read_after_its_block(settled):
     """R29: A task that reads it then, or still waits there, gets `trio.ClosedResourceError`; no item is left in it."""
-    told = []
+    results = []
 
     async def serve(message):
         await message.send(1)
@@ -64,7 +64,7 @@ def test_a_stream_cannot_be_read_after_its_block(settled):
     async def read(stream):
         with pytest.raises(trio.ClosedResourceError):
             await anext(stream)
-        told.append("closed")
+        results.append("closed")
 
     async def scene(tree, seen):
         async with trio.open_nursery() as nursery, tree[child].stream(None) as stream:
@@ -75,7 +75,7 @@ def test_a_stream_cannot_be_read_after_its_block(settled):
                 nursery.start_soon(read, stream)
                 await quiet()
         await read(stream)
-        assert told == ["closed"] * (1 if settled else 2)
+        assert results == ["closed"] * (1 if settled else 2)
 
     grow(app(child), scene)
 
@@ -156,7 +156,7 @@ def test_a_body_may_decide_that_a_message_in_hand_is_not_to_be_lost():
 def test_an_inbox_is_closed_when_its_body_is_over(form, directive):
     """R29, R30: A task that an old body left elsewhere takes no message of the next one, and gets an error."""
     shelf = Shelf(resource=Kit())
-    told = []
+    results = []
 
     async def read(inbox):
         try:
@@ -175,7 +175,7 @@ def test_an_inbox_is_closed_when_its_body_is_over(form, directive):
                         except trio.WouldBlock:
                             await trio.sleep(0.25)
         except trio.ClosedResourceError:
-            told.append("closed")
+            results.append("closed")
 
     async def scene(tree, seen):
         async with trio.open_nursery() as nursery:
@@ -184,11 +184,11 @@ def test_an_inbox_is_closed_when_its_body_is_over(form, directive):
             await quiet()
             tree[shelf.spec].inject(Boom())
             await trio.sleep(1)
-            assert told == ["closed"]
+            assert results == ["closed"]
             for number in range(3):
                 tree[shelf.spec].send_nowait(number)
             await read(inbox)
-            assert told == ["closed"] * 2
+            assert results == ["closed"] * 2
             await quiet()
             assert [message.value for message in shelf.held] == [0, 1, 2]
             nursery.cancel_scope.cancel()
@@ -243,14 +243,14 @@ def test_a_body_cannot_answer_a_message_that_was_put_back(form, how):
 
 def test_a_stale_sender_does_not_wait_for_room_for_ever():
     """R29, R30: A task of an old body that waits for room in a stream gets an error when the message was put back."""
-    told = []
+    results = []
     shelf = Shelf(mailbox=Mailbox(8, on_loss="requeue"))
 
     async def send(message):
         await message.send(1)
         with pytest.raises(RuntimeError, match="is not in hand"):
             await message.send(2)
-        told.append("told")
+        results.append("refused")
 
     async def scene(tree, seen):
         async with trio.open_nursery() as nursery, tree[shelf.spec].stream(None, buffer=1) as stream:
@@ -259,7 +259,7 @@ def test_a_stale_sender_does_not_wait_for_room_for_ever():
             await quiet()
             tree[shelf.spec].inject(Boom())
             await quiet()
-            assert told == ["told"]
+            assert results == ["refused"]
             shelf.held[1].reply()
             assert [item async for item in stream] == [1]
 
@@ -289,7 +289,7 @@ def test_a_message_that_was_lost_cannot_be_put_back():
 @pytest.mark.parametrize("form", ["call", "stream", "front", "full", "beside"])
 def test_a_child_that_calls_its_own_mailbox_gets_an_error(form):
     """R30: Its own task serves the mailbox, so the call would never be answered: it raises `RuntimeError`, and the child may go on."""
-    told = []
+    results = []
 
     async def body(inbox):
         async with trio.open_nursery() as nursery:
@@ -309,7 +309,7 @@ def test_a_child_that_calls_its_own_mailbox_gets_an_error(form):
                         await here.send("x")
                     else:
                         await here.call("x")
-                told.append(current_child().tree["app/s/a"].status().mailbox)
+                results.append(current_child().tree["app/s/a"].status().mailbox)
                 message.reply()
 
     child = Child("a", body, mailbox=1)
@@ -318,7 +318,7 @@ def test_a_child_that_calls_its_own_mailbox_gets_an_error(form):
     async def scene(tree, seen):
         await tree[child].call("go")
         assert await tree[child].call("still there") is None
-        assert told == ([1] if form == "full" else [0])
+        assert results == ([1] if form == "full" else [0])
         assert tree[child].status().mailbox == 0
 
     grow(app(inner), scene)
@@ -352,15 +352,15 @@ def test_a_child_of_several_tasks_may_call_itself(who):
 
 def test_a_resource_that_calls_its_own_child_gets_an_error():
     """R30: No body runs yet that could answer."""
-    told = []
+    results = []
 
     @asynccontextmanager
     async def calls():
         with pytest.raises(RuntimeError, match="would wait for ever"):
             await current_child().tree["app/a"].call(1)
-        told.append("told")
+        results.append("refused")
         yield
 
     child = Child("a", forever, resource=calls, mailbox=8)
     grow(app(child), lambda tree, seen: quiet())
-    assert told == ["told"]
+    assert results == ["refused"]

@@ -33,24 +33,24 @@ def test_a_lease_is_cancelled_when_an_incarnation_ends_on_the_general_path():
     """R28: This holds not only for the fast path, but also if a resource is left and if the child is stopped."""
     a, b = Puppet("a", resource=Kit()), Puppet("b")
 
-    async def lease(ref, told):
+    async def lease(ref, results):
         with pytest.raises(ChildRestarted):
             async with ref.lease():
                 await trio.sleep_forever()
-        told.append(ref.path)
+        results.append(ref.path)
 
     async def scene(tree, seen):
-        told = []
+        results = []
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(lease, tree[a.spec], told)
-            nursery.start_soon(lease, tree[b.spec], told)
+            nursery.start_soon(lease, tree[a.spec], results)
+            nursery.start_soon(lease, tree[b.spec], results)
             await quiet()
             a.fail()
             await quiet()
-            assert told == ["app/a"]
+            assert results == ["app/a"]
             await tree[b.spec].stop()
             await quiet()
-            assert told == ["app/a", "app/b"]
+            assert results == ["app/a", "app/b"]
 
     grow(app(a, b), scene)
 
@@ -59,11 +59,11 @@ def test_ready_of_a_supervisor_returns_when_it_is_up():
     """R28: This holds for its first start, and over a restart of it."""
     a = Puppet("a", 5, 5)
     inner = Supervisor("s", [a.spec], decider=Decider({Boom: Escalate}))
-    told = []
+    results = []
 
     async def wait(tree):
         await tree[inner].ready()
-        told.append(trio.current_time())
+        results.append(trio.current_time())
 
     async def main():
         trio.lowlevel.spawn_system_task(fail_if_a_task_hangs)
@@ -76,29 +76,29 @@ def test_ready_of_a_supervisor_returns_when_it_is_up():
             await trio.sleep(6)
 
     run_virtual(main)
-    assert told == [5, 10]
+    assert results == [5, 10]
 
 
 def test_a_sender_that_waits_for_room_in_a_stream_is_woken_when_the_consumer_leaves():
     """R30: Its `send` returns, and the items that it sends from then on are dropped."""
-    told = []
+    results = []
 
     async def serve(message):
         await message.send(1)
         await message.send(2)
-        told.append(message.left)
+        results.append(message.left)
         await message.send(3)
         message.reply()
-        told.append("on")
+        results.append("on")
 
     child = worker(serve)
 
     async def scene(tree, seen):
         async with tree[child].stream(None, buffer=1):
             await quiet()
-            assert told == []
+            assert results == []
         await quiet()
-        assert told == [True, "on"]
+        assert results == [True, "on"]
 
     grow(app(child), scene)
 
@@ -416,10 +416,10 @@ def test_a_callback_that_raises_when_no_body_runs_is_logged(caplog):
 
 def test_a_callback_may_cancel_any_scope():
     """R30: This holds also for a scope around the caller that is just leaving; the callback is called once."""
-    told = []
+    results = []
 
     async def serve(message):
-        message.on_left(lambda: (told.append("left"), scope.cancel()))
+        message.on_left(lambda: (results.append("left"), scope.cancel()))
         await trio.sleep_forever()
 
     child = worker(serve)
@@ -428,6 +428,6 @@ def test_a_callback_may_cancel_any_scope():
     async def scene(tree, seen):
         with scope, trio.move_on_after(1):
             await tree[child].call(None)
-        assert told == ["left"]
+        assert results == ["left"]
 
     grow(app(child), scene)

@@ -93,7 +93,7 @@ class Run:
         self.scenario = scenario
         self.taken = []  # the number of each message, each time that it is taken
         self.items = self.got = 0
-        self.told = {}
+        self.results = {}
         self.elsewhere = None
         mailbox = Mailbox(scenario.size)
         options = {"limit": None, "decider": Decider({Other: Resume})}
@@ -182,15 +182,15 @@ class Run:
         got = []
         with trio.move_on_after(ask.patience):
             try:
-                self.told[number] = await self._exchange(ref, number, ask, got)
+                self.results[number] = await self._exchange(ref, number, ask, got)
             except (CallLost, ChildStopped, MailboxFull, Other) as error:
-                self.told[number] = error
-        self.told.setdefault(number, "left")
+                self.results[number] = error
+        self.results.setdefault(number, "left")
         assert got == list(range(1, len(got) + 1)), "an item was lost, doubled or moved"
-        if ask.form == "stream" and self.told[number] == "over":
+        if ask.form == "stream" and self.results[number] == "over":
             assert len(got) == ask.items
-        if isinstance(self.told[number], Other):
-            assert self.told[number].args == (number,), "another caller's answer"
+        if isinstance(self.results[number], Other):
+            assert self.results[number].args == (number,), "another caller's answer"
 
     async def _exchange(self, ref, number, ask, got):
         value = number, ask
@@ -253,7 +253,7 @@ class Run:
     def check(self, ref, queue):
         """What holds when no task waits any more and all messages were served."""
         asks = self.scenario.asks
-        assert len(self.told) == len(asks), "a caller got no answer"
+        assert len(self.results) == len(asks), "a caller got no answer"
         status = ref.status()
         assert status.state == "up"
         assert status.mailbox == len(queue) == 0
@@ -270,9 +270,9 @@ class Run:
             times = self.taken.count(number)
             again = ask.act == "requeue" or ask.on_loss == "requeue"
             assert again or times <= 1, "served twice"
-            if self.told[number] == "sent":
+            if self.results[number] == "sent":
                 assert times >= 1 or self.scenario.ends, "a message was lost"
-            if isinstance(self.told[number], int) or self.told[number] == "over":
+            if isinstance(self.results[number], int) or self.results[number] == "over":
                 assert times >= 1
         self._check_order(first)
 

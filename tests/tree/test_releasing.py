@@ -393,8 +393,8 @@ def test_a_start_that_takes_long_is_reported_with_its_stack_and_what_it_waits_fo
     a = Child("a", waits_for_a_later_sibling)
     b = Child("b", idle, resource=slow_to_enter, start_warning=40)
     run_virtual(main, seed=0)
-    told = [(event.path, event.seconds, event.waits_for) for event in seen.of(events.StartOverdue)]
-    assert told == [
+    results = [(event.path, event.seconds, event.waits_for) for event in seen.of(events.StartOverdue)]
+    assert results == [
         ("app/b", 40, None),
         ("app/a", 30, "app/late"),
         ("app/a", 90, "app/late"),

@@ -218,7 +218,7 @@ async def collect(event):
 
 
 @pytest.mark.parametrize(
-    ("sinks", "says"),
+    ("sinks", "expected"),
     [
         ([collect], "a sink must be a plain function, and collect is an async function: it is not awaited"),
         ([5], "a sink must be a function, got 5"),
@@ -229,14 +229,14 @@ async def collect(event):
         (print, "sinks must be a list of functions, got <built-in function print>"),
     ],
 )
-def test_an_object_that_is_no_sink_is_refused(sinks, says):
+def test_an_object_that_is_no_sink_is_refused(sinks, expected):
     """R31: It is refused when the tree is opened, in one line, before anything starts."""
 
     async def main():
         with pytest.raises(TypeError) as raised:
             async with open_tree(Supervisor("app", []), sinks=sinks):
                 pass
-        assert str(raised.value).startswith(says)
+        assert str(raised.value).startswith(expected)
 
     run_virtual(main)
 

@@ -383,13 +383,13 @@ def note_end(puppet, ended):
 def test_no_request_hangs_at_a_broken_tree(monkeypatch):
     """R24: Requests, calls and waits at a tree with a defect are answered, before and after its end."""
     a, b = Puppet("a", mailbox=4), Puppet("b")
-    told = []
+    results = []
 
     async def ask(what):
         try:
-            told.append(await what())
+            results.append(await what())
         except (Refused, errors.ChildStopped) as exc:
-            told.append(type(exc))
+            results.append(type(exc))
 
     async def main():
         async with trio.open_nursery() as nursery:
@@ -409,16 +409,16 @@ def test_no_request_hangs_at_a_broken_tree(monkeypatch):
             nursery.start_soon(ask, tree[b.spec].ended)
 
     run_virtual(main)
-    stopped = [one for one in told if one is errors.ChildStopped]
-    refused = [one for one in told if one is Refused]
-    defects = [one for one in told if isinstance(one, Defect)]
+    stopped = [one for one in results if one is errors.ChildStopped]
+    refused = [one for one in results if one is Refused]
+    defects = [one for one in results if isinstance(one, Defect)]
     assert (len(stopped), len(refused), len(defects)) == (3, 2, 2)
 
 
 def test_a_child_that_ended_in_a_broken_tree_is_not_up(monkeypatch):
     """R24, R28: The machine got no report of its end, so its node may still be marked as up; tasks that wait for it are woken when the tree ends."""
     slow, quick = Puppet("slow", stubborn=3), Puppet("quick")
-    told = []
+    results = []
 
     async def lease(ref):
         async with ref.lease():
@@ -426,9 +426,9 @@ def test_a_child_that_ended_in_a_broken_tree_is_not_up(monkeypatch):
 
     async def ask(what, ref):
         try:
-            told.append(await what(ref))
+            results.append(await what(ref))
         except Exception as exc:
-            told.append(type(exc))
+            results.append(type(exc))
 
     async def main():
         async with trio.open_nursery() as nursery:
@@ -449,7 +449,7 @@ def test_a_child_that_ended_in_a_broken_tree_is_not_up(monkeypatch):
         assert trio.current_time() == pytest.approx(3, abs=0.1)
 
     run_virtual(main)
-    assert told == [Refused, errors.ChildStopped, errors.ChildStopped]
+    assert results == [Refused, errors.ChildStopped, errors.ChildStopped]
 
 
 # --- reasons

@@ -67,14 +67,14 @@ def test_a_stream_is_bounded():
 
 def test_the_child_is_informed_when_the_consumer_leaves():
     """R30: `left` is set, a callback is called, and a wait for room ends; later items are dropped."""
-    told = []
+    results = []
 
     async def serve(message):
-        message.on_left(lambda: told.append("left"))
+        message.on_left(lambda: results.append("left"))
         for number in range(5):
             await message.send(number)
-        told.append(message.left)
-        message.on_left(lambda: told.append("at once"))
+        results.append(message.left)
+        message.on_left(lambda: results.append("at once"))
         message.reply()
 
     child = streaming(serve)
@@ -83,7 +83,7 @@ def test_the_child_is_informed_when_the_consumer_leaves():
         async with tree[child].stream(None, buffer=1) as stream:
             assert await anext(stream) == 0
         await quiet()
-        assert told == ["left", True, "at once"]
+        assert results == ["left", True, "at once"]
         assert tree[child].status().state == "up"
 
     grow(app(child), scene)
@@ -131,13 +131,13 @@ def test_a_requeued_stream_goes_on_in_the_next_incarnation():
 
 def test_send_nowait_does_not_wait_for_room():
     """R30: A full buffer raises `trio.WouldBlock`."""
-    told = []
+    results = []
 
     async def serve(message):
         message.send_nowait(1)
         with pytest.raises(trio.WouldBlock):
             message.send_nowait(2)
-        told.append(1)
+        results.append(1)
         message.reply()
 
     child = streaming(serve)
@@ -147,12 +147,12 @@ def test_send_nowait_does_not_wait_for_room():
             assert [item async for item in stream] == [1]
 
     grow(app(child), scene)
-    assert told == [1]
+    assert results == [1]
 
 
 def test_many_items_are_sent_at_once_or_none_of_them():
     """R30: They come in order, all at once; too many raise `trio.WouldBlock`, and those for a consumer that has left are dropped."""
-    told = []
+    results = []
 
     async def serve(message):
         message.send_many_nowait([0, 1])
@@ -161,7 +161,7 @@ def test_many_items_are_sent_at_once_or_none_of_them():
         message.send_many_nowait([])
         message.on_left(lambda: message.send_many_nowait([4] * 9))
         message.on_left(message.reply)
-        told.append(1)
+        results.append(1)
 
     child = streaming(serve)
 
@@ -171,7 +171,7 @@ def test_many_items_are_sent_at_once_or_none_of_them():
         assert tree[child].status().handled == 3  # the message, and what it sent
 
     grow(app(child), scene)
-    assert told == [1]
+    assert results == [1]
 
 
 def test_a_stream_that_has_ended_stays_so():

@@ -64,15 +64,15 @@ class Terminal:
         )
         self.text = ""
 
-    def read_until(self, says, seconds=30.0):
+    def read_until(self, expected, seconds=30.0):
         """Read on until the text has it, or, with None, until the program has ended."""
         end = time.monotonic() + seconds
-        while says is None or says not in self.text:
-            assert time.monotonic() < end, f"not within {seconds} s: {says!r} in …{self.text[-900:]!r}"
+        while expected is None or expected not in self.text:
+            assert time.monotonic() < end, f"not within {seconds} s: {expected!r} in …{self.text[-900:]!r}"
             ready, _, _ = select.select([self._leader], [], [], 0.1)
             if ready:
                 self.text += os.read(self._leader, 65536).decode("utf-8", "replace")
-            elif says is None and self.process.poll() is not None:
+            elif expected is None and self.process.poll() is not None:
                 return
 
     @property
