@@ -143,7 +143,7 @@ ROWS = [
     *_started("100k", START_MANY, "100,000"),
     Row(
         name="start tuned",
-        text="start a child, one of 100,000, by one of 10,000; with the collector set as this page recommends",
+        text="start a child, with the collector set: one of 100,000, by one of 10,000; as recommended below",
         work=START_TUNED,
         key="start_growth",
         unit="",
@@ -151,7 +151,7 @@ ROWS = [
     ),
     Row(
         name="stop tuned",
-        text="stop a child, one of 100,000, by one of 10,000; likewise",
+        text="stop a child, with the collector set: one of 100,000, by one of 10,000; as recommended below",
         work=START_TUNED,
         key="stop_growth",
         unit="",

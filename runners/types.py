@@ -11,6 +11,7 @@ from attrs import Attribute, asdict, evolve, field, frozen
 from attrs.validators import ge, in_, instance_of, matches_re, optional
 
 from .brief import brief, exact, is_a
+from .plain import plain_data
 
 OnLoss: TypeAlias = Literal["migrate", "fail"]
 Transport: TypeAlias = Literal["local", "network"]
@@ -119,13 +120,28 @@ def _is_sampling(_: object, attribute: Attribute[Any], value: object) -> None:
         raise TypeError(f"{attribute.name} must be a Sampling, got {brief(value)}")
 
 
+def _payload(value: object) -> Any:
+    """A converter."""
+    return None if value is None else plain_data("payload", value)
+
+
+def _options(value: object) -> dict[str, Any] | None:
+    """A converter."""
+    if value is not None and not is_a(value, dict):
+        raise TypeError(f"options must be a dict, got {brief(value)}")
+    return None if value is None else plain_data("options", value)
+
+
 @frozen
 class ExecuteBatch:
     """One logical request. Batching across requests is the runner's own business.
 
     Args:
         request_id: names the request in chunks, errors and events; unique among those in flight.
-        prompt: the text to continue.
+        prompt: the text to continue, if the runner continues texts.
+        payload: any plain data instead of a prompt, or beside it: token ids, chat messages, numbers, bytes (D11). It is copied,
+            and what cannot travel is refused here.
+        options: plain data that only the runner interprets, such as penalties or a schema.
         model: for a runner that has several.
         on_loss: what becomes of the stream, once begun, when its context is lost: `migrate` goes on in the next one if
             the runner can continue, `fail` ends with `ContextLost` (D6).
@@ -134,7 +150,9 @@ class ExecuteBatch:
     """
 
     request_id: str = field(converter=_text, validator=_is_text)
-    prompt: str = field(converter=_text, validator=_is_text)
+    prompt: str = field(default="", converter=_text, validator=_is_text)
+    payload: Any = field(default=None, kw_only=True, converter=_payload, hash=False)  # pyright: ignore[reportUnknownVariableType] - attrs' stubs make it partly unknown
+    options: dict[str, Any] | None = field(default=None, kw_only=True, converter=_options, hash=False)
     sampling: Sampling = field(factory=Sampling, kw_only=True, validator=_is_sampling)
     model: str = field(default="", kw_only=True, converter=_text, validator=_is_text)
     on_loss: OnLoss = field(default="migrate", kw_only=True, converter=_text, validator=_is_on_loss)
@@ -188,6 +206,7 @@ class _Draft:
 
     __slots__ = (
         "__weakref__",
+        "data",
         "finish_reason",
         "incarnation",
         "index",
@@ -200,13 +219,17 @@ class _Draft:
 
 @frozen(kw_only=True)
 class TokenChunk(_Draft):
-    """Some consecutive tokens of one stream. A runner makes these themselves: of a subclass no host passes on what it adds.
+    """A piece of one stream: some consecutive tokens, or text or plain data without ids.
+
+    A stream counts positions (D6): its tokens, or, if it has no ids, its chunks. A runner makes instances of this very class: no
+    host passes on what a subclass adds.
 
     Args:
-        index: absolute position of the first token, counted from the first generated one.
-        token_ids: the tokens themselves; empty only in a last chunk that adds none.
+        index: absolute position of the first token, or of the chunk, counted from 0.
+        token_ids: the tokens themselves; empty in a stream without ids, and in a last chunk that adds none.
         text: what may be shown now; can lag behind `token_ids` while a stop string is being matched.
         finish_reason: set in the last chunk, and only there.
+        data: plain data (D11); to another process at most 64 KiB of it travel besides its long texts and bytes.
         incarnation: the context that made it; the host fills it in.
     """
 
@@ -217,6 +240,7 @@ class TokenChunk(_Draft):
     finish_reason: FinishReason | None = None
     usage: TokenUsage | None = None
     incarnation: int = 0
+    data: Any = field(default=None, hash=False)
 
 
 def token_chunk(  # noqa: PLR0917 - by position is the fastest
@@ -227,6 +251,7 @@ def token_chunk(  # noqa: PLR0917 - by position is the fastest
     finish_reason: FinishReason | None = None,
     usage: TokenUsage | None = None,
     incarnation: int = 0,
+    data: Any = None,
 ) -> TokenChunk:
     """The same as `TokenChunk(…)`, in a third of the time, for a host or a runner that makes many thousands a second.
 
@@ -240,6 +265,7 @@ def token_chunk(  # noqa: PLR0917 - by position is the fastest
     made.finish_reason = finish_reason
     made.usage = usage
     made.incarnation = incarnation
+    made.data = data
     made.__class__ = TokenChunk
     chunk: TokenChunk = made
     return chunk
@@ -247,13 +273,20 @@ def token_chunk(  # noqa: PLR0917 - by position is the fastest
 
 @frozen(kw_only=True)
 class Completion:
-    """A whole stream, for a caller who waits for all of it."""
+    """A whole stream, for a caller that waits for all of it.
+
+    Args:
+        text: of all chunks, one behind the other.
+        token_ids: of all chunks.
+        data: of the chunks that carry any, in their order.
+    """
 
     request_id: str
     text: str
     token_ids: tuple[int, ...]
     finish_reason: FinishReason
     usage: TokenUsage
+    data: tuple[Any, ...] = field(default=(), hash=False)
 
 
 @frozen(kw_only=True)
@@ -423,8 +456,9 @@ class ModelRunner(Protocol):
     it is iterated, must not give that place back in the generator: `with_release(chunks, release)` does so however the
     stream ends.
 
-    A chunk must be the next: its `index` is the number of tokens before it, it has tokens unless it is the last, and no
-    more of them than the request allows. Otherwise that request fails with `RunnerError`. An exception from an iterator
+    A chunk must be the next: its `index` is the number of positions before it, it has tokens, text or data unless it is the
+    last, and the stream has no more positions than the request's `max_tokens`. A stream has ids in all of its chunks but the
+    last, or in none. Otherwise that request fails with `RunnerError`. An exception from an iterator
     is that request's own error, too, unless its tag or what it is (D4) says that it is the context's.
     """
 
@@ -448,7 +482,7 @@ class ModelRunner(Protocol):
 
 @runtime_checkable
 class ContinuingRunner(ModelRunner, Protocol):
-    """A runner whose streams can move to another context."""
+    """A runner whose streams can move to another context, if they have token ids: a begun stream without ids is lost."""
 
     def continue_from(self, batch: ExecuteBatch, accepted: Sequence[int]) -> Chunks:
         """Go on behind `accepted`, all token ids accepted so far, those held back for a stop string too.

@@ -25,6 +25,7 @@ FLOORS = (
     "runners.diagnosis",
     "runners.nursery runners.protect runners.types",
     "runners.errors",
+    "runners.plain",
     "runners.brief",
     "supervise.testing",
     "supervise.__main__",

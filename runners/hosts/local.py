@@ -89,7 +89,9 @@ class LocalSession(BaseSession[int]):
         ids, finish = made.token_ids, made.finish_reason
         if finish is not None:
             self._forget(number)
-        return token_chunk(request_id, made.index, ids, made.text, finish, made.usage, self.incarnation)
+        return token_chunk(
+            request_id, made.index, ids, made.text, finish, made.usage, self.incarnation, made.data
+        )
 
     def _forget(self, number: int) -> None:
         del self._streams[self._names.pop(number)]

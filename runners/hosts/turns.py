@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import suppress
 from typing import Protocol, TypeAlias, cast
 
-from attrs import define, validate
+from attrs import define, evolve, validate
 
 from runners.brief import brief, is_a, name_of, quoted, text_of
 from runners.diagnosis.classify import by_tag, code_of, renewed, sound
@@ -19,6 +19,7 @@ from runners.errors import (
     OutOfMemory,
     RunnerError,
 )
+from runners.plain import plain_data
 from runners.types import (
     Chunks,
     ContinuingRunner,
@@ -77,16 +78,17 @@ class SyncSource:
 
 @define(eq=False)
 class Position:
-    """Where a stream of a runner is: so many tokens have been accepted, of at most so many."""
+    """Where a stream of a runner is: so many positions have been accepted, of at most so many; whether they are token ids."""
 
     request_id: str
     at: int
     most: int
+    has_ids: bool | None = None  # not known before the first chunk
 
     @classmethod
     def of(cls, batch: ExecuteBatch, accepted: Sequence[int]) -> Position:
         """At its beginning, or behind what was accepted elsewhere."""
-        return cls(batch.request_id, len(accepted), batch.sampling.max_tokens)
+        return cls(batch.request_id, len(accepted), batch.sampling.max_tokens, bool(accepted) or None)
 
     def chunk(self, made: object) -> TokenChunk:
         """What the stream yielded, None at its end; it is the next chunk.
@@ -99,31 +101,56 @@ class Position:
         """
         if type(made) is not TokenChunk:
             raise RunnerError(_why_no_chunk(made))
-        ids, finish, usage = made.token_ids, made.finish_reason, made.usage
-        good = (
-            type(made.index) is int
-            and type(made.text) is str
-            and type(ids) is tuple
-            and (finish is None or type(finish) is FinishReason)
-            and (usage is None or _is_valid(usage, TokenUsage))
-        )
-        if good:
-            for token in ids:
-                if type(token) is not int:
-                    good = False
-                    break
-        if not good:
-            raise RunnerError(f"a chunk's fields must have the types that TokenChunk says, got {brief(made)}")
-        if len(ids) > MAX_TOKENS:
-            raise RunnerError(f"a chunk must have at most {MAX_TOKENS} tokens, got {len(ids)}")
-        end = self.at + len(ids)
-        if made.index != self.at or end > self.most or not (ids or finish):
+        _check_fields(made)
+        if made.data is not None:
+            made = _with_plain_data(made)
+        has_ids, finish = bool(made.token_ids), made.finish_reason
+        more = len(made.token_ids) or (not finish and (made.text != "" or made.data is not None))
+        end = self.at + more
+        if made.index != self.at or end > self.most or not (more or finish):
             raise RunnerError(
-                f"the runner's stream must go on with token {self.at}, of at most {self.most}: "
-                f"got {len(ids)} tokens from {brief(made.index)}"
+                f"the runner's stream must go on with position {self.at}, of at most {self.most}: "
+                f"got {int(more)} from {brief(made.index)}"
             )
+        if more and self.has_ids is not has_ids:
+            self._note_ids(has_ids=has_ids)
         self.at = end
         return made
+
+    def _note_ids(self, *, has_ids: bool) -> None:
+        """The first chunk says whether the stream counts token ids or chunks (D6)."""
+        if self.has_ids is not None:
+            which = "no token ids behind some" if self.has_ids else "token ids behind none"
+            raise RunnerError(f"a stream's chunks must all have token ids, or none: got {which} at {self.at}")
+        self.has_ids = has_ids
+
+
+def _check_fields(made: TokenChunk) -> None:
+    """Refuse a chunk whose fields have other types than `TokenChunk` declares."""
+    ids, finish, usage = made.token_ids, made.finish_reason, made.usage
+    good = (
+        type(made.index) is int
+        and type(made.text) is str
+        and type(ids) is tuple
+        and (finish is None or type(finish) is FinishReason)
+        and (usage is None or _is_valid(usage, TokenUsage))
+    )
+    if good:
+        for token in ids:
+            if type(token) is not int:
+                good = False
+                break
+    if not good:
+        raise RunnerError(f"a chunk's fields must have the types that TokenChunk says, got {brief(made)}")
+    if len(ids) > MAX_TOKENS:
+        raise RunnerError(f"a chunk must have at most {MAX_TOKENS} tokens, got {len(ids)}")
+
+
+def _with_plain_data(made: TokenChunk) -> TokenChunk:
+    try:
+        return evolve(made, data=plain_data("a chunk's data", made.data))
+    except (TypeError, ValueError) as error:
+        raise RunnerError(text_of(error)) from error
 
 
 @define(eq=False)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from attrs import define, evolve, field, validate
 
@@ -12,6 +12,7 @@ from supervise import Message, StreamMessage
 
 from ..brief import brief, is_a, quoted
 from ..errors import BadRequest, ContextLost, PoisonRequest, ProtocolError, RunnerError, Timeout
+from ..plain import size_of
 from ..protect import protected
 from ..types import Completion, ExecuteBatch, TokenChunk, TokenUsage
 
@@ -19,7 +20,7 @@ _Error = TypeVar("_Error", bound=Exception)
 
 
 MAX_CHARACTERS = 2**26
-"""Of the text of one request: a runner that says without end what it is not asked to must not fill our memory."""
+"""Of the text and the data of one request: a runner that says without end what it is not asked to must not fill our memory."""
 
 
 @protected
@@ -34,6 +35,8 @@ class Record:
     batch: ExecuteBatch
     most: int = field(init=False)
     accepted: list[int] = field(factory=list[int])
+    at: int = 0
+    data: list[Any] = field(factory=list[Any])
     texts: list[str] = field(factory=list[str])
     characters: int = 0
     leave: Callable[[Record], object] | None = None
@@ -60,17 +63,18 @@ class Record:
         Every chunk of every stream is looked at here.
         """
         accepted, texts, most = self.accepted, self.texts, self.most
-        had = at = len(accepted)
+        had = at = self.at
         known, characters = len(texts), self.characters
         wrong = None
         for chunk in chunks:
             ids = chunk.token_ids
-            end = at + len(ids)
+            more = len(ids) or (not chunk.finish_reason and (chunk.text != "" or chunk.data is not None))
+            end = at + more
             if (
                 chunk.index != at
                 or chunk.incarnation != incarnation
                 or end > most
-                or not (ids or chunk.finish_reason)
+                or not (more or chunk.finish_reason)
             ):
                 wrong = self._unexpected(chunk, incarnation)
                 del chunks[len(texts) - known :]
@@ -78,8 +82,11 @@ class Record:
             accepted += ids
             texts.append(chunk.text)
             characters += len(chunk.text)
+            if chunk.data is not None:
+                self.data.append(chunk.data)
+                characters += size_of(chunk.data)
             at = end
-        self.characters = characters
+        self.characters, self.at = characters, at
         if chunks and incarnation != self.incarnation:
             self.incarnation = incarnation
             self.replayed += had
@@ -87,7 +94,7 @@ class Record:
 
     def _unexpected(self, chunk: TokenChunk, incarnation: int) -> ProtocolError:
         error = ProtocolError(
-            f"{self.name}: token {len(self.accepted)} of at most {self.most} is next, of incarnation {incarnation}; "
+            f"{self.name}: position {self.at} of at most {self.most} is next, of incarnation {incarnation}; "
             f"got {len(chunk.token_ids)} tokens from {brief(chunk.index)}, of incarnation {chunk.incarnation}"
         )
         error.request_ids = (self.batch.request_id,)
@@ -106,7 +113,9 @@ class Record:
 
     def usage(self, told: TokenUsage | None) -> TokenUsage:
         """Of the whole request; the runner knows of its own part only."""
-        return evolve(told or TokenUsage(), output=len(self.accepted), replayed=self.replayed)
+        told = told or TokenUsage()
+        output = len(self.accepted) if self.accepted or not self.at else told.output
+        return evolve(told, output=output, replayed=self.replayed)
 
     def is_late(self, now: float) -> bool:
         """Whether its deadline has passed."""
@@ -128,6 +137,7 @@ class Record:
             token_ids=tuple(self.accepted),
             finish_reason=last.finish_reason,
             usage=last.usage,
+            data=tuple(self.data),
         )
 
     def lost(self, cause: BaseException | None) -> ContextLost:

@@ -162,7 +162,10 @@ class Context:
 
     def may_move(self, record: Record) -> bool:
         """Whether a begun stream may go on in another session."""
-        return record.batch.on_loss == "migrate" and self.session.info.can_continue
+        counts_ids = (
+            bool(record.accepted) or not record.chunks
+        )  # a stream without ids cannot be continued (D6)
+        return counts_ids and record.batch.on_loss == "migrate" and self.session.info.can_continue
 
     def must_stay(self, record: Record) -> bool:
         """Whether a stream would be lost with its session."""

@@ -183,6 +183,38 @@ def test_a_long_step_is_of_one_stream_alone(items, allowed):
             parser.next()
 
 
+SHORT = wire.Chunk(0, 0, (1,), "", None, None)
+
+
+@pytest.mark.parametrize(
+    ("step", "allowed"),
+    [
+        (wire.Step([SHORT] * wire.MAX_ITEMS, []), True),
+        (wire.Step([SHORT] * (wire.MAX_ITEMS + 1), []), False),
+        (wire.Step([wire.Chunk(0, 0, (1,) * wire.MAX_TOKENS, "", None, None)], []), True),
+        (wire.Step([wire.Chunk(0, 0, (1,) * (wire.MAX_TOKENS + 1), "", None, None)], []), False),
+        (wire.Step([wire.Chunk(0, 0, (), "", None, None, wire.Packed(b"x" * wire.MAX_REST, ()))], []), True),
+        (
+            wire.Step(
+                [wire.Chunk(0, 0, (), "", None, None, wire.Packed(b"x" * (wire.MAX_REST + 1), ()))], []
+            ),
+            False,
+        ),
+    ],
+    ids=["streams", "a stream more", "tokens", "a token more", "data", "a byte of data more"],
+)
+def test_a_step_has_at_most_so_much_that_is_read_piece_by_piece(step, allowed):
+    """D10: reading more would hold up the parent's loop."""
+    body = msgspec.msgpack.encode(step)
+    parser = wire.from_child()
+    parser.feed(len(body).to_bytes(4, "big") + body)
+    if allowed:
+        assert parser.next() == step
+    else:
+        with pytest.raises(errors.ProtocolError, match="not a frame"):
+            parser.next()
+
+
 @given(
     st.text(),
     st.text(),

@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from pathlib import Path
-from typing import Literal, TypeAlias, TypeVar, get_args
+from typing import Any, Literal, TypeAlias, TypeVar, get_args
 
 import trio
 from attrs import field, frozen
@@ -500,8 +500,11 @@ class ProcessSession(BaseSession[int]):
                 self._check_leaving(chunk.stream)
                 continue
             finish = chunk.finish
+            data = None if chunk.data is None else self._unpacked(chunk.data)
             made.append(
-                token_chunk(name, chunk.index, chunk.token_ids, chunk.text, finish, chunk.usage, incarnation)
+                token_chunk(
+                    name, chunk.index, chunk.token_ids, chunk.text, finish, chunk.usage, incarnation, data
+                )
             )
             if finish is not None:
                 self._forget(chunk.stream)
@@ -521,6 +524,12 @@ class ProcessSession(BaseSession[int]):
         elif not step.chunks and not step.failed:
             raise self._fail(ProtocolError(f"the context process {self.pid} made a step of nothing"))
         return made
+
+    def _unpacked(self, data: wire.Packed) -> Any:
+        try:
+            return wire.unpacked(data)
+        except ProtocolError as error:
+            raise self._fail(error) from error.__cause__
 
     def _note_streams(self, step: wire.Step) -> None:
         """Those that have made something are new no more, and what was dropped before they began must be gone."""

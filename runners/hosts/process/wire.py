@@ -12,7 +12,7 @@ With a fork server each datagram is one such array, without a length: `Preload` 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Any, Generic, TypeAlias, TypeVar
+from typing import Annotated, Any, Generic, TypeAlias, TypeVar, cast
 
 import msgspec
 
@@ -41,7 +41,12 @@ LONG = 2**18
 MAX_ITEMS = 4096
 """Streams that one step may be of."""
 
+MAX_REST = 2**16
+"""Bytes of a chunk's data without its long texts and bytes: reading more pieces would hold up the parent's loop."""
+
 _LENGTH = 4
+_LONG_ITEM = 256
+_BYTES, _TEXT = 1, 2  # codes of references
 _ERROR_TEXT = 8 * MAX_TEXT
 
 Count: TypeAlias = Annotated[int, msgspec.Meta(ge=0)]
@@ -84,6 +89,16 @@ class Start(_Frame, frozen=True):
     cause: str | None
 
 
+class Packed(_Part, frozen=True):
+    """A chunk's plain data (D11). Its long texts and bytes stand apart: to read them takes no time, however long they are.
+
+    So what a process sends cannot hold up the parent's loop: the rest, which is read piece by piece, is short.
+    """
+
+    rest: Annotated[bytes, msgspec.Meta(max_length=MAX_REST)]
+    apart: Annotated[tuple[bytes, ...], msgspec.Meta(max_length=MAX_ITEMS)]
+
+
 class Begin(_Frame, frozen=True):
     """Begin stream number `stream`; numbers are never used twice in one incarnation."""
 
@@ -97,6 +112,8 @@ class Begin(_Frame, frozen=True):
     stop: tuple[str, ...]
     accepted: tuple[int, ...]
     deadline: float | None
+    payload: Any = None
+    options: dict[str, Any] | None = None
 
     def batch(self) -> ExecuteBatch:
         """The request as the runner gets it; its deadline is seconds from when it was sent."""
@@ -104,7 +121,13 @@ class Begin(_Frame, frozen=True):
             max_tokens=self.max_tokens, temperature=self.temperature, seed=self.seed, stop=self.stop
         )
         return ExecuteBatch(
-            self.request_id, self.prompt, sampling=sampling, model=self.model, deadline=self.deadline
+            self.request_id,
+            self.prompt,
+            payload=self.payload,
+            options=self.options,
+            sampling=sampling,
+            model=self.model,
+            deadline=self.deadline,
         )
 
 
@@ -167,6 +190,7 @@ class Chunk(_Part, frozen=True):
     text: str
     finish: FinishReason | None
     usage: TokenUsage | None
+    data: Packed | None = None
 
 
 class Error(_Part, frozen=True):
@@ -291,12 +315,65 @@ def begin(stream: int, batch: ExecuteBatch, accepted: Sequence[int]) -> Begin:
         sampling.stop,
         tuple(accepted),
         batch.deadline,
+        batch.payload,
+        batch.options,
     )
 
 
 def chunk(stream: int, made: TokenChunk) -> Chunk:
-    """The frame of a chunk."""
-    return Chunk(stream, made.index, made.token_ids, made.text, made.finish_reason, made.usage)
+    """The frame of a chunk.
+
+    Raises:
+        ValueError: its data is too long, or no data that can be sent; so for TypeError.
+    """
+    data = None if made.data is None else packed(made.data)
+    return Chunk(stream, made.index, made.token_ids, made.text, made.finish_reason, made.usage, data)
+
+
+def packed(data: Any) -> Packed:
+    """Plain data, with its long texts and bytes apart.
+
+    Raises:
+        ValueError: the rest has more than `MAX_REST` bytes, more than `MAX_ITEMS` stand apart, or a text is not Unicode.
+    """
+    apart: list[bytes] = []
+    rest = _encoder.encode(_without_long(data, apart))
+    if len(rest) > MAX_REST or len(apart) > MAX_ITEMS:
+        raise ValueError(
+            f"a chunk's data must have at most {MAX_REST} bytes besides at most {MAX_ITEMS} long texts and bytes, "
+            f"got {len(rest)} and {len(apart)}; send an array as its bytes, shape and type"
+        )
+    return Packed(rest, tuple(apart))
+
+
+def _without_long(data: Any, apart: list[bytes]) -> Any:
+    """The data with a reference for each long text and bytes, which are added to `apart`."""
+    kind = cast("type[object]", type(data))
+    if kind is list:
+        return [_without_long(item, apart) for item in data]
+    if kind is dict:
+        return {key: _without_long(item, apart) for key, item in data.items()}
+    if kind in (bytes, str) and len(data) >= _LONG_ITEM:
+        apart.append(data if kind is bytes else data.encode())
+        return msgspec.msgpack.Ext(_BYTES if kind is bytes else _TEXT, (len(apart) - 1).to_bytes(2, "big"))
+    return data
+
+
+def unpacked(data: Packed) -> Any:
+    """The plain data that a process has sent.
+
+    Raises:
+        ProtocolError: it is none.
+    """
+
+    def resolve(code: int, number: memoryview) -> Any:
+        item = data.apart[int.from_bytes(number, "big")]
+        return item if code == _BYTES else item.decode()
+
+    try:
+        return msgspec.msgpack.decode(data.rest, ext_hook=resolve)
+    except (ValueError, IndexError, RecursionError, MemoryError) as error:
+        raise ProtocolError(f"not plain data: {error}") from error
 
 
 def ready(info: RunnerInfo) -> Ready:

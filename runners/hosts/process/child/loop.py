@@ -211,10 +211,13 @@ class Engine:
             return
         step = wire.Step([], [])
         for number, made in items:
-            if type(made) is TokenChunk:
-                step.chunks.append(wire.chunk(number, made))
-            else:
+            if type(made) is not TokenChunk:
                 step.failed.append(wire.Failed(number, wire.error_data(cast("InferenceError", made))))
+                continue
+            try:
+                step.chunks.append(wire.chunk(number, made))
+            except _UNSENDABLE as error:
+                step.failed.append(self._unsendable(number, error))
         try:
             self._link.send(step)
         except _UNSENDABLE:
@@ -228,12 +231,15 @@ class Engine:
         for chunk in step.chunks:
             try:
                 self._link.send(wire.Step([chunk], []))
-            except _UNSENDABLE as unsendable:
-                self._turns.drop(chunk.stream)
-                unclosed = self._turns.early()
-                error = unclosed[0][1] if unclosed else unsendable
-                step.failed.append(wire.Failed(chunk.stream, wire.error_data(error)))
+            except _UNSENDABLE as error:
+                step.failed.append(self._unsendable(chunk.stream, error))
         self._link.send(*(wire.Step([], [failed]) for failed in step.failed))
+
+    def _unsendable(self, number: int, error: Exception) -> wire.Failed:
+        """A stream ends, because its chunk cannot be sent; if it cannot be closed either, by that error."""
+        self._turns.drop(number)
+        unclosed = self._turns.early()
+        return wire.Failed(number, wire.error_data(unclosed[0][1] if unclosed else error))
 
 
 def _broken(error: InferenceError) -> wire.Broken:

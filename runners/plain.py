@@ -1,0 +1,113 @@
+"""Plain data, which requests and chunks may carry (D11): None, bool, int, float, str, bytes, and lists and dicts of these."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+from .brief import brief, exact, is_a
+
+MAX_DEPTH = 64
+"""Of lists and dicts in one another."""
+
+_ALLOWED = "None, bool, int, float, str, bytes, and lists and dicts of these"
+_SCALARS = frozenset((type(None), bool, float, str, bytes))
+_LEAST, _MOST = -(2**63), 2**64 - 1
+
+
+# Their methods are called by these: those of a subclass may do anything.
+_LIST: Any = list
+_TUPLE: Any = tuple
+_DICT: Any = dict
+
+
+class NotPlain(Exception):
+    """A value is no plain data. `where` is filled in on the way out, innermost last."""
+
+    def __init__(self, why: str, kind: type[Exception]) -> None:
+        super().__init__(why)
+        self.kind = kind
+        self.where: list[str] = []
+
+
+def plain_data(what: str, value: object) -> Any:
+    """A copy of the value that can travel to another process: tuples become lists, and numbers and texts lose their classes.
+
+    A value that cannot travel is refused before it goes anywhere, with the place of it, so that all hosts carry the same.
+
+    Args:
+        what: the name of the value in an error.
+        value: whatever a caller or a runner gave.
+
+    Raises:
+        TypeError: something in it is no plain data, or a key of a dict is no str.
+        ValueError: an integer has more than 64 bits, or lists and dicts are nested more than 64 deep.
+    """
+    try:
+        return _copy(value, 0)
+    except NotPlain as problem:
+        where = "".join(reversed(problem.where))
+        raise problem.kind(f"{what}{where} {problem}") from None
+
+
+def _copy(value: Any, depth: int) -> Any:
+    if type(value) in _SCALARS:
+        return value
+    if is_a(value, list, tuple):
+        return _copied_list(value, depth)
+    return _copied_dict(value, depth) if is_a(value, dict) else _copied_scalar(value)
+
+
+def _copied_list(value: Any, depth: int) -> list[Any]:
+    _check_depth(depth)
+    made: list[Any] = []
+    for index, item in enumerate((_LIST if is_a(value, list) else _TUPLE).__iter__(value)):
+        try:
+            made.append(_copy(item, depth + 1))
+        except NotPlain as problem:
+            problem.where.append(f"[{index}]")
+            raise
+    return made
+
+
+def _copied_dict(value: Any, depth: int) -> dict[str, Any]:
+    _check_depth(depth)
+    made: dict[str, Any] = {}
+    for key, item in _DICT.items(value):
+        if not is_a(key, str):
+            raise NotPlain(f"must have keys that are str, got {brief(key)}", TypeError)
+        try:
+            made[exact(key)] = _copy(item, depth + 1)
+        except NotPlain as problem:
+            problem.where.append(f"[{brief(exact(key))}]")
+            raise
+    return made
+
+
+def _check_depth(depth: int) -> None:
+    if depth > MAX_DEPTH:
+        raise NotPlain(f"is nested more than {MAX_DEPTH} deep", ValueError)
+
+
+def _copied_scalar(value: Any) -> int | float | str | bytes:
+    if is_a(value, int):
+        number = int.__int__(value)
+        if not _LEAST <= number <= _MOST:
+            raise NotPlain(f"must be an integer of at most 64 bits, got {brief(number)}", ValueError)
+        return number
+    if is_a(value, float):
+        return float.__float__(value)
+    if is_a(value, str):
+        return exact(value)
+    if is_a(value, bytes, bytearray):
+        return bytes(memoryview(value))
+    raise NotPlain(f"must be plain data ({_ALLOWED}), got {brief(value)}", TypeError)
+
+
+def size_of(data: Any) -> int:
+    """About how many bytes plain data takes: one for each character or byte, and eight for each other item."""
+    kind = cast("type[object]", type(data))
+    if kind is list:
+        return 8 + sum(map(size_of, data))
+    if kind is dict:
+        return 8 + sum(map(size_of, data)) + sum(map(size_of, data.values()))
+    return len(data) if kind in (str, bytes) else 8
