@@ -119,7 +119,7 @@ def _listening(prepared: Callable[[], object]) -> Generator[None, None, None]:
 
 
 class Silence:
-    """What is said where nothing is to be said: ignored exceptions, errors in the log."""
+    """Reports that must not come: ignored exceptions, errors in the log."""
 
     def __init__(self) -> None:
         self.broken: list[str] = []
@@ -201,7 +201,7 @@ def there() -> There:
 
 
 def left(before: There) -> str | None:
-    """What is there that was not. What is no child of ours, such as one whose fork server is dead, may take a moment to end."""
+    """The processes and descriptors that were not there before. A process that is no child of ours, such as one whose fork server is dead, may take a moment to end."""
     end = time.monotonic() + GONE
     while (more := processes() - before[0]) and time.monotonic() < end:
         if any(_is_child(pid) for pid in more):
