@@ -1,1 +1,1 @@
-"""What an exception means for a context: by its type, by CUDA's code, by a probe of the device, by NVML, or as a network's failure."""
+"""What an exception means for a context (D4): judged by its type, CUDA's code, a probe of the device, or NVML; and network errors."""

@@ -44,7 +44,7 @@ DEVICES = (
         ),
         (
             "a rebuild that was stopped is told of a worker that is down",
-            "        if exc.__cause__ is None:  # it did not fail: somebody stopped it\n            raise _stopping(worker) from None\n",
+            "        if exc.__cause__ is None:  # it did not fail: an operator stopped it\n            raise _stopping(worker) from None\n",
             "",
             "a_rebuild_that_meets_the_stop_is_told_that_it_did",
         ),
@@ -649,8 +649,8 @@ DEVICES = (
         ),
         (
             "what a thread is to drop has no deadline",
-            "        if not self._turning:\n            await self._news.wait()",
-            "        if not self._turning or not self._streams:\n            await self._news.wait()",
+            "        if not self._turning:\n            await self._changed.wait()",
+            "        if not self._turning or not self._streams:\n            await self._changed.wait()",
             "a_thread_that_hangs_is_seen_though_whoever_waits_leaves",
         ),
         (

@@ -285,7 +285,7 @@ WORKERS = tuple(
             ),
             (
                 "runners/hosts/session.py",
-                "        self._lacked = error\n",
+                "        self._rebuild_oom = error\n",
                 "",
                 ("tests/runners/test_serving.py",),
             ),
