@@ -246,9 +246,9 @@ def _in_time() -> Generator[None, None, None]:
 @contextmanager
 def _no_breath() -> Generator[None, None, None]:
     """What stands by begins at once: nothing else wants the machine."""
-    before = standby._BREATH
-    standby._BREATH = 0.0
+    before = standby._PAUSE
+    standby._PAUSE = 0.0
     try:
         yield
     finally:
-        standby._BREATH = before
+        standby._PAUSE = before

@@ -230,7 +230,7 @@ DEVICES = (
         ),
         (
             "a begin arms no deadline for who waits",
-            "        self._peer.send(data, number)\n        self._hurry()",
+            "        self._peer.send(data, number)\n        self._tighten_deadline()",
             "        self._peer.send(data, number)",
             "the_deadline_of_what_is_asked_holds_for_who_waits_already",
         ),
@@ -248,8 +248,8 @@ DEVICES = (
         ),
         (
             "a drop may be passed over by one stream",
-            "max(told, default=-1) >= next(",
-            "max(told, default=-1) > next(",
+            "max(named, default=-1) >= next(",
+            "max(named, default=-1) > next(",
             "who_speaks_of_the_very_next_stream_has_dropped_the_one_before",
         ),
         (
@@ -350,8 +350,8 @@ DEVICES = (
         ),
         (
             "last words are not waited for",
-            "            await self._process.told()\n            await self.output.drain()",
-            "            await self._process.told()",
+            "            await self._process.fate_known()\n            await self.output.drain()",
+            "            await self._process.fate_known()",
             "all_that_was_written_is_read_before_a_death_is_told",
         ),
     ),
@@ -359,8 +359,8 @@ DEVICES = (
         "hosts/process/parent/output.py",
         (
             "one line too many is a ration",
-            "return self._had <= self._most",
-            "return self._had <= self._most + 1",
+            "return self._count <= self._most",
+            "return self._count <= self._most + 1",
             "a_ration_is_counted_anew_each_second",
         ),
         (
@@ -377,7 +377,7 @@ DEVICES = (
         ),
         (
             "what was dropped at the end is not told",
-            "            self._take(line)\n        self._tell_dropped()",
+            "            self._take(line)\n        self._report_dropped()",
             "            self._take(line)",
             "a_flood_is_bounded_and_holds_up_nobody",
         ),
@@ -553,7 +553,7 @@ DEVICES = (
         ),
         (
             "a cleaner is told of no end",
-            '            self._running.tell(f"-{pid}")',
+            '            self._running.send(f"-{pid}")',
             "            pass",
             "what_a_context_has_started_ends_with_it",
         ),

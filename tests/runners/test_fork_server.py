@@ -205,9 +205,9 @@ async def test_only_servers_that_die_in_a_row_are_too_many():
     judging = standby.Reserve(HOST._plan(Scripted()))
     for dies in (True, False, True):
         await judging._judge(Server(dies))
-        assert not judging._hopeless
+        assert not judging._given_up
     await judging._judge(Server(dies=True))
-    assert judging._hopeless == "it died"
+    assert judging._given_up == "it died"
 
 
 @pytest.mark.trio
@@ -282,7 +282,7 @@ async def test_contexts_die_with_their_server_and_one_after_the_next_has_another
 async def test_a_server_that_has_stopped_does_not_hold_up_a_restart(monkeypatch, caplog):
     """D9: neither the end of its context nor the start of the next waits for it for long."""
     monkeypatch.setattr(forkserver, "_ANSWER", 0.3)
-    monkeypatch.setattr(forkserver, "_NEWS", 0.3)
+    monkeypatch.setattr(forkserver, "_REPORT", 0.3)
     async with opened(Scripted(4)) as session:
         server = parent(session.pid)
         os.kill(server, signal.SIGSTOP)
