@@ -1,8 +1,9 @@
 """Safe inspection of foreign objects, mostly exceptions of a runner.
 
 An exception of a runner is judged, printed and sent to another process, and its request may be one of many in a context. So an
-exception in the object's own code leaves none of these functions (a `KeyboardInterrupt` does), its `__class__` is not believed, and every text is bounded.
-Code of the object that blocks blocks the caller too; only a deadline for a process helps against that (D9).
+exception in the object's own code leaves none of these functions (a `KeyboardInterrupt` does), its `__class__` is not believed,
+and every text is bounded. Code of the object that blocks also blocks the caller; only a deadline for a process helps against
+that (D9).
 
 `supervise` has similar functions, but a context process imports nothing of `supervise`.
 """

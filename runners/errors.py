@@ -8,7 +8,7 @@ from typing import ClassVar
 class InferenceError(Exception):
     """The base class: a request failed, or the device that served it.
 
-    `tag`: by which a decider finds its directive (D3); None where a request alone fails. `is_retryable`: whether the same
+    `tag`: the dotted name by which a decider finds a directive (D3); None if it has none. `is_retryable`: whether the same
     request may succeed if it is sent again. `code`: the number that the device or the server gave; None if it gave none.
     """
 
@@ -30,7 +30,7 @@ class ContextLengthExceeded(InferenceError):
 
 
 class ContentFiltered(InferenceError):
-    """The operator of the model refuses to answer this request. Only this request fails (D5)."""
+    """The content filter of the model refuses this request. Only this request fails (D5)."""
 
     tag = "request.filtered"
 

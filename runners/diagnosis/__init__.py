@@ -1,1 +1,1 @@
-"""What an exception means for a context (D4): judged by its type, CUDA's code, a probe of the device, or NVML; and network errors."""
+"""The classification of exceptions (D4): by type, by CUDA's code, by a probe of the device and by NVML; and network errors."""

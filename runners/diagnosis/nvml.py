@@ -66,7 +66,7 @@ class Nvml:
                 trouble = await trio.to_thread.run_sync(
                     self._trouble, device, abandon_on_cancel=True, limiter=trio.CapacityLimiter(1)
                 )  # with a limiter of its own, so that a thread that hangs takes no place in Trio's default limiter
-            except Exception:  # noqa: BLE001 - an error of an old `nvidia-ml-py`, or the lack of a thread, must not replace the poison
+            except Exception:  # noqa: BLE001 - an old `nvidia-ml-py`, or the lack of a thread, must not replace the poison
                 trouble = None
         return error if trouble is None else _worse(error, device, trouble)
 

@@ -13,9 +13,8 @@ from attrs.validators import gt, instance_of
 
 from ..brief import attribute
 
-_TIMES = (
-    2  # the first call may report an old error and thereby clear it; an error that stays is the context's
-)
+_TIMES = 2
+"""The first call may report an old error, and thereby clear it. An error that stays is that of the context."""
 
 _CUDA = re.compile(r"cuda(:[0-9]{1,6}(,(cuda:)?[0-9]{1,6})*)?")
 

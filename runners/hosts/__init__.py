@@ -16,7 +16,7 @@ from runners.errors import InferenceError
 from runners.types import ExecuteBatch, RunnerInfo, RunnerSpec, SessionRebuildCause, TokenChunk
 
 MARK = "RUNNERS_STARTED_BY"
-"""The environment variable by which the cleaner process finds what a context has started, and kills it when the context ends.
+"""The environment variable by which the cleaner process finds the processes that a context has started, to kill them at its end.
 
 A process that must outlive its context has to be started without this variable.
 """

@@ -21,9 +21,7 @@ class LocalSession(BaseSession[int]):
     def __init__(self, incarnation: int) -> None:
         super().__init__(incarnation)
         self._names: dict[int, str] = {}  # of the open streams, by number
-        self._passing: deque[DeviceError] = (
-            deque()
-        )  # errors to raise once each, after which the context continues
+        self._passing: deque[DeviceError] = deque()  # errors after which the context continues, to raise once
         self._changed = trio.Event()
 
     def begin(self, batch: ExecuteBatch, accepted: Sequence[int] = ()) -> None:

@@ -28,7 +28,7 @@ class BaseSession(Generic[Stream]):
         self._begun: int = 0  # how many streams were begun: the number of a stream is never used twice
         self._failure: DeviceError | None = None
         self._rebuild_oom: DeviceError | None = (
-            None  # the lack of memory in the rebuild that ended the context
+            None  # the `OutOfMemory` of the rebuild that ended the context
         )
         self._ended = False
         self._rebuilding = False
@@ -80,9 +80,8 @@ class BaseSession(Generic[Stream]):
     def _check_failure(self) -> None:
         """Raise the failure of the context, as a new exception: `receive` raises the original in another task."""
         if self._failure is not None:
-            raise renewed(
-                self._failure if self._rebuild_oom is None else self._rebuild_oom
-            ) from self._failure
+            found = self._failure if self._rebuild_oom is None else self._rebuild_oom
+            raise renewed(found) from self._failure
 
     def _of_rebuild(self, error: DeviceError) -> DeviceError:
         """The failure of a context whose rebuild raised `error`.

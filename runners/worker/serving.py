@@ -423,7 +423,10 @@ class _Serving:
                 await self._room()
 
     async def _drain(self) -> None:
-        """Once the worker is asked to stop, begin no more requests, and end with the last begun stream. The tree limits the time."""
+        """Once the worker is asked to stop, begin no more requests, and end with the last begun stream.
+
+        The tree limits the time.
+        """
         await current_child().stop_requested()
         self._draining = True
         self._admission.cancel("the worker is being stopped")
@@ -574,14 +577,13 @@ class _Serving:
 
     async def _watch_order(self) -> None:
         """Wait until a rebuild request is due, and then fail the context for it (D7)."""
-        while (
-            self._failure or not self._is_due()
-        ):  # after another failure the next run of the body handles it
+        # After another failure the next run of the body handles the request.
+        while self._failure or not self._is_due():
             await self._context.change()
         self._fail(self._context.carry_out())
 
     def _is_due(self) -> bool:
-        """Whether a rebuild request is due. Once the worker is being stopped it is refused, unless it reports a poison."""
+        """Whether a rebuild request is due. While the worker is being stopped it is refused, unless it reports a poison."""
         if current_child().stopping:
             self._context.refuse_order()
         return self._context.is_due()
@@ -611,7 +613,10 @@ class _Serving:
     # --- the end of a context
 
     def _on_out_of_memory(self, exc: OutOfMemory) -> None:
-        """Memory ran out: fail the context, which is then resumed. A context that is being stopped would not be, so it continues (D13)."""
+        """Memory ran out: fail the context, which is then resumed.
+
+        A context that is being stopped would not be resumed, so it continues (D13).
+        """
         failure = self._out_of_memory(exc)
         if not (is_a(failure, OutOfMemory) and current_child().stopping):
             self._fail(failure)

@@ -204,9 +204,7 @@ class ProcessSession(BaseSession[int]):
         self._lacks = 0  # streams that failed with `OutOfMemory` and for which no `Broken` frame has come yet
         self._turn = 0  # frames read since other tasks last ran
         self._read = 0  # bytes read so far
-        self._overdue: int | None = (
-            None  # the value of `_read` when the deadline was first found to have passed
-        )
+        self._overdue: int | None = None  # the value of `_read` when the deadline was found to have passed
         self._new: set[int] = set()  # open and leaving streams without a first chunk
         self._rebuilt = trio.Event()  # the rebuild is done, or will never be
         self._progress = trio.current_time()
@@ -384,9 +382,7 @@ class ProcessSession(BaseSession[int]):
             frame, self._kept = self._kept or self._parse(), None
             if frame is not None:
                 return frame
-            dead = (
-                self._peer.dead
-            )  # checked before reading, so that all that it sent before its death is read
+            dead = self._peer.dead  # checked before reading, so that no byte sent before the death is missed
             if data := self._peer.read():
                 self._parser.feed(data)
                 self._read += len(data)
@@ -477,9 +473,7 @@ class ProcessSession(BaseSession[int]):
 
     def _broken(self, frame: wire.Broken) -> DeviceError:
         error = wire.context_error(frame)
-        if (
-            isinstance(error, OutOfMemory) and self._lacks
-        ):  # that of a stream, which has been returned already
+        if isinstance(error, OutOfMemory) and self._lacks:  # a stream's, which was returned already
             self._lacks -= 1
             return error
         if isinstance(error, OutOfMemory) and not self._rebuilding:

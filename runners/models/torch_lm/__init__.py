@@ -41,11 +41,11 @@ class TorchLM:
     """A character model on one device. It serves several streams at once, and its streams may move to another context (D6).
 
     On the CPU it is reproducible: its logits are bitwise the same whatever the batch, the slot and the replay. There it
-    computes in one thread, which it sets for torch as a whole. The context of the model has 256 characters, of which a newline
-    before the prompt is one; a stream that fills it ends with LENGTH.
+    computes in one thread, which it sets for torch as a whole. With the packaged weights the context of the model has 256
+    characters, of which the first is a newline before the prompt; a stream that fills it ends with LENGTH.
 
-    A longer prompt is `ContextLengthExceeded`. A temperature above 0 without a seed, an empty stop string, and more than 64
-    stop strings or 4096 characters of them are `BadRequest`.
+    A prompt of more than 254 characters is `ContextLengthExceeded`. A temperature above 0 without a seed, an empty stop
+    string, and more than 64 stop strings or 4096 characters of them are `BadRequest`.
 
     Args:
         weights: a `WeightsFile` that `runners.models.torch_lm.train` wrote, or its path; a checksum in it is verified at every
@@ -103,7 +103,7 @@ class TorchLM:
         return runner
 
     def prepare(self, device: str) -> RunnerSpec:
-        """Build and run the model on the CPU. The result is used if that is the device; otherwise only imports and page cache are."""
+        """On the CPU, a spec with a runner that is built and has run. For another device only the imports, and the page cache."""
         runner = self._run_in()
         if device == "cpu":
             return _Built(runner)

@@ -64,9 +64,7 @@ class Kernel:
 
         Only the rows' own places in the cache change, so rows that failed may be fed again.
         """
-        torch.set_num_threads(
-            1
-        )  # at each call, because it holds for one thread, and the host may call from any
+        torch.set_num_threads(1)  # at each call: it holds for one thread, and a host may call from any
         parts = list(_passes(rows))
         made = [self._part(part, rows, turn) for part, turn in parts]
         if len(made) == 1:

@@ -89,9 +89,7 @@ class Server:
         frame = wire.to_server(self._control.recv(_DATAGRAM))
         assert isinstance(frame, wire.Preload), "the first frame must be a Preload"
         try:
-            faulthandler.register(
-                signal.SIGUSR1
-            )  # writes the stack when the parent finds that this takes too long
+            faulthandler.register(signal.SIGUSR1)  # the parent requests the stack if this takes too long
             _preload(frame)
             faulthandler.unregister(signal.SIGUSR1)
         except Exception as error:  # noqa: BLE001 - any error is reported to the parent, which starts contexts cold
@@ -215,9 +213,8 @@ class Threads:
 
     def __init__(self) -> None:
         self._after = ""  # the module whose import began last
-        self._started: dict[int, str] = {
-            _thread.get_native_id(): ""
-        }  # by thread, the module after which it started
+        # By thread, the module after whose import it started.
+        self._started: dict[int, str] = {_thread.get_native_id(): ""}
 
     def __enter__(self) -> Self:
         sys.meta_path.insert(0, self)

@@ -87,7 +87,7 @@ def _set_up_signals() -> None:
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
     faulthandler.enable(
         STANDARD_ERROR
-    )  # a preload may have replaced `sys.stderr` by an object without a descriptor
+    )  # a preload may have put an object without a descriptor at `sys.stderr`
 
 
 def _nothing(_number: int, _frame: object) -> None:

@@ -1,4 +1,7 @@
-"""The processes that this one has started, cold or by a fork server, and their end. No thread is used, and nothing blocks for long."""
+"""The processes that this one has started, cold or by a fork server, and their end.
+
+No thread is used, and no call blocks for long.
+"""
 
 from __future__ import annotations
 

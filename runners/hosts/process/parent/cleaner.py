@@ -133,9 +133,7 @@ class _Running:
             )
             undo.pop_all()
         self.over = trio.Event()
-        self._reaping = trio.CancelScope(
-            shield=True
-        )  # ends with `end`, not when Trio cancels its system tasks
+        self._reaping = trio.CancelScope(shield=True)  # Trio's cancellation of system tasks does not end it
         trio.lowlevel.spawn_system_task(self._reap, name="reaper of what contexts leave behind")
 
     def send(self, order: str) -> None:
@@ -148,7 +146,10 @@ class _Running:
             self._orders.send(f"{order}\n".encode(), socket.MSG_NOSIGNAL)
 
     async def _reap(self) -> None:
-        """Until the cleaner ends, reap the processes that it has killed and that are our children: we may be process 1 or a subreaper."""
+        """Until the cleaner ends, reap the processes that it has killed and that have become our children.
+
+        That is so if we are process 1 or a subreaper.
+        """
         rest, data = b"", b"-"
         with self._reaping:
             while data:

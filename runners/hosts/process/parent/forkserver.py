@@ -172,9 +172,7 @@ class ForkServer:
             socket.send_fds(
                 self._control, [wire.datagram(wire.Fork(number))], descriptors, socket.MSG_NOSIGNAL
             )
-        except (
-            OSError
-        ) as error:  # the socket is full because the server is stopped, or broken because it is dead
+        except OSError as error:  # the socket is full since the server is stopped, or broken since it is dead
             self.kill(f"{self._name} takes no requests: {error}")
 
     @property
@@ -297,7 +295,10 @@ class Forked:
         return self._fate or "closed its connection"
 
     async def reap(self) -> None:
-        """See `Process.reap`. The server has reaped it when it reports its end. After a server's death, init does; we may be init."""
+        """See `Process.reap`. The server reaps it, and then reports its end.
+
+        If the server is dead, init reaps the process; if we are init, `reap_group` does.
+        """
         await self.fate_known()
         await reap_group(self.pid)
         cleaner.note_end(self.pid)

@@ -88,9 +88,7 @@ class Peer:
             data = b""
         if not data:
             self._open = False
-            self._epoll.unregister(
-                self._socket
-            )  # a closed connection would stay readable, and `wait` never wait
+            self._epoll.unregister(self._socket)  # a closed connection is always readable: `wait` would spin
         return data
 
     async def wait(self) -> None:
@@ -114,7 +112,7 @@ class Peer:
             signal.pidfd_send_signal(self._process.pidfd, signal.SIGCONT)
 
     async def drained(self) -> None:
-        """Wait until the process is dead. The bytes that it sends are read and ignored, so that it does not block on a full socket."""
+        """Wait until the process is dead. Its bytes are read and ignored, so that it does not block on a full socket."""
         while not self.dead:
             self.read()
             await self.wait()
