@@ -164,17 +164,17 @@ async def rebuild(worker: Ref, cause: SessionRebuildCause = SessionRebuildCause.
         InferenceError: the session could not be made anew for another reason; the context fails with the same error.
     """
     state = await _serving(worker, cause)
-    order = state._context.ask(cause)
+    request = state._context.ask(cause)
     try:
-        await order.answered.wait()
+        await request.answered.wait()
     finally:
-        state._context.withdraw(order)
-    if isinstance(order.outcome, Exception):
-        raise order.outcome
-    if order.outcome == "done":
+        state._context.withdraw(request)
+    if isinstance(request.outcome, Exception):
+        raise request.outcome
+    if request.outcome == "done":
         return state
     now = await _next(worker)
-    if not order.wants_restart or order.failure is None:
+    if not request.wants_restart or request.failure is None:
         raise RebuildSuperseded(f"the context failed first: incarnation {now.incarnation} took its place")
     return now
 

@@ -7,7 +7,7 @@ How it works
 ============
 
 The `Context` is the resource of the leaf: the session and its open streams. `_Serving` is one run of the body. Its task
-`_pump` passes on what the session makes; beside it run `_admit` (takes requests while there is room), `_watch_order` (fails
+`_pump` passes on what the session makes; beside it run `_admit` (takes requests while there is room), `_watch_rebuilds` (fails
 the context when a rebuild request is due), `_watch_deadlines`, `_drain` if the worker has `drain`, and `_watch_silence` if it
 has a canary.
 
@@ -55,7 +55,7 @@ CANARY = ExecuteBatch("canary", "", sampling=Sampling(max_tokens=1, temperature=
 
 @protected
 @define(eq=False)
-class RebuildOrder:
+class RebuildRequest:
     """A rebuild request of an operator, and its outcome (D7).
 
     `failure`: the failure of the context by which it is carried out. `outcome`: `done`; or `ended`, if the context ended first;
@@ -90,7 +90,8 @@ class Context:
     """The resource of the leaf: a session, and the streams that are open in it. A Resume keeps both.
 
     `since_oom`: None until memory runs out; then the requests that have begun since, until the session makes a chunk.
-    `order`: a rebuild request that waits for the streams that it would lose. `under_way`: the one for which the body has failed.
+    `waiting`: a rebuild request that waits for the streams that it would lose. `under_way`: the rebuild request for which the
+    body has failed.
     `canary_open`: whether the canary's stream is open. `drains`: whether begun streams continue once the worker is asked to
     stop (D13).
     """
@@ -101,8 +102,8 @@ class Context:
     canary_open: bool = False
     open: dict[str, Message] = field(factory=dict[str, Message])
     since_oom: set[str] | None = None
-    order: RebuildOrder | None = None
-    under_way: RebuildOrder | None = None
+    waiting: RebuildRequest | None = None
+    under_way: RebuildRequest | None = None
     _changed: trio.Event = field(factory=trio.Event)
 
     def put(self, message: Message) -> None:
@@ -140,7 +141,7 @@ class Context:
 
     def is_idle(self) -> bool:
         """Whether no stream and no canary is open, and no rebuild request waits or is under way."""
-        return not self.open and not self.canary_open and self.order is None and self.under_way is None
+        return not self.open and not self.canary_open and self.waiting is None and self.under_way is None
 
     def begin_canary(self) -> None:
         """Begin the canary's stream."""
@@ -167,7 +168,7 @@ class Context:
 
     def has_room(self) -> bool:
         """Whether one more stream may begin. None may while a suspect is on trial or a rebuild request waits."""
-        return self.order is None and len(self.open) < self.session.info.streams and not self._tries()
+        return self.waiting is None and len(self.open) < self.session.info.streams and not self._tries()
 
     def _tries(self) -> bool:
         """Whether a suspect is on trial. It is the last open stream, because none begins after it."""
@@ -199,38 +200,38 @@ class Context:
 
     # --- rebuild requests
 
-    def ask(self, cause: SessionRebuildCause) -> RebuildOrder:
+    def ask(self, cause: SessionRebuildCause) -> RebuildRequest:
         """Add a rebuild request. It supersedes one that waits, unless only that one reports a poison."""
-        order = RebuildOrder(cause)
-        if self.order is not None and self.order.wants_restart and not order.wants_restart:
-            order.answer(RebuildSuperseded("a restart was ordered just before"))
-            return order
-        if self.order is not None:
-            self.order.answer(_superseded())
-        self.order = order
+        request = RebuildRequest(cause)
+        if self.waiting is not None and self.waiting.wants_restart and not request.wants_restart:
+            request.answer(RebuildSuperseded("a restart was ordered just before"))
+            return request
+        if self.waiting is not None:
+            self.waiting.answer(_superseded())
+        self.waiting = request
         self.has_changed()
-        return order
+        return request
 
     def take_back(self) -> None:
         """Let the rebuild request that was just begun wait again. It is superseded if another one waits by now."""
-        order, self.under_way = self.under_way, None
-        if order is not None and self.order is None:
-            order.failure = None
-            self.order = order
-        elif order is not None:
-            order.answer(_superseded())
+        request, self.under_way = self.under_way, None
+        if request is not None and self.waiting is None:
+            request.failure = None
+            self.waiting = request
+        elif request is not None:
+            request.answer(_superseded())
 
-    def refuse_order(self) -> None:
+    def refuse_rebuild(self) -> None:
         """The worker is being stopped: refuse the rebuild request, unless it reports a poison, which ends the context (D13)."""
-        if self.order is not None and not self.order.wants_restart:
-            self.order.answer(WorkerStopping("the worker was being stopped"))
-            self.order = None
+        if self.waiting is not None and not self.waiting.wants_restart:
+            self.waiting.answer(WorkerStopping("the worker was being stopped"))
+            self.waiting = None
             self.has_changed()
 
-    def withdraw(self, order: RebuildOrder) -> None:
+    def withdraw(self, request: RebuildRequest) -> None:
         """The requester has left: withdraw the rebuild request, unless it is under way."""
-        if self.order is order:
-            self.order = None
+        if self.waiting is request:
+            self.waiting = None
             self.has_changed()
 
     def is_due(self) -> bool:
@@ -238,28 +239,28 @@ class Context:
 
         A rebuild also waits for the one that is under way (D7).
         """
-        if self.order is None:
+        if self.waiting is None:
             return False
-        return self.order.wants_restart or (self.under_way is None and not self.keeps_any())
+        return self.waiting.wants_restart or (self.under_way is None and not self.keeps_any())
 
     def carry_out(self) -> DeviceError:
         """Returns the failure that carries the request out. A restart supersedes a rebuild that is under way."""
-        assert self.order is not None
+        assert self.waiting is not None
         if self.under_way is not None:
             self.under_way.answer(
                 RebuildSuperseded("a restart was ordered while this rebuild was carried out")
             )
-        self.under_way, self.order = self.order, None
+        self.under_way, self.waiting = self.waiting, None
         return self.under_way.carry_out()
 
     def end(self, *, stopping: bool) -> None:
         """The session has ended: answer every rebuild request."""
         self.close_all()
-        for order in (self.under_way, self.order):
-            if order is not None:
-                stopped = stopping and order.failure is None
-                order.answer(WorkerStopping("the worker was being stopped") if stopped else "ended")
-        self.under_way = self.order = None
+        for request in (self.under_way, self.waiting):
+            if request is not None:
+                stopped = stopping and request.failure is None
+                request.answer(WorkerStopping("the worker was being stopped") if stopped else "ended")
+        self.under_way = self.waiting = None
 
 
 def _superseded() -> RebuildSuperseded:
@@ -328,7 +329,7 @@ class _Serving:
         self._incarnation = context.session.incarnation
         self._open = context.open
         self._inbox = inbox
-        self._order = context.under_way  # the rebuild request for which the body was resumed
+        self._resumed_for = context.under_way  # the rebuild request for which the body was resumed
         self._failure: DeviceError | None = None
         self._scope = self._admission = trio.CancelScope()
         self._draining = False
@@ -351,7 +352,7 @@ class _Serving:
         async with bare_nursery() as nursery:
             self._scope = nursery.cancel_scope
             nursery.start_soon(self._admit)
-            nursery.start_soon(self._watch_order)
+            nursery.start_soon(self._watch_rebuilds)
             nursery.start_soon(self._watch_deadlines)
             if self._context.drains:
                 nursery.start_soon(self._drain)
@@ -575,7 +576,7 @@ class _Serving:
 
     # --- rebuilds
 
-    async def _watch_order(self) -> None:
+    async def _watch_rebuilds(self) -> None:
         """Wait until a rebuild request is due, and then fail the context for it (D7)."""
         # After another failure the next run of the body handles the request.
         while self._failure or not self._is_due():
@@ -585,22 +586,22 @@ class _Serving:
     def _is_due(self) -> bool:
         """Whether a rebuild request is due. While the worker is being stopped it is refused, unless it reports a poison."""
         if current_child().stopping:
-            self._context.refuse_order()
+            self._context.refuse_rebuild()
         return self._context.is_due()
 
     async def _rebuild(self) -> None:
         """Rebuild the session, if the body was resumed for that. No stream is open in it."""
-        order, context = self._order, self._context
-        if order is None:
+        request, context = self._resumed_for, self._context
+        if request is None:
             return
-        if order.wants_restart:
-            order.answer(RebuildSuperseded("the context was resumed instead of restarted"))
+        if request.wants_restart:
+            request.answer(RebuildSuperseded("the context was resumed instead of restarted"))
         else:
-            outcome = await self._rebuilt(order.cause)
-            if context.under_way is not order:  # a restart was ordered meanwhile, and this one answered
+            outcome = await self._rebuilt(request.cause)
+            if context.under_way is not request:  # a restart was ordered meanwhile, and this one answered
                 return
-            order.answer(outcome)
-        self._order = context.under_way = None
+            request.answer(outcome)
+        self._resumed_for = context.under_way = None
         context.has_changed()  # another request may wait
 
     async def _rebuilt(self, cause: SessionRebuildCause) -> Literal["done"] | InferenceError:

@@ -83,13 +83,13 @@ DEVICES = (
         ),
         (
             "an order that waits is not answered at the end",
-            "for order in (self.under_way, self.order):",
-            "for order in (self.under_way,):",
+            "for request in (self.under_way, self.waiting):",
+            "for request in (self.under_way,):",
             "a_rebuild_that_waits_is_told_of_a_stop",
         ),
         (
             "an order that is superseded is not answered",
-            "            self.order.answer(_superseded())",
+            "            self.waiting.answer(_superseded())",
             "            pass",
             "a_rebuild_is_superseded_by_a_later_one",
         ),
@@ -113,14 +113,14 @@ DEVICES = (
         ),
         (
             "a rebuild supersedes an order that tells of a poison",
-            "        if self.order is not None and self.order.wants_restart and not order.wants_restart:",
+            "        if self.waiting is not None and self.waiting.wants_restart and not request.wants_restart:",
             "        if False:",
             "a_rebuild_does_not_supersede_an_order_that_tells_of_a_poison",
         ),
         (
             "a stop refuses an order that tells of a poison",
-            "        if self.order is not None and not self.order.wants_restart:",
-            "        if self.order is not None:",
+            "        if self.waiting is not None and not self.waiting.wants_restart:",
+            "        if self.waiting is not None:",
             "a_poison_that_is_told_as_the_stop_comes_counts",
         ),
         (
@@ -203,7 +203,7 @@ DEVICES = (
         ),
         (
             "an order outlives whoever had it",
-            "        state._context.withdraw(order)",
+            "        state._context.withdraw(request)",
             "        pass",
             "an_operator_who_leaves_takes_the_order_along",
         ),

@@ -105,8 +105,8 @@ WORKERS = tuple(
             ),
             (
                 "runners/worker/serving.py",
-                "        return self.order.wants_restart or (self.under_way is None and not self.keeps_any())",
-                "        return self.order.wants_restart or not self.keeps_any()",
+                "        return self.waiting.wants_restart or (self.under_way is None and not self.keeps_any())",
+                "        return self.waiting.wants_restart or not self.keeps_any()",
                 ("tests/runners/test_serving.py",),
             ),
             (
@@ -117,7 +117,7 @@ WORKERS = tuple(
             ),
             (
                 "runners/worker/serving.py",
-                "            if context.under_way is not order:  # a restart was ordered meanwhile, and this one answered\n                return\n",
+                "            if context.under_way is not request:  # a restart was ordered meanwhile, and this one answered\n                return\n",
                 "",
                 ("tests/runners/test_serving.py",),
             ),
@@ -153,14 +153,14 @@ WORKERS = tuple(
             ),
             (
                 "runners/worker/serving.py",
-                "        if current_child().stopping:\n            self._context.refuse_order()\n",
+                "        if current_child().stopping:\n            self._context.refuse_rebuild()\n",
                 "",
                 ("tests/runners/test_serving.py",),
             ),
             (
                 "runners/worker/serving.py",
-                '        self.order.answer(WorkerStopping("the worker was being stopped"))\n            self.order = None',
-                "        self.order = None",
+                '        self.waiting.answer(WorkerStopping("the worker was being stopped"))\n            self.waiting = None',
+                "        self.waiting = None",
                 ("tests/runners/test_serving.py",),
             ),
             (
