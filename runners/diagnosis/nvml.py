@@ -46,6 +46,9 @@ class Nvml:
     Args:
         timeout: seconds after which a device about which NVML has not answered counts as unusable.
         module: the NVML module; None imports `pynvml`.
+
+    Raises:
+        ValueError: `timeout` is not above 0.
     """
 
     timeout: float = field(default=10.0, validator=gt(0))

@@ -41,7 +41,11 @@ class DeviceProbe:
     Args:
         device: as torch names it, or several, as in `cuda:0,1`. For a name that is not CUDA's the first CUDA device is
             probed.
-        timeout: seconds, above 0.
+        timeout: seconds.
+
+    Raises:
+        ValueError: `timeout` is not above 0.
+        TypeError: `device` is no str.
     """
 
     device: str = field(validator=instance_of(str))

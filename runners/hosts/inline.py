@@ -59,6 +59,10 @@ class InlineHost:
     Args:
         device: as torch names it; passed to the runner.
         close_timeout: seconds for an async runner to close.
+
+    Raises:
+        ValueError: `close_timeout` is not above 0.
+        TypeError: an argument has a wrong type.
     """
 
     device: str = field(default="cpu", kw_only=False, validator=instance_of(str))

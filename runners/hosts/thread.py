@@ -38,6 +38,10 @@ class ThreadHost:
         load_timeout: to load the runner, and to rebuild its session.
         chunk_timeout: for one turn, which begins and drops streams as requested and then takes a chunk of each open one.
         close_timeout: for the thread to end; if it does not, its device is `Unrecoverable`.
+
+    Raises:
+        ValueError: a timeout is not above 0.
+        TypeError: an argument has a wrong type.
     """
 
     device: str = field(default="cpu", kw_only=False, validator=instance_of(str))

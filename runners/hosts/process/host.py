@@ -65,7 +65,9 @@ _NEXT_FLOOR, _NEXT_FACTOR = 10.0, 20
 
 
 _SLICE = 1.0
+"""Seconds of the longest slice of waiting, see `_excuse_pause`."""
 _SHORT = 0.02
+"""Seconds; a planned slice that is not longer counts whole."""
 
 
 def _start_method(wanted: StartMethod | None) -> StartMethod:
@@ -82,7 +84,10 @@ def _check_device(_host: object, _field: object, device: str) -> None:
 
 @frozen(kw_only=True)
 class ProcessHost:
-    """A process for each incarnation (D10). All times are in seconds; after one of the first three it is killed (D9).
+    """A process for each incarnation (D10). All times are in seconds.
+
+    A process that exceeds `load_timeout`, `first_chunk_timeout` or `next_chunk_timeout` is killed, and the context fails with
+    `ContextHung` (D9). A process that dies by itself is `ContextDied`.
 
     Args:
         device: as torch names it, or several, such as `cuda:0,1`; passed to the runner.
@@ -101,6 +106,10 @@ class ProcessHost:
         linger: how long fork server and standbys outlive the last context, at most until the end of the Trio run. It should
             be longer than any backoff.
         nvml: asks after a poison whether the device can be used again (D4).
+
+    Raises:
+        ValueError: a number is out of range, `start` is unknown, or `device` is empty or no valid name of CUDA devices.
+        TypeError: an argument has a wrong type.
     """
 
     device: str = field(default="cpu", kw_only=False, validator=[instance_of(str), _check_device])

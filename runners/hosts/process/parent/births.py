@@ -47,7 +47,9 @@ a colon could not be passed. `runners` is imported from where it was imported he
 
 _INTERPRETERS = re.compile(r"python|pypy|graalpy")
 _SLICE = 1.0
+"""Seconds of a slice of waiting, see `within`."""
 _LATE = 0.25
+"""Seconds after a deadline from which on it counts as late, see `is_late`."""
 _GROUP = 1.0
 """Seconds in which killed processes that a dead process had started must end."""
 
