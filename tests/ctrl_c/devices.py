@@ -153,7 +153,7 @@ def run(program: Program, at: tuple[Place, int] | None = None) -> tuple[str | No
     scene, striker, silence = Scene(), PlaceStriker(FOLDERS, at), Silence()
     gc.collect()
     before, raised = there(), None
-    with _in_time(), _no_breath(), silence.kept(), warnings.catch_warnings():
+    with _in_time(), _no_pause(), silence.kept(), warnings.catch_warnings():
         warnings.simplefilter("error", ResourceWarning)
         try:
             with striker.watching():
@@ -244,11 +244,11 @@ def _in_time() -> Generator[None, None, None]:
 
 
 @contextmanager
-def _no_breath() -> Generator[None, None, None]:
+def _no_pause() -> Generator[None, None, None]:
     """What stands by begins at once: nothing else wants the machine."""
-    before = standby._BREATH
-    standby._BREATH = 0.0
+    before = standby._PAUSE
+    standby._PAUSE = 0.0
     try:
         yield
     finally:
-        standby._BREATH = before
+        standby._PAUSE = before

@@ -44,7 +44,7 @@ DEVICES = (
         ),
         (
             "a rebuild that meets the stop is answered as if the worker were down",
-            "        if exc.__cause__ is None:  # it did not fail: somebody stopped it\n            raise _stopping(worker) from None\n",
+            "        if exc.__cause__ is None:  # it did not fail: an operator stopped it\n            raise _stopping(worker) from None\n",
             "",
             "a_rebuild_that_meets_the_stop_is_answered_with_the_stop",
         ),
@@ -83,13 +83,13 @@ DEVICES = (
         ),
         (
             "an order that waits is not answered at the end",
-            "for order in (self.under_way, self.order):",
-            "for order in (self.under_way,):",
+            "for request in (self.under_way, self.waiting):",
+            "for request in (self.under_way,):",
             "a_rebuild_that_waits_gets_an_error_at_a_stop",
         ),
         (
             "an order that is superseded is not answered",
-            "            self.order.answer(_superseded())",
+            "            self.waiting.answer(_superseded())",
             "            pass",
             "a_rebuild_is_superseded_by_a_later_one",
         ),
@@ -113,14 +113,14 @@ DEVICES = (
         ),
         (
             "a rebuild supersedes an order that reports a poison",
-            "        if self.order is not None and self.order.wants_restart and not order.wants_restart:",
+            "        if self.waiting is not None and self.waiting.wants_restart and not request.wants_restart:",
             "        if False:",
             "a_rebuild_does_not_supersede_an_order_that_reports_a_poison",
         ),
         (
             "a stop refuses an order that reports a poison",
-            "        if self.order is not None and not self.order.wants_restart:",
-            "        if self.order is not None:",
+            "        if self.waiting is not None and not self.waiting.wants_restart:",
+            "        if self.waiting is not None:",
             "a_poison_that_is_reported_as_the_stop_comes_counts",
         ),
         (
@@ -203,7 +203,7 @@ DEVICES = (
         ),
         (
             "an order outlives the operator that gave it",
-            "        state._context.withdraw(order)",
+            "        state._context.withdraw(request)",
             "        pass",
             "an_operator_that_leaves_withdraws_its_order",
         ),
@@ -230,7 +230,7 @@ DEVICES = (
         ),
         (
             "a begin arms no deadline for a reader that waits already",
-            "        self._peer.send(data, number)\n        self._hurry()",
+            "        self._peer.send(data, number)\n        self._tighten_deadline()",
             "        self._peer.send(data, number)",
             "a_new_request_sets_the_deadline_of_a_receive_that_waits_already",
         ),
@@ -248,8 +248,8 @@ DEVICES = (
         ),
         (
             "a drop may be passed over by one stream",
-            "max(told, default=-1) >= next(",
-            "max(told, default=-1) > next(",
+            "max(named, default=-1) >= next(",
+            "max(named, default=-1) > next(",
             "a_context_that_answers_a_later_stream_has_dropped_the_one_before",
         ),
         (
@@ -350,8 +350,8 @@ DEVICES = (
         ),
         (
             "the last output is not waited for",
-            "            await self._process.told()\n            await self.output.drain()",
-            "            await self._process.told()",
+            "            await self._process.fate_known()\n            await self.output.drain()",
+            "            await self._process.fate_known()",
             "all_output_is_read_before_a_death_is_reported",
         ),
     ),
@@ -359,8 +359,8 @@ DEVICES = (
         "hosts/process/parent/output.py",
         (
             "one line too many is a ration",
-            "return self._had <= self._most",
-            "return self._had <= self._most + 1",
+            "return self._count <= self._most",
+            "return self._count <= self._most + 1",
             "a_ration_is_counted_anew_each_second",
         ),
         (
@@ -377,7 +377,7 @@ DEVICES = (
         ),
         (
             "lines dropped at the end are not reported",
-            "            self._take(line)\n        self._tell_dropped()",
+            "            self._take(line)\n        self._report_dropped()",
             "            self._take(line)",
             "a_flood_is_bounded_and_delays_no_context",
         ),
@@ -553,7 +553,7 @@ DEVICES = (
         ),
         (
             "a cleaner gets no notice of an end",
-            '            self._running.tell(f"-{pid}")',
+            '            self._running.send(f"-{pid}")',
             "            pass",
             "processes_that_a_context_has_started_end_with_it",
         ),
@@ -649,8 +649,8 @@ DEVICES = (
         ),
         (
             "a stream that a thread is to drop has no deadline",
-            "        if not self._turning:\n            await self._news.wait()",
-            "        if not self._turning or not self._streams:\n            await self._news.wait()",
+            "        if not self._turning:\n            await self._changed.wait()",
+            "        if not self._turning or not self._streams:\n            await self._changed.wait()",
             "a_thread_that_hangs_is_detected_though_its_caller_leaves",
         ),
         (

@@ -106,7 +106,7 @@ class Task:
         self.scope.cancel("SIGKILL")
         self.die()
 
-    async def told(self) -> None:
+    async def fate_known(self) -> None:
         """At once."""
 
     def fate(self) -> str:

@@ -205,9 +205,9 @@ async def test_a_limit_counts_only_servers_that_die_in_a_row():
     judging = standby.Reserve(HOST._plan(Scripted()))
     for dies in (True, False, True):
         await judging._judge(Server(dies))
-        assert not judging._hopeless
+        assert not judging._given_up
     await judging._judge(Server(dies=True))
-    assert judging._hopeless == "it died"
+    assert judging._given_up == "it died"
 
 
 @pytest.mark.trio
@@ -282,7 +282,7 @@ async def test_contexts_die_with_their_server_and_a_later_one_has_a_new_server()
 async def test_a_server_that_has_stopped_does_not_delay_a_restart(monkeypatch, caplog):
     """D9: Neither the end of its context nor the start of the next waits for it for long."""
     monkeypatch.setattr(forkserver, "_ANSWER", 0.3)
-    monkeypatch.setattr(forkserver, "_NEWS", 0.3)
+    monkeypatch.setattr(forkserver, "_REPORT", 0.3)
     async with opened(Scripted(4)) as session:
         server = parent(session.pid)
         os.kill(server, signal.SIGSTOP)

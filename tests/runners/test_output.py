@@ -209,7 +209,7 @@ async def test_signals_that_do_not_end_a_context_are_not_reported():
     async with opened(Scripted(4)) as session:
         os.kill(session.pid, signal.SIGTERM)
         await whole(session)
-        assert session._peer.output.last_words() == ""
+        assert session._peer.output.last_lines() == ""
 
 
 @given(st.lists(st.text("ab\n", max_size=8)), st.lists(st.integers(0, 40), max_size=6))

@@ -163,12 +163,12 @@ async def test_chunks_after_a_poison_are_dropped():
         ("\x00\x00\x00\x04junk", "not a frame"),
         ("GET / HTTP/1.1\r\n", "at most 16777216 bytes, got one of"),
         (raw(wire.Rebuilt()), "sent an unexpected Rebuilt frame"),
-        (raw(wire.Dropped(0)), "dropped stream 0, not asked to"),
+        (raw(wire.Dropped(0)), "dropped stream 0 without being asked to"),
         (raw(wire.ready(RunnerInfo())), "sent an unexpected Ready frame"),
-        (raw(wire.Step([wire.Chunk(5, 0, (), "", None, None)], [])), "spoke of stream 5, which is not open"),
+        (raw(wire.Step([wire.Chunk(5, 0, (), "", None, None)], [])), "named stream 5, which is not open"),
         (
             raw(wire.Step([wire.Chunk(-1, 0, (), "", None, None)], [])),
-            "spoke of stream -1, which is not open",
+            "named stream -1, which is not open",
         ),
     ],
 )
@@ -195,7 +195,7 @@ async def test_a_context_that_answers_a_later_stream_has_dropped_the_one_before(
         session.drop("r")
         session.begin(ExecuteBatch("next", ""))
         _, error = await until_failure(session, ProtocolError)
-        assert "has not dropped stream 0, as asked to" in str(error)
+        assert "did not drop stream 0 when asked to" in str(error)
 
 
 @pytest.mark.trio

@@ -251,7 +251,7 @@ async def test_a_standby_that_is_being_discarded_is_reaped_though_its_reserve_en
     class Standby:
         pid = 1
 
-        async def told(self, seconds):
+        async def fate(self, seconds):
             await trio.sleep(1)
             return "closed its connection"
 
