@@ -169,6 +169,18 @@ DEVICES = (
     *_plants(
         "worker/record.py",
         (
+            "a request is served as its caller has left it",
+            '        return evolve(batch, sampling=sampling, on_loss=batch.on_loss if may_move else "fail")\n',
+            '        object.__setattr__(batch, "sampling", sampling)\n        return batch if may_move else evolve(batch, on_loss="fail")\n',
+            "a_request_that_its_caller_changes_afterwards_is_served_as_it_was",
+        ),
+        (
+            "a sampling is served as it was forged",
+            "        sampling = evolve(batch.sampling, seed=random.getrandbits(63) if seed is None else seed)\n",
+            "        sampling = batch.sampling if seed is not None else evolve(batch.sampling, seed=random.getrandbits(63))\n",
+            "a_request_may_be_anything",
+        ),
+        (
             "a chunk of another incarnation is accepted",
             "                or chunk.incarnation != incarnation\n",
             "",
