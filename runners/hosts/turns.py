@@ -194,8 +194,9 @@ class Turns:
             DeviceError: the context is over.
         """
         try:
-            stream = source(execute(self.runner, batch, accepted))
-            self._open[number] = _Open(Position.of(batch, accepted), stream)
+            # Before the stream is open: if this failed then, nobody would close it.
+            position = Position.of(batch, accepted)
+            self._open[number] = _Open(position, source(execute(self.runner, batch, accepted)))
         except Exception as error:  # noqa: BLE001 - whatever a runner raises is judged in one place
             self.fail(number, batch.request_id, error)
 

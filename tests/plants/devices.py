@@ -600,6 +600,12 @@ DEVICES = (
     *_plants(
         "hosts/turns.py",
         (
+            "a stream is opened whose place is not known",
+            "            position = Position.of(batch, accepted)\n            self._open[number] = _Open(position, source(execute(self.runner, batch, accepted)))\n",
+            "            stream = source(execute(self.runner, batch, accepted))\n            self._open[number] = _Open(Position.of(batch, accepted), stream)\n",
+            "a_request_that_cannot_be_begun_opens_no_stream",
+        ),
+        (
             "a finished stream is not closed",
             "                del self._open[number]\n                source.close()",
             "                del self._open[number]",

@@ -171,6 +171,23 @@ def test_an_async_stream_has_ended_before_its_runner_is_rebuilt_or_closed(seed):
     assert runner.told == ["ended", "rebuilt", "ended", "closed"]
 
 
+@given(st.integers(0, 2**32))
+def test_a_request_that_cannot_be_begun_opens_no_stream(seed):
+    """D7: a stream that nobody knows of would be waited for by the next rebuild, for ever."""
+    runner = remote(500)
+
+    async def body(session):
+        broken = request("r")
+        object.__setattr__(broken, "sampling", None)
+        session.begin(broken)
+        (failed,) = await session.receive()
+        assert type(failed.error) is RunnerError
+        await session.rebuild(SessionRebuildCause.MANUAL)
+
+    in_virtual_time(runner, body, seed)
+    assert runner.log.made == {}
+
+
 class Clumsy:
     """Its streams fail in ending."""
 
