@@ -80,6 +80,8 @@ class Session(Protocol):
     async def rebuild(self, cause: SessionRebuildCause) -> None:
         """Make the runner's session anew, in the same incarnation. Another task sits in `receive` meanwhile.
 
+        Cancelling it before it has its answer ends the context with `ContextPoisoned`: its session is in an unknown state.
+
         Raises:
             ValueError: the context is poisoned: only a new incarnation helps (D7).
             RuntimeError: streams are open, or another rebuild is under way.

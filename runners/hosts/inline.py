@@ -209,6 +209,9 @@ class InlineSession(LocalSession):
                     await freely_settled(self._turns.runner.rebuild, cause)
         except Exception as error:  # noqa: BLE001 - whatever a runner raises is judged in one place
             self._fail(self._of_rebuild(load_error(error, self._judge)))
+        except BaseException:
+            self._give_up_rebuild()
+            raise
         finally:
             self._rebuilding = False
         self._check_open()

@@ -163,6 +163,9 @@ class ThreadSession(LocalSession):
             await self._answer(partial(self._rebuild, self._taken_orders(), cause), "rebuilt no session")
         except DeviceError as error:
             self._fail(self._of_rebuild(error))
+        except BaseException:
+            self._give_up_rebuild()
+            raise
         finally:
             self._rebuilding = False
             self._wake()

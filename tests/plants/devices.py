@@ -739,6 +739,12 @@ DEVICES = (
     *_plants(
         "hosts/session.py",
         (
+            "a rebuild that was given up leaves its session as it is",
+            "        if not self._ended:\n            self.condemn(",
+            "        if False:\n            self.condemn(",
+            "a_rebuild_that_is_given_up_ends_its_context",
+        ),
+        (
             "one stream too many may begin",
             "if len(self._streams) >= self.info.streams:",
             "if len(self._streams) > self.info.streams:",

@@ -314,7 +314,12 @@ class ProcessSession(BaseSession[int]):
         self._progress = trio.current_time()
         self._peer.send(wire.encode(wire.Rebuild(cause.value)))
         self._hurry()
-        await self._rebuilt.wait()
+        try:
+            await self._rebuilt.wait()
+        except BaseException:
+            if self._rebuilding:
+                self._give_up_rebuild()
+            raise
         self._check_failure()
         self._check_open()
 
