@@ -163,7 +163,9 @@ class InlineSession(LocalSession):
         if self._failure is not None:
             return []
         made: list[Item] = self._guarded(self._turns.turn) or []
-        self._told += self._turns.failures
+        # Of a turn that the context has ended in nothing is left: whose failures these are nobody is told.
+        if self._failure is None:
+            self._told += self._turns.failures
         self._turns.failures.clear()
         return made
 
@@ -205,6 +207,7 @@ class InlineSession(LocalSession):
         try:
             with self._rebuild_scope:
                 await self._all_ended()
+                self._turns.forget()
                 if self._failure is None:
                     await freely_settled(self._turns.runner.rebuild, cause)
         except Exception as error:  # noqa: BLE001 - whatever a runner raises is judged in one place

@@ -161,6 +161,7 @@ class ThreadSession(LocalSession):
         self._rebuilding = True
         try:
             await self._answer(partial(self._rebuild, self._taken_orders(), cause), "rebuilt no session")
+            self._turn = None  # a turn of before has nothing that is still wanted either
         except DeviceError as error:
             self._fail(self._of_rebuild(error))
         except BaseException:
@@ -230,6 +231,7 @@ class ThreadSession(LocalSession):
 
     def _rebuild(self, orders: list[_Order], cause: SessionRebuildCause) -> None:
         self._obey(orders)
+        self._turns.forget()
         try:
             self._turns.runner.rebuild(cause)
         except Exception as error:

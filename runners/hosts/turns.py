@@ -240,6 +240,11 @@ class Turns:
         items, self._early = self._early, []
         return items
 
+    def forget(self) -> None:
+        """What failed in ending is nobody's any more: the rebuild that comes now is the cure of a lack of memory, too."""
+        self.failures.clear()
+        self._early.clear()
+
     def turn(self) -> list[Item]:
         """One chunk of each stream that has one, and the errors of those that failed.
 

@@ -633,6 +633,19 @@ DEVICES = (
     *_plants(
         "hosts/inline.py",
         (
+            "a turn that the context has ended in tells of a lack of memory",
+            "        if self._failure is None:\n            self._told +=",
+            "        if True:\n            self._told +=",
+            "a_turn_in_which_the_context_ends_tells_of_nothing_else",
+        ),
+        (
+            "a rebuild leaves what its streams lacked in ending",
+            "                self._turns.forget()\n",
+            "",
+            "what_an_async_stream_lacks_in_ending_a_rebuild_cures",
+            "a_rebuild_is_the_cure_of_what_lacked_in_dropping_for_it[inline]",
+        ),
+        (
             "a stream is one chunk further ahead",
             "while len(self._queue) >= _AHEAD:",
             "while len(self._queue) > _AHEAD:",
@@ -653,6 +666,12 @@ DEVICES = (
     ),
     *_plants(
         "hosts/thread.py",
+        (
+            "a rebuild in a thread leaves what its streams lacked in ending",
+            "        self._turns.forget()\n",
+            "",
+            "a_rebuild_is_the_cure_of_what_lacked_in_dropping_for_it[thread]",
+        ),
         (
             "a thread makes one turn after the other, read or not",
             "            self._turn = answer\n            self._wake()",

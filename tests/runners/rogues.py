@@ -211,6 +211,24 @@ class _OnePlace(Base):
 
 
 @attrs.frozen
+class LacksInEnding:
+    """Closing a stream of its takes memory that is not there."""
+
+    def build(self, start):
+        return _LacksInEnding(self)
+
+
+class _LacksInEnding(Base):
+    def execute(self, batch):
+        try:
+            for index in range(10_000):
+                time.sleep(0.001)
+                yield TokenChunk(request_id=batch.request_id, index=index, token_ids=(1,), text="a")
+        finally:
+            raise MemoryError("in ending")
+
+
+@attrs.frozen
 class FailsAgain:
     """Its streams lack memory, and do so again each time that they are asked."""
 

@@ -8,7 +8,7 @@ import pytest
 import trio
 import trio.testing
 from remotes import Speaks, Told
-from rogues import FailsAgain, Holds, Nested, OnePlace, Raises, Remembers, Seats, Yields
+from rogues import FailsAgain, Holds, LacksInEnding, Nested, OnePlace, Raises, Remembers, Seats, Yields
 from sessions import (
     BATCH,
     FOREVER,
@@ -456,6 +456,32 @@ async def test_a_rebuild_that_fails_is_told_to_both(host, kind, error):
             with pytest.raises(error) as failed:
                 await session.rebuild(SessionRebuildCause.MANUAL)
             assert type(failed.value.__cause__) is error
+
+
+@every_host
+@pytest.mark.trio
+async def test_a_rebuild_is_the_cure_of_what_lacked_in_dropping_for_it(host):
+    """D5, D7: nobody is told afterwards that memory ran out, and the worker is not charged for it again."""
+    told = []
+
+    async def reads(session):
+        while True:
+            try:
+                await session.receive()
+            except OutOfMemory:
+                told.append("lack")
+
+    async with opened(LacksInEnding(), host) as session, trio.open_nursery() as nursery:
+        session.begin(BATCH)
+        await session.receive()
+        nursery.start_soon(reads, session)
+        await trio.sleep(0.01)
+        session.drop("r")
+        await session.rebuild(SessionRebuildCause.MANUAL)
+        told.append("rebuilt")
+        await trio.sleep(0.05)
+        assert told[-1] == "rebuilt"
+        nursery.cancel_scope.cancel()
 
 
 @every_host

@@ -21,6 +21,7 @@ from runners.errors import (
     RateLimited,
     RunnerError,
     Timeout,
+    Unrecoverable,
 )
 from runners.hosts.inline import InlineHost
 from runners.models.scripted import Fault, Faulty, Scripted, expected
@@ -169,6 +170,34 @@ def test_an_async_stream_has_ended_before_its_runner_is_rebuilt_or_closed(seed):
 
     in_virtual_time(runner, body, seed)
     assert runner.told == ["ended", "rebuilt", "ended", "closed"]
+
+
+@pytest.mark.trio
+async def test_a_turn_in_which_the_context_ends_tells_of_nothing_else():
+    """D6: nothing is left of it, no lack of memory either, whose request nobody has been told of."""
+    faults = (Fault("oom", "a", 2), Fault("unrecoverable", "b", 2))
+    async with opened(Scripted(8, faults=faults), INLINE) as session:
+        for name in "ab":
+            session.begin(request(name))
+        items, error = await until_failure(session)
+        assert [item.index for item in items] == [0, 0, 1, 1]
+        assert type(error) is Unrecoverable
+
+
+@given(st.integers(0, 2**32))
+def test_what_an_async_stream_lacks_in_ending_a_rebuild_cures(seed):
+    """D7: a stream is dropped, and has ended, before the session is made anew."""
+
+    async def body(session):
+        session.begin(BATCH)
+        await session.receive()
+        session.drop("r")
+        await session.rebuild(SessionRebuildCause.MANUAL)
+        with trio.move_on_after(5) as silence:
+            await session.receive()
+        assert silence.cancelled_caught
+
+    in_virtual_time(Clumsy(MemoryError("in ending")), body, seed)
 
 
 @given(st.integers(0, 2**32))
