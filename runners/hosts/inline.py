@@ -225,22 +225,28 @@ class InlineSession(LocalSession):
 
         Raises:
             ContextHung: it does not close in time.
-            InferenceError: it raised something; see `close_error`.
+            InferenceError: it raised something, see `close_error`; or a stream ended the context in ending.
         """
         self._ended = True
         self._wake()
         self._rebuild_scope.cancel("the session has ended")
-        if self._failure is not None and not self._remote:
+        known = self._failure
+        if known is not None and not self._remote:
             return
+        found: DeviceError | None = None
         with trio.move_on_after(self._close_timeout, shield=True) as scope:
             try:
                 freely(self._turns.drop_all)
                 await self._all_ended()
-                await freely_settled(self._turns.runner.close)
+                found = self._failure if known is None else None  # in ending a stream
+                if found is None or self._remote:
+                    await freely_settled(self._turns.runner.close)
             except Exception as error:
                 raise close_error(error) from error
         if scope.cancelled_caught:
             raise ContextHung(f"the runner has not closed within {self._close_timeout:g} s")
+        if found is not None:
+            raise found
 
 
 @protected

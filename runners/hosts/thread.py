@@ -178,18 +178,21 @@ class ThreadSession(LocalSession):
 
         Raises:
             Unrecoverable: it does not end.
-            InferenceError: the runner could not be closed; see `close_error`.
+            InferenceError: the runner could not be closed, see `close_error`; or its last turn ended the context.
         """
         self._ended = True
         self._wake()
         answers: list[InferenceError | None] = []
-        if self._failure is None:
+        was_sound = self._failure is None
+        if was_sound:
             self._thread.do(self._close, answers.append)
         if not await self._thread.ends(self._host.close_timeout):
             raise Unrecoverable(
                 f"process isolation off: the runner's thread has not ended within {self._host.close_timeout:g} s: "
                 f"it may still hold {self._host.device}"
             )
+        if was_sound and self._failure is not None:  # in the turn that was under way
+            raise self._failure
         for unclosed in filter(None, answers):
             raise unclosed
 

@@ -692,7 +692,7 @@ DEVICES = (
         ),
         (
             "a thread's failed runner is closed",
-            "        if self._failure is None:\n            self._thread.do(self._close",
+            "        if was_sound:\n            self._thread.do(self._close",
             "        if True:\n            self._thread.do(self._close",
             "a_runner_whose_context_is_in_trouble_is_not_closed",
         ),

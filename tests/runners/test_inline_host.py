@@ -184,6 +184,22 @@ async def test_a_turn_in_which_the_context_ends_tells_of_nothing_else():
         assert type(error) is Unrecoverable
 
 
+@pytest.mark.parametrize("transport", ["local", "network"])
+@given(seed=st.integers(0, 2**32))
+def test_a_poison_told_in_ending_at_the_end_is_raised(transport, seed):
+    """D4, R23: as a sync stream's is; and a runner on a device that is lost is not closed, a remote one is."""
+    runner = Clumsy(ContextPoisoned("at the end"))
+    runner.info = RunnerInfo(streams=2, transport=transport)
+
+    async def body(session):
+        session.begin(BATCH)
+        await session.receive()
+
+    with pytest.raises(ContextPoisoned, match="at the end"):
+        in_virtual_time(runner, body, seed)
+    assert runner.closed is (transport == "network")
+
+
 @given(st.integers(0, 2**32))
 def test_what_an_async_stream_lacks_in_ending_a_rebuild_cures(seed):
     """D7: a stream is dropped, and has ended, before the session is made anew."""
@@ -221,6 +237,7 @@ class Clumsy:
     """Its streams fail in ending."""
 
     info = RunnerInfo(streams=2)
+    closed = False
 
     def __init__(self, error):
         self.error = error
@@ -239,7 +256,7 @@ class Clumsy:
         pass
 
     def close(self):
-        pass
+        self.closed = True
 
 
 @given(st.integers(0, 2**32))

@@ -365,8 +365,10 @@ class ProcessSession(BaseSession[int]):
             match await self._frame():
                 case wire.Closed():
                     return None
-                case wire.Broken(error=error) if error.name != OutOfMemory.__name__ or not self._lacks:
-                    return wire.request_error(error)
+                case wire.Broken(error=error) as frame if (
+                    error.name != OutOfMemory.__name__ or not self._lacks
+                ):
+                    return wire.closing_error(frame)
                 case wire.Broken():
                     self._lacks -= 1
                 case wire.Step(failed=failed):
