@@ -9,7 +9,7 @@ from typing import Protocol, TypeAlias, cast
 
 from attrs import define, evolve, validate
 
-from runners.brief import brief, is_a, name_of, quoted, text_of
+from runners.brief import brief, is_a, members, name_of, quoted, text_of
 from runners.diagnosis.classify import by_tag, code_of, renewed, sound
 from runners.errors import (
     ContextPoisoned,
@@ -362,11 +362,11 @@ def info_of(runner: ModelRunner) -> RunnerInfo:
 def judged(error: Exception, classify: Callable[[Exception], Exception], *, clears: bool) -> InferenceError:
     """What `classify` finds, among ours.
 
-    `clears`: whether a poison that the runner itself tells of is gone with the runner. One that was found in the device's
-    own words never is: its context is this process's.
+    `clears`: whether a poison that the runner itself tells of is gone with the runner, also where its nursery has put it into
+    a group. One that was found in the device's own words never is: its context is this process's.
     """
     found = ours(classify(error))
-    if is_a(found, ContextPoisoned) and not (clears and found is error):
+    if is_a(found, ContextPoisoned) and not (clears and any(found is told for told in members(error))):
         return _uncleared(found)
     return sound(found)
 

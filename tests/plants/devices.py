@@ -606,6 +606,12 @@ DEVICES = (
             "a_request_that_cannot_be_begun_opens_no_stream",
         ),
         (
+            "a poison that a runner tells of in a group is not its own",
+            "any(found is told for told in members(error))",
+            "found is error",
+            "a_poison_told_in_a_group_is_told_by_the_runner",
+        ),
+        (
             "a finished stream is not closed",
             "                del self._open[number]\n                source.close()",
             "                del self._open[number]",
@@ -625,7 +631,7 @@ DEVICES = (
         ),
         (
             "a found poison is gone with the runner",
-            "not (clears and found is error)",
+            "not (clears and any(found is told for told in members(error)))",
             "not clears",
             "what_a_runner_raises_is_judged_where_it_lives",
         ),

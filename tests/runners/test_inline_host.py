@@ -315,6 +315,35 @@ def test_a_network_runners_errors_are_its_requests(raised, kind):
     assert ids(in_virtual_time(runner, body))[-1] == expected(request("s"), 5)[-1]
 
 
+class Foreign(Exception):
+    """Somebody else's, who has tagged it."""
+
+    tag = "device.poisoned"
+
+
+@pytest.mark.parametrize("transport", ["local", "network"])
+@pytest.mark.parametrize(
+    ("told", "kind"),
+    [
+        (ContextPoisoned("told"), ContextPoisoned),
+        (ExceptionGroup("deeper", [ContextPoisoned("told")]), ContextPoisoned),
+        (Foreign("told"), DeviceError),
+    ],
+)
+def test_a_poison_told_in_a_group_is_told_by_the_runner(told, kind, transport):
+    """D4, D10: a nursery of the runner's has made the group; it is gone with the runner as one that comes bare is."""
+    group = ExceptionGroup("of a nursery", [ValueError("beside it"), told])
+    runner = remote(fails={"r": group}, transport=transport)
+
+    async def body(session):
+        session.begin(BATCH)
+        return await until_failure(session)
+
+    _, error = in_virtual_time(runner, body)
+    assert type(error) is kind
+    assert "told" in str(error)
+
+
 def test_a_local_runners_text_is_judged():
     """D4, D10: found in the device's own words it is real: nothing in this process clears it."""
     runner = remote(fails={"r": RuntimeError("CUDA error: device-side assert triggered")}, transport="local")
