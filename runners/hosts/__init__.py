@@ -91,6 +91,8 @@ class Session(Protocol):
     async def rebuild(self, cause: SessionRebuildCause) -> None:
         """Make the runner's session anew, in the same incarnation (D7). Another task must wait in `receive` meanwhile.
 
+        Cancelling it before it has its answer ends the context with `ContextPoisoned`: its session is in an unknown state.
+
         Raises:
             ValueError: the cause is `CONTEXT_POISONED`: only a new incarnation clears that.
             RuntimeError: streams are open, or another rebuild is under way.

@@ -169,7 +169,9 @@ class InlineSession(LocalSession):
         if self._failure is not None:
             return []
         made: list[Item] = self._guarded(self._turns.turn) or []
-        self._passing += self._turns.failures
+        # Nothing is left of a turn in which the context has ended, so its failures are reported to no one.
+        if self._failure is None:
+            self._passing += self._turns.failures
         self._turns.failures.clear()
         return made
 
@@ -211,10 +213,14 @@ class InlineSession(LocalSession):
         try:
             with self._rebuild_scope:
                 await self._all_ended()
+                self._turns.forget()
                 if self._failure is None:
                     await freely_settled(self._turns.runner.rebuild, cause)
         except Exception as error:  # noqa: BLE001 - `load_error` judges all that a runner raises
             self._fail(self._of_rebuild(load_error(error, self._judge)))
+        except BaseException:
+            self._give_up_rebuild()
+            raise
         finally:
             self._rebuilding = False
         self._check_open()
@@ -225,22 +231,28 @@ class InlineSession(LocalSession):
 
         Raises:
             ContextHung: the runner does not close in time.
-            InferenceError: closing raised; see `close_error`.
+            InferenceError: closing raised, see `close_error`; or a stream ended the context in ending.
         """
         self._ended = True
         self._wake()
         self._rebuild_scope.cancel("the session has ended")
-        if self._failure is not None and not self._remote:
+        known = self._failure
+        if known is not None and not self._remote:
             return
+        found: DeviceError | None = None
         with trio.move_on_after(self._close_timeout, shield=True) as scope:
             try:
                 freely(self._turns.drop_all)
                 await self._all_ended()
-                await freely_settled(self._turns.runner.close)
+                found = self._failure if known is None else None  # in ending a stream
+                if found is None or self._remote:
+                    await freely_settled(self._turns.runner.close)
             except Exception as error:
                 raise close_error(error) from error
         if scope.cancelled_caught:
             raise ContextHung(f"the runner has not closed within {self._close_timeout:g} s")
+        if found is not None:
+            raise found
 
 
 @protected

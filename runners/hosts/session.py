@@ -77,6 +77,15 @@ class BaseSession(Generic[Stream]):
             raise RuntimeError("another rebuild is under way")
         self._check_failure()
 
+    def _give_up_rebuild(self) -> None:
+        """Whoever asked is cancelled before the answer: how far the runner has come nobody will know. Who has left asks no more."""
+        if not self._ended:
+            self.condemn(
+                ContextPoisoned(
+                    "a rebuild was given up before it was done: its session is in an unknown state"
+                )
+            )
+
     def _check_failure(self) -> None:
         """Raise the failure of the context, as a new exception: `receive` raises the original in another task."""
         if self._failure is not None:

@@ -165,8 +165,12 @@ class ThreadSession(LocalSession):
         self._rebuilding = True
         try:
             await self._answer(partial(self._rebuild, self._taken_orders(), cause), "rebuilt no session")
+            self._turn = None  # a turn of before has nothing that is still wanted either
         except DeviceError as error:
             self._fail(self._of_rebuild(error))
+        except BaseException:
+            self._give_up_rebuild()
+            raise
         finally:
             self._rebuilding = False
             self._wake()
@@ -178,18 +182,21 @@ class ThreadSession(LocalSession):
 
         Raises:
             Unrecoverable: the thread does not end.
-            InferenceError: the runner could not be closed; see `close_error`.
+            InferenceError: the runner could not be closed, see `close_error`; or its last turn ended the context.
         """
         self._ended = True
         self._wake()
         answers: list[InferenceError | None] = []
-        if self._failure is None:
+        was_sound = self._failure is None
+        if was_sound:
             self._thread.do(self._close, answers.append)
         if not await self._thread.ends(self._host.close_timeout):
             raise Unrecoverable(
                 f"process isolation off: the runner's thread has not ended within {self._host.close_timeout:g} s: "
                 f"it may still hold {self._host.device}"
             )
+        if was_sound and self._failure is not None:  # in the turn that was under way
+            raise self._failure
         for unclosed in filter(None, answers):
             raise unclosed
 
@@ -231,6 +238,7 @@ class ThreadSession(LocalSession):
 
     def _rebuild(self, orders: list[_Order], cause: SessionRebuildCause) -> None:
         self._carry_out(orders)
+        self._turns.forget()
         try:
             self._turns.runner.rebuild(cause)
         except Exception as error:

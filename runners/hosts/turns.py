@@ -9,7 +9,7 @@ from typing import Protocol, TypeAlias, cast
 
 from attrs import define, evolve, validate
 
-from runners.brief import brief, is_a, name_of, quoted, text_of
+from runners.brief import brief, is_a, members, name_of, quoted, text_of
 from runners.diagnosis.classify import by_tag, code_of, renewed, sound
 from runners.errors import (
     ContextPoisoned,
@@ -194,8 +194,9 @@ class Turns:
             DeviceError: the context is over.
         """
         try:
-            stream = source(execute(self.runner, batch, accepted))
-            self._open[number] = _Open(Position.of(batch, accepted), stream)
+            # Before the stream is open: if this failed then, nobody would close it.
+            position = Position.of(batch, accepted)
+            self._open[number] = _Open(position, source(execute(self.runner, batch, accepted)))
         except Exception as error:  # noqa: BLE001 - whatever a runner raises is judged in one place
             self.fail(number, batch.request_id, error)
 
@@ -238,6 +239,11 @@ class Turns:
         """The errors of streams that failed in beginning, or in being dropped, since the last turn."""
         items, self._early = self._early, []
         return items
+
+    def forget(self) -> None:
+        """What failed in ending is nobody's any more: the rebuild that comes now is the cure of a lack of memory, too."""
+        self.failures.clear()
+        self._early.clear()
 
     def turn(self) -> list[Item]:
         """One chunk of each stream that has one, and the errors of those that failed.
@@ -356,11 +362,11 @@ def info_of(runner: ModelRunner) -> RunnerInfo:
 def judged(error: Exception, classify: Callable[[Exception], Exception], *, clears: bool) -> InferenceError:
     """What `classify` finds, among ours.
 
-    `clears`: whether a poison that the runner itself tells of is gone with the runner. One that was found in the device's
-    own words never is: its context is this process's.
+    `clears`: whether a poison that the runner itself tells of is gone with the runner, also where its nursery has put it into
+    a group. One that was found in the device's own words never is: its context is this process's.
     """
     found = ours(classify(error))
-    if is_a(found, ContextPoisoned) and not (clears and found is error):
+    if is_a(found, ContextPoisoned) and not (clears and any(found is told for told in members(error))):
         return _uncleared(found)
     return sound(found)
 

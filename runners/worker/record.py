@@ -180,7 +180,10 @@ def admitted(message: Message) -> Record:
 
 
 def _settled(batch: object, *, may_move: bool) -> ExecuteBatch:
-    """The request as it is served.
+    """The request as it is served: a copy, made by the constructors, so that whatever becomes of the caller's is not ours.
+
+    A frozen value can be changed all the same, before it is sent and afterwards. Here every field is converted and validated
+    again, and nothing of what the caller still holds is looked at from now on.
 
     Raises:
         BadRequest: it is none. One of a subclass may have more in it, which no host passes on.
@@ -189,15 +192,13 @@ def _settled(batch: object, *, may_move: bool) -> ExecuteBatch:
         itself = " itself" if is_a(batch, ExecuteBatch) else ""
         raise BadRequest(f"a request must be an ExecuteBatch{itself}, got {brief(batch)}")
     try:
-        validate(batch)
+        validate(batch)  # before the constructors: one that is not ours must not run
         validate(batch.sampling)
-        if batch.sampling.seed is None:
-            batch = batch.with_seed(random.getrandbits(63))
-        if not may_move and batch.on_loss != "fail":
-            batch = evolve(batch, on_loss="fail")
+        seed = batch.sampling.seed
+        sampling = evolve(batch.sampling, seed=random.getrandbits(63) if seed is None else seed)
+        return evolve(batch, sampling=sampling, on_loss=batch.on_loss if may_move else "fail")
     except Exception as error:
         raise BadRequest(f"a request's fields must be as ExecuteBatch has them: {quoted(error)}") from error
-    return batch
 
 
 def caused(exc: _Error, cause: BaseException | None) -> _Error:

@@ -169,6 +169,18 @@ DEVICES = (
     *_plants(
         "worker/record.py",
         (
+            "a request is served as its caller has left it",
+            '        return evolve(batch, sampling=sampling, on_loss=batch.on_loss if may_move else "fail")\n',
+            '        object.__setattr__(batch, "sampling", sampling)\n        return batch if may_move else evolve(batch, on_loss="fail")\n',
+            "a_request_that_its_caller_changes_afterwards_is_served_as_it_was",
+        ),
+        (
+            "a sampling is served as it was forged",
+            "        sampling = evolve(batch.sampling, seed=random.getrandbits(63) if seed is None else seed)\n",
+            "        sampling = batch.sampling if seed is not None else evolve(batch.sampling, seed=random.getrandbits(63))\n",
+            "a_request_may_be_anything",
+        ),
+        (
             "a chunk of another incarnation is accepted",
             "                or chunk.incarnation != incarnation\n",
             "",
@@ -588,6 +600,18 @@ DEVICES = (
     *_plants(
         "hosts/turns.py",
         (
+            "a stream is opened whose place is not known",
+            "            position = Position.of(batch, accepted)\n            self._open[number] = _Open(position, source(execute(self.runner, batch, accepted)))\n",
+            "            stream = source(execute(self.runner, batch, accepted))\n            self._open[number] = _Open(Position.of(batch, accepted), stream)\n",
+            "a_request_that_cannot_be_begun_opens_no_stream",
+        ),
+        (
+            "a poison that a runner tells of in a group is not its own",
+            "any(found is told for told in members(error))",
+            "found is error",
+            "a_poison_told_in_a_group_is_told_by_the_runner",
+        ),
+        (
             "a finished stream is not closed",
             "                del self._open[number]\n                source.close()",
             "                del self._open[number]",
@@ -607,13 +631,26 @@ DEVICES = (
         ),
         (
             "a found poison is gone with the runner",
-            "not (clears and found is error)",
+            "not (clears and any(found is told for told in members(error)))",
             "not clears",
             "what_a_runner_raises_is_judged_where_it_lives",
         ),
     ),
     *_plants(
         "hosts/inline.py",
+        (
+            "a turn that the context has ended in tells of a lack of memory",
+            "        if self._failure is None:\n            self._told +=",
+            "        if True:\n            self._told +=",
+            "a_turn_in_which_the_context_ends_tells_of_nothing_else",
+        ),
+        (
+            "a rebuild leaves what its streams lacked in ending",
+            "                self._turns.forget()\n",
+            "",
+            "what_an_async_stream_lacks_in_ending_a_rebuild_cures",
+            "a_rebuild_is_the_cure_of_what_lacked_in_dropping_for_it[inline]",
+        ),
         (
             "a stream is one chunk further ahead",
             "while len(self._queue) >= _AHEAD:",
@@ -636,6 +673,12 @@ DEVICES = (
     *_plants(
         "hosts/thread.py",
         (
+            "a rebuild in a thread leaves what its streams lacked in ending",
+            "        self._turns.forget()\n",
+            "",
+            "a_rebuild_is_the_cure_of_what_lacked_in_dropping_for_it[thread]",
+        ),
+        (
             "a thread makes one turn after the other, read or not",
             "            self._turn = answer\n            self._wake()",
             "            self._turn = answer\n            self._made()\n            self._wake()",
@@ -655,7 +698,7 @@ DEVICES = (
         ),
         (
             "a thread's failed runner is closed",
-            "        if self._failure is None:\n            self._thread.do(self._close",
+            "        if was_sound:\n            self._thread.do(self._close",
             "        if True:\n            self._thread.do(self._close",
             "a_runner_whose_context_is_in_trouble_is_not_closed",
         ),
@@ -720,6 +763,12 @@ DEVICES = (
     ),
     *_plants(
         "hosts/session.py",
+        (
+            "a rebuild that was given up leaves its session as it is",
+            "        if not self._ended:\n            self.condemn(",
+            "        if False:\n            self.condemn(",
+            "a_rebuild_that_is_given_up_ends_its_context",
+        ),
         (
             "one stream too many may begin",
             "if len(self._streams) >= self.info.streams:",

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import attrs
 
+from runners import errors
 from runners.errors import ContextPoisoned, RateLimited
 from runners.types import FinishReason, RunnerInfo, TokenChunk
 
@@ -208,6 +209,39 @@ class _OnePlace(Base):
 
     def close(self):
         assert not hasattr(self, "place"), "a stream is still open"
+
+
+@attrs.frozen
+class CannotClose:
+    """Closing it fails with an error of ours, of this name."""
+
+    error: str
+
+    def build(self, start):
+        return _CannotClose(self)
+
+
+class _CannotClose(Base):
+    def close(self):
+        raise getattr(errors, self.spec.error)("in closing")
+
+
+@attrs.frozen
+class LacksInEnding:
+    """Closing a stream of its takes memory that is not there."""
+
+    def build(self, start):
+        return _LacksInEnding(self)
+
+
+class _LacksInEnding(Base):
+    def execute(self, batch):
+        try:
+            for index in range(10_000):
+                time.sleep(0.001)
+                yield TokenChunk(request_id=batch.request_id, index=index, token_ids=(1,), text="a")
+        finally:
+            raise MemoryError("in ending")
 
 
 @attrs.frozen

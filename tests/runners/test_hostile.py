@@ -1,6 +1,7 @@
 """Values that raise, lie, never end or hold 100 MB, at every place where one enters a device worker (D5, D10)."""
 
 import dataclasses
+from decimal import Decimal
 
 import pytest
 import trio
@@ -24,6 +25,7 @@ from stage import (
     Caller,
     batch,
     serving,
+    until,
     worker_leaves_nothing,  # noqa: F401 - autouse: to be imported is its use
 )
 
@@ -42,8 +44,10 @@ from runners.errors import (
 )
 from runners.hosts.inline import InlineHost
 from runners.hosts.turns import Position, judged, made_by
+from runners.models.scripted import Scripted
 from runners.types import ExecuteBatch, RunnerInfo, Sampling, TokenChunk, with_release
 from runners.worker import rebuild, report_poison
+from runners.worker.record import _settled
 from supervise import Restart, Resume, StartFailed, events
 
 
@@ -193,7 +197,7 @@ class SubBatch(ExecuteBatch):
 
 def forged(field, value, of="batch"):
     """A request, one of whose fields has been replaced behind its back."""
-    request = ExecuteBatch("forged", "x")
+    request = ExecuteBatch("forged", "x", sampling=Sampling(seed=1))
     object.__setattr__(request if of == "batch" else request.sampling, field, value)
     return request
 
@@ -218,6 +222,9 @@ REQUESTS = {
     "temperature": lambda: forged("temperature", Rager(), "sampling"),
     "stop": lambda: forged("stop", Rager(), "sampling"),
     "stops": lambda: forged("stop", (Rager(),), "sampling"),
+    "no stop": lambda: forged("stop", None, "sampling"),
+    "a number to stop at": lambda: forged("stop", (5,), "sampling"),
+    "a text to stop at": lambda: forged("stop", "ab", "sampling"),
 }
 
 
@@ -238,6 +245,44 @@ async def test_a_request_may_be_anything(host):
             await other.run(scene.worker)
             assert other.error is None, name
             assert not scene.of(events.Failed), name
+
+
+@pytest.mark.parametrize("value", [True, Decimal(1), 1])
+def test_a_request_is_served_as_its_constructors_would_have_made_it(value):
+    """D5: what was set behind their back is converted all the same, or a process could not be told of it."""
+    served = _settled(forged("temperature", value, "sampling"), may_move=True).sampling
+    assert (served.temperature, type(served.temperature)) == (1.0, float)
+    assert type(_settled(forged("stop", ["ab"], "sampling"), may_move=True).sampling.stop) is tuple
+
+
+CHANGES = {
+    "request_id": "other",
+    "prompt": 3,
+    "payload": object(),
+    "sampling": None,
+    "model": None,
+    "deadline": -5.0,
+}
+
+
+@every_host
+@pytest.mark.parametrize("field", CHANGES)
+@pytest.mark.trio
+async def test_a_request_that_its_caller_changes_afterwards_is_served_as_it_was(host, field):
+    """D5, D6: frozen or not, once it is admitted it is the worker's, in this session and in the next."""
+    async with serving(Scripted(40, delay=0.005), host=host) as scene:
+        changed, other = Caller(batch("changed")), Caller(batch("other"))
+        async with trio.open_nursery() as nursery:
+            for caller in (changed, other):
+                await nursery.start(caller.run, scene.worker)
+            await until(lambda: changed.chunks and other.chunks)
+            sent, changed.request = changed.request, batch("changed")
+            object.__setattr__(sent, field, CHANGES[field])
+            await rebuild(scene.worker)
+        for caller in (changed, other):
+            assert caller.error is None
+            assert len(caller.ids) == 40
+        assert scene.context.incarnation == 1
 
 
 VALUES = {

@@ -1,13 +1,14 @@
 """What every host holds to, wherever the runner lives (D10)."""
 
 import random
+from functools import partial
 
 import attrs
 import pytest
 import trio
 import trio.testing
 from remotes import Speaks, Told
-from rogues import FailsAgain, Holds, Nested, OnePlace, Raises, Remembers, Seats, Yields
+from rogues import FailsAgain, Holds, LacksInEnding, Nested, OnePlace, Raises, Remembers, Seats, Yields
 from sessions import (
     BATCH,
     FOREVER,
@@ -36,8 +37,8 @@ from runners.errors import (
 from runners.hosts import Host, RequestFailed, Session
 from runners.models.scripted import Fault, Scripted, expected
 from runners.types import ExecuteBatch, FinishReason, Sampling, SessionRebuildCause
-from runners.worker import device_worker
-from supervise import TreeFailed, events, open_tree
+from runners.worker import device_worker, rebuild
+from supervise import DEVICE, Decider, Resume, TreeFailed, events, open_tree
 
 
 @every_host
@@ -455,6 +456,79 @@ async def test_a_rebuild_that_fails_is_told_to_both(host, kind, error):
             with pytest.raises(error) as failed:
                 await session.rebuild(SessionRebuildCause.MANUAL)
             assert type(failed.value.__cause__) is error
+
+
+@every_host
+@pytest.mark.trio
+async def test_a_rebuild_is_the_cure_of_what_lacked_in_dropping_for_it(host):
+    """D5, D7: nobody is told afterwards that memory ran out, and the worker is not charged for it again."""
+    told = []
+
+    async def reads(session):
+        while True:
+            try:
+                await session.receive()
+            except OutOfMemory:
+                told.append("lack")
+
+    async with opened(LacksInEnding(), host) as session, trio.open_nursery() as nursery:
+        session.begin(BATCH)
+        await session.receive()
+        nursery.start_soon(reads, session)
+        await trio.sleep(0.01)
+        session.drop("r")
+        await session.rebuild(SessionRebuildCause.MANUAL)
+        told.append("rebuilt")
+        await trio.sleep(0.05)
+        assert told[-1] == "rebuilt"
+        nursery.cancel_scope.cancel()
+
+
+@every_host
+@pytest.mark.trio
+async def test_a_rebuild_that_is_given_up_ends_its_context(host):
+    """D7: nobody knows how far the runner has come, and nothing is served by it: it is told to the reader, at once and finally."""
+    runner = Scripted(8, delay=0.001, faults=(Fault("slow", at="rebuild", seconds=0.3),))
+    async with opened(runner, host) as session:
+        with trio.move_on_after(0.1) as scope:
+            await session.rebuild(SessionRebuildCause.MANUAL)
+        assert scope.cancelled_caught
+        session.begin(BATCH)
+        for ask in (session.receive, partial(session.rebuild, SessionRebuildCause.MANUAL), session.receive):
+            with pytest.raises(ContextPoisoned, match="given up before it was done: its session is in an un"):
+                await ask()
+
+
+class Suspected(ContextPoisoned):
+    """What the decider of the next test resumes."""
+
+    tag = "device.poisoned.suspected"
+
+
+@every_host
+@pytest.mark.trio
+async def test_a_worker_whose_rebuild_is_given_up_serves_from_a_fresh_context(host):
+    """D7: a decider that resumes a poison leaves the body of a rebuild, and nobody hangs."""
+    seen = []
+    runner = Scripted(8, delay=0.001, faults=(Fault("slow", at="rebuild", seconds=0.3, incarnation=1),))
+    mine = Decider({"device.poisoned.suspected": Resume}).over(DEVICE)
+    worker = device_worker("llm", runner, host=host, decider=mine)
+    async with open_tree(worker, sinks=[seen.append]) as tree:
+        with trio.fail_after(PATIENCE):
+
+            async def orders():
+                with pytest.raises(ContextPoisoned, match="given up before it was done"):
+                    await rebuild(tree[worker])
+
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(orders)
+                await trio.sleep(0.1)
+                tree[worker].inject(Suspected("by somebody"))
+            assert (await tree[worker].call(BATCH)).token_ids == expected(BATCH, 8)
+            assert (await tree[worker].ready()).incarnation == 2
+    decided = [event for event in seen if isinstance(event, events.Decided)]
+    assert [type(event.exc) for event in decided[-2:]] == [Suspected, ContextPoisoned]
+    assert "given up before it was done" in str(decided[-1].exc)
 
 
 @every_host

@@ -21,6 +21,7 @@ from runners.errors import (
     RateLimited,
     RunnerError,
     Timeout,
+    Unrecoverable,
 )
 from runners.hosts.inline import InlineHost
 from runners.models.scripted import Fault, Faulty, Scripted, expected
@@ -171,10 +172,72 @@ def test_an_async_stream_has_ended_before_its_runner_is_rebuilt_or_closed(seed):
     assert runner.told == ["ended", "rebuilt", "ended", "closed"]
 
 
+@pytest.mark.trio
+async def test_a_turn_in_which_the_context_ends_tells_of_nothing_else():
+    """D6: nothing is left of it, no lack of memory either, whose request nobody has been told of."""
+    faults = (Fault("oom", "a", 2), Fault("unrecoverable", "b", 2))
+    async with opened(Scripted(8, faults=faults), INLINE) as session:
+        for name in "ab":
+            session.begin(request(name))
+        items, error = await until_failure(session)
+        assert [item.index for item in items] == [0, 0, 1, 1]
+        assert type(error) is Unrecoverable
+
+
+@pytest.mark.parametrize("transport", ["local", "network"])
+@given(seed=st.integers(0, 2**32))
+def test_a_poison_told_in_ending_at_the_end_is_raised(transport, seed):
+    """D4, R23: as a sync stream's is; and a runner on a device that is lost is not closed, a remote one is."""
+    runner = Clumsy(ContextPoisoned("at the end"))
+    runner.info = RunnerInfo(streams=2, transport=transport)
+
+    async def body(session):
+        session.begin(BATCH)
+        await session.receive()
+
+    with pytest.raises(ContextPoisoned, match="at the end"):
+        in_virtual_time(runner, body, seed)
+    assert runner.closed is (transport == "network")
+
+
+@given(st.integers(0, 2**32))
+def test_what_an_async_stream_lacks_in_ending_a_rebuild_cures(seed):
+    """D7: a stream is dropped, and has ended, before the session is made anew."""
+
+    async def body(session):
+        session.begin(BATCH)
+        await session.receive()
+        session.drop("r")
+        await session.rebuild(SessionRebuildCause.MANUAL)
+        with trio.move_on_after(5) as silence:
+            await session.receive()
+        assert silence.cancelled_caught
+
+    in_virtual_time(Clumsy(MemoryError("in ending")), body, seed)
+
+
+@given(st.integers(0, 2**32))
+def test_a_request_that_cannot_be_begun_opens_no_stream(seed):
+    """D7: a stream that nobody knows of would be waited for by the next rebuild, for ever."""
+    runner = remote(500)
+
+    async def body(session):
+        broken = request("r")
+        object.__setattr__(broken, "sampling", None)
+        session.begin(broken)
+        (failed,) = await session.receive()
+        assert type(failed.error) is RunnerError
+        await session.rebuild(SessionRebuildCause.MANUAL)
+
+    in_virtual_time(runner, body, seed)
+    assert runner.log.made == {}
+
+
 class Clumsy:
     """Its streams fail in ending."""
 
     info = RunnerInfo(streams=2)
+    closed = False
 
     def __init__(self, error):
         self.error = error
@@ -193,7 +256,7 @@ class Clumsy:
         pass
 
     def close(self):
-        pass
+        self.closed = True
 
 
 @given(st.integers(0, 2**32))
@@ -250,6 +313,35 @@ def test_a_network_runners_errors_are_errors_of_the_request(raised, kind):
         return await rest(session, "s")
 
     assert ids(in_virtual_time(runner, body))[-1] == expected(request("s"), 5)[-1]
+
+
+class Foreign(Exception):
+    """Somebody else's, who has tagged it."""
+
+    tag = "device.poisoned"
+
+
+@pytest.mark.parametrize("transport", ["local", "network"])
+@pytest.mark.parametrize(
+    ("told", "kind"),
+    [
+        (ContextPoisoned("told"), ContextPoisoned),
+        (ExceptionGroup("deeper", [ContextPoisoned("told")]), ContextPoisoned),
+        (Foreign("told"), DeviceError),
+    ],
+)
+def test_a_poison_told_in_a_group_is_told_by_the_runner(told, kind, transport):
+    """D4, D10: a nursery of the runner's has made the group; it is gone with the runner as one that comes bare is."""
+    group = ExceptionGroup("of a nursery", [ValueError("beside it"), told])
+    runner = remote(fails={"r": group}, transport=transport)
+
+    async def body(session):
+        session.begin(BATCH)
+        return await until_failure(session)
+
+    _, error = in_virtual_time(runner, body)
+    assert type(error) is kind
+    assert "told" in str(error)
 
 
 def test_a_local_runners_text_is_judged():

@@ -7,7 +7,7 @@ import pytest
 import trio
 import trio.testing
 from remotes import HalfAsync, Remote
-from rogues import Raises
+from rogues import CannotClose, Raises
 from sessions import (
     BATCH,
     FOREVER,
@@ -15,6 +15,7 @@ from sessions import (
     PATIENCE,
     PROCESS,
     THREAD,
+    every_host,
     ids,
     opened,
     runners_threads,
@@ -23,10 +24,12 @@ from sessions import (
 )
 
 from runners.errors import (
+    ContextPoisoned,
     DeviceError,
     LoadFailed,
     RunnerError,
     Unrecoverable,
+    WeightsCorrupt,
 )
 from runners.hosts.thread import ThreadHost
 from runners.models.scripted import Fault, Scripted, expected
@@ -148,6 +151,36 @@ async def test_an_exception_from_closing_a_runner_is_raised_when_the_session_is_
         async with host.open(Scripted(faults=(Fault("error", at="close"),))):
             pass
     assert not runners_threads()
+
+
+@pytest.mark.parametrize("kind", [ContextPoisoned, DeviceError, LoadFailed, Unrecoverable, WeightsCorrupt])
+@every_host
+@pytest.mark.trio
+async def test_a_devices_error_in_closing_is_one_of_the_device(host, kind):
+    """D3, R23: whoever reads the tag of what a stop failed with learns what has happened, whatever the host."""
+    with pytest.raises(kind) as left:
+        async with host.open(CannotClose(kind.__name__)):
+            pass
+    assert (type(left.value), left.value.tag, str(left.value)) == (kind, kind.tag, "in closing")
+
+
+@pytest.mark.trio
+async def test_a_turn_that_ends_the_context_as_its_session_is_left_is_told():
+    """D6, R23: nobody reads it any more, so leaving raises it; what was known before is not raised again."""
+    runner = Scripted(8, delay=0.2, faults=(Fault("poison", at_token=0),))
+    for known in (False, True):
+        error = None
+        try:
+            async with THREAD.open(runner) as session:
+                session.begin(BATCH)
+                with trio.move_on_after(0.05):
+                    await session.receive()
+                if known:
+                    await until_failure(session)
+        except DeviceError as left:
+            error = left
+        assert (error is None) is known
+        assert known or "cannot clear a poisoned context" in str(error)
 
 
 @pytest.mark.parametrize("host", [THREAD, PROCESS], ids=["thread", "process"])

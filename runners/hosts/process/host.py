@@ -326,7 +326,12 @@ class ProcessSession(BaseSession[int]):
         self._progress = trio.current_time()
         self._peer.send(wire.encode(wire.Rebuild(cause.value)))
         self._tighten_deadline()
-        await self._rebuilt.wait()
+        try:
+            await self._rebuilt.wait()
+        except BaseException:
+            if self._rebuilding:
+                self._give_up_rebuild()
+            raise
         self._check_failure()
         self._check_open()
 
@@ -373,8 +378,10 @@ class ProcessSession(BaseSession[int]):
             match await self._frame():
                 case wire.Closed():
                     return None
-                case wire.Broken(error=error) if error.name != OutOfMemory.__name__ or not self._lacks:
-                    return wire.request_error(error)
+                case wire.Broken(error=error) as frame if (
+                    error.name != OutOfMemory.__name__ or not self._lacks
+                ):
+                    return wire.closing_error(frame)
                 case wire.Broken():
                     self._lacks -= 1
                 case wire.Step(failed=failed):

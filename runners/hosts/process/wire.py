@@ -568,6 +568,14 @@ def context_error(broken: Broken) -> errors.DeviceError:
     return _noted(error, broken.error)
 
 
+def closing_error(broken: Broken) -> InferenceError:
+    """What became of closing a runner: the context's own error as what it is, as in the other hosts, or any other."""
+    name = broken.error.name
+    if name in _CONTEXT_ERRORS and name not in _REQUEST_ERRORS:
+        return context_error(broken)
+    return request_error(broken.error)
+
+
 Noted = TypeVar("Noted", bound=InferenceError)
 
 
