@@ -241,9 +241,11 @@ class Turns:
         return items
 
     def forget(self) -> None:
-        """What failed in ending is nobody's any more: the rebuild that comes now is the cure of a lack of memory, too."""
+        """The rebuild that comes now is the cure of what lacked memory in ending.
+
+        The errors of streams stay: one may have begun just now, and those of dropped ones nobody reads.
+        """
         self.failures.clear()
-        self._early.clear()
 
     def turn(self) -> list[Item]:
         """One chunk of each stream that has one, and the errors of those that failed.

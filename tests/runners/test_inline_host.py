@@ -233,6 +233,26 @@ def test_a_request_that_cannot_be_begun_opens_no_stream(seed):
     assert runner.log.made == {}
 
 
+@given(st.integers(0, 2**32))
+def test_a_stream_that_cannot_begin_during_a_rebuild_is_told(seed):
+    """D7, D8: the rebuild waits for one that was dropped; what failed in ending is forgotten, this one is not."""
+
+    async def body(session):
+        session.begin(request("a"))
+        await session.receive()
+        session.drop("a")
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(session.rebuild, SessionRebuildCause.MANUAL)
+            await trio.sleep(0.5)
+            broken = request("r")
+            object.__setattr__(broken, "sampling", None)
+            session.begin(broken)
+        (failed,) = await session.receive()
+        assert type(failed.error) is RunnerError
+
+    in_virtual_time(Lingers(), body, seed)
+
+
 class Clumsy:
     """Its streams fail in ending."""
 
