@@ -1,8 +1,8 @@
-"""The leaf that holds a device: a stable, addressable worker over a restartable context in its own process.
+"""Device workers: a stable address in front of a restartable context, which runs in a process of its own.
 
-`worker` has `device_worker`, `types` what a runner is, `errors` what can go wrong, `hosts` where a runner lives,
-`models` runners: a real language model, and ones that tests script. Names are loaded when first asked for: the process of a
-context imports this package too, and needs neither Trio nor a supervisor.
+`worker` has `device_worker`, `types` the interface of a runner, `errors` the errors, `hosts` the places where a runner can run,
+and `models` two kinds of runners: a real language model, and scripted ones for tests. A name is imported when it is first
+used, because the process of a context imports this package too, and needs neither Trio nor a supervisor.
 """
 
 from __future__ import annotations

@@ -1,10 +1,11 @@
-"""Looking at somebody else's object, an exception mostly, without coming to harm by it.
+"""Safe inspection of foreign objects, mostly exceptions of a runner.
 
-What a runner raises is judged, shown and sent on, and its request may be one of many in a context. So nothing here runs
-into what the object's own code raises, nothing believes what it says of its class, and every text is bounded. An object
-that blocks its reader blocks us too: a process of its own is what helps then (D9).
+An exception of a runner is judged, printed and sent to another process, and its request may be one of many in a context. So an
+exception in the object's own code leaves none of these functions (a `KeyboardInterrupt` does), its `__class__` is not believed,
+and every text is bounded. Code of the object that blocks also blocks the caller; only a deadline for a process helps against
+that (D9).
 
-It repeats a little of what `supervise` does for its own messages: a context process imports nothing of `supervise`.
+`supervise` has similar functions, but a context process imports nothing of `supervise`.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ MOST = 500
 MAX_TEXT = 16_384
 """The longest text of an exception."""
 MAX_LINKS = 1000
-"""So far a chain of causes is followed, and so many members of a group are looked at."""
+"""How many links of a chain of causes, and how many members of a group, are looked at."""
 
 _FRAMES = 20
 _SHOWN_LINKS = 8
@@ -36,14 +37,14 @@ class _Brief(Repr):
         self.maxlist = self.maxtuple = self.maxset = self.maxfrozenset = self.maxdict = self.maxarray = 20
 
     def repr1(self, x: Any, level: int) -> str:
-        """As `Repr` does, but nothing that an object does can escape."""
+        """As in `Repr`, but no exception of the object leaves it."""
         try:
             if is_a(x, BaseException) and type(x).__repr__ in _PLAIN_REPRS:
                 return self._exception(x, level)
             return exact(super().repr1(x, level))
         except KeyboardInterrupt:
             raise
-        except BaseException as problem:  # noqa: BLE001 - whatever a `__repr__` raises, it is only a text
+        except BaseException as problem:  # noqa: BLE001 - a `__repr__` may raise anything, and only a text is lost
             it: object = x
             return f"<{name_of(type(it))} whose repr raised {name_of(type(problem))}>"
 
@@ -52,13 +53,13 @@ class _Brief(Repr):
         return shortened(exact(repr(x)), self.maxother)
 
     def repr_bytes(self, x: bytes, level: int) -> str:  # noqa: ARG002 - as `Repr` calls it
-        """Both ends of it: to print all of a hundred megabytes takes a second."""
+        """Prints only the two ends of long bytes: to print a hundred megabytes takes a second."""
         return shortened(repr(x[:MOST] + x[-MOST:] if len(x) > 2 * MOST else x), self.maxstring)
 
     repr_bytearray = repr_bytes
 
     def _exception(self, error: BaseException, level: int) -> str:
-        """By its arguments: printed first and cut then, one of a hundred megabytes takes half a second."""
+        """Prints each argument shortened: to print a hundred megabytes and cut them takes half a second."""
         if level <= 0:
             return f"{name_of(type(error))}(...)"
         args = args_of(error)
@@ -87,34 +88,34 @@ def shortened(text: str, most: int) -> str:
 
 
 def one_line(text: str, most: int = MOST) -> str:
-    """A text as one line that UTF-8 can say, with its middle left out if it is longer."""
+    """A text as one line that UTF-8 can encode, with its middle left out if it is longer."""
     return " ".join(sendable(shortened(text, most)).split())
 
 
 def sendable(text: str) -> str:
-    """Without what UTF-8 cannot say."""
+    """A text with escapes in place of the characters that UTF-8 cannot encode."""
     return text.encode("utf-8", "backslashreplace").decode()
 
 
 def name_of(kind: type[Any]) -> str:
-    """The name of a class, whatever its metaclass says of it."""
+    """The name of a class, read without the code of its metaclass."""
     name: str = type.__dict__["__name__"].__get__(kind)
     return shortened(name, MOST)
 
 
 def is_builtin(kind: type[Any]) -> bool:
-    """Whether it is one of Python's own exceptions, which stand in no other module."""
+    """Whether a class belongs to the module `builtins`."""
     module: object = type.__dict__["__module__"].__get__(kind)
     return type(module) is str and module == "builtins"
 
 
 def is_a(value: object, *kinds: type[Any]) -> bool:
-    """`isinstance`, but of the type that the value has, not of the one that its `__class__` claims."""
+    """As `isinstance`, but by the real type of the value; its `__class__` is ignored."""
     return issubclass(type(value), kinds)
 
 
 def attribute(value: object, name: str) -> Any:
-    """What it has by this name; None if it has nothing, or raises."""
+    """The attribute of this name; None if there is none, or if reading it raises."""
     try:
         return getattr(value, name, None)
     except KeyboardInterrupt:
@@ -124,18 +125,18 @@ def attribute(value: object, name: str) -> Any:
 
 
 def text_of(error: BaseException) -> str:
-    """Its text, in at most `MAX_TEXT` characters; never raises."""
+    """The text of an exception, in at most `MAX_TEXT` characters; never raises."""
     try:
         text = exact(_text(error))
     except KeyboardInterrupt:
         raise
-    except BaseException:  # noqa: BLE001 - a runner's `__str__` may do anything, and its error must be judged all the same
+    except BaseException:  # noqa: BLE001 - a `__str__` may raise anything, and the error must still be judged
         return "(its text cannot be shown)"
     return shortened(text, MAX_TEXT)
 
 
 def _text(error: BaseException) -> str:
-    """Its `str`, but that a large container in it is not printed first and cut then."""
+    """As `str`, but a large container among the arguments is not printed in full first."""
     args = args_of(error)
     if type(error).__str__ is BaseException.__str__ and (
         len(args) > 1 or (args and type(args[0]) in _CONTAINERS)
@@ -145,7 +146,7 @@ def _text(error: BaseException) -> str:
 
 
 def args_of(error: BaseException) -> tuple[Any, ...]:
-    """What it was made with; a class may have an attribute of the same name."""
+    """The arguments that an exception was made with, even if its class redefines `args`."""
     args: tuple[Any, ...] = BaseException.__dict__["args"].__get__(error)
     return args
 
@@ -156,19 +157,19 @@ def quoted(error: BaseException) -> str:
 
 
 def tag_of(error: BaseException) -> str | None:
-    """The tag that it carries, if it is a text. What stands behind some hundred characters decides nothing."""
+    """The tag that an exception carries, in at most `MOST` characters; None if it has none that is a text."""
     tag = attribute(error, "tag")
     return exact(tag)[:MOST] if is_a(tag, str) else None
 
 
 def cause_of(error: BaseException) -> BaseException | None:
-    """From what it was raised; a class may have an attribute of the same name."""
+    """The cause of an exception, even if its class redefines `__cause__`."""
     cause: BaseException | None = BaseException.__dict__["__cause__"].__get__(error)
     return cause
 
 
 def causes(error: BaseException) -> Iterator[BaseException]:
-    """It, what it was raised from, and so on; each once, and at most `MAX_LINKS`."""
+    """An exception and its chain of causes; each exception once, and at most `MAX_LINKS`."""
     seen = set[int]()
     link: BaseException | None = error
     while link is not None and id(link) not in seen and len(seen) < MAX_LINKS:
@@ -178,7 +179,7 @@ def causes(error: BaseException) -> Iterator[BaseException]:
 
 
 def members(group: BaseException) -> list[BaseException]:
-    """The exceptions in it that are no groups, however deep; at most `MAX_LINKS`, and as many groups."""
+    """The exceptions at any depth of a group that are no groups: at most `MAX_LINKS`, from at most as many groups."""
     found: list[BaseException] = []
     rest: list[BaseException] = [group]
     looked_at = 0
@@ -193,16 +194,16 @@ def members(group: BaseException) -> list[BaseException]:
 
 
 def trace_of(error: BaseException) -> str:
-    """Its traceback and those behind it, about as Python prints them: the newest last, and each bounded.
+    """The tracebacks of an exception and its causes, about as Python prints them: the newest is last, and each is bounded.
 
-    Python's own printing takes as long as the texts and chains are.
+    Python's own printing is not bounded: it takes longer with longer texts and chains.
     """
     parts = [f"{_frames(link)}{quoted(link)}\n" for link in islice(_shown(error), _SHOWN_LINKS)]
     return shortened("\nwhich was raised from this, or on the way:\n".join(reversed(parts)), MAX_TEXT)
 
 
 def _shown(error: BaseException) -> Iterator[BaseException]:
-    """It, what it was raised from or while, and the members of what is a group."""
+    """An exception, its causes and contexts, and the members of each group."""
     seen = set[int]()
     rest = [error]
     while rest:
@@ -234,17 +235,17 @@ def _members(group: BaseException) -> tuple[BaseException, ...]:
 
 
 def _frames(error: BaseException) -> str:
-    """The innermost of them."""
+    """The innermost frames of the traceback."""
     where = BaseException.__dict__["__traceback__"].__get__(error)
     try:
         lines = traceback.format_tb(where, limit=-_FRAMES)
     except KeyboardInterrupt:
         raise
-    except BaseException:  # noqa: BLE001 - a module's own loader is asked for its lines
+    except BaseException:  # noqa: BLE001 - the loader of a user's module is called for its lines
         return ""
     return f"Traceback (the innermost {_FRAMES}):\n{''.join(lines)}" if lines else ""
 
 
 def exact(text: str) -> str:
-    """A text of a class of its own as a plain one; its own code is not asked."""
+    """A `str` of any subclass as a plain `str`, made without the code of its class."""
     return text if type(text) is str else str.__str__(text)

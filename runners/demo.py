@@ -1,13 +1,13 @@
-"""A declared tree that streams tokens from a real model, and heals while it is hurt.
+"""A declared tree that streams tokens from a real model, and recovers from faults while it does.
 
     supervise run runners.demo                         plain lines, one fault of each kind
     supervise run --live runners.demo                  the same beneath a live picture of the tree
-    python -m runners.demo --live --fault segv         likewise, with the fault of your choice, or all
+    python -m runners.demo --live --fault segv         the same, with a fault of your choice, or all
     python -m runners.demo --json --fault kill         one line of JSON; compares with a run without faults
 
 The faults are real: SIGKILL, SIGSEGV and SIGSTOP of the process that holds the model, a poison that the runner itself
-reports, and a further request that wants more memory than there is, and alone fails. A feed reads prompts, the device
-worker streams their continuations, a printer prints them.
+reports, and an additional request that needs more memory than there is, and is the only one that fails. A feed reads prompts,
+the device worker streams their continuations, and a printer prints them.
 """
 
 from __future__ import annotations
@@ -53,16 +53,16 @@ MAX_TOKENS = 160
 _SIGNALS = {"kill": signal.SIGKILL, "segv": signal.SIGSEGV, "hang": signal.SIGSTOP}
 _LINE = 88
 _SHORTEST = 8
-"""Tokens of a stream in which a fault can strike well inside."""
+"""The fewest tokens of a stream in which a fault may strike."""
 _OVERSIZED = "oversized"
-"""Names the request that is too large."""
+"""The id of the request that is too large."""
 
 
 @define
 class Strike:
-    """One fault: what kind, in which request, at which token; then which process it hit, and which served at the end.
+    """One fault: its kind, request and token; afterwards also the process that it struck, and the one that served at the end.
 
-    `oom`: at that token of that request's stream the oversized one is sent; no process takes over from another.
+    For `oom` the oversized request is sent at that token of the other request's stream, and the process stays the same.
     """
 
     kind: FaultKind
@@ -75,7 +75,7 @@ class Strike:
 
 @define
 class Ledger:
-    """What the consumer of the streams saw, by request."""
+    """The texts, tokens and errors that the consumer of the streams received."""
 
     prompts: Sequence[str]
     seed: int
@@ -94,14 +94,14 @@ class Ledger:
         return ExecuteBatch(f"request-{number}", self.prompts[number], sampling=self._sampling(number))
 
     def oversized(self, number: int) -> ExecuteBatch:
-        """One more, beside request `number`, for which there is not enough memory."""
+        """The additional request beside request `number`, for which there is not enough memory."""
         return ExecuteBatch(_OVERSIZED, self.prompts[number], sampling=self._sampling(number))
 
     def _sampling(self, number: int) -> Sampling:
         return Sampling(max_tokens=MAX_TOKENS, temperature=0.7, seed=self.seed * 1000 + number)
 
     async def turn(self, strike: Strike) -> None:
-        """Wait until the strikes before this one are over: no fault hits what another has just hurt."""
+        """Wait until the strikes before this one are over, so that no two faults strike the same context."""
         for before in self.strikes[: self.strikes.index(strike)]:
             await before.over.wait()
 
@@ -126,7 +126,7 @@ class Ledger:
 
 
 def declare(ledger: Ledger, *, at_once: int = 1, show: bool = True) -> Supervisor:
-    """The demo's tree: a device worker, a printer, and a feed whose end is the end of it all."""
+    """The tree of the demo: a device worker, a printer, and a feed whose end stops the tree."""
     llm = device_worker(
         "llm",
         _runner(ledger.strikes),
@@ -140,7 +140,7 @@ def declare(ledger: Ledger, *, at_once: int = 1, show: bool = True) -> Superviso
 
 
 def _runner(strikes: Sequence[Strike]) -> TorchLM | Faulty:
-    """The model; where it is to report a poison, or run out of memory, inside a runner that does."""
+    """The model; if a strike is a poison or a lack of memory, with a `Faulty` runner around it."""
     faults = [*_poisons(strikes)]
     if any(strike.kind == "oom" for strike in strikes):
         faults.append(Fault("oom", request_id=_OVERSIZED))
@@ -148,7 +148,7 @@ def _runner(strikes: Sequence[Strike]) -> TorchLM | Faulty:
 
 
 def _poisons(strikes: Sequence[Strike]) -> Iterator[Fault]:
-    """Each in the incarnation that the strikes before it lead to, so that it strikes once."""
+    """The poisons, each in the incarnation to which the strikes before it lead, so that it strikes once."""
     incarnation = 1
     for strike in strikes:
         if strike.kind == "poison":
@@ -159,7 +159,7 @@ def _poisons(strikes: Sequence[Strike]) -> Iterator[Fault]:
 
 @frozen
 class _Feed:
-    """Sends the prompts, some at once, and gives what comes to the printer."""
+    """Sends the prompts, up to `at_once` at the same time, and passes the text on to the printer."""
 
     ledger: Ledger
     llm: Supervisor
@@ -212,7 +212,7 @@ class _Feed:
         return state
 
     async def _strike(self, strike: Strike) -> None:
-        """Hurt the process that serves, while its stream is under way. A poison comes from within."""
+        """Send the signal to the process that serves, or the oversized request. The runner itself raises a poison."""
         strike.pid_before = (await self._context()).pid
         if strike.kind == "oom":
             await self._ask_too_much(strike)
@@ -220,7 +220,7 @@ class _Feed:
             os.kill(strike.pid_before, _SIGNALS[strike.kind])
 
     async def _ask_too_much(self, strike: Strike) -> None:
-        """Send the request that alone fails, while the others go on."""
+        """Send the oversized request, which must fail with `OutOfMemory`."""
         try:
             await current_child().tree[self.llm].call(self.ledger.oversized(strike.request))
         except OutOfMemory as exc:
@@ -245,7 +245,7 @@ class _Printer:
 
 
 def _wrapped(text: str) -> list[str]:
-    """The lines of a text, broken at a space where they are long; the last one may go on."""
+    """The lines of a text; long ones are broken at a space. The last one may be incomplete."""
     lines: list[str] = []
     for line in text.split("\n"):
         rest = line
@@ -266,7 +266,7 @@ def wanted(fault: str) -> list[FaultKind]:
 
 
 def _plan(kinds: Sequence[FaultKind], lengths: Sequence[int], seed: int) -> list[Strike]:
-    """One strike each, in a request of its own, strictly inside the stream.
+    """One strike for each kind, each in a request of its own, strictly inside the stream.
 
     Raises:
         ValueError: too few streams are long enough.
@@ -285,7 +285,7 @@ def _plan(kinds: Sequence[FaultKind], lengths: Sequence[int], seed: int) -> list
 
 
 async def _measure(ledger: Ledger) -> None:
-    """Run the tree without a word, and note how it ended."""
+    """Run the tree without output, and note whether it failed."""
     try:
         async with open_tree(declare(ledger, at_once=4, show=False), sinks=[]) as tree:
             await tree.root.ended()
@@ -295,23 +295,22 @@ async def _measure(ledger: Ledger) -> None:
 
 def report(prompts: Sequence[str], kinds: Sequence[FaultKind], seed: int) -> dict[str, Any]:
     """Run without faults, then with them, and compare."""
-    calm = Ledger(prompts, seed)
-    trio.run(_measure, calm)
-    lengths = [calm.tokens.get(number, 0) for number in range(len(prompts))]
-    hurt = Ledger(prompts, seed, _plan(kinds, lengths, seed))
-    trio.run(_measure, hurt)
-    calm_tokens = sum(lengths)
+    reference = Ledger(prompts, seed)
+    trio.run(_measure, reference)
+    lengths = [reference.tokens.get(number, 0) for number in range(len(prompts))]
+    faulty = Ledger(prompts, seed, _plan(kinds, lengths, seed))
+    trio.run(_measure, faulty)
     return {
         "requests": len(prompts),
-        "tokens": sum(hurt.tokens.values()),
-        "restarts": hurt.restarts,
-        "lost": hurt.lost + max(0, calm_tokens - sum(hurt.tokens.values())),
-        "duplicated": hurt.duplicated,
-        "expected_errors": hurt.expected_errors,
-        "identical": not calm.failed and hurt.texts == calm.texts,
-        "longest_gap_ms": round(hurt.longest_gap * 1000, 1),
-        "tree_failed": hurt.failed,
-        "streams": [_sha256(hurt.texts.get(number, "")) for number in range(len(prompts))],
+        "tokens": sum(faulty.tokens.values()),
+        "restarts": faulty.restarts,
+        "lost": faulty.lost + max(0, sum(lengths) - sum(faulty.tokens.values())),
+        "duplicated": faulty.duplicated,
+        "expected_errors": faulty.expected_errors,
+        "identical": not reference.failed and faulty.texts == reference.texts,
+        "longest_gap_ms": round(faulty.longest_gap * 1000, 1),
+        "tree_failed": faulty.failed,
+        "streams": [_sha256(faulty.texts.get(number, "")) for number in range(len(prompts))],
         "faults": [
             {
                 "kind": strike.kind,
@@ -320,7 +319,7 @@ def report(prompts: Sequence[str], kinds: Sequence[FaultKind], seed: int) -> dic
                 "pid_before": strike.pid_before,
                 "pid_after": strike.pid_after,
             }
-            for strike in hurt.strikes
+            for strike in faulty.strikes
         ],
     }
 
@@ -330,7 +329,7 @@ def _sha256(text: str) -> str:
 
 
 def _show(prompts: Sequence[str], kinds: Sequence[FaultKind], seed: int, *, live: bool) -> None:
-    """Run with lines for a person, or beneath a picture, and a summary."""
+    """Run with the lines of a `LineSink`, or with a live picture of the tree; the feed prints a summary at the end."""
     shown = declare(_shown(prompts, kinds, seed))
     if live:
         run_live(shown)
@@ -346,7 +345,7 @@ def _shown(prompts: Sequence[str], kinds: Sequence[FaultKind], seed: int) -> Led
 
 
 def read_prompts(name: str) -> list[str]:
-    """One prompt a line; `-` is standard input. Empty lines are none.
+    """Read one prompt from each line; `-` is standard input. Empty lines are skipped.
 
     Raises:
         ValueError: there is no such file, or no prompt in it.
@@ -362,7 +361,7 @@ def read_prompts(name: str) -> list[str]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command; gives its exit status."""
+    """The command; returns its exit status."""
     arguments = _parser().parse_args(argv)
     kinds = wanted(arguments.fault)
     try:

@@ -1,7 +1,4 @@
-"""The inference errors and their tags (D3). A tag decides what the supervisor does; the class is for callers.
-
-`is_retryable` says whether the same request may succeed when sent again.
-"""
+"""The errors of inference, and their tags (D3). The supervisor decides by the tag, a caller by the class."""
 
 from __future__ import annotations
 
@@ -9,9 +6,10 @@ from typing import ClassVar
 
 
 class InferenceError(Exception):
-    """Something went wrong with a request or with the device that served it.
+    """The base class: a request failed, or the device that served it.
 
-    `code` is the number that the device or the server gave, where there was one.
+    `tag`: the dotted name by which a decider finds a directive (D3); None if it has none. `is_retryable`: whether the same
+    request may succeed if it is sent again. `code`: the number that the device or the server gave; None if it gave none.
     """
 
     tag: ClassVar[str | None] = None
@@ -20,55 +18,55 @@ class InferenceError(Exception):
 
 
 class BadRequest(InferenceError):
-    """The request makes no sense to this runner. Concerns nobody else (D5)."""
+    """The runner cannot serve this request as it stands. Only this request fails (D5)."""
 
     tag = "request.invalid"
 
 
 class ContextLengthExceeded(InferenceError):
-    """The prompt does not fit the model's context. Concerns nobody else (D5)."""
+    """The prompt does not fit the model's context. Only this request fails (D5)."""
 
     tag = "request.length"
 
 
 class ContentFiltered(InferenceError):
-    """The model's keeper will not answer this. Concerns nobody else (D5)."""
+    """The content filter of the model refuses this request. Only this request fails (D5)."""
 
     tag = "request.filtered"
 
 
 class Timeout(InferenceError):
-    """The request was not answered within the time that it allowed."""
+    """The deadline of the request passed before its answer was complete."""
 
     tag = "request.timeout"
     is_retryable = True
 
 
 class Backpressure(InferenceError):
-    """The queue is full and the caller did not want to wait."""
+    """The queue is full, and the caller used a form that does not wait for room."""
 
     tag = "request.backpressure"
     is_retryable = True
 
 
 class NetworkError(InferenceError):
-    """The server could not be reached, did not answer in time, or hung up."""
+    """The server could not be reached, did not answer in time, or closed the connection."""
 
     tag = "net"
     is_retryable = True
 
 
 class ServerError(NetworkError):
-    """The server failed; `code` is the status it gave."""
+    """The server failed. `code` is its HTTP status."""
 
     tag = "net.server"
 
 
 class RateLimited(NetworkError):
-    """The server wants fewer requests.
+    """The server limits the rate of requests.
 
     Args:
-        retry_after: seconds after which it will take one again, if it said so.
+        retry_after: seconds after which the server accepts a request again; None if it did not say.
     """
 
     tag = "net.rate_limited"
@@ -79,22 +77,22 @@ class RateLimited(NetworkError):
 
 
 class Unauthorized(InferenceError):
-    """The server does not know who asks: the session's credentials are no good any more (`REMOTE_AUTH_FAILURE`)."""
+    """The server rejects the credentials of the session. The cause of a rebuild for it is `REMOTE_AUTH_FAILURE` (D7)."""
 
     tag = "net.unauthorized"
 
 
 class Forbidden(InferenceError):
-    """The server knows who asks, and will not have it."""
+    """The server accepts the credentials, but does not allow the request."""
 
     tag = "net.forbidden"
 
 
 class DeviceError(InferenceError):
-    """The device or its context is in trouble. What follows is the supervisor's decision.
+    """The device or its context has failed, and the supervisor decides what follows (D3).
 
-    A host fills in the requests whose step raised it.
-    This class itself stands for trouble that has no name here; `DEVICE` escalates it.
+    This class itself stands for a failure that no subclass describes; the decider `DEVICE` escalates it.
+    `request_ids`: the requests whose step raised it; the host fills them in.
     """
 
     tag = "device"
@@ -103,64 +101,64 @@ class DeviceError(InferenceError):
 
 
 class ContextPoisoned(DeviceError):
-    """The device context answers nothing but errors from now on; only a new process helps."""
+    """The device context is broken: every further call fails. Only a new process clears that."""
 
     tag = "device.poisoned"
 
 
 class ContextDied(ContextPoisoned):
-    """The process that held the context ended, by a signal or an exit that nobody ordered."""
+    """The process that held the context was killed or exited, and its parent had not ordered that."""
 
     tag = "device.poisoned.died"
 
 
 class ContextHung(ContextPoisoned):
-    """No progress before the deadline (D9); the process was killed."""
+    """The context made no progress before its deadline (D9), and its process was killed."""
 
     tag = "device.poisoned.hung"
 
 
 class ProtocolError(ContextPoisoned):
-    """The process said something that it may not say; it was killed."""
+    """The process sent a message that the protocol does not allow (D10), and was killed."""
 
     tag = "device.poisoned.protocol"
 
 
 class OutOfMemory(DeviceError):
-    """Not enough memory, the device's or the host's, for this request; the context itself is sound."""
+    """There was not enough memory for this request, on the device or on the host. The context is sound (D5)."""
 
     tag = "device.oom"
 
 
 class Unrecoverable(DeviceError):
-    """The device, its driver or the configuration is beyond what a restart can mend."""
+    """The device, its driver or the configuration is broken, and a restart does not repair it."""
 
     tag = "device.unrecoverable"
     is_retryable = False
 
 
 class LoadFailed(DeviceError):
-    """The runner could not be made or loaded."""
+    """The runner could not be built or loaded."""
 
     tag = "device.load"
 
 
 class SessionRebuild(DeviceError):
-    """No fault: an operator ordered a new session. Decided and charged like one, and always Resume (D7)."""
+    """An operator requested a rebuild. It is no fault, but is decided and charged like one; the directive is always Resume (D7)."""
 
     tag = "device.rebuild"
 
 
 class WeightsCorrupt(Unrecoverable):
-    """The weights file is not what its checksum says."""
+    """The weights file does not match its checksum, or is no file of this model."""
 
 
 class ContextLost(InferenceError):
-    """A begun stream ended with its context, and could not or should not move to the next one (D6).
+    """A begun stream ended with its context, because it could not move to the next one, or had `on_loss="fail"` (D6).
 
     Args:
-        incarnation: the context that was lost.
-        delivered: how many chunks the caller had received from it.
+        incarnation: the number of the last context that made a chunk of the stream.
+        delivered: how many chunks the stream had got, from all of its contexts.
     """
 
     is_retryable = True
@@ -172,20 +170,23 @@ class ContextLost(InferenceError):
 
 
 class PoisonRequest(InferenceError):
-    """This request, served alone, killed a context; it is not tried again (D6)."""
+    """Two contexts died while they served this request, the second while it served no other. It is not tried again (D6)."""
 
 
 class WorkerDown(InferenceError):
-    """The worker has ended for good; its cause is chained (D8)."""
+    """The worker is down for good; the failure that ended it is the `__cause__` (D8)."""
 
 
 class WorkerStopping(InferenceError):
-    """The worker is being stopped: it begins no request any more (D13), and no rebuild (D7)."""
+    """The worker is being stopped: it begins no more requests (D13) and no rebuild (D7)."""
 
 
 class RebuildSuperseded(InferenceError):
-    """Something else made an ordered rebuild pointless: a new context, or a later order (D7)."""
+    """A new context, or a later rebuild request, made this rebuild request pointless (D7)."""
 
 
 class RunnerError(InferenceError):
-    """The runner raised something that nothing classified; the text is all that is left of it."""
+    """The runner raised an exception that could not be classified (D4), or yielded a wrong chunk (D5). Only its request fails.
+
+    The text quotes the exception: its class and its text.
+    """

@@ -1,4 +1,4 @@
-"""A nursery that wraps nothing: `KeyboardInterrupt` and `SystemExit` leave as themselves (R4)."""
+"""A nursery that lets `KeyboardInterrupt` and `SystemExit` leave without a group around them (R4)."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ import trio
 
 @asynccontextmanager
 async def bare_nursery() -> AsyncGenerator[trio.Nursery, None]:
-    """A nursery whose tasks end with its body; they are not meant to raise, so that all that leaves is the body's.
+    """A nursery whose tasks are cancelled when its body ends.
 
-    What is no `Exception` may come out of any task that calls somebody else's code, and leaves as itself too.
+    An exception of the body leaves bare. The tasks are not meant to raise, but a task that calls a runner's code may let a
+    `KeyboardInterrupt` or `SystemExit` through, and that leaves bare too.
     """
     leaving: BaseException | None = None
     try:
@@ -21,7 +22,7 @@ async def bare_nursery() -> AsyncGenerator[trio.Nursery, None]:
                 yield nursery
             except trio.Cancelled:
                 raise
-            except BaseException as error:  # noqa: BLE001 - nothing is swallowed: it is raised below, where no group is made of it
+            except BaseException as error:  # noqa: BLE001 - raised again below, outside the nursery, which would wrap it
                 leaving = error
             nursery.cancel_scope.cancel("the body has ended")
     except BaseExceptionGroup as group:
@@ -34,7 +35,7 @@ async def bare_nursery() -> AsyncGenerator[trio.Nursery, None]:
 
 
 def _fatal(group: BaseExceptionGroup[BaseException]) -> BaseException | None:
-    """The first in it that nobody decides."""
+    """The first `KeyboardInterrupt` or `SystemExit` in a group. No decider sees these."""
     found: BaseException | None = group.subgroup((KeyboardInterrupt, SystemExit))
     while isinstance(found, BaseExceptionGroup):
         found = found.exceptions[0]

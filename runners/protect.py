@@ -1,8 +1,8 @@
-"""Protection from `KeyboardInterrupt` (R4): what runs here ends as a whole, and a Ctrl-C waits for it.
+"""Protection from `KeyboardInterrupt` (R4): a Ctrl-C waits until protected code has finished.
 
-Trio looks a frame's code up when the signal comes: that costs nothing until then. What a protected function calls is protected
-too, contextlib's frames included. A runner that lives in this thread is called through `freely`, so that one that takes its
-time can be interrupted. (`supervise` protects its own classes likewise, but that is no part of its public face.)
+Trio looks up the code of the running frames when the signal comes, so protection costs nothing until then. A function that a
+protected function calls is protected too, those of contextlib included. A runner in the main thread is called through
+`freely`, so that a slow one can be interrupted. (`supervise` protects its classes in the same way, but its helper is private.)
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ Value = TypeVar("Value")
 
 
 def protected(cls: Class) -> Class:
-    """While a method of this class runs, a Ctrl-C waits for the next checkpoint of the main task."""
+    """A decorator of a class. While one of its methods runs, a Ctrl-C waits for the next checkpoint of the main task."""
     for member in vars(cls).values():
         function = member.fget if isinstance(member, property) else member
         if inspect.isfunction(function):
@@ -30,23 +30,23 @@ def protected(cls: Class) -> Class:
 
 @disable_ki_protection
 def freely(function: Callable[..., Value], *arguments: Any) -> Value:
-    """Call somebody else's function: a `KeyboardInterrupt` may be raised in it."""
+    """Call a function of a runner: a `KeyboardInterrupt` may be raised in it."""
     return function(*arguments)
 
 
 @disable_ki_protection
 async def freely_settled(function: Callable[..., Any], *arguments: Any) -> Any:
-    """Likewise, and await what it gives if that is to be awaited."""
+    """As `freely`; if the result is awaitable, await it and return that result."""
     result = function(*arguments)
     return await result if inspect.isawaitable(result) else result
 
 
 @protected
 class Entered(AbstractAsyncContextManager[Value], Generic[Value]):
-    """An async context manager that is entered and left as a whole.
+    """An async context manager that a Ctrl-C cannot interrupt while it is entered or left.
 
-    One that is made of a generator is not by itself, though the generator is protected: an interrupt between that and its
-    caller, in contextlib, leaves it open.
+    For a protected generator `asynccontextmanager` is not enough: an interrupt in a frame of contextlib, between the
+    generator and its caller, would leave it open.
     """
 
     def __init__(self, manager: AbstractAsyncContextManager[Value]) -> None:

@@ -6,9 +6,9 @@ from hypothesis import settings
 
 from supervise._core.forest import Forest
 
-# No deadline: how long an example takes says nothing of it on a machine that is busy.
+# No deadline: on a busy machine the time of an example means nothing.
 settings.register_profile("search", deadline=None)
-# What CI says of a commit must not depend on chance; everybody else goes on searching.
+# The verdict of CI on a commit must not depend on chance; runs elsewhere go on searching.
 settings.register_profile("ci", deadline=None, derandomize=True)
 settings.load_profile("ci" if os.environ.get("CI") else "search")
 

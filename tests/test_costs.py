@@ -75,6 +75,6 @@ def test_what_an_operation_holds_depends_neither_on_siblings_nor_on_the_past(whe
 
 
 def test_without_a_sink_no_event_is_made(few):
-    """R31: with nobody listening an event costs nothing: a restart makes none, and five with a sink."""
+    """R31: Without a sink an event costs nothing: a restart makes none, and five with a sink."""
     assert few["restart"]["events"] == 0
     assert few["restart the last, rest_for_one"]["events"] == 5

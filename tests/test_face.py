@@ -162,7 +162,7 @@ def test_every_public_name_has_a_docstring(name):
 
 @pytest.mark.parametrize("name", FACE)
 def test_public_classes_explain_their_public_methods(name):
-    """No method of the face without a word."""
+    """No public method without a docstring."""
     found = getattr(supervise, name)
     if not inspect.isclass(found):
         return

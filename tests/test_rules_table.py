@@ -105,7 +105,7 @@ def test_every_rule_has_a_test(rule):
 
 @pytest.mark.parametrize("section", [*SECTIONS, "not_like_that"])
 def test_every_test_of_a_section_names_its_rules(section):
-    """These tests are the rules, so each says which."""
+    """These tests are the rules, so each names its own."""
     tree = ast.parse((TESTS / "tree" / f"test_{section}.py").read_text())
     for node in tree.body:
         if isinstance(node, ast.FunctionDef) and node.name.startswith("test_"):

@@ -1,1 +1,1 @@
-"""What an exception means for a context: by its type, by CUDA's code, by a probe of the device, by NVML, or as a network's failure."""
+"""The classification of exceptions (D4): by type, by CUDA's code, by a probe of the device and by NVML; and network errors."""

@@ -1,7 +1,7 @@
-"""What a runner's exception is (D4): its type decides, then its error code; its text only nominates.
+"""The classification of a runner's exception (D4): its type decides, then its error code; its text only nominates.
 
-Pure but for the probe, which comes in as an argument. Nothing here imports torch: its classes are looked up if it is
-loaded, for without it nothing can have raised them.
+All of it is pure except the probe, which is an argument. Nothing here imports torch: its classes are looked up if torch is
+loaded, because otherwise no code can have raised them.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ from ..errors import (
 from .cuda_codes import BY_NUMBER, Code, Kind, code_described, code_named
 
 Probe: TypeAlias = Callable[[], bool | None]
-"""Asks the device: True if it answers, False if it fails again, None where there is nothing to ask."""
+"""Asks the device whether it answers: True if it does, False if it fails again, None if there is no device to ask."""
 
 
 @frozen
 class Symptom:
-    """A text that speaks without a code; only texts of these classes are read (R1)."""
+    """A pattern of texts without a code. Only texts of exceptions of these classes are searched for it."""
 
     classes: tuple[type[Exception], ...]
     pattern: re.Pattern[str]
@@ -45,7 +45,7 @@ def _symptom(kind: Kind, pattern: str, *classes: type[Exception]) -> Symptom:
 
 
 SYMPTOMS = (
-    # The libraries hide the code of the call that failed beneath them.
+    # Libraries such as cuBLAS raise errors of their own, without the code of the CUDA call that failed.
     _symptom(OutOfMemory, r"\bCU[A-Z]+_(STATUS_)?ALLOC_FAILED\b|\bCUDNN_STATUS_INTERNAL_ERROR_\w*ALLOCATION_FAILED\b"),
     _symptom(
         ContextPoisoned,
@@ -68,13 +68,13 @@ SYMPTOMS = (
 
 @frozen
 class Finding:
-    """What an exception is: of which kind (None: its own request's alone), by which code if one is known."""
+    """The result of a judgement: the kind of the error (None: only its request fails), and its code if one is known."""
 
     kind: Kind
     code: int | None = None
 
     def error(self, found: Exception) -> Exception:
-        """The exception as the error it is; unchanged if there is nothing to add."""
+        """An error of this kind, raised from the exception; the exception itself if there is neither kind nor code."""
         if self.kind is None and self.code is None:
             return found
         error = (self.kind or RunnerError)(quoted(found))
@@ -84,11 +84,22 @@ class Finding:
 
 
 def classify(error: Exception, probe: Probe) -> Exception:
-    """What a runner's exception is, chained from it: a `DeviceError`, the request's own, or itself if nothing is known.
+    """Judge an exception that a runner raised (D4).
 
-    What is an `InferenceError` or carries a tag has been judged by who raised it. Of several in a group the worst counts.
-    Where neither type nor code decide, the device is asked: one that fails again is poisoned, whatever the text says;
-    one that answers is not. Where there is none to ask, a text that names a poison counts as one.
+    - An `InferenceError`, or an exception with a tag, is returned as it is: its raiser has judged it.
+    - Of the members of a group, the one whose directive is the most severe is returned.
+    - Otherwise its type and its code decide, or those of an exception in its chain of causes.
+    - If neither decides, the device is probed. If it fails again, the context is poisoned, whatever the text says; if it
+      answers, the context is sound, though the text may still say that memory was lacking. If there is no device to probe,
+      the text decides.
+
+    Args:
+        error: the exception.
+        probe: asks the device; called at most once, and only if type and code do not decide.
+
+    Returns:
+        A `DeviceError` if the context or the device is concerned, a `RunnerError` with the code if only the request is. Both
+        are raised from `error`. If there is nothing to add, `error` itself.
     """
     if is_a(error, ExceptionGroup):
         return worst(error, partial(classify, probe=_Once(probe)))
@@ -99,7 +110,7 @@ def classify(error: Exception, probe: Probe) -> Exception:
 
 
 class _Once:
-    """A probe that asks once, however many errors there are: each time may take as long as a device that hangs lets it."""
+    """A probe that asks once for all members of a group, because a device that hangs takes the whole timeout each time."""
 
     def __init__(self, probe: Probe) -> None:
         self._probe = probe
@@ -112,9 +123,9 @@ class _Once:
 
 
 def worst(group: Exception, judge: Callable[[Exception], Exception]) -> Exception:
-    """Of a group, judged one by one, what D3 has decided most severely; the first of several.
+    """The judged member of a group for which D3 has the most severe directive; the first one if there are several.
 
-    One that is nested so deep that nothing else is found in it is no more than a request's own error.
+    A group that is nested so deeply that no other exception is found in it is a `RunnerError`.
     """
     assert issubclass(type(group), ExceptionGroup)
     found = [judge(cast("Exception", error)) for error in members(group) if is_a(error, Exception)]
@@ -125,13 +136,13 @@ _SEVERITY = {"device.oom": 1, "device.poisoned": 2, "device.unrecoverable": 3}
 
 
 def _severity(error: Exception) -> int:
-    """As D3 has it decided: nothing, Resume, Restart, Stop, Escalate."""
+    """The rank of the directive that D3 has for an error: none, Resume, Restart, Stop, Escalate."""
     family, *below = (tag_of(error) or "").split(".")
     return _SEVERITY.get(f"device.{below[0]}" if below else "", 4) if family == "device" else 0
 
 
 def _probed(nominee: Finding | None, answer: bool | None) -> Finding:
-    """What the device has to say to what the text says."""
+    """The finding from the text, corrected by the answer of the probe."""
     nominee = nominee or Finding(None)
     if answer is None or (answer and nominee.kind is OutOfMemory):
         return nominee
@@ -142,7 +153,7 @@ def _probed(nominee: Finding | None, answer: bool | None) -> Finding:
 
 
 def _convicted(error: BaseException) -> Finding | None:
-    """By type and code: its own, or those of what it was raised from."""
+    """The finding by type and code, of the exception or of one in its chain of causes."""
     return next((finding for link in causes(error) if (finding := _by_type(link))), None)
 
 
@@ -157,19 +168,19 @@ def _by_type(error: BaseException) -> Finding | None:
 
 
 def _loaded(module: str, name: str) -> type[BaseException] | None:
-    """A class of a module that is loaded already; older versions of torch lack some."""
+    """A class of a loaded module; None if there is none, as older versions of torch lack some."""
     cls = attribute(sys.modules.get(module), name)
     return cls if is_a(cls, type) and issubclass(cls, BaseException) else None
 
 
 def _by_code(error: Any) -> Finding | None:
-    """By the attribute that torch sets on what it raises itself."""
+    """The finding by the attribute that torch sets on its own exceptions."""
     code = attribute(error, "error_code")
     return _of(code) if type(code) is int else None
 
 
 def _by_code_in_brackets(error: Any) -> Finding | None:
-    """`CudaError` is made from a code, and puts it behind its text."""
+    """The finding by the code that `CudaError` appends to its text."""
     found = re.search(r"\((\d{1,9})\)$", text_of(error))
     return _of(int(found[1])) if found else None
 
@@ -183,7 +194,7 @@ _TYPES: tuple[tuple[str, str, Callable[[Any], Finding | None]], ...] = (
     ("torch", "OutOfMemoryError", lambda _: Finding(OutOfMemory, 2)),
     ("torch", "AcceleratorError", _by_code),
     ("torch.cuda", "CudaError", _by_code_in_brackets),
-    # Its context may be sound, but what it shares with other processes is not.
+    # The context may be sound, but the group of processes that it belongs to is broken.
     ("torch.distributed", "DistError", lambda _: Finding(ContextPoisoned)),
 )
 
@@ -192,7 +203,7 @@ _TYPES: tuple[tuple[str, str, Callable[[Any], Finding | None]], ...] = (
 
 
 def _nominated(error: Exception) -> Finding | None:
-    """By text: a code's name, a code's description, a symptom."""
+    """The finding by text: the name of a code, the description of a code, or a symptom."""
     text = text_of(error)
     if _may_speak_of_cuda(error) and (code := _code_in(text)):
         return Finding(code.kind, code.number)
@@ -203,7 +214,10 @@ def _nominated(error: Exception) -> Finding | None:
 
 
 def _may_speak_of_cuda(error: Exception) -> bool:
-    """Torch and its extensions raise `RuntimeError` or types of their own; a `ValueError` may quote anything."""
+    """Whether the text may name a CUDA code: torch and its extensions raise `RuntimeError` or types of their own.
+
+    A `ValueError`, for example, may quote any text.
+    """
     return is_a(error, RuntimeError) or not is_builtin(type(error))
 
 
@@ -217,7 +231,7 @@ _BY_TAG = {
 
 
 def by_tag(error: BaseException) -> type[DeviceError] | None:
-    """Of the device's errors what its tag stands for, by dotted fallback; None if it is not the device's trouble (D3)."""
+    """The class of `DeviceError` that its tag stands for, by dotted fallback; None if the tag is no device's (D3)."""
     tag = tag_of(error)
     while tag and tag not in _BY_TAG:
         tag = tag.rpartition(".")[0]
@@ -225,7 +239,7 @@ def by_tag(error: BaseException) -> type[DeviceError] | None:
 
 
 def code_of(error: BaseException) -> int | None:
-    """The device's or the server's own code, if it has one that can be sent."""
+    """The code that the device or the server gave; None if there is none that fits into msgpack."""
     code = attribute(error, "code")
     return code if type(code) is int and -(2**63) <= code < 2**64 else None
 
@@ -246,11 +260,11 @@ _LOOKED_AT = (
     "__context__",
     "__suppress_context__",
 )
-"""What contextlib, nurseries and supervisors look at of an exception that goes through them."""
+"""The attributes that contextlib, nurseries and supervisors use of an exception that passes through them."""
 
 
 def sound(error: InferenceError) -> InferenceError:
-    """An error that can be raised anywhere: itself, or, if its class has made something of its own of that, a plain one."""
+    """An error that can be raised anywhere: itself, or a plain one if its class redefines an attribute of `_LOOKED_AT`."""
     kind = type(error)
     if kind in _KNOWN or not any(name in vars(cls) for cls in _own(kind) for name in _LOOKED_AT):
         return error
@@ -260,17 +274,17 @@ def sound(error: InferenceError) -> InferenceError:
 
 
 def renewed(error: InferenceError) -> Any:
-    """The same as a plain error: of the nearest class of ours that is made of a text, with its text, code and tag."""
+    """A copy with the text, code and tag of an error, of the nearest class of ours whose only argument is a text."""
     kind: type[InferenceError] = next(
         cls for cls in type(error).__mro__ if cls in _KNOWN and cls is not errors.ContextLost
     )
     plain = kind(text_of(error))
     plain.code = code_of(error)
     if (tag := tag_of(error)) is not None and tag != kind.tag:
-        plain.tag = tag  # type: ignore[misc]  # of this one alone: its class's own
+        plain.tag = tag  # type: ignore[misc]  # for this instance only
     return plain
 
 
 def _own(kind: type[Any]) -> list[type[Any]]:
-    """What comes before our classes."""
+    """The classes of the method resolution order that are neither ours nor builtin."""
     return [cls for cls in kind.__mro__ if cls not in _KNOWN and not is_builtin(cls)]

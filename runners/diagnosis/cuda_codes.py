@@ -1,14 +1,14 @@
-"""What a CUDA error code means for the context that raised it (D4): the codes as data, nothing else.
+"""The meaning of CUDA error codes for the context that raised them (D4), as data.
 
-A code is the runtime's (`cudaError_t`); the driver's (`CUresult`) agree wherever both have one. The kinds follow what
-NVIDIA says of each code, and where it says nothing, what users have seen:
+The codes are those of the runtime (`cudaError_t`); the driver's (`CUresult`) have the same numbers wherever both exist. The
+kinds follow NVIDIA's description of each code, and where there is none, reports of users:
 
-- `ContextPoisoned`: every further call fails, or nothing sensible can be expected of one. Among them are the codes that
-  NVIDIA calls the end of the process; what only the hardware can tell (the parent asks NVML after the death); and what
-  goes away by itself, for a restart with backoff.
+- `ContextPoisoned`: every further call fails or has no defined result. This includes the codes after which NVIDIA demands the
+  end of the process, the codes whose extent only the hardware knows (after the death the parent asks NVML), and conditions
+  that pass by themselves, for which a restart with backoff is right.
 - `OutOfMemory`: the context is sound.
-- `Unrecoverable`: the device, its driver or the configuration; no restart mends it.
-- None: a mistake of the program, whose request fails alone; the context is sound. So for a code that is not here.
+- `Unrecoverable`: the device, its driver or the configuration is broken, and no restart repairs it.
+- None: a mistake of the program. Only its request fails, and the context is sound. The same holds for a code not listed here.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ class Code:
     """One code.
 
     Args:
-        number: as `error_code` has it.
-        name: behind `cudaError`.
-        kind: what it means; None for a mistake of the program.
-        phrase: what `cudaGetErrorString` says, in lower case; None where that says too little.
+        number: the value of `error_code`.
+        name: of the enumerator, without `cudaError`.
+        kind: the error that it means; None for a mistake of the program.
+        phrase: from the text of `cudaGetErrorString`, in lower case; None where that text is not specific enough.
     """
 
     number: int
@@ -117,14 +117,14 @@ _BY_DRIVER_NAME = _BY_NAME | {
     "deviceunavailable": BY_NUMBER[46],
     "launchfailed": BY_NUMBER[719],
 }
-"""The driver's names, without `CUDA_ERROR_` and underscores; those that are not the runtime's, beside those that are."""
+"""The codes by the driver's names, without `CUDA_ERROR_` and underscores; most of these names are the runtime's too."""
 
 _NAME = re.compile(r"\bcudaError([A-Z]\w+)")
 _DRIVER_NAME = re.compile(r"\bCUDA_ERROR_([A-Z_]+)")
 
 
 def code_named(text: str) -> Code | None:
-    """The first code that a text names as the runtime or the driver does."""
+    """The first code whose name, that of the runtime or the driver, stands in a text."""
     for pattern, names in (_NAME, _BY_NAME), (_DRIVER_NAME, _BY_DRIVER_NAME):
         for found in pattern.finditer(text):
             if code := names.get(found[1].replace("_", "").lower()):
@@ -133,7 +133,7 @@ def code_named(text: str) -> Code | None:
 
 
 def code_described(text: str) -> Code | None:
-    """The code whose description stands in a text that speaks of CUDA."""
+    """The code whose description stands in a text; None if the text does not contain "cuda"."""
     lower = text.lower()
     if "cuda" not in lower:
         return None

@@ -1,4 +1,4 @@
-"""What goes wrong between a network runner and its server, as `InferenceError`s. No text is ever read for it."""
+"""The errors between a network runner and its server, as `InferenceError`s. They are never judged by a text."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from ..errors import (
 from .classify import worst
 
 _LOST: tuple[type[Exception], ...] = (OSError, EOFError, trio.BrokenResourceError, trio.TooSlowError)
-"""What the operating system and Trio raise when the other end is slow, gone, or was never there."""
+"""The exceptions of the operating system and of Trio for a server that is slow, has gone, or cannot be reached."""
 
 
 def classify_network(error: Exception) -> Exception:
-    """What an async runner's exception is: the connection's trouble is a `NetworkError`, anything else is itself.
+    """Judge an exception of an async runner: an error of the connection becomes a `NetworkError`, others are returned as they are.
 
-    Of several in a group the worst counts; among those of one request the first.
+    Of the members of a group the one with the most severe directive is returned, the first one if there are several.
     """
     if is_a(error, ExceptionGroup):
         return worst(error, classify_network)
@@ -40,12 +40,15 @@ def classify_network(error: Exception) -> Exception:
 
 
 def http_error(status: int, message: str = "", *, retry_after: str | None = None) -> InferenceError:
-    """The error that an HTTP status stands for; it carries the status as its `code`.
+    """The error for an HTTP status, which becomes its `code`.
 
     Args:
         status: 400 or more.
-        message: what the server said.
-        retry_after: its header of that name, as it came: seconds, or a date.
+        message: the text of the response.
+        retry_after: the value of the header `Retry-After`: seconds, or a date.
+
+    Raises:
+        ValueError: `status` is below 400.
     """
     if status < HTTPStatus.BAD_REQUEST:
         raise ValueError(f"an error's status must be >= 400, got {status}")
@@ -70,7 +73,7 @@ def _of_status(status: int, text: str, retry_after: str | None) -> InferenceErro
 
 
 def retry_after_seconds(header: str | None) -> float | None:
-    """Seconds from now that a `Retry-After` header asks for, whichever form it has; None if it says nothing."""
+    """The seconds from now in a `Retry-After` header, which has seconds or a date; None if it has neither."""
     if header is None:
         return None
     try:

@@ -1,7 +1,7 @@
-"""What only the hardware can tell (D4): after the death of a poisoned context the parent asks NVML about the device.
+"""The state of the hardware (D4): after the death of a poisoned context the parent asks NVML about the device.
 
-Needs `nvidia-ml-py` (the extra `nvml`). No CUDA context is made for it, and it is asked in a thread with a deadline, because
-a driver that is stuck keeps its caller.
+Needs `nvidia-ml-py` (the extra `nvml`). NVML needs no CUDA context. It is called in a thread with a deadline, because a call
+into a driver that hangs does not return.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from attrs.validators import gt
 from ..errors import ContextPoisoned, DeviceError, Unrecoverable
 from .probe import device_numbers
 
-_USABLE = {0, 3}  # nothing to recover from; or of concern only to devices that talk to each other
+_USABLE = {0, 3}  # no recovery is needed; or only for devices that communicate with each other
 _ACTIONS = {
     1: "a reset of the device",
     2: "a reboot of the node",
@@ -38,25 +38,28 @@ _GONE = {
 
 @frozen(kw_only=True)
 class Nvml:
-    """Asks whether a device can be used again.
+    """Asks NVML whether a device can be used again after a poison (D4).
 
-    Where NVML cannot be asked, the device counts as usable, and a restart will show whether it is: without `nvidia-ml-py` or
-    a driver, with one that is too old to know, without such a device, or without a thread to ask in.
+    If NVML cannot answer, the device counts as usable, and the restart shows whether it is: that is so without
+    `nvidia-ml-py` or a driver, with a driver that is too old, for an unknown device, or if no thread can be started.
 
     Args:
-        timeout: seconds, after which the device counts as gone.
-        module: NVML's; None imports `pynvml`.
+        timeout: seconds after which a device about which NVML has not answered counts as unusable.
+        module: the NVML module; None imports `pynvml`.
+
+    Raises:
+        ValueError: `timeout` is not above 0.
     """
 
     timeout: float = field(default=10.0, validator=gt(0))
     module: Any = field(default=None, repr=False)
 
     async def judge(self, error: DeviceError, device: str) -> DeviceError:
-        """The failure of a context on a device, or, chained from it, a worse one if a restart will not help.
+        """Returns the failure of a context, or an `Unrecoverable` raised from it if a restart cannot help.
 
         Args:
-            error: what the context failed with; only a poison is ever worse than it looks.
-            device: as torch names it.
+            error: the failure of the context. NVML is asked only about a `ContextPoisoned`.
+            device: as torch names it; NVML is asked only about CUDA devices.
         """
         if not isinstance(error, ContextPoisoned) or not device.startswith("cuda"):
             return error
@@ -65,13 +68,13 @@ class Nvml:
             try:
                 trouble = await trio.to_thread.run_sync(
                     self._trouble, device, abandon_on_cancel=True, limiter=trio.CapacityLimiter(1)
-                )  # a limiter of its own: a thread that is stuck takes nobody's place
-            except Exception:  # noqa: BLE001 - an old `nvidia-ml-py` or a lack of threads must not replace the poison itself
+                )  # with a limiter of its own, so that a thread that hangs takes no place in Trio's default limiter
+            except Exception:  # noqa: BLE001 - an old `nvidia-ml-py`, or the lack of a thread, must not replace the poison
                 trouble = None
         return error if trouble is None else _worse(error, device, trouble)
 
     def _trouble(self, device: str) -> str | None:
-        """What is wrong with a device; None if nothing is, or nobody knows. Blocks."""
+        """The reason why a device cannot be used; None if it can be, or if NVML does not know. Blocks."""
         try:
             nvml = self.module or importlib.import_module("pynvml")
         except ImportError:
@@ -87,10 +90,10 @@ class Nvml:
                 nvml.nvmlShutdown()
 
     def _first_trouble(self, nvml: ModuleType, device: str) -> str | None:
-        """Of a device, or of several."""
+        """The reason for the first unusable device of those that `device` names."""
         try:
             numbers = device_numbers(device)
-        except ValueError:  # not a name of torch's
+        except ValueError:  # torch has no such name
             return None
         for number in numbers:
             try:
@@ -110,7 +113,7 @@ def _worse(error: ContextPoisoned, device: str, trouble: str) -> Unrecoverable:
 
 
 def _needs(nvml: ModuleType, handle: object) -> str | None:
-    """By the recovery action, which newer drivers know."""
+    """The recovery action that the device needs; None if it can be used. Only newer drivers know it."""
     (value,) = nvml.nvmlDeviceGetFieldValues(handle, [nvml.NVML_FI_DEV_GET_GPU_RECOVERY_ACTION])
     if value.nvmlReturn != nvml.NVML_SUCCESS:
         raise nvml.NVMLError(value.nvmlReturn)
@@ -119,9 +122,9 @@ def _needs(nvml: ModuleType, handle: object) -> str | None:
 
 
 def _handle(nvml: ModuleType, number: int) -> object:
-    """The device that torch's number means: NVML counts all of them, torch those that are visible.
+    """NVML's handle for torch's number of a device: NVML counts all devices, torch only the visible ones.
 
-    Both count along the bus, unless `CUDA_DEVICE_ORDER` says otherwise and the devices differ.
+    Both count in the order of the bus, unless `CUDA_DEVICE_ORDER` demands another order and the devices differ.
     """
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is None:

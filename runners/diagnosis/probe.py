@@ -1,4 +1,4 @@
-"""Asking a device whether it still answers. Imports no torch; asks only where torch has a context already."""
+"""A probe of a device: whether it still answers (D4). It imports no torch, and uses only a context that torch already has."""
 
 from __future__ import annotations
 
@@ -13,16 +13,17 @@ from attrs.validators import gt, instance_of
 
 from ..brief import attribute
 
-_TIMES = 2  # the first may report, and so clear, an old error; one that stays is the context's
+_TIMES = 2
+"""The first call may report an old error, and thereby clear it. An error that stays is that of the context."""
 
 _CUDA = re.compile(r"cuda(:[0-9]{1,6}(,(cuda:)?[0-9]{1,6})*)?")
 
 
 def device_numbers(device: str) -> list[int]:
-    """The numbers of CUDA devices: of `cuda`, `cuda:1`, or several as in `cuda:0,1` or `cuda:0,cuda:1`.
+    """The numbers in a name of CUDA devices: `cuda` (number 0), `cuda:1`, `cuda:0,1` or `cuda:0,cuda:1`.
 
     Raises:
-        ValueError: it names none.
+        ValueError: the name is of no such form.
     """
     if not _CUDA.fullmatch(device):
         raise ValueError(f"a CUDA device is cuda, cuda:N, or several as in cuda:0,1, got {device!r}")
@@ -31,23 +32,27 @@ def device_numbers(device: str) -> list[int]:
 
 @frozen
 class DeviceProbe:
-    """Synchronises with the device: True if it answers, False if it fails twice or not in time, None if none is in use.
+    """Synchronises with a device (D4). A call returns True if the device answers, False if it fails twice or not in time.
 
-    In a thread of its own, because a device that hangs may keep its caller for ever; the thread is left behind then. It is
-    given longer than any step should take: one that is merely busy is not poisoned, and a host with deadlines of its own
-    (D9) does not wait as long.
+    It returns None if this process has no CUDA context, or no thread can be started. The probe runs in a thread of its own,
+    because a call to a device that hangs may never return; that thread is then left behind. The timeout is longer than any
+    step should take, because a busy device is not poisoned; a host with deadlines of its own (D9) does not wait as long.
 
     Args:
-        device: as torch names it, or several of it; of anything but `cuda…` the first CUDA device is asked, if one is in
-            use.
+        device: as torch names it, or several, as in `cuda:0,1`. For a name that is not CUDA's the first CUDA device is
+            probed.
         timeout: seconds.
+
+    Raises:
+        ValueError: `timeout` is not above 0.
+        TypeError: `device` is no str.
     """
 
     device: str = field(validator=instance_of(str))
     timeout: float = field(default=30.0, kw_only=True, validator=gt(0))
 
     def __call__(self) -> bool | None:
-        """Ask."""
+        """Probe the device; blocks for up to `timeout`."""
         cuda = attribute(sys.modules.get("torch"), "cuda")
         answers: list[bool] = []
         thread = threading.Thread(target=self._ask, args=(cuda, answers), name="device probe", daemon=True)
@@ -55,7 +60,7 @@ class DeviceProbe:
             if cuda is None or not cuda.is_initialized():
                 return None
             thread.start()
-        except Exception:  # noqa: BLE001 - what stands for torch here is no torch, or there is no thread to be had
+        except Exception:  # noqa: BLE001 - the module `torch` may be a stand-in, or no thread can be started
             return None
         thread.join(self.timeout)
         return bool(answers) and answers[0]
@@ -67,12 +72,12 @@ class DeviceProbe:
         try:
             for device in self._devices():
                 cuda.synchronize(device)
-        except Exception:  # noqa: BLE001 - whatever it raises, the device does not answer
+        except Exception:  # noqa: BLE001 - with any exception the device has not answered
             return False
         return True
 
     def _devices(self) -> Sequence[str | int]:
-        """What torch is asked about, one after the other."""
+        """The devices to synchronise with, in order."""
         if "," in self.device and _CUDA.fullmatch(self.device):
             return [f"cuda:{number}" for number in device_numbers(self.device)]
         return [self.device if self.device.startswith("cuda") else 0]

@@ -1,7 +1,7 @@
-"""Where a runner lives. A `Host` opens sessions; a `Session` is the parent's handle on one loaded incarnation.
+"""The interfaces `Host` and `Session` (D10): a host opens sessions, and a session controls one loaded incarnation of a runner.
 
-`runners.hosts.process.host` has the host for a local device, `runners.hosts.spec` says what can be handed to it.
-Nothing here knows supervisors or torch, and importing it imports neither Trio nor msgspec.
+`runners.hosts.process.host` has the host for a local device, `runners.hosts.spec` the check of a runner spec for it.
+Nothing here depends on supervisors or torch, and importing it imports neither Trio nor msgspec.
 """
 
 from __future__ import annotations
@@ -16,12 +16,15 @@ from runners.errors import InferenceError
 from runners.types import ExecuteBatch, RunnerInfo, RunnerSpec, SessionRebuildCause, TokenChunk
 
 MARK = "RUNNERS_STARTED_BY"
-"""The environment variable that says whose a process is; one that is to outlive its context is started without it."""
+"""The environment variable by which the cleaner process finds the processes that a context has started, to kill them at its end.
+
+A process that must outlive its context has to be started without this variable.
+"""
 
 
 @frozen
 class RequestFailed:
-    """A stream's last item when it ends by its own error; concerns no other stream (D5)."""
+    """The last item of a stream that ends with an error of its own. No other stream is affected (D5)."""
 
     request_id: str
     error: InferenceError
@@ -29,16 +32,16 @@ class RequestFailed:
 
 @runtime_checkable
 class Session(Protocol):
-    """One loaded incarnation. One task at a time sits in `receive`; the rest may be called from any task."""
+    """One loaded incarnation of a runner. One task at a time may wait in `receive`; any task may call the other methods."""
 
     @property
     def incarnation(self) -> int:
-        """The number its chunks are stamped with."""
+        """The number of the context, counted from 1. Its chunks carry it."""
         ...
 
     @property
     def pid(self) -> int | None:
-        """The process it lives in; None where it has none of its own."""
+        """The process that the runner has for itself; None if it has none."""
         ...
 
     @property
@@ -47,70 +50,81 @@ class Session(Protocol):
         ...
 
     def begin(self, batch: ExecuteBatch, accepted: Sequence[int] = ()) -> None:
-        """Begin a stream, or go on with one behind `accepted`. Never blocks.
+        """Begin a stream, or continue one after its accepted tokens (D6). Never blocks.
 
-        In a session that has failed it does nothing: `receive` tells.
+        In a session that has failed this does nothing, and `receive` raises the failure.
+
+        Args:
+            batch: the request; its `request_id` names the stream until it ends or is dropped.
+            accepted: the ids of all tokens that the stream has got; the next chunk begins at index `len(accepted)`.
 
         Raises:
-            BadRequest: the request cannot be put into words for the runner.
-            ValueError: its id is in use, or the runner cannot continue and there are accepted tokens.
-            RuntimeError: the runner serves no more streams at once.
+            BadRequest: the request cannot be sent to the runner.
+            ValueError: a stream with this id is open, or there are accepted tokens and the runner cannot continue a stream.
+            RuntimeError: as many streams are open as the runner serves at once (`RunnerInfo.streams`).
+            trio.ClosedResourceError: the session has ended.
         """
         ...
 
     def drop(self, request_id: str) -> None:
-        """End a stream early and free its place; nothing more comes of it. An unknown id is no error. Never blocks."""
+        """End a stream early and free its place; `receive` returns nothing more of it. An unknown id is no error. Never blocks.
+
+        Raises:
+            trio.ClosedResourceError: the session has ended.
+        """
         ...
 
     async def receive(self) -> Sequence[TokenChunk | RequestFailed]:
-        """What a step of the engine made, for streams that are still open; never empty.
+        """The items that a step of the runner made for open streams; never empty. Cancelling it loses no item.
 
-        Where later steps have arrived too, they may come along, in their order.
-
-        Cancelling it loses nothing.
+        The items of later steps may follow in the same result, in their order.
 
         Raises:
-            OutOfMemory: the failure of a request that was just returned; the context goes on.
-            ContextPoisoned: or `ContextDied`, `ContextHung`, `ProtocolError`: the context is over. The first such
-                error is final, every later call raises it again.
-            Unrecoverable: likewise.
+            OutOfMemory: a request that was just returned failed with it; the context continues (D5).
+            ContextPoisoned: the context has failed, also with the subclasses `ContextDied`, `ContextHung` and
+                `ProtocolError`. The first such error is final: every later call raises it again.
+            Unrecoverable: the context has failed, and the device with it. Final too.
+            trio.ClosedResourceError: the session has ended.
         """
         ...
 
     async def rebuild(self, cause: SessionRebuildCause) -> None:
-        """Make the runner's session anew, in the same incarnation. Another task sits in `receive` meanwhile.
+        """Make the runner's session anew, in the same incarnation (D7). Another task must wait in `receive` meanwhile.
 
         Cancelling it before it has its answer ends the context with `ContextPoisoned`: its session is in an unknown state.
 
         Raises:
-            ValueError: the context is poisoned: only a new incarnation helps (D7).
+            ValueError: the cause is `CONTEXT_POISONED`: only a new incarnation clears that.
             RuntimeError: streams are open, or another rebuild is under way.
-            InferenceError: the failure of the context, as `receive` raises it.
+            InferenceError: the context has failed; `receive` raises the failure too. If memory was lacking, this is
+                `OutOfMemory`, and the failure of the context `ContextPoisoned`.
+            trio.ClosedResourceError: the session has ended.
         """
         ...
 
 
 @runtime_checkable
 class Host(Protocol):
-    """A frozen attrs value that says where and how runners live.
+    """A frozen attrs value that says where and how a runner runs.
 
-    What a worker calls of it and of its sessions is protected from `KeyboardInterrupt` (R4).
+    A worker calls the methods of a host and its sessions protected from `KeyboardInterrupt` (R4).
     """
 
     def open(
         self, runner: RunnerSpec, *, incarnation: int = 1, cause: str | None = None
     ) -> AbstractAsyncContextManager[Session]:
-        """Entering loads the runner and waits for it; leaving releases everything.
+        """A context manager: entering loads the runner and waits until it is loaded, leaving releases all that it holds.
 
-        Leaving a host with a process of its own returns only when that process is gone and reaped (D2).
+        If the host starts a process, leaving returns only when that process has ended and is reaped (D2).
 
         Args:
-            runner: what to load.
+            runner: the spec from which the runner is built.
             incarnation: counted from 1.
-            cause: the failure that made this start necessary, in one line.
+            cause: the failure that made this start necessary, in one line; None for a first start.
 
         Raises:
-            LoadFailed: the runner could not be made; or whatever typed error it failed with.
+            LoadFailed: the runner could not be built.
+            DeviceError: building the runner failed with this error.
             Unrecoverable: on leaving, the process does not die (D9).
         """
         ...
@@ -118,12 +132,13 @@ class Host(Protocol):
 
 @runtime_checkable
 class CheckingHost(Host, Protocol):
-    """A host that says itself which runners may live there; in any other those may that can be named for import (D2)."""
+    """A host with a check of its own. For other hosts a worker demands a runner spec that can be imported by name (D2)."""
 
     def check(self, runner: object) -> None:
-        """Refuse what may not.
+        """Refuse what this host cannot run. A worker calls it when it is declared.
 
         Raises:
-            TypeError: and ValueError.
+            TypeError: `runner` is no runner spec, or has a field of a type that this host cannot use.
+            ValueError: this host cannot run a runner of this spec.
         """
         ...

@@ -1,4 +1,4 @@
-"""The host of a worker that names none."""
+"""The host of a worker that is declared without one."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ def default_host() -> Host:
     """A `ProcessHost` on the CPU.
 
     Raises:
-        ImportError: the extra `process` is not installed, which hosts without a process do without.
+        ImportError: the extra `process` is not installed. Only a `ProcessHost` needs it.
     """
-    from runners.hosts.process.host import ProcessHost  # noqa: PLC0415 - a worker that names a host needs no msgspec
+    from runners.hosts.process.host import ProcessHost  # noqa: PLC0415 - a worker with another host needs no msgspec
 
     return ProcessHost()

@@ -44,19 +44,25 @@ from runners.types import (
 )
 
 _AHEAD = 8
-"""Chunks that a stream may be ahead of its reader: a slow reader holds up the stream, not the loop's memory."""
+"""How many chunks a stream may be ahead of its reader. A stream with a slow reader waits, and does not fill the memory."""
 
 
 @frozen(kw_only=True)
 class InlineHost:
-    """No process and no thread. A sync runner's steps hold up the whole loop while they last; nothing can stop one.
+    """The runner runs in the Trio task: there is no process and no thread.
 
-    An async runner's streams run side by side; a turn takes one chunk of each that has one. A poison that a runner tells
-    of is gone with the runner; one that is found in a real device's words is not, and is a `DeviceError`, which escalates.
+    A step of a sync runner blocks the whole event loop, and cannot be stopped. The streams of an async runner run
+    concurrently; a turn takes one chunk of each stream that has one. A `ContextPoisoned` that the runner itself raises is
+    cleared by a new runner. A poison that was classified from another exception comes from a real device and is not: it
+    becomes a `DeviceError`, which `DEVICE` escalates.
 
     Args:
-        device: as torch names it; handed to the runner.
+        device: as torch names it; passed to the runner.
         close_timeout: seconds for an async runner to close.
+
+    Raises:
+        ValueError: `close_timeout` is not above 0.
+        TypeError: an argument has a wrong type.
     """
 
     device: str = field(default="cpu", kw_only=False, validator=instance_of(str))
@@ -76,10 +82,10 @@ class InlineHost:
         )
 
     def check(self, runner: object) -> None:
-        """See `CheckingHost.check`. Here a runner spec does not travel, and so need not be importable by name.
+        """See `CheckingHost.check`. The spec is not sent to another process, so its class need not be importable by name.
 
         Raises:
-            TypeError: it has no build method.
+            TypeError: it is a class, or has no build method.
         """
         if isinstance(runner, type) or not callable(getattr(runner, "build", None)):
             raise TypeError(f"a runner must be a value with a build method, got {brief(runner)}")
@@ -108,17 +114,17 @@ class InlineSession(LocalSession):
         self._nursery = nursery
         self._close_timeout = close_timeout
         self._rebuild_scope = trio.CancelScope()
-        self._dropped: deque[int] = deque()  # to be closed by a task
-        self._sources: set[_AsyncSource] = set()  # those that have not ended; some may be cancelled
+        self._dropped: deque[int] = deque()  # streams of a sync runner that a task is still to close
+        self._sources: set[_AsyncSource] = set()  # those whose task has not ended; some may be cancelled
         self._judge = partial(
             judged, classify=partial(classify, probe=DeviceProbe(start.device)), clears=True
         )
 
     async def load(self, spec: RunnerSpec, start: RunnerStart) -> None:
-        """Make the runner; a spec that lives in no other host may have an async `build`.
+        """Build the runner. The `build` of a spec that is used with this host only may be async.
 
         Raises:
-            DeviceError: that failed.
+            DeviceError: building failed.
         """
         try:
             runner: ModelRunner = await freely_settled(spec.build, start)
@@ -143,10 +149,10 @@ class InlineSession(LocalSession):
         self._wake()
 
     def _drop(self, number: int) -> None:
-        """Have it cancelled, or, if it is a sync runner's, closed by whoever reads or begins next.
+        """Cancel the stream; that of a sync runner is closed later, by the task that next reads or begins.
 
-        Not here: a caller who is cancelled is told of in Trio's abort function, where a runner's code has no place. What it
-        raises there ends the whole program.
+        When a caller is cancelled, this is called from Trio's abort function. The code of a runner must not run there: an
+        exception in it would end the whole program.
         """
         if self._turns.has(number, _AsyncSource):
             self._turns.drop(number)
@@ -163,14 +169,14 @@ class InlineSession(LocalSession):
         if self._failure is not None:
             return []
         made: list[Item] = self._guarded(self._turns.turn) or []
-        # Of a turn that the context has ended in nothing is left: whose failures these are nobody is told.
+        # Nothing is left of a turn in which the context has ended, so its failures are reported to no one.
         if self._failure is None:
-            self._told += self._turns.failures
+            self._passing += self._turns.failures
         self._turns.failures.clear()
         return made
 
     def _guarded(self, act: Callable[..., Any], *args: object) -> Any:
-        """Do something with the runner; if that ends the context, `receive` tells."""
+        """Call `act`, which uses the runner. A `DeviceError` fails the context, and `receive` raises it."""
         try:
             return freely(act, *args)
         except DeviceError as error:
@@ -194,7 +200,7 @@ class InlineSession(LocalSession):
             source.ended.set()
 
     async def _all_ended(self) -> None:
-        """Wait until the `finally` of every cancelled async stream has run: a runner is asked for one thing at a time."""
+        """Wait until every async stream has ended, with its `finally` blocks: a runner is called for one thing at a time."""
         while self._sources:
             await next(iter(self._sources)).ended.wait()
 
@@ -210,7 +216,7 @@ class InlineSession(LocalSession):
                 self._turns.forget()
                 if self._failure is None:
                     await freely_settled(self._turns.runner.rebuild, cause)
-        except Exception as error:  # noqa: BLE001 - whatever a runner raises is judged in one place
+        except Exception as error:  # noqa: BLE001 - `load_error` judges all that a runner raises
             self._fail(self._of_rebuild(load_error(error, self._judge)))
         except BaseException:
             self._give_up_rebuild()
@@ -221,11 +227,11 @@ class InlineSession(LocalSession):
         self._check_failure()
 
     async def end(self) -> None:
-        """End the streams, and close the runner; one on a device only if that is sound.
+        """End the streams and close the runner. After a failure of the context only a network runner is closed.
 
         Raises:
-            ContextHung: it does not close in time.
-            InferenceError: it raised something, see `close_error`; or a stream ended the context in ending.
+            ContextHung: the runner does not close in time.
+            InferenceError: closing raised, see `close_error`; or a stream ended the context in ending.
         """
         self._ended = True
         self._wake()
@@ -251,7 +257,7 @@ class InlineSession(LocalSession):
 
 @protected
 class _AsyncSource:
-    """The stream of an async runner: a task takes its chunks as they come, up to `_AHEAD` of them."""
+    """The stream of an async runner: a task takes its chunks as they come, and is at most `_AHEAD` of them ahead."""
 
     def __init__(
         self, chunks: AsyncIterator[TokenChunk], wake: Callable[[], None], late: Callable[[Exception], object]
@@ -279,14 +285,14 @@ class _AsyncSource:
     def close(self) -> None:
         """See `Source.close`: the stream is cancelled."""
         self._closed = True
-        self._scope.cancel("nobody reads the stream any more")
+        self._scope.cancel("the stream was dropped")
 
     async def run(self) -> None:
-        """Take what comes until it ends."""
+        """Take the chunks until the stream ends."""
         try:
             with self._scope:
                 await self._take()
-        except Exception as error:  # noqa: BLE001 - it is for whoever polls; what is none is for the tree, if nobody polls too
+        except Exception as error:  # noqa: BLE001 - `poll` raises it; a BaseException leaves through the nursery instead
             self._error = error
         self._over = True
         if self._closed and self._error is not None:
@@ -307,13 +313,13 @@ class _AsyncSource:
 
 @disable_ki_protection
 async def _each(chunks: AsyncIterator[TokenChunk], act: Callable[[TokenChunk], Awaitable[None]]) -> None:
-    """Do something with each chunk; a `KeyboardInterrupt` may be raised in what makes it."""
+    """Call `act` with each chunk. A `KeyboardInterrupt` may be raised in the code that makes a chunk."""
     async for chunk in chunks:
         await act(chunk)
 
 
 def _closing(chunks: AsyncIterator[TokenChunk]) -> AbstractAsyncContextManager[object]:
-    """Closes an async generator at once, not when it is collected; another iterator need not be able to."""
+    """A context manager that closes an async generator on leaving, not when it is collected. Other iterators may lack `aclose`."""
     if hasattr(chunks, "aclose"):
         return aclosing(cast("AsyncGenerator[TokenChunk, None]", chunks))
     return nullcontext()

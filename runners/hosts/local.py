@@ -1,4 +1,4 @@
-"""What the sessions of `InlineHost` and `ThreadHost` have in common: both read turns of a runner in this process."""
+"""The base class of the sessions of `InlineHost` and `ThreadHost`: both read the turns of a runner in this process."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from runners.types import ExecuteBatch, TokenChunk, token_chunk
 
 
 class LocalSession(BaseSession[int]):
-    """A session in this process. A subclass carries out what is asked for here, and says what it made."""
+    """A session in this process. A subclass implements `_begin`, `_drop` and `_made`."""
 
     def __init__(self, incarnation: int) -> None:
         super().__init__(incarnation)
         self._names: dict[int, str] = {}  # of the open streams, by number
-        self._told: deque[DeviceError] = deque()  # to be raised once each: the context goes on
-        self._news = trio.Event()
+        self._passing: deque[DeviceError] = deque()  # errors after which the context continues, to raise once
+        self._changed = trio.Event()
 
     def begin(self, batch: ExecuteBatch, accepted: Sequence[int] = ()) -> None:
         """See `Session.begin`."""
@@ -49,13 +49,13 @@ class LocalSession(BaseSession[int]):
         await trio.lowlevel.checkpoint()
         while True:
             self._check_open()
-            if self._told:
-                raise self._told.popleft()
+            if self._passing:
+                raise self._passing.popleft()
             if self._failure is not None:
                 raise self._failure
             if made := self._ours(self._made()):
                 return made
-            if not self._told and self._failure is None:
+            if not self._passing and self._failure is None:
                 await self._wait()
 
     def _begin(self, number: int, batch: ExecuteBatch, accepted: tuple[int, ...]) -> None:
@@ -65,20 +65,20 @@ class LocalSession(BaseSession[int]):
         raise NotImplementedError
 
     def _made(self) -> Iterable[Item]:
-        """What the next turn made, if it is there. May fail the session."""
+        """The items of the next turn, if it is done. May fail the session."""
         raise NotImplementedError
 
     async def _wait(self) -> None:
-        """Until there may be more."""
-        await self._news.wait()
+        """Wait until there may be more items."""
+        await self._changed.wait()
 
     def _wake(self) -> None:
-        """Have `receive` look again."""
-        self._news.set()
+        """Let `receive` look for items again."""
+        self._changed.set()
 
     def _ours(self, items: Iterable[Item]) -> list[TokenChunk | RequestFailed]:
-        """What belongs to open streams, as their requests' and this incarnation's; those that end are open no more."""
-        self._news = trio.Event()
+        """The items of open streams, with request id and incarnation filled in. A stream with its last item is closed."""
+        self._changed = trio.Event()
         return [self._stamped(number, made) for number, made in items if number in self._names]
 
     def _stamped(self, number: int, made: TokenChunk | InferenceError) -> TokenChunk | RequestFailed:
@@ -101,7 +101,7 @@ class LocalSession(BaseSession[int]):
         self._fail(error)
 
     def _fail(self, error: DeviceError) -> None:
-        """The context is over; the first failure stands."""
+        """End the context with this failure; a later failure changes nothing."""
         if self._failure is None:
             self._failure = error
             self._wake()

@@ -1,4 +1,4 @@
-"""What all sessions have in common: what may be asked of one, and when."""
+"""The base class of all sessions: their state, and the checks of each call."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from runners.errors import ContextPoisoned, DeviceError, OutOfMemory
 from runners.types import RunnerInfo, SessionRebuildCause
 
 Stream = TypeVar("Stream")
-"""What a session notes of an open stream."""
+"""The value that a session keeps for an open stream."""
 
 
 class BaseSession(Generic[Stream]):
-    """The state of a session, and its refusals."""
+    """The state of a session, and the checks that refuse a call."""
 
     pid: int | None = None
 
@@ -25,9 +25,11 @@ class BaseSession(Generic[Stream]):
         self.incarnation = incarnation
         self._info: RunnerInfo | None = None  # until loaded
         self._streams: dict[str, Stream] = {}  # open ones, by request
-        self._begun: int = 0  # so many; the number of a stream is never used twice
+        self._begun: int = 0  # how many streams were begun: the number of a stream is never used twice
         self._failure: DeviceError | None = None
-        self._lacked: DeviceError | None = None  # memory, in the rebuild that ended the context
+        self._rebuild_oom: DeviceError | None = (
+            None  # the `OutOfMemory` of the rebuild that ended the context
+        )
         self._ended = False
         self._rebuilding = False
 
@@ -39,7 +41,7 @@ class BaseSession(Generic[Stream]):
         return f"<{type(self).__name__} {self.incarnation}{pid} {state} streams={len(self._streams)}>"
 
     def condemn(self, error: DeviceError) -> None:
-        """Whoever uses it has found the context to be in trouble: it is left as one that has failed by itself."""
+        """Fail the context from outside, with a failure that its user found. It then ends as after a failure of its own."""
         raise NotImplementedError
 
     @property
@@ -85,18 +87,20 @@ class BaseSession(Generic[Stream]):
             )
 
     def _check_failure(self) -> None:
-        """Who asked gets an exception of its own; the reader has the first one."""
+        """Raise the failure of the context, as a new exception: `receive` raises the original in another task."""
         if self._failure is not None:
-            raise renewed(self._failure if self._lacked is None else self._lacked) from self._failure
+            found = self._failure if self._rebuild_oom is None else self._rebuild_oom
+            raise renewed(found) from self._failure
 
     def _of_rebuild(self, error: DeviceError) -> DeviceError:
-        """What the context fails with whose rebuild failed with this.
+        """The failure of a context whose rebuild raised `error`.
 
-        After a lack of memory there is no session left that could be resumed; its operator is told of the lack itself.
+        If memory was lacking, there is no session left that a Resume could keep, so the context is poisoned (D5, D7). The
+        caller of `rebuild` gets the `OutOfMemory` itself.
         """
         if not is_a(error, OutOfMemory):
             return error
-        self._lacked = error
+        self._rebuild_oom = error
         failure = ContextPoisoned(f"there was not enough memory to make the session anew: {text_of(error)}")
         failure.__cause__ = error
         return failure

@@ -18,15 +18,15 @@ _ALLOWED = (
 )
 _INT64 = range(-(2**63), 2**64)
 _DEEP = 64
-"""Levels; what packs and unpacks them calls itself for each, and so does msgpack at both ends."""
+"""The most levels of nesting. `pack`, `unpack` and msgpack at both ends recurse once for each."""
 
 
 def check_runner(runner: object) -> None:
-    """Refuse what cannot be handed to another process.
+    """Refuse a runner spec that cannot be sent to another process (D2).
 
     Raises:
-        TypeError: it is no runner spec, or a field is not plain data.
-        ValueError: its class, or a field's class, cannot be imported by name; or it is nested too deeply.
+        TypeError: it has no `build` method, is a class or no attrs value, or a field is not plain data.
+        ValueError: its class, or the class of a field, cannot be imported by name; or it is nested more than 64 deep.
     """
     if issubclass(_class_of(runner), type) or not _can_build(runner):
         raise TypeError(f"a runner must be a value with a build method, got {brief(runner)}")
@@ -36,15 +36,15 @@ def check_runner(runner: object) -> None:
 def _can_build(runner: object) -> bool:
     try:
         return callable(getattr(runner, "build", None))
-    except Exception:  # noqa: BLE001 - whatever its attributes raise, it is no spec
+    except Exception:  # noqa: BLE001 - an object whose attribute raises is no spec
         return False
 
 
 def spec_name(cls: type) -> str:
-    """`module:Class`, by which another process can import it.
+    """`module:Class`, the name by which another process imports the class.
 
     Raises:
-        ValueError: no import would find it.
+        ValueError: the class stands in the main program, or its module has no such name.
     """
     name = f"{cls.__module__}:{cls.__qualname__}"
     if cls.__module__ == "__main__":
@@ -70,7 +70,7 @@ def pack(spec: object) -> Any:
 
 
 def unpack(packed: Any) -> Any:
-    """The value that `pack` was given; imports what it names."""
+    """The value that was packed; imports the modules of its classes."""
     match packed:
         case ["spec", name, fields]:
             return _class(name)(**{key: unpack(value) for key, value in fields})
@@ -87,7 +87,7 @@ def unpack(packed: Any) -> Any:
 
 
 def _pack(value: Any, where: str, depth: int) -> Any:
-    """One value; `where` names it in an error."""
+    """One value, packed. `where` names the value in an error."""
     kind, deeper = _class_of(value), depth + 1
     if depth > _DEEP:
         raise ValueError(f"{where[:200]} must be nested at most {_DEEP} deep; it may contain itself")
@@ -107,7 +107,7 @@ def _pack(value: Any, where: str, depth: int) -> Any:
 
 
 def _plain(value: Any, where: str) -> Any:
-    """A scalar, if it fits. Text that is not Unicode, such as a path that is not UTF-8, travels as bytes."""
+    """A scalar, if it fits into msgpack. Text that UTF-8 cannot encode, such as a path that is not UTF-8, becomes bytes."""
     if type(value) is int and value not in _INT64:
         raise TypeError(f"{where} must be {_ALLOWED}, got {brief(value)}")
     if type(value) is str and not _is_unicode(value):
@@ -124,7 +124,7 @@ def _is_unicode(text: str) -> bool:
 
 
 def _fields(value: Any, where: str, depth: int) -> Iterator[tuple[str, Any]]:
-    """What the constructor takes, packed."""
+    """The arguments of the constructor, each packed."""
     cls = _class_of(value)
     for field in attrs.fields(cls):
         if field.init:
@@ -136,7 +136,7 @@ def _class_of(value: object) -> type[Any]:
 
 
 def _found(module: str, qualname: str) -> object:
-    """What stands under this name in a loaded module; None if nothing does."""
+    """The object with this name in a loaded module; None if there is none."""
     return reduce(lambda at, name: getattr(at, name, None), qualname.split("."), sys.modules.get(module))
 
 

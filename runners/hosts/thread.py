@@ -1,4 +1,4 @@
-"""`ThreadHost`: a sync runner in one thread of this process (D10). The loop goes on while it computes."""
+"""`ThreadHost`: a sync runner in one thread of this process (D10). The event loop continues while it computes."""
 
 from __future__ import annotations
 
@@ -28,16 +28,20 @@ from runners.types import ExecuteBatch, RunnerInfo, RunnerSpec, RunnerStart, Ses
 
 @frozen(kw_only=True)
 class ThreadHost:
-    """One thread per incarnation, in which the runner is loaded, serves and is closed.
+    """One thread for each incarnation. The runner is loaded, serves and is closed in it.
 
-    It costs a stream less than a process does, and isolates nothing. A poisoned context stays poisoned, and a step that
-    hangs goes on hanging: either is a `DeviceError` that says so, and that `DEVICE` escalates. All times are seconds.
+    A stream costs less than with a process, but nothing is isolated. A poisoned context stays poisoned, and a step that
+    hangs cannot be ended: both are a `DeviceError` that says so, and that `DEVICE` escalates. All times are in seconds.
 
     Args:
-        device: as torch names it; handed to the runner.
-        load_timeout: for the runner to be loaded; a rebuild has as long.
-        chunk_timeout: for one turn: a chunk of each open stream, behind what was begun and dropped before it.
+        device: as torch names it; passed to the runner.
+        load_timeout: to load the runner, and to rebuild its session.
+        chunk_timeout: for one turn, which begins and drops streams as requested and then takes a chunk of each open one.
         close_timeout: for the thread to end; if it does not, its device is `Unrecoverable`.
+
+    Raises:
+        ValueError: a timeout is not above 0.
+        TypeError: an argument has a wrong type.
     """
 
     device: str = field(default="cpu", kw_only=False, validator=instance_of(str))
@@ -51,7 +55,7 @@ class ThreadHost:
         """See `Host.open`.
 
         Raises:
-            TypeError: see `check_runner`; so for ValueError.
+            TypeError, ValueError: see `check_runner`.
         """
         check_runner(runner)
         return Entered(
@@ -74,7 +78,7 @@ class ThreadHost:
 
 @frozen
 class _Turn:
-    """What one turn made, what concerns the context in it, and whether another would make nothing."""
+    """The result of a turn: its items, the failures that concern the context, and whether no stream is open after it."""
 
     items: list[Item]
     failures: list[DeviceError]
@@ -82,31 +86,32 @@ class _Turn:
 
 
 _Order: TypeAlias = Callable[[Turns], None]
+"""A begin or a drop, which the thread carries out before its next turn."""
 
 
 class ThreadSession(LocalSession):
-    """A `Session` in a thread, which makes the next turn while the reader deals with the last one."""
+    """A `Session` in a thread, which makes the next turn while the reader handles the items of the last one."""
 
-    _turns: Turns  # the thread's, once it has loaded the runner
+    _turns: Turns  # set and used by the thread, once it has loaded the runner
 
     def __init__(self, host: ThreadHost, start: RunnerStart) -> None:
         super().__init__(start.incarnation)
         self._host = host
-        self._orders: list[_Order] = []  # for the thread to carry out before its next turn
-        self._busy = False  # after the last turn streams were open
+        self._orders: list[_Order] = []
+        self._busy = False  # whether streams were open after the last turn
         self._turning = False
-        self._since = 0.0  # when the turn began that is under way
-        self._turn: _Turn | None = None  # over, and not read yet
+        self._since = 0.0  # when the present turn began
+        self._turn: _Turn | None = None  # a finished turn that is not read yet
         self._judge = partial(
             judged, classify=partial(classify, probe=DeviceProbe(start.device)), clears=False
         )
         self._thread = _Thread(f"runner {start.incarnation}")
 
     async def load(self, spec: RunnerSpec, start: RunnerStart) -> None:
-        """Have the runner loaded.
+        """Load the runner in the thread.
 
         Raises:
-            DeviceError: that failed, or was not done in time.
+            DeviceError: loading failed, or took too long.
         """
         self._info = await self._answer(partial(self._load, spec, start), "loaded no runner")
 
@@ -122,7 +127,7 @@ class ThreadSession(LocalSession):
     def _made(self) -> Iterable[Item]:
         turn, self._turn = self._turn, None
         if turn is not None:
-            self._told += turn.failures
+            self._passing += turn.failures
             self._busy = not turn.idle
         if not self._turning and not self._rebuilding and (self._busy or self._orders):
             self._turning, self._since = True, trio.current_time()
@@ -142,16 +147,15 @@ class ThreadSession(LocalSession):
             self._wake()
 
     async def _wait(self) -> None:
-        """Until there may be more, or a turn has taken too long (D9)."""
+        """Wait until there may be more items, or the turn has taken too long (D9)."""
         if not self._turning:
-            await self._news.wait()
+            await self._changed.wait()
             return
         with trio.move_on_at(self._since + self._host.chunk_timeout):
-            await self._news.wait()
+            await self._changed.wait()
             return
-        await (
-            trio.lowlevel.checkpoint()
-        )  # where the loop was held up, the answer may be there and not delivered yet
+        # If the loop was blocked, the answer of the thread may have come, but is delivered only at this checkpoint.
+        await trio.lowlevel.checkpoint()
         if self._turning:
             self._fail(_hung(f"made no chunk within {self._host.chunk_timeout:g} s"))
 
@@ -174,10 +178,10 @@ class ThreadSession(LocalSession):
         self._check_failure()
 
     async def end(self) -> None:
-        """Have the runner closed if all is well, and the thread ended.
+        """Close the runner unless the context has failed, and end the thread.
 
         Raises:
-            Unrecoverable: it does not end.
+            Unrecoverable: the thread does not end.
             InferenceError: the runner could not be closed, see `close_error`; or its last turn ended the context.
         """
         self._ended = True
@@ -197,10 +201,10 @@ class ThreadSession(LocalSession):
             raise unclosed
 
     async def _answer(self, act: Callable[[], Any], what: str) -> Any:
-        """What the thread answers.
+        """Have the thread call `act`, and return the result.
 
         Raises:
-            DeviceError: it failed, or did not answer in time.
+            DeviceError: `act` raised it, or the thread did not answer in time.
         """
         deliver, answers = trio.open_memory_channel[Any](1)
         self._thread.do(act, deliver.send_nowait)
@@ -223,17 +227,17 @@ class ThreadSession(LocalSession):
 
     def _make_turn(self, orders: list[_Order]) -> _Turn:
         turns = self._turns
-        self._obey(orders)
+        self._carry_out(orders)
         items = turns.turn()
         failures, turns.failures = turns.failures, []
         return _Turn(items, failures, turns.idle)
 
-    def _obey(self, orders: list[_Order]) -> None:
+    def _carry_out(self, orders: list[_Order]) -> None:
         for order in orders:
             order(self._turns)
 
     def _rebuild(self, orders: list[_Order], cause: SessionRebuildCause) -> None:
-        self._obey(orders)
+        self._carry_out(orders)
         self._turns.forget()
         try:
             self._turns.runner.rebuild(cause)
@@ -249,9 +253,9 @@ class ThreadSession(LocalSession):
 
 
 class _Thread:
-    """Does one thing after the other, and has each answer delivered in the loop. After a `DeviceError` it does nothing more.
+    """A thread that carries out jobs in order, and delivers each answer in the loop. After a `DeviceError` it skips the rest.
 
-    An answer is what was returned, the `InferenceError` that was raised, or None for what was not done.
+    The answer is the result of the job, the `InferenceError` that it raised, or None for a job that was skipped.
     """
 
     def __init__(self, name: str) -> None:
@@ -262,15 +266,15 @@ class _Thread:
         self._thread.start()
 
     def do(self, act: Callable[[], Any], then: Callable[[Any], object]) -> None:
-        """Have this done, and the answer given to `then`. Never blocks."""
+        """Queue a job; `then` is called in the loop with its answer. Never blocks."""
         self._jobs.put((act, then))
 
     async def ends(self, seconds: float) -> bool:
-        """End the thread behind what it is still to do. Whether it does within so many seconds."""
+        """End the thread after the jobs that are queued. Returns whether it ended within so many seconds."""
         self._jobs.put(None)
         with trio.move_on_after(seconds):
             await self._ended.wait()
-            self._thread.join()  # it has nothing left to do
+            self._thread.join()  # returns at once: setting `_ended` is the thread's last act
         return self._ended.is_set()
 
     def _run(self) -> None:
@@ -283,7 +287,7 @@ class _Thread:
         self._deliver(self._ended.set)
 
     def _deliver(self, function: Callable[..., object], *arguments: object) -> None:
-        with suppress(trio.RunFinishedError):  # nothing waits for it any more
+        with suppress(trio.RunFinishedError):  # no task waits for the answer
             self._loop.run_sync_soon(function, *arguments)
 
 

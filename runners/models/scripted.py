@@ -1,8 +1,8 @@
-"""Runners that do as told: `Scripted` makes tokens out of arithmetic, `Faulty` does harm to any runner.
+"""Runners for tests: `Scripted` computes its tokens by arithmetic, `Faulty` adds faults to any runner.
 
-Both are plain values and travel to a host's process by name. The harm is real: a kill is a SIGKILL of the process the
-runner is in, so a fault that ends or stops a process wants a host with a process of its own. What a runner was asked can
-be written to a file, and read with `asked`.
+Both are runner specs, and are sent to the process of a host by name (D2). The faults are real: `kill` is a SIGKILL of the
+process in which the runner runs. So a fault that ends or stops a process needs a `ProcessHost`. A runner can log its calls to
+a file, which `asked` reads.
 """
 
 from __future__ import annotations
@@ -49,27 +49,33 @@ Place: TypeAlias = Literal["token", "load", "rebuild", "close"]
 _VOCABULARY = 26
 _HOUR = 3600.0
 _TOO_MUCH = 2**62
-"""Bytes that no address space has."""
+"""More bytes than any address space has."""
 
 
 @frozen
 class Fault:
-    """One harm and where it strikes. What is None matches everything.
+    """One fault, and the place where it strikes. A condition that is None matches everything.
 
     Args:
-        kind: `error` raises what no table knows; `oom` asks for memory that is not there; `poison` and `unrecoverable`
-            raise the error of that name; `kill`, `segv`, `abort` and `exit` end the process, `stop` stops it (SIGSTOP);
-            `hang` makes no progress any more; `slow` takes `seconds` and goes on.
-        request_id: only in this request's stream.
-        at_token: instead of the chunk that holds the token at this absolute position; None is the first chunk.
-        incarnation: only in this one.
-        at: `token`, or while loading, rebuilding or closing.
-        call: only the Nth time, counted from 1 in each incarnation: the Nth stream that it is asked to begin or to go on
-            with, or the Nth rebuild.
+        kind: `error` raises an `ArithmeticError`, which no table lists, or with a tag a `TaggedError`; `oom` allocates more
+            memory than there is, and raises `OutOfMemory`; `poison` and `unrecoverable` raise `ContextPoisoned` and
+            `Unrecoverable`; `kill`, `segv`, `abort` and `exit` end the process, `stop` stops it (SIGSTOP); `hang` never
+            returns; `slow` takes `seconds` and continues.
+        request_id: only in the stream of this request.
+        at_token: in place of the chunk with the token at this absolute position, from 0; None is the first chunk that the
+            stream makes in this context.
+        incarnation: only in the incarnation with this number, from 1.
+        at: `token` (in a stream), `load`, `rebuild` or `close`.
+        call: only at the Nth call, counted from 1 in each incarnation: at the Nth stream that begins or continues, or at the
+            Nth rebuild.
         model: only in requests for this model.
-        moved: only in streams that have come from another context, or, if False, in those that begin here.
-        tag: what an `error` carries, such as `net.timeout`.
-        seconds: that `slow` takes.
+        moved: True: only in streams that come from another context; False: only in streams that begin in this one.
+        tag: of an `error`, such as `net.timeout`.
+        seconds: the time that `slow` takes, 0 or more.
+
+    Raises:
+        ValueError: a field is out of range, or has no meaning for this `kind` or `at`.
+        TypeError: a field has a wrong type.
     """
 
     kind: Kind = field(validator=in_(get_args(Kind)))
@@ -93,7 +99,7 @@ class Fault:
             raise ValueError(f"an incarnation loads and closes once: call must be None, got {self!r}")
 
     def do(self) -> None:
-        """Do the harm; returns after `slow`, and after a `stop` that somebody continues."""
+        """Strike. This returns only after `slow`, and after a `stop` if the process is continued by a signal."""
         if self.kind == "slow":
             time.sleep(self.seconds)
         elif self.tag is not None:
@@ -103,11 +109,11 @@ class Fault:
 
     @property
     def takes_time(self) -> bool:
-        """Whether it is nothing but time that it takes."""
+        """Whether the fault only takes time: `slow` or `hang`."""
         return self.kind in ("slow", "hang")
 
     async def do_in_trio(self) -> None:
-        """Do the harm in a Trio task, whose clock counts then: other tasks go on, and it can be cancelled."""
+        """Strike in a Trio task. `slow` and `hang` wait on Trio's clock and can be cancelled; other tasks run meanwhile."""
         from trio import sleep, sleep_forever  # noqa: PLC0415 - a context process needs no Trio
 
         if self.kind == "slow":
@@ -118,14 +124,14 @@ class Fault:
             self.do()
 
     def means(self, batch: ExecuteBatch, *, moved: bool, call: int) -> bool:
-        """Whether it is for this stream."""
+        """Whether it strikes in this stream, which `moved` says comes from another context, and is the Nth `call`."""
         wanted = (self.request_id, self.model, self.moved, self.call)
         found = (batch.request_id, batch.model, moved, call)
         return self.at == "token" and all(w is None or w == f for w, f in zip(wanted, found, strict=True))
 
 
 class TaggedError(Exception):
-    """What a `Fault` with a tag raises."""
+    """The exception of a `Fault` with a tag."""
 
     def __init__(self, tag: str) -> None:
         super().__init__(f"a scripted error, tagged {tag}")
@@ -134,14 +140,14 @@ class TaggedError(Exception):
 
 @frozen
 class Asked:
-    """Something that a runner was asked, as its log has it.
+    """One call of a runner, from its log.
 
     Args:
         what: `load`, `execute`, `continue`, `rebuild` or `close`.
-        incarnation: of the context.
-        request_id: of a stream.
-        accepted: how many tokens a stream that goes on had.
-        cause: of a rebuild.
+        incarnation: the number of the context.
+        request_id: of the stream; None if the call concerns none.
+        accepted: the number of accepted tokens of a stream that continues.
+        cause: of a rebuild; otherwise None.
     """
 
     what: str
@@ -152,7 +158,7 @@ class Asked:
 
 
 def asked(log: str | Path) -> list[Asked]:
-    """All that the runners with this log were asked, in order; nothing if there is no such file."""
+    """All calls of the runners with this log, in order; an empty list if there is no such file."""
     file = Path(log)
     return [Asked(**json.loads(line)) for line in file.read_text().splitlines()] if file.exists() else []
 
@@ -163,20 +169,24 @@ _are_faults = deep_iterable(instance_of(Fault), instance_of(tuple))
 
 @frozen(kw_only=True)
 class Scripted:
-    """A runner whose token at a position is a function of (seed, position, prompt) alone.
+    """A runner whose token at a position depends only on seed, position and prompt; see `token` and `expected`.
 
-    So a stream that moved equals one that did not. Each token is a letter and a chunk. Stop strings are not its business.
-    Where it is built in a Trio task, in an `InlineHost`, its delays are on Trio's clock, virtual time included; so are those
-    of the faults `slow` and `hang`. Anywhere else it sleeps.
+    So a stream that has moved equals one that has not (D6). Each token is one of 26 letters, and each chunk has one token. Stop
+    strings are ignored. If it is built in a Trio task, as an `InlineHost` does, its delays and those of the faults `slow` and
+    `hang` use Trio's clock, also in virtual time. Otherwise it blocks its thread.
 
     Args:
-        tokens: how long a stream is by itself; the request's `max_tokens` may cut it.
-        delay: seconds that a token takes.
-        load_delay: seconds that loading takes.
-        streams: how many it serves at once.
-        can_continue: declares it; then its streams may move.
-        faults: the harm it comes to.
-        log: a file to which it adds what it is asked, see `asked`.
+        tokens: the length of a stream; the request's `max_tokens` may cut it.
+        delay: seconds for a token.
+        load_delay: seconds for loading.
+        streams: how many streams it serves at once.
+        can_continue: whether it declares that streams may move to it (`RunnerInfo.can_continue`).
+        faults: the faults that strike in it.
+        log: the path of a file to which it appends its calls, see `asked`.
+
+    Raises:
+        ValueError: a number is out of range.
+        TypeError: a field has a wrong type.
     """
 
     tokens: int = field(default=8, kw_only=False, validator=[instance_of(int), ge(0)])
@@ -188,7 +198,7 @@ class Scripted:
     log: str | None = field(default=None, validator=optional(instance_of(str)))
 
     def build(self, start: RunnerStart) -> ModelRunner:
-        """Load it; in a Trio task this is to be awaited if it takes time."""
+        """Build the runner. In a Trio task the result must be awaited if loading takes time."""
         return _watched(self._build, self.faults, self.log, start)
 
     def _build(self) -> ModelRunner:
@@ -203,12 +213,15 @@ class Scripted:
 
 @frozen
 class Faulty:
-    """Any runner, come to harm.
+    """A spec of any runner with faults.
 
     Args:
-        inner: makes the runner that does the work.
-        faults: the harm.
-        log: a file to which it adds what it is asked, see `asked`.
+        inner: the spec of the runner that does the work.
+        faults: the faults that strike in it.
+        log: the path of a file to which it appends its calls, see `asked`.
+
+    Raises:
+        TypeError: `inner` is no runner spec, or a fault is no `Fault`.
     """
 
     inner: RunnerSpec = field(validator=instance_of(RunnerSpec))  # type: ignore[type-abstract]
@@ -216,34 +229,34 @@ class Faulty:
     log: str | None = field(default=None, kw_only=True, validator=optional(instance_of(str)))
 
     def build(self, start: RunnerStart) -> ModelRunner:
-        """Load the inner runner."""
+        """Build the inner runner, with the faults around it."""
         return _watched(lambda: self.inner.build(start), self.faults, self.log, start)
 
     def preload(self) -> None:
-        """As the inner spec does; there is no harm in it."""
+        """Call `preload` of the inner spec, if it has one. No fault strikes here."""
         if isinstance(self.inner, PreloadingSpec):
             self.inner.preload()
 
     def prepare(self, device: str) -> Faulty:
-        """Likewise; the faults strike at the start."""
+        """Call `prepare` of the inner spec, if it has one. No fault strikes before `build`."""
         return (
             evolve(self, inner=self.inner.prepare(device)) if isinstance(self.inner, PreparingSpec) else self
         )
 
 
 def token(seed: int | None, position: int, prompt: str) -> int:
-    """The token that `Scripted` makes at an absolute position."""
+    """The token id, from 0 to 25, that `Scripted` makes at an absolute position."""
     digest = hashlib.blake2b(f"{seed} {position} {prompt}".encode("utf-8", "surrogatepass"), digest_size=8)
     return int.from_bytes(digest.digest(), "big") % _VOCABULARY
 
 
 def letter(token_id: int) -> str:
-    """What a token reads as."""
+    """The text of a token id: a letter from a to z."""
     return chr(ord("a") + token_id)
 
 
 def expected(batch: ExecuteBatch, tokens: int = 8) -> tuple[int, ...]:
-    """All that `Scripted(tokens)` answers to a request."""
+    """All token ids with which `Scripted(tokens)` answers a request."""
     length = min(tokens, batch.sampling.max_tokens)
     return tuple(token(batch.sampling.seed, position, batch.prompt) for position in range(length))
 
@@ -262,7 +275,7 @@ class _ScriptedRunner:
         return self.continue_from(batch, ())
 
     def continue_from(self, batch: ExecuteBatch, accepted: Sequence[int]) -> Iterator[TokenChunk]:
-        """Go on behind `accepted`."""
+        """Continue a stream after its accepted tokens."""
         for chunk in self._chunks(batch, accepted):
             _sleep(self._spec.delay)
             yield chunk
@@ -279,19 +292,19 @@ class _ScriptedRunner:
             yield evolve(chunk, finish_reason=finish, usage=usage) if last else chunk
 
     def rebuild(self, cause: SessionRebuildCause) -> None:
-        """There is no session."""
+        """Do nothing: there is no session."""
 
     def close(self) -> None:
-        """Nothing is held."""
+        """Do nothing: no resource is held."""
 
 
 class _AsyncScriptedRunner(_ScriptedRunner):
-    """The same in a Trio task: its streams wait on Trio's clock."""
+    """The runner of `Scripted` in a Trio task: its streams wait on Trio's clock."""
 
     async def continue_from(  # type: ignore[override]  # pyright: ignore[reportIncompatibleMethodOverride]
         self, batch: ExecuteBatch, accepted: Sequence[int]
     ) -> AsyncIterator[TokenChunk]:
-        """Go on behind `accepted`."""
+        """Continue a stream after its accepted tokens."""
         from trio import sleep  # noqa: PLC0415 - a context process needs no Trio
 
         for chunk in self._chunks(batch, accepted):
@@ -300,7 +313,7 @@ class _AsyncScriptedRunner(_ScriptedRunner):
 
 
 def _in_trio() -> bool:
-    """Whether this is a Trio task. Where Trio is not loaded there is none."""
+    """Whether this code runs in a Trio task. Does not import Trio."""
     trio = sys.modules.get("trio")
     return trio is not None and trio.lowlevel.in_trio_task()
 
@@ -313,7 +326,7 @@ async def _later(seconds: float, runner: ModelRunner) -> ModelRunner:
 
 
 def _sleep(seconds: float) -> None:
-    """Not at all for none: even `sleep(0)` costs more than a token."""
+    """Sleep, unless the time is 0: even `time.sleep(0)` takes longer than a token."""
     if seconds:
         time.sleep(seconds)
 
@@ -334,19 +347,19 @@ class _WatchedRunner:
         return self._harmed(batch, self._inner.execute(batch), moved=False)
 
     def continue_from(self, batch: ExecuteBatch, accepted: Sequence[int]) -> Chunks:
-        """Likewise."""
+        """The inner stream, up to a fault."""
         self._log("continue", request_id=batch.request_id, accepted=len(accepted))
         inner = cast("ContinuingRunner", self._inner)
         return self._harmed(batch, inner.continue_from(batch, accepted), moved=True)
 
     def rebuild(self, cause: SessionRebuildCause) -> Awaitable[None] | None:
-        """The inner rebuild, unless there is a fault."""
+        """The inner rebuild, unless a fault raises."""
         self._log("rebuild", cause=cause.value)
         faults = _striking(self._faults, "rebuild", self._count("rebuild"))
         return _behind(faults, lambda: self._inner.rebuild(cause))
 
     def close(self) -> Awaitable[None] | None:
-        """The inner close, unless there is a fault."""
+        """The inner close, unless a fault raises."""
         self._log("close")
         return _behind(_striking(self._faults, "close"), self._inner.close)
 
@@ -368,7 +381,7 @@ class _WatchedRunner:
 
 @define(eq=False)
 class _Harmed(Iterator[TokenChunk]):
-    """A stream, with the faults that are for it. No generator: one that is closed before it has begun closes nothing."""
+    """A stream with its faults. It is no generator, because a generator that is closed before its first `next` runs no code."""
 
     chunks: Iterator[TokenChunk]
     left: list[Fault]
@@ -376,7 +389,7 @@ class _Harmed(Iterator[TokenChunk]):
     def __next__(self) -> TokenChunk:
         try:
             chunk = next(self.chunks)
-            for fault in _hurting(self.left, chunk):
+            for fault in _taken(self.left, chunk):
                 fault.do()
         except BaseException:
             self.close()
@@ -390,19 +403,19 @@ class _Harmed(Iterator[TokenChunk]):
 
 @define(eq=False)
 class _HarmedAsync(AsyncIterator[TokenChunk]):
-    """Likewise of an async runner. Who reads it closes it, however it ends."""
+    """The async stream with its faults. Its reader closes it, however it ends."""
 
     chunks: AsyncIterator[TokenChunk]
     left: list[Fault]
 
     async def __anext__(self) -> TokenChunk:
         chunk = await anext(self.chunks)
-        for fault in _hurting(self.left, chunk):
+        for fault in _taken(self.left, chunk):
             await fault.do_in_trio()
         return chunk
 
     async def aclose(self) -> None:
-        """Free the inner stream's place, if it knows how to."""
+        """Free the inner stream's place, if it can be closed."""
         close_it: Callable[[], Awaitable[None]] | None = getattr(self.chunks, "aclose", None)
         if close_it is not None:
             await close_it()
@@ -410,7 +423,7 @@ class _HarmedAsync(AsyncIterator[TokenChunk]):
 
 @define(eq=False)
 class _Waitable(AsyncIterator[TokenChunk]):
-    """A sync stream where an async one is wanted."""
+    """A sync stream as an async iterator."""
 
     chunks: Iterator[TokenChunk]
 
@@ -426,7 +439,7 @@ class _Waitable(AsyncIterator[TokenChunk]):
 
 @frozen
 class _Log:
-    """Where what a runner is asked is written, if anywhere."""
+    """Appends the calls of a runner to a file, if there is one."""
 
     file: str | None
     incarnation: int
@@ -441,13 +454,13 @@ class _Log:
 def _watched(
     build: Callable[[], ModelRunner], faults: _Faults, log: str | None, start: RunnerStart
 ) -> ModelRunner:
-    """A runner with those of the faults that are meant for this incarnation."""
+    """Build a runner, with the faults of this incarnation and a log around it."""
     ours = tuple(fault for fault in faults if fault.incarnation in (None, start.incarnation))
-    tell = _Log(log, start.incarnation)
-    tell("load")
+    calls = _Log(log, start.incarnation)
+    calls("load")
 
     def watch(runner: ModelRunner) -> ModelRunner:
-        return _WatchedRunner(runner, ours, tell) if ours or log else runner
+        return _WatchedRunner(runner, ours, calls) if ours or log else runner
 
     async def build_in_trio(waits: list[Fault]) -> ModelRunner:
         for fault in waits:
@@ -471,7 +484,7 @@ async def _then(runner: Awaitable[ModelRunner], watch: Callable[[ModelRunner], M
 
 
 def _behind(faults: list[Fault], act: Callable[[], Awaitable[None] | None]) -> Awaitable[None] | None:
-    """Do harm, and then something else, unless the harm has ended it."""
+    """Strike with the faults, and then call `act`, unless a fault raises."""
     if _in_trio() and any(fault.takes_time for fault in faults):
         return _behind_in_trio(faults, act)
     for fault in faults:
@@ -491,15 +504,15 @@ def _striking(faults: _Faults, at: Place, call: int = 1) -> list[Fault]:
     return [fault for fault in faults if fault.at == at and fault.call in (None, call)]
 
 
-def _hurting(left: list[Fault], chunk: TokenChunk) -> Iterator[Fault]:
-    """Those of the faults that strike at this chunk, once each."""
-    for fault in [fault for fault in left if _struck(fault, chunk)]:
+def _taken(left: list[Fault], chunk: TokenChunk) -> Iterator[Fault]:
+    """The faults that strike at this chunk; each is removed from `left`, and so strikes once."""
+    for fault in [fault for fault in left if _strikes_at(fault, chunk)]:
         left.remove(fault)
         yield fault
 
 
-def _struck(fault: Fault, chunk: TokenChunk) -> bool:
-    """Whether the chunk is the one that a fault replaces."""
+def _strikes_at(fault: Fault, chunk: TokenChunk) -> bool:
+    """Whether the fault strikes in place of this chunk."""
     return fault.at_token is None or chunk.index <= fault.at_token < chunk.index + len(chunk.token_ids)
 
 
@@ -507,8 +520,8 @@ def _raise(error: Exception) -> NoReturn:
     raise error
 
 
-def _ask_too_much() -> NoReturn:
-    """Ask the system for memory that it does not have."""
+def _allocate_too_much() -> NoReturn:
+    """Allocate memory that the system does not have."""
     try:
         bytearray(_TOO_MUCH)
     except MemoryError as error:
@@ -523,7 +536,7 @@ def _hang() -> None:
 
 _HARMS: dict[str, Callable[[], object]] = {
     "error": lambda: _raise(ArithmeticError("a scripted error")),
-    "oom": _ask_too_much,
+    "oom": _allocate_too_much,
     "poison": lambda: _raise(ContextPoisoned("a scripted poison")),
     "unrecoverable": lambda: _raise(Unrecoverable("a scripted broken device")),
     "kill": lambda: os.kill(os.getpid(), signal.SIGKILL),

@@ -1,7 +1,7 @@
 """The device worker: a stable parent over one restartable context (D1).
 
-`device_worker(...)` is an ordinary `Supervisor` spec. Its one child owns a host with a loaded runner as its resource; the
-child's body, in `serving`, serves the mailbox. What else is here, an operator says to a running worker.
+`device_worker(...)` returns an ordinary `Supervisor` spec. The resource of its one child is a loaded runner; the child's body,
+in `serving`, serves the mailbox. `report_poison` and `rebuild` are for the operator of a running worker.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ WORKER_LIMIT = Limit(3, within=60, of_ready_time=True)
 WORKER_BACKOFF = Backoff(initial=0.5, factor=2, maximum=15, immediate=1)
 
 _REBUILDS = Decider({"device.rebuild": Resume})
-"""What an operator orders is no matter of policy."""
+"""A rebuild request is always a Resume (D7), whatever the decider of the worker says."""
 
 
 def device_worker(
@@ -63,33 +63,37 @@ def device_worker(
     drain: float = 0.0,
     **options: Any,
 ) -> Supervisor:
-    """A supervisor whose front is its one child, `context`: a stable address over one restartable device context.
+    """A supervisor whose front is its one child, `context`: a stable address over one restartable device context (D1).
 
-    Its `stream(batch)` gives `TokenChunk`s, its `call(batch)` a `Completion`, both for an `ExecuteBatch`. What waits is
-    kept, in order, through any restart; a begun stream follows its `on_loss` (D6), and `on_loss="fail"` at the call
-    itself is the same. After a death that nobody ordered its streams come back one at a time, and one with which the
-    context dies again before it has made a step fails with `PoisonRequest`. Once the worker is down for good everybody
-    gets `WorkerDown` (D8), past its own deadline a request `Timeout`, whether it waits, is under way, or the context is just
-    restarting; from the `_nowait` forms a full queue is `Backpressure`.
+    Send an `ExecuteBatch` to that address: `stream(batch)` gives `TokenChunk`s, `call(batch)` a `Completion`.
+
+    - Requests that wait keep their order through every restart. A begun stream follows its `on_loss` (D6); `on_loss="fail"`
+      as an argument of the call does the same as in the batch.
+    - After the death of a context its streams come back one at a time. If the next context dies before it has made a step of
+      such a stream, that stream fails with `PoisonRequest` (D6).
+    - Once the worker is down for good, every caller gets `WorkerDown` (D8).
+    - A request whose deadline passes fails with `Timeout`, whether it waits, is being served, or the context is restarting.
+    - A full queue raises `Backpressure` from the `_nowait` forms.
 
     Args:
         name: of the supervisor.
-        runner: a runner spec, importable by name (D2) unless the host says otherwise.
-        host: where the runner lives; None is a `ProcessHost` on the CPU.
+        runner: a runner spec whose class can be imported by name (D2), unless the host accepts others.
+        host: where the runner runs; None is a `ProcessHost` on the CPU.
         queue: how many requests may wait.
-        limit: of restarts; by default 3 within 60 s of ready time, so that a slow load cannot hide a crash loop.
-        backoff: by default the first restart is at once, then 0.5 s × 2 up to 15 s.
-        decider: by default `DEVICE` (D3).
-        canary: seconds without any request after which the context is asked for one token, so that one that hangs is found
-            and replaced before somebody needs it (D9); it has the host's time for a first chunk. None is never, the default:
-            an idle context that hangs harms nobody, the first request would find it, and a runner may cost money.
+        limit: of restarts; the default is 3 within 60 s of ready time, so that a slow load cannot hide a crash loop.
+        backoff: the default restarts at once for the first time, then after 0.5 s, doubled up to 15 s.
+        decider: the default is `DEVICE` (D3).
+        canary: seconds without a request after which the worker asks the context for one token, so that a hung context is
+            found and replaced before a caller needs it (D9). The host's timeout for a first chunk applies to the canary.
+            None, the default, sends none: the first request finds a hung idle context, and a token may cost money.
         drain: seconds that begun streams get to finish when the worker is stopped, or restarted by a supervisor above (D13).
-            Meanwhile new requests, and those that wait and have not begun, are refused with `WorkerStopping`. By default
-            none: begun streams end with `ContextLost` or, like what waits, with `WorkerDown`.
+            Meanwhile requests that have not begun are refused with `WorkerStopping`. The default is 0: begun streams end
+            with `ContextLost` or, as do waiting requests, with `WorkerDown`.
         options: further arguments of the `Supervisor`.
 
     Raises:
-        TypeError: the runner or the host is none; so for ValueError.
+        TypeError: `runner` is no runner spec, or `host` no host.
+        ValueError: the host cannot run this runner, or `canary` or `drain` is out of range.
     """
     if host is None:
         host = default_host()
@@ -119,18 +123,24 @@ def device_worker(
 
 
 def _deadline(request: object) -> float | None:
-    """Of whatever was sent; what is no request is refused when its turn comes."""
+    """The deadline of a request. Any other value has none; it is refused when its turn comes."""
     return request.deadline if type(request) is ExecuteBatch else None
 
 
 @enable_ki_protection
 def report_poison(worker: Ref, reason: str, incarnation: int) -> None:
-    """Tell a worker from outside that its context is poisoned; of a stale incarnation it is ignored (D3).
+    """Report from outside that the context of a worker is poisoned: the context fails with `ContextPoisoned` (D3).
 
-    A context that drains ends with it too: what had begun there ends with `WorkerDown` or `ContextLost`, or goes on in the
-    next context if a supervisor above starts the worker again (D13).
+    A report about an earlier incarnation is ignored, as is a report to a worker that is down. A context that drains ends
+    too: streams that have begun there end with `WorkerDown` or `ContextLost`, or continue in the next context if a
+    supervisor above starts the worker again (D13).
+
+    Args:
+        worker: its address.
+        reason: the text of the error.
+        incarnation: of the poisoned context, as `ContextState` and `TokenChunk` have it.
     """
-    with suppress(ChildStopped, Refused):  # it is down, or failing already
+    with suppress(ChildStopped, Refused):  # the worker is down, or already failing
         context = _context_of(worker)
         if context is not None and context.incarnation == incarnation:
             worker.inject(ContextPoisoned(reason))
@@ -138,44 +148,47 @@ def report_poison(worker: Ref, reason: str, incarnation: int) -> None:
 
 @enable_ki_protection
 async def rebuild(worker: Ref, cause: SessionRebuildCause = SessionRebuildCause.MANUAL) -> ContextState:
-    """Have a worker's session made anew, and wait until it is; gives the context that serves from then on (D7).
+    """Have the session of a worker made anew, and wait until it serves; returns the context that serves from then on (D7).
 
-    Streams that may move stop meanwhile and go on behind what they have, each token once; those that may not are waited
-    for, while nothing new begins. `CONTEXT_POISONED` waits for nobody: it is a restart. Either is charged to the worker's
-    limit, and makes no request a suspect. A caller who is cancelled before it begins takes the order along.
+    Streams that may move stop meanwhile and then continue, without losing or repeating a token. The rebuild waits for those
+    that may not move, and meanwhile no request begins. For the cause `CONTEXT_POISONED` it waits for no stream: it is a
+    restart. Both are charged to the worker's limit, and make no request a suspect. If the caller is cancelled before the
+    rebuild begins, the request is withdrawn.
 
     Raises:
         WorkerDown: the worker is down for good.
-        WorkerStopping: it is being stopped.
-        RebuildSuperseded: the context failed first, or is not there yet: a new one takes its place. Or another rebuild was
-            ordered while this one waited.
-        InferenceError: the session could not be made anew; the context fails with the same error.
+        WorkerStopping: the worker is being stopped.
+        RebuildSuperseded: the context failed first, or is not up yet, and a new one takes its place; or another rebuild was
+            requested while this one waited.
+        OutOfMemory: there was not enough memory for the new session; the context is restarted.
+        InferenceError: the session could not be made anew for another reason; the context fails with the same error.
     """
     state = await _serving(worker, cause)
-    order = state._context.ask(cause)
+    request = state._context.ask(cause)
     try:
-        await order.answered.wait()
+        await request.answered.wait()
     finally:
-        state._context.withdraw(order)
-    if isinstance(order.outcome, Exception):
-        raise order.outcome
-    if order.outcome == "done":
+        state._context.withdraw(request)
+    if isinstance(request.outcome, Exception):
+        raise request.outcome
+    if request.outcome == "done":
         return state
     now = await _next(worker)
-    if not order.wants_restart or order.failure is None:
+    if not request.wants_restart or request.failure is None:
         raise RebuildSuperseded(f"the context failed first: incarnation {now.incarnation} took its place")
     return now
 
 
 def _context_of(worker: Ref) -> Status | None:
-    """The leaf of a worker, as it stands."""
+    """The present status of the worker's leaf; None if there is none."""
     return next((node for node in worker.status().walk() if node.kind == "child"), None)
 
 
 async def _serving(worker: Ref, cause: SessionRebuildCause) -> ContextState:
-    """The context that serves now, for a rebuild. One that drains gets none, but does not go on if it is poisoned.
+    """The context that serves now, for a rebuild request. A draining context is not rebuilt, and ends if it is poisoned.
 
-    As a lease gives it: at once, so that a stop cannot come between the look at the worker's state and the order.
+    The context comes from a lease, which gives it without a checkpoint: so no stop can come between the check of the
+    worker's state and the request.
     """
     try:
         context = _context_of(worker)
@@ -196,11 +209,11 @@ async def _serving(worker: Ref, cause: SessionRebuildCause) -> ContextState:
 
 
 async def _next(worker: Ref) -> ContextState:
-    """The context that takes the place of one that has ended with an order."""
+    """The context that replaces one that ended before it had carried out a rebuild request, or for that request."""
     try:
         state: ContextState = await worker.ready()
     except ChildStopped as exc:
-        if exc.__cause__ is None:  # it did not fail: somebody stopped it
+        if exc.__cause__ is None:  # it did not fail: an operator stopped it
             raise _stopping(worker) from None
         raise _down(exc) from exc.__cause__
     return state

@@ -1,7 +1,19 @@
 """The leaf of a device worker: a context that owns a session, and the body that serves requests in it (D5-D7).
 
-What a stream has got so far belongs to its message, which outlives the incarnation; see `record`. All of it is protected from
-`KeyboardInterrupt`: one between two lines would leave a process, or a caller who is told nothing.
+The record of a stream belongs to its message, which outlives the incarnation; see `record`. All of this module is protected
+from `KeyboardInterrupt`, which between two lines would leave a process running, or a caller without an answer.
+
+How it works
+============
+
+The `Context` is the resource of the leaf: the session and its open streams. `_Serving` is one run of the body. Its task
+`_pump` passes on what the session makes; beside it run `_admit` (takes requests while there is room), `_watch_rebuilds` (fails
+the context when a rebuild request is due), `_watch_deadlines`, `_drain` if the worker has `drain`, and `_watch_silence` if it
+has a canary.
+
+The body ends with the failure of the context. After an `OutOfMemory` or a `SessionRebuild` the supervisor resumes it: the next
+run of the body finds the same session, and takes up its streams (`_reattach`) or rebuilds it (`_rebuild`). After any other
+failure `_settle` decides about each open stream: it moves to the next context, or ends with an error (D6).
 """
 
 from __future__ import annotations
@@ -38,15 +50,16 @@ from ..types import ExecuteBatch, RunnerInfo, RunnerSpec, Sampling, SessionRebui
 from .record import MAX_CHARACTERS, Record, admitted, caused, id_of, record_of
 
 CANARY = ExecuteBatch("canary", "", sampling=Sampling(max_tokens=1, temperature=0, seed=0))
-"""What an idle context is asked, to see that it still answers (D9). Any answer is a sign of life, an error too."""
+"""The canary: a request for one token that shows whether an idle context still answers (D9). An error is an answer too."""
 
 
 @protected
 @define(eq=False)
-class RebuildOrder:
-    """An operator's order for a new session, and what has become of it (D7).
+class RebuildRequest:
+    """A rebuild request of an operator, and its outcome (D7).
 
-    `failure`: what the context fails with for its sake. `outcome`: `done`, or the context `ended` first, or an error.
+    `failure`: the failure of the context by which it is carried out. `outcome`: `done`; or `ended`, if the context ended first;
+    or an error.
     """
 
     cause: SessionRebuildCause
@@ -56,17 +69,17 @@ class RebuildOrder:
 
     @property
     def wants_restart(self) -> bool:
-        """A poisoned context is never rebuilt in place."""
+        """Whether the operator reports a poison: such a context is never rebuilt in place."""
         return self.cause is SessionRebuildCause.CONTEXT_POISONED
 
     def carry_out(self) -> DeviceError:
-        """Have the context fail for it."""
+        """Returns the failure with which the context is to fail for this request."""
         text = f"a new session was ordered ({self.cause})"
         self.failure = ContextPoisoned(text) if self.wants_restart else SessionRebuild(text)
         return self.failure
 
     def answer(self, outcome: Literal["done", "ended"] | InferenceError) -> None:
-        """Tell whoever waits."""
+        """Set the outcome and wake the requester."""
         self.outcome = outcome
         self.answered.set()
 
@@ -74,11 +87,13 @@ class RebuildOrder:
 @protected
 @define(eq=False)
 class Context:
-    """The leaf's resource: a session, and the streams that are open in it. A Resume keeps both.
+    """The resource of the leaf: a session, and the streams that are open in it. A Resume keeps both.
 
-    `since_oom`: the requests that have begun since memory ran out, as long as nothing was made since; otherwise None.
-    `order` waits for the streams that it would disturb; for the one `under_way` the body has failed. `canary_open`: a canary is open.
-    `drains`: when it is asked to stop, what has begun goes on (D13).
+    `since_oom`: None until memory runs out; then the requests that have begun since, until the session makes a chunk.
+    `waiting`: a rebuild request that waits for the streams that it would lose. `under_way`: the rebuild request for which the
+    body has failed.
+    `canary_open`: whether the canary's stream is open. `drains`: whether begun streams continue once the worker is asked to
+    stop (D13).
     """
 
     session: Session
@@ -87,12 +102,12 @@ class Context:
     canary_open: bool = False
     open: dict[str, Message] = field(factory=dict[str, Message])
     since_oom: set[str] | None = None
-    order: RebuildOrder | None = None
-    under_way: RebuildOrder | None = None
+    waiting: RebuildRequest | None = None
+    under_way: RebuildRequest | None = None
     _changed: trio.Event = field(factory=trio.Event)
 
     def put(self, message: Message) -> None:
-        """Its stream is open now."""
+        """Note that the message's stream is open."""
         request_id = id_of(message)
         self.open[request_id] = message
         record_of(message).leave = self._left
@@ -100,12 +115,12 @@ class Context:
         self.has_changed()
 
     def _note(self, request_id: str) -> None:
-        """This begins now: that it lacks memory is not what has been lacking already."""
+        """Note a request that begins now: if it runs out of memory, that is no repetition of the last lack (D5)."""
         if self.since_oom is not None:
             self.since_oom.add(request_id)
 
     def close(self, message: Message) -> None:
-        """Its stream is over."""
+        """Note that the message's stream has ended."""
         self._forget(record_of(message))
 
     def _forget(self, record: Record) -> None:
@@ -114,54 +129,54 @@ class Context:
         self.has_changed()
 
     def close_all(self) -> None:
-        """The session is over: whoever leaves from now on has nothing open in it."""
+        """The session has ended: callers who leave from now on have no stream in it to drop."""
         for message in self.open.values():
             record_of(message).leave = None
         self.open.clear()
 
     def _left(self, record: Record) -> None:
-        """Its caller is gone: its place is free at the next step."""
+        """The caller has left: drop the stream, so that its place is free at the next step."""
         self._forget(record)
         self.session.drop(record.batch.request_id)
 
     def is_idle(self) -> bool:
-        """Whether nothing is open, the canary not either, and no new session is wanted or under way."""
-        return not self.open and not self.canary_open and self.order is None and self.under_way is None
+        """Whether no stream and no canary is open, and no rebuild request waits or is under way."""
+        return not self.open and not self.canary_open and self.waiting is None and self.under_way is None
 
     def begin_canary(self) -> None:
-        """Have the runner make one token for nobody."""
+        """Begin the canary's stream."""
         self.canary_open = True
         self.session.begin(CANARY)
         self._note(CANARY.request_id)
 
     def end_canary(self, *, over: bool) -> None:
-        """The canary has answered: the silence begins anew. Until its stream is over it has a place."""
+        """The canary has answered, so the time of silence begins anew. Its place is free only when its stream is `over`."""
         if over:
             self.canary_open = False
         self.has_changed()
 
     def cancel_canary(self) -> None:
-        """The canary's place is wanted."""
+        """Drop the canary, because a request needs its place or the session ends."""
         if self.canary_open:
             self.canary_open = False
             self.session.drop(CANARY.request_id)
 
     def next_deadline(self) -> float:
-        """When the first of the open streams is late."""
+        """The earliest deadline of the open streams; infinity if none has one."""
         deadlines = (record_of(message).batch.deadline for message in self.open.values())
         return min((deadline for deadline in deadlines if deadline is not None), default=math.inf)
 
     def has_room(self) -> bool:
-        """Whether one more may begin. While a suspect is on trial, or a new session is wanted, none may."""
-        return self.order is None and len(self.open) < self.session.info.streams and not self._tries()
+        """Whether one more stream may begin. None may while a suspect is on trial or a rebuild request waits."""
+        return self.waiting is None and len(self.open) < self.session.info.streams and not self._tries()
 
     def _tries(self) -> bool:
-        """Whether a suspect is on trial. It is the last that has begun, since behind it no other does."""
+        """Whether a suspect is on trial. It is the last open stream, because none begins after it."""
         last = next(reversed(self.open.values()), None)
         return last is not None and record_of(last).suspect
 
     def may_move(self, record: Record) -> bool:
-        """Whether a begun stream may go on in another session."""
+        """Whether a begun stream may continue in another session."""
         counts_ids = (
             bool(record.accepted) or not record.chunks
         )  # a stream without ids cannot be continued (D6)
@@ -175,80 +190,80 @@ class Context:
         """Whether a stream is open that would be lost with the session."""
         return any(self.must_stay(record_of(message)) for message in self.open.values())
 
-    # --- changes, for those who wait for them
+    # --- changes of the context, and tasks that wait for one
 
     def has_changed(self) -> None:
-        """Room, or who stays, or what is wanted."""
+        """Wake the tasks in `change`: there may be room, or a rebuild request, or one may be due."""
         self._changed.set()
         self._changed = trio.Event()
 
     async def change(self) -> None:
-        """Wait for the next."""
+        """Wait for the next call of `has_changed`."""
         await self._changed.wait()
 
-    # --- what an operator wants
+    # --- rebuild requests
 
-    def ask(self, cause: SessionRebuildCause) -> RebuildOrder:
-        """Want a new session; whoever else waited for his is superseded, but for an order that tells of a poison."""
-        order = RebuildOrder(cause)
-        if self.order is not None and self.order.wants_restart and not order.wants_restart:
-            order.answer(RebuildSuperseded("a restart was ordered just before"))
-            return order
-        if self.order is not None:
-            self.order.answer(_superseded())
-        self.order = order
+    def ask(self, cause: SessionRebuildCause) -> RebuildRequest:
+        """Add a rebuild request. It supersedes one that waits, unless only that one reports a poison."""
+        request = RebuildRequest(cause)
+        if self.waiting is not None and self.waiting.wants_restart and not request.wants_restart:
+            request.answer(RebuildSuperseded("a restart was ordered just before"))
+            return request
+        if self.waiting is not None:
+            self.waiting.answer(_superseded())
+        self.waiting = request
         self.has_changed()
-        return order
+        return request
 
     def take_back(self) -> None:
-        """The order that was granted a moment ago, if one was, waits again, unless another does by now."""
-        order, self.under_way = self.under_way, None
-        if order is not None and self.order is None:
-            order.failure = None
-            self.order = order
-        elif order is not None:
-            order.answer(_superseded())
+        """Let the rebuild request that was just begun wait again. It is superseded if another one waits by now."""
+        request, self.under_way = self.under_way, None
+        if request is not None and self.waiting is None:
+            request.failure = None
+            self.waiting = request
+        elif request is not None:
+            request.answer(_superseded())
 
-    def refuse_order(self) -> None:
-        """The worker is being stopped: no session is made anew any more. A poisoned context ends all the same (D13)."""
-        if self.order is not None and not self.order.wants_restart:
-            self.order.answer(WorkerStopping("the worker was being stopped"))
-            self.order = None
+    def refuse_rebuild(self) -> None:
+        """The worker is being stopped: refuse the rebuild request, unless it reports a poison, which ends the context (D13)."""
+        if self.waiting is not None and not self.waiting.wants_restart:
+            self.waiting.answer(WorkerStopping("the worker was being stopped"))
+            self.waiting = None
             self.has_changed()
 
-    def withdraw(self, order: RebuildOrder) -> None:
-        """Nobody waits for it any more; one that is under way is carried out all the same."""
-        if self.order is order:
-            self.order = None
+    def withdraw(self, request: RebuildRequest) -> None:
+        """The requester has left: withdraw the rebuild request, unless it is under way."""
+        if self.waiting is request:
+            self.waiting = None
             self.has_changed()
 
     def is_due(self) -> bool:
-        """Whether the order can be carried out: a restart at once, else when no stream would be lost by it.
+        """Whether the rebuild request can be carried out: a restart at once, a rebuild when it would lose no stream.
 
-        While another rebuild is being carried out it waits, and has its own after that (D7).
+        A rebuild also waits for the one that is under way (D7).
         """
-        if self.order is None:
+        if self.waiting is None:
             return False
-        return self.order.wants_restart or (self.under_way is None and not self.keeps_any())
+        return self.waiting.wants_restart or (self.under_way is None and not self.keeps_any())
 
     def carry_out(self) -> DeviceError:
-        """Have the context fail for the order. A restart makes the rebuild pointless that may be under way."""
-        assert self.order is not None
+        """Returns the failure that carries the request out. A restart supersedes a rebuild that is under way."""
+        assert self.waiting is not None
         if self.under_way is not None:
             self.under_way.answer(
                 RebuildSuperseded("a restart was ordered while this rebuild was carried out")
             )
-        self.under_way, self.order = self.order, None
+        self.under_way, self.waiting = self.waiting, None
         return self.under_way.carry_out()
 
     def end(self, *, stopping: bool) -> None:
-        """The session is over, and no order stays unanswered."""
+        """The session has ended: answer every rebuild request."""
         self.close_all()
-        for order in (self.under_way, self.order):
-            if order is not None:
-                stopped = stopping and order.failure is None
-                order.answer(WorkerStopping("the worker was being stopped") if stopped else "ended")
-        self.under_way = self.order = None
+        for request in (self.under_way, self.waiting):
+            if request is not None:
+                stopped = stopping and request.failure is None
+                request.answer(WorkerStopping("the worker was being stopped") if stopped else "ended")
+        self.under_way = self.waiting = None
 
 
 def _superseded() -> RebuildSuperseded:
@@ -258,7 +273,7 @@ def _superseded() -> RebuildSuperseded:
 @protected
 @frozen
 class Opener:
-    """Opens the host's session for the current incarnation."""
+    """Opens a session of the host for the present incarnation (D2)."""
 
     host: Host
     runner: RunnerSpec
@@ -266,7 +281,7 @@ class Opener:
     drains: bool = False
 
     def __call__(self) -> AbstractAsyncContextManager[Context]:
-        """The resource of one incarnation."""
+        """A context manager: the `Context` of one incarnation."""
         return Entered(self._opened())
 
     @asynccontextmanager
@@ -283,12 +298,12 @@ class Opener:
 
 @frozen(kw_only=True)
 class ContextState:
-    """What `ready()` gives for a worker: which context serves it now.
+    """The result of `ready()` and `rebuild()` for a worker: the context that serves now.
 
     Args:
-        incarnation: counted from 1.
-        pid: of its process; None if it has none of its own.
-        info: what its runner declared.
+        incarnation: its number, counted from 1.
+        pid: of its process; None if the runner has no process for itself.
+        info: the declaration of its runner.
     """
 
     incarnation: int
@@ -299,7 +314,7 @@ class ContextState:
 
 @enable_ki_protection
 async def serve(context: Context, inbox: Inbox, *, task_status: trio.TaskStatus[ContextState]) -> None:
-    """The body of the leaf: admit requests while there is room, and hand out what the session makes."""
+    """The body of the leaf: admit requests while there is room, and give the chunks of the session to their callers."""
     session = context.session
     task_status.started(
         ContextState(incarnation=session.incarnation, pid=session.pid, info=session.info, context=context)
@@ -309,7 +324,7 @@ async def serve(context: Context, inbox: Inbox, *, task_status: trio.TaskStatus[
 
 @protected
 class _Serving:
-    """One entering of the body."""
+    """One run of the body."""
 
     def __init__(self, context: Context, inbox: Inbox) -> None:
         self._context = context
@@ -317,14 +332,14 @@ class _Serving:
         self._incarnation = context.session.incarnation
         self._open = context.open
         self._inbox = inbox
-        self._order = context.under_way  # what it was entered again for
+        self._resumed_for = context.under_way  # the rebuild request for which the body was resumed
         self._failure: DeviceError | None = None
         self._scope = self._admission = trio.CancelScope()
         self._draining = False
-        self._all_back = False  # what has begun in a session before this one: none of it waits any more
+        self._all_back = False  # no stream that has begun in an earlier session waits in the mailbox
 
     async def run(self) -> None:
-        """Serve until the context fails, or, asked to stop, until what has begun is done."""
+        """Serve until the context fails or, once the worker is asked to stop, until the begun streams have ended."""
         self._reattach()
         try:
             await self._serve()
@@ -340,19 +355,20 @@ class _Serving:
         async with bare_nursery() as nursery:
             self._scope = nursery.cancel_scope
             nursery.start_soon(self._admit)
-            nursery.start_soon(self._grant)
+            nursery.start_soon(self._watch_rebuilds)
             nursery.start_soon(self._watch_deadlines)
             if self._context.drains:
                 nursery.start_soon(self._drain)
             if self._context.canary is not None:
-                nursery.start_soon(self._listen, self._context.canary)
+                nursery.start_soon(self._watch_silence, self._context.canary)
             await self._pump()
 
     def _goes_on(self) -> bool:
-        """Whether the body is to stay after all, though it was on its way out to be resumed; nobody has heard of that yet.
+        """Whether the body continues, although it was about to end with a failure that is resumed; the supervisor has not seen it.
 
-        The worker is being stopped: then nobody resumes it, and in its session, which is sound, it can drain (D13). Or a
-        stream that the rebuild would lose has got its first chunk in this very moment: it is waited for (D7).
+        There are two races. If the worker is being stopped, the supervisor would not resume the body; its session is sound,
+        so it drains (D13). If a stream that the rebuild would lose has just got its first chunk, the rebuild waits for that
+        stream (D7).
         """
         drains = self._context.drains and current_child().stopping
         would_be_resumed = is_a(self._failure, OutOfMemory, SessionRebuild)
@@ -364,7 +380,7 @@ class _Serving:
         return True
 
     def _fail(self, failure: DeviceError) -> None:
-        """The context has failed; the first failure stands."""
+        """Fail the context; a later failure changes nothing."""
         if self._failure is None:
             self._failure = failure
             self._scope.cancel("the context failed")
@@ -372,9 +388,9 @@ class _Serving:
     # --- requests
 
     def _reattach(self) -> None:
-        """After a Resume: the streams still open in this session are the head of the queue.
+        """After a Resume, take the messages of the streams that are open in this session: they are the head of the queue.
 
-        A message that is handed out again may be another object; what it brings along is its record.
+        A message that was put back comes as another object, with the same record.
         """
         for request_id, record in [(name, record_of(message)) for name, message in self._open.items()]:
             head = self._inbox.receive_nowait()
@@ -389,12 +405,12 @@ class _Serving:
                 message = await self._inbox.receive()
                 if self._has_room() and not self._draining:
                     self._take(message)
-                else:  # a rebuild, or the stop, was ordered while nobody came
+                else:  # a rebuild or the stop was requested while this task waited for a message
                     message.requeue()
         await self._admit_begun()
 
     async def _admit_begun(self) -> None:
-        """The worker is being stopped: what has begun, in a session before this one, goes on; the rest is refused (D13)."""
+        """The worker is being stopped: continue streams that have begun in an earlier session, and refuse others (D13)."""
         while True:
             if not self._inbox:
                 self._all_back = True
@@ -402,16 +418,19 @@ class _Serving:
             message = await self._inbox.receive()
             if message.memo is None:
                 message.fail(
-                    WorkerStopping(f"{current_child().path!r} is being stopped: it begins nothing any more")
+                    WorkerStopping(f"{current_child().path!r} is being stopped: it begins no more requests")
                 )
             elif self._has_room():
                 self._take(message)
             else:
-                message.requeue()  # its caller may leave meanwhile
+                message.requeue()  # so that it is withdrawn if its caller leaves meanwhile
                 await self._room()
 
     async def _drain(self) -> None:
-        """Once asked to stop: begin nothing, and end when what has begun is done. How long that may take the tree says."""
+        """Once the worker is asked to stop, begin no more requests, and end with the last begun stream.
+
+        The tree limits the time.
+        """
         await current_child().stop_requested()
         self._draining = True
         self._admission.cancel("the worker is being stopped")
@@ -424,11 +443,11 @@ class _Serving:
             await self._context.change()
 
     def _has_room(self) -> bool:
-        """A context that has failed has none, though its end may come a moment later."""
+        """Whether one more stream may begin. A context that has failed has no room, even before the body ends."""
         return self._failure is None and self._context.has_room()
 
     def _take(self, message: Message) -> None:
-        """Begin a request, or go on with one that comes from another session."""
+        """Begin a request, or continue one that comes from another session."""
         try:
             if message.memo is None:
                 message.memo = admitted(message)
@@ -452,10 +471,10 @@ class _Serving:
             raise record.late(current_child().path)
 
     async def _watch_deadlines(self) -> None:
-        """End the open streams that are late, and free their places, though their consumers are busy with something else.
+        """End the open streams whose deadline has passed, and free their places, even if no caller waits for a chunk just now.
 
-        Whoever waits, for an answer, for the next chunk or in the queue, is told by the mailbox: it does so while the
-        context is restarting, too, and nobody is here to watch. It cannot tell when nobody waits at it.
+        A caller who waits, for an answer, for a chunk or in the queue, gets the `Timeout` from the mailbox, also while the
+        context restarts and this task does not run. But the mailbox acts only for a caller who waits.
         """
         while True:
             with trio.move_on_at(self._context.next_deadline()):
@@ -466,10 +485,10 @@ class _Serving:
                 self._session.drop(id_of(message))
                 message.fail(record_of(message).late(current_child().path))
 
-    async def _listen(self, seconds: float) -> None:
-        """When nothing was asked for so long, begin a canary; never two, and never beside a request (D9).
+    async def _watch_silence(self, seconds: float) -> None:
+        """After so many seconds without a request begin a canary; never two, and never beside a request (D9).
 
-        Whether it is silent for too long the host judges, as with any first chunk.
+        The host's deadline for a first chunk applies to it, as to any stream.
         """
         while True:
             with trio.move_on_after(seconds) as silence:
@@ -477,17 +496,17 @@ class _Serving:
             if silence.cancelled_caught and self._context.is_idle():
                 self._context.begin_canary()
 
-    # --- what the session makes
+    # --- chunks
 
     async def _pump(self) -> None:
-        """Hand out what the session makes until it fails."""
+        """Pass on the items of the session until it fails."""
         while self._failure is None:
             try:
                 items = await self._session.receive()
             except OutOfMemory as exc:
-                # else its cure is under way: a new session, charged already
+                # During a rebuild a new session is under way, and charged already.
                 if self._context.under_way is None:
-                    self._lack(exc)
+                    self._on_out_of_memory(exc)
                 continue
             except DeviceError as exc:
                 self._fail(exc)
@@ -495,25 +514,26 @@ class _Serving:
             self._hand_out(items)
 
     def _hand_out(self, items: Sequence[TokenChunk | RequestFailed]) -> None:
-        """Give each caller all that is his at once; what should not be there is the context's failure."""
+        """Give each caller all items of its stream at once. An item that the protocol does not allow fails the context."""
         made: defaultdict[str, list[Any]] = defaultdict(list)
         for item in items:
             made[item.request_id].append(item)
         try:
-            for request_id, his in made.items():
-                failed = his.pop() if isinstance(his[-1], RequestFailed) else None  # the last of its stream
-                if his:
-                    self._give(request_id, his)
+            for request_id, of_stream in made.items():
+                # A `RequestFailed` is the last item of its stream.
+                failed = of_stream.pop() if isinstance(of_stream[-1], RequestFailed) else None
+                if of_stream:
+                    self._give(request_id, of_stream)
                 if failed:
                     self._refuse(failed)
         except DeviceError as exc:
             self._fail(exc)
 
     def _give(self, request_id: str, chunks: list[TokenChunk]) -> None:
-        """Chunks, if they are the next of an open stream and of this incarnation (D6)."""
+        """Give chunks to their caller, if they are the next ones of an open stream and of this incarnation (D6)."""
         message = self._open.get(request_id)
         if message is None:
-            self._hear(request_id, over=chunks[-1].finish_reason is not None)
+            self._on_unowned(request_id, over=chunks[-1].finish_reason is not None)
             return
         record: Record = message.memo
         wrong = record.accept(chunks, self._incarnation)
@@ -533,13 +553,13 @@ class _Serving:
         if wrong is not None:
             raise wrong
 
-    def _hear(self, request_id: str, *, over: bool) -> None:
-        """Something came that is no open stream's: of the canary, or too late."""
+    def _on_unowned(self, request_id: str, *, over: bool) -> None:
+        """An item came that belongs to no open stream: it is the canary's, or too late."""
         if request_id == CANARY.request_id:
             self._context.end_canary(over=over)
 
     def _finish(self, message: Message, record: Record, chunks: list[TokenChunk]) -> None:
-        """The last chunk says what the whole request took."""
+        """End a stream with its last chunk, whose usage becomes that of the whole request."""
         last = chunks[-1] = evolve(chunks[-1], usage=record.usage(chunks[-1].usage))
         if isinstance(message, StreamMessage):
             message.send_many_nowait(chunks)
@@ -547,64 +567,68 @@ class _Serving:
         message.reply(record.completion(last))
 
     def _refuse(self, failed: RequestFailed) -> None:
-        """Its own error, which concerns nobody else (D5)."""
+        """End a stream with an error of its own; no other stream is affected (D5)."""
         message = self._open.get(failed.request_id)
         if message is None:
-            self._hear(failed.request_id, over=True)
+            self._on_unowned(failed.request_id, over=True)
             return
         if not is_a(failed.error, OutOfMemory):
             self._context.since_oom = None
         self._context.close(message)
         message.fail(failed.error)
 
-    # --- a new session
+    # --- rebuilds
 
-    async def _grant(self) -> None:
-        """Wait until a new session is wanted, and disturbs nobody; then the context fails, as ordered (D7)."""
-        while self._failure or not self._is_due():  # after another failure it is for who comes next
+    async def _watch_rebuilds(self) -> None:
+        """Wait until a rebuild request is due, and then fail the context for it (D7)."""
+        # After another failure the next run of the body handles the request.
+        while self._failure or not self._is_due():
             await self._context.change()
         self._fail(self._context.carry_out())
 
     def _is_due(self) -> bool:
-        """Whether an order is to be carried out. When the worker is being stopped it is refused, unless it tells of a poison."""
+        """Whether a rebuild request is due. While the worker is being stopped it is refused, unless it reports a poison."""
         if current_child().stopping:
-            self._context.refuse_order()
+            self._context.refuse_rebuild()
         return self._context.is_due()
 
     async def _rebuild(self) -> None:
-        """Make the session anew, if this is what the body was entered again for. Nothing is open in it."""
-        order, context = self._order, self._context
-        if order is None:
+        """Rebuild the session, if the body was resumed for that. No stream is open in it."""
+        request, context = self._resumed_for, self._context
+        if request is None:
             return
-        if order.wants_restart:
-            order.answer(RebuildSuperseded("the context was resumed instead of restarted"))
+        if request.wants_restart:
+            request.answer(RebuildSuperseded("the context was resumed instead of restarted"))
         else:
-            outcome = await self._rebuilt(order.cause)
-            if context.under_way is not order:  # a restart was ordered meanwhile, and this one answered
+            outcome = await self._rebuilt(request.cause)
+            if context.under_way is not request:  # a restart was ordered meanwhile, and this one answered
                 return
-            order.answer(outcome)
-        self._order = context.under_way = None
-        context.has_changed()  # another may wait
+            request.answer(outcome)
+        self._resumed_for = context.under_way = None
+        context.has_changed()  # another request may wait
 
     async def _rebuilt(self, cause: SessionRebuildCause) -> Literal["done"] | InferenceError:
         try:
             await self._session.rebuild(cause)
-        except InferenceError as exc:  # the context fails with it too: the pump hears of it
+        except InferenceError as exc:  # the context fails too: `receive` raises that failure in the pump
             return exc
         return "done"
 
     # --- the end of a context
 
-    def _lack(self, exc: OutOfMemory) -> None:
-        """Memory ran out: the context fails, and is then resumed. While it is being stopped nothing resumes it, so it goes on (D13)."""
+    def _on_out_of_memory(self, exc: OutOfMemory) -> None:
+        """Memory ran out: fail the context, which is then resumed.
+
+        A context that is being stopped would not be resumed, so it continues (D13).
+        """
         failure = self._out_of_memory(exc)
         if not (is_a(failure, OutOfMemory) and current_child().stopping):
             self._fail(failure)
 
     def _out_of_memory(self, exc: OutOfMemory) -> DeviceError:
-        """The failure, or a worse one if it is the second at the same step: a Resume did not help (D5).
+        """The failure of the context: `exc`, or a poison if memory ran out twice at one step, where a Resume did not help (D5).
 
-        The same step: nothing was made in between, and the request was there before.
+        It is the same step if the session has made no chunk since, and the request was open before.
         """
         since, self._context.since_oom = self._context.since_oom, set()
         if since is None or not since.isdisjoint(exc.request_ids):
@@ -614,15 +638,15 @@ class _Serving:
         return caused(again, exc)
 
     def _settle(self, failure: DeviceError | None) -> None:
-        """Say of each open stream what becomes of it; those that say nothing go back to the head of the queue.
+        """Decide about each open stream: it fails, or goes back to the head of the queue.
 
-        An end that somebody ordered makes nobody a suspect. Without a failure of the session's, and not ordered, it was
-        reported from outside, and counts like one.
+        An end that was ordered, a stop or a rebuild, makes no request a suspect. If there is no failure and no order, the
+        failure was reported from outside, and counts as one of the context.
         """
         if is_a(failure, OutOfMemory):
             return
         if is_a(failure, SessionRebuild):
-            self._inbox.progressed = False  # or the Resume would be free of the limit (R8)
+            self._inbox.progressed = False  # otherwise the Resume would not be charged to the limit (R8)
         self._context.cancel_canary()
         ordered = self._was_ordered(failure)
         for message in list(self._open.values()):

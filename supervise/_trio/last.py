@@ -154,13 +154,17 @@ class Watchdog:
     def watching(self) -> Generator[None, None, None]:
         """Let a thread watch the loop of the running task during the block."""
         where = trio.lowlevel.current_trio_token(), trio.lowlevel.current_root_task(), threading.get_ident()
-        threading.Thread(target=self._watch, args=where, name="supervise: watchdog", daemon=True).start()
+        thread = threading.Thread(target=self._watch, args=where, name="supervise: watchdog", daemon=True)
+        thread.start()
         kick_after(self._seconds + _LATE)
         try:
             yield
         finally:
             self._over.put(None)
             self._turned.put(None)
+            thread.join(
+                _PATIENCE
+            )  # or it might set the timer of `kicks` when nothing handles that signal any more
 
     def _watch(self, token: trio.lowlevel.TrioToken, root: trio.lowlevel.Task | None, main: int) -> None:
         with suppress(trio.RunFinishedError):

@@ -314,8 +314,12 @@ class Leaf:
             left = caught
         if self._reported or self.stopping:
             error = _apart_from(left, self._failure)
-            if error is None and self.stopping and self._injected is not None:
-                error = self._injected[0]  # while the child drained, but its body was over
+            if self.stopping and self._injected is not None:  # while the child drained, but its body was over
+                injected = self._injected[0]
+                if error is None:
+                    error = injected
+                elif error is not injected and context_of(error) is None:
+                    set_context(error, injected)
             if error is not None and not _is_fatal(self._error):
                 self._error = error
             self._settle_messages(left)

@@ -41,8 +41,9 @@ from .message import (
     StreamCall,
     checked_on_loss,
 )
-from .protect import protected
+from .protect import check_stack, protected
 
+_NO_INBOXES: dict[Inbox, None] = {}
 _FEW = 16  # up to this many withdrawn calls stay in the queue
 
 
@@ -90,6 +91,7 @@ class Queue:
     )
 
     promised: int = 0
+    serving: dict[Inbox, None] = _NO_INBOXES
     shared: ClassVar[bool] = False
 
     def __init__(self, path: str, spec: Mailbox) -> None:
@@ -107,6 +109,7 @@ class Queue:
         # Both in the order of arrival. Taking the first item of a plain dict is slow: it passes over the places of all items
         # removed before.
         self._putters: OrderedDict[Task, Entry] = OrderedDict()
+        # True: in a loop, which ends with a stop.
         self.readers: OrderedDict[Task, tuple[Inbox, bool]] = OrderedDict()
 
     def __len__(self) -> int:
@@ -125,8 +128,10 @@ class Queue:
 
     def wake_reader(self) -> None:
         """Wake the reader that has waited longest, if one waits."""
-        if self.readers:
-            reschedule(self.readers.popitem(last=False)[0])
+        for reader in self.readers:
+            reschedule(reader)
+            del self.readers[reader]
+            break
 
     async def put(self, message: Entry) -> None:
         """Queue an entry, waiting for room in the order of arrival. If it is cancelled, the entry was not queued."""
@@ -178,11 +183,9 @@ class Queue:
     def check_others_serve(self, task: Task) -> None:
         """Raise `RuntimeError` if no task could serve the mailbox while the child's own task waits at it (R30).
 
-        None could if no other task runs in the child, or if only the child's own task has ever waited for messages. A shared
-        mailbox is served by its other children too (R37).
+        None could if no other task runs in the child, or if only the child's own task has ever waited for messages. Its siblings
+        do not count (R37): they may end meanwhile, or wait in the same way.
         """
-        if len(self.servers) > 1:
-            return
         server = self.servers[task]
         inbox = server.open_inbox
         if inbox is not None:
@@ -245,13 +248,14 @@ class SharedQueue(Queue):
     woken one runs, would take the whole of a burst.
     """
 
-    __slots__ = ("promised",)
+    __slots__ = ("promised", "serving")
 
     shared: ClassVar[bool] = True
 
     def __init__(self, path: str, spec: Mailbox) -> None:
         super().__init__(path, spec)
         self.promised = 0  # entries for which a reader has been woken that has not run yet
+        self.serving: dict[Inbox, None] = {}  # those of bodies that run, and have not been asked to stop
 
     def put_if_room(self, message: Entry) -> bool:
         """See `Queue.put_if_room`."""
@@ -263,16 +267,16 @@ class SharedQueue(Queue):
 
     def wake_reader(self) -> None:
         """Wake the reader that has waited longest, if one waits, for an entry that is there or is about to be."""
-        for reader in self.readers:
+        for reader, (inbox, _) in self.readers.items():
             reschedule(reader, outcome.Value(True))
-            del self.readers[reader]
+            del self.readers[reader], inbox.parked[reader]
             self.promised += 1
             break
 
     def break_promise(self) -> None:
         """A woken reader takes nothing after all: the entry is for the next one."""
         self.promised -= 1
-        if len(self.queue) > self.promised:
+        if len(self) > self.promised:
             self.wake_reader()
 
 
@@ -309,6 +313,7 @@ class Inbox:
         "is_open",
         "mailbox",
         "others_read",
+        "parked",
         "progressed",
         "server_read",
     )
@@ -324,7 +329,10 @@ class Inbox:
         self._before_turn = IN_A_ROW
         self._leaf = leaf
         self._task = task  # the child's own
+        self.parked: dict[Task, bool] = {}  # the readers here of a shared mailbox, which may have many others
         self.progressed = False
+        if mailbox.shared and not leaf.stopping:
+            cast("SharedQueue", mailbox).serving[self] = None
 
     def __len__(self) -> int:
         """How many messages wait."""
@@ -386,44 +394,64 @@ class Inbox:
         await trio.lowlevel.checkpoint()
         self._check_open()
 
-    async def _wait(self, ends: bool) -> Message:
+    async def _wait(self, ends: bool) -> Message:  # noqa: C901 - one wait, with all of its ends
         """Wait for a message and take it. Other tasks have run meanwhile, so the count until the next checkpoint starts anew."""
         task = current_task()
         if task is not self._reader:
             self._is_read_by(task)
         if ends and self._leaf.stopping:
             return self._take_last()
-        readers = self.mailbox.readers
+        readers, parked = self.mailbox.readers, self.parked
         readers[task] = self, ends
+        if self.mailbox.shared:
+            self._park(task, ends)
 
         def abort(_: RaiseCancelT) -> Abort:
-            del readers[task]
+            readers.pop(task, None)
+            parked.pop(task, None)
             return Abort.SUCCEEDED
 
         try:
             # Parks by hand: a reader that finds its message gone goes back to the head of the waiting readers, and a stop
             # wakes only the readers of one inbox. A ParkingLot can do neither. Protected.
             promised = await wait_task_rescheduled(abort)
-            while self.is_open and not (ends and self._leaf.stopping and self._is_relieved()):
-                if promised:
-                    cast("SharedQueue", self.mailbox).promised -= 1
-                self._before_turn = IN_A_ROW - 1
-                message = self._take()
-                if message is not None:
-                    return message
+            while self.is_open:
+                if not self.mailbox.shared or self._may_take(promised):
+                    self._before_turn = IN_A_ROW - 1
+                    message = self._take()
+                    if message is not None:
+                        return message
                 if ends and self._leaf.stopping:
-                    break
+                    return self._take_last()
                 readers[task] = self, ends
                 # Another task took the message that woke this reader, or its caller left. This reader still waits longest.
                 readers.move_to_end(task, last=False)
+                if self.mailbox.shared:
+                    self._park(task, ends)
                 promised = await wait_task_rescheduled(abort)
-            else:
-                if promised:
-                    cast("SharedQueue", self.mailbox).break_promise()
+            if promised:
+                cast("SharedQueue", self.mailbox).break_promise()
         except BaseException:
             readers.pop(task, None)
+            parked.pop(task, None)
             raise
         return self._take_last()
+
+    def _park(self, task: Task, ends: bool) -> None:
+        """A reader of a shared mailbox parks. If its child is to stop, it waits for its cancellation, not for a message (R37)."""
+        self.parked[task] = ends
+        if self._is_relieved():
+            del self.mailbox.readers[task]
+
+    def _may_take(self, promised: bool) -> bool:
+        """Whether a woken reader of a shared mailbox takes its message. If this child is to stop, it is left to a sibling (R37)."""
+        mailbox = cast("SharedQueue", self.mailbox)
+        if self._is_relieved():
+            if promised:
+                mailbox.break_promise()
+            return False
+        mailbox.promised -= bool(promised)
+        return True
 
     def _is_read_by(self, task: Task) -> None:
         self._reader = task
@@ -442,34 +470,36 @@ class Inbox:
 
     def _is_relieved(self) -> bool:
         """Whether this child has been asked to stop while another one goes on serving the mailbox (R37)."""
-        if not self._leaf.stopping:
-            return False
-        return any(not other.stopping for other in self.mailbox.servers.values())
+        return self._leaf.stopping and bool(self.mailbox.serving)
 
     def _take(self) -> Message | None:
         """Take the next entry whose caller has not left; it is in hand from now on. None if there is none."""
         mailbox = self.mailbox
         while mailbox.queue:
-            if mailbox.promised and len(mailbox.queue) <= mailbox.promised:
+            if mailbox.promised and len(mailbox) <= mailbox.promised:
                 break
             entry = mailbox.queue.popleft()
-            if isinstance(entry, tuple):
-                message = Message(entry[0], entry[1] or mailbox.on_loss, self)
-                if message._on_loss == "requeue":
+            try:
+                if isinstance(entry, tuple):
+                    message = Message(entry[0], entry[1] or mailbox.on_loss, self)
+                    if message._on_loss == "requeue":
+                        self.held[message] = None
+                    self.progressed = True
+                    mailbox.handled += 1
+                elif entry.state == "queued":
+                    message = entry.hand = entry.hand_type(entry.value, entry.on_loss, self, entry)
+                    entry.state = "in hand"
                     self.held[message] = None
-                self.progressed = True
-                mailbox.handled += 1
-            elif entry.state == "queued":
-                message = entry.hand = entry.hand_type(entry.value, entry.on_loss, self, entry)
-                entry.state = "in hand"
-                self.held[message] = None
-                self.progressed = True
-                mailbox.handled += 1
-            elif entry.state == "left":
-                mailbox.withdrawn -= 1
-                continue
-            else:
-                message = entry.taken_again(self)
+                    self.progressed = True
+                    mailbox.handled += 1
+                elif entry.state == "left":
+                    mailbox.withdrawn -= 1
+                    continue
+                else:
+                    message = entry.taken_again(self)
+            except RecursionError:  # it could not be made, near the end of the stack
+                mailbox.queue.appendleft(entry)
+                raise
             if mailbox._putters:
                 mailbox.admit()
             return message
@@ -478,18 +508,17 @@ class Inbox:
     def end_loops(self) -> None:
         """The child has been asked to stop: wake the tasks that wait in a loop over this inbox."""
         if self.mailbox.shared:
+            cast("SharedQueue", self.mailbox).serving.pop(self, None)
             self._before_turn = 0  # so that a loop that finds messages asks whether a sibling serves them
-        readers = self.mailbox.readers
-        for task, (inbox, ends) in list(readers.items()):
-            if inbox is self and ends:
-                del readers[task]
-                reschedule(task)
+        self._wake(loops=True)
 
     def settle(self, path: str, failure: BaseException | None) -> None:
         """The body is over: close this inbox; the messages in hand are lost, or go back to the head of the queue (R30)."""
         if not self.is_open:
             return
         self.is_open, self._before_turn = False, 0
+        if self.mailbox.shared:
+            cast("SharedQueue", self.mailbox).serving.pop(self, None)
         held, self.held = self.held, {}
         back: list[Message] = []
         for message in held:
@@ -501,12 +530,21 @@ class Inbox:
                 lost = CallLost(f"{path!r} ended with this message in hand: {brief(failure)}")
                 lost.__cause__ = failure
                 call.finish(outcome.Error(lost))
-        readers = self.mailbox.readers
-        for task, (inbox, _) in list(readers.items()):
-            if inbox is self:
-                del readers[task]
-                reschedule(task)
+        self._wake(loops=False)
         self.mailbox.put_back(back)
+
+    def _wake(self, *, loops: bool) -> None:
+        """Wake the tasks that wait here: all, or those in a loop."""
+        readers = self.mailbox.readers
+        if self.mailbox.shared:
+            waiting = list(self.parked.items())
+        else:
+            waiting = [(task, ends) for task, (inbox, ends) in readers.items() if inbox is self]
+        for task, ends in waiting:
+            if ends or not loops:
+                reschedule(task)
+                readers.pop(task, None)
+                self.parked.pop(task, None)
 
     def fails(self, exc: BaseException) -> None:
         """A callback that this body registered raised: the present body of the child fails with that, even if it is a later one."""
@@ -558,6 +596,7 @@ class OpenStream:
     async def __aenter__(self) -> Stream:
         if self._call is not None:
             raise RuntimeError("a stream is entered once")
+        check_stack()  # the block is left in this frame, and that must not fail
         mailbox = self._mailbox
         value, on_loss, size = self._arguments
         deadline = mailbox.deadline(value) if mailbox.deadline else None

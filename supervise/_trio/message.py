@@ -4,7 +4,7 @@
 reads from a `Stream`. Both ends know the queue and the inbox only by the two protocols here; `mailbox` implements them.
 
 A caller waits for its answer in `Call.result`, a consumer for the next item in `StreamCall.wait`, a body for room in a stream
-in `StreamMessage.send`. The first two park by hand, and a comment there gives the reason. The code wakes a task before it
+in `StreamCall.wait_for_room`. All park by hand, and a comment there gives the reason. The code wakes a task before it
 forgets it, because near the end of the stack any call may raise RecursionError. Every class here is protected from
 KeyboardInterrupt, as Trio's own channels are: a Ctrl-C between a change and its wake-up would leave a task asleep for ever,
 or wake one that does not sleep.
@@ -12,7 +12,7 @@ or wake one that does not sleep.
 
 from __future__ import annotations
 
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, ClassVar, Literal, Protocol
@@ -32,7 +32,7 @@ from trio.lowlevel import (
 from .._core._brief import brief
 from .._core._check import check_choice, check_number
 from .._core.spec import OnLoss
-from .protect import has_room_for_others, protected
+from .protect import check_stack, has_room_for_others, protected
 
 IN_A_ROW = 64
 """So many waiting messages or items are taken before the next checkpoint: a checkpoint for each would cost more than the
@@ -173,6 +173,7 @@ class Message:
         if inbox is None or not inbox.is_open:
             self._refuse()
             return
+        check_stack()  # an error in the middle would leave it neither in hand nor in the queue
         inbox.held.pop(self, None)
         inbox.mailbox.put_back([self])
 
@@ -364,9 +365,7 @@ class StreamMessage(Message):
         await trio.lowlevel.checkpoint_if_cancelled()
         call = self._call
         while len(call.buffer) >= call.size and self._inbox is not None:
-            if call.room is None:
-                call.room = trio.lowlevel.ParkingLot()
-            await call.room.park()
+            await call.wait_for_room()
         self.send_nowait(item)
         await trio.lowlevel.cancel_shielded_checkpoint()
 
@@ -378,7 +377,7 @@ class StreamCall(Call):
     __slots__ = ("_closed", "_deadline", "buffer", "room", "size")
 
     hand_type = StreamMessage
-    room: trio.lowlevel.ParkingLot | None  # made for the first task that waits for room
+    room: OrderedDict[Task, None] | None  # the tasks that wait for room, in order; made for the first one
 
     def __init__(
         self, value: Any, on_loss: OnLoss, mailbox: MessageQueue, *, size: int, deadline: float | None
@@ -397,8 +396,33 @@ class StreamCall(Call):
 
     def look_for_room(self) -> None:
         """Wake the tasks that wait for room: there may be some, or the stream may have ended."""
-        if self.room is not None:
-            self.room.unpark_all()
+        while self.room:
+            self.wake_sender()
+
+    def wake_sender(self) -> None:
+        """Wake the task that has waited longest for room."""
+        for task in self.room or ():
+            reschedule(task)
+            del self.room[task]  # type: ignore[union-attr]  # there is one in it
+            break
+
+    async def wait_for_room(self) -> None:
+        """Wait until there may be room, or the stream has ended."""
+        room = self.room = OrderedDict[Task, None]() if self.room is None else self.room
+        task = current_task()
+        room[task] = None
+
+        def abort(_: RaiseCancelT) -> Abort:
+            del room[task]
+            return Abort.SUCCEEDED
+
+        try:
+            # Parks by hand: a ParkingLot forgets a task before it wakes it, and near the end of the consumer's stack a
+            # RecursionError between the two would leave the task asleep for ever. Protected.
+            await wait_task_rescheduled(abort)
+        except BaseException:
+            room.pop(task, None)
+            raise
 
     def put_back(self) -> None:
         super().put_back()
@@ -497,5 +521,5 @@ class Stream:
         if not len(buffer) % IN_A_ROW:
             await self._call.wait()
         if self._call.room:
-            self._call.room.unpark()
+            self._call.wake_sender()
         return buffer.popleft()

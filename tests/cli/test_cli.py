@@ -33,18 +33,18 @@ def write(tmp_path):
     return write
 
 
-def one_line(result, *, status, says):
+def one_line(result, *, status, expected):
     assert result.returncode == status, result.stderr
     assert result.stderr.count("\n") == 1, result.stderr
     assert "Traceback" not in result.stderr
-    assert says in result.stderr
+    assert expected in result.stderr
 
 
 GOOD = 'tree = Supervisor("app", [Child("a", trio.sleep_forever)])\n'
 
 
 def test_check_accepts_a_good_tree(write, tmp_path):
-    """`check` says ok and exits 0, for a file, a module, and a name in either."""
+    """`check` prints ok and exits 0, for a file, a module, and a name in either."""
     write("good.py", GOOD)
     for target in ("good.py", "good.py:tree", "good", "good:tree"):
         result = supervise("check", target, cwd=tmp_path)
@@ -71,14 +71,14 @@ def test_check_finds_every_problem_in_one_go(write, tmp_path):
     result = supervise("check", "bad.py", cwd=tmp_path)
     assert result.returncode == 1
     lines = result.stderr.splitlines()
-    for says in (
+    for expected in (
         "child 'a': drain must be >= 0, got -1",
         "supervisor 'inner': strategy must be one of 'one_for_one', 'one_for_all', 'rest_for_one', got 'all'",
         "supervisor 'inner' has two children named 'a'",
         "restarts must be >= 0, got -2",
         "one spec stands at two places: 'app/inner/a' and 'app/other/a'",
     ):
-        assert sum(says in line for line in lines) == 1, result.stderr
+        assert sum(expected in line for line in lines) == 1, result.stderr
     assert len(lines) == 5
 
 
@@ -96,7 +96,7 @@ def test_check_starts_nothing(write, tmp_path):
 
 
 def test_check_warns_of_a_limit_that_can_never_trip(write, tmp_path):
-    """R14: backoffs that take longer than the window make the limit void: a warning, not an error."""
+    """R14: Backoffs that take longer than the window make the limit void: `check` warns, and exits 0."""
     write(
         "void.py",
         'tree = Supervisor("app", [Child("a", trio.sleep_forever, backoff=Backoff(initial=10))])\n',
@@ -108,7 +108,7 @@ def test_check_warns_of_a_limit_that_can_never_trip(write, tmp_path):
 
 @pytest.mark.parametrize("command", ["run", "check", "tree"])
 @pytest.mark.parametrize(
-    ("text", "target", "status", "says"),
+    ("text", "target", "status", "expected"),
     [
         ("", "bad.py", 2, "bad.py has no 'tree', and it has no supervisor either"),
         (GOOD, "bad.py:nope", 2, "bad.py has no attribute 'nope'"),
@@ -141,25 +141,25 @@ def test_check_warns_of_a_limit_that_can_never_trip(write, tmp_path):
         ),
     ],
 )
-def test_wrong_input_gives_one_clear_line(write, tmp_path, command, text, target, status, says):
+def test_wrong_input_gives_one_clear_line(write, tmp_path, command, text, target, status, expected):
     """Bad input is one line that names the thing; exit status 1 or 2, no traceback."""
     write("bad.py", text)
     status = status[command] if isinstance(status, dict) else status
     result = supervise(command, target, cwd=tmp_path)
-    if command == "check" and "two children" in says:
+    if command == "check" and "two children" in expected:
         assert result.returncode == status
-        assert says in result.stderr
+        assert expected in result.stderr
         assert "Traceback" not in result.stderr
     else:
-        one_line(result, status=status, says=says)
+        one_line(result, status=status, expected=expected)
 
 
 def test_a_foreign_package_named_runners_is_named(tmp_path):
-    """If `runners` on the path is somebody else's, one line says so."""
+    """If `runners` on the path is another package, one line names it."""
     (tmp_path / "runners").mkdir()
     (tmp_path / "runners" / "__init__.py").write_text("")
     result = supervise("run", "runners.demo", cwd=tmp_path, env=environment(tmp_path))
-    one_line(result, status=2, says=f"the package 'runners' at {tmp_path}")
+    one_line(result, status=2, expected=f"the package 'runners' at {tmp_path}")
 
 
 def test_the_current_folder_shadows_nothing(tmp_path):
@@ -170,7 +170,7 @@ def test_the_current_folder_shadows_nothing(tmp_path):
 
 
 def test_a_corrupt_weights_file_gives_one_line(write, tmp_path):
-    """`run --quiet`: a tree that cannot start says why in one line, and exits 1."""
+    """`run --quiet`: a tree that cannot start gives one line with the cause, and exits 1."""
     pytest.importorskip("torch", reason="the weights are torch's")
     (tmp_path / "w.safetensors").write_bytes(b"garbage")
     write(
@@ -180,7 +180,7 @@ def test_a_corrupt_weights_file_gives_one_line(write, tmp_path):
         tree = Supervisor("app", [device_worker("llm", TorchLM("w.safetensors"))])
         """,
     )
-    one_line(supervise("run", "--quiet", "corrupt.py", cwd=tmp_path), status=1, says="WeightsCorrupt")
+    one_line(supervise("run", "--quiet", "corrupt.py", cwd=tmp_path), status=1, expected="WeightsCorrupt")
 
 
 ORDERED = """
@@ -248,7 +248,7 @@ def test_a_tree_that_fails_exits_70(write, tmp_path):
 
 
 def test_a_tree_that_ends_by_itself_exits_0(write, tmp_path):
-    """R18: auto-shutdown is a normal end."""
+    """R18: Auto-shutdown is a normal end."""
     write(
         "ends.py",
         """
@@ -309,7 +309,7 @@ def test_tree_prints_a_declared_tree(write, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("to", "status", "says"),
+    ("to", "status", "expected"),
     [
         (">&-", 0, ""),
         ("| sleep 0", 0, ""),
@@ -320,27 +320,27 @@ def test_tree_prints_a_declared_tree(write, tmp_path):
         ),
     ],
 )
-def test_nobody_need_read_what_it_prints(write, tmp_path, to, status, says):
-    """A closed pipe on standard output is no failure; a full disk is one, told in one line."""
+def test_a_closed_output_is_no_failure(write, tmp_path, to, status, expected):
+    """A closed pipe on standard output is no failure; a full disk is one, reported in one line."""
     write("good.py", GOOD)
     for command in ("tree", "check"):
         line = f'set -o pipefail; "{sys.executable}" -P -m supervise.cli {command} good.py {to}'
         ended = subprocess.run(
             ["bash", "-c", line], cwd=tmp_path, env=environment(), capture_output=True, text=True, check=False
         )
-        assert (ended.returncode, ended.stderr) == (status, says)
+        assert (ended.returncode, ended.stderr) == (status, expected)
 
 
-def test_a_tree_is_drawn_where_its_lines_cannot_be_shown(write, tmp_path):
-    """In an encoding that has none of them."""
+def test_a_tree_is_drawn_in_an_encoding_without_box_characters(write, tmp_path):
+    """Characters that the encoding lacks are written as escapes."""
     write("good.py", GOOD)
     result = supervise("tree", "good.py", cwd=tmp_path, env={**environment(), "PYTHONIOENCODING": "ascii"})
     assert (result.returncode, result.stderr) == (0, "")
     assert result.stdout.startswith(r"app   one_for_one \xb7 limit 3 within 5 s")
 
 
-def test_a_watcher_that_raises_is_reported_and_hurts_nothing(write, tmp_path):
-    """`run_tree(watch=…)`: called with the tree as it starts, and cancelled when it has ended."""
+def test_a_watcher_that_raises_is_reported_and_does_no_harm(write, tmp_path):
+    """`run_tree(watch=…)` calls it with the tree as it starts, and cancels it when the tree has ended."""
     write(
         "watched.py",
         """
@@ -377,7 +377,7 @@ def test_a_watcher_that_raises_is_reported_and_hurts_nothing(write, tmp_path):
 
 
 def test_run_names_the_child_that_keeps_the_loop(write, tmp_path):
-    """R20: `--watchdog`."""
+    """R20: `run --watchdog` names it."""
     write(
         "keeps.py",
         """
@@ -404,19 +404,21 @@ tree = Supervisor("app", [Supervisor("in", [Child("bad", bad)])])
 
 
 def test_a_failed_start_shows_its_traceback(write, tmp_path):
-    """R16: once, where it failed; `--quiet` leaves it at one line."""
+    """R16: The traceback is shown once, where the start failed; `--quiet` reduces it to one line."""
     write("badly.py", STARTS_BADLY)
     result = supervise("run", "badly.py", cwd=tmp_path)
     assert result.returncode == 1
     assert "[app/in/bad #1] failed to start: KeyError: 'no such setting'" in result.stderr
     assert result.stderr.count("Traceback") == 1
     assert 'raise KeyError("no such setting")' in result.stderr
-    one_line(supervise("run", "-q", "badly.py", cwd=tmp_path), status=1, says="'app/in/bad' failed to start")
+    one_line(
+        supervise("run", "-q", "badly.py", cwd=tmp_path), status=1, expected="'app/in/bad' failed to start"
+    )
 
 
 @pytest.mark.parametrize("options", [(), ("--verbose",), ("--quiet",)])
-def test_a_run_tells_its_beginning_and_its_end(write, tmp_path, options):
-    """It starts, is ready, fails and goes on, is asked to stop, and has stopped; each line has its time."""
+def test_a_run_logs_its_start_and_its_end(write, tmp_path, options):
+    """It logs that it starts, is ready, fails and goes on, is asked to stop, and has stopped; each line has its time."""
     write(
         "told.py",
         """
@@ -443,15 +445,15 @@ def test_a_run_tells_its_beginning_and_its_end(write, tmp_path, options):
     lines = errors.splitlines()
     ours = [line for line in lines if "] " in line]
     assert all(re.match(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d{3} \[app", line) for line in ours)
-    said = [line.partition("] ")[2] for line in ours]
+    texts = [line.partition("] ")[2] for line in ours]
     for part in ("starts", "is ready", "is being stopped: ", "has stopped"):
-        assert any(line.startswith(part) for line in said) is (options != ("--quiet",))
-    assert "failed: ConnectionError: gone" in said
+        assert any(line.startswith(part) for line in texts) is (options != ("--quiet",))
+    assert "failed: ConnectionError: gone" in texts
     assert ("Traceback (most recent call last):" in lines) is (options == ("--verbose",))
 
 
-def test_a_programs_own_logging_gets_what_the_lines_would_say(write, tmp_path):
-    """As records of the logger `supervise`, with fields; and no line besides."""
+def test_a_programs_own_logging_gets_records_in_place_of_lines(write, tmp_path):
+    """They are records of the logger `supervise`, with fields; no lines are written besides."""
     write(
         "logged.py",
         """
@@ -471,7 +473,7 @@ def test_a_programs_own_logging_gets_what_the_lines_would_say(write, tmp_path):
 
 
 def test_the_package_is_a_command_too(tmp_path):
-    """`python -m supervise`, and its version."""
+    """`python -m supervise` works, and prints its version."""
     command = [sys.executable, "-P", "-m", "supervise", "--version"]
     result = subprocess.run(
         command, cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=60, check=True
@@ -480,7 +482,7 @@ def test_the_package_is_a_command_too(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "says"),
+    ("arguments", "expected"),
     [
         (("run", "--hard-exit-afer", "3", "x.py"), "did you mean '--hard-exit-after'?"),
         (("run", "x.py", "--verbos-e"), "did you mean '--verbose'?"),
@@ -488,8 +490,8 @@ def test_the_package_is_a_command_too(tmp_path):
         (("run", "x.py", "--zzz"), "unrecognized arguments: --zzz\n"),
     ],
 )
-def test_a_misspelt_option_has_its_near_match(tmp_path, arguments, says):
-    """Exit status 2."""
+def test_a_misspelt_option_is_answered_with_a_near_match(tmp_path, arguments, expected):
+    """The exit status is 2."""
     result = supervise(*arguments, cwd=tmp_path)
     assert result.returncode == 2
-    assert result.stderr.endswith(says if says.endswith("\n") else f"{says}\n")
+    assert result.stderr.endswith(expected if expected.endswith("\n") else f"{expected}\n")

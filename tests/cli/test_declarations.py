@@ -1,4 +1,4 @@
-"""Mistakes that new users make in a declaration, and the one line that `check` says of each; none ends in a traceback."""
+"""Mistakes that new users make in a declaration, and the one line that `check` prints for each; none ends in a traceback."""
 
 import sys
 import textwrap
@@ -353,7 +353,7 @@ MISTAKES = {
 
 @pytest.fixture
 def check(tmp_path, monkeypatch, capsys):
-    """What `check` says of a file, and its exit status."""
+    """What `check` prints for a file, and its exit status."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
 
@@ -372,13 +372,13 @@ def check(tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
-def test_a_mistake_in_a_declaration_is_one_line(check, mistake):
-    """It names the thing, what is allowed, and what came; exit status 1 or 2."""
-    wrong, says = MISTAKES[mistake]
+def test_a_mistake_in_a_declaration_gives_one_line(check, mistake):
+    """The line names the thing, what is allowed, and what came; the exit status is 1 or 2."""
+    wrong, expected = MISTAKES[mistake]
     status, out, errors = check(f"{HEAD}\ntree = {wrong}\n")
     lines = errors.splitlines()
     assert status in (1, 2), errors
-    assert says in lines[0]
+    assert expected in lines[0]
     assert "Traceback" not in errors
     assert len(lines) == 1 or mistake in SEVERAL, errors
     assert all(len(line) < 1000 for line in lines)
@@ -393,12 +393,12 @@ SEVERAL = {"name and body swapped"}
 @pytest.mark.parametrize(
     "mistake", ["pairs", "a tuple as a limit", "a sync body", "an exit", "args that raise"]
 )
-def test_the_other_commands_say_the_same_of_it(check, command, mistake):
-    """In one line as well, with the line of the file."""
-    wrong, says = MISTAKES[mistake]
+def test_the_other_commands_report_a_mistake_in_the_same_line(check, command, mistake):
+    """The line has the line number in the file."""
+    wrong, expected = MISTAKES[mistake]
     status, _, errors = check(f"{HEAD}\ntree = {wrong}\n", command)
     assert status == 2
-    assert says in errors
+    assert expected in errors
     assert errors.count("\n") == 1
 
 
@@ -423,13 +423,13 @@ SOUND = {
 
 
 @pytest.mark.parametrize("sound", SOUND)
-def test_what_may_be_right_is_not_refused(check, sound):
-    """Only what surely cannot work is."""
+def test_a_declaration_that_may_be_right_is_not_refused(check, sound):
+    """Only a declaration that surely cannot work is refused."""
     assert check(f"{HEAD}\ntree = {SOUND[sound]}\n") == (0, "declared.py: ok\n", "")
 
 
 def test_all_mistakes_of_a_file_are_found_in_one_go(check):
-    """A line for each, and nothing that only follows from another."""
+    """Each mistake has a line, and none that only follows from another."""
     status, _, errors = check(
         f"""{HEAD}
 tree = Supervisor("app", [
@@ -444,8 +444,8 @@ tree = Supervisor("app", [
     assert "Traceback" not in errors
 
 
-def test_a_misspelt_option_or_name_has_its_near_match(check):
-    """Whatever the Python: since 3.13 it says so itself."""
+def test_a_misspelt_option_or_name_is_answered_with_a_near_match(check):
+    """This holds on every version of Python; since 3.13 Python itself adds the suggestion."""
     _, _, errors = check('from supervise import *\ntree = Supervisor("app", [], stratgy="one_for_all")\n')
     assert "id you mean 'strategy'?" in errors
     _, _, errors = check("from supervise import Supervizor\n")
@@ -453,8 +453,8 @@ def test_a_misspelt_option_or_name_has_its_near_match(check):
     assert "'Supervisor'" in errors
 
 
-def test_a_misspelt_attribute_has_its_near_match(check, monkeypatch, capsys):
-    """Of the target too."""
+def test_a_misspelt_attribute_is_answered_with_a_near_match(check, monkeypatch, capsys):
+    """This holds for an attribute in the target too."""
     check(f'{HEAD}\nshop = Supervisor("app", [])\n')
     with pytest.raises(SystemExit):
         main(["check", "declared.py:shopp"])
@@ -463,8 +463,8 @@ def test_a_misspelt_attribute_has_its_near_match(check, monkeypatch, capsys):
     )
 
 
-def test_a_failure_of_several_lines_is_told_whole_and_in_one(check):
-    """With its class, its notes, and nothing that a terminal would obey; of a long one both ends."""
+def test_a_failure_of_several_lines_is_reported_whole_in_one_line(check):
+    """The line has its class and its notes, and no control characters for a terminal; a long one keeps both ends."""
     _, _, errors = check("raise ValueError('one\\ntwo\\x1b[31m')")
     assert errors == "supervise: declared.py failed to load: ValueError: one\\ntwo\\x1b[31m (line 1)\n"
     _, _, errors = check("exc = KeyError('one')\nexc.add_note('of two')\nraise exc")
@@ -474,8 +474,8 @@ def test_a_failure_of_several_lines_is_told_whole_and_in_one(check):
 
 
 @pytest.mark.parametrize("name", ["run", "tree"])
-def test_the_line_is_one_of_the_file_itself(tmp_path, monkeypatch, capsys, name):
-    """Not of one of ours that has the same name."""
+def test_the_line_number_is_one_of_the_file_itself(tmp_path, monkeypatch, capsys, name):
+    """It is not a line of a file of ours that has the same name."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
     (tmp_path / f"{name}.py").write_text('from supervise import *\n\nrun_tree(Supervisor("app", []))\n')
@@ -485,11 +485,11 @@ def test_the_line_is_one_of_the_file_itself(tmp_path, monkeypatch, capsys, name)
     assert capsys.readouterr().err.endswith("if __name__ == '__main__' (line 3)\n")
 
 
-def test_a_file_that_is_imported_and_no_python_is_named(check, tmp_path):
-    """The line is one of that file."""
+def test_a_syntax_error_in_an_imported_file_names_that_file(check, tmp_path):
+    """The line number is one of that file."""
     (tmp_path / "parted.py").write_text("\n\nx = (\n")
-    says = "SyntaxError: '(' was never closed (line 3 of parted.py, from line 2)\n"
-    assert check("\nimport parted\n")[2].endswith(says)
+    expected = "SyntaxError: '(' was never closed (line 3 of parted.py, from line 2)\n"
+    assert check("\nimport parted\n")[2].endswith(expected)
 
 
 @pytest.mark.parametrize(
@@ -500,20 +500,20 @@ def test_a_file_that_is_imported_and_no_python_is_named(check, tmp_path):
         'app = shop = Supervisor("app", [])',
     ],
 )
-def test_a_root_stands_in_no_other_at_any_depth(check, declared):
-    """Nor as the template of a pool; and one of two names is one."""
+def test_the_only_root_is_found_at_any_depth(check, declared):
+    """A supervisor within another, or the template of a pool, is no root; two names of one root count as one."""
     assert check(f"{HEAD}\n{declared}\n") == (0, "declared.py: ok\n", "")
 
 
-def test_a_module_that_ends_the_program_when_it_is_asked_for_its_tree_is_told(check):
-    """As one that does so while it is loaded."""
+def test_a_module_that_exits_when_its_tree_is_looked_up_is_reported(check):
+    """It is reported like one that exits while it is loaded."""
     status, _, errors = check("def __getattr__(name): raise SystemExit(0)")
     assert (status, errors.count("\n")) == (2, 1)
     assert "declared.py ended the program while it was loaded: SystemExit(0)" in errors
 
 
 @pytest.mark.parametrize(
-    ("target", "says"),
+    ("target", "expected"),
     [
         (".", ". is a folder: give a file in it"),
         ("..", ".. is a folder: give a file in it"),
@@ -521,11 +521,11 @@ def test_a_module_that_ends_the_program_when_it_is_asked_for_its_tree_is_told(ch
         (".declared", "no such file: .declared"),
     ],
 )
-def test_what_begins_with_a_dot_is_no_module(capsys, target, says):
+def test_a_target_that_begins_with_a_dot_is_no_module(capsys, target, expected):
     """A folder is a likely mistake."""
     with pytest.raises(SystemExit):
         main(["check", target])
-    assert capsys.readouterr().err == f"supervise: {says}\n"
+    assert capsys.readouterr().err == f"supervise: {expected}\n"
 
 
 WARNINGS = {
@@ -553,15 +553,15 @@ WARNINGS = {
 
 @pytest.mark.parametrize("warning", WARNINGS)
 def test_a_warning_says_what_to_do(check, warning):
-    """It is no error."""
-    declared, says = WARNINGS[warning]
+    """A warning is no error."""
+    declared, expected = WARNINGS[warning]
     status, out, errors = check(f"{HEAD}\ntree = {declared}\n")
     assert (status, out) == (0, "declared.py: ok\n")
-    assert errors.startswith(f"supervise: declared.py: warning: {says}")
+    assert errors.startswith(f"supervise: declared.py: warning: {expected}")
     assert errors.count("\n") == 1
 
 
 def test_a_sensible_tree_has_no_warning(check):
-    """The defaults are none."""
+    """The defaults give no warning either."""
     tree = 'Supervisor("app", [Child("a", idle, backoff=Backoff()), Pool("p", Child("m", idle, restart="temporary"))])'
     assert check(f"{HEAD}\ntree = {tree}\n")[2] == ""

@@ -172,7 +172,7 @@ class World:
         self.ends |= {path: "shutdown"} if word == "sup_init" else {}
 
     def saw(self, event):
-        """What the tree tells of its supervisors; the workers speak for themselves."""
+        """What the tree reports of its supervisors; the workers report for themselves."""
         path, word = names(event.path), SAID.get(type(event))
         if path not in self.ends or word is None:
             return
@@ -192,7 +192,7 @@ class World:
         return machine if machine and machine.phase == "up" else None
 
     async def step(self, op, step, answer):
-        """Gives the answer; None: whoever is asked will."""
+        """Gives the answer; None: the supervisor that is asked gives it."""
         if op == "start":
             self.begin("sup_init", ())  # where OTP gets its terms
             await self.stack.enter_async_context(self.tree(self.supervisor(step["tree"], "root", ())))

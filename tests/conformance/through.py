@@ -14,11 +14,11 @@ from .adapter import ON_SHUTDOWN, World, names
 
 
 class Machines(World):
-    """Bare machines: a worker does at once what it is told."""
+    """Bare machines: a worker carries out its orders at once."""
 
     @staticmethod
     async def work(*_):
-        """Nothing: each worker's life is a `Worker`."""
+        """Nothing: each incarnation of a worker is a `Worker`."""
 
     @asynccontextmanager
     async def tree(self, spec):
@@ -39,7 +39,7 @@ class Machines(World):
 
 
 class Worker(BareLeaf):
-    """One life of a worker without a task."""
+    """One incarnation of a worker without a task."""
 
     def __init__(self, world, tree, node):
         super().__init__(tree, node)

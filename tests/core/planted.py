@@ -56,19 +56,19 @@ def _replace(owner, name, old, new):
 
 BUGS = [
     Bug("a group stops in start order", Machine, "_advance", "act.stops.pop()", "act.stops.pop(0)", "one", 42),
-    Bug("a stop does not wait for who leaves", Machine, "_begin_end", "2 if node.leaving else ", "", "requests", 12),
-    Bug("a restart is free", Machine, "charge", "self.window.charge(self._clock(now))", "True", "one", 0),
-    Bug("a retry is free", Machine, "_serve_retry", "not node.retry_charged and", "node.retry_charged and", "one", 0),
+    Bug("a stop does not wait for a child that leaves its resource", Machine, "_begin_end", "2 if node.leaving else ", "", "requests", 12),
+    Bug("a restart is not charged", Machine, "charge", "self.window.charge(self._clock(now))", "True", "one", 0),
+    Bug("a retry is not charged", Machine, "_serve_retry", "not node.retry_charged and", "node.retry_charged and", "one", 0),
     Bug(
         "a report that crosses with a stop is dropped", Machine, "_on_exited",
         'node.state == "stopping" or node.timed_out', "node.timed_out", "one", 0,
     ),
     Bug(
-        "a stop forgets who waits for the act", Machine, "_refuse_waiting",
+        "a stop does not answer the caller of the act", Machine, "_refuse_waiting",
         "if self.act is not None:", "if self.act is None and self.inbox:", "requests", 0,
     ),
     Bug(
-        "what has no resource is resumed", verdict, "_allowed",
+        "a child without a resource is resumed", verdict, "_allowed",
         "not node.failure.resumable", "node.failure.starting", "directives", 0,
     ),
     Bug(
@@ -76,26 +76,26 @@ BUGS = [
         "self._heap[0][1] == self._number", "len(self._heap) == 1", "timers", 0,
     ),
     Bug(
-        "nobody hears that the retry is off", Machine, "_cancel_retry_by_hand",
+        "the end of a cancelled retry is not reported", Machine, "_cancel_retry_by_hand",
         'self._stay_down(other, "down", None)', "pass", "requests", 0,
     ),
     Bug("void items are served", Machine, "_serve", "elif item.holds():", "else:", "one", 60),
     Bug(
-        "a group does not wait for who leaves", Machine, "_begin",
+        "a group does not wait for a child that leaves its resource", Machine, "_begin",
         'self.spec.strategy == "one_for_one" and ', "", "directives", 6,
     ),
-    Bug("the short way is open to the busy", shortcut, "restart_at_once", "machine.act is not None or ", "", "three", 0),
-    Bug("the short way costs nothing", shortcut, "restart_at_once", " or not _charge_both(machine, node, now)", "", "one", 0),
+    Bug("the fast path is open while an act is in progress", shortcut, "restart_at_once", "machine.act is not None or ", "", "three", 0),
+    Bug("a restart by the fast path is not charged", shortcut, "restart_at_once", " or not _charge_both(machine, node, now)", "", "one", 0),
     Bug(
-        "the short way keeps what waits void", shortcut, "up_at_once",
+        "the fast path is open while items wait in the inbox", shortcut, "up_at_once",
         " or machine.inbox:", ":", "requests", 24,
     ),
     Bug(
-        "the short way spares the leaf's own limit", shortcut, "_charge_both",
+        "a restart by the fast path is not charged to the leaf's own limit", shortcut, "_charge_both",
         "(own is None or own.charge(now))", "True", "pools", 0,
     ),
-    Bug("the wait of a verdict is forgotten", Machine, "_carry_out", "node.undecided = False", "pass", "one", 0),
+    Bug("a verdict leaves its failure undecided", Machine, "_carry_out", "node.undecided = False", "pass", "one", 0),
     Bug("a retry jumps the queue", Machine, "_finish_retry", "inbox.append", "inbox.appendleft"),
-    Bug("rest_for_one spares itself", Machine, "_group", "return [node, *", "return [*"),
-    Bug("all_significant takes any", Machine, "_weigh_end", 'mode == "all_significant"', "False"),
+    Bug("rest_for_one does not restart the failed child", Machine, "_group", "return [node, *", "return [*"),
+    Bug("all_significant ends with the first significant child", Machine, "_weigh_end", 'mode == "all_significant"', "False"),
 ]  # fmt: skip

@@ -63,13 +63,13 @@ def asks(tree, kind, name=None, **more):
 
 def orders(out):
     """What is ordered, and answered, in order."""
-    said = []
+    found = []
     for one in out:
         if isinstance(one, effect.Reply):
-            said.append("refused" if one.error else "replied")
+            found.append("refused" if one.error else "replied")
         elif isinstance(one, effect.Start | effect.Ask | effect.Cancel | effect.Release | effect.Resume):
-            said.append(f"{type(one).__name__} {one.path.rpartition('/')[2]}")
-    return said
+            found.append(f"{type(one).__name__} {one.path.rpartition('/')[2]}")
+    return found
 
 
 def decided(out):
@@ -90,8 +90,8 @@ def tree_of(*children, **options):
     return tree
 
 
-def test_a_second_stop_goes_no_further_than_the_first():
-    """R19: it may change how the supervisor ends, and what is in progress goes on."""
+def test_a_second_stop_does_not_begin_the_end_again():
+    """R19: It may change how the supervisor ends, but the stop in progress goes on."""
     tree = tree_of(leaf("a"), leaf("b"))
     assert orders(asked_for(tree, effect.Stop("one"))) == ["Cancel b"]
     act = machine(tree).act
@@ -107,7 +107,7 @@ def test_a_second_stop_goes_no_further_than_the_first():
 
 
 def test_resume_enters_the_body_again_and_nothing_else():
-    """R8: where there is something to keep, and the body was up."""
+    """R8: This holds if the child has a resource to keep, and its body was up."""
     tree = tree_of(leaf("a", resource=resource), leaf("b"), strategy="one_for_all")
     out = exits(tree, "a", "resume", resumable=True)
     assert (orders(out), out[-1]) == (["Resume a"], effect.Resume("app/a", 1))
@@ -117,8 +117,8 @@ def test_resume_enters_the_body_again_and_nothing_else():
     assert machine(tree).restarts(0) == 1
 
 
-def test_resume_of_what_cannot_be_resumed_is_restart_and_says_so():
-    """R8: charged like one."""
+def test_resume_of_a_failure_that_cannot_be_resumed_becomes_a_restart_and_is_reported_so():
+    """R8: A Resume that becomes a Restart is charged like any other Restart."""
     tree = tree_of(leaf("a"))
     out = exits(tree, "a", "resume")
     assert decided(out) == [("app", Restart, "table", Resume, None)]
@@ -127,7 +127,7 @@ def test_resume_of_what_cannot_be_resumed_is_restart_and_says_so():
 
 
 def test_a_temporary_child_is_stopped_instead_of_restarted():
-    """R7: and leaves the tree."""
+    """R7: A temporary child whose verdict is Restart is stopped, and leaves the tree."""
     tree = tree_of(leaf("a", restart="temporary"), leaf("b"))
     node = child(tree, "a")
     out = exits(tree, "a")
@@ -138,7 +138,7 @@ def test_a_temporary_child_is_stopped_instead_of_restarted():
 
 @pytest.mark.parametrize("backoff", [None, WAIT])
 def test_a_group_restart_drops_temporary_siblings(backoff):
-    """R13: with a backoff too, and whatever they are in the middle of."""
+    """R13: This holds with a backoff too, and in whatever state those siblings are."""
     tree = tree_of(
         leaf("a", restart="temporary"), leaf("b", backoff=backoff), leaf("c"), strategy="one_for_all"
     )
@@ -158,7 +158,7 @@ def test_a_group_restart_drops_temporary_siblings(backoff):
 
 
 def test_a_child_that_backs_off_is_restarted_by_hand_at_once():
-    """R15, R25: whoever asked is told when it is up, and nothing is charged."""
+    """R15, R25: The caller gets its reply when the child is up, and nothing is charged."""
     tree = tree_of(leaf("a", backoff=WAIT), leaf("b"))
     exits(tree, "a")
     (backing,) = (one for one in ends(tree, "a") if isinstance(one, events.BackingOff))
@@ -172,7 +172,7 @@ def test_a_child_that_backs_off_is_restarted_by_hand_at_once():
 
 
 def test_a_child_that_backs_off_is_stopped_by_hand_for_good():
-    """R13, R25: its group stays down, and is told so; the retry is off."""
+    """R13, R25: A stop by hand cancels the retry; the child's group stays down, and its members are reported as down for good."""
     tree = tree_of(leaf("a", backoff=WAIT), leaf("b"), strategy="rest_for_one")
     exits(tree, "a")
     ends(tree, "a")
@@ -185,8 +185,8 @@ def test_a_child_that_backs_off_is_stopped_by_hand_for_good():
     assert states(tree) == {"a": "down", "b": "down"}
 
 
-def test_a_retry_that_is_queued_is_not_restarted_by_hand():
-    """R25: refused, for it is restarting."""
+def test_a_child_whose_retry_is_queued_cannot_be_restarted_by_hand():
+    """R25: The request is refused, because the child is restarting."""
     tree = tree_of(leaf("a"), leaf("b"))
     exits(tree, "a")
     ends(tree, "a")
@@ -201,7 +201,7 @@ def test_a_retry_that_is_queued_is_not_restarted_by_hand():
 
 
 def test_a_member_that_is_condemned_in_a_restart_is_skipped():
-    """R13: the group goes on with the next, whose own failure is judged as any."""
+    """R13: The group restart goes on with the next member, and that one's own failure is judged like any other."""
     tree = tree_of(leaf("a"), leaf("b"), leaf("c"), strategy="rest_for_one", limit=Limit(9, within=9))
     exits(tree, "a")
     ends(tree, "a")
@@ -217,8 +217,8 @@ def test_a_member_that_is_condemned_in_a_restart_is_skipped():
     assert machine(tree).restarts(0) == 1
 
 
-def test_a_start_that_fails_in_a_restart_is_tried_again_behind_what_waits():
-    """R13, R14: each retry is one charge, and one too many passes the limit."""
+def test_a_start_that_fails_in_a_restart_is_tried_again_after_the_waiting_items():
+    """R13, R14: Each retry is one charge, and one too many passes the limit."""
     tree = tree_of(leaf("a"), leaf("b"), limit=Limit(2, within=9), on_limit="shutdown")
     exits(tree, "a")
     ends(tree, "a")
@@ -231,8 +231,8 @@ def test_a_start_that_fails_in_a_restart_is_tried_again_behind_what_waits():
     assert (states(tree)["a"], machine(tree).phase, machine(tree).act.returned) == ("down", "ending", True)
 
 
-def test_there_is_no_short_way_to_be_up_within_another_act():
-    """R19: started by hand, it is that act's to go on."""
+def test_a_child_that_another_act_has_started_does_not_come_up_by_the_fast_path():
+    """R19: When a caller's start has started the child, the general path must report it up, because that act waits for it."""
     tree = tree_of(leaf("a"), leaf("b"))
     node = child(tree, "a")
     assert shortcut.restart_at_once(machine(tree), node, Boom("f"), 0)
@@ -245,8 +245,8 @@ def test_there_is_no_short_way_to_be_up_within_another_act():
     assert orders(ups(tree, "a")) == ["replied"]
 
 
-def test_a_status_has_all_of_a_node():
-    """R33: in its turn, as it stands then."""
+def test_a_status_has_all_fields_of_a_node():
+    """R33: The machine makes it in its turn, from the state of that moment."""
     tree = tree_of(leaf("a", limit=Limit(2, within=5)), leaf("b", backoff=WAIT))
     exits(tree, "a")
     ends(tree, "a")
@@ -269,8 +269,8 @@ def test_a_status_has_all_of_a_node():
     assert root.children == (a, b)
 
 
-def test_a_root_that_is_ignored_or_fails_says_all_of_it():
-    """R16, R17: as its supervisor would, if it had one."""
+def test_a_root_that_is_ignored_or_fails_emits_every_event_itself():
+    """R16, R17: The root emits the events that its supervisor would emit, if it had one."""
     for boot, kinds in (
         (effect.Boot(ignored=True), ["Ignored", "Returned", "Stopped"]),
         (effect.Boot(Boom("b")), ["StartFailed", "Failed", "Decided", "Stopped"]),
@@ -278,15 +278,15 @@ def test_a_root_that_is_ignored_or_fails_says_all_of_it():
         forest = Forest(Supervisor("app", [Child("a", body)], init=lambda: IGNORE))
         forest.start(1)
         out = forest.handle(forest.machines["app"], boot, 2)
-        told = [one for one in out if isinstance(one, events.Event)]
-        assert [type(one).__name__ for one in told] == kinds
-        assert {(one.at, one.path, one.incarnation) for one in told} == {(2, "app", 1)}
-        assert [type(one).__name__ for one in out[len(told) :]] == ["Gone", "Rise"]
+        emitted = [one for one in out if isinstance(one, events.Event)]
+        assert [type(one).__name__ for one in emitted] == kinds
+        assert {(one.at, one.path, one.incarnation) for one in emitted} == {(2, "app", 1)}
+        assert [type(one).__name__ for one in out[len(emitted) :]] == ["Gone", "Rise"]
         assert (forest.over, forest.root.state, forest.root.gone) == (True, "down", True)
 
 
-def test_a_limit_of_its_own_is_charged_beside_its_supervisors():
-    """R14: passed, it is another failure, by default Stop."""
+def test_a_leafs_own_limit_is_charged_beside_its_supervisors():
+    """R14: Passing it is another failure, for which the default is Stop."""
     tree = tree_of(leaf("a", limit=Limit(1, within=5)), leaf("b"))
     exits(tree, "a")
     ends(tree, "a")
@@ -297,8 +297,8 @@ def test_a_limit_of_its_own_is_charged_beside_its_supervisors():
     assert (states(tree), machine(tree).restarts(0)) == ({"a": "condemned", "b": "up"}, 1)
 
 
-def test_a_verdict_from_above_is_for_the_one_who_asked():
-    """R11: Resume goes on where it was; anything else is told by a stop, and meanwhile nothing else is served."""
+def test_a_verdict_from_above_applies_to_the_failed_child_below():
+    """R11: After Resume the suspended leaf goes on; any other verdict arrives as a stop. Meanwhile the supervisor serves nothing else."""
     inner = Supervisor("x", [leaf("a", resource=resource), leaf("b")], decider=Decider(default=Escalate))
     tree = tree_of(inner)
     below = machine(tree, "x")
@@ -314,7 +314,7 @@ def test_a_verdict_from_above_is_for_the_one_who_asked():
 
 
 def test_a_condemned_child_is_skipped_by_a_group_restart():
-    """R10: until somebody starts it by hand; one that is merely down is revived."""
+    """R10: A condemned child stays down until a caller starts it by hand; a child that is merely down is revived."""
     tree = tree_of(leaf("a"), leaf("b"), leaf("c"), strategy="one_for_all")
     exits(tree, "a", "stop")
     ends(tree, "a")
@@ -331,7 +331,7 @@ def test_a_condemned_child_is_skipped_by_a_group_restart():
 
 
 def test_a_start_by_hand_that_fails_leaves_the_child_down_for_good():
-    """R25: whoever asked gets the failure; nothing is decided or charged."""
+    """R25: The caller gets the failure; nothing is decided or charged."""
     tree = tree_of(leaf("a"), leaf("b"))
     asks(tree, "stop", "a")
     ends(tree, "a")
@@ -350,19 +350,19 @@ def test_a_start_by_hand_that_fails_leaves_the_child_down_for_good():
 
 
 def test_a_start_by_hand_that_is_ignored_is_answered():
-    """R17, R25: the child is down, and that is no error."""
+    """R17, R25: The child is down, and the caller gets no error."""
     tree = tree_of(leaf("a"), leaf("b"))
     asks(tree, "stop", "a")
     ends(tree, "a")
     asks(tree, "start", "a")
     out = ends(tree, "a", ignored=True)
     assert (orders(out), gone(out), states(tree)["a"]) == (["replied"], [("app/a", None, False)], "down")
-    told = [type(one).__name__ for one in out if isinstance(one, events.Event)]
-    assert told == ["Ignored", "Returned", "Stopped"]
+    emitted = [type(one).__name__ for one in out if isinstance(one, events.Event)]
+    assert emitted == ["Ignored", "Returned", "Stopped"]
 
 
-def test_everything_is_told_with_the_time_and_the_life():
-    """R31: of the nodes below and of the root, also where nobody decides."""
+def test_every_event_has_the_time_and_the_incarnation():
+    """R31: This holds for the nodes below and for the root, also if no decider decides."""
 
     class Halt(BaseException):
         pass
@@ -373,8 +373,8 @@ def test_everything_is_told_with_the_time_and_the_life():
     out = asked_for(tree, effect.Exited("a", 1, Halt()))
     out += tree.forest.handle(machine(tree, "x"), effect.Ended("c", 1), 7)
     out += ends(tree, "a")
-    told = [(type(one).__name__, one.path) for one in out if isinstance(one, events.Event)]
-    assert told == [
+    emitted = [(type(one).__name__, one.path) for one in out if isinstance(one, events.Event)]
+    assert emitted == [
         ("Failed", "app/a"),
         ("Decided", "app/a"),
         ("Stopping", "app"),
@@ -391,8 +391,8 @@ def test_everything_is_told_with_the_time_and_the_life():
     assert {(event.at, event.incarnation) for event in seen} == {(0, 1)}
 
 
-def test_an_escalation_says_who_decided_what():
-    """R11: each supervisor on the way up passes it on; the root that passes it on gives up."""
+def test_an_escalation_names_each_supervisor_that_decided_and_its_directive():
+    """R11: Each supervisor on the way up passes the failure on; a root that escalates fails the tree."""
     inner = Supervisor("x", [leaf("a")], decider=Decider(default=Escalate))
     tree = tree_of(inner, leaf("b"))
     below = machine(tree, "x")
@@ -405,7 +405,7 @@ def test_an_escalation_says_who_decided_what():
 
 
 def test_a_condemned_child_that_is_stopped_by_hand_stays_condemned():
-    """R10, R25: there is nothing to stop, and whoever asked is told so."""
+    """R10, R25: There is nothing to stop, and the caller gets a reply that says so."""
     tree = tree_of(leaf("a"), leaf("b"))
     exits(tree, "a", "stop")
     ends(tree, "a")
@@ -414,7 +414,7 @@ def test_a_condemned_child_that_is_stopped_by_hand_stays_condemned():
 
 
 def test_a_supervisor_that_has_ended_is_not_stopped_again():
-    """R19, R23: its failure, which nobody could decide yet, is decided by the stop."""
+    """R19, R23: The stop decides the failure of that supervisor, which could not be judged before."""
     inner = Supervisor("x", [leaf("c")])
     tree = tree_of(leaf("a"), leaf("b"), inner)
     asks(tree, "stop", "a")
@@ -432,7 +432,7 @@ def test_a_supervisor_that_has_ended_is_not_stopped_again():
 
 
 def testready_time_goes_on_once_a_restart_has_come_to_an_end():
-    """R14: up, condemned, ignored, or stopped by hand while it waited."""
+    """R14: It ends when the child is up, condemned, ignored, or stopped by hand while it waited."""
     for end in ("up", "stop", "ignored", "by hand"):
         limit = Limit(5, within=99, of_ready_time=True)
         tree = tree_of(leaf("a", backoff=WAIT), leaf("b"), limit=limit)
@@ -456,8 +456,8 @@ def testready_time_goes_on_once_a_restart_has_come_to_an_end():
         assert (clock.at(9), child(tree, "a").restart_in_progress) == (6, False), end
 
 
-def test_a_timer_that_counts_outlives_those_that_are_void():
-    """R20: however often another child's timer is set anew."""
+def test_a_valid_timer_outlives_the_void_ones():
+    """R20: This holds however often another child's timer is set anew."""
     tree = tree_of(leaf("a"), leaf("b", grace=50))
     root = machine(tree)
     root.out = []
@@ -472,7 +472,7 @@ def test_a_timer_that_counts_outlives_those_that_are_void():
 
 @pytest.mark.parametrize("backoff", [None, WAIT])
 def test_a_sibling_that_fails_too_is_absorbed_by_the_group_restart(backoff):
-    """R13, R19: nobody decides that failure, and it costs nothing; a temporary one leaves because of it."""
+    """R13, R19: That failure is not judged and not charged; a temporary child leaves the tree because of it."""
     tree = tree_of(
         leaf("a", backoff=backoff), leaf("b", restart="temporary"), leaf("c"), strategy="one_for_all"
     )
@@ -489,8 +489,8 @@ def test_a_sibling_that_fails_too_is_absorbed_by_the_group_restart(backoff):
     assert machine(tree).restarts(0) == 1
 
 
-def test_a_start_is_cancelled_and_not_asked():
-    """R20: what has not begun has nothing to drain."""
+def test_a_child_that_is_starting_is_cancelled_and_not_asked_to_stop():
+    """R20: A child that is not up has nothing to drain."""
     tree = tree_of(leaf("a", drain=2), leaf("b", drain=2))
     exits(tree, "a")
     ends(tree, "a")
@@ -501,8 +501,8 @@ def test_a_start_is_cancelled_and_not_asked():
     assert [one.reason for one in out if isinstance(one, effect.Cancel)] == ["a test"]
 
 
-def test_an_add_that_fails_says_why_the_child_has_left():
-    """R25, R28: with the failure of its start."""
+def test_after_an_add_that_fails_the_address_gives_the_failure_of_the_start():
+    """R25, R28: The child has left the tree, and the reason is the failure of its start."""
     tree = tree_of(leaf("a"))
     _, out = asks(tree, "add", spec=leaf("n"))
     assert (orders(out), list(states(tree))) == (["Start n"], ["a", "n"])
@@ -516,21 +516,21 @@ def test_an_add_that_fails_says_why_the_child_has_left():
 
 
 def test_a_supervisor_that_gives_up_has_not_returned():
-    """R11, R14: its last word is that it is gone, with the failure."""
+    """R11, R14: Its last report is that it is gone, with the failure."""
     tree = tree_of(leaf("a"), leaf("b"), limit=Limit(0, within=5))
     exits(tree, "a")
     out = ends(tree, "a")
     assert (tree.forest.root.state, orders(out)) == ("failed", ["Cancel b"])
     out += ends(tree, "b")
-    told = [type(one).__name__ for one in out if isinstance(one, events.Event)]
-    assert told == ["Stopped", "Failed", "Decided", "Stopping", "Stopped", "Stopped"]
+    emitted = [type(one).__name__ for one in out if isinstance(one, events.Event)]
+    assert emitted == ["Stopped", "Failed", "Decided", "Stopping", "Stopped", "Stopped"]
     (why,) = (why for path, why, _ in gone(out) if path == "app")
     assert (str(why), str(why.__cause__)) == ("'app' passed its limit of 0 within 5 s", "restart")
     assert tree.forest.root.last_failure is why
 
 
 def test_a_tag_from_below_goes_up_with_the_failure():
-    """R11: the rule that gave it stands further down."""
+    """R11: The rule that gave the tag belongs to a decider further down."""
     rule = Rule(KeyError, "db")
     inner = Supervisor("x", [leaf("a"), leaf("b")], decider=Decider({"db": Escalate}, rules=[rule]))
     tree = tree_of(inner, decider=Decider({"db": Stop}))
@@ -540,8 +540,8 @@ def test_a_tag_from_below_goes_up_with_the_failure():
     assert [one.tag for one in out if isinstance(one, events.Decided)] == ["db"]
 
 
-def test_a_failure_that_a_stop_overtakes_is_decided_by_it():
-    """R19: its leaf is let go in its turn."""
+def test_a_failure_that_a_stop_overtakes_is_decided_by_the_stop():
+    """R19: Its leaf is released when its turn in the stop comes."""
     tree = tree_of(leaf("a"), leaf("b"))
     asked_for(tree, effect.Stop("a test"))
     out = exits(tree, "a")
@@ -549,8 +549,8 @@ def test_a_failure_that_a_stop_overtakes_is_decided_by_it():
     assert orders(ends(tree, "b")) == ["Release a"]
 
 
-def test_what_a_child_returned_is_told():
-    """R7, R18: it is done, and where it was significant, so is its supervisor, which has returned."""
+def test_the_value_that_a_child_returned_is_in_its_event():
+    """R7, R18: The child is done. If it was significant, its supervisor is done too, and counts as returned."""
     tree = tree_of(
         leaf("a", restart="transient", significant=True), leaf("b"), auto_shutdown="any_significant"
     )
@@ -559,12 +559,12 @@ def test_what_a_child_returned_is_told():
     assert orders(out) == ["Release a"]
     assert orders(ends(tree, "a")) == ["Cancel b"]
     out = ends(tree, "b")
-    told = [(type(one).__name__, one.path) for one in out if isinstance(one, events.Event)]
-    assert told == [("Stopped", "app/b"), ("Returned", "app"), ("Stopped", "app")]
+    emitted = [(type(one).__name__, one.path) for one in out if isinstance(one, events.Event)]
+    assert emitted == [("Stopped", "app/b"), ("Returned", "app"), ("Stopped", "app")]
 
 
-def test_whoever_asks_gets_the_node():
-    """R25: stopped, started, removed or added; a name is free once its bearer has left, and not before."""
+def test_the_reply_to_a_request_is_the_node():
+    """R25: This holds for stop, start, remove and add. A name is free once its child has left the tree, and not before."""
     tree = tree_of(leaf("a"), leaf("b"))
     asks(tree, "stop", "a")
     values = [one.value for one in ends(tree, "a") if isinstance(one, effect.Reply)]
@@ -578,14 +578,14 @@ def test_whoever_asks_gets_the_node():
     assert values == ["app/a"] * 3
 
 
-def test_a_limit_that_is_passed_keeps_what_else_was_decided():
-    """R8, R14: a Resume that had become a Restart, and one restart too many."""
+def test_a_verdict_that_passes_the_limit_keeps_its_other_fields():
+    """R8, R14: Here a Resume had become a Restart, and that was one restart too many."""
     tree = tree_of(leaf("a"), leaf("b"), limit=Limit(0, within=5))
     assert decided(exits(tree, "a", "resume"))[0] == ("app", Restart, "table", Resume, "0 within 5 s")
 
 
 def test_an_earlier_siblings_failure_widens_the_group_and_the_wait():
-    """R15: the wait is the longer of the two, and there is one retry."""
+    """R15: The wait is the longer of the two, and there is one retry."""
     short, long = (Backoff(initial=it, factor=1, maximum=it, jitter=0) for it in (1, 5))
     tree = tree_of(leaf("a", backoff=short), leaf("b", backoff=long), strategy="rest_for_one")
     exits(tree, "b")
@@ -600,8 +600,8 @@ def test_an_earlier_siblings_failure_widens_the_group_and_the_wait():
     assert orders(ups(tree, "a")) == ["Start b"]
 
 
-def test_a_supervisor_that_is_restarted_tells_those_below_why():
-    """R11, R36: in the words of the strategy above."""
+def test_the_children_of_a_supervisor_that_is_restarted_are_stopped_with_the_reason():
+    """R11, R36: The reason names the strategy of the supervisor above."""
     for strategy, why in (("one_for_one", "'app/x' failed"), ("one_for_all", "sibling 'app/x' failed")):
         inner = Supervisor("x", [leaf("a"), leaf("b")], decider=Decider(default=Escalate))
         tree = tree_of(inner, strategy=strategy)
@@ -611,7 +611,7 @@ def test_a_supervisor_that_is_restarted_tells_those_below_why():
 
 
 def test_a_start_that_is_late_in_a_restart_is_charged_as_its_retry():
-    """R14, R17: once for the decision, once for the retry."""
+    """R14, R17: It is charged once for the decision, and once for the retry."""
     tree = tree_of(leaf("a", start_timeout=2), leaf("b"))
     exits(tree, "a")
     ends(tree, "a")
@@ -625,8 +625,8 @@ def test_a_start_that_is_late_in_a_restart_is_charged_as_its_retry():
     assert (states(tree)["a"], machine(tree).restarts(tree.now)) == ("starting", 2)
 
 
-def test_nothing_is_started_after_what_no_decider_decides():
-    """R4: not even the rest of a group that was being restarted."""
+def test_nothing_is_started_after_a_base_exception():
+    """R4: Not even the rest of a group that was being restarted is started."""
     tree = tree_of(leaf("a"), leaf("b"), strategy="one_for_all")
     exits(tree, "a")
     ends(tree, "a")
@@ -636,7 +636,7 @@ def test_nothing_is_started_after_what_no_decider_decides():
 
 
 def test_a_limit_of_ready_time_counts_by_that_clock():
-    """R14, R33: what a status says too."""
+    """R14, R33: The count in a status uses that clock too."""
     tree = tree_of(leaf("a"), limit=Limit(5, within=10, of_ready_time=True))
     exits(tree, "a")
     ends(tree, "a")

@@ -80,7 +80,7 @@ def test_nonsense_that_is_noted_leaves_a_spec_that_can_be_looked_at():
 
 
 @pytest.mark.parametrize(
-    ("value", "options", "said"),
+    ("value", "options", "expected"),
     [
         (True, {}, "it must be a number, got True"),
         (True, {"kind": int}, "it must be an integer, got True"),
@@ -97,23 +97,23 @@ def test_nonsense_that_is_noted_leaves_a_spec_that_can_be_looked_at():
         (0, {"kind": int}, ""),
     ],
 )
-def test_a_number_is_no_bool_and_not_too_small(value, options, said):
+def test_a_number_is_no_bool_and_not_too_small(value, options, expected):
     """Of the wrong kind is a `TypeError`, of the wrong size a `ValueError`."""
     with noting() as problems:
         check_number("it", value, **{"least": 0, **options})
-    assert list(map(str, problems)) == ([said] if said else [])
-    assert all(isinstance(problem, ValueError if ">" in said else TypeError) for problem in problems)
+    assert list(map(str, problems)) == ([expected] if expected else [])
+    assert all(isinstance(problem, ValueError if ">" in expected else TypeError) for problem in problems)
 
 
-def test_a_choice_is_one_of_what_is_allowed():
-    """The message says what is."""
+def test_a_choice_must_be_one_of_the_allowed_values():
+    """The message lists the allowed values."""
     check_choice("it", "b", ("a", "b"))
     with pytest.raises(ValueError, match=r"^it must be one of 'a', 'b', got 'c'$"):
         check_choice("it", "c", ("a", "b"))
 
 
 def test_a_backoff_refuses_every_number_of_the_wrong_kind():
-    """R15: each by its own name."""
+    """R15: Each error names the argument."""
     names = ("initial", "factor", "maximum", "jitter", "immediate", "reset_after")
     with noting() as problems:
         Backoff(**dict.fromkeys(names, "x"))
@@ -122,8 +122,8 @@ def test_a_backoff_refuses_every_number_of_the_wrong_kind():
     ]  # fmt: skip
 
 
-def test_a_refusal_names_the_node_that_it_is_about():
-    """And says what would be allowed."""
+def test_a_refusal_names_the_node_and_what_is_allowed():
+    """The message names the node, and what would be allowed."""
     with noting() as problems:
         Pool("p", Child("m", body), on_limit="x")
         Supervisor("s", [Child("a", body), Child("b", body)], front="c")

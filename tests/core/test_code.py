@@ -37,10 +37,10 @@ class Printer:
     """What Hypothesis prints with."""
 
     def __init__(self):
-        self.said = []
+        self.texts = []
 
     def text(self, text):
-        self.said.append(text)
+        self.texts.append(text)
 
 
 @attrs.frozen(repr=False)
@@ -156,13 +156,13 @@ def test_hypothesis_prints_a_value_over_several_lines():
     Limit(1)._repr_pretty_(short, False)
     args = tuple("x" * 10 for _ in range(8))
     Child("a", body, args=args)._repr_pretty_(long, False)
-    assert short.said == ["Limit(1)"]
-    assert long.said == [as_code(Child("a", body, args=args), width=100)]
-    assert max(map(len, long.said[0].splitlines())) <= 100
+    assert short.texts == ["Limit(1)"]
+    assert long.texts == [as_code(Child("a", body, args=args), width=100)]
+    assert max(map(len, long.texts[0].splitlines())) <= 100
     exact, more = Printer(), Printer()
     Child("a" * 85, body)._repr_pretty_(exact, False)
     Child("a" * 86, body)._repr_pretty_(more, False)
-    assert (len(exact.said[0]), exact.said[0].count("\n"), more.said[0].count("\n")) == (100, 0, 3)
+    assert (len(exact.texts[0]), exact.texts[0].count("\n"), more.texts[0].count("\n")) == (100, 0, 3)
 
 
 limits = st.none() | st.builds(

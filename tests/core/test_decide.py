@@ -28,7 +28,7 @@ def directive(decider, exc, tag=None):
 
 
 def test_a_carried_tag_comes_first():
-    """R1: the exception's own tag, else that of the first rule that fits."""
+    """R1: The tag is the exception's own, else that of the first rule that fits."""
     rules = [Rule(OSError, "io"), Rule(Exception, "any")]
     decider = Decider(rules=rules)
     assert decider.tag(Tagged("mine")) == "mine"
@@ -38,12 +38,12 @@ def test_a_carried_tag_comes_first():
 
 
 def test_a_tag_that_is_no_string_is_no_tag():
-    """R1: libraries may call anything else `tag`."""
+    """R1: Other libraries may have anything else in an attribute `tag`."""
     assert Decider().tag(Tagged(5)) is None
 
 
 def test_a_rule_needs_its_class_and_its_text_and_its_predicate():
-    """R1: class(es), optional regex on the message, optional predicate; all of them must hold."""
+    """R1: A rule has class(es), an optional regex on the message, and an optional predicate; all of them must hold."""
     rule = Rule((OSError, KeyError), "x", match="gone", when=lambda exc: len(exc.args) == 1)
     assert rule.fits(OSError("it is gone"))
     assert rule.fits(KeyError("gone"))
@@ -57,7 +57,7 @@ def test_a_rule_needs_its_class_and_its_text_and_its_predicate():
 
 
 def test_the_look_up_goes_from_the_exact_tag_to_the_default():
-    """R2: exact tag, shorter prefixes, class along the MRO, default."""
+    """R2: The order is the exact tag, shorter prefixes, the class along the MRO, and the default."""
     exc = Tagged("device.oom.host")
     table = {
         "device.oom.host": Resume,
@@ -75,7 +75,7 @@ def test_the_look_up_goes_from_the_exact_tag_to_the_default():
 
 
 def test_the_nearest_class_wins_whatever_the_order_of_the_table():
-    """R2: along the MRO, not along the table."""
+    """R2: The look-up goes along the MRO, not along the table."""
     table = {Exception: Stop, OSError: Restart, ConnectionError: Resume}
     for decider in (Decider(table), Decider(dict(reversed(table.items())))):
         assert directive(decider, ConnectionResetError()) is Resume
@@ -101,8 +101,8 @@ def test_deciders_compose():
     ]
 
 
-def test_a_default_hides_what_is_beneath():
-    """R2: but only what its own table does not name."""
+def test_a_default_hides_the_deciders_beneath():
+    """R2: It does so only for failures that its own table does not name."""
     decider = Decider({KeyError: Stop}, default=Resume).over(Decider({ValueError: Escalate}))
     assert [directive(decider, exc) for exc in (KeyError(), ValueError())] == [Stop, Resume]
 
@@ -120,7 +120,7 @@ def test_presets():
 
 @pytest.mark.parametrize("exc", [errors.ChildReturned(), errors.LimitExceeded()])
 def test_the_frameworks_own_tags_ignore_defaults(exc):
-    """R2: unless a table names them, `returned` and `limit` mean what the caller says, Restart mostly."""
+    """R2: Unless a table names them, `returned` and `limit` mean what the caller of `judge` gives for them, which is mostly Restart."""
     decider = Decider({Exception: Escalate}, default=Escalate)
     assert directive(decider, exc) is Restart
     assert judge(decider.over(ROOT), exc, otherwise=Stop).directive is Stop
@@ -153,19 +153,19 @@ def flat(exc):
 
 @given(groups)
 def test_a_group_is_as_severe_as_its_worst_member(exc):
-    """R3: whatever the nesting."""
+    """R3: This holds whatever the nesting."""
     assert directive(Decider(LEAVES), exc) is max(LEAVES[type(leaf)] for leaf in flat(exc))
 
 
 def test_a_groups_tag_is_that_of_its_decisive_member():
-    """R3: the event names what decided."""
+    """R3: The event names the tag of the member that decided."""
     group = ExceptionGroup("g", [Tagged("mild"), Tagged("bad"), Tagged("mild")])
     verdict = judge(Decider({"mild": Restart, "bad": Stop}), group)
     assert (verdict.directive, verdict.tag, verdict.exc) == (Stop, "bad", group)
 
 
 def test_a_group_is_whole_only_for_a_group_class():
-    """R3: neither a table nor a rule takes it whole by `Exception`."""
+    """R3: Neither a table nor a rule takes it whole by `Exception`."""
     group = ExceptionGroup("g", [KeyError()])
     assert directive(Decider({Exception: Resume, KeyError: Stop}), group) is Stop
     assert directive(Decider({ExceptionGroup: Resume, KeyError: Stop}), group) is Resume
@@ -174,8 +174,8 @@ def test_a_group_is_whole_only_for_a_group_class():
     assert Rule(ExceptionGroup, "x").fits(group)
 
 
-def test_a_member_that_no_table_answers_is_answered_as_a_failure_by_itself():
-    """R3: with what whoever asks holds for it otherwise."""
+def test_a_group_member_that_no_table_names_gets_the_built_in_directive():
+    """R3: It gets the directive that the caller of `judge` gives for a failure that no table names."""
     group = ExceptionGroup("g", [ValueError()])
     assert [judge(Decider(), group, otherwise=it).directive for it in (Stop, Restart)] == [Stop, Restart]
 
@@ -185,7 +185,7 @@ def test_a_member_that_no_table_answers_is_answered_as_a_failure_by_itself():
 
 @pytest.mark.parametrize("nested", [False, True])
 def test_a_decider_that_raises_escalates_and_keeps_the_failure(nested):
-    """R5: the failure is at the end of its `__context__`, whatever else stands there."""
+    """R5: The failure is at the end of the `__context__` chain of the exception that the decider raised."""
 
     def predicate(_):
         if nested:
@@ -206,7 +206,7 @@ def test_a_decider_that_raises_escalates_and_keeps_the_failure(nested):
 
 
 def test_a_decider_that_raises_the_failure_itself_makes_no_circle():
-    """R5: nothing is chained to itself."""
+    """R5: No exception is chained to itself."""
 
     def predicate(exc):
         raise exc
@@ -216,8 +216,8 @@ def test_a_decider_that_raises_the_failure_itself_makes_no_circle():
     assert exc.__context__ is None
 
 
-def test_contexts_that_already_go_round_in_a_circle_are_left_so():
-    """R5: there is no end to hang the failure at, and nothing hangs."""
+def test_a_context_chain_that_is_already_a_circle_stays_so():
+    """R5: There is no end to which the failure could be chained, and the search for it ends."""
     one, two = LookupError("one"), LookupError("two")
     one.__context__, two.__context__ = two, one
     _chain(one, ValueError())
@@ -225,7 +225,7 @@ def test_contexts_that_already_go_round_in_a_circle_are_left_so():
 
 
 def test_a_message_that_cannot_be_made_is_no_match():
-    """R5: a `str()` that raises is a decider that raises."""
+    """R5: A `str()` that raises counts as a decider that raises."""
 
     class Nasty(Exception):
         def __str__(self):
@@ -331,14 +331,14 @@ class Unreadable(dict):
     ],
 )
 def test_nonsense_is_refused_at_once(make, kind, message):
-    """R2: one clear error that names the thing, says what is allowed, and shows what came."""
+    """R2: One clear error that names the thing, says what is allowed, and shows what came."""
     with pytest.raises(kind) as raised:
         make()
     assert str(raised.value) == message
 
 
 def test_deciders_and_rules_are_frozen():
-    """R2: a table cannot change under a running tree."""
+    """R2: A table cannot change under a running tree."""
     table = {KeyError: Stop}
     decider = Decider(table)
     table[KeyError] = Resume
@@ -372,8 +372,8 @@ LOOKED_UP = [
 
 @pytest.mark.parametrize("decider", LOOKED_UP, ids=repr)
 @pytest.mark.parametrize("exc", LOOKED_AT, ids=repr)
-def test_a_look_says_what_a_judgement_would(decider, exc):
-    """R2: or that it takes more than a look; the second time as the first."""
+def test_a_cheap_look_agrees_with_the_full_judgement(decider, exc):
+    """R2: It gives the same verdict, or it reports that a full judgement is needed; a second look gives the same as the first."""
     for _ in range(2):
         tag, answer = decider.looked_up(exc)
         verdict = judge(decider, exc)
@@ -407,28 +407,28 @@ def test_an_answer_is_remembered():
     assert asked == ["a.b", "a"]
 
 
-def test_what_is_wrong_with_a_pattern_is_the_cause():
-    """R1: as `re` says it."""
+def test_the_error_of_a_bad_pattern_is_the_cause_of_the_refusal():
+    """R1: The cause is the error that `re` raises."""
     with pytest.raises(ValueError, match="must be a regular expression") as raised:
         Rule(OSError, "x", match="(")
     assert isinstance(raised.value.__cause__, re.error)
 
 
-def test_a_tag_from_further_down_is_the_tag():
-    """R11: what was known of a failure below goes up with it."""
+def test_a_tag_given_further_down_stays_the_tag():
+    """R11: The tag that a supervisor below gave goes up with the failure."""
     exc = ValueError("v")
     assert judge(Decider({"a": Stop}), exc, "a.b") == Judgement(Stop, "a.b", exc, "", "tag 'a'")
 
 
-def test_a_verdict_says_whose_decider_gave_it_and_by_which_entry():
-    """R2: by a tag, a class, a default, or a built-in rule; of the node at which that decider stands."""
+def test_a_verdict_names_the_node_of_its_decider_and_the_entry_that_applied():
+    """R2: The entry is a tag, a class, a default, or a built-in rule; the node is the one at which the decider stands."""
     own = Decider({"a": Stop, OSError: Resume}).over(Decider({KeyError: Escalate}))
     decider = own.at("app/x", Decider(default=Stop).at("app", ROOT))
-    said = {}
+    outcome = {}
     for exc in (Tagged("a.b"), ConnectionError(), KeyError(), ValueError(), Tagged("limit")):
         verdict = judge(decider, exc)
-        said[repr(exc)] = verdict.directive, verdict.node, verdict.entry
-    assert said == {
+        outcome[repr(exc)] = verdict.directive, verdict.node, verdict.entry
+    assert outcome == {
         "Tagged('a.b')": (Stop, "app/x", "tag 'a'"),
         "ConnectionError()": (Resume, "app/x", "class OSError"),
         "KeyError()": (Escalate, "app/x", "class KeyError"),
@@ -439,7 +439,7 @@ def test_a_verdict_says_whose_decider_gave_it_and_by_which_entry():
 
 
 def test_a_decider_is_judged_in_an_empty_context():
-    """R2: whatever task the machine happens to run in, its context says nothing to a predicate."""
+    """R2: A predicate sees no context variable of the task in which the machine happens to run."""
     where = ContextVar("where", default="nowhere")
     where.set("in some task")
     seen = []
@@ -449,7 +449,7 @@ def test_a_decider_is_judged_in_an_empty_context():
 
 
 def test_a_group_of_any_depth_is_flattened_and_one_met_twice_is_judged_once():
-    """R3: neither depth nor a group that is a member of many others makes a judgement long."""
+    """R3: Neither depth nor a group that is a member of many others makes a judgement slow."""
     group = ExceptionGroup("g", [ValueError("v"), Tagged("bad")])
     for _ in range(5000):
         group = ExceptionGroup("g", [group, group] if _ < 60 else [group])
@@ -480,16 +480,16 @@ class OddTag(str):
         raise RuntimeError("no hash")
 
 
-def test_a_failure_that_lies_of_itself_is_judged_by_its_type():
-    """R1, R2: nothing is asked of the object but its tag, and of that only its characters."""
+def test_a_failure_with_a_false_class_is_judged_by_its_type():
+    """R1, R2: Of the object only its tag is read, and of the tag only its characters."""
     exc = Liar()
     assert judge(Decider({Liar: Stop}), exc).directive is Stop
     assert Decider({Liar: Stop}).looked_up(exc)[1].directive is Stop
     assert judge(Decider({"a": Stop}), Tagged(OddTag("a.b"))).directive is Stop
 
 
-def test_what_a_predicate_raises_that_is_no_exception_is_no_verdict_either():
-    """R4, R5: it is what the failure has become, and the machine stops the tree for it."""
+def test_a_base_exception_from_a_predicate_replaces_the_failure_and_is_not_judged():
+    """R4, R5: The `BaseException` takes the place of the failure, and the machine stops the tree for it."""
 
     def leave(_):
         raise SystemExit(3)
@@ -505,7 +505,7 @@ class TaggedGroup(ExceptionGroup):
 
 
 def test_a_group_in_a_group_is_judged_whole_by_its_tag_or_by_an_entry_for_its_class():
-    """R3: else its members are."""
+    """R3: Otherwise its members are judged."""
     tagged = ExceptionGroup("outer", [TaggedGroup("inner", [OSError()]), KeyError()])
     assert directive(Decider({"net": Stop, OSError: Escalate}), tagged) is Stop
     named = ExceptionGroup("outer", [ExceptionGroup("inner", [OSError()]), KeyError()])
@@ -520,12 +520,12 @@ def test_a_group_in_a_group_is_judged_whole_by_its_tag_or_by_an_entry_for_its_cl
 
 @pytest.mark.parametrize("tag", ["limit", "returned"])
 def test_a_look_at_a_tag_of_the_framework_finds_the_built_in_answer(tag):
-    """R2: no default answers it."""
+    """R2: No default answers it."""
     assert Decider(default=Stop).looked_up(Tagged(tag)) == (tag, (Restart, "", "rule"))
 
 
-def test_a_tag_of_a_class_of_its_own_takes_more_than_a_look():
-    """R1: its hash and equality are the user's code."""
+def test_a_tag_of_a_subclass_of_str_takes_a_full_judgement():
+    """R1: Its hash and equality are the user's code."""
 
     class Tag(str):
         """Any string may be a tag."""
@@ -542,7 +542,7 @@ def test_a_decider_gives_a_directive_or_none():
 
 
 def test_a_keyboard_interrupt_is_found_in_groups_of_any_shape():
-    """R4: what a nursery of the user's wraps is one all the same; a group that holds itself ends the search."""
+    """R4: An interrupt that a user's nursery wraps counts as one; the search ends at a group that contains itself."""
     deep = BaseExceptionGroup("a", [OSError(), BaseExceptionGroup("b", [KeyboardInterrupt()])])
     assert is_interrupt(KeyboardInterrupt())
     assert is_interrupt(deep)
@@ -557,6 +557,6 @@ def test_a_keyboard_interrupt_is_found_in_groups_of_any_shape():
     "again", [lambda decider: pickle.loads(pickle.dumps(decider)), lambda decider: decider.over(OTP)]
 )
 def test_a_decider_of_a_node_stays_that_nodes(again):
-    """R2: pickled, or put over another one: `Decided` names its node."""
+    """R2: If it is pickled, or put over another one, `Decided` still names its node."""
     decider = again(Decider({KeyError: Stop}).at("app/a", ROOT))
     assert judge(decider, KeyError()).node == "app/a"

@@ -17,7 +17,7 @@ from .planted import BUGS
 @pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_state_of_the_quick_form_keeps_the_rules(family):
-    """No violation; and the numbers say that as much was visited as is meant to be."""
+    """The exploration finds no violation, and it visits as many states as expected."""
     (explored,) = run([family], quick=True, processes=1)
     assert explored.found == ()
     assert explored.numbers == covered()["quick"][family]

@@ -47,8 +47,8 @@ def test_a_node_is_found_by_its_path_and_by_no_other():
     assert [tree.forest.find(path) for path in ("other", "app/a/x", "app/s/t", "app/s/z")] == [None] * 4
 
 
-def test_below_a_supervisor_that_runs_what_is_condemned_or_has_left_is_gone_with_its_reason():
-    """R29: and what was never there is gone without one."""
+def test_below_a_running_supervisor_a_condemned_or_departed_child_is_gone_with_its_reason():
+    """R29: A path that never existed is gone without a reason."""
     tree = grown()
     answers = [gone(tree, f"app/s/{name}") for name in ("x", "y", "t", "z")]
     assert answers == [(True, "stop"), (False, None), (True, "restart"), (True, None)]
@@ -56,7 +56,7 @@ def test_below_a_supervisor_that_runs_what_is_condemned_or_has_left_is_gone_with
 
 @pytest.mark.parametrize("backoff", [None, WAIT])
 def test_below_a_supervisor_that_is_about_to_start_again_only_its_declaration_counts(backoff):
-    """R29: a start stands before what is condemned and what has left, though its supervisor has still to stop."""
+    """R29: A declared child that is condemned or has left will start again, though its supervisor has still to stop."""
     tree = grown(backoff=backoff)
     exits(tree, "a")
     assert child(tree, "s").alive
@@ -66,8 +66,8 @@ def test_below_a_supervisor_that_is_about_to_start_again_only_its_declaration_co
     assert gone(tree, "app/s/x/deeper") == (True, None)
 
 
-def test_what_a_supervisor_has_already_started_again_counts_as_it_is():
-    """R29: its siblings may still have to start."""
+def test_a_child_that_its_supervisor_has_already_started_again_counts_as_it_is():
+    """R29: Its siblings may still have to start."""
     tree = tree_of(leaf("a"), Supervisor("s", [leaf("x")], decider=POLICY), leaf("b"), strategy="one_for_all")
     root = machine(tree)
     exits(tree, "a")
@@ -85,8 +85,8 @@ def test_what_a_supervisor_has_already_started_again_counts_as_it_is():
     assert gone(tree, "app/s/x") == (True, "stop")
 
 
-def test_what_has_left_is_known_by_its_reason_over_the_restarts_above_it():
-    """R29: also two levels below a supervisor that is down; what its spec declares is to come again."""
+def test_the_reason_of_a_child_that_left_is_kept_over_restarts_above_it():
+    """R29: This holds also two levels below a supervisor that is down; a child that the spec declares will come again."""
     inner = Supervisor("s", [leaf("y"), leaf("t", restart="temporary")], decider=POLICY)
     tree = tree_of(leaf("a"), Supervisor("m", [inner]), strategy="one_for_all")
     exits_below(tree, "m/s", "t", "restart")
@@ -103,8 +103,8 @@ def test_what_has_left_is_known_by_its_reason_over_the_restarts_above_it():
     assert [gone(tree, f"app/m/s/{name}")[0] for name in ("y", "t", "z")] == [False, False, True]
 
 
-def test_below_what_never_started_all_is_gone_because_the_tree_is():
-    """R29: nothing is remembered there that would know better."""
+def test_below_a_supervisor_that_never_started_every_path_is_gone_with_the_trees_reason():
+    """R29: No other reason is remembered there."""
     spec = Supervisor("app", [leaf("a"), Supervisor("s", [leaf("x")])])
     forest = Forest(spec)
     forest.start(0)
@@ -117,8 +117,8 @@ def test_below_what_never_started_all_is_gone_because_the_tree_is():
         assert forest.gone(path, ended=True, failure=exc) == (True, exc)
 
 
-def test_the_first_of_what_no_decider_decides_is_why_the_root_is_gone():
-    """R4: whatever comes out while the tree stops."""
+def test_the_first_base_exception_is_the_reason_of_the_root():
+    """R4: Exceptions that come out while the tree stops do not replace it."""
     tree, _ = opened(Supervisor("app", [leaf("a"), leaf("b")]), Slow)
     first, second = SystemExit(1), SystemExit(2)
     for name, exc in (("a", first), ("b", second)):
@@ -130,8 +130,8 @@ def test_the_first_of_what_no_decider_decides_is_why_the_root_is_gone():
     assert [one.why for one in out if isinstance(one, effect.Gone)][-1] is first
 
 
-def test_who_leaves_again_is_the_last_to_be_forgotten():
-    """R9: what is remembered of those who left is in the order in which they left last."""
+def test_a_name_that_leaves_again_is_the_last_to_be_forgotten():
+    """R9: The names that left are remembered in the order in which each left last."""
     memory = Memory()
     forest = Forest(Supervisor("app", [Child("a", body), Child("b", body)]))
     a, b = forest.machines["app"].children.values()
@@ -140,8 +140,8 @@ def test_who_leaves_again_is_the_last_to_be_forgotten():
     assert list(memory.left) == ["b", "a"]
 
 
-def test_what_had_been_added_and_left_is_gone_with_its_reason_while_its_supervisor_starts_again():
-    """R29: no start of it is to come, for an added child is lost when its supervisor restarts."""
+def test_an_added_child_that_left_is_gone_with_its_reason_while_its_supervisor_starts_again():
+    """R29: It will not start again, because an added child is lost when its supervisor restarts."""
     tree = grown()
     below(tree, "s", effect.Request("add", Caller(), spec=leaf("added", restart="temporary")))
     below(tree, "s", effect.Up("added", 1))
@@ -151,8 +151,8 @@ def test_what_had_been_added_and_left_is_gone_with_its_reason_while_its_supervis
 
 
 @pytest.mark.parametrize("backoff", [None, WAIT])
-def test_below_a_supervisor_outside_of_the_group_what_is_condemned_is_gone(backoff):
-    """R13, R29: under rest_for_one those before the one that failed do not start again."""
+def test_below_a_supervisor_outside_of_the_group_a_condemned_child_is_gone(backoff):
+    """R13, R29: Under rest_for_one the children before the one that failed do not start again."""
     s = Supervisor("s", [leaf("x")], decider=POLICY)
     tree = tree_of(s, leaf("a", backoff=backoff), leaf("b"), strategy="rest_for_one")
     exits_below(tree, "s", "x", "stop")
@@ -161,8 +161,8 @@ def test_below_a_supervisor_outside_of_the_group_what_is_condemned_is_gone(backo
     assert gone(tree, "app/s/x") == (True, "stop")
 
 
-def test_while_its_supervisor_boots_what_is_condemned_is_gone():
-    """R29: the first start of a sibling is no restart of the group."""
+def test_while_its_supervisor_boots_a_condemned_child_is_gone():
+    """R29: The first start of a sibling is no restart of the group."""
     s = Supervisor("s", [leaf("x")], decider=POLICY)
     forest = Forest(Supervisor("app", [s, leaf("b")], strategy="one_for_all"))
     root = forest.machines["app"]
@@ -180,7 +180,7 @@ def test_while_its_supervisor_boots_what_is_condemned_is_gone():
 
 
 def test_while_a_sibling_is_condemned_the_others_count_as_they_are():
-    """R10, R29: the verdict Stop restarts nobody."""
+    """R10, R29: The verdict Stop restarts no sibling."""
     tree = grown()
     exits(tree, "a", "stop")
     assert machine(tree).act.kind == "condemn"

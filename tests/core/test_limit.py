@@ -12,15 +12,15 @@ from supervise import Backoff, Limit
 from supervise._core.limit import Delays, ReadyTime, Window
 
 
-def test_exactly_restarts_are_allowed():
-    """R14: the next is one too many, and is not counted."""
+def test_exactly_as_many_restarts_as_the_limit_are_allowed():
+    """R14: The next one is too many, and is not counted."""
     window = Window(Limit(2, within=10))
     assert [window.charge(at) for at in (0, 1, 2, 9)] == [True, True, False, False]
     assert window.count(9) == 2
 
 
-def test_one_exactly_within_ago_no_longer_counts():
-    """R14: the window is half open."""
+def test_a_restart_exactly_within_seconds_ago_no_longer_counts():
+    """R14: The window is half open."""
     window = Window(Limit(1, within=10))
     assert window.charge(0)
     assert not window.charge(9.999)
@@ -37,13 +37,13 @@ def test_a_limit_of_none_allows_none():
 
 
 def test_an_infinite_window_forgets_nothing():
-    """R14: three ok, the fourth never."""
+    """R14: Three restarts are allowed, and the fourth never is."""
     window = Window(Limit(3, within=math.inf))
     assert [window.charge(10.0**n) for n in range(5)] == [True, True, True, False, False]
 
 
 def test_a_window_keeps_no_more_than_its_limit():
-    """R14: constant time, and bounded memory, however many restarts come."""
+    """R14: It takes constant time and bounded memory, however many restarts come."""
     window = Window(Limit(100, within=1))
     for at in range(10_000):
         window.charge(at / 50)
@@ -65,7 +65,7 @@ def test_a_series_grows_and_is_capped():
 
 @given(st.floats(0, 1, exclude_max=True), st.floats(0, 1))
 def test_jitter_stays_within_its_share(u, jitter):
-    """R15: around the delay, by at most its share; none without jitter."""
+    """R15: It is around the delay, by at most its share; without jitter the delay is exact."""
     (delay,) = delays(Backoff(initial=10, maximum=10, jitter=jitter), 1, u=u)
     assert (
         10 * (1 - jitter)
@@ -76,7 +76,7 @@ def test_jitter_stays_within_its_share(u, jitter):
 
 
 def test_a_quiet_time_begins_the_series_anew():
-    """R15: by default after twice the last delay, at least ten seconds."""
+    """R15: By default the quiet time is twice the last delay, and at least ten seconds."""
     series = Delays(Backoff(initial=4, jitter=0))
     assert [series.next(quiet, 0.5) for quiet in (0, 0, 9.9, 31.9, 60)] == [4, 8, 16, 30, 4]
     series = Delays(Backoff(initial=4, jitter=0, reset_after=1))
@@ -84,7 +84,7 @@ def test_a_quiet_time_begins_the_series_anew():
 
 
 def test_some_restarts_may_be_immediate():
-    """R15: they come again after a quiet time."""
+    """R15: After a quiet time they are immediate again."""
     series = Delays(Backoff(initial=4, jitter=0, immediate=2))
     assert [series.next(quiet, 0.5) for quiet in (0, 0, 0, 0, 100)] == [0, 0, 4, 8, 0]
 
@@ -110,7 +110,7 @@ def test_some_restarts_may_be_immediate():
     ],
 )
 def test_nonsense_is_refused_at_once(make, kind, message):
-    """R14, R15: one clear error that names the thing, says what is allowed, and shows what came."""
+    """R14, R15: One clear error that names the thing, says what is allowed, and shows what came."""
     with pytest.raises(kind) as raised:
         make()
     assert str(raised.value) == message
@@ -118,7 +118,7 @@ def test_nonsense_is_refused_at_once(make, kind, message):
 
 @given(st.lists(st.tuples(st.integers(0, 9), st.booleans()), max_size=12), st.integers(0, 9))
 def testready_time_is_the_time_in_which_nothing_is_held(steps, last):
-    """R14: however the restarts overlap; while one is in progress it stands still."""
+    """R14: This holds however the restarts overlap; while one is in progress the clock stands still."""
     clock, now, held, ready = ReadyTime(), 0, 0, 0
     assert clock.at(0) == 0
     for wait, begins in steps:
@@ -132,7 +132,7 @@ def testready_time_is_the_time_in_which_nothing_is_held(steps, last):
 
 
 def test_a_maximum_may_be_less_than_a_second():
-    """R15: also none at all."""
+    """R15: It may also be zero."""
     assert Backoff(initial=0.5, maximum=0.5, jitter=0).longest == 0.5
     assert Delays(Backoff(maximum=0)).next(0, 0.5) == 0
 
@@ -145,7 +145,7 @@ def test_jitter_may_be_all_of_the_delay():
 
 
 def test_without_a_quiet_time_of_its_own_a_series_is_reset_after_ten_seconds():
-    """R15: or twice the last delay, if that is more."""
+    """R15: Or it is reset after twice the last delay, if that is more."""
     for quiet, second in ((9.99, 2), (10, 1)):
         series = Delays(Backoff(initial=1, jitter=0))
         assert (series.next(0, 0.5), series.next(quiet, 0.5)) == (1, second)
@@ -156,6 +156,6 @@ def test_without_a_quiet_time_of_its_own_a_series_is_reset_after_ten_seconds():
 
 @pytest.mark.parametrize("field", ["initial", "factor"])
 def test_a_backoff_grows_by_finite_steps(field):
-    """R15: only its maximum may be infinite."""
+    """R15: Only its maximum may be infinite."""
     with pytest.raises(ValueError, match=f"{field} must be finite, got inf"):
         Backoff(**{field: float("inf")})

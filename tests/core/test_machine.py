@@ -1,4 +1,4 @@
-"""One supervisor's machine by itself: what it says, and what it makes of reports that come too late."""
+"""One supervisor's machine by itself: what it emits, and how it treats reports that come too late."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Boom(Exception):
 
 
 class Up(BareLeaf):
-    """A leaf that is up at once, and ends when it is told to."""
+    """A leaf that is up at once, and ends when it is asked to."""
 
     def __init__(self, tree, node):
         super().__init__(tree, node)
@@ -46,7 +46,7 @@ class Up(BareLeaf):
 
 
 class Slow(Up):
-    """One that does not heed what it is told."""
+    """A leaf that ignores its orders."""
 
     def asked(self):
         """It goes on."""
@@ -106,8 +106,8 @@ def reasons(seen):
     return [(event.path, event.reason) for event in seen if isinstance(event, events.Stopping)]
 
 
-def test_its_repr_says_what_it_is_doing():
-    """Path, phase, act and inbox; a node's: state and incarnation."""
+def test_the_repr_shows_the_phase_the_act_and_the_inbox():
+    """The repr of a machine has its path, phase, act and inbox; that of a node its state and incarnation."""
     tree, _ = opened(Supervisor("app", [leaf("a"), leaf("b")], strategy="one_for_all"), Slow)
     assert repr(machine(tree)) == "<machine 'app' up act=None waiting=0>"
     assert repr(child(tree, "a")) == "<node 'app/a' up incarnation=1>"
@@ -119,8 +119,8 @@ def test_its_repr_says_what_it_is_doing():
 
 
 @pytest.mark.parametrize("late", [effect.Up, effect.Exited, effect.Ended])
-def test_what_a_stale_incarnation_reports_changes_nothing(late):
-    """R19: it is not even an event, whether the next incarnation has still to start or is up."""
+def test_a_report_of_a_stale_incarnation_changes_nothing(late):
+    """R19: It makes no event either, whether the next incarnation has still to start or is up."""
     tree, _ = opened(Supervisor("app", [leaf("a")]), Slow)
     node = child(tree, "a")
     asked_for(tree, effect.Exited("a", 1, Boom("restart")))
@@ -131,8 +131,8 @@ def test_what_a_stale_incarnation_reports_changes_nothing(late):
         asked_for(tree, effect.Up("a", 2))
 
 
-def test_a_supervisor_that_was_stopped_before_it_could_boot_does_not():
-    """R19: its boot comes too late."""
+def test_a_supervisor_that_was_stopped_before_its_boot_does_not_boot():
+    """R19: Its boot comes too late."""
     forest = Forest(Supervisor("app", [leaf("a")]))
     forest.start(0)
     root = forest.machines["app"]
@@ -142,8 +142,8 @@ def test_a_supervisor_that_was_stopped_before_it_could_boot_does_not():
     assert root.children["a"].state == "down"
 
 
-def test_a_root_that_is_stopped_while_it_starts_is_not_up_for_that():
-    """R19: a last child that is up at the same time does not bring it back."""
+def test_a_root_that_is_stopped_while_it_starts_does_not_come_up():
+    """R19: A last child that is up at the same time does not bring it back."""
     forest = Forest(Supervisor("app", [leaf("a")]))
     forest.start(0)
     root = forest.machines["app"]
@@ -160,8 +160,8 @@ def test_a_root_that_is_stopped_while_it_starts_is_not_up_for_that():
     )
 
 
-def test_without_a_listener_no_event_is_made():
-    """R31: nor anybody looked after who is overdue; what is ordered is the same."""
+def test_without_a_sink_no_event_is_made():
+    """R31: Nor is the stack of an overdue child looked up. The orders are the same as with a sink."""
     spec = Supervisor("app", [leaf("a", grace=1)])
     forest = Forest(spec)
     forest.ledger.listening = False
@@ -202,14 +202,14 @@ def test_without_a_listener_no_event_is_made():
         ),
         (
             {},
-            lambda tree: tree.post(machine(tree), effect.Stop("somebody wants it")) or tree.run(),
-            [("app", "somebody wants it"), ("app/b", "somebody wants it"), ("app/a", "somebody wants it")],
+            lambda tree: tree.post(machine(tree), effect.Stop("a test wants it")) or tree.run(),
+            [("app", "a test wants it"), ("app/b", "a test wants it"), ("app/a", "a test wants it")],
         ),
     ],
     ids=["by hand", "one_for_all", "rest_for_one", "shutdown", "limit", "from above"],
 )
-def test_whoever_is_stopped_is_told_by_whom_and_why(options, act, expected):
-    """R36: in the event, and with the order to cancel."""
+def test_a_child_that_is_stopped_gets_the_reason(options, act, expected):
+    """R36: The reason is in the event and in the order to cancel."""
     tree, seen = opened(Supervisor("app", [leaf("a"), leaf("b")], **options))
     act(tree)
     assert reasons(seen) == expected
@@ -226,8 +226,8 @@ def test_whoever_is_stopped_is_told_by_whom_and_why(options, act, expected):
         ("remove", "a", "running", "'app/a' is running"),
     ],
 )
-def test_what_cannot_be_done_is_refused_with_the_reason(kind, name, reason, message):
-    """R25: to whoever asked, and nothing has changed."""
+def test_a_request_that_cannot_be_carried_out_is_refused_with_the_reason(kind, name, reason, message):
+    """R25: The caller gets the refusal, and nothing has changed."""
     tree, seen = opened(Supervisor("app", [leaf("a")]))
     before = len(seen)
     with pytest.raises(Refused) as refused:
@@ -248,8 +248,8 @@ def test_a_name_that_is_taken_is_refused():
     assert refused.value.reason == "duplicate"
 
 
-def test_a_child_that_backs_off_is_neither_removed_nor_added_again():
-    """R25: it is restarting."""
+def test_a_child_that_backs_off_can_neither_be_removed_nor_added_again():
+    """R25: Both requests are refused, because it is restarting."""
     tree, _ = opened(Supervisor("app", [leaf("a", backoff=Backoff(initial=3, jitter=0))]))
     node = child(tree, "a")
     for item in (effect.Exited(node.name, 1, Boom("restart")), effect.Ended(node.name, 1)):
@@ -265,8 +265,8 @@ def test_a_child_that_backs_off_is_neither_removed_nor_added_again():
     )
 
 
-def test_a_pool_refuses_what_pools_have_not():
-    """R26: its members are not restarted, nor removed; and it may be full."""
+def test_a_pool_refuses_the_requests_that_pools_do_not_have():
+    """R26: Its members are not restarted or removed by hand; and it may be full."""
     tree, _ = opened(Pool("app", leaf("m"), maximum=2))
     first = ask(tree, "add")
     second = ask(tree, "add", "n")
@@ -283,8 +283,8 @@ def test_a_pool_refuses_what_pools_have_not():
     assert (ask(tree, "add").name, list(machine(tree).children)) == ("m-2", ["n", "m-2"])
 
 
-def test_whoever_asks_a_supervisor_that_is_stopping_is_refused():
-    """R19: at once; so is who has waited."""
+def test_a_request_to_a_supervisor_that_is_stopping_is_refused():
+    """R19: The refusal comes at once, also for the requests that were waiting."""
     tree, _ = opened(Supervisor("app", [leaf("a")]), Slow)
     waiting, late = Caller(), Caller()
     tree.forest.handle(machine(tree), effect.Request("stop", Caller(), name="a"), 0)
@@ -297,7 +297,7 @@ def test_whoever_asks_a_supervisor_that_is_stopping_is_refused():
 
 
 def test_a_member_without_an_init_takes_no_arguments():
-    """R26: a template that is a supervisor gives them to its `init`."""
+    """R26: A template that is a supervisor passes them to its `init`."""
     pool = Pool("p", Supervisor("s", [leaf("a")]))
     assert pool.member("x", ()).name == "x"
     assert pool.member("x", ()).init is None
@@ -310,8 +310,10 @@ def test_a_member_without_an_init_takes_no_arguments():
 @pytest.mark.parametrize("of_ready_time", [True, False])
 @pytest.mark.parametrize("own", [None, Limit(2, within=8)])
 @pytest.mark.parametrize("listening", [True, False])
-def test_a_plain_restart_costs_the_same_by_the_short_way(of_ready_time, own, listening):
-    """R14: both limits, and ready time, and what is said; beyond a limit there is no short way."""
+def test_a_plain_restart_by_the_fast_path_is_charged_and_reported_as_by_the_general_path(
+    of_ready_time, own, listening
+):
+    """R14: Both limits, ready time and the events agree; past a limit the fast path is closed."""
     limit = Limit(3, within=10, of_ready_time=of_ready_time)
 
     def forest():
@@ -328,12 +330,12 @@ def test_a_plain_restart_costs_the_same_by_the_short_way(of_ready_time, own, lis
     (_, root, node), (long, other, twin) = forest(), forest()
     exc = Boom("restart")
     for now in (1, 4, 8, 11, 13):
-        told = shortcut.restart_at_once(root, node, exc, now)
-        said = long.handle(other, effect.Exited(twin.name, twin.incarnation, exc), now)
-        if told is None:
+        emitted = shortcut.restart_at_once(root, node, exc, now)
+        effects = long.handle(other, effect.Exited(twin.name, twin.incarnation, exc), now)
+        if emitted is None:
             break
-        said += long.handle(other, effect.Ended(twin.name, twin.incarnation), now)
-        assert told == [one for one in said if isinstance(one, events.Event)]
+        effects += long.handle(other, effect.Ended(twin.name, twin.incarnation), now)
+        assert emitted == [one for one in effects if isinstance(one, events.Event)]
         assert root.restarts(now) == other.restarts(now)
         up = effect.Up(twin.name, twin.incarnation)
         assert shortcut.up_at_once(root, node, now + 2) == [
@@ -342,7 +344,7 @@ def test_a_plain_restart_costs_the_same_by_the_short_way(of_ready_time, own, lis
         assert (node.state, node.since, node.incarnation) == (twin.state, twin.since, twin.incarnation)
         assert (node.awaited, root.act) == (twin.awaited, other.act) == (False, None)
     assert now == (8 if own else 11 if of_ready_time else 13)
-    decided = [one for one in said if isinstance(one, events.Decided)]
+    decided = [one for one in effects if isinstance(one, events.Decided)]
     assert [one.limit is not None or one.because == "limit" for one in decided] == [True] * listening
 
 
@@ -352,7 +354,7 @@ def asked_for(tree, item):
 
 
 def test_a_return_that_crosses_with_a_stop_is_no_error():
-    """R23: the leaf is let go, and nothing is said."""
+    """R23: The leaf is released, and no event is emitted."""
     tree, _ = opened(Supervisor("app", [leaf("a")]), Slow)
     node = child(tree, "a")
     asked_for(tree, effect.Stop("a test"))
@@ -360,8 +362,8 @@ def test_a_return_that_crosses_with_a_stop_is_no_error():
     assert release == effect.Release(node.path, 1)
 
 
-def test_a_failure_that_crosses_with_a_stop_is_told_and_not_decided():
-    """R19, R23: of the child itself as a `StopError`; one that had come up to it, as decided by the stop, if it is its own."""
+def test_a_failure_that_crosses_with_a_stop_is_reported_and_not_judged():
+    """R19, R23: A leaf's failure becomes a `StopError`. A supervisor's own gets a `Decided` that names the stop; one from below it gets none here."""
     inner = Supervisor("x", [leaf("b")])
     tree, _ = opened(Supervisor("app", [leaf("a"), inner]), Slow)
     a, x = child(tree, "a"), child(tree, "x")
@@ -375,8 +377,8 @@ def test_a_failure_that_crosses_with_a_stop_is_told_and_not_decided():
     assert a.state == "up"
 
 
-def test_what_a_leaf_says_twice_counts_once():
-    """R19: it is suspended with its failure already."""
+def test_a_failure_that_a_leaf_reports_twice_counts_once():
+    """R19: The leaf is already suspended with that failure."""
     tree, _ = opened(Supervisor("app", [leaf("a"), leaf("b")], strategy="one_for_all"), Slow)
     b = child(tree, "b")
     fail(tree, "a")
@@ -393,8 +395,8 @@ def gone(out):
     return [(one.path, one.why, one.removed) for one in out if isinstance(one, effect.Gone)]
 
 
-def test_who_is_down_for_good_is_told_once_with_the_reason():
-    """R10, R28: condemned, or left; stopped by hand, for no reason."""
+def test_that_a_child_is_down_for_good_is_reported_once_with_the_reason():
+    """R10, R28: A condemned child, or one that left, has its failure as the reason; one stopped by hand has none."""
     spec = Supervisor(
         "app", [leaf("a"), leaf("b", restart="temporary"), leaf("c")], decider=Decider(default=Stop)
     )
@@ -418,8 +420,8 @@ def test_who_is_down_for_good_is_told_once_with_the_reason():
     }
 
 
-def test_a_name_that_comes_back_counts_on():
-    """R9: incarnation numbers of a path never go back while the tree lives."""
+def test_a_name_that_comes_back_continues_its_incarnation_numbers():
+    """R9: Incarnation numbers of a path never go back while the tree exists."""
     tree, seen = opened(Supervisor("app", [leaf("a")]))
     ask(tree, "stop", "a")
     ask(tree, "remove", "a")
@@ -433,13 +435,13 @@ def test_a_name_that_comes_back_counts_on():
 
 
 def test_a_name_like_those_that_a_pool_gives_begins_with_its_first_incarnation():
-    """R9, R26: the pool has given none of its names yet."""
+    """R9, R26: The pool has not given that name yet."""
     tree, _ = opened(Pool("app", leaf("m")))
     assert ask(tree, "add", "m-7").incarnation == 1
 
 
-def test_names_that_a_pool_has_given_leave_nothing_behind():
-    """R26: they never come back; those that were asked for may."""
+def test_names_that_a_pool_has_given_are_not_remembered():
+    """R26: A name that the pool gave never comes back; a name that a caller asked for may."""
     tree, _ = opened(Pool("app", leaf("m")))
     for name in (None, "n"):
         node = ask(tree, "add", name)
@@ -449,8 +451,8 @@ def test_names_that_a_pool_has_given_leave_nothing_behind():
     assert memory.members == 1
 
 
-def test_of_those_who_left_only_the_last_are_remembered_and_no_number_goes_back():
-    """R9, R31: memory is flat over any number of names; what was forgotten sets the least number of whoever comes."""
+def test_only_the_last_names_that_left_are_remembered_and_no_incarnation_number_goes_back():
+    """R9, R31: Memory is flat over any number of names. A name that comes back after it was forgotten starts above all forgotten numbers."""
     tree, _ = opened(Supervisor("app", [leaf("a")], limit=None))
     ask(tree, "add", spec=leaf("n"))
     for life in (1, 2, 3):
@@ -467,8 +469,8 @@ def test_of_those_who_left_only_the_last_are_remembered_and_no_number_goes_back(
     assert ask(tree, "add", spec=leaf("n")).incarnation == 5
 
 
-def test_a_supervisor_that_ends_remembers_how_far_its_children_had_come():
-    """R9, R25: those declared, by their paths; those added are lost."""
+def test_a_supervisor_that_ends_remembers_the_incarnation_numbers_of_its_children():
+    """R9, R25: Declared children are remembered by their paths; added ones are lost."""
     inner = Supervisor("x", [leaf("a")])
     tree, _ = opened(Supervisor("app", [inner]))
     below = machine(tree, "x")
@@ -489,7 +491,7 @@ def test_a_supervisor_that_ends_remembers_how_far_its_children_had_come():
 
 
 def testready_time_goes_on_once_a_member_that_was_restarting_has_left():
-    """R14: it is condemned in its restart, and its pool holds nothing of it."""
+    """R14: The member is condemned in its restart, and its pool keeps nothing of it."""
     tree, _ = opened(Pool("app", leaf("m"), limit=Limit(3, within=9, of_ready_time=True), decider=STOPS))
     node = ask(tree, "add")
     root = machine(tree)
@@ -501,8 +503,8 @@ def testready_time_goes_on_once_a_member_that_was_restarting_has_left():
     assert (list(root.children), node.restart_in_progress, root.ready_time.at(5)) == ([], False, 3)
 
 
-def test_who_has_left_takes_no_successor_along():
-    """R25: a name may have been given anew by then."""
+def test_removing_a_child_that_has_left_does_not_remove_its_successor():
+    """R25: The name may belong to a new child by then."""
     tree, _ = opened(Supervisor("app", [leaf("a")]))
     old = child(tree, "a")
     ask(tree, "stop", "a")
@@ -512,8 +514,8 @@ def test_who_has_left_takes_no_successor_along():
     assert child(tree, "a").state == "up"
 
 
-def test_who_is_gone_stays_gone_for_the_same_reason():
-    """R28: it is told once, however often it is said."""
+def test_a_child_that_is_down_for_good_keeps_its_first_reason():
+    """R28: `Gone` is emitted once, however often the machine reports the child as down."""
     tree, _ = opened(Supervisor("app", [leaf("a")]))
     node, why = child(tree, "a"), Boom("why")
     root = machine(tree)
@@ -525,15 +527,15 @@ def test_who_is_gone_stays_gone_for_the_same_reason():
 
 
 def test_a_root_that_is_stopping_is_not_up_again():
-    """R19: whatever its machine may still report."""
+    """R19: A late `Up` from its machine changes nothing."""
     tree, _ = opened(Supervisor("app", [leaf("a")]), Slow)
     asked_for(tree, effect.Stop("a test"))
     assert tree.forest._report(effect.Up(tree.forest.root.name, 1), 1) == []
     assert tree.forest.root.state == "stopping"
 
 
-def test_there_is_no_short_way_to_be_up_past_who_waits():
-    """R19: nor for one that has not gone the short way before."""
+def test_a_child_does_not_come_up_by_the_fast_path_while_a_request_waits():
+    """R19: Nor does a child that was not restarted by the fast path."""
     tree, _ = opened(Supervisor("app", [leaf("a")]), Slow)
     node = child(tree, "a")
     assert shortcut.up_at_once(machine(tree), node, 0) is None

@@ -17,7 +17,7 @@ def up(spec):
 
 
 def test_a_stop_waits_for_a_child_that_was_being_stopped_by_hand():
-    """Each child has really ended before the next is stopped, whoever stopped it (R12)."""
+    """Each child has really ended before the next is stopped, whatever stopped it (R12)."""
     world = up(tree()).play(("request", "app", "stop", "a"), ("stop",))
     assert modes(world) == {"app": "running", "app/a": "stopping", "app/b": "up"}
     assert modes(world.play(("end", "app/a"))) == {"app": "running", "app/b": "stopping"}
@@ -39,7 +39,7 @@ def test_a_start_cannot_be_too_late_once_its_supervisor_stops():
 
 
 def test_a_failure_that_crosses_with_a_stop_may_be_followed_by_overdue_and_another():
-    """The body's failure, a resource that hangs, and what comes out of it: all of it is told (R24, R32)."""
+    """The body's failure, an `Overdue` of the resource, and the error that the resource raises are all reported (R24, R32)."""
     life = {"path": "app/a", "incarnation": 1}
     assert_lifecycle(
         [

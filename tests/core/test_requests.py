@@ -1,4 +1,4 @@
-"""What a supervisor's machine does when somebody asks for a stop, a start or a restart, and while a start takes long."""
+"""What a supervisor's machine does when a caller asks for a stop, a start or a restart, and while a start takes long."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from .test_acts import WAIT, asks, ends, exits, orders, resource, states, tree_o
 from .test_machine import asked_for, child, leaf, machine
 
 
-def test_a_restart_by_hand_says_why_and_lets_ready_time_stand_still():
-    """R14, R25: until its group is up again, also where it was backing off; the siblings of its group are told too."""
+def test_a_restart_by_hand_gives_the_reason_and_stops_the_clock_of_ready_time():
+    """R14, R25: The clock stands still until the group is up again, also if the group was backing off; the siblings in the group get the reason too."""
     for waits in (False, True):
         tree = tree_of(
             leaf("a", backoff=WAIT),
@@ -41,7 +41,7 @@ def test_a_restart_by_hand_says_why_and_lets_ready_time_stand_still():
 
 
 def test_a_restart_of_a_child_that_is_down_is_a_start():
-    """R25: one that fails is told to the caller, and not judged."""
+    """R25: If it fails, the caller gets the failure, and nothing is judged."""
     tree = tree_of(leaf("a"), leaf("b"), strategy="one_for_all")
     asks(tree, "stop", "a")
     ends(tree, "a")
@@ -66,8 +66,8 @@ def test_a_start_is_reported_before_it_is_too_late():
     assert orders(wakes(tree, since + 5)) == ["Cancel a"]
 
 
-def test_who_is_stopped_while_it_is_released_is_forgotten_there():
-    """R9: what was to begin once it had ended does not."""
+def test_a_stop_by_hand_cancels_the_restart_of_a_child_that_leaves_its_resource():
+    """R9: The act that was to begin once the child had ended does not begin."""
     tree = tree_of(leaf("a", resource=resource), leaf("b"))
     exits(tree, "a")
     assert states(tree)["a"] == "releasing"
@@ -77,8 +77,8 @@ def test_who_is_stopped_while_it_is_released_is_forgotten_there():
     assert states(tree)["a"] == "down"
 
 
-def test_who_asks_for_a_stop_of_a_condemned_child_is_told_which_it_was():
-    """R10, R25: the verdict holds all the same."""
+def test_a_stop_of_a_child_that_is_being_condemned_is_answered_with_the_node():
+    """R10, R25: The child is condemned all the same."""
     tree = tree_of(leaf("a", resource=resource), leaf("b"))
     exits(tree, "a", "stop")
     asks(tree, "stop", "a")
@@ -88,7 +88,7 @@ def test_who_asks_for_a_stop_of_a_condemned_child_is_told_which_it_was():
 
 
 def test_a_start_with_infinite_times_asks_for_no_wake():
-    """R17: nothing of it is ever due."""
+    """R17: Nothing of such a start is ever due."""
     tree = tree_of(leaf("a", resource=resource, start_timeout=float("inf"), start_warning=float("inf")))
     asks(tree, "stop", "a")
     ends(tree, "a")
@@ -97,8 +97,8 @@ def test_a_start_with_infinite_times_asks_for_no_wake():
     assert not any(isinstance(one, effect.WakeAt) for one in out)
 
 
-def test_a_start_that_takes_long_is_reported_to_nobody_where_nobody_listens():
-    """R17, R31: it is ended at its timeout all the same."""
+def test_a_start_that_takes_long_is_not_reported_without_a_sink():
+    """R17, R31: It is cancelled at its timeout all the same."""
     tree = tree_of(leaf("a", resource=resource, start_timeout=5, start_warning=1))
     asks(tree, "stop", "a")
     ends(tree, "a")
@@ -110,8 +110,8 @@ def test_a_start_that_takes_long_is_reported_to_nobody_where_nobody_listens():
     assert orders(wakes(tree, since + 5)) == ["Cancel a"]
 
 
-def test_an_inbox_is_at_most_twice_as_long_as_what_waits_in_it():
-    """R25, R31: those that were withdrawn are dropped once there are as many of them as of the others."""
+def test_an_inbox_is_at_most_twice_as_long_as_its_waiting_requests():
+    """R25, R31: Withdrawn requests are dropped once there are as many of them as of the others."""
     tree = tree_of(leaf("a"))
     root = machine(tree)
     asks(tree, "stop", "a")

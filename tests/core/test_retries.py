@@ -1,4 +1,4 @@
-"""What waits to be tried again: who may interfere, what it costs, and what is told of it."""
+"""Retries: which requests interfere with them, what they are charged, and what is reported of them."""
 
 from __future__ import annotations
 
@@ -47,8 +47,8 @@ def with_two_retries():
     return tree
 
 
-def test_who_waits_for_its_groups_retry_is_not_gone_when_it_is_stopped_by_hand():
-    """R13, R28: it is down already, and the retry starts it again."""
+def test_a_child_that_waits_for_its_groups_retry_is_not_down_for_good_when_it_is_stopped_by_hand():
+    """R13, R28: The child is down already, and the retry starts it again."""
     tree = tree_of(leaf("a", backoff=WAIT), leaf("b"), strategy="rest_for_one")
     exits(tree, "a")
     ends(tree, "a")
@@ -59,8 +59,8 @@ def test_who_waits_for_its_groups_retry_is_not_gone_when_it_is_stopped_by_hand()
     assert orders(ups(tree, "a")) == ["Start b"]
 
 
-def test_nobody_is_revived_by_the_retry_of_a_child_that_is_restarted_alone():
-    """R13, R28: under one_for_one, who is stopped by hand meanwhile is gone at once."""
+def test_under_one_for_one_a_retry_revives_no_sibling():
+    """R13, R28: A sibling that is stopped by hand while the child backs off is down for good at once."""
     tree = tree_of(leaf("a", backoff=WAIT), leaf("b"))
     exits(tree, "a")
     ends(tree, "a")
@@ -77,8 +77,8 @@ def test_nobody_is_revived_by_the_retry_of_a_child_that_is_restarted_alone():
         ("rest_for_one", "c", False),
     ],
 )
-def test_who_is_stopped_by_hand_is_gone_unless_a_siblings_retry_starts_it(strategy, name, lost):
-    """R13, R28: under one_for_all that of any sibling does, under rest_for_one that of one before it."""
+def test_a_child_stopped_by_hand_is_down_for_good_unless_a_siblings_retry_starts_it(strategy, name, lost):
+    """R13, R28: Under one_for_all the retry of any sibling starts it, under rest_for_one that of a sibling before it."""
     tree = tree_of(leaf("a"), leaf("b", backoff=WAIT), leaf("c"), strategy=strategy)
     exits(tree, "b")
     for other in "bca":
@@ -97,8 +97,8 @@ def test_who_is_stopped_by_hand_is_gone_unless_a_siblings_retry_starts_it(strate
     assert (f"Start {name}" in started) is not lost
 
 
-def test_who_is_condemned_while_its_groups_retry_is_due_is_gone():
-    """R10, R28: that retry goes past it."""
+def test_a_child_condemned_while_its_groups_retry_is_pending_is_down_for_good():
+    """R10, R28: The retry skips it."""
     tree = tree_of(leaf("a", backoff=WAIT), leaf("b"), strategy="rest_for_one")
     exits(tree, "a")
     ends(tree, "a")
@@ -113,7 +113,7 @@ def test_who_is_condemned_while_its_groups_retry_is_due_is_gone():
 
 
 def test_a_temporary_child_that_was_asked_to_restart_is_started_with_the_retry_of_its_group():
-    """R7, R13, R25: it was stopped by hand to be started again, and a sibling that fails to start does not change that."""
+    """R7, R13, R25: It was stopped by hand to be started again, and a sibling that fails to start does not change that."""
     tree = tree_of(
         leaf("a"), leaf("b", restart="temporary"), strategy="one_for_all", limit=Limit(9, within=9)
     )
@@ -127,7 +127,7 @@ def test_a_temporary_child_that_was_asked_to_restart_is_started_with_the_retry_o
 
 @pytest.mark.parametrize("failed", ["a", "b"])
 def test_ready_time_stands_still_until_the_whole_group_is_up_again(failed):
-    """R13, R14: whichever of the group has failed; a slow sibling behind it must not hide a crash loop."""
+    """R13, R14: This holds whichever child of the group has failed; a slow sibling after it must not hide a crash loop."""
     limit = Limit(9, within=99, of_ready_time=True)
     tree = tree_of(leaf("a"), leaf("b"), strategy="one_for_all", limit=limit)
     tree.now = 5
@@ -142,7 +142,7 @@ def test_ready_time_stands_still_until_the_whole_group_is_up_again(failed):
 
 
 def test_ready_time_stands_still_for_a_sibling_that_fails_to_start_with_its_group():
-    """R13, R14: from its start on, though the child whose failure restarted the group is up."""
+    """R13, R14: The clock stands still from the start of that sibling on, although the child whose failure restarted the group is up."""
     limit = Limit(9, within=99, of_ready_time=True)
     tree = tree_of(leaf("a"), leaf("b"), strategy="one_for_all", limit=limit)
     exits(tree, "a")
@@ -155,8 +155,8 @@ def test_ready_time_stands_still_for_a_sibling_that_fails_to_start_with_its_grou
     assert machine(tree).ready_time.at(8) == 0
 
 
-def test_who_was_condemned_stays_so_when_its_groups_retry_is_called_off():
-    """R10, R13: the others of the group are down for good with the one that was stopped by hand."""
+def test_a_condemned_child_stays_condemned_when_its_groups_retry_is_cancelled():
+    """R10, R13: The other members of the group are down for good, together with the one that was stopped by hand."""
     tree = tree_of(leaf("a", backoff=WAIT), leaf("b"), leaf("c"), strategy="rest_for_one")
     exits(tree, "b", "stop")
     ends(tree, "b")
@@ -168,8 +168,8 @@ def test_who_was_condemned_stays_so_when_its_groups_retry_is_called_off():
     assert states(tree) == {"a": "down", "b": "condemned", "c": "down"}
 
 
-def test_who_has_a_retry_of_its_own_keeps_it_when_its_groups_is_called_off():
-    """R13, R25: it had been started by hand meanwhile, and has failed since."""
+def test_a_child_with_a_retry_of_its_own_keeps_it_when_its_groups_retry_is_cancelled():
+    """R13, R25: The child had been started by hand in the meantime, and has failed since."""
     tree = with_two_retries()
     assert states(tree) == {"a": "restarting", "b": "restarting"}
     _, out = asks(tree, "stop", "a")
@@ -177,8 +177,8 @@ def test_who_has_a_retry_of_its_own_keeps_it_when_its_groups_is_called_off():
     assert orders(wakes(tree, 3)) == ["Start b"]
 
 
-def test_who_has_a_retry_of_its_own_is_down_once_its_group_is_restarted():
-    """R13, R14, R15: that retry is off at once, and ready time waits for it no more."""
+def test_a_retry_of_a_childs_own_is_cancelled_when_its_group_is_restarted():
+    """R13, R14, R15: The retry is cancelled at once, and the clock of ready time no longer stands still for it."""
     limit = Limit(9, within=99, of_ready_time=True)
     tree = tree_of(leaf("a"), leaf("b", backoff=WAIT), strategy="rest_for_one", limit=limit)
     exits(tree, "b")
@@ -190,7 +190,7 @@ def test_who_has_a_retry_of_its_own_is_down_once_its_group_is_restarted():
 
 
 def test_a_member_that_fails_to_start_after_another_was_condemned_is_tried_again():
-    """R13, R14: it is judged like the one before it, and its retry is charged."""
+    """R13, R14: It is judged like the one before it, and its retry is charged."""
     tree = tree_of(leaf("a"), leaf("b"), strategy="rest_for_one")
     exits(tree, "a")
     ends(tree, "a")
@@ -202,8 +202,8 @@ def test_a_member_that_fails_to_start_after_another_was_condemned_is_tried_again
     assert (states(tree), machine(tree).restarts(0)) == ({"a": "condemned", "b": "starting"}, 2)
 
 
-def test_a_restart_by_hand_waits_for_nobodys_backoff():
-    """R15, R25: nor for that of one in its group."""
+def test_a_restart_by_hand_does_not_wait_for_a_backoff():
+    """R15, R25: Neither for the child's own backoff nor for one in its group."""
     tree = with_two_retries()
     _, out = asks(tree, "start", "a")
     assert orders(out) == ["Start a"]
@@ -212,7 +212,7 @@ def test_a_restart_by_hand_waits_for_nobodys_backoff():
 
 
 def test_a_restart_by_hand_takes_no_step_of_the_backoff():
-    """R15: the next failure waits as long as if nobody had asked."""
+    """R15: The next failure waits as long as it would without the restart by hand."""
     tree = tree_of(leaf("a", backoff=GROWING))
     exits(tree, "a")
     assert delays(ends(tree, "a")) == [3]
@@ -222,8 +222,8 @@ def test_a_restart_by_hand_takes_no_step_of_the_backoff():
     assert delays(ends(tree, "a")) == [6]
 
 
-def test_a_start_that_fails_was_not_quiet():
-    """R15: however short a quiet time would begin the series anew."""
+def test_a_failed_start_does_not_count_as_a_quiet_time():
+    """R15: This holds however short a quiet time would begin the series anew."""
     tree = tree_of(leaf("a", backoff=GROWING), limit=Limit(9, within=99))
     exits(tree, "a")
     assert delays(ends(tree, "a")) == [3]
@@ -232,8 +232,8 @@ def test_a_start_that_fails_was_not_quiet():
     assert delays(ends(tree, "a")) == [6]
 
 
-def test_a_restart_by_hand_that_fails_is_told_to_whoever_asked():
-    """R16, R25: and is judged, for the child was being restarted."""
+def test_a_restart_by_hand_that_fails_is_reported_to_its_caller():
+    """R16, R25: The failure is also judged, because the child was being restarted."""
     tree = tree_of(leaf("a", backoff=WAIT))
     exits(tree, "a")
     ends(tree, "a")
@@ -246,7 +246,7 @@ def test_a_restart_by_hand_that_fails_is_told_to_whoever_asked():
 
 
 def test_a_start_that_fails_under_one_for_all_stops_the_others_before_it_waits():
-    """R13, R36: however short the wait is, and they are told why."""
+    """R13, R36: This holds however short the wait is, and the siblings get the reason."""
     short = Backoff(initial=0.5, factor=1, jitter=0)
     tree = tree_of(leaf("a"), leaf("b", backoff=short), strategy="one_for_all")
     exits(tree, "b")
@@ -260,8 +260,8 @@ def test_a_start_that_fails_under_one_for_all_stops_the_others_before_it_waits()
     assert delays(ends(tree, "a")) == [0.5]
 
 
-def test_a_supervisor_that_is_done_while_a_start_fails_is_done():
-    """R18, R19: it stops no more, and its end is served in its turn."""
+def test_a_supervisor_that_is_done_while_a_start_fails_ends():
+    """R18, R19: It stops no other child, and its end is served in its turn."""
     inner = Supervisor("x", [leaf("c")], restart="transient", significant=True)
     tree = tree_of(inner, leaf("a", backoff=WAIT), strategy="one_for_all", auto_shutdown="any_significant")
     exits(tree, "a")
@@ -283,7 +283,7 @@ def test_a_supervisor_that_is_done_while_a_start_fails_is_done():
 
 
 def test_the_retry_of_a_start_that_was_late_waits_its_turn():
-    """R13, R17: behind whoever has asked meanwhile."""
+    """R13, R17: The retry is served after the requests that came in the meantime."""
     tree = tree_of(leaf("a", start_timeout=2), leaf("b"))
     exits(tree, "a")
     ends(tree, "a")
@@ -292,8 +292,8 @@ def test_the_retry_of_a_start_that_was_late_waits_its_turn():
     assert orders(ends(tree, "a")) == ["replied", "Start a"]
 
 
-def test_a_first_start_that_is_late_says_which():
-    """R16, R17: to those that are stopped for it, and to whoever wanted the tree."""
+def test_a_first_start_that_is_late_names_the_child():
+    """R16, R17: The siblings that are stopped for it get the name, and so does the caller that opened the tree."""
     forest = Forest(Supervisor("app", [leaf("a"), leaf("b", start_timeout=2)]))
     forest.start(0)
     root = forest.machines["app"]
@@ -310,7 +310,7 @@ def test_a_first_start_that_is_late_says_which():
 
 
 def test_a_retry_too_many_is_caused_by_the_last_failure():
-    """R14: that of the start which was to be tried again."""
+    """R14: The cause is the failure of the start that was to be tried again."""
     tree = tree_of(leaf("a"), leaf("b"), limit=Limit(1, within=9))
     exits(tree, "a")
     ends(tree, "a")
@@ -320,8 +320,8 @@ def test_a_retry_too_many_is_caused_by_the_last_failure():
     assert (str(fail.exc), fail.exc.__cause__) == ("'app' passed its limit of 1 within 9 s", exc)
 
 
-def test_who_was_to_be_tried_once_too_often_is_down():
-    """R14, R33: also while its supervisor still waits for another that was on its way out; ready time goes on."""
+def test_a_child_whose_retry_passes_the_limit_is_down():
+    """R14, R33: It is down already while its supervisor still waits for a sibling that is ending, and ready time goes on."""
     limit = Limit(1, within=9, of_ready_time=True)
     tree = tree_of(leaf("a"), leaf("b", restart="transient"), leaf("c"), limit=limit, on_limit="shutdown")
     exits(tree, "a")
@@ -341,8 +341,8 @@ def test_who_was_to_be_tried_once_too_often_is_down():
     assert (child(tree, "a").restart_in_progress, machine(tree).ready_time.at(6)) == (False, 2)
 
 
-def testready_time_stands_still_on_the_short_way_too():
-    """R14: from the failure until it is up again."""
+def test_testready_time_stands_still_on_the_fast_path_too():
+    """R14: The clock stands still from the failure until the child is up again."""
     tree = tree_of(leaf("a"), limit=Limit(5, within=99, of_ready_time=True))
     node, clock = child(tree, "a"), machine(tree).ready_time
     shortcut.restart_at_once(machine(tree), node, Boom("restart"), 2)
@@ -351,8 +351,8 @@ def testready_time_stands_still_on_the_short_way_too():
     assert (node.restart_in_progress, clock.at(9)) == (False, 6)
 
 
-def test_without_a_chance_there_is_no_jitter():
-    """R15: neither for all machines of a tree, nor for one by itself."""
+def test_without_a_random_number_there_is_no_jitter():
+    """R15: This holds for all machines of a tree, and for one by itself."""
     jittery = Backoff(initial=4, maximum=4, jitter=0.5)
     tree = tree_of(leaf("a", backoff=jittery), leaf("b", backoff=jittery))
     exits(tree, "a")
@@ -362,8 +362,8 @@ def test_without_a_chance_there_is_no_jitter():
     assert delays(machine(tree).handle(effect.Ended(b.name, 1), 0)) == [4]
 
 
-def test_the_chance_goes_up_with_the_failure():
-    """R15: to the supervisor that decides, for the jitter of its own child's backoff."""
+def test_the_random_number_goes_up_with_the_failure():
+    """R15: The supervisor that decides needs it for the jitter of its own child's backoff."""
     jittery = Backoff(initial=4, maximum=4, jitter=0.5)
     inner = Supervisor("x", [leaf("c")], backoff=jittery, decider=Decider(default=Escalate))
     tree = tree_of(inner)
@@ -373,8 +373,8 @@ def test_the_chance_goes_up_with_the_failure():
     assert delays(tree.forest.handle(below, effect.Ended(c.name, 1), 0)) == [5]
 
 
-def test_a_leafs_own_limit_counts_what_costs_something():
-    """R8, R14: a Resume without progress, and a Restart; not one with progress, nor a Stop."""
+def test_a_leafs_own_limit_counts_every_charged_verdict():
+    """R8, R14: A Resume without progress and a Restart count; a Resume with progress and a Stop do not."""
 
     tree = tree_of(leaf("a", resource=resource, limit=Limit(5, within=99)), limit=Limit(9, within=99))
     window = child(tree, "a").window
@@ -393,7 +393,7 @@ def test_a_leafs_own_limit_counts_what_costs_something():
 
 
 def test_a_limit_that_a_retry_passes_is_caused_by_the_failure_that_was_passed_up():
-    """R14: a supervisor waits for its retry; what failed in its start was a child of its own."""
+    """R14: A supervisor waits for its retry, and the failure in its start was that of a child of its own."""
     once = Limit(1, within=float("inf"))
     below = Supervisor(
         "x", [Child("a", work), Child("b", work)], decider=BELOW, strategy="one_for_all", limit=once
@@ -422,16 +422,18 @@ def test_a_limit_that_a_retry_passes_is_caused_by_the_failure_that_was_passed_up
 
 
 def test_a_limit_that_a_supervisor_passes_while_it_runs_is_charged_above_when_it_is_decided():
-    """R14: its failure is no failed start, whose retry would be charged instead."""
+    """R14: The supervisor's failure is no failed start, whose retry would be charged instead."""
     never = Limit(0, within=9)
     world = World(Supervisor("app", [Supervisor("x", [Child("a", work)], limit=never)], limit=never))
     world.play(("boot", "app", "up"), ("boot", "app/x", "up"), ("up", "app/x/a"))
-    world.heard = []
+    world.emitted = []
     world.play(("fail", "app/x/a", "restart"), ("end", "app/x/a"))
-    said = [
-        (one.by, one.path, one.directive, one.limit) for one in world.heard if isinstance(one, events.Decided)
+    found = [
+        (one.by, one.path, one.directive, one.limit)
+        for one in world.emitted
+        if isinstance(one, events.Decided)
     ]
-    assert said == [
+    assert found == [
         ("app/x", "app/x/a", Restart, "0 within 9 s"),
         ("app", "app/x", Restart, "0 within 9 s"),
         ("app", "app", Escalate, None),
@@ -439,7 +441,7 @@ def test_a_limit_that_a_supervisor_passes_while_it_runs_is_charged_above_when_it
 
 
 def test_a_group_restart_that_fails_to_start_a_waiting_child_makes_two_retries_of_one():
-    """R13: as in OTP, the older one is tried in its place in the queue, before what came since, and charged."""
+    """R13: As in OTP, the older one is tried in its place in the queue, before later items, and charged."""
     spec = Supervisor("app", [leaf("a"), leaf("b")], strategy="rest_for_one", limit=Limit(9), decider=POLICY)
     world = World(spec).play(
         ("boot", "app", "up"),
@@ -463,7 +465,7 @@ def test_a_group_restart_that_fails_to_start_a_waiting_child_makes_two_retries_o
 
 
 def test_a_retry_that_still_waits_does_not_cut_a_later_backoff_short():
-    """R13, R15: it was queued before a group restart took its child along, whose start then failed."""
+    """R13, R15: The retry was queued before a group restart included its child, whose start then failed."""
     tree = tree_of(leaf("c"), leaf("a"), leaf("b", backoff=GROWING), strategy="rest_for_one")
     exits(tree, "b")
     ends(tree, "b")
@@ -481,7 +483,7 @@ def test_a_retry_that_still_waits_does_not_cut_a_later_backoff_short():
 
 
 def test_a_retry_that_takes_its_group_along_lets_ready_time_stand_still():
-    """R14: from the failure until all of the group are up again."""
+    """R14: The clock stands still from the failure until all of the group are up again."""
     limit = Limit(5, within=99, of_ready_time=True)
     tree = tree_of(leaf("a", backoff=WAIT), leaf("b"), strategy="rest_for_one", limit=limit)
     exits(tree, "a")
@@ -495,8 +497,8 @@ def test_a_retry_that_takes_its_group_along_lets_ready_time_stand_still():
     assert machine(tree).ready_time.at(9) == 6
 
 
-def test_those_who_are_stopped_before_a_backoff_are_told_why():
-    """R12, R13: by the same words as before a restart at once."""
+def test_the_siblings_that_are_stopped_before_a_backoff_get_the_reason():
+    """R12, R13: It is the same text as before a restart without backoff."""
     tree = tree_of(leaf("a", backoff=WAIT), leaf("b"), strategy="one_for_all")
     exits(tree, "a")
     (cancel,) = (one for one in ends(tree, "a") if isinstance(one, effect.Cancel))
@@ -504,7 +506,7 @@ def test_those_who_are_stopped_before_a_backoff_are_told_why():
 
 
 def test_only_a_restart_takes_a_step_of_the_backoff():
-    """R15: a Resume does not."""
+    """R15: A Resume does not."""
     growing = Backoff(initial=3, factor=2, maximum=99, jitter=0, reset_after=1000)
     tree = tree_of(leaf("a", backoff=growing, resource=resource))
     exits(tree, "a", "resume", resumable=True, progressed=True)
@@ -514,7 +516,7 @@ def test_only_a_restart_takes_a_step_of_the_backoff():
 
 
 def test_a_sibling_without_a_backoff_that_waits_along_makes_its_first_attempt():
-    """R13, R15: a group restart waits for the backoff of the one that it takes along."""
+    """R13, R15: A group restart waits for the backoff of the child that it takes along."""
     tree = tree_of(leaf("a"), leaf("b", backoff=WAIT), strategy="rest_for_one")
     exits(tree, "b")
     ends(tree, "b")

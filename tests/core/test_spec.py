@@ -45,8 +45,8 @@ async def somebody(who):
 a = Child("a", body)
 
 
-def test_the_defaults():
-    """R7, R14, R20, R29: as section 9 has them."""
+def test_the_defaults_are_these():
+    """R7, R14, R20, R29: The defaults are those of the semantics."""
     assert (a.restart, a.significant, a.start_timeout, a.drain, a.grace) == ("permanent", False, None, 0, 5)
     assert (a.limit, a.backoff, a.decider, a.mailbox, a.resource, a.args) == (
         None,
@@ -78,15 +78,15 @@ def test_the_defaults():
 
 
 def test_specs_are_frozen_and_compared_by_identity():
-    """R28: a spec is an address, so two that look alike are two."""
+    """R28: A spec is an address, so two that look alike are two."""
     assert Child("a", body) != Child("a", body)
     assert len({a, Child("a", body)}) == 2
     with pytest.raises(AttributeError):
         a.name = "b"
 
 
-def test_a_body_says_itself_whether_it_takes_task_status():
-    """R17: any Trio function, partials and callables included."""
+def test_whether_a_body_takes_task_status_follows_from_its_signature():
+    """R17: This holds for any Trio function, partials and callable objects included."""
 
     async def starts(x, task_status=None):
         pass
@@ -109,17 +109,17 @@ def test_a_body_says_itself_whether_it_takes_task_status():
 
 
 def test_a_mailbox_may_be_given_by_its_size():
-    """R29: a number is the size."""
+    """R29: A number is the size."""
     assert Child("a", body, mailbox=5).mailbox == Mailbox(5)
 
 
 def test_a_front_may_be_given_by_name_or_spec():
-    """R34: both are the name in the end."""
+    """R34: Both become the name."""
     assert Supervisor("s", [a], front="a").front == Supervisor("s", [a], front=a).front == "a"
 
 
 def test_walking_a_tree_goes_parents_first_in_start_order():
-    """R12: every node with its path."""
+    """R12: Every node comes with its path."""
     tree = Supervisor(
         "app", [a, Supervisor("s", [Child("b", body), Child("c", body)]), Pool("p", Child("m", body))]
     )
@@ -127,13 +127,13 @@ def test_walking_a_tree_goes_parents_first_in_start_order():
 
 
 def test_one_spec_stands_at_one_place():
-    """R28: for a spec is an address."""
+    """R28: A spec is an address, so it cannot have two places."""
     tree = Supervisor("app", [a, Supervisor("s", [a])])
     assert list(placed_twice(tree)) == ["one spec stands at two places: 'app/a' and 'app/s/a'; make two"]
 
 
 def test_a_member_is_the_template_under_a_name_of_its_own():
-    """R14, R26: with its own arguments and, unless it has one, the pool's member limit."""
+    """R14, R26: It has its own arguments and, unless the template has a limit, the pool's member limit."""
     member = Pool("p", Child("m", body, args=(1,))).member("m-1", (2,))
     assert (member.name, member.args, member.limit) == ("m-1", (1, 2), Limit(3, within=5))
     assert Pool("p", Child("m", body, limit=Limit(9))).member("x", ()).limit == Limit(9)
@@ -300,7 +300,7 @@ NONSENSE = [
 
 @pytest.mark.parametrize(("make", "kind", "message"), NONSENSE)
 def test_nonsense_is_refused_at_once(make, kind, message):
-    """R25: one clear error that names the thing, says what is allowed, and shows what came."""
+    """R25: One clear error that names the thing, says what is allowed, and shows what came."""
     if kind is None:
         make()
         return
@@ -310,7 +310,7 @@ def test_nonsense_is_refused_at_once(make, kind, message):
 
 
 def test_deciders_are_part_of_a_spec():
-    """R2: a leaf and a supervisor may each have one."""
+    """R2: A leaf and a supervisor may each have one."""
     decider = Decider()
     assert (
         Child("a", body, decider=decider).decider is Supervisor("s", [], decider=decider).decider is decider
@@ -325,7 +325,7 @@ def test_a_walk_may_begin_further_down():
 
 
 def test_a_supervisor_knows_the_child_that_is_its_front():
-    """R34: found by its name."""
+    """R34: The child is found by its name."""
     children = [Child("a", body), Child("b", body)]
     assert Supervisor("s", children, front="b").front_child is children[1]
     assert Supervisor("s", children).front_child is None
@@ -337,12 +337,12 @@ def copies(value):
 
 
 def test_ignore_is_one_object_however_it_is_copied():
-    """R17: it is known by its identity."""
+    """R17: `IGNORE` is recognised by its identity."""
     assert all(made is IGNORE for made in copies(IGNORE))
 
 
 def test_a_decider_can_be_copied_and_pickled():
-    """R2: a copy gives the same answers."""
+    """R2: A copy gives the same answers."""
     decider = Decider(
         {"net": Restart, OSError: Stop}, rules=[Rule(KeyError, "net", match="x")], default=Escalate
     ).over(Decider({KeyError: Stop}))
@@ -379,7 +379,7 @@ def test_a_tree_may_be_deep():
 
 
 def test_a_status_may_be_deep():
-    """R33: nor does a `Status`, printed, compared or hashed."""
+    """R33: A `Status` of any depth can be printed, compared and hashed."""
 
     def made(state):
         status = Status(path="c", kind="child", state=state, incarnation=1)
@@ -396,8 +396,8 @@ def test_a_status_may_be_deep():
     assert repr(status).count("Status(") == DEPTH + 1
 
 
-def test_a_status_is_told_from_another_by_each_of_its_fields():
-    """R33: and by how its children stand."""
+def test_two_statuses_differ_if_any_of_their_fields_differs():
+    """R33: The order and the states of their children count too."""
     leaf = Status(path="a", kind="child", state="up", incarnation=1)
     given = {"path": "b", "kind": "pool", "state": "down", "incarnation": 2}
     for field in attrs.fields(Status):
@@ -411,7 +411,7 @@ def test_a_status_is_told_from_another_by_each_of_its_fields():
 
 
 def test_a_stack_of_deciders_may_be_deep():
-    """R2: each over the one before."""
+    """R2: Many deciders can be put over one another."""
     decider = other = Decider({OSError: Stop})
     for _ in range(DEPTH):
         decider = attrs.evolve(Decider(), beneath=decider)
@@ -462,8 +462,8 @@ def test_a_text_or_number_of_ones_own_class_is_taken_as_a_plain_one():
     assert type(Rule(OSError, Text("net")).tag) is str
 
 
-def test_a_partial_that_holds_itself_is_a_body_of_which_nothing_is_known():
-    """R17: to look at it comes to an end."""
+def test_a_partial_that_contains_itself_is_a_body_with_an_unknown_signature():
+    """R17: The inspection of such a partial ends."""
     itself = partial(body)
     itself.__setstate__((itself, (), {}, {}))
     assert Child("a", itself).takes_task_status is False

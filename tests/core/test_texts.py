@@ -1,4 +1,4 @@
-"""What a machine says in words: to whom it stops, to who has asked, and as the failures that it makes itself."""
+"""The texts of a machine: in the reasons of its stops, in its replies, and in the failures that it makes itself."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ async def resource():
 
 
 class Fails(Up):
-    """A leaf that fails to start, from its second life on, or at once if it is named `bad`."""
+    """A leaf that fails to start, from its second incarnation on, or at once if it is named `bad`."""
 
     def up(self):
         if self.incarnation > 1 or self.node.name == "bad":
@@ -38,35 +38,35 @@ class Never(Slow):
 
 
 class Halt(BaseException):
-    """Nobody decides it."""
+    """Not an `Exception`: no decider decides it."""
 
 
-def told(out, kind):
+def order_reasons(out, kind):
     """The reasons of orders of one kind."""
     return [one.reason for one in out if isinstance(one, kind)]
 
 
-def said(seen, kind):
+def failures(seen, kind):
     """The failures that events of one kind carry."""
     return [str(event.exc) for event in seen if isinstance(event, kind)]
 
 
-def test_a_first_start_that_failed_is_why_the_others_stop():
-    """R16, R36: it is named by its path."""
+def test_a_failed_first_start_is_the_reason_for_which_the_siblings_stop():
+    """R16, R36: The reason names it by its path."""
     tree, seen = opened(Supervisor("app", [leaf("a"), leaf("bad")]), Fails)
     assert reasons(seen) == [("app/a", "'app/bad' failed to start")]
     assert str(tree.failure) == "'app/bad' failed to start: Boom('start')"
     assert (tree.failure.path, str(tree.failure.__cause__)) == ("app/bad", "start")
 
 
-def test_a_late_start_says_how_long_it_had():
-    """R17: to the leaf that is cancelled, and as a failure."""
+def test_the_text_of_a_late_start_has_its_timeout():
+    """R17: The text stands in the reason of the cancellation and in the failure."""
     seen = []
     tree = BareTree(Supervisor("app", [leaf("a", start_timeout=1.5)]), Never, seen.append)
     tree.start()
     asked_for(tree, effect.Boot())
     out = tree.forest.handle(machine(tree), effect.Wake(), 1.5)
-    assert told(out, effect.Cancel) == ["'app/a': start_timeout of 1.5 s passed"]
+    assert order_reasons(out, effect.Cancel) == ["'app/a': start_timeout of 1.5 s passed"]
     late = KeyError("late")
     out = tree.forest.handle(machine(tree), effect.Ended("a", 1, late), 2)
     (failed,) = (one for one in out if isinstance(one, events.Failed) and one.path == "app/a")
@@ -74,17 +74,17 @@ def test_a_late_start_says_how_long_it_had():
     assert failed.exc.__context__ is late
 
 
-def test_a_stop_says_by_when_a_child_should_have_drained():
-    """R20: first asked with the reason, then cancelled with more."""
+def test_the_reason_of_a_cancellation_after_a_drain_has_the_drain_time():
+    """R20: The child is first asked with the reason alone, and then cancelled with the drain time added."""
     tree, _ = opened(Supervisor("app", [leaf("a", drain=2.5)]), Slow)
     out = asked_for(tree, effect.Stop("a test"))
     assert [one for one in out if isinstance(one, effect.Ask)] == [effect.Ask("app/a", 1, "a test")]
     out = tree.forest.handle(machine(tree), effect.Wake(), 2.5)
-    assert told(out, effect.Cancel) == ["a test; not drained within 2.5 s"]
+    assert order_reasons(out, effect.Cancel) == ["a test; not drained within 2.5 s"]
 
 
-def test_a_resource_that_is_not_left_is_told_how_long_it_had():
-    """R9: by a cancel, and again when it is overdue for twice as long."""
+def test_the_reason_of_a_cancellation_that_cuts_a_release_short_has_the_time():
+    """R9: The cancellation has the time, and so has the report when the resource is overdue for twice as long."""
     tree, _ = opened(Supervisor("app", [leaf("a", resource=resource, grace=1.5, start_warning=inf)]), Slow)
     asked_for(tree, effect.Exited("a", 1, Boom("f")))
     out = tree.forest.handle(machine(tree), effect.Wake(), 1.5)
@@ -107,8 +107,8 @@ def test_a_resource_that_is_not_left_is_told_how_long_it_had():
     ],
     ids=["supervisor", "leaf"],
 )
-def test_a_limit_that_is_passed_says_which(spec, expected):
-    """R14: caused by the last failure."""
+def test_the_error_of_a_passed_limit_names_the_limit(spec, expected):
+    """R14: The last failure is its cause."""
     tree, seen = opened(spec)
     fail(tree, "a")
     decided = [event for event in seen if isinstance(event, events.Decided)]
@@ -121,8 +121,8 @@ def test_a_limit_that_is_passed_says_which(spec, expected):
     assert all(str(exc.__cause__) == "restart" for exc in [*made, *why])
 
 
-def test_a_permanent_child_that_returns_says_what():
-    """R7: a failure tagged `returned`."""
+def test_the_failure_of_a_permanent_child_that_returned_has_the_value():
+    """R7: The failure is tagged `returned`."""
     tree, seen = opened(Supervisor("app", [leaf("a"), Supervisor("x", [leaf("b")])]))
     asked_for(tree, effect.Exited("a", 1, value=7))
     below = machine(tree, "x")
@@ -139,7 +139,7 @@ def test_a_permanent_child_that_returns_says_what():
 
 
 def test_an_auto_shutdown_names_the_child():
-    """R18, R36: and the mode, in words."""
+    """R18, R36: The reason has the mode too, in words."""
     for mode, words in (("any_significant", "any significant"), ("all_significant", "all significant")):
         spec = Supervisor(
             "app", [leaf("a"), leaf("b", restart="temporary", significant=True)], auto_shutdown=mode
@@ -150,8 +150,8 @@ def test_an_auto_shutdown_names_the_child():
         assert ("app/a", f"'app' shuts down: {words} child 'app/b' has ended") in reasons(seen)
 
 
-def test_what_nobody_decides_stops_the_tree_and_says_where():
-    """R4, R36: the supervisor that met it."""
+def test_an_exception_that_no_decider_decides_stops_the_tree_and_names_the_supervisor():
+    """R4, R36: The reason names the supervisor that met the exception."""
     tree, seen = opened(Supervisor("app", [leaf("a"), leaf("b")]))
     halt = Halt()
     tree.post(machine(tree), effect.Exited("a", 1, halt))
@@ -163,15 +163,15 @@ def test_what_nobody_decides_stops_the_tree_and_says_where():
     assert tree.forest.root.why is halt
 
 
-def test_a_root_that_gives_up_says_why():
-    """R11, R36: whose failure it was."""
+def test_a_root_that_gives_up_names_the_failure():
+    """R11, R36: The reason names the child whose failure it was."""
     tree, seen = opened(Supervisor("app", [leaf("a"), leaf("b")], decider=Decider(default=Escalate)))
     fail(tree, "a")
     assert reasons(seen) == [("app", "'app' failed"), ("app/b", "'app' failed: 'app/a' escalated")]
 
 
-def test_a_condemned_supervisor_tells_those_below():
-    """R10, R36: they are stopped because it was."""
+def test_the_children_of_a_condemned_supervisor_are_stopped_with_the_reason():
+    """R10, R36: The reason says that their supervisor was condemned."""
     spec = Supervisor(
         "app",
         [Supervisor("x", [leaf("a"), leaf("b")], decider=Decider(default=Escalate))],
@@ -185,8 +185,8 @@ def test_a_condemned_supervisor_tells_those_below():
     assert child(tree, "x").state == "condemned"
 
 
-def test_an_add_that_fails_stops_what_it_had_begun():
-    """R25: a supervisor whose second child fails to start is not in the tree."""
+def test_an_add_that_fails_stops_the_children_that_it_had_started():
+    """R25: A supervisor whose second child fails to start is not in the tree."""
     tree, seen = opened(Supervisor("app", [leaf("a")]), Fails)
     wanted = Supervisor("x", [leaf("c"), leaf("bad")])
     with pytest.raises(Exception, match=r"^'app/x/bad' failed to start: Boom\('start'\)$"):

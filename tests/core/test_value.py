@@ -54,8 +54,8 @@ def test_two_classes_with_the_same_fields_are_never_equal():
     assert len({kind(1.0, "app", 1) for kind in (events.Event, events.Starting, events.Stopped)}) == 3
 
 
-def test_a_value_that_is_not_equal_to_itself_makes_none_that_is():
-    """As `==` says it of each field: NaN is no NaN."""
+def test_a_value_with_a_field_that_is_not_equal_to_itself_is_not_equal_to_itself():
+    """Each field is compared by `==`: NaN is not equal to NaN."""
     nan = float("nan")
     assert events.Ready(nan, "app", 1) != events.Ready(nan, "app", 1)
 

@@ -119,7 +119,7 @@ def _listening(prepared: Callable[[], object]) -> Generator[None, None, None]:
 
 
 class Silence:
-    """What is said where nothing is to be said: ignored exceptions, errors in the log."""
+    """Reports that must not come: ignored exceptions, errors in the log."""
 
     def __init__(self) -> None:
         self.broken: list[str] = []
@@ -153,7 +153,7 @@ def run(program: Program, at: tuple[Place, int] | None = None) -> tuple[str | No
     scene, striker, silence = Scene(), PlaceStriker(FOLDERS, at), Silence()
     gc.collect()
     before, raised = there(), None
-    with _in_time(), _no_breath(), silence.kept(), warnings.catch_warnings():
+    with _in_time(), _no_pause(), silence.kept(), warnings.catch_warnings():
         warnings.simplefilter("error", ResourceWarning)
         try:
             with striker.watching():
@@ -201,7 +201,7 @@ def there() -> There:
 
 
 def left(before: There) -> str | None:
-    """What is there that was not. What is no child of ours, such as one whose fork server is dead, may take a moment to end."""
+    """The processes and descriptors that were not there before. A process that is no child of ours, such as one whose fork server is dead, may take a moment to end."""
     end = time.monotonic() + GONE
     while (more := processes() - before[0]) and time.monotonic() < end:
         if any(_is_child(pid) for pid in more):
@@ -244,11 +244,11 @@ def _in_time() -> Generator[None, None, None]:
 
 
 @contextmanager
-def _no_breath() -> Generator[None, None, None]:
+def _no_pause() -> Generator[None, None, None]:
     """What stands by begins at once: nothing else wants the machine."""
-    before = standby._BREATH
-    standby._BREATH = 0.0
+    before = standby._PAUSE
+    standby._PAUSE = 0.0
     try:
         yield
     finally:
-        standby._BREATH = before
+        standby._PAUSE = before

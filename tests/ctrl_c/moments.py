@@ -85,7 +85,7 @@ def drained(name: str) -> Child:
 
 
 async def replies(inbox: Any) -> None:
-    """Reply to each message with what it says."""
+    """Reply to each message with its value."""
     async for message in inbox:
         message.reply(message.value)
 
@@ -261,7 +261,7 @@ async def spawned_device(scene: Scene) -> None:
 
 
 def work() -> None:
-    """A process that runs one program after another, each until it is interrupted; it is told which on standard input."""
+    """A process that runs one program after another, each until it is interrupted; it reads which one from standard input."""
     for line in sys.stdin:
         name, scene, silence, raised = line.strip(), Scene(), Silence(), None
         before = there()

@@ -57,7 +57,7 @@ RUNNING = []
 
 
 class Program:
-    """A program under test. What it says comes through a pipe of its own, so that its standard streams are free."""
+    """A program under test. Its messages come through a pipe of its own, so that its standard streams are free."""
 
     def __init__(self, code, **options):
         self.told, tell = os.pipe()
@@ -80,7 +80,7 @@ class Program:
         RUNNING.append(self.process)
 
     def says(self):
-        """The next thing that it says."""
+        """The next message of the program."""
         assert select.select([self.told], [], [], IN_TIME)[0], "it says nothing"
         return os.read(self.told, 100).decode().strip()
 
@@ -136,7 +136,7 @@ ASKED = "import signal; signal.signal(signal.SIGWINCH, lambda *_: say('asked'))\
     ],
 )
 def test_the_second_signal_ends_a_program_whatever_keeps_the_loop(held, first, second, status):
-    """R20: code of Python's, a wait in C, a search in C that holds the interpreter, a task that does not yield."""
+    """R20: The loop is kept by Python code, a wait in C, a search in C that holds the interpreter, or a task that does not yield."""
     program = Program(f"{ASKED}run_tree(Supervisor('app', [Child('bad', {held})]), sinks=[])")
     assert program.says() == "up"
     program.signal(first)
@@ -147,7 +147,7 @@ def test_the_second_signal_ends_a_program_whatever_keeps_the_loop(held, first, s
 
 @pytest.mark.parametrize("held", ["spins", "sleeps", "searches", "stubborn"])
 def test_the_hard_exit_ends_a_program_whatever_keeps_the_loop(held):
-    """R20: it counts from the first signal, and says which child it was and where."""
+    """R20: Its time counts from the first signal, and it names the child and the place in its code."""
     program = Program(f"run_tree(Supervisor('app', [Child('bad', {held})]), sinks=[], hard_exit_after=0.2)")
     assert program.says() == "up"
     program.signal(signal.SIGTERM)
@@ -197,7 +197,7 @@ WAYS = {
 
 @pytest.mark.parametrize("way", WAYS)
 def test_the_hard_exit_counts_however_the_root_begins_to_stop(way):
-    """R20: from the moment at which it does."""
+    """R20: Its time counts from the moment at which the root begins to stop."""
     tree, watch, number = WAYS[way]
     program = Program(
         f"""
@@ -235,8 +235,8 @@ def test_the_hard_exit_counts_however_the_root_begins_to_stop(way):
     assert "app/a" in err
 
 
-def test_a_healthy_tree_stops_within_a_limit_of_nothing():
-    """R20: 0 seconds is for a stop that has to wait; a hundred children that end at once are no such."""
+def test_a_healthy_tree_stops_within_a_limit_of_0_seconds():
+    """R20: 0 seconds ends only a stop that has to wait; a hundred children that end at once make no such stop."""
     program = Program(
         """
         children = [Child(f"c{n}", trio.sleep_forever) for n in range(100)]
@@ -248,8 +248,8 @@ def test_a_healthy_tree_stops_within_a_limit_of_nothing():
     assert program.ends() == (0, "")
 
 
-def test_a_hard_exit_says_who_is_overdue_and_that_the_drains_are_longer():
-    """R20: not the stacks of a hundred tasks that have nothing to do with it."""
+def test_a_hard_exit_names_the_overdue_children_and_warns_of_longer_drains():
+    """R20: It does not print the stacks of a hundred tasks that are not overdue."""
     program = Program(
         """
         async def drains():
@@ -290,7 +290,7 @@ BROKEN = {
 @pytest.mark.parametrize("hard", [False, True])
 @pytest.mark.parametrize("streams", BROKEN)
 def test_no_standard_stream_keeps_a_program_alive(streams, hard):
-    """R20: the second signal and the hard exit end it whether or not it can be told."""
+    """R20: The second signal and the hard exit end the program even if their report cannot be written."""
     ours = {}
     reader = writer = None
     if streams in ("full", "no reader"):
@@ -327,7 +327,7 @@ def test_no_standard_stream_keeps_a_program_alive(streams, hard):
 
 @pytest.mark.parametrize("held", ["spins", "sleeps", "searches"])
 def test_the_watchdog_names_the_child_whose_code_keeps_the_loop(held):
-    """R20: with its stack, while it does; also where that code runs in a nursery of the child's own."""
+    """R20: It prints the stack while the code runs, also if that code runs in a nursery of the child's own."""
     program = Program(
         f"""
         async def bad():
@@ -349,8 +349,8 @@ def test_the_watchdog_names_the_child_whose_code_keeps_the_loop(held):
     program.ends()
 
 
-def test_the_watchdog_says_when_the_loop_turns_again_and_is_silent_otherwise():
-    """R20: a loop that turns is nothing to report."""
+def test_the_watchdog_reports_when_the_loop_turns_again_and_nothing_otherwise():
+    """R20: A loop that turns is not reported."""
     program = Program(
         """
         async def blocks():
@@ -376,7 +376,7 @@ def test_the_watchdog_says_when_the_loop_turns_again_and_is_silent_otherwise():
 
 
 def test_the_watchdog_does_not_take_a_stopped_process_for_a_blocked_loop():
-    """R20: where nothing ran, the loop did not either; it gets another look."""
+    """R20: While the process was stopped the loop did not run either, so the watchdog looks once more."""
     program = Program(
         """
         run_tree(Supervisor("app", [Child("idle", waits)]), sinks=[], watchdog=0.2)
@@ -393,7 +393,7 @@ def test_the_watchdog_does_not_take_a_stopped_process_for_a_blocked_loop():
 
 
 def test_a_watchdog_does_not_put_off_the_end_of_a_stop():
-    """R20: both set one timer, which lets threads run beside code that holds the interpreter; the earlier of the two counts."""
+    """R20: Watchdog and hard exit set one timer, which lets threads run beside code that holds the interpreter; the earlier of the two counts."""
     with last.kicks():
         last.HardExit(5, lambda: None).begin()
         faulthandler.cancel_dump_traceback_later()
@@ -408,7 +408,7 @@ def test_a_watchdog_does_not_put_off_the_end_of_a_stop():
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_each_of_three_signals_stops_in_order(number):
-    """R20: SIGHUP too, which a terminal sends that goes away."""
+    """R20: SIGHUP, which a closing terminal sends, does so too."""
     program = Program(
         """
         async def drains():
@@ -437,7 +437,7 @@ def test_a_signal_that_was_ignored_from_the_start_stays_ignored():
 
 @pytest.mark.parametrize(("held", "lives"), [("waits", True), ("spins", False)])
 def test_sigusr1_writes_all_stacks_and_stops_nothing(held, lives):
-    """R20: those of the threads in any case, those of the tasks as soon as the loop turns."""
+    """R20: It writes those of the threads in any case, and those of the tasks as soon as the loop turns."""
     program = Program(f"run_tree(Supervisor('app', [Child('a', {held})]), sinks=[])")
     assert program.says() == "up"
     program.signal(signal.SIGUSR1)
@@ -453,7 +453,7 @@ def test_sigusr1_writes_all_stacks_and_stops_nothing(held, lives):
 
 
 def test_run_tree_outside_the_main_thread_is_refused_in_one_line():
-    """Signals come to the main thread alone."""
+    """Only the main thread gets signals."""
     raised = []
 
     def other():
@@ -471,14 +471,14 @@ def test_run_tree_outside_the_main_thread_is_refused_in_one_line():
 
 @pytest.mark.parametrize("name", ["hard_exit_after", "watchdog"])
 @pytest.mark.parametrize("value", [-1, float("nan"), "x", True])
-def test_a_limit_that_is_none_is_refused_by_its_name(name, value):
-    """Before anything starts."""
+def test_a_wrong_limit_is_refused_by_its_name(name, value):
+    """It is refused before anything starts."""
     with pytest.raises((TypeError, ValueError), match=name):
         run_tree(Supervisor("app", [Child("a", trio.sleep_forever)]), **{name: value})
 
 
 def test_nothing_of_ours_is_left_behind_in_the_process():
-    """Handlers, timer and threads are those of before."""
+    """Signal handlers, timer and threads are the same as before."""
     numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGALRM)
     before = [signal.getsignal(number) for number in numbers]
 
@@ -498,8 +498,8 @@ def test_nothing_of_ours_is_left_behind_in_the_process():
 
 
 @pytest.mark.slow
-def test_the_hard_exit_reaches_code_that_keeps_the_interpreter_and_looks_for_no_signal():
-    """R20: no thread of ours and no handler runs then; what is left ends the program ten seconds later, with 1."""
+def test_the_hard_exit_reaches_code_that_holds_the_interpreter_and_checks_no_signal():
+    """R20: No thread of ours and no handler runs then; a last timer ends the program ten seconds later, with status 1."""
     program = Program(
         """
         async def adds():

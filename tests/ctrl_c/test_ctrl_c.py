@@ -18,7 +18,7 @@ DEVICE_LINES = 6
 
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_an_interrupt_at_any_line_stops_the_tree_in_order_and_leaves_bare(name):
-    """R4: whichever line of ours it strikes, and whatever the tree is doing there."""
+    """R4: This holds for every line of ours, whatever the tree is doing there."""
     program, chance = PROGRAMS[name], random.Random()
     problem, plain = run(program)
     assert problem is None
@@ -31,7 +31,7 @@ def test_an_interrupt_at_any_line_stops_the_tree_in_order_and_leaves_bare(name):
 
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_a_second_interrupt_anywhere_leaves_nothing_behind_either(name):
-    """R4: draining ends with it, but the order, every event and the bare exception stay."""
+    """R4: Draining ends with it, but the order, every event and the bare exception stay."""
     program, chance = PROGRAMS[name], random.Random()
     _, plain = run(program)
     for _ in range(PAIRS):
@@ -44,7 +44,7 @@ def test_a_second_interrupt_anywhere_leaves_nothing_behind_either(name):
 
 
 def test_an_interrupt_between_a_generator_and_its_caller_leaves_no_session_open(monkeypatch):
-    """R4: in contextlib, which is no code of ours; such lines of a worker in the task itself."""
+    """R4: The interrupt strikes in contextlib, which is no code of ours, between the lines of a worker that runs in the task itself."""
     program, found = PROGRAMS["sync_device"], set()
 
     class Finder(Striker):
@@ -63,7 +63,7 @@ def test_an_interrupt_between_a_generator_and_its_caller_leaves_no_session_open(
 
 @pytest.mark.parametrize("name", DEVICES)
 def test_an_interrupt_at_any_line_stops_a_device_worker_and_leaves_nothing(name):
-    """R4, D10: whichever line of its parent's end it strikes: no process, no descriptor, no exception that is ignored."""
+    """R4, D10: At every line of the parent's side it leaves no process, no descriptor and no ignored exception."""
     problem, plain = devices.run(DEVICES[name])
     assert problem is None
     strikes = devices.strikes(plain, random.Random())
@@ -76,18 +76,18 @@ def test_an_interrupt_at_any_line_stops_a_device_worker_and_leaves_nothing(name)
 
 @pytest.mark.slow
 def test_real_signals_at_random_moments_stop_device_workers_in_order():
-    """R4, D10: with a context that is killed again and again."""
+    """R4, D10: Meanwhile the context is killed again and again."""
     assert moments.devices(4, seed=random.getrandbits(32), quiet=True) == 0
 
 
 @pytest.mark.slow
 def test_real_signals_at_random_moments_stop_busy_trees_in_order():
-    """R4: two for each of the busy programs."""
+    """R4: Each of the busy programs gets two signals."""
     assert campaign(2 * len(BUSY), seed=random.getrandbits(32), quiet=True) == 0
 
 
 def test_the_search_strikes_each_line_once_and_at_the_same_place():
-    """A program runs the same lines each time, or the search would miss some of them."""
+    """A program runs the same lines each time; otherwise the search would miss some of them."""
     program = PROGRAMS["crash_loop"]
     _, plain = run(program)
     assert plain.lines > 1000
@@ -97,8 +97,8 @@ def test_the_search_strikes_each_line_once_and_at_the_same_place():
     assert len(first) == 1
 
 
-def test_the_search_finds_what_it_is_there_to_find():
-    """An exception in a group, none at all, an open life and a broken order are violations."""
+def test_the_search_finds_every_kind_of_violation():
+    """An exception in a group, a missing exception, an incarnation that does not end and a broken order are violations."""
     scene = Scene()
     assert judge(scene, KeyboardInterrupt()) is None
     assert judge(scene, None) == "swallowed"

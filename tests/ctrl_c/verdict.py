@@ -1,4 +1,4 @@
-"""Run one program with SIGINT at given lines, and say whether it ended as it must (R4)."""
+"""Run one program with SIGINT at given lines, and return whether it ended as it must (R4)."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ _SHARED: set[type] = set()
 
 
 def copies(cls: type) -> Callable[[_Copier], _Copier]:
-    """For a class that says itself how it is copied."""
+    """For a class that defines itself how it is copied."""
 
     def learn(copier: _Copier) -> _Copier:
         _COPIERS[cls] = copier

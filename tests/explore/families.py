@@ -34,7 +34,7 @@ class Group:
 
 
 def leaf(name: str, restart: Any = "permanent", **options: Any) -> Child:
-    """A child that, unless told otherwise, is never overdue."""
+    """A child that is never overdue, unless the options set other times."""
     given: dict[str, Any] = {"grace": INF, "start_warning": INF, **options}
     return Child(name, work, restart=restart, **given)
 

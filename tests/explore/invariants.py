@@ -46,7 +46,7 @@ def check(world: World) -> None:
 
 
 def obliged(world: World) -> bool:
-    """Whether somebody who is not free to do nothing for ever is still to act."""
+    """Whether a task, caller or timer that must act at some time is still to act."""
     modes = {task.mode for task in world.tasks.values()}
     return not modes.isdisjoint(("opening", "starting", "stopping", "leaving")) or any(world.timers())
 

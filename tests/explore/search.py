@@ -28,10 +28,10 @@ class Freedom:
         failures: the kinds of failure of a leaf that has started.
         starts: the kinds of failure of a start; `ignored` is one too.
         requests: their kinds.
-        withdraws: who has made a request may withdraw it.
-        waiting: how many inputs may wait at one supervisor before nobody sends more of his own accord.
+        withdraws: the caller of a request may withdraw it.
+        waiting: how many inputs may wait at one supervisor before no caller sends another.
         crossing: a stop may meet a report on its way.
-        stop: somebody may stop the whole tree at any moment.
+        stop: a caller may stop the whole tree at any moment.
         errors: a child on its way out may fail.
         children: an `add` is made only while there are fewer.
     """
@@ -115,7 +115,7 @@ def _leaf(world: World, path: str, task: Task, freedom: Freedom) -> Iterator[Act
 
 
 def _starts(world: World, task: Task, freedom: Freedom) -> tuple[str, ...]:
-    """A first start is judged by nobody: one kind of failure is enough there."""
+    """A failed first start is not judged: one kind of failure is enough there."""
     machine = world.above(task.node)
     assert machine is not None
     judged = task.mode == "starting" and (machine.phase == "up" or machine.parent is not None)

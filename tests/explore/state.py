@@ -1,4 +1,4 @@
-"""When two worlds are the same: what a machine remembers, less what tells only when and how often.
+"""When two worlds are the same: what a machine remembers, less the fields that only record when and how often.
 
 Dropped are absolute times, incarnations, epochs, tickets, tokens and the texts of reasons; kept is whatever makes a
 difference to what happens next. That a void item makes none is not taken for granted.
@@ -33,9 +33,9 @@ DROPPED = {
     "interval": "goes with `waited`",
     "last_failure": "is reported, and decides nothing",
     "memory": "numbers and reasons, which are reported and decide nothing",
-    "path": "likewise",
+    "path": "as above",
     "fast_path": "goes with the spec",
-    "slow_start": "likewise",
+    "slow_start": "as above",
     "since": "no family has a quiet time",
     "why": "is reported, and decides nothing",
 }

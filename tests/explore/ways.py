@@ -1,4 +1,4 @@
-"""The short ways that a driver may take, held against the long ones: the same events, and the same state after them."""
+"""The fast path of a driver against the general path: the same events, and the same state after them."""
 
 from __future__ import annotations
 
@@ -17,52 +17,60 @@ if TYPE_CHECKING:
 
 
 def hold_together(world: World, action: Action) -> None:
-    """Where a leaf fails, or is up, and has no stop to heed: go both ways, each in a copy, and compare.
+    """If a leaf fails or comes up, and no stop is on its way to it: take both paths, each in a copy, and compare.
 
-    Only what is `simple` has a short way; which of the two it has gone when it failed, its state does not tell.
+    Only a leaf with `fast_path` can take the fast path. Its state does not show which path it took when it failed, so
+    `up` is tried as if it had been the fast path (`_alone`).
     """
     kind, path = action[:2]
     task = world.tasks[path]
     if task.mode not in ("starting", "up") or not task.node.fast_path:
         return
-    short = copied(world)
-    node = short.tasks[path].node
+    fast = copied(world)
+    node = fast.tasks[path].node
     if kind == "up":
-        above = short.above(node)
+        above = fast.above(node)
         assert above is not None
         above.fast_act = _alone(above, node)
-    told = short.fails_at_once(node, action[2]) if kind == "fail" else short.is_up_at_once(node)
-    if not told:
-        demand(_seen(short) == _seen(world), path, "did not go the short way, but left something changed")
+    is_open = fast.fails_at_once(node, action[2]) if kind == "fail" else fast.is_up_at_once(node)
+    if not is_open:
+        demand(_state(fast) == _state(world), path, "did not take the fast path, but left something changed")
         return
-    long = _the_long_way(world, action)
-    demand(_said(short) == _said(long), path, "says by the short way", _said(short), "and not", _said(long))
-    demand(_seen(short) == _seen(long), path, "is somewhere else by the short way")
+    general = _by_general_path(world, action)
+    demand(
+        _emitted(fast) == _emitted(general),
+        path,
+        "emits on the fast path",
+        _emitted(fast),
+        "and not",
+        _emitted(general),
+    )
+    demand(_state(fast) == _state(general), path, "is in another state after the fast path")
 
 
 def _alone(above: Machine, node: Node) -> Act | None:
-    """The act that restarts it, as if it had gone the short way."""
+    """The act that restarts the leaf alone, as if its failure had taken the fast path."""
     act = above.act
     return (
         act if act is not None and act.kind == "restart" and act.node is node and act.token is None else None
     )
 
 
-def _the_long_way(world: World, action: Action) -> World:
-    long = copied(world)
-    long.heard = []
-    long.act(action)
-    task = long.tasks.get(action[1])
+def _by_general_path(world: World, action: Action) -> World:
+    general = copied(world)
+    general.emitted = []
+    general.act(action)
+    task = general.tasks.get(action[1])
     if action[0] == "fail" and task is not None and task.mode == "leaving":
-        long.act(("end", action[1]))
-    return long
+        general.act(("end", action[1]))
+    return general
 
 
-def _said(world: World) -> list[str]:
-    return list(map(repr, world.heard or ()))
+def _emitted(world: World) -> list[str]:
+    return list(map(repr, world.emitted or ()))
 
 
-def _seen(world: World) -> Any:
+def _state(world: World) -> Any:
     """The state, and of each node what is only reported."""
     return key(world), [_reported(node) for node in _nodes(world)]
 

@@ -71,7 +71,7 @@ class Task:
     """One incarnation, as its own task knows it.
 
     `mode` of a leaf: `starting`, `up`, `kept` (suspended, its resource can be kept), `parked` (suspended), `stopping`
-    (asked or cancelled), `leaving`. `crossing`: what it may still say that it did before the stop.
+    (asked or cancelled), `leaving`. `crossing`: a report that it may still send, of what it did before the stop.
     """
 
     __slots__ = ("crossing", "incarnation", "mode", "node")
@@ -85,7 +85,7 @@ class Task:
 
 @cache
 def _as_short(word: str) -> str:
-    """A word that may be followed by the same: what a life that is to end did before makes no difference."""
+    """A word that may be followed by the same: what an incarnation that is to end did before makes no difference."""
     word = word.replace("fdu", "").replace("oo", "o").replace("ww", "w")
     return "sp" if word.endswith(("p", "t", "xfd")) and _LIFE.fullmatch(f"{word}z") else word
 
@@ -106,7 +106,7 @@ class World:
         self.owing: set[str] = set()
         self.gone: set[str] = set()
         self.stopped = self.failed = False
-        self.heard: list[events.Event] | None = None
+        self.emitted: list[events.Event] | None = None
         self.carry_out(self.forest.start(self.now))
 
     def play(self, *actions: Action) -> World:
@@ -117,13 +117,13 @@ class World:
         return self
 
     def do(self, action: Action) -> None:
-        """What somebody outside of the machines does; what may go a short way goes both ways, to compare them."""
+        """One action from outside of the machines. If the fast path is open for it, both paths are taken and compared."""
         if action[0] in ("fail", "up"):
             hold_together(self, action)
         self.act(action)
 
     def act(self, action: Action) -> None:
-        """One action, the long way."""
+        """One action, on the general path."""
         _DO[action[0]](self, *action[1:])
 
     def handle(self, machine: Machine | None, item: Input) -> None:
@@ -142,37 +142,37 @@ class World:
         return self.forest.machines.get(node.path.rpartition("/")[0])
 
     def carry_out(self, effects: list[Effect]) -> None:
-        """What a driver does, and what nobody may ever see a machine do."""
+        """Carry out the effects as a driver does, and check what must never come out of a machine."""
         for one in effects:
             _CARRY_OUT[type(one)](self, one)
         if self.owing:
             self._pay()
 
-    # --- the short ways
+    # --- the fast path
 
     def fails_at_once(self, node: Node, kind: str) -> bool:
-        """The leaf fails, and a driver asks for no more than its next incarnation."""
+        """The leaf fails on the fast path: the driver only starts its next incarnation. Returns whether the path was open."""
         exc = Boom(kind)
         machine = self.above(node)
         assert machine is not None
-        told = None if kind == "fatal" else shortcut.restart_at_once(machine, node, exc, self.now)
-        if told is None:
+        effects = None if kind == "fatal" else shortcut.restart_at_once(machine, node, exc, self.now)
+        if effects is None:
             return False
         del self.tasks[node.path]
-        self.heard = []
-        self.carry_out([*told, effect.Start(node.path, node.incarnation, node.spec)])
+        self.emitted = []
+        self.carry_out([*effects, effect.Start(node.path, node.incarnation, node.spec)])
         return True
 
     def is_up_at_once(self, node: Node) -> bool:
-        """So is its being up."""
+        """The leaf comes up on the fast path. Returns whether the path was open."""
         machine = self.above(node)
         assert machine is not None
-        told = None if machine.fast_act is None else shortcut.up_at_once(machine, node, self.now)
-        if told is None:
+        effects = None if machine.fast_act is None else shortcut.up_at_once(machine, node, self.now)
+        if effects is None:
             return False
         self.tasks[node.path].mode = "up"
-        self.heard = []
-        self.carry_out(told)
+        self.emitted = []
+        self.carry_out(effects)
         return True
 
     # --- what supervisors, leaves, callers and the clock do
@@ -220,7 +220,7 @@ class World:
 
     def _stop(self) -> None:
         self.stopped = True
-        self.handle(self.machine_of(self.forest.root), effect.Stop("somebody wants it"))
+        self.handle(self.machine_of(self.forest.root), effect.Stop("a caller wants it"))
 
     def _request(self, path: str, kind: Any, name: str) -> None:
         self.tokens += 1
@@ -252,8 +252,8 @@ class World:
     # --- what comes of it
 
     def _on_event(self, event: events.Event) -> None:
-        if self.heard is not None:
-            self.heard.append(event)
+        if self.emitted is not None:
+            self.emitted.append(event)
         word = self.words.get(event.path, "")
         if isinstance(event, events.BackingOff):
             demand(not word, event.path, "backs off in the middle of a life")
@@ -264,7 +264,7 @@ class World:
             demand(_LIFE.fullmatch(word), event.path, "did not live by the grammar:", word)
             word = ""
         demand(word[:1] in ("", "s") and len(word) < _NAMES, event.path, "did not live by the grammar:", word)
-        demand(event.incarnation == self.lives[event.path], event.path, "tells of another life:", event)
+        demand(event.incarnation == self.lives[event.path], event.path, "reports another incarnation:", event)
         self.words[event.path] = word
 
     def _count(self, event: events.Event, word: str) -> None:
@@ -300,7 +300,7 @@ class World:
         self.tasks[node.path] = Task(node, "starting" if node.is_leaf else "opening")
 
     def _check_turn(self, machine: Machine, node: Node) -> None:
-        """A child starts only when the one before is up, and nobody is on the way out by order (R12)."""
+        """A child starts only when the one before is up, and no child is being stopped by an order (R12)."""
         for other in machine.children.values():
             if other is not node and not isinstance(machine.spec, Pool):
                 task = self.tasks.get(other.path)
@@ -431,7 +431,7 @@ def _copy_world(world: World, made: Made) -> World:
     copy.forest = copied_among(world.forest, made)
     copy.tasks = {path: _copy_task(task, made) for path, task in world.tasks.items()}
     copy.wakes = {path: wakes.copy() for path, wakes in world.wakes.items()}
-    copy.heard = None
+    copy.emitted = None
     for name in ("words", "lives", "asked", "charges", "owing", "gone"):
         setattr(copy, name, getattr(world, name).copy())
     return copy

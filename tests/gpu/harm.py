@@ -103,7 +103,7 @@ def greedy(torch, device):
 
 
 def silent(torch, device):
-    """A poison whose text is lost on its way, as at an extension's edge."""
+    """A poison whose text is lost on its way, as at the border of an extension."""
     try:
         assertion(torch, device)
     except RuntimeError:

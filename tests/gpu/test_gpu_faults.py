@@ -91,7 +91,7 @@ async def failure_of(runner, host=HOST):
 )
 @pytest.mark.trio
 async def test_a_poison_is_known_by_its_code(harm, codes, record_property):
-    """D4: the code that torch raises is the one in the table, and it reaches the parent."""
+    """D4: The code that torch raises is the one in the table, and it reaches the parent."""
     error = await failure_of(OnDevice(harm))
     record_property("code", error.code)
     assert error.code in codes
@@ -100,8 +100,8 @@ async def test_a_poison_is_known_by_its_code(harm, codes, record_property):
 
 @pytest.mark.parametrize("harm", ["silent", "secondary"])
 @pytest.mark.trio
-async def test_a_poison_that_lost_its_words_is_convicted_by_the_probe(harm, record_property):
-    """D4: whatever the exception says, a device that fails again is poisoned."""
+async def test_a_poison_that_lost_its_text_is_convicted_by_the_probe(harm, record_property):
+    """D4: Whatever the exception's text, a device that fails again is poisoned."""
     error = await failure_of(OnDevice(harm))
     record_property("said", f"{error} ({error.code})")
     assert type(error) is ContextPoisoned
@@ -109,7 +109,7 @@ async def test_a_poison_that_lost_its_words_is_convicted_by_the_probe(harm, reco
 
 @pytest.mark.trio
 async def test_a_mistake_on_a_sound_device_is_the_requests_own():
-    """D4, D5: the probe acquits; the context goes on."""
+    """D4, D5: The probe acquits; the context goes on."""
     async with serving(OnDevice("mistaken")) as (worker, seen):
         outcomes = await answers(worker)
         assert type(outcomes.pop("victim")) is RunnerError
@@ -119,8 +119,8 @@ async def test_a_mistake_on_a_sound_device_is_the_requests_own():
 
 @pytest.mark.parametrize("harm", ["assertion", "wild"])
 @pytest.mark.trio
-async def test_the_others_never_notice_a_poison(harm):
-    """D6: every stream goes on in a new process where it was; none lost, nothing twice, the victim's too."""
+async def test_other_streams_do_not_notice_a_poison(harm):
+    """D6: Every stream goes on in a new process where it was, the victim's too; no token is lost or comes twice."""
     async with serving(OnDevice(harm, incarnation=1)) as (worker, seen):
         assert await answers(worker) == {name: expected(batch(name)) for name in NAMES}
         assert (await worker.ready()).incarnation == 2
@@ -129,7 +129,7 @@ async def test_the_others_never_notice_a_poison(harm):
 
 @pytest.mark.trio
 async def test_a_request_that_poisons_every_context_fails_alone():
-    """D6: at its second death, alone, it is a PoisonRequest; the others complete."""
+    """D6: At its second death, on trial alone, it becomes a PoisonRequest; the others complete."""
     async with serving(OnDevice("assertion"), limit=Limit(8, within=60)) as (worker, _):
         outcomes = await answers(worker)
         assert type(outcomes.pop("victim")) is PoisonRequest
@@ -138,7 +138,7 @@ async def test_a_request_that_poisons_every_context_fails_alone():
 
 @pytest.mark.trio
 async def test_a_too_large_request_fails_alone():
-    """D5: it gets OutOfMemory, the verdict is Resume, the others go on in the same process."""
+    """D5: It gets OutOfMemory, the verdict is Resume, the others go on in the same process."""
     async with serving(OnDevice("greedy")) as (worker, seen):
         pid = (await worker.ready()).pid
         outcomes = await answers(worker)
@@ -150,7 +150,7 @@ async def test_a_too_large_request_fails_alone():
 
 @pytest.mark.trio
 async def test_a_kernel_without_an_end_is_killed():
-    """D9: no progress before the deadline: SIGKILL ends the kernel too, and the streams go on in a new process."""
+    """D9: It makes no progress before the deadline: SIGKILL ends the kernel too, and the streams go on in a new process."""
     host = ProcessHost(
         DEVICE, load_timeout=120, next_chunk_timeout=3, first_chunk_timeout=30, kill_timeout=60
     )
@@ -183,7 +183,7 @@ async def test_memory_is_free_before_the_next_load(record_property):
 
 @pytest.mark.trio
 async def test_a_model_goes_on_in_a_standby(caplog):
-    """D2, D6: what is preloaded and prepared makes a device context in the fork, and a cut stream goes on there."""
+    """D2, D6: A preloaded and prepared runner makes a device context after the fork, and a cut stream goes on there."""
     host = attrs.evolve(HOST, standby=1)
     batch = ExecuteBatch("r", "The import", sampling=Sampling(seed=1, max_tokens=200))
     async with serving(TorchLM(), host) as (worker, seen):
@@ -203,7 +203,7 @@ async def test_a_model_goes_on_in_a_standby(caplog):
 
 @pytest.mark.trio
 async def test_a_sound_device_stays_usable_to_nvml():
-    """D4: after a real poison NVML asks for nothing more than a new process."""
+    """D4: After a real poison NVML asks for nothing more than a new process."""
     pytest.importorskip("pynvml", reason="asks NVML by nvidia-ml-py")
     error = await failure_of(OnDevice("assertion"))
     assert await Nvml().judge(error, DEVICE) is error

@@ -1,4 +1,4 @@
-"""Whether `TorchLM` is reproducible on this device: shown or refuted, and told (D6)."""
+"""Whether `TorchLM` is reproducible on this device: shown or refuted, and reported (D6)."""
 
 import random
 
@@ -28,7 +28,7 @@ def runner():
 
 
 def alone(runner, batch, accepted=()):
-    """All tokens of one stream that nobody else shares a step with."""
+    """All tokens of one stream that shares no step with another."""
     return [token for chunk in runner.continue_from(batch, accepted) for token in chunk.token_ids]
 
 
@@ -55,7 +55,7 @@ def moved(runner, batch, tokens, seed):
 
 
 def test_reproducible_is_shown_or_refuted(runner, record_property):
-    """D6: company, slot and replay change no token. Where they do, the runner must not declare that they do not."""
+    """D6: Other streams, the slot and a replay change no token; if they do, the runner must not declare itself reproducible."""
     import torch
 
     reference = {batch.request_id: alone(runner, batch) for batch in REQUESTS}
@@ -77,8 +77,8 @@ def test_reproducible_is_shown_or_refuted(runner, record_property):
     assert not (runner.info.reproducible and refuted)
 
 
-def test_logits_are_the_same_bits_in_any_company(runner):
-    """D6: sampled tokens hide small differences; the logits of a padded pass do not, or the runner may not declare it."""
+def test_logits_are_the_same_bits_whatever_other_streams_run_beside(runner):
+    """D6: Sampled tokens hide small differences; if the logits of a padded pass differ, the runner may not declare itself reproducible."""
     import torch
 
     from runners.models.torch_lm.kernel import ROWS, Row

@@ -1,4 +1,4 @@
-"""Every place where somebody's object enters a tree: what happens there is what happens with a plain one."""
+"""Every place where a user's object enters a tree: the outcome must be that of a plain object."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from supervise.testing import idle
 
 
 def once(make):
-    """Raise what `make` makes in the first life, and idle in those after."""
+    """Raise what `make` makes in the first incarnation, and idle in the later ones."""
 
     async def body(*_):
         await trio.sleep(1)
@@ -59,7 +59,7 @@ def a_body_with_a_message(make):
 
 
 async def caller():
-    """Calls until it is answered; whoever loses it is told so."""
+    """Calls until it is answered; a call that is lost raises."""
     tree = current_child().tree
     while True:
         try:
@@ -228,7 +228,7 @@ RAISED = [
     a_body_that_fails_the_tree, a_body_that_is_stopped_for_it, a_body_that_resumes, a_start, a_later_start, an_entry,
     an_exit, a_clean_up, an_init, an_injection, a_predicate, a_member_that_fails, an_answer, a_left_callback,
 ]  # fmt: skip
-"""Trees into which somebody's exception comes, each in another place."""
+"""Trees into which a user's exception comes, each in another place."""
 
 
 def a_return(make):
@@ -337,7 +337,7 @@ RETURNED = [
     a_return, a_return_of_a_transient_child, a_return_before_it_was_ready, a_ready_value, a_resource, a_message, a_stream,
     an_argument, an_init_value,
 ]  # fmt: skip
-"""Trees into which somebody's value comes, each in another place."""
+"""Trees into which a user's value comes, each in another place."""
 
 
 @asynccontextmanager

@@ -75,8 +75,8 @@ def plain():
 
 @pytest.mark.parametrize("program", RAISED, ids=lambda program: program.__name__)
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_hostile_exception_is_an_exception(program, kind):
-    """R4, R24: the same events as of a plain one, in the same order, and nothing hangs."""
+def test_a_hostile_exception_is_treated_as_a_plain_one(program, kind):
+    """R4, R24: The events are those of a plain exception, in the same order, and nothing hangs."""
     happened = lived(program(EXCEPTIONS[kind]))
     if kind not in JUDGED_OTHERWISE:
         assert happened == lived(program(plain))
@@ -84,6 +84,6 @@ def test_a_hostile_exception_is_an_exception(program, kind):
 
 @pytest.mark.parametrize("program", RETURNED, ids=lambda program: program.__name__)
 @pytest.mark.parametrize("kind", BAD)
-def test_a_hostile_value_is_a_value(program, kind):
-    """R17, R28, R29: it is handed on as it is, and nobody looks at it."""
+def test_a_hostile_value_is_passed_on_unchanged(program, kind):
+    """R17, R28, R29: The tree passes it on as it is, and calls none of its methods."""
     assert lived(program(BAD[kind])) == lived(program(object))

@@ -1,4 +1,4 @@
-"""Objects that raise, lie, are huge, cyclic or deep wherever somebody looks at them."""
+"""Objects that raise, lie, are huge, cyclic or deep whenever any of their methods is called."""
 
 from __future__ import annotations
 

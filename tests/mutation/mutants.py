@@ -68,7 +68,7 @@ class Mutant:
         return "\n".join(list(difflib.unified_diff(old, new, n=0, lineterm=""))[2:])
 
     def put_in(self) -> None:
-        """From now on the function is the mutant, for all who hold it: its code is another."""
+        """From now on the function is the mutant, for every caller that holds it: its code is replaced."""
         source = self.source()
         function = _found(importlib.import_module(f"supervise._core.{self.path.stem}"), self.function)
         function.__code__ = _compiled(source, self.path, self.function)
@@ -118,7 +118,7 @@ def _found(module, function):
 
 
 def _compiled(source: str, path: Path, function: str) -> CodeType:
-    """The code of one function, out of its whole module, so that it sees what it saw."""
+    """The code of one function, out of its whole module, so that it has the same globals."""
     waiting = [compile(source, str(path), "exec", dont_inherit=True)]
     for code in waiting:
         waiting += [const for const in code.co_consts if isinstance(const, CodeType)]

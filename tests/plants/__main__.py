@@ -1,4 +1,4 @@
-"""`python -m tests.plants`: plant each fault, and say what catches it."""
+"""`python -m tests.plants`: plant each fault, and print which test catches it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is planted in mailboxes and addresses: wake-ups, orders, places, and who may do what."""
+"""What is planted in mailboxes and addresses: wake-ups, orders, places, and permissions."""
 
 from __future__ import annotations
 
@@ -29,19 +29,19 @@ MAILBOXES = tuple(
             "            pass",
         ),
         (
-            "a lease is not cancelled the long way",
+            "a lease is not cancelled on the general path",
             _DRIVER,
             "        leaf.end_leases()\n        self._leaving, self",
             "        self._leaving, self",
         ),
         (
-            "who waits for a supervisor is not woken",
+            "a task that waits for a supervisor is not woken",
             _DRIVER,
             "        if isinstance(report, effect.Up):\n            self._changed(one.path)",
             "        if isinstance(report, effect.Up):\n            pass",
         ),
         (
-            "a sender is not told that the consumer left",
+            "a sender is not woken when the consumer leaves",
             _MESSAGE,
             "    def leave(self) -> None:\n        super().leave()\n        self.look_for_room()",
             "    def leave(self) -> None:\n        super().leave()",
@@ -53,19 +53,19 @@ MAILBOXES = tuple(
             "        self.callbacks = self.hand = None\n        self.buffer.clear()\n        self.wake()",
         ),
         (
-            "who leaves at the end of his stack takes callbacks with him",
+            "callbacks are lost when a caller leaves at the end of its stack",
             _MESSAGE,
             "        if has_room_for_others():",
             "        if True:",
         ),
         (
-            "a caller who left stays in the count",
+            "a caller that left stays in the count",
             _MESSAGE,
             '        elif state != "left":\n            self.mailbox.withdraw()',
             '        elif state != "left":\n            pass',
         ),
         (
-            "a message put back wakes nobody",
+            "a message that is put back wakes no task",
             _MAILBOX,
             "                self.queue.appendleft(entry)\n                self.wake_reader()",
             "                self.queue.appendleft(entry)",
@@ -83,10 +83,10 @@ MAILBOXES = tuple(
             "        super().put_back()",
         ),
         (
-            "a closed inbox wakes nobody",
+            "a closed inbox wakes no task",
             _MAILBOX,
-            "            if inbox is self:\n                del readers[task]\n                reschedule(task)",
-            "            pass",
+            "        self._wake(loops=False)\n        self.mailbox.put_back(back)",
+            "        self.mailbox.put_back(back)",
         ),
         (
             "items stay behind a stream",
@@ -95,7 +95,7 @@ MAILBOXES = tuple(
             "        self._closed = True",
         ),
         (
-            "a closed stream wakes nobody",
+            "a closed stream wakes no task",
             _MESSAGE,
             "        self.leave()\n        self.wake()\n        self.call_back()",
             "        self.leave()\n        self.call_back()",
@@ -107,7 +107,7 @@ MAILBOXES = tuple(
             "            self._task = None\n            raise",
         ),
         (
-            "who waits for room is not told of the end",
+            "a sender that waits for room is not woken at the end",
             _MAILBOX,
             "        for task in putters:\n            reschedule",
             "        for task in ():\n            reschedule",
@@ -130,9 +130,9 @@ MAILBOXES = tuple(
             "            call.value, call.on_loss, call.memo = self.value, self._on_loss, self.memo",
             "            call.value, call.on_loss, call.memo = self.value, self._on_loss, None",
         ),
-        ("a memo of what nobody waits for is lost", _MESSAGE, "        again.memo = self.memo", ""),
+        ("the memo of a message without a caller is lost", _MESSAGE, "        again.memo = self.memo", ""),
         (
-            "the end of a supervisor is not told below it",
+            "the end of a supervisor does not reach the addresses below it",
             _DRIVER,
             "            closing += each.below.values()",
             "            pass",
@@ -144,13 +144,13 @@ MAILBOXES = tuple(
             "",
         ),
         (
-            "down for good is for ever",
+            "a node that was down for good stays so when it starts again",
             _DRIVER,
             "        if not gone:\n            if found is None:\n                return self._keep(Address(path))\n            found.reopen()",
             "        if not gone:\n            if found is None:\n                return self._keep(Address(path))",
         ),
         (
-            "addresses of those who are gone are kept",
+            "addresses of nodes that are gone are kept",
             _DRIVER,
             "            found.close(why)\n        return found",
             "            found.close(why)\n            self._keep(found)\n        return found",
@@ -180,13 +180,13 @@ MAILBOXES = tuple(
             "        self.size = size + 1\n        self.buffer",
         ),
         (
-            "a bigger stream wakes nobody",
+            "a bigger stream wakes no sender",
             _MESSAGE,
             "        self._call.size = size\n        self._call.look_for_room()",
             "        self._call.size = size",
         ),
         (
-            "who has waited longest goes to the end",
+            "the task that has waited longest goes to the end",
             _MAILBOX,
             "            readers.move_to_end(task, last=False)\n",
             "",
@@ -194,19 +194,19 @@ MAILBOXES = tuple(
         (
             "a woken child has no promise",
             _MAILBOX,
-            "            reschedule(reader, outcome.Value(True))\n            del self.readers[reader]\n            self.promised += 1",
-            "            reschedule(reader, outcome.Value(False))\n            del self.readers[reader]",
+            "            reschedule(reader, outcome.Value(True))\n            del self.readers[reader], inbox.parked[reader]\n            self.promised += 1",
+            "            reschedule(reader, outcome.Value(False))\n            del self.readers[reader], inbox.parked[reader]",
         ),
         (
-            "a broken promise wakes nobody else",
+            "the message of a woken child that ended wakes no other",
             _MAILBOX,
-            "        if len(self.queue) > self.promised:\n            self.wake_reader()",
+            "        if len(self) > self.promised:\n            self.wake_reader()",
             "        pass",
         ),
         (
             "a promise is not kept",
             _MAILBOX,
-            "            if mailbox.promised and len(mailbox.queue) <= mailbox.promised:\n                break\n",
+            "            if mailbox.promised and len(mailbox) <= mailbox.promised:\n                break\n",
             "",
         ),
         (
@@ -218,8 +218,8 @@ MAILBOXES = tuple(
         (
             "the last child leaves the mailbox as it is",
             _MAILBOX,
-            "        return any(not other.stopping for other in self.mailbox.servers.values())",
-            "        return self.mailbox.shared",
+            "        return self._leaf.stopping and bool(self.mailbox.serving)",
+            "        return self._leaf.stopping and self.mailbox.shared",
         ),
         (
             "a child that has ended serves its supervisor's mailbox for ever",
@@ -228,13 +228,7 @@ MAILBOXES = tuple(
             "            pass",
         ),
         (
-            "no sibling serves a child that waits at the mailbox of both",
-            _MAILBOX,
-            "        if len(self.servers) > 1:\n            return\n",
-            "",
-        ),
-        (
-            "what a callback raises is a sibling's failure",
+            "an exception from a callback is a sibling's failure",
             _MAILBOX,
             "            if server.path == path and server.open_inbox",
             "            if server.open_inbox",

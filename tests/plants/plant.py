@@ -1,4 +1,4 @@
-"""One planted fault: put it into a copy of the project, run the tests that should catch it, say which did."""
+"""One planted fault: put it into a copy of the project, run the tests that should catch it, and return which did."""
 
 from __future__ import annotations
 

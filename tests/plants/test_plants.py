@@ -7,18 +7,18 @@ import pytest
 from .plant import caught_by, copy_of_project
 from .plants import PLANTS
 
-QUICK = {"a request is not withdrawn", "nobody is named for whom a start waits"}
+QUICK = {"a request is not withdrawn", "the node that a start waits for is not named"}
 FIRST = [plant for plant in PLANTS if plant.name in QUICK]
 
 
 @pytest.mark.parametrize("plant", PLANTS, ids=lambda plant: plant.name)
 def test_a_plant_stands_where_it_says(plant):
-    """Whoever changes the code changes what is planted in it."""
+    """A change to the code must change the plant in it too."""
     assert plant.text()
 
 
 def test_no_two_plants_have_one_name():
-    """They are told apart by their names."""
+    """A plant is selected by its name."""
     assert len({plant.name for plant in PLANTS}) == len(PLANTS)
 
 

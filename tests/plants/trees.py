@@ -17,21 +17,21 @@ TREES = tuple(
     Plant(name, file, old, new, tests)
     for name, file, old, new, tests in (
         (
-            "the tree is not shielded from what is outside",
+            "the tree is not shielded from a cancellation from outside",
             _DRIVER,
             "            with trio.CancelScope(shield=True):\n                async with trio.open_nursery() as self._nursery:",
             "            with trio.CancelScope():\n                async with trio.open_nursery() as self._nursery:",
             _STOPPING,
         ),
         (
-            "the first interrupt hurries those who drain",
+            "the first interrupt cancels the children that drain",
             _DRIVER,
             "        if not self._interrupted:\n            self._interrupted = True\n            return\n",
             "        self._interrupted = True\n",
             _INTERRUPTS,
         ),
         (
-            "who drains after a second interrupt is only asked",
+            "a child that would drain after a second interrupt is only asked",
             _DRIVER,
             "        if leaf is not None and self._hurried:\n",
             "        if False:\n",
@@ -59,14 +59,14 @@ TREES = tuple(
             _STOPPING,
         ),
         (
-            "who has asked is not answered when the tree breaks",
+            "a caller is not answered when the tree breaks",
             _DRIVER,
             "        for answer in self._asked:\n            answer.set(outcome.Error(self._cannot_answer()))\n",
             "",
             _STOPPING,
         ),
         (
-            "inputs jump the queue",
+            "an input is handled before those that wait",
             _DRIVER,
             "                machine, item = waiting.popleft()\n",
             "                machine, item = waiting.pop()\n",
@@ -87,7 +87,7 @@ TREES = tuple(
             ("tests/tree/test_seeing.py",),
         ),
         (
-            "the block does not hear that the tree has failed",
+            "the block is not cancelled when the tree has failed",
             _DRIVER,
             '            self.body_scope.cancel(f"tree {self.forest.root.path!r} failed: {brief(why)}")',
             "            assert why is not None",
@@ -108,7 +108,7 @@ TREES = tuple(
             ("tests/tree/test_stopping.py", "tests/tree/test_random_trees.py"),
         ),
         (
-            "timers of what has ended are kept",
+            "timers of a node that has ended are kept",
             _DRIVER,
             "            if place.wake_at != inf:\n                self._forget_timer(place)\n",
             "",
@@ -122,14 +122,14 @@ TREES = tuple(
             ("tests/tree/test_memory.py",),
         ),
         (
-            "nobody is named for whom a start waits",
+            "the node that a start waits for is not named",
             _DRIVER,
             "                if frame.f_code is Address.wait.__code__:",
             "                if False:",
             ("tests/tree/test_releasing.py",),
         ),
         (
-            "a new life begins in the context of the last one",
+            "a new incarnation begins in the context of the last one",
             _LEAF,
             "            task.context = fresh\n",
             "            pass\n",
@@ -171,7 +171,7 @@ TREES = tuple(
             _HOSTILE,
         ),
         (
-            "a stale task_status makes the next life ready",
+            "a stale task_status makes the next incarnation ready",
             _LEAF,
             "        if not leaf.ready and leaf.incarnation == leaf._node.incarnation == self._incarnation:",
             "        if not leaf.ready:",
@@ -185,11 +185,11 @@ TREES = tuple(
             ("tests/tree/test_directives.py", "tests/tree/test_injecting.py"),
         ),
         (
-            "one order of what happens at one moment is tried",
+            "only one order of simultaneous failures is tried",
             "supervise/testing/bare.py",
             "same.pop(self._pick(len(same)) if len(same) > 1 else 0)",
             "same.pop(0)",
-            ("tests/tree/test_random_trees.py::test_every_order_of_what_happens_at_one_moment_is_predicted",),
+            ("tests/tree/test_random_trees.py::test_every_order_of_simultaneous_failures_is_predicted",),
         ),
         (
             "a child that ended in a broken tree is up",
@@ -213,21 +213,21 @@ TREES = tuple(
             ("tests/tree/test_injecting.py",),
         ),
         (
-            "what is injected when a body has drained is lost",
+            "a failure that is injected when a body has drained is lost",
             _LEAF,
-            "            if error is None and self.stopping and self._injected is not None:",
+            "            if self.stopping and self._injected is not None:",
             "            if False:",
             ("tests/tree/test_injecting.py",),
         ),
         (
-            "what a resource's exit raises is lost",
+            "an exception from a resource's exit is lost",
             _LEAF,
             "            if error is not None and not _is_fatal(self._error):\n                self._error = error\n",
             "",
             ("tests/tree/test_stopping.py", "tests/tree/test_directives.py"),
         ),
         (
-            "the verdict of one life is that of the next",
+            "the verdict on one failure is taken for that on the next",
             _LEAF,
             "        verdict, self._verdict = self._verdict, None\n",
             "        verdict = self._verdict\n",
@@ -255,7 +255,7 @@ TREES = tuple(
             _INTERRUPTS,
         ),
         (
-            "a block that raises is not told of a tree that failed",
+            "a block that raises hides that the tree failed",
             _TREE,
             'driver.end(f"the block of open_tree was {why}")',
             'driver.end("the end")',
@@ -276,7 +276,7 @@ TREES = tuple(
             ("tests/ctrl_c/test_blocked.py",),
         ),
         (
-            "what nohup ignores is obeyed",
+            "a signal that nohup ignores is obeyed",
             _RUN,
             "            if number == signal.SIGTERM or signal.getsignal(number) is not signal.SIG_IGN:",
             "            if True:",

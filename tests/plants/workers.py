@@ -15,7 +15,7 @@ WORKERS = tuple(
         (
             (
                 "runners/hosts/process/host.py",
-                '            raise self._fail(ProtocolError(f"the context process {self.pid} made a step of nothing"))',
+                '            raise self._fail(ProtocolError(f"the context process {self.pid} sent an empty step"))',
                 "            pass",
                 ("tests/rogue",),
             ),
@@ -45,19 +45,19 @@ WORKERS = tuple(
             ),
             (
                 "runners/hosts/process/host.py",
-                '    def _check_leaving(self, number: int) -> None:\n        """What belongs to a stream that is not open must be late, not invented."""\n        if number not in self._leaving:',
+                '    def _check_leaving(self, number: int) -> None:\n        """An item of a stream that is not open must be late, not invented."""\n        if number not in self._leaving:',
                 "    def _check_leaving(self, number: int) -> None:\n        if not 0 <= number < self._begun:",
                 ("tests/rogue",),
             ),
             (
                 "runners/hosts/process/host.py",
-                '            raise self._fail(\n                ProtocolError(f"the context process {self.pid} dropped stream {number}, not asked to")\n            )',
+                '            raise self._fail(\n                ProtocolError(\n                    f"the context process {self.pid} dropped stream {number} without being asked to"\n                )\n            )',
                 "            return",
                 ("tests/rogue", *_PROCESS),
             ),
             (
                 "runners/hosts/process/host.py",
-                "        if self._leaving and max(told, default=-1) >= next(iter(self._leaving.values())):",
+                "        if self._leaving and max(named, default=-1) >= next(iter(self._leaving.values())):",
                 "        if False:",
                 ("tests/rogue", *_PROCESS),
             ),
@@ -105,8 +105,8 @@ WORKERS = tuple(
             ),
             (
                 "runners/worker/serving.py",
-                "        return self.order.wants_restart or (self.under_way is None and not self.keeps_any())",
-                "        return self.order.wants_restart or not self.keeps_any()",
+                "        return self.waiting.wants_restart or (self.under_way is None and not self.keeps_any())",
+                "        return self.waiting.wants_restart or not self.keeps_any()",
                 ("tests/runners/test_serving.py",),
             ),
             (
@@ -117,7 +117,7 @@ WORKERS = tuple(
             ),
             (
                 "runners/worker/serving.py",
-                "            if context.under_way is not order:  # a restart was ordered meanwhile, and this one answered\n                return\n",
+                "            if context.under_way is not request:  # a restart was ordered meanwhile, and this one answered\n                return\n",
                 "",
                 ("tests/runners/test_serving.py",),
             ),
@@ -135,7 +135,7 @@ WORKERS = tuple(
             ),
             (
                 "runners/worker/serving.py",
-                "        context.has_changed()  # another may wait",
+                "        context.has_changed()  # another request may wait",
                 "        pass",
                 ("tests/runners/test_serving.py",),
             ),
@@ -153,14 +153,14 @@ WORKERS = tuple(
             ),
             (
                 "runners/worker/serving.py",
-                "        if current_child().stopping:\n            self._context.refuse_order()\n",
+                "        if current_child().stopping:\n            self._context.refuse_rebuild()\n",
                 "",
                 ("tests/runners/test_serving.py",),
             ),
             (
                 "runners/worker/serving.py",
-                '        self.order.answer(WorkerStopping("the worker was being stopped"))\n            self.order = None',
-                "        self.order = None",
+                '        self.waiting.answer(WorkerStopping("the worker was being stopped"))\n            self.waiting = None',
+                "        self.waiting = None",
                 ("tests/runners/test_serving.py",),
             ),
             (
@@ -315,7 +315,7 @@ WORKERS = tuple(
             ),
             (
                 "runners/hosts/session.py",
-                "        self._lacked = error\n",
+                "        self._rebuild_oom = error\n",
                 "",
                 ("tests/runners/test_serving.py",),
             ),

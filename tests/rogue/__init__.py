@@ -1,1 +1,1 @@
-"""A context that says whatever it likes: see `grammar` for what, `play` for what must hold all the same."""
+"""A context that sends any bytes at any time: `grammar` has what it sends, `play` what must hold all the same."""

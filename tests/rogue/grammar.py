@@ -1,4 +1,4 @@
-"""What a rogue context says: acts of a script, drawn by Hypothesis.
+"""What a rogue context sends: acts of a script, drawn by Hypothesis.
 
 A script mixes what a context should say with every frame that the protocol knows, at the wrong time, of the wrong stream,
 with wrong fields, twice, cut, too long, or without end; and with bytes that are no frame at all.
@@ -93,7 +93,7 @@ class Script:
 
 
 def packed(frame: Any) -> bytes:
-    """A frame's bytes, whatever the limits say."""
+    """A frame's bytes, whatever the limits are."""
     body = msgspec.msgpack.encode(frame)
     return len(body).to_bytes(4, "big") + body
 

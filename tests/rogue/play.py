@@ -1,4 +1,4 @@
-"""A worker whose contexts follow a script, and what must hold whatever that is.
+"""A worker whose contexts follow a script, and what must hold for every script.
 
 The session, its connection and its streams are real; the process at the other end is a task, and time is virtual. So what
 holds the loop is counted, not timed: the frames that are read, and the bytes, between two turns of the loop.
@@ -97,7 +97,7 @@ class Task:
         self.dead = False
 
     def die(self) -> None:
-        """As a process does: what it held is released, and its pidfd says so."""
+        """End as a process does: what it held is released, and its pidfd is readable."""
         if not self.dead:
             self.dead = True
             os.close(self._death)
@@ -106,7 +106,7 @@ class Task:
         self.scope.cancel("SIGKILL")
         self.die()
 
-    async def told(self) -> None:
+    async def fate_known(self) -> None:
         """At once."""
 
     def fate(self) -> str:
@@ -118,7 +118,7 @@ class Task:
 
 @define
 class Context:
-    """The other end of a connection: what a context process says, and what it has heard."""
+    """The other end of a connection: what a context process sends, and what it has received."""
 
     connection: trio.socket.SocketType
     process: Task
@@ -130,7 +130,7 @@ class Context:
     over: bool = False
 
     def hear(self) -> None:
-        """All that the parent has said by now."""
+        """All that the parent has sent by now."""
         with suppress(BlockingIOError, ConnectionResetError):
             while data := os.read(self.connection.fileno(), _A_READ):
                 self.parser.feed(data)
@@ -166,7 +166,7 @@ class Context:
         return wire.Chunk(stream, index, (7,) * ids, "x" * text, FinishReason.STOP if last else None, None)
 
     def told(self, act: Chunk) -> wire.Step:
-        """What such an act says."""
+        """The bytes of such an act."""
         stream = self.names.get(act.stream, 0) if isinstance(act.stream, str) else self.begun - 1 - act.stream
         made = self.chunk(stream, ahead=act.ahead, ids=act.ids, text=act.text, last=act.last)
         return wire.Step([made], [])
@@ -234,7 +234,7 @@ class Context:
                     await trio.sleep(0.01)
 
     async def live(self) -> None:
-        """As a context that is well, until it is told to end."""
+        """Act as a context that is well, until it is asked to end."""
         while not self.over:
             self.hear()
             await self.answer()
@@ -246,7 +246,7 @@ class Context:
                     await trio.lowlevel.wait_readable(self.connection)
 
     async def play(self, script: Script | None) -> None:
-        """A life, by a script or well."""
+        """One incarnation, by a script or well."""
         ready = wire.ready(RunnerInfo(streams=STREAMS, can_continue=True))
         try:
             with self.process.scope, suppress(BrokenPipeError, ConnectionResetError):
@@ -377,14 +377,14 @@ async def _serve(script: Script, turns: Turns) -> Played:
                     await trio.sleep(0.5)
                     nursery.start_soon(_order, worker, order)
         except StartFailed:
-            return Played([], [])  # the first load failed, and nobody could ask anything
+            return Played([], [])  # the first load failed, so no request could be sent
     assert_lifecycle(seen)
     failures = [type(event.exc).__name__ for event in seen if isinstance(event, events.Failed)]
     return Played([*outcomes, *orders], failures)
 
 
 def play(script: Script, seed: int = 0) -> Played:
-    """Play a script. That a context may say no more than so much behind its deadline is tried with less than there is.
+    """Play a script. The bound on what a context may send after its deadline is tried with less than there is.
 
     Raises:
         AssertionError: what must hold does not.

@@ -47,7 +47,7 @@ def stat(pid):
 
 
 def processes():
-    """The pids of all that was started from here, however far down and whoever is its parent by now; our zombies too."""
+    """The pids of all that was started from here, however far down and whatever its parent is by now; our zombies too."""
     mark = f"{_MARK}={os.getpid()}\0".encode()
     found = set()
     for entry in Path("/proc").glob("[0-9]*"):
@@ -115,7 +115,7 @@ def contexts():
 
 
 def kill_contexts():
-    """SIGKILL for each of them; one may be dead already without anybody having looked."""
+    """SIGKILL for each of them; one may be dead already and not yet reaped."""
     for pid in contexts():
         with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)

@@ -109,7 +109,7 @@ def _lies():
         if name in ("__traceback__", "__cause__", "__context__", "__dict__", "__notes__"):
             continue
         for what, value in values.items():
-            if (name, what) != ("tag", "text"):  # that one says what it is
+            if (name, what) != ("tag", "text"):  # a text is a valid tag
                 yield (
                     f"{name}={what}",
                     lambda n=name, v=value: _class(Exception, **{n: property(lambda _: v)})(),

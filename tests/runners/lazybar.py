@@ -1,4 +1,4 @@
-"""As some progress bars do: whoever imports it has a thread."""
+"""As some progress bars do: importing it starts a thread."""
 
 import threading
 import time

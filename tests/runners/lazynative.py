@@ -1,4 +1,4 @@
-"""As some extension modules do: whoever imports it has a thread that Python knows nothing of."""
+"""As some extension modules do: importing it starts a thread that Python does not know."""
 
 import ctypes
 

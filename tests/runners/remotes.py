@@ -87,7 +87,7 @@ class _HalfAsync(_Remote):
 
 @attrs.frozen
 class Speaks:
-    """Instead of its third chunk, what a broken device would say."""
+    """Instead of its third chunk, the error of a broken device."""
 
     text: str
 
@@ -115,7 +115,7 @@ class _Speaks:
 
 @attrs.frozen
 class Told:
-    """Its one chunk says how many seconds there are to the deadline, on Trio's clock or the machine's."""
+    """Its one chunk has how many seconds there are to the deadline, on Trio's clock or the machine's."""
 
     trio: bool
 

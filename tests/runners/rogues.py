@@ -79,7 +79,7 @@ class _Says(Base):
 
 @attrs.frozen
 class SaysWhenAsked(Says):
-    """Writes `before`, waits until the parent says something, and writes the rest; it never comes to a chunk of its own."""
+    """Writes `before`, waits until the parent sends something, and writes the rest; it never comes to a chunk of its own."""
 
     before: str = ""
 
@@ -292,7 +292,7 @@ class _Held:
 
 @attrs.frozen
 class Talks:
-    """Prints, spawns a process that outlives it, tells its environment in a file."""
+    """Prints, spawns a process that outlives it, writes its environment into a file."""
 
     folder: str
 
@@ -387,7 +387,7 @@ def factory():
 
 @attrs.frozen
 class Witness:
-    """Writes down each of its starts: who, told what, and whether the one before was still there."""
+    """Writes down each of its starts: its pid, incarnation and cause, and whether the one before was still there."""
 
     folder: str
 
@@ -559,7 +559,7 @@ class _Writes(Base):
 
 @attrs.frozen
 class Starts:
-    """Starts a process of its own, perhaps in a session of its own, and tells its pid in a file."""
+    """Starts a process of its own, perhaps in a session of its own, and writes its pid into a file."""
 
     folder: str
     session: bool = False
@@ -574,7 +574,7 @@ class Starts:
 
 @attrs.frozen
 class Terminates:
-    """Starts a process in each of the ways that there are, terminates it, and tells in a file how it ended."""
+    """Starts a process in each of the ways that there are, terminates it, and writes into a file how it ended."""
 
     folder: str
     number: int

@@ -1,4 +1,4 @@
-"""A worker in a tree, callers that hold it to its rules, and a host whose sessions do as the test says."""
+"""A worker in a tree, callers that hold it to its rules, and a host whose sessions a test controls."""
 
 import gc
 import os
@@ -22,7 +22,7 @@ from supervise.testing import assert_lifecycle
 HOST = ProcessHost(load_timeout=20, first_chunk_timeout=20, next_chunk_timeout=20)
 PATIENCE = 20.0
 LOOK = 0.002
-"""Seconds between two looks at what tells nobody when it changes."""
+"""Seconds between two looks at a condition that has no event."""
 FOREVER = Scripted(5_000, delay=0.002)
 
 
@@ -35,7 +35,7 @@ def kill(pid):
 
 
 async def until(condition):
-    while not condition():  # noqa: ASYNC110 - what it looks at tells nobody
+    while not condition():  # noqa: ASYNC110 - the condition has no event
         await trio.sleep(LOOK)
 
 
@@ -105,7 +105,7 @@ async def serving(
 
 
 class Caller:
-    """Consumes a stream and holds it to D6 and D8: each token once, in order, and an end that says why."""
+    """Consumes a stream and holds it to D6 and D8: each token once, in order, and an end with its reason."""
 
     def __init__(self, request, on_chunk=lambda _: None):
         self.request = request
@@ -155,7 +155,7 @@ def callers(names, on_chunk=lambda _: None, **options):
 
 
 async def all_of(worker, them):
-    """Run callers, who enter in this order, to their ends."""
+    """Run callers, which enter in this order, to their ends."""
     async with trio.open_nursery() as nursery:
         for caller in them:
             await nursery.start(caller.run, worker)
@@ -202,7 +202,7 @@ class Act:
         return made
 
     async def rebuild(self, cause):
-        """Until the test says how it went."""
+        """Waits until the test sets the outcome."""
         assert not self.ended
         assert not self.open
         self.rebuilds.append(cause)

@@ -71,8 +71,8 @@ def ends(pid):
 
 @pytest.mark.parametrize("late", [0.0, 0.2])
 @pytest.mark.trio
-async def test_a_process_that_is_dead_at_once_is_a_failed_start(late, monkeypatch):
-    """D3: also where it is dead before anybody looks at it, and its output has ended before its pump has had a turn."""
+async def test_a_process_that_dies_at_once_is_a_failed_start(late, monkeypatch):
+    """D3: This holds also if it dies before its parent looks at it, and its output ends before it was read."""
     monkeypatch.setattr(births, "_BOOT", "raise SystemExit(3)")
     start = births.Spawned.__init__
 
@@ -90,7 +90,7 @@ async def test_a_process_that_is_dead_at_once_is_a_failed_start(late, monkeypatc
 @pytest.mark.parametrize("spare", range(14))
 @pytest.mark.trio
 async def test_a_start_without_descriptors_fails_alone(spare, caplog):
-    """D10: wherever in a start they run out, its neighbour's context stays, and the next start has them again."""
+    """D10: Wherever in a start the descriptors run out, the contexts beside it stay, and the next start has descriptors again."""
     async with opened(Scripted(FOREVER)) as neighbour:
         limits = resource.getrlimit(resource.RLIMIT_NOFILE)
         resource.setrlimit(resource.RLIMIT_NOFILE, (max(map(int, descriptors())) + spare, limits[1]))
@@ -109,8 +109,8 @@ async def test_a_start_without_descriptors_fails_alone(spare, caplog):
 
 @pytest.mark.parametrize("start", ["forkserver", "spawn"])
 @pytest.mark.trio
-async def test_a_time_may_be_without_end(start):
-    """D9: who wants no deadline says so with infinity, and a context starts, serves and ends as always."""
+async def test_a_deadline_may_be_infinite(start):
+    """D9: A host whose deadlines are infinite starts, serves and ends as always."""
     names = ("load", "first_chunk", "next_chunk", "close", "kill")
     host = ProcessHost(start=start, **{f"{name}_timeout": math.inf for name in names})
     async with opened(Scripted(4), host) as session:
@@ -120,7 +120,7 @@ async def test_a_time_may_be_without_end(start):
 @STARTS
 @pytest.mark.trio
 async def test_a_spec_that_is_too_long_is_refused_before_there_is_a_process(host):
-    """D2, R31: where it is declared, and where it is opened; nothing is left of any try."""
+    """D2, R31: It is refused where it is declared and where it is opened; nothing is left behind by any try."""
     runner = Long("x" * wire.MAX_FRAME)
     for _ in range(3):
         with pytest.raises(ValueError, match=r"a Long cannot be sent .* at most 16777216 bytes"):
@@ -132,7 +132,7 @@ async def test_a_spec_that_is_too_long_is_refused_before_there_is_a_process(host
 
 @pytest.mark.trio
 async def test_an_environment_that_is_too_long_is_a_failed_start(monkeypatch, caplog):
-    """D2, D10: it can be handed to nobody, neither by a frame nor by the kernel; a standby is told of and left out."""
+    """D2, D10: Neither a frame nor the kernel can pass it to a process; a standby is reported and left out."""
     big = {f"BIG{number}": "x" * 100_000 for number in range(wire.MAX_FRAME // 100_000 + 1)}
     host = ProcessHost(standby=1)
     async with opened(Scripted(4), host) as session:
@@ -148,7 +148,7 @@ async def test_an_environment_that_is_too_long_is_a_failed_start(monkeypatch, ca
 
 
 def test_a_spec_that_contains_itself_is_refused():
-    """D2: in one line, like one that is nested more deeply than msgpack goes."""
+    """D2: The error is one line, as for a spec that is nested more deeply than msgpack allows."""
     values = []
     values.append(values)
     with pytest.raises(ValueError, match="may contain itself"):
@@ -158,10 +158,10 @@ def test_a_spec_that_contains_itself_is_refused():
 @STARTS
 @pytest.mark.trio
 async def test_a_path_need_not_be_utf_8(host, tmp_path, monkeypatch):
-    """D2: in a spec, and where modules are imported from."""
+    """D2: This holds for a path in a spec, and for one that modules are imported from."""
     odd = os.fsdecode(os.fsencode(tmp_path) + b"/\xff:\n odd")
     Path(odd).mkdir()  # noqa: ASYNC240 - a test's own file
-    Path(odd, "weights").write_text("weights")  # noqa: ASYNC240 - likewise
+    Path(odd, "weights").write_text("weights")  # noqa: ASYNC240 - as above
     monkeypatch.setattr(sys, "path", [odd, *sys.path])
     async with opened(Reads(odd + "/weights"), host):
         pass
@@ -171,8 +171,8 @@ async def test_a_path_need_not_be_utf_8(host, tmp_path, monkeypatch):
 
 
 @pytest.mark.trio
-async def test_another_folder_does_not_make_another_reserve(tmp_path, monkeypatch):
-    """D3: `python -c` imports from the folder it is in; a change of folder, or its end, is no reason to start cold."""
+async def test_a_change_of_folder_makes_no_new_reserve(tmp_path, monkeypatch):
+    """D3: `python -c` imports from its current folder; a change of that folder, or its removal, is no reason to start cold."""
     folder = tmp_path / "folder"
     folder.mkdir()
     monkeypatch.chdir(folder)
@@ -192,7 +192,7 @@ async def test_another_folder_does_not_make_another_reserve(tmp_path, monkeypatc
 @STARTS
 @pytest.mark.trio
 async def test_a_folder_that_is_gone_from_the_beginning_is_left_out(host, tmp_path, monkeypatch):
-    """D3: a start is no failure because of an entry that leads nowhere."""
+    """D3: An entry of the path that does not exist does not fail a start."""
     folder = tmp_path / "gone"
     folder.mkdir()
     monkeypatch.chdir(folder)
@@ -212,8 +212,8 @@ async def test_a_folder_that_is_gone_from_the_beginning_is_left_out(host, tmp_pa
     ],
 )
 @pytest.mark.trio
-async def test_where_there_is_no_python_to_start_it_is_refused(name, value, why, monkeypatch):
-    """D10: in one line, before there is a process: starting `sys.executable` would start the application again."""
+async def test_a_program_without_a_python_to_start_is_refused(name, value, why, monkeypatch):
+    """D10: The error is one line, before there is a process: starting `sys.executable` would start the application again."""
     monkeypatch.setattr(sys, name, value, raising=False)
     with pytest.raises(Unrecoverable, match=why) as raised:
         HOST.open(Scripted())
@@ -226,8 +226,8 @@ async def test_where_there_is_no_python_to_start_it_is_refused(name, value, why,
 @pytest.mark.parametrize("value", [None, ""])
 @STARTS
 @pytest.mark.trio
-async def test_where_sys_executable_is_empty_the_kernel_knows_it(host, value, monkeypatch):
-    """An empty PATH leaves it empty; a process is started all the same, and imports what we do."""
+async def test_an_empty_sys_executable_is_read_from_the_kernel(host, value, monkeypatch):
+    """An empty PATH leaves it empty; a process is started all the same, and imports what its parent imports."""
     monkeypatch.setattr(sys, "executable", value)
     async with opened(Scripted(4), host) as session:
         assert ids(await whole(session)) == expected(BATCH, 4)
@@ -265,7 +265,7 @@ def cpu(pid):
 )
 @pytest.mark.trio
 async def test_what_a_preload_leaves_behind_harms_no_context(preloading, tmp_path):
-    """D10: a default timeout of sockets; closed standard streams, whose numbers are given away again; an early SIGTERM."""
+    """D10: A preload may leave a default timeout of sockets, closed standard streams whose numbers are used again, and an early SIGTERM."""
     async with opened(Preloads(str(tmp_path), preloading)) as session:
         await trio.sleep(0.3)  # idle, for longer than that timeout
         assert links(session.pid) == ["/dev/null", "pipe", "pipe", "socket"]
@@ -281,10 +281,8 @@ async def test_what_a_preload_leaves_behind_harms_no_context(preloading, tmp_pat
     ],
 )
 @pytest.mark.trio
-async def test_a_death_in_a_server_that_loses_its_children_is_no_death_of_its_neighbours(
-    preloading, fate, tmp_path
-):
-    """D10: a module may have ignored SIGCHLD, with which the kernel reaps; or it reaps whoever has died."""
+async def test_the_death_of_one_context_is_not_taken_for_that_of_another(preloading, fate, tmp_path):
+    """D10: A preloaded module may have ignored SIGCHLD, so that the kernel reaps, or may itself reap any child that has died."""
     runner = Preloads(str(tmp_path), preloading)
     async with opened(runner) as neighbour:
         async with opened(runner) as session:
@@ -298,16 +296,16 @@ async def test_a_death_in_a_server_that_loses_its_children_is_no_death_of_its_ne
 @pytest.mark.parametrize("number", [int(signal.SIGTERM), int(signal.SIGINT)])
 @STARTS
 @pytest.mark.trio
-async def test_what_a_runner_starts_can_be_terminated(host, number, tmp_path):
-    """D10: a signal that a context itself passes over does to its children what it does anywhere."""
+async def test_a_process_that_a_runner_starts_can_be_terminated(host, number, tmp_path):
+    """D10: A signal that a context itself ignores does to its child processes what it does elsewhere."""
     async with opened(Terminates(str(tmp_path), number), host):
         how = json.loads((tmp_path / "ends").read_text())
     assert how == {"exec": -number, "fork": -signal.SIGTERM if number == signal.SIGTERM else 3}
 
 
 @pytest.mark.trio
-async def test_a_forked_context_has_todays_surroundings(tmp_path, monkeypatch):
-    """As one that is started cold has: environment, folder and umask; of a preload's doings only the environment stays."""
+async def test_a_forked_context_has_the_current_surroundings(tmp_path, monkeypatch):
+    """It has today's environment, folder and umask, as a cold one has; of a preload's changes only those to the environment stay."""
     monkeypatch.setenv("LOOKS_GONE", "1")
     monkeypatch.setenv("LOOKS_OLD", "1")
     umask = os.umask(0o022)
@@ -332,8 +330,8 @@ async def test_a_forked_context_has_todays_surroundings(tmp_path, monkeypatch):
 
 @STARTS
 @pytest.mark.trio
-async def test_a_variable_that_goes_in_another_thread_while_a_process_is_started_is_gone(host, monkeypatch):
-    """D10: the environment is everybody's. A change in the middle of its being read fails no start, and no standby either."""
+async def test_an_environment_variable_removed_during_a_start_is_left_out(host, monkeypatch):
+    """D10: Another thread may change the environment while it is read; that fails neither a start nor a standby."""
 
     class Leaving(dict):
         def __iter__(self):
@@ -348,7 +346,7 @@ async def test_a_variable_that_goes_in_another_thread_while_a_process_is_started
 
 @pytest.mark.trio
 async def test_each_process_has_a_title():
-    """`ps` tells them apart: server, context, standby and cleaner."""
+    """`ps` shows which is a server, a context, a standby and a cleaner."""
     async with opened(Scripted(), ProcessHost(standby=1)) as session:
         await until(lambda: len(contexts()) == 2)
         (standby,) = contexts() - {session.pid}
@@ -365,8 +363,8 @@ async def test_each_process_has_a_title():
 @pytest.mark.parametrize("session", [False, True], ids=["in its group", "in a session of its own"])
 @STARTS
 @pytest.mark.trio
-async def test_what_a_context_has_started_ends_with_it(host, session, tmp_path):
-    """D10: whatever the context dies of, and in whatever session it is."""
+async def test_processes_that_a_context_has_started_end_with_it(host, session, tmp_path):
+    """D10: This holds whatever the context dies of, and in whatever session those processes are."""
     async with opened(Starts(str(tmp_path), session), host):
         ordered = int((tmp_path / "sleeper").read_text())
         async with opened(Starts(str(tmp_path), session), host) as killed:
@@ -380,7 +378,7 @@ async def test_what_a_context_has_started_ends_with_it(host, session, tmp_path):
 
 @pytest.mark.trio
 async def test_a_parent_that_gives_up_its_own_mark_leaves_its_contexts_theirs(tmp_path, monkeypatch):
-    """D10: a parent that is itself below a context has a mark, which it may take away while its fork server runs."""
+    """D10: A parent that is itself below a context has a mark, which it may take away while its fork server runs."""
     monkeypatch.setenv(MARK, "1-0.1")
     async with opened(Starts(str(tmp_path), session=True)):
         pass
@@ -392,7 +390,7 @@ async def test_a_parent_that_gives_up_its_own_mark_leaves_its_contexts_theirs(tm
 
 @pytest.mark.trio
 async def test_a_cleaner_that_is_killed_is_replaced(tmp_path, caplog):
-    """D10: at the next birth, and it learns of those that are there."""
+    """D10: It is replaced at the next start of a process, and the new one gets the list of those that run."""
     async with opened(Starts(str(tmp_path), session=True)):
         first = int((tmp_path / "sleeper").read_text())
         (old,) = cleaners()
@@ -407,8 +405,8 @@ async def test_a_cleaner_that_is_killed_is_replaced(tmp_path, caplog):
 
 @STARTS
 @pytest.mark.trio
-async def test_another_run_of_trio_that_ends_takes_nobody_along(host):
-    """D10: what it cleans up is its own, and what a context of this one has started is not."""
+async def test_another_run_of_trio_that_ends_kills_no_context_of_this_one(host):
+    """D10: Each run cleans up its own processes only, and not those that a context of another run has started."""
 
     async def another():
         async with host.open(Scripted(1)):
@@ -420,8 +418,8 @@ async def test_another_run_of_trio_that_ends_takes_nobody_along(host):
 
 
 @pytest.mark.trio
-async def test_a_cleaner_that_is_killed_takes_nobody_along_where_sigpipe_kills():
-    """D10: as it does by default, and in a program that has asked for that, as those do that write to pipes."""
+async def test_a_killed_cleaner_does_not_end_a_program_that_dies_of_sigpipe():
+    """D10: SIGPIPE kills a program by default, and Python programs that write to pipes often restore that."""
     before = signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     try:
         async with opened(Scripted(4)) as session:
@@ -434,8 +432,8 @@ async def test_a_cleaner_that_is_killed_takes_nobody_along_where_sigpipe_kills()
 
 
 @pytest.mark.trio
-async def test_a_cleaner_that_has_stopped_holds_up_nobody():
-    """D10: it is killed at the end of the run, after a second."""
+async def test_a_cleaner_that_has_stopped_does_not_delay_the_end():
+    """D10: It is killed at the end of the run, after a second."""
     async with opened(Scripted(4), ProcessHost(linger=0)) as session:
         (stopped,) = cleaners()
         os.kill(stopped, signal.SIGSTOP)
@@ -472,8 +470,8 @@ def program(code, *args):
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGABRT])
 @pytest.mark.parametrize("how", ["plain", "session", "bare"])
 @pytest.mark.parametrize("start", ["forkserver", "spawn"])
-def test_what_a_context_has_started_does_not_outlive_a_killed_parent(start, how, number, tmp_path):
-    """D10: context and server are dead with it, so there must be somebody else. `bare` has no environment, so no mark."""
+def test_processes_that_a_context_has_started_do_not_outlive_a_killed_parent(start, how, number, tmp_path):
+    """D10: Context and server die with the parent, so only the cleaner can do it. A `bare` process has no environment, and so no mark."""
     with program(PARENT, start, str(tmp_path), how) as main:
         assert main.stdout.readline() == "open\n"
         sleeper = int((tmp_path / "sleeper").read_text())
@@ -534,8 +532,8 @@ def interrupted(monkeypatch, place):
     ],
     ids=str,
 )
-def test_a_keyboard_interrupt_in_a_task_of_the_hosts_is_the_programs(place, monkeypatch):
-    """R4: it leaves the program, unwrapped, and nothing is left; Trio's system nursery does not come down with it."""
+def test_a_keyboard_interrupt_in_a_task_of_the_hosts_leaves_the_program(place, monkeypatch):
+    """R4: It leaves unwrapped, and nothing is left behind; Trio's system nursery does not come down with it."""
 
     async def main():
         host = ProcessHost(standby=1)
@@ -562,7 +560,7 @@ def test_a_keyboard_interrupt_in_a_task_of_the_hosts_is_the_programs(place, monk
 
 @pytest.mark.trio
 async def test_deaths_leave_neither_descriptors_nor_memory():
-    """R31: flat over any number of them; here 60, with the fork server and a standby."""
+    """R31: Both are flat over any number of deaths; here 60, with the fork server and a standby."""
     import gc
     import tracemalloc
 
@@ -598,8 +596,8 @@ async def test_deaths_leave_neither_descriptors_nor_memory():
 
 
 @pytest.mark.trio
-async def test_who_dies_at_the_last_moment_has_died_in_time():
-    """D9: whatever the clock says, a process that is dead is not killed for being late, nor its device given up."""
+async def test_a_process_that_dies_at_the_last_moment_has_died_in_time():
+    """D9: Whatever the clock shows, a process that is dead is not killed for being late, nor is its device given up."""
     reading, writing = os.pipe()
     process = types.SimpleNamespace(pidfd=reading)
     assert await births.outlived(process, 0)
@@ -609,8 +607,8 @@ async def test_who_dies_at_the_last_moment_has_died_in_time():
 
 
 @pytest.mark.parametrize(("held", "looks"), [(0.0, 3), (10.0, 6)])
-def test_time_in_which_nobody_ran_counts_half(held, looks):
-    """D9: after a stop of everything there is another look, and an end even where each of them comes late."""
+def test_time_in_which_no_process_ran_counts_half(held, looks):
+    """D9: After a stop of all processes the parent looks once more, and gives up even if each of them comes late."""
     seen = []
 
     async def never():

@@ -54,7 +54,7 @@ def request(kind):
 @pytest.mark.slow
 @pytest.mark.parametrize("runner", ["scripted", "torch"])
 def test_a_short_run_of_chaos_passes(runner):
-    """D5, D6, D8, D9, D10: twenty seconds of everything; nothing lost, doubled, wrong, hung or left behind."""
+    """D5, D6, D8, D9, D10: In twenty seconds of all kinds of faults nothing is lost, doubled, wrong, hung or left behind."""
     command = [sys.executable, "-m", "benchmarks.chaos", "--minutes", "0.33", "--seed", "3", "--pause", "1"]
     done = subprocess.run(
         [*command, "--runner", runner], cwd=ROOT, capture_output=True, text=True, timeout=200, check=False
@@ -89,15 +89,15 @@ def test_a_plan_follows_from_its_seed():
         ({"memory": [0, 0, 50_000_000]}, "memory grew by 50000000"),
     ],
 )
-def test_each_promise_that_is_broken_is_a_problem(wrong, says):
-    """And a good run has none."""
+def test_each_promise_that_is_broken_is_reported(wrong, says):
+    """A good run has no problem."""
     assert problems(GOOD, {"processes": []}) == []
     (problem,) = problems(attrs.evolve(GOOD, **wrong), {"processes": []})
     assert says in problem
 
 
-def test_what_is_left_behind_is_a_problem():
-    """A descriptor and a process that were not there before are seen, by name."""
+def test_a_descriptor_or_process_that_is_left_behind_is_reported():
+    """It is reported by name, if it was not there before."""
     before = Holdings.now()
     reading, writing = os.pipe()
     child = subprocess.Popen(["sleep", "60"])
@@ -115,8 +115,8 @@ def test_what_is_left_behind_is_a_problem():
 
 
 @given(st.integers(0, 1000), st.data())
-def test_a_stream_that_is_not_its_fault_free_one_is_seen(number, data):
-    """A token less, a token more, or another one; a cut stream is right as far as it came."""
+def test_a_stream_that_differs_from_its_fault_free_one_is_reported(number, data):
+    """A token less, a token more and another token are reported; a stream that was cut is right up to its cut."""
     batch = PLAN.batch(number, harmful=False)
     ids, text = RIGHT[number % VARIANTS]
     right, wrong = chaos(), chaos()
@@ -132,8 +132,8 @@ def test_a_stream_that_is_not_its_fault_free_one_is_seen(number, data):
     assert wrong.ledger.wrong == 3
 
 
-def test_a_token_that_is_skipped_or_said_again_is_counted():
-    """Each by its position."""
+def test_a_token_that_is_skipped_or_repeated_is_counted():
+    """Each is counted by its position."""
     run = chaos()
     run._take((1, 2), TokenChunk(request_id="0", index=3, token_ids=(4,)))
     run._take((1, 2), TokenChunk(request_id="0", index=0, token_ids=(1,)))
@@ -171,8 +171,8 @@ def test_a_wide_stream_repeats_every_character():
 
 
 @pytest.mark.parametrize("kind", ["rogue", "mute", "hostile", "ignore"])
-def test_a_rough_stream_does_its_harm_once(kind, monkeypatch):
-    """In the middle of its stream, and a hostile one that has moved before it came to that does it then."""
+def test_a_stream_with_a_fault_does_its_harm_once(kind, monkeypatch):
+    """The harm is done in the middle of the stream; a hostile stream that has moved before does it after the move."""
     done = []
     monkeypatch.setitem(ROUGH, kind, lambda chance: done.append(kind))
     runner = Rough(Scripted(8)).build(RunnerStart(incarnation=1))
@@ -186,8 +186,8 @@ def test_a_rough_stream_does_its_harm_once(kind, monkeypatch):
 
 
 @pytest.mark.parametrize("then", ["signal.pause()", "raise SystemExit(3)"])
-def test_a_program_that_does_not_end_in_order_is_told_of(then, monkeypatch):
-    """It is interrupted, and what it has started lives on; or it ends by itself before that."""
+def test_a_program_that_does_not_end_in_order_is_reported(then, monkeypatch):
+    """The program is interrupted, and a process that it has started lives on; or the program ends by itself before that."""
     monkeypatch.setattr(benchmarks.chaos, "GONE", 0.1)
     code = f"""
 import signal, subprocess
@@ -203,6 +203,6 @@ print("up", child.pid, sep="\\n", flush=True)
 
 
 def test_a_program_that_is_frozen_and_interrupted_ends_in_order():
-    """One life of such a program: its streams are right, and nothing of it is left."""
+    """One run of such a program: its streams are right, and nothing of it is left."""
     seen = trio.run(_interrupted, random.Random(2), 1)
     assert "wrong" not in seen

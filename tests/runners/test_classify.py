@@ -35,9 +35,9 @@ CPU_OUT_OF_MEMORY = """[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUA
 you tried to allocate 4503599627370496 bytes. Error code 12 (Cannot allocate memory)"""
 OLD_TORCH = TORCH.replace("Search for `cudaError{name}' in", "See")
 
-# NVIDIA says of these: the process must be terminated and relaunched.
+# NVIDIA's documentation of these: the process must be terminated and relaunched.
 STICKY = {226, 700, 702, 710, 714, 715, 716, 717, 718, 719, 721, 810, 911}
-NEVER_SEEN = {709, 999, *range(900, 909)}  # nothing said, but nobody saw a context go on behind one
+NEVER_SEEN = {709, 999, *range(900, 909)}  # not documented, but no context was ever seen to go on after one
 HARDWARE = {214, 220}
 PASSING = {3, 4, 46, 802, 805, 806, 807, 808, 809}
 POISON = STICKY | NEVER_SEEN | HARDWARE | PASSING
@@ -84,8 +84,8 @@ def named(code):
 # --- the table
 
 
-def test_the_table_says_what_is_known_of_each_code():
-    """D4: the codes that end a process, those of the hardware, those that pass, and the mistakes of a program."""
+def test_the_table_has_a_class_for_each_known_code():
+    """D4: The classes are codes that end a process, those of the hardware, those that pass, and mistakes of a program."""
     kinds = {code.number: code.kind for code in CODES}
     assert kinds == {
         **dict.fromkeys(POISON, ContextPoisoned),
@@ -109,7 +109,7 @@ def test_numbers_names_and_phrases_are_unambiguous():
 
 @pytest.mark.parametrize("code", CODES, ids=lambda code: code.name)
 def test_a_code_decides_without_a_probe_and_whatever_the_text(code):
-    """D4: torch's own exception carries the code; the text and the device are not asked."""
+    """D4: Torch's own exception carries the code; neither the text nor the device is asked."""
     found = accelerator_error(
         code.number, "CUDA error: out of memory, an illegal memory access was encountered"
     )
@@ -120,7 +120,7 @@ def test_a_code_decides_without_a_probe_and_whatever_the_text(code):
 
 
 def test_a_code_that_is_in_no_table_is_the_requests_own():
-    """D4: anything else is a mistake of the program: the context goes on, and the code is told."""
+    """D4: Any other code is a mistake of the program: the context goes on, and the error has the code."""
     error = classify(accelerator_error(12345), not_asked)
     assert (type(error), error.code) == (RunnerError, 12345)
 
@@ -136,7 +136,7 @@ def test_a_code_that_is_in_no_table_is_the_requests_own():
     ],
 )
 def test_a_type_decides_without_a_probe(found, expected, code):
-    """D4: type first."""
+    """D4: The type comes before code and text."""
     error = classify(found, not_asked)
     assert (type(error), error.code, error.__cause__) == (expected, code, found)
 
@@ -149,8 +149,8 @@ def test_torchs_error_by_number_is_read_from_where_it_puts_the_number():
     assert (type(classify(found, not_asked)), classify(found, not_asked).code) == (ContextPoisoned, 700)
 
 
-def test_what_an_exception_was_raised_from_counts():
-    """D4: a library that wraps the device's exception does not hide it; what was merely handled does not count."""
+def test_the_cause_of_an_exception_counts():
+    """D4: A library that wraps the device's exception does not hide it; an exception that was merely being handled does not count."""
     wrapped = Extension("the step failed")
     wrapped.__cause__ = accelerator_error(719)
     assert classify(wrapped, not_asked).code == 719
@@ -160,27 +160,27 @@ def test_what_an_exception_was_raised_from_counts():
 
 
 def test_causes_in_a_circle_end():
-    """Whatever a runner does to its exceptions, they are judged."""
+    """An exception whose causes form a circle is judged all the same."""
     one, two = Extension("one"), Extension("two")
     one.__cause__, two.__cause__ = two, one
     assert classify(one, nothing_to_ask) is one
 
 
 @pytest.mark.parametrize("error", [BadRequest("x"), ContextPoisoned("x"), OutOfMemory("x"), LoadFailed("x")])
-def test_what_is_judged_already_stays(error):
-    """R1: the tag that an exception carries itself comes first, and `InferenceError`s are raised on purpose."""
+def test_an_exception_that_has_a_verdict_keeps_it(error):
+    """R1: The tag that an exception carries itself comes first, and `InferenceError`s are raised on purpose."""
     assert classify(error, not_asked) is error
 
 
-def test_a_foreign_tag_stays():
-    """R1: likewise for an exception of somebody else's that carries a tag."""
+def test_a_tag_of_a_foreign_exception_stays():
+    """R1: An exception of another library that carries a tag keeps it."""
     error = Extension("CUDA error: device-side assert triggered")
     error.tag = "mine"
     assert classify(error, not_asked) is error
 
 
-def test_of_a_group_the_worst_counts():
-    """R3: an async runner's nursery raises groups; the most severe member is what happened."""
+def test_the_worst_member_of_a_group_counts():
+    """R3: An async runner's nursery raises groups; the most severe member is the failure."""
     members = [ValueError("x"), torch.OutOfMemoryError("x"), accelerator_error(700), accelerator_error(100)]
     for most in range(1, 5):
         group = ExceptionGroup("", [ExceptionGroup("", members[:most]), KeyError("x")])
@@ -193,7 +193,7 @@ def test_of_a_group_the_worst_counts():
 
 
 def test_a_group_asks_its_device_once():
-    """D4: each question may take as long as a device that hangs lets it."""
+    """D4: Each question may take as long as a device that hangs lets it."""
     asked = []
 
     def probe():
@@ -211,7 +211,7 @@ def test_a_group_asks_its_device_once():
 @pytest.mark.parametrize("code", CODES, ids=lambda code: code.name)
 @pytest.mark.parametrize("cls", [RuntimeError, Extension])
 def test_a_name_in_the_text_nominates_and_the_probe_convicts(code, cls):
-    """D4: extensions lose the code and keep torch's text. Nothing to ask: it counts. Only a failing device is poisoned."""
+    """D4: Extensions lose the code and keep torch's text. Only a failing device is poisoned; without one to ask, the text counts."""
     text = named(code)
     told = classify(cls(text), nothing_to_ask)
     assert (kind(told), told.code) == (code.kind, code.number)
@@ -224,8 +224,8 @@ def test_a_name_in_the_text_nominates_and_the_probe_convicts(code, cls):
 
 @pytest.mark.parametrize("code", [code for code in CODES if code.phrase], ids=lambda code: code.name)
 @pytest.mark.parametrize("text", [OLD_TORCH, "Triton Error [CUDA]: {phrase}"])
-def test_a_phrase_in_the_text_nominates_likewise(code, text):
-    """D4: older torch tells no name, Triton neither."""
+def test_a_phrase_in_the_text_nominates_as_a_name_does(code, text):
+    """D4: Older torch and Triton give no name in the text."""
     if "triton" in text.lower() and code.number == 999:
         return
     found = RuntimeError(text.format(phrase=code.phrase.removeprefix("cuda error: "), name=code.name))
@@ -239,7 +239,7 @@ def test_a_phrase_in_the_text_nominates_likewise(code, text):
 
 @pytest.mark.parametrize("code", CODES, ids=lambda code: code.name)
 def test_torchs_advice_on_assertions_is_no_assertion(code):
-    """Every text of torch's ends with advice that speaks of device-side assertions."""
+    """Every text of torch's ends with advice that mentions device-side assertions."""
     found = RuntimeError(OLD_TORCH.format(phrase="invalid argument", name=code.name))
     assert classify(found, nothing_to_ask) is found
 
@@ -257,7 +257,7 @@ def test_torchs_advice_on_assertions_is_no_assertion(code):
     ],
 )
 def test_the_drivers_names_are_known_too(text, number):
-    """Numba and others speak to the driver; its names differ, its numbers do not."""
+    """Numba and others use the driver; its names differ from the runtime's, its numbers do not."""
     assert code_named(text) is BY_NUMBER[number]
 
 
@@ -300,7 +300,7 @@ SAID = [
 
 @pytest.mark.parametrize(("cls", "text", "expected"), SAID, ids=[text[:60] for _, text, _ in SAID])
 def test_symptoms_nominate_only_in_the_classes_that_show_them(cls, text, expected):
-    """D4, R1: no text without a class; what torch did not raise may quote anything."""
+    """D4, R1: A text counts only in an exception of its class; an exception that torch did not raise may quote any text."""
     assert kind(classify(cls(text), nothing_to_ask)) is expected
     assert kind(classify(cls(text), answers)) is (OutOfMemory if expected is OutOfMemory else None)
     assert type(classify(cls(text), fails)) is ContextPoisoned
@@ -314,14 +314,14 @@ def test_every_symptom_is_shown_above():
 
 @given(st.text(), st.sampled_from([RuntimeError, ValueError, KeyError, Extension, OSError]))
 def test_no_text_convicts_a_device_that_answers(text, cls):
-    """D4: whatever is in the text, a device that answers is not poisoned, and the exception stays what it was."""
+    """D4: Whatever the text, a device that answers is not poisoned, and the exception stays what it was."""
     error = classify(cls(text + "CUDA error: device-side assert triggered"), answers)
     assert not isinstance(error, ContextPoisoned)
 
 
 @given(st.text(), st.sampled_from([RuntimeError, ValueError, KeyError, Extension, OSError]))
 def test_a_device_that_fails_again_is_poisoned_whatever_was_raised(text, cls):
-    """D4: an error whose text was lost on its way cannot hide a dead context."""
+    """D4: An error that has lost its text cannot hide a dead context."""
     assert type(classify(cls(text), fails)) is ContextPoisoned
 
 
@@ -350,7 +350,7 @@ def test_torchs_own_exceptions_on_this_machine_are_what_the_table_expects():
 
 
 class FakeCuda:
-    """A `torch.cuda` whose synchronise does as told, one word for each call."""
+    """A `torch.cuda` whose synchronise follows a list, one entry for each call."""
 
     def __init__(self, *words):
         self.words = list(words)
@@ -380,7 +380,7 @@ class FakeCuda:
     ],
 )
 def test_a_device_answers_or_fails_again_or_hangs(monkeypatch, words, answer):
-    """D4: a synchronise that fails *again* convicts, and so does one that does not come back in time."""
+    """D4: A synchronise that fails *again* convicts, and so does one that does not come back in time."""
     cuda = FakeCuda(*words)
     monkeypatch.setitem(sys.modules, "torch", types.SimpleNamespace(cuda=cuda))
     assert DeviceProbe("cuda:3", timeout=0.1 if "hang" in words else 5.0)() is answer
@@ -388,8 +388,8 @@ def test_a_device_answers_or_fails_again_or_hangs(monkeypatch, words, answer):
     cuda.forever.set()
 
 
-def test_there_is_nothing_to_ask_without_a_context(monkeypatch):
-    """D4: asking never makes a context: neither without torch, nor before torch has made one."""
+def test_a_device_without_a_context_is_not_asked(monkeypatch):
+    """D4: Asking never makes a context: neither without torch, nor before torch has made one."""
     assert DeviceProbe("cuda:0")() is None
     monkeypatch.setitem(sys.modules, "torch", None)
     assert DeviceProbe("cuda:0")() is None

@@ -1,4 +1,4 @@
-"""Stops, drains, rebuilds, poisons, deaths, a lack of memory and callers who leave, crossing at drawn ticks (D6, D7, D8, D13).
+"""Stops, drains, rebuilds, poisons, deaths, a lack of memory and callers that leave, crossing at drawn ticks (D6, D7, D8, D13).
 
 Virtual time, and a schedule that follows from a seed. A token takes a second, and whatever is done comes some ticks of Trio's
 loop behind a second: before the token is out, on its way through the worker, or behind it. `CAMPAIGN=20` in the environment
@@ -130,7 +130,7 @@ class Host:
 
 
 class Asker(Caller):
-    """A caller who notes when each chunk came, and who may leave."""
+    """A caller that notes when each chunk came, and that may leave."""
 
     def __init__(self, request):
         super().__init__(request, lambda chunk: self.came.append((trio.current_time(), chunk.incarnation)))
@@ -327,8 +327,8 @@ TWO = [((0, 0), "stream", "migrate")] * 2
 
 @pytest.mark.parametrize("ticks", range(8))
 @pytest.mark.parametrize("kind", ["rebuild", "lack"])
-def test_a_stop_a_few_ticks_behind_what_is_resumed_costs_no_stream(kind, ticks):
-    """D13, D7, D5: the body is on its way out for a new session, or for want of memory, and nobody resumes it any more."""
+def test_a_stop_a_few_ticks_after_a_resume_began_costs_no_stream(kind, ticks):
+    """D13, D7, D5: The body has ended for a new session, or for lack of memory, and no supervisor resumes it any more."""
     for seed in range(8):
         crossing = Crossing(
             TWO, [((2, 0), kind, 0), ((2, ticks), "stop", 0)], streams=2, drain=LONG, seed=seed
@@ -339,8 +339,8 @@ def test_a_stop_a_few_ticks_behind_what_is_resumed_costs_no_stream(kind, ticks):
 
 
 @pytest.mark.parametrize("ticks", range(4))
-def test_a_rebuild_waits_for_a_stream_whose_first_chunk_comes_as_it_is_granted(ticks):
-    """D7: the chunk is on its way through the worker when nothing is open yet that may not move."""
+def test_a_rebuild_waits_for_a_stream_whose_first_chunk_is_on_its_way(ticks):
+    """D7: The chunk passes through the worker at a moment when no stream that may not move is open yet."""
     for seed in range(12):
         stays = [((0, 0), "stream", "fail")]
         Crossing(stays, [((1, ticks), "rebuild", 0)], streams=2, drain=LONG, seed=seed).check()
@@ -349,8 +349,8 @@ def test_a_rebuild_waits_for_a_stream_whose_first_chunk_comes_as_it_is_granted(t
 @pytest.mark.parametrize("drain", [0.0, LONG])
 @pytest.mark.parametrize("ticks", range(12))
 @pytest.mark.parametrize("kind", ["rebuild", "replace"])
-def test_a_rebuild_that_meets_the_stop_is_told_that_it_did(kind, ticks, drain):
-    """D7: not that the worker is down, which it was not when it was asked; before, at and behind the stop."""
+def test_a_rebuild_that_meets_the_stop_is_answered_with_the_stop(kind, ticks, drain):
+    """D7: The error names the stop, and not a worker that is down; this holds before, at and after the stop."""
     for seed in range(4):
         acts = [((2, 4), kind, 0), ((2, ticks), "stop", 0)]
         crossing = Crossing(TWO, acts, streams=2, drain=drain, seed=seed)
@@ -361,8 +361,8 @@ def test_a_rebuild_that_meets_the_stop_is_told_that_it_did(kind, ticks, drain):
 
 @pytest.mark.parametrize("ticks", range(10))
 @pytest.mark.parametrize("kind", ["replace", "poison"])
-def test_a_poison_that_is_told_as_the_stop_comes_counts(kind, ticks):
-    """D3, D13: whichever of them is first, in the session that is poisoned nothing is made any more."""
+def test_a_poison_that_is_reported_as_the_stop_comes_counts(kind, ticks):
+    """D3, D13: Whichever of them is first, nothing more is made in the poisoned session."""
     for seed in range(4):
         acts = [((2, 4), kind, 0), ((2, ticks), "stop", 0)]
         crossing = Crossing(TWO, acts, streams=2, drain=LONG, seed=seed)
@@ -372,8 +372,8 @@ def test_a_poison_that_is_told_as_the_stop_comes_counts(kind, ticks):
 
 
 @pytest.mark.parametrize("ticks", range(6))
-def test_a_rebuild_does_not_supersede_an_order_that_tells_of_a_poison(ticks):
-    """D7: whichever is ordered first, before, with or behind the other, the poisoned context is replaced."""
+def test_a_rebuild_does_not_supersede_an_order_that_reports_a_poison(ticks):
+    """D7: Whichever is ordered first, the poisoned context is replaced."""
     for seed in range(8):
         acts = [((2, 3), "replace", 0), ((2, ticks), "rebuild", 0)]
         crossing = Crossing(TWO, acts, streams=2, drain=0.0, seed=seed)
@@ -394,12 +394,12 @@ OPTIONS = st.fixed_dictionaries(
 @settings(SEARCH, max_examples=300 * TIMES)
 @given(ASKERS, acts(*KINDS), st.sampled_from([0.0, 1.5, LONG]), OPTIONS)
 def test_whatever_crosses_every_stream_ends_as_it_should(askers, acts, drain, options):
-    """D6, D7, D8: whole, with a typed error, or as cancelled; nothing twice, and nobody hangs."""
+    """D6, D7, D8: Each stream ends whole, with a typed error, or as cancelled; no token comes twice, and no caller hangs."""
     Crossing(askers, acts, drain=drain, **options).check()
 
 
 @settings(SEARCH, max_examples=300 * TIMES)
 @given(ASKERS, acts(*sorted(CALM)), OPTIONS)
 def test_a_stop_with_time_to_drain_costs_no_begun_stream(askers, acts, options):
-    """D13: whatever else was ordered in the moment before it, or after."""
+    """D13: This holds whatever else was ordered in the moment before it, or after."""
     Crossing(askers, acts, drain=LONG, **options).check()

@@ -43,7 +43,7 @@ async def ask(worker, batch, outcomes):
 
 @given(st.integers(0, 2**32), st.lists(st.none() | st.floats(0.05, 1.0), min_size=1, max_size=8))
 def test_each_request_ends_by_its_deadline_and_not_before(seed, deadlines):
-    """D8: at its end or at its deadline, whichever comes first; none disturbs another."""
+    """D8: Each ends at its end or at its deadline, whichever comes first, and none disturbs another."""
     runner = Remote(log=Log())
 
     async def main():
@@ -66,7 +66,7 @@ def test_each_request_ends_by_its_deadline_and_not_before(seed, deadlines):
 
 @given(st.integers(0, 2**32))
 def test_a_late_stream_frees_its_place_and_a_late_one_in_the_queue_never_begins(seed):
-    """R30: the next begins at once; one that waited too long is told in time, and costs the runner nothing."""
+    """R30: The next one begins at once. A request that waited too long gets its error in time, and costs the runner nothing."""
     runner = Remote(streams=1, log=Log())
 
     async def main():
@@ -85,8 +85,8 @@ def test_a_late_stream_frees_its_place_and_a_late_one_in_the_queue_never_begins(
     run_virtual(main, seed=seed)
 
 
-def test_a_deadline_that_has_passed_is_told_at_once():
-    """D8: typed, and without a step."""
+def test_a_request_whose_deadline_has_passed_gets_its_error_at_once():
+    """D8: The error is typed, and no step is made."""
 
     async def main():
         outcomes, runner = {}, Remote(log=Log())
@@ -100,7 +100,7 @@ def test_a_deadline_that_has_passed_is_told_at_once():
 
 
 def test_a_deadline_holds_over_incarnations():
-    """D6: it belongs to the request: a poison in between does not put it off, and what came stays."""
+    """D6: The deadline belongs to the request: a poison in between does not put it off, and the chunks that came stay."""
     chunks = []
 
     async def main():
@@ -120,7 +120,7 @@ def test_a_deadline_holds_over_incarnations():
 
 @pytest.mark.trio
 async def test_a_deadline_reaches_a_process():
-    """D8, D10: with a real process; its place serves the next."""
+    """D8, D10: With a real process the place of the late stream serves the next."""
     outcomes = {}
     host = ProcessHost(load_timeout=20)
     spec = device_worker("llm", Scripted(10_000, delay=0.001, streams=1), host=host)

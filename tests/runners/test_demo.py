@@ -88,7 +88,7 @@ def test_without_a_fault_nothing_restarts(calm):
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["kill", "segv", "poison", "hang"])
 def test_a_fault_costs_no_token(calm, kind, tmp_path):
-    """D6, D10: whatever happens to the process in mid-stream, every stream equals its fault-free text; nothing is left."""
+    """D6, D10: Whatever happens to the process in mid-stream, every stream equals its fault-free text, and nothing is left behind."""
     shared = set(os.listdir("/dev/shm"))
     result = demo("--json", "--fault", kind, env={**os.environ, "TMPDIR": str(tmp_path)})
     assert result.returncode == 0, result.stderr
@@ -108,7 +108,7 @@ def test_a_fault_costs_no_token(calm, kind, tmp_path):
 
 @pytest.mark.slow
 def test_an_oversized_request_alone_fails(calm):
-    """D5: it gets `OutOfMemory`; nothing restarts, the process stays, every other stream is as without it."""
+    """D5: It gets `OutOfMemory`; nothing restarts, the process stays, and every other stream is as without it."""
     result = demo("--json", "--fault", "oom")
     assert result.returncode == 0, result.stderr
     report = json.loads(result.stdout)
@@ -122,7 +122,7 @@ def test_an_oversized_request_alone_fails(calm):
 
 @pytest.mark.slow
 def test_all_faults_in_one_run_cost_no_token(calm):
-    """D5, D6: one fault after the other; each but the oversized request takes a process with it."""
+    """D5, D6: The faults come one after the other; each but the oversized request kills a process."""
     result = demo("--json", "--fault", "all")
     assert result.returncode == 0, result.stderr
     report = json.loads(result.stdout)
@@ -199,7 +199,7 @@ def test_a_live_demo_needs_a_terminal():
 
 @pytest.mark.parametrize("stopped", [False, True], ids=["running", "stopped"])
 def test_no_process_outlives_a_killed_parent(stopped):
-    """D10: a host's process dies with its parent, whatever kills the parent, even if it is itself stopped."""
+    """D10: A host's process dies with its parent, whatever kills the parent, even if it is itself stopped."""
     command = [sys.executable, "-m", "runners.demo", "--fault", "none"]
     parent = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE)
     assert parent.stdout is not None

@@ -25,16 +25,16 @@ from runners.types import FinishReason
         ([1.0, 1.9, 9.0], {"target": 2.0, "at_least": True}, False),
     ],
 )
-def test_a_median_keeps_its_target_or_does_not(samples, about, good):
-    """A floor has none."""
+def test_a_median_meets_its_target_or_does_not(samples, about, good):
+    """A floor has no target."""
     figure = device.Figure("gap", samples, **about)
     assert figure.good is good
     assert ("NO" in figure.row()) is not good
 
 
 @pytest.mark.parametrize(("median", "status"), [(1.0, 0), (3.0, 1)])
-def test_the_command_says_whether_all_targets_are_kept(median, status, monkeypatch, tmp_path):
-    """By its exit status, its table and its JSON."""
+def test_the_command_reports_whether_all_targets_are_met(median, status, monkeypatch, tmp_path):
+    """It reports that by its exit status, its table and its JSON."""
 
     def measure(report, **_):
         report.add(device.Figure("gap", [median] * 3, target=2.0))
@@ -45,8 +45,8 @@ def test_the_command_says_whether_all_targets_are_kept(median, status, monkeypat
     assert (figure["median"], figure["good"]) == (median, status == 0)
 
 
-def test_a_device_that_is_not_there_is_one_line(capsys):
-    """And exit status 2, before anything is measured."""
+def test_a_missing_device_is_reported_in_one_line(capsys):
+    """The exit status is 2, before anything is measured."""
     with pytest.raises(SystemExit) as left:
         device.main(["--device", "abacus:0"])
     assert left.value.code == 2

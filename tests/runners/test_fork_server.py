@@ -65,7 +65,7 @@ def links(pid):
 
 
 def ends(pid):
-    """Whether it is dead; a zombie is, whoever should reap it."""
+    """Whether it is dead; a zombie counts as dead, whichever process should reap it."""
     try:
         return stat(pid)[0] in "ZX"
     except FileNotFoundError:
@@ -74,7 +74,7 @@ def ends(pid):
 
 @pytest.mark.trio
 async def test_contexts_are_forked_from_one_server_that_outlives_them():
-    """D10: parent, server, context: the second start needs no second server."""
+    """D10: The server is a child of the parent, and the context one of the server: the second start needs no second server."""
     async with opened(Scripted()) as one:
         server = parent(one.pid)
         assert servers() == {server}
@@ -97,8 +97,8 @@ async def test_a_cold_start_has_no_server():
         assert str(error) == f"the context process {session.pid} was killed by SIGSEGV"
 
 
-def test_linux_forks_unless_told_otherwise():
-    """The default is the best that there is."""
+def test_linux_forks_by_default():
+    """The default is the best way of starting that the system has."""
     assert ProcessHost().start == "forkserver"
     with pytest.raises(ValueError, match="start"):
         ProcessHost(start="thread")
@@ -106,7 +106,7 @@ def test_linux_forks_unless_told_otherwise():
 
 @pytest.mark.trio
 async def test_a_context_shares_no_descriptor():
-    """D10: its connection and where it writes, nothing of the server's or of another context."""
+    """D10: It has its connection and its output, and nothing of the server's or of another context."""
     async with opened(Scripted()), opened(Scripted()) as two, opened(Scripted()) as three:
         for session in (two, three):
             assert links(session.pid) == ["/dev/null", "pipe", "pipe", "socket"]
@@ -114,7 +114,7 @@ async def test_a_context_shares_no_descriptor():
 
 @pytest.mark.trio
 async def test_a_server_keeps_nothing_of_its_contexts():
-    """R31: neither the ends that they were given nor what it watches them by, once they are dead."""
+    """R31: It keeps neither the descriptors that they were given nor those that it watches them by, once they are dead."""
     kept = []
     for _ in range(3):
         async with opened(Scripted()) as session:
@@ -155,8 +155,8 @@ async def test_a_preload_happens_once_and_not_in_the_contexts(tmp_path):
     ],
 )
 @pytest.mark.trio
-async def test_where_there_is_no_server_the_start_is_cold(preloading, why, tmp_path, caplog):
-    """What goes wrong while preloading costs time, and a warning says so; the context comes up all the same."""
+async def test_without_a_server_the_start_is_cold(preloading, why, tmp_path, caplog):
+    """A failure while preloading costs time, and a warning reports it; the context comes up all the same."""
     host = ProcessHost(load_timeout=3 if preloading == "hangs" else 20)
     async with opened(Preloads(str(tmp_path), preloading), host) as session:
         assert parent(session.pid) == os.getpid()
@@ -168,7 +168,7 @@ async def test_where_there_is_no_server_the_start_is_cold(preloading, why, tmp_p
 @pytest.mark.parametrize(("preloading", "times"), [("fails", 1), ("hangs", 1), ("dies", 2)])
 @pytest.mark.trio
 async def test_a_preload_that_cannot_work_is_not_tried_again(preloading, times, tmp_path, caplog):
-    """D15: one that says so or hangs is not; one that died may have had bad luck, and is tried again while nobody waits."""
+    """D15: A preload that raises or hangs is not tried again; one that died is tried again while no start waits for it."""
     runner = Preloads(str(tmp_path), preloading)
     host = ProcessHost(load_timeout=1.5)
 
@@ -189,8 +189,8 @@ async def test_a_preload_that_cannot_work_is_not_tried_again(preloading, times, 
 
 
 @pytest.mark.trio
-async def test_only_servers_that_die_in_a_row_are_too_many():
-    """D15: one that has preloaded shows that another is worth its try."""
+async def test_a_limit_counts_only_servers_that_die_in_a_row():
+    """D15: A server that has preloaded shows that another is worth its try."""
 
     class Server:
         hopeless = False
@@ -205,14 +205,14 @@ async def test_only_servers_that_die_in_a_row_are_too_many():
     judging = standby.Reserve(HOST._plan(Scripted()))
     for dies in (True, False, True):
         await judging._judge(Server(dies))
-        assert not judging._hopeless
+        assert not judging._given_up
     await judging._judge(Server(dies=True))
-    assert judging._hopeless == "it died"
+    assert judging._given_up == "it died"
 
 
 @pytest.mark.trio
 async def test_no_recovery_waits_for_a_preload(tmp_path, caplog):
-    """D15: it starts cold at once, a server is made beside it when it has loaded, and the one after finds that."""
+    """D15: A recovery starts cold at once; a server is made beside it when it has loaded, and the next recovery uses that."""
     runner = Preloads(str(tmp_path), "takes a while")
     async with opened(runner) as one:
         server = parent(one.pid)
@@ -222,7 +222,7 @@ async def test_no_recovery_waits_for_a_preload(tmp_path, caplog):
     async with opened(runner, incarnation=2) as two:
         assert parent(two.pid) == os.getpid()
         assert [what for what, _ in runner.told()].count("preload") == 1
-        await until(servers)  # it preloads, and holds up nobody
+        await until(servers)  # it preloads, and delays no start
         async with opened(runner) as beside:
             assert parent(beside.pid) == os.getpid()
         await until(lambda: [what for what, _ in runner.told()].count("preload") == 2)
@@ -234,8 +234,8 @@ async def test_no_recovery_waits_for_a_preload(tmp_path, caplog):
 
 
 @pytest.mark.trio
-async def test_a_preload_that_hangs_does_not_hold_up_the_first_start_for_long(monkeypatch, caplog, tmp_path):
-    """D15: it goes cold after a while, and the log has the stack of what is in the way."""
+async def test_a_preload_that_hangs_does_not_delay_the_first_start_for_long(monkeypatch, caplog, tmp_path):
+    """D15: The start goes cold after a while, and the log has the stack of the preload."""
     monkeypatch.setattr(standby, "_FIRST", 0.7)
     caplog.set_level(logging.WARNING)
     host = ProcessHost(load_timeout=20, linger=0.3)
@@ -254,16 +254,16 @@ async def test_a_preload_that_hangs_does_not_hold_up_the_first_start_for_long(mo
     ],
 )
 @pytest.mark.trio
-async def test_a_thread_in_the_way_of_a_fork_is_named(preloading, names, tmp_path, caplog):
-    """D15: which one, and what was imported when it appeared."""
+async def test_a_thread_that_prevents_a_fork_is_named(preloading, names, tmp_path, caplog):
+    """D15: The report names the thread, and the module that was imported when it appeared."""
     async with opened(Preloads(str(tmp_path), preloading)):
         pass
     assert names in caplog.text
 
 
 @pytest.mark.trio
-async def test_contexts_die_with_their_server_and_one_after_the_next_has_another():
-    """D10: a server that is killed takes its contexts along: that is a death like any other."""
+async def test_contexts_die_with_their_server_and_a_later_one_has_a_new_server():
+    """D10: A server that is killed takes its contexts along: that is a death like any other."""
     async with opened(Scripted(FOREVER, delay=0.001)) as session:
         session.begin(BATCH)
         await session.receive()
@@ -279,10 +279,10 @@ async def test_contexts_die_with_their_server_and_one_after_the_next_has_another
 
 
 @pytest.mark.trio
-async def test_a_server_that_has_stopped_does_not_hold_up_a_restart(monkeypatch, caplog):
-    """D9: neither the end of its context nor the start of the next waits for it for long."""
+async def test_a_server_that_has_stopped_does_not_delay_a_restart(monkeypatch, caplog):
+    """D9: Neither the end of its context nor the start of the next waits for it for long."""
     monkeypatch.setattr(forkserver, "_ANSWER", 0.3)
-    monkeypatch.setattr(forkserver, "_NEWS", 0.3)
+    monkeypatch.setattr(forkserver, "_REPORT", 0.3)
     async with opened(Scripted(4)) as session:
         server = parent(session.pid)
         os.kill(server, signal.SIGSTOP)
@@ -301,8 +301,8 @@ async def test_a_server_that_has_stopped_does_not_hold_up_a_restart(monkeypatch,
 
 @pytest.mark.parametrize("start", ["forkserver", "spawn"])
 @pytest.mark.trio
-async def test_what_a_killed_context_has_started_is_killed(start, tmp_path):
-    """D10: a death, whoever ordered it, takes along what the runner had started."""
+async def test_processes_that_a_killed_context_has_started_are_killed(start, tmp_path):
+    """D10: A death, whatever its cause, takes along the processes that the runner had started."""
     async with opened(Starts(str(tmp_path)), ProcessHost(start=start)) as session:
         sleeper = int((tmp_path / "sleeper").read_text())
         os.kill(session.pid, signal.SIGKILL)
@@ -311,8 +311,8 @@ async def test_what_a_killed_context_has_started_is_killed(start, tmp_path):
 
 
 @pytest.mark.trio
-async def test_what_a_context_has_started_dies_with_the_server(tmp_path):
-    """D10: likewise where the server is killed, and can reap nobody."""
+async def test_processes_that_a_context_has_started_die_with_the_server(tmp_path):
+    """D10: This holds also if the server is killed, and can reap no process."""
     async with opened(Starts(str(tmp_path))) as session:
         sleeper = int((tmp_path / "sleeper").read_text())
         os.kill(parent(session.pid), signal.SIGKILL)
@@ -337,7 +337,7 @@ async def test_an_idle_server_ends_after_a_while():
 
 
 def test_a_server_ends_with_the_run():
-    """Whatever ends it; the fixture counts."""
+    """The server ends however the run ends; the fixture counts."""
 
     async def main():
         async with HOST.open(Scripted()):
@@ -361,7 +361,7 @@ async def test_equal_hosts_share_a_server_and_others_do_not():
 
 @pytest.mark.trio
 async def test_a_start_that_is_cancelled_leaves_the_server_to_the_next(tmp_path):
-    """R13: cancelling does not wait for the preload, which goes on."""
+    """R13: A cancellation does not wait for the preload, which goes on."""
     with trio.move_on_after(0.01) as scope:
         async with HOST.open(Scripted()):
             raise AssertionError
@@ -372,8 +372,8 @@ async def test_a_start_that_is_cancelled_leaves_the_server_to_the_next(tmp_path)
 
 
 @pytest.mark.trio
-async def test_a_watched_process_that_cannot_be_watched_is_not_left(monkeypatch):
-    """D10: no epoll, no process."""
+async def test_a_process_that_epoll_cannot_watch_is_not_left_behind(monkeypatch):
+    """D10: Without epoll the process is killed and reaped."""
 
     def none_left():
         raise OSError("no more descriptors")
@@ -471,14 +471,14 @@ trio.run(main)
 """
 
 AT_WORK = {"forkserver": {"preload", "build", "prepare"}, "spawn": {"build", "prepare"}}
-"""What server, context and standby tell of. Whoever does it has called prctl; nothing that /proc shows is as good a sign."""
+"""What server, context and standby report about themselves. A process that reports has called prctl; /proc shows no sign as good."""
 
 
 @pytest.mark.parametrize("stopped", [False, True], ids=["running", "stopped"])
 @pytest.mark.parametrize("start", AT_WORK)
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGABRT])
 def test_server_context_and_standby_die_with_the_parent(number, start, stopped, tmp_path):
-    """D10: whatever kills the parent, and even if all of them are stopped, the server first; the cleaner goes last."""
+    """D10: This holds whatever kills the parent, and even if all of them are stopped, the server first; the cleaner goes last."""
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     command = [sys.executable, "-c", PARENT, start, str(tmp_path)]
     with killed(subprocess.Popen(command, env=env)) as main:
@@ -498,7 +498,7 @@ def test_server_context_and_standby_die_with_the_parent(number, start, stopped, 
 
 
 def test_a_context_whose_server_is_gone_at_its_birth_ends():
-    """D10: a parent that ends before prctl is seen by getppid."""
+    """D10: `getppid` shows a parent that ended before prctl."""
     code = "import os; from runners.hosts.process.child.life import live; live(lambda: 0, os.getppid() + 1, 'standby')"
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     assert subprocess.run([sys.executable, "-c", code], env=env, check=False).returncode == 70

@@ -46,8 +46,8 @@ def in_virtual_time(runner, body, seed=0, host=INLINE):
     return run_virtual(main, seed=seed)
 
 
-def test_a_runner_need_not_be_importable_where_it_does_not_travel():
-    """D10: for a test's own runner; what is no runner is refused all the same."""
+def test_a_runner_that_stays_in_this_process_need_not_be_importable():
+    """D10: A test may define its own runner; an object that is no runner is refused all the same."""
     with pytest.raises(ValueError, match="importable by name"):
         THREAD.open(factory())
     INLINE.open(factory())
@@ -92,7 +92,7 @@ def test_async_streams_run_side_by_side(seed, delays):
 
 @given(st.integers(0, 2**32))
 def test_a_fast_stream_waits_for_its_reader(seed):
-    """A stream is at most a few chunks ahead of who reads it, and a slow one gets its turn beside it."""
+    """A stream is at most a few chunks ahead of its reader, and a slow one gets its turn beside it."""
     runner = remote(500, delays={"fast": 0.001, "slow": 1.0})
 
     async def body(session):
@@ -110,7 +110,7 @@ def test_a_fast_stream_waits_for_its_reader(seed):
 
 @given(st.integers(0, 2**32))
 def test_a_dropped_async_stream_is_cancelled_and_cleans_up(seed):
-    """R30: in the middle of a wait for its server, or held up by its reader."""
+    """R30: It may be waiting for its server, or for room at its reader."""
     runner = remote(500, delays={"waits": 1000.0, "held up": 0.001})
 
     async def body(session):
@@ -128,7 +128,7 @@ def test_a_dropped_async_stream_is_cancelled_and_cleans_up(seed):
 
 
 class Lingers:
-    """Its streams take a second to end, in which they need it; it tells what it is asked."""
+    """Its streams take a second to end, in which they need it; it records its calls."""
 
     info = RunnerInfo(streams=2)
 
@@ -156,7 +156,7 @@ class Lingers:
 
 @given(st.integers(0, 2**32))
 def test_an_async_stream_has_ended_before_its_runner_is_rebuilt_or_closed(seed):
-    """D7, D10, F15: it may still say goodbye to its server, and a runner is asked for one thing at a time."""
+    """D7, D10, F15: The stream may still have to close its connection, and a runner is asked for one thing at a time."""
     runner = Lingers()
 
     async def body(session):
@@ -280,8 +280,8 @@ class Clumsy:
 
 
 @given(st.integers(0, 2**32))
-def test_a_poison_told_in_ending_is_heard(seed):
-    """D6: a dropped stream's own error is nobody's any more, but a context's is the context's."""
+def test_a_poison_that_a_dropped_stream_raises_in_ending_counts(seed):
+    """D6: No caller is left for a dropped stream's own error, but a poison is the context's."""
 
     async def body(session):
         session.begin(BATCH)
@@ -321,8 +321,8 @@ def test_a_poison_told_in_ending_is_heard(seed):
         (ZeroDivisionError("mine"), RunnerError),
     ],
 )
-def test_a_network_runners_errors_are_its_requests(raised, kind):
-    """D5: the connection's trouble is typed, and what a server's text speaks of is no device of ours."""
+def test_a_network_runners_errors_are_errors_of_the_request(raised, kind):
+    """D5: Trouble of the connection is typed, and a server's text says nothing about a device of ours."""
     runner = remote(fails={"r": raised})
 
     async def body(session):
@@ -365,7 +365,7 @@ def test_a_poison_told_in_a_group_is_told_by_the_runner(told, kind, transport):
 
 
 def test_a_local_runners_text_is_judged():
-    """D4, D10: found in the device's own words it is real: nothing in this process clears it."""
+    """D4, D10: A poison that is named in the device's own words is real: nothing in this process clears it."""
     runner = remote(fails={"r": RuntimeError("CUDA error: device-side assert triggered")}, transport="local")
 
     async def body(session):
@@ -392,7 +392,7 @@ class ByHand:
 
 
 def test_an_async_iterator_need_not_be_a_generator():
-    """What cannot be closed is left to itself."""
+    """An iterator that cannot be closed is left as it is."""
     runner = Clumsy(None)
     last = TokenChunk(request_id="r", index=0, token_ids=(1,), finish_reason=FinishReason.STOP)
     runner.execute = lambda batch: ByHand(last)
@@ -420,7 +420,7 @@ class _Liar(Clumsy):
 @pytest.mark.parametrize("host", [INLINE, THREAD], ids=["inline", "thread"])
 @pytest.mark.trio
 async def test_a_sync_stream_that_fails_in_ending_is_judged(host):
-    """D6: as an async one is; and a runner that cannot do what it declares fails that request."""
+    """D6: It is judged as an async one is; and a runner that cannot do what it declares fails that request."""
     async with opened(Liar(), host) as session:
         (failed,) = await whole(session, request("s"), (1,))
         assert "TypeError: the runner cannot continue a begun stream" in str(failed.error)
@@ -434,7 +434,7 @@ async def test_a_sync_stream_that_fails_in_ending_is_judged(host):
 
 @given(st.integers(0, 2**32))
 def test_an_async_rebuild_and_close_are_awaited(seed):
-    """D7: and one at a time; what leaving overtakes is told so."""
+    """D7: They run one at a time; a rebuild that the end of the session overtakes gets an error that says so."""
     runner = remote()
 
     async def body(session):
@@ -464,8 +464,8 @@ def test_an_async_rebuild_and_close_are_awaited(seed):
     run_virtual(main, seed=seed)
 
 
-def test_a_cancelled_body_has_an_async_runner_closed():
-    """R13, D10: as long as that may take."""
+def test_a_cancelled_body_closes_an_async_runner():
+    """R13, D10: Closing has all of its time."""
     runner = remote(close_delay=2)
 
     async def body(_):
@@ -479,7 +479,7 @@ def test_a_cancelled_body_has_an_async_runner_closed():
 
 
 class Closes:
-    """A sync runner whose streams tell that they were closed."""
+    """A sync runner that records which of its streams were closed."""
 
     info = RunnerInfo(streams=4)
 
@@ -503,8 +503,8 @@ class Closes:
         pass
 
 
-def test_dropping_a_sync_stream_runs_nothing_of_the_runners():
-    """D10: it may happen inside Trio, where a caller's cancellation is told of; who reads next closes the stream."""
+def test_dropping_a_sync_stream_runs_no_code_of_the_runner():
+    """D10: The drop may happen inside of Trio, when a caller is cancelled; the next reader closes the stream."""
     runner = Closes()
 
     async def body(session):
@@ -519,8 +519,8 @@ def test_dropping_a_sync_stream_runs_nothing_of_the_runners():
     in_virtual_time(runner, body)
 
 
-def test_a_runner_that_does_not_close_is_told():
-    """R23: leaving waits for `close_timeout`, no longer."""
+def test_a_runner_that_does_not_close_is_reported():
+    """R23: Leaving waits for `close_timeout`, and no longer."""
 
     async def body(session):
         pass
@@ -530,7 +530,7 @@ def test_a_runner_that_does_not_close_is_told():
 
 
 def test_sys_exit_in_an_async_runner_leaves_as_itself():
-    """R4: what is no Exception is nobody's to judge."""
+    """R4: An exception that is no `Exception` is not judged."""
 
     async def body(session):
         session.begin(BATCH)
@@ -541,7 +541,7 @@ def test_sys_exit_in_an_async_runner_leaves_as_itself():
 
 
 def test_sys_exit_in_a_step_leaves_a_worker_as_itself():
-    """R4: likewise through the worker and its tree."""
+    """R4: It leaves through the worker and its tree unchanged."""
 
     async def main():
         spec = device_worker("llm", remote(fails={"r": SystemExit(5)}), host=INLINE)
@@ -553,7 +553,7 @@ def test_sys_exit_in_a_step_leaves_a_worker_as_itself():
 
 
 def test_faults_strike_in_an_async_runner_too():
-    """Once each, where they are said to; what is not struck is as it was, rebuilt and closed too."""
+    """Each fault strikes once, at its place; streams without a fault are as before, and rebuild and close work too."""
     runner = remote()
     faults = (Fault("error", "b", 2, tag="net.timeout"), Fault("slow", at="rebuild", seconds=0))
 
@@ -570,7 +570,7 @@ def test_faults_strike_in_an_async_runner_too():
 
 
 def test_a_workers_restart_takes_no_time_in_virtual_time():
-    """D1, R15: a worker over an InlineHost is tested by the hour: three poisons, backoffs and all."""
+    """D1, R15: A worker over an InlineHost is tested for hours: three poisons, with their backoffs."""
     faults = tuple(Fault("poison", "r", n, n) for n in (1, 2, 3))
 
     async def main():
@@ -600,7 +600,7 @@ def test_a_workers_restart_takes_no_time_in_virtual_time():
     ],
 )
 def test_a_scripted_runner_waits_on_trios_clock(spec, seconds):
-    """D10: where it is built in a Trio task an hour takes no time, and says the same as anywhere else."""
+    """D10: If it is built in a Trio task, an hour takes no time, and its streams are the same as elsewhere."""
 
     async def main():
         before, real = trio.current_time(), time.monotonic()
@@ -614,7 +614,7 @@ def test_a_scripted_runner_waits_on_trios_clock(spec, seconds):
 
 
 def test_a_scripted_hang_can_be_left():
-    """D10: on Trio's clock a stream that hangs harms nobody but its own request, which has its deadline."""
+    """D10: On Trio's clock a stream that hangs harms only its own request, which has its deadline."""
     spec = device_worker("llm", Scripted(6, faults=(Fault("hang", "hangs", 3),)), host=INLINE)
 
     async def main():
@@ -627,7 +627,7 @@ def test_a_scripted_hang_can_be_left():
 
 
 def test_a_rebuild_of_a_scripted_runner_waits_on_trios_clock():
-    """D7, D10: as its streams do."""
+    """D7, D10: It waits as its streams do."""
 
     async def body(session):
         before = trio.current_time()

@@ -63,7 +63,7 @@ class Scene:
 
     async def incarnation(self, number):
         """Wait until this incarnation serves."""
-        while self.context.incarnation < number:  # noqa: ASYNC110 - a status tells nobody
+        while self.context.incarnation < number:  # noqa: ASYNC110 - a status has no event
             await trio.sleep(0.01)
         assert (await self.worker.ready()).incarnation == number
 
@@ -114,8 +114,8 @@ async def all_answers(worker, names):
     ],
     ids=["at the start", "in mid-stream", "in a rebuild"],
 )
-def test_a_poison_reaches_the_supervisor_wherever_it_shows(fault):
-    """D3: not only where a request begins; the supervisor decides, and the next incarnation answers the same request."""
+def test_a_poison_reaches_the_supervisor_wherever_it_is_raised(fault):
+    """D3: It may be raised anywhere in a stream; the supervisor decides, and the next incarnation answers the same request."""
 
     async def scene():
         async with serving(Scripted(8, faults=(fault,))) as scene:
@@ -132,8 +132,8 @@ def test_a_poison_reaches_the_supervisor_wherever_it_shows(fault):
 
 
 @pytest.mark.trio
-async def test_a_context_that_dies_while_nobody_asks_is_replaced():
-    """D10: the parent watches its process; it does not wait for a request to find out."""
+async def test_a_context_that_dies_while_idle_is_replaced():
+    """D10: The parent watches its process; it does not wait for a request to find out."""
     with trio.fail_after(30):
         async with serving(Scripted(), host=ProcessHost(load_timeout=20)) as scene:
             pid = (await scene.worker.ready()).pid
@@ -143,11 +143,11 @@ async def test_a_context_that_dies_while_nobody_asks_is_replaced():
             assert isinstance(failed.exc, ContextDied)
 
 
-# --- restarts that nothing bounds, and that nobody sees
+# --- restarts that are neither bounded nor reported
 
 
 def test_poisons_that_are_reported_are_charged_like_any_other():
-    """D3, R14: three restarts are allowed; at the fourth report everybody is told, and nothing starts."""
+    """D3, R14: Three restarts are allowed; at the fourth report every request gets an error, and nothing starts."""
 
     async def scene():
         async with serving(Scripted(), decider=Decider({"limit": Stop})) as scene:
@@ -165,8 +165,8 @@ def test_poisons_that_are_reported_are_charged_like_any_other():
     run_virtual(scene)
 
 
-def test_restarts_wait_are_counted_and_are_seen():
-    """D1, R15, R33: the first is at once, then 0.5 s × 2; status and events tell of each, and of giving up."""
+def test_restarts_back_off_are_counted_and_are_reported():
+    """D1, R15, R33: The first restart is at once, then come 0.5 s × 2; status and events show each, and the end."""
 
     async def scene():
         async with serving(Scripted(), decider=Decider({"limit": Stop})) as scene:
@@ -190,7 +190,7 @@ def test_restarts_wait_are_counted_and_are_seen():
 
 
 def test_a_thousand_restarts_leave_one_child_under_one_name():
-    """R31: incarnations are counted, not collected: neither children, nor addresses, nor names grow."""
+    """R31: Incarnations are counted, not collected: neither children, nor addresses, nor names grow."""
 
     async def scene():
         async with serving(Scripted(), limit=None, backoff=None) as scene:
@@ -222,8 +222,8 @@ class Slow:
             yield session
 
 
-def test_a_long_load_holds_up_nobody():
-    """D6, R33: meanwhile the address takes requests, the status is told, siblings are served, and a stop is a stop."""
+def test_a_long_load_delays_no_other_task():
+    """D6, R33: Meanwhile the address takes requests, the status is answered, siblings are served, and a stop works."""
 
     async def echo(inbox):
         async for message in inbox:
@@ -257,8 +257,8 @@ def test_a_long_load_holds_up_nobody():
     run_virtual(scene)
 
 
-def test_after_a_poison_nobody_meets_the_old_runner():
-    """D6: what waited is served by the next incarnation alone, and what had begun goes on there."""
+def test_after_a_poison_no_request_meets_the_old_runner():
+    """D6: Requests that waited are served by the next incarnation alone, and streams that had begun go on there."""
 
     async def scene():
         async with serving(Scripted(8, streams=1, faults=(Fault("poison", "a", 5, incarnation=1),))) as scene:
@@ -280,13 +280,13 @@ WORDS = "Unrecoverable: CUDA error: an illegal memory access; OutOfMemory; Conte
     ("error", "directive"), [(OutOfMemory, Resume), (ContextPoisoned, Restart), (Unrecoverable, Stop)]
 )
 def test_no_text_decides(error, directive):
-    """D3: a verdict follows from a class and its tag; what a driver or a prompt says changes none."""
+    """D3: A verdict follows from a class and its tag; the text of a driver or of a prompt changes none."""
     assert judge(DEVICE, error(WORDS)).directive is directive
     assert judge(DEVICE, error("")).directive is directive
 
 
-def test_a_prompt_that_speaks_of_errors_is_a_prompt():
-    """D5: a request is quoted in its own error, and nothing is decided."""
+def test_a_prompt_that_quotes_errors_decides_nothing():
+    """D5: The error of a request quotes the request, and no verdict follows from that text."""
 
     async def scene():
         async with serving(Scripted()) as scene:
@@ -311,7 +311,7 @@ DEVICE_ERRORS = (
 
 
 def test_there_is_one_table():
-    """D3: `DEVICE` is the policy of every worker, and no other module tells a device's tags what to do."""
+    """D3: `DEVICE` is the policy of every worker, and no other module maps a device's tags to directives."""
     assert device_worker("llm", Scripted()).decider is DEVICE
     tables = [
         node
@@ -329,8 +329,8 @@ def test_there_is_one_table():
 
 @pytest.mark.parametrize("one", DEVICE_ERRORS)
 @pytest.mark.parametrize("other", DEVICE_ERRORS)
-def test_the_worst_of_several_errors_is_what_the_table_decides_most_severely(one, other):
-    """D3, R3: the order in which a host ranks errors of one step is the table's own."""
+def test_the_worst_of_several_errors_is_the_one_with_the_most_severe_directive(one, other):
+    """D3, R3: A host ranks the errors of one step in the order of the table."""
     group = ExceptionGroup("of one step", [one("x"), other("y")])
     assert judge(DEVICE, worst(group, lambda error: error)).directive == max(
         judge(DEVICE, member).directive for member in group.exceptions

@@ -34,8 +34,8 @@ from runners.errors import (
         (529, ServerError),
     ],
 )
-def test_a_status_stands_for_an_error(status, kind):
-    """Typed, with the status as its code and what the server said."""
+def test_an_http_status_becomes_an_error(status, kind):
+    """The error is typed, with the status as its code and the server's text."""
     error = http_error(status, "said so")
     assert (type(error), error.code, str(error)) == (kind, status, f"HTTP {status}: said so")
     assert str(http_error(status)) == f"HTTP {status}"
@@ -43,7 +43,7 @@ def test_a_status_stands_for_an_error(status, kind):
 
 @pytest.mark.parametrize("status", [0, 200, 302])
 def test_a_success_is_no_error(status):
-    """Misuse is told."""
+    """Making an error of a success is refused as misuse."""
     with pytest.raises(ValueError, match=f"must be >= 400, got {status}"):
         http_error(status)
 
@@ -61,22 +61,22 @@ def test_a_success_is_no_error(status):
         ("", None),
     ],
 )
-def test_retry_after_in_seconds(header, seconds):
-    """A header that says nothing sensible says nothing."""
+def test_retry_after_may_be_in_seconds(header, seconds):
+    """A header without a sensible value counts as absent."""
     assert retry_after_seconds(header) == seconds
     error = http_error(429, retry_after=header)
     assert error.retry_after == seconds
 
 
-def test_retry_after_as_a_date():
-    """The other form; a moment that is past is now."""
+def test_retry_after_may_be_a_date():
+    """A moment that has passed means now."""
     soon = email.utils.formatdate(time.time() + 30, usegmt=True)
     assert 20 < retry_after_seconds(soon) <= 31
     assert retry_after_seconds("Wed, 21 Oct 2015 07:28:00 GMT") == 0.0
 
 
-def test_the_connections_trouble_is_chained():
-    """The original stays reachable; what is no trouble of the connection's stays itself."""
+def test_trouble_of_the_connection_is_chained():
+    """The original exception stays reachable; an exception that is no trouble of the connection stays itself."""
     lost, mine = ConnectionResetError("reset"), ValueError("mine")
     error = classify_network(lost)
     assert (type(error), error.__cause__, str(error)) == (NetworkError, lost, "ConnectionResetError: reset")

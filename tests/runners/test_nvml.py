@@ -1,4 +1,4 @@
-"""What NVML says of a device after a poison (D4)."""
+"""What NVML reports of a device after a poison (D4)."""
 
 import sys
 import threading
@@ -75,7 +75,7 @@ async def judged(fake, error=None, device="cuda:0"):
 @pytest.mark.parametrize("action", [0, 3])
 @pytest.mark.trio
 async def test_a_device_that_needs_nothing_is_restarted(action):
-    """D4: the poison stays one; NVML is left as it was found."""
+    """D4: The poison stays one; NVML is left as it was found."""
     fake, error = Fake(action), poison()
     assert await judged(fake, error) is error
     assert [name for name, *_ in fake.calls] == [
@@ -89,7 +89,7 @@ async def test_a_device_that_needs_nothing_is_restarted(action):
 @pytest.mark.parametrize("action", [1, 2, 4, 5, 6, 7, 8])
 @pytest.mark.trio
 async def test_a_device_that_needs_more_than_a_process_is_unrecoverable(action):
-    """D4: it says what it needs, and keeps what was known of the poison."""
+    """D4: The error has what the device needs, and keeps what was known of the poison."""
     error = poison()
     worse = await judged(Fake(action), error)
     assert (type(worse), worse.code, worse.request_ids, worse.__cause__) == (
@@ -107,20 +107,20 @@ async def test_a_device_that_needs_more_than_a_process_is_unrecoverable(action):
 )
 @pytest.mark.trio
 async def test_only_a_lost_device_is_gone(call, number, gone):
-    """D4: no driver, no library, no permission: nobody knows, and a restart shows."""
+    """D4: Without a driver, a library or the permission the state is unknown, and a restart shows it."""
     assert isinstance(await judged(Fake(raises={call: number})), Unrecoverable) is gone
 
 
 @pytest.mark.parametrize(("status", "gone"), [(15, True), (16, True), (3, False)])
 @pytest.mark.trio
 async def test_a_field_has_a_status_of_its_own(status, gone):
-    """D4: an old driver does not know the field; a lost device says so there too."""
+    """D4: An old driver does not know the field; a lost device reports its loss there too."""
     assert isinstance(await judged(Fake(status=status)), Unrecoverable) is gone
 
 
 @pytest.mark.trio
-async def test_where_asking_fails_there_is_nobody_to_ask(monkeypatch):
-    """D4: an application may have an older `nvidia-ml-py` for reasons of its own, or no thread; a poison is a poison all the same."""
+async def test_if_nvml_cannot_be_asked_a_poison_stays_a_poison(monkeypatch):
+    """D4: An application may have an older `nvidia-ml-py` for reasons of its own, or may be out of threads."""
     error = poison()
     monkeypatch.delattr(Fake, "NVML_FI_DEV_GET_GPU_RECOVERY_ACTION")
     fake = Fake(1)
@@ -136,8 +136,8 @@ async def test_where_asking_fails_there_is_nobody_to_ask(monkeypatch):
 
 @pytest.mark.parametrize("error", [OutOfMemory("x"), LoadFailed("x"), Unrecoverable("x")])
 @pytest.mark.trio
-async def test_only_a_poison_is_asked_about(error):
-    """D5: what leaves the context standing, or is worse already, stays what it is; nobody is asked."""
+async def test_nvml_is_asked_only_about_a_poison(error):
+    """D5: A failure that leaves the context standing, or is already worse than a poison, stays what it is."""
     fake = Fake(1)
     assert await judged(fake, error) is error
     assert await judged(fake, device="cpu") is not None
@@ -147,13 +147,13 @@ async def test_only_a_poison_is_asked_about(error):
 @pytest.mark.parametrize("kind", [ContextDied, ContextHung])
 @pytest.mark.trio
 async def test_deaths_and_hangs_are_poisons(kind):
-    """D3, D4: a device that hung or killed its process may be broken."""
+    """D3, D4: A device that hung or killed its process may be broken."""
     assert type(await judged(Fake(1), kind("x"))) is Unrecoverable
 
 
 @pytest.mark.trio
 async def test_a_stuck_driver_makes_its_device_unrecoverable():
-    """D4: NVML is asked with a deadline; the thread is left behind, and takes nobody's place."""
+    """D4: NVML is asked with a deadline; the thread is left behind, and does not take another thread's place."""
     release = threading.Event()
     fake = Fake()
     fake.nvmlInit = lambda: release.wait(20)
@@ -176,8 +176,8 @@ async def test_a_stuck_driver_makes_its_device_unrecoverable():
     ],
 )
 @pytest.mark.trio
-async def test_the_device_asked_about_is_the_one_that_torch_means(monkeypatch, visible, device, call):
-    """D4: torch counts only what is visible."""
+async def test_nvml_is_asked_about_the_device_that_torch_means(monkeypatch, visible, device, call):
+    """D4: Torch numbers only the devices that are visible."""
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     if visible is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
@@ -188,8 +188,8 @@ async def test_the_device_asked_about_is_the_one_that_torch_means(monkeypatch, v
 
 @pytest.mark.parametrize("device", ["cuda:0,2", "cuda:0,cuda:2"])
 @pytest.mark.trio
-async def test_of_several_devices_each_is_asked_about(device, monkeypatch):
-    """D4: a tensor-parallel runner holds them all, and one that needs a reset is one too many."""
+async def test_nvml_is_asked_about_each_of_several_devices(device, monkeypatch):
+    """D4: A tensor-parallel runner holds them all, and one that needs a reset is one too many."""
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     fake, error = Fake(), poison()
     assert await judged(fake, error, device) is error
@@ -207,8 +207,8 @@ async def test_of_several_devices_each_is_asked_about(device, monkeypatch):
 @pytest.mark.parametrize("visible", ["²", "", "all", "-1,,"])
 @pytest.mark.parametrize("device", ["cuda:0,1", "cuda:x", "cudax", "cuda:", "cuda:1:2", "cuda:²"])
 @pytest.mark.trio
-async def test_what_nobody_can_make_sense_of_is_unknown(device, visible, monkeypatch):
-    """D4: it is no failure of its own; a restart shows."""
+async def test_an_answer_that_makes_no_sense_counts_as_unknown(device, visible, monkeypatch):
+    """D4: It is no failure of its own; a restart shows the state of the device."""
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     assert isinstance(await judged(Fake(), device=device), ContextPoisoned)
 
@@ -217,7 +217,7 @@ async def test_what_nobody_can_make_sense_of_is_unknown(device, visible, monkeyp
     "device", ["", "cuda:", "cuda:x", "cuda:0,", "cuda:0,x", "cuda:0;1", "cudax", "cuda:²"]
 )
 def test_a_device_that_torch_does_not_know_is_refused_when_declared(device):
-    """D4: not at the first poison."""
+    """D4: It is refused then, and not at the first poison."""
     with pytest.raises(ValueError, match="device"):
         ProcessHost(device)
 
@@ -231,16 +231,16 @@ def test_a_device_is_as_torch_names_it_or_the_runners_business(device):
 
 
 @pytest.mark.trio
-async def test_a_device_that_is_not_visible_is_nobodys_business(monkeypatch):
-    """D4: the restart shows."""
+async def test_nvml_is_not_asked_about_a_device_that_is_not_visible(monkeypatch):
+    """D4: A restart shows its state."""
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
     error = poison()
     assert await judged(Fake(1), error, "cuda:1") is error
 
 
 @pytest.mark.trio
-async def test_without_the_library_a_restart_shows(monkeypatch):
-    """D4: the extra is not installed."""
+async def test_without_the_library_a_poison_stays_a_poison(monkeypatch):
+    """D4: The extra is not installed, and a restart shows the state of the device."""
     monkeypatch.setitem(sys.modules, "pynvml", None)
     error = poison()
     assert await Nvml().judge(error, "cuda:0") is error
@@ -261,8 +261,8 @@ async def test_the_real_library_knows_these_names():
 @pytest.mark.parametrize("at", ["token", "load"])
 @pytest.mark.parametrize(("action", "kind"), [(0, ContextPoisoned), (1, Unrecoverable)])
 @pytest.mark.trio
-async def test_a_process_host_asks_before_it_tells(action, kind, at):
-    """D4: so that the verdict on a poison is the right one; the first answer stands."""
+async def test_a_process_host_asks_nvml_before_it_reports_a_poison(action, kind, at):
+    """D4: So the verdict on the poison is the right one; the first answer stands."""
     fake = Fake(action)
     host = ProcessHost("cuda:0", load_timeout=20, nvml=Nvml(module=fake))
 

@@ -47,8 +47,8 @@ def records(caplog):
 
 @pytest.mark.parametrize("start", ["forkserver", "spawn"])
 @pytest.mark.trio
-async def test_prints_are_records_that_say_whose_they_are(start, caplog, records):
-    """Standard output is INFO, standard error WARNING; with path, incarnation and pid."""
+async def test_output_becomes_records_that_name_their_context(start, caplog, records):
+    """Standard output is INFO, standard error WARNING; each has path, incarnation and pid."""
     trio.lowlevel.current_task().name = "app/llm/context"
     async with opened(Writes("both"), ProcessHost(start=start), incarnation=3) as session:
         await whole(session)
@@ -60,8 +60,8 @@ async def test_prints_are_records_that_say_whose_they_are(start, caplog, records
 
 @pytest.mark.parametrize("start", ["forkserver", "spawn"])
 @pytest.mark.trio
-async def test_last_words_are_not_lost(start, records):
-    """What was written before a SIGKILL arrives, a line without its end too, and stands in the error."""
+async def test_output_before_a_death_is_not_lost(start, records):
+    """Text written before a SIGKILL arrives, also a line without its end, and stands in the error."""
     async with opened(Writes("last words"), ProcessHost(start=start)) as session:
         session.begin(BATCH)
         _, error = await until_failure(session, ContextDied)
@@ -71,8 +71,8 @@ async def test_last_words_are_not_lost(start, records):
 
 @pytest.mark.parametrize("start", ["forkserver", "spawn"])
 @pytest.mark.trio
-async def test_all_that_was_written_is_read_before_a_death_is_told(start):
-    """However much of it there is: the end of it stands in the error."""
+async def test_all_output_is_read_before_a_death_is_reported(start):
+    """This holds however much of it there is: the end of it stands in the error."""
     async with opened(Writes("many last words"), ProcessHost(start=start)) as session:
         session.begin(BATCH)
         _, error = await until_failure(session, ContextDied)
@@ -81,8 +81,8 @@ async def test_all_that_was_written_is_read_before_a_death_is_told(start):
 
 @pytest.mark.parametrize("runner", [Writes("segfault"), Redirects("segfault")], ids=["plain", "redirected"])
 @pytest.mark.trio
-async def test_a_crash_tells_its_python_stack(runner, records):
-    """A segmentation fault comes with where it was, also where a preload has put something else for `sys.stderr`."""
+async def test_a_crash_is_reported_with_its_python_stack(runner, records):
+    """A segmentation fault is reported with its stack, also if a preload has replaced `sys.stderr`."""
     async with opened(runner) as session:
         session.begin(BATCH)
         _, error = await until_failure(session, ContextDied)
@@ -96,8 +96,8 @@ async def test_a_crash_tells_its_python_stack(runner, records):
 
 
 @pytest.mark.trio
-async def test_what_is_behind_the_report_of_a_crash_counts_again(records):
-    """Only the lines that belong to it are of less weight, wherever they come from."""
+async def test_lines_after_the_report_of_a_crash_count_again(records):
+    """Only the lines of the report have a lower level, wherever they come from."""
     async with opened(Writes("as if it crashed")) as session:
         await whole(session)
     assert [(level, line) for _, level, line in records()] == [
@@ -111,8 +111,8 @@ async def test_what_is_behind_the_report_of_a_crash_counts_again(records):
 
 
 @pytest.mark.trio
-async def test_a_flood_is_bounded_and_holds_up_nobody(records):
-    """The context goes on as fast as it is read; beyond so many lines a second they are counted, not logged."""
+async def test_a_flood_is_bounded_and_delays_no_context(records):
+    """The context goes on as fast as its output is read; lines beyond so many a second are counted, not logged."""
     async with opened(Writes("flood")) as session:
         with trio.fail_after(PATIENCE):
             await whole(session)
@@ -133,7 +133,7 @@ async def test_a_long_line_is_cut(records):
 
 
 @pytest.mark.trio
-async def test_what_c_has_in_its_buffer_is_written_at_the_end(records):
+async def test_the_buffer_of_c_is_written_at_the_end(records):
     """Leaving by `_exit` flushes it first."""
     async with opened(Writes("C")) as session:
         await whole(session)
@@ -141,15 +141,15 @@ async def test_what_c_has_in_its_buffer_is_written_at_the_end(records):
 
 
 @pytest.mark.trio
-async def test_who_inherits_the_pipe_does_not_hold_up_the_end():
-    """D10: a process in a session of its own outlives the context; its writing is nobody's."""
+async def test_a_process_that_inherits_the_pipe_does_not_delay_the_end():
+    """D10: A process in a session of its own outlives the context; its output has no owner and is not waited for."""
     async with opened(Writes("lets another write on")) as session:
         await whole(session)
 
 
 @pytest.mark.trio
 async def test_a_standby_and_a_server_have_a_name_too(records, caplog, tmp_path):
-    """What is written before there is an incarnation."""
+    """Output that is written before there is an incarnation has that name."""
     async with opened(Preloads(str(tmp_path), "fails")):
         pass
     assert "fork server of Preloads" not in {record.getMessage() for record in caplog.records}
@@ -170,8 +170,8 @@ class _Raises(logging.Filter):
 
 
 @pytest.mark.trio
-async def test_a_filter_that_raises_is_reported_once_and_hurts_no_context(capsys):
-    """Whoever listens does not hurt who is heard."""
+async def test_a_log_filter_that_raises_is_reported_once_and_harms_no_context(capsys):
+    """A failure of a log handler must not harm the context that it logs."""
     raises = _Raises()
     logger = logging.getLogger("runners.context")
     logger.addFilter(raises)
@@ -184,8 +184,8 @@ async def test_a_filter_that_raises_is_reported_once_and_hurts_no_context(capsys
 
 
 @pytest.mark.trio
-async def test_so_it_does_where_hosts_tell_of_their_processes(capsys):
-    """R24: a standby that failed is told of below a system task, which no exception may leave."""
+async def test_a_log_filter_that_raises_does_no_harm_in_the_hosts_own_reports(capsys):
+    """R24: A failed standby is reported from a system task, which no exception may leave."""
     raises = _Raises()
     logger = logging.getLogger("runners.hosts")
     logger.addFilter(raises)
@@ -204,12 +204,12 @@ async def test_so_it_does_where_hosts_tell_of_their_processes(capsys):
 
 
 @pytest.mark.trio
-async def test_signals_that_are_not_for_it_are_not_told():
-    """SIGTERM and SIGINT end no context, and no line either."""
+async def test_signals_that_do_not_end_a_context_are_not_reported():
+    """SIGTERM and SIGINT end no context, and give no line either."""
     async with opened(Scripted(4)) as session:
         os.kill(session.pid, signal.SIGTERM)
         await whole(session)
-        assert session._peer.output.last_words() == ""
+        assert session._peer.output.last_lines() == ""
 
 
 @given(st.lists(st.text("ab\n", max_size=8)), st.lists(st.integers(0, 40), max_size=6))

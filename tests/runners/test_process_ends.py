@@ -1,4 +1,4 @@
-"""How a context process may end, or break its word: deaths, poisons, frames that may not be, loads that fail."""
+"""How a context process may end, or break the protocol: deaths, poisons, frames that may not be, loads that fail."""
 
 import os
 import signal
@@ -58,7 +58,7 @@ pytestmark = pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV, signal.SIGABRT])
 @pytest.mark.trio
 async def test_death_by_a_signal_is_named(number):
-    """D9: a process that a signal killed is seen at once and named."""
+    """D9: The death of a process that a signal killed is reported at once, with the signal."""
     async with opened(Scripted(FOREVER, delay=0.001)) as session:
         session.begin(BATCH)
         await session.receive()
@@ -72,8 +72,8 @@ async def test_death_by_a_signal_is_named(number):
 
 
 @pytest.mark.trio
-async def test_death_while_idle_is_seen():
-    """D10: the pidfd is watched while no stream is open."""
+async def test_a_death_while_idle_is_reported():
+    """D10: The pidfd is watched while no stream is open."""
     async with opened(Scripted()) as session, trio.open_nursery() as nursery:
         nursery.start_soon(until_failure, session, ContextDied)
         await trio.testing.wait_all_tasks_blocked()
@@ -85,8 +85,8 @@ async def test_death_while_idle_is_seen():
     [("kill", "was killed by SIGKILL"), ("segv", "was killed by SIGSEGV"), ("exit", "exited with status 3")],
 )
 @pytest.mark.trio
-async def test_death_from_within_comes_after_all_it_had_said(kind, fate):
-    """D6: chunks sent before the death are delivered, then it is told."""
+async def test_a_death_is_reported_after_all_chunks_that_were_sent(kind, fate):
+    """D6: Chunks sent before the death are delivered, and then the death is reported."""
     async with opened(Scripted(8, faults=(Fault(kind, "r", 5),))) as session:
         session.begin(BATCH)
         items, error = await until_failure(session, ContextDied)
@@ -96,7 +96,7 @@ async def test_death_from_within_comes_after_all_it_had_said(kind, fate):
 
 @pytest.mark.trio
 async def test_sys_exit_in_a_runner_is_a_death():
-    """Nothing a runner does ends the process in peace."""
+    """Nothing that a runner does counts as a normal end of its process."""
     async with opened(Raises("sys.exit")) as session:
         session.begin(BATCH)
         _, error = await until_failure(session, ContextDied)
@@ -104,8 +104,8 @@ async def test_sys_exit_in_a_runner_is_a_death():
 
 
 @pytest.mark.trio
-async def test_terminal_signals_are_the_parents_business():
-    """D10: SIGINT, SIGTERM and the terminal's group do not end a context."""
+async def test_signals_from_the_terminal_do_not_end_a_context():
+    """D10: SIGINT, SIGTERM and a signal to the terminal's group do not end a context."""
     async with opened(Scripted(4)) as session:
         assert os.getpgid(session.pid) != os.getpgrp()
         os.kill(session.pid, signal.SIGINT)
@@ -115,7 +115,7 @@ async def test_terminal_signals_are_the_parents_business():
 
 @pytest.mark.trio
 async def test_a_reported_poison_ends_the_context_with_its_own_error():
-    """D6: the first error wins: the poison, not the death that follows; chunks before it arrive, none after."""
+    """D6: The first error wins: the poison, not the death that follows. Chunks before it arrive, and none after."""
     runner = Faulty(Scripted(), (Fault("poison", "r", 3),))
     async with opened(runner) as session:
         session.begin(BATCH)
@@ -132,7 +132,7 @@ async def test_a_reported_poison_ends_the_context_with_its_own_error():
 
 @pytest.mark.trio
 async def test_a_step_with_a_poison_gives_nothing_of_its_other_streams():
-    """D6: what was computed beside a poison is not released."""
+    """D6: Chunks that were computed beside a poison are not released."""
     async with opened(Scripted(5, delay=0.02, faults=(Fault("poison", "b", 0),))) as session:
         session.begin(ExecuteBatch("a", "a"))
         session.begin(ExecuteBatch("b", "b"))
@@ -142,8 +142,8 @@ async def test_a_step_with_a_poison_gives_nothing_of_its_other_streams():
 
 
 @pytest.mark.trio
-async def test_what_is_said_after_a_poison_is_dropped():
-    """D6: frames behind a poison are never delivered."""
+async def test_chunks_after_a_poison_are_dropped():
+    """D6: Frames behind a poison are never delivered."""
     poison = wire.Broken(wire.Error("ContextPoisoned", "first", None, ""), ())
     late = wire.Step([wire.Chunk(0, 1, (9,), "z", None, None)], [])
     second = wire.Broken(wire.Error("Unrecoverable", "second", None, ""), ())
@@ -163,19 +163,19 @@ async def test_what_is_said_after_a_poison_is_dropped():
         ("\x00\x00\x00\x04junk", "not a frame"),
         ("GET / HTTP/1.1\r\n", "at most 16777216 bytes, got one of"),
         (raw(wire.Rebuilt()), "sent an unexpected Rebuilt frame"),
-        (raw(wire.Dropped(0)), "dropped stream 0, not asked to"),
+        (raw(wire.Dropped(0)), "dropped stream 0 without being asked to"),
         (raw(wire.ready(RunnerInfo())), "sent an unexpected Ready frame"),
-        (raw(wire.Step([wire.Chunk(5, 0, (), "", None, None)], [])), "spoke of stream 5, which is not open"),
+        (raw(wire.Step([wire.Chunk(5, 0, (), "", None, None)], [])), "named stream 5, which is not open"),
         (
             raw(wire.Step([wire.Chunk(-1, 0, (), "", None, None)], [])),
-            "spoke of stream -1, which is not open",
+            "named stream -1, which is not open",
         ),
     ],
 )
 @pytest.mark.parametrize("then", ["exit", "wait"])
 @pytest.mark.trio
-async def test_what_it_may_not_say_is_a_protocol_error(said, message, then):
-    """D10: garbage, a huge frame or a wrong one: ProtocolError, the process killed."""
+async def test_a_frame_that_is_not_allowed_is_a_protocol_error(said, message, then):
+    """D10: Garbage, a huge frame or a wrong one gives ProtocolError, and the process is killed."""
     async with opened(Says(said, then)) as session:
         session.begin(BATCH)
         items, _ = await until_failure(session, ProtocolError)
@@ -185,8 +185,8 @@ async def test_what_it_may_not_say_is_a_protocol_error(said, message, then):
 
 
 @pytest.mark.trio
-async def test_who_speaks_of_the_very_next_stream_has_dropped_the_one_before():
-    """D9: it has read the drop that was sent in front of it; what it never answers would be kept in mind for ever."""
+async def test_a_context_that_answers_a_later_stream_has_dropped_the_one_before():
+    """D9: It has read the drop that was sent in front of that stream; a drop that is never answered would be kept in mind for ever."""
     first, second = (raw(wire.Step([wire.Chunk(number, 0, (9,), "z", None, None)], [])) for number in (0, 1))
     runner = SaysWhenAsked(second, "wait", before=first)
     async with opened(runner, ProcessHost(first_chunk_timeout=5)) as session:
@@ -195,12 +195,12 @@ async def test_who_speaks_of_the_very_next_stream_has_dropped_the_one_before():
         session.drop("r")
         session.begin(ExecuteBatch("next", ""))
         _, error = await until_failure(session, ProtocolError)
-        assert "has not dropped stream 0, as asked to" in str(error)
+        assert "did not drop stream 0 when asked to" in str(error)
 
 
 @pytest.mark.trio
 async def test_an_end_in_mid_frame_is_a_death():
-    """D10: half a frame and an exit is a death with its status."""
+    """D10: Half a frame and an exit is a death with its status."""
     async with opened(Says("\x00\x00\x01\x00half", "exit")) as session:
         session.begin(BATCH)
         _, error = await until_failure(session, ContextDied)
@@ -209,7 +209,7 @@ async def test_an_end_in_mid_frame_is_a_death():
 
 @pytest.mark.trio
 async def test_a_closed_connection_is_a_death_though_the_process_lives():
-    """D10: pidfd or end-of-file, whichever comes first."""
+    """D10: A death is the pidfd or the end of file, whichever comes first."""
     async with opened(ClosesAndLives()) as session:
         session.begin(BATCH)
         _, error = await until_failure(session, ContextDied)
@@ -219,7 +219,7 @@ async def test_a_closed_connection_is_a_death_though_the_process_lives():
 @pytest.mark.parametrize("kind", ["error", "oom"])
 @pytest.mark.trio
 async def test_a_requests_own_error_concerns_nobody_else(kind):
-    """D5: one stream fails, typed, and the other one goes on in the same context; memory is told once, after it."""
+    """D5: One stream fails, typed, and the other one goes on in the same context; a lack of memory is reported once, after it."""
     async with opened(Scripted(6, delay=0.005, faults=(Fault(kind, "r", 2),))) as session:
         other = ExecuteBatch("other", "x", sampling=Sampling(seed=2))
         session.begin(other)
@@ -252,7 +252,7 @@ async def test_a_requests_own_error_concerns_nobody_else(kind):
 )
 @pytest.mark.trio
 async def test_a_stream_of_nonsense_fails_alone(what, message):
-    """D8: nothing looks like an empty success, and nothing unsendable harms the context."""
+    """D8: Nothing counts as an empty success, and nothing that cannot be sent harms the context."""
     async with opened(Yields(what)) as session:
         for name in "rs":
             (failed,) = await whole(session, ExecuteBatch(name, ""))
@@ -271,7 +271,7 @@ async def test_a_stream_of_nonsense_fails_alone(what, message):
 )
 @pytest.mark.trio
 async def test_a_tag_decides_whose_error_it_is(what, kind, code):
-    """D3: what is tagged `device.` is the context's, of the nearest known class, with the device's code."""
+    """D3: An error tagged `device.` is the context's, of the nearest known class, with the device's code."""
     async with opened(Raises(what)) as session:
         session.begin(BATCH)
         _, error = await until_failure(session, kind)
@@ -292,7 +292,7 @@ async def test_a_tag_decides_whose_error_it_is(what, kind, code):
 )
 @pytest.mark.trio
 async def test_a_load_that_fails_is_told_typed(kind, error):
-    """D2: a failed load is a failure of the context like any other, and leaves nothing."""
+    """D2: A failed load is a failure of the context like any other, and leaves nothing behind."""
     with pytest.raises(error) as failed:
         async with HOST.open(Scripted(faults=(Fault(kind, at="load"),))):
             raise AssertionError
@@ -301,7 +301,7 @@ async def test_a_load_that_fails_is_told_typed(kind, error):
 
 @pytest.mark.trio
 async def test_a_load_that_hangs_is_killed():
-    """D9: past the load deadline: SIGKILL, ContextHung."""
+    """D9: Past the load deadline the process gets SIGKILL, and the error is ContextHung."""
     with pytest.raises(ContextHung, match=r"loaded no runner within 0.4 s"):
         async with ProcessHost(load_timeout=0.4).open(Scripted(faults=(Fault("hang", at="load"),))):
             raise AssertionError
@@ -309,7 +309,7 @@ async def test_a_load_that_hangs_is_killed():
 
 @pytest.mark.trio
 async def test_a_load_that_is_cancelled_leaves_nothing_and_does_not_wait():
-    """R13, D10: cancelling a load kills it at once."""
+    """R13, D10: Cancelling a load kills it at once."""
     started = time.monotonic()
     with trio.move_on_after(0.3) as scope:
         async with HOST.open(Scripted(load_delay=60)):
@@ -320,7 +320,7 @@ async def test_a_load_that_is_cancelled_leaves_nothing_and_does_not_wait():
 
 @pytest.mark.trio
 async def test_a_process_that_cannot_be_started_is_a_failed_load(monkeypatch):
-    """D2: no process, no descriptor: LoadFailed, chained."""
+    """D2: Without a process or a descriptor the error is LoadFailed, with its cause."""
 
     def none_left(*args, **kwargs):
         raise BlockingIOError("no more processes")
@@ -333,7 +333,7 @@ async def test_a_process_that_cannot_be_started_is_a_failed_load(monkeypatch):
 
 @pytest.mark.trio
 async def test_a_process_that_cannot_be_watched_is_not_left(monkeypatch):
-    """D10: a pidfd that cannot be had leaves no process behind."""
+    """D10: A pidfd that cannot be had leaves no process behind."""
 
     def none_left(pid):
         raise OSError("no more descriptors")

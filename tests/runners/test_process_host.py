@@ -52,7 +52,7 @@ pytestmark = pytest.mark.filterwarnings("error")
 
 
 class Quiet:
-    """A peer that says nothing."""
+    """A peer that sends nothing."""
 
     pid = 0
 
@@ -62,7 +62,7 @@ class Quiet:
 
 @pytest.mark.trio
 async def test_a_stream_arrives_whole_and_stamped():
-    """D6: chunks carry request, index and incarnation; the last one says why it is."""
+    """D6: Chunks carry request, index and incarnation; the last one carries the reason of the end."""
     async with opened(Scripted(5), incarnation=7) as session:
         assert isinstance(HOST, Host)
         assert isinstance(session, Session)
@@ -90,8 +90,8 @@ async def test_one_step_of_all_streams_arrives_together():
 
 
 @pytest.mark.trio
-async def test_steps_that_have_arrived_come_along():
-    """A parent that was busy gets several steps at once, in order, and not without end."""
+async def test_steps_that_have_arrived_are_delivered_together():
+    """A parent that was busy gets several steps at once, in order, up to a bound."""
     async with opened(Scripted(FOREVER)) as session:
         session.begin(ExecuteBatch("r", "hello", sampling=Sampling(seed=1, max_tokens=1000)))
         await trio.sleep(0.5)
@@ -106,8 +106,8 @@ async def test_steps_that_have_arrived_come_along():
 
 @pytest.mark.parametrize(("chunks", "most"), [(1, TURN + 1), (20, ENOUGH + 20)])
 @pytest.mark.trio
-async def test_steps_that_come_along_are_bounded(chunks, most):
-    """D10: by their number and by what is in them, so that the loop has its turn."""
+async def test_steps_that_arrive_together_are_bounded(chunks, most):
+    """D10: Their number and their size are bounded, so that the event loop has its turn."""
     steps = [[wire.Chunk(0, 1 + 20 * n + i, (9,), "", None, None) for i in range(chunks)] for n in range(90)]
     async with opened(Says(raw(*(wire.Step(step, []) for step in steps)), "goes on")) as session:
         session.begin(BATCH)
@@ -121,8 +121,8 @@ async def test_steps_that_come_along_are_bounded(chunks, most):
 
 
 @pytest.mark.trio
-async def test_a_poison_behind_steps_that_came_along_is_told_next():
-    """D6: what stands behind them is not lost with what was read of it."""
+async def test_a_poison_behind_steps_that_arrived_together_is_reported_next():
+    """D6: It is not lost with the steps that were read before it."""
     steps = [wire.Step([wire.Chunk(0, index, (9,), "", None, None)], []) for index in range(1, 5)]
     poison = wire.Broken(wire.Error("ContextPoisoned", "behind them", None, ""), ())
     async with opened(Says(raw(*steps, poison), "wait"), ProcessHost(next_chunk_timeout=5)) as session:
@@ -135,8 +135,8 @@ async def test_a_poison_behind_steps_that_came_along_is_told_next():
 @pytest.mark.parametrize(
     ("asleep", "planned", "excused"), [(10.0, 1.0, 10.5), (0.2, 1.0, 0.0), (10.0, 0.01, 10.0)]
 )
-def test_time_in_which_nobody_ran_puts_a_deadline_off(asleep, planned, excused):
-    """D9: a slice of waiting that ends much too late counts half, and one that is very short whole."""
+def test_time_in_which_no_process_ran_puts_a_deadline_off(asleep, planned, excused):
+    """D9: A slice of waiting that ends much too late counts half, and one that is very short counts whole."""
 
     class Silent(Quiet):
         async def wait(self):
@@ -159,8 +159,8 @@ def test_time_in_which_nobody_ran_puts_a_deadline_off(asleep, planned, excused):
 
 
 @pytest.mark.trio
-async def test_a_failure_behind_steps_that_came_along_is_told_next():
-    """D6: what a context had made before it broke the protocol is delivered, then its failure."""
+async def test_a_failure_behind_steps_that_arrived_together_is_reported_next():
+    """D6: The steps that a context had made before it broke the protocol are delivered, then its failure."""
     step = [wire.Step([wire.Chunk(0, index, (9,), "z", None, None)], []) for index in range(1, 5)]
     late = wire.Step([wire.Chunk(5, 0, (), "", None, None)], [])
     async with opened(Says(raw(*step, late, *step), "wait")) as session:
@@ -171,7 +171,7 @@ async def test_a_failure_behind_steps_that_came_along_is_told_next():
 
 @pytest.mark.trio
 async def test_a_chunk_travels_whole_and_is_stamped():
-    """D6: a chunk keeps everything; which request's and incarnation's it is, the parent knows."""
+    """D6: A chunk keeps all its fields; the parent adds its request and incarnation."""
     usage = TokenUsage(input=1, output=2, replayed=3, reasoning=4, cached=5)
     last = {"index": 1, "token_ids": (5, 6), "text": "x", "finish_reason": FinishReason.STOP, "usage": usage}
     made = TokenChunk(request_id="whatever the process calls it", **last)
@@ -184,14 +184,14 @@ async def test_a_chunk_travels_whole_and_is_stamped():
 
 @pytest.mark.trio
 async def test_a_stream_goes_on_behind_what_was_accepted():
-    """D6: a new incarnation goes on where the old one was."""
+    """D6: A new incarnation goes on where the old one was."""
     async with opened(Scripted(6), incarnation=2) as session:
         assert ids(await whole(session, accepted=expected(BATCH, 6)[:4])) == expected(BATCH, 6)[4:]
 
 
 @pytest.mark.trio
-async def test_a_dropped_stream_says_nothing_more_and_its_id_is_free():
-    """A drop frees the place at once; chunks of the dropped stream that were under way do not show up."""
+async def test_a_dropped_stream_delivers_nothing_more_and_its_id_is_free():
+    """A drop frees the place at once; chunks of the dropped stream that were on their way are not delivered."""
     async with opened(Scripted(FOREVER, streams=1, delay=0.001)) as session:
         for _ in range(20):
             session.begin(BATCH)
@@ -202,7 +202,7 @@ async def test_a_dropped_stream_says_nothing_more_and_its_id_is_free():
 
 @pytest.mark.trio
 async def test_misuse_is_told_at_once():
-    """A second stream of the same name, one too many, tokens for a runner that cannot continue, an unsendable one."""
+    """A second stream of the same name, one too many, tokens for a runner that cannot continue, and an unsendable one are refused."""
     async with opened(Scripted(FOREVER, streams=2, can_continue=False)) as session:
         session.begin(BATCH)
         with pytest.raises(ValueError, match="must differ, got a second 'r'"):
@@ -226,7 +226,7 @@ async def test_misuse_is_told_at_once():
 
 @pytest.mark.trio
 async def test_a_runner_is_checked_before_anything_starts():
-    """D2: what cannot be named for import is refused, and no process is started."""
+    """D2: A runner that cannot be named for import is refused, and no process is started."""
     with pytest.raises(ValueError, match="importable by name"):
         HOST.open(factory())
 
@@ -242,7 +242,7 @@ def test_a_deadline_is_positive(name):
 
 @pytest.mark.trio
 async def test_nested_values_and_the_start_reach_the_runner(tmp_path):
-    """D2: the spec is built anew in the process, with device, incarnation and cause of this start."""
+    """D2: The spec is built anew in the process, with device, incarnation and cause of this start."""
     nested = Nested((1, (2.5, None)), {"a": [True]})
     async with opened(
         Remembers(str(tmp_path), nested),
@@ -265,7 +265,7 @@ async def test_leaving_closes_the_runner(tmp_path):
 
 @pytest.mark.trio
 async def test_leaving_by_cancellation_closes_the_runner(tmp_path):
-    """So is the end of a cancelled user: the context is sound."""
+    """A cancelled session asks for a normal end too, because the context is sound."""
     with trio.CancelScope() as scope:
         async with HOST.open(Remembers(str(tmp_path), Nested((), {}))) as session:
             scope.cancel()
@@ -285,8 +285,8 @@ async def test_leaving_does_not_wait_for_ever():
 
 
 @pytest.mark.trio
-async def test_leaving_while_the_process_waits_for_room():
-    """What nobody reads any more does not hold up the shutdown."""
+async def test_leaving_does_not_wait_for_output_that_is_not_read():
+    """A process that waits for room in a full connection does not delay the shutdown."""
     async with opened(Scripted(FOREVER * 100)) as session:
         session.begin(BATCH)
         await session.receive()
@@ -309,8 +309,8 @@ async def test_begin_and_drop_never_block_and_stay_bounded():
 
 
 @pytest.mark.trio
-async def test_what_waits_for_room_is_sent_in_order():
-    """D10: the rest of a long frame goes before what was said after it, however often there was no room."""
+async def test_frames_that_wait_for_room_are_sent_in_order():
+    """D10: The rest of a long frame goes before later frames, however often there was no room."""
     async with opened(Scripted(2)) as session:
         os.kill(session.pid, signal.SIGSTOP)
         requests = [ExecuteBatch("long", "x" * 2_000_000), *(ExecuteBatch(name, name) for name in "abc")]
@@ -353,7 +353,7 @@ async def test_waiting_after_a_begin_was_taken_back_is_idle():
 
 @pytest.mark.trio
 async def test_a_begin_that_was_taken_back_has_no_deadline():
-    """D9: the process never hears of it, so those that have begun are late by their own deadline."""
+    """D9: The process never gets that request, so the streams that have begun are late by their own deadline."""
     host = ProcessHost(first_chunk_timeout=10, next_chunk_timeout=0.5)
     async with opened(Scripted(faults=(Fault("hang", "last", 1),)), host) as session:
         os.kill(session.pid, signal.SIGSTOP)

@@ -64,7 +64,7 @@ pytestmark = pytest.mark.filterwarnings("error")
 )
 @pytest.mark.trio
 async def test_a_step_that_hangs_is_killed(fault, limits, message):
-    """D9: past the deadline for the first or the next chunk: SIGKILL, ContextHung."""
+    """D9: Past the deadline for the first or the next chunk the process gets SIGKILL, and the error is ContextHung."""
     async with opened(Scripted(faults=(fault,)), ProcessHost(**limits)) as session:
         session.begin(BATCH)
         items, error = await until_failure(session, ContextHung)
@@ -74,8 +74,8 @@ async def test_a_step_that_hangs_is_killed(fault, limits, message):
 
 @pytest.mark.parametrize("what", ["a stream", "a rebuild"])
 @pytest.mark.trio
-async def test_the_deadline_of_what_is_asked_holds_for_who_waits_already(what):
-    """D9: somebody sits in `receive` since before, when nothing was asked and there was no deadline."""
+async def test_a_new_request_sets_the_deadline_of_a_receive_that_waits_already(what):
+    """D9: A task waits in `receive` since before the request, when there was no deadline."""
     host = ProcessHost(first_chunk_timeout=0.3)
     failures = []
 
@@ -99,7 +99,7 @@ async def test_the_deadline_of_what_is_asked_holds_for_who_waits_already(what):
 
 @pytest.mark.trio
 async def test_a_stopped_process_is_killed():
-    """D9: SIGSTOP makes no progress and answers nothing; only SIGKILL reaches it."""
+    """D9: A process under SIGSTOP makes no progress and answers nothing; only SIGKILL reaches it."""
     host = ProcessHost(next_chunk_timeout=0.3)
     async with opened(Scripted(FOREVER, delay=0.001), host) as session:
         session.begin(BATCH)
@@ -110,7 +110,7 @@ async def test_a_stopped_process_is_killed():
 
 @pytest.mark.trio
 async def test_a_busy_parent_is_no_hang():
-    """D9: what was sent in time counts, however late the parent reads it."""
+    """D9: A frame that was sent in time counts, however late the parent reads it."""
     host = ProcessHost(first_chunk_timeout=0.2, next_chunk_timeout=0.2)
     async with opened(Scripted(3, delay=0.01), host) as session:
         session.begin(BATCH)
@@ -120,7 +120,7 @@ async def test_a_busy_parent_is_no_hang():
 
 @pytest.mark.trio
 async def test_an_idle_context_has_no_deadline():
-    """D9: without open streams nothing is expected."""
+    """D9: Without open streams nothing is expected."""
     host = ProcessHost(first_chunk_timeout=0.1, next_chunk_timeout=0.1)
     async with opened(Scripted(2), host) as session:
         await whole(session)
@@ -132,7 +132,7 @@ async def test_an_idle_context_has_no_deadline():
 
 @pytest.mark.trio
 async def test_a_step_that_begins_one_stream_has_the_time_of_those_that_go_on():
-    """D9: one step serves both, so the longer of the two deadlines holds."""
+    """D9: One step serves both, so the longer of the two deadlines holds."""
     host = ProcessHost(first_chunk_timeout=1.0, next_chunk_timeout=60.0)
     async with opened(Scripted(FOREVER, delay=0.001), host) as session:
         session.begin(BATCH)
@@ -149,8 +149,8 @@ async def test_a_step_that_begins_one_stream_has_the_time_of_those_that_go_on():
 
 @pytest.mark.parametrize("begins_again", [False, True])
 @pytest.mark.trio
-async def test_a_hang_is_seen_though_whoever_waits_leaves(begins_again):
-    """D9: who has left is not waited for, but the process is, until it says that it goes on."""
+async def test_a_hang_is_detected_though_its_caller_leaves(begins_again):
+    """D9: The stream of a caller that has left is not waited for, but the process is, until it confirms the drop."""
     host = ProcessHost(first_chunk_timeout=0.6, next_chunk_timeout=0.6)
     async with (
         opened(Scripted(faults=(Fault("hang"),)), host) as session,
@@ -173,8 +173,8 @@ async def test_a_hang_is_seen_though_whoever_waits_leaves(begins_again):
 
 @pytest.mark.parametrize(("seconds", "later"), [(1.4, 0.1), (0.5, 2.5)])
 @pytest.mark.trio
-async def test_who_leaves_a_slow_stream_hangs_nobody(seconds, later):
-    """D9: the process says that it goes on, and then the next stream has all of its time, and nobody is waited for."""
+async def test_a_caller_that_leaves_a_slow_stream_makes_no_hang(seconds, later):
+    """D9: The process confirms the drop, and then the next stream has all of its time, and no stream is waited for."""
     host = ProcessHost(first_chunk_timeout=2.0, next_chunk_timeout=2.0)
     async with opened(Ponders(seconds), host) as session, trio.open_nursery() as nursery:
 
@@ -191,7 +191,7 @@ async def test_who_leaves_a_slow_stream_hangs_nobody(seconds, later):
 
 @pytest.mark.trio
 async def test_a_request_that_would_not_travel_whole_is_refused():
-    """D8: what a class of one's own adds would be lost on the way."""
+    """D8: The extra fields of a subclass would be lost on the way."""
 
     @attrs.frozen
     class WithImage(ExecuteBatch):
@@ -206,7 +206,7 @@ async def test_a_request_that_would_not_travel_whole_is_refused():
 @pytest.mark.parametrize("length", [200_000, wire.MAX_FRAME - 500])
 @pytest.mark.trio
 async def test_a_request_id_too_long_for_its_failure_is_refused(length):
-    """D5, D8: a lack of memory names its request, and must not end the context because it has no room for that."""
+    """D5, D8: The error of a lack of memory names its request, and must not end the context because there is no room for the name."""
     request = ExecuteBatch("x" * length, "", sampling=Sampling(seed=1))
     async with opened(Scripted(1)) as session:
         with pytest.raises(
@@ -225,8 +225,8 @@ async def test_a_request_id_too_long_for_its_failure_is_refused(length):
 
 
 @pytest.mark.trio
-async def test_what_cannot_be_sent_may_still_end_the_context():
-    """D5, D6: its stream is closed, and what that raises is judged like anything else."""
+async def test_closing_a_stream_whose_chunk_cannot_be_sent_may_end_the_context():
+    """D5, D6: The stream is closed, and an exception from closing it is judged like any other."""
     async with opened(Clings()) as session:
         session.begin(BATCH)
         items, error = await until_failure(session, ContextPoisoned)
@@ -235,7 +235,7 @@ async def test_what_cannot_be_sent_may_still_end_the_context():
 
 @pytest.mark.trio
 async def test_a_step_too_long_for_a_frame_travels_in_several():
-    """D5: what one stream alone may say, it may say beside others."""
+    """D5: A chunk that one stream alone may send, it may send beside others."""
     async with opened(Verbose(6 * 2**20)) as session:
         for name in "abc":
             session.begin(ExecuteBatch(name, ""))
@@ -251,7 +251,7 @@ async def test_a_step_too_long_for_a_frame_travels_in_several():
 
 @pytest.mark.trio
 async def test_a_begin_does_not_put_off_a_hang():
-    """D9: the deadline counts from the last progress, not from the last request."""
+    """D9: The deadline counts from the last progress, not from the last request."""
     host = ProcessHost(first_chunk_timeout=0.4, next_chunk_timeout=0.4)
     async with (
         opened(Scripted(faults=(Fault("hang", "r", 2),)), host) as session,
@@ -273,7 +273,7 @@ async def test_a_begin_does_not_put_off_a_hang():
 
 @pytest.mark.trio
 async def test_the_next_deadline_follows_the_median_step():
-    """D9: by default 20 times the median step, at least 10 s."""
+    """D9: The default is 20 times the median step, and at least 10 s."""
     async with opened(Scripted(3), ProcessHost()) as session:
         assert session._next_timeout() == 10
         session._steps.extend([0.1, 2.0, 3.0])
@@ -294,7 +294,7 @@ async def test_cancelling_receive_loses_nothing():
 
 @pytest.mark.trio
 async def test_a_rebuild_is_answered(tmp_path):
-    """D7: a rebuild is done in the same incarnation, while receive goes on."""
+    """D7: A rebuild is done in the same incarnation, while receive goes on."""
     async with opened(Remembers(str(tmp_path), Nested((), {}))) as session, trio.open_nursery() as nursery:
         nursery.start_soon(session.receive)
         await session.rebuild(SessionRebuildCause.MANUAL)
@@ -307,7 +307,7 @@ async def test_a_rebuild_is_answered(tmp_path):
 )
 @pytest.mark.trio
 async def test_a_rebuild_that_fails_is_told_to_both(kind, error):
-    """D2, D7: it is a failure of the context like any other, and the answer to who asked."""
+    """D2, D7: It is a failure of the context like any other, and the answer to the operator."""
     host = ProcessHost(load_timeout=2 if kind == "hang" else 20)
     runner = Scripted(faults=(Fault(kind, at="rebuild"),))
     async with opened(runner, host) as session, trio.open_nursery() as nursery:
@@ -321,7 +321,7 @@ async def test_a_rebuild_that_fails_is_told_to_both(kind, error):
 
 @pytest.mark.trio
 async def test_a_rebuild_is_refused_where_it_makes_no_sense():
-    """D7: never for a poison, never under open streams, one at a time."""
+    """D7: It is refused for a poison and under open streams, and there is only one at a time."""
     async with opened(Scripted(FOREVER)) as session:
         with pytest.raises(ValueError, match="open a new incarnation"):
             await session.rebuild(SessionRebuildCause.CONTEXT_POISONED)
@@ -332,7 +332,7 @@ async def test_a_rebuild_is_refused_where_it_makes_no_sense():
 
 @pytest.mark.trio
 async def test_leaving_answers_a_rebuild():
-    """D7: a rebuild that the end overtakes is told so."""
+    """D7: A rebuild that the end overtakes gets an error that says so."""
     answered = trio.Event()
 
     async def ask(session):
@@ -355,7 +355,7 @@ async def test_leaving_answers_a_rebuild():
 
 @pytest.mark.trio
 async def test_a_process_that_does_not_die_makes_its_device_unrecoverable(monkeypatch):
-    """D9: past `kill_timeout`: Unrecoverable, never two processes on one device."""
+    """D9: Past `kill_timeout` the error is Unrecoverable: there are never two processes on one device."""
     peers = []
     monkeypatch.setattr(Peer, "kill", lambda peer: peers.append(peer))  # noqa: PLW0108 - a method must be a function
     host = ProcessHost("cuda:1", kill_timeout=0.2, next_chunk_timeout=0.1)
@@ -372,7 +372,7 @@ async def test_a_process_that_does_not_die_makes_its_device_unrecoverable(monkey
 
 @pytest.mark.trio
 async def test_many_contexts_leave_nothing():
-    """D10: neither descriptors nor processes nor zombies, however they end; the fixture counts."""
+    """D10: They leave neither descriptors nor processes nor zombies, however they end; the fixture counts."""
     kinds = [(), (Fault("poison"),), (Fault("kill"),), (Fault("exit"),)]
     for faults in kinds * 3:
         async with opened(Scripted(2, faults=faults)) as session:
@@ -385,7 +385,7 @@ async def test_many_contexts_leave_nothing():
 
 @pytest.mark.trio
 async def test_contexts_live_side_by_side():
-    """Two hosts in one loop do not know each other: one's death is not the other's."""
+    """Two hosts in one loop are independent: one's death is not the other's."""
     async with opened(Scripted(4)) as one, opened(Scripted(4)) as two:
         os.kill(one.pid, signal.SIGKILL)
         await until_failure(one, ContextDied)
@@ -435,7 +435,7 @@ trio.run(main)
 @pytest.mark.parametrize("stopped", [False, True])
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_a_context_dies_with_its_parent(number, stopped):
-    """D10: whatever kills the parent, and even while the child is stopped."""
+    """D10: This holds whatever kills the parent, and even while the child is stopped."""
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     parent = subprocess.Popen([sys.executable, "-c", PARENT], stdout=subprocess.PIPE, env=env, text=True)
     with parent:
@@ -462,8 +462,8 @@ trio.run(main)
 """
 
 
-def test_what_a_runner_prints_and_starts_is_kept_apart(tmp_path):
-    """D10: its prints become log records, what it starts ends with it, its environment is the parent's."""
+def test_the_output_and_the_child_processes_of_a_runner_are_kept_apart(tmp_path):
+    """D10: Its prints become log records, processes that it starts end with it, and its environment is the parent's."""
     path = os.pathsep.join(sys.path)
     done = subprocess.run(
         [sys.executable, "-c", TALK, tmp_path],

@@ -1,4 +1,4 @@
-"""A session made anew on demand, and who may order one (D7)."""
+"""A session made anew on demand: when a rebuild may be ordered, and how the operator is answered (D7)."""
 
 from contextlib import asynccontextmanager
 
@@ -74,7 +74,7 @@ POISONED = SessionRebuildCause.CONTEXT_POISONED
 @pytest.mark.parametrize("cause", list(SessionRebuildCause))
 @pytest.mark.trio
 async def test_a_rebuild_is_done_and_no_stream_notices(cause, tmp_path):
-    """D7: in the same incarnation, a poisoned context in a new one; every stream goes on, token for token, and once."""
+    """D7: It is done in the same incarnation, for a poisoned context in a new one; every stream goes on, token for token."""
     async with serving(Scripted(300, delay=0.001)) as scene:
         them = callers("abcdef")
         async with trio.open_nursery() as nursery:
@@ -93,8 +93,8 @@ async def test_a_rebuild_is_done_and_no_stream_notices(cause, tmp_path):
 
 
 @pytest.mark.trio
-async def test_a_rebuild_fences_who_may_move_and_waits_for_who_may_not():
-    """D7: nothing new begins meanwhile; the session is rebuilt with no stream in it; then those that moved go first."""
+async def test_a_rebuild_holds_streams_that_may_move_and_waits_for_those_that_may_not():
+    """D7: Nothing new begins meanwhile; the session is rebuilt with no stream in it; then the streams that moved go first."""
     stage = Stage()
     async with serving(PUPPET, host=stage) as scene, trio.open_nursery() as nursery:
         act = await stage.act(1)
@@ -126,7 +126,7 @@ async def test_a_rebuild_fences_who_may_move_and_waits_for_who_may_not():
 
 @pytest.mark.trio
 async def test_a_stream_that_has_delivered_nothing_is_not_waited_for():
-    """D7: it has nothing to lose, and begins again, though it may not move."""
+    """D7: Such a stream has nothing to lose, and begins again, even if it may not move."""
     stage = Stage(can_continue=False)
     async with serving(PUPPET, host=stage) as scene, trio.open_nursery() as nursery:
         act = await stage.act(1)
@@ -140,8 +140,8 @@ async def test_a_stream_that_has_delivered_nothing_is_not_waited_for():
 
 
 @pytest.mark.trio
-async def test_a_rebuild_after_a_poison_waits_for_nobody():
-    """D7, D6: it is a restart at once; who may not move is told, and nobody is a suspect."""
+async def test_a_rebuild_after_a_poison_waits_for_no_stream():
+    """D7, D6: It is a restart at once; a stream that may not move gets its error, and no stream is a suspect."""
     stage = Stage()
     async with serving(PUPPET, host=stage) as scene, trio.open_nursery() as nursery:
         first = await stage.act(1)
@@ -163,7 +163,7 @@ async def test_a_rebuild_after_a_poison_waits_for_nobody():
 @pytest.mark.parametrize("cause", [SessionRebuildCause.MANUAL, POISONED])
 @pytest.mark.trio
 async def test_a_rebuild_is_charged_to_the_limit(cause):
-    """D7: one too many is one too many, also with requests in between; then everybody has an answer."""
+    """D7: Rebuilds pass the limit also with requests in between; then every caller has an answer."""
     options = {"limit": Limit(2, within=60), "above": Decider({"limit": Stop})}
     async with serving(Scripted(), **options) as scene:
         for number in range(2):
@@ -181,7 +181,7 @@ async def test_a_rebuild_is_charged_to_the_limit(cause):
 
 @pytest.mark.trio
 async def test_a_rebuild_that_fails_is_answered_and_the_context_fails_with_it():
-    """D7, D2: the operator gets the error, the streams a new context."""
+    """D7, D2: The operator gets the error, and the streams go on in a new context."""
     async with serving(Scripted(300, delay=0.001, faults=(Fault("poison", at="rebuild"),))) as scene:
         (caller,) = callers("a")
         async with trio.open_nursery() as nursery:
@@ -196,7 +196,7 @@ async def test_a_rebuild_that_fails_is_answered_and_the_context_fails_with_it():
 @pytest.mark.parametrize("moment", ["waiting", "under way"])
 @pytest.mark.trio
 async def test_a_rebuild_is_superseded_by_a_new_context(moment):
-    """D7: the context fails while the rebuild waits, or during it: the new one is what the operator is told of."""
+    """D7: The context fails while the rebuild waits, or during it, and the operator gets the new context as the answer."""
     stage = Stage()
     async with serving(PUPPET, host=stage) as scene, trio.open_nursery() as nursery:
         act = await stage.act(1)
@@ -219,7 +219,7 @@ async def test_a_rebuild_is_superseded_by_a_new_context(moment):
 
 @pytest.mark.trio
 async def test_a_rebuild_is_superseded_by_a_later_one():
-    """D7: of those that wait the last counts, and one rebuild is made and charged."""
+    """D7: Of several that wait the last counts, and one rebuild is made and charged."""
     stage = Stage()
     async with serving(PUPPET, host=stage) as scene, trio.open_nursery() as nursery:
         act = await stage.act(1)
@@ -245,8 +245,8 @@ async def test_a_rebuild_is_superseded_by_a_later_one():
 
 @pytest.mark.parametrize("_", range(8))
 @pytest.mark.trio
-async def test_a_rebuild_and_a_lack_of_memory_do_not_meet(_):
-    """D7, D5: whichever comes first, in Trio's random order, the session is rebuilt with no stream in it."""
+async def test_a_rebuild_and_a_lack_of_memory_do_not_overlap(_):
+    """D7, D5: Whichever comes first, in Trio's random order, the session is rebuilt with no stream in it."""
     stage = Stage()
     async with serving(PUPPET, host=stage) as scene, trio.open_nursery() as nursery:
         act = await stage.act(1)
@@ -270,8 +270,8 @@ async def test_a_rebuild_and_a_lack_of_memory_do_not_meet(_):
 
 
 @pytest.mark.trio
-async def test_an_operator_who_leaves_takes_the_order_along():
-    """D7: until it has begun; then requests begin again."""
+async def test_an_operator_that_leaves_withdraws_its_order():
+    """D7: The order is withdrawn until it has begun; then requests begin again."""
     stage = Stage()
     async with serving(PUPPET, host=stage) as scene, trio.open_nursery() as nursery:
         act = await stage.act(1)
@@ -292,8 +292,8 @@ async def test_an_operator_who_leaves_takes_the_order_along():
 
 
 @pytest.mark.trio
-async def test_a_rebuild_of_a_worker_that_is_not_there_is_answered():
-    """D7: stopping, stopped by hand, starting again, ended with its tree: each is told as what it is."""
+async def test_a_rebuild_of_a_worker_that_is_not_up_is_answered():
+    """D7: The worker may be stopping, stopped by hand, starting again, or ended with its tree; each has its own error."""
     entered, left = trio.Event(), trio.Event()
 
     class Slow(Stage):
@@ -329,8 +329,8 @@ async def test_a_rebuild_of_a_worker_that_is_not_there_is_answered():
 
 
 @pytest.mark.trio
-async def test_a_rebuild_that_waits_is_told_of_a_stop():
-    """D7: and its stream, too."""
+async def test_a_rebuild_that_waits_gets_an_error_at_a_stop():
+    """D7: Its stream gets one too."""
     stage = Stage()
     async with serving(PUPPET, host=stage) as scene, trio.open_nursery() as nursery:
         act = await stage.act(1)
@@ -348,8 +348,8 @@ async def test_a_rebuild_that_waits_is_told_of_a_stop():
 
 
 @pytest.mark.trio
-async def test_a_rebuild_after_a_poison_is_answered_whatever_the_decider_says():
-    """D7: resumed instead of restarted, it was not done."""
+async def test_a_rebuild_after_a_poison_is_answered_whatever_the_directive():
+    """D7: If the decider says Resume in place of Restart, the answer is that the rebuild was not done."""
     stage = Stage()
     mine = Decider({"device.poisoned": Resume}).over(DEVICE)
     async with serving(PUPPET, host=stage, decider=mine) as scene:

@@ -54,8 +54,8 @@ pytestmark = pytest.mark.filterwarnings("error")
 
 
 @pytest.mark.trio
-async def test_what_waits_keeps_its_order_through_restarts():
-    """D6: requests that have not begun are served in the order they came, whatever happened meanwhile."""
+async def test_waiting_requests_keep_their_order_through_restarts():
+    """D6: Requests that have not begun are served in the order they came, whatever happened meanwhile."""
     faults = (Fault("kill", "b", 3, incarnation=1), Fault("kill", "d", 0, incarnation=2))
     ended = []
     async with serving(Scripted(streams=1, faults=faults)) as scene:
@@ -94,7 +94,7 @@ async def test_a_full_queue_waits_or_is_backpressure():
 @pytest.mark.parametrize("cut", range(9))
 @pytest.mark.trio
 async def test_streams_equal_their_uncut_text_wherever_they_are_cut(cut, count):
-    """D6: the context dies instead of the chunk with token `cut` of one stream; nothing is lost, nothing twice."""
+    """D6: The context dies instead of the chunk with token `cut` of one stream; nothing is lost, nothing twice."""
     async with serving(Scripted(8, faults=(Fault("kill", "0", cut, incarnation=1),))) as scene:
         them = callers(map(str, range(count)))
         await all_of(scene.worker, them)
@@ -135,8 +135,8 @@ def test_streams_equal_their_uncut_text_whenever_they_are_killed(count, moments,
 
 @pytest.mark.parametrize("tell", ["the batch", "the call"])
 @pytest.mark.trio
-async def test_a_stream_that_may_not_move_is_told_before_the_failure_is_decided(tell):
-    """D6: on_loss="fail" gives ContextLost, with incarnation and chunks delivered, first of all."""
+async def test_a_stream_that_may_not_move_gets_its_error_before_the_failure_is_decided(tell):
+    """D6: With on_loss="fail" it gets ContextLost first of all, with incarnation and chunks delivered."""
     stage = Stage()
     request = batch("a", on_loss="fail" if tell == "the batch" else "migrate")
     options = {"on_loss": "fail"} if tell == "the call" else {}
@@ -158,8 +158,8 @@ async def test_a_stream_that_may_not_move_is_told_before_the_failure_is_decided(
 
 
 @pytest.mark.trio
-async def test_a_stream_that_has_delivered_nothing_is_simply_served_again():
-    """D6: whoever cannot or may not move has lost nothing yet."""
+async def test_a_stream_that_has_delivered_nothing_is_served_again():
+    """D6: A stream that cannot or may not move has lost nothing yet."""
     for options, can_continue in (({"on_loss": "fail"}, True), ({}, False)):
         faults = (Fault("kill", "a", 0, incarnation=1),)
         async with serving(Scripted(streams=1, can_continue=can_continue, faults=faults)) as scene:
@@ -183,8 +183,8 @@ async def test_a_runner_that_cannot_continue_loses_what_has_begun():
 
 
 @pytest.mark.trio
-async def test_what_is_in_front_of_a_wrong_chunk_is_accepted():
-    """D6: of chunks that come together, in one go, up to the first that is not the next of this incarnation."""
+async def test_chunks_in_front_of_a_wrong_chunk_are_accepted():
+    """D6: Of chunks that come together, those before the first that is not the next of this incarnation are accepted."""
     stage = Stage()
     async with serving(PUPPET, host=stage) as scene, trio.open_nursery() as nursery:
         wrong, right = callers("ab")
@@ -209,7 +209,7 @@ async def test_what_is_in_front_of_a_wrong_chunk_is_accepted():
 
 @pytest.mark.trio
 async def test_a_seed_is_drawn_once():
-    """D6: at admission, by the parent; every incarnation gets the same one, and all that was accepted."""
+    """D6: The parent draws it at admission; every incarnation gets the same seed, and all accepted tokens."""
     stage = Stage()
     async with serving(PUPPET, host=stage) as scene, trio.open_nursery() as nursery:
         caller, other = callers("ab", seed=None)
@@ -234,7 +234,7 @@ async def test_a_seed_is_drawn_once():
 @pytest.mark.parametrize("what", ["again", "skips", "nothing", "too many"])
 @pytest.mark.trio
 async def test_a_chunk_that_is_not_the_next_fails_its_request_alone(what):
-    """D5: a runner that miscounts is told so where it lives; its context, and who else is in it, notice nothing."""
+    """D5: A runner that miscounts gets the error in its own process; the context and its other streams notice nothing."""
     async with serving(Miscounts(what)) as scene:
         (caller,) = callers("a", most=100)
         await caller.run(scene.worker)
@@ -248,7 +248,7 @@ async def test_a_chunk_that_is_not_the_next_fails_its_request_alone(what):
 @pytest.mark.parametrize("index", [0, 2, -1])
 @pytest.mark.trio
 async def test_a_session_that_miscounts_is_a_protocol_error(index):
-    """D6: what a context says is accepted only if it is next; one that says otherwise is not trusted any more."""
+    """D6: A chunk is accepted only if it is the next one; a session that sends another is not trusted any more."""
     stage = Stage()
     async with serving(PUPPET, host=stage) as scene, trio.open_nursery() as nursery:
         (caller,) = callers("a")
@@ -269,8 +269,8 @@ async def test_a_session_that_miscounts_is_a_protocol_error(index):
 
 
 @pytest.mark.trio
-async def test_a_session_that_says_more_than_was_asked_for_is_a_protocol_error():
-    """D6: a stream has at most its `max_tokens`; not one more is handed on."""
+async def test_a_session_that_sends_more_tokens_than_requested_is_a_protocol_error():
+    """D6: A stream has at most its `max_tokens`, and not one more is delivered."""
     stage = Stage()
     async with serving(PUPPET, host=stage, patience=10) as scene, trio.open_nursery() as nursery:
         (caller,) = callers("a", most=2)
@@ -288,7 +288,7 @@ async def test_a_session_that_says_more_than_was_asked_for_is_a_protocol_error()
 
 @pytest.mark.trio
 async def test_a_chunk_of_another_incarnation_is_a_protocol_error():
-    """D6: only what the current context makes is accepted."""
+    """D6: Only chunks of the current context are accepted."""
     stage = Stage()
     async with serving(PUPPET, host=stage) as scene, trio.open_nursery() as nursery:
         (caller,) = callers("a")
@@ -306,7 +306,7 @@ async def test_a_chunk_of_another_incarnation_is_a_protocol_error():
 
 @pytest.mark.trio
 async def test_a_request_id_in_use_is_refused_for_the_second():
-    """D6: the first goes on; once it has ended its id is free again."""
+    """D6: The first request goes on; once it has ended, its id is free again."""
     async with serving(Scripted(30, delay=0.001)) as scene:
         first, second, third = callers("aaa")
         async with trio.open_nursery() as nursery:
@@ -320,8 +320,8 @@ async def test_a_request_id_in_use_is_refused_for_the_second():
 
 
 @pytest.mark.trio
-async def test_what_is_no_request_is_refused():
-    """A worker serves ExecuteBatch, and says so."""
+async def test_a_value_that_is_no_request_is_refused():
+    """A worker serves ExecuteBatch, and the error says so."""
     async with serving(PUPPET) as scene:
         with pytest.raises(BadRequest, match="must be an ExecuteBatch, got 'hello'"):
             await scene.worker.call("hello")
@@ -332,8 +332,8 @@ async def test_what_is_no_request_is_refused():
 
 
 @pytest.mark.trio
-async def test_usage_counts_what_was_replayed_apart():
-    """D6: input once, output as accepted, and every replay; in the last chunk as in the Completion."""
+async def test_usage_counts_replayed_tokens_apart():
+    """D6: It counts the input once, the output as accepted, and every replay; the last chunk and the Completion agree."""
     faults = (Fault("kill", at_token=3, incarnation=1), Fault("poison", at_token=5, incarnation=2))
     for use in ("stream", "call"):
         async with serving(Scripted(faults=faults)) as scene:
@@ -357,8 +357,8 @@ async def test_usage_counts_what_was_replayed_apart():
 @pytest.mark.parametrize("kind", ["kill", "poison"])
 @pytest.mark.parametrize("position", range(4))
 @pytest.mark.trio
-async def test_a_request_that_kills_contexts_is_found_out(position, kind):
-    """D6: it fails with PoisonRequest after the second death, and all others complete."""
+async def test_a_request_that_kills_contexts_fails_alone(position, kind):
+    """D6: It fails with PoisonRequest after the second death, and all others complete."""
     names = ["a", "b", "c"]
     names.insert(position, "bad")
     async with serving(Scripted(faults=(Fault(kind, "bad", 3),))) as scene:
@@ -378,8 +378,8 @@ async def test_a_request_that_kills_contexts_is_found_out(position, kind):
 
 @pytest.mark.parametrize("_", range(8))
 @pytest.mark.trio
-async def test_what_comes_as_a_context_fails_begins_in_the_next(_):
-    """D6: or before the failure; both come in one turn, in Trio's random order. In between it would be made a suspect."""
+async def test_a_request_that_comes_as_a_context_fails_begins_in_the_next(_):
+    """D6: Or it begins before the failure; both come in one turn, in Trio's random order. In between it would become a suspect."""
     stage = Stage()
     async with serving(PUPPET, host=stage) as scene, trio.open_nursery() as nursery:
         first = await stage.act(1)
@@ -412,7 +412,7 @@ async def test_what_comes_as_a_context_fails_begins_in_the_next(_):
 
 @pytest.mark.trio
 async def test_suspects_come_back_one_at_a_time():
-    """D6: the next one, or a newcomer, begins when the one on trial has survived a step, has ended or has left."""
+    """D6: The next one, or a newcomer, begins when the one on trial has survived a step, has ended or has left."""
     stage = Stage()
     async with serving(PUPPET, host=stage) as scene, trio.open_nursery() as nursery:
         first = await stage.act(1)
@@ -444,7 +444,7 @@ async def test_suspects_come_back_one_at_a_time():
 
 @pytest.mark.trio
 async def test_a_reported_poison_makes_suspects():
-    """D3, D6: nobody ordered that end, whoever saw it first."""
+    """D3, D6: That end was not ordered, whether a caller or the host detected the poison first."""
     stage = Stage()
     async with serving(PUPPET, host=stage) as scene, trio.open_nursery() as nursery:
         first = await stage.act(1)
@@ -463,8 +463,8 @@ GROUP = {"siblings": [Child("gpu", trio.sleep_forever)], "strategy": "one_for_al
 
 
 @pytest.mark.trio
-async def test_an_end_that_was_ordered_makes_nobody_a_suspect():
-    """D6: after an ancestor's restart all streams come back together; who may not move is told."""
+async def test_an_end_that_was_ordered_makes_no_stream_a_suspect():
+    """D6: After an ancestor's restart all streams come back together; a stream that may not move gets its error."""
     stage = Stage()
     async with serving(PUPPET, host=stage, **GROUP) as scene, trio.open_nursery() as nursery:
         first = await stage.act(1)
@@ -485,8 +485,8 @@ async def test_an_end_that_was_ordered_makes_nobody_a_suspect():
 
 
 @pytest.mark.trio
-async def test_an_end_that_was_ordered_clears_nobody():
-    """D6: only a step survived does; a suspect that was on trial then is on trial again, and not convicted."""
+async def test_an_end_that_was_ordered_clears_no_suspect():
+    """D6: Only a step survived clears it; a suspect that was on trial then is on trial again, and not convicted."""
     stage = Stage()
     async with serving(PUPPET, host=stage, **GROUP) as scene, trio.open_nursery() as nursery:
         first = await stage.act(1)
@@ -505,8 +505,8 @@ async def test_an_end_that_was_ordered_clears_nobody():
 
 
 @pytest.mark.trio
-async def test_an_operators_stop_tells_everybody_and_a_start_serves_again():
-    """D8, R25: begun and waiting requests get WorkerDown, who may not move ContextLost; then it is an address again."""
+async def test_an_operators_stop_answers_every_request_and_a_start_serves_again():
+    """D8, R25: Begun and waiting requests get WorkerDown, a stream that may not move ContextLost; after the start the address works again."""
     async with serving(attrs.evolve(FOREVER, streams=2)) as scene:
         them = a, stays, waits = callers(["a"]) + callers(["stays"], on_loss="fail") + callers(["waits"])
         async with trio.open_nursery() as nursery:

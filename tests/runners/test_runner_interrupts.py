@@ -1,4 +1,4 @@
-"""A KeyboardInterrupt in the code of a runner that lives in the task itself (R4)."""
+"""A KeyboardInterrupt in the code of a runner that runs in the task itself (R4)."""
 
 import signal
 
@@ -68,7 +68,7 @@ def handler():
 
 @pytest.mark.parametrize("place", ["load", "execute", "step", "left", "close"])
 def test_an_interrupt_in_a_runners_code_is_raised_there_and_leaves_bare(place):
-    """R4: a step that takes its time must not hold it up, and a stream that nobody reads any more must not swallow it."""
+    """R4: A step that takes its time must not delay it, and a stream that is no longer read must not swallow it."""
     reached, seen = [], []
 
     async def main():
@@ -87,8 +87,8 @@ def test_an_interrupt_in_a_runners_code_is_raised_there_and_leaves_bare(place):
 
 @pytest.mark.parametrize("fatal", [KeyboardInterrupt, SystemExit])
 @pytest.mark.parametrize("body_fails", [True, False])
-def test_what_is_no_exception_leaves_a_nursery_as_itself(fatal, body_fails):
-    """R4: from any of its tasks, whatever else fails there or in its body."""
+def test_a_base_exception_leaves_a_nursery_as_itself(fatal, body_fails):
+    """R4: It may come from any of its tasks, whatever else fails there or in its body."""
 
     async def fails(failure):
         raise failure

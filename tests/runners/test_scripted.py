@@ -1,4 +1,4 @@
-"""The runners that do as told."""
+"""The runners that follow a script."""
 
 import os
 import signal
@@ -36,7 +36,7 @@ def ids(chunks):
 
 @given(st.text(), st.integers(0, 2**70), st.integers(0, 10), st.integers(1, 10), st.data())
 def test_a_moved_stream_equals_its_uncut_one(prompt, seed, tokens, most, data):
-    """D6: what continues behind any number of accepted tokens is the rest of the fault-free stream."""
+    """D6: After any number of accepted tokens the rest is that of the fault-free stream."""
     batch = ExecuteBatch("r", prompt, sampling=Sampling(max_tokens=most, seed=seed))
     runner = Scripted(tokens).build(START)
     whole = list(runner.execute(batch))
@@ -50,8 +50,8 @@ def test_a_moved_stream_equals_its_uncut_one(prompt, seed, tokens, most, data):
     )
 
 
-def test_a_stream_says_why_it_ended_and_what_it_used():
-    """D8: length at `max_tokens`, stop otherwise; usage counts the whole answer and the replay apart."""
+def test_a_stream_ends_with_its_finish_reason_and_its_usage():
+    """D8: The reason is length at `max_tokens`, and stop otherwise; usage counts the whole answer and the replay apart."""
     cut = ExecuteBatch("r", "hi", sampling=Sampling(max_tokens=2))
     runner = Scripted(3).build(START)
     last = list(runner.continue_from(cut, (1,)))[-1]
@@ -61,8 +61,8 @@ def test_a_stream_says_why_it_ended_and_what_it_used():
 
 
 @pytest.mark.parametrize("spec", [Scripted(), Faulty(Scripted(), (Fault("error"),))])
-def test_they_are_runners_that_continue(spec):
-    """The protocols hold."""
+def test_scripted_runners_keep_the_protocols(spec):
+    """They are runners whose streams can continue."""
     assert isinstance(spec, RunnerSpec)
     assert isinstance(spec.build(START), ContinuingRunner)
 
@@ -112,7 +112,7 @@ def test_a_stream_with_faults_that_is_closed_frees_its_place():
 
 
 def test_faults_strike_load_rebuild_and_close_too():
-    """`at` says where."""
+    """`at` selects the call."""
     with pytest.raises(OutOfMemory):
         Scripted(faults=(Fault("oom", at="load"),)).build(START)
     with pytest.raises(ArithmeticError):
@@ -132,7 +132,7 @@ def test_a_fault_may_be_for_the_nth_call():
 
 
 def test_a_fault_may_be_for_the_nth_rebuild():
-    """And for no other."""
+    """It strikes no other rebuild."""
     runner = Scripted(faults=(Fault("oom", at="rebuild", call=2),)).build(START)
     runner.rebuild(SessionRebuildCause.MANUAL)
     with pytest.raises(OutOfMemory):
@@ -192,7 +192,7 @@ def test_slow_takes_its_time_once_and_goes_on(monkeypatch):
     ],
 )
 def test_some_faults_are_the_end_of_the_process(kind, end):
-    """Really: so they want a host with a process of its own. `stop` is there until somebody continues or kills it."""
+    """The process really ends, so they need a host with its own process. After `stop` it stays until it is continued or killed."""
     code = f"import resource; resource.setrlimit(resource.RLIMIT_CORE, (0, 0))\nfrom runners.models.scripted import Fault; Fault({kind!r}).do()"
     child = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL)
     try:
@@ -206,8 +206,8 @@ def test_some_faults_are_the_end_of_the_process(kind, end):
 
 
 @pytest.mark.parametrize("wrap", [Faulty, None])
-def test_it_writes_down_what_it_is_asked(tmp_path, wrap):
-    """Loads, streams, rebuilds and closes, over incarnations; nothing before there was any."""
+def test_a_scripted_runner_records_its_calls(tmp_path, wrap):
+    """It records loads, streams, rebuilds and closes, over incarnations."""
     log = str(tmp_path / "log")
     assert asked(log) == []
     spec = Scripted(log=log) if wrap is None else wrap(Scripted(), log=log)
@@ -227,8 +227,8 @@ def test_it_writes_down_what_it_is_asked(tmp_path, wrap):
     ]
 
 
-def test_a_load_that_fails_was_asked_for_too(tmp_path):
-    """Whoever counts loads counts those."""
+def test_a_load_that_fails_is_recorded_too(tmp_path):
+    """A count of loads includes it."""
     log = tmp_path / "log"
     with pytest.raises(ContextPoisoned):
         Scripted(faults=(Fault("poison", at="load"),), log=str(log)).build(START)
@@ -285,13 +285,13 @@ plain = st.recursive(
 
 @given(plain)
 def test_a_spec_arrives_as_it_was(value):
-    """D2: fields of plain data and nested specs travel unchanged."""
+    """D2: Fields of plain data and nested specs travel unchanged."""
     spec = Remembers("folder", Nested((value,), {"k": value}))
     assert unpack(pack(spec)) == spec
 
 
 def test_nested_faults_travel():
-    """D2: a runner around a runner with faults is one value."""
+    """D2: A runner around a runner with faults is one value."""
     spec = Faulty(Scripted(3, faults=(Fault("kill", "r", 1),)), (Fault("oom", at="load"),))
     check_runner(spec)
     assert unpack(pack(spec)) == spec
@@ -326,8 +326,8 @@ Main = attrs.frozen(type("Main", (), {"__module__": "__main__", "build": lambda 
         ),
     ],
 )
-def test_what_cannot_be_named_or_sent_is_refused_in_one_line(runner, message):
-    """D2: a runner that cannot travel is refused at declaration, in one line that names it."""
+def test_a_runner_that_cannot_be_named_or_sent_is_refused_in_one_line(runner, message):
+    """D2: A runner that cannot travel is refused at declaration, in one line that names it."""
     with pytest.raises((TypeError, ValueError), match=message) as refused:
         check_runner(runner)
     assert "\n" not in str(refused.value)

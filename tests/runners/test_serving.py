@@ -1,4 +1,4 @@
-"""The device worker: requests nobody waits for, rebuilds that cross, causes, what is kept, and how it drains."""
+"""The device worker: requests without a waiting caller, rebuilds that cross, causes, what is kept, and how it drains."""
 
 import gc
 import weakref
@@ -61,7 +61,7 @@ class Operator:
 
 @pytest.mark.trio
 async def test_a_rebuild_that_is_ordered_during_another_waits_for_it():
-    """D7: both are answered, each by a rebuild of its own, and the context lives."""
+    """D7: Both are answered, each by a rebuild of its own, and the context lives."""
     stage = Stage()
     async with serving(PUPPET, host=stage) as scene, trio.open_nursery() as nursery:
         act = await stage.act(1)
@@ -82,7 +82,7 @@ async def test_a_rebuild_that_is_ordered_during_another_waits_for_it():
 
 @pytest.mark.trio
 async def test_a_storm_of_rebuilds_is_answered_one_by_one():
-    """D7: of fifty that come while one is carried out the last one waits, and the others are told so."""
+    """D7: Of fifty that come while one is carried out the last one waits, and the others get the error that they were superseded."""
     stage = Stage()
     async with serving(PUPPET, host=stage, limit=None) as scene, trio.open_nursery() as nursery:
         act = await stage.act(1)
@@ -103,7 +103,7 @@ async def test_a_storm_of_rebuilds_is_answered_one_by_one():
 
 @pytest.mark.trio
 async def test_a_restart_that_is_ordered_during_a_rebuild_overtakes_it():
-    """D7: whoever waits for the rebuild is told that it was superseded, and the restart is made once."""
+    """D7: The operator that waits for the rebuild gets the error that it was superseded, and the restart is made once."""
     stage = Stage()
     async with serving(PUPPET, host=stage) as scene, trio.open_nursery() as nursery:
         act = await stage.act(1)
@@ -121,7 +121,7 @@ async def test_a_restart_that_is_ordered_during_a_rebuild_overtakes_it():
 @pytest.mark.parametrize("_", range(8))
 @pytest.mark.trio
 async def test_a_rebuild_that_is_done_as_a_restart_is_ordered_leaves_neither_waiting(_):
-    """D7: in the same turn, in Trio's random order, both are answered, and the restart is made."""
+    """D7: If both come in the same turn, in Trio's random order, both are answered, and the restart is made."""
     stage = Stage()
     async with serving(PUPPET, host=stage) as scene, trio.open_nursery() as nursery:
         act = await stage.act(1)
@@ -138,8 +138,8 @@ async def test_a_rebuild_that_is_done_as_a_restart_is_ordered_leaves_neither_wai
 
 @every_host
 @pytest.mark.trio
-async def test_a_rebuild_without_enough_memory_says_so_and_is_a_restart(host):
-    """D7, D5: the operator gets OutOfMemory; there is no session left to resume, so the context is made anew."""
+async def test_a_rebuild_without_enough_memory_fails_and_becomes_a_restart(host):
+    """D7, D5: The operator gets OutOfMemory; there is no session left to resume, so the context is made anew."""
     async with serving(Lacks(), host=host) as scene:
         with pytest.raises(OutOfMemory, match="no room"):
             await rebuild(scene.worker)
@@ -152,12 +152,12 @@ async def test_a_rebuild_without_enough_memory_says_so_and_is_a_restart(host):
         assert isinstance(scene.of(events.Failed)[1].exc.__cause__, OutOfMemory)
 
 
-# --- D5, D6: requests that nobody waits for
+# --- D5, D6: requests without a waiting caller
 
 
 @pytest.mark.trio
-async def test_a_request_nobody_waits_for_does_not_come_between_others():
-    """D5: sent with `on_loss="fail"`, it is open when memory runs out for another; all else goes on."""
+async def test_a_request_without_a_waiting_caller_does_not_disturb_others():
+    """D5: It was sent with `on_loss="fail"`, and is open when memory runs out for another request; everything else goes on."""
     stage = Stage()
     async with serving(PUPPET, host=stage) as scene, trio.open_nursery() as nursery:
         act = await stage.act(1)
@@ -181,8 +181,8 @@ async def test_a_request_nobody_waits_for_does_not_come_between_others():
 
 
 @pytest.mark.trio
-async def test_a_request_nobody_waits_for_moves_or_ends_as_it_was_sent():
-    """D6: begun and sent with `on_loss="fail"` it ends with its context; not begun, or sent otherwise, it moves."""
+async def test_a_request_without_a_waiting_caller_moves_or_ends_as_its_on_loss_says():
+    """D6: If it has begun and was sent with `on_loss="fail"`, it ends with its context; otherwise it moves."""
     stage = Stage()
     async with serving(PUPPET, host=stage) as scene:
         act = await stage.act(1)
@@ -205,7 +205,7 @@ async def test_a_request_nobody_waits_for_moves_or_ends_as_it_was_sent():
 
 @pytest.mark.trio
 async def test_a_stream_does_not_keep_the_contexts_it_has_been_in():
-    """R31: a stream that lives through many contexts holds on to the one it is in."""
+    """R31: A stream that lives through many contexts refers only to the one it is in."""
     stage = Stage()
     spec = device_worker("llm", PUPPET, host=stage, limit=None, backoff=None)
     async with open_tree(spec, sinks=[]) as tree, trio.open_nursery() as nursery:
@@ -229,7 +229,7 @@ async def test_a_stream_does_not_keep_the_contexts_it_has_been_in():
 
 @pytest.mark.trio
 async def test_the_caller_of_a_moved_stream_frees_the_place_it_has_now():
-    """D6: whoever leaves is told of to the context in which the stream is open, and to no other."""
+    """D6: When the caller leaves, only the context in which the stream is open is asked to drop it."""
     stage = Stage()
     async with serving(PUPPET, host=stage) as scene, trio.open_nursery() as nursery:
         (caller,) = callers("a")
@@ -246,8 +246,8 @@ async def test_the_caller_of_a_moved_stream_frees_the_place_it_has_now():
 
 
 @pytest.mark.trio
-async def test_the_caller_of_a_stream_between_two_contexts_leaves_in_peace():
-    """D6: it is open in neither, so there is no place to free; the old one is gone."""
+async def test_a_caller_may_leave_while_its_stream_is_between_two_contexts():
+    """D6: The stream is open in neither, so there is no place to free; the old context is gone."""
     stage = Stage()
     async with serving(PUPPET, host=stage) as scene, trio.open_nursery() as nursery:
         a, b = callers("ab")
@@ -268,8 +268,8 @@ async def test_the_caller_of_a_stream_between_two_contexts_leaves_in_peace():
 
 
 @pytest.mark.trio
-async def test_who_comes_in_is_not_compared_with_all_who_are_there(monkeypatch):
-    """D6, F16: of thousands of streams a suspect can only be the last, and no more than that is looked at for each newcomer."""
+async def test_a_new_stream_is_not_compared_with_all_open_ones(monkeypatch):
+    """D6, F16: Of thousands of streams only the last can be a suspect, and a newcomer is compared with no more than that."""
     stage, looked = Stage(streams=100), []
     async with serving(PUPPET, host=stage) as scene, trio.open_nursery() as nursery:
         names = [str(number) for number in range(50)]
@@ -289,7 +289,7 @@ async def test_who_comes_in_is_not_compared_with_all_who_are_there(monkeypatch):
 
 @pytest.mark.trio
 async def test_a_text_without_end_fails_its_request_alone(monkeypatch):
-    """D5: a runner that says more than any answer may be long does not fill our memory."""
+    """D5: A runner that sends more text than any answer may have does not fill the parent's memory."""
     monkeypatch.setattr("runners.worker.serving.MAX_CHARACTERS", 10)
     stage = Stage()
     async with serving(PUPPET, host=stage) as scene, trio.open_nursery() as nursery:
@@ -321,7 +321,7 @@ class Verbose(ContextPoisoned):
 
 @pytest.mark.trio
 async def test_the_cause_of_a_start_is_one_short_line():
-    """D2, D3: whoever reports a poison may quote a whole log."""
+    """D2, D3: The report of a poison may quote a whole log."""
     stage = Stage()
     async with serving(PUPPET, host=stage) as scene:
         await stage.act(1)
@@ -336,8 +336,8 @@ async def test_the_cause_of_a_start_is_one_short_line():
 
 
 @pytest.mark.trio
-async def test_a_process_is_told_a_long_cause_in_short():
-    """D2: a start is not refused for what it is told."""
+async def test_a_process_gets_a_long_cause_shortened():
+    """D2: A start is not refused because its cause is long."""
     async with HOSTS["process"].open(
         Scripted(), incarnation=2, cause="\ud800\n" + "x" * 20_000_000
     ) as session:
@@ -358,7 +358,7 @@ async def test_a_process_is_told_a_long_cause_in_short():
 )
 @pytest.mark.trio
 async def test_a_runner_that_does_not_close_is_an_error_of_the_stop(how, kind, says):
-    """R23, D10: it is reported as any failure in stopping is, with its process gone."""
+    """R23, D10: It is reported like any failure while stopping, with its process gone."""
     async with serving(Closes(how), host=ProcessHost(close_timeout=0.5)) as scene:
         await scene.worker.ready()
     (error,) = scene.of(events.StopError)
@@ -369,7 +369,7 @@ async def test_a_runner_that_does_not_close_is_an_error_of_the_stop(how, kind, s
 @pytest.mark.parametrize("how", ["raises", "exits"])
 @pytest.mark.trio
 async def test_a_thread_that_does_not_close_its_runner_is_an_error_of_the_stop(how):
-    """R23, D10: sys.exit in a thread ends that thread, and is told all the same."""
+    """R23, D10: `sys.exit` in a thread ends that thread, and is reported all the same."""
     async with serving(Closes(how), host=HOSTS["thread"]) as scene:
         await scene.worker.ready()
     (error,) = scene.of(events.StopError)
@@ -382,7 +382,7 @@ async def test_a_thread_that_does_not_close_its_runner_is_an_error_of_the_stop(h
 @every_host
 @pytest.mark.trio
 async def test_begun_streams_finish_when_a_worker_drains(host):
-    """D13: asked to stop, it refuses what is new, and what has begun is made to its end."""
+    """D13: A worker that is asked to stop refuses new requests, and finishes the streams that have begun."""
     slow = Scripted(40, delay=0.01, streams=1) if host is not HOSTS["inline"] else Scripted(40, streams=1)
     async with serving(slow, host=host, drain=15) as scene, trio.open_nursery() as nursery:
         begun, waits, late = callers(["begun", "waits", "late"], on_chunk=lambda _: None)
@@ -404,7 +404,7 @@ async def test_begun_streams_finish_when_a_worker_drains(host):
 
 @pytest.mark.trio
 async def test_a_worker_that_drains_takes_no_longer_than_its_streams_or_its_time():
-    """D13: idle it stops at once; one that has streams past their time stops then, and they are told."""
+    """D13: An idle worker stops at once; one whose streams take longer than its drain stops then, and they get an error."""
     with trio.fail_after(10):
         async with serving(PUPPET, drain=3600) as scene:
             await scene.worker.ready()
@@ -425,7 +425,7 @@ async def test_a_worker_that_drains_takes_no_longer_than_its_streams_or_its_time
 
 @pytest.mark.trio
 async def test_a_stream_on_its_way_to_another_session_counts_as_begun():
-    """D13, D7: stopped while its session is made anew, a worker goes on with the streams that it took out for that."""
+    """D13, D7: A worker that is stopped while its session is rebuilt goes on with the streams that it took out for that."""
     stage = Stage()
     async with serving(PUPPET, host=stage, drain=20) as scene, trio.open_nursery() as nursery:
         begun, silent, operator = *callers(["begun", "silent"]), Operator()
@@ -454,7 +454,7 @@ async def test_a_stream_on_its_way_to_another_session_counts_as_begun():
 
 @pytest.mark.trio
 async def test_suspects_come_back_one_at_a_time_while_a_worker_drains_too():
-    """D13, D6: the stop changes nothing for what has begun."""
+    """D13, D6: The stop changes nothing for streams that have begun."""
     stage = Stage()
     async with serving(PUPPET, host=stage, drain=20) as scene, trio.open_nursery() as nursery:
         a, b = callers("ab")
@@ -481,7 +481,7 @@ async def test_suspects_come_back_one_at_a_time_while_a_worker_drains_too():
 @pytest.mark.parametrize("ends", ["with its first chunk", "with an error"])
 @pytest.mark.trio
 async def test_a_drain_waits_for_a_stream_whose_place_has_just_become_free(ends, _):
-    """D13: it has begun, though nothing is open between the end of the suspect before it and its own turn."""
+    """D13: The stream has begun, though none is open between the end of the suspect before it and its own turn."""
     stage = Stage()
     async with serving(PUPPET, host=stage, drain=20) as scene, trio.open_nursery() as nursery:
         a, b = callers("ab")
@@ -508,8 +508,8 @@ async def test_a_drain_waits_for_a_stream_whose_place_has_just_become_free(ends,
 
 
 @pytest.mark.trio
-async def test_a_drain_does_not_begin_anew_what_nobody_waits_for_any_more():
-    """D13, D6: a caller who leaves before his stream has a place again takes it along."""
+async def test_a_drain_does_not_begin_a_stream_again_whose_caller_has_left():
+    """D13, D6: A caller that leaves before its stream has a place again withdraws it."""
     stage = Stage()
     async with serving(PUPPET, host=stage, drain=20) as scene, trio.open_nursery() as nursery:
         a, b = callers("ab")
@@ -535,7 +535,7 @@ async def test_a_drain_does_not_begin_anew_what_nobody_waits_for_any_more():
 
 @pytest.mark.trio
 async def test_memory_that_runs_out_while_a_worker_drains_fails_one_request():
-    """D13, D5: nobody resumes a context that is being stopped, and the other streams go on all the same."""
+    """D13, D5: No supervisor resumes a context that is being stopped, and the other streams go on all the same."""
     stage = Stage()
     async with serving(PUPPET, host=stage, drain=20) as scene, trio.open_nursery() as nursery:
         a, b, c = callers("abc")
@@ -558,7 +558,7 @@ async def test_memory_that_runs_out_while_a_worker_drains_fails_one_request():
 
 @pytest.mark.trio
 async def test_a_rebuild_is_refused_while_a_worker_drains():
-    """D13, D7: one that waits for its turn is told so at once."""
+    """D13, D7: A rebuild that waits for its turn gets that error at once."""
     stage = Stage()
     async with serving(PUPPET, host=stage, drain=20) as scene, trio.open_nursery() as nursery:
         stays, operator, later = Caller(batch("stays", on_loss="fail")), Operator(), Operator()
@@ -580,7 +580,7 @@ async def test_a_rebuild_is_refused_while_a_worker_drains():
 
 @pytest.mark.trio
 async def test_a_rebuild_that_is_ordered_as_the_stop_comes_disturbs_no_drain():
-    """D13, D7: an operator who found the worker up a moment before is told that it stops; what has begun goes on."""
+    """D13, D7: The operator found the worker up a moment before, and gets the error that it stops; begun streams go on."""
     stage = Stage()
     async with serving(PUPPET, host=stage, drain=20) as scene, trio.open_nursery() as nursery:
         (caller,) = callers("a")
@@ -603,7 +603,7 @@ async def test_a_rebuild_that_is_ordered_as_the_stop_comes_disturbs_no_drain():
 @pytest.mark.parametrize("how", ["reported", "ordered"])
 @pytest.mark.trio
 async def test_a_context_that_drains_and_is_poisoned_serves_no_longer(how):
-    """D3, D13: nobody replaces it, and who was in it is told at once. Of a stale incarnation nothing comes."""
+    """D3, D13: It is not replaced, and its streams get their errors at once. A report of a stale incarnation changes nothing."""
     stage = Stage()
     async with serving(PUPPET, host=stage, drain=20) as scene, trio.open_nursery() as nursery:
         moves, stays, operator = (
@@ -633,8 +633,8 @@ async def test_a_context_that_drains_and_is_poisoned_serves_no_longer(how):
 
 
 @pytest.mark.trio
-async def test_what_drains_for_a_restart_and_is_poisoned_goes_on_in_the_next_context():
-    """D3, D6, D13: here a successor is started, by whoever restarts the worker."""
+async def test_streams_that_drain_for_a_restart_go_on_in_the_next_context_after_a_poison():
+    """D3, D6, D13: Here the supervisor that restarts the worker starts a successor."""
     stage = Stage()
     async with serving(PUPPET, host=stage, drain=20) as scene, trio.open_nursery() as nursery:
         (caller,) = callers("a")
@@ -655,7 +655,7 @@ async def test_what_drains_for_a_restart_and_is_poisoned_goes_on_in_the_next_con
 
 @pytest.mark.trio
 async def test_a_poison_that_is_reported_while_a_lack_of_memory_is_undecided_is_not_lost():
-    """D3: the context would be resumed otherwise, and serve on."""
+    """D3: Otherwise the context would be resumed, and would serve on."""
     stage = Stage()
     async with serving(PUPPET, host=stage, **UP) as scene, trio.open_nursery() as nursery:
         big, other = callers(["big", "other"])
@@ -674,6 +674,6 @@ async def test_a_poison_that_is_reported_while_a_lack_of_memory_is_undecided_is_
 
 @pytest.mark.parametrize("drain", [-1, float("nan"), "3", True, None])
 def test_a_drain_is_seconds(drain):
-    """D13: anything else is refused when it is declared."""
+    """D13: Any other value is refused when it is declared."""
     with pytest.raises(ValueError, match="drain must be >= 0 seconds"):
         device_worker("llm", PUPPET, drain=drain)

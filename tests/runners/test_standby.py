@@ -50,8 +50,8 @@ def waits(pid):
 
 @STARTS
 @pytest.mark.trio
-async def test_the_next_incarnation_is_the_one_that_stood_by(host):
-    """A standby is there while another serves; it serves when that is dead, and another one stands by."""
+async def test_the_next_incarnation_is_the_standby(host):
+    """A standby waits while a context serves; it serves when that one is dead, and another standby is made."""
     async with opened(Scripted(FOREVER, delay=0.001), host) as one:
         ready = await standby(one)
         one.begin(BATCH)
@@ -67,7 +67,7 @@ async def test_the_next_incarnation_is_the_one_that_stood_by(host):
 
 @pytest.mark.trio
 async def test_there_is_no_standby_until_one_has_loaded():
-    """It does not compete with the load of the one that serves."""
+    """A standby does not compete with the load of the context that serves."""
 
     async def load():
         async with HOST.open(Scripted(load_delay=60)):
@@ -84,7 +84,7 @@ async def test_there_is_no_standby_until_one_has_loaded():
 
 @pytest.mark.trio
 async def test_a_standby_prepares_ahead_and_builds_when_the_other_is_dead(tmp_path):
-    """D2: what needs the device happens behind the end of the one before."""
+    """D2: The steps that need the device happen after the end of the context before."""
     runner = Preloads(str(tmp_path))
     async with opened(runner, HOST) as one:
         ready = await standby(one)
@@ -99,7 +99,7 @@ async def test_a_standby_prepares_ahead_and_builds_when_the_other_is_dead(tmp_pa
 @STARTS
 @pytest.mark.trio
 async def test_no_two_contexts_are_loaded_at_once(host, tmp_path):
-    """D2: with a standby too, the one before is reaped before the next one loads."""
+    """D2: With a standby too, the context before is reaped before the next one loads."""
     for incarnation in range(1, 4):
         async with opened(Witness(str(tmp_path)), host, incarnation=incarnation) as session:
             await standby(session)
@@ -125,7 +125,7 @@ async def test_a_standby_that_has_died_is_passed_over(caplog):
 @pytest.mark.parametrize("preparing", ["fails", "dies"])
 @pytest.mark.trio
 async def test_a_standby_that_cannot_prepare_is_passed_over(preparing, tmp_path, caplog):
-    """It is its own failure, not the next incarnation's."""
+    """The failure is the standby's own, not the next incarnation's."""
     runner = Preloads(str(tmp_path), preparing=preparing)
     async with opened(runner, HOST) as one:
         await until(lambda: "prepare" in dict(runner.told()))
@@ -139,8 +139,8 @@ async def test_a_standby_that_cannot_prepare_is_passed_over(preparing, tmp_path,
 
 
 @pytest.mark.trio
-async def test_a_standby_that_has_spoken_is_passed_over(tmp_path):
-    """D10: it has nothing to say before its start; whatever else may come of it is no matter of the next incarnation."""
+async def test_a_standby_that_has_sent_something_is_passed_over(tmp_path):
+    """D10: A standby must send nothing before its start; the next incarnation must not depend on what it sends later."""
     runner = Preloads(str(tmp_path), preparing="babbles")
     async with opened(runner, HOST) as one:
         ready = await standby(one)
@@ -150,8 +150,8 @@ async def test_a_standby_that_has_spoken_is_passed_over(tmp_path):
 
 
 @pytest.mark.trio
-async def test_beside_two_that_serve_stand_as_many_as_are_wanted():
-    """Those that are on their way are counted: two loads in a row do not make it two each."""
+async def test_beside_two_contexts_there_are_as_many_standbys_as_declared():
+    """Standbys that are being made are counted: two loads in a row do not make twice as many."""
     async with opened(Scripted(), HOST), opened(Scripted(), HOST):
         await until(lambda: len(contexts()) == 3)
         await trio.sleep(0.5)
@@ -161,7 +161,7 @@ async def test_beside_two_that_serve_stand_as_many_as_are_wanted():
 @STARTS
 @pytest.mark.trio
 async def test_a_standby_that_was_stopped_is_continued(host):
-    """D15: SIGSTOP does it no harm, where the next incarnation would have to wait for its deadline."""
+    """D15: SIGSTOP does it no harm, though the next incarnation would otherwise wait for its deadline."""
     async with opened(Scripted(4), host) as one:
         stopped = await standby(one)
         os.kill(stopped, signal.SIGSTOP)
@@ -174,7 +174,7 @@ async def test_a_standby_that_was_stopped_is_continued(host):
 
 @pytest.mark.trio
 async def test_a_standby_that_hangs_is_killed_at_the_deadline(tmp_path):
-    """D9: it has as long to load as any other."""
+    """D9: It has as long to load as any other context."""
     host = ProcessHost(standby=1, load_timeout=3)
     runner = Preloads(str(tmp_path), preparing="hangs")
     async with opened(runner, host) as one:
@@ -189,7 +189,7 @@ async def test_a_standby_that_hangs_is_killed_at_the_deadline(tmp_path):
 
 @pytest.mark.trio
 async def test_a_fault_of_the_load_strikes_at_the_start_and_not_before():
-    """A prepared runner is still told of its incarnation, and fails as it would have."""
+    """A prepared runner still gets its incarnation at the start, and fails as it would have."""
     runner = Faulty(TorchLM(), (Fault("kill", at="load", incarnation=2),))
     async with opened(runner, HOST) as one:
         ready = await standby(one)
@@ -203,7 +203,7 @@ async def test_a_fault_of_the_load_strikes_at_the_start_and_not_before():
 
 @pytest.mark.trio
 async def test_a_torch_standby_is_built_and_goes_on_with_a_stream():
-    """D6: on the CPU all of the load is done ahead; the text is the one that an uncut stream has."""
+    """D6: On the CPU all of the load is done ahead; the text is that of an uncut stream."""
     async with opened(TorchLM(), HOST) as one:
         text = await whole(one)
         ready = await standby(one)
@@ -217,7 +217,7 @@ async def test_a_torch_standby_is_built_and_goes_on_with_a_stream():
 
 @pytest.mark.trio
 async def test_standbys_die_with_their_server_and_are_replaced(caplog):
-    """D10: so the next start finds none, and makes a server first."""
+    """D10: The next start finds no standby, and makes a server first."""
     async with opened(Scripted(4), HOST) as one:
         ready = await standby(one)
         os.kill(stat(ready)[1], signal.SIGKILL)
@@ -229,8 +229,8 @@ async def test_standbys_die_with_their_server_and_are_replaced(caplog):
 
 @pytest.mark.parametrize("count", [0, 2])
 @pytest.mark.trio
-async def test_as_many_stand_by_as_are_wanted(count):
-    """None by default."""
+async def test_there_are_as_many_standbys_as_declared(count):
+    """The default is none."""
     async with opened(Scripted(), ProcessHost(standby=count)):
         await until(lambda: len(contexts()) == count + 1)
         await trio.sleep(0.1)
@@ -245,13 +245,13 @@ def test_a_count_of_standbys_is_not_negative():
 
 @pytest.mark.trio
 async def test_a_standby_that_is_being_discarded_is_reaped_though_its_reserve_ends():
-    """D10: it stands by no more, so nobody else would."""
+    """D10: It is no standby any more, so no other task would reap it."""
     reaped = []
 
     class Standby:
         pid = 1
 
-        async def told(self, seconds):
+        async def fate(self, seconds):
             await trio.sleep(1)
             return "closed its connection"
 

@@ -38,7 +38,7 @@ from runners.types import SessionRebuildCause
 
 @pytest.mark.trio
 async def test_the_loop_goes_on_while_a_thread_computes():
-    """D10: loading and steps hold up nobody."""
+    """D10: Loading and steps do not block the event loop."""
     ticks = 0
 
     async def tick():
@@ -80,8 +80,8 @@ def sleeps_until_released(monkeypatch):
 
 @pytest.mark.parametrize("at", ["token", "load", "rebuild"])
 @pytest.mark.trio
-async def test_a_thread_that_hangs_cannot_be_stopped_and_says_so(at, monkeypatch):
-    """D9, D10: it escalates, and its device is not used again: leaving is Unrecoverable while the thread is there."""
+async def test_a_thread_that_hangs_cannot_be_stopped_and_is_reported(at, monkeypatch):
+    """D9, D10: The failure escalates, and the device is not used again: leaving raises Unrecoverable while the thread runs."""
     release = sleeps_until_released(monkeypatch)
     short = 20.0 if at == "token" else 1.0
     host = ThreadHost("cuda:1", load_timeout=short, chunk_timeout=0.2, close_timeout=0.1)
@@ -110,8 +110,8 @@ async def test_a_thread_that_hangs_cannot_be_stopped_and_says_so(at, monkeypatch
 
 @pytest.mark.parametrize("begins_again", [False, True])
 @pytest.mark.trio
-async def test_a_thread_that_hangs_is_seen_though_whoever_waits_leaves(begins_again, monkeypatch):
-    """D9: who has left is not waited for, but the thread is, until it has dropped the stream."""
+async def test_a_thread_that_hangs_is_detected_though_its_caller_leaves(begins_again, monkeypatch):
+    """D9: The stream of a caller that has left is not waited for, but the thread is, until it has dropped the stream."""
     release = sleeps_until_released(monkeypatch)
     host = ThreadHost(chunk_timeout=0.6)
     async with opened(Scripted(faults=(Fault("hang", at_token=0),)), host) as session:
@@ -135,7 +135,7 @@ async def test_a_thread_that_hangs_is_seen_though_whoever_waits_leaves(begins_ag
 
 @pytest.mark.trio
 async def test_sys_exit_in_a_thread_ends_the_context_alone():
-    """D10: it is told, and escalates: nobody knows in what state it left."""
+    """D10: It is reported, and escalates, because the state in which it left is unknown."""
     async with opened(Raises("sys.exit"), THREAD) as session:
         session.begin(BATCH)
         _, error = await until_failure(session)
@@ -145,8 +145,8 @@ async def test_sys_exit_in_a_thread_ends_the_context_alone():
 
 @pytest.mark.parametrize("host", [INLINE, THREAD, PROCESS], ids=["inline", "thread", "process"])
 @pytest.mark.trio
-async def test_what_closing_raises_is_raised_where_the_session_is_left(host):
-    """R23: as an error of ours, with every host; nothing hides it."""
+async def test_an_exception_from_closing_a_runner_is_raised_when_the_session_is_left(host):
+    """R23: It is an error of ours, with every host, and nothing hides it."""
     with pytest.raises(RunnerError, match="ArithmeticError: a scripted error"):
         async with host.open(Scripted(faults=(Fault("error", at="close"),))):
             pass
@@ -185,8 +185,8 @@ async def test_a_turn_that_ends_the_context_as_its_session_is_left_is_told():
 
 @pytest.mark.parametrize("host", [THREAD, PROCESS], ids=["thread", "process"])
 @pytest.mark.trio
-async def test_an_async_runner_is_refused_where_there_is_no_loop_for_it(host):
-    """One protocol, and one clear line where a runner is at the wrong place."""
+async def test_an_async_runner_is_refused_by_a_host_without_a_loop_for_it(host):
+    """There is one protocol, and one clear line for a runner at the wrong place."""
     with pytest.raises(LoadFailed, match="TypeError: an async runner needs an InlineHost"):
         async with host.open(Remote(transport="local")):
             raise AssertionError
@@ -204,8 +204,8 @@ def test_a_deadline_is_positive(name):
 
 @pytest.mark.parametrize(("dropped", "delay"), [(False, 0.6), (True, 0.01)])
 @pytest.mark.trio
-async def test_a_threads_deadline_holds_for_who_waits_already_while_a_stream_is_open(dropped, delay):
-    """D9: somebody sits in `receive` before a stream begins, and still when it has been dropped."""
+async def test_a_request_to_a_thread_sets_the_deadline_of_a_receive_that_waits_already(dropped, delay):
+    """D9: A task waits in `receive` before a stream begins, and still when the stream has been dropped."""
     failures = []
 
     async def reads(session):

@@ -54,7 +54,7 @@ def text_of(chunks):
 
 
 def unreplayed(chunks):
-    """The chunks with nothing in them that tells whether they come from a replay."""
+    """The chunks without the fields that show whether they come from a replay."""
     return [(c.index, c.token_ids, c.text, c.finish_reason, c.usage and c.usage.output) for c in chunks]
 
 
@@ -62,13 +62,13 @@ def unreplayed(chunks):
 
 
 def test_the_spec_imports_no_torch():
-    """D2: a parent that names a runner does not pay for it."""
+    """D2: A parent that names a runner does not pay for it."""
     code = "import sys, runners.models.torch_lm; runners.models.torch_lm.TorchLM(); sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_the_spec_is_a_value_that_refuses_nonsense():
-    """D2: a spec is a frozen value, and says at once what is wrong with it."""
+    """D2: A spec is a frozen value, and its constructor refuses wrong values at once."""
     assert TorchLM() == TorchLM()
     assert isinstance(TorchLM(), RunnerSpec)
     for wrong in ({"streams": 0}, {"weights": 1}, {"weights": WeightsRepository("a/b")}):
@@ -76,8 +76,8 @@ def test_the_spec_is_a_value_that_refuses_nonsense():
             TorchLM(**wrong)
 
 
-def test_it_declares_what_it_can(runner):
-    """D6: on the CPU it is reproducible, so its streams may move."""
+def test_the_runner_declares_what_it_can_do(runner):
+    """D6: On the CPU it is reproducible, so its streams may move."""
     assert isinstance(runner, ContinuingRunner)
     assert runner.info.streams == 16
     assert runner.info.reproducible
@@ -86,7 +86,7 @@ def test_it_declares_what_it_can(runner):
 
 
 def test_building_draws_nothing_from_torchs_generator():
-    """A model in somebody's process leaves that process's random numbers alone."""
+    """A model in an application's process leaves that process's random numbers as they were."""
     before = torch.get_rng_state()
     TorchLM().build(START_ONE)
     assert torch.equal(before, torch.get_rng_state())
@@ -98,7 +98,7 @@ def test_building_draws_nothing_from_torchs_generator():
 @few
 @given(random=st.randoms(use_true_random=True), count=st.integers(1, 20))
 def test_logits_are_bitwise_the_same_whatever_the_batch_the_slot_and_the_replay(random, count):
-    """D6: a token's logits depend on the tokens before it and on nothing else, to the last bit."""
+    """D6: A token's logits depend on the tokens before it and on nothing else, to the last bit."""
     from runners.models.torch_lm.checkpoint import load
     from runners.models.torch_lm.kernel import Kernel, Row
 
@@ -124,8 +124,8 @@ def test_logits_are_bitwise_the_same_whatever_the_batch_the_slot_and_the_replay(
 
 @few
 @given(data=st.data())
-def test_a_stream_is_the_same_in_any_company(data):
-    """D6: who else is served, when they come and when they leave, changes no token, no text, no end."""
+def test_a_stream_is_the_same_whatever_other_streams_run_beside_it(data):
+    """D6: Which other streams are served, when they come and when they leave, changes no token, no text and no end."""
     runner = TorchLM(streams=5).build(START_ONE)
     watched = request("watched", temperature=0.8)
     expected, got, others = alone(watched), [], []
@@ -147,7 +147,7 @@ def test_a_stream_is_the_same_in_any_company(data):
 
 @pytest.mark.parametrize("temperature", [0, 0.8])
 def test_a_stream_goes_on_from_any_cut_as_if_there_had_been_none(runner, temperature):
-    """D6: tokens, text, indexes and the end are those of the uncut stream; what was replayed is told apart."""
+    """D6: Tokens, text, indexes and the end are those of the uncut stream; replayed tokens are counted apart."""
     batch = request(temperature=temperature)
     uncut = alone(batch)
     tokens = tokens_of(uncut)
@@ -158,7 +158,7 @@ def test_a_stream_goes_on_from_any_cut_as_if_there_had_been_none(runner, tempera
 
 
 def test_text_held_back_for_a_stop_string_survives_every_cut(runner):
-    """D6: stop strings count from position 0, across cuts; text that was released is not repeated."""
+    """D6: Stop strings count from position 0, across cuts; text that was released is not repeated."""
     whole = text_of(alone(request(max_tokens=60)))
     stops = (whole[10:14] + "\x00", whole[11:13] + "\x00", whole[30:38], whole[32:40])
     batch = request(max_tokens=60, stop=stops)
@@ -173,7 +173,7 @@ def test_text_held_back_for_a_stop_string_survives_every_cut(runner):
 
 @pytest.mark.parametrize("sampling", [{"max_tokens": 5}, {"stop": ("e",)}])
 def test_a_stream_whose_accepted_tokens_satisfy_an_end_ends_without_a_step(runner, monkeypatch, sampling):
-    """D6: the only chunk that is left says that it is over, and adds nothing."""
+    """D6: The only chunk that is left has the finish reason, and adds nothing."""
     batch = request(**sampling)
     uncut = alone(batch)
     monkeypatch.setattr(runner, "step", lambda: pytest.fail("a step"))
@@ -185,7 +185,7 @@ def test_a_stream_whose_accepted_tokens_satisfy_an_end_ends_without_a_step(runne
 
 
 def test_a_rebuild_disturbs_no_open_stream():
-    """D7: the session is new, what its streams say is not."""
+    """D7: The session is new, but the streams go on with the same tokens."""
     runner, batch = TorchLM().build(START_ONE), request()
     stream = runner.execute(batch)
     got = [next(stream) for _ in range(9)]
@@ -197,7 +197,7 @@ def test_a_rebuild_disturbs_no_open_stream():
 
 
 def test_one_turn_is_one_step_for_all_open_streams(monkeypatch):
-    """The first `next` of a turn computes for everybody; those that have not taken theirs wait for nothing."""
+    """The first `next` of a turn computes for all streams; those that have not taken their chunk wait for nothing."""
     runner, fed = TorchLM().build(START_ONE), []
     logits = runner._kernel.logits
     monkeypatch.setattr(runner._kernel, "logits", lambda rows: fed.append(len(rows)) or logits(rows))
@@ -227,7 +227,7 @@ def test_closing_a_stream_frees_its_place_at_once():
 
 
 def test_a_step_that_fails_fails_for_one_stream_and_can_be_taken_again(monkeypatch):
-    """D5: the error passes as it is, and the other begun streams go on as if nothing had happened."""
+    """D5: The error passes as it is, and the other begun streams go on as if nothing had happened."""
 
     def out_of_memory(_):
         raise torch.OutOfMemoryError("no room")
@@ -245,7 +245,7 @@ def test_a_step_that_fails_fails_for_one_stream_and_can_be_taken_again(monkeypat
 
 
 def test_at_temperature_0_the_best_token_comes_and_the_first_of_equals(monkeypatch):
-    """D6: nothing is drawn, so no seed makes a difference."""
+    """D6: Nothing is drawn, so no seed makes a difference."""
     runner = TorchLM().build(START_ONE)
     logits = torch.zeros(1, len(runner.vocabulary))
     logits[0, [5, 9]] = 2.0
@@ -255,8 +255,8 @@ def test_at_temperature_0_the_best_token_comes_and_the_first_of_equals(monkeypat
         assert [next(runner.execute(batch)).token_ids for _ in range(2)] == [(5,), (5,)]
 
 
-def test_what_is_not_finite_is_an_error_and_never_text():
-    """D8: a broken cache raises until the session is rebuilt; nothing looks like an answer."""
+def test_logits_that_are_not_finite_are_an_error_and_never_text():
+    """D8: A broken cache raises until the session is rebuilt; nothing counts as an answer."""
     runner = TorchLM().build(START_ONE)
     runner._kernel._values.fill_(float("nan"))
     with pytest.raises(FloatingPointError, match="not finite"):
@@ -265,8 +265,8 @@ def test_what_is_not_finite_is_an_error_and_never_text():
     assert list(runner.execute(request())) == alone(request())
 
 
-def test_a_closed_runner_says_so():
-    """D8: a stream ends in a finish reason or an error."""
+def test_a_stream_of_a_closed_runner_raises():
+    """D8: A stream ends in a finish reason or an error."""
     runner = TorchLM().build(START_ONE)
     stream = runner.execute(request())
     runner.close()
@@ -278,7 +278,7 @@ def test_a_closed_runner_says_so():
 
 
 def test_a_full_context_ends_with_length(runner):
-    """D6: the longest prompt leaves room for one token; the context, not `max_tokens`, is the limit."""
+    """D6: The longest prompt leaves room for one token; the context, not `max_tokens`, is the limit."""
     (only,) = runner.execute(request(prompt="x" * 254, max_tokens=500))
     assert only.finish_reason is FinishReason.LENGTH
     chunks = list(runner.execute(request(prompt="x" * 240, max_tokens=500)))
@@ -288,7 +288,7 @@ def test_a_full_context_ends_with_length(runner):
 
 
 def test_a_prompt_that_does_not_fit_concerns_its_own_stream(runner):
-    """D5: the first `next` raises, and no place is taken."""
+    """D5: The first `next` raises, and no place is taken."""
     stream = runner.execute(request(prompt="x" * 255))
     with pytest.raises(ContextLengthExceeded, match=r"^a prompt may have 254 characters, got 255$"):
         next(stream)
@@ -307,7 +307,7 @@ def test_a_prompt_that_does_not_fit_concerns_its_own_stream(runner):
     ],
 )
 def test_a_request_that_makes_no_sense_is_refused(runner, batch, accepted, message):
-    """D5: before anything reaches the device."""
+    """D5: It is refused before anything reaches the device."""
     with pytest.raises(BadRequest, match=message):
         next(runner.continue_from(batch, accepted))
     assert not runner._streams
@@ -328,7 +328,7 @@ def test_an_empty_prompt_and_unknown_characters_work(runner):
     stops=st.lists(st.text("ab", min_size=1, max_size=4), max_size=3),
 )
 def test_text_ends_before_the_first_completed_stop_and_no_released_text_is_taken_back(text, stops):
-    """D6: what is shown is all that no stop string can still take away."""
+    """D6: Text is released once no stop string can begin in it."""
     said = Transcript(len(text), tuple(stops))
     shown = ""
     for count, character in enumerate(text, 1):
@@ -366,7 +366,7 @@ def test_a_vocabulary_begins_with_unknown_and_start():
 
 
 def test_the_number_of_a_seed_and_a_position_never_changes():
-    """D6: a stream that moves to another version of this library must find the same numbers."""
+    """D6: A stream that moves to another version of this library must find the same numbers."""
     assert [uniform(0, 0), uniform(7, 3), uniform(2**80, 10**6)] == [
         0.8336885269740499,
         0.6666092004987639,
@@ -380,7 +380,7 @@ def test_the_number_of_a_seed_and_a_position_never_changes():
     logits=st.lists(st.floats(-50, 50), min_size=1),
 )
 def test_sampling_is_a_function_of_logits_seed_and_position(seed, position, logits):
-    """D6: no generator state: what was drawn before makes no difference."""
+    """D6: There is no generator state: earlier draws make no difference."""
     token = draw(logits, 0.7, seed=seed, position=position)
     uniform(seed + 1, position)
     assert 0 <= uniform(seed, position) < 1
@@ -388,8 +388,8 @@ def test_sampling_is_a_function_of_logits_seed_and_position(seed, position, logi
     assert 0 <= token < len(logits)
 
 
-def test_tokens_come_as_often_as_the_logits_say():
-    """Inverse CDF: 3 to 1 in the logits is 3 to 1 in the stream; temperature sharpens it."""
+def test_the_frequencies_of_tokens_follow_the_logits():
+    """The sampling is by inverse CDF: 3 to 1 in the logits is 3 to 1 in the stream; temperature sharpens it."""
     from math import log
 
     logits = [log(1.0), log(3.0), -1000.0]
@@ -411,8 +411,8 @@ def one_line_error(kind, spec):
     return message
 
 
-def test_weights_that_are_not_what_the_checksum_says_are_corrupt(tmp_path):
-    """A bit that fell over is found at load, not in the text."""
+def test_weights_that_differ_from_their_checksum_are_corrupt(tmp_path):
+    """A flipped bit is found at load, not in the text."""
     data = bytearray(PACKAGED.read_bytes())
     data[-1000] ^= 1
     bent = tmp_path / "bent"
@@ -429,8 +429,8 @@ def test_weights_that_are_cut_short_are_corrupt_even_without_a_checksum(tmp_path
     assert "is not one of this model: " in one_line_error(WeightsCorrupt, TorchLM(str(short)))
 
 
-def test_somebody_elses_weights_are_refused(tmp_path):
-    """A sound file of another model is not this model's."""
+def test_weights_of_another_model_are_refused(tmp_path):
+    """A sound file of another model is refused at load."""
     from safetensors.torch import load_file, save_file
 
     foreign = tmp_path / "foreign"
@@ -504,7 +504,7 @@ def copied(tmp_path, monkeypatch):
     torch.set_num_threads(threads)
 
 
-def test_what_was_preloaded_is_taken_once_and_says_the_same(copied):
+def test_a_preloaded_runner_is_taken_once_and_gives_the_same_tokens(copied):
     """A forked process has its runner; a second one in the same process is really loaded."""
     spec, _ = copied
     ready, _checksum = _preloaded[spec]
@@ -514,8 +514,8 @@ def test_what_was_preloaded_is_taken_once_and_says_the_same(copied):
     assert unreplayed(first.execute(request())) == unreplayed(alone(request()))
 
 
-def test_what_was_preloaded_of_another_file_is_not_taken(copied):
-    """The weights are checked at every load: a file that has changed since is loaded anew, and judged."""
+def test_a_preloaded_runner_of_another_file_is_not_taken(copied):
+    """The weights are checked at every load: a file that has changed since is loaded and checked again."""
     spec, path = copied
     path.write_bytes(PACKAGED.read_bytes()[:1000])
     with pytest.raises(WeightsCorrupt):
@@ -523,7 +523,7 @@ def test_what_was_preloaded_of_another_file_is_not_taken(copied):
 
 
 def test_weights_that_are_not_sound_do_not_fail_the_preload(tmp_path):
-    """D2: the load says what is wrong, in the context whose failure it is."""
+    """D2: The load reports what is wrong, in the context whose failure it is."""
     for spec in (TorchLM(str(tmp_path / "none")), TorchLM(WeightsFile(str(PACKAGED), sha256="0" * 64))):
         spec.preload()
         assert spec not in _preloaded
@@ -539,8 +539,8 @@ def test_a_prepared_runner_is_built_and_free(copied):
     assert [next(stream).index for stream in streams] == [0] * spec.streams
 
 
-def test_for_another_device_a_preparation_holds_nothing(copied):
-    """D2: what is built on the CPU is let go; the start builds on its device."""
+def test_a_preparation_for_another_device_is_dropped(copied):
+    """D2: A runner that was built on the CPU is dropped, and the start builds on its device."""
     spec, _ = copied
     assert spec.prepare("cuda:0") is spec
     assert spec not in _preloaded

@@ -1,4 +1,4 @@
-"""Deadlines and limits of requests, hangs, and callers who leave (D8, D9)."""
+"""Deadlines and limits of requests, hangs, and callers that leave (D8, D9)."""
 
 import attrs
 import pytest
@@ -49,8 +49,8 @@ pytestmark = pytest.mark.filterwarnings("error")
 
 
 @pytest.mark.trio
-async def test_past_the_limit_everybody_is_told_why():
-    """D8: WorkerDown with its cause, for begun, waiting and later requests."""
+async def test_past_the_limit_every_request_gets_worker_down_with_the_cause():
+    """D8: This holds for begun, waiting and later requests."""
     runner = Scripted(streams=1, faults=loads_fail("kill", *range(2, 9)))
     options = {"limit": Limit(2, within=60), "above": Decider({"limit": Stop})}
     async with serving(runner, **options) as scene:
@@ -72,7 +72,7 @@ async def test_past_the_limit_everybody_is_told_why():
 
 
 @pytest.mark.trio
-async def test_an_unrecoverable_device_is_down_for_all():
+async def test_an_unrecoverable_device_ends_every_request():
     """D3, D8: Stop condemns the context; begun, waiting and later requests get WorkerDown from the failure."""
     async with serving(Scripted(streams=2, faults=(Fault("unrecoverable", "a", 3),))) as scene:
         them = callers("abc")
@@ -86,7 +86,7 @@ async def test_an_unrecoverable_device_is_down_for_all():
 
 
 IN_TIME = "^'.*/context' did not answer before the deadline"
-"""What everybody is told, whoever noticed."""
+"""The text that every caller gets, wherever the deadline was noticed."""
 
 
 def due(seconds, name="a", **options):
@@ -97,8 +97,8 @@ def due(seconds, name="a", **options):
 @pytest.mark.parametrize("where", ["queue", "in front of a full queue", "restarting", "begun"])
 @pytest.mark.parametrize("form", ["stream", "call"])
 @pytest.mark.trio
-async def test_past_its_deadline_a_request_is_told_wherever_it_is(form, where, autojump_clock):
-    """D8: exactly then; and its place in the queue or in the session is free."""
+async def test_past_its_deadline_a_request_gets_its_error_wherever_it_is(form, where, autojump_clock):
+    """D8: The error comes exactly then, and the request's place in the queue or in the session is free."""
     stage = Stage(streams=1)
     options = {"queue": 1, "backoff": Backoff(initial=50, jitter=0)}
     async with serving(PUPPET, host=stage, **options) as scene, trio.open_nursery() as nursery:
@@ -125,8 +125,8 @@ async def test_past_its_deadline_a_request_is_told_wherever_it_is(form, where, a
 
 
 @pytest.mark.trio
-async def test_a_consumer_that_does_not_look_holds_no_place_past_its_deadline(autojump_clock):
-    """D8: the next request begins then; what was made in time is given first, and then the error."""
+async def test_a_consumer_that_does_not_read_holds_no_place_past_its_deadline(autojump_clock):
+    """D8: The next request begins then; the consumer first gets the chunks that were made in time, and then the error."""
     stage = Stage(streams=1)
     async with serving(PUPPET, host=stage) as scene, trio.open_nursery() as nursery:
         act = await stage.act(1)
@@ -144,8 +144,8 @@ async def test_a_consumer_that_does_not_look_holds_no_place_past_its_deadline(au
 
 
 @pytest.mark.trio
-async def test_who_does_not_look_while_waiting_is_told_too(autojump_clock):
-    """D8: the request never begins."""
+async def test_a_queued_request_whose_consumer_does_not_read_ends_at_its_deadline_too(autojump_clock):
+    """D8: The request never begins."""
     stage = Stage(streams=1)
     async with serving(PUPPET, host=stage) as scene, trio.open_nursery() as nursery:
         act = await stage.act(1)
@@ -160,8 +160,8 @@ async def test_who_does_not_look_while_waiting_is_told_too(autojump_clock):
 
 
 @pytest.mark.trio
-async def test_a_stream_that_ends_in_time_is_read_at_leisure(autojump_clock):
-    """D8: a deadline is for the answer, not for its reader."""
+async def test_a_stream_that_ends_in_time_may_be_read_later(autojump_clock):
+    """D8: A deadline is for the answer, not for its reader."""
     stage = Stage()
     async with serving(PUPPET, host=stage) as scene:
         act = await stage.act(1)
@@ -174,8 +174,8 @@ async def test_a_stream_that_ends_in_time_is_read_at_leisure(autojump_clock):
 
 
 @pytest.mark.trio
-async def test_a_slow_consumer_holds_up_nobody():
-    """D6: what is accepted is buffered, up to all that the request may get; then it is read, whole."""
+async def test_a_slow_consumer_delays_no_other_stream():
+    """D6: Accepted chunks are buffered, up to all that the request may get; then the consumer reads them, whole."""
     async with serving(Scripted(300)) as scene:
         async with scene.worker.stream(batch("slow", most=200), buffer=1) as chunks:
             (quick,) = callers(["quick"])
@@ -190,8 +190,8 @@ async def test_a_slow_consumer_holds_up_nobody():
 
 @pytest.mark.parametrize("kind", ["hang", "stop"])
 @pytest.mark.trio
-async def test_a_request_that_hangs_contexts_is_found_out(kind):
-    """D9, D6: the context is killed at its deadline, twice; all others complete."""
+async def test_a_request_that_hangs_contexts_fails_alone(kind):
+    """D9, D6: The context is killed at its deadline, twice; all other requests complete."""
     host = attrs.evolve(HOST, first_chunk_timeout=0.8, next_chunk_timeout=0.8)
     async with serving(Scripted(faults=(Fault(kind, "bad", 3),)), host=host) as scene:
         them = callers(["a", "bad", "b"])
@@ -206,7 +206,7 @@ async def test_a_request_that_hangs_contexts_is_found_out(kind):
 
 @pytest.mark.trio
 async def test_an_idle_context_is_asked_for_one_token_and_never_for_two(autojump_clock):
-    """D9: after so long without a request; not again before it has answered, and any answer will do."""
+    """D9: It is asked after a time without a request, and not again before it has answered; any answer will do."""
     stage = Stage(streams=1)
     async with serving(PUPPET, host=stage, canary=0.5) as scene:
         act = await stage.act(1)
@@ -229,8 +229,8 @@ async def test_an_idle_context_is_asked_for_one_token_and_never_for_two(autojump
 
 
 @pytest.mark.trio
-async def test_a_canary_gives_way_and_is_silent_beside_requests(autojump_clock):
-    """D9: a busy context is not asked, and nobody waits for a canary's place."""
+async def test_a_canary_gives_way_to_requests_and_does_not_run_beside_them(autojump_clock):
+    """D9: A busy context is not asked, and no request waits for a canary's place."""
     stage = Stage(streams=1)
     async with serving(PUPPET, host=stage, canary=0.5, patience=60) as scene, trio.open_nursery() as nursery:
         act = await stage.act(1)
@@ -256,7 +256,7 @@ async def test_a_canary_gives_way_and_is_silent_beside_requests(autojump_clock):
 
 @pytest.mark.trio
 async def test_a_canary_without_memory_is_no_second_lack_of_the_step_before(autojump_clock):
-    """D5, D9: it has begun since memory ran out, like any request; each time a Resume is enough."""
+    """D5, D9: The canary has begun since memory ran out, like any request, and each time a Resume is enough."""
     stage = Stage(streams=1)
     async with serving(PUPPET, host=stage, canary=0.5) as scene, trio.open_nursery() as nursery:
         act = await stage.act(1)
@@ -273,7 +273,7 @@ async def test_a_canary_without_memory_is_no_second_lack_of_the_step_before(auto
 
 @pytest.mark.trio
 async def test_a_canary_whose_token_is_not_its_last_chunk_holds_its_place(autojump_clock):
-    """D9: the end may come in a chunk of its own. Until then there is no other canary, and who comes gets its place."""
+    """D9: The end may come in a chunk of its own. Until then there is no other canary, and a request that comes gets its place."""
     stage = Stage(streams=1)
     async with serving(PUPPET, host=stage, canary=0.5) as scene, trio.open_nursery() as nursery:
         act = await stage.act(1)
@@ -291,8 +291,8 @@ async def test_a_canary_whose_token_is_not_its_last_chunk_holds_its_place(autoju
 
 
 @pytest.mark.trio
-async def test_no_canary_sings_by_default(autojump_clock):
-    """D9: it is asked for."""
+async def test_there_is_no_canary_by_default(autojump_clock):
+    """D9: A canary must be declared."""
     stage = Stage()
     async with serving(PUPPET, host=stage, patience=60):
         act = await stage.act(1)
@@ -306,7 +306,7 @@ async def test_no_canary_sings_by_default(autojump_clock):
 @pytest.mark.parametrize("kind", ["hang", "stop"])
 @pytest.mark.trio
 async def test_a_canary_finds_a_context_that_hangs(kind):
-    """D9: by the host's deadline for a first chunk, with a real process; the next request is served at once."""
+    """D9: The host's deadline for a first chunk finds it, with a real process; the next request is served at once."""
     host = attrs.evolve(HOST, first_chunk_timeout=0.4)
     runner = Scripted(faults=(Fault(kind, incarnation=1),))
     async with serving(runner, host=host, canary=0.05) as scene:
@@ -317,13 +317,13 @@ async def test_a_canary_finds_a_context_that_hangs(kind):
         caller.assert_whole()
 
 
-# --- callers who leave
+# --- callers that leave
 
 
 @pytest.mark.parametrize("form", ["stream", "call"])
 @pytest.mark.trio
-async def test_who_leaves_frees_the_place(form):
-    """R30: the session is told to drop it at once, and the next in the queue begins."""
+async def test_a_caller_that_leaves_frees_its_place(form):
+    """R30: The session is asked to drop the stream at once, and the next in the queue begins."""
     stage = Stage(streams=1)
     async with serving(PUPPET, host=stage) as scene, trio.open_nursery() as nursery:
         act = await stage.act(1)
@@ -343,8 +343,8 @@ async def test_who_leaves_frees_the_place(form):
 
 @pytest.mark.parametrize("form", ["stream", "call"])
 @pytest.mark.trio
-async def test_who_leaves_the_queue_takes_the_request_along(form):
-    """R30: it never begins."""
+async def test_a_caller_that_leaves_the_queue_withdraws_its_request(form):
+    """R30: The request never begins."""
     stage = Stage(streams=1)
     async with serving(PUPPET, host=stage) as scene, trio.open_nursery() as nursery:
         act = await stage.act(1)
@@ -367,7 +367,7 @@ async def test_who_leaves_the_queue_takes_the_request_along(form):
 
 @pytest.mark.trio
 async def test_a_place_that_was_left_serves_the_next():
-    """R30: with a real context: its slot is free at the next step."""
+    """R30: With a real context the slot is free at the next step."""
     async with serving(attrs.evolve(FOREVER, streams=1)) as scene:
         for name in "abc":
             async with scene.worker.stream(batch(name)) as chunks:

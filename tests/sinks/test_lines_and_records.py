@@ -61,12 +61,12 @@ def broken(_):
 def decision(decider=None, inner=None, **options):
     """The line of what is decided when a child two levels down fails."""
     inner = Supervisor("in", [Child("a", fails, **options)], decider=inner)
-    said = lines(Supervisor("app", [inner, Child("b", idle)], decider=decider))
-    return next(line for line in said if "→" in line).partition("→ ")[2]
+    written = lines(Supervisor("app", [inner, Child("b", idle)], decider=decider))
+    return next(line for line in written if "→" in line).partition("→ ")[2]
 
 
-def test_a_line_says_whose_decider_gave_the_answer_and_by_which_entry():
-    """R2: a child's own, its supervisor's, the tag or class or default that it was."""
+def test_a_line_names_the_decider_of_a_verdict_and_the_entry():
+    """R2: The decider is the child's own or its supervisor's; the entry is a tag, a class or a default."""
     assert decision(inner=Decider({OSError: Stop})) == "Stop, decided by 'app/in' (class OSError)"
     own = Decider(rules=[Rule(ConnectionError, "net.gone")]).over(Decider({"net": Stop}))
     assert decision(decider=own) == (
@@ -77,13 +77,13 @@ def test_a_line_says_whose_decider_gave_the_answer_and_by_which_entry():
     )
 
 
-def test_a_line_says_that_nobody_named_a_failure():
-    """R2: what no table names is restarted, by a built-in rule; that is nobody's decider."""
+def test_a_line_says_that_no_decider_named_a_failure():
+    """R2: A failure that no table names is restarted by a built-in rule, and the line names no decider."""
     assert decision() == "Restart, decided by 'app/in' (built-in rule)"
 
 
-def test_a_line_of_a_passed_limit_names_no_decider_that_did_not_answer():
-    """R2, R14: `limit` ignores defaults, so a default of the root's has not given that verdict."""
+def test_a_line_of_a_passed_limit_does_not_name_the_default():
+    """R2, R14: `limit` ignores defaults, so a default of the root's decider has not given that verdict."""
     inner = Supervisor("in", [Child("a", fails)], decider=Decider({OSError: Restart}))
     file = io.StringIO()
     played(Supervisor("app", [inner], decider=Decider(default=Stop)), LineSink(file), seconds=4.5)
@@ -92,34 +92,34 @@ def test_a_line_of_a_passed_limit_names_no_decider_that_did_not_answer():
 
 
 def test_a_line_says_what_a_verdict_from_above_applies_to():
-    """R11: an escalated Stop condemns a whole supervisor."""
-    said = decision(decider=Decider({ConnectionError: Stop}), inner=Decider({OSError: Escalate}))
-    assert said == (
+    """R11: An escalated Stop condemns a whole supervisor, and the line names it."""
+    written = decision(decider=Decider({ConnectionError: Stop}), inner=Decider({OSError: Escalate}))
+    assert written == (
         "Stop, decided by 'app' (class ConnectionError); it applies to 'app/in': all of it is stopped, and stays down"
     )
 
 
 def test_a_line_says_that_a_decider_raised():
-    """R5: and with what, whoever decides that in its place."""
-    said = lines(
+    """R5: The line has the exception, and the supervisor above decides that one instead."""
+    written = lines(
         Supervisor("app", [Child("a", fails)], decider=Decider(rules=[Rule(OSError, "x", when=broken)]))
     )
-    assert said == [
+    assert written == [
         "[app/a #1] failed: ConnectionError: gone",
         "[app/a #1] → Escalate, no supervisor above decides; a decider raised TypeError: not that, and that means Escalate",
     ]
     inner = Supervisor("in", [Child("a", fails)], decider=Decider(rules=[Rule(OSError, "x", when=broken)]))
-    said = lines(Supervisor("app", [inner], decider=Decider({TypeError: Stop})))
-    assert said[1] == "[app/in/a #1] its decider raised TypeError: not that: that failure goes up instead"
+    written = lines(Supervisor("app", [inner], decider=Decider({TypeError: Stop})))
+    assert written[1] == "[app/in/a #1] its decider raised TypeError: not that: that failure goes up instead"
 
 
-def test_a_line_says_what_the_rules_made_of_a_verdict():
-    """R8, R14, R15: instead of Resume, a passed limit, the number of the attempt."""
+def test_a_line_shows_how_the_rules_changed_a_verdict():
+    """R8, R14, R15: The line shows a Restart in place of a Resume, a passed limit, and the number of the attempt."""
     assert decision(inner=Decider({OSError: Resume})).startswith(
         "Restart (instead of Resume), decided by 'app/in' (class OSError)"
     )
-    said = lines(Supervisor("app", [Child("a", fails)], limit=Supervisor("x", []).limit))
-    assert said[1].endswith("(built-in rule)")
+    written = lines(Supervisor("app", [Child("a", fails)], limit=Supervisor("x", []).limit))
+    assert written[1].endswith("(built-in rule)")
     file = io.StringIO()
     slow = Child("a", fails, backoff=Backoff(initial=1, jitter=0))
     played(Supervisor("app", [slow]), LineSink(file), seconds=5)
@@ -130,12 +130,12 @@ def test_a_line_says_what_the_rules_made_of_a_verdict():
     ]
 
 
-def test_lines_of_a_program_have_a_time_and_tell_its_beginning_and_end():
-    """What `supervise run` writes."""
-    said = lines(Supervisor("app", [Child("a", idle)]), times=True, lifecycle=True)
+def test_lines_of_a_program_have_a_time_and_include_its_start_and_end():
+    """`supervise run` writes these lines."""
+    written = lines(Supervisor("app", [Child("a", idle)]), times=True, lifecycle=True)
     time = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d{3} ")
-    assert all(time.match(line) for line in said)
-    assert [time.sub("", line) for line in said] == [
+    assert all(time.match(line) for line in written)
+    assert [time.sub("", line) for line in written] == [
         "[app #1] starts",
         "[app #1] is ready",
         "[app #1] is being stopped: the block of open_tree was left",
@@ -149,21 +149,21 @@ async def never_ready(task_status):
 
 
 def test_a_failed_first_start_has_its_traceback_once():
-    """R16: it goes up through each supervisor that is starting."""
+    """R16: The failure goes up through each supervisor that is starting, and its traceback is written once."""
     tree = Supervisor("app", [Supervisor("in", [Child("a", never_ready)])])
-    said = lines(tree, lifecycle=True)
-    assert said.count("Traceback (most recent call last):") == 1
-    assert said[1] == "[app/in/a #1] failed to start: KeyError: 'no such setting'"
-    assert [line for line in said if "failed to start" in line] == [said[1]]
+    written = lines(tree, lifecycle=True)
+    assert written.count("Traceback (most recent call last):") == 1
+    assert written[1] == "[app/in/a #1] failed to start: KeyError: 'no such setting'"
+    assert [line for line in written if "failed to start" in line] == [written[1]]
     assert lines(tree) == []
 
 
-def test_every_failure_has_its_traceback_where_they_are_wanted():
-    """`tracebacks=True`."""
-    said = lines(Supervisor("app", [Child("a", fails)]), tracebacks=True)
-    assert said[0] == "[app/a #1] failed: ConnectionError: gone"
-    assert said[1] == "Traceback (most recent call last):"
-    assert "ConnectionError: gone" in said
+def test_every_failure_has_its_traceback_if_tracebacks_are_on():
+    """The option is `tracebacks=True`."""
+    written = lines(Supervisor("app", [Child("a", fails)]), tracebacks=True)
+    assert written[0] == "[app/a #1] failed: ConnectionError: gone"
+    assert written[1] == "Traceback (most recent call last):"
+    assert "ConnectionError: gone" in written
 
 
 class Odd(Exception):
@@ -184,15 +184,15 @@ class Long(Exception):
 
 @pytest.mark.parametrize("exc", [Odd(), Long()])
 def test_a_line_stays_a_line_whatever_an_exception_prints(exc):
-    """R31: nor does a sink fail for it."""
+    """R31: An exception whose text is hostile breaks neither the line nor the sink."""
 
     async def body():
         raise exc
 
     tree = Supervisor("app", [Child("a", body, restart="temporary")])
-    said = lines(tree)
-    assert len(said) == 2
-    assert all(line.isprintable() and len(line) < 2500 for line in said)
+    written = lines(tree)
+    assert len(written) == 2
+    assert all(line.isprintable() and len(line) < 2500 for line in written)
     assert len(lines(tree, tracebacks=True)) > 2
 
 
@@ -213,7 +213,7 @@ def records(caplog):
 
 
 def test_a_record_has_the_fields_of_its_event(records):
-    """R31: for formatters that write them, as JSON say."""
+    """R31: A formatter can write them, for example as JSON."""
     tree = Supervisor(
         "app", [Child("a", fails)], decider=Decider({"net": Stop}, rules=[Rule(OSError, "net.gone")])
     )
@@ -227,8 +227,8 @@ def test_a_record_has_the_fields_of_its_event(records):
     )
 
 
-def test_records_tell_the_beginning_and_the_end_where_they_are_wanted(records):
-    """`lifecycle=True`: the root's at INFO, every node's at DEBUG."""
+def test_records_include_the_start_and_the_end_if_lifecycle_is_on(records):
+    """With `lifecycle=True` the records of the root are at INFO, those of the other nodes at DEBUG."""
     tree = Supervisor("app", [Child("a", idle)])
     assert records(tree) == []
     assert [record.getMessage() for record in records(tree, lifecycle=True)] == [
@@ -237,12 +237,12 @@ def test_records_tell_the_beginning_and_the_end_where_they_are_wanted(records):
         "app #1 is being stopped: the block of open_tree was left",
         "app #1 has stopped",
     ]
-    said = [record.getMessage() for record in records(tree, logging.DEBUG, lifecycle=True)]
-    assert "app/a #1 is ready" in said
+    written = [record.getMessage() for record in records(tree, logging.DEBUG, lifecycle=True)]
+    assert "app/a #1 is ready" in written
 
 
 def test_a_record_of_a_failed_first_start_has_its_traceback_once(records):
-    """R16: at any level; those of other failures at DEBUG."""
+    """R16: It has the traceback at any level; the records of other failures have theirs at DEBUG."""
     tree = Supervisor("app", [Supervisor("in", [Child("a", never_ready)])])
     traced = [record for record in records(tree) if record.exc_info]
     assert [record.path for record in traced] == ["app/in/a"]
@@ -254,7 +254,7 @@ def test_a_record_of_a_failed_first_start_has_its_traceback_once(records):
 
 @pytest.mark.parametrize("exc", [Odd(), Long()])
 def test_a_record_can_be_written_whatever_an_exception_prints(records, exc):
-    """R31: all that it says is text of ours."""
+    """R31: A record holds only text that the sink has made."""
 
     async def body():
         raise exc
@@ -265,7 +265,7 @@ def test_a_record_can_be_written_whatever_an_exception_prints(records, exc):
 
 
 def test_a_start_that_takes_long_is_a_line_and_a_record(records):
-    """R17: with the stack, and the node that it waits for."""
+    """R17: Both have the stack, and the node that the start waits for."""
     event = events.StartOverdue(1.0, "app/a", 1, 30.0, "the stack\n", "app/b")
     file = io.StringIO()
     LineSink(file)(event)

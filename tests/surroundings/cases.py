@@ -23,7 +23,7 @@ PROGRAM = str(HERE / "program.py")
 
 
 class NotHere(Exception):
-    """These surroundings cannot be made on this machine; the text says why."""
+    """These surroundings cannot be made on this machine; the text has the reason."""
 
 
 @attrs.define
@@ -147,7 +147,7 @@ CASES += [
 
 @case("no more processes", refused="Resource temporarily unavailable")
 def _processes(setting: Setting) -> None:
-    """RLIMIT_NPROC says nothing to root, so it is the control group of the number of processes."""
+    """RLIMIT_NPROC does not bind root, so it is the control group of the number of processes."""
     group = cgroup(setting, "pids")
     (group / "pids.max").write_text("1")
 
@@ -368,7 +368,7 @@ def _freezer(setting: Setting) -> None:
     setting.result = "freeze"
 
 
-# --- what it is told
+# --- settings that the program makes itself
 
 
 @case("socket.setdefaulttimeout")

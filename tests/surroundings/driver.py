@@ -26,7 +26,7 @@ _FROZEN = 4.0
 
 @attrs.frozen
 class Outcome:
-    """How a case went: `trouble` is empty if it went as it should, `skipped` says why it could not be tried."""
+    """How a case went: `trouble` is empty if it went as it should, `skipped` has the reason why it could not be tried."""
 
     trouble: str = ""
     skipped: str = ""

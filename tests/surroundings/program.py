@@ -29,7 +29,7 @@ def main() -> None:
 
 
 def texts(error: BaseException) -> list[str]:
-    """What the single errors in it say."""
+    """The texts of the single errors in it."""
     if isinstance(error, BaseExceptionGroup):
         return [text for one in error.exceptions for text in texts(one)]
     return [f"{type(error).__name__}: {error}"]
@@ -98,7 +98,7 @@ async def frozen(result: str) -> None:
     import trio
 
     Path(f"{result}.ready").touch()  # noqa: ASYNC240 - two files are all that driver and program have in common
-    while not Path(f"{result}.done").exists():  # noqa: ASYNC110, ASYNC240 - likewise
+    while not Path(f"{result}.done").exists():  # noqa: ASYNC110, ASYNC240 - as above
         await trio.sleep(0.005)
 
 

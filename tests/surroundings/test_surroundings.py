@@ -50,13 +50,13 @@ def outcomes() -> Iterator[dict[str, Future[Outcome]]]:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SHORT)
 def test_a_stream_survives_its_surroundings_or_is_refused_in_one_line(name, outcomes):
-    """D10: whatever surrounds the program its stream is whole after a SIGKILL of the context, and nothing is left."""
+    """D10: Whatever surrounds the program, its stream is whole after a SIGKILL of the context, and nothing is left behind."""
     outcome = outcomes[name].result(timeout=200)
     if outcome.skipped:
         pytest.skip(outcome.skipped)
     assert not outcome.trouble
 
 
-def test_each_of_them_is_there():
-    """A name that is misspelt would be tried never."""
+def test_each_named_surrounding_exists():
+    """A misspelt name would never be tried."""
     assert {case.name for case in CASES} >= SHORT.keys()

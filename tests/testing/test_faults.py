@@ -1,4 +1,4 @@
-"""Faults as data: scripts do what they say, print as code, and leave alone what they do not name."""
+"""Faults as data: scripts are carried out, print as code, and do not touch children that they do not name."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ UP = ["0 Starting", "0 Ready"]
 
 
 @pytest.mark.parametrize(
-    ("script", "options", "told"),
+    ("script", "options", "expected"),
     [
         (Script(), {}, [*UP, *STOPPED]),
         (
@@ -141,17 +141,17 @@ UP = ["0 Starting", "0 Ready"]
         ),
     ],
 )
-def test_a_script_does_what_it_says(script, options, told):
-    """Each phase, each act, at its time; and the simulation says the same."""
-    assert story(script, **options) == told
+def test_a_script_is_carried_out_and_simulated_alike(script, options, expected):
+    """Each phase does each act at its time, and the simulation predicts the same events."""
+    assert story(script, **options) == expected
     child = Child("a", idle, **options)
     predicted = simulate(Supervisor("app", [child], limit=None), FaultPlan({"app/a": script}), stop_at=20.0)
     kinds = [f"{e.at:g} {type(e).__name__}" for e in predicted if e.path == "app/a"]
-    assert [kind for kind in kinds if not kind.endswith("Decided")] == told
+    assert [kind for kind in kinds if not kind.endswith("Decided")] == expected
 
 
 def test_each_incarnation_has_a_script_of_its_own():
-    """The first one is of incarnation 1; those after the last have none."""
+    """The first script is for incarnation 1; incarnations after the last script have none."""
     fail = Script(body=Fail(Injected("x"), after=1))
     assert [kind for kind in story(fail, Script(), fail) if "Failed" in kind] == ["1 Failed"]
     assert [kind for kind in story(fail, fail) if "Failed" in kind] == ["1 Failed", "2 Failed"]
@@ -160,13 +160,13 @@ def test_each_incarnation_has_a_script_of_its_own():
 def test_a_body_entered_again_after_a_resume_goes_on_to_its_next_act():
     """`body` may be a tuple: one act for each time the body is entered; None leaves that time alone."""
     fail = Fail(Injected("x"), after=1)
-    told = story(Script(body=(fail, fail)), resource=nothing, decider=Decider(default=Resume))
-    assert told == [*UP, "1 Failed", "1 Resumed", "2 Failed", "2 Resumed", *STOPPED]
+    expected = story(Script(body=(fail, fail)), resource=nothing, decider=Decider(default=Resume))
+    assert expected == [*UP, "1 Failed", "1 Resumed", "2 Failed", "2 Resumed", *STOPPED]
     assert Script(body=(None, fail)).entry(0) is None
 
 
 def test_every_failure_is_a_fresh_exception():
-    """A plan is a value: what it raises carries nothing from one run to the next."""
+    """A plan is a value: the exceptions that it raises carry nothing from one run to the next."""
     original = Injected("x", 3, tag="net.timeout")
     fail = Script(body=Fail(original, after=1))
     seen, _ = run(Supervisor("app", [Child("a", idle)]), FaultPlan({"app/a": (fail, fail)}))
@@ -204,8 +204,8 @@ def test_nonsense_is_refused_at_once():
         Fail(Awkward(1, 2))
 
 
-def test_a_plan_that_fits_its_tree_nowhere_is_refused():
-    """A path that leads nowhere, a supervisor, a resource that is not there; members of pools are not checked."""
+def test_a_plan_that_does_not_fit_its_tree_is_refused():
+    """A path without a node, a supervisor, and a resource that the child lacks are refused; members of pools are not checked."""
     tree = Supervisor("app", [Child("a", idle), Pool("p", Child("m", idle))])
     script = Script(body=Fail(Injected()))
     with pytest.raises(ValueError, match=r"'app/b', but there is no such child \(app, app/a, app/p\)"):
@@ -223,7 +223,7 @@ def test_a_plan_that_fits_its_tree_nowhere_is_refused():
 
 
 def test_an_unscripted_child_is_the_very_same_object():
-    """What a plan does not name it does not touch."""
+    """A plan does not touch a child that it does not name."""
     a, b = Child("a", idle), Child("b", idle)
     quiet, loud = Supervisor("quiet", [a]), Supervisor("loud", [b], strategy="rest_for_one")
     tree = FaultPlan({"app/loud/b": Script(body=Fail(Injected()))}).over(Supervisor("app", [quiet, loud]))
@@ -234,7 +234,7 @@ def test_an_unscripted_child_is_the_very_same_object():
 
 
 def test_the_specs_a_tree_was_made_from_stay_its_addresses():
-    """`tree[spec]` with the spec under the plan, supervisors included."""
+    """`tree[spec]` works with the spec that was given to the plan, supervisors included."""
     a = Child("a", echo, mailbox=4)
     inner = Supervisor("inner", [a], front="a")
 
@@ -247,8 +247,8 @@ def test_the_specs_a_tree_was_made_from_stay_its_addresses():
     run(Supervisor("app", [inner]), plan, scene=scene)
 
 
-def test_a_real_body_gets_what_it_always_gets_and_is_cancelled_at_its_time():
-    """Resource, mailbox, arguments and `task_status`; the failure is the script's, whatever the body makes of it."""
+def test_a_real_body_gets_its_arguments_and_is_cancelled_at_the_scripted_time():
+    """It gets its resource, mailbox, arguments and `task_status`; the failure is the script's, whatever the body does with the cancellation."""
     got, left = [], []
 
     @asynccontextmanager
@@ -279,7 +279,7 @@ def test_a_real_body_gets_what_it_always_gets_and_is_cancelled_at_its_time():
     assert [repr(e.exc) for e in seen if isinstance(e, events.Failed)] == ["OSError('gone')"]
 
 
-def test_a_real_body_drains_by_itself_where_no_script_says_otherwise():
+def test_a_real_body_drains_by_itself_if_no_script_replaces_the_drain():
     """`stop_requested` and the drain time are the real ones."""
 
     async def body():
@@ -297,7 +297,7 @@ def test_a_real_body_drains_by_itself_where_no_script_says_otherwise():
 
 
 def test_members_of_a_pool_have_scripts_by_their_paths():
-    """They are not there yet when the plan is laid over."""
+    """The members do not exist yet when the plan is applied."""
     tree = Supervisor("app", [Pool("p", Child("m", idle))])
     plan = FaultPlan({"app/p/m-2": Script(body=Fail(Injected("x"), after=3))})
 
@@ -311,7 +311,7 @@ def test_members_of_a_pool_have_scripts_by_their_paths():
 
 
 def test_a_child_that_is_added_later_has_its_scripts_too():
-    """`over(child, at=…)`; the rest of the plan is no concern of it."""
+    """`over(child, at=…)` applies the scripts of that child, and ignores the rest of the plan."""
     plan = FaultPlan({"app/late": Script(body=Fail(Injected("x"), after=3))})
 
     async def scene(tree):
@@ -365,7 +365,7 @@ def test_trees_and_plans_print_as_the_code_that_makes_them(data):
 
 
 def test_only_what_differs_from_the_default_is_printed():
-    """Short enough to be read."""
+    """So the text is short enough to be read."""
     child = Child("a", idle, restart="transient", mailbox=8, limit=Limit(1, within=2.0))
     assert (
         repr(child) == "Child('a', idle, restart='transient', mailbox=Mailbox(8), limit=Limit(1, within=2.0))"

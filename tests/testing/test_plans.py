@@ -79,15 +79,15 @@ DECIDER = Decider(
         (Pool("app", Child("a", idle, decider=DECIDER)), "app/a-2"),
     ],
 )
-def test_every_directive_that_a_tree_names_is_given_about_as_often(tree, path):
-    """R2: by tags, classes and rules, of the child's own decider or of one above it."""
+def test_every_directive_that_a_tree_names_is_drawn_about_as_often(tree, path):
+    """R2: A directive counts by tags, classes and rules, of the child's own decider or of one above it."""
     verdicts = Counter(judge(DECIDER, exc).directive for exc in failures(fault_plans(tree), path))
     assert set(verdicts) == {Resume, Restart, Stop, Escalate}
     assert 10 * min(verdicts.values()) > sum(verdicts.values())
 
 
-def test_each_entry_is_met():
-    """R1, R2: a tag, a class, and a rule with a literal text; the framework's own tags are no failures of a child."""
+def test_each_entry_is_drawn():
+    """R1, R2: A tag, a class, and a rule with a literal text are entries; the framework's own tags are no failures of a child."""
     tree = Supervisor("app", [Child("a", idle)], decider=DECIDER)
     met = {(type(exc), getattr(exc, "tag", None)) for exc in failures(fault_plans(tree), "app/a")}
     assert {(Injected, "device.oom"), (TimeoutError, None), (KeyError, None), (Injected, "cuda")} <= met
@@ -95,14 +95,14 @@ def test_each_entry_is_met():
     assert any(DECIDER.tag(exc) == "cuda.sticky" for exc in failures(fault_plans(tree), "app/a"))
 
 
-def test_a_decider_beside_does_not_count():
-    """R2: only those that a failure meets on its way up."""
+def test_a_decider_of_a_sibling_does_not_count():
+    """R2: Only the deciders that a failure meets on its way up count."""
     tree = Supervisor("app", [Child("a", idle, decider=Decider({"mine": Stop})), Child("b", idle)])
     assert not any(getattr(exc, "tag", None) == "mine" for exc in failures(fault_plans(tree), "app/b"))
 
 
 def test_exceptions_may_be_added():
-    """As instances or as classes."""
+    """They may be instances or classes."""
     tree = Supervisor("app", [Child("a", idle)])
     given = [Odd(code=7), ZeroDivisionError, UnicodeDecodeError, ExceptionGroup]
     met = Counter(type(exc).__name__ for exc in failures(fault_plans(tree, exceptions=given), "app/a"))
@@ -110,14 +110,14 @@ def test_exceptions_may_be_added():
 
 
 @pytest.mark.parametrize("wrong", [Odd, int, "x", 5])
-def test_what_makes_no_exception_is_refused(wrong):
-    """In one line that says what to give instead."""
+def test_an_argument_that_makes_no_exception_is_refused(wrong):
+    """The error is one line that names what to give instead."""
     with pytest.raises(TypeError, match=r"^fault_plans: cannot make an exception of .*without arguments"):
         fault_plans(Supervisor("app", [Child("a", idle)]), exceptions=[wrong])
 
 
-def test_a_class_that_a_decider_names_and_nothing_makes_has_to_be_given():
-    """Or its entry would never be met, in silence."""
+def test_a_class_that_a_decider_names_but_fault_plans_cannot_make_has_to_be_given():
+    """Otherwise its entry would never be drawn, in silence."""
     tree = Supervisor("app", [Child("a", idle, decider=Decider({Odd: Stop}))])
     with pytest.raises(TypeError, match=r"^fault_plans: cannot make a Odd, which a decider names"):
         fault_plans(tree)
@@ -135,15 +135,15 @@ def test_a_class_that_a_decider_names_and_nothing_makes_has_to_be_given():
         (Answered, {"match": "gone"}),
     ],
 )
-def test_a_rule_is_met_whatever_its_class_is_made_of(kind, options):
-    """R1: a group, and what takes more than a text."""
+def test_a_rule_is_drawn_whatever_its_class_takes(kind, options):
+    """R1: This holds for a group, and for a class that takes more than a text."""
     decider = Decider({"mine": Stop}, rules=[Rule(kind, "mine", **options)])
     tree = Supervisor("app", [Child("a", idle)], decider=decider)
     assert any(isinstance(exc, kind) for exc in failures(fault_plans(tree), "app/a"))
 
 
-def test_a_rule_whose_class_nothing_makes_is_refused_as_a_class_is():
-    """Or it would never be met, in silence; one with a text or a predicate knows more than that."""
+def test_a_rule_whose_class_cannot_be_made_is_refused():
+    """Otherwise it would never be drawn, in silence; a rule with a text or a predicate is not refused."""
     tree = Supervisor("app", [Child("a", idle)], decider=Decider(rules=[Rule(Odd, "mine")]))
     with pytest.raises(TypeError, match=r"^fault_plans: cannot make a Odd, which a decider names"):
         fault_plans(tree)
@@ -153,14 +153,14 @@ def test_a_rule_whose_class_nothing_makes_is_refused_as_a_class_is():
     fault_plans(Supervisor("app", [Child("a", idle)], decider=Decider(rules=[Rule(Odd, "mine", match="x")])))
 
 
-def test_a_class_for_all_groups_is_met_by_one_of_exceptions():
-    """R3: a `BaseExceptionGroup` of nothing but those is an `ExceptionGroup`."""
+def test_an_entry_for_base_exception_group_is_drawn_as_a_group_of_exceptions():
+    """R3: A `BaseExceptionGroup` that holds only `Exception`s is an `ExceptionGroup`."""
     tree = Supervisor("app", [Child("a", idle)], decider=Decider({BaseExceptionGroup: Stop}))
     assert any(isinstance(exc, ExceptionGroup) for exc in failures(fault_plans(tree), "app/a"))
 
 
 @pytest.mark.parametrize(
-    ("make", "says"),
+    ("make", "expected"),
     [
         (lambda: fault_plans(5), "fault_plans takes a Supervisor or Pool, got 5"),
         (lambda: scripts(Supervisor("app", [])), r"scripts takes a Child, got Supervisor\('app', \[\]\)"),
@@ -170,15 +170,15 @@ def test_a_class_for_all_groups_is_met_by_one_of_exceptions():
         (lambda: trees(max_size="2"), "max_size must be an integer, got '2'"),
     ],
 )
-def test_nonsense_is_refused_in_one_line(make, says):
+def test_nonsense_is_refused_in_one_line(make, expected):
     """It names the argument, what is allowed, and what came."""
-    with pytest.raises((TypeError, ValueError), match=says):
+    with pytest.raises((TypeError, ValueError), match=expected):
         make()
 
 
 @pytest.mark.parametrize(("options", "horizon"), [({}, 5.0), ({"horizon": 60}, 60), ({"horizon": 0.5}, 0.5)])
 def test_no_act_takes_longer_than_the_horizon(options, horizon):
-    """And some take nearly as long."""
+    """Some acts take nearly as long."""
     child = Child("a", starter, resource=nothing, drain=1, start_timeout=9)
     found = drawn(fault_plans(Supervisor("app", [child]), **options))
     times = [
@@ -192,8 +192,8 @@ def test_no_act_takes_longer_than_the_horizon(options, horizon):
         fault_plans(Supervisor("app", [child]), horizon=-1)
 
 
-def test_only_a_child_that_says_when_it_is_ready_returns_before():
-    """R17: `IGNORE` is something that no other can say."""
+def test_only_a_child_with_task_status_returns_before_it_is_ready():
+    """R17: Any other child cannot return `IGNORE` before it is ready."""
     tree = Supervisor("app", [Child("a", idle), Child("b", starter)])
     returns = {
         (path, script.start.value)
@@ -203,7 +203,7 @@ def test_only_a_child_that_says_when_it_is_ready_returns_before():
     assert returns == {("app/b", IGNORE), ("app/b", None)}
 
 
-def test_the_scripts_of_one_child_look_at_its_decider():
+def test_the_scripts_of_one_child_follow_its_decider():
     """`scripts(child)` draws one incarnation."""
     child = Child("a", idle, decider=Decider({"mine": Stop}))
     found = []
@@ -219,7 +219,7 @@ def test_the_scripts_of_one_child_look_at_its_decider():
 
 
 def test_a_fault_that_needs_a_resume_is_found():
-    """A decider that resumes is asked to: a limit of one is passed by resumes alone."""
+    """If a decider resumes, plans that fail repeatedly are drawn: a limit of one is passed by resumes alone."""
     tree = Supervisor(
         "app", [Child("a", idle, resource=nothing)], decider=Decider({"busy": Resume}), limit=Limit(1)
     )

@@ -58,8 +58,8 @@ def pytest_in(folder, *options):
     )
 
 
-def test_a_failed_test_that_ran_a_tree_tells_its_story(tmp_path):
-    """Virtual time, path, incarnation, what happened, who decided what and why; and the seed that replays it."""
+def test_a_failed_test_that_ran_a_tree_prints_its_story(tmp_path):
+    """The story has virtual time, path, incarnation, each event, each verdict with its decider and reason, and the seed that replays the run."""
     (tmp_path / "test_it.py").write_text(TEST)
     out = pytest_in(tmp_path).stdout
     assert out.count("supervision tree") == 1
@@ -69,7 +69,7 @@ def test_a_failed_test_that_ran_a_tree_tells_its_story(tmp_path):
 
 
 def test_the_plugin_loads_neither_trio_nor_hypothesis_nor_the_tree(tmp_path):
-    """A session that has no tree pays nothing, and a coverage tool that starts later misses nothing."""
+    """A session without a tree pays nothing, and a coverage tool that starts later misses nothing."""
     body = """
 import sys
 
@@ -83,7 +83,7 @@ def test_it():
 
 
 def test_the_tools_load_hypothesis_only_for_strategies():
-    """All but `trees`, `scripts` and `fault_plans` works without it; `supervise` alone needs no pytest either."""
+    """Everything but `trees`, `scripts` and `fault_plans` works without it; `supervise` alone needs no pytest either."""
     code = """
 import sys
 import supervise

@@ -91,7 +91,7 @@ def test_a_real_run_is_replayed_by_the_command(log):
     assert "ExceptionGroup('two (2 sub-exceptions)')" in out
 
 
-def test_another_declaration_comes_to_something_else(log):
+def test_a_changed_declaration_replays_to_other_effects(log):
     (log / "other.py").write_text(
         MODULE.replace("decider=DEVICE", 'decider=Decider({"device.poisoned": Stop})')
     )
@@ -102,7 +102,7 @@ def test_another_declaration_comes_to_something_else(log):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "expected"),
     [
         (("nothing.log", "myapp"), "nothing.log"),
         (("run.log", "nothing"), "no module named 'nothing'"),
@@ -113,7 +113,7 @@ def test_another_declaration_comes_to_something_else(log):
         (("odd.log", "myapp"), "line 2: this is no input of a machine: Boot {'speed': 3}"),
     ],
 )
-def test_what_cannot_be_replayed_is_told_in_a_line(log, arguments, told):
+def test_a_log_that_cannot_be_replayed_gives_one_line(log, arguments, expected):
     (log / "wrong.py").write_text(MODULE.replace('Supervisor("app"', 'Supervisor("wrong"'))
     lines = (log / "run.log").read_text().splitlines(keepends=True)
     (log / "cut.log").write_text("".join(lines[1:]))
@@ -125,12 +125,12 @@ def test_what_cannot_be_replayed_is_told_in_a_line(log, arguments, told):
     (log / "lacking.log").write_text(lines[0] + json.dumps(line))
     status, _, errors = command(*arguments, cwd=log)
     assert status == 1
-    assert told in errors
+    assert expected in errors
     assert len(errors.splitlines()) == 1
 
 
 def test_the_log_of_a_program_that_is_killed_is_complete(tmp_path):
-    """Whatever has happened by then can be replayed."""
+    """Everything that has happened before the kill can be replayed."""
     (tmp_path / "myapp.py").write_text(MODULE)
     code = (
         "import os, signal, trio, myapp, supervise.testing.replay as r, supervise\n"
@@ -150,7 +150,7 @@ async def idle(*_):
 
 
 def test_an_added_spec_is_not_in_a_log(tmp_path):
-    """Functions are not written down."""
+    """Functions are not written to a log."""
     spec = Supervisor("app", [Child("a", idle)])
 
     async def main():
@@ -166,7 +166,7 @@ def test_an_added_spec_is_not_in_a_log(tmp_path):
 @given(st.data(), st.integers(0, 999))
 @settings(max_examples=30)
 def test_any_tree_with_any_faults_is_replayed(tmp_path_factory, data, seed):
-    """Whatever a run's faults, schedule and jitter were."""
+    """This holds for any faults, schedule and jitter."""
     spec = data.draw(trees())
     plan = data.draw(fault_plans(spec))
     path = tmp_path_factory.mktemp("log") / "log"

@@ -29,8 +29,8 @@ from supervise.testing.story import KEPT, Story
 TREE = Supervisor("app", [Child("a", idle)])
 
 
-def test_the_public_names():
-    """Nothing is public by accident, and each name has a docstring."""
+def test_the_public_names_are_these():
+    """No name is public by accident, and each has a docstring."""
     assert testing.__all__ == sorted(testing.__all__)
     assert set(testing._HOMES) == set(testing.__all__)
     assert set(testing.__all__) <= set(dir(testing))
@@ -53,7 +53,7 @@ def size(tree, plan):
 
 
 def test_a_failing_case_shrinks_to_a_small_tree_and_one_script():
-    """Somebody failed while stopping: one child, and one script for it. One shrinking in ten ends with a second script."""
+    """A child failed while stopping: the case shrinks to one child and one script. One shrinking in ten ends with a second script."""
     cases = (
         smallest(lambda seen: any(isinstance(event, events.StopError) for event in seen)) for _ in range(4)
     )
@@ -61,7 +61,7 @@ def test_a_failing_case_shrinks_to_a_small_tree_and_one_script():
 
 
 def test_a_failing_case_may_need_two_scripts():
-    """A second incarnation failed: two scripts of one child."""
+    """A second incarnation failed: the case keeps two scripts of one child."""
     tree, plan = smallest(lambda seen: any(isinstance(e, events.Failed) and e.incarnation == 2 for e in seen))
     assert size(tree, plan) == (1, 2)
 
@@ -81,8 +81,8 @@ def test_the_page_shows_what_hypothesis_reports(tmp_path, monkeypatch):
     assert story in tell(simulate(scope["tree"], FaultPlan({"app/feed": [lost] * 4})))
 
 
-def test_a_story_says_who_decided_what_and_why():
-    """A line for each event."""
+def test_a_story_names_each_decider_its_verdict_and_the_reason():
+    """A story has a line for each event."""
     tree = Supervisor("app", [Child("a", idle, restart="temporary")], on_limit="shutdown")
     plan = FaultPlan({"app/a": Script(body=Fail(Injected("x", tag="net"), after=2))})
     assert tell(simulate(tree, plan, stop_at=3.0)).splitlines()[4:7] == [
@@ -93,7 +93,7 @@ def test_a_story_says_who_decided_what_and_why():
 
 
 def test_a_story_forgets_its_beginning():
-    """Memory is flat, and what is told says how much is missing."""
+    """Memory is flat: the text begins with the number of events that were dropped."""
     story = Story()
     for number in range(KEPT + 5):
         story(events.Starting(at=number, path="app", incarnation=1))
@@ -110,8 +110,8 @@ def test_the_simulation_ends_what_the_tree_ends():
     assert (seen[-1].at, type(seen[-1])) == (2.0, events.Stopped)
 
 
-def test_the_simulation_takes_the_chance_of_jitter():
-    """`u` in [0, 1); 0.5 is none."""
+def test_the_simulation_takes_the_random_number_of_jitter():
+    """`u` is in [0, 1); 0.5 means no jitter."""
     from supervise import Backoff
 
     tree = Supervisor("app", [Child("a", idle, backoff=Backoff(initial=1.0, jitter=0.5))])
@@ -126,7 +126,7 @@ def test_the_simulation_takes_the_chance_of_jitter():
 
 
 @pytest.mark.parametrize(
-    ("arguments", "options", "says"),
+    ("arguments", "options", "expected"),
     [
         ((Child("a", idle),), {}, r"simulate takes a Supervisor or Pool, got Child\('a', idle\)"),
         ((TREE, {"app/a": Script()}), {}, r"simulate takes a FaultPlan, got {'app/a': Script\(\)}"),
@@ -137,9 +137,9 @@ def test_the_simulation_takes_the_chance_of_jitter():
         ((TREE,), {"u": -1}, "u must be >= 0, got -1"),
     ],
 )  # fmt: skip
-def test_the_simulation_refuses_what_a_run_would_refuse(arguments, options, says):
-    """A plan that does not fit would predict, in silence, that nothing happens."""
-    with pytest.raises((TypeError, ValueError), match=says):
+def test_the_simulation_refuses_what_a_run_would_refuse(arguments, options, expected):
+    """A plan that does not fit would otherwise predict, in silence, that nothing happens."""
+    with pytest.raises((TypeError, ValueError), match=expected):
         simulate(*arguments, **options)
 
 

@@ -39,10 +39,10 @@ MOST_ORDERS = 200
 
 
 class Halt(BaseException):
-    """Not an `Exception`: nobody decides it."""
+    """Not an `Exception`: no decider decides it."""
 
 
-# --- who is there
+# --- which children run
 
 
 class Roll:
@@ -109,16 +109,16 @@ class Tap:
         return forest
 
     def restart_at_once(self, *given):
-        return self._note_short(shortcut.restart_at_once, *given)
+        return self._note_fast(shortcut.restart_at_once, *given)
 
     def up_at_once(self, *given):
-        return self._note_short(shortcut.up_at_once, *given)
+        return self._note_fast(shortcut.up_at_once, *given)
 
-    def _note_short(self, way, machine, node, *given):
-        """What went the short way must be what the long one makes of it."""
-        incarnation, out = node.incarnation, way(machine, node, *given)
+    def _note_fast(self, path, machine, node, *given):
+        """Note a step on the fast path; `assert_replays` compares it with the general path."""
+        incarnation, out = node.incarnation, path(machine, node, *given)
         if out is not None:
-            item = (way.__name__, node.name, incarnation, *given[:-1])
+            item = (path.__name__, node.name, incarnation, *given[:-1])
             self.noted.append(((machine, item, given[-1], 0.5), out, {}))
         return out
 
@@ -150,7 +150,7 @@ def assert_replays(spec, noted):
     same = {}
     for (machine, item, now, u), expected, started in noted:
         if isinstance(item, tuple):
-            out = _the_long_way(forest, same[machine], *item[1:], now=now)
+            out = _by_general_path(forest, same[machine], *item[1:], now=now)
         elif item is None:
             out = forest.start(now)
         else:
@@ -159,7 +159,7 @@ def assert_replays(spec, noted):
         same |= {its: forest.machines[path] for path, its in started.items()}
 
 
-def _the_long_way(forest, machine, name, incarnation, *exc, now):
+def _by_general_path(forest, machine, name, incarnation, *exc, now):
     """A failure and the end, or being up; without the orders that a task which has ended needs not."""
     items = [effect.Exited(name, incarnation, *exc), effect.Ended(name, incarnation)]
     steps = items if exc else [effect.Up(name, incarnation)]
@@ -263,7 +263,7 @@ class Run:
                     await trio.sleep_forever()
         except (StartFailed, TreeFailed, Halt) as exc:
             self.raised = exc
-        assert not self.roll.inside, "somebody still runs"
+        assert not self.roll.inside, "a child still runs"
         assert isinstance(self.seen[-1], events.Stopped)
         assert self.seen[-1].path == self.spec.name
         self.ended = len(self.seen)
@@ -328,7 +328,7 @@ class Run:
     def check(self):
         """What must hold of every run."""
         assert len(self.seen) == self.ended, "something happened after the end"
-        assert len(self.answers) == (len(self.requests) if self.entered else 0), "somebody got no answer"
+        assert len(self.answers) == (len(self.requests) if self.entered else 0), "a request got no answer"
         assert_lifecycle(self.seen)
         assert_one_at_a_time(self.spec, self.seen)
         assert_reverse_order(self.spec, self.seen)
@@ -339,7 +339,7 @@ class Run:
 def predicted(spec, plan, stop_at, *, most=MOST_ORDERS):
     """All that the rules allow, as texts of events, and whether it is all: every order of what is due at one moment is tried.
 
-    Each simulation is told at each choice which of the things that are due comes next, and says how many there were. So all
+    At each choice a simulation is given which of the due things comes next, and it returns how many there were. So all
     choices are gone through, the last ones first, until none is left, or `most` orders have been tried.
     """
     outcomes, orders, left = set(), 0, [()]
@@ -348,14 +348,14 @@ def predicted(spec, plan, stop_at, *, most=MOST_ORDERS):
         world = _World(spec, plan, 0.5, pick=choices)
         world.at(stop_at, world.stop)
         world.run()
-        outcomes.add(told(world.seen))
+        outcomes.add(as_texts(world.seen))
         orders += 1
         left += choices.others()
     return outcomes, not left
 
 
 class Choices:
-    """Takes what it is told to, then always the first, and notes how much there was to choose from."""
+    """Takes the given choices, then always the first, and notes how many there were to choose from."""
 
     def __init__(self, wanted):
         self._wanted = wanted
@@ -374,7 +374,7 @@ class Choices:
                 yield *self._wanted, *[0] * (at - known), other
 
 
-def told(seen):
+def as_texts(seen):
     """Events as one text."""
     return repr(list(map(plain, apart(seen))))
 

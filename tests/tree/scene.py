@@ -1,4 +1,4 @@
-"""What these tests share: a sink that keeps, children that do as they are told, and one way to run a tree."""
+"""What these tests share: a sink that keeps every event, children that a test controls, and one way to run a tree."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class Seen:
         return one
 
     def order(self, *, since: int = 0) -> str:
-        """Who started and who ended: `+a +b -b -a`; the root is left out."""
+        """The starts and ends of children: `+a +b -b -a`; the root is left out."""
         signs = {events.Starting: "+", events.Stopped: "-"}
         kept = [e for e in self.events[since:] if type(e) in signs and "/" in e.path]
         return " ".join(signs[type(e)] + e.path.partition("/")[2] for e in kept)
@@ -66,7 +66,7 @@ class Seen:
 
 
 class Puppet:
-    """A child that does as it is told.
+    """A child that a test controls.
 
     `script`: what its starts come to, one after the other: an exception, `IGNORE`, `hang`, or seconds that the start
     takes; then they succeed. `stubborn`: seconds for which it does not yield to a cancellation.
@@ -187,7 +187,7 @@ async def forever(*_: Any) -> None:
 
 
 class Echo:
-    """A child with a mailbox: replies, or does what the message says."""
+    """A child with a mailbox: it replies, or does what the message asks for."""
 
     def __init__(self, name="echo", *, mailbox=8, **options):
         self.served = []

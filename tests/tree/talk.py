@@ -1,4 +1,4 @@
-"""Children that take messages, and a scene that fails where somebody hangs."""
+"""Children that take messages, and a scene that fails if a task hangs."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ from supervise import (
 from .scene import grow as grow_in_peace
 
 
-async def nobody_hangs():
+async def fail_if_a_task_hangs():
     """A system task: if all others wait for ever, this one ends the run."""
     await trio.sleep(80_000)
-    raise AssertionError("somebody hangs")
+    raise AssertionError("a task hangs")
 
 
 def grow(spec, scene, *, seed=0):
     """As `scene.grow`, and a test that waits for ever fails."""
 
     async def guarded(tree, seen):
-        trio.lowlevel.spawn_system_task(nobody_hangs)
+        trio.lowlevel.spawn_system_task(fail_if_a_task_hangs)
         await scene(tree, seen)
 
     return grow_in_peace(spec, guarded, seed=seed)
 
 
 class Halt(BaseException):
-    """Not an `Exception`: nobody decides it."""
+    """Not an `Exception`: no decider decides it."""
 
 
 def worker(serve, name="a", *, mailbox=8, **options):

@@ -27,7 +27,7 @@ from .scene import Boom, Echo, Kit, Other, Puppet, app, forever, grow, puppets, 
 
 
 def test_a_ref_is_stable_cheap_and_hashable():
-    """R28: by spec or by path it is the same address, over any number of incarnations."""
+    """R28: A Ref made from a spec and one made from a path are the same address, over any number of incarnations."""
     a = Puppet("a")
 
     async def scene(tree, seen):
@@ -44,7 +44,7 @@ def test_a_ref_is_stable_cheap_and_hashable():
 
 
 def test_an_address_that_does_not_exist_is_a_key_error():
-    """R28: by path or by spec."""
+    """R28: This holds for a path and for a spec."""
 
     async def scene(tree, seen):
         with pytest.raises(KeyError, match="tree 'app' has no node 'app/x'"):
@@ -56,7 +56,7 @@ def test_an_address_that_does_not_exist_is_a_key_error():
 
 
 def test_ready_waits_over_restarts():
-    """R28: it gives the current incarnation's value, however long that takes."""
+    """R28: `ready` returns the value of the current incarnation, however many restarts come before."""
     a = Puppet("a", 0, 3, backoff=Backoff(initial=5, jitter=0))
 
     async def scene(tree, seen):
@@ -68,14 +68,14 @@ def test_ready_waits_over_restarts():
     grow(app(a), scene)
 
 
-def test_ready_tells_that_a_node_is_down_for_good():
-    """R28: those who wait are told when that happens, those who ask later at once, with the cause."""
+def test_ready_raises_if_the_node_is_down_for_good():
+    """R28: A task that waits gets the error when it happens, and a later one gets it at once; both get the cause."""
     a = Puppet("a", 0, "hang", start_timeout=10)
 
     async def wait(tree):
         with pytest.raises(ChildStopped) as raised:
             await tree[a.spec].ready()
-        told.append(type(raised.value.__cause__))
+        results.append(type(raised.value.__cause__))
 
     async def scene(tree, seen):
         async with trio.open_nursery() as nursery:
@@ -84,17 +84,17 @@ def test_ready_tells_that_a_node_is_down_for_good():
             nursery.start_soon(wait, tree)
             nursery.start_soon(wait, tree)
             await trio.sleep(9)
-            assert told == []
+            assert results == []
         await wait(tree)
 
-    told = []
+    results = []
     grow(app(a, decider=Decider({"start": Stop})), scene)
-    assert told == [StartTimeout] * 3
+    assert results == [StartTimeout] * 3
 
 
 @pytest.mark.parametrize("who", ["leaf", "supervisor"])
-def test_who_waits_for_a_suspended_node_to_be_ready_is_woken_when_it_is_resumed(who):
-    """R8, R28: the leaf keeps its value, and a supervisor that waited for the verdict is up again with it."""
+def test_ready_returns_when_a_suspended_node_is_resumed(who):
+    """R8, R28: The leaf keeps its value, and a supervisor that waited for the verdict is up again with it."""
     a = Puppet("a", resource=Kit())
     inner = Supervisor("s", [a.spec], decider=Decider({Boom: Escalate}))
 
@@ -117,8 +117,8 @@ def test_who_waits_for_a_suspended_node_to_be_ready_is_woken_when_it_is_resumed(
 
 
 @pytest.mark.parametrize("draws_on", ["pool", "supervisor"])
-def test_what_is_lost_with_a_restart_has_not_ended_while_it_runs(draws_on):
-    """R25, R26, R28: a member, or an added child, of a supervisor that is to be restarted; whoever asks for the first time too."""
+def test_a_child_that_a_restart_drops_has_not_ended_while_it_runs(draws_on):
+    """R25, R26, R28: `ended` of a member or an added child waits until its task has ended, also if the first call comes during the restart."""
     a, m = Puppet("a"), Puppet("m", stubborn=5)
     inner = Pool("s", m.spec) if draws_on == "pool" else Supervisor("s", [Child("b", forever)])
 
@@ -143,7 +143,7 @@ def test_what_is_lost_with_a_restart_has_not_ended_while_it_runs(draws_on):
 
 
 def test_a_lease_holds_one_incarnation():
-    """R28: the block is cancelled, and `ChildRestarted` raised, if that incarnation ends."""
+    """R28: If that incarnation ends, the block is cancelled and `ChildRestarted` is raised."""
     a = Puppet("a")
 
     async def scene(tree, seen):
@@ -164,7 +164,7 @@ def test_a_lease_holds_one_incarnation():
 
 
 def test_a_lease_outlives_a_resume():
-    """R28: a Resume ends no incarnation, so it ends no lease."""
+    """R28: A Resume ends no incarnation, so it ends no lease."""
     a = Puppet("a", resource=Kit())
 
     async def scene(tree, seen):
@@ -177,7 +177,7 @@ def test_a_lease_outlives_a_resume():
 
 
 def test_a_lease_of_a_node_that_is_down_is_refused():
-    """R28: with `ChildStopped`."""
+    """R28: `lease` raises `ChildStopped`."""
     a = Puppet("a")
 
     async def scene(tree, seen):
@@ -189,13 +189,13 @@ def test_a_lease_of_a_node_that_is_down_is_refused():
     grow(app(a), scene)
 
 
-def test_ended_waits_until_a_node_is_down_for_good_and_says_why():
-    """R28: over restarts, and at once when it already is; by hand it ends with None."""
+def test_ended_waits_until_a_node_is_down_for_good_and_returns_the_reason():
+    """R28: It waits over restarts, and returns at once if the node is already down; after a stop by hand it returns None."""
     a, b = puppets("ab")
-    told = []
+    results = []
 
     async def wait(ref):
-        told.append(await ref.ended())
+        results.append(await ref.ended())
 
     async def scene(tree, seen):
         boom = Other("last")
@@ -203,9 +203,9 @@ def test_ended_waits_until_a_node_is_down_for_good_and_says_why():
             nursery.start_soon(wait, tree[a.spec])
             a.fail()
             await trio.sleep(1)
-            assert told == []
+            assert results == []
             a.fail(boom)
-        assert told == [boom]
+        assert results == [boom]
         assert await tree[a.spec].ended() is boom
         b.fail()
         await quiet()
@@ -215,8 +215,8 @@ def test_ended_waits_until_a_node_is_down_for_good_and_says_why():
     grow(app(a, b, decider=Decider({Other: Stop})), scene)
 
 
-def test_ended_remembers_what_nobody_had_asked_before():
-    """R28: also of a child that has left the tree, and of one whose ancestor ended it."""
+def test_ended_returns_the_reason_also_if_it_is_first_called_after_the_end():
+    """R28: This holds also for a child that has left the tree, and for one whose ancestor ended it."""
     a, b = Puppet("a", restart="temporary"), Puppet("b")
     inner = Supervisor("s", [b.spec], decider=Decider({Boom: Escalate}))
     pool = Pool("pool", Child("m", forever, restart="temporary"))
@@ -235,13 +235,13 @@ def test_ended_remembers_what_nobody_had_asked_before():
     grow(app(a, inner, pool, decider=Decider({Boom: Stop})), scene)
 
 
-def test_ended_tells_an_end_though_a_start_was_waiting_behind_it():
-    """R28: the node is up again in the same step, before whoever waits for its end has run."""
+def test_ended_returns_though_a_start_was_waiting_behind_the_stop():
+    """R28: The node is up again in the same step, before the task that waits in `ended` has run."""
     slow, a = Puppet("slow", stubborn=1), Puppet("a")
-    told = []
+    results = []
 
     async def wait(ref):
-        told.append(await ref.ended())
+        results.append(await ref.ended())
 
     async def scene(tree, seen):
         async with trio.open_nursery() as nursery:
@@ -250,13 +250,13 @@ def test_ended_tells_an_end_though_a_start_was_waiting_behind_it():
                 nursery.start_soon(request)
                 await quiet()
             assert a.lives == 1
-        assert (a.lives, a.running, told) == (2, 1, [None])
+        assert (a.lives, a.running, results) == (2, 1, [None])
 
     grow(app(slow, a), scene)
 
 
 def test_a_child_that_the_retry_of_its_sibling_revives_is_not_down_for_good():
-    """R13, R29: also if it came, and was stopped by hand, while that sibling was backing off."""
+    """R13, R29: This holds also if the child came, and was stopped by hand, while that sibling was backing off."""
     a, b = Puppet("a", backoff=Backoff(initial=10, jitter=0)), Puppet("b", restart="transient")
     group = Supervisor("s", [a.spec], strategy="one_for_all")
 
@@ -275,7 +275,7 @@ def test_a_child_that_the_retry_of_its_sibling_revives_is_not_down_for_good():
 
 
 def test_why_a_node_ended_is_not_forgotten_when_the_tree_ends():
-    """R28: the end of the whole tree is not the reason of those that were down before."""
+    """R28: The end of the whole tree does not replace the reason of a node that was down before."""
     a, b = puppets("ab")
     boom = Boom()
 
@@ -290,26 +290,26 @@ def test_why_a_node_ended_is_not_forgotten_when_the_tree_ends():
 
 
 def test_the_root_ends_with_the_failure_that_failed_the_tree():
-    """R28: `tree.root.ended()` says why."""
+    """R28: `tree.root.ended()` returns that failure."""
     a = Puppet("a")
-    boom, told = Boom(), []
+    boom, results = Boom(), []
 
     async def main():
         try:
             async with open_tree(app(a, decider=Decider({Boom: Escalate})), sinks=[]) as tree:
                 a.fail(boom)
                 with trio.CancelScope(shield=True):
-                    told.append(await tree.root.ended())
+                    results.append(await tree.root.ended())
         except Exception as exc:
-            told.append(exc.__cause__)
-        told.append(await tree[a.spec].ended())
+            results.append(exc.__cause__)
+        results.append(await tree[a.spec].ended())
 
     run_virtual(main)
-    assert told == [boom, boom, boom]
+    assert results == [boom, boom, boom]
 
 
 def test_a_supervisor_answers_at_its_front():
-    """R34: its own Ref, calls and streams are that child's, through any number of fronts."""
+    """R34: Its own Ref, calls and streams are that child's, through any number of fronts."""
     echo = Echo()
     worker = Supervisor("worker", [Puppet("other").spec, echo.spec], front=echo.spec)
     outer = Supervisor("outer", [worker], front="worker")
@@ -332,7 +332,7 @@ def test_a_supervisor_answers_at_its_front():
 
 
 def test_a_front_is_the_same_address_over_restarts_of_the_worker():
-    """R34: a call that waits while the worker restarts is answered by the new one."""
+    """R34: A call that waits while the worker restarts is answered by the new one."""
     echo = Echo(limit=Limit(0))
     worker = Supervisor("worker", [echo.spec], front="echo", decider=Decider({"limit": Escalate}))
 
@@ -345,8 +345,8 @@ def test_a_front_is_the_same_address_over_restarts_of_the_worker():
 
 
 @pytest.mark.parametrize("first", ["app/s/a", "app/s", "app"])
-def test_after_the_end_of_a_tree_nobody_waits_whoever_was_asked_first(first):
-    """R28, R29: the address of a leaf that is gone brings none of those above it into being as one that is not."""
+def test_after_the_end_of_a_tree_no_address_waits_whichever_was_used_first(first):
+    """R28, R29: The address of a leaf that has ended must not create addresses above it that count as still open."""
 
     async def main():
         async with open_tree(app(Supervisor("s", [Child("a", trio.sleep_forever)]))) as tree:

@@ -31,14 +31,14 @@ def refused(reason):
 
 
 @pytest.mark.parametrize("fails", [True, False])
-def test_who_asks_a_supervisor_that_does_not_open_is_refused(fails):
-    """R25: also where its `init` fails, or says IGNORE, while the request waits."""
-    says = []
+def test_a_request_to_a_supervisor_that_does_not_come_up_is_refused(fails):
+    """R25: This holds also if its `init` fails, or returns IGNORE, while the request waits."""
+    expected = []
 
     def init():
-        if says and fails:
+        if expected and fails:
             raise Boom("init")
-        return says.pop() if says else None
+        return expected.pop() if expected else None
 
     inner = Supervisor("s", [Puppet("a").spec], init=init)
 
@@ -51,7 +51,7 @@ def test_who_asks_a_supervisor_that_does_not_open_is_refused(fails):
 
     async def scene(tree, seen):
         await tree[inner].stop()
-        says.append(IGNORE)
+        expected.append(IGNORE)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(start, tree)
             while tree[inner].status().state != "starting":
@@ -63,7 +63,7 @@ def test_who_asks_a_supervisor_that_does_not_open_is_refused(fails):
 
 
 def test_added_children_go_last_and_are_lost_when_their_supervisor_restarts():
-    """R25: as with start_child: at the end of the order, and not in the spec."""
+    """R25: As with OTP's start_child, an added child is at the end of the order, and is not in the spec."""
     a, b = puppets("ab")
     inner = Supervisor("s", [a.spec], limit=Limit(0))
 
@@ -94,7 +94,7 @@ def test_a_child_that_does_not_start_is_not_added():
 
 
 def test_refusals_are_those_of_otp():
-    """R25: running, restarting, duplicate and not found, as exceptions with a reason."""
+    """R25: The reasons are running, restarting, duplicate and not found; each is an exception with a reason."""
     a, b, c = Puppet("a"), Puppet("b"), Puppet("c", backoff=Backoff(initial=9, jitter=0))
 
     async def scene(tree, seen):
@@ -128,24 +128,24 @@ def test_refusals_are_those_of_otp():
 
 
 def test_a_queued_retry_refuses_a_manual_restart():
-    """R25: between two tries without a backoff the child is restarting."""
+    """R25: Between two tries without a backoff the child counts as restarting."""
     a = Puppet("a", 0, Boom("again"))
 
-    async def ask(tree, told):
+    async def ask(tree, results):
         try:
             await tree[a.spec].start()
         except Refused as exc:
-            told.append(exc.reason)
+            results.append(exc.reason)
 
     async def scene(tree, seen):
-        told = []
+        results = []
         async with trio.open_nursery() as nursery:
             with tree._driver.held():
                 a.fail()
                 await quiet()
-                nursery.start_soon(ask, tree, told)
+                nursery.start_soon(ask, tree, results)
                 await quiet()
-        assert told == ["restarting"]
+        assert results == ["restarting"]
         assert a.running == 1
 
     grow(app(a), scene)
@@ -156,7 +156,7 @@ def test_a_queued_retry_refuses_a_manual_restart():
     [("one_for_one", "-b +b"), ("rest_for_one", "-c -b +b +c"), ("one_for_all", "-c -b -a +a +b +c")],
 )
 def test_restart_stops_a_running_child_and_its_group_in_order_and_starts_them_again(strategy, order):
-    """R25: one act, in the reverse order and in the order of start; nothing is charged."""
+    """R25: It is one act: the group stops in reverse, and starts in order; nothing is charged."""
     children = puppets("abc")
 
     async def scene(tree, seen):
@@ -170,7 +170,7 @@ def test_restart_stops_a_running_child_and_its_group_in_order_and_starts_them_ag
 
 
 def test_restart_works_in_every_state():
-    """R25: down, condemned, waiting for its backoff, and a whole supervisor."""
+    """R25: A child that is down, condemned or backing off can be restarted by hand, and so can a whole supervisor."""
     a, b = Puppet("a", backoff=Backoff(initial=20, jitter=0)), Puppet("b")
     inner = app(Puppet("x"), name="inner")
 
@@ -193,7 +193,7 @@ def test_restart_works_in_every_state():
 
 
 def test_a_temporary_child_is_restarted_by_hand_all_the_same():
-    """R7, R25: it leaves the tree when it ends, unless somebody asked for its restart."""
+    """R7, R25: A temporary child leaves the tree when it ends, unless a caller asked for its restart."""
     a, b = Puppet("a", restart="temporary"), Puppet("b", restart="temporary")
 
     async def scene(tree, seen):
@@ -204,8 +204,8 @@ def test_a_temporary_child_is_restarted_by_hand_all_the_same():
     grow(app(a, b, strategy="one_for_all"), scene)
 
 
-def test_a_restart_by_hand_whose_start_fails_is_told_and_retried():
-    """R25: the caller hears of it; what had run is started again as after any failure."""
+def test_a_restart_by_hand_whose_start_fails_is_reported_and_retried():
+    """R25: The caller gets the failure, and the child that had run is started again as after any failure."""
     a = Puppet("a", 0, Boom("no"))
 
     async def scene(tree, seen):
@@ -218,7 +218,7 @@ def test_a_restart_by_hand_whose_start_fails_is_told_and_retried():
 
 
 def test_a_request_whose_caller_has_gone_is_withdrawn_unless_it_has_begun():
-    """R25: twenty clients that lose patience with a busy pool leave one member behind, which was already starting."""
+    """R25: Twenty clients that give up waiting for a busy pool leave one member behind, which was already starting."""
 
     async def slow(task_status):
         await trio.sleep(10)
@@ -244,7 +244,7 @@ def test_a_request_whose_caller_has_gone_is_withdrawn_unless_it_has_begun():
 
 
 def test_requests_that_were_withdrawn_do_not_pile_up_at_a_busy_supervisor():
-    """R25, R31: clients that lose patience, one after the other, while a child takes for ever to end."""
+    """R25, R31: Clients give up, one after the other, while a child does not end."""
     a, b = Puppet("a", stubborn=5_000), Puppet("b")
 
     async def scene(tree, seen):
@@ -262,8 +262,8 @@ def test_requests_that_were_withdrawn_do_not_pile_up_at_a_busy_supervisor():
     grow(app(a, b), scene)
 
 
-def test_a_manual_restart_that_fails_leaves_it_down():
-    """R25: the caller is told, nothing is decided or charged, and nothing is retried."""
+def test_a_manual_restart_that_fails_leaves_the_child_down():
+    """R25: The caller gets the failure; nothing is judged, charged or retried."""
     a = Puppet("a", 0, Boom("no"))
 
     async def scene(tree, seen):
@@ -278,7 +278,7 @@ def test_a_manual_restart_that_fails_leaves_it_down():
 
 
 def test_requests_are_served_in_order_with_exits_also_during_a_backoff():
-    """R25: nothing of it waits for the backoff."""
+    """R25: No request and no exit waits for the backoff."""
     a, b = Puppet("a", backoff=Backoff(initial=20, jitter=0)), Puppet("b")
 
     async def scene(tree, seen):
@@ -298,25 +298,25 @@ def test_requests_are_served_in_order_with_exits_also_during_a_backoff():
 
 @pytest.mark.parametrize("what", ["itself", "its supervisor", "the root"])
 def test_a_child_that_would_wait_for_its_own_end_gets_an_error(what):
-    """R25: to stop itself or an ancestor, and wait for it, would be to wait for ever."""
-    told = []
+    """R25: A child that stops itself or an ancestor, and waits for that, would wait for ever."""
+    results = []
 
     async def body():
         tree = current_child().tree
         path = {"itself": "app/s/a", "its supervisor": "app/s", "the root": "app"}[what]
         with pytest.raises(RuntimeError, match="would wait for ever"):
             await tree[path].stop()
-        told.append(1)
+        results.append(1)
         await trio.sleep_forever()
 
     grow(app(Supervisor("s", [Child("a", body)])))
-    assert told == [1]
+    assert results == [1]
 
 
 @pytest.mark.parametrize("request_", ["add", "stop", "restart", "remove"])
 def test_a_child_that_asks_its_own_supervisor_before_it_is_ready_gets_an_error(request_):
-    """R25: the supervisor waits for that start, so it could never answer."""
-    told = []
+    """R25: The supervisor waits for that start, so it could never answer."""
+    results = []
 
     async def body(task_status):
         root = current_child().tree.root
@@ -324,16 +324,16 @@ def test_a_child_that_asks_its_own_supervisor_before_it_is_ready_gets_an_error(r
         ask = {"add": lambda: root.add(Child("x", forever))}.get(request_, getattr(sibling, request_))
         with pytest.raises(RuntimeError, match="would wait for ever"):
             await ask()
-        told.append(1)
+        results.append(1)
         task_status.started()
         await trio.sleep_forever()
 
     grow(app(Child("a", body), Puppet("b")))
-    assert told == [1]
+    assert results == [1]
 
 
 def test_a_child_may_change_its_siblings():
-    """R25: once it is ready, a child may add, stop and restart siblings, and those of other branches before."""
+    """R25: Once it is ready, a child may add, stop and restart siblings; children of other branches it may change before."""
     a = Puppet("a")
 
     async def body(task_status):
@@ -363,7 +363,7 @@ def test_a_child_may_change_its_siblings():
 
 
 def test_a_caller_that_is_cancelled_waits_no_longer():
-    """R25: the request is carried out all the same."""
+    """R25: The request is carried out all the same."""
     slow = Puppet("slow", stubborn=10)
 
     async def scene(tree, seen):
@@ -377,7 +377,7 @@ def test_a_caller_that_is_cancelled_waits_no_longer():
 
 
 def test_stopping_the_root_ends_the_tree():
-    """R25: and the block goes on; nothing can be asked any more."""
+    """R25: The block goes on, and every later request is refused."""
     a = Puppet("a")
 
     async def scene(tree, seen):
@@ -390,7 +390,7 @@ def test_stopping_the_root_ends_the_tree():
 
 
 def test_nonsense_is_refused_at_once():
-    """R25: what is no spec, has a second place, or fits not under this supervisor."""
+    """R25: A value that is no spec, a spec that has another place already, and one that this supervisor cannot hold are refused."""
     a = Puppet("a")
     inner = Supervisor("s", [a.spec])
 
@@ -413,10 +413,10 @@ def test_nonsense_is_refused_at_once():
 
 def test_a_pool_has_members_of_one_template():
     """R26: `add(*args)` starts a member with these arguments, under a name of its own or the one given."""
-    told = []
+    results = []
 
     async def member(*args):
-        told.append((current_child().path, args))
+        results.append((current_child().path, args))
         await trio.sleep_forever()
 
     pool = Pool("pool", Child("m", member, args=("always",)))
@@ -431,7 +431,7 @@ def test_a_pool_has_members_of_one_template():
         assert (await tree[pool].add()).path == "app/pool/m-2"
 
     grow(app(pool), scene)
-    assert told == [
+    assert results == [
         ("app/pool/m-1", ("always", 1)),
         ("app/pool/special", ("always", 2, 3)),
         ("app/pool/m-2", ("always",)),
@@ -439,7 +439,7 @@ def test_a_pool_has_members_of_one_template():
 
 
 def test_a_pool_gives_no_name_that_a_member_has_already():
-    """R26: who names one member as the pool would does not have the next add refused."""
+    """R26: A caller may give a member a name that the pool would have given next; the next add is not refused for it."""
     pool = Pool("pool", Child("m", forever))
 
     async def scene(tree, seen):
@@ -451,7 +451,7 @@ def test_a_pool_gives_no_name_that_a_member_has_already():
 
 
 def test_a_pool_may_have_a_maximum():
-    """R26: one member more is refused, until one has left."""
+    """R26: One member more is refused, until one has left."""
     pool = Pool("pool", Child("m", forever), maximum=2)
 
     async def scene(tree, seen):
@@ -465,7 +465,7 @@ def test_a_pool_may_have_a_maximum():
 
 
 def test_members_are_restarted_one_for_one_and_leave_when_they_are_done():
-    """R26: a failed member starts again, with its own arguments; one that is done leaves."""
+    """R26: A failed member starts again, with its own arguments; one that is done leaves."""
     lives = []
 
     async def member(number):
@@ -487,7 +487,7 @@ def test_members_are_restarted_one_for_one_and_leave_when_they_are_done():
 
 
 def test_a_pool_is_empty_after_a_restart():
-    """R26: its members are gone, and those who wait for one are told."""
+    """R26: Its members are gone, and a task that waits for one of them gets an error."""
     a, pool = Puppet("a"), Pool("pool", Child("m", forever, mailbox=2))
 
     async def scene(tree, seen):
@@ -508,7 +508,7 @@ def test_a_pool_is_empty_after_a_restart():
 
 
 def test_pools_have_no_manual_restart_or_remove():
-    """R26: members leave when they end, so there is nothing to restart."""
+    """R26: Members leave when they end, so there is nothing to restart."""
     pool = Pool("pool", Child("m", forever))
 
     async def scene(tree, seen):

@@ -11,7 +11,7 @@ from .scene import Boom, app, grow, quiet
 
 
 def test_a_child_knows_itself_and_can_change_nothing():
-    """R9, R17, R20, R30: one object for a run of incarnations; nothing else of the leaf can be reached by name."""
+    """R9, R17, R20, R30: One object serves a row of incarnations; nothing else of the leaf can be reached by its attributes."""
     seen = []
 
     async def body(inbox, *, task_status):
@@ -51,7 +51,7 @@ def test_a_child_knows_itself_and_can_change_nothing():
 
 
 @pytest.mark.parametrize("ask", [current_child, lambda: trio.run(stop_requested)])
-def test_outside_of_every_child_there_is_none(ask):
-    """It is an error, and says so."""
+def test_outside_of_every_child_current_child_raises(ask):
+    """The error says that the caller is in no child."""
     with pytest.raises(RuntimeError, match="is for the code of a child"):
         ask()

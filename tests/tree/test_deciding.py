@@ -48,7 +48,7 @@ class Tagged(Exception):
 
 
 def test_the_tag_that_an_exception_carries_comes_before_any_rule():
-    """R1: the tag is the one that the exception carries itself, else that of the first matching rule."""
+    """R1: The tag is the one that the exception carries itself, else that of the first matching rule."""
     decider = Decider({"db": Stop, "rule": Restart}, rules=[Rule(Exception, "rule")])
     carried = verdict(Tagged(), decider=decider)
     assert (carried.tag, carried.directive) == ("db.gone.for.good", Stop)
@@ -57,7 +57,7 @@ def test_the_tag_that_an_exception_carries_comes_before_any_rule():
 
 
 def test_a_childs_decider_is_asked_before_its_supervisors_and_that_before_the_parents():
-    """R2: a leaf's own decider, then its supervisor's, then that one's parent's; at the root Restart."""
+    """R2: A leaf's own decider comes first, then its supervisor's, then that one's parent's; at the root the verdict is Restart."""
     tables = {
         "own": Decider({Boom: Stop}),
         "near": Decider({Boom: Restart, Other: Stop}),
@@ -82,14 +82,14 @@ def test_a_childs_decider_is_asked_before_its_supervisors_and_that_before_the_pa
 
 
 def test_a_tables_default_hides_the_deciders_beneath():
-    """R2: the table's default answers before the next decider is asked."""
+    """R2: The table's default answers before the next decider is asked."""
     assert verdict(Boom(), decider=Decider({Boom: Stop})).directive is Stop
     own = {"decider": Decider(default=Restart)}
     assert verdict(Boom(), child=own, decider=Decider({Boom: Stop})).directive is Restart
 
 
 def test_the_most_severe_member_of_a_group_decides():
-    """R3: a group is flattened, each member is decided, and the most severe directive wins."""
+    """R3: A group is flattened, each member is decided, and the most severe directive wins."""
     decider = Decider({Boom: Restart, Other: Stop})
     group = ExceptionGroup("g", [Boom(), ExceptionGroup("inner", [Other(), Boom()])])
     assert verdict(group, decider=decider).directive is Stop
@@ -112,7 +112,7 @@ def test_cancelled_members_of_a_group_do_not_count():
 
 
 def test_a_group_is_matched_whole_only_by_a_group_class():
-    """R3: an entry for `Exception` never takes a group whole; one that names a group class does."""
+    """R3: An entry for `Exception` never takes a group whole; one that names a group class does."""
     group = ExceptionGroup("g", [Boom()])
     assert verdict(group, decider=Decider({Exception: Restart, Boom: Stop})).directive is Stop
     assert verdict(group, decider=Decider({ExceptionGroup: Restart, Boom: Stop})).directive is Restart
@@ -123,8 +123,8 @@ def test_a_group_is_matched_whole_only_by_a_group_class():
 
 
 @pytest.mark.parametrize("fatal", [KeyboardInterrupt, SystemExit])
-def test_what_is_no_exception_stops_the_tree_in_order_and_leaves_bare(fatal):
-    """R4: a KeyboardInterrupt or SystemExit is never decided; the tree stops in order and it leaves unwrapped."""
+def test_a_base_exception_stops_the_tree_in_order_and_leaves_bare(fatal):
+    """R4: A KeyboardInterrupt or SystemExit is never judged; the tree stops in order, and the exception leaves unwrapped."""
     a, b, c = puppets("abc")
     seen, it = Seen(), fatal("now")
 
@@ -142,7 +142,7 @@ def test_what_is_no_exception_stops_the_tree_in_order_and_leaves_bare(fatal):
 
 
 def test_a_group_with_a_keyboard_interrupt_is_not_decided_either():
-    """R4: a base exception group is no `Exception`: the tree stops and it leaves unchanged."""
+    """R4: A base exception group is no `Exception`: the tree stops and it leaves unchanged."""
     a = Puppet("a")
     group = BaseExceptionGroup("g", [Boom(), KeyboardInterrupt()])
 
@@ -156,13 +156,13 @@ def test_a_group_with_a_keyboard_interrupt_is_not_decided_either():
 
 
 def test_a_keyboard_interrupt_during_a_start_leaves_bare_too():
-    """R4: also out of a child that is starting."""
+    """R4: An interrupt in a child that is starting leaves unwrapped, like any other."""
     with pytest.raises(KeyboardInterrupt):
         grow(app(Puppet("a"), Puppet("b", KeyboardInterrupt())))
 
 
 def test_a_closed_coroutine_leaves_at_once():
-    """R4: a GeneratorExit may not await, so it leaves a child's code at once."""
+    """R4: A GeneratorExit may not await, so it leaves a child's code at once."""
     from supervise._trio.leaf import Leaf
 
     seen = []
@@ -189,7 +189,7 @@ def test_a_closed_coroutine_leaves_at_once():
 
 
 def test_a_predicate_that_raises_means_escalate():
-    """R5: a decider that raises means Escalate, and its exception keeps the failure as `__context__`."""
+    """R5: A decider that raises means Escalate, and its exception keeps the failure as `__context__`."""
     boom = Boom()
     decided = verdict(boom, decider=Decider(rules=[Rule(Boom, "x", when=lambda exc: 1 / 0)]))
     assert decided.directive is Escalate
@@ -197,8 +197,8 @@ def test_a_predicate_that_raises_means_escalate():
     assert decided.exc.__context__ is boom
 
 
-def test_a_broken_decider_below_is_judged_above():
-    """R5: what the decider raised goes up, and the next supervisor judges that."""
+def test_the_exception_of_a_broken_decider_is_judged_above():
+    """R5: The exception that the decider raised goes up, and the next supervisor judges that one."""
     a = Puppet("a", decider=Decider(rules=[Rule(Boom, "x", when=lambda exc: 1 / 0)]))
 
     async def scene(tree, seen):
@@ -213,7 +213,7 @@ def test_a_broken_decider_below_is_judged_above():
 
 
 async def a_cancelled():
-    """A `Cancelled` of somebody else's scope."""
+    """A `Cancelled` of a scope that is not ours."""
     with trio.CancelScope() as scope:
         scope.cancel()
         try:
@@ -224,7 +224,7 @@ async def a_cancelled():
 
 @pytest.mark.parametrize("resource", [None, nothing])
 def test_a_foreign_cancelled_is_a_failure(resource):
-    """R6: a `Cancelled` that escapes a child nobody stopped is a failure tagged `cancelled.foreign`."""
+    """R6: A `Cancelled` that escapes a child which was not stopped is a failure tagged `cancelled.foreign`."""
 
     async def body(*_):
         raise await a_cancelled()
@@ -241,7 +241,7 @@ def test_a_foreign_cancelled_is_a_failure(resource):
 
 
 def test_whether_a_child_was_stopped_is_read_from_our_flag_not_from_its_exception():
-    """R6: a child that raises something else when it is cancelled by us has been stopped, not failed."""
+    """R6: A child that raises something else when it is cancelled by us has been stopped, not failed."""
 
     async def body():
         try:
@@ -255,7 +255,7 @@ def test_whether_a_child_was_stopped_is_read_from_our_flag_not_from_its_exceptio
 
 
 def test_the_crash_of_a_resources_own_nursery_is_the_failure():
-    """R6: it shows in the body as `Cancelled`, must pass through the resource's exit, and what comes out counts."""
+    """R6: It shows in the body as `Cancelled`, must pass through the resource's exit, and the exception that comes out is the failure."""
     lives = []
 
     @asynccontextmanager
@@ -284,7 +284,7 @@ def test_the_crash_of_a_resources_own_nursery_is_the_failure():
 
 
 def test_a_resources_crash_is_not_resumed():
-    """R6: the resource is gone, so Resume becomes Restart."""
+    """R6: The resource is gone, so Resume becomes Restart."""
     lives = []
 
     @asynccontextmanager
@@ -309,7 +309,7 @@ def test_a_resources_crash_is_not_resumed():
 
 
 def test_a_permanent_child_that_returns_is_judged_like_a_failure():
-    """R7: a normal return of a permanent child is tagged `returned`; unless a table names that, it restarts."""
+    """R7: A normal return of a permanent child is tagged `returned`; unless a table names that, it restarts."""
     a = Puppet("a")
 
     async def scene(tree, seen):
@@ -324,7 +324,7 @@ def test_a_permanent_child_that_returns_is_judged_like_a_failure():
     assert "'bye'" in str(decided.exc)
 
 
-def test_a_table_may_say_what_a_return_means():
+def test_a_table_may_name_the_tag_of_a_return():
     """R7: `returned` is a tag like any other for a table that names it."""
     a = Puppet("a")
 
@@ -337,7 +337,7 @@ def test_a_table_may_say_what_a_return_means():
 
 @pytest.mark.parametrize("resource", [None, nothing])
 def test_a_transient_child_that_returns_is_done(resource):
-    """R7: a transient child is restarted only after a failure; when it returns it stays in the tree, down."""
+    """R7: A transient child is restarted only after a failure; when it returns it stays in the tree, down."""
     a = Puppet("a", restart="transient", resource=resource)
 
     async def scene(tree, seen):
@@ -355,7 +355,7 @@ def test_a_transient_child_that_returns_is_done(resource):
 
 @pytest.mark.parametrize("end", ["fail", "finish"])
 def test_a_temporary_child_leaves_the_tree_when_it_ends(end):
-    """R7: a temporary child is never restarted, and leaves the tree when it ends."""
+    """R7: A temporary child is never restarted, and leaves the tree when it ends."""
     a, b = Puppet("a", restart="temporary"), Puppet("b")
 
     async def scene(tree, seen):
@@ -372,7 +372,7 @@ def test_a_temporary_child_leaves_the_tree_when_it_ends(end):
 
 @pytest.mark.parametrize(("directive", "lives"), [(Resume, 2), (Escalate, 1)])
 def test_resume_and_escalate_hold_for_a_temporary_child(directive, lives):
-    """R7: for a temporary child Restart becomes Stop, but Resume and Escalate hold."""
+    """R7: For a temporary child Restart becomes Stop, but Resume and Escalate hold."""
     kit = Kit()
     a = Puppet("a", restart="temporary", resource=kit)
 
@@ -391,7 +391,7 @@ def test_resume_and_escalate_hold_for_a_temporary_child(directive, lives):
 
 
 def test_restart_types_hold_for_supervisors_too():
-    """R7: a supervisor that ends normally is restarted if permanent, done if transient, gone if temporary."""
+    """R7: A supervisor that ends normally is restarted if permanent, done if transient, gone if temporary."""
 
     def nested(restart):
         once = Puppet("x", restart="transient", significant=True)
@@ -428,17 +428,17 @@ def test_a_temporary_supervisor_that_passes_its_limit_is_not_restarted():
 
 
 def test_the_current_child_knows_its_last_failure():
-    """R9: a new incarnation can ask what ended the one before."""
-    told = []
+    """R9: A new incarnation can read the failure that ended the one before."""
+    results = []
 
     async def body():
-        told.append(current_child().last_failure)
+        results.append(current_child().last_failure)
         await trio.sleep(1)
-        raise Boom(len(told))
+        raise Boom(len(results))
 
     async def scene(tree, seen):
         await trio.sleep(2.5)
 
     grow(app(Child("a", body)), scene)
-    assert told[0] is None
-    assert [exc.args for exc in told[1:]] == [(1,), (2,)]
+    assert results[0] is None
+    assert [exc.args for exc in results[1:]] == [(1,), (2,)]

@@ -33,7 +33,7 @@ RESUME = Decider({Boom: Resume})
 
 
 def test_resume_keeps_resource_mailbox_incarnation_and_value():
-    """R8: the resource, the mailbox, the incarnation number and the ready value stay; the body is entered again."""
+    """R8: The resource, the mailbox, the incarnation number and the ready value stay; the body is entered again."""
     kit = Kit()
     taken = []
 
@@ -63,7 +63,7 @@ def test_resume_keeps_resource_mailbox_incarnation_and_value():
 
 
 def test_resume_is_decided_before_the_resource_sees_the_failure():
-    """R8: while the verdict is pending the resource is still open, and after Resume it has seen nothing."""
+    """R8: While the verdict is pending the resource is still open, and after Resume it has seen nothing."""
     kit = Kit()
     a = Puppet("a", resource=kit)
 
@@ -84,7 +84,7 @@ def test_resume_is_decided_before_the_resource_sees_the_failure():
 
 
 def test_without_a_resource_resume_becomes_restart():
-    """R8: with nothing to keep Resume becomes Restart, and the event says so."""
+    """R8: With nothing to keep, Resume becomes Restart, and the event reports both."""
     a = Puppet("a")
 
     async def scene(tree, seen):
@@ -96,7 +96,7 @@ def test_without_a_resource_resume_becomes_restart():
 
 
 def test_a_failure_of_the_resource_itself_is_not_resumed():
-    """R8: if the resource itself failed on entering, Resume becomes Restart."""
+    """R8: If the resource itself failed on entering, Resume becomes Restart."""
     kit = Kit()
     a = Puppet("a", resource=kit)
 
@@ -114,7 +114,7 @@ def test_a_failure_of_the_resource_itself_is_not_resumed():
 
 
 def test_a_failure_before_ready_is_not_resumed():
-    """R8: a failure of starting is not resumed, even with a resource at hand."""
+    """R8: A failure of starting is not resumed, even with a resource at hand."""
     a = Puppet("a", 0, Boom("start"), resource=Kit())
 
     async def scene(tree, seen):
@@ -130,7 +130,7 @@ def test_a_failure_before_ready_is_not_resumed():
 
 
 def test_resume_without_progress_is_charged():
-    """R8: a body that fails without taking a new message cannot spin: its Resume is charged like a restart."""
+    """R8: A body that fails without taking a new message cannot spin: its Resume is charged like a restart."""
     a = Puppet("a", resource=Kit())
     seen = Seen()
 
@@ -165,7 +165,7 @@ def test_resume_after_progress_is_free():
 
 
 def test_a_message_taken_again_is_no_progress():
-    """R8: the same message, requeued by each failure, is not a new one: the limit trips."""
+    """R8: The same message, requeued by each failure, is not a new one: the limit trips."""
 
     async def body(_, inbox):
         async for message in inbox:
@@ -199,7 +199,7 @@ def test_a_passed_limit_cannot_be_resumed():
 
 
 def test_restart_enters_a_new_resource_and_keeps_the_mailbox():
-    """R9: the resource is exited, the next incarnation enters a new one, and the mailbox is kept."""
+    """R9: The resource is exited, the next incarnation enters a new one, and the mailbox is kept."""
     kit = Kit()
 
     async def body(resource, inbox):
@@ -220,7 +220,7 @@ def test_restart_enters_a_new_resource_and_keeps_the_mailbox():
 
 
 def test_each_incarnation_gets_the_context_of_the_trees_opening():
-    """R9: a fresh copy of the context variables captured when the tree opened: nothing leaks from life to life."""
+    """R9: It gets a fresh copy of the context captured when the tree opened: nothing leaks between incarnations."""
     variable = ContextVar("variable", default="unset")
     found = []
 
@@ -241,7 +241,7 @@ def test_each_incarnation_gets_the_context_of_the_trees_opening():
 
 
 def test_a_tag_is_read_in_an_empty_context():
-    """R2: on the one-step restart too, which runs in the task of the child."""
+    """R2: This holds also for a restart by the fast path, which runs in the task of the child."""
     variable = ContextVar("variable", default="unset")
 
     class Tagged(Exception):
@@ -263,8 +263,8 @@ def test_a_tag_is_read_in_an_empty_context():
     assert set(found) == {"unset"}
 
 
-def test_the_failed_one_ends_first_and_then_its_group_in_reverse():
-    """R9: judged by its own supervisor, the failed child ends first and then the others in reverse."""
+def test_the_failed_child_ends_first_and_then_its_group_in_reverse():
+    """R9: Judged by its own supervisor, the failed child ends first and then the others in reverse."""
     a, b, c = puppets("abc")
 
     async def scene(tree, seen):
@@ -276,8 +276,8 @@ def test_the_failed_one_ends_first_and_then_its_group_in_reverse():
     grow(app(a, b, c, strategy="one_for_all"), scene)
 
 
-def test_judged_from_above_it_ends_in_its_place():
-    """R9: judged from above, the failed leaf ends in its place in the reverse order."""
+def test_a_leaf_judged_from_above_ends_in_its_place_in_the_stop_order():
+    """R9: Judged from above, the failed leaf ends in its place in the reverse order."""
     a, b, c = puppets("abc")
     spec = app(
         Supervisor("s", [a.spec, b.spec, c.spec], decider=Decider({Boom: Escalate})),
@@ -294,7 +294,7 @@ def test_judged_from_above_it_ends_in_its_place():
 
 
 def test_the_resource_sees_the_failure_also_when_a_stop_overtakes_the_verdict():
-    """R9: the resource always sees the failure, whoever ends the incarnation."""
+    """R9: The resource always sees the failure, whether a verdict or a stop ends the incarnation."""
     kit = Kit()
     a = Puppet("a", resource=kit)
     boom = Boom()
@@ -311,7 +311,7 @@ def test_the_resource_sees_the_failure_also_when_a_stop_overtakes_the_verdict():
 
 
 def test_a_resource_sees_what_its_body_raised_while_it_was_stopped():
-    """R9: a body that fails in its clean-up shows that to its resource, and a plain stop shows as `Cancelled`."""
+    """R9: A body that fails in its clean-up shows that to its resource, and a plain stop shows as `Cancelled`."""
     plain, failing = Kit(), Kit()
 
     async def calm(_):
@@ -328,7 +328,7 @@ def test_a_resource_sees_what_its_body_raised_while_it_was_stopped():
 
 
 def test_leaving_a_resource_is_watched_like_a_stop():
-    """R9: leaving it is subject to the same `grace` and overdue as a stop."""
+    """R9: Leaving it is subject to the same `grace` and overdue as a stop."""
     a = Puppet("a", resource=Kit(slow_exit=20), grace=5)
 
     async def scene(tree, seen):
@@ -341,7 +341,7 @@ def test_leaving_a_resource_is_watched_like_a_stop():
 
 
 def test_a_failing_exit_of_the_resource_is_reported_beside_the_failure():
-    """R9: the verdict stands, and what the resource raised on its way out is a `StopError`."""
+    """R9: The verdict stands, and the exception from the resource's exit is a `StopError`."""
     a = Puppet("a", resource=Kit(fail_exit=1))
 
     async def scene(tree, seen):
@@ -355,7 +355,7 @@ def test_a_failing_exit_of_the_resource_is_reported_beside_the_failure():
 
 
 def test_incarnation_numbers_of_a_path_never_go_back():
-    """R9: not by a restart of the supervisor, and not by removing and adding either."""
+    """R9: Neither a restart of the supervisor nor removing and adding sets them back."""
     a = Puppet("a")
     s = Supervisor("s", [a.spec])
 
@@ -375,7 +375,7 @@ def test_incarnation_numbers_of_a_path_never_go_back():
 
 
 def test_incarnation_numbers_do_not_go_back_where_a_pool_had_given_the_name():
-    """R9: a pool remembers no member that it named; somebody may give such a name himself."""
+    """R9: A pool does not remember members that it named itself, and a caller may give such a name later."""
     pool = Pool("pool", Child("m", forever))
 
     async def scene(tree, seen):
@@ -392,7 +392,7 @@ def test_incarnation_numbers_do_not_go_back_where_a_pool_had_given_the_name():
 
 
 def test_stop_condemns():
-    """R10: the child stays down, and a group restart skips it; only a manual restart lifts that."""
+    """R10: The child stays down, and a group restart skips it; only a manual restart lifts that."""
     a, b, c = puppets("abc")
 
     async def scene(tree, seen):
@@ -412,7 +412,7 @@ def test_stop_condemns():
 
 @pytest.mark.parametrize("strategy", ["one_for_one", "one_for_all", "rest_for_one"])
 def test_stop_concerns_this_child_alone(strategy):
-    """R10: under every strategy only this child stops."""
+    """R10: Under every strategy only this child stops."""
     a, b, c = puppets("abc")
 
     async def scene(tree, seen):
@@ -425,7 +425,7 @@ def test_stop_concerns_this_child_alone(strategy):
 
 
 def test_a_restart_of_the_supervisor_lifts_the_condemnation():
-    """R10: the condemned child starts again with its supervisor."""
+    """R10: The condemned child starts again with its supervisor."""
     a = Puppet("a")
 
     async def scene(tree, seen):
@@ -440,7 +440,7 @@ def test_a_restart_of_the_supervisor_lifts_the_condemnation():
 
 @pytest.mark.parametrize("how", ["stopped", "done", "ignored"])
 def test_a_child_that_is_merely_down_is_revived_by_its_group(how):
-    """R10: a child that was stopped by hand, is done or was ignored is merely down, and a group restart revives it."""
+    """R10: A child that was stopped by hand, is done or was ignored is merely down, and a group restart revives it."""
     from supervise import IGNORE
 
     script = [IGNORE] if how == "ignored" else []
@@ -530,7 +530,7 @@ def test_resume_from_above_resumes_the_leaf_where_it_is(depth):
 
 
 def test_a_root_that_escalates_fails_the_tree():
-    """R11: the tree stops in order and `open_tree` raises `TreeFailed`, bare, from the failure."""
+    """R11: The tree stops in order and `open_tree` raises `TreeFailed`, bare, from the failure."""
     a, b, c = puppets("abc")
     boom, seen = Boom(), Seen()
 
@@ -547,7 +547,7 @@ def test_a_root_that_escalates_fails_the_tree():
 
 
 def test_a_supervisor_that_waits_for_a_verdict_serves_nothing_but_a_stop():
-    """R11: while an ancestor is busy, the waiting supervisor leaves exits and requests in its inbox."""
+    """R11: While an ancestor is busy, the waiting supervisor leaves exits and requests in its inbox."""
     slow, a, b = Puppet("slow", stubborn=10), Puppet("a"), Puppet("b")
     mid = Supervisor("mid", [a.spec, b.spec], decider=Decider({Boom: Escalate}))
     spec = app(slow, mid, decider=Decider({Boom: Restart}))
@@ -569,7 +569,7 @@ def test_a_supervisor_that_waits_for_a_verdict_serves_nothing_but_a_stop():
 
 
 def test_a_stop_reaches_a_supervisor_that_waits_for_a_verdict():
-    """R11: a stop overtakes the question, and the suspended leaf ends with it."""
+    """R11: A stop overtakes the question, and the suspended leaf ends with it."""
     slow, a = Puppet("slow", stubborn=10), Puppet("a", resource=(kit := Kit()))
     mid = Supervisor("mid", [a.spec], decider=Decider({Boom: Escalate}))
 
@@ -588,7 +588,7 @@ def test_a_stop_reaches_a_supervisor_that_waits_for_a_verdict():
 
 
 def test_a_verdict_for_an_incarnation_that_is_gone_is_void():
-    """R11: a verdict holds only if asker and incarnation are still the same."""
+    """R11: A verdict counts only if the supervisor that asked is still the same incarnation."""
     a, b = puppets("ab")
     mid = Supervisor("mid", [b.spec], decider=Decider({Boom: Escalate}))
     spec = app(a, mid, strategy="one_for_all", decider=Decider({Boom: Restart}))
@@ -607,7 +607,7 @@ def test_a_verdict_for_an_incarnation_that_is_gone_is_void():
 
 
 def test_a_failure_while_its_supervisor_starts_is_judged_once_that_is_up():
-    """R11: a child's failure while its supervisor is itself starting for the first time waits for that."""
+    """R11: A child's failure while its supervisor is itself starting for the first time waits for that."""
     a, b = Puppet("a"), Puppet("b", 10)
 
     async def late():
@@ -622,7 +622,7 @@ def test_a_failure_while_its_supervisor_starts_is_judged_once_that_is_up():
 
 @given(st.integers(0, 2**32), st.lists(st.sampled_from(["resume", "restart", "stop", "fail"]), max_size=8))
 def test_any_verdicts_in_any_schedule_keep_the_grammar(seed, orders):
-    """R8, R9, R10: whatever is decided, in whatever schedule, the lives of all children follow the grammar."""
+    """R8, R9, R10: With any verdicts and any schedule the events of all children follow the grammar."""
     tables = {"resume": Boom, "restart": Other, "stop": KeyError, "fail": ValueError}
     a, b = Puppet("a", resource=Kit()), Puppet("b", resource=Kit())
     decider = Decider({Boom: Resume, Other: Restart, KeyError: Stop})

@@ -19,7 +19,7 @@ def declare(name):
 
 
 def test_two_trees_in_one_program_are_two_trees():
-    """R21: one tree's failure concerns its own block alone."""
+    """R21: One tree's failure concerns its own block alone."""
 
     async def bad():
         raise ValueError("left goes down")
@@ -46,7 +46,7 @@ def nest(inner):
 
 
 def test_an_inner_trees_failure_is_its_childs_failure():
-    """R11, R22: the `TreeFailed` of a tree in a child is decided by the outer tree."""
+    """R11, R22: The `TreeFailed` of a tree in a child is decided by the outer tree."""
     starts = []
 
     async def bad():
@@ -74,7 +74,7 @@ def test_an_inner_trees_failure_is_its_childs_failure():
 
 
 def test_stopping_the_outer_tree_stops_the_inner_one_in_order_first():
-    """R12, R21: an inner tree stops in reverse before the child that holds it has ended."""
+    """R12, R21: An inner tree stops in reverse before the child that holds it has ended."""
     order = []
 
     async def child(name):

@@ -1,4 +1,4 @@
-"""No step is quadratic in how deep or wide a tree is, or in how many wait: counted in calls, never in seconds (R31)."""
+"""No step is quadratic in how deep or wide a tree is, or in how many callers wait: counted in calls, never in seconds (R31)."""
 
 from __future__ import annotations
 
@@ -199,8 +199,8 @@ def many_streams(size):
     ],
     ids=lambda program: program.__name__,
 )  # fmt: skip
-def test_twice_as_much_takes_twice_as_long(program):
-    """R31: whatever grows, no step looks at all of it for each of it."""
+def test_work_grows_linearly_with_what_grows(program):
+    """R31: Whatever grows, no step looks at all of it for each of it."""
     calls(program, 4)  # whatever is done once only
     assert calls(program, 2 * FEW) <= LINEAR * calls(program, FEW)
 
@@ -208,5 +208,5 @@ def test_twice_as_much_takes_twice_as_long(program):
 @pytest.mark.slow
 @pytest.mark.parametrize("program", [a_deep_tree, a_failure_that_goes_all_the_way_up])
 def test_no_tree_is_too_deep(program):
-    """R11, R12, R33: five thousand levels; nothing in it is done by recursion."""
+    """R11, R12, R33: A tree of five thousand levels starts, escalates and stops, because nothing recurses over its depth."""
     program(5_000)

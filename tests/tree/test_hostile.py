@@ -1,4 +1,4 @@
-"""User code that misbehaves where nobody looks: it hurts neither the tree nor the others."""
+"""User code that misbehaves in unexpected places: it harms neither the tree nor other children."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from .scene import Boom, Puppet, Seen, app, grow, nothing, quiet
 
 
 def test_a_body_that_cannot_be_called_fails_its_start():
-    """R17: it is called before it counts as ready, so nobody enters a block, or gets a Ref, of what never ran."""
+    """R17: The body is called before the child counts as ready, so no block is entered, and no Ref given, for a child that never ran."""
 
     def fails(*_):
         raise Boom
@@ -80,7 +80,7 @@ class Unsplittable(ExceptionGroup):
     "make", [lambda: deep(3000), lambda: Unsplittable("x", [Boom(), Boom()])], ids=["deep", "derive"]
 )
 def test_a_group_that_cannot_be_split_is_a_failure_like_any_other(make):
-    """R3: with or without a Cancelled in it, it hangs nothing."""
+    """R3: With or without a Cancelled in it, such a group blocks nothing."""
 
     async def body(*_):
         raise make()
@@ -96,7 +96,7 @@ def test_a_group_that_cannot_be_split_is_a_failure_like_any_other(make):
 
 
 def test_a_group_of_cancelled_and_another_that_cannot_be_split_is_a_failure_too():
-    """R3: what cannot be taken apart counts whole."""
+    """R3: A group that cannot be split counts whole."""
 
     async def body():
         try:
@@ -118,7 +118,7 @@ def test_a_group_of_cancelled_and_another_that_cannot_be_split_is_a_failure_too(
 
 
 def test_a_defect_in_a_leafs_own_lines_stops_every_child_in_order(monkeypatch):
-    """R24: it does not leave through the nursery, which would cancel the others beside it."""
+    """R24: The defect does not leave through the nursery, which would cancel all siblings at once."""
     from supervise._trio.leaf import Leaf
 
     defect = RuntimeError("a defect")
@@ -146,7 +146,7 @@ def test_a_defect_in_a_leafs_own_lines_stops_every_child_in_order(monkeypatch):
 
 
 def test_resume_lets_others_run():
-    """R8: a thousand bad messages in a row do not keep the loop."""
+    """R8: A thousand bad messages in a row do not keep the event loop from other tasks."""
 
     async def bad(_, inbox):
         async for _message in inbox:
@@ -167,7 +167,7 @@ def test_resume_lets_others_run():
 
 
 def test_a_resume_that_goes_on_for_ever_can_be_stopped():
-    """R8: a body that fails at once, without a limit, leaves the loop to those who stop it."""
+    """R8: A body that fails at once, without a limit, yields to the tasks that stop it."""
 
     async def body(_):
         raise Boom
@@ -197,7 +197,7 @@ class Raises(logging.Handler):
 
 @pytest.mark.parametrize("sinks", [None, [Unprintable()]])
 def test_neither_a_sink_nor_a_log_that_raises_hurts_the_tree(sinks, capsys):
-    """R31: a handler, or a filter, that raises hurts no more than the sink that is told of by it."""
+    """R31: A log handler or filter that raises does no more harm than the failing sink that was being logged."""
     logger = logging.getLogger("supervise")
     handler = Raises()
     logger.addHandler(handler)
@@ -239,8 +239,8 @@ class Frozen(Exception):
     text: str
 
 
-def test_a_sink_whose_exception_cannot_be_looked_at_hurts_nothing(capsys):
-    """R31: its traceback is for the log alone."""
+def test_a_sink_whose_exception_cannot_be_printed_does_no_harm(capsys):
+    """R31: Only the log needs the traceback of such an exception."""
     seen = Seen()
 
     async def main():
@@ -252,8 +252,8 @@ def test_a_sink_whose_exception_cannot_be_looked_at_hurts_nothing(capsys):
     assert "a sink raised" in capsys.readouterr().err
 
 
-def test_a_predicate_whose_exception_cannot_be_looked_at_means_escalate():
-    """R5: to hang the failure at it concerns nobody else."""
+def test_a_predicate_whose_exception_refuses_attributes_means_escalate():
+    """R5: If the failure cannot be chained to that exception, the verdict is Escalate all the same."""
 
     async def fails():
         raise Boom
@@ -269,8 +269,8 @@ async def trio_forever(*_):
     await trio.sleep_forever()
 
 
-def test_a_mailbox_whose_own_exception_is_frozen_tells_its_callers():
-    """R29: a frozen dataclass takes no cause by assignment, and that would have been in the middle of the tree's work."""
+def test_callers_get_an_error_though_the_mailboxs_own_exception_is_frozen():
+    """R29: A frozen dataclass refuses the assignment of a cause; the refusal must not break the tree in the middle of its work."""
 
     async def fails(inbox):
         await trio.sleep(1)
@@ -287,8 +287,8 @@ def test_a_mailbox_whose_own_exception_is_frozen_tells_its_callers():
     grow(app(spec), scene)
 
 
-def test_a_mailbox_whose_own_exception_cannot_be_made_tells_its_callers_ours():
-    """R24, R29: not even if making it raises what is no `Exception`, in the middle of the tree's work."""
+def test_callers_get_child_stopped_if_the_mailboxs_own_exception_cannot_be_made():
+    """R24, R29: This holds even if making the exception raises a `BaseException` in the middle of the tree's work."""
 
     class Exits(Exception):
         def __init__(self, text):
@@ -310,7 +310,7 @@ def test_a_mailbox_whose_own_exception_cannot_be_made_tells_its_callers_ours():
 
 
 def test_tree_failed_is_bare_though_the_block_had_a_nursery_and_was_cancelled_from_outside():
-    """R22: a group of nothing but Cancelled is no exception of the block."""
+    """R22: A group of nothing but Cancelled does not count as an exception of the block."""
 
     async def fails():
         await trio.sleep(1)
@@ -335,8 +335,8 @@ def test_tree_failed_is_bare_though_the_block_had_a_nursery_and_was_cancelled_fr
         run_virtual(main)
 
 
-def test_who_is_inside_a_child_is_told_by_the_nurseries():
-    """R25: a task that a child or a sink has started somewhere else may wait for the child's end."""
+def test_whether_a_task_is_inside_a_child_is_read_from_the_nurseries():
+    """R25: A task that a child or a sink has started in a nursery outside of the child may wait for the child's end."""
     done = []
 
     async def main():
@@ -358,7 +358,7 @@ def test_who_is_inside_a_child_is_told_by_the_nurseries():
 
 
 def test_a_task_below_a_child_is_inside_it():
-    """R25: however far below."""
+    """R25: This holds however many nurseries are between them."""
     raised = []
 
     async def body():
@@ -376,8 +376,8 @@ def test_a_task_below_a_child_is_inside_it():
 
 
 @pytest.mark.parametrize("shielded", [False, True])
-def test_a_child_that_is_being_stopped_is_refused_by_who_waits_for_its_end(shielded):
-    """R25: in its drain or its clean-up; it would wait for that long, or for ever."""
+def test_a_request_of_a_child_to_the_supervisor_that_stops_it_is_refused(shielded):
+    """R25: In its drain or its clean-up the child would wait for the end of that stop, or for ever."""
     refused = []
 
     async def asks(tree):
@@ -405,8 +405,8 @@ def test_a_child_that_is_being_stopped_is_refused_by_who_waits_for_its_end(shiel
     assert refused == ["stopping"]
 
 
-def test_a_stale_task_status_makes_nobody_ready():
-    """R19: one that leaked from an ignored life is of that life."""
+def test_a_stale_task_status_does_not_make_the_next_incarnation_ready():
+    """R19: A task status that leaked from an ignored incarnation belongs to that incarnation."""
     leaked = []
 
     async def body(*, task_status):
@@ -430,7 +430,7 @@ def test_a_stale_task_status_makes_nobody_ready():
 
 
 def test_a_stale_task_status_does_not_cut_a_quick_restart_short():
-    """R19: a restart in one step looks at the node alone, so that whose word it is must be known before."""
+    """R19: The fast path looks at the node alone, so the incarnation of a report must be checked before."""
     leaked = []
 
     async def body(*, task_status):
@@ -458,7 +458,7 @@ def test_a_stale_task_status_does_not_cut_a_quick_restart_short():
 
 
 def test_a_verdict_is_waited_for_each_time():
-    """R8, R19: a failure behind a Resume waits for its own verdict, while its supervisor is busy."""
+    """R8, R19: A failure after a Resume waits for its own verdict, while its supervisor is busy."""
     entries = []
 
     async def body(_):
@@ -483,7 +483,7 @@ def test_a_verdict_is_waited_for_each_time():
 
 
 def test_a_context_variable_of_an_equal_value_does_not_leak_into_the_next_incarnation():
-    """R9: True is not 1, and one empty list is not another."""
+    """R9: True is not 1, and one empty list is not another, though they compare equal."""
     flag = contextvars.ContextVar("flag")
     box = contextvars.ContextVar("box")
     outer = []
@@ -505,7 +505,7 @@ def test_a_context_variable_of_an_equal_value_does_not_leak_into_the_next_incarn
 
 
 def test_a_body_that_swallows_an_injected_failure_can_be_injected_again():
-    """R27: refused while the first one has its `grace` to come out; then that one is the context of the next."""
+    """R27: Another injection is refused while the first has its `grace` to come out; after that the first is the context of the second."""
     swallowed = []
 
     async def body():
@@ -537,7 +537,7 @@ def test_a_body_that_swallows_an_injected_failure_can_be_injected_again():
 
 
 def test_the_address_of_a_node_far_down_takes_no_recursion():
-    """R28: no depth is too deep."""
+    """R28: An address is found at any depth."""
     depth = 1500
 
     async def replies(inbox):
@@ -556,24 +556,24 @@ def test_the_address_of_a_node_far_down_takes_no_recursion():
     run_virtual(main)
 
 
-def test_a_resource_is_told_that_the_inbox_comes_later():
-    """R29: the mailbox is declared; what is wrong is the moment."""
-    told = []
+def test_a_resource_that_asks_for_the_inbox_gets_an_error_that_says_when_it_comes():
+    """R29: The error must not say that the mailbox is missing: it is declared, and only the moment is wrong."""
+    results = []
 
     @asynccontextmanager
     async def resource():
         with pytest.raises(RuntimeError, match="has no inbox before its body is called") as raised:
             assert current_child().inbox
-        told.append(str(raised.value))
+        results.append(str(raised.value))
         yield
 
     grow(app(Child("a", echo, resource=resource, mailbox=1)))
-    assert told == ["child 'app/a' has no inbox before its body is called: a resource has none"]
+    assert results == ["child 'app/a' has no inbox before its body is called: a resource has none"]
 
 
 @pytest.mark.parametrize("asks", ["restart", "stop", "add", "inject", "open a tree"])
-def test_who_asks_for_something_in_each_of_endless_calls_fails_alone(asks):
-    """R24: the RecursionError is the child's own, and nobody waits for what would have come of the call."""
+def test_a_child_that_makes_requests_in_endless_recursion_fails_alone(asks):
+    """R24: The RecursionError is the child's own failure, and no other task is left waiting for its requests."""
     other, pool = Puppet("other"), Pool("pool", Child("m", trio_forever))
 
     async def ask(tree):
@@ -606,17 +606,17 @@ def test_who_asks_for_something_in_each_of_endless_calls_fails_alone(asks):
     grow(app(other, pool, spec, limit=None), scene)
 
 
-def test_who_is_ready_at_the_end_of_the_stack_has_not_started():
-    """R17, R24: a start that fails with its own RecursionError, at whatever depth it says that it is ready."""
+def test_a_child_that_calls_started_at_the_end_of_the_stack_has_started_or_failed():
+    """R17, R24: At whatever depth it calls `started`, the start succeeds, or fails with its own RecursionError."""
 
-    async def says(deeper, task_status):
+    async def expected(deeper, task_status):
         if deeper:
-            await says(deeper - 1, task_status)
+            await expected(deeper - 1, task_status)
         else:
             task_status.started()
 
     async def body(depth, task_status):
-        await says(depth, task_status)
+        await expected(depth, task_status)
         await trio.sleep_forever()
 
     async def main(depth):

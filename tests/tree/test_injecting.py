@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import asynccontextmanager
+
 import pytest
 import trio
 
@@ -28,7 +30,7 @@ def not_there():
 
 @pytest.mark.parametrize("kit", [None, Kit])
 def test_an_injected_failure_counts_as_the_bodys_own(kit):
-    """R27: the body is cancelled, and whatever it ends with, the failure is the one injected, with its tag."""
+    """R27: The body is cancelled, and whatever it ends with, the failure is the one injected, with its tag."""
     resource = kit and kit()
 
     class Tagged(Boom):
@@ -58,7 +60,7 @@ def test_an_injected_failure_counts_as_the_bodys_own(kit):
 
 
 def test_a_body_that_swallows_its_cancellation_has_failed_all_the_same():
-    """R27: whatever it ends with, a return included."""
+    """R27: The injected failure counts however the body ends, also if it returns."""
 
     async def body():
         lives.append(1)
@@ -80,7 +82,7 @@ def test_a_body_that_swallows_its_cancellation_has_failed_all_the_same():
 
 
 def test_an_injected_failure_may_be_resumed():
-    """R27: with a resource, as if the body had raised it."""
+    """R27: A child with a resource is resumed as if its body had raised the failure."""
     kit = Kit()
     a = Puppet("a", resource=kit)
 
@@ -93,7 +95,7 @@ def test_an_injected_failure_may_be_resumed():
 
 
 def test_a_failure_injected_just_after_a_resume_is_not_lost():
-    """R27: also before the body has been entered again."""
+    """R27: This holds also if the body has not been entered again yet."""
     a = Puppet("a", resource=Kit())
     trees = []
 
@@ -113,7 +115,7 @@ def test_a_failure_injected_just_after_a_resume_is_not_lost():
 
 
 def test_only_a_running_leaf_can_be_made_to_fail():
-    """R27: anything else is refused."""
+    """R27: Injection into any other node is refused."""
     a = Puppet("a", stubborn=1)
     inner = Supervisor("s", [])
 
@@ -135,7 +137,7 @@ def test_only_a_running_leaf_can_be_made_to_fail():
 
 @pytest.mark.parametrize("kit", [None, Kit])
 def test_a_child_that_drains_can_be_made_to_fail(kit):
-    """R27, R23: its body is still running, and ends with that at once; it is an error of the stop, and nobody decides it."""
+    """R27, R23: Its body is still running, and ends with that failure at once; it is reported as an error of the stop, and is not judged."""
 
     async def body(*_):
         await trio.sleep_forever()
@@ -158,8 +160,8 @@ def test_a_child_that_drains_can_be_made_to_fail(kit):
     assert not seen.of(events.Decided)
 
 
-def test_what_is_injected_while_a_child_that_has_drained_leaves_its_resource_is_not_lost():
-    """R27, R23: the exit of the resource goes on."""
+def test_a_failure_injected_while_a_drained_child_leaves_its_resource_is_not_lost():
+    """R27, R23: The exit of the resource goes on."""
 
     async def body(_):
         await stop_requested()
@@ -177,8 +179,32 @@ def test_what_is_injected_while_a_child_that_has_drained_leaves_its_resource_is_
     assert seen.the(events.StopError).exc is it
 
 
-def test_what_is_injected_into_a_suspended_child_is_its_failure_if_it_is_resumed():
-    """R27: its first failure waits for a busy supervisor. A child without a resource is never resumed."""
+def test_an_injected_failure_is_the_context_of_what_the_exit_of_the_resource_raises():
+    """R27, R23: neither of the two is lost."""
+
+    @asynccontextmanager
+    async def resource():
+        yield
+        await trio.sleep(1)
+        raise Other("exit")
+
+    async def body(_):
+        await stop_requested()
+
+    child, it = Child("a", body, resource=resource, drain=5), Boom("mine")
+
+    async def scene(tree, _):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(tree[child].stop)
+            await trio.sleep(0.5)
+            tree[child].inject(it)
+
+    error = grow(app(child), scene).the(events.StopError).exc
+    assert (type(error), error.__context__) == (Other, it)
+
+
+def test_a_failure_injected_into_a_suspended_child_counts_if_the_child_is_resumed():
+    """R27: The child's first failure waits for a busy supervisor. A child without a resource is never resumed."""
     a, b = Puppet("a", resource=Kit()), Puppet("b")
     slow = Puppet("slow", 3)
     decider = Decider({Boom: Resume, Other: Restart})

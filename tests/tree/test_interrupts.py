@@ -1,4 +1,4 @@
-"""KeyboardInterrupt and what else no decider decides, wherever it comes from. (`tests.ctrl_c` tries every line.)"""
+"""KeyboardInterrupt and every other exception that is no `Exception`, wherever it comes from. (`tests.ctrl_c` tries every line.)"""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def interrupted_by(block, *specs, expected=KeyboardInterrupt, **options):
 
 
 def test_an_interrupt_while_the_tree_drains_leaves_bare_and_draining_goes_on():
-    """R4: whoever waits in open_tree's own lines is not a reason for a group."""
+    """R4: The interrupt strikes in `open_tree`'s own lines, and must not come out in a group for that."""
     log = []
 
     async def block(tree):
@@ -72,8 +72,8 @@ async def interrupt_after(seconds, times=1):
         signal.raise_signal(signal.SIGINT)
 
 
-def test_a_second_interrupt_cancels_what_drains_and_whatever_would_have_drained_after_it():
-    """R4: the order stays, and nobody waits for a drain any more."""
+def test_a_second_interrupt_cancels_the_children_that_drain_and_cuts_all_later_drains():
+    """R4: The children still stop in order, and no drain is waited for any more."""
     log = []
     one, two = drains(log, 50), Child("next", drains(log, 50).body, drain=100)
 
@@ -88,7 +88,7 @@ def test_a_second_interrupt_cancels_what_drains_and_whatever_would_have_drained_
 
 
 def test_an_exception_of_the_block_is_the_context_of_an_interrupt_that_came_later():
-    """R4, R22: what no decider decides leaves bare, and nothing is lost."""
+    """R4, R22: The interrupt leaves bare, and the block's exception is not lost."""
     boom = Boom()
 
     async def block(tree):
@@ -100,7 +100,7 @@ def test_an_exception_of_the_block_is_the_context_of_an_interrupt_that_came_late
 
 
 def test_an_interrupt_of_the_block_is_bare_though_the_tree_fails_too():
-    """R4, R22: a group of both is for exceptions that somebody may want to handle."""
+    """R4, R22: A group of both exceptions is only for those that a program may want to handle."""
 
     async def fails():
         await trio.sleep(0.5)
@@ -118,7 +118,7 @@ def test_an_interrupt_of_the_block_is_bare_though_the_tree_fails_too():
 
 @pytest.mark.parametrize("nested", [False, True])
 @pytest.mark.parametrize("kind", [SystemExit, KeyboardInterrupt, GeneratorExit])
-def test_what_no_decider_decides_out_of_an_init_stops_the_tree_in_order(kind, nested):
+def test_a_base_exception_from_an_init_stops_the_tree_in_order(kind, nested):
     """R4: `init=read_config` may call `sys.exit`."""
 
     def init():
@@ -140,8 +140,8 @@ def test_what_no_decider_decides_out_of_an_init_stops_the_tree_in_order(kind, ne
 
 @pytest.mark.parametrize("kind", [SystemExit, KeyboardInterrupt, GeneratorExit])
 @pytest.mark.parametrize("where", ["body", "start", "stopping", "exit", "exit of a restart"])
-def test_what_no_decider_decides_is_never_swallowed(kind, where):
-    """R4: it wins over R23, also where a child is being stopped or its resource is left."""
+def test_a_base_exception_is_never_swallowed(kind, where):
+    """R4: This rule wins over R23, also if a child is being stopped or its resource is being left."""
     exits = [None, kind("exit")]
 
     @asynccontextmanager
@@ -176,7 +176,7 @@ def test_what_no_decider_decides_is_never_swallowed(kind, where):
 
 
 def test_an_interrupt_while_an_injected_failure_comes_out_is_not_replaced_by_it():
-    """R4, R27: whatever else the body ends with counts as the injected one."""
+    """R4, R27: Any other exception that the body ends with counts as the injected one."""
 
     async def body():
         try:
@@ -192,7 +192,7 @@ def test_an_interrupt_while_an_injected_failure_comes_out_is_not_replaced_by_it(
 
 
 def test_a_sink_that_exits_the_program_stops_the_tree_in_order():
-    """R4, R31: that is no failure of a sink."""
+    """R4, R31: The exit does not count as a failure of the sink."""
     log = []
 
     def sink(event):
@@ -213,7 +213,7 @@ def test_a_sink_that_exits_the_program_stops_the_tree_in_order():
 
 
 def test_the_childs_code_is_interrupted_where_it_is_and_ours_is_not():
-    """R4: body, resource and init run unprotected, a sink and our own lines do not."""
+    """R4: Body, resource and init run unprotected; a sink and the framework's own lines do not."""
     seen = []
 
     def note(where):
@@ -270,8 +270,8 @@ def test_a_block_is_entered_once():
 
 
 @pytest.mark.parametrize("strategy", ["one_for_one", "one_for_all"])
-def test_nothing_is_started_again_after_an_interrupt_of_what_leaves_a_resource(strategy):
-    """R4: the restart that it was left for is off, since the whole tree stops."""
+def test_nothing_is_started_again_after_an_interrupt_in_the_exit_of_a_resource(strategy):
+    """R4: The restart for which the resource was left is cancelled, because the whole tree stops."""
 
     @asynccontextmanager
     async def resource():
@@ -298,8 +298,8 @@ def test_nothing_is_started_again_after_an_interrupt_of_what_leaves_a_resource(s
     assert len(seen.of(events.Starting)) == 4
 
 
-def test_the_first_of_what_no_decider_decides_is_what_leaves():
-    """R4: a clean-up that exits with another status, while the tree stops for the first, changes nothing."""
+def test_the_first_base_exception_is_the_one_that_leaves():
+    """R4: A clean-up that calls `sys.exit` with another status, while the tree stops for the first, changes nothing."""
 
     async def first():
         await trio.sleep(1)
@@ -339,8 +339,8 @@ class UnreadableExit(SystemExit):
 
 @pytest.mark.parametrize("kind", [FrozenExit, UnreadableExit])
 @pytest.mark.parametrize("where", ["body", "init"])
-def test_what_no_decider_decides_leaves_whatever_it_says_of_attributes(kind, where):
-    """R4: the block's exception becomes its context, as Python would do it; where it cannot be asked nobody hangs."""
+def test_a_base_exception_leaves_though_it_refuses_attributes(kind, where):
+    """R4: The block's exception becomes its context, as Python would do it; an exception that refuses that must not make the tree hang."""
 
     def init():
         raise kind
@@ -372,7 +372,7 @@ class TagExits(Exception):
 
 
 def test_an_exception_whose_tag_exits_the_program_stops_the_tree_in_order():
-    """R4, R5: also where a plain Restart would have been one step."""
+    """R4, R5: This holds also for a failure that the fast path would have restarted."""
 
     async def fails():
         await trio.sleep(0.1)
@@ -388,7 +388,7 @@ def test_an_exception_whose_tag_exits_the_program_stops_the_tree_in_order():
 
 @pytest.mark.parametrize("where", ["block", "child"])
 def test_an_interrupt_that_a_nursery_wraps_counts_as_one(where):
-    """R4: the next one is the second."""
+    """R4: The next interrupt counts as the second."""
 
     async def raises():
         await trio.sleep(0.5)
@@ -417,7 +417,7 @@ class Exits(logging.Handler):
 
 
 def test_a_log_that_exits_the_program_stops_the_tree_in_order(monkeypatch):
-    """R4, R31: when it is told of a sink that raised, too."""
+    """R4, R31: This holds also while the log reports a sink that raised."""
     monkeypatch.setattr(logging.getLogger("supervise"), "handlers", [Exits()])
 
     def sink(event):
@@ -439,7 +439,7 @@ def test_a_log_that_exits_the_program_stops_the_tree_in_order(monkeypatch):
 @pytest.mark.parametrize("wrapped", [False, True])
 @pytest.mark.parametrize("late", [False, True])
 def test_a_watch_that_exits_the_program_stops_the_tree_in_order(wrapped, late):
-    """R4: as a sink that does; and what it raises when the tree has ended leaves too."""
+    """R4: A watch counts as a sink does; an exception that it raises after the end of the tree leaves too."""
     log = []
 
     async def exits():
@@ -467,8 +467,8 @@ def test_a_watch_that_exits_the_program_stops_the_tree_in_order(wrapped, late):
     assert log == ["drained"]
 
 
-def test_a_watch_whose_nursery_fails_as_it_is_cancelled_hurts_nothing(caplog):
-    """What is left of its group without `Cancelled` is an exception like any other."""
+def test_a_watch_whose_nursery_fails_as_it_is_cancelled_does_no_harm(caplog):
+    """`Cancelled` is dropped from its group, and the rest is an exception like any other."""
 
     async def watch(tree):
         async with trio.open_nursery() as nursery:
@@ -483,8 +483,8 @@ def test_a_watch_whose_nursery_fails_as_it_is_cancelled_hurts_nothing(caplog):
     assert "the function given as watch failed" in caplog.text
 
 
-def test_an_interrupt_before_the_first_line_of_what_leaves_a_resource_does_not_skip_it(monkeypatch):
-    """R4: it is raised once the resource has been left."""
+def test_an_interrupt_before_the_first_line_of_a_resources_exit_does_not_skip_the_exit(monkeypatch):
+    """R4: The interrupt is raised once the resource has been left."""
     left = []
 
     class Resource:

@@ -1,4 +1,4 @@
-"""Mailboxes: room, order, who is told when a node is gone, and what becomes of a message (R29, R30)."""
+"""Mailboxes: room, order, errors when a node is down for good, and what becomes of a message (R29, R30)."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from .scene import Boom, Echo, Kit, Other, Puppet, app, grow, quiet
 
 
 def test_a_mailbox_is_fifo():
-    """R29: messages are served in the order they came."""
+    """R29: Messages are served in the order they came."""
     echo = Echo()
 
     async def scene(tree, seen):
@@ -41,8 +41,8 @@ def test_a_mailbox_is_fifo():
     grow(app(echo), scene)
 
 
-def test_when_it_is_full_the_sender_waits_or_is_told():
-    """R29: bounded; `send` and `call` wait their turn, the `_nowait` form raises `MailboxFull`."""
+def test_a_full_mailbox_makes_the_sender_wait_or_raises():
+    """R29: A mailbox is bounded: `send` and `call` wait their turn, and the `_nowait` form raises `MailboxFull`."""
     echo = Echo(mailbox=2)
     done = []
 
@@ -79,8 +79,8 @@ def test_when_it_is_full_the_sender_waits_or_is_told():
     grow(app(echo), scene)
 
 
-def test_a_caller_is_told_at_the_deadline_of_its_message():
-    """R29: if its mailbox knows one: in front of a full queue, in it, and in hand; its place is free then."""
+def test_a_caller_gets_an_error_at_the_deadline_of_its_message():
+    """R29: The deadline holds while the sender waits for room, in the queue, and in hand; then the place is free."""
 
     class Late(Exception):
         pass
@@ -119,7 +119,7 @@ def test_a_caller_is_told_at_the_deadline_of_its_message():
 
 
 def test_a_waiting_sender_that_is_cancelled_leaves_its_place():
-    """R29: and the others keep theirs; what it would have sent never arrives."""
+    """R29: The other senders keep their places, and the cancelled message never arrives."""
     echo = Echo(mailbox=1)
 
     async def scene(tree, seen):
@@ -141,7 +141,7 @@ def test_a_waiting_sender_that_is_cancelled_leaves_its_place():
 
 
 def test_a_cancelled_send_has_not_sent():
-    """R29: as in Trio, `Cancelled` means that it did not happen."""
+    """R29: As in Trio, `Cancelled` means that nothing was sent."""
     echo = Echo()
 
     async def scene(tree, seen):
@@ -156,7 +156,7 @@ def test_a_cancelled_send_has_not_sent():
 
 @pytest.mark.parametrize("above", [False, True])
 def test_a_mailbox_is_kept_over_restarts(above):
-    """R29: it belongs to the node; over an ancestor's Restart too, where path and spec stay the same."""
+    """R29: The mailbox belongs to the node; an ancestor's Restart keeps it too, if path and spec stay the same."""
     echo = Echo()
     decider = Decider({Boom: Escalate}) if above else None
     inner = Supervisor("s", [echo.spec], decider=decider)
@@ -174,7 +174,7 @@ def test_a_mailbox_is_kept_over_restarts(above):
 
 
 def test_calls_wait_while_the_node_is_backing_off():
-    """R29: it is not down for good, so nobody is turned away."""
+    """R29: The node is not down for good, so no caller is refused."""
     echo = Echo(backoff=Backoff(initial=10, jitter=0))
 
     async def scene(tree, seen):
@@ -187,16 +187,16 @@ def test_calls_wait_while_the_node_is_backing_off():
 
 
 @pytest.mark.parametrize("how", ["stopped", "condemned", "above", "removed", "tree", "done"])
-def test_everybody_who_waits_is_told_when_a_node_is_down_for_good(how):
-    """R29: those queued, those waiting for room, those waiting for it to be ready, and those who come later."""
+def test_every_task_that_waits_gets_an_error_when_a_node_is_down_for_good(how):
+    """R29: This holds for callers that are queued, that wait for room or that wait for the node to be ready, and for those who come later."""
     echo = Echo(mailbox=2, restart="transient")
-    told = []
+    results = []
     inner = Supervisor("s", [echo.spec], decider=Decider({Boom: Stop, Other: Escalate}))
 
     async def ask(what, *args):
         with pytest.raises(ChildStopped):
             await what(*args)
-        told.append(args)
+        results.append(args)
 
     async def consume(ref):
         async with ref.stream("stream") as stream:
@@ -239,13 +239,13 @@ def test_everybody_who_waits_is_told_when_a_node_is_down_for_good(how):
         await ask(ref.ready)
         with pytest.raises(ChildStopped):
             ref.send_nowait(6)
-        assert len(told) == 7
+        assert len(results) == 7
 
     grow(app(inner, decider=Decider({Other: Stop})), scene)
 
 
 def test_a_node_that_starts_again_takes_messages_again():
-    """R29: a manual restart opens the mailbox."""
+    """R29: A manual restart opens the mailbox again."""
     echo = Echo()
 
     async def scene(tree, seen):
@@ -259,7 +259,7 @@ def test_a_node_that_starts_again_takes_messages_again():
 
 
 def test_a_group_that_waits_for_a_retry_is_not_down_for_good():
-    """R29: its mailboxes stay open until somebody stops the retry."""
+    """R29: Its mailboxes stay open until a caller stops the retry."""
     a, echo = Puppet("a", backoff=Backoff(initial=10, jitter=0)), Echo()
 
     async def scene(tree, seen):
@@ -279,7 +279,7 @@ def test_a_group_that_waits_for_a_retry_is_not_down_for_good():
 
 
 def test_errors_of_a_mailbox_may_have_classes_of_their_own():
-    """R29: `stopped` and `full` of its `Mailbox`."""
+    """R29: `Mailbox` takes them as `stopped` and `full`."""
 
     class Down(Exception):
         pass
@@ -303,8 +303,8 @@ def test_errors_of_a_mailbox_may_have_classes_of_their_own():
     grow(app(echo), scene)
 
 
-def test_a_child_without_a_mailbox_says_so():
-    """R29: sending to it is a mistake in the program."""
+def test_sending_to_a_child_without_a_mailbox_is_an_error():
+    """R29: The error says that the child has no mailbox."""
 
     async def scene(tree, seen):
         with pytest.raises(TypeError, match="declare its child with mailbox="):
@@ -316,7 +316,7 @@ def test_a_child_without_a_mailbox_says_so():
 
 
 def test_call_returns_the_reply_or_raises_what_the_body_failed_it_with():
-    """R30: a message is replied, failed or requeued by the body that took it."""
+    """R30: A message is replied, failed or requeued by the body that took it."""
     echo = Echo()
 
     async def scene(tree, seen):
@@ -329,8 +329,8 @@ def test_call_returns_the_reply_or_raises_what_the_body_failed_it_with():
 
 
 @pytest.mark.parametrize("end", ["fail", "stop", "restart above"])
-def test_what_is_in_hand_when_the_incarnation_ends_is_lost_and_its_caller_told(end):
-    """R30: with `CallLost`, from the failure if there was one."""
+def test_a_message_in_hand_when_the_incarnation_ends_is_lost_and_its_caller_gets_call_lost(end):
+    """R30: `CallLost` has the failure as its cause, if there was one."""
     echo = Echo()
     boom = Boom()
 
@@ -355,8 +355,8 @@ def test_what_is_in_hand_when_the_incarnation_ends_is_lost_and_its_caller_told(e
 
 
 @pytest.mark.parametrize("directive", [Resume, Restart])
-def test_what_was_sent_as_requeue_goes_back_to_the_head_in_its_order(directive):
-    """R30: several in hand keep their order, before whatever is queued; its caller never notices."""
+def test_a_message_sent_with_requeue_goes_back_to_the_head_in_its_order(directive):
+    """R30: Several messages in hand keep their order, before those that are queued; their callers do not notice."""
     taken = []
 
     async def body(_, inbox):
@@ -389,7 +389,7 @@ def test_what_was_sent_as_requeue_goes_back_to_the_head_in_its_order(directive):
     grow(app(child, decider=Decider({Boom: directive})), scene)
 
 
-def test_what_a_body_noted_on_a_message_comes_back_with_it():
+def test_the_memo_of_a_message_comes_back_with_it():
     """R30: `memo` belongs to the message, not to the incarnation."""
 
     async def body(inbox):
@@ -408,18 +408,18 @@ def test_what_a_body_noted_on_a_message_comes_back_with_it():
 
 
 def test_a_message_in_hand_while_a_resource_is_left_is_settled_by_a_stop():
-    """R30: a child that returned with a message in hand, and was stopped before it had really ended."""
+    """R30: The child returned with a message in hand, and is stopped before it has left its resource."""
 
     async def body(_, inbox):
         await inbox.receive()
 
     child = Child("a", body, resource=Kit(slow_exit=5), mailbox=8, restart="transient")
-    told = []
+    results = []
 
     async def call(ref):
         with pytest.raises(CallLost):
             await ref.call(1)
-        told.append(1)
+        results.append(1)
 
     async def scene(tree, seen):
         async with trio.open_nursery() as nursery:
@@ -428,11 +428,11 @@ def test_a_message_in_hand_while_a_resource_is_left_is_settled_by_a_stop():
             await tree[child].stop()
 
     grow(app(child), scene)
-    assert told == [1]
+    assert results == [1]
 
 
 def test_a_caller_cancelled_while_queued_takes_its_message_with_it():
-    """R30: the child never sees it."""
+    """R30: The child never gets the message."""
     echo = Echo()
 
     async def scene(tree, seen):
@@ -450,7 +450,7 @@ def test_a_caller_cancelled_while_queued_takes_its_message_with_it():
 
 
 def test_a_late_reply_is_dropped_quietly():
-    """R30: and so is a late failure or requeue; the child goes on."""
+    """R30: A late failure or requeue is dropped too, and the child goes on."""
     echo = Echo()
 
     async def scene(tree, seen):
@@ -469,7 +469,7 @@ def test_a_late_reply_is_dropped_quietly():
 
 
 def test_anything_may_be_sent_a_tuple_and_another_message_too():
-    """R29: what is sent comes out as it is, over a restart and a `requeue` as well."""
+    """R29: A value arrives unchanged, also after a restart and a `requeue`."""
     taken = []
 
     async def body(inbox):
@@ -500,7 +500,7 @@ def test_anything_may_be_sent_a_tuple_and_another_message_too():
 
 
 def test_a_message_is_settled_once():
-    """R30: a second reply is a mistake in the body."""
+    """R30: A second reply is a mistake in the body."""
     echo = Echo()
 
     async def scene(tree, seen):
@@ -518,7 +518,7 @@ def test_a_message_is_settled_once():
 
 
 def test_withdrawn_messages_do_not_accumulate():
-    """R30: callers that come and go leave no trace, however long nobody reads."""
+    """R30: Callers that come and go leave nothing behind, however long the child takes no message."""
     echo = Echo(mailbox=10_000)
     left = []
 
@@ -550,8 +550,8 @@ def test_withdrawn_messages_do_not_accumulate():
     st.integers(0, 2**32),
     st.lists(st.sampled_from(["call", "cancelled", "boom", "requeue", "stop"]), min_size=1, max_size=12),
 )
-def test_nobody_ever_hangs_and_nothing_is_lost_silently(seed, acts):
-    """R29, R30: under any schedule every caller gets a reply or is told, and the mailbox is empty in the end."""
+def test_every_caller_gets_an_answer_and_no_message_is_lost_silently(seed, acts):
+    """R29, R30: Under any schedule every caller gets a reply or an error, and the mailbox is empty in the end."""
     echo = Echo(mailbox=2, resource=Kit())
     outcomes = []
 

@@ -14,6 +14,6 @@ from benchmarks import memory
     ],
 )  # fmt: skip
 def test_memory_is_flat(question, turns):
-    """R31: restarts of a leaf, a group or a supervisor, and members that come and go, leave nothing behind."""
+    """R31: Restarts of a leaf, a group or a supervisor, and members that come and go, leave nothing behind."""
     meter = memory.measure(question, turns)
     assert meter.flat(), meter.points

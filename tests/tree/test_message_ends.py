@@ -31,15 +31,15 @@ from .talk import Shelf, grow, worker
 
 
 def test_a_loop_over_an_inbox_ends_when_a_stop_is_asked_for():
-    """R20, R30: what is queued is served first, within `drain`; a worker needs no code of its own for it."""
-    served, told = [], []
+    """R20, R30: The queued messages are served first, within `drain`; a worker needs no code of its own for it."""
+    served, results = [], []
 
     async def body(inbox):
         async for message in inbox:
             await trio.sleep(1)
             served.append(message.value)
             message.reply(message.value)
-        told.append(trio.current_time())
+        results.append(trio.current_time())
 
     child = Child("a", body, mailbox=8, drain=30)
 
@@ -50,14 +50,14 @@ def test_a_loop_over_an_inbox_ends_when_a_stop_is_asked_for():
         await tree[child].stop()
         assert trio.current_time() == 3
         assert served == [0, 1, 2]
-        assert told == [3]
+        assert results == [3]
         assert seen.of(events.StopError) == []
 
     grow(app(child), scene)
 
 
-def test_who_waits_in_a_loop_over_an_inbox_is_woken_by_the_stop():
-    """R20, R30: with an empty queue the stop takes no time, however long the child might drain."""
+def test_a_stop_wakes_a_body_that_waits_in_a_loop_over_its_inbox():
+    """R20, R30: With an empty queue the stop takes no time, however long the child might drain."""
     children = [worker(forever, name, drain=30) for name in "abc"]
 
     async def scene(tree, seen):
@@ -68,8 +68,8 @@ def test_who_waits_in_a_loop_over_an_inbox_is_woken_by_the_stop():
     grow(app(*children), scene)
 
 
-def test_without_drain_a_loop_over_an_inbox_is_cancelled_as_ever():
-    """R20: nothing runs behind the loop then; a loop that is shielded ends all the same."""
+def test_without_drain_a_loop_over_an_inbox_is_cancelled():
+    """R20: The code after the loop does not run then; a loop in a shield ends all the same."""
     behind = []
 
     async def body(inbox, shielded):
@@ -83,8 +83,8 @@ def test_without_drain_a_loop_over_an_inbox_is_cancelled_as_ever():
     assert behind == [True]
 
 
-def test_receive_waits_on_when_a_stop_is_asked_for():
-    """R20: only a loop ends by itself; `receive` and `receive_many` are cancelled when the drain is over."""
+def test_receive_does_not_end_when_a_stop_is_asked_for():
+    """R20: Only a loop ends by itself; `receive` and `receive_many` are cancelled when the drain is over."""
     shelf = Shelf(drain=5)
 
     async def scene(tree, seen):
@@ -95,8 +95,8 @@ def test_receive_waits_on_when_a_stop_is_asked_for():
     grow(app(shelf), scene)
 
 
-def test_what_is_sent_to_a_child_that_has_drained_is_not_lost_silently():
-    """R20, R29: it waits for the next incarnation, or its sender is told that there is none."""
+def test_a_message_to_a_child_that_has_drained_is_not_lost_silently():
+    """R20, R29: It waits for the next incarnation, or its sender gets an error if there is none."""
     served = []
 
     async def body(inbox):
@@ -107,13 +107,13 @@ def test_what_is_sent_to_a_child_that_has_drained_is_not_lost_silently():
 
     child = Child("a", body, mailbox=8, drain=30)
     a = Puppet("sibling")
-    told = []
+    results = []
 
     async def ask(ref, value):
         try:
-            told.append(await ref.call(value))
+            results.append(await ref.call(value))
         except ChildStopped:
-            told.append("stopped")
+            results.append("stopped")
 
     async def scene(tree, seen):
         async with trio.open_nursery() as nursery:
@@ -124,14 +124,14 @@ def test_what_is_sent_to_a_child_that_has_drained_is_not_lost_silently():
             assert served == [(2, "kept")]
             nursery.start_soon(tree[child].stop)
             await trio.sleep(0.5)
-            nursery.start_soon(ask, tree[child], "told")
-        assert told == ["kept", "stopped"]
+            nursery.start_soon(ask, tree[child], "refused")
+        assert results == ["kept", "stopped"]
 
     grow(app(a, child, strategy="one_for_all"), scene)
 
 
 def test_a_loop_around_a_loop_over_an_inbox_lets_the_others_run():
-    """R20: when a stop was asked for the inner one ends each time, but never without a turn for the others."""
+    """R20: After a stop was asked for, the inner loop ends each time, but never without a checkpoint."""
 
     async def body(inbox):
         while True:
@@ -140,7 +140,7 @@ def test_a_loop_around_a_loop_over_an_inbox_lets_the_others_run():
 
     child = Child("a", body, mailbox=8, drain=0.05)
 
-    async def main():  # on the real clock: a virtual one stands still while somebody always runs
+    async def main():  # on the real clock: a virtual one stands still while any task can run
         async with open_tree(app(child), sinks=[]) as tree:
             await tree[child].ready()
             await tree[child].stop()
@@ -152,7 +152,7 @@ def test_a_loop_around_a_loop_over_an_inbox_lets_the_others_run():
 
 
 def test_a_condemned_child_waits_for_the_restart_of_its_supervisor():
-    """R10, R29: while that backs off, a start of the child is pending, so it is not down for good."""
+    """R10, R29: While its supervisor backs off, a start of the child is pending, so it is not down for good."""
     a, b = Puppet("a"), Shelf("b")
     inner = Supervisor(
         "s",
@@ -160,10 +160,10 @@ def test_a_condemned_child_waits_for_the_restart_of_its_supervisor():
         decider=Decider({Boom: Escalate, Other: Stop}),
         backoff=Backoff(initial=10, jitter=0),
     )
-    told = []
+    results = []
 
     async def ask(ref):
-        told.append(await ref.call("hello"))
+        results.append(await ref.call("hello"))
 
     async def scene(tree, seen):
         ref = tree[b.spec]
@@ -178,7 +178,7 @@ def test_a_condemned_child_waits_for_the_restart_of_its_supervisor():
             nursery.start_soon(ask, ref)
             await trio.sleep(6)
             b.held[-1].reply("answered")
-        assert told == ["answered"]
+        assert results == ["answered"]
 
     grow(app(inner, decider=Decider({Boom: Restart})), scene)
 
@@ -186,23 +186,23 @@ def test_a_condemned_child_waits_for_the_restart_of_its_supervisor():
 @pytest.mark.parametrize("cancelled", [None, "stop", "above"])
 @pytest.mark.parametrize("strategy", ["one_for_all", "rest_for_one"])
 def test_a_child_stopped_by_hand_waits_with_its_group(strategy, cancelled):
-    """R10, R29: a group restart revives it, so it is down for good only when nobody waits for that any more."""
+    """R10, R29: A group restart revives the child, so it is down for good only when no retry of its group is pending."""
     a, b = Puppet("a", backoff=Backoff(initial=10, jitter=0)), Shelf("b")
     inner = Supervisor("s", [a.spec, b.spec], strategy=strategy)
-    told = []
+    results = []
 
     async def ask(what, *arguments):
         try:
-            told.append(await what(*arguments))
+            results.append(await what(*arguments))
         except ChildStopped:
-            told.append("stopped")
+            results.append("stopped")
 
     async def scene(tree, seen):
         ref = tree[b.spec]
         await ref.ready()
         await ref.stop()
         await ask(ref.call, 0)
-        assert told == ["stopped"]
+        assert results == ["stopped"]
         a.fail()
         await quiet()
         async with trio.open_nursery() as nursery:
@@ -210,24 +210,24 @@ def test_a_child_stopped_by_hand_waits_with_its_group(strategy, cancelled):
             nursery.start_soon(ask, ref.ready)
             nursery.start_soon(ask, ref.ended)
             await quiet()
-            assert told == ["stopped"]
+            assert results == ["stopped"]
             if cancelled is not None:
                 await (tree[inner] if cancelled == "above" else tree[a.spec]).stop()
                 await quiet()
-                assert sorted(told, key=str) == [None, "stopped", "stopped", "stopped"]
+                assert sorted(results, key=str) == [None, "stopped", "stopped", "stopped"]
             else:
                 await trio.sleep(11)
-                assert told == ["stopped", None]
+                assert results == ["stopped", None]
                 b.held[-1].reply("answered")
                 await quiet()
-                assert told == ["stopped", None, "answered"]
+                assert results == ["stopped", None, "answered"]
                 nursery.cancel_scope.cancel()
 
     grow(app(inner), scene)
 
 
-def test_what_was_added_to_a_supervisor_is_gone_while_that_backs_off():
-    """R25, R29: it is lost with the restart, so nobody waits for it; what is declared below is waited for."""
+def test_an_added_child_is_down_for_good_while_its_supervisor_backs_off():
+    """R25, R29: The restart drops an added child, so a caller gets an error at once; callers of a declared child wait."""
     a, b = Puppet("a"), Puppet("b")
     inner = Supervisor("s", [a.spec], backoff=Backoff(initial=10, jitter=0), limit=None)
 
@@ -251,8 +251,8 @@ def test_what_was_added_to_a_supervisor_is_gone_while_that_backs_off():
     grow(app(inner, b, decider=Decider({Other: Restart})), scene)
 
 
-def test_a_node_that_starts_again_by_hand_is_waited_for_below_it_too():
-    """R29: from the moment at which its supervisor starts, though its own turn comes later."""
+def test_callers_of_a_child_wait_while_its_supervisor_starts_by_hand():
+    """R29: They wait from the moment at which the supervisor starts, though the child is started later."""
     slow, echo = Puppet("slow", 0, 5), worker(forever, "echo")
     inner = Supervisor("s", [slow.spec, echo])
 
@@ -270,11 +270,11 @@ def test_a_node_that_starts_again_by_hand_is_waited_for_below_it_too():
     grow(app(inner), scene)
 
 
-# --- names that nobody has
+# --- names that no node has
 
 
 @pytest.mark.parametrize(
-    ("path", "said"),
+    ("path", "expected"),
     [
         ("app/ecko", "tree 'app' has no node 'app/ecko'; did you mean 'app/echo'?"),
         ("echo", "tree 'app' has no node 'echo'; did you mean 'app/echo'? A path begins with the root"),
@@ -284,21 +284,21 @@ def test_a_node_that_starts_again_by_hand_is_waited_for_below_it_too():
         ("app/zzz", "tree 'app' has no node 'app/zzz'"),
     ],
 )
-def test_a_wrong_path_is_told_with_a_near_one(path, said):
-    """R28: what may have been meant, of what was declared and of what was added."""
+def test_the_error_of_a_wrong_path_suggests_a_near_one(path, expected):
+    """R28: The suggestion is one of the children that were declared or added."""
     inner = Supervisor("s", [Child("inner", forever)])
 
     async def scene(tree, seen):
         await tree[inner].add(Child("added", forever))
         with pytest.raises(KeyError) as raised:
             tree[path]
-        assert raised.value.args == (said,)
+        assert raised.value.args == (expected,)
 
     grow(app(Child("echo", forever), inner), scene)
 
 
-def test_a_wrong_spec_is_told_with_where_its_name_stands():
-    """R28: it is another value, though it may look the same."""
+def test_the_error_of_a_wrong_spec_gives_the_path_of_its_name():
+    """R28: A spec is found by identity, so one that looks the same is another."""
 
     async def scene(tree, seen):
         with pytest.raises(KeyError) as raised:
@@ -316,8 +316,8 @@ def test_a_wrong_spec_is_told_with_where_its_name_stands():
 
 
 @pytest.mark.parametrize("who", ["caller", "server", "consumer"])
-def test_who_calls_himself_without_end_takes_nobody_with_him(who):
-    """R29, R30: a RecursionError may come of any call that we make for him; whoever waits at a mailbox is woken all the same."""
+def test_endless_recursion_at_a_mailbox_fails_the_child_alone(who):
+    """R29, R30: A RecursionError may come out of any call in the framework; the other tasks that wait at a mailbox are woken all the same."""
 
     async def calling():
         await current_child().tree["app/echo"].call(1)
@@ -367,20 +367,20 @@ def test_who_calls_himself_without_end_takes_nobody_with_him(who):
 
 
 @pytest.mark.parametrize("form", ["call", "stream"])
-def test_who_leaves_at_the_end_of_his_stack_is_told_of_as_ever(form):
-    """R30, R24: every callback is called, and one that raises fails the child; who leaves has no part in it."""
+def test_every_callback_is_called_when_a_caller_leaves_at_the_end_of_its_stack(form):
+    """R30, R24: A callback that raises fails the child that registered it, and not the caller."""
     boom = Boom("in a callback")
 
     def raises():
         raise boom
 
     async def serve(message):
-        for callback in (partial(told.append, 1), raises, partial(told.append, 2), partial(deep, 50)):
+        for callback in (partial(results.append, 1), raises, partial(results.append, 2), partial(deep, 50)):
             message.on_left(callback)
         await trio.sleep_forever()
 
     def deep(depth):
-        told.append(3) if not depth else deep(depth - 1)
+        results.append(3) if not depth else deep(depth - 1)
 
     async def leaves(ref, depth):
         if depth:
@@ -392,16 +392,20 @@ def test_who_leaves_at_the_end_of_his_stack_is_told_of_as_ever(form):
                 await quiet()
 
     child = worker(serve)
-    told = []
+    results = []
 
     async def scene(tree, seen, depth):
         with trio.move_on_after(1):
-            await leaves(tree[child], depth)
+            try:
+                await leaves(tree[child], depth)
+            except RecursionError:  # a stream is not opened where leaving it might not work
+                assert (form, results, limit - depth < 300) == ("stream", [], True)
+                return
         await quiet()
-        assert told == [1, 2, 3]
+        assert results == [1, 2, 3]
         assert [failed.exc for failed in seen.of(events.Failed)] == [boom]
 
     limit = sys.getrecursionlimit()
     for depth in range(limit - 600, limit - 200, 5):
-        told.clear()
+        results.clear()
         grow(app(child), partial(scene, depth=depth))

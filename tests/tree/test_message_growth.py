@@ -25,7 +25,7 @@ from supervise._trio import message as message_module
 from supervise.testing import run_virtual
 
 from .scene import Boom, Other, app, forever, quiet
-from .talk import Shelf, grow, nobody_hangs, steps
+from .talk import Shelf, fail_if_a_task_hangs, grow, steps
 
 # --- what must not be quadratic
 
@@ -34,8 +34,8 @@ from .talk import Shelf, grow, nobody_hangs, steps
     "what",
     ["senders leave", "callers leave", "queued leave", "streams leave", "close", "readers leave", "admit"],
 )
-def test_no_step_is_quadratic_in_those_who_wait(what):
-    """R29: twice as many cost about twice the steps, counted, when they leave together or are all told at once."""
+def test_no_step_is_quadratic_in_the_number_of_waiting_callers(what):
+    """R29: Twice as many callers cost about twice the steps, if they leave together and if all get an error at once."""
 
     def cost(number):
         counted = []
@@ -95,8 +95,8 @@ def test_no_step_is_quadratic_in_those_who_wait(what):
 # --- growth and depth
 
 
-def test_a_late_word_to_a_member_that_is_gone_leaves_nothing_behind():
-    """R31: neither `call` nor `ready` nor `ended` nor `status` keeps an address for ever."""
+def test_a_late_request_to_a_member_that_is_gone_leaves_nothing_behind():
+    """R31: Neither `call` nor `ready` nor `ended` nor `status` keeps an address for ever."""
     pool = Pool("pool", Child("m", forever, mailbox=4, restart="temporary"), limit=None)
 
     async def scene(tree, seen):
@@ -121,7 +121,7 @@ def test_a_late_word_to_a_member_that_is_gone_leaves_nothing_behind():
 
 
 def test_no_answered_message_waits_for_the_garbage_collector():
-    """R31: a call and its message know each other only as long as it is in hand."""
+    """R31: A call and its message refer to each other only while the message is in hand."""
 
     class Payload:
         pass
@@ -164,8 +164,8 @@ def test_no_answered_message_waits_for_the_garbage_collector():
 DEPTH = 5_000
 
 
-def test_a_mailbox_may_lie_as_deep_as_one_likes():
-    """R29: an address is made without recursion, and without a step for each level above it that is known."""
+def test_a_mailbox_may_be_at_any_depth():
+    """R29: An address is made without recursion, and without a step for each level above it that is known."""
 
     async def main():
         made = driver.Driver(Supervisor("app", [], limit=None), [])
@@ -265,7 +265,7 @@ def interrupted(at):
     interrupt, seen = Interrupt(at), []
 
     async def main():
-        trio.lowlevel.spawn_system_task(nobody_hangs)
+        trio.lowlevel.spawn_system_task(fail_if_a_task_hangs)
         spec = Supervisor(
             "app", [Child("echo", _echo, mailbox=1), Child("busy", _busy, mailbox=1)], limit=None
         )
@@ -286,10 +286,10 @@ def interrupted(at):
 
 @pytest.mark.skipif(
     signal.getsignal(signal.SIGINT) is not signal.default_int_handler,
-    reason="somebody else handles SIGINT here",
+    reason="Python's own handler of SIGINT is not installed",
 )
-def test_a_ctrl_c_at_any_line_of_a_mailbox_leaves_bare_and_nobody_hangs():
-    """R4, R29: under plain `trio.run`, at every line of messages, calls, streams, inboxes and addresses."""
+def test_a_ctrl_c_at_any_line_of_a_mailbox_leaves_bare_and_no_task_hangs():
+    """R4, R29: This holds under plain `trio.run`, at every line of messages, calls, streams, inboxes and addresses."""
     first, raised, _ = interrupted(-1)
     assert raised is None
     assert first.lines > 300

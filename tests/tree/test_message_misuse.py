@@ -1,4 +1,4 @@
-"""Who uses a message or an inbox that is not theirs, or not any more, and who waits for themselves (R29, R30)."""
+"""Messages and inboxes used by a task that no longer owns them, and children that wait for themselves (R29, R30)."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from supervise import (
 from .scene import Boom, Kit, Other, app, forever, quiet
 from .talk import Shelf, grow, worker
 
-# --- who uses what is not theirs, or not any more
+# --- messages, streams and inboxes used by a task that does not own them, or not any more
 
 
-def test_two_tasks_at_one_stream():
-    """R29: the second one to wait gets `trio.BusyResourceError`, as at Trio's own streams; the first gets the item."""
+def test_a_second_task_that_waits_at_a_stream_gets_an_error():
+    """R29: It gets `trio.BusyResourceError`, as at Trio's own streams; the first task gets the item."""
     got = []
 
     async def serve(message):
@@ -49,9 +49,9 @@ def test_two_tasks_at_one_stream():
 
 
 @pytest.mark.parametrize("settled", [False, True])
-def test_a_stream_after_its_block(settled):
-    """R29: `trio.ClosedResourceError`, for whoever comes and for whoever still waits there; no item is left in it."""
-    told = []
+def test_a_stream_cannot_be_read_after_its_block(settled):
+    """R29: A task that reads it then, or still waits there, gets `trio.ClosedResourceError`; no item is left in it."""
+    results = []
 
     async def serve(message):
         await message.send(1)
@@ -64,7 +64,7 @@ def test_a_stream_after_its_block(settled):
     async def read(stream):
         with pytest.raises(trio.ClosedResourceError):
             await anext(stream)
-        told.append("closed")
+        results.append("closed")
 
     async def scene(tree, seen):
         async with trio.open_nursery() as nursery, tree[child].stream(None) as stream:
@@ -75,7 +75,7 @@ def test_a_stream_after_its_block(settled):
                 nursery.start_soon(read, stream)
                 await quiet()
         await read(stream)
-        assert told == ["closed"] * (1 if settled else 2)
+        assert results == ["closed"] * (1 if settled else 2)
 
     grow(app(child), scene)
 
@@ -94,7 +94,7 @@ def test_a_stream_after_its_block(settled):
 )
 @pytest.mark.parametrize("form", ["call", "send", "send_nowait", "stream", "stream_nowait"])
 def test_nonsense_is_refused_at_the_sender(form, arguments, error, match):
-    """R30: in one line, before anything is sent."""
+    """R30: The error comes in one line, before anything is sent."""
     if "buffer" in arguments and "stream" not in form:
         return
     shelf = Shelf()
@@ -115,7 +115,7 @@ def test_nonsense_is_refused_at_the_sender(form, arguments, error, match):
 
 
 def test_a_body_may_not_ask_for_nonsense_either():
-    """R30: `on_loss` of a message in hand, and a maximum of messages."""
+    """R30: A wrong `on_loss` of a message in hand, and a wrong maximum of messages, are refused."""
     shelf = Shelf()
 
     async def scene(tree, seen):
@@ -130,7 +130,7 @@ def test_a_body_may_not_ask_for_nonsense_either():
 
 
 def test_a_body_may_decide_that_a_message_in_hand_is_not_to_be_lost():
-    """R30: by its `on_loss`, also for one that nobody waits for."""
+    """R30: The body sets `on_loss`, also for a message that was sent without waiting for a reply."""
     taken = []
 
     async def body(inbox):
@@ -154,9 +154,9 @@ def test_a_body_may_decide_that_a_message_in_hand_is_not_to_be_lost():
 @pytest.mark.parametrize("form", ["receive", "loop", "nowait", "many"])
 @pytest.mark.parametrize("directive", [Restart, Resume])
 def test_an_inbox_is_closed_when_its_body_is_over(form, directive):
-    """R29, R30: a task that an old body left elsewhere takes no message of the next one, and is told."""
+    """R29, R30: A task that an old body left elsewhere takes no message of the next one, and gets an error."""
     shelf = Shelf(resource=Kit())
-    told = []
+    results = []
 
     async def read(inbox):
         try:
@@ -175,7 +175,7 @@ def test_an_inbox_is_closed_when_its_body_is_over(form, directive):
                         except trio.WouldBlock:
                             await trio.sleep(0.25)
         except trio.ClosedResourceError:
-            told.append("closed")
+            results.append("closed")
 
     async def scene(tree, seen):
         async with trio.open_nursery() as nursery:
@@ -184,11 +184,11 @@ def test_an_inbox_is_closed_when_its_body_is_over(form, directive):
             await quiet()
             tree[shelf.spec].inject(Boom())
             await trio.sleep(1)
-            assert told == ["closed"]
+            assert results == ["closed"]
             for number in range(3):
                 tree[shelf.spec].send_nowait(number)
             await read(inbox)
-            assert told == ["closed"] * 2
+            assert results == ["closed"] * 2
             await quiet()
             assert [message.value for message in shelf.held] == [0, 1, 2]
             nursery.cancel_scope.cancel()
@@ -198,8 +198,8 @@ def test_an_inbox_is_closed_when_its_body_is_over(form, directive):
 
 @pytest.mark.parametrize("how", ["requeue", "restart", "resume"])
 @pytest.mark.parametrize("form", ["call", "stream", "send"])
-def test_who_has_no_longer_a_message_in_hand_cannot_answer_it(form, how):
-    """R30: after it was put back another has it, and the same message is another object with the same memo."""
+def test_a_body_cannot_answer_a_message_that_was_put_back(form, how):
+    """R30: After it was put back, the message is in other hands: it is another object with the same memo."""
     shelf = Shelf(resource=Kit(), mailbox=Mailbox(8, on_loss="requeue"))
     answers = []
 
@@ -242,15 +242,15 @@ def test_who_has_no_longer_a_message_in_hand_cannot_answer_it(form, how):
 
 
 def test_a_stale_sender_does_not_wait_for_room_for_ever():
-    """R29, R30: a task of an old body that waits for room in a stream is told when the message was put back."""
-    told = []
+    """R29, R30: A task of an old body that waits for room in a stream gets an error when the message was put back."""
+    results = []
     shelf = Shelf(mailbox=Mailbox(8, on_loss="requeue"))
 
     async def send(message):
         await message.send(1)
         with pytest.raises(RuntimeError, match="is not in hand"):
             await message.send(2)
-        told.append("told")
+        results.append("refused")
 
     async def scene(tree, seen):
         async with trio.open_nursery() as nursery, tree[shelf.spec].stream(None, buffer=1) as stream:
@@ -259,7 +259,7 @@ def test_a_stale_sender_does_not_wait_for_room_for_ever():
             await quiet()
             tree[shelf.spec].inject(Boom())
             await quiet()
-            assert told == ["told"]
+            assert results == ["refused"]
             shelf.held[1].reply()
             assert [item async for item in stream] == [1]
 
@@ -267,7 +267,7 @@ def test_a_stale_sender_does_not_wait_for_room_for_ever():
 
 
 def test_a_message_that_was_lost_cannot_be_put_back():
-    """R30: its sender was told, or nobody waited; either way it is not served again."""
+    """R30: Its sender has got an error, or did not wait for a reply; either way the message is not served again."""
     shelf = Shelf()
 
     async def scene(tree, seen):
@@ -283,18 +283,18 @@ def test_a_message_that_was_lost_cannot_be_put_back():
     grow(app(shelf), scene)
 
 
-# --- those who wait for themselves
+# --- children that wait for themselves
 
 
 @pytest.mark.parametrize("form", ["call", "stream", "front", "full", "beside"])
-def test_a_child_that_waits_at_its_own_mailbox_is_told(form):
-    """R30: its own task serves the mailbox, so nobody would ever answer: `RuntimeError`, and it may go on."""
-    told = []
+def test_a_child_that_calls_its_own_mailbox_gets_an_error(form):
+    """R30: Its own task serves the mailbox, so the call would never be answered: it raises `RuntimeError`, and the child may go on."""
+    results = []
 
     async def body(inbox):
         async with trio.open_nursery() as nursery:
             if form == "beside":
-                nursery.start_soon(trio.sleep_forever)  # somebody who does not serve
+                nursery.start_soon(trio.sleep_forever)  # a task that does not serve
             async for message in inbox:
                 if message.value != "go":
                     message.reply()
@@ -309,7 +309,7 @@ def test_a_child_that_waits_at_its_own_mailbox_is_told(form):
                         await here.send("x")
                     else:
                         await here.call("x")
-                told.append(current_child().tree["app/s/a"].status().mailbox)
+                results.append(current_child().tree["app/s/a"].status().mailbox)
                 message.reply()
 
     child = Child("a", body, mailbox=1)
@@ -318,7 +318,7 @@ def test_a_child_that_waits_at_its_own_mailbox_is_told(form):
     async def scene(tree, seen):
         await tree[child].call("go")
         assert await tree[child].call("still there") is None
-        assert told == ([1] if form == "full" else [0])
+        assert results == ([1] if form == "full" else [0])
         assert tree[child].status().mailbox == 0
 
     grow(app(inner), scene)
@@ -326,7 +326,7 @@ def test_a_child_that_waits_at_its_own_mailbox_is_told(form):
 
 @pytest.mark.parametrize("who", ["main", "handler"])
 def test_a_child_of_several_tasks_may_call_itself(who):
-    """R30: as long as another task of its own serves the mailbox."""
+    """R30: This holds as long as another task of its own serves the mailbox."""
     got = []
 
     async def serve(inbox):
@@ -350,17 +350,17 @@ def test_a_child_of_several_tasks_may_call_itself(who):
     assert got == ["hello"]
 
 
-def test_a_resource_that_calls_its_own_child_is_told():
-    """R30: no body is there yet that could answer."""
-    told = []
+def test_a_resource_that_calls_its_own_child_gets_an_error():
+    """R30: No body runs yet that could answer."""
+    results = []
 
     @asynccontextmanager
     async def calls():
         with pytest.raises(RuntimeError, match="would wait for ever"):
             await current_child().tree["app/a"].call(1)
-        told.append("told")
+        results.append("refused")
         yield
 
     child = Child("a", forever, resource=calls, mailbox=8)
     grow(app(child), lambda tree, seen: quiet())
-    assert told == ["told"]
+    assert results == ["refused"]

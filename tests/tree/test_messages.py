@@ -1,4 +1,4 @@
-"""What may go wrong with messages: senders and callers who leave, streams, and callbacks that raise (R29, R30)."""
+"""What may go wrong with messages: senders and callers that leave, streams, and callbacks that raise (R29, R30)."""
 
 from __future__ import annotations
 
@@ -26,47 +26,47 @@ from supervise import (
 from supervise.testing import run_virtual
 
 from .scene import Boom, Kit, Other, Puppet, app, quiet
-from .talk import Halt, Shelf, grow, nobody_hangs, worker
+from .talk import Halt, Shelf, fail_if_a_task_hangs, grow, worker
 
 
-def test_a_lease_is_cancelled_when_an_incarnation_ends_the_long_way():
-    """R28: not only where a plain restart is one step, also where a resource is left and a stop is asked for."""
+def test_a_lease_is_cancelled_when_an_incarnation_ends_on_the_general_path():
+    """R28: This holds not only for the fast path, but also if a resource is left and if the child is stopped."""
     a, b = Puppet("a", resource=Kit()), Puppet("b")
 
-    async def lease(ref, told):
+    async def lease(ref, results):
         with pytest.raises(ChildRestarted):
             async with ref.lease():
                 await trio.sleep_forever()
-        told.append(ref.path)
+        results.append(ref.path)
 
     async def scene(tree, seen):
-        told = []
+        results = []
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(lease, tree[a.spec], told)
-            nursery.start_soon(lease, tree[b.spec], told)
+            nursery.start_soon(lease, tree[a.spec], results)
+            nursery.start_soon(lease, tree[b.spec], results)
             await quiet()
             a.fail()
             await quiet()
-            assert told == ["app/a"]
+            assert results == ["app/a"]
             await tree[b.spec].stop()
             await quiet()
-            assert told == ["app/a", "app/b"]
+            assert results == ["app/a", "app/b"]
 
     grow(app(a, b), scene)
 
 
-def test_who_waits_for_a_supervisor_to_be_ready_is_woken_when_it_is():
-    """R28: the first time, and over a restart of it."""
+def test_ready_of_a_supervisor_returns_when_it_is_up():
+    """R28: This holds for its first start, and over a restart of it."""
     a = Puppet("a", 5, 5)
     inner = Supervisor("s", [a.spec], decider=Decider({Boom: Escalate}))
-    told = []
+    results = []
 
     async def wait(tree):
         await tree[inner].ready()
-        told.append(trio.current_time())
+        results.append(trio.current_time())
 
     async def main():
-        trio.lowlevel.spawn_system_task(nobody_hangs)
+        trio.lowlevel.spawn_system_task(fail_if_a_task_hangs)
         spec = app(inner, decider=Decider({Boom: Restart}))
         async with open_tree(spec, sinks=[]) as tree, trio.open_nursery() as nursery:
             await wait(tree)
@@ -76,36 +76,36 @@ def test_who_waits_for_a_supervisor_to_be_ready_is_woken_when_it_is():
             await trio.sleep(6)
 
     run_virtual(main)
-    assert told == [5, 10]
+    assert results == [5, 10]
 
 
-def test_a_sender_who_waits_for_room_in_a_stream_is_told_that_the_consumer_left():
-    """R30: its `send` returns, and what it sends from then on is dropped."""
-    told = []
+def test_a_sender_that_waits_for_room_in_a_stream_is_woken_when_the_consumer_leaves():
+    """R30: Its `send` returns, and the items that it sends from then on are dropped."""
+    results = []
 
     async def serve(message):
         await message.send(1)
         await message.send(2)
-        told.append(message.left)
+        results.append(message.left)
         await message.send(3)
         message.reply()
-        told.append("on")
+        results.append("on")
 
     child = worker(serve)
 
     async def scene(tree, seen):
         async with tree[child].stream(None, buffer=1):
             await quiet()
-            assert told == []
+            assert results == []
         await quiet()
-        assert told == [True, "on"]
+        assert results == [True, "on"]
 
     grow(app(child), scene)
 
 
 @pytest.mark.parametrize("end", ["fail", "raise", "stop"])
 def test_no_item_that_was_sent_before_a_failure_is_lost(end):
-    """R30: the consumer gets all of them, also if it comes to them later, and then the failure."""
+    """R30: The consumer gets all of them, also if it reads them later, and then the failure."""
 
     async def serve(message):
         for number in range(5):
@@ -134,8 +134,8 @@ def test_no_item_that_was_sent_before_a_failure_is_lost(end):
 
 @pytest.mark.parametrize("form", ["call", "stream"])
 @pytest.mark.parametrize("where", ["in the queue", "in front of it"])
-def test_a_caller_who_left_counts_no_more(form, where):
-    """R30: its place is free at once, and whoever waited for one gets it."""
+def test_a_caller_that_left_frees_its_place(form, where):
+    """R30: The place is free at once, and goes to the next sender that waits for room."""
     gate, scopes = trio.Event(), []
     taken = []
 
@@ -181,8 +181,8 @@ def test_a_caller_who_left_counts_no_more(form, where):
 
 
 @pytest.mark.parametrize("how", ["requeue", "the end of an incarnation"])
-def test_a_message_that_was_put_back_wakes_a_reader_who_waits(how):
-    """R30: it is served at once, not when the next message comes."""
+def test_a_message_that_was_put_back_wakes_a_body_that_waits(how):
+    """R30: It is served at once, not when the next message comes."""
     served = []
 
     async def body(inbox):
@@ -213,7 +213,7 @@ def test_a_message_that_was_put_back_wakes_a_reader_who_waits(how):
 
 
 def test_a_stream_whose_size_grows_has_room_at_once():
-    """R30: the body may say that more items may wait, and whoever waits for room gets it."""
+    """R30: The body may make the buffer bigger, and a sender that waits for room gets it."""
     sent = []
 
     async def serve(message):
@@ -238,8 +238,8 @@ def test_a_stream_whose_size_grows_has_room_at_once():
     grow(app(child), scene)
 
 
-def test_who_takes_several_at_a_time_lets_others_run_too():
-    """R30: after 64 messages in a row there is a turn for the others, however they are taken."""
+def test_receive_many_lets_other_tasks_run():
+    """R30: After 64 messages in a row there is a checkpoint, however they are taken."""
     taken, turns = [], [0]
 
     async def body(inbox):
@@ -267,8 +267,8 @@ def test_who_takes_several_at_a_time_lets_others_run_too():
     assert max(after - before for before, after in itertools.pairwise(turns)) <= 150
 
 
-def test_who_has_waited_longest_gets_the_next_message():
-    """R29: also if it was woken for a message whose caller left before it came to it."""
+def test_the_task_that_has_waited_longest_gets_the_next_message():
+    """R29: This holds also if it was woken for a message whose caller left before the task ran."""
     got = []
 
     async def body(inbox):
@@ -299,8 +299,8 @@ def test_who_has_waited_longest_gets_the_next_message():
 
 
 @pytest.mark.parametrize("kind", ["stopped", "full", "late"])
-def test_an_error_that_cannot_be_made_of_a_text_is_ours_instead(kind):
-    """R29: whoever waits is told in any case, and what went wrong with the class of the mailbox stands in a note."""
+def test_an_error_class_that_takes_no_text_is_replaced_by_ours(kind):
+    """R29: A waiting caller gets an error in any case, and a note says what was wrong with the mailbox's class."""
 
     class Odd(Exception):
         def __init__(self):
@@ -328,7 +328,7 @@ def test_an_error_that_cannot_be_made_of_a_text_is_ours_instead(kind):
 
 @pytest.mark.parametrize("form", ["call", "stream", "late"])
 def test_a_callback_for_a_caller_that_leaves_fails_its_child_if_it_raises(form):
-    """R24, R30: with that exception, decided like any other; the caller has no part in it."""
+    """R24, R30: The child fails with that exception, which is judged like any other; the caller is not affected."""
     boom = Boom("in a callback")
 
     def callback():
@@ -359,8 +359,8 @@ def test_a_callback_for_a_caller_that_leaves_fails_its_child_if_it_raises(form):
 
 
 @pytest.mark.parametrize("gone", [False, True])
-def test_what_is_no_exception_in_a_callback_ends_the_tree(gone):
-    """R4, R30: in order, and it leaves unchanged, also if the body that registered the callback is over."""
+def test_a_base_exception_in_a_callback_ends_the_tree(gone):
+    """R4, R30: The tree stops in order and the exception leaves unchanged, also if the body that registered the callback is over."""
     halt = Halt()
 
     def callback():
@@ -389,11 +389,11 @@ def test_what_is_no_exception_in_a_callback_ends_the_tree(gone):
     assert seen[-1].path == "app"
 
 
-def test_a_callback_that_raises_when_no_body_is_there_is_logged(caplog):
-    """R24, R30: nobody can fail with it, so that is where it is told; the caller and the tree go on."""
+def test_a_callback_that_raises_when_no_body_runs_is_logged(caplog):
+    """R24, R30: No child can fail with it, so the log reports it; the caller and the tree go on."""
 
     def callback():
-        raise Boom("nobody is there")
+        raise Boom("no body runs")
 
     async def serve(message):
         message.on_left(callback)
@@ -411,15 +411,15 @@ def test_a_callback_that_raises_when_no_body_is_there_is_logged(caplog):
     with caplog.at_level(logging.ERROR, "supervise"):
         grow(app(child), scene)
     assert "'app/a'" in caplog.text
-    assert "nobody is there" in caplog.text
+    assert "no body runs" in caplog.text
 
 
-def test_a_callback_may_cancel_whatever_it_likes():
-    """R30: also a scope around the caller that is just leaving, and it is called once."""
-    told = []
+def test_a_callback_may_cancel_any_scope():
+    """R30: This holds also for a scope around the caller that is just leaving; the callback is called once."""
+    results = []
 
     async def serve(message):
-        message.on_left(lambda: (told.append("left"), scope.cancel()))
+        message.on_left(lambda: (results.append("left"), scope.cancel()))
         await trio.sleep_forever()
 
     child = worker(serve)
@@ -428,6 +428,6 @@ def test_a_callback_may_cancel_whatever_it_likes():
     async def scene(tree, seen):
         with scope, trio.move_on_after(1):
             await tree[child].call(None)
-        assert told == ["left"]
+        assert results == ["left"]
 
     grow(app(child), scene)

@@ -40,8 +40,8 @@ async def echo(inbox):
         message.reply(message.value)
 
 
-def test_a_temporary_child_that_crashes_takes_nobody_with_it():
-    """R7: not its siblings, not the supervisor, and in a pool not the other members."""
+def test_a_temporary_child_that_crashes_takes_no_sibling_with_it():
+    """R7: Neither its siblings nor its supervisor end, nor in a pool the other members."""
     a, b = Puppet("a", restart="temporary"), Puppet("b")
     pool = Pool("pool", Child("m", forever, restart="temporary"))
 
@@ -57,7 +57,7 @@ def test_a_temporary_child_that_crashes_takes_nobody_with_it():
 
 
 def test_a_caller_that_gives_up_does_not_kill_the_server():
-    """R30: the late reply hits nobody, and the server keeps its state."""
+    """R30: The late reply is dropped, and the server keeps its state."""
     child = Child("server", echo, mailbox=4)
 
     async def scene(tree, seen):
@@ -71,7 +71,7 @@ def test_a_caller_that_gives_up_does_not_kill_the_server():
 
 
 def test_a_call_to_a_server_that_crashes_while_serving_it_does_not_hang():
-    """R30: the caller is told at once, from the cause."""
+    """R30: The caller gets an error at once, with the crash as its cause."""
     child = Child("server", echo, mailbox=4)
     boom = Boom()
 
@@ -86,7 +86,7 @@ def test_a_call_to_a_server_that_crashes_while_serving_it_does_not_hang():
 
 @pytest.mark.parametrize("fatal", [KeyboardInterrupt, SystemExit])
 def test_an_interrupt_in_a_child_is_not_restarted(fatal):
-    """R4: neither is a cancellation."""
+    """R4: Neither an interrupt nor a cancellation is answered by a restart."""
     a = Puppet("a")
 
     async def scene(tree, seen):
@@ -99,7 +99,7 @@ def test_an_interrupt_in_a_child_is_not_restarted(fatal):
 
 
 def test_an_exception_raised_during_shutdown_is_not_lost():
-    """R23: it is an event with the original exception, and its traceback."""
+    """R23: It is reported in an event, with the original exception and its traceback."""
 
     async def messy():
         try:
@@ -111,8 +111,8 @@ def test_an_exception_raised_during_shutdown_is_not_lost():
     assert "messy" in [frame.name for frame in traceback.extract_tb(error.exc.__traceback__)]
 
 
-def test_the_root_does_not_see_the_raw_last_error_in_groups_upon_groups():
-    """R22: a tree that gives up raises one bare, typed error, however deep it is; history hangs on it as causes."""
+def test_a_deep_tree_that_fails_raises_one_typed_error_not_nested_groups():
+    """R22: A tree that gives up raises one bare, typed error, however deep it is; the earlier failures are its causes."""
     a = Puppet("a")
     spec = Supervisor("s", [a.spec], limit=Limit(0))
     for _ in range(4):
@@ -132,7 +132,7 @@ def test_the_root_does_not_see_the_raw_last_error_in_groups_upon_groups():
 
 
 def test_a_body_whose_start_raises_reports_that_error_and_no_other():
-    """R16: not an error of the framework's own that hides it."""
+    """R16: An error of the framework's own must not hide it."""
     boom = Boom("init")
     with pytest.raises(StartFailed) as raised:
         grow(app(Puppet("a", boom)))
@@ -140,7 +140,7 @@ def test_a_body_whose_start_raises_reports_that_error_and_no_other():
 
 
 def test_the_limit_is_the_supervisors_not_each_childs():
-    """R14: five children together may restart as often as one."""
+    """R14: Five children together may restart as often as one."""
     children = puppets("abcde")
 
     async def scene(tree, seen):
@@ -154,7 +154,7 @@ def test_the_limit_is_the_supervisors_not_each_childs():
 
 
 def test_the_window_forgets():
-    """R14: restarts in slow succession never add up."""
+    """R14: Restarts in slow succession never add up."""
     a = Puppet("a")
 
     async def scene(tree, seen):
@@ -167,13 +167,13 @@ def test_the_window_forgets():
 
 
 def test_a_supervisor_is_ready_when_its_children_are():
-    """R17: not before any of them has run."""
+    """R17: A supervisor is not ready before any of its children has run."""
     seen = grow(app(Supervisor("s", [Puppet("a", 2).spec, Puppet("b", 3).spec]), Puppet("after")))
     assert seen.at(events.Ready, "app/s") == seen.at(events.Starting, "app/after") == [5]
 
 
 def test_sending_does_not_wait_for_a_busy_server():
-    """R29: a mailbox has room."""
+    """R29: A mailbox has room for messages while the server is busy."""
     child = Child("server", echo, mailbox=4)
 
     async def scene(tree, seen):
@@ -185,7 +185,7 @@ def test_sending_does_not_wait_for_a_busy_server():
 
 
 def test_a_child_that_returns_at_once_cannot_spin():
-    """R7, R14: its returns are charged."""
+    """R7, R14: Its returns are charged to the limit."""
 
     async def body():
         lives.append(1)
@@ -197,7 +197,7 @@ def test_a_child_that_returns_at_once_cannot_spin():
 
 
 def test_restart_types_hold_for_declared_children():
-    """R7: a temporary one, and a transient one that returned, are not restarted."""
+    """R7: A temporary child, and a transient one that returned, are not restarted."""
     a, b = Puppet("a", restart="temporary"), Puppet("b", restart="transient")
 
     async def scene(tree, seen):
@@ -211,7 +211,7 @@ def test_restart_types_hold_for_declared_children():
 
 @pytest.mark.parametrize("strategy", ["one_for_all", "rest_for_one"])
 def test_a_group_restart_is_charged_once_not_once_per_sibling(strategy):
-    """R14: five children, one crash, the default limit: everybody lives."""
+    """R14: Five children, one crash and the default limit: the tree goes on."""
     children = puppets("abcde")
 
     async def scene(tree, seen):
@@ -244,7 +244,7 @@ def calls_during(scene, *children, **options):
 
 @pytest.mark.parametrize("strategy", ["one_for_one", "one_for_all"])
 def test_a_restart_takes_linear_work(strategy):
-    """R13: eight times the children, eight times the work for the group, and no more for one child alone."""
+    """R13: With eight times the children a group restart takes eight times the work, and that of one child alone no more than before."""
 
     def work(number):
         async def scene(tree, seen):
@@ -257,7 +257,7 @@ def test_a_restart_takes_linear_work(strategy):
 
 
 def test_a_child_whose_start_fails_on_a_restart_is_not_lost():
-    """R16: it is tried again until the limit says otherwise."""
+    """R16: The start is tried again until the limit is passed."""
     a = Puppet("a", 0, Boom("once"), Boom("twice"))
 
     async def scene(tree, seen):
@@ -269,7 +269,7 @@ def test_a_child_whose_start_fails_on_a_restart_is_not_lost():
 
 
 def test_a_child_that_dies_at_once_does_not_break_its_supervisors_start():
-    """R11: it is ready, dies, and is restarted."""
+    """R11: The child becomes ready, fails, and is restarted."""
 
     async def body():
         lives.append(1)
@@ -283,8 +283,8 @@ def test_a_child_that_dies_at_once_does_not_break_its_supervisors_start():
     assert seen.the(events.Decided).directive is Restart
 
 
-def test_a_failed_start_leaves_nobody_running():
-    """R16: the children that had started are stopped, in reverse."""
+def test_a_failed_start_leaves_no_child_running():
+    """R16: The children that had started are stopped, in reverse."""
     a, b = puppets("ab")
     with pytest.raises(StartFailed):
         grow(app(a, b, Puppet("c", Boom())))
@@ -292,7 +292,7 @@ def test_a_failed_start_leaves_nobody_running():
 
 
 def test_a_stopped_supervisor_runs_the_clean_up_of_its_children():
-    """R12: stopping works, waits, and every child's own exit code runs."""
+    """R12: A stop waits, and every child's own exit code runs."""
     kits = [Kit(slow_exit=1) for _ in range(3)]
     inner = Supervisor("s", [Child(f"c{n}", forever, resource=kit) for n, kit in enumerate(kits)])
 
@@ -305,14 +305,14 @@ def test_a_stopped_supervisor_runs_the_clean_up_of_its_children():
 
 
 def test_a_thousand_slow_starts_have_no_common_deadline():
-    """R17: a start may take as long as it takes, unless its child says otherwise."""
+    """R17: A start has no time limit, unless its child declares one."""
     pool = [Puppet(f"c{n}", 1) for n in range(1000)]
     seen = grow(app(*pool))
     assert seen.at(events.Ready, "app") == [1000]
 
 
 def test_a_crashing_child_is_not_restarted_for_ever_and_not_in_silence(caplog):
-    """R14, R31: there is a limit by default, and each decision is logged by default."""
+    """R14, R31: There is a limit by default, and each decision is logged by default."""
 
     async def crash():
         raise Boom
@@ -327,7 +327,7 @@ def test_a_crashing_child_is_not_restarted_for_ever_and_not_in_silence(caplog):
 
 
 def test_no_child_outlives_its_supervisor():
-    """R12: whether that is cancelled, restarted by a group or stopped by hand."""
+    """R12: This holds if the supervisor is cancelled, restarted with its group or stopped by hand."""
     a, b = Puppet("a"), Puppet("b", stubborn=2)
     inner = Supervisor("s", [b.spec])
 
@@ -343,7 +343,7 @@ def test_no_child_outlives_its_supervisor():
 
 
 def test_adding_and_stopping_many_children_takes_linear_work():
-    """R25: the eight-hundredth child costs no more than the hundredth."""
+    """R25: The eight-hundredth child costs no more than the hundredth."""
 
     def work(number):
         async def scene(tree, seen):
@@ -358,7 +358,7 @@ def test_adding_and_stopping_many_children_takes_linear_work():
 
 
 def test_a_timeout_of_receive_does_not_take_a_message_with_it():
-    """R30: a body that gives up waiting has not consumed what comes just then; nothing is half handled."""
+    """R30: A body that gives up waiting has not consumed a message that arrives at that moment."""
     taken = []
 
     async def body(inbox):
@@ -382,7 +382,7 @@ def test_a_timeout_of_receive_does_not_take_a_message_with_it():
 
 
 def test_a_crash_while_another_child_starts_is_served_as_soon_as_that_is_done():
-    """R19: no poll, no lost wake-up."""
+    """R19: There is no polling and no lost wake-up."""
     a, slow = Puppet("a"), Puppet("slow", 0, 5)
 
     async def scene(tree, seen):
@@ -396,7 +396,7 @@ def test_a_crash_while_another_child_starts_is_served_as_soon_as_that_is_done():
 
 
 def test_children_given_to_the_constructor_are_watched_like_added_ones():
-    """R25: both are restarted at once."""
+    """R25: Both are restarted at once."""
     a, b = puppets("ab")
 
     async def scene(tree, seen):
@@ -411,7 +411,7 @@ def test_children_given_to_the_constructor_are_watched_like_added_ones():
 
 
 def test_passing_the_limit_neither_exits_the_process_nor_leaves_siblings_behind():
-    """R14: the supervisor's children stop, in order, and the failure escalates."""
+    """R14: The supervisor's children stop, in order, and the failure escalates."""
     a, b = puppets("ab")
     seen = Seen()
 
@@ -426,7 +426,7 @@ def test_passing_the_limit_neither_exits_the_process_nor_leaves_siblings_behind(
 
 
 def test_a_child_that_returned_is_not_reported_as_running():
-    """R33: its state says so."""
+    """R33: Its state in the status is another."""
     a = Puppet("a", restart="transient")
 
     async def scene(tree, seen):
@@ -438,12 +438,12 @@ def test_a_child_that_returned_is_not_reported_as_running():
 
 
 def test_the_stop_order_is_not_the_start_order():
-    """R12: the reverse, one after the other."""
+    """R12: Children stop in the reverse order, one after the other."""
     assert grow(app(*puppets("abcd"))).order() == "+a +b +c +d -d -c -b -a"
 
 
 def test_a_shutdown_has_time_to_drain_per_child():
-    """R20: each child declares its own."""
+    """R20: Each child declares its own drain time."""
 
     def draining(seconds):
         async def body():
@@ -465,7 +465,7 @@ def test_a_shutdown_has_time_to_drain_per_child():
 
 
 def test_a_message_is_handled_once():
-    """R30: a handler that crashes is not run again with the same message, unless its sender asked for that."""
+    """R30: A handler that crashes is not run again with the same message, unless its sender asked for that."""
     handled = []
 
     async def body(inbox):
@@ -495,8 +495,8 @@ def test_a_failed_start_gives_no_address_that_looks_alive():
     grow(app(Puppet("a")), scene)
 
 
-def test_two_trees_know_nothing_of_each_other():
-    """R4: an interrupt or a failure in one concerns no other; there is no global registry."""
+def test_two_trees_share_nothing():
+    """R4: An interrupt or a failure in one tree does not reach the other; there is no global registry."""
     a, b = puppets("ab")
 
     async def main():
@@ -514,7 +514,7 @@ def test_two_trees_know_nothing_of_each_other():
 
 
 def test_a_tree_closes_cleanly_from_its_block():
-    """R21: leaving the block early, by any way, raises nothing of the framework's own."""
+    """R21: Leaving the block early, by any way, raises nothing of the framework's own."""
     for leave in (lambda: None, lambda: (_ for _ in ()).throw(Other())):
 
         async def scene(tree, seen, leave=leave):
@@ -527,7 +527,7 @@ def test_a_tree_closes_cleanly_from_its_block():
 
 
 def test_a_backoff_is_bounded_and_jittered():
-    """R15: a child that fails for ever does not hammer what it fails on, nor in step with others."""
+    """R15: A child that fails for ever does not hammer the service that it needs, and does not retry in step with other children."""
     a = Puppet("a", 0, *[Boom("down")] * 30, backoff=Backoff(initial=1, maximum=8))
 
     async def scene(tree, seen):
@@ -540,8 +540,8 @@ def test_a_backoff_is_bounded_and_jittered():
     assert len(set(delays)) == len(delays)
 
 
-def test_context_variables_of_one_life_do_not_leak_into_the_next():
-    """R9: nor do the exceptions of earlier lives hang on the later ones."""
+def test_context_variables_of_one_incarnation_do_not_leak_into_the_next():
+    """R9: Nor are exceptions of earlier incarnations chained to later ones."""
     variable = contextvars.ContextVar("variable", default=0)
     found, contexts = [], []
 

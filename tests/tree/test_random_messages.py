@@ -37,7 +37,7 @@ MOMENTS = st.integers(0, 40).map(lambda eighths: eighths / 8)
 
 @attrs.frozen
 class Asks:
-    """Somebody who sends, how, what is to be done with it, and when he has enough of waiting."""
+    """A sender: how it sends, what the body does with the message, and when the sender gives up waiting."""
 
     at: float
     form: str
@@ -49,7 +49,7 @@ class Asks:
 
 @attrs.frozen
 class Scenario:
-    """One child, or several that share a mailbox, those who send to it, and what happens to them meanwhile."""
+    """One child, or several that share a mailbox, their senders, and what happens to the children meanwhile."""
 
     size: int
     sharing: int
@@ -87,13 +87,13 @@ SCENARIOS = st.builds(
 
 
 class Run:
-    """One tree, and what was taken, sent and told."""
+    """One tree, and what was taken, sent and answered."""
 
     def __init__(self, scenario):
         self.scenario = scenario
         self.taken = []  # the number of each message, each time that it is taken
         self.items = self.got = 0
-        self.told = {}
+        self.results = {}
         self.elsewhere = None
         mailbox = Mailbox(scenario.size)
         options = {"limit": None, "decider": Decider({Other: Resume})}
@@ -175,28 +175,28 @@ class Run:
             if message.memo == 3:
                 await trio.sleep(0.5)
 
-    # --- those who send to it
+    # --- the senders
 
     async def _ask(self, ref, number, ask):
         await trio.sleep(ask.at)
         got = []
         with trio.move_on_after(ask.patience):
             try:
-                self.told[number] = await self._exchange(ref, number, ask, got)
+                self.results[number] = await self._exchange(ref, number, ask, got)
             except (CallLost, ChildStopped, MailboxFull, Other) as error:
-                self.told[number] = error
-        self.told.setdefault(number, "left")
+                self.results[number] = error
+        self.results.setdefault(number, "left")
         assert got == list(range(1, len(got) + 1)), "an item was lost, doubled or moved"
-        if ask.form == "stream" and self.told[number] == "over":
+        if ask.form == "stream" and self.results[number] == "over":
             assert len(got) == ask.items
-        if isinstance(self.told[number], Other):
-            assert self.told[number].args == (number,), "somebody else's answer"
+        if isinstance(self.results[number], Other):
+            assert self.results[number].args == (number,), "another caller's answer"
 
     async def _exchange(self, ref, number, ask, got):
         value = number, ask
         if ask.form == "call":
             answer = await ref.call(value, on_loss=ask.on_loss)
-            assert answer == number, "somebody else's answer"
+            assert answer == number, "another caller's answer"
             return answer
         if ask.form == "send":
             await ref.send(value, on_loss=ask.on_loss)
@@ -231,7 +231,7 @@ class Run:
             pass
 
     async def main(self):
-        trio.lowlevel.spawn_system_task(nobody_hangs)
+        trio.lowlevel.spawn_system_task(fail_if_a_task_hangs)
         seen = Seen()
         async with trio.open_nursery() as self.elsewhere:
             async with open_tree(self.spec, sinks=[seen]) as tree:
@@ -251,9 +251,9 @@ class Run:
             assert not queue.servers
 
     def check(self, ref, queue):
-        """What holds when nobody waits any more and all was served."""
+        """What holds when no task waits any more and all messages were served."""
         asks = self.scenario.asks
-        assert len(self.told) == len(asks), "somebody was told nothing"
+        assert len(self.results) == len(asks), "a caller got no answer"
         status = ref.status()
         assert status.state == "up"
         assert status.mailbox == len(queue) == 0
@@ -265,28 +265,28 @@ class Run:
         items = status.handled - len(first)
         assert self.got <= items <= self.items, (
             "not counted once"
-        )  # what was sent to who had just left counts not
+        )  # a message whose sender had just left does not count
         for number, ask in enumerate(asks):
             times = self.taken.count(number)
             again = ask.act == "requeue" or ask.on_loss == "requeue"
             assert again or times <= 1, "served twice"
-            if self.told[number] == "sent":
+            if self.results[number] == "sent":
                 assert times >= 1 or self.scenario.ends, "a message was lost"
-            if isinstance(self.told[number], int) or self.told[number] == "over":
+            if isinstance(self.results[number], int) or self.results[number] == "over":
                 assert times >= 1
         self._check_order(first)
 
     def _check_order(self, first):
-        """Those who came at different moments, and only waited, are served in the order in which they came."""
+        """Senders that came at different moments, and only waited, are served in the order in which they came."""
         calm = not self.scenario.ends and all(ask.act in ("reply", "hold") for ask in self.scenario.asks)
         if calm:
             moments = [self.scenario.asks[number].at for number in first]
             assert moments == sorted(moments), "not first come, first served"
 
 
-async def nobody_hangs():
+async def fail_if_a_task_hangs():
     await trio.sleep(80_000)
-    raise AssertionError("somebody hangs")
+    raise AssertionError("a task hangs")
 
 
 @settings(
@@ -295,8 +295,8 @@ async def nobody_hangs():
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )
 @given(st.random_module(), SCENARIOS)
-def test_whatever_happens_nobody_hangs_and_nothing_is_lost_or_doubled(schedule, scenario):
-    """R29, R30, R37: everybody is told once, and his own; items come in order; the counts are exact; nothing stays behind."""
+def test_whatever_happens_every_caller_gets_one_answer_and_no_message_is_lost_or_doubled(schedule, scenario):
+    """R29, R30, R37: Every caller gets one answer, and its own; items come in order; the counts are exact; nothing stays behind."""
     run_virtual(Run(scenario).main)
 
 
@@ -306,7 +306,7 @@ def test_whatever_happens_nobody_hangs_and_nothing_is_lost_or_doubled(schedule, 
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )
 @given(st.random_module(), SCENARIOS)
-def test_without_faults_they_are_served_in_the_order_in_which_they_came(schedule, scenario):
-    """R29: whoever waited for room, and whoever left in the meantime, changes nothing about the others."""
+def test_without_faults_messages_are_served_in_the_order_in_which_they_came(schedule, scenario):
+    """R29: A sender that waited for room, or left in the meantime, changes nothing for the others."""
     calm = [attrs.evolve(ask, act="hold" if ask.act == "keep" else "reply") for ask in scenario.asks]
     run_virtual(Run(attrs.evolve(scenario, asks=calm, ends=[])).main)

@@ -16,7 +16,7 @@ from supervise import Child, Pool, Supervisor
 from supervise._core.spec import walk
 from supervise.testing import Fail, FaultPlan, Script, fault_plans, idle, trees
 
-from .campaign import Halt, Run, dice, plain, predicted, tilted, told
+from .campaign import Halt, Run, as_texts, dice, plain, predicted, tilted
 
 KINDS = (
     "add",
@@ -70,7 +70,7 @@ def halted(plan):
 
 
 def unwarned(tree):
-    """The same tree, in which nobody minds a slow start: only so may a child with a script be restarted in one step."""
+    """The same tree without start warnings: only then may a child with a script take the fast path."""
     if isinstance(tree, Child):
         return attrs.evolve(tree, start_warning=float("inf"))
     if isinstance(tree, Pool):
@@ -98,23 +98,23 @@ def test_whatever_happens_a_tree_keeps_the_rules(case, seed):
 
 @settings(CALM, max_examples=300 * TIMES)
 @given(cases(most=0), SEEDS)
-def test_a_tree_without_requests_does_what_the_simulation_says(case, seed):
-    """Event for event, each at its time, in one of the orders that the rules allow: of almost every tree there is one."""
+def test_a_tree_without_requests_emits_the_events_that_the_simulation_predicts(case, seed):
+    """The events agree one by one, each at its time, in one of the orders that the rules allow; most trees have only one."""
     tree, plan, _, stop_at = case
     chance = dice(1)
     tree, plan, stop_at = tilted(tree, chance), tilted(plan, chance), stop_at + 2**-30
     run = Run(tree, plan, stop_at=stop_at, seed=seed, steady=True)
     run.check()
     outcomes, whole = predicted(tree, plan, stop_at)
-    assert told(run.seen) in outcomes or not whole
+    assert as_texts(run.seen) in outcomes or not whole
 
 
-def test_every_order_of_what_happens_at_one_moment_is_predicted():
-    """Three children fail at one moment: a real tree has them in each of six orders, and in none that is not predicted."""
+def test_every_order_of_simultaneous_failures_is_predicted():
+    """Three children fail at one moment: a real tree takes them in each of six orders, and in none that is not predicted."""
     tree = Supervisor("app", [Child(name, idle, restart="temporary") for name in "abc"])
     plan = FaultPlan({f"app/{name}": [Script(body=Fail(ValueError(name), after=1.0))] for name in "abc"})
     outcomes, whole = predicted(tree, plan, 2.0)
-    seen = {told(Run(tree, plan, stop_at=2.0, seed=seed, steady=True).seen) for seed in range(60)}
+    seen = {as_texts(Run(tree, plan, stop_at=2.0, seed=seed, steady=True).seen) for seed in range(60)}
     assert whole
     assert len(seen) == 6
     assert seen <= outcomes

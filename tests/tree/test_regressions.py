@@ -7,7 +7,7 @@ from supervise.testing import Fail, FaultPlan, Script, idle, nothing, run_virtua
 
 
 def test_a_resource_that_fails_after_its_body_failed_to_stop_is_reported():
-    """R23, R24: the last failure is the `StopError`, and what came before hangs on it; neither is swallowed."""
+    """R23, R24: The last failure is the `StopError`, and the earlier one is its context; neither is swallowed."""
     plan = FaultPlan({"app/a": Script(stop=Fail(ValueError("body")), leave=Fail(OSError("resource")))})
     seen = []
 

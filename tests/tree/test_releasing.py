@@ -1,4 +1,4 @@
-"""A leaf that takes long to leave its resource delays nobody but itself (R9, R19)."""
+"""A leaf that takes long to leave its resource delays no other child (R9, R19)."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def slow(name="slow", seconds=3.0, **options):
 
 
 def test_a_sibling_restarts_at_once_while_a_resource_is_being_left():
-    """R9, R19: under one_for_one the supervisor serves whatever else comes."""
+    """R9, R19: Under one_for_one the supervisor serves all other items meanwhile."""
     a, _ = slow()
     b = Puppet("b")
 
@@ -71,8 +71,8 @@ def test_a_sibling_restarts_at_once_while_a_resource_is_being_left():
     assert seen.order().startswith("+slow +b -b +b +c -slow +slow")
 
 
-def test_in_a_pool_likewise():
-    """R9, R26: a member that is slow to leave holds up neither another's restart nor an add."""
+def test_a_pool_goes_on_while_a_member_leaves_its_resource():
+    """R9, R26: A member that is slow to leave delays neither another member's restart nor an add."""
     kit = Kit(slow_exit=3)
     fails = trio.Event()
     lives = itertools.count(1)
@@ -98,7 +98,7 @@ def test_in_a_pool_likewise():
 
 @pytest.mark.parametrize("strategy", ["one_for_all", "rest_for_one"])
 def test_under_the_other_strategies_the_group_waits(strategy):
-    """R9, R13: the failed one ends first, and until it has its group does not go on."""
+    """R9, R13: The failed child ends first, and the group waits for it."""
     a, _ = slow()
     b = Puppet("b")
 
@@ -114,7 +114,7 @@ def test_under_the_other_strategies_the_group_waits(strategy):
 
 
 def test_a_backoff_begins_once_the_leaf_has_ended():
-    """R9, R15: three seconds to leave, and then five to wait."""
+    """R9, R15: The leaf takes three seconds to leave its resource, and then waits five seconds of backoff."""
     a, _ = slow(backoff=Backoff(initial=5, jitter=0))
 
     async def scene(tree, seen):
@@ -131,20 +131,20 @@ def test_a_backoff_begins_once_the_leaf_has_ended():
 
 
 def test_a_condemned_child_is_down_for_good_once_it_has_ended():
-    """R9, R10: until then whoever asks waits."""
+    """R9, R10: Until then its callers wait."""
     a, _ = slow(mailbox=1)
 
     async def scene(tree, seen):
         a.fail(Other("no"))
         with pytest.raises(ChildStopped):
-            await tree[a.spec].call("anybody?")
+            await tree[a.spec].call("ping")
         assert trio.current_time() == 3
 
     grow(app(a, decider=Decider({Other: Stop})), scene)
 
 
-def test_a_stop_of_the_tree_waits_for_it_first():
-    """R12, R19: a stop from above overtakes what was to come, and no sibling is stopped beside one on its way out."""
+def test_a_stop_of_the_tree_waits_first_for_a_child_that_leaves_its_resource():
+    """R12, R19: A stop from above cancels the restart that was to come, and no sibling is stopped beside a child that is ending."""
     a, _ = slow()
     b = Puppet("b")
 
@@ -158,7 +158,7 @@ def test_a_stop_of_the_tree_waits_for_it_first():
 
 
 def test_a_stop_by_hand_waits_for_the_end_and_nothing_is_restarted():
-    """R25: what a verdict had asked for is off; a condemnation is not."""
+    """R25: The restart that a verdict had begun is cancelled; a condemnation is not."""
     a, _ = slow("a")
     b, _ = slow("b")
 
@@ -177,7 +177,7 @@ def test_a_stop_by_hand_waits_for_the_end_and_nothing_is_restarted():
 
 
 def test_a_restart_by_hand_waits_for_the_end():
-    """R25: and comes instead of the restart that was to come, without its backoff."""
+    """R25: The restart by hand replaces the restart that was to come, and skips its backoff."""
     a, _ = slow(backoff=Backoff(initial=50, jitter=0))
 
     async def scene(tree, seen):
@@ -190,7 +190,7 @@ def test_a_restart_by_hand_waits_for_the_end():
 
 
 def test_a_release_that_takes_too_long_is_cancelled_and_overdue():
-    """R9, R20: leaving a resource is subject to the same grace as a stop."""
+    """R9, R20: The same `grace` counts for leaving a resource as for a stop."""
     kit = Kit(slow_exit=20)
     a = Puppet("a", resource=kit, grace=2)
 
@@ -204,7 +204,7 @@ def test_a_release_that_takes_too_long_is_cancelled_and_overdue():
 
 
 def test_a_failed_start_leaves_its_resource_without_delaying_others():
-    """R9, R16: in a restart too."""
+    """R9, R16: This holds in a restart too."""
     kit = Kit(slow_exit=3)
     a, b = Puppet("a", 0, Boom("start"), resource=kit), Puppet("b")
 
@@ -221,8 +221,8 @@ def test_a_failed_start_leaves_its_resource_without_delaying_others():
     grow(app(a, b), scene)
 
 
-def test_a_failure_above_reaches_what_is_being_left():
-    """R11: the limit is passed meanwhile; the supervisor ends when all have ended."""
+def test_a_supervisor_that_fails_waits_for_a_child_that_leaves_its_resource():
+    """R11: The limit is passed meanwhile; the supervisor ends when all its children have ended."""
     a, _ = slow()
     b = Puppet("b")
 
@@ -241,15 +241,15 @@ SIBLINGS = ("a", "b", "c")
 
 
 @given(st.data())
-def test_how_long_one_takes_to_leave_changes_nothing_for_the_others(data):
-    """R9, R19: under one_for_one each child's events come at the same times, however slow another's release is."""
+def test_how_long_one_child_takes_to_leave_changes_nothing_for_the_others(data):
+    """R9, R19: Under one_for_one each child's events come at the same times, however slow another's release is."""
     spec = Supervisor("app", [Child(name, idle, resource=nothing) for name in SIBLINGS], limit=None)
     plan = data.draw(fault_plans(spec))
     others = {
         path: [evolve(script, start=None, enter=None) for script in scripts]
         for path, scripts in plan.scripts.items()
         if path != "app/a"
-    }  # starts take no time, so that nobody waits for anybody else's
+    }  # starts take no time, so that no child waits for another's
     seconds = data.draw(st.sampled_from([0.5, 3.0, 100.0]))
     lives = (Script(body=Fail(Boom("a"), after=1.0), leave=Delay(seconds)),)
 
@@ -270,8 +270,8 @@ def test_how_long_one_takes_to_leave_changes_nothing_for_the_others(data):
 
 @pytest.mark.parametrize("kind", [KeyboardInterrupt, SystemExit])
 @pytest.mark.parametrize("when", ["stop", "restart", "start"])
-def test_what_a_clean_up_raises_that_is_no_exception_stops_the_tree_and_leaves_bare(kind, when):
-    """R4, R23: R4 wins. From a resource's exit, whether its child is stopped by hand, restarted, or too late to start."""
+def test_a_base_exception_from_a_clean_up_stops_the_tree_and_leaves_bare(kind, when):
+    """R4, R23: R4 wins. The exception comes from a resource's exit; its child is stopped by hand, restarted, or too late to start."""
 
     class Leaving:
         async def __aenter__(self):
@@ -303,8 +303,8 @@ def test_what_a_clean_up_raises_that_is_no_exception_stops_the_tree_and_leaves_b
     assert late.running == 0
 
 
-def test_a_verdict_says_who_gave_it_by_what_and_what_it_hits():
-    """R2, R11: an escalated Stop condemns a whole supervisor, and the event says so."""
+def test_a_verdict_names_its_decider_the_entry_and_the_child_that_it_applies_to():
+    """R2, R11: An escalated Stop condemns a whole supervisor, and the event names it."""
     a = Puppet("a")
     inner = app(a, name="inner", decider=Decider({Boom: Escalate}))
 
@@ -318,8 +318,8 @@ def test_a_verdict_says_who_gave_it_by_what_and_what_it_hits():
     assert (decided.decider, decided.entry, decided.applied_to) == ("app", "default", "app/inner")
 
 
-def test_a_built_in_rule_is_nobodys_decision():
-    """R2: `returned` means Restart whatever the default says, and no decider is named for it."""
+def test_a_built_in_rule_is_reported_without_a_decider():
+    """R2: `returned` means Restart whatever the default is, and no decider is named for it."""
     a = Puppet("a")
 
     async def scene(tree, seen):
@@ -331,8 +331,8 @@ def test_a_built_in_rule_is_nobodys_decision():
     assert (decided.directive, decided.decider, decided.entry) == (Restart, None, "rule")
 
 
-def test_a_decider_that_raises_is_named_by_no_entry():
-    """R2, R5: the event says that it raised, and what; nobody's table answered."""
+def test_a_verdict_after_a_decider_that_raised_has_no_decider_and_no_entry():
+    """R2, R5: The event has the exception that the decider raised; no table gave the verdict."""
     a = Puppet("a")
 
     def when(_):
@@ -356,7 +356,7 @@ def test_a_decider_that_raises_is_named_by_no_entry():
 
 
 def test_attempts_of_a_series_are_numbered():
-    """R15: in the verdict and in the backoff."""
+    """R15: The number is in the verdict and in the backoff."""
     a = Puppet("a", backoff=Backoff(initial=1, jitter=0))
 
     async def scene(tree, seen):
@@ -370,7 +370,7 @@ def test_attempts_of_a_series_are_numbered():
 
 
 def test_a_start_that_takes_long_is_reported_with_its_stack_and_what_it_waits_for():
-    """R17: after `start_warning` seconds, and then at doubling intervals."""
+    """R17: The report comes after `start_warning` seconds, and then at doubling intervals."""
     late = Puppet("late")
 
     async def waits_for_a_later_sibling(task_status):
@@ -393,8 +393,8 @@ def test_a_start_that_takes_long_is_reported_with_its_stack_and_what_it_waits_fo
     a = Child("a", waits_for_a_later_sibling)
     b = Child("b", idle, resource=slow_to_enter, start_warning=40)
     run_virtual(main, seed=0)
-    told = [(event.path, event.seconds, event.waits_for) for event in seen.of(events.StartOverdue)]
-    assert told == [
+    results = [(event.path, event.seconds, event.waits_for) for event in seen.of(events.StartOverdue)]
+    assert results == [
         ("app/b", 40, None),
         ("app/a", 30, "app/late"),
         ("app/a", 90, "app/late"),

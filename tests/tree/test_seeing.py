@@ -42,7 +42,7 @@ from .scene import Boom, Kit, Other, Puppet, Seen, app, forever, grow, puppets, 
 
 
 def test_events_are_a_closed_set_of_frozen_values():
-    """R31: each with a time, a path and an incarnation, and what belongs to it."""
+    """R31: Each event has a time, a path and an incarnation, and the fields of its kind."""
     kinds = [
         kind for kind in vars(events).values() if inspect.isclass(kind) and issubclass(kind, events.Event)
     ]
@@ -55,7 +55,7 @@ def test_events_are_a_closed_set_of_frozen_values():
 
 
 def test_events_carry_time_path_and_incarnation():
-    """R31: times are those of Trio's clock, and incarnations count from 1."""
+    """R31: Times are those of Trio's clock, and incarnations count from 1."""
     a = Puppet("a", 0, 2)
 
     async def scene(tree, seen):
@@ -71,7 +71,7 @@ def test_events_carry_time_path_and_incarnation():
 
 
 def test_every_sink_gets_everything_in_the_same_order():
-    """R31: delivered in order to any number of sinks, also where a sink comes back into the tree."""
+    """R31: Any number of sinks get the events in order, also if a sink calls the tree."""
     a, b = puppets("ab")
     sinks = [Seen(), Seen()]
     trees = []
@@ -93,7 +93,7 @@ def test_every_sink_gets_everything_in_the_same_order():
 
 
 def test_a_sink_that_raises_is_reported_once_and_dropped(caplog):
-    """R31: it never hurts the tree; the others learn of it after the event that it failed on."""
+    """R31: Such a sink never harms the tree; the other sinks get the report after the event on which it failed."""
     a = Puppet("a")
     before, after = Seen(), Seen()
     calls = []
@@ -121,7 +121,7 @@ def test_a_sink_that_raises_is_reported_once_and_dropped(caplog):
 
 
 def test_equal_sinks_are_not_the_same_sink():
-    """R31: the one that raised is dropped, and no other that compares equal to it."""
+    """R31: The sink that raised is dropped, and no other that compares equal to it."""
 
     class Equal(Seen):
         __hash__ = None
@@ -145,7 +145,7 @@ def test_equal_sinks_are_not_the_same_sink():
 
 
 def test_a_slow_sink_goes_behind_a_bounded_queue():
-    """R31: the tree does not wait for it, and what finds no room is counted."""
+    """R31: The tree does not wait for it, and events that find no room are counted."""
     a = Puppet("a")
     slow, seen, read = QueueSink(3), Seen(), []
 
@@ -171,8 +171,8 @@ def test_a_slow_sink_goes_behind_a_bounded_queue():
         QueueSink(0)
 
 
-def test_without_a_listener_no_event_is_made():
-    """R31: `sinks=[]` is silence, and costs nothing."""
+def test_without_a_sink_no_event_is_made():
+    """R31: `sinks=[]` reports nothing, and costs nothing."""
     a = Puppet("a")
 
     async def main():
@@ -188,7 +188,7 @@ def test_without_a_listener_no_event_is_made():
 
 
 def test_the_default_sink_logs_a_line_for_each_decision(caplog):
-    """R31: its level by the directive."""
+    """R31: The level follows from the directive."""
     a = Puppet("a")
 
     async def main():
@@ -206,7 +206,7 @@ def test_the_default_sink_logs_a_line_for_each_decision(caplog):
 
 
 def test_the_logging_sink_takes_any_logger(caplog):
-    """R31: it is a sink like any other."""
+    """R31: It is a sink like any other."""
     logger = logging.getLogger("mine")
     sink = LoggingSink(logger)
     sink(events.StopError(at=0.0, path="app/a", incarnation=1, exc=Boom("x")))
@@ -218,7 +218,7 @@ async def collect(event):
 
 
 @pytest.mark.parametrize(
-    ("sinks", "says"),
+    ("sinks", "expected"),
     [
         ([collect], "a sink must be a plain function, and collect is an async function: it is not awaited"),
         ([5], "a sink must be a function, got 5"),
@@ -229,14 +229,14 @@ async def collect(event):
         (print, "sinks must be a list of functions, got <built-in function print>"),
     ],
 )
-def test_what_is_no_sink_is_refused(sinks, says):
-    """R31: when the tree is opened, in one line, before anything starts."""
+def test_an_object_that_is_no_sink_is_refused(sinks, expected):
+    """R31: It is refused when the tree is opened, in one line, before anything starts."""
 
     async def main():
         with pytest.raises(TypeError) as raised:
             async with open_tree(Supervisor("app", []), sinks=sinks):
                 pass
-        assert str(raised.value).startswith(says)
+        assert str(raised.value).startswith(expected)
 
     run_virtual(main)
 
@@ -245,7 +245,7 @@ def test_what_is_no_sink_is_refused(sinks, says):
 
 
 def test_each_failed_has_exactly_one_decided():
-    """R32: which names the directive and who gave it, or why nobody did."""
+    """R32: The `Decided` names the directive and its decider, or the reason why no decider was asked."""
     a, b, c = Puppet("a", resource=Kit()), Puppet("b"), Puppet("c", stubborn=1)
 
     async def scene(tree, seen):
@@ -307,20 +307,20 @@ BAD = [
 
 
 @pytest.mark.parametrize("kinds", GOOD)
-def test_lives_by_the_grammar(kinds):
-    """R32: what `assert_lifecycle` accepts."""
+def test_lifecycles_that_follow_the_grammar(kinds):
+    """R32: `assert_lifecycle` accepts these."""
     assert_lifecycle([*life(*kinds), *life(E.Starting, E.Ready, E.Stopping, E.Stopped, incarnation=2)])
 
 
 @pytest.mark.parametrize("kinds", BAD)
-def test_lives_against_the_grammar(kinds):
-    """R32: what `assert_lifecycle` refuses, naming the path."""
+def test_lifecycles_that_break_the_grammar(kinds):
+    """R32: `assert_lifecycle` refuses these, and names the path."""
     with pytest.raises(AssertionError, match="'app'"):
         assert_lifecycle(life(*kinds))
 
 
 def test_incarnations_must_go_up():
-    """R32: one life after the other, each with a number of its own."""
+    """R32: Incarnations come one after the other, each with a number of its own."""
     whole = [E.Starting, E.Ready, E.Stopping, E.Stopped]
     with pytest.raises(AssertionError, match="incarnation 1 after 2"):
         assert_lifecycle([*life(*whole, incarnation=2), *life(*whole)])
@@ -329,8 +329,8 @@ def test_incarnations_must_go_up():
     assert_lifecycle(life(E.Starting, E.Ready), closed=False)
 
 
-def test_the_root_lives_by_the_grammar_too():
-    """R32: as the leaf's supervisor it stops; as the one whose limit was passed it has failed and decided."""
+def test_the_root_follows_the_grammar_too():
+    """R32: If a leaf below it fails it, it stops; if its limit was passed, it has failed and decided."""
     for options, kinds in (
         ({"decider": Decider({Boom: Escalate})}, "Starting Ready Stopping Stopped"),
         ({"limit": Limit(0)}, "Starting Ready Failed Decided Stopped"),
@@ -347,7 +347,7 @@ def test_the_root_lives_by_the_grammar_too():
 
 
 def test_a_stop_that_overtakes_a_passed_limit_leaves_no_failure_undecided():
-    """R32: the limit's failure is the supervisor's own only when the child that passed it is gone."""
+    """R32: The limit's failure is the supervisor's own only when the child that passed it is gone."""
     a = Puppet("a", resource=Kit(slow_exit=3))
     inner = Supervisor("s", [a.spec], limit=Limit(0))
 
@@ -403,8 +403,8 @@ def trees(draw, depth=2):
 
 
 @given(trees(), st.integers(0, 2**32), st.data())
-def test_whatever_happens_to_whatever_tree_its_lives_follow_the_grammar(grown, seed, data):
-    """R20, R32: random trees, failures, stops and restarts: the grammar holds, and no two incarnations meet."""
+def test_the_lifecycles_of_random_trees_follow_the_grammar(grown, seed, data):
+    """R20, R32: Under random failures, stops and restarts the grammar holds, and no two incarnations overlap."""
     spec, leaves = grown
     acts = data.draw(
         st.lists(
@@ -446,7 +446,7 @@ def test_whatever_happens_to_whatever_tree_its_lives_follow_the_grammar(grown, s
 
 
 def test_a_status_is_a_frozen_picture_of_the_tree():
-    """R33: state, incarnation, restarts in the window, last failure, due time of a backoff, mailbox depth."""
+    """R33: It has state, incarnation, restarts in the window, last failure, due time of a backoff, and mailbox depth."""
     a = Puppet("a", backoff=Backoff(initial=5, jitter=0))
     b = Puppet("b", mailbox=9)
     pool = Pool("pool", Child("m", forever))
@@ -474,8 +474,8 @@ def test_a_status_is_a_frozen_picture_of_the_tree():
     grow(app(a, b, pool), scene)
 
 
-def test_a_status_counts_what_a_mailbox_has_handled():
-    """R33: each message once, also when it comes back, and each item of a stream; kept over restarts."""
+def test_a_status_counts_the_messages_that_a_mailbox_has_handled():
+    """R33: Each message counts once, also when it comes back, and so does each item of a stream; the count is kept over restarts."""
 
     async def body(inbox):
         async for message in inbox:
@@ -512,7 +512,7 @@ def test_a_status_counts_what_a_mailbox_has_handled():
 
 
 def test_a_status_is_given_at_once_and_never_queued():
-    """R33: also while the supervisor is busy."""
+    """R33: This holds also while the supervisor is busy."""
     slow = Puppet("slow", 0, 10)
 
     async def scene(tree, seen):
@@ -524,8 +524,8 @@ def test_a_status_is_given_at_once_and_never_queued():
     grow(app(slow), scene)
 
 
-def test_a_status_of_what_has_left_is_an_error():
-    """R33: a node that is not in the tree has none."""
+def test_a_status_of_a_node_that_has_left_is_an_error():
+    """R33: A node that is not in the tree has none."""
     a = Puppet("a", restart="temporary")
 
     async def scene(tree, seen):
@@ -538,8 +538,8 @@ def test_a_status_of_what_has_left_is_an_error():
     grow(app(a), scene)
 
 
-def test_a_deep_tree_is_no_trouble():
-    """R33: nothing recurses over the depth of a tree: start, status, escalation and stop of 500 levels."""
+def test_a_deep_tree_works():
+    """R33: Start, status, escalation and stop of 500 levels work, because nothing recurses over the depth of a tree."""
     a = Puppet("a")
     spec = Supervisor("s", [a.spec], decider=Decider(default=Escalate))
     for _ in range(500):
@@ -558,7 +558,7 @@ def test_a_deep_tree_is_no_trouble():
 
 
 def test_trios_own_task_tree_is_the_declared_tree():
-    """R35: every running supervisor owns a nursery, in a task of its own, that holds its children's tasks."""
+    """R35: Every running supervisor owns a nursery, in a task of its own, that holds its children's tasks."""
     spec = app(Puppet("a"), Supervisor("s", [Puppet("b").spec, Supervisor("t", [Puppet("c").spec])]))
 
     def names(task):
@@ -575,7 +575,7 @@ def test_trios_own_task_tree_is_the_declared_tree():
 
 
 def test_task_names_stay_right_over_restarts():
-    """R35: a restart in the same task, or in a new one, has the same path as its name."""
+    """R35: A restart in the same task, or in a new one, has the same path as its name."""
     a, b = puppets("ab")
 
     async def scene(tree, seen):

@@ -3,16 +3,28 @@
 from __future__ import annotations
 
 from collections import Counter
+from contextlib import asynccontextmanager
 
 import pytest
 import trio
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from supervise import CallLost, Child, ChildStopped, Limit, Mailbox, MailboxFull, Pool, events
+from supervise import (
+    CallLost,
+    Child,
+    ChildStopped,
+    Decider,
+    Escalate,
+    Limit,
+    Mailbox,
+    MailboxFull,
+    Pool,
+    events,
+)
 
 from .scene import Boom, Kit, Puppet, app, quiet
-from .talk import Shelf, grow, worker
+from .talk import Shelf, grow, steps, worker
 
 
 class Worker:
@@ -38,7 +50,7 @@ def crew(got, names="abc", *, mailbox=99, seconds=0.0, options=None, **others):
 
 
 def test_each_message_goes_to_one_child_in_order():
-    """R37: children that wait take one each, the longest waiting first; one that works takes no other's."""
+    """R37: Children that wait take one message each, the longest waiting first; a child at work takes no message of another."""
     got = []
 
     async def scene(tree, _):
@@ -54,7 +66,7 @@ def test_each_message_goes_to_one_child_in_order():
 @settings(max_examples=60, deadline=None)
 @given(st.random_module(), st.integers(2, 5), st.integers(1, 20), st.integers(0, 3))
 def test_a_burst_is_spread_whatever_the_schedule(schedule, children, messages, seed):
-    """R37: each child that waits gets one, however soon the others are done with theirs."""
+    """R37: Each child that waits gets one message, however soon the other children are done with theirs."""
     got = []
 
     async def scene(tree, _):
@@ -67,8 +79,8 @@ def test_a_burst_is_spread_whatever_the_schedule(schedule, children, messages, s
     grow(crew(got, "abcde"[:children]), scene, seed=seed)
 
 
-def test_a_child_that_waits_longest_is_next():
-    """R37: in the order in which they came to wait, not in start order."""
+def test_the_child_that_has_waited_longest_is_next():
+    """R37: Children are served in the order in which they began to wait, not in start order."""
     got = []
 
     async def scene(tree, _):
@@ -77,8 +89,8 @@ def test_a_child_that_waits_longest_is_next():
     grow(crew(got), scene)
 
 
-def test_it_outlives_every_child():
-    """R29, R37: messages wait while all children are down, and are served by whichever comes back."""
+def test_a_shared_mailbox_outlives_every_child():
+    """R29, R37: Messages wait while all children are down, and are served by the first that comes back."""
     got = []
 
     async def scene(tree, _):
@@ -97,7 +109,7 @@ def test_it_outlives_every_child():
 
 
 def test_a_message_in_the_hand_of_a_child_that_fails_is_lost_or_goes_to_a_sibling():
-    """R30, R37: `CallLost`, or back to the head of the queue, where the next one takes it."""
+    """R30, R37: Its caller gets `CallLost`, or the message goes back to the head of the queue, and the next child takes it."""
     got = []
     first = Shelf("first", mailbox="shared")
 
@@ -124,7 +136,7 @@ def test_a_message_in_the_hand_of_a_child_that_fails_is_lost_or_goes_to_a_siblin
 
 
 def test_all_callers_are_answered_when_the_supervisor_is_down_for_good():
-    """R29, R37: `ChildStopped`, with the failure that did it."""
+    """R29, R37: They get `ChildStopped`, with the failure that ended the supervisor."""
     got, errors = [], []
 
     async def scene(tree, _):
@@ -148,8 +160,8 @@ def test_all_callers_are_answered_when_the_supervisor_is_down_for_good():
     grow(app(pair), scene)
 
 
-def test_it_is_bounded():
-    """R29, R37: `MailboxFull`, and a sender that waits for room."""
+def test_a_shared_mailbox_is_bounded():
+    """R29, R37: A full mailbox raises `MailboxFull`, or makes the sender wait for room."""
 
     async def scene(tree, _):
         tree["app"].send_nowait(1)
@@ -162,8 +174,8 @@ def test_it_is_bounded():
     grow(app(Puppet("idle"), mailbox=1), scene)
 
 
-def test_a_child_that_is_stopped_leaves_what_waits_to_its_siblings():
-    """R20, R37: its loop ends with the message in hand, though more wait."""
+def test_a_child_that_is_stopped_leaves_the_waiting_messages_to_its_siblings():
+    """R20, R37: Its loop ends after the message in hand, though more messages wait."""
     got = []
     options = {"drain": 9.0}
 
@@ -181,8 +193,8 @@ def test_a_child_that_is_stopped_leaves_what_waits_to_its_siblings():
 
 
 @pytest.mark.parametrize("kind", ["supervisor", "pool"])
-def test_who_serves_last_drains_the_mailbox_when_all_are_stopped(kind):
-    """R20, R37: all members of a pool at once; the children of a supervisor one by one, and the last one takes what is left."""
+def test_the_last_child_drains_the_mailbox_when_all_are_stopped(kind):
+    """R20, R37: Members of a pool stop all at once; children of a supervisor stop one by one, and the last takes the remaining messages."""
     got = []
 
     async def scene(tree, _):
@@ -207,8 +219,8 @@ def test_who_serves_last_drains_the_mailbox_when_all_are_stopped(kind):
     assert len({name for name, _ in got}) == 2
 
 
-def test_a_child_that_has_ended_serves_no_more():
-    """R20, R37: the last one that is still there drains the mailbox."""
+def test_a_child_that_has_ended_does_not_count_as_serving():
+    """R20, R37: The last child that still runs drains the mailbox."""
     got = []
 
     async def scene(tree, _):
@@ -223,8 +235,8 @@ def test_a_child_that_has_ended_serves_no_more():
     grow(crew(got, "ab", seconds=1.0, options=options), scene)
 
 
-def test_a_promise_to_a_child_that_ends_goes_to_the_next():
-    """R37: a message for which a child was woken is not lost with it, though it had not run yet."""
+def test_a_message_for_which_a_child_was_woken_goes_to_the_next_if_it_ends():
+    """R37: The message is not lost with the child, though the child had not run yet."""
     got = []
     inboxes = []
 
@@ -250,8 +262,8 @@ def test_a_promise_to_a_child_that_ends_goes_to_the_next():
     grow(app(Child("a", keeps, mailbox="shared"), mailbox=9), scene)
 
 
-def test_a_child_may_call_the_mailbox_that_it_serves_if_a_sibling_serves_it_too():
-    """R30, R37: alone it would wait for itself."""
+def test_a_child_may_not_wait_at_the_mailbox_that_it_serves():
+    """R30, R37: This holds also beside a sibling, which may end meanwhile, or wait in the same way."""
     answers = []
 
     async def body(inbox):
@@ -273,14 +285,14 @@ def test_a_child_may_call_the_mailbox_that_it_serves_if_a_sibling_serves_it_too(
 
     tree = None
     grow(app(Child("a", body, mailbox="shared"), mailbox=9), scene)
-    assert answers == [
-        "child 'app/a' would wait for ever: its own task, which serves its mailbox, waits at that mailbox",
-        "an answer",
-    ]
+    refusal = (
+        "child 'app/a' would wait for ever: its own task, which serves its mailbox, waits at that mailbox"
+    )
+    assert answers == [refusal, refusal]
 
 
-def test_what_a_callback_raises_is_a_failure_of_the_child_that_registered_it():
-    """R30, R37: of none of its siblings."""
+def test_an_exception_from_a_callback_is_a_failure_of_the_child_that_registered_it():
+    """R30, R37: It is a failure of none of its siblings."""
     failed = []
 
     class Takes:
@@ -309,8 +321,8 @@ def test_what_a_callback_raises_is_a_failure_of_the_child_that_registered_it():
     grow(app(Takes("a"), Takes("b"), mailbox=Mailbox(4)), scene)
 
 
-def test_a_child_that_shares_has_no_mailbox_of_its_own():
-    """R37: the error says where to send; and who joins later must find a mailbox."""
+def test_a_child_with_a_shared_mailbox_has_none_of_its_own():
+    """R37: The error says where to send; and a child that is added later must find a mailbox to share."""
 
     async def scene(tree, _):
         with pytest.raises(
@@ -326,7 +338,7 @@ def test_a_child_that_shares_has_no_mailbox_of_its_own():
 
 
 def test_the_members_of_a_pool_share_its_mailbox():
-    """R26, R37: a pool of workers behind one address, and any number of them."""
+    """R26, R37: Callers know one address, with any number of workers behind it."""
     got = []
 
     async def scene(tree, _):
@@ -349,7 +361,7 @@ def test_the_members_of_a_pool_share_its_mailbox():
 
 
 def test_streams_are_shared_too():
-    """R30, R37: one child serves a stream to its end, or the next one from its beginning."""
+    """R30, R37: One child serves a stream to its end, or the next one serves it from its beginning."""
 
     async def body(inbox):
         async for message in inbox:
@@ -364,8 +376,8 @@ def test_streams_are_shared_too():
     grow(app(*(Child(name, body, mailbox="shared") for name in "ab"), mailbox=4), scene)
 
 
-def test_a_mailbox_may_have_a_deadline_for_all_its_callers():
-    """R29, R37: as a child's own."""
+def test_a_shared_mailbox_may_have_a_deadline_for_messages():
+    """R29, R37: It works as in a child's own mailbox."""
     shelf = Shelf(mailbox="shared")
 
     async def scene(tree, _):
@@ -374,3 +386,72 @@ def test_a_mailbox_may_have_a_deadline_for_all_its_callers():
 
     grow(app(shelf, mailbox=Mailbox(4, deadline=lambda _: trio.current_time() + 1)), scene)
     assert len(shelf.held) == 1
+
+
+@pytest.mark.parametrize("away", ["starting", "suspended"])
+def test_a_sibling_without_a_running_body_serves_nothing(away):
+    """R20, R37: the last child whose body runs drains the mailbox, though a sibling is on its way."""
+    lives = []
+
+    @asynccontextmanager
+    async def slow():
+        lives.append(1)
+        await trio.sleep(60 if len(lives) > 1 else 0)
+        yield
+
+    async def fails(_, inbox):
+        async for message in inbox:
+            raise Boom(message.value)
+
+    got = []
+    answers = []
+    other = Worker("b", got, seconds=1.0, drain=99.0).spec
+    first = Child("a", fails, resource=slow, mailbox="shared")
+    inner = app(first, other, name="inner", mailbox=9)
+    if away == "suspended":
+        inner = app(first, other, name="inner", mailbox=9, decider=Decider(default=Escalate))
+
+    async def scene(tree, _):
+        async def call(value):
+            try:
+                answers.append(await tree["app/inner"].call(value))
+            except (CallLost, ChildStopped) as error:
+                answers.append(type(error).__name__)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(call, "boom")
+            await trio.sleep(0.1)
+            for value in range(4):
+                nursery.start_soon(call, value)
+            await trio.sleep(0.1)
+            await tree["app/inner"].stop()
+            await quiet()
+            nursery.cancel_scope.cancel()
+        if away == "starting":
+            assert answers == ["CallLost", "b", "b", "b", "b"]
+
+    grow(app(inner), scene)
+
+
+def test_a_stop_costs_no_look_at_every_sibling():
+    """R37: neither the stop of a pool nor a failure grows with the number of the children that wait."""
+
+    async def body(inbox):
+        async for _ in inbox:
+            pass
+
+    def cost(members):
+        counted = []
+
+        async def scene(tree, _):
+            names = [(await tree["app"].add()).path for _ in range(members)]
+            (queue,) = {tree["app"]._mailbox()}
+            assert len(queue.servers) == members
+            server = next(iter(queue.servers.values()))
+            counted.append(steps(server.open_inbox.end_loops))
+            assert names
+
+        grow(Pool("app", Child("w", body, mailbox="shared"), mailbox=9), scene)
+        return counted[0]
+
+    assert cost(4) == cost(200)

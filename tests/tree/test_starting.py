@@ -31,8 +31,8 @@ from .scene import Boom, Kit, Other, Puppet, Seen, app, forever, grow, puppets, 
 # --- first starts
 
 
-def test_a_failed_first_start_stops_what_had_started_and_goes_up():
-    """R16: what had started stops in reverse, nothing later starts, nothing is decided or charged."""
+def test_a_failed_first_start_stops_the_started_children_and_goes_up():
+    """R16: The children that had started stop in reverse, no later one starts, and nothing is decided or charged."""
     a, b, d = puppets("abd")
     boom = Boom("start")
     c = Puppet("c", boom)
@@ -49,7 +49,7 @@ def test_a_failed_first_start_stops_what_had_started_and_goes_up():
 
 
 def test_a_failed_first_start_goes_up_through_every_level_that_is_starting():
-    """R16: the cause travels through every level that is itself starting for the first time."""
+    """R16: The cause travels through every level that is itself starting for the first time."""
     boom, spec = Boom("deep"), Puppet("x", Boom("deep")).spec
     spec = Puppet("x", boom).spec
     for depth in range(5):
@@ -73,7 +73,7 @@ def test_the_block_is_not_entered_when_the_start_fails():
 
 
 def test_a_failed_start_in_a_restart_is_judged_charged_and_backed_off():
-    """R16: like any failure; the later members of its group stay down meanwhile."""
+    """R16: It counts like any failure; the later members of its group stay down meanwhile."""
     a = Puppet("a", 0, Boom("again"), backoff=Backoff(initial=10, jitter=0, immediate=1))
     b = Puppet("b")
 
@@ -92,7 +92,7 @@ def test_a_failed_start_in_a_restart_is_judged_charged_and_backed_off():
 
 
 def test_a_nested_supervisors_failing_start_is_judged_on_its_cause():
-    """R16: during a restart a nested supervisor's failing start is judged on what made it fail."""
+    """R16: In a restart the failure of a nested supervisor's start is judged by its cause."""
     a = Puppet("a", 0, Other("again"))
     inner = Supervisor("s", [a.spec], limit=Limit(0))
 
@@ -107,7 +107,7 @@ def test_a_nested_supervisors_failing_start_is_judged_on_its_cause():
 
 
 def test_a_start_that_fails_in_a_restart_can_escalate():
-    """R16: the verdict may be any; escalated by the root, it fails the tree."""
+    """R16: Any directive is allowed; escalated by the root, the failure fails the tree."""
     a = Puppet("a", 0, Other("again"))
 
     async def scene(tree, seen):
@@ -120,7 +120,7 @@ def test_a_start_that_fails_in_a_restart_can_escalate():
 
 
 def test_an_init_may_refuse_or_ignore():
-    """R16, R17: a supervisor's `init` runs before its children; raising fails the start, IGNORE leaves it down."""
+    """R16, R17: A supervisor's `init` runs before its children; raising fails the start, IGNORE leaves it down."""
     a = Puppet("a")
     seen = grow(app(Supervisor("s", [a.spec], init=lambda: IGNORE)))
     assert seen.kinds("app/s") == "Starting Ignored Returned Stopped"
@@ -135,7 +135,7 @@ def test_an_init_may_refuse_or_ignore():
 
 
 def test_the_init_of_a_supervisor_that_was_stopped_first_is_not_called():
-    """R19, R32: a stop that comes between its start and its first line has ended it, and it may have started anew."""
+    """R19, R32: A stop between the start and the first line of the supervisor's task has ended it, and it may have started anew."""
     called = []
 
     async def scene(tree, seen):
@@ -155,8 +155,8 @@ def test_the_init_of_a_supervisor_that_was_stopped_first_is_not_called():
     assert called == []
 
 
-def test_a_root_whose_init_ignores_is_over():
-    """R17: an ignored root runs nothing, and nothing is raised."""
+def test_a_root_whose_init_returns_ignore_has_ended():
+    """R17: An ignored root runs nothing, and nothing is raised."""
 
     async def scene(tree, seen):
         assert await tree.root.ended() is None
@@ -168,8 +168,8 @@ def test_a_root_whose_init_ignores_is_over():
 # --- readiness
 
 
-def test_a_function_that_takes_task_status_is_ready_when_it_says_so():
-    """R17: `started(value)` makes it ready, and the next child waits for that."""
+def test_a_function_that_takes_task_status_is_ready_when_it_calls_started():
+    """R17: `started(value)` makes the child ready, and the next child waits for that."""
     a, b = Puppet("a", 3), Puppet("b")
 
     async def scene(tree, seen):
@@ -180,8 +180,8 @@ def test_a_function_that_takes_task_status_is_ready_when_it_says_so():
     assert seen.the(events.Ready, "app/a").value == 1
 
 
-def test_any_other_is_ready_as_soon_as_its_resource_is_entered_and_its_body_runs():
-    """R17: the resource's entering counts as starting."""
+def test_any_other_function_is_ready_as_soon_as_its_resource_is_entered_and_its_body_runs():
+    """R17: Entering the resource counts as starting."""
 
     @asynccontextmanager
     async def slow():
@@ -193,7 +193,7 @@ def test_any_other_is_ready_as_soon_as_its_resource_is_entered_and_its_body_runs
 
 
 def test_a_resource_that_cannot_be_entered_is_a_failed_start():
-    """R16, R17: what its enter raises fails the start."""
+    """R16, R17: An exception from entering the resource fails the start."""
     with pytest.raises(StartFailed) as raised:
         grow(app(Child("a", forever, resource=Kit(fail_enter=1))))
     assert isinstance(raised.value.__cause__, Other)
@@ -224,7 +224,7 @@ class Slow:
 
 
 def test_a_start_that_hangs_in_a_restart_is_judged_by_its_tag():
-    """R17: tables may name `start.timeout`, or `start`."""
+    """R17: Tables may name `start.timeout`, or `start`."""
     a = Puppet("a", 0, "hang", start_timeout=5)
 
     async def scene(tree, seen):
@@ -237,7 +237,7 @@ def test_a_start_that_hangs_in_a_restart_is_judged_by_its_tag():
 
 
 def test_a_start_in_time_is_not_ended_later():
-    """R17: once ready, the time limit is gone."""
+    """R17: Once the child is ready, the time limit no longer applies."""
     a = Puppet("a", 4, start_timeout=5)
 
     async def scene(tree, seen):
@@ -248,7 +248,7 @@ def test_a_start_in_time_is_not_ended_later():
 
 
 def test_a_hanging_start_that_does_not_yield_is_overdue_and_waited_for():
-    """R17, R20: its end is waited for, and nothing else is started meanwhile."""
+    """R17, R20: The supervisor waits for its end, and starts nothing else meanwhile."""
     a = Puppet("a", "hang", start_timeout=5, stubborn=20, grace=5)
     seen = Seen()
     with pytest.raises(StartFailed):
@@ -258,7 +258,7 @@ def test_a_hanging_start_that_does_not_yield_is_overdue_and_waited_for():
 
 
 def test_ignore_before_ready_means_not_needed_here():
-    """R17: the child stays in the tree, not running, and the start goes on."""
+    """R17: The child stays in the tree, not running, and the start goes on."""
     a, b = Puppet("a", IGNORE), Puppet("b")
 
     async def scene(tree, seen):
@@ -272,7 +272,7 @@ def test_ignore_before_ready_means_not_needed_here():
 
 @pytest.mark.parametrize("resource", [None, Kit()])
 def test_anything_else_returned_before_ready_is_a_failed_start(resource):
-    """R17: it is tagged `start.returned`."""
+    """R17: The failure is tagged `start.returned`."""
 
     async def body(*_, task_status):
         return 5
@@ -284,7 +284,7 @@ def test_anything_else_returned_before_ready_is_a_failed_start(resource):
 
 
 def test_ignore_with_a_resource_leaves_the_resource_first():
-    """R17: the resource is left cleanly before the child counts as ignored."""
+    """R17: The resource is left cleanly before the child counts as ignored."""
     kit = Kit()
     seen = grow(app(Puppet("a", IGNORE, resource=kit)))
     assert (kit.left, kit.saw) == (1, [None])
@@ -295,7 +295,7 @@ def test_ignore_with_a_resource_leaves_the_resource_first():
 
 
 def test_exits_and_requests_queue_in_the_order_they_came():
-    """R19: what comes while it is busy waits its turn."""
+    """R19: An input that comes while the supervisor is busy waits its turn."""
     a, b, slow = Puppet("a"), Puppet("b"), Puppet("slow", 0, 10)
 
     async def scene(tree, seen):
@@ -315,7 +315,7 @@ def test_exits_and_requests_queue_in_the_order_they_came():
 
 @pytest.mark.parametrize("busy", ["start", "group", "backoff"])
 def test_a_stop_from_above_overtakes_all_that_waits(busy):
-    """R19: it interrupts a start, a group restart and a backoff, stops what is up, and refuses what waits."""
+    """R19: The stop interrupts a start, a group restart and a backoff, stops the children that are up, and refuses the waiting requests."""
     options = {"backoff": Backoff(initial=30, jitter=0)} if busy == "backoff" else {}
     slow = Puppet("slow", 0, 30, **options)
     a = Puppet("a", stubborn=1 if busy == "group" else 0)
@@ -344,7 +344,7 @@ def test_a_stop_from_above_overtakes_all_that_waits(busy):
 
 
 def test_a_cancellation_that_comes_before_anything_ran_still_opens_and_closes_in_order():
-    """R19, R21: a stop may reach a tree that has not begun, under every schedule."""
+    """R19, R21: A stop may reach a tree that has not begun, under every schedule."""
 
     async def main():
         with trio.CancelScope() as scope:
@@ -361,7 +361,7 @@ def test_a_cancellation_that_comes_before_anything_ran_still_opens_and_closes_in
 
 
 def test_a_failure_waits_at_a_busy_ancestor_with_its_resource_open():
-    """R19: a failure walking up waits, its leaf suspended; the verdict comes when the ancestor is free."""
+    """R19: A failure walking up waits, its leaf suspended; the verdict comes when the ancestor is free."""
     kit = Kit()
     slow, a = Puppet("slow", 0, 10), Puppet("a", resource=kit)
     inner = Supervisor("s", [a.spec], decider=Decider({Other: Escalate}))
@@ -379,8 +379,8 @@ def test_a_failure_waits_at_a_busy_ancestor_with_its_resource_open():
     grow(app(slow, inner, decider=Decider({Other: Restart, Boom: Restart})), scene)
 
 
-def test_what_a_stopped_child_still_reports_is_an_event_never_a_decision():
-    """R19: a failure that crosses with a stop is reported, and nothing is decided."""
+def test_a_failure_of_a_child_that_is_being_stopped_is_reported_and_never_judged():
+    """R19: A failure that crosses with a stop is reported, and nothing is decided."""
     a, b = puppets("ab")
 
     async def scene(tree, seen):

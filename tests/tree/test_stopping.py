@@ -46,7 +46,7 @@ def test_a_child_is_asked_first_and_may_drain():
 
 
 def test_a_child_that_has_not_drained_is_cancelled():
-    """R20: after `drain` seconds it is cancelled, whatever it still does."""
+    """R20: After `drain` seconds it is cancelled, whatever it still does."""
 
     async def body():
         try:
@@ -64,7 +64,7 @@ def test_a_child_that_has_not_drained_is_cancelled():
 
 
 def test_stop_requested_returns_at_once_when_the_stop_has_come():
-    """R20: also for who asks late."""
+    """R20: This holds also for a task that calls it late."""
 
     async def body():
         await trio.sleep(5)
@@ -78,7 +78,7 @@ def test_stop_requested_returns_at_once_when_the_stop_has_come():
 
 
 def test_without_a_drain_the_cancel_comes_at_once():
-    """R20: the default drain is none."""
+    """R20: The default drain time is zero."""
     seen = grow(app(Puppet("a")))
     assert seen.at(events.Stopped, "app/a") == [0]
 
@@ -105,7 +105,7 @@ def test_an_overdue_child_is_reported_with_its_stack_at_doubling_intervals():
 
 
 def test_no_replacement_is_started_beside_an_overdue_child():
-    """R20: never two incarnations at once, however long it takes."""
+    """R20: There are never two incarnations at once, however long the child takes."""
     a, b = Puppet("a"), Puppet("b", stubborn=100)
 
     async def scene(tree, seen):
@@ -122,7 +122,7 @@ def test_no_replacement_is_started_beside_an_overdue_child():
 
 
 def test_cancelling_from_outside_stops_in_order_before_it_propagates():
-    """R21: children are shielded from the outer scope until the ordered stop reaches them."""
+    """R21: Children are shielded from the outer scope until the ordered stop reaches them."""
     a, b, c = Puppet("a"), Puppet("b", stubborn=2), Puppet("c", stubborn=3)
     seen = Seen()
 
@@ -141,7 +141,7 @@ def test_cancelling_from_outside_stops_in_order_before_it_propagates():
 
 
 def test_leaving_the_block_stops_the_whole_tree_in_order():
-    """R21: also without any cancellation; the children may drain."""
+    """R21: This holds also without any cancellation, and the children may drain."""
 
     async def body():
         await stop_requested()
@@ -153,7 +153,7 @@ def test_leaving_the_block_stops_the_whole_tree_in_order():
 
 
 def test_a_cancellation_during_the_start_stops_what_had_started():
-    """R21: the outer scope may end a start that is in progress."""
+    """R21: The outer scope may end a start that is in progress."""
     a, b = Puppet("a"), Puppet("b", "hang")
     seen = Seen()
 
@@ -169,7 +169,7 @@ def test_a_cancellation_during_the_start_stops_what_had_started():
 
 @given(st.integers(0, 2**32), st.floats(0, 6), st.integers(0, 3))
 def test_an_outer_cancellation_at_any_moment_leaves_nothing_behind(seed, moment, failures):
-    """R21: at whatever moment it comes, in whatever schedule, every child has ended when it propagates."""
+    """R21: At whatever moment it comes, in whatever schedule, every child has ended when it propagates."""
     a, b, c = Puppet("a", 1, 1, 1), Puppet("b", 0.5, stubborn=0.5), Puppet("c", resource=Kit())
     seen = Seen()
 
@@ -193,7 +193,7 @@ def test_an_outer_cancellation_at_any_moment_leaves_nothing_behind(seed, moment,
 
 
 def test_an_exception_in_the_block_leaves_as_itself_after_the_ordered_stop():
-    """R22: no group, no wrapper, and everything has stopped first."""
+    """R22: It leaves without a group or a wrapper, after everything has stopped."""
     a, b = puppets("ab")
     seen, boom = Seen(), Boom("block")
 
@@ -207,7 +207,7 @@ def test_an_exception_in_the_block_leaves_as_itself_after_the_ordered_stop():
 
 
 def test_when_the_tree_fails_the_block_is_cancelled_with_a_reason_that_names_the_path():
-    """R22: and `TreeFailed` is raised bare: a plain `except` catches it."""
+    """R22: `TreeFailed` is raised bare, so a plain `except` catches it."""
     a = Puppet("a")
     reasons = []
 
@@ -229,7 +229,7 @@ def test_when_the_tree_fails_the_block_is_cancelled_with_a_reason_that_names_the
 
 
 def test_if_the_block_raises_too_a_group_of_both_leaves():
-    """R22: neither hides the other."""
+    """R22: Neither exception hides the other."""
     a = Puppet("a")
 
     async def scene(tree, seen):
@@ -245,7 +245,7 @@ def test_if_the_block_raises_too_a_group_of_both_leaves():
 
 
 def test_a_tree_that_fails_inside_a_cancelled_block_is_no_group():
-    """R22: a group that holds nothing but `Cancelled` is no exception of the block."""
+    """R22: A group that holds nothing but `Cancelled` is no exception of the block."""
     a, b = Puppet("a"), Puppet("b", stubborn=1)
 
     async def main():
@@ -278,7 +278,7 @@ def test_a_start_failure_leaves_bare():
 
 
 def test_a_failure_while_stopping_is_reported_and_the_stop_goes_on():
-    """R23: it is a `StopError`, and those before it are stopped all the same."""
+    """R23: The failure is a `StopError`, and the remaining children are stopped all the same."""
 
     async def messy():
         try:
@@ -294,13 +294,13 @@ def test_a_failure_while_stopping_is_reported_and_the_stop_goes_on():
 
 
 def test_a_failing_resource_is_reported_too():
-    """R23: what a resource raises while it is left in a stop is a `StopError`."""
+    """R23: An exception from a resource that is left in a stop is a `StopError`."""
     seen = grow(app(Child("a", forever, resource=Kit(fail_exit=1))))
     assert isinstance(seen.the(events.StopError).exc, Other)
 
 
 def test_a_failure_is_chained_wherever_it_is_raised_again():
-    """R24: from the leaf's exception to what leaves the tree, nothing is lost on the way."""
+    """R24: From the leaf's exception to the one that leaves the tree, no link of the chain is lost."""
     a = Puppet("a")
     boom = Boom("first")
     spec = app(Supervisor("s", [a.spec], limit=Limit(0)), limit=Limit(0))
@@ -345,7 +345,7 @@ def break_once(monkeypatch):
 
 
 def test_a_defect_of_the_framework_stops_every_child_in_order_and_leaves_as_itself(monkeypatch):
-    """R24: also after restarts, which do not change the order."""
+    """R24: This holds also after restarts, which do not change the order."""
     a, b, c, d = puppets("abcd")
     ended = []
     for puppet in (a, b, c, d):
@@ -380,16 +380,16 @@ def note_end(puppet, ended):
     puppet.spec = Child(puppet.spec.name, noted)
 
 
-def test_nobody_hangs_at_a_broken_tree(monkeypatch):
-    """R24: requests, calls and waits at a tree that broke are answered, before and after its end."""
+def test_no_request_hangs_at_a_broken_tree(monkeypatch):
+    """R24: Requests, calls and waits at a tree with a defect are answered, before and after its end."""
     a, b = Puppet("a", mailbox=4), Puppet("b")
-    told = []
+    results = []
 
     async def ask(what):
         try:
-            told.append(await what())
+            results.append(await what())
         except (Refused, errors.ChildStopped) as exc:
-            told.append(type(exc))
+            results.append(type(exc))
 
     async def main():
         async with trio.open_nursery() as nursery:
@@ -409,16 +409,16 @@ def test_nobody_hangs_at_a_broken_tree(monkeypatch):
             nursery.start_soon(ask, tree[b.spec].ended)
 
     run_virtual(main)
-    stopped = [one for one in told if one is errors.ChildStopped]
-    refused = [one for one in told if one is Refused]
-    defects = [one for one in told if isinstance(one, Defect)]
+    stopped = [one for one in results if one is errors.ChildStopped]
+    refused = [one for one in results if one is Refused]
+    defects = [one for one in results if isinstance(one, Defect)]
     assert (len(stopped), len(refused), len(defects)) == (3, 2, 2)
 
 
 def test_a_child_that_ended_in_a_broken_tree_is_not_up(monkeypatch):
-    """R24, R28: its node may say so, for no machine heard of its end; who waits for it is told with the end of the tree."""
+    """R24, R28: The machine got no report of its end, so its node may still be marked as up; tasks that wait for it are woken when the tree ends."""
     slow, quick = Puppet("slow", stubborn=3), Puppet("quick")
-    told = []
+    results = []
 
     async def lease(ref):
         async with ref.lease():
@@ -426,9 +426,9 @@ def test_a_child_that_ended_in_a_broken_tree_is_not_up(monkeypatch):
 
     async def ask(what, ref):
         try:
-            told.append(await what(ref))
+            results.append(await what(ref))
         except Exception as exc:
-            told.append(type(exc))
+            results.append(type(exc))
 
     async def main():
         async with trio.open_nursery() as nursery:
@@ -449,7 +449,7 @@ def test_a_child_that_ended_in_a_broken_tree_is_not_up(monkeypatch):
         assert trio.current_time() == pytest.approx(3, abs=0.1)
 
     run_virtual(main)
-    assert told == [Refused, errors.ChildStopped, errors.ChildStopped]
+    assert results == [Refused, errors.ChildStopped, errors.ChildStopped]
 
 
 # --- reasons
@@ -468,8 +468,8 @@ async def fail_and_wait(puppet):
 
 
 @pytest.mark.parametrize(("act", "reason"), REASONS)
-def test_every_cancellation_of_ours_names_who_and_why(act, reason):
-    """R36: the reason is visible in the child's `Cancelled` and in its `Stopping` event."""
+def test_every_cancellation_of_ours_names_its_cause(act, reason):
+    """R36: The reason is visible in the child's `Cancelled` and in its `Stopping` event."""
     a, b = puppets("ab")
 
     async def scene(tree, seen):
@@ -481,7 +481,7 @@ def test_every_cancellation_of_ours_names_who_and_why(act, reason):
 
 
 def test_a_reason_reaches_the_bottom_of_a_branch():
-    """R36: a leaf deep below learns what happened above."""
+    """R36: A leaf deep below gets the reason of the stop above."""
     a, b = puppets("ab")
 
     async def scene(tree, seen):
@@ -492,8 +492,8 @@ def test_a_reason_reaches_the_bottom_of_a_branch():
     assert "rest_for_one: sibling 'app/a' failed" in b.cancelled[0]
 
 
-def test_a_late_start_and_an_injected_failure_say_so():
-    """R27, R36: the reasons of the other two cancellations."""
+def test_the_cancellations_of_a_late_start_and_of_an_injection_have_their_reasons():
+    """R27, R36: These are the reasons of the other two cancellations."""
     a, b = Puppet("a"), Puppet("b", 0, "hang", start_timeout=2)
 
     async def scene(tree, seen):

@@ -27,28 +27,28 @@ from .scene import Boom, Other, Puppet, Seen, app, forever, grow, puppets, quiet
 
 
 def test_start_order_is_declaration_order_and_stop_order_its_reverse():
-    """R12: children start as declared and stop in reverse, nested supervisors in their place."""
+    """R12: Children start as declared and stop in reverse, nested supervisors in their place."""
     a, b, c, d = puppets("abcd")
     seen = grow(app(a, Supervisor("s", [b.spec, c.spec]), d))
     assert seen.order() == "+a +s +s/b +s/c +d -d -s/c -s/b -s -a"
 
 
 def test_each_child_is_ready_before_the_next_is_started():
-    """R12: a slow start holds those after it."""
+    """R12: A slow start delays the children after it."""
     a, b = Puppet("a", 7), Puppet("b")
     seen = grow(app(a, b))
     assert seen.at(events.Starting, "app/b") == seen.at(events.Ready, "app/a") == [7]
 
 
 def test_each_child_has_really_ended_before_the_next_is_stopped():
-    """R12: a child that takes its time holds those before it."""
+    """R12: A child that is slow to end delays the stop of those before it."""
     a, b = Puppet("a"), Puppet("b", stubborn=3)
     seen = grow(app(a, b))
     assert seen.at(events.Stopping, "app/a") == seen.at(events.Stopped, "app/b") == [3]
 
 
 def test_only_the_members_of_a_pool_stop_concurrently():
-    """R12: ten members that take a second each take one second in all."""
+    """R12: Ten members that take a second each take one second in all."""
 
     async def member(_):
         try:
@@ -78,8 +78,8 @@ CASES = [
 
 
 @pytest.mark.parametrize(("strategy", "order"), CASES)
-def test_who_restarts_with_a_child(strategy, order):
-    """R13: one_for_one that child; one_for_all every other; rest_for_one those after it; stop reversed, start in order."""
+def test_the_strategy_selects_the_children_that_restart_together(strategy, order):
+    """R13: one_for_one restarts that child, one_for_all all, rest_for_one that child and those after it; stop in reverse, start in order."""
     a, b, c, d = puppets("abcd")
 
     async def scene(tree, seen):
@@ -92,8 +92,8 @@ def test_who_restarts_with_a_child(strategy, order):
     grow(app(a, b, c, d, strategy=strategy), scene)
 
 
-def test_temporary_ones_that_the_group_stops_leave_the_tree():
-    """R13: a temporary sibling is stopped by the group, and is not started again."""
+def test_temporary_siblings_that_a_group_restart_stops_leave_the_tree():
+    """R13: A group restart stops a temporary sibling, and does not start it again."""
     a, b = Puppet("a"), Puppet("b", restart="temporary")
 
     async def scene(tree, seen):
@@ -106,7 +106,7 @@ def test_temporary_ones_that_the_group_stops_leave_the_tree():
 
 
 def test_rest_for_one_retries_at_the_member_that_failed_to_start():
-    """R13: under rest_for_one the retry begins at that member, and those before it stay up."""
+    """R13: Under rest_for_one the retry begins at that member, and those before it stay up."""
     a, b, c = Puppet("a"), Puppet("b", 0, Boom("again")), Puppet("c")
 
     async def scene(tree, seen):
@@ -119,8 +119,8 @@ def test_rest_for_one_retries_at_the_member_that_failed_to_start():
     grow(app(a, b, c, strategy="rest_for_one"), scene)
 
 
-def test_one_for_all_stops_what_had_just_started_and_starts_all_again():
-    """R13: under one_for_all what had just started stops, in reverse, when the retry runs, and all start again."""
+def test_one_for_all_stops_the_children_that_had_just_started_and_starts_all_again():
+    """R13: Under one_for_all the children that had just started stop, in reverse, when the retry runs, and all start again."""
     a, b, c = Puppet("a"), Puppet("b", 0, Boom("again")), Puppet("c")
 
     async def scene(tree, seen):
@@ -133,7 +133,7 @@ def test_one_for_all_stops_what_had_just_started_and_starts_all_again():
 
 
 def test_with_a_backoff_one_for_all_stops_at_once():
-    """R13: where there is a backoff, what had just started stops at once, not when the retry runs."""
+    """R13: With a backoff the children that had just started stop at once, not when the retry runs."""
     a = Puppet("a")
     b = Puppet("b", 0, Boom("again"), backoff=Backoff(initial=4, jitter=0, immediate=0))
 
@@ -148,8 +148,8 @@ def test_with_a_backoff_one_for_all_stops_at_once():
     grow(app(a, b, strategy="one_for_all"), scene)
 
 
-def test_a_retry_waits_its_turn_behind_what_already_waits():
-    """R13: requests that came while the restart was in progress are served before the retry."""
+def test_a_retry_waits_its_turn_behind_waiting_requests():
+    """R13: Requests that came while the restart was in progress are served before the retry."""
     a = Puppet("a", 0, Boom("again"))
 
     async def scene(tree, seen):
@@ -165,7 +165,7 @@ def test_a_retry_waits_its_turn_behind_what_already_waits():
 
 
 def test_a_retry_is_void_if_the_child_came_up_meanwhile():
-    """R13: a group restart that brings the child up voids the retry that was queued for it."""
+    """R13: A group restart that brings the child up voids the retry that was queued for it."""
     a = Puppet("a")
     b = Puppet("b", 0, Boom("again"))
 
@@ -182,7 +182,7 @@ def test_a_retry_is_void_if_the_child_came_up_meanwhile():
 
 
 def test_a_retrys_verdict_stop_condemns_that_member_and_the_group_goes_on():
-    """R13: a member whose start in the restart is judged Stop is condemned, and the next one starts."""
+    """R13: A member whose start in the restart is judged Stop is condemned, and the next one starts."""
     a, b, c = Puppet("a"), Puppet("b", 0, Other("no")), Puppet("c")
 
     async def scene(tree, seen):
@@ -195,8 +195,8 @@ def test_a_retrys_verdict_stop_condemns_that_member_and_the_group_goes_on():
     grow(app(a, b, c, strategy="rest_for_one", decider=Decider({Other: Stop})), scene)
 
 
-def test_two_that_fail_together_are_restarted_once():
-    """R13: a failure that its group's restart already covers is absorbed: one restart, one charge."""
+def test_two_children_that_fail_together_are_restarted_once():
+    """R13: A failure that its group's restart already covers is absorbed: one restart, one charge."""
     a, b, c = puppets("abc")
 
     async def scene(tree, seen):
@@ -215,7 +215,7 @@ def test_two_that_fail_together_are_restarted_once():
 
 @given(st.integers(0, 2**32), st.sampled_from(CASES), st.permutations("abcd"))
 def test_a_group_restarts_in_the_same_order_under_every_schedule(seed, case, order):
-    """R12, R13: neither the schedule nor who failed at the same time changes start order or stop order."""
+    """R12, R13: Neither the schedule nor a simultaneous failure changes the start order or the stop order."""
     children = {name: Puppet(name) for name in "abcd"}
 
     async def scene(tree, seen):
@@ -239,8 +239,8 @@ def test_a_group_restarts_in_the_same_order_under_every_schedule(seed, case, ord
 # --- limits
 
 
-def test_exactly_the_limit_is_allowed_and_the_next_is_one_too_many():
-    """R14: three restarts within five seconds are allowed; the fourth failure fails the supervisor."""
+def test_exactly_the_limit_is_allowed_and_the_next_restart_passes_it():
+    """R14: Three restarts within five seconds are allowed; the fourth failure fails the supervisor."""
     a = Puppet("a")
     seen = Seen()
 
@@ -260,7 +260,7 @@ def test_exactly_the_limit_is_allowed_and_the_next_is_one_too_many():
 
 
 def test_a_restart_exactly_within_ago_no_longer_counts():
-    """R14: the window slides on Trio's clock, and its far end is outside."""
+    """R14: The window slides on Trio's clock, and its far end is outside."""
     a = Puppet("a")
 
     async def scene(tree, seen):
@@ -274,7 +274,7 @@ def test_a_restart_exactly_within_ago_no_longer_counts():
 
 
 def test_one_decision_is_one_charge_whatever_the_size_of_the_group():
-    """R14: a group restart charges once, and every failed retry once more."""
+    """R14: A group restart charges once, and every failed retry once more."""
     children = [Puppet(name) for name in "abcdefgh"]
     children[3].script.extend([0, Boom("retry"), Boom("retry")])
 
@@ -287,7 +287,7 @@ def test_one_decision_is_one_charge_whatever_the_size_of_the_group():
 
 
 def test_a_failed_retry_too_many_passes_the_limit():
-    """R14: retries alone can pass the limit, and then the failure goes up."""
+    """R14: Retries alone can pass the limit, and then the failure goes up."""
     a = Puppet("a", 0, *[Boom("no")] * 9)
 
     async def scene(tree, seen):
@@ -300,7 +300,7 @@ def test_a_failed_retry_too_many_passes_the_limit():
 
 
 def test_manual_restarts_are_not_charged():
-    """R14: starting a child by hand costs nothing."""
+    """R14: Starting a child by hand costs nothing."""
     a = Puppet("a")
 
     async def scene(tree, seen):
@@ -313,7 +313,7 @@ def test_manual_restarts_are_not_charged():
 
 
 def test_of_ready_time_leaves_out_the_seconds_of_a_restart():
-    """R14: with `of_ready_time` slow starts cannot hide a crash loop; without it they do."""
+    """R14: With `of_ready_time` slow starts cannot hide a crash loop; without it they do."""
 
     def crash_loop(**options):
         a = Puppet("a", *[0, 60, 60, 60, 60])
@@ -337,7 +337,7 @@ def test_of_ready_time_leaves_out_the_seconds_of_a_restart():
 
 
 def test_of_ready_time_leaves_out_a_backoff_too():
-    """R14: neither a start nor a backoff after a failure counts as ready time."""
+    """R14: Neither a start nor a backoff after a failure counts as ready time."""
     a = Puppet("a", backoff=Backoff(initial=100, factor=1, maximum=100, jitter=0))
 
     async def scene(tree, seen):
@@ -350,7 +350,7 @@ def test_of_ready_time_leaves_out_a_backoff_too():
 
 
 def test_a_passed_limit_goes_up_as_a_failure_tagged_limit():
-    """R14: under `escalate` it is judged by the parent; unless a table names it, that is Restart."""
+    """R14: Under `escalate` it is judged by the parent; unless a table names it, that is Restart."""
     a, b = puppets("ab")
     inner = Supervisor("s", [a.spec], limit=Limit(0), decider=Decider({Boom: Restart}))
 
@@ -365,7 +365,7 @@ def test_a_passed_limit_goes_up_as_a_failure_tagged_limit():
 
 
 def test_on_limit_shutdown_ends_normally_as_in_otp():
-    """R14: under `shutdown` the supervisor stops its children and ends normally; its restart type says what then."""
+    """R14: Under `shutdown` the supervisor stops its children and ends normally; its restart type decides whether it is restarted."""
     spec = {}
     for restart in ("permanent", "transient", "temporary"):
         a = Puppet("a")
@@ -385,7 +385,7 @@ def test_on_limit_shutdown_ends_normally_as_in_otp():
 
 
 def test_a_leafs_own_limit_is_judged_by_its_supervisor_by_default_stop():
-    """R14: a leaf's own limit, passed, is a failure tagged `limit`, by default Stop; both limits are charged."""
+    """R14: A leaf's own limit, passed, is a failure tagged `limit`, by default Stop; both limits are charged."""
     a, b = Puppet("a", limit=Limit(1, within=5)), Puppet("b")
 
     async def scene(tree, seen):
@@ -403,7 +403,7 @@ def test_a_leafs_own_limit_is_judged_by_its_supervisor_by_default_stop():
 
 
 def test_a_table_may_name_a_leafs_limit():
-    """R14: a table that names `limit` decides it."""
+    """R14: A table that names `limit` decides it."""
     a = Puppet("a", limit=Limit(0))
 
     async def scene(tree, seen):
@@ -415,7 +415,7 @@ def test_a_table_may_name_a_leafs_limit():
 
 
 def test_one_bad_member_cannot_take_the_pool_down():
-    """R14: pool members have a limit each; the one that passes it leaves, the others live."""
+    """R14: Pool members have a limit each; the one that passes it leaves, the others live."""
 
     async def member(crash):
         await trio.sleep(0.1)
@@ -441,7 +441,7 @@ def test_one_bad_member_cannot_take_the_pool_down():
     st.lists(st.integers(0, 4), max_size=20),
 )
 def test_the_window_agrees_with_its_definition(restarts, within, gaps):
-    """R14: the n-th restart is one too many exactly if `restarts` others were granted within the last `within` seconds."""
+    """R14: The n-th restart is one too many exactly if `restarts` others were granted within the last `within` seconds."""
     from supervise._core.limit import Window
 
     window, granted, now = Window(Limit(restarts, within=within)), [], 0.0
@@ -477,7 +477,7 @@ def test_a_backoff_grows_by_its_factor_up_to_its_maximum():
 
 
 def test_the_first_restarts_may_be_immediate():
-    """R15: a backoff may let some restarts be at once before the series begins."""
+    """R15: A backoff may let some restarts be at once before the series begins."""
     a = Puppet("a", backoff=Backoff(initial=1, jitter=0, immediate=2))
 
     async def scene(tree, seen):
@@ -489,7 +489,7 @@ def test_the_first_restarts_may_be_immediate():
 
 
 def test_jitter_comes_in_as_an_input():
-    """R15: the random number is the machine's input, so a seed replays it, and it stays within its share."""
+    """R15: The random number is the machine's input, so a seed replays it, and it stays within its share."""
 
     def delays(seed):
         a = Puppet("a", backoff=Backoff(initial=10, factor=1, maximum=10, jitter=0.2))
@@ -506,8 +506,8 @@ def test_jitter_comes_in_as_an_input():
     assert len(set(delays(1))) == 5
 
 
-def test_while_a_child_backs_off_everybody_else_is_served():
-    """R15: siblings' failures, requests and stops do not wait for a backoff."""
+def test_while_a_child_backs_off_all_other_items_are_served():
+    """R15: Failures of siblings, requests and stops do not wait for a backoff."""
     a, b = Puppet("a", backoff=Backoff(initial=100, maximum=100, jitter=0)), Puppet("b")
 
     async def scene(tree, seen):
@@ -525,7 +525,7 @@ def test_while_a_child_backs_off_everybody_else_is_served():
 
 
 def test_a_manual_restart_cuts_a_backoff_short():
-    """R15: a manual restart is served at once, and the retry is void then."""
+    """R15: A manual restart is served at once, and the retry is void then."""
     a = Puppet("a", backoff=Backoff(initial=100, maximum=100, jitter=0))
 
     async def scene(tree, seen):
@@ -540,7 +540,7 @@ def test_a_manual_restart_cuts_a_backoff_short():
 
 
 def test_a_group_stops_first_and_then_waits():
-    """R15: with a backoff the whole group stops before the wait, and starts after it."""
+    """R15: With a backoff the whole group stops before the wait, and starts after it."""
     a, b = Puppet("a", backoff=Backoff(initial=10, jitter=0)), Puppet("b")
 
     async def scene(tree, seen):
@@ -555,7 +555,7 @@ def test_a_group_stops_first_and_then_waits():
 
 
 def test_an_earlier_siblings_failure_widens_the_waiting_group():
-    """R15: the wait is then the longer of the two, and the first one's retry is void."""
+    """R15: The wait is then the longer of the two, and the first one's retry is void."""
     a, b = Puppet("a"), Puppet("b", backoff=Backoff(initial=10, jitter=0))
 
     async def scene(tree, seen):
@@ -574,7 +574,7 @@ def test_an_earlier_siblings_failure_widens_the_waiting_group():
 
 
 def test_a_stop_by_hand_during_a_backoff_ends_it():
-    """R15, R25: the child stays down for good, and is not started when the backoff would have been over."""
+    """R15, R25: The child stays down for good, and is not started when the backoff would have been over."""
     a = Puppet("a", backoff=Backoff(initial=10, jitter=0))
 
     async def scene(tree, seen):
@@ -593,7 +593,7 @@ def test_a_stop_by_hand_during_a_backoff_ends_it():
 
 @pytest.mark.parametrize("mode", ["any_significant", "all_significant"])
 def test_a_supervisor_ends_with_its_significant_children(mode):
-    """R18: `any_significant` with the first, `all_significant` with the last of them, normally."""
+    """R18: Under `any_significant` it ends normally with the first of them, under `all_significant` with the last."""
     a = Puppet("a", restart="transient", significant=True)
     b = Puppet("b", restart="temporary", significant=True)
     c = Puppet("c")
@@ -613,8 +613,8 @@ def test_a_supervisor_ends_with_its_significant_children(mode):
 
 
 @pytest.mark.parametrize("mode", ["any_significant", "all_significant"])
-def test_a_condemned_child_has_ended_also_if_the_next_of_its_group_does_not_start(mode):
-    """R10, R13, R18: that start is judged and retried, and yet the significant child has ended."""
+def test_a_condemned_child_counts_as_ended_though_the_next_of_its_group_fails_to_start(mode):
+    """R10, R13, R18: That start is judged and retried, and the significant child has ended all the same."""
     a = Puppet("a", 0, Other("a"), restart="transient", significant=True, decider=Decider({Other: Stop}))
     b = Puppet("b", 0, Boom("b"))
     inner = Supervisor(
@@ -630,7 +630,7 @@ def test_a_condemned_child_has_ended_also_if_the_next_of_its_group_does_not_star
 
 
 def test_a_condemned_child_has_ended_for_auto_shutdown():
-    """R10, R18: a verdict Stop on a significant child ends its supervisor."""
+    """R10, R18: A verdict Stop on a significant child ends its supervisor."""
     a = Puppet("a", restart="transient", significant=True)
     inner = Supervisor(
         "s", [a.spec], auto_shutdown="any_significant", restart="transient", decider=Decider({Boom: Stop})
@@ -645,7 +645,7 @@ def test_a_condemned_child_has_ended_for_auto_shutdown():
 
 
 def test_a_child_stopped_by_hand_does_not_shut_its_supervisor_down():
-    """R18: as in OTP, a significant child that is terminated by hand ends nobody else."""
+    """R18: As in OTP, a significant child that is terminated by hand does not end its supervisor."""
     a = Puppet("a", restart="transient", significant=True)
     inner = Supervisor("s", [a.spec], auto_shutdown="any_significant", restart="transient")
 
@@ -658,7 +658,7 @@ def test_a_child_stopped_by_hand_does_not_shut_its_supervisor_down():
 
 
 def test_a_root_that_shuts_down_ends_normally():
-    """R18: nothing is raised, and the block goes on."""
+    """R18: Nothing is raised, and the block goes on."""
     a, b = Puppet("a", restart="transient", significant=True), Puppet("b")
 
     async def scene(tree, seen):

@@ -24,7 +24,7 @@ def streaming(serve, **options):
 
 
 def test_a_stream_has_many_replies_and_an_end():
-    """R30: in order; the end of the message is the end of the stream."""
+    """R30: The replies come in order, and the end of the message is the end of the stream."""
 
     async def serve(message):
         for number in range(message.value):
@@ -42,7 +42,7 @@ def test_a_stream_has_many_replies_and_an_end():
 
 
 def test_a_stream_is_bounded():
-    """R30: a child that is faster than its consumer waits."""
+    """R30: A child that is faster than its consumer waits for room."""
     sent = []
 
     async def serve(message):
@@ -65,16 +65,16 @@ def test_a_stream_is_bounded():
     grow(app(child), scene)
 
 
-def test_the_child_is_told_when_the_consumer_leaves():
-    """R30: by `left`, by a callback, and by the end of its waiting for room; later items are dropped."""
-    told = []
+def test_the_child_is_informed_when_the_consumer_leaves():
+    """R30: `left` is set, a callback is called, and a wait for room ends; later items are dropped."""
+    results = []
 
     async def serve(message):
-        message.on_left(lambda: told.append("left"))
+        message.on_left(lambda: results.append("left"))
         for number in range(5):
             await message.send(number)
-        told.append(message.left)
-        message.on_left(lambda: told.append("at once"))
+        results.append(message.left)
+        message.on_left(lambda: results.append("at once"))
         message.reply()
 
     child = streaming(serve)
@@ -83,14 +83,14 @@ def test_the_child_is_told_when_the_consumer_leaves():
         async with tree[child].stream(None, buffer=1) as stream:
             assert await anext(stream) == 0
         await quiet()
-        assert told == ["left", True, "at once"]
+        assert results == ["left", True, "at once"]
         assert tree[child].status().state == "up"
 
     grow(app(child), scene)
 
 
-def test_what_was_sent_before_a_failure_comes_first():
-    """R30: then the consumer is told."""
+def test_items_sent_before_a_failure_come_first():
+    """R30: After them the consumer gets the failure."""
     boom = Boom()
 
     async def serve(message):
@@ -110,7 +110,7 @@ def test_what_was_sent_before_a_failure_comes_first():
 
 
 def test_a_requeued_stream_goes_on_in_the_next_incarnation():
-    """R30: to its consumer it is one stream."""
+    """R30: For its consumer it is one stream."""
 
     async def serve(message):
         if message.memo is None:
@@ -130,14 +130,14 @@ def test_a_requeued_stream_goes_on_in_the_next_incarnation():
 
 
 def test_send_nowait_does_not_wait_for_room():
-    """R30: a full buffer is `trio.WouldBlock`."""
-    told = []
+    """R30: A full buffer raises `trio.WouldBlock`."""
+    results = []
 
     async def serve(message):
         message.send_nowait(1)
         with pytest.raises(trio.WouldBlock):
             message.send_nowait(2)
-        told.append(1)
+        results.append(1)
         message.reply()
 
     child = streaming(serve)
@@ -147,12 +147,12 @@ def test_send_nowait_does_not_wait_for_room():
             assert [item async for item in stream] == [1]
 
     grow(app(child), scene)
-    assert told == [1]
+    assert results == [1]
 
 
 def test_many_items_are_sent_at_once_or_none_of_them():
-    """R30: in order, and in one go for whoever waits; what does not fit is `trio.WouldBlock`, what nobody wants is dropped."""
-    told = []
+    """R30: They come in order, all at once; too many raise `trio.WouldBlock`, and those for a consumer that has left are dropped."""
+    results = []
 
     async def serve(message):
         message.send_many_nowait([0, 1])
@@ -161,7 +161,7 @@ def test_many_items_are_sent_at_once_or_none_of_them():
         message.send_many_nowait([])
         message.on_left(lambda: message.send_many_nowait([4] * 9))
         message.on_left(message.reply)
-        told.append(1)
+        results.append(1)
 
     child = streaming(serve)
 
@@ -171,11 +171,11 @@ def test_many_items_are_sent_at_once_or_none_of_them():
         assert tree[child].status().handled == 3  # the message, and what it sent
 
     grow(app(child), scene)
-    assert told == [1]
+    assert results == [1]
 
 
 def test_a_stream_that_has_ended_stays_so():
-    """R30: asked again, the consumer gets the same end, or the same failure."""
+    """R30: A consumer that reads again gets the same end, or the same failure."""
 
     async def serve(message):
         await message.send("first")
@@ -202,8 +202,8 @@ def test_a_stream_that_has_ended_stays_so():
 
 
 @pytest.mark.parametrize("way", ["messages", "stream"])
-def test_whoever_takes_many_in_a_row_lets_others_run(way):
-    """R30: taking what is there already is no checkpoint each time, but every 64th in a row is one."""
+def test_taking_many_messages_or_items_in_a_row_lets_other_tasks_run(way):
+    """R30: Taking an item that is already there is not a checkpoint each time, but every 64th in a row is one."""
     taken, turns = [], []
 
     async def count_turns():
@@ -231,7 +231,7 @@ def test_whoever_takes_many_in_a_row_lets_others_run(way):
             else:
                 async with tree["app/a"].stream(None, buffer=200) as stream:
                     async for item in stream:
-                        taken.append(item)  # noqa: PERF401 - likewise
+                        taken.append(item)  # noqa: PERF401 - as above
             nursery.cancel_scope.cancel()
 
     grow(app(streaming(serve) if way == "stream" else Child("a", take, mailbox=200)), scene)

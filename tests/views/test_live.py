@@ -64,15 +64,15 @@ class Terminal:
         )
         self.text = ""
 
-    def read_until(self, says, seconds=30.0):
+    def read_until(self, expected, seconds=30.0):
         """Read on until the text has it, or, with None, until the program has ended."""
         end = time.monotonic() + seconds
-        while says is None or says not in self.text:
-            assert time.monotonic() < end, f"not within {seconds} s: {says!r} in …{self.text[-900:]!r}"
+        while expected is None or expected not in self.text:
+            assert time.monotonic() < end, f"not within {seconds} s: {expected!r} in …{self.text[-900:]!r}"
             ready, _, _ = select.select([self._leader], [], [], 0.1)
             if ready:
                 self.text += os.read(self._leader, 65536).decode("utf-8", "replace")
-            elif says is None and self.process.poll() is not None:
+            elif expected is None and self.process.poll() is not None:
                 return
 
     @property
@@ -112,8 +112,8 @@ def terminal(tmp_path):
         one.close()
 
 
-def test_the_tree_is_shown_and_what_the_program_prints_stands_above(terminal):
-    """States, incarnations, restarts, the last failure and the last events; then a signal ends it in order."""
+def test_the_tree_is_shown_and_the_programs_output_stands_above(terminal):
+    """It shows states, incarnations, restarts, the last failure and the last events; then a signal ends it in order."""
     shown = terminal()
     shown.read_until("waiting 30")
     shown.read_until("starts in")
@@ -143,7 +143,7 @@ def test_the_terminal_is_as_before_however_the_program_ends(terminal, number):
 
 
 def test_a_tree_that_fails_leaves_its_last_picture_and_its_traceback(terminal):
-    """Exit status 70, and the failure beneath the picture."""
+    """The exit status is 70, and the failure stands beneath the picture."""
     shown = terminal(limit=0)
     shown.read_until(None)
     assert shown.process.returncode == 70
@@ -153,7 +153,7 @@ def test_a_tree_that_fails_leaves_its_last_picture_and_its_traceback(terminal):
 
 
 def test_standard_error_goes_where_it_was_sent(terminal, tmp_path):
-    """Only what would go to the terminal is put above the picture."""
+    """Only output that would go to the terminal is put above the picture."""
     with (tmp_path / "errors").open("w") as file:
         shown = terminal(stderr=file, limit=0)
         shown.read_until(None)
@@ -162,7 +162,7 @@ def test_standard_error_goes_where_it_was_sent(terminal, tmp_path):
 
 
 def test_a_terminal_that_cannot_move_its_cursor_gets_plain_lines(terminal):
-    """One line says why."""
+    """One line gives the reason."""
     shown = terminal(term="dumb", limit=0)
     shown.read_until(None)
     assert shown.text.startswith(
@@ -185,8 +185,8 @@ def piped(folder, code, **env):
     )
 
 
-def test_what_is_no_terminal_gets_plain_lines(tmp_path):
-    """One line says why, and the rest is as without `--live`, whatever the environment forces."""
+def test_an_output_that_is_no_terminal_gets_plain_lines(tmp_path):
+    """One line gives the reason, and the rest is as without `--live`, whatever the environment forces."""
     code = (
         "import sys; sys.argv[1:] = ['run', '--live', 'program.py']; from supervise.cli import main; main()"
     )
@@ -200,7 +200,7 @@ def test_what_is_no_terminal_gets_plain_lines(tmp_path):
 
 
 def test_without_rich_there_are_plain_lines(tmp_path):
-    """The view is an extra: where it is not installed, one line says how to get it."""
+    """The view is an extra: if it is not installed, one line shows how to get it."""
     code = """
 import sys
 from importlib.machinery import PathFinder
@@ -252,7 +252,7 @@ def test_a_view_in_ones_own_program_draws_until_it_is_cancelled():
 
 
 def test_a_view_that_cannot_draw_gives_standard_output_back():
-    """Whatever fails: the console here is closed."""
+    """This holds whatever fails: the console here is closed."""
     screen = StringIO()
     view = LiveView(Console(file=screen, force_terminal=True, width=80, height=24))
     before = sys.stdout

@@ -44,12 +44,12 @@ app            up            1
 
 
 def test_each_node_has_a_line_and_the_last_events_stand_beneath():
-    """R33: state, incarnation, restarts that count, what waits, the rate, when a backoff ends, the last failure."""
+    """R33: A line has state, incarnation, restarts that count, waiting messages, the rate, the end of a backoff, and the last failure."""
     events = ["    1.0  something happened", "    2.0  and more"]
     assert drawn(TREE, rates={"app/llm/context": 812.3}, events=events, now=1.0) == SHOWN.split("\n")
 
 
-def test_where_it_is_narrow_columns_are_left_out_from_the_right():
+def test_in_a_narrow_terminal_columns_are_left_out_from_the_right():
     """Names are cut before a column is left out."""
     assert [drawn(TREE, width=width)[0].split() for width in (60, 40, 20)] == [
         ["node", "state", "#", "restarts", "waiting", "per", "s"],
@@ -77,8 +77,8 @@ def wide(count):
     return parent("app", *groups)
 
 
-def test_where_there_is_no_room_for_all_those_in_trouble_come_first():
-    """Then the upper nodes; and what is left out is counted."""
+def test_without_room_for_all_nodes_those_in_trouble_come_first():
+    """Then come the upper nodes, and the nodes that are left out are counted."""
     bad = leaf("app/g9/bad", state="failed")
     tree = parent("app", *wide(20).children, parent("app/g9", leaf("app/g9/1"), bad))
     lines = [re.split(r" +(?:up|failed|state) ", line)[0] for line in drawn(tree, height=14)]
@@ -99,8 +99,8 @@ def test_where_there_is_no_room_for_all_those_in_trouble_come_first():
 
 @settings(deadline=None)
 @given(st.data())
-def test_whatever_fits_is_a_tree_within_the_room(data):
-    """As many as there is room for; none without those above it."""
+def test_the_nodes_that_fit_form_a_tree_within_the_room(data):
+    """There are as many nodes as fit, and none without those above it."""
     paths, nodes = ["app"], []
     for number in range(data.draw(st.integers(0, 12))):
         paths.append(f"{data.draw(st.sampled_from(paths))}/{number}")
@@ -132,8 +132,8 @@ def test_the_picture_stays_on_the_terminal(width, height, name, text, count):
     assert len(lines) < max(height, 10)
 
 
-def test_a_rate_is_what_was_handled_between_two_pictures():
-    """Over the last two seconds; a mailbox that is new began at nothing, and one that began anew never has less."""
+def test_a_rate_counts_the_messages_handled_between_two_pictures():
+    """It is taken over the last two seconds; a new mailbox began at zero, and one that began anew never gives a negative rate."""
     rates = Rates()
 
     def take(now, **handled):
@@ -150,6 +150,6 @@ def test_a_rate_is_what_was_handled_between_two_pictures():
 
 @pytest.mark.parametrize("handled", [None, 0])
 def test_a_node_without_a_mailbox_has_no_rate(handled):
-    """No number is not the number nought."""
+    """Its rate is empty, not zero."""
     rates = Rates().take(leaf("a", handled=handled), 0.0)
     assert rates == ({} if handled is None else {"a": 0.0})

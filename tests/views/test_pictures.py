@@ -106,7 +106,7 @@ ODD = 'a "b" #c <d> `e`\n[f] {g} |h|\x1b[31m; %% i'
 
 @pytest.mark.parametrize("view", [text, mermaid])
 def test_no_name_breaks_a_picture(view):
-    """A name is a line of its own kind: it is no syntax, and moves no terminal."""
+    """A name is shown as plain text: it is no syntax, and does not move the cursor."""
     drawn = view.declared(Supervisor("app", [Child(ODD, serve), Child("last", serve)]))
     assert all(line.isprintable() for line in drawn.splitlines())
     assert len(drawn.splitlines()) == (3 if view is text else 4)
@@ -161,7 +161,7 @@ flowchart TD
 
 @pytest.mark.parametrize(("view", "drawn"), [(text, RUNNING), (mermaid, RUNNING_MERMAID)])
 def test_a_running_tree_is_drawn_as_it_stands(view, drawn):
-    """R33: states, incarnations, restarts that count, what waits, the last failure, and when a backoff ends."""
+    """R33: It shows states, incarnations, restarts that count, waiting messages, the last failure, and the end of a backoff."""
     assert run_virtual(picture_of, view) == drawn
 
 
@@ -185,8 +185,8 @@ def test_no_tree_is_too_deep(view):
     assert view.declared(tree).count("\n") > sys.getrecursionlimit()
 
 
-def test_a_declared_tree_shows_everything_that_is_not_as_usual():
-    """Deciders, backoff, drain, grace, start_timeout, init, and what a `partial` stands for."""
+def test_a_declared_tree_shows_every_option_that_is_not_the_default():
+    """It shows deciders, backoff, drain, grace, start_timeout, init, and the function in a `partial`."""
     tables = {
         "preset": AKKA,
         "own": Decider({"net.gone": Restart, OSError: Stop}, default=Escalate, rules=[Rule(KeyError, "x")]),

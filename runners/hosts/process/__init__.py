@@ -1,5 +1,6 @@
 """A runner in an operating system process of its own.
 
-`host` is what a worker opens. `parent` has what runs here: births, deaths, output, and what stands ready; `child` what runs
-there. Both speak `wire`. A context process imports this package too, so it is empty.
+`host` has `ProcessHost`, which a worker opens. `parent` runs in the process of the worker: it starts and reaps processes, logs
+their output, and keeps a reserve of them. `child` runs in the context process. Both use the protocol of `wire`. This file
+imports nothing, because a context process imports it too.
 """

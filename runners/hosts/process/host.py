@@ -48,24 +48,26 @@ from runners.types import ExecuteBatch, RunnerSpec, SessionRebuildCause, TokenCh
 StartMethod: TypeAlias = Literal["forkserver", "spawn"]
 Done = TypeVar("Done")
 
-_LAST_WORDS = 0.25
-"""Seconds between a closed connection and the death that it announces: a large process takes its time to vanish."""
+_DYING = 0.25
+"""Seconds that a process may take to die after its connection was closed: the kernel first frees the memory of a large one."""
 
 TURN = 64
-"""Frames of which nothing comes that are looked at before the loop has its turn, which takes a millisecond or two."""
+"""Frames without a result that are read, in a millisecond or two, before other tasks run."""
 _A_READ = 8
-"""Frames that a read of 64 KB takes as long as."""
+"""A read of 64 KB takes as long as this many frames."""
 BACKLOG = wire.MAX_FRAME + 2**20
-"""Bytes that may still be read behind a deadline before it counts: it may be us who were late, and they lie there. Of a
-process that is well there are fewer without any progress among them: the longest frame, and what a socket holds."""
+"""Bytes that may be read after a deadline before it counts: if the parent was late, they have waited in the socket. A healthy
+process never sends so many without progress among them: this is the longest frame and what a socket holds."""
 _MEDIAN_OF = 64
 ENOUGH = 512
-"""Items that one `receive` gives at most a step more than: reading and handing them out holds the loop for a millisecond or two."""
+"""The number of items after which `receive` adds no further step: reading and passing them on takes a millisecond or two."""
 _NEXT_FLOOR, _NEXT_FACTOR = 10.0, 20
 
 
 _SLICE = 1.0
+"""Seconds of the longest slice of waiting, see `_excuse_pause`."""
 _SHORT = 0.02
+"""Seconds; a planned slice that is not longer counts whole."""
 
 
 def _start_method(wanted: StartMethod | None) -> StartMethod:
@@ -73,7 +75,7 @@ def _start_method(wanted: StartMethod | None) -> StartMethod:
 
 
 def _check_device(_host: object, _field: object, device: str) -> None:
-    """Torch's names of CUDA devices, of several too; any other is the runner's business."""
+    """A name that begins with `cuda` must be one of torch's, or of several devices. Only the runner can judge other names."""
     if device.startswith("cuda"):
         device_numbers(device)
     elif not device:
@@ -82,25 +84,32 @@ def _check_device(_host: object, _field: object, device: str) -> None:
 
 @frozen(kw_only=True)
 class ProcessHost:
-    """A process per incarnation. All times are seconds; past one of the first three it is killed (D9).
+    """A process for each incarnation (D10). All times are in seconds.
+
+    A process that exceeds `load_timeout`, `first_chunk_timeout` or `next_chunk_timeout` is killed, and the context fails with
+    `ContextHung` (D9). A process that dies by itself is `ContextDied`.
 
     Args:
-        device: as torch names it, or several of it, such as `cuda:0,1`; handed to the runner.
-        start: `forkserver`: from a process that has everything imported; the first start takes as long as a cold one,
-            the next ones milliseconds. `spawn`: cold. None is the first of them.
-        standby: how many processes stand ready beside the one that serves, with as much done as the runner spec allows
-            without the device (`PreparingSpec`).
-        load_timeout: from the start of the process until the runner is loaded; a rebuild has as long, and so has a fork
-            server's preload.
-        first_chunk_timeout: without progress while a stream waits for its first chunk, or did when it was dropped, and
-            the process has not said yet that it goes on without it.
-        next_chunk_timeout: without progress while all open streams have begun; None is 20 times the median step, at
-            least 10.
-        close_timeout: to close the runner when all is well; then the process is killed.
-        kill_timeout: from SIGKILL to the end; a process that outlives it has its device `Unrecoverable`.
-        nvml: says after a poison whether the device can be used again.
-        linger: how long fork server and standby outlive the last context, at most until the end of the Trio run. Should
+        device: as torch names it, or several, such as `cuda:0,1`; passed to the runner.
+        start: `forkserver` forks each process from a fork server, which has imported everything (D15): the first start takes
+            as long as a cold one, the next ones milliseconds. `spawn` starts each process cold. None is `forkserver`.
+        standby: how many processes stand ready beside the one that serves. Each has done as much of the load as the runner
+            spec allows without the device (`PreparingSpec`).
+        load_timeout: from the start of the process until the runner is loaded. A rebuild, and the preload of a fork server,
+            have as long.
+        first_chunk_timeout: without progress while a stream waits for its first chunk. A dropped stream counts until the
+            process has confirmed the drop.
+        next_chunk_timeout: without progress while all open streams have had a chunk; None is 20 times the median step, but
+            at least 10.
+        close_timeout: to close the runner, if the context has not failed; then the process is killed.
+        kill_timeout: from SIGKILL to the death of the process. If it lives longer, its device is `Unrecoverable`.
+        linger: how long fork server and standbys outlive the last context, at most until the end of the Trio run. It should
             be longer than any backoff.
+        nvml: asks after a poison whether the device can be used again (D4).
+
+    Raises:
+        ValueError: a number is out of range, `start` is unknown, or `device` is empty or no valid name of CUDA devices.
+        TypeError: an argument has a wrong type.
     """
 
     device: str = field(default="cpu", kw_only=False, validator=[instance_of(str), _check_device])
@@ -120,8 +129,8 @@ class ProcessHost:
         """See `Host.open`.
 
         Raises:
-            TypeError: see `check`; so for ValueError.
-            Unrecoverable: no process can be started here, whatever it is to load.
+            TypeError, ValueError: see `check`.
+            Unrecoverable: no process can be started on this system, whatever the runner.
         """
         if why := refusal():
             raise Unrecoverable(why)
@@ -129,18 +138,18 @@ class ProcessHost:
         return Entered(self._open(self._checked(runner), start))
 
     def check(self, runner: object) -> None:
-        """Refuse what cannot be handed to another process, and anything where no other process can be had.
+        """Refuse a runner spec that cannot be sent to another process (D2), and any spec where no process can be started.
 
         Raises:
             TypeError: see `check_runner`.
-            ValueError: likewise; or the spec is too long to be sent, or this is no place for a process.
+            ValueError: see `check_runner`; or the spec is too long to be sent, or no process can be started on this system.
         """
         if why := refusal():
             raise ValueError(why)
         self._checked(runner)
 
     def _checked(self, runner: object) -> Plan:
-        """What a reserve for this runner is to do."""
+        """The plan of a reserve for this runner, if its first message can be sent."""
         plan = self._plan(runner)
         try:
             plan.hello(ahead=False)
@@ -164,7 +173,7 @@ class ProcessHost:
         )
 
     @asynccontextmanager
-    @enable_ki_protection  # a KeyboardInterrupt between two lines would leave a process behind
+    @enable_ki_protection  # a KeyboardInterrupt between two lines would leave a process running
     async def _open(self, plan: Plan, start: wire.Start) -> AsyncGenerator[Session, None]:
         """One life of the process."""
         async with reserved(plan) as reserve:
@@ -174,7 +183,7 @@ class ProcessHost:
                 await session.load(start)
                 reserve.replenish()
                 yield session
-            except DeviceError as error:  # a context in trouble is not asked to close its runner
+            except DeviceError as error:  # a context that has failed does not close its runner
                 session.condemn(error)
                 raise
             finally:
@@ -185,8 +194,8 @@ class ProcessHost:
 class ProcessSession(BaseSession[int]):
     """A `Session` in a process.
 
-    What is unsent is bounded: at most a begin for each open stream and a drop for each stream that the process knows,
-    because a begin that is still unsent is taken back, not dropped.
+    The unsent frames are bounded: at most one begin for each open stream and one drop for each stream that the process
+    knows, because a begin that is still unsent is withdrawn, not dropped.
     """
 
     def __init__(self, host: ProcessHost, peer: Peer, incarnation: int) -> None:
@@ -195,24 +204,24 @@ class ProcessSession(BaseSession[int]):
         self._host = host
         self._peer = peer
         self._parser = wire.from_child()
-        self._kept: wire.FromChild | None = None  # the next frame, where it has been looked at already
-        self._asked = False  # NVML, about the failure
-        self._names: dict[int, str] = {}  # of the open ones, by number
-        # Dropped ones, of which the process has not said so yet, in order, each with the number of the first stream that
-        # was begun later: whatever the process says of that one, it has read the drop, and must have answered it.
+        self._kept: wire.FromChild | None = None  # a frame that has been parsed, but not handled
+        self._judged = False  # whether NVML was asked about the failure
+        self._names: dict[int, str] = {}  # of the open streams, by number
+        # The streams whose drop the process has not confirmed, in order, each with the number of the first stream that was
+        # begun after the drop. Once the process names that stream, it has read the drop, and must have confirmed it.
         self._leaving: dict[int, int] = {}
-        self._lacks = 0  # streams that failed for want of memory, of which the context has not told yet
-        self._turn = 0  # frames of this turn of the loop
-        self._read = 0  # bytes so far
-        self._overdue: int | None = None  # of them when it was found that the deadline had passed
-        self._new: set[int] = set()  # open or leaving ones without a first chunk
-        self._rebuilt = trio.Event()  # or there is no hope of it
+        self._lacks = 0  # streams that failed with `OutOfMemory` and for which no `Broken` frame has come yet
+        self._turn = 0  # frames read since other tasks last ran
+        self._read = 0  # bytes read so far
+        self._overdue: int | None = None  # the value of `_read` when the deadline was found to have passed
+        self._new: set[int] = set()  # open and leaving streams without a first chunk
+        self._rebuilt = trio.Event()  # the rebuild is done, or will never be
         self._progress = trio.current_time()
         self._waiting = trio.CancelScope()
         self._steps: deque[float] = deque(maxlen=_MEDIAN_OF)
 
     async def load(self, start: wire.Start) -> None:
-        """Have the runner loaded; the process knows which."""
+        """Have the process load the runner, whose spec it got with its first message."""
         self._peer.send(wire.encode(start))
         await self._known(self._loaded)
 
@@ -239,7 +248,7 @@ class ProcessSession(BaseSession[int]):
         self._names[number] = batch.request_id
         self._new.add(number)
         self._peer.send(data, number)
-        self._hurry()
+        self._tighten_deadline()
 
     def drop(self, request_id: str) -> None:
         """See `Session.drop`."""
@@ -264,13 +273,13 @@ class ProcessSession(BaseSession[int]):
         return await self._known(self._received)
 
     async def _known(self, act: Callable[[], Awaitable[Done]]) -> Done:
-        """What is done, or the failure of the context as the hardware has it (D4)."""
+        """The result of `act`; a poison that it raises is first judged by NVML, once (D4)."""
         try:
             return await act()
         except ContextPoisoned as error:
-            if not self._asked:
+            if not self._judged:
                 self._failure = await self._host.nvml.judge(error, self._host.device)
-                self._asked = True
+                self._judged = True
             if self._failure is not error:
                 raise (error if self._failure is None else self._failure) from error
             raise
@@ -293,7 +302,10 @@ class ProcessSession(BaseSession[int]):
             await self._spend(1)
 
     async def _spend(self, frames: int) -> None:
-        """Let the loop have its turn, if it is due. Whatever it says, a context without progress is not let past its deadline."""
+        """Count frames, and let other tasks run after every `TURN` of them.
+
+        This also checks the deadline (D9): a context that keeps sending frames without progress would never get to `_wait`.
+        """
         self._turn += frames
         if self._turn < TURN:
             return
@@ -313,7 +325,7 @@ class ProcessSession(BaseSession[int]):
         self._rebuilding, self._rebuilt = True, trio.Event()
         self._progress = trio.current_time()
         self._peer.send(wire.encode(wire.Rebuild(cause.value)))
-        self._hurry()
+        self._tighten_deadline()
         try:
             await self._rebuilt.wait()
         except BaseException:
@@ -324,10 +336,11 @@ class ProcessSession(BaseSession[int]):
         self._check_open()
 
     async def end(self) -> None:
-        """Have the process gone and reaped: asked to if all is well, killed otherwise.
+        """End the process and reap it: it is asked to end if the context has not failed, and killed otherwise.
 
         Raises:
-            Unrecoverable: it does not die.
+            Unrecoverable: the process does not die.
+            InferenceError: the runner could not be closed.
         """
         self._ended = True
         self._answer_rebuild()
@@ -343,14 +356,14 @@ class ProcessSession(BaseSession[int]):
             raise unclosed
 
     async def _ask_to_end(self) -> InferenceError | None:
-        """Have the runner closed and the process ended; what came of it instead. One that is dead already has not failed in it."""
+        """Have the process close its runner and end. Returns the error if that fails; a process that is already dead is none."""
         if self._peer.dead:
             return None
         self._peer.send(wire.encode(wire.Shutdown()))
         with trio.move_on_after(self._host.close_timeout) as scope:
             try:
                 unclosed = await self._closed()
-            except DeviceError as error:  # it died, or said what it may not say
+            except DeviceError as error:  # it died, or sent a frame that the protocol does not allow
                 return error
             await self._peer.drained()
             return unclosed
@@ -360,7 +373,7 @@ class ProcessSession(BaseSession[int]):
         )
 
     async def _closed(self) -> InferenceError | None:
-        """Until the runner is closed; what it raised instead. Whatever else the process says is late."""
+        """Wait until the runner is closed; returns the error if closing raised. Other frames are late, and ignored."""
         while True:
             match await self._frame():
                 case wire.Closed():
@@ -378,14 +391,14 @@ class ProcessSession(BaseSession[int]):
             await trio.lowlevel.checkpoint()
 
     async def _frame(self) -> wire.FromChild:
-        """The next frame, or the failure of the context. What it had sent before it died comes first."""
+        """The next frame; raises the failure of the context. Frames that a process sent before its death come first."""
         while True:
             if self._failure is not None:
                 raise self._failure
             frame, self._kept = self._kept or self._parse(), None
             if frame is not None:
                 return frame
-            dead = self._peer.dead  # asked before reading, so that its last words are read
+            dead = self._peer.dead  # checked before reading, so that no byte sent before the death is missed
             if data := self._peer.read():
                 self._parser.feed(data)
                 self._read += len(data)
@@ -402,7 +415,7 @@ class ProcessSession(BaseSession[int]):
             raise self._fail(error) from error.__cause__
 
     async def _wait(self) -> None:
-        """For something to happen, until the deadline (D9). Nothing is there to read."""
+        """Wait for something to read, the death of the process, or the deadline (D9)."""
         seconds, what = self._patience()
         now = trio.current_time()
         left = self._progress + seconds - now
@@ -411,13 +424,14 @@ class ProcessSession(BaseSession[int]):
         slices = 1 if left == math.inf else math.ceil(left / _SLICE)
         with trio.CancelScope(deadline=now + left / slices) as self._waiting:
             await self._peer.wait()
-        self._excuse(now)
+        self._excuse_pause(now)
 
-    def _excuse(self, began: float) -> None:
-        """Where nobody ran for a while, the parent neither (a frozen cgroup, a machine that is moved), that counts for nobody.
+    def _excuse_pause(self, began: float) -> None:
+        """Do not count time in which the parent did not run either, as in a frozen cgroup or while a machine is migrated.
 
-        It shows in a slice of waiting that was much longer than asked for. Half of the slice counts, so that there is
-        another look behind it, and an end even where each slice is late. A very short one counts whole.
+        Such a pause shows as a slice of waiting that took much longer than planned. Half of the planned slice counts, so
+        that the process is checked once more after it, and the deadline comes even if every slice is late. A very short
+        slice counts whole.
         """
         asked_for = self._waiting.deadline
         if is_late(asked_for):
@@ -427,14 +441,14 @@ class ProcessSession(BaseSession[int]):
     def _hung(self, seconds: float, what: str) -> ContextHung:
         return ContextHung(f"the context process {self.pid} {what} within {seconds:g} s")
 
-    def _hurry(self) -> None:
-        """What was just asked has a deadline, and whoever waits may have begun to when there was none."""
+    def _tighten_deadline(self) -> None:
+        """Apply the deadline of what was just sent to the reader, which may have begun to wait when there was none."""
         deadline = self._progress + self._patience()[0]
         self._waiting.deadline = min(self._waiting.deadline, deadline)
 
     def _patience(self) -> tuple[float, str]:
-        """How long after the last progress the next must come, and what it is."""
-        if self._ended:  # closing has a time of its own
+        """The seconds from the last progress within which the next must come, and a text for `_hung` if it does not."""
+        if self._ended:  # `close_timeout` applies instead
             return math.inf, ""
         if self._info is None:
             return self._host.load_timeout, "loaded no runner"
@@ -446,7 +460,7 @@ class ProcessSession(BaseSession[int]):
         if not self._new:
             return self._next_timeout(), "made no next chunk"
         first = self._host.first_chunk_timeout
-        if len(self._new) < waited_for:  # a step may have to begin one stream and go on with others
+        if len(self._new) < waited_for:  # one step may both begin a stream and continue others
             first = max(first, self._next_timeout())
         return first, "made no first chunk"
 
@@ -456,17 +470,17 @@ class ProcessSession(BaseSession[int]):
         return max(_NEXT_FLOOR, _NEXT_FACTOR * statistics.median(self._steps)) if self._steps else _NEXT_FLOOR
 
     async def _death(self) -> ContextDied:
-        error = ContextDied(f"the context process {self.pid} {await self._peer.told(_LAST_WORDS)}")
-        if words := self._peer.output.last_words():
-            error.add_note(f"the context process wrote last:\n{words}")
+        error = ContextDied(f"the context process {self.pid} {await self._peer.fate(_DYING)}")
+        if lines := self._peer.output.last_lines():
+            error.add_note(f"the context process wrote last:\n{lines}")
         return error
 
     def condemn(self, error: DeviceError) -> None:
-        """See `BaseSession.condemn`: it is killed."""
+        """See `BaseSession.condemn`. The process is killed."""
         self._fail(error)
 
     def _fail(self, error: DeviceError) -> DeviceError:
-        """The context is over; the first failure stands."""
+        """End the context with this failure, and kill its process; a later failure changes nothing. Returns the first one."""
         if self._failure is None:
             self._failure = error
             self._peer.kill()
@@ -475,7 +489,7 @@ class ProcessSession(BaseSession[int]):
 
     def _broken(self, frame: wire.Broken) -> DeviceError:
         error = wire.context_error(frame)
-        if isinstance(error, OutOfMemory) and self._lacks:  # of a stream, of which we know
+        if isinstance(error, OutOfMemory) and self._lacks:  # a stream's, which was returned already
             self._lacks -= 1
             return error
         if isinstance(error, OutOfMemory) and not self._rebuilding:
@@ -483,9 +497,9 @@ class ProcessSession(BaseSession[int]):
         return self._fail(self._of_rebuild(error))
 
     def _add_steps(self, made: list[TokenChunk | RequestFailed]) -> None:
-        """Add what later steps made, as far as it has been read. A failure among them waits for the next `receive`."""
+        """Add the items of later steps that have been read. A failure among them is raised by the next `receive`."""
         more = TURN
-        with suppress(DeviceError):  # it is kept, and final
+        with suppress(DeviceError):  # `_fail` has kept it
             while more and len(made) < ENOUGH and not self._kept and (frame := self._parse()) is not None:
                 more -= 1
                 if isinstance(frame, wire.Step):
@@ -494,10 +508,10 @@ class ProcessSession(BaseSession[int]):
                     self._kept = frame
 
     def _read_step(self, step: wire.Step) -> list[TokenChunk | RequestFailed]:
-        """What belongs to open streams, which is progress.
+        """The items of open streams; to have made one is progress.
 
-        The rest is late: of streams that were dropped, until the process says that it has read so. Whatever else it says
-        of is invented.
+        An item of a dropped stream is late until the process has confirmed the drop, and is ignored. An item of any other
+        stream violates the protocol.
         """
         made: list[TokenChunk | RequestFailed] = []
         incarnation, names = self.incarnation, self._names
@@ -529,7 +543,7 @@ class ProcessSession(BaseSession[int]):
             self._steps.append(now - self._progress)
             self._progress = now
         elif not step.chunks and not step.failed:
-            raise self._fail(ProtocolError(f"the context process {self.pid} made a step of nothing"))
+            raise self._fail(ProtocolError(f"the context process {self.pid} sent an empty step"))
         return made
 
     def _unpacked(self, data: wire.Packed) -> Any:
@@ -539,30 +553,32 @@ class ProcessSession(BaseSession[int]):
             raise self._fail(error) from error.__cause__
 
     def _note_streams(self, step: wire.Step) -> None:
-        """Those that have made something are new no more, and what was dropped before they began must be gone."""
-        told = {chunk.stream for chunk in step.chunks} | {failed.stream for failed in step.failed}
-        self._new -= told
-        if self._leaving and max(told, default=-1) >= next(iter(self._leaving.values())):
+        """Note the streams that have had their first item. Drops that were sent before they began must be confirmed by now."""
+        named = {chunk.stream for chunk in step.chunks} | {failed.stream for failed in step.failed}
+        self._new -= named
+        if self._leaving and max(named, default=-1) >= next(iter(self._leaving.values())):
             number = next(iter(self._leaving))
             raise self._fail(
-                ProtocolError(f"the context process {self.pid} has not dropped stream {number}, as asked to")
+                ProtocolError(f"the context process {self.pid} did not drop stream {number} when asked to")
             )
 
     def _dropped(self, number: int) -> None:
-        """The process goes on without a stream, which is progress: it may have been at it when nobody wanted it any more."""
+        """The process has confirmed a drop. That is progress: its present step may have included the dropped stream."""
         if number not in self._leaving:
             raise self._fail(
-                ProtocolError(f"the context process {self.pid} dropped stream {number}, not asked to")
+                ProtocolError(
+                    f"the context process {self.pid} dropped stream {number} without being asked to"
+                )
             )
         del self._leaving[number]
         self._new.discard(number)
         self._progress = trio.current_time()
 
     def _check_leaving(self, number: int) -> None:
-        """What belongs to a stream that is not open must be late, not invented."""
+        """An item of a stream that is not open must be late, not invented."""
         if number not in self._leaving:
             raise self._fail(
-                ProtocolError(f"the context process {self.pid} spoke of stream {number}, which is not open")
+                ProtocolError(f"the context process {self.pid} named stream {number}, which is not open")
             )
 
     def _forget(self, number: int) -> None:
@@ -581,7 +597,7 @@ class ProcessSession(BaseSession[int]):
 
 
 async def _taken(reserve: Reserve, incarnation: int) -> Peer:
-    """A process that waits for its start; what it writes is logged under the name of our task, which is a leaf's path."""
+    """A process that waits for its `Start`. Its output is logged under the name of our task, which is the path of a leaf."""
     try:
         peer = await reserve.take()
     except OSError as error:
@@ -591,10 +607,10 @@ async def _taken(reserve: Reserve, incarnation: int) -> Peer:
 
 
 def _import_path(module: str) -> tuple[str, ...]:
-    """Where we import from, for a process that may stand in another folder by then.
+    """`sys.path` with absolute entries, for a process that may start in another folder.
 
-    An entry that is relative, such as that of `python -c`, means where it led when this module's runners were first
-    opened: an `os.chdir` since then is no reason to look elsewhere in the next incarnation. One that led nowhere is left out.
+    A relative entry, such as that of `python -c`, is resolved when a runner of this module is first opened, so that an
+    `os.chdir` does not change where the next incarnation imports from. An entry that cannot be resolved is left out.
     """
     paths = (_absolute(entry, module) for entry in sys.path if isinstance(entry, str))
     return tuple(path for path in paths if path is not None)
@@ -604,12 +620,12 @@ def _absolute(entry: str, module: str) -> str | None:
     if Path(entry).is_absolute():
         return entry
     with suppress(OSError):  # the folder has been deleted
-        return _led_to(entry, module)
+        return _resolved(entry, module)
     return None
 
 
 @functools.cache
-def _led_to(entry: str, _module: str) -> str:
+def _resolved(entry: str, _module: str) -> str:
     return str(Path(entry).absolute())
 
 

@@ -1,4 +1,4 @@
-"""Where a standard stream is closed, its number is the next that the kernel gives away."""
+"""Descriptors above the standard streams: if one of these is closed, the kernel gives its number to the next descriptor."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ STANDARD_ERROR = 2
 
 
 def above_standard(descriptor: int) -> int:
-    """The same with a number that no standard stream has: whoever writes to a closed one must not meet us."""
+    """The same descriptor with a number above 2, so that code that writes to a closed standard stream does not write to ours."""
     if descriptor > STANDARD_ERROR:
         return descriptor
     try:
@@ -20,12 +20,12 @@ def above_standard(descriptor: int) -> int:
 
 
 def lifted(end: socket.socket) -> socket.socket:
-    """Likewise of a socket."""
+    """The same socket with a number above 2."""
     return end if end.fileno() > STANDARD_ERROR else socket.socket(fileno=above_standard(end.detach()))
 
 
 def fill_standard() -> None:
-    """Have something there, so that nothing that is opened or received later gets such a number."""
+    """Open the closed standard streams on `/dev/null`, so that no later descriptor gets such a number."""
     while (descriptor := os.open(os.devnull, os.O_RDWR)) <= STANDARD_ERROR:
         os.set_inheritable(descriptor, True)
     os.close(descriptor)

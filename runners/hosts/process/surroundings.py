@@ -1,7 +1,7 @@
-"""What a process inherits at its start: environment, folder and umask.
+"""The environment, working directory and umask that a process inherits.
 
-A fork server has those of its own start, or of its preload, so a process that it forks is told what is different today, and is
-then as one that was started cold.
+A fork server has those of its own start, or those that its preload has set. So a process that it forks gets the differences to
+our present ones, and adopts them: it is then as if it was started cold.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ def today(before: dict[bytes, bytes]) -> Surroundings:
 
 
 def adopt(changes: Surroundings) -> None:
-    """Have them here; a folder that cannot be entered is left out, as a program that is started there would start too."""
+    """Adopt the changes. A folder that cannot be entered is ignored, since a program that is started cold in it starts too."""
     for name, value in changes.environment:
-        if os.fsdecode(name) == MARK:  # each process of ours has a mark of its own
+        if os.fsdecode(name) == MARK:  # each of our processes has a mark of its own
             continue
         if value is None:
             os.environb.pop(name, None)
@@ -56,7 +56,7 @@ def _folder() -> bytes | None:
 
 
 def _umask() -> int | None:
-    """Read, where `os.umask` would have to set it, in all threads."""
+    """The umask, read from /proc: `os.umask` can only return it by setting it, for all threads."""
     with suppress(OSError):
         for line in Path("/proc/self/status").read_bytes().splitlines():
             if line.startswith(b"Umask:"):

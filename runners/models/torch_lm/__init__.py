@@ -1,7 +1,7 @@
-"""A real, small language model: the spec from which a host makes it. Imports no torch.
+"""A small but real language model: its runner spec. Importing this module imports no torch.
 
-`TorchLM()` is a character transformer with 1 MB of weights that come along; it writes what looks like Python's
-documentation. One token is one character; characters it does not know become U+FFFD. `train.py` made the weights.
+`TorchLM()` is a character transformer with 1 MB of weights, which are in the package; its output looks like Python's
+documentation. One token is one character; characters outside the vocabulary become U+FFFD. `train.py` made the weights.
 """
 
 from __future__ import annotations
@@ -38,15 +38,19 @@ def _file(weights: str | WeightsFile | None) -> WeightsFile | None:
 
 @frozen
 class TorchLM:
-    """A character model on one device, for several streams at once, which may move to another context.
+    """A character model on one device. It serves several streams at once, and its streams may move to another context (D6).
 
-    On the CPU it computes in one thread, which it sets for torch as a whole, and is reproducible: its logits are bitwise
-    the same whatever the batch, slot and replay (D6). A context has 256 characters; a full one ends with LENGTH.
+    On the CPU it is reproducible: its logits are bitwise the same whatever the batch, the slot and the replay. There it
+    computes in one thread, which it sets for torch as a whole. With the packaged weights the context of the model has 256
+    characters, of which the first is a newline before the prompt; a stream that fills it ends with LENGTH.
+
+    A prompt of more than 254 characters is `ContextLengthExceeded`. A temperature above 0 without a seed, an empty stop
+    string, and more than 64 stop strings or 4096 characters of them are `BadRequest`.
 
     Args:
-        weights: a file that `runners.models.torch_lm.train` wrote, or its path; its checksum is checked at every load. None is the
-            packaged one.
-        streams: how many it serves at once.
+        weights: a `WeightsFile` that `runners.models.torch_lm.train` wrote, or its path; a checksum in it is verified at every
+            load. None is the file in the package.
+        streams: how many streams it serves at once, 1 or more.
     """
 
     weights: WeightsFile | None = field(
@@ -55,14 +59,14 @@ class TorchLM:
     streams: int = field(default=16, kw_only=True, validator=[instance_of(int), ge(1)])
 
     def build(self, start: RunnerStart) -> ContinuingRunner:
-        """Load the weights, check them, and run the model once; or take what the fork server has built of the same file.
+        """Load the weights, verify them, and run the model once; or take the runner that `preload` has built of the same file.
 
         Raises:
             LoadFailed: there is no such weights file, or it cannot be read.
-            WeightsCorrupt: it is not what its checksum says, or not of this model.
+            WeightsCorrupt: the file does not match its checksum, or is not of this model.
         """
-        from runners.models.torch_lm.checkpoint import digest  # noqa: PLC0415 - torch is for the process that holds the model
-        from runners.models.torch_lm.engine import TorchRunner  # noqa: PLC0415 - imports torch, too
+        from runners.models.torch_lm.checkpoint import digest  # noqa: PLC0415 - only the process with the model needs torch
+        from runners.models.torch_lm.engine import TorchRunner  # noqa: PLC0415 - imports torch too
 
         weights = self._weights()
         built, checked = _preloaded.pop(self, (None, ""))
@@ -74,24 +78,24 @@ class TorchLM:
         return self.weights or WeightsFile(str(PACKAGED), sha256=PACKAGED_SHA256)
 
     def preload(self) -> None:
-        """Build the runner on the CPU, in one thread: what others have started does not survive a fork.
+        """Build the runner on the CPU, in one thread, because further threads would not survive a fork (D15).
 
-        A process that is forked has it then. For another device it has the imports, what torch does at its first pass, and
-        the pages of the weights file.
+        Forked processes then have the runner. For another device they have the imports, the initialisations of torch's first
+        pass, and the weights file in the page cache.
         """
-        os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # numpy's would start its threads when imported
+        os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # otherwise importing numpy starts threads
         os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")  # is_available() would initialise CUDA
-        import torch  # noqa: PLC0415 - and after the environment that it reads
+        import torch  # noqa: PLC0415 - after the environment is set, which it reads
 
-        torch.set_num_threads(1)  # before the first thing that would be shared out among threads
+        torch.set_num_threads(1)  # before the first computation, which would start the threads
         from runners.models.torch_lm.checkpoint import digest  # noqa: PLC0415 - imports torch, whose threads are set above
 
-        with suppress(DeviceError, OSError):  # of weights that are not sound: every start says so itself
+        with suppress(DeviceError, OSError):  # an error of the weights: every start raises it again
             checked = digest(Path(self._weights().path))
             _preloaded[self] = self._run_in(), checked
 
     def _run_in(self) -> ContinuingRunner:
-        """A runner on the CPU that has served one short stream: what the first one touches, is touched."""
+        """A runner on the CPU that has served one short stream, with which torch does its initialisations."""
         runner = self.build(RunnerStart(incarnation=1))
         request = ExecuteBatch("first", " ", sampling=Sampling(max_tokens=2, seed=1))
         for _ in cast("Iterator[TokenChunk]", runner.execute(request)):
@@ -99,7 +103,7 @@ class TorchLM:
         return runner
 
     def prepare(self, device: str) -> RunnerSpec:
-        """On the CPU, all of `build`, and one stream. Elsewhere the imports, and the weights in the page cache."""
+        """On the CPU, a spec with a runner that is built and has run. For another device only the imports, and the page cache."""
         runner = self._run_in()
         if device == "cpu":
             return _Built(runner)
@@ -108,15 +112,15 @@ class TorchLM:
 
 
 class _Built:
-    """A spec whose work is done."""
+    """A spec whose runner is already built."""
 
     def __init__(self, runner: ContinuingRunner) -> None:
         self._runner = runner
 
     def build(self, start: RunnerStart) -> ContinuingRunner:  # noqa: ARG002  it is the same for every start
-        """Give it."""
+        """Return the runner."""
         return self._runner
 
 
 _preloaded: dict[TorchLM, tuple[ContinuingRunner, str]] = {}
-"""What this process, or the one that it was forked from, has built ahead; and the checksum of the weights."""
+"""The runners that `preload` has built, in this process or before the fork, each with the checksum of its weights."""

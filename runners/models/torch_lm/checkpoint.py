@@ -24,14 +24,14 @@ def _one_token_for_each(checkpoint: Checkpoint, _: object, value: Vocabulary) ->
 
 @frozen
 class Checkpoint:
-    """A model and the characters its tokens stand for."""
+    """A model and its vocabulary."""
 
     model: CharacterModel
     vocabulary: Vocabulary = field(validator=_one_token_for_each)
 
 
 def save(checkpoint: Checkpoint, path: Path) -> str:
-    """Write the file and give its SHA-256."""
+    """Write the file; returns its SHA-256."""
     description = {"shape": asdict(checkpoint.model.shape), "vocabulary": checkpoint.vocabulary.characters}
     metadata = {"model": json.dumps(description)}  # under one key: safetensors writes several in random order
     path.write_bytes(serialised(checkpoint.model.state_dict(), metadata))
@@ -42,8 +42,8 @@ def load(path: Path, sha256: str | None) -> Checkpoint:
     """Map the file into memory as a model, without copying it.
 
     Raises:
-        LoadFailed: there is no such file, or it may not be read.
-        WeightsCorrupt: it is not what its checksum says, is cut short, or is not of this model.
+        LoadFailed: there is no such file, or it cannot be read.
+        WeightsCorrupt: the file does not match its checksum, is cut short, or is not of this model.
     """
     if not path.is_file():
         raise LoadFailed(f"there is no weights file {str(path)!r}")
@@ -59,13 +59,13 @@ def load(path: Path, sha256: str | None) -> Checkpoint:
 
 
 def digest(path: Path) -> str:
-    """The SHA-256 of a file, as one pins it."""
+    """The SHA-256 of a file, in hexadecimal digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _mapped(path: Path) -> Checkpoint:
-    opened: Any = safe_open(path, framework="pt")  # its stubs say nothing
+    opened: Any = safe_open(path, framework="pt")  # its stubs give no type
     with opened as file:
         description = json.loads(file.metadata()["model"])
         model = CharacterModel(Shape(**description["shape"]))

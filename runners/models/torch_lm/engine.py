@@ -1,4 +1,4 @@
-"""Streams that share the steps of one model: they join and leave between steps."""
+"""The runner of `TorchLM`: its streams share the steps of one model, and join and leave between steps."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from runners.models.torch_lm.vocabulary import START, Vocabulary
 from runners.types import ExecuteBatch, RunnerInfo, SessionRebuildCause, TokenChunk, TokenUsage
 
 _MOST_STOPS, _MOST_STOP_CHARACTERS = 64, 4096
-"""Of one request: each of its tokens is compared with all of them, and the streams beside it wait."""
+"""The limits for one request: each token is compared with all its stop strings, and the other streams wait meanwhile."""
 
 
 class TorchRunner:
@@ -35,11 +35,11 @@ class TorchRunner:
 
     @property
     def info(self) -> RunnerInfo:
-        """What it declares; reproducible on the CPU only."""
+        """The declaration of the runner. It is reproducible on the CPU only."""
         return self._info
 
     def execute(self, batch: ExecuteBatch) -> Iterator[TokenChunk]:
-        """Begin a stream; what is wrong with the request itself, its first `next` raises.
+        """Begin a stream. An error of the request itself is raised by the first `next`.
 
         Raises:
             RuntimeError: as many streams are open as it declares.
@@ -47,7 +47,7 @@ class TorchRunner:
         return self.continue_from(batch, ())
 
     def continue_from(self, batch: ExecuteBatch, accepted: Sequence[int]) -> Iterator[TokenChunk]:
-        """Go on behind `accepted`; what is wrong with the request itself, the first `next` raises.
+        """Continue a stream after its accepted tokens. An error of the request itself is raised by the first `next`.
 
         Raises:
             RuntimeError: as many streams are open as it declares.
@@ -59,15 +59,15 @@ class TorchRunner:
             return _refused(error)
         return stream
 
-    def rebuild(self, cause: SessionRebuildCause) -> None:  # noqa: ARG002  every cause has this one cure
-        """Load the weights again, with an empty cache; open streams go on, fed anew at the next step."""
+    def rebuild(self, cause: SessionRebuildCause) -> None:  # noqa: ARG002  the same for every cause
+        """Load the weights again, with an empty cache. Open streams continue: the next step feeds all their tokens again."""
         self.close()
         self._open_session()
         for stream in self._streams.values():
             stream.fed = 0
 
     def close(self) -> None:
-        """Let go of the model and its cache."""
+        """Release the model and its cache."""
         self._kernel: Kernel | None = None
 
     def step(self) -> None:
@@ -91,7 +91,7 @@ class TorchRunner:
         self._streams.pop(slot, None)
 
     def _open_session(self) -> None:
-        """Load, and run once: the first pass of a process is slow, and shows what does not work."""
+        """Load the model and run it once: the first pass in a process is slow, and finds a device that does not work."""
         checkpoint = load(self._weights, self._sha256)
         self.vocabulary, self._context = checkpoint.vocabulary, checkpoint.model.shape.context
         self._kernel = Kernel(checkpoint.model, self._info.streams, self._device)
@@ -117,13 +117,13 @@ class TorchRunner:
 
 @define(eq=False)
 class _Stream(Iterator[TokenChunk]):
-    """One open stream, as its host iterates and closes it.
+    """One open stream, which its host iterates and closes.
 
     Args:
-        prompt: its tokens, the one for the start included.
-        accepted: every token generated so far, in this context or an earlier one.
-        fed: how many of both the cache holds.
-        ready: computed and not yet taken.
+        prompt: the token ids of the prompt, after that of `START`.
+        accepted: the ids of all tokens generated so far, in this context or an earlier one.
+        fed: how many tokens of the prompt and the accepted ones are in the cache.
+        ready: a chunk that is computed, but not taken yet.
     """
 
     runner: TorchRunner = field(repr=False)
@@ -157,13 +157,13 @@ class _Stream(Iterator[TokenChunk]):
         return chunk
 
     def close(self) -> None:
-        """Free its place, once; the iterator is at its end."""
+        """Free its place and end the iterator. A second call does nothing."""
         if not self.closed:
             self.closed = True
             self.runner.release(self.slot)
 
     def rows(self) -> list[Row]:
-        """What is still to be fed: everything at first, then the newest token."""
+        """The rows of the tokens that are not in the cache: at first all of them, then the newest one."""
         newest = len(self.prompt) + len(self.accepted) - 1
         if self.accepted and self.fed == newest:
             return [Row(self.accepted[-1], newest, self.slot)]
@@ -171,7 +171,7 @@ class _Stream(Iterator[TokenChunk]):
         return [Row(tokens[at], at, self.slot) for at in range(self.fed, newest + 1)]
 
     def advance(self, best: int, logits: torch.Tensor) -> None:
-        """Go on by the best token behind the last one, or by one drawn if the request has a temperature."""
+        """Append the best token, or a drawn one if the request has a temperature."""
         sampling, position, token = self.batch.sampling, len(self.accepted), best
         if sampling.temperature:
             token = draw(_numbers(logits), sampling.temperature, seed=sampling.seed or 0, position=position)
@@ -187,7 +187,7 @@ class _Stream(Iterator[TokenChunk]):
         return chunk
 
     def _chunk(self, tokens: tuple[int, ...], text: str) -> TokenChunk:
-        """The newest tokens, and with the last of them why it is the last, and what it all took."""
+        """A chunk of the newest tokens; the last one has the finish reason and the usage."""
         finish, output = self.transcript.finish, len(self.accepted)
         usage = TokenUsage(input=len(self.prompt), output=output, replayed=self.replayed) if finish else None
         return TokenChunk(
@@ -201,17 +201,17 @@ class _Stream(Iterator[TokenChunk]):
 
 
 def _numbers(row: torch.Tensor) -> list[Any]:
-    return row.tolist()  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]  # torch says: a list
+    return row.tolist()  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]  # torch declares a bare list
 
 
 def _refused(error: InferenceError) -> Iterator[TokenChunk]:
-    """A stream that is nothing but the request's own error."""
+    """A stream whose first `next` raises the error of the request."""
     raise error
     yield
 
 
 def _check(batch: ExecuteBatch, accepted: Sequence[int], vocabulary: Vocabulary) -> None:
-    """Refuse what would mean nothing, or would only fail on the device."""
+    """Refuse a request that has no meaning, or would fail on the device."""
     if "" in batch.sampling.stop:
         raise BadRequest(f"a stop string must not be empty, got {batch.sampling.stop!r}")
     if len(batch.sampling.stop) > _MOST_STOPS or sum(map(len, batch.sampling.stop)) > _MOST_STOP_CHARACTERS:

@@ -1,4 +1,4 @@
-"""The forward pass, over a fixed number of rows: what makes logits bitwise the same in every company (D6)."""
+"""The forward pass over a fixed number of rows, so that logits are bitwise the same whatever other streams are open (D6)."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from torch import Tensor
 
 from runners.models.torch_lm.model import CharacterModel
 
-# Part of what the bits depend on: never settings. As many rows as streams by default, so a full turn is one pass. Beyond
-# 16 they only cost a lone stream more, a prompt gains nothing. Blocks: what a pass reads is bound by memory, so short
-# streams should not read what is empty; shorter blocks cost more than they save.
+# The bits of the logits depend on both numbers, so they are not settings. There are as many rows as streams by default, so that
+# a full turn is one pass. More than 16 rows only cost a single stream more, and prompts gain nothing. Blocks exist because a
+# pass is bound by memory: short streams should not read an empty cache. Shorter blocks cost more than they save.
 ROWS = 16
 BLOCK = 64
 
@@ -23,7 +23,7 @@ _ALL = list(range(ROWS))
 
 
 class Row(NamedTuple):
-    """One token to be fed: at which position of which slot."""
+    """One token to be fed, with its position and the slot of its stream."""
 
     token: int
     position: int
@@ -34,15 +34,15 @@ class Kernel:
     """A model with a cache of keys and values for each slot.
 
     Every pass has exactly `ROWS` rows. Attention multiplies row by row, head by head and block by block of `BLOCK`
-    positions, up to the last block that any row of the pass sees; to a row, the blocks behind its own position add zeros.
-    So the same shapes, and the same order of every sum, hold for a token however it came to be fed. There are two kinds of
-    pass, which differ only in where they read keys and values:
+    positions, up to the last block that any row of the pass sees. For a row, the blocks after its own position add zeros.
+    So a token is always computed with the same shapes and the same order of every sum. There are two kinds of pass, which
+    differ only in where they read keys and values:
 
-    - a *turn* has one row for each of `ROWS` consecutive slots, and reads the cache as it lies;
-    - a *run* has rows of any slots, consecutive positions of one stream mostly, and reads what it gathers from the cache.
+    - a *turn* has one row for each of `ROWS` consecutive slots, and reads a slice of the cache;
+    - a *run* has rows of any slots, mostly consecutive positions of one stream, and gathers the blocks that it reads.
 
-    The cache is a list of blocks: for each group of `ROWS` slots the first block of each slot, then the second of each,
-    and so on; the last one is nobody's, where padding is written.
+    The cache is a list of blocks: for each group of `ROWS` slots the first block of each slot, then the second of each, and
+    so on. The last group belongs to no stream; padding is written there.
     """
 
     def __init__(self, model: CharacterModel, slots: int, device: torch.device) -> None:
@@ -60,11 +60,11 @@ class Kernel:
         self._unseen = torch.full((ROWS * shape.heads, 1, self._blocks * BLOCK), -inf, device=device)
 
     def logits(self, rows: Sequence[Row]) -> Tensor:
-        """Feed the rows, those of one stream in order; the logits behind each of them, on the host.
+        """Feed the rows, those of one stream in order; returns the logits after each, in host memory: (rows, vocabulary).
 
-        Nothing changes but the rows' own places in the cache, so what failed may be fed again.
+        Only the rows' own places in the cache change, so rows that failed may be fed again.
         """
-        torch.set_num_threads(1)  # each time: it holds for one thread, and who calls is the host's choice
+        torch.set_num_threads(1)  # at each call: it holds for one thread, and a host may call from any
         parts = list(_passes(rows))
         made = [self._part(part, rows, turn) for part, turn in parts]
         if len(made) == 1:
@@ -73,12 +73,12 @@ class Kernel:
         return torch.cat(made)[order.argsort()]
 
     def warm_up(self) -> None:
-        """One pass of either kind over nothing but padding."""
+        """One pass of each kind, over padding only."""
         for turn in (0, None):
             self._pass([self._padding] * ROWS, [0], turn)
 
     def _part(self, part: Sequence[int], rows: Sequence[Row], turn: int | None) -> Tensor:
-        """The pass over these of the rows: in a turn each stands where its slot does."""
+        """The pass over some of the rows, given by number. In a turn the place of a row is that of its slot."""
         padded = [self._padding] * ROWS
         places = range(len(part)) if turn is None else [rows[number].slot - turn for number in part]
         for place, number in zip(places, part, strict=True):
@@ -87,7 +87,7 @@ class Kernel:
 
     @torch.inference_mode()
     def _pass(self, rows: Sequence[Row], wanted: Sequence[int], turn: int | None) -> Tensor:
-        """The logits of the wanted rows. `turn`: slots from this one on are read; None: those of the rows are."""
+        """The logits of the wanted rows. `turn`: the first of the slots to read; None: read the slots of the rows."""
         blocks = max(row.position for row in rows) // BLOCK + 1
         tokens, positions, written, places = self._numbers(
             [row.token for row in rows],
@@ -103,7 +103,7 @@ class Kernel:
         hidden = self._by_block(self._hidden.index_select(0, positions), blocks)
 
         def read(cache: Tensor) -> Tensor:
-            """For each block, row and head: keys or values."""
+            """The keys or values for each block, row and head."""
             lying = (
                 cache[begin : begin + blocks * ROWS] if gathered is None else cache.index_select(0, gathered)
             )
@@ -130,7 +130,7 @@ class Kernel:
         return logits.cpu()
 
     def _numbers(self, *columns: Sequence[int]) -> Tensor:
-        """Whole numbers, on the device; a list of lists costs `torch.tensor` ten times as much."""
+        """Integers as a tensor on the device. `torch.tensor` takes ten times as long for a list of lists."""
         numbers = array("q")
         for column in columns:
             numbers.extend(column)
@@ -141,7 +141,7 @@ class Kernel:
         return (slot // ROWS * self._blocks + block) * ROWS + slot % ROWS
 
     def _by_block(self, x: Tensor, blocks: int) -> Tensor:
-        """For each row and head a line over all positions: as one line for each block, row and head."""
+        """From one line over all positions for each row and head, make one line for each block, row and head."""
         return x.view(-1, self._blocks, BLOCK)[:, :blocks].transpose(0, 1).reshape(-1, 1, BLOCK)
 
     def _by_head(self, x: Tensor) -> Tensor:
@@ -150,9 +150,9 @@ class Kernel:
 
 
 def _passes(rows: Sequence[Row]) -> Iterator[tuple[Sequence[int], int | None]]:
-    """Which rows share a pass, by number; and for a turn its first slot.
+    """The rows of each pass, by number, and for a turn its first slot, for a run None.
 
-    A stream's only row goes into a turn. What remains goes into runs, in order.
+    The row of a stream that has only one goes into a turn. The others go into runs, in order.
     """
     slots = [row.slot for row in rows]
     of_slot = Counter(slots)

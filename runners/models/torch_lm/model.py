@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812  torch's own name for it
 
 Attend: TypeAlias = Callable[[int, Tensor], Tensor]
-"""`attend(layer, inward)`: how positions see each other, which training and serving do differently.
+"""`attend(layer, inward)`: the attention of a layer, which differs between training and serving.
 
-`inward` holds, one behind the other, the query, the key and the value of each position.
+`inward` is the concatenation of query, key and value for each position: shape (..., 3 × width). The result has (..., width).
 """
 
 _size = field(kw_only=True, validator=[instance_of(int), ge(1)])
@@ -22,7 +22,7 @@ _size = field(kw_only=True, validator=[instance_of(int), ge(1)])
 
 @frozen
 class Shape:
-    """The numbers that make a model; its context is as long in use as it was in training."""
+    """The sizes of a model. `context`, the greatest number of tokens, is the same in training and in use."""
 
     vocabulary: int = _size
     context: int = _size
@@ -36,10 +36,10 @@ class Shape:
 
 
 class CharacterModel(nn.Module):
-    """Token and learned position embeddings, pre-norm blocks, and the token embedding once more as the head.
+    """Token and learned position embeddings, pre-norm blocks, and the token embedding again as the head.
 
-    Its parameters are made empty: they come from a file or from the training script. So making a model takes no
-    time and draws nothing from torch's global generator.
+    The parameters are uninitialised, because a file or the training script sets them. So a model is made quickly, and without
+    torch's global random generator.
     """
 
     def __init__(self, shape: Shape) -> None:
@@ -51,7 +51,7 @@ class CharacterModel(nn.Module):
         self.norm = _weight(shape.width)
 
     def forward(self, tokens: Tensor, positions: Tensor, attend: Attend) -> Tensor:
-        """The logits behind every token; `positions` broadcast against `tokens`."""
+        """The logits of the next token after each of `tokens`: shape (*tokens.shape, vocabulary). `positions` are broadcast."""
         x = torch.embedding(self.tokens, tokens) + torch.embedding(self.positions, positions)
         for layer, block in enumerate(self.blocks):
             x = block(layer, x, attend)
@@ -59,7 +59,7 @@ class CharacterModel(nn.Module):
 
 
 class _Block(nn.Module):
-    """Attention, then a feed-forward layer, each behind its norm and added to what came in."""
+    """Attention, then a feed-forward layer; each has a norm before it, and is added to its input."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -77,7 +77,7 @@ class _Block(nn.Module):
 
 
 def _weight(*size: int) -> nn.Parameter:
-    """A parameter still to be filled."""
+    """An uninitialised parameter."""
     return nn.Parameter(torch.empty(size))
 
 

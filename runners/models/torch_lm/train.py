@@ -1,9 +1,9 @@
-"""Trains the model that comes along, on documentation that comes along with CPython.
+"""Trains the model of this package, on the documentation that is part of CPython.
 
     python -m runners.models.torch_lm.train [--steps N] [--seed S] [--out FILE]
 
-The same seed, machine, Python and torch give the same file, byte for byte; other ones give other bytes, as the text and
-the arithmetic differ a little. What it prints last is the SHA-256 to pin.
+The same seed, machine, Python and torch give the same file, byte for byte. With others the bytes differ, because the text and
+the arithmetic differ a little. The last line of the output is the SHA-256 to pin.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ REPORT_EVERY = 100
 
 
 def text() -> tuple[str, str]:
-    """What to learn from and what to measure on: every tenth topic. Tables are left out, they are too easy."""
+    """The text to train on, and the text to measure on: every tenth topic. Tables are left out, because they are too easy."""
     pages = [_prose(topics[name]) for name in sorted(topics)]
     held_out = pages[::10]
     return "\n\n".join(page for page in pages if page not in held_out), "\n\n".join(held_out)
@@ -43,7 +43,7 @@ def _prose(page: str) -> str:
 
 
 def initialised(shape: Shape) -> CharacterModel:
-    """A model to begin with: norms at one, what adds to the residual stream small."""
+    """An initialised model: norms are 1, and weights that add to the residual stream are small."""
     model = CharacterModel(shape)
     for name, weight in model.named_parameters():
         if weight.dim() == 1:
@@ -55,7 +55,7 @@ def initialised(shape: Shape) -> CharacterModel:
 
 
 def loss(model: CharacterModel, windows: Tensor) -> Tensor:
-    """Nats a character, over windows of one context and one more."""
+    """The loss in nats a character, over windows of shape (batch, context + 1)."""
     tokens, targets = windows[:, :-1], windows[:, 1:]
     logits = model(tokens, torch.arange(SHAPE.context), _causal)
     return F.cross_entropy(logits.flatten(0, 1), targets.flatten())
@@ -95,14 +95,14 @@ def train(model: CharacterModel, tokens: Tensor, steps: int) -> Iterator[tuple[i
 
 
 def settle(seed: int) -> None:
-    """Make what follows a function of the seed alone, for this process: sums depend on the threads that share them."""
+    """Make the training depend on the seed alone. The number of threads is set for this process, because sums depend on it."""
     torch.manual_seed(seed)  # pyright: ignore[reportUnknownMemberType]  # torch leaves it untyped
     torch.set_num_threads(2)
     torch.use_deterministic_algorithms(mode=True)
 
 
 def main() -> None:
-    """Train, report, write, and say what to pin."""
+    """Train, report, write the file, and print its SHA-256."""
     parser = argparse.ArgumentParser(
         prog="python -m runners.models.torch_lm.train", description="Train the character model."
     )

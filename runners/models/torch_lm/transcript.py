@@ -1,4 +1,4 @@
-"""What a stream has said so far, how much of it may be shown, and whether it has ended. Pure."""
+"""The text of a stream so far, how much of it may be shown, and whether it has ended. Pure."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from runners.types import FinishReason
 
 @define
 class Transcript:
-    """The generated text of one stream, folded one character at a time from position 0.
+    """The generated text of one stream, built one character at a time from position 0.
 
-    The fold is all the state there is: a stream that moved folds its accepted tokens anew and stands where it stood.
+    There is no other state: a stream that has moved adds its accepted characters again, and has the same state (D6).
 
     Args:
-        limit: after so many characters the stream ends with LENGTH.
-        stops: the text ends before the first of these that is completed; none of them empty.
+        limit: the number of characters after which the stream ends with LENGTH.
+        stops: the text ends before the first of these strings that is completed, with STOP. None may be empty.
     """
 
     limit: int
@@ -25,7 +25,7 @@ class Transcript:
     finish: FinishReason | None = field(default=None, init=False)
 
     def add(self, character: str) -> str:
-        """Take the next character; give the text that may be shown now and was not before."""
+        """Add the next character; returns the further text that may now be shown."""
         self.text += character
         visible = len(self.text)
         if not self.stops and visible < self.limit:
@@ -41,15 +41,15 @@ class Transcript:
         return self.text[shown:visible]
 
     def _completed(self) -> int:
-        """How long the longest stop string is that the text now ends with."""
+        """The length of the longest stop string at the end of the text; 0 if there is none."""
         return max((len(stop) for stop in self.stops if self.text.endswith(stop)), default=0)
 
     def _begun(self) -> int:
-        """How long the longest end of the text is that may yet become a stop string."""
+        """The length of the longest end of the text that may become a stop string."""
         return max((_overlap(self.text, stop) for stop in self.stops), default=0)
 
 
 def _overlap(text: str, stop: str) -> int:
-    """How long the longest end of `text` is that `stop`, and more, begins with."""
+    """The length of the longest end of `text` that is a beginning of `stop`, but not all of it."""
     longest = min(len(text), len(stop) - 1)
     return next((size for size in range(longest, 0, -1) if text.endswith(stop[:size])), 0)

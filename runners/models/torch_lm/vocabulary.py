@@ -1,4 +1,4 @@
-"""One token is one character: the vocabulary of a character model."""
+"""The vocabulary of a character model: one token is one character."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from collections.abc import Iterable
 from attrs import Factory, field, frozen
 
 UNKNOWN = "\ufffd"
-"""What stands for every character outside the vocabulary; always token 0."""
+"""The replacement for a character outside the vocabulary; always token 0."""
 
 START = "\n"
-"""What stands in front of every prompt, an empty one too; always token 1."""
+"""The character before every prompt, also before an empty one; always token 1."""
 
 ASCII = "".join(map(chr, range(32, 127)))
 TYPOGRAPHIC = "‘’“”–—…"
@@ -27,10 +27,10 @@ def _numbered(vocabulary: Vocabulary) -> dict[str, int]:
 
 @frozen
 class Vocabulary:
-    """The characters a model knows, in the order of their token ids.
+    """The characters of a model, in the order of their token ids.
 
-    Characters outside of it become U+FFFD, one for one: a prompt never fails for its characters, and is as many
-    tokens as characters.
+    Each character outside the vocabulary becomes U+FFFD. So no prompt fails because of its characters, and a prompt has as
+    many tokens as characters.
     """
 
     characters: str = field(default=UNKNOWN + START + ASCII + TYPOGRAPHIC, validator=_complete)

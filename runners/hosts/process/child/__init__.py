@@ -1,1 +1,1 @@
-"""What runs in a context process, and in the fork server that it comes from. No Trio."""
+"""The code of a context process, and of the fork server from which it is forked. It imports no Trio."""

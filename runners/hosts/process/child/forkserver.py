@@ -1,7 +1,7 @@
-"""The process that context processes are forked from: everything is imported there, in one thread, and no device is up.
+"""The fork server: the process from which contexts are forked. It has imported everything, in one thread, and uses no device.
 
-`ProcessHost` starts it; nobody imports it. It knows nothing of what it preloads. Between its parent's loop and a context
-it is the link through which the parent's death reaches the context: each of the three is killed when the one before ends.
+`ProcessHost` starts it; no code imports this module for use. It stands between the parent and the contexts: when the parent
+dies, the kernel kills the fork server, and when the fork server dies, the contexts (D10).
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ from runners.types import PreloadingSpec, RunnerSpec
 _DATAGRAM = 2**20
 _ENDS = 3
 _DEVICES = ("/dev/nvidia-uvm", "/dev/kfd", "/dev/dri/", "/dev/accel")
-"""What a process has open once it has a device context; what only asks the driver has not."""
+"""Files that a process with a device context has open. A process that only queries the driver has not."""
 
 
 def main() -> NoReturn:
-    """Serve on the descriptor in the first argument until the parent, whose pid is the second, is gone."""
+    """Serve on the descriptor in the first argument until the parent, whose pid is the second, is dead."""
     control, parent = (int(argument) for argument in sys.argv[1:])
     os.set_inheritable(control, False)
     life.live(lambda: _serve(control), parent, "server")
@@ -48,7 +48,7 @@ def _serve(control: int) -> int:
     try:
         return Server(link).run()
     finally:
-        link.detach()  # it ends with the process
+        link.detach()  # the socket closes with the process
 
 
 @frozen
@@ -58,7 +58,7 @@ class _Child:
 
 
 class Server:
-    """Preloads once, then forks when told to, and reaps what it has forked."""
+    """Preloads once, then forks a process for each request, and reaps it."""
 
     def __init__(self, control: socket.socket) -> None:
         self._control = control
@@ -68,7 +68,7 @@ class Server:
         self._poll.register(control, select.POLLIN)
 
     def run(self) -> int:
-        """Serve until the parent closes its end; its children do not outlive it."""
+        """Serve until the parent closes its end. The children die with this process."""
         try:
             return self._run()
         except (BrokenPipeError, ConnectionResetError):
@@ -81,48 +81,48 @@ class Server:
             for descriptor, _ in self._poll.poll():
                 if descriptor in self._children:
                     self._reap(descriptor)
-                elif not self._obey():
+                elif not self._serve_request():
                     return 0
 
     def _preload(self) -> bool:
-        """Whether it can be forked from now."""
+        """Preload, and report the result; returns whether this process can now be forked."""
         frame = wire.to_server(self._control.recv(_DATAGRAM))
-        assert isinstance(frame, wire.Preload), "the first word"
+        assert isinstance(frame, wire.Preload), "the first frame must be a Preload"
         try:
-            faulthandler.register(signal.SIGUSR1)  # what it is at, if it takes too long: the parent asks
+            faulthandler.register(signal.SIGUSR1)  # the parent requests the stack if this takes too long
             _preload(frame)
             faulthandler.unregister(signal.SIGUSR1)
-        except Exception as error:  # noqa: BLE001 - whatever it is, the parent is told and contexts start cold
-            self._say(wire.NotPreloaded(wire.error_data(error).text))
+        except Exception as error:  # noqa: BLE001 - any error is reported to the parent, which starts contexts cold
+            self._send(wire.NotPreloaded(wire.error_data(error).text))
             return False
-        self._say(wire.Preloaded())
+        self._send(wire.Preloaded())
         return True
 
-    def _obey(self) -> bool:
-        """Do what the parent says; whether it is still there."""
+    def _serve_request(self) -> bool:
+        """Serve a request of the parent; returns False once the parent has closed its end."""
         data, descriptors, _, _ = socket.recv_fds(
             self._control, _DATAGRAM, 3, getattr(socket, "MSG_CMSG_CLOEXEC", 0)
         )
         if not data:
             return False
         frame = wire.to_server(data)
-        assert isinstance(frame, wire.Fork), "the only word after the first"
+        assert isinstance(frame, wire.Fork), "every frame after the first must be a Fork"
         try:
             self._fork(frame.number, descriptors)
         except OSError:
-            self._say(wire.Exited(frame.number, False, life.FAILED))
+            self._send(wire.Exited(frame.number, False, life.FAILED))
         finally:
             for descriptor in descriptors:
                 os.close(descriptor)
         return True
 
     def _fork(self, number: int, descriptors: Sequence[int]) -> None:
-        """Make a child, and tell: its pidfd is opened here, where its pid cannot be another's yet.
+        """Fork a child and report it. Its pidfd is opened here: until this process reaps it, its pid cannot be reused.
 
         Raises:
-            OSError: there is no process, memory or descriptor left for one.
+            OSError: no process, memory or descriptor is left for a child.
         """
-        if len(descriptors) != _ENDS:  # the kernel has dropped those for which there was no room
+        if len(descriptors) != _ENDS:  # the kernel drops descriptors for which this process has no room
             raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
         pid = _forked()
         if pid == 0:
@@ -138,7 +138,7 @@ class Server:
         socket.send_fds(self._control, [wire.datagram(wire.Forked(number, pid))], [pidfd])
 
     def _be_child(self, connection: int, output: int, errors: int) -> NoReturn:
-        """Share nothing with the server or its other children, and live as a context."""
+        """Close the descriptors of the server and of its other children, and run as a context."""
         try:
             os.setsid()
             os.dup2(output, 1)
@@ -150,23 +150,26 @@ class Server:
             os._exit(life.FAILED)
 
     def _reap(self, pidfd: int) -> None:
-        """Kill what a dead child has left behind, while its number is still its own; reap it, and tell."""
+        """Kill the processes that a dead child has started, reap the child, and report it.
+
+        The group is killed first, because until it is reaped the pid of the child is not reused.
+        """
         dead = self._children.pop(pidfd)
         self._poll.unregister(pidfd)
-        with suppress(ProcessLookupError):  # it died before it had a group
+        with suppress(ProcessLookupError):  # it died before it led a group
             os.killpg(dead.pid, signal.SIGKILL)
         code = _exit_code(dead.pid)
         os.close(pidfd)
-        self._say(
+        self._send(
             wire.Exited(dead.number, code is not None and code < 0, None if code is None else abs(code))
         )
 
-    def _say(self, frame: wire.FromServer) -> None:
+    def _send(self, frame: wire.FromServer) -> None:
         self._control.sendall(wire.datagram(frame))
 
 
 def _forked() -> int:
-    """As `os.fork`; a signal that reaches the child before it has settled waits, and then does nothing."""
+    """As `os.fork`. A SIGTERM or SIGINT to the child is blocked until its handlers are set, which do nothing."""
     signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGINT))
     pid = os.fork()
     if pid:
@@ -175,7 +178,7 @@ def _forked() -> int:
 
 
 def _exit_code(pid: int) -> int | None:
-    """Of a dead child, which is reaped by this; None if somebody else was faster, say a module that waits for any child."""
+    """Reap a dead child; returns its exit code, or None if other code has reaped it, such as a module that waits for any child."""
     try:
         _, status = os.waitpid(pid, 0)
     except ChildProcessError:
@@ -184,10 +187,10 @@ def _exit_code(pid: int) -> int | None:
 
 
 def _preload(frame: wire.Preload) -> None:
-    """Import what the children will, and have the runner spec do its share.
+    """Import the modules that the children need, and call `preload` of the runner spec.
 
     Raises:
-        RuntimeError: what is left behind would not survive a fork.
+        RuntimeError: a second thread runs or a device is in use, which would not survive a fork.
     """
     importlib.import_module("runners.hosts.process.child.loop")  # each child runs it
     with Threads() as threads:
@@ -197,20 +200,21 @@ def _preload(frame: wire.Preload) -> None:
         threads.check()
     _check_devices()
     life.expect_children()
-    fill_standard()  # a preload may have closed one
+    fill_standard()  # a preload may have closed a standard stream
     gc.collect()
-    gc.freeze()  # or the first collection of every child would copy it all
+    gc.freeze()  # otherwise the first collection in every child would copy all memory pages
 
 
 class Threads:
-    """Sees at each import which threads have appeared since the one before: the module that is in the way of a fork.
+    """Notes at each import which threads have started since the last one, to name the module that prevents a fork (D15).
 
-    A fork takes one thread along, and the locks of them all.
+    A fork copies only one thread, but the locks of all threads.
     """
 
     def __init__(self) -> None:
-        self._after = ""  # this import
-        self._started: dict[int, str] = {_thread.get_native_id(): ""}  # by thread
+        self._after = ""  # the module whose import began last
+        # By thread, the module after whose import it started.
+        self._started: dict[int, str] = {_thread.get_native_id(): ""}
 
     def __enter__(self) -> Self:
         sys.meta_path.insert(0, self)
@@ -220,12 +224,12 @@ class Threads:
         sys.meta_path.remove(self)
 
     def find_spec(self, name: str, _path: object = None, _target: object = None) -> None:
-        """What the import system asks of a finder before each module; it finds none, and notes what there is."""
+        """The import system calls this before each module. It finds no module, and only notes the threads."""
         self._note()
         self._after = name
 
     def _note(self) -> list[int]:
-        """The threads that there are."""
+        """Note new threads; returns the numbers of all threads."""
         found = [int(entry.name) for entry in Path("/proc/self/task").iterdir()]
         if len(found) > 1:
             for number in found:
@@ -233,10 +237,10 @@ class Threads:
         return found
 
     def check(self) -> None:
-        """Refuse what could not be forked from.
+        """Refuse a preload that has left more than one thread.
 
         Raises:
-            RuntimeError: there is more than one thread; it says which, and what was imported last before each.
+            RuntimeError: there is more than one. It names each thread, and the module that was imported last before it.
         """
         found = self._note()
         if len(found) > 1:
@@ -256,9 +260,9 @@ class Threads:
 
 
 def _check_devices() -> None:
-    """A device context does not survive a fork. torch is asked too, if it is here."""
+    """Refuse a device context, which does not survive a fork: by open files, and by torch if it is loaded."""
     for descriptor in Path("/proc/self/fd").iterdir():
-        with suppress(FileNotFoundError):  # the one that lists them
+        with suppress(FileNotFoundError):  # the descriptor of this listing itself
             target = str(descriptor.readlink())
             if target.startswith(_DEVICES):
                 raise RuntimeError(f"a preload must not touch a device, but {target} is open")

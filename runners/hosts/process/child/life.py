@@ -1,7 +1,7 @@
-"""The process that holds a device: how it is born, and how it ends. `ProcessHost` makes it; nobody imports it.
+"""The start and the end of a context process, which holds a device. `ProcessHost` starts it; no code imports this module for use.
 
-It is started by its name, or forked by a fork server. It never ends through the interpreter's teardown, which can take
-half a second and run anybody's code.
+It is started cold by the name of this module, or forked by a fork server. It never ends through the teardown of the
+interpreter, which can take half a second and run code of any module.
 """
 
 from __future__ import annotations
@@ -21,79 +21,81 @@ from runners.hosts import MARK
 from runners.hosts.process.child.title import entitle
 from runners.hosts.process.standard import STANDARD_ERROR
 
-FAILED = 70  # EX_SOFTWARE: after a failure it has reported, or could not report
+FAILED = 70  # EX_SOFTWARE: the exit status after a failure, reported to the parent or not
 _PR_SET_PDEATHSIG = 1
 _OURS = (signal.SIGTERM, signal.SIGINT)
 
 
 def main() -> NoReturn:
-    """Serve on the descriptor in the first argument until the parent, whose pid is the second, says so or is gone."""
+    """Serve on the descriptor in the first argument, until the parent, whose pid is the second, asks to end or is dead."""
     connection, parent = (int(argument) for argument in sys.argv[1:])
     be_context(connection, parent)
 
 
 def live(work: Callable[[], int], parent: int, title: str) -> NoReturn:
-    """Do the work, with which comes an exit status, as a process that ends with its parent."""
+    """Run `work` as a process that dies with its parent, and exit with the status that it returns."""
     status = FAILED
     try:
         _die_with(parent)
         entitle(title)
-        _settle()
+        _set_up_signals()
         status = work()
-    except BaseException:  # noqa: BLE001 - whatever it was, sys.exit of a runner too, the process ends the same way
+    except BaseException:  # noqa: BLE001 - after any exception, also sys.exit in a runner, the process ends in the same way
         traceback.print_exc()
     finally:
         _leave(status)
 
 
 def be_context(connection: int, parent: int) -> NoReturn:
-    """What a forked process does from its birth to its end."""
+    """The whole life of a context process, forked or started cold."""
     _mark_own()
     live(lambda: _serve(connection), parent, "standby")
 
 
 def _mark_own() -> None:
-    """Mark what this process will start, so that it can be told from what other contexts have started."""
+    """Add our pid to the mark, so that the cleaner can tell the processes that this context starts from those of others."""
     if mark := os.environ.get(MARK):
         os.environ[MARK] = f"{mark.partition('.')[0]}.{os.getpid()}"
 
 
 def _die_with(parent: int) -> None:
-    """Be killed when the parent ends, however it ends, even while stopped (D10)."""
+    """Have the kernel kill this process when the parent ends, however it ends, even while this one is stopped (D10)."""
     if ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0):
         raise OSError("prctl(PR_SET_PDEATHSIG) failed")
-    if os.getppid() != parent:  # it ended before the call above
+    if os.getppid() != parent:  # the parent ended before the call above
         os._exit(FAILED)
 
 
-def _settle() -> None:
-    """No core file (writing one keeps the device for seconds), and no signal but the parent's SIGKILL.
+def _set_up_signals() -> None:
+    """Set signals and limits: no core file, SIGTERM and SIGINT do nothing, and a crash writes its Python stack.
 
-    A session of its own keeps the terminal's signals away; these two also come from elsewhere: systemd sends SIGTERM to
-    every process of a service at once. The parent alone decides when a context ends. They are handled, not ignored, so
-    that what a runner starts can still be terminated: exec resets a handler, and after a fork we do.
+    Writing a core file would keep the device for seconds. The parent alone decides when a context ends: its session of its
+    own keeps the terminal's signals away, but SIGTERM and SIGINT also come from elsewhere, as from systemd, which sends
+    SIGTERM to all processes of a service at once. They are handled, not ignored, so that processes that a runner starts can
+    be terminated: exec resets a handler, and after a fork `_restore_signals` does.
 
-    What the parent has inherited and hands on is undone where it would break a runner: signals that are blocked, and an
-    ignored SIGCHLD, with which the exit status of every child is lost. Of a crash, the Python stack goes to standard
-    error.
+    Two settings that the parent may have inherited are undone, because they would break a runner: blocked signals, and an
+    ignored SIGCHLD, with which the exit status of every child is lost.
     """
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     for number in _OURS:
         signal.signal(number, _nothing)
-        signal.siginterrupt(number, False)  # nor does one end anybody's system call
-    os.register_at_fork(after_in_child=_as_usual)
-    signal.signal(signal.SIGPIPE, signal.SIG_IGN)  # as Python has it
+        signal.siginterrupt(number, False)  # so that no system call fails with EINTR
+    os.register_at_fork(after_in_child=_restore_signals)
+    signal.signal(signal.SIGPIPE, signal.SIG_IGN)  # as in any Python
     expect_children()
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
-    faulthandler.enable(STANDARD_ERROR)  # what a preload has put in place of `sys.stderr` may be no file
+    faulthandler.enable(
+        STANDARD_ERROR
+    )  # a preload may have put an object without a descriptor at `sys.stderr`
 
 
 def _nothing(_number: int, _frame: object) -> None:
     pass
 
 
-def _as_usual() -> None:
-    """In a fork of ours these signals do what they do in any Python."""
+def _restore_signals() -> None:
+    """After a fork give these signals the handlers that they have in any Python."""
     if signal.getsignal(signal.SIGTERM) is _nothing:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
     if signal.getsignal(signal.SIGINT) is _nothing:
@@ -101,25 +103,25 @@ def _as_usual() -> None:
 
 
 def expect_children() -> None:
-    """An ignored SIGCHLD would have the kernel reap them."""
+    """Undo an ignored SIGCHLD, with which the kernel would reap the children."""
     if signal.getsignal(signal.SIGCHLD) is signal.SIG_IGN:
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
 
 
 def _serve(connection: int) -> int:
-    from runners.hosts.process.child.loop import serve  # noqa: PLC0415 - slow to import, and prctl comes first
+    from runners.hosts.process.child.loop import serve  # noqa: PLC0415 - slow to import, and prctl must come first
 
-    os.set_inheritable(connection, False)  # a dup in a process of the runner's would hide our end
+    os.set_inheritable(connection, False)  # a copy in a process that the runner starts would hide our end
     link = socket.socket(fileno=connection)
-    link.settimeout(None)  # whatever `socket.setdefaulttimeout` says
+    link.settimeout(None)  # `socket.setdefaulttimeout` may have set one
     try:
         return serve(link)
     finally:
-        link.detach()  # it ends with the process: closed before, it would be a death announced too early
+        link.detach()  # the socket must close with the process: an earlier end would look like a death
 
 
 def _leave(status: int) -> NoReturn:
-    """End now, with nothing that was written still in a buffer, be it Python's or C's."""
+    """Flush the buffers of Python and of C, and end at once."""
     try:
         sys.stdout.flush()
         sys.stderr.flush()

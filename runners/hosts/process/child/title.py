@@ -1,4 +1,4 @@
-"""What `ps` and `top` call a process of ours."""
+"""The name of a process of ours in `ps` and `top`."""
 
 from __future__ import annotations
 
@@ -7,6 +7,6 @@ from pathlib import Path
 
 
 def entitle(title: str) -> None:
-    """Name this process, beside the command line that all of ours have in common."""
+    """Name this process, because all our processes have the same command line."""
     with suppress(OSError):  # no /proc
         Path("/proc/self/comm").write_text(f"runners:{title}")

@@ -1,1 +1,1 @@
-"""The parent of context processes: their births and deaths, what they write, and what stands ready between incarnations."""
+"""The parent of context processes: it starts and reaps them, logs their output, and keeps processes ready between incarnations."""

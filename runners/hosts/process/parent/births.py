@@ -1,4 +1,7 @@
-"""Our processes as their parent sees them: started cold, or forked by a fork server. No thread; nothing blocks for long."""
+"""The processes that this one has started, cold or by a fork server, and their end.
+
+No thread is used, and no call blocks for long.
+"""
 
 from __future__ import annotations
 
@@ -23,30 +26,32 @@ from runners.hosts.process.parent import cleaner
 from runners.hosts.process.parent.output import Output
 from runners.hosts.process.standard import lifted
 
-_HOUSE = str(Path(__file__).absolute().parents[4])
-_HERE = Path("/proc/self/exe")
+_ROOT = str(Path(__file__).absolute().parents[4])
+_OWN_EXECUTABLE = Path("/proc/self/exe")
 
 _BOOT = """\
 import sys
-_, module, connection, parent, house, *sys.path[:] = sys.argv
+_, module, connection, parent, root, *sys.path[:] = sys.argv
 sys.argv[:] = module, connection, parent
 from importlib import import_module
 from importlib.machinery import PathFinder
 from importlib.util import module_from_spec
-spec = PathFinder.find_spec("runners", [house])
+spec = PathFinder.find_spec("runners", [root])
 package = sys.modules["runners"] = module_from_spec(spec)
 spec.loader.exec_module(package)
 import_module(module).main()
 """
-"""What a new interpreter runs. It imports from where we do and in the same order, so that what we can import it can too;
-PYTHONPATH would put our folder, which may be a site-packages with old backports, before the standard library, and cannot
-hold a path with a colon. `runners` is the one that runs here, wherever that stands, and whatever else has this name."""
+"""The program of a new interpreter. It has our `sys.path`, in the same order, so that it can import all that we can. With
+PYTHONPATH our folder, which may be a site-packages with old backports, would come before the standard library, and a path with
+a colon could not be passed. `runners` is imported from where it was imported here, even if another package has this name."""
 
 _INTERPRETERS = re.compile(r"python|pypy|graalpy")
 _SLICE = 1.0
+"""Seconds of a slice of waiting, see `within`."""
 _LATE = 0.25
+"""Seconds after a deadline from which on it counts as late, see `is_late`."""
 _GROUP = 1.0
-"""Seconds in which what a dead process has left behind, and is killed, must have ended too."""
+"""Seconds in which killed processes that a dead process had started must end."""
 
 
 class Process(Protocol):
@@ -54,39 +59,39 @@ class Process(Protocol):
 
     @property
     def pid(self) -> int:
-        """Its number; another's once it is reaped."""
+        """Its number, which may be that of another process once it is reaped."""
         ...
 
     @property
     def pidfd(self) -> int:
-        """Readable once it is dead: all that it held is released by then. Whoever has the process closes it."""
+        """A descriptor that is readable once it is dead, and all that it held is released. The user of the process closes it."""
         ...
 
     @property
     def doomed(self) -> bool:
-        """Whether that on which its life depends has ended: it is dead, or is about to be."""
+        """Whether the process on which its life depends has ended, so that it is dead or is about to die."""
         ...
 
     def kill(self) -> None:
-        """SIGKILL, and for what it started too, at the latest when it is reaped. Never blocks."""
+        """Kill it, and the processes that it has started, at the latest when it is reaped. Never blocks."""
         ...
 
-    async def told(self) -> None:
-        """Until it is known how it ended; it is dead."""
+    async def fate_known(self) -> None:
+        """Wait until `fate` is known. The process must be dead."""
         ...
 
     def fate(self) -> str:
-        """How it ended, to be put behind its name."""
+        """How it ended, as a text that follows its name."""
         ...
 
     async def reap(self) -> None:
-        """Until it is reaped; it is dead."""
+        """Wait until it is reaped. The process must be dead."""
         ...
 
 
 @frozen
 class Ends:
-    """What a process gets of us: the other end of our connection, and where to write."""
+    """The descriptors for a new process: its end of the connection, and its standard output and standard error."""
 
     connection: int
     output: int
@@ -95,29 +100,29 @@ class Ends:
 
 @contextmanager
 def connected(output: Output, kind: socket.SocketKind) -> Generator[tuple[socket.socket, Ends]]:
-    """Our end of a new connection and the process's ends; leaving closes those, and ours too if it fails."""
+    """Our end of a new connection, and the ends of the process. Leaving closes the latter, and ours too if the block raises."""
     with ExitStack() as undo:
         ours, theirs = (lifted(end) for end in socket.socketpair(socket.AF_UNIX, kind))
         undo.callback(ours.close)
         with theirs, output.ends() as (out, err):
             ours.setblocking(False)
-            theirs.setblocking(True)  # or `socket.setdefaulttimeout` has made it one that does not block
+            theirs.setblocking(True)  # `socket.setdefaulttimeout` may have made it non-blocking
             yield ours, Ends(theirs.fileno(), out, err)
         undo.pop_all()
 
 
 class Spawned:
-    """A child of ours, started cold.
+    """A child of this process, started cold.
 
-    The thread that starts it must be the loop's, because the kernel kills the child when the *thread* that forked it ends:
-    one of Trio's worker threads would do so after ten idle seconds.
+    It must be started in the thread of the event loop, because the kernel kills the child when the *thread* that forked it
+    ends: a worker thread of Trio ends after ten idle seconds.
     """
 
     def __init__(self, module: str, ends: Ends, path: Sequence[str]) -> None:
-        """Start it, to import from `path`; blocks for the milliseconds that fork and exec take.
+        """Start it with `path` as its `sys.path`; blocks for the milliseconds that fork and exec take.
 
         Raises:
-            OSError: no process or descriptor is to be had.
+            OSError: no process or descriptor is available.
         """
         self._process = _spawn(module, ends, path)
         self.pid = self._process.pid
@@ -131,28 +136,28 @@ class Spawned:
 
     @property
     def doomed(self) -> bool:
-        """See `Process.doomed`: it depends on us."""
+        """See `Process.doomed`. Its life depends only on this process."""
         return False
 
     def kill(self) -> None:
-        """See `Process.kill`. Not after `reap`."""
+        """See `Process.kill`. It must not be called after `reap`."""
         with suppress(ProcessLookupError):
             os.killpg(self.pid, signal.SIGKILL)
 
-    def tell_where(self) -> None:
-        """Have it write its Python stack to standard error, if it has said that it does so (`child.TELL_WHERE`)."""
+    def dump_stack(self) -> None:
+        """Have a fork server write its Python stack to standard error: it handles SIGUSR1 so while it preloads."""
         with suppress(ProcessLookupError):
             os.kill(self.pid, signal.SIGUSR1)
 
-    async def told(self) -> None:
-        """See `Process.told`."""
+    async def fate_known(self) -> None:
+        """See `Process.fate_known`."""
 
     def fate(self) -> str:
         """See `Process.fate`."""
         try:
             end = os.waitid(os.P_PIDFD, self.pidfd, os.WEXITED | os.WNOHANG | os.WNOWAIT)
         except ChildProcessError:
-            return "ended, and somebody else took its exit status"
+            return "ended, and other code of this program took its exit status"
         if end is None:
             return "closed its connection"
         return fate(killed=end.si_code != os.CLD_EXITED, status=end.si_status)
@@ -165,11 +170,11 @@ class Spawned:
 
 
 def _spawn(module: str, ends: Ends, path: Sequence[str]) -> subprocess.Popen[bytes]:
-    """A module of ours, in a session of its own: Ctrl-C is the parent's, and one signal reaches all it starts."""
+    """Start a module of ours in a session of its own: a Ctrl-C does not reach it, and one signal reaches its whole group."""
     return subprocess.Popen(  # noqa: S603 - our own interpreter and module
         [
             *(*interpreter(), "-P", "-u", "-c", _BOOT),
-            *(module, str(ends.connection), str(os.getpid()), _HOUSE, *path),
+            *(module, str(ends.connection), str(os.getpid()), _ROOT, *path),
         ],
         stdin=subprocess.DEVNULL,
         stdout=ends.output,
@@ -181,13 +186,13 @@ def _spawn(module: str, ends: Ends, path: Sequence[str]) -> subprocess.Popen[byt
 
 
 def _flags() -> list[str]:
-    """`-I`, `-O`, `-X dev` and the like, as we were started with; what `multiprocessing` hands on too."""
-    told: Callable[[], list[str]] = getattr(subprocess, "_args_from_interpreter_flags")  # noqa: B009 - no stub has it
-    return told()
+    """The interpreter flags of this process, such as `-I`, `-O` and `-X dev`, as `multiprocessing` passes them on too."""
+    flags: Callable[[], list[str]] = getattr(subprocess, "_args_from_interpreter_flags")  # noqa: B009 - no stub has it
+    return flags()
 
 
 def refusal() -> str | None:
-    """Why there can be no process of ours here, in one line; None if there can."""
+    """The reason why no process can be started on this system, in one line; None if one can."""
     if sys.platform != "linux":
         return f"a ProcessHost needs Linux (pidfd, and a child that dies with its parent), got {sys.platform}"
     if getattr(sys, "frozen", False):
@@ -198,10 +203,10 @@ def refusal() -> str | None:
 
 
 def interpreter() -> list[str]:
-    """How to start the interpreter that runs here, as it was started.
+    """The command that starts the same interpreter with the same flags.
 
     Raises:
-        OSError: there is none; starting `sys.executable` would start the application again.
+        OSError: no Python can be started; `sys.executable` would start the application again.
     """
     python = _python()
     if python is None:
@@ -210,11 +215,11 @@ def interpreter() -> list[str]:
 
 
 def _python() -> str | None:
-    """`sys.executable`, or, where an empty PATH has left that empty, what the kernel runs; None if that is no Python."""
+    """`sys.executable`, or the file that the kernel runs if an empty PATH has left it empty; None if that is no Python."""
     executable = sys.executable
     if not executable:
         with suppress(OSError):
-            executable = str(_HERE.readlink())
+            executable = str(_OWN_EXECUTABLE.readlink())
     return executable if executable and _is_python(executable) else None
 
 
@@ -225,14 +230,14 @@ def _is_python(executable: str) -> bool:
 
 
 def is_readable(descriptor: int) -> bool:
-    """Whether it is, now."""
+    """Whether the descriptor is readable now."""
     poll = select.poll()
     poll.register(descriptor, select.POLLIN)
     return bool(poll.poll(0))
 
 
 def fate(*, killed: bool, status: int | None) -> str:
-    """How a process ended, to be put behind its name."""
+    """How a process ended, as a text that follows its name."""
     if status is None:
         return "ended, and its exit status is lost"
     return f"was killed by {_signal_name(status)}" if killed else f"exited with status {status}"
@@ -243,11 +248,11 @@ def _signal_name(number: int) -> str:
 
 
 async def within(seconds: float, wait: Callable[[], Awaitable[object]]) -> bool:
-    """Wait so long; whether it came.
+    """Wait so many seconds for an event; returns whether it came.
 
-    Where everything stands still for a while (a frozen cgroup, a machine that is moved) the clock goes on, and who was
-    stopped as we were is not late. So the time is cut into slices, and one that was much longer than it should be counts
-    half: there is another look after it, and an end even where each of them is late.
+    If everything is paused for a while, as in a frozen cgroup or while a machine is migrated, the clock goes on, but a
+    process that was paused as this one was is not late. So the time is cut into slices, and a slice that took much longer
+    than planned counts half: the event is awaited once more after it, and the wait ends even if every slice is late.
     """
     slices = 1 if seconds == math.inf else max(1, round(seconds / _SLICE))
     halves = 2 * slices
@@ -260,29 +265,29 @@ async def within(seconds: float, wait: Callable[[], Awaitable[object]]) -> bool:
 
 
 def is_late(deadline: float) -> bool:
-    """Whether we run so long after it that nobody can have run."""
+    """Whether this task runs so long after the deadline that all processes must have been paused."""
     return trio.current_time() - deadline > _LATE
 
 
 async def outlived(process: Process, seconds: float) -> bool:
-    """Wait so long for its death; whether it still lives then."""
+    """Wait so many seconds for the death of a process; returns whether it is still alive."""
     if await within(seconds, functools.partial(trio.lowlevel.wait_readable, process.pidfd)):
         return False
     return not is_readable(process.pidfd)
 
 
 async def reap_group(group: int) -> None:
-    """Reap what a dead process of ours has left behind, and is killed, where that falls to us: as process 1, or a subreaper."""
+    """Reap the killed members of a dead process's group that are our children, as they are if we are process 1 or a subreaper."""
 
     async def reaped() -> None:
-        while _reap_some(group):  # noqa: ASYNC110 - nothing tells of the end of an unknown process
+        while _reap_some(group):  # noqa: ASYNC110 - there is no event for the end of an unknown process
             await trio.sleep(0.002)
 
     await within(_GROUP, reaped)
 
 
 def _reap_some(group: int) -> bool:
-    """Whether there are more to come."""
+    """Reap those that are dead; returns whether others are left."""
     try:
         while os.waitid(os.P_PGID, group, os.WEXITED | os.WNOHANG) is not None:
             pass

@@ -1,11 +1,12 @@
-"""A small process that outlives us for a moment, and kills what our processes have started and can no longer kill.
+"""The cleaner: a small process that outlives ours for a moment, and kills all processes that our contexts have started.
 
-A context is killed by the kernel when we end, however we end; what it has started is not. The cleaner sees our end by our
-pidfd. It kills the process group of each of our processes, and whatever else has our mark in its environment: also what
-went into a session of its own. While we live it is told when a context has ended, and kills what has that one's mark.
+When our process ends, however it ends, the kernel kills the contexts, but not the processes that they have started (D10). The
+cleaner notices our end by our pidfd. It kills the process group of each of our processes, and every process with our mark in
+its environment, even one in a session of its own. While we are alive we report the end of each context, and the cleaner kills
+the processes with the mark of that context.
 
-It runs nothing but the program below, without site-packages, and does not depend on what it watches. One stopped by a signal
-is continued by the kernel when we end.
+It runs only the program below, without site-packages, and depends on nothing that it watches. If it is stopped by a signal,
+the kernel continues it when we end.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ import trio
 from trio.lowlevel import RunVar
 
 from runners.hosts import MARK
-from runners.hosts.process.parent.output import tell
+from runners.hosts.process.parent.output import log_event
 from runners.hosts.process.standard import above_standard, lifted
 from runners.hosts.process.surroundings import environment
 
@@ -113,14 +114,14 @@ class _Running:
         """Start it; blocks for a millisecond or two.
 
         Raises:
-            OSError: no process or descriptor is to be had.
+            OSError: no process or descriptor is available.
         """
         with ExitStack() as undo, ExitStack() as theirs:
             ours, reading = (lifted(end) for end in socket.socketpair())
             self._orders = undo.enter_context(ours)
             theirs.enter_context(reading)
             ours.setblocking(False)
-            reading.setblocking(True)  # whatever `socket.setdefaulttimeout` says
+            reading.setblocking(True)  # `socket.setdefaulttimeout` may have made it non-blocking
             writing, self._reports = reversed(_pipe(undo, theirs))
             self._process = subprocess.Popen(  # noqa: S603 - our own interpreter and program
                 [*interpreter, "-S", "-s", "-P", "-c", _PROGRAM, f"{MARK}={mark}", str(os.getpid())],
@@ -132,42 +133,45 @@ class _Running:
             )
             undo.pop_all()
         self.over = trio.Event()
-        self._listening = trio.CancelScope(shield=True)  # it ends with `end`, not with Trio's run
+        self._reaping = trio.CancelScope(shield=True)  # Trio's cancellation of system tasks does not end it
         trio.lowlevel.spawn_system_task(self._reap, name="reaper of what contexts leave behind")
 
-    def tell(self, order: str) -> None:
-        """It may be dead, or be stopped and have no room; then it is without this, and goes by the mark alone.
+    def send(self, order: str) -> None:
+        """Send a line. It is lost if the cleaner is dead, or stopped with a full socket; then the mark alone must do.
 
-        A socket, because MSG_NOSIGNAL works only there: where SIGPIPE has its default action, a write to a pipe without a
-        reader would kill this program.
+        The connection is a socket, because MSG_NOSIGNAL works only there: if SIGPIPE has its default action, a write to a
+        pipe without a reader would kill this program.
         """
         with suppress(BlockingIOError, BrokenPipeError, ConnectionResetError):
             self._orders.send(f"{order}\n".encode(), socket.MSG_NOSIGNAL)
 
     async def _reap(self) -> None:
-        """Reap what it has killed, where that falls to us: as process 1, or a subreaper. Until it ends."""
+        """Until the cleaner ends, reap the processes that it has killed and that have become our children.
+
+        That is so if we are process 1 or a subreaper.
+        """
         rest, data = b"", b"-"
-        with self._listening:
+        with self._reaping:
             while data:
                 await trio.lowlevel.wait_readable(self._reports)
                 data = os.read(self._reports, 4096)
                 *lines, rest = (rest + data).split(b"\n")
                 for line in lines:
                     with suppress(ChildProcessError):
-                        os.waitpid(int(line), os.WNOHANG)  # noqa: ASYNC222 - does not wait
+                        os.waitpid(int(line), os.WNOHANG)  # noqa: ASYNC222 - WNOHANG does not block
         self.over.set()
 
     async def end(self) -> None:
-        """Our processes are gone; it kills what they have left, and ends."""
-        self.tell(".")
+        """All our processes have ended: have the cleaner kill what they have started, and end it."""
+        self.send(".")
         with trio.move_on_after(_PATIENCE):
             await self.over.wait()
-        self._listening.cancel()
+        self._reaping.cancel()
         await self.over.wait()
         self.close()
 
     def close(self) -> None:
-        """It is over."""
+        """Kill and reap the cleaner, and close the descriptors."""
         self._process.kill()
         self._process.wait()
         self._orders.close()
@@ -175,9 +179,9 @@ class _Running:
 
 
 class _Cleaner:
-    """A cleaner process while one is needed; one that has been killed is replaced at the next birth.
+    """A cleaner process as long as one is needed. If it has been killed, it is replaced when the next process starts.
 
-    Its mark is its own: another Trio run of this program, in another thread, has a cleaner too, and goes on when it ends.
+    Each cleaner has a mark of its own, so that it leaves the processes of another Trio run in another thread alone.
     """
 
     def __init__(self, interpreter: Callable[[], Sequence[str]]) -> None:
@@ -188,40 +192,40 @@ class _Cleaner:
         self._running: _Running | None = None
 
     def start(self) -> None:
-        """Have it run, if it can."""
+        """Start the cleaner; if that fails, log a warning and continue without."""
         try:
             self._running = _Running(self._interpreter(), self.mark)
         except OSError as error:
-            tell(
+            log_event(
                 logging.WARNING,
-                "no cleaner: what a context starts may outlive us, if we are killed: %s",
+                "no cleaner: processes that a context starts may outlive this program if it is killed: %s",
                 error,
             )
             return
         for pid in self._groups:
-            self._running.tell(f"+{pid}")
+            self._running.send(f"+{pid}")
 
     def born(self, pid: int) -> None:
-        """A process of ours, which leads a group, is there."""
+        """A process of ours has started; it leads a group."""
         self._groups.add(pid)
         if self._running is None:
             return
         if not self._running.over.is_set():
-            self._running.tell(f"+{pid}")
+            self._running.send(f"+{pid}")
             return
-        tell(logging.WARNING, "the cleaner was killed, and is started again")
+        log_event(logging.WARNING, "the cleaner was killed, and is started again")
         self._running.close()
         self._running = None
         self.start()
 
     def dead(self, pid: int) -> None:
-        """It is not there any more."""
+        """A process of ours has ended and is reaped."""
         self._groups.discard(pid)
         if self._running is not None:
-            self._running.tell(f"-{pid}")
+            self._running.send(f"-{pid}")
 
     async def end(self) -> None:
-        """It is not needed any more."""
+        """End the cleaner process."""
         running, self._running = self._running, None
         if running is not None:
             with trio.CancelScope(shield=True):
@@ -229,7 +233,7 @@ class _Cleaner:
 
 
 def _pipe(reading: ExitStack, writing: ExitStack) -> tuple[int, int]:
-    """Reading end and writing end, each closed by its stack; neither where a standard stream may be closed."""
+    """Reading end and writing end, each closed by its stack. Neither has the number of a standard stream."""
     ends = os.pipe2(os.O_CLOEXEC)
     lifted = above_standard(ends[0]), above_standard(ends[1])
     reading.callback(os.close, lifted[0])
@@ -245,29 +249,31 @@ def _environment() -> dict[str, str]:
 
 
 def marked() -> dict[str, str]:
-    """The environment with our mark, if we have a cleaner."""
+    """The environment, with the mark of our cleaner if there is one."""
     found = _cleaner.get()
     return {**_environment(), MARK: found.mark} if found else _environment()
 
 
 def note_birth(pid: int) -> None:
-    """A process of ours, which leads a group, is there."""
+    """Report the start of a process of ours, which leads a group, to the cleaner."""
     if found := _cleaner.get():
         found.born(pid)
 
 
 def note_end(pid: int) -> None:
-    """It is not there any more."""
+    """Report the end of a process of ours to the cleaner."""
     if found := _cleaner.get():
         found.dead(pid)
 
 
 @asynccontextmanager
 async def cleaning(interpreter: Callable[[], Sequence[str]]) -> AsyncGenerator[None, None]:
-    """Have the cleaner of this Trio run at least as long as this.
+    """A context manager: the cleaner of this Trio run exists at least until it is left.
+
+    If there is none yet, entering starts one, which blocks for a millisecond or two.
 
     Args:
-        interpreter: how to start one; blocks for the millisecond or two that this takes, where there is no cleaner yet.
+        interpreter: gives the command that starts a Python.
     """
     found = _cleaner.get()
     if found is None:

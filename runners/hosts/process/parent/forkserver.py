@@ -1,4 +1,4 @@
-"""The parent's end of a fork server: it asks for processes, and is told of their birth and their end."""
+"""The parent's end of a fork server: it requests processes, and receives reports of their start and their end."""
 
 from __future__ import annotations
 
@@ -28,44 +28,44 @@ from runners.hosts.process.parent.births import (
     reap_group,
     within,
 )
-from runners.hosts.process.parent.output import Output, tell
+from runners.hosts.process.parent.output import Output, log_event
 
 _DATAGRAM = 65_536
 _ANSWER = 5.0
 """Seconds that a fork may take."""
-_NEWS = 1.0
-"""Seconds that the news of a death may take, once the process is dead: a stream may be waiting to go on."""
+_REPORT = 1.0
+"""Seconds from the death of a process to the server's report of it. It is short, since streams may wait to continue."""
 _DEATH = 10.0
 
 
 class NoServer(Exception):
-    """There is no fork server that would do: its text says why."""
+    """There is no fork server that can fork now. The text gives the reason."""
 
 
 @define(eq=False)
-class _Asked:
-    """A process that is asked for, from then to its end."""
+class _Requested:
+    """A process from the request for it to its end."""
 
     process: Forked | None = None
     refused: OSError | None = None
-    left: bool = False  # nobody wants it any more
+    left: bool = False  # whether the requester was interrupted
     answered: trio.Event = field(factory=trio.Event)
 
 
 class ForkServer:
-    """A running fork server, as long as its `run` does. When it dies, its processes do, and who waits gets `NoServer`."""
+    """A fork server, which runs as long as `run` does. If it dies, its processes die, and waiting tasks get `NoServer`."""
 
     def __init__(self, preload: wire.Preload, who: str, path: Sequence[str]) -> None:
         """Start it; see `Spawned`.
 
         Raises:
-            OSError: no process or descriptor is to be had, or there is too much to say.
+            OSError: no process or descriptor is available, or the first message is too long.
         """
-        self.gone: str | None = None  # why it is
-        self.hopeless = False  # another one would fail likewise
+        self.gone: str | None = None  # why it cannot be used; None as long as it can
+        self.hopeless = False  # whether another server would fail in the same way
         self._environment = surroundings.environment()
         self._numbers = itertools.count()
-        self._asked: dict[int, _Asked] = {}
+        self._requested: dict[int, _Requested] = {}
         self._preloaded = trio.Event()
         self._output = Output(who)
         try:
@@ -78,9 +78,9 @@ class ForkServer:
         self.pid = self._output.pid = self._process.pid
         self._name = f"the fork server {self.pid}"
 
-    @enable_ki_protection  # as all tasks below a system task, which a KeyboardInterrupt would take down with the whole run
+    @enable_ki_protection  # it runs below a system task: a KeyboardInterrupt in it would end the whole Trio run
     async def run(self) -> None:
-        """Listen until it is dead. Cancelling this ends it; it has ended and is reaped when this returns."""
+        """Handle its reports until it is dead. Cancelling this kills it. When this returns, it is reaped."""
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._output.pump)
@@ -94,9 +94,9 @@ class ForkServer:
     async def _end(self) -> None:
         self._process.kill()
         if await outlived(self._process, _DEATH):
-            tell(logging.ERROR, "%s has outlived SIGKILL by %g s", self._name, _DEATH)
+            log_event(logging.ERROR, "%s has outlived SIGKILL by %g s", self._name, _DEATH)
         else:
-            self._hear()  # its last words
+            self._receive()  # the reports that it sent before its death
             await self._output.drain()
             self._over(f"{self._name} {self._process.fate()}")
             await self._process.reap()
@@ -107,26 +107,26 @@ class ForkServer:
 
     @property
     def can_fork(self) -> bool:
-        """Whether it has preloaded, and lives."""
+        """Whether it has preloaded and is alive."""
         return self._preloaded.is_set() and not self.dead
 
     async def preloaded(self) -> None:
-        """Until it can fork.
+        """Wait until it can fork.
 
         Raises:
-            NoServer: it is not to be.
+            NoServer: it failed to preload, or died.
         """
         await self._preloaded.wait()
         if self.gone is not None:
             raise NoServer(self.gone)
 
-    def tell_where(self) -> None:
-        """Have it say what it is at, while it preloads."""
+    def dump_stack(self) -> None:
+        """Have it write its Python stack to standard error, while it preloads."""
         if not self.dead:
-            self._process.tell_where()
+            self._process.dump_stack()
 
     def hangs(self, seconds: float) -> None:
-        """It has not preloaded in time, and is killed; another would do no better.
+        """It has not preloaded in time: kill it. Another server would hang as well.
 
         Raises:
             NoServer: always.
@@ -136,23 +136,23 @@ class ForkServer:
         raise NoServer(self.gone)
 
     def today(self) -> wire.Surroundings:
-        """The surroundings that a process forked now must adopt, since they differ, or may differ, from the server's."""
+        """The surroundings that a process forked now must adopt, because those of the server differ or may differ."""
         return surroundings.today(self._environment)
 
     async def fork(self, ends: Ends) -> Forked:
-        """A new process. Cannot be cancelled: it takes milliseconds, and a server that does not answer is killed.
+        """Fork a process. Cannot be cancelled: it takes milliseconds, and a server that does not answer is killed.
 
         Raises:
-            NoServer: there is none.
-            OSError: there is no descriptor left for it; it ends by itself.
+            NoServer: the server is dead, or could not fork.
+            OSError: there is no descriptor left for the process, which then ends by itself.
         """
-        number, asked = next(self._numbers), _Asked()
-        self._asked[number] = asked
-        self._ask(number, ends)
+        number, asked = next(self._numbers), _Requested()
+        self._requested[number] = asked
+        self._request(number, ends)
         try:
             with trio.CancelScope(shield=True):
                 await within(_ANSWER, asked.answered.wait)
-        except KeyboardInterrupt:  # no shield holds one off
+        except KeyboardInterrupt:  # a shield does not defer it
             asked.left = True
             if asked.process is not None:
                 asked.process.kill()
@@ -166,22 +166,22 @@ class ForkServer:
             raise NoServer(self.gone or f"{self._name} could not fork")
         return asked.process
 
-    def _ask(self, number: int, ends: Ends) -> None:
+    def _request(self, number: int, ends: Ends) -> None:
         descriptors = [ends.connection, ends.output, ends.errors]
         try:
             socket.send_fds(
                 self._control, [wire.datagram(wire.Fork(number))], descriptors, socket.MSG_NOSIGNAL
             )
-        except OSError as error:  # full: it has stopped; broken: it is dead
-            self.kill(f"{self._name} takes no orders: {error}")
+        except OSError as error:  # the socket is full since the server is stopped, or broken since it is dead
+            self.kill(f"{self._name} takes no requests: {error}")
 
     @property
     def dead(self) -> bool:
-        """Whether it is, or will be at once."""
+        """Whether it is dead, or has been killed."""
         return self.gone is not None or is_readable(self._process.pidfd)
 
     def kill(self, why: str) -> None:
-        """It is of no more use, and its processes end with it. Never blocks."""
+        """Kill it, and its processes with it. `why` is the reason in `gone`. Never blocks."""
         if self.gone is None:
             self._process.kill()
             self._over(why)
@@ -191,23 +191,23 @@ class ForkServer:
             return
         self.gone = why
         self._preloaded.set()
-        for asked in self._asked.values():
+        for asked in self._requested.values():
             if asked.process is not None:
                 asked.process.orphaned()
             asked.answered.set()
-        self._asked.clear()
+        self._requested.clear()
 
-    # --- what it says
+    # --- its reports
 
     @enable_ki_protection
     async def _listen(self) -> None:
         while True:
             await trio.lowlevel.wait_readable(self._control)
-            if not self._hear():
+            if not self._receive():
                 return
 
-    def _hear(self) -> bool:
-        """Take what it has said; whether it may say more."""
+    def _receive(self) -> bool:
+        """Handle the reports that have come; returns whether more may come."""
         try:
             while self._take():
                 pass
@@ -234,30 +234,31 @@ class ForkServer:
             case wire.NotPreloaded(reason=reason):
                 self.hopeless = True
                 self._over(f"{self._name} could not preload: {reason}")
-            case wire.Forked(number=number) if number in self._asked:
-                self._born(self._asked[number], frame.pid, descriptors)
+            case wire.Forked(number=number) if number in self._requested:
+                self._on_forked(self._requested[number], frame.pid, descriptors)
             case wire.Exited(number=number):
-                self._ended(self._asked.pop(number, None), frame)
+                self._on_exited(self._requested.pop(number, None), frame)
             case _:
                 raise ProtocolError(f"an unexpected {type(frame).__name__} frame")
 
-    def _born(self, asked: _Asked, pid: int, descriptors: list[int]) -> None:
-        """It is there; but where we have no descriptor left the kernel has dropped its pidfd, and we let it go again.
+    def _on_forked(self, asked: _Requested, pid: int, descriptors: list[int]) -> None:
+        """The process was forked.
 
-        So we do if nobody waits for it any more: it finds its connection closed, and ends, and its pidfd is closed here.
+        If this process has no descriptor left, the kernel has dropped the pidfd, and the request fails. If the requester
+        has left, `_take` closes the pidfd. In both cases the process finds its connection closed, and ends.
         """
         if asked.left:
             return
         if descriptors:
             asked.process = Forked(self, pid, descriptors.pop())
             cleaner.note_birth(pid)
-        else:  # it finds its connection closed, and ends
+        else:
             asked.refused = OSError(errno.EMFILE, os.strerror(errno.EMFILE))
         asked.answered.set()
 
-    def _ended(self, asked: _Asked | None, frame: wire.Exited) -> None:
-        """One has ended, or could not be made."""
-        if asked is None:  # it is not ours any more
+    def _on_exited(self, asked: _Requested | None, frame: wire.Exited) -> None:
+        """A process has ended, or could not be forked."""
+        if asked is None:
             return
         if asked.process is not None:
             asked.process.ended(fate(killed=frame.killed, status=frame.status))
@@ -265,47 +266,50 @@ class ForkServer:
 
 
 class Forked:
-    """A process of a fork server's, which reaps it and tells how it ended."""
+    """A process that a fork server has forked. The server reaps it, and reports how it ended."""
 
     def __init__(self, server: ForkServer, pid: int, pidfd: int) -> None:
         self.pid = pid
         self.pidfd = pidfd
         self._server = server
         self._fate: str | None = None
-        self._told = trio.Event()
+        self._reported = trio.Event()  # the server has reported its end
 
     @property
     def doomed(self) -> bool:
-        """See `Process.doomed`: it depends on its server."""
+        """See `Process.doomed`. The kernel kills it when its server dies."""
         return self._server.dead
 
     def kill(self) -> None:
-        """See `Process.kill`: the server kills what it leaves behind, before it reaps it."""
+        """See `Process.kill`. Before the server reaps it, it kills the processes that it has started."""
         with suppress(ProcessLookupError):
             signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
 
-    async def told(self) -> None:
-        """See `Process.told`. A server that says nothing is killed."""
-        if not await within(_NEWS, self._told.wait):
-            self._server.kill(f"the fork server {self._server.pid} reaps nobody")
+    async def fate_known(self) -> None:
+        """See `Process.fate_known`. A server that reports nothing is killed."""
+        if not await within(_REPORT, self._reported.wait):
+            self._server.kill(f"the fork server {self._server.pid} does not report a death")
 
     def fate(self) -> str:
         """See `Process.fate`."""
         return self._fate or "closed its connection"
 
     async def reap(self) -> None:
-        """See `Process.reap`: the server has done it once it tells. That of a dead server falls to init, which we may be."""
-        await self.told()
+        """See `Process.reap`. The server reaps it, and then reports its end.
+
+        If the server is dead, init reaps the process; if we are init, `reap_group` does.
+        """
+        await self.fate_known()
         await reap_group(self.pid)
         cleaner.note_end(self.pid)
 
     def ended(self, how: str) -> None:
-        """It is reaped."""
+        """The server has reaped it."""
         self._fate = how
-        self._told.set()
+        self._reported.set()
 
     def orphaned(self) -> None:
-        """The server is gone, so the kernel kills it; what it has started is ours to kill."""
+        """The server is dead, so the kernel kills the process; we kill the processes that it has started."""
         with suppress(ProcessLookupError, PermissionError):
             os.killpg(self.pid, signal.SIGKILL)
         self.ended("ended with its fork server")

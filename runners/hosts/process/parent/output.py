@@ -1,7 +1,7 @@
-"""What a process of ours writes to its standard output and standard error, as log records of `runners.context`.
+"""The standard output and standard error of our processes, as log records of `runners.context`.
 
-Standard output is INFO, standard error WARNING, but of a crash only its first line: the stacks behind it are INFO. A record
-says in `context` whose it is, and has `pid` and `stream`.
+Standard output is INFO, standard error WARNING; of the interpreter's report of a crash only the first line is WARNING, the
+stacks after it are INFO. A record has the attributes `context` (the path and incarnation of the leaf), `pid` and `stream`.
 """
 
 from __future__ import annotations
@@ -22,21 +22,21 @@ from runners.hosts.process.standard import above_standard
 LOGGER = logging.getLogger("runners.context")
 _HOSTS = logging.getLogger("runners.hosts")
 MAX_LINE = 4096
-"""Bytes; a longer line becomes several."""
+"""Bytes of the longest line; a longer one becomes several records."""
 LINES_PER_SECOND = 500
-"""Of one stream; what is beyond is counted and dropped, so that a process that floods cannot hold up the loop."""
+"""The limit for one stream. Further lines are counted and dropped, so that a flood of lines cannot block the loop."""
 
-_READ = 4096  # so that a turn of the loop stays short, even where every second byte ends a line
+_READ = 4096  # so that a read takes little time even if every second byte ends a line
 _LAST_READS = 64
 _LAST_LINES = 40
 
 _CRASH = "Fatal Python error: "
 _BEHIND_IT = ("  ", "Current thread", "Thread 0x", "Extension modules: ", "Python runtime state: ")
-"""How the lines of the interpreter's report begin that say where it was."""
+"""The beginnings of the lines with stacks in the interpreter's report of a crash."""
 
 
-def tell(level: int, text: str, *values: object) -> None:
-    """Log what has happened to a process, at the logger `runners.hosts`."""
+def log_event(level: int, text: str, *values: object) -> None:
+    """Log an event in the life of a process, at the logger `runners.hosts`."""
     _logged(_HOSTS, level, text, values, None)
 
 
@@ -57,7 +57,7 @@ def _logged(
 
 
 class Lines:
-    """Bytes in, lines out; holds at most one line that has no end yet."""
+    """Splits bytes into lines; keeps at most the last one, which has no end yet."""
 
     def __init__(self) -> None:
         self._rest = b""
@@ -71,7 +71,7 @@ class Lines:
             yield from self.end()
 
     def end(self) -> Iterator[str]:
-        """What has no end, as a line."""
+        """The rest without a line end, as a line."""
         rest, self._rest = self._rest, b""
         yield from _texts(rest)
 
@@ -84,7 +84,7 @@ def _texts(line: bytes) -> Iterator[str]:
 
 
 def _visible(text: str) -> str:
-    """With escapes for what would act on a terminal or forge a line: control characters, carriage returns too."""
+    """A text with escapes for control characters, which would act on a terminal or, as carriage returns do, forge a line."""
     return "".join(
         char if char.isprintable() or char == "\t" else char.encode("unicode_escape").decode()
         for char in text
@@ -92,21 +92,21 @@ def _visible(text: str) -> str:
 
 
 class Ration:
-    """At most so many of something in each second; the rest is counted."""
+    """Allows `most` lines in each second, and counts the rest."""
 
     def __init__(self, most: int) -> None:
         self._most = most
         self._second = -1
-        self._had = 0
+        self._count = 0
         self.refused = 0
 
     def take(self, now: float) -> bool:
-        """Whether there is one more to be had."""
+        """Count one more; returns whether it is allowed."""
         if int(now) != self._second:
-            self._second, self._had = int(now), 0
-        self._had += 1
-        self.refused += self._had > self._most
-        return self._had <= self._most
+            self._second, self._count = int(now), 0
+        self._count += 1
+        self.refused += self._count > self._most
+        return self._count <= self._most
 
 
 class _Stream:
@@ -121,15 +121,15 @@ class _Stream:
         self.descriptor, self.theirs = map(above_standard, os.pipe())
         os.set_blocking(self.descriptor, False)
         self.last: deque[str] = deque(maxlen=_LAST_LINES)
-        self._crashed = False  # and the lines since say where
+        self._crashed = False  # whether all lines since the first one of a crash belong to its report
 
     def read(self) -> bool:
-        """Log what has come; False once no more will come, or it is closed.
+        """Read once, and log the complete lines; returns False at the end of the stream, or if it is closed.
 
         Raises:
-            BlockingIOError: nothing has.
+            BlockingIOError: there is nothing to read.
         """
-        if self.descriptor < 0:  # between a wake-up of the pump and its turn
+        if self.descriptor < 0:  # it was closed after the pump was woken, but before it ran
             return False
         data = os.read(self.descriptor, _READ)
         for line in self._lines.feed(data) if data else self._lines.end():
@@ -137,14 +137,14 @@ class _Stream:
         return bool(data)
 
     def close(self) -> None:
-        """Give back the descriptor, once."""
+        """Close the descriptor, if it is open."""
         if self.descriptor >= 0:
             trio.lowlevel.notify_closing(self.descriptor)
             os.close(self.descriptor)
             self.descriptor = -1
 
     async def finish(self) -> None:
-        """Log what is left. A process that it has started may hold the pipe open, and write on."""
+        """Log the rest, up to a bound: a process that the dead one has started may hold the pipe open, and write on."""
         with suppress(BlockingIOError):
             for _ in range(_LAST_READS):
                 if not self.read():
@@ -152,23 +152,23 @@ class _Stream:
                 await trio.lowlevel.checkpoint()
         for line in self._lines.end():
             self._take(line)
-        self._tell_dropped()
+        self._report_dropped()
 
     def _take(self, line: str) -> None:
         self.last.append(line)
         if self._ration.take(trio.current_time()):
-            self._tell_dropped()
+            self._report_dropped()
             self._output.log(self._level_of(line), self._name, line)
 
     def _level_of(self, line: str) -> int:
-        """A crash is worth one line to whom only that it was matters; the error that follows has all of them as a note."""
+        """The level of a line. The stacks of a crash are INFO: `ContextDied`, which follows, has them as a note."""
         if line.startswith(_CRASH):
             self._crashed = True
             return self._level
         self._crashed = self._crashed and line.startswith(_BEHIND_IT)
         return logging.INFO if self._crashed else self._level
 
-    def _tell_dropped(self) -> None:
+    def _report_dropped(self) -> None:
         if dropped := self._ration.refused:
             self._ration.refused = 0
             self._output.log(logging.WARNING, self._name, f"({dropped} lines too many in a second, dropped)")
@@ -177,7 +177,7 @@ class _Stream:
 class Output:
     """Both streams of one process.
 
-    `who` stands in front of each line. Whatever a logging handler raises is printed once, and nothing is logged any more.
+    Each record begins with `who`. If a logging handler raises, its traceback is printed once, and logging stops.
     """
 
     def __init__(self, who: str) -> None:
@@ -194,15 +194,15 @@ class Output:
 
     @contextmanager
     def ends(self) -> Generator[tuple[int, int]]:
-        """The ends that the process writes to; they are closed here at the end."""
+        """A context manager: the ends to which the process writes. Leaving closes them in this process."""
         try:
             yield self._streams[0].theirs, self._streams[1].theirs
         finally:
             self._close_theirs()
 
-    @enable_ki_protection  # it runs below a system task, which a KeyboardInterrupt would take down with the whole run
+    @enable_ki_protection  # it runs below a system task: a KeyboardInterrupt in it would end the whole Trio run
     async def pump(self) -> None:
-        """Log what comes until it is closed."""
+        """Log both streams until they end or are closed."""
         async with trio.open_nursery() as nursery:
             for stream in self._streams:
                 nursery.start_soon(self._pump, stream)
@@ -211,22 +211,22 @@ class Output:
     async def _pump(self, stream: _Stream) -> None:
         more = True
         with suppress(trio.ClosedResourceError):
-            while more and stream.descriptor >= 0:  # or it was closed before our first turn
+            while more and stream.descriptor >= 0:  # it may be closed before this task first runs
                 await trio.lowlevel.wait_readable(stream.descriptor)
-                with suppress(BlockingIOError):  # `drain` was faster
+                with suppress(BlockingIOError):  # `drain` has read it meanwhile
                     more = stream.read()
 
-    def last_words(self) -> str:
-        """The end of what it wrote to standard error, all of which has been read by now."""
+    def last_lines(self) -> str:
+        """The last lines of standard error. Call it after `drain`, which reads all of it."""
         return "\n".join(self._streams[1].last)
 
     async def drain(self) -> None:
-        """Log what is left of a dead process; all that it wrote is there by now."""
+        """Log the rest of the output of a dead process."""
         for stream in self._streams:
             await stream.finish()
 
     def close(self) -> None:
-        """Give back the descriptors."""
+        """Close all descriptors."""
         self._close_theirs()
         for stream in self._streams:
             stream.close()
@@ -238,7 +238,7 @@ class Output:
                 stream.theirs = -1
 
     def log(self, level: int, stream: str, line: str) -> None:
-        """One record."""
+        """Log one line."""
         if self._mute:
             return
         extra: dict[str, object] = {"context": self.who, "pid": self.pid, "stream": stream}

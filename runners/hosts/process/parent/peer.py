@@ -1,6 +1,7 @@
-"""The parent's end of a context process: its socket, its output, its death. No task of its own, no thread.
+"""The parent's end of a context process: its socket, its output and its death. It has no task of its own, and no thread.
 
-Socket and pidfd stand in one epoll set, so that whoever waits, waits for both, and for room in a full socket too.
+Socket and pidfd are in one epoll set, so that a task waits for data, for the death of the process, and for room in a full
+socket at once.
 """
 
 from __future__ import annotations
@@ -21,28 +22,28 @@ _READ = 65_536
 
 
 class Peer:
-    """A running context process. `reap` it at the end."""
+    """A running context process. Its user must `reap` it."""
 
     def __init__(self, process: Process, connection: socket.socket, output: Output) -> None:
         self.pid = output.pid = process.pid
         self.output = output
         self._process = process
         self._socket = connection
-        self._open = True  # the other end is, as far as we have read
+        self._open = True  # False once the end of the connection has been read
         self._unsent: deque[tuple[memoryview, int | None]] = deque()
-        self._whole = True  # nothing of the first of them is sent yet
+        self._whole = True  # whether no byte of the first unsent frame is sent yet
         self._awaits_room = False
         self._epoll = select.epoll()
         self._epoll.register(connection, select.EPOLLIN)
         self._epoll.register(process.pidfd, select.EPOLLIN)
 
     def send(self, data: bytes, mark: int | None = None) -> None:
-        """Say this, or as much as there is room for; the rest goes out while somebody waits. Never blocks."""
+        """Send a frame, as far as there is room; `wait` sends the rest. `withdraw` finds it by its mark. Never blocks."""
         self._unsent.append((memoryview(data), mark))
         self.flush()
 
     def withdraw(self, mark: int) -> bool:
-        """Take back what was given with this mark. Whether it could still be."""
+        """Take back the frame with this mark; returns False if a part of it is sent."""
         for position, (_, theirs) in enumerate(self._unsent):
             if theirs == mark and (position or self._whole):
                 del self._unsent[position]
@@ -50,7 +51,7 @@ class Peer:
         return False
 
     def flush(self) -> None:
-        """Send what there is room for, and wait for room if there is more."""
+        """Send as much as there is room for. If something is left, `wait` also waits for room."""
         while self._unsent and self._send_some():
             pass
         if bool(self._unsent) != self._awaits_room and self._open:
@@ -58,14 +59,14 @@ class Peer:
             self._epoll.modify(self._socket, select.EPOLLIN | (select.EPOLLOUT if self._awaits_room else 0))
 
     def _send_some(self) -> bool:
-        """Whether there was room."""
+        """Send some of the first frame; returns whether there was room."""
         data, mark = self._unsent.popleft()
         try:
             sent = self._socket.send(data, socket.MSG_NOSIGNAL)
         except BlockingIOError:
             sent = -1
         except (BrokenPipeError, ConnectionResetError):
-            self._unsent.clear()  # reading tells how it ended, and that is the better story
+            self._unsent.clear()  # the reader finds the end of the connection too, and reports how the process ended
             return False
         if sent == len(data):
             self._whole = True
@@ -76,7 +77,7 @@ class Peer:
         return sent > 0
 
     def read(self) -> bytes | None:
-        """What came; None if nothing did; empty once the other end is closed."""
+        """The bytes that have come; None if none have, and no bytes once the other end is closed."""
         if not self._open:
             return b""
         try:
@@ -87,50 +88,50 @@ class Peer:
             data = b""
         if not data:
             self._open = False
-            self._epoll.unregister(self._socket)  # or it would be readable for ever
+            self._epoll.unregister(self._socket)  # a closed connection is always readable: `wait` would spin
         return data
 
     async def wait(self) -> None:
-        """Until something came, there is room for what is unsent, or the process is dead."""
+        """Wait until bytes have come, there is room for unsent ones, or the process is dead."""
         await trio.lowlevel.wait_readable(self._epoll)
         self.flush()
 
     @property
     def dead(self) -> bool:
-        """Whether the process is; all it held is released by then."""
+        """Whether the process is dead, and all that it held is released."""
         return is_readable(self._process.pidfd)
 
     @property
     def waits(self) -> bool:
-        """Whether it is alive, will be, and has said nothing: what a standby does."""
+        """Whether it is alive, is not about to die, and has sent nothing, as a standby must."""
         return not self.dead and not self._process.doomed and self._open and self.read() is None
 
     def go_on(self) -> None:
-        """SIGCONT: it may have been stopped while nobody needed it. Never blocks."""
+        """Send SIGCONT, since a standby may have been stopped by a signal. Never blocks."""
         with suppress(ProcessLookupError):
             signal.pidfd_send_signal(self._process.pidfd, signal.SIGCONT)
 
     async def drained(self) -> None:
-        """Until the process is dead; what it says until then is nobody's business, but must not hold it up."""
+        """Wait until the process is dead. Its bytes are read and ignored, so that it does not block on a full socket."""
         while not self.dead:
             self.read()
             await self.wait()
 
-    async def told(self, seconds: float) -> str:
-        """How it ended, to be put behind its name; it has so long to be dead."""
+    async def fate(self, seconds: float) -> str:
+        """Wait so many seconds for its death; returns how it ended, as a text that follows its name."""
         if not await outlived(self._process, seconds):
-            await self._process.told()
+            await self._process.fate_known()
             await self.output.drain()
         return self._process.fate()
 
     def kill(self) -> None:
-        """SIGKILL, and for what it started too. Never blocks."""
+        """Kill it and the processes that it has started. Never blocks."""
         self._process.kill()
 
     async def reap(self, seconds: float) -> bool:
-        """Have it dead and reaped, and give back the descriptors. Whether it has outlived SIGKILL by so many seconds."""
+        """Kill it, reap it, and close the descriptors. Returns True if it is still alive after so many seconds, and not reaped."""
         try:
-            self.kill()  # and what it may have left behind
+            self.kill()  # even if it is dead: the processes that it has started may not be
             if await outlived(self._process, seconds):
                 return True
             await self.output.drain()

@@ -1,7 +1,7 @@
-"""What stands ready between incarnations: a preloaded fork server, and standby processes.
+"""The reserve between incarnations: a preloaded fork server, and standby processes (D15).
 
-A reserve belongs to the Trio run in which it is first asked for, and to all hosts that are equal and load the same. It
-ends when it has been idle for a while, or with the run; a process of it dies with ours however we end.
+A reserve belongs to the Trio run in which it is first used. All equal hosts in that run that load the same runner share it.
+It ends when it has been idle for a while, or with the run. Its processes die with ours, however ours ends (D10).
 """
 
 from __future__ import annotations
@@ -24,31 +24,31 @@ from runners.hosts.process import wire
 from runners.hosts.process.parent.births import Ends, Process, Spawned, connected, interpreter, within
 from runners.hosts.process.parent.cleaner import cleaning
 from runners.hosts.process.parent.forkserver import ForkServer, NoServer
-from runners.hosts.process.parent.output import Output, tell
+from runners.hosts.process.parent.output import Output, log_event
 from runners.hosts.process.parent.peer import Peer
 
-_BREATH = 0.25
-"""Seconds for which one that has just loaded has the machine for itself: streams may be waiting to go on."""
+_PAUSE = 0.25
+"""Seconds between the load of a context and the start of a standby or a fork server, since streams may wait to continue."""
 _TRIES = 2
-"""After so many fork servers in a row that ended before they had preloaded, there is no other try."""
+"""After so many fork servers in a row that ended before they had preloaded, no other is started."""
 _FIRST = 30.0
-"""Seconds that the first start waits for a preload, which may go on beside it."""
+"""Seconds that the first start waits for a preload. After that it starts cold, and the preload continues."""
 
 
 @frozen(kw_only=True)
 class Plan:
-    """What a reserve is to do.
+    """The settings of a reserve. All times are in seconds.
 
     Args:
-        name: of the runner, for people.
-        path: where to import from.
-        runner: what to load, packed.
-        device: for it.
-        forks: whether to have a fork server.
+        name: of the runner, for log records.
+        path: the `sys.path` of the processes.
+        runner: the packed runner spec.
+        device: the device of the runner.
+        forks: whether there is a fork server.
         standby: how many processes stand ready.
-        preload_timeout: for the fork server; seconds, as all times.
-        kill_timeout: until a killed standby is dead.
-        linger: how long to stay ready when nothing is open.
+        preload_timeout: for the preload of the fork server.
+        kill_timeout: from the SIGKILL of a standby to its death.
+        linger: how long the reserve stays ready when no session is open.
     """
 
     name: str
@@ -62,20 +62,20 @@ class Plan:
     linger: float
 
     def key(self) -> bytes:
-        """The same for plans of which one reserve may serve both."""
-        path = [os.fsencode(entry) for entry in self.path]  # which need not be UTF-8
+        """A key that is equal for plans that may share a reserve."""
+        path = [os.fsencode(entry) for entry in self.path]  # an entry need not be UTF-8
         return msgspec.msgpack.encode({**asdict(self, recurse=False), "path": path})
 
     def hello(self, *, ahead: bool, today: wire.Surroundings | None = None) -> bytes:
-        """What a process is told first.
+        """The first message to a process.
 
         Raises:
-            ValueError: it is too long.
+            ValueError: the message is too long.
         """
         return wire.encode(wire.Hello(self.runner, self.device, ahead, today))
 
     def preload(self) -> wire.Preload:
-        """What a fork server is told first."""
+        """The first message to a fork server."""
         return wire.Preload(self.runner)
 
 
@@ -84,7 +84,7 @@ _reserves: RunVar[dict[bytes, Reserve]] = RunVar("runners.hosts.process.parent.s
 
 @asynccontextmanager
 async def reserved(plan: Plan) -> AsyncGenerator[Reserve, None]:
-    """The reserve for this plan, which stays at least as long as this."""
+    """A context manager: the reserve for this plan, which exists at least until it is left."""
     reserve = _reserve(plan)
     reserve.hold(+1)
     try:
@@ -107,7 +107,7 @@ def _reserve(plan: Plan) -> Reserve:
 
 
 class Reserve:
-    """A fork server and standby processes, as far as the plan wants them."""
+    """A fork server and standby processes, according to the plan."""
 
     def __init__(self, plan: Plan) -> None:
         self.up = trio.Event()
@@ -116,7 +116,7 @@ class Reserve:
         self._changed = trio.Event()
         self._server: ForkServer | None = None
         self._failures = 0
-        self._hopeless = ""  # or why there is to be no other server
+        self._given_up = ""  # why no other server is started; empty as long as one may be
         self._warned = ""
         self._handed_out = False
         self._standbys: deque[Peer] = deque()
@@ -124,19 +124,19 @@ class Reserve:
         self._nursery: trio.Nursery
 
     def hold(self, change: int) -> None:
-        """One more or one less needs it."""
+        """Change the number of sessions that use it, by +1 or -1."""
         self._holders += change
         self._changed.set()
         self._changed = trio.Event()
 
     async def run(self, forget: Callable[[], object]) -> None:
-        """Stand ready until idle for long enough, or cancelled."""
+        """Stay ready until idle for `linger` seconds, or cancelled."""
         async with cleaning(interpreter):
             try:
                 async with trio.open_nursery() as self._nursery:
                     self.up.set()
                     await self._idle()
-                    forget()  # at once: who asks from now on gets another
+                    forget()  # before any checkpoint: a session that is opened from now on gets another reserve
                     self._nursery.cancel_scope.cancel("this reserve has been idle")
             finally:
                 with trio.CancelScope(shield=True):
@@ -144,7 +144,7 @@ class Reserve:
                         await self._reap(standby)
 
     async def _idle(self) -> None:
-        """Until nobody has needed it for so long."""
+        """Wait until no session has used it for `linger` seconds."""
         while True:
             with trio.move_on_after(self._plan.linger if not self._holders else math.inf) as patience:
                 await self._changed.wait()
@@ -153,10 +153,10 @@ class Reserve:
 
     @enable_ki_protection
     async def take(self) -> Peer:
-        """A process that has been told what to load: one that stands by, or a new one.
+        """A process that has got its first message: a standby, or a new one.
 
         Raises:
-            OSError: no process or descriptor is to be had.
+            OSError: no process or descriptor is available.
         """
         while self._standbys:
             peer = self._standbys.popleft()
@@ -169,38 +169,38 @@ class Reserve:
         return peer
 
     def replenish(self) -> None:
-        """Have as many stand by as are wanted, and a fork server."""
+        """Start the standbys that are missing, and the fork server if it is."""
         missing = self._plan.standby - len(self._standbys) - self._coming
         for _ in range(missing):
             self._coming += 1
             self._nursery.start_soon(self._stand_by)
-        if self._plan.forks and not self._hopeless and (self._server is None or self._server.dead):
+        if self._plan.forks and not self._given_up and (self._server is None or self._server.dead):
             self._nursery.start_soon(self._preload_again)
 
     @enable_ki_protection
     async def _stand_by(self) -> None:
         try:
-            await trio.sleep(_BREATH)
+            await trio.sleep(_PAUSE)
             self._standbys.append(await self._new(f"standby {self._plan.name}", ahead=True))
         except OSError as error:
-            tell(logging.WARNING, "no standby for %s: %s", self._plan.name, error)
+            log_event(logging.WARNING, "no standby for %s: %s", self._plan.name, error)
         finally:
             self._coming -= 1
 
     @enable_ki_protection
     async def _preload_again(self) -> None:
-        """In place of a server that has died: a recovery does not wait for its preload, the next one finds it done."""
-        await trio.sleep(_BREATH)
+        """Start a fork server in place of one that has died. The present recovery does not wait for its preload (D15)."""
+        await trio.sleep(_PAUSE)
         if self._server is None or self._server.dead:
             with suppress(NoServer):
                 self._new_server()
 
     @enable_ki_protection
     async def _discard(self, standby: Peer) -> None:
-        """Reap a failed standby and log it, shielded: it is in no list any more, so nobody else would reap it."""
+        """Reap a failed standby and log it. Shielded, because the standby is in no list from which `run` would reap it."""
         with trio.CancelScope(shield=True):
-            fate = await standby.told(0)
-            tell(
+            fate = await standby.fate(0)
+            log_event(
                 logging.WARNING,
                 "the standby process %d of %s failed, and %s",
                 standby.pid,
@@ -211,7 +211,9 @@ class Reserve:
 
     async def _reap(self, standby: Peer) -> None:
         if await standby.reap(self._plan.kill_timeout):
-            tell(logging.ERROR, "the standby process %d of %s does not die", standby.pid, self._plan.name)
+            log_event(
+                logging.ERROR, "the standby process %d of %s does not die", standby.pid, self._plan.name
+            )
 
     # --- new processes
 
@@ -246,16 +248,16 @@ class Reserve:
     async def _ready_server(self, *, patient: bool) -> ForkServer:
         """The fork server, preloaded.
 
-        Only what stands by waits as long as a preload may take, and the first start for a while, as it would have to import
-        anyway. Nobody else waits: a recovery must not take longer than a cold start (D15).
+        A standby waits as long as a preload may take. The first start waits for a while, as a cold start would import the
+        same. No other start waits, because a recovery must not take longer than a cold start (D15).
 
         Raises:
-            NoServer: there is none, or not yet.
+            NoServer: there is no fork server, or it has not preloaded yet.
         """
         server = self._server
         if server is None or server.dead:
             if self._handed_out and not patient:
-                raise NoServer(self._hopeless or "there is no fork server; one is preloaded meanwhile")
+                raise NoServer(self._given_up or "there is no fork server; one is preloaded meanwhile")
             server = self._new_server()
         if not server.can_fork:
             patience = math.inf if patient else 0.0 if self._handed_out else _FIRST
@@ -266,17 +268,17 @@ class Reserve:
         with trio.move_on_after(patience):
             await server.preloaded()
         if not server.can_fork:
-            server.tell_where()
+            server.dump_stack()
             raise NoServer(server.gone or "the fork server is still preloading")
 
     def _new_server(self) -> ForkServer:
-        """One that begins to preload.
+        """Start a fork server, which begins to preload.
 
         Raises:
-            NoServer: there can be none.
+            NoServer: it cannot be started, or no other is to be tried.
         """
-        if self._hopeless:
-            raise NoServer(self._hopeless)
+        if self._given_up:
+            raise NoServer(self._given_up)
         plan = self._plan
         try:
             server = ForkServer(plan.preload(), f"fork server of {plan.name}", plan.path)
@@ -289,7 +291,10 @@ class Reserve:
 
     @enable_ki_protection
     async def _judge(self, server: ForkServer) -> None:
-        """Whether another server is worth a try, should this one not preload: where it says so itself, or hangs, it is not."""
+        """Wait for the preload, and decide whether another server is tried if it fails.
+
+        None is tried if the server reported why it cannot preload, if it hung, or after `_TRIES` deaths in a row.
+        """
         try:
             if not await within(self._plan.preload_timeout, server.preloaded):
                 server.hangs(self._plan.preload_timeout)
@@ -297,17 +302,17 @@ class Reserve:
         except NoServer as error:
             self._failures += 1
             if server.hopeless or self._failures >= _TRIES:
-                self._hopeless = str(error)
+                self._given_up = str(error)
 
     def _warn(self, why: str) -> None:
-        """Once for each reason: a crash loop need not repeat it with each start."""
+        """Log the reason of a cold start, but not the same one twice in a row, as in a crash loop."""
         if why != self._warned:
             self._warned = why
-            tell(logging.WARNING, "a process for %s is started cold: %s", self._plan.name, why)
+            log_event(logging.WARNING, "a process for %s is started cold: %s", self._plan.name, why)
 
 
 async def _watched(process: Process, connection: socket.socket, output: Output) -> Peer:
-    """The process as a peer, or no process."""
+    """The process as a `Peer`. If no descriptor is left for one, the process is killed and reaped."""
     try:
         return Peer(process, connection, output)
     except OSError:
