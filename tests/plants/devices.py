@@ -640,8 +640,8 @@ DEVICES = (
         "hosts/inline.py",
         (
             "a turn that the context has ended in tells of a lack of memory",
-            "        if self._failure is None:\n            self._told +=",
-            "        if True:\n            self._told +=",
+            "        if self._failure is None:\n            self._passing +=",
+            "        if True:\n            self._passing +=",
             "a_turn_in_which_the_context_ends_tells_of_nothing_else",
         ),
         (
