@@ -421,7 +421,7 @@ class _Miscounts(Base):
             case "skips":
                 yield attrs.evolve(first, index=2)
             case "nothing":
-                yield attrs.evolve(first, index=1, token_ids=())
+                yield attrs.evolve(first, index=1, token_ids=(), text="")
             case "too many":
                 yield attrs.evolve(first, index=1, token_ids=(1,) * batch.sampling.max_tokens)
 

@@ -239,7 +239,7 @@ async def test_a_chunk_that_is_not_the_next_fails_its_request_alone(what):
         (caller,) = callers("a", most=100)
         await caller.run(scene.worker)
         assert type(caller.error) is RunnerError
-        assert "must go on with token 1, of at most 100: got" in str(caller.error)
+        assert "must go on with position 1, of at most 100: got" in str(caller.error)
         assert caller.ids == (1,)
         assert scene.context.incarnation == 1
         assert not scene.of(events.Failed)
