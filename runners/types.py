@@ -28,7 +28,7 @@ def _whole(value: object) -> Any:
 
 
 def _text(value: Any) -> Any:
-    """Likewise a text: whatever its class makes of `==`, `hash` and `repr`, it is only a text from here on."""
+    """A converter: a text of a class of its own as a plain one, whatever that class makes of `==`, `hash` and `repr`."""
     return exact(value) if is_a(value, str) else value
 
 
@@ -39,7 +39,7 @@ def _is_text(_: object, attribute: Attribute[Any], value: object) -> None:
 
 
 def _integer(least: int) -> Callable[[object, Attribute[Any], object], None]:
-    """A validator. A bool is no integer: it would be one of JSON's `true` for whoever reads it next."""
+    """A validator. A bool is no integer: JSON would make `true` of it."""
 
     def check(_: object, attribute: Attribute[Any], value: object) -> None:
         if type(value) is not int:
@@ -165,7 +165,7 @@ class ExecuteBatch:
         return evolve(self, sampling=evolve(self.sampling, seed=seed))
 
     def on_clock(self, ahead: float) -> ExecuteBatch:
-        """The same request for somebody whose clock is `ahead` of ours by so many seconds."""
+        """The same request for a process or task whose clock is `ahead` of this one by so many seconds."""
         return self if self.deadline is None else evolve(self, deadline=self.deadline + ahead)
 
     @property
@@ -291,7 +291,7 @@ class Completion:
 
 @frozen(kw_only=True)
 class RunnerStart:
-    """What a runner spec is told when a context is made.
+    """What a runner spec gets when a context is made.
 
     Args:
         incarnation: of the context, counted from 1.
@@ -331,7 +331,7 @@ class WeightsRepository:
 
 
 WeightSource: TypeAlias = WeightsFile | WeightsRepository | None
-"""Where a runner spec says that weights come from; None is the runner's own business. Plain data: it travels (D2)."""
+"""Where the weights of a runner spec come from; None leaves that to the runner. Plain data, since it travels (D2)."""
 
 
 @frozen(kw_only=True)
@@ -431,7 +431,7 @@ class _AsyncReleasing(AsyncIterator[TokenChunk]):
             raise
 
     async def aclose(self) -> None:
-        """Likewise."""
+        """See `_Releasing.close`."""
         release, self._release = self._release, None
         if release is not None:
             close: Callable[[], Awaitable[object]] | None = getattr(self._chunks, "aclose", None)
@@ -459,7 +459,7 @@ class ModelRunner(Protocol):
     A chunk must be the next: its `index` is the number of positions before it, it has tokens, text or data unless it is the
     last, and the stream has no more positions than the request's `max_tokens`. A stream has ids in all of its chunks but the
     last, or in none. Otherwise that request fails with `RunnerError`. An exception from an iterator
-    is that request's own error, too, unless its tag or what it is (D4) says that it is the context's.
+    is that request's own error, too, unless its tag or its class makes it the context's (D4).
     """
 
     @property
@@ -487,7 +487,7 @@ class ContinuingRunner(ModelRunner, Protocol):
     def continue_from(self, batch: ExecuteBatch, accepted: Sequence[int]) -> Chunks:
         """Go on behind `accepted`, all token ids accepted so far, those held back for a stop string too.
 
-        `execute(b)` is `continue_from(b, ())`. If `accepted` already satisfies an end, the first chunk says so.
+        `execute(b)` is `continue_from(b, ())`. If `accepted` already satisfies an end, the first chunk has the finish reason.
         Text that `accepted` has already released is not repeated.
         """
         ...
@@ -508,7 +508,7 @@ class RunnerSpec(Protocol):
 
 @runtime_checkable
 class PreloadingSpec(RunnerSpec, Protocol):
-    """A runner spec that says what every context process may inherit from one that forks it."""
+    """A runner spec that prepares a process from which context processes are forked, and inherit."""
 
     def preload(self) -> None:
         """Do once what each `build` would do again: import, construct, run once. In a process that only ever forks.

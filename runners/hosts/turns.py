@@ -118,7 +118,11 @@ class Position:
         return made
 
     def _note_ids(self, *, has_ids: bool) -> None:
-        """The first chunk says whether the stream counts token ids or chunks (D6)."""
+        """Note with the first chunk whether the stream counts token ids or chunks (D6).
+
+        Raises:
+            RunnerError: a later chunk differs from the first.
+        """
         if self.has_ids is not None:
             which = "no token ids behind some" if self.has_ids else "token ids behind none"
             raise RunnerError(f"a stream's chunks must all have token ids, or none: got {which} at {self.at}")
@@ -141,7 +145,7 @@ def _check_fields(made: TokenChunk) -> None:
                 good = False
                 break
     if not good:
-        raise RunnerError(f"a chunk's fields must have the types that TokenChunk says, got {brief(made)}")
+        raise RunnerError(f"a chunk's fields must have the types that TokenChunk declares, got {brief(made)}")
     if len(ids) > MAX_TOKENS:
         raise RunnerError(f"a chunk must have at most {MAX_TOKENS} tokens, got {len(ids)}")
 
@@ -170,7 +174,7 @@ class Turns:
 
     Args:
         runner: the runner.
-        judge: says what an exception is.
+        judge: turns an exception of the runner into one of ours.
     """
 
     def __init__(self, runner: ModelRunner, judge: Judge) -> None:
@@ -194,7 +198,7 @@ class Turns:
             DeviceError: the context is over.
         """
         try:
-            # Before the stream is open: if this failed then, nobody would close it.
+            # Before the stream is open: if this failed afterwards, nothing would close the stream.
             position = Position.of(batch, accepted)
             self._open[number] = _Open(position, source(execute(self.runner, batch, accepted)))
         except Exception as error:  # noqa: BLE001 - whatever a runner raises is judged in one place
@@ -243,7 +247,7 @@ class Turns:
     def forget(self) -> None:
         """The rebuild that comes now is the cure of what lacked memory in ending.
 
-        The errors of streams stay: one may have begun just now, and those of dropped ones nobody reads.
+        The errors of streams stay: one may have begun just now, and those of dropped streams have no reader.
         """
         self.failures.clear()
 
@@ -289,7 +293,7 @@ def made_by(chunks: Iterator[TokenChunk]) -> TokenChunk | None:
     except BaseException as error:
         try:
             close(chunks)
-        except Exception as worse:  # noqa: BLE001 - the first error is what its request is told; the other is its note
+        except Exception as worse:  # noqa: BLE001 - the request gets the first error; the other one is its note
             with suppress(Exception):  # the first may be of a class that takes no notes
                 BaseException.add_note(error, f"and its stream could not be closed: {brief(worse)}")
         raise
@@ -364,11 +368,11 @@ def info_of(runner: ModelRunner) -> RunnerInfo:
 def judged(error: Exception, classify: Callable[[Exception], Exception], *, clears: bool) -> InferenceError:
     """What `classify` finds, among ours.
 
-    `clears`: whether a poison that the runner itself tells of is gone with the runner, also where its nursery has put it into
+    `clears`: whether a poison that the runner itself reports is gone with the runner, also where its nursery has put it into
     a group. One that was found in the device's own words never is: its context is this process's.
     """
     found = ours(classify(error))
-    if is_a(found, ContextPoisoned) and not (clears and any(found is told for told in members(error))):
+    if is_a(found, ContextPoisoned) and not (clears and any(found is member for member in members(error))):
         return _uncleared(found)
     return sound(found)
 
@@ -411,7 +415,7 @@ def ours(error: Exception) -> InferenceError:
 
 
 def _of(request_id: str, error: DeviceError) -> DeviceError:
-    """With the request in whose stream it showed. A class of somebody's own may not let that be noted: then a plain one."""
+    """The error with the request in whose stream it came. If a user's class refuses the attribute, a plain error takes its place."""
     try:
         error.request_ids = (request_id,)
     except Exception:  # noqa: BLE001 - a property, or a `__setattr__`

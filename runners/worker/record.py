@@ -20,7 +20,7 @@ _Error = TypeVar("_Error", bound=Exception)
 
 
 MAX_CHARACTERS = 2**26
-"""Of the text and the data of one request: a runner that says without end what it is not asked to must not fill our memory."""
+"""The most characters and bytes that one request may get: a runner without an end must not fill the parent's memory."""
 
 
 @protected
@@ -111,11 +111,11 @@ class Record:
         if self.leave is not None:
             self.leave(self)
 
-    def usage(self, told: TokenUsage | None) -> TokenUsage:
+    def usage(self, reported: TokenUsage | None) -> TokenUsage:
         """Of the whole request; the runner knows of its own part only."""
-        told = told or TokenUsage()
-        output = len(self.accepted) if self.accepted or not self.at else told.output
-        return evolve(told, output=output, replayed=self.replayed)
+        usage = reported or TokenUsage()
+        output = len(self.accepted) if self.accepted or not self.at else usage.output
+        return evolve(usage, output=output, replayed=self.replayed)
 
     def is_late(self, now: float) -> bool:
         """Whether its deadline has passed."""
@@ -165,8 +165,8 @@ def id_of(message: Message) -> str:
 def admitted(message: Message) -> Record:
     """The record of a new request; its seed is settled now, once (D6).
 
-    The mailbox keeps its message over incarnations; what becomes of a begun stream is said here. Its buffer takes all
-    that the request may get: whoever reads slowly holds up nobody, and never a place in the runner.
+    The mailbox keeps its message over incarnations; what becomes of a begun stream is decided here. Its buffer takes
+    all that the request may get: a slow reader delays no other stream, and never keeps a place in the runner.
 
     Raises:
         BadRequest: it is none.

@@ -607,7 +607,7 @@ DEVICES = (
         ),
         (
             "a poison that a runner tells of in a group is not its own",
-            "any(found is told for told in members(error))",
+            "any(found is member for member in members(error))",
             "found is error",
             "a_poison_told_in_a_group_is_told_by_the_runner",
         ),
@@ -631,7 +631,7 @@ DEVICES = (
         ),
         (
             "a found poison is gone with the runner",
-            "not (clears and any(found is told for told in members(error)))",
+            "not (clears and any(found is member for member in members(error)))",
             "not clears",
             "what_a_runner_raises_is_judged_where_it_lives",
         ),

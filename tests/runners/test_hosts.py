@@ -185,7 +185,7 @@ WRONG = ["mute", "list", "half", "true", "ended", "used"]
     [
         ("text", "must yield a TokenChunk, got str"),
         ("nothing", "ended without a finish reason"),
-        *((what, "must have the types that TokenChunk says") for what in WRONG),
+        *((what, "must have the types that TokenChunk declares") for what in WRONG),
     ],
 )
 @pytest.mark.trio

@@ -244,7 +244,7 @@ async def test_a_requests_own_error_concerns_nobody_else(kind):
     ("what", "message"),
     [
         ("text", "must yield a TokenChunk, got str"),
-        ("object", "must have the types that TokenChunk says"),
+        ("object", "must have the types that TokenChunk declares"),
         ("huge", "OverflowError: "),
         ("surrogate", "UnicodeEncodeError: "),
         ("nothing", "ended without a finish reason"),

@@ -59,7 +59,7 @@ class _Part(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=
 
 
 class _Frame(_Part, frozen=True, tag=str.lower):
-    """An array whose first item says which frame it is."""
+    """An array whose first item is the name of the frame."""
 
 
 class Surroundings(_Part, frozen=True):
@@ -196,7 +196,7 @@ class Chunk(_Part, frozen=True):
 class Error(_Part, frozen=True):
     """An exception as data: the name of a class, its text, the device's own code, a traceback to read.
 
-    `retry_after`: of one that says so.
+    `retry_after`: of an error that has it.
     """
 
     name: Text
@@ -395,7 +395,7 @@ def encode(frame: FromParent | FromChild) -> bytes:
 
     Raises:
         ValueError: it is longer than `MAX_FRAME`, or than `LONG` and of several streams, or a text in it is not Unicode.
-        TypeError: something in it is not what its type says.
+        TypeError: something in it is not of its declared type.
         OverflowError: a number in it has more than 64 bits.
     """
     body = _encoder.encode(frame)
@@ -482,7 +482,7 @@ def datagram(frame: ToServer | FromServer) -> bytes:
 
 
 def from_server(data: bytes) -> FromServer:
-    """What a fork server says.
+    """A datagram of a fork server, decoded.
 
     Raises:
         ProtocolError: it is no frame.
@@ -494,7 +494,7 @@ def from_server(data: bytes) -> FromServer:
 
 
 def to_server(data: bytes) -> ToServer:
-    """What the fork server's parent says."""
+    """A datagram of the fork server's parent, decoded."""
     return _to_server.decode(data)
 
 
@@ -580,7 +580,7 @@ Noted = TypeVar("Noted", bound=InferenceError)
 
 
 def _noted(error: Noted, data: Error) -> Noted:
-    """With the traceback of the other process, for whoever prints it."""
+    """The error with the traceback of the other process as a note."""
     if data.trace:
         error.add_note(f"in the context process:\n{data.trace}")
     return error
@@ -590,7 +590,7 @@ def _name(error: BaseException) -> str | None:
     """The nearest class that a table has; failing that, what its tag stands for."""
     for cls in type(error).__mro__:
         if cls is errors.DeviceError:
-            break  # it says nothing that its tag does not say better
+            break  # its tag is more exact
         if cls in _NAMED:
             return cls.__name__
     kind = by_tag(error)

@@ -36,12 +36,12 @@ from runners.types import (
 
 _READ = 65_536
 _UNSENDABLE = (ValueError, TypeError, OverflowError, MemoryError)
-"""What `Link.send` raises of a frame that cannot be said. Nothing of it has been sent then."""
+"""The errors of `Link.send` for a frame that cannot be sent. Nothing of it has been sent then."""
 Frame = TypeVar("Frame")
 
 
 def serve(connection: socket.socket) -> int:
-    """Load, serve until told to shut down, and say what exit status that makes."""
+    """Load and serve until asked to shut down. Returns the exit status."""
     link = Link(connection)
     try:
         hello = _expect(wire.Hello, link)
@@ -80,7 +80,7 @@ class Link:
             raise EOFError from error
 
     def frames(self, *, wait: bool) -> Iterator[wire.FromParent]:
-        """What the parent has said by now; at least one frame if `wait`.
+        """The frames that the parent has sent so far; at least one if `wait`.
 
         Raises:
             EOFError: the parent is gone.
@@ -112,9 +112,9 @@ def _load(hello: wire.Hello, link: Link, judge: Judge) -> ModelRunner:
         adopt(hello.today)
     try:
         spec = _prepared(unpack(hello.runner), hello)
-        told = _expect(wire.Start, link)
+        begin = _expect(wire.Start, link)
         entitle("context")
-        start = RunnerStart(incarnation=told.incarnation, device=hello.device, cause=told.cause)
+        start = RunnerStart(incarnation=begin.incarnation, device=hello.device, cause=begin.cause)
         runner = sync_runner(spec.build(start))
         link.send(wire.ready(info_of(runner)))
     except EOFError:
