@@ -8,7 +8,8 @@ import pytest
 import trio
 import trio.testing
 from remotes import Speaks, Told
-from rogues import FailsAgain, Holds, LacksInEnding, Nested, OnePlace, Raises, Remembers, Seats, Yields
+from rogues import FailsAgain, Holds, LacksInEnding, Nested, OnePlace, Raises, Remembers, Yields
+from seats import Seats
 from sessions import (
     BATCH,
     FOREVER,
