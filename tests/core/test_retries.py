@@ -125,6 +125,18 @@ def test_a_temporary_child_that_was_asked_to_restart_is_started_with_the_retry_o
     assert (orders(ups(tree, "a")), states(tree)) == (["Start b"], {"a": "up", "b": "starting"})
 
 
+def test_ready_time_passes_while_a_child_starts_that_was_asked_for():
+    """R14: A start counts as a restart only behind a failure."""
+    tree = tree_of(leaf("a"), limit=Limit(9, within=99, of_ready_time=True))
+    asks(tree, "stop", "a")
+    ends(tree, "a")
+    tree.now = 5
+    asks(tree, "start", "a")
+    tree.now = 20
+    ups(tree, "a")
+    assert machine(tree).ready_time.at(30) == 30
+
+
 @pytest.mark.parametrize("failed", ["a", "b"])
 def test_ready_time_stands_still_until_the_whole_group_is_up_again(failed):
     """R13, R14: This holds whichever child of the group has failed; a slow sibling after it must not hide a crash loop."""
