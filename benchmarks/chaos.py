@@ -445,7 +445,7 @@ def _began(pid: int) -> str:
 async def _is_gone(pid: int, began: str) -> bool:
     """Whether a process has ended; the kernel may kill it a moment after its parent."""
     with trio.move_on_after(GONE):
-        while _began(pid) == began:  # noqa: ASYNC110 - the process of another program sets no event
+        while _began(pid) == began:  # noqa: ASYNC110 - a process that is not this program's child can only be polled
             await trio.sleep(0.01)
     return _began(pid) != began
 

@@ -115,7 +115,7 @@ class Report:
 
     def as_json(self) -> dict[str, Any]:
         """The report for a file."""
-        import torch  # noqa: PLC0415 - only for its version, after the measurement
+        import torch  # noqa: PLC0415 - imported earlier, torch and its threads would be in the process that measures
 
         return {
             "date": time.strftime("%Y-%m-%d"),
@@ -391,10 +391,10 @@ class _Steps(trio.abc.Instrument):
         self.held: list[float] = []
         self._began = math.inf
 
-    def before_task_step(self, task: trio.lowlevel.Task) -> None:  # noqa: ARG002 - the instrument's signature
+    def before_task_step(self, _task: trio.lowlevel.Task, /) -> None:
         self._began = time.perf_counter()
 
-    def after_task_step(self, task: trio.lowlevel.Task) -> None:  # noqa: ARG002 - the instrument's signature
+    def after_task_step(self, _task: trio.lowlevel.Task, /) -> None:
         self.held.append((time.perf_counter() - self._began) * 1000)
 
 

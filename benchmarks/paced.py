@@ -32,7 +32,7 @@ class Paced:
     streams: int = 1
     pace: float = 0.0
 
-    def build(self, start: RunnerStart) -> ModelRunner:  # noqa: ARG002 - the runner does not depend on it
+    def build(self, start: RunnerStart) -> ModelRunner:  # noqa: ARG002 - a spec must take it, and this runner is the same at every start
         """Make the runner; it loads nothing."""
         return _PacedRunner(self)
 

@@ -117,6 +117,17 @@ def _started(name: str, work: Work, n: str) -> list[Row]:
     ]
 
 
+def _tuned(what: str) -> Row:
+    return Row(
+        name=f"{what} tuned",
+        text=f"{what} a child, with the collector set: one of 100,000, by one of 10,000; as recommended below",
+        work=START_TUNED,
+        key=f"{what}_growth",
+        unit="",
+        target=1.5,
+    )
+
+
 def _resumed(name: str, child: str, key: str) -> list[Row]:
     return [
         Row(
@@ -141,22 +152,8 @@ def _resumed(name: str, child: str, key: str) -> list[Row]:
 ROWS = [
     *_started("10k", START, "10,000"),
     *_started("100k", START_MANY, "100,000"),
-    Row(
-        name="start tuned",
-        text="start a child, with the collector set: one of 100,000, by one of 10,000; as recommended below",
-        work=START_TUNED,
-        key="start_growth",
-        unit="",
-        target=1.5,
-    ),
-    Row(
-        name="stop tuned",
-        text="stop a child, with the collector set: one of 100,000, by one of 10,000; as recommended below",
-        work=START_TUNED,
-        key="stop_growth",
-        unit="",
-        target=1.5,
-    ),
+    _tuned("start"),
+    _tuned("stop"),
     Row(
         name="declare",
         text="declare a child; `Child(…)`, once for all its trees",

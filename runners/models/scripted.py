@@ -292,7 +292,7 @@ class _ScriptedRunner:
             yield evolve(chunk, finish_reason=finish, usage=usage) if last else chunk
 
     def rebuild(self, cause: SessionRebuildCause) -> None:
-        """Do nothing: there is no session."""
+        """Do nothing, since a scripted runner keeps no session."""
 
     def close(self) -> None:
         """Do nothing: no resource is held."""

@@ -90,6 +90,7 @@ class Queue:
         "withdrawn",
     )
 
+    # Only a shared queue has its own of these two. Here nothing is ever promised, and no inbox is entered.
     promised: int = 0
     serving: dict[Inbox, None] = _NO_INBOXES
     shared: ClassVar[bool] = False
@@ -119,7 +120,7 @@ class Queue:
         """Queue an entry if there is room; returns whether there was. No room is ever left while senders wait for it."""
         if len(self.queue) >= self._size and len(self) >= self._size:
             return False
-        for reader in self.readers:
+        for reader in self.readers:  # as `wake_reader`, without a call on the busiest path
             reschedule(reader)
             del self.readers[reader]
             break
@@ -332,7 +333,7 @@ class Inbox:
         self.parked: dict[Task, bool] = {}  # the readers here of a shared mailbox, which may have many others
         self.progressed = False
         if mailbox.shared and not leaf.stopping:
-            cast("SharedQueue", mailbox).serving[self] = None
+            mailbox.serving[self] = None
 
     def __len__(self) -> int:
         """How many messages wait."""
@@ -412,8 +413,9 @@ class Inbox:
             return Abort.SUCCEEDED
 
         try:
-            # Parks by hand: a reader that finds its message gone goes back to the head of the waiting readers, and a stop
-            # wakes only the readers of one inbox. A ParkingLot can do neither. Protected.
+            # Parks by hand, here and below: a reader that finds its message gone goes back to the head of the waiting
+            # readers, a stop wakes only the readers of one inbox, and the wake-up carries whether a message is promised. A
+            # ParkingLot or an Event can do none of it. Protected, as the whole class is, from KeyboardInterrupt.
             promised = await wait_task_rescheduled(abort)
             while self.is_open:
                 if not self.mailbox.shared or self._may_take(promised):
@@ -508,7 +510,7 @@ class Inbox:
     def end_loops(self) -> None:
         """The child has been asked to stop: wake the tasks that wait in a loop over this inbox."""
         if self.mailbox.shared:
-            cast("SharedQueue", self.mailbox).serving.pop(self, None)
+            self.mailbox.serving.pop(self, None)
             self._before_turn = 0  # so that a loop that finds messages asks whether a sibling serves them
         self._wake(loops=True)
 
@@ -517,8 +519,7 @@ class Inbox:
         if not self.is_open:
             return
         self.is_open, self._before_turn = False, 0
-        if self.mailbox.shared:
-            cast("SharedQueue", self.mailbox).serving.pop(self, None)
+        self.mailbox.serving.pop(self, None)
         held, self.held = self.held, {}
         back: list[Message] = []
         for message in held:
