@@ -271,6 +271,11 @@ def token_chunk(  # noqa: PLR0917 - by position is the fastest
     return chunk
 
 
+def positions_without_ids(chunk: TokenChunk) -> int:
+    """How many positions a chunk without token ids counts (D6): one if it carries something, none if it is the last."""
+    return int(chunk.finish_reason is None and (chunk.text != "" or chunk.data is not None))
+
+
 @frozen(kw_only=True)
 class Completion:
     """A whole stream, for a caller that waits for all of it.

@@ -31,6 +31,7 @@ from runners.types import (
     RunnerInfo,
     TokenChunk,
     TokenUsage,
+    positions_without_ids,
 )
 
 Failed: TypeAlias = tuple[int, InferenceError]
@@ -105,12 +106,12 @@ class Position:
         if made.data is not None:
             made = _with_plain_data(made)
         has_ids, finish = bool(made.token_ids), made.finish_reason
-        more = len(made.token_ids) or (not finish and (made.text != "" or made.data is not None))
+        more = len(made.token_ids) or positions_without_ids(made)
         end = self.at + more
         if made.index != self.at or end > self.most or not (more or finish):
             raise RunnerError(
                 f"the runner's stream must go on with position {self.at}, of at most {self.most}: "
-                f"got {int(more)} from {brief(made.index)}"
+                f"got {more} from {brief(made.index)}"
             )
         if more and self.has_ids is not has_ids:
             self._note_ids(has_ids=has_ids)

@@ -14,7 +14,7 @@ from ..brief import brief, is_a, quoted
 from ..errors import BadRequest, ContextLost, PoisonRequest, ProtocolError, RunnerError, Timeout
 from ..plain import size_of
 from ..protect import protected
-from ..types import Completion, ExecuteBatch, TokenChunk, TokenUsage
+from ..types import Completion, ExecuteBatch, TokenChunk, TokenUsage, positions_without_ids
 
 _Error = TypeVar("_Error", bound=Exception)
 
@@ -68,7 +68,7 @@ class Record:
         wrong = None
         for chunk in chunks:
             ids = chunk.token_ids
-            more = len(ids) or (not chunk.finish_reason and (chunk.text != "" or chunk.data is not None))
+            more = len(ids) or positions_without_ids(chunk)
             end = at + more
             if (
                 chunk.index != at

@@ -177,9 +177,8 @@ class Context:
 
     def may_move(self, record: Record) -> bool:
         """Whether a begun stream may continue in another session."""
-        counts_ids = (
-            bool(record.accepted) or not record.chunks
-        )  # a stream without ids cannot be continued (D6)
+        # A begun stream without token ids cannot be continued (D6).
+        counts_ids = bool(record.accepted) or not record.chunks
         return counts_ids and record.batch.on_loss == "migrate" and self.session.info.can_continue
 
     def must_stay(self, record: Record) -> bool:

@@ -1,4 +1,4 @@
-"""The engine loop of a context process: single-threaded, so that what it counts as progress is progress (D9)."""
+"""The loop of a context process. It has one thread, so a step that hangs cannot look like progress (D9)."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ class Link:
         self._parser = wire.from_parent()
 
     def send(self, *frames: wire.FromChild) -> None:
-        """Say these, at once.
+        """Send these frames at once.
 
         Raises:
             ValueError: see `wire.encode`; so for TypeError and OverflowError. Then nothing was sent.
@@ -107,7 +107,7 @@ class Link:
 
 
 def _load(hello: wire.Hello, link: Link, judge: Judge) -> ModelRunner:
-    """Make the runner that the first two frames name, and say so."""
+    """Make the runner that the first two frames name, and report what it declares."""
     if hello.today is not None:
         adopt(hello.today)
     try:
@@ -163,7 +163,7 @@ class Engine:
                 self._send(turns.turn())
 
     def _close(self) -> None:
-        """Whether the runner could be closed is the last word."""
+        """Close the runner. The last frame is `Closed`, or the error of closing."""
         self._drop(*self._turns.open)
         try:
             self._turns.runner.close()
