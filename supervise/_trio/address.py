@@ -13,8 +13,9 @@ from trio.lowlevel import ParkingLot
 from .._core._brief import brief
 from .._core.spec import SHARED, Child, Mailbox, Spec
 from ..errors import ChildStopped
-from .mailbox import Queue, SharedQueue
+from .mailbox import Queue
 from .protect import protected
+from .shared import SharedQueue
 
 
 @protected

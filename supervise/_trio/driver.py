@@ -376,6 +376,8 @@ class Driver:
         if address is not None and address.gone:
             address.reopen()
         if isinstance(one.spec, Child):
+            if one.spec.mailbox is SHARED:
+                self._open_shared(one.path.rpartition("/")[0])
             self._start_leaf(one.path)
         else:
             self._start_supervisor(one.path)
@@ -467,6 +469,17 @@ class Driver:
                     return path
         return None
 
+    def _open_shared(self, path: str) -> None:
+        """A child starts that serves the mailbox of its supervisor."""
+        address = self.addresses.get(path)
+        if (
+            address is not None
+            and address.mailbox is not None
+            and address.mailbox.closed
+            and not address.gone
+        ):
+            address.mailbox.open()
+
     def _reply(self, one: effect.Reply) -> None:
         if one.token is not None:
             one.token.set(outcome.Value(one.value) if one.error is None else outcome.Error(one.error))
@@ -474,6 +487,7 @@ class Driver:
     @enable_ki_protection
     def _gone(self, one: effect.Gone) -> None:
         """The node and all below it are down for good: close their addresses, which wakes the tasks that wait there."""
+        self._close_unserved(one)
         address = self.addresses.get(one.path)
         if address is None:
             return
@@ -487,6 +501,24 @@ class Driver:
             above = self.addresses.get(one.path.rpartition("/")[0])
             if above is not None:
                 above.below.pop(one.path, None)
+
+    def _close_unserved(self, one: effect.Gone) -> None:
+        """Close the mailbox of a supervisor if the last child that serves it is down for good (R37).
+
+        A pool's is not closed, nor one that no child shares: the next member, or child, that is added serves it.
+        """
+        above = one.path.rpartition("/")[0]
+        machine, address = self.forest.machines.get(above), self.addresses.get(above)
+        if address is None or address.mailbox is None or machine is None or isinstance(machine.spec, Pool):
+            return
+        sharing = 0
+        for node in machine.children.values():
+            if node.spec.mailbox is SHARED:
+                if not node.gone:
+                    return
+                sharing += 1
+        if sharing:
+            address.mailbox.close(one.why)
 
     def stray(self, path: str, exc: BaseException) -> None:
         """A callback of a child raised while no body of the child ran that could fail with it (R24, R30)."""

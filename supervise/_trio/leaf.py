@@ -371,7 +371,8 @@ class Leaf:
         spec = self._spec
         if spec.mailbox is not None:
             assert self._task is not None
-            self._inbox = Inbox(self._driver.mailbox_of(self), self, self._task)
+            mailbox = self._driver.mailbox_of(self)
+            self._inbox = mailbox.inbox_for(self, self._task)
             arguments += (self._inbox,)
         if spec.args:
             arguments += spec.args
@@ -404,7 +405,7 @@ class Leaf:
 
     async def _over(self, exc: BaseException | None, value: Any, *, resumable: bool) -> bool:
         """Report that the body is over, and wait for the verdict. Returns True if the body is to be entered again."""
-        self._failure = exc = self._settled(exc, value)
+        self._failure = exc = self._settled(exc, value, resumable=resumable)
         if self.stopping:
             self._error = exc
         if self.stopping or self._ignored:
@@ -422,9 +423,11 @@ class Leaf:
             await wait_task_rescheduled(lambda _: Abort.FAILED)
         verdict, self._verdict = self._verdict, None
         self._reported = verdict == "release"
+        if self._reported:
+            self._settle_messages(exc)
         return verdict == "resume"
 
-    def _settled(self, exc: BaseException | None, value: Any) -> BaseException | None:
+    def _settled(self, exc: BaseException | None, value: Any, *, resumable: bool) -> BaseException | None:
         """The failure to report: without `Cancelled`, or the injected one instead. Settles the messages in hand with it."""
         if self._injected is not None and not _is_fatal(exc):
             exc, self._injected = self._injected[0], None
@@ -437,12 +440,12 @@ class Leaf:
             self._ignored = value is IGNORE
             if not self._ignored:
                 exc = StartReturned(f"child {self.path!r} returned {brief(value)} before it was ready")
-        self._settle_messages(exc)
+        self._settle_messages(exc, resumable=resumable and not self.stopping and not self._ignored)
         return exc
 
-    def _settle_messages(self, failure: BaseException | None) -> None:
+    def _settle_messages(self, failure: BaseException | None, *, resumable: bool = False) -> None:
         if self._inbox is not None:
-            self._inbox.settle(self.path, failure)
+            self._inbox.settle(self.path, failure, resumable=resumable)
 
     def lease(self) -> trio.CancelScope:
         """A scope that is cancelled when this incarnation has ended (R28)."""

@@ -3,6 +3,8 @@
 A mailbox belongs to a node, not to an incarnation. No task hangs at one for ever, and no message is lost without an error
 for the caller who waits for its answer.
 
+A mailbox that several children share is in `shared`.
+
 A sender waits for room in `Queue.put`, a body for the next message in `Inbox._wait`. Both park by hand, and a comment there
 gives the reason. The docstring of `message` describes how tasks are woken, and how these classes are protected from
 KeyboardInterrupt.
@@ -14,7 +16,7 @@ from collections import OrderedDict, deque
 from collections.abc import Callable, Coroutine, Generator, Sequence
 from contextlib import contextmanager
 from types import TracebackType
-from typing import Any, ClassVar, Protocol, TypeAlias, cast
+from typing import Any, ClassVar, Protocol, TypeAlias
 
 import outcome
 import trio
@@ -43,7 +45,6 @@ from .message import (
 )
 from .protect import check_stack, protected
 
-_NO_INBOXES: dict[Inbox, None] = {}
 _FEW = 16  # up to this many withdrawn calls stay in the queue
 
 
@@ -65,7 +66,7 @@ Entry: TypeAlias = Call | Message | Sent
 """An entry of the queue. A `Message` in it is a one-way message that was put back."""
 
 
-def _is_withdrawn(entry: Entry) -> bool:
+def is_withdrawn(entry: Entry) -> bool:
     """Whether the caller of this entry has left."""
     return isinstance(entry, Call) and entry.state == "left"
 
@@ -90,9 +91,6 @@ class Queue:
         "withdrawn",
     )
 
-    # Only a shared queue has its own of these two. Here nothing is ever promised, and no inbox is entered.
-    promised: int = 0
-    serving: dict[Inbox, None] = _NO_INBOXES
     shared: ClassVar[bool] = False
 
     def __init__(self, path: str, spec: Mailbox) -> None:
@@ -158,11 +156,15 @@ class Queue:
             self._putters.pop(task, None)
             raise
 
+    def inbox_for(self, leaf: Holder, task: Task) -> Inbox:
+        """The end of a body of this leaf, whose own task is `task`."""
+        return Inbox(self, leaf, task)
+
     def withdraw(self) -> None:
         """A queued caller has left. Its entry stays as a tombstone; the queue is swept when more than half are tombstones."""
         self.withdrawn += 1
         if self.withdrawn > _FEW and self.withdrawn > len(self.queue) // 2:
-            self.queue = deque(entry for entry in self.queue if not _is_withdrawn(entry))
+            self.queue = deque(entry for entry in self.queue if not is_withdrawn(entry))
             self.withdrawn = 0
         self.admit()
 
@@ -174,12 +176,15 @@ class Queue:
     def put_back(self, messages: Sequence[Message]) -> None:
         """Put messages back at the head, in their order, even beyond the size; answer them with an error if the queue is closed."""
         for message in reversed(messages):
-            entry = message.back()
-            if not self.closed:
-                self.queue.appendleft(entry)
-                self.wake_reader()
-            elif isinstance(entry, Call):
-                entry.finish(outcome.Error(self._refusal()))
+            self.put_back_entry(message.back())
+
+    def put_back_entry(self, entry: Entry) -> None:
+        """As `put_back`, for one that is an entry already."""
+        if not self.closed:
+            self.queue.appendleft(entry)
+            self.wake_reader()
+        elif isinstance(entry, Call):
+            entry.finish(outcome.Error(self._refusal()))
 
     def check_others_serve(self, task: Task) -> None:
         """Raise `RuntimeError` if no task could serve the mailbox while the child's own task waits at it (R30).
@@ -241,46 +246,6 @@ class Queue:
         self.closed, self._why, self._size = False, None, self.spec.size
 
 
-@protected
-class SharedQueue(Queue):
-    """The queue of a supervisor, from which its children take their messages (R37).
-
-    An entry is promised to the reader that is woken for it. Otherwise a child that does not wait, and comes back sooner than the
-    woken one runs, would take the whole of a burst.
-    """
-
-    __slots__ = ("promised", "serving")
-
-    shared: ClassVar[bool] = True
-
-    def __init__(self, path: str, spec: Mailbox) -> None:
-        super().__init__(path, spec)
-        self.promised = 0  # entries for which a reader has been woken that has not run yet
-        self.serving: dict[Inbox, None] = {}  # those of bodies that run, and have not been asked to stop
-
-    def put_if_room(self, message: Entry) -> bool:
-        """See `Queue.put_if_room`."""
-        if len(self.queue) >= self._size and len(self) >= self._size:
-            return False
-        self.wake_reader()
-        self.queue.append(message)
-        return True
-
-    def wake_reader(self) -> None:
-        """Wake the reader that has waited longest, if one waits, for an entry that is there or is about to be."""
-        for reader, (inbox, _) in self.readers.items():
-            reschedule(reader, outcome.Value(True))
-            del self.readers[reader], inbox.parked[reader]
-            self.promised += 1
-            break
-
-    def break_promise(self) -> None:
-        """A woken reader takes nothing after all: the entry is for the next one."""
-        self.promised -= 1
-        if len(self) > self.promised:
-            self.wake_reader()
-
-
 class Holder(Protocol):
     """The part of a leaf that its inbox needs."""
 
@@ -314,7 +279,6 @@ class Inbox:
         "is_open",
         "mailbox",
         "others_read",
-        "parked",
         "progressed",
         "server_read",
     )
@@ -330,10 +294,7 @@ class Inbox:
         self._before_turn = IN_A_ROW
         self._leaf = leaf
         self._task = task  # the child's own
-        self.parked: dict[Task, bool] = {}  # the readers here of a shared mailbox, which may have many others
         self.progressed = False
-        if mailbox.shared and not leaf.stopping:
-            mailbox.serving[self] = None
 
     def __len__(self) -> int:
         """How many messages wait."""
@@ -402,14 +363,13 @@ class Inbox:
             self._is_read_by(task)
         if ends and self._leaf.stopping:
             return self._take_last()
-        readers, parked = self.mailbox.readers, self.parked
+        readers = self.mailbox.readers
         readers[task] = self, ends
         if self.mailbox.shared:
-            self._park(task, ends)
+            self._parks(task, ends)
 
         def abort(_: RaiseCancelT) -> Abort:
-            readers.pop(task, None)
-            parked.pop(task, None)
+            self.stops_waiting(task)
             return Abort.SUCCEEDED
 
         try:
@@ -429,31 +389,43 @@ class Inbox:
                 # Another task took the message that woke this reader, or its caller left. This reader still waits longest.
                 readers.move_to_end(task, last=False)
                 if self.mailbox.shared:
-                    self._park(task, ends)
+                    self._parks(task, ends)
                 promised = await wait_task_rescheduled(abort)
-            if promised:
-                cast("SharedQueue", self.mailbox).break_promise()
+            self._takes_nothing(promised)
         except BaseException:
-            readers.pop(task, None)
-            parked.pop(task, None)
+            self.stops_waiting(task)
             raise
         return self._take_last()
 
-    def _park(self, task: Task, ends: bool) -> None:
-        """A reader of a shared mailbox parks. If its child is to stop, it waits for its cancellation, not for a message (R37)."""
-        self.parked[task] = ends
-        if self._is_relieved():
-            del self.mailbox.readers[task]
+    # --- the parts in which `shared.SharedInbox` differs
 
-    def _may_take(self, promised: bool) -> bool:
-        """Whether a woken reader of a shared mailbox takes its message. If this child is to stop, it is left to a sibling (R37)."""
-        mailbox = cast("SharedQueue", self.mailbox)
-        if self._is_relieved():
-            if promised:
-                mailbox.break_promise()
-            return False
-        mailbox.promised -= bool(promised)
+    def _parks(self, task: Task, ends: bool) -> None:
+        """A reader parks."""
+
+    def stops_waiting(self, task: Task) -> None:
+        """A reader is woken, or leaves."""
+        self.mailbox.readers.pop(task, None)
+
+    def _waiting(self) -> list[tuple[Task, bool]]:
+        """The readers that wait here, and whether each is in a loop."""
+        return [(task, ends) for task, (inbox, ends) in self.mailbox.readers.items() if inbox is self]
+
+    def _may_take(self, promised: bool) -> bool:  # noqa: ARG002 - only a shared queue makes promises
+        """Whether a woken reader takes its message."""
         return True
+
+    def _takes_nothing(self, promised: bool) -> None:
+        """A woken reader finds its inbox closed."""
+
+    def _is_relieved(self) -> bool:
+        """Whether this child has been asked to stop while another one goes on serving the mailbox (R37)."""
+        return False
+
+    def _put_back(self, messages: list[Message], *, resumable: bool) -> None:  # noqa: ARG002 - no other child takes from this queue
+        """The body is over, and these messages in hand go back to the head of the queue."""
+        self.mailbox.put_back(messages)
+
+    # ---
 
     def _is_read_by(self, task: Task) -> None:
         self._reader = task
@@ -470,16 +442,10 @@ class Inbox:
             raise StopAsyncIteration
         return message
 
-    def _is_relieved(self) -> bool:
-        """Whether this child has been asked to stop while another one goes on serving the mailbox (R37)."""
-        return self._leaf.stopping and bool(self.mailbox.serving)
-
     def _take(self) -> Message | None:
         """Take the next entry whose caller has not left; it is in hand from now on. None if there is none."""
         mailbox = self.mailbox
         while mailbox.queue:
-            if mailbox.promised and len(mailbox) <= mailbox.promised:
-                break
             entry = mailbox.queue.popleft()
             try:
                 if isinstance(entry, tuple):
@@ -509,17 +475,19 @@ class Inbox:
 
     def end_loops(self) -> None:
         """The child has been asked to stop: wake the tasks that wait in a loop over this inbox."""
-        if self.mailbox.shared:
-            self.mailbox.serving.pop(self, None)
-            self._before_turn = 0  # so that a loop that finds messages asks whether a sibling serves them
         self._wake(loops=True)
 
-    def settle(self, path: str, failure: BaseException | None) -> None:
-        """The body is over: close this inbox; the messages in hand are lost, or go back to the head of the queue (R30)."""
+    def settle(self, path: str, failure: BaseException | None, *, resumable: bool = False) -> None:
+        """The body is over: close this inbox; the messages in hand are lost, or go back to the head of the queue (R30).
+
+        Args:
+            path: of the child.
+            failure: what the body ended with.
+            resumable: the failure has still to be decided, and the child may be resumed. This is called again if it is not.
+        """
         if not self.is_open:
             return
         self.is_open, self._before_turn = False, 0
-        self.mailbox.serving.pop(self, None)
         held, self.held = self.held, {}
         back: list[Message] = []
         for message in held:
@@ -532,20 +500,14 @@ class Inbox:
                 lost.__cause__ = failure
                 call.finish(outcome.Error(lost))
         self._wake(loops=False)
-        self.mailbox.put_back(back)
+        self._put_back(back, resumable=resumable)
 
     def _wake(self, *, loops: bool) -> None:
         """Wake the tasks that wait here: all, or those in a loop."""
-        readers = self.mailbox.readers
-        if self.mailbox.shared:
-            waiting = list(self.parked.items())
-        else:
-            waiting = [(task, ends) for task, (inbox, ends) in readers.items() if inbox is self]
-        for task, ends in waiting:
+        for task, ends in self._waiting():
             if ends or not loops:
                 reschedule(task)
-                readers.pop(task, None)
-                self.parked.pop(task, None)
+                self.stops_waiting(task)
 
     def fails(self, exc: BaseException) -> None:
         """A callback that this body registered raised: the present body of the child fails with that, even if it is a later one."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from .plant import Plant
 
 _MAILBOX = "supervise/_trio/mailbox.py"
+_SHARED = "supervise/_trio/shared.py"
 _MESSAGE = "supervise/_trio/message.py"
 _DRIVER = "supervise/_trio/driver.py"
 _LEAF = "supervise/_trio/leaf.py"
@@ -67,8 +68,8 @@ MAILBOXES = tuple(
         (
             "a message that is put back wakes no task",
             _MAILBOX,
-            "                self.queue.appendleft(entry)\n                self.wake_reader()",
-            "                self.queue.appendleft(entry)",
+            "            self.queue.appendleft(entry)\n            self.wake_reader()",
+            "            self.queue.appendleft(entry)",
         ),
         (
             "a withdrawn call makes no room",
@@ -85,8 +86,8 @@ MAILBOXES = tuple(
         (
             "a closed inbox wakes no task",
             _MAILBOX,
-            "        self._wake(loops=False)\n        self.mailbox.put_back(back)",
-            "        self.mailbox.put_back(back)",
+            "        self._wake(loops=False)\n        self._put_back(back",
+            "        self._put_back(back",
         ),
         (
             "items stay behind a stream",
@@ -193,33 +194,63 @@ MAILBOXES = tuple(
         ),
         (
             "a woken child has no promise",
-            _MAILBOX,
-            "            reschedule(reader, outcome.Value(True))\n            del self.readers[reader], inbox.parked[reader]\n            self.promised += 1",
-            "            reschedule(reader, outcome.Value(False))\n            del self.readers[reader], inbox.parked[reader]",
+            _SHARED,
+            "            reschedule(reader, outcome.Value(True))\n            inbox.stops_waiting(reader)\n            self.promised += 1",
+            "            reschedule(reader, outcome.Value(False))\n            inbox.stops_waiting(reader)",
         ),
         (
             "the message of a woken child that ended wakes no other",
-            _MAILBOX,
+            _SHARED,
             "        if len(self) > self.promised:\n            self.wake_reader()",
             "        pass",
         ),
         (
             "a promise is not kept",
-            _MAILBOX,
-            "            if mailbox.promised and len(mailbox) <= mailbox.promised:\n                break\n",
+            _SHARED,
+            "        if mailbox.promised and len(mailbox) <= mailbox.promised:\n            return None\n",
             "",
         ),
         (
             "a stopped child takes its siblings' messages",
-            _MAILBOX,
-            "            self._before_turn = 0  # so that a loop that finds",
-            "            pass  # so that a loop that finds",
+            _SHARED,
+            "        self._before_turn = 0  # so that a loop that finds",
+            "        pass  # so that a loop that finds",
         ),
         (
             "the last child leaves the mailbox as it is",
-            _MAILBOX,
+            _SHARED,
             "        return self._leaf.stopping and bool(self.mailbox.serving)",
-            "        return self._leaf.stopping and self.mailbox.shared",
+            "        return self._leaf.stopping",
+        ),
+        (
+            "a sibling takes what a resumed child had in hand",
+            _SHARED,
+            "            self.mailbox.keep(self._leaf, messages)",
+            "            self.mailbox.put_back(messages)",
+        ),
+        (
+            "what is kept for a failed child is lost with it",
+            _SHARED,
+            "        for entry in reversed(self._kept.pop(leaf, ())):\n            self.put_back_entry(entry)",
+            "        self._kept.pop(leaf, None)",
+        ),
+        (
+            "what is kept for a failed child stays when its caller leaves",
+            _SHARED,
+            "            if len(waiting) < len(kept):\n                self._kept[leaf] = waiting\n                return\n",
+            "",
+        ),
+        (
+            "callers wait for a mailbox whose last child is down",
+            _DRIVER,
+            "        if sharing:\n            address.mailbox.close(one.why)",
+            "        pass",
+        ),
+        (
+            "a mailbox stays closed when a child of it starts again",
+            _DRIVER,
+            "            if one.spec.mailbox is SHARED:\n                self._open_shared",
+            "            if False:\n                self._open_shared",
         ),
         (
             "a child that has ended serves its supervisor's mailbox for ever",

@@ -247,7 +247,7 @@ class Run:
                 await quiet()
                 self.check(ref, queue)
             assert not queue.readers
-            assert not queue.promised
+            assert not queue.shared or (not queue.promised and not any(queue._kept.values()))
             assert not queue.servers
 
     def check(self, ref, queue):
@@ -258,7 +258,7 @@ class Run:
         assert status.state == "up"
         assert status.mailbox == len(queue) == 0
         assert not queue._putters
-        assert not queue.promised
+        assert not queue.shared or (not queue.promised and not any(queue._kept.values()))
         held = [message for server in queue.servers.values() for message in server.open_inbox.held]
         assert not held or any(ask.form in ("send", "nowait") for ask in asks)
         first = list(dict.fromkeys(self.taken))

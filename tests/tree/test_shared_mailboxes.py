@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 
 import pytest
 import trio
@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from supervise import (
+    Backoff,
     CallLost,
     Child,
     ChildStopped,
@@ -20,10 +21,15 @@ from supervise import (
     Mailbox,
     MailboxFull,
     Pool,
+    Refused,
+    Restart,
+    Resume,
+    StartFailed,
+    Stop,
     events,
 )
 
-from .scene import Boom, Kit, Puppet, app, quiet
+from .scene import Boom, Kit, Other, Puppet, app, nothing, quiet
 from .talk import Shelf, grow, steps, worker
 
 
@@ -90,12 +96,13 @@ def test_the_child_that_has_waited_longest_is_next():
 
 
 def test_a_shared_mailbox_outlives_every_child():
-    """R29, R37: Messages wait while all children are down, and are served by the first that comes back."""
+    """R29, R37: Messages wait while all children are on their way back, and are served by the first that is there."""
     got = []
+    slow = {"backoff": Backoff(initial=5, factor=1)}
 
     async def scene(tree, _):
         for name in "ab":
-            await tree[f"app/{name}"].stop()
+            tree[f"app/{name}"].inject(Boom())
         async with trio.open_nursery() as nursery:
             nursery.start_soon(tree["app"].call, 1)
             await quiet()
@@ -105,7 +112,130 @@ def test_a_shared_mailbox_outlives_every_child():
         assert (tree["app"].status().mailbox, tree["app"].status().handled) == (0, 1)
         assert tree["app/b"].status().mailbox is None
 
-    grow(crew(got, "ab"), scene)
+    grow(crew(got, "ab", options=slow), scene)
+
+
+def test_callers_are_answered_when_the_last_child_is_down_for_good():
+    """R29, R37: No child is left that could serve them, and one that is started again serves those to come."""
+    got, errors = [], []
+
+    async def scene(tree, _):
+        async def asks(value):
+            with pytest.raises(ChildStopped, match="'app' is down for good") as caught:
+                await tree["app"].call(value, on_loss="requeue")
+            errors.append(caught.value.__cause__)
+
+        tree["app/b"].inject(Boom())
+        assert isinstance(await tree["app/b"].ended(), Boom)
+        assert await tree["app"].call("served") == "a"
+        async with trio.open_nursery() as nursery:
+            for value in range(2):
+                nursery.start_soon(asks, value)
+                await quiet()
+            tree["app/a"].inject(Other())
+        await asks("late")
+        assert [type(error) for error in errors] == [Other, Other, Other]
+        await tree["app/b"].start()
+        assert await tree["app"].call("again") == "b"
+        await tree["app/b"].stop()
+        await tree["app/b"].remove()
+        await tree["app"].add(Worker("c", got).spec)
+        assert await tree["app"].call("and again") == "c"
+
+    grow(crew(got, "ab", seconds=1.0, decider=Decider({Boom: Stop, Other: Stop})), scene)
+
+
+def test_a_mailbox_that_no_child_shares_yet_waits_for_one():
+    """R37: It is served by the first that is added, also if another child is down for good."""
+    got = []
+
+    async def scene(tree, _):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(tree["app"].call, 1)
+            await tree["app/other"].stop()
+            await quiet()
+            await tree["app"].add(Worker("a", got).spec)
+        assert got == [("a", 1)]
+
+    grow(app(Puppet("other"), mailbox=1), scene)
+
+
+@pytest.mark.parametrize("directive", [Resume, Restart, Stop])
+def test_what_a_failed_child_had_in_hand_is_kept_until_its_failure_is_decided(directive):
+    """R30, R37: A child that is resumed takes it again, before any sibling; otherwise it goes back to the head of the queue."""
+    got = []
+    first = Shelf("first", mailbox="shared", resource=nothing)
+
+    async def scene(tree, _):
+        async with trio.open_nursery() as nursery:
+            scopes = [trio.CancelScope() for _ in range(4)]
+
+            async def asks(number):
+                with scopes[number]:
+                    await tree["app"].call(number, on_loss="requeue")
+
+            for number in range(4):
+                nursery.start_soon(asks, number)
+                await quiet()
+            await tree["app"].add(Worker("second", got).spec)
+            nursery.start_soon(tree["app"].add, Puppet("slow", 5.0).spec)
+            await quiet()
+            tree["app/first"].inject(Boom())  # to be decided when the slow one is up
+            await quiet()
+            scopes[2].cancel()
+            await quiet()
+            assert (got, len(first.inboxes), tree["app"].status().mailbox) == ([], 1, 0)
+            assert await tree["app"].call("meanwhile") == "second"
+            await trio.sleep(6)
+            again = [message.value for message in first.held[4:]]
+            there = [value for _, value in got[1:]]
+            assert sorted(again + there) == [0, 1, 3]
+            if directive is Resume:
+                assert again == [0, 1, 3]
+            else:
+                assert there
+            for scope in scopes:
+                scope.cancel()
+        assert tree["app"].status().mailbox == 0
+
+    grow(app(first, mailbox=9, decider=Decider({Boom: directive})), scene)
+
+
+@pytest.mark.parametrize("stopped", ["app/first", "app"])
+def test_what_is_kept_for_a_failed_child_outlives_its_stop(stopped):
+    """R19, R30, R37: It goes to a sibling, or its callers are answered with the end of the supervisor."""
+    got, errors = [], []
+    first = Shelf("first", mailbox="shared", resource=nothing)
+
+    async def scene(tree, _):
+        async with trio.open_nursery() as nursery:
+
+            async def asks(value):
+                try:
+                    assert await tree["app/pair"].call(value, on_loss="requeue") == "second"
+                except ChildStopped as error:
+                    errors.append(error)
+
+            for value in range(3):
+                nursery.start_soon(asks, value)
+                await quiet()
+            if stopped == "app/first":
+                await tree["app/pair"].add(Worker("second", got).spec)
+            nursery.start_soon(absorbs, tree["app/pair"].add, Puppet("slow", 5.0).spec)
+            await quiet()
+            tree["app/pair/first"].inject(Boom())
+            await quiet()
+            nursery.start_soon(tree["app/pair/first" if stopped == "app/first" else "app/pair"].stop)
+        assert len(got if stopped == "app/first" else errors) == 3
+
+    pair = app(first, name="pair", mailbox=9, decider=Decider({Boom: Resume}))
+    grow(app(pair), scene)
+
+
+async def absorbs(function, *arguments):
+    """Call it; a refusal, because its supervisor stops, is none of this test."""
+    with suppress(Refused, StartFailed):
+        await function(*arguments)
 
 
 def test_a_message_in_the_hand_of_a_child_that_fails_is_lost_or_goes_to_a_sibling():

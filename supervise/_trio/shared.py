@@ -1,0 +1,171 @@
+"""The mailbox of a supervisor, and the inboxes of the children that take their messages from it (R37).
+
+Each differs from that of one child, in `mailbox`, in two things. An entry is promised to the reader that is woken for it:
+otherwise a child that does not wait, and comes back sooner than the woken one runs, would take the whole of a burst. And what a
+failed child had in hand is kept for it until it is decided whether it is resumed: after a Resume it has the resource that it
+used for these messages, and a sibling has not.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from typing import ClassVar
+
+import outcome
+from trio.lowlevel import Task, reschedule
+
+from .._core.spec import Mailbox
+from .mailbox import Entry, Holder, Inbox, Queue, is_withdrawn
+from .message import Call, Message
+from .protect import protected
+
+
+@protected
+class SharedQueue(Queue):
+    """The queue of a supervisor, from which its children take their messages."""
+
+    __slots__ = ("_kept", "promised", "serving")
+
+    shared: ClassVar[bool] = True
+
+    def __init__(self, path: str, spec: Mailbox) -> None:
+        super().__init__(path, spec)
+        self.promised = 0  # entries for which a reader has been woken that has not run yet
+        self.serving: dict[Inbox, None] = {}  # those of bodies that run, and have not been asked to stop
+        self._kept: dict[
+            Holder, deque[Call | Message]
+        ] = {}  # for children whose failure is not decided, or that were resumed
+
+    def inbox_for(self, leaf: Holder, task: Task) -> SharedInbox:
+        """See `Queue.inbox_for`."""
+        return SharedInbox(self, leaf, task)
+
+    # --- promises
+
+    def put_if_room(self, message: Entry) -> bool:
+        """See `Queue.put_if_room`."""
+        if len(self.queue) >= self._size and len(self) >= self._size:
+            return False
+        self.wake_reader()
+        self.queue.append(message)
+        return True
+
+    def wake_reader(self) -> None:
+        """Wake the reader that has waited longest, if one waits, for an entry that is there or is about to be."""
+        for reader, (inbox, _) in self.readers.items():
+            reschedule(reader, outcome.Value(True))
+            inbox.stops_waiting(reader)
+            self.promised += 1
+            break
+
+    def break_promise(self) -> None:
+        """A woken reader takes nothing after all: the entry is for the next one."""
+        self.promised -= 1
+        if len(self) > self.promised:
+            self.wake_reader()
+
+    # --- what is kept for one child
+
+    def keep(self, leaf: Holder, messages: Sequence[Message]) -> None:
+        """Keep what a child had in hand until its failure is decided, before what is kept for it already."""
+        if messages:
+            kept = self._kept.setdefault(leaf, deque())
+            kept.extendleft(message.back() for message in reversed(messages))
+
+    def kept_for(self, leaf: Holder) -> deque[Call | Message] | None:
+        """What a child that was resumed takes before anything else. Its callers have not left: see `withdraw`."""
+        return self._kept.get(leaf)
+
+    def release(self, leaf: Holder) -> None:
+        """The child is not resumed: what was kept for it goes back to the head of the queue."""
+        for entry in reversed(self._kept.pop(leaf, ())):
+            self.put_back_entry(entry)
+
+    def withdraw(self) -> None:
+        """See `Queue.withdraw`. A kept entry leaves no tombstone."""
+        for leaf, kept in self._kept.items():
+            waiting = deque(entry for entry in kept if not is_withdrawn(entry))
+            if len(waiting) < len(kept):
+                self._kept[leaf] = waiting
+                return
+        super().withdraw()
+
+    def close(self, why: BaseException | None) -> None:
+        """See `Queue.close`."""
+        super().close(why)
+        for leaf in list(self._kept):
+            self.release(leaf)
+
+
+@protected
+class SharedInbox(Inbox):
+    """The end of one child of a shared mailbox."""
+
+    __slots__ = ("_parked",)
+
+    mailbox: SharedQueue
+
+    def __init__(self, mailbox: SharedQueue, leaf: Holder, task: Task) -> None:
+        super().__init__(mailbox, leaf, task)
+        self._parked: dict[Task, bool] = {}  # the readers here: the queue may have many others
+        if not leaf.stopping:
+            mailbox.serving[self] = None
+
+    def _take(self) -> Message | None:
+        mailbox = self.mailbox
+        if kept := mailbox.kept_for(self._leaf):
+            message = kept[0].taken_again(self)
+            kept.popleft()
+            return message
+        if mailbox.promised and len(mailbox) <= mailbox.promised:
+            return None
+        return super()._take()
+
+    def _parks(self, task: Task, ends: bool) -> None:
+        """A reader parks. If its child is to stop, it waits for its cancellation, not for a message."""
+        self._parked[task] = ends
+        if self._is_relieved():
+            del self.mailbox.readers[task]
+
+    def stops_waiting(self, task: Task) -> None:
+        """See `Inbox.stops_waiting`."""
+        super().stops_waiting(task)
+        self._parked.pop(task, None)
+
+    def _waiting(self) -> list[tuple[Task, bool]]:
+        return list(self._parked.items())
+
+    def _may_take(self, promised: bool) -> bool:
+        """Whether a woken reader takes its message. If this child is to stop, it is left to a sibling."""
+        if self._is_relieved():
+            self._takes_nothing(promised)
+            return False
+        self.mailbox.promised -= bool(promised)
+        return True
+
+    def _takes_nothing(self, promised: bool) -> None:
+        if promised:
+            self.mailbox.break_promise()
+
+    def _is_relieved(self) -> bool:
+        return self._leaf.stopping and bool(self.mailbox.serving)
+
+    def end_loops(self) -> None:
+        """See `Inbox.end_loops`."""
+        self.mailbox.serving.pop(self, None)
+        self._before_turn = 0  # so that a loop that finds messages asks whether a sibling serves them
+        super().end_loops()
+
+    def settle(self, path: str, failure: BaseException | None, *, resumable: bool = False) -> None:
+        """See `Inbox.settle`."""
+        if not resumable:
+            self.mailbox.release(self._leaf)
+        self.mailbox.serving.pop(self, None)
+        super().settle(path, failure, resumable=resumable)
+
+    def _put_back(self, messages: list[Message], *, resumable: bool) -> None:
+        if resumable:
+            self.mailbox.keep(self._leaf, messages)
+        else:
+            self.mailbox.put_back(messages)
