@@ -27,7 +27,7 @@ if TYPE_CHECKING:
         token_chunk,
         with_release,
     )
-    from .worker import ContextState, device_worker, rebuild, report_poison
+    from .worker import ContextState, device_worker, rebuild, replace, report_poison
 
 _HOMES = {
     "Completion": "types",
@@ -45,6 +45,7 @@ _HOMES = {
     "WeightsFile": "types",
     "device_worker": "worker",
     "rebuild": "worker",
+    "replace": "worker",
     "report_poison": "worker",
     "token_chunk": "types",
     "with_release": "types",
@@ -66,6 +67,7 @@ __all__ = [
     "WeightsFile",
     "device_worker",
     "rebuild",
+    "replace",
     "report_poison",
     "token_chunk",
     "with_release",

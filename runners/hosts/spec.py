@@ -11,6 +11,7 @@ from typing import Any
 import attrs
 
 from ..brief import brief
+from . import CheckingHost, Host
 
 _PLAIN = (type(None), bool, int, float, str)
 _ALLOWED = (
@@ -31,6 +32,16 @@ def check_runner(runner: object) -> None:
     if issubclass(_class_of(runner), type) or not _can_build(runner):
         raise TypeError(f"a runner must be a value with a build method, got {brief(runner)}")
     pack(runner)
+
+
+def check_for(host: Host, runner: object) -> None:
+    """Refuse a runner spec that this host cannot run (D2).
+
+    Raises:
+        TypeError, ValueError: as `check_runner`, or as the host's own check.
+    """
+    check = host.check if isinstance(host, CheckingHost) else check_runner
+    check(runner)
 
 
 def _can_build(runner: object) -> bool:

@@ -14,7 +14,7 @@ from ..brief import brief, is_a, quoted
 from ..errors import BadRequest, ContextLost, PoisonRequest, ProtocolError, RunnerError, Timeout
 from ..plain import size_of
 from ..protect import protected
-from ..types import Completion, ExecuteBatch, TokenChunk, TokenUsage, positions_without_ids
+from ..types import Completion, ExecuteBatch, RunnerSpec, TokenChunk, TokenUsage, positions_without_ids
 
 _Error = TypeVar("_Error", bound=Exception)
 
@@ -28,8 +28,9 @@ MAX_CHARACTERS = 2**26
 class Record:
     """It travels with its message, over incarnations (D6).
 
-    `most`: tokens that it may get. `incarnation`: the last one that made something of it. `replayed`: accepted tokens that
-    were fed to later ones. `leave`: what its caller's leaving means to the context in which it is open, if it is in one.
+    `most`: tokens that it may get. `incarnation`: the last one that made something of it. `runner`: the spec of the runner that
+    began it. `moved`: whether the session in which it is open has made nothing of it yet. `replayed`: accepted tokens that were
+    fed to later sessions. `leave`: what its caller's leaving means to the context in which it is open, if it is in one.
     """
 
     batch: ExecuteBatch
@@ -42,6 +43,8 @@ class Record:
     leave: Callable[[Record], object] | None = None
     replayed: int = 0
     incarnation: int = 0
+    runner: RunnerSpec | None = None
+    moved: bool = False
     suspect: bool = False
 
     def __attrs_post_init__(self) -> None:
@@ -87,7 +90,8 @@ class Record:
                 characters += size_of(chunk.data)
             at = end
         self.characters, self.at = characters, at
-        if chunks and incarnation != self.incarnation:
+        if chunks and self.moved:
+            self.moved = False
             self.incarnation = incarnation
             self.replayed += had
         return wrong
@@ -144,6 +148,11 @@ class Record:
         """It ends with its context."""
         text = f"{self.name} was lost with incarnation {self.incarnation} of its context, after {self.chunks} chunks"
         return caused(ContextLost(text, incarnation=self.incarnation, delivered=self.chunks), cause)
+
+    def replaced(self) -> ContextLost:
+        """It cannot continue, because the worker has another runner by now."""
+        text = f"{self.name} was begun by a runner that has been replaced, after {self.chunks} chunks"
+        return ContextLost(text, incarnation=self.incarnation, delivered=self.chunks)
 
     def poisonous(self, cause: BaseException | None) -> PoisonRequest:
         """It ends, because its context did, twice."""

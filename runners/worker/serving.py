@@ -6,7 +6,8 @@ from `KeyboardInterrupt`, which between two lines would leave a process running,
 How it works
 ============
 
-The `Context` is the resource of the leaf: the session and its open streams. `_Serving` is one run of the body. Its task
+The `Context` is the resource of the leaf: the session and its open streams. A worker may have several, which know one another
+by their `Group`. `_Serving` is one run of the body. Its task
 `_pump` passes on what the session makes; beside it run `_admit` (takes requests while there is room), `_watch_rebuilds` (fails
 the context when a rebuild request is due), `_watch_deadlines`, `_drain` if the worker has `drain`, and `_watch_silence` if it
 has a canary.
@@ -20,15 +21,27 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import AsyncGenerator, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from collections.abc import AsyncGenerator, Generator, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from typing import Any, Literal
 
 import trio
 from attrs import define, evolve, field, frozen
 from trio.lowlevel import enable_ki_protection
 
-from supervise import Inbox, Message, StreamMessage, current_child
+from supervise import (
+    Backoff,
+    Child,
+    Decider,
+    Inbox,
+    Limit,
+    Mailbox,
+    Message,
+    Resume,
+    StreamMessage,
+    Supervisor,
+    current_child,
+)
 
 from ..brief import brief, is_a, one_line, text_of
 from ..errors import (
@@ -47,6 +60,7 @@ from ..hosts import Host, RequestFailed, Session
 from ..nursery import bare_nursery
 from ..protect import Entered, protected
 from ..types import ExecuteBatch, RunnerInfo, RunnerSpec, Sampling, SessionRebuildCause, TokenChunk
+from .group import Group, group_at
 from .record import MAX_CHARACTERS, Record, admitted, caused, id_of, record_of
 
 CANARY = ExecuteBatch("canary", "", sampling=Sampling(max_tokens=1, temperature=0, seed=0))
@@ -92,13 +106,17 @@ class Context:
     `since_oom`: None until memory runs out; then the requests that have begun since, until the session makes a chunk.
     `waiting`: a rebuild request that waits for the streams that it would lose. `under_way`: the rebuild request for which the
     body has failed.
-    `canary_open`: whether the canary's stream is open. `drains`: whether begun streams continue once the worker is asked to
-    stop (D13).
+    `opener`: which declares it. `canary_open`: whether the canary's stream is open. `drain`: for how many seconds begun streams continue once the worker is
+    asked to stop (D13). `held`: whether an operator wants no request to begin here. `runner`: the spec of the loaded runner.
     """
 
     session: Session
+    runner: RunnerSpec
+    group: Group
+    opener: Opener
     canary: float | None = None
-    drains: bool = False
+    drain: float = 0
+    held: bool = False
     canary_open: bool = False
     open: dict[str, Message] = field(factory=dict[str, Message])
     since_oom: set[str] | None = None
@@ -133,6 +151,7 @@ class Context:
         for message in self.open.values():
             record_of(message).leave = None
         self.open.clear()
+        self.has_changed()
 
     def _left(self, record: Record) -> None:
         """The caller has left: drop the stream, so that its place is free at the next step."""
@@ -168,7 +187,8 @@ class Context:
 
     def has_room(self) -> bool:
         """Whether one more stream may begin. None may while a suspect is on trial or a rebuild request waits."""
-        return self.waiting is None and len(self.open) < self.session.info.streams and not self._tries()
+        free = self.waiting is None and not self.held
+        return free and len(self.open) < self.session.info.streams and not self._tries()
 
     def _tries(self) -> bool:
         """Whether a suspect is on trial. It is the last open stream, because none begins after it."""
@@ -199,6 +219,22 @@ class Context:
     async def change(self) -> None:
         """Wait for the next call of `has_changed`."""
         await self._changed.wait()
+
+    @contextmanager
+    def hold(self) -> Generator[None]:
+        """Let no request begin here during the block."""
+        self.held = True
+        try:
+            yield
+        finally:
+            self.held = False
+            self.has_changed()
+
+    async def emptied(self, within: float) -> None:
+        """Wait until no stream is open, or until so many seconds have passed."""
+        with trio.move_on_after(within):
+            while self.open:
+                await self.change()
 
     # --- rebuild requests
 
@@ -269,15 +305,49 @@ def _superseded() -> RebuildSuperseded:
     return RebuildSuperseded("another rebuild was ordered before this one had begun")
 
 
+_REBUILDS = Decider({"device.rebuild": Resume})
+"""A rebuild request is always a Resume (D7), whatever the decider of the worker says."""
+
+
 @protected
-@frozen
+@frozen(kw_only=True)
 class Opener:
-    """Opens a session of the host for the present incarnation (D2)."""
+    """Declares a context, and opens a session of its host for each incarnation (D2).
+
+    `declared`: whether the runner is the one that the worker was declared with, which `replace` may have replaced since.
+    """
 
     host: Host
     runner: RunnerSpec
+    declared: bool = True
+    backoff: Backoff | None = None
+    limit: Limit | None = None
     canary: float | None = None
-    drains: bool = False
+    drain: float = 0
+    is_one_of_several: bool = False
+
+    def child(self, mailbox: Mailbox | Literal["shared"]) -> Child:
+        """The leaf whose resource this is."""
+        return Child(
+            "context",
+            serve,
+            resource=self,
+            mailbox=mailbox,
+            backoff=self.backoff,
+            decider=_REBUILDS,
+            drain=self.drain,
+            grace=30.0,
+        )
+
+    def supervised(self, name: str) -> Supervisor:
+        """The context as one of several (D12): under a supervisor of its own, so that no other context's restart delays its own."""
+        context = evolve(self, is_one_of_several=True).child("shared")
+        return Supervisor(name, [context], mailbox="shared", front=context, limit=self.limit)
+
+    def worker_of(self, path: str) -> str:
+        """The path of the worker whose context stands at `path`."""
+        above = path.rpartition("/")[0]
+        return above.rpartition("/")[0] if self.is_one_of_several else above
 
     def __call__(self) -> AbstractAsyncContextManager[Context]:
         """A context manager: the `Context` of one incarnation."""
@@ -287,11 +357,15 @@ class Opener:
     async def _opened(self) -> AsyncGenerator[Context, None]:
         child = current_child()
         cause = None if child.last_failure is None else one_line(brief(child.last_failure))
-        async with self.host.open(self.runner, incarnation=child.incarnation, cause=cause) as session:
-            context = Context(session, self.canary, self.drains)
+        group = group_at(child.tree, self.worker_of(child.path))
+        runner = (group.runner if self.declared else None) or self.runner
+        async with self.host.open(runner, incarnation=child.incarnation, cause=cause) as session:
+            context = Context(session, runner, group, self, self.canary, self.drain)
+            group.enter(child.path, context)
             try:
                 yield context
             finally:
+                group.leave(child.path)
                 context.end(stopping=child.stopping)
 
 
@@ -300,11 +374,13 @@ class ContextState:
     """The result of `ready()` and `rebuild()` for a worker: the context that serves now.
 
     Args:
+        path: of the context in the tree.
         incarnation: its number, counted from 1.
         pid: of its process; None if the runner has no process for itself.
         info: the declaration of its runner.
     """
 
+    path: str
     incarnation: int
     pid: int | None
     info: RunnerInfo
@@ -316,7 +392,13 @@ async def serve(context: Context, inbox: Inbox, *, task_status: trio.TaskStatus[
     """The body of the leaf: admit requests while there is room, and give the chunks of the session to their callers."""
     session = context.session
     task_status.started(
-        ContextState(incarnation=session.incarnation, pid=session.pid, info=session.info, context=context)
+        ContextState(
+            path=current_child().path,
+            incarnation=session.incarnation,
+            pid=session.pid,
+            info=session.info,
+            context=context,
+        )
     )
     await _Serving(context, inbox).run()
 
@@ -356,7 +438,8 @@ class _Serving:
             nursery.start_soon(self._admit)
             nursery.start_soon(self._watch_rebuilds)
             nursery.start_soon(self._watch_deadlines)
-            if self._context.drains:
+            if self._context.drain:
+                nursery.start_soon(self._watch_stop)
                 nursery.start_soon(self._drain)
             if self._context.canary is not None:
                 nursery.start_soon(self._watch_silence, self._context.canary)
@@ -369,7 +452,7 @@ class _Serving:
         so it drains (D13). If a stream that the rebuild would lose has just got its first chunk, the rebuild waits for that
         stream (D7).
         """
-        drains = self._context.drains and current_child().stopping
+        drains = self._context.drain > 0 and current_child().stopping
         would_be_resumed = is_a(self._failure, OutOfMemory, SessionRebuild)
         waits = is_a(self._failure, SessionRebuild) and self._context.keeps_any()
         if not (waits or (drains and would_be_resumed)):
@@ -404,16 +487,23 @@ class _Serving:
                 message = await self._inbox.receive()
                 if self._has_room() and not self._draining:
                     self._take(message)
+                    if self._context.group.others_wait(self._context, len(self._inbox)):
+                        await trio.lowlevel.checkpoint()
                 else:  # a rebuild or the stop was requested while this task waited for a message
                     message.requeue()
         await self._admit_begun()
 
     async def _admit_begun(self) -> None:
-        """The worker is being stopped: continue streams that have begun in an earlier session, and refuse others (D13)."""
+        """The worker is being stopped: continue streams that have begun in an earlier session, and refuse others (D13).
+
+        If this context alone is being stopped, it leaves all of them to the others.
+        """
         while True:
-            if not self._inbox:
+            if not self._inbox or self._inbox.relieved:
                 self._all_back = True
                 self._context.has_changed()
+            while self._inbox.relieved:
+                await self._context.change()
             message = await self._inbox.receive()
             if message.memo is None:
                 message.fail(
@@ -425,17 +515,29 @@ class _Serving:
                 message.requeue()  # so that it is withdrawn if its caller leaves meanwhile
                 await self._room()
 
-    async def _drain(self) -> None:
-        """Once the worker is asked to stop, begin no more requests, and end with the last begun stream.
+    async def _watch_stop(self) -> None:
+        """Have all contexts of a worker that is being stopped drain at the same time."""
+        child = current_child()
+        await child.stop_requested()
+        if child.tree[self._context.opener.worker_of(child.path)].status().state == "stopping":
+            self._context.group.drain(self._context.drain)
+        self._context.has_changed()
 
-        The tree limits the time.
+    async def _drain(self) -> None:
+        """Once the worker is asked to stop, begin no more requests. End with the last begun stream, when asked to stop.
+
+        The tree limits the time of each context, and the group that of all, which are asked one after the other.
         """
-        await current_child().stop_requested()
+        child, context = current_child(), self._context
+        while not child.stopping and context.group.drains_until is None:
+            await context.change()
         self._draining = True
         self._admission.cancel("the worker is being stopped")
-        while self._open or not self._all_back:
-            await self._context.change()
-        self._scope.cancel("all that had begun is done")
+        with trio.move_on_at(context.group.drains_until or math.inf):
+            while self._open or not (self._all_back and child.stopping):
+                await context.change()
+        await child.stop_requested()
+        self._scope.cancel("all that had begun is done, or the time is up")
 
     async def _room(self) -> None:
         while not self._has_room():
@@ -454,6 +556,7 @@ class _Serving:
             self._check(record)
             self._context.cancel_canary()
             self._session.begin(record.batch, record.accepted)
+            record.moved = True
         except (BadRequest, ContextLost, Timeout) as exc:
             message.fail(exc)
         else:
@@ -466,6 +569,10 @@ class _Serving:
             )
         if self._context.must_stay(record):
             raise record.lost(current_child().last_failure)
+        if record.runner is None:
+            record.runner = self._context.runner
+        elif record.chunks and record.runner != self._context.runner:
+            raise record.replaced()
         if record.is_late(trio.current_time()):
             raise record.late(current_child().path)
 
@@ -648,12 +755,14 @@ class _Serving:
             self._inbox.progressed = False  # otherwise the Resume would not be charged to the limit (R8)
         self._context.cancel_canary()
         ordered = self._was_ordered(failure)
-        for message in list(self._open.values()):
+        for message in reversed(self._open.values()):
             record = record_of(message)
             if record.suspect and not ordered:
                 message.fail(record.poisonous(failure))
             elif self._context.must_stay(record):
                 message.fail(record.lost(failure))
+            else:
+                message.requeue()
             record.suspect = record.suspect or not ordered
             self._session.drop(record.batch.request_id)
         self._context.close_all()

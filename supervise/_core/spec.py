@@ -207,17 +207,13 @@ SHARED: Literal["shared"] = "shared"
 """The `mailbox` of a child that takes its messages from the mailbox of its supervisor (R37)."""
 
 
-def _mailbox(value: Mailbox | int | None) -> Mailbox | None:
+def _mailbox(value: Mailbox | int | str | None) -> Mailbox | Literal["shared"] | None:
     if value is None or is_a(value, Mailbox):
         return cast("Mailbox | None", value)
-    return Mailbox(cast("int", value))
-
-
-def _mailbox_of_child(value: Mailbox | int | str | None) -> Mailbox | Literal["shared"] | None:
-    if value is None or not is_a(value, str):
-        return _mailbox(cast("Mailbox | int | None", value))
+    if not is_a(value, str):
+        return Mailbox(cast("int", value))
     if plain(value) != SHARED:
-        what = f"a child's mailbox must be a size, a Mailbox or {SHARED!r}, got {brief(value)}"
+        what = f"a mailbox must be a size, a Mailbox or {SHARED!r}, got {brief(value)}"
         refuse(ValueError(what + did_you_mean(value, (SHARED,))))
     return SHARED
 
@@ -269,9 +265,7 @@ class Child(_AsChild):
     name: str = field(converter=plain)
     body: Body
     resource: Resource | None = field(default=None, kw_only=True)
-    mailbox: Mailbox | Literal["shared"] | None = field(
-        default=None, converter=_mailbox_of_child, kw_only=True
-    )
+    mailbox: Mailbox | Literal["shared"] | None = field(default=None, converter=_mailbox, kw_only=True)
     args: tuple[Any, ...] = field(default=(), converter=_listed, kw_only=True, metadata=_AS_LIST)
     drain: float = field(default=0.0, kw_only=True, converter=plain)
     grace: float = field(default=5.0, kw_only=True, converter=plain)
@@ -353,7 +347,8 @@ class Supervisor(_AsChild):
             `all_significant`: when all of them have; `never` (R18).
         front: the name or spec of the child that answers at this supervisor's address (R34); None: no child does.
         mailbox: instead of a front, a mailbox at this address, from which its children with `mailbox="shared"` take their
-            messages (R37): how many may wait, or a `Mailbox`.
+            messages (R37): how many may wait, or a `Mailbox`; "shared": those children take from the mailbox that this
+            supervisor shares, which is that of its own supervisor.
         init: a plain function, called before each start of the children; it may return `IGNORE` (R17), or raise, which is a
             failed start.
         restart, significant, start_timeout, backoff, decider: as for `Child`; `decider` also decides for the nodes below.
@@ -369,7 +364,7 @@ class Supervisor(_AsChild):
     on_limit: OnLimit = field(default="escalate", kw_only=True, converter=plain)
     auto_shutdown: AutoShutdown = field(default="never", kw_only=True, converter=plain)
     front: str | None = field(default=None, kw_only=True, converter=_name_of)
-    mailbox: Mailbox | None = field(default=None, converter=_mailbox, kw_only=True)
+    mailbox: Mailbox | Literal["shared"] | None = field(default=None, converter=_mailbox, kw_only=True)
     init: Callable[..., object] | None = field(default=None, kw_only=True)
 
     front_child: Spec | None = field(init=False, repr=False, default=Factory(_front_child, takes_self=True))
@@ -391,7 +386,7 @@ class Supervisor(_AsChild):
             )
             refuse(ValueError(problem + did_you_mean(self.front, names)))
             _put(self, "front", None)
-        if self.front is not None and self.mailbox is not None:
+        if self.front is not None and isinstance(self.mailbox, Mailbox):
             refuse(ValueError(f"{what} must have a front or a mailbox at its address, got both"))
 
     def _check_children(self, what: str) -> None:
@@ -441,7 +436,7 @@ class Pool(_AsChild):
     limit: Limit | None = field(default=None, kw_only=True)
     on_limit: OnLimit = field(default="escalate", kw_only=True, converter=plain)
     auto_shutdown: AutoShutdown = field(default="never", kw_only=True, converter=plain)
-    mailbox: Mailbox | None = field(default=None, converter=_mailbox, kw_only=True)
+    mailbox: Mailbox | Literal["shared"] | None = field(default=None, converter=_mailbox, kw_only=True)
     init: Callable[..., object] | None = field(default=None, kw_only=True)
 
     children: tuple[Spec, ...] = field(default=(), init=False, repr=False)

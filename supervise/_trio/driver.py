@@ -311,7 +311,8 @@ class Driver:
         node = leaf._node
         path, spec = node.path, node.spec
         if spec.mailbox is SHARED:
-            path, spec = leaf.machine.path, leaf.machine.spec
+            owner = _owner(leaf.machine)
+            path, spec = owner.path, owner.spec
         address = self.addresses.get(path)
         if address is None:
             address = self._keep(Address(path))
@@ -377,7 +378,7 @@ class Driver:
             address.reopen()
         if isinstance(one.spec, Child):
             if one.spec.mailbox is SHARED:
-                self._open_shared(one.path.rpartition("/")[0])
+                self._open_shared(self.forest.machines[one.path.rpartition("/")[0]])
             self._start_leaf(one.path)
         else:
             self._start_supervisor(one.path)
@@ -469,9 +470,9 @@ class Driver:
                     return path
         return None
 
-    def _open_shared(self, path: str) -> None:
-        """A child starts that serves the mailbox of its supervisor."""
-        address = self.addresses.get(path)
+    def _open_shared(self, above: Machine) -> None:
+        """A child starts that serves a mailbox which it shares."""
+        address = self.addresses.get(_owner(above).path)
         if (
             address is not None
             and address.mailbox is not None
@@ -507,18 +508,30 @@ class Driver:
 
         A pool's is not closed, nor one that no child shares: the next member, or child, that is added serves it.
         """
-        above = one.path.rpartition("/")[0]
-        machine, address = self.forest.machines.get(above), self.addresses.get(above)
-        if address is None or address.mailbox is None or machine is None or isinstance(machine.spec, Pool):
-            return
-        sharing = 0
-        for node in machine.children.values():
-            if node.spec.mailbox is SHARED:
-                if not node.gone:
-                    return
-                sharing += 1
-        if sharing:
-            address.mailbox.close(one.why)
+        above = self.forest.machines.get(one.path.rpartition("/")[0])
+        owner = None if above is None else _owner(above)
+        address = None if owner is None else self.addresses.get(owner.path)
+        if address is not None and address.mailbox is not None and address.mailbox.shared:
+            assert owner is not None
+            if self._is_unserved(owner):
+                address.mailbox.close(one.why)
+
+    def _is_unserved(self, owner: Machine) -> bool:
+        """Whether nodes share the mailbox of this supervisor, and each is down for good, or has only such nodes below."""
+        found = False
+        walks = [iter(() if isinstance(owner.spec, Pool) else owner.children.values())]
+        while walks:
+            node = next(walks[-1], None)
+            if node is None:
+                walks.pop()
+            elif node.spec.mailbox is SHARED:
+                found = True
+                below = self.forest.machines.get(node.path)
+                if not node.gone and (below is None or isinstance(below.spec, Pool)):
+                    return False
+                if not node.gone and below is not None:
+                    walks.append(iter(below.children.values()))
+        return found
 
     def stray(self, path: str, exc: BaseException) -> None:
         """A callback of a child raised while no body of the child ran that could fail with it (R24, R30)."""
@@ -639,6 +652,13 @@ class Driver:
         for address in list(self.addresses.values()):
             address.close(self.failure)
         self.finished.set()
+
+
+def _owner(machine: Machine) -> Machine:
+    """The supervisor whose mailbox the children of this one share (R37)."""
+    while machine.spec.mailbox is SHARED and machine.parent is not None:
+        machine = machine.parent
+    return machine
 
 
 def _do_nothing() -> None:

@@ -300,6 +300,11 @@ class Inbox:
         """How many messages wait."""
         return len(self.mailbox)
 
+    @property
+    def relieved(self) -> bool:
+        """Whether this child has been asked to stop while another one goes on serving the mailbox, which it shares (R37)."""
+        return False
+
     def __aiter__(self) -> Inbox:
         return self
 
@@ -310,7 +315,7 @@ class Inbox:
         """
         if not self._before_turn:
             await self._give_way()
-            if self._is_relieved():
+            if self.relieved:
                 raise StopAsyncIteration
         self._before_turn -= 1
         return self._take() or await self._wait(True)
@@ -417,10 +422,6 @@ class Inbox:
     def _takes_nothing(self, promised: bool) -> None:
         """A woken reader finds its inbox closed."""
 
-    def _is_relieved(self) -> bool:
-        """Whether this child has been asked to stop while another one goes on serving the mailbox (R37)."""
-        return False
-
     def _put_back(self, messages: list[Message], *, resumable: bool) -> None:  # noqa: ARG002 - no other child takes from this queue
         """The body is over, and these messages in hand go back to the head of the queue."""
         self.mailbox.put_back(messages)
@@ -437,7 +438,7 @@ class Inbox:
     def _take_last(self) -> Message:
         """Take a message if there is one, else end the loop. Raises if the inbox is closed."""
         self._check_open()
-        message = None if self._is_relieved() else self._take()
+        message = None if self.relieved else self._take()
         if message is None:
             raise StopAsyncIteration
         return message

@@ -14,7 +14,7 @@ from .._core import effect
 from .._core._brief import brief
 from .._core._check import is_a
 from .._core.node import Node
-from .._core.spec import Child, OnLoss, Pool, Spec, Supervisor, placed_twice, walk
+from .._core.spec import SHARED, Child, OnLoss, Pool, Spec, Supervisor, placed_twice, walk
 from .._core.status import Status, picture
 from ..errors import ChildRestarted, Refused
 from .address import Address, Answer
@@ -65,6 +65,11 @@ class Ref:
 
     def __hash__(self) -> int:
         return hash((id(self._driver), self.path))
+
+    @property
+    def tree(self) -> Any:
+        """The tree that the node belongs to, a `Tree`."""
+        return self._driver.tree
 
     # --- its state
 
@@ -411,3 +416,9 @@ def refuse_nonsense(spec: Spec) -> None:
         raise ValueError(problem)
     if spec.misfit is not None:
         raise TypeError(spec.misfit)
+
+
+def refuse_no_mailbox(root: Spec) -> None:
+    """Refuse a root that shares the mailbox of its supervisor, since it has none."""
+    if root.mailbox is SHARED:
+        raise ValueError(f"the root {root.name!r} is to share the mailbox of its supervisor, but has none")

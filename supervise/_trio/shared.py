@@ -125,7 +125,7 @@ class SharedInbox(Inbox):
     def _parks(self, task: Task, ends: bool) -> None:
         """A reader parks. If its child is to stop, it waits for its cancellation, not for a message."""
         self._parked[task] = ends
-        if self._is_relieved():
+        if self.relieved:
             del self.mailbox.readers[task]
 
     def stops_waiting(self, task: Task) -> None:
@@ -138,7 +138,7 @@ class SharedInbox(Inbox):
 
     def _may_take(self, promised: bool) -> bool:
         """Whether a woken reader takes its message. If this child is to stop, it is left to a sibling."""
-        if self._is_relieved():
+        if self.relieved:
             self._takes_nothing(promised)
             return False
         self.mailbox.promised -= bool(promised)
@@ -148,7 +148,9 @@ class SharedInbox(Inbox):
         if promised:
             self.mailbox.break_promise()
 
-    def _is_relieved(self) -> bool:
+    @property
+    def relieved(self) -> bool:
+        """See `Inbox.relieved`."""
         return self._leaf.stopping and bool(self.mailbox.serving)
 
     def end_loops(self) -> None:

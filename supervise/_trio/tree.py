@@ -23,7 +23,7 @@ from ..sinks.log import LoggingSink
 from .driver import Driver
 from .leaf import _is_fatal, _without_cancelled, close_scope
 from .protect import check_stack, protected
-from .ref import Declared, Ref, refuse_nonsense
+from .ref import Declared, Ref, refuse_no_mailbox, refuse_nonsense
 
 onlookers: ContextVar[tuple[Sink, ...]] = ContextVar("supervise.onlookers", default=())
 """More sinks for every tree that is opened in a context; the testing tools set it."""
@@ -106,6 +106,7 @@ def check_root(spec: object) -> Supervisor | Pool:
         raise TypeError(f"a tree's root must be a Supervisor or a Pool, got {brief(spec)}")
     root = cast("Supervisor | Pool", spec)
     refuse_nonsense(root)
+    refuse_no_mailbox(root)
     return root
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Final, TypeVar
+from typing import Final, Literal, TypeVar
 
 from attrs import frozen
 
@@ -67,7 +67,7 @@ def _of_child(child: Child) -> list[str]:
     if child.resource is not None:
         facts.append(f"resource {_called(child.resource)}")
     if child.mailbox is not None:
-        facts.append(_mailbox(child.mailbox) if isinstance(child.mailbox, Mailbox) else "shared mailbox")
+        facts.append(_mailbox(child.mailbox))
     if child.drain > 0:
         facts.append(f"drain {child.drain:g} s")
     if child.grace != _GRACE:
@@ -94,7 +94,9 @@ def _of_supervisor(spec: Spec) -> list[str]:
     return facts
 
 
-def _mailbox(mailbox: Mailbox) -> str:
+def _mailbox(mailbox: Mailbox | Literal["shared"]) -> str:
+    if not isinstance(mailbox, Mailbox):
+        return "shared mailbox"
     return f"mailbox {mailbox.size}" + (", requeue" if mailbox.on_loss == "requeue" else "")
 
 

@@ -210,7 +210,7 @@ NONSENSE = [
     (
         lambda: Child("a", body, mailbox="share"),
         ValueError,
-        "a child's mailbox must be a size, a Mailbox or 'shared', got 'share'; did you mean 'shared'?",
+        "a mailbox must be a size, a Mailbox or 'shared', got 'share'; did you mean 'shared'?",
     ),
     (
         lambda: Supervisor("app", [Child("a", body, mailbox="shared")]),

@@ -29,22 +29,22 @@ def _found(test: str) -> list[str]:
 
 DEVICES = (
     *plants_of(
-        "worker/__init__.py",
+        "worker/operations.py",
         (
             "a stop comes between the look at a worker and the order",
-            "            async with worker.lease() as now:\n                serving: ContextState = now\n                return serving\n",
-            "            serving: ContextState = await worker.ready()\n            return serving\n",
+            "            async with context.lease() as now:\n                serving: ContextState = now\n                return serving\n",
+            "            serving: ContextState = await context.ready()\n            return serving\n",
             "a_rebuild_that_meets_the_stop_is_answered_with_the_stop",
         ),
         (
             "a poison that an order reports is ignored in a drain",
-            '            report_poison(worker, f"a new session was ordered ({cause})", context.incarnation)\n',
+            '            report_poison(context, f"a new session was ordered ({cause})", status.incarnation)\n',
             "            pass\n",
             "a_context_that_drains_and_is_poisoned_serves_no_longer",
         ),
         (
             "a rebuild that meets the stop is answered as if the worker were down",
-            "        if exc.__cause__ is None:  # it did not fail: an operator stopped it\n            raise _stopping(worker) from None\n",
+            "        if exc.__cause__ is None:  # it did not fail: an operator stopped it\n            raise _stopping(context) from None\n",
             "",
             "a_rebuild_that_meets_the_stop_is_answered_with_the_stop",
         ),
@@ -107,8 +107,8 @@ DEVICES = (
         ),
         (
             "a drain is not awaited",
-            "        while self._open or not self._all_back:\n            await self._context.change()\n",
-            "",
+            "            while self._open or not (self._all_back and child.stopping):\n                await context.change()\n",
+            "            pass\n",
             "begun_streams_finish_when_a_worker_drains",
         ),
         (
@@ -206,11 +206,11 @@ DEVICES = (
         ),
     ),
     *plants_of(
-        "worker/__init__.py",
+        "worker/operations.py",
         (
             "a stale report of a poison is believed",
-            "context.incarnation == incarnation:",
-            "context.incarnation >= incarnation:",
+            "            if context.status().incarnation == incarnation:",
+            "            if context.status().incarnation >= incarnation:",
             "a_reported_poison_restarts_and_a_stale_report_does_not",
         ),
         (
@@ -218,6 +218,81 @@ DEVICES = (
             "        state._context.withdraw(request)",
             "        pass",
             "an_operator_that_leaves_withdraws_its_order",
+        ),
+    ),
+    *plants_of(
+        "worker/group.py",
+        (
+            "one context takes a whole burst",
+            "        return len(context.open) * len(free) >= sum(free) + waiting",
+            "        return False",
+            "a_burst_is_spread_evenly",
+        ),
+        (
+            "contexts that do not serve have a share of a burst",
+            "if other is context or other.has_room()]",
+            "]",
+            "a_context_that_is_full_counts_for_no_share",
+        ),
+        (
+            "the contexts drain one after the other",
+            "            for context in self.contexts.values():\n                context.has_changed()\n",
+            "",
+            "all_contexts_drain_at_the_same_time",
+        ),
+        (
+            "a worker that was stopped drains when it is started again",
+            "        if not self.contexts:\n            self.drains_until = None",
+            "        pass",
+            "a_drained_worker_ends_with_its_last_stream_and_serves_again",
+        ),
+    ),
+    *plants_of(
+        "worker/operations.py",
+        (
+            "a context that drains for a new runner begins requests",
+            "            with context.hold():\n                await context.emptied(drain)\n                if group",
+            "            if True:\n                await context.emptied(drain)\n                if group",
+            "a_new_runner_is_swapped_in_while_the_worker_serves",
+        ),
+        (
+            "a runner that does not load stays the new one",
+            "            group.runner = before\n            await context.start()",
+            "            await context.start()",
+            "a_new_runner_that_does_not_load_leaves_the_old_one",
+        ),
+        (
+            "a replacement that is cancelled leaves its spare",
+            "        with trio.CancelScope(shield=True):\n            await spare.stop()",
+            "        if True:\n            await spare.stop()",
+            "one_replacement_at_a_time",
+        ),
+        (
+            "a rolling rebuild ends with a context that is just replaced",
+            "    except RebuildSuperseded:\n        return await _next(context)",
+            "    except ZeroDivisionError:\n        return await _next(context)",
+            "a_rolling_rebuild_waits_for_a_context_that_is_just_replaced",
+        ),
+    ),
+    *plants_of(
+        "worker/serving.py",
+        (
+            "a context that is stopped alone refuses what its siblings could serve",
+            "            while self._inbox.relieved:\n                await self._context.change()\n",
+            "",
+            "a_context_that_is_stopped_alone_leaves_the_queue_to_the_others",
+        ),
+        (
+            "another runner continues a stream",
+            "        elif record.chunks and record.runner != self._context.runner:",
+            "        elif False:",
+            "another_runner_continues_no_stream",
+        ),
+        (
+            "streams wait for the rebuild of their context",
+            "            else:\n                message.requeue()\n            record.suspect",
+            "            record.suspect",
+            "the_contexts_are_rebuilt_one_after_the_other",
         ),
     ),
 )

@@ -243,8 +243,20 @@ MAILBOXES = tuple(
         (
             "callers wait for a mailbox whose last child is down",
             _DRIVER,
-            "        if sharing:\n            address.mailbox.close(one.why)",
-            "        pass",
+            "            if self._is_unserved(owner):",
+            "            if False:",
+        ),
+        (
+            "a child that shares through a supervisor does not count",
+            _DRIVER,
+            "                    walks.append(iter(below.children.values()))",
+            "                    pass",
+        ),
+        (
+            "a supervisor that is up serves though its children are down",
+            _DRIVER,
+            "                if not node.gone and (below is None or isinstance(below.spec, Pool)):",
+            "                if not node.gone:",
         ),
         (
             "a mailbox stays closed when a child of it starts again",

@@ -387,14 +387,14 @@ WORKERS = tuple(
             ),
             (
                 "runners/worker/serving.py",
-                "        while self._open or not self._all_back:",
-                "        while self._open:",
+                "            while self._open or not (self._all_back and child.stopping):",
+                "            while self._open or not child.stopping:",
                 ("tests/runners/test_serving.py",),
             ),
             (
                 "runners/worker/serving.py",
-                "        while self._open or not self._all_back:",
-                "        while not self._all_back:",
+                "            while self._open or not (self._all_back and child.stopping):",
+                "            while not (self._all_back and child.stopping):",
                 ("tests/runners/test_serving.py",),
             ),
             (

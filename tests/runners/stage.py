@@ -261,10 +261,13 @@ class Stage:
 
     def __init__(self, streams=4, *, can_continue=True):
         self.acts = []
+        self.load = 0.0  # seconds that every load but the first takes
         self._info = RunnerInfo(streams=streams, can_continue=can_continue)
 
     @asynccontextmanager
     async def open(self, runner, *, incarnation=1, cause=None):
+        if self.load and incarnation > 1:
+            await trio.sleep(self.load)
         act = Act(incarnation, cause, self._info)
         self.acts.append(act)
         yield act

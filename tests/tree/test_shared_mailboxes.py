@@ -145,6 +145,51 @@ def test_callers_are_answered_when_the_last_child_is_down_for_good():
     grow(crew(got, "ab", seconds=1.0, decider=Decider({Boom: Stop, Other: Stop})), scene)
 
 
+def test_a_mailbox_may_be_shared_through_supervisors():
+    """R37: A supervisor that shares passes the mailbox on; each child below has a limit and a supervisor of its own."""
+    got = []
+    one, two = (
+        app(Worker(name, got, seconds=1.0), name=f"over-{name}", mailbox="shared", front=name, limit=None)
+        for name in "ab"
+    )
+
+    async def scene(tree, _):
+        async with trio.open_nursery() as nursery:
+            for value in range(4):
+                nursery.start_soon(tree["app"].call, value)
+                await quiet()
+        assert got[:2] == [("a", 0), ("b", 1)]
+        assert sorted(value for _, value in got) == [0, 1, 2, 3]
+        await tree["app/over-a"].ready()
+        async with tree["app/over-a"].lease():
+            with pytest.raises(
+                TypeError, match="'app/over-a/a' has no mailbox of its own: send to 'app/over-a'"
+            ):
+                await tree["app/over-a"].call(5)
+        await tree["app/over-a"].stop()
+        assert await tree["app"].call(6) == "b"
+        await tree["app/over-b/b"].stop()
+        with pytest.raises(ChildStopped, match="'app' is down for good"):
+            await tree["app"].call(7)
+        await tree["app/over-a"].start()
+        assert await tree["app"].call(8) == "a"
+
+    grow(app(one, two, mailbox=9), scene)
+
+
+def test_a_mailbox_that_is_shared_further_must_be_there():
+    """R37: A supervisor that shares stands below one that has a mailbox, or shares one too."""
+    inner = app(Worker("a", []), name="inner", mailbox="shared")
+    with pytest.raises(
+        ValueError, match="child 'inner' is to take the messages of its supervisor, which has no mailbox"
+    ):
+        app(inner)
+    with pytest.raises(
+        ValueError, match="the root 'inner' is to share the mailbox of its supervisor, but has none"
+    ):
+        grow(inner, None)
+
+
 def test_a_mailbox_that_no_child_shares_yet_waits_for_one():
     """R37: It is served by the first that is added, also if another child is down for good."""
     got = []

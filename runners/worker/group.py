@@ -1,0 +1,67 @@
+"""The contexts of one worker in one tree, which take from one mailbox (D12).
+
+A `Group` outlives its contexts, and belongs to the worker's place in a tree: a spec may be used in several trees.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import trio
+from attrs import define, field
+
+from supervise import Tree
+
+from ..protect import protected
+from ..types import RunnerSpec
+
+
+@protected
+@define(eq=False)
+class Group:
+    """What the contexts of a worker know of one another.
+
+    `contexts`: those that serve, by their paths. `runner`: what `replace` has put in place of the declared runner; None until
+    then. `replacing`: whether it is at work. `drains_until`: when the worker began to stop, the moment by which the begun streams must have ended; None before.
+    """
+
+    contexts: dict[str, Any] = field(
+        factory=dict[str, Any]
+    )  # each a `serving.Context`, which imports this module
+    runner: RunnerSpec | None = None
+    replacing: bool = False
+    drains_until: float | None = None
+
+    def enter(self, path: str, context: Any) -> None:
+        """A context begins to serve."""
+        self.contexts[path] = context
+
+    def leave(self, path: str) -> None:
+        """A context has ended. When it was the last of a worker that was stopped, the worker may be started again."""
+        del self.contexts[path]
+        if not self.contexts:
+            self.drains_until = None
+
+    def drain(self, seconds: float) -> None:
+        """The worker begins to stop: all contexts drain at the same time, though they are stopped one after the other (R12)."""
+        if self.drains_until is None:
+            self.drains_until = trio.current_time() + seconds
+            for context in self.contexts.values():
+                context.has_changed()
+
+    def others_wait(self, context: Any, waiting: int) -> bool:
+        """Whether this context has its share of the open streams and of those that wait, so that the others are next."""
+        if len(self.contexts) == 1 or not waiting:
+            return False
+        free = [len(other.open) for other in self.contexts.values() if other is context or other.has_room()]
+        return len(context.open) * len(free) >= sum(free) + waiting
+
+
+_GROUPS: WeakKeyDictionary[Tree, dict[str, Group]] = WeakKeyDictionary()
+
+
+def group_at(tree: Tree, path: str) -> Group:
+    """The group of the worker at this path."""
+    groups = _GROUPS.setdefault(tree, {})
+    return groups.setdefault(path, Group())

@@ -1,0 +1,276 @@
+"""What the operator of a running device worker may order: a rebuild, a new runner, and the end of a poisoned context (D3, D7, D12)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import suppress
+
+import trio
+from attrs import evolve
+from trio.lowlevel import enable_ki_protection
+
+from supervise import ChildStopped, Ref, Refused, StartFailed
+
+from ..errors import ContextPoisoned, RebuildSuperseded, WorkerDown, WorkerStopping
+from ..hosts.spec import check_for
+from ..types import RunnerSpec, SessionRebuildCause
+from .group import Group, group_at
+from .serving import Context, ContextState, Opener
+
+SPARE = "spare"
+"""The name of the context that serves while the others get a new runner."""
+
+
+@enable_ki_protection
+def report_poison(worker: Ref, reason: str, incarnation: int) -> None:
+    """Report from outside that the context of a worker is poisoned: the context fails with `ContextPoisoned` (D3).
+
+    A report about an earlier incarnation is ignored, as is a report to a worker that is down. A context that drains ends
+    too: streams that have begun there end with `WorkerDown` or `ContextLost`, or continue in the next context if a
+    supervisor above starts the worker again (D13).
+
+    Args:
+        worker: its address; of a worker with several `hosts`, the address of the context.
+        reason: the text of the error.
+        incarnation: of the poisoned context, as `ContextState` and `TokenChunk` have it.
+
+    Raises:
+        ValueError: the worker has several contexts, which count their incarnations apart.
+    """
+    with suppress(ChildStopped, Refused):  # the worker is down, or already failing
+        contexts = _contexts_of(worker)
+        if len(contexts) > 1:
+            paths = ", ".join(repr(context.path) for context in contexts)
+            raise ValueError(
+                f"{worker.path!r} has several contexts, report the poison of one of them: {paths}"
+            )
+        for context in contexts:
+            if context.status().incarnation == incarnation:
+                context.inject(ContextPoisoned(reason))
+
+
+@enable_ki_protection
+async def rebuild(worker: Ref, cause: SessionRebuildCause = SessionRebuildCause.MANUAL) -> ContextState:
+    """Have the session of a worker made anew, and wait until it serves; returns the context that serves from then on (D7).
+
+    Streams that may move stop meanwhile and then continue, without losing or repeating a token. The rebuild waits for those
+    that may not move, and meanwhile no request begins. For the cause `CONTEXT_POISONED` it waits for no stream: it is a
+    restart. Both are charged to the worker's limit, and make no request a suspect. If the caller is cancelled before the
+    rebuild begins, the request is withdrawn.
+
+    Of a worker with several `hosts` the contexts are rebuilt one after the other, while the others continue its streams;
+    the last one is returned (D12). One that is down for good is left out, and one that is just starting is waited for.
+
+    Args:
+        worker: its address, or that of one of its contexts.
+        cause: why.
+
+    Raises:
+        WorkerDown: the worker is down for good.
+        WorkerStopping: the worker is being stopped.
+        RebuildSuperseded: the context failed first, or is not up yet, and a new one takes its place; or another rebuild was
+            requested while this one waited.
+        OutOfMemory: there was not enough memory for the new session; the context is restarted.
+        InferenceError: the session could not be made anew for another reason; the context fails with the same error.
+    """
+    contexts = _contexts_of(worker)
+    if len(contexts) <= 1:
+        return await _rebuild_one(contexts[0] if contexts else worker, cause)
+    state, down = None, None
+    for context in contexts:
+        try:
+            state = await _rebuild_or_await(context, cause)
+        except WorkerDown as exc:
+            down = exc
+    if state is None:
+        assert down is not None
+        raise down
+    return state
+
+
+async def _rebuild_or_await(context: Ref, cause: SessionRebuildCause) -> ContextState:
+    """Rebuild one context of several. One that is being replaced has a new session anyway."""
+    try:
+        return await _rebuild_one(context, cause)
+    except RebuildSuperseded:
+        return await _next(context)
+
+
+async def _rebuild_one(context: Ref, cause: SessionRebuildCause) -> ContextState:
+    state = await _serving(context, cause)
+    request = state._context.ask(cause)
+    try:
+        await request.answered.wait()
+    finally:
+        state._context.withdraw(request)
+    if isinstance(request.outcome, Exception):
+        raise request.outcome
+    if request.outcome == "done":
+        return state
+    now = await _next(context)
+    if not request.wants_restart or request.failure is None:
+        raise RebuildSuperseded(f"the context failed first: incarnation {now.incarnation} took its place")
+    return now
+
+
+@enable_ki_protection
+async def replace(worker: Ref, runner: RunnerSpec, *, drain: float = 60.0) -> None:
+    """Give a worker with several `hosts` a new runner, while it serves; returns when all contexts have it (D12).
+
+    First one more context, `spare`, is started with the new runner beside the others, on the first host: its device must have
+    memory for both. Then the contexts are restarted with the new runner, one after the other. Each begins no more requests,
+    and its begun streams get `drain` seconds to finish, because another runner cannot continue them: unless the new
+    spec equals the old one, a stream that needs longer ends with `ContextLost`. At the end the spare is drained and removed.
+
+    Later incarnations have the new runner too, also after a restart of the worker. Restarts for this are not charged to a
+    limit. If the caller is cancelled, the contexts that still have the old runner get the new one with their next restart.
+
+    Args:
+        worker: its address.
+        runner: the new runner spec; equal to the present one, to load changed weights for instance, it is loaded anew.
+        drain: seconds that begun streams get in each context.
+
+    Raises:
+        StartFailed: the new runner did not load in the spare, or later in another context. The worker has the old one again.
+        WorkerDown: the worker is down for good.
+        WorkerStopping: the worker is being stopped.
+        RuntimeError: another replacement is under way.
+        TypeError: the worker was declared without `hosts`, or `runner` is no runner spec.
+        ValueError: a host cannot run this runner.
+    """
+    if worker.status().mailbox is None:
+        raise TypeError(f"{worker.path!r} has no queue for several contexts: declare it with hosts=[…]")
+    contexts = _contexts_of(worker)
+    group = group_at(worker.tree, worker.path)
+    opener = await _opener(contexts, group)
+    for context in group.contexts.values():
+        check_for(context.opener.host, runner)
+    if group.replacing:
+        raise RuntimeError(f"another replacement of the runner of {worker.path!r} is under way")
+    group.replacing = True
+    try:
+        spare = await worker.add(evolve(opener, runner=runner, declared=False).supervised(SPARE))
+        await _swap(contexts, group, runner, spare, drain)
+    except Refused as exc:
+        raise _stopping(worker) from exc
+    finally:
+        group.replacing = False
+
+
+async def _opener(contexts: Sequence[Ref], group: Group) -> Opener:
+    """That of the first context that is up, which is waited for if none is."""
+    down = None
+    for ref in () if group.contexts else contexts:
+        try:
+            await ref.ready()
+        except ChildStopped as exc:
+            down = exc
+        else:
+            break
+    for context in group.contexts.values():
+        opener: Opener = context.opener
+        return opener
+    assert down is not None
+    raise _down(down) from down.__cause__
+
+
+async def _swap(contexts: Sequence[Ref], group: Group, runner: RunnerSpec, spare: Ref, drain: float) -> None:
+    """Give the contexts the runner of the spare, and then end the spare."""
+    before, group.runner = group.runner, runner
+    try:
+        try:
+            await _renew_all(contexts, group, drain, before)
+        except StartFailed:
+            await _renew_all(contexts, group, drain, before)
+            raise
+        finally:
+            await _drained(group.contexts.get(f"{spare.path}/context"), drain)
+    finally:
+        with trio.CancelScope(shield=True):
+            await spare.stop()
+            await spare.remove()
+
+
+async def _renew_all(contexts: Sequence[Ref], group: Group, drain: float, before: RunnerSpec | None) -> None:
+    """Start each context anew that has another runner than its next incarnation would have."""
+    for ref in contexts:
+        context: Context | None = group.contexts.get(ref.path)
+        if context is None:  # it backs off, or is down for good; its next incarnation has the right runner
+            continue
+        if context.runner is not (group.runner or context.opener.runner):
+            with context.hold():
+                await context.emptied(drain)
+                if group.contexts.get(ref.path) is context:
+                    await _start_anew(ref, group, before)
+
+
+async def _start_anew(context: Ref, group: Group, before: RunnerSpec | None) -> None:
+    """Stop a context and start it with the new runner; if that does not load, with the runner from before.
+
+    It is not restarted: that would make a load that fails a failure of the context, which might stop the whole worker.
+    """
+    with trio.CancelScope(shield=True):  # a caller that is cancelled leaves no context down
+        context = context.tree[context.path.rpartition("/")[0]]
+        await context.stop()
+        try:
+            await context.start()
+        except StartFailed:
+            group.runner = before
+            await context.start()
+            raise
+
+
+async def _drained(context: Context | None, seconds: float) -> None:
+    """Wait until no stream is open in this context, for so many seconds at most. Meanwhile none begins there."""
+    if context is not None:
+        with context.hold():
+            await context.emptied(seconds)
+
+
+def _contexts_of(worker: Ref) -> list[Ref]:
+    """The contexts of a worker; or this context itself."""
+    return [worker.tree[node.path] for node in worker.status().walk() if node.kind == "child"]
+
+
+async def _serving(context: Ref, cause: SessionRebuildCause) -> ContextState:
+    """The context that serves now, for a rebuild request. A draining context is not rebuilt, and ends if it is poisoned.
+
+    The context comes from a lease, which gives it without a checkpoint: so no stop can come between the check of the
+    state and the request.
+    """
+    try:
+        status = context.status()
+        if status.state == "up":
+            async with context.lease() as now:
+                serving: ContextState = now
+                return serving
+        if status.state in ("down", "condemned"):
+            await context.ready()
+    except ChildStopped as exc:
+        raise _down(exc) from exc.__cause__
+    if status.state == "stopping":
+        if cause is SessionRebuildCause.CONTEXT_POISONED:
+            report_poison(context, f"a new session was ordered ({cause})", status.incarnation)
+        raise _stopping(context)
+    raise RebuildSuperseded(
+        f"{context.path!r} serves nothing just now, it is {status.state}: a new context comes"
+    )
+
+
+async def _next(context: Ref) -> ContextState:
+    """The context that replaces one that ended before it had carried out a rebuild request, or for that request."""
+    try:
+        state: ContextState = await context.ready()
+    except ChildStopped as exc:
+        if exc.__cause__ is None:  # it did not fail: an operator stopped it
+            raise _stopping(context) from None
+        raise _down(exc) from exc.__cause__
+    return state
+
+
+def _stopping(worker: Ref) -> WorkerStopping:
+    return WorkerStopping(f"{worker.path!r} is being stopped")
+
+
+def _down(exc: ChildStopped) -> WorkerDown:
+    return WorkerDown(str(exc))
