@@ -2,6 +2,7 @@
 
     python -m benchmarks.chaos --minutes 30 --seed 7            a runner that computes its tokens
     python -m benchmarks.chaos --minutes 30 --runner torch      a real model
+    python -m benchmarks.chaos --minutes 30 --contexts 3        a worker over three contexts
 
 32 callers are busy all the time, while the context is killed (SIGKILL, SIGSEGV, SIGABRT) and stopped (SIGSTOP) from outside,
 and rebuilt by an operator. In every second tenth of the run requests also cause faults: they poison the context, kill it, run
@@ -9,6 +10,9 @@ out of memory, cut the connection in the middle of a frame, send bytes that are 
 that moment, raise an exception whose own code raises, ignore and block all signals, or close its standard output. Some loads
 fail. Some streams are so wide that they fill the pipe. Rebuilds are ordered one by one and in storms. The seed determines all of
 this.
+
+With several contexts each signal strikes one of them, or one time in five all at once; and the operator also swaps the runner for an
+equal one, and stops a context, which drains, and starts it again.
 
 Beside it, other programs with a worker are started, one after the other: each is stopped with all its processes and continued,
 as a frozen container is, and interrupted by Ctrl-C; every second one starts with SIGCHLD ignored.
@@ -34,7 +38,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -56,8 +60,8 @@ from runners.hosts.process.host import ProcessHost
 from runners.models.scripted import Fault, Faulty, Scripted, expected, letter
 from runners.models.torch_lm import TorchLM
 from runners.types import ExecuteBatch, RunnerSpec, Sampling, TokenChunk
-from runners.worker import device_worker, rebuild
-from supervise import Limit, Ref, Supervisor, events, open_tree
+from runners.worker import device_worker, rebuild, replace
+from supervise import ChildStopped, Limit, Ref, Refused, StartFailed, Supervisor, events, open_tree
 
 STREAMS = 32
 TENTHS = 10
@@ -70,6 +74,8 @@ BREATH = 4 * 2**20
 
 GONE = 5.0
 """Seconds that a process may take to die after its parent."""
+DRAIN = 2.0
+"""Seconds that begun streams get in a context of several that is stopped or gets a new runner."""
 STORM = 20
 """How many rebuilds a storm orders at once."""
 
@@ -123,6 +129,7 @@ class Plan:
         runner: `scripted` or `torch`.
         pause: the mean of the seconds between two signals.
         every: the seconds between two lines of counters.
+        contexts: of the worker.
     """
 
     seconds: float
@@ -130,6 +137,7 @@ class Plan:
     runner: str = "scripted"
     pause: float = 2.0
     every: float = 10.0
+    contexts: int = 1
 
     def chance(self, what: str) -> random.Random:
         """A random generator for one purpose, independent of the others."""
@@ -174,6 +182,7 @@ class Ledger:
     failures: Counter[str] = field(factory=Counter[str])
     errors: Counter[str] = field(factory=Counter[str])
     rebuilds: Counter[str] = field(factory=Counter[str])
+    orders: Counter[str] = field(factory=Counter[str])
     programs: Counter[str] = field(factory=Counter[str])
     misbehaved: list[str] = field(factory=list[str])
     unexpected: list[str] = field(factory=list[str])
@@ -191,7 +200,7 @@ class Ledger:
         struck = sum(self.strikes.values())
         return (
             f"{self.completed} of {self.requests} completed, {self.tokens} tokens; {struck} strikes, "
-            f"{sum(self.rebuilds.values())} rebuilds, {self.programs['interrupted']} programs interrupted, "
+            f"{sum(self.rebuilds.values())} rebuilds, {sum(self.orders.values())} other orders, {self.programs['interrupted']} programs interrupted, "
             f"{sum(self.failures.values())} failures; {self.lost} lost, {self.doubled} doubled, {self.wrong} wrong, "
             f"{self.hung} hung, {len(self.unexpected)} unexpected"
         )
@@ -323,21 +332,55 @@ class Chaos:
         while True:
             await trio.sleep(chance.expovariate(1 / self.plan.pause))
             number = chance.choice(SIGNALS)
-            if self._is_up() and _signal((await self.worker.ready()).pid, number):
-                self.ledger.strikes[number.name] += 1
+            struck = self._up()
+            for context in struck if chance.random() < 0.2 else struck and [chance.choice(struck)]:
+                if _signal((await context.ready()).pid, number):
+                    self.ledger.strikes[number.name] += 1
 
-    def _is_up(self) -> bool:
-        """Whether the context is up. Waiting for it here would always hit the first request on trial."""
-        return any(node.kind == "child" and node.state == "up" for node in self.worker.status().walk())
+    def _up(self) -> list[Ref]:
+        """The contexts that are up. Waiting for one here would always hit the first request on trial."""
+        nodes = self.worker.status().walk()
+        return [self.worker.tree[node.path] for node in nodes if node.kind == "child" and node.state == "up"]
 
     async def _operate(self) -> None:
-        """Order rebuilds from time to time, one time in five many at once."""
+        """Order rebuilds from time to time, one time in five many at once; or, of several contexts, something else."""
         chance = self.plan.chance("operator")
         while True:
             await trio.sleep(chance.expovariate(1 / (5 * self.plan.pause)))
+            order = chance.choice([None, self._swap, self._stop_one]) if self.plan.contexts > 1 else None
+            if order is not None:
+                await self._carried_out(order)
+                continue
             async with trio.open_nursery() as operators:
                 for _ in range(STORM if chance.random() < 0.2 else 1):
                     operators.start_soon(self._rebuild)
+
+    async def _carried_out(self, order: Callable[[], Awaitable[None]]) -> None:
+        name = order.__name__.strip("_")
+        with trio.move_on_after(HUNG) as scope:
+            try:
+                await order()
+            except (StartFailed, Refused, ChildStopped, InferenceError) as error:
+                self.ledger.orders[f"{name}: {type(error).__name__}"] += 1
+            else:
+                self.ledger.orders[f"{name}: done"] += 1
+        if scope.cancelled_caught:
+            self.ledger.hung += 1
+
+    async def _swap(self) -> None:
+        await replace(self.worker, self.plan.spec(), drain=DRAIN)
+
+    async def _stop_one(self) -> None:
+        """Stop one context, and start it again until it loads."""
+        one = self.worker.tree[f"{self.worker.path}/context-{self.numbers % self.plan.contexts}"]
+        await one.stop()
+        await trio.sleep(self.plan.pause / 2)
+        while True:
+            try:
+                await one.start()
+            except StartFailed:
+                continue
+            return
 
     async def _rebuild(self) -> None:
         with trio.move_on_after(HUNG) as scope:
@@ -547,7 +590,9 @@ async def undisturbed(model: RunnerSpec, batches: Sequence[ExecuteBatch]) -> Ans
 async def _run(plan: Plan, ledger: Ledger, right: Answers) -> None:
     host = ProcessHost(load_timeout=10, first_chunk_timeout=4, next_chunk_timeout=2)
     limit = Limit(1_000_000, within=60)
-    worker = device_worker("llm", plan.spec(), host=host, limit=limit, backoff=None)
+    several = {"hosts": [host] * plan.contexts, "worker_limit": limit, "drain": DRAIN}
+    hosts = {"host": host} if plan.contexts == 1 else several
+    worker = device_worker("llm", plan.spec(), limit=limit, backoff=None, **hosts)
     async with open_tree(Supervisor("chaos", [worker], limit=limit), sinks=[ledger.sink]) as tree:
         await Chaos(plan, ledger, right, tree[worker]).run()
 
@@ -599,12 +644,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--minutes", type=float, default=1.0)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--runner", choices=["scripted", "torch"], default="scripted")
+    parser.add_argument("--contexts", type=int, default=1, help="how many the worker has")
     parser.add_argument("--pause", type=float, default=2.0, help="mean seconds between two signals")
     parser.add_argument("--every", type=float, default=10.0, help="seconds between two lines of counters")
     parser.add_argument("--json", metavar="FILE", help="also write the summary to this file")
     arguments = parser.parse_args(argv)
     logging.disable(logging.CRITICAL)  # the last lines of dying processes are expected here
-    plan = Plan(arguments.minutes * 60, arguments.seed, arguments.runner, arguments.pause, arguments.every)
+    plan = Plan(
+        arguments.minutes * 60,
+        arguments.seed,
+        arguments.runner,
+        arguments.pause,
+        arguments.every,
+        arguments.contexts,
+    )
     result = _in_own_folder(lambda: chaos(plan))
     summary = json.dumps(result)
     print(summary, flush=True)

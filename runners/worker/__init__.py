@@ -27,6 +27,9 @@ __all__ = ["ContextState", "device_worker", "rebuild", "replace", "report_poison
 WORKER_LIMIT = Limit(3, within=60, of_ready_time=True)
 WORKER_BACKOFF = Backoff(initial=0.5, factor=2, maximum=15, immediate=1)
 
+_LOADS = Decider({"device.load": Restart})
+"""A load that fails is no reason to stop the other contexts of a worker: it is tried again, up to the limit (D12)."""
+
 
 def device_worker(
     name: str,
@@ -69,8 +72,9 @@ def device_worker(
         queue: how many requests may wait.
         limit: of the restarts of each context; the default is 3 within 60 s of ready time, so that a slow load cannot hide a
             crash loop.
-        worker_limit: with `hosts`, how often contexts that have passed their `limit` are started once more; beyond it the
-            worker itself fails. None stops each such context, and the worker is down when the last one is.
+        worker_limit: with `hosts`, how often contexts are started once more that have passed their `limit`, or whose
+            failure the decider escalates; beyond it the worker itself fails. None stops each such context, and the worker
+            is down when the last one is.
         backoff: the default restarts at once for the first time, then after 0.5 s, doubled up to 15 s.
         decider: the default is `DEVICE` (D3).
         canary: seconds without a request after which the worker asks a context for one token, so that a hung context is
@@ -100,14 +104,21 @@ def device_worker(
         opener = Opener(host=host, runner=runner, backoff=backoff, canary=canary, drain=drain)
         context = opener.child(mailbox)
         return Supervisor(name, [context], front=context, limit=limit, decider=decider, **options)
-    opener = Opener(host=several[0], runner=runner, backoff=backoff, limit=limit, canary=canary, drain=drain)
+    opener = Opener(
+        host=several[0],
+        runner=runner,
+        backoff=backoff,
+        limit=limit,
+        decider=_LOADS.over(decider),
+        canary=canary,
+        drain=drain,
+    )
     contexts = [
         evolve(opener, host=each).supervised(f"context-{number}") for number, each in enumerate(several)
     ]
-    past_limit = Decider({"limit": Stop if worker_limit is None else Restart})
-    return Supervisor(
-        name, contexts, mailbox=mailbox, limit=worker_limit, decider=past_limit.over(decider), **options
-    )
+    beyond = Stop if worker_limit is None else Restart
+    escalated = Decider({"limit": beyond}, default=beyond)
+    return Supervisor(name, contexts, mailbox=mailbox, limit=worker_limit, decider=escalated, **options)
 
 
 def _several(name: str, host: Host | None, hosts: Iterable[Host] | None) -> list[Host] | None:

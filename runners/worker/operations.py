@@ -216,7 +216,7 @@ async def _start_anew(context: Ref, group: Group, before: RunnerSpec | None) -> 
             await context.start()
         except StartFailed:
             group.runner = before
-            await context.start()
+            await context.restart()  # if that fails too, it is judged and tried again
             raise
 
 

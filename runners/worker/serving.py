@@ -314,6 +314,7 @@ _REBUILDS = Decider({"device.rebuild": Resume})
 class Opener:
     """Declares a context, and opens a session of its host for each incarnation (D2).
 
+    `limit` and `decider` are those of its supervisor, if it is one of several.
     `declared`: whether the runner is the one that the worker was declared with, which `replace` may have replaced since.
     """
 
@@ -325,6 +326,7 @@ class Opener:
     canary: float | None = None
     drain: float = 0
     is_one_of_several: bool = False
+    decider: Decider | None = None
 
     def child(self, mailbox: Mailbox | Literal["shared"]) -> Child:
         """The leaf whose resource this is."""
@@ -342,7 +344,15 @@ class Opener:
     def supervised(self, name: str) -> Supervisor:
         """The context as one of several (D12): under a supervisor of its own, so that no other context's restart delays its own."""
         context = evolve(self, is_one_of_several=True).child("shared")
-        return Supervisor(name, [context], mailbox="shared", front=context, limit=self.limit)
+        return Supervisor(
+            name,
+            [context],
+            mailbox="shared",
+            front=context,
+            limit=self.limit,
+            backoff=self.backoff,
+            decider=self.decider,
+        )
 
     def worker_of(self, path: str) -> str:
         """The path of the worker whose context stands at `path`."""
@@ -496,13 +506,13 @@ class _Serving:
     async def _admit_begun(self) -> None:
         """The worker is being stopped: continue streams that have begun in an earlier session, and refuse others (D13).
 
-        If this context alone is being stopped, it leaves all of them to the others.
+        If this context alone of several is being stopped, it leaves all of them to the others.
         """
         while True:
-            if not self._inbox or self._inbox.relieved:
+            if not self._inbox or self._leaves_the_queue():
                 self._all_back = True
                 self._context.has_changed()
-            while self._inbox.relieved:
+            while self._leaves_the_queue():
                 await self._context.change()
             message = await self._inbox.receive()
             if message.memo is None:
@@ -514,6 +524,11 @@ class _Serving:
             else:
                 message.requeue()  # so that it is withdrawn if its caller leaves meanwhile
                 await self._room()
+
+    def _leaves_the_queue(self) -> bool:
+        """Whether other contexts serve what waits. They may be restarting just now."""
+        alone = self._context.opener.is_one_of_several and self._context.group.drains_until is None
+        return alone or self._inbox.relieved
 
     async def _watch_stop(self) -> None:
         """Have all contexts of a worker that is being stopped drain at the same time."""

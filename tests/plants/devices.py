@@ -257,8 +257,8 @@ DEVICES = (
         ),
         (
             "a runner that does not load stays the new one",
-            "            group.runner = before\n            await context.start()",
-            "            await context.start()",
+            "            group.runner = before\n            await context.restart()",
+            "            await context.restart()",
             "a_new_runner_that_does_not_load_leaves_the_old_one",
         ),
         (
@@ -278,9 +278,15 @@ DEVICES = (
         "worker/serving.py",
         (
             "a context that is stopped alone refuses what its siblings could serve",
-            "            while self._inbox.relieved:\n                await self._context.change()\n",
+            "            while self._leaves_the_queue():\n                await self._context.change()\n",
             "",
             "a_context_that_is_stopped_alone_leaves_the_queue_to_the_others",
+        ),
+        (
+            "a context that is stopped alone refuses what waits for its siblings' restart",
+            "        return alone or self._inbox.relieved",
+            "        return self._inbox.relieved",
+            "a_context_that_is_stopped_while_the_others_restart_refuses_nothing",
         ),
         (
             "another runner continues a stream",

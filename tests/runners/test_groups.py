@@ -317,6 +317,22 @@ async def test_a_context_past_its_limit_is_stopped_and_the_others_serve(autojump
 
 
 @pytest.mark.trio
+async def test_a_failure_of_one_context_never_stops_the_others(autojump_clock):
+    """D12: A load that fails is tried again, and what no decider knows stops that context alone."""
+    runner = Scripted(3, faults=(Fault("error", at="load", incarnation=2),))
+    hosts = [InlineHost(), InlineHost()]
+    async with serving(runner, hosts=hosts) as scene, trio.open_nursery() as nursery:
+        scene.ref(0).inject(ContextPoisoned("poisoned"))
+        await until(lambda: scene.ref(0).status().incarnation == 3)
+        scene.ref(0).inject(ZeroDivisionError())
+        await until(lambda: scene.nodes()[0] == ("app/llm/context-0", "condemned"))
+        (a,) = await asks(nursery, scene.worker, "a")
+        await a.over.wait()
+        a.assert_whole(3)
+        assert scene.worker.status().incarnation == 1
+
+
+@pytest.mark.trio
 async def test_the_worker_may_have_a_limit_above_those_of_its_contexts(autojump_clock):
     """D12, R14: A context past its own limit is started once more; passing the limit above is a failure of the worker."""
     hosts = [Stage(), Stage()]
@@ -408,6 +424,28 @@ async def test_a_context_that_is_stopped_alone_leaves_the_queue_to_the_others(au
         await second.has("b", "c")
         second.makes("c", last=True)
         for caller in (a, b, c):
+            await caller.over.wait()
+            assert caller.error is None
+
+
+@pytest.mark.trio
+async def test_a_context_that_is_stopped_while_the_others_restart_refuses_nothing(autojump_clock):
+    """D13, D12: What waits is served when they are back, though for a while no context serves."""
+    hosts = [Stage(streams=1), Stage(streams=1)]
+    hosts[1].load = 20.0
+    async with serving(hosts=hosts, drain=10) as scene, trio.open_nursery() as nursery:
+        (a,) = await asks(nursery, scene.worker, "a")
+        first, second = await scene.acts(0, 1)
+        second.fails(ContextDied("killed"))
+        (b,) = await asks(nursery, scene.worker, "b")
+        nursery.start_soon(scene.above(0).stop)
+        await trio.sleep(1)
+        first.makes("a", last=True)
+        await until(lambda: scene.nodes()[0] == ("app/llm/context-0", "down"))
+        await scene.ref(1).ready()
+        (again,) = await scene.acts(1)
+        again.makes("b", last=True)
+        for caller in (a, b):
             await caller.over.wait()
             assert caller.error is None
 
