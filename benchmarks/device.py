@@ -4,6 +4,7 @@
     python -m benchmarks.device --quick         3 of each
     python -m benchmarks.device --json FILE     also write the figures as JSON
     python -m benchmarks.device --device cuda:0 deaths, floors and holds with the model on that device
+    python -m benchmarks.device --plot FILE     only draw the tokens of sixteen streams over the loss of a context
 
 A death is a SIGKILL of the process that holds the model, in mid-stream; the gap is the time until its stream continues. The
 figures are medians, in milliseconds unless a row has another unit. Exit status 1 if a figure misses its target.
@@ -27,6 +28,7 @@ from typing import Any, cast
 import trio
 from attrs import asdict, define, evolve, field
 
+from benchmarks import several
 from benchmarks.paced import Paced
 from runners.errors import ContextDied
 from runners.hosts import Session
@@ -419,7 +421,7 @@ async def longest_holds(host: ProcessHost, count: int) -> list[float]:
 # --- all of it
 
 
-def measure(report: Report, *, deaths: int, cold: int, turns: int, tokens: int) -> None:
+def measure(report: Report, *, deaths: int, cold: int, turns: int, tokens: int, seconds: float) -> None:
     """Measure everything, with these numbers of samples. On a GPU a context starts slowly, and the gaps have no target yet."""
     run, device, aims = _running(report), report.device, report.device == "cpu"
     warm, chilled = trio.run(warm_deaths, deaths, device), trio.run(cold_deaths, cold, device)
@@ -449,6 +451,39 @@ def measure(report: Report, *, deaths: int, cold: int, turns: int, tokens: int) 
         run(f"32 streams through {name}", rate, turns, tokens, unit="chunks/s", target=target, at_least=True)
     for name, host in (("standby", STANDBY), ("fork server", FORKED), ("cold spawn", COLD)):
         run(f"longest hold of the loop, {name}", longest_holds, evolve(host, device=device), cold, target=5.0)
+    _measure_several(report, deaths=deaths, seconds=seconds)
+
+
+def _measure_several(report: Report, *, deaths: int, seconds: float) -> None:
+    """Measure workers over several contexts, beside the floors that are in the report, and one of their own."""
+    run = _running(report)
+    seen, prefill = (figure.median for figure in report.figures[:2])
+    run(
+        "gap, two contexts, no restart in it",
+        several.failover,
+        deaths,
+        report.device,
+        target=1.5 * (seen + prefill) if report.device == "cpu" else None,
+        because="1.5 × (death detected + prefill)",
+    )
+    floor = run("floor: pause of 64 streams over 8 contexts, one death", several.scripted_failover, deaths)
+    pauses = trio.run(several.group_under_kills, seconds)
+    longest = Figure(
+        f"longest pause of {len(pauses)} such streams, a death a second",
+        [max(pauses)],
+        target=3 * floor,
+        because="3 × floor",
+    )
+    report.add(longest)
+    for name, order in several.ORDERS.items():
+        waits = trio.run(several.waits_during, order)
+        figure = Figure(
+            f"longest wait of {len(waits)} requests, {name}",
+            [max(waits)],
+            target=several.DRAIN * 1000,
+            because="one drain",
+        )
+        report.add(figure)
 
 
 def _running(report: Report) -> Callable[..., float]:
@@ -476,14 +511,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--device", default="cpu", help="the device of the model, as torch names it; default: cpu"
     )
+    parser.add_argument(
+        "--plot", type=Path, metavar="FILE", help="draw the picture into this file, and nothing else"
+    )
     options = parser.parse_args(argv)
+    if options.plot:
+        options.plot.write_text(several.picture())
+        return 0
     if not _is_there(options.device):
         parser.error(f"--device must be cpu or one that torch has here, got {options.device!r}")
     report = Report(options.device)
     if options.quick:
-        measure(report, deaths=3, cold=2, turns=3, tokens=500)
+        measure(report, deaths=3, cold=2, turns=3, tokens=500, seconds=5)
     else:
-        measure(report, deaths=20, cold=15, turns=15, tokens=2000)
+        measure(report, deaths=20, cold=15, turns=15, tokens=2000, seconds=60)
     if options.json:
         options.json.write_text(json.dumps(report.as_json(), indent=1) + "\n")
     return 0 if all(figure.good for figure in report.figures) else 1

@@ -52,6 +52,11 @@ class Picture:
             f'<polyline points="{joined}" fill="none" stroke="{color}" stroke-width="{width:g}"/>'
         )
 
+    def ticks(self, xs: Sequence[float], y: float, height: float, *, color: str) -> None:
+        """Short upright lines, at a height."""
+        strokes = " ".join(f"M{x:.1f} {y - height / 2:.1f}v{height:g}" for x in xs)
+        self._lines.append(f'<path d="{strokes}" stroke="{color}" stroke-width="1"/>')
+
     def dot(self, x: float, y: float, *, color: str, radius: float = 4, hollow: bool = False) -> None:
         """A circle."""
         fill, stroke = ("#ffffff", color) if hollow else (color, "#ffffff")

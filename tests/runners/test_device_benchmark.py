@@ -10,7 +10,7 @@ from contexts import (
     opened,
 )
 
-from benchmarks import device
+from benchmarks import device, several
 from benchmarks.paced import Paced
 from runners.types import FinishReason
 
@@ -64,6 +64,31 @@ async def test_all_chunks_of_all_streams_come_through_the_buffers():
             items += await session.receive()
     assert [item.index for item in items] == list(range(7))
     assert items[-1].finish_reason is FinishReason.LENGTH
+
+
+def test_a_pause_and_a_wait_are_read_off_the_times_of_tokens():
+    """The pause is between two tokens, and the wait before the first one; in milliseconds."""
+    seen = several.Seen(None, asked=1.0, times=[1.5, 1.625, 2.625, 2.75])
+    assert (seen.longest_pause, seen.wait) == (1000.0, 500.0)
+    assert several.Seen(None).longest_pause == 0.0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("contexts", [1, 2])
+def test_the_picture_shows_whole_streams_over_a_real_death(contexts):
+    """D6, D12: Sixteen streams of the model; each has all its tokens, before and after the kill."""
+    them, struck = trio.run(several.streams_over_a_death, contexts)
+    assert [len(seen.times) for seen in them] == [170] * several.DRAWN
+    assert all(seen.times[0] < struck < seen.times[-1] for seen in them)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", list(several.ORDERS))
+def test_no_request_fails_while_an_order_is_carried_out(name):
+    """D7, D12: Under load, with real processes, and none waits longer than a drain."""
+    waits = trio.run(several.waits_during, several.ORDERS[name])
+    assert len(waits) >= 12
+    assert max(waits) < several.DRAIN * 1000
 
 
 @pytest.mark.parametrize("host", [device.STANDBY, device.FORKED], ids=["standby", "fork"])
