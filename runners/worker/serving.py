@@ -21,7 +21,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import AsyncGenerator, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from typing import Any, Literal
 
 import trio
@@ -51,6 +51,9 @@ from .record import MAX_CHARACTERS, Record, admitted, caused, id_of, record_of
 
 CANARY = ExecuteBatch("canary", "", sampling=Sampling(max_tokens=1, temperature=0, seed=0))
 """The canary: a request for one token that shows whether an idle context still answers (D9). An error is an answer too."""
+
+AT_ONCE = 64
+"""The most requests that begin in one turn of the loop; it takes some milliseconds."""
 
 
 @protected
@@ -404,9 +407,19 @@ class _Serving:
                 message = await self._inbox.receive()
                 if self._has_room() and not self._draining:
                     self._take(message)
+                    self._take_more()
+                    if self._inbox:
+                        await trio.lowlevel.checkpoint()
                 else:  # a rebuild or the stop was requested while this task waited for a message
                     message.requeue()
         await self._admit_begun()
+
+    def _take_more(self) -> None:
+        """Begin other requests that wait in the same turn of the loop, so that they are in the same step of the runner."""
+        with suppress(trio.WouldBlock):
+            for _ in range(AT_ONCE - 1):
+                if self._has_room():
+                    self._take(self._inbox.receive_nowait())
 
     async def _admit_begun(self) -> None:
         """The worker is being stopped: continue streams that have begun in an earlier session, and refuse others (D13)."""
@@ -440,6 +453,8 @@ class _Serving:
     async def _room(self) -> None:
         while not self._has_room():
             await self._context.change()
+            # Callers who were answered just now come back meanwhile, and their next requests are in one step.
+            await trio.lowlevel.checkpoint()
 
     def _has_room(self) -> bool:
         """Whether one more stream may begin. A context that has failed has no room, even before the body ends."""

@@ -230,6 +230,18 @@ WORKERS = tuple(
                 (*_WORKER, "tests/runners/test_deadlines.py"),
             ),
             (
+                "runners/worker/serving.py",
+                "                    self._take_more()\n",
+                "",
+                ("tests/runners/test_batches.py",),
+            ),
+            (
+                "runners/worker/serving.py",
+                "are in one step.\n            await trio.lowlevel.checkpoint()\n",
+                "are in one step.\n",
+                ("tests/runners/test_batches.py",),
+            ),
+            (
                 "runners/worker/record.py",
                 "                del chunks[len(texts) - known :]\n",
                 "",
