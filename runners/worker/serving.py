@@ -18,7 +18,6 @@ failure `_settle` decides about each open stream: it moves to the next context, 
 
 from __future__ import annotations
 
-import math
 from collections import defaultdict
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
@@ -47,6 +46,7 @@ from ..hosts import Host, RequestFailed, Session
 from ..nursery import bare_nursery
 from ..protect import Entered, protected
 from ..types import ExecuteBatch, RunnerInfo, RunnerSpec, Sampling, SessionRebuildCause, TokenChunk
+from .deadlines import Deadlines
 from .record import MAX_CHARACTERS, Record, admitted, caused, id_of, record_of
 
 CANARY = ExecuteBatch("canary", "", sampling=Sampling(max_tokens=1, temperature=0, seed=0))
@@ -108,12 +108,21 @@ class Context:
     waiting: RebuildRequest | None = None
     under_way: RebuildRequest | None = None
     _changed: trio.Event = field(factory=trio.Event)
+    # These are kept up to date, so that no request costs more if many other streams are open.
+    deadlines: Deadlines = field(init=False)
+    _last: Record | None = None  # the stream that was begun last, if it is open
+    _staying: set[str] = field(factory=set[str])  # the open streams that would be lost with the session
+
+    def __attrs_post_init__(self) -> None:
+        self.deadlines = Deadlines(self.open)
 
     def put(self, message: Message) -> None:
         """Note that the message's stream is open."""
-        request_id = id_of(message)
+        record = self._last = record_of(message)
+        request_id = record.batch.request_id
         self.open[request_id] = message
-        record_of(message).leave = self._left
+        record.leave = self._left
+        self.deadlines.add(record)
         self._note(request_id)
         self.has_changed()
 
@@ -128,6 +137,9 @@ class Context:
 
     def _forget(self, record: Record) -> None:
         del self.open[record.batch.request_id]
+        self._staying.discard(record.batch.request_id)
+        if self._last is record:
+            self._last = None
         record.leave = None
         self.has_changed()
 
@@ -136,6 +148,8 @@ class Context:
         for message in self.open.values():
             record_of(message).leave = None
         self.open.clear()
+        self._staying.clear()
+        self._last = None
 
     def _left(self, record: Record) -> None:
         """The caller has left: drop the stream, so that its place is free at the next step."""
@@ -164,19 +178,13 @@ class Context:
             self.canary_open = False
             self.session.drop(CANARY.request_id)
 
-    def next_deadline(self) -> float:
-        """The earliest deadline of the open streams; infinity if none has one."""
-        deadlines = (record_of(message).batch.deadline for message in self.open.values())
-        return min((deadline for deadline in deadlines if deadline is not None), default=math.inf)
-
     def has_room(self) -> bool:
         """Whether one more stream may begin. None may while a suspect is on trial or a rebuild request waits."""
         return self.waiting is None and len(self.open) < self.session.info.streams and not self._tries()
 
     def _tries(self) -> bool:
-        """Whether a suspect is on trial. It is the last open stream, because none begins after it."""
-        last = next(reversed(self.open.values()), None)
-        return last is not None and record_of(last).suspect
+        """Whether a suspect is on trial. It is the stream that was begun last, because none begins after it."""
+        return self._last is not None and self._last.suspect
 
     def may_move(self, record: Record) -> bool:
         """Whether a begun stream may continue in another session."""
@@ -188,9 +196,14 @@ class Context:
         """Whether a stream would be lost with its session."""
         return record.chunks > 0 and not self.may_move(record)
 
+    def has_begun(self, record: Record) -> None:
+        """Note that an open stream has got its first chunks, which decide whether it must stay."""
+        if self.must_stay(record):
+            self._staying.add(record.batch.request_id)
+
     def keeps_any(self) -> bool:
         """Whether a stream is open that would be lost with the session."""
-        return any(self.must_stay(record_of(message)) for message in self.open.values())
+        return bool(self._staying)
 
     # --- changes of the context, and tasks that wait for one
 
@@ -491,10 +504,10 @@ class _Serving:
         context restarts and this task does not run. But the mailbox acts only for a caller who waits.
         """
         while True:
-            with trio.move_on_at(self._context.next_deadline()):
+            with trio.move_on_at(self._context.deadlines.first()):
                 await self._context.change()
             now = trio.current_time()
-            for message in [m for m in self._open.values() if record_of(m).is_late(now)]:
+            for message in self._context.deadlines.passed(now):
                 self._context.close(message)
                 self._session.drop(id_of(message))
                 message.fail(record_of(message).late(current_child().path))
@@ -550,8 +563,11 @@ class _Serving:
             self._on_unowned(request_id, over=chunks[-1].finish_reason is not None)
             return
         record: Record = message.memo
+        begins = not record.chunks
         wrong = record.accept(chunks, self._incarnation)
         if chunks:
+            if begins:
+                self._context.has_begun(record)
             self._context.since_oom = None
             if record.suspect:
                 record.suspect = False

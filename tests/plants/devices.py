@@ -149,8 +149,8 @@ DEVICES = (
         ),
         (
             "a caller that leaves frees no place",
-            "        del self.open[record.batch.request_id]\n        record.leave = None\n        self.has_changed()",
-            "        del self.open[record.batch.request_id]\n        record.leave = None",
+            "            self._last = None\n        record.leave = None\n        self.has_changed()",
+            "            self._last = None\n        record.leave = None",
             "a_place_that_was_left_serves_the_next",
         ),
         (

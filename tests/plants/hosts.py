@@ -417,13 +417,13 @@ HOSTS = (
         ),
         (
             "a finished stream is not closed",
-            "                del self._open[number]\n                source.close()",
-            "                del self._open[number]",
+            "                self._forget(number)\n                source.close()",
+            "                self._forget(number)",
             "a_stream_that_has_ended_is_closed",
         ),
         (
             "a stream that failed is polled again",
-            "        self._open.pop(number, None)\n        found",
+            "        self._forget(number)\n        found",
             "        found",
             "a_stream_that_has_failed_is_not_asked_again",
         ),

@@ -231,6 +231,48 @@ WORKERS = tuple(
             ),
             (
                 "runners/worker/serving.py",
+                "        self._staying.discard(record.batch.request_id)\n",
+                "",
+                ("tests/runners/test_open_streams.py",),
+            ),
+            (
+                "runners/worker/serving.py",
+                "        self.open.clear()\n        self._staying.clear()\n        self._last = None\n",
+                "        self.open.clear()\n",
+                ("tests/runners/test_open_streams.py",),
+            ),
+            (
+                "runners/worker/serving.py",
+                "            if begins:\n                self._context.has_begun(record)\n",
+                "",
+                (*_WORKER,),
+            ),
+            (
+                "runners/worker/deadlines.py",
+                "        if len(self._heap) > 2 * len(self._open) + _FEW:",
+                "        if False:",
+                ("tests/runners/test_open_streams.py",),
+            ),
+            (
+                "runners/worker/deadlines.py",
+                "        return message is not None and record_of(message).batch.deadline == deadline",
+                "        return message is not None",
+                ("tests/runners/test_open_streams.py",),
+            ),
+            (
+                "runners/hosts/turns.py",
+                "                self._ready.discard(number)\n                return None\n",
+                "                return None\n",
+                ("tests/test_costs.py",),
+            ),
+            (
+                "runners/hosts/inline.py",
+                "        self._turns.wake(number)\n",
+                "",
+                ("tests/runners/test_open_streams.py",),
+            ),
+            (
+                "runners/worker/serving.py",
                 "                    self._take_more()\n",
                 "",
                 ("tests/runners/test_batches.py",),
