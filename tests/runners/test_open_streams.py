@@ -106,6 +106,17 @@ def test_the_deadlines_of_ended_streams_are_removed():
     assert deadlines.first() == 1.0
 
 
+def test_a_later_stream_of_the_same_id_has_its_own_deadline():
+    """An id is free again once its stream has ended; the deadline of the earlier stream then counts no longer."""
+    opened = {}
+    deadlines = Deadlines(opened)
+    for moment in (1.0, 3.0):
+        opened["again"] = message_of(record("again", moment))
+        deadlines.add(opened["again"].memo)
+    assert deadlines.first() == 3.0
+    assert not list(deadlines.passed(2.0))
+
+
 @frozen
 class Talking:
     """An async function whose streams wait for their turn, and then make three chunks at once."""
