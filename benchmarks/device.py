@@ -28,17 +28,22 @@ from typing import Any, cast
 import trio
 from attrs import asdict, define, evolve, field
 
-from benchmarks import several
+from benchmarks import several, streams
+from benchmarks.batching import Batching, mean_batch
 from benchmarks.paced import Paced
 from runners.errors import ContextDied
-from runners.hosts import Session
+from runners.hosts import Host, Session
+from runners.hosts.inline import InlineHost
 from runners.hosts.process.host import ProcessHost
+from runners.hosts.thread import ThreadHost
 from runners.models.torch_lm import TorchLM
 from runners.types import ExecuteBatch, RunnerStart, Sampling, TokenChunk
 from runners.worker import device_worker
 from supervise import Supervisor, Tree, open_tree
 
 STREAMS = 32
+PLACES = 64
+"""The places of the runner whose batches are counted, and the requests that wait for them."""
 STRIKE_AT = 20
 """The index of the token at which the consumer kills the context, which may be further ahead."""
 TOKENS = 240
@@ -383,6 +388,37 @@ async def _drink(tree: Tree, worker: Supervisor, request: ExecuteBatch) -> None:
             pass
 
 
+# --- full batches, and many open streams
+
+
+async def batches(host: Host, count: int) -> list[float]:
+    """The mean size of a step of a runner with `PLACES` places for which as many requests wait; so often."""
+    found = []
+    worker = device_worker("batching", Batching(PLACES), host=host)
+    async with open_tree(worker, sinks=[]) as tree:
+        for turn in range(count):
+            sizes: list[int] = []
+            async with trio.open_nursery() as nursery:
+                for number in range(PLACES):
+                    nursery.start_soon(_call, tree, worker, ExecuteBatch(f"{turn}.{number}"), sizes)
+            found.append(mean_batch(sizes))
+    return found
+
+
+async def _call(tree: Tree, worker: Supervisor, request: ExecuteBatch, sizes: list[int]) -> None:
+    done = await tree[worker].call(request)
+    sizes.append(done.data[0])
+
+
+def request_times(count: int, requests: int = 500) -> tuple[list[float], list[float]]:
+    """Microseconds of a request beside no open stream, and beside `streams.MANY`, in turns."""
+    none, many = [], []
+    for _ in range(count):
+        none.append(trio.run(streams.seconds, 0, requests) * 1e6)
+        many.append(trio.run(streams.seconds, streams.MANY, requests) * 1e6)
+    return none, many
+
+
 # --- the loop
 
 
@@ -449,6 +485,24 @@ def measure(report: Report, *, deaths: int, cold: int, turns: int, tokens: int, 
     ]
     for name, rate, target in rates:
         run(f"32 streams through {name}", rate, turns, tokens, unit="chunks/s", target=target, at_least=True)
+    for name, place, least in (
+        ("in this process (floor)", InlineHost(), None),
+        ("through a thread", ThreadHost(), 60.0),
+        ("through a process", FORKED, 60.0),
+    ):
+        run(
+            f"mean batch of {PLACES} waiting, {name}",
+            batches,
+            place,
+            turns,
+            unit="requests",
+            target=least,
+            at_least=True,
+        )
+    none, many = request_times(turns)
+    floor = report.add(Figure("floor: a request beside no open stream", none, unit="µs"))
+    name = f"a request beside {streams.MANY:,} open streams"
+    report.add(Figure(name, many, unit="µs", target=1.5 * floor, because="1.5 × floor"))
     for name, host in (("standby", STANDBY), ("fork server", FORKED), ("cold spawn", COLD)):
         run(f"longest hold of the loop, {name}", longest_holds, evolve(host, device=device), cold, target=5.0)
     _measure_several(report, deaths=deaths, seconds=seconds)

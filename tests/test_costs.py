@@ -8,12 +8,14 @@ import sys
 
 import pytest
 
-from benchmarks import costs
+from benchmarks import costs, streams
 from benchmarks.measure import run
 from benchmarks.operations import OPERATIONS
 
 MORE, LESS = 1.05, 0.9
 """More than 5 % above a pin is a regression, more than 10 % below it the pin is stale."""
+ABOUT = 1.1
+"""The lines of a request differ by some turns of the scheduler, which orders runnable tasks at random."""
 MANY = 300
 BREATH = 1024
 """Bytes by which what an operation holds may differ; a list of `MANY` has 2,400."""
@@ -72,6 +74,22 @@ def test_what_an_operation_holds_depends_neither_on_siblings_nor_on_the_past(whe
     few, many = counted("peaks()"), counted(f"peaks({where}={MANY})")
     grown = {name: held - few[name] for name, held in many.items()}
     assert max(grown.values()) < BREATH, grown
+
+
+@pytest.fixture(scope="module")
+def lines():
+    """The lines of a request beside no open stream, and beside many."""
+    code = (
+        "import json; from benchmarks import streams as s; print(json.dumps([s.counts(0), s.counts(s.MANY)]))"
+    )
+    return run(sys.executable, "-c", code)
+
+
+@pytest.mark.parametrize("operation", streams.COUNTS)
+def test_the_cost_of_a_request_does_not_depend_on_the_open_streams(lines, operation):
+    """The same lines within a tenth, beside 1,024 open streams as beside none: a worker and a session look at none of them."""
+    none, many = (counted[operation] for counted in lines)
+    assert none / ABOUT < many < none * ABOUT
 
 
 def test_without_a_sink_no_event_is_made(few):

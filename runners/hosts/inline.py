@@ -186,10 +186,15 @@ class InlineSession(LocalSession):
         if not isinstance(chunks, AsyncIterator):
             return SyncSource(chunks)
         late = partial(self._guarded, self._turns.fail, number, request_id)
-        source = _AsyncSource(chunks, self._wake, late)
+        source = _AsyncSource(chunks, partial(self._woken, number), late)
         self._sources.add(source)
         self._nursery.start_soon(self._run, source, name=f"stream {request_id}")
         return source
+
+    def _woken(self, number: int) -> None:
+        """An async stream may have a chunk, or its end."""
+        self._turns.wake(number)
+        self._wake()
 
     @enable_ki_protection
     async def _run(self, source: _AsyncSource) -> None:

@@ -54,7 +54,10 @@ class Source(Protocol):
     """An open stream."""
 
     def poll(self) -> object:
-        """The next chunk, None at the end, `NOTHING` if there is none yet. May raise anything."""
+        """The next chunk, None at the end, `NOTHING` if there is none yet. May raise anything.
+
+        After `NOTHING` it is not polled again before `Turns.wake`.
+        """
         ...
 
     def close(self) -> None:
@@ -183,6 +186,9 @@ class Turns:
         self.failures: list[DeviceError] = []
         self._judge = judge
         self._open: dict[int, _Open] = {}
+        self._ready: set[int] = (
+            set()
+        )  # of the open streams those that may have a chunk; the others have no cost in a turn
         self._early: list[Failed] = []
 
     @property
@@ -202,8 +208,14 @@ class Turns:
             # Before the stream is open: if this failed afterwards, nothing would close the stream.
             position = Position.of(batch, accepted)
             self._open[number] = _Open(position, source(execute(self.runner, batch, accepted)))
+            self._ready.add(number)
         except Exception as error:  # noqa: BLE001 - whatever a runner raises is judged in one place
             self.fail(number, batch.request_id, error)
+
+    def wake(self, number: int) -> None:
+        """A stream that had no chunk yet may have one now, or its end."""
+        if number in self._open:
+            self._ready.add(number)
 
     def has(self, number: int, kind: type[Source]) -> bool:
         """Whether this stream is open, and of this kind."""
@@ -215,8 +227,7 @@ class Turns:
         Raises:
             DeviceError: the context is over.
         """
-        if number in self._open:
-            stream = self._open.pop(number)
+        if (stream := self._forget(number)) is not None:
             try:
                 stream.source.close()
             except Exception as error:  # noqa: BLE001 - as in begin
@@ -259,7 +270,7 @@ class Turns:
             DeviceError: the context is over.
         """
         items: list[Item] = [*self.early()]
-        items += filter(None, map(self._next, self.open))
+        items += filter(None, map(self._next, sorted(self._ready)))  # in the order in which they were begun
         return items
 
     def _next(self, number: int) -> Item | None:
@@ -267,18 +278,23 @@ class Turns:
         position, source = stream.position, stream.source
         try:
             if (made := source.poll()) is NOTHING:
+                self._ready.discard(number)
                 return None
             chunk = checked(position, made, source.close)
             if chunk.finish_reason is not None:
-                del self._open[number]
+                self._forget(number)
                 source.close()
         except Exception as error:  # noqa: BLE001 - as in begin
             return self._failed(number, position.request_id, error)
         return number, chunk
 
+    def _forget(self, number: int) -> _Open | None:
+        self._ready.discard(number)
+        return self._open.pop(number, None)
+
     def _failed(self, number: int, request_id: str, error: Exception) -> Failed:
         """A stream ends by its error, or the context if the error is the context's."""
-        self._open.pop(number, None)
+        self._forget(number)
         found = self._judge(error)
         if is_a(found, OutOfMemory):
             self.failures.append(_of(request_id, _again(found)))

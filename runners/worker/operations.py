@@ -14,8 +14,9 @@ from supervise import ChildStopped, Ref, Refused, StartFailed
 from ..errors import ContextPoisoned, RebuildSuperseded, WorkerDown, WorkerStopping
 from ..hosts.spec import check_for
 from ..types import RunnerSpec, SessionRebuildCause
+from .context import Context
 from .group import Group, group_at
-from .serving import Context, ContextState, Opener
+from .serving import ContextState, Opener
 
 SPARE = "spare"
 """The name of the context that serves while the others get a new runner."""

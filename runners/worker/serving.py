@@ -7,10 +7,9 @@ How it works
 ============
 
 The `Context` is the resource of the leaf: the session and its open streams. A worker may have several, which know one another
-by their `Group`. `_Serving` is one run of the body. Its task
-`_pump` passes on what the session makes; beside it run `_admit` (takes requests while there is room), `_watch_rebuilds` (fails
-the context when a rebuild request is due), `_watch_deadlines`, `_drain` if the worker has `drain`, and `_watch_silence` if it
-has a canary.
+by their `Group`. `_Serving` is one run of the body. Its task `_pump` passes on what the session makes; beside it run `_admit`
+(takes requests while there is room), `_watch_rebuilds` (fails the context when a rebuild request is due), `_watch_deadlines`,
+`_watch_stop` and `_drain` if the worker has `drain`, and `_watch_silence` if it has a canary.
 
 The body ends with the failure of the context. After an `OutOfMemory` or a `SessionRebuild` the supervisor resumes it: the next
 run of the body finds the same session, and takes up its streams (`_reattach`) or rebuilds it (`_rebuild`). After any other
@@ -21,12 +20,12 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import AsyncGenerator, Generator, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from typing import Any, Literal
 
 import trio
-from attrs import define, evolve, field, frozen
+from attrs import evolve, field, frozen
 from trio.lowlevel import enable_ki_protection
 
 from supervise import (
@@ -56,254 +55,16 @@ from ..errors import (
     Timeout,
     WorkerStopping,
 )
-from ..hosts import Host, RequestFailed, Session
+from ..hosts import Host, RequestFailed
 from ..nursery import bare_nursery
 from ..protect import Entered, protected
-from ..types import ExecuteBatch, RunnerInfo, RunnerSpec, Sampling, SessionRebuildCause, TokenChunk
-from .group import Group, group_at
+from ..types import RunnerInfo, RunnerSpec, SessionRebuildCause, TokenChunk
+from .context import CANARY, Context
+from .group import group_at
 from .record import MAX_CHARACTERS, Record, admitted, caused, id_of, record_of
 
-CANARY = ExecuteBatch("canary", "", sampling=Sampling(max_tokens=1, temperature=0, seed=0))
-"""The canary: a request for one token that shows whether an idle context still answers (D9). An error is an answer too."""
-
-
-@protected
-@define(eq=False)
-class RebuildRequest:
-    """A rebuild request of an operator, and its outcome (D7).
-
-    `failure`: the failure of the context by which it is carried out. `outcome`: `done`; or `ended`, if the context ended first;
-    or an error.
-    """
-
-    cause: SessionRebuildCause
-    failure: DeviceError | None = None
-    outcome: Literal["done", "ended"] | InferenceError | None = None
-    answered: trio.Event = field(factory=trio.Event)
-
-    @property
-    def wants_restart(self) -> bool:
-        """Whether the operator reports a poison: such a context is never rebuilt in place."""
-        return self.cause is SessionRebuildCause.CONTEXT_POISONED
-
-    def carry_out(self) -> DeviceError:
-        """Returns the failure with which the context is to fail for this request."""
-        text = f"a new session was ordered ({self.cause})"
-        self.failure = ContextPoisoned(text) if self.wants_restart else SessionRebuild(text)
-        return self.failure
-
-    def answer(self, outcome: Literal["done", "ended"] | InferenceError) -> None:
-        """Set the outcome and wake the requester."""
-        self.outcome = outcome
-        self.answered.set()
-
-
-@protected
-@define(eq=False)
-class Context:
-    """The resource of the leaf: a session, and the streams that are open in it. A Resume keeps both.
-
-    `since_oom`: None until memory runs out; then the requests that have begun since, until the session makes a chunk.
-    `waiting`: a rebuild request that waits for the streams that it would lose. `under_way`: the rebuild request for which the
-    body has failed.
-    `opener`: which declares it. `canary_open`: whether the canary's stream is open. `drain`: for how many seconds begun streams continue once the worker is
-    asked to stop (D13). `held`: whether an operator wants no request to begin here. `runner`: the spec of the loaded runner.
-    """
-
-    session: Session
-    runner: RunnerSpec
-    group: Group
-    opener: Opener
-    canary: float | None = None
-    drain: float = 0
-    held: bool = False
-    canary_open: bool = False
-    open: dict[str, Message] = field(factory=dict[str, Message])
-    since_oom: set[str] | None = None
-    waiting: RebuildRequest | None = None
-    under_way: RebuildRequest | None = None
-    _changed: trio.Event = field(factory=trio.Event)
-
-    def put(self, message: Message) -> None:
-        """Note that the message's stream is open."""
-        request_id = id_of(message)
-        self.open[request_id] = message
-        record_of(message).leave = self._left
-        self._note(request_id)
-        self.has_changed()
-
-    def _note(self, request_id: str) -> None:
-        """Note a request that begins now: if it runs out of memory, that is no repetition of the last lack (D5)."""
-        if self.since_oom is not None:
-            self.since_oom.add(request_id)
-
-    def close(self, message: Message) -> None:
-        """Note that the message's stream has ended."""
-        self._forget(record_of(message))
-
-    def _forget(self, record: Record) -> None:
-        del self.open[record.batch.request_id]
-        record.leave = None
-        self.has_changed()
-
-    def close_all(self) -> None:
-        """The session has ended: callers who leave from now on have no stream in it to drop."""
-        for message in self.open.values():
-            record_of(message).leave = None
-        self.open.clear()
-        self.has_changed()
-
-    def _left(self, record: Record) -> None:
-        """The caller has left: drop the stream, so that its place is free at the next step."""
-        self._forget(record)
-        self.session.drop(record.batch.request_id)
-
-    def is_idle(self) -> bool:
-        """Whether no stream and no canary is open, and no rebuild request waits or is under way."""
-        return not self.open and not self.canary_open and self.waiting is None and self.under_way is None
-
-    def begin_canary(self) -> None:
-        """Begin the canary's stream."""
-        self.canary_open = True
-        self.session.begin(CANARY)
-        self._note(CANARY.request_id)
-
-    def end_canary(self, *, over: bool) -> None:
-        """The canary has answered, so the time of silence begins anew. Its place is free only when its stream is `over`."""
-        if over:
-            self.canary_open = False
-        self.has_changed()
-
-    def cancel_canary(self) -> None:
-        """Drop the canary, because a request needs its place or the session ends."""
-        if self.canary_open:
-            self.canary_open = False
-            self.session.drop(CANARY.request_id)
-
-    def next_deadline(self) -> float:
-        """The earliest deadline of the open streams; infinity if none has one."""
-        deadlines = (record_of(message).batch.deadline for message in self.open.values())
-        return min((deadline for deadline in deadlines if deadline is not None), default=math.inf)
-
-    def has_room(self) -> bool:
-        """Whether one more stream may begin. None may while a suspect is on trial or a rebuild request waits."""
-        free = self.waiting is None and not self.held
-        return free and len(self.open) < self.session.info.streams and not self._tries()
-
-    def _tries(self) -> bool:
-        """Whether a suspect is on trial. It is the last open stream, because none begins after it."""
-        last = next(reversed(self.open.values()), None)
-        return last is not None and record_of(last).suspect
-
-    def may_move(self, record: Record) -> bool:
-        """Whether a begun stream may continue in another session."""
-        # A begun stream without token ids cannot be continued (D6).
-        counts_ids = bool(record.accepted) or not record.chunks
-        return counts_ids and record.batch.on_loss == "migrate" and self.session.info.can_continue
-
-    def must_stay(self, record: Record) -> bool:
-        """Whether a stream would be lost with its session."""
-        return record.chunks > 0 and not self.may_move(record)
-
-    def keeps_any(self) -> bool:
-        """Whether a stream is open that would be lost with the session."""
-        return any(self.must_stay(record_of(message)) for message in self.open.values())
-
-    # --- changes of the context, and tasks that wait for one
-
-    def has_changed(self) -> None:
-        """Wake the tasks in `change`: there may be room, or a rebuild request, or one may be due."""
-        self._changed.set()
-        self._changed = trio.Event()
-
-    async def change(self) -> None:
-        """Wait for the next call of `has_changed`."""
-        await self._changed.wait()
-
-    @contextmanager
-    def hold(self) -> Generator[None]:
-        """Let no request begin here during the block."""
-        self.held = True
-        try:
-            yield
-        finally:
-            self.held = False
-            self.has_changed()
-
-    async def emptied(self, within: float) -> None:
-        """Wait until no stream is open, or until so many seconds have passed."""
-        with trio.move_on_after(within):
-            while self.open:
-                await self.change()
-
-    # --- rebuild requests
-
-    def ask(self, cause: SessionRebuildCause) -> RebuildRequest:
-        """Add a rebuild request. It supersedes one that waits, unless only that one reports a poison."""
-        request = RebuildRequest(cause)
-        if self.waiting is not None and self.waiting.wants_restart and not request.wants_restart:
-            request.answer(RebuildSuperseded("a restart was ordered just before"))
-            return request
-        if self.waiting is not None:
-            self.waiting.answer(_superseded())
-        self.waiting = request
-        self.has_changed()
-        return request
-
-    def take_back(self) -> None:
-        """Let the rebuild request that was just begun wait again. It is superseded if another one waits by now."""
-        request, self.under_way = self.under_way, None
-        if request is not None and self.waiting is None:
-            request.failure = None
-            self.waiting = request
-        elif request is not None:
-            request.answer(_superseded())
-
-    def refuse_rebuild(self) -> None:
-        """The worker is being stopped: refuse the rebuild request, unless it reports a poison, which ends the context (D13)."""
-        if self.waiting is not None and not self.waiting.wants_restart:
-            self.waiting.answer(WorkerStopping("the worker was being stopped"))
-            self.waiting = None
-            self.has_changed()
-
-    def withdraw(self, request: RebuildRequest) -> None:
-        """The requester has left: withdraw the rebuild request, unless it is under way."""
-        if self.waiting is request:
-            self.waiting = None
-            self.has_changed()
-
-    def is_due(self) -> bool:
-        """Whether the rebuild request can be carried out: a restart at once, a rebuild when it would lose no stream.
-
-        A rebuild also waits for the one that is under way (D7).
-        """
-        if self.waiting is None:
-            return False
-        return self.waiting.wants_restart or (self.under_way is None and not self.keeps_any())
-
-    def carry_out(self) -> DeviceError:
-        """Returns the failure that carries the request out. A restart supersedes a rebuild that is under way."""
-        assert self.waiting is not None
-        if self.under_way is not None:
-            self.under_way.answer(
-                RebuildSuperseded("a restart was ordered while this rebuild was carried out")
-            )
-        self.under_way, self.waiting = self.waiting, None
-        return self.under_way.carry_out()
-
-    def end(self, *, stopping: bool) -> None:
-        """The session has ended: answer every rebuild request."""
-        self.close_all()
-        for request in (self.under_way, self.waiting):
-            if request is not None:
-                stopped = stopping and request.failure is None
-                request.answer(WorkerStopping("the worker was being stopped") if stopped else "ended")
-        self.under_way = self.waiting = None
-
-
-def _superseded() -> RebuildSuperseded:
-    return RebuildSuperseded("another rebuild was ordered before this one had begun")
-
+AT_ONCE = 64
+"""The most requests that begin in one turn of the loop; it takes some milliseconds."""
 
 _REBUILDS = Decider({"device.rebuild": Resume})
 """A rebuild request is always a Resume (D7), whatever the decider of the worker says."""
@@ -497,11 +258,20 @@ class _Serving:
                 message = await self._inbox.receive()
                 if self._has_room() and not self._draining:
                     self._take(message)
-                    if self._context.group.others_wait(self._context, len(self._inbox)):
+                    self._take_more()
+                    if self._inbox:
                         await trio.lowlevel.checkpoint()
                 else:  # a rebuild or the stop was requested while this task waited for a message
                     message.requeue()
         await self._admit_begun()
+
+    def _take_more(self) -> None:
+        """Begin other requests that wait in the same turn of the loop, so that they are in the same step of the runner."""
+        context = self._context
+        with suppress(trio.WouldBlock):
+            for _ in range(AT_ONCE - 1):
+                if self._has_room() and not context.group.others_wait(context, len(self._inbox)):
+                    self._take(self._inbox.receive_nowait())
 
     async def _admit_begun(self) -> None:
         """The worker is being stopped: continue streams that have begun in an earlier session, and refuse others (D13).
@@ -557,6 +327,8 @@ class _Serving:
     async def _room(self) -> None:
         while not self._has_room():
             await self._context.change()
+            # Callers who were answered just now come back meanwhile, and their next requests are in one step.
+            await trio.lowlevel.checkpoint()
 
     def _has_room(self) -> bool:
         """Whether one more stream may begin. A context that has failed has no room, even before the body ends."""
@@ -598,10 +370,10 @@ class _Serving:
         context restarts and this task does not run. But the mailbox acts only for a caller who waits.
         """
         while True:
-            with trio.move_on_at(self._context.next_deadline()):
+            with trio.move_on_at(self._context.deadlines.first()):
                 await self._context.change()
             now = trio.current_time()
-            for message in [m for m in self._open.values() if record_of(m).is_late(now)]:
+            for message in self._context.deadlines.passed(now):
                 self._context.close(message)
                 self._session.drop(id_of(message))
                 message.fail(record_of(message).late(current_child().path))
@@ -657,8 +429,11 @@ class _Serving:
             self._on_unowned(request_id, over=chunks[-1].finish_reason is not None)
             return
         record: Record = message.memo
+        begins = not record.chunks
         wrong = record.accept(chunks, self._incarnation)
         if chunks:
+            if begins:
+                self._context.has_begun(record)
             self._context.since_oom = None
             if record.suspect:
                 record.suspect = False

@@ -76,33 +76,9 @@ DEVICES = (
             "a_canary_gives_way_to_requests_and_does_not_run_beside_them",
         ),
         (
-            "a canary that was answered counts as open",
-            "        self.canary_open = False\n        self.has_changed()",
-            "        self.has_changed()",
-            "an_idle_context_is_asked_for_one_token_and_never_for_two",
-        ),
-        (
-            "an order that waits is not answered at the end",
-            "for request in (self.under_way, self.waiting):",
-            "for request in (self.under_way,):",
-            "a_rebuild_that_waits_gets_an_error_at_a_stop",
-        ),
-        (
-            "an order that is superseded is not answered",
-            "            self.waiting.answer(_superseded())",
-            "            pass",
-            "a_rebuild_is_superseded_by_a_later_one",
-        ),
-        (
             "a request slips past a rebuild that waits",
             "if self._has_room() and not self._draining:",
             "if not self._draining:",
-            "a_rebuild_holds_streams_that_may_move_and_waits_for_those_that_may_not",
-        ),
-        (
-            "a rebuild does not wait for a stream that may not move",
-            "(self.under_way is None and not self.keeps_any())",
-            "(self.under_way is None)",
             "a_rebuild_holds_streams_that_may_move_and_waits_for_those_that_may_not",
         ),
         (
@@ -110,18 +86,6 @@ DEVICES = (
             "            while self._open or not (self._all_back and child.stopping):\n                await context.change()\n",
             "            pass\n",
             "begun_streams_finish_when_a_worker_drains",
-        ),
-        (
-            "a rebuild supersedes an order that reports a poison",
-            "        if self.waiting is not None and self.waiting.wants_restart and not request.wants_restart:",
-            "        if False:",
-            "a_rebuild_does_not_supersede_an_order_that_reports_a_poison",
-        ),
-        (
-            "a stop refuses an order that reports a poison",
-            "        if self.waiting is not None and not self.waiting.wants_restart:",
-            "        if self.waiting is not None:",
-            "a_poison_that_is_reported_as_the_stop_comes_counts",
         ),
         (
             "a body that has ended to be resumed does not go on when the stop comes",
@@ -146,12 +110,6 @@ DEVICES = (
             "            if message.memo is None:\n                message.fail(",
             "            if False:\n                message.fail(",
             "begun_streams_finish_when_a_worker_drains",
-        ),
-        (
-            "a caller that leaves frees no place",
-            "        del self.open[record.batch.request_id]\n        record.leave = None\n        self.has_changed()",
-            "        del self.open[record.batch.request_id]\n        record.leave = None",
-            "a_place_that_was_left_serves_the_next",
         ),
         (
             "a lack of memory is not remembered",
@@ -299,6 +257,51 @@ DEVICES = (
             "            else:\n                message.requeue()\n            record.suspect",
             "            record.suspect",
             "the_contexts_are_rebuilt_one_after_the_other",
+        ),
+    ),
+    *plants_of(
+        "worker/context.py",
+        (
+            "a canary that was answered counts as open",
+            "        self.canary_open = False\n        self.has_changed()",
+            "        self.has_changed()",
+            "an_idle_context_is_asked_for_one_token_and_never_for_two",
+        ),
+        (
+            "an order that waits is not answered at the end",
+            "for request in (self.under_way, self.waiting):",
+            "for request in (self.under_way,):",
+            "a_rebuild_that_waits_gets_an_error_at_a_stop",
+        ),
+        (
+            "an order that is superseded is not answered",
+            "            self.waiting.answer(_superseded())",
+            "            pass",
+            "a_rebuild_is_superseded_by_a_later_one",
+        ),
+        (
+            "a rebuild does not wait for a stream that may not move",
+            "(self.under_way is None and not self.keeps_any())",
+            "(self.under_way is None)",
+            "a_rebuild_holds_streams_that_may_move_and_waits_for_those_that_may_not",
+        ),
+        (
+            "a rebuild supersedes an order that reports a poison",
+            "        if self.waiting is not None and self.waiting.wants_restart and not request.wants_restart:",
+            "        if False:",
+            "a_rebuild_does_not_supersede_an_order_that_reports_a_poison",
+        ),
+        (
+            "a stop refuses an order that reports a poison",
+            "        if self.waiting is not None and not self.waiting.wants_restart:",
+            "        if self.waiting is not None:",
+            "a_poison_that_is_reported_as_the_stop_comes_counts",
+        ),
+        (
+            "a caller that leaves frees no place",
+            "            self._last = None\n        record.leave = None\n        self.has_changed()",
+            "            self._last = None\n        record.leave = None",
+            "a_place_that_was_left_serves_the_next",
         ),
     ),
 )

@@ -9,7 +9,7 @@ HOSTS = (
         "hosts/process/host.py",
         (
             "a context that was idle is late at once",
-            "        if not self._streams and not self._leaving:\n            self._progress = trio.current_time()\n",
+            "        if not self._names and not self._leaving:\n            self._progress = trio.current_time()\n",
             "",
             "an_idle_context_has_no_deadline",
         ),
@@ -21,15 +21,34 @@ HOSTS = (
         ),
         (
             "a begin puts a deadline off",
-            "        if not self._streams and not self._leaving:\n            self._progress",
+            "        if not self._names and not self._leaving:\n            self._progress",
             "        if True:\n            self._progress",
             "a_begin_does_not_put_off_a_hang",
         ),
         (
             "a begin arms no deadline for a reader that waits already",
-            "        self._peer.send(data, number)\n        self._tighten_deadline()",
-            "        self._peer.send(data, number)",
+            "        self._peer.send_marked({number: data for number, (_, data) in begins.items()})\n        self._tighten_deadline()",
+            "        self._peer.send_marked({number: data for number, (_, data) in begins.items()})",
             "a_new_request_sets_the_deadline_of_a_receive_that_waits_already",
+        ),
+        (
+            "each begin is sent by itself, at once",
+            "        self._begins[number] = batch.request_id, data\n",
+            "        self._begins[number] = batch.request_id, data\n        self._send_begins()\n",
+            "a_stream_that_is_dropped_in_the_turn_of_its_begin_never_reaches_the_process",
+            "requests_that_wait_make_full_batches",
+        ),
+        (
+            "a begin that was not sent yet is not taken back",
+            "        if self._failure is not None or self._begins.pop(number, None) is not None:",
+            "        if self._failure is not None:",
+            "a_stream_that_is_dropped_in_the_turn_of_its_begin_never_reaches_the_process",
+        ),
+        (
+            "begins of a session that has failed are sent",
+            "        if self._ended or self._failure is not None:\n            return\n        if not self._names",
+            "        if not self._names",
+            "a_session_that_ends_before_its_begins_are_sent_closes_its_runner",
         ),
         (
             "a begin that is taken back stays due",
@@ -39,8 +58,8 @@ HOSTS = (
         ),
         (
             "a dropped stream is no longer waited for",
-            "waited_for = len(self._streams) + len(self._leaving)",
-            "waited_for = len(self._streams)",
+            "waited_for = len(self._names) + len(self._leaving)",
+            "waited_for = len(self._names)",
             "a_hang_is_detected_though_its_caller_leaves",
         ),
         (
@@ -110,14 +129,14 @@ HOSTS = (
         "hosts/process/parent/peer.py",
         (
             "a frame that is half sent is taken back",
-            "if theirs == mark and (position or self._whole):",
-            "if theirs == mark:",
+            " or (mark == next(iter(self._unsent)) and not self._whole):",
+            ":",
             "begin_and_drop_never_block_and_stay_bounded",
         ),
         (
             "the rest of a frame that is half sent goes behind the others",
-            "self._unsent.appendleft((data[max(sent, 0) :], mark))",
-            "self._unsent.append((data[max(sent, 0) :], mark))",
+            "self._unsent[first] = data[sent:]",
+            "self._unsent[object()] = self._unsent.pop(first)[sent:]",
             "frames_that_wait_for_room_are_sent_in_order",
         ),
         (
@@ -398,13 +417,13 @@ HOSTS = (
         ),
         (
             "a finished stream is not closed",
-            "                del self._open[number]\n                source.close()",
-            "                del self._open[number]",
+            "                self._forget(number)\n                source.close()",
+            "                self._forget(number)",
             "a_stream_that_has_ended_is_closed",
         ),
         (
             "a stream that failed is polled again",
-            "        self._open.pop(number, None)\n        found",
+            "        self._forget(number)\n        found",
             "        found",
             "a_stream_that_has_failed_is_not_asked_again",
         ),

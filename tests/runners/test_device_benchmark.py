@@ -11,7 +11,10 @@ from contexts import (
 )
 
 from benchmarks import device, several
+from benchmarks.batching import mean_batch
 from benchmarks.paced import Paced
+from runners.hosts.inline import InlineHost
+from runners.hosts.thread import ThreadHost
 from runners.types import FinishReason
 
 
@@ -104,3 +107,33 @@ def test_a_gap_is_measured_over_a_real_death(host):
         assert length > device.STRIKE_AT
 
     trio.run(main)
+
+
+@pytest.mark.parametrize(
+    "host", [InlineHost(), ThreadHost(), device.FORKED], ids=["inline", "thread", "process"]
+)
+def test_the_size_of_a_batch_is_measured(host):
+    """As many requests wait as the runner has places, and each is answered with the size of its step."""
+    sizes = trio.run(device.batches, host, 3)
+    assert len(sizes) == 3
+    assert all(1 <= size <= device.PLACES for size in sizes)
+
+
+@pytest.mark.parametrize(("sizes", "mean"), [([64] * 64, 64), ([1, *[3] * 3], 2), ([4] * 4 + [2] * 2, 3)])
+def test_the_mean_of_the_steps_is_not_that_of_the_requests(sizes, mean):
+    """A request alone in its step counts as much as a full step."""
+    assert mean_batch(sizes) == pytest.approx(mean)
+
+
+def test_a_request_is_measured_beside_none_and_beside_many_open_streams(monkeypatch):
+    """Each in a run of its own, with as many streams open as it says."""
+    monkeypatch.setattr(device.streams, "MANY", 70)
+    none, many = device.request_times(2, requests=3)
+    assert len(none) == len(many) == 2
+    assert min(*none, *many) > 0
+
+    async def count():
+        async with device.streams.beside(70) as worker:
+            return len((await worker.ready())._context.open)
+
+    assert trio.run(count) == 70

@@ -301,6 +301,7 @@ async def test_begin_and_drop_never_block_and_stay_bounded():
         big = "x" * 200_000
         for i in range(300):
             session.begin(ExecuteBatch(f"{i}", big))
+            await trio.testing.wait_all_tasks_blocked()  # as much of it is sent as there is room for
             session.drop(f"{i}")
         assert len(session._peer._unsent) <= 8
         os.kill(session.pid, signal.SIGCONT)
@@ -316,6 +317,7 @@ async def test_frames_that_wait_for_room_are_sent_in_order():
         requests = [ExecuteBatch("long", "x" * 2_000_000), *(ExecuteBatch(name, name) for name in "abc")]
         for request in requests:
             session.begin(request)
+            await trio.testing.wait_all_tasks_blocked()  # each is sent by itself, as far as there is room
         os.kill(session.pid, signal.SIGCONT)
         items = []
         while session._streams:
@@ -334,6 +336,7 @@ async def test_waiting_after_a_begin_was_taken_back_is_idle():
         while not session._peer._unsent:
             last += 1
             session.begin(ExecuteBatch(f"{last}", ""))
+            await trio.testing.wait_all_tasks_blocked()
         session.drop(f"{last}")
         assert not session._peer._unsent
         os.kill(session.pid, signal.SIGCONT)
@@ -359,6 +362,7 @@ async def test_a_begin_that_was_taken_back_has_no_deadline():
         os.kill(session.pid, signal.SIGSTOP)
         session.begin(ExecuteBatch("long", "x" * 2_000_000, sampling=Sampling(max_tokens=1)))
         session.begin(ExecuteBatch("back", ""))
+        await trio.testing.wait_all_tasks_blocked()  # a part of the first one is sent
         session.drop("back")
         os.kill(session.pid, signal.SIGCONT)
         await rest(session, "long")

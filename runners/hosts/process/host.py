@@ -204,9 +204,12 @@ class ProcessSession(BaseSession[int]):
         self._host = host
         self._peer = peer
         self._parser = wire.from_child()
+        self._loop = trio.lowlevel.current_trio_token()
         self._kept: wire.FromChild | None = None  # a frame that has been parsed, but not handled
         self._judged = False  # whether NVML was asked about the failure
-        self._names: dict[int, str] = {}  # of the open streams, by number
+        # The id and the frame of each stream that was begun in this turn of the loop, by number; `_send_begins` is due.
+        self._begins: dict[int, tuple[str, bytes]] = {}
+        self._names: dict[int, str] = {}  # of the open streams whose begin was sent, by number
         # The streams whose drop the process has not confirmed, in order, each with the number of the first stream that was
         # begun after the drop. Once the process names that stream, it has read the drop, and must have confirmed it.
         self._leaving: dict[int, int] = {}
@@ -214,7 +217,7 @@ class ProcessSession(BaseSession[int]):
         self._turn = 0  # frames read since other tasks last ran
         self._read = 0  # bytes read so far
         self._overdue: int | None = None  # the value of `_read` when the deadline was found to have passed
-        self._new: set[int] = set()  # open and leaving streams without a first chunk
+        self._new: set[int] = set()  # of these and the leaving ones those without a first chunk
         self._rebuilt = trio.Event()  # the rebuild is done, or will never be
         self._progress = trio.current_time()
         self._waiting = trio.CancelScope()
@@ -241,23 +244,35 @@ class ProcessSession(BaseSession[int]):
         if self._failure is not None:
             return
         data = _begin_data(self._begun, batch.on_clock(-trio.current_time()), accepted)
-        if not self._streams and not self._leaving:
-            self._progress = trio.current_time()
         number, self._begun = self._begun, self._begun + 1
         self._streams[batch.request_id] = number
-        self._names[number] = batch.request_id
-        self._new.add(number)
-        self._peer.send(data, number)
+        if not self._begins:
+            self._loop.run_sync_soon(self._send_begins)
+        self._begins[number] = batch.request_id, data
+
+    def _send_begins(self) -> None:
+        """Send all begins of one turn of the loop in one write, so that the process takes them up in one step.
+
+        Their deadline begins now: the loop may have been blocked since they were begun.
+        """
+        begins, self._begins = self._begins, {}
+        if self._ended or self._failure is not None:
+            return
+        if not self._names and not self._leaving:
+            self._progress = trio.current_time()
+        self._names.update((number, name) for number, (name, _) in begins.items())
+        self._new.update(begins)
+        self._peer.send_marked({number: data for number, (_, data) in begins.items()})
         self._tighten_deadline()
 
     def drop(self, request_id: str) -> None:
         """See `Session.drop`."""
         self._check_open()
-        number = self._streams.get(request_id)
+        number = self._streams.pop(request_id, None)
         if number is None:
             return
-        self._forget(number)
-        if self._failure is not None:
+        self._names.pop(number, None)
+        if self._failure is not None or self._begins.pop(number, None) is not None:
             return
         if self._peer.withdraw(number):
             self._new.discard(number)
@@ -454,7 +469,7 @@ class ProcessSession(BaseSession[int]):
             return self._host.load_timeout, "loaded no runner"
         if self._rebuilding:
             return self._host.load_timeout, "rebuilt no session"
-        waited_for = len(self._streams) + len(self._leaving)
+        waited_for = len(self._names) + len(self._leaving)
         if not waited_for:
             return math.inf, ""
         if not self._new:

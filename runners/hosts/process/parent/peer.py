@@ -10,8 +10,10 @@ import os
 import select
 import signal
 import socket
-from collections import deque
+from collections import OrderedDict
+from collections.abc import Mapping
 from contextlib import suppress
+from itertools import islice
 
 import trio
 
@@ -19,6 +21,8 @@ from runners.hosts.process.parent.births import Process, is_readable, outlived
 from runners.hosts.process.parent.output import Output
 
 _READ = 65_536
+_FRAMES = 1024
+"""The most frames of one write: Linux takes no more buffers at once."""
 
 
 class Peer:
@@ -30,25 +34,30 @@ class Peer:
         self._process = process
         self._socket = connection
         self._open = True  # False once the end of the connection has been read
-        self._unsent: deque[tuple[memoryview, int | None]] = deque()
+        # By mark; a frame without a mark has an object of its own in its place.
+        self._unsent: OrderedDict[object, memoryview] = OrderedDict()
         self._whole = True  # whether no byte of the first unsent frame is sent yet
         self._awaits_room = False
         self._epoll = select.epoll()
         self._epoll.register(connection, select.EPOLLIN)
         self._epoll.register(process.pidfd, select.EPOLLIN)
 
-    def send(self, data: bytes, mark: int | None = None) -> None:
-        """Send a frame, as far as there is room; `wait` sends the rest. `withdraw` finds it by its mark. Never blocks."""
-        self._unsent.append((memoryview(data), mark))
+    def send(self, data: bytes) -> None:
+        """Send a frame, as far as there is room; `wait` sends the rest. Never blocks."""
+        self._unsent[object()] = memoryview(data)
+        self.flush()
+
+    def send_marked(self, frames: Mapping[int, bytes]) -> None:
+        """Send frames as `send`, in one write, so that the process gets them together. `withdraw` finds each by its mark."""
+        self._unsent.update((mark, memoryview(data)) for mark, data in frames.items())
         self.flush()
 
     def withdraw(self, mark: int) -> bool:
         """Take back the frame with this mark; returns False if a part of it is sent."""
-        for position, (_, theirs) in enumerate(self._unsent):
-            if theirs == mark and (position or self._whole):
-                del self._unsent[position]
-                return True
-        return False
+        if mark not in self._unsent or (mark == next(iter(self._unsent)) and not self._whole):
+            return False
+        del self._unsent[mark]
+        return True
 
     def flush(self) -> None:
         """Send as much as there is room for. If something is left, `wait` also waits for room."""
@@ -59,22 +68,23 @@ class Peer:
             self._epoll.modify(self._socket, select.EPOLLIN | (select.EPOLLOUT if self._awaits_room else 0))
 
     def _send_some(self) -> bool:
-        """Send some of the first frame; returns whether there was room."""
-        data, mark = self._unsent.popleft()
+        """Send some of the first frames; returns whether there was room."""
         try:
-            sent = self._socket.send(data, socket.MSG_NOSIGNAL)
+            sent = self._socket.sendmsg([*islice(self._unsent.values(), _FRAMES)], (), socket.MSG_NOSIGNAL)
         except BlockingIOError:
-            sent = -1
+            return False
         except (BrokenPipeError, ConnectionResetError):
             self._unsent.clear()  # the reader finds the end of the connection too, and reports how the process ended
             return False
-        if sent == len(data):
-            self._whole = True
-            return True
-        if sent > 0:
-            self._whole = False
-        self._unsent.appendleft((data[max(sent, 0) :], mark))
-        return sent > 0
+        while sent:
+            first, data = next(iter(self._unsent.items()))
+            self._whole = sent >= len(data)
+            if self._whole:
+                del self._unsent[first]
+            else:
+                self._unsent[first] = data[sent:]
+            sent -= min(sent, len(data))
+        return True
 
     def read(self) -> bytes | None:
         """The bytes that have come; None if none have, and no bytes once the other end is closed."""
