@@ -7,6 +7,7 @@ from itertools import chain, pairwise
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from toys import Bytes, Pieces, Sentences, Toy, runner_of
 
 from runners.errors import BadRequest, ContextLengthExceeded, OutOfMemory, RunnerError
 from runners.models.causal import ReloadingModel, causal_runner
@@ -19,7 +20,6 @@ from runners.types import (
     SessionRebuildCause,
     TokenUsage,
 )
-from tests.runners.toys import Bytes, Pieces, Sentences, Toy, runner_of
 
 np = pytest.importorskip("numpy")
 few = settings(max_examples=40)
