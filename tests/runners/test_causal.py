@@ -277,6 +277,9 @@ def test_tokens_that_a_model_rules_out_are_never_drawn():
     for options in ({}, {"top_p": 0.99}, {"top_k": 50}, {"logprobs": 3, "presence_penalty": 2}):
         chunks = list(runner_of(Strict()).execute(request(options=options)))
         assert set(tokens_of(chunks)) <= {97, 98}
+    (entry,) = chunks[0].data["logprobs"]
+    assert [each["token"] for each in entry["top"]] == ["a", "b"]
+    assert {round(2 ** (each["logprob"] / np.log(2)), 6) for each in entry["top"]} == {0.5}
 
 
 # ---- requests -------------------------------------------------------------------------------------------------------
@@ -400,15 +403,19 @@ def test_the_context_is_a_limit_and_half_a_character_at_it_is_shown():
 @given(
     text=st.text("ab漢é", max_size=14),
     stops=st.lists(st.text("ab漢é", min_size=1, max_size=4), max_size=3),
+    data=st.data(),
 )
-def test_text_ends_before_the_first_completed_stop_wherever_it_lies(text, stops):
-    """D6: It may begin and end within a token's text, or be spread over tokens; no text that may be part of it is shown."""
-    tokens = text.encode()
-    transcript = Transcript(Detokenizer(Bytes().decode), len(tokens) + 1, frozenset({257}), tuple(stops))
+def test_text_ends_before_the_first_completed_stop_wherever_it_lies(text, stops, data):
+    """D6: It may lie within a token's text, or be spread over tokens; no text that may be part of it is shown."""
+    encoded = text.encode()
+    cuts = sorted(data.draw(st.sets(st.integers(0, len(encoded)))))
+    pieces = [encoded[a:b] for a, b in pairwise([0, *cuts, len(encoded)])]
+    end = len(pieces)
+    transcript = Transcript(Detokenizer(Pieces(pieces).decode), end + 1, frozenset({end}), tuple(stops))
     ends = [(at + len(stop), at) for stop in stops for at in range(len(text)) if text.startswith(stop, at)]
     expected = text[: min(ends)[1]] if ends else text
     shown = ""
-    for token in [*tokens, 257]:
+    for token in range(end + 1):
         shown += transcript.add(token)
         assert expected.startswith(shown)
         if transcript.finish:

@@ -368,7 +368,7 @@ def test_a_preload_leaves_one_thread(folder):
     code = (
         "import os, sys; from runners.hosts.process.child.forkserver import Threads\n"
         "from runners.models.transformers import TransformersLM, _preloaded\n"
-        "spec = TransformersLM(sys.argv[1])\n"
+        "spec = TransformersLM(sys.argv[1], threads=2)\n"
         "with Threads() as threads:\n"
         "    spec.preload()\n"
         "    threads.check()\n"
@@ -388,7 +388,7 @@ def test_a_preload_leaves_one_thread(folder):
 @pytest.mark.parametrize("start", ["forkserver", "spawn"])
 async def test_a_killed_stream_goes_on_without_losing_or_repeating_a_token(folder, start, caplog):
     """D6: The process is really killed, in mid-stream, while it serves two streams."""
-    spec = TransformersLM(folder, streams=2)
+    spec = TransformersLM(folder, streams=2, threads=2)
     worker = device_worker("llm", spec, host=ProcessHost("cpu", start=start), backoff=None)
     found = {}
 

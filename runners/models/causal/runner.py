@@ -21,6 +21,8 @@ from runners.types import ExecuteBatch, RunnerInfo, SessionRebuildCause, TokenCh
 _PROMPT_END = 8
 """So many tokens of the prompt are decoded with the first generated ones, so that the text continues that of the prompt."""
 
+_NO_CACHE = object()
+
 _Row: TypeAlias = Numbers | Exception
 """The logits after a feed, or the error with which it failed."""
 
@@ -117,7 +119,7 @@ class _Stream(Iterator[TokenChunk]):
 
     Args:
         accepted: the ids of all tokens generated so far, in this context or an earlier one.
-        cache: the model's; None while it has none.
+        cache: the model's, or `_NO_CACHE`.
         fed: how many tokens of the prompt and the accepted ones are in the cache.
         ready: a chunk that is computed but not taken yet, or the error of this stream.
         generated: how often each token was generated, if there is a penalty.
@@ -134,7 +136,7 @@ class _Stream(Iterator[TokenChunk]):
     plain: bool = field(init=False)
     penalises: bool = field(init=False)
     logprobs: int | None = field(init=False)
-    cache: Any = field(default=None, init=False)
+    cache: Any = field(default=_NO_CACHE, init=False)
     fed: int = field(default=0, init=False)
     ready: TokenChunk | Exception | None = field(default=None, init=False)
     closed: bool = field(default=False, init=False)
@@ -172,8 +174,8 @@ class _Stream(Iterator[TokenChunk]):
 
     def forget(self, model: CausalModel) -> None:
         """Free its cache: what it holds is to be fed again."""
-        cache, self.cache, self.fed = self.cache, None, 0
-        if cache is not None:
+        cache, self.cache, self.fed = self.cache, _NO_CACHE, 0
+        if cache is not _NO_CACHE:
             model.free_cache(cache)
 
     def feed(self) -> Feed:

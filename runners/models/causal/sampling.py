@@ -138,12 +138,16 @@ def penalised(
 
 
 def logprobs(logits: Numbers, token: int, top: int) -> tuple[float, list[tuple[int, float]]]:
-    """The natural logarithm of the model's probability of a token, and the `top` most probable tokens with theirs."""
+    """The natural logarithm of the model's probability of a token, and the `top` most probable tokens with theirs.
+
+    Tokens that the model rules out are not among these.
+    """
     total = float(logits.max()) + float(np.log(_exponentials(logits, 1.0).sum()))
     values = logits.astype(np.float64)
     count = min(top, len(values))
     first: list[int] = []
     if count:
-        most = np.flatnonzero(values >= np.partition(values, -count)[-count])
+        least = max(float(np.partition(values, -count)[-count]), float(np.finfo(np.float64).min))
+        most = np.flatnonzero(values >= least)
         first = most[np.argsort(-values[most], kind="stable")][:count].tolist()
     return float(values[token]) - total, [(each, float(values[each]) - total) for each in first]

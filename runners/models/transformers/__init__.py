@@ -75,19 +75,10 @@ class TransformersLM:
             OSError, ValueError: transformers finds no such model, or cannot read it.
         """
         _set_environment()
-        from runners.models.transformers.engine import transformers_runner  # noqa: PLC0415 - only the process with the model needs torch
-
         loaded, stamp = _preloaded.pop(self, (None, None))
         if loaded is None or stamp != self._stamp():
             loaded = self._load()
-        return transformers_runner(
-            loaded,
-            device=start.device,
-            streams=self.streams,
-            context=self.context,
-            prefill=self.prefill,
-            threads=self.threads,
-        )
+        return self._runner(loaded, start.device, self.threads)
 
     def preload(self) -> None:
         """Load the model into host memory and run it once, in one thread, because others would not survive a fork (D15).
@@ -101,9 +92,7 @@ class TransformersLM:
         with suppress(OSError, ValueError):  # there is no such model: every start raises it again
             stamp = self._stamp()
             loaded = self._load()
-            _preloaded[self] = loaded, stamp
-            runner = self.build(RunnerStart(incarnation=1))
-            torch.set_num_threads(1)
+            runner = self._runner(loaded, "cpu", 1)
             request = ExecuteBatch("first", payload=[0], sampling=Sampling(max_tokens=2, seed=1))
             for _ in cast("Iterator[TokenChunk]", runner.execute(request)):
                 pass
@@ -117,8 +106,20 @@ class TransformersLM:
             _preloaded[self] = self._load(), stamp
         return self
 
+    def _runner(self, loaded: Loaded, device: str, threads: int) -> ContinuingRunner:
+        from runners.models.transformers.engine import transformers_runner  # noqa: PLC0415 - only the process with the model needs torch
+
+        return transformers_runner(
+            loaded,
+            device=device,
+            streams=self.streams,
+            context=self.context,
+            prefill=self.prefill,
+            threads=threads,
+        )
+
     def _load(self) -> Loaded:
-        from runners.models.transformers.engine import load  # noqa: PLC0415 - as in `build`
+        from runners.models.transformers.engine import load  # noqa: PLC0415 - as above
 
         return load(
             self.model, revision=self.revision, local_files_only=self.local_files_only, dtype=self.dtype
