@@ -21,9 +21,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812  torch's own name for it
 
+from runners.models.causal.sampling import draw
 from runners.models.torch_lm import PACKAGED, PACKAGED_SHA256, TorchLM
 from runners.models.torch_lm.checkpoint import Checkpoint, load
-from runners.models.torch_lm.sampling import draw
 from runners.models.torch_lm.vocabulary import START
 from runners.types import ExecuteBatch, ModelRunner, RunnerStart, Sampling
 
@@ -52,7 +52,7 @@ class Plain:
             )
             fed += len(tokens)
             if temperature:
-                token = draw(logits[-1].tolist(), temperature, seed=7, position=position)
+                token = draw(logits[-1].numpy(), temperature, seed=7, position=position)
             else:
                 token = int(logits[-1].argmax())
             text += self._vocabulary.decode([token])

@@ -1,8 +1,8 @@
 """Device workers: a stable address in front of a restartable context, which runs in a process of its own.
 
 `worker` has `device_worker`, `types` the interface of a runner, `errors` the errors, `hosts` the places where a runner can run,
-and `models` two kinds of runners: a real language model, and scripted ones for tests. A name is imported when it is first
-used, because the process of a context imports this package too, and needs neither Trio nor a supervisor.
+and `models` the runners: adapters for models of users, language models, and scripted ones for tests. A name is imported when
+it is first used, because the process of a context imports this package too, and needs neither Trio nor a supervisor.
 """
 
 from __future__ import annotations
@@ -14,7 +14,10 @@ if TYPE_CHECKING:
     from .hosts.inline import InlineHost
     from .hosts.process.host import ProcessHost
     from .hosts.thread import ThreadHost
+    from .models.batched import batched_runner
+    from .models.causal import causal_runner
     from .models.torch_lm import TorchLM
+    from .models.transformers import TransformersLM
     from .types import (
         Completion,
         ExecuteBatch,
@@ -42,7 +45,10 @@ _HOMES = {
     "TokenChunk": "types",
     "TokenUsage": "types",
     "TorchLM": "models.torch_lm",
+    "TransformersLM": "models.transformers",
     "WeightsFile": "types",
+    "batched_runner": "models.batched",
+    "causal_runner": "models.causal",
     "device_worker": "worker",
     "rebuild": "worker",
     "replace": "worker",
@@ -64,7 +70,10 @@ __all__ = [
     "TokenChunk",
     "TokenUsage",
     "TorchLM",
+    "TransformersLM",
     "WeightsFile",
+    "batched_runner",
+    "causal_runner",
     "device_worker",
     "rebuild",
     "replace",

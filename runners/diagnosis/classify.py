@@ -109,6 +109,16 @@ def classify(error: Exception, probe: Probe) -> Exception:
     return finding.error(error)
 
 
+def concerns_device(error: Exception) -> bool:
+    """Whether an exception may concern the device, its context or a lack of memory, so that the same work is not tried again.
+
+    Its class, tag and code decide as in `classify`. The device is not probed, so that a text which nominates counts too; the host
+    that gets the exception judges it.
+    """
+    found = classify(error, lambda: None)
+    return is_a(found, DeviceError) or by_tag(found) is not None
+
+
 class _Once:
     """A probe that asks once for all members of a group, because a device that hangs takes the whole timeout each time."""
 

@@ -175,6 +175,13 @@ class InlineSession(LocalSession):
         self._turns.failures.clear()
         return made
 
+    async def _wait(self) -> None:
+        """See `LocalSession._wait`. A sync stream that has no chunk yet is asked again, once other tasks have run."""
+        if any(self._turns.has(number, SyncSource) for number in self._turns.open):
+            await trio.lowlevel.checkpoint()
+        else:
+            await super()._wait()
+
     def _guarded(self, act: Callable[..., Any], *args: object) -> Any:
         """Call `act`, which uses the runner. A `DeviceError` fails the context, and `receive` raises it."""
         try:

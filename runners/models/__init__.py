@@ -1,1 +1,1 @@
-"""Runners that come with the package: a real language model, and scripted ones for tests. They need no worker and no host."""
+"""Runners that come with the package: adapters for models of users, language models, and scripted ones for tests. They need no host."""

@@ -20,11 +20,12 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequen
 from pathlib import Path
 from typing import Any, Literal, NoReturn, TypeAlias, cast, get_args
 
+import trio.lowlevel
 from attrs import asdict, define, evolve, field, frozen
 from attrs.validators import deep_iterable, ge, in_, instance_of, matches_re, optional
 
 from runners.errors import ContextPoisoned, OutOfMemory, Unrecoverable
-from runners.hosts.turns import close
+from runners.hosts.turns import NOTHING, close
 from runners.types import (
     Chunks,
     ContinuingRunner,
@@ -389,6 +390,8 @@ class _Harmed(Iterator[TokenChunk]):
     def __next__(self) -> TokenChunk:
         try:
             chunk = next(self.chunks)
+            if chunk is NOTHING:
+                return chunk
             for fault in _taken(self.left, chunk):
                 fault.do()
         except BaseException:
@@ -428,8 +431,11 @@ class _Waitable(AsyncIterator[TokenChunk]):
     chunks: Iterator[TokenChunk]
 
     async def __anext__(self) -> TokenChunk:
+
         for chunk in self.chunks:
-            return chunk
+            if chunk is not NOTHING:
+                return chunk
+            await trio.lowlevel.checkpoint()
         raise StopAsyncIteration
 
     async def aclose(self) -> None:

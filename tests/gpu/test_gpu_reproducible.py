@@ -83,7 +83,7 @@ def test_logits_are_the_same_bits_whatever_other_streams_run_beside(runner):
 
     from runners.models.torch_lm.kernel import ROWS, Row
 
-    kernel = runner._kernel
+    kernel = runner.model.kernel
     row = [Row(3, 0, 0)]
     reference = kernel.logits(row)[0]
     crowd = [

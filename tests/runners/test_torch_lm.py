@@ -7,9 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from runners.errors import BadRequest, ContextLengthExceeded, LoadFailed, WeightsCorrupt
+from runners.models.causal.sampling import draw, uniform
 from runners.models.torch_lm import PACKAGED, PACKAGED_SHA256, TorchLM, _preloaded
-from runners.models.torch_lm.sampling import draw, uniform
-from runners.models.torch_lm.transcript import Transcript
 from runners.models.torch_lm.vocabulary import START, UNKNOWN, Vocabulary
 from runners.types import (
     ContinuingRunner,
@@ -199,8 +198,8 @@ def test_a_rebuild_disturbs_no_open_stream():
 def test_one_turn_is_one_step_for_all_open_streams(monkeypatch):
     """The first `next` of a turn computes for all streams; those that have not taken their chunk wait for nothing."""
     runner, fed = TorchLM().build(START_ONE), []
-    logits = runner._kernel.logits
-    monkeypatch.setattr(runner._kernel, "logits", lambda rows: fed.append(len(rows)) or logits(rows))
+    logits = runner.model.kernel.logits
+    monkeypatch.setattr(runner.model.kernel, "logits", lambda rows: fed.append(len(rows)) or logits(rows))
     streams = [runner.execute(request(f"r{n}")) for n in range(16)]
     for _ in range(3):
         for stream in streams:
@@ -236,7 +235,7 @@ def test_a_step_that_fails_fails_for_one_stream_and_can_be_taken_again(monkeypat
     one, other = runner.execute(request("one")), runner.execute(request())
     got = [next(stream) for stream in (one, other)][1:]
     with monkeypatch.context() as patch:
-        patch.setattr(runner._kernel, "_by_head", out_of_memory)
+        patch.setattr(runner.model.kernel, "_by_head", out_of_memory)
         with pytest.raises(torch.OutOfMemoryError, match=r"^no room$"):
             next(one)
     assert next(one, None) is None
@@ -247,9 +246,9 @@ def test_a_step_that_fails_fails_for_one_stream_and_can_be_taken_again(monkeypat
 def test_at_temperature_0_the_best_token_comes_and_the_first_of_equals(monkeypatch):
     """D6: Nothing is drawn, so no seed makes a difference."""
     runner = TorchLM().build(START_ONE)
-    logits = torch.zeros(1, len(runner.vocabulary))
+    logits = torch.zeros(1, runner.model.vocabulary_size)
     logits[0, [5, 9]] = 2.0
-    monkeypatch.setattr(runner._kernel, "logits", lambda rows: logits.expand(len(rows), -1))
+    monkeypatch.setattr(runner.model.kernel, "logits", lambda rows: logits.expand(len(rows), -1))
     for seed in (1, 2):
         batch = request(temperature=0.0, seed=seed)
         assert [next(runner.execute(batch)).token_ids for _ in range(2)] == [(5,), (5,)]
@@ -258,7 +257,7 @@ def test_at_temperature_0_the_best_token_comes_and_the_first_of_equals(monkeypat
 def test_logits_that_are_not_finite_are_an_error_and_never_text():
     """D8: A broken cache raises until the session is rebuilt; nothing counts as an answer."""
     runner = TorchLM().build(START_ONE)
-    runner._kernel._values.fill_(float("nan"))
+    runner.model.kernel._values.fill_(float("nan"))
     with pytest.raises(FloatingPointError, match="not finite"):
         next(runner.execute(request()))
     runner.rebuild(SessionRebuildCause.CONTEXT_POISONED)
@@ -290,7 +289,7 @@ def test_a_full_context_ends_with_length(runner):
 def test_a_prompt_that_does_not_fit_concerns_its_own_stream(runner):
     """D5: The first `next` raises, and no place is taken."""
     stream = runner.execute(request(prompt="x" * 255))
-    with pytest.raises(ContextLengthExceeded, match=r"^a prompt may have 254 characters, got 255$"):
+    with pytest.raises(ContextLengthExceeded, match=r"^a prompt may have 255 tokens, got 256$"):
         next(stream)
     assert not runner._streams
 
@@ -321,28 +320,6 @@ def test_an_empty_prompt_and_unknown_characters_work(runner):
 
 
 # ---- the text -------------------------------------------------------------------------------------------------------
-
-
-@given(
-    text=st.text("ab", min_size=1, max_size=12),
-    stops=st.lists(st.text("ab", min_size=1, max_size=4), max_size=3),
-)
-def test_text_ends_before_the_first_completed_stop_and_no_released_text_is_taken_back(text, stops):
-    """D6: Text is released once no stop string can begin in it."""
-    said = Transcript(len(text), tuple(stops))
-    shown = ""
-    for count, character in enumerate(text, 1):
-        shown += said.add(character)
-        so_far = text[:count]
-        if ended := [stop for stop in stops if so_far.endswith(stop)]:
-            assert said.finish is FinishReason.STOP
-            assert shown == so_far[: -max(map(len, ended))]
-            return
-        assert so_far.startswith(shown)
-        held = so_far[len(shown) :]
-        assert not held or any(stop.startswith(held) for stop in stops)
-    assert said.finish is FinishReason.LENGTH
-    assert shown == text
 
 
 @given(st.text(st.sampled_from(Vocabulary().characters)))

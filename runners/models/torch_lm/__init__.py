@@ -44,8 +44,7 @@ class TorchLM:
     computes in one thread, which it sets for torch as a whole. With the packaged weights the context of the model has 256
     characters, of which the first is a newline before the prompt; a stream that fills it ends with LENGTH.
 
-    A prompt of more than 254 characters is `ContextLengthExceeded`. A temperature above 0 without a seed, an empty stop
-    string, and more than 64 stop strings or 4096 characters of them are `BadRequest`.
+    A prompt of more than 254 characters is `ContextLengthExceeded`. `causal_runner` says what else a request may have.
 
     Args:
         weights: a `WeightsFile` that `runners.models.torch_lm.train` wrote, or its path; a checksum in it is verified at every
@@ -66,13 +65,13 @@ class TorchLM:
             WeightsCorrupt: the file does not match its checksum, or is not of this model.
         """
         from runners.models.torch_lm.checkpoint import digest  # noqa: PLC0415 - only the process with the model needs torch
-        from runners.models.torch_lm.engine import TorchRunner  # noqa: PLC0415 - imports torch too
+        from runners.models.torch_lm.engine import torch_runner  # noqa: PLC0415 - imports torch too
 
         weights = self._weights()
         built, checked = _preloaded.pop(self, (None, ""))
         if built is not None and start.device == "cpu" and digest(Path(weights.path)) == checked:
             return built
-        return TorchRunner(Path(weights.path), weights.sha256, streams=self.streams, device=start.device)
+        return torch_runner(Path(weights.path), weights.sha256, streams=self.streams, device=start.device)
 
     def _weights(self) -> WeightsFile:
         return self.weights or WeightsFile(str(PACKAGED), sha256=PACKAGED_SHA256)

@@ -47,4 +47,4 @@ class Vocabulary:
 
     def decode(self, tokens: Iterable[int]) -> str:
         """The character of each token."""
-        return "".join(self.characters[token] for token in tokens)
+        return "".join(map(self.characters.__getitem__, tokens))

@@ -1,0 +1,138 @@
+"""The text of a stream of tokens: decoded piece by piece, held back for stop strings, and ended. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from attrs import define, field
+
+from runners.types import FinishReason
+
+UNKNOWN = "\ufffd"
+"""What a decoder writes for bytes that are no UTF-8, also for a character whose last bytes are still to come."""
+
+_LONGEST_CHARACTER = 4
+"""Bytes, and so the most tokens, of one character."""
+
+_WINDOW = 8
+"""With more tokens than this, `Detokenizer` leaves out the oldest: each of its steps decodes all that it has."""
+
+
+@define
+class Detokenizer:
+    """Decodes a stream token by token. Text that it has given is never revised.
+
+    The text of a token depends on its neighbours: a character may be spread over several tokens, and a decoder drops the space
+    in front of the first word. So a few tokens before the newest are decoded with it, and the text that this adds is given,
+    without up to three U+FFFD at its end, which the next tokens may complete. If the decoder revises text that was given, the
+    tokens after it are decoded on their own.
+
+    Args:
+        decode: the decoder, of token ids.
+        window: the tokens in front of the stream, such as the end of its prompt; none of their text is given.
+    """
+
+    decode: Callable[[list[int]], str]
+    window: list[int] = field(factory=list[int])
+    given: str = field(init=False)
+    since: int = field(init=False)
+    """The number of tokens in the window after which nothing was pending."""
+
+    def __attrs_post_init__(self) -> None:
+        self.given, self.since = self.decode(self.window) if self.window else "", len(self.window)
+
+    def add(self, token: int) -> str:
+        """Add a token; returns the further text."""
+        window = self.window
+        window.append(token)
+        text = self.decode(window)
+        firm = _firm(text) if text.endswith(UNKNOWN) else text
+        if not firm.startswith(self.given):
+            if len(window) - self.since < _LONGEST_CHARACTER:
+                return ""  # the tokens of one character, which a decoder may show as one U+FFFD each, or none
+            self.window, self.since, self.given = window[self.since :], 0, ""
+            text = self.decode(self.window)
+            firm = _firm(text)
+        new = firm[len(self.given) :]
+        self.given = firm
+        if firm == text:
+            self._settle(new)
+        return new
+
+    def rest(self) -> str:
+        """The text of the tokens that are pending at the end of the stream."""
+        if self.since == len(self.window):
+            return ""
+        text = self.decode(self.window)
+        return (
+            text[len(self.given) :] if text.startswith(self.given) else self.decode(self.window[self.since :])
+        )
+
+    def _settle(self, new: str) -> None:
+        """Nothing is pending. The tokens of `new` are enough of a context, so the window can begin with them."""
+        if new and len(self.window) > _WINDOW:
+            self.window = self.window[self.since :]
+            self.given = self.decode(self.window)
+        self.since = len(self.window)
+
+
+def _firm(text: str) -> str:
+    """The text without what the next tokens may still complete."""
+    end = len(text)
+    while end and len(text) - end < _LONGEST_CHARACTER - 1 and text[end - 1] == UNKNOWN:
+        end -= 1
+    return text[:end]
+
+
+@define
+class Transcript:
+    """The generated text of one stream, built token by token from position 0.
+
+    There is no other state: a stream that has moved adds its accepted tokens again, and has the same state (D6).
+
+    Args:
+        text: of the tokens.
+        limit: the number of tokens after which the stream ends with LENGTH.
+        ends: tokens with which it ends with STOP. They have no text.
+        stops: the text ends before the first of these strings that is completed, with STOP. None may be empty.
+    """
+
+    text: Detokenizer
+    limit: int
+    ends: frozenset[int] = frozenset()
+    stops: tuple[str, ...] = ()
+    count: int = field(default=0, init=False)
+    held: str = field(default="", init=False)
+    finish: FinishReason | None = field(default=None, init=False)
+
+    def add(self, token: int) -> str:
+        """Add the next token; returns the further text that may now be shown."""
+        self.count += 1
+        ended = token in self.ends
+        new = "" if ended else self.text.add(token)
+        if ended or self.count >= self.limit:
+            self.finish = FinishReason.STOP if ended else FinishReason.LENGTH
+            new += self.text.rest()
+        return self._shown(new) if self.stops else new
+
+    def _shown(self, new: str) -> str:
+        """What may be shown of the text that is held back, with the new text behind it."""
+        text = self.held + new
+        if (end := _completed(text, self.stops)) is not None:
+            self.finish, self.held = FinishReason.STOP, ""
+            return text[:end]
+        held = 0 if self.finish else max(_overlap(text, stop) for stop in self.stops)
+        self.held = text[len(text) - held :]
+        return text[: len(text) - held]
+
+
+def _completed(text: str, stops: Sequence[str]) -> int | None:
+    """Where the stop string begins that is completed first, of several the longest; None if there is none."""
+    found = [(at + len(stop), at) for stop in stops if (at := text.find(stop)) >= 0]
+    return min(found)[1] if found else None
+
+
+def _overlap(text: str, stop: str) -> int:
+    """The length of the longest end of `text` that is a beginning of `stop`, but not all of it."""
+    longest = min(len(text), len(stop) - 1)
+    return next((size for size in range(longest, 0, -1) if text.endswith(stop[:size])), 0)
