@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager, nullcontext
 from functools import partial
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import trio
 from attrs import field, frozen
@@ -270,6 +270,8 @@ class InlineSession(LocalSession):
 @protected
 class _AsyncSource:
     """The stream of an async runner: a task takes its chunks as they come, and is at most `_AHEAD` of them ahead."""
+
+    wakes: ClassVar[bool] = True
 
     def __init__(
         self, chunks: AsyncIterator[TokenChunk], wake: Callable[[], None], late: Callable[[Exception], object]

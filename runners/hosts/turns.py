@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import suppress
-from typing import Protocol, TypeAlias, cast
+from typing import ClassVar, Protocol, TypeAlias, cast
 
 from attrs import define, evolve, validate
 
@@ -51,12 +51,14 @@ NOTHING = object()
 
 
 class Source(Protocol):
-    """An open stream."""
+    """An open stream. `wakes`: whether `Turns.wake` is called when it has a chunk."""
+
+    wakes: ClassVar[bool]
 
     def poll(self) -> object:
         """The next chunk, None at the end, `NOTHING` if there is none yet. May raise anything.
 
-        After `NOTHING` it is not polled again before `Turns.wake`.
+        After `NOTHING` one that `wakes` is not polled again before `Turns.wake`; any other one in the next turn.
         """
         ...
 
@@ -67,6 +69,8 @@ class Source(Protocol):
 
 class SyncSource:
     """The stream of a sync runner; polling it computes the next chunk."""
+
+    wakes: ClassVar[bool] = False
 
     def __init__(self, chunks: Iterator[TokenChunk]) -> None:
         self._chunks = chunks
@@ -278,7 +282,8 @@ class Turns:
         position, source = stream.position, stream.source
         try:
             if (made := source.poll()) is NOTHING:
-                self._ready.discard(number)
+                if source.wakes:
+                    self._ready.discard(number)
                 return None
             chunk = checked(position, made, source.close)
             if chunk.finish_reason is not None:
