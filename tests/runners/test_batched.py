@@ -13,8 +13,10 @@ from runners.errors import BadRequest, ContextPoisoned, OutOfMemory, RunnerError
 from runners.hosts.turns import NOTHING
 from runners.models.batched import batched_runner
 from runners.models.scripted import Fault, Faulty
-from runners.types import FinishReason, ModelRunner, TokenUsage
+from runners.types import FinishReason, ModelRunner, RunnerStart, TokenUsage
 from supervise import open_tree
+
+START = RunnerStart(incarnation=1)
 
 
 def doubled(calls=None, harm=None):
@@ -209,6 +211,15 @@ def test_the_adapter_refuses_nonsense(wrong, message):
     """One line that names the argument, what is allowed and what came."""
     with pytest.raises((ValueError, TypeError), match=message):
         batched_runner(**{"function": doubled(), **wrong})
+
+
+def test_a_fault_around_a_function_waits_for_a_chunk():
+    """What a stream gives while it waits is no chunk, and has no position at which a fault could strike."""
+    runner = Faulty(Sizes(20.0), (Fault("error", "a", at_token=5), Fault("error", "b"))).build(START)
+    assert outcome(runner.execute(request("a", 1))) == 1
+    stream = runner.execute(request("b", 1))
+    assert next(stream) is NOTHING
+    assert type(outcome(stream)) is ArithmeticError
 
 
 # ---- in a host ------------------------------------------------------------------------------------------------------
