@@ -57,7 +57,8 @@ def batched_runner(
     Args:
         function: takes a list of inputs, at most `size`, and returns as many results in their order.
         size: the most inputs of a batch, 1 or more.
-        window_ms: milliseconds for which the first input of a batch may wait for others, 0 or more.
+        window_ms: milliseconds for which the first input of a batch may wait for others, 0 or more; it must be shorter than the
+            host's deadline for a chunk (D9).
         streams: how many requests it holds at once, of which `size` are computed together; None is `size`.
         count_tokens: the number of tokens of an input, for the usage; None counts none.
         runtime: what computes, for `RunnerInfo.runtime`.

@@ -13,8 +13,10 @@ from runners.errors import BadRequest, ContextPoisoned, OutOfMemory, RunnerError
 from runners.hosts.turns import NOTHING
 from runners.models.batched import batched_runner
 from runners.models.scripted import Fault, Faulty
-from runners.types import FinishReason, ModelRunner, TokenUsage
+from runners.types import FinishReason, ModelRunner, RunnerStart, TokenUsage
 from supervise import open_tree
+
+START = RunnerStart(incarnation=1)
 
 
 def doubled(calls=None, harm=None):
@@ -78,6 +80,8 @@ def test_a_batch_waits_for_its_window_but_not_for_more_than_it_can_hold():
         assert not calls[1:]
     assert time.monotonic() - began > 0.05
     assert calls == [[1, 2], [3]]
+    few = batched_runner(doubled(calls), size=2, window_ms=60_000, streams=1)
+    assert next(few.execute(request("d", 4))).data == 8  # no other stream can come
 
 
 def test_the_oldest_stream_waits_once_in_a_turn(monkeypatch):
@@ -209,6 +213,15 @@ def test_the_adapter_refuses_nonsense(wrong, message):
         batched_runner(**{"function": doubled(), **wrong})
 
 
+def test_a_fault_around_a_function_waits_for_a_chunk():
+    """What a stream gives while it waits is no chunk, and has no position at which a fault could strike."""
+    runner = Faulty(Sizes(20.0), (Fault("error", "a", at_token=5), Fault("error", "b"))).build(START)
+    assert outcome(runner.execute(request("a", 1))) == 1
+    stream = runner.execute(request("b", 1))
+    assert next(stream) is NOTHING
+    assert type(outcome(stream)) is ArithmeticError
+
+
 # ---- in a host ------------------------------------------------------------------------------------------------------
 
 
@@ -241,6 +254,16 @@ async def test_a_window_gathers_requests_that_come_one_after_the_other(host):
             nursery.start_soon(ask, name)
             await trio.sleep(0.005)
     assert found == [6] * 6
+
+
+@pytest.mark.trio
+@pytest.mark.parametrize("host", [InlineHost(), ThreadHost()], ids=lambda host: type(host).__name__)
+async def test_a_request_that_stays_alone_is_computed_after_its_window(host):
+    """A host asks again although nothing else happens."""
+    worker = device_worker("sizes", Sizes(20.0), host=host)
+    async with open_tree(worker, sinks=[]) as tree:
+        with trio.fail_after(30):
+            assert (await tree[worker].call(request("a", 1))).data == (1,)
 
 
 @pytest.mark.trio

@@ -7,7 +7,7 @@ from itertools import chain, pairwise
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from toys import Bytes, Pieces, Sentences, Toy, runner_of
+from toys import Bytes, Chat, Pieces, Sentences, Toy, runner_of
 
 from runners.errors import BadRequest, ContextLengthExceeded, OutOfMemory, RunnerError
 from runners.models.causal import ReloadingModel, causal_runner
@@ -238,6 +238,31 @@ def test_an_error_of_one_stream_in_a_step_fails_that_stream_alone():
     assert got + list(good) == list(runner_of().execute(request()))
 
 
+def test_a_model_may_reuse_the_array_of_its_logits():
+    """It is read before the next step, also where each stream is fed alone."""
+
+    class Reusing(Toy):
+        array = np.zeros((4, 258), np.float32)
+
+        def step(self, feeds):
+            rows = super().step(feeds)
+            self.array[: len(rows)] = rows
+            return self.array[: len(rows)]
+
+    def fail(feed):
+        if 0 in feed.cache:
+            raise ValueError("a bad token")
+
+    runner = runner_of(Reusing(fail=fail))
+    batches = [request("a"), request("b", "other"), request("bad", "", [1, 0])]
+    *good, bad = map(runner.execute, batches)
+    with pytest.raises(ValueError, match="bad"):
+        next(bad)
+    assert [tokens_of(stream) for stream in good] == [
+        tokens_of(runner_of().execute(batch)) for batch in batches[:2]
+    ]
+
+
 @pytest.mark.parametrize("wrong", [np.zeros((1, 5)), np.zeros(258)])
 def test_logits_of_a_wrong_shape_are_an_error_that_names_both(monkeypatch, wrong):
     """D5: The mistake of a model is one line."""
@@ -363,13 +388,13 @@ def test_a_tokenizer_that_raises_costs_no_place():
 # ---- ends -----------------------------------------------------------------------------------------------------------
 
 
-def script(model_tokens):
-    """A model that generates these tokens, whatever the prompt of one token."""
+def script(model_tokens, prompt=1):
+    """A model that generates these tokens, whatever the prompt of so many tokens."""
 
     class Scripted(Toy):
         def logits(self, tokens):
             logits = np.zeros(self.vocabulary_size, np.float32)
-            logits[model_tokens[len(tokens) - 1]] = 9.0
+            logits[model_tokens[len(tokens) - prompt]] = 9.0
             return logits
 
     return Scripted()
@@ -456,6 +481,7 @@ def test_the_pieces_of_a_text_in_any_cut_make_it_and_are_given_as_soon_as_they_a
 
 words = st.lists(
     st.one_of(
+        st.just([None]),
         st.text("▁ab", min_size=1, max_size=4).map(lambda text: [text]),
         st.text(min_size=1, max_size=2).map(lambda text: list(text.encode())),
     ),
@@ -471,10 +497,33 @@ def test_a_decoder_that_drops_the_first_space_and_falls_back_to_bytes_continues_
     if not decode(before[-8:]):
         before = ["x"]
     window = before[-8:]
-    if isinstance(window[0], int):
+    if not isinstance(window[0], str):
         window = before = ["x"]
     got = "".join(increments(Detokenizer(decode, list(window)), after))
     assert got == decode([*before, *after])[len(decode(before)) :]
+
+
+def test_a_special_token_is_not_all_the_context_of_the_next_one():
+    """It has no text, so that the space in front of the word behind it would be dropped as the first."""
+    tokens = [*["▁a"] * 20, None, None, "▁b", "▁c"]
+    assert "".join(increments(Detokenizer(Sentences().decode), tokens)) == "a" + " a" * 19 + " b c"
+
+
+def test_the_answer_continues_the_text_of_a_prompt_but_not_that_of_messages():
+    """A decoder drops the first space of a text: of an answer to messages, which begins one, but not behind a prompt."""
+
+    class Spaced(Chat):
+        def decode(self, tokens):
+            return super().decode(tokens).removeprefix(" ")
+
+    model = script([*b" tea", 257], prompt=len("<user><assistant>"))
+    model.tokenizer = Spaced()
+    messages = [{"role": "user", "content": ""}]
+    for batch, expected in (
+        (request(prompt="<user><assistant>", temperature=0), " tea"),
+        (request(prompt="", payload=messages, temperature=0), "tea"),
+    ):
+        assert text_of(runner_of(model).execute(batch)) == expected
 
 
 @given(st.lists(st.one_of(st.integers(0, 255), st.sampled_from(["▁a", "b", "▁"])), max_size=40))

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from runners.models.causal.sampling import draw, logprobs, nucleus, penalised, uniform
+from runners.models.causal.sampling import _first, draw, logprobs, nucleus, penalised, uniform
 
 np = pytest.importorskip("numpy")
 
@@ -94,13 +94,20 @@ def test_the_nucleus_is_the_fewest_largest_whose_sum_reaches_the_share(numbers, 
     assert sums[0] < goal <= sums[1]
 
 
-def test_a_token_without_a_weight_is_never_drawn_even_if_rounding_reaches_the_total(monkeypatch):
-    """The share is below 1, but its product with the total may be the total."""
-    monkeypatch.setattr("runners.models.causal.sampling.uniform", lambda seed, position: 1 - 2.0**-53)
-    for size in (5, 3000):
-        logits = np.full(size, -np.inf)
-        logits[: size // 2] = 0.1
-        assert draw(logits, 1.0, seed=1, position=1) == size // 2 - 1
+@pytest.mark.parametrize("share", [0.0, 1 - 2.0**-53])
+@pytest.mark.parametrize("size", [6, 3000])
+def test_a_token_without_a_weight_is_never_drawn(monkeypatch, share, size):
+    """Neither the first ones at a share of 0, nor the last ones at the largest share."""
+    monkeypatch.setattr("runners.models.causal.sampling.uniform", lambda seed, position: share)
+    logits = np.full(size, -np.inf)
+    logits[size // 3 : size // 2] = 0.1
+    expected = size // 2 - 1 if share else size // 3
+    assert draw(logits, 1.0, seed=1, position=1) == expected
+
+
+def test_a_goal_that_rounding_has_raised_to_the_total_is_the_last_token_with_a_weight():
+    """The sums of blocks are rounded in another order than the sums within one."""
+    assert _first(np.array([1.0, 2.0, 3.0, 3.0]), 3.0) == 2
 
 
 @given(

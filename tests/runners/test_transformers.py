@@ -211,6 +211,28 @@ def test_streams_that_join_and_leave_have_the_tokens_that_transformers_generates
         assert (tokens_of(found[prompt]), text_of(found[prompt])) == (tokens, text)
 
 
+def test_streams_with_a_gap_between_their_slots_have_their_own_tokens(folder, monkeypatch):
+    """The one between them has left: their keys and values do not lie together any more."""
+    prompts = ["the quick", "a", "fox and dog", "jugs"]
+    runner = TransformersLM(folder).build(START)
+    streams = [runner.execute(request(prompt, prompt)) for prompt in prompts]
+    found = [[next(stream)] for stream in streams]
+    streams[1].close()
+    passes, run = [], runner.model._pass
+    with monkeypatch.context() as patch:
+        patch.setattr(runner.model, "_pass", lambda feeds: passes.append(len(feeds)) or run(feeds))
+        for at in (0, 2, 3, 0, 2, 3):
+            found[at].append(next(streams[at]))
+    assert passes == [3, 3]
+    found[1] = [
+        *runner.execute(request("again", prompts[1]))
+    ]  # in the slot that is free, while the others wait
+    for at in (3, 2, 0):
+        found[at] += streams[at]
+    for prompt, chunks in zip(prompts, found, strict=True):
+        assert tokens_of(chunks) == generated(folder, prompt)[0]
+
+
 def test_layers_that_keep_another_state_are_refused(tmp_path):
     """A model whose cache is no cache of keys and values would serve wrong texts."""
     folder = saved(tmp_path, transformers.Lfm2Config(**SMALL, full_attn_idxs=[1]))

@@ -40,8 +40,9 @@ class Sentences:
     no UTF-8 as a whole becomes one U+FFFD for each byte."""
 
     def decode(self, tokens):
+        """A token is a byte, or some text; None is a special one without a text."""
         text, run = "", b""
-        for token in [*tokens, ""]:
+        for token in [*(token for token in tokens if token is not None), ""]:
             if isinstance(token, int):
                 run += bytes([token])
                 continue

@@ -11,8 +11,8 @@ from runners.types import FinishReason
 UNKNOWN = "\ufffd"
 """What a decoder writes for bytes that are no UTF-8, also for a character whose last bytes are still to come."""
 
-_LONGEST_CHARACTER = 4
-"""Bytes, and so the most tokens, of one character."""
+_MISSING = 3
+"""At most so many U+FFFD are a character whose last bytes are still to come: a decoder may write one for each byte."""
 
 _WINDOW = 8
 """With more tokens than this, `Detokenizer` leaves out the oldest: each of its steps decodes all that it has."""
@@ -48,8 +48,6 @@ class Detokenizer:
         text = self.decode(window)
         firm = _firm(text) if text.endswith(UNKNOWN) else text
         if not firm.startswith(self.given):
-            if len(window) - self.since < _LONGEST_CHARACTER:
-                return ""  # the tokens of one character, which a decoder may show as one U+FFFD each, or none
             self.window, self.since, self.given = window[self.since :], 0, ""
             text = self.decode(self.window)
             firm = _firm(text)
@@ -79,7 +77,7 @@ class Detokenizer:
 def _firm(text: str) -> str:
     """The text without what the next tokens may still complete."""
     end = len(text)
-    while end and len(text) - end < _LONGEST_CHARACTER - 1 and text[end - 1] == UNKNOWN:
+    while end and len(text) - end < _MISSING and text[end - 1] == UNKNOWN:
         end -= 1
     return text[:end]
 

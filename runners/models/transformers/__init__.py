@@ -139,7 +139,7 @@ def _set_environment() -> None:
     for name, value in (
         ("OPENBLAS_NUM_THREADS", "1"),
         ("TOKENIZERS_PARALLELISM", "false"),
-        ("HF_DEACTIVATE_ASYNC_LOAD", "1"),
+        ("HF_DEACTIVATE_ASYNC_LOAD", "1"),  # otherwise threads may outlive a load
         ("PYTORCH_NVML_BASED_CUDA_CHECK", "1"),  # otherwise is_available() initialises CUDA
     ):
         os.environ.setdefault(name, value)

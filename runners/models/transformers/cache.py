@@ -32,7 +32,7 @@ class SlotCache(Cache):  # type: ignore[misc, unused-ignore]  # transformers may
         """The next pass has these rows: ascending slots, and for each slot the positions that it feeds.
 
         Raises:
-            torch.OutOfMemoryError: there is no room. What is there is as it was.
+            torch.OutOfMemoryError: the memory does not suffice. What the cache holds is as it was.
         """
         self._length = int(positions.max()) + 1
         self._rows = slots[-1] + 1

@@ -36,9 +36,8 @@ def load(name: str, *, revision: str | None, local_files_only: bool, dtype: str)
     Raises:
         OSError, ValueError: there is no such model, or it cannot be read.
     """
-    tqdm.monitor_interval = (
-        0  # otherwise the first progress bar starts a thread, which does not survive a fork
-    )
+    # Otherwise the first progress bar, say of a download, starts a thread, which does not survive a fork.
+    tqdm.monitor_interval = 0
     library: Any = transformers  # its types are incomplete
     library.utils.logging.disable_progress_bar()
     where: dict[str, Any] = {"revision": revision or "main", "local_files_only": local_files_only}
@@ -121,9 +120,8 @@ class TransformersModel:
         self._kinds = _kinds(config, self._window)
         self._cache = SlotCache()
         self._free = set(range(streams))
-        parameters = inspect.signature(model.forward).parameters
-        self._cache_argument = "cache" if "cache" in parameters else "past_key_values"
-        self._keep = {"logits_to_keep": 1} if "logits_to_keep" in parameters else {}
+        can_keep = "logits_to_keep" in inspect.signature(model.forward).parameters
+        self._keep = {"logits_to_keep": 1} if can_keep else {}
         self._streams = streams
         self.vocabulary_size: int = config.vocab_size
         self.context_length = _context_length(config, context)
@@ -187,7 +185,7 @@ class TransformersModel:
             "input_ids": torch.tensor([list(feed.tokens) for feed in feeds]).to(self._device),
             "position_ids": positions.to(self._device),
             "attention_mask": self._masks(positions),
-            self._cache_argument: self._cache,
+            "cache": self._cache,
             "use_cache": True,
             **self._keep,
         }
