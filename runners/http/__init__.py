@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, nullcontext
 
 import trio
 from attrs import define, field, frozen
@@ -208,33 +208,33 @@ async def _serve(worker: Ref, batches: Sequence[ExecuteBatch], take: Take) -> No
     The first request is refused if the queue is full. The others wait for room there: they come from a client that
     has been admitted.
     """
-    if len(batches) == 1:
-        await _consume(worker.stream_nowait(batches[0]), 0, take)
-        return
     places = trio.CapacityLimiter(AT_ONCE)
     raised: Exception | None = None
 
-    async def one(index: int, batch: ExecuteBatch, scope: trio.CancelScope) -> None:
+    async def one(index: int, opening: AbstractAsyncContextManager[Stream], scope: trio.CancelScope) -> None:
         nonlocal raised
-        async with places:
-            opening = worker.stream(batch) if index else worker.stream_nowait(batch)
-            try:
-                await _consume(opening, index, take)
-            except Exception as error:  # noqa: BLE001 - it is raised below, where no nursery wraps it
-                raised = raised or error
-                scope.cancel("another request of the same client failed")
+        try:
+            async with places, opening as chunks:
+                await _consume(index, chunks, take)
+        except Exception as error:  # noqa: BLE001 - it is raised below, where no nursery wraps it
+            raised = raised or error
+            scope.cancel("another request of the same client failed")
 
-    async with trio.open_nursery() as nursery:
-        for index, batch in enumerate(batches):
-            nursery.start_soon(one, index, batch, nursery.cancel_scope)
+    async with worker.stream_nowait(batches[0]) as chunks:
+        if len(batches) == 1:
+            await _consume(0, chunks, take)
+            return
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(one, 0, nullcontext(chunks), nursery.cancel_scope)
+            for index, batch in enumerate(batches[1:], start=1):
+                nursery.start_soon(one, index, worker.stream(batch), nursery.cancel_scope)
     if raised is not None:
         raise raised
 
 
-async def _consume(opening: AbstractAsyncContextManager[Stream], index: int, take: Take) -> None:
-    async with opening as chunks:
-        async for chunk in chunks:
-            await take(index, chunk)
+async def _consume(index: int, chunks: Stream, take: Take) -> None:
+    async for chunk in chunks:
+        await take(index, chunk)
 
 
 class _Events(Response):

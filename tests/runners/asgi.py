@@ -1,5 +1,6 @@
 """An ASGI server in the test's own process, as strict as Hypercorn, and runners whose answers a test prescribes."""
 
+import itertools
 import json
 
 import trio
@@ -83,6 +84,10 @@ class Client:
         answer, connection = Answer(), trio.Event()
         put, taken = trio.open_memory_channel(QUEUE)
         pieces = [data[at : at + piece] for at in range(0, len(data), piece)]
+        iter_pieces = iter(pieces)
+        if not pause:  # the app may come late
+            for part in itertools.islice(iter_pieces, QUEUE):
+                put.send_nowait({"type": "http.request", "body": part, "more_body": True})
         scope = {
             "type": "http",
             "asgi": {"spec_version": "2.1", "version": "3.0"},
@@ -96,7 +101,7 @@ class Client:
         }
 
         async def read():
-            for part in pieces:
+            for part in iter_pieces:
                 await trio.sleep(pause)
                 if connection.is_set():
                     return

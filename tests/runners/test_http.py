@@ -562,6 +562,32 @@ def test_one_error_ends_all_choices():
 
 
 @pytest.mark.parametrize("stream", [False, True])
+def test_the_first_error_of_one_choice_does_not_wait_for_the_others(stream):
+    """They are cancelled, and their places are free."""
+
+    async def use(client, worker):
+        body = {**TEXT, "prompt": ["a", "b", "c"], "max_tokens": 900, "stream": stream}
+        answer = await client.post(TEXTS, body)
+        assert (answer.status, trio.current_time() < 5) == (200 if stream else 500, True)
+        await trio.sleep(2)
+        assert (await client.post(TEXTS, {**TEXT, "prompt": ["x"] * 3})).status == 200
+        return trio.current_time()
+
+    fault = Fault("error", call=2, at_token=1)
+    assert served(Scripted(1000, delay=1, streams=3, faults=(fault,)), use) < 30
+
+
+@given(
+    schedule=st.random_module(), inputs=st.integers(1, 6), queue=st.integers(1, 3), streams=st.integers(1, 3)
+)
+def test_several_inputs_of_one_client_do_not_crowd_each_other_out(schedule, inputs, queue, streams):
+    """The first one is admitted, or refused; the others wait for room."""
+    runner = Scripted(2, delay=0.1, streams=streams)
+    answer = asked(runner, TEXTS, {**TEXT, "prompt": ["x"] * inputs}, queue=queue)
+    assert (answer.status, len(answer.json()["choices"])) == (200, inputs)
+
+
+@pytest.mark.parametrize("stream", [False, True])
 def test_a_full_queue_is_429(stream):
     """With the time after which a client may try again; a place that is free serves the next."""
 
