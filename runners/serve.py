@@ -110,18 +110,18 @@ class _Front:
         except ModuleNotFoundError as error:
             raise ModuleNotFoundError(f"{error}; install trio-supervise[http]", name=error.name) from error
 
+        tree = current_child().tree
+        app = openai_app({name: tree[spec] for name, spec in self.workers.items()}, **self.options)
         listener = _listener(self.host, self.port)
 
         class Listening(hypercorn.config.Config):
-            """Its own sockets would be inherited by the processes of the contexts."""
+            """A configuration with one socket that listens already, so that an error of the address names it."""
 
             def create_sockets(self) -> hypercorn.config.Sockets:
                 return hypercorn.config.Sockets([], [listener], [])
 
         config = Listening()
         config.graceful_timeout = float("inf")  # the tree limits the time
-        tree = current_child().tree
-        app = openai_app({name: tree[spec] for name, spec in self.workers.items()}, **self.options)
         with listener:
             await hypercorn.trio.serve(  # pyright: ignore[reportUnknownMemberType] - its form for WSGI has no types
                 app,  # type: ignore[arg-type]  # Hypercorn declares the scopes of ASGI more narrowly than Starlette
