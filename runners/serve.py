@@ -23,6 +23,7 @@ import trio
 from attrs import field, frozen
 
 from supervise import Child, Supervisor, current_child, run_tree, stop_requested
+from supervise.sinks.lines import LineSink
 
 from .brief import brief
 from .hosts.process.host import ProcessHost
@@ -111,7 +112,8 @@ class _Front:
             raise ModuleNotFoundError(f"{error}; install trio-supervise[http]", name=error.name) from error
 
         tree = current_child().tree
-        app = openai_app({name: tree[spec] for name, spec in self.workers.items()}, **self.options)
+        workers = {name: tree[spec] for name, spec in self.workers.items()}
+        app = openai_app(workers, stopping=stop_requested, **self.options)
         listener = _listener(self.host, self.port)
 
         class Listening(hypercorn.config.Config):
@@ -191,7 +193,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ValueError, ModuleNotFoundError) as error:
         sys.stderr.write(f"runners.serve: {error}\n")
         return 2
-    run_tree(made)
+    run_tree(made, sinks=[LineSink(times=True, lifecycle=True)])
     return 0
 
 

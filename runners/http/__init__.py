@@ -44,6 +44,7 @@ def openai_app(
     max_body: int = 8 * 2**20,
     timeout: float | None = 600.0,
     max_tokens: int = 1024,
+    stopping: Callable[[], Awaitable[object]] = trio.sleep_forever,
 ) -> Starlette:
     """An ASGI app that speaks OpenAI's API, in front of device workers.
 
@@ -58,6 +59,8 @@ def openai_app(
         timeout: seconds that a request may take, from its arrival; it ends with 504, or with an error as its last event. None is
             any time.
         max_tokens: tokens of a chat completion whose request names no limit. A text completion has 16, as in OpenAI's API.
+        stopping: an async function that returns when the server is being stopped: a request whose body has not arrived by then
+            gets 503, since a server waits for what has begun.
 
     Raises:
         TypeError: an argument is of another type.
@@ -88,7 +91,7 @@ def openai_app(
             Route("/v1/models/{name:path}", front.model, methods=["GET"]),
             Route("/health", front.health, methods=["GET"]),
         ],
-        middleware=[Middleware(Gate, token=token, max_body=max_body)],
+        middleware=[Middleware(Gate, token=token, max_body=max_body, stopping=stopping)],
         exception_handlers={
             HTTPException: answer_http,
             Refusal: answer_refusal,

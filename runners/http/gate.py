@@ -8,11 +8,13 @@ read here, also that of a request which is refused; of one that is too large, wh
 from __future__ import annotations
 
 import hmac
+from collections.abc import Awaitable, Callable
 
 import trio
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from .refusal import Refusal
+from ..errors import WorkerStopping
+from .refusal import Refusal, refusal_of
 
 _OPEN_PATHS = frozenset(("/health",))
 """What a load balancer asks has no token."""
@@ -28,12 +30,16 @@ class Gate:
         app: the app behind it. It finds the whole body in its first message, and is cancelled if the client leaves.
         token: what a request must have as its bearer token; None asks for none.
         max_body: bytes that a body may have.
+        stopping: returns when the server is being stopped; what has not arrived by then is refused.
     """
 
-    def __init__(self, app: ASGIApp, *, token: str | None, max_body: int) -> None:
+    def __init__(
+        self, app: ASGIApp, *, token: str | None, max_body: int, stopping: Callable[[], Awaitable[object]]
+    ) -> None:
         self._app = app
         self._token = None if token is None else token.encode()
         self._max_body = max_body
+        self._stopping = stopping
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one exchange, as ASGI has it."""
@@ -71,20 +77,38 @@ class Gate:
 
     async def _body(self, receive: Receive) -> bytes | None:
         """The whole body; None if the client left meanwhile."""
+        refusal = Refusal(408, f"the body must arrive within {_BODY_SECONDS:.0f} seconds")
+
+        async def give_up(scope: trio.CancelScope) -> None:
+            nonlocal refusal
+            await self._stopping()
+            refusal = refusal_of(WorkerStopping("the server is being stopped, and the body has not arrived"))
+            scope.cancel("the server is being stopped")
+
+        read: list[bytes | Refusal | None] = []
+        with trio.move_on_after(_BODY_SECONDS):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(give_up, nursery.cancel_scope)
+                read.append(await self._read(receive))
+                nursery.cancel_scope.cancel("the body has arrived")
+        body = read[0] if read else refusal
+        if isinstance(body, Refusal):
+            raise body
+        return body
+
+    async def _read(self, receive: Receive) -> bytes | Refusal | None:
         parts: list[bytes] = []
         size = 0
-        with trio.move_on_after(_BODY_SECONDS):
-            while True:
-                message = await receive()
-                if message["type"] == "http.disconnect":
-                    return None
-                parts.append(message.get("body", b""))
-                size += len(parts[-1])
-                if size > self._max_body:
-                    raise self._too_large()
-                if not message.get("more_body", False):
-                    return b"".join(parts)
-        raise Refusal(408, f"the body must arrive within {_BODY_SECONDS:.0f} seconds")
+        while True:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                return None
+            parts.append(message.get("body", b""))
+            size += len(parts[-1])
+            if size > self._max_body:
+                return self._too_large()
+            if not message.get("more_body", False):
+                return b"".join(parts)
 
     async def _refuse(self, refusal: Refusal, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer, and take what comes of the body until the server reports that the exchange is over."""

@@ -6,7 +6,12 @@ import json
 import trio
 from attrs import field, frozen
 
-from runners.types import ExecuteBatch, FinishReason, RunnerInfo, TokenChunk, TokenUsage
+from runners import InlineHost, device_worker
+from runners.http import openai_app
+from runners.models.scripted import expected, letter
+from runners.types import ExecuteBatch, FinishReason, RunnerInfo, Sampling, TokenChunk, TokenUsage
+from supervise import Decider, Stop, Supervisor, open_tree
+from supervise.testing import run_virtual
 
 QUEUE = 10
 """So many messages Hypercorn holds for an app; then it reads no further."""
@@ -201,3 +206,39 @@ class RecordingRunner:
 
     async def close(self):
         pass
+
+
+# --- the app in front of one worker
+
+MESSAGES = [{"role": "system", "content": "be brief"}, {"role": "user", "content": "hello"}]
+CHAT = {"model": "m", "messages": MESSAGES, "seed": 1}
+TEXT = {"model": "m", "prompt": "hello", "seed": 1}
+CHATS, TEXTS, EMBEDDINGS = "/v1/chat/completions", "/v1/completions", "/v1/embeddings"
+
+
+def served(runner, use, *, token=None, **options):
+    """The result of `use(client, worker)`, with the app in front of one worker for the model `m`."""
+    of_app = {name: options.pop(name) for name in ("max_body", "timeout", "max_tokens") if name in options}
+    worker = device_worker("m", runner, host=InlineHost(), **{"backoff": None, **options})
+    root = Supervisor("app", [worker], decider=Decider({"limit": Stop}))
+
+    async def main():
+        async with open_tree(root, sinks=[]) as tree:
+            app = openai_app({"m": tree[worker]}, token=token, **of_app)
+            return await use(Client(app), tree[worker])
+
+    return run_virtual(main)
+
+
+def asked(runner, path, body, **options):
+    """The answer to one request."""
+
+    async def use(client, _):
+        return await client.post(path, body)
+
+    return served(runner, use, **options)
+
+
+def text_of(prompt="hello", tokens=8, seed=1):
+    batch = ExecuteBatch("r", prompt, sampling=Sampling(seed=seed, max_tokens=1000))
+    return "".join(map(letter, expected(batch, tokens)))

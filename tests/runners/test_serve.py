@@ -369,6 +369,24 @@ async def test_begun_streams_get_time_to_finish():
         await busy.aclose()
 
 
+HEAD = request(body=TEXT)
+
+
+@pytest.mark.trio
+@pytest.mark.parametrize("sent", [b"", HEAD[:30], HEAD[:-10]], ids=["nothing", "half a head", "half a body"])
+async def test_what_has_not_arrived_does_not_delay_a_stop(sent):
+    """Only a request whose body is there has begun."""
+    async with serving(Scripted(8), drain=25) as scene, await scene.connect() as stream:
+        await stream.send_all(sent)
+        await trio.sleep(0.1)
+        before = trio.current_time()
+        await scene.tree.root.stop()
+        assert trio.current_time() - before < 10
+        with suppress(trio.BrokenResourceError):
+            answer = await read_until(stream, b"nothing")
+            assert (b"worker_stopping" in answer) == (sent == HEAD[:-10])
+
+
 @pytest.mark.trio
 async def test_a_stream_that_needs_longer_is_cut_off():
     """Its client can tell, since neither the last event nor the last piece of the body comes."""
