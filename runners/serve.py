@@ -67,7 +67,7 @@ def serve(
         options: further arguments of `openai_app`.
 
     Raises:
-        ValueError: `host` can be reached from other machines and there is no token, or an argument is out of range.
+        ValueError: `host` can be reached from other machines and `token` is None, or an argument is out of range.
         TypeError: an argument is of another type.
     """
     if not workers or not all(isinstance(spec, Supervisor) for spec in workers.values()):
@@ -165,7 +165,7 @@ def runner_of(folder: str | None) -> RunnerSpec:
     """The runner of the model in a folder; None is the model that comes along.
 
     Raises:
-        ValueError: there is no such folder.
+        ValueError: the folder does not exist.
         ModuleNotFoundError: what such a model needs is not installed.
     """
     if folder is None:

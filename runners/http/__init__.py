@@ -64,7 +64,7 @@ def openai_app(
 
     Raises:
         TypeError: an argument is of another type.
-        ValueError: there is no worker, or an argument is out of range.
+        ValueError: an argument is out of range.
     """
     if not workers or not all(type(name) is str and isinstance(ref, Ref) for name, ref in workers.items()):
         raise TypeError(
@@ -290,7 +290,7 @@ class _Sender:
         await self._write(b"".join(b"data: %s\n\n" % as_json(event) for event in events))
 
     async def finish(self) -> None:
-        """Send the event that says that all is there."""
+        """Send the event that ends a complete answer."""
         await self._write(b"data: [DONE]\n\n")
 
     async def _write(self, data: bytes) -> None:

@@ -113,7 +113,7 @@ class Fields:
         )
 
     def integer(self, name: str, least: int, most: int | None = _MOST) -> int | None:
-        """An integer between two bounds; None as the upper one is no bound."""
+        """An integer between two bounds; an upper one of None allows any."""
         value = self.take(name)
         if value is None or (type(value) is int and least <= value and (most is None or value <= most)):
             return value
@@ -152,7 +152,7 @@ def refuse(param: str, allowed: str, got: object) -> NoReturn:
 
 def _no_number(name: str) -> NoReturn:
     """NaN and infinity, which Python's parser accepts and JSON does not have."""
-    raise ValueError(f"{name} is no JSON value")
+    raise ValueError(f"{name} is not JSON")
 
 
 @frozen(kw_only=True)

@@ -1,8 +1,8 @@
 """The outermost layer of the app: it checks the token, reads the body, and cancels a request whose client has left.
 
-An app may answer before it has read the body. A server then has parts of the body in hand that nobody takes: Hypercorn's
-queue of them is full after ten, and its connection waits for ever, with a task and a descriptor. So every body is
-read here, also that of a request which is refused; of one that is too large, what comes until the connection is closed.
+An app may answer before it has read the body. Hypercorn keeps the parts of the body in a queue of ten; if that is full, the
+last `send` of the answer waits for ever, with a task and a descriptor, even after the client has left. So every body is read
+here. While a refusal is sent, the rest of the body is read and dropped.
 """
 
 from __future__ import annotations

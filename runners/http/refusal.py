@@ -70,7 +70,7 @@ class Refusal(Exception):
         message: for a person.
         kind: the `type` in the answer.
         param: the field of the request that is wrong; None if no single field is.
-        code: for a program; None if the status says it all.
+        code: for a program; None if the status is enough.
         headers: of the answer, besides those of its content.
     """
 

@@ -52,7 +52,7 @@ class Answer:
         return [event.removeprefix("data: ") for event in events]
 
     def events(self):
-        """The events of a whole stream, without the one that says so."""
+        """The events of a whole stream, without the one that ends it."""
         *events, done = self.data()
         assert done == "[DONE]"
         return list(map(json.loads, events))

@@ -412,7 +412,7 @@ def test_a_body_that_is_too_large(declared):
 
 @pytest.mark.parametrize("path", [TEXTS, "/v1/nothing", "/health"])
 def test_a_body_that_is_not_asked_for_is_taken(path):
-    """A server would otherwise keep what nobody takes, and wait for ever."""
+    """A server would otherwise keep what the app does not take, and wait for ever."""
 
     async def use(client, _):
         wrong = await client.post(path, b"x" * 100_000, headers={})

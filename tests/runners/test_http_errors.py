@@ -54,7 +54,7 @@ def test_an_error_before_the_first_chunk_has_its_status(error, status, code, str
 
 
 def test_an_error_in_a_begun_stream_is_its_last_event():
-    """Then the stream ends without the event that says that all is there."""
+    """Then the stream ends without the event that ends a complete answer."""
     answer = asked(Recording(error=ArithmeticError("oh"), at=1), CHATS, {**CHAT, "stream": True})
     assert answer.status == 200
     role, text, last = map(json.loads, answer.data())
@@ -329,7 +329,7 @@ def test_a_client_that_leaves_before_its_body_has_come():
     ),
     poison=st.one_of(st.none(), st.integers(0, 7)),
 )
-def test_whoever_stays_gets_all_and_whoever_leaves_holds_nothing(schedule, clients, poison):
+def test_clients_that_stay_get_all_and_those_that_leave_hold_nothing(schedule, clients, poison):
     """D6, F18: Clients come and leave at any time, while the context is replaced; the worker is idle at the end."""
     faults = () if poison is None else (Fault("poison", at_token=poison, incarnation=1),)
     answers = {}

@@ -52,7 +52,7 @@ class Scene:
         return await trio.open_tcp_stream("127.0.0.1", self.port)
 
     async def refused(self):
-        """Whether nobody listens."""
+        """Whether the port is closed."""
         try:
             stream = await trio.open_tcp_stream("127.0.0.1", self.port)
         except OSError:
@@ -152,7 +152,7 @@ async def test_openais_client_notices_no_death_of_the_context():
             # trials when all together have made so many tokens.
             enough = scene.context.handled + 100
             await trio.sleep(0.5)
-            while not over() and scene.context.handled < enough:  # noqa: ASYNC110 - there is no event
+            while not over() and scene.context.handled < enough:  # noqa: ASYNC110 - the condition has no event
                 await trio.sleep(0.002)
             if not over():
                 kill(state.pid)
