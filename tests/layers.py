@@ -18,6 +18,8 @@ Graph = dict[str, set[str]]
 
 FLOORS = (
     "runners.demo",
+    "runners.serve",
+    "runners.http",
     "runners",
     "runners.models",
     "runners.worker",

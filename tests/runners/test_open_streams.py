@@ -10,10 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from runners import InlineHost, RunnerInfo, device_worker
+from runners.models.scripted import Scripted
 from runners.types import ExecuteBatch, FinishReason, TokenChunk
+from runners.worker.context import Context
 from runners.worker.deadlines import Deadlines
+from runners.worker.group import Group
 from runners.worker.record import Record
-from runners.worker.serving import Context
 from supervise import open_tree
 from supervise.testing import run_virtual
 
@@ -50,7 +52,7 @@ def test_what_a_context_knows_of_its_streams_is_what_a_look_finds(can_continue, 
     """D6, D7: The next deadline, whether a stream must stay, and whether a suspect is on trial."""
     dropped = []
     session = SimpleNamespace(info=RunnerInfo(streams=2, can_continue=can_continue), drop=dropped.append)
-    context = Context(session)
+    context = Context(session, Scripted(), Group(), None)
     for what, name, deadline, on_loss, flag in acts:
         message = context.open.get(name)
         if what == "clear":

@@ -1,0 +1,155 @@
+"""The outermost layer of the app: it checks the token, reads the body, and cancels a request whose client has left.
+
+An app may answer before it has read the body. Hypercorn keeps the parts of the body in a queue of ten; if that is full, the
+last `send` of the answer waits for ever, with a task and a descriptor, even after the client has left. So every body is read
+here. While a refusal is sent, the rest of the body is read and dropped.
+"""
+
+from __future__ import annotations
+
+import hmac
+from collections.abc import Awaitable, Callable
+
+import trio
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from ..errors import WorkerStopping
+from .refusal import Refusal, refusal_of
+
+_OPEN_PATHS = frozenset(("/health",))
+"""What a load balancer asks has no token."""
+
+_BODY_SECONDS = 60.0
+"""The time in which a body must arrive: a client that sends none must not hold a connection for ever."""
+
+
+class Gate:
+    """See the module.
+
+    Args:
+        app: the app behind it. It finds the whole body in its first message, and is cancelled if the client leaves.
+        token: what a request must have as its bearer token; None asks for none.
+        max_body: bytes that a body may have.
+        stopping: returns when the server is being stopped; what has not arrived by then is refused.
+    """
+
+    def __init__(
+        self, app: ASGIApp, *, token: str | None, max_body: int, stopping: Callable[[], Awaitable[object]]
+    ) -> None:
+        self._app = app
+        self._token = None if token is None else token.encode()
+        self._max_body = max_body
+        self._stopping = stopping
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one exchange, as ASGI has it."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        try:
+            self._check(scope)
+            body = await self._body(receive)
+        except Refusal as refusal:
+            await self._refuse(refusal, scope, receive, send)
+        else:
+            if body is not None:
+                await self._serve(body, scope, receive, send)
+
+    def _check(self, scope: Scope) -> None:
+        headers: list[tuple[bytes, bytes]] = scope["headers"]
+        given = {name.lower(): value for name, value in headers}
+        if self._token is not None and scope["path"] not in _OPEN_PATHS:
+            scheme, _, token = given.get(b"authorization", b"").partition(b" ")
+            # The comparison takes the same time wherever the first difference is.
+            if not hmac.compare_digest(token.strip(), self._token) or scheme.lower() != b"bearer":
+                raise Refusal(
+                    401,
+                    "the header Authorization must be 'Bearer', a space and the token of this server",
+                    code="invalid_api_key",
+                    headers={"www-authenticate": "Bearer"},
+                )
+        length = given.get(b"content-length", b"0")
+        if length.isdigit() and int(length) > self._max_body:
+            raise self._too_large()
+
+    def _too_large(self) -> Refusal:
+        return Refusal(413, f"the body may have {self._max_body} bytes", code="body_too_large")
+
+    async def _body(self, receive: Receive) -> bytes | None:
+        """The whole body; None if the client left meanwhile."""
+        refusal = Refusal(408, f"the body must arrive within {_BODY_SECONDS:.0f} seconds")
+
+        async def give_up(scope: trio.CancelScope) -> None:
+            nonlocal refusal
+            await self._stopping()
+            refusal = refusal_of(WorkerStopping("the server is being stopped, and the body has not arrived"))
+            scope.cancel("the server is being stopped")
+
+        read: list[bytes | Refusal | None] = []
+        with trio.move_on_after(_BODY_SECONDS):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(give_up, nursery.cancel_scope)
+                read.append(await self._read(receive))
+                nursery.cancel_scope.cancel("the body has arrived")
+        body = read[0] if read else refusal
+        if isinstance(body, Refusal):
+            raise body
+        return body
+
+    async def _read(self, receive: Receive) -> bytes | Refusal | None:
+        parts: list[bytes] = []
+        size = 0
+        while True:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                return None
+            parts.append(message.get("body", b""))
+            size += len(parts[-1])
+            if size > self._max_body:
+                return self._too_large()
+            if not message.get("more_body", False):
+                return b"".join(parts)
+
+    async def _refuse(self, refusal: Refusal, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer, and take what comes of the body until the server reports that the exchange is over."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(_until_disconnect, receive)
+            await refusal.response()(scope, receive, send)
+
+    async def _serve(self, body: bytes, scope: Scope, receive: Receive, send: Send) -> None:
+        messages: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
+        over = False
+
+        async def receive_body() -> Message:
+            if not messages:
+                await trio.sleep_forever()  # until the app ends, or is cancelled because its client left
+            return messages.pop()
+
+        async def noting_the_end(message: Message) -> None:
+            nonlocal over
+            over = message["type"] == "http.response.body" and not message.get("more_body", False)
+            await send(message)
+
+        async def leave_with_the_client(scope: trio.CancelScope) -> None:
+            await _until_disconnect(receive)
+            # The server reports a disconnect also from inside the last `send`, whose rest must not be cancelled: it makes
+            # the connection ready for the next request.
+            if not over:
+                scope.cancel("the client left")
+
+        raised: Exception | None = None
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(leave_with_the_client, nursery.cancel_scope)
+            try:
+                await self._app(scope, receive_body, noting_the_end)
+            except Exception as error:  # noqa: BLE001 - it is raised below, where no nursery wraps it
+                raised = error
+            nursery.cancel_scope.cancel("the request is answered")
+        if raised is not None:
+            raise raised
+
+
+async def _until_disconnect(receive: Receive) -> None:
+    """Take all messages up to the one that ends the exchange."""
+    while (await receive())["type"] != "http.disconnect":
+        pass

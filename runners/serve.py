@@ -1,0 +1,227 @@
+"""A tree that serves models over HTTP, as OpenAI's API has it: device workers, and the front that listens. Needs the extra `http`.
+
+    python -m runners.serve                            the model that comes along, on http://127.0.0.1:8000
+    python -m runners.serve FOLDER                     the model in a folder
+    supervise run runners.serve                        the first one, with the lines of the tree
+
+The front starts when all workers are ready, and is ready when it listens. It stops before they do.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ipaddress
+import os
+import socket
+import sys
+from collections.abc import Mapping, Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import trio
+from attrs import field, frozen
+
+from supervise import Child, Supervisor, current_child, run_tree, stop_requested
+from supervise.sinks.lines import LineSink
+
+from .brief import brief
+from .hosts.process.host import ProcessHost
+from .models.torch_lm import TorchLM
+from .types import RunnerSpec
+from .worker import device_worker
+
+__all__ = ["serve"]
+
+TOKEN = "RUNNERS_TOKEN"  # noqa: S105 - the name of an environment variable, and no secret
+"""Where the command finds its token: an argument could be read by every user of the machine."""
+
+STALLED_SECONDS = 30
+"""After so many seconds in which a client takes nothing that was sent to it, its connection is closed."""
+
+
+def serve(
+    workers: Mapping[str, Supervisor],
+    *,
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    token: str | None = None,
+    drain: float = 30.0,
+    name: str = "serve",
+    **options: Any,
+) -> Supervisor:
+    """A supervisor with device workers and the front `http`, which serves them as `openai_app` does.
+
+    The value of the front's `ready()` is the list of its URLs.
+
+    When it is stopped, the front closes its port and its idle connections; requests that have begun get `drain` seconds. Then
+    the workers stop.
+
+    Args:
+        workers: the device worker for the name of each model.
+        host: the address to listen on. Without a token it must be one that only this machine can reach.
+        port: of TCP; 0 takes one that is free.
+        token: what each request must have as its bearer token.
+        drain: seconds, 0 or more.
+        name: of the supervisor.
+        options: further arguments of `openai_app`.
+
+    Raises:
+        ValueError: `host` can be reached from other machines and `token` is None, or an argument is out of range.
+        TypeError: an argument is of another type.
+    """
+    if not workers or not all(isinstance(spec, Supervisor) for spec in workers.values()):
+        raise TypeError(f"workers must map at least one name to a device worker, got {brief(workers)}")
+    if token is None and not _is_loopback(host):
+        raise ValueError(
+            f"host must be a loopback address such as 127.0.0.1 unless there is a token, got {brief(host)}: "
+            "everybody who reaches it could use the models"
+        )
+    if type(port) is not int or not 0 <= port <= 65535:  # noqa: PLR2004 - the range of TCP
+        raise ValueError(f"port must be 0 to 65535, got {brief(port)}")
+    front = Child(
+        "http", _Front(dict(workers), host, port, {"token": token, **options}), drain=drain, start_timeout=60
+    )
+    return Supervisor(name, [*dict.fromkeys(workers.values()), front])
+
+
+def _is_loopback(host: str) -> bool:
+    """Whether only this machine reaches an address. A name is none, but for `localhost`: what it means may change."""
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+@frozen
+class _Front:
+    """The body of the front."""
+
+    workers: dict[str, Supervisor]
+    host: str
+    port: int
+    options: dict[str, Any] = field(repr=False)
+
+    async def __call__(self, *, task_status: trio.TaskStatus[list[str]]) -> None:
+        try:
+            import hypercorn.config  # noqa: PLC0415 - a tree can be declared without the extra
+            import hypercorn.trio  # noqa: PLC0415 - likewise
+
+            from .http import openai_app  # noqa: PLC0415 - likewise
+        except ModuleNotFoundError as error:
+            raise ModuleNotFoundError(f"{error}; install trio-supervise[http]", name=error.name) from error
+
+        tree = current_child().tree
+        workers = {name: tree[spec] for name, spec in self.workers.items()}
+        app = openai_app(workers, stopping=stop_requested, **self.options)
+        listener = _listener(self.host, self.port)
+
+        class Listening(hypercorn.config.Config):
+            """A configuration with one socket that listens already, so that an error of the address names it."""
+
+            def create_sockets(self) -> hypercorn.config.Sockets:
+                return hypercorn.config.Sockets([], [listener], [])
+
+        config = Listening()
+        config.graceful_timeout = float("inf")  # the tree limits the time
+        with listener:
+            await hypercorn.trio.serve(  # pyright: ignore[reportUnknownMemberType] - its form for WSGI has no types
+                app,  # type: ignore[arg-type]  # Hypercorn declares the scopes of ASGI more narrowly than Starlette
+                config,
+                shutdown_trigger=stop_requested,
+                task_status=task_status,
+            )
+
+
+def _listener(host: str, port: int) -> socket.socket:
+    """A socket that listens.
+
+    Raises:
+        OSError: the address cannot be taken; the message names it.
+    """
+    try:
+        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        listener = socket.create_server(address[:2], family=family)
+    except OSError as error:
+        raise OSError(
+            error.errno, f"cannot listen on {host} port {port}: {error.strerror or error}"
+        ) from error
+    listener.setblocking(False)
+    # Its connections inherit this. Hypercorn shields what it sends from being cancelled: without a limit one client that
+    # does not read could keep the front from ending.
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, STALLED_SECONDS * 1000)
+    return listener
+
+
+# --- the command
+
+
+def worker(name: str, runner: RunnerSpec, *, device: str = "cpu", queue: int = 1024) -> Supervisor:
+    """The device worker of the command for one model."""
+    return device_worker(name, runner, host=ProcessHost(device, standby=1), queue=queue)
+
+
+def runner_of(folder: str | None) -> RunnerSpec:
+    """The runner of the model in a folder; None is the model that comes along.
+
+    Raises:
+        ValueError: the folder does not exist.
+        ModuleNotFoundError: what such a model needs is not installed.
+    """
+    if folder is None:
+        return TorchLM()
+    if not Path(folder).is_dir():
+        raise ValueError(f"the model must be a folder, got {folder}")
+    made: RunnerSpec = import_module("runners.models.transformers").TransformersLM(folder)
+    return made
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command; returns its exit status."""
+    arguments = _parser().parse_args(argv)
+    folder: str | None = arguments.folder
+    name = arguments.name or ("torch-lm" if folder is None else Path(folder).resolve().name)
+    try:
+        llm = worker("llm", runner_of(folder), device=arguments.device, queue=arguments.queue)
+        made = serve(
+            {name: llm},
+            host=arguments.host,
+            port=arguments.port,
+            token=os.environ.get(TOKEN),
+            drain=arguments.drain,
+        )
+    except (ValueError, ModuleNotFoundError) as error:
+        sys.stderr.write(f"runners.serve: {error}\n")
+        return 2
+    run_tree(made, sinks=[LineSink(times=True, lifecycle=True)])
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m runners.serve",
+        description="Serve a model over HTTP, as OpenAI's API has it.",
+        epilog=f"The bearer token that requests must have is taken from the environment variable {TOKEN}.",
+    )
+    parser.add_argument("folder", nargs="?", help="of the model (default: the one that comes along)")
+    parser.add_argument("--name", help="of the model in requests (default: that of the folder)")
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
+    parser.add_argument("--port", type=int, default=8000, help="0 takes a free one (default: %(default)s)")
+    parser.add_argument("--device", default="cpu", help="as torch names it (default: %(default)s)")
+    parser.add_argument(
+        "--queue", type=int, default=1024, help="requests that may wait (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--drain",
+        type=float,
+        default=30.0,
+        metavar="SECONDS",
+        help="that begun requests get when the server stops (default: %(default)s)",
+    )
+    return parser
+
+
+tree = serve({"torch-lm": worker("torch-lm", TorchLM())})
+
+if __name__ == "__main__":
+    sys.exit(main())
