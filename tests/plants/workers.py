@@ -347,7 +347,7 @@ WORKERS = tuple(
                 "runners/hosts/turns.py",
                 "        if made.index != self.at or end > self.most or not (more or finish):",
                 "        if made.index != self.at or end > self.most:",
-                ("tests/runners/test_hostile.py",),
+                ("tests/runners/test_requests_kept.py",),
             ),
             (
                 "runners/hosts/turns.py",

@@ -130,6 +130,7 @@ async def test_a_consumer_that_does_not_read_holds_no_place_past_its_deadline(au
     stage = Stage(streams=1)
     async with serving(PUPPET, host=stage) as scene, trio.open_nursery() as nursery:
         act = await stage.act(1)
+        await trio.testing.wait_all_tasks_blocked()  # the context is idle, and expects no deadline
         async with scene.worker.stream(due(2)) as chunks:
             await act.has("a")
             act.makes("a")
@@ -165,6 +166,7 @@ async def test_a_stream_that_ends_in_time_may_be_read_later(autojump_clock):
     stage = Stage()
     async with serving(PUPPET, host=stage) as scene:
         act = await stage.act(1)
+        await trio.testing.wait_all_tasks_blocked()  # the context is idle, and expects no deadline
         async with scene.worker.stream(due(2)) as chunks:
             await act.has("a")
             act.makes("a")

@@ -535,6 +535,28 @@ def test_the_members_of_a_pool_share_its_mailbox():
     grow(Pool("app", worker(serve, "worker", mailbox="shared"), mailbox=Mailbox(8)), scene)
 
 
+def test_a_shared_mailbox_keeps_nothing_of_members_that_have_ended():
+    """R29, R37: Its memory is that of the children that are there, however many have come and gone."""
+    got = []
+
+    async def scene(tree, _):
+        queue = tree._driver.address("app").ensure_mailbox(tree["app"]._spec())
+        for _ in range(20):
+            members = [await tree["app"].add() for _ in range(3)]
+            assert await tree["app"].call("work") == "a"
+            for member in members:
+                await member.stop()
+            await quiet()
+            assert (len(queue.servers), len(queue.serving), len(queue.readers), len(queue._kept)) == (
+                0,
+                0,
+                0,
+                0,
+            )
+
+    grow(Pool("app", Worker("a", got).spec, mailbox=4), scene)
+
+
 def test_streams_are_shared_too():
     """R30, R37: One child serves a stream to its end, or the next one serves it from its beginning."""
 
