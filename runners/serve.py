@@ -156,9 +156,21 @@ def _listener(host: str, port: int) -> socket.socket:
 # --- the command
 
 
-def worker(name: str, runner: RunnerSpec, *, device: str = "cpu", queue: int = 1024) -> Supervisor:
-    """The device worker of the command for one model."""
-    return device_worker(name, runner, host=ProcessHost(device, standby=1), queue=queue)
+def worker(
+    name: str, runner: RunnerSpec, *, devices: Sequence[str] | None = None, queue: int = 1024
+) -> Supervisor:
+    """The device worker of the command for one model: with a context for each device, by default for all that are there."""
+    hosts = [ProcessHost(device, standby=1) for device in devices or all_devices()]
+    return device_worker(name, runner, hosts=hosts, queue=queue)
+
+
+def all_devices() -> list[str]:
+    """The CUDA devices of this machine, as torch names them; the CPU if it has none. Torch is not asked: it would open them."""
+    count = sum(1 for _ in Path("/dev").glob("nvidia[0-9]*"))
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        count = min(count, sum(1 for each in visible.split(",") if each.strip() not in ("", "-1")))
+    return [f"cuda:{number}" for number in range(count)] or ["cpu"]
 
 
 def runner_of(folder: str | None) -> RunnerSpec:
@@ -182,7 +194,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     folder: str | None = arguments.folder
     name = arguments.name or ("torch-lm" if folder is None else Path(folder).resolve().name)
     try:
-        llm = worker("llm", runner_of(folder), device=arguments.device, queue=arguments.queue)
+        llm = worker("llm", runner_of(folder), devices=arguments.device, queue=arguments.queue)
         made = serve(
             {name: llm},
             host=arguments.host,
@@ -207,7 +219,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--name", help="of the model in requests (default: that of the folder)")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
     parser.add_argument("--port", type=int, default=8000, help="0 takes a free one (default: %(default)s)")
-    parser.add_argument("--device", default="cpu", help="as torch names it (default: %(default)s)")
+    parser.add_argument(
+        "--device",
+        action="append",
+        help="as torch names it; given again for each further context (default: all CUDA devices, or the CPU)",
+    )
     parser.add_argument(
         "--queue", type=int, default=1024, help="requests that may wait (default: %(default)s)"
     )

@@ -169,12 +169,13 @@ class _Front:
 
 
 def _state(worker: Ref) -> str:
-    """`up`, or the state of the first node of the worker that is not: the worker's own, or its context's."""
+    """`up` if the worker is, and one of its contexts; or the state of what is not."""
     try:
-        states = [node.state for node in worker.status().walk()]
+        status = worker.status()
     except ChildStopped:
         return "down"
-    return next((state for state in states if state != "up"), "up")
+    contexts = [node.state for node in status.walk() if node.kind == "child"]
+    return status.state if status.state != "up" or "up" in contexts else ", ".join(sorted(set(contexts)))
 
 
 async def _json_body(request: Request) -> bytes:

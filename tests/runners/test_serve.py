@@ -22,7 +22,7 @@ import runners.serve
 from runners import InlineHost, ProcessHost, device_worker
 from runners.models.scripted import Fault, Scripted
 from runners.models.torch_lm import TorchLM
-from runners.serve import main, runner_of, serve, worker
+from runners.serve import all_devices, main, runner_of, serve, worker
 from supervise import StartFailed, Supervisor, events, open_tree
 
 JSON = {"content-type": "application/json"}
@@ -540,7 +540,30 @@ def test_a_folder_is_served_by_the_adapter_of_such_models(tmp_path, monkeypatch)
     made.TransformersLM = lambda folder: ("the model in", folder)
     monkeypatch.setitem(sys.modules, "runners.models.transformers", made)
     assert runner_of(str(tmp_path)) == ("the model in", str(tmp_path))
-    assert worker("llm", Scripted(), device="cuda:1").name == "llm"
+
+
+@pytest.mark.parametrize(
+    ("there", "visible", "found"),
+    [
+        ([], None, ["cpu"]),
+        (["nvidia0", "nvidia1", "nvidiactl", "nvidia-uvm"], None, ["cuda:0", "cuda:1"]),
+        (["nvidia0", "nvidia1", "nvidia2"], "2,0", ["cuda:0", "cuda:1"]),
+        (["nvidia0"], "", ["cpu"]),
+        (["nvidia0"], "-1", ["cpu"]),
+    ],
+)
+def test_a_model_is_served_on_all_devices_that_are_there(there, visible, found, tmp_path, monkeypatch):
+    """D12: A context for each that torch would see; and for those that are named, if some are."""
+    for name in there:
+        (tmp_path / name).touch()
+    monkeypatch.setattr("runners.serve.Path", lambda _: tmp_path)
+    if visible is None:
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    else:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert all_devices() == found
+    several = worker("llm", Scripted(), devices=["cuda:3", "cuda:4,5"])
+    assert [child.name for child in several.children] == ["context-0", "context-1"]
 
 
 @pytest.mark.slow

@@ -6,6 +6,7 @@ socket at once.
 
 from __future__ import annotations
 
+import errno
 import os
 import select
 import signal
@@ -23,6 +24,8 @@ from runners.hosts.process.parent.output import Output
 _READ = 65_536
 _FRAMES = 1024
 """The most frames of one write: Linux takes no more buffers at once."""
+_NO_ROOM = frozenset((errno.EAGAIN, errno.ENOBUFS, errno.ENOMEM))
+_CLOSED = frozenset((errno.EPIPE, errno.ECONNRESET))
 
 
 class Peer:
@@ -71,9 +74,11 @@ class Peer:
         """Send some of the first frames; returns whether there was room."""
         try:
             sent = self._socket.sendmsg([*islice(self._unsent.values(), _FRAMES)], (), socket.MSG_NOSIGNAL)
-        except BlockingIOError:
-            return False
-        except (BrokenPipeError, ConnectionResetError):
+        except OSError as error:
+            if error.errno in _NO_ROOM:
+                return False
+            if error.errno not in _CLOSED:
+                raise
             self._unsent.clear()  # the reader finds the end of the connection too, and reports how the process ended
             return False
         while sent:
