@@ -189,6 +189,7 @@ class TokenUsage:
         replayed: accepted ones that were fed to a later context.
         reasoning: of the output, what is not shown.
         cached: of the input, what the runner had in store.
+        cost: US dollars, by the prices that the runner declares; the worker fills it in (D14).
     """
 
     input: int = field(default=0, converter=_whole, validator=_integer(0))
@@ -196,6 +197,7 @@ class TokenUsage:
     replayed: int = field(default=0, converter=_whole, validator=_integer(0))
     reasoning: int = field(default=0, converter=_whole, validator=_integer(0))
     cached: int = field(default=0, converter=_whole, validator=_integer(0))
+    cost: float = field(default=0.0, converter=float, validator=ge(0.0))
 
     def __add__(self, other: TokenUsage) -> TokenUsage:
         return TokenUsage(**{key: value + getattr(other, key) for key, value in asdict(self).items()})

@@ -44,6 +44,7 @@ def device_worker(
     decider: Decider = DEVICE,
     canary: float | None = None,
     drain: float = 0.0,
+    retries: int = 0,
     **options: Any,
 ) -> Supervisor:
     """A supervisor over one restartable device context, or over several: a stable address for all of them (D1, D12).
@@ -83,11 +84,13 @@ def device_worker(
         drain: seconds that begun streams get to finish when the worker is stopped, or restarted by a supervisor above (D13).
             Meanwhile requests that have not begun are refused with `WorkerStopping`. The default is 0: begun streams end
             with `ContextLost` or, as do waiting requests, with `WorkerDown`.
+        retries: how often a request is sent again whose server failed before it gave anything, if the error `is_retryable`: after
+            half a second, doubled up to 15 s, or when the server says. The default is 0: the caller gets the error (D14).
         options: further arguments of the `Supervisor`.
 
     Raises:
         TypeError: `runner` is no runner spec, a host is no host, or both `host` and `hosts` are given.
-        ValueError: a host cannot run this runner, `hosts` is empty, or `canary` or `drain` is out of range.
+        ValueError: a host cannot run this runner, `hosts` is empty, or `canary`, `drain` or `retries` is out of range.
     """
     several = _several(name, host, hosts)
     for each in several or [host := host or default_host()]:
@@ -96,12 +99,16 @@ def device_worker(
         raise ValueError(f"device worker {name!r}: canary must be > 0 seconds or None, got {brief(canary)}")
     if type(drain) not in (int, float) or not drain >= 0:
         raise ValueError(f"device worker {name!r}: drain must be >= 0 seconds, got {brief(drain)}")
+    if type(retries) is not int or retries < 0:
+        raise ValueError(f"device worker {name!r}: retries must be an integer >= 0, got {brief(retries)}")
     mailbox = Mailbox(
         queue, on_loss="requeue", stopped=WorkerDown, full=Backpressure, deadline=_deadline, late=Timeout
     )
     if several is None:
         assert host is not None
-        opener = Opener(host=host, runner=runner, backoff=backoff, canary=canary, drain=drain)
+        opener = Opener(
+            host=host, runner=runner, backoff=backoff, canary=canary, drain=drain, retries=retries
+        )
         context = opener.child(mailbox)
         return Supervisor(name, [context], front=context, limit=limit, decider=decider, **options)
     opener = Opener(
@@ -112,6 +119,7 @@ def device_worker(
         decider=_LOADS.over(decider),
         canary=canary,
         drain=drain,
+        retries=retries,
     )
     contexts = [
         evolve(opener, host=each).supervised(f"context-{number}") for number, each in enumerate(several)

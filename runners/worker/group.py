@@ -15,6 +15,7 @@ from supervise import Tree
 
 from ..protect import protected
 from ..types import RunnerSpec
+from .rates import Rates
 
 
 @protected
@@ -32,6 +33,7 @@ class Group:
     runner: RunnerSpec | None = None
     replacing: bool = False
     drains_until: float | None = None
+    rates: Rates = field(factory=Rates)
 
     def enter(self, path: str, context: Any) -> None:
         """A context begins to serve."""

@@ -14,7 +14,7 @@ from ..brief import brief, is_a, quoted
 from ..errors import BadRequest, ContextLost, PoisonRequest, ProtocolError, RunnerError, Timeout
 from ..plain import size_of
 from ..protect import protected
-from ..types import Completion, ExecuteBatch, RunnerSpec, TokenChunk, TokenUsage, positions_without_ids
+from ..types import Completion, ExecuteBatch, Price, RunnerSpec, TokenChunk, TokenUsage, positions_without_ids
 
 _Error = TypeVar("_Error", bound=Exception)
 
@@ -30,7 +30,7 @@ class Record:
 
     `most`: tokens that it may get. `incarnation`: the last one that made something of it. `runner`: the spec of the runner that
     began it. `moved`: whether the session in which it is open has made nothing of it yet. `replayed`: accepted tokens that were
-    fed to later sessions. `leave`: what its caller's leaving means to the context in which it is open, if it is in one.
+    fed to later sessions. `failures`: errors after which it was tried again. `leave`: what its caller's leaving means to the context in which it is open, if it is in one.
     """
 
     batch: ExecuteBatch
@@ -45,6 +45,7 @@ class Record:
     incarnation: int = 0
     runner: RunnerSpec | None = None
     moved: bool = False
+    failures: int = 0
     suspect: bool = False
 
     def __attrs_post_init__(self) -> None:
@@ -115,11 +116,12 @@ class Record:
         if self.leave is not None:
             self.leave(self)
 
-    def usage(self, reported: TokenUsage | None) -> TokenUsage:
+    def usage(self, reported: TokenUsage | None, price: Price) -> TokenUsage:
         """Of the whole request; the runner knows of its own part only."""
         usage = reported or TokenUsage()
         output = len(self.accepted) if self.accepted or not self.at else usage.output
-        return evolve(usage, output=output, replayed=self.replayed)
+        whole = evolve(usage, output=output, replayed=self.replayed)
+        return evolve(whole, cost=price.of(whole))
 
     def is_late(self, now: float) -> bool:
         """Whether its deadline has passed."""
@@ -186,6 +188,14 @@ def admitted(message: Message) -> Record:
         message.size = max(message.size, record.most + 1)
     message.on_left(record.left)  # once: it outlives contexts, and would hold on to each that it names
     return record
+
+
+def estimated_tokens(value: object) -> int:
+    """About how many tokens a request may take; 0 for one that is refused when its turn comes."""
+    try:
+        return _settled(value, may_move=True).estimated_tokens
+    except BadRequest:
+        return 0
 
 
 def _settled(batch: object, *, may_move: bool) -> ExecuteBatch:

@@ -49,7 +49,9 @@ from ..errors import (
     ContextPoisoned,
     DeviceError,
     InferenceError,
+    NetworkError,
     OutOfMemory,
+    RateLimited,
     RebuildSuperseded,
     SessionRebuild,
     Timeout,
@@ -58,10 +60,11 @@ from ..errors import (
 from ..hosts import Host, RequestFailed
 from ..nursery import bare_nursery
 from ..protect import Entered, protected
-from ..types import RunnerInfo, RunnerSpec, SessionRebuildCause, TokenChunk
+from ..types import RateLimits, RunnerInfo, RunnerSpec, SessionRebuildCause, TokenChunk
 from .context import CANARY, Context
 from .group import group_at
-from .record import MAX_CHARACTERS, Record, admitted, caused, id_of, record_of
+from .rates import retry_delay
+from .record import MAX_CHARACTERS, Record, admitted, caused, estimated_tokens, id_of, record_of
 
 AT_ONCE = 64
 """The most requests that begin in one turn of the loop; it takes some milliseconds."""
@@ -87,6 +90,7 @@ class Opener:
     canary: float | None = None
     drain: float = 0
     is_one_of_several: bool = False
+    retries: int = 0
     decider: Decider | None = None
 
     def child(self, mailbox: Mailbox | Literal["shared"]) -> Child:
@@ -187,6 +191,7 @@ class _Serving:
         self._resumed_for = context.under_way  # the rebuild request for which the body was resumed
         self._failure: DeviceError | None = None
         self._scope = self._admission = trio.CancelScope()
+        self._again = 0.0  # when a request may begin again that the rate limits hold back
         self._draining = False
         self._all_back = False  # no stream that has begun in an earlier session waits in the mailbox
 
@@ -205,7 +210,7 @@ class _Serving:
     async def _serve(self) -> None:
         self._admission = trio.CancelScope()
         async with bare_nursery() as nursery:
-            self._scope = nursery.cancel_scope
+            self._scope, self._nursery = nursery.cancel_scope, nursery
             nursery.start_soon(self._admit)
             nursery.start_soon(self._watch_rebuilds)
             nursery.start_soon(self._watch_deadlines)
@@ -326,16 +331,38 @@ class _Serving:
 
     async def _room(self) -> None:
         while not self._has_room():
-            await self._context.change()
+            with trio.move_on_at(self._again if self._is_held_back() else math.inf):
+                await self._context.change()
             # Callers who were answered just now come back meanwhile, and their next requests are in one step.
             await trio.lowlevel.checkpoint()
 
     def _has_room(self) -> bool:
         """Whether one more stream may begin. A context that has failed has no room, even before the body ends."""
-        return self._failure is None and self._context.has_room()
+        return self._failure is None and self._context.has_room() and not self._is_held_back()
+
+    def _is_held_back(self) -> bool:
+        return self._again > 0 and self._again > trio.current_time()
+
+    def _exceeds(self, message: Message) -> bool:
+        """Whether the rate limits that the runner declares hold a new request back, which then waits in the queue (D14)."""
+        limits, rates, now = self._session.info.limits, self._context.group.rates, trio.current_time()
+        if message.memo is not None or (limits is None and not rates.paused_until):
+            return False
+        limits = limits or RateLimits()
+        tokens = estimated_tokens(message.value)
+        if limits.tokens is not None and tokens > limits.tokens:
+            return False  # it is refused
+        self._again = rates.next_time(limits, tokens, now)
+        if self._again <= now:
+            rates.note(tokens, now)
+            return False
+        return True
 
     def _take(self, message: Message) -> None:
         """Begin a request, or continue one that comes from another session."""
+        if self._exceeds(message):
+            message.requeue()
+            return
         try:
             if message.memo is None:
                 message.memo = admitted(message)
@@ -362,6 +389,11 @@ class _Serving:
             raise record.replaced()
         if record.is_late(trio.current_time()):
             raise record.late(current_child().path)
+        limits, tokens = self._session.info.limits, record.batch.estimated_tokens
+        if limits is not None and limits.tokens is not None and tokens > limits.tokens and not record.chunks:
+            raise BadRequest(
+                f"{record.name} may take {tokens} tokens, and its server takes {limits.tokens} a minute"
+            )
 
     async def _watch_deadlines(self) -> None:
         """End the open streams whose deadline has passed, and free their places, even if no caller waits for a chunk just now.
@@ -456,7 +488,7 @@ class _Serving:
 
     def _finish(self, message: Message, record: Record, chunks: list[TokenChunk]) -> None:
         """End a stream with its last chunk, whose usage becomes that of the whole request."""
-        last = chunks[-1] = evolve(chunks[-1], usage=record.usage(chunks[-1].usage))
+        last = chunks[-1] = evolve(chunks[-1], usage=record.usage(chunks[-1].usage, self._session.info.price))
         if isinstance(message, StreamMessage):
             message.send_many_nowait(chunks)
         self._context.close(message)
@@ -471,7 +503,31 @@ class _Serving:
         if not is_a(failed.error, OutOfMemory):
             self._context.since_oom = None
         self._context.close(message)
-        message.fail(failed.error)
+        if self._is_tried_again(record_of(message), failed.error):
+            self._nursery.start_soon(self._try_again, message)
+        else:
+            message.fail(failed.error)
+
+    def _is_tried_again(self, record: Record, error: InferenceError) -> bool:
+        """Whether a request begins anew after an error of its server, which has given nothing for it yet (D14)."""
+        retries = self._context.opener.retries
+        if (
+            record.chunks
+            or record.failures >= retries
+            or not is_a(error, NetworkError)
+            or not error.is_retryable
+        ):
+            return False
+        record.failures += 1
+        if isinstance(error, RateLimited) and error.retry_after is not None:
+            rates = self._context.group.rates
+            rates.paused_until = max(rates.paused_until, trio.current_time() + error.retry_after)
+        return True
+
+    async def _try_again(self, message: Message) -> None:
+        """Put a request back after a while. If the context fails meanwhile, the next one takes it at once."""
+        await trio.sleep(retry_delay(record_of(message).failures))
+        message.requeue()
 
     # --- rebuilds
 

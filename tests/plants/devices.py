@@ -304,4 +304,46 @@ DEVICES = (
             "a_place_that_was_left_serves_the_next",
         ),
     ),
+    *plants_of(
+        "worker/rates.py",
+        (
+            "a minute never ends",
+            "        while self._begun and self._begun[0][0] <= now - _MINUTE:",
+            "        while False:",
+            "no_minute_has_more_than_the_limits_and_none_waits_too_long",
+        ),
+        (
+            "tokens that have left the window still count",
+            "            requests, left, free = requests - 1, left - taken, max(free, at + _MINUTE)",
+            "            requests, left, free = requests - 1, left, max(free, at + _MINUTE)",
+            "no_minute_has_more_than_the_limits_and_none_waits_too_long",
+        ),
+        (
+            "the word of a server is forgotten",
+            "        free = max(now, self.paused_until)",
+            "        free = now",
+            "a_server_that_says_when_is_left_alone_until_then",
+        ),
+    ),
+    *plants_of(
+        "worker/serving.py",
+        (
+            "rate limits are not enforced",
+            "        if self._exceeds(message):",
+            "        if False:",
+            "no_more_requests_begin_in_a_minute_than_the_server_takes",
+        ),
+        (
+            "a context waits for the next change though its minute is over",
+            "            with trio.move_on_at(self._again if self._is_held_back() else math.inf):",
+            "            if True:",
+            "no_more_requests_begin_in_a_minute_than_the_server_takes",
+        ),
+        (
+            "a stream that gave something is tried again",
+            "        if record.chunks or record.failures >= retries",
+            "        if record.failures >= retries",
+            "an_error_is_not_tried_again_for_ever",
+        ),
+    ),
 )

@@ -1,0 +1,282 @@
+"""What a runner declares has an effect: rate limits, retryable errors, prices (D14)."""
+
+from collections import Counter
+
+import attrs
+import pytest
+import trio
+from hypothesis import given
+from hypothesis import strategies as st
+
+from runners import InlineHost, device_worker
+from runners.errors import BadRequest, NetworkError, RateLimited, ServerError, Unauthorized, WorkerStopping
+from runners.types import (
+    ExecuteBatch,
+    FinishReason,
+    Price,
+    RateLimits,
+    RunnerInfo,
+    Sampling,
+    TokenChunk,
+    TokenUsage,
+)
+from runners.worker.rates import Rates
+from supervise import open_tree
+from supervise.testing import run_virtual
+
+
+@attrs.frozen
+class Server:
+    """An async runner whose requests take a second each. It notes when they began, and raises what is to come first."""
+
+    limits: RateLimits | None = None
+    price: Price = attrs.field(factory=Price)
+    errors: dict = attrs.field(factory=dict)
+    after: int = 0
+    began: list = attrs.field(factory=list)
+    tries: Counter = attrs.field(factory=Counter)
+
+    def build(self, start):
+        return self
+
+    @property
+    def info(self):
+        return RunnerInfo(
+            streams=64, can_continue=True, transport="network", limits=self.limits, price=self.price
+        )
+
+    def continue_from(self, batch, accepted):
+        return self.execute(batch)
+
+    async def execute(self, batch):
+        name = batch.request_id
+        self.began.append((trio.current_time(), name))
+        self.tries[name] += 1
+        for index in range(self.after):
+            yield TokenChunk(request_id=name, index=index, token_ids=(index,), text="x")
+        if self.tries[name] <= len(self.errors.get(name, ())):
+            raise self.errors[name][self.tries[name] - 1]
+        await trio.sleep(1)
+        yield TokenChunk(
+            request_id=name,
+            index=self.after,
+            token_ids=(7,),
+            text="y",
+            finish_reason=FinishReason.STOP,
+            usage=TokenUsage(input=1_000_000, output=9, cost=99.0),
+        )
+
+    def rebuild(self, cause):
+        """It has no session."""
+
+    def close(self):
+        """It holds nothing."""
+
+
+def request(name, most=10, prompt=""):
+    return ExecuteBatch(name, prompt, sampling=Sampling(max_tokens=most, seed=1))
+
+
+def serve(server, scene, *, several=0, **options):
+    async def main():
+        hosts = {"hosts": [InlineHost()] * several} if several else {"host": InlineHost()}
+        worker = device_worker("api", server, **hosts, **options)
+        with trio.fail_after(10_000):
+            async with open_tree(worker, sinks=[]) as tree:
+                await scene(tree[worker])
+
+    run_virtual(main)
+
+
+async def all_of(worker, requests):
+    answers = {}
+
+    async def ask(batch):
+        answers[batch.request_id] = await worker.call(batch)
+
+    async with trio.open_nursery() as nursery:
+        for batch in requests:
+            nursery.start_soon(ask, batch)
+            await trio.testing.wait_all_tasks_blocked()
+    return answers
+
+
+# --- rate limits
+
+
+@pytest.mark.parametrize("several", [0, 3])
+def test_no_more_requests_begin_in_a_minute_than_the_server_takes(several):
+    """D14: The others wait in the queue; contexts of one worker share the limit."""
+    server = Server(RateLimits(requests=3))
+
+    async def scene(worker):
+        began = trio.current_time()
+        await all_of(worker, [request(f"{number}") for number in range(8)])
+        times = [round(at - began) for at, _ in server.began]
+        assert times == [0, 0, 0, 60, 60, 60, 120, 120]
+        assert len({name for _, name in server.began}) == 8
+        if not several:  # within one turn of the loop, streams begin in any order
+            minutes = ["".join(sorted(name for _, name in server.began[i : i + 3])) for i in (0, 3, 6)]
+            assert minutes == ["012", "345", "67"]
+
+    serve(server, scene, several=several)
+
+
+def test_no_more_tokens_are_asked_for_in_a_minute_than_the_server_takes():
+    """D14: As they are estimated, prompt and answer; a request that alone is too large is refused at once."""
+    server = Server(RateLimits(tokens=100))
+
+    async def scene(worker):
+        began = trio.current_time()
+        with pytest.raises(
+            BadRequest, match="request 'huge' may take 101 tokens, and its server takes 100 a minute"
+        ):
+            await worker.call(request("huge", most=100))
+        await all_of(worker, [request(f"{most}", most - 1) for most in (60, 30, 20, 80, 10)])
+        times = {name: round(at - began) for at, name in server.began}
+        assert times == {"60": 0, "30": 0, "20": 60, "80": 60, "10": 120}
+
+    serve(server, scene)
+
+
+def test_what_waits_for_the_limit_can_leave_and_be_refused():
+    """D13, D14: It has not begun: its place in the queue is free, and a worker that drains refuses it."""
+    server = Server(RateLimits(requests=1))
+
+    async def scene(worker):
+        await worker.call(request("first"))
+        with trio.move_on_after(5):
+            await worker.call(request("leaves"))
+        assert worker.status().children[0].mailbox == 0
+        async with trio.open_nursery() as nursery:
+
+            async def refused():
+                with pytest.raises(WorkerStopping):
+                    await worker.call(request("refused"))
+
+            nursery.start_soon(refused)
+            await trio.sleep(5)
+            nursery.start_soon(worker.stop)
+        assert [name for _, name in server.began] == ["first"]
+
+    async def main():
+        from supervise import Supervisor
+
+        worker = device_worker("api", server, host=InlineHost(), drain=20)
+        async with open_tree(Supervisor("app", [worker]), sinks=[]) as tree:
+            await scene(tree[worker])
+
+    run_virtual(main)
+
+
+@given(
+    requests=st.integers(1, 5) | st.none(),
+    tokens=st.integers(10, 50) | st.none(),
+    asks=st.lists(st.tuples(st.integers(0, 100), st.integers(1, 10)), max_size=30),
+)
+def test_no_minute_has_more_than_the_limits_and_none_waits_too_long(requests, tokens, asks):
+    """D14: Over any minute; and a request begins as soon as the limits allow it."""
+    limits, rates, now, begun = RateLimits(requests=requests, tokens=tokens), Rates(), 0.0, []
+
+    def fits(at, size):
+        last = [taken for when, taken in begun if at - 60 < when <= at]
+        few = requests is None or len(last) < requests
+        return few and (tokens is None or sum(last) + size <= tokens)
+
+    for pause, size in asks:
+        now += pause
+        at = rates.next_time(limits, size, now)
+        assert at == min(
+            moment
+            for moment in [now, *(when + 60 for when, _ in begun)]
+            if moment >= now and fits(moment, size)
+        )
+        rates.next_time(limits, size, at)
+        rates.note(size, at)
+        begun.append((at, size))
+        now = at
+
+
+# --- retries
+
+
+@pytest.mark.parametrize("several", [0, 2])
+def test_a_retryable_error_of_the_server_is_tried_again(several):
+    """D14: As often as the worker allows; other requests go on meanwhile."""
+    server = Server(errors={"a": [ServerError("503"), NetworkError("reset")]})
+
+    async def scene(worker):
+        began = trio.current_time()
+        answers = await all_of(worker, [request("a"), request("b")])
+        assert set(answers) == {"a", "b"}
+        assert server.tries == {"a": 3, "b": 1}
+        (_, second, third) = [at - began for at, name in server.began if name == "a"]
+        assert 0.25 <= second <= 0.5
+        assert 0.5 <= third - second <= 1.0
+
+    serve(server, scene, several=several, retries=2)
+
+
+def test_a_server_that_says_when_is_left_alone_until_then():
+    """D14: No request of this worker begins before."""
+    server = Server(errors={"a": [RateLimited("429", retry_after=30.0)]})
+
+    async def scene(worker):
+        began = trio.current_time()
+        await all_of(worker, [request("a"), request("b")])
+        await worker.call(request("c"))
+        times = {name: round(at - began) for at, name in server.began}
+        assert times["a"] == 30
+        assert times["c"] >= 30
+
+    serve(server, scene, retries=1)
+
+
+@pytest.mark.parametrize(
+    ("error", "after", "tries"),
+    [(ServerError("503"), 0, 3), (ServerError("503"), 1, 1), (Unauthorized("401"), 0, 1)],
+)
+def test_an_error_is_not_tried_again_for_ever(error, after, tries):
+    """D14: Neither past the allowed number, nor once something was given, nor if the same request cannot succeed."""
+    server = Server(errors={"a": [error] * 9}, after=after)
+
+    async def scene(worker):
+        with pytest.raises(type(error)):
+            await worker.call(request("a"))
+        assert server.tries["a"] == tries
+
+    serve(server, scene, retries=2)
+
+
+def test_without_retries_the_caller_gets_the_first_error():
+    """D14: The default."""
+    server = Server(errors={"a": [ServerError("503")]})
+
+    async def scene(worker):
+        with pytest.raises(ServerError):
+            await worker.call(request("a"))
+        assert server.tries["a"] == 1
+
+    serve(server, scene)
+
+
+@pytest.mark.parametrize("retries", [-1, 1.5, True, None])
+def test_a_number_of_retries_that_is_none_is_refused(retries):
+    """D14: When the worker is declared."""
+    with pytest.raises(ValueError, match="device worker 'api': retries must be an integer >= 0, got "):
+        device_worker("api", Server(), host=InlineHost(), retries=retries)
+
+
+# --- prices
+
+
+def test_the_price_of_an_answer_is_in_its_usage():
+    """D14: US dollars for its input and output; what a runner writes there itself does not count."""
+    server = Server(price=Price(input=2.0, output=500_000.0))
+
+    async def scene(worker):
+        completion = await worker.call(request("a"))
+        assert completion.usage.cost == 2.5
+        assert (completion.usage + completion.usage).cost == 5.0
+
+    serve(server, scene)
