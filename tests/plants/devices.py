@@ -341,8 +341,8 @@ DEVICES = (
         ),
         (
             "a stream that gave something is tried again",
-            "        if record.chunks or record.failures >= retries",
-            "        if record.failures >= retries",
+            "            record.chunks\n            or record.failures >= retries",
+            "            record.failures >= retries",
             "an_error_is_not_tried_again_for_ever",
         ),
     ),
