@@ -52,12 +52,17 @@ def request(kind):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("runner", ["scripted", "torch"])
-def test_a_short_run_of_chaos_passes(runner):
-    """D5, D6, D8, D9, D10: In twenty seconds of all kinds of faults nothing is lost, doubled, wrong, hung or left behind."""
+@pytest.mark.parametrize(("runner", "contexts"), [("scripted", 1), ("torch", 1), ("scripted", 3)])
+def test_a_short_run_of_chaos_passes(runner, contexts):
+    """D5, D6, D8, D9, D10, D12: In twenty seconds of all kinds of faults nothing is lost, doubled, wrong, hung or left behind."""
     command = [sys.executable, "-m", "benchmarks.chaos", "--minutes", "0.33", "--seed", "3", "--pause", "1"]
     done = subprocess.run(
-        [*command, "--runner", runner], cwd=ROOT, capture_output=True, text=True, timeout=200, check=False
+        [*command, "--runner", runner, "--contexts", f"{contexts}"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     summary = json.loads(done.stdout.splitlines()[-1])
