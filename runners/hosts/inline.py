@@ -177,7 +177,7 @@ class InlineSession(LocalSession):
 
     async def _wait(self) -> None:
         """See `LocalSession._wait`. A sync stream that has no chunk yet is asked again, once other tasks have run."""
-        if any(self._turns.has(number, SyncSource) for number in self._turns.open):
+        if self._turns.asks_again:
             await trio.lowlevel.checkpoint()
         else:
             await super()._wait()

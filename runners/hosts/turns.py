@@ -216,6 +216,11 @@ class Turns:
         except Exception as error:  # noqa: BLE001 - whatever a runner raises is judged in one place
             self.fail(number, batch.request_id, error)
 
+    @property
+    def asks_again(self) -> bool:
+        """Whether streams that had no chunk in the last turn are polled in the next one."""
+        return bool(self._ready)
+
     def wake(self, number: int) -> None:
         """A stream that had no chunk yet may have one now, or its end."""
         if number in self._open:

@@ -20,7 +20,6 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequen
 from pathlib import Path
 from typing import Any, Literal, NoReturn, TypeAlias, cast, get_args
 
-import trio.lowlevel
 from attrs import asdict, define, evolve, field, frozen
 from attrs.validators import deep_iterable, ge, in_, instance_of, matches_re, optional
 
@@ -431,11 +430,12 @@ class _Waitable(AsyncIterator[TokenChunk]):
     chunks: Iterator[TokenChunk]
 
     async def __anext__(self) -> TokenChunk:
+        from trio.lowlevel import checkpoint  # noqa: PLC0415 - a context process needs no Trio
 
         for chunk in self.chunks:
             if chunk is not NOTHING:
                 return chunk
-            await trio.lowlevel.checkpoint()
+            await checkpoint()
         raise StopAsyncIteration
 
     async def aclose(self) -> None:
