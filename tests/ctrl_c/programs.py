@@ -8,7 +8,7 @@ from typing import Any
 
 import trio
 
-from runners import ExecuteBatch, InlineHost, device_worker, rebuild, report_poison
+from runners import ExecuteBatch, InlineHost, device_worker, rebuild, replace, report_poison
 from runners.errors import OutOfMemory
 from runners.models.scripted import Fault, Scripted
 from supervise import (
@@ -393,3 +393,30 @@ async def sync_device(scene: Scene) -> None:
         await rebuild(ref)
         report_poison(ref, "from outside", 2)
         await ref.call(ExecuteBatch("call", "c"))
+
+
+@program
+async def several_contexts(scene: Scene) -> None:
+    """A device worker over two contexts: failover, lack of memory, a rolling rebuild, a new runner, a stop of one, a drain."""
+    faults = (Fault("poison", "stream", 2, moved=False), Fault("oom", "lack", 2))
+    runner = Scripted(6, delay=0.1, load_delay=0.1, faults=faults)
+
+    async def calls() -> None:
+        with suppress(OutOfMemory):
+            await tree["app/worker"].call(ExecuteBatch("lack", "c"))
+
+    worker = device_worker("worker", runner, hosts=[InlineHost(), InlineHost()], drain=1)
+    async with scene.tree(Supervisor("app", [drained(scene), worker])) as tree:
+        ref = tree["app/worker"]
+        client = await tree.root.add(Child("client", calls, restart="transient"))
+        async with ref.stream(ExecuteBatch("stream", "s")) as stream:
+            assert [chunk.index async for chunk in stream] == list(range(6))
+        await client.ended()
+        await rebuild(ref)
+        async with ref.stream(ExecuteBatch("left", "l")) as stream:
+            await anext(stream)
+            await replace(ref, Scripted(6, delay=0.1, load_delay=0.1), drain=2)
+        await tree["app/worker/context-1"].stop()
+        async with ref.stream(ExecuteBatch("last", "l")) as stream:
+            await anext(stream)
+            await ref.stop()
