@@ -66,7 +66,7 @@ class RebuildRequest:
 class Context:
     """The resource of the leaf: a session, and the streams that are open in it. A Resume keeps both.
 
-    `since_oom`: None until memory runs out; then the requests that have begun since, until the session makes a chunk.
+    `retries`: the requests that are tried again, each with the time from which it may begin. `since_oom`: None until memory runs out; then the requests that have begun since, until the session makes a chunk.
     `waiting`: a rebuild request that waits for the streams that it would lose. `under_way`: the rebuild request for which the
     body has failed.
     `runner`: the spec of the loaded runner. `opener`: what declares this context. `drain`: for how many seconds begun streams
@@ -83,6 +83,7 @@ class Context:
     held: bool = False
     canary_open: bool = False
     open: dict[str, Message] = field(factory=dict[str, Message])
+    retries: dict[str, tuple[float, Message]] = field(factory=dict[str, "tuple[float, Message]"])
     since_oom: set[str] | None = None
     waiting: RebuildRequest | None = None
     under_way: RebuildRequest | None = None

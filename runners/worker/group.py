@@ -6,7 +6,7 @@ A `Group` outlives its contexts, and belongs to the worker's place in a tree: a 
 from __future__ import annotations
 
 from typing import Any
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, WeakValueDictionary
 
 import trio
 from attrs import define, field
@@ -52,6 +52,11 @@ class Group:
             for context in self.contexts.values():
                 context.has_changed()
 
+    def wake(self) -> None:
+        """Begun streams went back to the queue: a context that the rate limits hold back may still continue them."""
+        for context in self.contexts.values():
+            context.has_changed()
+
     def others_wait(self, context: Any, waiting: int) -> bool:
         """Whether this context has its share of the open streams and of those that wait, so that the others are next."""
         if len(self.contexts) == 1 or not waiting:
@@ -60,10 +65,24 @@ class Group:
         return len(context.open) * len(free) >= sum(free) + waiting
 
 
-_GROUPS: WeakKeyDictionary[Tree, dict[str, Group]] = WeakKeyDictionary()
+@define(eq=False)
+class Declaration:
+    """Stands for one worker as it was declared; the groups of it live as long as it does."""
+
+
+_GROUPS: WeakKeyDictionary[Tree, WeakKeyDictionary[Declaration, Group]] = WeakKeyDictionary()
+_PATHS: WeakKeyDictionary[Tree, WeakValueDictionary[str, Group]] = WeakKeyDictionary()
+
+
+def group_of(declaration: Declaration, tree: Tree, path: str) -> Group:
+    """The group of a worker that stands at this path of the tree."""
+    group = _GROUPS.setdefault(tree, WeakKeyDictionary()).setdefault(declaration, Group())
+    _PATHS.setdefault(tree, WeakValueDictionary())[path] = group
+    return group
 
 
 def group_at(tree: Tree, path: str) -> Group:
-    """The group of the worker at this path."""
-    groups = _GROUPS.setdefault(tree, {})
-    return groups.setdefault(path, Group())
+    """The group of the worker that was last at this path; an empty one if none was."""
+    groups = _PATHS.get(tree)
+    found = None if groups is None else groups.get(path)
+    return Group() if found is None else found

@@ -11,6 +11,7 @@ from trio.lowlevel import enable_ki_protection
 
 from supervise import ChildStopped, Ref, Refused, StartFailed
 
+from ..brief import brief
 from ..errors import ContextPoisoned, RebuildSuperseded, WorkerDown, WorkerStopping
 from ..hosts.spec import check_for
 from ..types import RunnerSpec, SessionRebuildCause
@@ -76,6 +77,8 @@ async def rebuild(worker: Ref, cause: SessionRebuildCause = SessionRebuildCause.
     """
     contexts = _contexts_of(worker)
     if len(contexts) <= 1:
+        if not contexts and worker.status().mailbox is not None:
+            raise _no_context(worker)
         return await _rebuild_one(contexts[0] if contexts else worker, cause)
     state, down = None, None
     for context in contexts:
@@ -83,6 +86,10 @@ async def rebuild(worker: Ref, cause: SessionRebuildCause = SessionRebuildCause.
             state = await _rebuild_or_await(context, cause)
         except WorkerDown as exc:
             down = exc
+        except WorkerStopping:  # if that context alone is being stopped, it is left out
+            if worker.status().state != "up":
+                raise
+            down = _no_context(worker)
     if state is None:
         assert down is not None
         raise down
@@ -118,13 +125,14 @@ async def _rebuild_one(context: Ref, cause: SessionRebuildCause) -> ContextState
 async def replace(worker: Ref, runner: RunnerSpec, *, drain: float = 60.0) -> None:
     """Give a worker with several `hosts` a new runner, while it serves; returns when all contexts have it (D12).
 
-    First one more context, `spare`, is started with the new runner beside the others, on the first host: its device must have
-    memory for both. Then the contexts are restarted with the new runner, one after the other. Each begins no more requests,
+    First one more context, `spare`, is started with the new runner beside the others, on the first host whose context is up: its
+    device must have memory for both. Then the contexts are restarted with the new runner, one after the other. Each begins no more requests,
     and its begun streams get `drain` seconds to finish, because another runner cannot continue them: unless the new
     spec equals the old one, a stream that needs longer ends with `ContextLost`. At the end the spare is drained and removed.
 
     Later incarnations have the new runner too, also after a restart of the worker. Restarts for this are not charged to a
-    limit. If the caller is cancelled, the contexts that still have the old runner get the new one with their next restart.
+    limit. If the caller is cancelled, or the worker is stopped, once the new runner has loaded, the contexts that still have
+    the old one get the new one with their next restart.
 
     Args:
         worker: its address.
@@ -137,20 +145,22 @@ async def replace(worker: Ref, runner: RunnerSpec, *, drain: float = 60.0) -> No
         WorkerStopping: the worker is being stopped.
         RuntimeError: another replacement is under way.
         TypeError: the worker was declared without `hosts`, or `runner` is no runner spec.
-        ValueError: a host cannot run this runner.
+        ValueError: a host cannot run this runner, or `drain` is out of range.
     """
+    if type(drain) not in (int, float) or not 0 <= drain < float("inf"):
+        raise ValueError(f"drain must be seconds >= 0, got {brief(drain)}")
     if worker.status().mailbox is None:
         raise TypeError(f"{worker.path!r} has no queue for several contexts: declare it with hosts=[…]")
     contexts = _contexts_of(worker)
     group = group_at(worker.tree, worker.path)
-    opener = await _opener(contexts, group)
+    opener = await _opener(worker, contexts, group)
     for context in group.contexts.values():
         check_for(context.opener.host, runner)
     if group.replacing:
         raise RuntimeError(f"another replacement of the runner of {worker.path!r} is under way")
     group.replacing = True
     try:
-        spare = await worker.add(evolve(opener, runner=runner, declared=False).supervised(SPARE))
+        spare = await _spare(worker, evolve(opener, runner=runner, declared=False))
         await _swap(contexts, group, runner, spare, drain)
     except Refused as exc:
         raise _stopping(worker) from exc
@@ -158,7 +168,19 @@ async def replace(worker: Ref, runner: RunnerSpec, *, drain: float = 60.0) -> No
         group.replacing = False
 
 
-async def _opener(contexts: Sequence[Ref], group: Group) -> Opener:
+async def _spare(worker: Ref, opener: Opener) -> Ref:
+    """One context more, loaded. A caller that is cancelled meanwhile leaves none."""
+    try:
+        return await worker.add(opener.supervised(SPARE))
+    except trio.Cancelled:
+        with trio.CancelScope(shield=True), suppress(KeyError, Refused):
+            spare: Ref = worker.tree[f"{worker.path}/{SPARE}"]
+            await spare.stop()
+            await spare.remove()
+        raise
+
+
+async def _opener(worker: Ref, contexts: Sequence[Ref], group: Group) -> Opener:
     """That of the first context that is up, which is waited for if none is."""
     down = None
     for ref in () if group.contexts else contexts:
@@ -168,10 +190,12 @@ async def _opener(contexts: Sequence[Ref], group: Group) -> Opener:
             down = exc
         else:
             break
-    for context in group.contexts.values():
-        opener: Opener = context.opener
-        return opener
-    assert down is not None
+    for ref in contexts:
+        if ref.path in group.contexts:
+            opener: Opener = group.contexts[ref.path].opener
+            return opener
+    if down is None:
+        raise _no_context(worker)
     raise _down(down) from down.__cause__
 
 
@@ -195,8 +219,11 @@ async def _swap(contexts: Sequence[Ref], group: Group, runner: RunnerSpec, spare
 async def _renew_all(contexts: Sequence[Ref], group: Group, drain: float, before: RunnerSpec | None) -> None:
     """Start each context anew that has another runner than its next incarnation would have."""
     for ref in contexts:
+        if ref.path not in group.contexts:  # it may be loading the other runner just now
+            with suppress(ChildStopped):
+                await ref.ready()
         context: Context | None = group.contexts.get(ref.path)
-        if context is None:  # it backs off, or is down for good; its next incarnation has the right runner
+        if context is None:  # it is down for good, or just ending: its next incarnation has the right runner
             continue
         if context.runner is not (group.runner or context.opener.runner):
             with context.hold():
@@ -267,6 +294,10 @@ async def _next(context: Ref) -> ContextState:
             raise _stopping(context) from None
         raise _down(exc) from exc.__cause__
     return state
+
+
+def _no_context(worker: Ref) -> WorkerDown:
+    return WorkerDown(f"{worker.path!r} has no context that serves")
 
 
 def _stopping(worker: Ref) -> WorkerStopping:

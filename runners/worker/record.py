@@ -29,7 +29,7 @@ class Record:
     """It travels with its message, over incarnations (D6).
 
     `most`: tokens that it may get. `incarnation`: the last one that made something of it. `runner`: the spec of the runner that
-    began it. `moved`: whether the session in which it is open has made nothing of it yet. `replayed`: accepted tokens that were
+    made its first chunk, and `opened_by` that of the one in which it is open. `moved`: whether that has made nothing of it yet. `replayed`: accepted tokens that were
     fed to later sessions. `failures`: errors after which it was tried again. `leave`: what its caller's leaving means to the context in which it is open, if it is in one.
     """
 
@@ -44,6 +44,7 @@ class Record:
     replayed: int = 0
     incarnation: int = 0
     runner: RunnerSpec | None = None
+    opened_by: RunnerSpec | None = None
     moved: bool = False
     failures: int = 0
     suspect: bool = False
@@ -93,6 +94,7 @@ class Record:
         self.characters, self.at = characters, at
         if chunks and self.moved:
             self.moved = False
+            self.runner = self.runner or self.opened_by
             self.incarnation = incarnation
             self.replayed += had
         return wrong

@@ -62,12 +62,15 @@ from ..nursery import bare_nursery
 from ..protect import Entered, protected
 from ..types import RateLimits, RunnerInfo, RunnerSpec, SessionRebuildCause, TokenChunk
 from .context import CANARY, Context
-from .group import group_at
+from .group import Declaration, group_of
 from .rates import retry_delay
 from .record import MAX_CHARACTERS, Record, admitted, caused, estimated_tokens, id_of, record_of
 
 AT_ONCE = 64
 """The most requests that begin in one turn of the loop; it takes some milliseconds."""
+
+_LONGEST_PAUSE = 86_400
+"""Seconds; what a server says beyond a day, or not in seconds, is ignored."""
 
 _REBUILDS = Decider({"device.rebuild": Resume})
 """A rebuild request is always a Resume (D7), whatever the decider of the worker says."""
@@ -92,6 +95,7 @@ class Opener:
     is_one_of_several: bool = False
     retries: int = 0
     decider: Decider | None = None
+    declaration: Declaration = field(factory=Declaration, repr=False)
 
     def child(self, mailbox: Mailbox | Literal["shared"]) -> Child:
         """The leaf whose resource this is."""
@@ -132,7 +136,7 @@ class Opener:
     async def _opened(self) -> AsyncGenerator[Context, None]:
         child = current_child()
         cause = None if child.last_failure is None else one_line(brief(child.last_failure))
-        group = group_at(child.tree, self.worker_of(child.path))
+        group = group_of(self.declaration, child.tree, self.worker_of(child.path))
         runner = (group.runner if self.declared else None) or self.runner
         async with self.host.open(runner, incarnation=child.incarnation, cause=cause) as session:
             context = Context(session, runner, group, self, self.canary, self.drain)
@@ -210,10 +214,11 @@ class _Serving:
     async def _serve(self) -> None:
         self._admission = trio.CancelScope()
         async with bare_nursery() as nursery:
-            self._scope, self._nursery = nursery.cancel_scope, nursery
+            self._scope = nursery.cancel_scope
             nursery.start_soon(self._admit)
             nursery.start_soon(self._watch_rebuilds)
             nursery.start_soon(self._watch_deadlines)
+            nursery.start_soon(self._watch_retries)
             if self._context.drain:
                 nursery.start_soon(self._watch_stop)
                 nursery.start_soon(self._drain)
@@ -250,10 +255,20 @@ class _Serving:
 
         A message that was put back comes as another object, with the same record.
         """
-        for request_id, record in [(name, record_of(message)) for name, message in self._open.items()]:
-            head = self._inbox.receive_nowait()
-            assert head.memo is record, f"{record.name} must be the head of the queue"
-            self._open[request_id] = head
+        context = self._context
+        for _ in range(len(self._open) + len(context.retries)):
+            try:
+                head = self._inbox.receive_nowait()
+            except trio.WouldBlock:
+                return
+            name = id_of(head) if head.memo is not None else ""
+            if name in self._open and record_of(self._open[name]) is head.memo:
+                self._open[name] = head
+            elif name in context.retries and record_of(context.retries[name][1]) is head.memo:
+                context.retries[name] = context.retries[name][0], head
+            else:  # the caller of one of them is just leaving, and this is the next message
+                head.requeue()
+                return
 
     async def _admit(self) -> None:
         await self._rebuild()
@@ -305,6 +320,10 @@ class _Serving:
         alone = self._context.opener.is_one_of_several and self._context.group.drains_until is None
         return alone or self._inbox.relieved
 
+    def _are_all_back(self) -> bool:
+        """Whether no stream waits in the mailbox that has begun and that this context is to continue."""
+        return self._leaves_the_queue() or (self._all_back and not self._inbox)
+
     async def _watch_stop(self) -> None:
         """Have all contexts of a worker that is being stopped drain at the same time."""
         child = current_child()
@@ -324,7 +343,7 @@ class _Serving:
         self._draining = True
         self._admission.cancel("the worker is being stopped")
         with trio.move_on_at(context.group.drains_until or math.inf):
-            while self._open or not (self._all_back and child.stopping):
+            while self._open or context.retries or not (self._are_all_back() and child.stopping):
                 await context.change()
         await child.stop_requested()
         self._scope.cancel("all that had begun is done, or the time is up")
@@ -333,8 +352,19 @@ class _Serving:
         while not self._has_room():
             with trio.move_on_at(self._again if self._is_held_back() else math.inf):
                 await self._context.change()
+            self._take_moved()
             # Callers who were answered just now come back meanwhile, and their next requests are in one step.
             await trio.lowlevel.checkpoint()
+
+    def _take_moved(self) -> None:
+        """Continue begun streams at the head of the queue, while the rate limits hold back new requests."""
+        with suppress(trio.WouldBlock):
+            while self._is_held_back() and self._failure is None and self._context.has_room():
+                message = self._inbox.receive_nowait()
+                if not _has_begun(message):
+                    message.requeue()
+                    return
+                self._take(message)
 
     def _has_room(self) -> bool:
         """Whether one more stream may begin. A context that has failed has no room, even before the body ends."""
@@ -346,7 +376,7 @@ class _Serving:
     def _exceeds(self, message: Message) -> bool:
         """Whether the rate limits that the runner declares hold a new request back, which then waits in the queue (D14)."""
         limits, rates, now = self._session.info.limits, self._context.group.rates, trio.current_time()
-        if message.memo is not None or (limits is None and not rates.paused_until):
+        if _has_begun(message) or (limits is None and not rates.paused_until):
             return False
         limits = limits or RateLimits()
         tokens = estimated_tokens(message.value)
@@ -370,7 +400,7 @@ class _Serving:
             self._check(record)
             self._context.cancel_canary()
             self._session.begin(record.batch, record.accepted)
-            record.moved = True
+            record.moved, record.opened_by = True, self._context.runner
         except (BadRequest, ContextLost, Timeout) as exc:
             message.fail(exc)
         else:
@@ -383,9 +413,7 @@ class _Serving:
             )
         if self._context.must_stay(record):
             raise record.lost(current_child().last_failure)
-        if record.runner is None:
-            record.runner = self._context.runner
-        elif record.chunks and record.runner != self._context.runner:
+        if record.runner is not None and record.runner != self._context.runner:
             raise record.replaced()
         if record.is_late(trio.current_time()):
             raise record.late(current_child().path)
@@ -503,31 +531,43 @@ class _Serving:
         if not is_a(failed.error, OutOfMemory):
             self._context.since_oom = None
         self._context.close(message)
-        if self._is_tried_again(record_of(message), failed.error):
-            self._nursery.start_soon(self._try_again, message)
+        record = record_of(message)
+        self._note_pause(failed.error)
+        if self._is_tried_again(record, failed.error):
+            record.failures += 1
+            begins = trio.current_time() + retry_delay(record.failures)
+            self._context.retries[record.batch.request_id] = begins, message
+            self._context.has_changed()
         else:
             message.fail(failed.error)
 
     def _is_tried_again(self, record: Record, error: InferenceError) -> bool:
         """Whether a request begins anew after an error of its server, which has given nothing for it yet (D14)."""
         retries = self._context.opener.retries
-        if (
-            record.chunks
-            or record.failures >= retries
-            or not is_a(error, NetworkError)
-            or not error.is_retryable
-        ):
-            return False
-        record.failures += 1
-        if isinstance(error, RateLimited) and error.retry_after is not None:
-            rates = self._context.group.rates
-            rates.paused_until = max(rates.paused_until, trio.current_time() + error.retry_after)
-        return True
+        is_of_server = is_a(error, NetworkError) and error.is_retryable
+        return is_of_server and not record.chunks and record.failures < retries
 
-    async def _try_again(self, message: Message) -> None:
-        """Put a request back after a while. If the context fails meanwhile, the next one takes it at once."""
-        await trio.sleep(retry_delay(record_of(message).failures))
-        message.requeue()
+    def _note_pause(self, error: InferenceError) -> None:
+        """A server said when it accepts a request again: until then none of this worker begins (D14)."""
+        if not isinstance(error, RateLimited):
+            return
+        seconds: object = error.retry_after  # whatever a runner gave
+        if isinstance(seconds, int | float) and 0 < seconds < _LONGEST_PAUSE:
+            rates = self._context.group.rates
+            rates.paused_until = max(rates.paused_until, trio.current_time() + float(seconds))
+
+    async def _watch_retries(self) -> None:
+        """Put requests that are tried again back into the queue, each at its time."""
+        retries = self._context.retries
+        while True:
+            due = min((begins for begins, _ in retries.values()), default=math.inf)
+            with trio.move_on_at(due):
+                await self._context.change()
+            for name, (begins, message) in list(retries.items()):
+                if begins <= trio.current_time():
+                    del retries[name]
+                    message.requeue()
+                    self._context.has_changed()
 
     # --- rebuilds
 
@@ -601,6 +641,9 @@ class _Serving:
             self._inbox.progressed = False  # otherwise the Resume would not be charged to the limit (R8)
         self._context.cancel_canary()
         ordered = self._was_ordered(failure)
+        for _, message in self._context.retries.values():
+            message.requeue()
+        self._context.retries.clear()
         for message in reversed(self._open.values()):
             record = record_of(message)
             if record.suspect and not ordered:
@@ -612,9 +655,16 @@ class _Serving:
             record.suspect = record.suspect or not ordered
             self._session.drop(record.batch.request_id)
         self._context.close_all()
+        self._context.group.wake()
 
     def _was_ordered(self, failure: DeviceError | None) -> bool:
         if failure is None:
             return current_child().stopping
         under_way = self._context.under_way
         return under_way is not None and failure is under_way.failure
+
+
+def _has_begun(message: Message) -> bool:
+    """Whether a request has begun before, and is not one that is tried again after an error."""
+    record: Record | None = message.memo
+    return record is not None and not (record.failures and not record.chunks)

@@ -83,7 +83,7 @@ DEVICES = (
         ),
         (
             "a drain is not awaited",
-            "            while self._open or not (self._all_back and child.stopping):\n                await context.change()\n",
+            "            while self._open or context.retries or not (self._are_all_back() and child.stopping):\n                await context.change()\n",
             "            pass\n",
             "begun_streams_finish_when_a_worker_drains",
         ),
@@ -248,8 +248,8 @@ DEVICES = (
         ),
         (
             "another runner continues a stream",
-            "        elif record.chunks and record.runner != self._context.runner:",
-            "        elif False:",
+            "        if record.runner is not None and record.runner != self._context.runner:",
+            "        if False:",
             "another_runner_continues_no_stream",
         ),
         (
@@ -341,8 +341,8 @@ DEVICES = (
         ),
         (
             "a stream that gave something is tried again",
-            "            record.chunks\n            or record.failures >= retries",
-            "            record.failures >= retries",
+            "        return is_of_server and not record.chunks and record.failures < retries",
+            "        return is_of_server and record.failures < retries",
             "an_error_is_not_tried_again_for_ever",
         ),
     ),

@@ -441,14 +441,14 @@ WORKERS = tuple(
             ),
             (
                 "runners/worker/serving.py",
-                "            while self._open or not (self._all_back and child.stopping):",
-                "            while self._open or not child.stopping:",
+                "            while self._open or context.retries or not (self._are_all_back() and child.stopping):",
+                "            while self._open or context.retries or not child.stopping:",
                 ("tests/runners/test_serving.py",),
             ),
             (
                 "runners/worker/serving.py",
-                "            while self._open or not (self._all_back and child.stopping):",
-                "            while not (self._all_back and child.stopping):",
+                "            while self._open or context.retries or not (self._are_all_back() and child.stopping):",
+                "            while not (self._are_all_back() and child.stopping):",
                 ("tests/runners/test_serving.py",),
             ),
             (
