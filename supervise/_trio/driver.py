@@ -384,7 +384,12 @@ class Driver:
             self._start_supervisor(one.path)
 
     def _start_supervisor(self, path: str) -> None:
-        self._places[path] = place = Place(self.forest.machines[path])
+        machine = self.forest.machines.get(path)
+        if machine is None:
+            # The same step has also stopped it, by an order that waited above it (R19). It had no child to stop, so its
+            # machine has ended, and its `Ended` is among the effects that follow.
+            return
+        self._places[path] = place = Place(machine)
         above = place.machine.parent
         nursery = self._nursery if above is None else self._places[above.path].nursery
         assert nursery is not None
@@ -567,9 +572,9 @@ class Driver:
             if one.path == self._root.path:
                 self.settled.set()
         elif isinstance(report, effect.Ended):
-            place = self._places.pop(one.path)
-            place.closed.set()
-            if place.wake_at != inf:
+            place = self._places.pop(one.path, None)
+            if place is not None:  # it has none if it ended within the step that started it
+                place.closed.set()
                 self._forget_timer(place)
             if one.path == self._root.path:
                 self._finish(report)

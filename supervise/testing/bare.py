@@ -151,7 +151,7 @@ class BareTree:
                 case effect.Start():
                     self._start(one)
                 case effect.WakeAt(path=path, at=at):
-                    self._wake_at(self.forest.machines[path], at)
+                    self._wake_at(self.forest.machines.get(path), at)
                 case effect.Ask(path=path):
                     self.leaves[path].asked()
                 case effect.Cancel(path=path):
@@ -166,9 +166,12 @@ class BareTree:
                 case _:
                     self._answer(one)
 
-    def _wake_at(self, machine: Machine, at: float) -> None:
-        """A machine asks again for whatever is left when it is woken, so only its earliest time counts."""
-        if at >= self._wakes.get(machine, inf):
+    def _wake_at(self, machine: Machine | None, at: float) -> None:
+        """A machine asks again for whatever is left when it is woken, so only its earliest time counts.
+
+        None: it has ended within the step in which it asked.
+        """
+        if machine is None or at >= self._wakes.get(machine, inf):
             return
         self._wakes[machine] = at
 
@@ -192,7 +195,7 @@ class BareTree:
             node = self.forest.find(one.path)
             assert node is not None
             self.leaves[one.path] = self._leaf(self, node)
-        else:
+        elif one.path in self.forest.machines:  # otherwise it has ended within the step that started it
             self.post(self.forest.machines[one.path], _boot(one.spec))
 
 

@@ -544,3 +544,25 @@ def test_a_child_does_not_come_up_by_the_fast_path_while_a_request_waits():
     assert shortcut.restart_at_once(machine(tree), node, Boom("f"), 1) is None
     assert shortcut.up_at_once(machine(tree), node, 1) is None
     assert (node.state, node.incarnation, len(machine(tree).inbox)) == ("starting", 2, 1)
+
+
+@pytest.mark.parametrize("order", ["restart", "stop"])
+def test_a_bare_tree_starts_no_supervisor_that_has_ended_in_the_same_step(order):
+    """R19: An `add` waits at a supervisor that boots, and an order to end it above; the last child is ignored, and both are served."""
+
+    class Ignored(BareLeaf):
+        """A leaf that ends before it is ready, when it is called."""
+
+    seen = []
+    tree = BareTree(Supervisor("app", [Supervisor("s", [leaf("a")])]), Ignored, seen.append)
+    tree.start()
+    tree.run()
+    new = Supervisor("new", [], start_timeout=9)
+    tree.post(machine(tree, "s"), effect.Request("add", None, spec=new))
+    tree.post(machine(tree), effect.Request(order, None, name="s"))
+    tree.run()
+    tree.leaves["app/s/a"].ended(ignored=True)
+    tree.run()
+    life = [type(event) for event in seen if event.path == "app/s/new"]
+    assert life == [events.Starting, events.Stopping, events.Stopped]
+    assert child(tree, "s").state == ("starting" if order == "restart" else "down")

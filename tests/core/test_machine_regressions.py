@@ -1,5 +1,7 @@
 """What the exploration of every state has found in the machine."""
 
+import pytest
+
 from supervise import Child, Limit, Supervisor, events
 from supervise.testing import assert_lifecycle
 from tests.explore.world import POLICY, World, hold, work
@@ -52,6 +54,21 @@ def test_a_failure_that_crosses_with_a_stop_may_be_followed_by_overdue_and_anoth
             events.Stopped(at=7, **life),
         ]
     )
+
+
+@pytest.mark.parametrize(("order", "left"), [("restart", {"app/s": "opening"}), ("stop", {})])
+def test_a_supervisor_that_is_started_and_stopped_in_one_step_has_ended_in_it(order, left):
+    """A `start` waits at a supervisor that boots, and an order to end it waits above; both are served once it is up (R19, R25)."""
+    inner = Supervisor("s", [Supervisor("t", []), Child("u", work)])
+    world = World(Supervisor("app", [inner], decider=POLICY)).play(
+        ("boot", "app", "up"), ("boot", "app/s", "up")
+    )
+    world.play(
+        ("boot", "app/s/t", "ignored"), ("request", "app/s", "start", "t"), ("request", "app", order, "s")
+    )
+    world.play(("ignore", "app/s/u"))
+    assert world.lives["app/s/t"] == 2
+    assert modes(world) == {"app": "running", **left}
 
 
 def modes(world):

@@ -20,6 +20,7 @@ from supervise import (
     Resume,
     StartFailed,
     Status,
+    Supervisor,
     TreeFailed,
     current_child,
     events,
@@ -288,7 +289,8 @@ class Run:
         child = Child(
             name, idle, restart=("permanent", "transient", "temporary")[number % 3], resource=resource
         )
-        await tree[path].add(self.roll.over(self.plan.over(child, at=path)))
+        added = Supervisor(name, [child]) if number > 5 else child
+        await tree[path].add(self.roll.over(self.plan.over(added, at=path)))
 
     async def stop(self, tree, path, _):
         await tree[path].stop()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import trio
 
@@ -294,6 +296,51 @@ def test_requests_are_served_in_order_with_exits_also_during_a_backoff():
         assert trio.current_time() == 0
 
     grow(app(a, b), scene)
+
+
+@pytest.mark.parametrize("order", ["restart", "stop"])
+@pytest.mark.parametrize("last", ["is ready", "is ignored"])
+def test_a_supervisor_may_be_added_and_stopped_in_one_step(last, order):
+    """R19, R25: Its supervisor comes up, serves the `add`, and is stopped by an order that waited above it.
+
+    The added supervisor has ended before it has a task, so its `init` is not called. If the last child is ignored, the
+    supervisor above has nothing else to stop, and ends in the same step.
+    """
+    lives = []
+    called = []
+
+    async def slow_once(task_status):
+        lives.append(trio.current_time())
+        if len(lives) == 2:
+            await trio.sleep(2)
+            if last == "is ignored":
+                return IGNORE
+        task_status.started()
+        return await trio.sleep_forever()
+
+    inner = Supervisor("s", [Child("a", slow_once)])
+    new = Supervisor("new", [Child("b", forever)], init=lambda: called.append("init"), start_timeout=9)
+
+    async def add(tree):
+        with refused("stopping"):
+            await tree[inner].add(new)
+
+    async def scene(tree, seen):
+        async with trio.open_nursery() as nursery:
+            for request in (tree[inner].restart, partial(add, tree), getattr(tree[inner], order)):
+                nursery.start_soon(request)
+                await trio.sleep(0.5)
+        assert seen.kinds("app/s/new") == "Starting Stopping Stopped"
+        assert called == []
+        assert tree[inner].status().state == ("up" if order == "restart" else "down")
+        await trio.sleep(20)
+        if order == "stop":
+            await tree[inner].start()
+        await tree[inner].add(new)
+        assert called == ["init"]
+        assert tree["app/s/new/b"].status().state == "up"
+
+    grow(app(inner), scene)
 
 
 @pytest.mark.parametrize("what", ["itself", "its supervisor", "the root"])

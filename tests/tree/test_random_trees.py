@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from supervise import Child, Pool, Supervisor
 from supervise._core.spec import walk
-from supervise.testing import Fail, FaultPlan, Script, fault_plans, idle, trees
+from supervise.testing import Delay, Fail, FaultPlan, Script, fault_plans, idle, trees
 
 from .campaign import Halt, Run, as_texts, dice, plain, predicted, tilted
 
@@ -94,6 +94,23 @@ def test_whatever_happens_a_tree_keeps_the_rules(case, seed):
     """Faults, requests, calls, and a cancellation from outside at any moment: every invariant of `Run.check` holds."""
     tree, plan, asked, stop_at = case
     Run(tree, plan, requests=asked, stop_at=stop_at, seed=seed).check()
+
+
+CROSSING = st.tuples(
+    st.integers(0, 8).map(lambda halves: halves / 2),
+    st.sampled_from(
+        [("add", "app/s", 6), *((kind, "app/s", 0) for kind in ("add", "stop", "start", "restart"))]
+    ),
+).map(lambda it: (it[0], *it[1]))
+
+
+@settings(CALM, max_examples=100 * TIMES)
+@given(st.lists(CROSSING, min_size=3, max_size=8), SEEDS)
+def test_requests_that_wait_on_two_levels_are_served_by_the_rules(asked, seed):
+    """They come while `s` starts, some wait at it and some above it, and they are served in one step when it is up (R19)."""
+    tree = Supervisor("app", [Supervisor("s", [Child("a", idle)])])
+    plan = FaultPlan({"app/s/a": [Script(), *[Script(start=Delay(1.25))] * 9]})
+    Run(tree, plan, requests=asked, stop_at=60.0, seed=seed).check()
 
 
 @settings(CALM, max_examples=300 * TIMES)
