@@ -50,9 +50,10 @@ def batched_runner(
     computed when `size` inputs have come, when no further stream can come, or `window_ms` after its first one. Inputs that
     come while a batch is computed are the next one, so under load a window of 0 fills batches too.
 
-    An exception in the place of a result is the error of that one request. If the function raises for several inputs, each is tried
-    alone, so that one bad input does not fail its neighbours. A lack of memory and an error of the device are neither tried
-    again nor kept from the host, wherever they stand (D4, D5): the inputs that are left are computed in the next batch.
+    An exception in the place of a result is the error of that one request, which its own stream raises (D5): the other requests
+    keep their results. If the function raises for several inputs, each is tried alone, so that one bad input does not fail
+    its neighbours. A lack of memory or an error of the device that it raises is not tried again: one request has it, and the
+    inputs that are left are computed in the next batch (D4, D5).
 
     Args:
         function: takes a list of inputs, at most `size`, and returns as many results in their order.
@@ -155,9 +156,6 @@ class _BatchedRunner:
             raise RunnerError(
                 f"a function over a batch must return a result for each of {len(inputs)}, got {len(results)}"
             )
-        for result in results:
-            if isinstance(result, Exception) and concerns_device(result):
-                raise result
         return results
 
 

@@ -144,9 +144,11 @@ class Tagged(Exception):
     tag = "device.poisoned"
 
 
-@pytest.mark.parametrize("kind", [MemoryError, OutOfMemory, ContextPoisoned, Tagged])
-@pytest.mark.parametrize("place", ["raised", "returned"])
-def test_a_device_error_is_neither_tried_again_nor_the_error_of_a_neighbour(kind, place):
+KINDS = pytest.mark.parametrize("kind", [MemoryError, OutOfMemory, ContextPoisoned, Tagged])
+
+
+@KINDS
+def test_a_device_error_that_is_raised_is_neither_tried_again_nor_the_error_of_a_neighbour(kind):
     """D4: By class, tag or code; it is raised as it is, and the others are computed in the next batch (D5)."""
     calls = []
 
@@ -154,13 +156,25 @@ def test_a_device_error_is_neither_tried_again_nor_the_error_of_a_neighbour(kind
         calls.append(list(inputs))
         if len(calls) > 1:
             return inputs
-        if place == "raised":
-            raise kind("the device")
-        return [1, kind("the device"), 3]
+        raise kind("the device")
 
     found = outcomes(batched_runner(function, window_ms=0), [1, 2, 3])
     assert (type(found[0]), found[1:]) == (kind, [2, 3])
     assert calls == [[1, 2, 3], [2, 3]]
+
+
+@KINDS
+def test_a_device_error_in_the_place_of_a_result_is_that_of_its_own_request(kind):
+    """D5: The stream of the request raises it, the others keep their results, and nothing is computed twice."""
+    calls = []
+
+    def function(inputs):
+        calls.append(list(inputs))
+        return [kind("the device") if each == 2 else each for each in inputs]
+
+    found = outcomes(batched_runner(function, window_ms=0), [1, 2, 3])
+    assert (found[0], type(found[1]), found[2]) == (1, kind, 3)
+    assert calls == [[1, 2, 3]]
 
 
 def test_torchs_own_classes_are_device_errors_too():
