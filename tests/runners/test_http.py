@@ -7,6 +7,8 @@ import struct
 import pytest
 import trio
 from asgi import CHAT, CHATS, EMBEDDINGS, MESSAGES, TEXT, TEXTS, Client, Recording, asked, served, text_of
+from starlette.applications import Starlette
+from starlette.routing import Mount
 
 from runners import InlineHost, Sampling, device_worker
 from runners.http import openai_app
@@ -247,6 +249,20 @@ def test_a_model_without_embeddings_is_no_empty_success(data):
     """Neither is one that gives something else."""
     answer = asked(Recording(data=data, letters=1), EMBEDDINGS, {"model": "m", "input": "x"})
     assert (answer.status, answer.error["param"]) == (400, "model")
+
+
+def test_an_app_that_is_mounted_has_the_same_open_paths():
+    """A load balancer asks for the health without a token, below the path of the app; nothing else is open."""
+    worker = device_worker("llm", Scripted(), host=InlineHost())
+
+    async def main():
+        async with open_tree(worker, sinks=[]) as tree:
+            app = openai_app({"m": tree[worker]}, token="secret")
+            client = Client(Starlette(routes=[Mount("/llm", app=app), Mount("/health", app=app)]))
+            asked_for = ("/llm/health", "/health/health", "/llm/v1/models", "/health/v1/models")
+            return [(await client.get(path)).status for path in asked_for]
+
+    assert run_virtual(main) == [200, 200, 401, 401]
 
 
 def test_models_and_health():
