@@ -138,7 +138,7 @@ class _Front:
 
     async def embedding(self, request: Request) -> Response:
         asked = self.reader.embedding(await _json_body(request))
-        choices = await _choices(self._worker(asked.model), asked.batches)
+        choices = await _choices(self._worker(asked.model), asked.batches, is_text=False)
         return json_response(embeddings(asked, choices), headers=_named(asked))
 
     async def models(self, _: Request) -> Response:
@@ -195,9 +195,9 @@ def _named(asked: Asked) -> dict[str, str]:
 Take = Callable[[int, TokenChunk], Awaitable[object]]
 
 
-async def _choices(worker: Ref, batches: Sequence[ExecuteBatch]) -> list[Choice]:
+async def _choices(worker: Ref, batches: Sequence[ExecuteBatch], *, is_text: bool = True) -> list[Choice]:
     """The whole answers to some requests."""
-    choices = [Choice() for _ in batches]
+    choices = [Choice(is_text=is_text) for _ in batches]
 
     async def add(index: int, chunk: TokenChunk) -> None:
         choices[index].add(chunk)

@@ -244,6 +244,50 @@ def test_embeddings_in_both_encodings():
     assert struct.unpack("<2f", base64.b64decode(item["embedding"])) == (7.0, 0.5)
 
 
+@pytest.mark.parametrize("number", [1e39, -1e308])
+def test_an_embedding_outside_the_range_of_float32_is_one_clear_error(number):
+    """In base64 alone: JSON has larger ones."""
+    body = {"model": "m", "input": "x", "encoding_format": "base64"}
+    answer = asked(Recording(data=[0.5, number]), EMBEDDINGS, body)
+    assert (answer.status, answer.error["code"]) == (500, "runner_error")
+    assert "must have numbers in the range of float32, got " in answer.error["message"]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(("path", "body"), [(CHATS, CHAT), (TEXTS, TEXT)])
+@pytest.mark.parametrize("data", [[0.5], {"label": "calm"}, "text"])
+def test_a_model_that_answers_with_data_gives_no_empty_completion(path, body, stream, data):
+    """D8: A completion is a text; what else a runner gives is not passed over."""
+    answer = asked(Recording(data=lambda number: data), path, {**body, "stream": stream})
+    assert (answer.status, answer.error["code"]) == (500, "runner_error")
+    assert answer.error["message"].startswith("the model must answer a completion with text, got data: ")
+
+
+def scored(token="a", logprob=-0.5, top=()):
+    return {"token": token, "logprob": logprob, "top": list(top)}
+
+
+@pytest.mark.parametrize("path", [CHATS, TEXTS])
+@pytest.mark.parametrize(
+    "entries",
+    [3, {}, [3], [{"token": "x"}], [scored(token=1)], [scored(logprob=float("nan"))], [scored(top=[{}])]],
+)
+def test_malformed_log_probabilities_are_an_error_of_the_runner(path, entries):
+    """Also behind the first event, and whether or not they were asked for."""
+    body = {**(CHAT if path == CHATS else TEXT), "logprobs": 1 if path == TEXTS else True}
+    runner = Recording(data={"logprobs": entries})
+    answer = asked(runner, path, body)
+    assert (answer.status, answer.error["code"]) == (500, "runner_error")
+    assert answer.error["message"].startswith("logprobs must be a list of dicts with a token, ")
+    assert asked(runner, path, CHAT if path == CHATS else TEXT).status == 500
+
+
+@pytest.mark.parametrize(("path", "body"), [(CHATS, CHAT), (TEXTS, TEXT)])
+def test_no_log_probabilities_may_be_none(path, body):
+    """As a runner that was asked for none may write it."""
+    assert asked(Recording(data={"logprobs": None}), path, body).status == 200
+
+
 @pytest.mark.parametrize("data", [None, "text", [], [float("nan")], ["x"]])
 def test_a_model_without_embeddings_is_no_empty_success(data):
     """Neither is one that gives something else."""
