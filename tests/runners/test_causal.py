@@ -360,6 +360,17 @@ def test_a_request_that_makes_no_sense_is_refused_alone(batch, message):
     assert refused(batch).startswith(message)
 
 
+def test_a_chat_template_that_renders_nothing_gives_no_empty_feed():
+    """D5: Nothing reaches the model; only the request fails."""
+
+    class Silent(Chat):
+        def chat(self, messages, tools):
+            return []
+
+    message = refused(request(prompt="", payload=[{"role": "user"}]), runner_of(Toy(tokenizer=Silent())))
+    assert message == "what the chat template makes of messages must have at least one token, got none"
+
+
 def test_a_model_without_a_chat_template_refuses_messages():
     """D5: It says what a request may have instead."""
     runner = runner_of(Toy(tokenizer=Bytes()))

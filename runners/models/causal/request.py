@@ -107,6 +107,9 @@ class Request:
         if options.tools is not None and messages is None:
             raise BadRequest("the option tools is only for a request with chat messages as its payload")
         prompt = _of_messages(messages, options, model) if messages else _prompt(batch, model)
+        if not prompt:
+            what = "what the chat template makes of messages" if messages else "a prompt"
+            raise BadRequest(f"{what} must have at least one token, got none")
         if len(prompt) >= model.context_length:
             raise ContextLengthExceeded(
                 f"a prompt may have {model.context_length - 1} tokens, got {len(prompt)}"
@@ -164,6 +167,4 @@ def _prompt(batch: ExecuteBatch, model: CausalModel) -> tuple[int, ...]:
             )
         prompt = tuple(payload)
         _check_tokens("token ids", prompt, model)
-    if not prompt:
-        raise BadRequest("a prompt must have at least one token, got none")
     return prompt
