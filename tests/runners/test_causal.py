@@ -349,7 +349,14 @@ def test_token_ids_texts_and_messages_are_prompts():
         (request(options={"top_k": True}), "the option top_k must be an integer >= 1, got True"),
         (request(options={"presence_penalty": 2.1}), "the option presence_penalty must be a number from -2"),
         (request(options={"frequency_penalty": "1"}), "the option frequency_penalty must be a number from"),
-        (request(options={"repetition_penalty": 0}), "the option repetition_penalty must be a finite number"),
+        (
+            request(options={"repetition_penalty": 5e-324}),
+            "the option repetition_penalty must be a number from 0.01 to 100, got 5e-324",
+        ),
+        (
+            request(options={"repetition_penalty": 1e300}),
+            "the option repetition_penalty must be a number from 0.01 to 100, got 1e+300",
+        ),
         (request(options={"logprobs": 21}), "the option logprobs must be an integer from 0 to 20, got 21"),
         (request(options={"tools": {}}), "the option tools must be a list, got {}"),
         (request(options={"tools": []}), "the option tools is only for a request with chat messages"),

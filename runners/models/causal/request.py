@@ -31,10 +31,7 @@ _OPTIONS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "top_k": ("an integer >= 1", _is_integer(1, float("inf"))),
     "frequency_penalty": ("a number from -2 to 2", _is_number(-2, 2)),
     "presence_penalty": ("a number from -2 to 2", _is_number(-2, 2)),
-    "repetition_penalty": (
-        "a finite number above 0",
-        lambda value: _is_number(0, 1e300)(value) and value > 0,
-    ),
+    "repetition_penalty": ("a number from 0.01 to 100", _is_number(0.01, 100)),
     "logprobs": (f"an integer from 0 to {_MOST_LOGPROBS}", _is_integer(0, _MOST_LOGPROBS)),
     "tools": ("a list", lambda value: type(value) is list),
 }
