@@ -76,6 +76,9 @@ def test_the_adapter_makes_a_runner_that_can_continue():
     assert not causal_runner(Toy()).info.reproducible
     with pytest.raises(ValueError, match=r"^prefill must be >= 1, got 0$"):
         causal_runner(Toy(), prefill=0)
+    for wrong in (1.5, "3", True):
+        with pytest.raises(TypeError, match=rf"^prefill must be an integer or None, got {wrong!r}$"):
+            causal_runner(Toy(), prefill=wrong)
 
 
 options = st.fixed_dictionaries(
