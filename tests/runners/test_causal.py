@@ -486,6 +486,56 @@ def test_the_pieces_of_any_bytes_in_any_cut_make_the_whole_text(pieces):
     assert "".join(increments(Detokenizer(tokenizer.decode), tokens)) == tokenizer.decode(tokens)
 
 
+def decoded_at_most(decode, most):
+    """The same decoder, which is never to get more tokens at once."""
+
+    def bounded(tokens):
+        assert len(tokens) <= most
+        return decode(tokens)
+
+    return bounded
+
+
+runs = st.lists(
+    st.tuples(
+        st.one_of(
+            st.binary(max_size=4),
+            st.sampled_from([b"", b"\x82\xac\xe2", b"\xac\xe2\x82", b"\xef", b"\xbf", b"\xbd", b"a"]),
+            st.text("\ufffd€é a", max_size=3).map(str.encode),
+        ),
+        st.integers(1, 150),
+    ),
+    max_size=5,
+)
+
+
+@few
+@given(runs=runs, one_by_one=st.booleans())
+def test_long_runs_of_awkward_tokens_cost_no_more_the_longer_they_are(runs, one_by_one):
+    """Tokens without a text, bytes that are no UTF-8, U+FFFD itself, characters that are always open: the text stays whole."""
+    pieces = [piece for piece, count in runs for _ in range(count)]
+    if one_by_one:
+        pieces = [bytes([byte]) for byte in b"".join(pieces)]
+    decode, tokens = Pieces(pieces).decode, list(range(len(pieces)))
+    assert "".join(increments(Detokenizer(decoded_at_most(decode, 150)), tokens)) == decode(tokens)
+
+
+@pytest.mark.parametrize("count", [1, 63, 64, 65, 300])
+def test_many_special_tokens_are_not_all_the_context_of_the_next_one(count):
+    """The words in front of them stay in the window; the window stays short."""
+    tokens = [*["▁a"] * 20, *[None] * count, "▁b", "▁c"]
+    decode = decoded_at_most(Sentences().decode, 90)
+    assert "".join(increments(Detokenizer(decode), tokens)) == "a" + " a" * 19 + " b c"
+
+
+@pytest.mark.parametrize("awkward", [0x80, 0xE2, "\ufffd"])
+def test_the_window_is_bounded_for_bytes_that_are_no_text(awkward):
+    """As with sentencepiece; what comes behind them is given as ever."""
+    tokens = [*["▁a"] * 20, *[awkward] * 300, "▁b", "▁c"]
+    detokenizer = Detokenizer(decoded_at_most(Sentences().decode, 90))
+    assert "".join(increments(detokenizer, tokens)) == Sentences().decode(tokens)
+
+
 @given(text=st.text(max_size=30), data=st.data())
 def test_the_pieces_of_a_text_in_any_cut_make_it_and_are_given_as_soon_as_they_are_whole(text, data):
     """A character is given with its last byte."""
