@@ -67,7 +67,8 @@ def _moment(value: Any) -> float | None:
 
 def _temperature(value: Any) -> float:
     """A converter. No text is a number, though `float` reads one; and JSON would make `true` of a bool."""
-    if is_a(value, bool) or not hasattr(type(value), "__float__"):
+    kind = cast("type[object]", type(value))
+    if is_a(value, bool) or not hasattr(kind, "__float__"):
         raise TypeError(f"temperature must be a number, got {brief(value)}")
     try:
         number = float(value)
