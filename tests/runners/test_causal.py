@@ -528,6 +528,14 @@ def test_many_special_tokens_are_not_all_the_context_of_the_next_one(count):
     assert "".join(increments(Detokenizer(decode), tokens)) == "a" + " a" * 19 + " b c"
 
 
+@pytest.mark.parametrize("count", [63, 64, 65, 300])
+def test_a_character_is_completed_behind_many_tokens_without_a_text(count):
+    """Its first byte stays in the window."""
+    pieces = [b"a", b"\xc2", *[b""] * count, b"\xa9", b"b"]
+    decode, tokens = decoded_at_most(Pieces(pieces).decode, 90), range(len(pieces))
+    assert "".join(increments(Detokenizer(decode), tokens)) == "a©b"
+
+
 @pytest.mark.parametrize("awkward", [0x80, 0xE2, "\ufffd"])
 def test_the_window_is_bounded_for_bytes_that_are_no_text(awkward):
     """As with sentencepiece; what comes behind them is given as ever."""

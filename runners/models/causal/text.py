@@ -91,19 +91,22 @@ class Detokenizer:
             self.worded = self.since
 
     def _shorten(self, pending: str) -> str:
-        """Leave out the oldest of many tokens behind which something was always pending.
+        """Leave out most of many tokens behind which something was always pending.
 
-        Those that stay may begin within a character, and their text with a U+FFFD: that is in the part that was given. If they
-        do not end with what is pending, it is given as it is: the result is the further text.
+        The newest ones stay, or the oldest too if the newest have no text. They may begin within a character, and their text
+        with a U+FFFD: that is in the part that was given. If neither ends with what is pending, that is given as it is: the
+        result is the further text.
         """
-        window = self.window[-2 * _WINDOW :]
-        text = self.decode(window)
-        if not text.endswith(pending):
-            self.window, self.since, self.worded, self.given = [], 0, 0, ""
-            return pending
-        self.window, self.since, self.worded = window, 0, len(window)
-        self.given = text[: len(text) - len(pending)]
-        return ""
+        window = self.window
+        newest = window[-_WINDOW:]
+        for left in (window[-2 * _WINDOW :], [*window[self.since : self.since + _WINDOW], *newest]):
+            text = self.decode(left)
+            if text.endswith(pending):
+                self.window, self.since, self.worded = left, 0, len(left)
+                self.given = text[: len(text) - len(pending)]
+                return ""
+        self.window, self.since, self.worded, self.given = [], 0, 0, ""
+        return pending
 
 
 def _firm(text: str) -> str:
