@@ -534,6 +534,10 @@ def test_a_character_is_completed_behind_many_tokens_without_a_text(count):
     pieces = [b"a", b"\xc2", *[b""] * count, b"\xa9", b"b"]
     decode, tokens = decoded_at_most(Pieces(pieces).decode, 90), range(len(pieces))
     assert "".join(increments(Detokenizer(decode), tokens)) == "a©b"
+    # A later open character looks like the one that is left out.
+    awkward = Pieces([*[b"\x80"] * 7, b"\x80\xc2", b"\x80\xc2", *[b""] * count, b"b"])
+    tokens = range(len(awkward.pieces))
+    assert "".join(increments(Detokenizer(awkward.decode), tokens)) == awkward.decode(tokens)
 
 
 @pytest.mark.parametrize("awkward", [0x80, 0xE2, "\ufffd"])

@@ -93,19 +93,18 @@ class Detokenizer:
     def _shorten(self, pending: str) -> str:
         """Leave out most of many tokens behind which something was always pending.
 
-        The newest ones stay, or the oldest too if the newest have no text. They may begin within a character, and their text
-        with a U+FFFD: that is in the part that was given. If neither ends with what is pending, that is given as it is: the
-        result is the further text.
+        The newest ones that have a text stay. They may begin within a character, and their text with a U+FFFD: that is in the
+        part that was given. If something else is pending behind them, `pending` is given as it is: the result is the further
+        text.
         """
-        window = self.window
-        newest = window[-_WINDOW:]
-        for left in (window[-2 * _WINDOW :], [*window[self.since : self.since + _WINDOW], *newest]):
-            text = self.decode(left)
-            if text.endswith(pending):
-                self.window, self.since, self.worded = left, 0, len(left)
-                self.given = text[: len(text) - len(pending)]
-                return ""
-        self.window, self.since, self.worded, self.given = [], 0, 0, ""
+        left = [token for token in self.window[self.since :] if self.decode([token])][-2 * _WINDOW :]
+        text = self.decode(left)
+        firm = _firm(text)
+        if text[len(firm) :] == pending:
+            pending = ""
+        else:
+            left, firm = [], ""
+        self.window, self.since, self.worded, self.given = left, 0, len(left), firm
         return pending
 
 
