@@ -28,6 +28,7 @@ from supervise.sinks.lines import LineSink
 from .brief import brief
 from .hosts.process.host import ProcessHost
 from .models.torch_lm import TorchLM
+from .options import MAX_BODY, MAX_TOKENS, TIMEOUT, check_options
 from .types import RunnerSpec
 from .worker import device_worker
 
@@ -46,9 +47,11 @@ def serve(
     host: str = "127.0.0.1",
     port: int = 8000,
     token: str | None = None,
+    max_body: int = MAX_BODY,
+    timeout: float | None = TIMEOUT,
+    max_tokens: int = MAX_TOKENS,
     drain: float = 30.0,
     name: str = "serve",
-    **options: Any,
 ) -> Supervisor:
     """A supervisor with device workers and the front `http`, which serves them as `openai_app` does.
 
@@ -62,16 +65,22 @@ def serve(
         host: the address to listen on. Without a token it must be one that only this machine can reach.
         port: of TCP; 0 takes one that is free.
         token: what each request must have as its bearer token.
+        max_body: as `openai_app` has it, and so are the next two.
+        timeout: seconds that a request may take.
+        max_tokens: of a chat completion whose request names no limit.
         drain: seconds, 0 or more.
         name: of the supervisor.
-        options: further arguments of `openai_app`.
 
     Raises:
         ValueError: `host` can be reached from other machines and `token` is None, or an argument is out of range.
         TypeError: an argument is of another type.
     """
-    if not workers or not all(isinstance(spec, Supervisor) for spec in workers.values()):
+    if not workers or not all(
+        type(model) is str and isinstance(spec, Supervisor) for model, spec in workers.items()
+    ):
         raise TypeError(f"workers must map at least one name to a device worker, got {brief(workers)}")
+    options = {"token": token, "max_body": max_body, "timeout": timeout, "max_tokens": max_tokens}
+    check_options(**options)
     if token is None and not _is_loopback(host):
         raise ValueError(
             f"host must be a loopback address such as 127.0.0.1 unless there is a token, got {brief(host)}: "
@@ -79,9 +88,7 @@ def serve(
         )
     if type(port) is not int or not 0 <= port <= 65535:  # noqa: PLR2004 - the range of TCP
         raise ValueError(f"port must be 0 to 65535, got {brief(port)}")
-    front = Child(
-        "http", _Front(dict(workers), host, port, {"token": token, **options}), drain=drain, start_timeout=60
-    )
+    front = Child("http", _Front(dict(workers), host, port, options), drain=drain, start_timeout=60)
     return Supervisor(name, [*dict.fromkeys(workers.values()), front])
 
 

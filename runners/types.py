@@ -65,6 +65,20 @@ def _moment(value: Any) -> float | None:
     return moment
 
 
+def _temperature(value: Any) -> float:
+    """A converter. No text is a number, though `float` reads one; and JSON would make `true` of a bool."""
+    kind = cast("type[object]", type(value))
+    if is_a(value, bool) or not hasattr(kind, "__float__"):
+        raise TypeError(f"temperature must be a number, got {brief(value)}")
+    try:
+        number = float(value)
+    except OverflowError:
+        number = math.inf
+    if not 0 <= number < math.inf:
+        raise ValueError(f"temperature must be a finite number >= 0, got {brief(value)}")
+    return number
+
+
 def _strings(value: Iterable[str]) -> tuple[str, ...]:
     """A converter; one string is not some strings, though its characters are."""
     strings = tuple(value)
@@ -97,13 +111,13 @@ class Sampling:
 
     Args:
         max_tokens: at most this many tokens are generated, counted from the first one ever accepted.
-        temperature: 0 is greedy.
+        temperature: a finite number, 0 or more; 0 is greedy.
         seed: None lets the worker draw one at admission; it then stays with the request (D6).
         stop: the text ends before the first of these strings.
     """
 
     max_tokens: int = field(default=128, converter=_whole, validator=_integer(1))
-    temperature: float = field(default=1.0, converter=float, validator=ge(0.0))
+    temperature: float = field(default=1.0, converter=_temperature)
     seed: int | None = field(default=None, converter=_whole, validator=optional(_integer(0)))
     stop: tuple[str, ...] = field(default=(), converter=_strings)
 

@@ -17,7 +17,7 @@ from runners.brief import brief
 from runners.diagnosis.classify import classify
 from runners.diagnosis.network import classify_network
 from runners.diagnosis.probe import DeviceProbe
-from runners.errors import ContextHung, DeviceError
+from runners.errors import ContextHung, DeviceError, RunnerError
 from runners.hosts import Session
 from runners.hosts.local import LocalSession
 from runners.hosts.turns import (
@@ -318,6 +318,8 @@ class _AsyncSource:
             await _each(self._chunks, self._add)
 
     async def _add(self, chunk: TokenChunk) -> None:
+        if chunk is NOTHING:
+            raise RunnerError("an async stream must wait until it has a chunk, got NOTHING")
         self._queue.append(chunk)
         self._wake()
         while len(self._queue) >= _AHEAD:

@@ -47,7 +47,7 @@ MAX_TOKENS = 65_536
 """That one chunk may have: to read more of them at once would hold up the parent's loop."""
 
 NOTHING = object()
-"""What a stream gives that has no chunk yet. One of a sync runner gives it at most for a moment: its host asks again at once."""
+"""What a sync runner's stream gives that has no chunk yet, at most for a moment: its host asks again at once. An async one waits."""
 
 
 class Source(Protocol):

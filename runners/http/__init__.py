@@ -25,6 +25,7 @@ from supervise import ChildStopped, Ref, Stream, SuperviseError
 
 from ..brief import brief
 from ..errors import InferenceError
+from ..options import MAX_BODY, MAX_TOKENS, TIMEOUT, check_options
 from ..types import ExecuteBatch, TokenChunk
 from .ask import Asked, Reader
 from .gate import Gate
@@ -41,9 +42,9 @@ def openai_app(
     workers: Mapping[str, Ref],
     *,
     token: str | None = None,
-    max_body: int = 8 * 2**20,
-    timeout: float | None = 600.0,
-    max_tokens: int = 1024,
+    max_body: int = MAX_BODY,
+    timeout: float | None = TIMEOUT,
+    max_tokens: int = MAX_TOKENS,
     stopping: Callable[[], Awaitable[object]] = trio.sleep_forever,
 ) -> Starlette:
     """An ASGI app that speaks OpenAI's API, in front of device workers.
@@ -70,13 +71,7 @@ def openai_app(
         raise TypeError(
             f"workers must map at least one name to the address of its worker, got {brief(workers)}"
         )
-    check_token(token)
-    if type(max_body) is not int or max_body < 1:
-        raise ValueError(f"max_body must be 1 byte or more, got {brief(max_body)}")
-    if timeout is not None and (type(timeout) not in (int, float) or not timeout > 0):
-        raise ValueError(f"timeout must be > 0 seconds or None, got {brief(timeout)}")
-    if type(max_tokens) is not int or max_tokens < 1:
-        raise ValueError(f"max_tokens must be 1 or more, got {brief(max_tokens)}")
+    check_options(token=token, max_body=max_body, timeout=timeout, max_tokens=max_tokens)
 
     def deadline() -> float | None:
         return None if timeout is None else trio.current_time() + timeout
@@ -100,18 +95,6 @@ def openai_app(
             Exception: answer_bug,
         },
     )
-
-
-def check_token(token: object) -> None:
-    """Refuse a token that no header can carry, or that everybody has.
-
-    Raises:
-        ValueError: it is neither None nor a text of printable ASCII characters without spaces. The message does not quote it.
-    """
-    if token is not None and not (
-        isinstance(token, str) and token.isascii() and token.isprintable() and token and " " not in token
-    ):
-        raise ValueError("token must be None, or some printable ASCII characters without spaces")
 
 
 @frozen
@@ -138,7 +121,7 @@ class _Front:
 
     async def embedding(self, request: Request) -> Response:
         asked = self.reader.embedding(await _json_body(request))
-        choices = await _choices(self._worker(asked.model), asked.batches)
+        choices = await _choices(self._worker(asked.model), asked.batches, is_text=False)
         return json_response(embeddings(asked, choices), headers=_named(asked))
 
     async def models(self, _: Request) -> Response:
@@ -195,9 +178,9 @@ def _named(asked: Asked) -> dict[str, str]:
 Take = Callable[[int, TokenChunk], Awaitable[object]]
 
 
-async def _choices(worker: Ref, batches: Sequence[ExecuteBatch]) -> list[Choice]:
+async def _choices(worker: Ref, batches: Sequence[ExecuteBatch], *, is_text: bool = True) -> list[Choice]:
     """The whole answers to some requests."""
-    choices = [Choice() for _ in batches]
+    choices = [Choice(is_text=is_text) for _ in batches]
 
     async def add(index: int, chunk: TokenChunk) -> None:
         choices[index].add(chunk)

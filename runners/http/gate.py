@@ -58,7 +58,7 @@ class Gate:
     def _check(self, scope: Scope) -> None:
         headers: list[tuple[bytes, bytes]] = scope["headers"]
         given = {name.lower(): value for name, value in headers}
-        if self._token is not None and scope["path"] not in _OPEN_PATHS:
+        if self._token is not None and _path(scope) not in _OPEN_PATHS:
             scheme, _, token = given.get(b"authorization", b"").partition(b" ")
             # The comparison takes the same time wherever the first difference is.
             if not hmac.compare_digest(token.strip(), self._token) or scheme.lower() != b"bearer":
@@ -147,6 +147,13 @@ class Gate:
             nursery.cancel_scope.cancel("the request is answered")
         if raised is not None:
             raise raised
+
+
+def _path(scope: Scope) -> str:
+    """The path as this app has it: it may be mounted in another one, below a path of its own."""
+    path, root = scope["path"], scope.get("root_path", "")
+    below: str = path[len(root) :] if path.startswith(f"{root}/") else path
+    return below
 
 
 async def _until_disconnect(receive: Receive) -> None:

@@ -7,11 +7,12 @@ import math
 import struct
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 from attrs import define, field, frozen
 
-from ..brief import is_a
+from ..brief import brief, is_a
+from ..errors import RunnerError
 from ..types import FinishReason, TokenChunk, TokenUsage
 from .ask import Asked
 from .refusal import Refusal
@@ -33,8 +34,9 @@ def usage(tokens: TokenUsage) -> dict[str, Any]:
 
 @define
 class Choice:
-    """What one choice has got so far."""
+    """What one choice of a completion, or one embedding, has got so far."""
 
+    is_text: bool = True
     texts: list[str] = field(factory=list[str])
     logprobs: list[dict[str, Any]] = field(factory=list[dict[str, Any]])
     finish_reason: FinishReason | None = None
@@ -42,9 +44,14 @@ class Choice:
     data: Any = None
 
     def add(self, chunk: TokenChunk) -> None:
-        """Add a chunk."""
+        """Add a chunk.
+
+        Raises:
+            RunnerError: it has no place in a text.
+        """
         self.texts.append(chunk.text)
-        self.logprobs += logprobs_of(chunk)
+        if self.is_text:
+            self.logprobs += logprobs_of(chunk)
         self.finish_reason = chunk.finish_reason
         self.usage = chunk.usage or self.usage
         self.data = chunk.data
@@ -61,8 +68,41 @@ def total(choices: Sequence[Choice]) -> TokenUsage:
 
 
 def logprobs_of(chunk: TokenChunk) -> list[dict[str, Any]]:
-    """The log probabilities that a chunk carries, as the runner gives them."""
-    return chunk.data.get("logprobs", []) if is_a(chunk.data, dict) else []
+    """The log probabilities that a chunk carries, as the runner gives them.
+
+    Raises:
+        RunnerError: they do not have the form that runners agree on, or the chunk has data of another kind instead of text.
+    """
+    data: Any = chunk.data
+    if data is None:
+        return []
+    if not is_a(data, dict) or "logprobs" not in data:
+        if chunk.text or chunk.token_ids:
+            return []  # a runner may add data of its own to a text
+        raise RunnerError(f"the model must answer a completion with text, got data: {brief(data)}")
+    entries = data["logprobs"]
+    if entries is None:
+        return []
+    if not is_a(entries, list) or not all(map(_is_entry, entries)):
+        raise RunnerError(
+            "logprobs must be a list of dicts with a token, its logprob and a list of the same as top, "
+            f"got {brief(entries)}"
+        )
+    return cast("list[dict[str, Any]]", entries)
+
+
+def _is_entry(entry: Any) -> bool:
+    return _is_scored(entry) and is_a(entry.get("top"), list) and all(map(_is_scored, entry["top"]))
+
+
+def _is_scored(entry: Any) -> bool:
+    """Whether it is a token with its log probability, which JSON can have once it is not below the least one."""
+    return (
+        is_a(entry, dict)
+        and type(entry.get("token")) is str
+        and type(entry.get("logprob")) in (int, float)
+        and entry["logprob"] < math.inf
+    )
 
 
 class Shape(Protocol):
@@ -216,6 +256,7 @@ def embeddings(asked: Asked, choices: Sequence[Choice]) -> dict[str, Any]:
 
     Raises:
         Refusal: the model gave something else than lists of numbers.
+        RunnerError: a number is too large for its encoding.
     """
     data = [
         {"object": "embedding", "index": index, "embedding": _embedding(asked, choice.data)}
@@ -234,4 +275,13 @@ def _embedding(asked: Asked, data: Any) -> list[float] | str:
     numbers: list[Any] = data if is_a(data, list) else []
     if not numbers or not all(type(number) in (int, float) and math.isfinite(number) for number in numbers):
         raise Refusal(400, f"the model {asked.model!r} gives no embeddings", param="model")
-    return base64.b64encode(struct.pack(f"<{len(numbers)}f", *numbers)).decode() if asked.base64 else numbers
+    if not asked.base64:
+        return numbers
+    try:
+        packed = struct.pack(f"<{len(numbers)}f", *numbers)
+    except OverflowError as error:
+        raise RunnerError(
+            "an embedding in base64 must have numbers in the range of float32, got "
+            f"{brief(max(numbers, key=abs))}"
+        ) from error
+    return base64.b64encode(packed).decode()

@@ -6,12 +6,12 @@ Importing this module imports neither numpy nor torch, so the module of a runner
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeAlias, cast
 
 from attrs import define, field
 
-from runners.brief import brief, is_a
+from runners.brief import brief, is_a, quoted
 from runners.diagnosis.classify import concerns_device
 from runners.errors import BadRequest, RunnerError
 from runners.hosts.turns import NOTHING
@@ -50,12 +50,14 @@ def batched_runner(
     computed when `size` inputs have come, when no further stream can come, or `window_ms` after its first one. Inputs that
     come while a batch is computed are the next one, so under load a window of 0 fills batches too.
 
-    An exception in the place of a result is the error of that one request. If the function raises for several inputs, each is tried
-    alone, so that one bad input does not fail its neighbours. A lack of memory and an error of the device are neither tried
-    again nor kept from the host, wherever they stand (D4, D5): the inputs that are left are computed in the next batch.
+    An exception in the place of a result is the error of that one request, which its own stream raises (D5): the other requests
+    keep their results. If the function raises for several inputs, each is tried alone, so that one bad input does not fail
+    its neighbours. A lack of memory or an error of the device that it raises is not tried again: one request has it, and the
+    inputs that are left are computed in the next batch (D4, D5).
 
     Args:
-        function: takes a list of inputs, at most `size`, and returns as many results in their order.
+        function: takes a list of inputs, at most `size`, and returns as many results in their order: a list, a tuple, or
+            an array or tensor with one row for each.
         size: the most inputs of a batch, 1 or more.
         window_ms: milliseconds for which the first input of a batch may wait for others, 0 or more; it must be shorter than the
             host's deadline for a chunk (D9).
@@ -64,13 +66,19 @@ def batched_runner(
         runtime: what computes, for `RunnerInfo.runtime`.
 
     Raises:
-        TypeError: the function cannot be called.
+        TypeError: an argument is of another type.
         ValueError: a number is out of range.
     """
     if not callable(function):
         raise TypeError(f"a function over a batch must be callable, got {brief(function)}")
+    if count_tokens is not None and not callable(count_tokens):
+        raise TypeError(f"count_tokens must be callable or None, got {brief(count_tokens)}")
+    if type(size) is not int:
+        raise TypeError(f"size must be an integer, got {brief(size)}")
     if size < 1:
         raise ValueError(f"size must be >= 1, got {size}")
+    if type(window_ms) not in (int, float):
+        raise TypeError(f"window_ms must be a number, got {brief(window_ms)}")
     if not 0 <= window_ms < float("inf"):
         raise ValueError(f"window_ms must be a finite number >= 0, got {window_ms}")
     info = RunnerInfo(streams=size if streams is None else streams, runtime=runtime)
@@ -150,14 +158,16 @@ class _BatchedRunner:
 
     def _called(self, inputs: list[Any]) -> Sequence[Any]:
         assert self.function is not None, "compute has checked it"
-        results = list(self.function(list(inputs)))
+        made: Any = self.function(list(inputs))
+        if not _is_sequence(made):
+            raise RunnerError(
+                f"a function over a batch must return a list, a tuple or an array of results, got {brief(made)}"
+            )
+        results = list(made)
         if len(results) != len(inputs):
             raise RunnerError(
                 f"a function over a batch must return a result for each of {len(inputs)}, got {len(results)}"
             )
-        for result in results:
-            if isinstance(result, Exception) and concerns_device(result):
-                raise result
         return results
 
 
@@ -192,9 +202,9 @@ class _Place(Iterator[Any]):
     def take(self, result: Any) -> None:
         """The result of the function, or its error; what is raised here is this request's own."""
         try:
-            self.answer = result if isinstance(result, Exception) else self._chunk(result)
+            self.answer = _raisable(result) if isinstance(result, Exception) else self._chunk(result)
         except Exception as error:  # noqa: BLE001 - of a user's object; the other requests of the batch have their results
-            self.answer = error
+            self.answer = _raisable(error)
 
     def _chunk(self, result: Any) -> TokenChunk:
         usage = TokenUsage(input=self.runner.count_tokens(self.value))
@@ -215,6 +225,28 @@ class _Place(Iterator[Any]):
         if isinstance(self.answer, Exception):
             raise self.answer
         return self.answer
+
+
+def _is_sequence(made: object) -> bool:
+    """Whether it has an order and a length: a list, a tuple, or what is indexed as an array or a tensor is. No texts."""
+    if is_a(made, str, bytes, bytearray, dict, set, frozenset):
+        return False
+    kind = type(made)
+    if not all(hasattr(kind, name) for name in ("__len__", "__getitem__")) or isinstance(made, Mapping):
+        return False
+    shape: Any = getattr(
+        made, "shape", None
+    )  # an array without a dimension has no length, though its class has `__len__`
+    return shape is None or len(shape) > 0
+
+
+def _raisable(error: Exception) -> Exception:
+    """The error itself. A `StopIteration` would be the end of the stream that raises it, so a `RunnerError` quotes it."""
+    if not isinstance(error, StopIteration):
+        return error
+    quoting = RunnerError(quoted(error))
+    quoting.__cause__ = error
+    return quoting
 
 
 def _plain(value: object) -> Any:

@@ -173,7 +173,8 @@ class RecordingRunner:
         spec = self.spec
         spec.seen.append(batch)
         if spec.data is not None:
-            number = float(batch.payload[0] if batch.payload else len(batch.prompt))
+            first = batch.payload[0] if batch.payload else len(batch.prompt)
+            number = float(len(first) if isinstance(first, dict) else first)
             data = spec.data(number) if callable(spec.data) else spec.data
             usage = TokenUsage(input=int(number))
             yield TokenChunk(

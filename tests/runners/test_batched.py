@@ -144,9 +144,11 @@ class Tagged(Exception):
     tag = "device.poisoned"
 
 
-@pytest.mark.parametrize("kind", [MemoryError, OutOfMemory, ContextPoisoned, Tagged])
-@pytest.mark.parametrize("place", ["raised", "returned"])
-def test_a_device_error_is_neither_tried_again_nor_the_error_of_a_neighbour(kind, place):
+KINDS = pytest.mark.parametrize("kind", [MemoryError, OutOfMemory, ContextPoisoned, Tagged])
+
+
+@KINDS
+def test_a_device_error_that_is_raised_is_neither_tried_again_nor_the_error_of_a_neighbour(kind):
     """D4: By class, tag or code; it is raised as it is, and the others are computed in the next batch (D5)."""
     calls = []
 
@@ -154,13 +156,25 @@ def test_a_device_error_is_neither_tried_again_nor_the_error_of_a_neighbour(kind
         calls.append(list(inputs))
         if len(calls) > 1:
             return inputs
-        if place == "raised":
-            raise kind("the device")
-        return [1, kind("the device"), 3]
+        raise kind("the device")
 
     found = outcomes(batched_runner(function, window_ms=0), [1, 2, 3])
     assert (type(found[0]), found[1:]) == (kind, [2, 3])
     assert calls == [[1, 2, 3], [2, 3]]
+
+
+@KINDS
+def test_a_device_error_in_the_place_of_a_result_is_that_of_its_own_request(kind):
+    """D5: The stream of the request raises it, the others keep their results, and nothing is computed twice."""
+    calls = []
+
+    def function(inputs):
+        calls.append(list(inputs))
+        return [kind("the device") if each == 2 else each for each in inputs]
+
+    found = outcomes(batched_runner(function, window_ms=0), [1, 2, 3])
+    assert (found[0], type(found[1]), found[2]) == (1, kind, 3)
+    assert calls == [[1, 2, 3]]
 
 
 def test_torchs_own_classes_are_device_errors_too():
@@ -198,12 +212,67 @@ def test_a_request_that_makes_no_sense_is_refused_alone():
     ]
 
 
+class Scalar:
+    """As an array or a tensor without a dimension."""
+
+    shape = ()
+
+    def __len__(self):
+        raise TypeError("len() of unsized object")
+
+    __getitem__ = __iter__ = __len__
+
+
+@pytest.mark.parametrize(
+    "results", [{"label": "calm"}, "ab", b"ab", {1, 2}, None, 3, Scalar(), iter("ab"), {"a": 1}.keys()]
+)
+def test_results_must_have_an_order_and_a_length(results):
+    """D8: A dict of two keys is not two results, and a text of two characters neither."""
+    found = outcomes(batched_runner(lambda inputs: results, window_ms=0), [1, 2])
+    assert {type(each) for each in found} == {RunnerError}
+    assert str(found[0]).startswith(
+        "a function over a batch must return a list, a tuple or an array of results, got "
+    )
+
+
+def test_results_may_be_an_array():
+    """One row for each input."""
+    numpy = pytest.importorskip("numpy")
+    runner = batched_runner(lambda inputs: numpy.ones((len(inputs), 2)), window_ms=0)
+    assert outcomes(runner, [1, 2]) == [[1.0, 1.0], [1.0, 1.0]]
+
+
+@pytest.mark.parametrize("place", ["raised", "returned", "raised by a result"])
+def test_a_stop_iteration_does_not_end_a_stream_without_a_word(place):
+    """D5: It is an error of the runner, with its text."""
+
+    class Stopping:
+        def tolist(self):
+            raise StopIteration("no more")
+
+    def function(inputs):
+        if place == "raised":
+            raise StopIteration("no more")
+        return [StopIteration("no more") if place == "returned" else Stopping(), 5]
+
+    found, other = outcomes(batched_runner(function, window_ms=0), [1, 2])
+    assert type(other) is RunnerError if place == "raised" else other == 5
+    assert type(found) is RunnerError
+    assert "StopIteration: no more" in str(found)
+
+
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
         ({"size": 0}, r"^size must be >= 1, got 0$"),
         ({"window_ms": -1}, r"^window_ms must be a finite number >= 0, got -1$"),
         ({"streams": 0}, "streams must be >= 1, got 0"),
+        ({"size": 2.5}, r"^size must be an integer, got 2\.5$"),
+        ({"size": "3"}, r"^size must be an integer, got '3'$"),
+        ({"size": True}, r"^size must be an integer, got True$"),
+        ({"window_ms": "3"}, r"^window_ms must be a number, got '3'$"),
+        ({"window_ms": float("nan")}, r"^window_ms must be a finite number >= 0, got nan$"),
+        ({"count_tokens": 5}, r"^count_tokens must be callable or None, got 5$"),
         ({"function": 3}, r"^a function over a batch must be callable, got 3$"),
     ],
 )

@@ -76,6 +76,9 @@ def test_the_adapter_makes_a_runner_that_can_continue():
     assert not causal_runner(Toy()).info.reproducible
     with pytest.raises(ValueError, match=r"^prefill must be >= 1, got 0$"):
         causal_runner(Toy(), prefill=0)
+    for wrong in (1.5, "3", True):
+        with pytest.raises(TypeError, match=rf"^prefill must be an integer or None, got {wrong!r}$"):
+            causal_runner(Toy(), prefill=wrong)
 
 
 options = st.fixed_dictionaries(
@@ -349,7 +352,14 @@ def test_token_ids_texts_and_messages_are_prompts():
         (request(options={"top_k": True}), "the option top_k must be an integer >= 1, got True"),
         (request(options={"presence_penalty": 2.1}), "the option presence_penalty must be a number from -2"),
         (request(options={"frequency_penalty": "1"}), "the option frequency_penalty must be a number from"),
-        (request(options={"repetition_penalty": 0}), "the option repetition_penalty must be a finite number"),
+        (
+            request(options={"repetition_penalty": 5e-324}),
+            "the option repetition_penalty must be a number from 0.01 to 100, got 5e-324",
+        ),
+        (
+            request(options={"repetition_penalty": 1e300}),
+            "the option repetition_penalty must be a number from 0.01 to 100, got 1e+300",
+        ),
         (request(options={"logprobs": 21}), "the option logprobs must be an integer from 0 to 20, got 21"),
         (request(options={"tools": {}}), "the option tools must be a list, got {}"),
         (request(options={"tools": []}), "the option tools is only for a request with chat messages"),
@@ -358,6 +368,17 @@ def test_token_ids_texts_and_messages_are_prompts():
 def test_a_request_that_makes_no_sense_is_refused_alone(batch, message):
     """D5: Its first `next` raises one clear error, and it takes no place."""
     assert refused(batch).startswith(message)
+
+
+def test_a_chat_template_that_renders_nothing_gives_no_empty_feed():
+    """D5: Nothing reaches the model; only the request fails."""
+
+    class Silent(Chat):
+        def chat(self, messages, tools):
+            return []
+
+    message = refused(request(prompt="", payload=[{"role": "user"}]), runner_of(Toy(tokenizer=Silent())))
+    assert message == "what the chat template makes of messages must have at least one token, got none"
 
 
 def test_a_model_without_a_chat_template_refuses_messages():
@@ -463,6 +484,68 @@ def test_the_pieces_of_any_bytes_in_any_cut_make_the_whole_text(pieces):
     tokenizer = Pieces(pieces)
     tokens = list(range(len(pieces)))
     assert "".join(increments(Detokenizer(tokenizer.decode), tokens)) == tokenizer.decode(tokens)
+
+
+def decoded_at_most(decode, most):
+    """The same decoder, which is never to get more tokens at once."""
+
+    def bounded(tokens):
+        assert len(tokens) <= most
+        return decode(tokens)
+
+    return bounded
+
+
+runs = st.lists(
+    st.tuples(
+        st.one_of(
+            st.binary(max_size=4),
+            st.sampled_from([b"", b"\x82\xac\xe2", b"\xac\xe2\x82", b"\xef", b"\xbf", b"\xbd", b"a"]),
+            st.text("\ufffd€é a", max_size=3).map(str.encode),
+        ),
+        st.integers(1, 150),
+    ),
+    max_size=5,
+)
+
+
+@few
+@given(runs=runs, one_by_one=st.booleans())
+def test_long_runs_of_awkward_tokens_cost_no_more_the_longer_they_are(runs, one_by_one):
+    """Tokens without a text, bytes that are no UTF-8, U+FFFD itself, characters that are always open: the text stays whole."""
+    pieces = [piece for piece, count in runs for _ in range(count)]
+    if one_by_one:
+        pieces = [bytes([byte]) for byte in b"".join(pieces)]
+    decode, tokens = Pieces(pieces).decode, list(range(len(pieces)))
+    assert "".join(increments(Detokenizer(decoded_at_most(decode, 150)), tokens)) == decode(tokens)
+
+
+@pytest.mark.parametrize("count", [1, 63, 64, 65, 300])
+def test_many_special_tokens_are_not_all_the_context_of_the_next_one(count):
+    """The words in front of them stay in the window; the window stays short."""
+    tokens = [*["▁a"] * 20, *[None] * count, "▁b", "▁c"]
+    decode = decoded_at_most(Sentences().decode, 90)
+    assert "".join(increments(Detokenizer(decode), tokens)) == "a" + " a" * 19 + " b c"
+
+
+@pytest.mark.parametrize("count", [63, 64, 65, 300])
+def test_a_character_is_completed_behind_many_tokens_without_a_text(count):
+    """Its first byte stays in the window."""
+    pieces = [b"a", b"\xc2", *[b""] * count, b"\xa9", b"b"]
+    decode, tokens = decoded_at_most(Pieces(pieces).decode, 90), range(len(pieces))
+    assert "".join(increments(Detokenizer(decode), tokens)) == "a©b"
+    # A later open character looks like the one that is left out.
+    awkward = Pieces([*[b"\x80"] * 7, b"\x80\xc2", b"\x80\xc2", *[b""] * count, b"b"])
+    tokens = range(len(awkward.pieces))
+    assert "".join(increments(Detokenizer(awkward.decode), tokens)) == awkward.decode(tokens)
+
+
+@pytest.mark.parametrize("awkward", [0x80, 0xE2, "\ufffd"])
+def test_the_window_is_bounded_for_bytes_that_are_no_text(awkward):
+    """As with sentencepiece; what comes behind them is given as ever."""
+    tokens = [*["▁a"] * 20, *[awkward] * 300, "▁b", "▁c"]
+    detokenizer = Detokenizer(decoded_at_most(Sentences().decode, 90))
+    assert "".join(increments(detokenizer, tokens)) == Sentences().decode(tokens)
 
 
 @given(text=st.text(max_size=30), data=st.data())

@@ -7,6 +7,8 @@ import struct
 import pytest
 import trio
 from asgi import CHAT, CHATS, EMBEDDINGS, MESSAGES, TEXT, TEXTS, Client, Recording, asked, served, text_of
+from starlette.applications import Starlette
+from starlette.routing import Mount
 
 from runners import InlineHost, Sampling, device_worker
 from runners.http import openai_app
@@ -242,11 +244,69 @@ def test_embeddings_in_both_encodings():
     assert struct.unpack("<2f", base64.b64decode(item["embedding"])) == (7.0, 0.5)
 
 
+@pytest.mark.parametrize("number", [1e39, -1e308])
+def test_an_embedding_outside_the_range_of_float32_is_one_clear_error(number):
+    """In base64 alone: JSON has larger ones."""
+    body = {"model": "m", "input": "x", "encoding_format": "base64"}
+    answer = asked(Recording(data=[0.5, number]), EMBEDDINGS, body)
+    assert (answer.status, answer.error["code"]) == (500, "runner_error")
+    assert "must have numbers in the range of float32, got " in answer.error["message"]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(("path", "body"), [(CHATS, CHAT), (TEXTS, TEXT)])
+@pytest.mark.parametrize("data", [[0.5], {"label": "calm"}, "text"])
+def test_a_model_that_answers_with_data_gives_no_empty_completion(path, body, stream, data):
+    """D8: A completion is a text; what else a runner gives is not passed over."""
+    answer = asked(Recording(data=lambda number: data), path, {**body, "stream": stream})
+    assert (answer.status, answer.error["code"]) == (500, "runner_error")
+    assert answer.error["message"].startswith("the model must answer a completion with text, got data: ")
+
+
+def scored(token="a", logprob=-0.5, top=()):
+    return {"token": token, "logprob": logprob, "top": list(top)}
+
+
+@pytest.mark.parametrize("path", [CHATS, TEXTS])
+@pytest.mark.parametrize(
+    "entries",
+    [3, {}, [3], [{"token": "x"}], [scored(token=1)], [scored(logprob=float("nan"))], [scored(top=[{}])]],
+)
+def test_malformed_log_probabilities_are_an_error_of_the_runner(path, entries):
+    """Also behind the first event, and whether or not they were asked for."""
+    body = {**(CHAT if path == CHATS else TEXT), "logprobs": 1 if path == TEXTS else True}
+    runner = Recording(data={"logprobs": entries})
+    answer = asked(runner, path, body)
+    assert (answer.status, answer.error["code"]) == (500, "runner_error")
+    assert answer.error["message"].startswith("logprobs must be a list of dicts with a token, ")
+    assert asked(runner, path, CHAT if path == CHATS else TEXT).status == 500
+
+
+@pytest.mark.parametrize(("path", "body"), [(CHATS, CHAT), (TEXTS, TEXT)])
+def test_no_log_probabilities_may_be_none(path, body):
+    """As a runner that was asked for none may write it."""
+    assert asked(Recording(data={"logprobs": None}), path, body).status == 200
+
+
 @pytest.mark.parametrize("data", [None, "text", [], [float("nan")], ["x"]])
 def test_a_model_without_embeddings_is_no_empty_success(data):
     """Neither is one that gives something else."""
     answer = asked(Recording(data=data, letters=1), EMBEDDINGS, {"model": "m", "input": "x"})
     assert (answer.status, answer.error["param"]) == (400, "model")
+
+
+def test_an_app_that_is_mounted_has_the_same_open_paths():
+    """A load balancer asks for the health without a token, below the path of the app; nothing else is open."""
+    worker = device_worker("llm", Scripted(), host=InlineHost())
+
+    async def main():
+        async with open_tree(worker, sinks=[]) as tree:
+            app = openai_app({"m": tree[worker]}, token="secret")
+            client = Client(Starlette(routes=[Mount("/llm", app=app), Mount("/health", app=app)]))
+            asked_for = ("/llm/health", "/health/health", "/llm/v1/models", "/health/v1/models")
+            return [(await client.get(path)).status for path in asked_for]
+
+    assert run_virtual(main) == [200, 200, 401, 401]
 
 
 def test_models_and_health():

@@ -24,6 +24,7 @@ from runners.errors import (
     Unrecoverable,
 )
 from runners.hosts.inline import InlineHost
+from runners.hosts.turns import NOTHING
 from runners.models.scripted import Fault, Faulty, Scripted, expected
 from runners.types import FinishReason, RunnerInfo, SessionRebuildCause, TokenChunk
 from runners.worker import device_worker
@@ -397,6 +398,21 @@ def test_an_async_iterator_need_not_be_a_generator():
     last = TokenChunk(request_id="r", index=0, token_ids=(1,), finish_reason=FinishReason.STOP)
     runner.execute = lambda batch: ByHand(last)
     assert ids(in_virtual_time(runner, whole)) == (1,)
+
+
+def test_an_async_stream_must_wait_until_it_has_a_chunk():
+    """D5: `NOTHING` is for sync streams, which are polled; of an async one it is an error, and not a stream without an end."""
+    runner = Clumsy(None)
+
+    async def nothing(batch):
+        yield NOTHING
+
+    runner.execute = nothing
+    (lost,) = in_virtual_time(runner, whole)
+    assert (type(lost.error), str(lost.error)) == (
+        RunnerError,
+        "an async stream must wait until it has a chunk, got NOTHING",
+    )
 
 
 @attrs.frozen

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -341,14 +342,6 @@ async def test_a_connection_that_is_idle_after_a_request_is_closed(monkeypatch):
 
 
 @pytest.mark.trio
-async def test_a_wrong_option_of_the_app_fails_the_start():
-    """The error names it; the port is closed."""
-    with pytest.raises(StartFailed, match="timeout must be > 0 seconds or None, got 0"):
-        async with serving(Scripted(8), timeout=0):
-            raise AssertionError
-
-
-@pytest.mark.trio
 async def test_begun_streams_get_time_to_finish():
     """The port is closed at once, and idle connections; a begun stream is finished, and then the worker stops."""
     async with serving(Scripted(100, delay=0.01)) as scene:
@@ -471,12 +464,35 @@ def test_what_cannot_be_served_is_refused():
         serve({"m": spec}, host=host, token="secret")
     for host in ("127.0.0.1", "127.1.2.3", "::1", "localhost"):
         assert isinstance(serve({"m": spec}, host=host), Supervisor)
-    for wrong in ({}, {"m": "llm"}):
+    for wrong in ({}, {"m": "llm"}, {3: spec}):
         with pytest.raises(TypeError, match="workers"):
             serve(wrong)
     for port in (-1, 65536, "8000", True):
         with pytest.raises(ValueError, match="port"):
             serve({"m": spec}, port=port)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"token": ""}, "token must be None, or some printable ASCII characters without spaces"),
+        ({"token": "a b"}, "token must be None, or some printable ASCII characters without spaces"),
+        ({"token": 3}, "token must be None, or some printable ASCII characters without spaces"),
+        ({"max_body": 0}, "max_body must be 1 byte or more, got 0"),
+        ({"max_body": 1.5}, "max_body must be 1 byte or more, got 1.5"),
+        ({"timeout": 0}, "timeout must be > 0 seconds or None, got 0"),
+        ({"timeout": "3"}, "timeout must be > 0 seconds or None, got '3'"),
+        ({"timeout": True}, "timeout must be > 0 seconds or None, got True"),
+        ({"max_tokens": 0}, "max_tokens must be 1 or more, got 0"),
+        ({"tokn": "x"}, "serve() got an unexpected keyword argument 'tokn'"),
+    ],
+)
+def test_a_wrong_option_of_the_app_is_refused_where_it_is_declared(wrong, message, monkeypatch):
+    """The error names it; the extra may be missing there."""
+    monkeypatch.setitem(sys.modules, "runners.http", None)
+    spec = device_worker("llm", Scripted(), host=InlineHost())
+    with pytest.raises((ValueError, TypeError), match=re.escape(message)):
+        serve({"m": spec}, **wrong)
 
 
 @pytest.mark.trio
@@ -528,8 +544,10 @@ def test_the_command_refuses_what_it_cannot_serve(capsys, monkeypatch):
     assert main(["--host", "0.0.0.0"]) == 2
     assert main(["/no/such/folder"]) == 2
     assert main(["--port", "99999"]) == 2
+    monkeypatch.setenv("RUNNERS_TOKEN", "")
+    assert main([]) == 2
     lines = capsys.readouterr().err.splitlines()
-    assert len(lines) == 3
+    assert len(lines) == 4
     assert all(line.startswith("runners.serve: ") for line in lines)
     assert runner_of(None) == TorchLM()
 

@@ -74,6 +74,20 @@ def test_a_cost_is_estimated_from_what_a_request_may_take(prompt, most, dear, de
     assert RunnerInfo().estimated_cost(batch) == 0
 
 
+@pytest.mark.parametrize("wrong", [float("inf"), float("nan"), -0.1, 10**400])
+def test_a_temperature_must_be_finite_and_not_below_0(wrong):
+    """An infinite one would draw from nothing."""
+    with pytest.raises(ValueError, match=r"^temperature must be a finite number >= 0, got "):
+        Sampling(temperature=wrong)
+
+
+@pytest.mark.parametrize("wrong", [True, "0.5", b"1", None])
+def test_a_temperature_must_be_a_number(wrong):
+    """What can only be read as one is none."""
+    with pytest.raises(TypeError, match=r"^temperature must be a number, got "):
+        Sampling(temperature=wrong)
+
+
 @given(st.none() | st.floats(-1e6, 1e6), st.floats(-1e6, 1e6))
 def test_a_deadline_is_told_on_the_clock_of_who_is_told(deadline, ahead):
     """The moment stays; without one the request stays as it is."""

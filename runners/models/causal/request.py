@@ -31,10 +31,7 @@ _OPTIONS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "top_k": ("an integer >= 1", _is_integer(1, float("inf"))),
     "frequency_penalty": ("a number from -2 to 2", _is_number(-2, 2)),
     "presence_penalty": ("a number from -2 to 2", _is_number(-2, 2)),
-    "repetition_penalty": (
-        "a finite number above 0",
-        lambda value: _is_number(0, 1e300)(value) and value > 0,
-    ),
+    "repetition_penalty": ("a number from 0.01 to 100", _is_number(0.01, 100)),
     "logprobs": (f"an integer from 0 to {_MOST_LOGPROBS}", _is_integer(0, _MOST_LOGPROBS)),
     "tools": ("a list", lambda value: type(value) is list),
 }
@@ -107,6 +104,9 @@ class Request:
         if options.tools is not None and messages is None:
             raise BadRequest("the option tools is only for a request with chat messages as its payload")
         prompt = _of_messages(messages, options, model) if messages else _prompt(batch, model)
+        if not prompt:
+            what = "what the chat template makes of messages" if messages else "a prompt"
+            raise BadRequest(f"{what} must have at least one token, got none")
         if len(prompt) >= model.context_length:
             raise ContextLengthExceeded(
                 f"a prompt may have {model.context_length - 1} tokens, got {len(prompt)}"
@@ -164,6 +164,4 @@ def _prompt(batch: ExecuteBatch, model: CausalModel) -> tuple[int, ...]:
             )
         prompt = tuple(payload)
         _check_tokens("token ids", prompt, model)
-    if not prompt:
-        raise BadRequest("a prompt must have at least one token, got none")
     return prompt

@@ -10,6 +10,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from attrs import define, field
 
+from runners.brief import brief
 from runners.diagnosis.classify import concerns_device
 from runners.errors import InferenceError, RunnerError
 from runners.models.causal.model import CausalModel, Feed, ReloadingModel
@@ -33,6 +34,8 @@ class CausalRunner:
     def __init__(
         self, model: CausalModel, *, streams: int, reproducible: bool, runtime: str, prefill: int | None
     ) -> None:
+        if prefill is not None and type(prefill) is not int:
+            raise TypeError(f"prefill must be an integer or None, got {brief(prefill)}")
         if prefill is not None and prefill < 1:
             raise ValueError(f"prefill must be >= 1, got {prefill}")
         self.model: CausalModel | None = model

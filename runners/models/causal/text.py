@@ -17,6 +17,9 @@ _MISSING = 3
 _WINDOW = 8
 """With more tokens than this, `Detokenizer` leaves out the oldest: each of its steps decodes all that it has."""
 
+_MOST = 64
+"""So many tokens behind the last text, or behind the last moment at which nothing was pending, stay in the window."""
+
 
 @define
 class Detokenizer:
@@ -26,6 +29,8 @@ class Detokenizer:
     in front of the first word. So a few tokens before the newest are decoded with it, and the text that this adds is given,
     without up to three U+FFFD at its end, which the next tokens may complete. If the decoder revises text that was given, the
     tokens after it are decoded on their own.
+
+    The window is bounded also if tokens without a text, or bytes that are no UTF-8, come without an end.
 
     Args:
         decode: the decoder, of token ids.
@@ -37,9 +42,12 @@ class Detokenizer:
     given: str = field(init=False)
     since: int = field(init=False)
     """The number of tokens in the window after which nothing was pending."""
+    worded: int = field(init=False)
+    """The number of tokens in the window up to the last one that had text when nothing was pending."""
 
     def __attrs_post_init__(self) -> None:
-        self.given, self.since = self.decode(self.window) if self.window else "", len(self.window)
+        self.given = self.decode(self.window) if self.window else ""
+        self.since = self.worded = len(self.window)
 
     def add(self, token: int) -> str:
         """Add a token; returns the further text."""
@@ -48,13 +56,15 @@ class Detokenizer:
         text = self.decode(window)
         firm = _firm(text) if text.endswith(UNKNOWN) else text
         if not firm.startswith(self.given):
-            self.window, self.since, self.given = window[self.since :], 0, ""
+            self.window, self.since, self.worded, self.given = window[self.since :], 0, 0, ""
             text = self.decode(self.window)
             firm = _firm(text)
         new = firm[len(self.given) :]
         self.given = firm
         if firm == text:
             self._settle(new)
+        elif len(self.window) - self.since > _MOST:
+            new += self._shorten(text[len(firm) :])
         return new
 
     def rest(self) -> str:
@@ -71,7 +81,31 @@ class Detokenizer:
         if new and len(self.window) > _WINDOW:
             self.window = self.window[self.since :]
             self.given = self.decode(self.window)
+        elif (
+            len(self.window) - self.worded > _MOST
+        ):  # without a text, so those with one stay as their context
+            self.window = [*self.window[: self.worded], *self.window[-_WINDOW:]]
+            self.given = self.decode(self.window)
         self.since = len(self.window)
+        if new:
+            self.worded = self.since
+
+    def _shorten(self, pending: str) -> str:
+        """Leave out most of many tokens behind which something was always pending.
+
+        The newest ones that have a text stay. They may begin within a character, and their text with a U+FFFD: that is in the
+        part that was given. If something else is pending behind them, `pending` is given as it is: the result is the further
+        text.
+        """
+        left = [token for token in self.window[self.since :] if self.decode([token])][-2 * _WINDOW :]
+        text = self.decode(left)
+        firm = _firm(text)
+        if text[len(firm) :] == pending:
+            pending = ""
+        else:
+            left, firm = [], ""
+        self.window, self.since, self.worded, self.given = left, 0, len(left), firm
+        return pending
 
 
 def _firm(text: str) -> str:
