@@ -33,7 +33,7 @@ from runners.worker import rebuild
 from supervise import Backoff, Supervisor, events, open_tree
 
 pytestmark = pytest.mark.filterwarnings("error")
-FOREVER = 1e6
+FOREVER = 3000
 
 
 @attrs.frozen
@@ -236,9 +236,9 @@ async def test_a_stream_that_the_spare_began_goes_on_in_its_runner(autojump_cloc
     async with serving(Scripted(3), hosts=[host], patience=FOREVER) as scene, trio.open_nursery() as nursery:
         (a,) = await asks(nursery, scene.worker, "a")
         nursery.start_soon(lambda: replace(scene.worker, Scripted(4), drain=5))
-        await until(lambda: len(host.acts) == 2 and "a" in host.acts[1].open)
+        await until(lambda: len(host.acts) >= 2 and "a" in host.acts[1].open)
         host.acts[1].makes("a")
-        await until(lambda: len(host.acts) == 3 and "a" in host.acts[2].open)
+        await until(lambda: len(host.acts) >= 3 and "a" in host.acts[2].open)
         host.acts[2].makes("a", index=1, last=True)
         await a.over.wait()
         assert a.ids == (0, 1)
