@@ -77,7 +77,7 @@ def openai_app(
         return None if timeout is None else trio.current_time() + timeout
 
     front = _Front(dict(workers), Reader(max_tokens=max_tokens, deadline=deadline))
-    return Starlette(
+    app = Starlette(
         routes=[
             Route("/v1/chat/completions", front.chat, methods=["POST"]),
             Route("/v1/completions", front.completion, methods=["POST"]),
@@ -95,6 +95,10 @@ def openai_app(
             Exception: answer_bug,
         },
     )
+    app.router.redirect_slashes = (
+        False  # it would send the client, with its token, to whatever host its request names
+    )
+    return app
 
 
 @frozen

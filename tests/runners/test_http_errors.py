@@ -53,6 +53,15 @@ def test_an_error_before_the_first_chunk_has_its_status(error, status, code, str
     assert (answer.headers.get("x-should-retry") == "false") == refused
 
 
+@pytest.mark.parametrize("path", [f"{CHATS}/", "/v1/models/", "/health/", "/v1"])
+def test_a_path_that_is_none_is_not_redirected(path):
+    """A redirect would name the host that the client has written into its request."""
+    answer = asked(Scripted(3), path, CHAT)
+    assert answer.status in (404, 405)
+    assert "location" not in answer.headers
+    assert answer.error["message"]
+
+
 def test_an_error_in_a_begun_stream_is_its_last_event():
     """Then the stream ends without the event that ends a complete answer."""
     answer = asked(Recording(error=ArithmeticError("oh"), at=1), CHATS, {**CHAT, "stream": True})
