@@ -59,7 +59,7 @@ def test_the_readme_has_exactly_two_commands():
     commands = [code for language, code in BLOCK.findall(PAGES[0].read_text()) if language == "sh"]
     assert [code.count("\n") for code in commands] == [1, 1]
     assert commands[0].rstrip().endswith("supervise run runners.demo")
-    assert commands[1].rstrip().endswith("python -m pytest")
+    assert commands[1].rstrip().endswith('python -m pytest -m "not slow"')
     assert all("-c constraints.txt" in code for code in commands)
 
 

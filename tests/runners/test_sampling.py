@@ -28,6 +28,7 @@ def reference(logits, temperature, seed, position, top_k, top_p):
     best = max(logits)
     weights = {token: exp((logits[token] - best) / temperature) for token in order}
     total = sum(weights.values())
+    order.sort(key=lambda token: (-weights[token], token))  # logits may differ where the weights do not
     if top_p < 1:
         kept, so_far = [], 0.0
         for token in order:
