@@ -55,7 +55,7 @@ class _BatchingRunner:
         )
 
     def rebuild(self, cause: SessionRebuildCause) -> None:
-        """Do nothing: there is no session."""
+        """Do nothing: the runner has no session."""
 
     def close(self) -> None:
         """Do nothing: the runner holds nothing."""

@@ -53,7 +53,7 @@ class _PacedRunner:
         )
 
     def rebuild(self, cause: SessionRebuildCause) -> None:
-        """Do nothing: there is no session."""
+        """Do nothing: the runner has no session."""
 
     def close(self) -> None:
         """Do nothing: the runner holds nothing."""

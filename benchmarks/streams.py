@@ -61,7 +61,7 @@ class _PatientRunner:
         yield TokenChunk(request_id=batch.request_id, index=0, data=0, finish_reason=FinishReason.STOP)
 
     def rebuild(self, cause: SessionRebuildCause) -> None:
-        """Do nothing: there is no session."""
+        """Do nothing: the runner has no session."""
 
     def close(self) -> None:
         """Do nothing: the runner holds nothing."""

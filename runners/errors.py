@@ -144,7 +144,7 @@ class LoadFailed(DeviceError):
 
 
 class SessionRebuild(DeviceError):
-    """An operator requested a rebuild. It is no fault, but is decided and charged like one; the directive is always Resume (D7)."""
+    """An operator requested a rebuild. It is decided and charged like a fault; the directive is always Resume (D7)."""
 
     tag = "device.rebuild"
 

@@ -28,7 +28,7 @@ from ..errors import (
 from .cuda_codes import BY_NUMBER, Code, Kind, code_described, code_named
 
 Probe: TypeAlias = Callable[[], bool | None]
-"""Asks the device whether it answers: True if it does, False if it fails again, None if there is no device to ask."""
+"""Asks the device whether it answers: True if it does, False if it fails again, None if it has no device to ask."""
 
 
 @frozen
@@ -241,7 +241,7 @@ _BY_TAG = {
 
 
 def by_tag(error: BaseException) -> type[DeviceError] | None:
-    """The class of `DeviceError` that its tag stands for, by dotted fallback; None if the tag is no device's (D3)."""
+    """The class of `DeviceError` that its tag stands for, by dotted fallback; None if the tag does not belong to a device (D3)."""
     tag = tag_of(error)
     while tag and tag not in _BY_TAG:
         tag = tag.rpartition(".")[0]

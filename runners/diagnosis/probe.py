@@ -45,7 +45,7 @@ class DeviceProbe:
 
     Raises:
         ValueError: `timeout` is not above 0.
-        TypeError: `device` is no str.
+        TypeError: `device` is not a str.
     """
 
     device: str = field(validator=instance_of(str))

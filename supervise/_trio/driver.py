@@ -38,6 +38,7 @@ from .address import Address, Answer
 from .leaf import Leaf, freely
 from .mailbox import Queue
 from .protect import check_stack
+from .shared import is_unserved, owner_of
 
 logger = logging.getLogger("supervise")
 
@@ -311,7 +312,7 @@ class Driver:
         node = leaf._node
         path, spec = node.path, node.spec
         if spec.mailbox is SHARED:
-            owner = _owner(leaf.machine)
+            owner = owner_of(leaf.machine)
             path, spec = owner.path, owner.spec
         address = self.addresses.get(path)
         if address is None:
@@ -477,7 +478,7 @@ class Driver:
 
     def _open_shared(self, above: Machine) -> None:
         """A child starts that serves a mailbox which it shares."""
-        address = self.addresses.get(_owner(above).path)
+        address = self.addresses.get(owner_of(above).path)
         if (
             address is not None
             and address.mailbox is not None
@@ -514,29 +515,12 @@ class Driver:
         A pool's is not closed, nor one that no child shares: the next member, or child, that is added serves it.
         """
         above = self.forest.machines.get(one.path.rpartition("/")[0])
-        owner = None if above is None else _owner(above)
+        owner = None if above is None else owner_of(above)
         address = None if owner is None else self.addresses.get(owner.path)
         if address is not None and address.mailbox is not None and address.mailbox.shared:
             assert owner is not None
-            if self._is_unserved(owner):
+            if is_unserved(owner, self.forest.machines):
                 address.mailbox.close(one.why)
-
-    def _is_unserved(self, owner: Machine) -> bool:
-        """Whether nodes share the mailbox of this supervisor, and each is down for good, or has only such nodes below."""
-        found = False
-        walks = [iter(() if isinstance(owner.spec, Pool) else owner.children.values())]
-        while walks:
-            node = next(walks[-1], None)
-            if node is None:
-                walks.pop()
-            elif node.spec.mailbox is SHARED:
-                found = True
-                below = self.forest.machines.get(node.path)
-                if not node.gone and (below is None or isinstance(below.spec, Pool)):
-                    return False
-                if not node.gone and below is not None:
-                    walks.append(iter(below.children.values()))
-        return found
 
     def stray(self, path: str, exc: BaseException) -> None:
         """A callback of a child raised while no body of the child ran that could fail with it (R24, R30)."""
@@ -657,13 +641,6 @@ class Driver:
         for address in list(self.addresses.values()):
             address.close(self.failure)
         self.finished.set()
-
-
-def _owner(machine: Machine) -> Machine:
-    """The supervisor whose mailbox the children of this one share (R37)."""
-    while machine.spec.mailbox is SHARED and machine.parent is not None:
-        machine = machine.parent
-    return machine
 
 
 def _do_nothing() -> None:

@@ -9,13 +9,14 @@ used for these messages, and a sibling has not.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
 import outcome
 from trio.lowlevel import Task, reschedule
 
-from .._core.spec import Mailbox
+from .._core.machine import Machine
+from .._core.spec import SHARED, Mailbox, Pool
 from .mailbox import Entry, Holder, Inbox, Queue, is_withdrawn
 from .message import Call, Message
 from .protect import protected
@@ -171,3 +172,28 @@ class SharedInbox(Inbox):
             self.mailbox.keep(self._leaf, messages)
         else:
             self.mailbox.put_back(messages)
+
+
+def owner_of(machine: Machine) -> Machine:
+    """The supervisor whose mailbox the children of this one share (R37)."""
+    while machine.spec.mailbox is SHARED and machine.parent is not None:
+        machine = machine.parent
+    return machine
+
+
+def is_unserved(owner: Machine, machines: Mapping[str, Machine]) -> bool:
+    """Whether nodes share the mailbox of this supervisor, and each is down for good, or has only such nodes below."""
+    found = False
+    walks = [iter(() if isinstance(owner.spec, Pool) else owner.children.values())]
+    while walks:
+        node = next(walks[-1], None)
+        if node is None:
+            walks.pop()
+        elif node.spec.mailbox is SHARED:
+            found = True
+            below = machines.get(node.path)
+            if not node.gone and (below is None or isinstance(below.spec, Pool)):
+                return False
+            if not node.gone and below is not None:
+                walks.append(iter(below.children.values()))
+    return found

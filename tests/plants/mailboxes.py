@@ -243,20 +243,20 @@ MAILBOXES = tuple(
         (
             "callers wait for a mailbox whose last child is down",
             _DRIVER,
-            "            if self._is_unserved(owner):",
+            "            if is_unserved(owner, self.forest.machines):",
             "            if False:",
         ),
         (
             "a child that shares through a supervisor does not count",
-            _DRIVER,
-            "                    walks.append(iter(below.children.values()))",
-            "                    pass",
+            _SHARED,
+            "                walks.append(iter(below.children.values()))",
+            "                pass",
         ),
         (
             "a supervisor that is up serves though its children are down",
-            _DRIVER,
-            "                if not node.gone and (below is None or isinstance(below.spec, Pool)):",
-            "                if not node.gone:",
+            _SHARED,
+            "            if not node.gone and (below is None or isinstance(below.spec, Pool)):",
+            "            if not node.gone:",
         ),
         (
             "a mailbox stays closed when a child of it starts again",
