@@ -1,0 +1,134 @@
+"""A new runner for a worker over several contexts, while it serves (D12)."""
+
+import pytest
+import trio
+from stage import (
+    until,
+    worker_leaves_nothing,  # noqa: F401 - autouse: to be imported is its use
+)
+from test_groups import asks, serving
+
+from runners import device_worker, replace
+from runners.errors import ContextLost
+from runners.hosts.inline import InlineHost
+from runners.models.scripted import Fault, Scripted, expected
+from supervise import Backoff, StartFailed, open_tree
+
+pytestmark = pytest.mark.filterwarnings("error")
+
+
+@pytest.mark.trio
+async def test_a_new_runner_is_swapped_in_while_the_worker_serves(autojump_clock):
+    """D12: One context more is ready before the first of the others drains; then all have the new runner, and it is gone."""
+    old, new = Scripted(3, streams=2, delay=1.0), Scripted(4, streams=2, delay=1.0)
+    hosts = [InlineHost(), InlineHost()]
+    async with serving(old, hosts=hosts, patience=1000) as scene, trio.open_nursery() as nursery:
+        begun = await asks(nursery, scene.worker, "abcd")
+        done = trio.Event()
+
+        async def swap():
+            await replace(scene.worker, new)
+            done.set()
+
+        began = trio.current_time()
+        nursery.start_soon(swap)
+        await trio.sleep(0.5)
+        later = await asks(nursery, scene.worker, [f"later-{number}" for number in range(40)])
+        await done.wait()
+        assert trio.current_time() - began < 13  # not when the last of them is done
+        last = await asks(nursery, scene.worker, "ef")
+        for caller in (*begun, *later, *last):
+            await caller.over.wait()
+            caller.assert_whole(3 if caller.ids == expected(caller.request, 3) else 4)
+        assert all(len(caller.ids) == 3 for caller in begun)
+        assert all(len(caller.ids) == 4 for caller in (*later[:2], *last))
+        assert scene.nodes() == [("app/llm/context-0", "up"), ("app/llm/context-1", "up")]
+        assert [scene.above(number).status().incarnation for number in range(2)] == [2, 2]
+        await scene.worker.restart()
+        (again,) = await asks(nursery, scene.worker, "i")
+        await again.over.wait()
+        again.assert_whole(4)
+
+
+@pytest.mark.parametrize("incarnation", [1, 2])
+@pytest.mark.trio
+async def test_a_new_runner_that_does_not_load_leaves_the_old_one(incarnation, autojump_clock):
+    """D12: Whether it fails in the spare context, or only in one of the others; and no stream notices."""
+    fault = Fault("error", at="load", incarnation=incarnation)
+    hosts = [InlineHost(), InlineHost()]
+    backoff = Backoff(initial=1, jitter=0)
+    async with serving(Scripted(3, delay=1.0), hosts=hosts, backoff=backoff, patience=1000) as scene:
+        async with trio.open_nursery() as nursery:
+            them = await asks(nursery, scene.worker, "ab")
+            with pytest.raises(StartFailed):
+                await replace(scene.worker, Scripted(4, faults=(fault,)))
+            them += await asks(nursery, scene.worker, "cd")
+        for caller in them:
+            caller.assert_whole(3)
+        assert scene.nodes() == [("app/llm/context-0", "up"), ("app/llm/context-1", "up")]
+
+
+@pytest.mark.trio
+async def test_another_runner_continues_no_stream(autojump_clock):
+    """D6, D12: One that outlives its drain ends with ContextLost; an equal runner continues it."""
+    hosts = [InlineHost(), InlineHost()]
+    async with (
+        serving(Scripted(90, delay=1.0), hosts=hosts, patience=1000) as scene,
+        trio.open_nursery() as nursery,
+    ):
+        them = await asks(nursery, scene.worker, "ab")
+        await until(lambda: all(caller.chunks for caller in them))
+        await replace(scene.worker, Scripted(90, delay=1.0), drain=2)
+        assert not any(caller.over.is_set() for caller in them)
+        await replace(scene.worker, Scripted(80, delay=1.0), drain=2)
+        for caller in them:
+            await caller.over.wait()
+            assert type(caller.error) is ContextLost
+            assert "begun by a runner that has been replaced" in str(caller.error)
+
+
+@pytest.mark.trio
+async def test_one_replacement_at_a_time(autojump_clock):
+    """D12: A second one is refused; a cancelled one leaves no spare, and the new runner for the next restarts."""
+    hosts = [InlineHost()]
+    async with (
+        serving(Scripted(50, delay=1.0), hosts=hosts, patience=1000) as scene,
+        trio.open_nursery() as nursery,
+    ):
+        (a,) = await asks(nursery, scene.worker, "a")
+        with trio.CancelScope() as scope:
+            nursery.start_soon(cancels, scope, 5)
+            async with trio.open_nursery() as inner:
+                inner.start_soon(replace, scene.worker, Scripted(4))
+                await trio.sleep(1)
+                with pytest.raises(
+                    RuntimeError, match="another replacement of the runner of 'app/llm' is under way"
+                ):
+                    await replace(scene.worker, Scripted(5))
+        assert scope.cancelled_caught
+        assert scene.nodes() == [("app/llm/context-0", "up")]
+        await a.over.wait()
+        a.assert_whole(50)
+        await scene.above(0).restart()
+        (b,) = await asks(nursery, scene.worker, "b")
+        await b.over.wait()
+        b.assert_whole(4)
+
+
+async def cancels(scope, seconds):
+    await trio.sleep(seconds)
+    scope.cancel()
+
+
+@pytest.mark.trio
+async def test_what_cannot_be_replaced_is_said_in_one_line(autojump_clock):
+    """D12: A worker without hosts, a runner that is none, and one that the host cannot run."""
+    alone = device_worker("llm", Scripted(), host=InlineHost())
+    async with open_tree(alone, sinks=[]) as tree:
+        with pytest.raises(
+            TypeError, match=r"'llm' has no queue for several contexts: declare it with hosts=\[…\]"
+        ):
+            await replace(tree["llm"], Scripted())
+    async with serving(hosts=[InlineHost()]) as scene:
+        with pytest.raises(TypeError, match="a runner must be"):
+            await replace(scene.worker, "a model")
