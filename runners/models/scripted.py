@@ -16,7 +16,8 @@ import signal
 import sys
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Generator, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NoReturn, TypeAlias, cast, get_args
 
@@ -206,7 +207,7 @@ class Scripted:
             "ModelRunner", _AsyncScriptedRunner(self) if _in_trio() and self.delay else _ScriptedRunner(self)
         )
         if self.load_delay and _in_trio():
-            return cast("ModelRunner", _later(self.load_delay, runner))
+            return cast("ModelRunner", _Awaitable(partial(_later, self.load_delay, runner)))
         _sleep(self.load_delay)
         return runner
 
@@ -316,6 +317,20 @@ def _in_trio() -> bool:
     """Whether this code runs in a Trio task. Does not import Trio."""
     trio = sys.modules.get("trio")
     return trio is not None and trio.lowlevel.in_trio_task()
+
+
+@frozen
+class _Awaitable:
+    """What a coroutine function gives, once it is awaited.
+
+    It may be dropped before: a `KeyboardInterrupt` may come between a runner's function and whoever awaits its result, and a
+    coroutine that is never awaited warns.
+    """
+
+    start: Callable[[], Coroutine[Any, Any, Any]]
+
+    def __await__(self) -> Generator[Any, Any, Any]:
+        return self.start().__await__()
 
 
 async def _later(seconds: float, runner: ModelRunner) -> ModelRunner:
@@ -476,12 +491,12 @@ def _watched(
 
     waits = _striking(ours, "load")
     if _in_trio() and any(fault.takes_time for fault in waits):
-        return cast("ModelRunner", build_in_trio(waits))
+        return cast("ModelRunner", _Awaitable(partial(build_in_trio, waits)))
     for fault in waits:
         fault.do()
     runner: Any = build()
     if inspect.isawaitable(runner):
-        return cast("ModelRunner", _then(runner, watch))
+        return cast("ModelRunner", _Awaitable(partial(_then, runner, watch)))
     return watch(runner)
 
 
@@ -492,7 +507,7 @@ async def _then(runner: Awaitable[ModelRunner], watch: Callable[[ModelRunner], M
 def _behind(faults: list[Fault], act: Callable[[], Awaitable[None] | None]) -> Awaitable[None] | None:
     """Strike with the faults, and then call `act`, unless a fault raises."""
     if _in_trio() and any(fault.takes_time for fault in faults):
-        return _behind_in_trio(faults, act)
+        return _Awaitable(partial(_behind_in_trio, faults, act))
     for fault in faults:
         fault.do()
     return act()

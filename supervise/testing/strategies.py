@@ -438,9 +438,14 @@ def _script(acts: list[Option]) -> Script:
 @lru_cache(_KEPT)
 def _lives(faces: _Faces, fail: Failing, horizon: float) -> st.SearchStrategy[list[Script]]:
     """The scripts of one child. Most first starts succeed, since a failed one ends the whole tree at once."""
-    later = _scripts(faces, fail, horizon)
-    first = st.one_of(*[_of_acts(faces, fail, horizon, {})] * 5, later)
-    return st.tuples(first, st.lists(later, max_size=3)).map(lambda its: [its[0], *its[1]])
+    scripts = st.lists(_scripts(faces, fail, horizon), min_size=1, max_size=4)
+    return st.tuples(scripts, st.sampled_from([True] * 5 + [False])).map(_lived)
+
+
+def _lived(drawn: tuple[list[Script], bool]) -> list[Script]:
+    """All scripts of a child are drawn alike, so that a case shrinks by leaving out any of them."""
+    (first, *later), starts = drawn
+    return [evolve(first, enter=None, start=None) if starts else first, *later]
 
 
 @st.composite

@@ -98,11 +98,14 @@ def test_the_search_strikes_each_line_once_and_at_the_same_place():
 
 
 def test_the_search_finds_every_kind_of_violation():
-    """An exception in a group, a missing exception, an incarnation that does not end and a broken order are violations."""
+    """An exception in a group, a missing exception, an incarnation that does not end and an ignored exception are violations."""
     scene = Scene()
     assert judge(scene, KeyboardInterrupt()) is None
     assert judge(scene, None) == "swallowed"
     assert "leaves as" in judge(scene, BaseExceptionGroup("", [KeyboardInterrupt()]))
     with scene.life("open"):
         assert judge(scene, KeyboardInterrupt()) == "never closed: ['open']"
+    scene = Scene()
+    scene.ignored.append("RuntimeWarning('never awaited')")
+    assert "ignored" in judge(scene, KeyboardInterrupt())
     assert Striker(FOLDERS).lines == 0

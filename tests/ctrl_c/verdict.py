@@ -57,6 +57,7 @@ class Scene:
         self.trees: list[Supervisor | Pool] = []
         self.lives: dict[str, int] = {}
         self.undrained: list[str] = []
+        self.ignored: list[str] = []
         self.has_nursery = False
 
     def tree(self, spec: Supervisor | Pool) -> Any:
@@ -93,8 +94,9 @@ def run(
             await program(scene)
 
     raised: BaseException | None = None
-    with _no_patience_for_spinning(), warnings.catch_warnings():
+    with _no_patience_for_spinning(), warnings.catch_warnings(), _nothing_ignored(scene.ignored):
         warnings.simplefilter("error", ResourceWarning)
+        warnings.simplefilter("error", RuntimeWarning)  # a coroutine that was never awaited
         try:
             run_virtual(main, seed=0)
         except BaseException as exc:
@@ -126,6 +128,17 @@ def _no_patience_for_spinning() -> Generator[None, None, None]:
         signal.signal(signal.SIGINT, interrupt)
 
 
+@contextmanager
+def _nothing_ignored(ignored: list[str]) -> Generator[None, None, None]:
+    """Keep what Python would print as ignored."""
+    before = sys.unraisablehook
+    sys.unraisablehook = lambda it: ignored.append(f"{it.exc_value!r} in {it.object!r}")
+    try:
+        yield
+    finally:
+        sys.unraisablehook = before
+
+
 def _judge(scene: Scene, striker: Striker, raised: BaseException | None, *, several: bool) -> str | None:
     if not striker.struck:
         return None  # it ended before that line
@@ -142,6 +155,8 @@ def judge(scene: Scene, raised: BaseException | None, *, several: bool = False) 
     open_still = [name for name, count in scene.lives.items() if count]
     if open_still:
         return f"never closed: {open_still}"
+    if scene.ignored:
+        return f"ignored: {scene.ignored}"
     undrained = [name for name in scene.undrained if _was_ready(name, scene.seen)]
     if undrained and not several:
         return f"not drained: {undrained}"

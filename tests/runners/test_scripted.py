@@ -1,9 +1,12 @@
 """The runners that follow a script."""
 
+import gc
+import inspect
 import os
 import signal
 import subprocess
 import sys
+import warnings
 
 import attrs
 import pytest
@@ -179,6 +182,25 @@ def test_slow_takes_its_time_once_and_goes_on(monkeypatch):
     runner = Scripted(3, faults=(Fault("slow", at_token=1, seconds=7), Fault("slow", seconds=2))).build(START)
     assert ids(runner.execute(BATCH)) == expected(BATCH, 3)
     assert slept == [2, 7]
+
+
+@pytest.mark.trio
+@pytest.mark.parametrize(
+    "spec",
+    [
+        Scripted(load_delay=1.0),
+        Scripted(load_delay=1.0, log="/dev/null"),
+        Scripted(faults=(Fault("hang", at="load"),)),
+        Faulty(Scripted(load_delay=1.0), (Fault("slow", seconds=0.0),)),
+    ],
+)
+async def test_a_load_that_is_never_awaited_is_silent(spec):
+    """R4: A Ctrl-C may come between a runner's function and whoever awaits its result."""
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
+        assert inspect.isawaitable(spec.build(START))
+        gc.collect()
+    assert not warned
 
 
 @pytest.mark.parametrize(

@@ -54,11 +54,11 @@ def drawn(strategy, examples=300):
     return found
 
 
-def failures(strategy, path):
+def failures(strategy, path, examples=300):
     """The exceptions that bodies at a path fail with."""
     return [
         act.exc
-        for where, script in drawn(strategy)
+        for where, script in drawn(strategy, examples)
         for act in script.bodies
         if where == path and isinstance(act, Fail)
     ]
@@ -81,7 +81,7 @@ DECIDER = Decider(
 )
 def test_every_directive_that_a_tree_names_is_drawn_about_as_often(tree, path):
     """R2: A directive counts by tags, classes and rules, of the child's own decider or of one above it."""
-    verdicts = Counter(judge(DECIDER, exc).directive for exc in failures(fault_plans(tree), path))
+    verdicts = Counter(judge(DECIDER, exc).directive for exc in failures(fault_plans(tree), path, 1000))
     assert set(verdicts) == {Resume, Restart, Stop, Escalate}
     assert 10 * min(verdicts.values()) > sum(verdicts.values())
 
