@@ -10,7 +10,8 @@ MAX_DEPTH = 64
 """Of lists and dicts in one another."""
 
 _ALLOWED = "None, bool, int, float, str, bytes, and lists and dicts of these"
-_SCALARS = frozenset((type(None), bool, float, str, bytes))
+_SCALARS = frozenset((type(None), bool, float, bytes))
+"""Every value of these classes can travel. A str may have half a character, and an int more than 64 bits."""
 _LEAST, _MOST = -(2**63), 2**64 - 1
 
 
@@ -40,7 +41,7 @@ def plain_data(what: str, value: object) -> Any:
 
     Raises:
         TypeError: something in it is no plain data, or a key of a dict is no str.
-        ValueError: an integer has more than 64 bits, or lists and dicts are nested more than 64 deep.
+        ValueError: an integer has more than 64 bits, a text cannot be encoded, or lists and dicts are nested more than 64 deep.
     """
     try:
         return _copy(value, 0)
@@ -59,14 +60,24 @@ def _copy(value: Any, depth: int) -> Any:
 
 def _copied_list(value: Any, depth: int) -> list[Any]:
     _check_depth(depth)
-    made: list[Any] = []
-    for index, item in enumerate((_LIST if is_a(value, list) else _TUPLE).__iter__(value)):
+    made: list[Any] = list((_LIST if is_a(value, list) else _TUPLE).__iter__(value))
+    if _travels_as_it_is(made):
+        return made
+    for index, item in enumerate(made):
         try:
-            made.append(_copy(item, depth + 1))
+            made[index] = _copy(item, depth + 1)
         except NotPlain as problem:
             problem.where.append(f"[{index}]")
             raise
     return made
+
+
+def _travels_as_it_is(items: list[Any]) -> bool:
+    """Whether every item is a plain scalar. A long list of token ids or of numbers is found out without a step for each."""
+    kinds = set(map(type, items))
+    if kinds == {int}:
+        return bool(_LEAST <= min(items) and max(items) <= _MOST)
+    return kinds <= _SCALARS
 
 
 def _copied_dict(value: Any, depth: int) -> dict[str, Any]:
@@ -75,10 +86,13 @@ def _copied_dict(value: Any, depth: int) -> dict[str, Any]:
     for key, item in _DICT.items(value):
         if not is_a(key, str):
             raise NotPlain(f"must have keys that are str, got {brief(key)}", TypeError)
+        name = exact(key)
+        if not is_encodable(name):
+            raise NotPlain(f"must have keys that UTF-8 can encode, got {brief(name)}", ValueError)
         try:
-            made[exact(key)] = _copy(item, depth + 1)
+            made[name] = _copy(item, depth + 1)
         except NotPlain as problem:
-            problem.where.append(f"[{brief(exact(key))}]")
+            problem.where.append(f"[{brief(name)}]")
             raise
     return made
 
@@ -86,6 +100,17 @@ def _copied_dict(value: Any, depth: int) -> dict[str, Any]:
 def _check_depth(depth: int) -> None:
     if depth > MAX_DEPTH:
         raise NotPlain(f"is nested more than {MAX_DEPTH} deep", ValueError)
+
+
+def is_encodable(text: str) -> bool:
+    """Whether UTF-8 can encode a text: it cannot if the text has half a character, a surrogate without its other one."""
+    if text.isascii():
+        return True
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _copied_scalar(value: Any) -> int | float | str | bytes:
@@ -97,7 +122,10 @@ def _copied_scalar(value: Any) -> int | float | str | bytes:
     if is_a(value, float):
         return float.__float__(value)
     if is_a(value, str):
-        return exact(value)
+        text = exact(value)
+        if not is_encodable(text):
+            raise NotPlain(f"must be a text that UTF-8 can encode, got {brief(text)}", ValueError)
+        return text
     if is_a(value, bytes, bytearray):
         return bytes(memoryview(value))
     raise NotPlain(f"must be plain data ({_ALLOWED}), got {brief(value)}", TypeError)

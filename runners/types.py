@@ -11,7 +11,7 @@ from attrs import Attribute, asdict, evolve, field, frozen
 from attrs.validators import ge, in_, instance_of, matches_re, optional
 
 from .brief import brief, exact, is_a
-from .plain import plain_data
+from .plain import is_encodable, plain_data
 
 OnLoss: TypeAlias = Literal["migrate", "fail"]
 Transport: TypeAlias = Literal["local", "network"]
@@ -36,6 +36,8 @@ def _is_text(_: object, attribute: Attribute[Any], value: object) -> None:
     """A validator."""
     if type(value) is not str:
         raise TypeError(f"{attribute.name} must be a str, got {brief(value)}")
+    if not is_encodable(value):
+        raise ValueError(f"{attribute.name} must be a text that UTF-8 can encode, got {brief(value)}")
 
 
 def _integer(least: int) -> Callable[[object, Attribute[Any], object], None]:
@@ -84,7 +86,10 @@ def _strings(value: Iterable[str]) -> tuple[str, ...]:
     strings = tuple(value)
     if is_a(value, str) or not all(is_a(string, str) for string in strings):
         raise TypeError(f"stop must be a tuple of strings, got {brief(value)}")
-    return tuple(map(exact, strings))
+    plain = tuple(map(exact, strings))
+    if not all(map(is_encodable, plain)):
+        raise ValueError(f"stop must be texts that UTF-8 can encode, got {brief(plain)}")
+    return plain
 
 
 class FinishReason(StrEnum):

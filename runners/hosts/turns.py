@@ -19,7 +19,7 @@ from runners.errors import (
     OutOfMemory,
     RunnerError,
 )
-from runners.plain import plain_data
+from runners.plain import is_encodable, plain_data
 from runners.types import (
     Chunks,
     ContinuingRunner,
@@ -154,6 +154,8 @@ def _check_fields(made: TokenChunk) -> None:
                 break
     if not good:
         raise RunnerError(f"a chunk's fields must have the types that TokenChunk declares, got {brief(made)}")
+    if not is_encodable(made.text):
+        raise RunnerError(f"a chunk's text must be one that UTF-8 can encode, got {brief(made.text)}")
     if len(ids) > MAX_TOKENS:
         raise RunnerError(f"a chunk must have at most {MAX_TOKENS} tokens, got {len(ids)}")
 

@@ -265,7 +265,7 @@ def _choices(fields: Fields) -> dict[str, Any]:
         "top_k": (fields.integer("top_k", -1), (0, -1)),  # two ways to allow all tokens
         "frequency_penalty": (fields.number("frequency_penalty", -2, 2), (0,)),
         "presence_penalty": (fields.number("presence_penalty", -2, 2), (0,)),
-        "repetition_penalty": (fields.number("repetition_penalty", 0, 100), (1,)),
+        "repetition_penalty": (fields.number("repetition_penalty", 0.01, 100), (1,)),
     }
     return {name: value for name, (value, neutral) in given.items() if value not in (None, *neutral)}
 
@@ -313,4 +313,4 @@ def _inputs(name: str, given: Any) -> list[Any]:
 
 
 def _are_ids(given: Any) -> bool:
-    return is_a(given, list) and bool(given) and all(type(each) is int and each >= 0 for each in given)
+    return is_a(given, list) and set(map(type, given)) == {int} and min(given) >= 0

@@ -80,8 +80,9 @@ class Record:
                 or chunk.incarnation != incarnation
                 or end > most
                 or not (more or chunk.finish_reason)
+                or (more and len(accepted) != (at if ids else 0))  # all chunks have ids, or none
             ):
-                wrong = self._unexpected(chunk, incarnation)
+                wrong = self._unexpected(chunk, at, incarnation)
                 del chunks[len(texts) - known :]
                 break
             accepted += ids
@@ -99,9 +100,10 @@ class Record:
             self.replayed += had
         return wrong
 
-    def _unexpected(self, chunk: TokenChunk, incarnation: int) -> ProtocolError:
+    def _unexpected(self, chunk: TokenChunk, at: int, incarnation: int) -> ProtocolError:
+        counts = "tokens" if self.accepted or not at else "chunks without tokens"
         error = ProtocolError(
-            f"{self.name}: position {self.at} of at most {self.most} is next, of incarnation {incarnation}; "
+            f"{self.name}: position {at} of at most {self.most} {counts} is next, of incarnation {incarnation}; "
             f"got {len(chunk.token_ids)} tokens from {brief(chunk.index)}, of incarnation {chunk.incarnation}"
         )
         error.request_ids = (self.batch.request_id,)

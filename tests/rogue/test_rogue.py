@@ -64,6 +64,15 @@ def test_a_frame_that_the_protocol_forbids_ends_the_context(acts, seed):
     assert played.failures == ["ProtocolError"]
 
 
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("ids", [(1, 0), (0, 1)])
+def test_a_stream_of_tokens_and_of_chunks_without_any_ends_the_context(ids, seed):
+    """D6: Its positions could not be counted, and it could not be continued."""
+    first, second = ids
+    mixed = (Chunk(0, 0, first, 1, last=False), Chunk(0, second, second, 1, last=False))
+    assert play(script(*mixed), seed).failures == ["ProtocolError"]
+
+
 @pytest.mark.parametrize(
     "acts",
     {

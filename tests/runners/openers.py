@@ -82,24 +82,27 @@ class _Unary(_Echo):
 
 @frozen
 class Texts:
-    """Chunks of text without ids; `mixed`: the second one has an id."""
+    """A chunk without ids for each character of a text; `mixed`: the second one has an id."""
 
+    text: str = "abc"
     mixed: bool = False
 
     def build(self, start):
-        return _Texts(self.mixed)
+        return _Texts(self)
 
 
 class _Texts(_Unary):
-    def __init__(self, mixed):
-        self.mixed = mixed
+    def __init__(self, spec):
+        self.spec = spec
         self.info = RunnerInfo(streams=4, runtime="texts")
 
     def execute(self, batch):
-        for index, text in enumerate("abc"):
-            ids = (1,) if self.mixed and index == 1 else ()
+        for index, text in enumerate(self.spec.text):
+            ids = (1,) if self.spec.mixed and index == 1 else ()
             yield TokenChunk(request_id=batch.request_id, index=index, text=text, token_ids=ids)
-        yield TokenChunk(request_id=batch.request_id, index=3, finish_reason=FinishReason.STOP)
+        yield TokenChunk(
+            request_id=batch.request_id, index=len(self.spec.text), finish_reason=FinishReason.STOP
+        )
 
 
 class Liar(dict):

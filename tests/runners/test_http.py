@@ -403,11 +403,12 @@ def test_a_payload_that_cannot_travel_is_the_clients_error():
         assert answer.status == 400
 
 
-def test_a_lone_surrogate_can_be_asked_about():
-    """JSON can have one, UTF-8 cannot: the answer quotes it in ASCII."""
-    answer = asked(Recording(), TEXTS, {**TEXT, "model": "\ud800"})
-    assert (answer.status, answer.error["code"]) == (404, "model_not_found")
-    assert asked(Recording(), TEXTS, {**TEXT, "prompt": "\ud800"}).status == 200
+@pytest.mark.parametrize("field", ["model", "prompt"])
+def test_half_a_character_is_refused(field):
+    """D11: JSON can have one, UTF-8 cannot; the answer quotes it in ASCII."""
+    answer = asked(Recording(), TEXTS, {**TEXT, field: "\ud800"})
+    assert answer.status == 400
+    assert answer.error["message"] == rf"{field} must be a text that UTF-8 can encode, got '\ud800'"
 
 
 def test_what_is_no_route_and_what_is_no_json():

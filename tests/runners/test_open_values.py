@@ -2,6 +2,7 @@
 
 import enum
 import struct
+import sys
 
 import attrs
 import pytest
@@ -143,6 +144,8 @@ class Colour(enum.IntEnum):
         ({"a": {1: 2}}, TypeError, "payload['a'] must have keys that are str, got 1"),
         ([2**64], ValueError, "payload[0] must be an integer of at most 64 bits, got 18446744073709551616"),
         (nested(100), ValueError, " is nested more than 64 deep"),
+        (["x", "\ud800"], ValueError, r"payload[1] must be a text that UTF-8 can encode, got '\ud800'"),
+        ([{"\ud800": 1}], ValueError, r"payload[0] must have keys that UTF-8 can encode, got '\ud800'"),
     ],
 )
 def test_a_payload_that_cannot_travel_is_refused_at_the_caller(value, kind, text):
@@ -152,6 +155,45 @@ def test_a_payload_that_cannot_travel_is_refused_at_the_caller(value, kind, text
     assert text in str(refused.value)
     with pytest.raises(TypeError, match="options must be a dict, got"):
         ExecuteBatch("r", options=[1])
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"request_id": "\ud800"},
+        {"prompt": "\ud800"},
+        {"model": "\ud800"},
+        {"sampling": {"stop": ["x", "\ud800"]}},
+    ],
+)
+def test_half_a_character_is_refused_at_the_caller(wrong):
+    """D11: Otherwise it would depend on the host whether the request can be sent."""
+    with pytest.raises(ValueError, match=r"must be (a text|texts) that UTF-8 can encode, got"):
+        ExecuteBatch(**{"request_id": "r", **wrong, "sampling": Sampling(**wrong.get("sampling", {}))})
+
+
+@HOSTS
+@pytest.mark.trio
+async def test_half_a_character_in_a_chunk_fails_its_request(host):
+    """D11: This is the same under every host."""
+    with pytest.raises(RunnerError, match="a chunk's text must be one that UTF-8 can encode"):
+        await asked(host, Texts("a\ud800"), ExecuteBatch("r"))
+
+
+@pytest.mark.parametrize("numbers", [[7], [0.5, None, True]])
+def test_a_long_list_of_numbers_takes_no_step_for_each(numbers):
+    """D11: Otherwise a million token ids would hold the loop of the parent."""
+
+    calls = []
+    for value in (numbers, numbers * 10_000):
+        made = []
+        sys.setprofile(lambda _frame, event, _arg, made=made: made.append(event))
+        try:
+            plain_data("it", value)
+        finally:
+            sys.setprofile(None)
+        calls.append(len(made))
+    assert calls[0] == calls[1]
 
 
 def test_a_payload_is_copied():
