@@ -76,7 +76,7 @@ def _travels_as_it_is(items: list[Any]) -> bool:
     """Whether every item is a plain scalar. A long list of token ids or of numbers is found out without a step for each."""
     kinds = set(map(type, items))
     if kinds == {int}:
-        return bool(_LEAST <= min(items) and max(items) <= _MOST)
+        return bool(min(items) >= _LEAST and max(items) <= _MOST)
     return kinds <= _SCALARS
 
 

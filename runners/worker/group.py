@@ -52,6 +52,12 @@ class Group:
             for context in self.contexts.values():
                 context.has_changed()
 
+    def has_open(self, request_id: str) -> bool:
+        """Whether a request with this id is open in a context, or is tried again there."""
+        return any(
+            request_id in context.open or request_id in context.retries for context in self.contexts.values()
+        )
+
     def wake(self) -> None:
         """Begun streams went back to the queue: a context that the rate limits hold back may still continue them."""
         for context in self.contexts.values():

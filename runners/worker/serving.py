@@ -386,7 +386,13 @@ class _Serving:
         if self._again <= now:
             rates.note(tokens, now)
             return False
+        message.on_left(self._look_again)
         return True
+
+    def _look_again(self) -> None:
+        """The caller has left whose request the rate limits held back: the next one may be smaller."""
+        self._again = 0.0
+        self._context.has_changed()
 
     def _take(self, message: Message) -> None:
         """Begin a request, or continue one that comes from another session."""
@@ -407,7 +413,7 @@ class _Serving:
             self._context.put(message)
 
     def _check(self, record: Record) -> None:
-        if record.batch.request_id in self._open:
+        if self._context.group.has_open(record.batch.request_id):
             raise BadRequest(
                 f"request ids in flight must differ, got a second {brief(record.batch.request_id)}"
             )

@@ -149,6 +149,23 @@ async def test_a_context_that_is_full_counts_for_no_share(autojump_clock):
 
 
 @pytest.mark.trio
+async def test_request_ids_differ_in_all_contexts_of_a_worker(autojump_clock):
+    """D6, D12: A second request with the id of an open one is refused at once, whichever context takes it: streams may move."""
+    hosts = [Stage(), Stage()]
+    async with serving(hosts=hosts) as scene, trio.open_nursery() as nursery:
+        (a,) = await asks(nursery, scene.worker, "a")
+        (again,) = callers("a")
+        await again.run(scene.worker)
+        assert "request ids in flight must differ, got a second 'a'" in str(again.error)
+        first, second = await scene.acts(0, 1)
+        assert first.begun + second.begun == ["a"]
+        act = first if first.begun else second
+        act.makes("a", last=True)
+        await a.over.wait()
+        assert a.error is None
+
+
+@pytest.mark.trio
 async def test_a_context_that_is_not_there_takes_nothing(autojump_clock):
     """D12: While a context starts, backs off or tries a suspect, the others take the requests."""
     hosts = [Stage(streams=1), Stage(streams=8)]

@@ -169,6 +169,25 @@ def test_what_waits_for_the_limit_can_leave_and_be_refused():
     run_virtual(main)
 
 
+@pytest.mark.parametrize("several", [0, 3])
+def test_a_request_that_leaves_holds_back_no_smaller_one_behind_it(several):
+    """D14: The limit counts for the request that is next."""
+    server = Server(RateLimits(tokens=100))
+
+    async def scene(worker):
+        began = trio.current_time()
+        await worker.call(request("first", most=89))
+        async with trio.open_nursery() as others, trio.open_nursery() as nursery:
+            nursery.start_soon(worker.call, request("large", most=59))
+            await trio.testing.wait_all_tasks_blocked()
+            others.start_soon(worker.call, request("small", most=4))
+            await trio.sleep(5)
+            nursery.cancel_scope.cancel()
+        assert [(name, round(at - began)) for at, name in server.began] == [("first", 0), ("small", 6)]
+
+    serve(server, scene, several=several)
+
+
 @given(
     requests=st.integers(1, 5) | st.none(),
     tokens=st.integers(10, 30) | st.none(),
