@@ -70,6 +70,11 @@ class Address:
         if self.mailbox is not None:
             self.mailbox.open()
 
+    def serve_again(self) -> None:
+        """A child serves the mailbox, or one that is added will: it is open, unless the node is down for good (R37)."""
+        if self.mailbox is not None and self.mailbox.closed and not self.gone:
+            self.mailbox.open()
+
     def stopped(self) -> ChildStopped:
         exc = ChildStopped(
             f"{self.path!r} is down for good" + ("" if self.why is None else f": {brief(self.why)}")

@@ -479,13 +479,8 @@ class Driver:
     def _open_shared(self, above: Machine) -> None:
         """A child starts that serves a mailbox which it shares."""
         address = self.addresses.get(owner_of(above).path)
-        if (
-            address is not None
-            and address.mailbox is not None
-            and address.mailbox.closed
-            and not address.gone
-        ):
-            address.mailbox.open()
+        if address is not None:
+            address.serve_again()
 
     def _reply(self, one: effect.Reply) -> None:
         if one.token is not None:
@@ -494,7 +489,7 @@ class Driver:
     @enable_ki_protection
     def _gone(self, one: effect.Gone) -> None:
         """The node and all below it are down for good: close their addresses, which wakes the tasks that wait there."""
-        self._close_unserved(one)
+        self._look_who_serves(one)
         address = self.addresses.get(one.path)
         if address is None:
             return
@@ -509,10 +504,11 @@ class Driver:
             if above is not None:
                 above.below.pop(one.path, None)
 
-    def _close_unserved(self, one: effect.Gone) -> None:
+    def _look_who_serves(self, one: effect.Gone) -> None:
         """Close the mailbox of a supervisor if the last child that serves it is down for good (R37).
 
-        A pool's is not closed, nor one that no child shares: the next member, or child, that is added serves it.
+        A pool's is not closed, nor one that no child shares: the next member, or child, that is added serves it. So it opens when
+        the last one that was down is removed.
         """
         above = self.forest.machines.get(one.path.rpartition("/")[0])
         owner = None if above is None else owner_of(above)
@@ -521,6 +517,8 @@ class Driver:
             assert owner is not None
             if is_unserved(owner, self.forest.machines):
                 address.mailbox.close(one.why)
+            elif one.removed:
+                address.serve_again()
 
     def stray(self, path: str, exc: BaseException) -> None:
         """A callback of a child raised while no body of the child ran that could fail with it (R24, R30)."""

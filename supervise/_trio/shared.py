@@ -182,18 +182,18 @@ def owner_of(machine: Machine) -> Machine:
 
 
 def is_unserved(owner: Machine, machines: Mapping[str, Machine]) -> bool:
-    """Whether nodes share the mailbox of this supervisor, and each is down for good, or has only such nodes below."""
+    """Whether nodes share the mailbox of this supervisor, and each that serves it is down for good, or below one that is."""
     found = False
     walks = [iter(() if isinstance(owner.spec, Pool) else owner.children.values())]
     while walks:
         node = next(walks[-1], None)
         if node is None:
             walks.pop()
-        elif node.spec.mailbox is SHARED:
+        elif node.spec.mailbox is SHARED and node.gone:
             found = True
+        elif node.spec.mailbox is SHARED:
             below = machines.get(node.path)
-            if not node.gone and (below is None or isinstance(below.spec, Pool)):
+            if below is None or isinstance(below.spec, Pool):
                 return False
-            if not node.gone and below is not None:
-                walks.append(iter(below.children.values()))
+            walks.append(iter(below.children.values()))
     return found

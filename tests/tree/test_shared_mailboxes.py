@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from supervise import (
+    IGNORE,
     Backoff,
     CallLost,
     Child,
@@ -143,6 +144,47 @@ def test_callers_are_answered_when_the_last_child_is_down_for_good():
         assert await tree["app"].call("and again") == "c"
 
     grow(crew(got, "ab", seconds=1.0, decider=Decider({Boom: Stop, Other: Stop})), scene)
+
+
+@pytest.mark.parametrize("further", [False, True])
+def test_messages_wait_once_the_last_child_that_was_down_is_removed(further):
+    """R37: No child shares the mailbox then, so they wait for one that is added."""
+    got = []
+
+    async def scene(tree, _):
+        last = tree["app/inner/a" if further else "app/a"]
+        await last.stop()
+        with pytest.raises(ChildStopped):
+            await tree["app"].call("early")
+        await last.remove()
+        async with trio.open_nursery() as nursery:
+            answers = []
+
+            async def asks():
+                answers.append(await tree["app"].call("waits"))
+
+            nursery.start_soon(asks)
+            await quiet()
+            assert (answers, tree["app"].status().mailbox) == ([], 1)
+            await tree["app"].add(Worker("b", got).spec)
+        assert answers == ["b"]
+
+    spec = Worker("a", got)
+    shared = app(spec, name="inner", mailbox="shared") if further else spec
+    grow(app(shared, mailbox=99), scene)
+
+
+def test_no_message_waits_for_a_child_that_never_started():
+    """R17, R37: A child that is not needed is down for good, though it has never opened its inbox."""
+
+    async def unneeded(_, *, task_status):  # noqa: ARG001 - a body that says when it is ready
+        return IGNORE
+
+    async def scene(tree, _):
+        with pytest.raises(ChildStopped), trio.fail_after(5):
+            await tree["app"].call("x")
+
+    grow(app(Child("a", unneeded, mailbox="shared"), mailbox=99), scene)
 
 
 def test_a_mailbox_may_be_shared_through_supervisors():
