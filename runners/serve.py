@@ -184,13 +184,17 @@ def runner_of(folder: str | None) -> RunnerSpec:
     """The runner of the model in a folder; None is the model that comes along.
 
     Raises:
-        ValueError: the folder does not exist.
+        ValueError: the folder does not exist, or has no model in it.
         ModuleNotFoundError: what such a model needs is not installed.
     """
     if folder is None:
         return TorchLM()
     if not Path(folder).is_dir():
         raise ValueError(f"the model must be a folder, got {folder}")
+    if not (Path(folder) / "config.json").is_file():
+        raise ValueError(
+            f"the model must be a folder with a config.json, as Transformers saves it, got {folder}"
+        )
     made: RunnerSpec = import_module("runners.models.transformers").TransformersLM(folder)
     return made
 

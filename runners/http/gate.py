@@ -59,12 +59,13 @@ class Gate:
         headers: list[tuple[bytes, bytes]] = scope["headers"]
         given = {name.lower(): value for name, value in headers}
         if self._token is not None and _path(scope) not in _OPEN_PATHS:
-            scheme, _, token = given.get(b"authorization", b"").partition(b" ")
+            credentials = [value for name, value in headers if name.lower() == b"authorization"]
+            scheme, _, token = (credentials[0] if len(credentials) == 1 else b"").partition(b" ")
             # The comparison takes the same time wherever the first difference is.
             if not hmac.compare_digest(token.strip(), self._token) or scheme.lower() != b"bearer":
                 raise Refusal(
                     401,
-                    "the header Authorization must be 'Bearer', a space and the token of this server",
+                    "there must be one header Authorization, 'Bearer', a space and the token of this server",
                     code="invalid_api_key",
                     headers={"www-authenticate": "Bearer"},
                 )

@@ -249,14 +249,20 @@ MAILBOXES = tuple(
         (
             "a child that shares through a supervisor does not count",
             _SHARED,
-            "                walks.append(iter(below.children.values()))",
-            "                pass",
+            "            walks.append(iter(below.children.values()))",
+            "            pass",
         ),
         (
             "a supervisor that is up serves though its children are down",
             _SHARED,
-            "            if not node.gone and (below is None or isinstance(below.spec, Pool)):",
-            "            if not node.gone:",
+            "            if below is None or isinstance(below.spec, Pool):",
+            "            if True:",
+        ),
+        (
+            "a mailbox stays closed when the last child that was down is removed",
+            _DRIVER,
+            "            elif one.removed:\n                address.serve_again()",
+            "            elif False:\n                address.serve_again()",
         ),
         (
             "a mailbox stays closed when a child of it starts again",

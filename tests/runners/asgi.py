@@ -101,7 +101,9 @@ class Client:
             "query_string": b"",
             "scheme": "http",
             "headers": [
-                (name.encode(), value.encode()) for name, value in {**self.headers, **headers}.items()
+                (name.encode(), each.encode())
+                for name, value in {**self.headers, **headers}.items()
+                for each in ([value] if isinstance(value, str) else value)
             ],
         }
 

@@ -454,6 +454,17 @@ def test_without_the_token_nothing_is_served(header):
     assert len(seen) == 1
 
 
+@pytest.mark.parametrize("two", [["Bearer secret", "Bearer x"], ["Bearer x", "Bearer secret"]])
+def test_of_two_tokens_none_counts(two):
+    """A server in front of this one may look at the other."""
+
+    async def use(client, _):
+        headers = {"content-type": "application/json", "authorization": two}
+        return await client.post(CHATS, CHAT, headers=headers)
+
+    assert served(Recording(), use, token="secret").status == 401
+
+
 @pytest.mark.parametrize("declared", [True, False])
 def test_a_body_that_is_too_large(declared):
     """Its length may be declared or not. What comes of it is taken, or a server would wait for ever."""

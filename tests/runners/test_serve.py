@@ -557,6 +557,11 @@ def test_a_folder_is_served_by_the_adapter_of_such_models(tmp_path, monkeypatch)
     made = type(sys)("runners.models.transformers")
     made.TransformersLM = lambda folder: ("the model in", folder)
     monkeypatch.setitem(sys.modules, "runners.models.transformers", made)
+    with pytest.raises(
+        ValueError, match=r"must be a folder with a config\.json, as Transformers saves it, got /"
+    ):
+        runner_of(str(tmp_path))
+    (tmp_path / "config.json").write_text("{}")
     assert runner_of(str(tmp_path)) == ("the model in", str(tmp_path))
 
 
