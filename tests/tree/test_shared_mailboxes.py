@@ -177,7 +177,7 @@ def test_messages_wait_once_the_last_child_that_was_down_is_removed(further):
 def test_no_message_waits_for_a_child_that_never_started():
     """R17, R37: A child that is not needed is down for good, though it has never opened its inbox."""
 
-    async def unneeded(_, *, task_status):  # noqa: ARG001 - a body that says when it is ready
+    async def unneeded(_, *, task_status):
         return IGNORE
 
     async def scene(tree, _):
