@@ -11,6 +11,7 @@ import hmac
 from collections.abc import Awaitable, Callable
 
 import trio
+from attrs import define
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ..errors import WorkerStopping
@@ -21,6 +22,9 @@ _OPEN_PATHS = frozenset(("/health",))
 
 _BODY_SECONDS = 60.0
 """The time in which a body must arrive: a client that sends none must not hold a connection for ever."""
+
+LINGER_SECONDS = 2.0
+"""The time that a client has to notice that its body is not wanted."""
 
 
 class Gate:
@@ -46,14 +50,15 @@ class Gate:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        incoming = _Incoming(receive)
         try:
             self._check(scope)
-            body = await self._body(receive)
+            body = await self._body(incoming.receive)
         except Refusal as refusal:
-            await self._refuse(refusal, scope, receive, send)
+            await self._refuse(refusal, scope, incoming, send)
         else:
             if body is not None:
-                await self._serve(body, scope, receive, send)
+                await self._serve(body, scope, incoming, send)
 
     def _check(self, scope: Scope) -> None:
         headers: list[tuple[bytes, bytes]] = scope["headers"]
@@ -111,13 +116,27 @@ class Gate:
             if not message.get("more_body", False):
                 return b"".join(parts)
 
-    async def _refuse(self, refusal: Refusal, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer, and take what comes of the body until the server reports that the exchange is over."""
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(_until_disconnect, receive)
-            await refusal.response()(scope, receive, send)
+    async def _refuse(self, refusal: Refusal, scope: Scope, incoming: _Incoming, send: Send) -> None:
+        """Answer, and take what comes of the body until the server reports that the exchange is over.
 
-    async def _serve(self, body: bytes, scope: Scope, receive: Receive, send: Send) -> None:
+        The exchange stays open until the body has come, for some seconds at most: a server that closes a connection with
+        unread bytes resets it, and the client may never see its answer.
+        """
+
+        async def send_and_linger(message: Message) -> None:
+            if message["type"] == "http.response.body":
+                await send({**message, "more_body": True})
+                with trio.move_on_after(LINGER_SECONDS):
+                    while not incoming.is_whole:
+                        await incoming.receive()
+                message = {"type": "http.response.body", "body": b"", "more_body": False}
+                nursery.start_soon(incoming.until_disconnect)
+            await send(message)
+
+        async with trio.open_nursery() as nursery:
+            await refusal.response()(scope, incoming.receive, send_and_linger)
+
+    async def _serve(self, body: bytes, scope: Scope, incoming: _Incoming, send: Send) -> None:
         messages: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
         over = False
 
@@ -132,7 +151,7 @@ class Gate:
             await send(message)
 
         async def leave_with_the_client(scope: trio.CancelScope) -> None:
-            await _until_disconnect(receive)
+            await incoming.until_disconnect()
             # The server reports a disconnect also from inside the last `send`, whose rest must not be cancelled: it makes
             # the connection ready for the next request.
             if not over:
@@ -150,14 +169,29 @@ class Gate:
             raise raised
 
 
+@define(eq=False)
+class _Incoming:
+    """What comes of one exchange. `is_whole`: whether the body is over. `is_over`: whether the exchange is."""
+
+    _receive: Receive
+    is_whole: bool = False
+    is_over: bool = False
+
+    async def receive(self) -> Message:
+        """The next message."""
+        message = await self._receive()
+        self.is_over = message["type"] == "http.disconnect"
+        self.is_whole = self.is_over or not message.get("more_body", False)
+        return message
+
+    async def until_disconnect(self) -> None:
+        """Take all messages up to the one that ends the exchange, which comes once."""
+        while not self.is_over:
+            await self.receive()
+
+
 def _path(scope: Scope) -> str:
     """The path as this app has it: it may be mounted in another one, below a path of its own."""
     path, root = scope["path"], scope.get("root_path", "")
     below: str = path[len(root) :] if path.startswith(f"{root}/") else path
     return below
-
-
-async def _until_disconnect(receive: Receive) -> None:
-    """Take all messages up to the one that ends the exchange."""
-    while (await receive())["type"] != "http.disconnect":
-        pass

@@ -21,6 +21,7 @@ from talkers import Talking
 
 import runners.serve
 from runners import InlineHost, ProcessHost, device_worker
+from runners.http import gate
 from runners.models.scripted import Fault, Scripted
 from runners.models.torch_lm import TorchLM
 from runners.serve import all_devices, main, runner_of, serve, worker
@@ -282,6 +283,7 @@ async def test_a_refused_body_leaves_no_connection(monkeypatch):
     monkeypatch.setattr(
         "hypercorn.config.Config.max_app_queue_size", 1
     )  # so that it is full whatever the schedule
+    monkeypatch.setattr(gate, "LINGER_SECONDS", 0.05)
     entitled = ("authorization: Bearer secret",)
     async with serving(Scripted(), token="secret", max_body=1000, drain=0.1) as scene:
         for path, extra in (("/v1/x", ()), ("/health", ()), ("/v1/completions", entitled)) * 3:
@@ -294,6 +296,19 @@ async def test_a_refused_body_leaves_no_connection(monkeypatch):
                     await read_until(stream, b"nothing")
                 await stream.aclose()
         await until(lambda: not connections(scene.port))
+
+
+@pytest.mark.trio
+async def test_a_client_that_sends_its_whole_body_first_gets_the_refusal():
+    """A connection that is closed with unread bytes is reset, and what was sent to it may be lost."""
+    async with serving(Scripted(), max_body=1000) as scene:
+        for _ in range(10):
+            head = request("/v1/completions").replace(b"content-length: 0", b"content-length: 20000000")
+            stream = await scene.connect()
+            with trio.fail_after(10):
+                await stream.send_all(head + b"x" * 20_000_000)
+                assert b"413" in await read_until(stream, b"body_too_large")
+            await stream.aclose()
 
 
 def connections(port):
