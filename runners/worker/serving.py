@@ -72,6 +72,9 @@ AT_ONCE = 64
 _LONGEST_PAUSE = 86_400
 """Seconds; what a server says beyond a day, or not in seconds, is ignored."""
 
+_LOOK = 0.05
+"""Seconds between two looks of a context that is being stopped alone."""
+
 _REBUILDS = Decider({"device.rebuild": Resume})
 """A rebuild request is always a Resume (D7), whatever the decider of the worker says."""
 
@@ -325,12 +328,18 @@ class _Serving:
         return self._leaves_the_queue() or (self._all_back and not self._inbox)
 
     async def _watch_stop(self) -> None:
-        """Have all contexts of a worker that is being stopped drain at the same time."""
-        child = current_child()
+        """Have all contexts of a worker that is being stopped drain at the same time.
+
+        While this context alone is being stopped, the worker may be stopped too. The others are asked only when this one has
+        ended (R12), so they learn of it from here.
+        """
+        child, context = current_child(), self._context
         await child.stop_requested()
-        if child.tree[self._context.opener.worker_of(child.path)].status().state == "stopping":
-            self._context.group.drain(self._context.drain)
-        self._context.has_changed()
+        context.has_changed()
+        worker = child.tree[context.opener.worker_of(child.path)]
+        while worker.status().state != "stopping":  # noqa: ASYNC110 - a tree has no wait for the stop of another node
+            await trio.sleep(_LOOK)
+        context.group.drain(context.drain)
 
     async def _drain(self) -> None:
         """Once the worker is asked to stop, begin no more requests. End with the last begun stream, when asked to stop.

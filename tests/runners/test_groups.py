@@ -395,6 +395,30 @@ async def test_all_contexts_drain_at_the_same_time(autojump_clock):
 
 
 @pytest.mark.trio
+async def test_all_contexts_drain_at_the_same_time_though_one_drains_already(autojump_clock):
+    """D13, D12: The tree asks the others only when that one has ended (R12)."""
+    hosts = [Stage(), Stage()]
+
+    async def stop(context):
+        with suppress(Refused):  # the stop of the worker overtakes it
+            await context.stop()
+
+    async with serving(hosts=hosts, drain=20) as scene, trio.open_nursery() as nursery:
+        them = await asks(nursery, scene.worker, "ab")
+        began = trio.current_time()
+        nursery.start_soon(stop, scene.above(1))
+        await trio.sleep(5)
+        nursery.start_soon(scene.worker.stop)
+        await trio.sleep(1)
+        (late,) = callers("e")
+        await late.run(scene.worker)
+        assert type(late.error) is WorkerStopping
+        for caller in them:
+            await caller.over.wait()
+    assert trio.current_time() - began == pytest.approx(25, abs=0.2)
+
+
+@pytest.mark.trio
 async def test_a_drained_worker_ends_with_its_last_stream_and_serves_again(autojump_clock):
     """D13, D12: A stream that its context loses meanwhile is continued by another one, though that has nothing left to do."""
     hosts = [Stage(), Stage()]
