@@ -11,7 +11,7 @@ from attrs import Attribute, asdict, evolve, field, frozen
 from attrs.validators import ge, in_, instance_of, matches_re, optional
 
 from .brief import brief, exact, is_a
-from .plain import is_encodable, plain_data
+from .plain import is_encodable, plain_data, size_of
 
 OnLoss: TypeAlias = Literal["migrate", "fail"]
 Transport: TypeAlias = Literal["local", "network"]
@@ -194,8 +194,11 @@ class ExecuteBatch:
 
     @property
     def estimated_input(self) -> int:
-        """About how many tokens the prompt has, at least 1."""
-        return max(1, len(self.prompt) // _CHARACTERS_A_TOKEN)
+        """About how many tokens prompt and payload have, at least 1: each of a list of ids, or a quarter of the characters."""
+        if type(self.payload) is list and set(map(type, self.payload)) == {int}:
+            return len(self.payload)
+        characters = len(self.prompt) + (0 if self.payload is None else size_of(self.payload))
+        return max(1, characters // _CHARACTERS_A_TOKEN)
 
 
 @frozen(kw_only=True)

@@ -432,11 +432,13 @@ class _Serving:
             raise record.replaced()
         if record.is_late(trio.current_time()):
             raise record.late(current_child().path)
-        limits, tokens = self._session.info.limits, record.batch.estimated_tokens
-        if limits is not None and limits.tokens is not None and tokens > limits.tokens and not record.chunks:
-            raise BadRequest(
-                f"{record.name} may take {tokens} tokens, and its server takes {limits.tokens} a minute"
-            )
+        limits = self._session.info.limits
+        if limits is not None and limits.tokens is not None and not record.chunks:
+            tokens = record.batch.estimated_tokens
+            if tokens > limits.tokens:
+                raise BadRequest(
+                    f"{record.name} may take {tokens} tokens, and its server takes {limits.tokens} a minute"
+                )
 
     async def _watch_deadlines(self) -> None:
         """End the open streams whose deadline has passed, and free their places, even if no caller waits for a chunk just now.

@@ -63,6 +63,22 @@ def test_a_chunk_made_fast_is_a_chunk(fields):
         fast.index = 5
 
 
+@pytest.mark.parametrize(
+    ("payload", "tokens"),
+    [
+        ([5] * 100, 100),
+        ([{"role": "user", "content": "x" * 400}], 107),
+        ("x" * 400, 100),
+        (b"x" * 400, 100),
+        ([], 2),
+        (None, 1),
+    ],
+)
+def test_the_tokens_of_a_payload_are_estimated(payload, tokens):
+    """D14: Otherwise a chat would count as one token, whatever the limit of its server is."""
+    assert ExecuteBatch("r", payload=payload).estimated_input == tokens
+
+
 @given(st.text(), st.integers(1, 10**6), st.floats(0, 100), st.floats(0, 100))
 def test_a_cost_is_estimated_from_what_a_request_may_take(prompt, most, dear, dearer):
     """As much answer as it allows; a runner that names no price costs nothing."""
