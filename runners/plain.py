@@ -74,10 +74,14 @@ def _copied_list(value: Any, depth: int) -> list[Any]:
 
 def _travels_as_it_is(items: list[Any]) -> bool:
     """Whether every item is a plain scalar. A long list of token ids or of numbers is found out without a step for each."""
-    kinds = set(map(type, items))
-    if kinds == {int}:
+    if are_integers(items):
         return bool(min(items) >= _LEAST and max(items) <= _MOST)
-    return kinds <= _SCALARS
+    return set(map(type, items)) <= _SCALARS
+
+
+def are_integers(data: Any) -> bool:
+    """Whether it is a list of integers, at least one, such as token ids. Found out without a step for each."""
+    return is_a(data, list) and set(map(type, data)) == {int}
 
 
 def _copied_dict(value: Any, depth: int) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from attrs import Attribute, asdict, evolve, field, frozen
 from attrs.validators import ge, in_, instance_of, matches_re, optional
 
 from .brief import brief, exact, is_a
-from .plain import is_encodable, plain_data, size_of
+from .plain import are_integers, is_encodable, plain_data, size_of
 
 OnLoss: TypeAlias = Literal["migrate", "fail"]
 Transport: TypeAlias = Literal["local", "network"]
@@ -195,9 +195,10 @@ class ExecuteBatch:
     @property
     def estimated_input(self) -> int:
         """About how many tokens prompt and payload have, at least 1: each of a list of ids, or a quarter of the characters."""
-        if type(self.payload) is list and set(map(type, self.payload)) == {int}:
-            return len(self.payload)
-        characters = len(self.prompt) + (0 if self.payload is None else size_of(self.payload))
+        payload: Any = self.payload
+        if are_integers(payload):
+            return len(payload)
+        characters = len(self.prompt) + (0 if payload is None else size_of(payload))
         return max(1, characters // _CHARACTERS_A_TOKEN)
 
 

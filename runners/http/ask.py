@@ -15,6 +15,7 @@ from typing import Any, NoReturn, cast
 from attrs import evolve, field, frozen
 
 from ..brief import brief, is_a, text_of
+from ..plain import are_integers
 from ..types import ExecuteBatch, Sampling
 from .refusal import Refusal
 
@@ -313,4 +314,4 @@ def _inputs(name: str, given: Any) -> list[Any]:
 
 
 def _are_ids(given: Any) -> bool:
-    return is_a(given, list) and set(map(type, given)) == {int} and min(given) >= 0
+    return are_integers(given) and min(given) >= 0
