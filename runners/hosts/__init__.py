@@ -1,6 +1,6 @@
 """The interfaces `Host` and `Session` (D10): a host opens sessions, and a session controls one loaded incarnation of a runner.
 
-`runners.hosts.process.host` has the host for a local device, `runners.hosts.spec` the check of a runner spec for it.
+`runners.hosts.process.host` has the host for a local device, `runners.hosts.packing` the check of a runner spec for it.
 Nothing here depends on supervisors or torch, and importing it imports neither Trio nor msgspec.
 """
 

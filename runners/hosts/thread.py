@@ -20,7 +20,7 @@ from runners.diagnosis.probe import DeviceProbe
 from runners.errors import DeviceError, InferenceError, Unrecoverable
 from runners.hosts import Session
 from runners.hosts.local import LocalSession
-from runners.hosts.spec import check_runner
+from runners.hosts.packing import check_runner
 from runners.hosts.turns import Item, Turns, close_error, in_turn, info_of, judged, load_error, sync_runner
 from runners.protect import Entered
 from runners.types import ExecuteBatch, RunnerInfo, RunnerSpec, RunnerStart, SessionRebuildCause

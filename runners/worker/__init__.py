@@ -17,7 +17,7 @@ from ..brief import brief
 from ..errors import Backpressure, Timeout, WorkerDown
 from ..hosts import Host
 from ..hosts.default import default_host
-from ..hosts.spec import check_for
+from ..hosts.packing import check_for
 from ..types import ExecuteBatch, RunnerSpec
 from .operations import rebuild, replace, report_poison
 from .serving import ContextState, Opener

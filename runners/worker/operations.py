@@ -13,7 +13,7 @@ from supervise import ChildStopped, Ref, Refused, StartFailed
 
 from ..brief import brief
 from ..errors import ContextPoisoned, RebuildSuperseded, WorkerDown, WorkerStopping
-from ..hosts.spec import check_for
+from ..hosts.packing import check_for
 from ..types import RunnerSpec, SessionRebuildCause
 from .context import Context
 from .group import Group, group_at

@@ -36,10 +36,10 @@ from sessions import BATCH, FOREVER, ids, until_failure, whole
 
 from runners.errors import ContextDied, LoadFailed, Unrecoverable
 from runners.hosts import MARK
+from runners.hosts.packing import check_runner
 from runners.hosts.process import wire
 from runners.hosts.process.host import ProcessHost
 from runners.hosts.process.parent import births, peer, standby
-from runners.hosts.spec import check_runner
 from runners.models.scripted import Scripted, expected
 from runners.worker import device_worker
 

@@ -30,7 +30,7 @@ from benchmarks.chaos import (
 )
 from benchmarks.rough import ROUGH, WIDTH, Rough
 from runners.errors import ContextLost, OutOfMemory, PoisonRequest, RunnerError, WorkerDown
-from runners.hosts.spec import check_runner
+from runners.hosts.packing import check_runner
 from runners.models.scripted import Scripted
 from runners.types import RunnerStart, TokenChunk
 

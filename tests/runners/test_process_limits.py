@@ -482,7 +482,7 @@ def test_the_output_and_the_child_processes_of_a_runner_are_kept_apart(tmp_path)
 
 def test_importing_the_host_protocol_imports_neither_trio_nor_msgspec():
     """The child imports this package first; each of the two would cost it tens of milliseconds."""
-    code = "import sys, runners.hosts, runners.models.scripted, runners.hosts.spec; print({'trio', 'msgspec'} & set(sys.modules))"
+    code = "import sys, runners.hosts, runners.models.scripted, runners.hosts.packing; print({'trio', 'msgspec'} & set(sys.modules))"
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True)
     assert done.stdout == "set()\n"

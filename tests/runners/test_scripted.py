@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from rogues import Nested, Remembers, factory
 
 from runners.errors import ContextPoisoned, OutOfMemory, Unrecoverable
-from runners.hosts.spec import check_runner, pack, unpack
+from runners.hosts.packing import check_runner, pack, unpack
 from runners.models.scripted import Asked, Fault, Faulty, Scripted, TaggedError, asked, expected
 from runners.models.torch_lm import TorchLM
 from runners.types import (

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from runners import errors
 from runners.errors import InferenceError
-from runners.hosts.spec import pack, unpack
+from runners.hosts.packing import pack, unpack
 from runners.types import (
     ExecuteBatch,
     FinishReason,

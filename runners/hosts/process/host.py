@@ -36,12 +36,12 @@ from runners.errors import (
     Unrecoverable,
 )
 from runners.hosts import RequestFailed, Session
+from runners.hosts.packing import check_runner, pack
 from runners.hosts.process import wire
 from runners.hosts.process.parent.births import is_late, refusal
 from runners.hosts.process.parent.peer import Peer
 from runners.hosts.process.parent.standby import Plan, Reserve, reserved
 from runners.hosts.session import BaseSession
-from runners.hosts.spec import check_runner, pack
 from runners.protect import Entered
 from runners.types import ExecuteBatch, RunnerSpec, SessionRebuildCause, TokenChunk, token_chunk
 

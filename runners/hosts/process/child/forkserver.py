@@ -24,10 +24,10 @@ from typing import NoReturn, Self
 
 from attrs import frozen
 
+from runners.hosts.packing import unpack
 from runners.hosts.process import wire
 from runners.hosts.process.child import life
 from runners.hosts.process.standard import fill_standard
-from runners.hosts.spec import unpack
 from runners.types import PreloadingSpec, RunnerSpec
 
 _DATAGRAM = 2**20

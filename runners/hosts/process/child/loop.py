@@ -10,10 +10,10 @@ from typing import TypeVar, cast
 from runners.diagnosis.classify import classify
 from runners.diagnosis.probe import DeviceProbe
 from runners.errors import InferenceError
+from runners.hosts.packing import unpack
 from runners.hosts.process import wire
 from runners.hosts.process.child.title import entitle
 from runners.hosts.process.surroundings import adopt
-from runners.hosts.spec import unpack
 from runners.hosts.turns import (
     Item,
     Judge,
