@@ -2,7 +2,7 @@
 
 Trio looks up the code of the running frames when the signal comes, so protection costs nothing until then. A function that a
 protected function calls is protected too, those of contextlib included. A runner in the main thread is called through
-`freely`, so that a slow one can be interrupted. (`supervise` protects its classes in the same way, but its helper is private.)
+`unprotected`, so that a slow one can be interrupted. (`supervise` protects its classes in the same way, but its helper is private.)
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ def protected(cls: Class) -> Class:
 
 
 @disable_ki_protection
-def freely(function: Callable[..., Value], *arguments: Any) -> Value:
+def unprotected(function: Callable[..., Value], *arguments: Any) -> Value:
     """Call a function of a runner: a `KeyboardInterrupt` may be raised in it."""
     return function(*arguments)
 
 
 @disable_ki_protection
-async def freely_settled(function: Callable[..., Any], *arguments: Any) -> Any:
-    """As `freely`; if the result is awaitable, await it and return that result."""
+async def unprotected_result(function: Callable[..., Any], *arguments: Any) -> Any:
+    """As `unprotected`; if the result is awaitable, await it and return that result."""
     result = function(*arguments)
     return await result if inspect.isawaitable(result) else result
 

@@ -32,7 +32,7 @@ from runners.hosts.turns import (
     load_error,
 )
 from runners.nursery import bare_nursery
-from runners.protect import Entered, freely, freely_settled, protected
+from runners.protect import Entered, protected, unprotected, unprotected_result
 from runners.types import (
     Chunks,
     ExecuteBatch,
@@ -127,8 +127,8 @@ class InlineSession(LocalSession):
             DeviceError: building failed.
         """
         try:
-            runner: ModelRunner = await freely_settled(spec.build, start)
-            self._info = freely(info_of, runner)
+            runner: ModelRunner = await unprotected_result(spec.build, start)
+            self._info = unprotected(info_of, runner)
         except Exception as error:
             raise load_error(error, self._judge) from error
         if self._remote:
@@ -185,7 +185,7 @@ class InlineSession(LocalSession):
     def _guarded(self, act: Callable[..., Any], *args: object) -> Any:
         """Call `act`, which uses the runner. A `DeviceError` fails the context, and `receive` raises it."""
         try:
-            return freely(act, *args)
+            return unprotected(act, *args)
         except DeviceError as error:
             self._fail(error)
 
@@ -227,7 +227,7 @@ class InlineSession(LocalSession):
                 await self._all_ended()
                 self._turns.forget()
                 if self._failure is None:
-                    await freely_settled(self._turns.runner.rebuild, cause)
+                    await unprotected_result(self._turns.runner.rebuild, cause)
         except Exception as error:  # noqa: BLE001 - `load_error` judges all that a runner raises
             self._fail(self._of_rebuild(load_error(error, self._judge)))
         except BaseException:
@@ -254,11 +254,11 @@ class InlineSession(LocalSession):
         found: DeviceError | None = None
         with trio.move_on_after(self._close_timeout, shield=True) as scope:
             try:
-                freely(self._turns.drop_all)
+                unprotected(self._turns.drop_all)
                 await self._all_ended()
                 found = self._failure if known is None else None  # in ending a stream
                 if found is None or self._remote:
-                    await freely_settled(self._turns.runner.close)
+                    await unprotected_result(self._turns.runner.close)
             except Exception as error:
                 raise close_error(error) from error
         if scope.cancelled_caught:

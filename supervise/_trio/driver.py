@@ -35,7 +35,7 @@ from .._core.spec import IGNORE, SHARED, Child, Pool, Supervisor
 from ..errors import Refused, TreeFailed
 from ..sinks._words import trace
 from .address import Address, Answer
-from .leaf import Leaf, freely
+from .leaf import Leaf, unprotected
 from .mailbox import Queue
 from .protect import check_stack
 from .shared import is_unserved, owner_of
@@ -406,7 +406,7 @@ class Driver:
         place = self._places[above]
         assert place.nursery is not None
         self.leaves[path] = leaf = Leaf(self, place.machine, place.machine.children[name])
-        self._spawn(place.nursery, leaf.live, path)
+        self._spawn(place.nursery, leaf.run, path)
 
     def _spawn(
         self, nursery: trio.Nursery, run: Callable[..., Awaitable[None]], path: str, *args: Any
@@ -520,7 +520,7 @@ class Driver:
             elif one.removed:
                 address.serve_again()
 
-    def stray(self, path: str, exc: BaseException) -> None:
+    def callback_failed(self, path: str, exc: BaseException) -> None:
         """A callback of a child raised while no body of the child ran that could fail with it (R24, R30)."""
         problem = f"{path!r}: an on_left callback raised after its body was over"
         if is_decidable(exc):
@@ -647,7 +647,7 @@ def _do_nothing() -> None:
 
 def _call_init(init: Callable[[], object] | None) -> effect.Boot:
     try:
-        return effect.Boot(ignored=init is not None and freely(init) is IGNORE)
+        return effect.Boot(ignored=init is not None and unprotected(init) is IGNORE)
     except BaseException as exc:  # noqa: BLE001 - an Exception is a failed start (R16), anything else stops the tree (R4)
         return effect.Boot(problem=exc)
 

@@ -2,7 +2,7 @@
 
 A KeyboardInterrupt may arrive between any two lines (R4). If it left a leaf's task in the middle of its bookkeeping, the
 machine would wait for ever. So this code runs under Trio's protection against it, and calls the child's own code through
-`_run`, `_freely` and `freely`, which lift that protection.
+`_run`, `_freely` and `unprotected`, which lift that protection.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ T = TypeVar("T")
 
 
 @disable_ki_protection
-def freely(function: Callable[..., T], *arguments: Any, **options: Any) -> T:
+def unprotected(function: Callable[..., T], *arguments: Any, **options: Any) -> T:
     """Call a user's function without protection: a KeyboardInterrupt may be raised in it."""
     return function(*arguments, **options)
 
@@ -83,7 +83,7 @@ class LeafDriver(Protocol):
     def leaf_restarts_at_once(self, leaf: Leaf, failure: Exception) -> bool: ...
     def leaf_ended(self, leaf: Leaf) -> bool: ...
     def leaf_broke(self, leaf: Leaf, exc: BaseException) -> None: ...
-    def stray(self, path: str, exc: BaseException) -> None: ...
+    def callback_failed(self, path: str, exc: BaseException) -> None: ...
 
 
 class Leaf:
@@ -244,12 +244,12 @@ class Leaf:
 
     def raised_late(self, exc: BaseException) -> None:
         """A callback of one of its bodies raised after that body was over, or while it was failing."""
-        self._driver.stray(self.path, exc)
+        self._driver.callback_failed(self.path, exc)
 
     # --- its life
 
     @enable_ki_protection
-    async def live(self) -> None:
+    async def run(self) -> None:
         """The task of the leaf: one incarnation after another, each in a fresh context (R9). It never raises."""
         current.set(self)
         self._task = task = current_task()
@@ -377,10 +377,10 @@ class Leaf:
         if spec.args:
             arguments += spec.args
         if spec.takes_task_status:
-            awaitable = freely(spec.body, *arguments, task_status=_Status(self))
+            awaitable = unprotected(spec.body, *arguments, task_status=_Status(self))
             self._check_awaitable(awaitable)
             return awaitable
-        awaitable = freely(spec.body, *arguments)
+        awaitable = unprotected(spec.body, *arguments)
         if type(awaitable) is not CoroutineType:
             self._check_awaitable(awaitable)
         if not self.ready:
@@ -512,7 +512,7 @@ class _Resource(AbstractAsyncContextManager[Any]):
         self._make = make
 
     async def __aenter__(self) -> Any:
-        manager = freely(self._make)
+        manager = unprotected(self._make)
         made: object = manager
         kind: type[object] = type(made)
         if not (hasattr(kind, "__aenter__") and hasattr(kind, "__aexit__")):

@@ -21,7 +21,7 @@ from .._core.spec import Pool, Supervisor
 from ..errors import StartFailed, TreeFailed
 from ..events import Sink
 from .driver import Driver, complain, tasks_below
-from .last import EX_SOFTWARE, HardExit, Watchdog, kicks, leave, stacks, write
+from .last_resort import EX_SOFTWARE, HardExit, Watchdog, alarms, leave, stacks, write
 from .leaf import _without_cancelled
 from .tree import Tree, check_root, opening
 
@@ -105,7 +105,7 @@ class _Program:
         self._token = trio.lowlevel.current_trio_token()
         with ExitStack() as around:
             if self._watchdog is not None or self._hard_exit is not None:
-                around.enter_context(kicks())
+                around.enter_context(alarms())
             if self._hard_exit is not None:
                 around.enter_context(self._hard_exit.watching())
             if self._watchdog is not None:

@@ -15,7 +15,7 @@ import pytest
 import trio
 
 from supervise import Child, Supervisor, run_tree
-from supervise._trio import last
+from supervise._trio import last_resort
 
 ROOT = Path(__file__).parents[2]
 IN_TIME = 30.0
@@ -394,15 +394,15 @@ def test_the_watchdog_does_not_take_a_stopped_process_for_a_blocked_loop():
 
 def test_a_watchdog_does_not_put_off_the_end_of_a_stop():
     """R20: Watchdog and hard exit set one timer, which lets threads run beside code that holds the interpreter; the earlier of the two counts."""
-    with last.kicks():
-        last.HardExit(5, lambda: None).begin()
+    with last_resort.alarms():
+        last_resort.HardExit(5, lambda: None).begin()
         faulthandler.cancel_dump_traceback_later()
-        last.kick_after(60)
+        last_resort.set_alarm(60)
         assert signal.getitimer(signal.ITIMER_REAL)[0] <= 6
-        last.kick_after(2)
+        last_resort.set_alarm(2)
         assert signal.getitimer(signal.ITIMER_REAL)[0] <= 2
-    with last.kicks():
-        last.kick_after(60)
+    with last_resort.alarms():
+        last_resort.set_alarm(60)
         assert signal.getitimer(signal.ITIMER_REAL)[0] > 6
 
 

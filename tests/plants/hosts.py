@@ -317,7 +317,7 @@ HOSTS = (
         ),
     ),
     *plants_of(
-        "hosts/process/parent/births.py",
+        "hosts/process/parent/processes.py",
         (
             "time in which no process ran counts whole",
             "halves -= 1 if is_late(patience.deadline) else 2",

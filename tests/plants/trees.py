@@ -7,7 +7,7 @@ from .plant import Plant
 _DRIVER = "supervise/_trio/driver.py"
 _LEAF = "supervise/_trio/leaf.py"
 _TREE = "supervise/_trio/tree.py"
-_LAST = "supervise/_trio/last.py"
+_LAST = "supervise/_trio/last_resort.py"
 _RUN = "supervise/_trio/run.py"
 _INTERRUPTS = ("tests/tree/test_interrupts.py", "tests/ctrl_c/test_ctrl_c.py")
 _STOPPING = ("tests/tree/test_stopping.py",)
@@ -250,8 +250,8 @@ TREES = tuple(
         (
             "a leaf's own lines are not protected",
             _LEAF,
-            "    @enable_ki_protection\n    async def live(",
-            "    async def live(",
+            "    @enable_ki_protection\n    async def run(",
+            "    async def run(",
             _INTERRUPTS,
         ),
         (

@@ -84,7 +84,7 @@ async def test_a_stream_that_is_dropped_in_the_turn_of_its_begin_never_reaches_t
         session.begin(ExecuteBatch("again", "this"))
         assert ids(await rest(session, "again")) == expected(ExecuteBatch("again", "this"), 2)
         assert not session._leaving
-        assert session._patience()[0] == float("inf")
+        assert session._time_limit()[0] == float("inf")
     assert [ask.request_id for ask in asked(log) if ask.what == "execute"] == ["again"]
 
 

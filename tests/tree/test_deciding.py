@@ -180,7 +180,7 @@ def test_a_closed_coroutine_leaves_at_once():
                 node = tree._driver.forest.find(spec)
                 leaf = Leaf(tree._driver, tree._driver.forest.machines["app"], node)
                 leaf.ready = True
-                coroutine = leaf.live()
+                coroutine = leaf.run()
                 coroutine.send(None)
                 coroutine.close()
 

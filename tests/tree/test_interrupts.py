@@ -495,13 +495,13 @@ def test_an_interrupt_before_the_first_line_of_a_resources_exit_does_not_skip_th
             await trio.sleep(0.1)
             left.append(True)
 
-    freely, times = leaf._freely, []
+    unprotected, times = leaf._freely, []
 
     async def interrupted(function):
         times.append(function)
         if len(times) == 2:  # the first one enters
             raise KeyboardInterrupt
-        return await freely(function)
+        return await unprotected(function)
 
     monkeypatch.setattr(leaf, "_freely", interrupted)
 

@@ -38,8 +38,8 @@ from runners.errors import (
 from runners.hosts import RequestFailed, Session
 from runners.hosts.packing import check_runner, pack
 from runners.hosts.process import wire
-from runners.hosts.process.parent.births import is_late, refusal
 from runners.hosts.process.parent.peer import Peer
+from runners.hosts.process.parent.processes import is_late, refusal
 from runners.hosts.process.parent.standby import Plan, Reserve, reserved
 from runners.hosts.session import BaseSession
 from runners.protect import Entered
@@ -326,7 +326,7 @@ class ProcessSession(BaseSession[int]):
             return
         await trio.lowlevel.checkpoint()
         self._turn = 0
-        seconds, what = self._patience()
+        seconds, what = self._time_limit()
         if trio.current_time() < self._progress + seconds:
             self._overdue = None
         elif self._overdue is None:
@@ -431,7 +431,7 @@ class ProcessSession(BaseSession[int]):
 
     async def _wait(self) -> None:
         """Wait for something to read, the death of the process, or the deadline (D9)."""
-        seconds, what = self._patience()
+        seconds, what = self._time_limit()
         now = trio.current_time()
         left = self._progress + seconds - now
         if left <= 0:
@@ -458,10 +458,10 @@ class ProcessSession(BaseSession[int]):
 
     def _tighten_deadline(self) -> None:
         """Apply the deadline of what was just sent to the reader, which may have begun to wait when there was none."""
-        deadline = self._progress + self._patience()[0]
+        deadline = self._progress + self._time_limit()[0]
         self._waiting.deadline = min(self._waiting.deadline, deadline)
 
-    def _patience(self) -> tuple[float, str]:
+    def _time_limit(self) -> tuple[float, str]:
         """The seconds from the last progress within which the next must come, and a text for `_hung` if it does not."""
         if self._ended:  # `close_timeout` applies instead
             return math.inf, ""

@@ -18,7 +18,8 @@ from trio.lowlevel import enable_ki_protection
 from runners.errors import ProtocolError
 from runners.hosts.process import surroundings, wire
 from runners.hosts.process.parent import cleaner
-from runners.hosts.process.parent.births import (
+from runners.hosts.process.parent.output import Output, log_event
+from runners.hosts.process.parent.processes import (
     Ends,
     Spawned,
     connected,
@@ -28,7 +29,6 @@ from runners.hosts.process.parent.births import (
     reap_group,
     within,
 )
-from runners.hosts.process.parent.output import Output, log_event
 
 _DATAGRAM = 65_536
 _ANSWER = 5.0

@@ -18,8 +18,8 @@ from itertools import islice
 
 import trio
 
-from runners.hosts.process.parent.births import Process, is_readable, outlived
 from runners.hosts.process.parent.output import Output
+from runners.hosts.process.parent.processes import Process, is_readable, outlived
 
 _READ = 65_536
 _FRAMES = 1024

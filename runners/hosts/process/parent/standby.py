@@ -21,11 +21,11 @@ from attrs import asdict, frozen
 from trio.lowlevel import RunVar, enable_ki_protection
 
 from runners.hosts.process import wire
-from runners.hosts.process.parent.births import Ends, Process, Spawned, connected, interpreter, within
 from runners.hosts.process.parent.cleaner import cleaning
 from runners.hosts.process.parent.forkserver import ForkServer, NoServer
 from runners.hosts.process.parent.output import Output, log_event
 from runners.hosts.process.parent.peer import Peer
+from runners.hosts.process.parent.processes import Ends, Process, Spawned, connected, interpreter, within
 
 _PAUSE = 0.25
 """Seconds between the load of a context and the start of a standby or a fork server, since streams may wait to continue."""

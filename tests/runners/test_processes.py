@@ -39,7 +39,8 @@ from runners.hosts import MARK
 from runners.hosts.packing import check_runner
 from runners.hosts.process import wire
 from runners.hosts.process.host import ProcessHost
-from runners.hosts.process.parent import births, peer, standby
+from runners.hosts.process.parent import peer, standby
+from runners.hosts.process.parent import processes as starting
 from runners.models.scripted import Scripted, expected
 from runners.worker import device_worker
 
@@ -73,14 +74,14 @@ def ends(pid):
 @pytest.mark.trio
 async def test_a_process_that_dies_at_once_is_a_failed_start(late, monkeypatch):
     """D3: This holds also if it dies before its parent looks at it, and its output ends before it was read."""
-    monkeypatch.setattr(births, "_BOOT", "raise SystemExit(3)")
-    start = births.Spawned.__init__
+    monkeypatch.setattr(starting, "_BOOT", "raise SystemExit(3)")
+    start = starting.Spawned.__init__
 
     def started(self, *args):
         start(self, *args)
         time.sleep(late)
 
-    monkeypatch.setattr(births.Spawned, "__init__", started)
+    monkeypatch.setattr(starting.Spawned, "__init__", started)
     for _ in range(3):
         with pytest.raises(ContextDied, match="exited with status 3"):
             async with COLD.open(Scripted()):
@@ -523,7 +524,7 @@ def interrupted(monkeypatch, place):
         (wire, "from_server", "._listen"),
         (wire, "encode", ".main"),
         (peer, "is_readable", ".main"),
-        (births.Spawned, "__init__", ".main"),
+        (starting.Spawned, "__init__", ".main"),
         (subprocess, "Popen", ""),
         (os, "pidfd_open", ""),
         (standby, "connected", ".main"),
@@ -600,9 +601,9 @@ async def test_a_process_that_dies_at_the_last_moment_has_died_in_time():
     """D9: Whatever the clock shows, a process that is dead is not killed for being late, nor is its device given up."""
     reading, writing = os.pipe()
     process = types.SimpleNamespace(pidfd=reading)
-    assert await births.outlived(process, 0)
+    assert await starting.outlived(process, 0)
     os.close(writing)
-    assert not await births.outlived(process, 0)
+    assert not await starting.outlived(process, 0)
     os.close(reading)
 
 
@@ -621,7 +622,7 @@ def test_time_in_which_no_process_ran_counts_half(held, looks):
                 scope.cancel()
 
     async def main():
-        assert not await births.within(3.0, never)
+        assert not await starting.within(3.0, never)
 
     clock = trio.testing.MockClock(autojump_threshold=0)
     trio.run(main, clock=clock)

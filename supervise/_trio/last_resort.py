@@ -101,7 +101,7 @@ class HardExit:
             return
         self._begun = True
         self._begins.put(True)
-        kick_at_the_latest_in(self._seconds + _LATE)
+        set_last_alarm(self._seconds + _LATE)
         with suppress(Exception):
             # For code in C that neither lets threads run nor checks for signals: faulthandler needs neither, and exits with 1.
             seconds = min(self._seconds + 10 * _LATE, threading.TIMEOUT_MAX / 1e9)
@@ -156,7 +156,7 @@ class Watchdog:
         where = trio.lowlevel.current_trio_token(), trio.lowlevel.current_root_task(), threading.get_ident()
         thread = threading.Thread(target=self._watch, args=where, name="supervise: watchdog", daemon=True)
         thread.start()
-        kick_after(self._seconds + _LATE)
+        set_alarm(self._seconds + _LATE)
         try:
             yield
         finally:
@@ -164,13 +164,13 @@ class Watchdog:
             self._turned.put(None)
             thread.join(
                 _PATIENCE
-            )  # or it might set the timer of `kicks` when nothing handles that signal any more
+            )  # or it might set the timer of `alarms` when nothing handles that signal any more
 
     def _watch(self, token: trio.lowlevel.TrioToken, root: trio.lowlevel.Task | None, main: int) -> None:
         with suppress(trio.RunFinishedError):
             while not _comes(self._over, self._seconds / 4):
                 token.run_sync_soon(self._turned.put, None)
-                kick_after(self._seconds + _LATE)
+                set_alarm(self._seconds + _LATE)
                 self._wait_for_turn(root, main)
 
     def _wait_for_turn(self, root: trio.lowlevel.Task | None, main: int) -> None:
@@ -203,7 +203,7 @@ def _comes(queue: SimpleQueue[None], seconds: float) -> bool:
 
 
 @contextmanager
-def kicks() -> Generator[None, None, None]:
+def alarms() -> Generator[None, None, None]:
     """Let SIGALRM interrupt code that holds the interpreter's lock, if the program does not use that signal itself.
 
     Code in C that holds the lock, for instance a long search with `re`, lets no thread run, but some of it checks for
@@ -225,11 +225,11 @@ def _let_threads_run(number: int, frame: FrameType | None) -> None:  # noqa: ARG
     time.sleep(0.05)
 
 
-_latest = [math.inf]  # when, by `time.monotonic`, the timer is due whatever `kick_after` says
+_latest = [math.inf]  # when, by `time.monotonic`, the timer is due whatever `set_alarm` says
 
 
-def kick_after(seconds: float) -> None:
-    """Set the timer of `kicks`: it is due after `seconds`, or when the hard exit is, and from then on twice a second."""
+def set_alarm(seconds: float) -> None:
+    """Set the timer of `alarms`: it is due after `seconds`, or when the hard exit is, and from then on twice a second."""
     if signal.getsignal(signal.SIGALRM) is not _let_threads_run:
         return
     seconds = min(seconds, _latest[0] - time.monotonic())
@@ -237,10 +237,10 @@ def kick_after(seconds: float) -> None:
         signal.setitimer(signal.ITIMER_REAL, max(seconds, 0.01), 0.5)
 
 
-def kick_at_the_latest_in(seconds: float) -> None:
-    """As `kick_after`, and no later call of that puts it off: the watchdog sets the timer again and again."""
+def set_last_alarm(seconds: float) -> None:
+    """As `set_alarm`, and no later call of that puts it off: the watchdog sets the timer again and again."""
     _latest[0] = time.monotonic() + seconds
-    kick_after(seconds)
+    set_alarm(seconds)
 
 
 # --- the texts of reports
@@ -270,7 +270,7 @@ def _owner(task: trio.lowlevel.Task) -> str:
     above: trio.lowlevel.Task | None = task
     while above is not None:
         code = getattr(above.coro, "cr_code", None)
-        if code is Leaf.live.__code__:
+        if code is Leaf.run.__code__:
             return f"child {above.name!r}"
         if code is Driver._host.__code__:
             return f"the init of {above.name!r}"
