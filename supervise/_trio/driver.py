@@ -8,11 +8,9 @@ from __future__ import annotations
 
 import contextvars
 import logging
-import sys
-import traceback
 from collections import deque
 from collections.abc import Awaitable, Callable, Generator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from contextvars import ContextVar
 from heapq import heapify, heappop, heappush
 from math import inf
@@ -26,21 +24,19 @@ from trio.lowlevel import Task, enable_ki_protection
 from .. import events
 from .._core import effect, shortcut
 from .._core._brief import brief
-from .._core.decide import cause_of, is_decidable, is_interrupt, traceback_of
+from .._core.decide import cause_of, is_decidable, is_interrupt
 from .._core.effect import Effect, Input
 from .._core.forest import Forest
 from .._core.machine import Machine, start_failed
 from .._core.node import Node
 from .._core.spec import IGNORE, SHARED, Child, Pool, Supervisor
 from ..errors import Refused, TreeFailed
-from ..sinks._words import trace
 from .address import Address, Answer
 from .leaf import Leaf, unprotected
 from .mailbox import Queue
 from .protect import check_stack
+from .reports import complain, stack, tasks_below
 from .shared import is_unserved, owner_of
-
-logger = logging.getLogger("supervise")
 
 forests: ContextVar[Callable[[Supervisor | Pool], Forest]] = ContextVar("supervise.forests", default=Forest)
 """Makes the machines of every tree that is opened in a context; the testing tools set it to record a run."""
@@ -346,8 +342,26 @@ class Driver:
             for sink, raised in failed:
                 self._drop_sink(sink, raised)
 
-    def _drop_sink(self, sink: events.Sink, exc: BaseException) -> None:
+    @enable_ki_protection
+    def subscribe(self, sink: events.Sink) -> Callable[[], None]:
+        """See `Tree.subscribe`."""
+        if any(other is sink for other in self._sinks):
+            raise ValueError(f"the sink gets the events of this tree already: {brief(sink)}")
+        self._sinks = [*self._sinks, sink]
+        self.forest.ledger.listening = True
+
+        @enable_ki_protection
+        def unsubscribe() -> None:
+            self._remove_sink(sink)
+
+        return unsubscribe
+
+    def _remove_sink(self, sink: events.Sink) -> None:
         self._sinks = [other for other in self._sinks if other is not sink]
+        self.forest.ledger.listening = bool(self._sinks)
+
+    def _drop_sink(self, sink: events.Sink, exc: BaseException) -> None:
+        self._remove_sink(sink)
         root = self.forest.root
         failed = events.SinkFailed(
             at=self.now(), path=root.path, incarnation=root.incarnation, sink=brief(sink), exc=exc
@@ -356,7 +370,6 @@ class Driver:
             self.stop_for(exc, f"a sink raised {brief(exc)}")
         self.log_error(f"a sink raised, and gets no further events: {brief(sink)}", exc)
         self._deliver(failed)
-        self.forest.ledger.listening = bool(self._sinks)
 
     def log_error(self, text: str, exc: BaseException) -> None:
         """Log an error. If a handler raises an exception that is no `Exception`, the tree stops in order, as for a sink (R4)."""
@@ -429,6 +442,13 @@ class Driver:
 
     # The leaf of an effect may have ended already: then its `Ended` waits behind the input that caused the effect.
 
+    def task_of(self, path: str) -> Task | None:
+        """The task of a node: that of a leaf's incarnation, or that in which a supervisor's nursery is open; None if it has none."""
+        if path in self.leaves:
+            return self.leaves[path]._task
+        place = self._places.get(path)
+        return None if place is None or place.nursery is None else place.nursery.parent_task
+
     def _ask(self, one: effect.Ask) -> None:
         leaf = self.leaves.get(one.path)
         if leaf is not None and self._hurried:
@@ -460,8 +480,7 @@ class Driver:
     def _report_overdue(self, one: effect.ReportOverdue) -> None:
         leaf = self.leaves.get(one.path)
         task: Task | None = None if leaf is None else leaf._task
-        stack = "" if task is None else "".join(traceback.format_list(_frames(task)))
-        where = (self.now(), one.path, one.incarnation, one.seconds, stack)
+        where = (self.now(), one.path, one.incarnation, one.seconds, stack(task))
         if one.starting:
             self._deliver(events.StartOverdue(*where, self._waits_for(task)))
         else:
@@ -650,34 +669,6 @@ def _call_init(init: Callable[[], object] | None) -> effect.Boot:
         return effect.Boot(ignored=init is not None and unprotected(init) is IGNORE)
     except BaseException as exc:  # noqa: BLE001 - an Exception is a failed start (R16), anything else stops the tree (R4)
         return effect.Boot(problem=exc)
-
-
-def complain(level: int, text: str, exc: BaseException | None = None) -> None:
-    """Log it. If a handler or a filter raises, write both exceptions to standard error instead (R31)."""
-    try:
-        # As a tuple: `logging` would call the `__bool__` of an exception, and read its `__traceback__`.
-        traced = None if exc is None else (type(exc), exc, traceback_of(exc))
-        logger.log(level, "%s", text, exc_info=traced)
-    except Exception as second:  # noqa: BLE001 - R31: a report never hurts the tree
-        for raised in (exc, second):
-            _print(text, raised)
-
-
-def _print(text: str, exc: BaseException | None) -> None:
-    with suppress(Exception):  # it may be closed, or None, and there is no other channel
-        sys.stderr.write(f"{text}\n" if exc is None else f"{text}\n{trace(exc)}\n")
-
-
-def tasks_below(task: Task | None) -> list[Task]:
-    """A task and all tasks below it; none for None."""
-    found = [] if task is None else [task]
-    for each in found:
-        found += [child for nursery in each.child_nurseries for child in nursery.child_tasks]
-    return found
-
-
-def _frames(task: Task) -> list[traceback.FrameSummary]:
-    return list(traceback.StackSummary.extract(task.iter_await_frames()))
 
 
 _CARRY_OUT: dict[type[Any], Callable[[Driver, Any], None]] = {

@@ -16,7 +16,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from queue import Empty, SimpleQueue
@@ -26,8 +26,9 @@ from typing import Any, NoReturn
 import trio
 
 from .._core.spec import Child, Pool, Spec
-from .driver import Driver, complain, tasks_below
+from .driver import Driver
 from .leaf import Leaf
+from .reports import complain, stacks, tasks_below
 
 EX_SOFTWARE = 70
 """The exit status of a tree that failed."""
@@ -276,15 +277,6 @@ def _owner(task: trio.lowlevel.Task) -> str:
             return f"the init of {above.name!r}"
         above = None if above.parent_nursery is None else above.parent_nursery.parent_task
     return f"task {task.name!r}, which belongs to no child"
-
-
-def stacks(tasks: Iterable[trio.lowlevel.Task]) -> str:
-    """The stacks of tasks, each below the name of its task."""
-    parts: list[str] = []
-    for task in tasks:
-        frames = traceback.StackSummary.extract(task.iter_await_frames())
-        parts.append(f"{task.name}\n{''.join(frames.format())}")
-    return "\n".join(parts)
 
 
 def _what_hangs(driver: Driver | None, seconds: float) -> str:

@@ -23,6 +23,7 @@ from .leaf import Leaf, close_scope, enclosing_child
 from .mailbox import OpenStream, Queue, call
 from .message import Stream, checked_on_loss
 from .protect import check_stack, protected
+from .reports import stacks, tasks_below
 
 
 class Declared:
@@ -93,6 +94,18 @@ class Ref:
         if node is None:
             raise self._address().stopped()
         return picture(node, self._driver.forest.machines, trio.current_time(), self._driver.traffic_at)
+
+    def stack(self) -> str:
+        """The stacks of the node's task and of all tasks below it, each below the name of its task; empty if none runs (R33).
+
+        Each stack ends where its task waits, outermost call first.
+
+        Raises:
+            ChildStopped: it is not in the tree.
+        """
+        if self._node() is None:
+            raise self._address().stopped()
+        return stacks(tasks_below(self._driver.task_of(self.path)))
 
     async def ready(self) -> Any:
         """Wait, over starts and restarts, until the node is up. Returns the value given to `task_status.started`, else None (R28).

@@ -20,9 +20,10 @@ from .._core.decide import is_decidable
 from .._core.spec import Pool, Supervisor
 from ..errors import StartFailed, TreeFailed
 from ..events import Sink
-from .driver import Driver, complain, tasks_below
-from .last_resort import EX_SOFTWARE, HardExit, Watchdog, alarms, leave, stacks, write
+from .driver import Driver
+from .last_resort import EX_SOFTWARE, HardExit, Watchdog, alarms, leave, write
 from .leaf import _without_cancelled
+from .reports import complain, stacks, tasks_below
 from .tree import Tree, check_root, opening
 
 Watch = Callable[[Tree], Awaitable[object]]

@@ -91,6 +91,19 @@ class Tree:
         """The address of the root."""
         return Ref(self._driver, self._declared, self._spec.name)
 
+    def subscribe(self, sink: Sink) -> Callable[[], None]:
+        """Have a sink called with every event from now on; returns a function that ends this (R31).
+
+        Args:
+            sink: as `open_tree` has it: it must not block, and if it raises it is reported once, and dropped.
+
+        Raises:
+            TypeError: it certainly is no sink, such as an async function.
+            ValueError: it gets the events of this tree already.
+        """
+        (checked,) = checked_sinks([sink])
+        return self._driver.subscribe(checked)
+
     def status(self) -> Status:
         """The status of the whole tree, without waiting (R33)."""
         return self._driver.forest.status(trio.current_time(), self._driver.traffic_at)

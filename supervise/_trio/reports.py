@@ -1,0 +1,50 @@
+"""Reports for an operator: the stacks of running tasks, and log records that never hurt the tree."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import traceback
+from collections.abc import Iterable
+from contextlib import suppress
+
+from trio.lowlevel import Task
+
+from .._core.decide import traceback_of
+from ..sinks._words import trace
+
+logger = logging.getLogger("supervise")
+
+
+def tasks_below(task: Task | None) -> list[Task]:
+    """A task and all tasks below it; none for None."""
+    found = [] if task is None else [task]
+    for each in found:
+        found += [child for nursery in each.child_nurseries for child in nursery.child_tasks]
+    return found
+
+
+def stack(task: Task | None) -> str:
+    """The stack of a task, outermost call first; empty for None."""
+    return "" if task is None else "".join(traceback.StackSummary.extract(task.iter_await_frames()).format())
+
+
+def stacks(tasks: Iterable[Task]) -> str:
+    """The stacks of tasks, each below the name of its task."""
+    return "\n".join(f"{task.name}\n{stack(task)}" for task in tasks)
+
+
+def complain(level: int, text: str, exc: BaseException | None = None) -> None:
+    """Log it. If a handler or a filter raises, write both exceptions to standard error instead (R31)."""
+    try:
+        # As a tuple: `logging` would call the `__bool__` of an exception, and read its `__traceback__`.
+        traced = None if exc is None else (type(exc), exc, traceback_of(exc))
+        logger.log(level, "%s", text, exc_info=traced)
+    except Exception as second:  # noqa: BLE001 - R31: a report never hurts the tree
+        for raised in (exc, second):
+            _print(text, raised)
+
+
+def _print(text: str, exc: BaseException | None) -> None:
+    with suppress(Exception):  # it may be closed, or None, and there is no other channel
+        sys.stderr.write(f"{text}\n" if exc is None else f"{text}\n{trace(exc)}\n")
