@@ -327,7 +327,7 @@ class Driver:
             return None, None
         address = self.addresses.get(node.path)
         mailbox = None if address is None else address.mailbox
-        return (0, 0) if mailbox is None else (len(mailbox), mailbox.handled)
+        return (0, 0) if mailbox is None else (mailbox.depth, mailbox.handled)
 
     # --- effects
 
@@ -524,20 +524,28 @@ class Driver:
                 above.below.pop(one.path, None)
 
     def _look_who_serves(self, one: effect.Gone) -> None:
-        """Close the mailbox of a supervisor if the last child that serves it is down for good (R37).
-
-        A pool's is not closed, nor one that no child shares: the next member, or child, that is added serves it. So it opens when
-        the last one that was down is removed.
-        """
+        """A node is down for good: the mailbox that it shared may have lost the last child that serves it (R37)."""
         above = self.forest.machines.get(one.path.rpartition("/")[0])
-        owner = None if above is None else owner_of(above)
-        address = None if owner is None else self.addresses.get(owner.path)
+        address = None if above is None else self.addresses.get(owner_of(above).path)
         if address is not None and address.mailbox is not None and address.mailbox.shared:
-            assert owner is not None
-            if is_unserved(owner, self.forest.machines):
-                address.mailbox.close(one.why)
-            elif one.removed:
-                address.serve_again()
+            self.close_or_open(address, one.why)
+
+    @enable_ki_protection
+    def close_or_open(self, address: Address, why: BaseException | None = None) -> None:
+        """Close a shared mailbox if every child that shares it is down for good, with no start ahead; else open it (R37).
+
+        A pool's stays open, and one that no child shares: the next member, or child, that is added serves it.
+        """
+        owner = self.forest.machines.get(address.path)
+        if owner is None or not is_unserved(owner, self.forest.machines, self._is_gone):
+            address.serve_again()
+        elif address.mailbox is not None and not address.mailbox.closed:
+            address.mailbox.close(why)
+
+    def _is_gone(self, node: Node) -> bool:
+        """Whether a node is down for good, and no start of it or above it is ahead."""
+        ended = self.finished.is_set()
+        return node.gone and self.forest.gone(node.path, ended=ended, failure=self.failure)[0]
 
     def callback_failed(self, path: str, exc: BaseException) -> None:
         """A callback of a child raised while no body of the child ran that could fail with it (R24, R30)."""

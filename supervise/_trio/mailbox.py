@@ -16,7 +16,7 @@ from collections import OrderedDict, deque
 from collections.abc import Callable, Coroutine, Generator, Sequence
 from contextlib import contextmanager
 from types import TracebackType
-from typing import Any, ClassVar, Protocol, TypeAlias
+from typing import Any, ClassVar, Protocol, TypeAlias, cast
 
 import outcome
 import trio
@@ -31,7 +31,7 @@ from trio.lowlevel import (
 )
 
 from .._core._brief import brief
-from .._core._check import check_number
+from .._core._check import check_number, is_a
 from .._core.decide import set_cause
 from .._core.spec import Mailbox, OnLoss
 from ..errors import CallLost, ChildStopped, MailboxFull
@@ -49,12 +49,16 @@ _FEW = 16  # up to this many withdrawn calls stay in the queue
 
 
 def _error(wanted: type[Exception], otherwise: type[Exception], text: str) -> Exception:
-    """An error of a class that a `Mailbox` names; of our own class if that one raises, since a caller waits for the error."""
+    """An error of a class that a `Mailbox` names; of our own class if that one makes none, since a caller waits for the error."""
+    made: object
     try:
-        error = wanted(text)
+        made = wanted(text)
     except BaseException as problem:  # noqa: BLE001 - a user's class may raise anything; the note keeps it
-        error = otherwise(text)
-        error.add_note(f"{wanted.__name__} could not be made of this text: {brief(problem)}")
+        made = problem
+    if is_a(made, wanted):
+        return cast("Exception", made)
+    error = otherwise(text)
+    error.add_note(f"{wanted.__name__} could not be made of this text: {brief(made)}")
     return error
 
 
@@ -160,7 +164,12 @@ class Queue:
         """The end of a body of this leaf, whose own task is `task`."""
         return Inbox(self, leaf, task)
 
-    def withdraw(self) -> None:
+    @property
+    def depth(self) -> int:
+        """How many messages wait, for a body or in the queue."""
+        return len(self)
+
+    def withdraw(self, call: Call) -> None:  # noqa: ARG002 - a shared queue may keep it for one child
         """A queued caller has left. Its entry stays as a tombstone; the queue is swept when more than half are tombstones."""
         self.withdrawn += 1
         if self.withdrawn > _FEW and self.withdrawn > len(self.queue) // 2:

@@ -50,7 +50,7 @@ class MessageQueue(Protocol):
     def servers(self) -> Mapping[Task, object]: ...
 
     def put_back(self, messages: Sequence[Message], /) -> None: ...
-    def withdraw(self) -> None: ...
+    def withdraw(self, call: Call, /) -> None: ...
     def check_others_serve(self, task: Task, /) -> None: ...
     def in_time(
         self, deadline: float | None, late: Callable[[], object], /
@@ -298,7 +298,7 @@ class Call:
             hand._inbox.held.pop(hand, None)
             hand.let_go("left")
         elif state != "left":
-            self.mailbox.withdraw()
+            self.mailbox.withdraw(self)
 
     def call_back(self) -> None:
         """Call the callbacks of `Message.on_left`, since the caller has left.

@@ -8,11 +8,13 @@ from functools import cached_property
 from types import TracebackType
 from typing import Any
 
+import outcome
 import trio
 
 from .._core import effect
 from .._core._brief import brief
 from .._core._check import is_a
+from .._core.machine import Machine
 from .._core.node import Node
 from .._core.spec import SHARED, Child, OnLoss, Pool, Spec, Supervisor, placed_twice, walk
 from .._core.status import Status, picture
@@ -171,11 +173,14 @@ class Ref:
     def _find_mailbox(self) -> Queue:
         ref = self._front() or self
         address, spec = ref._address(), ref._spec()
-        if address.mailbox is not None:
-            return address.mailbox
-        if spec is None:
-            raise address.stopped()
-        return address.ensure_mailbox(spec)
+        mailbox = address.mailbox
+        if mailbox is None:
+            if spec is None:
+                raise address.stopped()
+            mailbox = address.ensure_mailbox(spec)
+        if mailbox.shared:
+            self._driver.close_or_open(address)
+        return mailbox
 
     def call(self, value: Any, *, on_loss: OnLoss | None = None) -> Coroutine[Any, Any, Any]:
         """Send a message and wait for its reply; an exception that the child gives to `message.fail` is raised here (R30).
@@ -249,13 +254,14 @@ class Ref:
         if machine is None:
             raise Refused(f"{self.path!r} is no running supervisor", reason="not_found")
         self._would_wait_for_itself(self.path)
+        answer = _Addition()
+        answer.machine = machine
         if isinstance(machine.spec, Pool):
-            request = effect.Request("add", Answer(), name=name, args=args)
+            request = effect.Request("add", answer, name=name, args=args)
         else:
-            request = effect.Request("add", Answer(), spec=self._checked_spec(args, name))
+            request = effect.Request("add", answer, spec=self._checked_spec(args, name))
         path: str = await self._driver.ask(machine, request)
-        added = machine.children.get(path[len(self.path) + 1 :])
-        return Ref(self._driver, self._declared, path, added)
+        return Ref(self._driver, self._declared, path, answer.node)
 
     def _checked_spec(self, args: tuple[Any, ...], name: str | None) -> Spec:
         if len(args) != 1 or name is not None or not isinstance(args[0], Child | Supervisor | Pool):
@@ -382,6 +388,23 @@ class Ref:
         raise RuntimeError(
             f"child {child.path!r} would wait for ever, for {waits_for}: it asked to change {self.path!r} from inside"
         )
+
+
+@protected
+class _Addition(Answer):
+    """The answer to a request to add a child: also the node, which may have left the tree before the caller runs again."""
+
+    __slots__ = ("machine", "node")
+
+    machine: Machine
+    node: Node | None
+
+    def set(self, result: outcome.Outcome[Any]) -> None:
+        """See `Answer.set`."""
+        if isinstance(result, outcome.Value):
+            path: str = result.value
+            self.node = self.machine.children.get(path.rpartition("/")[2])
+        super().set(result)
 
 
 @protected

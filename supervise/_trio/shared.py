@@ -8,16 +8,17 @@ used for these messages, and a sibling has not.
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Mapping, Sequence
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
 from typing import ClassVar
 
 import outcome
 from trio.lowlevel import Task, reschedule
 
 from .._core.machine import Machine
+from .._core.node import Node
 from .._core.spec import SHARED, Mailbox, Pool
-from .mailbox import Entry, Holder, Inbox, Queue, is_withdrawn
+from .mailbox import Entry, Holder, Inbox, Queue
 from .message import Call, Message
 from .protect import protected
 
@@ -34,9 +35,8 @@ class SharedQueue(Queue):
         super().__init__(path, spec)
         self.promised = 0  # entries for which a reader has been woken that has not run yet
         self.serving: dict[Inbox, None] = {}  # those of bodies that run, and have not been asked to stop
-        self._kept: dict[
-            Holder, deque[Call | Message]
-        ] = {}  # for children whose failure is not decided, or that were resumed
+        # For children whose failure is not decided, or that were resumed; in order, and each is found at once.
+        self._kept: dict[Holder, OrderedDict[Call | Message, None]] = {}
 
     def inbox_for(self, leaf: Holder, task: Task) -> SharedInbox:
         """See `Queue.inbox_for`."""
@@ -71,26 +71,33 @@ class SharedQueue(Queue):
     def keep(self, leaf: Holder, messages: Sequence[Message]) -> None:
         """Keep what a child had in hand until its failure is decided, before what is kept for it already."""
         if messages:
-            kept = self._kept.setdefault(leaf, deque())
-            kept.extendleft(message.back() for message in reversed(messages))
+            kept = self._kept.setdefault(leaf, OrderedDict())
+            for message in reversed(messages):
+                entry = message.back()
+                kept[entry] = None
+                kept.move_to_end(entry, last=False)
 
-    def kept_for(self, leaf: Holder) -> deque[Call | Message] | None:
+    def kept_for(self, leaf: Holder) -> OrderedDict[Call | Message, None] | None:
         """What a child that was resumed takes before anything else. Its callers have not left: see `withdraw`."""
         return self._kept.get(leaf)
 
     def release(self, leaf: Holder) -> None:
         """The child is not resumed: what was kept for it goes back to the head of the queue."""
-        for entry in reversed(self._kept.pop(leaf, ())):
+        for entry in reversed(self._kept.pop(leaf, OrderedDict())):
             self.put_back_entry(entry)
 
-    def withdraw(self) -> None:
+    @property
+    def depth(self) -> int:
+        """See `Queue.depth`."""
+        return len(self) + sum(map(len, self._kept.values()))
+
+    def withdraw(self, call: Call) -> None:
         """See `Queue.withdraw`. A kept entry leaves no tombstone."""
-        for leaf, kept in self._kept.items():
-            waiting = deque(entry for entry in kept if not is_withdrawn(entry))
-            if len(waiting) < len(kept):
-                self._kept[leaf] = waiting
+        for kept in self._kept.values():
+            if call in kept:
+                del kept[call]
                 return
-        super().withdraw()
+        super().withdraw(call)
 
     def close(self, why: BaseException | None) -> None:
         """See `Queue.close`."""
@@ -113,13 +120,17 @@ class SharedInbox(Inbox):
         if not leaf.stopping:
             mailbox.serving[self] = None
 
+    def __len__(self) -> int:
+        kept = self.mailbox.kept_for(self._leaf)
+        return len(self.mailbox) + (0 if kept is None else len(kept))
+
     def _take(self) -> Message | None:
         mailbox = self.mailbox
         if kept := mailbox.kept_for(self._leaf):
-            message = kept[0].taken_again(self)
-            kept.popleft()
+            message = next(iter(kept)).taken_again(self)
+            kept.popitem(last=False)
             return message
-        if mailbox.promised and len(mailbox) <= mailbox.promised:
+        if self.relieved or (mailbox.promised and len(mailbox) <= mailbox.promised):
             return None
         return super()._take()
 
@@ -181,19 +192,33 @@ def owner_of(machine: Machine) -> Machine:
     return machine
 
 
-def is_unserved(owner: Machine, machines: Mapping[str, Machine]) -> bool:
-    """Whether nodes share the mailbox of this supervisor, and each that serves it is down for good, or below one that is."""
+def is_unserved(owner: Machine, machines: Mapping[str, Machine], is_gone: Callable[[Node], bool]) -> bool:
+    """Whether nodes share the mailbox of this supervisor, and each of them is gone, or all that share it below.
+
+    Args:
+        owner: the supervisor.
+        machines: of the tree, by path.
+        is_gone: whether a node is down for good.
+    """
     found = False
     walks = [iter(() if isinstance(owner.spec, Pool) else owner.children.values())]
     while walks:
         node = next(walks[-1], None)
         if node is None:
             walks.pop()
-        elif node.spec.mailbox is SHARED and node.gone:
+        elif node.spec.mailbox is SHARED and is_gone(node):
             found = True
         elif node.spec.mailbox is SHARED:
             below = machines.get(node.path)
-            if below is None or isinstance(below.spec, Pool):
+            if (
+                below is None
+                or isinstance(below.spec, Pool)
+                or not any(map(_shares, below.children.values()))
+            ):
                 return False
             walks.append(iter(below.children.values()))
     return found
+
+
+def _shares(node: Node) -> bool:
+    return node.spec.mailbox is SHARED

@@ -95,8 +95,10 @@ def _shortest(child: Spec, restarts: int) -> float:
     backoff = child.backoff
     assert backoff is not None
     delay, total = min(backoff.initial, backoff.maximum), 0.0
-    for number in range(restarts):
-        if number >= backoff.immediate:
-            total += delay * (1 - backoff.jitter) if number else 0.0
-            delay = min(delay * backoff.factor, backoff.maximum)
+    for number in range(backoff.immediate, restarts):
+        total += delay * (1 - backoff.jitter) if number else 0.0
+        longer = min(delay * backoff.factor, backoff.maximum)
+        if longer == delay:  # so are all that follow, which may be a million
+            return total + (restarts - number - 1) * delay * (1 - backoff.jitter)
+        delay = longer
     return total

@@ -28,6 +28,7 @@ from attrs import fields, has
 
 from .._core import effect
 from .._core._brief import brief
+from .._core.decide import members
 from .._core.effect import Effect, Input
 from .._core.forest import Forest
 from .._core.machine import Machine
@@ -130,9 +131,8 @@ def _kept_exception(exc: BaseException) -> dict[str, Any]:
         tag = None
     if isinstance(tag, str):
         kept["tag"] = tag
-    members = cast("tuple[BaseException, ...] | None", getattr(exc, "exceptions", None))
-    if isinstance(exc, BaseExceptionGroup) and members is not None:
-        kept["members"] = list(map(_kept_exception, members))
+    if isinstance(exc, BaseExceptionGroup):  # its class may have a property of this name, which is not asked
+        kept["members"] = list(map(_kept_exception, members(cast("BaseExceptionGroup[BaseException]", exc))))
     return kept
 
 

@@ -106,6 +106,18 @@ def test_check_warns_of_a_limit_that_can_never_trip(write, tmp_path):
     assert "warning: the limit of 'app' (3 within 5 s) can never trip by 'a'" in result.stderr
 
 
+def test_check_counts_no_restart_of_a_limit_by_itself(write, tmp_path):
+    """R14, R15: The backoffs are added up at once when they have become constant, however many there are."""
+    write(
+        "many.py",
+        'tree = Supervisor("app", [Child("a", trio.sleep_forever, backoff=Backoff(initial=1, maximum=4, jitter=0))],\n'
+        "    limit=Limit(2**63 - 2, within=3600))\n",
+    )
+    result = supervise("check", "many.py", cwd=tmp_path)
+    assert result.returncode == 0
+    assert f"{2**63 - 1} restarts take at least 3.69e+19 s of backoff" in result.stderr
+
+
 @pytest.mark.parametrize("command", ["run", "check", "tree"])
 @pytest.mark.parametrize(
     ("text", "target", "status", "expected"),

@@ -163,6 +163,37 @@ def test_an_added_spec_is_not_in_a_log(tmp_path):
         list(replay((tmp_path / "log").read_text().splitlines(), spec))
 
 
+class Guarded(Exception):
+    @property
+    def exceptions(self):
+        raise RuntimeError("not yours")
+
+
+class GuardedGroup(ExceptionGroup):
+    @property
+    def exceptions(self):
+        raise RuntimeError("not yours")
+
+
+@pytest.mark.parametrize("exc", [Guarded(), GuardedGroup("x", [ValueError()])])
+def test_a_recorded_failure_is_not_asked_for_its_attributes(tmp_path, exc):
+    """R1: A property of an exception may raise, in a run that is recorded as in any other."""
+    raised = [exc]
+
+    async def fails_once():
+        if raised:
+            raise raised.pop()
+        await trio.sleep_forever()
+
+    async def main():
+        async with open_tree(Supervisor("app", [Child("a", fails_once)]), sinks=[]) as tree:
+            await trio.sleep(1)
+            assert tree["app/a"].status().incarnation == 2
+
+    with recording(tmp_path / "log"):
+        run_virtual(main)
+
+
 @given(st.data(), st.integers(0, 999))
 @settings(max_examples=30)
 def test_any_tree_with_any_faults_is_replayed(tmp_path_factory, data, seed):

@@ -10,6 +10,7 @@ from supervise import (
     Child,
 )
 
+from .scene import Boom, app
 from .scene import grow as grow_in_peace
 
 
@@ -73,3 +74,25 @@ def steps(act):
     finally:
         sys.setprofile(before)
     return count
+
+
+class Worker:
+    """A child that takes its messages from its supervisor's mailbox, and notes which it got."""
+
+    def __init__(self, name, got, *, seconds=0.0, **options):
+        self.got, self.seconds = got, seconds
+        self.spec = worker(self.serve, name, mailbox="shared", **options)
+
+    async def serve(self, message):
+        self.got.append((self.spec.name, message.value))
+        if self.seconds:
+            await trio.sleep(self.seconds)
+        if message.value == "boom":
+            raise Boom
+        message.reply(self.spec.name)
+
+
+def crew(got, names="abc", *, mailbox=99, seconds=0.0, options=None, **others):
+    """A supervisor with a mailbox over workers that share it."""
+    workers = [Worker(name, got, seconds=seconds, **(options or {})) for name in names]
+    return app(*workers, mailbox=mailbox, **others)

@@ -358,3 +358,24 @@ def test_after_the_end_of_a_tree_no_address_waits_whichever_was_used_first(first
                 assert await tree[path].ended() is None
 
     run_virtual(main)
+
+
+async def raises_at_once():
+    raise Boom
+
+
+async def raises_soon():
+    await trio.lowlevel.checkpoint()
+    raise Boom
+
+
+@pytest.mark.parametrize("body", [raises_at_once, raises_soon])
+@pytest.mark.parametrize("name", [None, "m"])
+def test_the_address_that_add_returns_keeps_why_the_child_has_ended(body, name):
+    """R28: Even if it had left the tree before `add` returned."""
+
+    async def scene(tree, _):
+        ref = await tree.root.add(name=name)
+        assert isinstance(await ref.ended(), Boom)
+
+    grow(Pool("p", Child("w", body, restart="temporary")), scene)

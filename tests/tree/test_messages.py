@@ -298,15 +298,26 @@ def test_the_task_that_has_waited_longest_gets_the_next_message():
     grow(app(child), scene)
 
 
+class TakesNoText(Exception):
+    def __init__(self):
+        raise Other("no text, please")
+
+
+class MakesANumber(Exception):
+    def __new__(cls, text):
+        return 5
+
+
+class MakesAClass(Exception):
+    def __new__(cls, text):
+        return cls
+
+
 @pytest.mark.parametrize("kind", ["stopped", "full", "late"])
-def test_an_error_class_that_takes_no_text_is_replaced_by_ours(kind):
+@pytest.mark.parametrize("odd", [TakesNoText, MakesANumber, MakesAClass])
+def test_an_error_class_that_makes_no_error_is_replaced_by_ours(kind, odd):
     """R29: A waiting caller gets an error in any case, and a note says what was wrong with the mailbox's class."""
-
-    class Odd(Exception):
-        def __init__(self):
-            raise Other("no text, please")
-
-    shelf = Shelf(mailbox=Mailbox(1, **{kind: Odd}, deadline=lambda _: 1.0))
+    shelf = Shelf(mailbox=Mailbox(1, **{kind: odd}, deadline=lambda _: 1.0))
 
     async def scene(tree, seen):
         ref = tree[shelf.spec]
@@ -318,7 +329,7 @@ def test_an_error_class_that_takes_no_text_is_replaced_by_ours(kind):
                 ref.send_nowait(1)
                 ref.send_nowait(2)
             await ref.call(1)
-        assert "Odd could not be made of this text" in raised.value.__notes__[0]
+        assert f"{odd.__name__} could not be made of this text" in raised.value.__notes__[0]
 
     grow(app(shelf), scene)
 

@@ -11,7 +11,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from supervise import (
-    IGNORE,
     Backoff,
     CallLost,
     Child,
@@ -31,29 +30,7 @@ from supervise import (
 )
 
 from .scene import Boom, Kit, Other, Puppet, app, nothing, quiet
-from .talk import Shelf, grow, steps, worker
-
-
-class Worker:
-    """A child that takes its messages from its supervisor's mailbox, and notes which it got."""
-
-    def __init__(self, name, got, *, seconds=0.0, **options):
-        self.got, self.seconds = got, seconds
-        self.spec = worker(self.serve, name, mailbox="shared", **options)
-
-    async def serve(self, message):
-        self.got.append((self.spec.name, message.value))
-        if self.seconds:
-            await trio.sleep(self.seconds)
-        if message.value == "boom":
-            raise Boom
-        message.reply(self.spec.name)
-
-
-def crew(got, names="abc", *, mailbox=99, seconds=0.0, options=None, **others):
-    """A supervisor with a mailbox over workers that share it."""
-    workers = [Worker(name, got, seconds=seconds, **(options or {})) for name in names]
-    return app(*workers, mailbox=mailbox, **others)
+from .talk import Shelf, Worker, crew, grow, steps, worker
 
 
 def test_each_message_goes_to_one_child_in_order():
@@ -146,47 +123,6 @@ def test_callers_are_answered_when_the_last_child_is_down_for_good():
     grow(crew(got, "ab", seconds=1.0, decider=Decider({Boom: Stop, Other: Stop})), scene)
 
 
-@pytest.mark.parametrize("further", [False, True])
-def test_messages_wait_once_the_last_child_that_was_down_is_removed(further):
-    """R37: No child shares the mailbox then, so they wait for one that is added."""
-    got = []
-
-    async def scene(tree, _):
-        last = tree["app/inner/a" if further else "app/a"]
-        await last.stop()
-        with pytest.raises(ChildStopped):
-            await tree["app"].call("early")
-        await last.remove()
-        async with trio.open_nursery() as nursery:
-            answers = []
-
-            async def asks():
-                answers.append(await tree["app"].call("waits"))
-
-            nursery.start_soon(asks)
-            await quiet()
-            assert (answers, tree["app"].status().mailbox) == ([], 1)
-            await tree["app"].add(Worker("b", got).spec)
-        assert answers == ["b"]
-
-    spec = Worker("a", got)
-    shared = app(spec, name="inner", mailbox="shared") if further else spec
-    grow(app(shared, mailbox=99), scene)
-
-
-def test_no_message_waits_for_a_child_that_never_started():
-    """R17, R37: A child that is not needed is down for good, though it has never opened its inbox."""
-
-    async def unneeded(_, *, task_status):
-        return IGNORE
-
-    async def scene(tree, _):
-        with pytest.raises(ChildStopped), trio.fail_after(5):
-            await tree["app"].call("x")
-
-    grow(app(Child("a", unneeded, mailbox="shared"), mailbox=99), scene)
-
-
 def test_a_mailbox_may_be_shared_through_supervisors():
     """R37: A supervisor that shares passes the mailbox on; each child below has a limit and a supervisor of its own."""
     got = []
@@ -271,7 +207,7 @@ def test_what_a_failed_child_had_in_hand_is_kept_until_its_failure_is_decided(di
             await quiet()
             scopes[2].cancel()
             await quiet()
-            assert (got, len(first.inboxes), tree["app"].status().mailbox) == ([], 1, 0)
+            assert (got, len(first.inboxes), tree["app"].status().mailbox) == ([], 1, 3)
             assert await tree["app"].call("meanwhile") == "second"
             await trio.sleep(6)
             again = [message.value for message in first.held[4:]]
