@@ -8,7 +8,7 @@ from enum import StrEnum
 from typing import Any, Literal, Protocol, TypeAlias, cast, get_args, runtime_checkable
 
 from attrs import Attribute, asdict, evolve, field, frozen
-from attrs.validators import ge, in_, instance_of, matches_re, optional
+from attrs.validators import ge, in_, instance_of, lt, matches_re, optional
 
 from .brief import brief, exact, is_a
 from .plain import are_integers, is_encodable, plain_data, size_of
@@ -18,6 +18,8 @@ Transport: TypeAlias = Literal["local", "network"]
 
 _CHARACTERS_A_TOKEN = 4
 _A_MILLION = 1_000_000
+_MOST_TOKENS = 2**53
+"""In one request: a float, such as a price, counts them exactly."""
 
 
 def _whole(value: object) -> Any:
@@ -40,7 +42,7 @@ def _is_text(_: object, attribute: Attribute[Any], value: object) -> None:
         raise ValueError(f"{attribute.name} must be a text that UTF-8 can encode, got {brief(value)}")
 
 
-def _integer(least: int) -> Callable[[object, Attribute[Any], object], None]:
+def _integer(least: int, most: int | None = None) -> Callable[[object, Attribute[Any], object], None]:
     """A validator. A bool is no integer: JSON would make `true` of it."""
 
     def check(_: object, attribute: Attribute[Any], value: object) -> None:
@@ -48,6 +50,8 @@ def _integer(least: int) -> Callable[[object, Attribute[Any], object], None]:
             raise TypeError(f"{attribute.name} must be an integer, got {brief(value)}")
         if value < least:
             raise ValueError(f"{attribute.name} must be >= {least}, got {brief(value)}")
+        if most is not None and value > most:
+            raise ValueError(f"{attribute.name} must be <= {most}, got {brief(value)}")
 
     return check
 
@@ -215,11 +219,11 @@ class TokenUsage:
         cost: US dollars, by the prices that the runner declares; the worker fills it in (D14).
     """
 
-    input: int = field(default=0, converter=_whole, validator=_integer(0))
-    output: int = field(default=0, converter=_whole, validator=_integer(0))
-    replayed: int = field(default=0, converter=_whole, validator=_integer(0))
-    reasoning: int = field(default=0, converter=_whole, validator=_integer(0))
-    cached: int = field(default=0, converter=_whole, validator=_integer(0))
+    input: int = field(default=0, converter=_whole, validator=_integer(0, _MOST_TOKENS))
+    output: int = field(default=0, converter=_whole, validator=_integer(0, _MOST_TOKENS))
+    replayed: int = field(default=0, converter=_whole, validator=_integer(0, _MOST_TOKENS))
+    reasoning: int = field(default=0, converter=_whole, validator=_integer(0, _MOST_TOKENS))
+    cached: int = field(default=0, converter=_whole, validator=_integer(0, _MOST_TOKENS))
     cost: float = field(default=0.0, converter=float, validator=ge(0.0))
 
     def __add__(self, other: TokenUsage) -> TokenUsage:
@@ -376,8 +380,8 @@ class RateLimits:
 class Price:
     """US dollars for a million tokens."""
 
-    input: float = field(default=0.0, converter=float, validator=ge(0.0))
-    output: float = field(default=0.0, converter=float, validator=ge(0.0))
+    input: float = field(default=0.0, converter=float, validator=[ge(0.0), lt(math.inf)])
+    output: float = field(default=0.0, converter=float, validator=[ge(0.0), lt(math.inf)])
 
     def of(self, usage: TokenUsage) -> float:
         """What this many cost."""

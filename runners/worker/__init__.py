@@ -85,7 +85,8 @@ def device_worker(
             Meanwhile requests that have not begun are refused with `WorkerStopping`. The default is 0: begun streams end
             with `ContextLost` or, as do waiting requests, with `WorkerDown`.
         retries: how often a request is sent again whose server failed before it gave anything, if the error `is_retryable`: after
-            half a second, doubled up to 15 s, or when the server says. The default is 0: the caller gets the error (D14).
+            half a second, doubled up to 15 s, or when the server says; in a context at most as many wait for that as its runner has
+            places. The default is 0: the caller gets the error (D14).
         options: further arguments of the `Supervisor`.
 
     Raises:

@@ -23,7 +23,7 @@ from ..hosts import Session
 from ..protect import protected
 from ..types import ExecuteBatch, RunnerSpec, Sampling, SessionRebuildCause
 from .deadlines import Deadlines
-from .group import Group
+from .group import Group, Replacement
 from .record import Record, record_of
 
 CANARY = ExecuteBatch("canary", "", sampling=Sampling(max_tokens=1, temperature=0, seed=0))
@@ -69,7 +69,8 @@ class Context:
     `retries`: the requests that are tried again, each with the time from which it may begin. `since_oom`: None until memory runs out; then the requests that have begun since, until the session makes a chunk.
     `waiting`: a rebuild request that waits for the streams that it would lose. `under_way`: the rebuild request for which the
     body has failed.
-    `runner`: the spec of the loaded runner. `opener`: what declares this context. `drain`: for how many seconds begun streams
+    `again`: when a request may begin again, if the rate limits hold one back. `runner`: the spec of the loaded runner;
+    `replacement`: the replacement that it is, if it is one. `opener`: what declares this context. `drain`: for how many seconds begun streams
     continue once the worker is asked to stop (D13). `held`: whether an operator wants no request to begin here.
     `canary_open`: whether the canary's stream is open.
     """
@@ -80,6 +81,8 @@ class Context:
     opener: Any  # the `serving.Opener`, whose module imports this one
     canary: float | None = None
     drain: float = 0
+    replacement: Replacement | None = None
+    again: float = 0.0
     held: bool = False
     canary_open: bool = False
     open: dict[str, Message] = field(factory=dict[str, Message])
@@ -132,6 +135,26 @@ class Context:
         self._last = None
         self.has_changed()
 
+    def retry(self, message: Message) -> None:
+        """A request is to be tried again, at its time."""
+        record = record_of(message)
+        self.retries[record.batch.request_id] = record.begins_again, message
+        record.leave = self._retry_left
+        self.has_changed()
+
+    def _retry_left(self, record: Record) -> None:
+        del self.retries[record.batch.request_id]
+        record.leave = None
+        self.has_changed()
+
+    def take_retries(self, until: float) -> list[Message]:
+        """Take the requests that are to be tried again by then, the earliest first."""
+        due = sorted((at, name) for name, (at, _) in self.retries.items() if at <= until)
+        messages = [self.retries.pop(name)[1] for _, name in due]
+        for message in messages:
+            record_of(message).leave = None
+        return messages
+
     def _left(self, record: Record) -> None:
         """The caller has left: drop the stream, so that its place is free at the next step."""
         self._forget(record)
@@ -161,8 +184,9 @@ class Context:
 
     def has_room(self) -> bool:
         """Whether one more stream may begin. None may while a suspect is on trial or a rebuild request waits."""
-        free = self.waiting is None and not self.held
-        return free and len(self.open) < self.session.info.streams and not self._tries()
+        streams = self.session.info.streams
+        free = self.waiting is None and not self.held and len(self.retries) < streams
+        return free and len(self.open) < streams and not self._tries()
 
     def _tries(self) -> bool:
         """Whether a suspect is on trial. It is the stream that was begun last, because none begins after it."""

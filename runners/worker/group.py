@@ -9,13 +9,20 @@ from typing import Any
 from weakref import WeakKeyDictionary, WeakValueDictionary
 
 import trio
-from attrs import define, field
+from attrs import define, field, frozen
 
-from supervise import Tree
+from supervise import Message, Tree
 
 from ..protect import protected
 from ..types import RunnerSpec
 from .rates import Rates
+
+
+@frozen(eq=False)
+class Replacement:
+    """A runner that `replace` has given to a worker. Two are never the same, though their runners may be."""
+
+    runner: RunnerSpec
 
 
 @protected
@@ -23,17 +30,21 @@ from .rates import Rates
 class Group:
     """What the contexts of a worker know of one another.
 
-    `contexts`: those that serve, by their paths. `runner`: what `replace` has put in place of the declared runner; None until
-    then. `replacing`: whether it is at work. `drains_until`: when the worker began to stop, the moment by which the begun streams must have ended; None before.
+    `contexts`: those that serve, by their paths. `replacement`: what `replace` has put in place of the declared runner; None
+    until then. `replacing`: whether it is at work. `drains_until`: when the worker began to stop, the moment by which the begun
+    streams must have ended; None before.
     """
 
     contexts: dict[str, Any] = field(
         factory=dict[str, Any]
     )  # each a `serving.Context`, which imports this module
-    runner: RunnerSpec | None = None
+    replacement: Replacement | None = None
     replacing: bool = False
     drains_until: float | None = None
     rates: Rates = field(factory=Rates)
+    _held_back: object = (
+        None  # the request that the rate limits hold back, if its caller's leaving is watched
+    )
 
     def enter(self, path: str, context: Any) -> None:
         """A context begins to serve."""
@@ -58,6 +69,18 @@ class Group:
             request_id in context.open or request_id in context.retries for context in self.contexts.values()
         )
 
+    def hold_back(self, message: Message) -> None:
+        """The rate limits hold back this request. If its caller leaves, the next one is looked at, which may be smaller."""
+        if message.value is not self._held_back:  # a message that was put back comes as another object
+            self._held_back = message.value
+            message.on_left(self._look_again)
+
+    def _look_again(self) -> None:
+        self._held_back = None
+        for context in self.contexts.values():
+            context.again = 0.0
+            context.has_changed()
+
     def wake(self) -> None:
         """Begun streams went back to the queue: a context that the rate limits hold back may still continue them."""
         for context in self.contexts.values():
@@ -76,15 +99,27 @@ class Declaration:
     """Stands for one worker as it was declared; the groups of it live as long as it does."""
 
 
-_GROUPS: WeakKeyDictionary[Tree, WeakKeyDictionary[Declaration, Group]] = WeakKeyDictionary()
+_GROUPS: WeakKeyDictionary[Tree, WeakKeyDictionary[Declaration, dict[str, Group]]] = WeakKeyDictionary()
 _PATHS: WeakKeyDictionary[Tree, WeakValueDictionary[str, Group]] = WeakKeyDictionary()
 
 
 def group_of(declaration: Declaration, tree: Tree, path: str) -> Group:
-    """The group of a worker that stands at this path of the tree."""
-    group = _GROUPS.setdefault(tree, WeakKeyDictionary()).setdefault(declaration, Group())
-    _PATHS.setdefault(tree, WeakValueDictionary())[path] = group
-    return group
+    """The group of a worker that stands at this path of the tree. All members of a pool have the same declaration."""
+    groups = _GROUPS.setdefault(tree, WeakKeyDictionary()).setdefault(declaration, {})
+    if path not in groups:
+        for other in [other for other in groups if not _stands(tree, other)]:
+            del groups[other]
+        groups[path] = Group()
+    _PATHS.setdefault(tree, WeakValueDictionary())[path] = groups[path]
+    return groups[path]
+
+
+def _stands(tree: Tree, path: str) -> bool:
+    try:
+        tree[path]
+    except KeyError:
+        return False
+    return True
 
 
 def group_at(tree: Tree, path: str) -> Group:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import suppress
+from typing import cast
 
 import trio
 from attrs import evolve
@@ -16,7 +17,7 @@ from ..errors import ContextPoisoned, RebuildSuperseded, WorkerDown, WorkerStopp
 from ..hosts.packing import check_for
 from ..types import RunnerSpec, SessionRebuildCause
 from .context import Context
-from .group import Group, group_at
+from .group import Group, Replacement, group_at
 from .serving import ContextState, Opener
 
 SPARE = "spare"
@@ -65,9 +66,10 @@ async def rebuild(worker: Ref, cause: SessionRebuildCause = SessionRebuildCause.
 
     Args:
         worker: its address, or that of one of its contexts.
-        cause: why.
+        cause: why, as a `SessionRebuildCause` or its value.
 
     Raises:
+        ValueError: there is no such cause.
         WorkerDown: the worker is down for good.
         WorkerStopping: the worker is being stopped.
         RebuildSuperseded: the context failed first, or is not up yet, and a new one takes its place; or another rebuild was
@@ -75,24 +77,22 @@ async def rebuild(worker: Ref, cause: SessionRebuildCause = SessionRebuildCause.
         OutOfMemory: there was not enough memory for the new session; the context is restarted.
         InferenceError: the session could not be made anew for another reason; the context fails with the same error.
     """
-    contexts = _contexts_of(worker)
-    if len(contexts) <= 1:
-        if not contexts and worker.status().mailbox is not None:
-            raise _no_context(worker)
+    cause = _checked_cause(cause)
+    if not _has_several(worker):
+        contexts = _contexts_of(worker)
         return await _rebuild_one(contexts[0] if contexts else worker, cause)
-    state, down = None, None
+    contexts = await _contexts_when_up(worker)
+    state, why = None, None
     for context in contexts:
         try:
             state = await _rebuild_or_await(context, cause)
         except WorkerDown as exc:
-            down = exc
+            why = exc.__cause__
         except WorkerStopping:  # if that context alone is being stopped, it is left out
             if worker.status().state != "up":
                 raise
-            down = _no_context(worker)
     if state is None:
-        assert down is not None
-        raise down
+        raise _no_context(worker) from why
     return state
 
 
@@ -125,12 +125,16 @@ async def _rebuild_one(context: Ref, cause: SessionRebuildCause) -> ContextState
 async def replace(worker: Ref, runner: RunnerSpec, *, drain: float = 60.0) -> None:
     """Give a worker with several `hosts` a new runner, while it serves; returns when all contexts have it (D12).
 
+    A stream that has to move meanwhile, because its context dies or is rebuilt, ends with `ContextLost` too if a context with
+    another runner takes it.
+
     First one more context, `spare`, is started with the new runner beside the others, on the first host whose context is up: its
     device must have memory for both. Then the contexts are restarted with the new runner, one after the other. Each begins no more requests,
     and its begun streams get `drain` seconds to finish, because another runner cannot continue them: unless the new
     spec equals the old one, a stream that needs longer ends with `ContextLost`. At the end the spare is drained and removed.
 
-    Later incarnations have the new runner too, also after a restart of the worker. Restarts for this are not charged to a
+    Later incarnations have the new runner too, also after a restart of the worker, or if the same spec is removed and added again
+    under its name. Restarts for this are not charged to a
     limit. If the caller is cancelled, or the worker is stopped, once the new runner has loaded, the contexts that still have
     the old one get the new one with their next restart.
 
@@ -149,11 +153,11 @@ async def replace(worker: Ref, runner: RunnerSpec, *, drain: float = 60.0) -> No
     """
     if type(drain) not in (int, float) or not 0 <= drain < float("inf"):
         raise ValueError(f"drain must be seconds >= 0, got {brief(drain)}")
-    if worker.status().mailbox is None:
+    if not _has_several(worker):
         raise TypeError(f"{worker.path!r} has no queue for several contexts: declare it with hosts=[…]")
-    contexts = _contexts_of(worker)
+    contexts = await _contexts_when_up(worker)
+    opener = await _opener(worker, contexts)
     group = group_at(worker.tree, worker.path)
-    opener = await _opener(worker, contexts, group)
     for context in group.contexts.values():
         check_for(context.opener.host, runner)
     if group.replacing:
@@ -163,6 +167,8 @@ async def replace(worker: Ref, runner: RunnerSpec, *, drain: float = 60.0) -> No
         spare = await _spare(worker, evolve(opener, runner=runner, declared=False))
         await _swap(contexts, group, runner, spare, drain)
     except Refused as exc:
+        if worker.status().state == "up":  # somebody has removed a context
+            raise
         raise _stopping(worker) from exc
     finally:
         group.replacing = False
@@ -180,28 +186,27 @@ async def _spare(worker: Ref, opener: Opener) -> Ref:
         raise
 
 
-async def _opener(worker: Ref, contexts: Sequence[Ref], group: Group) -> Opener:
+async def _opener(worker: Ref, contexts: Sequence[Ref]) -> Opener:
     """That of the first context that is up, which is waited for if none is."""
     down = None
-    for ref in () if group.contexts else contexts:
+    for ref in () if group_at(worker.tree, worker.path).contexts else contexts:
         try:
             await ref.ready()
         except ChildStopped as exc:
             down = exc
         else:
             break
+    group = group_at(worker.tree, worker.path)
     for ref in contexts:
         if ref.path in group.contexts:
             opener: Opener = group.contexts[ref.path].opener
             return opener
-    if down is None:
-        raise _no_context(worker)
-    raise _down(down) from down.__cause__
+    raise _no_context(worker) from (None if down is None else down.__cause__)
 
 
 async def _swap(contexts: Sequence[Ref], group: Group, runner: RunnerSpec, spare: Ref, drain: float) -> None:
     """Give the contexts the runner of the spare, and then end the spare."""
-    before, group.runner = group.runner, runner
+    before, group.replacement = group.replacement, Replacement(runner)
     try:
         try:
             await _renew_all(contexts, group, drain, before)
@@ -210,13 +215,15 @@ async def _swap(contexts: Sequence[Ref], group: Group, runner: RunnerSpec, spare
             raise
         finally:
             await _drained(group.contexts.get(f"{spare.path}/context"), drain)
+        if not any(ref.path in group.contexts for ref in contexts):
+            raise WorkerDown(f"every context with the new runner is down: {[ref.path for ref in contexts]}")
     finally:
         with trio.CancelScope(shield=True):
             await spare.stop()
             await spare.remove()
 
 
-async def _renew_all(contexts: Sequence[Ref], group: Group, drain: float, before: RunnerSpec | None) -> None:
+async def _renew_all(contexts: Sequence[Ref], group: Group, drain: float, before: Replacement | None) -> None:
     """Start each context anew that has another runner than its next incarnation would have."""
     for ref in contexts:
         if ref.path not in group.contexts:  # it may be loading the other runner just now
@@ -225,14 +232,14 @@ async def _renew_all(contexts: Sequence[Ref], group: Group, drain: float, before
         context: Context | None = group.contexts.get(ref.path)
         if context is None:  # it is down for good, or just ending: its next incarnation has the right runner
             continue
-        if context.runner is not (group.runner or context.opener.runner):
+        if context.replacement is not group.replacement:
             with context.hold():
                 await context.emptied(drain)
                 if group.contexts.get(ref.path) is context:
                     await _start_anew(ref, group, before)
 
 
-async def _start_anew(context: Ref, group: Group, before: RunnerSpec | None) -> None:
+async def _start_anew(context: Ref, group: Group, before: Replacement | None) -> None:
     """Stop a context and start it with the new runner; if that does not load, with the runner from before.
 
     It is not restarted: that would make a load that fails a failure of the context, which might stop the whole worker.
@@ -243,7 +250,7 @@ async def _start_anew(context: Ref, group: Group, before: RunnerSpec | None) -> 
         try:
             await context.start()
         except StartFailed:
-            group.runner = before
+            group.replacement = before
             await context.restart()  # if that fails too, it is judged and tried again
             raise
 
@@ -255,9 +262,38 @@ async def _drained(context: Context | None, seconds: float) -> None:
             await context.emptied(seconds)
 
 
+def _checked_cause(cause: object) -> SessionRebuildCause:
+    try:
+        return SessionRebuildCause(cast("str", cause))
+    except ValueError:
+        allowed = ", ".join(repr(each.value) for each in SessionRebuildCause)
+        raise ValueError(f"the cause of a rebuild must be one of {allowed}, got {brief(cause)}") from None
+
+
+def _has_several(worker: Ref) -> bool:
+    """Whether it is a worker that was declared with `hosts`: its contexts share its mailbox."""
+    return worker.status().mailbox is not None and worker.status().kind == "supervisor"
+
+
 def _contexts_of(worker: Ref) -> list[Ref]:
     """The contexts of a worker; or this context itself."""
     return [worker.tree[node.path] for node in worker.status().walk() if node.kind == "child"]
+
+
+async def _contexts_when_up(worker: Ref) -> list[Ref]:
+    """The contexts of a worker with several, those that are down too. A worker that is starting is waited for."""
+    try:
+        while (state := worker.status().state) != "up":
+            if state == "stopping":
+                raise _stopping(worker)
+            await worker.ready()
+    except ChildStopped as exc:
+        raise _down(exc) from exc.__cause__
+    return [
+        worker.tree[f"{node.path}/context"]
+        for node in worker.status().children
+        if node.path != f"{worker.path}/{SPARE}"
+    ]
 
 
 async def _serving(context: Ref, cause: SessionRebuildCause) -> ContextState:

@@ -12,6 +12,8 @@ from ..types import RateLimits
 
 _MINUTE = 60.0
 _FIRST_DELAY, _LONGEST_DELAY = 0.5, 15.0
+_DOUBLINGS = 5
+"""After so many the delay is the longest; a thousand more would not fit a float."""
 
 
 @protected
@@ -48,5 +50,5 @@ class Rates:
 
 def retry_delay(tries: int) -> float:
     """Seconds before a request is tried again that has failed so many times, 1 or more; up to half of them by chance."""
-    delay: float = min(_LONGEST_DELAY, _FIRST_DELAY * 2 ** (tries - 1))
+    delay: float = min(_LONGEST_DELAY, _FIRST_DELAY * 2 ** min(tries - 1, _DOUBLINGS))
     return delay * (1 - random() / 2)  # noqa: S311 - no secret depends on it

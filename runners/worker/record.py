@@ -30,7 +30,7 @@ class Record:
 
     `most`: tokens that it may get. `incarnation`: the last one that made something of it. `runner`: the spec of the runner that
     made its first chunk, and `opened_by` that of the one in which it is open. `moved`: whether that has made nothing of it yet. `replayed`: accepted tokens that were
-    fed to later sessions. `failures`: errors after which it was tried again. `leave`: what its caller's leaving means to the context in which it is open, if it is in one.
+    fed to later sessions. `failures`: errors after which it was tried again, and `begins_again`: when it may be. `leave`: what its caller's leaving means to the context in which it is open, if it is in one.
     """
 
     batch: ExecuteBatch
@@ -47,6 +47,7 @@ class Record:
     opened_by: RunnerSpec | None = None
     moved: bool = False
     failures: int = 0
+    begins_again: float = 0.0
     suspect: bool = False
 
     def __attrs_post_init__(self) -> None:
@@ -126,6 +127,16 @@ class Record:
         output = len(self.accepted) if self.accepted or not self.at else usage.output
         whole = evolve(usage, output=output, replayed=self.replayed)
         return evolve(whole, cost=price.of(whole))
+
+    def continues_in(self, runner: RunnerSpec) -> bool:
+        """Whether it may be open in this runner: in any if it has not begun, else in that of its first chunk, or an equal one (D12).
+
+        A spec that cannot be compared, because a field has an odd `==`, equals itself alone.
+        """
+        try:
+            return self.runner is None or self.runner is runner or bool(self.runner == runner)
+        except Exception:  # noqa: BLE001 - a field of a spec may be anything, such as a tensor
+            return False
 
     def is_late(self, now: float) -> bool:
         """Whether its deadline has passed."""

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from typing import Any, Literal
 
@@ -42,7 +42,7 @@ from supervise import (
     current_child,
 )
 
-from ..brief import brief, is_a, one_line, text_of
+from ..brief import attribute_of, brief, is_a, one_line, text_of
 from ..errors import (
     BadRequest,
     ContextLost,
@@ -140,9 +140,10 @@ class Opener:
         child = current_child()
         cause = None if child.last_failure is None else one_line(brief(child.last_failure))
         group = group_of(self.declaration, child.tree, self.worker_of(child.path))
-        runner = (group.runner if self.declared else None) or self.runner
+        replacement = group.replacement if self.declared else None
+        runner = self.runner if replacement is None else replacement.runner
         async with self.host.open(runner, incarnation=child.incarnation, cause=cause) as session:
-            context = Context(session, runner, group, self, self.canary, self.drain)
+            context = Context(session, runner, group, self, self.canary, self.drain, replacement)
             group.enter(child.path, context)
             try:
                 yield context
@@ -198,7 +199,6 @@ class _Serving:
         self._resumed_for = context.under_way  # the rebuild request for which the body was resumed
         self._failure: DeviceError | None = None
         self._scope = self._admission = trio.CancelScope()
-        self._again = 0.0  # when a request may begin again that the rate limits hold back
         self._draining = False
         self._all_back = False  # no stream that has begun in an earlier session waits in the mailbox
 
@@ -359,7 +359,7 @@ class _Serving:
 
     async def _room(self) -> None:
         while not self._has_room():
-            with trio.move_on_at(self._again if self._is_held_back() else math.inf):
+            with trio.move_on_at(self._context.again if self._is_held_back() else math.inf):
                 await self._context.change()
             self._take_moved()
             # Callers who were answered just now come back meanwhile, and their next requests are in one step.
@@ -380,34 +380,40 @@ class _Serving:
         return self._failure is None and self._context.has_room() and not self._is_held_back()
 
     def _is_held_back(self) -> bool:
-        return self._again > 0 and self._again > trio.current_time()
+        return self._context.again > 0 and self._context.again > trio.current_time()
 
     def _exceeds(self, message: Message) -> bool:
         """Whether the rate limits that the runner declares hold a new request back, which then waits in the queue (D14)."""
-        limits, rates, now = self._session.info.limits, self._context.group.rates, trio.current_time()
-        if _has_begun(message) or (limits is None and not rates.paused_until):
+        if _has_begun(message) or self._may_begin(lambda: estimated_tokens(message.value)):
             return False
-        limits = limits or RateLimits()
-        tokens = estimated_tokens(message.value)
-        if limits.tokens is not None and tokens > limits.tokens:
-            return False  # it is refused
-        self._again = rates.next_time(limits, tokens, now)
-        if self._again <= now:
-            rates.note(tokens, now)
-            return False
-        message.on_left(self._look_again)
+        self._context.group.hold_back(message)
         return True
 
-    def _look_again(self) -> None:
-        """The caller has left whose request the rate limits held back: the next one may be smaller."""
-        self._again = 0.0
-        self._context.has_changed()
+    def _may_begin(self, tokens: Callable[[], int]) -> bool:
+        """Whether the rate limits allow a new request now; if not, the context waits until they do."""
+        limits, rates, now = self._session.info.limits, self._context.group.rates, trio.current_time()
+        if limits is None and not rates.paused_until:
+            return True
+        limits, wanted = limits or RateLimits(), tokens()
+        if limits.tokens is not None and wanted > limits.tokens:
+            return True  # it is refused
+        self._context.again = rates.next_time(limits, wanted, now)
+        return self._context.again <= now
+
+    def _note_rate(self, tokens: int) -> None:
+        """A new request begins, and counts for the limits."""
+        if self._session.info.limits is not None:
+            self._context.group.rates.note(tokens, trio.current_time())
 
     def _take(self, message: Message) -> None:
         """Begin a request, or continue one that comes from another session."""
+        if message.memo is not None and record_of(message).begins_again > trio.current_time():
+            self._context.retry(message)  # its context has failed meanwhile
+            return
         if self._exceeds(message):
             message.requeue()
             return
+        is_new = not _has_begun(message)
         try:
             if message.memo is None:
                 message.memo = admitted(message)
@@ -420,6 +426,8 @@ class _Serving:
             message.fail(exc)
         else:
             self._context.put(message)
+            if is_new:
+                self._note_rate(record.batch.estimated_tokens)
 
     def _check(self, record: Record) -> None:
         if self._context.group.has_open(record.batch.request_id):
@@ -428,7 +436,7 @@ class _Serving:
             )
         if self._context.must_stay(record):
             raise record.lost(current_child().last_failure)
-        if record.runner is not None and record.runner != self._context.runner:
+        if not record.continues_in(self._context.runner):
             raise record.replaced()
         if record.is_late(trio.current_time()):
             raise record.late(current_child().path)
@@ -463,7 +471,9 @@ class _Serving:
         while True:
             with trio.move_on_after(seconds) as silence:
                 await self._context.change()
-            if silence.cancelled_caught and self._context.is_idle():
+            quiet = silence.cancelled_caught and self._context.is_idle()
+            if quiet and self._may_begin(lambda: CANARY.estimated_tokens):
+                self._note_rate(CANARY.estimated_tokens)
                 self._context.begin_canary()
 
     # --- chunks
@@ -552,24 +562,23 @@ class _Serving:
         self._note_pause(failed.error)
         if self._is_tried_again(record, failed.error):
             record.failures += 1
-            begins = trio.current_time() + retry_delay(record.failures)
-            self._context.retries[record.batch.request_id] = begins, message
-            self._context.has_changed()
+            record.begins_again = trio.current_time() + retry_delay(record.failures)
+            self._context.retry(message)
         else:
             message.fail(failed.error)
 
     def _is_tried_again(self, record: Record, error: InferenceError) -> bool:
         """Whether a request begins anew after an error of its server, which has given nothing for it yet (D14)."""
         retries = self._context.opener.retries
-        is_of_server = is_a(error, NetworkError) and error.is_retryable
+        is_of_server = is_a(error, NetworkError) and attribute_of(error, "is_retryable") is True
         return is_of_server and not record.chunks and record.failures < retries
 
     def _note_pause(self, error: InferenceError) -> None:
         """A server said when it accepts a request again: until then none of this worker begins (D14)."""
         if not isinstance(error, RateLimited):
             return
-        seconds: object = error.retry_after  # whatever a runner gave
-        if isinstance(seconds, int | float) and 0 < seconds < _LONGEST_PAUSE:
+        seconds = attribute_of(error, "retry_after")
+        if type(seconds) in (int, float) and 0 < seconds < _LONGEST_PAUSE:
             rates = self._context.group.rates
             rates.paused_until = max(rates.paused_until, trio.current_time() + float(seconds))
 
@@ -580,11 +589,9 @@ class _Serving:
             due = min((begins for begins, _ in retries.values()), default=math.inf)
             with trio.move_on_at(due):
                 await self._context.change()
-            for name, (begins, message) in list(retries.items()):
-                if begins <= trio.current_time():
-                    del retries[name]
-                    message.requeue()
-                    self._context.has_changed()
+            for message in reversed(self._context.take_retries(trio.current_time())):
+                message.requeue()
+                self._context.has_changed()
 
     # --- rebuilds
 
@@ -658,9 +665,8 @@ class _Serving:
             self._inbox.progressed = False  # otherwise the Resume would not be charged to the limit (R8)
         self._context.cancel_canary()
         ordered = self._was_ordered(failure)
-        for _, message in self._context.retries.values():
+        for message in reversed(self._context.take_retries(math.inf)):
             message.requeue()
-        self._context.retries.clear()
         for message in reversed(self._open.values()):
             record = record_of(message)
             if record.suspect and not ordered:

@@ -71,8 +71,8 @@ DEVICES = (
         ),
         (
             "a canary is begun beside requests",
-            "if silence.cancelled_caught and self._context.is_idle():",
-            "if silence.cancelled_caught and not self._context.canary_open:",
+            "silence.cancelled_caught and self._context.is_idle()",
+            "silence.cancelled_caught and not self._context.canary_open",
             "a_canary_gives_way_to_requests_and_does_not_run_beside_them",
         ),
         (
@@ -215,7 +215,7 @@ DEVICES = (
         ),
         (
             "a runner that does not load stays the new one",
-            "            group.runner = before\n            await context.restart()",
+            "            group.replacement = before\n            await context.restart()",
             "            await context.restart()",
             "a_new_runner_that_does_not_load_leaves_the_old_one",
         ),
@@ -248,7 +248,7 @@ DEVICES = (
         ),
         (
             "another runner continues a stream",
-            "        if record.runner is not None and record.runner != self._context.runner:",
+            "        if not record.continues_in(self._context.runner):",
             "        if False:",
             "another_runner_continues_no_stream",
         ),
@@ -335,7 +335,7 @@ DEVICES = (
         ),
         (
             "a context waits for the next change though its minute is over",
-            "            with trio.move_on_at(self._again if self._is_held_back() else math.inf):",
+            "            with trio.move_on_at(self._context.again if self._is_held_back() else math.inf):",
             "            if True:",
             "no_more_requests_begin_in_a_minute_than_the_server_takes",
         ),
@@ -344,6 +344,99 @@ DEVICES = (
             "        return is_of_server and not record.chunks and record.failures < retries",
             "        return is_of_server and record.failures < retries",
             "an_error_is_not_tried_again_for_ever",
+        ),
+    ),
+    *plants_of(
+        "worker/serving.py",
+        (
+            "a canary keeps to no limit",
+            "            if quiet and self._may_begin(lambda: CANARY.estimated_tokens):",
+            "            if quiet:",
+            "a_canary_keeps_to_the_limits_and_to_what_the_server_said",
+        ),
+        (
+            "a death brings every retry forward",
+            "        if message.memo is not None and record_of(message).begins_again > trio.current_time():",
+            "        if False:",
+            "a_death_of_the_context_brings_no_retry_forward",
+        ),
+        (
+            "a request that is refused counts for the limit",
+            "        if self._exceeds(message):\n            message.requeue()\n            return\n",
+            "        if self._exceeds(message):\n            message.requeue()\n            return\n        self._note_rate(1)\n",
+            "a_request_that_is_refused_counts_for_no_limit",
+        ),
+        (
+            "a context that drains alone does not learn of the stop of its worker",
+            '        while worker.status().state != "stopping":',
+            '        while worker.status().state != "stopping" and not await trio.sleep(9):',
+            "all_contexts_drain_at_the_same_time_though_one_drains_already",
+        ),
+    ),
+    *plants_of(
+        "worker/context.py",
+        (
+            "any number of requests may wait for a retry",
+            "        free = self.waiting is None and not self.held and len(self.retries) < streams",
+            "        free = self.waiting is None and not self.held",
+            "no_more_requests_wait_for_a_retry_than_the_runner_has_places",
+        ),
+        (
+            "a caller leaves its retry behind",
+            "        record.leave = self._retry_left\n",
+            "",
+            "a_caller_that_leaves_takes_its_retry_along",
+        ),
+    ),
+    *plants_of(
+        "worker/group.py",
+        (
+            "a request id may be open in two contexts",
+            "            request_id in context.open or request_id in context.retries for context in self.contexts.values()",
+            "            False for context in self.contexts.values()",
+            "request_ids_differ_in_all_contexts_of_a_worker",
+        ),
+        (
+            "the next request waits for the limit of one that has left",
+            "            message.on_left(self._look_again)\n",
+            "",
+            "a_request_that_leaves_holds_back_no_smaller_one_behind_it",
+        ),
+        (
+            "the members of a pool share a group",
+            "    if path not in groups:",
+            "    path = next(iter(groups), path)\n    if path not in groups:",
+            "a_member_that_drains_leaves_the_others_alone",
+        ),
+        (
+            "the groups of members that have left are kept",
+            "            del groups[other]",
+            "            pass",
+            "nothing_is_kept_of_members_that_have_left",
+        ),
+    ),
+    *plants_of(
+        "worker/operations.py",
+        (
+            "a worker that is starting gets a new runner in part",
+            "        for node in worker.status().children\n",
+            '        for node in worker.status().children if node.state == "up"\n',
+            "a_context_that_is_started_by_hand_meanwhile_gets_the_new_runner",
+        ),
+    ),
+    *plants_of(
+        "worker/record.py",
+        (
+            "a stream mixes chunks with ids and chunks without",
+            "                or (more and len(accepted) != (at if ids else 0))  # all chunks have ids, or none\n",
+            "",
+            "a_stream_with_chunks_of_both_kinds_is_a_protocol_error",
+        ),
+        (
+            "a runner that does not equal itself is another one",
+            "self.runner is None or self.runner is runner or bool(",
+            "self.runner is None or bool(",
+            "a_stream_continues_in_the_same_runner_whatever_its_fields_are",
         ),
     ),
 )

@@ -17,7 +17,8 @@ from runners.errors import BadRequest, ContextLost, ProtocolError, RunnerError
 from runners.hosts.process import wire
 from runners.hosts.process.host import ProcessHost
 from runners.plain import plain_data
-from runners.types import Sampling
+from runners.types import Sampling, TokenChunk
+from runners.worker.record import Record
 from supervise import Supervisor, open_tree
 
 HOSTS = pytest.mark.parametrize("host", [INLINE, THREAD, PROCESS], ids=["inline", "thread", "process"])
@@ -236,3 +237,13 @@ async def test_more_chunks_than_positions_are_refused():
     with pytest.raises(RunnerError, match="must go on with position 2, of at most 2: got 1 from 2"):
         await asked(INLINE, Echo(each=True), batch)
     assert (await asked(INLINE, Echo(each=True), attrs.evolve(batch, sampling=MANY))).data == (1, 2, 3)
+
+
+@pytest.mark.parametrize("ids", [[(1,), ()], [(), (1,)]])
+def test_a_stream_with_chunks_of_both_kinds_is_a_protocol_error(ids):
+    """D6: A context process checks this for each runner, and the parent does not rely on it."""
+    chunks = [TokenChunk(request_id="r", index=at, text="x", token_ids=ids[at]) for at in range(2)]
+    wrong = Record(ExecuteBatch("r")).accept(chunks, 0)
+    assert type(wrong) is ProtocolError
+    assert "position 1 of at most 128 " in str(wrong)
+    assert len(chunks) == 1

@@ -247,7 +247,7 @@ async def test_a_requests_own_error_concerns_nobody_else(kind):
         ("text", "must yield a TokenChunk, got str"),
         ("object", "must have the types that TokenChunk declares"),
         ("huge", "OverflowError: "),
-        ("surrogate", "UnicodeEncodeError: "),
+        ("surrogate", "must be one that UTF-8 can encode"),
         ("nothing", "ended without a finish reason"),
     ],
 )

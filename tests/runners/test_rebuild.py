@@ -15,6 +15,7 @@ from stage import (
     worker_leaves_nothing,  # noqa: F401 - autouse: to be imported is its use
 )
 
+from runners import InlineHost
 from runners.errors import (
     ContextDied,
     ContextLost,
@@ -355,3 +356,17 @@ async def test_a_rebuild_after_a_poison_is_answered_whatever_the_directive():
     async with serving(PUPPET, host=stage, decider=mine) as scene:
         with pytest.raises(RebuildSuperseded, match="resumed"):
             await rebuild(scene.worker, POISONED)
+
+
+@pytest.mark.trio
+async def test_a_cause_may_be_given_by_its_value(autojump_clock):
+    """D7: It is an enumeration of strings; any other value is refused in one line, and nothing happens."""
+    async with serving(Scripted(3), host=InlineHost(), patience=30) as scene:
+        before = await scene.worker.ready()
+        assert (await rebuild(scene.worker, "manual")).incarnation == before.incarnation
+        for wrong in ("nonsense", None, 3):
+            with pytest.raises(
+                ValueError, match=r"the cause of a rebuild must be one of 'context_poisoned', .*, got "
+            ):
+                await rebuild(scene.worker, wrong)
+        assert (await rebuild(scene.worker, "context_poisoned")).incarnation == before.incarnation + 1

@@ -2,17 +2,20 @@
 
 import pytest
 import trio
+from attrs import evolve, field, frozen
 from stage import (
+    Caller,
+    batch,
     until,
     worker_leaves_nothing,  # noqa: F401 - autouse: to be imported is its use
 )
 from test_groups import asks, serving
 
 from runners import device_worker, replace
-from runners.errors import ContextLost
+from runners.errors import ContextDied, ContextLost, WorkerDown
 from runners.hosts.inline import InlineHost
 from runners.models.scripted import Fault, Scripted, expected
-from supervise import Backoff, StartFailed, open_tree
+from supervise import Backoff, Limit, StartFailed, Supervisor, open_tree
 
 pytestmark = pytest.mark.filterwarnings("error")
 
@@ -132,3 +135,111 @@ async def test_what_cannot_be_replaced_is_said_in_one_line(autojump_clock):
     async with serving(hosts=[InlineHost()]) as scene:
         with pytest.raises(TypeError, match="a runner must be"):
             await replace(scene.worker, "a model")
+
+
+@frozen
+class Loads:
+    """A runner that takes three seconds to load; it notes each load."""
+
+    tokens: int
+    number: float = 0.0
+    loads: list = field(factory=list, eq=False)
+
+    async def build(self, start):
+        self.loads.append(start.incarnation)
+        await trio.sleep(3)
+        return Scripted(self.tokens, streams=2, delay=0.1).build(start)
+
+
+@pytest.mark.trio
+async def test_the_very_runner_that_a_worker_has_is_loaded_anew(autojump_clock):
+    """D12: Its weights may have changed."""
+    same = Loads(5)
+    async with serving(same, hosts=[InlineHost(), InlineHost()], patience=1000) as scene:
+        for _ in range(2):
+            same.loads.clear()
+            await replace(scene.worker, same)
+            assert len(same.loads) == 3  # the spare, and both contexts
+
+
+@pytest.mark.parametrize("seconds", [1, 4, 7])
+@pytest.mark.trio
+async def test_a_worker_that_is_just_starting_gets_the_new_runner_when_it_is_up(seconds, autojump_clock):
+    """D12: None of its contexts is left with the old one, whichever of them has loaded by then."""
+    worker = device_worker("llm", Loads(5), hosts=[InlineHost(), InlineHost()])
+    async with open_tree(Supervisor("app", [worker]), sinks=[]) as tree:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(tree[worker].restart)
+            await trio.sleep(seconds)
+            await replace(tree[worker], Loads(9))
+        await _have(tree, 9)
+
+
+@pytest.mark.trio
+async def test_a_context_that_is_started_by_hand_meanwhile_gets_the_new_runner(autojump_clock):
+    """D12: It was down when the swap began."""
+    worker = device_worker("llm", Loads(5), hosts=[InlineHost(), InlineHost()])
+    for seconds in range(12):
+        async with open_tree(Supervisor("app", [worker]), sinks=[]) as tree:
+            await tree["app/llm/context-1"].stop()
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(replace, tree[worker], Loads(9))
+                await trio.sleep(seconds)
+                await tree["app/llm/context-1"].start()
+            await _have(tree, 9)
+
+
+async def _have(tree, tokens):
+    """Each context has the runner that makes so many."""
+    async with trio.open_nursery() as nursery:
+        them = [Caller(batch(f"{number}")) for number in range(4)]  # both contexts are full
+        for caller in them:
+            nursery.start_soon(caller.run, tree["app/llm"])
+    for caller in them:
+        caller.assert_whole(tokens)
+
+
+class Tensor:
+    """Its `==` is no bool."""
+
+    def __eq__(self, other):
+        raise RuntimeError("Boolean value of a tensor is ambiguous")
+
+    __hash__ = None
+
+
+@pytest.mark.parametrize("odd", [float("nan"), Tensor()])
+@pytest.mark.trio
+async def test_a_stream_continues_in_the_same_runner_whatever_its_fields_are(odd, autojump_clock):
+    """D6, D12: A spec that does not equal itself is the same all the same."""
+    spec = evolve(Loads(20), number=odd)
+    async with serving(spec, hosts=[InlineHost()], patience=1000) as scene, trio.open_nursery() as nursery:
+        (a,) = await asks(nursery, scene.worker, "a")
+        await until(lambda: a.chunks)
+        scene.ref(0).inject(ContextDied("killed"))
+        await a.over.wait()
+        a.assert_whole(20)
+
+
+@pytest.mark.trio
+async def test_a_swap_after_which_no_context_is_up_says_that_the_worker_is_down(autojump_clock):
+    """D8, D12: The contexts failed while the streams of the spare were waited for, which ends with the swap."""
+    hosts = [InlineHost(), InlineHost()]
+    runner, limit = Loads(5), Limit(0)
+    async with (
+        serving(runner, hosts=hosts, limit=limit, patience=1000) as scene,
+        trio.open_nursery() as nursery,
+    ):
+
+        async def fails():
+            await trio.sleep(4)
+            for name in "ab":
+                await nursery.start(Caller(batch(name)).run, scene.worker)
+            await trio.sleep(10)
+            for number in range(2):
+                scene.ref(number).inject(ContextDied("killed"))
+
+        nursery.start_soon(fails)
+        with pytest.raises(WorkerDown, match="every context with the new runner is down"):
+            await replace(scene.worker, Loads(200))
+        nursery.cancel_scope.cancel()

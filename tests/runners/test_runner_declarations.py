@@ -1,6 +1,9 @@
 """What a runner declares has an effect: rate limits, retryable errors, prices (D14)."""
 
+import gc
 from collections import Counter
+from contextlib import suppress
+from itertools import pairwise
 
 import attrs
 import pytest
@@ -9,7 +12,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from runners import InlineHost, device_worker
-from runners.errors import BadRequest, NetworkError, RateLimited, ServerError, Unauthorized, WorkerStopping
+from runners.errors import (
+    Backpressure,
+    BadRequest,
+    ContextDied,
+    NetworkError,
+    RateLimited,
+    ServerError,
+    Unauthorized,
+    WorkerStopping,
+)
 from runners.types import (
     ExecuteBatch,
     FinishReason,
@@ -20,8 +32,9 @@ from runners.types import (
     TokenChunk,
     TokenUsage,
 )
-from runners.worker.rates import Rates
-from supervise import open_tree
+from runners.worker.rates import Rates, retry_delay
+from runners.worker.serving import _Serving
+from supervise import Supervisor, open_tree
 from supervise.testing import run_virtual
 
 
@@ -160,8 +173,6 @@ def test_what_waits_for_the_limit_can_leave_and_be_refused():
         assert [name for _, name in server.began] == ["first"]
 
     async def main():
-        from supervise import Supervisor
-
         worker = device_worker("api", server, host=InlineHost(), drain=20)
         async with open_tree(Supervisor("app", [worker]), sinks=[]) as tree:
             await scene(tree[worker])
@@ -300,3 +311,174 @@ def test_the_price_of_an_answer_is_in_its_usage():
         assert (completion.usage + completion.usage).cost == 5.0
 
     serve(server, scene)
+
+
+# --- odd errors, and ends
+
+
+class Busy(RateLimited):
+    """A class whose constructor does not call ours, so that it has no `retry_after`."""
+
+    def __init__(self, text):
+        Exception.__init__(self, text)
+
+
+class Guarded(RateLimited):
+    @property
+    def is_retryable(self):
+        raise RuntimeError("not yours")
+
+    @property
+    def retry_after(self):
+        raise RuntimeError("not yours")
+
+    @retry_after.setter
+    def retry_after(self, _):
+        """Ours sets it."""
+
+
+class Number(float):
+    def __gt__(self, other):
+        raise RuntimeError("not comparable")
+
+    __lt__ = __gt__
+
+
+@pytest.mark.parametrize("error", [Busy("x"), Guarded("x"), RateLimited("x", retry_after=Number(1))])
+@pytest.mark.parametrize("retries", [0, 2])
+def test_an_odd_error_of_a_server_fails_its_request_alone(error, retries):
+    """D5, D14: The context and every other stream go on."""
+    server = Server(errors={"bad": [error] * 9})
+
+    async def scene(worker):
+        with pytest.raises(RateLimited):
+            await worker.call(request("bad"))
+        await worker.call(request("good"))
+        assert worker.status().children[0].incarnation == 1
+
+    serve(server, scene, retries=retries)
+
+
+def test_the_delays_of_retries_grow_to_the_longest_and_no_further():
+    """D14: A server may be away for days."""
+    assert all(7.5 <= retry_delay(tries) <= 15 for tries in (6, 1_028, 1_000_000))
+
+
+def test_a_caller_that_leaves_takes_its_retry_along():
+    """D13, D14: Its id and its place are free at once, and a drain does not wait for it."""
+    server = Server(errors={"a": [NetworkError("x")] * 5})
+
+    async def main():
+        worker = device_worker("api", server, host=InlineHost(), retries=9, drain=30)
+        async with open_tree(Supervisor("app", [worker]), sinks=[]) as tree:
+            with trio.move_on_after(0.1):
+                await tree[worker].call(request("a"))
+            server.errors.clear()
+            await tree[worker].call(request("a"))
+            server.errors["b"] = [NetworkError("x")] * 5
+            with trio.move_on_after(0.1):
+                await tree[worker].call(request("b"))
+            before = trio.current_time()
+            await tree[worker].stop()
+            assert trio.current_time() == before
+
+    run_virtual(main)
+
+
+def test_no_more_requests_wait_for_a_retry_than_the_runner_has_places():
+    """D6, D14: The others wait in the queue, which is bounded."""
+
+    class Down(Server):
+        @property
+        def info(self):
+            return RunnerInfo(streams=2, can_continue=True, transport="network")
+
+        async def execute(self, batch):
+            self.began.append(batch.request_id)
+            raise NetworkError("down")
+            yield
+
+    server = Down()
+
+    async def scene(worker):
+        for number in range(100):
+            with suppress(Backpressure):
+                worker.send_nowait(request(f"{number}"))
+            await trio.testing.wait_all_tasks_blocked()
+        assert len(set(server.began)) <= 4
+        with pytest.raises(Backpressure):
+            worker.send_nowait(request("one more"))
+
+    serve(server, scene, retries=1000, queue=5)
+
+
+def test_a_death_of_the_context_brings_no_retry_forward():
+    """D14: Each begins at its time, in the next context."""
+    server = Server(errors={name: [NetworkError("x")] * 4 for name in "abc"})
+
+    async def main():
+        worker = device_worker("api", server, host=InlineHost(), retries=9, backoff=None, limit=None)
+        async with open_tree(worker, sinks=[]) as tree, trio.open_nursery() as nursery:
+            for name in "abc":
+                nursery.start_soon(tree[worker].call, request(name))
+            for _ in range(200):
+                await trio.sleep(0.1)
+                if max(server.tries.values()) <= 4:  # none is being served, which a death would disturb
+                    tree["api/context"].inject(ContextDied("killed"))
+                    await tree["api/context"].ready()
+        for name in "abc":
+            times = [at for at, other in server.began if other == name]
+            # A stream that has begun comes back at once; only what has failed waits.
+            gaps = [later - at for at, later in pairwise(times[:4])]
+            assert all(gap >= 0.25 * 2**number for number, gap in enumerate(gaps)), (name, gaps)
+
+    run_virtual(main)
+
+
+def test_a_request_that_is_refused_counts_for_no_limit():
+    """D14: It does not reach the server."""
+    server = Server(RateLimits(requests=1))
+
+    async def scene(worker):
+        before = trio.current_time()
+        for _ in range(3):
+            with pytest.raises(BadRequest):
+                await worker.call("rubbish")
+        await worker.call(request("good"))
+        assert trio.current_time() - before == 1
+
+    serve(server, scene)
+
+
+@pytest.mark.parametrize(
+    ("server", "most"),
+    [(Server(RateLimits(requests=1)), 2), (Server(errors={"a": [RateLimited("x", retry_after=100)]}), 1)],
+)
+def test_a_canary_keeps_to_the_limits_and_to_what_the_server_said(server, most):
+    """D9, D14: It is a request like any other to the server."""
+
+    async def scene(worker):
+        with suppress(RateLimited):
+            await worker.call(request("a"))
+        await trio.sleep(90)
+        assert len(server.began) <= most
+
+    serve(server, scene, canary=5)
+
+
+def test_a_held_back_request_keeps_no_context_that_has_ended():
+    """R31: It may wait for hours, and contexts die meanwhile."""
+    server = Server(RateLimits(requests=1))
+
+    async def scene(worker):
+        await worker.call(request("a"))
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(worker.call, request("waits"))
+            for _ in range(20):
+                await trio.testing.wait_all_tasks_blocked()
+                worker.tree["api/context"].inject(ContextDied("killed"))
+                await worker.tree["api/context"].ready()
+            gc.collect()
+            assert sum(type(each) is _Serving for each in gc.get_objects()) < 3
+
+    serve(server, scene, backoff=None, limit=None)

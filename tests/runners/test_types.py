@@ -135,6 +135,8 @@ class Holder:
         lambda: RateLimits(requests=0),
         lambda: RateLimits(tokens=1.5),
         lambda: Price(input=-1),
+        lambda: Price(output=float("inf")),
+        lambda: TokenUsage(input=2**53 + 1),
         lambda: RunnerInfo(transport="pigeon"),
         lambda: RunnerInfo(limits=3),
         lambda: ExecuteBatch("r", "", deadline="soon"),

@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import TypeVar, cast
 
+from runners.brief import attribute_of
 from runners.diagnosis.classify import classify
 from runners.diagnosis.probe import DeviceProbe
 from runners.errors import InferenceError
@@ -25,6 +26,7 @@ from runners.hosts.turns import (
     ours,
     sync_runner,
 )
+from runners.plain import is_encodable
 from runners.types import (
     ModelRunner,
     PreparingSpec,
@@ -243,4 +245,7 @@ class Engine:
 
 
 def _broken(error: InferenceError) -> wire.Broken:
-    return wire.Broken(wire.error_data(error), getattr(error, "request_ids", ()))
+    given = cast("tuple[object, ...]", attribute_of(error, "request_ids"))
+    is_plain = type(given) is tuple and all(type(name) is str and is_encodable(name) for name in given)
+    names = cast("tuple[str, ...]", given) if is_plain else ()
+    return wire.Broken(wire.error_data(error), names)
