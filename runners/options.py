@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from .brief import brief
 
-MAX_BODY = 8 * 2**20
+MAX_BODY = 2 * 2**20
 """Bytes."""
 TIMEOUT = 600.0
 """Seconds."""
