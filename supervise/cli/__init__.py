@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import argparse
+import json
 import logging
 import os
 import re
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from pathlib import Path
 from typing import Any, NoReturn, cast
 
 from .._core._check import did_you_mean, noting
 from .._core.spec import Pool, Supervisor
 from .._trio.run import run_tree
 from ..events import Sink
+from ..sinks.data import VERSION
 from ..sinks.lines import LineSink, now
 from ..sinks.log import LoggingSink
 from ..views import mermaid, text
@@ -107,6 +111,12 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument(
         "--live", action="store_true", help="show the tree on the terminal while it runs (needs rich)"
     )
+    run.add_argument(
+        "--log",
+        default="text",
+        metavar="text|json|FILE",
+        help="write lines of text or JSON to standard error, or also each event as a line of JSON to a file (default: text)",
+    )
     how_much = run.add_mutually_exclusive_group()
     how_much.add_argument("-v", "--verbose", action="store_true", help="write the traceback of every failure")
     how_much.add_argument("-q", "--quiet", action="store_true", help="write nothing while nothing fails")
@@ -127,13 +137,42 @@ def _run(arguments: argparse.Namespace) -> int:
     tree = _sound(arguments.target)
     if tree is None:
         return 1
-    sink = _sink(arguments)
+    if arguments.live and arguments.log == "json":
+        raise NoTree("--live and --log json both write to the terminal: give one of them, or --log FILE")
+    with ExitStack() as files:
+        _run_with(tree, arguments, _sinks(arguments, files))
+    return 0
+
+
+def _run_with(tree: Supervisor | Pool, arguments: argparse.Namespace, sinks: list[Sink]) -> None:
     limits = {"hard_exit_after": arguments.hard_exit_after, "watchdog": arguments.watchdog}
     if arguments.live:
-        run_live(tree, **limits, otherwise=sink)
+        run_live(tree, **limits, otherwise=sinks[0], sinks=sinks[1:])
     else:
-        run_tree(tree, sinks=[sink], **limits)
-    return 0
+        run_tree(tree, sinks=sinks, **limits)
+
+
+def _sinks(arguments: argparse.Namespace, files: ExitStack) -> list[Sink]:
+    """What the option `--log` asks for."""
+    if arguments.log == "text":
+        return [_sink(arguments)]
+    from ..sinks.jsonl import JsonLinesSink  # noqa: PLC0415 - it is imported only when used
+
+    if arguments.log == "json":
+        logging.getLogger("supervise").addHandler(_JsonLines())
+        return [JsonLinesSink()]
+    file = JsonLinesSink(_writable(arguments.log))
+    files.callback(file.close)
+    return [_sink(arguments), file]
+
+
+def _writable(path: str) -> str:
+    """A path that can be appended to; a program that runs for days should not find out at its first event."""
+    try:
+        with Path(path).open("a"):
+            return path
+    except OSError as problem:
+        raise NoTree(f"cannot write to {path}: {problem.strerror or problem}") from problem
 
 
 def _sink(arguments: argparse.Namespace) -> Sink:
@@ -150,10 +189,21 @@ class _Lines(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
-            sys.stderr.write(f"{now()} {self.format(record)}\n")
+            sys.stderr.write(f"{self._line(record)}\n")
             sys.stderr.flush()
         except Exception:  # noqa: BLE001 - as every handler of `logging` does
             self.handleError(record)
+
+    def _line(self, record: logging.LogRecord) -> str:
+        return f"{now()} {self.format(record)}"
+
+
+class _JsonLines(_Lines):
+    """The same as a line of JSON, whose kind is `Log`, among those of a `JsonLinesSink`."""
+
+    def _line(self, record: logging.LogRecord) -> str:
+        data = {"v": VERSION, "time": record.created, "kind": "Log", "level": record.levelname}
+        return json.dumps({**data, "text": self.format(record)}, separators=(",", ":"))
 
 
 def _tree(arguments: argparse.Namespace) -> int:

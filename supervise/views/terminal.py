@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterable
 from importlib.util import find_spec
 
 from .._core.spec import Pool, Supervisor
@@ -18,6 +19,7 @@ def run_live(
     hard_exit_after: float | None = None,
     watchdog: float | None = None,
     otherwise: Sink | None = None,
+    sinks: Iterable[Sink] = (),
 ) -> None:
     """As `run_tree`, with a `LiveView`. If standard output cannot show one, a line gives the reason, and plain lines follow.
 
@@ -26,6 +28,7 @@ def run_live(
         hard_exit_after: as for `run_tree`.
         watchdog: as for `run_tree`.
         otherwise: the sink for the events if there is no view; None is a `LineSink`.
+        sinks: further sinks, with or without a view.
 
     Raises:
         The same errors as `run_tree`.
@@ -33,12 +36,13 @@ def run_live(
     reason = _why_not()
     if reason is not None:
         sys.stderr.write(f"supervise: no live view, plain lines instead: {reason}\n")
-        run_tree(spec, sinks=[otherwise or LineSink()], hard_exit_after=hard_exit_after, watchdog=watchdog)
+        given = [otherwise or LineSink(), *sinks]
+        run_tree(spec, sinks=given, hard_exit_after=hard_exit_after, watchdog=watchdog)
         return
     from .live import LiveView  # noqa: PLC0415 - it needs rich, which is an extra
 
     view = LiveView()
-    run_tree(spec, sinks=[view], hard_exit_after=hard_exit_after, watchdog=watchdog, watch=view.watch)
+    run_tree(spec, sinks=[view, *sinks], hard_exit_after=hard_exit_after, watchdog=watchdog, watch=view.watch)
 
 
 def _why_not() -> str | None:

@@ -1,5 +1,6 @@
 """The command `supervise`, run as a user runs it: in a process of its own."""
 
+import json
 import os
 import re
 import signal
@@ -507,3 +508,49 @@ def test_a_misspelt_option_is_answered_with_a_near_match(tmp_path, arguments, ex
     result = supervise(*arguments, cwd=tmp_path)
     assert result.returncode == 2
     assert result.stderr.endswith(expected if expected.endswith("\n") else f"{expected}\n")
+
+
+FAILS_ONCE = """
+async def fails():
+    await trio.sleep(0.05)
+    raise ConnectionError("gone")
+
+tree = Supervisor("app", [Child("a", fails, restart="transient")], limit=Limit(1))
+"""
+
+
+def test_a_run_writes_its_events_to_a_file(write, tmp_path):
+    """R31: The lines of text stay, and a later run appends."""
+    write("fails.py", FAILS_ONCE)
+    for _ in range(2):
+        result = supervise("run", "--log", "events.jsonl", "fails.py", cwd=tmp_path)
+        assert result.returncode == 70
+        assert "[app/a #1] failed: ConnectionError: gone" in result.stderr
+    lines = [json.loads(line) for line in (tmp_path / "events.jsonl").read_text().splitlines()]
+    assert [line["seq"] for line in lines] == [*range(1, len(lines) // 2 + 1)] * 2
+    assert {line["kind"] for line in lines} >= {"Starting", "Ready", "Failed", "Decided", "Stopped"}
+
+
+def test_a_run_writes_json_for_machines(write, tmp_path):
+    """R31: Nothing else comes on standard error; the library's own log records are such lines too."""
+    write("fails.py", FAILS_ONCE)
+    result = supervise("run", "--log", "json", "fails.py", cwd=tmp_path)
+    lines = [json.loads(line) for line in result.stderr.splitlines()]
+    kinds = [line["kind"] for line in lines]
+    assert kinds.count("Failed") == 3
+    assert (kinds[0], kinds[-1]) == ("Starting", "Log")
+    assert (lines[-1]["v"], lines[-1]["level"]) == (1, "CRITICAL")
+    assert lines[-1]["text"].startswith("'app' failed: ")
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (("--log", "no/such/folder/x"), "cannot write to no/such/folder/x: No such file or directory"),
+        (("--log", "json", "--live"), "--live and --log json both write to the terminal"),
+    ],
+)
+def test_a_log_that_cannot_be_written_is_refused_before_the_start(write, tmp_path, options, expected):
+    """A program that runs for days should not find out at its first event."""
+    write("good.py", GOOD)
+    one_line(supervise("run", *options, "good.py", cwd=tmp_path), status=2, expected=expected)

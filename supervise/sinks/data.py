@@ -1,0 +1,66 @@
+"""Events as plain data, in one versioned schema: for files, streams and other programs (R31)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import attrs
+
+from .._core._brief import brief, brief_text, class_name
+from .._core._check import is_a
+from .._core.directive import Directive
+from ..events import Event, Failed, StopError
+from ._words import trace
+
+VERSION = 1
+"""Of the schema. It changes when a field changes its meaning or leaves; further fields may come at any time."""
+
+MOST = 10_000
+"""Characters of a traceback or a stack: of a longer one the end is kept, which says where it happened."""
+
+_USERS = frozenset(("value",))
+"""Fields that hold any object of the program, of which only the text is given."""
+
+
+def as_data(event: Event, *, number: int, time: float) -> dict[str, Any]:
+    """An event as a dict of strings, numbers, None and one dict for an exception, which `json.dumps` writes as it is.
+
+    Its first keys are those of every event: `v` (the version of the schema), `time` (seconds since 1970), `at` (seconds on Trio's
+    clock), `seq` (the number), `kind` (the name of its class), `path` and `incarnation`. The others are the fields of its
+    class, with the names of directives, and texts in place of objects of the program. An exception is a dict of `type`, `text`
+    and, in `Failed` and `StopError`, `traceback`.
+
+    Args:
+        event: of a tree.
+        number: counts the events that one reader gets, from 1: a gap means that some are missing.
+        time: when it happened, in seconds since 1970; an event itself has only the time of Trio's clock, which begins anywhere.
+    """
+    data = {
+        "v": VERSION,
+        "time": time,
+        "at": event.at,
+        "seq": number,
+        "kind": type(event).__name__,
+        "path": event.path,
+        "incarnation": event.incarnation,
+    }
+    for field in attrs.fields(type(event)):
+        if field.name not in data:
+            data[field.name] = _plain(event, field.name)
+    return data
+
+
+def _plain(event: Event, name: str) -> Any:
+    value = getattr(event, name)
+    if is_a(value, BaseException):
+        return _exception(value, traced=is_a(event, (Failed, StopError)))
+    if is_a(value, Directive):
+        return value.name
+    if name in _USERS and value is not None:
+        return brief(value)
+    return value[-MOST:] if is_a(value, str) else value
+
+
+def _exception(exc: BaseException, *, traced: bool) -> dict[str, str]:
+    data = {"type": class_name(type(exc)), "text": brief_text(exc)}
+    return {**data, "traceback": trace(exc)[-MOST:]} if traced else data

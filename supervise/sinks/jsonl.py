@@ -1,0 +1,89 @@
+"""Events as JSON lines, for other programs, and for later."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from itertools import pairwise
+from pathlib import Path
+from typing import TextIO
+
+from .._core._brief import brief
+from .._core._check import check_number
+from ..events import Event
+from .data import as_data
+
+
+class JsonLinesSink:
+    """A sink that writes each event as one line of JSON, in the schema of `supervise.sinks.data.as_data` (R31).
+
+    A file is opened at the first event, and appended to. When it would pass `most` bytes it is renamed to `NAME.1`, an older
+    `NAME.1` to `NAME.2`, and so on; the oldest is deleted. So all files together have at most `(kept + 1) * most` bytes. Each
+    line is written whole and at once. If that fails, for instance because the disk is full, the tree reports it once and goes
+    on without this sink.
+
+    Args:
+        target: the path of a file, or an open text file, which is never renamed; None is standard error, as it is at each event.
+        most: bytes of one file, 1 or more.
+        kept: how many older files are kept, 0 or more.
+
+    Raises:
+        ValueError: a number is out of range.
+        TypeError: the target is neither a path nor a text file.
+    """
+
+    def __init__(
+        self, target: str | os.PathLike[str] | TextIO | None = None, *, most: int = 10 * 2**20, kept: int = 3
+    ) -> None:
+        check_number("most", most, least=1, kind=int)
+        check_number("kept", kept, least=0, kind=int)
+        if not (target is None or isinstance(target, str | os.PathLike) or hasattr(target, "write")):
+            raise TypeError(f"target must be a path, a text file or None, got {brief(target)}")
+        self._path = Path(target) if isinstance(target, str | os.PathLike) else None
+        self._file = None if isinstance(target, str | os.PathLike) else target
+        self._size = 0
+        self._most = most
+        self._kept = kept
+        self._number = 0
+
+    def __call__(self, event: Event) -> None:
+        """Write one line."""
+        self._number += 1
+        line = json.dumps(as_data(event, number=self._number, time=time.time()), separators=(",", ":")) + "\n"
+        file = self._file if self._path is None else self._with_room(self._path, len(line))
+        file = sys.stderr if file is None else file
+        file.write(line)
+        file.flush()
+
+    def close(self) -> None:
+        """Close the file that this sink has opened; a later event opens it again."""
+        if self._path is not None and self._file is not None:
+            self._file.close()
+            self._file = None
+
+    def _with_room(self, path: Path, more: int) -> TextIO:
+        """The open file; a new one if this one has no room for so many bytes. A longer line has a file for itself."""
+        if self._file is None:
+            self._file = self._open(path)
+        if self._size and self._size + more > self._most:
+            self._file.close()
+            self._file = None
+            self._rename(path)
+            self._file = self._open(path)
+        self._size += more
+        return self._file
+
+    def _open(self, path: Path) -> TextIO:
+        file = path.open("a", encoding="ascii")
+        self._size = os.fstat(file.fileno()).st_size
+        return file
+
+    def _rename(self, path: Path) -> None:
+        """Give each file the name of the next older one; the oldest has none left."""
+        names = [path, *(path.with_name(f"{path.name}.{number}") for number in range(1, self._kept + 1))]
+        names[-1].unlink(missing_ok=True)
+        for newer, older in reversed(list(pairwise(names))):
+            if newer.exists():
+                newer.rename(older)
