@@ -9,8 +9,9 @@ from typing import Protocol
 from attrs import astuple, field, frozen
 
 from ._code import Code
+from .limit import Limit
 from .node import Node, State
-from .spec import Child, Pool, Spec
+from .spec import Child, Pool, Spec, Supervisor
 
 
 @frozen(kw_only=True, repr=False, eq=False)
@@ -24,11 +25,15 @@ class Status(Code):
             and still leaving its resource, R9), `restarting` (a retry is queued, or due at `due`) or `condemned` (R10).
         incarnation: 0 before its first start.
         restarts: how many its limit still counts: a supervisor's counts those of its children, a leaf's its own.
+        limit: the limit that counts them; None if there is none.
         last_failure: the last failure of this node; for a supervisor it may be one from below that it passed up.
         due: when its backoff ends, in seconds on Trio's clock.
         mailbox: how many messages wait; None where there is no mailbox.
         handled: how many messages were taken out of the mailbox, each counted once, plus how many items were put into
             streams, since the node joined the tree; None where there is no mailbox. Its growth over time is a rate.
+        restart: its restart type: `permanent`, `transient` or `temporary`.
+        strategy: of a supervisor; None for a leaf and for a pool.
+        front: the path of the child at which a supervisor answers; None if it has none (R34).
         children: those of a supervisor, in start order; empty for a leaf.
     """
 
@@ -37,10 +42,14 @@ class Status(Code):
     state: State
     incarnation: int
     restarts: int = 0
+    limit: Limit | None = None
     last_failure: BaseException | None = None
     due: float | None = None
     mailbox: int | None = None
     handled: int | None = None
+    restart: str = "permanent"
+    strategy: str | None = None
+    front: str | None = None
     children: tuple[Status, ...] = field(default=())
 
     def walk(self) -> Iterator[Status]:
@@ -99,10 +108,14 @@ def picture(
             state=here.state,
             incarnation=here.incarnation,
             restarts=_restarts(here, machine, now),
+            limit=_limit(here),
             last_failure=here.last_failure,
             due=here.due if here.phase == "backoff" else None,
             mailbox=waiting,
             handled=handled,
+            restart=here.spec.restart,
+            strategy=here.spec.strategy if isinstance(here.spec, Supervisor) else None,
+            front=_front(here),
             children=children,
         )
     return done[node]
@@ -112,6 +125,19 @@ def _restarts(node: Node, machine: Supervising | None, now: float) -> int:
     if machine is not None:
         return machine.restarts(now)
     return 0 if node.window is None else node.window.count(now)
+
+
+def _limit(node: Node) -> Limit | None:
+    """The limit that counts its restarts, or those of its children."""
+    if node.has_machine or node.window is not None:
+        return node.spec.limit
+    return None
+
+
+def _front(node: Node) -> str | None:
+    spec = node.spec
+    front = spec.front_child if isinstance(spec, Supervisor) else None
+    return None if front is None else f"{node.path}/{front.name}"
 
 
 def _kind(spec: Spec) -> str:

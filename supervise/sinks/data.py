@@ -51,14 +51,14 @@ def as_data(event: Event, *, number: int, time: float) -> dict[str, Any]:
 
 
 def _plain(event: Event, name: str) -> Any:
-    value = getattr(event, name)
+    value: Any = getattr(event, name)
     if is_a(value, BaseException):
         return _exception(value, traced=is_a(event, (Failed, StopError)))
     if is_a(value, Directive):
         return value.name
     if name in _USERS and value is not None:
         return brief(value)
-    return value[-MOST:] if is_a(value, str) else value
+    return value[-MOST:] if type(value) is str else value
 
 
 def _exception(exc: BaseException, *, traced: bool) -> dict[str, str]:

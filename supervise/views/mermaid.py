@@ -60,7 +60,7 @@ def running(status: Status, now: float) -> str:
 
 def _standing(status: Status, now: float) -> list[str]:
     facts = [words.state(status, now), f"incarnation {status.incarnation}"]
-    facts += [f"restarts {status.restarts}"] if status.restarts else []
+    facts += [f"restarts {words.restarts(status)}"] if status.restarts else []
     facts += [f"waiting {status.mailbox}"] if status.mailbox else []
     return [*facts, *filter(None, [words.failure(status)])]
 

@@ -126,7 +126,7 @@ def _row(label: str, node: Status, now: float, rates: Mapping[str, float]) -> Li
         (label, ""),
         (node.state, _STATES[node.state]),
         (str(node.incarnation or ""), ""),
-        (str(node.restarts or ""), "yellow"),
+        (words.restarts(node), "yellow"),
         ("" if node.mailbox is None else str(node.mailbox), ""),
         (_rate(rates.get(node.path)), ""),
         (" · ".join(filter(None, [due, words.failure(node)])), "dim" if node.state == "up" else ""),

@@ -37,7 +37,7 @@ def _standing(status: Status, now: float) -> tuple[str, ...]:
     return (
         words.state(status, now),
         str(status.incarnation or ""),
-        str(status.restarts or ""),
+        words.restarts(status),
         "" if status.mailbox is None else str(status.mailbox),
         words.failure(status),
     )

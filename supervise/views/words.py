@@ -170,6 +170,13 @@ def state(status: Status, now: float) -> str:
     return f"{status.state} in {max(0.0, status.due - now):.1f} s"
 
 
+def restarts(status: Status) -> str:
+    """The restarts that its limit counts, and how many it allows; empty if it counts none."""
+    if not status.restarts:
+        return ""
+    return str(status.restarts) if status.limit is None else f"{status.restarts}/{status.limit.restarts}"
+
+
 def failure(status: Status) -> str:
     """Its last failure in one line; empty if there is none."""
     exc = status.last_failure

@@ -474,6 +474,30 @@ def test_a_status_is_a_frozen_picture_of_the_tree():
     grow(app(a, b, pool), scene)
 
 
+def test_a_status_shows_what_was_declared():
+    """R33: The limit beside the restarts that it counts, the strategy, the restart type, and the path of the front."""
+    a = Puppet("a", restart="transient", limit=Limit(7))
+    inner = app(Puppet("b"), name="s", strategy="rest_for_one", front="b", limit=None)
+    pool = Pool("pool", Child("m", forever, restart="temporary"), member_limit=Limit(2))
+
+    async def scene(tree, seen):
+        await tree[pool].add()
+        shown = {
+            status.path: (status.limit, status.strategy, status.restart, status.front)
+            for status in tree.status().walk()
+        }
+        assert shown == {
+            "app": (Limit(3, within=5), "one_for_one", "permanent", None),
+            "app/a": (Limit(7), None, "transient", None),
+            "app/s": (None, "rest_for_one", "permanent", "app/s/b"),
+            "app/s/b": (None, None, "permanent", None),
+            "app/pool": (None, None, "permanent", None),
+            "app/pool/m-1": (Limit(2), None, "temporary", None),
+        }
+
+    grow(app(a, inner, pool), scene)
+
+
 def test_a_status_counts_the_messages_that_a_mailbox_has_handled():
     """R33: Each message counts once, also when it comes back, and so does each item of a stream; the count is kept over restarts."""
 

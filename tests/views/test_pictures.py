@@ -141,7 +141,7 @@ async def picture_of(view):
 
 RUNNING = """\
 node     state                incarnation  restarts  waiting  last failure
-app      up                   1            1
+app      up                   1            1/3
 ├─ bad   restarting in 3.0 s  1                               ValueError: no luck
 ├─ jobs  up                   1                      2
 └─ idle  down                 1
@@ -149,7 +149,7 @@ app      up                   1            1
 
 RUNNING_MERMAID = """\
 flowchart TD
-    n0["<b>app</b><br/>up<br/>incarnation 1<br/>restarts 1"]:::up
+    n0["<b>app</b><br/>up<br/>incarnation 1<br/>restarts 1/3"]:::up
     n0 --> n1("<b>bad</b><br/>restarting in 3.0 s<br/>incarnation 1<br/>ValueError: no luck"):::restarting
     n0 --> n2("<b>jobs</b><br/>up<br/>incarnation 1<br/>waiting 2"):::up
     n0 --> n3["<b>idle</b><br/>down<br/>incarnation 1"]:::down
