@@ -25,7 +25,7 @@ from ..views.terminal import run_live
 from .check import errors, warnings
 from .load import NoTree, load
 
-_TARGET = "a module or a Python file, and the name of the tree in it (default: tree)"
+_TARGET = "a module or a Python file, and the name of the tree in it (default: tree), or a call that makes one: app.py:make_tree(3)"
 
 
 def main(argv: Sequence[str] | None = None) -> None:

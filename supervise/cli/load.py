@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import importlib
 import importlib.util
 import inspect
@@ -10,7 +11,7 @@ import sys
 import traceback
 from pathlib import Path
 from types import ModuleType
-from typing import cast
+from typing import Any, cast
 
 import supervise
 
@@ -25,20 +26,21 @@ class NoTree(Exception):
 
 
 def load(target: str, noted: list[Exception] | None = None) -> Supervisor | Pool | None:
-    """The tree that `MODULE[:ATTR]` or `FILE[:ATTR]` names.
+    """The tree that `MODULE[:ATTR]` or `FILE[:ATTR]` names, or that a call such as `FILE:make_tree(3, name="x")` makes.
 
     Args:
-        target: the attribute defaults to `tree`, then to the module's only supervisor.
+        target: the attribute defaults to `tree`, then to the module's only supervisor. The arguments of a call are literals.
         noted: for a check: the problems that constructors have noted so far. If there are any, a module that fails to load
             counts as a consequence of them, and the result is None.
 
     Raises:
         NoTree: the module cannot be imported, has no such name, or the name is no tree.
     """
-    where, _, attribute = _split(target)
+    where, attribute, call = _split(target)
     loaded = being_loaded.set(True)
     try:
-        return _attribute(_module(where), where, attribute)
+        module = _module(where)
+        return _made(module, where, attribute, call) if call else _attribute(module, where, attribute)
     except NoTree:
         if noted:
             return None
@@ -57,14 +59,18 @@ def load(target: str, noted: list[Exception] | None = None) -> Supervisor | Pool
         being_loaded.reset(loaded)
 
 
+_TARGET = re.compile(r"(.+?):([^\W\d]\w*)(\(.*\))?", re.DOTALL)
+
+
 def _split(target: str) -> tuple[str, str, str]:
-    """Split a target at its last colon, unless that follows a single letter: a Windows drive is no attribute."""
-    where, colon, attribute = target.rpartition(":")
-    return (
-        (where, colon, attribute)
-        if colon and attribute.isidentifier() and len(where) > 1
-        else (target, "", "")
-    )
+    """Split a target into the module or file, the attribute, and the arguments of a call; each of the latter may be empty.
+
+    A colon after a single letter belongs to a Windows drive.
+    """
+    found = _TARGET.fullmatch(target)
+    if found is None or len(found[1]) == 1:
+        return target, "", ""
+    return found[1], found[2], found[3] or ""
 
 
 def _module(where: str) -> ModuleType:
@@ -114,11 +120,43 @@ def _name(where: str) -> str:
     return Path(where).stem.replace("-", "_") if where.endswith(".py") else where
 
 
+def _made(module: ModuleType, where: str, attribute: str, call: str) -> Supervisor | Pool:
+    """The tree that a function of the module returns."""
+    what = f"{where}:{attribute}{call}"
+    function: Any = _named(module, where, attribute)
+    if not callable(function):
+        raise NoTree(f"{what} must be the call of a function, got {brief(function)}")
+    positional, named = _literals(what, call)
+    try:
+        made = function(*positional, **named)
+    except Exception as exc:
+        raise NoTree(f"{what} raised {_last_line(exc)}{_where(exc, where)}") from exc
+    return _tree(made, what)
+
+
+def _literals(what: str, call: str) -> tuple[list[object], dict[str, object]]:
+    """The arguments of a call."""
+    try:
+        parsed = ast.parse(f"f{call}", mode="eval").body
+        if isinstance(parsed, ast.Call) and isinstance(parsed.func, ast.Name):
+            named = {str(each.arg): ast.literal_eval(each.value) for each in parsed.keywords if each.arg}
+            if len(named) == len(parsed.keywords):
+                return list(map(ast.literal_eval, parsed.args)), named
+    except (ValueError, SyntaxError, RecursionError):
+        pass
+    raise NoTree(f"{what} must have literals as its arguments, as in make_tree(3, name='x')")
+
+
+def _named(module: ModuleType, where: str, attribute: str) -> object:
+    names = [name for name in vars(module) if not name.startswith("_")]
+    return _looked_up(
+        module, attribute, f"{where} has no attribute {attribute!r}{did_you_mean(attribute, names)}"
+    )
+
+
 def _attribute(module: ModuleType, where: str, attribute: str) -> Supervisor | Pool:
     if attribute:
-        names = [name for name in vars(module) if not name.startswith("_")]
-        missing = f"{where} has no attribute {attribute!r}{did_you_mean(attribute, names)}"
-        return _tree(_looked_up(module, attribute, missing), f"{where}:{attribute}")
+        return _tree(_named(module, where, attribute), f"{where}:{attribute}")
     if "tree" in vars(module) or _has(module, "tree"):
         return _tree(module.tree, f"{where}:tree")
     roots = _roots(module)
@@ -173,7 +211,7 @@ def _tree(value: object, what: str) -> Supervisor | Pool:
     elif inspect.iscoroutine(value):
         value.close()  # otherwise Python warns that it was never awaited
     elif callable(value):
-        hint = "; call the function in the file, and give the name of its result"
+        hint = f"; to call it, write {what}()"
     elif is_a(value, Tree):
         hint = "; give the Supervisor, not a tree that runs"
     raise NoTree(f"{what} must be a Supervisor or a Pool, got {brief(value)}{hint}")

@@ -554,3 +554,51 @@ def test_a_log_that_cannot_be_written_is_refused_before_the_start(write, tmp_pat
     """A program that runs for days should not find out at its first event."""
     write("good.py", GOOD)
     one_line(supervise("run", *options, "good.py", cwd=tmp_path), status=2, expected=expected)
+
+
+FACTORY = """
+def make_tree(count, *, name="app"):
+    return Supervisor(name, [Child(f"c{i}", trio.sleep_forever) for i in range(count)])
+
+def fails():
+    raise LookupError("no configuration")
+
+number = 3
+"""
+
+
+@pytest.mark.parametrize(
+    ("call", "drawn"),
+    [
+        ("make_tree(2)", ["app", "├─ c0", "└─ c1"]),
+        ("make_tree(count=1, name='a:b(c)')", ["a:b(c)", "└─ c0"]),
+        ("make_tree( 0 )", ["app"]),
+    ],
+)
+def test_a_target_may_be_a_call(write, tmp_path, call, drawn):
+    """One file declares a tree for each environment; the arguments are literals."""
+    write("factory.py", FACTORY)
+    for where in ("factory.py", "factory"):
+        result = supervise("tree", f"{where}:{call}", cwd=tmp_path)
+        assert [line.partition("  ")[0] for line in result.stdout.splitlines()] == drawn, result.stderr
+
+
+@pytest.mark.parametrize(
+    ("call", "expected"),
+    [
+        ("make_tree", "must be a Supervisor or a Pool, got <function make_tree"),
+        ("make_tree", "; to call it, write factory.py:make_tree()"),
+        ("make_tree()", "factory.py:make_tree() raised TypeError: make_tree() missing 1 required positional"),
+        ("make_tree(open('x'))", "must have literals as its arguments, as in make_tree(3, name='x')"),
+        ("make_tree(**{'count': 1})", "must have literals as its arguments"),
+        ("make_tree(1)(2)", "must have literals as its arguments"),
+        ("make_tree(1", "no module named 'factory.py:make_tree(1'"),
+        ("make_treee(1)", "has no attribute 'make_treee'; did you mean 'make_tree'?"),
+        ("fails()", "factory.py:fails() raised LookupError: no configuration (line 8)"),
+        ("number()", "factory.py:number() must be the call of a function, got 3"),
+    ],
+)
+def test_a_call_that_makes_no_tree_is_one_line(write, tmp_path, call, expected):
+    """It names the call, what is allowed, and what came."""
+    write("factory.py", FACTORY)
+    one_line(supervise("check", f"factory.py:{call}", cwd=tmp_path), status=2, expected=expected)
