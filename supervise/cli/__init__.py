@@ -18,8 +18,10 @@ from .._core.spec import Pool, Supervisor
 from .._trio.run import run_tree
 from ..events import Sink
 from ..sinks.data import VERSION
+from ..sinks.jsonl import JsonLinesSink
 from ..sinks.lines import LineSink, now
 from ..sinks.log import LoggingSink
+from ..sinks.systemd import SystemdSink
 from ..views import mermaid, text
 from ..views.terminal import run_live
 from .check import errors, warnings
@@ -140,24 +142,32 @@ def _run(arguments: argparse.Namespace) -> int:
     if arguments.live and arguments.log == "json":
         raise NoTree("--live and --log json both write to the terminal: give one of them, or --log FILE")
     with ExitStack() as files:
-        _run_with(tree, arguments, _sinks(arguments, files))
+        _run_with(tree, arguments, _sinks(arguments, files), files)
     return 0
 
 
-def _run_with(tree: Supervisor | Pool, arguments: argparse.Namespace, sinks: list[Sink]) -> None:
+def _run_with(
+    tree: Supervisor | Pool, arguments: argparse.Namespace, sinks: list[Sink], files: ExitStack
+) -> None:
     limits = {"hard_exit_after": arguments.hard_exit_after, "watchdog": arguments.watchdog}
     if arguments.live:
         run_live(tree, **limits, otherwise=sinks[0], sinks=sinks[1:])
-    else:
+        return
+    try:
+        systemd = SystemdSink.from_environment()
+    except ValueError as problem:
+        raise NoTree(f"the variable NOTIFY_SOCKET, which systemd sets: {problem}") from problem
+    if systemd is None:
         run_tree(tree, sinks=sinks, **limits)
+    else:
+        files.callback(systemd.close)
+        run_tree(tree, sinks=[*sinks, systemd], watch=systemd.watch, **limits)
 
 
 def _sinks(arguments: argparse.Namespace, files: ExitStack) -> list[Sink]:
     """What the option `--log` asks for."""
     if arguments.log == "text":
         return [_sink(arguments)]
-    from ..sinks.jsonl import JsonLinesSink  # noqa: PLC0415 - it is imported only when used
-
     if arguments.log == "json":
         logging.getLogger("supervise").addHandler(_JsonLines())
         return [JsonLinesSink()]

@@ -1,0 +1,103 @@
+"""Tell systemd how the tree is: a service of `Type=notify`, with or without `WatchdogSec=` (see `man sd_notify`)."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections import Counter
+from collections.abc import MutableMapping
+from contextlib import suppress
+from typing import Protocol
+
+import trio
+
+from .._core._brief import brief, printable
+from .._core._check import check_number
+from .._core.status import Status
+from ..events import Event, Ready, Stopping
+
+_STATUS_SECONDS = 5.0
+"""Between two texts for `systemctl status`, if no watchdog asks for more frequent messages."""
+
+
+class _Tree(Protocol):
+    def status(self) -> Status: ...
+
+
+class SystemdSink:
+    """A sink that tells systemd when the tree is ready and when it is asked to stop; `watch` keeps the rest up to date.
+
+    systemd gets `READY=1` when the root is up, and `STOPPING=1` when it is asked to stop. While `watch` runs, `systemctl status`
+    shows how many nodes are up, and `WATCHDOG=1` is sent twice in each `watchdog` seconds. That is sent by the event loop, so
+    nothing comes while a child's code blocks the loop, and systemd then ends the program.
+
+    No message ever blocks: one that finds the queue of systemd full is dropped, since another follows. Any other error is raised,
+    so that the tree reports it once and goes on without this sink.
+
+    Args:
+        address: of systemd's socket; one that begins with `@` is abstract.
+        watchdog: seconds after which systemd takes the program for hung; None if it does not watch.
+
+    Raises:
+        ValueError: the address is empty or too long, or `watchdog` is out of range.
+    """
+
+    def __init__(self, address: str, *, watchdog: float | None = None) -> None:
+        if watchdog is not None:
+            check_number("watchdog", watchdog, least=0.001, finite=True)
+        if not isinstance(address, str) or not 0 < len(os.fsencode(address)) < 108:  # noqa: PLR2004 - of `sockaddr_un`
+            raise ValueError(f"address must be a path of 1 to 107 bytes, got {brief(address)}")
+        self._address = "\0" + address[1:] if address.startswith("@") else address
+        self._interval = _STATUS_SECONDS if watchdog is None else min(watchdog / 2, _STATUS_SECONDS)
+        self._pings = watchdog is not None
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+
+    @classmethod
+    def from_environment(cls, environment: MutableMapping[str, str] = os.environ) -> SystemdSink | None:
+        """The sink that the variables of systemd ask for; None if systemd has not started the program.
+
+        The variables are removed, so that no process which the program starts speaks for it.
+        """
+        address = environment.pop("NOTIFY_SOCKET", "")
+        microseconds, pid = environment.pop("WATCHDOG_USEC", ""), environment.pop("WATCHDOG_PID", "")
+        if not address:
+            return None
+        watched = microseconds.isdigit() and int(microseconds) > 0 and pid in ("", str(os.getpid()))
+        return cls(address, watchdog=int(microseconds) / 1e6 if watched else None)
+
+    def __call__(self, event: Event) -> None:
+        """Send what an event of the root means."""
+        if "/" not in event.path:
+            if isinstance(event, Ready):
+                self._send("READY=1")
+            elif isinstance(event, Stopping):
+                self._send("STOPPING=1", f"STATUS=stopping: {event.reason}")
+
+    async def watch(self, tree: _Tree) -> None:
+        """Send the status of a tree, and the pings of the watchdog, until it is cancelled; for the `watch` of `run_tree`."""
+        while True:
+            pings = ["WATCHDOG=1"] if self._pings else []
+            self._send(*pings, f"STATUS={_standing(tree.status(), trio.current_time())}")
+            await trio.sleep(self._interval)
+
+    def close(self) -> None:
+        """Close the socket."""
+        self._socket.close()
+
+    def _send(self, *lines: str) -> None:
+        message = "\n".join(map(printable, lines)).encode(errors="backslashreplace")
+        with suppress(BlockingIOError):  # the queue is full
+            self._socket.sendto(message, self._address)
+
+
+def _standing(status: Status, now: float) -> str:
+    """How many nodes are in each state, those that are up first; and the first node that waits for its start."""
+    states = Counter(node.state for node in status.walk())
+    counts = [f"{states.pop('up', 0)} up", *(f"{count} {state}" for state, count in states.items())]
+    due = min(
+        ((node.due, node.path) for node in status.walk() if node.due is not None),
+        default=None,
+        key=lambda it: it[0],
+    )
+    next_start = "" if due is None else f" ({due[1]} starts in {max(0.0, due[0] - now):.0f} s)"
+    return f"{', '.join(counts)}{next_start}"
