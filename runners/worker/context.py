@@ -66,13 +66,13 @@ class RebuildRequest:
 class Context:
     """The resource of the leaf: a session, and the streams that are open in it. A Resume keeps both.
 
-    `retries`: the requests that are tried again, each with the time from which it may begin. `since_oom`: None until memory runs out; then the requests that have begun since, until the session makes a chunk.
-    `waiting`: a rebuild request that waits for the streams that it would lose. `under_way`: the rebuild request for which the
-    body has failed.
-    `again`: when a request may begin again, if the rate limits hold one back. `runner`: the spec of the loaded runner;
-    `replacement`: the replacement that it is, if it is one. `opener`: what declares this context. `drain`: for how many seconds begun streams
-    continue once the worker is asked to stop (D13). `held`: whether an operator wants no request to begin here.
-    `canary_open`: whether the canary's stream is open.
+    `retries`: the requests that are tried again, each with the time from which it may begin. `since_oom`: None until memory runs
+    out; then the requests that have begun since, until the session makes a chunk. `waiting`: a rebuild request that waits for
+    the streams that it would lose. `under_way`: the rebuild request for which the body has failed. `again`: when a request may
+    begin again, if the rate limits hold one back. `runner`: the spec of the loaded runner; `replacement`: which replacement
+    that is, if it is one. `opener`: what declares this context. `drain`: for how many seconds begun streams continue once the
+    worker is asked to stop (D13). `held`: whether an operator wants no request to begin here. `canary_open`: whether the
+    canary's stream is open.
     """
 
     session: Session

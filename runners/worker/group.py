@@ -32,7 +32,7 @@ class Group:
 
     `contexts`: those that serve, by their paths. `replacement`: what `replace` has put in place of the declared runner; None
     until then. `replacing`: whether it is at work. `drains_until`: when the worker began to stop, the moment by which the begun
-    streams must have ended; None before.
+    streams must have ended; None before. `_held_back`: the last request that the rate limits have held back.
     """
 
     contexts: dict[str, Any] = field(
@@ -42,9 +42,7 @@ class Group:
     replacing: bool = False
     drains_until: float | None = None
     rates: Rates = field(factory=Rates)
-    _held_back: object = (
-        None  # the request that the rate limits hold back, if its caller's leaving is watched
-    )
+    _held_back: object = None
 
     def enter(self, path: str, context: Any) -> None:
         """A context begins to serve."""

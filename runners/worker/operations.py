@@ -133,9 +133,8 @@ async def replace(worker: Ref, runner: RunnerSpec, *, drain: float = 60.0) -> No
     and its begun streams get `drain` seconds to finish, because another runner cannot continue them: unless the new
     spec equals the old one, a stream that needs longer ends with `ContextLost`. At the end the spare is drained and removed.
 
-    Later incarnations have the new runner too, also after a restart of the worker, or if the same spec is removed and added again
-    under its name. Restarts for this are not charged to a
-    limit. If the caller is cancelled, or the worker is stopped, once the new runner has loaded, the contexts that still have
+    Later incarnations have the new runner too, also after a restart of the worker, or if the same spec is removed and added
+    again under its name. Restarts for this are not charged to a limit. If the caller is cancelled, or the worker is stopped, once the new runner has loaded, the contexts that still have
     the old one get the new one with their next restart.
 
     Args:
@@ -167,7 +166,7 @@ async def replace(worker: Ref, runner: RunnerSpec, *, drain: float = 60.0) -> No
         spare = await _spare(worker, evolve(opener, runner=runner, declared=False))
         await _swap(contexts, group, runner, spare, drain)
     except Refused as exc:
-        if worker.status().state == "up":  # somebody has removed a context
+        if worker.status().state == "up":  # an operator has removed a context
             raise
         raise _stopping(worker) from exc
     finally:

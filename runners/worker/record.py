@@ -29,8 +29,9 @@ class Record:
     """It travels with its message, over incarnations (D6).
 
     `most`: tokens that it may get. `incarnation`: the last one that made something of it. `runner`: the spec of the runner that
-    made its first chunk, and `opened_by` that of the one in which it is open. `moved`: whether that has made nothing of it yet. `replayed`: accepted tokens that were
-    fed to later sessions. `failures`: errors after which it was tried again, and `begins_again`: when it may be. `leave`: what its caller's leaving means to the context in which it is open, if it is in one.
+    made its first chunk, and `opened_by` that of the one in which it is open. `moved`: whether that has made nothing of it yet.
+    `replayed`: accepted tokens that were fed to later sessions. `failures`: errors after which it was tried again, and
+    `begins_again`: when it may be. `leave`: what its caller's leaving means to the context in which it is open, if it is in one.
     """
 
     batch: ExecuteBatch
