@@ -209,11 +209,9 @@ async def test_misuse_is_told_at_once():
             session.begin(BATCH)
         with pytest.raises(ValueError, match="cannot continue a begun stream, got 2 accepted"):
             session.begin(ExecuteBatch("s", ""), [1, 2])
-        with pytest.raises(BadRequest, match="'s' cannot be sent"):
-            session.begin(ExecuteBatch("s", "\ud800"))
         with pytest.raises(BadRequest, match="at most 16777216 bytes"):
             session.begin(ExecuteBatch("s", "x" * wire.MAX_FRAME))
-        with pytest.raises(BadRequest):
+        with pytest.raises(BadRequest, match="'s' cannot be sent"):
             session.begin(ExecuteBatch("s", "", sampling=Sampling(seed=2**64)))
         session.begin(ExecuteBatch("t", ""))
         with pytest.raises(RuntimeError, match="serves 2 streams at once, got one more: 'u'"):

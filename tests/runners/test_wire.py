@@ -24,7 +24,8 @@ ids = st.lists(st.integers(-(2**63), 2**63 - 1), max_size=5).map(tuple)
 prices = st.floats(-1, 1e6)
 wire_errors = st.builds(wire.Error, text, text, st.none() | counts, text, st.none() | st.floats(0, 1e9))
 usages = st.builds(
-    TokenUsage, **dict.fromkeys(["input", "output", "replayed", "reasoning", "cached"], counts)
+    TokenUsage,
+    **dict.fromkeys(["input", "output", "replayed", "reasoning", "cached"], st.integers(0, 2**53)),
 )
 chunks = st.builds(
     wire.Chunk,

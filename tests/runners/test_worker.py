@@ -319,7 +319,7 @@ async def test_a_reported_poison_restarts_and_a_stale_report_does_not():
 async def test_a_requests_own_error_concerns_nobody_else():
     """D5: it reaches its caller, typed; the others do not notice."""
     async with serving(Scripted(faults=(Fault("error", "bad", 3),))) as scene:
-        them = [*callers(["a", "bad", "b"]), Caller(ExecuteBatch("unsendable", "\ud800"))]
+        them = [*callers(["a", "bad", "b"]), Caller(batch("unsendable", seed=2**64))]
         await all_of(scene.worker, them)
         a, bad, b, unsendable = them
         a.assert_whole()
