@@ -99,7 +99,6 @@ class Forest:
                 root.state = "up"
             return []
         assert isinstance(report, effect.Ended)
-        was_stopping = root.state == "stopping"
         root.state, root.alive, self.over = "down", False, True
         out: list[Effect] = []
         if report.failure is not None:
@@ -110,9 +109,7 @@ class Forest:
             out += self._event(events.Decided, now, **details)
         elif report.ignored:
             out = self._event(events.Ignored, now) + self._event(events.Returned, now)
-        elif (
-            report.returned and not was_stopping
-        ):  # it ended by itself, and no exception from below stopped it meanwhile
+        elif report.returned and root.why is None:  # no exception stopped it while it was about to return
             out = self._event(events.Returned, now)
         root.gone = True
         return [*out, *self._event(events.Stopped, now), effect.Gone(root.path, root.why)]
