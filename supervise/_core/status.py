@@ -99,23 +99,25 @@ def picture(
             order += machines[here.path].children.values()
     done: dict[Node, Status] = {}
     for here in reversed(order):
+        spec = here.spec
+        front = None if isinstance(spec, Child) else spec.front
         machine = machines[here.path] if here.has_machine else None
         waiting, handled = traffic(here)
         children = () if machine is None else tuple(map(done.__getitem__, machine.children.values()))
         done[here] = Status(
             path=here.path,
-            kind=_kind(here.spec),
+            kind=_kind(spec),
             state=here.state,
             incarnation=here.incarnation,
             restarts=_restarts(here, machine, now),
-            limit=_limit(here),
+            limit=spec.limit if machine is not None or here.window is not None else None,
             last_failure=here.last_failure,
             due=here.due if here.phase == "backoff" else None,
             mailbox=waiting,
             handled=handled,
-            restart=here.spec.restart,
-            strategy=here.spec.strategy if isinstance(here.spec, Supervisor) else None,
-            front=_front(here),
+            restart=spec.restart,
+            strategy=spec.strategy if isinstance(spec, Supervisor) else None,
+            front=None if front is None else f"{here.path}/{front}",
             children=children,
         )
     return done[node]
@@ -125,19 +127,6 @@ def _restarts(node: Node, machine: Supervising | None, now: float) -> int:
     if machine is not None:
         return machine.restarts(now)
     return 0 if node.window is None else node.window.count(now)
-
-
-def _limit(node: Node) -> Limit | None:
-    """The limit that counts its restarts, or those of its children."""
-    if node.has_machine or node.window is not None:
-        return node.spec.limit
-    return None
-
-
-def _front(node: Node) -> str | None:
-    spec = node.spec
-    front = spec.front_child if isinstance(spec, Supervisor) else None
-    return None if front is None else f"{node.path}/{front.name}"
 
 
 def _kind(spec: Spec) -> str:
