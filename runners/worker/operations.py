@@ -214,7 +214,7 @@ async def _swap(contexts: Sequence[Ref], group: Group, runner: RunnerSpec, spare
             raise
         finally:
             await _drained(group.contexts.get(f"{spare.path}/context"), drain)
-        if not any(ref.path in group.contexts for ref in contexts):
+        if not await _is_any_up(contexts):
             raise WorkerDown(f"every context with the new runner is down: {[ref.path for ref in contexts]}")
     finally:
         with trio.CancelScope(shield=True):
@@ -252,6 +252,15 @@ async def _start_anew(context: Ref, group: Group, before: Replacement | None) ->
             group.replacement = before
             await context.restart()  # if that fails too, it is judged and tried again
             raise
+
+
+async def _is_any_up(contexts: Sequence[Ref]) -> bool:
+    """Whether one of the contexts is up, or will be: one that is just restarted is waited for."""
+    for ref in contexts:
+        with suppress(ChildStopped):
+            await ref.ready()
+            return True
+    return False
 
 
 async def _drained(context: Context | None, seconds: float) -> None:

@@ -243,3 +243,23 @@ async def test_a_swap_after_which_no_context_is_up_says_that_the_worker_is_down(
         with pytest.raises(WorkerDown, match="every context with the new runner is down"):
             await replace(scene.worker, Loads(200))
         nursery.cancel_scope.cancel()
+
+
+@pytest.mark.trio
+async def test_a_swap_waits_for_contexts_that_are_just_restarted(autojump_clock):
+    """D8, D12: Both died while the streams of the spare were waited for; they are down for a moment, not for good."""
+    hosts = [InlineHost(), InlineHost()]
+    async with serving(Loads(5), hosts=hosts, patience=1000) as scene, trio.open_nursery() as nursery:
+
+        async def fails():
+            await trio.sleep(4)
+            for name in "ab":
+                await nursery.start(Caller(batch(name)).run, scene.worker)
+            await trio.sleep(18.5)  # the streams of the spare end while both contexts load again
+            for number in range(2):
+                scene.ref(number).inject(ContextDied("killed"))
+
+        nursery.start_soon(fails)
+        await replace(scene.worker, Loads(200))
+        assert [scene.state(number) for number in range(2)] == ["up", "up"]
+        nursery.cancel_scope.cancel()
