@@ -97,7 +97,8 @@ class Record:
         self.characters, self.at = characters, at
         if chunks and self.moved:
             self.moved = False
-            self.runner = self.runner or self.opened_by
+            if self.runner is None:  # a spec may be false
+                self.runner = self.opened_by
             self.incarnation = incarnation
             self.replayed += had
         return wrong
@@ -136,7 +137,7 @@ class Record:
         """
         try:
             return self.runner is None or self.runner is runner or bool(self.runner == runner)
-        except Exception:  # noqa: BLE001 - a field of a spec may be anything, such as a tensor
+        except Exception:  # noqa: BLE001 - A field of a spec may have any `==`, such as that of a tensor, which may raise anything.
             return False
 
     def is_late(self, now: float) -> bool:

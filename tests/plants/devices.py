@@ -436,7 +436,7 @@ DEVICES = (
             "a runner that does not equal itself is another one",
             "self.runner is None or self.runner is runner or bool(",
             "self.runner is None or bool(",
-            "a_stream_continues_in_the_same_runner_whatever_its_fields_are",
+            "a_stream_continues_in_the_same_runner_whatever_its_spec_is",
         ),
     ),
 )

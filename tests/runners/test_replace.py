@@ -2,12 +2,12 @@
 
 import pytest
 import trio
-from attrs import evolve, field, frozen
+from attrs import field, frozen
 from stage import (
     Caller,
     batch,
     until,
-    worker_leaves_nothing,  # noqa: F401 - autouse: to be imported is its use
+    worker_leaves_nothing,  # noqa: F401 - The import makes this autouse fixture apply to the tests of this file.
 )
 from test_groups import asks, serving
 
@@ -200,7 +200,7 @@ async def _have(tree, tokens):
 
 
 class Tensor:
-    """Its `==` is no bool."""
+    """Its `==` raises, as that of a tensor with several elements does."""
 
     def __eq__(self, other):
         raise RuntimeError("Boolean value of a tensor is ambiguous")
@@ -208,11 +208,17 @@ class Tensor:
     __hash__ = None
 
 
-@pytest.mark.parametrize("odd", [float("nan"), Tensor()])
+class Ambiguous(Loads):
+    """Its truth value raises, as that of a tensor does."""
+
+    def __bool__(self):
+        raise RuntimeError("Boolean value of a tensor is ambiguous")
+
+
+@pytest.mark.parametrize("spec", [Loads(20, float("nan")), Loads(20, Tensor()), Ambiguous(20)])
 @pytest.mark.trio
-async def test_a_stream_continues_in_the_same_runner_whatever_its_fields_are(odd, autojump_clock):
-    """D6, D12: A spec that does not equal itself is the same all the same."""
-    spec = evolve(Loads(20), number=odd)
+async def test_a_stream_continues_in_the_same_runner_whatever_its_spec_is(spec, autojump_clock):
+    """D6, D12: A spec that does not equal itself is the same all the same, and one that has no truth value is a spec."""
     async with serving(spec, hosts=[InlineHost()], patience=1000) as scene, trio.open_nursery() as nursery:
         (a,) = await asks(nursery, scene.worker, "a")
         await until(lambda: a.chunks)
