@@ -255,5 +255,5 @@ def attribute_of(value: object, name: str) -> Any:
     """An attribute of a value that may be anything; None if it has none, or if its class makes that raise."""
     try:
         return getattr(value, name, None)
-    except Exception:  # noqa: BLE001 - a user's property may raise anything
+    except Exception:  # noqa: BLE001 - A property of a foreign class may raise anything; the caller then does without it.
         return None

@@ -321,10 +321,10 @@ def _in_trio() -> bool:
 
 @frozen
 class _Awaitable:
-    """What a coroutine function gives, once it is awaited.
+    """An awaitable that calls a coroutine function when it is awaited.
 
-    It may be dropped before: a `KeyboardInterrupt` may come between a runner's function and whoever awaits its result, and a
-    coroutine that is never awaited warns.
+    A `KeyboardInterrupt` may be raised after a runner's function has returned and before its result is awaited. A coroutine that
+    is dropped then would warn that it was never awaited; this object does not.
     """
 
     start: Callable[[], Coroutine[Any, Any, Any]]

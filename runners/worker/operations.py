@@ -69,7 +69,7 @@ async def rebuild(worker: Ref, cause: SessionRebuildCause = SessionRebuildCause.
         cause: why, as a `SessionRebuildCause` or its value.
 
     Raises:
-        ValueError: there is no such cause.
+        ValueError: `cause` is not the value of a `SessionRebuildCause`.
         WorkerDown: the worker is down for good.
         WorkerStopping: the worker is being stopped.
         RebuildSuperseded: the context failed first, or is not up yet, and a new one takes its place; or another rebuild was

@@ -337,7 +337,7 @@ class _Serving:
         await child.stop_requested()
         context.has_changed()
         worker = child.tree[context.opener.worker_of(child.path)]
-        while worker.status().state != "stopping":  # noqa: ASYNC110 - a tree has no wait for the stop of another node
+        while worker.status().state != "stopping":  # noqa: ASYNC110 - A tree has no event for the stop of another node.
             await trio.sleep(_LOOK)
         context.group.drain(context.drain)
 

@@ -329,6 +329,13 @@ class Driver:
         mailbox = None if address is None else address.mailbox
         return (0, 0) if mailbox is None else (mailbox.depth, mailbox.handled)
 
+    def task_of(self, path: str) -> Task | None:
+        """The task of a node: that of a leaf's incarnation, or that in which a supervisor's nursery is open; None if it has none."""
+        if path in self.leaves:
+            return self.leaves[path]._task
+        place = self._places.get(path)
+        return None if place is None or place.nursery is None else place.nursery.parent_task
+
     # --- effects
 
     def _deliver(self, event: events.Event) -> None:
@@ -441,13 +448,6 @@ class Driver:
             await place.closed.wait()
 
     # The leaf of an effect may have ended already: then its `Ended` waits behind the input that caused the effect.
-
-    def task_of(self, path: str) -> Task | None:
-        """The task of a node: that of a leaf's incarnation, or that in which a supervisor's nursery is open; None if it has none."""
-        if path in self.leaves:
-            return self.leaves[path]._task
-        place = self._places.get(path)
-        return None if place is None or place.nursery is None else place.nursery.parent_task
 
     def _ask(self, one: effect.Ask) -> None:
         leaf = self.leaves.get(one.path)

@@ -2,7 +2,7 @@
 
 A KeyboardInterrupt may arrive between any two lines (R4). If it left a leaf's task in the middle of its bookkeeping, the
 machine would wait for ever. So this code runs under Trio's protection against it, and calls the child's own code through
-`_run`, `_freely` and `unprotected`, which lift that protection.
+`_run`, `_unprotected_result` and `unprotected`, which lift that protection.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def unprotected(function: Callable[..., T], *arguments: Any, **options: Any) -> 
 
 
 @disable_ki_protection
-async def _freely(function: Callable[[], Awaitable[T]]) -> T:
+async def _unprotected_result(function: Callable[[], Awaitable[T]]) -> T:
     """Call a user's async function without protection, and await its result.
 
     Both are one line, so that no interrupt comes between the making of a coroutine and its first step.
@@ -520,7 +520,7 @@ class _Resource(AbstractAsyncContextManager[Any]):
                 f"the resource of child {self._path!r} gave {brief(manager)}, which is no async context manager"
             )
         self._leave = manager.__aexit__
-        return await _freely(manager.__aenter__)
+        return await _unprotected_result(manager.__aenter__)
 
     async def __aexit__(
         self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
@@ -529,7 +529,7 @@ class _Resource(AbstractAsyncContextManager[Any]):
         interrupt: KeyboardInterrupt | None = None
         while True:
             try:
-                done: bool | None = await _freely(lambda: leaving)
+                done: bool | None = await _unprotected_result(lambda: leaving)
             except KeyboardInterrupt as raised:
                 if not _is_new(leaving):
                     raise

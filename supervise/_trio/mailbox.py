@@ -169,7 +169,7 @@ class Queue:
         """How many messages wait, for a body or in the queue."""
         return len(self)
 
-    def withdraw(self, call: Call) -> None:  # noqa: ARG002 - a shared queue may keep it for one child
+    def withdraw(self, _: Call, /) -> None:
         """A queued caller has left. Its entry stays as a tombstone; the queue is swept when more than half are tombstones."""
         self.withdrawn += 1
         if self.withdrawn > _FEW and self.withdrawn > len(self.queue) // 2:

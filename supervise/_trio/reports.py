@@ -40,11 +40,11 @@ def complain(level: int, text: str, exc: BaseException | None = None) -> None:
         # As a tuple: `logging` would call the `__bool__` of an exception, and read its `__traceback__`.
         traced = None if exc is None else (type(exc), exc, traceback_of(exc))
         logger.log(level, "%s", text, exc_info=traced)
-    except Exception as second:  # noqa: BLE001 - R31: a report never hurts the tree
+    except Exception as second:  # noqa: BLE001 - A handler of the program may raise anything, and a report must not hurt the tree (R31).
         for raised in (exc, second):
             _print(text, raised)
 
 
 def _print(text: str, exc: BaseException | None) -> None:
-    with suppress(Exception):  # it may be closed, or None, and there is no other channel
+    with suppress(Exception):  # Standard error may be closed or None, and a report has nowhere else to go.
         sys.stderr.write(f"{text}\n" if exc is None else f"{text}\n{trace(exc)}\n")

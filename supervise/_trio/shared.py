@@ -91,7 +91,7 @@ class SharedQueue(Queue):
         """See `Queue.depth`."""
         return len(self) + sum(map(len, self._kept.values()))
 
-    def withdraw(self, call: Call) -> None:
+    def withdraw(self, call: Call, /) -> None:
         """See `Queue.withdraw`. A kept entry leaves no tombstone."""
         for kept in self._kept.values():
             if call in kept:

@@ -98,7 +98,7 @@ class Tree:
             sink: as `open_tree` has it: it must not block, and if it raises it is reported once, and dropped.
 
         Raises:
-            TypeError: it certainly is no sink, such as an async function.
+            TypeError: it cannot be a sink, for example because it is an async function.
             ValueError: it gets the events of this tree already.
         """
         (checked,) = checked_sinks([sink])

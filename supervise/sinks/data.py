@@ -18,9 +18,6 @@ VERSION = 1
 MOST = 10_000
 """Characters of a traceback or a stack: of a longer one the end is kept, which says where it happened."""
 
-_USERS = frozenset(("value",))
-"""Fields that hold any object of the program, of which only the text is given."""
-
 
 def as_data(event: Event, *, number: int, time: float) -> dict[str, Any]:
     """An event as a dict of strings, numbers, None and one dict for an exception, which `json.dumps` writes as it is.
@@ -56,7 +53,7 @@ def _plain(event: Event, name: str) -> Any:
         return _exception(value, traced=is_a(event, (Failed, StopError)))
     if is_a(value, Directive):
         return value.name
-    if name in _USERS and value is not None:
+    if name == "value" and value is not None:  # any object of the program, of which only the text is given
         return brief(value)
     return value[-MOST:] if type(value) is str else value
 

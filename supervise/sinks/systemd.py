@@ -19,6 +19,9 @@ from ..events import Event, Ready, Stopping
 _STATUS_SECONDS = 5.0
 """Between two texts for `systemctl status`, if no watchdog asks for more frequent messages."""
 
+_LONGEST_ADDRESS = 107
+"""Bytes; `sockaddr_un` of Linux has room for them and a final zero."""
+
 
 class _Tree(Protocol):
     def status(self) -> Status: ...
@@ -45,8 +48,8 @@ class SystemdSink:
     def __init__(self, address: str, *, watchdog: float | None = None) -> None:
         if watchdog is not None:
             check_number("watchdog", watchdog, least=0.001, finite=True)
-        if not isinstance(address, str) or not 0 < len(os.fsencode(address)) < 108:  # noqa: PLR2004 - of `sockaddr_un`
-            raise ValueError(f"address must be a path of 1 to 107 bytes, got {brief(address)}")
+        if not isinstance(address, str) or not 0 < len(os.fsencode(address)) <= _LONGEST_ADDRESS:
+            raise ValueError(f"address must be a path of 1 to {_LONGEST_ADDRESS} bytes, got {brief(address)}")
         self._address = "\0" + address[1:] if address.startswith("@") else address
         self._interval = _STATUS_SECONDS if watchdog is None else min(watchdog / 2, _STATUS_SECONDS)
         self._pings = watchdog is not None

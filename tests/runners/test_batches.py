@@ -7,7 +7,7 @@ import pytest
 import trio
 import trio.testing
 from contexts import (
-    nothing_left,  # noqa: F401 - autouse: to be imported is its use
+    nothing_left,  # noqa: F401 - The import makes this autouse fixture apply to the tests of this file.
     until,
 )
 from sessions import PATIENCE, PROCESS, every_host, ids, opened, rest

@@ -6,7 +6,7 @@ import pytest
 import trio
 from contexts import (
     HOST,
-    nothing_left,  # noqa: F401 - autouse: to be imported is its use
+    nothing_left,  # noqa: F401 - The import makes this autouse fixture apply to the tests of this file.
     opened,
 )
 

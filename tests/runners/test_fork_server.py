@@ -19,7 +19,7 @@ from contexts import (
     cleaners,
     contexts,
     is_readable,
-    nothing_left,  # noqa: F401 - autouse: to be imported is its use
+    nothing_left,  # noqa: F401 - The import makes this autouse fixture apply to the tests of this file.
     opened,
     processes,
     stat,

@@ -10,7 +10,7 @@ from stage import (
     Stage,
     batch,
     until,
-    worker_leaves_nothing,  # noqa: F401 - autouse: to be imported is its use
+    worker_leaves_nothing,  # noqa: F401 - The import makes this autouse fixture apply to the tests of this file.
 )
 from test_groups import asks, serving
 from test_runner_declarations import Server, request

@@ -17,7 +17,7 @@ from stage import (
     callers,
     kill,
     until,
-    worker_leaves_nothing,  # noqa: F401 - autouse: to be imported is its use
+    worker_leaves_nothing,  # noqa: F401 - The import makes this autouse fixture apply to the tests of this file.
 )
 
 from runners import replace

@@ -26,7 +26,7 @@ from stage import (
     batch,
     serving,
     until,
-    worker_leaves_nothing,  # noqa: F401 - autouse: to be imported is its use
+    worker_leaves_nothing,  # noqa: F401 - The import makes this autouse fixture apply to the tests of this file.
 )
 
 from runners.brief import MAX_LINKS, MAX_TEXT, brief, causes, one_line, quoted, text_of, trace_of

@@ -9,7 +9,7 @@ import trio
 from contexts import (
     PATIENCE,
     contexts,
-    nothing_left,  # noqa: F401 - autouse: to be imported is its use
+    nothing_left,  # noqa: F401 - The import makes this autouse fixture apply to the tests of this file.
     opened,
     until,
 )

@@ -11,7 +11,7 @@ import trio.testing
 from contexts import (
     HOST,
     PATIENCE,
-    nothing_left,  # noqa: F401 - autouse: to be imported is its use
+    nothing_left,  # noqa: F401 - The import makes this autouse fixture apply to the tests of this file.
     opened,
 )
 from rogues import (

@@ -14,7 +14,7 @@ import trio.testing
 from contexts import (
     PATIENCE,
     is_readable,
-    nothing_left,  # noqa: F401 - autouse: to be imported is its use
+    nothing_left,  # noqa: F401 - The import makes this autouse fixture apply to the tests of this file.
     opened,
 )
 from rogues import (

@@ -24,7 +24,7 @@ from contexts import (
     cleaners,
     contexts,
     descriptors,
-    nothing_left,  # noqa: F401 - autouse: to be imported is its use
+    nothing_left,  # noqa: F401 - The import makes this autouse fixture apply to the tests of this file.
     opened,
     processes,
     stat,

@@ -21,7 +21,7 @@ from stage import (
     serving,
     undecided,
     until,
-    worker_leaves_nothing,  # noqa: F401 - autouse: to be imported is its use
+    worker_leaves_nothing,  # noqa: F401 - The import makes this autouse fixture apply to the tests of this file.
 )
 
 from runners.errors import (

@@ -195,7 +195,7 @@ def test_slow_takes_its_time_once_and_goes_on(monkeypatch):
     ],
 )
 async def test_a_load_that_is_never_awaited_is_silent(spec):
-    """R4: A Ctrl-C may come between a runner's function and whoever awaits its result."""
+    """R4: A KeyboardInterrupt may be raised after a runner's function has returned and before its result is awaited."""
     with warnings.catch_warnings(record=True) as warned:
         warnings.simplefilter("always")
         assert inspect.isawaitable(spec.build(START))

@@ -16,7 +16,7 @@ from pathlib import Path
 import openai
 import pytest
 import trio
-from stage import kill, until, worker_leaves_nothing  # noqa: F401 - autouse: to be imported is its use
+from stage import kill, until, worker_leaves_nothing  # noqa: F401 - The import makes this autouse fixture apply to the tests of this file.
 from talkers import Talking
 
 import runners.serve

@@ -10,7 +10,7 @@ import pytest
 import trio
 from stage import (
     kill,
-    worker_leaves_nothing,  # noqa: F401 - autouse: to be imported is its use
+    worker_leaves_nothing,  # noqa: F401 - The import makes this autouse fixture apply to the tests of this file.
 )
 
 from runners import ProcessHost, TransformersLM, device_worker

@@ -10,7 +10,7 @@ import trio
 import trio.lowlevel
 from contexts import (
     contexts,
-    nothing_left,  # noqa: F401 - autouse: to be imported is its use
+    nothing_left,  # noqa: F401 - The import makes this autouse fixture apply to the tests of this file.
     opened,
     stat,
     until,

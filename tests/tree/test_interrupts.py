@@ -495,7 +495,7 @@ def test_an_interrupt_before_the_first_line_of_a_resources_exit_does_not_skip_th
             await trio.sleep(0.1)
             left.append(True)
 
-    unprotected, times = leaf._freely, []
+    unprotected, times = leaf._unprotected_result, []
 
     async def interrupted(function):
         times.append(function)
@@ -503,7 +503,7 @@ def test_an_interrupt_before_the_first_line_of_a_resources_exit_does_not_skip_th
             raise KeyboardInterrupt
         return await unprotected(function)
 
-    monkeypatch.setattr(leaf, "_freely", interrupted)
+    monkeypatch.setattr(leaf, "_unprotected_result", interrupted)
 
     async def fails(_):
         await trio.sleep(0.1)
