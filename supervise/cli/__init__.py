@@ -1,11 +1,10 @@
-"""The command `supervise`: `run` a declared tree, `check` it without starting it, or draw the `tree`."""
+"""The command `supervise`: `run` a declared tree, `check` it without starting it, draw the `tree`, or `plot` a run."""
 
 from __future__ import annotations
 
 import argparse
 import json
 import logging
-import os
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -24,8 +23,10 @@ from ..sinks.log import LoggingSink
 from ..sinks.systemd import SystemdSink
 from ..views import mermaid, text
 from ..views.terminal import run_live
+from . import plot
 from .check import errors, warnings
 from .load import NoTree, load
+from .output import write as _write
 
 _TARGET = "a module or a Python file, and the name of the tree in it (default: tree), or a call that makes one: app.py:make_tree(3)"
 
@@ -48,7 +49,7 @@ class _Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         words = re.findall(r"(?<![\w-])-{0,2}\w[\w-]*", message.partition(":")[2].partition("(")[0])
-        known = ["run", "check", "tree", *_options(self)]
+        known = ["run", "check", "tree", "plot", *_options(self)]
         super().error(message + next(filter(None, (did_you_mean(word, known) for word in words)), ""))
 
 
@@ -132,6 +133,7 @@ def _parser() -> argparse.ArgumentParser:
     tree.add_argument("target", metavar="MODULE[:ATTR]|FILE[:ATTR]", help=_TARGET)
     tree.add_argument("--mermaid", action="store_true", help="as a Mermaid flowchart instead of text")
     tree.set_defaults(command=_tree)
+    plot.add(commands)
     return parser
 
 
@@ -223,23 +225,6 @@ def _tree(arguments: argparse.Namespace) -> int:
     view = mermaid if arguments.mermaid else text
     _write(view.declared(tree))
     return 0
-
-
-def _write(text: str) -> None:
-    """Write to standard output. Escape the characters that it cannot encode; ignore a pipe whose reader has left."""
-    out: Any = sys.stdout
-    if out is None:  # it was closed before Python began
-        return
-    encoding = getattr(out, "encoding", None) or "utf-8"
-    try:
-        out.write(text.encode(encoding, "backslashreplace").decode(encoding))
-        out.flush()
-    except OSError as problem:
-        os.dup2(
-            os.open(os.devnull, os.O_WRONLY), 1
-        )  # otherwise Python would try again at its end, and print an error
-        if not isinstance(problem, BrokenPipeError):
-            raise NoTree(f"cannot write to standard output: {problem}") from problem
 
 
 def _sound(target: str) -> Supervisor | Pool | None:
