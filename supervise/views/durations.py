@@ -53,9 +53,8 @@ def starts(timeline: Timeline) -> list[Start]:
     for lane in timeline.lanes:
         start = _start(lane, timeline.lanes[0])
         above = rows.get(lane.path.rpartition("/")[0])
-        if start is None or (rows and (above is None or start.at > above[1].at + above[1].took)):
-            continue
-        rows[lane.path] = lane, start
+        if start is not None and (lane is timeline.lanes[0] or (above is not None and _within(lane, *above))):
+            rows[lane.path] = lane, start
     own = {path: start.took for path, (_, start) in rows.items()}
     for path, (_, start) in rows.items():
         above_path = path.rpartition("/")[0]
@@ -64,10 +63,18 @@ def starts(timeline: Timeline) -> list[Start]:
     return [evolve(start, own=max(0.0, own[path])) for path, (_, start) in rows.items()]
 
 
+def _within(lane: Lane, above: Lane, start: Start) -> bool:
+    """Whether this node was started by the start of the one above it, and not added later."""
+    first, whole = lane.segments[0], above.segments[0]
+    return first.start <= whole.end and (first.end <= whole.end or start.outcome != "ready")
+
+
 def _start(lane: Lane, root: Lane) -> Start | None:
-    if not lane.segments or lane.segments[0].state != "starting" or not root.segments:
+    if not lane.segments or not root.segments:
         return None
     first = lane.segments[0]
+    if (first.state, first.incarnation) != ("starting", 1):
+        return None
     outcome = _OUTCOMES.get(lane.segments[1].state, "ready") if lane.segments[1:] else "starting"
     note = [note.text for note in lane.notes if first.start <= note.at <= first.end]
     took = first.end - first.start

@@ -237,12 +237,14 @@ class _Page:
             "ink name" if lane.parent else "ink",
             title=lane.path,
         )
+        last = 1
         for bar in bars(self.scale, lane):
             height = _HEIGHT.get(bar.state, _BAR)
             self.rect(bar.x, middle - height / 2, bar.width, height, _look(bar.state), title=bar.title)
             number = f"#{bar.incarnation}"
-            if bar.state == "up" and bar.incarnation > 1 and bar.width > _width(number, 9) + 6:
+            if bar.state == "up" and bar.incarnation != last and bar.width > _width(number, 9) + 6:
                 self.text(bar.x + 3, middle + 3.3, number, "on", size=9)
+                last = bar.incarnation
         for note in lane.notes:
             if self.scale.shows(note.at):
                 self._diamond(self.scale.x(note.at), middle, f"{lane.path} #{note.incarnation} {note.text}")

@@ -177,7 +177,7 @@ def leading(lanes: Sequence[Lane], first: Iterable[Lane], most: int) -> list[Lan
 
 
 def timelines(data: Iterable[object], left_out: Counter[str] | None = None) -> list[Timeline]:
-    """The runs that these events tell of, in the order in which they begin.
+    """The runs of which these are events, in the order in which they begin.
 
     A run begins with the first event of a root, with `Starting` of its first incarnation, and where the numbers of its events begin
     again. Events of several trees may be mixed.

@@ -195,7 +195,7 @@ def test_a_window_shows_only_its_time():
     assert any("2 failures" in text for text in texts(draw(run(lane), start=15.0, end=35.0)))
 
 
-def test_what_is_missing_is_said():
+def test_what_is_missing_is_stated():
     """A run that begins in the middle, one that had not ended, a lane without events, a note."""
     noted = Lane("app/a", (Segment("up", 50.0, 100.0, 3),), notes=(Note(60.0, 3, "has not ended 5 s"),))
     svg = draw(run(Lane("app", parent=True), noted, whole=False))

@@ -7,7 +7,6 @@ from typing import get_args
 
 import pytest
 import trio
-from attrs import frozen
 from hypothesis import given, note, settings
 from hypothesis import strategies as st
 
@@ -23,7 +22,7 @@ ALLOWED = {
     "up": {"up"},
     "starting": {"starting"},
     "failed": {"failed", "releasing"},  # a group's turn to be stopped may come after the decision
-    "stopping": {"stopping", "releasing"},  # also of a node that has returned
+    "stopping": {"stopping", "releasing", "down"},  # or it has returned; or it has ended, as below
     "releasing": {"releasing", "down"},  # it has ended, and its supervisor has not yet come to that
     "restarting": {"backing off", "down"},  # a retry may be queued without a backoff
     "condemned": {"down"},
@@ -32,7 +31,7 @@ ALLOWED = {
 
 
 def recorded(tree, *, until=30.0, look_every=None, restart=None, seed=0):
-    """The events of a run as data, and what `status()` said at times at which nothing else happens."""
+    """The events of a run as data, and what `status()` was at times at which nothing else happens."""
     data, seen = [], []
 
     def sink(event):
@@ -94,10 +93,12 @@ PLAN = FaultPlan(
 )
 
 
-@frozen(repr=False)  # the events of a failing example are in the story of its run
 class Run:
-    data: list
-    seen: list
+    def __init__(self, data, seen):
+        self.data, self.seen = data, seen
+
+    def __repr__(self):
+        return "<a run>"
 
 
 @st.composite
@@ -389,8 +390,8 @@ def test_a_part_of_the_tree():
     assert whole.below("app/b").lanes == ()
 
 
-def test_many_events_are_taken_in_a_breath():
-    """The work for an event does not grow with the number of lanes or of events before it."""
+def test_the_work_for_an_event_does_not_grow():
+    """Neither with the number of lanes nor with that of events before it: otherwise this takes minutes."""
     life = [{**EVENT, "kind": kind} for kind in ("Starting", "Ready", "Failed", "Decided", "Stopped")]
     data = [EVENT] + [
         {**each, "path": f"app/n{number % 1000}", "seq": None, "incarnation": number}
