@@ -23,7 +23,7 @@ class Start:
         took: seconds until it was ready; else until its start was over, or until the end of the events.
         own: the part of `took` in which it waited for no node below it.
         outcome: `failed`, `stopped` or `not needed` (R17) if it was never ready; `starting` if its start is not over.
-        note: what it waited for, if it reported that.
+        waits_for: the path of the node whose readiness it awaited, if an overdue start reported that.
     """
 
     path: str
@@ -31,7 +31,7 @@ class Start:
     took: float
     own: float
     outcome: Literal["ready", "failed", "stopped", "not needed", "starting"]
-    note: str = ""
+    waits_for: str | None = None
 
 
 _OUTCOMES: dict[str, Literal["ready", "failed", "stopped", "not needed"]] = {
@@ -76,9 +76,9 @@ def _start(lane: Lane, root: Lane) -> Start | None:
     if (first.state, first.incarnation) != ("starting", 1):
         return None
     outcome = _OUTCOMES.get(lane.segments[1].state, "ready") if lane.segments[1:] else "starting"
-    note = [note.text for note in lane.notes if first.start <= note.at <= first.end]
+    awaited = [note.waits_for for note in lane.notes if first.start <= note.at <= first.end]
     took = first.end - first.start
-    return Start(lane.path, first.start - root.segments[0].start, took, took, outcome, *note[-1:])
+    return Start(lane.path, first.start - root.segments[0].start, took, took, outcome, *awaited[-1:])
 
 
 def startup(timeline: Timeline, *, most: int | None = None) -> str:
@@ -101,7 +101,9 @@ def startup(timeline: Timeline, *, most: int | None = None) -> str:
     for lead, lane in _tree(shown):
         row = known[lane.path]
         share = f"{row.own / whole:.0%}" if whole else ""
-        facts = [row.outcome] * (row.outcome != "ready") + [row.note] * bool(row.note)
+        facts = [row.outcome] * (row.outcome != "ready") + [f"waited for {row.waits_for}"] * (
+            row.waits_for is not None
+        )
         table.append((lead + lane.name, f"@{row.at:.3f} s", f"+{row.took:.3f} s", share, "; ".join(facts)))
     verb = {"ready": "was ready after", "starting": "is not ready after"}.get(
         rows[0].outcome, "did not become ready in"

@@ -16,7 +16,7 @@ from .timeline import Lane, State, Timeline, leading
 
 _MARGIN, _BAR, _ROW, _LABEL = 12.0, 11.0, 17.0, 13.0
 """In pixels: around everything; the height of a bar, of its lane, and of the line of text above it."""
-_HEIGHT: Final[dict[State, float]] = {"down": 2.0, "backing off": 5.0}
+_HEIGHT: Final[dict[str, float]] = {"down": 2.0, "backing off": 5.0}
 _COLOURS: Final[dict[str, tuple[str, str]]] = {
     "card": ("#ffffff", "#0d1117"),
     "ink": ("#1f2328", "#e6edf3"),
@@ -188,22 +188,24 @@ class _Page:
         self.y += 12
 
     def _legend(self, timeline: Timeline) -> None:
-        """The states that occur, and the mark of a failure."""
+        """The states that occur, and the marks."""
         x = _MARGIN
         self.y += 19
         used = {segment.state for lane in timeline.lanes for segment in lane.segments}
-        states: list[State] = [state for state in get_args(State) if state in used]
-        failures = any(lane.failures for lane in timeline.lanes)
-        for state in (*states, *[None] * failures):
-            label = state or "failure"
+        labels = [state for state in get_args(State) if state in used]
+        labels += ["failure"] * any(lane.failures for lane in timeline.lanes)
+        labels += ["warning"] * any(lane.notes for lane in timeline.lanes)
+        for label in labels:
             if x > _MARGIN and x + 19 + _width(label) > self.width - _MARGIN:
                 x = _MARGIN
                 self.y += 16
-            if state is None:
+            if label == "failure":
                 self._triangle(x + 7, self.y - 1)
+            elif label == "warning":
+                self._diamond(x + 7, self.y - 4)
             else:
-                height = _HEIGHT.get(state, 9.0)
-                self.rect(x, self.y - 4 - height / 2, 14, height, _look(state))
+                height = _HEIGHT.get(label, 9.0)
+                self.rect(x, self.y - 4 - height / 2, 14, height, _look(label))
             self.text(x + 19, self.y, label, "faint")
             x += 33 + _width(label)
 
@@ -305,7 +307,7 @@ class _Page:
     def _triangle(self, x: float, y: float, title: str = "") -> None:
         self._add("path", title, d=f"M{_number(x - 4)} {_number(y - 7)}h8l-4 7z", look="trouble")
 
-    def _diamond(self, x: float, y: float, title: str) -> None:
+    def _diamond(self, x: float, y: float, title: str = "") -> None:
         self._add("path", title, d=f"M{_number(x)} {_number(y - 5)}l5 5l-5 5l-5 -5z", look="note")
 
 

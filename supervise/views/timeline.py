@@ -91,11 +91,19 @@ class Failure:
 
 @frozen
 class Note:
-    """Something else that an operator wants to know: an overdue start or stop, a failure while stopping, a broken sink."""
+    """Something else that an operator wants to know: an overdue start or stop, a failure while stopping, a broken sink.
+
+    Args:
+        at: seconds since the run began.
+        incarnation: of the node.
+        text: a sentence without its subject, which is the node.
+        waits_for: of an overdue start, the path of the node whose readiness it awaits; else None.
+    """
 
     at: float
     incarnation: int
     text: str
+    waits_for: str | None = None
 
 
 @frozen
@@ -328,7 +336,7 @@ class _Run:
                 lane.failures[place] = evolve(lane.failures[place], again=self.now)
             lane.waiting = 0
         elif (note := _note(event)) is not None:
-            lane.notes.append(Note(self.now, incarnation, note))
+            lane.notes.append(Note(self.now, incarnation, note, _text(event.get("waits_for"))))
         state = ENTERS.get(kind)
         if state is not None and (kind, event.get("directive")) != ("Decided", "Resume"):
             lane.enter(state, self.now, incarnation, _why(event))

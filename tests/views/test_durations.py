@@ -3,7 +3,7 @@
 import pytest
 import trio
 
-from supervise import IGNORE, Child, Supervisor, errors, open_tree
+from supervise import IGNORE, Child, Supervisor, current_child, errors, open_tree
 from supervise.sinks.data import as_data
 from supervise.testing import run_virtual
 from supervise.views.durations import recovery, starts, startup
@@ -77,15 +77,33 @@ def test_a_start_that_fails():
     assert [line.split()[-1] for line in shown.splitlines() if "failed" in line] == ["failed", "failed"]
 
 
-def test_a_start_that_is_not_over():
-    """Until the last event; what an overdue start waits for is named."""
+async def after_a(task_status):
+    await current_child().tree["app/a"].ready()
+    task_status.started()
+    await trio.sleep_forever()
+
+
+def test_a_start_that_waits_for_another_node():
+    """The report of the overdue start names that node; a start that is stopped is no start that is ready."""
+    app = Supervisor(
+        "app", [Child("b", after_a, start_warning=5.0, start_timeout=20.0), Child("a", starting(1))]
+    )
+    shown = startup(run(app)).splitlines()
+    assert shown[0] == "app did not become ready in 20.000 s"
+    assert shown[-1].endswith("failed; waited for app/a")
     tree = Supervisor("app", [Child("a", starting(1)), Child("b", starting(500), start_warning=5.0)])
-    whole = run(tree)
-    cut = [lane for lane in whole.lanes if lane.path != "app/b"]
-    assert [row.outcome for row in starts(whole)] == ["stopped", "ready", "stopped"]
-    assert "stopped; has been starting for 5 s" not in startup(whole)
-    assert "stopped; has been starting for" in startup(whole)
-    assert starts(Timeline(0.0, 1.0, True, tuple(cut)))[1].path == "app/a"
+    assert [row.outcome for row in starts(run(tree))] == ["stopped", "ready", "stopped"]
+
+
+def test_a_start_that_is_not_over():
+    """It took until the last event."""
+    lanes = [
+        Lane("app", (Segment("starting", 0.0, 9.0, 1),)),
+        Lane("app/a", (Segment("starting", 1.0, 9.0, 1),)),
+    ]
+    shown = startup(Timeline(0.0, 9.0, True, tuple(lanes))).splitlines()
+    assert shown[0] == "app is not ready after 9.000 s"
+    assert shown[-1].split()[-4:] == ["+8.000", "s", "89%", "starting"]
 
 
 def test_of_many_nodes_those_that_took_long():
