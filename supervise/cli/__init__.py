@@ -26,7 +26,7 @@ from ..views.terminal import run_live
 from . import plot
 from .check import errors, warnings
 from .load import NoTree, load
-from .output import write as _write
+from .output import write
 
 _TARGET = "a module or a Python file, and the name of the tree in it (default: tree), or a call that makes one: app.py:make_tree(3)"
 
@@ -223,7 +223,7 @@ def _tree(arguments: argparse.Namespace) -> int:
     if tree is None:
         return 1
     view = mermaid if arguments.mermaid else text
-    _write(view.declared(tree))
+    write(view.declared(tree))
     return 0
 
 
@@ -252,5 +252,5 @@ def _report(target: str, wrong: Sequence[str], questionable: Sequence[str]) -> i
     for line in questionable:
         sys.stderr.write(f"supervise: {target}: warning: {line}\n")
     if not wrong:
-        _write(f"{target}: ok\n")
+        write(f"{target}: ok\n")
     return 1 if wrong else 0

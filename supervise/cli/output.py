@@ -1,4 +1,4 @@
-"""Writes what a command prints."""
+"""What a command writes on standard output."""
 
 from __future__ import annotations
 

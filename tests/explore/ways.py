@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from supervise._core.act import Act
+from supervise._core.copying import copied
 from supervise._core.machine import Machine
 from supervise._core.node import Failure, Node
 
-from .copying import copied
 from .invariants import demand
 from .state import key
 
@@ -83,7 +83,7 @@ def _reported(node: Node) -> Any:
     return (
         node.path,
         node.incarnation,
-        node.since,
+        (node.since, node.ready_at, node.failures, node.decision),
         repr(node.last_failure),
         None if node.failure is None else [repr(getattr(node.failure, name)) for name in Failure.__slots__],
         repr(node.why),
