@@ -246,9 +246,14 @@ class PrometheusSink:
         self._other_tags = counter("other_tags", "Failures whose tag is exported as `other`.")
         self._starts = histogram("start", "From the start of a node until it is ready.")
         self._recoveries = histogram("recovery", "From the failure of a node until it is ready again.")
-        # A counter that appears with its first failure has no increase for Prometheus, so this one begins at 0.
+        # Prometheus has no increase of a counter that appears with its first failure, so all that can begin at 0 do.
         for path in dict.fromkeys(self._labels.values()):
-            self._restarts.labels(path)
+            for counted in (self._restarts, self._stop_errors):
+                counted.labels(path)
+            for phase in ("start", "stop"):
+                self._overdue.labels(path, phase)
+        for root in self._roots:
+            self._sinks_failed.labels(self._labels[root])
 
     # --- labels
 

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import urllib.request
 from pathlib import Path
 
 import pytest
@@ -23,7 +24,7 @@ from supervise import (
 
 pytest.importorskip("prometheus_client", reason="needs trio-supervise[prometheus]")
 
-from prometheus_client import CollectorRegistry
+from prometheus_client import CollectorRegistry, start_http_server
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
@@ -143,8 +144,12 @@ def test_what_takes_long_and_what_fails_in_stopping_is_counted():
     sink(events.StopError(path="app/a", exc=OSError(), **where))
     sink(events.SinkFailed(path="app", sink="<sink>", exc=OSError(), **where))
     found = samples(sink.expose()[0])
-    assert of(found, "overdue_total") == {("app/slow", "start"): 1, ("app/slow", "stop"): 2}
-    assert of(found, "stop_errors_total") == {("app/a",): 1}
+    assert of(found, "overdue_total") == {
+        **{(path, phase): 0 for path in ("app", "app/a") for phase in ("start", "stop")},
+        ("app/slow", "start"): 1,
+        ("app/slow", "stop"): 2,
+    }
+    assert of(found, "stop_errors_total") == {("app",): 0, ("app/slow",): 0, ("app/a",): 1}
     assert of(found, "sinks_failed_total") == {("app",): 1}
 
 
@@ -334,22 +339,31 @@ def test_a_scrape_may_come_from_another_thread_and_after_the_end():
     """R31: Another thread waits for the event loop. After the end of the run there are counters, and no gauges."""
     tree = Supervisor("app", [Child("a", idle)])
     sink = PrometheusSink(tree)
+    server, thread = start_http_server(0, addr="127.0.0.1", registry=sink.registry)
+    address = f"http://127.0.0.1:{server.server_port}/metrics"
+
+    def scrape():
+        with urllib.request.urlopen(address, timeout=20) as answer:
+            return answer.read()
 
     async def main():
         async with open_tree(tree, sinks=[sink]) as t:
             sink.attach(t)
-            return await trio.to_thread.run_sync(sink.expose)
-
-    body, _ = trio.run(main)
-    assert of(samples(body), "children")["app", "up"] == 1
+            return await trio.to_thread.run_sync(scrape)
 
     async def later():
-        return await trio.to_thread.run_sync(sink.expose)
+        return await trio.to_thread.run_sync(scrape)
 
-    for body, _ in (sink.expose(), trio.run(later)):
-        found = samples(body)
-        assert of(found, "restarts_total") == {("app",): 0, ("app/a",): 0}
-        assert of(found, "children") == {}
+    try:
+        assert of(samples(trio.run(main)), "children")["app", "up"] == 1
+        for body in (scrape(), trio.run(later), sink.expose()[0]):
+            found = samples(body)
+            assert of(found, "restarts_total") == {("app",): 0, ("app/a",): 0}
+            assert of(found, "children") == {}
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
 
 
 def test_a_program_attaches_it_by_its_watch(capfd):
@@ -401,6 +415,3 @@ def test_without_the_extra_one_line_names_it():
         "ModuleNotFoundError: supervise.sinks.prometheus needs prometheus-client: "
         "pip install 'trio-supervise[prometheus]'"
     )
-
-
-# --- the dashboard, and the page
