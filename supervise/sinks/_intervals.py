@@ -9,7 +9,7 @@ from typing import Any, Final, Literal
 from attrs import define, frozen
 
 from .._core.directive import Directive
-from ..events import Decided, Event, Failed, Ignored, Ready, Resumed, Starting, Stopped, Stopping
+from ..events import Decided, Event, Failed, Ignored, Ready, Resumed, Starting, Stopped
 
 _MOST: Final = 10_000
 """Recoveries under way that are kept. A node that is removed while it backs off has no further event to end its own."""
@@ -50,8 +50,8 @@ class Interval:
 @define(eq=False)
 class _Recovery:
     began: Failed
-    last: int
-    """The number of its last failure among all events."""
+    number: int
+    """That of the failure with which it began, among all events."""
     decision: Decided | None = None
     failures: int = 0
 
@@ -83,7 +83,6 @@ class Intervals:
             Failed: self._failed,
             Decided: lambda event: [*self._start_over("failed", event, event), *self._decided(event)],
             Resumed: lambda event: self._recovery_over("resumed", event),
-            Stopping: lambda event: self._start_over("stopped", event),
             Stopped: self._stopped,
         }
 
@@ -110,13 +109,10 @@ class Intervals:
         return [*ended, *self._end_below(event.path, "stopped", event)] if is_root else ended
 
     def _failed(self, event: Failed) -> list[Interval]:
-        recovery = self._recoveries.get(event.path)
-        if recovery is not None:
-            recovery.last = self._count
-            return []
-        if len(self._recoveries) >= _MOST:
-            del self._recoveries[next(iter(self._recoveries))]
-        self._recoveries[event.path] = _Recovery(event, self._count)
+        if event.path not in self._recoveries:
+            if len(self._recoveries) >= _MOST:
+                del self._recoveries[next(iter(self._recoveries))]
+            self._recoveries[event.path] = _Recovery(event, self._count)
         return []
 
     def _start_over(self, outcome: Outcome, ended: Event, decision: Decided | None = None) -> list[Interval]:
@@ -151,12 +147,12 @@ class Intervals:
         return [] if recovery is None else [recovery.over(outcome, event)]
 
     def _end_below(self, path: str, outcome: Outcome, event: Event, *, before: float = inf) -> list[Interval]:
-        """End the recoveries of this node and of all nodes below it whose last failure is older than the event `before`."""
+        """End the recoveries of this node and of all nodes below it, if they began before the event with that number."""
         if not self._recoveries:
             return []
         ended = [
             each
             for each, recovery in self._recoveries.items()
-            if recovery.last < before and (each == path or each.startswith(f"{path}/"))
+            if recovery.number < before and (each == path or each.startswith(f"{path}/"))
         ]
         return [self._recoveries.pop(each).over(outcome, event) for each in ended]

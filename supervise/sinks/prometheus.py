@@ -264,7 +264,7 @@ class PrometheusSink:
         for path, spec in nodes:
             is_folded = folds and isinstance(spec, Child)
             self._labels[path] = printable(f"{path.rpartition('/')[0]}/*" if is_folded else path)
-            if not is_folded and "*" not in path.split("/"):
+            if not is_folded:
                 self._own[path] = spec
 
     def _label(self, path: str) -> str:
@@ -313,6 +313,6 @@ def _patterns(tree: Supervisor | Pool) -> Iterator[tuple[str, Spec]]:
         path, spec = waiting.pop()
         yield path, spec
         if isinstance(spec, Pool):
-            waiting.append((f"{path}/*", spec.pattern()))
+            waiting.append((f"{path}/*", spec.template))
         elif isinstance(spec, Supervisor):
             waiting += [(f"{path}/{child.name}", child) for child in reversed(spec.children)]

@@ -1,5 +1,6 @@
 """Starts and recoveries, from the events of trees under virtual time."""
 
+import pytest
 import trio
 
 from supervise import (
@@ -7,6 +8,7 @@ from supervise import (
     Backoff,
     Child,
     Decider,
+    Escalate,
     Limit,
     Pool,
     Resume,
@@ -58,6 +60,16 @@ def collected(tree, use=None, seconds=20.0):
         pass
     assert sink.under_way() == 0
     return sink
+
+
+async def opened(tree, sink):
+    async with open_tree(tree, sinks=[sink]):
+        await trio.sleep_forever()
+
+
+async def fails_once_more():
+    await trio.sleep(1)
+    raise ConnectionError("gone")
 
 
 async def slow_start(task_status):
@@ -133,6 +145,37 @@ def test_a_condemned_node_is_given_up():
     sink = collected(Supervisor("app", [inner], decider=Decider({"limit": Stop})))
     assert sink.of("recovery", "app/in/a") == [("ready", 3.0, 1), ("given up", 0.0, 1)]
     assert sink.of("recovery", "app/in") == [("given up", 0.0, 1)]
+
+
+def test_a_stop_from_above_gives_up_what_it_condemns():
+    """R11: All of that supervisor, and nothing of one whose name begins alike."""
+
+    async def worse():
+        await trio.sleep(5)
+        raise ValueError("worse")
+
+    def inner(name, *more):
+        waits = Child("waits", fails_once_more, backoff=Backoff(initial=30, jitter=0))
+        return Supervisor(name, [waits, *more], decider=Decider({ValueError: Escalate}))
+
+    first, second = inner("in", Child("a", worse)), inner("in-2")
+    sink = collected(Supervisor("app", [first, second], decider=Decider({ValueError: Stop})))
+    assert sink.of("recovery", "app/in/a") == [("given up", 0.0, 1)]
+    assert sink.of("recovery", "app/in/waits") == [("given up", 4.0, 1)]
+    assert sink.of("recovery", "app/in-2/waits") == [("stopped", 19.0, 1)]
+
+
+def test_what_is_no_exception_gives_up():
+    """R4: It is not decided, and the whole tree stops."""
+
+    async def leaves():
+        await trio.sleep(1)
+        raise SystemExit(3)
+
+    sink = Collected()
+    with pytest.raises(SystemExit):
+        run_virtual(opened, Supervisor("app", [Child("a", leaves)]), sink)
+    assert sink.of("recovery", "app/a") == [("given up", 0.0, 1)]
 
 
 def test_a_root_that_fails_gives_all_up():
@@ -215,10 +258,6 @@ def test_a_child_that_fails_while_its_supervisor_starts_still_recovers():
         await trio.sleep(10)
         task_status.started()
         await trio.sleep_forever()
-
-    async def fails_once_more():
-        await trio.sleep(1)
-        raise ConnectionError("gone")
 
     a = Child("a", fails_once_more, backoff=Backoff(initial=30, jitter=0), limit=None)
     inner = Supervisor("in", [a, Child("b", slow)], limit=Limit(5, within=600))

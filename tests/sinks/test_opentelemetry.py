@@ -119,6 +119,7 @@ def test_a_span_goes_from_a_failure_until_the_node_is_ready_again():
         "gone",
     )
     assert event.attributes["exception.stacktrace"].endswith("ConnectionError: gone")
+    assert event.timestamp == recovery.start_time
     assert recovery.status.status_code is StatusCode.UNSET
     assert before <= recovery.end_time <= time.time_ns()
 
@@ -177,6 +178,7 @@ def test_each_event_is_a_record_in_the_schema_of_events():
         "WARN",
         {"supervise.path": "app/a", "supervise.incarnation": 1},
     )
+    assert decided.timestamp == pytest.approx(decided.body["time"] * 1e9)
     severities = {record.event_name.partition(".")[2]: record.severity_text for record in records[:4]}
     assert severities == {"Starting": "DEBUG", "Ready": "INFO"}
 
@@ -212,7 +214,8 @@ def test_every_text_can_be_sent(exc):
         events.Decided(2.0, "app/\udcff", 1, directive=None, by="app", exc=exc, because="stop", tag="\ud800")
     )
     (recovery,) = kept.spans("supervise.recovery")
-    for data in (recovery.attributes, recovery.events[0].attributes, *(each.body for each in kept.records())):
+    records = [data for each in kept.records() for data in (each.body, each.attributes)]
+    for data in (recovery.attributes, recovery.events[0].attributes, *records):
         json.dumps(dict(data), ensure_ascii=False).encode()
 
 

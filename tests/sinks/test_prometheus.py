@@ -17,6 +17,7 @@ from supervise import (
     Pool,
     Restart,
     Rule,
+    Stop,
     Supervisor,
     events,
     open_tree,
@@ -24,7 +25,7 @@ from supervise import (
 
 pytest.importorskip("prometheus_client", reason="needs trio-supervise[prometheus]")
 
-from prometheus_client import CollectorRegistry, start_http_server
+from prometheus_client import CollectorRegistry, generate_latest, start_http_server
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
@@ -38,6 +39,11 @@ async def fails():
     """A body that fails after a second."""
     await trio.sleep(1)
     raise ConnectionError("gone")
+
+
+async def deaf(inbox):
+    """A body that takes no message."""
+    await trio.sleep_forever()
 
 
 def phone(**options):
@@ -115,10 +121,6 @@ def test_children_are_counted_by_their_state():
 
 def test_mailboxes_have_a_depth_a_size_and_a_count():
     """R29: The count is that of `Status.handled`, as a counter."""
-
-    async def deaf(inbox):
-        await trio.sleep_forever()
-
     tree = Supervisor("app", [Child("echo", echo, mailbox=4), Child("deaf", deaf, mailbox=Mailbox(7))])
 
     async def ask(t):
@@ -153,6 +155,15 @@ def test_what_takes_long_and_what_fails_in_stopping_is_counted():
     assert of(found, "sinks_failed_total") == {("app",): 1}
 
 
+def test_what_is_given_up_has_no_recovery_time():
+    """R31: It has not recovered."""
+    tree = Supervisor("app", [phone()], decider=Decider({OSError: Stop}))
+    found = run(PrometheusSink(tree), tree)
+    assert of(found, "failures_total") == {("Stop", "app/phone", ""): 1}
+    assert of(found, "recovery_seconds_count") == {}
+    assert of(found, "children")["app", "condemned"] == 1
+
+
 def test_a_failure_without_a_decider_has_the_directive_none():
     """R16: Each failure is counted once, whatever becomes of it."""
     tree = Supervisor("app", [phone()])
@@ -173,9 +184,8 @@ def test_members_and_added_children_share_a_label():
         for _ in range(20):
             await t["app/pool"].add()
         for number in range(20):
-            added = Supervisor(f"added-{number}", [Child(f"x-{number}", echo, mailbox=2)])
-            await t["app/in"].add(added)
-            await t[f"app/in/added-{number}/x-{number}"].call(1)
+            await t["app/in"].add(Supervisor(f"added-{number}", [Child(f"x-{number}", deaf, mailbox=2)]))
+            await t[f"app/in/added-{number}/x-{number}"].send(1)
 
     found = run(PrometheusSink(tree), tree, add)
     paths = {key[0] for key in of(found, "start_seconds_count")}
@@ -194,7 +204,7 @@ def test_members_and_added_children_share_a_label():
     assert children["app/pool", "up"] == 20
     assert children["app/pool/*", "up"] == 20
     assert children["app/in/*", "up"] == 20
-    assert of(found, "mailbox_waiting") == {("app/in/*",): 0}
+    assert of(found, "mailbox_waiting") == {("app/in/*",): 20}
     assert of(found, "mailbox_handled_total") == {}
     assert {key[0] for key in of(found, "limit_used")} == {"app", "app/in"}
 
@@ -202,7 +212,8 @@ def test_members_and_added_children_share_a_label():
 def test_the_children_of_a_large_tree_are_one_series_for_each_supervisor():
     """R31: Beyond `nodes`; supervisors keep their own."""
     inner = [
-        Supervisor(f"in-{number}", [Child(f"a-{each}", idle) for each in range(50)]) for number in range(20)
+        Supervisor(f"in-{number}", [Child(f"a-{each}", echo, mailbox=2) for each in range(50)])
+        for number in range(20)
     ]
     tree = Supervisor("app", [*inner, phone()], limit=None)
     found = run(PrometheusSink(tree), tree)
@@ -210,6 +221,8 @@ def test_the_children_of_a_large_tree_are_one_series_for_each_supervisor():
     assert of(found, "restarts_total")["app/*",] == 3
     assert of(found, "start_seconds_count")["app/in-7/*",] == 50
     assert of(found, "children")["app/in-7", "up"] == 50
+    assert of(found, "mailbox_waiting")["app/in-7/*",] == 0
+    assert of(found, "mailbox_size") == {}
     assert len(found) < 4000
     assert len(of(run(PrometheusSink(tree, nodes=2000), tree), "restarts_total")) == 1 + 20 + 1000 + 1
 
@@ -237,6 +250,7 @@ def test_odd_names_and_tags_can_be_exposed():
     tree = Supervisor(odd, [Child(odd, echo, mailbox=4)])
 
     async def ask(t):
+        await t.root.add(Child("added", idle))
         await t[f"{odd}/{odd}"].call(1)
 
     sink = PrometheusSink(tree)
@@ -291,6 +305,7 @@ def test_two_sinks_need_two_registries():
     assert PrometheusSink(tree, registry=registry).registry is registry
     with pytest.raises(ValueError, match="Duplicated timeseries"):
         PrometheusSink(tree, registry=registry)
+    assert generate_latest(registry).count(b"# TYPE supervise_children gauge") == 1
     PrometheusSink(tree)
     PrometheusSink(tree)
 
