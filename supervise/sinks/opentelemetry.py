@@ -6,7 +6,7 @@ import time
 from typing import Any, Final, cast
 
 from .._core.directive import Directive
-from ..events import Decided, Event, Failed, Overdue, SinkFailed, StartOverdue, StopError
+from ..events import Decided, Event, Failed, Overdue, SinkFailed, StartOverdue, StopError, describe
 from ._intervals import Interval, Intervals
 from .data import as_data
 
@@ -47,7 +47,8 @@ class OpenTelemetrySink:
 
     A span `supervise.start` goes from the start of a node until it is ready or has failed, a span `supervise.recovery` from its
     failure until it is ready again or given up. Each is made when it ends, with the decision as attributes, so nothing stays open
-    while a node is well. The body of a record is the event in the schema of `supervise.sinks.data.as_data`.
+    while a node is well. The body of a record is the event in the schema of `supervise.sinks.data.as_data`, with
+    the key `text` for the event in words.
 
     The sink makes no provider, and shuts none down: that is the program's, see `docs/metrics.md`. If a tracer or logger raises,
     the tree reports it once and goes on without this sink.
@@ -92,7 +93,7 @@ def _record(event: Event, number: int, now: int) -> LogRecord:
         severity_number=severity,
         severity_text=severity.name,
         event_name=f"supervise.{type(event).__name__}",
-        body=_sendable(as_data(event, number=number, time=now / 1e9)),
+        body=_sendable({**as_data(event, number=number, time=now / 1e9), "text": describe(event)}),
         attributes=_sendable({"supervise.path": event.path, "supervise.incarnation": event.incarnation}),
     )
 

@@ -178,6 +178,9 @@ def test_each_event_is_a_record_in_the_schema_of_events():
         "WARN",
         {"supervise.path": "app/a", "supervise.incarnation": 1},
     )
+    assert decided.body["text"] == events.describe(
+        next(each for each in seen if type(each) is events.Decided)
+    )
     assert decided.timestamp == pytest.approx(decided.body["time"] * 1e9)
     severities = {record.event_name.partition(".")[2]: record.severity_text for record in records[:4]}
     assert severities == {"Starting": "DEBUG", "Ready": "INFO"}
