@@ -78,7 +78,7 @@ class OpenTelemetrySink:
         span = self._tracer.start_span(
             f"supervise.{interval.kind}", _NO_SPAN, attributes=_attributes(interval), start_time=began
         )
-        if interval.decision is not None:
+        if interval.decision is not None and span.is_recording():
             span.add_event("exception", _exception(interval), timestamp=began)
         if interval.outcome not in _WENT_WELL:
             span.set_status(Status(StatusCode.ERROR, interval.outcome))
