@@ -99,7 +99,7 @@ def _record(event: Event, number: int, now: int) -> LogRecord:
 
 
 def _severity(event: Event) -> SeverityNumber:
-    """As `LoggingSink` has it; what is no trouble is DEBUG, and INFO if it is of the root."""
+    """That of `LoggingSink` for trouble. All else is DEBUG, or INFO if it happened to the root."""
     if isinstance(event, Decided):
         return _OF_DIRECTIVE[event.directive]
     return _OF_KIND.get(type(event), SeverityNumber.DEBUG if "/" in event.path else SeverityNumber.INFO)

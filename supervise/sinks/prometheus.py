@@ -54,14 +54,14 @@ class _Tree(Protocol):
 
 @frozen(eq=False)
 class _Attached:
-    """A tree, and the Trio run in which its status can be asked for."""
+    """A tree, and where its Trio run is: only there its status may be read."""
 
     tree: _Tree
     token: trio.lowlevel.TrioToken
     thread: int
 
     def status(self) -> Status | None:
-        """Asked from any thread; None once the run of the tree is over."""
+        """The status of the tree, for a caller in any thread; None once the run is over."""
         if threading.get_ident() == self.thread:
             return self.tree.status() if trio.lowlevel.in_trio_run() else None
         with suppress(trio.RunFinishedError):
@@ -81,14 +81,14 @@ class PrometheusSink:
     Args:
         trees: the declarations of the trees whose events it gets; the names of their roots differ.
         registry: where the metrics are registered; None is a new registry, the attribute `registry`.
-        nodes: if a tree declares more nodes, then all children of a supervisor that are not supervisors themselves are one path,
-            `app/*`.
-        tags: how many tags of failures are kept apart. Further ones are exported as `other`, and
+        nodes: if a tree declares more nodes than this, the children of a supervisor that are not supervisors themselves share
+            the path `app/*`.
+        tags: how many tags of failures have their own series. Further ones are exported as `other`, and
             `supervise_other_tags_total` counts them.
 
     Raises:
-        TypeError: a tree is no `Supervisor` or `Pool`, or a number is none.
-        ValueError: there is no tree, two have the same name, a number is out of range, or the registry has these metrics already:
+        TypeError: a tree is neither a `Supervisor` nor a `Pool`, or an argument has another type.
+        ValueError: no tree is given, two have the same name, a number is out of range, or the registry has these metrics already:
             give all trees to one sink, or each sink its own registry.
     """
 
@@ -151,7 +151,7 @@ class PrometheusSink:
             RuntimeError: the caller is not in a Trio run.
         """
         root = tree.status().path
-        self._label(root)
+        self._label(root)  # it raises if this sink was not made for that root
         with suppress(ValueError):  # it gets the events already
             tree.subscribe(self)
         self._attached[root] = _Attached(tree, trio.lowlevel.current_trio_token(), threading.get_ident())
