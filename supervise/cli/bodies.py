@@ -1,0 +1,364 @@
+"""Mistakes in the source code of bodies and resources that no constructor can see: a missing await, a blocking call.
+
+A name is looked up where the function will look it up, in its closure, its module and the built-in names, without calling
+anything; what cannot be looked up is passed over. Only the function itself is read, not those that it calls.
+"""
+
+from __future__ import annotations
+
+import ast
+import builtins
+import dis
+import inspect
+import linecache
+import os
+import subprocess
+import sysconfig
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from types import CodeType, FunctionType, MethodType, ModuleType
+from typing import Any, cast
+
+from attrs import define, field, frozen
+
+from .._core._call import plain_function
+from .._core._check import is_a
+from .._core.spec import Child, Pool
+from .findings import Finding, Node, below, nodes
+from .places import Place
+
+_BLOCKING: dict[object, str] = {
+    time.sleep: "await trio.sleep(…)",
+    vars(os)["system"]: "await trio.run_process(…)",
+    subprocess.run: "await trio.run_process(…)",
+    subprocess.call: "await trio.run_process(…)",
+    subprocess.check_call: "await trio.run_process(…)",
+    subprocess.check_output: "await trio.run_process(…, capture_stdout=True)",
+    urllib.request.urlopen: "await trio.to_thread.run_sync(…)",
+    input: "await trio.to_thread.run_sync(input)",
+}
+"""Each with what to write instead."""
+
+_Async = ast.Await | ast.AsyncFor | ast.AsyncWith | ast.Yield | ast.YieldFrom
+_Inner = ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda | ast.ClassDef
+_UNKNOWN = object()
+
+
+def mistakes(tree: Any) -> Iterator[Finding]:
+    """The findings in the bodies and resources of all leaves, each function once."""
+    sources = Sources()
+    seen: set[CodeType] = set()
+    forgetful: set[CodeType] = set()
+    for node in nodes(tree):
+        if not isinstance(node.spec, Child):
+            yield from _lambdas_in_a_loop(node, sources)
+            continue
+        for function in (node.spec.body, node.spec.resource):
+            written = _written(function)
+            if written is not None and written[0].__code__ not in seen:
+                code = written[0].__code__
+                seen.add(code)
+                found = list(_read(node, *written, sources))
+                if any(one.code == "SUP301" for one in found):
+                    forgetful.add(code)
+                yield from found
+        yield from _body(node, node.spec, sources, forgetful)
+
+
+# --- source code
+
+
+@define
+class Sources:
+    """The syntax trees of the files in which functions were written, each parsed once."""
+
+    _trees: dict[str, ast.Module | None] = field(factory=dict)
+
+    def tree(self, file: str) -> ast.Module | None:
+        """The syntax tree of one of the user's files; None for an installed one, or one that cannot be read."""
+        if file not in self._trees:
+            self._trees[file] = None if _is_installed(file) else _parsed(file)
+        return self._trees[file]
+
+    def definition(self, code: CodeType) -> ast.AsyncFunctionDef | None:
+        """The `async def` of a function."""
+        tree = self.tree(code.co_filename)
+        found = [
+            node
+            for node in (ast.walk(tree) if tree is not None else ())
+            if isinstance(node, ast.AsyncFunctionDef)
+            and node.name == code.co_name
+            and min([node.lineno, *(one.lineno for one in node.decorator_list)]) == code.co_firstlineno
+        ]
+        return found[0] if len(found) == 1 else None
+
+
+_INSTALLED = tuple(sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib"))
+
+
+def _is_installed(file: str) -> bool:
+    parts = Path(file).parts
+    return file.startswith(_INSTALLED) or "site-packages" in parts or "dist-packages" in parts
+
+
+def _parsed(file: str) -> ast.Module | None:
+    linecache.checkcache(file)
+    try:
+        return ast.parse("".join(linecache.getlines(file)))
+    except (SyntaxError, ValueError, RecursionError):
+        return None  # it has changed since it was loaded
+
+
+def _written(function: object) -> tuple[FunctionType, object] | None:
+    """The Python function that a call enters, beneath the wrapper of `contextlib`, and the object whose method it is."""
+    try:
+        plain = plain_function(function)
+    except Exception:  # noqa: BLE001 - a user's object may raise when it is inspected
+        return None
+    if plain is None:
+        return None
+    if (
+        plain.__globals__.get("__name__") == "contextlib"
+        and type(vars(plain).get("__wrapped__")) is FunctionType
+    ):
+        plain = vars(plain)["__wrapped__"]
+    return plain, function.__self__ if type(function) is MethodType else None
+
+
+@frozen
+class _Reader:
+    """Looks names up as the function does."""
+
+    code: CodeType
+    scope: dict[str, Any]
+    cells: tuple[Any, ...]
+    owner: object
+    """The object whose method it is, or None."""
+
+    def value(self, node: ast.expr) -> object:
+        """What the expression is, if it is a name, or an attribute of a module or of `self`; else `_UNKNOWN`."""
+        if isinstance(node, ast.Name):
+            return self._name(node.id)
+        if isinstance(node, ast.Attribute):
+            if self.owner is not None and isinstance(node.value, ast.Name) and node.value.id == self._self():
+                return self._method(node.attr)
+            home = self.value(node.value)
+            return vars(home).get(node.attr, _UNKNOWN) if type(home) is ModuleType else _UNKNOWN
+        return _UNKNOWN
+
+    def _name(self, name: str) -> object:
+        code = self.code
+        if name in code.co_varnames or name in code.co_cellvars:
+            return _UNKNOWN
+        if name in code.co_freevars:
+            with suppress(ValueError):  # it is not set yet
+                found: object = self.cells[code.co_freevars.index(name)].cell_contents
+                return found
+            return _UNKNOWN
+        return self.scope.get(name, vars(builtins).get(name, _UNKNOWN))
+
+    def _self(self) -> str:
+        return next(iter(self.code.co_varnames), "")
+
+    def _method(self, name: str) -> object:
+        if name in getattr(self.owner, "__dict__", {name: None}):
+            return _UNKNOWN
+        return next((vars(cls)[name] for cls in type(self.owner).__mro__ if name in vars(cls)), _UNKNOWN)
+
+
+def _within(statement: ast.AST) -> Iterator[ast.AST]:
+    """The parts of a function in order, without those of functions and classes in it, which run at another time."""
+    waiting = list(ast.iter_child_nodes(statement))[::-1]
+    while waiting:
+        part = waiting.pop()
+        if not isinstance(part, _Inner):
+            yield part
+            waiting += list(ast.iter_child_nodes(part))[::-1]
+
+
+# --- what is looked for
+
+
+def _read(node: Node, plain: FunctionType, owner: object, sources: Sources) -> Iterator[Finding]:
+    code = plain.__code__
+    definition = sources.definition(code)
+    if definition is None:
+        return
+    reader = _Reader(code, plain.__globals__, plain.__closure__ or (), owner)
+    name = definition.name
+
+    def finding(number: str, at: ast.stmt | ast.expr, text: str) -> Finding:
+        place = Place(code.co_filename, at.lineno, at.end_lineno or at.lineno)
+        return Finding(number, f"{node.path!r}: in {name}() {text}", node.path, node.spec, place)
+
+    try:
+        yield from _calls(definition, reader, finding)
+        yield from _loops(definition, reader, finding)
+    except RecursionError:  # an expression of thousands of parts
+        return
+
+
+_Make = Callable[[str, Any, str], Finding]
+
+
+def _calls(definition: ast.AsyncFunctionDef, reader: _Reader, finding: _Make) -> Iterator[Finding]:
+    foreign = "trio_asyncio" in reader.scope
+    for part in _within(definition):
+        # What a body returns is not used, so that a coroutine in it is as lost as one of a statement.
+        if isinstance(part, (ast.Expr, ast.Return)) and isinstance(part.value, ast.Call):
+            called = reader.value(part.value.func)
+            if _is_async(called) and not _is_of_asyncio(called):
+                shown = ast.unparse(part.value.func)
+                yield finding(
+                    "SUP301",
+                    part,
+                    f"{shown}(…) is called without await, so that it does not run; write await {shown}(…)",
+                )
+        if isinstance(part, ast.Call):
+            called = reader.value(part.func)
+            instead = _BLOCKING.get(called) if callable(called) and _is_hashable(called) else None
+            if instead is not None:
+                shown = ast.unparse(part.func)
+                yield finding("SUP303", part, f"{shown}(…) blocks the whole program; write {instead}")
+            if _is_of_asyncio(called) and not foreign:
+                shown = ast.unparse(part.func)
+                yield finding(
+                    "SUP302", part, f"{shown}(…) needs asyncio, but a tree runs on Trio; use what Trio has"
+                )
+
+
+def _is_async(value: object) -> bool:
+    return type(value) is FunctionType and bool(value.__code__.co_flags & inspect.CO_COROUTINE)
+
+
+def _is_of_asyncio(value: object) -> bool:
+    """Whether it is a function of asyncio, or a class of it that is no exception."""
+    if is_a(value, type):
+        kind = cast("type", value)
+        return _top(kind) == "asyncio" and not issubclass(kind, BaseException)
+    return type(value) is FunctionType and _top(value) == "asyncio"
+
+
+def _top(value: object) -> str:
+    """The first part of the name of the module in which a class or a function is defined."""
+    return str(getattr(value, "__module__", "")).partition(".")[0]
+
+
+def _is_hashable(value: object) -> bool:
+    """Whether it is a function, whose hash runs no code of a user."""
+    return type(value) in (FunctionType, type(time.sleep))
+
+
+def _loops(definition: ast.AsyncFunctionDef, reader: _Reader, finding: _Make) -> Iterator[Finding]:
+    """Loops without an end and without an await. One that has forgotten it is reported for that."""
+    for part in _within(definition):
+        if not (isinstance(part, ast.While) and isinstance(part.test, ast.Constant) and part.test.value):
+            continue
+        inner = list(_within(part))
+        leaves = (ast.Break, ast.Return, ast.Raise)
+        forgot = (
+            one.value.func for one in inner if isinstance(one, ast.Expr) and isinstance(one.value, ast.Call)
+        )
+        comprehensions = any(isinstance(one, ast.comprehension) and one.is_async for one in inner)
+        if comprehensions or any(isinstance(one, (*_Async.__args__, *leaves)) for one in inner):
+            continue
+        if not any(_is_async(reader.value(function)) for function in forgot):
+            yield finding(
+                "SUP304",
+                part,
+                "a loop never waits, so that no other child runs and no stop is obeyed; await something in it",
+            )
+
+
+def _body(node: Node, leaf: Child, sources: Sources, forgetful: set[CodeType]) -> Iterator[Finding]:
+    written = _written(leaf.body)
+    if written is None or not _is_async(written[0]):
+        return
+    code = written[0].__code__
+    if (
+        leaf.takes_task_status
+        and "task_status" in code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
+    ):
+        used = {step.argval for step in dis.get_instructions(code) if isinstance(step.argval, str)}
+        if used.isdisjoint({"task_status", "locals", "IGNORE"}):
+            yield node.says(
+                "SUP305",
+                f"the body of {node.path!r} takes task_status and never uses it, so that it never becomes ready; "
+                "call task_status.started(), or leave the parameter out",
+            )
+    if leaf.restart != "permanent" or _in_a_pool(node) or code in forgetful:
+        return
+    definition = sources.definition(code)
+    meant = "IGNORE" in code.co_names or any("returned" in layer.table for layer in node.deciders())
+    if definition is not None and not meant and _ends_at_once(definition):
+        yield node.says(
+            "SUP306",
+            f"the body of {node.path!r} waits for nothing and returns at once, which is a failure of a permanent child; "
+            "write restart='transient' if that is its end",
+        )
+
+
+def _ends_at_once(definition: ast.AsyncFunctionDef) -> bool:
+    """Whether it has no await, no endless loop, and does not only raise."""
+    parts = list(_within(definition))
+    if any(isinstance(part, _Async.__args__) for part in parts):
+        return False
+    if any(isinstance(part, ast.comprehension) and part.is_async for part in parts):
+        return False
+    return not any(isinstance(part, (ast.While, ast.Raise)) for part in parts)
+
+
+def _in_a_pool(node: Node) -> bool:
+    return any(isinstance(spec, Pool) for spec in node.above)
+
+
+def _lambdas_in_a_loop(node: Node, sources: Sources) -> Iterator[Finding]:
+    """Siblings whose bodies are one lambda of a loop, which uses the variable of that loop."""
+    met: set[CodeType] = set()
+    reported: set[CodeType] = set()
+    for child in below(node.spec):
+        body: Any = child.body if isinstance(child, Child) else None
+        if type(body) is not FunctionType or body.__name__ != "<lambda>":
+            continue
+        code = body.__code__
+        if code in met and code not in reported:
+            reported.add(code)
+            late = _late(code, sources.tree(code.co_filename))
+            if late:
+                yield Finding(
+                    "SUP217",
+                    f"the bodies of {node.path!r} are lambdas of a loop that use its variable {late!r}, which has its last "
+                    f"value when they run; write Child(…, function, args=[{late}])",
+                    node.path,
+                    node.spec,
+                    Place(code.co_filename, code.co_firstlineno, code.co_firstlineno),
+                )
+        met.add(code)
+
+
+def _late(code: CodeType, tree: ast.Module | None) -> str | None:
+    """The variable of a loop around this lambda that the lambda uses."""
+    used = {*code.co_freevars, *code.co_names}
+    loops = (ast.For, ast.AsyncFor, ast.ListComp, ast.SetComp, ast.GeneratorExp, ast.DictComp)
+    for loop in ast.walk(tree) if tree is not None else ():
+        if isinstance(loop, loops) and _holds_lambda(loop, code.co_firstlineno):
+            targets = (
+                [loop.target]
+                if isinstance(loop, (ast.For, ast.AsyncFor))
+                else [each.target for each in loop.generators]
+            )
+            names = (one.id for target in targets for one in ast.walk(target) if isinstance(one, ast.Name))
+            found = next((name for name in names if name in used), None)
+            if found is not None:
+                return found
+    return None
+
+
+def _holds_lambda(loop: ast.AST, line: int) -> bool:
+    """Whether a lambda begins in that line within the loop, but not within a function that the loop defines."""
+    parts = (loop, *_within(loop))
+    inner = (child for part in parts for child in ast.iter_child_nodes(part))
+    return any(isinstance(child, ast.Lambda) and child.lineno == line for child in inner)
