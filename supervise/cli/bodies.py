@@ -16,7 +16,7 @@ import subprocess
 import sysconfig
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from types import CodeType, FunctionType, MethodType, ModuleType
@@ -190,13 +190,14 @@ def _read(node: Node, plain: FunctionType, owner: object, sources: Sources) -> I
     reader = _Reader(code, plain.__globals__, plain.__closure__ or (), owner)
     name = definition.name
 
-    def finding(number: str, at: ast.stmt | ast.expr, text: str) -> Finding:
+    def finding(number: str, at: ast.stmt | ast.expr | ast.ExceptHandler, text: str) -> Finding:
         place = Place(code.co_filename, at.lineno, at.end_lineno or at.lineno)
         return Finding(number, f"{node.path!r}: in {name}() {text}", node.path, node.spec, place)
 
     try:
         yield from _calls(definition, reader, finding)
         yield from _loops(definition, reader, finding)
+        yield from _swallowed(definition, finding)
     except RecursionError:  # an expression of thousands of parts
         return
 
@@ -252,25 +253,63 @@ def _is_hashable(value: object) -> bool:
     return type(value) in (FunctionType, type(time.sleep))
 
 
+def _endless(definition: ast.AsyncFunctionDef) -> Iterator[tuple[ast.While, list[ast.AST]]]:
+    """Each `while True`, with the parts of it."""
+    for part in _within(definition):
+        if isinstance(part, ast.While) and isinstance(part.test, ast.Constant) and part.test.value:
+            yield part, list(_within(part))
+
+
+def _waits(parts: Iterable[ast.AST]) -> bool:
+    """Whether one of the parts may let other tasks run."""
+    return any(
+        isinstance(part, _Async.__args__) or (isinstance(part, ast.comprehension) and part.is_async)
+        for part in parts
+    )
+
+
 def _loops(definition: ast.AsyncFunctionDef, reader: _Reader, finding: _Make) -> Iterator[Finding]:
     """Loops without an end and without an await. One that has forgotten it is reported for that."""
-    for part in _within(definition):
-        if not (isinstance(part, ast.While) and isinstance(part.test, ast.Constant) and part.test.value):
+    for loop, inner in _endless(definition):
+        if _waits(inner) or any(isinstance(part, (ast.Break, ast.Return, ast.Raise)) for part in inner):
             continue
-        inner = list(_within(part))
-        leaves = (ast.Break, ast.Return, ast.Raise)
-        forgot = (
-            one.value.func for one in inner if isinstance(one, ast.Expr) and isinstance(one.value, ast.Call)
-        )
-        comprehensions = any(isinstance(one, ast.comprehension) and one.is_async for one in inner)
-        if comprehensions or any(isinstance(one, (*_Async.__args__, *leaves)) for one in inner):
-            continue
-        if not any(_is_async(reader.value(function)) for function in forgot):
+        calls = (part.value for part in inner if isinstance(part, ast.Expr))
+        if not any(isinstance(call, ast.Call) and _is_async(reader.value(call.func)) for call in calls):
             yield finding(
                 "SUP304",
-                part,
+                loop,
                 "a loop never waits, so that no other child runs and no stop is obeyed; await something in it",
             )
+
+
+def _swallowed(definition: ast.AsyncFunctionDef, finding: _Make) -> Iterator[Finding]:
+    """Endless loops that catch Trio's Cancelled and go on."""
+    for _, inner in _endless(definition):
+        for part in inner:
+            if not isinstance(part, ast.Try) or not _waits(_among(part.body)):
+                continue
+            handler = next(filter(_catches_all, part.handlers), None)
+            ends = (ast.Raise, ast.Return, ast.Break)
+            if handler and not any(isinstance(each, ends) for each in _within(handler)):
+                yield finding(
+                    "SUP307",
+                    handler,
+                    "a loop catches Cancelled and goes on, so that it can never be stopped; catch Exception",
+                )
+
+
+def _among(statements: Iterable[ast.stmt]) -> Iterator[ast.AST]:
+    for statement in statements:
+        yield statement
+        yield from _within(statement)
+
+
+def _catches_all(handler: ast.ExceptHandler) -> bool:
+    """Whether it catches Cancelled, by a bare `except`, its own name, or that of its base."""
+    caught = handler.type.elts if isinstance(handler.type, ast.Tuple) else [handler.type]
+    return any(
+        one is None or ast.unparse(one).rpartition(".")[2] in ("BaseException", "Cancelled") for one in caught
+    )
 
 
 def _body(node: Node, leaf: Child, sources: Sources, forgetful: set[CodeType]) -> Iterator[Finding]:
@@ -304,11 +343,7 @@ def _body(node: Node, leaf: Child, sources: Sources, forgetful: set[CodeType]) -
 def _ends_at_once(definition: ast.AsyncFunctionDef) -> bool:
     """Whether it has no await, no endless loop, and does not only raise."""
     parts = list(_within(definition))
-    if any(isinstance(part, _Async.__args__) for part in parts):
-        return False
-    if any(isinstance(part, ast.comprehension) and part.is_async for part in parts):
-        return False
-    return not any(isinstance(part, (ast.While, ast.Raise)) for part in parts)
+    return not _waits(parts) and not any(isinstance(part, (ast.While, ast.Raise)) for part in parts)
 
 
 def _in_a_pool(node: Node) -> bool:

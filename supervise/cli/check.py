@@ -14,7 +14,7 @@ from .._core._brief import printable
 from .._core._check import noting
 from . import findings
 from .bodies import mistakes
-from .codes import CODES, TABLE, code_of, listed
+from .codes import CODES, TABLE, code_of
 from .findings import Finding
 from .load import NoTree, load, name_of_module
 from .output import write
@@ -92,6 +92,20 @@ def _explain(name: str) -> int:
     return 0
 
 
+def listed() -> str:
+    """The codes and their titles, one line each."""
+    return "".join(f"{code.name}  {code.severity:7}  {code.title}\n" for code in TABLE)
+
+
+def rows() -> Iterator[str]:
+    """The codes as a table in Markdown, as docs/checking.md has it."""
+    yield "| code | kind | what is wrong |"
+    yield "|---|---|---|"
+    for code in TABLE:
+        kind = f"{code.severity}, if selected" if code.optional else code.severity
+        yield f"| {code.name} | {kind} | {code.title} |"
+
+
 # --- what is found
 
 
@@ -136,11 +150,16 @@ def report(
         file, number = refused.place or (None, None)
         return [Line("SUP001", str(refused), None, file and shown(file), number, number)], 2
     if wrong or tree is None:
-        return list(dict.fromkeys(wrong)), 1
+        return _in_order(wrong), 1
     asked = _Asked(select, ignore, Comments(), declared)
     warned = [_line(one, declared) for one in (*findings.warnings(tree), *mistakes(tree)) if asked.for_(one)]
     warned += [_line(one, declared) for one in asked.empty_comments() if asked.for_(one)]
-    return list(dict.fromkeys(warned)), 0
+    return _in_order(warned), 0
+
+
+def _in_order(lines: Iterable[Line]) -> list[Line]:
+    """Each once, by file and line."""
+    return sorted(dict.fromkeys(lines), key=lambda one: (one.file or "", one.line or 0))
 
 
 def _refused(problem: str, place: Place | None) -> Line:

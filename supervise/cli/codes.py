@@ -7,8 +7,7 @@ tree, refuses the declaration. The others are warnings: the tree runs, but a par
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from textwrap import dedent
+from textwrap import dedent, fill, indent
 from typing import Literal
 
 from attrs import field, frozen
@@ -48,12 +47,8 @@ class Code:
     def explanation(self) -> str:
         """All that the table says about this code."""
         kind = f"{self.severity}, only if selected" if self.optional else self.severity
-        examples = f"For example:\n\n{_indented(self.wrong)}\n\nBetter:\n\n{_indented(self.right)}"
-        return f"{self.name} ({kind}): {self.title}\n\n{self.why}\n\n{examples}\n"
-
-
-def _indented(code: str) -> str:
-    return "\n".join(f"    {line}".rstrip() for line in code.splitlines())
+        wrong, right = indent(self.wrong, " " * 4), indent(self.right, " " * 4)
+        return f"{self.name} ({kind}): {self.title}\n\n{fill(self.why, 100)}\n\nFor example:\n\n{wrong}\n\nBetter:\n\n{right}\n"
 
 
 def _error(name: str, title: str, why: str, wrong: str, right: str, *, says: str = "") -> Code:
@@ -71,13 +66,10 @@ from supervise import *
 
 async def serve():
     await trio.sleep_forever()
-
 async def answer(inbox):
     await trio.sleep_forever()
-
 async def query(resource):
     await trio.sleep_forever()
-
 @asynccontextmanager
 async def database():
     yield "connection"
@@ -547,6 +539,28 @@ TABLE = (
         """,
     ),
     Code(
+        "SUP307",
+        "a loop swallows its cancellation",
+        "Trio stops a child by raising Cancelled in it, again at each await. A loop that catches it (by a bare except, or "
+        "BaseException) and goes on can never be stopped, and takes all of the processor. Catch Exception.",
+        """
+        async def poll():
+            while True:
+                try: await trio.sleep(1)
+                except BaseException: print("again")
+
+        tree = Supervisor("app", [Child("poll", poll)])
+        """,
+        """
+        async def poll():
+            while True:
+                try: await trio.sleep(1)
+                except Exception: print("again")
+
+        tree = Supervisor("app", [Child("poll", poll)])
+        """,
+    ),
+    Code(
         "SUP401",
         "a child is restarted without a backoff",
         "A child that fails as soon as it starts passes the default limit (3 within 5 s) in milliseconds, and ends "
@@ -581,17 +595,3 @@ CODES = {code.name: code for code in TABLE}
 def code_of(problem: str) -> Code:
     """The code of a message of a constructor."""
     return next(code for code in TABLE if code.name > "SUP001" and re.match(code.says, problem))
-
-
-def rows() -> Iterator[str]:
-    """The table in Markdown, as docs/checking.md has it."""
-    yield "| code | kind | what is wrong |"
-    yield "|---|---|---|"
-    for code in TABLE:
-        kind = f"{code.severity}, if selected" if code.optional else code.severity
-        yield f"| {code.name} | {kind} | {code.title} |"
-
-
-def listed() -> str:
-    """The codes and their titles, one line each."""
-    return "".join(f"{code.name}  {code.severity:7}  {code.title}\n" for code in TABLE)

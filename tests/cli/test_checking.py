@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from supervise.cli import main
-from supervise.cli.check import report
-from supervise.cli.codes import CODES, PRELUDE, TABLE, code_of, rows
+from supervise.cli.check import report, rows
+from supervise.cli.codes import CODES, PRELUDE, TABLE, code_of
 
 PAGE = Path(__file__).parents[2] / "docs" / "checking.md"
 WARNED = [code for code in TABLE if code.severity == "warning" and not code.optional and code.name < "SUP9"]
@@ -67,9 +67,23 @@ def test_the_codes_are_in_order_and_each_is_there_once():
 
 
 def test_the_page_has_the_table():
-    """docs/checking.md shows the rows that `codes.rows` makes; copy them there if they have changed."""
+    """docs/checking.md shows the rows that `check.rows` makes; copy them there if they have changed."""
     page = PAGE.read_text()
     assert "\n".join(rows()) in page
+
+
+def test_the_page_shows_what_is_printed(tmp_path, monkeypatch, command):
+    """Each console block of docs/checking.md is a command and its output, in the order in which a terminal shows it."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    page = PAGE.read_text()
+    (tmp_path / "shop.py").write_text(re.search(r"```python\n(# shop.py\n.*?)```", page, re.DOTALL)[1])
+    shown = re.findall(r"```console\n\$ supervise check (.+?)\n(.*?)```", page, re.DOTALL)
+    assert len(shown) == 2
+    for arguments, output in shown:
+        _, out, errors = command(*arguments.split())
+        assert errors + out == output
+    sys.modules.pop("shop")
 
 
 def test_a_message_of_a_constructor_has_one_code():
@@ -86,7 +100,8 @@ def test_a_code_is_explained(command, name):
     status, out, errors = command("--explain", name.lower())
     assert (status, errors) == (0, "")
     code = CODES[name]
-    for part in (name, code.title, code.why, *code.wrong.splitlines(), *code.right.splitlines()):
+    assert code.why in " ".join(out.split())
+    for part in (name, code.title, *code.wrong.splitlines(), *code.right.splitlines()):
         assert part in out
 
 
@@ -305,6 +320,7 @@ RIGHT = {
     "a function within a function": "[Child('a', inner_functions)]",
     "a loop that is left": "[Child('a', left, restart='transient')]",
     "a loop with an async comprehension": "[Child('a', comprehends)]",
+    "a loop that raises its cancellation again": "[Child('a', catches), Child('b', catches_before)]",
     "a body that only raises": "[Child('a', raises)]",
     "a task_status that is passed on": "[Child('a', passes_on), Child('b', declines)]",
     "a generated function": "[Child('a', generated)]",
@@ -376,6 +392,19 @@ async def left():
 async def comprehends():
     while True:
         [n async for n in numbers()]
+async def catches():
+    while True:
+        try: await trio.sleep(1)
+        except BaseException:
+            print("x")
+            raise
+async def catches_before():
+    while True:
+        try: await trio.sleep(1)
+        except trio.Cancelled: raise
+        except BaseException: print("x")
+        try: print("y")
+        except: pass
 async def raises(): raise OSError
 async def passes_on(task_status): await trio.sleep(1, **locals())
 async def declines(task_status): return IGNORE

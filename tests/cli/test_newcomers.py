@@ -166,6 +166,12 @@ MISTAKES = {
     "a queue of asyncio": (
         "SUP302", "async def work():\n    q = asyncio.Queue()  # here\n    await trio.sleep(1)\n" + app("Child('a', work),"), "a tree runs on Trio",
     ),
+    "a loop that cannot be stopped": (
+        "SUP307",
+        "async def work():\n    while True:\n        try:\n            await trio.sleep(1)\n        except:  # here\n            pass\n"
+        + app("Child('a', work),"),
+        "catch Exception",
+    ),
     "a loop that never waits": (
         "SUP304", "async def work():\n    while True:  # here\n        print('x')\n" + app("Child('a', work),"), "await something in it",
     ),
