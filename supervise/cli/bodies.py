@@ -11,15 +11,10 @@ import builtins
 import dis
 import inspect
 import linecache
-import os
-import subprocess
-import sysconfig
-import time
-import urllib.request
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
-from types import CodeType, FunctionType, MethodType, ModuleType
+from types import BuiltinFunctionType, CodeType, FunctionType, MethodType, ModuleType
 from typing import Any, cast
 
 from attrs import define, field, frozen
@@ -30,17 +25,20 @@ from .._core.spec import Child, Pool
 from .findings import Finding, Node, below, nodes
 from .places import Place
 
-_BLOCKING: dict[object, str] = {
-    time.sleep: "await trio.sleep(…)",
-    vars(os)["system"]: "await trio.run_process(…)",
-    subprocess.run: "await trio.run_process(…)",
-    subprocess.call: "await trio.run_process(…)",
-    subprocess.check_call: "await trio.run_process(…)",
-    subprocess.check_output: "await trio.run_process(…, capture_stdout=True)",
-    urllib.request.urlopen: "await trio.to_thread.run_sync(…)",
-    input: "await trio.to_thread.run_sync(input)",
+_BLOCKING = {
+    "time.sleep": "await trio.sleep(…)",
+    "posix.system": "await trio.run_process(…)",
+    "nt.system": "await trio.run_process(…)",
+    "subprocess.run": "await trio.run_process(…)",
+    "subprocess.call": "await trio.run_process(…)",
+    "subprocess.check_call": "await trio.run_process(…)",
+    "subprocess.check_output": "await trio.run_process(…, capture_stdout=True)",
+    "urllib.request.urlopen": "await trio.to_thread.run_sync(…)",
+    "requests.api.get": "await trio.to_thread.run_sync(…)",
+    "requests.api.post": "await trio.to_thread.run_sync(…)",
+    "builtins.input": "await trio.to_thread.run_sync(input)",
 }
-"""Each with what to write instead."""
+"""Functions by their own module and name, each with what to write instead."""
 
 _Async = ast.Await | ast.AsyncFor | ast.AsyncWith | ast.Yield | ast.YieldFrom
 _Inner = ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda | ast.ClassDef
@@ -76,6 +74,7 @@ class Sources:
     """The syntax trees of the files in which functions were written, each parsed once."""
 
     _trees: dict[str, ast.Module | None] = field(factory=dict)
+    _definitions: dict[str, dict[tuple[str, int], list[ast.AsyncFunctionDef]]] = field(factory=dict)
 
     def tree(self, file: str) -> ast.Module | None:
         """The syntax tree of one of the user's files; None for an installed one, or one that cannot be read."""
@@ -84,24 +83,30 @@ class Sources:
         return self._trees[file]
 
     def definition(self, code: CodeType) -> ast.AsyncFunctionDef | None:
-        """The `async def` of a function."""
-        tree = self.tree(code.co_filename)
-        found = [
-            node
-            for node in (ast.walk(tree) if tree is not None else ())
-            if isinstance(node, ast.AsyncFunctionDef)
-            and node.name == code.co_name
-            and min([node.lineno, *(one.lineno for one in node.decorator_list)]) == code.co_firstlineno
-        ]
+        """The `async def` of a function; None if it is not found, or not the only one of its name in its line."""
+        file = code.co_filename
+        if file not in self._definitions:
+            self._definitions[file] = _definitions(self.tree(file))
+        found = self._definitions[file].get((code.co_name, code.co_firstlineno), [])
         return found[0] if len(found) == 1 else None
 
 
-_INSTALLED = tuple(sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib"))
+def _definitions(tree: ast.Module | None) -> dict[tuple[str, int], list[ast.AsyncFunctionDef]]:
+    """All `async def` by name and first line, which is that of the first decorator."""
+    found: dict[tuple[str, int], list[ast.AsyncFunctionDef]] = {}
+    for node in ast.walk(tree) if tree is not None else ():
+        if isinstance(node, ast.AsyncFunctionDef):
+            line = min([node.lineno, *(one.lineno for one in node.decorator_list)])
+            found.setdefault((node.name, line), []).append(node)
+    return found
+
+
+_STANDARD = Path(inspect.__file__).parent
 
 
 def _is_installed(file: str) -> bool:
-    parts = Path(file).parts
-    return file.startswith(_INSTALLED) or "site-packages" in parts or "dist-packages" in parts
+    path = Path(file)
+    return not {"site-packages", "dist-packages"}.isdisjoint(path.parts) or path.is_relative_to(_STANDARD)
 
 
 def _parsed(file: str) -> ast.Module | None:
@@ -220,7 +225,7 @@ def _calls(definition: ast.AsyncFunctionDef, reader: _Reader, finding: _Make) ->
                 )
         if isinstance(part, ast.Call):
             called = reader.value(part.func)
-            instead = _BLOCKING.get(called) if callable(called) and _is_hashable(called) else None
+            instead = _BLOCKING.get(_dotted(called))
             if instead is not None:
                 shown = ast.unparse(part.func)
                 yield finding("SUP303", part, f"{shown}(…) blocks the whole program; write {instead}")
@@ -239,18 +244,16 @@ def _is_of_asyncio(value: object) -> bool:
     """Whether it is a function of asyncio, or a class of it that is no exception."""
     if is_a(value, type):
         kind = cast("type", value)
-        return _top(kind) == "asyncio" and not issubclass(kind, BaseException)
-    return type(value) is FunctionType and _top(value) == "asyncio"
+        return str(kind.__module__).startswith("asyncio.") and not issubclass(kind, BaseException)
+    return _dotted(value).startswith("asyncio.")
 
 
-def _top(value: object) -> str:
-    """The first part of the name of the module in which a class or a function is defined."""
-    return str(getattr(value, "__module__", "")).partition(".")[0]
-
-
-def _is_hashable(value: object) -> bool:
-    """Whether it is a function, whose hash runs no code of a user."""
-    return type(value) in (FunctionType, type(time.sleep))
+def _dotted(value: object) -> str:
+    """The module and the name of a function; empty for anything else."""
+    if type(value) not in (FunctionType, BuiltinFunctionType):
+        return ""
+    function: Any = value
+    return f"{function.__module__}.{function.__qualname__}"
 
 
 def _endless(definition: ast.AsyncFunctionDef) -> Iterator[tuple[ast.While, list[ast.AST]]]:
