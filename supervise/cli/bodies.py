@@ -19,7 +19,7 @@ from typing import Any, cast
 
 from attrs import define, field, frozen
 
-from .._core._call import plain_function
+from .._core._call import gives_nothing, plain_function
 from .._core._check import is_a
 from .._core.spec import Child, Pool
 from .findings import Finding, Node, below, nodes
@@ -317,9 +317,16 @@ def _catches_all(handler: ast.ExceptHandler) -> bool:
 
 def _body(node: Node, leaf: Child, sources: Sources, forgetful: set[CodeType]) -> Iterator[Finding]:
     written = _written(leaf.body)
-    if written is None or not _is_async(written[0]):
+    if written is None:
         return
     code = written[0].__code__
+    if code.co_name == "<lambda>" and _gives_nothing(*written, sources.tree(code.co_filename)):
+        yield node.says(
+            "SUP308",
+            f"the body of {node.path!r} is a lambda whose result cannot be awaited; write an async function",
+        )
+    if not _is_async(written[0]):
+        return
     if (
         leaf.takes_task_status
         and "task_status" in code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
@@ -341,6 +348,22 @@ def _body(node: Node, leaf: Child, sources: Sources, forgetful: set[CodeType]) -
             f"the body of {node.path!r} waits for nothing and returns at once, which is a failure of a permanent child; "
             "write restart='transient' if that is its end",
         )
+
+
+def _gives_nothing(plain: FunctionType, owner: object, tree: ast.Module | None) -> bool:
+    """Whether a lambda surely gives something that cannot be awaited; it must be the only one in its line."""
+    code = plain.__code__
+    every = ast.walk(tree) if tree is not None else ()
+    found = [one for one in every if isinstance(one, ast.Lambda) and one.lineno == code.co_firstlineno]
+    if len(found) != 1:
+        return False
+    result = found[0].body
+    if not isinstance(result, ast.Call):
+        return isinstance(result, ast.Constant)
+    called = _Reader(code, plain.__globals__, plain.__closure__ or (), owner).value(result.func)
+    return _dotted(called) in (*_BLOCKING, "builtins.print") or (
+        type(called) is FunctionType and gives_nothing(called)
+    )
 
 
 def _ends_at_once(definition: ast.AsyncFunctionDef) -> bool:

@@ -92,7 +92,6 @@ TABLE = (
         """,
         """
         tree = Supervisor("app", [Child("serve", serve)])
-
         if __name__ == "__main__":
             run_tree(tree)
         """,
@@ -362,7 +361,6 @@ TABLE = (
         """
         async def address():
             return "localhost"
-
         async def serve(where):
             print(await where)
             await trio.sleep_forever()
@@ -372,7 +370,6 @@ TABLE = (
         """
         async def address():
             return "localhost"
-
         async def serve(find):
             print(await find())
             await trio.sleep_forever()
@@ -424,7 +421,6 @@ TABLE = (
         """
         async def tick():
             while True:
-                print("tick")
                 trio.sleep(1)
 
         tree = Supervisor("app", [Child("tick", tick)])
@@ -432,7 +428,6 @@ TABLE = (
         """
         async def tick():
             while True:
-                print("tick")
                 await trio.sleep(1)
 
         tree = Supervisor("app", [Child("tick", tick)])
@@ -486,8 +481,7 @@ TABLE = (
         "Wait for something in it, at least `await trio.lowlevel.checkpoint()`, or move it to a thread.",
         """
         async def work():
-            while True:
-                print("working")
+            while True: print("working")
 
         tree = Supervisor("app", [Child("work", work)])
         """,
@@ -559,6 +553,14 @@ TABLE = (
 
         tree = Supervisor("app", [Child("poll", poll)])
         """,
+    ),
+    Code(
+        "SUP308",
+        "a lambda gives nothing that can be awaited",
+        "A body is awaited. A lambda can give the coroutine of an async function, but what a plain function gives cannot be "
+        "awaited: the child fails at each start. Write an async function, or call a blocking one by trio.to_thread.run_sync.",
+        'tree = Supervisor("app", [Child("sleep", lambda: time.sleep(60))])',
+        'tree = Supervisor("app", [Child("sleep", lambda: trio.sleep(60))])',
     ),
     Code(
         "SUP401",

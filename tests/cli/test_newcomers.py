@@ -182,6 +182,8 @@ MISTAKES = {
     "lambdas in a loop": (
         "SUP217", "tree = Supervisor('app', [Child(str(i), lambda: trio.sleep(i)) for i in range(3)])  # here", "args=[i]",
     ),
+    "a lambda of a plain function": ("SUP308", "def work(): print('x')\n" + app("Child('a', lambda: work()),  # here"), "write an async function"),
+    "a lambda of print": ("SUP308", app("Child('a', lambda: print('x')),  # here"), "cannot be awaited"),
     # loading
     "a tree that runs while it is loaded": ("SUP001", "run_tree(Supervisor('app', []))  # here", "do that under if __name__ == '__main__'"),
     "a tree that runs in a program that is loaded": (
