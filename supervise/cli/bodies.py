@@ -20,7 +20,6 @@ from typing import Any, cast
 from attrs import define, field, frozen
 
 from .._core._call import gives_nothing, plain_function
-from .._core._check import is_a
 from .._core.spec import Child, Pool
 from .findings import Finding, Node, below, nodes
 from .places import Place
@@ -169,7 +168,11 @@ class _Reader:
         return next(iter(self.code.co_varnames), "")
 
     def _method(self, name: str) -> object:
-        if name in getattr(self.owner, "__dict__", {name: None}):
+        try:
+            own: dict[str, object] = object.__getattribute__(self.owner, "__dict__")
+        except AttributeError:  # it has slots
+            own = {}
+        if name in own:
             return _UNKNOWN
         return next((vars(cls)[name] for cls in type(self.owner).__mro__ if name in vars(cls)), _UNKNOWN)
 
@@ -242,9 +245,8 @@ def _is_async(value: object) -> bool:
 
 def _is_of_asyncio(value: object) -> bool:
     """Whether it is a function of asyncio, or a class of it that is no exception."""
-    if is_a(value, type):
-        kind = cast("type", value)
-        return str(kind.__module__).startswith("asyncio.") and not issubclass(kind, BaseException)
+    if type(value) is type:  # one with a metaclass may run code of a user when it is looked at
+        return value.__module__.startswith("asyncio.") and not issubclass(value, BaseException)
     return _dotted(value).startswith("asyncio.")
 
 
@@ -266,8 +268,7 @@ def _endless(definition: ast.AsyncFunctionDef) -> Iterator[tuple[ast.While, list
 def _waits(parts: Iterable[ast.AST]) -> bool:
     """Whether one of the parts may let other tasks run."""
     return any(
-        isinstance(part, _Async.__args__) or (isinstance(part, ast.comprehension) and part.is_async)
-        for part in parts
+        isinstance(part, _Async) or (isinstance(part, ast.comprehension) and part.is_async) for part in parts
     )
 
 
@@ -316,6 +317,7 @@ def _catches_all(handler: ast.ExceptHandler) -> bool:
 
 
 def _body(node: Node, leaf: Child, sources: Sources, forgetful: set[CodeType]) -> Iterator[Finding]:
+    """What its body as a whole does. One that forgets an await is reported for that."""
     written = _written(leaf.body)
     if written is None:
         return
@@ -327,27 +329,50 @@ def _body(node: Node, leaf: Child, sources: Sources, forgetful: set[CodeType]) -
         )
     if not _is_async(written[0]):
         return
-    if (
-        leaf.takes_task_status
-        and "task_status" in code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
-    ):
-        used = {step.argval for step in dis.get_instructions(code) if isinstance(step.argval, str)}
-        if used.isdisjoint({"task_status", "locals", "IGNORE"}):
-            yield node.says(
-                "SUP305",
-                f"the body of {node.path!r} takes task_status and never uses it, so that it never becomes ready; "
-                "call task_status.started(), or leave the parameter out",
-            )
-    if leaf.restart != "permanent" or _in_a_pool(node) or code in forgetful:
-        return
-    definition = sources.definition(code)
-    meant = "IGNORE" in code.co_names or any("returned" in layer.table for layer in node.deciders())
-    if definition is not None and not meant and _ends_at_once(definition):
+    if leaf.takes_task_status and _never_starts(code):
+        yield node.says(
+            "SUP305",
+            f"the body of {node.path!r} takes task_status and never uses it, so that it never becomes ready; "
+            "call task_status.started(), or leave the parameter out",
+        )
+    definition = None if code in forgetful else sources.definition(code)
+    if definition is not None and _must_run_for_ever(node) and _ends_at_once(code, definition):
         yield node.says(
             "SUP306",
             f"the body of {node.path!r} waits for nothing and returns at once, which is a failure of a permanent child; "
             "write restart='transient' if that is its end",
         )
+
+
+def _never_starts(code: CodeType) -> bool:
+    """Whether a function does nothing with its own parameter `task_status`."""
+    parameters = code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
+    return "task_status" in parameters and _names(code).isdisjoint({"task_status", "locals", "IGNORE"})
+
+
+def _must_run_for_ever(node: Node) -> bool:
+    """Whether a return of its body is a failure, for which no decider has an answer of its own."""
+    if node.spec.restart != "permanent" or any(isinstance(spec, Pool) for spec in node.above):
+        return False
+    return not any("returned" in layer.table for layer in node.deciders())
+
+
+def _ends_at_once(code: CodeType, definition: ast.AsyncFunctionDef) -> bool:
+    """Whether it has no await, no endless loop, and neither raises nor declines to start."""
+    parts = list(_within(definition))
+    if _waits(parts) or "IGNORE" in code.co_names:
+        return False
+    return not any(isinstance(part, (ast.While, ast.Raise)) for part in parts)
+
+
+def _names(code: CodeType) -> set[str]:
+    """The names that the code of a function loads or stores; since Python 3.13 one instruction may have two."""
+    found: set[str] = set()
+    for step in dis.get_instructions(code):
+        argument: object = step.argval
+        several = cast("tuple[object, ...]", argument) if type(argument) is tuple else (argument,)
+        found.update(name for name in several if isinstance(name, str))
+    return found
 
 
 def _gives_nothing(plain: FunctionType, owner: object, tree: ast.Module | None) -> bool:
@@ -364,16 +389,6 @@ def _gives_nothing(plain: FunctionType, owner: object, tree: ast.Module | None) 
     return _dotted(called) in (*_BLOCKING, "builtins.print") or (
         type(called) is FunctionType and gives_nothing(called)
     )
-
-
-def _ends_at_once(definition: ast.AsyncFunctionDef) -> bool:
-    """Whether it has no await, no endless loop, and does not only raise."""
-    parts = list(_within(definition))
-    return not _waits(parts) and not any(isinstance(part, (ast.While, ast.Raise)) for part in parts)
-
-
-def _in_a_pool(node: Node) -> bool:
-    return any(isinstance(spec, Pool) for spec in node.above)
 
 
 def _lambdas_in_a_loop(node: Node, sources: Sources) -> Iterator[Finding]:

@@ -346,6 +346,7 @@ RIGHT = {
     "a limit that stops by its decider": "[Supervisor('s', [Child('a', serve)], limit=None, decider=Decider(default=Stop))]",
     "a pool of workers": "[Pool('p', Child('a', answer, mailbox='shared'), mailbox=9)]",
     "a pool of tasks": "[Pool('p', Child('a', trio.sleep, restart='temporary'), maximum=9)]",
+    "a class whose metaclass raises": "[Child('a', makes_weird)]",
     "objects that raise": "[Child('a', Raises(), args=[Raises()])]",
 }
 SETUP = """
@@ -356,6 +357,13 @@ class Calls:
 class Raises:
     def __getattr__(self, name): raise RuntimeError(name)
     def __call__(self): return trio.sleep(1)
+class Meta(type):
+    def __getattribute__(cls, name): raise RuntimeError(name)
+    def __subclasscheck__(cls, other): raise RuntimeError
+class Weird(metaclass=Meta): pass
+async def makes_weird():
+    Weird()
+    await trio.sleep(1)
 class Awaitable:
     def __await__(self): yield
 @functools.singledispatch
