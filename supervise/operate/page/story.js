@@ -1,0 +1,127 @@
+// The story of one node: its row in full, why it is as it is, its stack on request, and its events.
+
+import { restarts } from "./tree.js";
+import { clock, decision, exactly, failure, make, names, put, show, span, the } from "./words.js";
+
+const MOST = 100; // events
+
+export class Story {
+  constructor(model, feed, onClose) {
+    Object.assign(this, { model, feed, onClose });
+    this.panel = the("story");
+    this.path = null;
+    this.items = new Map(); // the events that are shown, by their numbers
+    the("story-close").addEventListener("click", () => this.close());
+    the("stack-show").addEventListener("click", () => this.fetchStack());
+  }
+
+  open(path) {
+    if (!this.panel.contains(document.activeElement)) this.before = document.activeElement; // the focus goes back there
+    if (path !== this.path) {
+      this.path = path;
+      this.asked = null; // the status for which `why` was fetched last
+      this.items.clear();
+      the("story-title").replaceChildren(...names(path));
+      the("facts").replaceChildren();
+      the("story-events").replaceChildren();
+      put(the("why"), "");
+      show(the("stack"), false);
+    }
+    show(this.panel, true);
+    this.paint();
+    this.panel.scrollTop = 0;
+    this.panel.focus({ preventScroll: true });
+  }
+
+  close() {
+    this.path = null;
+    show(this.panel, false);
+    if (this.before?.isConnected) this.before.focus({ preventScroll: true });
+    this.onClose();
+  }
+
+  paint() {
+    if (this.path === null) return;
+    const row = this.model.rows.get(this.path);
+    this.paintFacts(row);
+    this.paintEvents();
+    const key = `${this.model.status?.seq} ${row?.state} ${row?.incarnation}`;
+    if (this.asked !== key) {
+      this.asked = key;
+      this.fetchWhy();
+    }
+  }
+
+  paintFacts(row) {
+    const list = the("facts");
+    const facts = row ? factsOf(row, this.model.now()) : [["State", "It is not in the tree any more."]];
+    if (list.children.length !== 2 * facts.length || facts.some(([term], index) => list.children[2 * index].textContent !== term)) {
+      list.replaceChildren(...facts.flatMap(([term]) => [make("dt", {}, term), make("dd", {}, make("bdi"))]));
+    }
+    facts.forEach(([, text], index) => put(list.children[2 * index + 1].firstChild, text));
+  }
+
+  paintEvents() {
+    const events = (this.model.lanes.get(this.path)?.events ?? []).slice(-MOST);
+    const list = the("story-events");
+    const kept = new Set(events.map((event) => event.seq));
+    for (const [seq, item] of this.items) {
+      if (kept.has(seq)) continue;
+      item.remove();
+      this.items.delete(seq);
+    }
+    for (const event of events) {
+      if (this.items.has(event.seq)) continue;
+      const item = eventItem(event);
+      this.items.set(event.seq, item);
+      list.prepend(item);
+    }
+    show(the("no-story-events"), events.length === 0);
+  }
+
+  async fetchWhy() {
+    const text = await this.fetchText("why");
+    if (text !== null) put(the("why"), text.trim());
+  }
+
+  async fetchStack() {
+    const text = await this.fetchText("stack");
+    if (text === null) return;
+    put(the("stack"), text.trim() || "It has no task now.");
+    show(the("stack"), true);
+  }
+
+  /** A text about this node; an error in its words; null if another node has been chosen meanwhile. */
+  async fetchText(what) {
+    const { path } = this;
+    const text = await this.feed.text(what, path).catch((error) => error.message);
+    return path === this.path ? text : null;
+  }
+}
+
+function factsOf(row, now) {
+  const facts = [
+    ["State", row.since === null ? row.state : `${row.state} for ${span(now - row.since)}, since ${clock(row.since)}`],
+    ["Kind", [row.kind, row.restart, row.strategy].filter(Boolean).join(", ")],
+    ["Incarnation", String(row.incarnation)],
+    ["Restarts", row.limit ? `${restarts(row)}, limit ${row.limit}` : restarts(row)],
+    ["Backoff", row.due === null ? "" : `starts in ${exactly(row.due - now)}`],
+    ["Ready", row.ready_at === null ? "" : `last at ${clock(row.ready_at)}`],
+    ["Mailbox", row.mailbox === null ? "" : `${row.mailbox.toLocaleString("en")} waiting, ${(row.handled ?? 0).toLocaleString("en")} handled`],
+    ["Front", row.front ?? ""],
+    ["Failures", row.failures ? String(row.failures) : ""],
+    ["Last failure", row.failure ? failure(row.failure) : ""],
+  ];
+  if (row.decision) facts.push(["Decision", `${decision(row.decision)}, by ${row.decision.by}, at ${clock(row.decision.at)}`]);
+  return facts.filter(([, text]) => text);
+}
+
+/** One event: a line, and below it, when it is opened, what else it carries. */
+function eventItem(event) {
+  const line = [make("time", {}, clock(event.time, true)), make("span", { class: "number" }, `#${event.incarnation}`), make("bdi", {}, event.text ?? event.kind)];
+  const more = event.exc?.traceback ?? event.stack;
+  const item = make("li", { "data-kind": event.kind });
+  if (more) item.append(make("details", {}, make("summary", {}, ...line), make("pre", { tabindex: "0" }, more)));
+  else item.append(make("div", { class: "line" }, ...line));
+  return item;
+}

@@ -1,0 +1,175 @@
+// The timeline: a lane a node, its states as bars, its failures as marks with the decision.
+
+import { trouble } from "./model.js";
+import { clock, count, decision, draw, exactly, make, mark, names, put, the } from "./words.js";
+
+const MOST = 20; // lanes
+const HEIGHT = 20; // of a lane, in pixels
+const LETTER = 6.1; // pixels that a letter of a label takes, at most
+const STEPS = [1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 10800, 21600, 43200, 86400];
+const STATES = ["starting", "up", "failed", "restarting", "stopping", "releasing", "condemned", "down"];
+
+export class Timeline {
+  constructor(model, tree, onChoose) {
+    Object.assign(this, { model, tree, onChoose });
+    this.list = the("lanes");
+    this.axis = the("axis");
+    this.lanes = new Map(); // by path: {item, picture}
+    the("legend").append(...STATES.map((state) => make("li", { class: "state", "data-state": state }, state)));
+    the("zoom").addEventListener("change", () => this.paint());
+    this.list.addEventListener("click", (event) => {
+      const item = event.target.closest("li");
+      if (item) this.onChoose(item.path);
+    });
+    new ResizeObserver(() => this.paint()).observe(this.list);
+  }
+
+  /** The paths of the lanes, in the order of the tree; if they are too many, those in most trouble. */
+  choose(now) {
+    const { rows, lanes } = this.model;
+    const paths = [...this.tree.matching];
+    if (paths.length <= MOST) return paths;
+    const rank = new Map(
+      paths.map((path) => [path, [trouble(rows.get(path), now), lanes.get(path)?.marks.at(-1)?.time ?? 0]]),
+    );
+    const worst = paths.toSorted((a, b) => rank.get(b)[0] - rank.get(a)[0] || rank.get(b)[1] - rank.get(a)[1]);
+    const chosen = new Set(worst.slice(0, MOST));
+    return paths.filter((path) => chosen.has(path));
+  }
+
+  paint() {
+    const now = this.model.now();
+    const paths = this.choose(now);
+    const total = this.tree.matching.size;
+    put(the("lanes-shown"), total > paths.length ? `${paths.length} of ${count(total, "node")}: trouble first` : "");
+    const zoom = Number(the("zoom").querySelector(":checked").value);
+    const from = zoom ? now - zoom : Math.min(now - 10, this.begin(paths));
+    let next = this.list.firstChild;
+    const wanted = new Set(paths);
+    for (const path of paths) {
+      const { item } = this.lanes.get(path) ?? this.add(path);
+      while (next && next !== item && !wanted.has(next.path)) next = this.drop(next);
+      if (item === next) next = next.nextSibling;
+      else this.list.insertBefore(item, next);
+    }
+    while (next) next = this.drop(next);
+    const width = this.list.firstChild?.lastChild.clientWidth ?? 0;
+    if (!width) return this.axis.replaceChildren();
+    const x = (time) => Math.round(((time - from) / (now - from)) * width * 10) / 10;
+    for (const path of paths) this.fill(path, from, now, width, x);
+    this.scale(from, now, width, x);
+  }
+
+  /** The time of the first event that is kept; if there are none, the earliest time that a row tells. */
+  begin(paths) {
+    return this.model.events[0]?.time ?? Math.min(...paths.map((path) => this.model.lane(path).segments[0]?.from ?? Infinity));
+  }
+
+  add(path) {
+    const picture = draw("svg", { role: "img", height: String(HEIGHT) });
+    const item = make("li", {}, make("button", { type: "button", title: path }, make("bdi", {}, ...names(path))), picture);
+    item.path = path;
+    this.lanes.set(path, { item, picture });
+    return this.lanes.get(path);
+  }
+
+  drop(item) {
+    const next = item.nextSibling;
+    this.lanes.delete(item.path);
+    item.remove();
+    return next;
+  }
+
+  fill(path, from, now, width, x) {
+    const { picture } = this.lanes.get(path);
+    const { segments, marks } = this.model.lane(path);
+    const parts = [];
+    const labels = [];
+    let drawn = -1; // the right end of the last bar: what is thinner than a pixel is drawn once
+    let life = 0;
+    segments.forEach((segment, index) => {
+      const until = segments[index + 1]?.from ?? now;
+      const begins = segment.incarnation !== life;
+      life = segment.incarnation;
+      if (until < from) return;
+      const [left, right] = [Math.max(0, x(segment.from)), Math.max(0, x(until))];
+      if (begins && segment.from >= from) labels.push({ at: left, text: `#${segment.incarnation}`, class: "life" });
+      if (right <= drawn) return;
+      drawn = Math.max(left + 1, right);
+      const bar = draw("rect", { x: left, y: 3, width: Math.max(1, right - left), height: HEIGHT - 6, "data-state": segment.state });
+      const duration = exactly(until - segment.from);
+      bar.append(draw("title", {}, `${segment.state}, incarnation ${segment.incarnation}, since ${clock(segment.from, true)}, ${duration}`));
+      parts.push(bar);
+    });
+    let marked = -2;
+    let seen = 0;
+    for (const each of marks) {
+      if (each.time < from) continue;
+      seen += 1;
+      const at = x(each.time);
+      const text = label(each);
+      labels.push({ at, text, class: each.kind });
+      if (at - marked < 2) continue;
+      marked = at;
+      const tick = draw("rect", { x: at - 1, y: 1, width: 2, height: HEIGHT - 2, class: each.kind });
+      tick.append(draw("title", {}, `${clock(each.time, true)} ${text}\n${each.text.slice(0, 500)}`));
+      parts.push(tick);
+    }
+    picture.replaceChildren(...parts, ...written(labels, width));
+    mark(picture, "width", String(width));
+    const end = segments.at(-1);
+    const state = end ? `${end.state} since ${clock(end.from)}, incarnation ${end.incarnation}` : "not known";
+    mark(picture, "aria-label", `${path}: ${state}; ${count(seen, "failure")} in the time shown`);
+  }
+
+  scale(from, now, width, x) {
+    const apart = Math.max(80, width / 10);
+    const step = STEPS.find((each) => (each / (now - from)) * width >= apart) ?? Math.ceil((now - from) / 86400 / 5) * 86400;
+    // Whole hours of the local time, not of UTC.
+    const shift = new Date(now * 1000).getTimezoneOffset() * 60;
+    const parts = [];
+    for (let time = Math.ceil((from - shift) / step) * step + shift; time <= now; time += step) {
+      const at = x(time);
+      parts.push(draw("line", { x1: at, x2: at, y1: 0, y2: 4 }));
+      const anchor = at < 24 ? "start" : at > width - 24 ? "end" : "middle";
+      const text = clock(time);
+      parts.push(draw("text", { x: at, y: 15, "text-anchor": anchor }, step < 60 ? text : text.slice(0, -3)));
+    }
+    mark(this.axis, "width", String(width));
+    this.axis.replaceChildren(...parts);
+  }
+}
+
+/** A failure in a few words: its tag or type, the directive, and how long it took until the node was up again. */
+function label(each) {
+  if (each.label) return each.label;
+  const decided = each.decided;
+  const what = decided ? `${decided.tag ? "" : `${each.type} `}${decision(decided)}` : each.type;
+  return each.recovered === null ? what : `${what}, ${exactly(each.recovered)}`;
+}
+
+/** The labels that have room beside their marks. An incarnation that begins right after a failure joins its label. */
+function written(labels, width) {
+  labels.sort((a, b) => a.at - b.at || (a.class === "life" ? 1 : -1));
+  const joined = [];
+  for (const each of labels) {
+    const before = joined.at(-1);
+    if (before && each.class === "life" && before.class !== "life" && each.at - before.at < LETTER * before.text.length + 8) {
+      before.text = `${before.text.replace(/ #\d+$/, "")} ${each.text}`;
+    } else joined.push({ ...each });
+  }
+  const parts = [];
+  let free = 0; // where the room on the left begins
+  joined.forEach(({ at, text, class: kind }, index) => {
+    const before = text.replace(/ #\d+$/, ""); // on the left of its mark the last incarnation stands
+    if (at + LETTER * text.length + 6 < (joined[index + 1]?.at ?? width)) {
+      parts.push(draw("text", { x: at + 4, y: HEIGHT - 6, class: kind }, text));
+      free = at + LETTER * text.length + 6;
+    } else {
+      const fits = kind !== "life" && at - LETTER * before.length - 6 > free;
+      if (fits) parts.push(draw("text", { x: at - 4, y: HEIGHT - 6, "text-anchor": "end", class: kind }, before));
+      free = at;
+    }
+  });
+  return parts;
+}
