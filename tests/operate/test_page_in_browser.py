@@ -85,7 +85,7 @@ def test_a_failure_appears_everywhere_with_its_tag_and_its_directive(shop, page)
     assert cells(page, "shop/store/jobs")[2] == "2"
     assert cells(page, "shop/store")[3] == "1/3"
     lane = page.locator("#lanes li").filter(has_text="shop/store/jobs")
-    expect(lane.locator("svg text")).to_have_text(["db.gone → Restart, 0.20 s"])
+    expect(lane.locator("svg text")).to_have_text(["db.gone → Restart, #2 after 0.20 s"])
     expect(lane.get_by_role("img")).to_have_attribute("aria-label", re.compile("up since .*1 failure in"))
     expect(page.locator("#events tbody")).to_contain_text("failed: ConnectionError: the database is gone")
     shop.set("shop/feed", "restarting", due=time.time() + 50)

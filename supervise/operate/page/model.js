@@ -32,7 +32,7 @@ export function trouble(row, now) {
 class Lane {
   constructor() {
     this.segments = []; // {from, state, incarnation}: each ends where the next begins
-    this.marks = []; // {time, label, incarnation, kind, decided, recovered}
+    this.marks = []; // {time, kind, incarnation, type, text, label, decided, recovered: {seconds, incarnation}}
     this.events = []; // its own among those that the model keeps
     this.seq = 0;
     this.guessed = false; // the only segment comes from a status
@@ -73,7 +73,7 @@ class Lane {
     }
     if ((kind === "Ready" || kind === "Resumed") && this.fell !== null) {
       const fallen = this.marks.findLast((mark) => mark.kind === "failure");
-      if (fallen) fallen.recovered = time - this.fell;
+      if (fallen) fallen.recovered = { seconds: time - this.fell, incarnation };
       this.fell = null;
     }
     if (STATE_AFTER[kind]) this.turn(time, STATE_AFTER[kind], incarnation);

@@ -9,7 +9,12 @@ import { Timeline } from "./timeline.js";
 import { Tree } from "./tree.js";
 import { clock, count, make, mark, put, show, span, the } from "./words.js";
 
-const APART = 200; // milliseconds between two paintings, however many events come
+const APART = 250; // milliseconds between two paintings, however many events come
+const TREE = 500; // milliseconds between two paintings of tree and timeline, unless a new status has come
+
+let waiting;
+let painted = 0;
+let treeAt = -Infinity;
 
 const model = new Model();
 const feed = new Feed({
@@ -21,6 +26,7 @@ const feed = new Feed({
     model.takeStatus(status);
     model.ready = ready;
     if (feed.token !== null && !status.acts) say("The program does not accept this token.");
+    treeAt = -Infinity;
     later();
   },
   onRestart() {
@@ -34,7 +40,7 @@ const timeline = new Timeline(model, tree, choose);
 const tail = new Tail(model, feed, choose);
 const story = new Story(model, feed, () => {
   tree.chosen = null;
-  paint();
+  paint(true);
 });
 const acts = new ActBox(feed, (text) => {
   say(text);
@@ -50,7 +56,7 @@ function choose(path) {
   tree.chosen = path;
   tree.turnTo(path);
   story.open(path);
-  paint();
+  paint(true);
 }
 
 function say(text) {
@@ -58,21 +64,24 @@ function say(text) {
   show(the("notice"), text !== "");
 }
 
-let waiting;
-let painted = 0;
 
 /** Paint soon: once, for all that happens until then. */
 function later() {
-  waiting ??= setTimeout(() => requestAnimationFrame(paint), Math.max(0, painted + APART - performance.now()));
+  waiting ??= setTimeout(() => requestAnimationFrame(() => paint()), Math.max(0, painted + APART - performance.now()));
 }
 
-function paint() {
+/** Paint now; `whole` also what changes on its own more seldom. */
+function paint(whole = false) {
   clearTimeout(waiting);
   waiting = undefined;
-  painted = performance.now();
+  const now = performance.now();
+  painted = now;
   header();
-  tree.paint();
-  timeline.paint();
+  if (whole || now - treeAt >= TREE) {
+    treeAt = now;
+    tree.paint();
+    timeline.paint();
+  }
   tail.paint();
   story.paint();
 }

@@ -70,12 +70,12 @@ export class Tail {
   }
 
   add() {
-    const [time, node, incarnation, text] = ["e-time", "e-node", "e-incarnation number", "e-text"].map((name) => make("td", { class: name }));
+    const [time, node, incarnation, text] = ["e-time", "e-node", "e-incarnation number", "e-text"].map((name) => make("td", { role: "cell", class: name }));
     const button = make("button", { type: "button", class: "link" });
     const words = make("bdi");
     node.append(button);
     text.append(words);
-    const row = make("tr", {}, time, node, incarnation, text);
+    const row = make("tr", { role: "row" }, time, node, incarnation, text);
     this.body.append(row);
     this.lines.push({ row, time, button, incarnation, words, seq: 0 });
   }

@@ -140,36 +140,35 @@ export class Timeline {
   }
 }
 
-/** A failure in a few words: its tag or type, the directive, and how long it took until the node was up again. */
+/** A failure in a few words: its tag or type, the directive, and which incarnation was up how long after it. */
 function label(each) {
   if (each.label) return each.label;
-  const decided = each.decided;
+  const { decided, recovered } = each;
   const what = decided ? `${decided.tag ? "" : `${each.type} `}${decision(decided)}` : each.type;
-  return each.recovered === null ? what : `${what}, ${exactly(each.recovered)}`;
+  if (recovered === null) return what;
+  const again = recovered.incarnation === each.incarnation ? "up" : `#${recovered.incarnation}`;
+  return `${what}, ${again} after ${exactly(recovered.seconds)}`;
 }
 
-/** The labels that have room beside their marks. An incarnation that begins right after a failure joins its label. */
+/** The labels that have room on the right of their marks, or else on the left. The one of a failure names the next incarnation. */
 function written(labels, width) {
   labels.sort((a, b) => a.at - b.at || (a.class === "life" ? 1 : -1));
-  const joined = [];
-  for (const each of labels) {
-    const before = joined.at(-1);
-    if (before && each.class === "life" && before.class !== "life" && each.at - before.at < LETTER * before.text.length + 8) {
-      before.text = `${before.text.replace(/ #\d+$/, "")} ${each.text}`;
-    } else joined.push({ ...each });
-  }
+  let until = 0; // the right end of the label of the last failure
+  const wanted = labels.filter((each) => {
+    if (each.class === "life") return each.at >= until;
+    until = each.at + LETTER * each.text.length + 6;
+    return true;
+  });
   const parts = [];
   let free = 0; // where the room on the left begins
-  joined.forEach(({ at, text, class: kind }, index) => {
-    const before = text.replace(/ #\d+$/, ""); // on the left of its mark the last incarnation stands
-    if (at + LETTER * text.length + 6 < (joined[index + 1]?.at ?? width)) {
-      parts.push(draw("text", { x: at + 4, y: HEIGHT - 6, class: kind }, text));
-      free = at + LETTER * text.length + 6;
-    } else {
-      const fits = kind !== "life" && at - LETTER * before.length - 6 > free;
-      if (fits) parts.push(draw("text", { x: at - 4, y: HEIGHT - 6, "text-anchor": "end", class: kind }, before));
-      free = at;
+  wanted.forEach(({ at, text, class: kind }, index) => {
+    const long = LETTER * text.length + 6;
+    const right = at + long < (wanted[index + 1]?.at ?? width);
+    if (right || (kind !== "life" && at - long > free)) {
+      const place = right ? { x: at + 4 } : { x: at - 4, "text-anchor": "end" };
+      parts.push(draw("text", { ...place, y: HEIGHT - 6, class: kind }, text));
     }
+    free = right ? at + long : at;
   });
   return parts;
 }
