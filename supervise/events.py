@@ -10,7 +10,7 @@ Events are frozen values. Those of one incarnation follow this grammar:
     Stopped
 
 BackingOff stands only between incarnations. Exactly one Decided follows each Failed. `supervise.testing.assert_lifecycle`
-checks the grammar.
+checks the grammar. `describe` puts an event into words.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from typing import Any, Literal
 
 from attrs import field, frozen
 
+from ._core._brief import brief, failure_line, printable
 from ._core._value import Value
 from ._core.directive import Directive
 
@@ -179,3 +180,88 @@ KINDS: tuple[type[Event], ...] = (
 
 Sink = Callable[[Event], object]
 """A function that the tree calls with each event, in order; it must not block. If it raises it is reported once, and dropped (R31)."""
+
+
+def describe(event: Event) -> str:
+    """What happened to the node of an event, in one line without its path and its time (R31).
+
+    All sinks and views use these words. The line does not have the stack or the traceback of an event.
+    """
+    return printable(_WORDS[type(event)](event))
+
+
+def _decision(event: Decided) -> str:
+    if event.directive is None:
+        return f"→ no decision by {event.by!r}: {_UNDECIDED.get(event.because, event.because)}"
+    tag = f" for {event.tag!r}" if event.tag else ""
+    instead = f" (instead of {event.instead_of!r})" if event.instead_of is not None else ""
+    at_the_root = event.directive is Directive.Escalate
+    whom = "no supervisor above decides" if at_the_root else f"decided by {event.by!r}"
+    return f"→ {event.directive!r}{tag}{instead}, {whom}{_entry(event)}{_consequences(event)}"
+
+
+_UNDECIDED = {
+    "absorbed": "its group was already being restarted",
+    "stop": "it was being stopped",
+    "first start": "a first start that fails is not decided",
+    "not an Exception": "it is not an Exception, and the whole tree stops",
+}
+
+
+def _entry(event: Decided) -> str:
+    """The entry that gave the directive, and its decider, in brackets (R2)."""
+    if event.because == "raised":
+        return ""
+    if event.because == "limit":
+        return " (its own limit is passed)"
+    if event.decider is None:
+        is_built_in = event.entry == "rule" and event.directive is not Directive.Escalate
+        return " (built-in rule)" if is_built_in else ""
+    of = "" if event.decider == event.by else f" in the decider of {event.decider!r}"
+    return f" ({event.entry}{of})"
+
+
+def _consequences(event: Decided) -> str:
+    """The further facts of a decision, each after a semicolon."""
+    text = ""
+    if event.because == "raised":
+        text += f"; a decider raised {failure_line(event.exc)}, and that means Escalate"
+    if event.applied_to is not None:
+        whole = "all of it is stopped, and stays down" if event.directive is Directive.Stop else "all of it"
+        text += f"; it applies to {event.applied_to!r}: {whole}"
+    if event.limit:
+        text += f"; that passes the limit of {event.by!r}, {event.limit}"
+    return text
+
+
+def _with_value(words: str, value: object) -> str:
+    return words if value is None else f"{words}: {brief(value)}"
+
+
+def _start_overdue(event: StartOverdue) -> str:
+    waits = "" if event.waits_for is None else f", and waits for {event.waits_for!r}"
+    return f"is not ready after {event.seconds:.3g} s{waits}"
+
+
+def _backing_off(event: BackingOff) -> str:
+    series = f", attempt {event.attempt}" if event.attempt > 1 else ""
+    return f"waits {event.delay:.2f} s before the next start{series}"
+
+
+_WORDS: dict[type[Event], Callable[[Any], str]] = {
+    Starting: lambda _: "starts",
+    StartOverdue: _start_overdue,
+    Ready: lambda event: _with_value("is ready" if event.incarnation <= 1 else "is ready again", event.value),
+    Ignored: lambda _: "returned IGNORE: it is not needed here",
+    StartFailed: lambda _: "did not become ready",
+    Failed: lambda event: f"failed: {failure_line(event.exc)}",
+    Decided: _decision,
+    Resumed: lambda _: "is resumed with its resource",
+    Returned: lambda event: _with_value("ended normally", event.value),
+    Stopping: lambda event: f"is being stopped: {event.reason}",
+    Overdue: lambda event: f"has not ended {event.seconds:.3g} s after it was ordered to",
+    StopError: lambda event: f"failed while stopping: {failure_line(event.exc)}",
+    Stopped: lambda _: "has stopped",
+    BackingOff: _backing_off,
+    SinkFailed: lambda event: f"sink {event.sink} failed: {failure_line(event.exc)}",
+}

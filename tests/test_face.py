@@ -75,6 +75,7 @@ ERRORS = [
 ]
 
 EVENTS = [
+    "describe",
     "BackingOff",
     "StartOverdue",
     "Decided",

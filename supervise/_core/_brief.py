@@ -6,6 +6,7 @@ but a `KeyboardInterrupt`, and its text is short.
 
 from __future__ import annotations
 
+import traceback
 from reprlib import Repr
 from typing import Any
 
@@ -94,6 +95,19 @@ def brief_text(exc: BaseException) -> str:
         raise
     except BaseException:  # noqa: BLE001 - as above
         return brief(exc)
+
+
+def failure_line(exc: BaseException) -> str:
+    """An exception in one line that can be printed: its class and its text."""
+    return printable(f"{class_name(type(exc))}: {brief_text(exc)}").removesuffix(": ")
+
+
+def trace(exc: BaseException) -> str:
+    """The traceback of an exception; a line instead if it cannot be printed."""
+    try:
+        return "".join(traceback.format_exception(exc)).rstrip()
+    except Exception as problem:  # noqa: BLE001 - A user's exception may raise when it is printed.
+        return f"(the traceback of {brief(exc)} cannot be printed: {brief(problem)})"
 
 
 def printable(text: str) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 
 import attrs
 
-from .._core._brief import brief
+from .._core._brief import brief, failure_line
 from .._core._check import is_a
 from .._core.decide import traceback_of
 from .._core.directive import Directive
@@ -22,8 +22,8 @@ from ..events import (
     StopError,
     Stopped,
     Stopping,
+    describe,
 )
-from . import _words
 
 _LEVELS = {
     Directive.Resume: logging.WARNING,
@@ -31,6 +31,7 @@ _LEVELS = {
     Directive.Stop: logging.ERROR,
     Directive.Escalate: logging.CRITICAL,
 }
+_LIFECYCLE = (Starting, Ready, Stopping, Stopped, BackingOff)
 
 
 class LoggingSink:
@@ -56,37 +57,13 @@ class LoggingSink:
         """Write the record of one event, if it has one."""
         if isinstance(event, Decided):
             self._decided(event)
+        elif isinstance(event, Overdue | StartOverdue):
+            self._log(logging.WARNING, event, f"{describe(event)}\n{event.stack}")
         elif isinstance(event, StopError):
-            self._log(logging.ERROR, event, f"failed while stopping: {brief(event.exc)}")
-        elif isinstance(event, Overdue):
-            self._log(
-                logging.WARNING,
-                event,
-                f"has not ended {event.seconds:.3g} s after it was ordered to\n{event.stack}",
-            )
-        elif isinstance(event, StartOverdue):
-            waits = "" if event.waits_for is None else f", and waits for {event.waits_for!r}"
-            self._log(
-                logging.WARNING, event, f"is not ready after {event.seconds:.3g} s{waits}\n{event.stack}"
-            )
-        elif self._lifecycle:
-            self._lived(event)
-
-    def _lived(self, event: Event) -> None:
-        level = logging.DEBUG if "/" in event.path else logging.INFO
-        match event:
-            case Starting():
-                self._log(level, event, "starts")
-            case Ready():
-                self._log(level, event, "is ready")
-            case Stopping(reason=reason):
-                self._log(level, event, f"is being stopped: {reason}")
-            case Stopped():
-                self._log(level, event, "has stopped")
-            case BackingOff(delay=delay):
-                self._log(logging.INFO, event, f"waits {delay:.2f} s before its next start")
-            case _:
-                pass
+            self._log(logging.ERROR, event, describe(event))
+        elif self._lifecycle and isinstance(event, _LIFECYCLE):
+            is_below = "/" in event.path and not isinstance(event, BackingOff)
+            self._log(logging.DEBUG if is_below else logging.INFO, event, describe(event))
 
     def _decided(self, event: Decided) -> None:
         level = logging.ERROR if event.directive is None else _LEVELS[event.directive]
@@ -96,12 +73,9 @@ class LoggingSink:
         self._reported = event.exc if first else None
         if not self._logger.isEnabledFor(level):
             return
-        verdict = event.because if event.directive is None else repr(event.directive)
-        tag = f" [{event.tag}]" if event.tag else ""
-        entry = _words.answer(event)
-        text = f"failed: {brief(event.exc)}{tag} → {verdict}, by {event.by}{f' ({entry})' if entry else ''}"
         traced = self._logger.isEnabledFor(logging.DEBUG) or news
-        self._log(level, event, text + _words.consequences(event), exc=event.exc if traced else None)
+        text = f"failed: {failure_line(event.exc)} {describe(event)}"
+        self._log(level, event, text, exc=event.exc if traced else None)
 
     def _log(self, level: int, event: Event, text: str, *, exc: BaseException | None = None) -> None:
         if self._logger.isEnabledFor(level):

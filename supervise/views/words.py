@@ -7,7 +7,7 @@ from typing import Final, Literal, TypeVar
 
 from attrs import frozen
 
-from .._core._brief import brief_text, class_name, printable
+from .._core._brief import class_name, failure_line, printable
 from .._core._call import name_of
 from .._core.decide import AKKA, DEVICE, OTP, Decider
 from .._core.limit import Backoff, Limit
@@ -180,4 +180,4 @@ def restarts(status: Status) -> str:
 def failure(status: Status) -> str:
     """Its last failure in one line; empty if there is none."""
     exc = status.last_failure
-    return "" if exc is None else printable(f"{class_name(type(exc))}: {brief_text(exc)}").removesuffix(": ")
+    return "" if exc is None else failure_line(exc)

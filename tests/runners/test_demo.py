@@ -177,9 +177,9 @@ def test_supervise_run_shows_what_happens():
         "poison",
         "within 1 s",
         "→ Restart",
-        "running again, incarnation 5",
+        "#5] is ready again",
         "→ Resume for 'device.oom'",
-        "resumed with its resource",
+        "is resumed with its resource",
     ):
         assert says in result.stderr
     assert "request 1 of 8: 'The import statement'" in result.stdout

@@ -4,6 +4,7 @@ import io
 import logging
 import re
 
+import attrs
 import pytest
 import trio
 
@@ -123,10 +124,10 @@ def test_a_line_shows_how_the_rules_changed_a_verdict():
     file = io.StringIO()
     slow = Child("a", fails, backoff=Backoff(initial=1, jitter=0))
     played(Supervisor("app", [slow]), LineSink(file), seconds=5)
-    waits = [line.partition("] ")[2] for line in file.getvalue().splitlines() if "waiting" in line]
+    waits = [line.partition("] ")[2] for line in file.getvalue().splitlines() if "waits" in line]
     assert waits == [
-        "waiting 1.00 s before the next start",
-        "waiting 2.00 s before the next start, attempt 2",
+        "waits 1.00 s before the next start",
+        "waits 2.00 s before the next start, attempt 2",
     ]
 
 
@@ -223,7 +224,7 @@ def test_a_record_has_the_fields_of_its_event(records):
     assert (record.decider, record.entry, record.because) == ("app", "tag 'net'", "table")
     assert record.exc == "ConnectionError('gone')"
     assert record.getMessage() == (
-        "app/a #1 failed: ConnectionError('gone') [net.gone] → Stop, by app (tag 'net')"
+        "app/a #1 failed: ConnectionError: gone → Stop for 'net.gone', decided by 'app' (tag 'net')"
     )
 
 
@@ -270,3 +271,29 @@ def test_a_start_that_takes_long_is_a_line_and_a_record(records):
     file = io.StringIO()
     LineSink(file)(event)
     assert file.getvalue() == "[app/a #1] is not ready after 30 s, and waits for 'app/b'\nthe stack\n\n"
+
+
+@pytest.mark.parametrize("kind", events.KINDS, ids=lambda kind: kind.__name__)
+def test_every_event_has_words_of_one_printable_line(kind):
+    """R31: `describe` is the only place that puts events into words, so it must know each kind, whatever its texts contain."""
+    given = {
+        "exc": Long(),
+        "reason": "a\nb",
+        "by": "\x1b[0m",
+        "sink": "s",
+        "directive": Stop,
+        "seconds": 1,
+        "delay": 1,
+        "until": 2,
+    }
+    names = {field.name for field in attrs.fields(kind)}
+    event = kind(at=0.0, path="app", incarnation=1, **{name: given[name] for name in names & given.keys()})
+    words = events.describe(event)
+    assert words.isprintable()
+    assert 5 < len(words) < 2500
+
+
+def test_the_words_of_a_decision_without_a_directive_give_its_reason():
+    """R32: A failure that no decider is asked about has a `Decided` too."""
+    decided = events.Decided(0.0, "app/a", 1, None, "app", ValueError(), "stop")
+    assert events.describe(decided) == "→ no decision by 'app': it was being stopped"

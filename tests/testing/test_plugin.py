@@ -37,15 +37,15 @@ STORY = """
 0.000  app/b #1  starts
 0.000  app/b #1  is ready
 0.000  app #1    is ready
-2.500  app/b #1  failed: Injected('x', tag='net.gone')
-2.500  app/b #1  → Restart, decided by app (tag 'net.gone')
-2.500  app/b #1  has ended
-2.500  app/a #1  is being stopped (one_for_all: sibling 'app/b' failed)
-2.500  app/a #1  has ended
+2.500  app/b #1  failed: Injected: x
+2.500  app/b #1  → Restart for 'net.gone', decided by 'app' (built-in rule)
+2.500  app/b #1  has stopped
+2.500  app/a #1  is being stopped: one_for_all: sibling 'app/b' failed
+2.500  app/a #1  has stopped
 2.500  app/a #2  starts
-2.500  app/a #2  is ready
+2.500  app/a #2  is ready again
 2.500  app/b #2  starts
-2.500  app/b #2  is ready
+2.500  app/b #2  is ready again
 """
 
 

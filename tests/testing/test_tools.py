@@ -84,9 +84,9 @@ def test_a_story_names_each_decider_its_verdict_and_the_reason():
     tree = Supervisor("app", [Child("a", idle, restart="temporary")], on_limit="shutdown")
     plan = FaultPlan({"app/a": Script(body=Fail(Injected("x", tag="net"), after=2))})
     assert tell(simulate(tree, plan, stop_at=3.0)).splitlines()[4:7] == [
-        "2.000  app/a #1  failed: Injected('x', tag='net')",
-        "2.000  app/a #1  → Stop, decided by app (tag 'net'; instead of Restart)",
-        "2.000  app/a #1  has ended",
+        "2.000  app/a #1  failed: Injected: x",
+        "2.000  app/a #1  → Stop for 'net' (instead of Restart), decided by 'app' (built-in rule)",
+        "2.000  app/a #1  has stopped",
     ]
 
 

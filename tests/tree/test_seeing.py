@@ -202,7 +202,7 @@ def test_the_default_sink_logs_a_line_for_each_decision(caplog):
     with caplog.at_level(logging.INFO, "supervise"):
         run_virtual(main)
     assert [record.levelname for record in caplog.records] == ["WARNING", "ERROR"]
-    assert "app/a #1 failed: Boom('a') → Restart, by app" in caplog.records[0].getMessage()
+    assert "app/a #1 failed: Boom: a → Restart, decided by 'app'" in caplog.records[0].getMessage()
 
 
 def test_the_logging_sink_takes_any_logger(caplog):

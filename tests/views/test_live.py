@@ -115,7 +115,7 @@ def terminal(tmp_path):
 def test_the_tree_is_shown_and_the_programs_output_stands_above(terminal):
     """It shows states, incarnations, restarts, the last failure and the last events; then a signal ends it in order."""
     shown = terminal()
-    shown.read_until("waiting 30")
+    shown.read_until("waits 30")
     shown.read_until("starts in")
     assert "the program's own line\r\n" in shown.text
     assert re.search(r"└─ bad   restarting    1 +starts in \d+\.\d s · ValueError: no luck", shown.bare)
