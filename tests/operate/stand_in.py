@@ -5,7 +5,6 @@ import os
 import threading
 import time
 from itertools import count
-from pathlib import Path
 
 import trio
 from hypercorn.config import Config
@@ -14,12 +13,8 @@ from starlette.applications import Starlette
 from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-PAGE = Path(__file__).parents[2] / "supervise" / "operate" / "page"
-TYPES = {".html": "text/html", ".js": "text/javascript", ".css": "text/css"}
-CSP = (
-    "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src data:; base-uri 'none'; "
-    "form-action 'none'; frame-ancestors 'none'; require-trusted-types-for 'script'; trusted-types 'none'"
-)
+from supervise.operate.page import HEADERS, page
+
 KEPT = 10_000
 _pids = count(os.getpid())
 
@@ -102,10 +97,8 @@ class StandIn:
         return self.token is not None and request.headers.get("authorization") == f"Bearer {self.token}"
 
     async def _page(self, request):
-        file = PAGE / request.path_params.get("name", "index.html")
-        return Response(
-            file.read_bytes(), media_type=TYPES[file.suffix], headers={"Content-Security-Policy": CSP}
-        )
+        media, content = page()[request.url.path]
+        return Response(content, media_type=media, headers=HEADERS)
 
     async def _status(self, request):
         self.statuses += 1
