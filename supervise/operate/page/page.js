@@ -7,7 +7,7 @@ import { Story } from "./story.js";
 import { Tail } from "./tail.js";
 import { Timeline } from "./timeline.js";
 import { Tree } from "./tree.js";
-import { clock, count, make, mark, put, show, span, the } from "./words.js";
+import { clock, count, make, mark, put, show, the } from "./words.js";
 
 const APART = 250; // milliseconds between two paintings, however many events come
 const TREE = 500; // milliseconds between two paintings of tree and timeline, unless a new status has come
@@ -92,6 +92,7 @@ function header() {
   mark(the("connection"), "data-state", feed.state === "live" && !feed.problem ? "live" : "lost");
   mark(document.body, "class", feed.state === "live" ? "" : "stale");
   if (!status) return;
+  put(the("age"), `status of ${clock(status.time)}`);
   put(the("name"), status.name);
   put(the("pid"), `pid ${status.pid}`);
   document.title = `${status.name} · supervise`;
@@ -114,10 +115,9 @@ function header() {
 
 function connection() {
   const missed = feed.missed ? ` · ${count(feed.missed, "event")} missed` : "";
-  const age = model.status ? `, status of ${clock(model.status.time)}` : "";
-  if (feed.state === "reconnecting") return `reconnecting for ${span((Date.now() - feed.lostAt) / 1000)}${age}${missed}`;
+  if (feed.state === "reconnecting") return `reconnecting since ${clock(feed.lostAt / 1000)}${missed}`;
   if (feed.problem) return `live, but no status: ${feed.problem}${missed}`;
-  return `${feed.state}${age}${missed}`;
+  return `${feed.state}${missed}`;
 }
 
 function readiness({ ready, waits_for: waits }) {
