@@ -146,6 +146,7 @@ def test_whatever_a_program_says_is_shown_as_text(page, width):
             page.locator("#story-events summary").click()
             expect(page.locator("#story-events pre")).to_contain_text(text, use_inner_text=False)
             assert page.evaluate("document.documentElement.scrollWidth") <= width
+            assert page.locator("#story").evaluate("story => story.scrollWidth <= story.clientWidth")
             page.keyboard.press("Escape")
         assert page.locator("body script, body img, body b").count() == 0
         page.close()

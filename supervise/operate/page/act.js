@@ -1,6 +1,6 @@
 // Restart, stop and start by hand: the token, which is kept in this module's memory alone, and the dialog of an act.
 
-import { count, make, names, put, show, the } from "./words.js";
+import { amid, count, make, names, put, show, the } from "./words.js";
 
 /** The dialog that takes the token. `onToken` follows each change. */
 export function tokenBox(feed, onToken) {
@@ -64,7 +64,7 @@ export class ActBox {
     show(the("act-error"), false);
     try {
       const { steps } = await this.feed.act(what, path, { reason: the("act-reason").value.trim(), who: the("act-who").value.trim(), dry: false });
-      this.onDone(`${what} of ${path}: done in ${count(steps.length, "step")}.`);
+      this.onDone(`${what} of ${amid(path)}: done in ${count(steps.length, "step")}.`);
       if (this.path === path) this.box.close();
     } catch (error) {
       this.refuse(error);

@@ -7,7 +7,7 @@ import { Story } from "./story.js";
 import { Tail } from "./tail.js";
 import { Timeline } from "./timeline.js";
 import { Tree } from "./tree.js";
-import { clock, count, make, mark, put, show, the } from "./words.js";
+import { amid, clock, count, make, mark, put, show, the } from "./words.js";
 
 const APART = 250; // milliseconds between two paintings, however many events come
 const TREE = 500; // milliseconds between two paintings of tree and timeline, unless a new status has come
@@ -122,7 +122,7 @@ function connection() {
 
 function readiness({ ready, waits_for: waits }) {
   if (ready) return "ready";
-  const first = waits.slice(0, 3).map(({ path, state, why }) => `${path} (${why || state})`);
+  const first = waits.slice(0, 3).map(({ path, state, why }) => `${amid(path)} (${amid(why || state)})`);
   const more = waits.length > first.length ? ` and ${waits.length - first.length} more` : "";
   return `not ready${first.length ? `: waits for ${first.join(", ")}${more}` : ""}`;
 }

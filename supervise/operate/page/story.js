@@ -1,7 +1,7 @@
 // The story of one node: its row in full, why it is as it is, its stack on request, and its events.
 
 import { restarts } from "./tree.js";
-import { clock, decision, exactly, failure, make, names, put, show, span, the } from "./words.js";
+import { amid, clock, decision, exactly, failure, make, names, put, show, span, the } from "./words.js";
 
 const MOST = 100; // events
 
@@ -112,7 +112,7 @@ function factsOf(row, now) {
     ["Failures", row.failures ? String(row.failures) : ""],
     ["Last failure", row.failure ? failure(row.failure) : ""],
   ];
-  if (row.decision) facts.push(["Decision", `${decision(row.decision)}, by ${row.decision.by}, at ${clock(row.decision.at)}`]);
+  if (row.decision) facts.push(["Decision", `${decision(row.decision)}, by ${amid(row.decision.by)}, at ${clock(row.decision.at)}`]);
   return facts.filter(([, text]) => text);
 }
 

@@ -1,11 +1,11 @@
 // The timeline: a lane a node, its states as bars, its failures as marks with the decision.
 
 import { trouble } from "./model.js";
-import { clock, count, decision, draw, exactly, make, mark, names, put, the } from "./words.js";
+import { amid, clock, count, decision, draw, exactly, make, mark, names, put, the } from "./words.js";
 
 const MOST = 20; // lanes
 const HEIGHT = 20; // of a lane, in pixels
-const LETTER = 6.1; // pixels that a letter of a label takes, at most
+const LETTER = 5.7; // pixels that a letter of a label takes, at most
 const STEPS = [1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 10800, 21600, 43200, 86400];
 const STATES = ["starting", "up", "failed", "restarting", "stopping", "releasing", "condemned", "down"];
 
@@ -144,31 +144,36 @@ export class Timeline {
 function label(each) {
   if (each.label) return each.label;
   const { decided, recovered } = each;
-  const what = decided ? `${decided.tag ? "" : `${each.type} `}${decision(decided)}` : each.type;
+  const what = decided ? `${decided.tag ? "" : `${amid(each.type)} `}${decision(decided)}` : amid(each.type);
   if (recovered === null) return what;
   const again = recovered.incarnation === each.incarnation ? "up" : `#${recovered.incarnation}`;
   return `${what}, ${again} after ${exactly(recovered.seconds)}`;
 }
 
-/** The labels that have room on the right of their marks, or else on the left. The one of a failure names the next incarnation. */
+/** The labels that have room on the right of their marks, or else on the left, whole or up to their first comma. */
 function written(labels, width) {
   labels.sort((a, b) => a.at - b.at || (a.class === "life" ? 1 : -1));
   let until = 0; // the right end of the label of the last failure
   const wanted = labels.filter((each) => {
-    if (each.class === "life") return each.at >= until;
+    if (each.class === "life") return each.at >= until; // else the label of the failure names it
     until = each.at + LETTER * each.text.length + 6;
     return true;
   });
   const parts = [];
   let free = 0; // where the room on the left begins
   wanted.forEach(({ at, text, class: kind }, index) => {
-    const long = LETTER * text.length + 6;
-    const right = at + long < (wanted[index + 1]?.at ?? width);
-    if (right || (kind !== "life" && at - long > free)) {
+    const next = wanted[index + 1]?.at ?? width;
+    const before = free;
+    free = at;
+    for (const each of new Set([text, text.split(", ")[0]])) {
+      const long = LETTER * each.length + 6;
+      const right = at + long < next;
+      if (!right && (kind === "life" || at - long <= before)) continue;
       const place = right ? { x: at + 4 } : { x: at - 4, "text-anchor": "end" };
-      parts.push(draw("text", { ...place, y: HEIGHT - 6, class: kind }, text));
+      parts.push(draw("text", { ...place, y: HEIGHT - 6, class: kind }, each));
+      if (right) free = at + long;
+      break;
     }
-    free = right ? at + long : at;
   });
   return parts;
 }

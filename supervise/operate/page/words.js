@@ -90,8 +90,14 @@ export const address = (what, path) => `${what}/${path.split("/").map(encodeURIC
 /** An exception in one line. */
 export const failure = (exc) => (exc.text ? `${exc.type}: ${exc.text}` : exc.type);
 
+/** A text of the program amid words of this page: it cannot change the direction in which they are written. */
+export function amid(text) {
+  const visible = text.replace(/[\p{Cc}\u202a-\u202e\u2066-\u2069]/gu, (char) => `\\u${char.charCodeAt(0).toString(16).padStart(4, "0")}`);
+  return /[\u0590-\u08ff\ufb1d-\ufefc]|[\u{10800}-\u{10fff}\u{1e800}-\u{1efff}]/u.test(visible) ? `\u2068${visible}\u2069` : visible;
+}
+
 /** A decision in a few words: `db → Restart`; without a directive the reason why none was asked for. */
 export function decision(decided) {
   const what = decided.directive ? `→ ${decided.directive}` : `not decided: ${decided.because}`;
-  return decided.tag ? `${decided.tag} ${what}` : what;
+  return decided.tag ? `${amid(decided.tag)} ${what}` : what;
 }
