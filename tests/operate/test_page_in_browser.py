@@ -242,7 +242,9 @@ def test_without_a_token_it_only_reads(shop, page):
     page.wait_for_timeout(300)
     expect(page.locator("#acts")).to_be_hidden()
     page.may_fail = True
-    enter(page, "another token")
+    enter(page, "schlüssel")
+    expect(page.locator("#notice")).to_contain_text("signs of ASCII only")
+    enter(page, "another-token")
     expect(page.locator("#notice")).to_have_text("The program does not accept this token.")
     page.get_by_role("button", name="Restart …").click()
     expect(page.locator("#act-error")).to_have_text("The token is missing or wrong.")

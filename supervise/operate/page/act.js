@@ -2,7 +2,7 @@
 
 import { amid, count, make, names, put, show, the } from "./words.js";
 
-/** The dialog that takes the token. `onToken` follows each change. */
+/** The dialog that takes the token. `onToken` follows each change, with what is wrong with it, or an empty text. */
 export function tokenBox(feed, onToken) {
   const box = the("token-box");
   the("token-open").addEventListener("click", () => {
@@ -13,10 +13,13 @@ export function tokenBox(feed, onToken) {
   box.addEventListener("close", () => {
     const entered = the("token").value.trim();
     the("token").value = "";
-    if (box.returnValue === "take" && entered) feed.token = entered;
-    else if (box.returnValue === "forget") feed.token = null;
+    if (box.returnValue === "take" && entered) {
+      // No header can carry other letters, and the error that a browser raises for them would not name the token.
+      if (/[^!-~]/.test(entered)) return onToken("A token has letters, digits and signs of ASCII only, and no spaces.");
+      feed.token = entered;
+    } else if (box.returnValue === "forget") feed.token = null;
     else return;
-    onToken();
+    onToken("");
   });
 }
 
@@ -67,6 +70,7 @@ export class ActBox {
       this.onDone(`${what} of ${amid(path)}: done in ${count(steps.length, "step")}.`);
       if (this.path === path) this.box.close();
     } catch (error) {
+      if (this.path !== path) return this.onDone(`${what} of ${amid(path)}: ${error.message}`);
       this.refuse(error);
       the("act-do").disabled = false;
     }

@@ -46,8 +46,8 @@ const acts = new ActBox(feed, (text) => {
   say(text);
   feed.ask();
 });
-tokenBox(feed, () => {
-  say("");
+tokenBox(feed, (problem) => {
+  say(problem);
   feed.ask();
   paint();
 });

@@ -19,7 +19,7 @@ export class Story {
     if (!this.panel.contains(document.activeElement)) this.before = document.activeElement; // the focus goes back there
     if (path !== this.path) {
       this.path = path;
-      this.asked = null; // the status for which `why` was fetched last
+      this.asked = null; // what was known of it when `why` was fetched last
       this.items.clear();
       the("story-title").replaceChildren(...names(path));
       the("facts").replaceChildren();
@@ -45,7 +45,7 @@ export class Story {
     const row = this.model.rows.get(this.path);
     this.paintFacts(row);
     this.paintEvents();
-    const key = `${this.model.status?.seq} ${row?.state} ${row?.incarnation}`;
+    const key = JSON.stringify([this.model.lanes.get(this.path)?.seq, row?.state, row?.incarnation, row?.restarts, row?.decision]);
     if (this.asked !== key) {
       this.asked = key;
       this.fetchWhy();
