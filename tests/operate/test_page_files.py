@@ -9,10 +9,10 @@ FILES = {path: content.decode() for path, (_, content) in page().items()}
 
 def test_every_file_that_another_one_names_is_served_and_no_other():
     """`index.html` names scripts and styles relative to `/`, a script its modules relative to itself."""
-    named = {"/"} | {f"/{name}" for name in re.findall(r'(?:href|src)="(page/[^"]+)"', FILES["/"])}
-    for path, text in FILES.items():
-        if path.endswith(".js"):
-            named |= {f"/page/{name}" for name in re.findall(r'from "\./([^"]+)"', text)}
+    named = {"index.html", *re.findall(r'(?:href|src)="page/([^"]+)"', FILES["index.html"])}
+    for name, text in FILES.items():
+        if name.endswith(".js"):
+            named |= set(re.findall(r'from "\./([^"]+)"', text))
     assert named == FILES.keys()
 
 
@@ -20,7 +20,7 @@ def test_their_media_types():
     """A browser refuses a module with another one, since it must not guess."""
     types = {path.rpartition(".")[2]: media for path, (media, _) in page().items()}
     assert types == {
-        "/": "text/html; charset=utf-8",
+        "html": "text/html; charset=utf-8",
         "js": "text/javascript; charset=utf-8",
         "css": "text/css; charset=utf-8",
     }
@@ -35,7 +35,7 @@ def test_nothing_comes_from_elsewhere_and_no_text_becomes_markup():
     for path, text in FILES.items():
         assert not re.search(foreign, text), path
         assert not re.search(markup, text), path
-    assert not re.search(r"<style|\sstyle=|\son\w+=|<script(?![^>]* src=)", FILES["/"])
+    assert not re.search(r"<style|\sstyle=|\son\w+=|<script(?![^>]* src=)", FILES["index.html"])
 
 
 def test_what_must_not_outlive_the_tab_is_not_stored():

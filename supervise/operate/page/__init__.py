@@ -21,17 +21,14 @@ _TYPES: Final = {".html": "text/html", ".js": "text/javascript", ".css": "text/c
 
 
 def page() -> dict[str, tuple[str, bytes]]:
-    """The files of the page by the path at which each is served: its media type and its bytes.
+    """The files of the page by their names: the media type and the bytes of each.
 
-    `index.html` is at `/`, the others are below `/page/`. All addresses in them are relative, so that a proxy may serve the app
-    below a path that ends with a slash.
+    The app serves `index.html` at `/` and all below `/page/`. Every address in them is relative, so that a proxy may serve the app
+    below a path of its own that ends with a slash.
     """
     found: dict[str, tuple[str, bytes]] = {}
     for file in files(__name__).iterdir():
         media = _TYPES.get(PurePath(file.name).suffix)
         if media is not None:
-            found["/" if file.name == "index.html" else f"/page/{file.name}"] = (
-                f"{media}; charset=utf-8",
-                file.read_bytes(),
-            )
+            found[file.name] = f"{media}; charset=utf-8", file.read_bytes()
     return found

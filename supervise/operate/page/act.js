@@ -49,7 +49,7 @@ export class ActBox {
     this.box.showModal();
     the("act-reason").focus();
     try {
-      const { steps } = await this.feed.act(what, path, { reason: "", who: "", dry: true });
+      const { steps } = await this.feed.act(what, path, { reason: "a dry run", who: "", dry: true });
       if (this.path !== path || this.what !== what) return;
       put(the("act-plan"), steps.length ? `This takes ${count(steps.length, "step")}, in this order:` : "This takes no step.");
       the("act-steps").replaceChildren(...steps.map((step) => make("li", {}, make("b", {}, step.do), " ", make("bdi", {}, ...names(step.path)))));

@@ -108,8 +108,9 @@ function header() {
   show(the("acts"), Boolean(row && (status.acts || feed.token !== null)));
   if (!row) return;
   const down = row.state === "down" || row.state === "condemned";
+  const starts = down || row.state === "restarting"; // a backoff is cut short
   for (const button of the("acts").children) {
-    button.disabled = { restart: false, stop: down, start: !down }[button.dataset.do];
+    button.disabled = { restart: false, stop: down, start: !starts }[button.dataset.do];
   }
 }
 

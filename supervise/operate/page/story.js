@@ -1,7 +1,7 @@
 // The story of one node: its row in full, why it is as it is, its stack on request, and its events.
 
 import { restarts } from "./tree.js";
-import { amid, clock, decision, exactly, failure, make, names, put, show, span, the } from "./words.js";
+import { amid, clock, count, decision, exactly, failure, make, names, put, show, span, the } from "./words.js";
 
 const MOST = 100; // events
 
@@ -109,7 +109,7 @@ function factsOf(row, now) {
     ["Ready", row.ready_at === null ? "" : `last at ${clock(row.ready_at)}`],
     ["Mailbox", row.mailbox === null ? "" : `${row.mailbox.toLocaleString("en")} waiting, ${(row.handled ?? 0).toLocaleString("en")} handled`],
     ["Front", row.front ?? ""],
-    ["Failures", row.failures ? String(row.failures) : ""],
+    ["In all", row.failures_total ? `${count(row.failures_total, "failure")}, ${count(row.restarts_total, "restart")}` : ""],
     ["Last failure", row.failure ? failure(row.failure) : ""],
   ];
   if (row.decision) facts.push(["Decision", `${decision(row.decision)}, by ${amid(row.decision.by)}, at ${clock(row.decision.at)}`]);

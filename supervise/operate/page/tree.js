@@ -125,7 +125,7 @@ export class Tree {
     put(cells.mailbox, row.mailbox === null ? "" : row.mailbox.toLocaleString("en"));
     put(cells.since, row.since === null || !row.incarnation ? "" : span(now - row.since));
     const text = row.failure ? failure(row.failure) : "";
-    put(line.failure, row.failures > 1 && text ? `${row.failures}× ${text}` : text);
+    put(line.failure, row.failures_total > 1 && text ? `${row.failures_total}× ${text}` : text);
     mark(line.failure, "title", text ? text.slice(0, 2000) : null);
     put(line.decision, row.decision ? decision(row.decision) : "");
     show(cells.failure.firstChild, Boolean(text || row.decision));
