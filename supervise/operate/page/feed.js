@@ -151,6 +151,20 @@ export class Feed {
     return (await this.send(address(what, path), {})).text();
   }
 
+  /** An event with its traceback or stack, which the stream of a port leaves out; null if it is no longer kept. */
+  async whole(seq) {
+    const answer = await this.send(`events?after=${seq - 1}&follow=0`, {});
+    const reader = answer.body.pipeThrough(new TextDecoderStream()).getReader();
+    let text = "";
+    let found = null;
+    for (let part = await reader.read(); !found && !part.done; part = await reader.read()) {
+      text += part.value;
+      found = new RegExp(`^id: ${seq}\ndata: (.*)\n\n`, "m").exec(text);
+    }
+    reader.cancel();
+    return found && understood(found[1]);
+  }
+
   /** Restart, stop or start a node; or with `dry` only say which steps that would take. */
   async act(what, path, { reason, who, dry }) {
     const body = JSON.stringify({ reason, who });

@@ -4,6 +4,8 @@ import { restarts } from "./tree.js";
 import { amid, clock, count, decision, exactly, failure, make, names, put, show, span, the } from "./words.js";
 
 const MOST = 100; // events
+const SECRET = "Stacks and tracebacks are shown only to those who have the program’s token.";
+const MORE = new Set(["Failed", "StopError", "Overdue", "StartOverdue"]); // have a traceback or a stack
 
 export class Story {
   constructor(model, feed, onClose) {
@@ -25,6 +27,7 @@ export class Story {
       the("facts").replaceChildren();
       the("story-events").replaceChildren();
       put(the("why"), "");
+      put(the("why-at"), "");
       show(the("stack"), false);
     }
     show(this.panel, true);
@@ -72,7 +75,7 @@ export class Story {
     }
     for (const event of events) {
       if (this.items.has(event.seq)) continue;
-      const item = eventItem(event);
+      const item = eventItem(event, (seq) => this.fetchMore(seq));
       this.items.set(event.seq, item);
       list.prepend(item);
     }
@@ -81,7 +84,9 @@ export class Story {
 
   async fetchWhy() {
     const text = await this.fetchText("why");
-    if (text !== null) put(the("why"), text.trim());
+    if (text === null) return;
+    put(the("why"), text.trim());
+    put(the("why-at"), `as of ${clock(this.model.now())}`);
   }
 
   async fetchStack() {
@@ -91,10 +96,17 @@ export class Story {
     show(the("stack"), true);
   }
 
+  /** The traceback or stack of an event that came without. */
+  async fetchMore(seq) {
+    if (this.feed.token === null) return SECRET;
+    const event = await this.feed.whole(seq).catch((error) => ({ stack: error.message }));
+    return event ? (moreOf(event) ?? SECRET) : "It is no longer kept.";
+  }
+
   /** A text about this node; an error in its words; null if another node has been chosen meanwhile. */
   async fetchText(what) {
     const { path } = this;
-    const text = await this.feed.text(what, path).catch((error) => error.message);
+    const text = await this.feed.text(what, path).catch(({ status, message }) => (status === 401 || status === 403 ? SECRET : message));
     return path === this.path ? text : null;
   }
 }
@@ -116,12 +128,21 @@ function factsOf(row, now) {
   return facts.filter(([, text]) => text);
 }
 
-/** One event: a line, and below it, when it is opened, what else it carries. */
-function eventItem(event) {
+const moreOf = (event) => event.exc?.traceback ?? event.stack;
+
+/** One event: a line, and below it, when it is opened, its traceback or stack; `fetchMore` gets what did not come with it. */
+function eventItem(event, fetchMore) {
   const line = [make("time", {}, clock(event.time, true)), make("span", { class: "number" }, `#${event.incarnation}`), make("bdi", {}, event.text ?? event.kind)];
-  const more = event.exc?.traceback ?? event.stack;
   const item = make("li", { "data-kind": event.kind });
-  if (more) item.append(make("details", {}, make("summary", {}, ...line), make("pre", { tabindex: "0" }, more)));
-  else item.append(make("div", { class: "line" }, ...line));
+  if (!MORE.has(event.kind)) {
+    item.append(make("div", { class: "line" }, ...line));
+    return item;
+  }
+  const more = make("pre", { tabindex: "0" }, moreOf(event) ?? "");
+  const details = make("details", {}, make("summary", {}, ...line), more);
+  details.addEventListener("toggle", async () => {
+    if (details.open && moreOf(event) === undefined) put(more, await fetchMore(event.seq));
+  });
+  item.append(details);
   return item;
 }

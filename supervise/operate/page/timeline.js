@@ -164,7 +164,7 @@ function written(labels, width) {
   wanted.forEach(({ at, text, class: kind }, index) => {
     const next = wanted[index + 1]?.at ?? width;
     const before = free;
-    free = at;
+    if (kind !== "life") free = at; // no label crosses another mark
     for (const each of new Set([text, text.split(", ")[0]])) {
       const long = LETTER * each.length + 6;
       const right = at + long < next;
