@@ -141,6 +141,7 @@ class _Served:
         return Response(body, headers={**_HEADERS, "content-type": kind})
 
     async def status(self, request: Request) -> Response:
+        rows = self._rows()
         return JSONResponse(
             {
                 "v": 1,
@@ -149,7 +150,8 @@ class _Served:
                 "name": self._tree.root.path,
                 "pid": os.getpid(),
                 "acts": self._token is not None and self._has_token(request),
-                "nodes": self._rows(),
+                "waits_for": waits_for(rows, self._required),
+                "nodes": rows,
             },
             headers=_HEADERS,
         )

@@ -16,7 +16,7 @@ export class Refusal extends Error {
 }
 
 export class Feed {
-  /** `onEvents(list)`, `onStatus(status, ready)`, `onRestart()` if another program answers now, and `onChange()` after a change of `state` or `missed`. */
+  /** `onEvents(list)`, `onStatus(status)`, `onRestart()` if another program answers now, and `onChange()` after a change of `state` or `missed`. */
   constructor({ onEvents, onStatus, onRestart, onChange }) {
     Object.assign(this, { onEvents, onStatus, onRestart, onChange });
     this.token = null; // only here, and never stored
@@ -116,14 +116,14 @@ export class Feed {
     this.busy = true;
     this.asked = false;
     try {
-      const [status, ready] = await Promise.all([this.get("status"), this.readiness()]);
+      const status = await (await this.send("status", {})).json();
       this.problem = null;
       if (this.pid !== null && (status.pid !== this.pid || status.seq < seq)) {
         this.onRestart();
         this.reopen();
       }
       this.pid = status.pid;
-      this.onStatus(status, ready);
+      this.onStatus(status);
     } catch (error) {
       this.problem = error.message;
       this.onChange();
@@ -135,15 +135,6 @@ export class Feed {
         this.ask();
       }
     }
-  }
-
-  async readiness() {
-    const answer = await fetch("readyz", { cache: "no-store" });
-    return answer.status === 200 || answer.status === 503 ? answer.json() : null;
-  }
-
-  async get(what) {
-    return (await this.send(what, {})).json();
   }
 
   /** A text about a node: `why` or `stack`. */

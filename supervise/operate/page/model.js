@@ -89,7 +89,6 @@ export class Model {
   /** Forget everything: another program answers. */
   clear() {
     this.status = null;
-    this.ready = null;
     this.rows = new Map(); // by path, parents first, in start order
     this.parents = new Set();
     this.lanes = new Map();

@@ -22,9 +22,8 @@ const feed = new Feed({
     model.takeEvents(events);
     later();
   },
-  onStatus(status, ready) {
+  onStatus(status) {
     model.takeStatus(status);
-    model.ready = ready;
     if (feed.token !== null && !status.acts) say("The program does not accept this token.");
     treeAt = -Infinity;
     later();
@@ -87,7 +86,7 @@ function paint(whole = false) {
 }
 
 function header() {
-  const { status, ready } = model;
+  const { status } = model;
   put(the("connection"), connection());
   mark(the("connection"), "data-state", feed.state === "live" && !feed.problem ? "live" : "lost");
   mark(document.body, "class", feed.state === "live" ? "" : "stale");
@@ -96,8 +95,8 @@ function header() {
   put(the("name"), status.name);
   put(the("pid"), `pid ${status.pid}`);
   document.title = `${status.name} · supervise`;
-  put(the("ready"), ready === null ? "" : readiness(ready));
-  mark(the("ready"), "data-ready", ready === null ? null : String(ready.ready));
+  put(the("ready"), readiness(status.waits_for));
+  mark(the("ready"), "data-ready", String(status.waits_for.length === 0));
   const counts = model.counts();
   const states = [...counts.keys()].sort((a, b) => counts.get(b) - counts.get(a));
   if (the("counts").textContent !== states.map((state) => `${counts.get(state)} ${state}`).join("")) {
@@ -121,11 +120,11 @@ function connection() {
   return `${feed.state}${missed}`;
 }
 
-function readiness({ ready, waits_for: waits }) {
-  if (ready) return "ready";
+function readiness(waits) {
+  if (waits.length === 0) return "ready";
   const first = waits.slice(0, 3).map(({ path, state, why }) => `${amid(path)} (${amid(why || state)})`);
   const more = waits.length > first.length ? ` and ${waits.length - first.length} more` : "";
-  return `not ready${first.length ? `: waits for ${first.join(", ")}${more}` : ""}`;
+  return `not ready: waits for ${first.join(", ")}${more}`;
 }
 
 the("refresh").addEventListener("click", () => feed.ask());

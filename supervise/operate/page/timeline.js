@@ -87,13 +87,21 @@ export class Timeline {
     const labels = [];
     let drawn = -1; // the right end of the last bar: what is thinner than a pixel is drawn once
     let life = 0;
+    const ticks = []; // where an incarnation begins
+    let ticked = -2;
     segments.forEach((segment, index) => {
       const until = segments[index + 1]?.from ?? now;
       const begins = segment.incarnation !== life;
       life = segment.incarnation;
       if (until < from) return;
       const [left, right] = [Math.max(0, x(segment.from)), Math.max(0, x(until))];
-      if (begins && segment.from >= from) labels.push({ at: left, text: `#${segment.incarnation}`, class: "life" });
+      if (begins && segment.from >= from) {
+        labels.push({ at: left, text: `#${segment.incarnation}`, class: "life" });
+        if (left >= ticked + 2) {
+          ticked = left;
+          ticks.push(draw("rect", { x: left, y: 3, width: 1, height: HEIGHT - 6, class: "life" }));
+        }
+      }
       if (right <= drawn) return;
       drawn = Math.max(left + 1, right);
       const bar = draw("rect", { x: left, y: 3, width: Math.max(1, right - left), height: HEIGHT - 6, "data-state": segment.state });
@@ -101,6 +109,7 @@ export class Timeline {
       bar.append(draw("title", {}, `${segment.state}, incarnation ${segment.incarnation}, since ${clock(segment.from, true)}, ${duration}`));
       parts.push(bar);
     });
+    parts.push(...ticks);
     let marked = -2;
     let seen = 0;
     for (const each of marks) {
@@ -156,7 +165,7 @@ function written(labels, width) {
   let until = 0; // the right end of the label of the last failure
   const wanted = labels.filter((each) => {
     if (each.class === "life") return each.at >= until; // else the label of the failure names it
-    until = each.at + LETTER * each.text.length + 6;
+    until = each.at + LETTER * each.text.length + 8;
     return true;
   });
   const parts = [];
@@ -166,7 +175,7 @@ function written(labels, width) {
     const before = free;
     if (kind !== "life") free = at; // no label crosses another mark
     for (const each of new Set([text, text.split(", ")[0]])) {
-      const long = LETTER * each.length + 6;
+      const long = LETTER * each.length + 8;
       const right = at + long < next;
       if (!right && (kind === "life" || at - long <= before)) continue;
       const place = right ? { x: at + 4 } : { x: at - 4, "text-anchor": "end" };
