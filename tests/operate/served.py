@@ -7,6 +7,7 @@ import trio
 
 from supervise import open_tree
 from supervise.operate.history import History
+from supervise.operate.observers import Observers
 from supervise.operate.server import serve
 from supervise.operate.sockets import listening_on
 
@@ -83,7 +84,7 @@ class Served:
     async def _serve_with(self, listener, *, task_status):
         self._history.closed = False
         await serve(
-            self.tree, self._history, listener, token=self._token, trusted=False, task_status=task_status
+            self.tree, Observers(self._history, None), listener, token=self._token, trusted=False, task_status=task_status
         )
 
     async def _hang_up(self):

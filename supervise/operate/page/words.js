@@ -51,9 +51,9 @@ export function span(seconds) {
   return `${Math.floor(whole / DAY)} d ${Math.floor((whole % DAY) / HOUR)} h`;
 }
 
-/** A short time with its fraction: `3 ms`, `1.20 s`, `12.4 s`, then as `span`. */
+/** A short time with its fraction: `< 1 ms`, `3 ms`, `1.20 s`, `12.4 s`, then as `span`. */
 export function exactly(seconds) {
-  if (seconds < 1) return `${Math.round(Math.max(0, seconds) * 1000)} ms`;
+  if (seconds < 1) return `${Math.round(Math.max(0, seconds) * 1000) || "< 1"} ms`;
   if (seconds < 10) return `${seconds.toFixed(2)} s`;
   return seconds < MINUTE ? `${seconds.toFixed(1)} s` : span(seconds);
 }
