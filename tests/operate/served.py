@@ -84,7 +84,12 @@ class Served:
     async def _serve_with(self, listener, *, task_status):
         self._history.closed = False
         await serve(
-            self.tree, Observers(self._history, None), listener, token=self._token, trusted=False, task_status=task_status
+            self.tree,
+            Observers(self._history, None),
+            listener,
+            token=self._token,
+            trusted=False,
+            task_status=task_status,
         )
 
     async def _hang_up(self):

@@ -7,6 +7,7 @@ import pytest
 import trio
 
 from supervise import Backoff, Child, Decider, Limit, Stop, Supervisor
+from supervise.operate.page import HEADERS
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright")
 pytest.importorskip("hypercorn", reason="needs trio-supervise[operate]")
@@ -89,7 +90,10 @@ def cells(page, path):
 
 def test_a_failure_appears_everywhere_with_its_tag_and_its_directive(shop, page):
     """Table, timeline, events and header follow; the table is one for assistive techniques too."""
-    page.goto(shop.url)
+    assert (
+        HEADERS.items()
+        <= {name.title(): value for name, value in page.goto(shop.url).headers.items()}.items()
+    )
     grid = page.get_by_role("treegrid", name="Tree")
     expect(grid.get_by_role("row")).to_have_count(6)
     assert line(page, "shop/store/jobs").get_attribute("aria-level") == "3"

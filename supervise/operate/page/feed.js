@@ -146,11 +146,14 @@ export class Feed {
   async whole(seq) {
     const answer = await this.send(`events?after=${seq - 1}&follow=0`, {});
     const reader = answer.body.pipeThrough(new TextDecoderStream()).getReader();
+    const wanted = new RegExp(`^id: ${seq}\ndata: (.*)\n\n`, "m");
     let text = "";
     let found = null;
-    for (let part = await reader.read(); !found && !part.done; part = await reader.read()) {
-      text += part.value;
-      found = new RegExp(`^id: ${seq}\ndata: (.*)\n\n`, "m").exec(text);
+    while (!found) {
+      const { value, done } = await reader.read();
+      if (done) break;
+      text += value;
+      found = wanted.exec(text);
     }
     reader.cancel();
     return found && understood(found[1]);

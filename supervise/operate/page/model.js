@@ -122,7 +122,7 @@ export class Model {
     this.version += 1;
   }
 
-  /** Take a status: the rows of the table are its rows. A lane goes on from its row where no event tells more. */
+  /** Take a status: the rows of the table are its rows. A lane goes on from its row where the events do not lead further. */
   takeStatus(status) {
     this.offset = status.time - Date.now() / 1000;
     this.status = status;

@@ -63,7 +63,6 @@ function say(text) {
   show(the("notice"), text !== "");
 }
 
-
 /** Paint soon: once, for all that happens until then. */
 function later() {
   waiting ??= setTimeout(() => requestAnimationFrame(() => paint()), Math.max(0, painted + APART - performance.now()));

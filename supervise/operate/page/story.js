@@ -12,7 +12,7 @@ export class Story {
     Object.assign(this, { model, feed, onClose });
     this.panel = the("story");
     this.path = null;
-    this.items = new Map(); // the events that are shown, by their numbers
+    this.items = new Map(); // by the event that each shows: another run counts from 1 again
     the("story-close").addEventListener("click", () => this.close());
     the("stack-show").addEventListener("click", () => this.fetchStack());
   }
@@ -67,16 +67,16 @@ export class Story {
   paintEvents() {
     const events = (this.model.lanes.get(this.path)?.events ?? []).slice(-MOST);
     const list = the("story-events");
-    const kept = new Set(events.map((event) => event.seq));
-    for (const [seq, item] of this.items) {
-      if (kept.has(seq)) continue;
+    const kept = new Set(events);
+    for (const [event, item] of this.items) {
+      if (kept.has(event)) continue;
       item.remove();
-      this.items.delete(seq);
+      this.items.delete(event);
     }
     for (const event of events) {
-      if (this.items.has(event.seq)) continue;
+      if (this.items.has(event)) continue;
       const item = eventItem(event, (seq) => this.fetchMore(seq));
-      this.items.set(event.seq, item);
+      this.items.set(event, item);
       list.prepend(item);
     }
     show(the("no-story-events"), events.length === 0);

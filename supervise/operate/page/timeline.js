@@ -60,7 +60,7 @@ export class Timeline {
     this.scale(from, now, width, x);
   }
 
-  /** The time of the first event that is kept; if there are none, the earliest time that a row tells. */
+  /** The time of the first event that is kept; if there are none, the earliest time in a row. */
   begin(paths) {
     return this.model.events[0]?.time ?? Math.min(...paths.map((path) => this.model.lane(path).segments[0]?.from ?? Infinity));
   }
