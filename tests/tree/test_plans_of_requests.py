@@ -92,6 +92,26 @@ def test_what_is_under_way_is_played_first():
     grow(app(slow, waits), scene)
 
 
+@pytest.mark.parametrize("seed", range(6))
+def test_a_start_that_is_under_way_is_played_first(seed):
+    """R19, R25: A child that hangs in its start, and a supervisor whose task has not begun."""
+    hangs = Puppet("hangs", "hang")
+
+    async def scene(tree, seen):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(tree["app"].add, app(*puppets("x"), name="in"))
+            while len(tree.status().children) < 2:
+                await trio.lowlevel.checkpoint()
+            assert tree["app/a"].plan("restart") == steps("-a +a")
+            await quiet()
+            nursery.start_soon(tree["app/in"].add, hangs.spec)
+            await quiet()
+            assert tree["app/in/x"].plan("restart") == steps("-in/x +in/x")
+            nursery.cancel_scope.cancel()
+
+    grow(app(*puppets("a")), scene, seed=seed)
+
+
 def test_a_plan_is_refused_as_its_request_would_be():
     """R25: With the same words; a verb that does not exist names the three that do."""
 
@@ -101,7 +121,7 @@ def test_a_plan_is_refused_as_its_request_would_be():
                 tree[path].plan(verb)
             with pytest.raises(Refused) as asked:
                 await getattr(tree[path], verb)()
-            assert str(planned.value) == str(asked.value)
+            assert (str(planned.value), planned.value.reason) == (str(asked.value), asked.value.reason)
         with pytest.raises(ValueError, match="verb must be 'stop', 'start' or 'restart', got 'kill'"):
             tree["app/a"].plan("kill")
 
