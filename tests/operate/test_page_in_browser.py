@@ -307,9 +307,9 @@ def test_an_act_shows_its_steps_asks_for_a_reason_and_is_done(shop, page):
     assert page.evaluate("[document.cookie, localStorage.length, sessionStorage.length].join()") == ",0,0"
     assert TOKEN not in page.content()
     page.may_fail = True
-    line(page, "shop").click()
-    page.get_by_role("button", name="Restart …").click()
-    expect(page.locator("#act-error")).to_contain_text("'shop'")
+    line(page, "shop/feed").click()
+    page.get_by_role("button", name="Start …").click()
+    expect(page.locator("#act-error")).to_contain_text("'shop/feed' is running")
     page.keyboard.press("Escape")
     expect(dialog).to_be_hidden()
     expect(page.locator("#story")).to_be_visible()
