@@ -147,8 +147,7 @@ def _run(arguments: argparse.Namespace) -> int:
     with ExitStack() as files:
         sinks, watches = _sinks(arguments, files), list[Watch]()
         _tell_systemd(sinks, watches, files)
-        if arguments.socket is not None:
-            serve_tree(tree, arguments, sinks, watches, files)
+        serve_tree(tree, arguments, sinks, watches, files)
         limits = {"hard_exit_after": arguments.hard_exit_after, "watchdog": arguments.watchdog}
         if arguments.live:
             run_live(tree, **limits, otherwise=sinks[0], sinks=sinks[1:], watches=watches)
