@@ -32,6 +32,7 @@ FLOORS = (
     "supervise.testing",
     "supervise.__main__",
     "supervise.cli",
+    "supervise.operate",
     "supervise.views",
     "supervise",
     "supervise._trio",

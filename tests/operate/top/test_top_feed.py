@@ -1,0 +1,113 @@
+"""How `supervise top` asks the tree, under virtual time and with answers that were made up."""
+
+import pytest
+
+pytest.importorskip("urwid", reason="supervise top needs urwid, which is not installed")
+
+import trio
+from trio.testing import MockClock
+
+from supervise.operate.top.feed import Feed
+
+from .made import FAILED, Client, event, state, status
+
+
+def run(client, seconds, keys=(), **more):
+    """The state after so many seconds; each key is pressed at its time."""
+    feed = Feed(client, state(**more))
+    drawn = []
+    feed.changed = lambda: drawn.append(feed.state)
+
+    async def main():
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(feed.run)
+            for at, key in keys:
+                await trio.sleep_until(at)
+                assert feed.press(key)
+            await trio.sleep_until(seconds)
+            nursery.cancel_scope.cancel()
+
+    trio.run(main, clock=MockClock(autojump_threshold=0))
+    return feed.state, drawn
+
+
+def test_it_asks_twice_a_second_and_for_events_only_when_there_are_new_ones():
+    """The events after those it has; at most a hundred."""
+    client = Client(
+        status(seq=1000), status(seq=1000), status(seq=1002), events=[event(each) for each in range(1, 1003)]
+    )
+    last, _ = run(client, 1.9)
+    assert client.asked == ["status", "events after 900", "status", "status", "events after 1000", "status"]
+    assert [each["seq"] for each in last.events] == list(range(901, 1003))
+
+
+def test_without_a_tail_no_event_is_fetched():
+    """But for the details of a node."""
+    client = Client(status(seq=10), status(seq=20), events=[event(each) for each in range(1, 21)])
+    run(client, 3, tail=False)
+    assert set(client.asked) == {"status"}
+    run(client, 3, [(1.2, "enter")], tail=False)
+    assert "events after 0" in client.asked
+
+
+def test_a_lost_connection_is_tried_again_until_it_comes_back():
+    """The screen is drawn each second meanwhile."""
+    client = Client(
+        status(),
+        ConnectionError("no such file"),
+        OSError("refused"),
+        status(seq=30, time=status()["time"] + 2),
+    )
+    last, drawn = run(client, 2)
+    assert [each.link.why for each in drawn[:3]] == ["", "no such file", "refused"]
+    assert last.link.since is None
+    assert last.note.endswith("20 events meanwhile")
+
+
+def test_an_answer_that_does_not_come_is_a_lost_connection():
+    """A blocked loop does not answer."""
+
+    class Blocked(Client):
+        async def status(self):
+            await trio.sleep_forever()
+
+    last, _ = run(Blocked(status()), 11)
+    assert last.link.why == "no answer within 10 s"
+
+
+def test_a_key_carries_its_question_to_the_tree():
+    """The answers come while the statuses go on."""
+    client = Client(status())
+    assert run(client, 1, [(0.2, "enter")])[0].page.text == "shop is up."
+    assert run(client, 1, [(0.2, "s")])[0].page.text == "shop: trio.sleep_forever()"
+    last, _ = run(client, 3, [(0.2, "r"), (0.4, "d"), (0.5, "enter"), (0.6, "y")])
+    assert last.note == "shop: restart is done"
+    assert [each for each in client.asked if isinstance(each, tuple)] == [
+        ("restart", "shop", "", True),
+        ("restart", "shop", "d", False),
+    ]
+    refused, _ = run(client, 1, [(0.2, "end"), (0.3, "x")])
+    assert refused.note == "shop/migrate: not done: 'shop/migrate' is not running"
+
+
+def test_after_an_act_and_for_the_tail_it_asks_at_once():
+    """Not only after half a second."""
+    client = Client(status(seq=10), events=[event(5)])
+    run(client, 0.2, [(0.1, "e")], tail=False)
+    assert client.asked == ["status", "status", "events after 0"]
+
+
+def test_a_traceback_is_searched_from_the_last_event_backwards():
+    """Few events are fetched if it is among the last ones; all, if it is not."""
+    old = event(3, "Failed", path="shop", exc=FAILED)
+    client = Client(status(seq=5000), events=[old])
+    assert run(client, 1, [(0.2, "t")], tail=False)[0].page.text == FAILED["traceback"]
+    assert client.asked.count("events after 0") == 1
+    assert {"events after 4700", "events after 2000"} < set(client.asked)
+    none = Client(status(seq=5000), events=[event(4999, path="shop")])
+    assert run(none, 1, [(0.2, "t")], tail=False)[0].page.text.startswith("No failure of this node")
+
+
+def test_q_ends_it():
+    """It needs no answer of the tree."""
+    assert not Feed(Client(status()), state()).press("q")
