@@ -42,8 +42,11 @@ class Event(Value):
     incarnation: int
 
 
+@frozen(slots=False, repr=False, eq=False)
 class Starting(Event):
-    """The node is about to start."""
+    """The node is about to start; `reason` says why if a caller has asked for that (R25)."""
+
+    reason: str | None = None
 
 
 @frozen(slots=False, repr=False, eq=False)
@@ -249,7 +252,7 @@ def _backing_off(event: BackingOff) -> str:
 
 
 _WORDS: dict[type[Event], Callable[[Any], str]] = {
-    Starting: lambda _: "starts",
+    Starting: lambda event: "starts" if event.reason is None else f"starts: {event.reason}",
     StartOverdue: _start_overdue,
     Ready: lambda event: _with_value("is ready" if event.incarnation <= 1 else "is ready again", event.value),
     Ignored: lambda _: "returned IGNORE: it is not needed here",

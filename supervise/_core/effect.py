@@ -98,6 +98,7 @@ class Request:
     name: str | None = None
     spec: Spec | None = None
     args: tuple[Any, ...] = ()
+    reason: str | None = None
     withdrawn: bool = False
 
 

@@ -40,7 +40,8 @@ class Forest:
     def start(self, now: float) -> list[Effect]:
         """The effects that start the root; the driver then sends its `Boot`."""
         root = self.root
-        root.incarnation, root.state, root.alive = 1, "starting", True
+        root.incarnation, root.alive = 1, True
+        root.state, root.since = "starting", now
         return [*self._event(events.Starting, now), effect.Start(root.path, root.incarnation, root.spec)]
 
     def handle(self, machine: Machine, item: Input, now: float, u: float = 0.5) -> list[Effect]:
@@ -96,14 +97,18 @@ class Forest:
         root = self.root
         if isinstance(report, effect.Up):
             if root.state == "starting":
-                root.state = "up"
+                root.state, root.since = "up", now
+                root.ready_at = now
             return []
         assert isinstance(report, effect.Ended)
-        root.state, root.alive, self.over = "down", False, True
+        root.state, root.since = "down", now
+        root.alive, self.over = False, True
         out: list[Effect] = []
         if report.failure is not None:
             exc = report.failure.exc
             root.last_failure = root.why = exc
+            root.failures += 1
+            root.decision = (now, None, None, root.path, "first start")
             out = self._event(events.StartFailed, now) + self._event(events.Failed, now, exc=exc)
             details = {"directive": None, "by": root.path, "because": "first start", "exc": exc}
             out += self._event(events.Decided, now, **details)
@@ -127,7 +132,7 @@ class Forest:
     def _root_stops(self, reason: str, now: float) -> list[Effect]:
         if self.root.state not in ("starting", "up"):
             return []
-        self.root.state = "stopping"
+        self.root.state, self.root.since = "stopping", now
         return self._event(events.Stopping, now, reason=reason)
 
     def _event(self, cls: Callable[..., events.Event], now: float, **details: Any) -> list[Effect]:

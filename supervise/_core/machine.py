@@ -127,12 +127,14 @@ class Machine:
         self.incarnation = node.incarnation
         self.ledger = ledger
         self.children: dict[str, Node] = {}
+        self.joined = 0
         for spec in self.spec.children:
             self._join(spec)
         self.inbox: deque[Waiting] = deque()
         self._sweep_at = _FEW
         self.act: Act | None = None
         self.releasing: dict[Node, Act] = {}  # the act that begins when each of them has ended
+        self.retrying: dict[Node, None] = {}  # those that wait for a retry, and some that did
         self.phase: Literal["opening", "booting", "up", "ending", "ended"] = "opening"
         self.window = None if self.spec.limit is None else Window(self.spec.limit)
         self.now = 0.0
@@ -203,8 +205,7 @@ class Machine:
             return
         self.timers.disarm(node)
         self.note_restart(node, self.now, in_progress=False)
-        node.state = "up"
-        node.since = self.now
+        node.state, node.since, node.ready_at = "up", self.now, self.now
         if self.ledger.listening and node.is_leaf:
             self.out.append(events.Ready(self.now, node.path, node.incarnation, up.value))
         self._stop_awaiting(node)
@@ -323,7 +324,7 @@ class Machine:
             self._note_failure(node, failure)
             self.inbox.append(Judge(node, node.epoch))
         else:
-            node.state = "stopping"
+            node.state, node.since = "stopping", self.now
             self._emit(events.Returned, node)
             self._emit(events.Stopped, node)
             self.inbox.append(Done(node, node.epoch))
@@ -387,7 +388,7 @@ class Machine:
     def _serve_retry(self, item: Retry) -> None:
         node = item.node
         if not node.retry_charged and not self.charge(self.now):
-            node.state = "down"
+            node.state, node.since = "down", self.now
             self.note_restart(node, self.now, in_progress=False)
             assert node.last_failure is not None
             self._limit_passed(node.last_failure, node)
@@ -403,7 +404,7 @@ class Machine:
             return
         node.incarnation += 1
         node.epoch += 1
-        node.state = "starting"
+        node.state, node.since, node.ready_at = "starting", self.now, None
         node.alive = node.awaited = True
         node.timed_out = node.gone = node.undecided = False
         node.failure = None
@@ -415,10 +416,11 @@ class Machine:
             node.has_machine = True
             self.ledger.machines[node.path] = Machine(node, self.ledger, self)
         if self.ledger.listening:
-            self.out.append(events.Starting(self.now, node.path, node.incarnation))
+            reason = None if act.token is None else act.why or None
+            self.out.append(events.Starting(self.now, node.path, node.incarnation, reason))
         self.out.append(effect.Start(node.path, node.incarnation, node.spec))
         if node.slow_start:
-            node.since, node.waited = self.now, 0.0
+            node.waited = 0.0
             node.interval = node.spec.start_warning if isinstance(node.spec, Child) else inf
             self._watch_start(node)
 
@@ -501,7 +503,7 @@ class Machine:
     def _stop_suspended(self, act: Act, node: Node) -> None:
         self._report_undecided(act, node)
         if node.has_machine:
-            node.state = "stopping"
+            node.state, node.since = "stopping", self.now
             self.out.append(effect.Order(node.path, effect.Stop(act.why)))
         else:
             self._release(node)
@@ -509,7 +511,7 @@ class Machine:
     def _stop_running(self, act: Act, node: Node) -> None:
         self._emit(events.Stopping, node, reason=act.why)
         starting = node.state == "starting"
-        node.state = "stopping"
+        node.state, node.since = "stopping", self.now
         if isinstance(node.spec, Child) and node.spec.drain > 0 and not starting:
             self.out.append(effect.Ask(node.path, node.incarnation, act.why))
             self._arm(node, "drain", self.now + node.spec.drain)
@@ -542,7 +544,7 @@ class Machine:
     def _release(self, node: Node) -> None:
         """Let a suspended leaf leave its resource, within its grace (R9)."""
         assert isinstance(node.spec, Child)
-        node.state = "stopping"
+        node.state, node.since = "stopping", self.now
         node.interval, node.waited = node.spec.grace, 0.0
         self.out.append(effect.Release(node.path, node.incarnation))
         if node.spec.resource is not None:
@@ -576,7 +578,7 @@ class Machine:
         """Set the state of a child that has stopped, according to the act that stopped it."""
         why = None if node.failure is None else node.failure.exc
         node.failure = None
-        node.state = "down"
+        node.state, node.since = "down", self.now
         stopped = ACTS[act.kind].stopped
         if stopped == "condemned":
             self._stay_down(node, "condemned", why)
@@ -606,7 +608,7 @@ class Machine:
             self._remove(node, why)
             return
         self.note_restart(node, self.now, in_progress=False)
-        node.state = state
+        node.state, node.since = state, self.now
         if not node.gone and (state == "condemned" or not self._will_be_revived(node)):
             node.gone, node.why = True, why
             self.out.append(effect.Gone(node.path, why))
@@ -615,11 +617,11 @@ class Machine:
         """Whether a sibling waits for a retry that starts this child too."""
         if self.spec.strategy == "one_for_one":
             return False
-        for other in self.children.values():
-            if other is not node and other.state == "restarting":
+        for other in list(self.retrying):
+            if other.state != "restarting":
+                del self.retrying[other]
+            elif other is not node and (self.spec.strategy == "one_for_all" or other.number < node.number):
                 return True
-            if other is node and self.spec.strategy == "rest_for_one":
-                break
         return False
 
     def _remove(self, node: Node, why: BaseException | None) -> None:
@@ -627,8 +629,9 @@ class Machine:
         if self.children.get(node.name) is node:
             del self.children[node.name]
         self.note_restart(node, self.now, in_progress=False)
+        self.retrying.pop(node, None)
         node.epoch += 1
-        node.state = "down"
+        node.state, node.since = "down", self.now
         self._forget(node, why)
 
     def _forget(self, node: Node, why: BaseException | None) -> None:
@@ -646,6 +649,8 @@ class Machine:
         node = Node(spec, f"{self.path}/{spec.name}", self.node.decider, has_no_group=has_no_group)
         if self.node.memory is not None:
             self.node.memory.recall(node)
+        self.joined += 1
+        node.number = self.joined
         self.children[spec.name] = node
         return node
 
@@ -660,10 +665,10 @@ class Machine:
     def _note_failure(self, node: Node, failure: Failure, *, risen: bool = False) -> None:
         """Note a failure, and report at once those that no decider may decide: an exception that is no `Exception`, or comes during the end."""
         node.failure = failure
-        node.state = "failed"
+        node.state, node.since = "failed", self.now
         node.last_failure = failure.exc
         if not risen:
-            self._emit(events.Failed, node, exc=failure.exc)
+            self._report_failure(node, failure.exc)
         if not is_decidable(failure.exc):
             self._fatal(failure)
         elif self.phase == "ending":
@@ -706,7 +711,8 @@ class Machine:
             return
         delay = 0.0
         if directive is Restart and node.delays is not None:
-            delay = node.delays.next(0.0 if failure.starting else self.now - node.since, self.u)
+            ready = 0.0 if node.ready_at is None else self.now - node.ready_at
+            delay = node.delays.next(ready, self.u)
             details["attempt"] = node.delays.attempt
         self._decided(failure, directive, **details)
         if directive is Resume:
@@ -729,7 +735,7 @@ class Machine:
         is_suspended = self.spec.strategy == "one_for_one" and node.alive and node.state == "failed"
         if is_suspended and isinstance(node.spec, Child) and node.spec.resource is not None:
             self._release(node)
-            node.state = "releasing"
+            node.state, node.since = "releasing", self.now
             self.releasing[node] = act
         else:
             self.act = act
@@ -756,7 +762,7 @@ class Machine:
 
     def _resume(self, node: Node) -> None:
         """Let the leaf enter its body again; a supervisor passes this verdict down to the leaf that failed (R8, R11)."""
-        node.state = "up"
+        node.state, node.since = "up", self.now
         node.failure = None
         if node.has_machine:
             self.out.append(effect.Order(node.path, effect.Verdict(Resume)))
@@ -805,14 +811,14 @@ class Machine:
         else:
             self._begin(Act("restart", self.why_restarted(node), node, stops, group[::-1]))
 
-    def _restart_by_hand(self, node: Node, token: Any) -> None:
+    def _restart_by_hand(self, node: Node, request: Request) -> None:
         """Stop this child in its place, with its group, and start them again at once (R25)."""
         self.timers.disarm(node)
         self.note_restart(node, self.now, in_progress=True)
         group = self._group(node)
         self._cancel_retries(group, node)
-        why = f"{node.path!r} was asked to restart"
-        self.act = Act("restart", why, node, group, group[::-1], token=token)
+        why = _asked(node, "restart", request)
+        self.act = Act("restart", why, node, group, group[::-1], token=request.token)
 
     def _cancel_retries(self, group: list[Node], node: Node) -> float:
         """Cancel the retries of a group: its restart starts those children too. Returns the seconds until the latest retry."""
@@ -835,7 +841,7 @@ class Machine:
 
     def _cancel_retry(self, node: Node) -> None:
         """Cancel this node's retry: a `Retry` in the inbox is skipped unless the node is `restarting` again by then."""
-        node.state = "down"
+        node.state, node.since = "down", self.now
         self.timers.disarm(node)
         self.note_restart(node, self.now, in_progress=False)
 
@@ -869,8 +875,10 @@ class Machine:
             node.generated_name = request.name is None
             if not node.generated_name and node.name.startswith(f"{self.spec.template.name}-"):
                 # The pool may have generated this name before, and the incarnations of a name never go back (R9).
-                node.incarnation = max(node.incarnation, self._memory().generated)
-        self.act = Act("add", node=node, starts=[node], token=request.token)
+                missing = max(0, self._memory().generated - node.incarnation)
+                node.incarnation += missing
+                node.first += missing
+        self.act = Act("add", request.reason or "", node, starts=[node], token=request.token)
 
     def _wanted(self, request: Request) -> Spec:
         """The spec of the child that is to be added; raises the caller's error if it cannot be added."""
@@ -903,11 +911,11 @@ class Machine:
         if node is None:
             return
         if node.state == "restarting" and node.phase == "backoff":
-            self._restart_by_hand(node, request.token)
+            self._restart_by_hand(node, request)
         elif node.state == "restarting":
             self._refuse(request.token, f"{node.path!r} is restarting", "restarting")
         elif node.state in ("down", "condemned"):
-            self._start_by_hand(node, request.token)
+            self._start_by_hand(node, request)
         else:
             self._refuse(request.token, f"{node.path!r} is running", "running")
 
@@ -916,19 +924,20 @@ class Machine:
         if node is None:
             return
         if node.state in ("down", "condemned"):
-            self._start_by_hand(node, request.token)
+            self._start_by_hand(node, request)
         else:
-            self._restart_by_hand(node, request.token)
+            self._restart_by_hand(node, request)
 
-    def _start_by_hand(self, node: Node, token: Any) -> None:
-        node.state = "down"
-        self.act = Act("start", node=node, starts=[node], token=token)
+    def _start_by_hand(self, node: Node, request: Request) -> None:
+        node.state, node.since = "down", self.now
+        why = _asked(node, "start", request)
+        self.act = Act("start", why, node, starts=[node], token=request.token)
 
     def _serve_stop(self, request: Request) -> None:
         node = self._find(request)
         if node is None:
             return
-        why = f"{node.path!r} was asked to stop"
+        why = _asked(node, "stop", request)
         if node.state == "restarting":
             self._cancel_retry_by_hand(node)
         afterwards = self.releasing.get(node)
@@ -982,7 +991,9 @@ class Machine:
         self.act = None
         node = act.node
         assert node is not None
-        node.state = "restarting"
+        node.state, node.since = "restarting", self.now
+        if self.spec.strategy != "one_for_one":
+            self.retrying[node] = None
         self.note_restart(node, self.now, in_progress=True)
         node.due = self.now
         if act.delay <= 0:
@@ -1020,9 +1031,9 @@ class Machine:
         assert act.failure is not None
         self.act = None
         self.node.last_failure = act.failure.exc
-        self._emit(events.Failed, self.node, exc=act.failure.exc)
+        self._report_failure(self.node, act.failure.exc)
         if self.parent is None:
-            self.node.state = "failed"
+            self.node.state, self.node.since = "failed", self.now
             self._decided(act.failure, Escalate)
             self._fail(act.failure)
             self._begin_end(act.why)
@@ -1111,6 +1122,10 @@ class Machine:
         if self.timers.arm(node, phase, at):
             self.out.append(effect.WakeAt(self.path, at))
 
+    def _report_failure(self, node: Node, exc: BaseException) -> None:
+        node.failures += 1
+        self._emit(events.Failed, node, exc=exc)
+
     def _emit(self, cls: Callable[..., events.Event], node: Node, **details: Any) -> None:
         if self.ledger.listening:
             self.out.append(cls(at=self.now, path=node.path, incarnation=node.incarnation, **details))
@@ -1122,12 +1137,23 @@ class Machine:
         because: events.Because = "table",
         **details: Any,
     ) -> None:
+        node = self._origin(failure)
+        if node is not None:
+            node.decision = (self.now, directive, failure.tag, self.path, because)
         if self.ledger.listening:
             where = (self.now, failure.origin, failure.incarnation)
             decided = events.Decided(
                 *where, directive, self.path, failure.exc, because, failure.tag, **details
             )
             self.out.append(decided)
+
+    def _origin(self, failure: Failure) -> Node | None:
+        """The node that is suspended with a failure; None if it has left the tree."""
+        if failure.origin == self.path:
+            return self.node
+        above, _, name = failure.origin.rpartition("/")
+        machine = self.ledger.machines.get(above)
+        return None if machine is None else machine.children.get(name)
 
     def _refuse(self, token: Any, message: str, reason: errors.Reason) -> None:
         if token is not None:
@@ -1136,6 +1162,11 @@ class Machine:
 
 def _is_significant_and_on(node: Node) -> bool:
     return node.spec.significant and node.state not in ("down", "condemned")
+
+
+def _asked(node: Node, verb: str, request: Request) -> str:
+    """Why a request has this node started or stopped, with the reason of its caller (R25)."""
+    return f"{node.path!r} was asked to {verb}" + ("" if request.reason is None else f": {request.reason}")
 
 
 def _revive(group: list[Node]) -> None:

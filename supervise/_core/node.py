@@ -7,7 +7,9 @@ from typing import Literal
 
 from attrs import define, field
 
+from ..events import Because
 from .decide import Decider
+from .directive import Directive
 from .limit import Delays, Window
 from .spec import Child, Spec
 
@@ -44,12 +46,13 @@ _LEFT = 64  # a supervisor keeps so many tombstones of children that left the tr
 
 
 class Tombstone:
-    """The remains of a node: its last incarnation, the failure with which it left the tree, and the memory of those below it."""
+    """The remains of a node: its numbers, the last decision about it, the failure with which it left the tree, and the memory of those below it."""
 
-    __slots__ = ("incarnation", "memory", "why")
+    __slots__ = ("decision", "failures", "first", "incarnation", "memory", "why")
 
     def __init__(self, node: Node, why: BaseException | None) -> None:
         self.incarnation = node.incarnation
+        self.first, self.failures, self.decision = node.first, node.failures, node.decision
         self.memory = node.memory
         self.why = why
 
@@ -85,9 +88,10 @@ class Memory:
         name = node.spec.name
         past = self.declared.pop(name, None) or self.left.pop(name, None)
         if past is None:
-            node.incarnation = self.floor
+            node.incarnation = node.first = self.floor
         else:
             node.incarnation, node.memory = past.incarnation, past.memory
+            node.first, node.failures, node.decision = past.first, past.failures, past.decision
 
 
 class Node:
@@ -100,18 +104,23 @@ class Node:
     because of `why` if it failed. `decider`: decides a leaf's own failures; a supervisor's decides those below it.
     `fast_path`: it may take the one-step restart: a leaf of one_for_one without resource, backoff or slow start, and not
     temporary. `slow_start`: its start needs a timer, since it need not be ready as soon as its task runs.
-    `phase`: the phase that its timer limits.
+    `phase`: the phase that its timer limits. `since`: when its state began. `ready_at`: when this incarnation became ready.
+    `failures`: how many there were since the tree opened. `decision`: the last one, see `status.Decision`. `first`: the
+    incarnation that its name had before it first joined. `number`: its place in the order in which the children joined.
     """
 
     __slots__ = (
         "alive",
         "awaited",
         "decider",
+        "decision",
         "delays",
         "due",
         "epoch",
         "failure",
+        "failures",
         "fast_path",
+        "first",
         "generated_name",
         "gone",
         "has_machine",
@@ -120,8 +129,10 @@ class Node:
         "is_leaf",
         "last_failure",
         "memory",
+        "number",
         "path",
         "phase",
+        "ready_at",
         "restart_in_progress",
         "retry_charged",
         "since",
@@ -148,7 +159,9 @@ class Node:
         self.retry_charged = self.restart_in_progress = self.timed_out = self.gone = self.generated_name = (
             False
         )
-        self.epoch = self.timer = 0
+        self.epoch = self.timer = self.number = self.first = self.failures = 0
+        self.ready_at: float | None = None
+        self.decision: tuple[float, Directive | None, str | None, str, Because] | None = None
         self.since = self.due = self.interval = self.waited = 0.0
         self.failure: Failure | None = None
         self.last_failure: BaseException | None = None

@@ -30,8 +30,10 @@ def restart_at_once(machine: Machine, node: Node, exc: Exception, now: float) ->
     if directive is not Restart or not _charge_both(machine, node, now):
         return None
     node.last_failure = exc
+    node.decision = (now, Restart, tag, machine.path, "table")
+    node.failures += 1
     node.incarnation += 1
-    node.state, node.awaited = "starting", True
+    node.state, node.since, node.ready_at, node.awaited = "starting", now, None, True
     if machine.fast_act is None:
         machine.fast_act = Act(
             "restart"
@@ -69,7 +71,7 @@ def up_at_once(machine: Machine, node: Node, now: float) -> list[Effect] | None:
         return None
     assert node.state == "starting", node.state  # whatever else could have become of it would have come in
     machine.act = None
-    node.state, node.awaited, node.since = "up", False, now
+    node.state, node.since, node.ready_at, node.awaited = "up", now, now, False
     if machine.ready_time is not None:
         machine.note_restart(node, now, in_progress=False)
     return [events.Ready(now, node.path, node.incarnation)] if machine.ledger.listening else []

@@ -8,10 +8,31 @@ from typing import Protocol
 
 from attrs import astuple, field, frozen
 
+from ..events import Because
 from ._code import Code
+from .directive import Directive
 from .limit import Limit
 from .node import Node, State
 from .spec import Child, Pool, Spec, Supervisor
+
+
+@frozen(repr=False)
+class Decision(Code):
+    """The last decision about a failure of a node (R33).
+
+    Args:
+        at: when, in seconds on Trio's clock.
+        directive: None if no decider was asked.
+        tag: the tag of the failure, if it has one.
+        by: the path of the supervisor that applied the directive.
+        because: as in `events.Decided`.
+    """
+
+    at: float
+    directive: Directive | None
+    tag: str | None
+    by: str
+    because: Because
 
 
 @frozen(kw_only=True, repr=False, eq=False)
@@ -34,6 +55,11 @@ class Status(Code):
         restart: its restart type: `permanent`, `transient` or `temporary`.
         strategy: of a supervisor; None for a leaf and for a pool.
         front: the path of the child at which a supervisor answers; None if it has none (R34).
+        since: when its state began, in seconds on Trio's clock; 0 before its first start.
+        ready_at: when this incarnation became ready, likewise; None if it did not.
+        restarts_total: its starts after the first one, since the tree opened: restarts, and starts by hand.
+        failures_total: its failures since the tree opened; each has a `Failed` event.
+        decision: the last decision about a failure of it.
         children: those of a supervisor, in start order; empty for a leaf.
     """
 
@@ -50,6 +76,11 @@ class Status(Code):
     restart: str = "permanent"
     strategy: str | None = None
     front: str | None = None
+    since: float = 0.0
+    ready_at: float | None = None
+    restarts_total: int = 0
+    failures_total: int = 0
+    decision: Decision | None = None
     children: tuple[Status, ...] = field(default=())
 
     def walk(self) -> Iterator[Status]:
@@ -118,6 +149,11 @@ def picture(
             restart=spec.restart,
             strategy=spec.strategy if isinstance(spec, Supervisor) else None,
             front=None if front is None else f"{here.path}/{front}",
+            since=here.since,
+            ready_at=here.ready_at,
+            restarts_total=max(0, here.incarnation - here.first - 1),
+            failures_total=here.failures,
+            decision=None if here.decision is None else Decision(*here.decision),
             children=children,
         )
     return done[node]

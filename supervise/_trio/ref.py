@@ -12,7 +12,7 @@ import outcome
 import trio
 
 from .._core import effect
-from .._core._brief import brief
+from .._core._brief import MOST, brief, shortened
 from .._core._check import is_a
 from .._core.machine import Machine
 from .._core.node import Node
@@ -236,10 +236,10 @@ class Ref:
         """As `stream`, but entering the block raises `MailboxFull`, or the mailbox's class `full`, instead of waiting."""
         return OpenStream(self._mailbox(), value, on_loss, buffer, wait=False)
 
-    # --- changes, see R25
+    # --- changes, see R25; each may have a reason of its caller, which the events show
 
-    async def add(self, *args: Any, name: str | None = None) -> Ref:
-        """Add a child and start it: `add(spec)` to a supervisor, `add(*args, name=…)` a member to a pool.
+    async def add(self, *args: Any, name: str | None = None, reason: str | None = None) -> Ref:
+        """Add a child and start it: `add(spec)` to a supervisor, `add(*args, name=…)` a member to a pool; `reason`: see `stop`.
 
         Waits until the child is ready. An added child is the last in start order, and is lost when its supervisor restarts
         (R25). A pool generates a name if none is given (R26). If the caller is cancelled before the start has begun, nothing
@@ -260,6 +260,7 @@ class Ref:
             request = effect.Request("add", answer, name=name, args=args)
         else:
             request = effect.Request("add", answer, spec=self._checked_spec(args, name))
+        request.reason = None if reason is None else _checked_reason(reason)
         path: str = await self._driver.ask(machine, request)
         return Ref(self._driver, self._declared, path, answer.node)
 
@@ -276,10 +277,13 @@ class Ref:
                 raise ValueError(f"one spec stands at two places: {static[node]!r} and {path!r}; make two")
         return spec
 
-    async def stop(self) -> None:
+    async def stop(self, *, reason: str | None = None) -> None:
         """Stop the node and wait until it has ended (R25). It is `down`, and a restart of its group starts it again.
 
         Stopping the root ends the tree. The directive `Stop` differs: it leaves the node `condemned` (R10).
+
+        Args:
+            reason: why; the events that follow show it, in their own `reason`.
 
         Raises:
             Refused: the node or its supervisor is not there.
@@ -288,33 +292,40 @@ class Ref:
         self._would_wait_for_itself(self._above, ended=self.path)
         if not self._above:
             check_stack()
-            self._driver.stop(f"{self.path!r} was asked to stop")
+            why = "" if reason is None else f": {_checked_reason(reason)}"
+            self._driver.stop(f"{self.path!r} was asked to stop{why}")
             await self._driver.finished.wait()
         else:
-            await self._ask_parent("stop")
+            await self._ask_parent("stop", reason)
 
-    async def start(self) -> None:
+    async def start(self, *, reason: str | None = None) -> None:
         """Start a node that is down or condemned, or that backs off; no limit is charged (R25). Waits until it is ready.
+
+        Args:
+            reason: see `stop`.
 
         Raises:
             Refused: it is running, restarting without a backoff, a member of a pool, or not there.
             StartFailed: it did not start, and is down.
         """
         self._would_wait_for_itself(self._above)
-        await self._ask_parent("start")
+        await self._ask_parent("start", reason)
 
-    async def restart(self) -> None:
+    async def restart(self, *, reason: str | None = None) -> None:
         """Restart a node in any state; no limit is charged (R25). Waits until it is ready.
 
         A node that is down or condemned is started. Any other is stopped in order, together with the group that its
         supervisor's strategy names, and the group is started again.
+
+        Args:
+            reason: see `stop`.
 
         Raises:
             Refused: it is a member of a pool, the root, or not there.
             StartFailed: it did not start. If it ran before, its failure is judged and retried as in any restart.
         """
         self._would_wait_for_itself(self._above, ended=self.path)
-        await self._ask_parent("restart")
+        await self._ask_parent("restart", reason)
 
     async def remove(self) -> None:
         """Take a node that is down out of the tree (R25).
@@ -350,12 +361,15 @@ class Ref:
         """The path of its supervisor; the root's is empty."""
         return self.path.rpartition("/")[0]
 
-    async def _ask_parent(self, kind: effect.RequestKind) -> Any:
+    async def _ask_parent(self, kind: effect.RequestKind, reason: str | None = None) -> Any:
         above, _, name = self.path.rpartition("/")
         machine = self._driver.forest.machines.get(above)
         if machine is None:
             raise Refused(f"the supervisor of {self.path!r} is not running", reason="not_found")
-        return await self._driver.ask(machine, effect.Request(kind, Answer(), name=name))
+        request = effect.Request(
+            kind, Answer(), name=name, reason=None if reason is None else _checked_reason(reason)
+        )
+        return await self._driver.ask(machine, request)
 
     def _would_wait_for_itself(self, served: str, *, ended: str = "") -> None:
         """Refuse a request that would wait for ever.
@@ -444,6 +458,13 @@ class _Lease(AbstractAsyncContextManager[Any]):
         if left is None or left is exc:
             return left is None
         raise left
+
+
+def _checked_reason(reason: object) -> str:
+    """The reason that a caller gives for a request; of a long one the events show both ends."""
+    if isinstance(reason, str):
+        return shortened(reason, MOST)
+    raise TypeError(f"reason must be a str or None, got {brief(reason)}")
 
 
 def refuse_nonsense(spec: Spec) -> None:

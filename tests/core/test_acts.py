@@ -283,6 +283,10 @@ def test_a_root_that_is_ignored_or_fails_emits_every_event_itself():
         assert {(one.at, one.path, one.incarnation) for one in emitted} == {(2, "app", 1)}
         assert [type(one).__name__ for one in out[len(emitted) :]] == ["Gone", "Rise"]
         assert (forest.over, forest.root.state, forest.root.gone) == (True, "down", True)
+        shown = forest.status(3)
+        failed = len(kinds) > 3
+        assert (shown.since, shown.ready_at, shown.failures_total) == (2, None, failed)
+        assert (shown.decision is not None and shown.decision.because == "first start") is failed
 
 
 def test_a_leafs_own_limit_is_charged_beside_its_supervisors():

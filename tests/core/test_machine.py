@@ -21,6 +21,7 @@ from supervise._core import effect, shortcut
 from supervise._core.forest import Forest
 from supervise._core.node import Failure
 from supervise.testing.bare import BareLeaf, BareTree
+from tests.explore.ways import _reported
 
 STOPS = Decider({"stop": Stop})
 
@@ -341,7 +342,7 @@ def test_a_plain_restart_by_the_fast_path_is_charged_and_reported_as_by_the_gene
         assert shortcut.up_at_once(root, node, now + 2) == [
             one for one in long.handle(other, up, now + 2) if isinstance(one, events.Event)
         ]
-        assert (node.state, node.since, node.incarnation) == (twin.state, twin.since, twin.incarnation)
+        assert _reported(node) == _reported(twin)
         assert (node.awaited, root.act) == (twin.awaited, other.act) == (False, None)
     assert now == (8 if own else 11 if of_ready_time else 13)
     decided = [one for one in effects if isinstance(one, events.Decided)]

@@ -77,7 +77,7 @@ def test_a_value_prints_as_attrs_prints_it(kind):
 def test_some_print_like_this():
     """The failure of `Decided` is that of the `Failed` before."""
     exc = ValueError("v")
-    assert repr(events.Starting(1.0, "app", 1)) == "Starting(at=1.0, path='app', incarnation=1)"
+    assert repr(events.Starting(1.0, "app", 1)) == "Starting(at=1.0, path='app', incarnation=1, reason=None)"
     assert repr(events.Failed(1.0, "app", 1, exc)) == (
         "Failed(at=1.0, path='app', incarnation=1, exc=ValueError('v'))"
     )

@@ -375,6 +375,7 @@ def test_the_watchdog_reports_when_the_loop_turns_again_and_nothing_otherwise():
     assert program.ends() == (0, "")
 
 
+@pytest.mark.slow
 def test_the_watchdog_does_not_take_a_stopped_process_for_a_blocked_loop():
     """R20: While the process was stopped the loop did not run either, so the watchdog looks once more."""
     program = Program(

@@ -26,17 +26,22 @@ KEPT = {
 }  # fmt: skip
 DROPPED = {
     "decider": "goes with the spec",
+    "decision": "is reported, and decides nothing",
     "delays": "constant in every family",
+    "failures": "as above",
+    "first": "as above",
     "generated_name": "goes with the kind of supervisor",
     "incarnation": "only whether it is a task's own counts, and that is checked",
     "is_leaf": "goes with the spec",
     "interval": "goes with `waited`",
     "last_failure": "is reported, and decides nothing",
     "memory": "numbers and reasons, which are reported and decide nothing",
+    "number": "goes with the order of the children",
     "path": "as above",
+    "ready_at": "no family has a quiet time",
     "fast_path": "goes with the spec",
     "slow_start": "as above",
-    "since": "no family has a quiet time",
+    "since": "is reported; a timer of a start is kept itself",
     "why": "is reported, and decides nothing",
 }
 

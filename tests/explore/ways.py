@@ -83,7 +83,7 @@ def _reported(node: Node) -> Any:
     return (
         node.path,
         node.incarnation,
-        node.since,
+        (node.since, node.ready_at, node.failures, node.decision),
         repr(node.last_failure),
         None if node.failure is None else [repr(getattr(node.failure, name)) for name in Failure.__slots__],
         repr(node.why),

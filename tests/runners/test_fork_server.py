@@ -423,6 +423,7 @@ class _Steps(trio.abc.Instrument):
         self.waits += waited > waited_before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("host", [HOST, ProcessHost(standby=1), COLD], ids=["fork", "standby", "spawn"])
 @pytest.mark.trio
 async def test_the_loop_is_never_held_for_five_milliseconds(host):

@@ -70,6 +70,7 @@ DECIDER = Decider(
 ).over(Decider({"cuda": Escalate}))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("tree", "path"),
     [
@@ -86,6 +87,7 @@ def test_every_directive_that_a_tree_names_is_drawn_about_as_often(tree, path):
     assert 10 * min(verdicts.values()) > sum(verdicts.values())
 
 
+@pytest.mark.slow
 def test_each_entry_is_drawn():
     """R1, R2: A tag, a class, and a rule with a literal text are entries; the framework's own tags are no failures of a child."""
     tree = Supervisor("app", [Child("a", idle)], decider=DECIDER)
@@ -192,6 +194,7 @@ def test_no_act_takes_longer_than_the_horizon(options, horizon):
         fault_plans(Supervisor("app", [child]), horizon=-1)
 
 
+@pytest.mark.slow
 def test_only_a_child_with_task_status_returns_before_it_is_ready():
     """R17: Any other child cannot return `IGNORE` before it is ready."""
     tree = Supervisor("app", [Child("a", idle), Child("b", starter)])

@@ -64,6 +64,7 @@ def test_a_failing_case_may_need_two_scripts():
     assert size(tree, plan) == (1, 2)
 
 
+@pytest.mark.slow
 def test_the_page_shows_what_hypothesis_reports(tmp_path, monkeypatch):
     """The shrunk case, and the end of its story, are those that `docs/fault-injection.md` prints."""
     page = (Path(__file__).parents[2] / "docs" / "fault-injection.md").read_text()

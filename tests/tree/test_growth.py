@@ -8,7 +8,7 @@ import pytest
 import trio
 
 from benchmarks.costs import HOME
-from supervise import Child, Decider, Escalate, Pool, Supervisor, TreeFailed, open_tree
+from supervise import IGNORE, Child, Decider, Escalate, Pool, Supervisor, TreeFailed, open_tree
 from supervise.testing import idle, run_virtual
 
 from .scene import quiet
@@ -31,6 +31,24 @@ def calls(program, size):
         program(size)
     finally:
         sys.setprofile(None)
+    return count
+
+
+def lines(program, *args):
+    """How many lines of this project's functions a program runs: a loop within one function counts too."""
+    count = 0
+
+    def trace(frame, event, _):
+        nonlocal count
+        count += event == "line"
+        return trace if frame.f_code.co_filename.startswith(HOME) else None
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        program(*args)
+    finally:
+        sys.settrace(before)
     return count
 
 
@@ -203,6 +221,22 @@ def test_work_grows_linearly_with_what_grows(program):
     """R31: Whatever grows, no step looks at all of it for each of it."""
     calls(program, 4)  # whatever is done once only
     assert calls(program, 2 * FEW) <= LINEAR * calls(program, FEW)
+
+
+async def not_needed(task_status):
+    return IGNORE
+
+
+@pytest.mark.parametrize("strategy", ["one_for_all", "rest_for_one"])
+def test_children_that_end_together_look_at_no_sibling(strategy):
+    """R13, R31: Whether a retry of a sibling will start a child again is known without a look at every sibling."""
+
+    def boots(size):
+        children = [Child(f"c{number}", not_needed) for number in range(size)]
+        within(Supervisor("app", children, strategy=strategy), lambda *_: quiet())
+
+    lines(boots, 4)
+    assert lines(boots, 2 * FEW) <= LINEAR * lines(boots, FEW)
 
 
 @pytest.mark.slow

@@ -284,6 +284,7 @@ def interrupted(at):
     return interrupt, raised, seen
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
     signal.getsignal(signal.SIGINT) is not signal.default_int_handler,
     reason="Python's own handler of SIGINT is not installed",
