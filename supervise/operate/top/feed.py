@@ -20,8 +20,8 @@ from .state import Command, Event, State, answered, arrived, lost, refused, with
 
 _EVERY: Final = 0.5
 """Seconds between two statuses."""
-_SHARE: Final = 30
-"""A status and what belongs to it may take one thirtieth of the time, however large the tree."""
+_SHARE: Final = 20
+"""A status and what belongs to it may take one twentieth of the time, however large the tree."""
 _LONGEST: Final = 5.0
 _PATIENCE: Final = 10.0
 """Seconds after which an answer counts as lost."""

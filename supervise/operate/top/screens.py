@@ -79,7 +79,7 @@ def _head(state: State, now: float) -> Line:
     ready = ("well", "ready") if root == "up" else ("bad", f"not ready: {root}")
     left: Line = [("title", printable(status["name"])), ("", "  "), ready, ("", f"  {_nodes(state)}")]
     for name, count in state.picture.counts():
-        left += [("", "  "), (STYLES.get(name, ""), f"{count} {name}")]
+        left += [("", "  "), (STYLES.get(name, ""), f"{count:,} {name}")]
     if state.link.since is not None:
         away = duration(now - state.link.since)
         right = [("bad", f"reconnecting, {away}")]
@@ -152,7 +152,7 @@ def _foot(state: State) -> Line:
     if state.page is not None:
         return [("faint", "Esc back   t traceback   s stack   r restart   x stop   u start   q quit")]
     view = state.view
-    what = f"{min(state.at + 1, len(state.shown))}/{len(state.shown)}"
+    what = f"{min(state.at + 1, len(state.shown)):,}/{len(state.shown):,}"
     what += f"   filter '{view.match}'" if view.match else ""
     what += "   only trouble" if view.trouble else ""
     what += f"   order: {view.order}" if view.order != "tree" else ""

@@ -178,7 +178,7 @@ def opened(status: Status, now: float, *, read_only: str, size: tuple[int, int])
 
 
 def arrived(state: State, status: Status, now: float) -> State:
-    """After an answer of the tree. If the connection was lost, a line tells for how long, and what has happened meanwhile."""
+    """After an answer of the tree. If the connection was lost, a line has the time without it, and what was missed."""
     before = state.picture.status
     restarted = status["pid"] != before["pid"] or status["seq"] < before["seq"]
     samples = () if restarted else state.samples
@@ -195,11 +195,14 @@ def arrived(state: State, status: Status, now: float) -> State:
     )
     if state.link.since is None and not restarted:
         return settled(state)
-    what = f"the program has been started again, pid {status['pid']}" if restarted else ""
-    what = what or f"{status['seq'] - before['seq']} events meanwhile"
-    away = f"connected again after {duration(now - (state.link.since or now))}: {what}"
-    marked = _marked(state, away, status["time"])
-    return settled(evolve(marked, link=Link(), note=away))
+    what = (
+        f"the program has been started again, pid {status['pid']}"
+        if restarted
+        else f"{status['seq'] - before['seq']} events meanwhile"
+    )
+    if state.link.since is not None:
+        what = f"connected again after {duration(now - state.link.since)}: {what}"
+    return settled(evolve(_marked(state, what, status["time"]), link=Link(), note=what))
 
 
 def lost(state: State, why: str, now: float) -> State:

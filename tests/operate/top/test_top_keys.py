@@ -223,7 +223,7 @@ def test_a_lost_connection_keeps_the_picture_and_says_what_was_missed():
     assert again.note == "connected again after 4s: the program has been started again, pid 99"
     assert again.traces == {}
     unseen = arrived(state(), status(seq=2, pid=99), NOW)
-    assert "has been started again" in unseen.note
+    assert unseen.note == "the program has been started again, pid 99"
 
 
 def test_events_that_were_passed_over_are_counted():

@@ -1,6 +1,7 @@
 """What `supervise top` draws, without a terminal."""
 
 import re
+from pathlib import Path
 
 import pytest
 
@@ -11,7 +12,7 @@ from attrs import evolve
 from supervise.operate.top.cells import cells, length, placed, wrapped
 from supervise.operate.top.rows import View, duration
 from supervise.operate.top.screens import frame
-from supervise.operate.top.state import Ask, Link, Page, settled, with_events
+from supervise.operate.top.state import Ask, Link, Page, arrived, settled, with_events
 from supervise.operate.top.terminal import PALETTE, Picture
 
 from .made import FAILED, GONE, HOSTILE, NOW, ROWS, event, many, row, state, status, text
@@ -78,6 +79,21 @@ def test_no_screen_is_larger_than_the_terminal(rows):
             assert max(map(length, lines)) <= size[0]
             assert text(lines).replace("\n", "").isprintable()
             assert {style for line in lines for style, _ in line} <= {"", *(name for name, *_ in PALETTE)}
+
+
+def test_the_page_in_the_docs_shows_a_real_screen():
+    """But for the events below it, whose times are local."""
+    page = (Path(__file__).parents[3] / "docs" / "top.md").read_text()
+    shown = page.partition("```text\n")[2].partition("```")[0].splitlines()
+    more = {"shop/feed": 30, "shop/store/jobs": 5}
+    before = [{**each, "handled": each["handled"] and each["handled"] - more[each["path"]]} for each in ROWS]
+    base = evolve(state(before, size=(120, 16), selected="shop/feed"), samples=())
+    base = arrived(base, status(before, time=NOW - 2), NOW - 2)
+    lines = screen(arrived(base, status(), NOW)).splitlines()
+    assert (
+        shown[:12] == lines[:2] + screen(evolve(arrived(base, status(), NOW), tail=False)).splitlines()[2:12]
+    )
+    assert shown[-1] == lines[-1]
 
 
 def test_columns_keep_their_place_beside_wide_and_combining_letters():

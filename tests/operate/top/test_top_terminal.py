@@ -148,6 +148,15 @@ def test_the_terminal_is_as_before_however_it_ends(terminal, how):
     assert shown.is_as_before()
 
 
+def test_ctrl_z_suspends_it(terminal):
+    """The terminal is given back meanwhile; 148 is the status of a program that is stopped so."""
+    shown = terminal()
+    shown.until("connected")
+    shown.press("C-z")
+    assert shown.ended() == 128 + signal.SIGTSTP
+    assert shown.is_as_before()
+
+
 def test_the_terminal_is_as_before_after_a_defect(terminal):
     """Then the traceback stands on it."""
     shown = terminal("fails", size=(200, 50))
