@@ -49,9 +49,10 @@ class Row(TypedDict):
     restart: str
     strategy: str | None
     front: str | None
-    since: float
+    since: float | None
     ready_at: float | None
-    failures: int
+    restarts_total: int
+    failures_total: int
     decision: Decision | None
 
 
@@ -200,9 +201,9 @@ def _size(picture: Picture, path: str) -> int:
 
 _KEYS: Final[dict[Order, Callable[[Row], tuple[float, ...]]]] = {
     "trouble first": lambda row: (_severity(row), row["state"] == "up" and -row["restarts"]),
-    "restarts": lambda row: (-row["restarts"], -row["failures"]),
+    "restarts": lambda row: (-row["restarts"], -row["restarts_total"]),
     "mailbox": lambda row: (-1 if row["mailbox"] is None else -row["mailbox"] - 2,),
-    "since": lambda row: (-row["since"],),
+    "since": lambda row: (-(row["since"] or 0),),
 }
 
 
@@ -225,6 +226,11 @@ def duration(seconds: float) -> str:
 def state(row: Row, now: float) -> str:
     """The state of a node, or the time until its next start."""
     return row["state"] if row["due"] is None else f"restart in {duration(row['due'] - now)}"
+
+
+def since(row: Row, now: float) -> str:
+    """For how long it has been in its state; empty before its first start."""
+    return "" if row["since"] is None else duration(now - row["since"])
 
 
 def restarts(row: Row) -> str:
@@ -301,7 +307,7 @@ _STATE = Column(
     lambda _, entry, now: (STYLES.get(entry.row["state"], ""), state(entry.row, now)),
     least=len("restart in 99s"),
 )
-_SINCE = Column("since", lambda _, entry, now: ("", duration(now - entry.row["since"])), ">", 5)
+_SINCE = Column("since", lambda _, entry, now: ("", since(entry.row, now)), ">", 5)
 _NUMBER = Column("#", lambda _, entry, __: ("", str(entry.row["incarnation"] or "")), ">", 3)
 _RESTARTS = Column("restarts", lambda _, entry, __: _counted(entry.row), ">", 8)
 _WAITING = Column("waiting", lambda _, entry, __: ("", waiting(entry.row)), ">", 7)

@@ -10,7 +10,7 @@ from attrs import frozen
 
 from ..._core._brief import printable
 from .cells import Line, cells, fitted, length, placed, wrapped
-from .rows import STYLES, Row, decision, duration, failure, per_second, restarts, table
+from .rows import STYLES, Row, decision, duration, failure, per_second, since, table
 from .rows import state as state_of
 from .state import Ask, Event, Page, State, rooms
 
@@ -211,13 +211,13 @@ def _section(name: str, text: str | None, width: int) -> list[Line]:
 
 
 def _details(state: State, row: Row, now: float, width: int) -> Iterator[Line]:
-    facts = [("state", state_of(row, now) + f", for {duration(now - row['since'])}")]
+    facts = [("state", ", for ".join(filter(None, [state_of(row, now), since(row, now)])))]
     if row["ready_at"] is not None:
         facts.append(("ready", f"{duration(now - row['ready_at'])} ago, incarnation {row['incarnation']}"))
     facts.append(("kind", ", ".join(filter(None, [row["kind"], row["restart"], row["strategy"] or ""]))))
     if row["limit"] is not None:
-        facts.append(("restarts", f"{restarts(row) or '0'}, limit {row['limit']}"))
-    facts.append(("failures", f"{row['failures']} since the tree opened"))
+        facts.append(("limit", f"{row['limit']}; it counts {row['restarts']} restarts now"))
+    facts.append(("in all", f"{row['failures_total']} failures, {row['restarts_total']} restarts"))
     if row["mailbox"] is not None:
         rate = per_second(state.picture.rates.get(row["path"]))
         facts.append(

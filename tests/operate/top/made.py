@@ -34,7 +34,8 @@ def row(path, state="up", **more):
         "front": None,
         "since": NOW - 100,
         "ready_at": NOW - 100,
-        "failures": 0,
+        "restarts_total": 0,
+        "failures_total": 0,
         "decision": None,
         **(supervisor if more.pop("parent", False) else child),
         **more,
@@ -42,7 +43,7 @@ def row(path, state="up", **more):
 
 
 GONE = {
-    "failures": 4,
+    "failures_total": 4,
     "failure": {"type": "ConnectionError", "text": "the server does not answer"},
     "decision": {
         "directive": "Restart",

@@ -183,8 +183,22 @@ def test_the_details_of_a_node():
     assert "decision  Restart for 'db.gone', by shop/store, 12s ago" in page
     assert "why\nIt waits for its next start." in page
     assert page.count("is ready again") == 1
-    assert "restarts  3/3, limit 3 within 5 s" in screen(evolve(base, page=Page("details", "shop/store")))
+    assert "limit     3 within 5 s; it counts 3 restarts now" in screen(
+        evolve(base, page=Page("details", "shop/store"))
+    )
     assert "not in the tree any more" in screen(evolve(base, page=Page("details", "shop/gone")))
+
+
+def test_a_node_that_never_started_has_no_times():
+    """So it is before the supervisor before it is up."""
+    rows = [
+        row("shop", "starting", parent=True),
+        row("shop/feed", "down", since=None, ready_at=None, incarnation=0),
+    ]
+    base = state(rows, selected="shop/feed")
+    assert screen(base).splitlines()[3].split() == ["└─", "feed", "down"]
+    assert screen(state(rows, view=View(order="since"))).splitlines()[2].startswith("shop  ")
+    assert "state     down\n" in screen(evolve(base, page=Page("details", "shop/feed", "")))
 
 
 def test_a_long_page_shows_where_one_is():
