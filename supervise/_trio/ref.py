@@ -6,7 +6,7 @@ from collections.abc import Coroutine
 from contextlib import AbstractAsyncContextManager
 from functools import cached_property
 from types import TracebackType
-from typing import Any
+from typing import Any, Literal
 
 import outcome
 import trio
@@ -16,6 +16,7 @@ from .._core._brief import MOST, brief, shortened
 from .._core._check import is_a
 from .._core.machine import Machine
 from .._core.node import Node
+from .._core.rehearsal import Step, rehearse
 from .._core.spec import SHARED, Child, OnLoss, Pool, Spec, Supervisor, placed_twice, walk
 from .._core.status import Status, picture
 from ..errors import ChildRestarted, Refused
@@ -335,6 +336,20 @@ class Ref:
         """
         self._would_wait_for_itself(self._above)
         await self._ask_parent("remove")
+
+    def plan(self, verb: Literal["stop", "start", "restart"]) -> list[Step]:
+        """The steps that `stop`, `start` or `restart` would take now, in order, without taking them (R25).
+
+        The rules are played on a copy of the tree's state, in which every child starts and ends as it is asked to. What the
+        supervisor is doing is played to its end first, since the request would wait for that.
+
+        Raises:
+            Refused: the request would be refused.
+            ValueError: there is no such verb.
+        """
+        if verb not in ("stop", "start", "restart"):
+            raise ValueError(f"verb must be 'stop', 'start' or 'restart', got {brief(verb)}")
+        return rehearse(self._driver.forest, verb, self.path, self._driver.now())
 
     def inject(self, exc: Exception) -> None:
         """Make the running leaf fail with `exc`, as if its body had raised it (R27).

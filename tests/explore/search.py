@@ -9,12 +9,12 @@ from math import inf
 from attrs import define, field, frozen
 
 from supervise._core._code import as_code
+from supervise._core.copying import copied
 from supervise._core.effect import Request
 from supervise._core.machine import Machine
 from supervise._core.node import Node
 from supervise._core.spec import Child, Pool, Supervisor
 
-from .copying import copied
 from .invariants import check
 from .state import Key, key
 from .world import BELOW, POLICY, Action, Task, World

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from supervise._core.act import Act
+from supervise._core.copying import copied
 from supervise._core.machine import Machine
 from supervise._core.node import Failure, Node
 
-from .copying import copied
 from .invariants import demand
 from .state import key
 

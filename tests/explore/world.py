@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from supervise import events
 from supervise._core import effect, shortcut
+from supervise._core.copying import Made, copied_among, copies
 from supervise._core.decide import Decider
 from supervise._core.directive import Directive, Escalate, Restart, Resume, Stop
 from supervise._core.effect import Effect, Input
@@ -18,7 +19,6 @@ from supervise._core.node import Node
 from supervise._core.spec import Child, Pool, Supervisor
 from supervise.testing.lifecycle import _LETTERS, _LIFE
 
-from .copying import Made, copied_among, copies
 from .invariants import check, demand
 from .ways import hold_together
 

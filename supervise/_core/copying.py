@@ -1,27 +1,30 @@
-"""A world of its own: what a machine changes is copied, what never changes is shared.
+"""A copy of a tree's machines, on which inputs can be tried: what a machine changes is copied, everything else is shared.
 
-Nothing here knows what a machine is made of. How a class is copied is found out once, from its slots or its dictionary.
+Containers are copied, and the instances of the classes beside this file, except values that never change. Objects of the program are
+shared: exceptions, arguments, and the tokens of callers that wait. Nothing here knows what a machine is made of: how a class is
+copied is found out once, from its slots or its dictionary.
 """
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from enum import Enum
+from copy import copy as shallow
 from functools import partial
 from typing import Any, TypeVar
 
-from supervise._core.decide import Decider
-from supervise._core.limit import Backoff, Limit
-from supervise._core.spec import Child, Pool, Supervisor
+from .decide import Decider
+from .directive import Directive
+from .effect import Request
+from .limit import Backoff, Limit
+from .spec import Child, Pool, Supervisor
 
 T = TypeVar("T")
 Made = dict[int, Any]
 _Copier = Callable[[Any, Made], Any]
 
-_NEVER_CHANGE = (
-    str, int, float, bool, type(None), type, Enum, BaseException, Child, Supervisor, Pool, Decider, Limit, Backoff,
-)  # fmt: skip
+_HOME = __name__.rpartition(".")[0]
+_NEVER_CHANGE = (Child, Supervisor, Pool, Decider, Limit, Backoff, Directive)
 _SHARED: set[type] = set()
 
 
@@ -58,7 +61,7 @@ def _copy(thing: Any, made: Made) -> Any:
 
 
 def _learn(cls: type[Any]) -> _Copier:
-    if issubclass(cls, _NEVER_CHANGE):
+    if not cls.__module__.startswith(_HOME) or issubclass(cls, _NEVER_CHANGE):
         _SHARED.add(cls)
         return lambda thing, _: thing
     slots = _slots(cls)
@@ -137,7 +140,14 @@ def _copy_tuple(thing: tuple[Any, ...], made: Made) -> tuple[Any, ...]:
     return tuple([item if item.__class__ in _SHARED else _copy(item, made) for item in thing])
 
 
+def _copy_request(thing: Request, made: Made) -> Request:
+    """Its token and its arguments are the caller's; only its mark changes."""
+    made[id(thing)] = copy = shallow(thing)
+    return copy
+
+
 _COPIERS: dict[type, _Copier] = {
+    Request: _copy_request,
     list: _copy_list,
     deque: _copy_deque,
     dict: _copy_dict,
