@@ -101,6 +101,7 @@ class State:
         size: columns and lines of the terminal.
         read_only: why no act is possible whatever the tree allows; empty if one is.
         selected: the path of the selected node.
+        place: the number of its row when the state was last settled.
         first: the number of the first row shown.
         typing: the text of the filter is being typed.
         note: one line about what was just done or refused.
@@ -117,6 +118,7 @@ class State:
     read_only: str = ""
     view: View = field(factory=View)
     selected: str = ""
+    place: int = 0
     first: int = 0
     typing: bool = False
     tail: bool = True
@@ -162,13 +164,11 @@ def settled(state: State) -> State:
     shown, (room, _) = state.shown, rooms(state)
     if not shown:
         return evolve(state, first=0)
-    at = state.at
-    if (
-        shown[at].row["path"] != state.selected
-    ):  # it has left the table: its place is taken by what is there now
-        at = min(state.first, len(shown) - 1)
+    # A node that has left the table gives its place to the one that is there now.
+    is_there = any(entry.row["path"] == state.selected for entry in shown)
+    at = state.at if is_there else min(state.place, len(shown) - 1)
     first = min(max(0, min(state.first, len(shown) - room)), at)
-    return evolve(state, selected=shown[at].row["path"], first=max(first, at - room + 1))
+    return evolve(state, selected=shown[at].row["path"], place=at, first=max(first, at - room + 1))
 
 
 def opened(status: Status, now: float, *, read_only: str, size: tuple[int, int]) -> State:
@@ -196,7 +196,7 @@ def arrived(state: State, status: Status, now: float) -> State:
     if state.link.since is None and not restarted:
         return settled(state)
     what = (
-        f"the program has been started again, pid {status['pid']}"
+        f"the tree has been started again, pid {status['pid']}"
         if restarted
         else f"{status['seq'] - before['seq']} events meanwhile"
     )

@@ -177,7 +177,7 @@ def test_an_act_shows_its_steps_asks_for_a_reason_and_then_for_a_yes(key, verb):
 
 
 def test_a_plan_that_is_refused_ends_the_act():
-    """The line says why."""
+    """The line has the reason."""
     asked, (plan,) = pressed(state(), "r")
     ended = refused(asked, plan, "'shop' is not running")
     assert (ended.ask, ended.note) == (None, "shop: not done: 'shop' is not running")
@@ -186,7 +186,7 @@ def test_a_plan_that_is_refused_ends_the_act():
 
 @pytest.mark.parametrize("key", "rxu")
 def test_no_act_where_none_is_possible(key):
-    """One line says why: a choice, the program's own, or the connection."""
+    """One line has the reason: a choice, the program's own, or the connection."""
     base = state(read_only="read-only: started with --read-only")
     assert foot(after(base, key)) == "read-only: started with --read-only"
     closed = arrived(state(), status(acts=False), NOW)
@@ -220,14 +220,14 @@ def test_a_lost_connection_keeps_the_picture_and_says_what_was_missed():
     assert back.note == "connected again after 4s: 42 events meanwhile"
     assert back.events[-1]["text"] == back.note
     again = arrived(away, status(seq=2, pid=99, time=NOW + 4), NOW + 4)
-    assert again.note == "connected again after 4s: the program has been started again, pid 99"
+    assert again.note == "connected again after 4s: the tree has been started again, pid 99"
     assert again.traces == {}
     unseen = arrived(state(), status(seq=2, pid=99), NOW)
-    assert unseen.note == "the program has been started again, pid 99"
+    assert unseen.note == "the tree has been started again, pid 99"
 
 
 def test_events_that_were_passed_over_are_counted():
-    """At most so many are fetched; the line in the tail says how many were not."""
+    """At most so many are fetched; a line in the tail counts the others."""
     some = with_events(state(), [event(11)], 11)
     assert [each["seq"] for each in some.events] == [11]
     more = with_events(some, [event(11), event(30), event(31)], 31)
