@@ -1,0 +1,298 @@
+"""The ASGI app that shows a running tree and changes it: health, metrics, status, events, reasons, stacks, acts, and the page."""
+
+from __future__ import annotations
+
+import hmac
+import json
+import os
+import time
+from collections.abc import AsyncIterator, Callable, Collection
+from importlib.resources import files
+from typing import Any
+
+import trio
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.middleware.trustedhost import TrustedHostMiddleware
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response, StreamingResponse
+from starlette.routing import Route
+
+from .._core._brief import brief_text, printable
+from .._trio.ref import Ref
+from .._trio.tree import Tree
+from ..errors import Refused, StartFailed
+from .history import Entry, History
+from .rows import as_rows, waits_for
+from .why import why
+
+VERBS = ("start", "stop", "restart")
+_KEEP_ALIVE = 15.0
+"""Seconds without an event after which a reader of events gets a comment, so that a proxy keeps the connection."""
+_BATCH = 0.1
+"""Seconds between two batches of events for one reader: a busy tree costs ten writes a second, not a thousand."""
+_LONGEST_BODY = 64 * 1024
+"""Bytes."""
+_BODY_SECONDS = 10.0
+_MOST_READERS = 100
+"""Readers of events at a time."""
+_HEADERS = {
+    "cache-control": "no-store",
+    "x-content-type-options": "nosniff",
+    "referrer-policy": "no-referrer",
+    "content-security-policy": "default-src 'self'; img-src 'self' data:; frame-ancestors 'none'",
+}
+
+
+def operating_app(
+    tree: Tree,
+    history: History,
+    *,
+    token: str | None = None,
+    trusted: bool = True,
+    required: Collection[str] = (),
+    metrics: Callable[[str], tuple[bytes, str]] | None = None,
+) -> Starlette:
+    """The ASGI app for one running tree.
+
+    Args:
+        tree: that runs in this event loop.
+        history: a sink of that tree.
+        token: that a request must have to change anything, as `Authorization: Bearer TOKEN`; None: nothing can be changed.
+        trusted: whether everyone who can connect may see stacks and tracebacks, as on a socket that only its owner can use.
+            Otherwise these need the token, and the name of the host must be one of this machine's own, which keeps out a page
+            of another site that has its name point here.
+        required: the paths of nodes that have to be up for `/readyz`.
+        metrics: gives the body and the content type for `/metrics`, for the value of the header `Accept`; None: there are none.
+    """
+    served = _Served(tree, history, token, trusted=trusted, required=required, metrics=metrics)
+    hosts = Middleware(TrustedHostMiddleware, allowed_hosts=["localhost", "127.0.0.1"])
+    return Starlette(
+        routes=[
+            Route("/", served.page, methods=["GET"]),
+            Route("/page/{name}", served.part_of_page, methods=["GET"]),
+            Route("/healthz", served.healthz, methods=["GET"]),
+            Route("/readyz", served.readyz, methods=["GET"]),
+            Route("/metrics", served.metrics, methods=["GET"]),
+            Route("/status", served.status, methods=["GET"]),
+            Route("/events", served.events, methods=["GET"]),
+            Route("/why/{path:path}", served.why, methods=["GET"]),
+            Route("/stack/{path:path}", served.stack, methods=["GET"]),
+            *(Route(f"/{verb}/{{path:path}}", served.act, methods=["POST"], name=verb) for verb in VERBS),
+        ],
+        middleware=[] if trusted else [hosts],
+        exception_handlers={HTTPException: _refusal},
+    )
+
+
+async def _refusal(_: Request, exc: Exception) -> Response:
+    assert isinstance(exc, HTTPException)
+    text = exc.detail or "refused"
+    return JSONResponse({"error": text}, exc.status_code, {**_HEADERS, **(exc.headers or {})})
+
+
+class _Served:
+    """The answers for one tree."""
+
+    def __init__(
+        self,
+        tree: Tree,
+        history: History,
+        token: str | None,
+        *,
+        trusted: bool,
+        required: Collection[str],
+        metrics: Callable[[str], tuple[bytes, str]] | None,
+    ) -> None:
+        self._tree = tree
+        self._history = history
+        self._token = token
+        self._trusted = trusted
+        self._required = required
+        self._metrics = metrics
+        self._readers = 0
+
+    # --- looking
+
+    async def page(self, _: Request) -> Response:
+        return HTMLResponse(_part("index.html"), headers=_HEADERS)
+
+    async def part_of_page(self, request: Request) -> Response:
+        name = request.path_params["name"]
+        kinds = {"page.js": "text/javascript", "page.css": "text/css"}
+        if name not in kinds:
+            raise HTTPException(404, f"the page has no part {name!r}")
+        return Response(_part(name), media_type=kinds[name], headers=_HEADERS)
+
+    async def healthz(self, _: Request) -> Response:
+        return PlainTextResponse("ok\n", headers=_HEADERS)
+
+    async def readyz(self, _: Request) -> Response:
+        waiting = waits_for(self._rows(), self._required)
+        return JSONResponse({"ready": not waiting, "waits_for": waiting}, 503 if waiting else 200, _HEADERS)
+
+    async def metrics(self, request: Request) -> Response:
+        if self._metrics is None:
+            raise HTTPException(404, "metrics need prometheus-client; install trio-supervise[prometheus]")
+        body, kind = self._metrics(request.headers.get("accept", ""))
+        return Response(body, headers={**_HEADERS, "content-type": kind})
+
+    async def status(self, request: Request) -> Response:
+        return JSONResponse(
+            {
+                "v": 1,
+                "time": time.time(),
+                "seq": self._history.last,
+                "name": self._tree.root.path,
+                "pid": os.getpid(),
+                "acts": self._token is not None and self._has_token(request),
+                "nodes": self._rows(),
+            },
+            headers=_HEADERS,
+        )
+
+    def _rows(self) -> list[dict[str, Any]]:
+        return as_rows(self._tree.status(), now=trio.current_time(), time=time.time())
+
+    async def events(self, request: Request) -> Response:
+        after = request.headers.get("last-event-id") or request.query_params.get("after") or "0"
+        if not (after.isascii() and after.isdecimal() and len(after) < 20):  # noqa: PLR2004 - more digits than any counter has
+            raise HTTPException(400, f"after must be the number of an event, got {printable(after[:100])!r}")
+        if self._readers >= _MOST_READERS:
+            raise HTTPException(503, f"{_MOST_READERS} readers get the events already")
+        follows = request.query_params.get("follow") != "0"
+        traced = self._trusted or self._has_token(request)
+        stream = self._stream(int(after), follows=follows, traced=traced)
+        return StreamingResponse(stream, media_type="text/event-stream", headers=_HEADERS)
+
+    async def _stream(self, after: int, *, follows: bool, traced: bool) -> AsyncIterator[str]:
+        """The events after a number, as server-sent events: those that are kept, then those that come."""
+        self._readers += 1
+        try:
+            # A program that begins anew counts from 1 again, so a greater number belongs to an earlier one.
+            after = min(after, self._history.last) if after <= self._history.last else 0
+            while True:
+                missed, entries = self._history.after(after)
+                if missed:
+                    yield f"event: missed\ndata: {json.dumps({'missed': missed})}\n\n"
+                if entries:
+                    yield "".join([_sent(entry, traced=traced) for entry in entries])
+                    after = entries[-1].number
+                    await trio.sleep(_BATCH if self._history.last == after else 0)
+                elif not follows or self._history.closed:
+                    return
+                else:
+                    with trio.move_on_after(_KEEP_ALIVE) as scope:
+                        await self._history.more(after)
+                    if scope.cancelled_caught:
+                        yield ": \n\n"
+        finally:
+            self._readers -= 1
+
+    async def why(self, request: Request) -> Response:
+        path = request.path_params["path"]
+        rows = self._rows()
+        row = next((row for row in rows if row["path"] == path), None)
+        if row is None:
+            raise HTTPException(404, self._not_there(path))
+        above = path.rpartition("/")[0] or path
+        text = why(row, self._history.about(above), time=time.time())
+        if "application/json" in request.headers.get("accept", ""):
+            return JSONResponse({"path": path, "text": text}, headers=_HEADERS)
+        return PlainTextResponse(text, headers=_HEADERS)
+
+    async def stack(self, request: Request) -> Response:
+        if not self._trusted:
+            self._check_token(request)
+        return PlainTextResponse(self._at(request.path_params["path"]).stack(), headers=_HEADERS)
+
+    # --- acting
+
+    async def act(self, request: Request) -> Response:
+        self._check_token(request)
+        verb = request.scope["route"].name
+        path = request.path_params["path"]
+        who, reason = await _given(request)
+        ref = self._at(path)
+        is_dry = request.query_params.get("dry_run", "0") not in ("0", "false", "")
+        try:
+            steps = ref.plan(verb)
+            if not is_dry:
+                await getattr(ref, verb)(reason=f"{who}: {reason}")
+        except Refused as refused:
+            raise HTTPException(409, str(refused)) from refused
+        except StartFailed as failed:
+            raise HTTPException(500, str(failed)) from failed
+        except RuntimeError as impossible:  # the app runs inside the node that it is to stop
+            raise HTTPException(409, brief_text(impossible)) from impossible
+        shown = [{"do": step.do, "path": step.path} for step in steps]
+        return JSONResponse({"path": path, "dry_run": is_dry, "steps": shown}, headers=_HEADERS)
+
+    def _at(self, path: str) -> Ref:
+        try:
+            ref = self._tree[path]
+            ref.status()
+        except (KeyError, LookupError) as missing:
+            raise HTTPException(404, self._not_there(path)) from missing
+        return ref
+
+    def _not_there(self, path: str) -> str:
+        try:
+            self._tree[path]
+        except KeyError as missing:
+            return str(missing.args[0])
+        return f"{path!r} has left the tree"
+
+    def _check_token(self, request: Request) -> None:
+        if self._token is None:
+            raise HTTPException(403, "this tree can only be looked at: it was given no token for changes")
+        if not self._has_token(request):
+            raise HTTPException(
+                401, "changes need the header 'Authorization: Bearer TOKEN' with the right token"
+            )
+
+    def _has_token(self, request: Request) -> bool:
+        kind, _, given = request.headers.get("authorization", "").partition(" ")
+        expected = self._token
+        return (
+            expected is not None
+            and kind.lower() == "bearer"
+            and hmac.compare_digest(given.strip().encode(), expected.encode())
+        )
+
+
+def _sent(entry: Entry, *, traced: bool) -> str:
+    return f"id: {entry.number}\ndata: {entry.line(traced=traced)}\n\n"
+
+
+def _part(name: str) -> bytes:
+    return (files(__package__ or "") / "page" / name).read_bytes()
+
+
+async def _given(request: Request) -> tuple[str, str]:
+    """Who asks, and why."""
+    body = b""
+    with trio.move_on_after(_BODY_SECONDS) as scope:
+        try:
+            async for chunk in request.stream():
+                body += chunk
+                if len(body) > _LONGEST_BODY:
+                    raise HTTPException(413, f"a body may have {_LONGEST_BODY} bytes")
+        except ClientDisconnect as left:
+            raise HTTPException(400, "the client left before its body was complete") from left
+    if scope.cancelled_caught:
+        raise HTTPException(
+            408, f"the body was not complete within {_BODY_SECONDS:g} s", {"connection": "close"}
+        )
+    try:
+        given: Any = json.loads(body or b"{}")
+    except (ValueError, RecursionError) as problem:
+        raise HTTPException(400, 'the body must be JSON such as {"reason": "…", "who": "…"}') from problem
+    if not isinstance(given, dict) or not all(
+        isinstance(given.get(name, ""), str) for name in ("reason", "who")
+    ):
+        raise HTTPException(400, 'the body must be JSON such as {"reason": "…", "who": "…"}, with texts')
+    if not given.get("reason", "").strip():
+        raise HTTPException(400, 'a change needs a reason: {"reason": "…"}')
+    return printable(given.get("who", "").strip() or "somebody"), printable(given["reason"].strip())

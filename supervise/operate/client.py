@@ -1,0 +1,119 @@
+"""A client of the operating app, for the commands and for other programs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator
+from typing import Any, Self
+from urllib.parse import quote
+
+import httpx
+
+Data = dict[str, Any]
+
+
+class OperateError(Exception):
+    """The program at the socket refused a request, or does not answer; the message gives the reason in one line.
+
+    Args:
+        message: the reason.
+        status: the status of HTTP; None if there was no answer.
+    """
+
+    def __init__(self, message: str, status: int | None = None) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+class Client:
+    """The running tree at a Unix socket, or at the URL of a port.
+
+    Args:
+        where: the path of the socket, or a URL such as `http://127.0.0.1:8123`.
+        token: that changes need.
+
+    Every method raises `OperateError`.
+    """
+
+    def __init__(self, where: str, *, token: str | None = None) -> None:
+        self.where = where
+        is_url = where.startswith(("http://", "https://"))
+        headers = {} if token is None else {"authorization": f"Bearer {token}"}
+        self._http = httpx.AsyncClient(
+            transport=httpx.AsyncHTTPTransport() if is_url else httpx.AsyncHTTPTransport(uds=where),
+            base_url=where if is_url else "http://localhost",
+            headers=headers,
+            timeout=httpx.Timeout(10.0, read=None),
+            trust_env=False,
+        )
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._http.aclose()
+
+    async def status(self) -> Data:
+        """The status of all nodes, see `docs/operating.md`."""
+        answer: Data = (await self._asked("GET", "/status")).json()
+        return answer
+
+    async def why(self, path: str) -> str:
+        """Why a node is as it is, in sentences."""
+        return (await self._asked("GET", f"/why/{quote(path)}")).text
+
+    async def stack(self, path: str) -> str:
+        """Where the tasks of a node wait."""
+        return (await self._asked("GET", f"/stack/{quote(path)}")).text
+
+    async def act(self, verb: str, path: str, *, reason: str, who: str, dry_run: bool = False) -> list[Data]:
+        """Have a node started, stopped or restarted; gives the steps, which a dry run does not take."""
+        answer = await self._asked(
+            "POST",
+            f"/{verb}/{quote(path)}",
+            params={"dry_run": "1"} if dry_run else {},
+            json={"reason": reason, "who": who},
+        )
+        steps: list[Data] = answer.json()["steps"]
+        return steps
+
+    async def events(self, after: int = 0, *, follow: bool = True) -> AsyncIterator[Data]:
+        """The events after a number, as data; `{"kind": "Missed", "missed": n}` in place of events that are no longer kept.
+
+        Ends when the tree has ended; without `follow` after those that there are.
+        """
+        params = {"after": str(after), "follow": "1" if follow else "0"}
+        try:
+            async with self._http.stream("GET", "/events", params=params) as answer:
+                await self._check(answer)
+                missed = False
+                async for line in answer.aiter_lines():
+                    if line.startswith("event: missed"):
+                        missed = True
+                    elif line.startswith("data: "):
+                        data: Data = json.loads(line.removeprefix("data: "))
+                        yield {"kind": "Missed", **data} if missed else data
+                        missed = False
+        except httpx.HTTPError as problem:
+            raise self._no_answer(problem) from problem
+
+    async def _asked(self, method: str, url: str, **options: Any) -> httpx.Response:
+        try:
+            answer = await self._http.request(method, url, **options)
+        except httpx.HTTPError as problem:
+            raise self._no_answer(problem) from problem
+        await self._check(answer)
+        return answer
+
+    async def _check(self, answer: httpx.Response) -> None:
+        if answer.status_code < 400:  # noqa: PLR2004 - HTTP's errors begin there
+            return
+        await answer.aread()
+        try:
+            text = answer.json()["error"]
+        except (ValueError, KeyError, TypeError):
+            text = f"the program at {self.where} answered with status {answer.status_code}"
+        raise OperateError(text, answer.status_code)
+
+    def _no_answer(self, problem: httpx.HTTPError) -> OperateError:
+        return OperateError(f"no program answers at {self.where}: {str(problem) or type(problem).__name__}")
