@@ -6,14 +6,17 @@ has the number of the last event, and of the events only those are fetched for w
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import getpass
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
+from math import inf
 from time import time
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, cast
 
 import trio
 from attrs import define, field
-from httpx import HTTPError
 
+from .. import client
 from . import keys
 from .rows import Status
 from .state import Command, Event, State, answered, arrived, lost, refused, with_events
@@ -21,45 +24,48 @@ from .state import Command, Event, State, answered, arrived, lost, refused, with
 _EVERY: Final = 0.5
 """Seconds between two statuses."""
 _SHARE: Final = 20
-"""A status and what belongs to it may take one twentieth of the time, however large the tree."""
+"""A status may take one twentieth of the time, however large the tree."""
 _LONGEST: Final = 5.0
 _PATIENCE: Final = 10.0
-"""Seconds after which an answer counts as lost."""
+"""Seconds after which an answer counts as lost; an act may take longer."""
 _FETCHED: Final = 100
 """Events that are fetched at most at one time."""
 _BACK: Final = (300, 3_000, 1_000_000)
 """How many events are searched for a traceback, the last ones first."""
+_LOST: Final = (client.OperateError, trio.TooSlowError, ValueError)
+"""The errors of a request. The last one is that of an answer that is not JSON."""
 
 
 class Client(Protocol):
-    """The requests of `supervise.operate.client` that are used here."""
+    """What is used of `supervise.operate.client.Client`."""
 
-    async def status(self) -> Status:
-        """`GET /status`."""
+    where: str
+
+    async def status(self) -> client.Data:
+        """All nodes."""
         ...
 
-    async def kept(self, after: int) -> list[Event]:
-        """The events after a number that the program still keeps."""
+    def events(self, after: int, *, follow: bool) -> Any:
+        """The events after a number."""
         ...
 
     async def why(self, path: str) -> str:
-        """`GET /why/PATH`."""
+        """Why a node is as it is."""
         ...
 
     async def stack(self, path: str) -> str:
-        """`GET /stack/PATH`."""
+        """Where its tasks wait."""
         ...
 
-    async def act(self, verb: str, path: str, reason: str, *, dry_run: bool) -> Mapping[str, Any]:
-        """`POST /VERB/PATH`."""
+    async def act(
+        self, verb: str, path: str, *, reason: str, who: str, dry_run: bool = False
+    ) -> list[client.Data]:
+        """The steps of an act."""
         ...
 
-
-class Refused(Exception):
-    """The program answered that it does not do what was asked; the text is its reason."""
-
-
-_LOST: Final = (HTTPError, OSError, trio.TooSlowError, trio.BrokenResourceError, Refused)
+    async def aclose(self) -> None:
+        """Close its connections."""
+        ...
 
 
 @define(eq=False)
@@ -69,11 +75,14 @@ class Feed:
     Args:
         client: of the program.
         state: the first one.
+        elsewhere: gives a client for the place to which the tree of this name has moved, if it has; it is asked while the tree
+            does not answer.
         changed: is called after every change of the state.
     """
 
     client: Client
     state: State
+    elsewhere: Callable[[str], Client | None] = lambda _: None
     changed: Callable[[], object] = lambda: None
     _again: trio.Event = field(factory=trio.Event)
     _nursery: trio.Nursery | None = None
@@ -83,9 +92,14 @@ class Feed:
         async with trio.open_nursery() as self._nursery:
             while True:
                 began = trio.current_time()
-                await self._ask()
+                if await self._ask():
+                    took = trio.current_time() - began
+                    await self._fetch()
+                else:
+                    took = 0.0
+                    await self._move()
                 self.changed()
-                await self._pause(min(_LONGEST, max(_EVERY, _SHARE * (trio.current_time() - began))))
+                await self._pause(min(_LONGEST, max(_EVERY, _SHARE * took)))
 
     def press(self, key: str) -> bool:
         """Take a key; return False if it ends the program."""
@@ -99,19 +113,48 @@ class Feed:
         self.changed()
         return True
 
-    async def _ask(self) -> None:
-        """One status, and the events that the screen shows."""
+    async def _ask(self) -> bool:
+        """One status; return whether it came."""
         try:
             with trio.fail_after(_PATIENCE):
-                status = await self.client.status()
-                self.state = arrived(self.state, status, time())
-                page = self.state.page
-                if (self.state.tail or (page and page.kind == "details")) and status["seq"] > self.state.seen:
-                    after = max(self.state.seen, status["seq"] - _FETCHED)
-                    events = await self.client.kept(after)
-                    self.state = with_events(self.state, events[-_FETCHED:], status["seq"])
+                status = cast("Status", await self.client.status())
         except _LOST as problem:
             self.state = lost(self.state, _reason(problem), time())
+            return False
+        self.state = arrived(self.state, status, time())
+        return True
+
+    async def _fetch(self) -> None:
+        """The new events, if the screen shows any."""
+        page, last = self.state.page, self.state.picture.status["seq"]
+        if last > self.state.seen and (self.state.tail or (page is not None and page.kind == "details")):
+            try:
+                events = await self._events(max(self.state.seen, last - _FETCHED), last)
+            except _LOST as problem:
+                self.state = lost(self.state, _reason(problem), time())
+            else:
+                self.state = with_events(self.state, events, last)
+
+    async def _events(self, after: int, last: int) -> list[Event]:
+        """The kept events between two numbers. It leaves a busy tree at the second one, which would go on for ever."""
+        found: list[Event] = []
+        if last > after:
+            stream = cast("AsyncGenerator[Event]", self.client.events(after, follow=False))
+            with trio.fail_after(_PATIENCE):
+                async with aclosing(stream):
+                    async for event in stream:
+                        if event["kind"] != "Missed":
+                            found.append(event)
+                            if event["seq"] >= last:
+                                break
+        return found
+
+    async def _move(self) -> None:
+        """A program that is started again may listen at another place."""
+        other = self.elsewhere(self.state.picture.status["name"])
+        if other is not None:
+            former, self.client = self.client, other
+            await former.aclose()
 
     async def _pause(self, seconds: float) -> None:
         """Wait, or until a key wants a status at once; the screen shows each second that passes."""
@@ -127,7 +170,8 @@ class Feed:
 
     async def _carry_out(self, command: Command) -> None:
         try:
-            answer = await self._answer(command)
+            with trio.fail_after(inf if command.do == "act" else _PATIENCE):
+                answer = await self._answer(command)
         except _LOST as problem:
             self.state = refused(self.state, command, _reason(problem))
         else:
@@ -146,18 +190,28 @@ class Feed:
                 return await self._trace(command.path)
             case _:
                 dry_run = command.do == "plan"
-                return await self.client.act(command.verb, command.path, command.reason, dry_run=dry_run)
+                reason = command.reason or "a dry run"
+                return await self.client.act(
+                    command.verb, command.path, reason=reason, who=_who(), dry_run=dry_run
+                )
 
     async def _trace(self, path: str) -> str:
         """The traceback in the last `Failed` event of a node, searched backwards."""
         last = self.state.picture.status["seq"]
         for back in _BACK:
-            for event in reversed(await self.client.kept(max(0, last - back))):
+            for event in reversed(await self._events(max(0, last - back), last)):
                 if event["path"] == path and event["kind"] == "Failed":
                     return keys.traceback(event) or "This failure has no traceback."
             if back >= last:
                 break
         return "No failure of this node is among the events that the program keeps."
+
+
+def _who() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a user without a name, as in some containers
+        return "somebody"
 
 
 def _reason(problem: BaseException) -> str:

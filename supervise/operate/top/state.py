@@ -245,7 +245,7 @@ def answered(state: State, command: Command, answer: Any) -> State:
                 else state
             )
         if command.do == "plan":
-            return evolve(state, ask=evolve(ask, stage="reason", steps=tuple(answer["steps"])))
+            return evolve(state, ask=evolve(ask, stage="reason", steps=tuple(answer)))
         return evolve(state, ask=None, note=f"{command.path}: {command.verb} is done")
     kind = "details" if command.do == "why" else command.do
     if page is None or (page.kind, page.path) != (kind, command.path):

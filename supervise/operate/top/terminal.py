@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 from collections.abc import Callable
 from time import time
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import trio
 import urwid
@@ -13,6 +13,7 @@ from attrs import evolve
 
 from .cells import Line
 from .feed import Client, Feed
+from .rows import Status
 from .screens import frame
 from .state import opened, settled
 
@@ -26,6 +27,10 @@ PALETTE: Final = (
     ("selected", "standout", ""),
 )
 """Only the basic colours over the terminal's own, which it fits to a light or a dark background itself."""
+
+
+_PATIENCE: Final = 10.0
+"""Seconds for the first answer."""
 
 
 class Picture(urwid.Widget):
@@ -60,22 +65,31 @@ class Picture(urwid.Widget):
         self._invalidate()
 
 
-async def watch(client: Client, *, read_only: str = "") -> None:
+async def watch(
+    client: Client, *, elsewhere: Callable[[str], Client | None] = lambda _: None, read_only: str = ""
+) -> None:
     """Show a running tree until `q` or a signal ends it. The terminal is then as it was before.
 
     Args:
-        client: asks the program of the tree.
+        client: asks the program of the tree; it is closed at the end.
+        elsewhere: gives a client for the place to which the tree of this name has moved, if it has.
         read_only: why no act is possible; empty if the program decides that.
 
     Raises:
-        OSError, httpx.HTTPError: there was no first answer. Later ones may fail: the last picture stays until the next comes.
+        OperateError, TooSlowError: there was no first answer. Later ones may fail: the last picture stays until the next comes.
     """
-    with trio.fail_after(10):
-        status = await client.status()
-    loop = urwid.TrioEventLoop()
-    screen = urwid.display.raw.Screen(bracketed_paste_mode=False, focus_reporting=False)
-    feed = Feed(client, opened(status, time(), read_only=read_only, size=(80, 24)))
+    feed: Feed | None = None
+    try:
+        with trio.fail_after(_PATIENCE):
+            status = cast("Status", await client.status())
+        feed = Feed(client, opened(status, time(), read_only=read_only, size=(80, 24)), elsewhere)
+        await _show(feed)
+    finally:
+        with trio.CancelScope(shield=True):
+            await (client if feed is None else feed.client).aclose()
 
+
+async def _show(feed: Feed) -> None:
     def draw(size: tuple[int, int]) -> list[Line]:
         feed.state = settled(evolve(feed.state, size=size))
         return frame(feed.state, time())
@@ -86,6 +100,8 @@ async def watch(client: Client, *, read_only: str = "") -> None:
 
     picture = Picture(draw, press)
     feed.changed = picture.changed
+    loop = urwid.TrioEventLoop()
+    screen = urwid.display.raw.Screen(bracketed_paste_mode=False, focus_reporting=False)
     main = urwid.MainLoop(picture, PALETTE, screen, event_loop=loop, handle_mouse=False)
     async with trio.open_nursery() as nursery:
         await nursery.start(_until_signal, nursery.cancel_scope)

@@ -2,7 +2,7 @@
 
 from attrs import evolve
 
-from supervise.operate.top.feed import Refused
+from supervise.operate.client import OperateError
 from supervise.operate.top.state import opened
 
 NOW = 1_700_000_000.0
@@ -115,8 +115,9 @@ class Client:
 
     def __init__(self, *statuses, events=()):
         self.statuses = list(statuses)
-        self.events = list(events)
+        self.events_ = list(events)
         self.asked = []
+        self.where = "made up"
 
     async def status(self):
         self.asked.append("status")
@@ -126,9 +127,14 @@ class Client:
         self.last = answer["seq"]
         return answer
 
-    async def kept(self, after):
+    async def events(self, after, *, follow):
+        assert not follow
         self.asked.append(f"events after {after}")
-        return [each for each in self.events if after < each["seq"] <= self.last]
+        yield {"kind": "Missed", "missed": 1}
+        for each in self.events_:
+            if after < each["seq"]:
+                yield each
+                assert each["seq"] < self.last  # more than was asked for is never read
 
     async def why(self, path):
         return f"{path} is up."
@@ -136,12 +142,12 @@ class Client:
     async def stack(self, path):
         return f"{path}: trio.sleep_forever()"
 
-    async def act(self, verb, path, reason, *, dry_run):
+    async def act(self, verb, path, *, reason, who, dry_run=False):
+        assert who
         self.asked.append((verb, path, reason, dry_run))
         if path == "shop/migrate":
-            raise Refused("'shop/migrate' is not running")
-        return {
-            "path": path,
-            "dry_run": dry_run,
-            "steps": [{"do": "stop", "path": path}, {"do": "start", "path": path}],
-        }
+            raise OperateError("'shop/migrate' is not running", 409)
+        return [{"do": "stop", "path": path}, {"do": "start", "path": path}]
+
+    async def aclose(self):
+        self.asked.append("close")

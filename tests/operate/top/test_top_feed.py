@@ -7,6 +7,7 @@ pytest.importorskip("urwid", reason="supervise top needs urwid, which is not ins
 import trio
 from trio.testing import MockClock
 
+from supervise.operate.client import OperateError
 from supervise.operate.top.feed import Feed
 
 from .made import FAILED, Client, event, state, status
@@ -54,8 +55,8 @@ def test_a_lost_connection_is_tried_again_until_it_comes_back():
     """The screen is drawn each second meanwhile."""
     client = Client(
         status(),
-        ConnectionError("no such file"),
-        OSError("refused"),
+        OperateError("no such file"),
+        ValueError("refused"),
         status(seq=30, time=status()["time"] + 2),
     )
     last, drawn = run(client, 2)
@@ -83,7 +84,7 @@ def test_a_key_carries_its_question_to_the_tree():
     last, _ = run(client, 3, [(0.2, "r"), (0.4, "d"), (0.5, "enter"), (0.6, "y")])
     assert last.note == "shop: restart is done"
     assert [each for each in client.asked if isinstance(each, tuple)] == [
-        ("restart", "shop", "", True),
+        ("restart", "shop", "a dry run", True),
         ("restart", "shop", "d", False),
     ]
     refused, _ = run(client, 1, [(0.2, "end"), (0.3, "x")])
@@ -111,3 +112,18 @@ def test_a_traceback_is_searched_from_the_last_event_backwards():
 def test_q_ends_it():
     """It needs no answer of the tree."""
     assert not Feed(Client(status()), state()).press("q")
+
+
+def test_a_tree_that_listens_at_another_place_is_followed():
+    """The path of a socket may have the number of the process, which changes."""
+    old, new = Client(status(), OperateError("gone")), Client(status(pid=99))
+    feed = Feed(old, state(), elsewhere=lambda name: {"shop": new}[name])
+
+    async def main():
+        with trio.move_on_after(2):
+            await feed.run()
+
+    trio.run(main, clock=MockClock(autojump_threshold=0))
+    assert feed.client is new
+    assert old.asked[-1] == "close"
+    assert feed.state.note == "connected again after 0s: the tree has been started again, pid 99"

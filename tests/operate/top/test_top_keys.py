@@ -144,7 +144,7 @@ def test_a_page_scrolls_and_stops_at_its_ends():
     assert after(evolve(end, size=(80, 50)), "up").page.scroll == 0
 
 
-STEPS = {"steps": [{"do": "stop", "path": "shop/feed"}, {"do": "start", "path": "shop/feed"}]}
+STEPS = [{"do": "stop", "path": "shop/feed"}, {"do": "start", "path": "shop/feed"}]
 
 
 @pytest.mark.parametrize(("key", "verb"), [("r", "restart"), ("x", "stop"), ("u", "start")])
