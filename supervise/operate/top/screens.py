@@ -77,7 +77,12 @@ def _head(state: State, now: float) -> Line:
     status, width = state.picture.status, state.size[0]
     root = status["nodes"][0]["state"] if status["nodes"] else "down"
     ready = ("well", "ready") if root == "up" else ("bad", f"not ready: {root}")
-    left: Line = [("title", printable(status["name"])), ("", "  "), ready, ("", f"  {_nodes(state)}")]
+    left: Line = [
+        ("title", printable(status["name"])),
+        ("", "  "),
+        ready,
+        ("", f"  {_some(len(status['nodes']), 'node')}"),
+    ]
     for name, count in state.picture.counts():
         left += [("", "  "), (STYLES.get(name, ""), f"{count:,} {name}")]
     if state.link.since is not None:
@@ -96,9 +101,8 @@ def _head(state: State, now: float) -> Line:
     return [*left, ("", " " * (room - length(left))), *right]
 
 
-def _nodes(state: State) -> str:
-    count = len(state.picture.status["nodes"])
-    return f"{count:,} node{'s' * (count != 1)}"
+def _some(count: int, noun: str) -> str:
+    return f"{count:,} {noun}{'s' * (count != 1)}"
 
 
 def _tree(state: State, now: float) -> Iterator[Line]:
@@ -216,8 +220,10 @@ def _details(state: State, row: Row, now: float, width: int) -> Iterator[Line]:
         facts.append(("ready", f"{duration(now - row['ready_at'])} ago, incarnation {row['incarnation']}"))
     facts.append(("kind", ", ".join(filter(None, [row["kind"], row["restart"], row["strategy"] or ""]))))
     if row["limit"] is not None:
-        facts.append(("limit", f"{row['limit']}; it counts {row['restarts']} restarts now"))
-    facts.append(("in all", f"{row['failures_total']} failures, {row['restarts_total']} restarts"))
+        facts.append(("limit", f"{row['limit']}; it counts {_some(row['restarts'], 'restart')} now"))
+    facts.append(
+        ("in all", f"{_some(row['failures_total'], 'failure')}, {_some(row['restarts_total'], 'restart')}")
+    )
     if row["mailbox"] is not None:
         rate = per_second(state.picture.rates.get(row["path"]))
         facts.append(
@@ -270,9 +276,8 @@ def _prompt(ask: Ask) -> Line:
             ("faint", "  Enter: go on   Esc: back"),
         ]
     if ask.stage == "confirm":
-        count = len(ask.steps)
         return [
-            ("title", f"{ask.verb} {printable(ask.path)}, {count} step{'s' * (count != 1)}?  "),
+            ("title", f"{ask.verb} {printable(ask.path)}, {_some(len(ask.steps), 'step')}?  "),
             ("", "y / n"),
         ]
     return [("faint", f"{ask.verb} …   Esc: back to the tree, the act goes on")]

@@ -103,12 +103,15 @@ async def _show(feed: Feed) -> None:
     loop = urwid.TrioEventLoop()
     screen = urwid.display.raw.Screen(bracketed_paste_mode=False, focus_reporting=False)
     main = urwid.MainLoop(picture, PALETTE, screen, event_loop=loop, handle_mouse=False)
-    async with trio.open_nursery() as nursery:
-        await nursery.start(_until_signal, nursery.cancel_scope)
-        nursery.start_soon(feed.run)
-        with main.start():
-            await loop.run_async()
-        nursery.cancel_scope.cancel()
+    try:
+        async with trio.open_nursery() as nursery:
+            await nursery.start(_until_signal, nursery.cancel_scope)
+            nursery.start_soon(feed.run)
+            with main.start():
+                await loop.run_async()
+            nursery.cancel_scope.cancel()
+    except* urwid.InputClosedError:  # the terminal was closed, so an error could not be read
+        pass
 
 
 async def _until_signal(scope: trio.CancelScope, task_status: trio.TaskStatus[None]) -> None:
