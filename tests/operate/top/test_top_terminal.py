@@ -1,5 +1,6 @@
 """`supervise top` on a real terminal, under tmux: what is drawn, keys, sizes, and the terminal afterwards."""
 
+import os
 import shutil
 import signal
 import subprocess
@@ -165,3 +166,75 @@ def test_the_terminal_is_as_before_after_a_defect(terminal):
     assert shown.ended() == 1
     shown.until("RuntimeError: a defect of the program")
     assert shown.is_as_before()
+
+
+PROGRAM = """
+import os, trio
+from supervise import Backoff, Child, Supervisor
+
+async def fails():
+    raise ConnectionError("\\x1b[2Jno answer")
+
+tree = Supervisor("shop", [
+    Child("feed", trio.sleep_forever),
+    Child("mailer", fails, backoff=Backoff(initial=100, jitter=0)),
+])
+"""
+TOKEN = "a-token-of-twenty-characters"
+
+
+@pytest.fixture
+def shop(tmp_path):
+    """Starts a program with a real tree, at a socket in the default folder."""
+    pytest.importorskip("hypercorn", reason="a tree is served by hypercorn, which is not installed")
+    running = []
+    (tmp_path / "shop.py").write_text(PROGRAM)
+
+    def start():
+        env = {
+            **os.environ,
+            "XDG_RUNTIME_DIR": str(tmp_path),
+            "SUPERVISE_TOKEN": TOKEN,
+            "PYTHONPATH": str(ROOT),
+        }
+        command = [sys.executable, "-m", "supervise.cli", "run", "-q", "--socket", "--", "shop.py"]
+        running.append(subprocess.Popen(command, cwd=tmp_path, env=env))
+        return running[-1]
+
+    yield start
+    for one in running:
+        one.kill()
+        one.wait()
+
+
+def test_a_real_tree(tmp_path, shop, terminal):
+    """Its pages, a restart by a key, and the tree's own restart at another path."""
+    first = shop()
+    (tmp_path / "token").write_text(TOKEN)
+    command = f"XDG_RUNTIME_DIR={tmp_path} exec {sys.executable} -m supervise.cli top --token-file token"
+    end = time.monotonic() + PATIENCE
+    while not list(tmp_path.glob("supervise/shop.*.sock")):
+        assert time.monotonic() < end
+        time.sleep(0.05)
+    shown = Terminal(tmp_path, "sh", "-c", command, size=(120, 30))
+    try:
+        shown.until("mailer", "restart in", r"ConnectionError: \x1b[2Jno answer", "connected")
+        shown.press("End", "t")
+        shown.until("traceback of the last failure", "in fails")
+        shown.press("Escape")
+        shown.until("mailer", without="traceback")
+        shown.press("Up", "r")
+        shown.until("  start  shop/feed", "reason: ")
+        shown.press("t", "e", "s", "t", "Enter", "y")
+        shown.until(
+            "shop/feed: restart is done", "shop/feed #2  starts: 'shop/feed' was asked to restart", ": test"
+        )
+        first.kill()
+        shown.until("reconnecting")
+        shop()
+        shown.until("connected again after", "the tree has been started again")
+        shown.press("q")
+        assert shown.ended() == 0
+        assert shown.is_as_before()
+    finally:
+        shown.close()
