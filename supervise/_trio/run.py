@@ -37,7 +37,7 @@ def run_tree(
     sinks: Iterable[Sink] | None = None,
     hard_exit_after: float | None = None,
     watchdog: float | None = None,
-    watch: Watch | None = None,
+    watch: Watch | Iterable[Watch] | None = None,
 ) -> None:
     """Run a tree until its root ends; leave the program with an exit status if the tree failed.
 
@@ -54,8 +54,8 @@ def run_tree(
             where they hang, and ends with 70 (R20). It is the only way past a child that does not yield. None: no limit.
         watchdog: seconds for which the event loop may be blocked until the log names the child whose code blocks it, with
             its stack. None or 0: no watchdog.
-        watch: an async function for a view; it is called with the tree as the tree starts, and cancelled when it has ended.
-            If it raises an `Exception`, that is logged once and the tree goes on; anything else stops the tree in order.
+        watch: an async function for a view, or several; each is called with the tree as the tree starts, and cancelled when it
+            has ended. If one raises an `Exception`, that is logged once and the tree goes on; anything else stops the tree in order.
 
     Raises:
         SystemExit: with 70 if the tree failed, with 1 if it never started (one line in the log has the reason).
@@ -71,7 +71,8 @@ def run_tree(
             "run_tree receives signals, so it must run in the main thread; elsewhere, use open_tree"
         )
     try:
-        trio.run(_Program(spec, sinks, hard_exit_after, watchdog, watch).run)
+        watches = () if watch is None else (watch,) if callable(watch) else tuple(watch)
+        trio.run(_Program(spec, sinks, hard_exit_after, watchdog, watches).run)
     except TreeFailed as failed:
         complain(logging.CRITICAL, str(failed), failed)
         raise SystemExit(EX_SOFTWARE) from failed
@@ -90,11 +91,11 @@ class _Program:
         sinks: Iterable[Sink] | None,
         hard_exit_after: float | None,
         watchdog: float | None,
-        watch: Watch | None,
+        watches: Iterable[Watch],
     ) -> None:
         self._spec = spec
         self._sinks = sinks
-        self._watch = watch
+        self._watches = watches
         self._watchdog = Watchdog(watchdog) if watchdog else None
         self._hard_exit = None if hard_exit_after is None else HardExit(hard_exit_after, lambda: self._driver)
         self._driver: Driver | None = None
@@ -122,7 +123,8 @@ class _Program:
                 self._driver = tree._driver
                 if self._hard_exit is not None:
                     tree._driver.ending = self._hard_exit.begin
-                nursery.start_soon(self._look_at, tree)
+                for watch in self._watches:
+                    nursery.start_soon(self._look_at, tree, watch)
 
             with self._scope:
                 try:
@@ -138,12 +140,10 @@ class _Program:
         if raised is not None:
             raise raised
 
-    async def _look_at(self, tree: Tree) -> None:
-        """Run `watch` until the tree has ended: it also sees the ordered stop."""
-        if self._watch is None:
-            return
+    async def _look_at(self, tree: Tree, watch: Watch) -> None:
+        """Run one of the views until the tree has ended: it also sees the ordered stop."""
         try:
-            await self._watch(tree)
+            await watch(tree)
         except GeneratorExit:
             raise
         except BaseException as raised:  # of any kind: a nursery in it makes a group of a SystemExit

@@ -1,11 +1,10 @@
-"""The command `supervise`: `run` a declared tree, `check` it without starting it, or draw the `tree`."""
+"""The command `supervise`: `run` a declared tree, `check` it or draw it without starting it, and look at a running one."""
 
 from __future__ import annotations
 
 import argparse
 import json
 import logging
-import os
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -15,7 +14,7 @@ from typing import Any, NoReturn, cast
 
 from .._core._check import did_you_mean, noting
 from .._core.spec import Pool, Supervisor
-from .._trio.run import run_tree
+from .._trio.run import Watch, run_tree
 from ..events import Sink
 from ..sinks.data import VERSION
 from ..sinks.jsonl import JsonLinesSink
@@ -24,8 +23,11 @@ from ..sinks.log import LoggingSink
 from ..sinks.systemd import SystemdSink
 from ..views import mermaid, text
 from ..views.terminal import run_live
+from . import operate
 from .check import errors, warnings
 from .load import NoTree, load
+from .operate import serve_tree
+from .output import write
 
 _TARGET = "a module or a Python file, and the name of the tree in it (default: tree), or a call that makes one: app.py:make_tree(3)"
 
@@ -48,8 +50,11 @@ class _Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         words = re.findall(r"(?<![\w-])-{0,2}\w[\w-]*", message.partition(":")[2].partition("(")[0])
-        known = ["run", "check", "tree", *_options(self)]
-        super().error(message + next(filter(None, (did_you_mean(word, known) for word in words)), ""))
+        known = ["run", "check", "tree", *operate.COMMANDS, *_options(self)]
+        hint = next(filter(None, (did_you_mean(word, known) for word in words)), "")
+        if "--socket" in sys.argv and "required: MODULE" in message:
+            hint = "; --socket took the target for its path: write it behind the target"
+        super().error(message + hint)
 
 
 def _options(parser: argparse.ArgumentParser) -> list[str]:
@@ -119,6 +124,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="text|json|FILE",
         help="write lines of text or JSON to standard error, or also each event as a line of JSON to a file (default: text)",
     )
+    operate.add_options(run)
     how_much = run.add_mutually_exclusive_group()
     how_much.add_argument("-v", "--verbose", action="store_true", help="write the traceback of every failure")
     how_much.add_argument("-q", "--quiet", action="store_true", help="write nothing while nothing fails")
@@ -132,6 +138,7 @@ def _parser() -> argparse.ArgumentParser:
     tree.add_argument("target", metavar="MODULE[:ATTR]|FILE[:ATTR]", help=_TARGET)
     tree.add_argument("--mermaid", action="store_true", help="as a Mermaid flowchart instead of text")
     tree.set_defaults(command=_tree)
+    operate.add(commands)
     return parser
 
 
@@ -142,26 +149,28 @@ def _run(arguments: argparse.Namespace) -> int:
     if arguments.live and arguments.log == "json":
         raise NoTree("--live and --log json both write to the terminal: give one of them, or --log FILE")
     with ExitStack() as files:
-        _run_with(tree, arguments, _sinks(arguments, files), files)
+        sinks, watches = _sinks(arguments, files), list[Watch]()
+        _tell_systemd(sinks, watches, files)
+        if arguments.socket is not None:
+            serve_tree(tree, arguments, sinks, watches, files)
+        limits = {"hard_exit_after": arguments.hard_exit_after, "watchdog": arguments.watchdog}
+        if arguments.live:
+            run_live(tree, **limits, otherwise=sinks[0], sinks=sinks[1:], watches=watches)
+        else:
+            run_tree(tree, sinks=sinks, watch=watches, **limits)
     return 0
 
 
-def _run_with(
-    tree: Supervisor | Pool, arguments: argparse.Namespace, sinks: list[Sink], files: ExitStack
-) -> None:
-    limits = {"hard_exit_after": arguments.hard_exit_after, "watchdog": arguments.watchdog}
-    if arguments.live:
-        run_live(tree, **limits, otherwise=sinks[0], sinks=sinks[1:])
-        return
+def _tell_systemd(sinks: list[Sink], watches: list[Watch], files: ExitStack) -> None:
+    """If systemd has started this program as a service of `Type=notify`, add what tells it how the tree is."""
     try:
         systemd = SystemdSink.from_environment()
     except ValueError as problem:
         raise NoTree(f"the variable NOTIFY_SOCKET, which systemd sets: {problem}") from problem
-    if systemd is None:
-        run_tree(tree, sinks=sinks, **limits)
-    else:
+    if systemd is not None:
         files.callback(systemd.close)
-        run_tree(tree, sinks=[*sinks, systemd], watch=systemd.watch, **limits)
+        sinks.append(systemd)
+        watches.append(systemd.watch)
 
 
 def _sinks(arguments: argparse.Namespace, files: ExitStack) -> list[Sink]:
@@ -221,25 +230,8 @@ def _tree(arguments: argparse.Namespace) -> int:
     if tree is None:
         return 1
     view = mermaid if arguments.mermaid else text
-    _write(view.declared(tree))
+    write(view.declared(tree))
     return 0
-
-
-def _write(text: str) -> None:
-    """Write to standard output. Escape the characters that it cannot encode; ignore a pipe whose reader has left."""
-    out: Any = sys.stdout
-    if out is None:  # it was closed before Python began
-        return
-    encoding = getattr(out, "encoding", None) or "utf-8"
-    try:
-        out.write(text.encode(encoding, "backslashreplace").decode(encoding))
-        out.flush()
-    except OSError as problem:
-        os.dup2(
-            os.open(os.devnull, os.O_WRONLY), 1
-        )  # otherwise Python would try again at its end, and print an error
-        if not isinstance(problem, BrokenPipeError):
-            raise NoTree(f"cannot write to standard output: {problem}") from problem
 
 
 def _sound(target: str) -> Supervisor | Pool | None:
@@ -267,5 +259,5 @@ def _report(target: str, wrong: Sequence[str], questionable: Sequence[str]) -> i
     for line in questionable:
         sys.stderr.write(f"supervise: {target}: warning: {line}\n")
     if not wrong:
-        _write(f"{target}: ok\n")
+        write(f"{target}: ok\n")
     return 1 if wrong else 0

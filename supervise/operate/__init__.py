@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -109,17 +110,8 @@ class _Operator:
                 listener = sockets.enter_context(listening_at(path))
                 where = str(path)
             async with trio.open_nursery() as nursery:
-                await nursery.start(
-                    lambda task_status: serve(
-                        tree,
-                        history,
-                        listener,
-                        token=self.token,
-                        trusted=self.port is None,
-                        required=self.required,
-                        task_status=task_status,
-                    )
-                )
+                served = partial(serve, tree, history, listener, token=self.token, required=self.required)
+                await nursery.start(partial(served, trusted=self.port is None))
                 task_status.started(where)
 
 

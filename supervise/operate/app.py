@@ -8,7 +8,7 @@ import os
 import time
 from collections.abc import AsyncIterator, Callable, Collection
 from importlib.resources import files
-from typing import Any
+from typing import Any, cast
 
 import trio
 from starlette.applications import Starlette
@@ -35,6 +35,7 @@ _BATCH = 0.1
 _LONGEST_BODY = 64 * 1024
 """Bytes."""
 _BODY_SECONDS = 10.0
+_FORM = 'the body must be JSON such as {"reason": "…", "who": "…"}'
 _MOST_READERS = 100
 """Readers of events at a time."""
 _HEADERS = {
@@ -288,11 +289,12 @@ async def _given(request: Request) -> tuple[str, str]:
     try:
         given: Any = json.loads(body or b"{}")
     except (ValueError, RecursionError) as problem:
-        raise HTTPException(400, 'the body must be JSON such as {"reason": "…", "who": "…"}') from problem
-    if not isinstance(given, dict) or not all(
-        isinstance(given.get(name, ""), str) for name in ("reason", "who")
-    ):
-        raise HTTPException(400, 'the body must be JSON such as {"reason": "…", "who": "…"}, with texts')
-    if not given.get("reason", "").strip():
+        raise HTTPException(400, _FORM) from problem
+    if not isinstance(given, dict):
+        raise HTTPException(400, _FORM)
+    who, reason = (cast("dict[str, Any]", given).get(name, "") for name in ("who", "reason"))
+    if not isinstance(who, str) or not isinstance(reason, str):
+        raise HTTPException(400, f"{_FORM}, with texts")
+    if not reason.strip():
         raise HTTPException(400, 'a change needs a reason: {"reason": "…"}')
-    return printable(given.get("who", "").strip() or "somebody"), printable(given["reason"].strip())
+    return printable(who.strip() or "somebody"), printable(reason.strip())

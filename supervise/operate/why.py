@@ -53,11 +53,11 @@ def _lines(row: Data, events: list[Data], time: float) -> Iterator[str]:
 def _state(row: Data, time: float) -> str:
     text = f"{row['path']} {_STATES[row['state']]}"
     if row["since"] is not None:
-        text += f", since {clock(row['since'])} ({_ago(time - row['since'])})"
+        text += f", since {clock(row['since'])} ({ago(time - row['since'])})"
     if row["incarnation"]:
         text += f", incarnation {row['incarnation']}"
     if row["due"] is not None:
-        text += f"; it starts in {_ago(max(0.0, row['due'] - time))}"
+        text += f"; it starts in {ago(max(0.0, row['due'] - time))}"
     return f"{text}."
 
 
@@ -135,7 +135,8 @@ def clock(time: float) -> str:
     )
 
 
-def _ago(seconds: float) -> str:
+def ago(seconds: float) -> str:
+    """A duration for a person, such as `350 ms`, `12.5 s` or `3 hours`."""
     for unit, length in (("day", 86_400), ("hour", 3_600), ("minute", 60)):
         if seconds >= 2 * length:
             return f"{seconds / length:.0f} {unit}s"

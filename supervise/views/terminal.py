@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from importlib.util import find_spec
 
 from .._core.spec import Pool, Supervisor
-from .._trio.run import run_tree
+from .._trio.run import Watch, run_tree
 from ..events import Sink
 from ..sinks.lines import LineSink
 
@@ -20,6 +20,7 @@ def run_live(
     watchdog: float | None = None,
     otherwise: Sink | None = None,
     sinks: Iterable[Sink] = (),
+    watches: Iterable[Watch] = (),
 ) -> None:
     """As `run_tree`, with a `LiveView`. If standard output cannot show one, a line gives the reason, and plain lines follow.
 
@@ -29,6 +30,7 @@ def run_live(
         watchdog: as for `run_tree`.
         otherwise: the sink for the events if there is no view; None is a `LineSink`.
         sinks: further sinks, with or without a view.
+        watches: further functions for the `watch` of `run_tree`, likewise.
 
     Raises:
         The same errors as `run_tree`.
@@ -37,12 +39,18 @@ def run_live(
     if reason is not None:
         sys.stderr.write(f"supervise: no live view, plain lines instead: {reason}\n")
         given = [otherwise or LineSink(), *sinks]
-        run_tree(spec, sinks=given, hard_exit_after=hard_exit_after, watchdog=watchdog)
+        run_tree(spec, sinks=given, hard_exit_after=hard_exit_after, watchdog=watchdog, watch=watches)
         return
     from .live import LiveView  # noqa: PLC0415 - it needs rich, which is an extra
 
     view = LiveView()
-    run_tree(spec, sinks=[view, *sinks], hard_exit_after=hard_exit_after, watchdog=watchdog, watch=view.watch)
+    run_tree(
+        spec,
+        sinks=[view, *sinks],
+        hard_exit_after=hard_exit_after,
+        watchdog=watchdog,
+        watch=[view.watch, *watches],
+    )
 
 
 def _why_not() -> str | None:

@@ -1,0 +1,32 @@
+"""Standard output of the commands."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Any
+
+from .load import NoTree
+
+
+def write(text: str) -> bool:
+    """Write to standard output, and escape the characters that it cannot encode. Returns whether a reader is still there."""
+    out: Any = sys.stdout
+    if out is None:  # it was closed before Python began
+        return False
+    encoding = getattr(out, "encoding", None) or "utf-8"
+    try:
+        out.write(text.encode(encoding, "backslashreplace").decode(encoding))
+        out.flush()
+    except OSError as problem:
+        # Otherwise Python would try again at its end, and print an error.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        if not isinstance(problem, BrokenPipeError):
+            raise NoTree(f"cannot write to standard output: {problem}") from problem
+        return False
+    return True
+
+
+def write_line(text: str) -> bool:
+    """Write one line, see `write`."""
+    return write(f"{text}\n")

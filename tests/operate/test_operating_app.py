@@ -1,0 +1,285 @@
+"""The operating app over its real sockets: what it shows, what it changes, and whom it refuses."""
+
+from __future__ import annotations
+
+import json
+import socket
+from contextlib import asynccontextmanager
+
+import httpx
+import pytest
+import trio
+
+from supervise import Supervisor, events, open_tree
+from supervise.operate import operate
+from supervise.operate.client import Client, OperateError
+from tests.tree.scene import Puppet
+
+TOKEN = "a-token-of-the-tests-0"
+
+pytestmark = pytest.mark.trio
+
+
+@asynccontextmanager
+async def operated(tmp_path, *children, token=TOKEN, port=None, sinks=(), **options):
+    """A running tree `app` with an operating child, and an HTTP client of it."""
+    where = tmp_path / "s"
+    child = operate(None if port is not None else where, port=port, token=token)
+    spec = Supervisor("app", [child, *(getattr(one, "spec", one) for one in children)], **options)
+    with trio.fail_after(30):
+        async with open_tree(spec, sinks=sinks) as tree:
+            url = await tree["app/operate"].ready()
+            transport = (
+                httpx.AsyncHTTPTransport() if port is not None else httpx.AsyncHTTPTransport(uds=str(where))
+            )
+            base = url if port is not None else "http://anything"
+            async with httpx.AsyncClient(transport=transport, base_url=base, trust_env=False) as http:
+                yield tree, http
+
+
+def bearer(token=TOKEN):
+    return {"authorization": f"Bearer {token}"}
+
+
+async def test_it_shows_health_readiness_status_reasons_and_stacks(tmp_path):
+    """R33: What `curl --unix-socket` gets, for people, probes and scripts."""
+    a = Puppet("a")
+    async with operated(tmp_path, a, Puppet("box", mailbox=3)) as (tree, http):
+        assert (await http.get("/healthz")).text == "ok\n"
+        assert (await http.get("/readyz")).json() == {"ready": True, "waits_for": []}
+        a.fail()
+        await tree["app/a"].ready()
+        status = (await http.get("/status")).json()
+        assert (status["v"], status["name"], status["acts"]) == (1, "app", False)
+        rows = {row["path"]: row for row in status["nodes"]}
+        assert list(rows) == ["app", "app/operate", "app/a", "app/box"]
+        assert (rows["app/a"]["incarnation"], rows["app/a"]["failures_total"]) == (2, 1)
+        assert rows["app/a"]["failure"] == {"type": "Boom", "text": "a"}
+        assert rows["app/a"]["decision"]["directive"] == "Restart"
+        assert abs(rows["app/a"]["since"] - status["time"]) < 10
+        assert rows["app/box"]["mailbox"] == 0
+        assert "The decision: Restart" in (await http.get("/why/app/a")).text
+        as_json = (await http.get("/why/app/a", headers={"accept": "application/json"})).json()
+        assert as_json["path"] == "app/a"
+        assert "_body" in (await http.get("/stack/app/a")).text
+        assert (await http.get("/status", headers=bearer())).json()["acts"] is True
+
+
+async def test_a_tree_that_is_not_ready_says_for_what_it_waits(tmp_path):
+    """`/readyz` is 503 then, with the reason; `/healthz` stays 200, since a restart would not help."""
+    async with operated(tmp_path) as (tree, http):
+        slow = Puppet("slow", "hang")
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(tree["app"].add, slow.spec)
+            while tree.status().children[-1].path != "app/slow":  # noqa: ASYNC110 - the start has no event that one could wait for here
+                await trio.sleep(0.01)
+            answer = await http.get("/readyz")
+            assert answer.status_code == 503
+            assert answer.json()["waits_for"] == [
+                {"path": "app/slow", "state": "starting", "why": "it has not been ready yet"}
+            ]
+            assert (await http.get("/healthz")).status_code == 200
+            nursery.cancel_scope.cancel()
+
+
+async def test_a_request_restarts_a_group_and_every_sink_learns_who_and_why(tmp_path):
+    """R25, R31: The steps of the answer are those that were done; a dry run does nothing."""
+    seen = []
+    async with operated(
+        tmp_path, *[Puppet(name) for name in "ab"], strategy="rest_for_one", sinks=[seen.append]
+    ) as (
+        tree,
+        http,
+    ):
+        body = {"who": "ann", "reason": "new\nsettings"}
+        before = len(seen)
+        dry = (await http.post("/restart/app/a?dry_run=1", json=body, headers=bearer())).json()
+        assert len(seen) == before
+        done = (await http.post("/restart/app/a", json=body, headers=bearer())).json()
+        assert dry["steps"] == done["steps"]
+        assert [f"{step['do']} {step['path']}" for step in done["steps"]] == [
+            "stop app/b", "stop app/a", "start app/a", "start app/b",
+        ]  # fmt: skip
+        assert (dry["dry_run"], done["dry_run"]) == (True, False)
+        reasons = {event.reason for event in seen[before:] if isinstance(event, events.Stopping)}
+        assert reasons == {"'app/a' was asked to restart: ann: new\\nsettings"}
+        assert (await http.post("/stop/app/b", json=body, headers=bearer())).status_code == 200
+        assert tree["app/b"].status().state == "down"
+        assert (await http.post("/start/app/b", json=body, headers=bearer())).status_code == 200
+        assert tree["app/b"].status().state == "up"
+
+
+@pytest.mark.parametrize(
+    ("method", "url", "headers", "content", "status", "message"),
+    [
+        ("POST", "/restart/app/a", {}, b'{"reason": "x"}', 401, "Authorization: Bearer TOKEN"),
+        ("POST", "/restart/app/a", bearer("wrong"), b'{"reason": "x"}', 401, "with the right token"),
+        ("POST", "/restart/app/a", {"authorization": f"Basic {TOKEN}"}, b'{"reason": "x"}', 401, "Bearer"),
+        ("POST", "/restart/app/a", {"cookie": f"token={TOKEN}"}, b'{"reason": "x"}', 401, "Bearer"),
+        ("POST", f"/restart/app/a?token={TOKEN}", {}, b'{"reason": "x"}', 401, "Bearer"),
+        ("POST", "/restart/app/a", bearer(), b"", 400, "a change needs a reason"),
+        ("POST", "/restart/app/a", bearer(), b'{"reason": "  "}', 400, "a change needs a reason"),
+        ("POST", "/restart/app/a", bearer(), b"{", 400, "must be JSON"),
+        ("POST", "/restart/app/a", bearer(), b"[" * 50_000, 400, "must be JSON"),
+        ("POST", "/restart/app/a", bearer(), b'["x"]', 400, "must be JSON"),
+        ("POST", "/restart/app/a", bearer(), b'{"reason": 7}', 400, "with texts"),
+        ("POST", "/restart/app/a", bearer(), b"x" * 100_000, 413, "a body may have 65536 bytes"),
+        ("POST", "/restart/app/z", bearer(), b'{"reason": "x"}', 404, "has no node 'app/z'"),
+        ("POST", "/restart/a", bearer(), b'{"reason": "x"}', 404, "did you mean 'app/a'"),
+        ("POST", "/start/app/a", bearer(), b'{"reason": "x"}', 409, "'app/a' is running"),
+        ("POST", "/restart/app/operate", bearer(), b'{"reason": "x"}', 409, "would wait for ever"),
+        ("POST", "/remove/app/a", bearer(), b'{"reason": "x"}', 404, "Not Found"),
+        ("GET", "/restart/app/a", bearer(), b"", 405, "Method Not Allowed"),
+        ("DELETE", "/restart/app/a", bearer(), b"", 405, "Method Not Allowed"),
+        ("PUT", "/status", bearer(), b"", 405, "Method Not Allowed"),
+        ("GET", "/why/app/%1b%5b", {}, b"", 404, "has no node"),
+        ("GET", "/stack/app/z", {}, b"", 404, "has no node"),
+        ("GET", "/events?after=-1", {}, b"", 400, "after must be the number of an event, got '-1'"),
+        ("GET", "/events?after=" + "9" * 30, {}, b"", 400, "after must be"),
+        ("GET", "/events?after=٣", {}, b"", 400, "after must be"),
+        ("GET", "/page/..%2fapp.py", {}, b"", 404, ""),
+    ],
+)  # fmt: skip
+async def test_a_wrong_request_gets_one_clear_line_and_changes_nothing(
+    tmp_path, method, url, headers, content, status, message
+):
+    """A token counts only in its header, so a page of another site cannot send it along; and every method is checked."""
+    async with operated(tmp_path, Puppet("a")) as (tree, http):
+        answer = await http.request(method, url, headers=headers, content=content)
+        assert (answer.status_code, "\n" in answer.text) == (status, False)
+        assert message in answer.json()["error"]
+        assert [node.incarnation for node in tree.status().walk()] == [1, 1, 1]
+
+
+async def test_without_a_token_the_tree_can_only_be_looked_at(tmp_path):
+    """Whatever the request has in its header."""
+    async with operated(tmp_path, Puppet("a"), token=None) as (tree, http):
+        for headers in ({}, bearer(), bearer("None")):
+            answer = await http.post("/stop/app/a", json={"reason": "x"}, headers=headers)
+            assert answer.status_code == 403
+            assert "can only be looked at" in answer.json()["error"]
+        assert tree["app/a"].status().state == "up"
+        assert (await http.get("/status")).json()["acts"] is False
+
+
+async def test_a_port_shows_no_secrets_without_the_token_and_answers_to_no_other_name(tmp_path):
+    """A page of another site may have its name point to this address; other users of the machine can connect to a port."""
+    a = Puppet("a")
+    async with operated(tmp_path, a, port=0) as (tree, http):
+        a.fail(ValueError("x"))
+        await tree["app/a"].ready()
+        assert (await http.get("/status", headers={"host": "evil.example"})).status_code == 400
+        assert (await http.get("/stack/app/a")).status_code == 401
+        assert (await http.get("/stack/app/a", headers=bearer())).status_code == 200
+        bare = (await http.get("/events?follow=0")).text
+        whole = (await http.get("/events?follow=0", headers=bearer())).text
+        assert "ValueError" in bare
+        assert "Traceback" not in bare
+        assert "Traceback" in whole
+
+
+def data(text):
+    """The events of a stream of them."""
+    return [
+        json.loads(line.removeprefix("data: ")) for line in text.splitlines() if line.startswith("data: ")
+    ]
+
+
+async def test_events_go_on_after_the_last_one_that_a_reader_has(tmp_path):
+    """`Last-Event-ID` is what a browser sends when it connects again; a number of an earlier program begins anew."""
+    async with operated(tmp_path, Puppet("a")) as (tree, http):
+        await tree["app/a"].restart()
+        every = data((await http.get("/events?follow=0")).text)
+        numbers = [event["seq"] for event in every]
+        assert numbers == list(range(1, len(every) + 1))
+        assert every[-1]["text"] == "is ready again: 2"
+        for options in ({"headers": {"last-event-id": "3"}}, {"params": {"after": "3"}}):
+            options.setdefault("params", {})["follow"] = "0"
+            assert data((await http.get("/events", **options)).text) == every[3:]
+        assert data((await http.get("/events?follow=0&after=99999")).text) == every
+
+
+async def test_a_reader_follows_a_tree_to_its_end(tmp_path):
+    """The last event that it gets is that of the operating child's own stop, or a later one."""
+    got = []
+    async with trio.open_nursery() as nursery, operated(tmp_path, Puppet("a")) as (tree, _):
+
+        async def read():
+            async with Client(str(tmp_path / "s")) as client:
+                async for event in client.events():
+                    got.append(event)  # noqa: PERF401 - The test looks at the list while it grows.
+
+        nursery.start_soon(read)
+        while not got:  # noqa: ASYNC110 - the reader has no event for this
+            await trio.sleep(0.01)
+        await tree["app/a"].restart(reason="ann: now")
+        while not any("ann: now" in event["text"] for event in got):  # noqa: ASYNC110 - likewise
+            await trio.sleep(0.01)
+    assert got[-1]["kind"] in ("Stopping", "Stopped")
+    assert not (tmp_path / "s").exists()
+
+
+async def test_the_history_outlives_a_restart_of_the_operating_child(tmp_path):
+    """Its socket is opened anew, and the events are those of the whole time."""
+    async with operated(tmp_path, Puppet("a")) as (tree, http):
+        before = data((await http.get("/events?follow=0")).text)
+        await tree["app/operate"].restart()
+        after = data((await http.get("/events?follow=0")).text)
+        assert after[: len(before)] == before
+        assert len(after) > len(before)
+
+
+async def test_a_slow_or_broken_client_harms_nobody(tmp_path):
+    """Half requests, huge headers, and readers that do not read; others are served meanwhile, and the stop does not wait."""
+    started = trio.current_time()
+    sockets = []
+    async with operated(tmp_path, Puppet("a")) as (tree, http):
+        for sent in (b"", b"GET /status HT", b"POST /stop/app/a HTTP/1.1\r\nhost: x\r\ncontent-length: 50\r\n"
+                     b"authorization: Bearer " + TOKEN.encode() + b"\r\n\r\n{", b"GET /" + b"x" * 100_000, b"\x00\xff" * 50,
+                     b"GET /events HTTP/1.1\r\nhost: x\r\n\r\n"):  # fmt: skip
+            for _ in range(30):
+                client = socket.socket(socket.AF_UNIX)
+                client.setblocking(False)
+                try:
+                    client.connect(str(tmp_path / "s"))
+                    client.send(sent)
+                except BlockingIOError:
+                    await trio.sleep(0.01)
+                except BrokenPipeError:
+                    pass
+                sockets.append(client)
+        for _ in range(20):
+            assert (await http.get("/status")).status_code == 200
+        await tree["app/a"].restart()
+        assert tree["app/a"].status().state == "up"
+    for client in sockets:
+        client.close()
+    assert trio.current_time() - started < 15
+
+
+async def test_a_client_reports_what_went_wrong_in_one_line(tmp_path):
+    """A refusal has its status, a missing program none."""
+    async with operated(tmp_path, Puppet("a")), Client(str(tmp_path / "s"), token=TOKEN) as client:
+        assert (await client.status())["acts"] is True
+        assert "app/a is up" in await client.why("app/a")
+        assert "_body" in await client.stack("app/a")
+        assert await client.act("stop", "app/a", reason="r", who="w", dry_run=True) == [
+            {"do": "stop", "path": "app/a"}
+        ]
+        with pytest.raises(OperateError, match="'app/a' is running") as refused:
+            await client.act("start", "app/a", reason="r", who="w")
+        assert refused.value.status == 409
+    async with Client(str(tmp_path / "s")) as client:
+        for asked in (client.status, client.events(follow=False).__anext__):
+            with pytest.raises(OperateError, match=r"^no program answers at ") as refused:
+                await asked()
+            assert refused.value.status is None
+
+
+async def test_a_socket_in_use_fails_the_start_with_its_path(tmp_path):
+    """R16: Two trees do not take each other's socket."""
+    async with operated(tmp_path, Puppet("a")) as (_, http):
+        with pytest.raises(Exception, match="another program listens at"):
+            async with open_tree(Supervisor("other", [operate(tmp_path / "s")]), sinks=[]):
+                pass
+        assert (await http.get("/status")).json()["name"] == "app"
