@@ -23,7 +23,7 @@ from ..sinks.log import LoggingSink
 from ..sinks.systemd import SystemdSink
 from ..views import mermaid, text
 from ..views.terminal import run_live
-from . import operate
+from . import operate, top
 from .check import errors, warnings
 from .load import NoTree, load
 from .operate import serve_tree
@@ -50,7 +50,7 @@ class _Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         words = re.findall(r"(?<![\w-])-{0,2}\w[\w-]*", message.partition(":")[2].partition("(")[0])
-        known = ["run", "check", "tree", *operate.COMMANDS, *_options(self)]
+        known = ["run", "check", "tree", *operate.COMMANDS, "top", *_options(self)]
         hint = next(filter(None, (did_you_mean(word, known) for word in words)), "")
         if "--socket" in sys.argv and "required: MODULE" in message:
             hint = "; --socket took the target for its path: write it behind the target"
@@ -139,6 +139,7 @@ def _parser() -> argparse.ArgumentParser:
     tree.add_argument("--mermaid", action="store_true", help="as a Mermaid flowchart instead of text")
     tree.set_defaults(command=_tree)
     operate.add(commands)
+    top.add(commands)
     return parser
 
 
