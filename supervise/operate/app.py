@@ -6,7 +6,8 @@ import hmac
 import json
 import os
 import time
-from collections.abc import AsyncIterator, Callable, Collection
+from collections.abc import Callable, Collection
+from contextlib import aclosing
 from importlib.resources import files
 from typing import Any, cast
 
@@ -16,8 +17,9 @@ from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response, StreamingResponse
+from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
 
 from .._core._brief import brief_text, printable
 from .._trio.ref import Ref
@@ -107,12 +109,12 @@ class _Served:
         metrics: Callable[[str], tuple[bytes, str]] | None,
     ) -> None:
         self._tree = tree
-        self._history = history
+        self.history = history
         self._token = token
         self._trusted = trusted
         self._required = required
         self._metrics = metrics
-        self._readers = 0
+        self.readers = 0
 
     # --- looking
 
@@ -144,7 +146,7 @@ class _Served:
             {
                 "v": 1,
                 "time": time.time(),
-                "seq": self._history.last,
+                "seq": self.history.last,
                 "name": self._tree.root.path,
                 "pid": os.getpid(),
                 "acts": self._token is not None and self._has_token(request),
@@ -160,36 +162,10 @@ class _Served:
         after = request.headers.get("last-event-id") or request.query_params.get("after") or "0"
         if not (after.isascii() and after.isdecimal() and len(after) < 20):  # noqa: PLR2004 - more digits than any counter has
             raise HTTPException(400, f"after must be the number of an event, got {printable(after[:100])!r}")
-        if self._readers >= _MOST_READERS:
+        if self.readers >= _MOST_READERS:
             raise HTTPException(503, f"{_MOST_READERS} readers get the events already")
         follows = request.query_params.get("follow") != "0"
-        traced = self._trusted or self._has_token(request)
-        stream = self._stream(int(after), follows=follows, traced=traced)
-        return StreamingResponse(stream, media_type="text/event-stream", headers=_HEADERS)
-
-    async def _stream(self, after: int, *, follows: bool, traced: bool) -> AsyncIterator[str]:
-        """The events after a number, as server-sent events: those that are kept, then those that come."""
-        self._readers += 1
-        try:
-            # A program that begins anew counts from 1 again, so a greater number belongs to an earlier one.
-            after = min(after, self._history.last) if after <= self._history.last else 0
-            while True:
-                missed, entries = self._history.after(after)
-                if missed:
-                    yield f"event: missed\ndata: {json.dumps({'missed': missed})}\n\n"
-                if entries:
-                    yield "".join([_sent(entry, traced=traced) for entry in entries])
-                    after = entries[-1].number
-                    await trio.sleep(_BATCH if self._history.last == after else 0)
-                elif not follows or self._history.closed:
-                    return
-                else:
-                    with trio.move_on_after(_KEEP_ALIVE) as scope:
-                        await self._history.more(after)
-                    if scope.cancelled_caught:
-                        yield ": \n\n"
-        finally:
-            self._readers -= 1
+        return _Events(self, int(after), follows=follows, traced=self._trusted or self._has_token(request))
 
     async def why(self, request: Request) -> Response:
         path = request.path_params["path"]
@@ -198,7 +174,7 @@ class _Served:
         if row is None:
             raise HTTPException(404, self._not_there(path))
         above = path.rpartition("/")[0] or path
-        text = why(row, self._history.about(above), time=time.time())
+        text = why(row, self.history.about(above), time=time.time())
         if "application/json" in request.headers.get("accept", ""):
             return JSONResponse({"path": path, "text": text}, headers=_HEADERS)
         return PlainTextResponse(text, headers=_HEADERS)
@@ -263,6 +239,66 @@ class _Served:
         )
 
 
+class _Events(Response):
+    """The events after a number, as server-sent events: those that are kept, then those that come.
+
+    A class, not Starlette's response around a generator: a generator whose client leaves would be closed by the garbage collector.
+    """
+
+    media_type = "text/event-stream"
+
+    def __init__(self, served: _Served, after: int, *, follows: bool, traced: bool) -> None:
+        super().__init__(headers=_HEADERS)
+        del self.headers["content-length"]
+        self._served = served
+        self._history = served.history
+        # A program that begins anew counts from 1 again, so a greater number belongs to an earlier one.
+        self._after = after if after <= self._history.last else 0
+        self._follows = follows
+        self._traced = traced
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002 - ASGI calls it with all three.
+        """Answer a request."""
+        await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+        self._served.readers += 1
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(_cancel_when_it_leaves, receive, nursery.cancel_scope)
+                await self._send_all(send)
+                nursery.cancel_scope.cancel("all events are sent")
+        finally:
+            self._served.readers -= 1
+
+    async def _send_all(self, send: Send) -> None:
+        async def write(text: str, *, more: bool = True) -> None:
+            await send({"type": "http.response.body", "body": text.encode(), "more_body": more})
+
+        await write(": \n\n")  # the client need not wait for the first event to know that it is connected
+        while True:
+            missed, entries = self._history.after(self._after)
+            if missed:
+                await write(f"event: missed\ndata: {json.dumps({'missed': missed})}\n\n")
+            if entries:
+                await write("".join([_sent(entry, traced=self._traced) for entry in entries]))
+                self._after = entries[-1].number
+                if self._after == self._history.last:
+                    await trio.sleep(0 if self._history.closed or not self._follows else _BATCH)
+            elif not self._follows or self._history.closed:
+                await write("", more=False)
+                return
+            else:
+                with trio.move_on_after(_KEEP_ALIVE) as waiting:
+                    await self._history.more(self._after)
+                if waiting.cancelled_caught:
+                    await write(": \n\n")
+
+
+async def _cancel_when_it_leaves(receive: Receive, scope: trio.CancelScope) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+    scope.cancel("the client has left")
+
+
 def _sent(entry: Entry, *, traced: bool) -> str:
     return f"id: {entry.number}\ndata: {entry.line(traced=traced)}\n\n"
 
@@ -276,10 +312,11 @@ async def _given(request: Request) -> tuple[str, str]:
     body = b""
     with trio.move_on_after(_BODY_SECONDS) as scope:
         try:
-            async for chunk in request.stream():
-                body += chunk
-                if len(body) > _LONGEST_BODY:
-                    raise HTTPException(413, f"a body may have {_LONGEST_BODY} bytes")
+            async with aclosing(request.stream()) as chunks:
+                async for chunk in chunks:
+                    body += chunk
+                    if len(body) > _LONGEST_BODY:
+                        raise HTTPException(413, f"a body may have {_LONGEST_BODY} bytes")
         except ClientDisconnect as left:
             raise HTTPException(400, "the client left before its body was complete") from left
     if scope.cancelled_caught:
