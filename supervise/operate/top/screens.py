@@ -75,8 +75,8 @@ def frame(state: State, now: float) -> list[Line]:
 def _head(state: State, now: float) -> Line:
     """What the tree is and how it is; on the right the connection, and what there is room for."""
     status, width = state.picture.status, state.size[0]
-    root = status["nodes"][0]["state"] if status["nodes"] else "down"
-    ready = ("well", "ready") if root == "up" else ("bad", f"not ready: {root}")
+    waits = state.picture.waits_for
+    ready = ("bad", "not ready") if waits or not status["nodes"] else ("well", "ready")
     left: Line = [
         ("title", printable(status["name"])),
         ("", "  "),
@@ -85,6 +85,9 @@ def _head(state: State, now: float) -> Line:
     ]
     for name, count in state.picture.counts():
         left += [("", "  "), (STYLES.get(name, ""), f"{count:,} {name}")]
+    if waits:
+        more = f" and {len(waits) - 1} more" if len(waits) > 1 else ""
+        left.append(("faint", f"  waits for {printable(waits[0])}{more}"))
     if state.link.since is not None:
         away = duration(now - state.link.since)
         right = [("bad", f"reconnecting, {away}")]

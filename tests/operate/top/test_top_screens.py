@@ -18,7 +18,7 @@ from supervise.operate.top.terminal import PALETTE, Picture
 from .made import FAILED, GONE, HOSTILE, NOW, ROWS, event, many, row, state, status, text
 
 AT_80 = """\
-shop  ready  10 nodes  3 up  1 failed  1 condemned  1 restarting  1 …  connected
+shop  not ready  10 nodes  3 up  1 failed  1 condemned  1 restarting…  connected
 node          state           since    #  restarts  waiting  last failure
 shop          up                 2h    1       1/3
 ├─ feed       up                 2h    1                  3
@@ -153,10 +153,12 @@ def test_a_closed_supervisor_shows_how_many_nodes_it_hides():
 
 def test_the_head_says_how_the_tree_and_the_connection_are():
     """Ready or not, counts by state, events per second, who may act; and since when there is no connection."""
-    assert screen(state(size=(140, 24))).splitlines()[0].endswith("pid 4711  connected")
-    assert "read-only  connected" in screen(state(size=(140, 24), read_only="x"))
+    assert screen(state(size=(180, 24))).splitlines()[0].endswith("pid 4711  connected")
+    assert "read-only  connected" in screen(state(size=(180, 24), read_only="x"))
     down = [row("shop", "starting", parent=True)]
-    assert screen(state(down)).startswith("shop  not ready: starting  1 node  1 starting")
+    assert screen(state(down)).startswith("shop  not ready  1 node  1 starting  waits for shop  ")
+    assert screen(state([row("shop", parent=True)])).startswith("shop  ready  1 node  1 up  ")
+    assert "waits for shop/mailer and 1 more" in screen(state(size=(180, 24)))
     lost = screen(state(link=Link(NOW - 4, "no such file"))).splitlines()
     assert lost[0].endswith("reconnecting, 4s")
     assert lost[-1] == "the last picture, no such file"
