@@ -86,6 +86,7 @@ class Feed:
     changed: Callable[[], object] = lambda: None
     _again: trio.Event = field(factory=trio.Event)
     _nursery: trio.Nursery | None = None
+    _explained: tuple[str, str, int, int] | None = None
 
     async def run(self) -> None:
         """Ask until cancelled."""
@@ -95,6 +96,7 @@ class Feed:
                 if await self._ask():
                     took = trio.current_time() - began
                     await self._fetch()
+                    await self._explain()
                 else:
                     took = 0.0
                     await self._move()
@@ -134,6 +136,16 @@ class Feed:
                 self.state = lost(self.state, _reason(problem), time())
             else:
                 self.state = with_events(self.state, events, last)
+
+    async def _explain(self) -> None:
+        """Ask again why a node is as it is, if its details are shown and it is not as it was."""
+        page = self.state.page
+        row = None if page is None else self.state.picture.rows.get(page.path)
+        if page is not None and row is not None and page.kind == "details":
+            explained = (page.path, row["state"], row["incarnation"], row["failures_total"])
+            if explained != self._explained:
+                self._explained = explained
+                await self._carry_out(Command("why", page.path))
 
     async def _events(self, after: int, last: int) -> list[Event]:
         """The kept events between two numbers. It leaves a busy tree at the second one, which would go on for ever."""

@@ -11,7 +11,6 @@ from attrs import frozen
 from ..._core._brief import printable
 from .cells import Line, cells, fitted, length, placed, wrapped
 from .rows import STYLES, Row, decision, duration, failure, per_second, since, table
-from .rows import state as state_of
 from .state import Ask, Event, Page, State, rooms
 
 _BAD: Final = ("Failed", "StartFailed", "StopError", "SinkFailed", "Overdue", "StartOverdue")
@@ -218,7 +217,10 @@ def _section(name: str, text: str | None, width: int) -> list[Line]:
 
 
 def _details(state: State, row: Row, now: float, width: int) -> Iterator[Line]:
-    facts = [("state", ", for ".join(filter(None, [state_of(row, now), since(row, now)])))]
+    state_now = ", for ".join(filter(None, [row["state"], since(row, now)]))
+    if row["due"] is not None:
+        state_now += f"; it starts in {duration(row['due'] - now)}"
+    facts = [("state", state_now)]
     if row["ready_at"] is not None:
         facts.append(("ready", f"{duration(now - row['ready_at'])} ago, incarnation {row['incarnation']}"))
     facts.append(("kind", ", ".join(filter(None, [row["kind"], row["restart"], row["strategy"] or ""]))))

@@ -137,7 +137,8 @@ class Client:
                 assert each["seq"] < self.last  # more than was asked for is never read
 
     async def why(self, path):
-        return f"{path} is up."
+        self.asked.append(f"why {path}")
+        return f"{path} is up, {self.asked.count(f'why {path}')}."
 
     async def stack(self, path):
         return f"{path}: trio.sleep_forever()"

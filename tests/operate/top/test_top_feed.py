@@ -10,7 +10,7 @@ from trio.testing import MockClock
 from supervise.operate.client import OperateError
 from supervise.operate.top.feed import Feed
 
-from .made import FAILED, Client, event, state, status
+from .made import FAILED, ROWS, Client, event, state, status
 
 
 def run(client, seconds, keys=(), **more):
@@ -79,7 +79,7 @@ def test_an_answer_that_does_not_come_is_a_lost_connection():
 def test_a_key_carries_its_question_to_the_tree():
     """The answers come while the statuses go on."""
     client = Client(status())
-    assert run(client, 1, [(0.2, "enter")])[0].page.text == "shop is up."
+    assert run(client, 0.4, [(0.2, "enter")])[0].page.text == "shop is up, 1."
     assert run(client, 1, [(0.2, "s")])[0].page.text == "shop: trio.sleep_forever()"
     last, _ = run(client, 3, [(0.2, "r"), (0.4, "d"), (0.5, "enter"), (0.6, "y")])
     assert last.note == "shop: restart is done"
@@ -89,6 +89,17 @@ def test_a_key_carries_its_question_to_the_tree():
     ]
     refused, _ = run(client, 1, [(0.2, "end"), (0.3, "x")])
     assert refused.note == "shop/migrate: not done: 'shop/migrate' is not running"
+
+
+def test_the_details_say_why_again_when_the_node_is_not_as_it_was():
+    """Else they would be of the moment at which they were opened."""
+    later = status([{**ROWS[0], "incarnation": 2}, *ROWS[1:]])
+    for seconds, count in [
+        (1.9, 2),
+        (2.4, 3),
+    ]:  # once by the key, once by the next status, and once when it has changed
+        client = Client(status(), status(), status(), status(), later)
+        assert run(client, seconds, [(0.2, "enter")])[0].page.text == f"shop is up, {count}."
 
 
 def test_after_an_act_and_for_the_tail_it_asks_at_once():

@@ -179,7 +179,7 @@ def test_the_details_of_a_node():
     """All that the status has of it, why it is so, and its own events."""
     base = with_events(state(size=(100, 40)), [event(11), event(12, path="shop/store/jobs")], 12)
     page = screen(evolve(base, page=Page("details", "shop/store/jobs", "It waits for its next start.")))
-    assert "state     restart in 29s, for 1m" in page
+    assert "state     restarting, for 1m; it starts in 29s" in page
     assert "mailbox   1234 waiting, 7 handled, 0 per second" in page
     assert "failure   ConnectionError: the server does not answer" in page
     assert "decision  Restart for 'db.gone', by shop/store, 12s ago" in page

@@ -113,9 +113,9 @@ def test_keys_on_a_real_terminal(terminal):
         "failure",
     ]
     shown.press("Down", "j", "Enter")
-    shown.until("shop/store\n", "shop/store is up.")
+    shown.until("shop/store\n", "shop/store is up")
     shown.press("Escape")
-    shown.until("mailer", without="shop/store is up.")
+    shown.until("mailer", without="shop/store is up")
     shown.press("/", "j", "o", "b", "Enter")
     assert "mailer" not in shown.until("filter 'job'")
     shown.press("Escape", "o", "?")
