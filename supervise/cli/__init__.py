@@ -1,4 +1,4 @@
-"""The command `supervise`: `run` a declared tree, `check` it or draw it without starting it, and look at a running one."""
+"""The command `supervise`: `run` a declared tree, `check` or draw it without starting it, look at a running one, `plot` a run."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, NoReturn, cast
+from typing import NoReturn, cast
 
 from .._core._check import did_you_mean, noting
 from .._core.spec import Pool, Supervisor
@@ -23,7 +23,7 @@ from ..sinks.log import LoggingSink
 from ..sinks.systemd import SystemdSink
 from ..views import mermaid, text
 from ..views.terminal import run_live
-from . import operate, top
+from . import operate, plot, top
 from .check import errors, warnings
 from .load import NoTree, load
 from .operate import serve_tree
@@ -50,21 +50,21 @@ class _Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         words = re.findall(r"(?<![\w-])-{0,2}\w[\w-]*", message.partition(":")[2].partition("(")[0])
-        known = ["run", "check", "tree", *operate.COMMANDS, "top", *_options(self)]
+        known = _words(self)
         hint = next(filter(None, (did_you_mean(word, known) for word in words)), "")
         if "--socket" in sys.argv and "required: MODULE" in message:
             hint = "; --socket took the target for its path: write it behind the target"
         super().error(message + hint)
 
 
-def _options(parser: argparse.ArgumentParser) -> list[str]:
-    """The long options of a parser and of its commands."""
+def _words(parser: argparse.ArgumentParser) -> list[str]:
+    """The commands and the long options of a parser and of its commands."""
     found: list[str] = []
     for action in parser._actions:
         found += [option for option in action.option_strings if option.startswith("--")]
-        choices: Any = action.choices
-        commands = cast("dict[str, argparse.ArgumentParser]", choices) if isinstance(choices, dict) else {}
-        found += [option for command in commands.values() for option in _options(command)]
+        if isinstance(action.choices, dict):
+            commands = cast("dict[str, argparse.ArgumentParser]", action.choices)
+            found += [*commands, *(word for command in commands.values() for word in _words(command))]
     return found
 
 
@@ -139,6 +139,7 @@ def _parser() -> argparse.ArgumentParser:
     tree.add_argument("--mermaid", action="store_true", help="as a Mermaid flowchart instead of text")
     tree.set_defaults(command=_tree)
     operate.add(commands)
+    plot.add(commands)
     top.add(commands)
     return parser
 

@@ -33,7 +33,6 @@ from .output import write_line
 if TYPE_CHECKING:
     from ..operate.client import Client
 
-COMMANDS = ("status", "events", "why", "stack", "start", "stop", "restart")
 TOKEN = "SUPERVISE_TOKEN"  # noqa: S105 - This is the name of a variable, not a token.
 _Data = dict[str, Any]
 

@@ -15,7 +15,7 @@ def declared(spec: Spec) -> str:
         (lead + node.label, " · ".join(node.facts()))
         for lead, node in words.branches(words.Declared(spec), words.Declared.below)
     ]
-    return _columns(rows)
+    return columns(rows)
 
 
 def running(status: Status, now: float) -> str:
@@ -30,7 +30,7 @@ def running(status: Status, now: float) -> str:
         (lead + words.name(node), *_standing(node, now))
         for lead, node in words.branches(status, words.children)
     ]
-    return _columns([head, *rows])
+    return columns([head, *rows])
 
 
 def _standing(status: Status, now: float) -> tuple[str, ...]:
@@ -43,7 +43,7 @@ def _standing(status: Status, now: float) -> tuple[str, ...]:
     )
 
 
-def _columns(rows: Sequence[Sequence[str]]) -> str:
+def columns(rows: Sequence[Sequence[str]]) -> str:
     """The rows as a table, each column as wide as its widest cell."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
