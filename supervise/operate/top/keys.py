@@ -24,7 +24,14 @@ def press(state: State, key: str, now: float) -> Next:
         key: a key by its name in urwid; one that has no meaning here changes nothing but the note.
         now: our time, in seconds since 1970.
     """
-    state = evolve(state, note="")
+    if key in ("begin paste", "end paste"):
+        return evolve(state, pasting=key == "begin paste"), None
+    if state.pasting and not (_is_typed(state) and len(key) == 1):
+        return state, None  # What is pasted is a text only: it answers no question, and acts on nothing.
+    return _pressed(evolve(state, note=""), key, now)
+
+
+def _pressed(state: State, key: str, now: float) -> Next:
     if state.typing:
         return settled(_filtering(state, key)), None
     if state.ask is not None:
@@ -36,6 +43,10 @@ def press(state: State, key: str, now: float) -> Next:
         return _on_page(state, state.page, action, now), None
     state, command = _on_table(state, action)
     return settled(state), command
+
+
+def _is_typed(state: State) -> bool:
+    return state.typing or (state.ask is not None and state.ask.stage == "reason")
 
 
 def _typed(text: str, key: str) -> str:

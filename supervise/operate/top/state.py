@@ -104,6 +104,7 @@ class State:
         place: the number of its row when the state was last settled.
         first: the number of the first row shown.
         typing: the text of the filter is being typed.
+        pasting: the keys that come are those of a pasted text.
         note: one line about what was just done or refused.
         events: the last ones, the oldest first.
         seen: the number of the last event of the tree that was fetched or passed over.
@@ -121,6 +122,7 @@ class State:
     place: int = 0
     first: int = 0
     typing: bool = False
+    pasting: bool = False
     tail: bool = True
     note: str = ""
     page: Page | None = None

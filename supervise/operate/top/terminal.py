@@ -101,7 +101,7 @@ async def _show(feed: Feed) -> None:
     picture = Picture(draw, press)
     feed.changed = picture.changed
     loop = urwid.TrioEventLoop()
-    screen = urwid.display.raw.Screen(bracketed_paste_mode=False, focus_reporting=False)
+    screen = urwid.display.raw.Screen(bracketed_paste_mode=True, focus_reporting=False)
     main = urwid.MainLoop(picture, PALETTE, screen, event_loop=loop, handle_mouse=False)
     try:
         async with trio.open_nursery() as nursery:

@@ -8,12 +8,16 @@ import pytest
 pytest.importorskip("urwid", reason="supervise top needs urwid, which is not installed")
 
 from attrs import evolve
+from hypothesis import given
+from hypothesis import strategies as st
 
+from supervise.operate.top.cells import length
 from supervise.operate.top.keys import press
+from supervise.operate.top.rows import STYLES, above
 from supervise.operate.top.screens import KEYS, frame
 from supervise.operate.top.state import Command, answered, arrived, lost, refused, settled, with_events
 
-from .made import FAILED, NOW, ROWS, event, many, row, state, status, text
+from .made import FAILED, GONE, NOW, ROWS, event, many, row, state, status, text
 
 ROOT = Path(__file__).parents[3]
 
@@ -194,6 +198,76 @@ def test_no_act_where_none_is_possible(key):
     assert "no connection" in foot(after(lost(state(), "gone", NOW), key))
     for each in (base, closed, lost(state(), "gone", NOW)):
         assert pressed(each, key)[1] == []
+
+
+def test_what_is_pasted_is_a_text_only():
+    """A pasted `x`, a line and a `y` must not stop a node."""
+    paste = ["begin paste", "x", "enter", "q", "enter", "y", "end paste"]
+    assert pressed(state(), *paste)[1] == []
+    asked = answered(after(state(), "x"), Command("plan", "shop", "stop"), STEPS)
+    pasted, commands = pressed(asked, *paste)
+    assert (pasted.ask.stage, pasted.ask.reason, commands) == ("reason", "xqy", [])
+    assert after(state(), "/", *paste, "enter").view.match == "xqy"
+
+
+NAMES = st.sampled_from(["shop", "shop/a", "shop/b", "shop/b/c", "shop/b/d", "shop/日本"])
+KEY = st.sampled_from(
+    [*(name for key in KEYS for name in key.actions), "a", "y", "n", "backspace", "日", "f5"]
+)
+
+
+@st.composite
+def statuses(draw):
+    """Any part of a tree, with its root, in any states and with the fields that may be None."""
+    paths = sorted(
+        {"shop", *draw(st.sets(NAMES))} - (set() if draw(st.booleans()) else {"shop/b/c", "shop/b/d"})
+    )
+    there = [path for path in paths if not above(path) or above(path) in paths]
+    rows = [
+        row(
+            path,
+            draw(st.sampled_from(list(STYLES))),
+            parent=path in ("shop", "shop/b"),
+            restarts=draw(st.integers(0, 4)),
+            mailbox=draw(st.none() | st.integers(0, 10**9)),
+            since=draw(st.none() | st.floats(NOW - 1e9, NOW)),
+            due=draw(st.none() | st.floats(NOW, NOW + 1e6)),
+            **draw(st.sampled_from([GONE, {}])),
+        )
+        for path in there
+    ]
+    return status(
+        rows if draw(st.integers(0, 20)) else [], seq=draw(st.integers(0, 99)), acts=draw(st.booleans())
+    )
+
+
+@given(
+    st.lists(KEY | statuses() | st.integers(1, 99) | st.just(None), max_size=40),
+    st.tuples(st.integers(1, 150), st.integers(1, 30)),
+)
+def test_no_keys_and_answers_break_the_screen(steps, size):
+    """In any order: keys, statuses, events up to a number, and a connection that is lost; every question may be answered or refused."""
+    base = state(size=size)
+    for step in steps:
+        if isinstance(step, str):
+            base, command = press(base, step, NOW)
+            if command is not None and command.do not in ("quit", "poll"):
+                answer = STEPS if command.do in ("plan", "act") else "text\n" * 40
+                base = (
+                    refused(base, command, "no")
+                    if len(base.events) % 3 == 2
+                    else answered(base, command, answer)
+                )
+        elif isinstance(step, int):
+            base = with_events(base, [event(step, "Failed", exc=FAILED)], max(step, base.seen))
+        else:
+            base = lost(base, "gone", NOW) if step is None else arrived(base, step, NOW)
+        lines = frame(settled(base), NOW)
+        assert len(lines) == size[1]
+        assert max(map(length, lines)) <= size[0]
+        assert base.page is None or base.ask is None or base.ask.path
+        shown = [entry.row["path"] for entry in base.shown]
+        assert settled(base).selected in shown or not shown
 
 
 def test_rates_are_of_the_last_seconds():
