@@ -66,9 +66,9 @@ def frame(state: State, now: float) -> list[Line]:
         lines += _paged(state, state.page, theirs)
     else:
         lines += _tree(state, theirs)
-    lines = lines[: height - 1]
+    lines = lines[: max(0, height - 1)]
     lines += [[] for _ in range(height - 1 - len(lines))]
-    return [fitted(line, width) for line in [*lines, _foot(state)]][-height:]
+    return [fitted(line, width) for line in [*lines, _foot(state)][:height]]
 
 
 def _head(state: State, now: float) -> Line:

@@ -218,7 +218,9 @@ def with_events(state: State, fetched: Iterable[Event], upto: int) -> State:
     passed = (new[0]["seq"] if new else upto + 1) - state.seen - 1
     if passed > 0 and state.seen:
         state = _marked(
-            state, f"{passed} more events", new[0]["time"] if new else state.picture.status["time"]
+            state,
+            f"{passed:,} more event{'s' * (passed != 1)}",
+            new[0]["time"] if new else state.picture.status["time"],
         )
     traces = dict(state.traces)
     for event in new:

@@ -65,6 +65,15 @@ class Picture(urwid.Widget):
         self._invalidate()
 
 
+class _Screen(urwid.display.raw.Screen):
+    """The terminal; a serial line, or a container, may have one that does not know its size."""
+
+    def get_cols_rows(self) -> tuple[int, int]:
+        """Its size, of which urwid could not draw zeros."""
+        columns, lines = super().get_cols_rows()
+        return columns or 80, lines or 24
+
+
 async def watch(
     client: Client, *, elsewhere: Callable[[str], Client | None] = lambda _: None, read_only: str = ""
 ) -> None:
@@ -101,7 +110,7 @@ async def _show(feed: Feed) -> None:
     picture = Picture(draw, press)
     feed.changed = picture.changed
     loop = urwid.TrioEventLoop()
-    screen = urwid.display.raw.Screen(bracketed_paste_mode=True, focus_reporting=False)
+    screen = _Screen(bracketed_paste_mode=True, focus_reporting=False)
     main = urwid.MainLoop(picture, PALETTE, screen, event_loop=loop, handle_mouse=False)
     try:
         async with trio.open_nursery() as nursery:

@@ -9,6 +9,7 @@ from trio.testing import MockClock
 
 from supervise.operate.client import OperateError
 from supervise.operate.top.feed import Feed
+from supervise.operate.top.terminal import watch
 
 from .made import FAILED, ROWS, Client, event, state, status
 
@@ -65,6 +66,33 @@ def test_a_lost_connection_is_tried_again_until_it_comes_back():
     assert last.note.endswith("20 events meanwhile")
 
 
+def test_a_slow_answer_is_asked_for_less_often():
+    """It may take a twentieth of the time; but one of the last five seconds is always shown."""
+
+    class Slow(Client):
+        seconds = 0.1
+
+        async def status(self):
+            await trio.sleep(self.seconds)
+            return await super().status()
+
+    client = Slow(status())
+    run(client, 10, tail=False)
+    assert len(client.asked) == 5
+    client = Slow(status())
+    client.seconds = 1
+    run(client, 17.5, tail=False)
+    assert len(client.asked) == 3
+
+
+def test_without_a_first_answer_there_is_an_error():
+    """The terminal is not touched then, and the client is closed."""
+    client = Client(OperateError("no such file"))
+    with pytest.raises(OperateError, match="no such file"):
+        trio.run(watch, client)
+    assert client.asked == ["status", "close"]
+
+
 def test_an_answer_that_does_not_come_is_a_lost_connection():
     """A blocked loop does not answer."""
 
@@ -116,6 +144,9 @@ def test_a_traceback_is_searched_from_the_last_event_backwards():
     assert run(client, 1, [(0.2, "t")], tail=False)[0].page.text == FAILED["traceback"]
     assert client.asked.count("events after 0") == 1
     assert {"events after 4700", "events after 2000"} < set(client.asked)
+    new = Client(status(seq=200))
+    run(new, 1, [(0.2, "t")], tail=False)
+    assert new.asked.count("events after 0") == 1
     none = Client(status(seq=5000), events=[event(4999, path="shop")])
     assert run(none, 1, [(0.2, "t")], tail=False)[0].page.text.startswith("No failure of this node")
 

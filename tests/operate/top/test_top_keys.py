@@ -70,9 +70,7 @@ def test_the_selected_row_is_the_same_node_in_another_order_and_in_the_next_stat
     assert base.selected == "shop/store/jobs"
     assert after(base, "o").selected == "shop/store/jobs"
     without = [each for each in ROWS if each["path"] != "shop/store/jobs"]
-    assert arrived(base, status(without, time=NOW + 1), NOW + 1).selected in {
-        each["path"] for each in without
-    }
+    assert arrived(base, status(without, time=NOW + 1), NOW + 1).selected == "shop/store/log"
     assert arrived(base, status([], time=NOW + 1), NOW + 1).shown == ()
     assert pressed(arrived(base, status([]), NOW), "down", "enter", "t", "s", " ", "left")[0].page is not None
 
@@ -145,6 +143,7 @@ def test_a_page_scrolls_and_stops_at_its_ends():
     assert after(end, "down", "down").page.scroll == end.page.scroll
     assert after(end, "up").page.scroll == end.page.scroll - 1
     assert after(end, "g", "up").page.scroll == 0
+    assert after(evolve(end, size=(40, 14)), "up").page.scroll == len(KEYS) - 11 - 1
     assert after(evolve(end, size=(80, 50)), "up").page.scroll == 0
 
 
@@ -277,6 +276,8 @@ def test_rates_are_of_the_last_seconds():
     rows = [{**each, "handled": each["handled"] and each["handled"] + 30} for each in ROWS]
     later = arrived(base, status(rows, time=NOW + 2, seq=30), NOW + 2)
     assert later.per_second == 10
+    assert arrived(later, status(rows, time=NOW + 3, seq=33), NOW + 3).per_second == pytest.approx(23 / 3)
+    assert arrived(later, status(rows, time=NOW + 4, seq=33), NOW + 4).per_second == 1.5
     assert later.picture.rates == {"shop/feed": 15, "shop/store/jobs": 15}
     for second in range(3, 10):
         later = arrived(later, status(rows, time=NOW + second, seq=30), NOW + second)
@@ -296,6 +297,7 @@ def test_a_lost_connection_keeps_the_picture_and_says_what_was_missed():
     again = arrived(away, status(seq=2, pid=99, time=NOW + 4), NOW + 4)
     assert again.note == "connected again after 4s: the tree has been started again, pid 99"
     assert again.traces == {}
+    assert [each["seq"] for each in with_events(again, [event(1), event(2)], 2).events[-2:]] == [1, 2]
     unseen = arrived(state(), status(seq=2, pid=99), NOW)
     assert unseen.note == "the tree has been started again, pid 99"
 
@@ -312,6 +314,10 @@ def test_events_that_were_passed_over_are_counted():
     ]
     assert (more.seen, with_events(more, [], 31).events) == (31, more.events)
     assert with_events(more, [], 40).events[-1]["text"] == "9 more events"
+    one = with_events(some, [event(13)], 13)
+    assert one.events[1]["text"] == "1 more event"
+    failed = [event(number, "Failed", path=f"shop/{number}", exc=FAILED) for number in range(12, 300)]
+    assert list(with_events(some, failed, 299).traces) == [f"shop/{number}" for number in range(100, 300)]
     full = with_events(some, [event(number) for number in range(12, 2000)], 1999)
     assert len(full.events) == 300
 

@@ -48,6 +48,13 @@ def test_the_screen_at_80_columns():
     assert screen(state(size=(80, 14), tail=False)) == AT_80
 
 
+def test_restarts_have_the_colour_of_a_failure_when_all_are_spent():
+    """The next one would pass the limit."""
+    spans = [span for line in frame(state(selected="shop/feed"), NOW) for span in line]
+    assert ("busy", "     1/3") in spans
+    assert ("bad", "     3/3") in spans
+
+
 @pytest.mark.parametrize(("width", "line"), [(120, JOBS_AT_120), (200, JOBS_AT_200)])
 def test_a_wider_screen_has_more_columns_and_longer_texts(width, line):
     """The rate from 90 columns on; the decision where there is much room."""
@@ -68,7 +75,7 @@ def test_no_screen_is_larger_than_the_terminal(rows):
         Page("help"),
         *(Page(kind, "shop", "日\x1b[2J " * 200) for kind in ("details", "trace", "stack")),
     ]
-    for size in [(1, 1), (7, 3), (40, 10), (80, 24), (200, 50)]:
+    for size in [(0, 0), (1, 1), (7, 3), (40, 10), (80, 24), (200, 50)]:
         base = with_events(state(rows, size=size), [event(11, path="shop/\x1b[2J", text="日\x07" * 90)], 11)
         others = [evolve(base, ask=ask) for ask in asks] + [evolve(base, page=page) for page in pages]
         others += [evolve(base, typing=True, view=View(match="日")), evolve(base, link=Link(NOW, "x" * 300))]
@@ -76,7 +83,7 @@ def test_no_screen_is_larger_than_the_terminal(rows):
         for each in [base, *others]:
             lines = frame(settled(each), NOW)
             assert len(lines) == size[1]
-            assert max(map(length, lines)) <= size[0]
+            assert max(map(length, lines), default=0) <= size[0]
             assert text(lines).replace("\n", "").isprintable()
             assert {style for line in lines for style, _ in line} <= {"", *(name for name, *_ in PALETTE)}
 
@@ -185,6 +192,8 @@ def test_the_details_of_a_node():
     assert "decision  Restart for 'db.gone', by shop/store, 12s ago" in page
     assert "why\nIt waits for its next start." in page
     assert page.count("is ready again") == 1
+    many = with_events(base, [event(number) for number in range(13, 40)], 39)
+    assert screen(evolve(many, page=Page("details", "shop/feed"))).count("is ready again") == 20
     assert "limit     3 within 5 s; it counts 3 restarts now" in screen(
         evolve(base, page=Page("details", "shop/store"))
     )

@@ -1,6 +1,8 @@
 """`supervise top` on a real terminal, under tmux: what is drawn, keys, sizes, and the terminal afterwards."""
 
 import os
+import pty
+import select
 import shutil
 import signal
 import subprocess
@@ -166,6 +168,28 @@ def test_the_terminal_is_as_before_after_a_defect(terminal):
     assert shown.ended() == 1
     shown.until("RuntimeError: a defect of the program")
     assert shown.is_as_before()
+
+
+def test_a_terminal_that_is_closed_ends_it_quietly():
+    """One that is not the controlling terminal sends no SIGHUP: the end of the input is all that there is. This one has no size."""
+    leader, follower = pty.openpty()
+    program = [sys.executable, str(Path(__file__).with_name("on_terminal.py"))]
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "TERM": "xterm"}
+    ends = {"stdin": follower, "stdout": follower, "stderr": subprocess.PIPE}
+    with subprocess.Popen(program, env=env, start_new_session=True, **ends) as process:
+        os.close(follower)
+        try:
+            os.set_blocking(leader, False)
+            text, end = b"", time.monotonic() + PATIENCE
+            while b"connected" not in text:
+                assert time.monotonic() < end, text
+                if select.select([leader], [], [], 1)[0]:
+                    text += os.read(leader, 65536)
+            os.close(leader)
+            assert process.communicate(timeout=PATIENCE) == (None, b"")
+            assert process.returncode == 0
+        finally:
+            process.kill()
 
 
 PROGRAM = """
