@@ -287,7 +287,8 @@ def test_rates_are_of_the_last_seconds():
 
 def test_a_lost_connection_keeps_the_picture_and_says_what_was_missed():
     """How long it was lost, and how many events there were; or that the program was started again."""
-    away = lost(lost(state(), "no such file", NOW), "connection refused", NOW + 3)
+    seen = with_events(state(), [event(9)], 10)
+    away = lost(lost(seen, "no such file", NOW), "connection refused", NOW + 3)
     assert (away.link.since, away.link.why) == (NOW, "connection refused")
     assert away.picture is not None
     back = arrived(away, status(seq=52, time=NOW + 4), NOW + 4)
