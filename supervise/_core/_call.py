@@ -35,7 +35,7 @@ def kind_of(function: object) -> Kind:
 def _kind(function: object) -> Kind:
     if issubclass(type(function), type):
         return "class"
-    plain = _plain(function)
+    plain = plain_function(function)
     if plain is None:
         return "unknown"
     made_by = _contextlib_of(plain)
@@ -49,7 +49,7 @@ def _kind(function: object) -> Kind:
     return "generator function" if flags & inspect.CO_GENERATOR else "function"
 
 
-def _plain(function: Any) -> FunctionType | None:
+def plain_function(function: Any) -> FunctionType | None:
     """The Python function that a call of `function` enters first."""
     for _ in range(_DEEPEST):
         if type(function) is FunctionType:
@@ -124,7 +124,7 @@ def misfit(
     if fits_at_a_glance(function, len(given), task_status=task_status):
         return None
     try:
-        signature = inspect.signature(_beneath(function), follow_wrapped=False)
+        signature = inspect.signature(beneath(function), follow_wrapped=False)
     except Exception as problem:  # noqa: BLE001 - built-in ones often have none, and a user's object may raise
         if (
             type(problem) is ValueError
@@ -162,10 +162,10 @@ def _unbound(
     return next((f"missing a required argument: {name!r}" for name in missing), None)
 
 
-def _beneath(function: Any) -> Any:
+def beneath(function: Any) -> Any:
     """The function whose signature counts: the wrapper that `contextlib` makes passes all arguments on to its function."""
     if issubclass(type(function), partial):
-        inner = _beneath(function.func)
+        inner = beneath(function.func)
         return partial(inner, *function.args, **function.keywords) if inner is not function.func else function
     if type(function) is FunctionType and _contextlib_of(function) is not None:
         return function.__wrapped__  # type: ignore[attr-defined]  # contextlib sets it
@@ -202,7 +202,7 @@ def gives_nothing(function: object) -> bool:
     False for a function that only raises, for a lambda, and for any other callable.
     """
     try:
-        plain = _plain(function)
+        plain = plain_function(function)
         if plain is None or plain.__code__.co_flags & _RUNS_LATER or plain.__name__ == "<lambda>":
             return False
         return _ends_in_constants(plain)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable
+from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager
 from contextvars import ContextVar
 from math import inf
@@ -13,7 +13,8 @@ from ._brief import brief
 
 being_loaded: ContextVar[bool] = ContextVar("being_loaded", default=False)
 """Whether a command is loading the file that declares a tree: no tree may be started meanwhile."""
-_noted: ContextVar[list[Exception] | None] = ContextVar("noted", default=None)
+Watch = Callable[[object], None]
+_noted: ContextVar[tuple[list[Exception], Watch] | None] = ContextVar("noted", default=None)
 
 
 def refuse(problem: Exception) -> Literal[False]:
@@ -21,16 +22,28 @@ def refuse(problem: Exception) -> Literal[False]:
     noted = _noted.get()
     if noted is None:
         raise problem
-    if str(problem) not in map(str, noted):
-        noted.append(problem)
+    problems, watch = noted
+    watch(problem)
+    if str(problem) not in map(str, problems):
+        problems.append(problem)
     return False
 
 
+def made(spec: object) -> None:
+    """Inside `noting`, report that a spec is being made; its fields are not checked yet."""
+    noted = _noted.get()
+    if noted is not None:
+        noted[1](spec)
+
+
 @contextmanager
-def noting() -> Generator[list[Exception], None, None]:
-    """Collect the problems that constructors find instead of raising them, so that one check reports them all."""
+def noting(watch: Watch = lambda _: None) -> Generator[list[Exception], None, None]:
+    """Collect the problems that constructors find instead of raising them, so that one check reports them all.
+
+    `watch` is called in the constructor with each problem, and with each spec that is made, so that it can look at the caller.
+    """
     problems: list[Exception] = []
-    token = _noted.set(problems)
+    token = _noted.set((problems, watch))
     try:
         yield problems
     finally:

@@ -16,7 +16,7 @@ from attrs import Factory, evolve, field, frozen
 from ..errors import ChildStopped, MailboxFull
 from ._brief import brief
 from ._call import fits_at_a_glance, misfit, wrong_body, wrong_function, wrong_resource
-from ._check import check_choice, check_number, did_you_mean, is_a, plain, refuse
+from ._check import check_choice, check_number, did_you_mean, is_a, made, plain, refuse
 from ._code import Code
 from ._value import Value
 from .decide import Decider, Rule
@@ -76,6 +76,7 @@ def _is_spec(value: object) -> bool:
 
 def _check_as_child(spec: Child | Supervisor | Pool) -> str:
     """Check the fields that every kind of node has. Returns its kind and name, for further messages."""
+    made(spec)
     _check_name(_kind(spec), spec)
     what = f"{_kind(spec)} {spec.name!r}"
     if type(spec.restart) is not str or spec.restart not in _RESTART_TYPES:
@@ -111,8 +112,8 @@ def _check_part(spec: object, what: str, name: str, kind: type[Any]) -> None:
     part = getattr(spec, name)
     if part is None or is_a(part, kind):
         return
-    made = f", such as {_EXAMPLES[name]}"
-    refuse(TypeError(f"{what}: {name} must be a {kind.__name__} or None, got {brief(part)}{made}"))
+    example = f", such as {_EXAMPLES[name]}"
+    refuse(TypeError(f"{what}: {name} must be a {kind.__name__} or None, got {brief(part)}{example}"))
     _put(spec, name, None)
 
 
@@ -540,8 +541,8 @@ def walk(spec: Spec, path: str = "") -> Iterator[tuple[str, Spec]]:
             waiting += [(f"{here}/{child.name}", child) for child in reversed(node.children)]
 
 
-def placed_twice(spec: Spec) -> Iterable[str]:
-    """One line for each spec object that stands at two places of a tree: a spec is an address, so it must be unique."""
+def placed_twice(spec: Spec) -> Iterable[tuple[Spec, str]]:
+    """Each spec object that stands at two places of a tree, with one line: a spec is an address, so it must be unique."""
     nodes = [spec]
     for node in nodes:
         if not isinstance(node, Child):
@@ -552,4 +553,4 @@ def placed_twice(spec: Spec) -> Iterable[str]:
     for path, node in walk(spec):
         first = seen.setdefault(node, path)
         if first != path:
-            yield f"one spec stands at two places: {first!r} and {path!r}; make two"
+            yield node, f"one spec stands at two places: {first!r} and {path!r}; make two"

@@ -484,7 +484,7 @@ def _checked_reason(reason: object) -> str:
 
 def refuse_nonsense(spec: Spec) -> None:
     """Refuse the faults of a whole tree: one spec at two places, or an `init` that needs arguments."""
-    for problem in placed_twice(spec):
+    for _, problem in placed_twice(spec):
         raise ValueError(problem)
     if spec.misfit is not None:
         raise TypeError(spec.misfit)

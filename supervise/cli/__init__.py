@@ -12,7 +12,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import NoReturn, cast
 
-from .._core._check import did_you_mean, noting
+from .._core._check import did_you_mean
 from .._core.spec import Pool, Supervisor
 from .._trio.run import Watch, run_tree
 from ..events import Sink
@@ -23,8 +23,7 @@ from ..sinks.log import LoggingSink
 from ..sinks.systemd import SystemdSink
 from ..views import mermaid, text
 from ..views.terminal import run_live
-from . import operate, plot, top
-from .check import errors, warnings
+from . import check, findings, operate, plot, top
 from .load import NoTree, load
 from .operate import serve_tree
 from .output import write
@@ -129,11 +128,7 @@ def _parser() -> argparse.ArgumentParser:
     how_much.add_argument("-v", "--verbose", action="store_true", help="write the traceback of every failure")
     how_much.add_argument("-q", "--quiet", action="store_true", help="write nothing while nothing fails")
     run.set_defaults(command=_run)
-    check = commands.add_parser(
-        "check", help="validate a tree without starting it; exit status 1 if it has an error"
-    )
-    check.add_argument("target", metavar="MODULE[:ATTR]|FILE[:ATTR]", help=_TARGET)
-    check.set_defaults(command=_check)
+    check.add(commands, _TARGET)
     tree = commands.add_parser("tree", help="print a declared tree, without starting it")
     tree.add_argument("target", metavar="MODULE[:ATTR]|FILE[:ATTR]", help=_TARGET)
     tree.add_argument("--mermaid", action="store_true", help="as a Mermaid flowchart instead of text")
@@ -240,26 +235,7 @@ def _sound(target: str) -> Supervisor | Pool | None:
     """The tree of a target; None after printing its errors."""
     tree = load(target)
     assert tree is not None
-    wrong = errors(tree)
-    if wrong:
-        _report(target, wrong, [])
-        return None
-    return tree
-
-
-def _check(arguments: argparse.Namespace) -> int:
-    with noting() as noted:
-        tree = load(arguments.target, noted)
-        wrong = [*map(str, noted), *(errors(tree) if tree is not None else [])]
-    questionable = warnings(tree) if tree is not None and not wrong else []
-    return _report(arguments.target, list(dict.fromkeys(wrong)), questionable)
-
-
-def _report(target: str, wrong: Sequence[str], questionable: Sequence[str]) -> int:
-    for line in wrong:
-        sys.stderr.write(f"supervise: {target}: {line}\n")
-    for line in questionable:
-        sys.stderr.write(f"supervise: {target}: warning: {line}\n")
-    if not wrong:
-        write(f"{target}: ok\n")
-    return 1 if wrong else 0
+    wrong = [problem for _, problem in findings.errors(tree)]
+    for problem in wrong:
+        sys.stderr.write(f"supervise: {target}: {problem}\n")
+    return None if wrong else tree

@@ -9,6 +9,7 @@ import inspect
 import re
 import sys
 import traceback
+from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any, cast
@@ -22,10 +23,19 @@ from .._trio.tree import Tree
 
 
 class NoTree(Exception):
-    """The target has no tree; the message gives the reason in one line."""
+    """The target has no tree; the message gives the reason in one line.
+
+    Args:
+        reason: the message.
+        place: the file and the line, if the problem has one.
+    """
+
+    def __init__(self, reason: str, place: tuple[str, int] | None = None) -> None:
+        super().__init__(reason)
+        self.place = place
 
 
-def load(target: str, noted: list[Exception] | None = None) -> Supervisor | Pool | None:
+def load(target: str, noted: Sequence[object] = ()) -> Supervisor | Pool | None:
     """The tree that `MODULE[:ATTR]` or `FILE[:ATTR]` names, or that a call such as `FILE:make_tree(3, name="x")` makes.
 
     Args:
@@ -48,13 +58,11 @@ def load(target: str, noted: list[Exception] | None = None) -> Supervisor | Pool
     except KeyboardInterrupt:
         raise
     except SystemExit as exc:
-        raise NoTree(
-            f"{where} ended the program while it was loaded: {brief(exc)}{_where(exc, where)}"
-        ) from exc
+        raise _failed(f"{where} ended the program while it was loaded: {brief(exc)}", exc, where) from exc
     except BaseException as exc:
         if noted:
             return None
-        raise NoTree(f"{where} failed to load: {_last_line(exc)}{_where(exc, where)}") from exc
+        raise _failed(f"{where} failed to load: {_last_line(exc)}", exc, where) from exc
     finally:
         being_loaded.reset(loaded)
 
@@ -115,6 +123,11 @@ def _from_file(path: Path) -> ModuleType:
     return module
 
 
+def name_of_module(target: str) -> str:
+    """The module name under which the file or the module of a target is loaded."""
+    return _name(_split(target)[0])
+
+
 def _name(where: str) -> str:
     """The module name under which a target is loaded."""
     return Path(where).stem.replace("-", "_") if where.endswith(".py") else where
@@ -130,7 +143,7 @@ def _made(module: ModuleType, where: str, attribute: str, call: str) -> Supervis
     try:
         made = function(*positional, **named)
     except Exception as exc:
-        raise NoTree(f"{what} raised {_last_line(exc)}{_where(exc, where)}") from exc
+        raise _failed(f"{what} raised {_last_line(exc)}", exc, where) from exc
     return _tree(made, what)
 
 
@@ -248,11 +261,15 @@ def _misspelt(text: str) -> str:
     return ""
 
 
-def _where(exc: BaseException, where: str) -> str:
-    """The line of the file that raised, or that called the code that did; other folders may have files of its name."""
+def _failed(problem: str, exc: BaseException, where: str) -> NoTree:
+    """With the line of the file that raised, or that called the code that did; other folders may have files of its name."""
     steps = traceback.walk_tb(exc.__traceback__)
-    lines = [line for frame, line in steps if frame.f_globals.get("__name__") == _name(where)]
+    lines = [
+        (frame.f_code.co_filename, line)
+        for frame, line in steps
+        if frame.f_globals.get("__name__") == _name(where)
+    ]
     if isinstance(exc, SyntaxError) and exc.lineno is not None:
-        other = f" of {Path(exc.filename or '?').name}, from line {lines[-1]}" if lines else ""
-        return f" (line {exc.lineno}{other})"
-    return f" (line {lines[-1]})" if lines else ""
+        other = f" of {Path(exc.filename or '?').name}, from line {lines[-1][1]}" if lines else ""
+        return NoTree(f"{problem} (line {exc.lineno}{other})", (exc.filename or where, exc.lineno))
+    return NoTree(f"{problem} (line {lines[-1][1]})", lines[-1]) if lines else NoTree(problem)

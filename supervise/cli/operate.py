@@ -23,7 +23,7 @@ from .._trio.run import Watch
 from .._trio.tree import Tree
 from ..events import Sink
 from ..operate import checked_token, serving
-from ..operate.history import History
+from ..operate.observers import Observers
 from ..operate.sockets import default_path, found, listening_at
 from ..operate.why import ago
 from ..views.words import branches
@@ -71,11 +71,12 @@ def serve_tree(
         listener = files.enter_context(listening_at(path))
     except (OSError, ValueError, ModuleNotFoundError) as problem:
         raise NoTree(_line(problem)) from problem
-    history = History()
-    sinks.append(history)
+    observers = Observers.of(tree)
+    sinks += observers.sinks
 
     async def watch(running: Tree) -> None:
-        await serve(running, history, listener, token=token)
+        observers.attach(running)
+        await serve(running, observers, listener, token=token)
 
     watches.append(watch)
 

@@ -22,6 +22,7 @@ from .._core.spec import Child
 from .._trio.child import current_child
 from .._trio.tree import Tree
 from .history import History
+from .observers import Observers
 from .sockets import default_path, listening_at, listening_on
 
 __all__ = ["History", "operate"]
@@ -86,21 +87,22 @@ def checked_token(token: object) -> str | None:
 
 @frozen(eq=False)
 class _Operator:
-    """The body of the child. It keeps the history of a tree over its own restarts."""
+    """The body of the child. It keeps what it knows of a tree over its own restarts."""
 
     socket: Path | None
     port: int | None
     token: str | None = field(repr=False)
     required: tuple[str, ...]
-    histories: WeakKeyDictionary[Tree, History] = field(factory=WeakKeyDictionary, init=False, repr=False)
+    observers: WeakKeyDictionary[Tree, Observers] = field(factory=WeakKeyDictionary, init=False, repr=False)
 
     async def __call__(self, *, task_status: trio.TaskStatus[str]) -> None:
         serve = serving()
         tree = current_child().tree
-        history = self.histories.get(tree)
-        if history is None:
-            self.histories[tree] = history = History()
-            tree.subscribe(history)
+        observers = self.observers.get(tree)
+        if observers is None:
+            self.observers[tree] = observers = Observers.of(tree._spec)
+            tree.subscribe(observers.history)
+            observers.attach(tree)
         with ExitStack() as sockets:
             if self.port is not None:
                 listener = sockets.enter_context(listening_on(self.port))
@@ -110,7 +112,7 @@ class _Operator:
                 listener = sockets.enter_context(listening_at(path))
                 where = str(path)
             async with trio.open_nursery() as nursery:
-                served = partial(serve, tree, history, listener, token=self.token, required=self.required)
+                served = partial(serve, tree, observers, listener, token=self.token, required=self.required)
                 await nursery.start(partial(served, trusted=self.port is None))
                 task_status.started(where)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from typing import Any
 
 import hypercorn.config
@@ -12,7 +12,7 @@ import trio
 
 from .._trio.tree import Tree
 from .app import operating_app
-from .history import History
+from .observers import Observers
 
 _LAST_SECONDS = 1.0
 """For readers of events to get the last ones, after the tree has ended."""
@@ -20,13 +20,12 @@ _LAST_SECONDS = 1.0
 
 async def serve(
     tree: Tree,
-    history: History,
+    observers: Observers,
     listener: socket.socket,
     *,
     token: str | None = None,
     trusted: bool = True,
     required: Collection[str] = (),
-    metrics: Callable[[str], tuple[bytes, str]] | None = None,
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Serve until this task is cancelled; then readers of events get what there is, for a second at most.
@@ -34,14 +33,20 @@ async def serve(
     Args:
         listener: that listens; it is closed at the end.
         tree: see `operating_app`, as for the other arguments.
-        history: likewise.
+        observers: the sinks of that tree; its history is closed at the end.
         token: likewise.
         trusted: likewise.
         required: likewise.
-        metrics: likewise.
         task_status: called once requests are served.
     """
-    app: Any = operating_app(tree, history, token=token, trusted=trusted, required=required, metrics=metrics)
+    app: Any = operating_app(
+        tree,
+        observers.history,
+        token=token,
+        trusted=trusted,
+        required=required,
+        metrics=observers.expose,
+    )
     stop = trio.Event()
 
     class Listening(hypercorn.config.Config):
@@ -61,7 +66,7 @@ async def serve(
         try:
             await trio.sleep_forever()
         finally:
-            history.close()
+            observers.history.close()
             stop.set()
             scope.deadline = trio.current_time() + 2 * _LAST_SECONDS
 

@@ -1,5 +1,6 @@
 """Mistakes that new users make in a declaration, and the one line that `check` prints for each; none ends in a traceback."""
 
+import re
 import sys
 import textwrap
 
@@ -417,7 +418,7 @@ SOUND = {
     "a template whose argument by name is bound": 'Pool("app", Child("a", partial(by_name, user=1)))',
     "a template whose init gets them": 'Pool("app", Supervisor("a", [], init=lambda path: None))',
     "a text of one's own": 'Supervisor(Text("app"), [Child(Text("a"), idle, restart=Text("transient"))])',
-    "an enum": 'Supervisor("app", [Child("a", idle, drain=__import__("http").HTTPStatus.OK)])',
+    "an enum": 'Supervisor("app", [Child("a", idle, grace=__import__("http").HTTPStatus.OK)])',
     "args that cannot be looked at": 'Supervisor("app", [Child("a", serve, args=(Shy(),))])',
 }
 
@@ -459,16 +460,18 @@ def test_a_misspelt_attribute_is_answered_with_a_near_match(check, monkeypatch, 
     with pytest.raises(SystemExit):
         main(["check", "declared.py:shopp"])
     assert (
-        capsys.readouterr().err == "supervise: declared.py has no attribute 'shopp'; did you mean 'shop'?\n"
+        capsys.readouterr().err
+        == "supervise: error: declared.py has no attribute 'shopp'; did you mean 'shop'? [SUP001]\n"
     )
 
 
 def test_a_failure_of_several_lines_is_reported_whole_in_one_line(check):
     """The line has its class and its notes, and no control characters for a terminal; a long one keeps both ends."""
     _, _, errors = check("raise ValueError('one\\ntwo\\x1b[31m')")
-    assert errors == "supervise: declared.py failed to load: ValueError: one\\ntwo\\x1b[31m (line 1)\n"
+    start = "declared.py:1: error: declared.py failed to load: "
+    assert errors == f"{start}ValueError: one\\ntwo\\x1b[31m (line 1) [SUP001]\n"
     _, _, errors = check("exc = KeyError('one')\nexc.add_note('of two')\nraise exc")
-    assert errors == "supervise: declared.py failed to load: KeyError: 'one'\\nof two (line 3)\n"
+    assert errors.endswith(": declared.py failed to load: KeyError: 'one'\\nof two (line 3) [SUP001]\n")
     _, _, errors = check("raise ValueError('x' * 10**6)")
     assert len(errors) < 1000
 
@@ -482,22 +485,24 @@ def test_the_line_number_is_one_of_the_file_itself(tmp_path, monkeypatch, capsys
     with pytest.raises(SystemExit):
         main(["check", f"{name}.py"])
     sys.modules.pop(name, None)
-    assert capsys.readouterr().err.endswith("if __name__ == '__main__' (line 3)\n")
+    assert capsys.readouterr().err.endswith("if __name__ == '__main__' (line 3) [SUP001]\n")
 
 
 def test_a_syntax_error_in_an_imported_file_names_that_file(check, tmp_path):
     """The line number is one of that file."""
     (tmp_path / "parted.py").write_text("\n\nx = (\n")
-    expected = "SyntaxError: '(' was never closed (line 3 of parted.py, from line 2)\n"
-    assert check("\nimport parted\n")[2].endswith(expected)
+    expected = "SyntaxError: '(' was never closed (line 3 of parted.py, from line 2) [SUP001]\n"
+    _, _, errors = check("\nimport parted\n")
+    assert errors.startswith("parted.py:3: error: ")
+    assert errors.endswith(expected)
 
 
 @pytest.mark.parametrize(
     "declared",
     [
-        'part = Supervisor("part", [])\napp = Supervisor("app", [Supervisor("mid", [part])])',
+        'part = Supervisor("part", [Child("a", idle)])\napp = Supervisor("app", [Supervisor("mid", [part])])',
         'member = Supervisor("m", [])\napp = Supervisor("app", [Pool("p", member)])',
-        'app = shop = Supervisor("app", [])',
+        'app = shop = Supervisor("app", [Child("a", idle)])',
     ],
 )
 def test_the_only_root_is_found_at_any_depth(check, declared):
@@ -525,7 +530,7 @@ def test_a_target_that_begins_with_a_dot_is_no_module(capsys, target, expected):
     """A folder is a likely mistake."""
     with pytest.raises(SystemExit):
         main(["check", target])
-    assert capsys.readouterr().err == f"supervise: {expected}\n"
+    assert capsys.readouterr().err == f"supervise: error: {expected} [SUP001]\n"
 
 
 WARNINGS = {
@@ -557,7 +562,8 @@ def test_a_warning_says_what_to_do(check, warning):
     declared, expected = WARNINGS[warning]
     status, out, errors = check(f"{HEAD}\ntree = {declared}\n")
     assert (status, out) == (0, "declared.py: ok\n")
-    assert errors.startswith(f"supervise: declared.py: warning: {expected}")
+    assert re.match(r"declared\.py:\d+: warning: ", errors)
+    assert expected in errors
     assert errors.count("\n") == 1
 
 

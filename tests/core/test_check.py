@@ -44,6 +44,25 @@ def test_the_same_problem_is_noted_once():
     assert list(map(str, problems)) == ["no", "not that either"]
 
 
+def test_a_check_may_watch_what_is_made_and_what_is_refused():
+    """It is called in the constructor, so that it can see who calls; each time, also for a problem that is noted already."""
+    watched = []
+    with noting(watched.append):
+        child = Child("a", body, drain=-1)
+        pool = Pool("p", child)
+        for _ in range(2):
+            refuse(ValueError("no"))
+    assert [one if isinstance(one, (Child, Pool)) else str(one) for one in watched] == [
+        child,
+        "child 'a': drain must be >= 0, got -1",
+        pool,
+        "no",
+        "no",
+    ]
+    Child("b", body)
+    assert len(watched) == 5
+
+
 def test_after_noting_what_is_refused_is_raised_again():
     """Also when the block ends with an exception, and the outer block gets the rest."""
     with noting() as outer:

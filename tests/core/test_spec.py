@@ -129,7 +129,7 @@ def test_walking_a_tree_goes_parents_first_in_start_order():
 def test_one_spec_stands_at_one_place():
     """R28: A spec is an address, so it cannot have two places."""
     tree = Supervisor("app", [a, Supervisor("s", [a])])
-    assert list(placed_twice(tree)) == ["one spec stands at two places: 'app/a' and 'app/s/a'; make two"]
+    assert list(placed_twice(tree)) == [(a, "one spec stands at two places: 'app/a' and 'app/s/a'; make two")]
 
 
 def test_a_member_is_the_template_under_a_name_of_its_own():

@@ -63,6 +63,9 @@ async def test_it_shows_health_readiness_status_reasons_and_stacks(tmp_path):
         assert as_json["path"] == "app/a"
         assert "_body" in (await http.get("/stack/app/a")).text
         assert (await http.get("/status", headers=bearer())).json()["acts"] is True
+        metrics = await http.get("/metrics")
+        assert 'supervise_restarts_total{path="app/a"} 1.0' in metrics.text
+        assert metrics.headers["content-type"].startswith("text/plain")
 
 
 async def test_a_tree_that_is_not_ready_says_for_what_it_waits(tmp_path):

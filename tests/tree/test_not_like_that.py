@@ -323,7 +323,7 @@ def test_a_crashing_child_is_not_restarted_for_ever_and_not_in_silence(caplog):
 
     with pytest.raises(TreeFailed):
         run_virtual(main)
-    assert len([record for record in caplog.records if "Boom()" in record.getMessage()]) >= 4
+    assert len([record for record in caplog.records if "failed: Boom" in record.getMessage()]) >= 4
 
 
 def test_no_child_outlives_its_supervisor():
