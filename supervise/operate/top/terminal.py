@@ -28,7 +28,6 @@ PALETTE: Final = (
 )
 """Only the basic colours over the terminal's own, which it fits to a light or a dark background itself."""
 
-
 _PATIENCE: Final = 10.0
 """Seconds for the first answer."""
 
