@@ -59,6 +59,7 @@ def test_a_plan_goes_through_supervisors_and_reaches_the_root():
     async def scene(tree, seen):
         assert tree["app/in"].plan("restart") == steps("-in/y -in/x -in +in +in/x +in/y")
         assert tree["app"].plan("stop") == steps("-in/y -in/x -in -a -")
+        assert tree["app"].plan("restart") == steps("-in/y -in/x -in -a - + +a +in +in/x +in/y")
         assert await added(tree) == steps("-pool/m-2 -pool/m-1 -pool +pool")
 
     async def added(tree):
@@ -95,7 +96,7 @@ def test_a_plan_is_refused_as_its_request_would_be():
     """R25: With the same words; a verb that does not exist names the three that do."""
 
     async def scene(tree, seen):
-        for verb, path in (("start", "app/a"), ("restart", "app"), ("restart", "app/pool/m-1")):
+        for verb, path in (("start", "app/a"), ("start", "app"), ("restart", "app/pool/m-1")):
             with pytest.raises(Refused) as planned:
                 tree[path].plan(verb)
             with pytest.raises(Refused) as asked:

@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
-from typing import Any, Final, Literal, NotRequired, TypedDict, cast
+from typing import Final, Literal, NotRequired, TypedDict
 
 from attrs import Factory, field, frozen
 
 from ..._core._brief import printable
 from ...views import words
-from ..rows import waits_for
 from .cells import Line, Span, cells, placed
 
 
@@ -57,6 +56,14 @@ class Row(TypedDict):
     decision: Decision | None
 
 
+class Waiting(TypedDict):
+    """A node for which a tree that is not ready waits."""
+
+    path: str
+    state: str
+    why: str
+
+
 class Status(TypedDict):
     """The answer of `GET /status`."""
 
@@ -65,6 +72,7 @@ class Status(TypedDict):
     name: str
     pid: int
     acts: bool
+    waits_for: list[Waiting]
     nodes: list[Row]
 
 
@@ -106,7 +114,6 @@ class Picture:
         lambda self: {row["path"]: row for row in self.status["nodes"]}, takes_self=True
     )
     below: dict[str, list[Row]] = Factory(lambda self: _below(self.status["nodes"]), takes_self=True)
-    waits_for: list[str] = Factory(lambda self: _waits_for(self.status["nodes"]), takes_self=True)
     trouble: frozenset[str] = Factory(
         lambda self: frozenset(row["path"] for row in self.status["nodes"] if troubled(row)), takes_self=True
     )
@@ -116,12 +123,6 @@ class Picture:
         counted = Counter(row["state"] for row in self.status["nodes"])
         order = ["up", *_SEVERITY[:-1]]
         return [(state, counted[state]) for state in order if counted[state]]
-
-
-def _waits_for(rows: list[Row]) -> list[str]:
-    """The paths of the nodes for which a tree that is not ready waits."""
-    found = waits_for(cast("list[dict[str, Any]]", rows)) if rows else []
-    return [each["path"] for each in found]
 
 
 def _below(rows: Sequence[Row]) -> dict[str, list[Row]]:

@@ -74,7 +74,7 @@ def frame(state: State, now: float) -> list[Line]:
 def _head(state: State, now: float) -> Line:
     """What the tree is and how it is; on the right the connection, and what there is room for."""
     status, width = state.picture.status, state.size[0]
-    waits = state.picture.waits_for
+    waits = status["waits_for"]
     ready = ("bad", "not ready") if waits or not status["nodes"] else ("well", "ready")
     left: Line = [
         ("title", printable(status["name"])),
@@ -86,7 +86,7 @@ def _head(state: State, now: float) -> Line:
         left += [("", "  "), (STYLES.get(name, ""), f"{count:,} {name}")]
     if waits:
         more = f" and {len(waits) - 1} more" if len(waits) > 1 else ""
-        left.append(("faint", f"  waits for {printable(waits[0])}{more}"))
+        left.append(("faint", f"  waits for {printable(waits[0]['path'])}{more}"))
     if state.link.since is not None:
         away = duration(now - state.link.since)
         right = [("bad", f"reconnecting, {away}")]

@@ -3,6 +3,7 @@
 from attrs import evolve
 
 from supervise.operate.client import OperateError
+from supervise.operate.rows import waits_for
 from supervise.operate.top.state import opened
 
 NOW = 1_700_000_000.0
@@ -75,6 +76,7 @@ def status(rows=ROWS, **more):
         "name": "shop",
         "pid": 4711,
         "acts": True,
+        "waits_for": waits_for(rows) if rows else [],
         "nodes": list(rows),
         **more,
     }
