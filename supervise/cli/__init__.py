@@ -23,7 +23,7 @@ from ..sinks.log import LoggingSink
 from ..sinks.systemd import SystemdSink
 from ..views import mermaid, text
 from ..views.terminal import run_live
-from . import check, findings, operate, plot
+from . import check, findings, operate, plot, top
 from .load import NoTree, load
 from .operate import serve_tree
 from .output import write
@@ -135,6 +135,7 @@ def _parser() -> argparse.ArgumentParser:
     tree.set_defaults(command=_tree)
     operate.add(commands)
     plot.add(commands)
+    top.add(commands)
     return parser
 
 
