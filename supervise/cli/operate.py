@@ -167,8 +167,8 @@ def _with_client(
         raise NoTree("looking at a running tree needs httpx; install trio-supervise[operate]")
     from ..operate.client import Client, OperateError  # noqa: PLC0415 - It needs httpx, which is an extra.
 
-    where = arguments.socket or _the_only_one()
-    token = _token(arguments.token_file)
+    where = arguments.socket or the_only_one()
+    token = token_of(arguments.token_file)
 
     async def main() -> int:
         async with Client(where, token=token) as client:
@@ -183,7 +183,7 @@ def _with_client(
         return 130
 
 
-def _the_only_one() -> str:
+def the_only_one() -> str:
     """The only socket at which a program listens, if no other was given."""
     sockets = found()
     if len(sockets) == 1:
@@ -195,7 +195,7 @@ def _the_only_one() -> str:
     )
 
 
-def _token(file: str | None) -> str | None:
+def token_of(file: str | None) -> str | None:
     if file is None:
         return os.environ.get(TOKEN) or None
     try:

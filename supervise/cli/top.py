@@ -44,8 +44,8 @@ def _top(arguments: argparse.Namespace) -> int:
     from ..operate.client import Client, OperateError  # noqa: PLC0415 - It needs httpx, which is an extra.
     from ..operate.top.terminal import watch  # noqa: PLC0415 - It needs urwid, which is an extra.
 
-    where = arguments.socket or operate._the_only_one()
-    token = operate._token(arguments.token_file)
+    where = arguments.socket or operate.the_only_one()
+    token = operate.token_of(arguments.token_file)
 
     def elsewhere(name: str) -> Client | None:
         """A tree whose socket was not given has another one after each start, with the number of its process in the path."""
