@@ -5,7 +5,8 @@ from __future__ import annotations
 from .devices import DEVICES
 from .hosts import HOSTS
 from .mailboxes import MAILBOXES
+from .operating import OPERATING
 from .trees import TREES
 from .workers import WORKERS
 
-PLANTS = [*MAILBOXES, *TREES, *WORKERS, *DEVICES, *HOSTS]
+PLANTS = [*MAILBOXES, *TREES, *OPERATING, *WORKERS, *DEVICES, *HOSTS]
