@@ -8,11 +8,11 @@ from collections.abc import Collection
 from typing import Any
 
 import trio
+from hypercorn.app_wrappers import ASGIWrapper
 from hypercorn.config import Config
 from hypercorn.trio.tcp_server import TCPServer
 from hypercorn.trio.worker_context import WorkerContext
 from hypercorn.typing import ConnectionState
-from hypercorn.utils import wrap_app
 
 from .._trio.tree import Tree
 from .app import operating_app
@@ -76,7 +76,7 @@ class _Connections:
     """
 
     def __init__(self, app: Any, config: Config) -> None:
-        self._app = wrap_app(app, config.wsgi_max_body_size, "asgi")
+        self._app = ASGIWrapper(app)
         self._config = config
         self._context = WorkerContext(None)
         self._streams: set[trio.SocketStream] = set()
