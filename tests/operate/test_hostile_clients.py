@@ -16,7 +16,7 @@ import httpx
 import pytest
 import trio
 
-from supervise import Child, Supervisor, events, open_tree
+from supervise import Child, StartFailed, Supervisor, events, open_tree
 from supervise.operate import operate
 from supervise.operate.client import Client, OperateError
 from supervise.operate.history import History
@@ -94,6 +94,28 @@ class Disguised(Exception):
 
 
 Homeless = type("Homeless\x1b[31m", (Exception,), {"__module__": 7})
+
+
+@pytest.mark.trio
+async def test_an_operating_child_that_cannot_start_again_harms_no_tree(tmp_path):
+    """R10: The folder of its socket is gone. It is reported once, and the others are not restarted."""
+    folder, seen = tmp_path / "folder", []
+    folder.mkdir()
+    child, a, b = operate(folder / "s"), Puppet("a"), Puppet("b")
+    tree_of = Supervisor("app", [child, a.spec, b.spec], strategy="rest_for_one")
+    with trio.fail_after(20):
+        async with open_tree(tree_of, sinks=[seen.append]) as tree:
+            (folder / "s").unlink()
+            folder.rmdir()
+            with pytest.raises(StartFailed, match="cannot make the socket"):
+                await tree[child].restart()
+            await tree[a.spec].restart()
+            assert {each.path: each.state for each in tree.status().children} == {
+                "app/operate": "condemned",
+                "app/a": "up",
+                "app/b": "up",
+            }
+            assert len([event for event in seen if isinstance(event, events.Failed)]) == 1
 
 
 FAILURES = {
