@@ -51,7 +51,7 @@ def copied_among(thing: T, made: Made) -> T:
 
 
 def _copy(thing: Any, made: Made) -> Any:
-    cls: type[Any] = type(thing)
+    cls: type[Any] = type(thing)  # pyright: ignore[reportUnknownVariableType] - `thing` may be anything
     if cls in _SHARED:
         return thing
     found = made.get(id(thing))

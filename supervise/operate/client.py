@@ -13,6 +13,9 @@ from .._core._brief import brief
 
 Data = dict[str, Any]
 
+_LONGEST_LOOK = 30.0
+"""Seconds: the status of a tree of 20,000 nodes takes less than one."""
+
 
 class OperateError(Exception):
     """The program at the socket refused a request, or does not answer; the message gives the reason in one line.
@@ -111,7 +114,13 @@ class Client:
 
     async def _asked(self, method: str, url: str, **options: Any) -> httpx.Response:
         try:
+            if method == "GET":  # an act is answered when it is done, which may take any time
+                options["timeout"] = _LONGEST_LOOK
             answer = await self._http.request(method, url, **options)
+        except httpx.ReadTimeout as slow:
+            raise OperateError(
+                f"the program at {self.where} did not answer within {_LONGEST_LOOK:g} s: is its event loop blocked?"
+            ) from slow
         except httpx.HTTPError as problem:
             raise self._no_answer(problem) from problem
         await self._check(answer)

@@ -288,6 +288,19 @@ async def test_a_client_says_that_another_program_answers(tmp_path, body):
 
 
 @pytest.mark.trio
+async def test_a_client_does_not_wait_for_ever_for_a_program_that_is_blocked(tmp_path, monkeypatch):
+    """It listens, and its event loop does not run."""
+    monkeypatch.setattr("supervise.operate.client._LONGEST_LOOK", 0.1)
+    with listening_at(tmp_path / "s"), trio.fail_after(10):
+        async with Client(str(tmp_path / "s")) as client:
+            with pytest.raises(
+                OperateError, match="did not answer within 0.1 s: is its event loop blocked"
+            ) as slow:
+                await client.status()
+            assert slow.value.status is None
+
+
+@pytest.mark.trio
 async def test_a_client_asks_for_any_path_and_gives_any_reason(tmp_path):
     """The arguments of a command need not be UTF-8."""
     async with operated(tmp_path, Puppet("a")) as (tree, _):
