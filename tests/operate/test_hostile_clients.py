@@ -294,7 +294,7 @@ async def test_a_client_does_not_wait_for_ever_for_a_program_that_is_blocked(tmp
     with listening_at(tmp_path / "s"), trio.fail_after(10):
         async with Client(str(tmp_path / "s")) as client:
             with pytest.raises(
-                OperateError, match="did not answer within 0.1 s: is its event loop blocked"
+                OperateError, match=r"did not answer within 0\.1 s: is its event loop blocked"
             ) as slow:
                 await client.status()
             assert slow.value.status is None
