@@ -72,7 +72,11 @@ def _prints_plainly(kind: type[BaseException]) -> bool:
 
 
 def shortened(text: str, most: int) -> str:
-    """The text, without its middle if it is longer than `most` characters."""
+    """The text, without its middle if it is longer than `most` characters; always a plain `str`.
+
+    A user's `__str__` may return an instance of a subclass, whose methods may raise.
+    """
+    text = str.__str__(text)
     if len(text) <= most:
         return text
     half = (most - 3) // 2

@@ -51,7 +51,7 @@ def copied_among(thing: T, made: Made) -> T:
 
 
 def _copy(thing: Any, made: Made) -> Any:
-    cls = thing.__class__
+    cls: type[Any] = type(thing)  # pyright: ignore[reportUnknownVariableType] - `thing` may be anything
     if cls in _SHARED:
         return thing
     found = made.get(id(thing))
@@ -61,7 +61,7 @@ def _copy(thing: Any, made: Made) -> Any:
 
 
 def _learn(cls: type[Any]) -> _Copier:
-    if not cls.__module__.startswith(_HOME) or issubclass(cls, _NEVER_CHANGE):
+    if not str(cls.__module__).startswith(_HOME) or issubclass(cls, _NEVER_CHANGE):
         _SHARED.add(cls)
         return lambda thing, _: thing
     slots = _slots(cls)
@@ -90,7 +90,7 @@ def _fill(copy: dict[Any, Any], thing: dict[Any, Any], made: Made) -> None:
     copy.update(thing)
     if not _SHARED.issuperset(map(type, thing.values())):
         for name, value in thing.items():
-            if value.__class__ not in _SHARED:
+            if type(value) not in _SHARED:
                 copy[name] = _copy(value, made)
 
 
@@ -98,7 +98,7 @@ def _copy_slots(cls: type[Any], slots: list[str], thing: Any, made: Made) -> Any
     made[id(thing)] = copy = object.__new__(cls)
     for name in slots:
         value = getattr(thing, name)
-        setattr(copy, name, value if value.__class__ in _SHARED else _copy(value, made))
+        setattr(copy, name, value if type(value) in _SHARED else _copy(value, made))
     return copy
 
 
@@ -106,7 +106,7 @@ def _copy_list(thing: list[Any], made: Made) -> list[Any]:
     copy: list[Any] = []
     made[id(thing)] = copy
     if thing:
-        copy += [item if item.__class__ in _SHARED else _copy(item, made) for item in thing]
+        copy += [item if type(item) in _SHARED else _copy(item, made) for item in thing]
     return copy
 
 
@@ -114,7 +114,7 @@ def _copy_deque(thing: deque[Any], made: Made) -> deque[Any]:
     copy: deque[Any] = deque(maxlen=thing.maxlen)
     made[id(thing)] = copy
     if thing:
-        copy += [item if item.__class__ in _SHARED else _copy(item, made) for item in thing]
+        copy += [item if type(item) in _SHARED else _copy(item, made) for item in thing]
     return copy
 
 
@@ -137,7 +137,7 @@ def _copy_set(thing: set[Any], made: Made) -> set[Any]:
 
 
 def _copy_tuple(thing: tuple[Any, ...], made: Made) -> tuple[Any, ...]:
-    return tuple([item if item.__class__ in _SHARED else _copy(item, made) for item in thing])
+    return tuple([item if type(item) in _SHARED else _copy(item, made) for item in thing])
 
 
 def _copy_request(thing: Request, made: Made) -> Request:

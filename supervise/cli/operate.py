@@ -185,7 +185,10 @@ def _with_client(
 
 def the_only_one() -> str:
     """The only socket at which a program listens, if no other was given."""
-    sockets = found()
+    try:
+        sockets = found()
+    except OSError as problem:
+        raise NoTree(_line(problem)) from problem
     if len(sockets) == 1:
         return str(sockets[0])
     if sockets:
@@ -279,11 +282,18 @@ async def _why(arguments: argparse.Namespace, client: Client) -> int:
 
 
 async def _stack(arguments: argparse.Namespace, client: Client) -> int:
-    text = await client.stack(arguments.path)
+    text = "\n".join(map(printable, (await client.stack(arguments.path)).split("\n")))
     write_line(
         json.dumps({"path": arguments.path, "text": text}) if arguments.output == "json" else text.rstrip()
     )
     return 0
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # in a container the user may have no name
+        return f"user {os.getuid()}"
 
 
 async def _act(arguments: argparse.Namespace, client: Client) -> int:
@@ -291,7 +301,7 @@ async def _act(arguments: argparse.Namespace, client: Client) -> int:
     if not reason:
         raise NoTree(f"{arguments.verb} needs a reason: --reason TEXT")
     steps = await client.act(
-        arguments.verb, arguments.path, reason=reason, who=getpass.getuser(), dry_run=arguments.dry_run
+        arguments.verb, arguments.path, reason=reason, who=_user(), dry_run=arguments.dry_run
     )
     if arguments.output == "json":
         write_line(json.dumps({"path": arguments.path, "dry_run": arguments.dry_run, "steps": steps}))

@@ -18,6 +18,8 @@ from attrs import field, frozen
 
 from .._core._brief import brief
 from .._core._check import check_number
+from .._core.decide import Decider
+from .._core.directive import Directive
 from .._core.spec import Child
 from .._trio.child import current_child
 from .._trio.tree import Tree
@@ -44,6 +46,9 @@ def operate(
     It serves health, readiness, metrics, status, events, reasons, stacks and a page, and takes requests to start, stop and
     restart nodes. Every request becomes an event that says who asked, and why. `docs/operating.md` has all of it.
 
+    If it cannot start with the tree, the tree does not start. If it fails later, for instance because the folder of its socket
+    is gone, it is stopped and stays down (R10), and the tree goes on without it.
+
     Args:
         socket: the path of a Unix socket, which only the owner of this process can use; None is a path in `$XDG_RUNTIME_DIR`
             with the name of the tree and the number of the process, unless a port is given.
@@ -66,9 +71,8 @@ def operate(
         raise TypeError(f"socket must be a path or None, got {brief(socket)}")
     if socket is not None and port is not None:
         raise ValueError("give a socket or a port, not both: make two children for two of them")
-    return Child(
-        name, _Operator(None if socket is None else Path(socket), port, checked_token(token), tuple(required))
-    )
+    body = _Operator(None if socket is None else Path(socket), port, checked_token(token), tuple(required))
+    return Child(name, body, decider=Decider({Exception: Directive.Stop}))
 
 
 def checked_token(token: object) -> str | None:

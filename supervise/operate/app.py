@@ -8,6 +8,7 @@ import os
 import time
 from collections.abc import Callable, Collection
 from contextlib import aclosing
+from math import inf
 from typing import Any, cast
 
 import trio
@@ -93,7 +94,23 @@ def operating_app(
 async def _refusal(_: Request, exc: Exception) -> Response:
     assert isinstance(exc, HTTPException)
     text = exc.detail or "refused"
-    return JSONResponse({"error": text}, exc.status_code, {**_HEADERS, **(exc.headers or {})})
+    return _Json({"error": text}, exc.status_code, {**_HEADERS, **(exc.headers or {})})
+
+
+class _Json(JSONResponse):
+    """In ASCII: a text of the program may have characters that are not UTF-8."""
+
+    def render(self, content: Any) -> bytes:
+        """See `Response.render`."""
+        return json.dumps(content, separators=(",", ":")).encode()
+
+
+class _Text(PlainTextResponse):
+    """Likewise, with such characters escaped."""
+
+    def render(self, content: str) -> bytes:
+        """See `Response.render`."""
+        return content.encode(errors="backslashreplace")
 
 
 class _Served:
@@ -128,11 +145,11 @@ class _Served:
         return Response(content, media_type=kind, headers=PAGE_HEADERS)
 
     async def healthz(self, _: Request) -> Response:
-        return PlainTextResponse("ok\n", headers=_HEADERS)
+        return _Text("ok\n", headers=_HEADERS)
 
     async def readyz(self, _: Request) -> Response:
         waiting = waits_for(self._rows(), self._required)
-        return JSONResponse({"ready": not waiting, "waits_for": waiting}, 503 if waiting else 200, _HEADERS)
+        return _Json({"ready": not waiting, "waits_for": waiting}, 503 if waiting else 200, _HEADERS)
 
     async def metrics(self, request: Request) -> Response:
         if self._metrics is None:
@@ -142,7 +159,7 @@ class _Served:
 
     async def status(self, request: Request) -> Response:
         rows = self._rows()
-        return JSONResponse(
+        return _Json(
             {
                 "v": 1,
                 "time": time.time(),
@@ -170,20 +187,17 @@ class _Served:
 
     async def why(self, request: Request) -> Response:
         path = request.path_params["path"]
-        rows = self._rows()
-        row = next((row for row in rows if row["path"] == path), None)
-        if row is None:
-            raise HTTPException(404, self._not_there(path))
+        row = as_rows(self._at(path).status(), now=trio.current_time(), time=time.time())[0]
         above = path.rpartition("/")[0] or path
         text = why(row, self.history.about(above), time=time.time())
         if "application/json" in request.headers.get("accept", ""):
-            return JSONResponse({"path": path, "text": text}, headers=_HEADERS)
-        return PlainTextResponse(text, headers=_HEADERS)
+            return _Json({"path": path, "text": text}, headers=_HEADERS)
+        return _Text(text, headers=_HEADERS)
 
     async def stack(self, request: Request) -> Response:
         if not self._trusted:
             self._check_token(request)
-        return PlainTextResponse(self._at(request.path_params["path"]).stack(), headers=_HEADERS)
+        return _Text(self._at(request.path_params["path"]).stack(), headers=_HEADERS)
 
     # --- acting
 
@@ -193,7 +207,7 @@ class _Served:
         path = request.path_params["path"]
         who, reason = await _given(request)
         ref = self._at(path)
-        is_dry = request.query_params.get("dry_run", "0") not in ("0", "false", "")
+        is_dry = request.query_params.get("dry_run", "0") not in ("0", "false")
         try:
             steps = ref.plan(verb)
             if not is_dry:
@@ -205,7 +219,7 @@ class _Served:
         except RuntimeError as impossible:  # the app runs inside the node that it is to stop
             raise HTTPException(409, brief_text(impossible)) from impossible
         shown = [{"do": step.do, "path": step.path} for step in steps]
-        return JSONResponse({"path": path, "dry_run": is_dry, "steps": shown}, headers=_HEADERS)
+        return _Json({"path": path, "dry_run": is_dry, "steps": shown}, headers=_HEADERS)
 
     def _at(self, path: str) -> Ref:
         try:
@@ -260,9 +274,9 @@ class _Events(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002 - ASGI calls it with all three.
         """Answer a request."""
-        await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
         self._served.readers += 1
         try:
+            await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(_cancel_when_it_leaves, receive, nursery.cancel_scope)
                 await self._send_all(send)
@@ -275,23 +289,26 @@ class _Events(Response):
             await send({"type": "http.response.body", "body": text.encode(), "more_body": more})
 
         await write(": \n\n")  # the client need not wait for the first event to know that it is connected
-        while True:
+        until = (
+            inf if self._follows else self._history.last
+        )  # a busy tree has a next event before the last one is sent
+        while self._after < until:
             missed, entries = self._history.after(self._after)
             if missed:
                 await write(f"event: missed\ndata: {json.dumps({'missed': missed})}\n\n")
             if entries:
                 await write("".join([_sent(entry, traced=self._traced) for entry in entries]))
                 self._after = entries[-1].number
-                if self._after == self._history.last:
-                    await trio.sleep(0 if self._history.closed or not self._follows else _BATCH)
-            elif not self._follows or self._history.closed:
-                await write("", more=False)
-                return
+                if self._after == self._history.last and not self._history.closed:
+                    await trio.sleep(_BATCH if self._follows else 0)
+            elif self._history.closed:
+                break
             else:
                 with trio.move_on_after(_KEEP_ALIVE) as waiting:
                     await self._history.more(self._after)
                 if waiting.cancelled_caught:
                     await write(": \n\n")
+        await write("", more=False)
 
 
 async def _cancel_when_it_leaves(receive: Receive, scope: trio.CancelScope) -> None:

@@ -9,7 +9,7 @@ from itertools import islice
 from typing import Any
 
 import trio
-from attrs import define
+from attrs import define, field
 
 from .._core._check import check_number
 from ..events import Event, describe
@@ -18,19 +18,18 @@ from ..sinks.data import as_data
 
 @define
 class Entry:
-    """An event as data, and its line of JSON once a reader has asked for it."""
+    """An event as data, and its lines of JSON, each made once for all readers."""
 
     number: int
     data: dict[str, Any]
-    _line: str = ""
+    _lines: dict[bool, str] = field(factory=dict)
 
     def line(self, *, traced: bool) -> str:
         """Its line of JSON; without `traced` it has no traceback and no stack."""
-        if not traced:
-            return _as_line(_untraced(self.data))
-        if not self._line:
-            self._line = _as_line(self.data)
-        return self._line
+        if traced not in self._lines:
+            data = self.data if traced else _untraced(self.data)
+            self._lines[traced] = json.dumps(data, separators=(",", ":"))
+        return self._lines[traced]
 
 
 class History:
@@ -54,14 +53,18 @@ class History:
 
     def __call__(self, event: Event) -> None:
         """Keep an event."""
-        self.last += 1
-        data = as_data(event, number=self.last, time=time.time())
+        data = as_data(event, number=self.last + 1, time=time.time())
         data["text"] = describe(event)
+        self.last += 1
         self._entries.append(Entry(self.last, data))
         self._wake()
 
+    def open(self) -> None:
+        """Let readers wait for events again."""
+        self.closed = False
+
     def close(self) -> None:
-        """No event follows: readers end when they have read everything."""
+        """Readers end when they have read everything, since their server ends."""
         self.closed = True
         self._wake()
 
@@ -98,10 +101,6 @@ class History:
             self._is_awaited = False
             self._more.set()
             self._more = trio.Event()
-
-
-def _as_line(data: dict[str, Any]) -> str:
-    return json.dumps(data, separators=(",", ":"))
 
 
 def _untraced(data: dict[str, Any]) -> dict[str, Any]:

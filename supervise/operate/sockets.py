@@ -17,7 +17,7 @@ _LONGEST = 107
 def folder() -> Path:
     """The folder for sockets whose path is not given: in `$XDG_RUNTIME_DIR`, or in `/tmp` under the number of the user."""
     runtime = os.environ.get("XDG_RUNTIME_DIR")
-    return Path(runtime) / "supervise" if runtime else Path(f"/tmp/supervise-{os.getuid()}")  # noqa: S108 - `_own_folder` refuses a folder that another user has made.
+    return Path(runtime) / "supervise" if runtime else Path(f"/tmp/supervise-{os.getuid()}")  # noqa: S108 - `_checked_folder` refuses a folder that another user has made.
 
 
 def default_path(name: str) -> Path:
@@ -30,7 +30,14 @@ def default_path(name: str) -> Path:
 
 
 def _own_folder(where: Path) -> Path:
-    where.mkdir(mode=0o700, parents=True, exist_ok=True)
+    try:
+        where.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as problem:
+        raise OSError(problem.errno, f"cannot make the folder {where}: {problem.strerror}") from problem
+    return _checked_folder(where)
+
+
+def _checked_folder(where: Path) -> Path:
     found = where.lstat()
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o077:
         raise OSError(errno.EPERM, f"{where} must be a folder that only you can enter")
@@ -38,10 +45,15 @@ def _own_folder(where: Path) -> Path:
 
 
 def found() -> list[Path]:
-    """The sockets in `folder()` at which a program listens, in the order of their names."""
-    if not folder().is_dir():
+    """The sockets in `folder()` at which a program listens, in the order of their names.
+
+    Raises:
+        OSError: the folder belongs to another user, who would get the token.
+    """
+    where = folder()
+    if not os.path.lexists(where):
         return []
-    return sorted(path for path in folder().glob("*.sock") if _is_served(path))
+    return sorted(path for path in _checked_folder(where).glob("*.sock") if _is_served(path))
 
 
 def _is_served(path: Path) -> bool:
@@ -75,6 +87,7 @@ def listening_at(path: Path) -> Generator[socket.socket, None, None]:
             listener.bind(str(path))
         except OSError as problem:
             raise OSError(problem.errno, f"cannot make the socket {path}: {problem.strerror}") from problem
+        path = path.absolute()  # the program may change its folder
         made = path.lstat()
         try:
             listener.listen(100)
@@ -107,7 +120,7 @@ def _remove(path: Path, made: os.stat_result) -> None:
     try:
         if _is_same(path.lstat(), made):
             path.unlink()
-    except FileNotFoundError:
+    except OSError:  # its folder has been removed, or closed to this user
         pass
 
 

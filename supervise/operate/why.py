@@ -6,6 +6,8 @@ from collections.abc import Iterable, Iterator
 from datetime import datetime
 from typing import Any
 
+from .._core._brief import printable
+
 Data = dict[str, Any]
 
 _STATES = {
@@ -21,14 +23,14 @@ _STATES = {
 
 
 def why(row: Data, events: list[Data], *, time: float) -> str:
-    """The story of a node in a few sentences, one on each line.
+    """The story of a node in a few sentences, one on each line, in which no text of the program can control a terminal.
 
     Args:
         row: of the node, see `rows.as_rows`.
         events: those still known of its supervisor and of all nodes below that, as data, in order.
         time: now, in seconds since 1970.
     """
-    return "\n".join(_lines(row, events, time)) + "\n"
+    return "".join([f"{printable(line)}\n" for line in _lines(row, events, time)])
 
 
 def _lines(row: Data, events: list[Data], time: float) -> Iterator[str]:

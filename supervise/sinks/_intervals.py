@@ -73,6 +73,8 @@ class Intervals:
         self._count = 0
         self._starts: dict[str, tuple[int, Starting]] = {}
         self._recoveries: dict[str, _Recovery] = {}
+        self._above: set[str] = set()
+        """The paths of all nodes above those that recover: most nodes have none below them, and need no search."""
         self._takers: dict[type[Event], Callable[[Any], list[Interval]]] = {
             Starting: self._starting,
             Ready: self._ready,
@@ -113,6 +115,10 @@ class Intervals:
             if len(self._recoveries) >= _MOST:
                 del self._recoveries[next(iter(self._recoveries))]
             self._recoveries[event.path] = _Recovery(event, self._count)
+            above = event.path.rpartition("/")[0]
+            while above and above not in self._above:
+                self._above.add(above)
+                above = above.rpartition("/")[0]
         return []
 
     def _start_over(self, outcome: Outcome, ended: Event, decision: Decided | None = None) -> list[Interval]:
@@ -149,10 +155,12 @@ class Intervals:
     def _end_below(self, path: str, outcome: Outcome, event: Event, *, before: float = inf) -> list[Interval]:
         """End the recoveries of this node and of all nodes below it, if they began before the event with that number."""
         if not self._recoveries:
+            self._above.clear()
             return []
+        searched = self._recoveries if path in self._above else {path} & self._recoveries.keys()
         ended = [
             each
-            for each, recovery in self._recoveries.items()
-            if recovery.number < before and (each == path or each.startswith(f"{path}/"))
+            for each in searched
+            if self._recoveries[each].number < before and (each == path or each.startswith(f"{path}/"))
         ]
         return [self._recoveries.pop(each).over(outcome, event) for each in ended]

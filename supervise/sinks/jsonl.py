@@ -6,6 +6,7 @@ import json
 import os
 import sys
 import time
+from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
 from typing import TextIO
@@ -60,7 +61,8 @@ class JsonLinesSink:
     def close(self) -> None:
         """Close the file that this sink has opened; a later event opens it again."""
         if self._path is not None and self._file is not None:
-            self._file.close()
+            with suppress(OSError):  # a line that could not be written has been reported at its event
+                self._file.close()
             self._file = None
 
     def _with_room(self, path: Path, more: int) -> TextIO:

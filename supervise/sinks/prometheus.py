@@ -7,6 +7,7 @@ from collections import Counter as Counts
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import Final, Protocol, get_args
+from weakref import ref
 
 import trio
 from attrs import frozen
@@ -54,18 +55,24 @@ class _Tree(Protocol):
 
 @frozen(eq=False)
 class _Attached:
-    """A tree, and where its Trio run is: only there its status may be read."""
+    """A tree, and where its Trio run is: only there its status may be read.
 
-    tree: _Tree
+    It does not keep the tree, since a sink may outlive many of them.
+    """
+
+    tree: ref[_Tree]
     token: trio.lowlevel.TrioToken
     thread: int
 
     def status(self) -> Status | None:
         """The status of the tree, for a caller in any thread; None once the run is over."""
+        tree = self.tree()
+        if tree is None:
+            return None
         if threading.get_ident() == self.thread:
-            return self.tree.status() if trio.lowlevel.in_trio_run() else None
+            return tree.status() if trio.lowlevel.in_trio_run() else None
         with suppress(trio.RunFinishedError):
-            return trio.from_thread.run_sync(self.tree.status, trio_token=self.token)
+            return trio.from_thread.run_sync(tree.status, trio_token=self.token)
         return None
 
 
@@ -154,7 +161,7 @@ class PrometheusSink:
         self._label(root)  # it raises if this sink was not made for that root
         with suppress(ValueError):  # it gets the events already
             tree.subscribe(self)
-        self._attached[root] = _Attached(tree, trio.lowlevel.current_trio_token(), threading.get_ident())
+        self._attached[root] = _Attached(ref(tree), trio.lowlevel.current_trio_token(), threading.get_ident())
 
     async def watch(self, tree: _Tree) -> None:
         """Attach a tree; for the `watch` of `run_tree`."""

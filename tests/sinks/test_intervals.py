@@ -18,6 +18,7 @@ from supervise import (
     TreeFailed,
     open_tree,
 )
+from supervise.events import Failed, Ready, Stopped
 from supervise.sinks import _intervals
 from supervise.sinks._intervals import Intervals
 from supervise.testing import idle, run_virtual
@@ -306,3 +307,32 @@ def test_a_reader_that_comes_late_is_not_confused():
         intervals = Intervals()
         for event in seen[first:]:
             assert all(each.seconds >= 0 for each in intervals.take(event))
+
+
+def test_many_recoveries_do_not_slow_each_other():
+    """When a database is gone all its users recover at once, and each that is ready again is found without a search (R31)."""
+
+    class Counted(dict):
+        """Counts how many recoveries are looked at."""
+
+        looked = 0
+
+        def __getitem__(self, path):
+            Counted.looked += 1
+            return super().__getitem__(path)
+
+        def items(self):
+            Counted.looked += len(self)
+            return super().items()
+
+    intervals = Intervals()
+    intervals._recoveries = Counted()
+    paths = [f"app/s/c{number}" for number in range(1000)]
+    for path in paths:
+        intervals.take(Failed(at=0.0, path=path, incarnation=1, exc=ValueError()))
+    for path in paths:
+        assert len(intervals.take(Ready(at=1.0, path=path, incarnation=2))) == 1
+    assert Counted.looked < 5000
+    intervals.take(Failed(at=2.0, path=paths[0], incarnation=2, exc=ValueError()))
+    (over,) = intervals.take(Stopped(at=3.0, path="app", incarnation=1))
+    assert over.outcome == "stopped"
