@@ -8,7 +8,6 @@ import os
 import time
 from collections.abc import Callable, Collection
 from contextlib import aclosing
-from importlib.resources import files
 from typing import Any, cast
 
 import trio
@@ -17,7 +16,7 @@ from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
+from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
@@ -26,6 +25,8 @@ from .._trio.ref import Ref
 from .._trio.tree import Tree
 from ..errors import Refused, StartFailed
 from .history import Entry, History
+from .page import HEADERS as PAGE_HEADERS
+from .page import page
 from .rows import as_rows, waits_for
 from .why import why
 
@@ -74,7 +75,7 @@ def operating_app(
     return Starlette(
         routes=[
             Route("/", served.page, methods=["GET"]),
-            Route("/page/{name}", served.part_of_page, methods=["GET"]),
+            Route("/page/{name}", served.page, methods=["GET"]),
             Route("/healthz", served.healthz, methods=["GET"]),
             Route("/readyz", served.readyz, methods=["GET"]),
             Route("/metrics", served.metrics, methods=["GET"]),
@@ -115,18 +116,16 @@ class _Served:
         self._required = required
         self._metrics = metrics
         self.readers = 0
+        self._page = page()
 
     # --- looking
 
-    async def page(self, _: Request) -> Response:
-        return HTMLResponse(_part("index.html"), headers=_HEADERS)
-
-    async def part_of_page(self, request: Request) -> Response:
-        name = request.path_params["name"]
-        kinds = {"page.js": "text/javascript", "page.css": "text/css"}
-        if name not in kinds:
-            raise HTTPException(404, f"the page has no part {name!r}")
-        return Response(_part(name), media_type=kinds[name], headers=_HEADERS)
+    async def page(self, request: Request) -> Response:
+        name = request.path_params.get("name", "index.html")
+        if name not in self._page:
+            raise HTTPException(404, f"the page has no part {printable(name)!r}")
+        kind, content = self._page[name]
+        return Response(content, media_type=kind, headers=PAGE_HEADERS)
 
     async def healthz(self, _: Request) -> Response:
         return PlainTextResponse("ok\n", headers=_HEADERS)
@@ -142,6 +141,7 @@ class _Served:
         return Response(body, headers={**_HEADERS, "content-type": kind})
 
     async def status(self, request: Request) -> Response:
+        rows = self._rows()
         return JSONResponse(
             {
                 "v": 1,
@@ -150,7 +150,8 @@ class _Served:
                 "name": self._tree.root.path,
                 "pid": os.getpid(),
                 "acts": self._token is not None and self._has_token(request),
-                "nodes": self._rows(),
+                "waits_for": waits_for(rows, self._required),
+                "nodes": rows,
             },
             headers=_HEADERS,
         )
@@ -301,10 +302,6 @@ async def _cancel_when_it_leaves(receive: Receive, scope: trio.CancelScope) -> N
 
 def _sent(entry: Entry, *, traced: bool) -> str:
     return f"id: {entry.number}\ndata: {entry.line(traced=traced)}\n\n"
-
-
-def _part(name: str) -> bytes:
-    return (files(__package__ or "") / "page" / name).read_bytes()
 
 
 async def _given(request: Request) -> tuple[str, str]:
