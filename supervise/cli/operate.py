@@ -196,6 +196,7 @@ def the_only_one() -> str:
 
 
 def token_of(file: str | None) -> str | None:
+    """The token in a file, or in the variable if none is given; None without one."""
     if file is None:
         return os.environ.get(TOKEN) or None
     try:
