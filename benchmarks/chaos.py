@@ -47,6 +47,7 @@ from typing import Any
 import trio
 from attrs import asdict, define, field, frozen
 
+from benchmarks.progress import progress
 from benchmarks.rough import Rough, kind_of, model_for, text_of
 from runners.errors import (
     ContextLost,
@@ -243,6 +244,7 @@ class Chaos:
             nursery.start_soon(self._strike)
             nursery.start_soon(self._operate)
             nursery.start_soon(self._report)
+            nursery.start_soon(self._show)
             nursery.start_soon(self._weigh)
             async with trio.open_nursery() as callers:
                 for number in range(STREAMS):
@@ -416,6 +418,13 @@ class Chaos:
         while True:
             await trio.sleep(self.plan.every)
             print(f"{trio.current_time() - self.began:7.0f} s  {self.ledger.line()}", flush=True)
+
+    async def _show(self) -> None:
+        """Show the progress on a terminal."""
+        with progress("seconds of chaos", self.plan.seconds) as step:
+            while True:
+                await trio.sleep(1)
+                step(1)
 
     async def _weigh(self) -> None:
         """Note the resident memory at ten points, each in the middle of a tenth."""

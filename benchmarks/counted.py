@@ -26,7 +26,8 @@ from unittest.mock import patch
 
 from attrs import frozen
 
-from .measure import ROOT, note
+from .measure import ROOT
+from .progress import tracked
 from .rows import OURS
 
 CACHES = ("--I1=32768,8,64", "--D1=32768,8,64", "--LL=16777216,16,64")
@@ -130,10 +131,7 @@ def looks(function: str, who: str, n: int, until: int = 0) -> int:
 def as_text(name: str, operation: Operation, everyone: Sequence[str]) -> str:
     """One line for each contender, with our number divided by its number."""
     lines = [f"{name:12}" + "".join(f"{event:>20}" for event in EVENTS)]
-    counts: dict[str, Counts] = {}
-    for who in everyone:
-        note(f"{name}: {who}")
-        counts[who] = count(operation, who)
+    counts = {who: count(operation, who) for who in tracked(name, everyone, len(everyone))}
     for who, theirs in counts.items():
         cells = [_cell(counts[OURS][event], theirs[event]) for event in EVENTS]
         lines.append(f"  {who:10}" + "".join(f"{cell:>20}" for cell in cells))

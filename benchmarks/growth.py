@@ -8,8 +8,9 @@ from typing import Any
 
 import trio
 
-from .measure import note, run
+from .measure import run
 from .operations import OPERATIONS, Meter, operate
+from .progress import tracked
 from .work import now
 
 SIBLINGS = (1, 10, 100, 1000, 10_000, 100_000)
@@ -50,13 +51,17 @@ def times(siblings: int, history: int) -> dict[str, float]:
 def curves(*, quick: bool) -> Curves:
     """All curves, each point measured in a separate process."""
     most = 1000 if quick else max(SIBLINGS)
-    siblings = [_point(siblings=number, history=1) for number in SIBLINGS if number <= most]
-    history = [_point(siblings=FEW, history=number) for number in HISTORY if number <= most]
-    return {"siblings": _by_operation(siblings), "history": _by_operation(history)}
+    siblings = [(number, 1) for number in SIBLINGS if number <= most]
+    history = [(FEW, number) for number in HISTORY if number <= most]
+    points = [*siblings, *history]
+    measured = [_point(*point) for point in tracked("points of the curves", points, len(points))]
+    return {
+        "siblings": _by_operation(measured[: len(siblings)]),
+        "history": _by_operation(measured[len(siblings) :]),
+    }
 
 
 def _point(siblings: int, history: int) -> dict[str, Any]:
-    note(f"growth: {siblings} siblings, {history} restarts before")
     code = (
         f"import json; from benchmarks.growth import times; print(json.dumps(times({siblings}, {history})))"
     )

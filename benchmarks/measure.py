@@ -7,7 +7,6 @@ import json
 import os
 import platform
 import subprocess
-import sys
 import tempfile
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from . import contenders
+from .progress import progress
 from .rows import OURS, Row, Work
 from .work import now
 
@@ -40,17 +40,18 @@ def about(everyone: Iterable[str], *, quick: bool) -> dict[str, Any]:
 
 
 def measure(rows: Sequence[Row], everyone: Sequence[str], repetitions: int, *, quick: bool) -> Results:
-    """Measure the work of these rows for these contenders; write the progress to standard error."""
+    """Measure the work of these rows for these contenders."""
     measured: dict[str, dict[str, list[Any]]] = {}
-    for work in dict.fromkeys(row.work for row in rows):
-        results: dict[str, list[Any]] = {contender: [] for contender in everyone}
-        times = min(repetitions, SLOW_REPETITIONS) if work.slow else repetitions
-        for repetition in range(times):
-            note(f"{work.name}: {repetition + 1} of {times}")
-            for contender in everyone:
-                if _wanted(contender, results[contender]):
-                    results[contender].append(one(contender, work, quick=quick))
-        measured[work.name] = results
+    times = {row.work: min(repetitions, SLOW_REPETITIONS) if row.work.slow else repetitions for row in rows}
+    with progress("repetitions", sum(times.values())) as step:
+        for work, repeated in times.items():
+            results: dict[str, list[Any]] = {contender: [] for contender in everyone}
+            for _ in range(repeated):
+                for contender in everyone:
+                    if _wanted(contender, results[contender]):
+                        results[contender].append(one(contender, work, quick=quick))
+                step(1)
+            measured[work.name] = results
     return {"about": about(everyone, quick=quick), "measured": measured}
 
 
@@ -60,11 +61,6 @@ def _wanted(contender: str, results: Sequence[dict[str, Any]]) -> bool:
         return True
     patience = PATIENCE if contender in contenders.PEERS else TIMEOUT
     return "na" not in results[-1] and sum(result["took"] for result in results) < patience
-
-
-def note(words: str) -> None:
-    """Write the progress to standard error."""
-    print(words, file=sys.stderr, flush=True)
 
 
 def one(contender: str, work: Work, *, quick: bool) -> dict[str, Any]:

@@ -12,6 +12,9 @@ settings.register_profile("search", deadline=None)
 settings.register_profile("ci", deadline=None, derandomize=True)
 settings.load_profile("ci" if os.environ.get("CI") else "search")
 
+# Programs that the tests start write plain text, also where CI asks every program for colours.
+os.environ.pop("FORCE_COLOR", None)
+
 if os.environ.get("ONE_STEP") == "off":
     # A restart in one step is nothing but a quicker one: without it every test must pass as well.
     Forest.one_step = False

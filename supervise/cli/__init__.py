@@ -16,6 +16,7 @@ from .._core._check import did_you_mean
 from .._core.spec import Pool, Supervisor
 from .._trio.run import Watch, run_tree
 from ..events import Sink
+from ..sinks._levels import line
 from ..sinks.data import VERSION
 from ..sinks.jsonl import JsonLinesSink
 from ..sinks.lines import LineSink, now
@@ -210,7 +211,7 @@ class _Lines(logging.Handler):
             self.handleError(record)
 
     def _line(self, record: logging.LogRecord) -> str:
-        return f"{now()} {self.format(record)}"
+        return line(sys.stderr, record.levelno, self.format(record), time=now())
 
 
 class _JsonLines(_Lines):

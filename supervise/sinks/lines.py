@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import sys
 from datetime import datetime
-from typing import TextIO
+from typing import Final, TextIO
 
 from .. import events
 from .._core._brief import failure_line, printable, trace
+from ._levels import Colour, level_of, line
 
 
 class LineSink:
     """A sink that writes a line for each failure, decision, resume, restart and overdue child (R31).
+
+    On a terminal lines have colours, unless `NO_COLOR` is set or `TERM` is `dumb`; `FORCE_COLOR` asks for them on standard error or
+    output that is no terminal. In the journal of systemd (`JOURNAL_STREAM`) lines have their priority, and no time. This is
+    decided at each event.
 
     Args:
         file: the text file to write to; None is standard error, as it is at each event.
@@ -49,15 +54,16 @@ class LineSink:
         if isinstance(event, events.Starting):
             self._reported = None
         if failed is not None:
+            # Its decision says how bad a failure is. A reader who asks the journal for errors alone gets both lines.
+            level = max(level_of(failed), level_of(event))
             traced = f"\n{trace(failed.exc)}" if self._tracebacks else ""
-            self._write(failed, f"{events.describe(failed)}{traced}")
+            self._write(failed, level, f"{events.describe(failed)}{traced}")
             if isinstance(event, events.Decided) and event.because == "table" and event.exc is not failed.exc:
-                self._write(
-                    failed, f"its decider raised {failure_line(event.exc)}: that failure goes up instead"
-                )
+                words = f"its decider raised {failure_line(event.exc)}: that failure goes up instead"
+                self._write(failed, level, words)
         if self._is_shown(event):
             stack = f"\n{event.stack}" if isinstance(event, events.Overdue | events.StartOverdue) else ""
-            self._write(event, f"{events.describe(event)}{stack}")
+            self._write(event, level_of(event), f"{events.describe(event)}{stack}")
 
     def _is_shown(self, event: events.Event) -> bool:
         if isinstance(event, _OF_ANY_NODE) or (isinstance(event, events.Ready) and event.incarnation > 1):
@@ -68,15 +74,15 @@ class LineSink:
         """Write it once, though the same failure goes up through each supervisor that is starting (R16)."""
         if self._lifecycle and event.exc is not self._reported:
             self._reported = event.exc
-            self._write(event, f"failed to start: {failure_line(event.exc)}\n{trace(event.exc)}")
+            text = f"failed to start: {failure_line(event.exc)}\n{trace(event.exc)}"
+            self._write(event, level_of(event), text)
 
-    def _write(self, event: events.Event, text: str) -> None:
-        time = f"{now()} " if self._times else ""
-        print(
-            f"{time}[{printable(event.path)} #{event.incarnation}] {text}",
-            file=self._file or sys.stderr,
-            flush=True,
-        )
+    def _write(self, event: events.Event, level: int, text: str) -> None:
+        file = self._file or sys.stderr
+        node = f"[{printable(event.path)} #{event.incarnation}]"
+        time = now() if self._times else ""
+        shown = line(file, level, text, time=time, node=node, colour=_COLOURS.get(type(event)))
+        print(shown, file=file, flush=True)
 
 
 def now() -> str:
@@ -84,6 +90,13 @@ def now() -> str:
     return datetime.now().astimezone().strftime("%Y-%m-%d %H:%M:%S.%f")[:-3]
 
 
+_COLOURS: Final[dict[type[events.Event], Colour]] = {
+    events.Failed: "red",
+    events.BackingOff: "yellow",
+    events.Ready: "green",
+    events.Resumed: "green",
+}
+"""Where it is not that of the level."""
 _OF_ANY_NODE = (
     events.Decided,
     events.Resumed,

@@ -24,13 +24,8 @@ from ..events import (
     Stopping,
     describe,
 )
+from ._levels import level_of
 
-_LEVELS = {
-    Directive.Resume: logging.WARNING,
-    Directive.Restart: logging.WARNING,
-    Directive.Stop: logging.ERROR,
-    Directive.Escalate: logging.CRITICAL,
-}
 _LIFECYCLE = (Starting, Ready, Stopping, Stopped, BackingOff)
 
 
@@ -58,26 +53,23 @@ class LoggingSink:
         if isinstance(event, Decided):
             self._decided(event)
         elif isinstance(event, Overdue | StartOverdue):
-            self._log(logging.WARNING, event, f"{describe(event)}\n{event.stack}")
-        elif isinstance(event, StopError):
-            self._log(logging.ERROR, event, describe(event))
-        elif self._lifecycle and isinstance(event, _LIFECYCLE):
-            is_below = "/" in event.path and not isinstance(event, BackingOff)
-            self._log(logging.DEBUG if is_below else logging.INFO, event, describe(event))
+            self._log(event, f"{describe(event)}\n{event.stack}")
+        elif isinstance(event, StopError) or (self._lifecycle and isinstance(event, _LIFECYCLE)):
+            self._log(event, describe(event))
 
     def _decided(self, event: Decided) -> None:
-        level = logging.ERROR if event.directive is None else _LEVELS[event.directive]
         first = event.because == "first start"
         # The same failure goes up through each supervisor that is starting; only its first record has the traceback.
         news = first and event.exc is not self._reported
         self._reported = event.exc if first else None
-        if not self._logger.isEnabledFor(level):
+        if not self._logger.isEnabledFor(level_of(event)):
             return
         traced = self._logger.isEnabledFor(logging.DEBUG) or news
         text = f"failed: {failure_line(event.exc)} {describe(event)}"
-        self._log(level, event, text, exc=event.exc if traced else None)
+        self._log(event, text, exc=event.exc if traced else None)
 
-    def _log(self, level: int, event: Event, text: str, *, exc: BaseException | None = None) -> None:
+    def _log(self, event: Event, text: str, *, exc: BaseException | None = None) -> None:
+        level = level_of(event)
         if self._logger.isEnabledFor(level):
             # As a tuple: `logging` would call the `__bool__` of an exception.
             traced = None if exc is None else (type(exc), exc, traceback_of(exc))

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from typing import Any, Final, cast
 
-from .._core.directive import Directive
-from ..events import Decided, Event, Failed, Overdue, SinkFailed, StartOverdue, StopError, describe
+from ..events import Event, Failed, describe
 from ._intervals import Interval, Intervals
+from ._levels import level_of
 from .data import as_data
 
 try:
@@ -24,19 +25,12 @@ _NO_SPAN: Final = set_span_in_context(INVALID_SPAN, Context())
 """The context of all spans and records. An event has no current span of its own: the one that its task sees was current where
 the tree was opened. The context is not empty, because OpenTelemetry takes an empty one for none at all."""
 
-_OF_DIRECTIVE: Final = {
-    None: SeverityNumber.ERROR,
-    Directive.Resume: SeverityNumber.WARN,
-    Directive.Restart: SeverityNumber.WARN,
-    Directive.Stop: SeverityNumber.ERROR,
-    Directive.Escalate: SeverityNumber.FATAL,
-}
-_OF_KIND: Final[dict[type[Event], SeverityNumber]] = {
-    Failed: SeverityNumber.WARN,
-    Overdue: SeverityNumber.WARN,
-    StartOverdue: SeverityNumber.WARN,
-    StopError: SeverityNumber.ERROR,
-    SinkFailed: SeverityNumber.ERROR,
+_SEVERITIES: Final = {
+    logging.DEBUG: SeverityNumber.DEBUG,
+    logging.INFO: SeverityNumber.INFO,
+    logging.WARNING: SeverityNumber.WARN,
+    logging.ERROR: SeverityNumber.ERROR,
+    logging.CRITICAL: SeverityNumber.FATAL,
 }
 
 _WENT_WELL: Final = ("ready", "resumed", "ignored", "stopped")
@@ -86,7 +80,7 @@ class OpenTelemetrySink:
 
 
 def _record(event: Event, number: int, now: int) -> LogRecord:
-    severity = _severity(event)
+    severity = _SEVERITIES[level_of(event)]
     return LogRecord(
         timestamp=now,
         context=_NO_SPAN,
@@ -96,13 +90,6 @@ def _record(event: Event, number: int, now: int) -> LogRecord:
         body=_sendable({**as_data(event, number=number, time=now / 1e9), "text": describe(event)}),
         attributes=_sendable({"supervise.path": event.path, "supervise.incarnation": event.incarnation}),
     )
-
-
-def _severity(event: Event) -> SeverityNumber:
-    """That of `LoggingSink` for trouble. All else is DEBUG, or INFO if it happened to the root."""
-    if isinstance(event, Decided):
-        return _OF_DIRECTIVE[event.directive]
-    return _OF_KIND.get(type(event), SeverityNumber.DEBUG if "/" in event.path else SeverityNumber.INFO)
 
 
 def _attributes(interval: Interval) -> dict[str, Any]:

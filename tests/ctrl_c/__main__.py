@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import argparse
 import random
-import sys
 import time
 from collections import Counter
 from collections.abc import Sequence
 from functools import partial
 from typing import TypeAlias
+
+from benchmarks.progress import tracked
 
 from . import devices
 from .devices import DEVICES
@@ -87,17 +88,13 @@ def _search(
     began, unstruck = time.monotonic(), 0
     kinds: Counter[str] = Counter()
     shown = []
-    for number, attempt in enumerate(tries):
-        if sys.stderr.isatty() and not number % 50:
-            sys.stderr.write(f"\r{name}: {number} of {len(tries)}, {kinds.total()} violations\033[K")
+    for attempt in tracked(name, tries, len(tries)):
         problem, striker = attempt()
         unstruck += not striker.struck
         if problem is not None:
             kinds[problem.partition(" ")[0]] += 1
             shown.append(f"  at {' and '.join(striker.struck)} {attempt.args[1:]}: {problem}")
             tidy()
-    if sys.stderr.isatty():
-        sys.stderr.write("\r\033[K")
     took = time.monotonic() - began
     details = f" ({', '.join(f'{count} {kind}' for kind, count in kinds.most_common())})" if kinds else ""
     missed = f", {unstruck} of them never came to their line" if unstruck else ""

@@ -20,6 +20,7 @@ from typing import Any
 import trio
 import trio.lowlevel
 
+from benchmarks.progress import tracked
 from runners import ExecuteBatch, device_worker, rebuild
 from runners.errors import ContextDied, RebuildSuperseded
 from runners.hosts.process.host import ProcessHost
@@ -288,7 +289,7 @@ def campaign(
     """Interrupt one of the programs so many times. Gives how many ended badly."""
     chance, worker = random.Random(seed), None
     ended: Counter[str] = Counter()
-    for number in range(times):
+    for number in tracked("interrupts", range(times), times):
         name = list(programs)[number % len(programs)]
         worker = worker or _worker()
         verdict = _interrupt(worker, name, chance.random() * latest)
@@ -298,8 +299,6 @@ def campaign(
             worker.wait()
             worker = None
         ended[name] += verdict != "well"
-        if sys.stderr.isatty():
-            sys.stderr.write(f"\r{number + 1} of {times}, {ended.total()} badly\033[K")
     if worker is not None:
         worker.communicate()
     if not quiet:

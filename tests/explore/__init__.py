@@ -9,10 +9,13 @@ from __future__ import annotations
 import json
 import multiprocessing
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 from attrs import frozen
+
+from benchmarks.progress import progress
 
 from .families import FAMILIES
 from .search import Explorer
@@ -59,15 +62,17 @@ def record(form: str, explored: Explored) -> None:
 
 def run(families: Iterable[str], *, quick: bool = False, processes: int | None = None) -> Iterator[Explored]:
     """Explore one family after the other, each over several processes; with 1, in this one."""
-    if processes == 1:
-        for family in families:
-            jobs = [(family, number) for number in FAMILIES[family].chosen(quick=quick)]
-            yield _sum(family, map(explore, jobs))
-        return
-    with multiprocessing.get_context("spawn").Pool(processes) as pool:
-        for family in families:
-            jobs = [(family, number) for number in FAMILIES[family].chosen(quick=quick)]
-            yield _sum(family, pool.imap_unordered(explore, jobs))
+    jobs = {
+        family: [(family, number) for number in FAMILIES[family].chosen(quick=quick)] for family in families
+    }
+    with ExitStack() as stack:
+        over: Callable[..., Iterable[Explored]] = map
+        if processes != 1:
+            pool = multiprocessing.get_context("spawn").Pool(processes)
+            over = stack.enter_context(pool).imap_unordered
+        step = stack.enter_context(progress("groups of trees", sum(map(len, jobs.values()))))
+        for family, its in jobs.items():
+            yield _sum(family, over(explore, its), step)
 
 
 def explore(job: tuple[str, int]) -> Explored:
@@ -81,8 +86,11 @@ def explore(job: tuple[str, int]) -> Explored:
     return Explored(family, len(group.specs), outcome.states, outcome.transitions, seconds, found)
 
 
-def _sum(family: str, parts: Iterable[Explored]) -> Explored:
-    began, done = time.perf_counter(), list(parts)
+def _sum(family: str, parts: Iterable[Explored], step: Callable[[float], None]) -> Explored:
+    began, done = time.perf_counter(), list[Explored]()
+    for part in parts:
+        done.append(part)
+        step(1)
     return Explored(
         family,
         sum(part.trees for part in done),

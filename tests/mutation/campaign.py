@@ -13,6 +13,8 @@ from itertools import accumulate
 
 import pytest
 
+from benchmarks.progress import progress
+
 from .reach import Reach
 
 APART = ("test_conformance.py", "test_explore.py", "test_random_trees.py", "test_memory.py")
@@ -61,12 +63,15 @@ class Campaign:
         self.find_out(tests + all_scenarios())
         gc.collect()
         gc.freeze()
-        for mutant in self.waiting:
-            if len(self.running) == self.processes:
+        with progress("mutants", len(self.waiting)) as step:
+            for mutant in self.waiting:
+                if len(self.running) == self.processes:
+                    self.wait()
+                    step(1)
+                self.begin(mutant)
+            while self.running:
                 self.wait()
-            self.begin(mutant)
-        while self.running:
-            self.wait()
+                step(1)
         return True
 
     def find_out(self, tests):

@@ -10,6 +10,8 @@ from os import cpu_count
 from pathlib import Path
 from queue import SimpleQueue
 
+from benchmarks.progress import tracked
+
 from . import __doc__ as about
 from .plant import Plant, caught_by, copy_of_project
 from .plants import PLANTS
@@ -37,7 +39,8 @@ def main() -> int:
     survivors = 0
     try:
         with ThreadPoolExecutor(options.processes) as pool:
-            for number, (plant, by) in enumerate(zip(chosen, pool.map(judge, chosen), strict=True), 1):
+            found = zip(chosen, pool.map(judge, chosen), strict=True)
+            for number, (plant, by) in enumerate(tracked("plants", found, len(chosen)), 1):
                 survivors += not by
                 print(f"{number:3}/{len(chosen)} {plant.file}: {plant.name}: {by or 'SURVIVES'}", flush=True)
     finally:

@@ -12,6 +12,8 @@ from collections import Counter
 
 from hypothesis import HealthCheck, Phase, given, seed, settings
 
+from benchmarks.progress import progress
+
 from .grammar import Script, scripts
 from .play import play
 
@@ -38,10 +40,10 @@ def main() -> int:
         nonlocal played
         played += 1
         ends.update(str(outcome.ended) for outcome in play(script, seed=options.seed).outcomes)
-        if not played % 5000:
-            print(f"{played} scripts, {time.monotonic() - began:.0f} s", flush=True)
+        step(1)
 
-    search()
+    with progress("scripts", options.examples) as step:
+        search()
     print(f"{played} scripts in {time.monotonic() - began:.0f} s: {dict(ends.most_common())}")
     return 0
 

@@ -7,6 +7,8 @@ import sys
 from concurrent.futures import ProcessPoolExecutor
 from itertools import product
 
+from benchmarks.progress import tracked
+
 from .cases import CASES
 from .driver import Outcome, outcome
 
@@ -27,7 +29,8 @@ def main() -> None:
     pairs = list(product((case.name for case in wanted), options.hosts.split(",")))
     failed = 0
     with ProcessPoolExecutor(options.processes) as pool:
-        for (name, host), result in zip(pairs, pool.map(tried, *zip(*pairs, strict=True)), strict=True):
+        found = zip(pairs, pool.map(tried, *zip(*pairs, strict=True)), strict=True)
+        for (name, host), result in tracked("surroundings", found, len(pairs)):
             verdict = result.trouble or (result.skipped and f"skipped: {result.skipped}") or "as it should"
             print(f"{name:50} {host:8} {result.seconds:5.1f} s  {verdict}", flush=True)
             failed += bool(result.trouble)

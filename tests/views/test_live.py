@@ -191,17 +191,19 @@ def piped(folder, code, **env):
 
 
 def test_an_output_that_is_no_terminal_gets_plain_lines(tmp_path):
-    """One line gives the reason, and the rest is as without `--live`, whatever the environment forces."""
+    """One line gives the reason, and the rest is as without `--live`: `FORCE_COLOR` forces colours, and no view."""
     code = (
         "import sys; sys.argv[1:] = ['run', '--live', 'program.py']; from supervise.cli import main; main()"
     )
     result = piped(tmp_path, code, FORCE_COLOR="1")
-    lines = result.stderr.splitlines()
+    text = re.sub(r"\x1b\[\d+m", "", result.stderr)
+    lines = text.splitlines()
     assert result.returncode == 70
+    assert text != result.stderr
     assert lines[0] == "supervise: no live view, plain lines instead: standard output is not a terminal"
     assert lines[1].endswith(" [app #1] starts")
     assert any(line.endswith(" [app/bad #1] failed: ValueError: no luck") for line in lines)
-    assert "\x1b" not in result.stdout + result.stderr
+    assert "\x1b" not in result.stdout + text
 
 
 def test_without_rich_there_are_plain_lines(tmp_path):

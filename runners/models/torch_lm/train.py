@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import argparse
 import math
+import sys
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from pydoc_data.topics import topics
 
@@ -94,6 +96,22 @@ def train(model: CharacterModel, tokens: Tensor, steps: int) -> Iterator[tuple[i
         yield step, now.item()
 
 
+def shown(steps: Iterator[tuple[int, float]], total: int) -> Iterator[tuple[int, float]]:
+    """The steps, with their progress on standard error if that is a terminal and rich is installed (extra `live`)."""
+    if not sys.stderr.isatty() or find_spec("rich") is None:
+        yield from steps
+        return
+    from rich.console import Console  # noqa: PLC0415 - It is an extra.
+    from rich.progress import MofNCompleteColumn, Progress, TimeElapsedColumn  # noqa: PLC0415 - It is an extra.
+
+    columns = [*Progress.get_default_columns(), MofNCompleteColumn(), TimeElapsedColumn()]
+    to_terminal = sys.stdout.isatty()  # otherwise rich would write to the terminal what goes to a file
+    with Progress(
+        *columns, console=Console(stderr=True), transient=True, redirect_stdout=to_terminal
+    ) as line:
+        yield from line.track(steps, total=total, description="training")
+
+
 def settle(seed: int) -> None:
     """Make the training depend on the seed alone. The number of threads is set for this process, because sums depend on it."""
     torch.manual_seed(seed)  # pyright: ignore[reportUnknownMemberType]  # torch leaves it untyped
@@ -113,7 +131,7 @@ def main() -> None:
     settle(options.seed)
     learn, check = (torch.tensor(VOCABULARY.encode(part)) for part in text())
     model = initialised(SHAPE)
-    for step, now in train(model, learn, options.steps):
+    for step, now in shown(train(model, learn, options.steps), options.steps):
         if step % REPORT_EVERY == 0 or step == options.steps - 1:
             print(f"step {step}: train {now:.3f}, val {measured(model, check):.3f} nats/char", flush=True)  # noqa: T201
     print("sha256", save(Checkpoint(model, VOCABULARY), options.out))  # noqa: T201  a script's own output
