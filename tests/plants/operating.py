@@ -18,13 +18,6 @@ OPERATING = tuple(
     Plant(name, file, old, new, tests)
     for name, file, old, new, tests in (
         (
-            "a stop while the root is restarted does not give the restart up",
-            _FOREST,
-            "                out = [*self._give_up_restart(), *self._root_stops(item.reason, now)]\n",
-            "                out = self._root_stops(item.reason, now)\n",
-            _ROOT,
-        ),
-        (
             "an exception that is no Exception does not give the restart of the root up",
             _FOREST,
             "        out += self._give_up_restart()\n",
@@ -46,13 +39,6 @@ OPERATING = tuple(
             _ROOT,
         ),
         (
-            "a plan is played on the machines themselves",
-            _REHEARSAL,
-            "    play = _Play(_copied(forest), now)\n",
-            "    play = _Play(forest, now)\n",
-            _PLANS,
-        ),
-        (
             "what is under way is not played before a plan",
             _REHEARSAL,
             "    play.finish_what_is_under_way()\n",
@@ -62,8 +48,8 @@ OPERATING = tuple(
         (
             "a request without a token is served",
             _APP,
-            "        if not self._has_token(request):\n            raise HTTPException(401",
-            "        if False:\n            raise HTTPException(401",
+            "        if not self._has_token(request):\n            raise HTTPException(\n                401",
+            "        if False:\n            raise HTTPException(\n                401",
             _OPERATING,
         ),
         (

@@ -24,7 +24,7 @@ from supervise import (
 from supervise._trio.tree import opening
 from supervise.testing import run_virtual
 
-from .scene import Boom, Puppet, app, forever, grow, puppets, quiet
+from .scene import Boom, Puppet, Seen, app, forever, grow, puppets, quiet
 from .test_seeing import trees
 
 
@@ -104,11 +104,20 @@ def test_a_root_that_is_not_needed_any_more_ends_normally():
     assert seen.kinds("app").endswith("Starting Ignored Returned Stopped")
 
 
-@pytest.mark.parametrize("how", ["stop", "leave", "interrupt", "a base exception", "restart"])
+@pytest.mark.parametrize(
+    "how", ["stop", "leave", "interrupt", "a base exception", "one of a child", "restart"]
+)
 def test_whatever_stops_the_tree_meanwhile_wins(how):
     """R4, R25: The caller is refused, and nothing is started again."""
     slow = Puppet("slow", stubborn=5)
     refused = []
+
+    async def leaves_badly():
+        try:
+            await trio.sleep_forever()
+        finally:
+            if how == "one of a child":
+                raise SystemExit(4)
 
     async def restart(tree):
         try:
@@ -127,15 +136,22 @@ def test_whatever_stops_the_tree_meanwhile_wins(how):
             elif how == "a base exception":
                 tree._driver.stop_for(SystemExit(3), "a test")
                 await trio.sleep_forever()
+            elif how == "one of a child":
+                await trio.sleep_forever()
             elif how == "restart":
                 await restart(tree)
                 nursery.cancel_scope.cancel()
             else:
                 nursery.cancel_scope.cancel()
 
-    expected = {"interrupt": KeyboardInterrupt, "a base exception": SystemExit}.get(how)
+    expected = {
+        "interrupt": KeyboardInterrupt,
+        "a base exception": SystemExit,
+        "one of a child": SystemExit,
+    }.get(how)
+    seen = Seen()
     if expected is None:
-        seen = grow(app(Puppet("a"), slow), scene)
+        seen = grow(app(Child("a", leaves_badly), slow), scene)
         if how == "restart":
             assert [reason for reason, _ in refused] == ["stopping"]
         assert seen.kinds("app").count("Starting") == 1
@@ -143,7 +159,8 @@ def test_whatever_stops_the_tree_meanwhile_wins(how):
             assert refused == [("stopping", 1)]
     else:
         with pytest.raises((expected, BaseExceptionGroup)):
-            grow(app(Puppet("a"), slow), scene)
+            grow(app(Child("a", leaves_badly), slow), scene, seen=seen)
+        assert seen.kinds("app").count("Starting") == 1
 
 
 def test_a_child_cannot_wait_for_the_restart_of_what_it_is_in():
