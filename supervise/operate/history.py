@@ -60,8 +60,12 @@ class History:
         self._entries.append(Entry(self.last, data))
         self._wake()
 
+    def open(self) -> None:
+        """Readers follow the events that come, as they do at first."""
+        self.closed = False
+
     def close(self) -> None:
-        """No event follows: readers end when they have read everything."""
+        """No event follows, or the server of the readers ends: they end when they have read everything."""
         self.closed = True
         self._wake()
 
