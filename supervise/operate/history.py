@@ -15,6 +15,9 @@ from .._core._check import check_number
 from ..events import Event, describe
 from ..sinks.data import as_data
 
+as_json = json.JSONEncoder(separators=(",", ":")).encode
+"""Data in one line of JSON; an encoder that is made once is faster than `json.dumps`."""
+
 
 @define
 class Entry:
@@ -27,9 +30,9 @@ class Entry:
     def line(self, *, traced: bool) -> str:
         """Its line of JSON; without `traced` it has no traceback and no stack."""
         if not traced:
-            return _as_line(_untraced(self.data))
+            return as_json(_untraced(self.data))
         if not self._line:
-            self._line = _as_line(self.data)
+            self._line = as_json(self.data)
         return self._line
 
 
@@ -102,10 +105,6 @@ class History:
             self._is_awaited = False
             self._more.set()
             self._more = trio.Event()
-
-
-def _as_line(data: dict[str, Any]) -> str:
-    return json.dumps(data, separators=(",", ":"))
 
 
 def _untraced(data: dict[str, Any]) -> dict[str, Any]:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from typing import Any
 
 from .._core._brief import brief_text, class_name
 from .._core.status import Status
 
 
-def as_rows(status: Status, *, now: float, time: float) -> list[dict[str, Any]]:
-    """A row for each node, parents first, in start order.
+def as_rows(status: Status, *, now: float, time: float) -> Iterator[dict[str, Any]]:
+    """A row for each node, parents first, in start order; one after the other, since all of a large tree are much to hold.
 
     Args:
         status: of the whole tree.
@@ -18,42 +18,42 @@ def as_rows(status: Status, *, now: float, time: float) -> list[dict[str, Any]]:
         time: the same moment in seconds since 1970.
     """
     offset = time - now
+    return (_row(node, offset) for node in status.walk())
 
+
+def _row(node: Status, offset: float) -> dict[str, Any]:
     def wall(at: float | None) -> float | None:
         return None if at is None else at + offset
 
-    return [
-        {
-            "path": node.path,
-            "kind": node.kind,
-            "state": node.state,
-            "incarnation": node.incarnation,
-            "restarts": node.restarts,
-            "limit": None if node.limit is None else str(node.limit),
-            "allowed": None if node.limit is None else node.limit.restarts,
-            "failure": None if node.last_failure is None else _failure(node.last_failure),
-            "due": wall(node.due),
-            "mailbox": node.mailbox,
-            "handled": node.handled,
-            "restart": node.restart,
-            "strategy": node.strategy,
-            "front": node.front,
-            "since": wall(node.since) if node.incarnation else None,
-            "ready_at": wall(node.ready_at),
-            "restarts_total": node.restarts_total,
-            "failures_total": node.failures_total,
-            "decision": None
-            if node.decision is None
-            else {
-                "directive": None if node.decision.directive is None else node.decision.directive.name,
-                "tag": node.decision.tag,
-                "by": node.decision.by,
-                "because": node.decision.because,
-                "at": wall(node.decision.at),
-            },
-        }
-        for node in status.walk()
-    ]
+    return {
+        "path": node.path,
+        "kind": node.kind,
+        "state": node.state,
+        "incarnation": node.incarnation,
+        "restarts": node.restarts,
+        "limit": None if node.limit is None else str(node.limit),
+        "allowed": None if node.limit is None else node.limit.restarts,
+        "failure": None if node.last_failure is None else _failure(node.last_failure),
+        "due": wall(node.due),
+        "mailbox": node.mailbox,
+        "handled": node.handled,
+        "restart": node.restart,
+        "strategy": node.strategy,
+        "front": node.front,
+        "since": wall(node.since) if node.incarnation else None,
+        "ready_at": wall(node.ready_at),
+        "restarts_total": node.restarts_total,
+        "failures_total": node.failures_total,
+        "decision": None
+        if node.decision is None
+        else {
+            "directive": None if node.decision.directive is None else node.decision.directive.name,
+            "tag": node.decision.tag,
+            "by": node.decision.by,
+            "because": node.decision.because,
+            "at": wall(node.decision.at),
+        },
+    }
 
 
 def _failure(exc: BaseException) -> dict[str, str]:

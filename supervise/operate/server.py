@@ -9,10 +9,10 @@ from typing import Any, cast
 
 import hypercorn.config
 import trio
+from hypercorn.app_wrappers import ASGIWrapper
 from hypercorn.trio.tcp_server import TCPServer
 from hypercorn.trio.worker_context import WorkerContext
 from hypercorn.typing import ConnectionState
-from hypercorn.utils import wrap_app
 
 from .._trio.tree import Tree
 from .app import operating_app
@@ -77,7 +77,7 @@ class _Connections:
 
     def __init__(self, app: Any, config: hypercorn.config.Config) -> None:
         self.stop = trio.Event()
-        self._app = wrap_app(app, config.wsgi_max_body_size, "asgi")
+        self._app = ASGIWrapper(app)
         self._config = config
         self._context = WorkerContext(None)
         self._open: set[trio.SocketStream] = set()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import attrs
@@ -40,19 +41,25 @@ def as_data(event: Event, *, number: int, time: float) -> dict[str, Any]:
         "path": event.path,
         "incarnation": event.incarnation,
     }
-    for field in attrs.fields(type(event)):
-        if field.name not in data:
-            data[field.name] = _plain(event, field.name)
+    for name in _own_fields(type(event)):
+        data[name] = _plain(event, name)
     return data
+
+
+@cache
+def _own_fields(kind: type[Event]) -> list[str]:
+    return [field.name for field in attrs.fields(kind) if field.name not in attrs.fields_dict(Event)]
 
 
 def _plain(event: Event, name: str) -> Any:
     value: Any = getattr(event, name)
+    if value is None or type(value) in (int, float):
+        return value
     if is_a(value, BaseException):
         return _exception(value, traced=is_a(event, (Failed, StopError)))
     if is_a(value, Directive):
         return value.name
-    if name == "value" and value is not None:  # any object of the program, of which only the text is given
+    if name == "value":  # any object of the program, of which only the text is given
         return brief(value)
     return value[-MOST:] if type(value) is str else value
 
