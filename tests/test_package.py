@@ -28,11 +28,12 @@ def test_the_wheel_holds_the_two_packages_and_nothing_else(wheel):
 
 
 def test_the_wheel_holds_what_is_no_code(wheel):
-    """The marker files for type checkers, the demo's prompts, the model's weights and the dashboard are in the wheel."""
+    """The marker files for type checkers, the demo's prompts, the model's weights, the dashboard and the page are in the wheel."""
     names = set(wheel.namelist())
     assert {"supervise/py.typed", "runners/py.typed", "runners/demo.txt"} <= names
     assert "runners/models/torch_lm/weights.safetensors" in names
     assert "supervise/sinks/grafana.json" in names
+    assert {f"supervise/operate/page/{name}" for name in ("index.html", "page.js", "page.css")} <= names
 
 
 def test_the_library_depends_on_trio_and_attrs_alone():

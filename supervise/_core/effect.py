@@ -83,12 +83,12 @@ class Ended:
     failure: Failure | None = None
 
 
-RequestKind = Literal["add", "stop", "start", "restart", "remove", "status"]
+RequestKind = Literal["add", "stop", "start", "restart", "restart root", "remove", "status"]
 
 
 @define(eq=False, weakref_slot=False)
 class Request:
-    """A caller asks for a change. The answer is one `Reply` with its token, unless it is withdrawn before it is served.
+    """A caller asks for a change; the forest serves `restart root`, since the root has no supervisor. The answer is one `Reply` with its token, unless it is withdrawn before it is served.
 
     A withdrawn request stays in the inbox with `withdrawn` set: taking it out would cost a walk over the whole inbox.
     """

@@ -6,17 +6,18 @@ The forest also emits the events of the root, which has no supervisor.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from .. import events
+from ..errors import Refused
 from . import effect
 from .decide import ROOT
 from .effect import Effect, Input
-from .machine import Ledger, Machine
+from .machine import Ledger, Machine, asked, start_failed
 from .node import Memory, Node
 from .spec import Child, Pool, Spec, Supervisor
-from .status import Status, Traffic, picture
+from .status import Status, Traffic, glances, picture
 
 _ROUTED = frozenset({effect.Order, effect.Rise, effect.Fail, effect.Fatal})
 
@@ -36,19 +37,34 @@ class Forest:
         self.root.has_machine = True
         self.machines[spec.name] = Machine(self.root, self.ledger)
         self.over = False
+        self.restarting: effect.Request | None = (
+            None  # the request that restarts the root, until it is up again
+        )
 
     def start(self, now: float) -> list[Effect]:
         """The effects that start the root; the driver then sends its `Boot`."""
+        return self._start_root(now)
+
+    def _start_root(self, now: float, reason: str | None = None) -> list[Effect]:
         root = self.root
-        root.incarnation, root.alive = 1, True
-        root.state, root.since = "starting", now
-        return [*self._event(events.Starting, now), effect.Start(root.path, root.incarnation, root.spec)]
+        root.incarnation, root.alive = root.incarnation + 1, True
+        root.state, root.since, root.ready_at = "starting", now, None
+        starting = self._event(events.Starting, now, reason=reason)
+        return [*starting, effect.Start(root.path, root.incarnation, root.spec)]
 
     def handle(self, machine: Machine, item: Input, now: float, u: float = 0.5) -> list[Effect]:
         """Handle one input of a machine. Returns the effects that the driver carries out, in order."""
         out: list[Effect] = []
-        if isinstance(item, effect.Stop) and machine.parent is None:
-            out = self._root_stops(item.reason, now)
+        if machine.parent is None:
+            if isinstance(item, effect.Request) and item.kind == "restart root":
+                if self.root.state != "up":
+                    return [self._refused(item)]
+                self.restarting = item
+                item = effect.Stop(asked(self.root, "restart", item))
+                out = self._root_stops(item.reason, now)
+            elif isinstance(item, effect.Stop):
+                machine = self.machines[self.root.path]  # it may have waited behind the end of the one before
+                out = [*self._give_up_restart(), *self._root_stops(item.reason, now)]
         results = machine.handle(item, now, u)
         if not out and _ROUTED.isdisjoint(map(type, results)):
             return results
@@ -91,6 +107,8 @@ class Forest:
             return
         out += self._report(rise.report, now)
         out.append(rise)
+        if isinstance(rise.report, effect.Ended) and self.restarting is not None:
+            out += self._restart_root(now)
 
     def _report(self, report: effect.Up | effect.Exited | effect.Ended, now: float) -> list[Effect]:
         """The effects of a report of the root: what a supervisor of the root would emit."""
@@ -99,11 +117,14 @@ class Forest:
             if root.state == "starting":
                 root.state, root.since = "up", now
                 root.ready_at = now
-            return []
+            return self._answer_restart(effect.Reply(None, root.path))
         assert isinstance(report, effect.Ended)
-        root.state, root.since = "down", now
-        root.alive, self.over = False, True
         out: list[Effect] = []
+        root.alive = False
+        if self.restarting is not None and root.state == "stopping":
+            return self._event(events.Stopped, now)
+        root.state, root.since, self.over = "down", now, True
+        answer = effect.Reply(None, root.path)
         if report.failure is not None:
             exc = report.failure.exc
             root.last_failure = root.why = exc
@@ -112,22 +133,49 @@ class Forest:
             out = self._event(events.StartFailed, now) + self._event(events.Failed, now, exc=exc)
             details = {"directive": None, "by": root.path, "because": "first start", "exc": exc}
             out += self._event(events.Decided, now, **details)
+            answer = effect.Reply(None, error=start_failed(report.failure))
         elif report.ignored:
             out = self._event(events.Ignored, now) + self._event(events.Returned, now)
         elif report.returned and root.why is None:  # no exception stopped it while it was about to return
             out = self._event(events.Returned, now)
         root.gone = True
+        out += self._answer_restart(answer)
         return [*out, *self._event(events.Stopped, now), effect.Gone(root.path, root.why)]
+
+    def _answer_restart(self, reply: effect.Reply) -> list[Effect]:
+        """Answer the caller who has the root restarted, if there is one."""
+        if self.restarting is None:
+            return []
+        reply.token, self.restarting = self.restarting.token, None
+        return [reply]
 
     def _stop_all(
         self, machine: Machine, exc: BaseException, now: float, out: list[Effect]
     ) -> tuple[Machine, Input]:
         """Stop the whole tree because of an exception that is no `Exception` (R4)."""
+        out += self._give_up_restart()
         root = self.root
         root.why = exc if root.why is None else root.why
         reason = f"{machine.path!r} reported a failure that is not an Exception"
         out += self._root_stops(reason, now)
         return self.machines[root.path], effect.Stop(reason)
+
+    def _restart_root(self, now: float) -> list[Effect]:
+        """Give the root a new machine, as a supervisor gives one to a child that is a supervisor (R25)."""
+        assert self.restarting is not None
+        self.machines[self.root.path] = Machine(self.root, self.ledger)
+        return self._start_root(now, asked(self.root, "restart", self.restarting))
+
+    def _give_up_restart(self) -> list[Effect]:
+        """Something stops the tree while its root is restarted: the caller is refused."""
+        return [] if self.restarting is None else self._answer_restart(self._refused(self.restarting))
+
+    def _refused(self, request: effect.Request) -> effect.Reply:
+        state = self.root.state
+        error = Refused(
+            f"{self.root.path!r} is {state}", reason="restarting" if state == "starting" else "stopping"
+        )
+        return effect.Reply(request.token, error=error)
 
     def _root_stops(self, reason: str, now: float) -> list[Effect]:
         if self.root.state not in ("starting", "up"):
@@ -193,6 +241,12 @@ class Forest:
     def status(self, now: float, traffic: Traffic = lambda _: (None, None)) -> Status:
         """The status of the whole tree (R33)."""
         return picture(self.root, self.machines, now, traffic)
+
+    def glances(
+        self, now: float, traffic: Traffic
+    ) -> Iterator[tuple[tuple[object, ...], Callable[[], Status]]]:
+        """For each node what tells whether its status has changed, and how to make it: see `status.glances`."""
+        return glances(self.root, self.machines, now, traffic)
 
 
 def _left(

@@ -817,7 +817,7 @@ class Machine:
         self.note_restart(node, self.now, in_progress=True)
         group = self._group(node)
         self._cancel_retries(group, node)
-        why = _asked(node, "restart", request)
+        why = asked(node, "restart", request)
         self.act = Act("restart", why, node, group, group[::-1], token=request.token)
 
     def _cancel_retries(self, group: list[Node], node: Node) -> float:
@@ -930,14 +930,14 @@ class Machine:
 
     def _start_by_hand(self, node: Node, request: Request) -> None:
         node.state, node.since = "down", self.now
-        why = _asked(node, "start", request)
+        why = asked(node, "start", request)
         self.act = Act("start", why, node, starts=[node], token=request.token)
 
     def _serve_stop(self, request: Request) -> None:
         node = self._find(request)
         if node is None:
             return
-        why = _asked(node, "stop", request)
+        why = asked(node, "stop", request)
         if node.state == "restarting":
             self._cancel_retry_by_hand(node)
         afterwards = self.releasing.get(node)
@@ -1164,7 +1164,7 @@ def _is_significant_and_on(node: Node) -> bool:
     return node.spec.significant and node.state not in ("down", "condemned")
 
 
-def _asked(node: Node, verb: str, request: Request) -> str:
+def asked(node: Node, verb: str, request: Request) -> str:
     """Why a request has this node started or stopped, with the reason of its caller (R25)."""
     return f"{node.path!r} was asked to {verb}" + ("" if request.reason is None else f": {request.reason}")
 

@@ -46,10 +46,10 @@ def rehearse(forest: Forest, verb: Literal["stop", "start", "restart"], path: st
     if path == root.path and verb == "stop":
         play.give(play.forest.machines[path], effect.Stop(f"{path!r} was asked to stop"))
         return play.steps
-    machine = play.forest.machines.get(above)
-    if machine is None:
+    machine = play.forest.machines.get(above or path)
+    if machine is None or (path == root.path and verb == "start"):
         raise errors.Refused(f"the supervisor of {path!r} is not running", reason="not_found")
-    play.give(machine, effect.Request(verb, _MINE, name=name))
+    play.give(machine, effect.Request(verb if above else "restart root", _MINE, name=name))
     if play.refusal is not None:
         raise play.refusal
     return play.steps
@@ -63,6 +63,7 @@ def _copied(forest: Forest) -> Forest:
     plain.machines = plain.ledger.machines
     plain.root = copied_among(forest.root, made)
     plain.over = forest.over
+    plain.restarting = copied_among(forest.restarting, made)
     return plain
 
 

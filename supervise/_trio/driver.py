@@ -61,7 +61,6 @@ class Driver:
 
     def __init__(self, spec: Supervisor | Pool, sinks: Sequence[events.Sink]) -> None:
         self.forest = forests.get()(spec)
-        self._root: Machine = self.forest.machines[spec.name]
         self.addresses: dict[str, Address] = {}
         self.tree: Any = None
         self.body_scope = trio.CancelScope()
@@ -91,6 +90,10 @@ class Driver:
         self._broken = False
         self._leaving: Leaf | None = None
         self._starts_at_once = False
+
+    @property
+    def _root(self) -> Machine:
+        return self.forest.machines[self.forest.root.path]
 
     # --- the tree's own task
 
@@ -188,7 +191,7 @@ class Driver:
                 machine, item = waiting.popleft()
                 u = random()  # noqa: S311 - for jitter, not for a secret
                 effects = self.forest.handle(machine, item, self.now(), u)
-                if self._root.phase == "ending" and not self._ending:
+                if not self._ending and self._root.phase == "ending" and self.forest.restarting is None:
                     self._ending = True
                     self.ending()
         except BaseException as exc:  # noqa: BLE001 - a defect of this library: stop every leaf, then raise it (R24)
@@ -578,19 +581,19 @@ class Driver:
         report = one.report
         if isinstance(report, effect.Up):
             self._changed(one.path)
-            if one.path == self._root.path:
+            if one.path == self.forest.root.path:
                 self.settled.set()
         elif isinstance(report, effect.Ended):
             place = self._places.pop(one.path, None)
             if place is not None:  # it has none if it ended within the step that started it
                 place.closed.set()
                 self._forget_timer(place)
-            if one.path == self._root.path:
+            if self.forest.over and one.path == self.forest.root.path:
                 self._finish(report)
 
     def _finish(self, report: effect.Ended) -> None:
-        if report.failure is not None and self.failure is None:
-            self.failure = start_failed(report.failure)
+        if report.failure is not None:
+            self._fail(start_failed(report.failure))  # the first start, or that of a restart of the root
         self.finished.set()
         self.settled.set()
 

@@ -316,17 +316,22 @@ class Ref:
         """Restart a node in any state; no limit is charged (R25). Waits until it is ready.
 
         A node that is down or condemned is started. Any other is stopped in order, together with the group that its
-        supervisor's strategy names, and the group is started again.
+        supervisor's strategy names, and the group is started again. The root is stopped whole and started again; if it does
+        not start, the tree ends.
 
         Args:
             reason: see `stop`.
 
         Raises:
-            Refused: it is a member of a pool, the root, or not there.
-            StartFailed: it did not start. If it ran before, its failure is judged and retried as in any restart.
+            Refused: it is a member of a pool, or not there; of the root: it is starting or stopping.
+            StartFailed: it did not start. If it is not the root and ran before, its failure is judged and retried as in any restart.
         """
         self._would_wait_for_itself(self._above, ended=self.path)
-        await self._ask_parent("restart", reason)
+        if self._above:
+            await self._ask_parent("restart", reason)
+        else:
+            root = self._driver.forest.machines[self.path]
+            await self._driver.ask(root, self._request("restart root", reason))
 
     async def remove(self) -> None:
         """Take a node that is down out of the tree (R25).
@@ -377,14 +382,15 @@ class Ref:
         return self.path.rpartition("/")[0]
 
     async def _ask_parent(self, kind: effect.RequestKind, reason: str | None = None) -> Any:
-        above, _, name = self.path.rpartition("/")
-        machine = self._driver.forest.machines.get(above)
+        machine = self._driver.forest.machines.get(self._above)
         if machine is None:
             raise Refused(f"the supervisor of {self.path!r} is not running", reason="not_found")
-        request = effect.Request(
-            kind, Answer(), name=name, reason=None if reason is None else _checked_reason(reason)
-        )
-        return await self._driver.ask(machine, request)
+        return await self._driver.ask(machine, self._request(kind, reason))
+
+    def _request(self, kind: effect.RequestKind, reason: str | None) -> effect.Request:
+        name = self.path.rpartition("/")[2]
+        why = None if reason is None else _checked_reason(reason)
+        return effect.Request(kind, Answer(), name=name, reason=why)
 
     def _would_wait_for_itself(self, served: str, *, ended: str = "") -> None:
         """Refuse a request that would wait for ever.

@@ -6,9 +6,8 @@ import hmac
 import json
 import os
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection
 from contextlib import aclosing
-from importlib.resources import files
 from typing import Any, cast
 
 import trio
@@ -17,7 +16,7 @@ from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
+from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
@@ -26,7 +25,9 @@ from .._trio.ref import Ref
 from .._trio.tree import Tree
 from ..errors import Refused, StartFailed
 from .history import Entry, History, as_json
-from .rows import as_rows, waits_for
+from .page import HEADERS as PAGE_HEADERS
+from .page import page
+from .rows import Row, Rows, waits_for
 from .why import why
 
 VERBS = ("start", "stop", "restart")
@@ -74,7 +75,7 @@ def operating_app(
     return Starlette(
         routes=[
             Route("/", served.page, methods=["GET"]),
-            Route("/page/{name}", served.part_of_page, methods=["GET"]),
+            Route("/page/{name}", served.page, methods=["GET"]),
             Route("/healthz", served.healthz, methods=["GET"]),
             Route("/readyz", served.readyz, methods=["GET"]),
             Route("/metrics", served.metrics, methods=["GET"]),
@@ -109,30 +110,29 @@ class _Served:
         metrics: Callable[[str], tuple[bytes, str]] | None,
     ) -> None:
         self._tree = tree
+        self._read = Rows(tree)
         self.history = history
         self._token = token
         self._trusted = trusted
         self._required = required
         self._metrics = metrics
         self.readers = 0
+        self._page = page()
 
     # --- looking
 
-    async def page(self, _: Request) -> Response:
-        return HTMLResponse(_part("index.html"), headers=_HEADERS)
-
-    async def part_of_page(self, request: Request) -> Response:
-        name = request.path_params["name"]
-        kinds = {"page.js": "text/javascript", "page.css": "text/css"}
-        if name not in kinds:
-            raise HTTPException(404, f"the page has no part {name!r}")
-        return Response(_part(name), media_type=kinds[name], headers=_HEADERS)
+    async def page(self, request: Request) -> Response:
+        name = request.path_params.get("name", "index.html")
+        if name not in self._page:
+            raise HTTPException(404, f"the page has no part {printable(name)!r}")
+        kind, content = self._page[name]
+        return Response(content, media_type=kind, headers=PAGE_HEADERS)
 
     async def healthz(self, _: Request) -> Response:
         return PlainTextResponse("ok\n", headers=_HEADERS)
 
     async def readyz(self, _: Request) -> Response:
-        waiting = waits_for(list(self._rows()), self._required)
+        waiting = waits_for([row.data for row in self._rows()], self._required)
         return JSONResponse({"ready": not waiting, "waits_for": waiting}, 503 if waiting else 200, _HEADERS)
 
     async def metrics(self, request: Request) -> Response:
@@ -142,6 +142,7 @@ class _Served:
         return Response(body, headers={**_HEADERS, "content-type": kind})
 
     async def status(self, request: Request) -> Response:
+        rows = self._rows()
         about = {
             "v": 1,
             "time": time.time(),
@@ -149,14 +150,14 @@ class _Served:
             "name": self._tree.root.path,
             "pid": os.getpid(),
             "acts": self._token is not None and self._has_token(request),
+            "waits_for": waits_for([row.data for row in rows], self._required),
         }
-        # Row by row: a thousand dicts at a time would have the garbage collector walk the whole program.
-        nodes = ",".join(map(as_json, self._rows()))
+        nodes = ",".join([row.json for row in rows])
         body = f'{as_json(about)[:-1]},"nodes":[{nodes}]}}'
         return Response(body, media_type="application/json", headers=_HEADERS)
 
-    def _rows(self) -> Iterator[dict[str, Any]]:
-        return as_rows(self._tree.status(), now=trio.current_time(), time=time.time())
+    def _rows(self) -> list[Row]:
+        return self._read.read(now=trio.current_time(), time=time.time())
 
     async def events(self, request: Request) -> Response:
         after = request.headers.get("last-event-id") or request.query_params.get("after") or "0"
@@ -169,7 +170,7 @@ class _Served:
 
     async def why(self, request: Request) -> Response:
         path = request.path_params["path"]
-        row = next((row for row in self._rows() if row["path"] == path), None)
+        row = next((row.data for row in self._rows() if row.data["path"] == path), None)
         if row is None:
             raise HTTPException(404, self._not_there(path))
         above = path.rpartition("/")[0] or path
@@ -300,10 +301,6 @@ async def _cancel_when_it_leaves(receive: Receive, scope: trio.CancelScope) -> N
 
 def _sent(entry: Entry, *, traced: bool) -> str:
     return f"id: {entry.number}\ndata: {entry.line(traced=traced)}\n\n"
-
-
-def _part(name: str) -> bytes:
-    return (files(__package__ or "") / "page" / name).read_bytes()
 
 
 async def _given(request: Request) -> tuple[str, str]:

@@ -2,23 +2,56 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from typing import Any
+
+from attrs import frozen
 
 from .._core._brief import brief_text, class_name
 from .._core.status import Status
+from .._trio.tree import Tree
+from .history import as_json
+
+_JITTER = 0.005
+"""Seconds by which the difference between the two clocks may vary from one reading to the next."""
 
 
-def as_rows(status: Status, *, now: float, time: float) -> Iterator[dict[str, Any]]:
-    """A row for each node, parents first, in start order; one after the other, since all of a large tree are much to hold.
+@frozen
+class Row:
+    """A node as plain data, and the same in JSON."""
 
-    Args:
-        status: of the whole tree.
-        now: the time on Trio's clock at which it was taken.
-        time: the same moment in seconds since 1970.
-    """
-    offset = time - now
-    return (_row(node, offset) for node in status.walk())
+    data: dict[str, Any]
+    json: str
+
+
+class Rows:
+    """The rows of a running tree. That of a node which has not changed since the last time is not made again."""
+
+    def __init__(self, tree: Tree) -> None:
+        self._driver = tree._driver
+        self._known: dict[tuple[object, ...], Row] = {}
+        self._offset = 0.0
+
+    def read(self, *, now: float, time: float) -> list[Row]:
+        """A row for each node, parents first, in start order.
+
+        Args:
+            now: the time on Trio's clock.
+            time: the same moment in seconds since 1970.
+        """
+        if abs(time - now - self._offset) > _JITTER:
+            self._known.clear()
+            self._offset = time - now
+        rows = {
+            values: self._known.get(values) or self._made(status())
+            for values, status in self._driver.forest.glances(now, self._driver.traffic_at)
+        }
+        self._known = rows
+        return list(rows.values())
+
+    def _made(self, status: Status) -> Row:
+        data = _row(status, self._offset)
+        return Row(data, as_json(data))
 
 
 def _row(node: Status, offset: float) -> dict[str, Any]:

@@ -59,6 +59,7 @@ def test_a_plan_goes_through_supervisors_and_reaches_the_root():
     async def scene(tree, seen):
         assert tree["app/in"].plan("restart") == steps("-in/y -in/x -in +in +in/x +in/y")
         assert tree["app"].plan("stop") == steps("-in/y -in/x -in -a -")
+        assert tree["app"].plan("restart") == steps("-in/y -in/x -in -a - + +a +in +in/x +in/y")
         assert await added(tree) == steps("-pool/m-2 -pool/m-1 -pool +pool")
 
     async def added(tree):
@@ -91,16 +92,36 @@ def test_what_is_under_way_is_played_first():
     grow(app(slow, waits), scene)
 
 
+@pytest.mark.parametrize("seed", range(6))
+def test_a_start_that_is_under_way_is_played_first(seed):
+    """R19, R25: A child that hangs in its start, and a supervisor whose task has not begun."""
+    hangs = Puppet("hangs", "hang")
+
+    async def scene(tree, seen):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(tree["app"].add, app(*puppets("x"), name="in"))
+            while len(tree.status().children) < 2:
+                await trio.lowlevel.checkpoint()
+            assert tree["app/a"].plan("restart") == steps("-a +a")
+            await quiet()
+            nursery.start_soon(tree["app/in"].add, hangs.spec)
+            await quiet()
+            assert tree["app/in/x"].plan("restart") == steps("-in/x +in/x")
+            nursery.cancel_scope.cancel()
+
+    grow(app(*puppets("a")), scene, seed=seed)
+
+
 def test_a_plan_is_refused_as_its_request_would_be():
     """R25: With the same words; a verb that does not exist names the three that do."""
 
     async def scene(tree, seen):
-        for verb, path in (("start", "app/a"), ("restart", "app"), ("restart", "app/pool/m-1")):
+        for verb, path in (("start", "app/a"), ("start", "app"), ("restart", "app/pool/m-1")):
             with pytest.raises(Refused) as planned:
                 tree[path].plan(verb)
             with pytest.raises(Refused) as asked:
                 await getattr(tree[path], verb)()
-            assert str(planned.value) == str(asked.value)
+            assert (str(planned.value), planned.value.reason) == (str(asked.value), asked.value.reason)
         with pytest.raises(ValueError, match="verb must be 'stop', 'start' or 'restart', got 'kill'"):
             tree["app/a"].plan("kill")
 
