@@ -23,7 +23,7 @@ from ..sinks.log import LoggingSink
 from ..sinks.systemd import SystemdSink
 from ..views import mermaid, text
 from ..views.terminal import run_live
-from . import check, findings, operate, plot
+from . import check, findings, operate, plot, top
 from .load import NoTree, load
 from .operate import serve_tree
 from .output import write
@@ -135,6 +135,7 @@ def _parser() -> argparse.ArgumentParser:
     tree.set_defaults(command=_tree)
     operate.add(commands)
     plot.add(commands)
+    top.add(commands)
     return parser
 
 
@@ -147,8 +148,7 @@ def _run(arguments: argparse.Namespace) -> int:
     with ExitStack() as files:
         sinks, watches = _sinks(arguments, files), list[Watch]()
         _tell_systemd(sinks, watches, files)
-        if arguments.socket is not None:
-            serve_tree(tree, arguments, sinks, watches, files)
+        serve_tree(tree, arguments, sinks, watches, files)
         limits = {"hard_exit_after": arguments.hard_exit_after, "watchdog": arguments.watchdog}
         if arguments.live:
             run_live(tree, **limits, otherwise=sinks[0], sinks=sinks[1:], watches=watches)

@@ -13,6 +13,7 @@ from datetime import datetime
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
+from socket import socket
 from typing import TYPE_CHECKING, Any
 
 import trio
@@ -22,9 +23,9 @@ from .._core.spec import Pool, Supervisor
 from .._trio.run import Watch
 from .._trio.tree import Tree
 from ..events import Sink
-from ..operate import checked_token, serving
+from ..operate import LAST_PORT, checked_token, serving
 from ..operate.observers import Observers
-from ..operate.sockets import default_path, found, listening_at
+from ..operate.sockets import default_path, found, listening_at, listening_on
 from ..operate.why import ago
 from ..views.words import branches
 from .load import NoTree
@@ -41,7 +42,7 @@ _Data = dict[str, Any]
 
 
 def add_options(run: argparse.ArgumentParser) -> None:
-    """The option of `run` that opens a socket."""
+    """The options of `run` that open a socket or a port."""
     run.add_argument(
         "--socket",
         nargs="?",
@@ -50,6 +51,22 @@ def add_options(run: argparse.ArgumentParser) -> None:
         help="let `supervise status`, `why`, `top` and others look at the tree over this Unix socket of yours (default: one in "
         f"$XDG_RUNTIME_DIR); with a token in ${TOKEN} they can change it too (needs the extra operate)",
     )
+    run.add_argument(
+        "--port",
+        type=_port,
+        metavar="PORT",
+        help="the same on this port of 127.0.0.1, for a browser; stacks and tracebacks need the token there",
+    )
+
+
+def _port(text: str) -> int:
+    port = int(text)
+    if not 0 < port <= LAST_PORT:
+        raise ValueError(text)
+    return port
+
+
+_port.__name__ = f"port, 1 to {LAST_PORT}"  # argparse prints this name in its message
 
 
 def serve_tree(
@@ -59,16 +76,22 @@ def serve_tree(
     watches: list[Watch],
     files: ExitStack,
 ) -> None:
-    """Listen at the socket, and add the sink and the watch that serve the tree there.
+    """Listen at the socket and at the port, if they are asked for, and add the sinks and watches that serve the tree there.
 
     Raises:
-        NoTree: the socket cannot be made, the token is too short, or the extra is missing.
+        NoTree: one of them cannot be opened, the token is too short, or the extra is missing.
     """
+    if arguments.socket is None and arguments.port is None:
+        return
+    listeners: list[tuple[socket, bool]] = []
     try:
         serve = serving()
         token = checked_token(os.environ.get(TOKEN) or None)
-        path = Path(arguments.socket) if arguments.socket else default_path(tree.name)
-        listener = files.enter_context(listening_at(path))
+        if arguments.socket is not None:
+            path = Path(arguments.socket) if arguments.socket else default_path(tree.name)
+            listeners.append((files.enter_context(listening_at(path)), True))
+        if arguments.port is not None:
+            listeners.append((files.enter_context(listening_on(arguments.port)), False))
     except (OSError, ValueError, ModuleNotFoundError) as problem:
         raise NoTree(_line(problem)) from problem
     observers = Observers.of(tree)
@@ -76,7 +99,9 @@ def serve_tree(
 
     async def watch(running: Tree) -> None:
         observers.attach(running)
-        await serve(running, observers, listener, token=token)
+        async with trio.open_nursery() as nursery:
+            for listener, trusted in listeners:
+                nursery.start_soon(partial(serve, running, observers, listener, token=token, trusted=trusted))
 
     watches.append(watch)
 
@@ -142,8 +167,8 @@ def _with_client(
         raise NoTree("looking at a running tree needs httpx; install trio-supervise[operate]")
     from ..operate.client import Client, OperateError  # noqa: PLC0415 - It needs httpx, which is an extra.
 
-    where = arguments.socket or _the_only_one()
-    token = _token(arguments.token_file)
+    where = arguments.socket or the_only_one()
+    token = token_of(arguments.token_file)
 
     async def main() -> int:
         async with Client(where, token=token) as client:
@@ -158,7 +183,7 @@ def _with_client(
         return 130
 
 
-def _the_only_one() -> str:
+def the_only_one() -> str:
     """The only socket at which a program listens, if no other was given."""
     sockets = found()
     if len(sockets) == 1:
@@ -170,7 +195,8 @@ def _the_only_one() -> str:
     )
 
 
-def _token(file: str | None) -> str | None:
+def token_of(file: str | None) -> str | None:
+    """The token in a file, or in the variable if none is given; None without one."""
     if file is None:
         return os.environ.get(TOKEN) or None
     try:

@@ -28,7 +28,7 @@ from .sockets import default_path, listening_at, listening_on
 __all__ = ["History", "operate"]
 
 _SHORTEST_TOKEN = 20
-_LAST_PORT = 65_535
+LAST_PORT = 65_535
 
 
 def operate(
@@ -60,8 +60,8 @@ def operate(
     """
     if port is not None:
         check_number("port", port, least=0, kind=int)
-        if port > _LAST_PORT:
-            raise ValueError(f"port must be 0 to {_LAST_PORT}, got {port}")
+        if port > LAST_PORT:
+            raise ValueError(f"port must be 0 to {LAST_PORT}, got {port}")
     if socket is not None and not isinstance(socket, str | Path):
         raise TypeError(f"socket must be a path or None, got {brief(socket)}")
     if socket is not None and port is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -57,7 +58,9 @@ def run(tmp_path):
 @pytest.mark.slow
 def test_a_running_program_is_seen_and_changed_from_a_shell(run, tmp_path):
     """Every command, with its words and its exit status, as in the page; the program ends by `stop` of its root."""
-    program = run("run", "app.py", "--socket", wait=False)
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = str(free.getsockname()[1])
+    program = run("run", "app.py", "--socket", "--port", port, wait=False)
     try:
         assert program.stdout.readline() == "up\n"
         shown = run("status")
@@ -77,6 +80,7 @@ def test_a_running_program_is_seen_and_changed_from_a_shell(run, tmp_path):
         assert [row["path"] for row in rows] == ["app/web", "app/web/a", "app/web/b"]
         assert "The decision: Restart, decided by 'app/web'" in run("why", "app/web/a").stdout
         assert "in flaky" in run("stack", "app/web/a").stdout
+        assert run("why", "app/db", "--socket", f"http://127.0.0.1:{port}").stdout.startswith("app/db is up")
         planned = run("restart", "app/web/a", "--dry-run")
         assert planned.stdout.split() == [
             "stop", "app/web/b", "stop", "app/web/a", "start", "app/web/a", "start", "app/web/b", "(nothing", "was", "done)",
@@ -119,6 +123,7 @@ def test_a_running_program_is_seen_and_changed_from_a_shell(run, tmp_path):
             {"SUPERVISE_TOKEN": "short"},
             "token must have 20 printable ASCII characters",
         ),
+        (["run", "app.py", "--port", "0"], {}, "invalid port, 1 to 65535 value: '0'"),
         (
             ["run", "--socket", "app.py"],
             {},

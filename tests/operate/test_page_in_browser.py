@@ -307,9 +307,11 @@ def test_an_act_shows_its_steps_asks_for_a_reason_and_is_done(shop, page):
     assert page.evaluate("[document.cookie, localStorage.length, sessionStorage.length].join()") == ",0,0"
     assert TOKEN not in page.content()
     page.may_fail = True
+    refusal = {"error": "'shop' is stopping"}
+    page.route("**/restart/shop?dry_run=1", lambda route: route.fulfill(status=409, json=refusal))
     line(page, "shop").click()
     page.get_by_role("button", name="Restart …").click()
-    expect(page.locator("#act-error")).to_contain_text("'shop'")
+    expect(page.locator("#act-error")).to_contain_text("'shop' is stopping")
     page.keyboard.press("Escape")
     expect(dialog).to_be_hidden()
     expect(page.locator("#story")).to_be_visible()

@@ -12,6 +12,7 @@ import sys
 import termios
 import textwrap
 import time
+from contextlib import asynccontextmanager
 from io import StringIO
 from pathlib import Path
 
@@ -19,7 +20,7 @@ import pytest
 import trio
 from rich.console import Console
 
-from supervise import Child, Supervisor, open_tree
+from supervise import Child, Decider, Restart, Resume, Stop, Supervisor, open_tree
 from supervise.testing import run_virtual
 from supervise.views.live import LiveView
 
@@ -125,6 +126,10 @@ def test_the_tree_is_shown_and_the_programs_output_stands_above(terminal):
     shown.read_until(None)
     assert shown.process.returncode == 0
     assert re.search(r"node .*\napp +down .*\n├─ slow  down .*\n└─ bad   down ", shown.bare.replace("\r", ""))
+    assert re.search(
+        r"\nin all 1 restart; last failure of app/bad #1 after 0\.\d s: ValueError: no luck\n$",
+        shown.bare.replace("\r", ""),
+    )
     assert shown.is_as_before()
 
 
@@ -249,6 +254,42 @@ def test_a_view_in_ones_own_program_draws_until_it_is_cancelled():
     assert text.count("node ") >= 9
     assert text.index("message 7") < text.rindex("└─ busy")
     assert re.search(r"└─ busy +up +1 +0 +[12]\.\d\b", text)
+
+
+def last_line(spec, seconds=1.0):
+    screen = StringIO()
+    view = LiveView(Console(file=screen, force_terminal=True, width=100, height=24))
+
+    async def main():
+        async with open_tree(spec, sinks=[view]) as tree, trio.open_nursery() as nursery:
+            nursery.start_soon(view.watch, tree)
+            await trio.sleep(seconds)
+            nursery.cancel_scope.cancel()
+
+    run_virtual(main)
+    return re.sub(r"\x1b\[[\d;?]*[a-zA-Z]", "", screen.getvalue()).rstrip().splitlines()[-1]
+
+
+def test_the_last_picture_says_what_happened_in_all():
+    """The nodes forget their failures when they end; a decision that passes a limit restarts nothing, and is not counted."""
+    exceptions = iter([ValueError("a"), KeyError("b"), KeyError("c"), OSError("d\n" + "x" * 200)])
+
+    @asynccontextmanager
+    async def resource():
+        yield
+
+    async def fails(_):
+        for exc in exceptions:
+            raise exc
+        await trio.sleep_forever()
+
+    decider = Decider({ValueError: Resume, KeyError: Restart, OSError: Stop})
+    line = last_line(Supervisor("app", [Child("a", fails, resource=resource, decider=decider)]))
+    assert line.startswith(
+        "in all 2 restarts, 1 resume, 1 stop; last failure of app/a #3 after 0.0 s: OSError: d\\nxxx"
+    )
+    assert len(line) == 100
+    assert last_line(Supervisor("app", [])) == "in all no failure"
 
 
 def test_a_view_that_cannot_draw_gives_standard_output_back():
