@@ -18,7 +18,7 @@ import socket
 import subprocess
 import sys
 import tempfile
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from datetime import UTC, datetime
 from statistics import median
 from typing import Any
@@ -132,48 +132,77 @@ def _cpu_seconds() -> float:
 
 # --- the process of the readers
 
-_ENDS = (OperateError, httpx.HTTPError, OSError, BaseExceptionGroup)
-"""What a reader gets when the tree has ended."""
 
+class Readers:
+    """The readers of one tree, and what they got."""
 
-async def read(where: str, row: Row) -> None:
-    """Read until the tree has ended."""
-    with ExitStack() as sockets, suppress(*_ENDS):
+    def __init__(self, where: str, row: Row) -> None:
+        self._where = where
+        self._row = row
+        self.got = {"events": 0, "statuses": 0, "scrapes": 0}
+
+    async def read(self) -> dict[str, int]:
+        """Read until the tree has ended."""
         async with trio.open_nursery() as nursery:
-            for _ in range(row.readers):
-                nursery.start_soon(_follow, where)
-            if row.scraped:
-                nursery.start_soon(_scrape, where)
-            for _ in range(row.stalled):
-                stalled = sockets.enter_context(socket.socket(socket.AF_UNIX))
-                stalled.connect(where)
-                stalled.sendall(b"GET /events HTTP/1.1\r\nhost: localhost\r\n\r\n")
+            if self._row.scraped:
+                nursery.start_soon(self._scrape)
+            for _ in range(self._row.stalled):
+                nursery.start_soon(self._stall)
+            async with trio.open_nursery() as following:
+                for _ in range(self._row.readers):
+                    following.start_soon(self._follow)
+            nursery.cancel_scope.cancel("the tree has ended")
+        return self.got
+
+    async def _follow(self) -> None:
+        """Stand for the page or `top`."""
+        number = 0
+
+        async def poll() -> None:
+            fetched = 0
+            with suppress(OperateError):  # the tree has ended
+                while True:
+                    if number > fetched:  # no event, no new status
+                        fetched = number
+                        await client.status()
+                        self.got["statuses"] += 1
+                    await trio.sleep(1)
+
+        async with Client(self._where) as client, trio.open_nursery() as nursery:
+            nursery.start_soon(poll)
+            with suppress(OperateError):  # likewise
+                async for event in client.events():
+                    number = event.get("seq", number)
+                    self.got["events"] += event.get("missed", 1)
+            nursery.cancel_scope.cancel("all events are read")
+
+    async def _scrape(self) -> None:
+        transport = httpx.AsyncHTTPTransport(uds=self._where)
+        async with httpx.AsyncClient(
+            transport=transport, base_url="http://localhost", trust_env=False
+        ) as http:
+            with suppress(httpx.HTTPError):  # the tree has ended
+                while True:
+                    (await http.get("/metrics")).raise_for_status()
+                    self.got["scrapes"] += 1
+                    await trio.sleep(SCRAPE_SECONDS)
+
+    async def _stall(self) -> None:
+        with trio.socket.socket(socket.AF_UNIX) as stalled:
+            await stalled.connect(self._where)
+            await stalled.send(b"GET /events HTTP/1.1\r\nhost: localhost\r\n\r\n")
+            await trio.sleep_forever()
 
 
-async def _follow(where: str) -> None:
-    """Stand for the page or `top`."""
-    number = 0
-
-    async def poll(client: Client) -> None:
-        fetched = 0
-        while True:
-            if number > fetched:  # no event, no new status
-                fetched = number
-                await client.status()
-            await trio.sleep(1)
-
-    async with Client(where) as client, trio.open_nursery() as nursery:
-        nursery.start_soon(poll, client)
-        async for event in client.events():
-            number = event.get("seq", number)
-
-
-async def _scrape(where: str) -> None:
-    transport = httpx.AsyncHTTPTransport(uds=where)
-    async with httpx.AsyncClient(transport=transport, base_url="http://localhost", trust_env=False) as http:
-        while True:
-            (await http.get("/metrics")).raise_for_status()
-            await trio.sleep(SCRAPE_SECONDS)
+def check(row: Row, seconds: float, got: dict[str, int]) -> None:
+    """Refuse a measurement in which the readers did not read."""
+    least = {
+        "events": int(row.readers * 5 * FAILURES * seconds),
+        "statuses": int(row.readers * (seconds - 1)),
+        "scrapes": int(row.scraped),
+    }
+    if any(got[name] < number for name, number in least.items()):
+        raise RuntimeError(f"{row.what}: the readers got {got}, and should have got {least} or more")
 
 
 # --- the measurement
@@ -197,13 +226,14 @@ def _one(name: str, seconds: float) -> dict[str, float]:
         with subprocess.Popen([*command, "--tree", name], stdout=subprocess.PIPE, text=True) as tree:
             assert tree.stdout is not None
             assert tree.stdout.readline() == "up\n"
-            readers = subprocess.Popen([*command, "--readers", name]) if ROWS[name].served else None
-            try:
+            if not ROWS[name].readers:
                 result: dict[str, float] = json.loads(tree.stdout.read())
-            finally:
-                if readers is not None:
-                    readers.kill()
-                    readers.wait()
+                return result
+            done = subprocess.run(
+                [*command, "--readers", name], stdout=subprocess.PIPE, timeout=60 + 3 * seconds, check=True
+            )
+            result = json.loads(tree.stdout.read())
+    check(ROWS[name], seconds, json.loads(done.stdout))
     return result
 
 
@@ -248,7 +278,7 @@ def main() -> int:
         print(json.dumps(trio.run(tree_of, given.socket, ROWS[given.tree], given.seconds)))
         return 0
     if given.readers:
-        trio.run(read, given.socket, ROWS[given.readers])
+        print(json.dumps(trio.run(Readers(given.socket, ROWS[given.readers]).read)))
         return 0
     table, cost = as_table(costs(given.seconds, given.times))
     print(f"{table}\n\n{about(given.seconds, given.times)}")

@@ -33,8 +33,8 @@ from .why import why
 VERBS = ("start", "stop", "restart")
 _KEEP_ALIVE = 15.0
 """Seconds without an event after which a reader of events gets a comment, so that a proxy keeps the connection."""
-_BATCH = 0.1
-"""Seconds between two batches of events for one reader: a busy tree costs ten writes a second, not a thousand."""
+_BATCH = 0.2
+"""Seconds between two batches of events for one reader: a busy tree costs five writes a second, not a thousand."""
 _LONGEST_BODY = 64 * 1024
 """Bytes."""
 _BODY_SECONDS = 10.0

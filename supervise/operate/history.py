@@ -15,7 +15,7 @@ from .._core._check import check_number
 from ..events import Event, describe
 from ..sinks.data import as_data
 
-as_json = json.JSONEncoder(separators=(",", ":")).encode
+as_json = json.JSONEncoder(separators=(",", ":"), check_circular=False).encode
 """Data in one line of JSON; an encoder that is made once is faster than `json.dumps`."""
 
 
