@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import cache
 from typing import Any
 
 import attrs
@@ -10,13 +9,18 @@ import attrs
 from .._core._brief import brief, brief_text, class_name, trace
 from .._core._check import is_a
 from .._core.directive import Directive
-from ..events import Event, Failed, StopError
+from ..events import KINDS, Event, Failed, StopError
 
 VERSION = 1
 """Of the schema. It changes when a field changes its meaning or leaves; further fields may come at any time."""
 
 MOST = 10_000
 """Characters of a traceback or a stack: of a longer one the end is kept, which says where it happened."""
+
+_OWN_FIELDS = {
+    kind: [field.name for field in attrs.fields(kind) if field.name not in attrs.fields_dict(Event)]
+    for kind in KINDS
+}
 
 
 def as_data(event: Event, *, number: int, time: float) -> dict[str, Any]:
@@ -41,14 +45,9 @@ def as_data(event: Event, *, number: int, time: float) -> dict[str, Any]:
         "path": event.path,
         "incarnation": event.incarnation,
     }
-    for name in _own_fields(type(event)):
+    for name in _OWN_FIELDS[type(event)]:
         data[name] = _plain(event, name)
     return data
-
-
-@cache
-def _own_fields(kind: type[Event]) -> list[str]:
-    return [field.name for field in attrs.fields(kind) if field.name not in attrs.fields_dict(Event)]
 
 
 def _plain(event: Event, name: str) -> Any:
