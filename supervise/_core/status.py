@@ -14,7 +14,7 @@ from ._code import Code
 from .directive import Directive
 from .limit import Limit
 from .node import Node, State
-from .spec import Child, Pool, Spec, Supervisor
+from .spec import Child, Pool, Supervisor
 
 
 @frozen(repr=False)
@@ -180,7 +180,7 @@ def _status(
     waiting, handled = traffic(here)
     return Status(
         path=here.path,
-        kind=_kind(spec),
+        kind="child" if isinstance(spec, Child) else "pool" if isinstance(spec, Pool) else "supervisor",
         state=here.state,
         incarnation=here.incarnation,
         restarts=_restarts(here, machine, now),
@@ -205,9 +205,3 @@ def _restarts(node: Node, machine: Supervising | None, now: float) -> int:
     if machine is not None:
         return machine.restarts(now)
     return 0 if node.window is None else node.window.count(now)
-
-
-def _kind(spec: Spec) -> str:
-    if isinstance(spec, Child):
-        return "child"
-    return "pool" if isinstance(spec, Pool) else "supervisor"
