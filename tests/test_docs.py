@@ -38,7 +38,15 @@ def test_the_readme_shows_its_tree_and_its_real_output(tmp_path):
     assert TIME.sub("", output) == TIME.sub("", OUTPUT)
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+WITH_MODELS = {"your-own-model.md", "device-worker.md"}
+"""Their blocks load models."""
+
+
+@pytest.mark.parametrize(
+    "page",
+    [pytest.param(page, marks=[pytest.mark.slow] * (page.name in WITH_MODELS)) for page in PAGES],
+    ids=lambda page: page.name,
+)
 def test_every_python_block_runs(page, tmp_path):
     """Every Python block of a page runs, after those before it on the page. One that begins with a file's name is that file.
 

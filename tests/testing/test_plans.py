@@ -127,6 +127,7 @@ def test_a_class_that_a_decider_names_but_fault_plans_cannot_make_has_to_be_give
     assert any(isinstance(exc, Odd) for exc in met)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "options"),
     [

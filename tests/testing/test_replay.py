@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import trio
@@ -68,16 +70,23 @@ def command(*arguments, cwd):
     return done.returncode, done.stdout, done.stderr
 
 
-@pytest.fixture
-def log(tmp_path):
-    """The log of a real run, on a real clock that runs fast, of a tree in a module."""
-    (tmp_path / "myapp.py").write_text(MODULE)
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory):
+    """A folder with the log of a real run, on a real clock that runs fast, of a tree in a module."""
+    folder = tmp_path_factory.mktemp("recorded")
+    (folder / "myapp.py").write_text(MODULE)
     code = (
         "import trio, myapp, supervise.testing.replay as r, trio.testing\n"
         "with r.recording('run.log'): trio.run(myapp.main, clock=trio.testing.MockClock(rate=20))\n"
     )
-    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True)
-    return tmp_path
+    subprocess.run([sys.executable, "-c", code], cwd=folder, check=True)
+    return folder
+
+
+@pytest.fixture
+def log(recorded, tmp_path):
+    """A copy of it, which the test may change."""
+    return Path(shutil.copytree(recorded, tmp_path / "log"))
 
 
 def test_a_real_run_is_replayed_by_the_command(log):
