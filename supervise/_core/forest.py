@@ -6,7 +6,7 @@ The forest also emits the events of the root, which has no supervisor.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from .. import events
@@ -17,7 +17,7 @@ from .effect import Effect, Input
 from .machine import Ledger, Machine, asked, start_failed
 from .node import Memory, Node
 from .spec import Child, Pool, Spec, Supervisor
-from .status import Status, Traffic, picture
+from .status import Status, Traffic, glances, picture
 
 _ROUTED = frozenset({effect.Order, effect.Rise, effect.Fail, effect.Fatal})
 
@@ -241,6 +241,12 @@ class Forest:
     def status(self, now: float, traffic: Traffic = lambda _: (None, None)) -> Status:
         """The status of the whole tree (R33)."""
         return picture(self.root, self.machines, now, traffic)
+
+    def glances(
+        self, now: float, traffic: Traffic
+    ) -> Iterator[tuple[tuple[object, ...], Callable[[], Status]]]:
+        """For each node what tells whether its status has changed, and how to make it: see `status.glances`."""
+        return glances(self.root, self.machines, now, traffic)
 
 
 def _left(

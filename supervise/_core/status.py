@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from operator import eq
 from typing import Protocol
 
@@ -13,7 +14,7 @@ from ._code import Code
 from .directive import Directive
 from .limit import Limit
 from .node import Node, State
-from .spec import Child, Pool, Spec, Supervisor
+from .spec import Child, Pool, Supervisor
 
 
 @frozen(repr=False)
@@ -130,42 +131,77 @@ def picture(
             order += machines[here.path].children.values()
     done: dict[Node, Status] = {}
     for here in reversed(order):
-        spec = here.spec
-        front = None if isinstance(spec, Child) else spec.front
         machine = machines[here.path] if here.has_machine else None
-        waiting, handled = traffic(here)
         children = () if machine is None else tuple(map(done.__getitem__, machine.children.values()))
-        done[here] = Status(
-            path=here.path,
-            kind=_kind(spec),
-            state=here.state,
-            incarnation=here.incarnation,
-            restarts=_restarts(here, machine, now),
-            limit=spec.limit if machine is not None or here.window is not None else None,
-            last_failure=here.last_failure,
-            due=here.due if here.phase == "backoff" else None,
-            mailbox=waiting,
-            handled=handled,
-            restart=spec.restart,
-            strategy=spec.strategy if isinstance(spec, Supervisor) else None,
-            front=None if front is None else f"{here.path}/{front}",
-            since=here.since,
-            ready_at=here.ready_at,
-            restarts_total=max(0, here.incarnation - here.first - 1),
-            failures_total=here.failures,
-            decision=None if here.decision is None else Decision(*here.decision),
-            children=children,
-        )
+        done[here] = _status(here, machine, now, traffic, children)
     return done[node]
+
+
+def glances(
+    node: Node, machines: Mapping[str, Supervising], now: float, traffic: Traffic
+) -> Iterator[tuple[tuple[object, ...], Callable[[], Status]]]:
+    """Each node, parents first, in start order, for a reader that comes again and again and keeps what has not changed.
+
+    For each there are values of which one is another whenever its status is, and the function that makes that status, without
+    children. The values keep no object of the program alive: the exception and the spec are only in it as numbers, which an
+    object may have had before, but then the count of failures or the place among the siblings is another one.
+    """
+    waiting = [node]
+    while waiting:
+        here = waiting.pop()
+        machine = machines[here.path] if here.has_machine else None
+        if machine is not None:
+            waiting.extend(reversed(machine.children.values()))
+        values = (
+            here.path,
+            here.number,
+            id(here.spec),
+            here.state,
+            here.phase,
+            here.incarnation,
+            here.first,
+            here.since,
+            here.ready_at,
+            here.due,
+            here.failures,
+            id(here.last_failure),
+            here.decision,
+            _restarts(here, machine, now),
+            traffic(here),
+        )
+        yield values, partial(_status, here, machine, now, traffic, ())
+
+
+def _status(
+    here: Node, machine: Supervising | None, now: float, traffic: Traffic, children: tuple[Status, ...]
+) -> Status:
+    spec = here.spec
+    front = None if isinstance(spec, Child) else spec.front
+    waiting, handled = traffic(here)
+    return Status(
+        path=here.path,
+        kind="child" if isinstance(spec, Child) else "pool" if isinstance(spec, Pool) else "supervisor",
+        state=here.state,
+        incarnation=here.incarnation,
+        restarts=_restarts(here, machine, now),
+        limit=spec.limit if machine is not None or here.window is not None else None,
+        last_failure=here.last_failure,
+        due=here.due if here.phase == "backoff" else None,
+        mailbox=waiting,
+        handled=handled,
+        restart=spec.restart,
+        strategy=spec.strategy if isinstance(spec, Supervisor) else None,
+        front=None if front is None else f"{here.path}/{front}",
+        since=here.since,
+        ready_at=here.ready_at,
+        restarts_total=max(0, here.incarnation - here.first - 1),
+        failures_total=here.failures,
+        decision=None if here.decision is None else Decision(*here.decision),
+        children=children,
+    )
 
 
 def _restarts(node: Node, machine: Supervising | None, now: float) -> int:
     if machine is not None:
         return machine.restarts(now)
     return 0 if node.window is None else node.window.count(now)
-
-
-def _kind(spec: Spec) -> str:
-    if isinstance(spec, Child):
-        return "child"
-    return "pool" if isinstance(spec, Pool) else "supervisor"

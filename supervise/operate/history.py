@@ -15,6 +15,9 @@ from .._core._check import check_number
 from ..events import Event, describe
 from ..sinks.data import as_data
 
+as_json = json.JSONEncoder(separators=(",", ":"), check_circular=False).encode
+"""Data in one line of JSON; an encoder that is made once is faster than `json.dumps`."""
+
 
 @define
 class Entry:
@@ -28,7 +31,7 @@ class Entry:
         """Its line of JSON; without `traced` it has no traceback and no stack."""
         if traced not in self._lines:
             data = self.data if traced else _untraced(self.data)
-            self._lines[traced] = json.dumps(data, separators=(",", ":"))
+            self._lines[traced] = as_json(data)
         return self._lines[traced]
 
 
@@ -60,7 +63,7 @@ class History:
         self._wake()
 
     def open(self) -> None:
-        """Let readers wait for events again."""
+        """Readers follow the events that come, as they do at first."""
         self.closed = False
 
     def close(self) -> None:

@@ -26,7 +26,7 @@ def why(row: Data, events: list[Data], *, time: float) -> str:
     """The story of a node in a few sentences, one on each line, in which no text of the program can control a terminal.
 
     Args:
-        row: of the node, see `rows.as_rows`.
+        row: of the node, see `rows.Rows`.
         events: those still known of its supervisor and of all nodes below that, as data, in order.
         time: now, in seconds since 1970.
     """

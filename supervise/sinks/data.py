@@ -9,13 +9,18 @@ import attrs
 from .._core._brief import brief, brief_text, class_name, trace
 from .._core._check import is_a
 from .._core.directive import Directive
-from ..events import Event, Failed, StopError
+from ..events import KINDS, Event, Failed, StopError
 
 VERSION = 1
 """Of the schema. It changes when a field changes its meaning or leaves; further fields may come at any time."""
 
 MOST = 10_000
 """Characters of a traceback or a stack: of a longer one the end is kept, which says where it happened."""
+
+_OWN_FIELDS = {
+    kind: [field.name for field in attrs.fields(kind) if field.name not in attrs.fields_dict(Event)]
+    for kind in KINDS
+}
 
 
 def as_data(event: Event, *, number: int, time: float) -> dict[str, Any]:
@@ -40,19 +45,20 @@ def as_data(event: Event, *, number: int, time: float) -> dict[str, Any]:
         "path": event.path,
         "incarnation": event.incarnation,
     }
-    for field in attrs.fields(type(event)):
-        if field.name not in data:
-            data[field.name] = _plain(event, field.name)
+    for name in _OWN_FIELDS[type(event)]:
+        data[name] = _plain(event, name)
     return data
 
 
 def _plain(event: Event, name: str) -> Any:
     value: Any = getattr(event, name)
+    if value is None or type(value) in (int, float):
+        return value
     if is_a(value, BaseException):
         return _exception(value, traced=is_a(event, (Failed, StopError)))
     if is_a(value, Directive):
         return value.name
-    if name == "value" and value is not None:  # any object of the program, of which only the text is given
+    if name == "value":  # any object of the program, of which only the text is given
         return brief(value)
     return value[-MOST:] if type(value) is str else value
 

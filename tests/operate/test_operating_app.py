@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 import httpx
 import pytest
 import trio
+import trio.testing
 
 from supervise import Supervisor, events, open_tree
 from supervise.operate import operate
@@ -230,6 +231,17 @@ async def test_the_history_outlives_a_restart_of_the_operating_child(tmp_path):
         after = data((await http.get("/events?follow=0")).text)
         assert after[: len(before)] == before
         assert len(after) > len(before)
+        with trio.socket.socket(socket.AF_UNIX) as client:
+            await client.connect(str(tmp_path / "s"))
+            await client.send(b"GET /events HTTP/1.1\r\nhost: x\r\n\r\n")
+            got = b""
+            for awaited in (f'"seq":{len(after)},'.encode(), b"ann: now"):
+                while awaited not in got:
+                    more = await client.recv(2**20)
+                    assert b"\r\n0\r\n\r\n" not in more, "a reader does not follow the events that come"
+                    got += more
+                await trio.testing.wait_all_tasks_blocked()
+                await tree["app/a"].restart(reason="ann: now")
 
 
 async def test_a_slow_or_broken_client_harms_nobody(tmp_path):
@@ -258,6 +270,43 @@ async def test_a_slow_or_broken_client_harms_nobody(tmp_path):
     for client in sockets:
         client.close()
     assert trio.current_time() - started < 15
+
+
+async def test_a_reader_that_stalls_learns_what_it_missed_and_does_not_hold_up_the_stop(tmp_path):
+    """R20: The buffer of its socket is full, so a write to it waits. That costs no other reader an event, and the stop no time."""
+    a = Puppet("a")
+    stalled, late = trio.socket.socket(socket.AF_UNIX), trio.socket.socket(socket.AF_UNIX)
+    with stalled, late:
+        async with trio.open_nursery() as nursery:
+            async with operated(tmp_path, a, limit=None) as (tree, http):
+                for client in (stalled, late):
+                    await client.connect(str(tmp_path / "s"))
+                    await client.send(b"GET /events HTTP/1.1\r\nhost: x\r\n\r\n")
+                assert b"200" in await late.recv(100)
+                for _ in range(2_500):
+                    a.fail(ValueError("x" * 400))
+                while tree["app/a"].status().failures_total < 2_500:  # noqa: ASYNC110 - the count has no event that one could wait for
+                    await trio.sleep(0.01)
+                last = (await http.get("/status")).json()["seq"]
+                got = b""
+                while f'"seq":{last},'.encode() not in got:
+                    got += await late.recv(2**20)
+                lines = got.decode().splitlines()
+                (missed,) = [
+                    json.loads(line[6:])["missed"] for line in lines if line.startswith('data: {"missed"')
+                ]
+                first = int(next(line for line in lines if line.startswith("id: "))[4:])
+                assert missed > 100
+                assert missed + sum(line.startswith("id: ") for line in lines) == last - first + 1
+                began = trio.current_time()
+
+                async def release():
+                    await trio.sleep(8)
+                    stalled.close()
+
+                nursery.start_soon(release)
+            nursery.cancel_scope.cancel("the tree has ended")
+    assert trio.current_time() - began < 5
 
 
 async def test_a_client_reports_what_went_wrong_in_one_line(tmp_path):

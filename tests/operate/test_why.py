@@ -22,7 +22,7 @@ from supervise import (
 )
 from supervise._trio.tree import opening
 from supervise.operate.history import History
-from supervise.operate.rows import as_rows, waits_for
+from supervise.operate.rows import Rows, waits_for
 from supervise.operate.why import ago, why
 from supervise.testing import run_virtual
 from tests.tree.scene import Boom, Kit, Puppet, quiet
@@ -39,7 +39,7 @@ def told(spec, path, scene, *, kept=10_000):
             await scene(tree)
             await quiet()
             now = trio.current_time()
-            rows = as_rows(tree.status(), now=now, time=1000 + now)
+            rows = [row.data for row in Rows(tree).read(now=now, time=1000 + now)]
             row = next(row for row in rows if row["path"] == path)
             about = history.about(path.rpartition("/")[0] or path)
             story = why(row, [{**data, "time": 1000 + data["at"]} for data in about], time=1000 + now)
@@ -187,7 +187,9 @@ def test_a_tree_is_ready_while_no_first_start_is_under_way(script, required, exp
 
     async def look(tree):
         await trio.sleep(1)
-        waiting.extend(row["path"] for row in waits_for(as_rows(tree.status(), now=0, time=0), required))
+        waiting.extend(
+            row["path"] for row in waits_for([row.data for row in Rows(tree).read(now=0, time=0)], required)
+        )
 
     async def main():
         async with trio.open_nursery() as nursery:
