@@ -28,7 +28,7 @@ def kind_of(function: object) -> Kind:
     """The kind of the function inside all partials and methods."""
     try:
         return _kind(function)
-    except Exception:  # noqa: BLE001 - a user's object may raise when it is inspected
+    except Exception:  # noqa: BLE001 - A user's object may raise when it is inspected.
         return "unknown"
 
 

@@ -156,7 +156,7 @@ def _takes_task_status(body: object) -> bool:
         return "task_status" in code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
     try:
         parameters = inspect.signature(body).parameters  # type: ignore[arg-type]  # `wrong_body` refuses it if it is no callable
-    except Exception:  # noqa: BLE001 - some have no signature, and a user's object may raise anything
+    except Exception:  # noqa: BLE001 - Some have no signature, and a user's object may raise anything.
         return False
     return "task_status" in parameters
 

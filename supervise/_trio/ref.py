@@ -350,7 +350,7 @@ class Ref:
 
         Raises:
             Refused: the request would be refused.
-            ValueError: there is no such verb.
+            ValueError: it is another verb.
         """
         if verb not in ("stop", "start", "restart"):
             raise ValueError(f"verb must be 'stop', 'start' or 'restart', got {brief(verb)}")

@@ -120,7 +120,7 @@ def _written(function: object) -> tuple[FunctionType, object] | None:
     """The Python function that a call enters, beneath the wrapper of `contextlib`, and the object whose method it is."""
     try:
         plain = plain_function(function)
-    except Exception:  # noqa: BLE001 - a user's object may raise when it is inspected
+    except Exception:  # noqa: BLE001 - A user's object may raise when it is inspected.
         return None
     if plain is None:
         return None

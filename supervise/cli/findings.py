@@ -423,7 +423,7 @@ def _first_name(body: Callable[..., Any]) -> str | None:
     """The name of the first parameter that a call fills by position."""
     try:
         parameters = inspect.signature(beneath(body), follow_wrapped=False).parameters.values()
-    except Exception:  # noqa: BLE001 - some have no signature, and a user's object may raise anything
+    except Exception:  # noqa: BLE001 - Some have no signature, and a user's object may raise anything.
         return None
     first = next(iter(parameters), None)
     positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)

@@ -98,7 +98,7 @@ def _plot(arguments: argparse.Namespace) -> int:
 
 def _chosen(arguments: argparse.Namespace) -> tuple[Timeline, list[str]]:
     """The run, or its part, that the options name, and what the picture says about this choice."""
-    from ..views.timeline import timelines  # noqa: PLC0415 - `supervise run` does not need it
+    from ..views.timeline import timelines  # noqa: PLC0415 - `supervise run` does not need it.
 
     left_out: Counter[str] = Counter()
     runs = timelines(_events(arguments.files), left_out)
@@ -121,7 +121,7 @@ def _chosen(arguments: argparse.Namespace) -> tuple[Timeline, list[str]]:
 
 
 def _table(run: Timeline, arguments: argparse.Namespace) -> str:
-    from ..views import durations  # noqa: PLC0415 - as above
+    from ..views import durations  # noqa: PLC0415 - The reason stands above.
 
     if arguments.json:
         rows = durations.startup_data(run) if arguments.startup else durations.recovery_data(run)
@@ -132,7 +132,7 @@ def _table(run: Timeline, arguments: argparse.Namespace) -> str:
 
 
 def _picture(run: Timeline, facts: Sequence[str], arguments: argparse.Namespace) -> str:
-    from ..views.svg_timeline import draw  # noqa: PLC0415 - as above
+    from ..views.svg_timeline import draw  # noqa: PLC0415 - The reason stands above.
 
     start, end = (_since(run, name, getattr(arguments, name)) for name in ("start", "end"))
     if (end if end is not None else run.end) < (start or 0.0):
@@ -197,7 +197,7 @@ def _data(line: str) -> object:
 
 
 def _as_png(svg: str) -> bytes:
-    import resvg_py  # noqa: PLC0415 - an extra
+    import resvg_py  # noqa: PLC0415 - It is an extra.
 
     return bytes(resvg_py.svg_to_bytes(svg_string=svg))
 

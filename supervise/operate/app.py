@@ -178,7 +178,7 @@ class _Served:
 
     async def events(self, request: Request) -> Response:
         after = request.headers.get("last-event-id") or request.query_params.get("after") or "0"
-        if not (after.isascii() and after.isdecimal() and len(after) < 20):  # noqa: PLR2004 - more digits than any counter has
+        if not (after.isascii() and after.isdecimal() and len(after) < 20):  # noqa: PLR2004 - No counter has more digits.
             raise HTTPException(400, f"after must be the number of an event, got {printable(after[:100])!r}")
         if self.readers >= _MOST_READERS:
             raise HTTPException(503, f"{_MOST_READERS} readers get the events already")

@@ -127,7 +127,7 @@ class Client:
         return answer
 
     async def _check(self, answer: httpx.Response) -> None:
-        if answer.status_code < 400:  # noqa: PLR2004 - HTTP's errors begin there
+        if answer.status_code < 400:  # noqa: PLR2004 - HTTP's errors begin there.
             return
         await answer.aread()
         try:

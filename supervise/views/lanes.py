@@ -28,10 +28,10 @@ _WORST: Final[tuple[State, ...]] = (
 
 def seconds(time: float) -> str:
     """A time in the unit in which people read it: `0.4 ms`, `820 ms`, `1.23 s`, `12 min 3 s`, `5 h 12 min`."""
-    if time < 60:  # noqa: PLR2004 - seconds in a minute
-        if time < 0.0095:  # noqa: PLR2004 - below ten milliseconds a digit more
+    if time < 60:  # noqa: PLR2004 - A minute has so many seconds.
+        if time < 0.0095:  # noqa: PLR2004 - Below ten milliseconds it has a digit more.
             return f"{1000 * time:.1f} ms".replace("0.0 ms", "0 ms")
-        return f"{1000 * time:.0f} ms" if time < 0.9995 else f"{time:.3g} s"  # noqa: PLR2004 - from a second on in seconds
+        return f"{1000 * time:.0f} ms" if time < 0.9995 else f"{time:.3g} s"  # noqa: PLR2004 - From a second on it is in seconds.
     minutes, rest = divmod(round(time), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours:,} h {minutes} min" if hours else f"{minutes} min {rest} s"
@@ -88,7 +88,7 @@ class Scale:
         """The place and the label of each tick: round times of the local clock."""
         least = (self.last - self.first) * 90 / max(1.0, self.right - self.left)
         step = next((step for step in _STEPS if step >= least), _DAY * ceil(least / _DAY))
-        shape = "%H:%M:%S" if step < 60 else "%H:%M" if step < _DAY else "%m-%d"  # noqa: PLR2004 - no seconds on whole minutes
+        shape = "%H:%M:%S" if step < 60 else "%H:%M" if step < _DAY else "%m-%d"  # noqa: PLR2004 - Whole minutes need no seconds.
         digits = next((digits for digits, unit in ((0, 1), (2, 0.1), (3, 1e-2)) if step >= unit), 4)
         local = self.began + self.zone.utcoffset(None).total_seconds()
         found: list[tuple[float, str]] = []

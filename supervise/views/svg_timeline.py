@@ -74,7 +74,7 @@ def draw(
     page.axis()
     for lane, indent in zip(lanes, indents, strict=True):
         page.lane(lane, indent)
-    page.foot(_left_out(timeline, lanes), axis=len(lanes) > 25)  # noqa: PLR2004 - then the first axis may be off the screen
+    page.foot(_left_out(timeline, lanes), axis=len(lanes) > 25)  # noqa: PLR2004 - Then the first axis may be off the screen.
     return page.finished()
 
 

@@ -28,7 +28,7 @@ from supervise.testing import run_virtual
 from tests.tree.scene import Boom, Kit, Puppet, quiet
 
 
-def told(spec, path, scene, *, kept=10_000):
+def story_of(spec, path, scene, *, kept=10_000):
     """The sentences about a node after a scene, without times of day; and the nodes for which the tree waits."""
     story, waiting = "", []
 
@@ -54,7 +54,7 @@ def told(spec, path, scene, *, kept=10_000):
     ], waiting
 
 
-def test_a_restart_is_told_with_its_decision_its_group_and_its_duration():
+def test_a_restart_is_explained_with_its_decision_its_group_and_its_duration():
     """R2, R13, R36: Which failure, which rule, which directive, what was stopped and started, how long it took."""
     a = Puppet("a", 0, 3)
     spec = Supervisor(
@@ -69,7 +69,7 @@ def test_a_restart_is_told_with_its_decision_its_group_and_its_duration():
         a.fail()
         await trio.sleep(4)
 
-    story, waiting = told(spec, "app/a", scene)
+    story, waiting = story_of(spec, "app/a", scene)
     assert story == [
         "app/a is up, since T (1.0 s), incarnation 2.",
         "At T incarnation 1 failed: Boom: a.",
@@ -89,7 +89,7 @@ def test_what_was_started_before_it_was_ready_is_named():
     async def scene(tree):
         b.fail()
 
-    story, _ = told(spec, "app/b", scene)
+    story, _ = story_of(spec, "app/b", scene)
     assert "With it were stopped, in this order: app/a." in story
     assert "Of these were started again, in this order: app/a." in story
     assert "Its limit" not in " ".join(story)
@@ -113,15 +113,15 @@ def test_a_resume_a_backoff_and_a_condemned_child_say_so():
         gone.fail(Tagged("gone"))
 
     assert (
-        told(spec, "app/keeps", scene)[0][2]
+        story_of(spec, "app/keeps", scene)[0][2]
         == "The decision: Resume for 'keep', decided by 'app' (tag 'keep')."
     )
-    story, waiting = told(spec, "app/slow", scene)
+    story, waiting = story_of(spec, "app/slow", scene)
     assert (
         story[0] == "app/slow waits for its next start, since T (0 ms), incarnation 1; it starts in 30.0 s."
     )
     assert "Its limit of 5 within 9 s counts 1 of 5 now." in story
-    story, waiting = told(spec, "app/gone", scene)
+    story, waiting = story_of(spec, "app/gone", scene)
     assert story[0].startswith("app/gone is down: a decision has stopped it")
     assert waiting == [
         {"path": "app/gone", "state": "condemned", "why": "a decision has stopped it, and it stays down"}
@@ -138,7 +138,7 @@ def test_a_decision_from_above_names_what_it_applies_to():
         await trio.sleep(1)
         leaf.fail()
 
-    story, _ = told(spec, "app/in/leaf", scene)
+    story, _ = story_of(spec, "app/in/leaf", scene)
     assert "it applies to 'app/in'" in story[2]
     assert "With it were stopped, in this order: app/in/x." in story
 
@@ -150,7 +150,7 @@ def test_a_node_that_never_failed_says_what_it_was_asked():
     async def scene(tree):
         await tree["app/a"].stop(reason="ann: too loud")
 
-    story, _ = told(Supervisor("app", [a.spec]), "app/a", scene)
+    story, _ = story_of(Supervisor("app", [a.spec]), "app/a", scene)
     assert story == [
         "app/a is down, since T (0 ms), incarnation 1.",
         "At T it is being stopped: 'app/a' was asked to stop: ann: too loud.",
@@ -167,7 +167,7 @@ def test_what_is_no_longer_kept_is_known_from_the_status():
         await quiet()
         await tree["app/b"].restart()
 
-    story, _ = told(Supervisor("app", [a.spec, Puppet("b").spec]), "app/a", scene, kept=2)
+    story, _ = story_of(Supervisor("app", [a.spec, Puppet("b").spec]), "app/a", scene, kept=2)
     assert story[1:3] == [
         "At T it failed: Boom: a.",
         "The decision: Restart, by 'app'. Its events are no longer kept.",
