@@ -137,6 +137,12 @@ def test_a_port_that_is_taken_is_named():
         ({"socket": "s", "port": 1}, ValueError, "give a socket or a port, not both"),
         ({"token": "short"}, ValueError, "token must have 20 printable ASCII characters or more"),
         ({"token": "x" * 19 + " y"}, ValueError, "no space"),
+        (
+            {"required": "app/db"},
+            TypeError,
+            r"required must be a list of paths such as \['app/db'\], got 'app/db'",
+        ),
+        ({"required": [7]}, TypeError, "required must be a list of paths"),
         ({"token": 7}, TypeError, "token must be a str or None, got 7"),
     ],
 )
