@@ -18,10 +18,9 @@ import time
 import traceback
 from collections.abc import Callable, Generator
 from contextlib import contextmanager, suppress
-from pathlib import Path
 from queue import Empty, SimpleQueue
 from types import FrameType
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import trio
 
@@ -132,15 +131,15 @@ class HardExit:
             return f"not stopped within {self._seconds:g} s; and the report of what hangs failed: {exc!r}\n"
 
 
-def _nowhere() -> Any:
-    """The null device, open for as long as the process lives."""
+def _nowhere() -> int:
+    """The descriptor of the null device, open for as long as the process lives."""
     global _null  # noqa: PLW0603 - made at the first need
     if _null is None:
-        _null = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115 - see above
+        _null = os.open(os.devnull, os.O_WRONLY)
     return _null
 
 
-_null: Any = None
+_null: int | None = None
 
 
 class Watchdog:
