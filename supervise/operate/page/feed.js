@@ -37,7 +37,13 @@ export class Feed {
     this.source = new EventSource(`events?after=${this.seq}`);
     this.source.onopen = () => this.change("live");
     this.source.onmessage = ({ data, lastEventId }) => {
-      this.seq = Number(lastEventId) || this.seq;
+      const seq = Number(lastEventId);
+      if (seq <= this.seq) {
+        // Another program answers here, and counts from 1. Its process may have the number of the one before, as in a container.
+        this.onRestart();
+        Object.assign(this, { queue: [], missed: 0, left: 0 });
+      }
+      this.seq = seq;
       this.queue.push(data);
       if (this.queue.length > QUEUE) this.lose(this.queue.splice(0, QUEUE / 2).length);
       this.wake();
