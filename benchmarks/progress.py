@@ -15,7 +15,7 @@ EVERY = 0.2
 
 @contextmanager
 def progress(what: str, total: float) -> Iterator[Callable[[float], None]]:
-    """Show the line on standard error while the block runs, and write nothing if that is no terminal.
+    """Show the line on standard error while the block runs, and write nothing if standard error is redirected.
 
     It is drawn at steps only, without a thread, because some of these commands fork, and others measure times.
 
@@ -29,9 +29,8 @@ def progress(what: str, total: float) -> Iterator[Callable[[float], None]]:
     if not sys.stderr.isatty():
         yield lambda _: None
         return
-    # Not imported without a terminal, because some of these commands measure their own process.
-    from rich.console import Console  # noqa: PLC0415 - The reason stands above.
-    from rich.progress import (  # noqa: PLC0415 - The reason stands above.
+    from rich.console import Console  # noqa: PLC0415 - Some of these commands measure their own process, without a terminal.
+    from rich.progress import (  # noqa: PLC0415 - Some of these commands measure their own process, without a terminal.
         MofNCompleteColumn,
         Progress,
         TextColumn,

@@ -13,8 +13,8 @@ from ._brief import brief
 
 being_loaded: ContextVar[bool] = ContextVar("being_loaded", default=False)
 """Whether a command is loading the file that declares a tree: no tree may be started meanwhile."""
-Watch = Callable[[object], None]
-_noted: ContextVar[tuple[list[Exception], Watch] | None] = ContextVar("noted", default=None)
+Listener = Callable[[object], None]
+_noted: ContextVar[tuple[list[Exception], Listener] | None] = ContextVar("noted", default=None)
 
 
 def refuse(problem: Exception) -> Literal[False]:
@@ -22,8 +22,8 @@ def refuse(problem: Exception) -> Literal[False]:
     noted = _noted.get()
     if noted is None:
         raise problem
-    problems, watch = noted
-    watch(problem)
+    problems, listener = noted
+    listener(problem)
     if str(problem) not in map(str, problems):
         problems.append(problem)
     return False
@@ -37,13 +37,13 @@ def made(spec: object) -> None:
 
 
 @contextmanager
-def noting(watch: Watch = lambda _: None) -> Generator[list[Exception], None, None]:
+def noting(listener: Listener = lambda _: None) -> Generator[list[Exception], None, None]:
     """Collect the problems that constructors find instead of raising them, so that one check reports them all.
 
-    `watch` is called in the constructor with each problem, and with each spec that is made, so that it can look at the caller.
+    `listener` is called in the constructor with each problem, and with each spec that is made, so that it can look at the caller.
     """
     problems: list[Exception] = []
-    token = _noted.set((problems, watch))
+    token = _noted.set((problems, listener))
     try:
         yield problems
     finally:

@@ -25,7 +25,8 @@ _ROUTED = frozenset({effect.Order, effect.Rise, effect.Fail, effect.Fatal})
 class Forest:
     """The machines of one tree, and its root's node. `machines`: those that run, by their paths.
 
-    `one_step`: whether a driver may use the one-step restart instead of `handle` (see `shortcut`).
+    `one_step`: whether a driver may use the one-step restart instead of `handle` (see `shortcut`). `restarting`: the request that
+    has the root restarted, until it is up again.
     """
 
     one_step = True
@@ -37,9 +38,7 @@ class Forest:
         self.root.has_machine = True
         self.machines[spec.name] = Machine(self.root, self.ledger)
         self.over = False
-        self.restarting: effect.Request | None = (
-            None  # the request that restarts the root, until it is up again
-        )
+        self.restarting: effect.Request | None = None
 
     def start(self, now: float) -> list[Effect]:
         """The effects that start the root; the driver then sends its `Boot`."""

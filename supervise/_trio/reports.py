@@ -10,8 +10,8 @@ from contextlib import suppress
 
 from trio.lowlevel import Task
 
-from .._core._brief import trace
 from .._core.decide import traceback_of
+from ..sinks.tracebacks import trace
 
 logger = logging.getLogger("supervise")
 

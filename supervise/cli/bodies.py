@@ -244,7 +244,7 @@ def _is_async(value: object) -> bool:
 
 
 def _is_of_asyncio(value: object) -> bool:
-    """Whether it is a function of asyncio, or a class of it that is no exception."""
+    """Whether it is a function of asyncio, or one of its classes except the exceptions."""
     if type(value) is type:  # one with a metaclass may run code of a user when it is looked at
         return value.__module__.startswith("asyncio.") and not issubclass(value, BaseException)
     return _dotted(value).startswith("asyncio.")

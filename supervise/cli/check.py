@@ -60,7 +60,7 @@ def _codes(text: str) -> tuple[str, ...]:
     for one in asked:
         known = [code for code in TABLE if code.name.startswith(one)]
         if not known:
-            raise argparse.ArgumentTypeError(f"there is no code {one!r}: --explain lists all")
+            raise argparse.ArgumentTypeError(f"unknown code {one!r}: --explain lists all")
         if all(code.severity == "error" for code in known):
             raise argparse.ArgumentTypeError(f"{one} is an error, and errors are always reported")
     return asked
@@ -87,7 +87,7 @@ def _explain(name: str) -> int:
         return 0
     code = CODES.get(name.upper())
     if code is None:
-        raise NoTree(f"there is no code {name!r}: --explain alone lists all")
+        raise NoTree(f"unknown code {name!r}: --explain alone lists all")
     write(code.explanation)
     return 0
 

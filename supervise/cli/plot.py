@@ -121,7 +121,7 @@ def _chosen(arguments: argparse.Namespace) -> tuple[Timeline, list[str]]:
 
 
 def _table(run: Timeline, arguments: argparse.Namespace) -> str:
-    from ..views import durations  # noqa: PLC0415 - The reason stands above.
+    from ..views import durations  # noqa: PLC0415 - `supervise run` does not need it.
 
     if arguments.json:
         rows = durations.startup_data(run) if arguments.startup else durations.recovery_data(run)
@@ -132,7 +132,7 @@ def _table(run: Timeline, arguments: argparse.Namespace) -> str:
 
 
 def _picture(run: Timeline, facts: Sequence[str], arguments: argparse.Namespace) -> str:
-    from ..views.svg_timeline import draw  # noqa: PLC0415 - The reason stands above.
+    from ..views.svg_timeline import draw  # noqa: PLC0415 - `supervise run` does not need it.
 
     start, end = (_since(run, name, getattr(arguments, name)) for name in ("start", "end"))
     if (end if end is not None else run.end) < (start or 0.0):

@@ -6,10 +6,11 @@ from typing import Any
 
 import attrs
 
-from .._core._brief import brief, brief_text, class_name, trace
+from .._core._brief import brief, brief_text, class_name
 from .._core._check import is_a
 from .._core.directive import Directive
 from ..events import KINDS, Event, Failed, StopError
+from .tracebacks import trace
 
 VERSION = 1
 """Of the schema. It changes when a field changes its meaning or leaves; further fields may come at any time."""

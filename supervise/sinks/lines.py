@@ -7,8 +7,9 @@ from datetime import datetime
 from typing import Final, TextIO
 
 from .. import events
-from .._core._brief import failure_line, printable, trace
+from .._core._brief import failure_line, printable
 from ._levels import Colour, level_of, line
+from .tracebacks import trace
 
 
 class LineSink:

@@ -115,9 +115,9 @@ def test_explain_without_a_code_lists_all(command):
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (("--explain", "SUP2O4"), "there is no code 'SUP2O4': --explain alone lists all"),
-        (("--ignore", "SUP999", "lint.py"), "there is no code 'SUP999'"),
-        (("--select", "W1", "lint.py"), "there is no code 'W1'"),
+        (("--explain", "SUP2O4"), "unknown code 'SUP2O4': --explain alone lists all"),
+        (("--ignore", "SUP999", "lint.py"), "unknown code 'SUP999'"),
+        (("--select", "W1", "lint.py"), "unknown code 'W1'"),
         (("--ignore", "SUP101", "lint.py"), "SUP101 is an error, and errors are always reported"),
         (("--format", "xml", "lint.py"), "invalid choice: 'xml'"),
         ((), "the following arguments are required: MODULE[:ATTR]|FILE[:ATTR]"),

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from benchmarks.operating import ROWS, as_table
 from benchmarks.streams import Lines
 from supervise import Backoff, Child, Limit, Supervisor, events, open_tree
-from supervise._core import _brief
 from supervise.operate.history import History
 from supervise.operate.rows import Rows
+from supervise.sinks import tracebacks
 from supervise.testing import run_virtual
 from tests.tree.scene import Puppet
 
@@ -79,8 +79,8 @@ def test_the_text_of_a_traceback_is_that_of_the_standard_library_each_time():
     for _ in range(2):
         for make in makers:
             exc = make()
-            assert _brief.trace(exc) == "".join(traceback.format_exception(exc)).rstrip()
-    assert "a note" in _brief.trace(noted())
+            assert tracebacks.trace(exc) == "".join(traceback.format_exception(exc)).rstrip()
+    assert "a note" in tracebacks.trace(noted())
 
 
 def test_the_texts_of_stacks_are_bounded_and_keep_no_object_of_the_program():
@@ -90,17 +90,17 @@ def test_the_texts_of_stacks_are_bounded_and_keep_no_object_of_the_program():
         pass
 
     known = []
-    for number in range(3 * _brief._MOST_STACKS):
+    for number in range(3 * tracebacks._MOST_STACKS):
         scope = {"thing": Thing()}
         known.append(weakref.ref(scope["thing"]))
         exec(
             compile("def f():\n    mine = thing\n    raise ValueError(mine)", f"<made {number}>", "exec"),
             scope,
         )
-        assert f"<made {number}>" in _brief.trace(raised(scope["f"]))
+        assert f"<made {number}>" in tracebacks.trace(raised(scope["f"]))
     del scope
     gc.collect()
-    assert len(_brief._STACKS) == _brief._MOST_STACKS
+    assert len(tracebacks._STACKS) == tracebacks._MOST_STACKS
     assert [reference() for reference in known if reference() is not None] == []
 
 

@@ -101,8 +101,8 @@ def shown(steps: Iterator[tuple[int, float]], total: int) -> Iterator[tuple[int,
     if not sys.stderr.isatty() or find_spec("rich") is None:
         yield from steps
         return
-    from rich.console import Console  # noqa: PLC0415 - It is an extra.
-    from rich.progress import MofNCompleteColumn, Progress, TimeElapsedColumn  # noqa: PLC0415 - It is an extra.
+    from rich.console import Console  # noqa: PLC0415 - Rich is an extra, and training works without it.
+    from rich.progress import MofNCompleteColumn, Progress, TimeElapsedColumn  # noqa: PLC0415 - Rich is an extra, and training works without it.
 
     columns = [*Progress.get_default_columns(), MofNCompleteColumn(), TimeElapsedColumn()]
     to_terminal = sys.stdout.isatty()  # otherwise rich would write to the terminal what goes to a file
