@@ -175,9 +175,29 @@ class SinkFailed(Event):
     exc: BaseException
 
 
+@frozen(slots=False, repr=False, eq=False)
+class Adopting(Event):
+    """The tree takes another declaration (R38); `path` is that of the root.
+
+    Args:
+        changes: each difference in one line, such as `~ app/db restarts: the code of serve is another`.
+        reason: why, in the words of its caller.
+    """
+
+    changes: tuple[str, ...]
+    reason: str
+
+
+@frozen(slots=False, repr=False, eq=False)
+class Adopted(Event):
+    """The tree has taken its new declaration (R38); `path` is that of the root, `failed` are those of nodes that did not start."""
+
+    failed: tuple[str, ...] = ()
+
+
 KINDS: tuple[type[Event], ...] = (
     Starting, StartOverdue, Ready, Ignored, StartFailed, Failed, Decided, Resumed, Returned,
-    Stopping, Overdue, StopError, Stopped, BackingOff, SinkFailed,
+    Stopping, Overdue, StopError, Stopped, BackingOff, SinkFailed, Adopting, Adopted,
 )  # fmt: skip
 """All classes of events."""
 
@@ -241,6 +261,10 @@ def _with_value(words: str, value: object) -> str:
     return words if value is None else f"{words}: {brief(value)}"
 
 
+def _not_started(failed: tuple[str, ...]) -> str:
+    return f", but these did not start: {', '.join(failed)}" if failed else ""
+
+
 def _start_overdue(event: StartOverdue) -> str:
     waits = "" if event.waits_for is None else f", and waits for {event.waits_for!r}"
     return f"is not ready after {event.seconds:.3g} s{waits}"
@@ -267,4 +291,8 @@ _WORDS: dict[type[Event], Callable[[Any], str]] = {
     Stopped: lambda _: "has stopped",
     BackingOff: _backing_off,
     SinkFailed: lambda event: f"sink {event.sink} failed: {failure_line(event.exc)}",
+    Adopting: lambda event: (
+        f"takes another declaration: {event.reason} ({' | '.join(event.changes) or 'without a difference'})"
+    ),
+    Adopted: lambda event: f"has its new declaration{_not_started(event.failed)}",
 }

@@ -78,6 +78,8 @@ EVENTS = [
     "describe",
     "BackingOff",
     "StartOverdue",
+    "Adopted",
+    "Adopting",
     "Decided",
     "Event",
     "Failed",

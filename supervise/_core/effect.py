@@ -83,7 +83,7 @@ class Ended:
     failure: Failure | None = None
 
 
-RequestKind = Literal["add", "stop", "start", "restart", "restart root", "remove", "status"]
+RequestKind = Literal["add", "stop", "start", "restart", "restart root", "remove", "adopt", "status"]
 
 
 @define(eq=False, weakref_slot=False)

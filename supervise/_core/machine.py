@@ -88,7 +88,7 @@ from .. import errors, events
 from . import effect
 from ._brief import brief
 from .act import ACTS, Act, Done, Judge, Released, Retry, Waiting
-from .decide import is_decidable
+from .decide import ROOT, is_decidable
 from .directive import Directive, Escalate, Restart, Resume, Stop
 from .effect import Effect, Input, Request
 from .limit import ReadyTime, Window
@@ -136,14 +136,12 @@ class Machine:
         self.releasing: dict[Node, Act] = {}  # the act that begins when each of them has ended
         self.retrying: dict[Node, None] = {}  # those that wait for a retry, and some that did
         self.phase: Literal["opening", "booting", "up", "ending", "ended"] = "opening"
-        self.window = None if self.spec.limit is None else Window(self.spec.limit)
+        self._count_anew()
         self.now = 0.0
         self.u = 0.0
         self.out: list[Effect] = []
         self.timers = Timers()
-        limit = self.spec.limit
         self.fast_act: Act | None = None  # the act of every restart in one step, see `shortcut`
-        self.ready_time = ReadyTime() if limit is not None and limit.of_ready_time else None
 
     def __repr__(self) -> str:
         return (
@@ -644,11 +642,15 @@ class Machine:
         node.gone, node.why = True, why
         self.out.append(effect.Gone(node.path, why, removed=True))
 
-    def _join(self, spec: Spec) -> Node:
+    def _join(self, spec: Spec, node: Node | None = None) -> Node:
+        """Add a child at the end: a new one, or `node`, which takes the declaration `spec`."""
         has_no_group = self.spec.strategy == "one_for_one"
-        node = Node(spec, f"{self.path}/{spec.name}", self.node.decider, has_no_group=has_no_group)
-        if self.node.memory is not None:
-            self.node.memory.recall(node)
+        if node is not None:
+            node.adopt(spec, self.node.decider, has_no_group=has_no_group)
+        else:
+            node = Node(spec, f"{self.path}/{spec.name}", self.node.decider, has_no_group=has_no_group)
+            if self.node.memory is not None:
+                self.node.memory.recall(node)
         self.joined += 1
         node.number = self.joined
         self.children[spec.name] = node
@@ -968,6 +970,62 @@ class Machine:
             self._remove(node, None)
             self.out.append(effect.Reply(request.token, node.path))
 
+    def _serve_adopt(self, request: Request) -> None:
+        """Take another declaration of this supervisor and of its children; nothing is stopped or started by that (R38).
+
+        Children that it does not declare, or declares as another kind of node, must have left the tree before.
+        """
+        spec, before = request.spec, self.spec
+        assert spec is not None
+        assert not isinstance(spec, Child)
+        for node in self.undeclared(spec):
+            self._refuse(request.token, f"{node.path!r} is still in the tree", "running")
+            return
+        try:
+            for name in self.children.keys() - {child.name for child in spec.children}:
+                check_fits(spec, self.children[name].spec)
+        except ValueError as problem:
+            self.out.append(effect.Reply(request.token, error=problem))
+            return
+        self.spec = spec
+        if self.parent is None:
+            self.node.adopt(spec, ROOT, has_no_group=False)
+        self._join_anew(before)
+        if spec.limit != before.limit:
+            self._count_anew()
+            for node in self.children.values():
+                in_progress = node.restart_in_progress or node.state == "restarting"
+                node.restart_in_progress = False
+                self.note_restart(node, self.now, in_progress=in_progress)
+        waiting = [node for node in self.children.values() if node.state == "restarting"]
+        self.retrying = {} if spec.strategy == "one_for_one" else dict.fromkeys(waiting)
+        self.out.append(effect.Reply(request.token, self.path))
+
+    def undeclared(self, spec: Supervisor | Pool) -> list[Node]:
+        """The children that leave the tree if it adopts `spec`; those that were added while it ran stay."""
+        kinds = {child.name: type(child) for child in spec.children}
+        was = {child.name for child in self.spec.children}
+        return [
+            node
+            for name, node in self.children.items()
+            if (name in was or name in kinds) and kinds.get(name) is not type(node.spec)
+        ]
+
+    def _join_anew(self, before: Supervisor | Pool) -> None:
+        """Put the children into the order of the declaration, the added ones behind them; new ones join, down so far.
+
+        A child that was declared already, but has ended and left the tree, is started only by a restart of this supervisor.
+        """
+        there = dict(self.children)
+        was = {child.name: type(child) for child in before.children}
+        self.children.clear()
+        self.joined = 0
+        for child in self.spec.children:
+            if child.name in there or was.get(child.name) is not type(child):
+                self._join(child, there.pop(child.name, None))
+        for node in there.values():
+            self._join(node.spec, node)
+
     def _serve_status(self, request: Request) -> None:
         """Answer with the status when this request's turn has come; `Forest.status` never waits (R33)."""
         self.out.append(effect.Reply(request.token, picture(self.node, self.ledger.machines, self.now)))
@@ -1090,6 +1148,12 @@ class Machine:
 
     # --- the books
 
+    def _count_anew(self) -> None:
+        """Begin to count the restarts that its limit allows."""
+        limit = self.spec.limit
+        self.window = None if limit is None else Window(limit)
+        self.ready_time = ReadyTime() if limit is not None and limit.of_ready_time else None
+
     def charge(self, now: float) -> bool:
         """Charge the limit with one restart. Returns False, and charges nothing, if it allows no more."""
         return self.window is None or self.window.charge(self._clock(now))
@@ -1208,6 +1272,7 @@ _SERVE_REQUEST: _Table = {
     "start": Machine._serve_start,
     "restart": Machine._serve_restart,
     "remove": Machine._serve_remove,
+    "adopt": Machine._serve_adopt,
     "status": Machine._serve_status,
 }
 _ON_TIMEOUT: _Table = {

@@ -167,8 +167,23 @@ class Node:
         self.last_failure: BaseException | None = None
         self.why: BaseException | None = None
         self.memory: Memory | None = None
-        self.window = Window(spec.limit) if isinstance(spec, Child) and spec.limit is not None else None
+        self.window = _window(spec)
         self.delays = Delays(spec.backoff) if spec.backoff is not None else None
+        self._derive(has_no_group=has_no_group)
+
+    def adopt(self, spec: Spec, above: Decider, *, has_no_group: bool) -> None:
+        """Take another declaration, of the same kind of node. What runs is not changed by it (R38)."""
+        before, self.spec = self.spec, spec
+        self.decider = above if spec.decider is None else spec.decider.at(self.path, above)
+        if spec.backoff != before.backoff:
+            self.delays = Delays(spec.backoff) if spec.backoff is not None else None
+        if getattr(spec, "limit", None) != getattr(before, "limit", None):
+            self.window = _window(spec)
+        self._derive(has_no_group=has_no_group)
+
+    def _derive(self, *, has_no_group: bool) -> None:
+        """Set what follows from the declaration alone."""
+        spec = self.spec
         self.slow_start = spec.start_timeout is not None or (
             isinstance(spec, Child)
             and (spec.takes_task_status or spec.resource is not None)
@@ -198,3 +213,8 @@ class Node:
     def temporary(self) -> bool:
         """Whether it is never restarted, and leaves the tree when it ends (R7)."""
         return self.spec.restart == "temporary"
+
+
+def _window(spec: Spec) -> Window | None:
+    """The charges of a leaf's own limit; its supervisor counts those of the others."""
+    return Window(spec.limit) if isinstance(spec, Child) and spec.limit is not None else None

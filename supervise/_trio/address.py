@@ -55,6 +55,17 @@ class Address:
             else ", and names no child as its front"
         )
 
+    def adopt(self, spec: Spec) -> None:
+        """Take the mailbox of another declaration; without one, all who wait at this one get an error (R38)."""
+        mailbox = self.mailbox
+        if mailbox is None:
+            return
+        if isinstance(spec.mailbox, Mailbox) and mailbox.shared is not isinstance(spec, Child):
+            mailbox.adopt(spec.mailbox)
+        else:
+            mailbox.close(None)
+            self.mailbox = None
+
     def close(self, why: BaseException | None) -> None:
         """Note that the node is down for good, because of `why`; the first reason stays."""
         if self.gone:

@@ -68,7 +68,7 @@ class Driver:
         self.finished = trio.Event()
         self.failure: BaseException | None = None
         self.over = trio.Event()
-        self.ending: Callable[[], object] = _do_nothing  # called once, when the root begins to stop
+        self.ending: Callable[[], object] = lambda: None  # called once, when the root begins to stop
         self._ending = False
         self.root_task = trio.lowlevel.current_root_task()
         self._interrupted = self._hurried = False
@@ -231,7 +231,7 @@ class Driver:
     @enable_ki_protection
     def leaf_restarts_at_once(self, leaf: Leaf, failure: Exception) -> bool:
         """Try the one-step restart for a leaf that has failed and has left nothing open. Returns whether it was done."""
-        if self._busy or self._broken or not self.forest.one_step:
+        if self._busy or self._broken or not self.forest.one_step or leaf.spec is not leaf._node.spec:
             return False
         try:
             emitted = shortcut.restart_at_once(leaf.machine, leaf._node, failure, self.now())
@@ -341,7 +341,8 @@ class Driver:
 
     # --- effects
 
-    def _deliver(self, event: events.Event) -> None:
+    def deliver(self, event: events.Event) -> None:
+        """Give an event to every sink."""
         failed = None
         for sink in self._sinks:
             try:
@@ -379,7 +380,7 @@ class Driver:
         if not is_decidable(exc):
             self.stop_for(exc, f"a sink raised {brief(exc)}")
         self.log_error(f"a sink raised, and gets no further events: {brief(sink)}", exc)
-        self._deliver(failed)
+        self.deliver(failed)
 
     def log_error(self, text: str, exc: BaseException) -> None:
         """Log an error. If a handler raises an exception that is no `Exception`, the tree stops in order, as for a sink (R4)."""
@@ -421,7 +422,7 @@ class Driver:
 
     def _start_leaf(self, path: str) -> None:
         leaving = self._leaving
-        if leaving is not None and leaving._node.path == path:
+        if leaving is not None and leaving._node.path == path and leaving.spec is leaving._node.spec:
             self._starts_at_once = True
             leaving.begin_incarnation()
             return
@@ -430,6 +431,11 @@ class Driver:
         assert place.nursery is not None
         self.leaves[path] = leaf = Leaf(self, place.machine, place.machine.children[name])
         self._spawn(place.nursery, leaf.run, path)
+
+    def spawn(self, run: Callable[[], Awaitable[None]], what: str) -> None:
+        """Start a task that belongs to the tree, but to no node."""
+        assert self._nursery is not None
+        self._spawn(self._nursery, run, f"{self.forest.root.path} ({what})")
 
     def _spawn(
         self, nursery: trio.Nursery, run: Callable[..., Awaitable[None]], path: str, *args: Any
@@ -485,9 +491,9 @@ class Driver:
         task: Task | None = None if leaf is None else leaf._task
         where = (self.now(), one.path, one.incarnation, one.seconds, stack(task))
         if one.starting:
-            self._deliver(events.StartOverdue(*where, self._waits_for(task)))
+            self.deliver(events.StartOverdue(*where, self._waits_for(task)))
         else:
-            self._deliver(events.Overdue(*where))
+            self.deliver(events.Overdue(*where))
 
     def _waits_for(self, task: Task | None) -> str | None:
         """The path of the node that the task, or one below it, waits for: the path of the address in whose `wait` it stands."""
@@ -671,10 +677,6 @@ class Driver:
         self.finished.set()
 
 
-def _do_nothing() -> None:
-    """The default of `Driver.ending`."""
-
-
 def _call_init(init: Callable[[], object] | None) -> effect.Boot:
     try:
         return effect.Boot(ignored=init is not None and unprotected(init) is IGNORE)
@@ -683,7 +685,7 @@ def _call_init(init: Callable[[], object] | None) -> effect.Boot:
 
 
 _CARRY_OUT: dict[type[Any], Callable[[Driver, Any], None]] = {
-    **dict.fromkeys(events.KINDS, Driver._deliver),
+    **dict.fromkeys(events.KINDS, Driver.deliver),
     effect.Start: Driver._start,
     effect.Ask: Driver._ask,
     effect.Cancel: Driver._cancel,

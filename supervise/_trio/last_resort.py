@@ -308,7 +308,7 @@ def _how_far(leaf: Leaf) -> str:
     if leaf._cancelled:
         return "cancelled, and it has not yielded"
     if leaf.stopping:
-        return f"draining, for up to {leaf._spec.drain:g} s"
+        return f"draining, for up to {leaf.spec.drain:g} s"
     return "leaving its resource" if leaf._node.state in ("stopping", "releasing") else leaf._node.state
 
 

@@ -108,7 +108,6 @@ class Leaf:
         "_parked",
         "_reported",
         "_scope",
-        "_spec",
         "_stop_requested",
         "_task",
         "_value",
@@ -117,6 +116,7 @@ class Leaf:
         "incarnation",
         "machine",
         "ready",
+        "spec",
         "stopping",
     )
 
@@ -125,7 +125,9 @@ class Leaf:
         self._driver = driver
         self.machine = machine  # that of its supervisor
         self._node = node
-        self._spec = node.spec
+        self.spec = (
+            node.spec
+        )  # of all its incarnations in this task: the node may have another meanwhile (R38)
         self._scope = trio.CancelScope()
         self._cancelled = False
         self._task: Task | None = None
@@ -163,7 +165,7 @@ class Leaf:
     @property
     def inbox(self) -> Inbox:
         """Its mailbox; `RuntimeError` if its spec declares none, or its body has not been called yet."""
-        if self._inbox is None and self._spec.mailbox is not None:
+        if self._inbox is None and self.spec.mailbox is not None:
             raise RuntimeError(
                 f"child {self.path!r} has no inbox before its body is called: a resource has none"
             )
@@ -224,7 +226,7 @@ class Leaf:
         """Whether its code may run on though it is not up: it drains, or it may be resumed."""
         if self.stopping:
             return not self._cancelled
-        return self._parked is not None and self._spec.resource is not None and self.ready
+        return self._parked is not None and self.spec.resource is not None and self.ready
 
     @property
     def failing(self) -> bool:
@@ -236,7 +238,7 @@ class Leaf:
         check_stack()
         if self._injected is not None and self._injected[0] is not exc and context_of(exc) is None:
             set_context(exc, self._injected[0])
-        self._injected = exc, self._driver.now() + self._spec.grace
+        self._injected = exc, self._driver.now() + self.spec.grace
         scope = self._body_scope
         if scope is None:
             scope, self._cancelled = self._scope, True
@@ -253,7 +255,7 @@ class Leaf:
         """The task of the leaf: one incarnation after another, each in a fresh context (R9). It never raises."""
         current.set(self)
         self._task = task = current_task()
-        mailbox = None if self._spec.mailbox is None else self._driver.mailbox_of(self)
+        mailbox = None if self.spec.mailbox is None else self._driver.mailbox_of(self)
         if mailbox is not None:
             mailbox.servers[task] = self
         on = True
@@ -263,13 +265,13 @@ class Leaf:
                     turns = task._schedule_points
                     exc = value = None
                     try:
-                        value = await (_run(self) if self._spec.resource is None else self._with_resource())
+                        value = await (_run(self) if self.spec.resource is None else self._with_resource())
                     except GeneratorExit as caught:
                         exc = _unless_closed(caught)
                     except BaseException as caught:  # noqa: BLE001 - the machine gets every exception
                         exc = caught
                     on = self._restarts_at_once(exc)
-                    if not on and self._spec.resource is None:
+                    if not on and self.spec.resource is None:
                         await self._over(exc, value, resumable=False)
                     # Otherwise the exception refers by its traceback to this frame, and this frame to the exception: a cycle.
                     exc = None
@@ -303,10 +305,10 @@ class Leaf:
 
     async def _with_resource(self) -> None:
         """Enter the resource, run the body in it, leave it, and report the outcome."""
-        assert self._spec.resource is not None
+        assert self.spec.resource is not None
         value = left = None
         try:
-            async with _Resource(self.path, self._spec.resource) as resource:
+            async with _Resource(self.path, self.spec.resource) as resource:
                 value = await self._use(resource)
         except GeneratorExit as caught:
             left = _unless_closed(caught)
@@ -363,12 +365,12 @@ class Leaf:
             return False
         if exc is not None:
             return _without_cancelled(exc) is None
-        return self._spec.restart != "permanent" or value is IGNORE
+        return self.spec.restart != "permanent" or value is IGNORE
 
     @enable_ki_protection
     def _call(self, *arguments: Any) -> Awaitable[Any]:
         """Call the body with its inbox and `args` after `arguments`. Then the leaf is ready, unless it takes `task_status` (R17)."""
-        spec = self._spec
+        spec = self.spec
         if spec.mailbox is not None:
             assert self._task is not None
             mailbox = self._driver.mailbox_of(self)
@@ -392,7 +394,7 @@ class Leaf:
         if not inspect.isawaitable(awaitable):
             raise TypeError(
                 f"the body of child {self.path!r} gave {brief(awaitable)}, which cannot be awaited: "
-                f"it must be an async function, got {brief(self._spec.body)}"
+                f"it must be an async function, got {brief(self.spec.body)}"
             )
 
     @enable_ki_protection

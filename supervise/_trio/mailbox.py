@@ -98,11 +98,8 @@ class Queue:
     shared: ClassVar[bool] = False
 
     def __init__(self, path: str, spec: Mailbox) -> None:
-        self.spec = spec
-        self.on_loss: OnLoss = spec.on_loss
-        self.deadline = spec.deadline
-        self._size = spec.size  # 0 while it is closed
         self.closed = False
+        self._take(spec)
         self.handled = 0
         self.servers: dict[Task, Holder] = {}  # the own tasks of the children that serve it, or are about to
         self._why: BaseException | None = None
@@ -114,6 +111,17 @@ class Queue:
         self._putters: OrderedDict[Task, Entry] = OrderedDict()
         # True: in a loop, which ends with a stop.
         self.readers: OrderedDict[Task, tuple[Inbox, bool]] = OrderedDict()
+
+    def _take(self, spec: Mailbox) -> None:
+        self.spec = spec
+        self.on_loss: OnLoss = spec.on_loss
+        self.deadline = spec.deadline
+        self._size = 0 if self.closed else spec.size
+
+    def adopt(self, spec: Mailbox) -> None:
+        """Go on as another declaration says: messages that wait already stay, even beyond a smaller size (R38)."""
+        self._take(spec)
+        self.admit()
 
     def __len__(self) -> int:
         return len(self.queue) - self.withdrawn

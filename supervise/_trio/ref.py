@@ -34,6 +34,14 @@ class Declared:
 
     def __init__(self, root: Supervisor | Pool) -> None:
         self._root = root
+        self._earlier: dict[Spec, str] = {}
+
+    def adopt(self, root: Supervisor | Pool) -> None:
+        """Take the declarations of another root; earlier specs still name their paths, if they are declared (R38)."""
+        self._earlier = self.paths
+        self._root = root
+        del self.paths
+        self.__dict__.pop("specs", None)
 
     @cached_property
     def specs(self) -> dict[str, Spec]:
@@ -43,7 +51,10 @@ class Declared:
     @cached_property
     def paths(self) -> dict[Spec, str]:
         """The path of each spec, and of the `origin` that a spec replaces."""
-        return {spec: path for path, node in self.specs.items() for spec in (node, node.origin) if spec}
+        earlier = {spec: path for spec, path in self._earlier.items() if path in self.specs}
+        return earlier | {
+            spec: path for path, node in self.specs.items() for spec in (node, node.origin) if spec
+        }
 
 
 class Ref:
@@ -261,7 +272,7 @@ class Ref:
             request = effect.Request("add", answer, name=name, args=args)
         else:
             request = effect.Request("add", answer, spec=self._checked_spec(args, name))
-        request.reason = None if reason is None else _checked_reason(reason)
+        request.reason = None if reason is None else checked_reason(reason)
         path: str = await self._driver.ask(machine, request)
         return Ref(self._driver, self._declared, path, answer.node)
 
@@ -293,7 +304,7 @@ class Ref:
         self._would_wait_for_itself(self._above, ended=self.path)
         if not self._above:
             check_stack()
-            why = "" if reason is None else f": {_checked_reason(reason)}"
+            why = "" if reason is None else f": {checked_reason(reason)}"
             self._driver.stop(f"{self.path!r} was asked to stop{why}")
             await self._driver.finished.wait()
         else:
@@ -389,7 +400,7 @@ class Ref:
 
     def _request(self, kind: effect.RequestKind, reason: str | None) -> effect.Request:
         name = self.path.rpartition("/")[2]
-        why = None if reason is None else _checked_reason(reason)
+        why = None if reason is None else checked_reason(reason)
         return effect.Request(kind, Answer(), name=name, reason=why)
 
     def _would_wait_for_itself(self, served: str, *, ended: str = "") -> None:
@@ -481,7 +492,7 @@ class _Lease(AbstractAsyncContextManager[Any]):
         raise left
 
 
-def _checked_reason(reason: object) -> str:
+def checked_reason(reason: object) -> str:
     """The reason that a caller gives for a request; of a long one the events show both ends."""
     if isinstance(reason, str):
         return shortened(reason, MOST)

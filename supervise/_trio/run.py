@@ -14,7 +14,8 @@ from typing import Any
 
 import trio
 
-from .._core._brief import brief
+from .._core._brief import brief, brief_text
+from .._core._call import wrong_function
 from .._core._check import check_number
 from .._core.decide import is_decidable
 from .._core.spec import Pool, Supervisor
@@ -38,6 +39,7 @@ def run_tree(
     hard_exit_after: float | None = None,
     watchdog: float | None = None,
     watch: Watch | Iterable[Watch] | None = None,
+    reload: Callable[[], Supervisor | Pool] | None = None,
 ) -> None:
     """Run a tree until its root ends; leave the program with an exit status if the tree failed.
 
@@ -56,6 +58,9 @@ def run_tree(
             its stack. None or 0: no watchdog.
         watch: an async function for a view, or several; each is called with the tree as the tree starts, and cancelled when it
             has ended. If one raises an `Exception`, that is logged once and the tree goes on; anything else stops the tree in order.
+        reload: a plain function that makes the declaration anew, for instance from a file of settings. SIGHUP then has the tree
+            adopt what it returns (`Tree.adopt`) instead of stopping it, even under `nohup`. If it raises, or what it returns is
+            refused, that is logged, and the tree goes on as it was (R38).
 
     Raises:
         SystemExit: with 70 if the tree failed, with 1 if it never started (one line in the log has the reason).
@@ -66,13 +71,16 @@ def run_tree(
     for name, value in (("hard_exit_after", hard_exit_after), ("watchdog", watchdog)):
         if value is not None:
             check_number(name, value, least=0)
+    wrong = None if reload is None else wrong_function(reload, "it is not awaited", ())
+    if wrong is not None:
+        raise TypeError(f"reload {wrong}")
     if threading.current_thread() is not threading.main_thread():
         raise RuntimeError(
             "run_tree receives signals, so it must run in the main thread; elsewhere, use open_tree"
         )
     try:
         watches = () if watch is None else (watch,) if callable(watch) else tuple(watch)
-        trio.run(_Program(spec, sinks, hard_exit_after, watchdog, watches).run)
+        trio.run(_Program(spec, sinks, hard_exit_after, watchdog, watches, reload=reload).run)
     except TreeFailed as failed:
         complain(logging.CRITICAL, str(failed), failed)
         raise SystemExit(EX_SOFTWARE) from failed
@@ -92,10 +100,14 @@ class _Program:
         hard_exit_after: float | None,
         watchdog: float | None,
         watches: Iterable[Watch],
+        *,
+        reload: Callable[[], Supervisor | Pool] | None,
     ) -> None:
         self._spec = spec
         self._sinks = sinks
-        self._watches = watches
+        self._watches = [*watches, self._keep_reloading] if reload else watches
+        self._reload = reload
+        self._hung_up = trio.Event()
         self._watchdog = Watchdog(watchdog) if watchdog else None
         self._hard_exit = None if hard_exit_after is None else HardExit(hard_exit_after, lambda: self._driver)
         self._driver: Driver | None = None
@@ -112,7 +124,8 @@ class _Program:
                 around.enter_context(self._hard_exit.watching())
             if self._watchdog is not None:
                 around.enter_context(self._watchdog.watching())
-            around.enter_context(_handlers(self._stop, self._show))
+            hang_up = self._stop if self._reload is None else self._hang_up
+            around.enter_context(_handlers(self._stop, hang_up, self._show))
             await self._run()
 
     async def _run(self) -> None:
@@ -121,6 +134,7 @@ class _Program:
 
             def look(tree: Tree) -> None:
                 self._driver = tree._driver
+                tree.declare = self._reload
                 if self._hard_exit is not None:
                     tree._driver.ending = self._hard_exit.begin
                 for watch in self._watches:
@@ -165,6 +179,16 @@ class _Program:
             self._hard_exit.begin()
         self._soon(self._scope.cancel, f"{signal.Signals(number).name} asked the program to stop")
 
+    def _hang_up(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002 - the arguments of a signal handler
+        self._soon(self._hung_up.set)
+
+    async def _keep_reloading(self, tree: Tree) -> None:
+        """Reload after each SIGHUP; several that arrive during one reload cause one more."""
+        while True:
+            await self._hung_up.wait()
+            self._hung_up = trio.Event()
+            await reload_or_log(tree, reason="SIGHUP")
+
     def _show(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002 - the arguments of a signal handler
         self._soon(lambda: write(f"{stacks(tasks_below(trio.lowlevel.current_root_task()))}\n"))
 
@@ -174,21 +198,31 @@ class _Program:
             self._token.run_sync_soon(function, *args)
 
 
+async def reload_or_log(tree: Tree, *, reason: str) -> None:
+    """Have the tree reload; if that fails, log why in one line, and go on."""
+    try:
+        await tree.reload(reason=reason)
+    except Exception as problem:  # noqa: BLE001 - a user's module may raise anything when it is loaded
+        complain(logging.ERROR, f"reload: {brief_text(problem)}")
+        complain(logging.DEBUG, "the traceback of the failed reload", problem)
+
+
 _Handler = Callable[[int, FrameType | None], None]
 
 
 @contextmanager
-def _handlers(stop: _Handler, show: _Handler) -> Generator[None, None, None]:
+def _handlers(stop: _Handler, hang_up: _Handler, show: _Handler) -> Generator[None, None, None]:
     """Receive the signals of the program during the block.
 
     Python's own handlers receive them, not a task: a task needs the event loop, which a child's code may block.
     """
     before: dict[signal.Signals, Any] = {}
     try:
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            # A program started with these two ignored is meant to outlive its terminal.
-            if number == signal.SIGTERM or signal.getsignal(number) is not signal.SIG_IGN:
-                before[number] = signal.signal(number, stop)
+        for number, handler in ((signal.SIGINT, stop), (signal.SIGTERM, stop), (signal.SIGHUP, hang_up)):
+            # A program started with one of the others ignored is meant to outlive its terminal.
+            ignored = number != signal.SIGTERM and signal.getsignal(number) is signal.SIG_IGN
+            if not ignored or handler != stop:
+                before[number] = signal.signal(number, handler)
         if signal.getsignal(signal.SIGUSR1) is signal.SIG_DFL:
             before[signal.SIGUSR1] = signal.signal(signal.SIGUSR1, show)
             with suppress(Exception):  # without a real standard error only the stacks of tasks are shown
@@ -198,7 +232,7 @@ def _handlers(stop: _Handler, show: _Handler) -> Generator[None, None, None]:
     finally:
         if signal.SIGUSR1 in before:
             faulthandler.unregister(signal.SIGUSR1)
-        for number, handler in before.items():
+        for number, earlier in before.items():
             signal.signal(
-                number, signal.SIG_DFL if handler is None else handler
+                number, signal.SIG_DFL if earlier is None else earlier
             )  # None: it was not set from Python

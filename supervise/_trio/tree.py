@@ -14,16 +14,18 @@ import trio
 from .._core._brief import brief
 from .._core._call import wrong_function
 from .._core._check import being_loaded, is_a
+from .._core.changes import Change, changes
 from .._core.decide import context_of, is_interrupt, set_context
 from .._core.node import Node
 from .._core.spec import Child, Pool, Spec, Supervisor
 from .._core.status import Status
 from ..events import Sink
 from ..sinks.log import LoggingSink
+from .adoption import Adoption
 from .driver import Driver
 from .leaf import _is_fatal, _without_cancelled, close_scope
 from .protect import check_stack, protected
-from .ref import Declared, Ref, refuse_no_mailbox, refuse_nonsense
+from .ref import Declared, Ref, checked_reason, refuse_no_mailbox, refuse_nonsense
 
 onlookers: ContextVar[tuple[Sink, ...]] = ContextVar("supervise.onlookers", default=())
 """More sinks for every tree that is opened in a context; the testing tools set it."""
@@ -37,6 +39,9 @@ class Tree:
         self._driver.tree = self
         self._spec = spec
         self._declared = Declared(spec)
+        self._adopting = trio.Lock()
+        self.declare: Callable[[], Supervisor | Pool] | None = None
+        """Makes the declaration anew, if `run_tree` was given such a function as `reload`."""
 
     def __repr__(self) -> str:
         return f"<tree {self._spec.name!r} {self._driver.forest.root.state}>"
@@ -103,6 +108,76 @@ class Tree:
         """
         (checked,) = checked_sinks([sink])
         return self._driver.subscribe(checked)
+
+    def changes(self, spec: Supervisor | Pool) -> list[Change]:
+        """How a declaration differs from what runs, and what `adopt` would restart for it; nothing is changed (R38).
+
+        Raises:
+            TypeError, ValueError: it cannot be the declaration of this tree, see `adopt`.
+        """
+        root = check_root(spec)
+        if (type(root), root.name) != (type(self._spec), self._spec.name):
+            mine = f"{type(self._spec).__name__} {self._spec.name!r}"
+            raise ValueError(f"the root must stay {mine}, got {type(root).__name__} {root.name!r}")
+        return changes(self._spec, root, self._in_force, self._started_with)
+
+    async def adopt(self, spec: Supervisor | Pool, *, reason: str = "adopt") -> list[Change]:
+        """Bring the running tree in line with another declaration, and wait until that is done (R38).
+
+        Children that it does not declare are stopped and leave the tree, new ones are started in their place, and those whose
+        body, resource or arguments differ are restarted. All other options are taken at once, without a restart: limits,
+        strategies, deciders, backoffs, times, the size of a mailbox. Children that were added while the tree ran stay.
+
+        Two adoptions at once are carried out one after the other. If the caller is cancelled, or is a child that this stops, the
+        adoption goes on.
+
+        Args:
+            spec: the new root, of the same kind and with the same name.
+            reason: why; the events show it.
+
+        Returns:
+            The differences, as `changes` gives them.
+
+        Raises:
+            StartFailed: a child did not start; all else is done. A new child stays down, a changed one is retried as in any restart.
+            ExceptionGroup: several did not start.
+            TypeError, ValueError: it cannot be the declaration of this tree; then nothing has been changed.
+        """
+        why = checked_reason(reason)
+        async with self._adopting:
+            found = self.changes(spec)
+            self._declared.adopt(spec)
+            self._spec = spec
+            failed = await Adoption(self._driver, self._declared, spec, found, why).finished()
+        if len(failed) == 1:
+            raise failed[0]
+        if failed:
+            raise ExceptionGroup("these children did not start", failed)
+        return found
+
+    async def reload(self, *, reason: str = "reload") -> list[Change]:
+        """`adopt` what the function `declare` returns now.
+
+        Raises:
+            RuntimeError: the tree was started without such a function.
+            Exception: what the function raises; nothing has been changed.
+            StartFailed, ExceptionGroup, TypeError, ValueError: as `adopt`.
+        """
+        if self.declare is None:
+            raise RuntimeError(f"tree {self._spec.name!r} was started without reload=…")
+        return await self.adopt(self.declare(), reason=reason)
+
+    def _in_force(self, path: str) -> Spec | None:
+        """The declaration by which a node is supervised; None if it is not in the tree."""
+        machine = self._driver.forest.machines.get(path)
+        if machine is not None:
+            return machine.spec
+        node = self._driver.forest.find(path)
+        return None if node is None else node.spec
+
+    def _started_with(self, path: str) -> Spec | None:
+        leaf = self._driver.leaves.get(path)
+        return None if leaf is None else leaf.spec
 
     def status(self) -> Status:
         """The status of the whole tree, without waiting (R33)."""

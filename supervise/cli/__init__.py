@@ -28,6 +28,7 @@ from . import check, findings, operate, plot, top
 from .load import NoTree, load
 from .operate import serve_tree
 from .output import write
+from .reload import Program
 
 _TARGET = "a module or a Python file, and the name of the tree in it (default: tree), or a call that makes one: app.py:make_tree(3)"
 
@@ -125,6 +126,14 @@ def _parser() -> argparse.ArgumentParser:
         help="write lines of text or JSON to standard error, or also each event as a line of JSON to a file (default: text)",
     )
     operate.add_options(run)
+    run.add_argument(
+        "--reload",
+        action="store_true",
+        help="at SIGHUP, and when `supervise reload` asks for it, load the file anew and change the running tree accordingly",
+    )
+    run.add_argument(
+        "--auto-reload", action="store_true", help="the same, also whenever a file of the program has changed"
+    )
     how_much = run.add_mutually_exclusive_group()
     how_much.add_argument("-v", "--verbose", action="store_true", help="write the traceback of every failure")
     how_much.add_argument("-q", "--quiet", action="store_true", help="write nothing while nothing fails")
@@ -151,10 +160,13 @@ def _run(arguments: argparse.Namespace) -> int:
         _tell_systemd(sinks, watches, files)
         serve_tree(tree, arguments, sinks, watches, files)
         limits = {"hard_exit_after": arguments.hard_exit_after, "watchdog": arguments.watchdog}
+        reload = Program(arguments.target) if arguments.reload or arguments.auto_reload else None
+        if reload is not None and arguments.auto_reload:
+            watches.append(reload.watch)
         if arguments.live:
-            run_live(tree, **limits, otherwise=sinks[0], sinks=sinks[1:], watches=watches)
+            run_live(tree, **limits, otherwise=sinks[0], sinks=sinks[1:], watches=watches, reload=reload)
         else:
-            run_tree(tree, sinks=sinks, watch=watches, **limits)
+            run_tree(tree, sinks=sinks, watch=watches, reload=reload, **limits)
     return 0
 
 

@@ -138,12 +138,24 @@ def add(commands: Any) -> None:
     ):
         act = _command(commands, verb, _act, f"{what}; exit status 1 if that is refused")
         act.add_argument("path", help="of the node, such as app/db")
-        act.add_argument("--reason", metavar="TEXT", help="why; every sink of the tree gets it")
-        act.add_argument("-n", "--dry-run", action="store_true", help="print the steps, and do nothing")
-        act.add_argument(
-            "--token-file", metavar="FILE", help=f"a file with the token (default: the variable {TOKEN})"
-        )
-        act.set_defaults(verb=verb)
+        _add_reason(act, verb)
+    reload = _command(
+        commands,
+        "reload",
+        _reload,
+        "load the files of a program anew that was started with --reload; exit status 1 if that is refused",
+    )
+    _add_reason(reload, "reload")
+
+
+def _add_reason(act: argparse.ArgumentParser, verb: str) -> None:
+    """The options of every command that changes a tree."""
+    act.add_argument("--reason", metavar="TEXT", help="why; every sink of the tree gets it")
+    act.add_argument("-n", "--dry-run", action="store_true", help="print the steps, and do nothing")
+    act.add_argument(
+        "--token-file", metavar="FILE", help=f"a file with the token (default: the variable {TOKEN})"
+    )
+    act.set_defaults(verb=verb)
 
 
 def _command(
@@ -297,11 +309,8 @@ def _user() -> str:
 
 
 async def _act(arguments: argparse.Namespace, client: Client) -> int:
-    reason = arguments.reason or ("" if not arguments.dry_run else "a dry run")
-    if not reason:
-        raise NoTree(f"{arguments.verb} needs a reason: --reason TEXT")
     steps = await client.act(
-        arguments.verb, arguments.path, reason=reason, who=_user(), dry_run=arguments.dry_run
+        arguments.verb, arguments.path, reason=_reason(arguments), who=_user(), dry_run=arguments.dry_run
     )
     if arguments.output == "json":
         write_line(json.dumps({"path": arguments.path, "dry_run": arguments.dry_run, "steps": steps}))
@@ -311,3 +320,23 @@ async def _act(arguments: argparse.Namespace, client: Client) -> int:
     if arguments.dry_run:
         write_line("(nothing was done)")
     return 0
+
+
+async def _reload(arguments: argparse.Namespace, client: Client) -> int:
+    changes = await client.reload(reason=_reason(arguments), who=_user(), dry_run=arguments.dry_run)
+    if arguments.output == "json":
+        write_line(json.dumps({"dry_run": arguments.dry_run, "changes": changes}))
+        return 0
+    for change in changes or [{"text": "nothing differs"}]:
+        write_line(printable(change["text"]))
+    if arguments.dry_run:
+        write_line("(nothing was done)")
+    return 0
+
+
+def _reason(arguments: argparse.Namespace) -> str:
+    """The reason that every change needs; a dry run changes nothing."""
+    reason: str = arguments.reason or ("" if not arguments.dry_run else "a dry run")
+    if not reason:
+        raise NoTree(f"{arguments.verb} needs a reason: --reason TEXT")
+    return reason

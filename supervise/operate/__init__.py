@@ -91,15 +91,17 @@ def checked_token(token: object) -> str | None:
     return token
 
 
-@frozen(eq=False)
+@frozen
 class _Operator:
-    """The body of the child. It keeps what it knows of a tree over its own restarts."""
+    """The body of the child. It keeps what it knows of a tree over its own restarts, and over a reload that declares it alike."""
 
     socket: Path | None
     port: int | None
     token: str | None = field(repr=False)
     required: tuple[str, ...]
-    observers: WeakKeyDictionary[Tree, Observers] = field(factory=WeakKeyDictionary, init=False, repr=False)
+    observers: WeakKeyDictionary[Tree, Observers] = field(
+        factory=WeakKeyDictionary, init=False, repr=False, eq=False
+    )
 
     async def __call__(self, *, task_status: trio.TaskStatus[str]) -> None:
         serve = serving()

@@ -84,6 +84,7 @@ def operating_app(
             Route("/events", served.events, methods=["GET"]),
             Route("/why/{path:path}", served.why, methods=["GET"]),
             Route("/stack/{path:path}", served.stack, methods=["GET"]),
+            Route("/reload", served.reload, methods=["POST"]),
             *(Route(f"/{verb}/{{path:path}}", served.act, methods=["POST"], name=verb) for verb in VERBS),
         ],
         middleware=[] if trusted else [hosts],
@@ -207,7 +208,7 @@ class _Served:
         path = request.path_params["path"]
         who, reason = await _given(request)
         ref = self._at(path)
-        is_dry = request.query_params.get("dry_run", "0") not in ("0", "false")
+        is_dry = _is_dry(request)
         try:
             steps = ref.plan(verb)
             if not is_dry:
@@ -220,6 +221,31 @@ class _Served:
             raise HTTPException(409, brief_text(impossible)) from impossible
         shown = [{"do": step.do, "path": step.path} for step in steps]
         return _Json({"path": path, "dry_run": is_dry, "steps": shown}, headers=_HEADERS)
+
+    async def reload(self, request: Request) -> Response:
+        self._check_token(request)
+        who, reason = await _given(request)
+        declare = self._tree.declare
+        if declare is None:
+            raise HTTPException(
+                409, "this program was started without reload: `supervise run --reload` allows it"
+            )
+        is_dry = _is_dry(request)
+        try:
+            changes = (
+                self._tree.changes(declare())
+                if is_dry
+                else await self._tree.reload(reason=f"{who}: {reason}")
+            )
+        except (StartFailed, ExceptionGroup) as failed:
+            raise HTTPException(500, brief_text(failed)) from failed
+        except Exception as refused:  # a user's module may raise anything when it is loaded
+            raise HTTPException(409, brief_text(refused)) from refused
+        shown = [
+            {"kind": each.kind, "path": each.path, "restarts": each.restarts, "text": str(each)}
+            for each in changes
+        ]
+        return _Json({"dry_run": is_dry, "changes": shown}, headers=_HEADERS)
 
     def _at(self, path: str) -> Ref:
         try:
@@ -252,6 +278,10 @@ class _Served:
             and kind.lower() == "bearer"
             and hmac.compare_digest(given.strip().encode(), expected.encode())
         )
+
+
+def _is_dry(request: Request) -> bool:
+    return request.query_params.get("dry_run", "0") not in ("0", "false")
 
 
 class _Events(Response):

@@ -80,17 +80,26 @@ class Client:
 
     async def act(self, verb: str, path: str, *, reason: str, who: str, dry_run: bool = False) -> list[Data]:
         """Have a node started, stopped or restarted; gives the steps, which a dry run does not take."""
-        answer = await self._asked(
+        answer = await self._post(f"/{verb}/{_quoted(path)}", reason, who, dry_run=dry_run)
+        steps: list[Data] = self._data(answer, "steps")["steps"]
+        return steps
+
+    async def reload(self, *, reason: str, who: str, dry_run: bool = False) -> list[Data]:
+        """Have the program load its files anew; gives the changes, which a dry run does not make."""
+        answer = await self._post("/reload", reason, who, dry_run=dry_run)
+        changes: list[Data] = self._data(answer, "changes")["changes"]
+        return changes
+
+    async def _post(self, url: str, reason: str, who: str, *, dry_run: bool) -> httpx.Response:
+        return await self._asked(
             "POST",
-            f"/{verb}/{_quoted(path)}",
+            url,
             params={"dry_run": "1"} if dry_run else {},
             headers={"content-type": "application/json"},
             content=json.dumps(
                 {"reason": reason, "who": who}
             ),  # in ASCII: an argument of a command need not be UTF-8
         )
-        steps: list[Data] = self._data(answer, "steps")["steps"]
-        return steps
 
     async def events(self, after: int = 0, *, follow: bool = True) -> AsyncIterator[Data]:
         """The events after a number, as data; `{"kind": "Missed", "missed": n}` in place of events that are no longer kept.

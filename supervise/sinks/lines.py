@@ -107,4 +107,12 @@ _OF_ANY_NODE = (
     events.StopError,
     events.SinkFailed,
 )
-_OF_THE_ROOT = (events.Starting, events.Ready, events.Stopping, events.Returned, events.Stopped)
+_OF_THE_ROOT = (
+    events.Starting,
+    events.Ready,
+    events.Stopping,
+    events.Returned,
+    events.Stopped,
+    events.Adopting,
+    events.Adopted,
+)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import time
 from collections import Counter
 from collections.abc import MutableMapping
 from contextlib import suppress
@@ -14,7 +15,7 @@ import trio
 from .._core._brief import brief, printable
 from .._core._check import check_number
 from .._core.status import Status
-from ..events import Event, Ready, Stopping
+from ..events import Adopted, Adopting, Event, Ready, Stopping
 
 _STATUS_SECONDS = 5.0
 """Between two texts for `systemctl status`, if no watchdog asks for more frequent messages."""
@@ -30,7 +31,8 @@ class _Tree(Protocol):
 class SystemdSink:
     """A sink that tells systemd when the tree is ready and when it is asked to stop; `watch` keeps the rest up to date.
 
-    systemd gets `READY=1` when the root is up, and `STOPPING=1` when it is asked to stop. While `watch` runs, `systemctl status`
+    systemd gets `READY=1` when the root is up, `STOPPING=1` when it is asked to stop, and `RELOADING=1` while it adopts another
+    declaration. While `watch` runs, `systemctl status`
     shows how many nodes are up, and `WATCHDOG=1` is sent twice in each `watchdog` seconds. That is sent by the event loop, so
     nothing comes while a child's code blocks the loop, and systemd then ends the program.
 
@@ -71,8 +73,10 @@ class SystemdSink:
     def __call__(self, event: Event) -> None:
         """Send what an event of the root means."""
         if "/" not in event.path:
-            if isinstance(event, Ready):
+            if isinstance(event, Ready | Adopted):
                 self._send("READY=1")
+            elif isinstance(event, Adopting):  # systemd demands the time of the reload (`man sd_notify`)
+                self._send("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
             elif isinstance(event, Stopping):
                 self._send("STOPPING=1", f"STATUS=stopping: {event.reason}")
 

@@ -40,7 +40,7 @@ def assert_lifecycle(seen: Iterable[events.Event], *, closed: bool = True) -> No
     """
     lives: dict[str, list[list[events.Event]]] = {}
     for event in seen:
-        if isinstance(event, events.SinkFailed):
+        if isinstance(event, events.SinkFailed | events.Adopting | events.Adopted):
             continue
         _note(lives.setdefault(event.path, []), event)
     for path, its in lives.items():

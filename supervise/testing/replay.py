@@ -182,7 +182,7 @@ def _made(kept: Any) -> Any:
         return kept
     wrapped = cast("dict[str, Any]", kept)
     if "spec" in wrapped:
-        raise Mismatch(f"child {wrapped['spec']!r} was added by its spec, which a log does not have")
+        raise Mismatch(f"{wrapped['spec']!r} was added or adopted by its spec, which a log does not have")
     return _exception(wrapped) if "exception" in wrapped else _Value(wrapped["value"])
 
 

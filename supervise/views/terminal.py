@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from importlib.util import find_spec
 
 from .._core.spec import Pool, Supervisor
@@ -21,6 +21,7 @@ def run_live(
     otherwise: Sink | None = None,
     sinks: Iterable[Sink] = (),
     watches: Iterable[Watch] = (),
+    reload: Callable[[], Supervisor | Pool] | None = None,
 ) -> None:
     """As `run_tree`, with a `LiveView`. If standard output cannot show one, a line gives the reason, and plain lines follow.
 
@@ -31,6 +32,7 @@ def run_live(
         otherwise: the sink for the events if there is no view; None is a `LineSink`.
         sinks: further sinks, with or without a view.
         watches: further functions for the `watch` of `run_tree`, likewise.
+        reload: as for `run_tree`.
 
     Raises:
         The same errors as `run_tree`.
@@ -39,7 +41,14 @@ def run_live(
     if reason is not None:
         sys.stderr.write(f"supervise: no live view, plain lines instead: {reason}\n")
         given = [otherwise or LineSink(), *sinks]
-        run_tree(spec, sinks=given, hard_exit_after=hard_exit_after, watchdog=watchdog, watch=watches)
+        run_tree(
+            spec,
+            sinks=given,
+            hard_exit_after=hard_exit_after,
+            watchdog=watchdog,
+            watch=watches,
+            reload=reload,
+        )
         return
     from .live import LiveView  # noqa: PLC0415 - it needs rich, which is an extra
 
@@ -50,6 +59,7 @@ def run_live(
         hard_exit_after=hard_exit_after,
         watchdog=watchdog,
         watch=[view.watch, *watches],
+        reload=reload,
     )
 
 

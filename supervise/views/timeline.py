@@ -434,5 +434,7 @@ def _note(event: Mapping[str, Any]) -> str | None:
             return f"failed while it was stopped: {_error(event.get('exc'))}"
         case "SinkFailed":
             return f"the sink {_text(event.get('sink'))} failed: {_error(event.get('exc'))}"
+        case "Adopting":
+            return f"takes another declaration: {_text(event.get('reason'))}"
         case _:
             return None

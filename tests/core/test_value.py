@@ -16,7 +16,7 @@ GIVEN = {
     "of_ready_time": True, "initial": 0.5, "factor": 3.0, "maximum": 9.0, "jitter": 0.2, "reset_after": 8.0,
     "immediate": 1, "size": 5, "on_loss": "requeue", "stopped": KeyError, "full": OSError, "deadline": print,
     "late": LookupError, "exceptions": (OSError,), "match": "x", "when": callable, "decider": "app", "entry": "tag 't'",
-    "applied_to": "app/b", "attempt": 3, "waits_for": "app/c",
+    "applied_to": "app/b", "attempt": 3, "waits_for": "app/c", "changes": ("+ app/d added",), "failed": ("app/d",),
 }  # fmt: skip
 OTHER = {
     **dict.fromkeys(GIVEN),

@@ -436,6 +436,54 @@ def test_a_signal_that_was_ignored_from_the_start_stays_ignored():
     assert program.ends()[0] == 0
 
 
+def test_sighup_reloads_if_a_declaration_can_be_made_anew_even_under_nohup():
+    """R20, R38: If it cannot, that is one line in the log, and the tree goes on."""
+    program = Program(
+        """
+        import logging
+        class Says(logging.Handler):
+            def emit(self, record):
+                say(record.getMessage())
+        logging.getLogger("supervise").addHandler(Says())
+        made = []
+        async def says(n):
+            say(f"body {n}")
+            await trio.sleep_forever()
+        def make():
+            made.append(1)
+            if len(made) == 3:
+                raise ValueError("line 7")
+            return Supervisor("app", [Child("a", says, args=[len(made)])])
+        run_tree(make(), reload=make, sinks=[])
+        """,
+        ignored=True,
+    )
+    assert program.says() == "body 1"
+    program.signal(signal.SIGHUP)
+    assert program.says() == "body 2"
+    program.signal(signal.SIGHUP)
+    assert program.says() == "reload: line 7"
+    program.signal(signal.SIGHUP)
+    assert program.says() == "body 4"
+    program.signal(signal.SIGTERM)
+    assert program.ends()[0] == 0
+
+
+def test_what_makes_a_declaration_anew_is_a_plain_function():
+    """R38."""
+
+    async def never():
+        raise AssertionError
+
+    for wrong, message in (
+        (never, "reload must be a plain function"),
+        (3, "reload must be a function"),
+        (len, "reload"),
+    ):
+        with pytest.raises(TypeError, match=message):
+            run_tree(Supervisor("app", []), reload=wrong)
+
+
 @pytest.mark.parametrize(("held", "lives"), [("waits", True), ("spins", False)])
 def test_sigusr1_writes_all_stacks_and_stops_nothing(held, lives):
     """R20: It writes those of the threads in any case, and those of the tasks as soon as the loop turns."""

@@ -12,9 +12,10 @@ import trio
 import trio.testing
 
 from supervise import Supervisor, events, open_tree
+from supervise._core.changes import changes
 from supervise.operate import operate
 from supervise.operate.client import Client, OperateError
-from tests.tree.scene import Puppet
+from tests.tree.scene import Boom, Puppet
 
 TOKEN = "a-token-of-the-tests-0"
 
@@ -111,6 +112,52 @@ async def test_a_request_restarts_a_group_and_every_sink_learns_who_and_why(tmp_
         assert tree["app/b"].status().state == "down"
         assert (await http.post("/start/app/b", json=body, headers=bearer())).status_code == 200
         assert tree["app/b"].status().state == "up"
+
+
+async def test_a_reload_says_what_differs_and_goes_on_when_it_stops_the_one_who_asks(tmp_path):
+    """R38: With a dry run, a reason and the token; what cannot be declared is refused, and a start that fails is reported."""
+    a, b, bad = Puppet("a"), Puppet("b"), Puppet("bad", Boom("no"))
+    body = {"who": "ann", "reason": "ticket 71"}
+    seen = []
+    async with operated(tmp_path, a, sinks=[seen.append]) as (tree, http):
+
+        async def ask(query=""):
+            answer = await http.post(f"/reload{query}", json=body, headers=bearer())
+            return answer.status_code, answer.json()
+
+        status, answer = await ask()
+        assert (status, "`supervise run --reload` allows it" in answer["error"]) == (409, True)
+        children = tree._spec.children
+        declared = Supervisor("app", [*children, b.spec])
+        tree.declare = lambda: declared
+        added = {"kind": "added", "path": "app/b", "restarts": False, "text": "+ app/b added"}
+        assert await ask("?dry_run=1") == (200, {"dry_run": True, "changes": [added]})
+        assert b.lives == 0
+        assert await ask() == (200, {"dry_run": False, "changes": [added]})
+        assert b.lives == 1
+        assert [one.reason for one in seen if isinstance(one, events.Adopting)] == ["ann: ticket 71"]
+        tree.declare = lambda: Supervisor("other", [])
+        assert await ask() == (409, {"error": "the root must stay Supervisor 'app', got Supervisor 'other'"})
+        tree.declare = lambda: 1 / 0
+        assert await ask() == (409, {"error": "division by zero"})
+        tree.declare = lambda: Supervisor("app", [*children, b.spec, bad.spec])
+        assert await ask() == (500, {"error": "'app/bad' failed to start: Boom('no')"})
+        assert (await http.post("/reload", json=body)).status_code == 401
+        tree.declare = lambda: Supervisor("app", [a.spec])  # without the operating child, which answers
+        with pytest.raises(httpx.HTTPError):
+            await ask()
+        while [one.path for one in tree.status().children] != ["app/a"]:  # noqa: ASYNC110 - the adoption goes on without a caller
+            await trio.sleep(0.01)
+
+
+async def test_an_operating_child_that_is_declared_alike_goes_on(tmp_path):
+    """R38: A file that is loaded anew makes another body, which is equal."""
+    first, again = (operate(tmp_path / "s", token=TOKEN, required=["app/a"]) for _ in range(2))
+    tree = Supervisor("app", [first])
+    assert changes(tree, Supervisor("app", [again]), lambda _: None, lambda _: None) == []
+    other = operate(tmp_path / "t", token=TOKEN, required=["app/a"])
+    (change,) = changes(tree, Supervisor("app", [other]), lambda _: None, lambda _: None)
+    assert change.restarts
 
 
 @pytest.mark.parametrize(

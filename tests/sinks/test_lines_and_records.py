@@ -285,6 +285,8 @@ def test_every_event_has_words_of_one_printable_line(kind):
         "seconds": 1,
         "delay": 1,
         "until": 2,
+        "changes": ("~ app/a\n", "+ app/b"),
+        "failed": ("app/b\n",),
     }
     names = {field.name for field in attrs.fields(kind)}
     event = kind(at=0.0, path="app", incarnation=1, **{name: given[name] for name in names & given.keys()})

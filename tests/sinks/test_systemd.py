@@ -5,6 +5,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from contextlib import contextmanager
 
 import pytest
@@ -62,6 +63,25 @@ def test_systemd_is_told_when_the_tree_is_ready_and_when_it_stops(tmp_path):
             "STATUS=2 up, 1 restarting (app/phone starts in 20 s)",
             "STOPPING=1\nSTATUS=stopping: the block of open_tree was left",
         ]
+
+
+def test_a_reload_is_announced_with_its_time_and_then_ready_again(tmp_path):
+    """R38: As a service of `Type=notify-reload` has to."""
+
+    async def main():
+        async with open_tree(Supervisor("app", []), sinks=[sink]) as tree:
+            await tree.adopt(Supervisor("app", [], limit=None))
+
+    with listening(str(tmp_path / "notify")) as ours:
+        sink = SystemdSink(str(tmp_path / "notify"))
+        before = time.monotonic_ns() // 1000
+        run_virtual(main)
+        sink.close()
+        first, reloading, ready, _ = received(ours)
+        assert (first, ready) == ("READY=1", "READY=1")
+        kind, _, at = reloading.partition("\nMONOTONIC_USEC=")
+        assert kind == "RELOADING=1"
+        assert before <= int(at) <= time.monotonic_ns() // 1000
 
 
 def test_the_watchdog_is_pinged_twice_in_its_time(tmp_path):

@@ -168,7 +168,7 @@ def test_an_added_spec_is_not_in_a_log(tmp_path):
 
     with recording(tmp_path / "log"):
         run_virtual(main)
-    with pytest.raises(Mismatch, match="child 'b' was added by its spec"):
+    with pytest.raises(Mismatch, match="'b' was added or adopted by its spec"):
         list(replay((tmp_path / "log").read_text().splitlines(), spec))
 
 

@@ -46,7 +46,7 @@ def test_events_are_a_closed_set_of_frozen_values():
     kinds = [
         kind for kind in vars(events).values() if inspect.isclass(kind) and issubclass(kind, events.Event)
     ]
-    assert len(kinds) == 16
+    assert len(kinds) == 18
     for kind in kinds:
         assert {"at", "path", "incarnation"} <= {field.name for field in attrs.fields(kind)}
     event = events.Stopped(at=0.0, path="app", incarnation=1)

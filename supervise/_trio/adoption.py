@@ -1,0 +1,120 @@
+"""A running tree is brought in line with another declaration, one supervisor after the other (R38).
+
+The machine of a supervisor takes the new declaration in one step, which stops and starts nothing. What has to be stopped and started
+for it are the requests that a caller could make too, in the order of the tree. So a failure at any moment meets supervisors that have
+either declaration whole, and each start takes the newest one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import outcome
+from trio.lowlevel import enable_ki_protection
+
+from .. import events
+from .._core import effect
+from .._core.changes import Change
+from .._core.machine import Machine
+from .._core.node import Node
+from .._core.spec import Child, Pool, Supervisor, walk
+from ..errors import Refused, StartFailed
+from .address import Answer
+from .driver import Driver
+from .ref import Declared, Ref
+
+
+class Adoption:
+    """One declaration that a tree takes, on behalf of a caller of `Tree.adopt`."""
+
+    def __init__(
+        self,
+        driver: Driver,
+        declared: Declared,
+        spec: Supervisor | Pool,
+        changes: Sequence[Change],
+        reason: str,
+    ) -> None:
+        self._failed: list[StartFailed] = []
+        self._driver = driver
+        self._declared = declared
+        self._spec = spec
+        self._changes = changes
+        self._restarts = {change.path for change in changes if change.restarts}
+        self._reason = reason
+
+    async def finished(self) -> list[StartFailed]:
+        """Have a task of the tree carry it out, which goes on if the caller is cancelled. Returns the errors of the starts that failed."""
+        answer = Answer()
+
+        async def run() -> None:
+            answer.set(await outcome.acapture(self._carry_out))
+
+        self._driver.spawn(run, "adoption")
+        await answer.wait()
+        return self._failed
+
+    @enable_ki_protection
+    async def _carry_out(self) -> None:
+        self._report(events.Adopting, changes=tuple(map(str, self._changes)), reason=self._reason)
+        for path, spec in walk(self._spec):
+            machine = self._driver.forest.machines.get(path)
+            node = self._driver.forest.find(path)
+            if node is not None and self._is_due(node):
+                await self._start(path)
+            elif machine is not None and not isinstance(spec, Child):
+                await self._adopt(machine, spec)
+        for path, spec in walk(self._spec):
+            address = self._driver.addresses.get(path)
+            if address is not None:
+                address.adopt(spec)
+        self._report(events.Adopted, failed=tuple(each.path for each in self._failed))
+
+    async def _adopt(self, machine: Machine, spec: Supervisor | Pool) -> None:
+        """Have one supervisor take its declaration, once the children that are not in it have left.
+
+        If it restarts meanwhile they are there again. If it ends, its next incarnation takes the declaration by itself.
+        """
+        while True:
+            await self._take_out(machine, spec)
+            try:
+                await self._driver.ask(machine, effect.Request("adopt", Answer(), spec=spec))
+            except Refused as refused:
+                if refused.reason == "running":
+                    continue
+            return
+
+    async def _take_out(self, machine: Machine, spec: Supervisor | Pool) -> None:
+        """Stop the children that are declared no more, or as another kind of node, the last one first; then they leave the tree."""
+        verbs: tuple[effect.RequestKind, ...] = ("stop", "remove")
+        for node in reversed(machine.undeclared(spec)):
+            for verb in verbs:
+                request = effect.Request(verb, Answer(), name=node.name, reason=self._reason)
+                try:
+                    await self._driver.ask(machine, request)
+                except Refused:
+                    break  # it has left by itself, or its supervisor is ending, or its group has started it again
+
+    def _is_due(self, node: Node) -> bool:
+        """Whether the node is to be started now: it is new, or its code is, and it was not stopped on purpose."""
+        if node.state == "down" and node.epoch == 0:
+            return True  # it has joined, and nothing has been done with it since
+        if node.path not in self._restarts:
+            return False
+        leaf = self._driver.leaves.get(node.path)
+        if leaf is not None:
+            return leaf.spec is not node.spec  # otherwise its group, or a failure, has already restarted it
+        return node.why is not None or node.state == "restarting"
+
+    async def _start(self, path: str) -> None:
+        try:
+            await Ref(self._driver, self._declared, path).restart(reason=self._reason)
+        except StartFailed as failed:
+            self._failed.append(failed)
+        except Refused:
+            pass  # its supervisor is ending: the next incarnation starts it, if there is one
+
+    def _report(self, cls: Callable[..., events.Event], **details: Any) -> None:
+        root = self._driver.forest.root
+        self._driver.deliver(cls(self._driver.now(), root.path, root.incarnation, **details))

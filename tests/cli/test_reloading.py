@@ -1,0 +1,273 @@
+"""`supervise run --reload`: the files of a program are loaded anew while it runs (R38)."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from supervise.cli.load import NoTree, load
+from supervise.cli.reload import Program
+
+ROOT = Path(__file__).parents[2]
+TOKEN = "a-token-of-the-tests-0"
+APP = """
+import trio
+from supervise import Child, Supervisor
+from work import serve
+
+async def idle():
+    print("idle starts", flush=True)
+    await trio.sleep_forever()
+
+tree = Supervisor("app", [Child("a", idle), Child("b", serve, args=[1])])
+"""
+WORK = """
+import trio
+import errors
+
+def speed():
+    return 1
+
+async def serve(n):
+    print("serve", n, speed(), flush=True)
+    await trio.sleep_forever()
+"""
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """A program of three files. What is loaded from it is forgotten afterwards."""
+    for name, text in (("app", APP), ("work", WORK), ("errors", "class Lost(Exception): pass\n")):
+        (tmp_path / f"{name}.py").write_text(text)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    before = set(sys.modules)
+    yield tmp_path
+    for name in set(sys.modules) - before:
+        del sys.modules[name]
+
+
+def rewrite(file, old, new):
+    """Edit a file, as an editor does: with another time, and at once."""
+    text = file.read_text()
+    assert old in text
+    file.write_text(text.replace(old, new))
+
+
+def program(target):
+    """The program of a target that has been loaded."""
+    load(target)
+    return Program(target)
+
+
+@pytest.mark.parametrize("target", ["app.py", "app", "./app.py", "app.py:tree"])
+def test_only_what_has_changed_and_what_imports_it_is_loaded_anew(folder, target):
+    """R38: All other modules stay loaded, so that their classes stay the same."""
+    made = program(target)
+    work, errors = sys.modules["work"], sys.modules["errors"]
+    tree = made()
+    assert tree is sys.modules["app"].tree
+    assert (sys.modules["work"], sys.modules["errors"]) == (work, errors)
+    rewrite(folder / "work.py", "return 1", "return 2")
+    made()
+    assert sys.modules["work"] is not work
+    assert sys.modules["work"].speed() == 2
+    assert sys.modules["errors"] is errors
+    rewrite(folder / "errors.py", "pass", "text = 1")
+    work = sys.modules["work"]
+    made()
+    assert sys.modules["errors"] is not errors
+    assert sys.modules["work"] is not work
+    assert sys.modules["work"].errors is sys.modules["errors"]
+
+
+def test_a_file_that_changes_within_a_second_and_keeps_its_size_is_loaded_anew(folder):
+    """R38: Python's own check of its bytecode compares whole seconds and the size."""
+    made = program("app")
+    for number in range(2, 8):
+        os.utime(folder / "work.py", (1e9, 1e9))
+        rewrite(folder / "work.py", f"return {number - 1}", f"return {number}")
+        os.utime(folder / "work.py", (1e9, 1e9))
+        made()
+        assert sys.modules["work"].speed() == number
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "message"),
+    [
+        ("app.py", "tree = 1", "must be a Supervisor"),
+        ("app.py", "import missing_module", "missing_module"),
+        ("app.py", "def (", "line 1"),
+        ("app.py", "raise SystemExit(3)", "ended the program"),
+        ("work.py", "1 / 0", "division by zero"),
+        ("work.py", "def serve(): pass", "must be an async function"),
+        ("app.py", "from supervise import *\nasync def f(): pass\nc = Child('c', f)\ntree = Supervisor('app', [c, Supervisor('x', [c])])", "two places"),
+    ],
+)  # fmt: skip
+def test_a_program_that_cannot_be_loaded_is_refused_and_stays_what_it_was(folder, file, text, message):
+    """R38: With the reason; the modules are those of before, and the next reload may be right."""
+    made = program("app.py")
+    before = {name: sys.modules[name] for name in ("app", "work", "errors")}
+    kept = (folder / file).read_text()
+    (folder / file).write_text(text)
+    with pytest.raises(NoTree, match=message):
+        made()
+    assert {name: sys.modules[name] for name in before} == before
+    (folder / file).write_text(kept)
+    made()
+
+
+def test_modules_of_a_package_are_found_by_their_imports_of_every_form(tmp_path, folder):
+    """R38: `import a.b`, `from . import`, `from .. import`, and a changed `__init__`."""
+    package = folder / "pack"
+    for name, text in {
+        "__init__.py": "KIND = 1",
+        "low.py": "X = 1",
+        "one.py": "from . import low",
+        "two.py": "import pack.low",
+        "three.py": "from pack.one import low",
+        "other.py": "",
+        "below/__init__.py": "",
+        "below/four.py": "from ..low import X",
+        "tree.py": "from . import one, two, three, other\nfrom .below import four\nfrom supervise import Supervisor\ntree = Supervisor('app', [])",
+    }.items():
+        (package / name).parent.mkdir(exist_ok=True)
+        (package / name).write_text(text)
+    made = program("pack.tree")
+    names = [f"pack.{name}" for name in ("low", "one", "two", "three", "below.four", "other")]
+    before = {name: sys.modules[name] for name in names}
+    rewrite(package / "low.py", "1", "2")
+    made()
+    assert [name for name in names if sys.modules[name] is before[name]] == ["pack.other"]
+    assert sys.modules["pack"].low is sys.modules["pack.low"]
+    rewrite(package / "__init__.py", "1", "2")
+    made()
+    assert sys.modules["pack.other"] is not before["pack.other"]
+    (package / "tree.py").write_text("1 / 0")
+    kept = sys.modules["pack.tree"]
+    with pytest.raises(NoTree):
+        made()
+    assert sys.modules["pack"].tree is sys.modules["pack.tree"] is kept
+
+
+def test_a_target_that_is_a_call_is_made_anew(folder):
+    """R38: Also if no file has changed: it may read other files, or the environment."""
+    (folder / "app.py").write_text(
+        "from pathlib import Path\nfrom supervise import Supervisor\ndef make(name):\n    return Supervisor(name, [], restart=Path('kind').read_text())\n"
+    )
+    (folder / "kind").write_text("permanent")
+    made = program("app.py:make('x')")
+    assert made().restart == "permanent"
+    (folder / "kind").write_text("transient")
+    assert made().restart == "transient"
+
+
+# --- the command
+
+
+@contextmanager
+def running(folder, *options):
+    """`supervise run app.py` with these options."""
+    environment = {
+        **os.environ, "XDG_RUNTIME_DIR": str(folder / "run"), "PYTHONPATH": str(ROOT), "SUPERVISE_TOKEN": TOKEN, "COLUMNS": "200",
+        "PYTHONUNBUFFERED": "1",
+    }  # fmt: skip
+    command = [sys.executable, "-P", "-m", "supervise"]
+    given = {"cwd": folder, "env": environment, "text": True, "stdout": subprocess.PIPE}
+
+    def ask(*arguments):
+        return subprocess.run(
+            [*command, *arguments], check=False, timeout=60, stderr=subprocess.PIPE, **given
+        )
+
+    ran = subprocess.Popen([*command, "run", "app.py", *options], stderr=subprocess.STDOUT, **given)
+    try:
+        until(ran, "serve 1 1")
+        yield ran, ask
+    finally:
+        ran.kill()
+        ran.wait()
+        ran.stdout.close()
+
+
+def until(ran, text):
+    """Read its lines until one has this text."""
+    lines = []
+    for line in ran.stdout:
+        lines.append(line)
+        if text in line:
+            return lines
+    raise AssertionError(f"{text!r} did not come: {lines}")
+
+
+def test_sighup_changes_the_running_tree_and_a_bad_file_does_not(folder):
+    """R20, R38: The changed child is restarted, the other goes on; an error is one line, and SIGTERM still stops in order."""
+    with running(folder, "--reload") as (ran, _):
+        rewrite(folder / "work.py", "return 1", "return 2")
+        ran.send_signal(signal.SIGHUP)
+        lines = until(ran, "has its new declaration")
+        assert "serve 1 2\n" in lines
+        assert "SIGHUP (~ app/b restarts: body, since the code of speed is another)" in "".join(lines)
+        assert "idle" not in "".join(lines)
+        rewrite(folder / "work.py", "return 2", "return (")
+        ran.send_signal(signal.SIGHUP)
+        (line,) = until(ran, "reload: ")
+        assert "app.py failed to load: SyntaxError" in line
+        ran.send_signal(signal.SIGTERM)
+        assert ran.wait(20) == 0
+
+
+def test_a_file_that_changes_is_loaded_by_itself(folder):
+    """R38: `--auto-reload` looks at the files."""
+    with running(folder, "--auto-reload") as (ran, _):
+        rewrite(folder / "work.py", "return 1", "return 2")
+        lines = until(ran, "has its new declaration")
+        assert "a file has changed" in "".join(lines)
+        assert "serve 1 2\n" in lines
+
+
+def test_without_the_option_sighup_stops_the_tree(folder):
+    """R20."""
+    with running(folder) as (ran, _):
+        ran.send_signal(signal.SIGHUP)
+        assert ran.wait(20) == 0
+
+
+@pytest.mark.slow
+def test_the_command_reload_says_what_it_would_do_and_does_it(folder):
+    """R38: With a reason and the token; a refusal is exit status 1, and changes nothing."""
+    with running(folder, "--reload", "--socket") as (ran, ask):
+        rewrite(folder / "app.py", "args=[1])]", "args=[1]), Child('c', idle)], limit=None")
+        planned = ask("reload", "--dry-run")
+        assert planned.stdout.splitlines() == [
+            "~ app takes it at once: limit was Limit(), and is None",
+            "+ app/c added",
+            "(nothing was done)",
+        ]
+        assert "needs a reason" in ask("reload").stderr
+        done = ask("reload", "--reason", "more", "-o", "json")
+        assert (done.returncode, [each["path"] for each in json.loads(done.stdout)["changes"]]) == (
+            0,
+            ["app", "app/c"],
+        )
+        assert ": more (~ app takes it at once" in "".join(until(ran, "has its new declaration"))
+        assert ask("reload", "--reason", "again").stdout == "nothing differs\n"
+        rewrite(folder / "app.py", "tree = ", "tree = 1 or ")
+        refused = ask("reload", "--reason", "oops")
+        assert (refused.returncode, "must be a Supervisor" in refused.stderr) == (1, True)
+        assert "app/c" not in ask("status").stderr
+
+
+@pytest.mark.slow
+def test_a_program_that_was_not_started_with_it_refuses_a_reload(folder):
+    """R38: With what allows it."""
+    with running(folder, "--socket") as (_, ask):
+        refused = ask("reload", "--reason", "x")
+        assert (refused.returncode, "`supervise run --reload` allows it" in refused.stderr) == (1, True)

@@ -1,0 +1,606 @@
+"""`Tree.adopt`: a running tree is brought in line with another declaration (R38)."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import pytest
+import trio
+from hypothesis import given
+from hypothesis import strategies as st
+
+from supervise import (
+    Backoff,
+    Child,
+    ChildStopped,
+    Decider,
+    Escalate,
+    Limit,
+    Mailbox,
+    MailboxFull,
+    Pool,
+    Refused,
+    Restart,
+    Resume,
+    StartFailed,
+    Stop,
+    Supervisor,
+    TreeFailed,
+    current_child,
+    events,
+    open_tree,
+)
+from supervise._core.spec import walk
+from supervise.testing import assert_lifecycle, run_virtual
+
+from .scene import Boom, Kit, Puppet, Seen, app, forever, grow, puppets, quiet
+
+STRATEGIES = ("one_for_one", "rest_for_one", "one_for_all")
+
+
+def leaf(name, version=0, **options):
+    """A child that is restarted if its version differs."""
+    return Child(name, forever, args=(version,), **options)
+
+
+def shown(changes):
+    return [str(change) for change in changes]
+
+
+def test_children_are_added_removed_and_restarted_in_order():
+    """R12, R38: What is not declared leaves, the last one first; the rest is started in the order of the declaration."""
+
+    async def scene(tree, seen):
+        before = len(seen)
+        after = app(leaf("new"), leaf("b", 1), leaf("a"), leaf("last"))
+        assert shown(await tree.adopt(after, reason="Tuesday")) == [
+            "+ app/new added",
+            "~ app/b restarts: args[0] was 0, and is 1",
+            "+ app/last added",
+            "- app/c removed",
+            "- app/d removed",
+        ]
+        assert seen.order(since=before) == "-d -c +new -b +b +last"
+        assert [child.path for child in tree.status().children] == ["app/new", "app/b", "app/a", "app/last"]
+        assert tree["app/a"].status().incarnation == 1
+        reasons = {event.reason for event in seen.of(events.Stopping, since=before)}
+        assert reasons == {
+            f"'app/{name}' was asked to {verb}: Tuesday"
+            for name, verb in (("c", "stop"), ("d", "stop"), ("b", "restart"))
+        }
+        with pytest.raises(KeyError):
+            tree["app/c"]
+
+    seen = grow(app(leaf("a"), leaf("b"), leaf("c"), leaf("d")), scene)
+    assert seen.order().endswith("-last -a -b -new")
+
+
+def test_it_is_reported_with_its_changes():
+    """R31, R38: One event before it begins, and one when it is done."""
+
+    async def scene(tree, seen):
+        before = len(seen)
+        await tree.adopt(app(leaf("a", 1)), reason="ann: try")
+        (first, *_, last) = seen.events[before:]
+        assert first == events.Adopting(
+            first.at, "app", 1, ("~ app/a restarts: args[0] was 0, and is 1",), "ann: try"
+        )
+        assert last == events.Adopted(last.at, "app", 1)
+        assert "ann: try" in events.describe(first)
+        assert events.describe(last) == "has its new declaration"
+
+    grow(app(leaf("a")), scene)
+
+
+@pytest.mark.parametrize(
+    ("strategy", "expected"),
+    [("one_for_one", "-b +b"), ("rest_for_one", "-c -b +b +c"), ("one_for_all", "-c -b -a +a +b +c")],
+)
+def test_a_restart_takes_its_group_along(strategy, expected):
+    """R13, R38: The strategy is that of the new declaration."""
+
+    async def scene(tree, seen):
+        before = len(seen)
+        await tree.adopt(app(leaf("a"), leaf("b", 1), leaf("c"), strategy=strategy))
+        assert seen.order(since=before) == expected
+
+    grow(app(leaf("a"), leaf("b"), leaf("c"), strategy="one_for_all"), scene)
+
+
+def test_options_that_no_body_sees_are_taken_without_a_restart():
+    """R38: A limit, a strategy, a decider, a backoff, times and the restart type."""
+    a, b, c = puppets("abc")
+    changed = app(
+        Child("a", a.spec.body, backoff=Backoff(initial=2, jitter=0), grace=9, restart="transient"),
+        b.spec,
+        c.spec,
+        strategy="rest_for_one",
+        limit=Limit(1, within=60),
+        decider=Decider({Boom: Restart}),
+    )
+
+    async def scene(tree, seen):
+        before = len(seen)
+        (whole, child) = await tree.adopt(changed)
+        assert (whole.options, whole.restarts) == (("decider", "strategy", "limit"), False)
+        assert (child.options, child.restarts) == (("restart", "backoff", "grace"), False)
+        assert seen.order(since=before) == ""
+        b.fail()
+        await quiet()
+        assert seen.order(since=before) == "-b -c +b +c"
+        assert tree.status().limit == Limit(1, within=60)
+        a.fail()  # one more than the limit allows
+        await trio.sleep(1)
+
+    with pytest.raises(TreeFailed):
+        grow(app(a, b, c, decider=Decider({Boom: Stop})), scene)
+    assert (a.lives, b.lives, c.lives) == (1, 2, 2)
+
+
+def test_a_decider_is_taken_by_the_nodes_far_below():
+    """R2, R38: Each leaf asks its own decider, then those above it, all of the new declaration."""
+    a = Puppet("a")
+
+    def whole(directive):
+        return app(app(app(a, name="y"), name="x"), decider=Decider({Boom: directive}))
+
+    async def scene(tree, seen):
+        await tree.adopt(whole(Restart))
+        a.fail()
+        await quiet()
+        assert (seen.the(events.Decided).directive, seen.the(events.Decided).decider) == (Restart, "app")
+        assert tree["app/x/y/a"].status().incarnation == 2
+
+    grow(whole(Stop), scene)
+
+
+def test_a_child_that_goes_on_runs_its_old_code_until_its_next_start():
+    """R8, R38: A Resume enters the body again that runs; a restart, also in one step, takes the new one."""
+    ran = []
+
+    async def body(which, inbox=None, *_):
+        ran.append(which)
+        await trio.sleep_forever()
+
+    old = app(Child("a", body, args=("old",)), Child("b", body, args=("old",), resource=partial(Kit())))
+    new = app(Child("a", body, args=("new",)), Child("b", body, args=("old",), drain=3))
+    assert old is not new
+
+    async def scene(tree, _):
+        first = tree._driver.leaves["app/a"]
+        await tree.adopt(new)
+        assert tree._driver.leaves["app/a"] is not first
+        assert ran[2:] == ["new", "old"]
+
+    grow(old, scene)
+
+
+def test_the_next_start_of_a_child_takes_the_new_declaration_whatever_causes_it():
+    """R38: A child that need not be restarted has the new options from its next start on, even one in one step."""
+    a = Puppet("a")
+    again = Child("a", a.spec.body, drain=7)
+
+    async def scene(tree, seen):
+        await tree.adopt(app(again))
+        leaf = tree._driver.leaves["app/a"]
+        assert leaf.spec is a.spec
+        a.fail()
+        await quiet()
+        assert tree._driver.leaves["app/a"].spec is again
+        assert tree[a.spec] == tree[again] == tree["app/a"]
+        a.fail()
+        await quiet()
+        assert tree["app/a"].status().incarnation == 3
+
+    grow(app(a), scene)
+
+
+def test_another_kind_of_node_takes_the_place_of_the_earlier_one():
+    """R38: A child becomes a supervisor, and a supervisor a pool: the one leaves the tree before the other is started."""
+
+    async def scene(tree, seen):
+        before = len(seen)
+        found = await tree.adopt(app(app(leaf("x"), name="a"), Pool("b", leaf("m")), leaf("c")))
+        assert shown(found) == [
+            "~ app/a restarts: it is a Supervisor instead of a Child",
+            "~ app/b restarts: it is a Pool instead of a Supervisor",
+        ]
+        assert seen.order(since=before) == "-b/y -b -a +a +a/x +b"
+        assert [one.kind for one in tree.status().walk()] == [
+            "supervisor",
+            "supervisor",
+            "child",
+            "pool",
+            "child",
+        ]
+        await tree["app/b"].add()
+
+    grow(app(leaf("a"), app(leaf("y"), name="b"), leaf("c")), scene)
+
+
+def test_children_that_were_added_while_it_ran_stay():
+    """R25, R38: They come last, as before, and take the new decider; one whose name is declared is declared from now on."""
+    added, claimed = Puppet("added"), Puppet("claimed")
+
+    async def scene(tree, seen):
+        await tree["app"].add(added.spec)
+        await tree["app"].add(claimed.spec)
+        before = len(seen)
+        await tree.adopt(app(claimed, leaf("b"), leaf("a"), decider=Decider({Boom: Restart})))
+        assert seen.order(since=before) == "+b"
+        assert [one.path for one in tree.status().children] == [
+            f"app/{name}" for name in ("claimed", "b", "a", "added")
+        ]
+        added.fail()
+        await quiet()
+        assert tree["app/added"].status().incarnation == 2
+        await tree.root.restart()
+        assert [one.path for one in tree.status().children] == ["app/claimed", "app/b", "app/a"]
+
+    grow(app(leaf("a"), decider=Decider({Boom: Stop})), scene)
+
+
+def test_the_members_of_a_pool_stay_as_they_were_added():
+    """R26, R38: Members that are added afterwards have the new template."""
+
+    async def scene(tree, _):
+        first = await tree["app/pool"].add()
+        (change,) = await tree.adopt(app(Pool("pool", leaf("m", 1), maximum=2)))
+        assert (change.restarts, change.options) == (False, ("template", "maximum"))
+        second = await tree["app/pool"].add()
+        assert [tree._driver.leaves[ref.path].spec.args for ref in (first, second)] == [(0,), (1,)]
+        with pytest.raises(Refused, match="is full"):
+            await tree["app/pool"].add()
+
+    grow(app(Pool("pool", leaf("m"))), scene)
+
+
+def test_what_was_stopped_by_hand_stays_down_and_what_failed_is_started_with_its_new_code():
+    """R10, R38: A mended child that failed for good is started; one without other code, or that an operator stopped, is not."""
+    same, decided = Puppet("same", restart="transient"), Decider({Boom: Stop})
+
+    async def scene(tree, seen):
+        tree["app/mended"].inject(Boom())
+        same.fail()
+        await quiet()
+        await tree["app/stopped"].stop()
+        assert [one.state for one in tree.status().children] == ["condemned", "down", "condemned"]
+        before = len(seen)
+        await tree.adopt(app(leaf("mended", 1), leaf("stopped", 1), same, decider=decided))
+        assert seen.order(since=before) == "+mended"
+        await tree["app/stopped"].start()
+        assert tree._driver.leaves["app/stopped"].spec.args == (1,)
+
+    grow(app(leaf("mended"), leaf("stopped"), same, decider=decided), scene)
+
+
+def test_a_temporary_child_that_has_ended_is_not_started_again():
+    """R7, R38: Declared before and after, it has left the tree; the next restart of its supervisor starts it."""
+    once = Puppet("once", restart="temporary")
+
+    async def scene(tree, seen):
+        once.finish()
+        await quiet()
+        before = len(seen)
+        await tree.adopt(app(once, leaf("a", 1)))
+        assert seen.order(since=before) == "-a +a"
+        await tree.root.restart()
+        assert once.lives == 2
+
+    grow(app(once, leaf("a")), scene)
+
+
+def test_starts_that_fail_are_raised_when_everything_else_is_done():
+    """R16, R38: A new child stays down; a changed one is retried as in any restart."""
+    new, old, changed = Puppet("new", Boom("new")), Puppet("a"), Puppet("a", Boom("changed"))
+
+    async def scene(tree, seen):
+        with pytest.raises(StartFailed, match="app/new"):
+            await tree.adopt(app(old, new, leaf("z", 1)))
+        assert tree["app/z"].status().incarnation == 2
+        assert (tree["app/new"].status().state, seen.the(events.Adopted).failed) == ("down", ("app/new",))
+        with pytest.raises(StartFailed, match="app/a"):
+            await tree.adopt(app(changed, new, leaf("z", 1)))
+        await quiet()
+        assert tree["app/a"].status().state == "up"
+        new.script.append(Boom("again"))
+        changed.script.append(Boom("again"))
+        with pytest.raises(ExceptionGroup) as both:
+            await tree.adopt(app(Puppet("a", Boom("x")), Puppet("new", Boom("y")), leaf("z", 1)))
+        assert [each.path for each in both.value.exceptions] == ["app/a", "app/new"]
+
+    grow(app(old, leaf("z")), scene)
+
+
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        (app(name="other"), "the root must stay Supervisor 'app', got Supervisor 'other'"),
+        (Pool("app", leaf("m")), "the root must stay Supervisor 'app', got Pool 'app'"),
+        ("app", "a tree's root must be a Supervisor or a Pool, got 'app'"),
+        (app(mailbox="shared"), "has none"),
+    ],
+)
+def test_what_cannot_be_its_declaration_is_refused_as_a_whole(other, message):
+    """R38: With one error, and nothing is changed."""
+
+    async def scene(tree, seen):
+        before = len(seen)
+        for attempt in (tree.adopt, tree.changes):
+            with pytest.raises((TypeError, ValueError), match=message.replace("(", r"\(")):
+                result = attempt(other)
+                await result
+        assert len(seen) == before
+
+    grow(app(leaf("a")), scene)
+
+
+def test_waiting_messages_stay_and_the_size_changes_at_once():
+    """R29, R38: Senders that wait are let in if there is room now; a smaller size keeps what is there."""
+    gate = trio.Event()
+    got = []
+
+    async def body(inbox):
+        await gate.wait()
+        got.extend([message.value async for message in inbox])
+
+    def whole(size):
+        return app(Child("a", body, mailbox=size, drain=1))
+
+    async def scene(tree, seen):
+        before = len(seen)
+        ref = tree["app/a"]
+        async with trio.open_nursery() as nursery:
+            for number in range(4):
+                nursery.start_soon(ref.send, number)
+                await quiet()
+            await tree.adopt(whole(Mailbox(3)))
+            await quiet()
+            assert tree.status().children[0].mailbox == 3
+            await tree.adopt(whole(2))
+            with pytest.raises(MailboxFull):
+                ref.send_nowait(4)
+            gate.set()
+        await quiet()
+        assert (tree.status().children[0].mailbox, seen.order(since=before)) == (0, "")
+        for number in (5, 6):
+            ref.send_nowait(number)
+        await ref.stop()
+        assert got == [0, 1, 2, 3, 5, 6]
+
+    grow(whole(2), scene)
+
+
+def test_callers_at_a_mailbox_that_is_declared_no_more_get_an_error():
+    """R29, R38: The child is restarted without it."""
+
+    async def scene(tree, _):
+        ref = tree["app/a"]
+        async with trio.open_nursery() as nursery:
+
+            @nursery.start_soon
+            async def _():
+                with pytest.raises(ChildStopped):
+                    await ref.call(1)
+
+            await quiet()
+            await tree.adopt(app(Child("a", forever)))
+        with pytest.raises(TypeError, match="has no mailbox"):
+            ref.send_nowait(1)
+        await tree.adopt(app(Child("a", forever, mailbox=1)))
+        ref.send_nowait(1)
+
+    grow(app(Child("a", forever, mailbox=4)), scene)
+
+
+def test_a_child_may_adopt_what_stops_itself():
+    """R38: The adoption goes on when its caller is cancelled."""
+
+    async def body():
+        await current_child().tree.adopt(app(leaf("b", 1), leaf("c")))
+
+    async def scene(tree, seen):
+        await trio.sleep(1)
+        assert [one.path for one in tree.status().children] == ["app/b", "app/c"]
+        assert seen.the(events.Adopted).failed == ()
+
+    grow(app(Child("a", body), leaf("b")), scene)
+
+
+def test_the_time_of_a_restart_counts_anew_for_another_limit():
+    """R14, R38: A limit of ready time that is adopted during a backoff does not count that backoff."""
+    a = Puppet("a", backoff=Backoff(initial=10, jitter=0))
+    late = Puppet("late")
+
+    async def scene(tree, _):
+        a.fail()
+        await quiet()
+        await tree.adopt(app(a, late, limit=Limit(2, within=5, of_ready_time=True)))
+        late.fail()
+        await trio.sleep(9)
+        late.fail()
+        await quiet()
+        assert tree.status().restarts == 2  # nine seconds later, but no ready time has passed
+
+    with pytest.raises(TreeFailed):
+        grow(app(a, late), lambda tree, seen: _and_fail_once_more(scene, tree, seen, late))
+
+
+async def _and_fail_once_more(scene, tree, seen, late):
+    await scene(tree, seen)
+    late.fail()
+    await trio.sleep(100)
+
+
+def test_without_a_difference_nothing_happens():
+    """R38: Adopting what runs changes nothing, however often."""
+
+    async def scene(tree, seen):
+        before = len(seen)
+        for _ in range(3):
+            assert await tree.adopt(app(leaf("a"), app(leaf("b"), name="x"))) == []
+        assert seen.order(since=before) == ""
+
+    grow(app(leaf("a"), app(leaf("b"), name="x")), scene)
+
+
+def test_every_option_of_a_node_is_compared():
+    """R38: No field of a declaration is left out."""
+    changed = {
+        Child: {
+            "body": quiet, "resource": Kit(), "mailbox": 3, "args": (1,), "drain": 1.5, "grace": 2.5, "start_warning": 3.5, "limit": Limit(9),
+            "restart": "transient", "significant": True, "start_timeout": 1.5, "backoff": Backoff(), "decider": Decider({Boom: Stop}),
+        },
+        Supervisor: {
+            "strategy": "one_for_all", "limit": None, "on_limit": "shutdown", "auto_shutdown": "all_significant", "front": "a", "mailbox": 3,
+            "init": print, "restart": "transient", "significant": True, "start_timeout": 1.5, "backoff": Backoff(), "decider": Decider({Boom: Stop}),
+        },
+        Pool: {
+            "template": leaf("m", 1), "maximum": 3, "member_limit": None, "limit": Limit(9), "on_limit": "shutdown",
+            "auto_shutdown": "all_significant", "mailbox": 3, "init": print, "restart": "transient", "significant": True, "start_timeout": 1.5,
+            "backoff": Backoff(), "decider": Decider({Boom: Stop}),
+        },
+    }  # fmt: skip
+    base = {
+        Child: partial(Child, "x", body=forever),
+        Supervisor: partial(Supervisor, "x", [leaf("a")]),
+        Pool: partial(Pool, "x", template=leaf("m")),
+    }
+
+    async def scene(tree, _):
+        for kind, options in changed.items():
+            fields = {each.name for each in kind.__attrs_attrs__ if each.init} - {
+                "name",
+                "children",
+                "origin",
+            }
+            assert fields == options.keys()
+            for name, value in options.items():
+                needed = {"restart": "transient"} if name == "significant" else {}
+                before, given = base[kind](**needed), {name: value} | needed
+                after = base[kind](**given)
+                await tree.adopt(app(before, auto_shutdown="all_significant", mailbox=8))
+                (change,) = tree.changes(app(after, auto_shutdown="all_significant", mailbox=8))
+                assert change.options == (name,), (kind, name)
+                assert change.restarts == (kind is Child and name in ("body", "resource", "mailbox", "args"))
+
+    grow(app(leaf("x"), auto_shutdown="all_significant", mailbox=8), scene)
+
+
+# --- random trees
+
+
+@st.composite
+def declarations(draw, depth=2, restarts=("permanent", "transient")):
+    """A small tree of leaves with few names and versions, so that two of them have much in common."""
+
+    def grown(name, depth):
+        children = []
+        for letter in draw(st.permutations("abcd"))[: draw(st.integers(0, 3))]:
+            kind = draw(st.sampled_from(["leaf", "leaf", "supervisor", "pool"])) if depth else "leaf"
+            if kind == "supervisor":
+                children.append(grown(letter, depth - 1))
+            elif kind == "pool":
+                children.append(Pool(letter, leaf("m", draw(st.integers(0, 1)))))
+            else:
+                children.append(
+                    leaf(
+                        letter,
+                        draw(st.integers(0, 1)),
+                        backoff=draw(st.sampled_from([None, Backoff(initial=0.5, jitter=0)])),
+                        restart=draw(st.sampled_from(restarts)),
+                        resource=draw(st.sampled_from([None, KIT])),
+                    )
+                )
+        return Supervisor(
+            name,
+            children,
+            strategy=draw(st.sampled_from(STRATEGIES)),
+            limit=draw(st.sampled_from([None, Limit(2, within=5), Limit(2, within=5, of_ready_time=True)])),
+            decider=Decider({Boom: draw(st.sampled_from([Restart, Restart, Resume, Stop, Escalate]))}),
+        )
+
+    return grown("app", depth)
+
+
+KIT = Kit()
+# No sum of these seconds is the moment of a retry: what happens first then would be up to the schedule.
+FAILURES = st.lists(st.tuples(st.integers(0, 9), st.sampled_from([0.0, 0.2003, 1.0007, 6.0011])), max_size=6)
+
+
+async def fail(tree, failures):
+    """Have leaves fail, chosen by their number among those that run."""
+    for number, pause in failures:
+        leaves = sorted(tree._driver.leaves)
+        if leaves:
+            try:
+                tree[leaves[number % len(leaves)]].inject(Boom())
+            except (Refused, KeyError):
+                pass
+        await quiet()
+        await trio.sleep(pause)
+
+
+@given(declarations(), declarations(), FAILURES, st.integers(0, 2**32))
+def test_a_tree_that_has_adopted_a_declaration_is_as_one_that_was_opened_with_it(
+    before, after, failures, seed
+):
+    """R38: It has the same nodes in the same order, and from then on the same failures have the same consequences."""
+
+    def ran(first, second):
+        seen, since, found = Seen(), [0], []
+
+        async def main():
+            async with open_tree(first, sinks=[seen]) as tree:
+                await quiet()
+                if second is not None:
+                    await tree.adopt(second)
+                    assert tree.changes(second) == []
+                await quiet()
+                found.append(
+                    [(one.path, one.kind, one.state, one.strategy, one.limit) for one in tree.status().walk()]
+                )
+                since[0] = len(seen)
+                await fail(tree, failures)
+
+        try:
+            run_virtual(main, seed=seed)
+        except TreeFailed as failed:
+            found.append(str(failed))
+        assert_lifecycle(seen)
+        return found, seen.order(since=since[0])
+
+    assert ran(before, after) == ran(after, None)
+
+
+ANY = declarations(restarts=("permanent", "transient", "temporary"))
+
+
+@given(ANY, ANY, FAILURES, FAILURES, st.integers(0, 2**32))
+def test_an_adoption_among_failures_never_hangs_and_loses_no_declaration(before, after, failures, more, seed):
+    """R38: Whatever fails meanwhile, each node that runs afterwards has the new declaration, and none is there twice."""
+    seen = Seen()
+
+    async def main():
+        async with open_tree(before, sinks=[seen]) as tree:
+            await quiet()
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(fail, tree, more)
+                await fail(tree, failures)
+                await tree.adopt(after)
+            await trio.sleep(20)
+            declared = dict(walk(after))
+            for node in tree._driver.forest.nodes():
+                if node.path in declared:
+                    assert node.spec is declared[node.path]
+                    running = tree._driver.leaves.get(node.path)
+                    assert running is None or running.spec.args == node.spec.args
+                else:
+                    raise AssertionError(f"{node.path} is declared no more")
+            assert tree.changes(after) == []
+
+    try:
+        run_virtual(main, seed=seed)
+    except (TreeFailed, BaseExceptionGroup) as failed:
+        assert isinstance(failed, TreeFailed) or failed.split(TreeFailed | trio.Cancelled)[1] is None
+    assert_lifecycle(seen)
