@@ -23,6 +23,7 @@ import trio
 from attrs import field, frozen
 
 from supervise import Child, Supervisor, current_child, run_tree, stop_requested
+from supervise.operate import operate
 from supervise.sinks.lines import LineSink
 
 from .brief import brief
@@ -213,6 +214,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             token=os.environ.get(TOKEN),
             drain=arguments.drain,
         )
+        if arguments.operate is not None:
+            made = Supervisor(made.name, [operate(port=arguments.operate), *made.children])
     except (ValueError, ModuleNotFoundError) as error:
         sys.stderr.write(f"runners.serve: {error}\n")
         return 2
@@ -244,6 +247,13 @@ def _parser() -> argparse.ArgumentParser:
         default=30.0,
         metavar="SECONDS",
         help="that begun requests get when the server stops (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--operate",
+        type=int,
+        metavar="PORT",
+        help="show the tree on this port of 127.0.0.1: metrics for Prometheus, health, a page (needs the extras operate and "
+        "prometheus)",
     )
     return parser
 

@@ -19,8 +19,9 @@ from ..hosts import Host
 from ..hosts.default import default_host
 from ..hosts.packing import check_for
 from ..types import ExecuteBatch, RunnerSpec
+from .opener import Opener
 from .operations import rebuild, replace, report_poison
-from .serving import ContextState, Opener
+from .serving import ContextState
 
 __all__ = ["ContextState", "device_worker", "rebuild", "replace", "report_poison"]
 

@@ -78,7 +78,7 @@ class Context:
     session: Session
     runner: RunnerSpec
     group: Group
-    opener: Any  # the `serving.Opener`, whose module imports this one
+    opener: Any  # the `opener.Opener`, whose module imports this one
     canary: float | None = None
     drain: float = 0
     replacement: Replacement | None = None

@@ -5,17 +5,19 @@ A `Group` outlives its contexts, and belongs to the worker's place in a tree: a 
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Protocol
 from weakref import WeakKeyDictionary, WeakValueDictionary
 
 import trio
 from attrs import define, field, frozen
 
-from supervise import Message, Tree
+from supervise import Message, Ref, Tree
 
 from ..protect import protected
-from ..types import RunnerSpec
+from ..types import RunnerSpec, TokenChunk
+from .meter import Meter, outcome_of
 from .rates import Rates
+from .record import Record
 
 
 @frozen(eq=False)
@@ -32,7 +34,8 @@ class Group:
 
     `contexts`: those that serve, by their paths. `replacement`: what `replace` has put in place of the declared runner; None
     until then. `replacing`: whether it is at work. `drains_until`: when the worker began to stop, the moment by which the begun
-    streams must have ended; None before. `_held_back`: the last request that the rate limits have held back.
+    streams must have ended; None before. `meters`: what measures this worker; empty if it is not measured. `_held_back`: the last
+    request that the rate limits have held back.
     """
 
     contexts: dict[str, Any] = field(
@@ -42,6 +45,7 @@ class Group:
     replacing: bool = False
     drains_until: float | None = None
     rates: Rates = field(factory=Rates)
+    meters: list[Meter] = field(factory=list[Meter])
     _held_back: object = None
 
     def enter(self, path: str, context: Any) -> None:
@@ -84,6 +88,33 @@ class Group:
         for context in self.contexts.values():
             context.has_changed()
 
+    # --- what is measured: without meters only `observe` is called
+
+    def observe(self, worker: Ref) -> None:
+        """If this worker is measured, have the end of each request counted: again for each context, since the mailbox may be new."""
+        if self.meters:
+            worker.observe_calls(self._request_ended)
+
+    def _request_ended(self, request: object, end: str | BaseException) -> None:
+        how = outcome_of(request, end, trio.current_time())
+        for meter in self.meters:
+            meter.ended(how)
+
+    def request_begins(self, record: Record) -> None:
+        """A request begins in a runner for the first time."""
+        if record.sent_at is not None:
+            for meter in self.meters:
+                meter.begun(trio.current_time() - record.sent_at)
+
+    def request_gets(self, record: Record, chunks: list[TokenChunk], *, first: bool, replayed: int) -> None:
+        """A request gets chunks; several that come at once have one gap before them."""
+        now, last = trio.current_time(), record.last_at
+        record.last_at = now
+        since_sent = now - record.sent_at if first and record.sent_at is not None else None
+        gap = now - last if last is not None else None
+        for meter in self.meters:
+            meter.given(chunks, first=since_sent, gap=gap, replayed=replayed)
+
     def others_wait(self, context: Any, waiting: int) -> bool:
         """Whether this context has its share of the open streams and of those that wait, so that the others are next."""
         if len(self.contexts) == 1 or not waiting:
@@ -92,12 +123,21 @@ class Group:
         return len(context.open) * len(free) >= sum(free) + waiting
 
 
+class Metrics(Protocol):
+    """Makes the meters of workers."""
+
+    def meter(self, path: str, group: Group) -> Meter:
+        """The meter of the worker at this path; `group` may be kept by a weak reference, for its present state."""
+        ...
+
+
 @define(eq=False)
 class Declaration:
     """Stands for one worker as it was declared; the groups of it live as long as it does."""
 
 
 _GROUPS: WeakKeyDictionary[Tree, WeakKeyDictionary[Declaration, dict[str, Group]]] = WeakKeyDictionary()
+_METRICS: WeakKeyDictionary[Tree, list[Metrics]] = WeakKeyDictionary()
 _PATHS: WeakKeyDictionary[Tree, WeakValueDictionary[str, Group]] = WeakKeyDictionary()
 
 
@@ -107,9 +147,23 @@ def group_of(declaration: Declaration, tree: Tree, path: str) -> Group:
     if path not in groups:
         for other in [other for other in groups if not _stands(tree, other)]:
             del groups[other]
-        groups[path] = Group()
+        groups[path] = group = Group()
+        group.meters += [metrics.meter(path, group) for metrics in _METRICS.get(tree, ())]
     _PATHS.setdefault(tree, WeakValueDictionary())[path] = groups[path]
+    groups[path].observe(tree[path])
     return groups[path]
+
+
+def measure(tree: Tree, metrics: Metrics) -> None:
+    """Have each worker of a tree measured from now on, also those that are added; nothing changes if they are already."""
+    measured = _METRICS.setdefault(tree, [])
+    if metrics in measured:
+        return
+    measured.append(metrics)
+    for path, group in list(_PATHS.setdefault(tree, WeakValueDictionary()).items()):
+        if _stands(tree, path):
+            group.meters.append(metrics.meter(path, group))
+            group.observe(tree[path])
 
 
 def _stands(tree: Tree, path: str) -> bool:

@@ -18,7 +18,8 @@ from ..hosts.packing import check_for
 from ..types import RunnerSpec, SessionRebuildCause
 from .context import Context
 from .group import Group, Replacement, group_at
-from .serving import ContextState, Opener
+from .opener import Opener
+from .serving import ContextState
 
 SPARE = "spare"
 """The name of the context that serves while the others get a new runner."""

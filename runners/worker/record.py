@@ -32,6 +32,8 @@ class Record:
     made its first chunk, and `opened_by` that of the one in which it is open. `moved`: whether that has made nothing of it yet.
     `replayed`: accepted tokens that were fed to later sessions. `failures`: errors after which it was tried again, and
     `begins_again`: when it may be. `leave`: what its caller's leaving means to the context in which it is open, if it is in one.
+    `sent_at`: when its caller sent it, and `last_at` when it got its last chunks, by Trio's clock; only a worker that is
+    measured notes the latter.
     """
 
     batch: ExecuteBatch
@@ -50,6 +52,8 @@ class Record:
     failures: int = 0
     begins_again: float = 0.0
     suspect: bool = False
+    sent_at: float | None = None
+    last_at: float | None = None
 
     def __attrs_post_init__(self) -> None:
         self.most = self.batch.sampling.max_tokens
@@ -199,7 +203,7 @@ def admitted(message: Message) -> Record:
     Raises:
         BadRequest: it is none.
     """
-    record = Record(_settled(message.value, may_move=message.on_loss != "fail"))
+    record = Record(_settled(message.value, may_move=message.on_loss != "fail"), sent_at=message.sent_at)
     message.on_loss = "requeue"
     if isinstance(message, StreamMessage):
         message.size = max(message.size, record.most + 1)

@@ -20,8 +20,8 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import AsyncGenerator, Callable, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any, Literal
 
 import trio
@@ -29,20 +29,13 @@ from attrs import evolve, field, frozen
 from trio.lowlevel import enable_ki_protection
 
 from supervise import (
-    Backoff,
-    Child,
-    Decider,
     Inbox,
-    Limit,
-    Mailbox,
     Message,
-    Resume,
     StreamMessage,
-    Supervisor,
     current_child,
 )
 
-from ..brief import attribute_of, brief, is_a, one_line, text_of
+from ..brief import attribute_of, brief, is_a, text_of
 from ..errors import (
     BadRequest,
     ContextLost,
@@ -57,12 +50,11 @@ from ..errors import (
     Timeout,
     WorkerStopping,
 )
-from ..hosts import Host, RequestFailed
+from ..hosts import RequestFailed
 from ..nursery import bare_nursery
-from ..protect import Entered, protected
-from ..types import RateLimits, RunnerInfo, RunnerSpec, SessionRebuildCause, TokenChunk
+from ..protect import protected
+from ..types import RateLimits, RunnerInfo, SessionRebuildCause, TokenChunk
 from .context import CANARY, Context
-from .group import Declaration, group_of
 from .rates import retry_delay
 from .record import MAX_CHARACTERS, Record, admitted, caused, estimated_tokens, id_of, record_of
 
@@ -74,82 +66,6 @@ _LONGEST_PAUSE = 86_400
 
 _LOOK = 0.05
 """Seconds between two looks of a context that is being stopped alone."""
-
-_REBUILDS = Decider({"device.rebuild": Resume})
-"""A rebuild request is always a Resume (D7), whatever the decider of the worker says."""
-
-
-@protected
-@frozen(kw_only=True)
-class Opener:
-    """Declares a context, and opens a session of its host for each incarnation (D2).
-
-    `limit` and `decider` are those of its supervisor, if it is one of several.
-    `declared`: whether the runner is the one that the worker was declared with, which `replace` may have replaced since.
-    """
-
-    host: Host
-    runner: RunnerSpec
-    declared: bool = True
-    backoff: Backoff | None = None
-    limit: Limit | None = None
-    canary: float | None = None
-    drain: float = 0
-    is_one_of_several: bool = False
-    retries: int = 0
-    decider: Decider | None = None
-    declaration: Declaration = field(factory=Declaration, repr=False)
-
-    def child(self, mailbox: Mailbox | Literal["shared"]) -> Child:
-        """The leaf whose resource this is."""
-        return Child(
-            "context",
-            serve,
-            resource=self,
-            mailbox=mailbox,
-            backoff=self.backoff,
-            decider=_REBUILDS,
-            drain=self.drain,
-            grace=30.0,
-        )
-
-    def supervised(self, name: str) -> Supervisor:
-        """The context as one of several (D12): under a supervisor of its own, so that no other context's restart delays its own."""
-        context = evolve(self, is_one_of_several=True).child("shared")
-        return Supervisor(
-            name,
-            [context],
-            mailbox="shared",
-            front=context,
-            limit=self.limit,
-            backoff=self.backoff,
-            decider=self.decider,
-        )
-
-    def worker_of(self, path: str) -> str:
-        """The path of the worker whose context stands at `path`."""
-        above = path.rpartition("/")[0]
-        return above.rpartition("/")[0] if self.is_one_of_several else above
-
-    def __call__(self) -> AbstractAsyncContextManager[Context]:
-        """A context manager: the `Context` of one incarnation."""
-        return Entered(self._opened())
-
-    @asynccontextmanager
-    async def _opened(self) -> AsyncGenerator[Context, None]:
-        child = current_child()
-        cause = None if child.last_failure is None else one_line(brief(child.last_failure))
-        group = group_of(self.declaration, child.tree, self.worker_of(child.path))
-        replacement = group.replacement if self.declared else None
-        runner = self.runner if replacement is None else replacement.runner
-        async with self.host.open(runner, incarnation=child.incarnation, cause=cause) as session:
-            context = Context(session, runner, group, self, self.canary, self.drain, replacement)
-            group.enter(child.path, context)
-            try:
-                yield context
-            finally:
-                group.leave(child.path)
-                context.end(stopping=child.stopping)
 
 
 @frozen(kw_only=True)
@@ -195,6 +111,7 @@ class _Serving:
         self._session = context.session
         self._incarnation = context.session.incarnation
         self._open = context.open
+        self._meters = context.group.meters
         self._inbox = inbox
         self._resumed_for = context.under_way  # the rebuild request for which the body was resumed
         self._failure: DeviceError | None = None
@@ -413,9 +330,9 @@ class _Serving:
         if self._exceeds(message):
             message.requeue()
             return
-        is_new = not _has_begun(message)
+        is_new, is_first = not _has_begun(message), message.memo is None
         try:
-            if message.memo is None:
+            if is_first:
                 message.memo = admitted(message)
             record = record_of(message)
             self._check(record)
@@ -428,6 +345,8 @@ class _Serving:
             self._context.put(message)
             if is_new:
                 self._note_rate(record.batch.estimated_tokens)
+            if is_first and self._meters:
+                self._context.group.request_begins(record)
 
     def _check(self, record: Record) -> None:
         if self._context.group.has_open(record.batch.request_id):
@@ -516,9 +435,12 @@ class _Serving:
             self._on_unowned(request_id, over=chunks[-1].finish_reason is not None)
             return
         record: Record = message.memo
-        begins = not record.chunks
+        begins, replayed = not record.chunks, record.replayed
         wrong = record.accept(chunks, self._incarnation)
         if chunks:
+            if self._meters:
+                replayed = record.replayed - replayed
+                self._context.group.request_gets(record, chunks, first=begins, replayed=replayed)
             if begins:
                 self._context.has_begun(record)
             self._context.since_oom = None

@@ -17,7 +17,7 @@ from .effect import Effect, Input
 from .machine import Ledger, Machine, asked, start_failed
 from .node import Memory, Node
 from .spec import Child, Pool, Spec, Supervisor
-from .status import Status, Traffic, glances, picture
+from .status import Status, Traffic, glances, no_traffic, picture
 
 _ROUTED = frozenset({effect.Order, effect.Rise, effect.Fail, effect.Fatal})
 
@@ -237,7 +237,7 @@ class Forest:
             node, above = below, machine
         return (True, node.why) if node.gone else gone
 
-    def status(self, now: float, traffic: Traffic = lambda _: (None, None)) -> Status:
+    def status(self, now: float, traffic: Traffic = no_traffic) -> Status:
         """The status of the whole tree (R33)."""
         return picture(self.root, self.machines, now, traffic)
 

@@ -167,23 +167,8 @@ class Node:
         self.last_failure: BaseException | None = None
         self.why: BaseException | None = None
         self.memory: Memory | None = None
-        self.window = _window(spec)
+        self.window = Window(spec.limit) if isinstance(spec, Child) and spec.limit is not None else None
         self.delays = Delays(spec.backoff) if spec.backoff is not None else None
-        self._derive(has_no_group=has_no_group)
-
-    def adopt(self, spec: Spec, above: Decider, *, has_no_group: bool) -> None:
-        """Take another declaration, of the same kind of node. What runs is not changed by it (R38)."""
-        before, self.spec = self.spec, spec
-        self.decider = above if spec.decider is None else spec.decider.at(self.path, above)
-        if spec.backoff != before.backoff:
-            self.delays = Delays(spec.backoff) if spec.backoff is not None else None
-        if getattr(spec, "limit", None) != getattr(before, "limit", None):
-            self.window = _window(spec)
-        self._derive(has_no_group=has_no_group)
-
-    def _derive(self, *, has_no_group: bool) -> None:
-        """Set what follows from the declaration alone."""
-        spec = self.spec
         self.slow_start = spec.start_timeout is not None or (
             isinstance(spec, Child)
             and (spec.takes_task_status or spec.resource is not None)
@@ -195,6 +180,16 @@ class Node:
             and (spec.resource is None and spec.backoff is None and not self.slow_start)
             and spec.restart != "temporary"
         )
+
+    def adopt(self, spec: Spec, above: Decider, *, has_no_group: bool) -> None:
+        """Take another declaration, of the same kind of node. What runs is not changed by it (R38)."""
+        declared = Node(spec, self.path, above, has_no_group=has_no_group)
+        if spec.backoff == self.spec.backoff:
+            declared.delays = self.delays
+        if spec.limit == self.spec.limit:
+            declared.window = self.window
+        for name in ("spec", "decider", "delays", "window", "slow_start", "fast_path"):
+            setattr(self, name, getattr(declared, name))
 
     def __repr__(self) -> str:
         return f"<node {self.path!r} {self.state} incarnation={self.incarnation}>"
@@ -213,8 +208,3 @@ class Node:
     def temporary(self) -> bool:
         """Whether it is never restarted, and leaves the tree when it ends (R7)."""
         return self.spec.restart == "temporary"
-
-
-def _window(spec: Spec) -> Window | None:
-    """The charges of a leaf's own limit; its supervisor counts those of the others."""
-    return Window(spec.limit) if isinstance(spec, Child) and spec.limit is not None else None

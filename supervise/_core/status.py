@@ -53,6 +53,8 @@ class Status(Code):
         mailbox: how many messages wait; None where there is no mailbox.
         handled: how many messages were taken out of the mailbox, each counted once, plus how many items were put into
             streams, since the node joined the tree; None where there is no mailbox. Its growth over time is a rate.
+        waiting_since: when the call or stream at the head of its mailbox was sent, in seconds on Trio's clock; None if no message
+            waits, and if the first one is one-way.
         restart: its restart type: `permanent`, `transient` or `temporary`.
         strategy: of a supervisor; None for a leaf and for a pool.
         front: the path of the child at which a supervisor answers; None if it has none (R34).
@@ -74,6 +76,7 @@ class Status(Code):
     due: float | None = None
     mailbox: int | None = None
     handled: int | None = None
+    waiting_since: float | None = None
     restart: str = "permanent"
     strategy: str | None = None
     front: str | None = None
@@ -107,8 +110,13 @@ def _own(status: Status) -> tuple[object, ...]:
     return *own, len(children)
 
 
-Traffic = Callable[[Node], tuple[int | None, int | None]]
-"""Gives the `mailbox` and the `handled` of a node's `Status`."""
+Traffic = Callable[[Node], tuple[int | None, int | None, float | None]]
+"""Gives the `mailbox`, the `handled` and the `waiting_since` of a node's `Status`."""
+
+
+def no_traffic(_: Node) -> tuple[None, None, None]:
+    """Of a node without a mailbox."""
+    return None, None, None
 
 
 class Supervising(Protocol):
@@ -122,7 +130,7 @@ class Supervising(Protocol):
 
 
 def picture(
-    node: Node, machines: Mapping[str, Supervising], now: float, traffic: Traffic = lambda _: (None, None)
+    node: Node, machines: Mapping[str, Supervising], now: float, traffic: Traffic = no_traffic
 ) -> Status:
     """One node and all below it; built bottom up over a list, since a tree may be too deep for recursion. `machines`: by their paths."""
     order = [node]
@@ -177,7 +185,7 @@ def _status(
 ) -> Status:
     spec = here.spec
     front = None if isinstance(spec, Child) else spec.front
-    waiting, handled = traffic(here)
+    waiting, handled, waiting_since = traffic(here)
     return Status(
         path=here.path,
         kind="child" if isinstance(spec, Child) else "pool" if isinstance(spec, Pool) else "supervisor",
@@ -189,6 +197,7 @@ def _status(
         due=here.due if here.phase == "backoff" else None,
         mailbox=waiting,
         handled=handled,
+        waiting_since=waiting_since,
         restart=spec.restart,
         strategy=spec.strategy if isinstance(spec, Supervisor) else None,
         front=None if front is None else f"{here.path}/{front}",

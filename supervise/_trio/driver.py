@@ -324,13 +324,13 @@ class Driver:
         if address is not None:
             address.changed()
 
-    def traffic_at(self, node: Node) -> tuple[int | None, int | None]:
-        """How many messages wait at a node, and how many it has handled; both None if it has no mailbox."""
+    def traffic_at(self, node: Node) -> tuple[int | None, int | None, float | None]:
+        """See `status.Traffic`."""
         if node.spec.mailbox is None or node.spec.mailbox is SHARED:
-            return None, None
+            return None, None, None
         address = self.addresses.get(node.path)
         mailbox = None if address is None else address.mailbox
-        return (0, 0) if mailbox is None else (mailbox.depth, mailbox.handled)
+        return (0, 0, None) if mailbox is None else (mailbox.depth, mailbox.handled, mailbox.waiting_since)
 
     def task_of(self, path: str) -> Task | None:
         """The task of a node: that of a leaf's incarnation, or that in which a supervisor's nursery is open; None if it has none."""

@@ -12,6 +12,7 @@ KeyboardInterrupt.
 
 from __future__ import annotations
 
+import logging
 from collections import OrderedDict, deque
 from collections.abc import Callable, Coroutine, Generator, Sequence
 from contextlib import contextmanager
@@ -38,12 +39,15 @@ from ..errors import CallLost, ChildStopped, MailboxFull
 from .message import (
     IN_A_ROW,
     Call,
+    CallEnd,
+    CallObserver,
     Message,
     Stream,
     StreamCall,
     checked_on_loss,
 )
 from .protect import check_stack, protected
+from .reports import complain
 
 _FEW = 16  # up to this many withdrawn calls stay in the queue
 
@@ -87,6 +91,7 @@ class Queue:
         "closed",
         "deadline",
         "handled",
+        "observers",
         "on_loss",
         "queue",
         "readers",
@@ -101,6 +106,7 @@ class Queue:
         self.closed = False
         self._take(spec)
         self.handled = 0
+        self.observers: tuple[CallObserver, ...] = ()
         self.servers: dict[Task, Holder] = {}  # the own tasks of the children that serve it, or are about to
         self._why: BaseException | None = None
         self._path = path
@@ -150,7 +156,7 @@ class Queue:
         if self.put_if_room(message):
             return
         if self.closed:
-            raise self._refusal()
+            raise self._turned_away(message)
         task = current_task()
         if task in self.servers:
             self.check_others_serve(task)
@@ -164,9 +170,16 @@ class Queue:
             # Parks by hand: the code that makes room also queues this sender's message in the same step, so that no later
             # sender overtakes it, and `close` wakes it with an error. A ParkingLot can only wake. Protected.
             await wait_task_rescheduled(abort)
-        except BaseException:
+        except BaseException as exc:
             self._putters.pop(task, None)
+            if self.observers and isinstance(message, Call):
+                message.report("left" if isinstance(exc, trio.Cancelled) else exc)
             raise
+
+    def _turned_away(self, message: Entry) -> Exception:
+        """The error for a sender whose message finds the queue closed."""
+        refusal = self._refusal()
+        return message.refused(refusal) if isinstance(message, Call) else refusal
 
     def inbox_for(self, leaf: Holder, task: Task) -> Inbox:
         """The end of a body of this leaf, whose own task is `task`."""
@@ -176,6 +189,14 @@ class Queue:
     def depth(self) -> int:
         """How many messages wait, for a body or in the queue."""
         return len(self)
+
+    @property
+    def waiting_since(self) -> float | None:
+        """When the message at the head of the queue was sent; None if none waits, or if it is one-way: those have no time."""
+        for entry in self.queue:
+            if not is_withdrawn(entry):
+                return entry.sent_at if isinstance(entry, Call) else None
+        return None
 
     def withdraw(self, _: Call, /) -> None:
         """A queued caller has left. Its entry stays as a tombstone; the queue is swept when more than half are tombstones."""
@@ -189,6 +210,22 @@ class Queue:
         """Queue the messages of waiting senders, the longest waiting first, while there is room."""
         while self._putters and self.put_if_room(next(iter(self._putters.values()))):
             reschedule(self._putters.popitem(last=False)[0])
+
+    def observe(self, observer: CallObserver) -> None:
+        """Call the observer at the end of each call and stream from now on; nothing changes if it is called already."""
+        if observer not in self.observers:
+            self.observers += (observer,)
+
+    def call_ended(self, value: Any, end: CallEnd, /) -> None:
+        """Call the observers. One that raises is logged, and not called again, as a sink: it must not hurt a caller (R31)."""
+        for observer in self.observers:
+            try:
+                observer(value, end)
+            except Exception as exc:  # noqa: BLE001 - An observer of the program may raise anything; the log has it.
+                self.observers = tuple(other for other in self.observers if other is not observer)
+                complain(
+                    logging.ERROR, f"an observer of calls raised, and is dropped: {brief(observer)}", exc
+                )
 
     def put_back(self, messages: Sequence[Message]) -> None:
         """Put messages back at the head, in their order, even beyond the size; answer them with an error if the queue is closed."""
@@ -586,7 +623,7 @@ class OpenStream:
             with mailbox.in_time(deadline):
                 await mailbox.put(call)
         elif not mailbox.put_if_room(call):
-            raise mailbox.overflow()
+            raise call.refused(mailbox.overflow())
         return Stream(call)
 
     async def __aexit__(

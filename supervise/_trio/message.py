@@ -15,10 +15,12 @@ from __future__ import annotations
 from collections import OrderedDict, deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import Any, ClassVar, Literal, Protocol
+from functools import partial
+from typing import Any, ClassVar, Literal, Protocol, TypeAlias
 
 import outcome
 import trio
+from trio import current_time
 from trio.lowlevel import (
     Abort,
     RaiseCancelT,
@@ -40,6 +42,12 @@ messages."""
 
 _DELIVERED = outcome.Value(None)
 
+CallEnd: TypeAlias = Literal["answered", "left"] | BaseException
+"""How a call or stream ended: with an answer, because its caller has left, or with an error for it."""
+
+CallObserver: TypeAlias = Callable[[Any, CallEnd], object]
+"""It is called at the end of a call or stream with the value that was sent."""
+
 
 class MessageQueue(Protocol):
     """The part of a queue that a message in it, and its caller, need."""
@@ -47,10 +55,13 @@ class MessageQueue(Protocol):
     handled: int
 
     @property
+    def observers(self) -> Sequence[CallObserver]: ...
+    @property
     def servers(self) -> Mapping[Task, object]: ...
 
     def put_back(self, messages: Sequence[Message], /) -> None: ...
     def withdraw(self, call: Call, /) -> None: ...
+    def call_ended(self, value: Any, end: CallEnd, /) -> None: ...
     def check_others_serve(self, task: Task, /) -> None: ...
     def in_time(
         self, deadline: float | None, late: Callable[[], object], /
@@ -112,6 +123,11 @@ class Message:
     def left(self) -> bool:
         """Whether its caller has left, and waits for no answer; False for a one-way message."""
         return self._call is not None and self._call.state == "left"
+
+    @property
+    def sent_at(self) -> float | None:
+        """When its caller sent it, by Trio's clock; None for a one-way message."""
+        return None if self._call is None else self._call.sent_at
 
     @property
     def on_loss(self) -> OnLoss:
@@ -215,7 +231,18 @@ class Message:
 class Call:
     """The caller's end of a message. It outlives the bodies that have the message in hand."""
 
-    __slots__ = ("_task", "answer", "callbacks", "hand", "mailbox", "memo", "on_loss", "state", "value")
+    __slots__ = (
+        "_task",
+        "answer",
+        "callbacks",
+        "hand",
+        "mailbox",
+        "memo",
+        "on_loss",
+        "sent_at",
+        "state",
+        "value",
+    )
 
     hand_type: ClassVar[type[Message]] = Message
     _task: Task | None
@@ -227,6 +254,7 @@ class Call:
         self.value = value
         self.on_loss: OnLoss = on_loss
         self.mailbox = mailbox
+        self.sent_at = current_time()
         self.state: Literal["queued", "in hand", "queued again", "left"] = "queued"
         self.callbacks = self.hand = self.memo = self._task = self.answer = None
 
@@ -250,6 +278,8 @@ class Call:
         else:  # not kept here: an exception will refer to the caller's frame, and that frame to this call
             reschedule(task, result)
             self.answer, self._task = _DELIVERED, None
+        if self.mailbox.observers:
+            self.report(result.error if isinstance(result, outcome.Error) else "answered")
 
     async def result(self) -> Any:
         """Wait for the answer. A caller that is cancelled withdraws a queued message."""
@@ -278,6 +308,7 @@ class Call:
         except RuntimeError:
             self._task = None
             self.leave()
+            self.call_back()
             raise
 
     def _abort(self, _: RaiseCancelT) -> Abort:
@@ -300,12 +331,31 @@ class Call:
         elif state != "left":
             self.mailbox.withdraw(self)
 
+    def report(self, end: CallEnd) -> None:
+        """Report the end of this call to the observers of its mailbox.
+
+        Near the end of the stack a system task of Trio does it a moment later, as in `call_back`.
+        """
+        if has_room_for_others():
+            self.mailbox.call_ended(self.value, end)
+        else:
+            ended = partial(self.mailbox.call_ended, self.value, end)
+            trio.lowlevel.current_trio_token().run_sync_soon(ended)
+
+    def refused(self, error: Exception) -> Exception:
+        """The message did not get into the queue: report its end, and return its error."""
+        if self.mailbox.observers:
+            self.report(error)
+        return error
+
     def call_back(self) -> None:
-        """Call the callbacks of `Message.on_left`, since the caller has left.
+        """Report that the caller has left, if it has, and call the callbacks of `Message.on_left`.
 
         For a caller near the end of its stack a system task of Trio calls them a moment later: the depth is the caller's, and
         must neither make a callback fail nor have it refused.
         """
+        if self.state == "left" and self.mailbox.observers:
+            self.report("left")
         callbacks, self.callbacks = self.callbacks, None
         if callbacks is None:
             return
@@ -437,14 +487,18 @@ class StreamCall(Call):
         self.callbacks = self.hand = None
         self.wake()
         self.look_for_room()
+        if self.mailbox.observers:
+            self.report(result.error if isinstance(result, outcome.Error) else "answered")
 
     def close(self) -> None:
         """The consumer has left its block."""
         self._closed = True
         self.buffer.clear()
+        has_left = self.state == "left"  # at its deadline, and that was reported then
         self.leave()
         self.wake()
-        self.call_back()
+        if not has_left:
+            self.call_back()
 
     async def wait(self) -> None:
         """Wait for the next item; if one is buffered, only checkpoint. `StopAsyncIteration` at the end of the stream.
@@ -486,8 +540,9 @@ class StreamCall(Call):
             await self._park()
 
     def _late(self) -> None:
-        self.leave()
-        self.call_back()
+        if self.state != "left":  # it has, if this consumer asks for another item after its deadline
+            self.leave()
+            self.call_back()
 
     def _abort(self, _: RaiseCancelT) -> Abort:
         self._task = None

@@ -24,7 +24,7 @@ from .address import Address, Answer
 from .driver import Driver
 from .leaf import Leaf, close_scope, enclosing_child
 from .mailbox import OpenStream, Queue, call
-from .message import Stream, checked_on_loss
+from .message import CallObserver, Stream, checked_on_loss
 from .protect import check_stack, protected
 from .reports import stacks, tasks_below
 
@@ -247,6 +247,22 @@ class Ref:
     ) -> AbstractAsyncContextManager[Stream]:
         """As `stream`, but entering the block raises `MailboxFull`, or the mailbox's class `full`, instead of waiting."""
         return OpenStream(self._mailbox(), value, on_loss, buffer, wait=False)
+
+    def observe_calls(self, observer: CallObserver) -> None:
+        """Have `observer(value, end)` called at the end of each call and stream that is sent to this address, once for each (R30).
+
+        `value` is what was sent, and `end` is "answered", the error that the caller gets, or "left" if the caller has left,
+        also at its deadline. A message that was not queued, because the queue was full or closed, has ended too.
+
+        The observer is called in the task that ends the call; near the end of its stack it is called a moment later. It must
+        neither block nor ask the tree for anything. If it raises an `Exception`, that is logged, and it is not called again.
+        An observer that is called already is not called twice.
+
+        Raises:
+            ChildStopped: the node is not in the tree.
+            TypeError: the node has no mailbox.
+        """
+        self._mailbox().observe(observer)
 
     # --- changes, see R25; each may have a reason of its caller, which the events show
 

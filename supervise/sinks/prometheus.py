@@ -6,7 +6,7 @@ import threading
 from collections import Counter as Counts
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from typing import Final, Protocol, get_args
+from typing import Any, Final, Protocol, get_args
 from weakref import ref
 
 import trio
@@ -53,6 +53,14 @@ class _Tree(Protocol):
     def subscribe(self, sink: Sink) -> Callable[[], None]: ...
 
 
+class MoreMetrics(Protocol):
+    """The metrics that a kind of node has beside those of every node, such as a device worker."""
+
+    def attach(self, tree: Any, /) -> None:
+        """Measure this running tree too, a `Tree`; called in its Trio run, also several times."""
+        ...
+
+
 @frozen(eq=False)
 class _Attached:
     """A tree, and where its Trio run is: only there its status may be read.
@@ -64,16 +72,17 @@ class _Attached:
     token: trio.lowlevel.TrioToken
     thread: int
 
-    def status(self) -> Status | None:
-        """The status of the tree, for a caller in any thread; None once the run is over."""
-        tree = self.tree()
-        if tree is None:
-            return None
+    def look(self) -> tuple[Status, float] | None:
+        """The status of the tree and the time of its clock, for a caller in any thread; None once the run is over."""
         if threading.get_ident() == self.thread:
-            return tree.status() if trio.lowlevel.in_trio_run() else None
+            return self._look() if trio.lowlevel.in_trio_run() else None
         with suppress(trio.RunFinishedError):
-            return trio.from_thread.run_sync(tree.status, trio_token=self.token)
+            return trio.from_thread.run_sync(self._look, trio_token=self.token)
         return None
+
+    def _look(self) -> tuple[Status, float] | None:
+        tree = self.tree()
+        return None if tree is None else (tree.status(), trio.current_time())
 
 
 class PrometheusSink:
@@ -81,6 +90,10 @@ class PrometheusSink:
 
     `docs/metrics.md` lists the metrics. Their label `path` has only values that follow from the declared trees, so their number
     is bounded: all members of a pool are `app/pool/*`, and all nodes that are added to a supervisor at run time are `app/*`.
+
+    A kind of node may have metrics of its own: if the class of a declared child's resource, or of its body, has an attribute
+    `prometheus_metrics`, a static function, that is called once, with this sink, and returns the `MoreMetrics`. It registers
+    them at `registry`, and gets the values of their labels `path` from `label`.
 
     Give it to `open_tree(…, sinks=[sink])`, so that it gets the first events too, and call `attach(tree)`; with `run_tree`, use
     `run_tree(tree, sinks=[sink], watch=sink.watch)`.
@@ -119,6 +132,20 @@ class PrometheusSink:
         for tree in trees:
             self._declare(tree, nodes)
         self._make_metrics()
+        self._more: dict[Callable[[PrometheusSink], MoreMetrics], MoreMetrics] = {}
+        for tree in trees:
+            for _, spec in _patterns(tree):
+                for make in _more_metrics(spec):
+                    self.include(make)
+
+    def include(self, make: Callable[[PrometheusSink], MoreMetrics]) -> None:
+        """Add the metrics of a kind of node that no tree declares, since such nodes come at run time only; before `attach`.
+
+        Args:
+            make: as a class has it in `prometheus_metrics`. One that is included already is not called again.
+        """
+        if make not in self._more:
+            self._more[make] = make(self)
 
     def __call__(self, event: Event) -> None:
         """Count one event.
@@ -126,7 +153,7 @@ class PrometheusSink:
         Raises:
             ValueError: it comes from a tree that this sink was not made for; the tree reports that once, and goes on (R31).
         """
-        path = self._label(event.path)
+        path = self.label(event.path)
         match event:
             case Decided():
                 directive = "none" if event.directive is None else event.directive.name
@@ -158,10 +185,12 @@ class PrometheusSink:
             RuntimeError: the caller is not in a Trio run.
         """
         root = tree.status().path
-        self._label(root)  # it raises if this sink was not made for that root
+        self.label(root)  # it raises if this sink was not made for that root
         with suppress(ValueError):  # it gets the events already
             tree.subscribe(self)
         self._attached[root] = _Attached(ref(tree), trio.lowlevel.current_trio_token(), threading.get_ident())
+        for more in self._more.values():
+            more.attach(tree)
 
     async def watch(self, tree: _Tree) -> None:
         """Attach a tree; for the `watch` of `run_tree`."""
@@ -189,21 +218,28 @@ class PrometheusSink:
         families = self._families()
         children: Counts[tuple[str, str]] = Counts()
         waiting: Counts[str] = Counts()
+        oldest: dict[str, float] = {}
         for attached in list(self._attached.values()):
-            status = attached.status()
-            for node in () if status is None else status.walk():
-                path = self._label(node.path)
+            seen = attached.look()
+            if seen is None:
+                continue
+            status, now = seen
+            for node in status.walk():
+                path = self.label(node.path)
                 if node.kind != "child":
                     children.update({(path, state): 0 for state in _STATES})
                     children.update((path, child.state) for child in node.children)
                 if node.mailbox is not None:
                     waiting[path] += node.mailbox
+                    age = 0.0 if node.waiting_since is None else now - node.waiting_since
+                    oldest[path] = max(oldest.get(path, 0.0), age)
                 if node.path in self._own:
                     self._add_own(families, node, path)
         for labels, number in children.items():
             families["children"].add_metric(labels, number)
         for path, number in waiting.items():
             families["waiting"].add_metric([path], number)
+            families["oldest"].add_metric([path], oldest[path])
         yield from families.values()
 
     def _add_own(self, families: _Families, node: Status, path: str) -> None:
@@ -227,6 +263,9 @@ class PrometheusSink:
             "used": gauge("limit_used", "Restarts that a limit still counts."),
             "allowed": gauge("limit_allowed", "Restarts that a limit allows within its window."),
             "waiting": gauge("mailbox_waiting", "Messages that wait in a mailbox."),
+            "oldest": gauge(
+                "mailbox_oldest_seconds", "For how long the first call or stream in a mailbox waits."
+            ),
             "size": gauge("mailbox_size", "Messages for which a mailbox has room."),
             "handled": CounterMetricFamily(
                 "supervise_mailbox_handled",
@@ -274,8 +313,12 @@ class PrometheusSink:
             if not is_folded:
                 self._own[path] = spec
 
-    def _label(self, path: str) -> str:
-        """The value of the label `path` for a node."""
+    def label(self, path: str) -> str:
+        """The value of the label `path` for a node.
+
+        Raises:
+            ValueError: this sink was not made for a tree with such a node.
+        """
         known = self._labels.get(path)
         if known is not None:
             return known
@@ -298,6 +341,14 @@ class PrometheusSink:
                 return _OTHER
             self._tags.add(text)
         return text
+
+
+def _more_metrics(spec: Spec) -> Iterator[Callable[[PrometheusSink], MoreMetrics]]:
+    """What a child's class of resource or body offers. The class is asked, since an object may have any attribute."""
+    for part in (spec.resource, spec.body) if isinstance(spec, Child) else ():
+        make = getattr(type(part), "prometheus_metrics", None)
+        if make is not None:
+            yield make
 
 
 def _names(trees: tuple[Supervisor | Pool, ...]) -> list[str]:

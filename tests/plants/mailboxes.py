@@ -19,6 +19,7 @@ _TESTS = (
     "tests/tree/test_streams.py",
     "tests/tree/test_shared_mailboxes.py",
     "tests/tree/test_shared_ends.py",
+    "tests/tree/test_observed_calls.py",
 )
 
 MAILBOXES = tuple(
@@ -57,8 +58,32 @@ MAILBOXES = tuple(
         (
             "callbacks are lost when a caller leaves at the end of its stack",
             _MESSAGE,
-            "        if has_room_for_others():",
-            "        if True:",
+            "        if has_room_for_others():\n            _call_all",
+            "        if True:\n            _call_all",
+        ),
+        (
+            "an observer fails at the end of a caller's stack",
+            _MESSAGE,
+            "        if has_room_for_others():\n            self.mailbox.call_ended",
+            "        if True:\n            self.mailbox.call_ended",
+        ),
+        (
+            "a consumer that asks again after its deadline is observed again",
+            _MESSAGE,
+            '        if self.state != "left":  # it has',
+            "        if True:  # it has",
+        ),
+        (
+            "a sender that leaves while it waits for room is not observed",
+            _MAILBOX,
+            "            if self.observers and isinstance(message, Call):",
+            "            if False:",
+        ),
+        (
+            "an observer that raises is called again",
+            _MAILBOX,
+            "                self.observers = tuple(other for other in self.observers if other is not observer)\n",
+            "",
         ),
         (
             "a caller that left stays in the count",
@@ -99,8 +124,8 @@ MAILBOXES = tuple(
         (
             "a closed stream wakes no task",
             _MESSAGE,
-            "        self.leave()\n        self.wake()\n        self.call_back()",
-            "        self.leave()\n        self.call_back()",
+            "        self.leave()\n        self.wake()\n        if not has_left:",
+            "        self.leave()\n        if not has_left:",
         ),
         (
             "callbacks are forgotten",

@@ -176,7 +176,7 @@ WORKERS = tuple(
                 ("tests/runners/test_serving.py",),
             ),
             (
-                "runners/worker/serving.py",
+                "runners/worker/opener.py",
                 "        cause = None if child.last_failure is None else one_line(brief(child.last_failure))",
                 "        cause = None if child.last_failure is None else brief(child.last_failure)",
                 ("tests/runners/test_serving.py",),

@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.request
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
@@ -559,10 +560,11 @@ def test_the_command_refuses_what_it_cannot_serve(capsys, monkeypatch):
     assert main(["--host", "0.0.0.0"]) == 2
     assert main(["/no/such/folder"]) == 2
     assert main(["--port", "99999"]) == 2
+    assert main(["--operate", "99999"]) == 2
     monkeypatch.setenv("RUNNERS_TOKEN", "")
     assert main([]) == 2
     lines = capsys.readouterr().err.splitlines()
-    assert len(lines) == 4
+    assert len(lines) == 5
     assert all(line.startswith("runners.serve: ") for line in lines)
     assert runner_of(None) == TorchLM()
 
@@ -607,18 +609,20 @@ def test_a_model_is_served_on_all_devices_that_are_there(there, visible, found, 
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "command",
-    [["-m", "runners.serve", "--port", "0"], ["-m", "supervise", "run", "page.py"]],
+    [["-m", "runners.serve", "--port", "0", "--operate"], ["-m", "supervise", "run", "page.py", "--port"]],
     ids=["serve", "supervise"],
 )
 def test_the_command_serves_until_it_is_interrupted(command, tmp_path):
-    """A Ctrl-C in mid-stream ends it in order; with nothing begun it ends at once."""
+    """A Ctrl-C in mid-stream ends it in order; with nothing begun it ends at once. Metrics have a port of their own."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        operated = free.getsockname()[1]
     (tmp_path / "page.py").write_text(
         "from runners.models.torch_lm import TorchLM\n"
         "from runners.serve import serve, worker\n"
         "tree = serve({'torch-lm': worker('llm', TorchLM())}, port=0)\n"
     )
     program = subprocess.Popen(
-        [sys.executable, "-u", *command],
+        [sys.executable, "-u", *command, str(operated)],
         cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         stderr=subprocess.PIPE,
@@ -635,6 +639,8 @@ def test_the_command_serves_until_it_is_interrupted(command, tmp_path):
         with openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as client:
             stream = client.completions.create(model="torch-lm", prompt="The ", max_tokens=200, stream=True)
             text = next(stream).choices[0].text
+            with urllib.request.urlopen(f"http://127.0.0.1:{operated}/metrics", timeout=20) as answer:
+                assert b'runners_places{path="serve/llm",state="open"} 1.0' in answer.read()
             program.send_signal(signal.SIGINT)
             text += "".join(chunk.choices[0].text for chunk in stream)
         assert len(text) == 200

@@ -9,6 +9,8 @@ from typing import get_args
 import pytest
 import trio
 
+from runners import InlineHost, device_worker
+from runners.models.scripted import Scripted
 from supervise import Child, Limit, Supervisor, events, open_tree
 from supervise._core.node import State
 from supervise.testing import echo, run_virtual
@@ -21,22 +23,29 @@ from supervise.sinks.prometheus import PrometheusSink
 
 PAGE = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text()
 DASHBOARD = json.loads(files("supervise.sinks").joinpath("grafana.json").read_text())
-PANELS = DASHBOARD["panels"]
+PANELS = [panel for panel in DASHBOARD["panels"] if panel["type"] != "row"]
+ROWS = [panel for panel in DASHBOARD["panels"] if panel["type"] == "row"]
 QUERIES = [target["expr"] for panel in PANELS for target in panel["targets"]]
 ALERTS = re.findall(r"^ +expr: (.*)$", PAGE, re.MULTILINE)
 OF_THE_SCRAPE = {"job", "instance"}
 KINDS = ("timeseries", "stat", "bargauge")
+NAME = r"(?:supervise|runners)_\w+"
 
 
 @pytest.fixture(scope="module")
 def families():
-    """All metrics, each with at least one sample."""
+    """All metrics, each with at least one sample, with those of device workers."""
 
     async def fails():
         await trio.sleep(1)
         raise ConnectionError("gone")
 
-    tree = Supervisor("app", [Child("a", fails), Child("b", echo, mailbox=4)], limit=Limit(5, within=60))
+    children = [
+        Child("a", fails),
+        Child("b", echo, mailbox=4),
+        device_worker("c", Scripted(), host=InlineHost()),
+    ]
+    tree = Supervisor("app", children, limit=Limit(5, within=60))
     sink = PrometheusSink(tree)
     where = {"at": 1.0, "path": "app/a", "incarnation": 1}
     for event in (
@@ -62,7 +71,7 @@ def labels(families):
 
 
 def names_in(query):
-    return set(re.findall(r"\bsupervise_\w+", query))
+    return set(re.findall(rf"\b{NAME}", query))
 
 
 @pytest.mark.parametrize("query", [*QUERIES, *ALERTS])
@@ -72,7 +81,7 @@ def test_every_query_is_of_metrics_and_labels_that_exist(query, labels):
     assert names
     assert names <= labels.keys()
     known = set.union(*(labels[name] for name in names)) | OF_THE_SCRAPE
-    for name, selector in re.findall(r"(supervise_\w+)\{([^}]*)\}", query):
+    for name, selector in re.findall(rf"({NAME})\{{([^}}]*)\}}", query):
         assert set(re.findall(r"(\w+)=~?\"", selector)) <= labels[name] | OF_THE_SCRAPE
     for grouped in re.findall(r"\b(?:by|on) ?\(([^)]*)\)", query):
         assert set(re.split(r", *", grouped)) <= known
@@ -92,13 +101,10 @@ def test_the_dashboard_has_the_shape_of_one():
     """Grafana imports a file with these keys, and shows each panel in its own place of 24 columns."""
     assert DASHBOARD["uid"] == DASHBOARD["title"] == "trio-supervise"
     assert DASHBOARD["schemaVersion"] >= 36
-    assert len({panel["id"] for panel in PANELS}) == len(PANELS)
+    assert len({panel["id"] for panel in DASHBOARD["panels"]}) == len(DASHBOARD["panels"])
+    assert [row["title"] for row in ROWS] == ["Device workers"]
     places = set()
-    for panel in PANELS:
-        assert panel["type"] in KINDS
-        assert panel["title"]
-        assert panel["description"].endswith(".")
-        assert panel["datasource"] == {"type": "prometheus", "uid": "${datasource}"}
+    for panel in DASHBOARD["panels"]:
         place = panel["gridPos"]
         cells = {
             (x, y)
@@ -108,6 +114,11 @@ def test_the_dashboard_has_the_shape_of_one():
         assert max(x for x, _ in cells) < 24
         assert not places & cells
         places |= cells
+    for panel in PANELS:
+        assert panel["type"] in KINDS
+        assert panel["title"]
+        assert panel["description"].endswith(".")
+        assert panel["datasource"] == {"type": "prometheus", "uid": "${datasource}"}
         assert [target["refId"] for target in panel["targets"]] == ["A", "B", "C"][: len(panel["targets"])]
 
 
@@ -123,7 +134,7 @@ def test_the_page_lists_every_metric_with_its_type_and_labels(families):
     """R31: docs/metrics.md has a row for each, and no other."""
     rows = {
         name: (kind, set(re.findall(r"`(\w+)`", labels)))
-        for name, kind, labels in re.findall(r"^\| `(supervise_\w+)` \| (\w+) \|(.*?)\|", PAGE, re.MULTILINE)
+        for name, kind, labels in re.findall(rf"^\| `({NAME})` \| (\w+) \|(.*?)\|", PAGE, re.MULTILINE)
     }
     exported = {}
     for family in families:

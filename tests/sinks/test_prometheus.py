@@ -3,6 +3,7 @@
 import subprocess
 import sys
 import urllib.request
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
@@ -25,7 +26,7 @@ from supervise import (
 
 pytest.importorskip("prometheus_client", reason="needs trio-supervise[prometheus]")
 
-from prometheus_client import CollectorRegistry, generate_latest, start_http_server
+from prometheus_client import CollectorRegistry, Counter, generate_latest, start_http_server
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
@@ -430,3 +431,82 @@ def test_without_the_extra_one_line_names_it():
         "ModuleNotFoundError: supervise.sinks.prometheus needs prometheus-client: "
         "pip install 'trio-supervise[prometheus]'"
     )
+
+
+# --- metrics of other kinds of nodes
+
+
+class Measured:
+    """A resource whose class has metrics of its own."""
+
+    made = []
+
+    def __init__(self):
+        self.prometheus_metrics = None  # an attribute of the object is not asked
+
+    @staticmethod
+    def prometheus_metrics(sink):
+        Measured.made.append(More(sink))
+        return Measured.made[-1]
+
+    @asynccontextmanager
+    async def __call__(self):
+        yield self
+
+
+class More:
+    def __init__(self, sink):
+        self.sink = sink
+        self.trees = []
+        self.count = Counter("more", "Trees.", ["path"], registry=sink.registry)
+
+    def attach(self, tree):
+        self.trees.append(tree)
+        self.count.labels(self.sink.label("app/pool/x")).inc()
+
+
+def test_a_kind_of_node_may_have_metrics_of_its_own():
+    """R31: Made once for all children of the kind, in the registry of the sink, and told of each tree that is attached."""
+
+    async def body(resource):
+        await trio.sleep_forever()
+
+    Measured.made.clear()
+    pool = Pool("pool", Child("member", body, resource=Measured()))
+    tree = Supervisor(
+        "app", [Child("a", body, resource=Measured()), Child("b", body, resource=Measured()), pool]
+    )
+    sink = PrometheusSink(tree)
+    (more,) = Measured.made
+    sink.include(Measured.prometheus_metrics)
+    assert Measured.made == [more]
+    assert more.trees == []
+    found = run(sink, tree)
+    assert len(more.trees) == 1
+    assert found["more_total", "app/pool/*"] == 1
+
+
+def test_the_age_of_the_first_message_in_a_mailbox():
+    """R29: From its sending; of several mailboxes with one label that of the oldest. One-way messages have none."""
+    tree = Supervisor(
+        "app",
+        [Child("a", deaf, mailbox=4), Child("b", deaf, mailbox=4), Pool("pool", Child("m", deaf, mailbox=4))],
+    )
+
+    async def main():
+        sink = PrometheusSink(tree)
+        async with open_tree(tree, sinks=[sink]) as t, trio.open_nursery() as nursery:
+            sink.attach(t)
+            await t["app/b"].send("one way")
+            for ref in [t["app/a"], await t["app/pool"].add(), await t["app/pool"].add()]:
+                nursery.start_soon(ref.call, "hello")
+                await trio.sleep(1)
+            body, _ = sink.expose()
+            nursery.cancel_scope.cancel()
+            return samples(body)
+
+    assert of(run_virtual(main), "mailbox_oldest_seconds") == {
+        ("app/a",): 3,
+        ("app/b",): 0,
+        ("app/pool/*",): 2,
+    }
