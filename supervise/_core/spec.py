@@ -179,6 +179,8 @@ class Mailbox(Code, Value):
         deadline: `deadline(value)` is the time on Trio's clock at which the caller of that message gets the error `late`
             if it has no answer; None is never. The items of a stream that were sent by then come first.
         late: the class of error for callers past their deadline.
+        carry: `carry()` is called in the sender's task for each message, and the body gets what it returns as
+            `message.carried`: the context of a trace, for instance. What it raises, the sender gets. None carries nothing.
 
     Raises:
         TypeError, ValueError: for an argument of another type, or out of range.
@@ -190,6 +192,7 @@ class Mailbox(Code, Value):
     full: type[Exception] = field(default=MailboxFull, kw_only=True)
     deadline: Callable[[Any], float | None] | None = field(default=None, kw_only=True)
     late: type[Exception] = field(default=TimeoutError, kw_only=True)
+    carry: Callable[[], Any] | None = field(default=None, kw_only=True)
 
     def __attrs_post_init__(self) -> None:
         if not check_number("a mailbox's size", self.size, least=1, kind=int):
@@ -197,6 +200,7 @@ class Mailbox(Code, Value):
         if not check_choice("a mailbox's on_loss", self.on_loss, ("fail", "requeue")):
             _put(self, "on_loss", "fail")
         _check_call(self, "a mailbox's deadline", ("value",), "it returns the time, and is not awaited")
+        _check_call(self, "a mailbox's carry", (), "its result goes with the message, and is not awaited")
         for name, instead in (("stopped", ChildStopped), ("full", MailboxFull), ("late", TimeoutError)):
             value = getattr(self, name)
             if not _is_exception_class(value):

@@ -41,6 +41,7 @@ from .message import (
     Call,
     CallEnd,
     CallObserver,
+    Carrying,
     Message,
     Stream,
     StreamCall,
@@ -70,7 +71,7 @@ Sent: TypeAlias = tuple[Any, OnLoss | None]
 """A queued one-way message: its value and `on_loss` (None: that of the mailbox). It becomes a `Message` when a body takes it:
 thousands of waiting objects would keep the garbage collector busy, plain tuples do not."""
 
-Entry: TypeAlias = Call | Message | Sent
+Entry: TypeAlias = Call | Message | Carrying | Sent
 """An entry of the queue. A `Message` in it is a one-way message that was put back."""
 
 
@@ -88,6 +89,7 @@ class Queue:
         "_putters",
         "_size",
         "_why",
+        "carry",
         "closed",
         "deadline",
         "handled",
@@ -122,6 +124,7 @@ class Queue:
         self.spec = spec
         self.on_loss: OnLoss = spec.on_loss
         self.deadline = spec.deadline
+        self.carry = spec.carry
         self._size = 0 if self.closed else spec.size
 
     def adopt(self, spec: Mailbox) -> None:
@@ -142,6 +145,12 @@ class Queue:
             break
         self.queue.append(message)
         return True
+
+    def one_way(self, value: Any, on_loss: OnLoss | None) -> Entry:
+        """The entry of a message without a reply."""
+        if self.carry is None:
+            return value, on_loss
+        return Carrying(value, on_loss or self.on_loss, self.carry())
 
     def wake_reader(self) -> None:
         """Wake the reader that has waited longest, if one waits."""
@@ -519,7 +528,7 @@ class Inbox:
                     mailbox.withdrawn -= 1
                     continue
                 else:
-                    message = entry.taken_again(self)
+                    message = entry.taken_by(self)
             except RecursionError:  # it could not be made, near the end of the stack
                 mailbox.queue.appendleft(entry)
                 raise

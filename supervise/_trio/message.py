@@ -20,6 +20,7 @@ from typing import Any, ClassVar, Literal, Protocol, TypeAlias
 
 import outcome
 import trio
+from attrs import frozen
 from trio import current_time
 from trio.lowlevel import (
     Abort,
@@ -57,6 +58,8 @@ class MessageQueue(Protocol):
     @property
     def observers(self) -> Sequence[CallObserver]: ...
     @property
+    def carry(self) -> Callable[[], Any] | None: ...
+    @property
     def servers(self) -> Mapping[Task, object]: ...
 
     def put_back(self, messages: Sequence[Message], /) -> None: ...
@@ -73,6 +76,8 @@ class MessageInbox(Protocol):
 
     is_open: bool
     held: dict[Message, None]
+
+    progressed: bool
 
     @property
     def mailbox(self) -> MessageQueue: ...
@@ -96,10 +101,11 @@ class Message:
     is put back, for the next body that takes it.
     """
 
-    __slots__ = ("_call", "_inbox", "_on_loss", "_over", "memo", "value")
+    __slots__ = ("_call", "_carried", "_inbox", "_on_loss", "_over", "memo", "value")
 
     state: ClassVar[Literal["put back"]] = "put back"  # its state as an entry of the queue, see `Entry`
     _over: str  # how it ended without an answer; set only when `_inbox` is None
+    _carried: Any  # set only if something was carried with a one-way message
 
     def __init__(
         self, value: Any, on_loss: OnLoss, inbox: MessageInbox | None, call: Call | None = None
@@ -128,6 +134,11 @@ class Message:
     def sent_at(self) -> float | None:
         """When its caller sent it, by Trio's clock; None for a one-way message."""
         return None if self._call is None else self._call.sent_at
+
+    @property
+    def carried(self) -> Any:
+        """What the mailbox's `carry` returned in the sender's task; None without one (R30)."""
+        return getattr(self if self._call is None else self._call, "_carried", None)
 
     @property
     def on_loss(self) -> OnLoss:
@@ -217,10 +228,10 @@ class Message:
             call.put_back()
             return call
         again = Message(self.value, self._on_loss, None)
-        again.memo = self.memo
+        again.memo, again._carried = self.memo, self.carried
         return again
 
-    def taken_again(self, inbox: MessageInbox) -> Message:
+    def taken_by(self, inbox: MessageInbox) -> Message:
         """This one-way message was put back, and a body takes it again."""
         self._inbox = inbox
         inbox.held[self] = None
@@ -228,10 +239,32 @@ class Message:
 
 
 @protected
+@frozen
+class Carrying:
+    """A queued one-way message with what its sender gave along; as `Sent`, which has no place for that."""
+
+    state: ClassVar[Literal["carrying"]] = "carrying"
+    value: Any
+    on_loss: OnLoss
+    carried: Any
+
+    def taken_by(self, inbox: MessageInbox) -> Message:
+        """A body takes it for the first time."""
+        message = Message(self.value, self.on_loss, inbox)
+        message._carried = self.carried
+        if self.on_loss == "requeue":
+            inbox.held[message] = None
+        inbox.progressed = True
+        inbox.mailbox.handled += 1
+        return message
+
+
+@protected
 class Call:
     """The caller's end of a message. It outlives the bodies that have the message in hand."""
 
     __slots__ = (
+        "_carried",
         "_task",
         "answer",
         "callbacks",
@@ -245,6 +278,7 @@ class Call:
     )
 
     hand_type: ClassVar[type[Message]] = Message
+    _carried: Any  # see `Message.carried`
     _task: Task | None
     answer: outcome.Outcome[Any] | None
     callbacks: list[tuple[Callable[[], object], MessageInbox]] | None
@@ -255,6 +289,8 @@ class Call:
         self.on_loss: OnLoss = on_loss
         self.mailbox = mailbox
         self.sent_at = current_time()
+        if mailbox.carry is not None:
+            self._carried = mailbox.carry()
         self.state: Literal["queued", "in hand", "queued again", "left"] = "queued"
         self.callbacks = self.hand = self.memo = self._task = self.answer = None
 
@@ -262,7 +298,7 @@ class Call:
         """No body has the message in hand any more: it is queued again."""
         self.state, self.hand = "queued again", None
 
-    def taken_again(self, inbox: MessageInbox) -> Message:
+    def taken_by(self, inbox: MessageInbox) -> Message:
         """A body takes the message again, as a new object."""
         hand = self.hand = self.hand_type(self.value, self.on_loss, inbox, self)
         hand.memo, self.state = self.memo, "in hand"

@@ -177,10 +177,15 @@ class Ref:
         return None if path == self.path else Ref(self._driver, self._declared, path)
 
     def _mailbox(self) -> Queue:
-        """Its queue. A closed queue is looked up anew: its node may have left the tree, and another may have its path."""
-        if self._queue is None or self._queue.closed:
-            self._queue = self._find_mailbox()
-        return self._queue
+        """Its queue. A closed queue is looked up anew: its node may have left the tree, and another may have its path.
+
+        One that carries something with each message is never kept: `send_nowait` would put a plain tuple into it.
+        """
+        if self._queue is not None and not self._queue.closed:
+            return self._queue
+        mailbox = self._find_mailbox()
+        self._queue = mailbox if mailbox.carry is None else None
+        return mailbox
 
     def _find_mailbox(self) -> Queue:
         ref = self._front() or self
@@ -214,7 +219,7 @@ class Ref:
     async def send(self, value: Any, *, on_loss: OnLoss | None = None) -> None:
         """Send a message without a reply, waiting while the mailbox is full (R29). Raises as `call`, except `CallLost` and `TimeoutError`."""
         mailbox = self._mailbox()
-        await mailbox.put((value, None if on_loss is None else checked_on_loss(on_loss)))
+        await mailbox.put(mailbox.one_way(value, None if on_loss is None else checked_on_loss(on_loss)))
         await trio.lowlevel.cancel_shielded_checkpoint()
 
     def send_nowait(self, value: Any, *, on_loss: OnLoss | None = None) -> None:
@@ -224,7 +229,7 @@ class Ref:
         mailbox = self._queue
         if mailbox is None or not mailbox.put_if_room((value, on_loss)):
             mailbox = self._mailbox()
-            if not mailbox.put_if_room((value, on_loss)):
+            if not mailbox.put_if_room(mailbox.one_way(value, on_loss)):
                 raise mailbox.overflow()
 
     def stream(

@@ -127,7 +127,7 @@ class SharedInbox(Inbox):
     def _take(self) -> Message | None:
         mailbox = self.mailbox
         if kept := mailbox.kept_for(self._leaf):
-            message = next(iter(kept)).taken_again(self)
+            message = next(iter(kept)).taken_by(self)
             kept.popitem(last=False)
             return message
         if self.relieved or (mailbox.promised and len(mailbox) <= mailbox.promised):
