@@ -58,6 +58,12 @@ class Adoption:
     @enable_ki_protection
     async def _carry_out(self) -> None:
         self._report(events.Adopting, changes=tuple(map(str, self._changes)), reason=self._reason)
+        try:
+            await self._adopt_all()
+        finally:
+            self._report(events.Adopted, failed=tuple(each.path for each in self._failed))
+
+    async def _adopt_all(self) -> None:
         for path, spec in walk(self._spec):
             machine = self._driver.forest.machines.get(path)
             node = self._driver.forest.find(path)
@@ -69,7 +75,6 @@ class Adoption:
             address = self._driver.addresses.get(path)
             if address is not None:
                 address.adopt(spec)
-        self._report(events.Adopted, failed=tuple(each.path for each in self._failed))
 
     async def _adopt(self, machine: Machine, spec: Supervisor | Pool) -> None:
         """Have one supervisor take its declaration, once the children that are not in it have left.

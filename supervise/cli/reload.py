@@ -51,16 +51,7 @@ class Program:
         """
         before = self._modules()
         for name in self._stale():
-            del sys.modules[name]
-            above, _, last = name.rpartition(".")
-            if above in before:
-                vars(before[above]).pop(
-                    last, None
-                )  # otherwise `from above import last` finds the earlier one
-            with suppress(
-                OSError, NotImplementedError
-            ):  # bytecode is compared by whole seconds and size alone
-                Path(cache_from_source(str(before[name].__file__))).unlink(missing_ok=True)
+            self._forget(name, before)
         importlib.invalidate_caches()
         try:
             tree = self._loaded()
@@ -75,6 +66,17 @@ class Program:
             raise
         self._note()
         return tree
+
+    def _forget(self, name: str, before: dict[str, ModuleType]) -> None:
+        """Have a module loaded by its next import."""
+        del sys.modules[name]
+        above, _, last = name.rpartition(".")
+        if above in before:
+            # Otherwise `from above import last` would find the earlier one.
+            vars(before[above]).pop(last, None)
+        # Bytecode is taken for that of the file by its time in whole seconds and its size alone.
+        with suppress(OSError, NotImplementedError):
+            Path(cache_from_source(str(before[name].__file__))).unlink(missing_ok=True)
 
     def _loaded(self) -> Supervisor | Pool:
         tree = load(self._target)

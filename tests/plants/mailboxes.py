@@ -157,7 +157,12 @@ MAILBOXES = tuple(
             "            call.value, call.on_loss, call.memo = self.value, self._on_loss, self.memo",
             "            call.value, call.on_loss, call.memo = self.value, self._on_loss, None",
         ),
-        ("the memo of a message without a caller is lost", _MESSAGE, "        again.memo = self.memo", ""),
+        (
+            "the memo of a message without a caller is lost",
+            _MESSAGE,
+            "        again.memo, again._carried = self.memo, self.carried",
+            "        again._carried = self.carried",
+        ),
         (
             "the end of a supervisor does not reach the addresses below it",
             _DRIVER,

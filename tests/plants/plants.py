@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from .adopting import ADOPTING
 from .devices import DEVICES
 from .hosts import HOSTS
 from .mailboxes import MAILBOXES
@@ -9,4 +10,4 @@ from .operating import OPERATING
 from .trees import TREES
 from .workers import WORKERS
 
-PLANTS = [*MAILBOXES, *TREES, *OPERATING, *WORKERS, *DEVICES, *HOSTS]
+PLANTS = [*MAILBOXES, *TREES, *ADOPTING, *OPERATING, *WORKERS, *DEVICES, *HOSTS]

@@ -335,6 +335,19 @@ def test_what_cannot_be_its_declaration_is_refused_as_a_whole(other, message):
     grow(app(leaf("a")), scene)
 
 
+def test_a_child_that_was_added_must_fit_into_the_new_declaration():
+    """R18, R38: Otherwise its supervisor keeps the declaration that it has."""
+
+    async def scene(tree, seen):
+        await tree["app"].add(Child("x", forever, restart="transient", significant=True))
+        with pytest.raises(ValueError, match="significant needs auto_shutdown"):
+            await tree.adopt(app(leaf("a", 1)))
+        assert seen.the(events.Adopted).failed == ()
+        assert [one.path for one in tree.status().children] == ["app/a", "app/x"]
+
+    grow(app(leaf("a"), auto_shutdown="any_significant"), scene)
+
+
 def test_waiting_messages_stay_and_the_size_changes_at_once():
     """R29, R38: Senders that wait are let in if there is room now; a smaller size keeps what is there."""
     gate = trio.Event()

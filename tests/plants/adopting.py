@@ -1,0 +1,134 @@
+"""What is planted in the adoption of another declaration, and in what is carried with a message."""
+
+from __future__ import annotations
+
+from .plant import Plant
+
+_ADOPTION = "supervise/_trio/adoption.py"
+_MACHINE = "supervise/_core/machine.py"
+_NODE = "supervise/_core/node.py"
+_DRIVER = "supervise/_trio/driver.py"
+_MAILBOX = "supervise/_trio/mailbox.py"
+_MESSAGE = "supervise/_trio/message.py"
+_RELOAD = "supervise/cli/reload.py"
+_ADOPTING = ("tests/tree/test_adopting.py",)
+_CARRYING = ("tests/tree/test_carrying.py",)
+_RELOADING = ("tests/cli/test_reloading.py",)
+
+ADOPTING = tuple(
+    Plant(name, file, old, new, tests)
+    for name, file, old, new, tests in (
+        (
+            "a restart in one step goes on with the earlier declaration",
+            _DRIVER,
+            " or leaf.spec is not leaf._node.spec:",
+            ":",
+            _ADOPTING,
+        ),
+        (
+            "a restart in the same task goes on with the earlier declaration",
+            _DRIVER,
+            " and leaving.spec is leaving._node.spec:",
+            ":",
+            _ADOPTING,
+        ),
+        (
+            "a child that a failure has restarted already is restarted once more",
+            _ADOPTION,
+            "            return leaf.spec is not node.spec  #",
+            "            return True  #",
+            _ADOPTING,
+        ),
+        (
+            "what was stopped by hand is started",
+            _ADOPTION,
+            '        return node.why is not None or node.state == "restarting"\n',
+            "        return True\n",
+            _ADOPTING,
+        ),
+        (
+            "an adoption that is refused does not say that it is over",
+            _ADOPTION,
+            "        finally:\n            self._report(events.Adopted",
+            "        finally:\n            pass\n        if True:\n            self._report(events.Adopted",
+            _ADOPTING,
+        ),
+        (
+            "a restart meanwhile brings the removed children back for good",
+            _ADOPTION,
+            '                if refused.reason == "running":\n                    continue\n',
+            "                pass\n",
+            _ADOPTING,
+        ),
+        (
+            "children keep the order in which they joined",
+            _MACHINE,
+            "        self.children.clear()\n        self.joined = 0\n        for child in self.spec.children:\n",
+            "        self.joined = 0\n        for child in self.spec.children:\n",
+            _ADOPTING,
+        ),
+        (
+            "a limit that has changed goes on counting as before",
+            _MACHINE,
+            "        if spec.limit != before.limit:\n            self._count_anew()\n",
+            "        if spec.limit != before.limit:\n",
+            _ADOPTING,
+        ),
+        (
+            "a decider is taken only at the next start",
+            _NODE,
+            '("spec", "decider", "delays"',
+            '("spec", "delays"',
+            _ADOPTING,
+        ),
+        (
+            "a mailbox that is larger now lets no sender in",
+            _MAILBOX,
+            "        self._take(spec)\n        self.admit()\n",
+            "        self._take(spec)\n",
+            _ADOPTING,
+        ),
+        (
+            "callers wait for ever at a mailbox that is declared no more",
+            "supervise/_trio/address.py",
+            "            mailbox.close(None)\n            self.mailbox = None\n",
+            "            self.mailbox = None\n",
+            _ADOPTING,
+        ),
+        (
+            "modules that failed to load stay half loaded",
+            _RELOAD,
+            "            sys.modules.update(before)\n",
+            "",
+            _RELOADING,
+        ),
+        (
+            "a package keeps the earlier module as its attribute",
+            _RELOAD,
+            "            vars(before[above]).pop(last, None)\n",
+            "            pass\n",
+            _RELOADING,
+        ),
+        (
+            "what a message carries is lost when it is put back",
+            _MESSAGE,
+            "        again.memo, again._carried = self.memo, self.carried\n",
+            "        again.memo = self.memo\n",
+            _CARRYING,
+        ),
+        (
+            "a message without a reply stays in hand for ever if it carries something",
+            _MESSAGE,
+            '        if self.on_loss == "requeue":\n            inbox.held[message] = None\n        inbox.progressed',
+            "        inbox.held[message] = None\n        inbox.progressed",
+            _CARRYING,
+        ),
+        (
+            "a sender without a reply carries nothing once its address has been used",
+            "supervise/_trio/ref.py",
+            "        self._queue = mailbox if mailbox.carry is None else None\n",
+            "        self._queue = mailbox\n",
+            _CARRYING,
+        ),
+    )
+)
