@@ -107,6 +107,37 @@ def test_a_restart_takes_its_group_along(strategy, expected):
     grow(app(leaf("a"), leaf("b"), leaf("c"), strategy="one_for_all"), scene)
 
 
+def test_two_changes_in_one_group_cause_one_restart():
+    """R13, R38: The second child has its new code already when its turn comes."""
+
+    async def scene(tree, seen):
+        before = len(seen)
+        await tree.adopt(app(leaf("a", 1), leaf("b"), leaf("c", 1), strategy="one_for_all"))
+        assert seen.order(since=before) == "-c -b -a +a +b +c"
+
+    grow(app(leaf("a"), leaf("b"), leaf("c")), scene)
+
+
+@given(st.integers(0, 2**32))
+def test_a_child_that_its_group_starts_again_is_taken_out_once_more(seed):
+    """R13, R38: It was stopped, and then a sibling failed before it could leave."""
+    a = Puppet("a")
+
+    async def fails_another():
+        try:
+            await trio.sleep_forever()
+        finally:
+            if a.lives == 1:
+                a.fail()
+
+    async def scene(tree, seen):
+        await tree.adopt(app(a, strategy="one_for_all"))
+        await quiet()
+        assert [one.path for one in tree.status().children] == ["app/a"]
+
+    grow(app(a, Child("b", fails_another), strategy="one_for_all"), scene, seed=seed)
+
+
 def test_options_that_no_body_sees_are_taken_without_a_restart():
     """R38: A limit, a strategy, a decider, a backoff, times and the restart type."""
     a, b, c = puppets("abc")
@@ -181,9 +212,8 @@ def test_the_next_start_of_a_child_takes_the_new_declaration_whatever_causes_it(
     again = Child("a", a.spec.body, drain=7)
 
     async def scene(tree, seen):
-        await tree.adopt(app(again))
-        leaf = tree._driver.leaves["app/a"]
-        assert leaf.spec is a.spec
+        await tree.adopt(app(again, plain))
+        assert tree._driver.leaves["app/a"].spec is a.spec
         a.fail()
         await quiet()
         assert tree._driver.leaves["app/a"].spec is again
@@ -191,8 +221,21 @@ def test_the_next_start_of_a_child_takes_the_new_declaration_whatever_causes_it(
         a.fail()
         await quiet()
         assert tree["app/a"].status().incarnation == 3
+        assert tree._driver.leaves["app/b"].spec is not plain
+        stumble.set()  # it is restarted in one step
+        await quiet()
+        assert tree._driver.leaves["app/b"].spec is plain
 
-    grow(app(a), scene)
+    stumble = trio.Event()
+
+    async def once():
+        if not stumble.is_set():
+            await stumble.wait()
+            raise Boom
+        await trio.sleep_forever()
+
+    plain = Child("b", once, drain=7)
+    grow(app(a, Child("b", once)), scene)
 
 
 def test_another_kind_of_node_takes_the_place_of_the_earlier_one():
@@ -393,7 +436,7 @@ def test_callers_at_a_mailbox_that_is_declared_no_more_get_an_error():
 
             @nursery.start_soon
             async def _():
-                with pytest.raises(ChildStopped):
+                with pytest.raises(ChildStopped), trio.fail_after(10):
                     await ref.call(1)
 
             await quiet()
