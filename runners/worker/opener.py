@@ -32,20 +32,21 @@ _REBUILDS = Decider({"device.rebuild": Resume})
 class Opener:
     """Declares a context, and opens a session of its host for each incarnation (D2).
 
-    `limit` and `decider` are those of its supervisor, if it is one of several.
+    `limit` and `decider` are those of its supervisor, if it is one of several. They and `backoff` make no difference to the session, so
+    a declaration in which they differ restarts no context (R38).
     `declared`: whether the runner is the one that the worker was declared with, which `replace` may have replaced since.
     """
 
     host: Host
     runner: RunnerSpec
     declared: bool = True
-    backoff: Backoff | None = None
-    limit: Limit | None = None
+    backoff: Backoff | None = field(default=None, eq=False)
+    limit: Limit | None = field(default=None, eq=False)
     canary: float | None = None
     drain: float = 0
     is_one_of_several: bool = False
     retries: int = 0
-    decider: Decider | None = None
+    decider: Decider | None = field(default=None, eq=False)
     declaration: Declaration = field(factory=Declaration, repr=False)
 
     def child(self, mailbox: Mailbox | Literal["shared"]) -> Child:
