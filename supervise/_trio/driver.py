@@ -71,7 +71,7 @@ class Driver:
         self.ending: Callable[[], object] = lambda: None  # called once, when the root begins to stop
         self._ending = False
         self.root_task = trio.lowlevel.current_root_task()
-        self._interrupted = self._hurried = False
+        self._interrupted = self._hurried = self._starts_at_once = False
         self._begun = trio.Event()
         self._sinks = list(sinks)
         self.forest.ledger.listening = bool(sinks)
@@ -89,7 +89,6 @@ class Driver:
         self._busy = False
         self._broken = False
         self._leaving: Leaf | None = None
-        self._starts_at_once = False
 
     @property
     def _root(self) -> Machine:

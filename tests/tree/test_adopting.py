@@ -488,6 +488,32 @@ async def _and_fail_once_more(scene, tree, seen, late):
     await trio.sleep(100)
 
 
+def test_what_counts_goes_on_counting_if_its_option_is_the_same():
+    """R14, R15, R38: The series of a backoff, the charges of a child's own limit, and who waits for a retry."""
+    a, b = Puppet("a", backoff=Backoff(initial=1, jitter=0), limit=Limit(2, within=99)), Puppet("b")
+
+    def alike():
+        again = Child("a", a.spec.body, backoff=Backoff(initial=1, jitter=0), limit=Limit(2, within=99))
+        return app(again, b, strategy="one_for_all", limit=None)
+
+    async def scene(tree, seen):
+        for delay in (1, 2):
+            a.fail()
+            await quiet()
+            await tree.adopt(alike())
+            assert seen.of(events.BackingOff)[-1].delay == delay
+            await tree["app/b"].stop()
+            assert not tree._driver.forest.find("app/b").gone  # the retry of its sibling starts it
+            await trio.sleep(delay + 0.1)
+            assert tree["app/b"].status().state == "up"
+        a.fail()
+        await quiet()
+        assert seen.of(events.Decided)[-1].because == "limit"
+        assert tree["app/a"].status().state == "condemned"
+
+    grow(app(a, b, strategy="one_for_all", limit=None), scene)
+
+
 def test_without_a_difference_nothing_happens():
     """R38: Adopting what runs changes nothing, however often."""
 
