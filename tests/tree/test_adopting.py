@@ -502,10 +502,15 @@ def test_what_counts_goes_on_counting_if_its_option_is_the_same():
             await quiet()
             await tree.adopt(alike())
             assert seen.of(events.BackingOff)[-1].delay == delay
-            await tree["app/b"].stop()
-            assert not tree._driver.forest.find("app/b").gone  # the retry of its sibling starts it
+            late = Puppet(f"late-{delay}", restart="transient")
+            await tree["app"].add(late.spec)
+            late.finish()
+            await quiet()
+            assert not tree._driver.forest.find(
+                f"app/late-{delay}"
+            ).gone  # the retry of its sibling starts it
             await trio.sleep(delay + 0.1)
-            assert tree["app/b"].status().state == "up"
+            assert late.lives == 2
         a.fail()
         await quiet()
         assert seen.of(events.Decided)[-1].because == "limit"
