@@ -6,7 +6,7 @@
     python -m benchmarks --who trio_task     this project and these contenders only
     python -m benchmarks --quick             smaller numbers and two repetitions; writes nothing
     python -m benchmarks --markdown          print the last results as Markdown; measures nothing
-    python -m benchmarks --publish           put them into docs/performance.md, and draw docs/*.svg; measures nothing
+    python -m benchmarks --publish           put them into docs/project/performance.md, and draw docs/project/*.svg; measures nothing
     python -m benchmarks.contenders          install the peers, each into an environment of its own
 
 The contenders are measured in turns, each measurement in a separate process; a ratio is the median of the ratios within one
@@ -28,7 +28,7 @@ from .rows import ROWS
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results.json"
 GROWTH = "growth"
-PAGE = ROOT / "docs" / "performance.md"
+PAGE = ROOT / "docs" / "project" / "performance.md"
 BEGIN, END = "<!-- python -m benchmarks --publish -->\n", "<!-- end -->\n"
 
 
@@ -74,7 +74,7 @@ def publish(results: Results) -> None:
 
 
 def pictures(results: Results) -> dict[str, str]:
-    """Each picture by the name of its file in docs."""
+    """Each picture by the name of its file in docs/project."""
     return {"performance.svg": draw.comparison(results), "growth.svg": draw.growth(results["growth"])}
 
 

@@ -1,4 +1,4 @@
-"""Who imports whom, read from the source: the floors that hold, and what docs/architecture.md shows of the code.
+"""Who imports whom, read from the source: the floors that hold, and what docs/project/architecture.md shows of the code.
 
 `python -m tests.layers` writes its pictures, and its table of acts, anew.
 """
@@ -13,7 +13,7 @@ from pathlib import Path
 from supervise._core import act
 
 ROOT = Path(__file__).parents[1]
-PAGE = ROOT / "docs" / "architecture.md"
+PAGE = ROOT / "docs" / "project" / "architecture.md"
 Graph = dict[str, set[str]]
 
 FLOORS = (
@@ -181,7 +181,7 @@ def drawn(page: str) -> str:
     for name, text in pictures().items():
         place = re.compile(rf"(<!-- picture: {re.escape(name)} -->\n).*?(\n<!-- end -->)", re.DOTALL)
         if len(place.findall(page)) != 1:
-            raise ValueError(f"docs/architecture.md must have one place for the picture {name!r}")
+            raise ValueError(f"docs/project/architecture.md must have one place for the picture {name!r}")
         page = place.sub(lambda match, text=text: match[1] + text + match[2], page)
     return page
 

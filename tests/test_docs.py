@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+DOCS = ROOT / "docs"
+PAGES = [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))]
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 TIME = re.compile(r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d{3} ", re.MULTILINE)
 TREE, OUTPUT = (BLOCK.findall(PAGES[0].read_text())[number][1] for number in (0, 1))
@@ -38,6 +39,10 @@ def test_the_readme_shows_its_tree_and_its_real_output(tmp_path):
     assert TIME.sub("", output) == TIME.sub("", OUTPUT)
 
 
+def name_of(page):
+    return str(page.relative_to(ROOT))
+
+
 WITH_MODELS = {"your-own-model.md", "device-worker.md"}
 """Their blocks load models."""
 
@@ -45,7 +50,7 @@ WITH_MODELS = {"your-own-model.md", "device-worker.md"}
 @pytest.mark.parametrize(
     "page",
     [pytest.param(page, marks=[pytest.mark.slow] * (page.name in WITH_MODELS)) for page in PAGES],
-    ids=lambda page: page.name,
+    ids=name_of,
 )
 def test_every_python_block_runs(page, tmp_path):
     """Every Python block of a page runs, after those before it on the page. One that begins with a file's name is that file.
@@ -74,16 +79,45 @@ def test_the_readme_has_exactly_two_commands():
     assert all("-c constraints.txt" in code for code in commands)
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+LINK = re.compile(r"\]\(([^)#:\s]*)(?:#([^)\s]*))?\)")
+FENCED = re.compile(r"^(```+|~~~+).*?^\1", re.DOTALL | re.MULTILINE)
+
+
+def links(page):
+    """The links of a page to files of this project: each file with its anchor, which may be empty."""
+    found = LINK.findall(FENCED.sub("", page.read_text()))
+    return [((page.parent / target).resolve() if target else page, anchor) for target, anchor in found]
+
+
+def anchors(page):
+    """The anchors of a page on a forge: those of its headings, as GitHub makes them, and those that it writes itself."""
+    text = FENCED.sub("", page.read_text())
+    headings = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+    made = {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+    return made | set(re.findall(r'<a id="([^"]+)">', text))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_links_within_the_project_lead_somewhere(page):
-    """A relative link names a file that is there."""
-    for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text()):
-        assert (page.parent / target).exists(), target
+    """A relative link names a file that is there, and a heading or an anchor that it has."""
+    for target, anchor in links(page):
+        assert target.exists(), target
+        assert not anchor or anchor in anchors(target), (name_of(target), anchor)
+
+
+def test_each_page_is_listed_by_the_index_of_its_folder():
+    """Which lists its pages one a line, as `docs/extension.py` reads them for the navigation of the site."""
+    for folder in {page.parent for page in PAGES[1:]}:
+        index = folder / "index.md"
+        listed = re.findall(r"^- \[[^]]+\]\(([^):#]+\.md)\)", index.read_text(), re.MULTILINE)
+        pages = {page for page in folder.glob("*.md") if page != index}
+        assert sorted(set(listed)) == sorted(listed)
+        assert {folder / name for name in listed} == pages | set(folder.glob("*/index.md"))
 
 
 def test_the_tasks_are_the_commands_of_the_page_for_contributors():
-    """A task of `pyproject.toml` and a line of docs/contributing.md are the same command under the same name."""
+    """A task of `pyproject.toml` and a line of docs/project/contributing.md are the same command under the same name."""
     tasks = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["poe"]["tasks"]
     commands = {name: task if isinstance(task, str) else task["shell"] for name, task in tasks.items()}
-    page = (ROOT / "docs" / "contributing.md").read_text()
+    page = (ROOT / "docs" / "project" / "contributing.md").read_text()
     assert dict(re.findall(r"\| `poe (\w+)` \| `([^`]+)` \|", page)) == commands

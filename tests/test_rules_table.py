@@ -1,4 +1,4 @@
-"""`docs/rules.md` and `docs/device-rules.md` against the code and the tests."""
+"""`docs/project/rules.md` and `docs/project/device-rules.md` against the code and the tests."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import pytest
 
 TESTS = Path(__file__).parent
 DOCS = TESTS.parent / "docs"
+PROJECT = DOCS / "project"
 SUPERVISE = ("supervise._core", "supervise._trio", "supervise")
 RUNNERS = ("runners", "runners.worker", "runners.diagnosis", *SUPERVISE)
 RULES = [f"R{number}" for number in range(1, 39)]
@@ -22,7 +23,7 @@ MISTAKES = [f"M{number}" for number in range(1, 25)]
 
 def rows_of(page):
     """The rows of a page's tables by their first cell, in their order, each as its other cells."""
-    lines = re.findall(r"^\| ([A-Z]\d+) \| (.*) \|$", (DOCS / page).read_text(), re.MULTILINE)
+    lines = re.findall(r"^\| ([A-Z]\d+) \| (.*) \|$", (PROJECT / page).read_text(), re.MULTILINE)
     assert len(dict(lines)) == len(lines)
     return {first: rest.split(" | ") for first, rest in lines}
 
@@ -116,8 +117,8 @@ def test_every_test_of_a_section_names_its_rules(section):
     "rule", [*(f"R{number}" for number in range(1, 39)), *(f"D{number}" for number in range(1, 16))]
 )
 def test_every_rule_stands_whole_under_its_anchor(rule):
-    """Once, in `docs/semantics.md`; one that the tables leave out is not built, and says so there."""
-    page = (DOCS / "semantics.md").read_text()
+    """Once, in `docs/reference/semantics.md`; one that the tables leave out is not built, and says so there."""
+    page = (DOCS / "reference" / "semantics.md").read_text()
     parts = re.findall(
         rf'^<a id="{rule.lower()}"></a>\n\n### {rule}: .+?\n(.*?)(?=^<a id=|^## |\Z)',
         page,

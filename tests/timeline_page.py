@@ -1,4 +1,4 @@
-"""The run that docs/timeline.md shows, under virtual time: its events, its picture, and what the commands print.
+"""The run that docs/operating/timeline.md shows, under virtual time: its events, its picture, and what the commands print.
 
 `python -m tests.timeline_page` draws the picture, and writes the outputs into the page anew.
 """
@@ -20,7 +20,7 @@ from supervise import Supervisor, cli, events, open_tree
 from supervise.sinks.data import as_data
 from supervise.testing import run_virtual
 
-DOCS = Path(__file__).parents[1] / "docs"
+DOCS = Path(__file__).parents[1] / "docs" / "operating"
 PAGE = DOCS / "timeline.md"
 PICTURE = DOCS / "timeline.svg"
 BEGAN = datetime(2026, 11, 29, 9, tzinfo=UTC).timestamp()

@@ -59,7 +59,7 @@ async def _start_stop(n: int) -> Result:
 
 
 def start_tuned(few: int, many: int) -> Result:
-    """How much more a child costs among many, with the collector set as docs/performance.md recommends."""
+    """How much more a child costs among many, with the collector set as docs/project/performance.md recommends."""
     gc.set_threshold(50_000, 20, 100)
     small, large = start_stop(few), start_stop(many)
     return {

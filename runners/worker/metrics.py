@@ -1,4 +1,4 @@
-"""The metrics of device workers for Prometheus; `docs/metrics.md` lists them. Needs the extra `prometheus`."""
+"""The metrics of device workers for Prometheus; `docs/operating/metrics.md` lists them. Needs the extra `prometheus`."""
 
 from __future__ import annotations
 

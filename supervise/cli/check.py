@@ -98,7 +98,7 @@ def listed() -> str:
 
 
 def rows() -> Iterator[str]:
-    """The codes as a table in Markdown, as docs/checking.md has it."""
+    """The codes as a table in Markdown, as docs/reference/checking.md has it."""
     yield "| code | kind | what is wrong |"
     yield "|---|---|---|"
     for code in TABLE:

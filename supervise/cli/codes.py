@@ -437,7 +437,7 @@ TABLE = (
         "SUP302",
         "a function of asyncio is called",
         "A tree runs on Trio, where no asyncio loop runs: the call fails. Use what Trio has instead, or run asyncio "
-        "code with trio-asyncio; docs/embedding.md shows a tree within a program for asyncio.",
+        "code with trio-asyncio; docs/howto/embedding.md shows a tree within a program for asyncio.",
         """
         async def tick():
             while True:

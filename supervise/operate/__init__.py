@@ -44,7 +44,7 @@ def operate(
     """A child that serves the tree which it is in, for people, programs and scrapers; put it first, and it sees every start.
 
     It serves health, readiness, metrics, status, events, reasons, stacks and a page, and takes requests to start, stop and
-    restart nodes. Every request becomes an event that says who asked, and why. `docs/operating.md` has all of it.
+    restart nodes. Every request becomes an event that says who asked, and why. `docs/operating/operating.md` has all of it.
 
     If it cannot start with the tree, the tree does not start. If it fails later, for instance because the folder of its socket
     is gone, it is stopped and stays down (R10), and the tree goes on without it.

@@ -67,7 +67,7 @@ class Client:
         await self._http.aclose()
 
     async def status(self) -> Data:
-        """The status of all nodes, see `docs/operating.md`."""
+        """The status of all nodes, see `docs/operating/operating.md`."""
         return self._data(await self._asked("GET", "/status"), "nodes")
 
     async def why(self, path: str) -> str:

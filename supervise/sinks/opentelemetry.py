@@ -44,7 +44,7 @@ class OpenTelemetrySink:
     while a node is well. The body of a record is the event in the schema of `supervise.sinks.data.as_data`, with
     the key `text` for the event in words.
 
-    The sink makes no provider, and shuts none down: that is the program's, see `docs/metrics.md`. If a tracer or logger raises,
+    The sink makes no provider, and shuts none down: that is the program's, see `docs/operating/metrics.md`. If a tracer or logger raises,
     the tree reports it once and goes on without this sink.
 
     Args:

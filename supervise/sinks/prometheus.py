@@ -88,7 +88,7 @@ class _Attached:
 class PrometheusSink:
     """A sink that counts events for Prometheus, and reads the state of its trees when it is scraped (R31).
 
-    `docs/metrics.md` lists the metrics. Their label `path` has only values that follow from the declared trees, so their number
+    `docs/operating/metrics.md` lists the metrics. Their label `path` has only values that follow from the declared trees, so their number
     is bounded: all members of a pool are `app/pool/*`, and all nodes that are added to a supervisor at run time are `app/*`.
 
     A kind of node may have metrics of its own: if the class of a declared child's resource, or of its body, has an attribute

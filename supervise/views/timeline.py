@@ -1,6 +1,6 @@
 """What happened in a run, node by node: lanes of segments and failures, made from events as data. Nothing is drawn here.
 
-The events are those of `docs/events.md`, in any part of a run and of any number of runs: whatever is no event of this schema is
+The events are those of `docs/operating/events.md`, in any part of a run and of any number of runs: whatever is no event of this schema is
 counted and left out, and of a time before its first event nothing is claimed about a node.
 """
 

@@ -11,7 +11,7 @@ from supervise.cli import main
 from supervise.cli.check import report, rows
 from supervise.cli.codes import CODES, PRELUDE, TABLE, code_of
 
-PAGE = Path(__file__).parents[2] / "docs" / "checking.md"
+PAGE = Path(__file__).parents[2] / "docs" / "reference" / "checking.md"
 WARNED = [code for code in TABLE if code.severity == "warning" and not code.optional and code.name < "SUP9"]
 
 
@@ -67,13 +67,13 @@ def test_the_codes_are_in_order_and_each_is_there_once():
 
 
 def test_the_page_has_the_table():
-    """docs/checking.md shows the rows that `check.rows` makes; copy them there if they have changed."""
+    """docs/reference/checking.md shows the rows that `check.rows` makes; copy them there if they have changed."""
     page = PAGE.read_text()
     assert "\n".join(rows()) in page
 
 
 def test_the_page_shows_what_is_printed(tmp_path, monkeypatch, command):
-    """Each console block of docs/checking.md is a command and its output, in the order in which a terminal shows it."""
+    """Each console block of docs/reference/checking.md is a command and its output, in the order in which a terminal shows it."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
     page = PAGE.read_text()

@@ -1,4 +1,4 @@
-"""Makes docs/page.png: the page of a small shop after its first minute, in which three of its nodes have failed."""
+"""Makes docs/operating/page.png: the page of a small shop after its first minute, in which three of its nodes have failed."""
 
 import shutil
 import time
@@ -10,7 +10,7 @@ from served import Served
 
 from supervise import Backoff, Child, Limit, Pool, Supervisor
 
-PICTURE = Path(__file__).parents[2] / "docs" / "page.png"
+PICTURE = Path(__file__).parents[2] / "docs" / "operating" / "page.png"
 
 
 class DatabaseGone(Exception):

@@ -1,4 +1,4 @@
-"""Mistakes that device workers make, and that this one does not; `docs/device-rules.md` lists them all.
+"""Mistakes that device workers make, and that this one does not; `docs/project/device-rules.md` lists them all.
 
 In virtual time, except where a process must die.
 """

@@ -1,4 +1,4 @@
-"""The Grafana dashboard and docs/metrics.md, against what the sink exports."""
+"""The Grafana dashboard and docs/operating/metrics.md, against what the sink exports."""
 
 import json
 import re
@@ -21,7 +21,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from supervise.sinks.prometheus import PrometheusSink
 
-PAGE = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text()
+PAGE = (Path(__file__).parents[2] / "docs" / "operating" / "metrics.md").read_text()
 DASHBOARD = json.loads(files("supervise.sinks").joinpath("grafana.json").read_text())
 PANELS = [panel for panel in DASHBOARD["panels"] if panel["type"] != "row"]
 ROWS = [panel for panel in DASHBOARD["panels"] if panel["type"] == "row"]
@@ -131,7 +131,7 @@ def test_every_variable_of_the_dashboard_is_used_and_declared():
 
 
 def test_the_page_lists_every_metric_with_its_type_and_labels(families):
-    """R31: docs/metrics.md has a row for each, and no other."""
+    """R31: docs/operating/metrics.md has a row for each, and no other."""
     rows = {
         name: (kind, set(re.findall(r"`(\w+)`", labels)))
         for name, kind, labels in re.findall(rf"^\| `({NAME})` \| (\w+) \|(.*?)\|", PAGE, re.MULTILINE)

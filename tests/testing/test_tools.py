@@ -66,8 +66,8 @@ def test_a_failing_case_may_need_two_scripts():
 
 @pytest.mark.slow
 def test_the_page_shows_what_hypothesis_reports(tmp_path, monkeypatch):
-    """The shrunk case, and the end of its story, are those that `docs/fault-injection.md` prints."""
-    page = (Path(__file__).parents[2] / "docs" / "fault-injection.md").read_text()
+    """The shrunk case, and the end of its story, are those that `docs/howto/fault-injection.md` prints."""
+    page = (Path(__file__).parents[2] / "docs" / "howto" / "fault-injection.md").read_text()
     blocks = re.findall(r"^```(\w+)\n(.*?)^```$", page, re.DOTALL | re.MULTILINE)
     case, story = (text for language, text in blocks if language == "text")
     monkeypatch.chdir(tmp_path)  # it writes a log

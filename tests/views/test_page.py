@@ -1,4 +1,4 @@
-"""What `docs/views.md` shows is what is printed."""
+"""What `docs/operating/views.md` shows is what is printed."""
 
 import re
 import subprocess
@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-PAGE = (ROOT / "docs" / "views.md").read_text()
+PAGE = (ROOT / "docs" / "operating" / "views.md").read_text()
 SHOP, LOOK, _ = re.findall(r"^```python\n(.*?)^```$", PAGE, re.DOTALL | re.MULTILINE)
 SHOWN = re.findall(r"^```console\n\$ supervise (tree .*?)\n(.*?)^```$", PAGE, re.DOTALL | re.MULTILINE)
 

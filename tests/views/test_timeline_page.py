@@ -1,4 +1,4 @@
-"""What `docs/timeline.md` shows is what the commands print, and its picture is what they draw."""
+"""What `docs/operating/timeline.md` shows is what the commands print, and its picture is what they draw."""
 
 from tests import timeline_page
 

@@ -47,7 +47,7 @@ KEYS: Final = (
     Key("?", "this help", {"?": "help"}),
     Key("q", "quit", {"q": "quit"}),
 )
-"""All keys, in the order of the help. `docs/top.md` has the same table."""
+"""All keys, in the order of the help. `docs/operating/top.md` has the same table."""
 
 
 def frame(state: State, now: float) -> list[Line]:

@@ -90,7 +90,7 @@ def test_no_screen_is_larger_than_the_terminal(rows):
 
 def test_the_page_in_the_docs_shows_a_real_screen():
     """But for the events below it, whose times are local."""
-    page = (Path(__file__).parents[3] / "docs" / "top.md").read_text()
+    page = (Path(__file__).parents[3] / "docs" / "operating" / "top.md").read_text()
     shown = page.partition("```text\n")[2].partition("```")[0].splitlines()
     more = {"shop/feed": 30, "shop/store/jobs": 5}
     before = [{**each, "handled": each["handled"] and each["handled"] - more[each["path"]]} for each in ROWS]
