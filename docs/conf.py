@@ -12,6 +12,20 @@ exclude_patterns: list[str] = []
 nitpicky = True
 # The names of other libraries lead nowhere, since the build is offline.
 nitpick_ignore_regex = [(r"py:.*", r"(?!supervise|runners).*")]
+# Type variables, and types of which a program uses only what the text of the signature says.
+nitpick_ignore = [
+    ("py:class", name)
+    for name in (
+        "runners.diagnosis.nvml.Nvml",
+        "runners.hosts.Host",
+        "supervise._core.rehearsal.Step",
+        "supervise.operate.history.Entry",
+        "supervise.sinks.prometheus._Tree",
+        "supervise.sinks.systemd._Tree",
+        "supervise.testing.faults.S",
+        "supervise.testing.virtual.T",
+    )
+]
 
 myst_heading_anchors = 4
 myst_heading_slug_func = "extension.anchor"
@@ -28,6 +42,8 @@ napoleon_numpy_docstring = False
 
 html_theme = "furo"
 html_title = "trio-supervise"
+html_static_path = ["static"]
+html_css_files = ["site.css"]
 html_copy_source = False
 html_show_sphinx = False
 html_show_copyright = False

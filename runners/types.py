@@ -165,6 +165,7 @@ class ExecuteBatch:
         payload: any plain data instead of a prompt, or beside it: token ids, chat messages, numbers, bytes (D11). It is copied,
             and what cannot travel is refused here.
         options: plain data that only the runner interprets, such as penalties or a schema.
+        sampling: how its tokens are chosen, and how many.
         model: for a runner that has several.
         on_loss: what becomes of the stream, once begun, when its context is lost: `migrate` goes on in the next one if
             the runner can continue, `fail` ends with `ContextLost` (D6).
@@ -254,10 +255,12 @@ class TokenChunk(_Draft):
     host passes on what a subclass adds.
 
     Args:
+        request_id: of the request that it belongs to.
         index: absolute position of the first token, or of the chunk, counted from 0.
         token_ids: the tokens themselves; empty in a stream without ids, and in a last chunk that adds none.
         text: what may be shown now; can lag behind `token_ids` while a stop string is being matched.
         finish_reason: set in the last chunk, and only there.
+        usage: the tokens of the whole request, in the last chunk; the worker counts what the runner does not.
         data: plain data (D11); to another process at most 64 KiB of it travel besides its long texts and bytes.
         incarnation: the context that made it; the host fills it in.
     """
@@ -283,6 +286,9 @@ def token_chunk(  # noqa: PLR0917 - by position is the fastest
     data: Any = None,
 ) -> TokenChunk:
     """The same as `TokenChunk(…)`, in a third of the time, for a host or a runner that makes many thousands a second.
+
+    Its arguments `request_id`, `index`, `token_ids`, `text`, `finish_reason`, `usage`, `incarnation` and `data` are those of the
+    class, and may be given by position.
 
     A frozen class sets each of its fields by a call; a draft's are simply set, and then it is given the class.
     """
@@ -310,8 +316,11 @@ class Completion:
     """A whole stream, for a caller that waits for all of it.
 
     Args:
+        request_id: of the request that it answers.
         text: of all chunks, one behind the other.
         token_ids: of all chunks.
+        finish_reason: why it ended.
+        usage: the tokens that it took.
         data: of the chunks that carry any, in their order.
     """
 
@@ -370,7 +379,7 @@ WeightSource: TypeAlias = WeightsFile | WeightsRepository | None
 
 @frozen(kw_only=True)
 class RateLimits:
-    """How much a server takes in a minute; None is any amount."""
+    """How much a server takes in a minute: so many `requests`, and so many `tokens`; None is any amount."""
 
     requests: int | None = field(default=None, converter=_whole, validator=optional(_integer(1)))
     tokens: int | None = field(default=None, converter=_whole, validator=optional(_integer(1)))
@@ -378,13 +387,13 @@ class RateLimits:
 
 @frozen(kw_only=True)
 class Price:
-    """US dollars for a million tokens."""
+    """US dollars for a million tokens: of the `input`, and of the `output`."""
 
     input: float = field(default=0.0, converter=float, validator=[ge(0.0), lt(math.inf)])
     output: float = field(default=0.0, converter=float, validator=[ge(0.0), lt(math.inf)])
 
     def of(self, usage: TokenUsage) -> float:
-        """What this many cost."""
+        """What the tokens of this `usage` cost."""
         return (usage.input * self.input + usage.output * self.output) / _A_MILLION
 
 
@@ -502,11 +511,11 @@ class ModelRunner(Protocol):
         ...
 
     def execute(self, batch: ExecuteBatch) -> Chunks:
-        """Begin a stream. The request's seed is settled by then."""
+        """Begin the stream of the request `batch`, whose seed is settled by then."""
         ...
 
     def rebuild(self, cause: SessionRebuildCause) -> Awaitable[None] | None:
-        """Make the session anew on the same device. Never called for a poisoned context."""
+        """Make the session anew on the same device, for this `cause`. Never called for a poisoned context."""
         ...
 
     def close(self) -> Awaitable[None] | None:
@@ -519,7 +528,7 @@ class ContinuingRunner(ModelRunner, Protocol):
     """A runner whose streams can move to another context, if they have token ids: a begun stream without ids is lost."""
 
     def continue_from(self, batch: ExecuteBatch, accepted: Sequence[int]) -> Chunks:
-        """Go on behind `accepted`, all token ids accepted so far, those held back for a stop string too.
+        """Go on with `batch` behind `accepted`, all token ids accepted so far, those held back for a stop string too.
 
         `execute(b)` is `continue_from(b, ())`. If `accepted` already satisfies an end, the first chunk has the finish reason.
         Text that `accepted` has already released is not repeated.
@@ -536,7 +545,10 @@ class RunnerSpec(Protocol):
     """
 
     def build(self, start: RunnerStart) -> ModelRunner:
-        """Load the runner: once per incarnation, in the host's process. For an `InlineHost` alone it may be async."""
+        """Load the runner, with what `start` says of its context: once per incarnation, in the host's process.
+
+        For an `InlineHost` alone it may be async.
+        """
         ...
 
 
@@ -558,7 +570,7 @@ class PreparingSpec(RunnerSpec, Protocol):
     """A runner spec, part of whose `build` can be done before the device is free."""
 
     def prepare(self, device: str) -> RunnerSpec:
-        """Do as much of `build` as holds nothing of this device: the standby's work.
+        """Do as much of `build` as holds nothing of this `device`: the standby's work.
 
         Gives what does the rest: its `build` is called in the same process once the context before has ended.
         """

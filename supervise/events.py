@@ -81,7 +81,7 @@ class StartFailed(Event):
 
 @frozen(slots=False, repr=False, eq=False)
 class Failed(Event):
-    """The node's code raised an exception. A leaf is suspended, with its resource open, until the failure is decided (R8)."""
+    """The node's code raised the exception `exc`. A leaf is suspended, with its resource open, until the failure is decided (R8)."""
 
     exc: BaseException
 
@@ -127,7 +127,7 @@ class Resumed(Event):
 
 @frozen(slots=False, repr=False, eq=False)
 class Returned(Event):
-    """The node returned or ended normally, and is not restarted (R7)."""
+    """The node returned `value` or ended normally, and is not restarted (R7)."""
 
     value: Any = None
 
@@ -141,7 +141,7 @@ class Stopping(Event):
 
 @frozen(slots=False, repr=False, eq=False)
 class Overdue(Event):
-    """The node was cancelled, or ordered to leave its resource, `seconds` ago and has not ended (R20)."""
+    """The node was cancelled, or ordered to leave its resource, `seconds` ago and has not ended; `stack` is that of its task (R20)."""
 
     seconds: float
     stack: str = ""
@@ -149,7 +149,7 @@ class Overdue(Event):
 
 @frozen(slots=False, repr=False, eq=False)
 class StopError(Event):
-    """The node failed while it was being stopped, or its resource while it was left: this is reported, not decided (R23)."""
+    """The node failed with `exc` while it was being stopped, or its resource while it was left: reported, not decided (R23)."""
 
     exc: BaseException
 
@@ -169,7 +169,7 @@ class BackingOff(Event):
 
 @frozen(slots=False, repr=False, eq=False)
 class SinkFailed(Event):
-    """A sink raised, and gets no further events; `path` is that of the root (R31)."""
+    """The `sink` of this name raised `exc`, and gets no further events; `path` is that of the root (R31)."""
 
     sink: str
     exc: BaseException

@@ -184,7 +184,7 @@ class Message:
         inbox.held.pop(self, None)
 
     def fail(self, exc: BaseException) -> None:
-        """Answer it with an exception, which the caller's `call` raises. Raises RuntimeError if it is not in hand."""
+        """Answer it with the exception `exc`, which the caller's `call` raises. Raises RuntimeError if it is not in hand."""
         result, inbox = outcome.Error(exc), self._inbox
         if inbox is None:
             self._refuse()

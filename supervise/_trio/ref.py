@@ -217,13 +217,21 @@ class Ref:
         return call(self._mailbox(), value, on_loss)
 
     async def send(self, value: Any, *, on_loss: OnLoss | None = None) -> None:
-        """Send a message without a reply, waiting while the mailbox is full (R29). Raises as `call`, except `CallLost` and `TimeoutError`."""
+        """Send a message without a reply, waiting while the mailbox is full (R29).
+
+        Args:
+            value: as for `call`.
+            on_loss: as for `call`; with `fail` the message is lost together with the incarnation that took it.
+
+        Raises:
+            The same errors as `call`, except `CallLost` and `TimeoutError`.
+        """
         mailbox = self._mailbox()
         await mailbox.put(mailbox.one_way(value, None if on_loss is None else checked_on_loss(on_loss)))
         await trio.lowlevel.cancel_shielded_checkpoint()
 
     def send_nowait(self, value: Any, *, on_loss: OnLoss | None = None) -> None:
-        """As `send`, but raise `MailboxFull`, or the mailbox's class `full`, instead of waiting (R29)."""
+        """As `send(value, on_loss=…)`, but raise `MailboxFull`, or the mailbox's class `full`, instead of waiting (R29)."""
         if on_loss is not None:
             checked_on_loss(on_loss)
         mailbox = self._queue
@@ -250,7 +258,7 @@ class Ref:
     def stream_nowait(
         self, value: Any, *, on_loss: OnLoss | None = None, buffer: int = 64
     ) -> AbstractAsyncContextManager[Stream]:
-        """As `stream`, but entering the block raises `MailboxFull`, or the mailbox's class `full`, instead of waiting."""
+        """As `stream(value, on_loss=…, buffer=…)`, but entering the block raises `MailboxFull`, or the mailbox's class `full`, instead of waiting."""
         return OpenStream(self._mailbox(), value, on_loss, buffer, wait=False)
 
     def observe_calls(self, observer: CallObserver) -> None:

@@ -71,21 +71,32 @@ class Client:
         return self._data(await self._asked("GET", "/status"), "nodes")
 
     async def why(self, path: str) -> str:
-        """Why a node is as it is, in sentences."""
+        """Why the node at `path` is as it is, in sentences."""
         return (await self._asked("GET", f"/why/{_quoted(path)}")).text
 
     async def stack(self, path: str) -> str:
-        """Where the tasks of a node wait."""
+        """Where the tasks of the node at `path` wait."""
         return (await self._asked("GET", f"/stack/{_quoted(path)}")).text
 
     async def act(self, verb: str, path: str, *, reason: str, who: str, dry_run: bool = False) -> list[Data]:
-        """Have a node started, stopped or restarted; gives the steps, which a dry run does not take."""
+        """Have a node started, stopped or restarted; gives the steps, each as `{"do": …, "path": …}`.
+
+        Args:
+            verb: `start`, `stop` or `restart`.
+            path: of the node.
+            reason: why; the events have it.
+            who: the name of the person or program that asks; the events have it too.
+            dry_run: give the steps without taking them.
+
+        Raises:
+            OperateError: the request is refused, or no program answers.
+        """
         answer = await self._post(f"/{verb}/{_quoted(path)}", reason, who, dry_run=dry_run)
         steps: list[Data] = self._data(answer, "steps")["steps"]
         return steps
 
     async def reload(self, *, reason: str, who: str, dry_run: bool = False) -> list[Data]:
-        """Have the program load its files anew; gives the changes, which a dry run does not make."""
+        """Have the program load its files anew; gives the changes. `reason`, `who` and `dry_run` are as for `act`."""
         answer = await self._post("/reload", reason, who, dry_run=dry_run)
         changes: list[Data] = self._data(answer, "changes")["changes"]
         return changes

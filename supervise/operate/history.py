@@ -85,7 +85,7 @@ class History:
         return max(0, oldest - number - 1), entries
 
     def about(self, path: str) -> list[dict[str, Any]]:
-        """The kept events of a node and of all below it, as data."""
+        """The kept events of the node at `path` and of all below it, as data."""
         below = f"{path}/"
         return [
             entry.data

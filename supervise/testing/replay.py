@@ -51,7 +51,7 @@ class Mismatch(Exception):
 
 @contextmanager
 def recording(path: str | PathLike[str]) -> Generator[None, None, None]:
-    """Write a log of each tree that is opened in this block; the trees must run one after the other.
+    """Write a log of each tree that is opened in this block to the file at `path`; the trees must run one after the other.
 
     Each line is written at once, so that the log of a killed program is complete. These trees do not use the one-step
     restart, whose inputs would be missing. A child that was added by its spec cannot be replayed, because a log contains no

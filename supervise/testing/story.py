@@ -31,7 +31,7 @@ class Story:
 
 
 def tell(seen: Iterable[events.Event]) -> str:
-    """One line for each event: seconds on Trio's clock, path and incarnation, and the event in words."""
+    """The events `seen` as text, a line for each: seconds on Trio's clock, path and incarnation, and the event in words."""
     lines = [
         (f"{event.at:.3f}", f"{event.path} #{event.incarnation}", events.describe(event)) for event in seen
     ]

@@ -10,7 +10,7 @@ from . import words
 
 
 def declared(spec: Spec) -> str:
-    """The declared tree, each node with the options that differ from the defaults."""
+    """The tree that `spec` declares, each node with the options that differ from the defaults."""
     rows = [
         (lead + node.label, " · ".join(node.facts()))
         for lead, node in words.branches(words.Declared(spec), words.Declared.below)

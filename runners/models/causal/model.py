@@ -25,11 +25,11 @@ class Tokenizer(Protocol):
     """Texts as token ids, and back."""
 
     def encode(self, text: str) -> Sequence[int]:
-        """The tokens of a prompt, with those that the model expects in front of each prompt."""
+        """The tokens of a prompt `text`, with those that the model expects in front of each prompt."""
         ...
 
     def decode(self, tokens: list[int]) -> str:
-        """The text of some tokens; special tokens have none. Bytes that are no UTF-8 become U+FFFD."""
+        """The text of some `tokens`; special tokens have none. Bytes that are no UTF-8 become U+FFFD."""
         ...
 
 
@@ -38,7 +38,10 @@ class ChatTokenizer(Tokenizer, Protocol):
     """A tokenizer with a chat template."""
 
     def chat(self, messages: list[dict[str, Any]], tools: list[Any] | None) -> Sequence[int]:
-        """The tokens of a prompt that these messages make; the model's answer follows. May raise anything for bad messages."""
+        """The tokens of a prompt that these `messages` make, with the `tools` that a request has; the model's answer follows.
+
+        May raise anything for bad messages.
+        """
         ...
 
 
