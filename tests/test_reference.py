@@ -13,7 +13,7 @@ import runners
 import runners.errors
 import supervise
 import supervise.operate
-from supervise import errors, events, testing
+from supervise import cli, errors, events, testing
 
 FOLDER = Path(__file__).parents[1] / "docs" / "reference" / "api"
 BLOCK = re.compile(r"^```\{api\} (\S+)\n(:given:\n)?(.*?)^```$", re.DOTALL | re.MULTILINE)
@@ -158,3 +158,18 @@ def test_each_public_method_and_property_has_its_place(module, name, members):
             if not member.startswith("_") and isinstance(value, (property, classmethod, FunctionType))
         }
         assert own - set(members) == set(FOR_THE_LIBRARY.get(name, "").split())
+
+
+def commands(parser):
+    """The parser of each command of `supervise`, by its name."""
+    (choices,) = [action.choices for action in parser._actions if isinstance(action.choices, dict)]
+    return choices
+
+
+@pytest.mark.parametrize(("command", "parser"), commands(cli._parser()).items())
+def test_the_page_has_every_command_and_option(command, parser):
+    """docs/reference/commands.md; options that all commands share are there once."""
+    page = (FOLDER.parent / "commands.md").read_text()
+    assert re.search(rf"`supervise {command}\b|`{command}\b", page)
+    options = {option for action in parser._actions for option in action.option_strings} - {"-h", "--help"}
+    assert {option for option in options if not re.search(rf"`{option}\b", page)} == set()

@@ -1,0 +1,32 @@
+"""The messages of `docs/howto/troubleshooting.md` are those of the code."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PAGE = (ROOT / "docs" / "howto" / "troubleshooting.md").read_text()
+SHOWN = [
+    text for cell in re.findall(r"^\| (.*?) \|", PAGE, re.MULTILINE) for text in re.findall(r"`(.*?)`", cell)
+]
+OF_OTHERS = {"address already in use"}
+"""Messages of the operating system."""
+
+
+def texts():
+    """The source code, with the parts of a text that stands in several literals put together."""
+    files = [*(ROOT / "supervise").rglob("*.py"), *(ROOT / "runners").rglob("*.py")]
+    source = "\n".join(file.read_text() for file in files)
+    return re.sub(r"\"\s*f?\"", "", source)
+
+
+SOURCE = texts()
+
+
+@pytest.mark.parametrize("message", SHOWN)
+def test_the_message_is_in_the_code(message):
+    """Each piece of it between `…`, which stands for what differs."""
+    if message not in OF_OTHERS:
+        for piece in message.split("…"):
+            assert piece.strip() in SOURCE, piece
