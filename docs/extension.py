@@ -4,6 +4,7 @@
 - A rule has its number as its anchor.
 - The directive `api` documents public names, each with all its parameters, from the docstrings.
 - A rule in a docstring leads to its text.
+- A picture of Mermaid, which forges draw, is a list: drawing it would need its 3 MB of JavaScript.
 - A class that a signature names leads to its public name, wherever its file is.
 """
 
@@ -18,7 +19,6 @@ import attrs
 from docutils import nodes
 from docutils.parsers.rst import directives
 from myst_parser.mdit_to_docutils.base import default_slugify
-from pygments.lexers.special import TextLexer
 from sphinx.application import Sphinx
 from sphinx.environment import BuildEnvironment
 from sphinx.pycode import ModuleAnalyzer
@@ -26,6 +26,7 @@ from sphinx.util.docutils import SphinxDirective
 
 ENTRY = re.compile(r"^- \[[^]]+\]\(([^):#]+)\.md\)", re.MULTILINE)
 FORGE_ANCHOR = re.compile(r'^<a id="([rd]\d+)"></a>$', re.MULTILINE)
+MERMAID = re.compile(r"^```mermaid\nflowchart TD\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 RULE = re.compile(r"\b[RD]\d+\b")
 
 
@@ -38,9 +39,19 @@ def anchor(title: str) -> str:
 def change_source(_: Sphinx, page: str, source: list[str]) -> None:
     """Give an index page its navigation, and make the anchors that a page has for forges those of the site."""
     source[0] = FORGE_ANCHOR.sub(r"(\1)=", source[0])
+    source[0] = MERMAID.sub(lambda picture: as_list(picture[1]), source[0])
     if page == "index" or page.endswith("/index"):
         entries = "\n".join(ENTRY.findall(source[0]))
         source[0] += f"\n```{{toctree}}\n:hidden:\n:maxdepth: 2\n\n{entries}\n```\n"
+
+
+def as_list(flowchart: str) -> str:
+    """The arrows of a flowchart: an item for each box, with those that its arrows lead to."""
+    labels = dict(re.findall(r"^ *(\w+)\[(.+)\]$", flowchart, re.MULTILINE))
+    below: dict[str, list[str]] = {}
+    for upper, lower in re.findall(r"^ *(\w+) --> (\w+)$", flowchart, re.MULTILINE):
+        below.setdefault(labels[upper], []).append(f"`{labels[lower]}`")
+    return "\n".join(f"- `{upper}` → {', '.join(lower)}" for upper, lower in below.items())
 
 
 class Api(SphinxDirective):
@@ -106,7 +117,7 @@ def indented(text: str) -> list[str]:
 
 
 def explanation(module: str, name: str) -> str:
-    """The string beneath the assignment of a constant, or that of the member of an enumeration which it is."""
+    """The string below the assignment of a constant, or below the member of an enumeration which it is."""
     value = getattr(import_module(module), name)
     homes = getattr(import_module(module), "_HOMES", {})
     home = next((f"{module}.{home}" for home, names in homes.items() if name in names), module)
@@ -147,7 +158,7 @@ def as_rest(text: str) -> str:
 
 
 def before_napoleon(_: Sphinx, what: str, __: str, ___: object, ____: object, lines: list[str]) -> None:
-    """Begin the text of a property with an empty line: Napoleon would take what stands in front of a colon for its type."""
+    """Begin the text of a property with an empty line: Napoleon would take the words before a colon for its type."""
     lines[:] = [*([""] if what in ("attribute", "property") else []), *map(as_rest, lines)]
 
 
@@ -167,7 +178,6 @@ def find_public(app: Sphinx, env: BuildEnvironment, node: Any, text: nodes.Node)
 
 def setup(app: Sphinx) -> dict[str, Any]:
     """Called by Sphinx."""
-    app.add_lexer("mermaid", TextLexer)
     app.add_directive("api", Api)
     app.connect("source-read", change_source)
     app.connect("autodoc-process-signature", change_signature)

@@ -10,12 +10,12 @@ PAGE = (ROOT / "docs" / "howto" / "troubleshooting.md").read_text()
 SHOWN = [
     text for cell in re.findall(r"^\| (.*?) \|", PAGE, re.MULTILINE) for text in re.findall(r"`(.*?)`", cell)
 ]
-OF_OTHERS = {"address already in use"}
+OF_OTHERS = {"Address already in use"}
 """Messages of the operating system."""
 
 
 def texts():
-    """The source code, with the parts of a text that stands in several literals put together."""
+    """The source code, with the parts of a text that is written as several literals put together."""
     files = [*(ROOT / "supervise").rglob("*.py"), *(ROOT / "runners").rglob("*.py")]
     source = "\n".join(file.read_text() for file in files)
     return re.sub(r"\"\s*f?\"", "", source)
@@ -26,7 +26,7 @@ SOURCE = texts()
 
 @pytest.mark.parametrize("message", SHOWN)
 def test_the_message_is_in_the_code(message):
-    """Each piece of it between `…`, which stands for what differs."""
+    """Each piece of it between `…`, which is what differs from case to case."""
     if message not in OF_OTHERS:
         for piece in message.split("…"):
             assert piece.strip() in SOURCE, piece

@@ -5,6 +5,7 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 from pathlib import Path
 
@@ -26,7 +27,7 @@ def plain(line):
 
 
 def agree(shown, printed):
-    """Whether the printed lines are the shown ones; a shown line `…` stands for any lines."""
+    """Whether the printed lines are the shown ones; a shown line `…` is any number of lines."""
     pattern = "".join(r"(?:.*\n)*" if line == "…" else re.escape(plain(line)) + r"\n" for line in shown)
     return re.fullmatch(pattern, "".join(f"{plain(line)}\n" for line in printed)) is not None
 
@@ -38,9 +39,8 @@ class Shell:
         self.folder = folder
         self.status = 0
         self.left_running = []
-        runtime = folder / "runtime"
-        runtime.mkdir()
-        self.env = {**os.environ, "PYTHONPATH": str(ROOT), "XDG_RUNTIME_DIR": str(runtime), "TZ": "UTC"}
+        self.runtime = tempfile.TemporaryDirectory()  # the path of a socket has at most 107 bytes
+        self.env = {**os.environ, "PYTHONPATH": str(ROOT), "XDG_RUNTIME_DIR": self.runtime.name, "TZ": "UTC"}
 
     def begin(self, command):
         words = command.split()
@@ -89,6 +89,7 @@ class Shell:
         for process in self.left_running:
             process.send_signal(signal.SIGINT)
             process.communicate(timeout=LONGEST)
+        self.runtime.cleanup()
 
 
 @pytest.mark.slow
