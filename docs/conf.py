@@ -18,8 +18,8 @@ nitpick_ignore = [
     for name in (
         "runners.diagnosis.nvml.Nvml",
         "runners.hosts.Host",
-        "supervise._core.rehearsal.Step",
         "supervise.operate.history.Entry",
+        "supervise.sinks.prometheus.MoreMetrics",
         "supervise.sinks.prometheus._Tree",
         "supervise.sinks.systemd._Tree",
         "supervise.testing.faults.S",

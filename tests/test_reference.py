@@ -33,7 +33,7 @@ FOR_THE_LIBRARY = {
     "ProcessHost": "check open",
     "Rule": "fits",
     "Script": "bodies entry",
-    "StreamMessage": "back fail left let_go on_left on_loss reply requeue taken_again",
+    "StreamMessage": "back fail left let_go on_left on_loss reply requeue sent_at taken_again",
     "ThreadHost": "open",
     "ExecuteBatch": "estimated_input estimated_tokens on_clock with_seed",
     "RunnerInfo": "estimated_cost",

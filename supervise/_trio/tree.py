@@ -110,7 +110,7 @@ class Tree:
         return self._driver.subscribe(checked)
 
     def changes(self, spec: Supervisor | Pool) -> list[Change]:
-        """How a declaration differs from what runs, and what `adopt` would restart for it; nothing is changed (R38).
+        """How the declaration `spec` differs from what runs, and what `adopt` would restart for it; nothing is changed (R38).
 
         Raises:
             TypeError, ValueError: it cannot be the declaration of this tree, see `adopt`.
