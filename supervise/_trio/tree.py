@@ -47,7 +47,7 @@ class Tree:
         return f"<tree {self._spec.name!r} {self._driver.forest.root.state}>"
 
     def __getitem__(self, key: Spec | str) -> Ref:
-        """The address of a node, by its spec or by its path.
+        """The address of a node; `key` is its spec or its path.
 
         Raises:
             KeyError: the tree has no such node; the message names a near match, if there is one.
