@@ -9,6 +9,7 @@ another.
 from __future__ import annotations
 
 import dataclasses
+from collections import deque
 from collections.abc import Iterator, Mapping, Sized
 from functools import partial
 from types import CellType, CodeType, FunctionType, MappingProxyType, MethodType, ModuleType
@@ -47,15 +48,18 @@ def why_other(name: str, old: object, new: object, *, classes: bool = True) -> s
         classes: whether a class that was made anew differs from the earlier one; otherwise its module and its name are compared.
     """
     waiting: list[_Pair] = [(name, old, new)]
-    seen: set[tuple[int, int]] = set()
+    # It keeps the objects, so that no other one gets the id of one of them.
+    seen: dict[tuple[int, int], tuple[Any, Any]] = {}
     while waiting:
         what, one, other = waiting.pop()
         if one is other or (id(one), id(other)) in seen:
             continue
-        seen.add((id(one), id(other)))
+        seen[id(one), id(other)] = one, other
         try:
             found = _compared(what, one, other, classes=classes)
-        except Exception as problem:  # noqa: BLE001 - A user's object may raise anything when it is compared; then it counts as another.
+        except KeyboardInterrupt:
+            raise
+        except BaseException as problem:  # noqa: BLE001 - A user's object may raise anything when it is compared; then it counts as another.
             return f"{what} cannot be compared: {brief(problem)}"
         if isinstance(found, str):
             return found
@@ -142,7 +146,7 @@ def _methods(what: str, old: MethodType, new: MethodType) -> Iterator[_Pair]:
 
 
 def _cells(what: str, old: CellType, new: CellType) -> Iterator[_Pair]:
-    yield what, _content(old), _content(new)
+    yield what, _content(old), unless_shared(_content(old), _content(new))
 
 
 def _content(cell: CellType) -> object:
@@ -191,19 +195,23 @@ def _globals(name: str, old: dict[str, Any], new: dict[str, Any], names: dict[st
     one, other = old.get(name, _MISSING), new.get(name, _MISSING)
     if isinstance(one, ModuleType) and isinstance(other, ModuleType) and one is not other:
         for attribute in names:
-            yield (
-                f"{name}.{attribute}",
-                vars(one).get(attribute, _MISSING),
-                vars(other).get(attribute, _MISSING),
-            )
-    elif isinstance(one, dict | list | set) and not one and one == other:
-        yield (
-            name,
-            one,
-            _ANEW,
-        )  # an empty container is there to be filled, so that it is shared by those who use it
+            its, anew = vars(one).get(attribute, _MISSING), vars(other).get(attribute, _MISSING)
+            yield f"{name}.{attribute}", its, unless_shared(its, anew)
     else:
-        yield name, one, other
+        yield name, one, unless_shared(one, other)
+
+
+def unless_shared(old: object, new: object) -> object:
+    """`new`, or a stand-in that equals nothing if both are empty containers made apart.
+
+    An empty container is there to be filled, so that those who use it share it: it has an identity of its own.
+    """
+    if old is new or class_of(old) is not class_of(new) or not issubclass(class_of(old), _FILLED):
+        return new
+    return new if old or new else _ANEW
+
+
+_FILLED = (list, dict, set, bytearray, deque)
 
 
 def _same_code(old: CodeType, new: CodeType, names: dict[str, None]) -> bool:
@@ -219,9 +227,14 @@ def _same_code(old: CodeType, new: CodeType, names: dict[str, None]) -> bool:
         for constant, its in zip(one.co_consts, other.co_consts, strict=True):
             if isinstance(constant, CodeType) and isinstance(its, CodeType):
                 waiting.append((constant, its))
-            elif constant != its or (type(constant) is not frozenset and repr(constant) != repr(its)):
+            elif constant != its or _texts(constant) != _texts(its):
                 return False  # 1, True and 1.0 are equal, and so are 0.0 and -0.0: only their texts differ
     return True
+
+
+def _texts(constant: object) -> list[str]:
+    """The text of a constant; of a set those of its items, since two equal sets may have another order."""
+    return sorted(map(repr, constant)) if isinstance(constant, frozenset) else [repr(constant)]
 
 
 _CODE = (

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import attrs
 from attrs import frozen
 
-from ._same import why_other
+from ._same import unless_shared, why_other
 from .spec import Child, Mailbox, Pool, Spec, Supervisor
 
 _STRUCTURE = ("name", "children", "origin")
@@ -88,6 +88,8 @@ def _changed(path: str, old: Spec, started: Spec, new: Spec) -> Iterator[Change]
     restarts = False
     for name in [each.name for each in attrs.fields(type(new)) if each.init and each.name not in _STRUCTURE]:
         has, gets = getattr(started if name in _CODE else old, name), getattr(new, name)
+        if name == "args" and len(has) == len(gets):
+            gets = tuple(map(unless_shared, has, gets))
         reason = why_other(name, has, gets, classes=name in _CODE)
         if reason is not None:
             options.append(name)

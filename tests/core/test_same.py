@@ -85,6 +85,13 @@ def test_what_a_function_reaches_is_named(before, after, expected):
     assert reason(BASE, BASE.replace(before, after, 1)) == expected
 
 
+def test_equal_sets_of_other_numbers_are_other_code():
+    """A loop over `{1, 2}` gives other values than one over `{1.0, 2}`."""
+    source = "def serve():\n  for number in {1, 2}: print(number)"
+    assert reason(source, source) is None
+    assert reason(source, source.replace("{1,", "{1.0,")) == "the code of serve is another"
+
+
 @pytest.mark.parametrize(
     ("source", "expected"),
     [
@@ -93,6 +100,10 @@ def test_what_a_function_reaches_is_named(before, after, expected):
         ("class Job: pass\njob = Job()\ndef serve(): return job", "job is of the class Job, which was made anew"),
         ("QUEUE = []\ndef serve(): return QUEUE", "QUEUE was [], and is made anew"),
         ("CACHE = {}\ndef serve(): return CACHE", "CACHE was {}, and is made anew"),
+        ("from collections import deque\nJOBS = deque()\ndef serve(): return JOBS", "JOBS was deque([]), and is made anew"),
+        ("from collections import defaultdict\nJOBS = defaultdict(list)\ndef serve(): return JOBS", "JOBS was defaultdict("),
+        ("JOBS = bytearray()\ndef serve(): return JOBS", "JOBS was bytearray(b''), and is made anew"),
+        ("def made():\n  jobs = []\n  def serve(): return jobs\n  return serve\nserve = made()", "jobs was [], and is made anew"),
         ("import itertools\nNUMBERS = itertools.count()\ndef serve(): return NUMBERS", "NUMBERS was made anew, and cannot be compared: count(0)"),
         ("import trio\nsend, receive = trio.open_memory_channel(1)\ndef serve(): return send", "send was made anew, and cannot be compared"),
         ("import threading\nlock = threading.Lock()\ndef serve(): return lock", "lock was made anew, and cannot be compared"),
@@ -174,6 +185,9 @@ def test_of_a_module_loaded_anew_only_what_the_function_names_counts():
     assert both(one) is None
     assert both(one.replace("return 1", "return 2")) == "the code of speed is another"
     assert both("class Job: pass") is not None
+    assert both("speed = []") is not None
+    body, one = "def serve(): return work.jobs", "jobs = []"
+    assert both(one) == "work.jobs was [], and is made anew"
 
 
 def test_objects_that_raise_when_they_are_compared_count_as_others():
@@ -186,6 +200,50 @@ def test_objects_that_raise_when_they_are_compared_count_as_others():
             raise OSError("no")
 
     assert why_other("x", Odd(), Odd()) == "x cannot be compared: OSError('no')"
+
+    class Leaving:
+        __hash__ = None
+
+        def __eq__(self, other):
+            raise SystemExit(3)
+
+    assert why_other("x", Leaving(), Leaving()) == "x cannot be compared: SystemExit(3)"
+
+
+def test_values_that_are_made_for_the_comparison_are_not_taken_for_those_before():
+    """A value that is freed gives its id to the next one."""
+
+    @attrs.frozen
+    class Made:
+        number: int
+        other: int
+
+        def __getattribute__(self, name):
+            value = object.__getattribute__(self, name)
+            return (value,) if name in ("number", "other") else value
+
+    old, new = [[Made(number, number) for number in range(1, last)] for last in (50, 51)]
+    old.append(Made(0, 0))
+    assert why_other("x", old, new) is not None
+
+
+def test_an_empty_list_among_the_arguments_is_shared():
+    """R38: A sibling that gets the same list would fill another one."""
+
+    async def serve(number, jobs):
+        pass
+
+    def declared(jobs):
+        return Supervisor("app", [Child("a", serve, args=[1, jobs])])
+
+    def reasons(old, new):
+        found = changes(declared(old), declared(new), lambda path: None, lambda path: None)
+        return [reason for change in found for reason in change.why]
+
+    jobs = []
+    assert reasons(jobs, jobs) == []
+    assert reasons([], []) == ["args[1] was [], and is made anew"]
+    assert reasons([1], [1]) == []
 
 
 def test_deep_and_cyclic_values_come_to_an_end():
