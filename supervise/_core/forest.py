@@ -61,6 +61,10 @@ class Forest:
                 self.restarting = item
                 item = effect.Stop(asked(self.root, "restart", item))
                 out = self._root_stops(item.reason, now)
+            elif isinstance(item, effect.Request) and item.kind == "adopt" and self._root_waits_for_its_end:
+                assert item.spec is not None
+                self.root.adopt(item.spec, ROOT, has_no_group=False)  # its next machine begins with it
+                return [effect.Reply(item.token, self.root.path)]
             elif isinstance(item, effect.Stop):
                 machine = self.machines[self.root.path]  # it may have waited behind the end of the one before
                 out = [*self._give_up_restart(), *self._root_stops(item.reason, now)]
@@ -120,7 +124,7 @@ class Forest:
         assert isinstance(report, effect.Ended)
         out: list[Effect] = []
         root.alive = False
-        if self.restarting is not None and root.state == "stopping":
+        if self._root_waits_for_its_end:
             return self._event(events.Stopped, now)
         root.state, root.since, self.over = "down", now, True
         answer = effect.Reply(None, root.path)
@@ -164,6 +168,11 @@ class Forest:
         assert self.restarting is not None
         self.machines[self.root.path] = Machine(self.root, self.ledger)
         return self._start_root(now, asked(self.root, "restart", self.restarting))
+
+    @property
+    def _root_waits_for_its_end(self) -> bool:
+        """Whether the root is ending, and starts anew then."""
+        return self.restarting is not None and self.root.state == "stopping"
 
     def _give_up_restart(self) -> list[Effect]:
         """Something stops the tree while its root is restarted: the caller is refused."""

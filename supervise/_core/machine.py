@@ -982,8 +982,7 @@ class Machine:
             self._refuse(request.token, f"{node.path!r} is still in the tree", "running")
             return
         try:
-            for name in self.children.keys() - {child.name for child in spec.children}:
-                check_fits(spec, self.children[name].spec)
+            self.check_added(spec)
         except ValueError as problem:
             self.out.append(effect.Reply(request.token, error=problem))
             return
@@ -1000,6 +999,13 @@ class Machine:
         waiting = [node for node in self.children.values() if node.state == "restarting"]
         self.retrying = {} if spec.strategy == "one_for_one" else dict.fromkeys(waiting)
         self.out.append(effect.Reply(request.token, self.path))
+
+    def check_added(self, spec: Supervisor | Pool) -> None:
+        """Raise `ValueError` if a child that was added at run time, and stays, does not fit into `spec`."""
+        others = {child.name for child in spec.children} | {node.name for node in self.undeclared(spec)}
+        for name, node in self.children.items():
+            if name not in others:
+                check_fits(spec, node.spec)
 
     def undeclared(self, spec: Supervisor | Pool) -> list[Node]:
         """The children that leave the tree if it adopts `spec`; those that were added while it ran stay."""

@@ -10,9 +10,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import outcome
-from trio.lowlevel import enable_ki_protection
-
 from .. import events
 from .._core import effect
 from .._core.changes import Change
@@ -44,24 +41,14 @@ class Adoption:
         self._restarts = {change.path for change in changes if change.restarts}
         self._reason = reason
 
-    async def finished(self) -> list[StartFailed]:
-        """Have a task of the tree carry it out, which goes on if the caller is cancelled. Returns the errors of the starts that failed."""
-        answer = Answer()
-
-        async def run() -> None:
-            answer.set(await outcome.acapture(self._carry_out))
-
-        self._driver.spawn(run, "adoption")
-        await answer.wait()
-        return self._failed
-
-    @enable_ki_protection
-    async def _carry_out(self) -> None:
+    async def carry_out(self) -> list[StartFailed]:
+        """Carry it out. Returns the errors of the starts that failed."""
         self._report(events.Adopting, changes=tuple(map(str, self._changes)), reason=self._reason)
         try:
             await self._adopt_all()
         finally:
             self._report(events.Adopted, failed=tuple(each.path for each in self._failed))
+        return self._failed
 
     async def _adopt_all(self) -> None:
         for path, spec in walk(self._spec):
@@ -79,14 +66,24 @@ class Adoption:
     async def _adopt(self, machine: Machine, spec: Supervisor | Pool) -> None:
         """Have one supervisor take its declaration, once the children that are not in it have left.
 
-        If it restarts meanwhile they are there again. If it ends, its next incarnation takes the declaration by itself.
+        If it restarts meanwhile they are there again. If it ends, its next incarnation takes the declaration by itself; that of the
+        root does if it is asked before the restart is over.
+
+        Raises:
+            Refused: it is the root, and the tree is stopping.
         """
+        forest = self._driver.forest
         while True:
             await self._take_out(machine, spec)
             try:
                 await self._driver.ask(machine, effect.Request("adopt", Answer(), spec=spec))
             except Refused as refused:
                 if refused.reason == "running":
+                    continue
+                if machine.parent is None:
+                    if forest.restarting is None and forest.machines[machine.path] is machine:
+                        raise
+                    machine = forest.machines[machine.path]
                     continue
             return
 

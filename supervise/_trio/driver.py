@@ -431,8 +431,11 @@ class Driver:
         self.leaves[path] = leaf = Leaf(self, place.machine, place.machine.children[name])
         self._spawn(place.nursery, leaf.run, path)
 
-    def spawn(self, run: Callable[[], Awaitable[None]], what: str) -> None:
-        """Start a task that belongs to the tree, but to no node."""
+    async def spawn(self, run: Callable[[], Awaitable[None]], what: str) -> None:
+        """Start a task that belongs to the tree, but to no node. Raises `Refused` if the tree has ended."""
+        await self._begun.wait()
+        if self.finished.is_set():
+            raise self._cannot_answer()
         assert self._nursery is not None
         self._spawn(self._nursery, run, f"{self.forest.root.path} ({what})")
 

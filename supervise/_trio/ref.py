@@ -7,6 +7,7 @@ from contextlib import AbstractAsyncContextManager
 from functools import cached_property
 from types import TracebackType
 from typing import Any, Literal
+from weakref import WeakKeyDictionary
 
 import outcome
 import trio
@@ -17,7 +18,7 @@ from .._core._check import is_a
 from .._core.machine import Machine
 from .._core.node import Node
 from .._core.rehearsal import Step, rehearse
-from .._core.spec import SHARED, Child, OnLoss, Pool, Spec, Supervisor, placed_twice, walk
+from .._core.spec import SHARED, Child, Mailbox, OnLoss, Pool, Spec, Supervisor, placed_twice, walk
 from .._core.status import Status, picture
 from ..errors import ChildRestarted, Refused
 from .address import Address, Answer
@@ -34,11 +35,12 @@ class Declared:
 
     def __init__(self, root: Supervisor | Pool) -> None:
         self._root = root
-        self._earlier: dict[Spec, str] = {}
+        # Weak, since an earlier spec keeps its body, and that all of its module (R31).
+        self._earlier: WeakKeyDictionary[Spec, str] = WeakKeyDictionary()
 
     def adopt(self, root: Supervisor | Pool) -> None:
         """Take the declarations of another root; earlier specs still name their paths, if they are declared (R38)."""
-        self._earlier = self.paths
+        self._earlier.update(self.paths)
         self._root = root
         del self.paths
         self.__dict__.pop("specs", None)
@@ -51,10 +53,18 @@ class Declared:
     @cached_property
     def paths(self) -> dict[Spec, str]:
         """The path of each spec, and of the `origin` that a spec replaces."""
-        earlier = {spec: path for spec, path in self._earlier.items() if path in self.specs}
-        return earlier | {
-            spec: path for path, node in self.specs.items() for spec in (node, node.origin) if spec
-        }
+        return {spec: path for path, node in self.specs.items() for spec in (node, node.origin) if spec}
+
+    def path_of(self, spec: Spec) -> str | None:
+        """The path of a spec, also of an earlier one; None if it is not declared, or is no spec."""
+        path = self.paths.get(spec)
+        if path is None and isinstance(spec, Child | Supervisor | Pool):
+            path = self._earlier.get(spec)
+        return path if path in self.specs else None
+
+
+_NO_QUEUE = Queue("", Mailbox())
+_NO_QUEUE.close(None)  # it has no room, so that the fast path of `Ref.send_nowait` needs no check of its own
 
 
 class Ref:
@@ -69,7 +79,7 @@ class Ref:
         self._driver = driver
         self._declared = declared
         self._added = added
-        self._queue: Queue | None = None
+        self._queue = _NO_QUEUE
         self.path = path
 
     def __repr__(self) -> str:
@@ -177,15 +187,10 @@ class Ref:
         return None if path == self.path else Ref(self._driver, self._declared, path)
 
     def _mailbox(self) -> Queue:
-        """Its queue. A closed queue is looked up anew: its node may have left the tree, and another may have its path.
-
-        One that carries something with each message is never kept: `send_nowait` would put a plain tuple into it.
-        """
-        if self._queue is not None and not self._queue.closed:
-            return self._queue
-        mailbox = self._find_mailbox()
-        self._queue = mailbox if mailbox.carry is None else None
-        return mailbox
+        """Its queue. A closed queue is looked up anew: its node may have left the tree, and another may have its path."""
+        if self._queue.closed:
+            self._queue = self._find_mailbox()
+        return self._queue
 
     def _find_mailbox(self) -> Queue:
         ref = self._front() or self
@@ -235,7 +240,7 @@ class Ref:
         if on_loss is not None:
             checked_on_loss(on_loss)
         mailbox = self._queue
-        if mailbox is None or not mailbox.put_if_room((value, on_loss)):
+        if mailbox.carry is not None or not mailbox.put_if_room((value, on_loss)):
             mailbox = self._mailbox()
             if not mailbox.put_if_room(mailbox.one_way(value, on_loss)):
                 raise mailbox.overflow()
@@ -312,10 +317,10 @@ class Ref:
             )
         spec: Spec = args[0]
         refuse_nonsense(spec)
-        static = self._declared.paths
         for path, node in walk(spec, self.path):
-            if static.get(node, path) != path:
-                raise ValueError(f"one spec stands at two places: {static[node]!r} and {path!r}; make two")
+            other = self._declared.path_of(node)
+            if other not in (None, path):
+                raise ValueError(f"one spec stands at two places: {other!r} and {path!r}; make two")
         return spec
 
     async def stop(self, *, reason: str | None = None) -> None:
@@ -431,6 +436,13 @@ class Ref:
         name = self.path.rpartition("/")[2]
         why = None if reason is None else checked_reason(reason)
         return effect.Request(kind, Answer(), name=name, reason=why)
+
+    def refuse_to_wait_for_itself(self) -> None:
+        """As a request to each of the supervisors above the child that asks, which an adoption waits for (R38)."""
+        child = enclosing_child(self._driver)
+        names = [] if child is None else child.path.split("/")
+        for depth in range(1, len(names)):
+            self._would_wait_for_itself("/".join(names[:depth]))
 
     def _would_wait_for_itself(self, served: str, *, ended: str = "") -> None:
         """Refuse a request that would wait for ever.

@@ -9,7 +9,9 @@ from difflib import get_close_matches
 from types import TracebackType
 from typing import cast
 
+import outcome
 import trio
+from trio.lowlevel import enable_ki_protection
 
 from .._core._brief import brief
 from .._core._call import wrong_function
@@ -17,10 +19,12 @@ from .._core._check import being_loaded, is_a
 from .._core.changes import Change, changes
 from .._core.decide import context_of, is_interrupt, set_context
 from .._core.node import Node
-from .._core.spec import Child, Pool, Spec, Supervisor
+from .._core.spec import Child, Pool, Spec, Supervisor, walk
 from .._core.status import Status
+from ..errors import StartFailed
 from ..events import Sink
 from ..sinks.log import LoggingSink
+from .address import Answer
 from .adoption import Adoption
 from .driver import Driver
 from .leaf import _is_fatal, _without_cancelled, close_scope
@@ -57,7 +61,7 @@ class Tree:
             if self._driver.forest.find(key) is None and key not in self._declared.specs:
                 raise KeyError(f"tree {self._spec.name!r} has no node {key!r}{self._near(key)}")
             return Ref(self._driver, self._declared, key)
-        path = self._declared.paths.get(key)
+        path = self._declared.paths.get(key) or self._declared.path_of(key)
         if path is None:
             raise self._no_such(key)
         return Ref(self._driver, self._declared, path)
@@ -119,6 +123,10 @@ class Tree:
         if (type(root), root.name) != (type(self._spec), self._spec.name):
             mine = f"{type(self._spec).__name__} {self._spec.name!r}"
             raise ValueError(f"the root must stay {mine}, got {type(root).__name__} {root.name!r}")
+        for path, its in walk(root):
+            machine = self._driver.forest.machines.get(path)
+            if machine is not None and not isinstance(its, Child):
+                machine.check_added(its)
         return changes(self._spec, root, self._in_force, self._started_with)
 
     async def adopt(self, spec: Supervisor | Pool, *, reason: str = "adopt") -> list[Change]:
@@ -141,19 +149,36 @@ class Tree:
         Raises:
             StartFailed: a child did not start; all else is done. A new child stays down, a changed one is retried as in any restart.
             ExceptionGroup: several did not start.
+            Refused: the tree is stopping, or has ended.
+            RuntimeError: a child asked for it that has not started yet: it would wait for its own start.
             TypeError, ValueError: it cannot be the declaration of this tree; then nothing has been changed.
         """
         why = checked_reason(reason)
-        async with self._adopting:
-            found = self.changes(spec)
-            self._declared.adopt(spec)
-            self._spec = spec
-            failed = await Adoption(self._driver, self._declared, spec, found, why).finished()
+        self.root.refuse_to_wait_for_itself()
+        check_root(spec)
+        answer = Answer()
+
+        async def run() -> None:
+            answer.set(await outcome.acapture(self._adopt, spec, why))
+
+        await self._driver.spawn(run, "adoption")
+        result: tuple[list[Change], list[StartFailed]] = await answer.wait()
+        found, failed = result
         if len(failed) == 1:
             raise failed[0]
         if failed:
             raise ExceptionGroup("these children did not start", failed)
         return found
+
+    @enable_ki_protection
+    async def _adopt(self, spec: Supervisor | Pool, reason: str) -> tuple[list[Change], list[StartFailed]]:
+        """Carry out one adoption, after those before it: the lock is that of this task, which goes on if its caller is cancelled."""
+        async with self._adopting:
+            found = self.changes(spec)
+            self._declared.adopt(spec)
+            self._spec = spec
+            adoption = Adoption(self._driver, self._declared, spec, found, reason)
+            return found, await adoption.carry_out()
 
     async def reload(self, *, reason: str = "reload") -> list[Change]:
         """`adopt` what the function `declare` returns now; `reason` is shown by the events.
@@ -161,7 +186,7 @@ class Tree:
         Raises:
             RuntimeError: the tree was started without such a function.
             Exception: what the function raises; nothing has been changed.
-            StartFailed, ExceptionGroup, TypeError, ValueError: as `adopt`.
+            StartFailed, ExceptionGroup, Refused, TypeError, ValueError: as `adopt`.
         """
         if self.declare is None:
             raise RuntimeError(f"tree {self._spec.name!r} was started without reload=…")

@@ -57,7 +57,7 @@ ADOPTING = tuple(
             "a restart meanwhile brings the removed children back for good",
             _ADOPTION,
             '                if refused.reason == "running":\n                    continue\n',
-            "                pass\n",
+            "",
             _ADOPTING,
         ),
         (
@@ -126,8 +126,8 @@ ADOPTING = tuple(
         (
             "a sender without a reply carries nothing once its address has been used",
             "supervise/_trio/ref.py",
-            "        self._queue = mailbox if mailbox.carry is None else None\n",
-            "        self._queue = mailbox\n",
+            "mailbox.carry is not None or not",
+            "not",
             _CARRYING,
         ),
     )

@@ -379,16 +379,22 @@ def test_what_cannot_be_its_declaration_is_refused_as_a_whole(other, message):
 
 
 def test_a_child_that_was_added_must_fit_into_the_new_declaration():
-    """R18, R38: Otherwise its supervisor keeps the declaration that it has."""
+    """R18, R38: Otherwise the declaration is refused as a whole, however deep that child is."""
+
+    def declared(version, **options):
+        return app(Supervisor("one", [leaf("a", version)]), Supervisor("two", [leaf("b")], **options))
 
     async def scene(tree, seen):
-        await tree["app"].add(Child("x", forever, restart="transient", significant=True))
+        await tree["app/two"].add(Child("x", forever, restart="transient", significant=True))
+        before = len(seen)
         with pytest.raises(ValueError, match="significant needs auto_shutdown"):
-            await tree.adopt(app(leaf("a", 1)))
-        assert seen.the(events.Adopted).failed == ()
-        assert [one.path for one in tree.status().children] == ["app/a", "app/x"]
+            await tree.adopt(declared(1))
+        with pytest.raises(ValueError, match="significant needs auto_shutdown"):
+            tree.changes(declared(1))
+        assert len(seen) == before
+        await tree.adopt(app())  # it leaves with its supervisor
 
-    grow(app(leaf("a"), auto_shutdown="any_significant"), scene)
+    grow(declared(0, auto_shutdown="any_significant"), scene)
 
 
 def test_waiting_messages_stay_and_the_size_changes_at_once():

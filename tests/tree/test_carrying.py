@@ -150,3 +150,28 @@ def test_without_it_nothing_is_carried():
     for wrong in (forever, 3, lambda x: x):
         with pytest.raises(TypeError, match="a mailbox's carry"):
             Mailbox(carry=wrong)
+
+
+def test_an_address_that_has_been_used_carries_what_a_new_declaration_adds():
+    """R30, R38: And nothing once that is declared no more."""
+    got = []
+
+    async def body(inbox):
+        async for message in inbox:
+            got.append(message.carried)
+            message.reply()
+
+    def declared(**options):
+        return app(Child("a", body, mailbox=Mailbox(8, **options)))
+
+    async def scene(tree, _):
+        ref = tree["app/a"]
+        ref.send_nowait(1)
+        for options in ({"carry": lambda: "something"}, {}):
+            await tree.adopt(declared(**options))
+            ref.send_nowait(2)
+            await ref.send(3)
+        await quiet()
+
+    grow(declared(), scene)
+    assert got == [None, "something", "something", None, None]

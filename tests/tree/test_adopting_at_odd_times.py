@@ -1,0 +1,138 @@
+"""`Tree.adopt` while something else goes on: a start, a stop, a restart of the root, or another adoption (R38)."""
+
+from __future__ import annotations
+
+import gc
+import os
+import signal
+from weakref import ref
+
+import pytest
+import trio
+
+from supervise import Child, Refused, StartFailed, Supervisor, events, open_tree, run_tree
+from supervise._trio.tree import opening
+from supervise.testing import run_virtual
+
+from .scene import app, forever, grow
+
+
+async def slow(version):
+    """A child that takes five seconds to end."""
+    try:
+        await trio.sleep_forever()
+    finally:
+        with trio.CancelScope(shield=True):
+            await trio.sleep(5)
+
+
+def declared(version):
+    """Two supervisors; the child of the first one ends slowly. Later versions have one more child."""
+    late = [Child("late", forever, args=[version])] if version else []
+    return app(
+        Supervisor("one", [Child("slow", slow, args=[version])]),
+        Supervisor("two", [Child("quick", forever, args=[version])]),
+        *late,
+    )
+
+
+def shown(tree, version):
+    return list(map(str, tree.changes(declared(version))))
+
+
+def test_an_adoption_whose_caller_is_cancelled_is_over_before_the_next_one_begins():
+    """R38: Otherwise the earlier one would overwrite part of what the later one has brought."""
+
+    async def scene(tree, seen):
+        with trio.move_on_after(1) as scope:
+            await tree.adopt(declared(1), reason="first")
+        assert scope.cancelled_caught
+        await tree.adopt(declared(2), reason="second")
+        assert shown(tree, 2) == []
+        borders = [event for event in seen if isinstance(event, events.Adopting | events.Adopted)]
+        assert [type(event) for event in borders] == [events.Adopting, events.Adopted] * 2
+        await trio.sleep(60)
+        assert shown(tree, 2) == []
+
+    grow(declared(0), scene)
+
+
+@pytest.mark.parametrize("at", [0, 1, 4.9, 5, 5.1])
+def test_a_root_that_is_just_being_restarted_starts_with_the_new_declaration(at):
+    """R25, R38: Its next incarnation takes it, as that of any other supervisor."""
+
+    async def scene(tree, seen):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(tree.root.restart)
+            await trio.sleep(at)
+            await tree.adopt(declared(1))
+        await trio.sleep(60)
+        assert shown(tree, 1) == []
+        assert tree["app/late"].status().incarnation == 1
+        assert tree.root.status().incarnation == 2
+
+    grow(declared(0), scene)
+
+
+def test_a_tree_that_is_stopping_or_has_ended_refuses_it():
+    """R25, R38: Nothing would come of it."""
+
+    async def main():
+        async def adopt():
+            await trio.sleep(1)
+            with pytest.raises(Refused, match="stopping"):
+                await tree.adopt(declared(1))
+
+        async with trio.open_nursery() as nursery, open_tree(declared(0), sinks=[]) as tree:
+            nursery.start_soon(adopt)
+        with pytest.raises(Refused, match="stopping"):
+            await tree.adopt(declared(1))
+
+    run_virtual(main)
+
+
+def test_a_child_that_has_not_started_yet_cannot_wait_for_it():
+    """R25, R38: The adoption would wait for the start, and the start for the adoption."""
+    trees = []
+
+    async def early(*, task_status):
+        await trees[0].adopt(declared(1))
+
+    async def main():
+        async with opening(app(Child("a", early)), [], trees.append):
+            pytest.fail("it has started")
+
+    with pytest.raises(StartFailed, match="would wait for ever, for its own start"):
+        run_virtual(main)
+
+
+def test_a_watch_may_adopt_before_the_tree_has_begun():
+    """R38: It waits for the tree. Trio decides whose task runs first."""
+    found = []
+
+    async def watch(tree):
+        await tree.adopt(declared(1))
+        found.append(shown(tree, 1))
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    for _ in range(10):
+        run_tree(declared(0), sinks=[], watch=[watch])
+    assert found == [[]] * 10
+
+
+def test_earlier_declarations_are_not_kept():
+    """R31, R38: The body of each keeps its module as it was then; a caller who keeps one may still use it as a key."""
+
+    async def scene(tree, seen):
+        earlier = []
+        for version in range(1, 6):
+            spec = app(Child("a", forever, args=[version]))
+            earlier.append(ref(spec.children[0]))
+            await tree.adopt(spec)
+        kept = earlier[3]()
+        del spec
+        gc.collect()
+        assert [one() is not None for one in earlier] == [False, False, False, True, True]
+        assert tree[kept].path == "app/a"
+
+    grow(app(Child("a", forever, args=[0])), scene)
