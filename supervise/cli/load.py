@@ -118,7 +118,9 @@ def _from_file(path: Path) -> ModuleType:
         raise NoTree(f"{path} is not a Python file")
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
-    sys.path.append(str(path.parent.absolute()))
+    folder = str(path.parent.absolute())
+    if folder not in sys.path:  # it is, if the file is loaded anew
+        sys.path.append(folder)
     spec.loader.exec_module(module)
     return module
 
@@ -126,6 +128,12 @@ def _from_file(path: Path) -> ModuleType:
 def name_of_module(target: str) -> str:
     """The module name under which the file or the module of a target is loaded."""
     return _name(_split(target)[0])
+
+
+def wherever(target: str) -> str:
+    """The target with the whole path of its file, if it is one: the program may change its current folder."""
+    where = _split(target)[0]
+    return f"{Path(where).absolute()}{target[len(where) :]}" if where.endswith(".py") else target
 
 
 def _name(where: str) -> str:

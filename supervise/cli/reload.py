@@ -17,7 +17,7 @@ from .._core.spec import Pool, Supervisor
 from .._trio.run import reload_or_log
 from .._trio.tree import Tree
 from . import findings
-from .load import NoTree, load, name_of_module
+from .load import NoTree, load, name_of_module, wherever
 
 _LOOKS = 1.0
 """Seconds between two looks at the files."""
@@ -37,11 +37,11 @@ class Program:
     """
 
     def __init__(self, target: str) -> None:
-        self._target = target
+        self._target = wherever(target)
         self._name = name_of_module(target)
         self._folder = _folder(sys.modules[self._name.partition(".")[0]])
-        self._sources: dict[str, bytes] = {}
-        self._note()
+        self._failed = False
+        self._sources = _sources(self._modules())
 
     def __call__(self) -> Supervisor | Pool:
         """The tree as the files declare it now.
@@ -49,8 +49,12 @@ class Program:
         Raises:
             NoTree: a file cannot be loaded, has no such tree, or `supervise check` finds an error in it.
         """
+        self._failed = True
         before = self._modules()
-        for name in self._stale():
+        # They are read before the modules are loaded: a file that is saved meanwhile counts as changed by the next call.
+        sources = _sources(before)
+        packages = [(vars(module), dict(vars(module))) for module in before.values() if _is_package(module)]
+        for name in self._stale(before, sources):
             self._forget(name, before)
         importlib.invalidate_caches()
         try:
@@ -59,19 +63,22 @@ class Program:
             for name in self._modules():
                 del sys.modules[name]
             sys.modules.update(before)
-            for name, module in before.items():
-                above, _, last = name.rpartition(".")
-                if above in before:
-                    setattr(before[above], last, module)
+            for names, those in packages:  # their modules are attributes of them
+                names.update(those)
+                for name in names.keys() - those.keys():
+                    del names[name]
             raise
-        self._note()
+        modules = self._modules()
+        new = {name: module for name, module in modules.items() if name not in sources}
+        self._sources = {name: sources[name] for name in modules.keys() - new.keys()} | _sources(new)
+        self._failed = False
         return tree
 
     def _forget(self, name: str, before: dict[str, ModuleType]) -> None:
         """Have a module loaded by its next import."""
         del sys.modules[name]
         above, _, last = name.rpartition(".")
-        if above in before:
+        if above in before and _is_package(before[above]):
             # Otherwise `from above import last` would find the earlier one.
             vars(before[above]).pop(last, None)
         # Bytecode is taken for that of the file by its time in whole seconds and its size alone.
@@ -87,22 +94,30 @@ class Program:
         return tree
 
     async def watch(self, tree: Tree) -> None:
-        """Have the tree reload whenever a file has changed, once it has stayed as it is from one look to the next."""
-        seen = known = self._stamps()
+        """Have the tree reload whenever a file has changed, once it has stayed as it is from one look to the next.
+
+        A module that is imported later, or not any more, is no change.
+        """
+        known = seen = self._stamps()
         while True:
             await trio.sleep(_LOOKS)
             earlier, seen = seen, self._stamps()
-            if seen != known and seen == earlier:
-                known = seen
+            if seen == earlier and any(known.get(path, stamp) != stamp for path, stamp in seen.items()):
                 await reload_or_log(tree, reason="a file has changed")
+                # A file that was saved while it was loaded is another one than it was before.
+                known = self._stamps() | seen
+            else:
+                known = seen | known
 
-    def _stamps(self) -> dict[str, tuple[int, int]]:
-        stamps: dict[str, tuple[int, int]] = {}
-        for name, module in self._modules().items():
-            with suppress(OSError):  # it is just being replaced
-                stat = Path(str(module.__file__)).stat()
-                stamps[name] = stat.st_mtime_ns, stat.st_size
-        return stamps
+    def _stamps(self) -> dict[Path, tuple[int, int] | None]:
+        """When each of its files was changed, and its size; None if the file is just being replaced.
+
+        After a load that failed, the files beside them count too: the one to be mended may be of a module that was never loaded.
+        """
+        paths = {Path(_file(module)) for module in self._modules().values()}
+        if self._failed:
+            paths |= {path for folder in {path.parent for path in paths} for path in folder.glob("*.py")}
+        return {path: _stamp(path) for path in paths}
 
     # --- its modules
 
@@ -111,20 +126,14 @@ class Program:
         return {name: module for name, module in list(sys.modules.items()) if self._owns(name, module)}
 
     def _owns(self, name: str, module: ModuleType) -> bool:
-        file = getattr(module, "__file__", None)
-        if not isinstance(file, str) or not file.endswith(".py") or name.partition(".")[0] in _LIBRARIES:
+        file = _file(module)
+        if not file.endswith(".py") or name.partition(".")[0] in _LIBRARIES:
             return False
         path = Path(file).absolute()
         return path.is_relative_to(self._folder) and "site-packages" not in path.parts
 
-    def _note(self) -> None:
-        """Note what is loaded, to see later what has changed."""
-        self._sources = {name: _source(module) for name, module in self._modules().items()}
-
-    def _stale(self) -> list[str]:
+    def _stale(self, modules: dict[str, ModuleType], sources: dict[str, bytes]) -> list[str]:
         """The own modules that have to be loaded anew: the target, what has changed, what is below or imports one of these."""
-        modules = self._modules()
-        sources = {name: _source(module) for name, module in modules.items()}
         imported = {name: set(_imports(name, modules[name], source)) for name, source in sources.items()}
         stale = {name for name, source in sources.items() if source != self._sources.get(name)} | {self._name}
         while True:
@@ -142,6 +151,31 @@ def _folder(module: ModuleType) -> Path:
     return Path(str(module.__file__)).absolute().parent
 
 
+def _file(module: ModuleType) -> str:
+    """The path of its file; empty if it has none. Anything may stand in place of a module."""
+    try:
+        file = module.__file__
+    except Exception:  # noqa: BLE001 - A lazy module may raise anything when it is asked for an attribute.
+        return ""
+    return file if isinstance(file, str) else ""
+
+
+def _is_package(module: object) -> bool:
+    return isinstance(module, ModuleType) and "__path__" in vars(module)
+
+
+def _stamp(path: Path) -> tuple[int, int] | None:
+    try:
+        stat = path.stat()
+    except OSError:
+        return None
+    return stat.st_mtime_ns, stat.st_size
+
+
+def _sources(modules: dict[str, ModuleType]) -> dict[str, bytes]:
+    return {name: _source(module) for name, module in modules.items()}
+
+
 def _source(module: ModuleType) -> bytes:
     """What its file has now; nothing if it cannot be read, which counts as a change."""
     try:
@@ -153,7 +187,7 @@ def _source(module: ModuleType) -> bytes:
 def _imports(name: str, module: ModuleType, source: bytes) -> Iterator[str]:
     """The names that a module imports, and those that may be modules."""
     try:
-        nodes = list(ast.walk(ast.parse(source)))
+        nodes = list(_walk(ast.parse(source)))
     except (SyntaxError, ValueError, RecursionError):  # loading it gives the error
         return
     package = name if hasattr(module, "__path__") else name.rpartition(".")[0]
@@ -166,3 +200,15 @@ def _imports(name: str, module: ModuleType, source: bytes) -> Iterator[str]:
                 full = resolve_name(base, package) if node.level else base
                 yield full
                 yield from (f"{full}.{alias.name}" for alias in node.names)
+
+
+def _walk(tree: ast.AST) -> Iterator[ast.AST]:
+    """As `ast.walk`, but without what only a type checker sees: it is never imported."""
+    waiting = [tree]
+    while waiting:
+        node = waiting.pop()
+        yield node
+        if isinstance(node, ast.If) and ast.unparse(node.test) in ("TYPE_CHECKING", "typing.TYPE_CHECKING"):
+            waiting += node.orelse
+        else:
+            waiting += ast.iter_child_nodes(node)

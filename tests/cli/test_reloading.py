@@ -11,9 +11,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+import trio
 
 from supervise.cli.load import NoTree, load
 from supervise.cli.reload import Program
+from supervise.testing import run_virtual
 
 ROOT = Path(__file__).parents[2]
 TOKEN = "a-token-of-the-tests-0"
@@ -97,6 +99,139 @@ def test_a_file_that_changes_within_a_second_and_keeps_its_size_is_loaded_anew(f
         os.utime(folder / "work.py", (1e9, 1e9))
         made()
         assert sys.modules["work"].speed() == number
+
+
+def test_a_file_that_is_saved_while_it_is_loaded_counts_as_changed(folder):
+    """R38: What was loaded is the file as it was before."""
+    saves = """
+from pathlib import Path
+if Path("save").exists():
+    Path("work.py").write_text(Path("work.py").read_text().replace("return 2", "return 3"))
+"""
+    (folder / "app.py").write_text(APP + saves)
+    made = program("app")
+    rewrite(folder / "work.py", "return 1", "return 2")
+    (folder / "save").touch()
+    made()
+    assert sys.modules["work"].speed() == 2
+    (folder / "save").unlink()
+    made()
+    assert sys.modules["work"].speed() == 3
+
+
+def test_what_only_a_type_checker_imports_is_no_import(folder):
+    """R38: Otherwise a module that names the target's types would be loaded anew each time, with all its classes."""
+    only_types = "from __future__ import annotations\nfrom typing import TYPE_CHECKING\n"
+    only_types += "if TYPE_CHECKING:\n    from app import tree\nelse:\n    import json\n"
+    (folder / "work.py").write_text(only_types + WORK)
+    made = program("app")
+    work = sys.modules["work"]
+    made()
+    assert sys.modules["work"] is work
+    rewrite(folder / "errors.py", "pass", "text = 1")
+    made()
+    assert sys.modules["work"] is not work
+
+
+def test_loading_anew_leaves_the_path_and_the_packages_as_they_were(folder):
+    """R38: After any number of loads, and after one that failed."""
+    (folder / "pack").mkdir()
+    (folder / "pack/__init__.py").write_text("from .sub import sub\n")
+    (folder / "pack/sub.py").write_text("def sub(): return 1\n")
+    (folder / "pack/later.py").write_text("number = 1\n")
+    (folder / "app.py").write_text(f"{APP}\nimport pack\n")
+    made = program("app.py")
+    before, pack = list(sys.path), sys.modules["pack"]
+    names = dict(vars(pack))
+    made()
+    assert sys.path == before
+    (folder / "app.py").write_text(f"{APP}\nfrom pack import later\n1 / later.number - later.number")
+    (folder / "pack/sub.py").write_text("def sub(): return 2\n1 / 0\n")
+    with pytest.raises(NoTree, match="division by zero"):
+        made()
+    assert sys.modules["pack"] is pack
+    assert vars(pack) == names
+    (folder / "pack/sub.py").write_text("def sub(): return 1\n")
+    (folder / "app.py").write_text(f"{APP}\nfrom pack import later\nif later.number == 1: raise OSError")
+    with pytest.raises(NoTree, match="OSError"):
+        made()
+    rewrite(folder / "pack/later.py", "number = 1", "number = 2")
+    made()
+    assert sys.modules["pack.later"].number == 2
+
+
+def test_a_program_that_changes_its_folder_is_found_again(folder, tmp_path_factory):
+    """R38: A service may go to another folder as soon as it runs."""
+    made = program("app.py:tree")
+    os.chdir(tmp_path_factory.mktemp("elsewhere"))
+    rewrite(folder / "work.py", "return 1", "return 2")
+    made()
+    assert sys.modules["work"].speed() == 2
+
+
+def test_what_stands_in_place_of_a_module_may_raise(folder, monkeypatch):
+    """R38: A lazy module, for instance, that cannot import what it stands for."""
+
+    class Lazy:
+        def __getattr__(self, name):
+            raise ImportError(name)
+
+    monkeypatch.setitem(sys.modules, "lazy_of_this_test", Lazy())
+    assert program("app")().name == "app"
+
+
+def looked_after(folder, monkeypatch, edits):
+    """The results of the reloads that `Program.watch` asks for, after each of the edits."""
+    results = []
+
+    async def reload(tree, *, reason):
+        try:
+            made()
+            results[-1].append("loaded")
+        except NoTree:
+            results[-1].append("failed")
+
+    monkeypatch.setattr("supervise.cli.reload.reload_or_log", reload)
+    made = program("app.py")
+
+    async def main():
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(made.watch, None)
+            for edit in edits:
+                await trio.sleep(5.5)
+                results.append([])
+                edit()
+            await trio.sleep(5.5)
+            nursery.cancel_scope.cancel()
+
+    run_virtual(main)
+    return results
+
+
+def test_only_files_that_change_are_a_reason_to_load_them(folder, monkeypatch):
+    """R38: A module that is imported later is none, nor one that a reload has brought, or that is imported no more."""
+    (folder / "late.py").write_text("number = 1\n")
+    (folder / "more.py").write_text("number = 1\n")
+    edits = [
+        lambda: __import__("late"),
+        lambda: rewrite(folder / "app.py", "import trio", "import trio, more"),
+        lambda: rewrite(folder / "more.py", "1", "2"),
+        lambda: rewrite(folder / "app.py", "import trio, more", "import trio"),
+        lambda: (folder / "work.py").rename(folder / "gone.py"),
+        lambda: (folder / "gone.py").rename(folder / "work.py"),
+    ]
+    expected = [[], ["loaded"], ["loaded"], ["loaded"], ["failed"], ["loaded"]]
+    assert looked_after(folder, monkeypatch, edits) == expected
+
+
+def test_a_file_that_never_loaded_is_loaded_once_it_is_mended(folder, monkeypatch):
+    """R38: It belongs to no module, so that only its folder shows that it has changed."""
+    (folder / "more.py").write_text("1 / 0\n")
+    edits = [
+        lambda: rewrite(folder / "app.py", "import trio", "import trio, more"),
+        lambda: (folder / "more.py").write_text("number = 1\n"),
+    ]
+    assert looked_after(folder, monkeypatch, edits) == [["failed"], ["loaded"]]
 
 
 @pytest.mark.parametrize(
