@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from importlib.util import cache_from_source, resolve_name
 from pathlib import Path
+from sysconfig import get_path
 from types import ModuleType
 
 import trio
@@ -21,6 +22,9 @@ from .load import NoTree, load, name_of_module, wherever
 
 _LOOKS = 1.0
 """Seconds between two looks at the files."""
+
+_PYTHON = get_path("stdlib")
+"""The folder of Python's own modules. It may be below that of the program, if this is the home of a user."""
 
 _LIBRARIES = ("supervise", "runners", "__main__")
 
@@ -130,7 +134,9 @@ class Program:
         if not file.endswith(".py") or name.partition(".")[0] in _LIBRARIES:
             return False
         path = Path(file).absolute()
-        return path.is_relative_to(self._folder) and "site-packages" not in path.parts
+        return path.is_relative_to(self._folder) and not (
+            path.is_relative_to(_PYTHON) or {"site-packages", "dist-packages"} & set(path.parts)
+        )
 
     def _stale(self, modules: dict[str, ModuleType], sources: dict[str, bytes]) -> list[str]:
         """The own modules that have to be loaded anew: the target, what has changed, what is below or imports one of these."""

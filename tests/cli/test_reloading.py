@@ -180,6 +180,21 @@ def test_what_stands_in_place_of_a_module_may_raise(folder, monkeypatch):
     assert program("app")().name == "app"
 
 
+@pytest.mark.parametrize("library", ["lib/python", "venv/site-packages", "venv/dist-packages"])
+def test_libraries_below_the_folder_of_a_program_are_not_its_own(folder, monkeypatch, library):
+    """R38: A Python that a user has installed at home is below each program that is there."""
+    (folder / library).mkdir(parents=True)
+    (folder / library / "a_library.py").write_text("")
+    monkeypatch.syspath_prepend(folder / library)
+    monkeypatch.setattr("supervise.cli.reload._PYTHON", str(folder / "lib/python"))
+    (folder / "app.py").write_text(f"import a_library\n{APP}")
+    made = program("app")
+    module = sys.modules["a_library"]
+    (folder / library / "a_library.py").write_text("number = 1")
+    made()
+    assert sys.modules["a_library"] is module
+
+
 def looked_after(folder, monkeypatch, edits):
     """The results of the reloads that `Program.watch` asks for, after each of the edits."""
     results = []
