@@ -62,6 +62,7 @@ class Adoption:
             address = self._driver.addresses.get(path)
             if address is not None:
                 address.adopt(spec)
+        self._declared.look_for_fronts_anew()
 
     async def _adopt(self, machine: Machine, spec: Supervisor | Pool) -> None:
         """Have one supervisor take its declaration, once the children that are not in it have left.

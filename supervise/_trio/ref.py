@@ -7,7 +7,7 @@ from contextlib import AbstractAsyncContextManager
 from functools import cached_property
 from types import TracebackType
 from typing import Any, Literal
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, WeakValueDictionary
 
 import outcome
 import trio
@@ -37,6 +37,8 @@ class Declared:
         self._root = root
         # Weak, since an earlier spec keeps its body, and that all of its module (R31).
         self._earlier: WeakKeyDictionary[Spec, str] = WeakKeyDictionary()
+        self.through_fronts: WeakValueDictionary[int, Ref] = WeakValueDictionary()
+        """By their ids, the addresses that keep the queue of a front: another declaration may name another front (R34)."""
 
     def adopt(self, root: Supervisor | Pool) -> None:
         """Take the declarations of another root; earlier specs still name their paths, if they are declared (R38)."""
@@ -54,6 +56,11 @@ class Declared:
     def paths(self) -> dict[Spec, str]:
         """The path of each spec, and of the `origin` that a spec replaces."""
         return {spec: path for path, node in self.specs.items() for spec in (node, node.origin) if spec}
+
+    def look_for_fronts_anew(self) -> None:
+        """Have the addresses that send to a front look it up again."""
+        while self.through_fronts:
+            self.through_fronts.popitem()[1]._queue = _NO_QUEUE
 
     def path_of(self, spec: Spec) -> str | None:
         """The path of a spec, also of an earlier one; None if it is not declared, or is no spec."""
@@ -73,7 +80,7 @@ class Ref:
     Two are equal if they have the same path in the same tree.
     """
 
-    __slots__ = ("_added", "_declared", "_driver", "_queue", "path")
+    __slots__ = ("__weakref__", "_added", "_declared", "_driver", "_queue", "path")
 
     def __init__(self, driver: Driver, declared: Declared, path: str, added: Node | None = None) -> None:
         self._driver = driver
@@ -194,6 +201,8 @@ class Ref:
 
     def _find_mailbox(self) -> Queue:
         ref = self._front() or self
+        if ref is not self:
+            self._declared.through_fronts[id(self)] = self
         address, spec = ref._address(), ref._spec()
         mailbox = address.mailbox
         if mailbox is None:

@@ -433,6 +433,32 @@ def test_waiting_messages_stay_and_the_size_changes_at_once():
     grow(whole(2), scene)
 
 
+def test_an_address_that_has_been_used_sends_to_the_new_front():
+    """R34, R38: A front is one of the options that are taken at once."""
+
+    async def body(inbox):
+        async for message in inbox:
+            message.reply(current_child().path)
+
+    def declared(front=None):
+        children = [Child(name, body, mailbox=8) for name in "abc"]
+        return app(Supervisor("desk", children, front=front))
+
+    async def scene(tree, seen):
+        desk = tree["app/desk"]
+        assert await desk.call(1) == "app/desk/a"
+        await tree.adopt(declared(front="b"))
+        assert await desk.call(1) == "app/desk/b"
+        desk.send_nowait(1)
+        await tree.adopt(declared(front="c"))
+        assert await desk.call(1) == "app/desk/c"
+        await tree.adopt(declared())
+        with pytest.raises(TypeError, match="has no mailbox"):
+            await desk.call(1)
+
+    grow(declared(front="a"), scene)
+
+
 def test_callers_at_a_mailbox_that_is_declared_no_more_get_an_error():
     """R29, R38: The child is restarted without it."""
 
