@@ -70,15 +70,15 @@ def why_other(name: str, old: object, new: object, *, classes: bool = True) -> s
 def _compared(what: str, old: Any, new: Any, *, classes: bool) -> str | list[_Pair]:
     """What makes the two differ, or the pairs on which it depends."""
     kind = class_of(old)
-    differ = f"{what} was {brief(old)}, and is {brief(new)}"
     same: bool | list[_Pair]
     if kind is not class_of(new):
-        anew = _name(kind) == _name(class_of(new))
-        return f"{what} is of the class {kind.__qualname__}, which was made anew" if anew else differ
-    if issubclass(kind, type):
-        same, differ = not classes and _name(old) == _name(new), f"the class {old.__qualname__} was made anew"
+        if _name(kind) == _name(class_of(new)):
+            return f"{what} is of the class {kind.__qualname__}, which was made anew"
+        same = False
+    elif issubclass(kind, type):
+        same = not classes and _name(old) == _name(new)
     elif kind is FunctionType:
-        same, differ = _functions(old, new), f"the code of {old.__qualname__} is another"
+        same = _functions(old, new)
     elif kind in _CONSTANTS:
         same = repr(old) == repr(new)
     elif kind in _PARTS:
@@ -92,7 +92,17 @@ def _compared(what: str, old: Any, new: Any, *, classes: bool) -> str | list[_Pa
             if names == _WHOLE
             else [(f"{what}.{each}", getattr(old, each), getattr(new, each)) for each in names]
         )
-    return differ if same is False else [] if same is True else same
+    if isinstance(same, list):
+        return same
+    return [] if same else _difference(what, old, new)
+
+
+def _difference(what: str, old: Any, new: Any) -> str:
+    if class_of(old) is class_of(new) and isinstance(old, type):
+        return f"the class {old.__qualname__} was made anew"
+    if class_of(old) is class_of(new) is FunctionType:
+        return f"the code of {old.__qualname__} is another"
+    return f"{what} was {brief(old)}, and is {brief(new)}"
 
 
 _WHOLE = ["=="]

@@ -227,6 +227,23 @@ def test_values_that_are_made_for_the_comparison_are_not_taken_for_those_before(
     assert why_other("x", old, new) is not None
 
 
+def test_only_values_that_differ_are_printed():
+    """The text of a large value may take long, and most values are the same."""
+
+    printed = []
+
+    @attrs.frozen(repr=False)
+    class Large:
+        number: int
+
+        def __repr__(self):
+            printed.append(self.number)
+            return "large"
+
+    assert why_other("x", [Large(1), {"a": Large(2)}], [Large(1), {"a": Large(2)}]) is None
+    assert printed == []
+
+
 def test_an_empty_list_among_the_arguments_is_shared():
     """R38: A sibling that gets the same list would fill another one."""
 
