@@ -36,8 +36,11 @@ MARK = "SUPERVISE_PROGRAM"
 """The environment variable by which the parent finds the processes of a program whose guardian is dead."""
 
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
-_NEW_NAMESPACES = 0x20000000 | 0x00020000  # CLONE_NEWPID | CLONE_NEWNS
-_NEW_USER = 0x10000000  # CLONE_NEWUSER
+_NEW_PIDS, _NEW_USER, _NEW_MOUNTS = (
+    0x20000000,
+    0x10000000,
+    0x00020000,
+)  # CLONE_NEWPID, CLONE_NEWUSER, CLONE_NEWNS
 _MS_SLAVE_ALL = 0x80000 | 0x4000  # MS_SLAVE | MS_REC
 _NO_DEVICES = 0x2 | 0x4 | 0x8  # MS_NOSUID | MS_NODEV | MS_NOEXEC
 _IGNORED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
@@ -132,18 +135,18 @@ def _prctl(option: int, value: int) -> None:
 def _unshare() -> None:
     """Enter a new pid namespace, in which the next child is process 1; without privileges, in a user namespace of its own."""
     if os.geteuid() == 0:
-        _checked(_LIBC.unshare(_NEW_NAMESPACES), "unshare")
+        _checked(_LIBC.unshare(_NEW_PIDS), "unshare")
         return
     user, group = os.geteuid(), os.getegid()
-    _checked(_LIBC.unshare(_NEW_NAMESPACES | _NEW_USER), "unshare")
+    _checked(_LIBC.unshare(_NEW_PIDS | _NEW_USER), "unshare")
     _write("/proc/self/setgroups", "deny")
     _write("/proc/self/uid_map", f"{user} {user} 1")
     _write("/proc/self/gid_map", f"{group} {group} 1")
 
 
 def _mount_proc() -> None:
-    """Give the namespace a /proc of its own; where a container forbids it, /proc goes on showing the pids outside."""
-    if _LIBC.mount(b"none", b"/", None, _MS_SLAVE_ALL, None) == 0:
+    """Give process 1 and those below it a /proc of their own; where a container forbids it, theirs shows the pids outside."""
+    if _LIBC.unshare(_NEW_MOUNTS) == 0 and _LIBC.mount(b"none", b"/", None, _MS_SLAVE_ALL, None) == 0:
         _LIBC.mount(b"proc", b"/proc", b"proc", _NO_DEVICES, None)
 
 
