@@ -10,7 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -69,7 +69,6 @@ class Guarded:
         self.pid = 0
         self._order = order
         self._output = output
-        self._mark = secrets.token_hex(16)
         self._cgroup = ""
         self._pidfd = self._guardian_pidfd = -1  # not open
         self._failed: tuple[str, str] | None = None
@@ -89,7 +88,7 @@ class Guarded:
             OSError: no process or descriptor is available.
         """
         if self._order.isolation == "cgroup":
-            self._cgroup = f"{_own_cgroup()}/supervise-{os.getpid()}-{self._mark[:8]}"
+            self._cgroup = f"{_own_cgroup()}/supervise-{os.getpid()}-{secrets.token_hex(4)}"
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs, open(os.memfd_create("order"), "w") as order:  # noqa: PTH123 - it is a descriptor
             self._connection = ours
@@ -110,9 +109,7 @@ class Guarded:
         trio.lowlevel.spawn_system_task(self._run, name=f"guardian of {self._order.argv[0]}")
 
     def _message(self) -> dict[str, Any]:
-        outer = os.environ.get(guardian.MARK)  # this process may be the program of another tree
-        env = {**self._order.env, guardian.MARK: f"{outer}.{self._mark}" if outer else self._mark}
-        return {**asdict(self._order), "env": env, "cgroup": self._cgroup}
+        return {**asdict(self._order), "cgroup": self._cgroup}
 
     def _spawn(self, passed: list[int]) -> None:
         connection, order = passed
@@ -198,6 +195,7 @@ class Guarded:
             self._defect = defect
         with trio.CancelScope(shield=True):
             await self._reap_guardian()
+            await self._end_cgroup()
         self._connection.close()
         self._output.close()
         for descriptor in (self._pidfd, self._guardian_pidfd):
@@ -235,7 +233,8 @@ class Guarded:
                 self._code, self._left = message["ended"], message["left"]
                 return
             else:
-                await self._end_remains()
+                if not data:
+                    await self._end_remains()
                 return
 
     async def _watch_for_a_stuck_guardian(self) -> None:
@@ -243,7 +242,7 @@ class Guarded:
         await self.started.wait()
         await trio.lowlevel.wait_readable(self._pidfd)
         await trio.sleep(PATIENCE)
-        self._guardian.kill()
+        await self._end_below()
 
     # --- its end
 
@@ -262,7 +261,7 @@ class Guarded:
             with trio.move_on_after(PATIENCE):
                 await self.ended.wait()
             if not self.ended.is_set():
-                self._guardian.kill()
+                await self._end_below()
             await self.ended.wait()
 
     async def _reap_guardian(self) -> None:
@@ -270,28 +269,39 @@ class Guarded:
         await trio.lowlevel.wait_readable(self._guardian_pidfd)
         self._guardian.wait()
 
+    async def _end_below(self) -> None:
+        """Kill everything below a guardian that does not answer, and then the guardian; `_follow` sees its end."""
+        await _kill_all(lambda: guardian.below(self._guardian.pid))
+        self._guardian.kill()
+
     async def _end_remains(self) -> None:
-        """Kill what is left of a program whose guardian is dead, and return when it has ended."""
+        """Kill what is left of a program whose guardian and reserve are dead, and return when it has ended."""
         with trio.CancelScope(shield=True):
             await self._reap_guardian()
-            killed, wait = {self.pid} - {0}, _SHORTEST
-            while found := await trio.to_thread.run_sync(guardian.remains, self.pid or -1, self._mark):
-                for pid in found:
-                    with suppress(ProcessLookupError):
-                        os.kill(pid, signal.SIGKILL)
-                killed.update(found)
-                await trio.sleep(
-                    wait
-                )  # for strangers there is no event: they are no children of this process
-                wait = min(2 * wait, _LONGEST)
-            for pid in killed:  # they are children of this process if it is process 1 or a subreaper
-                with suppress(ChildProcessError):
-                    os.waitpid(pid, os.WNOHANG)  # noqa: ASYNC222 - with this flag it does not wait
-            await self._end_cgroup()
+            if self.pid:
+                killed = await _kill_all(lambda: guardian.of_session(self.pid))
+                for pid in killed | {
+                    self.pid
+                }:  # they are children of this process if it is process 1 or a subreaper
+                    with suppress(ChildProcessError):
+                        os.waitpid(pid, os.WNOHANG)  # noqa: ASYNC222 - with this flag it does not wait
 
     async def _end_cgroup(self) -> None:
         while self._cgroup and not _removed(Path(self._cgroup)):  # noqa: ASYNC110 - its end has no event that Trio knows
             await trio.sleep(_SHORTEST)
+
+
+async def _kill_all(find: Callable[[], list[int]]) -> set[int]:
+    """Kill processes as long as some are found; returns all of them."""
+    killed, wait = set[int](), _SHORTEST
+    while found := await trio.to_thread.run_sync(find):
+        for pid in found:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        killed.update(found)
+        await trio.sleep(wait)  # their end gives no event: they are no children of this process
+        wait = min(2 * wait, _LONGEST)
+    return killed
 
 
 def _removed(group: Path) -> bool:

@@ -4,16 +4,20 @@ It is started as `python -I -S guardian.py CONNECTION ORDER PARENT PROGRAM`, imp
 thread. CONNECTION is a socket to the parent, ORDER a file with the order as JSON, PARENT the pid of the parent; PROGRAM is only
 for the reader of `ps`.
 
-- It starts the program in a session of its own, and ends when everything below it has ended.
+It is two processes, the reserve and below it the guardian.
+
+- The guardian starts the program in a session of its own. It ends when everything below it has ended.
 - If the parent asks for it, or is dead, it stops the program by the steps of the order: signals to the main process, each
   followed by some seconds, and then SIGKILL to everything. The parent is dead when its socket or its pidfd says so: other
   processes that it has forked may hold the socket open.
 - It is a subreaper, so a process that has lost its parent, as every daemon has, is below it and is found.
-- If the guardian itself is killed, the kernel kills the main process, and the parent kills the rest (`remains`).
+- The reserve waits for the end of the guardian. If the guardian was killed, all that it leaves is below the reserve, which kills it.
+  If the reserve is killed, the guardian ends everything.
+- If both are killed, the kernel kills the main process, and the parent kills the processes of its session.
 
 The messages to the parent are objects in JSON, one in each packet: `started` with the pid, and a pidfd beside it; `failed` with
-the reason; `ended` with the exit code, negative for a signal, and the number of processes that were left. Those from the parent
-are `stop`, `kill`, and `signal` with a number.
+the reason; `ended` with the exit code, negative for a signal, and the number of processes that were left; `lost` if the guardian
+or the reserve was killed. Those from the parent are `stop`, `kill`, and `signal` with a number.
 """
 
 from __future__ import annotations
@@ -31,9 +35,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import Any, NamedTuple, NoReturn
-
-MARK = "SUPERVISE_PROGRAM"
-"""The environment variable by which the parent finds the processes of a program whose guardian is dead."""
 
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
 _NEW_PIDS, _NEW_USER, _NEW_MOUNTS = (
@@ -86,25 +87,13 @@ def below(root: int) -> list[int]:
     return found
 
 
-def remains(session: int, mark: str) -> list[int]:
-    """The pids of the living processes of a program whose guardian is dead: those of its session, and those with its mark.
-
-    The number of a session is not given to another process while a process of it lives.
-    """
+def of_session(session: int) -> list[int]:
+    """The pids of the living processes of a session. Its number is given to no other process while one of them lives."""
     return [
         pid
         for pid, process in processes().items()
-        if process.state not in "ZX" and (process.session == session or mark in _marks(pid))
+        if process.session == session and process.state not in "ZX"
     ]
-
-
-def _marks(pid: int) -> list[str]:
-    """The marks of a process; more than one if its program is a supervisor that was itself started by one."""
-    with suppress(OSError):  # it has ended, or belongs to another user
-        for entry in _read(f"/proc/{pid}/environ").split(b"\0"):
-            if entry.startswith(f"{MARK}=".encode()):
-                return entry.decode(errors="replace").partition("=")[2].split(".")
-    return []
 
 
 def _read(path: str) -> bytes:
@@ -293,16 +282,17 @@ def _send_with(connection: socket.socket, message: dict[str, Any], descriptor: i
 class Guardian:
     """The state of the guardian while its program runs."""
 
-    def __init__(self, connection: socket.socket, order: dict[str, Any], parent: int) -> None:
+    def __init__(self, connection: socket.socket, order: dict[str, Any], parent: int, reserve: int) -> None:
         self._connection = connection
         self._order = order
         self._parent = parent
+        self._reserve = reserve
         self._program = self._pidfd = self._init = 0
         self._report: socket.socket | None = None
         self._code: int | None = None  # how the program has ended, once it has
         self._steps: Iterator[tuple[int, float]] | None = None
         self._due: float | None = None  # when the next step is due
-        self._kill = False
+        self._kill = self._lost = False
         self._poll = select.poll()
         self._sources: dict[int, Callable[[], None]] = {}
 
@@ -323,15 +313,12 @@ class Guardian:
             self._follow()
         finally:
             left = self._end_all()
-            self._tell({"ended": self._code, "left": left})
+            self._tell({"lost": True} if self._lost else {"ended": self._code, "left": left})
 
     # --- the start
 
     def _start(self) -> None:
         _prctl(_PR_SET_CHILD_SUBREAPER, 1)
-        for number in _IGNORED:  # a service manager may send them to every process of a service at once
-            signal.signal(number, signal.SIG_IGN)
-        signal.pthread_sigmask(signal.SIG_SETMASK, ())
         if self._order["cgroup"]:
             os.mkdir(self._order["cgroup"])  # noqa: PTH102 - as for `processes`
         if self._order["isolation"] == "namespace":
@@ -349,6 +336,9 @@ class Guardian:
         self._watch(self._connection.fileno(), self._listen)
         with suppress(ProcessLookupError):  # the connection says that it is dead
             self._watch(os.pidfd_open(self._parent), self._orphaned)
+        self._watch(os.pidfd_open(self._reserve), self._without_reserve)
+        if os.getppid() != self._reserve:
+            self._without_reserve()
 
     def _start_in_namespace(self) -> None:
         _unshare()
@@ -432,6 +422,10 @@ class Guardian:
             self._forget(descriptor)
         self._stop()
 
+    def _without_reserve(self) -> None:
+        """Nothing would be left to clean up after this process: end everything at once."""
+        self._kill = self._lost = True
+
     def _forget(self, descriptor: int) -> None:
         self._poll.unregister(descriptor)
         del self._sources[descriptor]
@@ -459,28 +453,18 @@ class Guardian:
 
     def _end_all(self) -> int:
         """Kill everything below this process, and return when all of it has ended: how many processes outlived the program."""
-        ours = {self._program, self._init, 0}
-        left = len(set(below(os.getpid())) - ours)
-        wait = _SHORTEST
+        left = len(set(below(os.getpid())) - {self._program, self._init})
+        group = self._order["cgroup"]
         if self._program and self._code is None and not self._init:
             with suppress(ProcessLookupError):
                 os.killpg(self._program, signal.SIGKILL)  # at once, so that none can fork meanwhile
-        if self._order["cgroup"]:
+        if group:
             with suppress(OSError):  # it was not made
-                _write(f"{self._order['cgroup']}/cgroup.kill", "1")
-        while self._reap_all():
-            for pid in below(os.getpid()):
-                with suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
-            time.sleep(
-                wait
-            )  # one that is not a child cannot be waited for; it becomes one when its parent has ended
-            wait = min(2 * wait, _LONGEST)
-        if self._order["cgroup"]:
-            with suppress(
-                OSError
-            ):  # it was not made, or the kernel has not emptied it yet; the parent removes it then
-                os.rmdir(self._order["cgroup"])  # noqa: PTH106 - as for `processes`
+                _write(f"{group}/cgroup.kill", "1")
+        _end_below(self._reap_all)
+        if group:
+            with suppress(OSError):  # as above; or it is busy still, and the parent removes it
+                os.rmdir(group)  # noqa: PTH106 - as for `processes`
         if self._code is None:
             self._code = -signal.SIGKILL
         return left
@@ -488,6 +472,39 @@ class Guardian:
     def _tell(self, message: dict[str, Any]) -> None:
         with suppress(OSError):  # the parent is dead
             self._connection.send(json.dumps(message).encode())
+
+
+def _end_below(reap_all: Callable[[], bool]) -> None:
+    """Kill everything below this process, which is a subreaper; return when all of it has ended.
+
+    One that is no child cannot be waited for. It becomes one when its parent has ended, so the time between two looks is short.
+    """
+    wait = _SHORTEST
+    while reap_all():
+        for pid in below(os.getpid()):
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        time.sleep(wait)
+        wait = min(2 * wait, _LONGEST)
+
+
+def _reap_all() -> bool:
+    """Reap all children that are dead. Returns whether others are left."""
+    try:
+        while os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG) is not None:
+            pass
+    except ChildProcessError:
+        return False
+    return True
+
+
+def _be_reserve(guardian: int, connection: socket.socket) -> None:
+    """Wait for the end of the guardian. If it was killed, end what it has left, and tell the parent."""
+    _, status = os.waitpid(guardian, 0)
+    if status:
+        _end_below(_reap_all)
+        with suppress(OSError):  # the parent is dead
+            connection.send(json.dumps({"lost": True}).encode())
 
 
 def _nothing(_number: int, _frame: object) -> None:
@@ -505,13 +522,22 @@ def _pid_of(pidfd: int) -> int:
 
 def main() -> None:
     """Guard one program."""
-    connection, order, parent = (int(argument) for argument in sys.argv[1:4])
+    descriptor, order, parent = (int(argument) for argument in sys.argv[1:4])
     with open(order, "rb") as file:  # noqa: PTH123 - it is a descriptor
         file.seek(0)
         orders: dict[str, Any] = json.load(file)
-    for descriptor in (connection, *orders["files"]):
-        os.set_inheritable(descriptor, False)
-    Guardian(socket.socket(fileno=connection), orders, parent).run()
+    for each in (descriptor, *orders["files"]):
+        os.set_inheritable(each, False)
+    connection = socket.socket(fileno=descriptor)
+    for number in _IGNORED:  # a service manager may send them to every process of a service at once
+        signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+    _prctl(_PR_SET_CHILD_SUBREAPER, 1)
+    reserve, guardian = os.getpid(), os.fork()
+    if guardian:
+        _be_reserve(guardian, connection)
+    else:
+        Guardian(connection, orders, parent, reserve).run()
 
 
 if __name__ == "__main__":
