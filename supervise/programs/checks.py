@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 from urllib.parse import SplitResult, urlsplit
 
 import trio
@@ -141,8 +141,11 @@ async def _asked(host: str, port: int, send: bytes, enough: Callable[[bytes], bo
 
 
 def _reason(problem: BaseException) -> str:
-    while problem.__cause__ is not None and not isinstance(problem, ConnectionRefusedError):
-        problem = problem.__cause__
+    """The reason in a few words. Trio tries each address of a name, and gives the failures as a cause, or as a group of causes."""
+    while (cause := problem.__cause__) is not None:
+        problem = (
+            cast("BaseException", cause.exceptions[0]) if isinstance(cause, BaseExceptionGroup) else cause
+        )
     if isinstance(problem, OSError) and problem.strerror:
         return problem.strerror.lower()
     return printable(shortened(str(problem), 200))

@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from random import Random
@@ -84,8 +85,8 @@ class Campaign:
     async def run(self, kills: int, *, step: Callable[[float], None] = lambda _: None) -> list[Strike]:
         """Strike so often, at random; each target is killed and stopped at least once if there are eight or more."""
         self.server.prepare()
-        plan = [Strike(target, stop) for target in TARGETS for stop in (False, True)]
-        plan = (plan * (kills // len(plan) + 1))[:kills]
+        kinds = [(target, stop) for target in TARGETS for stop in (False, True)]
+        plan = [Strike(*kinds[number % len(kinds)]) for number in range(kills)]
         self.random.shuffle(plan)
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
@@ -122,7 +123,8 @@ class Campaign:
             "guardian": self.random.choice(self._guardians()),
             "parent": parent.process.pid,
         }[strike.target]
-        os.kill(target, signal.SIGSTOP if strike.stop else signal.SIGKILL)
+        with suppress(ProcessLookupError):  # a worker may have ended by itself
+            os.kill(target, signal.SIGSTOP if strike.stop else signal.SIGKILL)
         if strike.target == "parent":
             if strike.stop:
                 os.kill(target, signal.SIGKILL)

@@ -68,11 +68,11 @@ class Server:
     def prepare(self) -> None:
         """Make its files, once."""
 
-    def command(self, **options):
-        """Its declaration."""
+    def command(self, *more, **options):
+        """Its declaration, with more arguments."""
         return Command(
             self.program,
-            self.argv(),
+            [*self.argv(), *more],
             cwd=self.folder,
             backoff=Backoff(initial=0.05, maximum=0.5),
             limits={"core": 0},
