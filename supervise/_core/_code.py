@@ -135,7 +135,7 @@ def _atom(value: Any) -> str:
     try:
         if type(value) is float and value == inf:
             return "float('inf')"
-        if isinstance(value, Enum):
+        if isinstance(value, Enum) and repr(value).startswith("<"):
             return f"{class_of(value).__name__}.{value.name}"
         if callable(value) and hasattr(value, "__qualname__"):
             return str(value.__qualname__)

@@ -5,6 +5,7 @@ Each has lower-case letters as it is read in a declaration, such as `ready=tcp(6
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 from collections.abc import Callable
@@ -24,6 +25,8 @@ from .ports import Listener, listeners
 
 _FIRST, _LONGEST, _FACTOR = 0.02, 0.5, 1.5
 """The seconds between two attempts, at first and at most: a program gives no event when it opens its port."""
+_PATIENCE = 5.0
+"""Seconds of one attempt."""
 _MOST = 65536
 """Bytes of an answer that are read at most; `expect` must be among them."""
 
@@ -64,7 +67,12 @@ class Check(Protocol):
 async def until_it_passes(check: Check, program: Checked, note: Callable[[str], None]) -> None:
     """Attempt the check again and again, at growing intervals; `note` gets the reason of each failure."""
     interval = _FIRST
-    while (why := await check.attempt(program)) is not None:
+    while True:
+        why: str | None = f"no answer within {_PATIENCE:g} s"
+        with trio.move_on_after(_PATIENCE):  # a connection that was made too early may get no answer ever
+            why = await check.attempt(program)
+        if why is None:
+            return
         note(why)
         await trio.sleep(interval)
         interval = min(interval * _FACTOR, _LONGEST)
@@ -146,8 +154,8 @@ def _reason(problem: BaseException) -> str:
         problem = (
             cast("BaseException", cause.exceptions[0]) if isinstance(cause, BaseExceptionGroup) else cause
         )
-    if isinstance(problem, OSError) and problem.strerror:
-        return problem.strerror.lower()
+    if isinstance(problem, OSError) and problem.errno:
+        return os.strerror(problem.errno).lower()
     return printable(shortened(str(problem), 200))
 
 

@@ -19,7 +19,7 @@ from .._core._code import Code
 from .._core.spec import Child
 from .checks import READY, checked_argv, every, http, line, notify, probe, tcp
 from .guarded import Order
-from .running import Opening, watch
+from .running import Conduct, Opening, watch
 
 Isolation = Literal["group", "namespace", "cgroup"]
 Amount = float | tuple[float, float]
@@ -195,7 +195,17 @@ class Program(Code):
 
     def __call__(self) -> Opening:
         """The program, started when the block is entered, and ended with all below it when the block is left."""
-        return Opening(self)
+        return Opening(
+            Conduct(
+                name=self.name,
+                ready=self.ready,
+                alive=self.alive,
+                ready_timeout=self.ready_timeout,
+                reload=self.reload,
+                longest_stop=self.longest_stop,
+                order=self.order,
+            )
+        )
 
     def __str__(self) -> str:
         return shlex.join(self.argv)

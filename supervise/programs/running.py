@@ -3,26 +3,22 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractAsyncContextManager
 from types import TracebackType
-from typing import TYPE_CHECKING
 
 import trio
-from attrs import evolve
+from attrs import evolve, frozen
 
 from .._trio.child import stop_requested
 from .._trio.leaf import current
 from .._trio.protect import protected
-from .checks import line, notify, wait_until_ready
+from .checks import every, line, notify, wait_until_ready
 from .errors import CommandMissing, CommandNotReady, CommandUnhealthy
 from .guarded import Guarded, Order
 from .notify import Notifications
 from .output import Output
 from .ports import Listener
-
-if TYPE_CHECKING:
-    from .program import Program
 
 _NOT_FOR_CHILDREN = (
     "NOTIFY_SOCKET",
@@ -35,16 +31,30 @@ _NOT_FOR_CHILDREN = (
 """Variables that systemd has meant for this process."""
 
 
+@frozen(eq=False)
+class Conduct:
+    """What the declaration of a program says of its life; `Command` explains the fields."""
+
+    name: str
+    ready: object
+    alive: every | None
+    ready_timeout: float
+    reload: int | None
+    longest_stop: float
+    order: Callable[[Mapping[str, str]], Order]
+    """Makes the order for the guardian from the environment of this process."""
+
+
 class Running:
     """A program that is ready; `await tree["app/redis"].ready()` gives it."""
 
-    def __init__(self, program: Program, order: Order, path: str) -> None:
+    def __init__(self, conduct: Conduct, order: Order, path: str) -> None:
         self.port: int | None = None
         """Where it serves, if its `ready` knows that, else None."""
-        self._program = program
+        self._conduct = conduct
         self._order = order
         self._path = path
-        self.output = Output(program.name, path)
+        self.output = Output(conduct.name, path)
         self._notifications: Notifications | None = None
         self._asked = False
         self._error: Exception | None = None
@@ -68,9 +78,9 @@ class Running:
         Raises:
             RuntimeError: it names none.
         """
-        if self._program.reload is None:
-            raise RuntimeError(f"command {self._program.name!r} has no signal for a reload: declare reload=…")
-        self.send_signal(self._program.reload)
+        if self._conduct.reload is None:
+            raise RuntimeError(f"command {self._conduct.name!r} has no signal for a reload: declare reload=…")
+        self.send_signal(self._conduct.reload)
 
     # --- for the checks, see `Checked`
 
@@ -94,7 +104,7 @@ class Running:
 
     async def run_beside(self, argv: tuple[str, ...]) -> str | None:
         """Run a further program to its end, below a guardian of its own. Returns None after status 0, else what happened."""
-        output = Output(self._program.name, self._path, log=False)
+        output = Output(self._conduct.name, self._path, log=False)
         one = Guarded(evolve(self._order, argv=argv, files=(), stop=(), isolation="group"), output)
         one.start()
         try:
@@ -116,18 +126,18 @@ class Running:
             CommandError: it could not be started, has ended, or was not ready in time.
         """
         order = self._order
-        if isinstance(self._program.ready, notify):
+        if isinstance(self._conduct.ready, notify):
             self._notifications = Notifications(self._speaks)
             await self._notifications.open()
             order = evolve(order, env={**order.env, "NOTIFY_SOCKET": self._notifications.address})
             self.guarded = Guarded(order, self.output)
         self.guarded.start()
         ready, reasons, problem = False, [""], None
-        with trio.move_on_after(self._program.ready_timeout):
+        with trio.move_on_after(self._conduct.ready_timeout):
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._cancel_at_end, nursery.cancel_scope)
                 try:
-                    self.port = await wait_until_ready(self._program.ready, self, reasons.append)
+                    self.port = await wait_until_ready(self._conduct.ready, self, reasons.append)
                     ready = True
                 except Exception as raised:  # noqa: BLE001 - raised below, without the group that the nursery would make
                     problem = raised
@@ -152,9 +162,9 @@ class Running:
 
     def _late(self, why: str) -> CommandNotReady:
         hint = ""
-        if isinstance(self._program.ready, line):
+        if isinstance(self._conduct.ready, line):
             hint = "no line has matched; a program may hold back lines that it writes into a pipe, which `stdbuf -oL` prevents"
-        text = f"{self._order.name} was not ready within {self._program.ready_timeout:g} s"
+        text = f"{self._order.name} was not ready within {self._conduct.ready_timeout:g} s"
         return CommandNotReady(": ".join(filter(None, (text, why or hint))))
 
     async def until_it_ends(self) -> None:
@@ -178,7 +188,7 @@ class Running:
         self.guarded.order("stop")
 
     async def _check_health(self) -> None:
-        alive = self._program.alive
+        alive = self._conduct.alive
         if alive is None:
             return
         try:
@@ -200,20 +210,19 @@ class Running:
 class Opening(AbstractAsyncContextManager[Running]):
     """Starts the program when it is entered, and has ended all of it when it is left."""
 
-    def __init__(self, program: Program) -> None:
-        self._program = program
+    def __init__(self, conduct: Conduct) -> None:
+        self._conduct = conduct
         self._running: Running | None = None
 
     async def __aenter__(self) -> Running:
-        program = self._program
-        child = current.get(None)
+        conduct, child = self._conduct, current.get(None)
         running = Running(
-            program, program.order(_environment()), program.name if child is None else child.path
+            conduct, conduct.order(_environment()), conduct.name if child is None else child.path
         )
         try:
             await running.start()
         except BaseException:
-            await running.close(steps=program.longest_stop)
+            await running.close(steps=conduct.longest_stop)
             raise
         self._running = running
         return running

@@ -194,12 +194,8 @@ async def test_after_the_last_step_everything_is_killed(tmp_path):
 @pytest.mark.trio
 async def test_the_signals_of_a_stop_go_to_the_main_process(tmp_path):
     """It tells its own workers, in its own order."""
-    script = (
-        OBEYS.replace("LAST", "'SIGTERM'")
-        + "if os.fork(): os.chdir('main')\nelse: os.chdir('worker')\n"
-        + UP
-        + FOR_EVER
-    )
+    fork = "if os.fork() == 0: os.chdir('worker')\nelse: os.chdir('main'); print('up', flush=True)\n"
+    script = OBEYS.replace("LAST", "'SIGTERM'") + fork + FOR_EVER
     (tmp_path / "main").mkdir()
     (tmp_path / "worker").mkdir()
     async with opened(little(script, tmp_path), tmp_path):

@@ -46,7 +46,7 @@ async def test_each_line_is_a_record_with_the_level_of_its_stream(tmp_path):
     """Its path, pid and stream are attributes; an empty line is none, and a control character cannot act on a terminal."""
     script = (
         r"import sys; print('one\n\n\tt\x1b[2Jwo\r'); print('three', file=sys.stderr, flush=True); print('up', flush=True)"
-        + "\n"
+        "\n"
     )
     with recorded() as log:
         async with opened(little(script + FOR_EVER, tmp_path), tmp_path) as (_, running):

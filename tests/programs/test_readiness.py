@@ -67,7 +67,13 @@ async def test_what_the_last_check_found_is_in_the_error(tmp_path):
     """The time is over; the reason is that of the last attempt."""
     port = free_port()
     error = await refused(
-        serves(port, *[b"LOADING"] * 99, ready=tcp(port, expect=b"PONG"), folder=tmp_path, ready_timeout=0.5),
+        serves(
+            port,
+            *[b"LOADING"] * 99,
+            ready=tcp(port, send=b"PING", expect=b"PONG"),
+            folder=tmp_path,
+            ready_timeout=0.5,
+        ),
         tmp_path,
     )
     assert error.tag == "command.not_ready"
