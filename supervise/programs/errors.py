@@ -61,5 +61,5 @@ class GuardianLost(CommandError):
 
 
 def signal_name(number: int) -> str:
-    """`SIGTERM` for 15; a real-time signal has only a number."""
-    return next((known.name for known in signal.Signals if known == number), f"signal {number}")
+    """`SIGTERM` for 15; a signal without a name has its number, as `SIG40`."""
+    return next((known.name for known in signal.Signals if known == number), f"SIG{number}")

@@ -11,7 +11,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +71,7 @@ class Guarded:
         self._output = output
         self._cgroup = ""
         self._pidfd = self._guardian_pidfd = -1  # not open
+        self._follows = False  # whether the task runs that sets `ended`
         self._failed: tuple[str, str] | None = None
         self._code: int | None = None
         self._left = 0
@@ -87,6 +88,14 @@ class Guarded:
             CommandNotIsolated: no control group can be made.
             OSError: no process or descriptor is available.
         """
+        with ExitStack() as undo:
+            undo.callback(self._output.close)
+            self._start()
+            undo.pop_all()
+        self._follows = True
+        trio.lowlevel.spawn_system_task(self._run, name=f"guardian of {self._order.name}")
+
+    def _start(self) -> None:
         if self._order.isolation == "cgroup":
             self._cgroup = f"{_own_cgroup()}/supervise-{os.getpid()}-{secrets.token_hex(4)}"
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -99,14 +108,12 @@ class Guarded:
                 self._spawn(passed)
             except BaseException:
                 ours.close()
-                self._output.close()
                 raise
             finally:
                 for descriptor in passed:
                     os.close(descriptor)
                 self._output.close_theirs()
         ours.setblocking(False)
-        trio.lowlevel.spawn_system_task(self._run, name=f"guardian of {self._order.argv[0]}")
 
     def _message(self) -> dict[str, Any]:
         return {**asdict(self._order), "cgroup": self._cgroup}
@@ -252,6 +259,8 @@ class Guarded:
         Args:
             steps: seconds that the steps of the order may take; None kills at once.
         """
+        if not self._follows:
+            return  # its guardian could not be started
         with trio.CancelScope(shield=True):
             if steps is not None:
                 self.order("stop")

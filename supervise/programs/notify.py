@@ -25,17 +25,15 @@ class Notifications:
     def __init__(self, is_ours: Callable[[int], Awaitable[bool]]) -> None:
         self._is_ours = is_ours
         self._name = f"supervise-{secrets.token_hex(16)}"
-        self._socket = trio.socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
+        own = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        own.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
+        own.bind(f"\0{self._name}")
+        self._socket = trio.socket.from_stdlib_socket(own)
 
     @property
     def address(self) -> str:
         """The value of `NOTIFY_SOCKET`."""
         return f"@{self._name}"
-
-    async def open(self) -> None:
-        """Make the address known, before the program starts."""
-        await self._socket.bind(f"\0{self._name}")
 
     async def ready(self, note: Callable[[str], None]) -> None:
         """Wait for `READY=1`; `note` gets each `STATUS=` that comes before."""

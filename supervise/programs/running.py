@@ -45,6 +45,7 @@ class Conduct:
     """Makes the order for the guardian from the environment of this process."""
 
 
+@protected
 class Running:
     """A program that is ready; `await tree["app/redis"].ready()` gives it."""
 
@@ -52,12 +53,15 @@ class Running:
         self.port: int | None = None
         """Where it serves, if its `ready` knows that, else None."""
         self._conduct = conduct
-        self._order = order
         self._path = path
-        self.output = Output(conduct.name, path)
-        self._notifications: Notifications | None = None
         self._asked = False
         self._error: Exception | None = None
+        self._notifications: Notifications | None = None
+        if isinstance(conduct.ready, notify):
+            self._notifications = Notifications(self._speaks)
+            order = evolve(order, env={**order.env, "NOTIFY_SOCKET": self._notifications.address})
+        self._order = order
+        self.output = Output(conduct.name, path)
         self.guarded = Guarded(order, self.output)
 
     def __repr__(self) -> str:
@@ -125,12 +129,6 @@ class Running:
         Raises:
             CommandError: it could not be started, has ended, or was not ready in time.
         """
-        order = self._order
-        if isinstance(self._conduct.ready, notify):
-            self._notifications = Notifications(self._speaks)
-            await self._notifications.open()
-            order = evolve(order, env={**order.env, "NOTIFY_SOCKET": self._notifications.address})
-            self.guarded = Guarded(order, self.output)
         self.guarded.start()
         ready, reasons, problem = False, [""], None
         with trio.move_on_after(self._conduct.ready_timeout):

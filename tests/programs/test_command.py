@@ -56,7 +56,7 @@ async def test_without_ready_a_program_is_ready_as_soon_as_it_runs(tmp_path):
     [
         ("sys.exit(3)", "command.exit.3", "exited with status 3"),
         ("os.kill(os.getpid(), signal.SIGSEGV)", "command.signal.SIGSEGV", "was killed by SIGSEGV"),
-        ("os.kill(os.getpid(), 40)", "command.signal.signal 40", "was killed by signal 40"),
+        ("os.kill(os.getpid(), 40)", "command.signal.SIG40", "was killed by SIG40"),
     ],
 )
 async def test_the_end_of_a_program_is_a_failure_with_a_tag(tmp_path, end, tag, text):
@@ -335,3 +335,14 @@ async def test_a_reload_is_a_signal(tmp_path):
     async with opened(little(script, tmp_path, reload=None), tmp_path) as (_, running):
         with pytest.raises(RuntimeError, match="command 'little' has no signal for a reload"):
             running.reload()
+
+
+@pytest.mark.trio
+async def test_a_program_whose_declaration_is_the_same_is_not_restarted(tmp_path):
+    """R38: one that is declared anew is compared by what it says; another argument is another program."""
+    spec = little(UP + FOR_EVER, tmp_path)
+    async with opened(spec, tmp_path) as (tree, running):
+        await tree.adopt(Supervisor("app", [little(UP + FOR_EVER, tmp_path)], limit=None))
+        assert await tree["app/little"].ready() is running
+        await tree.adopt(Supervisor("app", [little(UP + "1\n" + FOR_EVER, tmp_path)], limit=None))
+        assert (await tree["app/little"].ready()).pid != running.pid

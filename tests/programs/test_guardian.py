@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import signal
@@ -15,7 +16,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from supervise.programs import CommandNotIsolated, GuardianLost, guarded, guardian
+from supervise.programs import CommandNotIsolated, GuardianLost, guarded, guardian, line, notify
 from supervise.programs.guarded import Order
 from supervise.programs.guardian import processes
 
@@ -233,6 +234,32 @@ async def test_an_isolation_that_is_not_permitted_is_refused(tmp_path, monkeypat
     assert isinstance(error, CommandNotIsolated)
     assert error.tag == "command.isolation"
     assert str(error).startswith("isolation 'cgroup' is not permitted here: ")
+
+    def none():
+        raise CommandNotIsolated("there are none")
+
+    monkeypatch.setattr(guarded, "_own_cgroup", none)
+    error = await refused(little(UP + FOR_EVER, tmp_path, isolation="cgroup"), tmp_path)
+    assert str(error) == "there are none"
+
+
+@pytest.mark.trio
+async def test_a_guardian_that_cannot_be_started_is_the_error_of_the_start(tmp_path, monkeypatch):
+    """And no descriptor stays open."""
+    monkeypatch.setattr(guarded.guardian, "__file__", "\0")
+    before = len(os.listdir("/proc/self/fd"))
+    for ready in (line("^up$"), notify()):
+        error = await refused(little(UP + FOR_EVER, tmp_path, ready=ready), tmp_path)
+        assert isinstance(error, ValueError)
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_the_guardian_imports_the_standard_library_alone():
+    """It is started for each program, without the packages of this environment."""
+    tree = ast.parse(Path(guardian.__file__).read_text())
+    modules = {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+    modules |= {name.name for node in ast.walk(tree) if isinstance(node, ast.Import) for name in node.names}
+    assert {name.partition(".")[0] for name in modules} <= sys.stdlib_module_names
 
 
 @pytest.mark.trio
