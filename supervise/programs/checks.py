@@ -368,7 +368,8 @@ async def wait_until_ready(how: object, program: Checked, note: Callable[[str], 
     elif isinstance(how, CHECKS):
         await until_it_passes(how, program, note)
         if isinstance(how, tcp | http):
-            await _refuse_another(how.host, how.port, program)
+            while not await _is_its_own(how.host, how.port, program):
+                await until_it_passes(how, program, note)
             return how.port
     return None
 
@@ -389,11 +390,16 @@ async def _line(how: line, program: Checked) -> int | None:
     return int(port) if port is not None and port.isdecimal() else None
 
 
-async def _refuse_another(host: str, port: int, program: Checked) -> None:
-    """Make sure that the port belongs to the program: otherwise the process that holds it has answered."""
+async def _is_its_own(host: str, port: int, program: Checked) -> bool:
+    """Whether the port belongs to the program; False if the process that held it has just closed it.
+
+    Raises:
+        CommandNotReady: another process holds it, and is the one that has answered.
+    """
     found = await listeners(host, port)
     for one in found:
         if await program.owns(one):
-            return
-    if found:
+            return True
+    if set(found) & set(await listeners(host, port)):
         raise CommandNotReady(f"port {port} is served by another process{await found[0].holder()}")
+    return not found

@@ -274,7 +274,9 @@ class Guarded:
             await self.ended.wait()
 
     async def _reap_guardian(self) -> None:
-        self._guardian.kill()  # it has nothing left to do
+        with trio.move_on_after(PATIENCE):  # it has nothing left to do
+            await trio.lowlevel.wait_readable(self._guardian_pidfd)
+        self._guardian.kill()
         await trio.lowlevel.wait_readable(self._guardian_pidfd)
         self._guardian.wait()
 
@@ -289,9 +291,7 @@ class Guarded:
             await self._reap_guardian()
             if self.pid:
                 killed = await _kill_all(lambda: guardian.of_session(self.pid))
-                for pid in killed | {
-                    self.pid
-                }:  # they are children of this process if it is process 1 or a subreaper
+                for pid in {*killed, self.pid}:  # children of this process, if it is process 1 or a subreaper
                     with suppress(ChildProcessError):
                         os.waitpid(pid, os.WNOHANG)  # noqa: ASYNC222 - with this flag it does not wait
 

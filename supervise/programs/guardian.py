@@ -37,11 +37,7 @@ from contextlib import suppress
 from typing import Any, NamedTuple, NoReturn
 
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
-_NEW_PIDS, _NEW_USER, _NEW_MOUNTS = (
-    0x20000000,
-    0x10000000,
-    0x00020000,
-)  # CLONE_NEWPID, CLONE_NEWUSER, CLONE_NEWNS
+_NEW_PIDS, _NEW_USER, _NEW_MOUNTS = 0x20000000, 0x10000000, 0x00020000  # CLONE_NEWPID and so on
 _MS_SLAVE_ALL = 0x80000 | 0x4000  # MS_SLAVE | MS_REC
 _NO_DEVICES = 0x2 | 0x4 | 0x8  # MS_NOSUID | MS_NODEV | MS_NOEXEC
 _IGNORED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
@@ -252,7 +248,7 @@ def _be_init(order: dict[str, Any], report: socket.socket) -> NoReturn:
     _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     report.send(
         b"{}"
-    )  # fails if the guardian has died before the lines above, since nothing else holds the other end
+    )  # it fails if the guardian has died before the line above: nothing else holds the other end
     _mount_proc()
     try:
         pid = _forked(order)
@@ -302,7 +298,7 @@ class Guardian:
             self._start()
         except (_SetupError, OSError) as problem:
             self._end_all()
-            step = problem.step if isinstance(problem, _SetupError) else "isolation"
+            step = problem.step if isinstance(problem, _SetupError) else "guardian"
             self._tell({"failed": [step, str(problem)]})
             return
         try:
@@ -319,8 +315,13 @@ class Guardian:
 
     def _start(self) -> None:
         _prctl(_PR_SET_CHILD_SUBREAPER, 1)
-        if self._order["cgroup"]:
-            os.mkdir(self._order["cgroup"])  # noqa: PTH102 - as for `processes`
+        try:
+            if self._order["cgroup"]:
+                os.mkdir(self._order["cgroup"])  # noqa: PTH102 - as for `processes`
+            if self._order["isolation"] == "namespace":
+                _unshare()
+        except OSError as problem:
+            raise _SetupError("isolation", str(problem.strerror)) from problem
         if self._order["isolation"] == "namespace":
             self._start_in_namespace()
         else:
@@ -341,7 +342,6 @@ class Guardian:
             self._without_reserve()
 
     def _start_in_namespace(self) -> None:
-        _unshare()
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._init = os.fork()
         if self._init == 0:
@@ -531,6 +531,9 @@ def main() -> None:
     connection = socket.socket(fileno=descriptor)
     for number in _IGNORED:  # a service manager may send them to every process of a service at once
         signal.signal(number, signal.SIG_IGN)
+    signal.signal(
+        signal.SIGCHLD, signal.SIG_DFL
+    )  # if the parent ignores it, the kernel would lose every exit status
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
     _prctl(_PR_SET_CHILD_SUBREAPER, 1)
     reserve, guardian = os.getpid(), os.fork()

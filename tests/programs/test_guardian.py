@@ -263,6 +263,43 @@ def test_the_guardian_imports_the_standard_library_alone():
 
 
 @pytest.mark.trio
+async def test_a_parent_that_ignores_the_end_of_its_children_hears_of_them_all_the_same(tmp_path):
+    """The guardian inherits the ignored signal; with it, no exit status would be known."""
+    before = signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    try:
+        error = await refused(little("import sys; sys.exit(3)", tmp_path), tmp_path)
+    finally:
+        signal.signal(signal.SIGCHLD, before)
+    assert error.tag == "command.exit.3"
+
+
+def test_a_ctrl_c_leaves_bare_and_nothing_is_left(tmp_path):
+    """R4: the program is stopped by its steps, and no nursery of a command wraps the interrupt."""
+    program = """
+import sys, trio
+from supervise import Supervisor, open_tree
+from tests.programs.little import little
+from tests.programs.test_guardian import FAMILY
+async def main():
+    spec = little(FAMILY, sys.argv[1])
+    async with open_tree(Supervisor("app", [spec]), sinks=[]):
+        print("up", flush=True)
+        await trio.sleep_forever()
+trio.run(main)
+"""
+    command = [sys.executable, "-c", program, str(tmp_path)]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT, text=True
+    ) as parent:
+        assert parent.stdout.readline() == "up\n"
+        parent.send_signal(signal.SIGINT)
+        errors = parent.stderr.read()
+    assert errors.endswith("KeyboardInterrupt\n")
+    assert "ExceptionGroup" not in errors
+    assert not processes_in(tmp_path)
+
+
+@pytest.mark.trio
 async def test_the_guardian_takes_no_notice_of_signals_to_everybody(tmp_path):
     """systemd sends SIGTERM to all processes of a service at once, and a terminal SIGINT to its foreground."""
     script = "import signal\nsignal.signal(signal.SIGUSR1, lambda *_: open('got', 'w'))\n" + UP + FOR_EVER
