@@ -47,7 +47,7 @@ class Strike:
 
 @define
 class Parent:
-    """The process of the tree, and what it has told."""
+    """The process of the tree, and the lines that it has printed."""
 
     process: trio.Process
     starts: list[dict[str, int]] = field(factory=list)

@@ -24,7 +24,11 @@ def main(kind: str, folder: str, port: str, isolation: str) -> None:
 
     def sink(event: object) -> None:
         if isinstance(event, Failed):
-            tell(failed=getattr(event.exc, "tag", None), text=str(event.exc))
+            tell(
+                failed=getattr(event.exc, "tag", None),
+                text=str(event.exc),
+                note=getattr(event.exc, "__notes__", []),
+            )
 
     async def report(tree) -> None:
         while True:
