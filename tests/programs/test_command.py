@@ -195,7 +195,8 @@ async def test_after_the_last_step_everything_is_killed(tmp_path):
 async def test_the_signals_of_a_stop_go_to_the_main_process(tmp_path):
     """It tells its own workers, in its own order."""
     fork = "if os.fork() == 0: os.chdir('worker')\nelse: os.chdir('main'); print('up', flush=True)\n"
-    script = OBEYS.replace("LAST", "'SIGTERM'") + fork + FOR_EVER
+    slowly = "if got[-1] == 'SIGTERM': time.sleep(0.3); sys.exit(0)"  # so that a worker has the time to tell
+    script = OBEYS.replace("if got[-1] == LAST: sys.exit(0)", slowly) + fork + FOR_EVER
     (tmp_path / "main").mkdir()
     (tmp_path / "worker").mkdir()
     async with opened(little(script, tmp_path), tmp_path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import json
 import os
+import select
 import signal
 import socket
 import subprocess
@@ -108,32 +109,43 @@ def test_a_process_that_the_parent_has_forked_does_not_keep_its_program_alive(tm
 
 
 def test_a_parent_that_dies_with_unread_messages_is_noticed(tmp_path):
-    """The guardian gets a reset then, and no end of file."""
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    """The guardian gets a reset then, and no end of file; the program is stopped by its steps all the same."""
+    script = "trap 'touch stopped; exit' TERM; touch runs; while true; do sleep 0.01; done"
+    whole = Order(("sh", "-c", script), dict(os.environ), cwd=str(tmp_path), stop=((signal.SIGTERM, 5.0),))
     order = tmp_path / "order"
-    whole = Order(
-        argv=("sleep", "1000"), env=dict(os.environ), cwd=str(tmp_path), stop=((signal.SIGTERM, 5.0),)
-    )
     order.write_text(json.dumps({**guarded.asdict(whole), "cgroup": ""}))
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with order.open() as file, theirs:
         passed = theirs.fileno(), file.fileno()
-        command = [
-            sys.executable,
-            "-I",
-            "-S",
-            guardian.__file__,
-            *map(str, passed),
-            str(os.getpid()),
-            "sleep",
-        ]
+        command = [sys.executable, "-I", "-S", guardian.__file__, *map(str, passed), str(os.getpid()), "sh"]
         process = subprocess.Popen(command, pass_fds=passed)
+    assert select.select([ours], [], [], 10)[0]  # `started` has come, and is not read
     last = time.monotonic() + 10
-    while not processes_in(tmp_path) and time.monotonic() < last:
+    while not (tmp_path / "runs").exists() and time.monotonic() < last:
         time.sleep(0.01)
-    time.sleep(0.1)  # until `started` has come, which is not read
     ours.close()
     assert process.wait(10) == 0
+    assert (tmp_path / "stopped").exists()
     assert not processes_in(tmp_path)
+
+
+def test_the_main_process_ends_with_parent_guardian_and_reserve(tmp_path):
+    """The kernel kills it; for the others of a group only an isolation would help."""
+    with with_parent(tmp_path) as (parent, main, reserve):
+        every = parent.pid, reserve, child_of(reserve)
+        others = processes_in(tmp_path) - {main}
+        try:
+            for number in (signal.SIGSTOP, signal.SIGKILL):
+                for pid in every:
+                    os.kill(pid, number)
+            last = time.monotonic() + 10
+            while not gone(main) and time.monotonic() < last:
+                time.sleep(0.01)
+            assert gone(main)
+            assert not gone(*others)
+        finally:
+            for pid in others:
+                os.kill(pid, signal.SIGKILL)
 
 
 @pytest.mark.trio
