@@ -39,6 +39,11 @@ class Checked(Protocol):
         """Its notify socket."""
         ...
 
+    @property
+    def runs(self) -> bool:
+        """Whether its main process still runs: otherwise a process that it has left may answer for it."""
+        ...
+
     async def started(self) -> None:
         """Wait until it runs. None of its lines is read before."""
         ...
@@ -368,7 +373,7 @@ async def wait_until_ready(how: object, program: Checked, note: Callable[[str], 
     elif isinstance(how, CHECKS):
         await until_it_passes(how, program, note)
         if isinstance(how, tcp | http):
-            while not await _is_its_own(how.host, how.port, program):
+            while not (program.runs and await _is_its_own(how.host, how.port, program)):
                 await until_it_passes(how, program, note)
             return how.port
     return None

@@ -6,6 +6,7 @@ import fcntl
 import json
 import os
 import secrets
+import select
 import signal
 import socket
 import subprocess
@@ -144,6 +145,15 @@ class Guarded:
         """Send `stop`, `kill` or `signal N` to the guardian; without effect if it has ended."""
         with suppress(OSError):
             self._connection.send(what.encode())
+
+    @property
+    def runs(self) -> bool:
+        """Whether the main process still runs."""
+        if self.ended.is_set():
+            return False
+        poll = select.poll()
+        poll.register(self._pidfd, select.POLLIN)
+        return not poll.poll(0)
 
     async def owns(self, port: Listener) -> bool:
         """Whether a process of the program, or the guardian, which holds the files that it has handed over, has this socket."""

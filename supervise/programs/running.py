@@ -92,6 +92,11 @@ class Running:
         """Call `listener` with each further line of output."""
         self.output.listeners.append(listener)
 
+    @property
+    def runs(self) -> bool:
+        """Whether its main process still runs."""
+        return self.guarded.runs
+
     async def started(self) -> None:
         """Wait until it runs."""
         await self.guarded.started.wait()

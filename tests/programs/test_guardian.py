@@ -311,6 +311,29 @@ trio.run(main)
     assert not processes_in(tmp_path)
 
 
+def test_a_ctrl_c_in_the_lines_of_a_command_leaves_bare_too(tmp_path):
+    """R4: this one comes while a check runs, below the nursery of the body."""
+    program = """
+import signal, sys, trio
+from supervise import Supervisor, open_tree
+from supervise.programs import every, tcp
+from tests.programs.little import FOR_EVER, UP, little
+class Interrupts(tcp):
+    async def attempt(self, program):
+        signal.raise_signal(signal.SIGINT)
+async def main():
+    spec = little(UP + FOR_EVER, sys.argv[1], alive=every(0.01, Interrupts(1)))
+    async with open_tree(Supervisor("app", [spec]), sinks=[]):
+        await trio.sleep_forever()
+trio.run(main)
+"""
+    command = [sys.executable, "-c", program, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, cwd=ROOT, text=True, timeout=30, check=False)
+    assert done.stderr.endswith("KeyboardInterrupt\n")
+    assert "ExceptionGroup" not in done.stderr
+    assert not processes_in(tmp_path)
+
+
 @pytest.mark.trio
 async def test_the_guardian_takes_no_notice_of_signals_to_everybody(tmp_path):
     """systemd sends SIGTERM to all processes of a service at once, and a terminal SIGINT to its foreground."""

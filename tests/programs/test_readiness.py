@@ -12,7 +12,7 @@ import pytest
 import trio
 
 from supervise import Decider, Stop
-from supervise.programs import Command, CommandUnhealthy, every, http, line, notify, probe, tcp
+from supervise.programs import Command, CommandUnhealthy, checks, every, http, line, notify, probe, tcp
 from supervise.programs.checks import until_it_passes
 from supervise.programs.ports import _address, _takes
 from supervise.testing import run_virtual
@@ -48,6 +48,36 @@ async def test_a_port_is_ready_when_it_gives_the_expected_answer(tmp_path):
         with socket.create_connection(("127.0.0.1", port)) as fourth:
             fourth.sendall(b"PING")
             assert fourth.recv(100) == b"never"
+
+
+@pytest.mark.trio
+async def test_an_attempt_without_an_answer_is_given_up(tmp_path, monkeypatch):
+    """A connection that was made too early may get no answer ever; the next one does."""
+    monkeypatch.setattr(checks, "_PATIENCE", 0.2)
+    port = free_port()
+    script = SERVES.replace("for answer", "first = server.accept()\nfor answer").format(
+        port=port, answers=[b"yes"]
+    )
+    async with opened(little(script, tmp_path, ready=tcp(port, send=b"x", expect=b"yes")), tmp_path):
+        pass
+
+
+@pytest.mark.trio
+async def test_what_answers_for_a_main_process_that_has_ended_is_not_ready(tmp_path):
+    """The process that it has left serves the port until it is killed."""
+    port = free_port()
+    serve = f"import socket\nserver = socket.create_server(('127.0.0.1', {port}))\n"
+    fork = "import os, time\nif os.fork(): time.sleep(0.5); os._exit(0)\ntime.sleep(0.5)\n"
+    (tmp_path / "serve.py").write_text(serve + fork + "while True: server.accept()[0].sendall(b'yes')")
+    error = await refused(
+        little(
+            "import os\nif os.fork(): os._exit(0)\nexec(open('serve.py').read())",
+            tmp_path,
+            ready=tcp(port, expect=b"yes"),
+        ),
+        tmp_path,
+    )
+    assert error.tag == "command.exit.0"
 
 
 @pytest.mark.trio
