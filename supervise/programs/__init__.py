@@ -2,7 +2,7 @@
 
 `program` has the declaration, `running` the program while it runs, `guarded` and `guardian` the two sides of the process beside it
 that leaves nothing behind. `checks`, `ports` and `notify` find out whether it is ready, `output` logs what it prints.
-docs/programs.md explains all of it.
+docs/howto/programs.md explains all of it.
 """
 
 from .checks import every, http, line, notify, probe, tcp
@@ -15,7 +15,7 @@ from .errors import (
     CommandUnhealthy,
     GuardianLost,
 )
-from .program import Command, Program
+from .program import Command
 from .running import Running
 
 __all__ = [
@@ -27,7 +27,6 @@ __all__ = [
     "CommandNotReady",
     "CommandUnhealthy",
     "GuardianLost",
-    "Program",
     "Running",
     "every",
     "http",

@@ -300,7 +300,7 @@ def Command(  # noqa: N802 - it makes a spec, and stands beside `Child` and `Sup
             limit, and `inf` is none.
         files: open files or sockets that it gets as descriptors 3, 4, …, with `LISTEN_FDS` as systemd has it.
         ready_timeout: seconds on Trio's clock in which it must be ready; may be `inf`.
-        isolation: what keeps its processes together, `group`, `namespace` or `cgroup`; docs/programs.md compares them.
+        isolation: what keeps its processes together, `group`, `namespace` or `cgroup`; docs/howto/programs.md compares them.
         reload: the signal that `reload()` of the ready value sends; None: it has none.
         options: further options of the `Child`: restart, significant, start_timeout, start_warning, grace, limit, backoff, decider.
             `grace` is by default 5 seconds more than `stop` takes, since a start that is cancelled stops the program by these steps.

@@ -73,7 +73,7 @@ class Running:
         return self.guarded.pid
 
     def send_signal(self, number: int) -> None:
-        """Send a signal to its main process; without effect if that has ended."""
+        """Send the signal with this `number` to its main process; without effect if that has ended."""
         self.guarded.order(f"signal {int(number)}")
 
     def reload(self) -> None:

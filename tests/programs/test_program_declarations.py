@@ -11,7 +11,8 @@ import pytest
 
 from supervise import Backoff, Child, Supervisor, programs
 from supervise.cli import main
-from supervise.programs import Command, Program, every, http, line, notify, probe, tcp
+from supervise.programs import Command, every, http, line, notify, probe, tcp
+from supervise.programs.program import Program
 from supervise.programs.running import watch
 from supervise.views import text
 
@@ -180,7 +181,14 @@ def test_a_command_is_a_child_that_prints_as_code():
         backoff=Backoff(),
     )
     assert type(spec) is Child
-    names = {**vars(programs), "Child": Child, "Backoff": Backoff, "watch": watch, "Signals": Signals}
+    names = {
+        **vars(programs),
+        "Program": Program,
+        "Child": Child,
+        "Backoff": Backoff,
+        "watch": watch,
+        "Signals": Signals,
+    }
     again = eval(repr(spec), names)
     assert repr(again) == repr(spec)
     assert "stop=((Signals.SIGTERM, 5), (Signals.SIGINT, 2.5))" in repr(spec)
@@ -226,7 +234,6 @@ def test_the_public_names_are_exactly_these():
     """What `supervise.programs` offers, each with a docstring."""
     names = [
         "Command",
-        "Program",
         "Running",
         "every",
         "http",
