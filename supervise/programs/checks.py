@@ -321,7 +321,7 @@ class every(Code, Value):  # noqa: N801 - see the first lines of this file
     """
 
     seconds: float = field(converter=plain)
-    check: Check
+    check: tcp | http | probe
     timeout: float = field(default=2.0, kw_only=True, converter=plain)
     failures: int = field(default=3, kw_only=True, converter=plain)
 
