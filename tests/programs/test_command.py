@@ -173,7 +173,7 @@ for each in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGHUP): sign
 async def test_a_stop_is_a_sequence_of_signals(tmp_path):
     """R20: each step has its seconds, and the next one comes when they are over."""
     script = OBEYS.replace("LAST", "'SIGINT'") + UP + FOR_EVER
-    stop = ((signal.SIGTERM, 0.1), (signal.SIGQUIT, 0.1), (signal.SIGINT, 10))
+    stop = ((signal.SIGTERM, 0.5), (signal.SIGQUIT, 0.5), (signal.SIGINT, 10))
     seen = Seen()
     async with opened(little(script, tmp_path, stop=stop), tmp_path, seen):
         pass
@@ -184,7 +184,7 @@ async def test_a_stop_is_a_sequence_of_signals(tmp_path):
 @pytest.mark.trio
 async def test_after_the_last_step_everything_is_killed(tmp_path):
     """R20: a program that takes no notice, and one that has no step, gets SIGKILL."""
-    for stop in (((signal.SIGTERM, 0.1),), ()):
+    for stop in (((signal.SIGTERM, 0.5),), ()):
         script = OBEYS.replace("LAST", "''") + WITH_ORPHAN + UP + FOR_EVER
         async with opened(little(script, tmp_path, stop=stop), tmp_path):
             pass
@@ -311,8 +311,9 @@ write('seen', {
 @pytest.mark.skipif(not AS_ROOT, reason="only root may become another user")
 async def test_a_program_may_run_as_another_user(tmp_path):
     """With its groups and its home; the guardian stays who it is, so that the program cannot harm it."""
-    for folder in (tmp_path, *tmp_path.parents[:2]):
-        folder.chmod(0o777)
+    for folder in tmp_path.parents[:2]:  # pytest makes them for this user alone
+        folder.chmod(0o755)
+    tmp_path.chmod(0o777)
     script = "echo $(id -u) $(id -G) $HOME $USER > who; echo up; exec sleep 1000"
     spec = Command("little", ["sh", "-c", script], user="nobody", cwd=tmp_path)
     async with opened(spec, tmp_path) as (_, running):

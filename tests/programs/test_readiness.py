@@ -109,12 +109,12 @@ async def test_what_the_last_check_found_is_in_the_error(tmp_path):
             *[b"LOADING"] * 99,
             ready=tcp(port, send=b"PING", expect=b"PONG"),
             folder=tmp_path,
-            ready_timeout=0.5,
+            ready_timeout=2,
         ),
         tmp_path,
     )
     assert error.tag == "command.not_ready"
-    assert str(error).endswith(f"was not ready within 0.5 s: port {port} answered b'LOADING'")
+    assert str(error).endswith(f"was not ready within 2 s: port {port} answered b'LOADING'")
     error = await refused(little(FOR_EVER, tmp_path, ready=tcp(port), ready_timeout=0.3), tmp_path)
     assert str(error).endswith(f"was not ready within 0.3 s: port {port}: connection refused")
 
@@ -165,7 +165,7 @@ async def test_a_line_makes_a_program_ready(tmp_path):
 @pytest.mark.trio
 async def test_a_line_that_never_comes_may_be_held_back(tmp_path):
     """The error says how that is prevented."""
-    error = await refused(little(UP + FOR_EVER, tmp_path, ready=line("ready"), ready_timeout=0.5), tmp_path)
+    error = await refused(little(UP + FOR_EVER, tmp_path, ready=line("ready"), ready_timeout=2), tmp_path)
     assert "no line has matched; a program may hold back lines that it writes into a pipe" in str(error)
     assert "up" in error.__notes__[0]
 
@@ -185,8 +185,8 @@ async def test_a_program_may_say_itself_that_it_is_ready(tmp_path):
     async with opened(little(text, tmp_path, ready=notify()), tmp_path):
         pass
     text = NOTIFIES + "tell(b'STATUS=loading'); tell(b'READY=0')\n" + FOR_EVER
-    error = await refused(little(text, tmp_path, ready=notify(), ready_timeout=0.5), tmp_path)
-    assert str(error).endswith("was not ready within 0.5 s: its last status was 'loading'")
+    error = await refused(little(text, tmp_path, ready=notify(), ready_timeout=2), tmp_path)
+    assert str(error).endswith("was not ready within 2 s: its last status was 'loading'")
 
 
 @pytest.mark.trio
@@ -201,7 +201,7 @@ async def test_only_the_program_may_say_so(tmp_path):
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(forge)
-        error = await refused(little(text, tmp_path, ready=notify(), ready_timeout=1), tmp_path)
+        error = await refused(little(text, tmp_path, ready=notify(), ready_timeout=2), tmp_path)
     assert error.tag == "command.not_ready"
 
 
@@ -212,7 +212,7 @@ async def test_a_further_program_finds_out_whether_it_is_ready(tmp_path):
     async with opened(little(text, tmp_path, ready=probe(["test", "-e", "ready"])), tmp_path):
         assert (tmp_path / "ready").exists()
     slow = probe(["sh", "-c", "echo not yet; exit 7"])
-    error = await refused(little(FOR_EVER, tmp_path, ready=slow, ready_timeout=0.5), tmp_path)
+    error = await refused(little(FOR_EVER, tmp_path, ready=slow, ready_timeout=2), tmp_path)
     assert str(error).endswith("sh -c 'echo not yet; exit 7' exited with status 7: not yet")
 
 
@@ -241,7 +241,7 @@ async def test_a_program_that_is_not_healthy_is_stopped_and_fails(tmp_path):
         + "))\nwhile True: server.accept()[0].sendall(b'yes')"
     )
     check = tcp(port, expect=b"yes")
-    alive = every(0.1, check, timeout=0.2, failures=2)
+    alive = every(0.1, check, timeout=1, failures=2)
     spec = little(text, tmp_path, ready=check, alive=alive, decider=Decider({"command.unhealthy": Stop}))
     async with opened(spec, tmp_path, seen) as (tree, running):
         await trio.sleep(0.5)
@@ -251,7 +251,7 @@ async def test_a_program_that_is_not_healthy_is_stopped_and_fails(tmp_path):
     (error,) = seen.failures()
     assert isinstance(error, CommandUnhealthy)
     assert str(error).endswith(
-        "is not healthy: 2 checks in a row have failed; the last one: no answer within 0.2 s"
+        "is not healthy: 2 checks in a row have failed; the last one: no answer within 1 s"
     )
 
 
