@@ -2,8 +2,9 @@
 
 `_core/` makes every decision and is pure; `_trio/` carries the decisions out. `events` is the closed set of events,
 `errors` has the errors that a caller may catch, `testing` provides virtual time and faults as data, `sinks` receive events,
-`views` draw trees, and `cli` is the command. All public names are here or in these modules. A name is imported at its first
-use, because the pytest plugin lies in this package too and must cost a session without a tree nothing.
+`views` draw trees, `programs` has external programs as leaves, and `cli` is the command. All public names are here or in these
+modules. A name is imported at its first use, because the pytest plugin lies in this package too and must cost a session without a
+tree nothing.
 """
 
 from __future__ import annotations

@@ -34,6 +34,7 @@ FLOORS = (
     "supervise.cli",
     "supervise.operate",
     "supervise.views",
+    "supervise.programs",
     "supervise",
     "supervise._trio",
     "supervise.sinks",

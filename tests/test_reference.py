@@ -13,6 +13,7 @@ import runners
 import runners.errors
 import supervise
 import supervise.operate
+import supervise.programs
 from supervise import cli, errors, events, testing
 
 FOLDER = Path(__file__).parents[1] / "docs" / "reference" / "api"
@@ -22,18 +23,23 @@ SINKS = ("jsonl", "lines", "log", "opentelemetry", "prometheus", "queue", "syste
 
 FOR_THE_LIBRARY = {
     "Decider": "answer at directive layers looked_up",
+    "every": "until_it_fails",
     "Fail": "fresh",
     "FaultPlan": "check script",
+    "http": "attempt host port",
     "Inbox": "end_loops fails relieved settle stops_waiting",
     "InlineHost": "check open",
     "Message": "back let_go taken_by",
     "Price": "of",
     "Pool": "member pattern",
     "PrometheusSink": "collect describe",
+    "probe": "attempt",
     "ProcessHost": "check open",
     "Rule": "fits",
+    "Running": "close listen_to_lines notifications owns run_beside runs start started until_it_ends",
     "Script": "bodies entry",
     "StreamMessage": "back carried fail left let_go on_left on_loss reply requeue sent_at taken_by",
+    "tcp": "attempt",
     "ThreadHost": "open",
     "ExecuteBatch": "estimated_input estimated_tokens on_clock with_seed",
     "RunnerInfo": "estimated_cost",
@@ -72,6 +78,7 @@ def public():
     found |= {("supervise.events", name) for name in of_class(events.Event, events) | {"Sink", "describe"}}
     found |= {("supervise.testing", name) for name in testing.__all__}
     found |= {("supervise.operate", name) for name in supervise.operate.__all__}
+    found |= {("supervise.programs", name) for name in supervise.programs.__all__}
     found |= {("runners", name) for name in runners.__all__}
     found |= {("runners.errors", name) for name in of_class(runners.errors.InferenceError, runners.errors)}
     for sink in SINKS:

@@ -7,6 +7,7 @@ not escape from here.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from enum import Enum
 from functools import partial
 from math import inf
 from typing import Any
@@ -134,6 +135,8 @@ def _atom(value: Any) -> str:
     try:
         if type(value) is float and value == inf:
             return "float('inf')"
+        if isinstance(value, Enum) and repr(value).startswith("<"):
+            return f"{class_of(value).__name__}.{value.name}"
         if callable(value) and hasattr(value, "__qualname__"):
             return str(value.__qualname__)
         return repr(value)

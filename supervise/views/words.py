@@ -7,8 +7,9 @@ from typing import Final, Literal, TypeVar
 
 from attrs import frozen
 
-from .._core._brief import class_name, failure_line, printable
+from .._core._brief import class_name, failure_line, printable, shortened
 from .._core._call import name_of
+from .._core._code import Code
 from .._core.decide import AKKA, DEVICE, OTP, Decider
 from .._core.limit import Backoff, Limit
 from .._core.spec import Child, Mailbox, Pool, Spec
@@ -112,14 +113,16 @@ def _of_all(spec: Spec) -> list[str]:
 
 
 _GRACE: Final = 5
+_LONGEST: Final = 60
+"""Characters of the longest text of a value."""
 _ENTRIES: Final = 5
 """How many entries of a decider are shown."""
 _PRESETS: Final = {"OTP": OTP, "AKKA": AKKA, "DEVICE": DEVICE}
 
 
 def _called(function: object) -> str:
-    """The name of a function in the program; for a `partial` that of its function."""
-    return printable(name_of(function))
+    """The name of a function in the program; for a `partial` that of its function; a value that prints as code has its own text."""
+    return printable(shortened(str(function), _LONGEST) if isinstance(function, Code) else name_of(function))
 
 
 def _backoff(backoff: Backoff) -> str:

@@ -1,0 +1,141 @@
+"""The output of a program: one line, one log record."""
+
+from __future__ import annotations
+
+import logging
+from contextlib import contextmanager
+
+import pytest
+import trio
+
+from supervise import Decider, Stop
+from supervise.programs import output
+from supervise.programs.output import Output
+
+from .little import FOR_EVER, Seen, little, opened, until
+
+
+class Records(logging.Handler):
+    """A handler that keeps the records of one program."""
+
+    def __init__(self):
+        super().__init__()
+        self.records = []
+
+    def emit(self, record):
+        self.records.append(record)
+
+
+@contextmanager
+def recorded(handler=None):
+    handler = handler or Records()
+    logger = logging.getLogger("supervise.programs.little")
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+    try:
+        yield handler
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(logging.NOTSET)
+        logger.propagate = True
+
+
+@pytest.mark.trio
+async def test_each_line_is_a_record_with_the_level_of_its_stream(tmp_path):
+    """Its path, pid and stream are attributes; an empty line is none, and a control character cannot act on a terminal."""
+    script = (
+        r"import sys; print('one\n\n\tt\x1b[2Jwo\r'); print('three', file=sys.stderr, flush=True); print('up', flush=True)"
+        "\n"
+    )
+    with recorded() as log:
+        async with opened(little(script + FOR_EVER, tmp_path), tmp_path) as (_, running):
+            await until(lambda: len(log.records) == 4)
+    seen = {(record.levelname, record.stream, record.getMessage()) for record in log.records}
+    who = f"app/little (pid {running.pid}): "
+    assert seen == {
+        ("INFO", "stdout", f"{who}one"),
+        ("INFO", "stdout", who + r"	t\x1b[2Jwo"),
+        ("WARNING", "stderr", f"{who}three"),
+        ("INFO", "stdout", f"{who}up"),
+    }
+    assert {(record.path, record.pid) for record in log.records} == {("app/little", running.pid)}
+
+
+@pytest.mark.trio
+async def test_a_flood_is_read_to_its_end_and_what_is_dropped_is_counted(tmp_path):
+    """A program whose pipe is full would stand still; this one writes ten times as much as a pipe holds."""
+    script = "for number in range(100_000): print('line', number)\nprint('up', flush=True)\n"
+    with recorded() as log:
+        async with opened(little(script + FOR_EVER, tmp_path), tmp_path):
+            pass
+    dropped = [record for record in log.records if "too many in a second, dropped" in record.getMessage()]
+    lines = len(log.records) - len(dropped)
+    assert dropped
+    assert (
+        lines
+        + sum(
+            int(record.getMessage().partition("(pid ")[2].partition("(")[2].split()[0]) for record in dropped
+        )
+        == 100_001
+    )
+
+
+@pytest.mark.trio
+async def test_a_long_line_becomes_several_records(tmp_path):
+    """And a last line without an end is a line too."""
+    script = "import sys; sys.stdout.write('x' * 10_000 + '\\nup\\n'); sys.stdout.flush(); sys.stdout.write('end'); sys.exit(1)"
+    with recorded() as log:
+        spec = little(script, tmp_path, decider=Decider({"command": Stop}))
+        async with opened(spec, tmp_path) as (tree, _):
+            await tree[spec].ended()
+    lengths = [len(record.args[2]) for record in log.records]
+    assert sum(length for length in lengths if length > 3) == 10_000
+    assert max(lengths) <= 8192
+    assert log.records[-1].args[2] == "end"
+
+
+@pytest.mark.trio
+async def test_the_last_lines_are_a_note_of_the_error(tmp_path):
+    """Forty of them, also those that the log did not get."""
+    seen = Seen()
+    script = "print('up', flush=True)\nfor number in range(5000): print(number)\nimport sys; sys.exit(1)"
+    spec = little(script, tmp_path, decider=Decider({"command": Stop}))
+    async with opened(spec, tmp_path, seen) as (tree, _):
+        await tree[spec].ended()
+    head, *lines = seen.failures()[0].__notes__[0].splitlines()
+    assert head == "the last lines of its output:"
+    assert lines == [str(number) for number in range(4960, 5000)]
+
+
+@pytest.mark.trio
+async def test_a_handler_that_raises_silences_the_log_and_hurts_nothing(tmp_path, capsys):
+    """Its traceback is printed once."""
+
+    class Broken(logging.Handler):
+        def emit(self, record):
+            raise RuntimeError("the disk is full")
+
+    with recorded(Broken()):
+        script = "print('one', flush=True)\nprint('up', flush=True)\n" + FOR_EVER
+        async with opened(little(script, tmp_path), tmp_path):
+            pass
+    assert capsys.readouterr().err.count("RuntimeError: the disk is full") == 1
+
+
+def test_the_number_of_lines_in_a_second_is_bounded():
+    """Those of the next second count anew, and tell how many were dropped."""
+
+    async def main():
+        with recorded() as log:
+            one = Output("little", "app/little")
+            for _ in range(output.LINES_PER_SECOND + 3):
+                one.streams[0]._take("x")
+            await trio.sleep(1)
+            one.streams[0]._take("y")
+            one.close()
+        texts = [record.args[2] for record in log.records]
+        assert texts[-2:] == ["(3 lines too many in a second, dropped)", "y"]
+        assert len(texts) == output.LINES_PER_SECOND + 2
+
+    trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))

@@ -1,0 +1,304 @@
+"""How a program shows that it is ready, and that it still works."""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import signal
+import socket
+from pathlib import Path
+
+import pytest
+import trio
+
+from supervise import Decider, Stop
+from supervise.programs import Command, CommandUnhealthy, checks, every, http, line, notify, probe, tcp
+from supervise.programs.checks import until_it_passes
+from supervise.programs.ports import _address, _takes
+from supervise.testing import run_virtual
+
+from .little import FOR_EVER, UP, Seen, little, opened, python, refused, until
+from .servers import free_port
+
+SERVES = """
+import socket, sys, time
+server = socket.create_server(("127.0.0.1", {port}))
+for answer in {answers}:
+    connection, _ = server.accept()
+    connection.recv(1000)
+    connection.sendall(answer)
+    connection.close()
+time.sleep(1000)
+"""
+
+
+def serves(port, *answers, ready, folder, **options):
+    text = SERVES.format(port=port, answers=list(answers))
+    return Command("little", python(text), ready=ready, cwd=folder, **options)
+
+
+@pytest.mark.trio
+async def test_a_port_is_ready_when_it_gives_the_expected_answer(tmp_path):
+    """Many servers open their port before they can be used."""
+    port = free_port()
+    ready = tcp(port, send=b"PING", expect=b"PONG")
+    spec = serves(port, b"LOADING", b"", b"PONG", b"never", ready=ready, folder=tmp_path)
+    async with opened(spec, tmp_path) as (_, running):
+        assert running.port == port
+        with socket.create_connection(("127.0.0.1", port)) as fourth:
+            fourth.sendall(b"PING")
+            assert fourth.recv(100) == b"never"
+
+
+@pytest.mark.trio
+async def test_an_attempt_without_an_answer_is_given_up(tmp_path, monkeypatch):
+    """A connection that was made too early may get no answer ever; the next one does."""
+    monkeypatch.setattr(checks, "_PATIENCE", 0.2)
+    port = free_port()
+    script = SERVES.replace("for answer", "first = server.accept()\nfor answer").format(
+        port=port, answers=[b"yes"]
+    )
+    async with opened(little(script, tmp_path, ready=tcp(port, send=b"x", expect=b"yes")), tmp_path):
+        pass
+
+
+@pytest.mark.trio
+async def test_what_answers_for_a_main_process_that_has_ended_is_not_ready():
+    """A process that it has left may serve its port until it is killed."""
+
+    class Left:
+        """A program whose main process has ended, and then one that runs."""
+
+        ends = [False, True]
+
+        @property
+        def runs(self):
+            return self.ends.pop(0)
+
+        async def started(self):
+            pass
+
+        async def owns(self, port):
+            return True
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        assert await checks.wait_until_ready(tcp(port), Left(), lambda why: None) == port
+    assert Left.ends == []
+
+
+@pytest.mark.trio
+async def test_a_url_is_ready_when_it_gives_the_expected_status(tmp_path):
+    """Another status, no HTTP at all, and no answer are not ready."""
+    port = free_port()
+    busy, good = b"HTTP/1.1 503 Busy\r\n\r\n", b"HTTP/1.1 204 No Content\r\n\r\n"
+    ready = http(f"http://127.0.0.1:{port}/health?full=1", status=204)
+    async with opened(
+        serves(port, busy, b"hello\r\n", b"", good, ready=ready, folder=tmp_path), tmp_path
+    ) as (_, running):
+        assert running.port == port
+
+
+@pytest.mark.trio
+async def test_what_the_last_check_found_is_in_the_error(tmp_path):
+    """The time is over; the reason is that of the last attempt."""
+    port = free_port()
+    error = await refused(
+        serves(
+            port,
+            *[b"LOADING"] * 99,
+            ready=tcp(port, send=b"PING", expect=b"PONG"),
+            folder=tmp_path,
+            ready_timeout=2,
+        ),
+        tmp_path,
+    )
+    assert error.tag == "command.not_ready"
+    assert str(error).endswith(f"was not ready within 2 s: port {port} answered b'LOADING'")
+    error = await refused(little(FOR_EVER, tmp_path, ready=tcp(port), ready_timeout=0.3), tmp_path)
+    assert str(error).endswith(f"was not ready within 0.3 s: port {port}: connection refused")
+
+
+@pytest.mark.trio
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
+async def test_a_port_of_another_process_is_not_ready(tmp_path, host):
+    """The plain check would succeed; the error names the process that holds the port."""
+    with socket.create_server(("", 0)) as other:
+        port = other.getsockname()[1]
+        error = await refused(little(FOR_EVER, tmp_path, ready=tcp(port, host=host)), tmp_path)
+    name = Path("/proc/self/comm").read_text().strip()  # noqa: ASYNC240 - /proc does not block
+    assert str(error) == f"port {port} is served by another process, {name} (pid {os.getpid()})"
+    assert error.tag == "command.not_ready"
+
+
+@pytest.mark.trio
+async def test_a_port_that_is_handed_over_is_its_own(tmp_path):
+    """The program serves on a listening socket that this process keeps over all restarts."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+        text = "import socket, time\nserver = socket.socket(fileno=3)\nwhile True: server.accept()"
+        async with opened(little(text, tmp_path, ready=tcp(port), files=[listener]), tmp_path) as (
+            _,
+            running,
+        ):
+            assert running.port == port
+
+
+def test_an_address_of_proc_is_read_in_the_order_of_this_machine():
+    """And a wildcard, or the IPv4 address within one of IPv6, takes connections to it."""
+    four = {ipaddress.ip_address("127.0.0.1")}
+    assert _address("0100007F") in four
+    assert _takes(_address("00000000"), four)
+    assert _takes(_address("0000000000000000FFFF00000100007F"), four)
+    assert _takes(_address("0" * 32), four)
+    assert not _takes(_address("0200007F"), four)
+
+
+@pytest.mark.trio
+async def test_a_line_makes_a_program_ready(tmp_path):
+    """On either stream, anywhere in the line; a group `port` is its port."""
+    text = "import sys\nprint('on port 4711', file=sys.stderr, flush=True)\n" + FOR_EVER
+    async with opened(little(text, tmp_path, ready=line(r"port (?P<port>\d+)$")), tmp_path) as (_, running):
+        assert running.port == 4711
+
+
+@pytest.mark.trio
+async def test_a_line_that_never_comes_may_be_held_back(tmp_path):
+    """The error says how that is prevented."""
+    error = await refused(little(UP + FOR_EVER, tmp_path, ready=line("ready"), ready_timeout=2), tmp_path)
+    assert "no line has matched; a program may hold back lines that it writes into a pipe" in str(error)
+    assert "up" in error.__notes__[0]
+
+
+NOTIFIES = """
+import os, socket, sys, time
+def tell(text):
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as one:
+        one.sendto(text, b"\\0" + os.environ["NOTIFY_SOCKET"].encode()[1:])
+"""
+
+
+@pytest.mark.trio
+async def test_a_program_may_say_itself_that_it_is_ready(tmp_path):
+    """As systemd has it; its last status is in the error if it is late."""
+    text = NOTIFIES + "tell(b'STATUS=loading\\nX=1'); tell(b'READY=1\\nSTATUS=up')\n" + FOR_EVER
+    async with opened(little(text, tmp_path, ready=notify()), tmp_path):
+        pass
+    text = NOTIFIES + "tell(b'STATUS=loading'); tell(b'READY=0')\n" + FOR_EVER
+    error = await refused(little(text, tmp_path, ready=notify(), ready_timeout=2), tmp_path)
+    assert str(error).endswith("was not ready within 2 s: its last status was 'loading'")
+
+
+@pytest.mark.trio
+async def test_only_the_program_may_say_so(tmp_path):
+    """The kernel tells who has sent a message: one of another process does not count."""
+    text = NOTIFIES + "open('address', 'w').write(os.environ['NOTIFY_SOCKET'])\n" + FOR_EVER
+
+    async def forge():
+        await until(lambda: (tmp_path / "address").exists() and (tmp_path / "address").read_text())
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as one:
+            one.sendto(b"READY=1", "\0" + (tmp_path / "address").read_text()[1:])
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(forge)
+        error = await refused(little(text, tmp_path, ready=notify(), ready_timeout=2), tmp_path)
+    assert error.tag == "command.not_ready"
+
+
+@pytest.mark.trio
+async def test_a_further_program_finds_out_whether_it_is_ready(tmp_path):
+    """Its status 0; otherwise its status and its last line are the reason."""
+    text = "import time; time.sleep(0.3); open('ready', 'w')\n" + FOR_EVER
+    async with opened(little(text, tmp_path, ready=probe(["test", "-e", "ready"])), tmp_path):
+        assert (tmp_path / "ready").exists()
+    slow = probe(["sh", "-c", "echo not yet; exit 7"])
+    error = await refused(little(FOR_EVER, tmp_path, ready=slow, ready_timeout=2), tmp_path)
+    assert str(error).endswith("sh -c 'echo not yet; exit 7' exited with status 7: not yet")
+
+
+@pytest.mark.trio
+async def test_a_probe_that_is_not_there_is_an_error_at_once(tmp_path):
+    """And not one of time; one that hangs is killed when the time is over."""
+    error = await refused(little(FOR_EVER, tmp_path, ready=probe(["no-such-probe"])), tmp_path)
+    assert error.tag == "command.missing"
+    error = await refused(
+        little(FOR_EVER, tmp_path, ready=probe(["sleep", "1000"]), ready_timeout=0.3), tmp_path
+    )
+    assert error.tag == "command.not_ready"
+
+
+# --- alive
+
+
+@pytest.mark.trio
+async def test_a_program_that_is_not_healthy_is_stopped_and_fails(tmp_path):
+    """By the steps of its stop; it is stopped by SIGSTOP here, and none of its other signs has changed."""
+    port = free_port()
+    seen = Seen()
+    text = (
+        "import socket\nserver = socket.create_server(('127.0.0.1', "
+        + str(port)
+        + "))\nwhile True: server.accept()[0].sendall(b'yes')"
+    )
+    check = tcp(port, expect=b"yes")
+    alive = every(0.1, check, timeout=1, failures=2)
+    spec = little(text, tmp_path, ready=check, alive=alive, decider=Decider({"command.unhealthy": Stop}))
+    async with opened(spec, tmp_path, seen) as (tree, running):
+        await trio.sleep(0.5)
+        assert not seen.failures()
+        os.kill(running.pid, signal.SIGSTOP)
+        await tree[spec].ended()
+    (error,) = seen.failures()
+    assert isinstance(error, CommandUnhealthy)
+    assert str(error).endswith(
+        "is not healthy: 2 checks in a row have failed; the last one: no answer within 1 s"
+    )
+
+
+class Scripted:
+    """A check that does what a list says: None passes, a text is a failure, a number takes so many seconds."""
+
+    def __init__(self, *does):
+        self.does = list(does)
+        self.times = []
+
+    async def attempt(self, program):
+        self.times.append(trio.current_time())
+        what = self.does.pop(0)
+        if isinstance(what, float):
+            await trio.sleep(what)
+            return None
+        return what
+
+
+def repeated(seconds, check, **options):
+    one = every(seconds, tcp(1), **options)
+    object.__setattr__(one, "check", check)
+    return one
+
+
+def test_only_failures_in_a_row_count():
+    """One that passes begins the count again; one that takes longer than its timeout has failed."""
+    check = Scripted("a", "b", None, "c", 5.0, "d")
+
+    async def main():
+        why = await repeated(10, check, timeout=2, failures=3).until_it_fails(None)
+        assert why == "3 checks in a row have failed; the last one: d"
+        assert check.times == [10, 20, 30, 40, 50, 62]
+
+    run_virtual(main)
+
+
+def test_a_check_is_attempted_at_growing_intervals():
+    """At first often, since most programs are ready soon, and at most every half second."""
+    check, reasons = Scripted(*"abcdefghijkl", None), []
+
+    async def main():
+        await until_it_passes(check, None, reasons.append)
+        gaps = [after - before for before, after in zip(check.times, check.times[1:], strict=False)]
+        assert gaps[0] == pytest.approx(0.02)
+        assert gaps == sorted(gaps)
+        assert gaps[-1] == pytest.approx(0.5)
+        assert reasons == list("abcdefghijkl")
+
+    run_virtual(main)
