@@ -446,7 +446,7 @@ class Ref:
         why = None if reason is None else checked_reason(reason)
         return effect.Request(kind, Answer(), name=name, reason=why)
 
-    def refuse_to_wait_for_itself(self) -> None:
+    def _refuse_to_wait_for_itself(self) -> None:
         """As a request to each of the supervisors above the child that asks, which an adoption waits for (R38)."""
         child = enclosing_child(self._driver)
         names = [] if child is None else child.path.split("/")

@@ -154,7 +154,7 @@ class Tree:
             TypeError, ValueError: it cannot be the declaration of this tree; then nothing has been changed.
         """
         why = checked_reason(reason)
-        self.root.refuse_to_wait_for_itself()
+        self.root._refuse_to_wait_for_itself()
         check_root(spec)
         answer = Answer()
 

@@ -49,7 +49,11 @@ def folder(tmp_path, monkeypatch):
     for name, text in (("app", APP), ("work", WORK), ("errors", "class Lost(Exception): pass\n")):
         (tmp_path / f"{name}.py").write_text(text)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.setattr(
+        sys, "path", [str(tmp_path), *sys.path]
+    )  # before the folders that other tests have left
+    for name in ("app", "work", "errors"):  # another test may have left a module of that name
+        monkeypatch.delitem(sys.modules, name, raising=False)
     before = set(sys.modules)
     yield tmp_path
     for name in set(sys.modules) - before:

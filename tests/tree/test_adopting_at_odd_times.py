@@ -109,14 +109,15 @@ def test_a_child_that_has_not_started_yet_cannot_wait_for_it():
 def test_a_watch_may_adopt_before_the_tree_has_begun():
     """R38: It waits for the tree. Trio decides whose task runs first."""
     found = []
+    before, after = (app(Child("a", forever, args=[version])) for version in range(2))
 
     async def watch(tree):
-        await tree.adopt(declared(1))
-        found.append(shown(tree, 1))
+        await tree.adopt(after)
+        found.append(tree.changes(after))
         os.kill(os.getpid(), signal.SIGTERM)
 
     for _ in range(10):
-        run_tree(declared(0), sinks=[], watch=[watch])
+        run_tree(before, sinks=[], watch=[watch])
     assert found == [[]] * 10
 
 
