@@ -189,7 +189,7 @@ def test_libraries_below_the_folder_of_a_program_are_not_its_own(folder, monkeyp
     """R38: A Python that a user has installed at home is below each program that is there."""
     (folder / library).mkdir(parents=True)
     (folder / library / "a_library.py").write_text("")
-    monkeypatch.syspath_prepend(folder / library)
+    monkeypatch.setattr(sys, "path", [str(folder / library), *sys.path])
     monkeypatch.setattr("supervise.cli.reload._PYTHON", str(folder / "lib/python"))
     (folder / "app.py").write_text(f"import a_library\n{APP}")
     made = program("app")
