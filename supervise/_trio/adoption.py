@@ -98,7 +98,8 @@ class Adoption:
             remove = effect.Request("remove", Answer(), name=node.name, reason=self._reason)
             # Refused: it has left by itself, or its supervisor is ending, or its group has started it again.
             with suppress(Refused):
-                await self._driver.ask(machine, stop, remove)
+                self._driver.post(machine, stop)  # the answer to `remove` comes after its own
+                await self._driver.ask(machine, remove)
 
     def _is_due(self, node: Node) -> bool:
         """Whether the node is to be started now: it is new, or its code is, and it was not stopped on purpose."""

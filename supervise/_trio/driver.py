@@ -147,29 +147,21 @@ class Driver:
     # --- inputs
 
     @enable_ki_protection
-    async def ask(self, machine: Machine, request: effect.Request, *then: effect.Request) -> Any:
-        """Give the machine a request and wait for the answer; a caller that is cancelled withdraws it (R25).
-
-        Further requests follow it with nothing in between that arrives later; the answer is that to the last one.
-        """
+    async def ask(self, machine: Machine, request: effect.Request) -> Any:
+        """Give the machine a request and wait for the answer; a caller that is cancelled withdraws it (R25)."""
         check_stack()
         await trio.lowlevel.checkpoint_if_cancelled()
         if self._broken:
             raise self._cannot_answer()
-        requests = (request, *then)
+        self._asked[request.token] = None
         try:
-            for each in requests:
-                self._asked[each.token] = None
-                self.post(machine, each)
-            for each in requests:
-                result = await each.token.wait()
+            self.post(machine, request)
+            result = await request.token.wait()
         except (trio.Cancelled, KeyboardInterrupt):
-            for each in requests:
-                self.post(machine, effect.Withdraw(each))
+            self.post(machine, effect.Withdraw(request))
             raise
         finally:
-            for each in requests:
-                self._asked.pop(each.token, None)
+            del self._asked[request.token]
         await trio.lowlevel.cancel_shielded_checkpoint()
         return result
 
