@@ -8,6 +8,7 @@ either declaration whole, and each start takes the newest one.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any
 
 from .. import events
@@ -90,14 +91,15 @@ class Adoption:
 
     async def _take_out(self, machine: Machine, spec: Supervisor | Pool) -> None:
         """Stop the children that are declared no more, or as another kind of node, the last one first; then they leave the tree."""
-        verbs: tuple[effect.RequestKind, ...] = ("stop", "remove")
         for node in reversed(machine.undeclared(spec)):
-            for verb in verbs:
-                request = effect.Request(verb, Answer(), name=node.name, reason=self._reason)
-                try:
-                    await self._driver.ask(machine, request)
-                except Refused:
-                    break  # it has left by itself, or its supervisor is ending, or its group has started it again
+            stop = effect.Request("stop", Answer(), name=node.name, reason=self._reason)
+            # It follows at once: a sibling that fails during the stop would have the group start the child again before it left,
+            # and again whenever this is tried anew.
+            remove = effect.Request("remove", Answer(), name=node.name, reason=self._reason)
+            # Refused: it has left by itself, or its supervisor is ending, or its group has started it again.
+            with suppress(Refused):
+                self._driver.post(machine, stop)  # the answer to `remove` comes after its own
+                await self._driver.ask(machine, remove)
 
     def _is_due(self, node: Node) -> bool:
         """Whether the node is to be started now: it is new, or its code is, and it was not stopped on purpose."""
