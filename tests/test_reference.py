@@ -35,6 +35,7 @@ FOR_THE_LIBRARY = {
     "PrometheusSink": "collect describe",
     "probe": "attempt",
     "ProcessHost": "check open",
+    "Ref": "refuse_to_wait_for_itself",
     "Rule": "fits",
     "Running": "close listen_to_lines notifications owns run_beside runs start started until_it_ends",
     "Script": "bodies entry",
