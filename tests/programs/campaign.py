@@ -20,6 +20,7 @@ from random import Random
 import trio
 from attrs import define, field
 
+from supervise.programs import guardian
 from supervise.programs.guardian import below, processes
 
 from .servers import Server, processes_in, refuses
@@ -68,6 +69,17 @@ class Parent:
         return self.starts[-1]
 
 
+def guardians_of(parent: int) -> set[int]:
+    """The living guardians and reserves that a process has started, which may be dead: its pid is one of their arguments."""
+    found = set()
+    for pid in processes():
+        with suppress(OSError):  # it has ended meanwhile
+            arguments = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+            if guardian.__file__.encode() in arguments and str(parent).encode() in arguments:
+                found.add(pid)
+    return found
+
+
 class Campaign:
     """A server and its parent, and what has been done to them."""
 
@@ -78,7 +90,6 @@ class Campaign:
         self.random = Random(seed)
         self.strikes: list[Strike] = []
         self.failures: list[str] = []
-        self.guardians: set[int] = set()
         self._nursery: trio.Nursery
         self._parent: Parent
 
@@ -156,24 +167,24 @@ class Campaign:
         await self._until(
             partial(self._is_ready, besides), "the server works, and nothing else is left of it"
         )
-        self.guardians.update(self._guardians())
 
     async def _is_ready(self, besides: int) -> bool:
         if not await trio.to_thread.run_sync(self.server.works):
             return False
-        guardian = self._parent.now["guardian"]
-        expected = set(below(guardian))
+        expected = set(below(self._parent.now["guardian"]))
         return besides not in expected and processes_in(self.server.folder) <= expected
 
     def _nothing_left(self) -> bool:
-        alive = {pid for pid, process in processes().items() if process.state not in "ZX"}
-        left = processes_in(self.server.folder) | (self.guardians & alive)
-        return not left and refuses(self.server.port)
+        return not self._left() and refuses(self.server.port)
+
+    def _left(self) -> set[int]:
+        """The processes of the server, and the guardians that the parent has started."""
+        return processes_in(self.server.folder) | guardians_of(self._parent.process.pid)
 
     async def _end(self) -> None:
         self._parent.process.terminate()
         await self._parent.process.wait()
-        assert self._nothing_left(), processes_in(self.server.folder)
+        assert self._nothing_left(), self._left()
 
     async def _until(self, true: Callable[[], object], what: str) -> None:
         with trio.move_on_after(LONGEST):
@@ -182,5 +193,6 @@ class Campaign:
                 if await found if hasattr(found, "__await__") else found:
                     return
                 await trio.sleep(0.02)
-        left = processes_in(self.server.folder)
-        raise AssertionError(f"{self.kind}: not within {LONGEST:g} s: {what}; {left}; {self.failures[-5:]}")
+        port = f"port {self.server.port} {'refuses' if refuses(self.server.port) else 'is open'}"
+        left = f"left are {self._left()}, {port}, the last failures were {self.failures[-5:]}"
+        raise AssertionError(f"{self.kind}: not within {LONGEST:g} s: {what}; {left}")

@@ -33,7 +33,7 @@ PARENT = """
 import sys, trio
 from supervise import Supervisor, run_tree
 from tests.programs.little import little
-from tests.programs.test_guardian import FAMILY
+from tests.programs.test_program_guardian import FAMILY
 async def tell(tree):
     running = await tree[spec].ready()
     {more}
@@ -291,7 +291,7 @@ def test_a_ctrl_c_leaves_bare_and_nothing_is_left(tmp_path):
 import sys, trio
 from supervise import Supervisor, open_tree
 from tests.programs.little import little
-from tests.programs.test_guardian import FAMILY
+from tests.programs.test_program_guardian import FAMILY
 async def main():
     spec = little(FAMILY, sys.argv[1])
     async with open_tree(Supervisor("app", [spec]), sinks=[]):
