@@ -272,9 +272,9 @@ class _Lane:
 
     def enter(self, state: State, at: float, incarnation: int, why: str = "") -> None:
         """Begin a segment, unless the node is in this state already."""
+        self.close(at)
         if self.segments and (self.segments[-1].state, self.segments[-1].incarnation) == (state, incarnation):
             return
-        self.close(at)
         self.segments.append(Segment(state, at, at, incarnation, why))
 
     def close(self, at: float) -> None:

@@ -165,6 +165,14 @@ def test_every_state_agrees_with_the_status_of_the_tree():
     assert lasting == set(get_args(State))
 
 
+def test_a_backoff_that_is_over_before_its_supervisor_ends_is_followed_by_one_segment():
+    """The node is down from then on, until the root has been restarted."""
+    plan = FaultPlan({"app/a": [Script(body=Fail(Injected("x")))], "app/b/c": [Script(stop=Delay(2.125))]})
+    data, seen = recorded(plan.over(TROUBLED), until=20, look_every=0.5113, restart=(0.5, "app"))
+    [timeline] = timelines(data)
+    agrees(timeline, data, seen)
+
+
 @settings(max_examples=30)
 @given(runs(), st.data())
 def test_a_part_of_the_events_gives_the_same_picture_of_its_part(run, draw):
