@@ -244,7 +244,9 @@ def _same_code(old: CodeType, new: CodeType, names: dict[str, None]) -> bool:
 
 def _texts(constant: object) -> list[str]:
     """The text of a constant; of a set those of its items, since two equal sets may have another order."""
-    return sorted(map(repr, constant)) if isinstance(constant, frozenset) else [repr(constant)]
+    if isinstance(constant, frozenset):
+        return sorted(map(repr, cast("frozenset[object]", constant)))
+    return [repr(constant)]
 
 
 _CODE = (
