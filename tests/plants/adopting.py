@@ -11,7 +11,7 @@ _DRIVER = "supervise/_trio/driver.py"
 _MAILBOX = "supervise/_trio/mailbox.py"
 _MESSAGE = "supervise/_trio/message.py"
 _RELOAD = "supervise/cli/reload.py"
-_ADOPTING = ("tests/tree/test_adopting.py",)
+_ADOPTING = ("tests/tree/test_adopting.py", "tests/tree/test_adopting_at_odd_times.py")
 _CARRYING = ("tests/tree/test_carrying.py",)
 _RELOADING = ("tests/cli/test_reloading.py",)
 
@@ -54,7 +54,7 @@ ADOPTING = tuple(
             _ADOPTING,
         ),
         (
-            "a restart meanwhile brings the removed children back for good",
+            "a child that is added meanwhile under a declared name keeps the declaration out",
             _ADOPTION,
             '                if refused.reason == "running":\n                    continue\n',
             "",

@@ -75,6 +75,19 @@ def test_a_child_whose_sibling_fails_faster_than_it_ends_is_taken_out():
     grow(app(*children, strategy="one_for_all", limit=None), scene)
 
 
+def test_a_child_that_is_added_meanwhile_makes_room_for_one_of_another_kind():
+    """R25, R38: It takes a name that the new declaration has for a supervisor."""
+
+    async def scene(tree, seen):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(tree.adopt, app(Supervisor("b", [Child("c", forever, args=[0])])))
+            await trio.sleep(1)
+            await tree.root.add(Child("b", forever, args=[0]))
+        assert tree["app/b/c"].status().state == "up"
+
+    grow(app(Child("a", slow, args=[0])), scene)
+
+
 @pytest.mark.parametrize("at", [0, 1, 4.9, 5, 5.1])
 def test_a_root_that_is_just_being_restarted_starts_with_the_new_declaration(at):
     """R25, R38: Its next incarnation takes it, as that of any other supervisor."""
@@ -95,13 +108,16 @@ def test_a_root_that_is_just_being_restarted_starts_with_the_new_declaration(at)
 def test_a_tree_that_is_stopping_or_has_ended_refuses_it():
     """R25, R38: Nothing would come of it."""
 
+    seen = []
+
     async def main():
         async def adopt():
             await trio.sleep(1)
             with pytest.raises(Refused, match="stopping"):
                 await tree.adopt(declared(1))
+            assert isinstance(seen[-1], events.Adopted)
 
-        async with trio.open_nursery() as nursery, open_tree(declared(0), sinks=[]) as tree:
+        async with trio.open_nursery() as nursery, open_tree(declared(0), sinks=[seen.append]) as tree:
             nursery.start_soon(adopt)
         with pytest.raises(Refused, match="stopping"):
             await tree.adopt(declared(1))
