@@ -35,13 +35,16 @@ class NoTree(Exception):
         self.place = place
 
 
-def load(target: str, noted: Sequence[object] = ()) -> Supervisor | Pool | None:
+def load(
+    target: str, noted: Sequence[object] = (), module: ModuleType | None = None
+) -> Supervisor | Pool | None:
     """The tree that `MODULE[:ATTR]` or `FILE[:ATTR]` names, or that a call such as `FILE:make_tree(3, name="x")` makes.
 
     Args:
         target: the attribute defaults to `tree`, then to the module's only supervisor. The arguments of a call are literals.
         noted: for a check: the problems that constructors have noted so far. If there are any, a module that fails to load
             counts as a consequence of them, and the result is None.
+        module: that of the target, if it is loaded and has not changed; None loads it.
 
     Raises:
         NoTree: the module cannot be imported, has no such name, or the name is no tree.
@@ -49,7 +52,7 @@ def load(target: str, noted: Sequence[object] = ()) -> Supervisor | Pool | None:
     where, attribute, call = _split(target)
     loaded = being_loaded.set(True)
     try:
-        module = _module(where)
+        module = _module(where) if module is None else module
         return _made(module, where, attribute, call) if call else _attribute(module, where, attribute)
     except NoTree:
         if noted:

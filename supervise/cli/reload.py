@@ -32,9 +32,9 @@ _LIBRARIES = ("supervise", "runners", "__main__")
 class Program:
     """The target of `supervise run`, with the modules that it imports from its own folder: these are its own modules.
 
-    Called, it gives the tree of the target, loaded anew together with each own module whose file has changed since it was loaded,
-    and each that imports one of those. All others stay loaded, so that their classes stay the same. If anything is wrong, the
-    modules stay those that they were.
+    Called, it gives the tree of the target, after it has loaded anew each own module whose file has changed since it was loaded,
+    and each that imports one of those. All others stay loaded, so that their classes stay the same. A target that is a call is
+    called again in any case. If anything is wrong, the modules stay those that they were.
 
     Args:
         target: what `supervise run` got; it has been loaded.
@@ -90,7 +90,7 @@ class Program:
             Path(cache_from_source(str(before[name].__file__))).unlink(missing_ok=True)
 
     def _loaded(self) -> Supervisor | Pool:
-        tree = load(self._target)
+        tree = load(self._target, module=sys.modules.get(self._name))
         assert tree is not None
         wrong = [problem for _, problem in findings.errors(tree)]
         if wrong:
@@ -139,9 +139,9 @@ class Program:
         )
 
     def _stale(self, modules: dict[str, ModuleType], sources: dict[str, bytes]) -> list[str]:
-        """The own modules that have to be loaded anew: the target, what has changed, what is below or imports one of these."""
+        """The own modules that have to be loaded anew: what has changed, what is below or imports one of these."""
         imported = {name: set(_imports(name, modules[name], source)) for name, source in sources.items()}
-        stale = {name for name, source in sources.items() if source != self._sources.get(name)} | {self._name}
+        stale = {name for name, source in sources.items() if source != self._sources.get(name)}
         while True:
             more = {
                 name

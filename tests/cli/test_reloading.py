@@ -311,6 +311,16 @@ def test_modules_of_a_package_are_found_by_their_imports_of_every_form(tmp_path,
     assert sys.modules["pack"].tree is sys.modules["pack.tree"] is kept
 
 
+def test_without_a_changed_file_nothing_is_loaded(folder):
+    """R38: So a child that uses a class of its file is not restarted by a SIGHUP alone."""
+    made = program("app.py")
+    app, tree = sys.modules["app"], sys.modules["app"].tree
+    assert made() is tree
+    assert sys.modules["app"] is app
+    rewrite(folder / "app.py", "args=[1]", "args=[2]")
+    assert made() is not tree
+
+
 def test_a_target_that_is_a_call_is_made_anew(folder):
     """R38: Also if no file has changed: it may read other files, or the environment."""
     (folder / "app.py").write_text(
