@@ -22,7 +22,7 @@ from attrs import frozen
 from runners.hosts.inline import InlineHost
 from runners.hosts.process import wire
 from runners.hosts.process.host import ProcessHost, ProcessSession
-from runners.hosts.process.parent.peer import Peer
+from runners.hosts.process.parent.connection import Connection
 from runners.types import (
     ExecuteBatch,
     FinishReason,
@@ -162,7 +162,7 @@ class _Silent:
 async def lines_in_a_session(streams: int) -> int:
     """The lines of a request to the session of a process in which so many streams are open, and of another that is dropped."""
     peer = _Silent()
-    session = ProcessSession(ProcessHost(next_chunk_timeout=_AN_HOUR), cast("Peer", peer), 1)
+    session = ProcessSession(ProcessHost(next_chunk_timeout=_AN_HOUR), cast("Connection", peer), 1)
     session._info = RunnerInfo(streams=2 * MANY)
     for number in range(streams):
         session.begin(_request(f"open {number}", STAYS))

@@ -112,8 +112,8 @@ HOSTS = (
         ),
         (
             "a standby comes before the load",
-            "                await session.load(start)\n                reserve.replenish()",
-            "                reserve.replenish()\n                await session.load(start)",
+            "            await session.load(start)\n            reserve.replenish()",
+            "            reserve.replenish()\n            await session.load(start)",
             "there_is_no_standby_until_one_has_loaded",
         ),
         (

@@ -15,7 +15,7 @@ WORKERS = tuple(
         (
             (
                 "runners/hosts/process/host.py",
-                '            raise self._fail(ProtocolError(f"the context process {self.pid} sent an empty step"))',
+                '            raise self._fail(ProtocolError(f"{self._peer.name} sent an empty step"))',
                 "            pass",
                 ("tests/rogue",),
             ),
@@ -51,7 +51,7 @@ WORKERS = tuple(
             ),
             (
                 "runners/hosts/process/host.py",
-                '            raise self._fail(\n                ProtocolError(\n                    f"the context process {self.pid} dropped stream {number} without being asked to"\n                )\n            )',
+                '            raise self._fail(\n                ProtocolError(\n                    f"{self._peer.name} dropped stream {number} without being asked to"\n                )\n            )',
                 "            return",
                 ("tests/rogue", *_PROCESS),
             ),

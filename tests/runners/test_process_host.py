@@ -55,6 +55,7 @@ class Quiet:
     """A peer that sends nothing."""
 
     pid = 0
+    name = "the context process 0"
 
     def kill(self):
         pass

@@ -38,9 +38,10 @@ from runners.errors import (
 from runners.hosts import RequestFailed, Session
 from runners.hosts.packing import check_runner, pack
 from runners.hosts.process import wire
-from runners.hosts.process.parent.peer import Peer
+from runners.hosts.process.parent.connection import Connection
 from runners.hosts.process.parent.processes import is_late, refusal
-from runners.hosts.process.parent.standby import Plan, Reserve, reserved
+from runners.hosts.process.parent.standby import Plan, Reserve, SomePlan, reserved
+from runners.hosts.process.terms import Terms
 from runners.hosts.session import BaseSession
 from runners.protect import Entered
 from runners.types import ExecuteBatch, RunnerSpec, SessionRebuildCause, TokenChunk, token_chunk
@@ -48,7 +49,7 @@ from runners.types import ExecuteBatch, RunnerSpec, SessionRebuildCause, TokenCh
 StartMethod: TypeAlias = Literal["forkserver", "spawn"]
 Done = TypeVar("Done")
 
-_DYING = 0.25
+DYING = 0.25
 """Seconds that a process may take to die after its connection was closed: the kernel first frees the memory of a large one."""
 
 TURN = 64
@@ -74,7 +75,7 @@ def _start_method(wanted: StartMethod | None) -> StartMethod:
     return wanted or "forkserver"
 
 
-def _check_device(_host: object, _field: object, device: str) -> None:
+def check_device(_host: object, _field: object, device: str) -> None:
     """A name that begins with `cuda` must be one of torch's, or of several devices. Only the runner can judge other names."""
     if device.startswith("cuda"):
         device_numbers(device)
@@ -112,7 +113,7 @@ class ProcessHost:
         TypeError: an argument has a wrong type.
     """
 
-    device: str = field(default="cpu", kw_only=False, validator=[instance_of(str), _check_device])
+    device: str = field(default="cpu", kw_only=False, validator=[instance_of(str), check_device])
     start: StartMethod = field(default=None, converter=_start_method, validator=in_(get_args(StartMethod)))
     standby: int = field(default=0, validator=[instance_of(int), ge(0)])
     load_timeout: float = field(default=300.0, validator=gt(0))
@@ -135,7 +136,7 @@ class ProcessHost:
         if why := refusal():
             raise Unrecoverable(why)
         start = wire.Start(incarnation, None if cause is None else one_line(cause))
-        return Entered(self._open(self._checked(runner), start))
+        return Entered(lived(self, self._checked(runner), Reserve, start))
 
     def check(self, runner: object) -> None:
         """Refuse a runner spec that cannot be sent to another process (D2), and any spec where no process can be started.
@@ -172,23 +173,26 @@ class ProcessHost:
             linger=self.linger,
         )
 
-    @asynccontextmanager
-    @enable_ki_protection  # a KeyboardInterrupt between two lines would leave a process running
-    async def _open(self, plan: Plan, start: wire.Start) -> AsyncGenerator[Session, None]:
-        """One life of the process."""
-        async with reserved(plan) as reserve:
-            peer = await _taken(reserve, start.incarnation)
-            session = ProcessSession(self, peer, start.incarnation)
-            try:
-                await session.load(start)
-                reserve.replenish()
-                yield session
-            except DeviceError as error:  # a context that has failed does not close its runner
-                session.condemn(error)
-                raise
-            finally:
-                with trio.CancelScope(shield=True):
-                    await session.end()
+
+@asynccontextmanager
+@enable_ki_protection  # a KeyboardInterrupt between two lines would leave a process running
+async def lived(
+    host: Terms, plan: SomePlan, make: Callable[[SomePlan], Reserve], start: wire.Start
+) -> AsyncGenerator[Session, None]:
+    """A context manager: one life of a context process, from a reserve for this plan, which `make` makes if there is none."""
+    async with reserved(plan, make) as reserve:
+        peer = await _taken(reserve, start.incarnation)
+        session = ProcessSession(host, peer, start.incarnation)
+        try:
+            await session.load(start)
+            reserve.replenish()
+            yield session
+        except DeviceError as error:  # a context that has failed does not close its runner
+            session.condemn(error)
+            raise
+        finally:
+            with trio.CancelScope(shield=True):
+                await session.end()
 
 
 class ProcessSession(BaseSession[int]):
@@ -198,7 +202,7 @@ class ProcessSession(BaseSession[int]):
     knows, because a begin that is still unsent is withdrawn, not dropped.
     """
 
-    def __init__(self, host: ProcessHost, peer: Peer, incarnation: int) -> None:
+    def __init__(self, host: Terms, peer: Connection, incarnation: int) -> None:
         super().__init__(incarnation)
         self.pid = peer.pid
         self._host = host
@@ -292,8 +296,9 @@ class ProcessSession(BaseSession[int]):
         try:
             return await act()
         except ContextPoisoned as error:
-            if not self._judged:
-                self._failure = await self._host.nvml.judge(error, self._host.device)
+            nvml = self._host.nvml
+            if nvml is not None and not self._judged:
+                self._failure = await nvml.judge(error, self._host.device)
                 self._judged = True
             if self._failure is not error:
                 raise (error if self._failure is None else self._failure) from error
@@ -364,7 +369,7 @@ class ProcessSession(BaseSession[int]):
             unclosed = await self._ask_to_end()
         if await self._peer.reap(self._host.kill_timeout):
             raise Unrecoverable(
-                f"the context process {self.pid} has outlived SIGKILL by {self._host.kill_timeout:g} s: "
+                f"{self._peer.name} has outlived SIGKILL by {self._host.kill_timeout:g} s: "
                 f"it may still hold {self._host.device}"
             )
         if unclosed is not None:
@@ -384,7 +389,7 @@ class ProcessSession(BaseSession[int]):
             return unclosed
         assert scope.cancelled_caught
         return ContextHung(
-            f"the context process {self.pid} has not closed its runner within {self._host.close_timeout:g} s"
+            f"{self._peer.name} has not closed its runner within {self._host.close_timeout:g} s"
         )
 
     async def _closed(self) -> InferenceError | None:
@@ -454,7 +459,7 @@ class ProcessSession(BaseSession[int]):
             self._progress += trio.current_time() - asked_for + (planned / 2 if planned > _SHORT else 0)
 
     def _hung(self, seconds: float, what: str) -> ContextHung:
-        return ContextHung(f"the context process {self.pid} {what} within {seconds:g} s")
+        return ContextHung(f"{self._peer.name} {what} within {seconds:g} s")
 
     def _tighten_deadline(self) -> None:
         """Apply the deadline of what was just sent to the reader, which may have begun to wait when there was none."""
@@ -485,7 +490,7 @@ class ProcessSession(BaseSession[int]):
         return max(_NEXT_FLOOR, _NEXT_FACTOR * statistics.median(self._steps)) if self._steps else _NEXT_FLOOR
 
     async def _death(self) -> ContextDied:
-        error = ContextDied(f"the context process {self.pid} {await self._peer.fate(_DYING)}")
+        error = ContextDied(f"{self._peer.name} {await self._peer.fate(DYING)}")
         if lines := self._peer.output.last_lines():
             error.add_note(f"the context process wrote last:\n{lines}")
         return error
@@ -558,7 +563,7 @@ class ProcessSession(BaseSession[int]):
             self._steps.append(now - self._progress)
             self._progress = now
         elif not step.chunks and not step.failed:
-            raise self._fail(ProtocolError(f"the context process {self.pid} sent an empty step"))
+            raise self._fail(ProtocolError(f"{self._peer.name} sent an empty step"))
         return made
 
     def _unpacked(self, data: wire.Packed) -> Any:
@@ -573,17 +578,13 @@ class ProcessSession(BaseSession[int]):
         self._new -= named
         if self._leaving and max(named, default=-1) >= next(iter(self._leaving.values())):
             number = next(iter(self._leaving))
-            raise self._fail(
-                ProtocolError(f"the context process {self.pid} did not drop stream {number} when asked to")
-            )
+            raise self._fail(ProtocolError(f"{self._peer.name} did not drop stream {number} when asked to"))
 
     def _dropped(self, number: int) -> None:
         """The process has confirmed a drop. That is progress: its present step may have included the dropped stream."""
         if number not in self._leaving:
             raise self._fail(
-                ProtocolError(
-                    f"the context process {self.pid} dropped stream {number} without being asked to"
-                )
+                ProtocolError(f"{self._peer.name} dropped stream {number} without being asked to")
             )
         del self._leaving[number]
         self._new.discard(number)
@@ -592,9 +593,7 @@ class ProcessSession(BaseSession[int]):
     def _check_leaving(self, number: int) -> None:
         """An item of a stream that is not open must be late, not invented."""
         if number not in self._leaving:
-            raise self._fail(
-                ProtocolError(f"the context process {self.pid} named stream {number}, which is not open")
-            )
+            raise self._fail(ProtocolError(f"{self._peer.name} named stream {number}, which is not open"))
 
     def _forget(self, number: int) -> None:
         del self._streams[self._names.pop(number)]
@@ -606,12 +605,10 @@ class ProcessSession(BaseSession[int]):
             self._rebuilt.set()
 
     def _unexpected(self, frame: wire.FromChild) -> ProtocolError:
-        return ProtocolError(
-            f"the context process {self.pid} sent an unexpected {type(frame).__name__} frame"
-        )
+        return ProtocolError(f"{self._peer.name} sent an unexpected {type(frame).__name__} frame")
 
 
-async def _taken(reserve: Reserve, incarnation: int) -> Peer:
+async def _taken(reserve: Reserve, incarnation: int) -> Connection:
     """A process that waits for its `Start`. Its output is logged under the name of our task, which is the path of a leaf."""
     try:
         peer = await reserve.take()

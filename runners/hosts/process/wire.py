@@ -33,6 +33,9 @@ from runners.types import (
     Transport,
 )
 
+PROTOCOL = 1
+"""The number of this protocol. It grows with each change after which a process of an older version would not be understood."""
+
 MAX_FRAME = 16 * 2**20
 """Bytes of the longest frame, without its length."""
 

@@ -110,7 +110,7 @@ class Ration:
 
 
 class _Stream:
-    """The reading end of one pipe."""
+    """One stream of a process, and the reading end of its pipe if it has one."""
 
     def __init__(self, output: Output, name: str, level: int) -> None:
         self._output = output
@@ -118,10 +118,17 @@ class _Stream:
         self._level = level
         self._lines = Lines()
         self._ration = Ration(LINES_PER_SECOND)
-        self.descriptor, self.theirs = map(above_standard, os.pipe())
-        os.set_blocking(self.descriptor, False)
+        self.descriptor = self.theirs = -1
         self.last: deque[str] = deque(maxlen=_LAST_LINES)
         self._crashed = False  # whether all lines since the first one of a crash belong to its report
+        if output.piped:
+            self.descriptor, self.theirs = map(above_standard, os.pipe())
+            os.set_blocking(self.descriptor, False)
+
+    def feed(self, data: bytes) -> None:
+        """Log the lines that these bytes complete."""
+        for line in self._lines.feed(data):
+            self._take(line)
 
     def read(self) -> bool:
         """Read once, and log the complete lines; returns False at the end of the stream, or if it is closed.
@@ -178,11 +185,13 @@ class Output:
     """Both streams of one process.
 
     Each record begins with `who`. If a logging handler raises, its traceback is printed once, and logging stops.
+    Without pipes (`piped`), as for a process on another machine, `feed` takes what it writes.
     """
 
-    def __init__(self, who: str) -> None:
+    def __init__(self, who: str, *, piped: bool = True) -> None:
         self.who = who
         self.pid = 0
+        self.piped = piped
         self._mute = False
         self._streams: list[_Stream] = []
         try:
@@ -215,6 +224,10 @@ class Output:
                 await trio.lowlevel.wait_readable(stream.descriptor)
                 with suppress(BlockingIOError):  # `drain` has read it meanwhile
                     more = stream.read()
+
+    def feed(self, data: bytes, *, errors: bool) -> None:
+        """Log what the process has written to its standard output, or to its standard error."""
+        self._streams[errors].feed(data)
 
     def last_lines(self) -> str:
         """The last lines of standard error. Call it after `drain`, which reads all of it."""

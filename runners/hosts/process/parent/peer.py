@@ -29,10 +29,11 @@ _CLOSED = frozenset((errno.EPIPE, errno.ECONNRESET))
 
 
 class Peer:
-    """A running context process. Its user must `reap` it."""
+    """A running process and its connection. Its user must `reap` it."""
 
     def __init__(self, process: Process, connection: socket.socket, output: Output) -> None:
         self.pid = output.pid = process.pid
+        self.name = f"the context process {process.pid}"
         self.output = output
         self._process = process
         self._socket = connection

@@ -111,20 +111,16 @@ def connected(output: Output, kind: socket.SocketKind) -> Generator[tuple[socket
         undo.pop_all()
 
 
-class Spawned:
-    """A child of this process, started cold.
+class Started:
+    """A child of this process that leads a group of its own."""
 
-    It must be started in the thread of the event loop, because the kernel kills the child when the *thread* that forked it
-    ends: a worker thread of Trio ends after ten idle seconds.
-    """
-
-    def __init__(self, module: str, ends: Ends, path: Sequence[str]) -> None:
-        """Start it with `path` as its `sys.path`; blocks for the milliseconds that fork and exec take.
+    def __init__(self, process: subprocess.Popen[bytes]) -> None:
+        """Watch it.
 
         Raises:
-            OSError: no process or descriptor is available.
+            OSError: no descriptor is available. The process is killed then.
         """
-        self._process = _spawn(module, ends, path)
+        self._process = process
         self.pid = self._process.pid
         try:
             self.pidfd = os.pidfd_open(self.pid)
@@ -144,11 +140,6 @@ class Spawned:
         with suppress(ProcessLookupError):
             os.killpg(self.pid, signal.SIGKILL)
 
-    def dump_stack(self) -> None:
-        """Have a fork server write its Python stack to standard error: it handles SIGUSR1 so while it preloads."""
-        with suppress(ProcessLookupError):
-            os.kill(self.pid, signal.SIGUSR1)
-
     async def fate_known(self) -> None:
         """See `Process.fate_known`."""
 
@@ -167,6 +158,27 @@ class Spawned:
         self._process.wait()
         await reap_group(self.pid)
         cleaner.note_end(self.pid)
+
+
+class Spawned(Started):
+    """A context process or fork server, started cold.
+
+    It must be started in the thread of the event loop, because the kernel kills the child when the *thread* that forked it
+    ends: a worker thread of Trio ends after ten idle seconds.
+    """
+
+    def __init__(self, module: str, ends: Ends, path: Sequence[str]) -> None:
+        """Start it with `path` as its `sys.path`; blocks for the milliseconds that fork and exec take.
+
+        Raises:
+            OSError: no process or descriptor is available.
+        """
+        super().__init__(_spawn(module, ends, path))
+
+    def dump_stack(self) -> None:
+        """Have a fork server write its Python stack to standard error: it handles SIGUSR1 so while it preloads."""
+        with suppress(ProcessLookupError):
+            os.kill(self.pid, signal.SIGUSR1)
 
 
 def _spawn(module: str, ends: Ends, path: Sequence[str]) -> subprocess.Popen[bytes]:

@@ -13,7 +13,7 @@ import socket
 from collections import deque
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager, suppress
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 import trio
@@ -22,6 +22,7 @@ from trio.lowlevel import RunVar, enable_ki_protection
 
 from runners.hosts.process import wire
 from runners.hosts.process.parent.cleaner import cleaning
+from runners.hosts.process.parent.connection import Connection
 from runners.hosts.process.parent.forkserver import ForkServer, NoServer
 from runners.hosts.process.parent.output import Output, log_event
 from runners.hosts.process.parent.peer import Peer
@@ -79,13 +80,14 @@ class Plan:
         return wire.Preload(self.runner)
 
 
+SomePlan = TypeVar("SomePlan", bound=Plan)
 _reserves: RunVar[dict[bytes, Reserve]] = RunVar("runners.hosts.process.parent.standby")
 
 
 @asynccontextmanager
-async def reserved(plan: Plan) -> AsyncGenerator[Reserve, None]:
-    """A context manager: the reserve for this plan, which exists at least until it is left."""
-    reserve = _reserve(plan)
+async def reserved(plan: SomePlan, make: Callable[[SomePlan], Reserve]) -> AsyncGenerator[Reserve, None]:
+    """A context manager: the reserve for this plan, which exists at least until it is left; `make` makes the first one."""
+    reserve = _reserve(plan, make)
     reserve.hold(+1)
     try:
         await reserve.up.wait()
@@ -94,12 +96,12 @@ async def reserved(plan: Plan) -> AsyncGenerator[Reserve, None]:
         reserve.hold(-1)
 
 
-def _reserve(plan: Plan) -> Reserve:
+def _reserve(plan: SomePlan, make: Callable[[SomePlan], Reserve]) -> Reserve:
     reserves = _reserves.get({})
     _reserves.set(reserves)
     key = plan.key()
     if key not in reserves:
-        reserves[key] = reserve = Reserve(plan)
+        reserves[key] = reserve = make(plan)
         trio.lowlevel.spawn_system_task(
             reserve.run, lambda: reserves.pop(key), name=f"reserve of {plan.name}"
         )
@@ -119,7 +121,7 @@ class Reserve:
         self._given_up = ""  # why no other server is started; empty as long as one may be
         self._warned = ""
         self._handed_out = False
-        self._standbys: deque[Peer] = deque()
+        self._standbys: deque[Connection] = deque()
         self._coming = 0
         self._nursery: trio.Nursery
 
@@ -152,7 +154,7 @@ class Reserve:
                 return
 
     @enable_ki_protection
-    async def take(self) -> Peer:
+    async def take(self) -> Connection:
         """A process that has got its first message: a standby, or a new one.
 
         Raises:
@@ -196,7 +198,7 @@ class Reserve:
                 self._new_server()
 
     @enable_ki_protection
-    async def _discard(self, standby: Peer) -> None:
+    async def _discard(self, standby: Connection) -> None:
         """Reap a failed standby and log it. Shielded, because the standby is in no list from which `run` would reap it."""
         with trio.CancelScope(shield=True):
             fate = await standby.fate(0)
@@ -209,7 +211,7 @@ class Reserve:
             )
             await self._reap(standby)
 
-    async def _reap(self, standby: Peer) -> None:
+    async def _reap(self, standby: Connection) -> None:
         if await standby.reap(self._plan.kill_timeout):
             log_event(
                 logging.ERROR, "the standby process %d of %s does not die", standby.pid, self._plan.name
@@ -217,12 +219,12 @@ class Reserve:
 
     # --- new processes
 
-    async def _new(self, who: str, *, ahead: bool) -> Peer:
+    async def _new(self, who: str, *, ahead: bool) -> Connection:
         output = Output(who)
         try:
             with connected(output, socket.SOCK_STREAM) as (connection, ends):
                 process, hello = await self._process(ends, ahead=ahead)
-                peer = await _watched(process, connection, output)
+                peer = await watched(process, connection, output)
         except BaseException:
             output.close()
             raise
@@ -311,7 +313,7 @@ class Reserve:
             log_event(logging.WARNING, "a process for %s is started cold: %s", self._plan.name, why)
 
 
-async def _watched(process: Process, connection: socket.socket, output: Output) -> Peer:
+async def watched(process: Process, connection: socket.socket, output: Output) -> Peer:
     """The process as a `Peer`. If no descriptor is left for one, the process is killed and reaped."""
     try:
         return Peer(process, connection, output)

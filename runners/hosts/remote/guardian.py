@@ -1,0 +1,382 @@
+"""The guardian: the process on the far machine that starts a context process, ends it, and stands between it and the connection.
+
+`SshHost` sends the source of this module to a Python there, which runs it; no code imports it for use on the near machine.
+It imports the standard library alone, and older Pythons must compile it, because it reports what is missing there. It has one
+thread, since the context process is forked from it.
+
+Both ends exchange records: the number of a kind, four bytes of length, and the content. The near end sends one `OPEN`, then
+`DATA`, `KILL` and `ANSWER`. The guardian sends `BORN` or `REFUSED`, then `DATA`, `OUTPUT`, `ERRORS`, `ASK`, and at last `ENDED`.
+
+The lease: the guardian asks with a number, and an answer extends the lease to `lease` seconds after *the question*. So an answer
+that was delayed on its way extends nothing: that many seconds after its last answer the near end knows that the lease is over,
+whatever is still on the way.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib
+import json
+import os
+import select
+import signal
+import socket
+import struct
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+HEADER = struct.Struct(">BI")
+"""The kind of a record and the length of its content."""
+NUMBER = struct.Struct(">Q")
+"""The content of `ASK` and `ANSWER`."""
+
+OPEN, DATA, KILL, ANSWER, BORN, REFUSED, OUTPUT, ERRORS, ASK, ENDED = range(1, 11)
+"""`OPEN`: what to start, in JSON. `DATA`: bytes between session and context process. `KILL`: kill the context process.
+`BORN`: its pid. `REFUSED`: why none can be started. `OUTPUT` and `ERRORS`: what it wrote. `ENDED`: how it ended, in JSON."""
+
+QUESTIONS = 4
+"""How often the guardian asks during a lease."""
+
+_READ = 65536
+_FULL = 2**20
+"""Unsent bytes to the near end beyond which nothing more is read from the context process."""
+_LAST_READS = 256
+_PATIENCE = 1.0
+"""Seconds for processes that the context process has started to die of their SIGKILL."""
+_STREAMS = {OUTPUT, ERRORS}
+_SUBREAPER, _NAME, _DEATH_SIGNAL = 36, 15, 1
+"""Options of prctl."""
+_LEAST = (3, 11)
+
+
+def main() -> None:
+    """Serve one context process over standard input and output, then exit."""
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)  # the near end and the lease alone decide when a context ends
+    signal.signal(signal.SIGPIPE, signal.SIG_IGN)
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    Guardian().run()
+    os._exit(0)  # at once, since everything is sent
+
+
+def now() -> float:
+    """The time in seconds. It goes on while the machine sleeps, so that a lease does not outlive a suspended machine."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
+class Guardian:
+    """The two connections, the context process and the lease."""
+
+    def __init__(self) -> None:
+        self._poll = select.poll()
+        self._watch(0)
+        os.set_blocking(0, False)
+        os.set_blocking(1, False)
+        self._in = bytearray()  # from the near end, not parsed yet
+        self._out = bytearray()  # to the near end, not sent yet
+        self._hung_up = False  # the near end has closed the connection
+        self._lease = 60.0  # until the near end has named its own
+        self._until = now() + self._lease
+        self._asked: dict[int, float] = {}  # the time of each question that is not answered
+        self._number = 0
+        self._next_question = float("inf")
+        self._pid = 0  # of the context process; 0 if there is none
+        self._pidfd = -1
+        self._connection: socket.socket | None = None
+        self._to_context = bytearray()
+        self._pipes: dict[
+            int, int
+        ] = {}  # by descriptor, the kind of record for what the context process writes
+        self._report = -1
+        self._reported = bytearray()
+
+    def run(self) -> None:
+        """Serve until the context process has ended and the near end knows it, has hung up, or has let the lease lapse."""
+        while True:
+            if self._hung_up or now() >= self._until:
+                if self._pid:
+                    self._end_context()
+                return
+            if not self._pid and not self._out and self._number:
+                return
+            self._ask()
+            self._wait()
+
+    # --- the near end
+
+    def _send(self, kind: int, content: bytes) -> None:
+        self._out += HEADER.pack(kind, len(content)) + content
+
+    def _ask(self) -> None:
+        if now() < self._next_question:
+            return
+        self._number += 1
+        self._asked[self._number] = now()
+        self._next_question = now() + self._lease / QUESTIONS
+        self._send(ASK, NUMBER.pack(self._number))
+
+    def _answered(self, number: int) -> None:
+        asked = self._asked.get(number)
+        if asked is not None:
+            self._until = max(self._until, asked + self._lease)
+            self._asked = {later: at for later, at in self._asked.items() if later > number}
+
+    def _wait(self) -> None:
+        """Wait for something to do, and do it."""
+        reads = select.POLLIN if len(self._out) < _FULL else 0
+        for descriptor in self._pipes:
+            self._poll.register(descriptor, reads)
+        if self._connection is not None:
+            self._poll.register(self._connection, reads | (select.POLLOUT if self._to_context else 0))
+        self._watch(1, select.POLLOUT if self._out else 0)
+        seconds = min(self._until, self._next_question) - now()
+        for descriptor, events in self._poll.poll(max(0, seconds * 1000 + 1)):
+            self._serve(descriptor, events)
+
+    def _watch(self, descriptor: int, events: int = select.POLLIN) -> None:
+        self._poll.register(descriptor, events)
+
+    def _serve(self, descriptor: int, events: int) -> None:
+        if descriptor == 0:
+            self._read_near()
+        elif descriptor == 1:
+            self._write_near(events)
+        elif descriptor == self._report:
+            self._read_report()
+        elif descriptor in self._pipes:
+            self._read_pipe(descriptor)
+        elif descriptor == self._pidfd:
+            self._end_context()
+        elif self._connection is not None and descriptor == self._connection.fileno():
+            if events & select.POLLOUT:
+                self._write_context()
+            if events & ~select.POLLOUT:
+                self._read_context()
+
+    def _read_near(self) -> None:
+        with suppress(BlockingIOError):
+            data = os.read(0, _READ)
+            self._hung_up = self._hung_up or not data
+            self._in += data
+        while len(self._in) >= HEADER.size:
+            kind, length = HEADER.unpack_from(self._in)
+            end = HEADER.size + length
+            if len(self._in) < end:
+                return
+            content = bytes(self._in[HEADER.size : end])
+            del self._in[:end]
+            self._obey(kind, content)
+
+    def _obey(self, kind: int, content: bytes) -> None:
+        if kind == OPEN:
+            self._open(json.loads(content.decode()))
+        elif kind == DATA:
+            self._to_context += content
+            self._write_context()
+        elif kind == KILL:
+            self._kill()
+        elif kind == ANSWER:
+            self._answered(NUMBER.unpack(content)[0])
+
+    def _write_near(self, events: int) -> None:
+        if events & (select.POLLERR | select.POLLHUP):
+            self._hung_up = True
+            return
+        try:
+            del self._out[: os.write(1, self._out[:_READ])]
+        except BlockingIOError:
+            pass
+        except BrokenPipeError:
+            self._hung_up = True
+
+    # --- the context process
+
+    def _open(self, order: dict[str, Any]) -> None:
+        self._lease = order["lease"]
+        self._until = now() + self._lease
+        self._next_question = now()
+        if sys.version_info < _LEAST:
+            self._send(
+                REFUSED, f"it has Python {sys.version.split()[0]}, and 3.11 or later is needed".encode()
+            )
+            return
+        ctypes.CDLL(None).prctl(
+            _SUBREAPER, 1, 0, 0, 0
+        )  # what the context process starts and leaves comes to us
+        ours, theirs = socket.socketpair()
+        pipes = {kind: os.pipe() for kind in sorted(_STREAMS)}
+        self._report, report = os.pipe()
+        guardian = os.getpid()
+        self._pid = os.fork()
+        if self._pid == 0:
+            try:
+                os.setsid()
+                nothing = os.open(os.devnull, os.O_RDWR)
+                for number, descriptor in enumerate((nothing, pipes[OUTPUT][1], pipes[ERRORS][1])):
+                    os.dup2(descriptor, number)
+                for descriptor in (nothing, *pipes[OUTPUT], *pipes[ERRORS], ours.detach(), self._report):
+                    os.close(descriptor)
+                _be_context(order, theirs.detach(), report, guardian)
+            finally:
+                os._exit(70)
+        self._pidfd = os.pidfd_open(self._pid)
+        for descriptor in (report, *(pipes[kind][1] for kind in pipes)):
+            os.close(descriptor)
+        theirs.close()
+        ours.setblocking(False)
+        self._connection = ours
+        self._pipes = {pipes[kind][0]: kind for kind in pipes}
+        for descriptor in self._pipes:
+            os.set_blocking(descriptor, False)
+        self._watch(self._report)
+        self._watch(self._pidfd)
+
+    def _read_report(self) -> None:
+        """The context process reports why it cannot start; nothing, and the end of the pipe, if it can."""
+        data = os.read(self._report, _READ)
+        self._reported += data
+        if data:
+            return
+        self._poll.unregister(self._report)
+        os.close(self._report)
+        self._report = -1
+        if self._reported:
+            self._send(REFUSED, bytes(self._reported))
+        else:
+            self._send(BORN, b"%d" % self._pid)
+
+    def _write_context(self) -> None:
+        if self._connection is None:
+            return
+        try:
+            del self._to_context[: self._connection.send(self._to_context)]
+        except BlockingIOError:
+            pass
+        except OSError:  # it is dead, and its pidfd reports that
+            self._to_context.clear()
+
+    def _read_context(self) -> bool:
+        """Pass on what the context process has sent; returns whether there may be more."""
+        assert self._connection is not None
+        try:
+            data = self._connection.recv(_READ)
+        except BlockingIOError:
+            return False
+        except OSError:
+            data = b""
+        if data:
+            self._send(DATA, data)
+        else:
+            self._poll.unregister(self._connection)
+            self._connection.close()
+            self._connection = None
+        return bool(data)
+
+    def _read_pipe(self, descriptor: int) -> bool:
+        """Pass on what the context process has written; returns whether there may be more."""
+        try:
+            data = os.read(descriptor, _READ)
+        except BlockingIOError:
+            return False
+        if data:
+            self._send(self._pipes[descriptor], data)
+        else:
+            self._poll.unregister(descriptor)
+            os.close(descriptor)
+            del self._pipes[descriptor]
+        return bool(data)
+
+    def _kill(self) -> None:
+        if self._pid:
+            with suppress(OSError):  # it does not lead its group yet
+                os.killpg(self._pid, signal.SIGKILL)
+            with suppress(ProcessLookupError):
+                os.kill(self._pid, signal.SIGKILL)
+
+    def _end_context(self) -> None:
+        """Kill the context process and all that it has started, pass on its last words, and report how it ended.
+
+        Its group is killed before it is reaped: until then no other process can get its number.
+        """
+        self._kill()
+        select.select([self._pidfd], [], [])  # the kernel has released what it held
+        code = _exit_code(self._pid)
+        self._poll.unregister(self._pidfd)
+        os.close(self._pidfd)
+        self._pid, self._pidfd = 0, -1
+        _kill_children()
+        if self._report >= 0:
+            self._read_report()
+        for _ in range(_LAST_READS):
+            more = self._connection is not None and self._read_context()
+            if not any([more, *(self._read_pipe(descriptor) for descriptor in list(self._pipes))]):
+                break
+        status = None if code is None else abs(code)
+        self._send(ENDED, json.dumps({"killed": code is not None and code < 0, "status": status}).encode())
+
+
+def _exit_code(pid: int) -> int | None:
+    try:
+        status = os.waitpid(pid, 0)[1]
+    except ChildProcessError:
+        return None
+    return -os.WTERMSIG(status) if os.WIFSIGNALED(status) else os.WEXITSTATUS(status)
+
+
+def _kill_children() -> None:
+    """Kill and reap the processes that were left to us, and those that they leave in turn."""
+    ours = Path(f"/proc/self/task/{os.getpid()}/children")
+    end = now() + _PATIENCE
+    while now() < end:
+        with suppress(OSError):  # the kernel lists no children, or one has ended meanwhile
+            for pid in ours.read_text().split():
+                os.kill(int(pid), signal.SIGKILL)
+        try:
+            os.waitpid(-1, os.WNOHANG)
+        except ChildProcessError:
+            return
+        time.sleep(0.001)  # no event tells of the end of unknown processes
+
+
+def _be_context(order: dict[str, Any], connection: int, report: int, guardian: int) -> None:
+    """Run as the context process, unless the packages here are others than the near end has."""
+    if ctypes.CDLL(None).prctl(_DEATH_SIGNAL, signal.SIGKILL, 0, 0, 0) or os.getppid() != guardian:
+        os._exit(70)
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
+    sys.path[:] = [*order["path"], *(entry for entry in sys.path if entry)]  # not the folder of the login
+    refusal = _refusal(order)
+    if refusal:
+        os.write(report, refusal.encode("utf-8", "backslashreplace")[:4096])
+        os._exit(70)
+    os.close(report)
+    importlib.import_module("runners.hosts.process.child.life").be_context(connection, guardian)
+
+
+def _refusal(order: dict[str, Any]) -> str | None:
+    """Why no context can run here."""
+    from importlib import metadata  # noqa: PLC0415 - an older Python, which the guardian reports, has no such module
+
+    try:
+        importlib.import_module("runners.hosts.process.child.life")
+        wire = importlib.import_module("runners.hosts.process.wire")
+    except ImportError as error:
+        return f"the Python {sys.executable} there cannot import what a context needs: {error}"
+    try:
+        version = metadata.version("trio-supervise")
+    except metadata.PackageNotFoundError:
+        version = "unknown"
+    protocol = getattr(wire, "PROTOCOL", 0)
+    if (version, protocol) == (order["version"], order["protocol"]):
+        return None
+    return (
+        f"it has trio-supervise {version} with protocol {protocol}, "
+        f"and here it is {order['version']} with protocol {order['protocol']}"
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,289 @@
+"""The near end of a context process on another machine: its records, its lease, and the word of its end.
+
+The connection is a `Peer` of the program that carries it, such as `ssh`. A task, `FarPeer.pump`, reads it all the time, because the
+guardian's questions must be answered also while no task waits for the session.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+
+import trio
+from attrs import frozen
+from trio.lowlevel import enable_ki_protection
+
+from runners.hosts.process.host import BACKLOG, DYING
+from runners.hosts.process.parent.output import Output, log_event
+from runners.hosts.process.parent.peer import Peer
+from runners.hosts.process.parent.processes import fate, within
+from runners.hosts.remote import guardian
+
+SOURCE = Path(guardian.__file__).read_bytes()
+"""The program of the far side, which reads it from its standard input."""
+
+MARGIN = 2.0
+"""Seconds that are added to a lease before it counts as over: the guardian needs a moment to kill, and clocks differ."""
+_READ = 65_536
+_LONGEST = 2**20
+"""Bytes of the longest record from the far side; a guardian sends shorter ones."""
+_CARRIER = 5.0
+"""Seconds for the program that carries the connection to die of SIGKILL."""
+
+
+@frozen(kw_only=True)
+class Order:
+    """What a guardian must start.
+
+    Args:
+        place: the far machine, as texts name it.
+        path: folders in front of the far `sys.path`.
+        version: of the package here.
+        protocol: the number of the protocol here.
+        lease: seconds that a guardian keeps the context process alive without a word from here.
+    """
+
+    place: str
+    path: tuple[str, ...]
+    version: str
+    protocol: int
+    lease: float
+
+    def data(self) -> bytes:
+        """The first bytes to the far side: the guardian's program, and its order."""
+        order = {
+            "path": self.path,
+            "version": self.version,
+            "protocol": self.protocol,
+            "lease": self.lease,
+        }
+        return SOURCE + _record(guardian.OPEN, json.dumps(order).encode())
+
+
+class FarPeer:
+    """A context process on another machine; a `Connection`. It needs the task `pump`."""
+
+    def __init__(self, carrier: Peer, order: Order, who: str) -> None:
+        self.pid = 0
+        self.output = Output(who, piped=False)
+        self._carrier = carrier
+        self._order = order
+        self._records = bytearray()  # what has come, and is no whole record yet
+        self._data = bytearray()  # what the context process has sent, and nobody has read yet
+        self._reads = True  # whether a session still reads what the context process sends
+        self._heard: float | None = None  # when the last byte has come
+        self._answered = trio.current_time()
+        self._fate: str | None = None  # how the context process has ended, as its guardian reports
+        self._lost: str | None = None  # why the connection is lost
+        self._refused: str | None = None
+        self._started = trio.Event()  # or will never start
+        self._over = trio.Event()
+        self._changed = trio.Event()
+        self._pumping = trio.Lock()
+        self._carrier.send(order.data())
+
+    @property
+    def name(self) -> str:
+        """See `Connection.name`."""
+        return f"the context process {self.pid} on {self._order.place}"
+
+    async def start(self, seconds: float) -> None:
+        """Wait so many seconds until the far side has started the context process.
+
+        Raises:
+            OSError: it has not, for the reason in the text.
+        """
+        place = self._order.place
+        if not await within(seconds, self._started.wait):
+            raise OSError(f"{place} has started no context process within {seconds:g} s")
+        if self._refused is not None:
+            raise OSError(f"{place} cannot run it: {self._refused}")
+        if not self.pid:
+            raise OSError(f"{place} could not be reached, or runs no Python: {self._lost or self._fate}")
+
+    # --- a session's calls
+
+    def send(self, data: bytes) -> None:
+        """See `Connection.send`."""
+        self._carrier.send(_record(guardian.DATA, data))
+
+    def send_marked(self, frames: Mapping[int, bytes]) -> None:
+        """See `Connection.send_marked`."""
+        self._carrier.send_marked({mark: _record(guardian.DATA, data) for mark, data in frames.items()})
+
+    def withdraw(self, mark: int) -> bool:
+        """See `Connection.withdraw`."""
+        return self._carrier.withdraw(mark)
+
+    def read(self) -> bytes | None:
+        """See `Connection.read`. The end of the connection shows as the death of the process."""
+        data = bytes(self._data[:_READ])
+        del self._data[:_READ]
+        if len(self._data) < BACKLOG <= len(self._data) + len(data):
+            self._change()  # `pump` has room again
+        return data or None
+
+    async def wait(self) -> None:
+        """See `Connection.wait`."""
+        if not self._data and not self.dead:
+            await self._changed.wait()
+        else:
+            await trio.lowlevel.checkpoint()
+
+    @property
+    def dead(self) -> bool:
+        """See `Connection.dead`."""
+        return self._over.is_set()
+
+    @property
+    def waits(self) -> bool:
+        """See `Connection.waits`."""
+        return not self.dead and not self._data
+
+    def go_on(self) -> None:
+        """See `Connection.go_on`. A process that was stopped there does not load, and its deadline ends it."""
+
+    async def drained(self) -> None:
+        """See `Connection.drained`."""
+        while not self.dead:
+            self.read()
+            await self.wait()
+
+    async def fate(self, seconds: float) -> str:
+        """See `Connection.fate`."""
+        await within(seconds, self._over.wait)
+        if self._fate is None and self._lost is not None:
+            return f"lost its connection: {self._lost}"
+        return self._fate or "closed its connection"
+
+    def kill(self) -> None:
+        """See `Connection.kill`. Its guardian does it, or its lease if that cannot be reached."""
+        if not self.dead:
+            self._carrier.send(_record(guardian.KILL, b""))
+
+    @enable_ki_protection
+    async def reap(self, seconds: float) -> bool:
+        """See `Connection.reap`.
+
+        The device is free when the guardian has reported the end of the process. If the guardian cannot be reached, it is free
+        when the lease is over, counted from the last answer to it.
+        """
+        self._reads, self._data = False, bytearray()
+        self._change()
+        try:
+            self.kill()
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self.pump)  # if no task runs it any more
+                # A connection that is silently cut shows within a lease; a guardian that goes on asking is reached.
+                lives = not await within(max(seconds, self._order.lease + MARGIN), self._over.wait)
+                nursery.cancel_scope.cancel("the context process is dead, or does not die")
+            if self._fate is None and self.pid and not lives:
+                await self._outlast_lease()
+            return lives
+        finally:
+            await self._carrier.reap(_CARRIER)
+            self.output.close()
+
+    async def _outlast_lease(self) -> None:
+        end = self._answered + self._order.lease + MARGIN
+        log_event(
+            logging.WARNING,
+            "%s may be alive for another %.1f s: its device is not used before",
+            self.name,
+            max(0, end - trio.current_time()),
+        )
+        await trio.sleep_until(end)
+
+    # --- the connection
+
+    @enable_ki_protection  # it runs below a system task: a KeyboardInterrupt in it would end the whole Trio run
+    async def pump(self) -> None:
+        """Read the connection until the context process has ended, or the connection is lost."""
+        async with self._pumping:
+            while not self.dead:
+                await self._step()
+
+    async def _step(self) -> None:
+        """Read once, or wait."""
+        if len(self._data) >= BACKLOG:  # no session reads it
+            await self._changed.wait()
+            return
+        dead = self._carrier.dead  # checked before reading, so that no byte sent before the death is missed
+        if data := self._carrier.read():
+            self._heard = trio.current_time()
+            self._records += data
+            self._take_records()
+            await trio.lowlevel.checkpoint()
+        elif data is not None or dead:
+            how = await self._carrier.fate(DYING)
+            last = self._carrier.output.last_lines().rpartition("\n")[2]
+            self._lose(f"{self._carrier.output.who} {how}" + (f" ({last})" if last else ""))
+        elif self._heard is None:
+            await self._carrier.wait()
+        elif trio.current_time() >= self._heard + self._order.lease:
+            self._lose(f"it was silent for {self._order.lease:g} s")
+        else:
+            with trio.move_on_at(self._heard + self._order.lease):
+                await self._carrier.wait()
+
+    def _lose(self, why: str) -> None:
+        self._lost = why
+        self._carrier.kill()
+        self._end()
+
+    def _end(self) -> None:
+        self._over.set()
+        self._started.set()
+        self._change()
+
+    def _change(self) -> None:
+        self._changed.set()
+        self._changed = trio.Event()
+
+    def _take_records(self) -> None:
+        header = guardian.HEADER
+        begin = 0
+        while len(self._records) >= begin + header.size:
+            kind, length = header.unpack_from(self._records, begin)
+            end = begin + header.size + length
+            if length > _LONGEST:
+                self._lose(f"it sent a record of {length} bytes")
+                return
+            if len(self._records) < end:
+                break
+            try:
+                self._take(kind, bytes(self._records[begin + header.size : end]))
+            except (ValueError, TypeError) as error:
+                self._lose(f"it sent a record of kind {kind} that cannot be read: {error}")
+                return
+            begin = end
+        del self._records[:begin]
+        if self._data:
+            self._change()
+
+    def _take(self, kind: int, content: bytes) -> None:
+        if kind == guardian.DATA:
+            if self._reads:
+                self._data += content
+        elif kind == guardian.ASK:
+            self._answered = trio.current_time()
+            self._carrier.send(_record(guardian.ANSWER, content))
+        elif kind in (guardian.OUTPUT, guardian.ERRORS):
+            self.output.feed(content, errors=kind == guardian.ERRORS)
+        elif kind == guardian.BORN:
+            self.pid = self.output.pid = int(content)
+            self._started.set()
+        elif kind == guardian.REFUSED:
+            self._refused = content.decode("utf-8", "backslashreplace")
+            self._started.set()
+        elif kind == guardian.ENDED:
+            self._fate = fate(**json.loads(content))
+            self._end()
+        else:
+            self._lose(f"it sent a record of the unknown kind {kind}")
+
+
+def _record(kind: int, content: bytes) -> bytes:
+    return guardian.HEADER.pack(kind, len(content)) + content

@@ -1,0 +1,199 @@
+"""`SshHost`: the runner in a process on another machine, reached by `ssh` (D10, D16).
+
+Needs `msgspec` (the extra `process`) and Linux at both ends, the program `ssh` here, and there a Python with the same version of
+this package. `reserve` and `link` have what does not depend on `ssh`.
+"""
+
+from __future__ import annotations
+
+import math
+import shlex
+import shutil
+import sys
+from collections.abc import Iterable, Mapping
+from contextlib import AbstractAsyncContextManager
+
+from attrs import field, frozen
+from attrs.validators import ge, gt, instance_of, optional
+
+from runners.brief import brief, one_line
+from runners.errors import Unrecoverable
+from runners.hosts import Session
+from runners.hosts.packing import check_runner, pack
+from runners.hosts.process import wire
+from runners.hosts.process.host import check_device, lived
+from runners.hosts.remote.link import SOURCE
+from runners.hosts.remote.reserve import FarPlan, FarReserve
+from runners.protect import Entered
+from runners.types import RunnerSpec
+
+_BOOT = "import os;exec(b''.join(os.read(0,1)for _ in range({size})))"
+"""The program of the far Python: it reads the guardian's source from its standard input, and not a byte more."""
+
+_ALIVE = 3
+"""How often `ssh` asks its server during a lease before it gives the connection up."""
+
+
+def _check_host(_host: object, _field: object, host: str) -> None:
+    if not host or host.startswith("-") or any(char.isspace() or not char.isprintable() for char in host):
+        raise ValueError(f"host must be a name as `ssh` takes it, such as user@machine, got {brief(host)}")
+
+
+def _plain(options: Mapping[str, str]) -> dict[str, str]:
+    if not isinstance(options, Mapping):
+        raise TypeError(f"options must be a mapping, got {brief(options)}")
+    return dict(options)
+
+
+def _settings(connect_timeout: float, lease: float) -> dict[str, str]:
+    """The options that each connection has: it asks nothing, shares nothing with another one, and notices a lost machine."""
+    return {
+        "BatchMode": "yes",
+        "ClearAllForwardings": "yes",
+        "ConnectTimeout": str(math.ceil(connect_timeout)),
+        "ControlMaster": "no",
+        "ControlPath": "none",
+        "RemoteCommand": "none",
+        "RequestTTY": "no",
+        "ServerAliveInterval": str(math.ceil(lease / _ALIVE)),
+        "ServerAliveCountMax": str(_ALIVE),
+    }
+
+
+def _check_options(_host: object, _field: object, options: Mapping[str, str]) -> None:
+    ours = {name.lower(): name for name in _settings(1, 1)}
+    for name, value in options.items():
+        if type(name) is not str or not name.isalnum():
+            raise ValueError(f"options must have names of ssh_config, such as Port, got {brief(name)}")
+        if type(value) is not str or not value or not value.isprintable():
+            raise TypeError(f"options must have texts of one line as values, got {name}={brief(value)}")
+        if name.lower() in ours:
+            raise ValueError(f"options must not have {ours[name.lower()]}, which SshHost sets itself")
+
+
+def _texts(path: Iterable[str]) -> tuple[str, ...]:
+    if isinstance(path, str):
+        raise TypeError(f"path must be several folders, got the text {brief(path)}")
+    return tuple(path)
+
+
+def _check_path(_host: object, _field: object, path: tuple[str, ...]) -> None:
+    for entry in path:
+        if type(entry) is not str or not entry.startswith("/"):
+            raise ValueError(f"path must have absolute folders of the far machine, got {brief(entry)}")
+
+
+@frozen(kw_only=True)
+class SshHost:
+    """A process on another machine for each incarnation (D16). All times are in seconds.
+
+    Without a fork server there, each context starts cold, unless a standby is ready.
+
+    Args:
+        host: as `ssh` takes it: a name of `~/.ssh/config`, or user@machine.
+        python: the Python there. It must be able to import this package, of the same version, and the runner.
+        path: folders there in front of its `sys.path`.
+        options: of ssh_config, such as `{"Port": "2222"}`; see `docs/remote-hosts.md`. They stand on a command line, so none
+            may be a secret.
+        device: as torch names it there; passed to the runner.
+        lease: without a word from here for so long, the guardian there kills the context process. In return a machine that is silent
+            for so long is lost, and its device is not used again before the lease is over.
+        connect_timeout: until `ssh` has connected, and the far side has started a process.
+        standby: how many processes stand ready there beside the one that serves; see `ProcessHost`.
+        load_timeout: until the runner is loaded, and for a rebuild.
+        first_chunk_timeout: see `ProcessHost`; so for all that follow.
+        next_chunk_timeout: without progress while all open streams have had a chunk.
+        close_timeout: to close the runner.
+        kill_timeout: from SIGKILL to the death of the process.
+        linger: how long standbys outlive the last context.
+
+    Raises:
+        ValueError: a number is out of range, or `host`, `path`, `options` or `device` cannot be used.
+        TypeError: an argument has a wrong type.
+    """
+
+    host: str = field(kw_only=False, validator=[instance_of(str), _check_host])
+    python: str = field(default="python3", validator=[instance_of(str)])
+    path: tuple[str, ...] = field(default=(), converter=_texts, validator=_check_path)
+    options: Mapping[str, str] = field(
+        factory=dict[str, str], converter=_plain, hash=False, validator=_check_options
+    )
+    device: str = field(default="cpu", validator=[instance_of(str), check_device])
+    lease: float = field(default=10.0, validator=ge(1))
+    connect_timeout: float = field(default=30.0, validator=ge(1))
+    standby: int = field(default=0, validator=[instance_of(int), ge(0)])
+    load_timeout: float = field(default=300.0, validator=gt(0))
+    first_chunk_timeout: float = field(default=60.0, validator=gt(0))
+    next_chunk_timeout: float | None = field(default=None, validator=optional(gt(0)))
+    close_timeout: float = field(default=5.0, validator=gt(0))
+    kill_timeout: float = field(default=10.0, validator=gt(0))
+    linger: float = field(default=30.0, validator=ge(0))
+
+    @property
+    def nvml(self) -> None:
+        """The NVML of this machine knows no device of another."""
+
+    def open(
+        self, runner: RunnerSpec, *, incarnation: int = 1, cause: str | None = None
+    ) -> AbstractAsyncContextManager[Session]:
+        """See `Host.open`.
+
+        Raises:
+            TypeError, ValueError: see `check`.
+            Unrecoverable: this machine has no `ssh`.
+        """
+        if why := _refusal():
+            raise Unrecoverable(why)
+        start = wire.Start(incarnation, None if cause is None else one_line(cause))
+        return Entered(lived(self, self._plan(runner), FarReserve, start))
+
+    def check(self, runner: object) -> None:
+        """Refuse a runner spec that cannot be sent to another process (D2), and any spec where there is no `ssh`.
+
+        Raises:
+            TypeError: see `check_runner`.
+            ValueError: see `check_runner`; or the spec is too long to be sent, or this machine has no `ssh`.
+        """
+        if why := _refusal():
+            raise ValueError(why)
+        self._plan(runner)
+
+    def _plan(self, runner: object) -> FarPlan:
+        check_runner(runner)
+        cls = type(runner)
+        plan = FarPlan(
+            name=cls.__name__,
+            path=self.path,
+            runner=pack(runner),
+            device=self.device,
+            forks=False,
+            standby=self.standby,
+            preload_timeout=self.load_timeout,
+            kill_timeout=self.kill_timeout,
+            linger=self.linger,
+            place=self.host,
+            command=self.command(),
+            lease=self.lease,
+            connect_timeout=self.connect_timeout,
+        )
+        try:
+            plan.hello(ahead=False)
+        except ValueError as error:
+            raise ValueError(f"a {plan.name} cannot be sent to another process: {error}") from None
+        return plan
+
+    def command(self) -> tuple[str, ...]:
+        """The command that starts a guardian."""
+        settings = {**_settings(self.connect_timeout, self.lease), **self.options}
+        given = [part for name, value in settings.items() for part in ("-o", f"{name}={value}")]
+        far = shlex.join([self.python, "-u", "-c", _BOOT.format(size=len(SOURCE))])
+        return "ssh", *given, "--", self.host, f"exec {far}"
+
+
+def _refusal() -> str | None:
+    """The reason why no far process can be started from this machine; None if one can."""
+    if sys.platform != "linux":
+        return f"an SshHost needs Linux (pidfd), got {sys.platform}"
+    if shutil.which("ssh") is None:
+        return "an SshHost needs the program `ssh`, which is not in PATH"
+    return None
