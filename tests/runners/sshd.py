@@ -13,7 +13,7 @@ from pathlib import Path
 
 import attrs
 import pytest
-from contexts import PATIENCE, title
+from contexts import PATIENCE, command, processes, title
 
 from runners.hosts.remote.ssh import SshHost
 
@@ -91,15 +91,20 @@ def serving(folder, *, address="127.0.0.1", port=None, inside=()):
     (folder / "config").write_text("".join(f"{name} {value}\n" for name, value in settings.items()))
     if os.geteuid() == 0:
         Path("/run/sshd").mkdir(exist_ok=True)  # sshd separates its privileges there
-    process = subprocess.Popen(
-        [*inside, SSHD, "-D", "-e", "-f", str(folder / "config")],
-        stdin=subprocess.DEVNULL,
-        stderr=(folder / "log").open("w"),
-    )
+    log = folder / "log"
+    with log.open("w") as errors:
+        process = subprocess.Popen(
+            [*inside, SSHD, "-D", "-e", "-f", str(folder / "config")],
+            stdin=subprocess.DEVNULL,
+            stderr=errors,
+            env={
+                "PATH": os.environ["PATH"]
+            },  # without the mark of our tests, which ask for far processes in another way
+        )
     try:
         end = time.monotonic() + PATIENCE
-        while "Server listening" not in (folder / "log").read_text():
-            assert time.monotonic() < end, (folder / "log").read_text()
+        while "Server listening" not in log.read_text():
+            assert time.monotonic() < end, log.read_text()
             time.sleep(0.01)  # an sshd does not tell when it listens
         yield Server(folder, port, address, process)
     finally:
@@ -136,3 +141,17 @@ def far(server, *titles):
             ):
                 found.add(int(entry.name))
     return {pid for pid in found if not titles or title(pid) in titles}
+
+
+def signalled(server, title, number):
+    """Send a signal to each far process with this title; returns their pids."""
+    found = far(server, title)
+    for pid in found:
+        os.kill(pid, number)
+    return found
+
+
+def carriers(server):
+    """The pids of the `ssh` programs that are connected to this server from here."""
+    found = {pid for pid in processes() if f"Port={server.port}".encode() in command(pid).split(b"\0")}
+    return {pid for pid in found if title(pid) == "ssh"}

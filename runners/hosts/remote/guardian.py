@@ -203,9 +203,9 @@ class Guardian:
                 REFUSED, f"it has Python {sys.version.split()[0]}, and 3.11 or later is needed".encode()
             )
             return
-        ctypes.CDLL(None).prctl(
-            _SUBREAPER, 1, 0, 0, 0
-        )  # what the context process starts and leaves comes to us
+        libc = ctypes.CDLL(None)
+        libc.prctl(_NAME, b"runners:guard", 0, 0, 0)
+        libc.prctl(_SUBREAPER, 1, 0, 0, 0)  # what the context process starts and leaves comes to us
         ours, theirs = socket.socketpair()
         pipes = {kind: os.pipe() for kind in sorted(_STREAMS)}
         self._report, report = os.pipe()
@@ -308,7 +308,7 @@ class Guardian:
         os.close(self._pidfd)
         self._pid, self._pidfd = 0, -1
         _kill_children()
-        if self._report >= 0:
+        while self._report >= 0:
             self._read_report()
         for _ in range(_LAST_READS):
             more = self._connection is not None and self._read_context()
@@ -363,8 +363,10 @@ def _refusal(order: dict[str, Any]) -> str | None:
     try:
         importlib.import_module("runners.hosts.process.child.life")
         wire = importlib.import_module("runners.hosts.process.wire")
-    except ImportError as error:
-        return f"the Python {sys.executable} there cannot import what a context needs: {error}"
+    except Exception as error:  # noqa: BLE001 - an import may raise anything, and the near end gets the reason
+        return (
+            f"its Python {sys.executable} cannot import what a context needs: {type(error).__name__}: {error}"
+        )
     try:
         version = metadata.version("trio-supervise")
     except metadata.PackageNotFoundError:

@@ -183,7 +183,10 @@ class FarPeer:
                 await self._outlast_lease()
             return lives
         finally:
-            await self._carrier.reap(_CARRIER)
+            self._end()
+            self._carrier.kill()
+            async with self._pumping:  # no task may read the connection when it is closed
+                await self._carrier.reap(_CARRIER)
             self.output.close()
 
     async def _outlast_lease(self) -> None:

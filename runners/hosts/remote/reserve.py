@@ -46,7 +46,7 @@ class FarReserve(Reserve):
         self._order = Order(
             place=plan.place,
             path=plan.path,
-            version=_version(),
+            version=package_version(),
             protocol=wire.PROTOCOL,
             lease=plan.lease,
         )
@@ -89,7 +89,8 @@ class FarReserve(Reserve):
         )
 
 
-def _version() -> str:
+def package_version() -> str:
+    """The version of this package here, which must be that of the far side."""
     try:
         return importlib.metadata.version("trio-supervise")
     except importlib.metadata.PackageNotFoundError:

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping
 from contextlib import AbstractAsyncContextManager
 
 from attrs import field, frozen
-from attrs.validators import ge, gt, instance_of, optional
+from attrs.validators import ge, gt, instance_of, min_len, optional
 
 from runners.brief import brief, one_line
 from runners.errors import Unrecoverable
@@ -27,7 +27,7 @@ from runners.hosts.remote.reserve import FarPlan, FarReserve
 from runners.protect import Entered
 from runners.types import RunnerSpec
 
-_BOOT = "import os;exec(b''.join(os.read(0,1)for _ in range({size})))"
+BOOT = f"import os;exec(b''.join(os.read(0,1)for _ in range({len(SOURCE)})))"
 """The program of the far Python: it reads the guardian's source from its standard input, and not a byte more."""
 
 _ALIVE = 3
@@ -113,7 +113,7 @@ class SshHost:
     """
 
     host: str = field(kw_only=False, validator=[instance_of(str), _check_host])
-    python: str = field(default="python3", validator=[instance_of(str)])
+    python: str = field(default="python3", validator=[instance_of(str), min_len(1)])
     path: tuple[str, ...] = field(default=(), converter=_texts, validator=_check_path)
     options: Mapping[str, str] = field(
         factory=dict[str, str], converter=_plain, hash=False, validator=_check_options
@@ -186,7 +186,7 @@ class SshHost:
         """The command that starts a guardian."""
         settings = {**_settings(self.connect_timeout, self.lease), **self.options}
         given = [part for name, value in settings.items() for part in ("-o", f"{name}={value}")]
-        far = shlex.join([self.python, "-u", "-c", _BOOT.format(size=len(SOURCE))])
+        far = shlex.join([self.python, "-u", "-c", BOOT])
         return "ssh", *given, "--", self.host, f"exec {far}"
 
 

@@ -1,0 +1,69 @@
+"""Runners that show what happens to a context process on another machine."""
+
+import fcntl
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from attrs import frozen
+
+from runners.errors import LoadFailed
+from runners.models.scripted import Scripted
+from runners.models.torch_lm import TorchLM
+
+
+def hold(folder):
+    """Take the only device, as the kernel sees it: the lock is released when the process is dead, and not before."""
+    lock = os.open(Path(folder) / "device", os.O_CREAT | os.O_RDWR)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        (Path(folder) / "two at once").touch()
+        raise LoadFailed("two contexts hold one device") from None
+
+
+@frozen
+class Holds:
+    """A scripted runner whose device is a lock in this folder."""
+
+    folder: str
+    chunks: int = 8
+    delay: float = 0.0
+
+    def build(self, start):
+        hold(self.folder)
+        return Scripted(self.chunks, delay=self.delay, streams=64).build(start)
+
+
+@frozen
+class HoldsTorch:
+    """`TorchLM`, whose device is a lock in this folder."""
+
+    folder: str
+    streams: int = 32
+
+    def build(self, start):
+        hold(self.folder)
+        return TorchLM(streams=self.streams).build(start)
+
+
+@frozen
+class Leaves:
+    """It writes to both streams, starts a process in a session of its own, and ends in the way that is asked for."""
+
+    folder: str
+    end: str = ""
+
+    def build(self, start):
+        print("to standard output")
+        print("to standard error", file=sys.stderr)
+        left = subprocess.Popen(["sleep", "1000"], start_new_session=True)
+        (Path(self.folder) / "left").write_text(str(left.pid))
+        runner = Scripted(4, delay=0.01).build(start)
+        if self.end == "exit":
+            os._exit(7)
+        if self.end == "hang":
+            time.sleep(1000)
+        return runner

@@ -1,0 +1,196 @@
+"""The guardian of a context process on another machine, driven by hand over two pipes. Real processes, real time."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from contextlib import contextmanager, suppress
+
+import pytest
+from contexts import (
+    PATIENCE,
+    is_readable,
+    nothing_left,  # noqa: F401 - The import makes this autouse fixture apply to the tests of this file.
+    stat,
+    title,
+)
+from sshd import ROOT
+
+from runners.hosts.process import wire
+from runners.hosts.remote import guardian
+from runners.hosts.remote.guardian import ANSWER, ASK, BORN, DATA, ENDED, HEADER, KILL, NUMBER, REFUSED
+from runners.hosts.remote.link import Order
+from runners.hosts.remote.reserve import package_version
+from runners.hosts.remote.ssh import BOOT
+
+
+class Far:
+    """A guardian, and the records that it has sent."""
+
+    def __init__(self, lease=30.0, **changes):
+        order = Order(
+            **{
+                "place": "here",
+                "path": (str(ROOT),),
+                "version": package_version(),
+                "protocol": wire.PROTOCOL,
+                "lease": lease,
+                **changes,
+            }
+        )
+        self.process = subprocess.Popen(
+            [sys.executable, "-u", "-c", BOOT], stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0
+        )
+        self.process.stdin.write(order.data())
+        self.records = []
+        self._rest = b""
+
+    def send(self, kind, content=b""):
+        self.process.stdin.write(HEADER.pack(kind, len(content)) + content)
+
+    def until(self, *kinds, answer=True):
+        """Read until a record of one of these kinds comes; its content."""
+        end = time.monotonic() + PATIENCE
+        while True:
+            while (record := self._next()) is None:
+                assert is_readable(self.process.stdout, max(0, end - time.monotonic()))
+                data = os.read(self.process.stdout.fileno(), 65536)
+                assert data, self.records
+                self._rest += data
+            self.records.append(record)
+            if record[0] == ASK and answer:
+                self.send(ANSWER, record[1])
+            if record[0] in kinds:
+                return record[1]
+
+    def _next(self):
+        if len(self._rest) < HEADER.size:
+            return None
+        kind, length = HEADER.unpack_from(self._rest)
+        content = self._rest[HEADER.size : HEADER.size + length]
+        if len(content) < length:
+            return None
+        self._rest = self._rest[HEADER.size + length :]
+        return kind, content
+
+
+@contextmanager
+def guarded(**settings):
+    far = Far(**settings)
+    try:
+        yield far
+    finally:
+        far.process.kill()
+        far.process.wait()
+        far.process.stdin.close()
+        far.process.stdout.close()
+
+
+def gone(pid):
+    """Wait until a process is dead."""
+    end = time.monotonic() + PATIENCE
+    with suppress(OSError):
+        while stat(pid)[0] not in "ZX":
+            assert time.monotonic() < end
+            time.sleep(0.005)
+
+
+def test_a_context_that_is_killed_is_reported_with_its_signal():
+    """D10, D16: The guardian reports the real end of the process, and then ends itself."""
+    with guarded() as far:
+        pid = int(far.until(BORN))
+        assert title(far.process.pid) == "runners:guard"
+        assert stat(pid)[1] == far.process.pid
+        os.kill(pid, signal.SIGSEGV)
+        assert json.loads(far.until(ENDED)) == {"killed": True, "status": signal.SIGSEGV}
+        assert far.process.wait(PATIENCE) == 0
+
+
+def test_an_order_to_kill_ends_the_context():
+    """D16: A context that was told nothing yet ends by the signal of the guardian."""
+    with guarded() as far:
+        far.until(BORN)
+        far.send(KILL)
+        assert json.loads(far.until(ENDED)) == {"killed": True, "status": signal.SIGKILL}
+
+
+def test_the_end_of_the_connection_ends_the_context():
+    """D16: So a far side does not outlive the process that it serves."""
+    with guarded() as far:
+        pid = int(far.until(BORN))
+        far.process.stdin.close()
+        assert far.process.wait(PATIENCE) == 0
+        gone(pid)
+
+
+def test_a_guardian_that_is_killed_takes_its_context_along():
+    """D16: The kernel kills the context process with the process that has forked it."""
+    with guarded() as far:
+        pid = int(far.until(BORN))
+        far.process.kill()
+        gone(pid)
+
+
+def test_a_lease_lapses_without_a_word():
+    """D16: A connection that is cut shows no end; then the lease ends the context."""
+    with guarded(lease=1.0) as far:
+        pid = int(far.until(BORN))
+        assert far.process.wait(PATIENCE) == 0
+        gone(pid)
+
+
+def test_answers_keep_a_lease():
+    """D16: As long as each question is answered, the context lives, however long nothing else is sent."""
+    with guarded(lease=1.0) as far:
+        pid = int(far.until(BORN))
+        for _ in range(3 * guardian.QUESTIONS):
+            far.until(ASK)
+        assert stat(pid)[0] not in "ZX"
+        assert far.process.poll() is None
+
+
+def test_an_answer_to_an_old_question_extends_no_lease():
+    """D16: A lease counts from the question. Answers that were held up on the way, and other records, extend nothing."""
+    with guarded(lease=2.0) as far:
+        pid = int(far.until(BORN, answer=False))
+        first = next((content for kind, content in far.records if kind == ASK), None)
+        first = first or far.until(ASK, answer=False)
+        assert NUMBER.unpack(first) == (1,)
+        asked = time.monotonic()
+        while is_readable(far.process.stdout, 0.1) or far.process.poll() is None:
+            with suppress(BrokenPipeError):
+                far.send(ANSWER, first)
+                far.send(DATA, b"")
+            if not os.read(far.process.stdout.fileno(), 65536):
+                break
+            assert time.monotonic() < asked + PATIENCE
+        gone(pid)
+
+
+@pytest.mark.parametrize("change", [{"version": "0.0.7"}, {"protocol": 77}])
+def test_another_version_is_refused_with_both_numbers(change):
+    """D16: Two versions that might not understand one another do not try."""
+    with guarded(**change) as far:
+        refusal = far.until(REFUSED).decode()
+        (wanted,) = change.values()
+        assert f"trio-supervise {package_version()} with protocol {wire.PROTOCOL}" in refusal
+        assert str(wanted) in refusal
+        far.until(ENDED)
+        assert far.process.wait(PATIENCE) == 0
+
+
+def test_many_bytes_pass_in_both_directions():
+    """D16: What comes is passed on as it is, also more than the buffers between the processes hold."""
+    with guarded() as far:
+        far.until(BORN)
+        hello = wire.encode(wire.Hello({"no": "spec"}, "x" * 2**20, ahead=False))
+        far.send(DATA, hello + wire.encode(wire.Start(1, None)))
+        data = b""
+        while len(data) < 4 or len(data) < 4 + int.from_bytes(data[:4], "big"):
+            data += far.until(DATA)
+        parser = wire.from_child()
+        parser.feed(data)
+        assert isinstance(parser.next(), wire.Broken)
+        assert json.loads(far.until(ENDED)) == {"killed": False, "status": 70}
