@@ -1,0 +1,159 @@
+"""Thirty-two streams of a real model on another machine, and what may be lost between the machines. Real processes, real time."""
+
+import os
+import shutil
+import signal
+import subprocess
+from contextlib import contextmanager, suppress
+
+import pytest
+import trio
+from contexts import (
+    nothing_left,  # noqa: F401 - The import makes this autouse fixture apply to the tests of this file.
+    until,
+)
+from farlings import HoldsTorch
+from sshd import carriers, far, needs_sshd, serving, signalled
+
+from runners.models.torch_lm import TorchLM
+from runners.types import ExecuteBatch, RunnerStart, Sampling
+from runners.worker import device_worker
+from supervise import open_tree
+
+torch = pytest.importorskip("torch")
+pytestmark = [pytest.mark.filterwarnings("error"), needs_sshd, pytest.mark.slow]
+
+STREAMS, TOKENS = 32, 60
+BRIDGE, NEAR, SPACE, ADDRESSES = "sv-bridge", "sv-near", "sv-far", "10.231.77"
+
+
+def request(number):
+    return ExecuteBatch(
+        f"{number}", "The ", sampling=Sampling(seed=number, max_tokens=TOKENS, temperature=0.8)
+    )
+
+
+@pytest.fixture(scope="module")
+def undisturbed():
+    """The tokens of each stream, where nothing is lost."""
+    runner = TorchLM(streams=STREAMS).build(RunnerStart(incarnation=1))
+    return [[t for chunk in runner.execute(request(n)) for t in chunk.token_ids] for n in range(STREAMS)]
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    with serving(tmp_path_factory.mktemp("sshd")) as server:
+        yield server
+
+
+async def streamed(worker, strike):
+    """The tokens of each stream, and the incarnations that made them; `strike` runs when all streams have begun."""
+    tokens = [[] for _ in range(STREAMS)]
+    incarnations = set()
+
+    async def ask(tree, number):
+        async with tree[worker].stream(request(number)) as chunks:
+            async for chunk in chunks:
+                assert chunk.index == len(tokens[number])
+                tokens[number] += chunk.token_ids
+                incarnations.add(chunk.incarnation)
+
+    with trio.fail_after(200):
+        async with open_tree(worker, sinks=[]) as tree, trio.open_nursery() as nursery:
+            for number in range(STREAMS):
+                nursery.start_soon(ask, tree, number)
+            while min(map(len, tokens)) < 5:  # noqa: ASYNC110 - the streams set no event
+                await trio.sleep(0.005)
+            await strike()
+    return tokens, incarnations
+
+
+def strikes(server):
+    async def engine():
+        assert signalled(server, "runners:context", signal.SIGKILL)
+
+    async def guardian():
+        assert signalled(server, "runners:guard", signal.SIGKILL)
+
+    async def ssh():
+        for pid in carriers(server):
+            os.kill(pid, signal.SIGKILL)
+
+    async def silence():
+        for pid in carriers(server):
+            os.kill(pid, signal.SIGSTOP)
+
+    return {"engine": engine, "guardian": guardian, "ssh": ssh, "silence": silence}
+
+
+@pytest.mark.parametrize("victim", ["engine", "guardian", "ssh", "silence"])
+@pytest.mark.trio
+async def test_streams_of_another_machine_equal_their_undisturbed_text(server, undisturbed, tmp_path, victim):
+    """D6, D16: Whatever is killed or stopped on the way, no token is lost or doubled, and no two contexts hold the device."""
+    worker = device_worker("llm", HoldsTorch(str(tmp_path)), host=server.host(lease=2))
+    tokens, incarnations = await streamed(worker, strikes(server)[victim])
+    assert tokens == undisturbed
+    assert incarnations == {1, 2}
+    assert not (tmp_path / "two at once").exists()
+    await until(lambda: not far(server))
+
+
+def may_make_namespaces():
+    """Whether a network of our own can be made: this needs root, and the program `ip`."""
+    if os.geteuid() or shutil.which("ip") is None:
+        return False
+    made = subprocess.run(["ip", "netns", "add", "sv-try"], capture_output=True, check=False).returncode == 0
+    subprocess.run(["ip", "netns", "del", "sv-try"], capture_output=True, check=False)
+    return made
+
+
+def ip(*words):
+    subprocess.run(["ip", *words], check=True, capture_output=True)
+
+
+@contextmanager
+def network():
+    """A machine's network behind a bridge: a namespace, from which a link can be taken off, silently."""
+    try:
+        ip("netns", "add", SPACE)
+        ip("link", "add", BRIDGE, "type", "bridge")
+        ip("addr", "add", f"{ADDRESSES}.1/24", "dev", BRIDGE)
+        ip("link", "set", BRIDGE, "up")
+        ip("link", "add", NEAR, "type", "veth", "peer", "name", "eth0", "netns", SPACE)
+        ip("link", "set", NEAR, "master", BRIDGE, "up")
+        ip("-n", SPACE, "addr", "add", f"{ADDRESSES}.2/24", "dev", "eth0")
+        ip("-n", SPACE, "link", "set", "eth0", "up")
+        yield
+    finally:
+        for words in (("link", "del", BRIDGE), ("link", "del", NEAR), ("netns", "del", SPACE)):
+            with suppress(subprocess.CalledProcessError):
+                ip(*words)
+
+
+@pytest.mark.skipif(not may_make_namespaces(), reason="network namespaces need root and the program ip")
+@pytest.mark.parametrize("heals", ["before the lease is over", "after it"])
+@pytest.mark.trio
+async def test_a_link_that_is_cut_costs_no_token(undisturbed, tmp_path, heals):
+    """D6, D9, D16: A deadline of the session finds the silence; the far side ends itself, and its device is used only after that."""
+    space = ("ip", "netns", "exec", SPACE)
+    folder = tmp_path / "sshd"
+    folder.mkdir()
+    with network(), serving(folder, address=f"{ADDRESSES}.2", port=2222, inside=space) as server:
+        lease = 3.0
+
+        async def cut():
+            (pid,) = far(server, "runners:context")
+            ip("link", "set", NEAR, "nomaster")
+            if heals == "after it":
+                await until(lambda: pid not in far(server))
+            else:
+                await trio.sleep(lease / 2)
+            ip("link", "set", NEAR, "master", BRIDGE)
+
+        host = server.host(lease=lease, next_chunk_timeout=1, first_chunk_timeout=20)
+        worker = device_worker("llm", HoldsTorch(str(tmp_path)), host=host)
+        tokens, incarnations = await streamed(worker, cut)
+        await until(lambda: not far(server))
+    assert tokens == undisturbed
+    assert incarnations == {1, 2}
+    assert not (tmp_path / "two at once").exists()
