@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .hosts.inline import InlineHost
     from .hosts.process.host import ProcessHost
+    from .hosts.remote.ssh import SshHost
     from .hosts.thread import ThreadHost
     from .models.batched import batched_runner
     from .models.causal import causal_runner
@@ -41,6 +42,7 @@ _HOMES = {
     "ProcessHost": "hosts.process.host",
     "RunnerInfo": "types",
     "Sampling": "types",
+    "SshHost": "hosts.remote.ssh",
     "ThreadHost": "hosts.thread",
     "TokenChunk": "types",
     "TokenUsage": "types",
@@ -66,6 +68,7 @@ __all__ = [
     "ProcessHost",
     "RunnerInfo",
     "Sampling",
+    "SshHost",
     "ThreadHost",
     "TokenChunk",
     "TokenUsage",

@@ -46,8 +46,12 @@ FLOORS = (
 NEVERS = (
     ("runners.hosts.process.child", "runners.hosts.process.parent"),
     ("runners.hosts.process.parent", "runners.hosts.process.child"),
+    ("runners.hosts.remote", "runners.hosts.process.child"),
+    ("runners.hosts.process", "runners.hosts.remote"),
+    ("runners.hosts.remote.guardian", "runners"),
     ("runners.models", "runners.worker"),
     ("runners.worker", "runners.hosts.process"),
+    ("runners.worker", "runners.hosts.remote"),
     ("runners.diagnosis", "runners.hosts"),
 )
 """Each first one never imports the second one: what a context process runs knows nothing of its parent, and so on."""

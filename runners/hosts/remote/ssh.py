@@ -140,7 +140,7 @@ class SshHost:
 
         Raises:
             TypeError, ValueError: see `check`.
-            Unrecoverable: this machine has no `ssh`.
+            Unrecoverable: this machine is no Linux, or has no `ssh`.
         """
         if why := _refusal():
             raise Unrecoverable(why)
@@ -148,14 +148,12 @@ class SshHost:
         return Entered(lived(self, self._plan(runner), FarReserve, start))
 
     def check(self, runner: object) -> None:
-        """Refuse a runner spec that cannot be sent to another process (D2), and any spec where there is no `ssh`.
+        """Refuse a runner spec that cannot be sent to another process (D2). The machine of the declaration needs no `ssh`.
 
         Raises:
             TypeError: see `check_runner`.
-            ValueError: see `check_runner`; or the spec is too long to be sent, or this machine has no `ssh`.
+            ValueError: see `check_runner`; or the spec is too long to be sent.
         """
-        if why := _refusal():
-            raise ValueError(why)
         self._plan(runner)
 
     def _plan(self, runner: object) -> FarPlan:
