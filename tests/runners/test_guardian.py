@@ -16,8 +16,8 @@ from contexts import (
     stat,
     title,
 )
-from sshd import ROOT
 
+from benchmarks.loopback import ROOT
 from runners.hosts.process import wire
 from runners.hosts.remote import guardian
 from runners.hosts.remote.guardian import ANSWER, ASK, BORN, DATA, ENDED, HEADER, KILL, NUMBER, REFUSED

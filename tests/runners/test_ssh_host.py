@@ -21,8 +21,9 @@ from contexts import (
 )
 from farlings import Holds, Leaves
 from sessions import BATCH, ids, until_failure, whole
-from sshd import LEASE, below, carriers, far, needs_sshd, serving, signalled
+from sshd import LEASE, carriers, far, host, needs_sshd, signalled
 
+from benchmarks.loopback import below, serving
 from runners.errors import ContextDied, ContextHung, LoadFailed, Unrecoverable
 from runners.hosts import CheckingHost, Session
 from runners.hosts.process import wire
@@ -48,7 +49,7 @@ def server(tmp_path_factory):
 async def opened(server, runner, *, incarnation=1, **settings):
     """A session, and afterwards the proof that its process there is gone."""
     with trio.fail_after(60):
-        async with server.host(**settings).open(runner, incarnation=incarnation) as session:
+        async with host(server, **settings).open(runner, incarnation=incarnation) as session:
             yield session
         assert not far(server, "runners:context")
         if not settings.get("standby"):
@@ -62,7 +63,7 @@ async def opened(server, runner, *, incarnation=1, **settings):
 async def test_a_stream_of_another_machine_arrives_whole_and_stamped(server):
     """D6, D16: It is a session like any other."""
     async with opened(server, Scripted(5), incarnation=7) as session:
-        assert isinstance(server.host(), CheckingHost)
+        assert isinstance(host(server), CheckingHost)
         assert isinstance(session, Session)
         items = await whole(session)
         assert ids(items) == expected(BATCH, 5)
@@ -185,7 +186,7 @@ async def test_a_far_process_that_does_not_die_makes_its_device_unrecoverable(se
     monkeypatch.setattr(FarPeer, "kill", lambda _peer: None)
     monkeypatch.setattr("runners.hosts.remote.link.MARGIN", 0.0)
     with pytest.raises(Unrecoverable, match=r"on 127\.0\.0\.1 has outlived SIGKILL by 0\.5 s"):
-        async with server.host(kill_timeout=0.5, close_timeout=0.1, lease=1).open(
+        async with host(server, kill_timeout=0.5, close_timeout=0.1, lease=1).open(
             Scripted(10_000, delay=0.01)
         ) as session:
             os.kill(session.pid, signal.SIGSTOP)
@@ -196,11 +197,12 @@ PARENT = """
 import sys, trio
 from pathlib import Path
 from farlings import Holds
-from sshd import Server
+from sshd import host
+from benchmarks.loopback import Server
 
 async def main():
-    server = Server(Path(sys.argv[1]), int(sys.argv[2]), "127.0.0.1", None)
-    async with server.host(lease=float(sys.argv[4])).open(Holds(sys.argv[3], 10_000, 0.01)):
+    server = Server(Path(sys.argv[1]), int(sys.argv[2]), "127.0.0.1")
+    async with host(server, lease=float(sys.argv[4])).open(Holds(sys.argv[3], 10_000, 0.01)):
         print("open", flush=True)
         await trio.sleep_forever()
 
@@ -256,9 +258,9 @@ def silent_port():
 
 
 async def refusal(server, **settings):
-    host = server.host(**settings)
+    far_host = host(server, **settings)
     with trio.fail_after(30), pytest.raises(LoadFailed) as raised:
-        async with host.open(Scripted(1)):
+        async with far_host.open(Scripted(1)):
             pass
     await until(lambda: not far(server))
     return str(raised.value)
@@ -311,7 +313,7 @@ async def test_another_version_there_is_refused_with_both_numbers(server, tmp_pa
     old = tmp_path / "trio_supervise-0.0.1.dist-info"
     old.mkdir()
     (old / "METADATA").write_text("Metadata-Version: 2.1\nName: trio-supervise\nVersion: 0.0.1\n")
-    path = (str(tmp_path), *server.host().path)
+    path = (str(tmp_path), *host(server).path)
     why = await refusal(server, path=path)
     assert f"it has trio-supervise 0.0.1 with protocol {wire.PROTOCOL}, and here it is" in why
 
@@ -340,7 +342,7 @@ async def test_a_start_that_is_cancelled_leaves_nothing(server, tmp_path):
     """D10, D16: Wherever it is cancelled."""
     for seconds in (0.0, 0.05, 0.3, 0.8):
         with trio.move_on_after(seconds):
-            async with server.host().open(Leaves(str(tmp_path), "hang")):
+            async with host(server).open(Leaves(str(tmp_path), "hang")):
                 pass
         await until(lambda: not far(server))
 
@@ -397,7 +399,7 @@ def test_the_command_line_has_no_word_of_the_runner_and_every_option():
 @pytest.mark.trio
 async def test_a_worker_over_mixed_hosts_loses_one_and_no_token(server):
     """D12, D16: Streams go on elsewhere at once; the device of the lost host is not used before its lease is over."""
-    hosts = [ProcessHost(), server.host(lease=8), server.host(lease=9)]
+    hosts = [ProcessHost(), host(server, lease=8), host(server, lease=9)]
     worker = device_worker("llm", Scripted(100, delay=0.001, streams=32), hosts=hosts)
     results = {}
 

@@ -13,8 +13,9 @@ from contexts import (
     until,
 )
 from farlings import HoldsTorch
-from sshd import carriers, far, needs_sshd, serving, signalled
+from sshd import carriers, far, host, needs_sshd, signalled
 
+from benchmarks.loopback import serving
 from runners.models.torch_lm import TorchLM
 from runners.types import ExecuteBatch, RunnerStart, Sampling
 from runners.worker import device_worker
@@ -90,7 +91,7 @@ def strikes(server):
 @pytest.mark.trio
 async def test_streams_of_another_machine_equal_their_undisturbed_text(server, undisturbed, tmp_path, victim):
     """D6, D16: Whatever is killed or stopped on the way, no token is lost or doubled, and no two contexts hold the device."""
-    worker = device_worker("llm", HoldsTorch(str(tmp_path)), host=server.host(lease=2))
+    worker = device_worker("llm", HoldsTorch(str(tmp_path)), host=host(server, lease=2))
     tokens, incarnations = await streamed(worker, strikes(server)[victim])
     assert tokens == undisturbed
     assert incarnations == {1, 2}
@@ -150,8 +151,8 @@ async def test_a_link_that_is_cut_costs_no_token(undisturbed, tmp_path, heals):
                 await trio.sleep(lease / 2)
             ip("link", "set", NEAR, "master", BRIDGE)
 
-        host = server.host(lease=lease, next_chunk_timeout=1, first_chunk_timeout=20)
-        worker = device_worker("llm", HoldsTorch(str(tmp_path)), host=host)
+        cut_off = host(server, lease=lease, next_chunk_timeout=1, first_chunk_timeout=20)
+        worker = device_worker("llm", HoldsTorch(str(tmp_path)), host=cut_off)
         tokens, incarnations = await streamed(worker, cut)
         await until(lambda: not far(server))
     assert tokens == undisturbed
