@@ -41,7 +41,7 @@ class Session(Protocol):
 
     @property
     def pid(self) -> int | None:
-        """The process that the runner has for itself; None if it has none."""
+        """The process that the runner has for itself, on the machine of its host; None if it has none."""
         ...
 
     @property

@@ -75,7 +75,7 @@ class ContextState:
     Args:
         path: of the context in the tree.
         incarnation: its number, counted from 1.
-        pid: of its process; None if the runner has no process for itself.
+        pid: of its process, on the machine of its host; None if the runner has no process for itself.
         info: the declaration of its runner.
     """
 

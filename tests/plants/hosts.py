@@ -106,8 +106,8 @@ HOSTS = (
         ),
         (
             "a cancelled body closes nothing",
-            "                with trio.CancelScope(shield=True):\n                    await session.end()",
-            "                await session.end()",
+            "            with trio.CancelScope(shield=True):\n                await session.end()",
+            "            await session.end()",
             "leaving_by_cancellation_closes_the_runner",
         ),
         (

@@ -7,7 +7,8 @@ from .devices import DEVICES
 from .hosts import HOSTS
 from .mailboxes import MAILBOXES
 from .operating import OPERATING
+from .remote import REMOTE
 from .trees import TREES
 from .workers import WORKERS
 
-PLANTS = [*MAILBOXES, *TREES, *ADOPTING, *OPERATING, *WORKERS, *DEVICES, *HOSTS]
+PLANTS = [*MAILBOXES, *TREES, *ADOPTING, *OPERATING, *WORKERS, *DEVICES, *HOSTS, *REMOTE]

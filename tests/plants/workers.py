@@ -51,7 +51,7 @@ WORKERS = tuple(
             ),
             (
                 "runners/hosts/process/host.py",
-                '            raise self._fail(\n                ProtocolError(\n                    f"{self._peer.name} dropped stream {number} without being asked to"\n                )\n            )',
+                '            raise self._fail(\n                ProtocolError(f"{self._peer.name} dropped stream {number} without being asked to")\n            )',
                 "            return",
                 ("tests/rogue", *_PROCESS),
             ),

@@ -169,6 +169,21 @@ def test_an_answer_to_an_old_question_extends_no_lease():
         gone(pid)
 
 
+def test_a_late_answer_extends_a_lease_only_from_its_question():
+    """D16: So the near end knows when a lease is over, whatever is held up on the way. Without a late answer it is over sooner."""
+    lease, late = 4.0, 3.5
+    with guarded(lease=lease) as far:
+        pid = int(far.until(BORN, answer=False))
+        first = next((content for kind, content in far.records if kind == ASK), None)
+        first = first or far.until(ASK, answer=False)
+        asked = time.monotonic()
+        time.sleep(late)
+        far.send(ANSWER, first)
+        assert far.process.wait(PATIENCE) == 0
+        assert time.monotonic() - asked < late + lease
+        gone(pid)
+
+
 @pytest.mark.parametrize("change", [{"version": "0.0.7"}, {"protocol": 77}])
 def test_another_version_is_refused_with_both_numbers(change):
     """D16: Two versions that might not understand one another do not try."""

@@ -20,11 +20,12 @@ from contexts import (
     until,
 )
 from farlings import Holds, Leaves
+from rogues import Verbose
 from sessions import BATCH, ids, until_failure, whole
 from sshd import LEASE, carriers, far, host, needs_sshd, signalled
 
 from benchmarks.loopback import below, serving
-from runners.errors import ContextDied, ContextHung, LoadFailed, Unrecoverable
+from runners.errors import ContextDied, ContextHung, ContextPoisoned, LoadFailed, Unrecoverable
 from runners.hosts import CheckingHost, Session
 from runners.hosts.process import wire
 from runners.hosts.process.host import ProcessHost
@@ -191,6 +192,25 @@ async def test_a_far_process_that_does_not_die_makes_its_device_unrecoverable(se
         ) as session:
             os.kill(session.pid, signal.SIGSTOP)
     await until(lambda: not far(server))
+
+
+@pytest.mark.trio
+async def test_an_idle_context_outlives_many_leases(server):
+    """D16: No session has to wait for anything; a task of the connection answers."""
+    async with opened(server, Scripted(3), lease=1) as session:
+        await trio.sleep(3)
+        assert ids(await whole(session)) == expected(BATCH, 3)
+
+
+@pytest.mark.trio
+async def test_a_session_that_reads_nothing_still_ends(server, monkeypatch):
+    """D10, D16: More has come than the connection keeps for it; the end of the process is behind that."""
+    monkeypatch.setattr("runners.hosts.remote.link.BACKLOG", 1000)
+    with pytest.raises(ContextPoisoned, match="found by the user"):
+        async with opened(server, Verbose(200_000)) as session:
+            session.begin(BATCH)
+            await until(lambda: len(session._peer._data) >= 1000)
+            raise ContextPoisoned("found by the user of the session")  # after a failure nothing more is read
 
 
 PARENT = """
