@@ -30,6 +30,7 @@ from runners.hosts import CheckingHost, Session
 from runners.hosts.process import wire
 from runners.hosts.process.host import ProcessHost
 from runners.hosts.remote import ssh
+from runners.hosts.remote.guardian import ASK, HEADER, NUMBER
 from runners.hosts.remote.link import MARGIN, FarPeer, Order
 from runners.hosts.remote.ssh import SshHost
 from runners.models.scripted import Scripted, expected
@@ -146,6 +147,7 @@ async def test_a_restart_takes_the_standby_and_another_one_follows(server, tmp_p
 # --- what is lost between the machines
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("victim", ["guardian", "ssh"])
 @pytest.mark.trio
 async def test_a_guardian_or_a_connection_that_is_killed_frees_the_device_when_the_lease_is_over(
@@ -169,6 +171,7 @@ async def test_a_guardian_or_a_connection_that_is_killed_frees_the_device_when_t
         assert ids(await whole(session)) == expected(BATCH)
 
 
+@pytest.mark.slow
 @pytest.mark.trio
 async def test_a_silent_connection_is_a_lost_one_at_both_ends(server, tmp_path):
     """D16: The near end loses it after a lease without a byte; the far end kills the process by itself."""
@@ -459,12 +462,30 @@ class Quiet:
         self.killed = True
 
 
+class Full(Quiet):
+    """One that has sent a part of the first answer, and has no room for more."""
+
+    def __init__(self):
+        super().__init__()
+        self.unsent = {}
+
+    def send_marked(self, frames):
+        self.unsent.update(frames)
+
+    def withdraw(self, mark):
+        if mark not in self.unsent or mark == next(iter(self.unsent)):
+            return False
+        del self.unsent[mark]
+        return True
+
+
 @pytest.mark.parametrize(
     "data",
     [
         b"\xff" + b"\0\0\0\0",
         b"\x05\xff\xff\xff\xff",
         b"\x05\0\0\0\x01x",
+        b"\x07\0\1\0\0",
         b"\x0a\0\0\0\x02{]",
         b"\x0a\0\0\0\x02[]",
         b"\x0a\0\0\0\x0e" + b'{"killed": 12}',
@@ -476,10 +497,21 @@ async def test_records_that_cannot_be_read_lose_the_connection(data):
     """D10, D16: Nothing that the far side sends is trusted; a login shell that prints a greeting is one way to it."""
     peer = FarPeer(Quiet(), Order(place="far", path=(), version="1", protocol=1, lease=1.0), "x")
     peer._records += data
-    peer._take_records()
+    await peer._take_records()
     assert peer.dead
     assert peer._carrier.killed
-    assert "it sent a record" in await peer.fate(0)
+    assert "it sent " in await peer.fate(0)
+
+
+@pytest.mark.trio
+async def test_questions_that_flood_the_near_end_leave_one_answer():
+    """D10, D16: A far side that asks, and reads nothing, costs no memory here."""
+    carrier = Full()
+    peer = FarPeer(carrier, Order(place="far", path=(), version="1", protocol=1, lease=1.0), "x")
+    for number in range(1000):
+        peer._records += HEADER.pack(ASK, NUMBER.size) + NUMBER.pack(number)
+        await peer._take_records()
+    assert [data[-NUMBER.size :] for data in carrier.unsent.values()] == [NUMBER.pack(0), NUMBER.pack(999)]
 
 
 def test_the_order_has_no_secret_and_is_json():

@@ -40,6 +40,9 @@ OPEN, DATA, KILL, ANSWER, BORN, REFUSED, OUTPUT, ERRORS, ASK, ENDED = range(1, 1
 QUESTIONS = 4
 """How often the guardian asks during a lease."""
 
+LINES = 4096
+"""Bytes of the longest record of what a context process writes: the near end logs it line by line."""
+
 _READ = 65536
 _FULL = 2**20
 """Unsent bytes to the near end beyond which nothing more is read from the context process."""
@@ -278,7 +281,7 @@ class Guardian:
     def _read_pipe(self, descriptor: int) -> bool:
         """Pass on what the context process has written; returns whether there may be more."""
         try:
-            data = os.read(descriptor, _READ)
+            data = os.read(descriptor, LINES)
         except BlockingIOError:
             return False
         if data:

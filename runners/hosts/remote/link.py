@@ -15,6 +15,7 @@ import trio
 from attrs import frozen
 from trio.lowlevel import enable_ki_protection
 
+from runners.brief import brief, one_line, text_of
 from runners.hosts.process.host import BACKLOG, DYING
 from runners.hosts.process.parent.output import Output, log_event
 from runners.hosts.process.parent.peer import Peer
@@ -29,6 +30,10 @@ MARGIN = 2.0
 _READ = 65_536
 _LONGEST = 2**20
 """Bytes of the longest record from the far side; a guardian sends shorter ones."""
+_SHOWN = 100
+"""Bytes that an error shows of what is no record, such as the greeting of a login shell."""
+_WRITTEN = (guardian.OUTPUT, guardian.ERRORS)
+_KINDS = (*_WRITTEN, guardian.DATA, guardian.ASK, guardian.BORN, guardian.REFUSED, guardian.ENDED)
 _CARRIER = 5.0
 """Seconds for the program that carries the connection to die of SIGKILL."""
 
@@ -82,6 +87,7 @@ class FarPeer:
         self._over = trio.Event()
         self._changed = trio.Event()
         self._pumping = trio.Lock()
+        self._mark = -1  # of the last answer
         self._carrier.send(order.data())
 
     @property
@@ -217,7 +223,7 @@ class FarPeer:
         if data := self._carrier.read():
             self._heard = trio.current_time()
             self._records += data
-            self._take_records()
+            await self._take_records()
             await trio.lowlevel.checkpoint()
         elif data is not None or dead:
             how = await self._carrier.fate(DYING)
@@ -245,47 +251,59 @@ class FarPeer:
         self._changed.set()
         self._changed = trio.Event()
 
-    def _take_records(self) -> None:
+    async def _take_records(self) -> None:
+        """Take the whole records that have come. Other tasks run after each that is logged, since many lines take time."""
         header = guardian.HEADER
-        begin = 0
-        while len(self._records) >= begin + header.size:
-            kind, length = header.unpack_from(self._records, begin)
-            end = begin + header.size + length
-            if length > _LONGEST:
-                self._lose(f"it sent a record of {length} bytes")
+        question: bytes | None = None
+        while len(self._records) >= header.size and not self.dead:
+            kind, length = header.unpack_from(self._records)
+            if length > (guardian.LINES if kind in _WRITTEN else _LONGEST) or kind not in _KINDS:
+                self._lose(f"it sent no record of a guardian, but {brief(bytes(self._records[:_SHOWN]))}")
                 return
+            end = header.size + length
             if len(self._records) < end:
                 break
+            content = bytes(self._records[header.size : end])
+            del self._records[:end]
+            if kind == guardian.ASK:
+                question = content
+                continue
             try:
-                self._take(kind, bytes(self._records[begin + header.size : end]))
+                self._take(kind, content)
             except (ValueError, TypeError) as error:
-                self._lose(f"it sent a record of kind {kind} that cannot be read: {error}")
-                return
-            begin = end
-        del self._records[:begin]
+                self._lose(f"it sent a record of kind {kind} that cannot be read: {text_of(error)}")
+            if kind in _WRITTEN:
+                await trio.lowlevel.checkpoint()
+        if question is not None:  # the last one is enough
+            self._answer(question)
         if self._data:
             self._change()
+
+    def _answer(self, question: bytes) -> None:
+        """Extend the lease. An answer that is still unsent is replaced, so that they do not pile up behind a full socket.
+
+        Once the first of two marks cannot be taken back, all before it is sent, so the other one is free.
+        """
+        self._answered = trio.current_time()
+        if not self._carrier.withdraw(self._mark):
+            self._mark = -1 if self._mark == -2 else -2  # noqa: PLR2004 - a mark of ours; those of streams are not negative
+        self._carrier.send_marked({self._mark: _record(guardian.ANSWER, question)})
 
     def _take(self, kind: int, content: bytes) -> None:
         if kind == guardian.DATA:
             if self._reads:
                 self._data += content
-        elif kind == guardian.ASK:
-            self._answered = trio.current_time()
-            self._carrier.send(_record(guardian.ANSWER, content))
-        elif kind in (guardian.OUTPUT, guardian.ERRORS):
+        elif kind in _WRITTEN:
             self.output.feed(content, errors=kind == guardian.ERRORS)
         elif kind == guardian.BORN:
             self.pid = self.output.pid = int(content)
             self._started.set()
         elif kind == guardian.REFUSED:
-            self._refused = content.decode("utf-8", "backslashreplace")
+            self._refused = one_line(content.decode("utf-8", "backslashreplace"))
             self._started.set()
-        elif kind == guardian.ENDED:
+        else:
             self._fate = fate(**json.loads(content))
             self._end()
-        else:
-            self._lose(f"it sent a record of the unknown kind {kind}")
 
 
 def _record(kind: int, content: bytes) -> bytes:
