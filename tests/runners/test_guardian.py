@@ -1,5 +1,6 @@
 """The guardian of a context process on another machine, driven by hand over two pipes. Real processes, real time."""
 
+import ast
 import json
 import os
 import signal
@@ -19,9 +20,9 @@ from contexts import (
 
 from benchmarks.loopback import ROOT
 from runners.hosts.process import wire
-from runners.hosts.remote import guardian
+from runners.hosts.remote import guardian, link
 from runners.hosts.remote.guardian import ANSWER, ASK, BORN, DATA, ENDED, HEADER, KILL, NUMBER, REFUSED
-from runners.hosts.remote.link import Order
+from runners.hosts.remote.link import SOURCE, Order
 from runners.hosts.remote.reserve import package_version
 from runners.hosts.remote.ssh import BOOT
 
@@ -193,6 +194,21 @@ def test_another_version_is_refused_with_both_numbers(change):
         assert f"trio-supervise {package_version()} with protocol {wire.PROTOCOL}" in refusal
         assert str(wanted) in refusal
         far.until(ENDED)
+        assert far.process.wait(PATIENCE) == 0
+
+
+def test_older_pythons_compile_the_guardian():
+    """D16: It must run there to report that."""
+    ast.parse(SOURCE, feature_version=(3, 8))
+
+
+def test_an_older_python_is_refused(monkeypatch):
+    """D16: By its version, and not by an error of syntax somewhere in the packages."""
+    source = SOURCE.replace(b"_LEAST = (3, 11)", b"_LEAST = (9, 11)")
+    assert len(source) == len(SOURCE) and source != SOURCE
+    monkeypatch.setattr(link, "SOURCE", source)
+    with guarded() as far:
+        assert far.until(REFUSED).decode().startswith(f"it has Python {sys.version.split()[0]}")
         assert far.process.wait(PATIENCE) == 0
 
 

@@ -302,7 +302,7 @@ class FarPeer:
             self._refused = one_line(content.decode("utf-8", "backslashreplace"))
             self._started.set()
         else:
-            self._fate = fate(**json.loads(content))
+            self._fate = one_line(fate(**json.loads(content)))
             self._end()
 
 
