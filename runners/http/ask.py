@@ -64,6 +64,7 @@ class Asked:
         include_usage: whether the last event of a stream has the usage.
         logprobs: how many alternatives of each token are asked for; None if no log probabilities are.
         base64: whether embeddings are encoded in base64.
+        token_ids: whether the ids of the tokens come with a text completion, and those of a prompt that was sent as ids.
     """
 
     id: str
@@ -73,6 +74,7 @@ class Asked:
     include_usage: bool = False
     logprobs: int | None = None
     base64: bool = False
+    token_ids: bool = False
 
 
 class Fields:
@@ -194,7 +196,8 @@ class Reader:
         model, prompts = fields.text("model"), _inputs("prompt", fields.needed("prompt"))
         logprobs = fields.integer("logprobs", 0, _MAX_TOP)
         options = {} if logprobs is None else {"logprobs": logprobs}
-        return self._asked("cmpl", model, fields, prompts, fields.integer("max_tokens", 1) or 16, options)
+        token_ids, most = fields.boolean("return_token_ids"), fields.integer("max_tokens", 1) or 16
+        return evolve(self._asked("cmpl", model, fields, prompts, most, options), token_ids=token_ids)
 
     def embedding(self, body: bytes) -> Asked:
         """The body of a request for embeddings."""

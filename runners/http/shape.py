@@ -39,6 +39,7 @@ class Choice:
     is_text: bool = True
     texts: list[str] = field(factory=list[str])
     logprobs: list[dict[str, Any]] = field(factory=list[dict[str, Any]])
+    token_ids: list[int] = field(factory=list[int])
     finish_reason: FinishReason | None = None
     usage: TokenUsage = field(factory=TokenUsage)
     data: Any = None
@@ -50,6 +51,7 @@ class Choice:
             RunnerError: it has no place in a text.
         """
         self.texts.append(chunk.text)
+        self.token_ids += chunk.token_ids
         if self.is_text:
             self.logprobs += logprobs_of(chunk)
         self.finish_reason = chunk.finish_reason
@@ -209,31 +211,50 @@ class Text(_Completions):
     def whole(self, choices: Sequence[Choice]) -> dict[str, Any]:
         """See `Shape`."""
         made = [
-            self._choice(index, choice.text, choice.logprobs, choice.finish_reason)
+            self._choice(index, choice.text, choice.logprobs, choice.finish_reason, choice.token_ids)
             for index, choice in enumerate(choices)
         ]
         return {**self._envelope("text_completion", made), "usage": usage(total(choices))}
 
-    def begin(self, index: int) -> list[dict[str, Any]]:  # noqa: ARG002 - only a choice of a chat begins with an event
+    def begin(self, index: int) -> list[dict[str, Any]]:
         """See `Shape`."""
-        return []
+        # The ids of the prompt come before the first token: a client needs them to go on behind what it has got.
+        if not self.asked.token_ids:
+            return []
+        choice = {**self._choice(index, "", (), None), "prompt_token_ids": self.asked.batches[index].payload}
+        return [self._event("text_completion", choice)]
 
     def events(self, index: int, chunk: TokenChunk) -> list[dict[str, Any]]:
         """See `Shape`."""
         entries = logprobs_of(chunk)
-        if not (chunk.text or entries or chunk.finish_reason):
+        ids = chunk.token_ids if self.asked.token_ids else ()
+        if not (chunk.text or entries or ids or chunk.finish_reason):
             return []
-        return [self._event("text_completion", self._choice(index, chunk.text, entries, chunk.finish_reason))]
+        choice = self._choice(index, chunk.text, entries, chunk.finish_reason, ids)
+        return [self._event("text_completion", choice)]
 
     def usage_event(self, tokens: TokenUsage) -> dict[str, Any]:
         """See `Shape`."""
         return {**self._envelope("text_completion", []), "usage": usage(tokens)}
 
     def _choice(
-        self, index: int, text: str, entries: Sequence[Mapping[str, Any]], finish: FinishReason | None
+        self,
+        index: int,
+        text: str,
+        entries: Sequence[Mapping[str, Any]],
+        finish: FinishReason | None,
+        ids: Sequence[int] = (),
     ) -> dict[str, Any]:
         logprobs = self._logprobs(index, entries)
-        return {"index": index, "text": text, "logprobs": logprobs, "finish_reason": finish}
+        choice: dict[str, Any] = {
+            "index": index,
+            "text": text,
+            "logprobs": logprobs,
+            "finish_reason": finish,
+        }
+        if self.asked.token_ids:
+            choice["token_ids"] = list(ids)
+        return choice
 
     def _logprobs(self, index: int, entries: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
         if self.asked.logprobs is None:

@@ -88,6 +88,21 @@ def test_a_text_completion_whole_and_as_a_stream():
     assert asked(Scripted(8), TEXTS, {**TEXT, "stream": True}).text() == text_of()
 
 
+@pytest.mark.parametrize("prompt", ["x", [7, 8]])
+def test_the_ids_of_a_text_completion(prompt):
+    """Those of its tokens with each piece, and those of a prompt of ids with the first event, if they are asked for."""
+    body = {**TEXT, "prompt": prompt, "return_token_ids": True}
+    whole = asked(Scripted(8), TEXTS, body).json()["choices"][0]
+    first, *events = (
+        event["choices"][0] for event in asked(Scripted(8), TEXTS, {**body, "stream": True}).events()
+    )
+    assert (first["text"], first["token_ids"]) == ("", [])
+    assert first["prompt_token_ids"] == (None if prompt == "x" else prompt)
+    assert [each for event in events for each in event["token_ids"]] == whole["token_ids"]
+    assert len(whole["token_ids"]) == 8
+    assert "token_ids" not in asked(Scripted(8), TEXTS, TEXT).json()["choices"][0]
+
+
 def test_several_prompts_are_several_choices():
     """Each is a request of its own; the usage is that of all."""
     prompts = [f"prompt {number}" for number in range(40)]
