@@ -76,6 +76,20 @@ class RateLimited(NetworkError):
         self.retry_after = retry_after
 
 
+class CircuitOpen(NetworkError):
+    """The server has failed so often that the worker's breaker lets no request begin for a while (D14).
+
+    Args:
+        retry_after: seconds after which the server is tried again; None if that is being done just now.
+    """
+
+    tag = "net.open"
+
+    def __init__(self, message: str, *, retry_after: float | None = None) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
 class Unauthorized(InferenceError):
     """The server rejects the credentials of the session. The cause of a rebuild for it is `REMOTE_AUTH_FAILURE` (D7)."""
 

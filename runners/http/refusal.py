@@ -17,6 +17,7 @@ from ..brief import text_of
 from ..errors import (
     Backpressure,
     BadRequest,
+    CircuitOpen,
     ContentFiltered,
     ContextLengthExceeded,
     ContextLost,
@@ -52,6 +53,7 @@ _TABLE: dict[type[Exception], tuple[int, str, str | None]] = {
     WorkerStopping: (503, _SERVER, "worker_stopping"),
     ContextLost: (503, _SERVER, "context_lost"),
     DeviceError: (503, _SERVER, "device_error"),
+    CircuitOpen: (503, _SERVER, "upstream_unavailable"),
     Timeout: (504, _SERVER, "timeout"),
     InferenceError: (500, _SERVER, None),
     SuperviseError: (503, _SERVER, "worker_down"),
@@ -128,7 +130,7 @@ def refusal_of(error: Exception) -> Refusal:
 
 def _seconds(error: Exception) -> int | None:
     """The time that a server behind the runner asked for, in whole seconds as HTTP has them; None if it asked for none."""
-    after = error.retry_after if isinstance(error, RateLimited) else None
+    after = error.retry_after if isinstance(error, RateLimited | CircuitOpen) else None
     return math.ceil(after) if after is not None and 0 < after < math.inf else None
 
 

@@ -6,6 +6,7 @@ body, in `serving`, serves the mailbox. What the operator of a running worker ma
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -19,11 +20,12 @@ from ..hosts import Host
 from ..hosts.default import default_host
 from ..hosts.packing import check_for
 from ..types import ExecuteBatch, RunnerSpec
+from .breaker import Breaker
 from .opener import Opener
 from .operations import rebuild, replace, report_poison
 from .serving import ContextState
 
-__all__ = ["ContextState", "device_worker", "rebuild", "replace", "report_poison"]
+__all__ = ["Breaker", "ContextState", "device_worker", "rebuild", "replace", "report_poison"]
 
 WORKER_LIMIT = Limit(3, within=60, of_ready_time=True)
 WORKER_BACKOFF = Backoff(initial=0.5, factor=2, maximum=15, immediate=1)
@@ -46,6 +48,8 @@ def device_worker(
     canary: float | None = None,
     drain: float = 0.0,
     retries: int = 0,
+    retry_budget: float | None = 0.1,
+    breaker: Breaker | None = None,
     **options: Any,
 ) -> Supervisor:
     """A supervisor over one restartable device context, or over several: a stable address for all of them (D1, D12).
@@ -88,11 +92,15 @@ def device_worker(
         retries: how often a request is sent again whose server failed before it gave anything, if the error `is_retryable`: after
             half a second, doubled up to 15 s, or when the server says; in a context at most as many wait for that as its runner has
             places. The default is 0: the caller gets the error (D14).
+        retry_budget: in any minute at most ten requests, and this share of those that began in it, are sent again, so that
+            retries do not multiply what a failing server has to bear. None sends each one again as often as `retries` says.
+        breaker: after some failures of the server in a row requests are refused with `CircuitOpen` for a while, instead of
+            waiting for it one by one. None, the default, always asks it.
         options: further arguments of the `Supervisor`.
 
     Raises:
         TypeError: `runner` is no runner spec, a host is no host, or both `host` and `hosts` are given.
-        ValueError: a host cannot run this runner, `hosts` is empty, or `canary`, `drain` or `retries` is out of range.
+        ValueError: a host cannot run this runner, `hosts` is empty, or `canary`, `drain`, `retries` or `retry_budget` is out of range.
     """
     several = _several(name, host, hosts)
     for each in several or [host := host or default_host()]:
@@ -103,13 +111,28 @@ def device_worker(
         raise ValueError(f"device worker {name!r}: drain must be >= 0 seconds, got {brief(drain)}")
     if type(retries) is not int or retries < 0:
         raise ValueError(f"device worker {name!r}: retries must be an integer >= 0, got {brief(retries)}")
+    if retry_budget is not None and (
+        type(retry_budget) not in (int, float) or not 0 <= retry_budget < math.inf
+    ):
+        raise ValueError(
+            f"device worker {name!r}: retry_budget must be a share >= 0 or None, got {brief(retry_budget)}"
+        )
+    if breaker is not None and type(breaker) is not Breaker:
+        raise TypeError(f"device worker {name!r}: breaker must be a Breaker or None, got {brief(breaker)}")
     mailbox = Mailbox(
         queue, on_loss="requeue", stopped=WorkerDown, full=Backpressure, deadline=_deadline, late=Timeout
     )
     if several is None:
         assert host is not None
         opener = Opener(
-            host=host, runner=runner, backoff=backoff, canary=canary, drain=drain, retries=retries
+            host=host,
+            runner=runner,
+            backoff=backoff,
+            canary=canary,
+            drain=drain,
+            retries=retries,
+            retry_budget=retry_budget,
+            breaker=breaker,
         )
         context = opener.child(mailbox)
         return Supervisor(name, [context], front=context, limit=limit, decider=decider, **options)
@@ -122,6 +145,8 @@ def device_worker(
         canary=canary,
         drain=drain,
         retries=retries,
+        retry_budget=retry_budget,
+        breaker=breaker,
     )
     contexts = [
         evolve(opener, host=each).supervised(f"context-{number}") for number, each in enumerate(several)

@@ -124,12 +124,15 @@ class Context:
         if self._last is record:
             self._last = None
         record.leave = None
+        record.withdraw()
         self.has_changed()
 
     def close_all(self) -> None:
         """The session has ended: callers who leave from now on have no stream in it to drop."""
         for message in self.open.values():
-            record_of(message).leave = None
+            record = record_of(message)
+            record.leave = None
+            record.withdraw()
         self.open.clear()
         self._staying.clear()
         self._last = None
@@ -203,7 +206,9 @@ class Context:
         return record.chunks > 0 and not self.may_move(record)
 
     def has_begun(self, record: Record) -> None:
-        """Note that an open stream has got its first chunks, which decide whether it must stay."""
+        """Note that an open stream has got its first chunks, which decide whether it must stay: and its server works."""
+        if record.ticket is not None:
+            record.ticket.gave()
         if self.must_stay(record):
             self._staying.add(record.batch.request_id)
 

@@ -5,6 +5,11 @@ A `Group` outlives its contexts, and belongs to the worker's place in a tree: a 
 
 from __future__ import annotations
 
+import logging
+import sys
+import traceback
+from contextlib import suppress
+from functools import partial
 from typing import Any, Protocol
 from weakref import WeakKeyDictionary, WeakValueDictionary
 
@@ -15,9 +20,12 @@ from supervise import Message, Ref, Tree
 
 from ..protect import protected
 from ..types import RunnerSpec, TokenChunk
+from .breaker import Breaker, Circuit, State
 from .meter import Meter, outcome_of
-from .rates import Rates
+from .rates import Rates, RetryBudget
 from .record import Record
+
+LOGGER = logging.getLogger("runners.worker")
 
 
 @frozen(eq=False)
@@ -34,7 +42,7 @@ class Group:
 
     `contexts`: those that serve, by their paths. `replacement`: what `replace` has put in place of the declared runner; None
     until then. `replacing`: whether it is at work. `drains_until`: when the worker began to stop, the moment by which the begun
-    streams must have ended; None before. `meters`: what measures this worker; empty if it is not measured. `_held_back`: the last
+    streams must have ended; None before. `circuit`: of its breaker, if it has one. `meters`: what measures this worker; empty if it is not measured. `_held_back`: the last
     request that the rate limits have held back.
     """
 
@@ -45,6 +53,8 @@ class Group:
     replacing: bool = False
     drains_until: float | None = None
     rates: Rates = field(factory=Rates)
+    budget: RetryBudget = field(factory=RetryBudget)
+    circuit: Circuit | None = None
     meters: list[Meter] = field(factory=list[Meter])
     _held_back: object = None
 
@@ -64,6 +74,20 @@ class Group:
             self.drains_until = trio.current_time() + seconds
             for context in self.contexts.values():
                 context.has_changed()
+
+    def protect_server(self, policy: Breaker | None, path: str) -> None:
+        """Keep to this breaker. What the one before has counted is void only if it was another one."""
+        if policy is None:
+            self.circuit = None
+        elif self.circuit is None or self.circuit.policy != policy:
+            self.circuit = Circuit(policy, partial(_log_breaker, path, policy))
+
+    def settle(self, record: Record, tokens: int) -> None:
+        """A request is complete, and its usage takes the place of its estimate: another one may begin earlier."""
+        if record.begun is not None:
+            self.rates.settle(record.begun, tokens)
+            record.begun = None
+            self._look_again()
 
     def has_open(self, request_id: str) -> bool:
         """Whether a request with this id is open in a context, or is tried again there."""
@@ -121,6 +145,25 @@ class Group:
             return False
         free = [len(other.open) for other in self.contexts.values() if other is context or other.has_room()]
         return len(context.open) * len(free) >= sum(free) + waiting
+
+
+def _log_breaker(path: str, policy: Breaker, state: State) -> None:
+    text = {
+        "closed": "the server works again",
+        "open": f"the server has failed too often, no request begins for {policy.open_for:g} s",
+        "half-open": f"the server is tried again with {policy.probes} at once",
+    }
+    try:
+        LOGGER.log(
+            logging.WARNING if state == "open" else logging.INFO,
+            "[%s] breaker is %s: %s",
+            path,
+            state,
+            text[state],
+        )
+    except Exception:  # noqa: BLE001 - a user's handler may raise anything, and a broken log must not fail a context
+        with suppress(Exception):  # standard error may be closed
+            traceback.print_exc(file=sys.stderr)
 
 
 class Metrics(Protocol):

@@ -14,6 +14,7 @@ from ..brief import brief, one_line
 from ..hosts import Host
 from ..protect import Entered, protected
 from ..types import RunnerSpec
+from .breaker import Breaker
 from .context import Context
 from .group import Declaration, group_of
 from .serving import serve
@@ -46,6 +47,8 @@ class Opener:
     drain: float = 0
     is_one_of_several: bool = False
     retries: int = 0
+    retry_budget: float | None = None
+    breaker: Breaker | None = None
     decider: Decider | None = field(default=None, eq=False)
     declaration: Declaration = field(factory=Declaration, repr=False)
 
@@ -101,6 +104,7 @@ class Opener:
         async with self.host.open(runner, incarnation=child.incarnation, cause=cause) as session:
             context = Context(session, runner, group, self, self.canary, self.drain, replacement)
             group.enter(child.path, context)
+            group.protect_server(self.breaker, self.worker_of(child.path))
             try:
                 yield context
             finally:

@@ -15,6 +15,8 @@ from ..errors import BadRequest, ContextLost, PoisonRequest, ProtocolError, Runn
 from ..plain import size_of
 from ..protect import protected
 from ..types import Completion, ExecuteBatch, Price, RunnerSpec, TokenChunk, TokenUsage, positions_without_ids
+from .breaker import Ticket
+from .rates import Begun
 
 _Error = TypeVar("_Error", bound=Exception)
 
@@ -32,6 +34,7 @@ class Record:
     made its first chunk, and `opened_by` that of the one in which it is open. `moved`: whether that has made nothing of it yet.
     `replayed`: accepted tokens that were fed to later sessions. `failures`: errors after which it was tried again, and
     `begins_again`: when it may be. `leave`: what its caller's leaving means to the context in which it is open, if it is in one.
+    `begun`: what it counts for the rate limits, and `ticket` what for the breaker; None if there are none.
     `sent_at`: when its caller sent it, and `last_at` when it got its last chunks, by Trio's clock; only a worker that is
     measured notes the latter.
     """
@@ -54,6 +57,8 @@ class Record:
     suspect: bool = False
     sent_at: float | None = None
     last_at: float | None = None
+    begun: Begun | None = None
+    ticket: Ticket | None = None
 
     def __attrs_post_init__(self) -> None:
         self.most = self.batch.sampling.max_tokens
@@ -122,6 +127,12 @@ class Record:
             f"{self.name}: its text may have {MAX_CHARACTERS} characters, got {self.characters}"
         )
 
+    def withdraw(self) -> None:
+        """Its stream in a session is over; unless it succeeded or failed there, that counts for nothing to the breaker."""
+        if self.ticket is not None:
+            self.ticket.withdraw()
+            self.ticket = None
+
     def left(self) -> None:
         """Its caller is gone."""
         if self.leave is not None:
@@ -130,7 +141,7 @@ class Record:
     def usage(self, reported: TokenUsage | None, price: Price) -> TokenUsage:
         """Of the whole request; the runner knows of its own part only."""
         usage = reported or TokenUsage()
-        output = len(self.accepted) if self.accepted or not self.at else usage.output
+        output = len(self.accepted) if self.accepted else usage.output
         whole = evolve(usage, output=output, replayed=self.replayed)
         return evolve(whole, cost=price.of(whole))
 

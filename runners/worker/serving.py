@@ -38,6 +38,7 @@ from supervise import (
 from ..brief import attribute_of, brief, is_a, text_of
 from ..errors import (
     BadRequest,
+    CircuitOpen,
     ContextLost,
     ContextPoisoned,
     DeviceError,
@@ -54,8 +55,9 @@ from ..hosts import RequestFailed
 from ..nursery import bare_nursery
 from ..protect import protected
 from ..types import RateLimits, RunnerInfo, SessionRebuildCause, TokenChunk
+from .breaker import tells_of_server
 from .context import CANARY, Context
-from .rates import retry_delay
+from .rates import Begun, retry_delay
 from .record import MAX_CHARACTERS, Record, admitted, caused, estimated_tokens, id_of, record_of
 
 AT_ONCE = 64
@@ -317,15 +319,33 @@ class _Serving:
         self._context.again = rates.next_time(limits, wanted, now)
         return self._context.again <= now
 
-    def _note_rate(self, tokens: int) -> None:
-        """A new request begins, and counts for the limits."""
-        if self._session.info.limits is not None:
-            self._context.group.rates.note(tokens, trio.current_time())
+    def _note_rate(self, tokens: int) -> Begun | None:
+        """A new request begins, and counts for the limits, if there are any."""
+        if self._session.info.limits is None:
+            return None
+        return self._context.group.rates.note(tokens, trio.current_time())
+
+    def _asks_server(self, record: Record, *, is_first: bool) -> None:
+        """A request begins that is new to the server, though it may be tried again."""
+        group = self._context.group
+        record.begun = self._note_rate(record.batch.estimated_tokens)
+        if group.circuit is not None:
+            record.ticket = group.circuit.begin()
+        if is_first and self._context.opener.retries:
+            group.budget.note(trio.current_time())
+
+    def _refused(self, message: Message) -> CircuitOpen | None:
+        """The error of a new request that the breaker lets not begin."""
+        circuit = self._context.group.circuit
+        return None if circuit is None or _has_begun(message) else circuit.refuses(trio.current_time())
 
     def _take(self, message: Message) -> None:
         """Begin a request, or continue one that comes from another session."""
         if message.memo is not None and record_of(message).begins_again > trio.current_time():
             self._context.retry(message)  # its context has failed meanwhile
+            return
+        if (refusal := self._refused(message)) is not None:
+            message.fail(refusal)
             return
         if self._exceeds(message):
             message.requeue()
@@ -344,7 +364,7 @@ class _Serving:
         else:
             self._context.put(message)
             if is_new:
-                self._note_rate(record.batch.estimated_tokens)
+                self._asks_server(record, is_first=is_first)
             if is_first and self._meters:
                 self._context.group.request_begins(record)
 
@@ -390,7 +410,9 @@ class _Serving:
         while True:
             with trio.move_on_after(seconds) as silence:
                 await self._context.change()
-            quiet = silence.cancelled_caught and self._context.is_idle()
+            circuit = self._context.group.circuit
+            works = circuit is None or circuit.state == "closed"
+            quiet = silence.cancelled_caught and self._context.is_idle() and works
             if quiet and self._may_begin(lambda: CANARY.estimated_tokens):
                 self._note_rate(CANARY.estimated_tokens)
                 self._context.begin_canary()
@@ -465,7 +487,13 @@ class _Serving:
 
     def _finish(self, message: Message, record: Record, chunks: list[TokenChunk]) -> None:
         """End a stream with its last chunk, whose usage becomes that of the whole request."""
-        last = chunks[-1] = evolve(chunks[-1], usage=record.usage(chunks[-1].usage, self._session.info.price))
+        reported = chunks[-1].usage
+        usage = record.usage(reported, self._session.info.price)
+        last = chunks[-1] = evolve(chunks[-1], usage=usage)
+        if reported is not None:
+            self._context.group.settle(record, usage.input + usage.output)
+        if record.ticket is not None:
+            record.ticket.succeeded()
         if isinstance(message, StreamMessage):
             message.send_many_nowait(chunks)
         self._context.close(message)
@@ -479,8 +507,10 @@ class _Serving:
             return
         if not is_a(failed.error, OutOfMemory):
             self._context.since_oom = None
-        self._context.close(message)
         record = record_of(message)
+        if record.ticket is not None and tells_of_server(failed.error):
+            record.ticket.failed(trio.current_time())
+        self._context.close(message)
         self._note_pause(failed.error)
         if self._is_tried_again(record, failed.error):
             record.failures += 1
@@ -491,9 +521,13 @@ class _Serving:
 
     def _is_tried_again(self, record: Record, error: InferenceError) -> bool:
         """Whether a request begins anew after an error of its server, which has given nothing for it yet (D14)."""
-        retries = self._context.opener.retries
+        opener, group, now = self._context.opener, self._context.group, trio.current_time()
         is_of_server = is_a(error, NetworkError) and attribute_of(error, "is_retryable") is True
-        return is_of_server and not record.chunks and record.failures < retries
+        if not is_of_server or record.chunks or record.failures >= opener.retries:
+            return False
+        if group.circuit is not None and group.circuit.state == "open":
+            return False
+        return opener.retry_budget is None or group.budget.take(opener.retry_budget, now)
 
     def _note_pause(self, error: InferenceError) -> None:
         """A server said when it accepts a request again: until then none of this worker begins (D14)."""

@@ -32,7 +32,7 @@ from runners.types import (
     TokenChunk,
     TokenUsage,
 )
-from runners.worker.rates import Rates, retry_delay
+from runners.worker.rates import FREE_RETRIES, Rates, RetryBudget, retry_delay
 from runners.worker.serving import _Serving
 from supervise import Supervisor, open_tree
 from supervise.testing import run_virtual
@@ -46,6 +46,7 @@ class Server:
     price: Price = attrs.field(factory=Price)
     errors: dict = attrs.field(factory=dict)
     after: int = 0
+    usage: TokenUsage | None = None
     began: list = attrs.field(factory=list)
     tries: Counter = attrs.field(factory=Counter)
 
@@ -76,7 +77,7 @@ class Server:
             token_ids=(7,),
             text="y",
             finish_reason=FinishReason.STOP,
-            usage=TokenUsage(input=1_000_000, output=9, cost=99.0),
+            usage=self.usage,
         )
 
     def rebuild(self, cause):
@@ -202,30 +203,57 @@ def test_a_request_that_leaves_holds_back_no_smaller_one_behind_it(several):
 @given(
     requests=st.integers(1, 5) | st.none(),
     tokens=st.integers(10, 30) | st.none(),
-    asks=st.lists(st.tuples(st.integers(0, 15) | st.just(100), st.integers(1, 10)), max_size=30),
+    asks=st.lists(
+        st.tuples(st.integers(0, 15) | st.just(100), st.integers(1, 10), st.integers(0, 30) | st.none()),
+        max_size=30,
+    ),
+    data=st.data(),
 )
-def test_no_minute_has_more_than_the_limits_and_none_waits_too_long(requests, tokens, asks):
-    """D14: Over any minute; and a request begins as soon as the limits allow it."""
-    limits, rates, now, begun = RateLimits(requests=requests, tokens=tokens), Rates(), 0.0, []
+def test_no_minute_has_more_than_the_limits_and_none_waits_too_long(requests, tokens, asks, data):
+    """D14: Over any minute, with the usage of what is complete; and a request begins as soon as the limits allow it."""
+    limits, rates, now = RateLimits(requests=requests, tokens=tokens), Rates(), 0.0
+    noted = []
 
     def fits(at, size):
-        last = [taken for when, taken in begun if at - 60 < when <= at]
+        last = [each.tokens for each in noted if at - 60 < each.at <= at]
         few = requests is None or len(last) < requests
         return few and (tokens is None or sum(last) + size <= tokens)
 
-    for pause, size in asks:
+    for pause, size, used in asks:
         now += pause
         at = rates.next_time(limits, size, now)
         assert at == min(
             moment
-            for moment in [now, *(when + 60 for when, _ in begun)]
+            for moment in [now, *(each.at + 60 for each in noted)]
             if moment >= now and fits(moment, size)
         )
         rates.next_time(limits, size, at)
-        rates.note(size, at)
-        assert all(moment > at - 60 for moment, _ in rates._begun)
-        begun.append((at, size))
+        noted.append(rates.note(size, at))
+        assert all(each.at > at - 60 for each in rates._begun)
+        if used is not None:  # one of them is complete, perhaps long after its minute
+            rates.settle(data.draw(st.sampled_from(noted)), used)
         now = at
+
+
+def test_the_usage_of_a_complete_request_takes_the_place_of_its_estimate():
+    """D14: What took less than it might have lets another one begin earlier, and what took more a later one."""
+    server = Server(RateLimits(tokens=100), usage=TokenUsage(input=3))
+
+    async def scene(worker):
+        began = trio.current_time()
+        await all_of(worker, [request(f"{number}", 89) for number in range(4)])
+        assert [round(at - began) for at, _ in server.began] == [0, 1, 2, 60]
+
+    serve(server, scene)
+    greedy = Server(RateLimits(tokens=100), usage=TokenUsage(input=150))
+
+    async def later(worker):
+        began = trio.current_time()
+        await worker.call(request("a", 9))
+        await worker.call(request("b", 9))
+        assert [round(at - began) for at, _ in greedy.began] == [0, 60]
+
+    serve(greedy, later)
 
 
 # --- retries
@@ -291,6 +319,61 @@ def test_without_retries_the_caller_gets_the_first_error():
     serve(server, scene)
 
 
+def test_retries_are_a_share_of_the_requests():
+    """D14: Ten in a minute, and beyond them a tenth of the requests that began in it; the others get their error."""
+    server = Server(errors={f"{number}": [ServerError("503")] * 99 for number in range(50)})
+
+    async def scene(worker):
+        failed = 0
+
+        async def ask(number):
+            nonlocal failed
+            with suppress(ServerError):
+                await worker.call(request(f"{number}"))
+                raise AssertionError
+            failed += 1
+
+        async with trio.open_nursery() as nursery:
+            for number in range(50):
+                nursery.start_soon(ask, number)
+        assert failed == 50
+        assert len(server.began) == 50 + 10 + 5
+        await trio.sleep(61)
+        server.began.clear()
+        await ask(1)
+        assert len(server.began) == 1 + 3
+
+    serve(server, scene, retries=3)
+
+
+@given(
+    share=st.sampled_from([0, 0.1, 0.5, 2]),
+    steps=st.lists(st.tuples(st.sampled_from([0, 0.5, 7, 70]), st.booleans()), max_size=150),
+)
+def test_no_minute_has_more_retries_than_its_budget(share, steps):
+    """D14: Over any minute; and a retry is refused only if it would be one too many."""
+    budget, now, begun, retried = RetryBudget(), 0.0, [], []
+    for pause, retries in steps:
+        now += pause
+        if not retries:
+            budget.note(now)
+            begun.append(now)
+            continue
+        allowed = FREE_RETRIES + share * sum(at > now - 60 for at in begun)
+        fits = sum(at > now - 60 for at in retried) + 1 <= allowed
+        assert budget.take(share, now) is fits
+        retried += [now] * fits
+
+
+@pytest.mark.parametrize("share", [-0.1, float("nan"), float("inf"), True, "0.1"])
+def test_a_retry_budget_that_is_no_share_is_refused(share):
+    """D14: When the worker is declared."""
+    with pytest.raises(
+        ValueError, match="device worker 'api': retry_budget must be a share >= 0 or None, got "
+    ):
+        device_worker("api", Server(), host=InlineHost(), retries=1, retry_budget=share)
+
+
 @pytest.mark.parametrize("retries", [-1, 1.5, True, None])
 def test_a_number_of_retries_that_is_none_is_refused(retries):
     """D14: When the worker is declared."""
@@ -303,7 +386,8 @@ def test_a_number_of_retries_that_is_none_is_refused(retries):
 
 def test_the_price_of_an_answer_is_in_its_usage():
     """D14: US dollars for its input and output; what a runner writes there itself does not count."""
-    server = Server(price=Price(input=2.0, output=500_000.0))
+    usage = TokenUsage(input=1_000_000, output=9, cost=99.0)
+    server = Server(price=Price(input=2.0, output=500_000.0), usage=usage)
 
     async def scene(worker):
         completion = await worker.call(request("a"))
@@ -409,7 +493,7 @@ def test_no_more_requests_wait_for_a_retry_than_the_runner_has_places():
         with pytest.raises(Backpressure):
             worker.send_nowait(request("one more"))
 
-    serve(server, scene, retries=1000, queue=5)
+    serve(server, scene, retries=1000, retry_budget=None, queue=5)
 
 
 def test_a_death_of_the_context_brings_no_retry_forward():
@@ -417,7 +501,9 @@ def test_a_death_of_the_context_brings_no_retry_forward():
     server = Server(errors={name: [NetworkError("x")] * 4 for name in "abc"})
 
     async def main():
-        worker = device_worker("api", server, host=InlineHost(), retries=9, backoff=None, limit=None)
+        worker = device_worker(
+            "api", server, host=InlineHost(), retries=9, retry_budget=None, backoff=None, limit=None
+        )
         async with open_tree(worker, sinks=[]) as tree, trio.open_nursery() as nursery:
             for name in "abc":
                 nursery.start_soon(tree[worker].call, request(name))
