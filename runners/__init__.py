@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from .hosts.thread import ThreadHost
     from .models.batched import batched_runner
     from .models.causal import causal_runner
+    from .models.openai import OpenAIModel
     from .models.torch_lm import TorchLM
     from .models.transformers import TransformersLM
     from .types import (
@@ -39,6 +40,7 @@ _HOMES = {
     "ExecuteBatch": "types",
     "FinishReason": "types",
     "InlineHost": "hosts.inline",
+    "OpenAIModel": "models.openai",
     "ProcessHost": "hosts.process.host",
     "RunnerInfo": "types",
     "Sampling": "types",
@@ -65,6 +67,7 @@ __all__ = [
     "ExecuteBatch",
     "FinishReason",
     "InlineHost",
+    "OpenAIModel",
     "ProcessHost",
     "RunnerInfo",
     "Sampling",

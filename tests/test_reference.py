@@ -45,6 +45,7 @@ FOR_THE_LIBRARY = {
     "ThreadHost": "open",
     "ExecuteBatch": "estimated_input estimated_tokens on_clock with_seed",
     "RunnerInfo": "estimated_cost",
+    "OpenAIModel": "build",
     "Scripted": "build",
     "TorchLM": "build preload prepare",
     "TransformersLM": "build preload prepare",
