@@ -299,8 +299,8 @@ DEVICES = (
         ),
         (
             "a caller that leaves frees no place",
-            "            self._last = None\n        record.leave = None\n        self.has_changed()",
-            "            self._last = None\n        record.leave = None",
+            "            self._last = None\n        record.leave = None\n        record.withdraw()\n        self.has_changed()",
+            "            self._last = None\n        record.leave = None\n        record.withdraw()",
             "a_place_that_was_left_serves_the_next",
         ),
     ),
@@ -308,14 +308,14 @@ DEVICES = (
         "worker/rates.py",
         (
             "a minute never ends",
-            "        while self._begun and self._begun[0][0] <= now - _MINUTE:",
+            "        while self._begun and self._begun[0].at <= now - _MINUTE:",
             "        while False:",
             "no_minute_has_more_than_the_limits_and_none_waits_too_long",
         ),
         (
             "tokens that have left the window still count",
-            "            requests, left, free = requests - 1, left - taken, max(free, at + _MINUTE)",
-            "            requests, left, free = requests - 1, left, max(free, at + _MINUTE)",
+            "            requests, left, free = requests - 1, left - begun.tokens, max(free, begun.at + _MINUTE)",
+            "            requests, left, free = requests - 1, left, max(free, begun.at + _MINUTE)",
             "no_minute_has_more_than_the_limits_and_none_waits_too_long",
         ),
         (
@@ -341,8 +341,8 @@ DEVICES = (
         ),
         (
             "a stream that gave something is tried again",
-            "        return is_of_server and not record.chunks and record.failures < retries",
-            "        return is_of_server and record.failures < retries",
+            "        if not is_of_server or record.chunks or record.failures >= opener.retries:",
+            "        if not is_of_server or record.failures >= opener.retries:",
             "an_error_is_not_tried_again_for_ever",
         ),
     ),

@@ -123,8 +123,8 @@ WORKERS = tuple(
             ),
             (
                 "runners/worker/context.py",
-                "        for message in self.open.values():\n            record_of(message).leave = None\n",
-                "",
+                "            record.leave = None\n            record.withdraw()\n        self.open.clear()",
+                "            record.withdraw()\n        self.open.clear()",
                 ("tests/runners/test_serving.py",),
             ),
             (
