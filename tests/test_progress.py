@@ -68,6 +68,7 @@ assert [step for step, _ in shown(((step, 0.0) for step in range(3)), 3)] == [0,
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("command", "expected"),
     [(EXPLORE, "groups of trees: 0 of 1 "), (ROGUE, "scripts:  0 of 20 "), (("-c", TRAIN), "training ")],

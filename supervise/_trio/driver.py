@@ -86,8 +86,7 @@ class Driver:
         self._timer_scope = trio.CancelScope()
         self._ticket = 0
         self._waiting: deque[tuple[Machine, Input]] = deque()
-        self._busy = False
-        self._broken = False
+        self._busy = self._broken = False
         self._leaving: Leaf | None = None
 
     @property
@@ -264,9 +263,7 @@ class Driver:
 
     def _forget_leaf(self, leaf: Leaf) -> None:
         path = leaf._node.path
-        if (
-            path in self.leaves and self.leaves[path] is leaf
-        ):  # handling `Ended` may have started its successor
+        if self.leaves.get(path) is leaf:  # handling `Ended` may have started its successor
             del self.leaves[path]
 
     # --- addresses

@@ -44,6 +44,7 @@ def one_line(result, *, status, expected):
 GOOD = 'tree = Supervisor("app", [Child("a", trio.sleep_forever)])\n'
 
 
+@pytest.mark.slow
 def test_check_accepts_a_good_tree(write, tmp_path):
     """`check` prints ok and exits 0, for a file, a module, and a name in either."""
     write("good.py", GOOD)
@@ -183,6 +184,7 @@ def test_the_current_folder_shadows_nothing(tmp_path):
     assert (result.returncode, result.stderr) == (0, "")
 
 
+@pytest.mark.slow
 def test_a_corrupt_weights_file_gives_one_line(write, tmp_path):
     """`run --quiet`: a tree that cannot start gives one line with the cause, and exits 1."""
     pytest.importorskip("torch", reason="the weights are torch's")
@@ -390,6 +392,7 @@ def test_a_watcher_that_raises_is_reported_and_does_no_harm(write, tmp_path):
     assert "the tree goes on" in result.stderr
 
 
+@pytest.mark.slow
 def test_run_names_the_child_that_keeps_the_loop(write, tmp_path):
     """R20: `run --watchdog` names it."""
     write(

@@ -145,6 +145,7 @@ def test_the_second_signal_ends_a_program_whatever_keeps_the_loop(held, first, s
     assert program.ends()[0] == status
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("held", ["spins", "sleeps", "searches", "stubborn"])
 def test_the_hard_exit_ends_a_program_whatever_keeps_the_loop(held):
     """R20: Its time counts from the first signal, and it names the child and the place in its code."""
@@ -325,6 +326,7 @@ def test_no_standard_stream_keeps_a_program_alive(streams, hard):
             os.close(number)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("held", ["spins", "sleeps", "searches"])
 def test_the_watchdog_names_the_child_whose_code_keeps_the_loop(held):
     """R20: It prints the stack while the code runs, also if that code runs in a nursery of the child's own."""
@@ -349,6 +351,7 @@ def test_the_watchdog_names_the_child_whose_code_keeps_the_loop(held):
     program.ends()
 
 
+@pytest.mark.slow
 def test_the_watchdog_reports_when_the_loop_turns_again_and_nothing_otherwise():
     """R20: A loop that turns is not reported."""
     program = Program(

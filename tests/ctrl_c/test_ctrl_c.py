@@ -16,6 +16,7 @@ PAIRS = 15
 DEVICE_LINES = 6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_an_interrupt_at_any_line_stops_the_tree_in_order_and_leaves_bare(name):
     """R4: This holds for every line of ours, whatever the tree is doing there."""
@@ -61,6 +62,7 @@ def test_an_interrupt_between_a_generator_and_its_caller_leaves_no_session_open(
         assert problem is None, f"at line {line}, {striker.struck}"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", DEVICES)
 def test_an_interrupt_at_any_line_stops_a_device_worker_and_leaves_nothing(name):
     """R4, D10: At every line of the parent's side it leaves no process, no descriptor and no ignored exception."""

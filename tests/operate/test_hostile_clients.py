@@ -33,6 +33,7 @@ def connected(path, sent=b""):
     return client
 
 
+@pytest.mark.slow
 @pytest.mark.trio
 async def test_a_client_that_does_not_read_its_answer_does_not_keep_the_tree(tmp_path):
     """R21: The answer is longer than what the socket holds, so the server is still sending it when the tree stops."""

@@ -270,6 +270,7 @@ async def test_a_reader_follows_a_tree_to_its_end(tmp_path):
     assert not (tmp_path / "s").exists()
 
 
+@pytest.mark.slow
 async def test_the_history_outlives_a_restart_of_the_operating_child(tmp_path):
     """Its socket is opened anew, and the events are those of the whole time."""
     async with operated(tmp_path, Puppet("a")) as (tree, http):
@@ -291,6 +292,7 @@ async def test_the_history_outlives_a_restart_of_the_operating_child(tmp_path):
                 await tree["app/a"].restart(reason="ann: now")
 
 
+@pytest.mark.slow
 async def test_a_slow_or_broken_client_harms_nobody(tmp_path):
     """Half requests, huge headers, and readers that do not read; others are served meanwhile, and the stop does not wait."""
     started = trio.current_time()
@@ -319,6 +321,7 @@ async def test_a_slow_or_broken_client_harms_nobody(tmp_path):
     assert trio.current_time() - started < 15
 
 
+@pytest.mark.slow
 async def test_a_reader_that_stalls_learns_what_it_missed_and_does_not_hold_up_the_stop(tmp_path):
     """R20: The buffer of its socket is full, so a write to it waits. That costs no other reader an event, and the stop no time."""
     a = Puppet("a")

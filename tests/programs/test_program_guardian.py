@@ -183,6 +183,7 @@ async def test_the_session_does_not_outlive_guardian_and_reserve(tmp_path):
     assert [error.tag for error in seen.failures()] == ["command.guardian"]
 
 
+@pytest.mark.slow
 @pytest.mark.trio
 @pytest.mark.parametrize("which", ["guardian", "reserve", "both"])
 async def test_a_guardian_that_is_stopped_hides_nothing(tmp_path, monkeypatch, which):

@@ -99,6 +99,7 @@ async def test_a_url_is_ready_when_it_gives_the_expected_status(tmp_path):
         assert running.port == port
 
 
+@pytest.mark.slow
 @pytest.mark.trio
 async def test_what_the_last_check_found_is_in_the_error(tmp_path):
     """The time is over; the reason is that of the last attempt."""
@@ -162,6 +163,7 @@ async def test_a_line_makes_a_program_ready(tmp_path):
         assert running.port == 4711
 
 
+@pytest.mark.slow
 @pytest.mark.trio
 async def test_a_line_that_never_comes_may_be_held_back(tmp_path):
     """The error says how that is prevented."""
@@ -178,6 +180,7 @@ def tell(text):
 """
 
 
+@pytest.mark.slow
 @pytest.mark.trio
 async def test_a_program_may_say_itself_that_it_is_ready(tmp_path):
     """As systemd has it; its last status is in the error if it is late."""
@@ -189,6 +192,7 @@ async def test_a_program_may_say_itself_that_it_is_ready(tmp_path):
     assert str(error).endswith("was not ready within 2 s: its last status was 'loading'")
 
 
+@pytest.mark.slow
 @pytest.mark.trio
 async def test_only_the_program_may_say_so(tmp_path):
     """The kernel tells who has sent a message: one of another process does not count."""
@@ -205,6 +209,7 @@ async def test_only_the_program_may_say_so(tmp_path):
     assert error.tag == "command.not_ready"
 
 
+@pytest.mark.slow
 @pytest.mark.trio
 async def test_a_further_program_finds_out_whether_it_is_ready(tmp_path):
     """Its status 0; otherwise its status and its last line are the reason."""
@@ -230,6 +235,7 @@ async def test_a_probe_that_is_not_there_is_an_error_at_once(tmp_path):
 # --- alive
 
 
+@pytest.mark.slow
 @pytest.mark.trio
 async def test_a_program_that_is_not_healthy_is_stopped_and_fails(tmp_path):
     """By the steps of its stop; it is stopped by SIGSTOP here, and none of its other signs has changed."""

@@ -20,6 +20,7 @@ def script(*acts, ends="silent", leaves=0, rebuilds=0, incarnations=1, loads=Tru
     return Script(loads, at_once, acts, ends, incarnations, rebuilds, leaves)
 
 
+@pytest.mark.slow
 @settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
 @given(scripts, st.integers(0, 2**32))
 def test_a_rogue_context_harms_only_itself(drawn, seed):

@@ -335,6 +335,7 @@ async def test_a_request_that_stays_alone_is_computed_after_its_window(host):
             assert (await tree[worker].call(request("a", 1))).data == (1,)
 
 
+@pytest.mark.slow
 @pytest.mark.trio
 async def test_requests_in_front_of_a_killed_context_are_computed_by_the_next():
     """D6: A request without a chunk has not begun: the process is really killed, and nothing is lost."""

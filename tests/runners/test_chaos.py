@@ -207,6 +207,7 @@ print("up", child.pid, sep="\\n", flush=True)
     assert f"left {{{pid}}}" in str(told.value) or then != "signal.pause()"
 
 
+@pytest.mark.slow
 def test_a_program_that_is_frozen_and_interrupted_ends_in_order():
     """One run of such a program: its streams are right, and nothing of it is left."""
     seen = trio.run(_interrupted, random.Random(2), 1)

@@ -391,6 +391,7 @@ OPTIONS = st.fixed_dictionaries(
 )
 
 
+@pytest.mark.slow
 @settings(SEARCH, max_examples=300 * TIMES)
 @given(ASKERS, acts(*KINDS), st.sampled_from([0.0, 1.5, LONG]), OPTIONS)
 def test_whatever_crosses_every_stream_ends_as_it_should(askers, acts, drain, options):
@@ -398,6 +399,7 @@ def test_whatever_crosses_every_stream_ends_as_it_should(askers, acts, drain, op
     Crossing(askers, acts, drain=drain, **options).check()
 
 
+@pytest.mark.slow
 @settings(SEARCH, max_examples=300 * TIMES)
 @given(ASKERS, acts(*sorted(CALM)), OPTIONS)
 def test_a_stop_with_time_to_drain_costs_no_begun_stream(askers, acts, options):

@@ -134,6 +134,7 @@ def test_all_faults_in_one_run_cost_no_token(calm):
     assert [fault["pid_after"] for fault in faults[:-1]] == [fault["pid_before"] for fault in faults[1:]]
 
 
+@pytest.mark.slow
 def test_more_faults_than_streams_are_refused():
     """One line, and exit status 2."""
     result = demo("--json", "--fault", "all", "--prompts", "-", input="The import statement\n")
@@ -146,6 +147,7 @@ def test_a_live_report_is_refused():
     assert demo("--json", "--live").returncode == 2
 
 
+@pytest.mark.slow
 def test_prompts_come_from_standard_input(calm):
     """`--prompts -` reads standard input, and a seed gives the same streams in any invocation."""
     first = (ROOT / "runners" / "demo.txt").read_text().splitlines()[0]
@@ -197,6 +199,7 @@ def test_a_live_demo_needs_a_terminal():
     assert "1 restarts, 0 lost" in result.stdout.splitlines()[-1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stopped", [False, True], ids=["running", "stopped"])
 def test_no_process_outlives_a_killed_parent(stopped):
     """D10: A host's process dies with its parent, whatever kills the parent, even if it is itself stopped."""

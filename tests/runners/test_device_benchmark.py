@@ -48,6 +48,7 @@ def test_the_command_reports_whether_all_targets_are_met(median, status, monkeyp
     assert (figure["median"], figure["good"]) == (median, status == 0)
 
 
+@pytest.mark.slow
 def test_a_missing_device_is_reported_in_one_line(capsys):
     """The exit status is 2, before anything is measured."""
     with pytest.raises(SystemExit) as left:
@@ -94,6 +95,7 @@ def test_no_request_fails_while_an_order_is_carried_out(name):
     assert max(waits) < several.DRAIN * 1000
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("host", [device.STANDBY, device.FORKED], ids=["standby", "fork"])
 def test_a_gap_is_measured_over_a_real_death(host):
     """From the kill to the first token of the next incarnation, which goes on where the last one was."""

@@ -141,6 +141,7 @@ async def test_a_preload_happens_once_and_not_in_the_contexts(tmp_path):
         assert runner.told() == [("preload", parent(two.pid)), ("build", one.pid), ("build", two.pid)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("preloading", "why"),
     [
@@ -165,6 +166,7 @@ async def test_without_a_server_the_start_is_cold(preloading, why, tmp_path, cap
     assert "is started cold" in warning.getMessage()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("preloading", "times"), [("fails", 1), ("hangs", 1), ("dies", 2)])
 @pytest.mark.trio
 async def test_a_preload_that_cannot_work_is_not_tried_again(preloading, times, tmp_path, caplog):
@@ -210,6 +212,7 @@ async def test_a_limit_counts_only_servers_that_die_in_a_row():
     assert judging._given_up == "it died"
 
 
+@pytest.mark.slow
 @pytest.mark.trio
 async def test_no_recovery_waits_for_a_preload(tmp_path, caplog):
     """D15: A recovery starts cold at once; a server is made beside it when it has loaded, and the next recovery uses that."""
@@ -278,6 +281,7 @@ async def test_contexts_die_with_their_server_and_a_later_one_has_a_new_server()
         assert parent(session.pid) not in (server, os.getpid())
 
 
+@pytest.mark.slow
 @pytest.mark.trio
 async def test_a_server_that_has_stopped_does_not_delay_a_restart(monkeypatch, caplog):
     """D9: Neither the end of its context nor the start of the next waits for it for long."""
@@ -320,6 +324,7 @@ async def test_processes_that_a_context_has_started_die_with_the_server(tmp_path
     await until(lambda: ends(sleeper))
 
 
+@pytest.mark.slow
 @pytest.mark.trio
 async def test_an_idle_server_ends_after_a_while():
     """It outlives the last context by `linger` seconds, and one that comes within them still finds it."""
@@ -387,6 +392,7 @@ async def test_a_process_that_epoll_cannot_watch_is_not_left_behind(monkeypatch)
         assert len(contexts()) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.trio
 async def test_a_torch_runner_is_forked_warm(caplog):
     """`TorchLM` preloads: one thread, no device, and what it computes is what a cold process computes."""

@@ -577,6 +577,7 @@ def test_hosts_that_are_none_are_refused_when_declared(options, kind, says):
 # --- whatever happens
 
 
+@pytest.mark.slow
 @given(
     contexts=st.integers(1, 4),
     streams=st.integers(1, 3),

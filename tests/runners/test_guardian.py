@@ -142,6 +142,7 @@ def test_a_lease_lapses_without_a_word():
         gone(pid)
 
 
+@pytest.mark.slow
 def test_answers_keep_a_lease():
     """D16: As long as each question is answered, the context lives, however long nothing else is sent."""
     with guarded(lease=1.0) as far:
@@ -152,6 +153,7 @@ def test_answers_keep_a_lease():
         assert far.process.poll() is None
 
 
+@pytest.mark.slow
 def test_an_answer_to_an_old_question_extends_no_lease():
     """D16: A lease counts from the question. Answers that were held up on the way, and other records, extend nothing."""
     with guarded(lease=2.0) as far:
@@ -170,6 +172,7 @@ def test_an_answer_to_an_old_question_extends_no_lease():
         gone(pid)
 
 
+@pytest.mark.slow
 def test_a_late_answer_extends_a_lease_only_from_its_question():
     """D16: So the near end knows when a lease is over, whatever is held up on the way. Without a late answer it is over sooner."""
     lease, late = 4.0, 3.5

@@ -77,6 +77,7 @@ async def each_alone(scene, names, delivered=(0, 1, 2)):
         assert not scene.of(events.Failed), name
 
 
+@pytest.mark.slow
 @every_host
 @pytest.mark.trio
 async def test_a_requests_error_may_be_anything(host):

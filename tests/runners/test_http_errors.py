@@ -331,6 +331,7 @@ def test_a_client_that_leaves_before_its_body_has_come():
     assert seen == []
 
 
+@pytest.mark.slow
 @given(
     schedule=st.random_module(),
     clients=st.lists(

@@ -130,6 +130,7 @@ async def test_an_idle_context_has_no_deadline():
         assert ids(await whole(session)) == expected(BATCH, 2)
 
 
+@pytest.mark.slow
 @pytest.mark.trio
 async def test_a_step_that_begins_one_stream_has_the_time_of_those_that_go_on():
     """D9: One step serves both, so the longer of the two deadlines holds."""
@@ -171,6 +172,7 @@ async def test_a_hang_is_detected_though_its_caller_leaves(begins_again):
         nursery.cancel_scope.cancel()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("seconds", "later"), [(1.4, 0.1), (0.5, 2.5)])
 @pytest.mark.trio
 async def test_a_caller_that_leaves_a_slow_stream_makes_no_hang(seconds, later):
@@ -302,6 +304,7 @@ async def test_a_rebuild_is_answered(tmp_path):
     assert (tmp_path / "rebuilt").read_text() == "manual"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "error"), [("error", LoadFailed), ("kill", ContextDied), ("hang", ContextHung)]
 )

@@ -432,6 +432,7 @@ async def test_a_killed_cleaner_does_not_end_a_program_that_dies_of_sigpipe():
         signal.signal(signal.SIGPIPE, before)
 
 
+@pytest.mark.slow
 @pytest.mark.trio
 async def test_a_cleaner_that_has_stopped_does_not_delay_the_end():
     """D10: It is killed at the end of the run, after a second."""
@@ -559,6 +560,7 @@ def test_a_keyboard_interrupt_in_a_task_of_the_hosts_leaves_the_program(place, m
 # --- growth
 
 
+@pytest.mark.slow
 @pytest.mark.trio
 async def test_deaths_leave_neither_descriptors_nor_memory():
     """R31: Both are flat over any number of deaths; here 60, with the fork server and a standby."""

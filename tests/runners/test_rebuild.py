@@ -72,6 +72,7 @@ class Operator:
 POISONED = SessionRebuildCause.CONTEXT_POISONED
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cause", list(SessionRebuildCause))
 @pytest.mark.trio
 async def test_a_rebuild_is_done_and_no_stream_notices(cause, tmp_path):

@@ -103,6 +103,7 @@ async def test_streams_equal_their_uncut_text_wherever_they_are_cut(cut, count):
         assert (await scene.worker.ready()).incarnation == (2 if cut < 8 else 1)
 
 
+@pytest.mark.slow
 @settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.integers(1, 6), st.lists(st.integers(0, 40), min_size=1, max_size=3), st.random_module())
 def test_streams_equal_their_uncut_text_whenever_they_are_killed(count, moments, chance):

@@ -278,6 +278,7 @@ async def test_a_client_that_hangs_up_frees_its_place():
             assert b"200" in await read_until(other, b"\r\n")
 
 
+@pytest.mark.slow
 @pytest.mark.trio
 async def test_a_refused_body_leaves_no_connection(monkeypatch):
     """Hypercorn has what came of the body in hand; an app that takes none of it would block the connection for ever."""
@@ -381,6 +382,7 @@ async def test_begun_streams_get_time_to_finish():
 HEAD = request(body=TEXT)
 
 
+@pytest.mark.slow
 @pytest.mark.trio
 @pytest.mark.parametrize("sent", [b"", HEAD[:30], HEAD[:-10]], ids=["nothing", "half a head", "half a body"])
 async def test_what_has_not_arrived_does_not_delay_a_stop(sent):
@@ -412,6 +414,7 @@ async def test_a_stream_that_needs_longer_is_cut_off():
     assert scene.seen[-1].path == "serve"
 
 
+@pytest.mark.slow
 @pytest.mark.trio
 async def test_a_client_that_reads_nothing_does_not_keep_the_front(monkeypatch):
     """Hypercorn shields what it sends from being cancelled; the system ends such a connection."""

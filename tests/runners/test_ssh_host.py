@@ -102,6 +102,7 @@ async def test_a_step_that_hangs_there_is_killed(server):
         assert server.address in str(error)
 
 
+@pytest.mark.slow
 @pytest.mark.trio
 async def test_a_load_that_hangs_there_is_killed(server, tmp_path):
     """D9, D16: Nothing of it is left."""
@@ -127,6 +128,7 @@ async def test_output_there_is_logged_here_and_what_it_starts_ends_with_it(serve
     assert lines["stdout", "INFO"].pid == lines["stderr", "WARNING"].pid == session.pid
 
 
+@pytest.mark.slow
 @pytest.mark.trio
 async def test_a_restart_takes_the_standby_and_another_one_follows(server, tmp_path):
     """D2, D15, D16: The device goes from one process to the next, and is never held by two."""
@@ -184,6 +186,7 @@ async def test_a_silent_connection_is_a_lost_one_at_both_ends(server, tmp_path):
         await until(lambda: not Path(f"/proc/{pid}").exists())
 
 
+@pytest.mark.slow
 @pytest.mark.trio
 async def test_a_far_process_that_does_not_die_makes_its_device_unrecoverable(server, monkeypatch):
     """D9, D16: The guardian still answers, so the process is known to be alive, and no second one is started beside it."""
@@ -197,6 +200,7 @@ async def test_a_far_process_that_does_not_die_makes_its_device_unrecoverable(se
     await until(lambda: not far(server))
 
 
+@pytest.mark.slow
 @pytest.mark.trio
 async def test_an_idle_context_outlives_many_leases(server):
     """D16: No session has to wait for anything; a task of the connection answers."""
@@ -233,6 +237,7 @@ trio.run(main)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("silent", [False, True])
 @pytest.mark.trio
 async def test_a_killed_parent_leaves_nothing_there(server, tmp_path, silent):
@@ -360,6 +365,7 @@ async def test_a_server_that_hangs_behind_its_greeting_is_given_up(server):
     await until(lambda: not sessions(server))
 
 
+@pytest.mark.slow
 @pytest.mark.trio
 async def test_a_start_that_is_cancelled_leaves_nothing(server, tmp_path):
     """D10, D16: Wherever it is cancelled."""

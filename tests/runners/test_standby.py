@@ -172,6 +172,7 @@ async def test_a_standby_that_was_stopped_is_continued(host):
             assert ids(await whole(two)) == expected(BATCH, 4)
 
 
+@pytest.mark.slow
 @pytest.mark.trio
 async def test_a_standby_that_hangs_is_killed_at_the_deadline(tmp_path):
     """D9: It has as long to load as any other context."""
@@ -187,6 +188,7 @@ async def test_a_standby_that_hangs_is_killed_at_the_deadline(tmp_path):
         assert two.pid != hangs
 
 
+@pytest.mark.slow
 @pytest.mark.trio
 async def test_a_fault_of_the_load_strikes_at_the_start_and_not_before():
     """A prepared runner still gets its incarnation at the start, and fails as it would have."""
@@ -201,6 +203,7 @@ async def test_a_fault_of_the_load_strikes_at_the_start_and_not_before():
         assert three.info.runtime == "torch"
 
 
+@pytest.mark.slow
 @pytest.mark.trio
 async def test_a_torch_standby_is_built_and_goes_on_with_a_stream():
     """D6: On the CPU all of the load is done ahead; the text is that of an uncut stream."""

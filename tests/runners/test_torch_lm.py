@@ -94,6 +94,7 @@ def test_building_draws_nothing_from_torchs_generator():
 # ---- reproducible ---------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @few
 @given(random=st.randoms(use_true_random=True), count=st.integers(1, 20))
 def test_logits_are_bitwise_the_same_whatever_the_batch_the_slot_and_the_replay(random, count):
@@ -121,6 +122,7 @@ def test_logits_are_bitwise_the_same_whatever_the_batch_the_slot_and_the_replay(
         assert torch.equal(torch.cat(expected), torch.stack(found[slot]))
 
 
+@pytest.mark.slow
 @few
 @given(data=st.data())
 def test_a_stream_is_the_same_whatever_other_streams_run_beside_it(data):
@@ -444,6 +446,7 @@ def test_the_packaged_model_is_the_one_that_the_script_trains_and_it_has_learnt(
     assert measured(checkpoint.model, unseen) < 1.8
 
 
+@pytest.mark.slow
 def test_training_is_a_function_of_the_seed(tmp_path):
     """The same seed gives the same file, byte for byte."""
     from runners.models.torch_lm.checkpoint import Checkpoint, load, save

@@ -385,6 +385,7 @@ def test_what_was_loaded_ahead_is_taken_once_and_only_of_the_same_files(tmp_path
     assert spec.build(START).model._model is not ready.model
 
 
+@pytest.mark.slow
 def test_a_preload_leaves_one_thread(folder):
     """D15: No thread of torch, of tokenizers or of a progress bar, in a process of its own."""
     code = (
@@ -406,6 +407,7 @@ def test_a_preload_leaves_one_thread(folder):
     assert done.stdout == "1\n"
 
 
+@pytest.mark.slow
 @pytest.mark.trio
 @pytest.mark.parametrize("start", ["forkserver", "spawn"])
 async def test_a_killed_stream_goes_on_without_losing_or_repeating_a_token(folder, start, caplog):

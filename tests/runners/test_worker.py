@@ -292,6 +292,7 @@ async def test_a_root_worker_escalates_what_it_does_not_know():
     assert isinstance(caller.error, ContextLost)
 
 
+@pytest.mark.slow
 @pytest.mark.trio
 async def test_a_reported_poison_restarts_and_a_stale_report_does_not():
     """D3: `report_poison` counts for the incarnation it names, once; streams move as after any poison."""
@@ -454,6 +455,7 @@ async def test_a_lack_of_memory_at_another_step_is_another_resume(between):
         nursery.cancel_scope.cancel()
 
 
+@pytest.mark.slow
 @pytest.mark.trio
 async def test_a_lack_of_memory_from_outside_resumes_too():
     """R27, D5: an injected failure ends the body, not the session; the streams begin in it again, behind what they had."""

@@ -190,6 +190,7 @@ async def test_a_slow_consumer_delays_no_other_stream():
 # --- D9
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["hang", "stop"])
 @pytest.mark.trio
 async def test_a_request_that_hangs_contexts_fails_alone(kind):

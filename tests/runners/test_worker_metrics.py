@@ -262,6 +262,7 @@ faults = st.builds(
 )
 
 
+@pytest.mark.slow
 @given(
     st.lists(asked, max_size=20),
     st.lists(faults, max_size=4),

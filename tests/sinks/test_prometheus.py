@@ -210,6 +210,7 @@ def test_members_and_added_children_share_a_label():
     assert {key[0] for key in of(found, "limit_used")} == {"app", "app/in"}
 
 
+@pytest.mark.slow
 def test_the_children_of_a_large_tree_are_one_series_for_each_supervisor():
     """R31: Beyond `nodes`; supervisors keep their own."""
     inner = [

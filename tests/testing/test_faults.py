@@ -350,6 +350,7 @@ def test_a_plan_is_compared_by_content():
     assert FaultPlan({"app/a": Script()}) == FaultPlan({"app/a": [Script()]})
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=100)
 @given(st.data())
 def test_trees_and_plans_print_as_the_code_that_makes_them(data):

@@ -113,6 +113,7 @@ def terminal(tmp_path):
         one.close()
 
 
+@pytest.mark.slow
 def test_the_tree_is_shown_and_the_programs_output_stands_above(terminal):
     """It shows states, incarnations, restarts, the last failure and the last events; then a signal ends it in order."""
     shown = terminal()
@@ -147,6 +148,7 @@ def test_the_terminal_is_as_before_however_the_program_ends(terminal, number):
     assert shown.is_as_before()
 
 
+@pytest.mark.slow
 def test_a_tree_that_fails_leaves_its_last_picture_and_its_traceback(terminal):
     """The exit status is 70, and the failure stands beneath the picture."""
     shown = terminal(limit=0)
@@ -157,6 +159,7 @@ def test_a_tree_that_fails_leaves_its_last_picture_and_its_traceback(terminal):
     assert shown.is_as_before()
 
 
+@pytest.mark.slow
 def test_standard_error_goes_where_it_was_sent(terminal, tmp_path):
     """Only output that would go to the terminal is put above the picture."""
     with (tmp_path / "errors").open("w") as file:
@@ -166,6 +169,7 @@ def test_standard_error_goes_where_it_was_sent(terminal, tmp_path):
     assert "TreeFailed" not in shown.text
 
 
+@pytest.mark.slow
 def test_a_terminal_that_cannot_move_its_cursor_gets_plain_lines(terminal):
     """One line gives the reason."""
     shown = terminal(term="dumb", limit=0)

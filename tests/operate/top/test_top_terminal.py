@@ -231,6 +231,7 @@ def shop(tmp_path):
         one.wait()
 
 
+@pytest.mark.slow
 def test_a_real_tree(tmp_path, shop, terminal):
     """Its pages, a restart by a key, and the tree's own restart at another path."""
     first = shop()
