@@ -35,13 +35,15 @@ class Declared:
 
     def __init__(self, root: Supervisor | Pool) -> None:
         self._root = root
-        # Weak, since an earlier spec keeps its body, and that all of its module (R31).
-        self._earlier: WeakKeyDictionary[Spec, str] = WeakKeyDictionary()
+        # Weak, since an earlier spec keeps its body, and that all of its module (R31); None before the first adoption.
+        self._earlier: WeakKeyDictionary[Spec, str] | None = None
         self.through_fronts: WeakValueDictionary[int, Ref] = WeakValueDictionary()
         """By their ids, the addresses that keep the queue of a front: another declaration may name another front (R34)."""
 
     def adopt(self, root: Supervisor | Pool) -> None:
         """Take the declarations of another root; earlier specs still name their paths, if they are declared (R38)."""
+        if self._earlier is None:
+            self._earlier = WeakKeyDictionary()
         self._earlier.update(self.paths)
         self._root = root
         del self.paths
@@ -65,9 +67,10 @@ class Declared:
     def path_of(self, spec: Spec) -> str | None:
         """The path of a spec, also of an earlier one; None if it is not declared, or is no spec."""
         path = self.paths.get(spec)
-        if path is None and isinstance(spec, Child | Supervisor | Pool):
+        if path is None and self._earlier is not None and isinstance(spec, Child | Supervisor | Pool):
             path = self._earlier.get(spec)
-        return path if path in self.specs else None
+            return path if path in self.specs else None
+        return path
 
 
 _NO_QUEUE = Queue("", Mailbox())
