@@ -41,6 +41,7 @@ class Shell:
         self.left_running = []
         self.runtime = tempfile.TemporaryDirectory()  # the path of a socket has at most 107 bytes
         self.env = {**os.environ, "PYTHONPATH": str(ROOT), "XDG_RUNTIME_DIR": self.runtime.name, "TZ": "UTC"}
+        self.env.pop("PYTEST_ADDOPTS", None)  # its options change what pytest prints
 
     def begin(self, command):
         words = command.split()
