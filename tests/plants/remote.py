@@ -89,7 +89,7 @@ REMOTE = (
             "an_idle_context_outlives_many_leases",
         ),
         (
-            "a context process is lost with what nobody has read",
+            "a context process is lost with what has not been read",
             "        self._reads, self._data = False, bytearray()\n",
             "",
             "a_session_that_reads_nothing_still_ends",

@@ -76,7 +76,7 @@ class FarPeer:
         self._carrier = carrier
         self._order = order
         self._records = bytearray()  # what has come, and is no whole record yet
-        self._data = bytearray()  # what the context process has sent, and nobody has read yet
+        self._data = bytearray()  # what the context process has sent, and the session has not read yet
         self._reads = True  # whether a session still reads what the context process sends
         self._heard: float | None = None  # when the last byte has come
         self._answered = trio.current_time()
