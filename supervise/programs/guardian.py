@@ -32,7 +32,7 @@ import signal
 import socket
 import sys
 import time
-import warnings  # noqa: F401 - `os.execvpe` imports it, and the user of the program may not be able to read the folder of Python.
+import warnings  # noqa: F401  # pyright: ignore[reportUnusedImport] - `os.execvpe` needs it as a user who may not read the folder of Python.
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import Any, NamedTuple, NoReturn
