@@ -128,16 +128,14 @@ def explanation(module: str, name: str) -> str:
 
 def public_names(env: BuildEnvironment) -> dict[str, str]:
     """The public path of each documented class or function, by the path of its file."""
-    if not hasattr(env, "public_names"):
-        env.public_names = {}  # type: ignore[attr-defined]  # an environment keeps what an extension puts there
-    return env.public_names  # type: ignore[attr-defined,no-any-return]  # as above
+    names: dict[str, str] = vars(env).setdefault("public_names", {})
+    return names
 
 
 def given(env: BuildEnvironment) -> set[str]:
     """The classes that are shown without a constructor."""
-    if not hasattr(env, "given_classes"):
-        env.given_classes = set()  # type: ignore[attr-defined]  # as above
-    return env.given_classes  # type: ignore[attr-defined,no-any-return]  # as above
+    classes: set[str] = vars(env).setdefault("given_classes", set())
+    return classes
 
 
 def change_signature(

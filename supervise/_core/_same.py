@@ -1,7 +1,7 @@
 """Whether code that was loaded twice is the same (R38).
 
 A module that is loaded anew makes all its functions and classes anew. A function that does the same as before can go on in its old
-form. One that reaches a class made anew cannot, since an object of the new class is no instance of the old one; nor can one that
+form. One that reaches a class made anew cannot, since an object of the new class is not an instance of the old one; nor can one that
 reaches an object made anew, such as a channel: its other end may be used by code that changes. So what cannot be compared counts as
 another.
 """

@@ -286,7 +286,7 @@ class FarPeer:
         """
         self._answered = trio.current_time()
         if not self._carrier.withdraw(self._mark):
-            self._mark = -1 if self._mark == -2 else -2  # noqa: PLR2004 - a mark of ours; those of streams are not negative
+            self._mark = -1 if self._mark == -2 else -2  # noqa: PLR2004 - These two marks are ours alone: those of streams are not negative.
         self._carrier.send_marked({self._mark: _record(guardian.ANSWER, question)})
 
     def _take(self, kind: int, content: bytes) -> None:

@@ -79,7 +79,7 @@ class FarReserve(Reserve):
 
     def _run(self, ends: Ends) -> subprocess.Popen[bytes]:
         """Start it in a session of its own: a Ctrl-C does not reach it, and a kill reaches also what it starts."""
-        return subprocess.Popen(  # noqa: S603 - the host has checked each argument
+        return subprocess.Popen(  # noqa: S603 - The host has checked each argument.
             self._command,
             stdin=ends.connection,
             stdout=ends.connection,
