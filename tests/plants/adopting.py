@@ -11,7 +11,11 @@ _DRIVER = "supervise/_trio/driver.py"
 _MAILBOX = "supervise/_trio/mailbox.py"
 _MESSAGE = "supervise/_trio/message.py"
 _RELOAD = "supervise/cli/reload.py"
-_ADOPTING = ("tests/tree/test_adopting.py", "tests/tree/test_adopting_at_odd_times.py")
+_ADOPTING = (
+    "tests/tree/test_adopting.py",
+    "tests/tree/test_adopting_at_odd_times.py",
+    "tests/tree/test_adopting_random_trees.py",
+)
 _CARRYING = ("tests/tree/test_carrying.py",)
 _RELOADING = ("tests/cli/test_reloading.py",)
 
