@@ -219,7 +219,8 @@ def _handlers(stop: _Handler, hang_up: _Handler, show: _Handler) -> Generator[No
     before: dict[signal.Signals, Any] = {}
     try:
         for number, handler in ((signal.SIGINT, stop), (signal.SIGTERM, stop), (signal.SIGHUP, hang_up)):
-            # A program started with one of the others ignored is meant to outlive its terminal.
+            # A program started with one of the others ignored is meant to outlive its terminal. A reload does not end it, so SIGHUP
+            # is received even then if it reloads.
             ignored = number != signal.SIGTERM and signal.getsignal(number) is signal.SIG_IGN
             if not ignored or handler != stop:
                 before[number] = signal.signal(number, handler)
