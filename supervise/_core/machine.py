@@ -497,6 +497,8 @@ class Machine:
             self._emit(events.Stopped, node)
         if node.state not in ("condemned", "down"):
             self._after_stop(act, node)
+        elif not node.gone and act.asked_for(node) and not self._will_be_revived(node):
+            self._stay_down(node, "down", None)  # it has joined by an adoption, and was not started yet (R38)
 
     def _stop_suspended(self, act: Act, node: Node) -> None:
         self._report_undecided(act, node)
@@ -952,7 +954,7 @@ class Machine:
         group = self._group(node)
         self._cancel_retry(node)
         for other in group:
-            if other.state == "down" and not other.gone:
+            if other.state == "down" and not other.gone and not other.is_new:
                 self._stay_down(other, "down", None)
 
     def _serve_remove(self, request: Request) -> None:
@@ -998,7 +1000,22 @@ class Machine:
                 self.note_restart(node, self.now, in_progress=in_progress)
         waiting = [node for node in self.children.values() if node.state == "restarting"]
         self.retrying = {} if spec.strategy == "one_for_one" else dict.fromkeys(waiting)
+        for node in waiting:
+            _revive(self._group(node))
+        for node in self.children.values():
+            pending = node.state == "down" and not node.gone and not node.is_new
+            if pending and not self._will_be_revived(node):
+                self._retry_alone(node)
         self.out.append(effect.Reply(request.token, self.path))
+
+    def _retry_alone(self, node: Node) -> None:
+        """The child waited for the retry of a sibling in whose group it is no more: it is due itself. That retry was charged (R14)."""
+        node.state, node.since, node.due = "restarting", self.now, self.now
+        node.retry_charged = True
+        if self.spec.strategy != "one_for_one":
+            self.retrying[node] = None
+        self.note_restart(node, self.now, in_progress=True)
+        self.inbox.append(Retry(node, node.epoch))
 
     def check_added(self, spec: Supervisor | Pool) -> None:
         """Raise `ValueError` if a child that was added at run time, and stays, does not fit into `spec`."""

@@ -200,6 +200,11 @@ class Node:
         return self.spec.name
 
     @property
+    def is_new(self) -> bool:
+        """Whether it has joined, and was neither started nor stopped since."""
+        return self.state == "down" and self.epoch == 0
+
+    @property
     def leaving(self) -> bool:
         """Whether it is ending: it was asked to stop, cancelled or released, or its start has timed out."""
         return self.alive and (self.state in ("stopping", "releasing") or self.timed_out)

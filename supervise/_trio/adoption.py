@@ -103,8 +103,8 @@ class Adoption:
 
     def _is_due(self, node: Node) -> bool:
         """Whether the node is to be started now: it is new, or its code is, and it was not stopped on purpose."""
-        if node.state == "down" and node.epoch == 0:
-            return True  # it has joined, and nothing has been done with it since
+        if node.is_new:
+            return True
         if node.path not in self._restarts:
             return False
         leaf = self._driver.leaves.get(node.path)

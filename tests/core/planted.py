@@ -77,13 +77,26 @@ BUGS = [
     ),
     Bug(
         "the end of a cancelled retry is not reported", Machine, "_cancel_retry_by_hand",
-        'self._stay_down(other, "down", None)', "pass", "requests", 0,
+        'self._stay_down(other, "down", None)', "pass", "requests", 29,
     ),
     Bug("void items are served", Machine, "_serve", "elif item.holds():", "else:", "one", 60),
     Bug(
         "a group does not wait for a child that leaves its resource", Machine, "_begin",
         'self.spec.strategy == "one_for_one" and ', "", "directives", 6,
     ),
+    Bug(
+        "a child whose group changes by an adoption waits for ever", Machine, "_serve_adopt",
+        "self._retry_alone(node)", "pass", "adoptions", 3,
+    ),
+    Bug(
+        "a child that a retry will start after an adoption stays gone", Machine, "_serve_adopt",
+        "_revive(self._group(node))", "pass", "adoptions", 3,
+    ),
+    Bug(
+        "a stop of a new child is not reported", Machine, "_stop_dead",
+        'self._stay_down(node, "down", None)', "pass", "adoptions", 2,
+    ),
+    Bug("an adopted limit goes on with the earlier count", Machine, "_serve_adopt", "self._count_anew()", "pass", "adoptions", 2),
     Bug("the fast path is open while an act is in progress", shortcut, "restart_at_once", "machine.act is not None or ", "", "three", 0),
     Bug("a restart by the fast path is not charged", shortcut, "restart_at_once", " or not _charge_both(machine, node, now)", "", "one", 0),
     Bug(

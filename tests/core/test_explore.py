@@ -5,7 +5,6 @@ import pytest
 from supervise._core.node import Node
 from tests.explore import covered, run
 from tests.explore.families import FAMILIES
-from tests.explore.search import Explorer
 from tests.explore.state import DROPPED, KEPT
 
 from ..conformance.compare import difference, load, plain
@@ -45,7 +44,7 @@ def test_the_exploration_finds(bug):
     """A planted bug shows as a violation."""
     group = FAMILIES[bug.family].group(bug.group)
     with bug.planted():
-        outcome = Explorer(group.specs, group.freedom, most=1).run()
+        outcome = group.explored(most=1)
     assert outcome.found
 
 
@@ -71,7 +70,7 @@ def test_a_violation_is_printed_as_a_test_that_fails():
     names = {}
     group = FAMILIES[bug.family].group(bug.group)
     with bug.planted():
-        found = Explorer(group.specs, group.freedom, most=1).run().found[0]
+        found = group.explored(most=1).found[0]
         exec(found.as_test(), names)
         with pytest.raises(AssertionError):
             names["test_found"]()

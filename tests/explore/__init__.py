@@ -18,7 +18,6 @@ from attrs import frozen
 from benchmarks.progress import progress
 
 from .families import FAMILIES
-from .search import Explorer
 from .world import World
 
 __all__ = ["Explored", "World", "covered", "record", "run"]
@@ -80,7 +79,7 @@ def explore(job: tuple[str, int]) -> Explored:
     family, number = job
     began = time.perf_counter()
     group = FAMILIES[family].group(number)
-    outcome = Explorer(group.specs, group.freedom).run()
+    outcome = group.explored()
     found = tuple(violation.as_test() for violation in outcome.found)
     seconds = time.perf_counter() - began
     return Explored(family, len(group.specs), outcome.states, outcome.transitions, seconds, found)

@@ -14,7 +14,7 @@ from attrs import frozen
 from supervise._core.limit import Backoff, Limit
 from supervise._core.spec import Child, Pool, Spec, Supervisor
 
-from .search import Freedom
+from .search import Explorer, Freedom, Outcome
 from .world import ABOVE, BELOW, HERE, POLICY, hold, work
 
 STRATEGIES = ("one_for_one", "one_for_all", "rest_for_one")
@@ -27,10 +27,15 @@ WAIT = Backoff(initial=3, factor=1, maximum=3, jitter=0, reset_after=INF)
 
 @frozen(eq=False)
 class Group:
-    """Trees that are explored as one."""
+    """Trees that are explored as one. `others`: declarations that each may adopt."""
 
     specs: tuple[Supervisor | Pool, ...]
     freedom: Freedom
+    others: tuple[Supervisor | Pool, ...] = ()
+
+    def explored(self, *, most: int = 5) -> Outcome:
+        """Explore them until every state has been seen, or so many violations have been."""
+        return Explorer(self.specs, self.freedom, others=self.others, most=most).run()
 
 
 def leaf(name: str, restart: Any = "permanent", **options: Any) -> Child:
@@ -240,6 +245,64 @@ def pools() -> Iterator[Group]:
     yield Group(limited((1,), lambda: [leaf("a"), pool], strategy="one_for_all"), freedom)
 
 
+def root_restarts() -> Iterator[Group]:
+    """Two leaves, or a leaf and a supervisor of one: a restart of the root at any moment, and other requests."""
+    freedom = Freedom(
+        failures=("restart", "escalate"), requests=("restart root", "restart", "stop"), waiting=1
+    )
+    for strategy, backoff in product(STRATEGIES, (None, WAIT)):
+        children = leaves(("permanent", "transient"), backoff=backoff)
+        yield Group(limited((1,), children, strategy=strategy), freedom)
+    below = Freedom(
+        failures=("restart", "up.restart", "up.escalate"),
+        requests=("restart root",),
+        waiting=1,
+        crossing=False,
+    )
+    for strategy in STRATEGIES:
+        yield Group(limited((1,), _leaf_and_supervisor, strategy=strategy), below)
+
+
+def _leaf_and_supervisor() -> Sequence[Spec]:
+    inner = Supervisor("x", [leaf("b")], limit=Limit(1, within=INF), decider=BELOW)
+    return [leaf("a"), inner]
+
+
+def adoptions() -> Iterator[Group]:
+    """Two leaves: another strategy, or other children in another order with another limit, at any moment, and back again."""
+    changes = Freedom(
+        failures=("restart", "stop"), starts=("restart",), requests=("adopt", "restart", "stop"), waiting=1
+    )
+    leave = Freedom(
+        failures=("restart",), starts=("restart",), requests=("adopt", "restart", "stop", "remove"), waiting=1
+    )
+    for strategy, backoff in product(STRATEGIES, (None, WAIT)):
+        (first,) = limited((1,), leaves(("permanent",) * 2, backoff=backoff), strategy=strategy)
+        a, b = leaves(("permanent",) * 2, backoff=backoff)()
+        for other in STRATEGIES:
+            if other != strategy:
+                yield Group((first,), changes, limited((1,), lambda a=a, b=b: [b, a], strategy=other))
+        yield Group((first,), leave, limited((2,), lambda b=b: [leaf("c"), b], strategy=strategy))
+
+
+def nested_adoptions() -> Iterator[Group]:
+    """A leaf beside a supervisor of one; the lower one may get another leaf, limit and strategy, after the upper one has adopted."""
+    freedom = Freedom(
+        failures=("restart", "up.restart"),
+        starts=(),
+        requests=("adopt", "restart root"),
+        waiting=1,
+        crossing=False,
+        stop=False,
+    )
+    for strategy, below in product(STRATEGIES, STRATEGIES):
+        (first,) = limited((1,), _leaf_and_supervisor, strategy=strategy)
+        limit = Limit(2, within=INF)
+        inner = Supervisor("x", [leaf("b"), leaf("c")], limit=limit, strategy=below, decider=BELOW)
+        other = limited((1,), lambda inner=inner: [leaf("a"), inner], strategy=strategy)
+        yield Group((first,), freedom, other)
+
+
 @frozen
 class Family:
     """What is explored under one name. `quick`: which of its groups are, when time is short."""
@@ -272,4 +335,7 @@ FAMILIES: dict[str, Family] = {
     "nested": Family(nested, (0,)),
     "resumed": Family(resumed, (9,)),
     "pools": Family(pools, (14,)),
+    "root restarts": Family(root_restarts, (0,)),
+    "adoptions": Family(adoptions, (2, 3)),
+    "nested adoptions": Family(nested_adoptions, (0,)),
 }

@@ -103,6 +103,10 @@ def _check_idle(machine: Machine, children: list[Node]) -> None:
             demand(node.phase == "backoff" and node.timer, node, "waits for no timer")
         elif node.state == "condemned":
             demand(node.gone, node, "is not gone")
+        elif node.is_new:
+            demand(
+                not node.gone, node, "has joined, and is gone"
+            )  # the caller who had it join starts it next
         elif node.state == "down":
             reviving = {"one_for_one": [], "rest_for_one": children[:place], "one_for_all": children}
             retried = any(other.state == "restarting" for other in reviving[machine.spec.strategy])
@@ -120,6 +124,7 @@ def _check_promises(world: World) -> None:
     requests = [item for machine in machines for item in machine.inbox if isinstance(item, Request)]
     tokens = [request.token for request in requests if not request.withdrawn]
     tokens += [machine.act.token for machine in machines if isinstance(machine.act, Act)]
+    tokens += [] if world.forest.restarting is None else [world.forest.restarting.token]
     demand(
         world.asked == {token for token in tokens if token is not None}, "unanswered:", world.asked, tokens
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from math import inf
 
 from attrs import define, field, frozen
@@ -27,7 +27,7 @@ class Freedom:
     Args:
         failures: the kinds of failure of a leaf that has started.
         starts: the kinds of failure of a start; `ignored` is one too.
-        requests: their kinds.
+        requests: their kinds; the root alone is asked for `restart root`, and to `adopt` one of its other declarations.
         withdraws: the caller of a request may withdraw it.
         waiting: how many inputs may wait at one supervisor before no caller sends another.
         crossing: a stop may meet a report on its way.
@@ -52,7 +52,7 @@ def actions(world: World, freedom: Freedom) -> Iterator[Action]:
     for path, task in world.tasks.items():
         machine = world.machine_of(task.node)
         if machine is not None:
-            yield from _supervisor(path, task, machine, freedom)
+            yield from _supervisor(world, path, task, machine, freedom)
         else:
             yield from _leaf(world, path, task, freedom)
     if freedom.stop and not world.stopped and not world.forest.over:
@@ -68,13 +68,16 @@ def _wakes(world: World) -> Iterator[Action]:
             yield ("wake", machine.path)
 
 
-def _supervisor(path: str, task: Task, machine: Machine, freedom: Freedom) -> Iterator[Action]:
+def _supervisor(world: World, path: str, task: Task, machine: Machine, freedom: Freedom) -> Iterator[Action]:
     if task.mode == "opening":
         yield ("boot", path, "up")
         if machine.parent is not None:
             yield from (("boot", path, how) for how in freedom.starts)
     elif machine.phase in ("booting", "up") and len(machine.inbox) < freedom.waiting:
         yield from _requests(path, machine, freedom)
+        yield from _adoptions(world, path, machine, freedom)
+    elif machine.phase == "ending" and machine.parent is None and world.forest.restarting is not None:
+        yield from _adoptions(world, path, machine, freedom)
     if freedom.withdraws:
         for place, item in enumerate(machine.inbox):
             if isinstance(item, Request) and not item.withdrawn:
@@ -88,10 +91,27 @@ def _requests(path: str, machine: Machine, freedom: Freedom) -> Iterator[Action]
         if kind == "add":
             if len(machine.children) < freedom.children:
                 yield ("request", path, kind, "")
-        elif kind == "status":
+        elif kind == "status" or (kind == "restart root" and machine.parent is None):
             yield ("request", path, kind, "")
-        else:
+        elif kind not in ("restart root", "adopt"):
             yield from (("request", path, kind, name) for name in names)
+
+
+def _adoptions(world: World, path: str, machine: Machine, freedom: Freedom) -> Iterator[Action]:
+    """The root may take each of its other declarations, then a supervisor below that which the supervisor above it took.
+
+    One adoption begins when the one before is over, as in the driver.
+    """
+    if "adopt" not in freedom.requests or world.adopting:
+        return
+    if machine.parent is None:
+        if any(each.spec is not each.node.spec for each in world.forest.machines.values()):
+            return
+        for number, spec in enumerate(world.declarations):
+            if spec is not machine.node.spec:
+                yield ("adopt", path, str(number))
+    elif machine.spec is not machine.node.spec:
+        yield ("adopt", path, "")
 
 
 def _leaf(world: World, path: str, task: Task, freedom: Freedom) -> Iterator[Action]:
@@ -137,9 +157,9 @@ def _room(world: World, node: Node, freedom: Freedom) -> bool:
 
 @frozen
 class Found:
-    """A violation, and the shortest way to it."""
+    """A violation, and the shortest way to it. `specs`: the declaration that the tree opens with, and those that it may adopt."""
 
-    spec: Supervisor | Pool
+    specs: tuple[Supervisor | Pool, ...]
     trace: tuple[Action, ...]
     said: str
 
@@ -147,11 +167,11 @@ class Found:
         """A test that fails as long as the machine does this."""
         steps = "".join(f"        {action!r},\n" for action in self.trace)
         said = self.said.replace('"""', "'''")
-        spec = as_code(self.spec, width=100, indent=8)
+        specs = ",\n        ".join(as_code(spec, width=100, indent=8) for spec in self.specs)
         for name, decider in (("POLICY", POLICY), ("BELOW", BELOW)):
             for width in (100, inf):
-                spec = spec.replace(as_code(decider, width=width, indent=12), name)
-        return _TEST.format(said=said, spec=spec, steps=steps)
+                specs = specs.replace(as_code(decider, width=width, indent=12), name)
+        return _TEST.format(said=said, specs=specs, steps=steps)
 
 
 _TEST = '''\
@@ -162,7 +182,7 @@ from tests.explore.world import BELOW, POLICY, World, hold, work
 def test_found():
     """{said}"""
     World(
-        {spec}
+        {specs}
     ).play(
 {steps}    )
 '''
@@ -178,10 +198,25 @@ class Outcome:
 
 
 class Explorer:
-    """Visits every state that can be reached from some trees; states that they share are visited once."""
+    """Visits every state that can be reached from some trees; states that they share are visited once.
 
-    def __init__(self, specs: Iterable[Supervisor | Pool], freedom: Freedom, *, most: int = 5) -> None:
+    Args:
+        specs: their declarations.
+        freedom: what the environment may do.
+        others: the declarations that each of them may adopt.
+        most: it ends when so many violations have been found.
+    """
+
+    def __init__(
+        self,
+        specs: Iterable[Supervisor | Pool],
+        freedom: Freedom,
+        *,
+        others: Sequence[Supervisor | Pool] = (),
+        most: int = 5,
+    ) -> None:
         self._specs = list(specs)
+        self._others = tuple(others)
         self._freedom = freedom
         self._most = most
         self._from: list[tuple[int, Action | int]] = []
@@ -192,7 +227,7 @@ class Explorer:
     def run(self) -> Outcome:
         """Explore until every state has been seen, or enough violations have been."""
         for number, spec in enumerate(self._specs):
-            self._visit(World(spec), -1, number)
+            self._visit(World(spec, *self._others), -1, number)
         while self._frontier and len(self.outcome.found) < self._most:
             self._expand(*self._frontier.popleft())
         self.outcome.states = len(self._seen)
@@ -231,5 +266,5 @@ class Explorer:
                 trace.append(by)
         assert isinstance(by, int)
         self.outcome.found.append(
-            Found(self._specs[by], tuple(reversed(trace)), f"{type(exc).__name__}: {exc}")
+            Found((self._specs[by], *self._others), tuple(reversed(trace)), f"{type(exc).__name__}: {exc}")
         )

@@ -7,13 +7,14 @@ difference to what happens next. That a void item makes none is not taken for gr
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from supervise._core.act import Act
 from supervise._core.effect import Request
 from supervise._core.machine import Machine
 from supervise._core.node import Failure, Node
-from supervise._core.spec import Pool
+from supervise._core.spec import Pool, Spec, Supervisor, walk
 
 if TYPE_CHECKING:
     from .world import World
@@ -61,7 +62,8 @@ def key(world: World) -> Key:
     order = nodes(world)
     places = {node: place for place, node in enumerate(order)}
     beside = len(world.tasks) - sum(node.path in world.tasks for node in order)
-    root = (world.stopped, world.failed, world.forest.over, len(world.asked), beside)
+    restarting = world.forest.restarting is not None
+    root = (world.stopped, world.failed, world.forest.over, restarting, len(world.asked), beside)
     return (root, *[_part(_node(world, node, places)) for node in order])
 
 
@@ -96,7 +98,7 @@ def _node(world: World, node: Node, places: dict[Node, int]) -> Key:
         path in world.gone,
         None if task is None else (task.mode, task.crossing, task.incarnation == node.incarnation),
         None if node.window is None else _left(node.window),
-        _name(world, node),
+        (_name(world, node), _declaration(world, node.spec), node.is_new),
         None if machine is None else _machine(world, machine, places),
         _afterwards(world, node, places),
     )
@@ -113,6 +115,18 @@ def _name(world: World, node: Node) -> str:
     """A pool's members are all alike."""
     above = world.above(node)
     return "" if above is None or isinstance(above.spec, Pool) else node.spec.name
+
+
+def _declaration(world: World, spec: Spec) -> int:
+    """The number of the declaration that this spec is part of; only an adoption changes it."""
+    if len(world.declarations) == 1:
+        return 0
+    return next((number for number, root in enumerate(world.declarations) if spec in _parts_of(root)), -1)
+
+
+@cache
+def _parts_of(root: Supervisor | Pool) -> frozenset[Spec]:
+    return frozenset(spec for _, spec in walk(root))
 
 
 def _timer(world: World, node: Node) -> Key | None:
@@ -148,6 +162,7 @@ def _machine(world: World, machine: Machine, places: dict[Node, int]) -> Key:
         tuple(_waiting(world, machine, places)) if machine.inbox else (),
         None if window is None else (_left(window), len(window._charged) == world.charges.get(machine.path)),
         len(machine.children),
+        _declaration(world, machine.spec),
         0 if machine.ready_time is None else machine.ready_time._held,
         _woken(world, machine),
     )
@@ -182,7 +197,12 @@ def _waiting(world: World, machine: Machine, places: dict[Node, int]) -> Iterato
         if isinstance(item, Request):
             there = machine.children.get(item.name or "")
             place = (item.name == "extra") - 2 if there is None else places[there]
-            yield (item.kind, place, None if item.withdrawn else _token(world, item.token))
+            yield (
+                item.kind,
+                place,
+                None if item.kind != "adopt" else _declaration(world, item.spec),
+                None if item.withdrawn else _token(world, item.token),
+            )
         else:
             void = item.epoch != item.node.epoch
             yield (type(item).__name__, void, places.get(item.node, -1))

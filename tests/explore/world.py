@@ -71,16 +71,18 @@ class Task:
     """One incarnation, as its own task knows it.
 
     `mode` of a leaf: `starting`, `up`, `kept` (suspended, its resource can be kept), `parked` (suspended), `stopping`
-    (asked or cancelled), `leaving`. `crossing`: a report that it may still send, of what it did before the stop.
+    (asked or cancelled), `leaving`. `crossing`: a report that it may still send, of what it did before the stop. `limit`: the one
+    that a supervisor counts by.
     """
 
-    __slots__ = ("crossing", "incarnation", "mode", "node")
+    __slots__ = ("crossing", "incarnation", "limit", "mode", "node")
 
     def __init__(self, node: Node, mode: Mode) -> None:
         self.node = node
         self.incarnation = node.incarnation
         self.mode: Mode = mode
         self.crossing: Literal["", "starting", "up"] = ""
+        self.limit = node.spec.limit
 
 
 @cache
@@ -91,9 +93,15 @@ def _as_short(word: str) -> str:
 
 
 class World:
-    """A forest, its tasks, callers and clock. Plays one action at a time and checks what comes out."""
+    """A forest, its tasks, callers and clock. Plays one action at a time and checks what comes out.
 
-    def __init__(self, spec: Supervisor | Pool) -> None:
+    Args:
+        spec: the declaration that it opens with.
+        others: those that it may adopt.
+    """
+
+    def __init__(self, spec: Supervisor | Pool, *others: Supervisor | Pool) -> None:
+        self.declarations = (spec, *others)
         self.forest = Forest(spec)
         self.now = 0.0
         self.tasks: dict[str, Task] = {}
@@ -101,6 +109,7 @@ class World:
         self.lives: dict[str, int] = {}
         self.wakes: dict[str, set[float]] = {}
         self.asked: set[int] = set()
+        self.adopting: dict[int, tuple[str, Supervisor | Pool]] = {}
         self.tokens = 0
         self.charges: dict[str, int] = {}
         self.owing: set[str] = set()
@@ -231,6 +240,18 @@ class World:
         spec = EXTRA if kind == "add" and not pool else None
         self.handle(machine, effect.Request(kind, self.tokens, name=name or None, spec=spec))
 
+    def _adopt(self, path: str, number: str) -> None:
+        """A caller has a supervisor take another declaration: the root this one, one below what the supervisor above it took."""
+        self.tokens += 1
+        self.asked.add(self.tokens)
+        node = self.tasks[path].node
+        machine = self.machine_of(node)
+        assert machine is not None
+        spec = node.spec if machine.parent is not None else self.declarations[int(number)]
+        assert not isinstance(spec, Child)
+        self.adopting[self.tokens] = path, spec
+        self.handle(machine, effect.Request("adopt", self.tokens, spec=spec))
+
     def _withdraw(self, path: str, place: str) -> None:
         """Whoever made the request that waits at this place gives up."""
         machine = self.machine_of(self.tasks[path].node)
@@ -279,7 +300,7 @@ class World:
 
     def _decided(self, event: events.Decided, word: str) -> None:
         if event.limit is not None:
-            limit = self.tasks[event.by].node.spec.limit
+            limit = self.tasks[event.by].limit
             assert limit is not None
             demand(self.charges[event.by] == limit.restarts, event.by, "passed its limit early")
         elif event.directive is Restart and "x" in word:
@@ -392,6 +413,25 @@ class World:
     def _on_reply(self, one: effect.Reply) -> None:
         demand(one.token in self.asked, "answered twice or never asked:", one.token)
         self.asked.discard(one.token)
+        if (adopted := self.adopting.pop(one.token, None)) is not None and one.error is None:
+            self._adopted(*adopted)
+
+    def _adopted(self, path: str, spec: Supervisor | Pool) -> None:
+        """What a supervisor has after it took a declaration: that one, its children in that order, and a new limit unused (R38)."""
+        machine, task = self.forest.machines[path], self.tasks[path]
+        demand(task.node.spec is spec, path, "has another declaration")
+        if machine.phase == "ending":
+            return  # its next incarnation begins with the declaration
+        demand(machine.spec is spec, path, "goes by another declaration")
+        declared = {child.name: child for child in spec.children}
+        order = [name for name in declared if name in machine.children]
+        demand(list(machine.children)[: len(order)] == order, path, "has its children in another order")
+        for name in order:
+            demand(
+                machine.children[name].spec is declared[name], machine.children[name], "keeps its declaration"
+            )
+        if spec.limit != task.limit:
+            task.limit, self.charges[path] = spec.limit, 0
 
     def _on_gone(self, one: effect.Gone) -> None:
         path, node = one.path, self.forest.find(one.path)
@@ -437,14 +477,14 @@ def _copy_world(world: World, made: Made) -> World:
     copy.tasks = {path: _copy_task(task, made) for path, task in world.tasks.items()}
     copy.wakes = {path: wakes.copy() for path, wakes in world.wakes.items()}
     copy.emitted = None
-    for name in ("words", "lives", "asked", "charges", "owing", "gone"):
+    for name in ("words", "lives", "asked", "adopting", "charges", "owing", "gone"):
         setattr(copy, name, getattr(world, name).copy())
     return copy
 
 
 def _copy_task(task: Task, made: Made) -> Task:
     copy = Task(made[id(task.node)], task.mode)
-    copy.incarnation, copy.crossing = task.incarnation, task.crossing
+    copy.incarnation, copy.crossing, copy.limit = task.incarnation, task.crossing, task.limit
     return copy
 
 
@@ -457,6 +497,7 @@ _DO: dict[str, Callable[..., None]] = {
     "return": World._return,
     "stop": World._stop,
     "request": World._request,
+    "adopt": World._adopt,
     "withdraw": World._withdraw,
     "wake": World._wake,
 }

@@ -10,11 +10,11 @@ from weakref import ref
 import pytest
 import trio
 
-from supervise import Child, Refused, StartFailed, Supervisor, events, open_tree, run_tree
+from supervise import Backoff, Child, Refused, StartFailed, Supervisor, events, open_tree, run_tree
 from supervise._trio.tree import opening
 from supervise.testing import run_virtual
 
-from .scene import Boom, app, forever, grow
+from .scene import Boom, app, forever, grow, puppets, quiet
 
 
 async def slow(version):
@@ -73,6 +73,61 @@ def test_a_child_whose_sibling_fails_faster_than_it_ends_is_taken_out():
 
     children = [Child("a", slow, args=[0]), Child("b", failing)]
     grow(app(*children, strategy="one_for_all", limit=None), scene)
+
+
+WAIT = Backoff(initial=60, factor=1, maximum=60, jitter=0)
+
+
+def test_a_child_whose_group_waits_for_a_retry_is_started_if_that_retry_no_longer_starts_it():
+    """R13, R38: `b` was stopped with its group, and the new strategy has no group."""
+
+    async def scene(tree, seen):
+        a.fail()
+        await quiet()
+        assert seen.order().endswith("-a -b")
+        await tree.adopt(app(a, b))
+        await quiet()
+        assert [child.state for child in tree.status().children] == ["restarting", "up"]
+        assert tree.status().restarts == 1
+        await trio.sleep(61)
+        assert [child.state for child in tree.status().children] == ["up", "up"]
+
+    a, b = puppets("ab", backoff=WAIT)
+    grow(app(a, b, strategy="one_for_all"), scene)
+
+
+def test_a_child_that_a_waiting_retry_will_start_is_not_over():
+    """R13, R29, R38: `b` was stopped by hand, and the new strategy has it start with the retry of `a`."""
+
+    async def scene(tree, seen):
+        await tree["app/b"].stop()
+        a.fail()
+        await quiet()
+        await tree.adopt(app(a, b, strategy="one_for_all"))
+        with trio.move_on_after(59):
+            await tree["app/b"].ended()
+            pytest.fail("its start is ahead")
+        await trio.sleep(2)
+        assert tree["app/b"].status().state == "up"
+
+    a, b = puppets("ab", backoff=WAIT)
+    grow(app(a, b), scene)
+
+
+def test_a_new_child_that_is_stopped_before_its_start_is_over():
+    """R29, R38: Nothing starts it later, and a caller who waits for its end is answered."""
+
+    async def scene(tree, seen):
+        async with trio.open_nursery() as nursery:
+            new = app(Child("slow", slow, args=[1]), Child("new", forever))
+            nursery.start_soon(tree.adopt, new)
+            await trio.sleep(1)
+            await tree["app/new"].stop()
+            with trio.fail_after(1):
+                await tree["app/new"].ended()
+        assert tree["app/new"].status().incarnation == 0
+
+    grow(app(Child("slow", slow, args=[0])), scene)
 
 
 def test_a_child_that_is_added_meanwhile_makes_room_for_one_of_another_kind():
