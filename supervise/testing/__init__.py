@@ -1,7 +1,7 @@
 """Tools for testing trees: virtual time with a seeded schedule, faults as data, and a check of events.
 
 `FaultPlan.over` puts faults into a declared tree; `run_virtual` runs it, `simulate` predicts its events without running it;
-`assert_lifecycle` checks the events of either; `tell` prints them. `trees`, `scripts` and `fault_plans` are Hypothesis
+`assert_lifecycle` checks the events of either; `transcript` makes text of them. `trees`, `scripts` and `fault_plans` are Hypothesis
 strategies: Hypothesis is imported at the first use of one of them.
 """
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from .faults import Delay, Fail, FaultPlan, Hang, Injected, Return, Script
     from .lifecycle import assert_lifecycle
     from .simulation import simulate
-    from .story import tell
+    from .story import transcript
     from .strategies import fault_plans, scripts, trees
     from .virtual import run_virtual
 
@@ -36,7 +36,7 @@ _HOMES = {
     "scripts": "strategies",
     "simulate": "simulation",
     "starter": "children",
-    "tell": "story",
+    "transcript": "story",
     "trees": "strategies",
 }
 
@@ -57,7 +57,7 @@ __all__ = [
     "scripts",
     "simulate",
     "starter",
-    "tell",
+    "transcript",
     "trees",
 ]
 

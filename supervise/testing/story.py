@@ -23,14 +23,14 @@ class Story:
         self.count += 1
         self.events.append(event)
 
-    def tell(self, *, last: int = 200) -> str:
+    def transcript(self, *, last: int = 200) -> str:
         """The lines of the last events; if earlier ones are left out, the first line has their number."""
         kept = list(self.events)[-last:]
         left_out = self.count - len(kept)
-        return "\n".join([*([f"… {left_out} events before"] if left_out else []), tell(kept)])
+        return "\n".join([*([f"… {left_out} events before"] if left_out else []), transcript(kept)])
 
 
-def tell(seen: Iterable[events.Event]) -> str:
+def transcript(seen: Iterable[events.Event]) -> str:
     """The events `seen` as text, a line for each: seconds on Trio's clock, path and incarnation, and the event in words."""
     lines = [
         (f"{event.at:.3f}", f"{event.path} #{event.incarnation}", events.describe(event)) for event in seen

@@ -29,7 +29,7 @@ class Run:
         """The story of its trees; empty if no tree ran."""
         if not self.story.count:
             return ""
-        return f"run_virtual(…, seed={self.seed}); times are virtual seconds\n{self.story.tell()}"
+        return f"run_virtual(…, seed={self.seed}); times are virtual seconds\n{self.story.transcript()}"
 
 
 last_run: Run | None = None

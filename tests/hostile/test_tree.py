@@ -14,7 +14,7 @@ from supervise._core._brief import brief
 from supervise.sinks.lines import LineSink
 from supervise.sinks.log import LoggingSink
 from supervise.testing import assert_lifecycle, run_virtual
-from supervise.testing.story import tell
+from supervise.testing.story import transcript
 
 from .programs import RAISED, RETURNED
 from .values import ALL, BAD, EXCEPTIONS, JUDGED_OTHERWISE
@@ -59,7 +59,7 @@ def lived(spec):
     if escaped is not None:
         pytest.fail(escaped, pytrace=False)
     assert_lifecycle(seen)
-    assert isinstance(tell(seen), str)
+    assert isinstance(transcript(seen), str)
     assert not [event for event in seen if isinstance(event, events.SinkFailed)]
     paths = sorted({event.path for event in seen})
     return {path: [type(event).__name__ for event in seen if event.path == path] for path in paths}, left

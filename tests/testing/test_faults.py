@@ -40,7 +40,7 @@ from supervise.testing import (
     nothing,
     run_virtual,
     simulate,
-    tell,
+    transcript,
     trees,
 )
 
@@ -336,7 +336,7 @@ def test_a_wrapped_child_without_a_fault_behaves_as_unwrapped(tree, seed):
     paths = [path for path, node in supervise._core.spec.walk(tree) if isinstance(node, Child)]
     bare = run(tree, FaultPlan(), seed=seed)
     wrapped = run(tree, FaultPlan(dict.fromkeys(paths, harmless)), seed=seed)
-    assert tell(bare[0]) == tell(wrapped[0])
+    assert transcript(bare[0]) == transcript(wrapped[0])
 
 
 # --- values
@@ -361,7 +361,7 @@ def test_trees_and_plans_print_as_the_code_that_makes_them(data):
     assert eval(repr(plan), scope) == plan
     again = eval(repr(tree), scope)
     assert repr(again) == repr(tree)
-    assert tell(simulate(again, plan, stop_at=9.0)) == tell(simulate(tree, plan, stop_at=9.0))
+    assert transcript(simulate(again, plan, stop_at=9.0)) == transcript(simulate(tree, plan, stop_at=9.0))
     assert repr(plan.over(tree)) == repr(tree)
 
 
@@ -380,5 +380,5 @@ def test_the_same_seed_is_the_same_run():
     tree = Supervisor("app", [Child("a", idle, backoff=supervise.Backoff(jitter=0.5))])
     fail = Script(body=Fail(Injected("x"), after=1))
     plan = FaultPlan({"app/a": (fail, fail)})
-    assert tell(run(tree, plan, seed=3)[0]) == tell(run(tree, plan, seed=3)[0])
-    assert tell(run(tree, plan, seed=3)[0]) != tell(run(tree, plan, seed=4)[0])
+    assert transcript(run(tree, plan, seed=3)[0]) == transcript(run(tree, plan, seed=3)[0])
+    assert transcript(run(tree, plan, seed=3)[0]) != transcript(run(tree, plan, seed=4)[0])

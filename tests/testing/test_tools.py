@@ -21,7 +21,7 @@ from supervise.testing import (
     fault_plans,
     idle,
     simulate,
-    tell,
+    transcript,
     trees,
 )
 from supervise.testing.story import KEPT, Story
@@ -77,14 +77,14 @@ def test_the_page_shows_what_hypothesis_reports(tmp_path, monkeypatch):
         scope["test_the_web_stays_up"]()
     assert raised.value.__notes__[0] == case.rstrip()
     lost = Script(body=Fail(ConnectionError("gone"), after=1))
-    assert story in tell(simulate(scope["tree"], FaultPlan({"app/feed": [lost] * 4})))
+    assert story in transcript(simulate(scope["tree"], FaultPlan({"app/feed": [lost] * 4})))
 
 
 def test_a_story_names_each_decider_its_verdict_and_the_reason():
     """A story has a line for each event."""
     tree = Supervisor("app", [Child("a", idle, restart="temporary")], on_limit="shutdown")
     plan = FaultPlan({"app/a": Script(body=Fail(Injected("x", tag="net"), after=2))})
-    assert tell(simulate(tree, plan, stop_at=3.0)).splitlines()[4:7] == [
+    assert transcript(simulate(tree, plan, stop_at=3.0)).splitlines()[4:7] == [
         "2.000  app/a #1  failed: Injected: x",
         "2.000  app/a #1  → Stop for 'net' (instead of Restart), decided by 'app' (built-in rule)",
         "2.000  app/a #1  has stopped",
@@ -97,7 +97,7 @@ def test_a_story_forgets_its_beginning():
     for number in range(KEPT + 5):
         story(events.Starting(at=number, path="app", incarnation=1))
     assert len(story.events) == KEPT
-    assert story.tell(last=2).splitlines()[0] == f"… {KEPT + 3} events before"
+    assert story.transcript(last=2).splitlines()[0] == f"… {KEPT + 3} events before"
 
 
 def test_the_simulation_ends_what_the_tree_ends():
