@@ -8,7 +8,18 @@ import sys
 from typing import Final, Literal, TextIO
 
 from .._core.directive import Directive
-from ..events import BackingOff, Decided, Event, Failed, Overdue, SinkFailed, StartOverdue, StopError
+from ..events import (
+    BackingOff,
+    Decided,
+    Event,
+    Failed,
+    Overdue,
+    SinkFailed,
+    Starting,
+    StartOverdue,
+    StopError,
+    Stopping,
+)
 
 _OF_DIRECTIVE: Final = {
     None: logging.ERROR,
@@ -32,10 +43,18 @@ _END: Final = "\x1b[0m"
 
 
 def level_of(event: Event) -> int:
-    """The level of `logging` for an event; of one that is no trouble INFO at the root, DEBUG below it (R31)."""
+    """The level of `logging` for an event; of one that is no trouble INFO at the root and for a request, otherwise DEBUG (R31)."""
     if isinstance(event, Decided):
         return _OF_DIRECTIVE[event.directive]
-    return _OF_KIND.get(type(event), logging.DEBUG if "/" in event.path else logging.INFO)
+    is_detail = "/" in event.path and not is_requested(event)
+    return _OF_KIND.get(type(event), logging.DEBUG if is_detail else logging.INFO)
+
+
+def is_requested(event: Event) -> bool:
+    """Whether the start or stop that begins here was asked for, of this very node (R25)."""
+    if not isinstance(event, Starting | Stopping) or event.reason is None:
+        return False
+    return event.reason.startswith(f"{event.path!r} was asked to ")
 
 
 def line(

@@ -8,7 +8,7 @@ from typing import Final, TextIO
 
 from .. import events
 from .._core._brief import failure_line, printable
-from ._levels import Colour, level_of, line
+from ._levels import Colour, is_requested, level_of, line
 from .tracebacks import trace
 
 
@@ -22,8 +22,8 @@ class LineSink:
     Args:
         file: the text file to write to; None is standard error, as it is at each event.
         times: begin each line with the local date and time.
-        lifecycle: also write when the tree starts, is ready, is asked to stop and has stopped, and why a first start
-            failed, with its traceback. Without it the sink writes nothing while nothing fails, and no line for a failed
+        lifecycle: also write when the tree starts, is ready, is asked to stop and has stopped, each request to stop, start
+            or restart a node, with its reason, and why a first start failed, with its traceback. Without it the sink writes nothing while nothing fails, and no line for a failed
             first start, because the caller who opened the tree or added the child gets that error anyway.
         tracebacks: write the traceback of every failure that is decided.
     """
@@ -69,7 +69,8 @@ class LineSink:
     def _is_shown(self, event: events.Event) -> bool:
         if isinstance(event, _OF_ANY_NODE) or (isinstance(event, events.Ready) and event.incarnation > 1):
             return True
-        return self._lifecycle and "/" not in event.path and isinstance(event, _OF_THE_ROOT)
+        is_of_the_root = "/" not in event.path and isinstance(event, _OF_THE_ROOT)
+        return self._lifecycle and (is_of_the_root or is_requested(event))
 
     def _failed_to_start(self, event: events.Decided) -> None:
         """Write it once, though the same failure goes up through each supervisor that is starting (R16)."""

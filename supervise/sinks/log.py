@@ -39,8 +39,8 @@ class LoggingSink:
 
     Args:
         logger: None is the logger named `supervise`.
-        lifecycle: also write, at level INFO, when the tree starts, is ready, is asked to stop and has stopped, and when a
-            child backs off; at level DEBUG the same of every node.
+        lifecycle: also write, at level INFO, when the tree starts, is ready, is asked to stop and has stopped, when a child
+            backs off, and each request to stop, start or restart a node; at level DEBUG the same of every node.
     """
 
     def __init__(self, logger: logging.Logger | None = None, *, lifecycle: bool = False) -> None:

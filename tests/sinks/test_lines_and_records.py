@@ -242,6 +242,36 @@ def test_records_include_the_start_and_the_end_if_lifecycle_is_on(records):
     assert "app/a #1 is ready" in written
 
 
+def test_a_request_is_written_with_its_reason_if_lifecycle_is_on(caplog):
+    """R25: It is shown for the node that was asked, as a line and as a record at INFO, and not for its siblings."""
+    file = io.StringIO()
+    tree = Supervisor("app", [Child("a", idle), Child("b", idle)], strategy="one_for_all")
+    asked = ["'app/a' was asked to restart: disk full", "'app/a' was asked to stop: holiday"]
+
+    async def main():
+        sinks = [
+            LineSink(file, lifecycle=True),
+            LineSink(quiet := io.StringIO()),
+            LoggingSink(lifecycle=True),
+        ]
+        async with open_tree(tree, sinks=sinks) as t:
+            await t["app/a"].restart(reason="disk full")
+            await t["app/a"].stop(reason="holiday")
+        return quiet.getvalue()
+
+    with caplog.at_level(logging.INFO, "supervise"):
+        assert "was asked" not in run_virtual(main)
+    requests = [line for line in file.getvalue().splitlines() if "was asked" in line]
+    assert requests == [
+        f"[app/a #1] is being stopped: {asked[0]}",
+        f"[app/a #2] starts: {asked[0]}",
+        f"[app/a #2] is being stopped: {asked[1]}",
+    ]
+    assert [message for message in caplog.messages if "was asked" in message] == [
+        line.replace("[", "").replace("]", "") for line in requests
+    ]
+
+
 def test_a_record_of_a_failed_first_start_has_its_traceback_once(records):
     """R16: It has the traceback at any level; the records of other failures have theirs at DEBUG."""
     tree = Supervisor("app", [Supervisor("in", [Child("a", never_ready)])])
