@@ -197,7 +197,7 @@ class _Served:
 
     async def stack(self, request: Request) -> Response:
         if not self._trusted:
-            self._check_token(request)
+            self._check_token(request, "on a port, a stack needs")
         return _Text(self._at(request.path_params["path"]).stack(), headers=_HEADERS)
 
     # --- acting
@@ -262,12 +262,16 @@ class _Served:
             return str(missing.args[0])
         return f"{path!r} has left the tree"
 
-    def _check_token(self, request: Request) -> None:
+    def _check_token(self, request: Request, what_needs: str = "changes need") -> None:
         if self._token is None:
-            raise HTTPException(403, "this tree can only be looked at: it was given no token for changes")
+            raise HTTPException(
+                403,
+                f"{what_needs} a token, and this program was given none: set SUPERVISE_TOKEN, of 20 characters or more,"
+                " for `supervise run` and for this command",
+            )
         if not self._has_token(request):
             raise HTTPException(
-                401, "changes need the header 'Authorization: Bearer TOKEN' with the right token"
+                401, f"{what_needs} the header 'Authorization: Bearer TOKEN' with the right token"
             )
 
     def _has_token(self, request: Request) -> bool:
