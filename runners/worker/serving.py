@@ -84,7 +84,7 @@ class ContextState:
     path: str
     incarnation: int
     pid: int | None
-    info: RunnerInfo
+    info: RunnerInfo = field(repr=False)  # a line of the log that says that it is ready shows the rest
     _context: Context = field(repr=False, eq=False, alias="context")
 
 
