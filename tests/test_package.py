@@ -43,6 +43,15 @@ def test_the_library_depends_on_trio_and_attrs_alone():
     assert PROJECT["scripts"] == {"supervise": "supervise.cli:main"}
 
 
+def test_the_readme_states_the_facts_of_the_package_and_links_to_no_other_host():
+    """Its line of facts is that of `pyproject.toml`."""
+    versions = [each.rpartition(" ")[2] for each in PROJECT["classifiers"] if ":: Python :: 3." in each]
+    readme = (ROOT / "README.md").read_text()
+    facts = f"Python {versions[0]} to {versions[-1]} · Linux · typed · [{PROJECT['license']}](LICENSE) · needs Trio and attrs"
+    assert f"\n{facts}, everything else is an extra\n" in readme
+    assert "](http" not in readme
+
+
 def test_torch_is_pinned_in_the_constraints_alone():
     """`pyproject.toml` requires a range of torch; one exact version stands in `constraints.txt`."""
     assert (ROOT / "constraints.txt").read_text().count("torch==2.13.0") == 1
