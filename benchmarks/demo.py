@@ -183,19 +183,19 @@ class _Picture:
         light, dark = (
             "".join(f".{name}{{fill:{pair[theme]}}}" for name, pair in _COLOURS.items()) for theme in (0, 1)
         )
-        total = PLAYED + HELD
+        total, gone = PLAYED + HELD, f"transform:translateX({_RIGHT - _LEFT:g}px)"
         return "\n".join(
             [
                 "text{font:17px ui-monospace,SFMono-Regular,Menlo,Consolas,monospace;white-space:pre}",
                 ".title{font-size:21px;font-weight:600}",
                 ".small{font-size:15px}",
-                f".past{{opacity:0}}.future{{transform:translateX({_RIGHT - _LEFT:g}px)}}",
+                f".past{{opacity:0}}.future{{{gone}}}",
                 light,
                 f"@media(prefers-color-scheme:dark){{{dark}}}",
                 "@media(prefers-reduced-motion:no-preference){",
                 f".step{{animation:{total:g}s step-end infinite}}",
                 f".future{{animation:{total:g}s linear infinite future}}",
-                f"@keyframes future{{from{{transform:none}}{100 * PLAYED / total:.2f}%,to{{}}}}",
+                f"@keyframes future{{from{{transform:none}}{100 * PLAYED / total:.2f}%,to{{{gone}}}}}",
                 *self._moves,
                 "}",
             ]

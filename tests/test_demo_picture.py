@@ -68,6 +68,22 @@ def test_without_motion_the_end_of_the_run_is_shown(picture):
     assert ".past{opacity:0}" in picture
 
 
+def test_what_has_not_happened_yet_is_covered_at_the_pace_of_the_words(picture):
+    """When the cover has passed a place on a lane, the words of that instant appear."""
+    [gone] = set(re.findall(r"translateX\((\d+)px\)", picture))
+    end = float(
+        re.search(r"@keyframes future\{from\{transform:none\}([\d.]+)%,to\{transform:translateX", picture)[1]
+    )
+    [words] = [each for each in looks(picture, "trouble") if "failed" in (each.text or "")]
+    name = words.get("style").partition(":")[2]
+    begins = float(re.search(rf"@keyframes {name}\{{from\{{opacity:0\}}([\d.]+)%", picture)[1])
+    [mark] = [each for each in looks(picture, "trouble") if each.get("width") == "2.0"]
+    covered = next(each for each in looks(picture, "future"))[0]
+    assert float(mark.get("x")) + 1 - float(covered.get("x")) == pytest.approx(
+        float(gone) * begins / end, abs=0.1
+    )
+
+
 @pytest.mark.parametrize("of", ["a run", "the README"])
 def test_the_picture_needs_nothing_from_outside_and_runs_nothing(picture, of):
     """A forge shows it as it is, on a light and on a dark screen."""
