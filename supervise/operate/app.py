@@ -271,7 +271,8 @@ class _Served:
             )
         if not self._has_token(request):
             raise HTTPException(
-                401, f"{what_needs} the header 'Authorization: Bearer TOKEN' with the right token"
+                401,
+                f"{what_needs} the right token, in SUPERVISE_TOKEN of a command or the header 'Authorization: Bearer TOKEN'",
             )
 
     def _has_token(self, request: Request) -> bool:

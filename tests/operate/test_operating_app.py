@@ -164,7 +164,7 @@ async def test_an_operating_child_that_is_declared_alike_goes_on(tmp_path):
     ("method", "url", "headers", "content", "status", "message"),
     [
         ("POST", "/restart/app/a", {}, b'{"reason": "x"}', 401, "Authorization: Bearer TOKEN"),
-        ("POST", "/restart/app/a", bearer("wrong"), b'{"reason": "x"}', 401, "with the right token"),
+        ("POST", "/restart/app/a", bearer("wrong"), b'{"reason": "x"}', 401, "the right token"),
         ("POST", "/restart/app/a", {"authorization": f"Basic {TOKEN}"}, b'{"reason": "x"}', 401, "Bearer"),
         ("POST", "/restart/app/a", {"cookie": f"token={TOKEN}"}, b'{"reason": "x"}', 401, "Bearer"),
         ("POST", f"/restart/app/a?token={TOKEN}", {}, b'{"reason": "x"}', 401, "Bearer"),
@@ -221,7 +221,7 @@ async def test_a_port_shows_no_secrets_without_the_token_and_answers_to_no_other
         await tree["app/a"].ready()
         assert (await http.get("/status", headers={"host": "evil.example"})).status_code == 400
         refused = await http.get("/stack/app/a")
-        assert (refused.status_code, refused.json()["error"].partition(" the header")[0]) == (
+        assert (refused.status_code, refused.json()["error"].partition(" the right token")[0]) == (
             401,
             "on a port, a stack needs",
         )

@@ -118,6 +118,15 @@ def test_a_failure_appears_everywhere_with_its_tag_and_its_directive(shop, page)
     expect(lane.locator("rect.failure")).to_have_count(1)
 
 
+def test_the_timeline_of_a_young_program_has_no_empty_past(shop, page):
+    """It shows ten minutes at most, of a younger program less; its bars would have some pixels in ten minutes."""
+    page.goto(shop.url)
+    expect(page.locator("#counts")).to_have_text("5 up")
+    lane = page.locator("#lanes li").filter(has_text="shop/store/jobs").get_by_role("img")
+    begins = "box => box.querySelector('rect')?.getBBox().x < 0.9 * box.clientWidth"
+    page.wait_for_function(begins, arg=lane.element_handle(), timeout=10_000)
+
+
 def test_the_status_is_fetched_at_most_once_a_second_and_only_after_events(shop, page):
     asked = []
     page.on("request", lambda request: asked.append(request.url) if request.url.endswith("/status") else None)

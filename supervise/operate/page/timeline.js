@@ -43,7 +43,7 @@ export class Timeline {
     const total = this.tree.matching.size;
     put(the("lanes-shown"), total > paths.length ? `${paths.length} of ${count(total, "node")}: trouble first` : "");
     const zoom = Number(the("zoom").querySelector(":checked").value);
-    const from = zoom ? now - zoom : Math.min(now - 10, this.begin(paths));
+    const from = Math.min(now - 10, Math.max(zoom ? now - zoom : -Infinity, this.begin(paths)));
     let next = this.list.firstChild;
     const wanted = new Set(paths);
     for (const path of paths) {
