@@ -63,7 +63,7 @@ class Declared:
 
 def _of_child(child: Child) -> list[str]:
     facts = [f"body {_called(child.body)}"]
-    if child.limit is not None:
+    if child.limit is not None and child.restart != "temporary":  # what is never restarted passes no limit
         facts.append(_limit(child.limit))
     if child.resource is not None:
         facts.append(f"resource {_called(child.resource)}")

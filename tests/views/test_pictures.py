@@ -71,7 +71,7 @@ app             one_for_one · no limit · auto_shutdown any_significant
 │  ├─ cache     permanent · body serve
 │  └─ jobs      permanent · body serve · resource open_database · mailbox 256
 ├─ sessions     permanent · pool of at most 100 · no limit, then shutdown
-│  └─ (member)  temporary · body serve · limit 3 within 5 s
+│  └─ (member)  temporary · body serve
 ├─ guests       permanent · pool · limit 9 within 1 s
 │  └─ (member)  permanent · one_for_one · limit 3 within 5 s
 │     └─ one    permanent · body serve
