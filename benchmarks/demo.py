@@ -189,7 +189,7 @@ class _Picture:
                 "text{font:17px ui-monospace,SFMono-Regular,Menlo,Consolas,monospace;white-space:pre}",
                 ".title{font-size:21px;font-weight:600}",
                 ".small{font-size:15px}",
-                f".past{{opacity:0}}.future{{{gone}}}",
+                ".past{opacity:0}",
                 light,
                 f"@media(prefers-color-scheme:dark){{{dark}}}",
                 "@media(prefers-reduced-motion:no-preference){",
@@ -250,7 +250,8 @@ class _Picture:
     def _future(self) -> None:
         """What has not happened yet is covered, and the cover moves to the right."""
         box = {"y": f"{_HEAD - 24:g}", "height": f"{self._bottom - _HEAD + 24:g}"}
-        cover = ET.Element("g", {"class": "future"})
+        # An attribute, since some viewers that show no motion know no `transform` in a style either.
+        cover = ET.Element("g", {"class": "future", "transform": f"translate({_RIGHT - _LEFT:g})"})
         wide = f"{_WIDTH - _LEFT + _MARGIN:g}"
         ET.SubElement(cover, "rect", {"class": "card", "x": f"{_LEFT:g}", "width": wide, **box})
         ET.SubElement(cover, "rect", {"class": "faint", "x": f"{_LEFT:g}", "width": "1.5", **box})

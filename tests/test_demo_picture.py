@@ -66,6 +66,8 @@ def test_without_motion_the_end_of_the_run_is_shown(picture):
     ]
     assert states == ["up", "up", "up #2", "up"]
     assert ".past{opacity:0}" in picture
+    [cover] = looks(picture, "future")
+    assert cover.get("transform") == "translate(536)"  # beside the lanes
 
 
 def test_what_has_not_happened_yet_is_covered_at_the_pace_of_the_words(picture):
