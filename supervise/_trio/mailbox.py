@@ -294,7 +294,10 @@ class Queue:
             raise _error(self.spec.late, TimeoutError, text)
 
     def close(self, why: BaseException | None) -> None:
-        """The node is down for good: every caller and sender that waits gets an error (R29)."""
+        """The node is down for good: every caller and sender that waits gets an error (R29).
+
+        The sender of a message without a reply waits no more, so a record of the log counts those that are lost.
+        """
         self.closed, self._why, self._size = True, why, 0
         putters, self._putters = self._putters, OrderedDict()
         queue, self.queue, self.withdrawn = self.queue, deque(), 0
@@ -303,6 +306,12 @@ class Queue:
                 entry.finish(outcome.Error(self._refusal()))
         for task in putters:
             reschedule(task, outcome.Error(self._refusal()))
+        lost = sum(not isinstance(entry, Call) for entry in queue)
+        if lost:
+            complain(
+                logging.WARNING,
+                f"{self._path!r} is down for good; sent messages that waited and are lost: {lost}",
+            )
 
     def open(self) -> None:
         """The node was down for good, but is started again."""

@@ -244,6 +244,34 @@ def test_every_task_that_waits_gets_an_error_when_a_node_is_down_for_good(how):
     grow(app(inner, decider=Decider({Other: Stop})), scene)
 
 
+@pytest.mark.parametrize(("sends", "calls"), [(0, 2), (1, 0), (3, 2)])
+def test_the_log_counts_the_sent_messages_that_are_lost_when_a_node_is_down_for_good(sends, calls, caplog):
+    """R29: A caller gets an error; the sender of a message without a reply waits no more, so one record has their number."""
+    echo = Echo()
+
+    async def ask(ref):
+        with pytest.raises(ChildStopped):
+            await ref.call("asked")
+
+    async def scene(tree, seen):
+        ref = tree[echo.spec]
+        echo.gate = trio.Event()
+        await ref.send("wakes the reader")
+        await quiet()
+        async with trio.open_nursery() as nursery:
+            for _ in range(calls):
+                nursery.start_soon(ask, ref)
+            await quiet()
+            for number in range(sends):
+                await ref.send(number)
+            await quiet()
+            await ref.stop()
+
+    grow(app(echo), scene)
+    text = f"'app/echo' is down for good; sent messages that waited and are lost: {sends}"
+    assert [message for message in caplog.messages if "lost" in message] == [text] * (sends > 0)
+
+
 def test_a_node_that_starts_again_takes_messages_again():
     """R29: A manual restart opens the mailbox again."""
     echo = Echo()
