@@ -88,7 +88,7 @@ def _played(ledger: _Watched) -> tuple[_Watched, list[Event]]:
 _WIDTH, _MARGIN, _ROW, _HEAD = 880.0, 24.0, 32.0, 104.0
 _STATE, _LEFT, _RIGHT = 196.0, 320.0, _WIDTH - _MARGIN
 """Where the column of the states begins, and the two ends of the lanes."""
-_BEFORE = 0.15
+_BEFORE = 0.06
 """Seconds that are shown before the first token. The last token is the end."""
 _COLOURS: Final = {
     "card": ("#ffffff", "#0d1117"),
@@ -114,7 +114,7 @@ class _Picture:
         self._run = run
         times = [at for stream in run.tokens.values() for at in stream]
         self._first, self._last = min(times) - _BEFORE, max(times)
-        self._lanes = [(stem, lane) for stem, lane in branches(run.states.lanes[0], self._below)]
+        self._lanes = list(branches(run.states.lanes[0], self._below))
         self._bottom = _HEAD + _ROW * (len(self._lanes) + len(run.tokens)) + 12
         self._parts: list[ET.Element] = []
         self._moves: list[str] = []
@@ -122,14 +122,16 @@ class _Picture:
     def _below(self, lane: Lane) -> list[Lane]:
         return [each for each in self._run.states.lanes if each.path.rpartition("/")[0] == lane.path]
 
+    def _share(self, at: float) -> float:
+        """How much of the run that is shown is over at an instant, from 0 to 1."""
+        return min(max((at - self._first) / (self._last - self._first), 0.0), 1.0)
+
     def _x(self, at: float) -> float:
-        share = (at - self._first) / (self._last - self._first)
-        return _LEFT + min(max(share, 0.0), 1.0) * (_RIGHT - _LEFT)
+        return _LEFT + self._share(at) * (_RIGHT - _LEFT)
 
     def _percent(self, at: float) -> float:
         """When an instant of the run comes, as a part of the time that the picture takes."""
-        share = (at - self._first) / (self._last - self._first)
-        return 100 * min(max(share, 0.0), 1.0) * PLAYED / (PLAYED + HELD)
+        return 100 * self._share(at) * PLAYED / (PLAYED + HELD)
 
     # --- elements
 
@@ -213,9 +215,8 @@ class _Picture:
         self._add("text", "ink", f"{stem}{lane.path.rpartition('/')[2]}", x=_MARGIN, y=y + 6)
         for part in lane.segments:
             start, end = max(part.start, self._first), min(part.end, self._last)
-            if part.end >= part.start and start >= end:
+            if start >= end:
                 continue
-            end = self._last if part.end >= self._last else end
             look = _LOOKS.get(part.state, "faint")
             word = f"{part.state} #{part.incarnation}" if lane.failures else part.state
             self._during(self._add("text", look, word, x=_STATE, y=y + 6), start, end)
@@ -241,7 +242,7 @@ class _Picture:
                 self._add("text", "trouble small", "SIGKILL", x=x + 6, y=_HEAD - 4)
 
     def _axis(self) -> None:
-        step = 0.5 if self._last - self._first > 1 else 0.2
+        step = next((each for each in (0.5, 0.2, 0.1) if 2 * each < self._last - self._first), 0.05)
         for number in range(int((self._last - self._first) / step) + 1):
             x = self._x(self._first + number * step)
             if x < _RIGHT - 40:
