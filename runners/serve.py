@@ -191,7 +191,7 @@ def runner_of(folder: str | None) -> RunnerSpec:
     if folder is None:
         return TorchLM()
     if not Path(folder).is_dir():
-        raise ValueError(f"the model must be a folder, got {folder}")
+        raise ValueError(f"the model must be an existing folder, got {Path(folder).absolute()}")
     if not (Path(folder) / "config.json").is_file():
         raise ValueError(
             f"the model must be a folder with a config.json, as Transformers saves it, got {folder}"

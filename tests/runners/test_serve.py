@@ -574,6 +574,8 @@ def test_the_command_refuses_what_it_cannot_serve(capsys, monkeypatch):
 
 def test_a_folder_is_served_by_the_adapter_of_such_models(tmp_path, monkeypatch):
     """It is imported only then."""
+    with pytest.raises(ValueError, match=r"must be an existing folder, got /.*/nope"):
+        runner_of("nope")
     made = type(sys)("runners.models.transformers")
     made.TransformersLM = lambda folder: ("the model in", folder)
     monkeypatch.setitem(sys.modules, "runners.models.transformers", made)
