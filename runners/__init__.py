@@ -11,6 +11,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .hosts.engine import EngineHost
     from .hosts.inline import InlineHost
     from .hosts.process.host import ProcessHost
     from .hosts.remote.ssh import SshHost
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "Completion": "types",
     "ContextState": "worker",
+    "EngineHost": "hosts.engine",
     "ExecuteBatch": "types",
     "FinishReason": "types",
     "InlineHost": "hosts.inline",
@@ -64,6 +66,7 @@ _HOMES = {
 __all__ = [
     "Completion",
     "ContextState",
+    "EngineHost",
     "ExecuteBatch",
     "FinishReason",
     "InlineHost",

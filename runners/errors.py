@@ -56,6 +56,12 @@ class NetworkError(InferenceError):
     is_retryable = True
 
 
+class NetworkTimeout(NetworkError):
+    """The server gave no answer, or no further token, in time."""
+
+    tag = "net.timeout"
+
+
 class ServerError(NetworkError):
     """The server failed. `code` is its HTTP status."""
 

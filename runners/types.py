@@ -207,6 +207,13 @@ class ExecuteBatch:
         return max(1, characters // _CHARACTERS_A_TOKEN)
 
 
+CANARY = ExecuteBatch("canary", "Hello", sampling=Sampling(max_tokens=1, temperature=0, seed=0))
+"""A request for one token. It shows whether an idle context still answers (D9): an error is an answer too.
+
+It also shows whether an engine works (D17). It has a prompt because servers refuse an empty one before they compute anything.
+"""
+
+
 @frozen(kw_only=True)
 class TokenUsage:
     """Tokens of one request, or of several added up.

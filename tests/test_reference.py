@@ -24,6 +24,7 @@ SINKS = ("jsonl", "lines", "log", "opentelemetry", "prometheus", "queue", "syste
 FOR_THE_LIBRARY = {
     "Decider": "answer at directive layers looked_up",
     "every": "until_it_fails",
+    "EngineHost": "check open",
     "Fail": "fresh",
     "FaultPlan": "check script",
     "http": "attempt host port",
@@ -34,6 +35,7 @@ FOR_THE_LIBRARY = {
     "Pool": "member pattern",
     "PrometheusSink": "collect describe",
     "probe": "attempt",
+    "Program": "longest_stop order",
     "ProcessHost": "check open",
     "Ref": "refuse_to_wait_for_itself",
     "Rule": "fits",

@@ -9,12 +9,14 @@ from http import HTTPStatus
 
 import trio
 
-from ..brief import is_a, quoted
+from ..brief import attribute_of, is_a, quoted
 from ..errors import (
     BadRequest,
+    CircuitOpen,
     Forbidden,
     InferenceError,
     NetworkError,
+    NetworkTimeout,
     RateLimited,
     ServerError,
     Unauthorized,
@@ -23,6 +25,7 @@ from .classify import worst
 
 _LOST: tuple[type[Exception], ...] = (OSError, EOFError, trio.BrokenResourceError, trio.TooSlowError)
 """The exceptions of the operating system and of Trio for a server that is slow, has gone, or cannot be reached."""
+_LATE: tuple[type[Exception], ...] = (TimeoutError, trio.TooSlowError)
 
 
 def classify_network(error: Exception) -> Exception:
@@ -34,9 +37,16 @@ def classify_network(error: Exception) -> Exception:
         return worst(error, classify_network)
     if not is_a(error, *_LOST):
         return error
-    lost = NetworkError(quoted(error))
+    lost = (NetworkTimeout if is_a(error, *_LATE) else NetworkError)(quoted(error))
     lost.__cause__ = error
     return lost
+
+
+def tells_of_server(error: Exception) -> bool:
+    """Whether an error is a failure of the server, and not of one request."""
+    code = attribute_of(error, "code")
+    of_request = type(code) is int and code < HTTPStatus.INTERNAL_SERVER_ERROR
+    return is_a(error, NetworkError) and not is_a(error, RateLimited, CircuitOpen) and not of_request
 
 
 def http_error(status: int, message: str = "", *, retry_after: str | None = None) -> InferenceError:

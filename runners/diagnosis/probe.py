@@ -30,6 +30,14 @@ def device_numbers(device: str) -> list[int]:
     return [int(number) for number in re.findall("[0-9]+", device)] or [0]
 
 
+def check_device(_host: object, _field: object, device: str) -> None:
+    """A name that begins with `cuda` must be one of torch's, or of several devices. Only the runner can judge other names."""
+    if device.startswith("cuda"):
+        device_numbers(device)
+    elif not device:
+        raise ValueError("device must name a device, got ''")
+
+
 @frozen
 class DeviceProbe:
     """Synchronises with a device (D4). A call returns True if the device answers, False if it fails twice or not in time.

@@ -314,7 +314,7 @@ class _AsyncSource:
         self._wake()
 
     async def _take(self) -> None:
-        async with Entered(_closing(self._chunks)):
+        async with Entered(closing(self._chunks)):
             await _each(self._chunks, self._add)
 
     async def _add(self, chunk: TokenChunk) -> None:
@@ -334,7 +334,7 @@ async def _each(chunks: AsyncIterator[TokenChunk], act: Callable[[TokenChunk], A
         await act(chunk)
 
 
-def _closing(chunks: AsyncIterator[TokenChunk]) -> AbstractAsyncContextManager[object]:
+def closing(chunks: AsyncIterator[TokenChunk]) -> AbstractAsyncContextManager[object]:
     """A context manager that closes an async generator on leaving, not when it is collected. Other iterators may lack `aclose`."""
     if hasattr(chunks, "aclose"):
         return aclosing(cast("AsyncGenerator[TokenChunk, None]", chunks))

@@ -29,7 +29,7 @@ def check_runner(runner: object) -> None:
         TypeError: it has no `build` method, is a class or no attrs value, or a field is not plain data.
         ValueError: its class, or the class of a field, cannot be imported by name; or it is nested more than 64 deep.
     """
-    if issubclass(_class_of(runner), type) or not _can_build(runner):
+    if issubclass(class_of(runner), type) or not _can_build(runner):
         raise TypeError(f"a runner must be a value with a build method, got {brief(runner)}")
     pack(runner)
 
@@ -99,7 +99,7 @@ def unpack(packed: Any) -> Any:
 
 def _pack(value: Any, where: str, depth: int) -> Any:
     """One value, packed. `where` names the value in an error."""
-    kind, deeper = _class_of(value), depth + 1
+    kind, deeper = class_of(value), depth + 1
     if depth > _DEEP:
         raise ValueError(f"{where[:200]} must be nested at most {_DEEP} deep; it may contain itself")
     if kind in _PLAIN:
@@ -136,13 +136,14 @@ def _is_unicode(text: str) -> bool:
 
 def _fields(value: Any, where: str, depth: int) -> Iterator[tuple[str, Any]]:
     """The arguments of the constructor, each packed."""
-    cls = _class_of(value)
+    cls = class_of(value)
     for field in attrs.fields(cls):
         if field.init:
             yield field.alias, _pack(getattr(value, field.name), f"{where}.{field.name}", depth)
 
 
-def _class_of(value: object) -> type[Any]:
+def class_of(value: object) -> type[Any]:
+    """Its class, for `attrs.fields`, which takes no `type[object]`."""
     return type(value)
 
 

@@ -15,14 +15,10 @@ from typing import Literal, TypeAlias
 from attrs import define, field, frozen
 from attrs.validators import ge, gt, instance_of, lt
 
-from ..brief import attribute_of, is_a
-from ..errors import CircuitOpen, InferenceError, NetworkError, RateLimited
+from ..errors import CircuitOpen
 from ..protect import protected
 
 State: TypeAlias = Literal["closed", "open", "half-open"]
-
-_SERVER_ERROR = 500
-"""The least HTTP status with which a server says that it has failed."""
 
 
 @frozen(kw_only=True)
@@ -42,13 +38,6 @@ class Breaker:
     failures: int = field(default=5, validator=[instance_of(int), ge(1)])
     open_for: float = field(default=30.0, converter=float, validator=[gt(0), lt(float("inf"))])
     probes: int = field(default=1, validator=[instance_of(int), ge(1)])
-
-
-def tells_of_server(error: InferenceError) -> bool:
-    """Whether an error is a failure of the server, and not of one request."""
-    code = attribute_of(error, "code")
-    of_request = type(code) is int and code < _SERVER_ERROR
-    return is_a(error, NetworkError) and not is_a(error, RateLimited, CircuitOpen) and not of_request
 
 
 @protected

@@ -21,13 +21,10 @@ from ..errors import (
 )
 from ..hosts import Session
 from ..protect import protected
-from ..types import ExecuteBatch, RunnerSpec, Sampling, SessionRebuildCause
+from ..types import CANARY, RunnerSpec, SessionRebuildCause
 from .deadlines import Deadlines
 from .group import Group, Replacement
 from .record import Record, record_of
-
-CANARY = ExecuteBatch("canary", "", sampling=Sampling(max_tokens=1, temperature=0, seed=0))
-"""The canary: a request for one token that shows whether an idle context still answers (D9). An error is an answer too."""
 
 
 @protected

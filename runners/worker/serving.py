@@ -36,6 +36,7 @@ from supervise import (
 )
 
 from ..brief import attribute_of, brief, is_a, text_of
+from ..diagnosis.network import tells_of_server
 from ..errors import (
     BadRequest,
     CircuitOpen,
@@ -54,9 +55,8 @@ from ..errors import (
 from ..hosts import RequestFailed
 from ..nursery import bare_nursery
 from ..protect import protected
-from ..types import RateLimits, RunnerInfo, SessionRebuildCause, TokenChunk
-from .breaker import tells_of_server
-from .context import CANARY, Context
+from ..types import CANARY, RateLimits, RunnerInfo, SessionRebuildCause, TokenChunk
+from .context import Context
 from .rates import Begun, retry_delay
 from .record import MAX_CHARACTERS, Record, admitted, caused, estimated_tokens, id_of, record_of
 

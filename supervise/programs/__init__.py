@@ -15,7 +15,7 @@ from .errors import (
     CommandUnhealthy,
     GuardianLost,
 )
-from .program import Command
+from .program import Command, Program
 from .running import Running
 
 __all__ = [
@@ -27,6 +27,7 @@ __all__ = [
     "CommandNotReady",
     "CommandUnhealthy",
     "GuardianLost",
+    "Program",
     "Running",
     "every",
     "http",

@@ -169,6 +169,11 @@ class Guarded:
         Args:
             when: the end of the sentence.
         """
+        in_order = self._code == 0 and not self._left and not when and self._defect is None
+        return None if in_order else self.how(when)
+
+    def how(self, when: str = "") -> CommandError:
+        """How it has ended, also if that was in order."""
         name = self._order.name
         if self._defect is not None:
             raise self._defect
@@ -180,11 +185,9 @@ class Guarded:
             error = GuardianLost(text + when)
         elif self._code < 0:
             error = CommandExited(f"{name} was killed by {signal_name(-self._code)}{when}", self._code)
-        elif self._code or when or self._left:
+        else:
             text = f"{name} exited with status {self._code}{when}"
             error = CommandExited(text + _advice(name, self._left if not self._code else 0), self._code)
-        else:
-            return None
         self._output.note(error)
         return error
 

@@ -17,6 +17,7 @@ from contextlib import suppress
 import trio
 
 from .._core._brief import printable
+from .._trio.protect import protected
 
 LOGGER = "supervise.programs"
 MAX_LINE = 4096
@@ -91,8 +92,9 @@ class Output:
             stream.close()
 
 
+@protected
 class _Stream:
-    """The reading end of one pipe."""
+    """The reading end of one pipe. A task reads it; an interrupt there would end the task that follows the guardian, and so Trio."""
 
     def __init__(self, output: Output, name: str, level: int) -> None:
         self._output = output

@@ -14,7 +14,7 @@ from .._trio.child import stop_requested
 from .._trio.leaf import current
 from .._trio.protect import protected
 from .checks import every, line, notify, wait_until_ready
-from .errors import CommandMissing, CommandNotReady, CommandUnhealthy
+from .errors import CommandError, CommandMissing, CommandNotReady, CommandUnhealthy
 from .guarded import Guarded, Order
 from .notify import Notifications
 from .output import Output
@@ -85,6 +85,11 @@ class Running:
         if self._conduct.reload is None:
             raise RuntimeError(f"command {self._conduct.name!r} has no signal for a reload: declare reload=…")
         self.send_signal(self._conduct.reload)
+
+    async def ended(self) -> CommandError:
+        """Wait until it has ended, and all its processes have. Returns how, also after exit status 0."""
+        await self.guarded.ended.wait()
+        return self.guarded.how()
 
     # --- for the checks, see `Checked`
 

@@ -17,17 +17,19 @@ import time
 import warnings
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any, TypeAlias
 
 import trio
 
-from runners import ExecuteBatch, Sampling, ThreadHost, device_worker, rebuild
+from runners import EngineHost, ExecuteBatch, OpenAIModel, Sampling, ThreadHost, device_worker, rebuild
 from runners.hosts import Host
 from runners.hosts.process.host import ProcessHost
 from runners.hosts.process.parent import standby
 from runners.models.scripted import Fault, Scripted
 from runners.types import RunnerSpec
 from supervise import Child, Supervisor, stop_requested
+from supervise.programs import Command
 
 from ..runners.contexts import descriptors, processes
 from .strike import Place, PlaceStriker
@@ -41,6 +43,7 @@ GONE = 2.0
 """Seconds in which the kernel must have ended what a dead process leaves behind."""
 
 RUNNER = Talking(Scripted(8, delay=0.002, faults=(Fault("kill", "stream", 3, incarnation=1),)))
+ENGINES = str(Path(__file__).parents[1] / "runners" / "engines.py")
 TOKENS = Sampling(max_tokens=8, temperature=0, seed=0)
 
 
@@ -72,6 +75,30 @@ async def spawned(scene: Scene) -> None:
 async def threaded(scene: Scene) -> None:
     """In a thread, which no failure is cured in."""
     await _served(scene, ThreadHost(), runner=Scripted(8, delay=0.002))
+
+
+@device
+async def engined(scene: Scene) -> None:
+    """A server program, which is killed in the middle of a stream."""
+    engine = Command("engine", [sys.executable, ENGINES, "{port}", "sums"])
+    model = OpenAIModel("http://127.0.0.1:{port}/v1", "m", token_ids=True)
+    worker = device_worker("worker", model, host=EngineHost(engine), backoff=None)
+    async with scene.tree(Supervisor("app", [worker])) as tree:
+        ref = tree["app/worker"]
+        pid = (await ref.ready()).pid
+        begun = []
+        async with ref.stream(ExecuteBatch("stream", payload=[1, 2], sampling=TOKENS)) as stream:
+            async for chunk in stream:
+                begun.append(chunk.index)
+                if len(begun) == 3:
+                    os.kill(pid, signal.SIGKILL)
+        assert begun == list(range(8))
+        # The last chunks may have been sent before the kill.
+        while (await ref.ready()).incarnation == 1:  # noqa: ASYNC110 - the change has no event here
+            await trio.sleep(0.005)
+        await rebuild(ref)
+        async with ref.stream(ExecuteBatch("left", payload=[1, 2], sampling=TOKENS)) as stream:
+            await anext(stream)
 
 
 async def _served(scene: Scene, host: Host, *prepared: trio.Event, runner: RunnerSpec = RUNNER) -> None:
@@ -197,7 +224,12 @@ There: TypeAlias = tuple[set[int], Sequence[str], int]
 
 def there() -> There:
     """Processes, descriptors and threads."""
-    return processes(), descriptors(), threading.active_count()
+    return processes(), descriptors(), _threads()
+
+
+def _threads() -> int:
+    """How many there are, without those that Trio keeps for ten seconds in case they are needed again."""
+    return sum(not thread.name.startswith("Trio thread") for thread in threading.enumerate())
 
 
 def left(before: There) -> str | None:
@@ -215,7 +247,7 @@ def left(before: There) -> str | None:
         return f"processes left: {more}"
     if descriptors() != before[1]:
         return f"descriptors left: {before[1]} became {descriptors()}"
-    return "a thread is left" if threading.active_count() > before[2] else None
+    return "a thread is left" if _threads() > before[2] else None
 
 
 def _is_child(pid: int) -> bool:

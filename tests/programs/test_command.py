@@ -51,6 +51,19 @@ async def test_without_ready_a_program_is_ready_as_soon_as_it_runs(tmp_path):
 
 
 @pytest.mark.trio
+@pytest.mark.parametrize(("end", "tag"), [("", "command.exit.0"), ("sys.exit(3)", "command.exit.3")])
+async def test_a_program_runs_outside_of_a_tree(tmp_path, end, tag):
+    """The resource of a command may be used alone. Its end is an error also after status 0, and has the last lines of the program."""
+    command = Command("alone", python(f"import sys; print('hello'); {end}"), cwd=tmp_path)
+    with trio.fail_after(20):
+        async with command.resource() as running:
+            error = await running.ended()
+    assert (type(error), error.tag) == (CommandExited, tag)
+    assert error.__notes__ == ["the last lines of its output:\nhello"]
+    assert processes_in(tmp_path) == set()
+
+
+@pytest.mark.trio
 @pytest.mark.parametrize(
     ("end", "tag", "text"),
     [

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from runners import InlineHost, device_worker
-from runners.diagnosis.network import http_error
+from runners.diagnosis.network import http_error, tells_of_server
 from runners.errors import (
     BadRequest,
     CircuitOpen,
@@ -21,7 +21,7 @@ from runners.errors import (
 )
 from runners.models.scripted import Scripted
 from runners.worker import Breaker
-from runners.worker.breaker import Circuit, tells_of_server
+from runners.worker.breaker import Circuit
 from runners.worker.group import Group
 
 

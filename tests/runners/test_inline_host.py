@@ -18,6 +18,7 @@ from runners.errors import (
     ContextPoisoned,
     DeviceError,
     NetworkError,
+    NetworkTimeout,
     RateLimited,
     RunnerError,
     Timeout,
@@ -309,8 +310,8 @@ def test_a_poison_that_a_dropped_stream_raises_in_ending_counts(seed):
     ("raised", "kind"),
     [
         (ConnectionResetError("reset by peer"), NetworkError),
-        (TimeoutError("slow"), NetworkError),
-        (trio.TooSlowError(), NetworkError),
+        (TimeoutError("slow"), NetworkTimeout),
+        (trio.TooSlowError(), NetworkTimeout),
         (trio.BrokenResourceError("gone"), NetworkError),
         (RateLimited("later", retry_after=3.0), RateLimited),
         (ExceptionGroup("a nursery's", [RateLimited("later", retry_after=3.0)]), RateLimited),

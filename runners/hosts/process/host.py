@@ -22,7 +22,7 @@ from trio.lowlevel import enable_ki_protection
 
 from runners.brief import brief, one_line, text_of
 from runners.diagnosis.nvml import Nvml
-from runners.diagnosis.probe import device_numbers
+from runners.diagnosis.probe import check_device
 from runners.errors import (
     BadRequest,
     ContextDied,
@@ -73,14 +73,6 @@ _SHORT = 0.02
 
 def _start_method(wanted: StartMethod | None) -> StartMethod:
     return wanted or "forkserver"
-
-
-def check_device(_host: object, _field: object, device: str) -> None:
-    """A name that begins with `cuda` must be one of torch's, or of several devices. Only the runner can judge other names."""
-    if device.startswith("cuda"):
-        device_numbers(device)
-    elif not device:
-        raise ValueError("device must name a device, got ''")
 
 
 @frozen(kw_only=True)

@@ -510,6 +510,7 @@ _REQUEST_ERRORS: dict[str, type[InferenceError]] = {
         errors.Timeout,
         errors.Backpressure,
         errors.NetworkError,
+        errors.NetworkTimeout,
         errors.ServerError,
         errors.RateLimited,
         errors.Unauthorized,

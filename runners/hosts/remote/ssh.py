@@ -17,11 +17,12 @@ from attrs import field, frozen
 from attrs.validators import ge, gt, instance_of, min_len, optional
 
 from runners.brief import brief, one_line
+from runners.diagnosis.probe import check_device
 from runners.errors import Unrecoverable
 from runners.hosts import Session
 from runners.hosts.packing import check_runner, pack
 from runners.hosts.process import wire
-from runners.hosts.process.host import check_device, lived
+from runners.hosts.process.host import lived
 from runners.hosts.remote.link import SOURCE
 from runners.hosts.remote.reserve import FarPlan, FarReserve
 from runners.protect import Entered

@@ -19,7 +19,7 @@ __all__ = ["OpenAIModel"]
 class OpenAIModel(Settings):
     """A model on a server that speaks OpenAI's API: that of OpenAI, vLLM, SGLang, llama.cpp, a gateway, `runners.serve`.
 
-    It needs an `InlineHost`. A request with a `prompt`, or with a list of token ids as its `payload`, goes to `completions`, one with
+    It needs an `InlineHost`, or an `EngineHost`, which has the server as well. A request with a `prompt`, or with a list of token ids as its `payload`, goes to `completions`, one with
     a list of messages to `chat/completions`; `chat=True` sends a prompt there too, as one message of a user. The request's
     `options` are fields of the body, as they are. What a chat gives besides text, such as tool calls, is in the `data` of its
     chunks: `{"delta": {…}}`.
@@ -31,7 +31,7 @@ class OpenAIModel(Settings):
     otherwise. It is never `reproducible`: a server may compute with other neighbours each time.
 
     Args:
-        url: that `/completions` is below, such as `https://api.openai.com/v1`.
+        url: that `/completions` is below, such as `https://api.openai.com/v1`. With an `EngineHost` its port is `{port}`.
         model: its name on the server; None sends the `model` of each request.
         key_env: the name of the environment variable that has the key. It is read when a session is made: at the start, at a rebuild,
             and once more when the server rejects the key. None sends none.
@@ -62,7 +62,7 @@ class OpenAIModel(Settings):
         """Make a session. The server is not asked yet: one that is away fails its requests, and not the worker.
 
         Raises:
-            LoadFailed: the variable of the key is not set, or has what no header can carry.
+            LoadFailed: the variable of the key is not set, or has what no header can carry; or the URL still has `{port}`.
             ModuleNotFoundError: the extra `openai` is not installed.
         """
         try:

@@ -3,6 +3,8 @@
 Every wait for the server has a deadline of Trio's, which only tokens extend; httpx2's own timeout holds for connecting alone, since
 its timeout for reading begins anew with every byte. An exception of httpx2 may quote the server, and the server our key. So it
 becomes an error of ours with a redacted text, which is raised outside the `except` block and has no cause and no context.
+
+All of it is protected from `KeyboardInterrupt` (R4), which between two lines would leave a connection open. None of it takes long.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ from typing import Any, TypeVar
 import httpx2
 import trio
 from attrs import define, field
+from trio.lowlevel import enable_ki_protection
 
 from runners.brief import is_a
 from runners.errors import (
@@ -24,6 +27,7 @@ from runners.errors import (
     InferenceError,
     LoadFailed,
     NetworkError,
+    NetworkTimeout,
     Unauthorized,
 )
 from runners.models.openai.answer import Answer, prompt_ids
@@ -31,6 +35,7 @@ from runners.models.openai.events import Event, EventReader
 from runners.models.openai.refusal import MAX_BODY, Redactor, refusal
 from runners.models.openai.request import Asked, asked
 from runners.models.openai.settings import Settings
+from runners.protect import protected
 from runners.types import (
     ContinuingRunner,
     ExecuteBatch,
@@ -59,9 +64,12 @@ def openai_runner(spec: Settings) -> ContinuingRunner:
     Raises:
         LoadFailed: see `OpenAIModel.build`.
     """
+    if "{port}" in spec.url:
+        raise LoadFailed(f"url must have a port, got {spec.url}: only an EngineHost replaces {{port}}")
     return _OpenAIRunner(spec)
 
 
+@protected
 class _OpenAIRunner:
     """See `OpenAIModel`."""
 
@@ -177,6 +185,7 @@ class _OpenAIRunner:
         return ids
 
     @asynccontextmanager
+    @enable_ki_protection
     async def _exchange(self, request: Asked, deadline: float) -> AsyncGenerator[_Events, None]:
         """The events of one request.
 
@@ -209,6 +218,7 @@ class _OpenAIRunner:
             raise error
 
     @asynccontextmanager
+    @enable_ki_protection
     async def _used(self) -> AsyncGenerator[_Session, None]:
         session = self._session
         session.streams += 1
@@ -219,6 +229,7 @@ class _OpenAIRunner:
             await session.close_if_unused()
 
 
+@protected
 @define(eq=False)
 class _Session:
     """Connections with one key. `streams`: how many use it. `retired`: whether no further one will."""
@@ -250,15 +261,17 @@ class _Session:
         """Wait for the server.
 
         Raises:
-            NetworkError: it does not answer in time, or is lost.
+            NetworkTimeout: it does not answer in time.
+            NetworkError: it is lost.
         """
-        text = "the server gave no token in time"
+        found: NetworkError = NetworkTimeout("the server gave no token in time")
         with trio.move_on_at(deadline):
             try:
                 return await wait()
             except (httpx2.HTTPError, httpx2.InvalidURL, httpx2.StreamError) as error:
-                text = f"{type(error).__name__}: {self.redact(str(error))}"
-        raise NetworkError(text)
+                kind = NetworkTimeout if isinstance(error, httpx2.TimeoutException) else NetworkError
+                found = kind(f"{type(error).__name__}: {self.redact(str(error))}")
+        raise found
 
     async def refused(self, response: httpx2.Response) -> InferenceError:
         """The error for a status other than 200; the body is read to its limits of time and size."""
@@ -291,6 +304,7 @@ class _Session:
         return _Events(self, parts)
 
 
+@protected
 @define(eq=False)
 class _Events:
     """The events of one answer, each within a deadline. `is_whole`: whether its finish reason is there, so that its end may be anything."""
@@ -334,6 +348,7 @@ class _Events:
         await self.next(trio.current_time() + _AFTER_DONE)
 
 
+@enable_ki_protection
 async def _leave(parts: AsyncIterator[bytes]) -> None:
     """End the iteration of a body. httpx2 nests async generators, and what closes the outermost one leaves the others open.
 
