@@ -9,7 +9,7 @@ from attrs import frozen
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from benchmarks.scale import cost, partition, rack
+from benchmarks.scale import cost, partition, rack, stop
 from benchmarks.scale.__main__ import BEGIN, PAGE, last, pictures, published
 from benchmarks.scale.tables import TABLES
 from benchmarks.scale.world import LEASE, LOAD, MARGIN, Size
@@ -175,6 +175,17 @@ def test_a_start_of_everything_at_once_needs_a_queue():
     assert shared.devices == 0
     assert shared.given_up > SMALL.all_devices
     assert rack.boot(start, SMALL, queue=True, horizon=300).up is not None
+
+
+# --- a stop
+
+
+def test_an_ordered_stop_takes_the_sum_of_the_drains_of_one_program():
+    """R12, R26: children drain one after the other, the members of a pool together, and hosts beside each other."""
+    seconds = [stop.stop(programs, SMALL) for programs in stop.STOPS.values()]
+    assert seconds == pytest.approx(
+        [SMALL.all_devices * stop.FINISH, stop.FINISH, SMALL.devices * stop.FINISH]
+    )
 
 
 # --- the partition

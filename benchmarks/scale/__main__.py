@@ -1,6 +1,6 @@
 """A tree for 1,000 hosts with eight devices each: every figure and picture of docs/explanation/scale.md.
 
-    python -m benchmarks.scale             run everything, some twenty minutes, and write benchmarks/scale/results.json
+    python -m benchmarks.scale             run everything, some ten minutes, and write benchmarks/scale/results.json
     python -m benchmarks.scale --quick     four racks of five hosts, in a minute; writes nothing
     python -m benchmarks.scale --only loss storm   run these parts, and keep the other last results
     python -m benchmarks.scale --publish   put the last results into the page, and draw its pictures; runs nothing
@@ -22,7 +22,7 @@ from attrs import asdict
 
 from benchmarks.measure import about, run
 from benchmarks.progress import progress
-from benchmarks.scale import cost, partition, rack
+from benchmarks.scale import cost, partition, rack, stop
 from benchmarks.scale.draw import PICTURES
 from benchmarks.scale.tables import TABLES, Results
 from benchmarks.scale.world import Series, Size
@@ -34,7 +34,7 @@ BEGIN, END = "<!-- python -m benchmarks.scale: {} -->\n", "\n<!-- end -->"
 FULL, QUICK = Size(), Size(racks=4, hosts=5)
 REPETITIONS = 5
 Work = Callable[[], Any]
-PARTS = ("loss", "groups", "storm", "boots", "parted", "killed", "counts", "times")
+PARTS = ("loss", "groups", "storm", "boots", "stops", "parted", "killed", "counts", "times")
 BOOT_HORIZON = 1800.0
 LONG_HORIZON = 100_000.0
 """Seconds after which a first start is given up; the long one for one program in which each start waits for a load."""
@@ -59,6 +59,7 @@ def plan(size: Size, repetitions: int) -> dict[str, dict[str, Work]]:
             for queue in (False, True)
             if name != rack.IN_START or not queue  # it never has two loads at once
         },
+        "stops": {name: partial(stop.stop, programs, size) for name, programs in stop.STOPS.items()},
         "parted": {
             name: partial(_parted, partition.part, terms, size) for name, terms in partition.TERMS.items()
         },
@@ -77,10 +78,9 @@ def plan(size: Size, repetitions: int) -> dict[str, dict[str, Work]]:
 
 def measure(size: Size, repetitions: int, only: Sequence[str]) -> Results:
     """Run these parts."""
-    found: Results = {
-        "about": about(["ours"], quick=size == QUICK),
-        "size": {"devices": size.all_devices, "places": size.hosts},
-    }
+    found: Results = {"size": {"devices": size.all_devices, "places": size.hosts}}
+    if "times" in only:  # the other parts are the same at any time, on any machine
+        found["about"] = about(["ours"], quick=size == QUICK)
     works = {part: these for part, these in plan(size, repetitions).items() if part in only}
     with progress("runs", sum(map(len, works.values()))) as step:
         for part, these in works.items():

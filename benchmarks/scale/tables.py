@@ -102,6 +102,14 @@ def boots(results: Results) -> str:
     )
 
 
+def stops(results: Results) -> str:
+    """An ordered stop of everything."""
+    return _table(
+        ("declaration", "all have stopped after"),
+        ((name, _time(seconds)) for name, seconds in results["stops"].items()),
+    )
+
+
 def partition(results: Results) -> str:
     """The partition of a rack from the control program."""
     return _units(results["parted"], "both sides keep to")
@@ -185,6 +193,7 @@ TABLES: dict[str, Callable[[Results], str]] = {
     "groups": groups,
     "storm": storm,
     "boots": boots,
+    "stops": stops,
     "partition": partition,
     "control": control,
     "cost": cost,
