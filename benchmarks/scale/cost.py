@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Any
+from unittest.mock import patch
 
 import trio
 
@@ -171,22 +172,18 @@ def timed(way: str, racks: int, hosts: int, devices: int) -> Measured:
 
 def counted(way: str, size: Size) -> dict[str, dict[str, int]]:
     """The inputs of all machines, the turns of Trio's scheduler and the events of each phase; the same on every machine."""
-    handle = Machine.handle
+    watch, handle = _Counts(), Machine.handle
 
-    async def run() -> Measured:
-        watch = _Counts()
+    def counting(machine: Machine, *args: Any) -> Any:
+        watch.counted["inputs"] += 1
+        return handle(machine, *args)
 
-        def counting(machine: Machine, *args: Any) -> Any:
-            watch.counted["inputs"] += 1
-            return handle(machine, *args)
-
-        Machine.handle = counting  # type: ignore[method-assign]  # Every input comes through here, also from the forest's work list.
+    async def run() -> None:
         trio.lowlevel.add_instrument(watch)
         await WAYS[way](_Fleet(size), watch, [watch.event])
-        return watch.found
 
-    try:
-        found = run_virtual(run, seed=1)
-    finally:
-        Machine.handle = handle  # type: ignore[method-assign]  # as above
-    return {phase: found[phase] for phase in PHASES}
+    with patch.object(
+        Machine, "handle", counting
+    ):  # every input comes through here, also from the work list of the forest
+        run_virtual(run, seed=1)
+    return {phase: watch.found[phase] for phase in PHASES}

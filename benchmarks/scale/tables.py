@@ -147,9 +147,9 @@ def cost(results: Results) -> str:
         *(f"inputs, of {_number(int(size))}" for size in sizes),
         "events",
         "turns of Trio's scheduler",
-        "floor",
+        "of the floor",
         "seconds",
-        "floor",
+        "of the floor",
         "ratio",
     )
     last = sizes[-1]
