@@ -47,7 +47,7 @@ NO_LEASE, NO_WAIT, CUT_SHORT, FENCED = (
     "no lease",
     "a lease, no wait for its end",
     "a lease, a wait with the default grace",
-    "a lease, a wait with a grace above it",
+    "a lease, a wait with a longer grace",
 )
 TERMS = {
     NO_LEASE: Terms(lease=False, waits=False),
