@@ -6,21 +6,35 @@ import math
 from collections.abc import Sequence
 from html import escape
 
-INK, FAINT, GRID = "#24292f", "#6e7781", "#d8dee4"
+INK, FAINT, GRID, CARD = "#24292f", "#6e7781", "#d8dee4", "#ffffff"
+DARK = {
+    INK: "#e6edf3",
+    FAINT: "#9198a1",
+    GRID: "#2d333b",
+    CARD: "#0d1117",
+    "#0969da": "#58a6ff",
+    "#cf222e": "#ff7b72",
+    "#1a7f37": "#3fb950",
+    "#bf8700": "#d29922",
+    "#8250df": "#bc8cff",
+}
+"""What takes the place of a color where the reader's page is dark."""
 FONT = "system-ui, -apple-system, 'Segoe UI', Helvetica, Arial, sans-serif"
 
 
 class Picture:
-    """A white card to draw on."""
+    """A card to draw on: white, and with `dark` a dark one where the reader's page is dark."""
 
-    def __init__(self, width: float, height: float, title: str) -> None:
+    def __init__(self, width: float, height: float, title: str, *, dark: bool = False) -> None:
         self._size = f'width="{width:g}" height="{height:g}"'
         box = f'viewBox="0 0 {width:g} {height:g}"'
         self._lines = [
             f'<svg xmlns="http://www.w3.org/2000/svg" {self._size} {box} font-family="{FONT}" font-size="12">',
             f"<title>{escape(title)}</title>",
-            f'<rect {self._size} rx="8" fill="#ffffff"/>',
+            f'<rect {self._size} rx="8" fill="{CARD}"/>',
         ]
+        if dark:
+            self._lines.insert(2, _dark_style())
         self.text(20, 28, title, size=15, weight=600)
 
     def text(
@@ -59,7 +73,7 @@ class Picture:
 
     def dot(self, x: float, y: float, *, color: str, radius: float = 4, hollow: bool = False) -> None:
         """A circle."""
-        fill, stroke = ("#ffffff", color) if hollow else (color, "#ffffff")
+        fill, stroke = (CARD, color) if hollow else (color, CARD)
         place = f'cx="{x:.1f}" cy="{y:.1f}" r="{radius:g}"'
         self._lines.append(f'<circle {place} fill="{fill}" stroke="{stroke}" stroke-width="1.5"/>')
 
@@ -70,6 +84,15 @@ class Picture:
 
     def __str__(self) -> str:
         return "\n".join([*self._lines, "</svg>", ""])
+
+
+def _dark_style() -> str:
+    rules = "".join(
+        f'[{kind}="{color}"]{{{kind}:{other}}}'
+        for color, other in DARK.items()
+        for kind in ("fill", "stroke")
+    )
+    return f"<style>@media (prefers-color-scheme: dark){{{rules}}}</style>"
 
 
 class Scale:
