@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from .adopting import ADOPTING
 from .devices import DEVICES
+from .fleets import FLEETS
 from .hosts import HOSTS
 from .mailboxes import MAILBOXES
 from .operating import OPERATING
@@ -11,4 +12,4 @@ from .remote import REMOTE
 from .trees import TREES
 from .workers import WORKERS
 
-PLANTS = [*MAILBOXES, *TREES, *ADOPTING, *OPERATING, *WORKERS, *DEVICES, *HOSTS, *REMOTE]
+PLANTS = [*MAILBOXES, *TREES, *ADOPTING, *OPERATING, *WORKERS, *DEVICES, *HOSTS, *REMOTE, *FLEETS]
