@@ -63,7 +63,7 @@ FLEETS = (
             "a request that was in both contexts is no cause",
             "if is_apart and self.loss.streams:",
             "if self.loss.streams:",
-            "a_request_that_kills_contexts_is_found_in_a_fleet",
+            "a_suspect_blocks_only_the_context_that_tries_it",
         ),
         (
             "a death is joined with one that is over",

@@ -17,12 +17,13 @@ from stage import (
 )
 from test_groups import asks, serving
 
-from runners.errors import ContextDied, ContextLost, PoisonRequest, RunnerError, Timeout, WorkerDown
+from runners.errors import ContextDied, ContextLost, PoisonRequest, RunnerError, Timeout
 from runners.hosts import RequestFailed
 from runners.models.scripted import Fault, Scripted
+from runners.worker import rebuild, replace
 from runners.worker.group import Group
 from runners.worker.record import Record
-from supervise import Backoff, Limit
+from supervise import Backoff
 from supervise.testing import run_virtual
 
 pytestmark = pytest.mark.filterwarnings("error")
@@ -234,15 +235,15 @@ async def test_a_stream_that_ends_in_the_next_context_is_no_part_of_a_loss(ends,
 async def test_a_worker_that_was_down_remembers_no_loss(autojump_clock):
     """D6: Its streams have ended with it; after the next death there are suspects."""
     host = Stage()
-    async with serving(hosts=[host], limit=Limit(1, within=60)) as scene, trio.open_nursery() as nursery:
-        _, b = await asks(nursery, scene.worker, "ab")
-        for number in (1, 2):
-            act = await host.act(number)
-            await until(lambda act=act: act.open)
-            act.fails(ContextDied("killed"))
-        await b.over.wait()
-        assert type(b.error) is WorkerDown
-        await scene.above(0).start()
+    async with serving(hosts=[host]) as scene, trio.open_nursery() as nursery:
+        for name in "ab":  # without a caller, who would leave
+            scene.worker.send_nowait(batch(name))
+        first = await host.act(1)
+        await first.has("a", "b")
+        first.fails(ContextDied("killed"))
+        await (await host.act(2)).has("a")
+        await scene.worker.stop()
+        await scene.worker.start()
         await asks(nursery, scene.worker, "cd")
         (await host.act(3)).fails(ContextDied("killed"))
         await (await host.act(4)).has("c")
@@ -266,3 +267,66 @@ async def test_a_deadline_in_the_queue_ends_a_stream_for_its_loss_too(autojump_c
         assert type(a.error) is Timeout
         assert not group.loss.streams
         nursery.cancel_scope.cancel()
+
+
+# --- one member
+
+
+@pytest.mark.trio
+async def test_a_member_that_is_drained_gets_nothing_new_and_its_streams_go_on(autojump_clock):
+    """D12, D13: Those that end within the time end there; a longer one moves to another context, and continues there."""
+    hosts = members([Node(), Node()], [[0.0], [0.0]])
+    runner = Scripted(TOKENS, streams=4, delay=STEP)
+    async with (
+        serving(runner, hosts=hosts, drain=3.2, patience=1000) as scene,
+        trio.open_nursery() as nursery,
+    ):
+        early = await asks(nursery, scene.worker, "ab")
+        await trio.sleep(4)
+        late = await asks(nursery, scene.worker, "cd")
+        await trio.sleep(0.75)
+        began = trio.current_time()
+        nursery.start_soon(scene.above(0).stop)
+        await trio.sleep(0.1)
+        before = list(hosts[0].begun)
+        more = await asks(nursery, scene.worker, "ef")
+        await until(lambda: scene.nodes()[0] == ("app/llm/context-0", "down"))
+        assert trio.current_time() - began == pytest.approx(3.2, abs=0.1)
+        for caller in (*early, *late, *more):
+            await caller.over.wait()
+            caller.assert_whole(TOKENS)
+        assert hosts[0].begun == before == ["a", "c"]
+        assert hosts[1].begun == ["b", "d", "e", "f", "c"]
+
+
+@pytest.mark.parametrize("order", ["rebuild", "replace"])
+@pytest.mark.trio
+async def test_orders_leave_out_the_contexts_of_a_lost_machine_once_they_are_stopped(order, autojump_clock):
+    """D7, D12: Until then they wait for these, and the others serve; those that come back have the new runner."""
+    nodes = [Node(), Node(), Node()]
+    hosts = members(nodes, [[0.0, 0.0], [0.0], [0.0]])
+    old, new = (Scripted(tokens, streams=4, delay=STEP) for tokens in (4, 6))
+    async with serving(old, hosts=hosts, limit=None, patience=1000) as scene:
+        nodes[0].fail()
+        await until(lambda: scene.state(0) == scene.state(1) == "starting")
+        done = trio.Event()
+
+        async def carried_out():
+            await (rebuild(scene.worker) if order == "rebuild" else replace(scene.worker, new))
+            done.set()
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(carried_out)
+            await trio.sleep(100)
+            assert not done.is_set()
+            async with trio.open_nursery() as asking:
+                them = await asks(asking, scene.worker, "abcd")
+            assert [caller.error for caller in them] == [None] * 4
+            for number in range(2):
+                await scene.above(number).stop()
+        nodes[0].repair()
+        for number in range(2):
+            await scene.above(number).start()
+        runner = new if order == "replace" else old
+        for number in range(4):
+            assert (await scene.above(number).ready())._context.runner == runner
