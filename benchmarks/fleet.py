@@ -24,6 +24,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from time import perf_counter
@@ -70,7 +71,7 @@ def killed() -> Generator[list[Node]]:
         for _ in MEMBERS:
             folder = stack.enter_context(tempfile.TemporaryDirectory())
             server = stack.enter_context(loopback.serving(Path(folder)))
-            nodes.append(Node(server, lambda server=server: _kill(server)))  # type: ignore[misc]  # mypy cannot infer a lambda with a default
+            nodes.append(Node(server, partial(_kill, server)))
         yield nodes
 
 
