@@ -96,4 +96,19 @@ FLEETS = (
             "a_stream_that_ends_in_the_next_context_is_no_part_of_a_loss",
         ),
     ),
+    *plants_of(
+        "models/causal/runner.py",
+        (
+            "a long prompt holds up the streams beside it",
+            "        if self.ready is None and self.fed == self.asked:\n",
+            "        while self.ready is None:\n",
+            "one_turn_is_one_step_for_all_streams_and_a_long_prompt_is_fed_in_pieces",
+        ),
+        (
+            "each stream asks for a step of its own",
+            "        if self.ready is None and self.fed == self.asked:\n",
+            "        if self.ready is None:\n",
+            "one_turn_is_one_step_for_all_streams_and_a_long_prompt_is_fed_in_pieces",
+        ),
+    ),
 )
