@@ -176,6 +176,7 @@ async def _round(nodes: Sequence[Node], runner: RunnerSpec, them: Sequence[Seen]
     def note(event: events.Event) -> None:
         if isinstance(event, events.Failed) and event.path.endswith("/context"):
             failed[event.path].append(perf_counter())
+            print(f"{event.path}: {event.exc}", file=sys.stderr)
 
     hosts = [node.member() for node, count in zip(nodes, MEMBERS, strict=True) for _ in range(count)]
     worker = device_worker("llm", runner, hosts=hosts, limit=None)
