@@ -6,11 +6,15 @@ import os
 import shutil
 import subprocess
 from collections.abc import Generator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 
 from attrs import frozen
 
-BRIDGE, PREFIX, ADDRESSES = "sv-bridge", "sv-", "10.231.77"
+_MINE = f"sv{os.getpid()}"
+"""Before all names, so that two programs make different ones."""
+_NETWORK = f"10.231.{os.getpid() % 254 + 1}"
+HERE = f"{_NETWORK}.1"
+"""The address of this machine in the network."""
 
 
 @frozen
@@ -20,74 +24,74 @@ class Space:
     number: int
 
     @property
-    def name(self) -> str:
-        """The name of the namespace."""
-        return f"{PREFIX}{self.number}"
-
-    @property
     def address(self) -> str:
         """Its address."""
-        return f"{ADDRESSES}.{self.number + 2}"
+        return f"{_NETWORK}.{self.number + 2}"
 
     @property
     def inside(self) -> tuple[str, ...]:
         """What stands before a command that is to run there."""
-        return "ip", "netns", "exec", self.name
+        return "ip", "netns", "exec", self._name
 
     @property
-    def _link(self) -> str:
-        return f"{PREFIX}link{self.number}"
+    def _name(self) -> str:
+        return f"{_MINE}-{self.number}"
 
     def cut(self) -> None:
         """Take its link off: no byte passes, and no end of a connection is seen."""
-        _ip("link", "set", self._link, "nomaster")
+        _ip("link", "set", self._name, "nomaster")
 
     def heal(self) -> None:
         """Put its link back."""
-        _ip("link", "set", self._link, "master", BRIDGE)
+        _ip("link", "set", self._name, "master", _MINE)
 
-    def make(self) -> None:
-        """Make it, and its link."""
-        _ip("netns", "add", self.name)
-        _ip("link", "add", self._link, "type", "veth", "peer", "name", "eth0", "netns", self.name)
-        _ip("link", "set", self._link, "master", BRIDGE, "up")
-        _ip("-n", self.name, "addr", "add", f"{self.address}/24", "dev", "eth0")
-        _ip("-n", self.name, "link", "set", "eth0", "up")
-
-    def remove(self) -> None:
-        """Remove what was made of it."""
-        for words in (("link", "del", self._link), ("netns", "del", self.name)):
-            with suppress(subprocess.CalledProcessError):
-                _ip(*words)
+    @contextmanager
+    def made(self) -> Generator[None]:
+        """Make it, and its link, whose near end has the same name and leads to this machine; afterwards they are gone."""
+        name = self._name
+        with _made("netns", name), _made("link", name, "type", "veth", "peer", "name", "eth0", "netns", name):
+            self.heal()
+            _ip("link", "set", name, "up")
+            _ip("-n", name, "addr", "add", f"{self.address}/24", "dev", "eth0")
+            for device in ("lo", "eth0"):
+                _ip("-n", name, "link", "set", device, "up")
+            _ip("-n", name, "route", "add", "default", "via", HERE)
+            yield
 
 
 def missing() -> str | None:
     """Why no namespaces can be made here."""
     if os.geteuid() or shutil.which("ip") is None:
         return "network namespaces need root and the program ip"
-    name = f"{PREFIX}try"
-    made = subprocess.run(["ip", "netns", "add", name], capture_output=True, check=False).returncode == 0
-    subprocess.run(["ip", "netns", "del", name], capture_output=True, check=False)
-    return None if made else "network namespaces may not be made here"
-
-
-def _ip(*words: str) -> None:
-    subprocess.run(["ip", *words], check=True, capture_output=True)
+    try:
+        with _made("netns", f"{_MINE}-try"):
+            return None
+    except subprocess.CalledProcessError:
+        return "network namespaces may not be made here"
 
 
 @contextmanager
 def network(count: int = 1) -> Generator[list[Space]]:
     """So many machines; afterwards they are gone."""
-    spaces = [Space(number) for number in range(count)]
-    try:
-        _ip("link", "add", BRIDGE, "type", "bridge")
-        _ip("addr", "add", f"{ADDRESSES}.1/24", "dev", BRIDGE)
-        _ip("link", "set", BRIDGE, "up")
+    with _made("link", _MINE, "type", "bridge"), ExitStack() as stack:
+        _ip("addr", "add", f"{HERE}/24", "dev", _MINE)
+        _ip("link", "set", _MINE, "up")
+        spaces = [Space(number) for number in range(count)]
         for space in spaces:
-            space.make()
+            stack.enter_context(space.made())
         yield spaces
+
+
+@contextmanager
+def _made(kind: str, name: str, *more: str) -> Generator[None]:
+    """Add a thing of this kind, and delete it afterwards; a link may be gone then, with the namespace of its other end."""
+    _ip(kind, "add", name, *more)
+    try:
+        yield
     finally:
-        for space in spaces:
-            space.remove()
         with suppress(subprocess.CalledProcessError):
-            _ip("link", "del", BRIDGE)
+            _ip(kind, "del", name)
+
+
+def _ip(*words: str) -> None:
+    subprocess.run(["ip", *words], check=True, capture_output=True)

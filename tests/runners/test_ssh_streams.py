@@ -1,7 +1,10 @@
 """Thirty-two streams of a real model on another machine, and what may be lost between the machines. Real processes, real time."""
 
 import os
+import shutil
 import signal
+import subprocess
+from contextlib import contextmanager, suppress
 
 import pytest
 import trio
@@ -12,7 +15,6 @@ from contexts import (
 from farlings import HoldsTorch
 from sshd import carriers, far, host, needs_sshd, signalled
 
-from benchmarks import namespaces
 from benchmarks.loopback import serving
 from runners.models.torch_lm import TorchLM
 from runners.types import ExecuteBatch, RunnerStart, Sampling
@@ -23,6 +25,7 @@ torch = pytest.importorskip("torch")
 pytestmark = [pytest.mark.filterwarnings("error"), needs_sshd, pytest.mark.slow]
 
 STREAMS, TOKENS = 32, 60
+BRIDGE, NEAR, SPACE, ADDRESSES = "sv-bridge", "sv-near", "sv-far", "10.231.77"
 
 
 def request(number):
@@ -96,27 +99,57 @@ async def test_streams_of_another_machine_equal_their_undisturbed_text(server, u
     await until(lambda: not far(server))
 
 
-@pytest.mark.skipif(namespaces.missing() is not None, reason=str(namespaces.missing()))
+def may_make_namespaces():
+    """Whether a network of our own can be made: this needs root, and the program `ip`."""
+    if os.geteuid() or shutil.which("ip") is None:
+        return False
+    made = subprocess.run(["ip", "netns", "add", "sv-try"], capture_output=True, check=False).returncode == 0
+    subprocess.run(["ip", "netns", "del", "sv-try"], capture_output=True, check=False)
+    return made
+
+
+def ip(*words):
+    subprocess.run(["ip", *words], check=True, capture_output=True)
+
+
+@contextmanager
+def network():
+    """A machine's network behind a bridge: a namespace, from which a link can be taken off, silently."""
+    try:
+        ip("netns", "add", SPACE)
+        ip("link", "add", BRIDGE, "type", "bridge")
+        ip("addr", "add", f"{ADDRESSES}.1/24", "dev", BRIDGE)
+        ip("link", "set", BRIDGE, "up")
+        ip("link", "add", NEAR, "type", "veth", "peer", "name", "eth0", "netns", SPACE)
+        ip("link", "set", NEAR, "master", BRIDGE, "up")
+        ip("-n", SPACE, "addr", "add", f"{ADDRESSES}.2/24", "dev", "eth0")
+        ip("-n", SPACE, "link", "set", "eth0", "up")
+        yield
+    finally:
+        for words in (("link", "del", BRIDGE), ("link", "del", NEAR), ("netns", "del", SPACE)):
+            with suppress(subprocess.CalledProcessError):
+                ip(*words)
+
+
+@pytest.mark.skipif(not may_make_namespaces(), reason="network namespaces need root and the program ip")
 @pytest.mark.parametrize("heals", ["before the lease is over", "after it"])
 @pytest.mark.trio
 async def test_a_link_that_is_cut_costs_no_token(undisturbed, tmp_path, heals):
     """D6, D9, D16: A deadline of the session finds the silence; the far side ends itself, and its device is used only after that."""
+    space = ("ip", "netns", "exec", SPACE)
     folder = tmp_path / "sshd"
     folder.mkdir()
-    with (
-        namespaces.network() as (space,),
-        serving(folder, address=space.address, port=2222, inside=space.inside) as server,
-    ):
+    with network(), serving(folder, address=f"{ADDRESSES}.2", port=2222, inside=space) as server:
         lease = 3.0
 
         async def cut():
             (pid,) = far(server, "runners:context")
-            space.cut()
+            ip("link", "set", NEAR, "nomaster")
             if heals == "after it":
                 await until(lambda: pid not in far(server))
             else:
                 await trio.sleep(lease / 2)
-            space.heal()
+            ip("link", "set", NEAR, "master", BRIDGE)
 
         cut_off = host(server, lease=lease, next_chunk_timeout=1, first_chunk_timeout=20)
         worker = device_worker("llm", HoldsTorch(str(tmp_path)), host=cut_off)
