@@ -14,8 +14,9 @@ from sshd import far, host, needs_sshd
 from stage import Caller, batch
 
 from benchmarks.loopback import serving
+from runners.hosts.process.host import ProcessHost
 from runners.models.scripted import Scripted
-from runners.worker import device_worker
+from runners.worker import device_worker, rebuild, replace
 from supervise import open_tree
 
 pytestmark = [pytest.mark.filterwarnings("error"), needs_sshd, pytest.mark.slow]
@@ -70,4 +71,34 @@ async def test_a_fleet_loses_a_machine_and_no_token(machines):
                 caller.assert_whole(TOKENS)
             states = [node.state for node in tree["llm"].status().children]
             assert states[MEMBERS[0] :] == ["up"] * sum(MEMBERS[1:])
+    await until(lambda: not any(far(machine) for machine in machines))
+
+
+@pytest.mark.trio
+async def test_orders_go_through_local_and_far_members_while_they_serve(machines):
+    """D7, D12, D16: A rolling rebuild loses no token; after a new runner is swapped in, all requests get its answers."""
+    hosts = [ProcessHost(), *(host(machine, lease=2) for machine in machines[:2])]
+    worker = device_worker("llm", Scripted(400, streams=4, delay=0.002), hosts=hosts, limit=None)
+    with trio.fail_after(60):
+        async with open_tree(worker, sinks=[]) as tree:
+            await are_up(tree)
+            them = [Caller(batch(f"{number}")) for number in range(9)]
+            async with trio.open_nursery() as nursery:
+                for caller in them:
+                    nursery.start_soon(caller.run, tree["llm"])
+                while min(len(caller.chunks) for caller in them) < BEGUN:  # noqa: ASYNC110 - the streams set no event
+                    await trio.sleep(0.005)
+                await rebuild(tree["llm"])
+                await replace(tree["llm"], Scripted(TOKENS, streams=4), drain=30)
+            after = [Caller(batch(f"after {number}")) for number in range(9)]
+            async with trio.open_nursery() as nursery:
+                for caller in after:
+                    nursery.start_soon(caller.run, tree["llm"])
+            for caller in them:
+                caller.assert_whole(400)
+            for caller in after:
+                caller.assert_whole(TOKENS)
+            assert [node.path for node in tree["llm"].status().children] == [
+                f"llm/context-{n}" for n in range(3)
+            ]
     await until(lambda: not any(far(machine) for machine in machines))
