@@ -49,7 +49,7 @@ class Session(Protocol):
         """What the loaded runner declared."""
         ...
 
-    def begin(self, batch: ExecuteBatch, accepted: Sequence[int] = ()) -> None:
+    def begin(self, batch: ExecuteBatch, accepted: Sequence[int] = (), *, confirm: bool = False) -> None:
         """Begin a stream, or continue one after its accepted tokens (D6). Never blocks.
 
         In a session that has failed this does nothing, and `receive` raises the failure.
@@ -57,12 +57,20 @@ class Session(Protocol):
         Args:
             batch: the request; its `request_id` names the stream until it ends or is dropped.
             accepted: the ids of all tokens that the stream has got; the next chunk begins at index `len(accepted)`.
+            confirm: note when the runner's side takes the stream; see `has_taken`.
 
         Raises:
             BadRequest: the request cannot be sent to the runner.
             ValueError: a stream with this id is open, or there are accepted tokens and the runner cannot continue a stream.
             RuntimeError: as many streams are open as the runner serves at once (`RunnerInfo.streams`).
             trio.ClosedResourceError: the session has ended.
+        """
+        ...
+
+    def has_taken(self, request_id: str) -> bool:
+        """Whether the context has begun this open stream for which `begin` wanted a confirmation; also after it has failed.
+
+        A death before that moment is not the stream's doing (D6).
         """
         ...
 

@@ -24,7 +24,7 @@ class LocalSession(BaseSession[int]):
         self._passing: deque[DeviceError] = deque()  # errors after which the context continues, to raise once
         self._changed = trio.Event()
 
-    def begin(self, batch: ExecuteBatch, accepted: Sequence[int] = ()) -> None:
+    def begin(self, batch: ExecuteBatch, accepted: Sequence[int] = (), *, confirm: bool = False) -> None:  # noqa: ARG002 - the runner is here, and takes each stream at once
         """See `Session.begin`."""
         self._check_begin(batch.request_id, accepted)
         if self._failure is not None:
@@ -33,6 +33,10 @@ class LocalSession(BaseSession[int]):
         self._streams[batch.request_id] = number
         self._names[number] = batch.request_id
         self._begin(number, batch, tuple(accepted))
+
+    def has_taken(self, request_id: str) -> bool:
+        """See `Session.has_taken`."""
+        return request_id in self._streams
 
     def drop(self, request_id: str) -> None:
         """See `Session.drop`."""

@@ -121,6 +121,7 @@ class Context:
         if self._last is record:
             self._last = None
         record.leave = None
+        record.settle()
         record.withdraw()
         self.has_changed()
 

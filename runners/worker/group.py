@@ -23,7 +23,7 @@ from ..types import RunnerSpec, TokenChunk
 from .breaker import Breaker, Circuit, State
 from .meter import Meter, outcome_of
 from .rates import Rates, RetryBudget
-from .record import Record
+from .record import Loss, Record
 
 LOGGER = logging.getLogger("runners.worker")
 
@@ -41,7 +41,7 @@ class Group:
     """What the contexts of a worker know of one another.
 
     `contexts`: those that serve, by their paths. `replacement`: what `replace` has put in place of the declared runner; None
-    until then. `replacing`: whether it is at work. `drains_until`: when the worker began to stop, the moment by which the begun
+    until then. `loss`: the last death of a context. `replacing`: whether it is at work. `drains_until`: when the worker began to stop, the moment by which the begun
     streams must have ended; None before. `circuit`: of its breaker, if it has one. `meters`: what measures this worker; empty if it is not measured. `_held_back`: the last
     request that the rate limits have held back.
     """
@@ -51,6 +51,7 @@ class Group:
     )  # each a `serving.Context`, which imports this module
     replacement: Replacement | None = None
     replacing: bool = False
+    loss: Loss = field(factory=Loss)
     drains_until: float | None = None
     rates: Rates = field(factory=Rates)
     budget: RetryBudget = field(factory=RetryBudget)
@@ -66,7 +67,7 @@ class Group:
         """A context has ended. When it was the last of a worker that was stopped, the worker may be started again."""
         del self.contexts[path]
         if not self.contexts:
-            self.drains_until = None
+            self.drains_until, self.loss = None, Loss()
 
     def drain(self, seconds: float) -> None:
         """The worker begins to stop: all contexts drain at the same time, though they are stopped one after the other (R12)."""
@@ -74,6 +75,18 @@ class Group:
             self.drains_until = trio.current_time() + seconds
             for context in self.contexts.values():
                 context.has_changed()
+
+    def dies(self, *, is_apart: bool) -> Loss:
+        """A context dies; returns the loss for its streams.
+
+        `is_apart`: whether it had taken no stream that an earlier death has left undecided. If there is one, no request was
+        in both contexts, and none is the cause of both deaths.
+        """
+        if is_apart and self.loss.streams:
+            self.loss.is_shared = True
+        else:
+            self.loss = Loss()
+        return self.loss
 
     def protect_server(self, policy: Breaker | None, path: str) -> None:
         """Keep to this breaker. What the one before has counted is void only if it was another one."""

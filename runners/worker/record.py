@@ -27,6 +27,25 @@ MAX_CHARACTERS = 2**26
 
 @protected
 @define(eq=False)
+class Loss:
+    """The death of a context, or of several at about the same time (D6).
+
+    `streams`: those that were in them, and have not made a step since. `is_shared`: whether there were several contexts, so
+    that no request can be the cause of all.
+    """
+
+    streams: set[Record] = field(factory=set["Record"])
+    is_shared: bool = False
+
+    def add(self, record: Record) -> None:
+        """A stream was in the context, and is to continue."""
+        record.settle()
+        record.loss = self
+        self.streams.add(record)
+
+
+@protected
+@define(eq=False)
 class Record:
     """It travels with its message, over incarnations (D6).
 
@@ -34,6 +53,7 @@ class Record:
     made its first chunk, and `opened_by` that of the one in which it is open. `moved`: whether that has made nothing of it yet.
     `replayed`: accepted tokens that were fed to later sessions. `failures`: errors after which it was tried again, and
     `begins_again`: when it may be. `leave`: what its caller's leaving means to the context in which it is open, if it is in one.
+    `loss`: the death of a context in which it was, if it has made no step since; see `suspect`.
     `begun`: what it counts for the rate limits, and `ticket` what for the breaker; None if there are none.
     `sent_at`: when its caller sent it, and `last_at` when it got its last chunks, by Trio's clock; only a worker that is
     measured notes the latter.
@@ -54,7 +74,7 @@ class Record:
     moved: bool = False
     failures: int = 0
     begins_again: float = 0.0
-    suspect: bool = False
+    loss: Loss | None = None
     sent_at: float | None = None
     last_at: float | None = None
     begun: Begun | None = None
@@ -127,6 +147,17 @@ class Record:
             f"{self.name}: its text may have {MAX_CHARACTERS} characters, got {self.characters}"
         )
 
+    @property
+    def suspect(self) -> bool:
+        """Whether it may be the reason why its context died (D6)."""
+        return self.loss is not None and not self.loss.is_shared
+
+    def settle(self) -> None:
+        """It has made a step since its context died, or has ended."""
+        if self.loss is not None:
+            self.loss.streams.discard(self)
+            self.loss = None
+
     def withdraw(self) -> None:
         """Its stream in a session is over; unless it succeeded or failed there, that counts for nothing to the breaker."""
         if self.ticket is not None:
@@ -135,6 +166,7 @@ class Record:
 
     def left(self) -> None:
         """Its caller is gone."""
+        self.settle()
         if self.leave is not None:
             self.leave(self)
 

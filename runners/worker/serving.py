@@ -357,9 +357,11 @@ class _Serving:
             record = record_of(message)
             self._check(record)
             self._context.cancel_canary()
-            self._session.begin(record.batch, record.accepted)
+            self._session.begin(record.batch, record.accepted, confirm=record.loss is not None)
             record.moved, record.opened_by = True, self._context.runner
         except (BadRequest, ContextLost, Timeout) as exc:
+            if message.memo is not None:
+                record_of(message).settle()
             message.fail(exc)
         else:
             self._context.put(message)
@@ -466,8 +468,8 @@ class _Serving:
             if begins:
                 self._context.has_begun(record)
             self._context.since_oom = None
-            if record.suspect:
-                record.suspect = False
+            if record.loss is not None:
+                record.settle()
                 self._context.has_changed()
             if chunks[-1].finish_reason is not None:
                 self._finish(message, record, chunks)
@@ -613,7 +615,8 @@ class _Serving:
         """Decide about each open stream: it fails, or goes back to the head of the queue.
 
         An end that was ordered, a stop or a rebuild, makes no request a suspect. If there is no failure and no order, the
-        failure was reported from outside, and counts as one of the context.
+        failure was reported from outside, and counts as one of the context. A stream from an earlier death that this context
+        had not taken is not concerned.
         """
         if is_a(failure, OutOfMemory):
             return
@@ -623,16 +626,25 @@ class _Serving:
         ordered = self._was_ordered(failure)
         for message in reversed(self._context.take_retries(math.inf)):
             message.requeue()
-        for message in reversed(self._open.values()):
+        tried = {
+            name
+            for name, message in self._open.items()
+            if record_of(message).loss is not None and self._session.has_taken(name)
+        }
+        loss = self._context.group.dies(is_apart=not tried) if self._open and not ordered else None
+        for name, message in reversed(self._open.items()):
             record = record_of(message)
-            if record.suspect and not ordered:
+            if loss and name in tried and record.suspect:
                 message.fail(record.poisonous(failure))
+                record.settle()
             elif self._context.must_stay(record):
                 message.fail(record.lost(failure))
+                record.settle()
             else:
                 message.requeue()
-            record.suspect = record.suspect or not ordered
-            self._session.drop(record.batch.request_id)
+                if loss and (record.loss is None or name in tried):
+                    loss.add(record)
+            self._session.drop(name)
         self._context.close_all()
         self._context.group.wake()
 

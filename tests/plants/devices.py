@@ -53,14 +53,14 @@ DEVICES = (
         "worker/serving.py",
         (
             "a suspect is not cleared by a step that it survives",
-            "                record.suspect = False\n",
-            "",
+            "            if record.loss is not None:\n                record.settle()\n",
+            "            if record.loss is not None:\n",
             "suspects_come_back_one_at_a_time",
         ),
         (
             "an end that was ordered makes suspects",
-            "record.suspect = record.suspect or not ordered",
-            "record.suspect = True",
+            "if self._open and not ordered else None",
+            "if self._open else None",
             "an_end_that_was_ordered_makes_no_stream_a_suspect",
         ),
         (
@@ -200,8 +200,8 @@ DEVICES = (
         ),
         (
             "a worker that was stopped drains when it is started again",
-            "        if not self.contexts:\n            self.drains_until = None",
-            "        pass",
+            "self.drains_until, self.loss = None, Loss()",
+            "self.loss = Loss()",
             "a_drained_worker_ends_with_its_last_stream_and_serves_again",
         ),
     ),
@@ -254,8 +254,8 @@ DEVICES = (
         ),
         (
             "streams wait for the rebuild of their context",
-            "            else:\n                message.requeue()\n            record.suspect",
-            "            record.suspect",
+            "            else:\n                message.requeue()\n                if loss",
+            "            else:\n                if loss",
             "the_contexts_are_rebuilt_one_after_the_other",
         ),
     ),
@@ -299,8 +299,8 @@ DEVICES = (
         ),
         (
             "a caller that leaves frees no place",
-            "            self._last = None\n        record.leave = None\n        record.withdraw()\n        self.has_changed()",
-            "            self._last = None\n        record.leave = None\n        record.withdraw()",
+            "            self._last = None\n        record.leave = None\n        record.settle()\n        record.withdraw()\n        self.has_changed()",
+            "            self._last = None\n        record.leave = None\n        record.settle()\n        record.withdraw()",
             "a_place_that_was_left_serves_the_next",
         ),
     ),

@@ -52,7 +52,7 @@ HOSTS = (
         ),
         (
             "a begin that is taken back stays due",
-            "            self._new.discard(number)\n        else:",
+            "            self._forget_new(number)\n        else:",
             "            pass\n        else:",
             "a_begin_that_was_taken_back_has_no_deadline",
         ),

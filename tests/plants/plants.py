@@ -5,6 +5,7 @@ from __future__ import annotations
 from .adopting import ADOPTING
 from .devices import DEVICES
 from .engines import ENGINES
+from .fleets import FLEETS
 from .hosts import HOSTS
 from .mailboxes import MAILBOXES
 from .operating import OPERATING
@@ -12,4 +13,15 @@ from .remote import REMOTE
 from .trees import TREES
 from .workers import WORKERS
 
-PLANTS = [*MAILBOXES, *TREES, *ADOPTING, *OPERATING, *WORKERS, *DEVICES, *HOSTS, *REMOTE, *ENGINES]
+PLANTS = [
+    *MAILBOXES,
+    *TREES,
+    *ADOPTING,
+    *OPERATING,
+    *WORKERS,
+    *DEVICES,
+    *HOSTS,
+    *REMOTE,
+    *ENGINES,
+    *FLEETS,
+]

@@ -99,8 +99,8 @@ WORKERS = tuple(
             ),
             (
                 "runners/hosts/process/host.py",
-                "        del self._leaving[number]\n        self._new.discard(number)\n        self._progress = trio.current_time()",
-                "        del self._leaving[number]\n        self._new.discard(number)",
+                "        del self._leaving[number]\n        self._forget_new(number)\n        self._progress = trio.current_time()",
+                "        del self._leaving[number]\n        self._forget_new(number)",
                 (*_PROCESS,),
             ),
             (
@@ -183,8 +183,8 @@ WORKERS = tuple(
             ),
             (
                 "runners/worker/serving.py",
-                "            if record.suspect:\n                record.suspect = False\n                self._context.has_changed()",
-                "            if record.suspect:\n                record.suspect = False",
+                "            if record.loss is not None:\n                record.settle()\n                self._context.has_changed()",
+                "            if record.loss is not None:\n                record.settle()",
                 (*_WORKER,),
             ),
             (
@@ -201,14 +201,14 @@ WORKERS = tuple(
             ),
             (
                 "runners/worker/serving.py",
-                "            record.suspect = record.suspect or not ordered",
-                "            record.suspect = not ordered",
+                "                if loss and (record.loss is None or name in tried):",
+                "                if ordered:\n                    record.settle()\n                if loss and (record.loss is None or name in tried):",
                 (*_WORKER,),
             ),
             (
                 "runners/worker/serving.py",
-                "            self._context.since_oom = None\n            if record.suspect",
-                "            if record.suspect",
+                "            self._context.since_oom = None\n            if record.loss",
+                "            if record.loss",
                 (*_WORKER,),
             ),
             (

@@ -140,6 +140,7 @@ steps = st.builds(wire.Step, st.lists(chunks, max_size=3), st.lists(failed, max_
 )
 known = (
     steps
+    | st.builds(wire.Taken, numbers.filter(lambda n: n >= 0))
     | st.builds(wire.Dropped, numbers.filter(lambda n: n >= 0))
     | st.just(wire.Rebuilt())
     | st.just(wire.Closed())

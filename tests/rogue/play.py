@@ -128,6 +128,7 @@ class Context:
     names: dict[str, int] = field(factory=dict)
     begun: int = 0
     asked: list[Any] = field(factory=list)
+    untaken: list[int] = field(factory=list)
     over: bool = False
 
     def hear(self) -> None:
@@ -141,6 +142,8 @@ class Context:
                     self.open[frame.stream] = len(frame.accepted)
                     self.names[frame.request_id] = frame.stream
                     self.begun = frame.stream + 1
+                    if frame.confirm:
+                        self.untaken.append(frame.stream)
                 case wire.Hello() | wire.Start():
                     pass
                 case _:
@@ -174,6 +177,8 @@ class Context:
 
     async def step(self, *, last: bool = False) -> None:
         """As it should."""
+        untaken, self.untaken = self.untaken, []
+        await self.say(*map(wire.Taken, untaken))
         chunks = [
             self.chunk(stream, ids=int(at < TOKENS), last=last or at >= TOKENS - 1)
             for stream, at in list(self.open.items())

@@ -43,6 +43,7 @@ LATE = Chunk(stream=0, ahead=0, ids=1, text=1, last=False)
         "chunks of a stream never begun": (Many(Chunk(-1, 0, 1, 1, last=False), 0),),
         "chunks of a stream that has ended": (Honest("finish"), Many(Bytes(packed(wire.Step([wire.Chunk(0, 9, (1,), "", None, None)], []))), 0)),
         "drops that were not asked for": (Many(DROPPED, 0),),
+        "streams that are taken, unasked": (Many(Bytes(packed(wire.Taken(0))), 0),),
         "lacks of memory of no stream": (Many(Bytes(packed(wire.Broken(LACK, ()))), 0),),
         "it has rebuilt, unasked": (Many(Bytes(packed(wire.Rebuilt())), 0),),
         "it is closed, unasked": (Many(Bytes(packed(wire.Closed())), 0),),

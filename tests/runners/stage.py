@@ -177,18 +177,25 @@ class Act:
         self.dropped = []
         self.open = {}
         self.ended = False
+        self.confirms = []  # the streams for which it was to confirm that
+        self.takes = True  # whether it confirms a stream as soon as it begins
         self.rebuilds = []
         self.rebuilt = trio.Event()
         self.rebuild_error = None
         self._give, self._take = trio.open_memory_channel(1000)
 
-    def begin(self, request, accepted=()):
+    def begin(self, request, accepted=(), *, confirm=False):
         assert not self.ended
         assert request.request_id not in self.open
         assert len(self.open) < self.info.streams
         assert self.info.can_continue or not accepted
         self.begun.append(request.request_id)
+        if confirm:
+            self.confirms.append(request.request_id)
         self.open[request.request_id] = (request, tuple(accepted))
+
+    def has_taken(self, request_id):
+        return self.takes
 
     def drop(self, request_id):
         assert not self.ended

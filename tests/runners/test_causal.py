@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from toys import Bytes, Chat, Pieces, Sentences, Toy, runner_of
 
 from runners.errors import BadRequest, ContextLengthExceeded, OutOfMemory, RunnerError
+from runners.hosts.turns import NOTHING
 from runners.models.causal import ReloadingModel, causal_runner
 from runners.models.causal.text import Detokenizer, Transcript
 from runners.types import (
@@ -110,7 +111,7 @@ def test_a_stream_that_is_cut_anywhere_goes_on_to_the_same_text_and_tokens(
     tokens = tokens_of(uncut)
     for cut in range(len(tokens)):
         runner = runner_of(prefill=prefill)
-        rest = list(runner.continue_from(batch, tokens[:cut]))
+        rest = [chunk for chunk in runner.continue_from(batch, tokens[:cut]) if chunk is not NOTHING]
         assert unreplayed(rest) == unreplayed(uncut[cut:])
         assert rest[-1].usage == TokenUsage(input=len(prompt.encode()), output=len(tokens), replayed=cut)
         assert not runner.model.caches
@@ -150,20 +151,19 @@ def test_streams_join_and_leave_between_steps_and_notice_nothing_of_one_another(
                 except ValueError:
                     assert each is not stream
                     chunk = None
-                if each is stream and chunk:
+                if each is stream and chunk and chunk is not NOTHING:
                     got.append(chunk)
         assert model.caches == len(runner._streams)
     assert got == expected
 
 
 def test_one_turn_is_one_step_for_all_streams_and_a_long_prompt_is_fed_in_pieces():
-    """Every stream that has taken its chunk is in the step, also between the pieces; `prefill` bounds those of one stream."""
+    """Every stream is in each step, and gets its chunk between the pieces of the others; `prefill` bounds those of one stream."""
     runner = runner_of(prefill=4)
-    streams = [runner.execute(request(f"{n}", "x" * n)) for n in (3, 10)]
-    for _ in range(2):
-        for stream in streams:
-            next(stream)
-    assert runner.model.steps == [[3, 4], [1, 4], [2], [1, 1]]
+    streams = [runner.execute(request(f"{n}", "x" * n)) for n in (3, 10, 6)]
+    turns = [[next(stream) is not NOTHING for stream in streams] for _ in range(4)]
+    assert runner.model.steps == [[3, 4, 4], [1, 4, 2], [1, 2, 1], [1, 1, 1]]
+    assert turns == [[True, False, False], [True, False, True], [True, True, True], [True, True, True]]
 
 
 def test_a_place_is_free_however_its_stream_ends():

@@ -58,9 +58,9 @@ class Session:
     def __getattr__(self, name):
         return getattr(self._inner, name)
 
-    def begin(self, request, accepted=()):
+    def begin(self, request, accepted=(), *, confirm=False):
         if self._dead is None:
-            self._inner.begin(request, accepted)
+            self._inner.begin(request, accepted, confirm=confirm)
             self._begun[request.request_id] += 1
             self._open.add(request.request_id)
 

@@ -15,7 +15,7 @@ from runners.types import ExecuteBatch, FinishReason, TokenChunk
 from runners.worker.context import Context
 from runners.worker.deadlines import Deadlines
 from runners.worker.group import Group
-from runners.worker.record import Record
+from runners.worker.record import Loss, Record
 from supervise import open_tree
 from supervise.testing import run_virtual
 
@@ -28,7 +28,10 @@ def message_of(record):
 
 
 def record(name, deadline=None, *, on_loss="migrate", suspect=False):
-    return Record(ExecuteBatch(name, deadline=deadline, on_loss=on_loss), suspect=suspect)
+    made = Record(ExecuteBatch(name, deadline=deadline, on_loss=on_loss))
+    if suspect:
+        Loss().add(made)
+    return made
 
 
 def chunk(name, *, ids):
@@ -66,7 +69,7 @@ def test_what_a_context_knows_of_its_streams_is_what_a_look_finds(can_continue, 
             message.memo.accept([chunk(name, ids=flag)], 0)
             context.has_begun(message.memo)
         elif what == "survive":
-            message.memo.suspect = False
+            message.memo.settle()
         elif what == "close":
             context.close(message)
         elif what == "leave":

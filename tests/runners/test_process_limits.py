@@ -274,6 +274,38 @@ async def test_a_begin_does_not_put_off_a_hang():
 
 
 @pytest.mark.trio
+async def test_a_stream_from_a_dead_context_is_waited_for_once_it_is_taken():
+    """D9, D6: Sent to a process that hangs it puts off no deadline there, and that process has not taken it."""
+    host = ProcessHost(first_chunk_timeout=PATIENCE, next_chunk_timeout=0.3)
+    async with opened(Scripted(FOREVER, delay=0.001), host) as session:
+        session.begin(BATCH)
+        session.begin(ExecuteBatch("taken", ""), confirm=True)
+        made = set()
+        while "taken" not in made:
+            made |= {item.request_id for item in await session.receive()}
+        os.kill(session.pid, signal.SIGSTOP)
+        session.begin(ExecuteBatch("late", ""), confirm=True)
+        with pytest.raises(ContextHung, match=r"made no next chunk within 0\.3 s"):
+            await until_failure(session, ())
+        assert [session.has_taken(name) for name in ("r", "taken", "late", "unknown")] == [
+            True,
+            True,
+            False,
+            False,
+        ]
+
+
+@pytest.mark.trio
+async def test_a_stream_is_taken_before_anything_is_done_for_it():
+    """D6: A process that dies in the first step of a stream has confirmed that it took it."""
+    async with opened(Scripted(faults=(Fault("kill", "r", 0),))) as session:
+        session.begin(BATCH, confirm=True)
+        assert not session.has_taken("r")
+        await until_failure(session, ContextDied)
+        assert session.has_taken("r")
+
+
+@pytest.mark.trio
 async def test_the_next_deadline_follows_the_median_step():
     """D9: The default is 20 times the median step, and at least 10 s."""
     async with opened(Scripted(3), ProcessHost()) as session:

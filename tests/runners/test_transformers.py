@@ -11,6 +11,7 @@ import trio
 
 from runners import ExecuteBatch, ProcessHost, Sampling, device_worker
 from runners.errors import BadRequest, ContextLengthExceeded, LoadFailed
+from runners.hosts.turns import NOTHING
 from runners.models.transformers import TransformersLM, _preloaded
 from runners.types import (
     ContinuingRunner,
@@ -202,7 +203,7 @@ def test_streams_that_join_and_leave_have_the_tokens_that_transformers_generates
         for prompt, stream in list(streams.items()):
             if (chunk := next(stream, None)) is None:
                 del streams[prompt]
-            else:
+            elif chunk is not NOTHING:
                 found[prompt].append(chunk)
         if not streams and not waiting:
             break

@@ -214,6 +214,7 @@ class ProcessSession(BaseSession[int]):
         self._read = 0  # bytes read so far
         self._overdue: int | None = None  # the value of `_read` when the deadline was found to have passed
         self._new: set[int] = set()  # of these and the leaving ones those without a first chunk
+        self._untaken: set[int] = set()  # of the new ones those that the process has still to confirm
         self._rebuilt = trio.Event()  # the rebuild is done, or will never be
         self._progress = trio.current_time()
         self._waiting = trio.CancelScope()
@@ -234,14 +235,16 @@ class ProcessSession(BaseSession[int]):
             case _:
                 raise self._fail(self._unexpected(frame))
 
-    def begin(self, batch: ExecuteBatch, accepted: Sequence[int] = ()) -> None:
+    def begin(self, batch: ExecuteBatch, accepted: Sequence[int] = (), *, confirm: bool = False) -> None:
         """See `Session.begin`."""
         self._check_begin(batch.request_id, accepted)
         if self._failure is not None:
             return
-        data = _begin_data(self._begun, batch.on_clock(-trio.current_time()), accepted)
+        data = _begin_data(self._begun, batch.on_clock(-trio.current_time()), accepted, confirm)
         number, self._begun = self._begun, self._begun + 1
         self._streams[batch.request_id] = number
+        if confirm:
+            self._untaken.add(number)
         if not self._begins:
             self._loop.run_sync_soon(self._send_begins)
         self._begins[number] = batch.request_id, data
@@ -261,6 +264,11 @@ class ProcessSession(BaseSession[int]):
         self._peer.send_marked({number: data for number, (_, data) in begins.items()})
         self._tighten_deadline()
 
+    def has_taken(self, request_id: str) -> bool:
+        """See `Session.has_taken`."""
+        number = self._streams.get(request_id)
+        return number is not None and number not in self._untaken
+
     def drop(self, request_id: str) -> None:
         """See `Session.drop`."""
         self._check_open()
@@ -269,9 +277,10 @@ class ProcessSession(BaseSession[int]):
             return
         self._names.pop(number, None)
         if self._failure is not None or self._begins.pop(number, None) is not None:
+            self._untaken.discard(number)
             return
         if self._peer.withdraw(number):
-            self._new.discard(number)
+            self._forget_new(number)
         else:
             self._leaving[number] = self._begun
             self._peer.send(wire.encode(wire.Drop(number)))
@@ -303,6 +312,8 @@ class ProcessSession(BaseSession[int]):
                     if made := self._read_step(frame):
                         self._add_steps(made)
                         return made
+                case wire.Taken(stream=number) if number in self._untaken:
+                    self._untaken.remove(number)
                 case wire.Dropped(stream=number):
                     self._dropped(number)
                 case wire.Rebuilt() if self._rebuilding:
@@ -469,7 +480,7 @@ class ProcessSession(BaseSession[int]):
         waited_for = len(self._names) + len(self._leaving)
         if not waited_for:
             return math.inf, ""
-        if not self._new:
+        if self._new <= self._untaken and len(self._new) < waited_for:  # the present step is of the others
             return self._next_timeout(), "made no next chunk"
         first = self._host.first_chunk_timeout
         if len(self._new) < waited_for:  # one step may both begin a stream and continue others
@@ -568,6 +579,7 @@ class ProcessSession(BaseSession[int]):
         """Note the streams that have had their first item. Drops that were sent before they began must be confirmed by now."""
         named = {chunk.stream for chunk in step.chunks} | {failed.stream for failed in step.failed}
         self._new -= named
+        self._untaken -= named
         if self._leaving and max(named, default=-1) >= next(iter(self._leaving.values())):
             number = next(iter(self._leaving))
             raise self._fail(ProtocolError(f"{self._peer.name} did not drop stream {number} when asked to"))
@@ -579,8 +591,12 @@ class ProcessSession(BaseSession[int]):
                 ProtocolError(f"{self._peer.name} dropped stream {number} without being asked to")
             )
         del self._leaving[number]
-        self._new.discard(number)
+        self._forget_new(number)
         self._progress = trio.current_time()
+
+    def _forget_new(self, number: int) -> None:
+        self._new.discard(number)
+        self._untaken.discard(number)
 
     def _check_leaving(self, number: int) -> None:
         """An item of a stream that is not open must be late, not invented."""
@@ -633,10 +649,10 @@ def _resolved(entry: str, _module: str) -> str:
     return str(Path(entry).absolute())
 
 
-def _begin_data(number: int, batch: ExecuteBatch, accepted: Sequence[int]) -> bytes:
+def _begin_data(number: int, batch: ExecuteBatch, accepted: Sequence[int], confirm: bool) -> bytes:
     if type(batch) is not ExecuteBatch:
         raise BadRequest(f"to a process only an ExecuteBatch itself can be sent, got {brief(batch)}")
     try:
-        return wire.encode(wire.begin(number, batch, accepted))
+        return wire.encode(wire.begin(number, batch, accepted, confirm=confirm))
     except (ValueError, TypeError, OverflowError, MemoryError) as error:
         raise BadRequest(f"the request {brief(batch.request_id)} cannot be sent: {text_of(error)}") from error

@@ -1,8 +1,8 @@
 """What both ends of a process say to each other: typed frames behind a length. Pure: no socket, no Trio.
 
 A frame is four bytes of length, big endian, then one msgpack array that a closed set of structs describes. The parent
-sends `Hello`, `Start`, `Begin`, `Drop`, `Rebuild`, `Shutdown`; the child `Ready`, `Step`, `Dropped`, `Rebuilt`, `Closed`,
-`Broken`. What the child says is only ever data: nothing in it names code, and an error that is not in the tables here becomes one
+sends `Hello`, `Start`, `Begin`, `Drop`, `Rebuild`, `Shutdown`; the child `Ready`, `Taken`, `Step`, `Dropped`, `Rebuilt`,
+`Closed`, `Broken`. What the child says is only ever data: nothing in it names code, and an error that is not in the tables here becomes one
 that is.
 
 With a fork server each datagram is one such array, without a length: `Preload` and `Fork` to it, `Preloaded`,
@@ -33,7 +33,7 @@ from runners.types import (
     Transport,
 )
 
-PROTOCOL = 1
+PROTOCOL = 2
 """The number of this protocol. It grows with each change after which a process of an older version would not be understood."""
 
 MAX_FRAME = 16 * 2**20
@@ -103,7 +103,10 @@ class Packed(_Part, frozen=True):
 
 
 class Begin(_Frame, frozen=True):
-    """Begin stream number `stream`; numbers are never used twice in one incarnation."""
+    """Begin stream number `stream`; numbers are never used twice in one incarnation.
+
+    `confirm`: `Taken` is wanted first.
+    """
 
     stream: Count
     request_id: str
@@ -117,6 +120,7 @@ class Begin(_Frame, frozen=True):
     deadline: float | None
     payload: Any = None
     options: dict[str, Any] | None = None
+    confirm: bool = False
 
     def batch(self) -> ExecuteBatch:
         """The request as the runner gets it; its deadline is seconds from when it was sent."""
@@ -230,6 +234,12 @@ class LongStep(Step, frozen=True, tag="step"):
     failed: Annotated[list[Failed], msgspec.Meta(max_length=1)]
 
 
+class Taken(_Frame, frozen=True):
+    """This stream begins now; nothing was done for it before."""
+
+    stream: Count
+
+
 class Dropped(_Frame, frozen=True):
     """This stream is over; there is no more of it."""
 
@@ -289,14 +299,14 @@ class Exited(_Frame, frozen=True):
 
 
 FromParent: TypeAlias = Hello | Start | Begin | Drop | Rebuild | Shutdown
-FromChild: TypeAlias = Ready | Step | Dropped | Rebuilt | Closed | Broken
-LongFromChild: TypeAlias = Ready | LongStep | Dropped | Rebuilt | Closed | Broken
+FromChild: TypeAlias = Ready | Taken | Step | Dropped | Rebuilt | Closed | Broken
+LongFromChild: TypeAlias = Ready | Taken | LongStep | Dropped | Rebuilt | Closed | Broken
 ToServer: TypeAlias = Preload | Fork
 FromServer: TypeAlias = Preloaded | NotPreloaded | Forked | Exited
 Frame = TypeVar("Frame")
 
 
-def begin(stream: int, batch: ExecuteBatch, accepted: Sequence[int]) -> Begin:
+def begin(stream: int, batch: ExecuteBatch, accepted: Sequence[int], *, confirm: bool = False) -> Begin:
     """The frame that begins a stream; a deadline must be in seconds from now.
 
     Raises:
@@ -320,6 +330,7 @@ def begin(stream: int, batch: ExecuteBatch, accepted: Sequence[int]) -> Begin:
         batch.deadline,
         batch.payload,
         batch.options,
+        confirm,
     )
 
 

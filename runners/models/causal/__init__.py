@@ -37,7 +37,8 @@ def causal_runner(
         reproducible: declare only what a test shows: the model's logits are bitwise the same whatever the batch, the slot and the
             replay.
         runtime: what computes, for `RunnerInfo.runtime`.
-        prefill: the most tokens of a stream that one step feeds, which bounds the memory of a long prompt; None is no bound.
+        prefill: the most tokens of a stream that one step feeds, which bounds the memory of a long prompt; the other streams go on
+            between its pieces. None is no bound.
     """
     from runners.models.causal.runner import CausalRunner  # noqa: PLC0415 - imports numpy, which starts threads of its own
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from math import isfinite
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 import numpy as np
 from attrs import define, field
@@ -13,6 +13,7 @@ from attrs import define, field
 from runners.brief import brief
 from runners.diagnosis.classify import concerns_device
 from runners.errors import InferenceError, RunnerError
+from runners.hosts.turns import NOTHING
 from runners.models.causal.model import CausalModel, Feed, ReloadingModel
 from runners.models.causal.request import Request
 from runners.models.causal.sampling import Numbers, draw, logprobs, penalised
@@ -124,6 +125,7 @@ class _Stream(Iterator[TokenChunk]):
         accepted: the ids of all tokens generated so far, in this context or an earlier one.
         cache: the model's, or `_NO_CACHE`.
         fed: how many tokens of the prompt and the accepted ones are in the cache.
+        asked: how many were when it was last asked for a chunk.
         ready: a chunk that is computed but not taken yet, or the error of this stream.
         generated: how often each token was generated, if there is a penalty.
     """
@@ -141,6 +143,7 @@ class _Stream(Iterator[TokenChunk]):
     logprobs: int | None = field(init=False)
     cache: Any = field(default=_NO_CACHE, init=False)
     fed: int = field(default=0, init=False)
+    asked: int = field(default=0, init=False)
     ready: TokenChunk | Exception | None = field(default=None, init=False)
     closed: bool = field(default=False, init=False)
 
@@ -165,6 +168,8 @@ class _Stream(Iterator[TokenChunk]):
         except BaseException:
             self.close()
             raise
+        if chunk is None:
+            return cast("TokenChunk", NOTHING)
         if chunk.finish_reason:
             self.close()
         return chunk
@@ -177,7 +182,8 @@ class _Stream(Iterator[TokenChunk]):
 
     def forget(self, model: CausalModel) -> None:
         """Free its cache: what it holds is to be fed again."""
-        cache, self.cache, self.fed = self.cache, _NO_CACHE, 0
+        cache, self.cache = self.cache, _NO_CACHE
+        self.fed = self.asked = 0
         if cache is not _NO_CACHE:
             model.free_cache(cache)
 
@@ -241,9 +247,11 @@ class _Stream(Iterator[TokenChunk]):
         found = [{"token": decode([each]), "logprob": value} for each, value in top]
         return {"logprobs": [{"token": decode([token]), "logprob": own, "top": found}]}
 
-    def _take(self) -> TokenChunk:
-        while self.ready is None:
+    def _take(self) -> TokenChunk | None:
+        """The next chunk; None while its prompt is fed in pieces: a turn feeds one, so that the other streams go on between them."""
+        if self.ready is None and self.fed == self.asked:
             self.runner.step()
+        self.asked = self.fed
         chunk, self.ready = self.ready, None
         if isinstance(chunk, Exception):
             raise chunk

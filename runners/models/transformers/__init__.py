@@ -50,7 +50,8 @@ class TransformersLM:
         dtype: of the weights and of the cache; `auto` is that of the files.
         streams: how many streams it serves at once, 1 or more.
         context: the most tokens of a stream, 1 or more; None is what the model's configuration has.
-        prefill: the most tokens of a prompt that one step feeds, 1 or more; it bounds the memory of a long prompt.
+        prefill: the most tokens of a prompt that one step feeds, 1 or more; it bounds the memory of a long prompt, between whose
+            pieces the other streams go on.
         threads: of torch on the CPU, 1 or more; it is set for the process as a whole.
 
     Raises:

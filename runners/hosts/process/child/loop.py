@@ -186,6 +186,8 @@ class Engine:
                 raise TypeError(f"a loaded context takes no {type(frame).__name__} frame")
 
     def _begin(self, frame: wire.Begin) -> None:
+        if frame.confirm:
+            self._link.send(wire.Taken(frame.stream))
         try:
             batch = frame.batch().on_clock(time.monotonic())
         except Exception as error:  # noqa: BLE001 - a batch that was changed behind its validators is its own request's error
