@@ -222,8 +222,9 @@ class Reader:
             stop=_stop(fields.take("stop")),
         )
         options = {**options, **_choices(fields)}
+        key = fields.take("prompt_cache_key")
         fields.finish()
-        batches = self._batches(kind, model, inputs, sampling, options or None)
+        batches = self._batches(kind, model, inputs, sampling, options or None, key=key)
         return Asked(
             id=batches[0].request_id.partition("/")[0],
             model=model,
@@ -234,12 +235,24 @@ class Reader:
         )
 
     def _batches(
-        self, kind: str, model: str, inputs: Sequence[Any], sampling: Sampling, options: dict[str, Any] | None
+        self,
+        kind: str,
+        model: str,
+        inputs: Sequence[Any],
+        sampling: Sampling,
+        options: dict[str, Any] | None,
+        *,
+        key: object = None,
     ) -> tuple[ExecuteBatch, ...]:
         name = f"{kind}-{secrets.token_hex(16)}"
         try:
             batch = ExecuteBatch(
-                name, sampling=sampling, options=options, model=model, deadline=self.deadline()
+                name,
+                sampling=sampling,
+                options=options,
+                model=model,
+                deadline=self.deadline(),
+                affinity=key if isinstance(key, str) else "",
             )
             given = [{"prompt": each} if isinstance(each, str) else {"payload": each} for each in inputs]
             if len(given) == 1:

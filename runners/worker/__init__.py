@@ -120,7 +120,13 @@ def device_worker(
     if breaker is not None and type(breaker) is not Breaker:
         raise TypeError(f"device worker {name!r}: breaker must be a Breaker or None, got {brief(breaker)}")
     mailbox = Mailbox(
-        queue, on_loss="requeue", stopped=WorkerDown, full=Backpressure, deadline=_deadline, late=Timeout
+        queue,
+        on_loss="requeue",
+        stopped=WorkerDown,
+        full=Backpressure,
+        deadline=_deadline,
+        late=Timeout,
+        affinity=None if several is None else _affinity,
     )
     if several is None:
         assert host is not None
@@ -175,6 +181,11 @@ def _check_host(name: str, host: object, runner: RunnerSpec) -> None:
             f"device worker {name!r}: host must be a value with an open method, got {brief(host)}"
         )
     check_for(host, runner)
+
+
+def _affinity(request: object) -> str | None:
+    """The key by which a context is preferred for a request."""
+    return request.affinity or None if type(request) is ExecuteBatch else None
 
 
 def _deadline(request: object) -> float | None:

@@ -181,6 +181,9 @@ class Mailbox(Code, Value):
         late: the class of error for callers past their deadline.
         carry: `carry()` is called in the sender's task for each message, and the body gets what it returns as
             `message.carried`: the context of a trace, for instance. What it raises, the sender gets. None carries nothing.
+        affinity: for a mailbox that children share (R37): `affinity(value)` is the key of a message, a str, int, bytes or None. A
+            message goes to the child that took the last one with its key, if that child waits for one; None prefers no child.
+            If it raises, or returns anything else, that is logged, and it is not called again.
 
     Raises:
         TypeError, ValueError: for an argument of another type, or out of range.
@@ -193,6 +196,7 @@ class Mailbox(Code, Value):
     deadline: Callable[[Any], float | None] | None = field(default=None, kw_only=True)
     late: type[Exception] = field(default=TimeoutError, kw_only=True)
     carry: Callable[[], Any] | None = field(default=None, kw_only=True)
+    affinity: Callable[[Any], str | int | bytes | None] | None = field(default=None, kw_only=True)
 
     def __attrs_post_init__(self) -> None:
         if not check_number("a mailbox's size", self.size, least=1, kind=int):
@@ -201,6 +205,7 @@ class Mailbox(Code, Value):
             _put(self, "on_loss", "fail")
         _check_call(self, "a mailbox's deadline", ("value",), "it returns the time, and is not awaited")
         _check_call(self, "a mailbox's carry", (), "its result goes with the message, and is not awaited")
+        _check_call(self, "a mailbox's affinity", ("value",), "it returns the key, and is not awaited")
         for name, instead in (("stopped", ChildStopped), ("full", MailboxFull), ("late", TimeoutError)):
             value = getattr(self, name)
             if not _is_exception_class(value):
@@ -283,6 +288,13 @@ class Child(_AsChild):
     def __attrs_post_init__(self) -> None:
         what = _check_as_child(self)
         self._check_functions(what)
+        if isinstance(self.mailbox, Mailbox) and self.mailbox.affinity is not None:
+            refuse(
+                ValueError(
+                    f"{what}: only a mailbox that children share may have an affinity, that of their supervisor"
+                )
+            )
+            _put(self, "mailbox", evolve(self.mailbox, affinity=None))
         if type(self.args) is not tuple:
             refuse(TypeError(f"{what}: args must be a tuple or list of arguments, got {brief(self.args)}"))
             _put(self, "args", ())

@@ -487,11 +487,11 @@ class Inbox:
         """The readers that wait here, and whether each is in a loop."""
         return [(task, ends) for task, (inbox, ends) in self.mailbox.readers.items() if inbox is self]
 
-    def _may_take(self, promised: bool) -> bool:  # noqa: ARG002 - only a shared queue makes promises
+    def _may_take(self, promised: object) -> bool:  # noqa: ARG002 - only a shared queue makes promises
         """Whether a woken reader takes its message."""
         return True
 
-    def _takes_nothing(self, promised: bool) -> None:
+    def _takes_nothing(self, promised: object) -> None:
         """A woken reader finds its inbox closed."""
 
     def _put_back(self, messages: list[Message], *, resumable: bool) -> None:  # noqa: ARG002 - no other child takes from this queue

@@ -1,33 +1,48 @@
 """The mailbox of a supervisor, and the inboxes of the children that take their messages from it (R37).
 
-Each differs from that of one child, in `mailbox`, in two things. An entry is promised to the reader that is woken for it:
+Each differs from that of one child, in `mailbox`, in three things. An entry is promised to the reader that is woken for it:
 otherwise a child that does not wait, and comes back sooner than the woken one runs, would take the whole of a burst. And what a
 failed child had in hand is kept for it until it is decided whether it is resumed: after a Resume it has the resource that it
-used for these messages, and a sibling has not.
+used for these messages, and a sibling has not. And an entry is handed to the child that took the last one with its key, if the
+mailbox has an affinity and that child waits.
 """
 
 from __future__ import annotations
 
+import logging
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import outcome
 from trio.lowlevel import Task, reschedule
 
+from .._core._brief import brief
 from .._core.machine import Machine
 from .._core.node import Node
 from .._core.spec import SHARED, Mailbox, Pool
-from .mailbox import Entry, Holder, Inbox, Queue
+from .mailbox import Entry, Holder, Inbox, Queue, is_withdrawn
 from .message import Call, Message
 from .protect import protected
+from .reports import complain
+
+_KEYS = 4_096  # so many keys are remembered, those of the last messages
+
+
+class Handed:
+    """An entry that one reader has been woken with, and that is in no queue until that reader runs."""
+
+    __slots__ = ("entry",)
+
+    def __init__(self, entry: Entry) -> None:
+        self.entry = entry
 
 
 @protected
 class SharedQueue(Queue):
     """The queue of a supervisor, from which its children take their messages."""
 
-    __slots__ = ("_kept", "promised", "serving")
+    __slots__ = ("_affinity", "_handed", "_kept", "_last", "promised", "serving")
 
     shared: ClassVar[bool] = True
 
@@ -37,6 +52,14 @@ class SharedQueue(Queue):
         self.serving: dict[Inbox, None] = {}  # those of bodies that run, and have not been asked to stop
         # For children whose failure is not decided, or that were resumed; in order, and each is found at once.
         self._kept: dict[Holder, OrderedDict[Call | Message, None]] = {}
+        self._handed: dict[Handed, None] = {}
+        self._last: OrderedDict[str | int | bytes, SharedInbox] = (
+            OrderedDict()
+        )  # took the last message of a key
+
+    def _take(self, spec: Mailbox) -> None:
+        super()._take(spec)
+        self._affinity = spec.affinity
 
     def inbox_for(self, leaf: Holder, task: Task) -> SharedInbox:
         """See `Queue.inbox_for`."""
@@ -48,8 +71,9 @@ class SharedQueue(Queue):
         """See `Queue.put_if_room`."""
         if len(self.queue) >= self._size and len(self) >= self._size:
             return False
-        self.wake_reader()
-        self.queue.append(message)
+        if self._affinity is None or not self._hand_over(message):
+            self.wake_reader()
+            self.queue.append(message)
         return True
 
     def wake_reader(self) -> None:
@@ -65,6 +89,52 @@ class SharedQueue(Queue):
         self.promised -= 1
         if len(self) > self.promised:
             self.wake_reader()
+
+    # --- affinity
+
+    def _key(self, value: Any) -> str | int | bytes | None:
+        """The key of a message. A function that fails is logged, and not called again, as a sink: it must not hurt a sender (R31)."""
+        assert self._affinity is not None
+        try:
+            return _checked(self._affinity(value))
+        except Exception as exc:  # noqa: BLE001 - A function of the program may raise anything; the log has it.
+            failed, self._affinity = self._affinity, None
+            complain(
+                logging.ERROR, f"an affinity of {self._path!r} raised, and is dropped: {brief(failed)}", exc
+            )
+            return None
+
+    def _hand_over(self, entry: Entry) -> bool:
+        """Hand an entry to the child that took the last one with its key. Returns False if it has none, or that child does not wait."""
+        key = self._key(entry[0] if isinstance(entry, tuple) else entry.value)
+        inbox = None if key is None else self._last.get(key)
+        reader = None if inbox is None else inbox.first_reader()
+        if inbox is None or reader is None:
+            return False
+        handed = Handed(entry)
+        self._handed[handed] = None
+        reschedule(reader, outcome.Value(handed))
+        inbox.stops_waiting(reader)
+        return True
+
+    def arrived(self, handed: Handed) -> Entry | None:
+        """The reader runs that this entry was handed to. None if its caller has left meanwhile."""
+        del self._handed[handed]
+        return None if is_withdrawn(handed.entry) else handed.entry
+
+    def remember(self, value: Any, inbox: SharedInbox) -> None:
+        """A child has taken a message."""
+        key = None if self._affinity is None else self._key(value)
+        if key is not None:
+            self._last[key] = inbox
+            self._last.move_to_end(key)
+            if len(self._last) > _KEYS:
+                self._last.popitem(last=False)
+
+    def forget(self, inbox: SharedInbox) -> None:
+        """A body is over, and what it had in store for its keys is gone."""
+        if self._last:
+            self._last = OrderedDict((key, other) for key, other in self._last.items() if other is not inbox)
 
     # --- what is kept for one child
 
@@ -92,7 +162,9 @@ class SharedQueue(Queue):
         return len(self) + sum(map(len, self._kept.values()))
 
     def withdraw(self, call: Call, /) -> None:
-        """See `Queue.withdraw`. A kept entry leaves no tombstone."""
+        """See `Queue.withdraw`. An entry that is kept, or on its way to a reader, leaves no tombstone."""
+        if any(handed.entry is call for handed in self._handed):
+            return
         for kept in self._kept.values():
             if call in kept:
                 del kept[call]
@@ -132,7 +204,14 @@ class SharedInbox(Inbox):
             return message
         if self.relieved or (mailbox.promised and len(mailbox) <= mailbox.promised):
             return None
-        return super()._take()
+        taken = super()._take()
+        if taken is not None:
+            mailbox.remember(taken.value, self)
+        return taken
+
+    def first_reader(self) -> Task | None:
+        """The reader that has waited here longest, if one waits for a message."""
+        return next((task for task in self._parked if task in self.mailbox.readers), None)
 
     def _parks(self, task: Task, ends: bool) -> None:
         """A reader parks. If its child is to stop, it waits for its cancellation, not for a message."""
@@ -148,16 +227,26 @@ class SharedInbox(Inbox):
     def _waiting(self) -> list[tuple[Task, bool]]:
         return list(self._parked.items())
 
-    def _may_take(self, promised: bool) -> bool:
+    def _may_take(self, promised: object) -> bool:
         """Whether a woken reader takes its message. If this child is to stop, it is left to a sibling."""
         if self.relieved:
             self._takes_nothing(promised)
             return False
-        self.mailbox.promised -= bool(promised)
+        if not isinstance(promised, Handed):
+            self.mailbox.promised -= bool(promised)
+            return True
+        entry = self.mailbox.arrived(promised)
+        if entry is None:
+            return False
+        self.mailbox.queue.appendleft(entry)  # this reader takes it in the same step
         return True
 
-    def _takes_nothing(self, promised: bool) -> None:
-        if promised:
+    def _takes_nothing(self, promised: object) -> None:
+        if isinstance(promised, Handed):
+            entry = self.mailbox.arrived(promised)
+            if entry is not None:
+                self.mailbox.put_back_entry(entry)
+        elif promised:
             self.mailbox.break_promise()
 
     @property
@@ -176,6 +265,7 @@ class SharedInbox(Inbox):
         if not resumable:
             self.mailbox.release(self._leaf)
         self.mailbox.serving.pop(self, None)
+        self.mailbox.forget(self)
         super().settle(path, failure, resumable=resumable)
 
     def _put_back(self, messages: list[Message], *, resumable: bool) -> None:
@@ -183,6 +273,13 @@ class SharedInbox(Inbox):
             self.mailbox.keep(self._leaf, messages)
         else:
             self.mailbox.put_back(messages)
+
+
+def _checked(key: object) -> str | int | bytes | None:
+    """A key whose comparison and hash run no code of the program. Raises TypeError for any other value."""
+    if type(key) is str or type(key) is int or type(key) is bytes or key is None:
+        return key
+    raise TypeError(f"the key of a message must be a str, int, bytes or None, got {brief(key)}")
 
 
 def owner_of(machine: Machine) -> Machine:

@@ -20,6 +20,7 @@ _TESTS = (
     "tests/tree/test_shared_mailboxes.py",
     "tests/tree/test_shared_ends.py",
     "tests/tree/test_observed_calls.py",
+    "tests/tree/test_affinity.py",
 )
 
 MAILBOXES = tuple(
@@ -312,6 +313,42 @@ MAILBOXES = tuple(
             _SHARED,
             "                or not any(map(_shares, below.children.values()))\n",
             "                or True\n",
+        ),
+        (
+            "a message whose caller left on the way to a reader is taken",
+            _SHARED,
+            "        return None if is_withdrawn(handed.entry) else handed.entry",
+            "        return handed.entry",
+        ),
+        (
+            "a caller who leaves while its message is handed over is counted as one in the queue",
+            _SHARED,
+            "        if any(handed.entry is call for handed in self._handed):\n            return\n",
+            "",
+        ),
+        (
+            "a message that was handed to a child which is to stop is lost",
+            _SHARED,
+            "            if entry is not None:\n                self.mailbox.put_back_entry(entry)\n",
+            "",
+        ),
+        (
+            "a child that starts anew keeps its keys",
+            _SHARED,
+            "        self.mailbox.forget(self)\n",
+            "",
+        ),
+        (
+            "a message is handed to a child that waits for its cancellation",
+            _SHARED,
+            "(task for task in self._parked if task in self.mailbox.readers)",
+            "iter(self._parked)",
+        ),
+        (
+            "a key stays with the child that has had it first",
+            _SHARED,
+            "            self._last[key] = inbox\n",
+            "            self._last.setdefault(key, inbox)\n",
         ),
         (
             "a mailbox stays closed when the last child that was down is removed",

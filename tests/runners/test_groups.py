@@ -131,6 +131,20 @@ async def test_a_burst_is_spread_evenly(waiting, each, at_once, autojump_clock):
 
 
 @pytest.mark.trio
+async def test_requests_with_one_affinity_go_to_one_context_while_it_has_room(autojump_clock):
+    """D12, R37: The next one goes to another context, which has the affinity from then on."""
+    hosts = [Stage(streams=2) for _ in range(3)]
+    async with serving(hosts=hosts) as scene, trio.open_nursery() as nursery:
+        for name in ("k0", "x0", "k1", "k2", "k3"):
+            request = batch(name, affinity="k" if name.startswith("k") else "")
+            nursery.start_soon(Caller(request).run, scene.worker)
+            await trio.testing.wait_all_tasks_blocked()
+        acts = await scene.acts(0, 1, 2)
+        assert [sorted(act.open) for act in acts] == [["k0", "k1"], ["x0"], ["k2", "k3"]]
+        nursery.cancel_scope.cancel()
+
+
+@pytest.mark.trio
 async def test_a_context_that_is_full_counts_for_no_share(autojump_clock):
     """D12: The others share what waits evenly."""
     hosts = [Stage(streams=3) for _ in range(3)]

@@ -408,6 +408,15 @@ def test_a_body_that_is_no_json_object_is_refused(body):
     assert (answer.status, answer.error["type"]) == (400, "invalid_request_error")
 
 
+@pytest.mark.parametrize(("key", "affinity"), [("talk-7", "talk-7"), (None, ""), (7, "")])
+def test_the_prompt_cache_key_is_the_affinity_of_a_request(key, affinity):
+    """D12: A field for a cache is never an error."""
+    seen = []
+    for kind, body in ((CHATS, CHAT), (TEXTS, TEXT)):
+        assert asked(Recording(seen), kind, {**body, "prompt_cache_key": key}).status == 200
+    assert [each.affinity for each in seen] == [affinity] * 2
+
+
 def test_a_payload_that_cannot_travel_is_the_clients_error():
     """A message that is nested too deeply, and an integer of more than 64 bits."""
     deep = "x"
