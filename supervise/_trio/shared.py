@@ -131,11 +131,6 @@ class SharedQueue(Queue):
             if len(self._last) > _KEYS:
                 self._last.popitem(last=False)
 
-    def forget(self, inbox: SharedInbox) -> None:
-        """A body is over, and what it had in store for its keys is gone."""
-        if self._last:
-            self._last = OrderedDict((key, other) for key, other in self._last.items() if other is not inbox)
-
     # --- what is kept for one child
 
     def keep(self, leaf: Holder, messages: Sequence[Message]) -> None:
@@ -210,8 +205,8 @@ class SharedInbox(Inbox):
         return taken
 
     def first_reader(self) -> Task | None:
-        """The reader that has waited here longest, if one waits for a message."""
-        return next((task for task in self._parked if task in self.mailbox.readers), None)
+        """The reader that has waited here longest, if one waits."""
+        return next(iter(self._parked), None)
 
     def _parks(self, task: Task, ends: bool) -> None:
         """A reader parks. If its child is to stop, it waits for its cancellation, not for a message."""
@@ -265,7 +260,6 @@ class SharedInbox(Inbox):
         if not resumable:
             self.mailbox.release(self._leaf)
         self.mailbox.serving.pop(self, None)
-        self.mailbox.forget(self)
         super().settle(path, failure, resumable=resumable)
 
     def _put_back(self, messages: list[Message], *, resumable: bool) -> None:

@@ -333,18 +333,6 @@ MAILBOXES = tuple(
             "",
         ),
         (
-            "a child that starts anew keeps its keys",
-            _SHARED,
-            "        self.mailbox.forget(self)\n",
-            "",
-        ),
-        (
-            "a message is handed to a child that waits for its cancellation",
-            _SHARED,
-            "(task for task in self._parked if task in self.mailbox.readers)",
-            "iter(self._parked)",
-        ),
-        (
             "a key stays with the child that has had it first",
             _SHARED,
             "            self._last[key] = inbox\n",
