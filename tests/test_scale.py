@@ -1,4 +1,4 @@
-"""`docs/explanation/scale.md`: what the page shows is what was recorded, and small runs agree with what it says."""
+"""`docs/explanation/scale.md`: the page shows the recorded results, and small runs agree with its statements."""
 
 from functools import cache
 from itertools import pairwise
@@ -228,7 +228,7 @@ def test_the_loss_of_a_rack_costs_the_same_in_a_fleet_of_any_size():
 
 
 def test_a_start_and_a_stop_cost_the_same_for_each_node():
-    """A start has an input for each leaf and two for each supervisor below the root, and a stop has as many."""
+    """A start has an input for each leaf, two for each supervisor below the root and one for the root, and a stop has as many."""
     for racks in (2, 20):
         counted = cost.counted("ours", Size(racks, hosts=2, devices=4))
         supervisors, leaves = 1 + racks + 2 * racks, 8 * racks

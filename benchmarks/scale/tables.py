@@ -63,7 +63,7 @@ def storm(results: Results) -> str:
     """What arrives at the file server."""
     head = (
         "backoff",
-        "asked for in the worst second",
+        "loads asked for in the worst second",
         "loads at once",
         "loads given up",
         "all are up again after",
@@ -144,13 +144,13 @@ def cost(results: Results) -> str:
     sizes = list(counts)
     head = (
         "phase",
-        *(f"inputs, of {_number(int(size))}" for size in sizes),
+        *(f"inputs, {_number(int(size))} devices" for size in sizes),
         "events",
         "turns of Trio's scheduler",
-        "of the floor",
+        "turns of the floor",
         "seconds",
-        "of the floor",
-        "ratio",
+        "seconds of the floor",
+        "ratio of seconds",
     )
     last = sizes[-1]
     rows = [
@@ -165,7 +165,7 @@ def cost(results: Results) -> str:
         for phase in PHASES
     ]
     memory = (
-        "memory of a device",
+        "memory of one device",
         *[""] * (len(sizes) + 3),
         *_beside(times, "kB", lambda value: f"{value:.1f} kB"),
     )
