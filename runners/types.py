@@ -211,9 +211,10 @@ class ExecuteBatch:
 
 
 CANARY = ExecuteBatch("canary", "Hello", sampling=Sampling(max_tokens=1, temperature=0, seed=0))
-"""A request for one token. It shows whether an idle context still answers (D9): an error is an answer too.
+"""A request for one token. It shows whether an idle context still answers (D9), and whether an engine works (D17).
 
-It also shows whether an engine works (D17). It has a prompt because servers refuse an empty one before they compute anything.
+An error of the request itself is an answer too. The prompt is not empty, because some servers refuse an empty one before they compute
+anything.
 """
 
 

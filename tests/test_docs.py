@@ -105,6 +105,15 @@ def test_links_within_the_project_lead_somewhere(page):
         assert not anchor or anchor in anchors(target), (name_of(target), anchor)
 
 
+def test_every_table_has_a_head():
+    """The line below the first one of a table is its rule. After an empty line the rows of a table would be shown as text."""
+    for page in PAGES:
+        lines = BLOCK.sub("", page.read_text()).splitlines()
+        for above, line, below in zip(["", *lines], lines, [*lines[1:], ""], strict=False):
+            if line.startswith("|") and not above.startswith("|"):
+                assert re.fullmatch(r"[|:\- ]+", below), f"{page}: {line}"
+
+
 def test_each_page_is_listed_by_the_index_of_its_folder():
     """Which lists its pages one a line, as `docs/extension.py` reads them for the navigation of the site."""
     for folder in {page.parent for page in PAGES[1:]}:

@@ -26,6 +26,7 @@ from .classify import worst
 _LOST: tuple[type[Exception], ...] = (OSError, EOFError, trio.BrokenResourceError, trio.TooSlowError)
 """The exceptions of the operating system and of Trio for a server that is slow, has gone, or cannot be reached."""
 _LATE: tuple[type[Exception], ...] = (TimeoutError, trio.TooSlowError)
+"""Those of them for a server that is slow."""
 
 
 def classify_network(error: Exception) -> Exception:

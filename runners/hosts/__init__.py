@@ -57,7 +57,7 @@ class Session(Protocol):
         Args:
             batch: the request; its `request_id` names the stream until it ends or is dropped.
             accepted: the ids of all tokens that the stream has got; the next chunk begins at index `len(accepted)`.
-            confirm: note when the runner's side takes the stream; see `has_taken`.
+            confirm: note when the context takes the stream; see `has_taken`.
 
         Raises:
             BadRequest: the request cannot be sent to the runner.
@@ -68,9 +68,9 @@ class Session(Protocol):
         ...
 
     def has_taken(self, request_id: str) -> bool:
-        """Whether the context has begun this open stream for which `begin` wanted a confirmation; also after it has failed.
+        """Whether the context has taken this open stream, for which `begin` had `confirm`; also after the context has failed.
 
-        A death before that moment is not the stream's doing (D6).
+        A stream that was not taken cannot be the cause of the failure (D6). For an unknown id it is False.
         """
         ...
 

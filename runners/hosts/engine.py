@@ -1,6 +1,6 @@
 """`EngineHost`: an engine server as a program of its own, with the runner that asks it (D10, D17).
 
-The runner lives in the Trio task, as with an `InlineHost`; `owned` judges its errors. Needs Linux, as every `Command` does.
+The runner lives in the Trio task, as with an `InlineHost`; `owned` judges the errors of its streams. Needs Linux, as every `Command` does.
 """
 
 from __future__ import annotations
@@ -79,13 +79,13 @@ class EngineHost:
     on 127.0.0.1. It is ready when it has given one token.
 
     Its end is `ContextDied`, also with exit status 0. A stream that gets no token in time is `ContextHung`, unless the engine gives
-    tokens to another one; these times are those of the runner. After any other error that tells of the engine it is asked for one
-    token: if it gives it, the error is that of the request, otherwise `ContextDied`. After a failure all processes of the
-    engine are killed, and when it is stopped in order, it is stopped by the steps of its command.
+    tokens to another one; these times are those of the runner. After another error of the server the engine is asked for one
+    token: if it gives one, only the request fails, otherwise the failure is `ContextDied`, or `ContextHung` if nothing comes in time.
+    After a failure all processes of the engine are killed. When it is stopped in order, it is stopped by the `stop` steps of its command.
 
     Args:
         command: a `Command` without `ready` and `alive`, and without options of a `Child`, which `device_worker` has instead.
-        device: that the engine holds, as torch names it; passed to the runner. The command itself must choose it.
+        device: the device that the engine holds, as torch names it; passed to the runner. The command itself must choose it.
         load_timeout: seconds from the start of the program to its first token.
         nvml: asks after a failure whether the device can be used again (D4).
 
@@ -203,7 +203,7 @@ class _Engine:
 
         Raises:
             ContextDied: the engine has ended.
-            ContextHung: the time is up.
+            ContextHung: no token has come within `load_timeout`.
             LoadFailed: the engine refuses the request.
         """
         wait, last = _FIRST, ""

@@ -1,7 +1,7 @@
-"""A remote runner whose server belongs to its host: what the failure of one stream tells of the server (D17).
+"""A runner that asks a server which its host can replace: whether the error of a stream is a failure of the server (D17).
 
-The runner of a server elsewhere can only fail the request. Here the host can replace the server. So a failure that tells of the server
-is a symptom, which a question confirms, as a probe of the device does in D4: the error stays that of the request if the server works.
+Without `OwnedRunner` the error only fails the request. Here an error of the server is a symptom. A request for one token confirms it, as a
+probe of the device does in D4: if the server gives the token, the error stays that of the request.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from runners.types import (
 )
 
 DYING = 0.25
-"""Seconds that a server may take to end whose connections have broken: then its end is the failure, and not the connection."""
+"""Seconds for which an end of the server is awaited after an error of a stream, since a server that ends breaks its connections first."""
 
 
 class Server(Protocol):
@@ -47,7 +47,7 @@ class Server(Protocol):
 
     @property
     def name(self) -> str:
-        """For messages."""
+        """What messages call it."""
         ...
 
     @property
@@ -69,23 +69,23 @@ class OwnedRunner:
     """A runner spec, and the runner that it builds, around those of the server's own runner.
 
     Args:
-        spec: of the runner that asks the server.
-        server: that it asks.
+        spec: what the server's own runner is built from.
+        server: the server that this runner asks.
     """
 
     def __init__(self, spec: RunnerSpec, server: Server) -> None:
         self.works = False
-        """Whether the server has worked once. Until then all errors of streams are those of requests."""
+        """Whether the server has given a first token. Until then no error of a stream is judged: the host asks again."""
         self._spec = spec
         self._server = server
         self._runner: ModelRunner
         self._last = -math.inf  # when the last token came
         self._tokens = trio.lowlevel.ParkingLot()  # the tasks that wait for the next one
         self._asking = trio.Lock()
-        self._asked = -math.inf  # when the last question was put that has shown that the server works
+        self._asked = -math.inf  # when it was last asked for a token and gave it
 
     async def build(self, start: RunnerStart) -> OwnedRunner:
-        """See `RunnerSpec`; may be async as for an `InlineHost`.
+        """See `RunnerSpec.build`; async, as an `InlineHost` allows.
 
         Raises:
             TypeError: the runner does not ask a server.
@@ -150,7 +150,7 @@ class OwnedRunner:
     async def _judge(self, error: Exception, since: float) -> None:
         """Raise the failure of the server, if the error of a stream is a symptom of one.
 
-        `since`: when the stream had begun to wait for the server.
+        `since`: when the stream began to wait for the server, by Trio's clock.
         """
         if is_a(error, NetworkTimeout):
             await self._check_progress(trio.current_time() - since)
@@ -162,7 +162,7 @@ class OwnedRunner:
         """A stream has waited for so long in vain. The server hangs if it has given no token to another one for as long (D9).
 
         Raises:
-            ContextHung: it does.
+            ContextHung: the server hangs.
         """
         with trio.move_on_at(self._last + seconds):
             await self._tokens.park()
@@ -172,14 +172,14 @@ class OwnedRunner:
         )
 
     async def _check_end(self) -> None:
-        """If the server is ending, do not return: the session fails with the reason of that."""
+        """Return unless the server ends within `DYING`: then the host fails the session with that end."""
         with trio.move_on_after(DYING):
             await self._server.ended()
         if not self._server.runs:
             await trio.sleep_forever()
 
     async def _check_answer(self, symptom: Exception) -> None:
-        """Ask the server for one token. Of many streams that fail at once the first one asks.
+        """Ask the server for one token. If many streams fail at once, the first one asks for all.
 
         Raises:
             ContextHung: it does not answer in time.
@@ -191,12 +191,13 @@ class OwnedRunner:
                 return
             asked, last = trio.current_time(), self._last
             failure = await self._failure(symptom)
+            # A server that is only late, and has given tokens to other streams meanwhile, is busy (D9).
             if failure is not None and not (is_a(failure, ContextHung) and self._last > last):
                 raise await self._server.judged(failure)
             self._asked = asked
 
     async def _failure(self, symptom: Exception) -> ContextPoisoned | None:
-        """What the answer to a question for one token shows; None if the server works. An error of the request itself is an answer."""
+        """What a request for one token shows; None if the server works. An error of that request itself is an answer."""
         try:
             await self._one_token()
         except Exception as raised:  # noqa: BLE001 - as in `_judging`

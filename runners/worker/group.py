@@ -41,7 +41,7 @@ class Group:
     """What the contexts of a worker know of one another.
 
     `contexts`: those that serve, by their paths. `replacement`: what `replace` has put in place of the declared runner; None
-    until then. `loss`: the last death of a context. `replacing`: whether it is at work. `drains_until`: when the worker began to stop, the moment by which the begun
+    until then. `replacing`: whether it is at work. `loss`: the last death of a context. `drains_until`: when the worker began to stop, the moment by which the begun
     streams must have ended; None before. `circuit`: of its breaker, if it has one. `meters`: what measures this worker; empty if it is not measured. `_held_back`: the last
     request that the rate limits have held back.
     """
@@ -79,8 +79,8 @@ class Group:
     def dies(self, *, is_apart: bool) -> Loss:
         """A context dies; returns the loss for its streams.
 
-        `is_apart`: whether it had taken no stream that an earlier death has left undecided. If there is one, no request was
-        in both contexts, and none is the cause of both deaths.
+        `is_apart`: whether the context had taken no stream of an earlier loss. If streams of that loss are still undecided, both
+        deaths are one loss then: no request was in both contexts, so none is the cause of both.
         """
         if is_apart and self.loss.streams:
             self.loss.is_shared = True

@@ -30,8 +30,8 @@ MAX_CHARACTERS = 2**26
 class Loss:
     """The death of a context, or of several at about the same time (D6).
 
-    `streams`: those that were in them, and have not made a step since. `is_shared`: whether there were several contexts, so
-    that no request can be the cause of all.
+    `streams`: those that were in the contexts, and have neither made a step nor ended since. `is_shared`: whether there were
+    several contexts, so that no request can be the cause of all deaths.
     """
 
     streams: set[Record] = field(factory=set["Record"])
@@ -149,7 +149,7 @@ class Record:
 
     @property
     def suspect(self) -> bool:
-        """Whether it may be the reason why its context died (D6)."""
+        """Whether it may be the cause of the death of its context (D6)."""
         return self.loss is not None and not self.loss.is_shared
 
     def settle(self) -> None:

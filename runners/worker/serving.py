@@ -84,7 +84,7 @@ class ContextState:
     path: str
     incarnation: int
     pid: int | None
-    info: RunnerInfo = field(repr=False)  # a line of the log that says that it is ready shows the rest
+    info: RunnerInfo = field(repr=False)  # too long for the line of the log in which `Ready` has this value
     _context: Context = field(repr=False, eq=False, alias="context")
 
 
@@ -615,8 +615,8 @@ class _Serving:
         """Decide about each open stream: it fails, or goes back to the head of the queue.
 
         An end that was ordered, a stop or a rebuild, makes no request a suspect. If there is no failure and no order, the
-        failure was reported from outside, and counts as one of the context. A stream from an earlier death that this context
-        had not taken is not concerned.
+        failure was reported from outside, and counts as one of the context. A stream of an earlier loss that this context had
+        not taken stays in that loss.
         """
         if is_a(failure, OutOfMemory):
             return

@@ -498,7 +498,7 @@ class Machine:
         if node.state not in ("condemned", "down"):
             self._after_stop(act, node)
         elif not node.gone and act.asked_for(node) and not self._will_be_revived(node):
-            self._stay_down(node, "down", None)  # it has joined by an adoption, and was not started yet (R38)
+            self._stay_down(node, "down", None)  # nothing else reports the end of a new child (R38)
 
     def _stop_suspended(self, act: Act, node: Node) -> None:
         self._report_undecided(act, node)
@@ -1009,7 +1009,7 @@ class Machine:
         self.out.append(effect.Reply(request.token, self.path))
 
     def _retry_alone(self, node: Node) -> None:
-        """The child waited for the retry of a sibling in whose group it is no more: it is due itself. That retry was charged (R14)."""
+        """Start now a child that waited for the retry of a sibling whose group it has left (R38). That retry was charged (R14)."""
         node.state, node.since, node.due = "restarting", self.now, self.now
         node.retry_charged = True
         if self.spec.strategy != "one_for_one":

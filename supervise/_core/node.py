@@ -201,7 +201,7 @@ class Node:
 
     @property
     def is_new(self) -> bool:
-        """Whether it has joined, and was neither started nor stopped since."""
+        """Whether it has joined by an adoption (R38), and was neither started nor stopped since."""
         return self.state == "down" and self.epoch == 0
 
     @property

@@ -296,7 +296,7 @@ class Queue:
     def close(self, why: BaseException | None) -> None:
         """The node is down for good: every caller and sender that waits gets an error (R29).
 
-        The sender of a message without a reply waits no more, so a record of the log counts those that are lost.
+        The sender of a message without a reply does not wait for it, so a record of the log has the number of those that are lost.
         """
         self.closed, self._why, self._size = True, why, 0
         putters, self._putters = self._putters, OrderedDict()

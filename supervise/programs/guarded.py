@@ -173,7 +173,7 @@ class Guarded:
         return None if in_order else self.how(when)
 
     def how(self, when: str = "") -> CommandError:
-        """How it has ended, also if that was in order."""
+        """How it has ended, as an error also if that was in order. `when`: the end of the sentence."""
         name = self._order.name
         if self._defect is not None:
             raise self._defect

@@ -94,7 +94,7 @@ class Output:
 
 @protected
 class _Stream:
-    """The reading end of one pipe. A task reads it; an interrupt there would end the task that follows the guardian, and so Trio."""
+    """The reading end of one pipe. It is protected: an interrupt here would end the system task that follows the guardian, and so Trio."""
 
     def __init__(self, output: Output, name: str, level: int) -> None:
         self._output = output

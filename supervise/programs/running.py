@@ -87,7 +87,7 @@ class Running:
         self.send_signal(self._conduct.reload)
 
     async def ended(self) -> CommandError:
-        """Wait until it has ended, and all its processes have. Returns how, also after exit status 0."""
+        """Wait until the program and all its processes have ended. Returns how it ended, as an error also after exit status 0."""
         await self.guarded.ended.wait()
         return self.guarded.how()
 

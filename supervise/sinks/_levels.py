@@ -43,7 +43,7 @@ _END: Final = "\x1b[0m"
 
 
 def level_of(event: Event) -> int:
-    """The level of `logging` for an event; of one that is no trouble INFO at the root and for a request, otherwise DEBUG (R31)."""
+    """The level of `logging` for an event. Without trouble it is INFO at the root and for a request, otherwise DEBUG (R31)."""
     if isinstance(event, Decided):
         return _OF_DIRECTIVE[event.directive]
     is_detail = "/" in event.path and not is_requested(event)
@@ -51,7 +51,7 @@ def level_of(event: Event) -> int:
 
 
 def is_requested(event: Event) -> bool:
-    """Whether the start or stop that begins here was asked for, of this very node (R25)."""
+    """Whether a request for this very node caused the start or stop that begins with this event (R25)."""
     if not isinstance(event, Starting | Stopping) or event.reason is None:
         return False
     return event.reason.startswith(f"{event.path!r} was asked to ")

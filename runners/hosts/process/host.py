@@ -214,7 +214,7 @@ class ProcessSession(BaseSession[int]):
         self._read = 0  # bytes read so far
         self._overdue: int | None = None  # the value of `_read` when the deadline was found to have passed
         self._new: set[int] = set()  # of these and the leaving ones those without a first chunk
-        self._untaken: set[int] = set()  # of the new ones those that the process has still to confirm
+        self._untaken: set[int] = set()  # of `_new` those whose `Taken` has not come yet
         self._rebuilt = trio.Event()  # the rebuild is done, or will never be
         self._progress = trio.current_time()
         self._waiting = trio.CancelScope()
@@ -480,7 +480,8 @@ class ProcessSession(BaseSession[int]):
         waited_for = len(self._names) + len(self._leaving)
         if not waited_for:
             return math.inf, ""
-        if self._new <= self._untaken and len(self._new) < waited_for:  # the present step is of the others
+        # Streams that are not taken yet are in no step: the present one is that of the others (D9).
+        if self._new <= self._untaken and len(self._new) < waited_for:
             return self._next_timeout(), "made no next chunk"
         first = self._host.first_chunk_timeout
         if len(self._new) < waited_for:  # one step may both begin a stream and continue others

@@ -105,7 +105,7 @@ class Packed(_Part, frozen=True):
 class Begin(_Frame, frozen=True):
     """Begin stream number `stream`; numbers are never used twice in one incarnation.
 
-    `confirm`: `Taken` is wanted first.
+    `confirm`: whether the child sends `Taken` before anything is done for it.
     """
 
     stream: Count
@@ -235,7 +235,7 @@ class LongStep(Step, frozen=True, tag="step"):
 
 
 class Taken(_Frame, frozen=True):
-    """This stream begins now; nothing was done for it before."""
+    """The child has read the `Begin` of this stream, and does nothing for it before it sends this."""
 
     stream: Count
 

@@ -125,7 +125,7 @@ class _Stream(Iterator[TokenChunk]):
         accepted: the ids of all tokens generated so far, in this context or an earlier one.
         cache: the model's, or `_NO_CACHE`.
         fed: how many tokens of the prompt and the accepted ones are in the cache.
-        asked: how many were when it was last asked for a chunk.
+        asked: how many of them were there when it was last asked for a chunk.
         ready: a chunk that is computed but not taken yet, or the error of this stream.
         generated: how often each token was generated, if there is a penalty.
     """
@@ -248,7 +248,7 @@ class _Stream(Iterator[TokenChunk]):
         return {"logprobs": [{"token": decode([token]), "logprob": own, "top": found}]}
 
     def _take(self) -> TokenChunk | None:
-        """The next chunk; None while its prompt is fed in pieces: a turn feeds one, so that the other streams go on between them."""
+        """The next chunk; None after a step that fed it a piece of its prompt, so that the other streams go on between the pieces."""
         if self.ready is None and self.fed == self.asked:
             self.runner.step()
         self.asked = self.fed
