@@ -7,10 +7,11 @@
     python -m benchmarks.fleet --rounds 5       five rounds of each
 
 Each machine is an `sshd` of our own, for the cut in a network namespace of its own. The gap of a stream is its longest time between
-two tokens, of which the second came after the loss. It is set beside what was measured in the same round: the detection, from the loss to the failure of the last
-context there, and one prefill alone, the wait for the first token of a request while no other one runs. Exit status 1 if a
-token is lost, doubled or wrong, or if the longest gap is more than the detection and three prefills; that limit does not hold
-for `--apart`, where a context has several prefills to do, nor for `--torch`, where the cores decide. 2 if there is no `sshd`.
+two tokens, of which the second came after the loss. It is compared with two measurements of the same round: the detection, from the
+loss to the failure of the last context there, and one prefill alone, the wait for the first token of a request while no other one
+runs. The exit status is 1 if a token is lost, doubled or wrong, or if the longest gap is more than the detection and three prefills;
+that limit does not hold for `--apart`, where a context has several prefills to do, nor for `--torch`, where the cores decide. It is 2
+if there is no `sshd`.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from attrs import frozen
 
 _MINE = f"sv{os.getpid()}"
-"""Before all names, so that two programs make different ones."""
+"""The prefix of all names, so that two programs use different ones."""
 _NETWORK = f"10.231.{os.getpid() % 254 + 1}"
 HERE = f"{_NETWORK}.1"
 """The address of this machine in the network."""
@@ -30,7 +30,7 @@ class Space:
 
     @property
     def inside(self) -> tuple[str, ...]:
-        """What stands before a command that is to run there."""
+        """The words before a command that run it there."""
         return "ip", "netns", "exec", self._name
 
     @property
@@ -47,7 +47,7 @@ class Space:
 
     @contextmanager
     def made(self) -> Generator[None]:
-        """Make it, and its link, whose near end has the same name and leads to this machine; afterwards they are gone."""
+        """A context manager: the namespace and its link, whose near end has the same name. Both are deleted when the block is left."""
         name = self._name
         with _made("netns", name), _made("link", name, "type", "veth", "peer", "name", "eth0", "netns", name):
             self.heal()
@@ -72,7 +72,7 @@ def missing() -> str | None:
 
 @contextmanager
 def network(count: int = 1) -> Generator[list[Space]]:
-    """So many machines; afterwards they are gone."""
+    """A context manager: `count` machines. They are deleted when the block is left."""
     with _made("link", _MINE, "type", "bridge"), ExitStack() as stack:
         _ip("addr", "add", f"{HERE}/24", "dev", _MINE)
         _ip("link", "set", _MINE, "up")

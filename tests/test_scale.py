@@ -206,7 +206,7 @@ def test_only_a_lease_that_is_waited_for_keeps_a_unit_in_one_place():
 def test_no_schedule_has_a_unit_in_two_places(seed):
     """R9, D16: with the lease, the wait and its grace a unit is never held twice, whatever the order and the moments."""
     assert partition.part(partition.TERMS[partition.FENCED], TINY, seed).doubled == 0
-    assert partition.kill(partition.FIRST[partition.REMEMBERS], TINY, seed).doubled == 0
+    assert partition.kill(partition.FIRST[partition.WAITS_FIRST], TINY, seed).doubled == 0
 
 
 def test_a_new_control_program_waits_for_the_old_leases():

@@ -1,4 +1,4 @@
-"""What the machine itself costs: a start of everything, the loss of one rack and its restarts, and a stop, beside bare Trio.
+"""What the supervisors themselves cost: a start of everything, the loss of one rack and its restarts, and a stop, beside bare Trio.
 
 The floor is the same bodies in one nursery, each in a loop that waits and begins again: no supervisors, no order, no limits, no
 events. Time is virtual, so the waits of the backoff take no time and only work is measured.
@@ -182,8 +182,7 @@ def counted(way: str, size: Size) -> dict[str, dict[str, int]]:
         trio.lowlevel.add_instrument(watch)
         await WAYS[way](_Fleet(size), watch, [watch.event])
 
-    with patch.object(
-        Machine, "handle", counting
-    ):  # every input comes through here, also from the work list of the forest
+    # Every input comes through `handle`, also from the work list of the forest.
+    with patch.object(Machine, "handle", counting):
         run_virtual(run, seed=1)
     return {phase: watch.found[phase] for phase in PHASES}

@@ -261,8 +261,8 @@ async def _part(terms: Terms, size: Size) -> Parted:
 
 AWAY = 5.0
 """Seconds without a control program after it was killed."""
-FORGETS, REMEMBERS = "gives units at once", "waits a lease first"
-FIRST: dict[str, list[Child]] = {FORGETS: [], REMEMBERS: [Child("leases", old_leases_end)]}
+GIVES_AT_ONCE, WAITS_FIRST = "gives units at once", "waits a lease first"
+FIRST: dict[str, list[Child]] = {GIVES_AT_ONCE: [], WAITS_FIRST: [Child("leases", old_leases_end)]}
 
 
 def kill(first: Sequence[Child], size: Size, seed: int = 1) -> Parted:

@@ -238,7 +238,7 @@ class Booted:
     """A first start of everything at once.
 
     Args:
-        up: seconds until all devices were up; None: they were not within `HORIZON`.
+        up: seconds until all devices were up; None: they were not within the horizon.
         devices: how many were up then.
         peak: the most loads at once.
         given_up: loads that took too long, so that their work was lost.

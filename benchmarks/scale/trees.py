@@ -15,7 +15,7 @@ from supervise import Backoff, Child, Decider, Limit, Stop, Supervisor
 Strategy = Literal["one_for_one", "one_for_all", "rest_for_one"]
 Body = Callable[..., Awaitable[None]]
 ALONE = Decider({"limit": Stop})
-"""What passes its limit is stopped alone."""
+"""A child that passes its limit is stopped, and the others go on."""
 DEVICE_LIMIT = Limit(3, within=60, of_ready_time=True)
 DEFAULT_LIMIT = Limit(3, within=5)
 

@@ -216,8 +216,8 @@ class World:
 
         Args:
             host: where it is.
-            silent: whether the one who waits is elsewhere, and learns of the loss by a silence: up to a quarter of the lease
-                has passed then.
+            silent: whether a program on another host watches the device, so that the loss is noticed at the end of a lease, of which
+                up to a quarter has passed already.
         """
         with self.up.one_more(), host.up.one_more():
             try:

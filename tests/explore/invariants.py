@@ -104,9 +104,8 @@ def _check_idle(machine: Machine, children: list[Node]) -> None:
         elif node.state == "condemned":
             demand(node.gone, node, "is not gone")
         elif node.is_new:
-            demand(
-                not node.gone, node, "has joined, and is gone"
-            )  # the caller who had it join starts it next
+            # The caller who had it join starts it next.
+            demand(not node.gone, node, "has joined, and is gone")
         elif node.state == "down":
             reviving = {"one_for_one": [], "rest_for_one": children[:place], "one_for_all": children}
             retried = any(other.state == "restarting" for other in reviving[machine.spec.strategy])

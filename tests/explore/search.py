@@ -98,7 +98,7 @@ def _requests(path: str, machine: Machine, freedom: Freedom) -> Iterator[Action]
 
 
 def _adoptions(world: World, path: str, machine: Machine, freedom: Freedom) -> Iterator[Action]:
-    """The root may take each of its other declarations, then a supervisor below that which the supervisor above it took.
+    """The root may adopt each of its other declarations, and a supervisor below then what its parent has adopted.
 
     One adoption begins when the one before is over, as in the driver.
     """

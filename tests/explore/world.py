@@ -241,7 +241,7 @@ class World:
         self.handle(machine, effect.Request(kind, self.tokens, name=name or None, spec=spec))
 
     def _adopt(self, path: str, number: str) -> None:
-        """A caller has a supervisor take another declaration: the root this one, one below what the supervisor above it took."""
+        """A caller has a supervisor adopt a declaration: the root that of this number, another one what its parent has adopted."""
         self.tokens += 1
         self.asked.add(self.tokens)
         node = self.tasks[path].node
@@ -253,7 +253,7 @@ class World:
         self.handle(machine, effect.Request("adopt", self.tokens, spec=spec))
 
     def _withdraw(self, path: str, place: str) -> None:
-        """Whoever made the request that waits at this place gives up."""
+        """The caller of the request that waits at this place gives up."""
         machine = self.machine_of(self.tasks[path].node)
         assert machine is not None
         request = machine.inbox[int(place)]
@@ -417,7 +417,7 @@ class World:
             self._adopted(*adopted)
 
     def _adopted(self, path: str, spec: Supervisor | Pool) -> None:
-        """What a supervisor has after it took a declaration: that one, its children in that order, and a new limit unused (R38)."""
+        """After an adoption a supervisor has the declaration, its children in the declared order, and a new limit unused (R38)."""
         machine, task = self.forest.machines[path], self.tasks[path]
         demand(task.node.spec is spec, path, "has another declaration")
         if machine.phase == "ending":

@@ -1,4 +1,4 @@
-"""Faults planted in the host of an engine, and in what it makes of the errors of streams."""
+"""Faults planted in the host of an engine, and in how it judges the errors of streams."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ ENGINES = (
             "an_engine_is_ready_when_it_has_given_a_token",
         ),
         (
-            "the server of somebody else is believed",
+            "the server of another process is taken for the engine",
             "            ready=tcp(port),  # this also refuses the port of another process\n",
             "",
-            "a_port_that_somebody_else_has_taken_meanwhile_is_not_believed",
+            "a_port_that_another_process_has_taken_is_refused",
         ),
         (
             "a failed engine gets time to stop",
@@ -89,7 +89,7 @@ ENGINES = (
     *plants_of(
         "hosts/owned.py",
         (
-            "whatever fails is the engine's",
+            "every error is one of the engine",
             "        await self._one_token()\n",
             "        raise NetworkError\n",
             "an_engine_that_still_gives_a_token_keeps_its_context",
@@ -113,7 +113,7 @@ ENGINES = (
             "an_engine_that_stalls_is_hung_and_no_request_pays_for_it",
         ),
         (
-            "a token wakes no one",
+            "a token wakes no late stream",
             "                    self._tokens.unpark_all()\n",
             "",
             "a_stream_that_is_late_beside_one_that_goes_on_fails_alone",
@@ -122,7 +122,7 @@ ENGINES = (
             "a question that is late condemns a busy engine",
             "if failure is not None and not (is_a(failure, ContextHung) and self._last > last):",
             "if failure is not None:",
-            "a_question_that_is_late_beside_streams_that_go_on_tells_nothing",
+            "a_question_that_is_late_beside_streams_that_go_on_shows_nothing",
         ),
         (
             "a broken connection comes before the end of the program",

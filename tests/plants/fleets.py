@@ -1,4 +1,4 @@
-"""Faults planted in what a worker concludes from deaths of its contexts, and where it sends their streams."""
+"""Faults planted in how a worker judges deaths of its contexts, and where it sends their streams."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ FLEETS = (
             "a_suspect_is_not_convicted_by_a_context_that_had_not_taken_it",
         ),
         (
-            "nobody asks whether a stream is taken",
+            "no confirmation is asked for",
             "confirm=record.loss is not None",
             "confirm=False",
             "the_streams_of_contexts_that_die_together_come_back_together",

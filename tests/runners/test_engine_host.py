@@ -90,9 +90,8 @@ class Processes:
         """Both have ended and been reaped, and nothing listens at their port."""
         assert self.living() == []
         with socket.socket() as one:
-            one.setsockopt(
-                socket.SOL_SOCKET, socket.SO_REUSEADDR, 1
-            )  # connections in TIME_WAIT have no process
+            # Connections in TIME_WAIT have no process.
+            one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             one.bind(("127.0.0.1", self.port))
 
 
@@ -132,7 +131,7 @@ FAULTS = {
 @pytest.mark.parametrize("fault", FAULTS)
 @pytest.mark.trio
 async def test_streams_go_on_in_the_next_engine(fault):
-    """D6, D17: Each is as if nothing had happened; the next engine starts when no process of the last one is left."""
+    """D6, D17: Each has the tokens of an undisturbed run; the next engine starts when no process of the last one is left."""
     whom, number, kind, text = FAULTS[fault]
     async with serving(model(), host=engine(), limit=None, patience=PATIENCE) as scene:
         first = Processes((await scene.incarnation(1)).pid)
@@ -216,7 +215,7 @@ async def test_an_engine_that_ends_with_status_0_has_died():
 @pytest.mark.slow
 @pytest.mark.trio
 async def test_a_canary_finds_an_idle_engine_that_hangs():
-    """D9: `/health` answers all the time; one token does not come."""
+    """D9: `/health` answers all the time, but a canary gets no token."""
     async with serving(
         model(first_chunk_timeout=NEXT), host=engine(), limit=None, canary=0.2, patience=PATIENCE
     ) as scene:
@@ -337,7 +336,7 @@ http.server.HTTPServer(("127.0.0.1", int(sys.argv[1])), Handler).serve_forever()
 )
 @pytest.mark.trio
 async def test_an_engine_that_gives_no_first_token_fails(text, seconds, kind, says):
-    """D17: In time, by name, and with the last lines that it wrote."""
+    """D17: The failure comes in time, names the engine, and has the last lines of its output."""
     error = await failure_of(EngineHost(command("-c", BEGIN + text, "{port}"), load_timeout=seconds))
     assert type(error) is kind
     assert re.search(says, str(error))
@@ -354,7 +353,7 @@ async def test_a_program_that_is_not_there_is_a_failed_load():
 
 
 @pytest.mark.trio
-async def test_a_port_that_somebody_else_has_taken_meanwhile_is_not_believed(monkeypatch):
+async def test_a_port_that_another_process_has_taken_is_refused(monkeypatch):
     """D17: Another server at that port would answer for the engine."""
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
@@ -438,7 +437,7 @@ ThreadingHTTPServer(("127.0.0.1", int(sys.argv[1])), Handler).serve_forever()
 @pytest.mark.parametrize("poisoned", [False, True])
 @pytest.mark.trio
 async def test_an_engine_is_stopped_in_order_but_killed_after_a_failure(tmp_path, poisoned):
-    """D17: The steps of its command are for a stop; a failed one gets no time."""
+    """D17: A stop takes the steps of its command; a failed engine is killed at once."""
     file = tmp_path / "left"
     host = EngineHost(command("-c", SAYS, "{port}", str(file)))
     async with serving(model(token_ids=False), host=host, patience=PATIENCE) as scene:
@@ -469,7 +468,7 @@ trio.run(main)
 
 @pytest.mark.slow
 def test_a_killed_parent_leaves_no_engine():
-    """D10, D17: Its guardian ends all of it, the worker in a session of its own too."""
+    """D10, D17: Its guardian ends all its processes, also the worker in a session of its own."""
     command_line = [sys.executable, "-c", OPENED, ENGINES]
     with subprocess.Popen(command_line, stdout=subprocess.PIPE, text=True) as parent:
         processes = Processes(int(parent.stdout.readline()))
@@ -570,7 +569,7 @@ class Elsewhere:
     ],
 )
 def test_what_cannot_work_is_refused_where_it_is_declared(make, error, text):
-    """D2: By one error that names it."""
+    """D2: One error names it."""
     with pytest.raises(error, match=text):
         make()
 
@@ -637,7 +636,7 @@ async def test_every_stream_is_whole_while_engines_are_struck():
                 os.kill(
                     guardian_of(processes.server) if whom == "guardian" else getattr(processes, whom), number
                 )
-                await until(lambda: scene.context.incarnation == strike + 2)  # noqa: B023 - as above
+                await until(lambda: scene.context.incarnation == strike + 2)  # noqa: B023 - it is over by the next turn
                 processes.assert_gone()
             await scene.worker.ready()
             nursery.cancel_scope.cancel()

@@ -122,9 +122,8 @@ async def test_whatever_a_server_does_its_request_ends_as_it_should(name, monkey
     finally:
         tracemalloc.stop()
     error = raised.value
-    too_slow = (
-        name in ENDLESS and type(error) is NetworkTimeout
-    )  # its limit of size, or of time on a busy machine
+    # An endless answer meets its limit of size, or on a busy machine that of time.
+    too_slow = name in ENDLESS and type(error) is NetworkTimeout
     assert too_slow or type(error) is ENDS.get(name, NetworkError), texts(error)
     assert len(peers) == (2 if name == "refuses_401" else 1)
     for said in [*texts(error), caplog.text]:

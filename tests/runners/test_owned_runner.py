@@ -1,4 +1,4 @@
-"""What the failure of one stream tells of an owned server: in virtual time, with engines that stall, fail and recover (D9, D17)."""
+"""Whether the error of one stream is a failure of its server: in virtual time, with engines that stall, fail and recover (D9, D17)."""
 
 import math
 from contextlib import asynccontextmanager
@@ -93,7 +93,7 @@ class Engine:
             yield TokenChunk(request_id=name, index=index, token_ids=(index,), finish_reason=finish)
 
     async def token(self, gap):
-        """A runner waits so long for a token, and no longer."""
+        """A runner waits `PATIENCE` for a token."""
         due = trio.current_time() + gap
         with trio.move_on_after(PATIENCE):
             await trio.sleep_until(due if due < self.stalls else math.inf)
@@ -229,7 +229,7 @@ def test_an_engine_that_gives_no_token_has_failed(canary, failure, seconds, text
     "canary", [RateLimited("HTTP 429"), BadRequest("HTTP 400"), RuntimeError("a mistake")]
 )
 def test_an_error_of_the_question_itself_is_an_answer(canary):
-    """D17: As it is for a canary."""
+    """D9, D17: The engine works, as for a canary."""
     engine = Engine({"a": [0.1] * 3, "b": [0.1] * 30}, {"a": NetworkError("lost")}, canary=canary)
 
     async def main():
@@ -241,7 +241,7 @@ def test_an_error_of_the_question_itself_is_an_answer(canary):
     run_virtual(main)
 
 
-def test_a_question_that_is_late_beside_streams_that_go_on_tells_nothing():
+def test_a_question_that_is_late_beside_streams_that_go_on_shows_nothing():
     """D9: An engine that is busy with others is not hung, although it has no token for the question in time."""
     engine = Engine({"a": [0.1] * 3, "b": [0.5] * 30}, {"a": NetworkError("lost")}, canary=math.inf)
 
@@ -257,7 +257,7 @@ def test_a_question_that_is_late_beside_streams_that_go_on_tells_nothing():
     "error", [RateLimited("HTTP 429"), BadRequest("HTTP 400"), RuntimeError("a mistake")]
 )
 def test_an_error_of_the_request_asks_nothing(error):
-    """D5: It tells nothing of the engine."""
+    """D5: Such an error does not concern the engine."""
     engine = Engine({"a": [0.1] * 3}, {"a": error})
 
     async def main():
@@ -321,7 +321,7 @@ def test_a_stream_that_waits_for_its_reader_is_closed_with_the_runners_own():
 
 
 def test_only_a_runner_that_asks_a_server_will_do():
-    """D17: Another one has no server that could end."""
+    """D17: Another runner has no server whose end could be noticed."""
 
     async def main():
         engine = Engine({}, info=RunnerInfo())
