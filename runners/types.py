@@ -171,8 +171,8 @@ class ExecuteBatch:
             the runner can continue, `fail` ends with `ContextLost` (D6).
         deadline: when it ends with `Timeout` if it has not ended yet, on Trio's clock; None is never. A runner sees it on
             its own clock: Trio's if it is async, else `time.monotonic()`.
-        affinity: of requests with the same text, such as those of one conversation, each goes to the context that took the last one,
-            if that has room, since its runner may have the beginning of the prompt in store (D12). The empty text prefers none.
+        affinity: requests with the same text, such as those of one conversation, go to the context that took the last one of them, if it
+            has room, since its runner may have the beginning of the prompt in its cache (D12). The empty text prefers no context.
     """
 
     request_id: str = field(converter=_text, validator=_is_text)

@@ -26,7 +26,7 @@ from .message import Call, Message
 from .protect import protected
 from .reports import complain
 
-_KEYS = 4_096  # so many keys are remembered, those of the last messages
+_KEYS = 4_096  # how many keys are remembered: those of the last messages
 
 
 class Handed:
@@ -53,9 +53,8 @@ class SharedQueue(Queue):
         # For children whose failure is not decided, or that were resumed; in order, and each is found at once.
         self._kept: dict[Holder, OrderedDict[Call | Message, None]] = {}
         self._handed: dict[Handed, None] = {}
-        self._last: OrderedDict[str | int | bytes, SharedInbox] = (
-            OrderedDict()
-        )  # took the last message of a key
+        # By key, the child that took the last message with it.
+        self._last: OrderedDict[str | int | bytes, SharedInbox] = OrderedDict()
 
     def _take(self, spec: Mailbox) -> None:
         super()._take(spec)
