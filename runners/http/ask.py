@@ -222,7 +222,9 @@ class Reader:
             stop=_stop(fields.take("stop")),
         )
         options = {**options, **_choices(fields)}
-        key = fields.take("prompt_cache_key")
+        key: Any = fields.take("prompt_cache_key")
+        if key is not None and not is_a(key, str):
+            refuse("prompt_cache_key", "a text", key)
         fields.finish()
         batches = self._batches(kind, model, inputs, sampling, options or None, key=key)
         return Asked(
@@ -242,7 +244,7 @@ class Reader:
         sampling: Sampling,
         options: dict[str, Any] | None,
         *,
-        key: object = None,
+        key: str | None = None,
     ) -> tuple[ExecuteBatch, ...]:
         name = f"{kind}-{secrets.token_hex(16)}"
         try:
@@ -252,7 +254,7 @@ class Reader:
                 options=options,
                 model=model,
                 deadline=self.deadline(),
-                affinity=key if isinstance(key, str) else "",
+                affinity=key or "",
             )
             given = [{"prompt": each} if isinstance(each, str) else {"payload": each} for each in inputs]
             if len(given) == 1:

@@ -408,13 +408,19 @@ def test_a_body_that_is_no_json_object_is_refused(body):
     assert (answer.status, answer.error["type"]) == (400, "invalid_request_error")
 
 
-@pytest.mark.parametrize(("key", "affinity"), [("talk-7", "talk-7"), (None, ""), (7, "")])
+@pytest.mark.parametrize(("key", "affinity"), [("talk-7", "talk-7"), (None, "")])
 def test_the_prompt_cache_key_is_the_affinity_of_a_request(key, affinity):
-    """D12: A field for a cache is never an error."""
+    """D12: Of a chat and of a text."""
     seen = []
     for kind, body in ((CHATS, CHAT), (TEXTS, TEXT)):
         assert asked(Recording(seen), kind, {**body, "prompt_cache_key": key}).status == 200
     assert [each.affinity for each in seen] == [affinity] * 2
+
+
+def test_a_prompt_cache_key_is_a_text():
+    """Anything else is refused with its name."""
+    answer = asked(Recording(), CHATS, {**CHAT, "prompt_cache_key": 7})
+    assert (answer.status, answer.error["param"]) == (400, "prompt_cache_key")
 
 
 def test_a_payload_that_cannot_travel_is_the_clients_error():
