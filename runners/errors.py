@@ -132,6 +132,18 @@ class ContextDied(ContextPoisoned):
     tag = "device.poisoned.died"
 
 
+class ContextUnreachable(ContextDied):
+    """The connection to a context on another machine is lost, so that nothing reports whether its process has ended (D16)."""
+
+    tag = "device.poisoned.unreachable"
+
+
+class ContextPreempted(ContextDied):
+    """The machine of a context was taken away by those who lend it (D16)."""
+
+    tag = "device.poisoned.preempted"
+
+
 class ContextHung(ContextPoisoned):
     """The context made no progress before its deadline (D9), and its process was killed."""
 
@@ -161,6 +173,12 @@ class LoadFailed(DeviceError):
     """The runner could not be built or loaded."""
 
     tag = "device.load"
+
+
+class NoPlace(LoadFailed):
+    """No machine had room for a context in time (D16)."""
+
+    tag = "device.load.no_place"
 
 
 class SessionRebuild(DeviceError):

@@ -22,15 +22,14 @@ from benchmarks.loopback import ROOT
 from runners.hosts.process import wire
 from runners.hosts.remote import guardian, link
 from runners.hosts.remote.guardian import ANSWER, ASK, BORN, DATA, ENDED, HEADER, KILL, NUMBER, REFUSED
-from runners.hosts.remote.link import SOURCE, Order
+from runners.hosts.remote.link import BOOT, SOURCE, Order
 from runners.hosts.remote.reserve import package_version
-from runners.hosts.remote.ssh import BOOT
 
 
 class Far:
     """A guardian, and the records that it has sent."""
 
-    def __init__(self, lease=30.0, **changes):
+    def __init__(self, lease=30.0, started_by=(), **changes):
         order = Order(
             **{
                 "place": "here",
@@ -42,7 +41,10 @@ class Far:
             }
         )
         self.process = subprocess.Popen(
-            [sys.executable, "-u", "-c", BOOT], stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0
+            [*started_by, sys.executable, "-u", "-c", BOOT],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            bufsize=0,
         )
         self.process.stdin.write(order.data())
         self.records = []
@@ -123,6 +125,17 @@ def test_the_end_of_the_connection_ends_the_context():
         pid = int(far.until(BORN))
         far.process.stdin.close()
         assert far.process.wait(PATIENCE) == 0
+        gone(pid)
+
+
+def test_the_end_of_what_has_started_the_guardian_ends_the_context_and_is_reported():
+    """D16: What an actor of Ray holds, such as a GPU, is given to others when it ends, though the connection still stands."""
+    starter = (sys.executable, "-c", "import subprocess, sys; subprocess.call(sys.argv[1:])")
+    with guarded(started_by=starter) as far:
+        pid = int(far.until(BORN))
+        assert stat(stat(pid)[1])[1] == far.process.pid
+        far.process.kill()
+        assert json.loads(far.until(ENDED)) == {"killed": True, "status": signal.SIGKILL}
         gone(pid)
 
 

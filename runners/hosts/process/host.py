@@ -143,14 +143,6 @@ class ProcessHost:
 
     def _checked(self, runner: object) -> Plan:
         """The plan of a reserve for this runner, if its first message can be sent."""
-        plan = self._plan(runner)
-        try:
-            plan.hello(ahead=False)
-        except ValueError as error:
-            raise ValueError(f"a {plan.name} cannot be sent to another process: {error}") from None
-        return plan
-
-    def _plan(self, runner: object) -> Plan:
         cls = type(runner)
         check_runner(runner)
         return Plan(
@@ -163,7 +155,7 @@ class ProcessHost:
             preload_timeout=self.load_timeout,
             kill_timeout=self.kill_timeout,
             linger=self.linger,
-        )
+        ).checked()
 
 
 @asynccontextmanager
@@ -494,7 +486,8 @@ class ProcessSession(BaseSession[int]):
         return max(_NEXT_FLOOR, _NEXT_FACTOR * statistics.median(self._steps)) if self._steps else _NEXT_FLOOR
 
     async def _death(self) -> ContextDied:
-        error = ContextDied(f"{self._peer.name} {await self._peer.fate(DYING)}")
+        how = await self._peer.fate(DYING)
+        error = self._peer.death(f"{self._peer.name} {how}")
         if lines := self._peer.output.last_lines():
             error.add_note(f"the context process wrote last:\n{lines}")
         return error

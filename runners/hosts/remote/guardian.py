@@ -1,6 +1,7 @@
 """The guardian: the process on the far machine that starts a context process, ends it, and stands between it and the connection.
 
-`SshHost` sends the source of this module to a Python there, which runs it; no code imports it for use on the near machine.
+A launcher, `SshHost` or `RayHost`, sends the source of this module to a Python there, which runs it; no code imports it for use on the
+near machine.
 It imports the standard library alone, and older Pythons must compile it, because it reports what is missing there. It has one
 thread, since the context process is forked from it.
 
@@ -10,6 +11,9 @@ Both ends exchange records: the number of a kind, four bytes of length, and the 
 The lease: the guardian asks with a number, and an answer extends the lease to `lease` seconds after *the question*. So an answer
 that was delayed on its way extends nothing: that many seconds after its last answer the near end knows that the lease is over,
 whatever is still on the way.
+
+The guardian ends the context process also when the process that started it ends, such as the actor of Ray, since what that one
+held, such as a GPU, is then given to others.
 """
 
 from __future__ import annotations
@@ -76,6 +80,10 @@ class Guardian:
     def __init__(self) -> None:
         self._poll = select.poll()
         self._watch(0)
+        self._starter = -1
+        with suppress(OSError):  # it is outside of our namespace of pids, or dead
+            self._starter = os.pidfd_open(os.getppid())
+            self._watch(self._starter)
         os.set_blocking(0, False)
         os.set_blocking(1, False)
         self._in = bytearray()  # from the near end, not parsed yet
@@ -153,15 +161,25 @@ class Guardian:
             self._read_pipe(descriptor)
         elif descriptor == self._pidfd:
             self._end_context()
+        elif descriptor == self._starter:
+            self._be_left()
         elif self._connection is not None and descriptor == self._connection.fileno():
             if events & select.POLLOUT:
                 self._write_context()
             if events & ~select.POLLOUT:
                 self._read_context()
 
+    def _be_left(self) -> None:
+        """The process that started this one is dead."""
+        self._poll.unregister(self._starter)
+        if self._pid:
+            self._end_context()
+        elif not self._number:  # nothing is left to be said
+            self._hung_up = True
+
     def _read_near(self) -> None:
         with suppress(BlockingIOError):
-            data = os.read(0, _READ)
+            data = _read(0)
             self._hung_up = self._hung_up or not data
             self._in += data
         while len(self._in) >= HEADER.size:
@@ -192,7 +210,7 @@ class Guardian:
             del self._out[: os.write(1, self._out[:_READ])]
         except BlockingIOError:
             pass
-        except BrokenPipeError:
+        except OSError:  # it is closed, or the network says that its machine is gone
             self._hung_up = True
 
     # --- the context process
@@ -319,6 +337,16 @@ class Guardian:
                 break
         status = None if code is None else abs(code)
         self._send(ENDED, json.dumps({"killed": code is not None and code < 0, "status": status}).encode())
+
+
+def _read(descriptor: int) -> bytes:
+    """What has come; nothing at the end of the connection, however it has ended."""
+    try:
+        return os.read(descriptor, _READ)
+    except BlockingIOError:
+        raise
+    except OSError:
+        return b""
 
 
 def _exit_code(pid: int) -> int | None:

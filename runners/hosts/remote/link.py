@@ -1,6 +1,6 @@
 """The near end of a context process on another machine: its records, its lease, and the word of its end.
 
-The connection is a `Peer` of the program that carries it, such as `ssh`. A task, `FarPeer.pump`, reads it all the time, because the
+The connection is a `Peer` of what carries it: the program `ssh`, or an actor of Ray. A task, `FarPeer.pump`, reads it all the time, because the
 guardian's questions must be answered also while no task waits for the session.
 """
 
@@ -16,6 +16,7 @@ from attrs import frozen
 from trio.lowlevel import enable_ki_protection
 
 from runners.brief import brief, one_line, text_of
+from runners.errors import ContextDied, ContextUnreachable
 from runners.hosts.process.host import BACKLOG, DYING
 from runners.hosts.process.parent.output import Output, log_event
 from runners.hosts.process.parent.peer import Peer
@@ -24,6 +25,8 @@ from runners.hosts.remote import guardian
 
 SOURCE = Path(guardian.__file__).read_bytes()
 """The program of the far side, which reads it from its standard input."""
+BOOT = f"import os;exec(b''.join(os.read(0,1)for _ in range({len(SOURCE)})))"
+"""The program of the far Python: it reads the guardian's source from its standard input, and not a byte more."""
 
 MARGIN = 2.0
 """Seconds that are added to a lease before it counts as over: the guardian needs a moment to kill, and clocks differ."""
@@ -164,6 +167,11 @@ class FarPeer:
             return f"lost its connection: {self._lost}"
         return self._fate or "closed its connection"
 
+    @property
+    def death(self) -> type[ContextDied]:
+        """See `Connection.death`."""
+        return ContextDied if self._fate is not None else ContextUnreachable
+
     def kill(self) -> None:
         """See `Connection.kill`. Its guardian does it, or its lease if that cannot be reached."""
         if not self.dead:
@@ -191,8 +199,9 @@ class FarPeer:
         finally:
             self._end()
             self._carrier.kill()
-            async with self._pumping:  # no task may read the connection when it is closed
-                await self._carrier.reap(_CARRIER)
+            with trio.CancelScope(shield=True):
+                async with self._pumping:  # no task may read the connection when it is closed
+                    await self._carrier.reap(_CARRIER)
             self.output.close()
 
     async def _outlast_lease(self) -> None:

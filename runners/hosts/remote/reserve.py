@@ -1,23 +1,16 @@
-"""Connections to another machine, and the standby processes there.
-
-What starts a guardian there is a command, such as `ssh`, that carries its standard input and output.
-"""
+"""The standby processes on other machines. `ssh` and `ray` have the launchers: what starts a guardian there, and connects it."""
 
 from __future__ import annotations
 
 import importlib.metadata
-import socket
-import subprocess
+from collections.abc import Iterable
 
 import trio
 from attrs import frozen
 
+from runners.brief import brief
 from runners.hosts.process import wire
-from runners.hosts.process.parent import cleaner
-from runners.hosts.process.parent.output import Output
-from runners.hosts.process.parent.peer import Peer
-from runners.hosts.process.parent.processes import Ends, Started, connected
-from runners.hosts.process.parent.standby import Plan, Reserve, watched
+from runners.hosts.process.parent.standby import Plan, Reserve
 from runners.hosts.remote.link import FarPeer, Order
 
 
@@ -26,35 +19,42 @@ class FarPlan(Plan):
     """The settings of a reserve on another machine; `path` is the far one.
 
     Args:
-        place: the far machine, as texts name it.
-        command: its first word names the program that starts a guardian there and carries its standard input and output.
         lease: seconds that the guardian keeps a process alive without a word from here.
         connect_timeout: seconds until it has started one.
     """
 
-    place: str
-    command: tuple[str, ...]
     lease: float
     connect_timeout: float
 
+    def order(self, place: str) -> Order:
+        """What a guardian at this place must start."""
+        return Order(
+            place=place,
+            path=self.path,
+            version=package_version(),
+            protocol=wire.PROTOCOL,
+            lease=self.lease,
+        )
+
 
 class FarReserve(Reserve):
-    """Standby processes on another machine, each with a connection and a guardian of its own."""
+    """Standby processes on other machines, each with a connection and a guardian of its own. A launcher is a subclass."""
 
     def __init__(self, plan: FarPlan) -> None:
         super().__init__(plan)
-        self._order = Order(
-            place=plan.place,
-            path=plan.path,
-            version=package_version(),
-            protocol=wire.PROTOCOL,
-            lease=plan.lease,
-        )
-        self._command = plan.command
         self._connect_timeout = plan.connect_timeout
 
+    async def _reached(self, who: str) -> FarPeer:
+        """A guardian, connected, which has its order.
+
+        Raises:
+            OSError: none could be started.
+            DeviceError: none could be started, and the class says why.
+        """
+        raise NotImplementedError
+
     async def _new(self, who: str, *, ahead: bool) -> FarPeer:
-        peer = FarPeer(await self._carrier(), self._order, who)
+        peer = await self._reached(who)
         self._nursery.start_soon(peer.pump)
         try:
             await peer.start(self._connect_timeout)
@@ -65,28 +65,27 @@ class FarReserve(Reserve):
         peer.send(self._plan.hello(ahead=ahead))
         return peer
 
-    async def _carrier(self) -> Peer:
-        """The running command. Its standard error is logged."""
-        output = Output(f"{self._command[0]} to {self._order.place}")
-        try:
-            with connected(output, socket.SOCK_STREAM) as (connection, ends):
-                carrier = await watched(Started(self._run(ends)), connection, output)
-        except BaseException:
-            output.close()
-            raise
-        self._nursery.start_soon(output.pump)
-        return carrier
 
-    def _run(self, ends: Ends) -> subprocess.Popen[bytes]:
-        """Start it in a session of its own: a Ctrl-C does not reach it, and a kill reaches also what it starts."""
-        return subprocess.Popen(  # noqa: S603 - The host has checked each argument.
-            self._command,
-            stdin=ends.connection,
-            stdout=ends.connection,
-            stderr=ends.errors,
-            start_new_session=True,
-            env=cleaner.marked(),
-        )
+def folders(path: Iterable[str]) -> tuple[str, ...]:
+    """A converter of the argument `path` of a host.
+
+    Raises:
+        TypeError: it is one text.
+    """
+    if isinstance(path, str):
+        raise TypeError(f"path must be several folders, got the text {brief(path)}")
+    return tuple(path)
+
+
+def check_path(_host: object, _field: object, path: tuple[str, ...]) -> None:
+    """A validator of the argument `path` of a host.
+
+    Raises:
+        ValueError: it has an entry that is no absolute folder.
+    """
+    for entry in path:
+        if type(entry) is not str or not entry.startswith("/"):
+            raise ValueError(f"path must have absolute folders of the far machine, got {brief(entry)}")
 
 
 def package_version() -> str:

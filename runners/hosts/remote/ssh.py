@@ -9,8 +9,10 @@ from __future__ import annotations
 import math
 import shlex
 import shutil
+import socket
+import subprocess
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from contextlib import AbstractAsyncContextManager
 
 from attrs import field, frozen
@@ -23,13 +25,15 @@ from runners.hosts import Session
 from runners.hosts.packing import check_runner, pack
 from runners.hosts.process import wire
 from runners.hosts.process.host import lived
-from runners.hosts.remote.link import SOURCE
-from runners.hosts.remote.reserve import FarPlan, FarReserve
+from runners.hosts.process.parent import cleaner
+from runners.hosts.process.parent.output import Output
+from runners.hosts.process.parent.peer import Peer
+from runners.hosts.process.parent.processes import Ends, Started, connected
+from runners.hosts.process.parent.standby import watched
+from runners.hosts.remote.link import BOOT, FarPeer
+from runners.hosts.remote.reserve import FarPlan, FarReserve, check_path, folders
 from runners.protect import Entered
 from runners.types import RunnerSpec
-
-BOOT = f"import os;exec(b''.join(os.read(0,1)for _ in range({len(SOURCE)})))"
-"""The program of the far Python: it reads the guardian's source from its standard input, and not a byte more."""
 
 _ALIVE = 3
 """How often `ssh` asks its server during a lease before it gives the connection up."""
@@ -72,18 +76,6 @@ def _check_options(_host: object, _field: object, options: Mapping[str, str]) ->
             raise ValueError(f"options must not have {ours[name.lower()]}, which SshHost sets itself")
 
 
-def _texts(path: Iterable[str]) -> tuple[str, ...]:
-    if isinstance(path, str):
-        raise TypeError(f"path must be several folders, got the text {brief(path)}")
-    return tuple(path)
-
-
-def _check_path(_host: object, _field: object, path: tuple[str, ...]) -> None:
-    for entry in path:
-        if type(entry) is not str or not entry.startswith("/"):
-            raise ValueError(f"path must have absolute folders of the far machine, got {brief(entry)}")
-
-
 @frozen(kw_only=True)
 class SshHost:
     """A process on another machine for each incarnation (D16). All times are in seconds.
@@ -115,7 +107,7 @@ class SshHost:
 
     host: str = field(kw_only=False, validator=[instance_of(str), _check_host])
     python: str = field(default="python3", validator=[instance_of(str), min_len(1)])
-    path: tuple[str, ...] = field(default=(), converter=_texts, validator=_check_path)
+    path: tuple[str, ...] = field(default=(), converter=folders, validator=check_path)
     options: Mapping[str, str] = field(
         factory=dict[str, str], converter=_plain, hash=False, validator=_check_options
     )
@@ -146,7 +138,7 @@ class SshHost:
         if why := _refusal():
             raise Unrecoverable(why)
         start = wire.Start(incarnation, None if cause is None else one_line(cause))
-        return Entered(lived(self, self._plan(runner), FarReserve, start))
+        return Entered(lived(self, self._plan(runner), SshReserve, start))
 
     def check(self, runner: object) -> None:
         """Refuse a runner spec that cannot be sent to another process (D2). The machine of the declaration needs no `ssh`.
@@ -157,10 +149,10 @@ class SshHost:
         """
         self._plan(runner)
 
-    def _plan(self, runner: object) -> FarPlan:
+    def _plan(self, runner: object) -> SshPlan:
         check_runner(runner)
         cls = type(runner)
-        plan = FarPlan(
+        plan = SshPlan(
             name=cls.__name__,
             path=self.path,
             runner=pack(runner),
@@ -175,11 +167,7 @@ class SshHost:
             lease=self.lease,
             connect_timeout=self.connect_timeout,
         )
-        try:
-            plan.hello(ahead=False)
-        except ValueError as error:
-            raise ValueError(f"a {plan.name} cannot be sent to another process: {error}") from None
-        return plan
+        return plan.checked()
 
     def command(self) -> tuple[str, ...]:
         """The command that starts a guardian."""
@@ -187,6 +175,54 @@ class SshHost:
         given = [part for name, value in settings.items() for part in ("-o", f"{name}={value}")]
         far = shlex.join([self.python, "-u", "-c", BOOT])
         return "ssh", *given, "--", self.host, f"exec {far}"
+
+
+@frozen(kw_only=True)
+class SshPlan(FarPlan):
+    """The settings of a reserve behind `ssh`.
+
+    Args:
+        place: the far machine, as texts name it.
+        command: starts a guardian there, and carries its standard input and output.
+    """
+
+    place: str
+    command: tuple[str, ...]
+
+
+class SshReserve(FarReserve):
+    """Processes on one machine, behind an `ssh` each."""
+
+    def __init__(self, plan: SshPlan) -> None:
+        super().__init__(plan)
+        self._command = plan.command
+        self._order = plan.order(plan.place)
+
+    async def _reached(self, who: str) -> FarPeer:
+        return FarPeer(await self._carrier(), self._order, who)
+
+    async def _carrier(self) -> Peer:
+        """The running command. Its standard error is logged."""
+        output = Output(f"{self._command[0]} to {self._order.place}")
+        try:
+            with connected(output, socket.SOCK_STREAM) as (connection, ends):
+                carrier = await watched(Started(self._run(ends)), connection, output)
+        except BaseException:
+            output.close()
+            raise
+        self._nursery.start_soon(output.pump)
+        return carrier
+
+    def _run(self, ends: Ends) -> subprocess.Popen[bytes]:
+        """Start it in a session of its own: a Ctrl-C does not reach it, and a kill reaches also what it starts."""
+        return subprocess.Popen(  # noqa: S603 - The host has checked each argument.
+            self._command,
+            stdin=ends.connection,
+            stdout=ends.connection,
+            stderr=ends.errors,
+            start_new_session=True,
+            env=cleaner.marked(),
+        )
 
 
 def _refusal() -> str | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Protocol
 
+from runners.errors import ContextDied
 from runners.hosts.process.parent.output import Output
 
 
@@ -66,6 +67,11 @@ class Connection(Protocol):
 
     async def fate(self, seconds: float) -> str:
         """Wait so many seconds for its death; returns how it ended, as a text that follows its name."""
+        ...
+
+    @property
+    def death(self) -> type[ContextDied]:
+        """The error that its death is for a session; known once `fate` is."""
         ...
 
     def kill(self) -> None:

@@ -18,6 +18,7 @@ from itertools import islice
 
 import trio
 
+from runners.errors import ContextDied
 from runners.hosts.process.parent.output import Output
 from runners.hosts.process.parent.processes import Process, is_readable, outlived
 
@@ -25,7 +26,10 @@ _READ = 65_536
 _FRAMES = 1024
 """The most frames of one write: Linux takes no more buffers at once."""
 _NO_ROOM = frozenset((errno.EAGAIN, errno.ENOBUFS, errno.ENOMEM))
-_CLOSED = frozenset((errno.EPIPE, errno.ECONNRESET))
+_CLOSED = frozenset(
+    (errno.EPIPE, errno.ECONNRESET, errno.ETIMEDOUT, errno.EHOSTUNREACH, errno.ENETUNREACH, errno.ENETDOWN)
+)
+"""The ends of a connection; all but the first two are those of one over a network."""
 
 
 class Peer:
@@ -100,7 +104,9 @@ class Peer:
             data = self._socket.recv(_READ)
         except BlockingIOError:
             return None
-        except ConnectionResetError:
+        except OSError as error:
+            if error.errno not in _CLOSED:
+                raise
             data = b""
         if not data:
             self._open = False
@@ -139,6 +145,11 @@ class Peer:
             await self._process.fate_known()
             await self.output.drain()
         return self._process.fate()
+
+    @property
+    def death(self) -> type[ContextDied]:
+        """See `Connection.death`."""
+        return ContextDied
 
     def kill(self) -> None:
         """Kill it and the processes that it has started. Never blocks."""

@@ -13,13 +13,14 @@ import socket
 from collections import deque
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager, suppress
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 import msgspec
 import trio
 from attrs import asdict, frozen
 from trio.lowlevel import RunVar, enable_ki_protection
 
+from runners.errors import DeviceError
 from runners.hosts.process import wire
 from runners.hosts.process.parent.cleaner import cleaning
 from runners.hosts.process.parent.connection import Connection
@@ -74,6 +75,18 @@ class Plan:
             ValueError: the message is too long.
         """
         return wire.encode(wire.Hello(self.runner, self.device, ahead, today))
+
+    def checked(self) -> Self:
+        """This plan, if its first message can be sent.
+
+        Raises:
+            ValueError: it cannot, because the runner spec is too long.
+        """
+        try:
+            self.hello(ahead=False)
+        except ValueError as error:
+            raise ValueError(f"a {self.name} cannot be sent to another process: {error}") from None
+        return self
 
     def preload(self) -> wire.Preload:
         """The first message to a fork server."""
@@ -159,6 +172,7 @@ class Reserve:
 
         Raises:
             OSError: no process or descriptor is available.
+            DeviceError: no place for one can be found.
         """
         while self._standbys:
             peer = self._standbys.popleft()
@@ -184,7 +198,7 @@ class Reserve:
         try:
             await trio.sleep(_PAUSE)
             self._standbys.append(await self._new(f"standby {self._plan.name}", ahead=True))
-        except OSError as error:
+        except (OSError, DeviceError) as error:
             log_event(logging.WARNING, "no standby for %s: %s", self._plan.name, error)
         finally:
             self._coming -= 1
