@@ -1,10 +1,11 @@
-"""What a context on another machine costs beside a local one, over an `sshd` of our own on the loopback interface.
+"""What a context on another machine costs beside a local one: over an `sshd` of our own, and in a Ray cluster of our own.
 
     python -m benchmarks.remote                 five rounds of each measurement, by turns
     python -m benchmarks.remote --rounds 20
 
-The two kinds of hosts are measured by turns, and a ratio is the median of the ratios within one round. Exit status 1 if the chunks
-of 32 streams a second are less than half of those of a `ProcessHost`, and 2 if no `sshd` can be started.
+All run on this machine, so without a network between them. The kinds of hosts are measured by turns, and a ratio to `ProcessHost` is
+the median of the ratios within one round. Exit status 1 if the chunks of 32 streams a second are less than half of those of a
+`ProcessHost`, and 2 if no `sshd` can be started. Without Ray, `RayHost` is left out.
 """
 
 from __future__ import annotations
@@ -17,11 +18,13 @@ import statistics
 import sys
 import tempfile
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from time import perf_counter
 
 import trio
 
+from benchmarks import cluster
 from benchmarks.loopback import missing, serving
 from benchmarks.paced import Paced
 from runners.errors import ContextDied
@@ -100,20 +103,40 @@ def main(arguments: Sequence[str]) -> int:
     if why := missing():
         print(why, file=sys.stderr)
         return 2
-    local: list[dict[str, float]] = []
-    remote: list[dict[str, float]] = []
-    with tempfile.TemporaryDirectory() as folder, serving(Path(folder)) as server:
+    found: dict[str, list[dict[str, float]]] = {}
+    with ExitStack() as running:
+        hosts = _hosts(running)
         for _ in range(rounds):
-            local.append(trio.run(_measure, ProcessHost(standby=1)))
-            remote.append(trio.run(_measure, server.host(standby=1)))
-    rows = {}
-    for name in local[0]:
-        ratio = statistics.median(far[name] / near[name] for near, far in zip(local, remote, strict=True))
-        near, far = (statistics.median(each[name] for each in side) for side in (local, remote))
-        rows[name] = {"ProcessHost": round(near, 1), "SshHost": round(far, 1), "ratio": round(ratio, 2)}
-        print(f"{name:40} {near:12,.1f} {far:12,.1f}   × {ratio:.2f}")
+            for name, host in hosts.items():
+                found.setdefault(name, []).append(trio.run(_measure, host))
+    rows: dict[str, dict[str, float]] = {}
+    print(f"{'':40}", *(f"{name:>19}" for name in found))
+    for row in found["ProcessHost"][0]:
+        rows[row] = {}
+        for name, measured in found.items():
+            ratios = [far[row] / near[row] for near, far in zip(found["ProcessHost"], measured, strict=True)]
+            rows[row][name] = round(statistics.median(each[row] for each in measured), 1)
+            rows[row][f"{name} ratio"] = round(statistics.median(ratios), 2)
+        print(f"{row:40}", *(f"{rows[row][n]:12,.1f} × {rows[row][f'{n} ratio']:4.2f}" for n in found))
     print(json.dumps({"rounds": rounds, "load": os.getloadavg()[0], "rows": rows}))
-    return 0 if rows["chunks/s"]["ratio"] >= LEAST else 1
+    least = min(rows["chunks/s"][f"{name} ratio"] for name in found)
+    return 0 if least >= LEAST else 1
+
+
+def _hosts(running: ExitStack) -> dict[str, Host]:
+    """The hosts to measure; what they need runs until the stack is left."""
+    folder = Path(running.enter_context(tempfile.TemporaryDirectory()))
+    hosts: dict[str, Host] = {
+        "ProcessHost": ProcessHost(standby=1),
+        "SshHost": running.enter_context(serving(folder)).host(standby=1),
+    }
+    if why := cluster.missing():
+        print(why, file=sys.stderr)
+        return hosts
+    nodes = running.enter_context(cluster.clustered())
+    nodes.add()
+    nodes.add()
+    return {**hosts, "RayHost": nodes.host(standby=1)}
 
 
 if __name__ == "__main__":

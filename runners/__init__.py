@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from .hosts.engine import EngineHost
     from .hosts.inline import InlineHost
     from .hosts.process.host import ProcessHost
+    from .hosts.remote.ray import RayHost
     from .hosts.remote.ssh import SshHost
     from .hosts.thread import ThreadHost
     from .models.batched import batched_runner
@@ -44,6 +45,7 @@ _HOMES = {
     "InlineHost": "hosts.inline",
     "OpenAIModel": "models.openai",
     "ProcessHost": "hosts.process.host",
+    "RayHost": "hosts.remote.ray",
     "RunnerInfo": "types",
     "Sampling": "types",
     "SshHost": "hosts.remote.ssh",
@@ -72,6 +74,7 @@ __all__ = [
     "InlineHost",
     "OpenAIModel",
     "ProcessHost",
+    "RayHost",
     "RunnerInfo",
     "Sampling",
     "SshHost",

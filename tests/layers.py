@@ -49,6 +49,7 @@ NEVERS = (
     ("runners.hosts.remote", "runners.hosts.process.child"),
     ("runners.hosts.process", "runners.hosts.remote"),
     ("runners.hosts.remote.guardian", "runners"),
+    ("runners.hosts.remote.launcher", "runners"),
     ("runners.models", "runners.worker"),
     ("runners.worker", "runners.hosts.process"),
     ("runners.worker", "runners.hosts.remote"),

@@ -41,6 +41,7 @@ FOR_THE_LIBRARY = {
     "Rule": "fits",
     "Running": "close listen_to_lines notifications owns run_beside runs start started until_it_ends",
     "Script": "bodies entry",
+    "RayHost": "check nvml open",
     "SshHost": "check command nvml open",
     "StreamMessage": "back carried fail left let_go on_left on_loss reply requeue sent_at taken_by",
     "tcp": "attempt",

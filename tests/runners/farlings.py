@@ -6,17 +6,21 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
-from attrs import frozen
+from attrs import field, frozen
 
 from runners.errors import LoadFailed
 from runners.models.scripted import Scripted
 from runners.models.torch_lm import TorchLM
 
+NODE = "BENCHMARKS_NODE"
+"""What `benchmarks.cluster` calls the variable with the name of a node. Its import would take a far process too long."""
+
 
 def hold(folder):
-    """Take the only device, as the kernel sees it: the lock is released when the process is dead, and not before."""
-    lock = os.open(Path(folder) / "device", os.O_CREAT | os.O_RDWR)
+    """Take the only device of this node, as the kernel sees it: the lock is released when the process is dead, and not before."""
+    lock = os.open(Path(folder) / f"device {os.environ.get(NODE, '')}", os.O_CREAT | os.O_RDWR)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -47,6 +51,21 @@ class HoldsTorch:
     def build(self, start):
         hold(self.folder)
         return TorchLM(streams=self.streams).build(start)
+
+
+@frozen
+class HoldsAhead:
+    """`HoldsTorch` that builds the model before it takes the device, as a standby can."""
+
+    folder: str
+    built: Any = field(factory=lambda: TorchLM(streams=32))
+
+    def prepare(self, device):
+        return HoldsAhead(self.folder, self.built.prepare(device))
+
+    def build(self, start):
+        hold(self.folder)
+        return self.built.build(start)
 
 
 @frozen

@@ -1,0 +1,387 @@
+"""`RayHost`: the runner in a process on a node of a Ray cluster (D10, D16).
+
+Ray is asked for a place, starts an actor there, kills it, and reports its end. All streams go over a connection that the actor opens to
+this program. Needs the extras `process` and `ray`, and Linux at both ends.
+"""
+
+from __future__ import annotations
+
+import hmac
+import importlib.util
+import logging
+import secrets
+import socket
+import sys
+from collections import Counter
+from collections.abc import Mapping
+from contextlib import AbstractAsyncContextManager, suppress
+
+import trio
+from attrs import field, frozen
+from attrs.validators import ge, gt, instance_of, min_len, optional
+from trio.lowlevel import RunVar
+
+from runners.brief import brief, one_line
+from runners.diagnosis.probe import check_device
+from runners.errors import ContextDied, LoadFailed, NoPlace, Unrecoverable
+from runners.hosts import Session
+from runners.hosts.packing import check_runner, pack
+from runners.hosts.process import wire
+from runners.hosts.process.host import DYING, lived
+from runners.hosts.process.parent.output import Output, log_event
+from runners.hosts.process.parent.peer import Peer
+from runners.hosts.process.parent.processes import within
+from runners.hosts.process.standard import lifted
+from runners.hosts.remote.actor import MOST_CALLS, Actor, Ask, death, described
+from runners.hosts.remote.link import BOOT, FarPeer, Order
+from runners.hosts.remote.reserve import FarPlan, FarReserve, check_path, folders
+from runners.protect import Entered
+from runners.types import RunnerSpec
+
+_TOKEN = 32
+"""Bytes by which an actor proves that it is the one that was started."""
+_SHOWN_WITHIN = 5.0
+"""Seconds in which a connection must show its token."""
+_CALLERS = 64
+"""Connections that may be without a token at a time."""
+
+
+def _check_cluster(_host: object, _field: object, cluster: str) -> None:
+    name, _, port = cluster.rpartition(":")
+    if not name or "/" in name or not port.isdecimal():
+        raise ValueError(
+            f"cluster must be the address of a Ray head, such as 10.0.0.1:6379, got {brief(cluster)}"
+        )
+
+
+def _plain(resources: Mapping[str, float]) -> dict[str, float]:
+    if not isinstance(resources, Mapping):
+        raise TypeError(f"resources must be a mapping, got {brief(resources)}")
+    return dict(resources)
+
+
+def _check_resources(_host: object, _field: object, resources: Mapping[str, float]) -> None:
+    for name, amount in resources.items():
+        if type(name) is not str or not name or name in ("CPU", "GPU"):
+            raise ValueError(
+                f"resources must have names of custom resources of Ray, and num_cpus and num_gpus apart, got {brief(name)}"
+            )
+        if type(amount) not in (int, float) or not 0 < amount < float("inf"):
+            raise ValueError(f"resources must have amounts above 0, got {name}={brief(amount)}")
+
+
+@frozen(kw_only=True)
+class RayHost:
+    """A process on a node of a Ray cluster for each incarnation (D16). All times are in seconds.
+
+    Each process has a place of its own, which Ray gives: so the next context need not wait until a lost one is known to be dead, unless
+    Ray gives it the same node.
+
+    Args:
+        cluster: the address of its head, such as `10.0.0.1:6379`. If this program is connected to a cluster already, it must be this one.
+        num_cpus: how many CPUs of a node each process takes; so also `num_gpus`.
+        resources: custom resources of Ray that it takes, such as `{"leaf": 1}`.
+        address: ours, as the nodes see it; None is the one that Ray has found.
+        path: folders there in front of the `sys.path` of the node's Python, which must have this package, of the same version.
+        device: as torch names it there; passed to the runner. Ray numbers the GPUs of each process from 0.
+        lease: without a word from here for so long, the guardian there kills the context process; see `SshHost`.
+        start_timeout: until Ray has given a place, and again until the far side has started a process there.
+        standby: how many processes stand ready beside the one that serves, each with its resources, on other nodes if there is room.
+        load_timeout: until the runner is loaded, and for a rebuild.
+        first_chunk_timeout: see `ProcessHost`; so for all that follow.
+        next_chunk_timeout: without progress while all open streams have had a chunk.
+        close_timeout: to close the runner.
+        kill_timeout: from SIGKILL to the death of the process.
+        linger: how long standbys outlive the last context.
+
+    Raises:
+        ValueError: a number is out of range, or `cluster`, `resources`, `path` or `device` cannot be used.
+        TypeError: an argument has a wrong type.
+    """
+
+    cluster: str = field(kw_only=False, validator=[instance_of(str), _check_cluster])
+    num_cpus: float = field(default=1, validator=ge(0))
+    num_gpus: float = field(default=0, validator=ge(0))
+    resources: Mapping[str, float] = field(
+        factory=dict[str, float], converter=_plain, hash=False, validator=_check_resources
+    )
+    address: str | None = field(default=None, validator=optional(min_len(1)))
+    path: tuple[str, ...] = field(default=(), converter=folders, validator=check_path)
+    device: str = field(default="cpu", validator=[instance_of(str), check_device])
+    lease: float = field(default=10.0, validator=ge(1))
+    start_timeout: float = field(default=60.0, validator=ge(1))
+    standby: int = field(default=0, validator=[instance_of(int), ge(0)])
+    load_timeout: float = field(default=300.0, validator=gt(0))
+    first_chunk_timeout: float = field(default=60.0, validator=gt(0))
+    next_chunk_timeout: float | None = field(default=None, validator=optional(gt(0)))
+    close_timeout: float = field(default=5.0, validator=gt(0))
+    kill_timeout: float = field(default=10.0, validator=gt(0))
+    linger: float = field(default=30.0, validator=ge(0))
+
+    @property
+    def nvml(self) -> None:
+        """The NVML of this machine knows no device of another."""
+
+    def open(
+        self, runner: RunnerSpec, *, incarnation: int = 1, cause: str | None = None
+    ) -> AbstractAsyncContextManager[Session]:
+        """See `Host.open`.
+
+        Raises:
+            TypeError, ValueError: see `check`.
+            Unrecoverable: this machine is no Linux, or has no `ray`.
+        """
+        if why := _refusal():
+            raise Unrecoverable(why)
+        start = wire.Start(incarnation, None if cause is None else one_line(cause))
+        return Entered(lived(self, self._plan(runner), RayReserve, start))
+
+    def check(self, runner: object) -> None:
+        """Refuse a runner spec that cannot be sent to another process (D2). The machine of the declaration needs no `ray`.
+
+        Raises:
+            TypeError: see `check_runner`.
+            ValueError: see `check_runner`; or the spec is too long to be sent.
+        """
+        self._plan(runner)
+
+    def _plan(self, runner: object) -> RayPlan:
+        check_runner(runner)
+        return RayPlan(
+            name=type(runner).__name__,
+            path=self.path,
+            runner=pack(runner),
+            device=self.device,
+            forks=False,
+            standby=self.standby,
+            preload_timeout=self.load_timeout,
+            kill_timeout=self.kill_timeout,
+            linger=self.linger,
+            lease=self.lease,
+            connect_timeout=self.start_timeout,
+            cluster=self.cluster,
+            num_cpus=self.num_cpus,
+            num_gpus=self.num_gpus,
+            resources=self.resources,
+            address=self.address,
+        ).checked()
+
+
+@frozen(kw_only=True)
+class RayPlan(FarPlan):
+    """The settings of a reserve in a Ray cluster; `RayHost` describes them."""
+
+    cluster: str
+    num_cpus: float
+    num_gpus: float
+    resources: Mapping[str, float]
+    address: str | None
+
+
+class _Graves:
+    """The nodes on which a process may be alive though its session has ended, in one Trio run."""
+
+    def __init__(self) -> None:
+        self._nodes = Counter[str]()
+        self._changed = trio.Event()
+
+    def add(self, node: str) -> None:
+        self._nodes[node] += 1
+
+    def remove(self, node: str) -> None:
+        self._nodes[node] -= 1
+        self._changed.set()
+        self._changed = trio.Event()
+
+    async def without(self, node: str) -> None:
+        """Wait until no process of a lost session can be alive on this node."""
+        while self._nodes[node]:
+            await self._changed.wait()
+
+
+_graves: RunVar[_Graves] = RunVar("runners.hosts.remote.ray")
+
+
+class RayReserve(FarReserve):
+    """Processes in a Ray cluster, each behind an actor and a connection."""
+
+    def __init__(self, plan: RayPlan) -> None:
+        super().__init__(plan)
+        self._ray = plan
+        self._ask = Ask(
+            cluster=plan.cluster,
+            num_cpus=plan.num_cpus,
+            num_gpus=plan.num_gpus,
+            resources=plan.resources,
+        )
+        self._limiter = trio.CapacityLimiter(MOST_CALLS)
+        self._peers = set[RayPeer]()  # those that are not reaped
+        self._graves = _graves.get(_Graves())
+        _graves.set(self._graves)
+
+    async def _reached(self, who: str) -> FarPeer:
+        actor = Actor(self._ask, self._limiter)
+        output = Output("its Ray actor", piped=False)
+        try:
+            ours = await actor.place({peer.node for peer in self._peers}, self._connect_timeout)
+            await self._outlast(actor)
+            connection = await self._connected(actor, self._ray.address or ours)
+            actor.connected(connection)
+            carrier = Peer(actor, connection, output)
+        except BaseException:
+            actor.discard()
+            raise
+        return RayPeer(carrier, self._ray.order(actor.address), who, actor, self)
+
+    async def _outlast(self, actor: Actor) -> None:
+        """Wait until no lost process can be alive on this node: Ray's word that its actor is dead is no proof of that.
+
+        Raises:
+            NoPlace: one may be alive there for longer than a start may take.
+        """
+        with trio.move_on_after(self._connect_timeout):
+            await self._graves.without(actor.node)
+            return
+        raise NoPlace(
+            f"Ray has given a context a place on {actor.address}, where an earlier one may still be alive"
+        )
+
+    async def _connected(self, actor: Actor, ours: str) -> socket.socket:
+        """The connection that the actor opens to us.
+
+        Raises:
+            LoadFailed: it has not.
+        """
+        token = secrets.token_bytes(_TOKEN)
+        family = socket.AF_INET6 if ":" in ours else socket.AF_INET
+        with trio.socket.socket(family) as listener, trio.move_on_after(self._connect_timeout) as patience:
+            try:
+                await listener.bind((ours, 0))
+            except OSError as error:
+                raise LoadFailed(f"this program cannot listen at its address {ours}: {error}") from error
+            listener.listen()
+            actor.on_word = patience.cancel
+            await actor.serve((ours, listener.getsockname()[1]), self._connect_timeout, token, BOOT)
+            return await with_token(listener, token)
+        why = " in time" if actor.word is None else f": {described(actor.word)}"
+        raise LoadFailed(f"the Ray actor on {actor.address} has not connected to {ours}{why}")
+
+    # --- what its peers report
+
+    def has(self, peer: RayPeer) -> None:
+        """A peer is connected."""
+        self._peers.add(peer)
+
+    def doubts(self, peer: RayPeer) -> None:
+        """Ray says that the actor of a peer has ended."""
+        if not self._nursery.cancel_scope.cancel_called:
+            self._nursery.start_soon(peer.doubt)
+
+    def buries(self, peer: RayPeer, seconds: float) -> bool:
+        """Reap a lost peer in the background; returns False if there is no time for that, since the reserve ends."""
+        if self._nursery.cancel_scope.cancel_called:
+            return False
+        self.hold(+1)  # so that the reserve does not end meanwhile
+        self._graves.add(peer.node)
+        self._nursery.start_soon(self._bury, peer, seconds)
+        return True
+
+    async def _bury(self, peer: RayPeer, seconds: float) -> None:
+        try:
+            if await peer.reap_at_last(seconds):
+                log_event(logging.ERROR, "%s has outlived SIGKILL, and its node is not used again", peer.name)
+            else:
+                self._graves.remove(peer.node)
+        finally:
+            self.hold(-1)
+
+    def reaped(self, peer: RayPeer) -> None:
+        """A peer is reaped."""
+        self._peers.discard(peer)
+
+
+class RayPeer(FarPeer):
+    """A context process on a node of a Ray cluster."""
+
+    def __init__(self, carrier: Peer, order: Order, who: str, actor: Actor, reserve: RayReserve) -> None:
+        super().__init__(carrier, order, who)
+        self.node = actor.node
+        self._actor = actor
+        self._reserve = reserve
+        reserve.has(self)
+        actor.on_word = self._hear
+        if actor.word is not None:
+            self._hear()
+
+    def _hear(self) -> None:
+        if not self.dead:
+            self._reserve.doubts(self)
+
+    async def doubt(self) -> None:
+        """Ray says that the actor has ended. Its guardian is asked, for a moment; then the connection counts as lost."""
+        self.kill()
+        if not await within(DYING, self._over.wait):
+            self._lose(described(self._actor.word))
+
+    @property
+    def death(self) -> type[ContextDied]:
+        """See `Connection.death`."""
+        return death(self._actor.word, super().death)
+
+    async def fate(self, seconds: float) -> str:
+        """See `Connection.fate`."""
+        how = await super().fate(seconds)
+        word = self._actor.word
+        return f"{how} ({described(word)})" if isinstance(word, BaseException) and self._lost is None else how
+
+    async def reap(self, seconds: float) -> bool:
+        """See `Connection.reap`. If the guardian does not report its end at once, the reserve waits for that."""
+        self.kill()
+        await within(DYING, self._over.wait)
+        if self._fate is None and self.pid and self._reserve.buries(self, seconds):
+            return False
+        return await self.reap_at_last(seconds)
+
+    async def reap_at_last(self, seconds: float) -> bool:
+        """Reap it, and return when its device is free; True as `reap`."""
+        try:
+            return await super().reap(seconds)
+        finally:
+            self._reserve.reaped(self)
+
+
+async def with_token(listener: trio.socket.SocketType, token: bytes) -> socket.socket:
+    """The first connection that shows the token. Others are closed."""
+    found = list[socket.socket]()
+    callers = trio.Semaphore(_CALLERS)
+    async with trio.open_nursery() as nursery:
+
+        async def check(caller: trio.socket.SocketType) -> None:
+            with caller, suppress(OSError), trio.move_on_after(_SHOWN_WITHIN):
+                if hmac.compare_digest(await _read(caller), token) and not found:
+                    caller.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                    found.append(lifted(socket.socket(fileno=caller.detach())))
+                    nursery.cancel_scope.cancel("the actor has connected")
+            callers.release()
+
+        while True:
+            await callers.acquire()
+            nursery.start_soon(check, (await listener.accept())[0])
+    found[0].setblocking(False)
+    return found[0]
+
+
+async def _read(caller: trio.socket.SocketType) -> bytes:
+    shown = b""
+    while len(shown) < _TOKEN and (data := await caller.recv(_TOKEN - len(shown))):
+        shown += data
+    return shown
+
+
+def _refusal() -> str | None:
+    """The reason why no far process can be started from this machine; None if one can."""
+    if sys.platform != "linux":
+        return f"a RayHost needs Linux (eventfd), got {sys.platform}"
+    if importlib.util.find_spec("ray") is None:
+        return "a RayHost needs `ray`, which the extra `ray` installs"
+    return None

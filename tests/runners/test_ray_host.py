@@ -1,0 +1,383 @@
+"""A runner on a node of a Ray cluster. A real cluster on this machine, real processes, real time."""
+
+import os
+import signal
+import sys
+from contextlib import asynccontextmanager
+from functools import partial
+from pathlib import Path
+
+import pytest
+import trio
+from contexts import stat, title, until
+from farlings import Holds, HoldsAhead, Leaves
+from sessions import BATCH, ids, until_failure, whole
+
+from benchmarks.cluster import NODE, clustered, missing, of
+from benchmarks.loopback import ROOT
+from runners.errors import ContextDied, ContextHung, ContextUnreachable, LoadFailed, NoPlace
+from runners.hosts import CheckingHost, Session
+from runners.hosts.process import wire
+from runners.hosts.remote.actor import Actor
+from runners.hosts.remote.ray import RayHost
+from runners.models.scripted import Scripted, expected
+from runners.models.torch_lm import TorchLM
+from runners.types import ExecuteBatch, RunnerStart, Sampling
+from runners.worker import device_worker
+from supervise import open_tree
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(missing() is not None, reason=str(missing())),
+    # Ray warns of its own settings, and leaves files to the garbage collector.
+    pytest.mark.filterwarnings("ignore"),
+]
+
+STREAMS, TOKENS = 32, 80
+LEASE = 2.0
+OURS = ("runners:guard", "runners:context", "runners:standby")
+ACTOR = "ray::Launcher"
+RUNNERS = (str(ROOT), str(ROOT / "tests/runners"))
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    with clustered() as cluster:
+        yield cluster
+
+
+@pytest.fixture
+def pair(cluster):
+    """Two nodes with a place each, and afterwards the proof that no process of a context is left on any node."""
+    while len(cluster.nodes) < 2:
+        cluster.add()
+    yield cluster
+    trio.run(until, lambda: not far(*OURS))
+
+
+def far(*titles):
+    """The pids of the processes of all nodes that have one of these titles."""
+    found = set()
+    for node in range(1, 20):
+        found |= {pid for pid in of(NODE, f"node-{node}") if title(pid).startswith(titles)}
+    return found
+
+
+def node_of(pid):
+    """The node of a process."""
+    entries = Path(f"/proc/{pid}/environ").read_text().split("\0")
+    return dict(entry.partition("=")[::2] for entry in entries)[NODE]
+
+
+def host(cluster, **settings):
+    """A host with short times, that can import the runners of the tests."""
+    times = {"lease": LEASE, "load_timeout": 60, "first_chunk_timeout": 60, "next_chunk_timeout": 60}
+    return cluster.host(**{"path": RUNNERS, "start_timeout": 30, **times, **settings})
+
+
+@asynccontextmanager
+async def opened(cluster, runner, *, incarnation=1, **settings):
+    with trio.fail_after(60):
+        async with host(cluster, **settings).open(runner, incarnation=incarnation) as session:
+            yield session
+
+
+def killed(*titles):
+    """SIGKILL for each process of the nodes with such a title; returns their pids."""
+    found = far(*titles)
+    for pid in found:
+        os.kill(pid, signal.SIGKILL)
+    return found
+
+
+# --- a session like any other
+
+
+@pytest.mark.trio
+async def test_a_stream_of_a_node_arrives_whole_and_stamped(pair):
+    """D6, D16: It is a session like any other, and no call of Ray has run on the thread of the loop."""
+    calls, ours, terminates = [], host(pair), signal.getsignal(signal.SIGTERM)
+
+    def note(frame, event, argument):
+        if event == "call" and "/ray/" in frame.f_code.co_filename:
+            calls.append(frame.f_code.co_qualname)
+        elif event == "c_call" and (getattr(argument, "__module__", "") or "").startswith("ray."):
+            calls.append(argument)
+
+    sys.setprofile(note)
+    try:
+        async with ours.open(Scripted(5), incarnation=7) as session:
+            assert isinstance(session, Session)
+            items = await whole(session)
+            assert title(session.pid) == "runners:context"
+    finally:
+        sys.setprofile(None)
+    assert ids(items) == expected(BATCH, 5)
+    assert {item.incarnation for item in items} == {7}
+    assert calls == []
+    assert isinstance(ours, CheckingHost)
+    # Ray would take it, if it were started in the main thread.
+    assert signal.getsignal(signal.SIGTERM) is terminates
+
+
+@pytest.mark.trio
+async def test_a_death_there_is_reported_with_its_cause(pair):
+    """D10, D16: The guardian reports the end of the process itself, and the place is free at once."""
+    async with opened(pair, Scripted(10_000, delay=0.01)) as session:
+        session.begin(BATCH)
+        os.kill(session.pid, signal.SIGKILL)
+        _, error = await until_failure(session, ContextDied)
+        assert str(error).startswith(f"the context process {session.pid} on ")
+        assert str(error).endswith(" was killed by SIGKILL")
+        assert error.tag == "device.poisoned.died"
+
+
+@pytest.mark.trio
+async def test_an_actor_that_is_killed_ends_its_context_which_is_reported(pair):
+    """D16: The guardian notices the end of the actor: Ray gives its place to others."""
+    async with opened(pair, Scripted(10_000, delay=0.01)) as session:
+        session.begin(BATCH)
+        assert killed(ACTOR)
+        _, error = await until_failure(session, ContextDied)
+        assert error.tag == "device.poisoned.died"
+
+
+@pytest.mark.trio
+async def test_a_step_that_hangs_there_is_killed(pair):
+    """D9, D16: The deadlines are those of `ProcessHost`."""
+    async with opened(pair, Scripted(10_000), next_chunk_timeout=0.5, first_chunk_timeout=0.5) as session:
+        session.begin(BATCH)
+        os.kill(session.pid, signal.SIGSTOP)
+        await until_failure(session, ContextHung)
+
+
+@pytest.mark.trio
+async def test_output_there_is_logged_here_and_what_it_starts_ends_with_it(pair, tmp_path, caplog):
+    """D10, D16: Output comes over the connection, and nothing of it goes through Ray."""
+    caplog.set_level("INFO", "runners.context")
+    async with opened(pair, Leaves(str(tmp_path))) as session:
+        await whole(session)
+        await until(lambda: "to standard error" in caplog.text)
+        left = int((tmp_path / "left").read_text())
+        assert stat(left)[0] == "S"
+    await until(lambda: not Path(f"/proc/{left}").exists())
+
+
+# --- places
+
+
+@pytest.mark.trio
+async def test_a_standby_is_on_another_node_and_serves_at_once(pair, tmp_path):
+    """D15, D16: The loss of a node does not take the standby along, and nothing waits for the lease of the lost context."""
+    async with opened(pair, Holds(str(tmp_path)), standby=1) as session:
+        await until(lambda: far("runners:standby"))
+        (standby,) = far("runners:standby")
+        assert node_of(standby) != node_of(session.pid)
+        session.begin(BATCH)
+        os.kill(stat(session.pid)[1], signal.SIGKILL)  # its guardian
+        await until_failure(session, ContextUnreachable)
+        before = trio.current_time()
+    async with opened(pair, Holds(str(tmp_path)), standby=1, incarnation=2) as session:
+        assert trio.current_time() - before < LEASE / 2
+        assert session.pid == standby
+        assert ids(await whole(session)) == expected(BATCH)
+
+
+@pytest.mark.trio
+async def test_a_place_that_ray_cannot_give_is_named_with_what_was_asked_for(pair):
+    """D16: One clear error, after the time of the start."""
+    with pytest.raises(NoPlace, match="no place for a context with CPU: 2, nowhere: 3 within 1 s") as raised:
+        async with opened(pair, Scripted(1), num_cpus=2, resources={"nowhere": 3}, start_timeout=1):
+            pass
+    assert raised.value.tag == "device.load.no_place"
+
+
+@pytest.mark.trio
+async def test_a_node_is_used_again_only_when_the_lease_of_a_lost_context_is_over(pair, tmp_path, caplog):
+    """D2, D16: Its guardian is dead and reports nothing, and that Ray gives the place again is no proof."""
+    there = {next(iter(pair.nodes)): 1}
+    async with opened(pair, Holds(str(tmp_path), 10_000, 0.01), resources=there) as session:
+        session.begin(BATCH)
+        await session.receive()
+        assert killed("runners:guard")
+        _, error = await until_failure(session, ContextUnreachable)
+        assert error.tag == "device.poisoned.unreachable"
+        before = trio.current_time()
+    assert trio.current_time() - before < LEASE / 2  # another node could be used at once
+    async with opened(pair, Holds(str(tmp_path)), resources=there, incarnation=2) as session:
+        assert trio.current_time() - before > LEASE
+        assert ids(await whole(session)) == expected(BATCH)
+    assert "its device is not used before" in caplog.text
+
+
+@pytest.mark.trio
+async def test_a_start_that_is_cancelled_leaves_nothing(pair, tmp_path):
+    """D10, D16: Wherever it is cancelled; the place is free for the next one."""
+    for seconds in (0.0, 0.01, 0.1, 0.5, 1.0):
+        with trio.move_on_after(seconds):
+            async with host(pair, linger=0).open(Leaves(str(tmp_path), "hang")):
+                pass
+    await until(lambda: not far(*OURS))
+    async with opened(pair, Scripted(5)) as session:
+        assert ids(await whole(session)) == expected(BATCH, 5)
+
+
+@pytest.mark.trio
+async def test_another_version_there_is_refused_with_both_numbers(pair, tmp_path):
+    """D16: The far side is not tried with a protocol that it does not know."""
+    old = tmp_path / "trio_supervise-0.0.1.dist-info"
+    old.mkdir()
+    (old / "METADATA").write_text("Metadata-Version: 2.1\nName: trio-supervise\nVersion: 0.0.1\n")
+    says = f"it has trio-supervise 0.0.1 with protocol {wire.PROTOCOL}, and here it is"
+    with pytest.raises(LoadFailed, match=says):
+        async with opened(pair, Scripted(1), path=(str(tmp_path), *RUNNERS)):
+            pass
+
+
+@pytest.mark.trio
+async def test_an_address_that_is_not_ours_is_refused(pair):
+    """D16: Nothing can listen there."""
+    with pytest.raises(LoadFailed, match=r"cannot listen at its address 192\.0\.2\.77"):
+        async with opened(pair, Scripted(1), address="192.0.2.77"):
+            pass
+
+
+@pytest.mark.trio
+async def test_an_actor_that_cannot_reach_this_program_says_why(pair, monkeypatch):
+    """D16: As behind a firewall. Its exception comes by way of Ray."""
+    serve = Actor.serve
+
+    async def wrong(self, address, *arguments):
+        await serve(self, (address[0], 1), *arguments)
+
+    monkeypatch.setattr(Actor, "serve", wrong)
+    with pytest.raises(LoadFailed, match=r"has not connected to .*: ConnectionRefusedError"):
+        async with opened(pair, Scripted(1)):
+            pass
+
+
+@pytest.mark.trio
+async def test_another_cluster_than_that_of_the_program_is_refused(pair):
+    """D16: Ray has one connection for a program."""
+    async with opened(pair, Scripted(1)):
+        pass
+    with pytest.raises(LoadFailed, match=r"connected to the Ray cluster at .*, not to 127\.0\.0\.1:1"):
+        async with RayHost("127.0.0.1:1").open(Scripted(1)):
+            pass
+
+
+# --- 32 streams of a real model
+
+
+def request(number):
+    return ExecuteBatch(
+        f"{number}", "The ", sampling=Sampling(seed=number, max_tokens=TOKENS, temperature=0.8)
+    )
+
+
+@pytest.fixture(scope="module")
+def undisturbed():
+    """The tokens of each stream, where nothing is lost."""
+    runner = TorchLM(streams=STREAMS).build(RunnerStart(incarnation=1))
+    return [[t for chunk in runner.execute(request(n)) for t in chunk.token_ids] for n in range(STREAMS)]
+
+
+async def streamed(worker, strike):
+    """The tokens of each stream, and the incarnations that made them; `strike` runs when all streams have begun."""
+    tokens = [[] for _ in range(STREAMS)]
+    incarnations = set()
+
+    async def ask(tree, number):
+        async with tree[worker].stream(request(number)) as chunks:
+            async for chunk in chunks:
+                assert chunk.index == len(tokens[number])
+                tokens[number] += chunk.token_ids
+                incarnations.add(chunk.incarnation)
+
+    with trio.fail_after(200):
+        async with open_tree(worker, sinks=[]) as tree:
+            await until(lambda: far("runners:standby"))
+            async with trio.open_nursery() as nursery:
+                for number in range(STREAMS):
+                    nursery.start_soon(ask, tree, number)
+                while min(map(len, tokens)) < 5:  # noqa: ASYNC110 - the streams set no event
+                    await trio.sleep(0.005)
+                await strike()
+    return tokens, incarnations
+
+
+def strikes(cluster):
+    def active():
+        (pid,) = far("runners:context")
+        return pid, node_of(pid)
+
+    async def engine():
+        os.kill(active()[0], signal.SIGKILL)
+
+    async def actor():
+        _, node = active()
+        for pid in far(ACTOR):
+            if node_of(pid) == node:
+                os.kill(pid, signal.SIGKILL)
+
+    async def raylet():
+        pid, node = active()
+        os.kill(cluster.raylet(node), signal.SIGKILL)
+        await until(lambda: not Path(f"/proc/{pid}").exists())  # Ray says that its actor is dead
+        cluster.remove(node)
+
+    async def stopped_raylet():
+        pid, node = active()
+        os.kill(cluster.raylet(node), signal.SIGSTOP)
+        await until(lambda: not Path(f"/proc/{pid}").exists())
+        cluster.remove(node)
+
+    async def node():
+        await trio.to_thread.run_sync(cluster.remove, active()[1])
+
+    return {strike.__name__: strike for strike in (engine, actor, raylet, stopped_raylet, node)}
+
+
+@pytest.mark.parametrize("victim", ["engine", "actor", "raylet", "stopped_raylet", "node"])
+@pytest.mark.trio
+async def test_streams_of_a_node_equal_their_undisturbed_text(pair, undisturbed, tmp_path, victim):
+    """D6, D16: Whatever is killed or stopped on the way, no token is lost or doubled, and no two contexts hold one device."""
+    worker = device_worker("llm", HoldsAhead(str(tmp_path)), host=host(pair, standby=1, linger=0))
+    tokens, incarnations = await streamed(worker, strikes(pair)[victim])
+    assert tokens == undisturbed
+    assert incarnations <= {1, 2}
+    assert incarnations == {1, 2} or "raylet" in victim  # they may be done before Ray notices
+    assert not (tmp_path / "two at once").exists()
+
+
+PARENT = """
+import sys, trio
+from farlings import Holds
+from runners.hosts.remote.ray import RayHost
+
+async def main():
+    host = RayHost(sys.argv[1], num_cpus=0, resources={"place": 1}, path=sys.argv[3:], lease=2, standby=1)
+    async with host.open(Holds(sys.argv[2], 10_000, 0.01)):
+        await trio.sleep_forever()
+
+trio.run(main)
+"""
+
+
+@pytest.mark.parametrize("silent", [False, True])
+@pytest.mark.trio
+async def test_a_killed_parent_leaves_nothing_on_any_node(pair, tmp_path, silent):
+    """D10, D16: The end of the connection ends the far side; if the parent is only stopped, the lease does."""
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(RUNNERS)}
+    command = [sys.executable, "-c", PARENT, pair.address, str(tmp_path), *RUNNERS]
+    async with trio.open_nursery() as nursery:
+        parent = await nursery.start(partial(trio.run_process, command, env=env, check=False))
+        with trio.fail_after(30):
+            while not (far("runners:context") and far("runners:standby")):  # noqa: ASYNC110 - other processes set no event
+                await trio.sleep(0.05)
+        if silent:
+            parent.send_signal(signal.SIGSTOP)
+            await until(lambda: not far(*OURS))
+        parent.kill()
+        await until(lambda: not far(*OURS))
+    await until(lambda: not far(ACTOR))
