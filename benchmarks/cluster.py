@@ -8,9 +8,11 @@ import os
 import secrets
 import shutil
 import signal
+import subprocess
+import sys
 import tempfile
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -51,7 +53,7 @@ class Cluster:
         """Of the head."""
         return str(self._cluster.address)
 
-    def add(self, places: int = 1) -> str:
+    def add(self, places: int = 2) -> str:
         """Start a node, which takes some seconds; returns its name."""
         self._count += 1
         name = f"node-{self._count}"
@@ -63,6 +65,30 @@ class Cluster:
                 env_vars={NODE: name},
             )
         return name
+
+    @contextmanager
+    def joined(self, name: str, *, inside: Sequence[str] = (), address: str | None = None) -> Generator[None]:
+        """A node with room for one context, as the resource `joined`, that joins in some seconds.
+
+        Args:
+            name: of the node.
+            inside: a command in front of its own, with which it starts in another network.
+            address: its own; None is that of the head.
+        """
+        address = address or self.address.rpartition(":")[0]
+        command = [
+            *(*inside, sys.executable, "-c", "from ray.scripts.scripts import main; main()"),
+            *("start", f"--address={self.address}", f"--node-ip-address={address}", "--num-cpus=1"),
+            *(f"--object-store-memory={_LEAST_STORE}", '--resources={"joined": 1}', "--block"),
+        ]
+        process = subprocess.Popen(
+            command, env={**os.environ, NODE: name}, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL
+        )
+        try:
+            yield
+        finally:
+            end_all(NODE, name)
+            process.wait()
 
     def remove(self, name: str) -> None:
         """Kill all processes of a node."""
@@ -117,7 +143,7 @@ def clustered() -> Generator[Cluster]:
             ray.shutdown()
             nodes.shutdown()
     finally:
-        end_all(mark)
+        end_all(_MARK, mark)
         del os.environ[_MARK]
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -132,10 +158,10 @@ def of(name: str, value: str) -> set[int]:
     return found - {os.getpid()}
 
 
-def end_all(mark: str) -> None:
-    """Kill what is left of the cluster."""
+def end_all(name: str, value: str) -> None:
+    """Kill all processes with this variable in their environment."""
     end = time.monotonic() + _PATIENCE
-    while left := of(_MARK, mark):
+    while left := of(name, value):
         assert time.monotonic() < end, left
         for pid in left:
             with suppress(ProcessLookupError):

@@ -44,6 +44,12 @@ REMOTE = (
             "output_there_is_logged_here_and_what_it_starts_ends_with_it",
         ),
         (
+            "the end of what has started a guardian is not noticed",
+            "            self._watch(self._starter)\n",
+            "",
+            "the_end_of_what_has_started_the_guardian_ends_the_context_and_is_reported",
+        ),
+        (
             "any version will do",
             'if (version, protocol) == (order["version"], order["protocol"]):',
             "if wire:",
@@ -69,6 +75,12 @@ REMOTE = (
             "            return lives\n",
             "            return False\n",
             "a_far_process_that_does_not_die_makes_its_device_unrecoverable",
+        ),
+        (
+            "a lost connection is a death like any other",
+            "return ContextDied if self._fate is not None else ContextUnreachable",
+            "return ContextDied",
+            "a_guardian_or_a_connection_that_is_killed_frees_the_device_when_the_lease_is_over",
         ),
         (
             "a record may have any length",
@@ -102,6 +114,78 @@ REMOTE = (
             "                await peer.reap(self._plan.kill_timeout)\n",
             "                pass\n",
             "a_start_that_is_cancelled_leaves_nothing",
+        ),
+    ),
+    *plants_of(
+        "hosts/remote/ray.py",
+        (
+            "any connection is taken for that of the actor",
+            "if hmac.compare_digest(await _read(caller), token) and not found:",
+            "if await _read(caller) and not found:",
+            "only_a_connection_with_the_token_is_taken",
+        ),
+        (
+            "a node is used again while a lost context may be alive there",
+            "            await self._fences.without(actor.node)\n",
+            "",
+            "a_node_is_used_again_only_when_the_lease_of_a_lost_context_is_over",
+        ),
+        (
+            "the next context waits until a lost one is known to be dead",
+            "if self._fate is None and self.pid and self._reserve.reaps_later(self, seconds):",
+            "if False:",
+            "a_standby_is_on_another_node_and_serves_at_once",
+        ),
+        (
+            "a standby is on any node",
+            "actor.place({peer.node for peer in self._peers}, ",
+            "actor.place((), ",
+            "a_standby_is_on_another_node_and_serves_at_once",
+        ),
+        (
+            "Ray's word ends nothing",
+            "            self._reserve.doubts(self)\n",
+            "            pass\n",
+            "streams_of_a_node_equal_their_undisturbed_text[raylet]",
+        ),
+        (
+            "a program without Ray is not told what it lacks",
+            "if why := _refusal():",
+            "if why := None:",
+            "a_machine_without_ray_is_named_when_a_context_starts",
+        ),
+    ),
+    *plants_of(
+        "hosts/remote/actor.py",
+        (
+            "Ray kills on the thread of the loop",
+            "trio.lowlevel.start_thread_soon(functools.partial(_kill, self._handles), self._ignore)",
+            "_kill(self._handles)",
+            "a_stream_of_a_node_arrives_whole_and_stamped",
+        ),
+        (
+            "a place that is not given has no name",
+            'raise NoPlace(f"Ray has found',
+            'raise LoadFailed(f"Ray has found',
+            "a_place_that_ray_cannot_give_is_named_with_what_was_asked_for",
+        ),
+        (
+            "a preemption is a death like any other",
+            'if "RayActorError" in names and getattr(outcome, "preempted", False):',
+            "if False:",
+            "an_end_of_an_actor_has_its_error",
+        ),
+        (
+            "a cluster that has failed is tried again",
+            "    if names & {",
+            "    if not names and names & {",
+            "a_start_that_ray_refuses_has_its_error",
+        ),
+        (
+            "a program serves two clusters at once",
+            "    if not _same(cluster, there):",
+            "    if False:",
+            "another_cluster_than_that_of_the_program_is_refused",
         ),
     ),
     *plants_of(

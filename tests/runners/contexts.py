@@ -78,9 +78,9 @@ def nothing_left():
     assert after == before, f"{told}, {after[1]} and not {before[1]}"
 
 
-async def until(condition):
+async def until(condition, seconds=PATIENCE):
     """Wait for something outside to become true."""
-    with trio.fail_after(PATIENCE):
+    with trio.fail_after(seconds):
         while not condition():  # noqa: ASYNC110 - what is outside sets no event
             await trio.sleep(0.005)
 

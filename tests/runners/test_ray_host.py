@@ -3,14 +3,16 @@
 import os
 import signal
 import sys
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager
 from functools import partial
 from pathlib import Path
 
+import links
 import pytest
 import trio
 from contexts import stat, title, until
 from farlings import Holds, HoldsAhead, Leaves
+from links import needs_namespaces
 from sessions import BATCH, ids, until_failure, whole
 
 from benchmarks.cluster import NODE, clustered, missing, of
@@ -58,8 +60,8 @@ def pair(cluster):
 def far(*titles):
     """The pids of the processes of all nodes that have one of these titles."""
     found = set()
-    for node in range(1, 20):
-        found |= {pid for pid in of(NODE, f"node-{node}") if title(pid).startswith(titles)}
+    for node in ("cut-off", "spare", *(f"node-{number}" for number in range(1, 20))):
+        found |= {pid for pid in of(NODE, node) if title(pid).startswith(titles)}
     return found
 
 
@@ -296,7 +298,7 @@ async def streamed(worker, strike):
 
     with trio.fail_after(200):
         async with open_tree(worker, sinks=[]) as tree:
-            await until(lambda: far("runners:standby"))
+            await until(lambda: far("runners:standby"), 40)
             async with trio.open_nursery() as nursery:
                 for number in range(STREAMS):
                     nursery.start_soon(ask, tree, number)
@@ -347,6 +349,35 @@ async def test_streams_of_a_node_equal_their_undisturbed_text(pair, undisturbed,
     assert tokens == undisturbed
     assert incarnations <= {1, 2}
     assert incarnations == {1, 2} or "raylet" in victim  # they may be done before Ray notices
+    assert not (tmp_path / "two at once").exists()
+
+
+@needs_namespaces
+@pytest.mark.trio
+async def test_a_link_that_is_cut_costs_no_token_and_no_lease(cluster, undisturbed, tmp_path):
+    """D6, D9, D16: A deadline of the session finds the silence, streams go on elsewhere, and the far side ends itself."""
+
+    async def strike():
+        (pid,) = far("runners:context")
+        assert node_of(pid) == "cut-off"
+        links.cut()
+        await until(lambda: not Path(f"/proc/{pid}").exists())
+        links.heal()
+
+    async def add_spare(running):
+        await until(lambda: far("runners:context"), 40)
+        running.enter_context(cluster.joined("spare"))
+
+    there = host(cluster, resources={"joined": 1}, standby=1, next_chunk_timeout=1, first_chunk_timeout=20)
+    worker = device_worker("llm", HoldsAhead(str(tmp_path)), host=there)
+    with ExitStack() as running:
+        running.enter_context(links.network())
+        running.enter_context(cluster.joined("cut-off", inside=links.INSIDE, address=links.THERE))
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(add_spare, running)
+            tokens, incarnations = await streamed(worker, strike)
+    assert tokens == undisturbed
+    assert incarnations == {1, 2}
     assert not (tmp_path / "two at once").exists()
 
 

@@ -166,6 +166,7 @@ async def test_a_guardian_or_a_connection_that_is_killed_frees_the_device_when_t
             os.kill(carrier, signal.SIGKILL)
         _, error = await until_failure(session, ContextDied)
         assert "lost its connection: ssh to 127.0.0.1" in str(error)
+        assert error.tag == "device.poisoned.unreachable"
         before = trio.current_time()
     assert LEASE / 2 < trio.current_time() - before <= LEASE + MARGIN + 2
     assert "its device is not used before" in caplog.text

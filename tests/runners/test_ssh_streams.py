@@ -1,11 +1,9 @@
 """Thirty-two streams of a real model on another machine, and what may be lost between the machines. Real processes, real time."""
 
 import os
-import shutil
 import signal
-import subprocess
-from contextlib import contextmanager, suppress
 
+import links
 import pytest
 import trio
 from contexts import (
@@ -13,6 +11,7 @@ from contexts import (
     until,
 )
 from farlings import HoldsTorch
+from links import needs_namespaces
 from sshd import carriers, far, host, needs_sshd, signalled
 
 from benchmarks.loopback import serving
@@ -25,7 +24,6 @@ torch = pytest.importorskip("torch")
 pytestmark = [pytest.mark.filterwarnings("error"), needs_sshd, pytest.mark.slow]
 
 STREAMS, TOKENS = 32, 60
-BRIDGE, NEAR, SPACE, ADDRESSES = "sv-bridge", "sv-near", "sv-far", "10.231.77"
 
 
 def request(number):
@@ -99,57 +97,24 @@ async def test_streams_of_another_machine_equal_their_undisturbed_text(server, u
     await until(lambda: not far(server))
 
 
-def may_make_namespaces():
-    """Whether a network of our own can be made: this needs root, and the program `ip`."""
-    if os.geteuid() or shutil.which("ip") is None:
-        return False
-    made = subprocess.run(["ip", "netns", "add", "sv-try"], capture_output=True, check=False).returncode == 0
-    subprocess.run(["ip", "netns", "del", "sv-try"], capture_output=True, check=False)
-    return made
-
-
-def ip(*words):
-    subprocess.run(["ip", *words], check=True, capture_output=True)
-
-
-@contextmanager
-def network():
-    """A machine's network behind a bridge: a namespace, from which a link can be taken off, silently."""
-    try:
-        ip("netns", "add", SPACE)
-        ip("link", "add", BRIDGE, "type", "bridge")
-        ip("addr", "add", f"{ADDRESSES}.1/24", "dev", BRIDGE)
-        ip("link", "set", BRIDGE, "up")
-        ip("link", "add", NEAR, "type", "veth", "peer", "name", "eth0", "netns", SPACE)
-        ip("link", "set", NEAR, "master", BRIDGE, "up")
-        ip("-n", SPACE, "addr", "add", f"{ADDRESSES}.2/24", "dev", "eth0")
-        ip("-n", SPACE, "link", "set", "eth0", "up")
-        yield
-    finally:
-        for words in (("link", "del", BRIDGE), ("link", "del", NEAR), ("netns", "del", SPACE)):
-            with suppress(subprocess.CalledProcessError):
-                ip(*words)
-
-
-@pytest.mark.skipif(not may_make_namespaces(), reason="network namespaces need root and the program ip")
+@needs_namespaces
 @pytest.mark.parametrize("heals", ["before the lease is over", "after it"])
 @pytest.mark.trio
 async def test_a_link_that_is_cut_costs_no_token(undisturbed, tmp_path, heals):
     """D6, D9, D16: A deadline of the session finds the silence; the far side ends itself, and its device is used only after that."""
-    space = ("ip", "netns", "exec", SPACE)
     folder = tmp_path / "sshd"
     folder.mkdir()
-    with network(), serving(folder, address=f"{ADDRESSES}.2", port=2222, inside=space) as server:
+    with links.network(), serving(folder, address=links.THERE, port=2222, inside=links.INSIDE) as server:
         lease = 3.0
 
         async def cut():
             (pid,) = far(server, "runners:context")
-            ip("link", "set", NEAR, "nomaster")
+            links.cut()
             if heals == "after it":
                 await until(lambda: pid not in far(server))
             else:
                 await trio.sleep(lease / 2)
-            ip("link", "set", NEAR, "master", BRIDGE)
+            links.heal()
 
         cut_off = host(server, lease=lease, next_chunk_timeout=1, first_chunk_timeout=20)
         worker = device_worker("llm", HoldsTorch(str(tmp_path)), host=cut_off)

@@ -19,7 +19,7 @@ from contextlib import AbstractAsyncContextManager, suppress
 import trio
 from attrs import field, frozen
 from attrs.validators import ge, gt, instance_of, min_len, optional
-from trio.lowlevel import RunVar
+from trio.lowlevel import RunVar, enable_ki_protection
 
 from runners.brief import brief, one_line
 from runners.diagnosis.probe import check_device
@@ -44,6 +44,7 @@ _SHOWN_WITHIN = 5.0
 """Seconds in which a connection must show its token."""
 _CALLERS = 64
 """Connections that may be without a token at a time."""
+_PAUSE = 0.1
 
 
 def _check_cluster(_host: object, _field: object, cluster: str) -> None:
@@ -178,7 +179,7 @@ class RayPlan(FarPlan):
     address: str | None
 
 
-class _Graves:
+class _Fences:
     """The nodes on which a process may be alive though its session has ended, in one Trio run."""
 
     def __init__(self) -> None:
@@ -199,7 +200,7 @@ class _Graves:
             await self._changed.wait()
 
 
-_graves: RunVar[_Graves] = RunVar("runners.hosts.remote.ray")
+_fences: RunVar[_Fences] = RunVar("runners.hosts.remote.ray")
 
 
 class RayReserve(FarReserve):
@@ -216,8 +217,8 @@ class RayReserve(FarReserve):
         )
         self._limiter = trio.CapacityLimiter(MOST_CALLS)
         self._peers = set[RayPeer]()  # those that are not reaped
-        self._graves = _graves.get(_Graves())
-        _graves.set(self._graves)
+        self._fences = _fences.get(_Fences())
+        _fences.set(self._fences)
 
     async def _reached(self, who: str) -> FarPeer:
         actor = Actor(self._ask, self._limiter)
@@ -240,7 +241,7 @@ class RayReserve(FarReserve):
             NoPlace: one may be alive there for longer than a start may take.
         """
         with trio.move_on_after(self._connect_timeout):
-            await self._graves.without(actor.node)
+            await self._fences.without(actor.node)
             return
         raise NoPlace(
             f"Ray has given a context a place on {actor.address}, where an earlier one may still be alive"
@@ -277,21 +278,22 @@ class RayReserve(FarReserve):
         if not self._nursery.cancel_scope.cancel_called:
             self._nursery.start_soon(peer.doubt)
 
-    def buries(self, peer: RayPeer, seconds: float) -> bool:
+    def reaps_later(self, peer: RayPeer, seconds: float) -> bool:
         """Reap a lost peer in the background; returns False if there is no time for that, since the reserve ends."""
         if self._nursery.cancel_scope.cancel_called:
             return False
         self.hold(+1)  # so that the reserve does not end meanwhile
-        self._graves.add(peer.node)
-        self._nursery.start_soon(self._bury, peer, seconds)
+        self._fences.add(peer.node)
+        self._nursery.start_soon(self._reap_later, peer, seconds)
         return True
 
-    async def _bury(self, peer: RayPeer, seconds: float) -> None:
+    @enable_ki_protection  # it runs below a system task: a KeyboardInterrupt in it would end the whole Trio run
+    async def _reap_later(self, peer: RayPeer, seconds: float) -> None:
         try:
             if await peer.reap_at_last(seconds):
                 log_event(logging.ERROR, "%s has outlived SIGKILL, and its node is not used again", peer.name)
             else:
-                self._graves.remove(peer.node)
+                self._fences.remove(peer.node)
         finally:
             self.hold(-1)
 
@@ -317,6 +319,7 @@ class RayPeer(FarPeer):
         if not self.dead:
             self._reserve.doubts(self)
 
+    @enable_ki_protection
     async def doubt(self) -> None:
         """Ray says that the actor has ended. Its guardian is asked, for a moment; then the connection counts as lost."""
         self.kill()
@@ -334,11 +337,12 @@ class RayPeer(FarPeer):
         word = self._actor.word
         return f"{how} ({described(word)})" if isinstance(word, BaseException) and self._lost is None else how
 
+    @enable_ki_protection
     async def reap(self, seconds: float) -> bool:
         """See `Connection.reap`. If the guardian does not report its end at once, the reserve waits for that."""
         self.kill()
         await within(DYING, self._over.wait)
-        if self._fate is None and self.pid and self._reserve.buries(self, seconds):
+        if self._fate is None and self.pid and self._reserve.reaps_later(self, seconds):
             return False
         return await self.reap_at_last(seconds)
 
@@ -354,21 +358,34 @@ async def with_token(listener: trio.socket.SocketType, token: bytes) -> socket.s
     """The first connection that shows the token. Others are closed."""
     found = list[socket.socket]()
     callers = trio.Semaphore(_CALLERS)
-    async with trio.open_nursery() as nursery:
 
-        async def check(caller: trio.socket.SocketType) -> None:
-            with caller, suppress(OSError), trio.move_on_after(_SHOWN_WITHIN):
-                if hmac.compare_digest(await _read(caller), token) and not found:
-                    caller.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                    found.append(lifted(socket.socket(fileno=caller.detach())))
-                    nursery.cancel_scope.cancel("the actor has connected")
-            callers.release()
+    async def check(caller: trio.socket.SocketType) -> None:
+        with caller, suppress(OSError), trio.move_on_after(_SHOWN_WITHIN):
+            if hmac.compare_digest(await _read(caller), token) and not found:
+                caller.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                found.append(lifted(socket.socket(fileno=caller.detach())))
+                nursery.cancel_scope.cancel("the actor has connected")
+        callers.release()
 
-        while True:
-            await callers.acquire()
-            nursery.start_soon(check, (await listener.accept())[0])
+    try:
+        async with trio.open_nursery() as nursery:
+            while True:
+                await callers.acquire()
+                nursery.start_soon(check, await _accepted(listener))
+    except BaseException:
+        for connection in found:
+            connection.close()
+        raise
     found[0].setblocking(False)
     return found[0]
+
+
+async def _accepted(listener: trio.socket.SocketType) -> trio.socket.SocketType:
+    """The next connection. If there is no descriptor for it now, there may be one later."""
+    while True:
+        with suppress(OSError):
+            return (await listener.accept())[0]
+        await trio.sleep(_PAUSE)
 
 
 async def _read(caller: trio.socket.SocketType) -> bytes:
