@@ -26,12 +26,12 @@ NODE = "BENCHMARKS_NODE"
 _LEAST_STORE = 78 * 2**20
 """Bytes of the smallest object store that Ray starts; nothing is put into it here."""
 _QUICK = {
-    "health_check_initial_delay_ms": 500,
+    "health_check_initial_delay_ms": 1000,
     "health_check_period_ms": 300,
-    "health_check_timeout_ms": 300,
+    "health_check_timeout_ms": 1500,
     "health_check_failure_threshold": 3,
 }
-"""A node that does not answer is lost after a second or two. With Ray's own settings it is a minute."""
+"""A node that does not answer is lost after five seconds; with Ray's own settings it is a minute. With less a busy node is lost too."""
 _PATIENCE = 10.0
 
 

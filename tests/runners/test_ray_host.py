@@ -35,7 +35,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore"),
 ]
 
-STREAMS, TOKENS = 32, 80
+STREAMS, TOKENS = 32, 60
 LEASE = 2.0
 OURS = ("runners:guard", "runners:context", "runners:standby")
 ACTOR = "ray::Launcher"
