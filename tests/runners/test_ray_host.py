@@ -1,5 +1,6 @@
 """A runner on a node of a Ray cluster. A real cluster on this machine, real processes, real time."""
 
+import importlib
 import os
 import signal
 import sys
@@ -123,7 +124,7 @@ async def test_a_stream_of_a_node_arrives_whole_and_stamped(pair):
 
 
 @pytest.mark.trio
-async def test_a_death_there_is_reported_with_its_cause(pair):
+async def test_a_death_on_a_node_is_reported_with_its_cause(pair):
     """D10, D16: The guardian reports the end of the process itself, and the place is free at once."""
     async with opened(pair, Scripted(10_000, delay=0.01)) as session:
         session.begin(BATCH)
@@ -145,7 +146,7 @@ async def test_an_actor_that_is_killed_ends_its_context_which_is_reported(pair):
 
 
 @pytest.mark.trio
-async def test_a_step_that_hangs_there_is_killed(pair):
+async def test_a_step_that_hangs_on_a_node_is_killed(pair):
     """D9, D16: The deadlines are those of `ProcessHost`."""
     async with opened(pair, Scripted(10_000), next_chunk_timeout=0.5, first_chunk_timeout=0.5) as session:
         session.begin(BATCH)
@@ -154,7 +155,7 @@ async def test_a_step_that_hangs_there_is_killed(pair):
 
 
 @pytest.mark.trio
-async def test_output_there_is_logged_here_and_what_it_starts_ends_with_it(pair, tmp_path, caplog):
+async def test_output_of_a_node_is_logged_here_and_what_it_starts_ends_with_it(pair, tmp_path, caplog):
     """D10, D16: Output comes over the connection, and nothing of it goes through Ray."""
     caplog.set_level("INFO", "runners.context")
     async with opened(pair, Leaves(str(tmp_path))) as session:
@@ -213,7 +214,7 @@ async def test_a_node_is_used_again_only_when_the_lease_of_a_lost_context_is_ove
 
 
 @pytest.mark.trio
-async def test_a_start_that_is_cancelled_leaves_nothing(pair, tmp_path):
+async def test_a_start_in_a_cluster_that_is_cancelled_leaves_nothing(pair, tmp_path):
     """D10, D16: Wherever it is cancelled; the place is free for the next one."""
     for seconds in (0.0, 0.01, 0.1, 0.5, 1.0):
         with trio.move_on_after(seconds):
@@ -225,7 +226,7 @@ async def test_a_start_that_is_cancelled_leaves_nothing(pair, tmp_path):
 
 
 @pytest.mark.trio
-async def test_another_version_there_is_refused_with_both_numbers(pair, tmp_path):
+async def test_another_version_on_a_node_is_refused_with_both_numbers(pair, tmp_path):
     """D16: The far side is not tried with a protocol that it does not know."""
     old = tmp_path / "trio_supervise-0.0.1.dist-info"
     old.mkdir()
@@ -266,6 +267,21 @@ async def test_another_cluster_than_that_of_the_program_is_refused(pair):
     with pytest.raises(LoadFailed, match=r"connected to the Ray cluster at .*, not to 127\.0\.0\.1:1"):
         async with RayHost("127.0.0.1:1").open(Scripted(1)):
             pass
+
+
+def test_ray_has_the_words_by_which_it_is_understood():
+    """D16: They are known by their names, so that no module imports Ray for them."""
+    exceptions = importlib.import_module("ray.exceptions")
+    for name in (
+        "ActorDiedError",
+        "ActorUnavailableError",
+        "ActorUnschedulableError",
+        "OwnerDiedError",
+        "RaySystemError",
+        "ReferenceCountingAssertionError",
+    ):
+        assert getattr(exceptions, name).__module__.partition(".")[0] == "ray"
+    assert isinstance(exceptions.RayActorError.preempted, property)
 
 
 # --- 32 streams of a real model
