@@ -111,7 +111,6 @@ def test_an_end_of_an_actor_has_its_error(cls, means):
         (word("RuntimeEnvSetupError")("x"), LoadFailed),
         (ConnectionError("no such cluster"), LoadFailed),
         (word("RaySystemError")("x"), DeviceError),
-        (NoPlace("x"), NoPlace),
     ],
 )
 def test_a_start_that_ray_refuses_has_its_error(error, means):

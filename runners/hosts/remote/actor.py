@@ -113,6 +113,8 @@ class Actor:
             return await trio.to_thread.run_sync(
                 function, *arguments, abandon_on_cancel=True, limiter=self._limiter
             )
+        except DeviceError:
+            raise
         except Exception as error:
             raise load_error(error) from error
 
@@ -134,8 +136,8 @@ class Actor:
         _report(handle.where.remote(), functools.partial(self._post, self._learn))
 
     def _serve(self, *arguments: Any) -> None:
-        with suppress(IndexError):  # it is killed already
-            _report(self._handles[0].serve.remote(*arguments), functools.partial(self._post, self._hear))
+        for handle in self._handles:  # none if it is killed already
+            _report(handle.serve.remote(*arguments), functools.partial(self._post, self._hear))
 
     def _post(self, take: Callable[[Outcome], None], outcome: Outcome) -> None:
         with suppress(trio.RunFinishedError):
@@ -273,8 +275,6 @@ def described(outcome: Outcome) -> str:
 
 def load_error(error: BaseException) -> DeviceError:
     """What it means for a load that Ray raises this."""
-    if isinstance(error, DeviceError):
-        return error
     names = _names(error)
     if "ActorUnschedulableError" in names:
         return NoPlace(described(error))

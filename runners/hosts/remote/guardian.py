@@ -240,6 +240,8 @@ class Guardian:
                     os.dup2(descriptor, number)
                 for descriptor in (nothing, *pipes[OUTPUT], *pipes[ERRORS], ours.detach(), self._report):
                     os.close(descriptor)
+                if self._starter >= 0:
+                    os.close(self._starter)
                 _be_context(order, theirs.detach(), report, guardian)
             finally:
                 os._exit(70)
