@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -87,7 +87,7 @@ class Cluster:
         try:
             yield
         finally:
-            end_all(NODE, name)
+            _end_all(lambda: of(NODE, name))
             process.wait()
 
     def remove(self, name: str) -> None:
@@ -143,7 +143,7 @@ def clustered() -> Generator[Cluster]:
             ray.shutdown()
             nodes.shutdown()
     finally:
-        end_all(_MARK, mark)
+        _end_all(lambda: of(_MARK, mark) | _writing_in(folder))
         del os.environ[_MARK]
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -158,10 +158,20 @@ def of(name: str, value: str) -> set[int]:
     return found - {os.getpid()}
 
 
-def end_all(name: str, value: str) -> None:
-    """Kill all processes with this variable in their environment."""
+def _writing_in(folder: str) -> set[int]:
+    """The pids of other processes with an open file in this folder: some of Ray's overwrite their environment by their title."""
+    found = set[int]()
+    for entry in Path("/proc").glob("[0-9]*/fd/*"):
+        with suppress(OSError):
+            if str(entry.readlink()).startswith(f"{folder}/"):
+                found.add(int(entry.parts[2]))
+    return found - {os.getpid()}
+
+
+def _end_all(left_over: Callable[[], set[int]]) -> None:
+    """Kill processes until none of them is left."""
     end = time.monotonic() + _PATIENCE
-    while left := of(name, value):
+    while left := left_over():
         assert time.monotonic() < end, left
         for pid in left:
             with suppress(ProcessLookupError):
