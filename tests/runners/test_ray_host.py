@@ -8,14 +8,13 @@ from contextlib import ExitStack, asynccontextmanager
 from functools import partial
 from pathlib import Path
 
-import links
 import pytest
 import trio
 from contexts import stat, title, until
 from farlings import Holds, HoldsAhead, Leaves
-from links import needs_namespaces
 from sessions import BATCH, ids, until_failure, whole
 
+from benchmarks import namespaces
 from benchmarks.cluster import NODE, clustered, missing, of
 from benchmarks.loopback import ROOT
 from runners.errors import ContextDied, ContextHung, ContextUnreachable, LoadFailed, NoPlace
@@ -371,7 +370,7 @@ async def test_streams_of_a_node_equal_their_undisturbed_text(pair, undisturbed,
     assert not (tmp_path / "two at once").exists()
 
 
-@needs_namespaces
+@pytest.mark.skipif(namespaces.missing() is not None, reason=str(namespaces.missing()))
 @pytest.mark.trio
 async def test_a_link_that_is_cut_costs_no_token_and_no_lease(cluster, undisturbed, tmp_path):
     """D6, D9, D16: A deadline of the session finds the silence, streams go on elsewhere, and the far side ends itself."""
@@ -379,9 +378,9 @@ async def test_a_link_that_is_cut_costs_no_token_and_no_lease(cluster, undisturb
     async def strike():
         (pid,) = far("runners:context")
         assert node_of(pid) == "cut-off"
-        links.cut()
+        machine.cut()
         await until(lambda: not Path(f"/proc/{pid}").exists())
-        links.heal()
+        machine.heal()
 
     async def add_spare(running):
         await until(lambda: far("runners:context"), 40)
@@ -390,8 +389,8 @@ async def test_a_link_that_is_cut_costs_no_token_and_no_lease(cluster, undisturb
     there = host(cluster, resources={"joined": 1}, standby=1, next_chunk_timeout=1, first_chunk_timeout=20)
     worker = device_worker("llm", HoldsAhead(str(tmp_path)), host=there)
     with ExitStack() as running:
-        running.enter_context(links.network())
-        running.enter_context(cluster.joined("cut-off", inside=links.INSIDE, address=links.THERE))
+        (machine,) = running.enter_context(namespaces.network())
+        running.enter_context(cluster.joined("cut-off", inside=machine.inside, address=machine.address))
         async with trio.open_nursery() as nursery:
             nursery.start_soon(add_spare, running)
             tokens, incarnations = await streamed(worker, strike)

@@ -3,7 +3,6 @@
 import os
 import signal
 
-import links
 import pytest
 import trio
 from contexts import (
@@ -11,9 +10,9 @@ from contexts import (
     until,
 )
 from farlings import HoldsTorch
-from links import needs_namespaces
 from sshd import carriers, far, host, needs_sshd, signalled
 
+from benchmarks import namespaces
 from benchmarks.loopback import serving
 from runners.models.torch_lm import TorchLM
 from runners.types import ExecuteBatch, RunnerStart, Sampling
@@ -97,24 +96,27 @@ async def test_streams_of_another_machine_equal_their_undisturbed_text(server, u
     await until(lambda: not far(server))
 
 
-@needs_namespaces
+@pytest.mark.skipif(namespaces.missing() is not None, reason=str(namespaces.missing()))
 @pytest.mark.parametrize("heals", ["before the lease is over", "after it"])
 @pytest.mark.trio
 async def test_a_link_that_is_cut_costs_no_token(undisturbed, tmp_path, heals):
     """D6, D9, D16: A deadline of the session finds the silence; the far side ends itself, and its device is used only after that."""
     folder = tmp_path / "sshd"
     folder.mkdir()
-    with links.network(), serving(folder, address=links.THERE, port=2222, inside=links.INSIDE) as server:
+    with (
+        namespaces.network() as (there,),
+        serving(folder, address=there.address, port=2222, inside=there.inside) as server,
+    ):
         lease = 3.0
 
         async def cut():
             (pid,) = far(server, "runners:context")
-            links.cut()
+            there.cut()
             if heals == "after it":
                 await until(lambda: pid not in far(server))
             else:
                 await trio.sleep(lease / 2)
-            links.heal()
+            there.heal()
 
         cut_off = host(server, lease=lease, next_chunk_timeout=1, first_chunk_timeout=20)
         worker = device_worker("llm", HoldsTorch(str(tmp_path)), host=cut_off)
