@@ -3,6 +3,7 @@
 import importlib
 import os
 import signal
+import subprocess
 import sys
 from contextlib import ExitStack, asynccontextmanager
 from functools import partial
@@ -266,6 +267,22 @@ async def test_another_cluster_than_that_of_the_program_is_refused(pair):
     with pytest.raises(LoadFailed, match=r"connected to the Ray cluster at .*, not to 127\.0\.0\.1:1"):
         async with RayHost("127.0.0.1:1").open(Scripted(1)):
             pass
+
+
+def test_a_program_that_connects_keeps_how_it_ends(cluster):
+    """D16: Ray would end it without the head, or hang in its own hook for exceptions, and would take SIGTERM."""
+    program = """
+import os, signal, sys, threading
+from runners.hosts.remote.actor import connect
+thread = threading.Thread(target=connect, args=sys.argv[1:])
+thread.start()
+thread.join()
+assert sys.modules["ray"].is_initialized()
+assert sys.excepthook is sys.__excepthook__
+assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+assert int(os.environ["RAY_gcs_rpc_server_reconnect_timeout_s"]) > 10**9
+"""
+    subprocess.run([sys.executable, "-c", program, cluster.address], check=True)
 
 
 def test_ray_has_the_words_by_which_it_is_understood():

@@ -10,6 +10,7 @@ import functools
 import importlib
 import os
 import socket
+import sys
 import threading
 from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
@@ -208,7 +209,10 @@ def connect(cluster: str) -> str:
     """
     with _connecting:
         os.environ.setdefault(_PATIENCE, _FOR_EVER)
+        hook = sys.excepthook
         ray = _ray()
+        # Its import sets a hook that reports an exception to the head first: without one the program would hang and not end.
+        sys.excepthook = hook
         if not ray.is_initialized():
             ray.init(address=cluster, log_to_driver=False, configure_logging=False)
         there = str(ray.get_runtime_context().gcs_address)
