@@ -155,6 +155,7 @@ class EngineHost:
                     nursery.start_soon(engine.fail_at_end, session)
                     await engine.until_it_works(session)
                     owned.works, session.pid = True, engine.program.pid
+                    session.lives = lambda: engine.runs
                     yield session
             except Exception:
                 in_order = False  # leaving the program kills it

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import cast
 
 import trio
@@ -23,11 +23,13 @@ class LocalSession(BaseSession[int]):
         self._names: dict[int, str] = {}  # of the open streams, by number
         self._passing: deque[DeviceError] = deque()  # errors after which the context continues, to raise once
         self._changed = trio.Event()
+        self.lives: Callable[[], bool] = lambda: True
+        """Whether what computes lives. If it does not, the session has failed, though `receive` may not know the failure yet."""
 
     def begin(self, batch: ExecuteBatch, accepted: Sequence[int] = (), *, confirm: bool = False) -> None:  # noqa: ARG002 - the runner is here, and takes each stream at once
         """See `Session.begin`."""
         self._check_begin(batch.request_id, accepted)
-        if self._failure is not None:
+        if self._failure is not None or not self.lives():
             return
         number, self._begun = self._begun, self._begun + 1
         self._streams[batch.request_id] = number
