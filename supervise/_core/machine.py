@@ -128,6 +128,8 @@ class Machine:
         self.ledger = ledger
         self.children: dict[str, Node] = {}
         self.joined = 0
+        # Those that an adoption has taken out while this supervisor did not run (R38).
+        self._taken_out = [] if node.memory is None else node.memory.take_out(self.spec.children)
         for spec in self.spec.children:
             self._join(spec)
         self.inbox: deque[Waiting] = deque()
@@ -194,6 +196,7 @@ class Machine:
             self._end(effect.Ended(self.node.name, self.node.incarnation, failure=failure))
         else:
             self.phase = "booting"
+            self.out += [effect.Gone(f"{self.path}/{name}", None, removed=True) for name in self._taken_out]
             starts = list(reversed(self.children.values()))
             self.act = Act("boot", starts=starts)
 
@@ -998,15 +1001,23 @@ class Machine:
                 in_progress = node.restart_in_progress or node.state == "restarting"
                 node.restart_in_progress = False
                 self.note_restart(node, self.now, in_progress=in_progress)
+        self._review_retries()
+        self.out.append(effect.Reply(request.token, self.path))
+
+    def _review_retries(self) -> None:
+        """Do what the new declaration says about the children that wait for a retry (R38)."""
+        for node in self.children.values():
+            if node.temporary and _waits(node):
+                self._cancel_retry(node)
+                node.state = "stopping"  # it is never restarted now, and leaves the tree (R7)
+                self.inbox.append(Done(node, node.epoch))
         waiting = [node for node in self.children.values() if node.state == "restarting"]
-        self.retrying = {} if spec.strategy == "one_for_one" else dict.fromkeys(waiting)
+        self.retrying = {} if self.spec.strategy == "one_for_one" else dict.fromkeys(waiting)
         for node in waiting:
             _revive(self._group(node))
         for node in self.children.values():
-            pending = node.state == "down" and not node.gone and not node.is_new
-            if pending and not self._will_be_revived(node):
+            if node.state == "down" and _waits(node) and not self._will_be_revived(node):
                 self._retry_alone(node)
-        self.out.append(effect.Reply(request.token, self.path))
 
     def _retry_alone(self, node: Node) -> None:
         """Start now a child that waited for the retry of a sibling whose group it has left (R38). That retry was charged (R14)."""
@@ -1072,6 +1083,8 @@ class Machine:
         self.act = None
         node = act.node
         assert node is not None
+        if self.children.get(node.name) is not node:
+            return  # it has become temporary meanwhile, and has left the tree (R38)
         node.state, node.since = "restarting", self.now
         if self.spec.strategy != "one_for_one":
             self.retrying[node] = None
@@ -1249,6 +1262,11 @@ class Machine:
 
 def _is_significant_and_on(node: Node) -> bool:
     return node.spec.significant and node.state not in ("down", "condemned")
+
+
+def _waits(node: Node) -> bool:
+    """Whether a retry will start this child: its own, or that of a sibling (R13)."""
+    return node.state == "restarting" or (node.state == "down" and not node.gone and not node.is_new)
 
 
 def asked(node: Node, verb: str, request: Request) -> str:

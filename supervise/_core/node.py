@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from math import inf
 from typing import Literal
 
@@ -48,9 +49,10 @@ _LEFT = 64  # a supervisor keeps so many tombstones of children that left the tr
 class Tombstone:
     """The remains of a node: its numbers, the last decision about it, the failure with which it left the tree, and the memory of those below it."""
 
-    __slots__ = ("decision", "failures", "first", "incarnation", "memory", "why")
+    __slots__ = ("decision", "failures", "first", "incarnation", "kind", "memory", "why")
 
     def __init__(self, node: Node, why: BaseException | None) -> None:
+        self.kind = type(node.spec)
         self.incarnation = node.incarnation
         self.first, self.failures, self.decision = node.first, node.failures, node.decision
         self.memory = node.memory
@@ -77,11 +79,22 @@ class Memory:
 
     def leave(self, node: Node, why: BaseException | None) -> None:
         """Keep a tombstone of a node that left the tree."""
-        self.left.pop(node.name, None)
-        self.left[node.name] = Tombstone(node, why)
+        self._keep(node.name, Tombstone(node, why))
+
+    def _keep(self, name: str, tombstone: Tombstone) -> None:
+        self.left.pop(name, None)
+        self.left[name] = tombstone
         if len(self.left) > _LEFT:
             forgotten = self.left.pop(next(iter(self.left)))
             self.floor = max(self.floor, forgotten.incarnation)
+
+    def take_out(self, declared: Sequence[Spec]) -> list[str]:
+        """The children that are declared no more, or as another kind of node, have left the tree (R38). Returns their names."""
+        kinds = {spec.name: type(spec) for spec in declared}
+        names = [name for name, past in self.declared.items() if kinds.get(name) is not past.kind]
+        for name in names:
+            self._keep(name, self.declared.pop(name))
+        return names
 
     def recall(self, node: Node) -> None:
         """Give a node that joins the tree the incarnation and the memory that its name had."""

@@ -85,11 +85,11 @@ BUGS = [
         'self.spec.strategy == "one_for_one" and ', "", "directives", 6,
     ),
     Bug(
-        "a child whose group changes by an adoption waits for ever", Machine, "_serve_adopt",
+        "a child whose group changes by an adoption waits for ever", Machine, "_review_retries",
         "self._retry_alone(node)", "pass", "adoptions", 3,
     ),
     Bug(
-        "a child that a retry will start after an adoption stays gone", Machine, "_serve_adopt",
+        "a child that a retry will start after an adoption stays gone", Machine, "_review_retries",
         "_revive(self._group(node))", "pass", "adoptions", 3,
     ),
     Bug(

@@ -287,16 +287,21 @@ async def test_two_engines_serve_one_queue():
         each.assert_gone()
 
 
+def _killed(pid):
+    """Kill a process, and return when it is dead; no task runs meanwhile."""
+    os.kill(pid, signal.SIGKILL)
+    stat = Path(f"/proc/{pid}/stat")
+    while exists(pid) and ") Z " not in stat.read_text():
+        time.sleep(0.001)
+
+
 @pytest.mark.trio
 async def test_an_engine_that_is_dead_already_takes_no_stream():
     """D6: Two engines that are killed at once are noticed one after the other, and a stream of the first must not be convicted."""
     with trio.fail_after(PATIENCE), pytest.raises(ContextDied, match="was killed by SIGKILL"):
         async with engine().open(model()) as session:
             session.begin(request("taken"), confirm=True)
-            server = Processes(session.pid).server
-            os.kill(server, signal.SIGKILL)
-            while Path(f"/proc/{server}/stat").exists() and " Z " not in Path(f"/proc/{server}/stat").read_text():
-                time.sleep(0.001)  # no task runs meanwhile
+            _killed(session.pid)
             session.begin(request("late"), confirm=True)
             assert session.has_taken("taken")
             assert not session.has_taken("late")

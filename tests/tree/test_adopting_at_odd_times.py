@@ -9,12 +9,24 @@ from weakref import ref
 
 import pytest
 import trio
+from attrs import evolve
 
-from supervise import Backoff, Child, Refused, StartFailed, Supervisor, events, open_tree, run_tree
+from supervise import (
+    Backoff,
+    Child,
+    ChildStopped,
+    Mailbox,
+    Refused,
+    StartFailed,
+    Supervisor,
+    events,
+    open_tree,
+    run_tree,
+)
 from supervise._trio.tree import opening
 from supervise.testing import run_virtual
 
-from .scene import Boom, app, forever, grow, puppets, quiet
+from .scene import Boom, Kit, Puppet, app, forever, grow, puppets, quiet
 
 
 async def slow(version):
@@ -112,6 +124,77 @@ def test_a_child_that_a_waiting_retry_will_start_is_not_over():
 
     a, b = puppets("ab", backoff=WAIT)
     grow(app(a, b), scene)
+
+
+def test_a_child_that_waits_for_a_retry_and_is_temporary_now_leaves():
+    """R7, R38: `b` is never restarted. The retry of `a` goes on, though `b` was to take part in it."""
+
+    async def scene(tree, seen):
+        a.fail()
+        await quiet()
+        await tree.adopt(app(evolve(b.spec, restart="temporary"), a, strategy="rest_for_one"))
+        await quiet()
+        assert [(child.path, child.state) for child in tree.status().children] == [("app/a", "restarting")]
+        await trio.sleep(61)
+        a.fail()
+        await quiet()
+        await tree.adopt(app(evolve(a.spec, restart="temporary"), c))
+        assert [(child.path, child.state) for child in tree.status().children] == [("app/c", "up")]
+
+    a, b, c = puppets("abc", backoff=WAIT)
+    grow(app(a, b, strategy="one_for_all"), scene)
+
+
+def test_a_child_that_leaves_its_resource_and_is_temporary_now_leaves_once():
+    """R7, R9, R38: Its retry was begun before. It does not strike the child that has the name by then."""
+
+    async def scene(tree, seen):
+        a.fail()
+        await quiet()
+        assert tree["app/a"].status().state == "releasing"
+        await tree.adopt(app(evolve(a.spec, restart="temporary")))
+        await trio.sleep(4)
+        assert tree.status().children == ()
+        await tree.root.add(Child("a", forever, args=[0]))
+        with trio.move_on_after(100):
+            await tree["app/a"].ended()
+            pytest.fail("it has ended")
+
+    a = Puppet("a", resource=Kit(slow_exit=3), backoff=WAIT)
+    grow(app(a), scene)
+
+
+@pytest.mark.parametrize("at", [0, 1, 4.9])
+@pytest.mark.parametrize("kind", [None, Supervisor])
+def test_who_waits_for_a_child_that_the_next_start_does_not_bring_back_is_answered(at, kind):
+    """R29, R38: The supervisor is restarted just now, and takes the declaration that lacks the child by that."""
+    refused = []
+
+    async def idle(inbox):
+        await trio.sleep_forever()
+
+    async def call(tree, path):
+        with pytest.raises(ChildStopped):
+            await tree[path].call(1)
+        refused.append(path)
+
+    def top(*children):
+        return app(Child("slow", slow, args=[0]), *children)
+
+    async def scene(tree, seen):
+        async with trio.open_nursery() as nursery:
+            for path in ("app/b", "app/x/c"):
+                nursery.start_soon(call, tree, path)
+            await trio.sleep(1)
+            nursery.start_soon(tree.root.restart)
+            await trio.sleep(at)
+            others = [kind("b", [])] if kind else []
+            await tree.adopt(top(*others, Supervisor("x", [])))
+            nursery.cancel_scope.deadline = trio.current_time() + 60
+        assert sorted(refused) == ["app/b", "app/x/c"]
+
+    b, c = (Child(name, idle, mailbox=Mailbox()) for name in "bc")
+    grow(top(b, Supervisor("x", [c])), scene)
 
 
 def test_a_new_child_that_is_stopped_before_its_start_is_over():
