@@ -246,6 +246,8 @@ async def _started(program: Program) -> AsyncGenerator[Running, None]:
             running = await stack.enter_async_context(program())
         except CommandError as error:
             raise _start_error(error) from None
+        except OSError as error:
+            raise LoadFailed(f"the engine could not be started: {error}") from error
         yield running
 
 
@@ -285,6 +287,9 @@ def _filled(text: str, port: int) -> str:
 
 
 def _free_port() -> int:
-    with socket.socket() as one:
-        one.bind(("", 0))
-        return int(one.getsockname()[1])
+    try:
+        with socket.socket() as one:
+            one.bind(("", 0))
+            return int(one.getsockname()[1])
+    except OSError as error:
+        raise LoadFailed(f"no port could be found for the engine: {error}") from error

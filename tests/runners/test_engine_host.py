@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -290,9 +291,9 @@ async def test_two_engines_serve_one_queue():
 def _killed(pid):
     """Kill a process, and return when it is dead; no task runs meanwhile."""
     os.kill(pid, signal.SIGKILL)
-    stat = Path(f"/proc/{pid}/stat")
-    while exists(pid) and ") Z " not in stat.read_text():
-        time.sleep(0.001)
+    with suppress(FileNotFoundError, ProcessLookupError):
+        while ") Z " not in Path(f"/proc/{pid}/stat").read_text():
+            time.sleep(0.001)
 
 
 @pytest.mark.trio
@@ -372,6 +373,21 @@ async def test_a_program_that_is_not_there_is_a_failed_load():
     error = await failure_of(EngineHost(Command("engine", ["/no/such/program", "{port}"])))
     assert type(error) is LoadFailed
     assert "No such file or directory" in str(error)
+
+
+@pytest.mark.parametrize("lacking", [(module, "socket"), (subprocess, "Popen")], ids=["port", "process"])
+@pytest.mark.trio
+async def test_an_engine_that_finds_no_port_or_process_is_a_failed_load(lacking, monkeypatch):
+    """D3: The system may have some again at the next start; the tree goes on."""
+
+    def refuse(*_, **__):
+        raise BlockingIOError(11, "Resource temporarily unavailable")
+
+    owner, name = lacking
+    monkeypatch.setattr(owner, name, SimpleNamespace(socket=refuse) if name == "socket" else refuse)
+    error = await failure_of(EngineHost(command("{port}")))
+    assert type(error) is LoadFailed
+    assert "Resource temporarily unavailable" in str(error)
 
 
 @pytest.mark.trio
