@@ -11,7 +11,7 @@ from attrs import evolve, field, frozen
 from supervise import Backoff, Child, Decider, Limit, Mailbox, Resume, Supervisor, current_child
 
 from ..brief import brief, one_line
-from ..hosts import Host
+from ..hosts import Host, Session
 from ..protect import Entered, protected
 from ..types import RunnerSpec
 from .breaker import Breaker
@@ -102,6 +102,8 @@ class Opener:
         replacement = group.replacement if self.declared else None
         runner = self.runner if replacement is None else replacement.runner
         async with self.host.open(runner, incarnation=child.incarnation, cause=cause) as session:
+            if not isinstance(session, Session):
+                raise TypeError(f"a host must open a Session with all its methods, got {brief(session)}")
             context = Context(session, runner, group, self, self.canary, self.drain, replacement)
             group.enter(child.path, context)
             group.protect_server(self.breaker, self.worker_of(child.path))

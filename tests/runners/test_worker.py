@@ -5,6 +5,7 @@ Real processes, really killed; where an exact interleaving is wanted, a `Stage`:
 
 import json
 import random
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import attrs
@@ -81,6 +82,24 @@ def test_the_stage_is_a_host():
     """What stands in for a process here has its shape."""
     assert isinstance(Stage(), Host)
     assert isinstance(Act(1, None, RunnerInfo()), Session)
+
+
+@pytest.mark.trio
+async def test_a_session_that_lacks_a_method_is_refused_at_the_start(autojump_clock):
+    """D10: Otherwise the first death of a context would find that out, and fail the tree."""
+
+    class Lacking:
+        incarnation, pid, info = 1, None, RunnerInfo()
+        begin = drop = receive = rebuild = None
+
+    class Opens:
+        @asynccontextmanager
+        async def open(self, runner, *, incarnation=1, cause=None):
+            yield Lacking()
+
+    with pytest.raises(StartFailed, match=r"must open a Session with all its methods, got .*Lacking object"):
+        async with open_tree(device_worker("llm", PUPPET, host=Opens()), sinks=[]):
+            pytest.fail("it has started")
 
 
 # --- D1
