@@ -41,9 +41,9 @@ class Group:
     """What the contexts of a worker know of one another.
 
     `contexts`: those that serve, by their paths. `replacement`: what `replace` has put in place of the declared runner; None
-    until then. `replacing`: whether it is at work. `loss`: the last death of a context. `drains_until`: when the worker began to stop, the moment by which the begun
-    streams must have ended; None before. `circuit`: of its breaker, if it has one. `meters`: what measures this worker; empty if it is not measured. `_held_back`: the last
-    request that the rate limits have held back.
+    until then. `replacing`: whether it is at work. `loss`: the last death of a context. `drains_until`: when the worker began to
+    stop, the moment by which the begun streams must have ended; None before. `circuit`: of its breaker, if it has one. `meters`:
+    what measures this worker; empty if it is not measured. `_held_back`: the last request that the rate limits have held back.
     """
 
     contexts: dict[str, Any] = field(

@@ -356,7 +356,10 @@ OTP = Decider(default=Restart)
 """Every failure → Restart, as Erlang/OTP does."""
 
 AKKA = Decider({"start": Stop, Exception: Restart}, default=Escalate)
-"""The classic default of Akka: a start that times out or returns early (tags `start.…`) → Stop, an `Exception` → Restart, else Escalate."""
+"""The classic default of Akka: a failed start (tags `start.…`) → Stop, an `Exception` → Restart, else Escalate.
+
+A start has failed in this sense if it timed out, or if the body returned before it was ready.
+"""
 
 DEVICE = Decider(
     {"device.poisoned": Restart, "device.oom": Resume, "device.unrecoverable": Stop},

@@ -88,9 +88,9 @@ RequestKind = Literal["add", "stop", "start", "restart", "restart root", "remove
 
 @define(eq=False, weakref_slot=False)
 class Request:
-    """A caller asks for a change; the forest serves `restart root`, since the root has no supervisor. The answer is one `Reply` with its token, unless it is withdrawn before it is served.
+    """A caller asks for a change. The answer is one `Reply` with its token, unless it is withdrawn before it is served.
 
-    A withdrawn request stays in the inbox with `withdrawn` set: taking it out would cost a walk over the whole inbox.
+    The forest serves `restart root`, since the root has no supervisor. A withdrawn request stays in the inbox with `withdrawn` set: taking it out would cost a walk over the whole inbox.
     """
 
     kind: RequestKind

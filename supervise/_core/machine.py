@@ -670,7 +670,7 @@ class Machine:
     # --- failures
 
     def _note_failure(self, node: Node, failure: Failure, *, risen: bool = False) -> None:
-        """Note a failure, and report at once those that no decider may decide: an exception that is no `Exception`, or comes during the end."""
+        """Note a failure. One that no decider may decide is reported at once: one that is no `Exception`, or comes during the end."""
         node.failure = failure
         node.state, node.since = "failed", self.now
         node.last_failure = failure.exc

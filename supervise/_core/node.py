@@ -47,7 +47,10 @@ _LEFT = 64  # a supervisor keeps so many tombstones of children that left the tr
 
 
 class Tombstone:
-    """The remains of a node: its numbers, the last decision about it, the failure with which it left the tree, and the memory of those below it."""
+    """The remains of a node: its kind and numbers, the last decision about it, the memory of those below it.
+
+    `why`: the failure with which it left the tree.
+    """
 
     __slots__ = ("decision", "failures", "first", "incarnation", "kind", "memory", "why")
 

@@ -275,7 +275,7 @@ class Ref:
     def stream_nowait(
         self, value: Any, *, on_loss: OnLoss | None = None, buffer: int = 64
     ) -> AbstractAsyncContextManager[Stream]:
-        """As `stream(value, on_loss=…, buffer=…)`, but entering the block raises `MailboxFull`, or the mailbox's class `full`, instead of waiting."""
+        """As `stream(value, on_loss=…, buffer=…)`, but a full mailbox raises `MailboxFull`, or its own class `full`, at once."""
         return OpenStream(self._mailbox(), value, on_loss, buffer, wait=False)
 
     def observe_calls(self, observer: CallObserver) -> None:

@@ -190,10 +190,11 @@ def _never_restarted(node: Node) -> Iterator[Finding]:
     if isinstance(spec, Child):
         named = [name for name in ("limit", "backoff") if getattr(spec, name) is not None]
         if spec.restart == "temporary" and named:
+            has, them = ("has", "it") if len(named) == 1 else ("have", "them")
             yield node.says(
                 "SUP202",
-                f"the {' and the '.join(named)} of {path!r} {'has' if len(named) == 1 else 'have'} no effect, for a temporary child is never restarted; "
-                f"leave {'it' if len(named) == 1 else 'them'} out, or write restart='transient'",
+                f"the {' and the '.join(named)} of {path!r} {has} no effect, for a temporary child is never restarted; "
+                f"leave {them} out, or write restart='transient'",
             )
         return
     its = below(spec)

@@ -24,7 +24,8 @@ class LineSink:
         times: begin each line with the local date and time.
         lifecycle: also write when the tree starts, is ready, is asked to stop and has stopped, each request to stop, start
             or restart a node, with its reason, and why a first start failed, with its traceback. Without it the sink writes
-            nothing while nothing fails, and no line for a failed first start, because the caller who opened the tree or added the child gets that error anyway.
+            nothing while nothing fails, and no line for a failed first start, because the caller who opened the tree or added
+            the child gets that error anyway.
         tracebacks: write the traceback of every failure that is decided.
     """
 

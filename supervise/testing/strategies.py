@@ -102,8 +102,8 @@ _NODES = st.one_of(
 def trees(*, min_size: int = 1, max_size: int = 12) -> st.SearchStrategy[Supervisor]:
     """Declared trees of idle children, with nested supervisors and pools, and options of every kind.
 
-    Children with a mailbox share that of their supervisor, if it has one (R37). Their body is `echo`; the others have `idle`, or `starter`, which takes `task_status`. Shrinks to
-    few nodes with few options.
+    Children with a mailbox share that of their supervisor, if it has one (R37). Their body is `echo`; the others have `idle`, or
+    `starter`, which takes `task_status`. Shrinks to few nodes with few options.
 
     Args:
         min_size: the least number of nodes below the root, 1 or more; one of them is a leaf.

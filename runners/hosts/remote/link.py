@@ -1,7 +1,7 @@
 """The near end of a context process on another machine: its records, its lease, and the word of its end.
 
-The connection is a `Peer` of what carries it: the program `ssh`, or an actor of Ray. A task, `FarPeer.pump`, reads it all the time, because the
-guardian's questions must be answered also while no task waits for the session.
+The connection is a `Peer` of what carries it: the program `ssh`, or an actor of Ray. A task, `FarPeer.pump`, reads it all the
+time, because the guardian's questions must be answered also while no task waits for the session.
 """
 
 from __future__ import annotations

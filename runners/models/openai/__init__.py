@@ -21,8 +21,8 @@ class OpenAIModel(Settings):
 
     It needs an `InlineHost`, or an `EngineHost`, which starts the server as well. A request with a `prompt`, or with a list of token
     ids as its `payload`, goes to `completions`, one with a list of messages to `chat/completions`; `chat=True` sends a prompt there
-    too, as one message of a user. The request's `options` are fields of the body, as they are. What a chat gives besides text, such as tool calls, is in the `data` of its
-    chunks: `{"delta": {…}}`.
+    too, as one message of a user. The request's `options` are fields of the body, as they are. What a chat gives besides text, such
+    as tool calls, is in the `data` of its chunks: `{"delta": {…}}`.
 
     A stream is complete only with a finish reason; whatever else ends it is a `NetworkError`, and an error event counts whatever
     follows it. The texts of errors quote no key.
