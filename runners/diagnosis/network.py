@@ -43,7 +43,7 @@ def classify_network(error: Exception) -> Exception:
     return lost
 
 
-def tells_of_server(error: Exception) -> bool:
+def concerns_server(error: Exception) -> bool:
     """Whether an error is a failure of the server, and not of one request."""
     code = attribute_of(error, "code")
     of_request = type(code) is int and code < HTTPStatus.INTERNAL_SERVER_ERROR

@@ -14,7 +14,7 @@ import trio
 from trio.lowlevel import disable_ki_protection
 
 from runners.brief import is_a, text_of
-from runners.diagnosis.network import classify_network, tells_of_server
+from runners.diagnosis.network import classify_network, concerns_server
 from runners.errors import (
     ContextDied,
     ContextHung,
@@ -154,7 +154,7 @@ class OwnedRunner:
         """
         if is_a(error, NetworkTimeout):
             await self._check_progress(trio.current_time() - since)
-        elif tells_of_server(error):
+        elif concerns_server(error):
             await self._check_end()
             await self._check_answer(error)
 
@@ -205,7 +205,7 @@ class OwnedRunner:
             text = f"{self._server.name} has failed: {text_of(symptom)}; and then for one token: {text_of(error)}"
             if is_a(error, NetworkTimeout):
                 return ContextHung(text)
-            return ContextDied(text) if tells_of_server(error) else None
+            return ContextDied(text) if concerns_server(error) else None
         return None
 
     async def _one_token(self) -> None:

@@ -3,7 +3,7 @@
 It is closed while the server works, open after some failures in a row, and half-open when its time has passed: then a few
 requests, the probes, try the server. One that gets a chunk closes it; one that fails opens it for the whole time again.
 
-A failure is an error that tells of the server: it cannot be reached, ends a stream early, is too slow, or answers with a
+A failure is an error of the server: it cannot be reached, ends a stream early, is too slow, or answers with a
 status of 500 or more. An error of the request itself (400 to 499, a rate limit too) and a caller who leaves count for nothing.
 """
 

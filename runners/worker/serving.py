@@ -36,7 +36,7 @@ from supervise import (
 )
 
 from ..brief import attribute_of, brief, is_a, text_of
-from ..diagnosis.network import tells_of_server
+from ..diagnosis.network import concerns_server
 from ..errors import (
     BadRequest,
     CircuitOpen,
@@ -510,7 +510,7 @@ class _Serving:
         if not is_a(failed.error, OutOfMemory):
             self._context.since_oom = None
         record = record_of(message)
-        if record.ticket is not None and tells_of_server(failed.error):
+        if record.ticket is not None and concerns_server(failed.error):
             record.ticket.failed(trio.current_time())
         self._context.close(message)
         self._note_pause(failed.error)

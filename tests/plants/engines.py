@@ -132,7 +132,7 @@ ENGINES = (
         ),
         (
             "an error of the request is asked about",
-            "        elif tells_of_server(error):\n",
+            "        elif concerns_server(error):\n",
             "        else:\n",
             "an_error_of_the_request_asks_nothing",
         ),

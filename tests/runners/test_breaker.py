@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from runners import InlineHost, device_worker
-from runners.diagnosis.network import http_error, tells_of_server
+from runners.diagnosis.network import concerns_server, http_error
 from runners.errors import (
     BadRequest,
     CircuitOpen,
@@ -60,7 +60,7 @@ def opened(made, at=0.0):
 )
 def test_only_what_tells_of_the_server_is_a_failure(error, counts):
     """D14: Not an error of the request, of its caller, or of the context."""
-    assert tells_of_server(error) is counts
+    assert concerns_server(error) is counts
 
 
 def test_failures_in_a_row_open_it_and_a_success_begins_a_new_row():
