@@ -17,7 +17,7 @@ GIVEN = {
     "immediate": 1, "size": 5, "on_loss": "requeue", "stopped": KeyError, "full": OSError, "deadline": print,
     "late": LookupError, "exceptions": (OSError,), "match": "x", "when": callable, "decider": "app", "entry": "tag 't'",
     "applied_to": "app/b", "attempt": 3, "waits_for": "app/c", "changes": ("+ app/d added",), "failed": ("app/d",),
-    "carry": list,
+    "carry": list, "affinity": len,
 }  # fmt: skip
 OTHER = {
     **dict.fromkeys(GIVEN),

@@ -234,6 +234,7 @@ def test_the_public_names_are_exactly_these():
     """What `supervise.programs` offers, each with a docstring."""
     names = [
         "Command",
+        "Program",
         "Running",
         "every",
         "http",

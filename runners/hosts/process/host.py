@@ -128,7 +128,7 @@ class ProcessHost:
         if why := refusal():
             raise Unrecoverable(why)
         start = wire.Start(incarnation, None if cause is None else one_line(cause))
-        return Entered(lived(self, self._checked(runner), Reserve, start))
+        return Entered(lived(self, self._plan(runner), Reserve, start))
 
     def check(self, runner: object) -> None:
         """Refuse a runner spec that cannot be sent to another process (D2), and any spec where no process can be started.
@@ -139,9 +139,9 @@ class ProcessHost:
         """
         if why := refusal():
             raise ValueError(why)
-        self._checked(runner)
+        self._plan(runner)
 
-    def _checked(self, runner: object) -> Plan:
+    def _plan(self, runner: object) -> Plan:
         """The plan of a reserve for this runner, if its first message can be sent."""
         cls = type(runner)
         check_runner(runner)
