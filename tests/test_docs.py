@@ -43,13 +43,13 @@ def name_of(page):
     return str(page.relative_to(ROOT))
 
 
-WITH_MODELS = {"your-own-model.md", "device-worker.md"}
-"""Their blocks load models."""
+SLOW = {"your-own-model.md", "device-worker.md", "remote-models.md", "fault-injection.md", "asyncio.md"}
+"""Their blocks load models, start servers, or search."""
 
 
 @pytest.mark.parametrize(
     "page",
-    [pytest.param(page, marks=[pytest.mark.slow] * (page.name in WITH_MODELS)) for page in PAGES],
+    [pytest.param(page, marks=[pytest.mark.slow] * (page.name in SLOW)) for page in PAGES],
     ids=name_of,
 )
 def test_every_python_block_runs(page, tmp_path):

@@ -227,6 +227,7 @@ def looked_after(folder, monkeypatch, edits):
     return results
 
 
+@pytest.mark.slow
 def test_only_files_that_change_are_a_reason_to_load_them(folder, monkeypatch):
     """R38: A module that is imported later is none, nor one that a reload has brought, or that is imported no more."""
     (folder / "late.py").write_text("number = 1\n")
@@ -388,6 +389,7 @@ def test_sighup_changes_the_running_tree_and_a_bad_file_does_not(folder):
         assert ran.wait(20) == 0
 
 
+@pytest.mark.slow
 def test_a_file_that_changes_is_loaded_by_itself(folder):
     """R38: `--auto-reload` looks at the files."""
     with running(folder, "--auto-reload") as (ran, _):

@@ -48,6 +48,7 @@ def test_the_exploration_finds(bug):
     assert outcome.found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("through", ["machine", "trio"])
 @pytest.mark.parametrize("bug", [bug for bug in BUGS if not bug.family], ids=lambda bug: bug.name)
 def test_the_corpora_find(bug, through):

@@ -196,6 +196,7 @@ WAYS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", WAYS)
 def test_the_hard_exit_counts_however_the_root_begins_to_stop(way):
     """R20: Its time counts from the moment at which the root begins to stop."""
@@ -288,6 +289,7 @@ BROKEN = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("hard", [False, True])
 @pytest.mark.parametrize("streams", BROKEN)
 def test_no_standard_stream_keeps_a_program_alive(streams, hard):

@@ -74,7 +74,10 @@ def plain():
 
 
 @pytest.mark.parametrize("program", RAISED, ids=lambda program: program.__name__)
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "kind",
+    [pytest.param(kind, marks=[pytest.mark.slow] * kind.startswith("deep")) for kind in KINDS],
+)
 def test_a_hostile_exception_is_treated_as_a_plain_one(program, kind):
     """R4, R24: The events are those of a plain exception, in the same order, and nothing hangs."""
     happened = lived(program(EXCEPTIONS[kind]))
