@@ -11,7 +11,7 @@ CORPUS = Path(__file__).parent / "corpus"
 SIZES = {"hand": 373, "open": 1000}
 
 
-@pytest.mark.parametrize("through", ["machine", "trio"])
+@pytest.mark.parametrize("through", ["machine", pytest.param("trio", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("corpus", SIZES)
 def test_every_recorded_scenario_agrees(corpus, through):
     """Events, results, states, counts, replies and the root's state are those of OTP, scenario for scenario."""

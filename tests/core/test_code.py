@@ -171,6 +171,7 @@ limits = st.none() | st.builds(
 kinds = st.sampled_from(["permanent", "transient", "temporary"])
 
 
+@pytest.mark.slow
 @given(limits, kinds, st.lists(st.text(), max_size=3), st.sampled_from([20, 60, inf]))
 def test_what_is_printed_makes_the_same_again(limit, restart, args, width):
     """Whatever the width."""

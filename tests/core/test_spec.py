@@ -410,6 +410,7 @@ def test_two_statuses_differ_if_any_of_their_fields_differs():
     assert one != attrs.evolve(leaf, children=(leaf, leaf))
 
 
+@pytest.mark.slow
 def test_a_stack_of_deciders_may_be_deep():
     """R2: Many deciders can be put over one another."""
     decider = other = Decider({OSError: Stop})

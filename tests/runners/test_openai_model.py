@@ -73,6 +73,7 @@ async def plain(runner, batch):
 # --- with a server of ours
 
 
+@pytest.mark.slow
 @pytest.mark.trio
 async def test_a_model_behind_a_server_answers_as_it_does_here():
     """D11: Text, finish reason and usage are those of the runner behind the server."""

@@ -97,12 +97,14 @@ def test_each_entry_is_drawn():
     assert any(DECIDER.tag(exc) == "cuda.sticky" for exc in failures(fault_plans(tree), "app/a"))
 
 
+@pytest.mark.slow
 def test_a_decider_of_a_sibling_does_not_count():
     """R2: Only the deciders that a failure meets on its way up count."""
     tree = Supervisor("app", [Child("a", idle, decider=Decider({"mine": Stop})), Child("b", idle)])
     assert not any(getattr(exc, "tag", None) == "mine" for exc in failures(fault_plans(tree), "app/b"))
 
 
+@pytest.mark.slow
 def test_exceptions_may_be_added():
     """They may be instances or classes."""
     tree = Supervisor("app", [Child("a", idle)])
@@ -179,6 +181,7 @@ def test_nonsense_is_refused_in_one_line(make, expected):
         make()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("options", "horizon"), [({}, 5.0), ({"horizon": 60}, 60), ({"horizon": 0.5}, 0.5)])
 def test_no_act_takes_longer_than_the_horizon(options, horizon):
     """Some acts take nearly as long."""

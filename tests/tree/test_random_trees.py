@@ -113,6 +113,7 @@ def test_requests_that_wait_on_two_levels_are_served_by_the_rules(asked, seed):
     Run(tree, plan, requests=asked, stop_at=60.0, seed=seed).check()
 
 
+@pytest.mark.slow
 @settings(CALM, max_examples=300 * TIMES)
 @given(cases(most=0), SEEDS)
 def test_a_tree_without_requests_emits_the_events_that_the_simulation_predicts(case, seed):

@@ -402,6 +402,7 @@ def trees(draw, depth=2):
     return grown("app", depth), leaves
 
 
+@pytest.mark.slow
 @given(trees(), st.integers(0, 2**32), st.data())
 def test_the_lifecycles_of_random_trees_follow_the_grammar(grown, seed, data):
     """R20, R32: Under random failures, stops and restarts the grammar holds, and no two incarnations overlap."""
