@@ -108,14 +108,17 @@ def test_a_child_whose_group_waits_for_a_retry_is_started_if_that_retry_no_longe
     grow(app(a, b, strategy="one_for_all"), scene)
 
 
-def test_a_child_that_a_waiting_retry_will_start_is_not_over():
-    """R13, R29, R38: `b` was stopped by hand, and the new strategy has it start with the retry of `a`."""
+@pytest.mark.parametrize("early", [True, False])
+def test_a_child_that_a_waiting_retry_will_start_is_not_over(early):
+    """R13, R29, R38: `b` is stopped by hand before or after the new strategy has it start with the retry of `a`."""
 
     async def scene(tree, seen):
-        await tree["app/b"].stop()
+        if early:
+            await tree["app/b"].stop()
         a.fail()
         await quiet()
         await tree.adopt(app(a, b, strategy="one_for_all"))
+        await tree["app/b"].stop()
         with trio.move_on_after(59):
             await tree["app/b"].ended()
             pytest.fail("its start is ahead")
