@@ -52,8 +52,8 @@ def _is_there(name: str) -> bool:
 
 def little_llama(folder: Path) -> str:
     """A Llama of 2 layers with random weights, and a tokenizer of bytes."""
-    import tokenizers  # noqa: PLC0415 - `missing` must run where this is not installed
-    import transformers  # noqa: PLC0415 - `missing` must run where this is not installed
+    import tokenizers  # noqa: PLC0415 - Without this package `missing` still has to run and name it.
+    import transformers  # noqa: PLC0415 - Without this package `missing` still has to run and name it.
 
     tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE())
     tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)

@@ -11,7 +11,7 @@ two tokens, of which the second came after the loss. It is compared with two mea
 loss to the failure of the last context there, and one prefill alone, the wait for the first token of a request while no other one
 runs. The exit status is 1 if a token is lost, doubled or wrong, or if the longest gap is more than the detection and three prefills;
 that limit does not hold for `--apart`, where a context has several prefills to do, nor for `--torch`, where the cores decide. It is 2
-if there is no `sshd`.
+if `sshd` is not installed.
 """
 
 from __future__ import annotations
@@ -188,7 +188,7 @@ async def _round(nodes: Sequence[Node], runner: RunnerSpec, them: Sequence[Seen]
         async with trio.open_nursery() as nursery:
             for seen in them:
                 nursery.start_soon(seen.consume, tree[worker])
-            while min(len(seen.times) for seen in them) < STRIKE_AT:  # noqa: ASYNC110 - the consumers, which are measured, set no Event
+            while min(len(seen.times) for seen in them) < STRIKE_AT:  # noqa: ASYNC110 - An Event would cost time in the consumers, which are measured.
                 await trio.sleep(0.005)
             struck = perf_counter()
             nodes[0].lose()

@@ -209,7 +209,7 @@ async def streams_over_a_death(contexts: int) -> tuple[list[Seen], float]:
     async with open_tree(worker, sinks=[]) as tree, trio.open_nursery() as nursery:
         for seen in them:
             nursery.start_soon(seen.consume, tree[worker])
-        while min(len(seen.times) for seen in them) < 2 * STRIKE_AT:  # noqa: ASYNC110 - the consumers, which are measured, set no Event
+        while min(len(seen.times) for seen in them) < 2 * STRIKE_AT:  # noqa: ASYNC110 - An Event would cost time in the consumers, which are measured.
             await trio.sleep(0.001)
         await _kill_one(tree[worker], 0)
         struck = perf_counter()

@@ -51,7 +51,7 @@ async def near(world: World, host: Host, *, task_status: trio.TaskStatus[None]) 
 
 
 def device(name: str, body: Body, world: World, host: Host, jitter: float | None) -> Child:
-    """One device; a jitter of None is no backoff."""
+    """One device. Without a jitter it has no backoff."""
     return Child(
         name,
         partial(body, world, host),
@@ -88,7 +88,7 @@ def layers(
     Args:
         world: whose hosts they are.
         limit: of every supervisor.
-        jitter: of the devices' backoff; None is no backoff.
+        jitter: of the devices' backoff; with None they have no backoff.
         own: whether each device has a supervisor of its own, as the contexts of D12 have.
         body: of the devices.
     """

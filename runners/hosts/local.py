@@ -26,8 +26,9 @@ class LocalSession(BaseSession[int]):
         self.lives: Callable[[], bool] = lambda: True
         """Whether what computes lives. If it does not, the session has failed, though `receive` may not know the failure yet."""
 
-    def begin(self, batch: ExecuteBatch, accepted: Sequence[int] = (), *, confirm: bool = False) -> None:  # noqa: ARG002 - the runner is here, and takes each stream at once
+    def begin(self, batch: ExecuteBatch, accepted: Sequence[int] = (), *, confirm: bool = False) -> None:
         """See `Session.begin`."""
+        del confirm  # the runner is in this process, and takes each stream at once
         self._check_begin(batch.request_id, accepted)
         if self._failure is not None or not self.lives():
             return

@@ -137,7 +137,7 @@ class OwnedRunner:
                     self._tokens.unpark_all()
                     yield chunk
                     since = trio.current_time()
-        except Exception as raised:  # noqa: BLE001 - `classify_network` judges whatever a runner raises
+        except Exception as raised:  # noqa: BLE001 - A runner may raise anything, and `classify_network` judges it.
             error = classify_network(raised)
         else:
             return
@@ -200,7 +200,7 @@ class OwnedRunner:
         """What a request for one token shows; None if the server works. An error of that request itself is an answer."""
         try:
             await self._one_token()
-        except Exception as raised:  # noqa: BLE001 - `classify_network` judges whatever a runner raises
+        except Exception as raised:  # noqa: BLE001 - A runner may raise anything, and `classify_network` judges it.
             error = classify_network(raised)
             text = f"{self._server.name} has failed: {text_of(symptom)}; and then for one token: {text_of(error)}"
             if is_a(error, NetworkTimeout):

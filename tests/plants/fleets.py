@@ -60,7 +60,7 @@ FLEETS = (
             "the_loss_of_a_machine_costs_no_stream",
         ),
         (
-            "a request that was in both contexts is no cause",
+            "a request that was in both contexts is not taken for the cause",
             "if is_apart and self.loss.streams:",
             "if self.loss.streams:",
             "a_suspect_blocks_only_the_context_that_tries_it",

@@ -149,7 +149,7 @@ REMOTE = (
             "streams_of_a_node_equal_their_undisturbed_text[raylet]",
         ),
         (
-            "a program without Ray is not told what it lacks",
+            "a program without Ray gets no error that names what it lacks",
             "if why := _refusal():",
             "if why := None:",
             "a_machine_without_ray_is_named_when_a_context_starts",

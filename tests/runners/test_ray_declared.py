@@ -130,7 +130,7 @@ def test_rays_words_are_one_line():
 
 @pytest.mark.trio
 async def test_only_a_connection_with_the_token_is_taken():
-    """D16: Others that connect are closed, and those that say nothing hold nobody up."""
+    """D16: Others that connect are closed, and those that send nothing delay no other connection."""
     token = secrets.token_bytes(32)
     listener = trio.socket.socket()
     with listener:

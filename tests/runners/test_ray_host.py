@@ -197,7 +197,7 @@ async def test_a_place_that_ray_cannot_give_is_named_with_what_was_asked_for(pai
 
 @pytest.mark.trio
 async def test_a_node_is_used_again_only_when_the_lease_of_a_lost_context_is_over(pair, tmp_path, caplog):
-    """D2, D16: Its guardian is dead and reports nothing, and that Ray gives the place again is no proof."""
+    """D2, D16: Its guardian is dead and reports nothing, and Ray giving the place again does not prove its end."""
     there = {next(iter(pair.nodes)): 1}
     async with opened(pair, Holds(str(tmp_path), 10_000, 0.01), resources=there) as session:
         session.begin(BATCH)

@@ -56,7 +56,7 @@ class Ask:
 class Actor:
     """An actor; for the `Peer` of its connection it is the process at the other end (`Process`).
 
-    It counts as dead once it was killed from here. What Ray says of it goes to `on_word`, because Ray's word is no proof.
+    It counts as dead once it was killed from here. What Ray reports of it goes to `on_word`, because Ray may report a death before the process is dead.
     """
 
     doomed = False

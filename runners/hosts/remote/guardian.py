@@ -391,9 +391,8 @@ def _be_context(order: dict[str, Any], connection: int, report: int, guardian: i
 
 def _refusal(order: dict[str, Any]) -> str | None:
     """Why no context can run here."""
-    from importlib import metadata  # noqa: PLC0415 - An older Python, which the guardian has to report, may not have this module.
-
     try:
+        metadata = importlib.import_module("importlib.metadata")
         importlib.import_module("runners.hosts.process.child.life")
         wire = importlib.import_module("runners.hosts.process.wire")
     except Exception as error:  # noqa: BLE001 - An import may raise anything, and the near end gets the reason.

@@ -130,7 +130,7 @@ class RayHost:
 
         Raises:
             TypeError, ValueError: see `check`.
-            Unrecoverable: this machine is no Linux, or has no `ray`.
+            Unrecoverable: this machine does not run Linux, or `ray` is not installed.
         """
         if why := _refusal():
             raise Unrecoverable(why)
@@ -235,7 +235,7 @@ class RayReserve(FarReserve):
         return RayPeer(carrier, self._ray.order(actor.address), who, actor, self)
 
     async def _outlast(self, actor: Actor) -> None:
-        """Wait until no lost process can be alive on this node: Ray's word that its actor is dead is no proof of that.
+        """Wait until no lost process can be alive on this node, which a report of Ray that its actor is dead does not prove.
 
         Raises:
             NoPlace: one may be alive there for longer than a start may take.
@@ -279,7 +279,7 @@ class RayReserve(FarReserve):
             self._nursery.start_soon(peer.doubt)
 
     def reaps_later(self, peer: RayPeer, seconds: float) -> bool:
-        """Reap a lost peer in the background; returns False if there is no time for that, since the reserve ends."""
+        """Reap a lost peer in the background; returns False if the reserve ends, which leaves no time for that."""
         if self._nursery.cancel_scope.cancel_called:
             return False
         self.hold(+1)  # so that the reserve does not end meanwhile
@@ -381,7 +381,7 @@ async def with_token(listener: trio.socket.SocketType, token: bytes) -> socket.s
 
 
 async def _accepted(listener: trio.socket.SocketType) -> trio.socket.SocketType:
-    """The next connection. If there is no descriptor for it now, there may be one later."""
+    """The next connection. It is waited for anew if this process has no free descriptor just now."""
     while True:
         with suppress(OSError):
             return (await listener.accept())[0]

@@ -81,7 +81,7 @@ def check_path(_host: object, _field: object, path: tuple[str, ...]) -> None:
     """A validator of the argument `path` of a host.
 
     Raises:
-        ValueError: it has an entry that is no absolute folder.
+        ValueError: it has an entry that is not an absolute folder.
     """
     for entry in path:
         if type(entry) is not str or not entry.startswith("/"):

@@ -133,7 +133,7 @@ class SshHost:
 
         Raises:
             TypeError, ValueError: see `check`.
-            Unrecoverable: this machine is no Linux, or has no `ssh`.
+            Unrecoverable: this machine does not run Linux, or has no program `ssh`.
         """
         if why := _refusal():
             raise Unrecoverable(why)

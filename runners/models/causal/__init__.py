@@ -38,7 +38,7 @@ def causal_runner(
             replay.
         runtime: what computes, for `RunnerInfo.runtime`.
         prefill: the most tokens of a stream that one step feeds, which bounds the memory of a long prompt; the other streams go on
-            between its pieces. None is no bound.
+            between its pieces. With None a step feeds any number.
     """
     from runners.models.causal.runner import CausalRunner  # noqa: PLC0415 - imports numpy, which starts threads of its own
 
