@@ -41,6 +41,41 @@ class Holds:
         return Scripted(self.chunks, delay=self.delay, streams=64).build(start)
 
 
+class Slowing:
+    """A runner whose streams are slow behind token 20 in its first incarnation, so that none is done before that is struck."""
+
+    def __init__(self, runner, start):
+        self.runner = runner
+        self.seconds = 0.003 if start.incarnation == 1 else 0
+
+    def __getattr__(self, name):
+        return getattr(self.runner, name)
+
+    def execute(self, batch):
+        return SlowChunks(self.runner.execute(batch), self.seconds)
+
+    def continue_from(self, batch, accepted):
+        return SlowChunks(self.runner.continue_from(batch, accepted), self.seconds)
+
+
+class SlowChunks:
+    def __init__(self, chunks, seconds):
+        self.chunks = chunks
+        self.seconds = seconds
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        chunk = next(self.chunks)
+        if chunk.index >= 20:
+            time.sleep(self.seconds)
+        return chunk
+
+    def close(self):
+        self.chunks.close()
+
+
 @frozen
 class HoldsTorch:
     """`TorchLM`, whose device is a lock in this folder."""
@@ -50,7 +85,7 @@ class HoldsTorch:
 
     def build(self, start):
         hold(self.folder)
-        return TorchLM(streams=self.streams).build(start)
+        return Slowing(TorchLM(streams=self.streams).build(start), start)
 
 
 @frozen
@@ -65,7 +100,7 @@ class HoldsAhead:
 
     def build(self, start):
         hold(self.folder)
-        return self.built.build(start)
+        return Slowing(self.built.build(start), start)
 
 
 @frozen
