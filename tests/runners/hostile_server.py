@@ -425,8 +425,11 @@ async def keeps_its_connection_open_behind_done(peer):
 
 
 @asynccontextmanager
-async def serving(answer):
-    """The URL of a server that answers each request so, and what it got; each connection is closed behind its answer."""
+async def serving(answer, tls=None):
+    """The URL of a server that answers each request so, and what it got; each connection is closed behind its answer.
+
+    With the SSL context `tls` it speaks TLS, and its name is localhost.
+    """
     peers = []
 
     async def serve(stream):
@@ -451,6 +454,7 @@ async def serving(answer):
     async with trio.open_nursery() as nursery:
         (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
         port = listener.socket.getsockname()[1]
-        nursery.start_soon(trio.serve_listeners, serve, [listener])
-        yield f"http://127.0.0.1:{port}/v1", peers
+        listeners = [listener if tls is None else trio.SSLListener(listener, tls, https_compatible=True)]
+        nursery.start_soon(trio.serve_listeners, serve, listeners)
+        yield f"http://127.0.0.1:{port}/v1" if tls is None else f"https://localhost:{port}/v1", peers
         nursery.cancel_scope.cancel()

@@ -270,7 +270,7 @@ class _Session:
                 return await wait()
             except (httpx2.HTTPError, httpx2.InvalidURL, httpx2.StreamError) as error:
                 kind = NetworkTimeout if isinstance(error, httpx2.TimeoutException) else NetworkError
-                found = kind(f"{type(error).__name__}: {self.redact(str(error))}")
+                found = kind(f"{type(error).__name__}: {self.redact(_reason(error))}")
         raise found
 
     async def refused(self, response: httpx2.Response) -> InferenceError:
@@ -361,6 +361,14 @@ async def _leave(parts: AsyncIterator[bytes]) -> None:
                 pass
         except httpx2.HTTPError:
             return  # that ends them too
+
+
+def _reason(error: Exception) -> str:
+    """The text of an error, or of the one below it: that of a failed TLS handshake has none itself."""
+    link: BaseException | None = error
+    while link is not None and not str(link):
+        link = link.__cause__ or link.__context__
+    return "" if link is None else str(link)
 
 
 class _Transport(httpx2.AsyncHTTPTransport):
