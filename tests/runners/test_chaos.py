@@ -52,10 +52,10 @@ def request(kind):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("runner", "contexts"), [("scripted", 1), ("torch", 1), ("scripted", 3)])
+@pytest.mark.parametrize(("runner", "contexts"), [("torch", 1), ("scripted", 3)])
 def test_a_short_run_of_chaos_passes(runner, contexts):
-    """D5, D6, D8, D9, D10, D12: In fifteen seconds of all kinds of faults nothing is lost, doubled, wrong, hung or left behind."""
-    command = [sys.executable, "-m", "benchmarks.chaos", "--minutes", "0.25", "--seed", "3", "--pause", "1"]
+    """D5, D6, D8, D9, D10, D12: In twelve seconds of all kinds of faults nothing is lost, doubled, wrong, hung or left behind."""
+    command = [sys.executable, "-m", "benchmarks.chaos", "--minutes", "0.2", "--seed", "3", "--pause", "1"]
     done = subprocess.run(
         [*command, "--runner", runner, "--contexts", f"{contexts}"],
         cwd=ROOT,

@@ -9,8 +9,8 @@ from benchmarks import memory
 @pytest.mark.parametrize(
     ("question", "turns"),
     [
-        (memory.leaf, 10_000), (memory.group, 100), (memory.nested, 1_000), (memory.members, 2_000),
-        (memory.supervisors, 3_000), (memory.named, 1_000),
+        (memory.leaf, 5_000), (memory.group, 60), (memory.nested, 500), (memory.members, 1_000),
+        (memory.supervisors, 3_000), (memory.named, 500),
     ],
 )  # fmt: skip
 def test_memory_is_flat(question, turns):

@@ -139,7 +139,7 @@ def test_every_order_of_simultaneous_failures_is_predicted():
 
 
 @pytest.mark.slow
-@settings(CALM, max_examples=8 * TIMES)
+@settings(CALM, max_examples=4 * TIMES)
 @given(cases(min_size=300, max_size=500, most=60), SEEDS)
 def test_a_big_tree_keeps_the_rules_too(case, seed):
     """Up to 500 nodes."""
