@@ -16,7 +16,7 @@ from attrs import evolve, field, frozen
 from attrs.validators import gt, instance_of
 from trio.lowlevel import enable_ki_protection
 
-from runners.brief import brief, is_a, text_of
+from runners.brief import brief, is_a, one_line, text_of
 from runners.diagnosis.nvml import Nvml
 from runners.diagnosis.probe import check_device
 from runners.errors import ContextDied, ContextHung, DeviceError, InferenceError, LoadFailed, NetworkError
@@ -257,8 +257,16 @@ def _start_error(error: CommandError) -> DeviceError:
         kind = ContextDied
     elif isinstance(error, CommandNotReady):
         kind = ContextHung
-    made = kind(str(error))
-    for note in getattr(error, "__notes__", ()):  # the last lines that the program wrote
+    text = str(error)
+    notes: list[str] = getattr(
+        error, "__notes__", []
+    )  # a headline, and the last lines that the program wrote
+    if isinstance(error, CommandExited):
+        # A program that cannot start usually writes the reason last, as a traceback does.
+        lines = [line for note in notes for line in note.splitlines()[1:] if line.strip()]
+        text = ": ".join([text, *map(one_line, lines[-1:])])
+    made = kind(text)
+    for note in notes:
         made.add_note(note)
     return made
 

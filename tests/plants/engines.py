@@ -74,6 +74,12 @@ ENGINES = (
             "a_program_that_is_not_there_is_a_failed_load",
         ),
         (
+            "the reason of an engine that cannot start is left out",
+            '        text = ": ".join([text, *map(one_line, lines[-1:])])\n',
+            "",
+            "an_engine_that_gives_no_first_token_fails",
+        ),
+        (
             "a fixed port will do",
             "        if not _texts_with_port(runner):\n",
             "        if False:\n",

@@ -1,6 +1,6 @@
 """An engine of two processes as vLLM has them: a server that speaks OpenAI's API, and a worker that makes the tokens.
 
-    python engines.py PORT MODEL
+    python engines.py PORT MODEL [interrupts]
 
 MODEL is `sums`, whose next token follows from all tokens before it, or `torch-lm`. Its traps are those of vLLM:
 
@@ -10,7 +10,8 @@ MODEL is `sums`, whose next token follows from all tokens before it, or `torch-l
 - When the server is killed, the worker lives on, in a session of its own.
 
 A prompt that begins with `fail` gets an error event although the worker is sound, and one that begins with `break` has its
-connection cut.
+connection cut. One that begins with `long` gets a stream without an event, as from `llama_cpp.server` if it is longer than the
+context. With `interrupts` a request ends the streams before it with `[DONE]`, as in that server.
 """
 
 import json
@@ -117,7 +118,8 @@ ERROR = {"error": {"message": "EngineCore encountered an issue", "code": 500}}
 
 
 class Server:
-    def __init__(self, model):
+    def __init__(self, model, *, interrupts=False):
+        self.interrupts = interrupts
         self.worker = subprocess.Popen(
             [sys.executable, __file__, "worker", model],
             stdin=subprocess.PIPE,
@@ -185,6 +187,11 @@ class Server:
         await peer.begin()
         if isinstance(prompt, str) and prompt.startswith("break"):
             return False
+        if isinstance(prompt, str) and prompt.startswith("long"):
+            await peer.end()
+            return True
+        while self.interrupts and self.answers:
+            self.answers.popitem()[1].close()
         self.count += 1
         name = self.count
         out, answers = trio.open_memory_channel(1000)
@@ -204,18 +211,18 @@ class Server:
                 if finish:
                     break
         finally:
-            del self.answers[name]
+            self.answers.pop(name, None)
             self.order(of=name)
-        if not finish:
+        if not finish and not self.interrupts:
             await peer.event(ERROR)
         await peer.event("[DONE]")
         await peer.end()
         return True
 
 
-async def main(port, model):
+async def main(port, model, *how):
     async with trio.open_nursery() as nursery:
-        server = Server(model)
+        server = Server(model, interrupts="interrupts" in how)
         listeners = await trio.open_tcp_listeners(port, host="127.0.0.1")
         nursery.start_soon(trio.serve_listeners, server.serve, listeners)
         await nursery.start(server.listen_to_worker)
@@ -225,4 +232,4 @@ async def main(port, model):
 if __name__ == "__main__":
     if sys.argv[1] == "worker":
         work(sys.argv[2])
-    trio.run(main, int(sys.argv[1]), sys.argv[2])
+    trio.run(main, int(sys.argv[1]), *sys.argv[2:])
