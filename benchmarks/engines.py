@@ -2,10 +2,15 @@
 
     python -m benchmarks.engines                 three rounds with `transformers serve` and a small Llama of random weights
     python -m benchmarks.engines --rounds 10
+    python -m benchmarks.engines --trial         what it does when it is killed, stopped, left, and asked too much; see engine_trial.py
+
+    python -m benchmarks.engines --model MODEL --command 'vllm serve MODEL --host 127.0.0.1 --port {port}' --token-ids
+    python -m benchmarks.engines --command 'python -m llama_cpp.server --model MODEL.gguf --host 127.0.0.1 --port {port}' --streams 1
 
 A round starts the program by hand, asks it for a token until it gives one, and kills it. That is the floor. Then it does the same with an
 `EngineHost`, kills the program in the middle of a stream, and waits for the next token. The ratios are the medians of those within one
-round. Exit status 1 if the next token takes more than twice the floor, and 2 if `transformers serve` is not installed.
+round. Exit status 1 if the next token takes more than twice the floor, or the trial finds a fault, and 2 if `transformers serve` is not
+installed.
 """
 
 from __future__ import annotations
@@ -13,7 +18,9 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import json
+import logging
 import os
+import shlex
 import signal
 import socket
 import statistics
@@ -27,7 +34,9 @@ from pathlib import Path
 from time import perf_counter, sleep
 
 import trio
+from attrs import field, frozen
 
+from benchmarks.engine_trial import trial
 from runners import EngineHost, ExecuteBatch, OpenAIModel, Sampling
 from runners.errors import ContextDied
 from runners.types import CANARY
@@ -35,11 +44,24 @@ from supervise.programs import Command
 
 MOST = 2.0
 """The ratio of the time to the next token to the floor that must be reached."""
-ENVIRONMENT = {"HF_HUB_OFFLINE": "1"}
+
+
+@frozen
+class Engine:
+    """A server, and the runner that asks it; `{port}` stands for its port in both."""
+
+    argv: tuple[str, ...]
+    model: OpenAIModel
+    env: dict[str, str] = field(factory=dict[str, str])
+    load_timeout: float = 300.0
+
+    def host(self) -> EngineHost:
+        """It as the context of a worker."""
+        return EngineHost(Command("engine", self.argv, env=self.env), load_timeout=self.load_timeout)
 
 
 def missing() -> str | None:
-    """Why this cannot be measured here; None if it can be."""
+    """Why `transformers serve` cannot be measured here; None if it can be."""
     modules = [name for name in ("transformers", "fastapi", "uvicorn", "httpx2") if not _is_there(name)]
     return (
         f"needs transformers[serving] and trio-supervise[openai]: {', '.join(modules)}" if modules else None
@@ -74,27 +96,41 @@ def little_llama(folder: Path) -> str:
     return str(folder)
 
 
-def argv(folder: str, port: str) -> list[str]:
-    """The command of the server."""
+def transformers_serve(folder: str, arguments: argparse.Namespace) -> Engine:
+    """The server that is measured if no command is given."""
     program = str(Path(sys.executable).with_name("transformers"))
-    return [program, "serve", folder, "--device", "cpu", "--host", "127.0.0.1", "--port", port]
+    argv = (program, "serve", folder, "--device", "cpu", "--host", "127.0.0.1", "--port", "{port}")
+    return Engine(argv, _model(folder, arguments), {"HF_HUB_OFFLINE": "1"}, arguments.load_timeout)
 
 
-def by_hand(folder: str) -> float:
+def _model(name: str, arguments: argparse.Namespace) -> OpenAIModel:
+    return OpenAIModel(
+        "http://127.0.0.1:{port}/v1",
+        name,
+        chat=arguments.chat,
+        token_ids=arguments.token_ids,
+        streams=arguments.streams,
+        next_chunk_timeout=arguments.next_chunk_timeout,
+    )
+
+
+def by_hand(engine: Engine) -> float:
     """Seconds from the start of the program to its first token."""
     with socket.socket() as one:
         one.bind(("127.0.0.1", 0))
-        port = one.getsockname()[1]
-    body = {"model": folder, "prompt": CANARY.prompt, "max_tokens": 1}
+        port = str(one.getsockname()[1])
+    prompt: dict[str, object] = {"prompt": CANARY.prompt}
+    if engine.model.chat:
+        prompt = {"messages": [{"role": "user", "content": CANARY.prompt}]}
     question = urllib.request.Request(
-        f"http://127.0.0.1:{port}/v1/completions",
-        json.dumps(body).encode(),
+        f"http://127.0.0.1:{port}/v1{'/chat' if engine.model.chat else ''}/completions",
+        json.dumps({"model": engine.model.model, **prompt, "max_tokens": 1}).encode(),
         {"content-type": "application/json"},
     )
     began = perf_counter()
     with subprocess.Popen(
-        argv(folder, str(port)),
-        env=os.environ | ENVIRONMENT,
+        [text.replace("{port}", port) for text in engine.argv],
+        env=os.environ | engine.env,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     ) as program:
@@ -103,23 +139,22 @@ def by_hand(folder: str) -> float:
                 with urllib.request.urlopen(question, timeout=60) as answer:
                     answer.read()
                     took = perf_counter() - began
-                    program.kill()
+                    program.terminate()  # one of several processes has to end the others
                     return took
             except urllib.error.URLError:
                 sleep(0.1)
     raise RuntimeError(f"the server has ended with {program.returncode}")
 
 
-async def by_host(folder: str) -> dict[str, float]:
+async def by_host(engine: Engine) -> dict[str, float]:
     """The same with an `EngineHost`, and what its death costs."""
-    host = EngineHost(Command("engine", argv(folder, "{port}"), env=ENVIRONMENT))
-    model = OpenAIModel("http://127.0.0.1:{port}/v1", folder)
+    host, model = engine.host(), engine.model
     found: dict[str, float] = {}
     began = killed = perf_counter()
     try:
         async with host.open(model) as session:
             found["first token after the start"] = perf_counter() - began
-            session.begin(ExecuteBatch("a", "a", sampling=Sampling(max_tokens=100)))
+            session.begin(ExecuteBatch("a", "a", sampling=Sampling(max_tokens=1000)))
             await session.receive()
             assert session.pid is not None
             os.kill(session.pid, signal.SIGKILL)
@@ -133,21 +168,12 @@ async def by_host(folder: str) -> dict[str, float]:
     return found
 
 
-def main(arguments: Sequence[str]) -> int:
-    """Run the command."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.engines", description=__doc__)
-    parser.add_argument("--rounds", type=int, default=3)
-    rounds = parser.parse_args(arguments).rounds
-    if why := missing():
-        print(why, file=sys.stderr)
-        return 2
+def _measure(engine: Engine, rounds: int) -> int:
     floors: list[float] = []
     found: list[dict[str, float]] = []
-    with tempfile.TemporaryDirectory() as place:
-        folder = little_llama(Path(place))
-        for _ in range(rounds):
-            floors.append(by_hand(folder))
-            found.append(trio.run(by_host, folder))
+    for _ in range(rounds):
+        floors.append(by_hand(engine))
+        found.append(trio.run(by_host, engine))
     rows = {}
     print(f"{'the program by hand, to its first token':40} {statistics.median(floors):8.2f} s")
     for name in found[0]:
@@ -157,6 +183,45 @@ def main(arguments: Sequence[str]) -> int:
         print(f"{name:40} {seconds:8.2f} s   × {ratio:.2f}")
     print(json.dumps({"rounds": rounds, "load": os.getloadavg()[0], "floor": floors, "rows": rows}))
     return 0 if rows["next token after the death"]["ratio"] <= MOST else 1
+
+
+def _parsed(arguments: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.engines",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--trial", action="store_true", help="try what the engine does instead of measuring")
+    parser.add_argument("--command", help="the command of an engine, with {port} where its port belongs")
+    parser.add_argument("--model", default="m", help="the name of the model at that engine")
+    parser.add_argument("--chat", action="store_true", help="the engine has no /completions")
+    parser.add_argument("--token-ids", action="store_true", help="the engine takes and gives token ids")
+    parser.add_argument("--streams", type=int, default=64, help="how many streams are open at once")
+    parser.add_argument("--load-timeout", type=float, default=300.0, help="seconds until the first token")
+    parser.add_argument("--next-chunk-timeout", type=float, default=10.0, help="seconds between two tokens")
+    parser.add_argument(
+        "--too-long", type=int, metavar="WORDS", help="a prompt beyond the context, in the trial"
+    )
+    return parser.parse_args(arguments)
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run the command."""
+    parsed = _parsed(arguments)
+    logging.getLogger("supervise.programs").setLevel(logging.CRITICAL)  # what the engine writes
+    with tempfile.TemporaryDirectory() as place:
+        if parsed.command is not None:
+            argv = tuple(shlex.split(parsed.command))
+            engine = Engine(argv, _model(parsed.model, parsed), load_timeout=parsed.load_timeout)
+        elif (why := missing()) is None:
+            engine = transformers_serve(little_llama(Path(place)), parsed)
+        else:
+            print(why, file=sys.stderr)
+            return 2
+        if parsed.trial:
+            return 1 if trio.run(trial, engine.host(), engine.model, parsed.too_long) else 0
+        return _measure(engine, parsed.rounds)
 
 
 if __name__ == "__main__":

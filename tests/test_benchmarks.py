@@ -1,14 +1,20 @@
 """The benchmarks measure, and what the page shows is what was measured."""
 
 import json
+import sys
+from pathlib import Path
 
 import pytest
+import trio
 
 from benchmarks import counted
 from benchmarks.__main__ import BEGIN, END, PAGE, RESULTS, pictures
+from benchmarks.engine_trial import trial
 from benchmarks.measure import measure
 from benchmarks.rows import ROWS
 from benchmarks.table import Line, as_markdown, as_text, number
+from runners import EngineHost, OpenAIModel
+from supervise.programs import Command
 
 SHORT = [row for row in ROWS if row.name in ("storm 500", "crash p50", "frames", "deep")]
 
@@ -77,3 +83,25 @@ def test_a_number_has_three_digits_and_its_unit(value, unit, text):
 def test_what_is_counted_lies_between_looks_at_the_clock(function, looks):
     """`Operation.begin` and `end` are looks of the adapters: ours declares its children between the first two."""
     assert {who: counted.looks(function, who, 3) for who in looks} == looks
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("how", "options", "faults"),
+    [
+        ([], {"token_ids": True}, []),
+        (["interrupts"], {"done_is_enough": True}, ["the beginning of an answer is given for the whole one"]),
+    ],
+    ids=["good", "interrupts"],
+)
+def test_the_trial_of_an_engine_finds_part_of_an_answer(how, options, faults, capsys):
+    """With `done_is_enough` a stream that another request interrupts looks whole; nothing else is a fault of that engine."""
+    pytest.importorskip("httpx2", reason="needs trio-supervise[openai]: httpx2 is not installed")
+    engines = str(Path(__file__).parent / "runners" / "engines.py")
+    host = EngineHost(Command("engine", [sys.executable, engines, "{port}", "sums", *how]))
+    model = OpenAIModel("http://127.0.0.1:{port}/v1", "m", next_chunk_timeout=2, **options)
+
+    found = trio.run(trial, host, model, None)
+
+    assert [fault.partition(":")[0] for fault in found] == faults
+    assert "was killed by SIGKILL" in capsys.readouterr().out
