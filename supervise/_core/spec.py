@@ -68,6 +68,8 @@ def _check_name(what: str, spec: Child | Supervisor | Pool) -> None:
         refuse(
             ValueError(f"{what}'s name must be non-empty, without '/' and outer spaces, got {brief(name)}")
         )
+    elif name in (".", ".."):  # in a URL they would name the node above
+        refuse(ValueError(f"{what}'s name must not be '.' or '..', got {brief(name)}"))
 
 
 def _is_spec(value: object) -> bool:

@@ -116,6 +116,7 @@ def _from_file(path: Path) -> ModuleType:
         raise NoTree(f"{path} is a folder: give a file in it")
     if not path.is_file():
         raise NoTree(f"no such file: {path}")
+    _refuse_taken_name(path)
     spec = importlib.util.spec_from_file_location(_name(str(path)), path)
     if spec is None or spec.loader is None:
         raise NoTree(f"{path} is not a Python file")
@@ -126,6 +127,15 @@ def _from_file(path: Path) -> ModuleType:
         sys.path.append(folder)
     spec.loader.exec_module(module)
     return module
+
+
+def _refuse_taken_name(path: Path) -> None:
+    """Refuse a file that would be loaded in place of a module which this program uses, such as `time.py` or `trio.py`."""
+    name = _name(str(path))
+    if name in sys.modules and (name in sys.stdlib_module_names or name in ("supervise", "trio")):
+        raise NoTree(
+            f"{path} has the name of the module {name!r}, which is loaded already: give it another name"
+        )
 
 
 def name_of_module(target: str) -> str:

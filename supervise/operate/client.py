@@ -178,5 +178,11 @@ def _is_url(where: str) -> bool:
 
 
 def _quoted(path: str) -> str:
-    """A path for a URL. No node is found by a name that is not UTF-8."""
+    """A path for a URL. No node is found by a name that is not UTF-8.
+
+    Raises:
+        OperateError: a part of it is `.` or `..`, with which a URL would lead to another node.
+    """
+    if not {".", ".."}.isdisjoint(path.split("/")):
+        raise OperateError(f"no node has '.' or '..' in its path, got {brief(path)}")
     return quote(path, errors="replace")

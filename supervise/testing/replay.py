@@ -233,12 +233,15 @@ def replay(lines: Iterable[str], spec: Supervisor | Pool) -> Iterator[tuple[str,
             line = _parsed(text)
             replayed = _Replay(spec) if "tree" in line else _begun(replayed)
             shown, out = replayed.take(line)
+            found = list(map(line_of, out))
+            at = f"{line['now']:.3f}"
         except Mismatch as problem:
             raise Mismatch(f"line {number}: {problem}") from None
-        found = list(map(line_of, out))
+        except Exception as problem:  # what `recording` has not written may be anything
+            raise Mismatch(f"line {number}: this line cannot be replayed: {brief(problem)}") from problem
         if found != line["effects"]:
             raise Mismatch(f"line {number}: {shown}\n" + "\n".join(_difference(line["effects"], found)))
-        yield f"{line['now']:.3f} {shown}", found
+        yield f"{at} {shown}", found
 
 
 def _parsed(text: str) -> dict[str, Any]:
@@ -250,6 +253,9 @@ def _parsed(text: str) -> dict[str, Any]:
         raise Mismatch("this is no line of a log") from None
     if missing := (_START if "tree" in keys else _INPUT) - set(keys):
         raise Mismatch(f"this line of a log lacks {', '.join(sorted(missing))}")
+    effects: Any = line["effects"]
+    if not isinstance(effects, list) or not all(isinstance(one, str) for one in effects):
+        raise Mismatch("the effects in this line of a log are no list of texts")
     return cast("dict[str, Any]", line)
 
 
@@ -324,7 +330,7 @@ def main() -> int:
     try:
         spec = load(options.tree)
         assert spec is not None
-        with options.log.open(encoding="utf-8") as lines:
+        with options.log.open(encoding="utf-8", errors="replace") as lines:
             for shown, out in replay(lines, spec):
                 sys.stdout.write("".join([f"{shown}\n", *(f"    {one}\n" for one in out)]))
                 inputs, effects = inputs + 1, effects + len(out)

@@ -184,6 +184,14 @@ def test_the_current_folder_shadows_nothing(tmp_path):
     assert (result.returncode, result.stderr) == (0, "")
 
 
+@pytest.mark.parametrize("name", ["supervise", "time"])
+def test_a_file_does_not_take_the_place_of_a_module_that_is_in_use(write, tmp_path, name):
+    """Otherwise its own imports would find the file itself, and so would those that this program makes later."""
+    write(f"{name}.py", 'tree = Supervisor("app", [])')
+    expected = f"{name}.py has the name of the module '{name}', which is loaded already: give it another name"
+    one_line(supervise("run", f"{name}.py", cwd=tmp_path), status=2, expected=expected)
+
+
 @pytest.mark.slow
 def test_a_corrupt_weights_file_gives_one_line(write, tmp_path):
     """`run --quiet`: a tree that cannot start gives one line with the cause, and exits 1."""

@@ -157,6 +157,7 @@ NONSENSE = [
         ValueError,
         "child's name must be non-empty, without '/' and outer spaces, got ' a'",
     ),
+    (lambda: Child("..", body), ValueError, "child's name must not be '.' or '..', got '..'"),
     (lambda: Child(5, body), TypeError, "child's name must be a string, got 5"),
     (lambda: Child("a", 5), TypeError, "child 'a': body must be an async function, got 5"),
     (lambda: Child("a", lambda: 5), None, None),

@@ -313,6 +313,17 @@ async def test_a_client_asks_for_any_path_and_gives_any_reason(tmp_path):
         assert tree["app/a"].status().state == "down"
 
 
+@pytest.mark.trio
+@pytest.mark.parametrize("path", ["app/.", "app/a/..", ".", "app/../x"])
+async def test_a_client_asks_for_no_path_that_a_url_would_shorten(tmp_path, path):
+    """Otherwise `supervise stop app/a/..` would stop the whole tree."""
+    async with Client(str(tmp_path / "socket")) as client:
+        with pytest.raises(OperateError, match=r"no node has '\.' or '\.\.' in its path, got "):
+            await client.act("stop", path, reason="r", who="w")
+        with pytest.raises(OperateError, match=r"no node has"):
+            await client.why(path)
+
+
 def test_a_full_disk_under_the_log_is_reported_once_and_harms_nothing(tmp_path):
     """R31: Neither the run nor its exit status; the file is closed without another report."""
     (tmp_path / "app.py").write_text(

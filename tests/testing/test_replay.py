@@ -120,6 +120,9 @@ def test_a_changed_declaration_replays_to_other_effects(log):
         (("torn.log", "myapp"), "line 2: this is no line of a log"),
         (("lacking.log", "myapp"), "line 2: this line of a log lacks fields, input, u"),
         (("odd.log", "myapp"), "line 2: this is no input of a machine: Boot {'speed': 3}"),
+        (("late.log", "myapp"), "line 2: this line cannot be replayed: ValueError("),
+        (("empty.log", "myapp"), "line 2: the effects in this line of a log are no list of texts"),
+        (("binary.log", "myapp"), "line 2: this is no line of a log"),
     ],
 )
 def test_a_log_that_cannot_be_replayed_gives_one_line(log, arguments, expected):
@@ -129,6 +132,9 @@ def test_a_log_that_cannot_be_replayed_gives_one_line(log, arguments, expected):
     (log / "torn.log").write_text(lines[0] + lines[1][:40])
     line = json.loads(lines[1])
     (log / "odd.log").write_text(lines[0] + json.dumps(line | {"fields": {"speed": 3}}))
+    (log / "late.log").write_text(lines[0] + json.dumps(line | {"now": "late"}))
+    (log / "empty.log").write_text(lines[0] + json.dumps(line | {"effects": None}))
+    (log / "binary.log").write_bytes(lines[0].encode() + b"\xff")
     for key in ("u", "input", "fields"):
         del line[key]
     (log / "lacking.log").write_text(lines[0] + json.dumps(line))
