@@ -9,11 +9,12 @@ import attrs
 from attrs import frozen
 
 from ._same import unless_shared, why_other
-from .spec import Child, Mailbox, Pool, Spec, Supervisor
+from .spec import SHARED, Child, Mailbox, Pool, Spec, Supervisor
 
 _STRUCTURE = ("name", "children", "origin")
 _CODE = ("body", "resource", "args")
-_Both = tuple[str, Spec | None, Spec | None]
+_Both = tuple[str, Spec | None, Spec | None, tuple[str, str]]
+"""A path, its two specs, and the two supervisors whose mailbox is that of a child there which shares one."""
 
 
 @frozen
@@ -60,9 +61,9 @@ def changes(
 
 
 def _walk(before: Spec, after: Spec, in_force: Specs, started_with: Specs) -> Iterator[Change]:
-    waiting: list[_Both] = [(after.name, before, after)]
+    waiting: list[_Both] = [(after.name, before, after, ("", ""))]
     while waiting:
-        path, old, new = waiting.pop()
+        path, old, new, owners = waiting.pop()
         old = in_force(path) or old
         if new is None:
             yield Change("removed", path)
@@ -72,17 +73,35 @@ def _walk(before: Spec, after: Spec, in_force: Specs, started_with: Specs) -> It
             why = f"it is a {type(new).__name__} instead of a {type(old).__name__}"
             yield Change("changed", path, why=(why,), restarts=True)
         else:
-            yield from _changed(path, old, started_with(path) or old, new)
+            yield from changed(path, old, started_with(path) or old, new, owners)
             if not isinstance(old, Child) and not isinstance(new, Child):
                 there = {child.name: child for child in old.children}
+                owners = _owner(old, path, owners[0]), _owner(new, path, owners[1])
                 below: list[_Both] = [
-                    (f"{path}/{child.name}", there.pop(child.name, None), child) for child in new.children
+                    (f"{path}/{child.name}", there.pop(child.name, None), child, owners)
+                    for child in new.children
                 ]
-                below += [(f"{path}/{name}", child, None) for name, child in there.items()]
+                below += [(f"{path}/{name}", child, None, owners) for name, child in there.items()]
                 waiting += reversed(below)
 
 
-def _changed(path: str, old: Spec, started: Spec, new: Spec) -> Iterator[Change]:
+def _owner(spec: Spec, path: str, above: str) -> str:
+    """The path of the supervisor whose mailbox the children of this one share (R37)."""
+    return path if isinstance(spec.mailbox, Mailbox) else above
+
+
+def changed(
+    path: str, old: Spec, started: Spec, new: Spec, owners: tuple[str, str] = ("", "")
+) -> Iterator[Change]:
+    """How one node differs, if it does.
+
+    Args:
+        path: its path.
+        old: the declaration that it has.
+        started: the spec with whose code it runs.
+        new: the declaration that it is to have.
+        owners: the supervisors whose mailbox it shares, if it shares one, by both declarations.
+    """
     options: list[str] = []
     why: list[str] = []
     restarts = False
@@ -97,6 +116,10 @@ def _changed(path: str, old: Spec, started: Spec, new: Spec) -> Iterator[Change]
             restarts = (
                 restarts or name in _CODE or (isinstance(new, Child) and _is_other_mailbox(name, has, gets))
             )
+    if isinstance(new, Child) and new.mailbox is old.mailbox is SHARED and owners[0] != owners[1]:
+        options.append("mailbox")
+        why.append(f"mailbox, since it is that of {owners[1]!r} and was that of {owners[0]!r}")
+        restarts = True
     if options:
         yield Change("changed", path, tuple(options), tuple(why), restarts)
 

@@ -83,14 +83,15 @@ class Ended:
     failure: Failure | None = None
 
 
-RequestKind = Literal["add", "stop", "start", "restart", "restart root", "remove", "adopt", "status"]
+RequestKind = Literal["add", "stop", "start", "restart", "restart root", "renew", "remove", "adopt", "status"]
 
 
 @define(eq=False, weakref_slot=False)
 class Request:
     """A caller asks for a change. The answer is one `Reply` with its token, unless it is withdrawn before it is served.
 
-    The forest serves `restart root`, since the root has no supervisor. A withdrawn request stays in the inbox with `withdrawn` set: taking it out would cost a walk over the whole inbox.
+    The forest serves `restart root`, since the root has no supervisor. An adoption asks for `renew`: as `restart`, but of members of
+    a pool too. A withdrawn request stays in the inbox with `withdrawn` set: taking it out would cost a walk over the whole inbox.
     """
 
     kind: RequestKind

@@ -902,7 +902,7 @@ class Machine:
     def _member(self, pool: Pool, request: Request) -> Spec:
         if pool.maximum is not None and len(self.children) >= pool.maximum:
             raise errors.Refused(f"pool {self.path!r} is full ({pool.maximum})", reason="full")
-        return pool.member(request.name or self._next_name(), request.args)
+        return pool.member(self._next_name() if request.name is None else request.name, request.args)
 
     def _next_name(self) -> str:
         assert isinstance(self.spec, Pool)
@@ -927,7 +927,12 @@ class Machine:
             self._refuse(request.token, f"{node.path!r} is running", "running")
 
     def _serve_restart(self, request: Request) -> None:
-        node = self._find_static(request)
+        if self._find_static(request) is not None:
+            self._serve_renew(request)
+
+    def _serve_renew(self, request: Request) -> None:
+        """Restart a child that has other code, or takes its messages from elsewhere, by another declaration (R38)."""
+        node = self._find(request)
         if node is None:
             return
         if node.state in ("down", "condemned"):
@@ -1312,6 +1317,7 @@ _SERVE_REQUEST: _Table = {
     "stop": Machine._serve_stop,
     "start": Machine._serve_start,
     "restart": Machine._serve_restart,
+    "renew": Machine._serve_renew,
     "remove": Machine._serve_remove,
     "adopt": Machine._serve_adopt,
     "status": Machine._serve_status,

@@ -66,6 +66,13 @@ class Address:
             mailbox.close(None)
             self.mailbox = None
 
+    def starts(self, spec: Spec) -> None:
+        """Its node starts, with this declaration. Somebody may have used an earlier one while it was restarted (R38)."""
+        if self.gone:
+            self.reopen()
+        if self.mailbox is not None and self.mailbox.spec is not spec.mailbox:
+            self.adopt(spec)
+
     def close(self, why: BaseException | None) -> None:
         """Note that the node is down for good, because of `why`; the first reason stays."""
         if self.gone:

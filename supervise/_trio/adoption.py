@@ -13,14 +13,15 @@ from typing import Any
 
 from .. import events
 from .._core import effect
-from .._core.changes import Change
+from .._core.changes import Change, changed
 from .._core.machine import Machine
 from .._core.node import Node
-from .._core.spec import Child, Pool, Supervisor, walk
+from .._core.spec import SHARED, Child, Pool, Supervisor, walk
 from ..errors import Refused, StartFailed
 from .address import Answer
 from .driver import Driver
-from .ref import Declared, Ref
+from .leaf import Leaf
+from .ref import Declared
 
 
 class Adoption:
@@ -40,6 +41,7 @@ class Adoption:
         self._spec = spec
         self._changes = changes
         self._restarts = {change.path for change in changes if change.restarts}
+        self._compared = {path: leaf.spec for path, leaf in driver.leaves.items()}
         self._reason = reason
 
     async def carry_out(self) -> list[StartFailed]:
@@ -59,10 +61,15 @@ class Adoption:
                 await self._start(path)
             elif machine is not None and not isinstance(spec, Child):
                 await self._adopt(machine, spec)
+        for leaf in list(self._driver.leaves.values()):
+            if self._has_another_queue(leaf):
+                await self._start(leaf.path)  # it was added at run time, or is a member of a pool
         for path, spec in walk(self._spec):
             address = self._driver.addresses.get(path)
             if address is not None:
                 address.adopt(spec)
+                if address.mailbox is not None and address.mailbox.shared:
+                    self._driver.close_or_open(address)  # other children share it than before
         self._declared.look_for_fronts_anew()
 
     async def _adopt(self, machine: Machine, spec: Supervisor | Pool) -> None:
@@ -105,20 +112,35 @@ class Adoption:
         """Whether the node is to be started now: it is new, or its code is, and it was not stopped on purpose."""
         if node.is_new:
             return True
-        if node.path not in self._restarts:
-            return False
         leaf = self._driver.leaves.get(node.path)
-        if leaf is not None:
-            return leaf.spec is not node.spec  # otherwise its group, or a failure, has already restarted it
-        return node.why is not None or node.state == "restarting"
+        if leaf is None:
+            return node.path in self._restarts and (node.why is not None or node.state == "restarting")
+        if leaf.spec is node.spec:
+            return False  # its group, or a failure, has already restarted it
+        if leaf.spec is self._compared.get(node.path):
+            return node.path in self._restarts
+        # Somebody has added it since the declarations were compared.
+        return any(change.restarts for change in changed(node.path, node.spec, leaf.spec, node.spec))
 
     async def _start(self, path: str) -> None:
+        above, _, name = path.rpartition("/")
+        machine = self._driver.forest.machines.get(above)
+        if machine is None:
+            return  # its supervisor has ended: the next incarnation starts it, if there is one
         try:
-            await Ref(self._driver, self._declared, path).restart(reason=self._reason)
+            request = effect.Request("renew", Answer(), name=name, reason=self._reason)
+            await self._driver.ask(machine, request)
         except StartFailed as failed:
             self._failed.append(failed)
         except Refused:
-            pass  # its supervisor is ending: the next incarnation starts it, if there is one
+            pass  # as above, or it has left the tree
+
+    def _has_another_queue(self, leaf: Leaf) -> bool:
+        """Whether the leaf takes messages from a mailbox that it shares no more: that of another supervisor above it (R37)."""
+        if not (leaf.spec.mailbox is leaf._node.spec.mailbox is SHARED):
+            return False
+        inbox = leaf.open_inbox
+        return inbox is not None and inbox.mailbox is not self._driver.mailbox_of(leaf)
 
     def _report(self, cls: Callable[..., events.Event], **details: Any) -> None:
         root = self._driver.forest.root

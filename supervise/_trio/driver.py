@@ -395,8 +395,8 @@ class Driver:
 
     def _start(self, one: effect.Start) -> None:
         address = self.addresses.get(one.path)
-        if address is not None and address.gone:
-            address.reopen()
+        if address is not None:
+            address.starts(one.spec)
         if isinstance(one.spec, Child):
             if one.spec.mailbox is SHARED:
                 self._open_shared(self.forest.machines[one.path.rpartition("/")[0]])
@@ -417,15 +417,16 @@ class Driver:
         self._spawn(nursery, self._host, path, place)
 
     def _start_leaf(self, path: str) -> None:
-        leaving = self._leaving
-        if leaving is not None and leaving._node.path == path and leaving.spec is leaving._node.spec:
+        above, _, name = path.rpartition("/")
+        place = self._places[above]
+        node, leaving = place.machine.children[name], self._leaving
+        # Its node may have left the tree in this very step, and another one of its name have been added.
+        if leaving is not None and leaving._node is node and leaving.spec is node.spec:
             self._starts_at_once = True
             leaving.begin_incarnation()
             return
-        above, _, name = path.rpartition("/")
-        place = self._places[above]
         assert place.nursery is not None
-        self.leaves[path] = leaf = Leaf(self, place.machine, place.machine.children[name])
+        self.leaves[path] = leaf = Leaf(self, place.machine, node)
         self._spawn(place.nursery, leaf.run, path)
 
     async def spawn(self, run: Callable[[], Awaitable[None]], what: str) -> None:
@@ -479,9 +480,7 @@ class Driver:
         if leaf is not None:
             leaf.decide("resume")
         path = one.path
-        while (
-            path
-        ):  # the supervisors that waited for the verdict are up again too, so their addresses change (R11)
+        while path:  # the supervisors that waited for the verdict are up again too (R11)
             self._changed(path)
             path = path.rpartition("/")[0]
 

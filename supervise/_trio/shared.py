@@ -23,7 +23,7 @@ from .._core.node import Node
 from .._core.spec import SHARED, Mailbox, Pool
 from .mailbox import Entry, Holder, Inbox, Queue, is_withdrawn
 from .message import Call, Message
-from .protect import protected
+from .protect import has_room_for_others, protected
 from .reports import complain
 
 _KEYS = 4_096  # how many keys are remembered: those of the last messages
@@ -94,6 +94,8 @@ class SharedQueue(Queue):
     def _key(self, value: Any) -> str | int | bytes | None:
         """The key of a message. A function that fails is logged, and not called again, as a sink: it must not hurt a sender (R31)."""
         assert self._affinity is not None
+        if not has_room_for_others():
+            return None  # so near the end of its stack a sender would make the function fail
         try:
             return _checked(self._affinity(value))
         except Exception as exc:  # noqa: BLE001 - A function of the program may raise anything; the log has it.
@@ -230,10 +232,9 @@ class SharedInbox(Inbox):
             self.mailbox.promised -= bool(promised)
             return True
         entry = self.mailbox.arrived(promised)
-        if entry is None:
-            return False
-        self.mailbox.queue.appendleft(entry)  # this reader takes it in the same step
-        return True
+        if entry is not None:
+            self.mailbox.queue.appendleft(entry)  # this reader takes it in the same step
+        return True  # without it the next message is this reader's: nobody was woken for that if no other reader waited
 
     def _takes_nothing(self, promised: object) -> None:
         if isinstance(promised, Handed):

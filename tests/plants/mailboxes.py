@@ -189,6 +189,12 @@ MAILBOXES = tuple(
             "            found.close(why)\n            self._keep(found)\n        return found",
         ),
         (
+            "a child whose message is withdrawn as it wakes leaves the next one",
+            _SHARED,
+            "        return True  # without it",
+            "        return entry is not None  # without it",
+        ),
+        (
             "a loop is not woken by a stop",
             _LEAF,
             "            self._inbox.end_loops()\n\n    def _note_stop",

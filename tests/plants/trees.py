@@ -45,6 +45,13 @@ TREES = tuple(
             _INTERRUPTS,
         ),
         (
+            "a child that is added as another of its name ends runs in the place of that",
+            _DRIVER,
+            "leaving._node is node and",
+            "leaving._node.path == path and",
+            ("tests/tree/test_changing.py",),
+        ),
+        (
             "a request is not withdrawn",
             _DRIVER,
             "            self.post(machine, effect.Withdraw(request))\n",

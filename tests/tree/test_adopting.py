@@ -476,6 +476,49 @@ def test_callers_at_a_mailbox_that_is_declared_no_more_get_an_error():
     grow(app(Child("a", forever, mailbox=4)), scene)
 
 
+async def answering(inbox):
+    """It answers with its path."""
+    async for message in inbox:
+        message.reply(current_child().path)
+
+
+def sharing(upper, lower, kind=Supervisor):
+    """A child below two supervisors, or a pool as the lower one, of which one or both have a mailbox."""
+    child = Child("c", answering, mailbox="shared")
+    below = Pool("b", child, mailbox=lower) if kind is Pool else Supervisor("b", [child], mailbox=lower)
+    return app(below, mailbox=upper)
+
+
+@pytest.mark.parametrize("kind", [Supervisor, Pool])
+@pytest.mark.parametrize("turn", [1, -1])
+def test_a_child_is_restarted_if_the_mailbox_that_it_shares_is_that_of_another_supervisor(kind, turn):
+    """R37, R38: It takes its messages from elsewhere, and so do an added child and the members of a pool."""
+    declarations = [(sharing(8, "shared", kind), "app"), (sharing(None, 8, kind), "app/b")][::turn]
+
+    async def scene(tree, seen):
+        if kind is Pool:
+            await tree["app/b"].add(name="x")
+        else:
+            await tree["app/b"].add(Child("x", answering, mailbox="shared"))
+        assert (await tree[declarations[0][1]].call(1)).startswith("app/b/")
+        changes = await tree.adopt(declarations[1][0])
+        restarted = [str(change) for change in changes if change.restarts]
+        there, before = declarations[1][1], declarations[0][1]
+        assert restarted == (
+            []
+            if kind is Pool
+            else [f"~ app/b/c restarts: mailbox, since it is that of {there!r} and was that of {before!r}"]
+        )
+        with trio.fail_after(1):
+            answers = [await tree[there].call(number) for number in range(4)]
+        assert set(answers) == {child.path for child in tree["app/b"].status().children}
+        assert {child.incarnation for child in tree["app/b"].status().children} == {2}
+        assert await tree.adopt(declarations[1][0]) == []
+        assert {child.incarnation for child in tree["app/b"].status().children} == {2}
+
+    grow(declarations[0][0], scene)
+
+
 def test_a_child_may_adopt_what_stops_itself():
     """R38: The adoption goes on when its caller is cancelled."""
 

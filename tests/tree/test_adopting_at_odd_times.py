@@ -229,6 +229,21 @@ def test_a_child_that_is_added_meanwhile_makes_room_for_one_of_another_kind():
     grow(app(Child("a", slow, args=[0])), scene)
 
 
+def test_a_child_that_is_added_meanwhile_is_restarted_with_the_code_of_the_declaration():
+    """R25, R38: It takes the name of a new child after the declarations were compared; one with the same code goes on."""
+
+    async def scene(tree, seen):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(tree.adopt, app(*(Child(name, forever, args=[1]) for name in "bc")))
+            await trio.sleep(1)
+            nursery.start_soon(tree.root.add, Child("b", forever, args=[0], restart="temporary"))
+            nursery.start_soon(tree.root.add, Child("c", forever, args=[1]))
+        assert [child.incarnation for child in tree.status().children] == [2, 1]
+        assert tree._driver.leaves["app/b"].spec.args == (1,)
+
+    grow(app(Child("a", slow, args=[0])), scene)
+
+
 @pytest.mark.parametrize("at", [0, 1, 4.9, 5, 5.1])
 def test_a_root_that_is_just_being_restarted_starts_with_the_new_declaration(at):
     """R25, R38: Its next incarnation takes it, as that of any other supervisor."""
@@ -244,6 +259,43 @@ def test_a_root_that_is_just_being_restarted_starts_with_the_new_declaration(at)
         assert tree.root.status().incarnation == 2
 
     grow(declared(0), scene)
+
+
+def test_a_caller_during_a_restart_does_not_wait_at_a_mailbox_that_its_next_start_has_no_more():
+    """R29, R38: The tree has adopted the declaration already, but the child that still ends has the earlier one."""
+
+    async def body(inbox):
+        await forever()
+
+    async def scene(tree, seen):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(tree.root.restart)
+            await trio.sleep(1)
+            shares = app(Child("a", body, mailbox="shared"), Child("slow", slow, args=[0]), mailbox=8)
+            await tree.adopt(shares)
+            assert tree["app/a"].status().incarnation == 1
+            with pytest.raises(ChildStopped), trio.fail_after(10):
+                await tree["app/a"].call(1)
+
+    grow(app(Child("a", body, mailbox=8), Child("slow", slow, args=[0])), scene)
+
+
+def test_callers_are_answered_if_all_that_share_their_mailbox_now_are_down_for_good():
+    """R37, R38: No child shared it before, so they waited for one."""
+
+    async def scene(tree, seen):
+        await tree["app/a"].stop()
+        async with trio.open_nursery() as nursery:
+
+            @nursery.start_soon
+            async def _():
+                with pytest.raises(ChildStopped), trio.fail_after(10):
+                    await tree.root.call(1)
+
+            await quiet()
+            await tree.adopt(app(Child("a", forever, mailbox="shared"), mailbox=8))
+
+    grow(app(Child("a", forever), mailbox=8), scene)
 
 
 def test_a_tree_that_is_stopping_or_has_ended_refuses_it():

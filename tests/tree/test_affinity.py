@@ -117,6 +117,31 @@ def test_a_mailbox_of_one_child_has_no_affinity():
         Mailbox(affinity="x")
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_a_child_whose_message_is_withdrawn_takes_the_next_one(seed):
+    """R37: It was woken for the one that its caller took back, and nobody is woken for the other."""
+
+    async def scene(tree, _):
+        assert await tree["app"].call("x1") == "a"
+        await quiet()
+        scope, answers = trio.CancelScope(), []
+
+        async def leaves():
+            with scope:
+                await tree["app"].call("x2")
+
+        async def comes():
+            scope.cancel()
+            answers.append(await tree["app"].call("x3"))
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(leaves)
+            nursery.start_soon(comes)
+        assert answers == ["a"]
+
+    grow(keyed([], "a"), scene, seed=seed)
+
+
 OPS = st.sampled_from(["send", "call", "leave", "stop", "start", "restart", "fail", "tick"])
 
 

@@ -22,6 +22,7 @@ from supervise import (
     errors,
 )
 
+from . import talk
 from .scene import Boom, Other, Puppet, app, forever, grow, puppets, quiet
 
 
@@ -495,6 +496,64 @@ def test_a_pool_gives_no_name_that_a_member_has_already():
         assert (await tree[pool].add()).path == "app/pool/m-3"
 
     grow(app(pool), scene)
+
+
+@pytest.mark.parametrize("name", ["", 0, False])
+def test_a_pool_takes_no_name_that_is_empty(name):
+    """R26: Only None has the pool generate one."""
+
+    async def scene(tree, seen):
+        with pytest.raises((TypeError, ValueError), match="name must be"):
+            await tree.root.add(name=name)
+        assert (await tree.root.add()).path == "app/m-1"
+
+    grow(Pool("app", Child("m", forever)), scene)
+
+
+class Odd(str):
+    """A string whose methods raise."""
+
+    __slots__ = ()
+
+    def __bool__(self):
+        raise Boom
+
+    __str__ = __format__ = __len__ = startswith = __bool__
+
+
+def test_a_name_of_another_class_than_str_hurts_no_tree():
+    """R24, R26: Its own methods are not called."""
+
+    async def scene(tree, seen):
+        ref = await tree.root.add(name=Odd("m-1"))
+        assert type(ref.path) is str
+        assert ref.path == "app/m-1"
+
+    grow(Pool("app", Child("m", forever)), scene)
+
+
+def test_a_child_is_added_in_the_step_in_which_another_of_its_name_leaves():
+    """R7, R25: The request waits behind the failure of the one that leaves; its task has still to end then."""
+
+    async def body(seconds, *, task_status):
+        await trio.sleep(seconds)
+        task_status.started(seconds)
+        if not seconds:
+            await trio.sleep(0.5)
+            raise Boom
+        await trio.sleep_forever()
+
+    async def scene(tree, seen):
+        await tree.root.add(0, name="x")
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(tree.root.add, 1)
+            await trio.sleep(0.7)
+            with trio.fail_after(10):
+                ref = await tree.root.add(2, name="x")
+        assert await ref.ready() == 2
+        assert seen.order() == "+x +m-1 -x +x"
+
+    talk.grow(Pool("app", Child("m", body, restart="temporary")), scene)
 
 
 def test_a_pool_may_have_a_maximum():

@@ -8,7 +8,7 @@ from functools import partial
 import pytest
 import trio
 
-from supervise import CallLost, Child, events
+from supervise import CallLost, Child, Mailbox, current_child, events
 
 from .scene import app, quiet
 from .talk import grow
@@ -174,3 +174,26 @@ def test_no_stream_is_opened_where_leaving_it_might_break_off(left):
         assert heard == (["begun", "left"] if left > 220 else [])
 
     grow(app(Child("a", body, mailbox=9)), scene)
+
+
+def test_a_sender_near_the_end_of_its_stack_has_no_key(caplog):
+    """R24, R37: The affinity is not asked there: it would fail for the depth of its caller, and be dropped for ever."""
+
+    def affinity(value, levels=300):
+        return value if levels == 0 else affinity(value, levels - 1)
+
+    async def body(inbox):
+        async for message in inbox:
+            message.reply(current_child().path)
+
+    async def scene(tree, _):
+        call = tree["app"].call
+        assert await call("x") == "app/a"
+        await quiet()
+        _deep(250, partial(tree["app"].send_nowait, "x"))
+        await quiet()
+        assert [await call("x"), await call("x"), await call("x")] == ["app/b"] * 3
+
+    children = [Child(name, body, mailbox="shared") for name in "abc"]
+    grow(app(*children, mailbox=Mailbox(9, affinity=affinity)), scene)
+    assert not caplog.records
