@@ -10,6 +10,7 @@ import re
 import sys
 import traceback
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import ModuleType
 from typing import Any, cast
@@ -86,9 +87,10 @@ def _split(target: str) -> tuple[str, str, str]:
 
 def _module(where: str) -> ModuleType:
     """Import a module. The current folder is appended to the path, so that no file in it shadows an installed module."""
-    here = str(Path.cwd())
-    if here not in sys.path:
-        sys.path.append(here)
+    with suppress(OSError):  # it may have been removed, and a file has a path of its own
+        here = str(Path.cwd())
+        if here not in sys.path:
+            sys.path.append(here)
     if where.endswith(".py") or "/" in where or where.startswith(".") or not where:
         return _from_file(Path(where))
     _refuse_foreign_runners(where)

@@ -19,6 +19,7 @@ from typing import Any
 import trio
 from attrs import asdict, field, frozen
 
+from .._core._brief import printable, shortened
 from .._trio.protect import protected
 from . import guardian
 from .errors import CommandError, CommandExited, CommandMissing, CommandNotIsolated, GuardianLost, signal_name
@@ -124,7 +125,8 @@ class Guarded:
         self._guardian = subprocess.Popen(  # noqa: S603 - our own interpreter and file
             [
                 *(sys.executable, "-I", "-S", guardian.__file__),
-                *(str(connection), str(order), str(os.getpid()), self._order.argv[0]),
+                # The program's name is for `ps`; whether it can be one is for the guardian to find out.
+                *(str(connection), str(order), str(os.getpid()), printable(shortened(self._order.argv[0], 200))),
             ],
             stdin=subprocess.DEVNULL,
             stdout=self._output.streams[0].theirs,

@@ -81,7 +81,9 @@ class LineSink:
             self._write(event, level_of(event), text)
 
     def _write(self, event: events.Event, level: int, text: str) -> None:
-        file = self._file or sys.stderr
+        file = sys.stderr if self._file is None else self._file
+        if file is None:  # the program was started without it, and `print` would take standard output instead
+            return
         node = f"[{printable(event.path)} #{event.incarnation}]"
         time = now() if self._times else ""
         shown = line(file, level, text, time=time, node=node, colour=_COLOURS.get(type(event)))

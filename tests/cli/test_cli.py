@@ -192,6 +192,22 @@ def test_a_file_does_not_take_the_place_of_a_module_that_is_in_use(write, tmp_pa
     one_line(supervise("run", f"{name}.py", cwd=tmp_path), status=2, expected=expected)
 
 
+def test_a_file_is_found_from_a_folder_that_has_been_removed(write, tmp_path):
+    """Its whole path needs no current folder."""
+    write("tree.py", 'tree = Supervisor("app", [])')
+    code = f"""
+import os, sys, tempfile
+os.chdir(tempfile.mkdtemp())
+os.rmdir(os.getcwd())
+from supervise.cli import main
+main(["check", {str(tmp_path / "tree.py")!r}])
+"""
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (result.returncode, result.stderr) == (0, "")
+
+
 @pytest.mark.slow
 def test_a_corrupt_weights_file_gives_one_line(write, tmp_path):
     """`run --quiet`: a tree that cannot start gives one line with the cause, and exits 1."""

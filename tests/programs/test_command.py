@@ -117,6 +117,10 @@ async def test_status_0_is_a_return(tmp_path):
             "no-such-program could not be started: no-such-program: No such file or directory",
         ),
         ({"argv": ["/etc/passwd"]}, "/etc/passwd could not be started: /etc/passwd: Permission denied"),
+        (
+            {"argv": ["\ud800"]},
+            "\ud800 could not be started: \ud800: 'utf-8' codec can't encode character '\\ud800' in position 0: surrogates not allowed",
+        ),
         ({"cwd": "/no/such"}, "true could not be started: the folder /no/such: No such file or directory"),
         (
             {"user": "no-such-user"},

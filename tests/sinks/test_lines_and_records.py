@@ -149,6 +149,14 @@ async def never_ready(task_status):
     raise KeyError("no such setting")
 
 
+def test_without_standard_error_nothing_is_written(monkeypatch, capfd):
+    """A program that is started with it closed has None there, and its standard output is its own."""
+    monkeypatch.setattr("sys.stderr", None)
+    sink = LineSink(lifecycle=True)
+    sink(events.Starting(0.0, "app", 1))
+    assert capfd.readouterr().out == ""
+
+
 def test_a_failed_first_start_has_its_traceback_once():
     """R16: The failure goes up through each supervisor that is starting, and its traceback is written once."""
     tree = Supervisor("app", [Supervisor("in", [Child("a", never_ready)])])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import signal
+from functools import partial
 from weakref import ref
 
 import pytest
@@ -15,10 +16,12 @@ from supervise import (
     Backoff,
     Child,
     ChildStopped,
+    Limit,
     Mailbox,
     Refused,
     StartFailed,
     Supervisor,
+    TreeFailed,
     events,
     open_tree,
     run_tree,
@@ -106,6 +109,38 @@ def test_a_child_whose_group_waits_for_a_retry_is_started_if_that_retry_no_longe
 
     a, b = puppets("ab", backoff=WAIT)
     grow(app(a, b, strategy="one_for_all"), scene)
+
+
+def test_ready_time_stands_still_while_a_child_waits_for_a_retry_of_its_own():
+    """R14, R38: `b` has left the group of `a`, whose retry is given up, and its own waits behind a start of 100 seconds."""
+    limit = Limit(1, within=50, of_ready_time=True)
+
+    async def takes(seconds, *, task_status):
+        await trio.sleep(seconds)
+        task_status.started()
+        await trio.sleep_forever()
+
+    async def scene(tree, seen):
+        a.fail()
+        await quiet()
+        async with trio.open_nursery() as nursery:
+            for request in (
+                partial(tree.root.add, Child("first", takes, args=[1])),
+                partial(tree.adopt, app(a, b, limit=limit)),
+                tree["app/a"].stop,
+                partial(tree.root.add, Child("second", takes, args=[100])),
+            ):
+                nursery.start_soon(request)
+                await quiet()
+        await quiet()
+        assert [tree[f"app/{name}"].status().state for name in "ab"] == ["down", "up"]
+        b.fail()
+        with trio.fail_after(10):
+            await tree.root.ended()
+
+    a, b = puppets("ab", backoff=WAIT)
+    with pytest.raises(TreeFailed, match="passed its limit of 1 within 50 s"):
+        grow(app(a, b, strategy="one_for_all", limit=limit), scene)
 
 
 @pytest.mark.parametrize("early", [True, False])
