@@ -180,10 +180,21 @@ async def _spare(worker: Ref, opener: Opener) -> Ref:
         return await worker.add(opener.supervised(SPARE))
     except trio.Cancelled:
         with trio.CancelScope(shield=True), suppress(KeyError, Refused):
-            spare: Ref = worker.tree[f"{worker.path}/{SPARE}"]
-            await spare.stop()
-            await spare.remove()
+            await _take_out(worker.tree[f"{worker.path}/{SPARE}"])
         raise
+
+
+async def _take_out(spare: Ref) -> None:
+    """End the spare, also if it is restarted by hand as it stops."""
+    while True:
+        await spare.stop()
+        try:
+            await spare.remove()
+        except Refused as refused:
+            if refused.reason not in ("running", "restarting"):
+                raise
+        else:
+            return
 
 
 async def _opener(worker: Ref, contexts: Sequence[Ref]) -> Opener:
@@ -219,8 +230,7 @@ async def _swap(contexts: Sequence[Ref], group: Group, runner: RunnerSpec, spare
             raise WorkerDown(f"every context with the new runner is down: {[ref.path for ref in contexts]}")
     finally:
         with trio.CancelScope(shield=True):
-            await spare.stop()
-            await spare.remove()
+            await _take_out(spare)
 
 
 async def _renew_all(contexts: Sequence[Ref], group: Group, drain: float, before: Replacement | None) -> None:
@@ -253,6 +263,11 @@ async def _start_anew(context: Ref, group: Group, before: Replacement | None) ->
             group.replacement = before
             await context.restart()  # if that fails too, it is judged and tried again
             raise
+        except Refused as refused:
+            if refused.reason not in ("running", "restarting"):
+                raise
+            with suppress(ChildStopped):  # it was restarted by hand as it stopped, and has the new runner
+                await context.ready()
 
 
 async def _is_any_up(contexts: Sequence[Ref]) -> bool:

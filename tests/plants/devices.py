@@ -221,8 +221,8 @@ DEVICES = (
         ),
         (
             "a replacement that is cancelled leaves its spare",
-            "        with trio.CancelScope(shield=True):\n            await spare.stop()",
-            "        if True:\n            await spare.stop()",
+            "        with trio.CancelScope(shield=True):\n            await _take_out(spare)",
+            "        if True:\n            await _take_out(spare)",
             "one_replacement_at_a_time",
         ),
         (

@@ -15,7 +15,7 @@ from runners import device_worker, replace
 from runners.errors import ContextDied, ContextLost, WorkerDown
 from runners.hosts.inline import InlineHost
 from runners.models.scripted import Fault, Scripted, expected
-from supervise import Backoff, Limit, StartFailed, Supervisor, open_tree
+from supervise import Backoff, Limit, StartFailed, Supervisor, events, open_tree
 
 pytestmark = pytest.mark.filterwarnings("error")
 
@@ -213,6 +213,32 @@ class Ambiguous(Loads):
 
     def __bool__(self):
         raise RuntimeError("Boolean value of a tensor is ambiguous")
+
+
+@pytest.mark.parametrize("name", ["context-0", "spare"])
+@pytest.mark.trio
+async def test_a_context_that_is_restarted_by_hand_as_it_stops_gets_the_new_runner(name, autojump_clock):
+    """D12, R25: The restart is served before the swap asks for the start, or for the removal of the spare."""
+    hosts = [InlineHost(), InlineHost()]
+    async with (
+        serving(Scripted(3, delay=1.0), hosts=hosts, patience=1000) as scene,
+        trio.open_nursery() as nursery,
+    ):
+        path = f"{scene.worker.path}/{name}"
+        restarts = []
+
+        def restart(event):
+            if type(event) is events.Stopping and event.path == path and not restarts:
+                restarts.append(event)
+                nursery.start_soon(scene.worker.tree[path].restart)
+
+        scene.worker.tree.subscribe(restart)
+        await replace(scene.worker, Scripted(4, delay=1.0))
+        (caller,) = await asks(nursery, scene.worker, "a")
+        await caller.over.wait()
+        caller.assert_whole(4)
+        assert restarts
+        assert scene.nodes() == [("app/llm/context-0", "up"), ("app/llm/context-1", "up")]
 
 
 @pytest.mark.parametrize("spec", [Loads(20, float("nan")), Loads(20, Tensor()), Ambiguous(20)])
