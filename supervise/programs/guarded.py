@@ -126,7 +126,12 @@ class Guarded:
             [
                 *(sys.executable, "-I", "-S", guardian.__file__),
                 # The program's name is for `ps`; whether it can be one is for the guardian to find out.
-                *(str(connection), str(order), str(os.getpid()), printable(shortened(self._order.argv[0], 200))),
+                *(
+                    str(connection),
+                    str(order),
+                    str(os.getpid()),
+                    printable(shortened(self._order.argv[0], 200)),
+                ),
             ],
             stdin=subprocess.DEVNULL,
             stdout=self._output.streams[0].theirs,
