@@ -55,6 +55,8 @@ class Adoption:
 
     async def _adopt_all(self) -> None:
         for path, spec in walk(self._spec):
+            if not self._is_taken(path.rpartition("/")[0]):
+                continue
             machine = self._driver.forest.machines.get(path)
             node = self._driver.forest.find(path)
             if node is not None and self._is_due(node):
@@ -71,6 +73,14 @@ class Adoption:
                 if address.mailbox is not None and address.mailbox.shared:
                     self._driver.close_or_open(address)  # other children share it than before
         self._declared.look_for_fronts_anew()
+
+    def _is_taken(self, above: str) -> bool:
+        """Whether the supervisor at this path has taken its declaration: not if it is ending, and neither do those below it then.
+
+        They may fit the declaration only together, and its next incarnation starts them with theirs.
+        """
+        machine = self._driver.forest.machines.get(above)
+        return not above or (machine is not None and machine.spec is self._declared.specs[above])
 
     async def _adopt(self, machine: Machine, spec: Supervisor | Pool) -> None:
         """Have one supervisor take its declaration, once the children that are not in it have left.

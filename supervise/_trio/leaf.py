@@ -255,11 +255,12 @@ class Leaf:
         """The task of the leaf: one incarnation after another, each in a fresh context (R9). It never raises."""
         current.set(self)
         self._task = task = current_task()
-        mailbox = None if self.spec.mailbox is None else self._driver.mailbox_of(self)
-        if mailbox is not None:
-            mailbox.servers[task] = self
+        mailbox: Queue | None = None
         on = True
         try:
+            if self.spec.mailbox is not None:
+                mailbox = self._driver.mailbox_of(self)
+                mailbox.servers[task] = self
             with self._scope:
                 while on:
                     turns = task._schedule_points

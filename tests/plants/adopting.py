@@ -51,6 +51,13 @@ ADOPTING = tuple(
             _ADOPTING,
         ),
         (
+            "a supervisor below one that ends takes its declaration before that",
+            _ADOPTION,
+            '            if not self._is_taken(path.rpartition("/")[0]):\n                continue\n',
+            "",
+            _ADOPTING,
+        ),
+        (
             "a child that is added meanwhile keeps its code",
             _ADOPTION,
             "        return any(change.restarts for change in changed(node.path, node.spec, leaf.spec, node.spec))",

@@ -315,6 +315,29 @@ def test_a_caller_during_a_restart_does_not_wait_at_a_mailbox_that_its_next_star
     grow(app(Child("a", body, mailbox=8), Child("slow", slow, args=[0])), scene)
 
 
+def test_a_supervisor_below_one_that_ends_keeps_its_declaration_until_then():
+    """R38: By the new one its child shares the mailbox of the root, which has none before its next start."""
+
+    def declared(upper, lower):
+        shares = Child("shares", answering, args=[lower], mailbox="shared")
+        return app(Supervisor("b", [shares], mailbox=lower), Child("slow", slow, args=[0]), mailbox=upper)
+
+    async def answering(inbox, _):
+        async for message in inbox:
+            message.reply(message.value)
+
+    async def scene(tree, seen):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(tree.root.restart)
+            await trio.sleep(1)
+            await tree.adopt(declared(8, "shared"))
+            assert seen.of(events.Stopping, "app/b/shares") == []
+        with trio.fail_after(1):
+            assert await tree.root.call(1) == 1
+
+    grow(declared(None, 8), scene)
+
+
 def test_callers_are_answered_if_all_that_share_their_mailbox_now_are_down_for_good():
     """R37, R38: No child shared it before, so they waited for one."""
 
