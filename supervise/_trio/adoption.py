@@ -129,8 +129,8 @@ class Adoption:
             return False  # its group, or a failure, has already restarted it
         if leaf.spec is self._compared.get(node.path):
             return node.path in self._restarts
-        # Somebody has added it since the declarations were compared.
-        return any(change.restarts for change in changed(node.path, node.spec, leaf.spec, node.spec))
+        # Somebody has added it since the declarations were compared, or it was just being restarted then.
+        return any(change.restarts for change in changed(node.path, leaf.spec, leaf.spec, node.spec))
 
     async def _start(self, path: str) -> None:
         above, _, name = path.rpartition("/")

@@ -60,7 +60,7 @@ ADOPTING = tuple(
         (
             "a child that is added meanwhile keeps its code",
             _ADOPTION,
-            "        return any(change.restarts for change in changed(node.path, node.spec, leaf.spec, node.spec))",
+            "        return any(change.restarts for change in changed(node.path, leaf.spec, leaf.spec, node.spec))",
             "        return False",
             _ADOPTING,
         ),

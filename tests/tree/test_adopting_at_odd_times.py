@@ -338,6 +338,28 @@ def test_a_supervisor_below_one_that_ends_keeps_its_declaration_until_then():
     grow(declared(None, 8), scene)
 
 
+def test_a_child_that_is_just_being_restarted_gets_its_own_mailbox():
+    """R38: It starts once more with its earlier declaration, and then its supervisor takes the new one."""
+
+    async def body(inbox):
+        async for message in inbox:
+            message.reply(message.value)
+
+    def declared(mailbox):
+        children = [Child("slow", slow, args=[0]), Child("b", body, mailbox=mailbox)]
+        return app(*children, strategy="one_for_all", mailbox=8)
+
+    async def scene(tree, seen):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(tree["app/slow"].restart)
+            await trio.sleep(1)
+            await tree.adopt(declared(4))
+        with trio.fail_after(1):
+            assert await tree["app/b"].call(1) == 1
+
+    grow(declared("shared"), scene)
+
+
 def test_callers_are_answered_if_all_that_share_their_mailbox_now_are_down_for_good():
     """R37, R38: No child shared it before, so they waited for one."""
 
