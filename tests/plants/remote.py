@@ -148,9 +148,12 @@ REMOTE = (
             "            pass\n",
             "streams_of_a_node_equal_their_undisturbed_text[raylet]",
         ),
+    ),
+    *plants_of(
+        "hosts/remote/host.py",
         (
-            "a program without Ray gets no error that names what it lacks",
-            "if why := _refusal():",
+            "a program without its launcher gets no error that names what it lacks",
+            "if why := self._refusal():",
             "if why := None:",
             "a_machine_without_ray_is_named_when_a_context_starts",
         ),

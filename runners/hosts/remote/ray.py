@@ -14,29 +14,25 @@ import socket
 import sys
 from collections import Counter
 from collections.abc import Mapping
-from contextlib import AbstractAsyncContextManager, suppress
+from contextlib import suppress
+from typing import Any
 
 import trio
 from attrs import field, frozen
-from attrs.validators import ge, gt, instance_of, min_len, optional
+from attrs.validators import ge, instance_of, min_len, optional
 from trio.lowlevel import RunVar, enable_ki_protection
 
-from runners.brief import brief, one_line
-from runners.diagnosis.probe import check_device
-from runners.errors import ContextDied, LoadFailed, NoPlace, Unrecoverable
-from runners.hosts import Session
-from runners.hosts.packing import check_runner, pack
-from runners.hosts.process import wire
-from runners.hosts.process.host import DYING, lived
+from runners.brief import brief
+from runners.errors import ContextDied, LoadFailed, NoPlace
+from runners.hosts.process.host import DYING
 from runners.hosts.process.parent.output import Output, log_event
 from runners.hosts.process.parent.peer import Peer
 from runners.hosts.process.parent.processes import within
 from runners.hosts.process.standard import lifted
 from runners.hosts.remote.actor import MOST_CALLS, Actor, Ask, death, described
+from runners.hosts.remote.host import FarHost, own_first
 from runners.hosts.remote.link import BOOT, FarPeer, Order
-from runners.hosts.remote.reserve import FarPlan, FarReserve, check_path, folders
-from runners.protect import Entered
-from runners.types import RunnerSpec
+from runners.hosts.remote.reserve import FarPlan, FarReserve
 
 _TOKEN = 32
 """Bytes by which an actor proves that it is the one that was started."""
@@ -69,103 +65,6 @@ def _check_resources(_host: object, _field: object, resources: Mapping[str, floa
             )
         if type(amount) not in (int, float) or not 0 < amount < float("inf"):
             raise ValueError(f"resources must have amounts above 0, got {name}={brief(amount)}")
-
-
-@frozen(kw_only=True)
-class RayHost:
-    """A process on a node of a Ray cluster for each incarnation (D16). All times are in seconds.
-
-    Each process has a place of its own, which Ray gives: so the next context need not wait until a lost one is known to be dead, unless
-    Ray gives it the same node.
-
-    Args:
-        cluster: the address of its head, such as `10.0.0.1:6379`. If this program is connected to a cluster already, it must be this one.
-        num_cpus: how many CPUs of a node each process takes; so also `num_gpus`.
-        resources: custom resources of Ray that it takes, such as `{"leaf": 1}`.
-        address: ours, as the nodes see it; None is the one that Ray has found.
-        path: folders there in front of the `sys.path` of the node's Python, which must have this package, of the same version.
-        device: as torch names it there; passed to the runner. Ray numbers the GPUs of each process from 0.
-        lease: without a word from here for so long, the guardian there kills the context process; see `SshHost`.
-        start_timeout: until Ray has given a place, and again until the far side has started a process there.
-        standby: how many processes stand ready beside the one that serves, each with its resources, on other nodes if there is room.
-        load_timeout: until the runner is loaded, and for a rebuild.
-        first_chunk_timeout: see `ProcessHost`; so for all that follow.
-        next_chunk_timeout: without progress while all open streams have had a chunk.
-        close_timeout: to close the runner.
-        kill_timeout: from SIGKILL to the death of the process.
-        linger: how long standbys outlive the last context.
-
-    Raises:
-        ValueError: a number is out of range, or `cluster`, `resources`, `path` or `device` cannot be used.
-        TypeError: an argument has a wrong type.
-    """
-
-    cluster: str = field(kw_only=False, validator=[instance_of(str), _check_cluster])
-    num_cpus: float = field(default=1, validator=ge(0))
-    num_gpus: float = field(default=0, validator=ge(0))
-    resources: Mapping[str, float] = field(
-        factory=dict[str, float], converter=_plain, hash=False, validator=_check_resources
-    )
-    address: str | None = field(default=None, validator=optional(min_len(1)))
-    path: tuple[str, ...] = field(default=(), converter=folders, validator=check_path)
-    device: str = field(default="cpu", validator=[instance_of(str), check_device])
-    lease: float = field(default=10.0, validator=ge(1))
-    start_timeout: float = field(default=60.0, validator=ge(1))
-    standby: int = field(default=0, validator=[instance_of(int), ge(0)])
-    load_timeout: float = field(default=300.0, validator=gt(0))
-    first_chunk_timeout: float = field(default=60.0, validator=gt(0))
-    next_chunk_timeout: float | None = field(default=None, validator=optional(gt(0)))
-    close_timeout: float = field(default=5.0, validator=gt(0))
-    kill_timeout: float = field(default=10.0, validator=gt(0))
-    linger: float = field(default=30.0, validator=ge(0))
-
-    @property
-    def nvml(self) -> None:
-        """The NVML of this machine knows no device of another."""
-
-    def open(
-        self, runner: RunnerSpec, *, incarnation: int = 1, cause: str | None = None
-    ) -> AbstractAsyncContextManager[Session]:
-        """See `Host.open`.
-
-        Raises:
-            TypeError, ValueError: see `check`.
-            Unrecoverable: this machine does not run Linux, or `ray` is not installed.
-        """
-        if why := _refusal():
-            raise Unrecoverable(why)
-        start = wire.Start(incarnation, None if cause is None else one_line(cause))
-        return Entered(lived(self, self._plan(runner), RayReserve, start))
-
-    def check(self, runner: object) -> None:
-        """Refuse a runner spec that cannot be sent to another process (D2). The machine of the declaration needs no `ray`.
-
-        Raises:
-            TypeError: see `check_runner`.
-            ValueError: see `check_runner`; or the spec is too long to be sent.
-        """
-        self._plan(runner)
-
-    def _plan(self, runner: object) -> RayPlan:
-        check_runner(runner)
-        return RayPlan(
-            name=type(runner).__name__,
-            path=self.path,
-            runner=pack(runner),
-            device=self.device,
-            forks=False,
-            standby=self.standby,
-            preload_timeout=self.load_timeout,
-            kill_timeout=self.kill_timeout,
-            linger=self.linger,
-            lease=self.lease,
-            connect_timeout=self.start_timeout,
-            cluster=self.cluster,
-            num_cpus=self.num_cpus,
-            num_gpus=self.num_gpus,
-            resources=self.resources,
-            address=self.address,
-        ).checked()
 
 
 @frozen(kw_only=True)
@@ -395,10 +294,60 @@ async def _read(caller: trio.socket.SocketType) -> bytes:
     return shown
 
 
-def _refusal() -> str | None:
-    """The reason why no far process can be started from this machine; None if one can."""
-    if sys.platform != "linux":
-        return f"a RayHost needs Linux (eventfd), got {sys.platform}"
-    if importlib.util.find_spec("ray") is None:
-        return "a RayHost needs `ray`, which the extra `ray` installs"
-    return None
+@frozen(kw_only=True, field_transformer=own_first)
+class RayHost(FarHost):
+    """A process on a node of a Ray cluster for each incarnation (D16). All times are in seconds.
+
+    Each process has a place of its own, which Ray gives: so the next context need not wait until a lost one is known to be dead, unless
+    Ray gives it the same node.
+
+    Args:
+        cluster: the address of its head, such as `10.0.0.1:6379`. If this program is connected to a cluster already, it must be this one.
+        num_cpus: how many CPUs of a node each process takes; so also `num_gpus`.
+        resources: custom resources of Ray that it takes, such as `{"leaf": 1}`.
+        address: ours, as the nodes see it; None is the one that Ray has found.
+        path: folders there in front of the `sys.path` of the node's Python, which must have this package, of the same version.
+        device: as torch names it there; passed to the runner. Ray numbers the GPUs of each process from 0.
+        lease: without a word from here for so long, the guardian there kills the context process; see `SshHost`.
+        start_timeout: until Ray has given a place, and again until the far side has started a process there.
+        standby: how many processes stand ready beside the one that serves, each with its resources, on other nodes if there is room.
+        load_timeout: until the runner is loaded, and for a rebuild.
+        first_chunk_timeout: see `ProcessHost`; so for all that follow.
+        next_chunk_timeout: without progress while all open streams have had a chunk.
+        close_timeout: to close the runner.
+        kill_timeout: from SIGKILL to the death of the process.
+        linger: how long standbys outlive the last context.
+
+    Raises:
+        ValueError: a number is out of range, or `cluster`, `resources`, `path` or `device` cannot be used.
+        TypeError: an argument has a wrong type.
+    """
+
+    cluster: str = field(kw_only=False, validator=[instance_of(str), _check_cluster])
+    num_cpus: float = field(default=1, validator=ge(0))
+    num_gpus: float = field(default=0, validator=ge(0))
+    resources: Mapping[str, float] = field(
+        factory=dict[str, float], converter=_plain, hash=False, validator=_check_resources
+    )
+    address: str | None = field(default=None, validator=optional(min_len(1)))
+    start_timeout: float = field(default=60.0, validator=ge(1))
+
+    _reserve = RayReserve
+
+    def _plan(self, common: dict[str, Any]) -> RayPlan:
+        return RayPlan(
+            **common,
+            connect_timeout=self.start_timeout,
+            cluster=self.cluster,
+            num_cpus=self.num_cpus,
+            num_gpus=self.num_gpus,
+            resources=self.resources,
+            address=self.address,
+        )
+
+    def _refusal(self) -> str | None:
+        if sys.platform != "linux":
+            return f"a RayHost needs Linux (eventfd), got {sys.platform}"
+        if importlib.util.find_spec("ray") is None:
+            return "a RayHost needs `ray`, which the extra `ray` installs"
+        return None

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import importlib.metadata
-from collections.abc import Iterable
 
 import trio
 from attrs import frozen
 
-from runners.brief import brief
 from runners.hosts.process import wire
 from runners.hosts.process.parent.standby import Plan, Reserve
 from runners.hosts.remote.link import FarPeer, Order
@@ -64,28 +62,6 @@ class FarReserve(Reserve):
             raise
         peer.send(self._plan.hello(ahead=ahead))
         return peer
-
-
-def folders(path: Iterable[str]) -> tuple[str, ...]:
-    """A converter of the argument `path` of a host.
-
-    Raises:
-        TypeError: it is one text.
-    """
-    if isinstance(path, str):
-        raise TypeError(f"path must be several folders, got the text {brief(path)}")
-    return tuple(path)
-
-
-def check_path(_host: object, _field: object, path: tuple[str, ...]) -> None:
-    """A validator of the argument `path` of a host.
-
-    Raises:
-        ValueError: it has an entry that is not an absolute folder.
-    """
-    for entry in path:
-        if type(entry) is not str or not entry.startswith("/"):
-            raise ValueError(f"path must have absolute folders of the far machine, got {brief(entry)}")
 
 
 def package_version() -> str:

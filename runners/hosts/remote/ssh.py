@@ -13,27 +13,20 @@ import socket
 import subprocess
 import sys
 from collections.abc import Mapping
-from contextlib import AbstractAsyncContextManager
+from typing import Any
 
 from attrs import field, frozen
-from attrs.validators import ge, gt, instance_of, min_len, optional
+from attrs.validators import ge, instance_of, min_len
 
-from runners.brief import brief, one_line
-from runners.diagnosis.probe import check_device
-from runners.errors import Unrecoverable
-from runners.hosts import Session
-from runners.hosts.packing import check_runner, pack
-from runners.hosts.process import wire
-from runners.hosts.process.host import lived
+from runners.brief import brief
 from runners.hosts.process.parent import cleaner
 from runners.hosts.process.parent.output import Output
 from runners.hosts.process.parent.peer import Peer
 from runners.hosts.process.parent.processes import Ends, Started, connected
 from runners.hosts.process.parent.standby import watched
+from runners.hosts.remote.host import FarHost, own_first
 from runners.hosts.remote.link import BOOT, FarPeer
-from runners.hosts.remote.reserve import FarPlan, FarReserve, check_path, folders
-from runners.protect import Entered
-from runners.types import RunnerSpec
+from runners.hosts.remote.reserve import FarPlan, FarReserve
 
 _ALIVE = 3
 """How often `ssh` asks its server during a lease before it gives the connection up."""
@@ -74,107 +67,6 @@ def _check_options(_host: object, _field: object, options: Mapping[str, str]) ->
             raise TypeError(f"options must have texts of one line as values, got {name}={brief(value)}")
         if name.lower() in ours:
             raise ValueError(f"options must not have {ours[name.lower()]}, which SshHost sets itself")
-
-
-@frozen(kw_only=True)
-class SshHost:
-    """A process on another machine for each incarnation (D16). All times are in seconds.
-
-    Without a fork server there, each context starts cold, unless a standby is ready.
-
-    Args:
-        host: as `ssh` takes it: a name of `~/.ssh/config`, or user@machine.
-        python: the Python there. It must be able to import this package, of the same version, and the runner.
-        path: folders there in front of its `sys.path`.
-        options: of ssh_config, such as `{"Port": "2222"}`; see `docs/remote-hosts.md`. They stand on a command line, so none
-            may be a secret.
-        device: as torch names it there; passed to the runner.
-        lease: without a word from here for so long, the guardian there kills the context process. In return a machine that is silent
-            for so long is lost, and its device is not used again before the lease is over.
-        connect_timeout: until `ssh` has connected, and the far side has started a process.
-        standby: how many processes stand ready there beside the one that serves; see `ProcessHost`.
-        load_timeout: until the runner is loaded, and for a rebuild.
-        first_chunk_timeout: see `ProcessHost`; so for all that follow.
-        next_chunk_timeout: without progress while all open streams have had a chunk.
-        close_timeout: to close the runner.
-        kill_timeout: from SIGKILL to the death of the process.
-        linger: how long standbys outlive the last context.
-
-    Raises:
-        ValueError: a number is out of range, or `host`, `path`, `options` or `device` cannot be used.
-        TypeError: an argument has a wrong type.
-    """
-
-    host: str = field(kw_only=False, validator=[instance_of(str), _check_host])
-    python: str = field(default="python3", validator=[instance_of(str), min_len(1)])
-    path: tuple[str, ...] = field(default=(), converter=folders, validator=check_path)
-    options: Mapping[str, str] = field(
-        factory=dict[str, str], converter=_plain, hash=False, validator=_check_options
-    )
-    device: str = field(default="cpu", validator=[instance_of(str), check_device])
-    lease: float = field(default=10.0, validator=ge(1))
-    connect_timeout: float = field(default=30.0, validator=ge(1))
-    standby: int = field(default=0, validator=[instance_of(int), ge(0)])
-    load_timeout: float = field(default=300.0, validator=gt(0))
-    first_chunk_timeout: float = field(default=60.0, validator=gt(0))
-    next_chunk_timeout: float | None = field(default=None, validator=optional(gt(0)))
-    close_timeout: float = field(default=5.0, validator=gt(0))
-    kill_timeout: float = field(default=10.0, validator=gt(0))
-    linger: float = field(default=30.0, validator=ge(0))
-
-    @property
-    def nvml(self) -> None:
-        """The NVML of this machine knows no device of another."""
-
-    def open(
-        self, runner: RunnerSpec, *, incarnation: int = 1, cause: str | None = None
-    ) -> AbstractAsyncContextManager[Session]:
-        """See `Host.open`.
-
-        Raises:
-            TypeError, ValueError: see `check`.
-            Unrecoverable: this machine does not run Linux, or has no program `ssh`.
-        """
-        if why := _refusal():
-            raise Unrecoverable(why)
-        start = wire.Start(incarnation, None if cause is None else one_line(cause))
-        return Entered(lived(self, self._plan(runner), SshReserve, start))
-
-    def check(self, runner: object) -> None:
-        """Refuse a runner spec that cannot be sent to another process (D2). The machine of the declaration needs no `ssh`.
-
-        Raises:
-            TypeError: see `check_runner`.
-            ValueError: see `check_runner`; or the spec is too long to be sent.
-        """
-        self._plan(runner)
-
-    def _plan(self, runner: object) -> SshPlan:
-        check_runner(runner)
-        cls = type(runner)
-        plan = SshPlan(
-            name=cls.__name__,
-            path=self.path,
-            runner=pack(runner),
-            device=self.device,
-            forks=False,
-            standby=self.standby,
-            preload_timeout=self.load_timeout,
-            kill_timeout=self.kill_timeout,
-            linger=self.linger,
-            place=self.host,
-            command=self.command(),
-            lease=self.lease,
-            connect_timeout=self.connect_timeout,
-        )
-        return plan.checked()
-
-    def command(self) -> tuple[str, ...]:
-        """The command that starts a guardian."""
-        settings = {**_settings(self.connect_timeout, self.lease), **self.options}
-        given = [part for name, value in settings.items() for part in ("-o", f"{name}={value}")]
-        far = shlex.join([self.python, "-u", "-c", BOOT])
-        return "ssh", *given, "--", self.host, f"exec {far}"
 
 
 @frozen(kw_only=True)
@@ -225,10 +117,59 @@ class SshReserve(FarReserve):
         )
 
 
-def _refusal() -> str | None:
-    """The reason why no far process can be started from this machine; None if one can."""
-    if sys.platform != "linux":
-        return f"an SshHost needs Linux (pidfd), got {sys.platform}"
-    if shutil.which("ssh") is None:
-        return "an SshHost needs the program `ssh`, which is not in PATH"
-    return None
+@frozen(kw_only=True, field_transformer=own_first)
+class SshHost(FarHost):
+    """A process on another machine for each incarnation (D16). All times are in seconds.
+
+    Without a fork server there, each context starts cold, unless a standby is ready.
+
+    Args:
+        host: as `ssh` takes it: a name of `~/.ssh/config`, or user@machine.
+        python: the Python there. It must be able to import this package, of the same version, and the runner.
+        path: folders there in front of its `sys.path`.
+        options: of ssh_config, such as `{"Port": "2222"}`; see `docs/remote-hosts.md`. They stand on a command line, so none
+            may be a secret.
+        device: as torch names it there; passed to the runner.
+        lease: without a word from here for so long, the guardian there kills the context process. In return a machine that is silent
+            for so long is lost, and its device is not used again before the lease is over.
+        connect_timeout: until `ssh` has connected, and the far side has started a process.
+        standby: how many processes stand ready there beside the one that serves; see `ProcessHost`.
+        load_timeout: until the runner is loaded, and for a rebuild.
+        first_chunk_timeout: see `ProcessHost`; so for all that follow.
+        next_chunk_timeout: without progress while all open streams have had a chunk.
+        close_timeout: to close the runner.
+        kill_timeout: from SIGKILL to the death of the process.
+        linger: how long standbys outlive the last context.
+
+    Raises:
+        ValueError: a number is out of range, or `host`, `path`, `options` or `device` cannot be used.
+        TypeError: an argument has a wrong type.
+    """
+
+    host: str = field(kw_only=False, validator=[instance_of(str), _check_host])
+    python: str = field(default="python3", validator=[instance_of(str), min_len(1)])
+    options: Mapping[str, str] = field(
+        factory=dict[str, str], converter=_plain, hash=False, validator=_check_options
+    )
+    connect_timeout: float = field(default=30.0, validator=ge(1))
+
+    _reserve = SshReserve
+
+    def _plan(self, common: dict[str, Any]) -> SshPlan:
+        return SshPlan(
+            **common, place=self.host, command=self.command(), connect_timeout=self.connect_timeout
+        )
+
+    def _refusal(self) -> str | None:
+        if sys.platform != "linux":
+            return f"an SshHost needs Linux (pidfd), got {sys.platform}"
+        if shutil.which("ssh") is None:
+            return "an SshHost needs the program `ssh`, which is not in PATH"
+        return None
+
+    def command(self) -> tuple[str, ...]:
+        """The command that starts a guardian."""
+        settings = {**_settings(self.connect_timeout, self.lease), **self.options}
+        given = [part for name, value in settings.items() for part in ("-o", f"{name}={value}")]
+        far = shlex.join([self.python, "-u", "-c", BOOT])
+        return "ssh", *given, "--", self.host, f"exec {far}"

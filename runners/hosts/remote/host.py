@@ -1,0 +1,112 @@
+"""What all hosts of contexts on other machines have in common; `ssh` and `ray` have the hosts themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from contextlib import AbstractAsyncContextManager
+from typing import Any, ClassVar
+
+from attrs import Attribute, field, fields_dict, frozen
+from attrs.validators import ge, gt, instance_of, optional
+
+from runners.brief import brief, one_line
+from runners.diagnosis.probe import check_device
+from runners.errors import Unrecoverable
+from runners.hosts import Session
+from runners.hosts.packing import check_runner, pack
+from runners.hosts.process import wire
+from runners.hosts.process.host import lived
+from runners.hosts.remote.reserve import FarPlan, FarReserve
+from runners.protect import Entered
+from runners.types import RunnerSpec
+
+
+def _folders(path: Iterable[str]) -> tuple[str, ...]:
+    if isinstance(path, str):
+        raise TypeError(f"path must be several folders, got the text {brief(path)}")
+    return tuple(path)
+
+
+def _check_path(_host: object, _field: object, path: tuple[str, ...]) -> None:
+    for entry in path:
+        if type(entry) is not str or not entry.startswith("/"):
+            raise ValueError(f"path must have absolute folders of the far machine, got {brief(entry)}")
+
+
+@frozen(kw_only=True)
+class FarHost:
+    """The base of `SshHost` and `RayHost`, which describe the arguments. It has those that do not depend on the launcher.
+
+    Args:
+        path: see `SshHost`; so for all that follow.
+    """
+
+    path: tuple[str, ...] = field(default=(), converter=_folders, validator=_check_path)
+    device: str = field(default="cpu", validator=[instance_of(str), check_device])
+    lease: float = field(default=10.0, validator=ge(1))
+    standby: int = field(default=0, validator=[instance_of(int), ge(0)])
+    load_timeout: float = field(default=300.0, validator=gt(0))
+    first_chunk_timeout: float = field(default=60.0, validator=gt(0))
+    next_chunk_timeout: float | None = field(default=None, validator=optional(gt(0)))
+    close_timeout: float = field(default=5.0, validator=gt(0))
+    kill_timeout: float = field(default=10.0, validator=gt(0))
+    linger: float = field(default=30.0, validator=ge(0))
+
+    _reserve: ClassVar[type[FarReserve]]
+    """The reserve for a plan of this host."""
+
+    @property
+    def nvml(self) -> None:
+        """The NVML of this machine knows no device of another."""
+
+    def open(
+        self, runner: RunnerSpec, *, incarnation: int = 1, cause: str | None = None
+    ) -> AbstractAsyncContextManager[Session]:
+        """See `Host.open`.
+
+        Raises:
+            TypeError, ValueError: see `check`.
+            Unrecoverable: this machine does not run Linux, or lacks what starts a far process, such as the program `ssh`.
+        """
+        if why := self._refusal():
+            raise Unrecoverable(why)
+        start = wire.Start(incarnation, None if cause is None else one_line(cause))
+        return Entered(lived(self, self._checked(runner), self._reserve, start))
+
+    def check(self, runner: object) -> None:
+        """Refuse a runner spec that cannot be sent to another process (D2). The machine of the declaration needs no launcher.
+
+        Raises:
+            TypeError: see `check_runner`.
+            ValueError: see `check_runner`; or the spec is too long to be sent.
+        """
+        self._checked(runner)
+
+    def _checked(self, runner: object) -> FarPlan:
+        check_runner(runner)
+        common = {
+            "name": type(runner).__name__,
+            "path": self.path,
+            "runner": pack(runner),
+            "device": self.device,
+            "forks": False,
+            "standby": self.standby,
+            "preload_timeout": self.load_timeout,
+            "kill_timeout": self.kill_timeout,
+            "linger": self.linger,
+            "lease": self.lease,
+        }
+        return self._plan(common).checked()
+
+    def _plan(self, common: dict[str, Any]) -> FarPlan:
+        """The plan of a reserve with these settings, and with those of the launcher."""
+        raise NotImplementedError
+
+    def _refusal(self) -> str | None:
+        """The reason why no far process can be started from this machine; None if one can."""
+        raise NotImplementedError
+
+
+def own_first(_cls: type, fields: list[Attribute[Any]]) -> list[Attribute[Any]]:
+    """A field transformer of the hosts: their own fields come before those of `FarHost`, as in their docstrings."""
+    return sorted(fields, key=lambda each: each.name in fields_dict(FarHost))
