@@ -61,6 +61,30 @@ REMOTE = (
             "            self._connection.send(self._to_context)\n            self._to_context.clear()\n",
             "many_bytes_pass_in_both_directions",
         ),
+        (
+            "the near end's word of a poison is ignored",
+            "            self._poisoned = self._poisoned or bool(content)\n",
+            "",
+            "nvml_is_asked_if_the_order_to_kill_says_that_the_context_is_poisoned",
+        ),
+        (
+            "a poison is not seen at the end of the context itself",
+            "return self._poisoned or not (self._ordered or code in (0, _SETTLED))",
+            "return self._poisoned",
+            "nvml_is_asked_if_the_context_ends_by_itself_before_the_near_end_says_why",
+        ),
+        (
+            "a driver may take as long as it likes",
+            "if self._examiner and now() >= self._answered_by:",
+            "if False:",
+            "a_driver_of_another_machine_that_hangs_makes_its_device_unrecoverable",
+        ),
+        (
+            "what asks NVML outlives its guardian",
+            '    _die_with(guardian)\n    ctypes.CDLL(None).prctl(_NAME, b"runners:nvml"',
+            '    ctypes.CDLL(None).prctl(_NAME, b"runners:nvml"',
+            "what_asks_nvml_ends_with_the_guardian",
+        ),
     ),
     *plants_of(
         "hosts/remote/link.py",
@@ -105,6 +129,21 @@ REMOTE = (
             "        self._reads, self._data = False, bytearray()\n",
             "",
             "a_session_that_reads_nothing_still_ends",
+        ),
+        (
+            "an answer of NVML that is late says nothing",
+            "return nvml.silence if self._nvml is None else self._nvml or None",
+            "return self._nvml or None",
+            "a_driver_of_another_machine_that_hangs_makes_its_device_unrecoverable",
+        ),
+        (
+            "what NVML says is hidden by what is not read",
+            """nothing is known if it cannot be reached.\"\"\"
+        self._ignore_data()
+""",
+            """nothing is known if it cannot be reached.\"\"\"
+""",
+            "what_is_not_read_does_not_hide_what_nvml_says",
         ),
     ),
     *plants_of(

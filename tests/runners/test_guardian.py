@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from contextlib import contextmanager, suppress
+from pathlib import Path
 
 import pytest
 from contexts import (
@@ -17,13 +18,16 @@ from contexts import (
     stat,
     title,
 )
+from far_nvml import FarNvml
 
 from benchmarks.loopback import ROOT
+from runners.hosts.packing import pack
 from runners.hosts.process import wire
 from runners.hosts.remote import guardian, link
 from runners.hosts.remote.guardian import ANSWER, ASK, BORN, DATA, ENDED, HEADER, KILL, NUMBER, REFUSED
 from runners.hosts.remote.link import BOOT, SOURCE, Order
 from runners.hosts.remote.reserve import package_version
+from runners.models.scripted import Fault, Scripted
 
 
 class Far:
@@ -37,6 +41,8 @@ class Far:
                 "version": package_version(),
                 "protocol": wire.PROTOCOL,
                 "lease": lease,
+                "device": "cpu",
+                "nvml": None,
                 **changes,
             }
         )
@@ -240,4 +246,79 @@ def test_many_bytes_pass_in_both_directions():
         parser = wire.from_child()
         parser.feed(data)
         assert isinstance(parser.next(), wire.Broken)
-        assert json.loads(far.until(ENDED)) == {"killed": False, "status": 70}
+        assert json.loads(far.until(ENDED)) == {"killed": False, "status": 69}
+
+
+# --- the device of a poisoned context
+
+
+@pytest.fixture
+def on_gpu(tmp_path):
+    """The order for a context whose device NVML knows, and which needs a reset."""
+    nvml = FarNvml(tmp_path, 1)
+    return {"path": (nvml.path, str(ROOT)), "device": "cuda:0", "nvml": 20.0}
+
+
+def said(far):
+    """What NVML says, as it is reported with the end; None if it was not asked."""
+    return json.loads(far.until(ENDED)).get("nvml")
+
+
+@pytest.mark.parametrize(("order", "says"), [(b"poisoned", "it needs a reset of the device"), (b"", None)])
+def test_nvml_is_asked_if_the_order_to_kill_says_that_the_context_is_poisoned(on_gpu, order, says):
+    """D4, D16: A context may be poisoned that the guardian sees ending only by its own signal. A later order takes nothing back."""
+    with guarded(**on_gpu) as far:
+        far.until(BORN)
+        far.send(KILL, order)
+        far.send(KILL)
+        assert said(far) == says
+        assert far.process.wait(PATIENCE) == 0
+
+
+@pytest.mark.parametrize(
+    ("runner", "status", "says"),
+    [
+        (Scripted(faults=(Fault("poison", at="load"),)), 70, "it needs a reset of the device"),
+        (Scripted(faults=(Fault("exit", at="load"),)), 3, "it needs a reset of the device"),
+        (Scripted(faults=(Fault("error", at="load"),)), 69, None),
+    ],
+)
+def test_nvml_is_asked_if_the_context_ends_by_itself_before_the_near_end_says_why(
+    on_gpu, runner, status, says
+):
+    """D4, D16: The last word of a poisoned context and its end come at once, so that no order to kill it comes in time."""
+    with guarded(**on_gpu) as far:
+        far.until(BORN)
+        far.send(DATA, wire.encode(wire.Hello(pack(runner), "cuda:0", ahead=False)))
+        far.send(DATA, wire.encode(wire.Start(1, None)))
+        end = json.loads(far.until(ENDED))
+        assert (end["status"], end.get("nvml")) == (status, says)
+
+
+def test_no_device_of_a_context_is_judged_that_could_not_be_started(on_gpu):
+    """D4, D16: It has touched none."""
+    with guarded(**{**on_gpu, "version": "0.0.7"}) as far:
+        far.until(REFUSED)
+        assert said(far) is None
+
+
+def test_what_asks_nvml_ends_with_the_guardian(tmp_path):
+    """D4, D16: Also if it hangs in the driver, where only a signal reaches it."""
+    nvml = FarNvml(tmp_path, seconds=1000)
+    with guarded(path=(nvml.path, str(ROOT)), device="cuda:0", nvml=1000.0) as far:
+        far.until(BORN)
+        far.send(KILL, b"poisoned")
+        asker = below(far.process.pid, "runners:nvml")
+        far.process.kill()
+        gone(asker)
+
+
+def below(pid, name):
+    """The pid of a child of this process with this title, once there is one."""
+    end = time.monotonic() + PATIENCE
+    while time.monotonic() < end:
+        for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
+            if title(child) == name:
+                return int(child)
+        time.sleep(0.005)
+    raise AssertionError(f"no {name}")

@@ -12,18 +12,19 @@ from pathlib import Path
 import pytest
 import trio
 from contexts import stat, title, until
+from far_nvml import FarNvml
 from farlings import Holds, HoldsAhead, Leaves
 from sessions import BATCH, ids, until_failure, whole
 
 from benchmarks import namespaces
 from benchmarks.cluster import NODE, clustered, missing, of
 from benchmarks.loopback import ROOT
-from runners.errors import ContextDied, ContextHung, ContextUnreachable, LoadFailed, NoPlace
+from runners.errors import ContextDied, ContextHung, ContextUnreachable, LoadFailed, NoPlace, Unrecoverable
 from runners.hosts import CheckingHost, Session
 from runners.hosts.process import wire
 from runners.hosts.remote.actor import Actor
 from runners.hosts.remote.ray import RayHost
-from runners.models.scripted import Scripted, expected
+from runners.models.scripted import Fault, Scripted, expected
 from runners.models.torch_lm import TorchLM
 from runners.types import ExecuteBatch, RunnerStart, Sampling
 from runners.worker import device_worker
@@ -164,6 +165,19 @@ async def test_output_of_a_node_is_logged_here_and_what_it_starts_ends_with_it(p
         left = int((tmp_path / "left").read_text())
         assert stat(left)[0] == "S"
     await until(lambda: not Path(f"/proc/{left}").exists())
+
+
+@pytest.mark.trio
+async def test_nvml_of_a_node_is_asked_about_the_device_of_a_poisoned_context(pair, tmp_path):
+    """D4, D16: By the guardian there, in the environment that Ray has given to the actor."""
+    nvml = FarNvml(tmp_path, 1)
+    with pytest.raises(Unrecoverable, match="cuda:0 cannot be used again: it needs a reset of the device"):
+        async with opened(
+            pair, Scripted(faults=(Fault("poison"),)), device="cuda:0", path=(nvml.path, *RUNNERS)
+        ) as session:
+            session.begin(BATCH)
+            raise (await until_failure(session, Unrecoverable))[1]
+    assert len(nvml.asked) == 1
 
 
 # --- places

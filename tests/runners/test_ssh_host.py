@@ -191,7 +191,7 @@ async def test_a_silent_connection_is_a_lost_one_at_both_ends(server, tmp_path):
 @pytest.mark.trio
 async def test_a_far_process_that_does_not_die_makes_its_device_unrecoverable(server, monkeypatch):
     """D9, D16: The guardian still answers, so the process is known to be alive, and no second one is started beside it."""
-    monkeypatch.setattr(FarPeer, "kill", lambda _peer: None)
+    monkeypatch.setattr(FarPeer, "kill", lambda _peer, *, poisoned=False: None)
     monkeypatch.setattr("runners.hosts.remote.link.MARGIN", 0.0)
     with pytest.raises(Unrecoverable, match=r"on 127\.0\.0\.1 has outlived SIGKILL by 0\.5 s"):
         async with host(server, kill_timeout=0.5, close_timeout=0.1, lease=1).open(
@@ -456,6 +456,9 @@ async def test_a_worker_over_mixed_hosts_loses_one_and_no_token(server):
 # --- what the far side may send
 
 
+ORDER = Order(place="far", path=("/p",), version="1", protocol=1, lease=1.0, device="cpu", nvml=None)
+
+
 class Quiet:
     """The program that carries a connection, and sends nothing."""
 
@@ -496,13 +499,14 @@ class Full(Quiet):
         b"\x0a\0\0\0\x02{]",
         b"\x0a\0\0\0\x02[]",
         b"\x0a\0\0\0\x0e" + b'{"killed": 12}',
+        b"\x0a\0\0\0\x2c" + b'{"killed": true, "status": 9, "nvml": ["x"]}',
         b"Last login: Monday\n" * 3,
     ],
 )
 @pytest.mark.trio
 async def test_records_that_cannot_be_read_lose_the_connection(data):
     """D10, D16: Nothing that the far side sends is trusted; a login shell that prints a greeting is one way to it."""
-    peer = FarPeer(Quiet(), Order(place="far", path=(), version="1", protocol=1, lease=1.0), "x")
+    peer = FarPeer(Quiet(), ORDER, "x")
     peer._records += data
     await peer._take_records()
     assert peer.dead
@@ -514,7 +518,7 @@ async def test_records_that_cannot_be_read_lose_the_connection(data):
 async def test_questions_that_flood_the_near_end_leave_one_answer():
     """D10, D16: A far side that asks, and reads nothing, costs no memory here."""
     carrier = Full()
-    peer = FarPeer(carrier, Order(place="far", path=(), version="1", protocol=1, lease=1.0), "x")
+    peer = FarPeer(carrier, ORDER, "x")
     for number in range(1000):
         peer._records += HEADER.pack(ASK, NUMBER.size) + NUMBER.pack(number)
         await peer._take_records()
@@ -523,6 +527,13 @@ async def test_questions_that_flood_the_near_end_leave_one_answer():
 
 def test_the_order_has_no_secret_and_is_json():
     """D16: What the guardian gets besides its program."""
-    data = Order(place="far", path=("/p",), version="1", protocol=1, lease=1.0).data()
+    data = ORDER.data()
     order = json.loads(data[data.rindex(b"{") :])
-    assert order == {"path": ["/p"], "version": "1", "protocol": 1, "lease": 1.0}
+    assert order == {
+        "path": ["/p"],
+        "version": "1",
+        "protocol": 1,
+        "lease": 1.0,
+        "device": "cpu",
+        "nvml": None,
+    }

@@ -289,9 +289,8 @@ class ProcessSession(BaseSession[int]):
         try:
             return await act()
         except ContextPoisoned as error:
-            nvml = self._host.nvml
-            if nvml is not None and not self._judged:
-                self._failure = await nvml.judge(error, self._host.device)
+            if not self._judged:
+                self._failure = await self._host.nvml.judge(error, self._host.device, self._peer.trouble)
                 self._judged = True
             if self._failure is not error:
                 raise (error if self._failure is None else self._failure) from error
@@ -493,14 +492,17 @@ class ProcessSession(BaseSession[int]):
         return error
 
     def condemn(self, error: DeviceError) -> None:
-        """See `BaseSession.condemn`. The process is killed."""
-        self._fail(error)
+        """See `BaseSession.condemn`. The process is killed, and NVML is not asked."""
+        self._fail(error, judged=False)
 
-    def _fail(self, error: DeviceError) -> DeviceError:
-        """End the context with this failure, and kill its process; a later failure changes nothing. Returns the first one."""
+    def _fail(self, error: DeviceError, *, judged: bool = True) -> DeviceError:
+        """End the context with this failure, and kill its process; a later failure changes nothing. Returns the first one.
+
+        `judged` says that `_known` will have NVML judge it, which is so unless the session ends.
+        """
         if self._failure is None:
             self._failure = error
-            self._peer.kill()
+            self._peer.kill(poisoned=judged and not self._ended and isinstance(error, ContextPoisoned))
             self._answer_rebuild()
         return self._failure
 

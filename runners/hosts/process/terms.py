@@ -41,6 +41,6 @@ class Terms(Protocol):
         ...
 
     @property
-    def nvml(self) -> Nvml | None:
-        """Asks about the devices of this machine after a poison (D4); None if the device is one of another machine."""
+    def nvml(self) -> Nvml:
+        """How NVML is asked about the device after a poison (D4)."""
         ...

@@ -14,6 +14,9 @@ whatever is still on the way.
 
 The guardian ends the context process also when the process that started it ends, such as the actor of Ray, since what that one
 held, such as a GPU, is then given to others.
+
+After the end of a poisoned context a process that is forked for this asks NVML about its device, because a call into a driver may not
+return (D4). The guardian serves the connection meanwhile, and reports the answer with the end.
 """
 
 from __future__ import annotations
@@ -38,8 +41,9 @@ NUMBER = struct.Struct(">Q")
 """The content of `ASK` and `ANSWER`."""
 
 OPEN, DATA, KILL, ANSWER, BORN, REFUSED, OUTPUT, ERRORS, ASK, ENDED = range(1, 11)
-"""`OPEN`: what to start, in JSON. `DATA`: bytes between session and context process. `KILL`: kill the context process.
-`BORN`: its pid. `REFUSED`: why none can be started. `OUTPUT` and `ERRORS`: what it wrote. `ENDED`: how it ended, in JSON."""
+"""`OPEN`: what to start, in JSON. `DATA`: bytes between session and context process. `KILL`: kill the context process, which is
+poisoned if there is any content. `BORN`: its pid. `REFUSED`: why none can be started. `OUTPUT` and `ERRORS`: what it wrote. `ENDED`: how it ended, in JSON, and
+under `nvml` what NVML says of its device, if it was asked: a text if it cannot be used again, null if there was no answer in time."""
 
 QUESTIONS = 4
 """How often the guardian asks during a lease."""
@@ -51,12 +55,16 @@ _READ = 65536
 _FULL = 2**20
 """Unsent bytes to the near end beyond which nothing more is read from the context process."""
 _LAST_READS = 256
+_TEXT = 4096
+"""Bytes of the longest text that a process of ours reports."""
 _PATIENCE = 1.0
 """Seconds for processes that the context process has started to die of their SIGKILL."""
 _STREAMS = {OUTPUT, ERRORS}
 _SUBREAPER, _NAME, _DEATH_SIGNAL = 36, 15, 1
 """Options of prctl."""
 _LEAST = (3, 11)
+_FAILED, _SETTLED = 70, 69
+"""The exit status after a failure, and after one that is no poison; as in `runners.hosts.process.child.loop`."""
 
 
 def main() -> None:
@@ -103,16 +111,30 @@ class Guardian:
         ] = {}  # by descriptor, the kind of record for what the context process writes
         self._report = -1
         self._reported = bytearray()
+        self._order: dict[str, Any] = {}
+        self._ordered = (
+            False  # the end of the context process says nothing about its device, since it was killed
+        )
+        self._poisoned = False  # the near end says so
+        self._fate: dict[str, Any] = {}  # how the context process has ended
+        self._examiner = 0  # the pid of what asks NVML; 0 if nothing does
+        self._answer = -1  # its pipe
+        self._answered_by = 0.0
+        self._said = bytearray()
 
     def run(self) -> None:
         """Serve until the context process has ended and the near end knows it, has hung up, or has let the lease lapse."""
         while True:
             if self._hung_up or now() >= self._until:
                 if self._pid:
+                    self._ordered = True
                     self._end_context()
                 return
-            if not self._pid and not self._out and self._number:
+            if not self._pid and not self._examiner and not self._out and self._number:
                 return
+            if self._examiner and now() >= self._answered_by:
+                self._end_examination()
+                self._report_end(nvml=None)
             self._ask()
             self._wait()
 
@@ -143,7 +165,10 @@ class Guardian:
         if self._connection is not None:
             self._poll.register(self._connection, reads | (select.POLLOUT if self._to_context else 0))
         self._watch(1, select.POLLOUT if self._out else 0)
-        seconds = min(self._until, self._next_question) - now()
+        until = min(self._until, self._next_question)
+        if self._examiner:
+            until = min(until, self._answered_by)
+        seconds = until - now()
         for descriptor, events in self._poll.poll(max(0, seconds * 1000 + 1)):
             self._serve(descriptor, events)
 
@@ -163,16 +188,16 @@ class Guardian:
             self._end_context()
         elif descriptor == self._starter:
             self._be_left()
+        elif descriptor == self._answer:
+            self._read_answer()
         elif self._connection is not None and descriptor == self._connection.fileno():
-            if events & select.POLLOUT:
-                self._write_context()
-            if events & ~select.POLLOUT:
-                self._read_context()
+            self._exchange(events)
 
     def _be_left(self) -> None:
         """The process that started this one is dead."""
         self._poll.unregister(self._starter)
         if self._pid:
+            self._ordered = True
             self._end_context()
         elif not self._number:  # nothing is left to be said
             self._hung_up = True
@@ -198,6 +223,8 @@ class Guardian:
             self._to_context += content
             self._write_context()
         elif kind == KILL:
+            self._ordered = True
+            self._poisoned = self._poisoned or bool(content)
             self._kill()
         elif kind == ANSWER:
             self._answered(NUMBER.unpack(content)[0])
@@ -216,6 +243,7 @@ class Guardian:
     # --- the context process
 
     def _open(self, order: dict[str, Any]) -> None:
+        self._order = order
         self._lease = order["lease"]
         self._until = now() + self._lease
         self._next_question = now()
@@ -244,7 +272,7 @@ class Guardian:
                     os.close(self._starter)
                 _be_context(order, theirs.detach(), report, guardian)
             finally:
-                os._exit(70)
+                os._exit(_FAILED)
         self._pidfd = os.pidfd_open(self._pid)
         for descriptor in (report, *(pipes[kind][1] for kind in pipes)):
             os.close(descriptor)
@@ -270,6 +298,12 @@ class Guardian:
             self._send(REFUSED, bytes(self._reported))
         else:
             self._send(BORN, b"%d" % self._pid)
+
+    def _exchange(self, events: int) -> None:
+        if events & select.POLLOUT:
+            self._write_context()
+        if events & ~select.POLLOUT:
+            self._read_context()
 
     def _write_context(self) -> None:
         if self._connection is None:
@@ -337,8 +371,65 @@ class Guardian:
             more = self._connection is not None and self._read_context()
             if not any([more, *(self._read_pipe(descriptor) for descriptor in list(self._pipes))]):
                 break
-        status = None if code is None else abs(code)
-        self._send(ENDED, json.dumps({"killed": code is not None and code < 0, "status": status}).encode())
+        self._fate = {
+            "killed": code is not None and code < 0,
+            "status": None if code is None else abs(code),
+        }
+        if self._is_suspect(code):
+            self._examine()
+        else:
+            self._report_end()
+
+    def _report_end(self, **nvml: str | None) -> None:
+        self._send(ENDED, json.dumps({**self._fate, **nvml}).encode())
+
+    # --- the device
+
+    def _is_suspect(self, code: int | None) -> bool:
+        """Whether NVML is to be asked about the device: the near end says that the context is poisoned, or could not say it in time."""
+        if self._order["nvml"] is None or self._reported:
+            return False
+        return self._poisoned or not (self._ordered or code in (0, _SETTLED))
+
+    def _examine(self) -> None:
+        """Have NVML asked about the device. If no process is left for that, nothing is known of it."""
+        self._answer, end = os.pipe()
+        guardian = os.getpid()
+        try:
+            self._examiner = os.fork()
+        except OSError:
+            self._report_end()
+            return
+        if self._examiner == 0:
+            try:
+                nothing = os.open(os.devnull, os.O_RDWR)
+                for number in range(3):  # it may hang for ever, and must not keep the connection open
+                    os.dup2(nothing, number)
+                if self._starter >= 0:
+                    os.close(self._starter)
+                _be_examiner(self._order, end, guardian)
+            finally:
+                os._exit(0)
+        os.close(end)
+        self._answered_by = now() + self._order["nvml"]
+        os.set_blocking(self._answer, False)
+        self._watch(self._answer)
+
+    def _read_answer(self) -> None:
+        try:
+            data = os.read(self._answer, _READ)
+        except BlockingIOError:  # the event was of a descriptor that had this number before
+            return
+        self._said += data
+        if not data:
+            self._end_examination()
+            self._report_end(nvml=self._said.decode(errors="replace"))
+
+    def _end_examination(self) -> None:
+        """Wait for what asks NVML no longer. It ends with this process, or when the driver lets it."""
+        self._poll.unregister(self._answer)
+        os.close(self._answer)
+        self._examiner, self._answer = 0, -1
 
 
 def _read(descriptor: int) -> bytes:
@@ -376,17 +467,34 @@ def _kill_children() -> None:
 
 def _be_context(order: dict[str, Any], connection: int, report: int, guardian: int) -> None:
     """Run as the context process, unless the packages here are others than the near end has."""
-    if ctypes.CDLL(None).prctl(_DEATH_SIGNAL, signal.SIGKILL, 0, 0, 0) or os.getppid() != guardian:
-        os._exit(70)
+    _die_with(guardian)
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_DFL)
-    sys.path[:] = [*order["path"], *(entry for entry in sys.path if entry)]  # not the folder of the login
+    _find_packages(order)
     refusal = _refusal(order)
     if refusal:
-        os.write(report, refusal.encode("utf-8", "backslashreplace")[:4096])
-        os._exit(70)
+        os.write(report, refusal.encode("utf-8", "backslashreplace")[:_TEXT])
+        os._exit(_FAILED)
     os.close(report)
     importlib.import_module("runners.hosts.process.child.life").be_context(connection, guardian)
+
+
+def _be_examiner(order: dict[str, Any], end: int, guardian: int) -> None:
+    """Ask NVML about the device, and write why it cannot be used again, if it cannot. An exception says nothing about it."""
+    _die_with(guardian)
+    ctypes.CDLL(None).prctl(_NAME, b"runners:nvml", 0, 0, 0)
+    _find_packages(order)
+    trouble = importlib.import_module("runners.diagnosis.hardware").trouble_of(order["device"])
+    os.write(end, (trouble or "").encode("utf-8", "backslashreplace")[:_TEXT])
+
+
+def _die_with(guardian: int) -> None:
+    if ctypes.CDLL(None).prctl(_DEATH_SIGNAL, signal.SIGKILL, 0, 0, 0) or os.getppid() != guardian:
+        os._exit(_FAILED)
+
+
+def _find_packages(order: dict[str, Any]) -> None:
+    sys.path[:] = [*order["path"], *(entry for entry in sys.path if entry)]  # not the folder of the login
 
 
 def _refusal(order: dict[str, Any]) -> str | None:

@@ -10,6 +10,7 @@ from attrs import Attribute, field, fields_dict, frozen
 from attrs.validators import ge, gt, instance_of, optional
 
 from runners.brief import brief, one_line
+from runners.diagnosis.nvml import Nvml
 from runners.diagnosis.probe import check_device
 from runners.errors import Unrecoverable
 from runners.hosts import Session
@@ -33,6 +34,13 @@ def _check_path(_host: object, _field: object, path: tuple[str, ...]) -> None:
             raise ValueError(f"path must have absolute folders of the far machine, got {brief(entry)}")
 
 
+def _check_nvml(_host: object, _field: object, nvml: Nvml) -> None:
+    if nvml.module is not None:
+        raise ValueError(
+            f"nvml must have no module, which cannot be sent to another machine, got {brief(nvml.module)}"
+        )
+
+
 @frozen(kw_only=True)
 class FarHost:
     """The base of `SshHost` and `RayHost`, which describe the arguments. It has those that do not depend on the launcher.
@@ -51,13 +59,10 @@ class FarHost:
     close_timeout: float = field(default=5.0, validator=gt(0))
     kill_timeout: float = field(default=10.0, validator=gt(0))
     linger: float = field(default=30.0, validator=ge(0))
+    nvml: Nvml = field(factory=Nvml, validator=[instance_of(Nvml), _check_nvml])
 
     _reserve: ClassVar[type[FarReserve]]
     """The reserve for a plan of this host."""
-
-    @property
-    def nvml(self) -> None:
-        """The NVML of this machine knows no device of another."""
 
     def open(
         self, runner: RunnerSpec, *, incarnation: int = 1, cause: str | None = None
@@ -95,6 +100,7 @@ class FarHost:
             "kill_timeout": self.kill_timeout,
             "linger": self.linger,
             "lease": self.lease,
+            "nvml_timeout": self.nvml.timeout if self.device.startswith("cuda") else None,
         }
         return self._plan(common).checked()
 

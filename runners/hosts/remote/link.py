@@ -16,6 +16,7 @@ from attrs import frozen
 from trio.lowlevel import enable_ki_protection
 
 from runners.brief import brief, one_line, text_of
+from runners.diagnosis.nvml import Nvml
 from runners.errors import ContextDied, ContextUnreachable
 from runners.hosts.process.host import BACKLOG, DYING
 from runners.hosts.process.parent.output import Output, log_event
@@ -51,6 +52,8 @@ class Order:
         version: of the package here.
         protocol: the number of the protocol here.
         lease: seconds that a guardian keeps the context process alive without a word from here.
+        device: of the runner.
+        nvml: seconds that NVML there has for an answer about the device; None if it is not asked.
     """
 
     place: str
@@ -58,6 +61,8 @@ class Order:
     version: str
     protocol: int
     lease: float
+    device: str
+    nvml: float | None
 
     def data(self) -> bytes:
         """The first bytes to the far side: the guardian's program, and its order."""
@@ -66,6 +71,8 @@ class Order:
             "version": self.version,
             "protocol": self.protocol,
             "lease": self.lease,
+            "device": self.device,
+            "nvml": self.nvml,
         }
         return SOURCE + _record(guardian.OPEN, json.dumps(order).encode())
 
@@ -84,6 +91,8 @@ class FarPeer:
         self._heard: float | None = None  # when the last byte has come
         self._answered = trio.current_time()
         self._fate: str | None = None  # how the context process has ended, as its guardian reports
+        # Why its device cannot be used again, empty if it can be; None if NVML has not answered there.
+        self._nvml: str | None = ""
         self._lost: str | None = None  # why the connection is lost
         self._refused: str | None = None
         self._started = trio.Event()  # or will never start
@@ -172,10 +181,21 @@ class FarPeer:
         """See `Connection.death`."""
         return ContextDied if self._fate is not None else ContextUnreachable
 
-    def kill(self) -> None:
+    def kill(self, *, poisoned: bool = False) -> None:
         """See `Connection.kill`. Its guardian does it, or its lease if that cannot be reached."""
         if not self.dead:
-            self._carrier.send(_record(guardian.KILL, b""))
+            self._carrier.send(_record(guardian.KILL, b"poisoned" if poisoned else b""))
+
+    async def trouble(self, nvml: Nvml, _device: str, /) -> str | None:
+        """See `Connection.trouble`. The guardian reports it with the end of the process; nothing is known if it cannot be reached."""
+        self._ignore_data()
+        await within(self._order.lease + MARGIN + nvml.timeout, self._over.wait)
+        return nvml.silence if self._nvml is None else self._nvml or None
+
+    def _ignore_data(self) -> None:
+        """Read nothing more of what the context process sends, so that its end, which comes behind that, is found."""
+        self._reads, self._data = False, bytearray()
+        self._change()
 
     @enable_ki_protection
     async def reap(self, seconds: float) -> bool:
@@ -184,14 +204,15 @@ class FarPeer:
         The device is free when the guardian has reported the end of the process. If the guardian cannot be reached, it is free
         when the lease is over, counted from the last answer to it.
         """
-        self._reads, self._data = False, bytearray()
-        self._change()
+        self._ignore_data()
         try:
             self.kill()
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self.pump)  # if no task runs it any more
-                # A connection that is silently cut shows within a lease; a guardian that goes on asking is reached.
-                lives = not await within(max(seconds, self._order.lease + MARGIN), self._over.wait)
+                # A connection that is silently cut shows within a lease; a guardian that goes on asking is reached. It may report
+                # the end only when NVML has answered.
+                patience = max(seconds, self._order.lease + MARGIN) + (self._order.nvml or 0)
+                lives = not await within(patience, self._over.wait)
                 nursery.cancel_scope.cancel("the context process is dead, or does not die")
             if self._fate is None and self.pid and not lives:
                 await self._outlast_lease()
@@ -311,8 +332,14 @@ class FarPeer:
             self._refused = one_line(content.decode("utf-8", "backslashreplace"))
             self._started.set()
         else:
-            self._fate = one_line(fate(**json.loads(content)))
-            self._end()
+            self._take_end(**json.loads(content))
+
+    def _take_end(self, *, killed: bool, status: int | None, nvml: str | None = "") -> None:
+        if not (nvml is None or isinstance(nvml, str)):
+            raise TypeError(f"nvml must be a text or null, got {brief(nvml)}")
+        self._fate = one_line(fate(killed=killed, status=status))
+        self._nvml = nvml and one_line(nvml)
+        self._end()
 
 
 def _record(kind: int, content: bytes) -> bytes:

@@ -317,9 +317,10 @@ class RayHost(FarHost):
         close_timeout: to close the runner.
         kill_timeout: from SIGKILL to the death of the process.
         linger: how long standbys outlive the last context.
+        nvml: asks there after a poison whether the device can be used again (D4). It takes no `module`.
 
     Raises:
-        ValueError: a number is out of range, or `cluster`, `resources`, `path` or `device` cannot be used.
+        ValueError: a number is out of range, or `cluster`, `resources`, `path`, `device` or `nvml` cannot be used.
         TypeError: an argument has a wrong type.
     """
 

@@ -18,10 +18,12 @@ class FarPlan(Plan):
 
     Args:
         lease: seconds that the guardian keeps a process alive without a word from here.
+        nvml_timeout: seconds that NVML there has for an answer about the device; None if it is not asked.
         connect_timeout: seconds until it has started one.
     """
 
     lease: float
+    nvml_timeout: float | None
     connect_timeout: float
 
     def order(self, place: str) -> Order:
@@ -32,6 +34,8 @@ class FarPlan(Plan):
             version=package_version(),
             protocol=wire.PROTOCOL,
             lease=self.lease,
+            device=self.device,
+            nvml=self.nvml_timeout,
         )
 
 

@@ -140,9 +140,10 @@ class SshHost(FarHost):
         close_timeout: to close the runner.
         kill_timeout: from SIGKILL to the death of the process.
         linger: how long standbys outlive the last context.
+        nvml: asks there after a poison whether the device can be used again (D4). It takes no `module`.
 
     Raises:
-        ValueError: a number is out of range, or `host`, `path`, `options` or `device` cannot be used.
+        ValueError: a number is out of range, or `host`, `path`, `options`, `device` or `nvml` cannot be used.
         TypeError: an argument has a wrong type.
     """
 

@@ -10,7 +10,7 @@ from typing import TypeVar, cast
 from runners.brief import attribute_of
 from runners.diagnosis.classify import classify
 from runners.diagnosis.probe import DeviceProbe
-from runners.errors import InferenceError
+from runners.errors import ContextPoisoned, InferenceError, OutOfMemory
 from runners.hosts.packing import unpack
 from runners.hosts.process import wire
 from runners.hosts.process.child.title import entitle
@@ -42,6 +42,11 @@ _UNSENDABLE = (ValueError, TypeError, OverflowError, MemoryError)
 Frame = TypeVar("Frame")
 
 
+FAILED, SETTLED = 70, 69
+"""The exit status after a failure, and after one that NVML need not judge, such as a wrong path of a model. The guardian on another
+machine tells them apart (D4)."""
+
+
 def serve(connection: socket.socket) -> int:
     """Load and serve until asked to shut down. Returns the exit status."""
     link = Link(connection)
@@ -55,7 +60,7 @@ def serve(connection: socket.socket) -> int:
         Engine(_load(hello, link, judge), link, judge).run()
     except InferenceError as error:
         link.send(_broken(error))
-        return 70
+        return FAILED if isinstance(error, (ContextPoisoned, OutOfMemory)) else SETTLED
     except EOFError:  # the parent is gone, and prctl's signal is on its way
         pass
     return 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Protocol
 
+from runners.diagnosis.nvml import Nvml
 from runners.errors import ContextDied
 from runners.hosts.process.parent.output import Output
 
@@ -74,8 +75,18 @@ class Connection(Protocol):
         """The error that its death is for a session; known once `fate` is."""
         ...
 
-    def kill(self) -> None:
-        """Kill it and the processes that it has started. Never blocks."""
+    def kill(self, *, poisoned: bool = False) -> None:
+        """Kill it and the processes that it has started. Never blocks.
+
+        `poisoned` says that its context is, so that `trouble` is to be called.
+        """
+        ...
+
+    async def trouble(self, nvml: Nvml, device: str, /) -> str | None:
+        """Why its device cannot be used again, as NVML says on its machine; None if it can be, or if that is not known (D4).
+
+        It must have been killed as poisoned, or have died. What it has sent, and is not read yet, may be lost.
+        """
         ...
 
     async def reap(self, seconds: float) -> bool:

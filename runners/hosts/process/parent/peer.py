@@ -18,6 +18,7 @@ from itertools import islice
 
 import trio
 
+from runners.diagnosis.nvml import Nvml
 from runners.errors import ContextDied
 from runners.hosts.process.parent.output import Output
 from runners.hosts.process.parent.processes import Process, is_readable, outlived
@@ -151,9 +152,13 @@ class Peer:
         """See `Connection.death`."""
         return ContextDied
 
-    def kill(self) -> None:
+    def kill(self, *, poisoned: bool = False) -> None:  # noqa: ARG002 - The interface has it: NVML is asked from here anyway.
         """Kill it and the processes that it has started. Never blocks."""
         self._process.kill()
+
+    async def trouble(self, nvml: Nvml, device: str, /) -> str | None:
+        """See `Connection.trouble`."""
+        return await nvml.trouble(device)
 
     async def reap(self, seconds: float) -> bool:
         """Kill it, reap it, and close the descriptors. Returns True if it is still alive after so many seconds, and not reaped."""
