@@ -18,11 +18,12 @@ import statistics
 import sys
 import tempfile
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from time import perf_counter
 
 import trio
+from attrs import evolve
 
 from benchmarks import cluster
 from benchmarks.loopback import missing, serving
@@ -30,6 +31,9 @@ from benchmarks.paced import Paced
 from runners.errors import ContextDied
 from runners.hosts import Host, Session
 from runners.hosts.process.host import ProcessHost
+from runners.hosts.remote.ray import RayHost
+from runners.hosts.remote.ssh import SshHost
+from runners.models.torch_lm import TorchLM
 from runners.types import ExecuteBatch, Sampling, TokenChunk
 
 STREAMS, CHUNKS, SINGLES = 32, 1500, 200
@@ -95,6 +99,29 @@ async def _measure(host: Host) -> dict[str, float]:
     return found
 
 
+async def _second_start(host: ProcessHost | SshHost | RayHost) -> float:
+    """Milliseconds from the death of a context with a real model to the next one, which is loaded."""
+    async with host.open(TorchLM(streams=1)) as session:
+        await trio.sleep(10 if host.standby else 0)  # until a standby is there, and has built the model
+        assert session.pid is not None
+        os.kill(session.pid, signal.SIGKILL)
+        with suppress(ContextDied):
+            await session.receive()
+        began = perf_counter()
+    async with host.open(TorchLM(streams=1), incarnation=2):
+        return 1e3 * (perf_counter() - began)
+
+
+def _starts(host: ProcessHost | SshHost | RayHost) -> dict[str, float]:
+    """The second start of a context with a real model, in each way."""
+    ways = {
+        "TorchLM started cold, ms": evolve(host, standby=0, start="spawn"),
+        "TorchLM forked, ms": evolve(host, standby=0, start="forkserver"),
+        "TorchLM from a standby, ms": evolve(host, standby=1, start="spawn"),
+    }
+    return {name: trio.run(_second_start, way) for name, way in ways.items()}
+
+
 def main(arguments: Sequence[str]) -> int:
     """Run the command."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.remote", description=__doc__)
@@ -108,7 +135,7 @@ def main(arguments: Sequence[str]) -> int:
         hosts = _hosts(running)
         for _ in range(rounds):
             for name, host in hosts.items():
-                found.setdefault(name, []).append(trio.run(_measure, host))
+                found.setdefault(name, []).append({**trio.run(_measure, host), **_starts(host)})
     rows: dict[str, dict[str, float]] = {}
     print(f"{'':40}", *(f"{name:>19}" for name in found))
     for row in found["ProcessHost"][0]:
@@ -123,10 +150,10 @@ def main(arguments: Sequence[str]) -> int:
     return 0 if least >= LEAST else 1
 
 
-def _hosts(running: ExitStack) -> dict[str, Host]:
+def _hosts(running: ExitStack) -> dict[str, ProcessHost | SshHost | RayHost]:
     """The hosts to measure; what they need runs until the stack is left."""
     folder = Path(running.enter_context(tempfile.TemporaryDirectory()))
-    hosts: dict[str, Host] = {
+    hosts: dict[str, ProcessHost | SshHost | RayHost] = {
         "ProcessHost": ProcessHost(standby=1),
         "SshHost": running.enter_context(serving(folder)).host(standby=1),
     }

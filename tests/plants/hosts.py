@@ -269,8 +269,8 @@ HOSTS = (
         ),
         (
             "one preload too many is tried",
-            "self._failures >= _TRIES",
-            "self._failures > _TRIES",
+            "self._failures >= TRIES",
+            "self._failures > TRIES",
             "a_limit_counts_only_servers_that_die_in_a_row",
         ),
         (
@@ -281,8 +281,8 @@ HOSTS = (
         ),
         (
             "a recovery waits for a preload",
-            "math.inf if patient else 0.0 if self._handed_out else _FIRST",
-            "math.inf if patient else _FIRST",
+            "math.inf if patient else 0.0 if self._handed_out else FIRST",
+            "math.inf if patient else FIRST",
             "no_recovery_waits_for_a_preload",
         ),
         (

@@ -85,6 +85,84 @@ REMOTE = (
             '    ctypes.CDLL(None).prctl(_NAME, b"runners:nvml"',
             "what_asks_nvml_ends_with_the_guardian",
         ),
+        (
+            "a recovery on another machine waits for a preload",
+            "        if not self._seeking:\n            self._start_cold(*self._late)\n",
+            "        self._seeking = True\n",
+            "no_start_there_waits_for_a_preload_for_long",
+        ),
+        (
+            "a connection that a fork server has taken may be served twice",
+            "            self._server.shutdown(socket.SHUT_RD)\n",
+            "            pass\n",
+            "a_fork_server_that_takes_a_connection_and_forks_nothing_is_given_up",
+        ),
+        (
+            "what has passed its connection on does not end with its guardian",
+            "    select.select(watched, [], [])\n    os._exit(0)",
+            "    time.sleep(1000)\n    os._exit(0)",
+            "the_runners_module_is_imported_once_on_its_machine",
+        ),
+    ),
+    *plants_of(
+        "hosts/remote/seeking.py",
+        (
+            "any user's process is taken for the fork server",
+            "    if user != os.getuid():",
+            "    if False:",
+            "another_user_who_has_the_name_of_the_fork_server_is_not_used",
+        ),
+        (
+            "a fork server is a child of the guardian",
+            "            if os.fork() == 0:",
+            "            if True:",
+            "the_runners_module_is_imported_once_on_its_machine",
+        ),
+    ),
+    *plants_of(
+        "hosts/node.py",
+        (
+            "any user may have a guardian forked",
+            "                if user_of(client) == os.getuid():",
+            "                if client:",
+            "another_user_gets_nothing_of_a_fork_server",
+        ),
+        (
+            "a fork server never ends",
+            '            found = self._poll.poll(1000 * self._order["lease"] if idle else None)',
+            "            found = self._poll.poll(None)",
+            "the_runners_module_is_imported_once_on_its_machine",
+        ),
+        (
+            "a fork server ends while it has guardians",
+            "            idle = not self._clients and not self._guardians\n",
+            "            idle = not self._clients\n",
+            "a_fork_server_lives_as_long_as_its_contexts",
+        ),
+        (
+            "a guardian has the environment of the fork server",
+            '        surroundings.adopt(Surroundings(changed, folder, state["umask"]))\n',
+            "",
+            "a_forked_context_has_the_surroundings_of_its_own_connection",
+        ),
+        (
+            "a guardian serves a connection that was given up",
+            '        client.send(json.dumps({"forked": os.getpid()}).encode())',
+            "        self._send(client, forked=os.getpid())",
+            "a_guardian_that_is_forked_too_late_ends_at_once",
+        ),
+        (
+            "a preload may take for ever",
+            '        signal.setitimer(signal.ITIMER_REAL, self._order["fork"]["timeout"])\n',
+            "",
+            "no_start_there_waits_for_a_preload_for_long",
+        ),
+        (
+            "a guardian keeps the connections of others open",
+            "        for descriptor in (*streams, *others, *listeners, *self._guardians):",
+            "        for descriptor in streams:",
+            "a_forked_context_has_the_surroundings_of_its_own_connection",
+        ),
     ),
     *plants_of(
         "hosts/remote/link.py",
@@ -153,6 +231,12 @@ REMOTE = (
             "                await peer.reap(self._plan.kill_timeout)\n",
             "                pass\n",
             "a_start_that_is_cancelled_leaves_nothing",
+        ),
+        (
+            "a preload that cannot work is tried again there",
+            "        if kind == guardian.FAILED or self._failures >= TRIES:\n",
+            "        if False:\n",
+            "a_failure_of_the_preload_that_comes_late_is_reported_too",
         ),
     ),
     *plants_of(

@@ -83,6 +83,9 @@ class HoldsTorch:
     folder: str
     streams: int = 32
 
+    def preload(self):
+        TorchLM(streams=self.streams).preload()
+
     def build(self, start):
         hold(self.folder)
         return Slowing(TorchLM(streams=self.streams).build(start), start)
@@ -121,3 +124,16 @@ class Leaves:
         if self.end == "hang":
             time.sleep(1000)
         return runner
+
+
+@frozen
+class Reports:
+    """It writes its environment into this folder, as a file with the pid as its name."""
+
+    folder: str
+    chunks: int = 8
+
+    def build(self, start):
+        environment = sorted(os.environ.items())
+        (Path(self.folder) / f"{os.getpid()}").write_text(repr(environment))
+        return Scripted(self.chunks, delay=0.01).build(start)

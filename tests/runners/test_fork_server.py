@@ -239,7 +239,7 @@ async def test_no_recovery_waits_for_a_preload(tmp_path, caplog):
 @pytest.mark.trio
 async def test_a_preload_that_hangs_does_not_delay_the_first_start_for_long(monkeypatch, caplog, tmp_path):
     """D15: The start goes cold after a while, and the log has the stack of the preload."""
-    monkeypatch.setattr(standby, "_FIRST", 0.7)
+    monkeypatch.setattr(standby, "FIRST", 0.7)
     caplog.set_level(logging.WARNING)
     host = ProcessHost(load_timeout=20, linger=0.3)
     async with opened(Preloads(str(tmp_path), "hangs"), host) as session:

@@ -13,7 +13,7 @@ import pytest
 import trio
 from contexts import stat, title, until
 from far_nvml import FarNvml
-from farlings import Holds, HoldsAhead, Leaves
+from farlings import Holds, HoldsAhead, Leaves, Reports
 from sessions import BATCH, ids, until_failure, whole
 
 from benchmarks import namespaces
@@ -39,7 +39,7 @@ pytestmark = [
 
 STREAMS, TOKENS = 32, 60
 LEASE = 2.0
-OURS = ("runners:guard", "runners:context", "runners:standby")
+OURS = ("runners:guard", "runners:context", "runners:standby", "runners:boot")
 ACTOR = "ray::Launcher"
 RUNNERS = (str(ROOT), str(ROOT / "tests/runners"))
 
@@ -67,10 +67,15 @@ def far(*titles):
     return found
 
 
+def environment_of(pid):
+    """The variables that a process has got from what has started it."""
+    entries = Path(f"/proc/{pid}/environ").read_text().split("\0")
+    return dict(entry.partition("=")[::2] for entry in entries if entry)
+
+
 def node_of(pid):
     """The node of a process."""
-    entries = Path(f"/proc/{pid}/environ").read_text().split("\0")
-    return dict(entry.partition("=")[::2] for entry in entries)[NODE]
+    return environment_of(pid)[NODE]
 
 
 def host(cluster, **settings):
@@ -178,6 +183,29 @@ async def test_nvml_of_a_node_is_asked_about_the_device_of_a_poisoned_context(pa
             session.begin(BATCH)
             raise (await until_failure(session, Unrecoverable))[1]
     assert len(nvml.asked) == 1
+
+
+@pytest.mark.trio
+async def test_a_context_on_a_node_is_forked_and_has_the_environment_of_its_actor(pair, tmp_path):
+    """D15, D16: Such as the devices that Ray has given to it. Both contexts are forked from what has imported the runner there."""
+    there = {next(iter(pair.nodes)): 1}
+    settings = {"resources": there, "start": "forkserver"}
+    async with opened(pair, Reports(str(tmp_path), 10_000), **settings) as first:
+        servers = far("runners:server")
+        async with opened(pair, Reports(str(tmp_path), 10_000), incarnation=2, **settings) as session:
+            assert far("runners:server") == servers
+            for each in (first, session):
+                assert {stat(stat(each.pid)[1])[1]} == servers
+            boots = [environment_of(pid) for pid in far("runners:boot")]
+            assert len(boots) == 2
+            given = await trio.Path(tmp_path / f"{session.pid}").read_text()
+            assert given in {repr(sorted(environment.items())) for environment in boots}
+        await until(lambda: len(far(ACTOR)) == 1)
+        first.begin(BATCH)
+        assert killed(ACTOR)
+        _, error = await until_failure(first, ContextDied)
+        assert error.tag == "device.poisoned.died"
+    await until(lambda: not far(*OURS, "runners:server"))
 
 
 # --- places

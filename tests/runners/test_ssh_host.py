@@ -536,4 +536,5 @@ def test_the_order_has_no_secret_and_is_json():
         "lease": 1.0,
         "device": "cpu",
         "nvml": None,
+        "fork": None,
     }

@@ -81,7 +81,16 @@ def strikes(server):
         for pid in carriers(server):
             os.kill(pid, signal.SIGSTOP)
 
-    return {"engine": engine, "guardian": guardian, "ssh": ssh, "silence": silence}
+    async def fork_server():
+        assert signalled(server, "runners:server", signal.SIGKILL)
+
+    return {
+        "fork server": fork_server,
+        "engine": engine,
+        "guardian": guardian,
+        "ssh": ssh,
+        "silence": silence,
+    }
 
 
 @pytest.mark.parametrize("victim", ["engine", "guardian", "ssh", "silence"])
@@ -92,6 +101,19 @@ async def test_streams_of_another_machine_equal_their_undisturbed_text(server, u
     tokens, incarnations = await streamed(worker, strikes(server)[victim])
     assert tokens == undisturbed
     assert incarnations == {1, 2}
+    assert not (tmp_path / "two at once").exists()
+    await until(lambda: not far(server))
+
+
+@pytest.mark.parametrize("victim", ["engine", "fork server"])
+@pytest.mark.trio
+async def test_streams_of_forked_contexts_equal_their_undisturbed_text(server, undisturbed, tmp_path, victim):
+    """D6, D15, D16: The next context is forked too, and the death of the fork server is no context's."""
+    there = host(server, start="forkserver")
+    worker = device_worker("llm", HoldsTorch(str(tmp_path)), host=there)
+    tokens, incarnations = await streamed(worker, strikes(server)[victim])
+    assert tokens == undisturbed
+    assert incarnations == ({1, 2} if victim == "engine" else {1})
     assert not (tmp_path / "two at once").exists()
     await until(lambda: not far(server))
 

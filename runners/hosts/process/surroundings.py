@@ -26,10 +26,13 @@ def today(before: dict[bytes, bytes]) -> Surroundings:
     Variables that have not changed stay as a preload has set them. The directory and the umask are always sent, since a
     preload may have changed its own; a directory that has been deleted is left out.
     """
-    after = environment()
+    return Surroundings(changes(before, environment()), _folder(), _umask())
+
+
+def changes(before: dict[bytes, bytes], after: dict[bytes, bytes]) -> list[tuple[bytes, bytes | None]]:
+    """The variables that have changed between two environments; None is one that is gone."""
     names = sorted(before.keys() | after.keys())
-    changed = [(name, after.get(name)) for name in names if before.get(name) != after.get(name)]
-    return Surroundings(changed, _folder(), _umask())
+    return [(name, after.get(name)) for name in names if before.get(name) != after.get(name)]
 
 
 def adopt(changes: Surroundings) -> None:

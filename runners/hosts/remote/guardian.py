@@ -15,6 +15,10 @@ whatever is still on the way.
 The guardian ends the context process also when the process that started it ends, such as the actor of Ray, since what that one
 held, such as a GPU, is then given to others.
 
+A fork server of this machine may take the place of the start: a process that has imported what the runner needs, and that serves all
+contexts of one runner (`runners.hosts.node`). A process of this module then passes its connection on and waits. The server forks the
+guardian, and that one the context process.
+
 After the end of a poisoned context a process that is forked for this asks NVML about its device, because a call into a driver may not
 return (D4). The guardian serves the connection meanwhile, and reports the answer with the end.
 """
@@ -33,17 +37,23 @@ import sys
 import time
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NoReturn
+
+if (
+    TYPE_CHECKING or __name__ != "__main__"
+):  # in the program of the far side the text of that module is in front of this one
+    from runners.hosts.remote.seeking import READY, connected, in_memory, name_of, started, surroundings
 
 HEADER = struct.Struct(">BI")
 """The kind of a record and the length of its content."""
 NUMBER = struct.Struct(">Q")
 """The content of `ASK` and `ANSWER`."""
 
-OPEN, DATA, KILL, ANSWER, BORN, REFUSED, OUTPUT, ERRORS, ASK, ENDED = range(1, 11)
+OPEN, DATA, KILL, ANSWER, BORN, REFUSED, OUTPUT, ERRORS, ASK, ENDED, COLD = range(1, 12)
 """`OPEN`: what to start, in JSON. `DATA`: bytes between session and context process. `KILL`: kill the context process, which is
 poisoned if there is any content. `BORN`: its pid. `REFUSED`: why none can be started. `OUTPUT` and `ERRORS`: what it wrote. `ENDED`: how it ended, in JSON, and
-under `nvml` what NVML says of its device, if it was asked: a text if it cannot be used again, null if there was no answer in time."""
+under `nvml` what NVML says of its device, if it was asked: a text if it cannot be used again, null if there was no answer in time.
+`COLD`: why no fork server took part in the start, in JSON."""
 
 QUESTIONS = 4
 """How often the guardian asks during a lease."""
@@ -57,6 +67,10 @@ _FULL = 2**20
 _LAST_READS = 256
 _TEXT = 4096
 """Bytes of the longest text that a process of ours reports."""
+_ANSWER = 2.0
+"""Seconds that a fork server that has preloaded has for its first word."""
+LATE, FAILED, LOST = "late", "failed", "lost"
+"""Why no fork server took part: it still preloads, it cannot, or it does not answer."""
 _PATIENCE = 1.0
 """Seconds for processes that the context process has started to die of their SIGKILL."""
 _STREAMS = {OUTPUT, ERRORS}
@@ -69,12 +83,17 @@ _FAILED, _SETTLED = 70, 69
 
 def main() -> None:
     """Serve one context process over standard input and output, then exit."""
+    guard(Guardian())
+
+
+def guard(guardian: Guardian) -> NoReturn:
+    """Serve, then exit at once, since everything is sent."""
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)  # the near end and the lease alone decide when a context ends
     signal.signal(signal.SIGPIPE, signal.SIG_IGN)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    Guardian().run()
-    os._exit(0)  # at once, since everything is sent
+    guardian.run()
+    os._exit(0)
 
 
 def now() -> float:
@@ -83,20 +102,24 @@ def now() -> float:
 
 
 class Guardian:
-    """The two connections, the context process and the lease."""
+    """The two connections, the context process and the lease.
 
-    def __init__(self) -> None:
+    `starter` is readable when the process that has started this one ends; None is our parent.
+    """
+
+    def __init__(self, starter: int | None = None) -> None:
         self._poll = select.poll()
         self._watch(0)
         self._starter = -1
         with suppress(OSError):  # it is outside of our namespace of pids, or dead
-            self._starter = os.pidfd_open(os.getppid())
+            self._starter = os.pidfd_open(os.getppid()) if starter is None else starter
             self._watch(self._starter)
         os.set_blocking(0, False)
         os.set_blocking(1, False)
         self._in = bytearray()  # from the near end, not parsed yet
         self._out = bytearray()  # to the near end, not sent yet
         self._hung_up = False  # the near end has closed the connection
+        self._over = False  # nothing follows but what is not sent yet
         self._lease = 60.0  # until the near end has named its own
         self._until = now() + self._lease
         self._asked: dict[int, float] = {}  # the time of each question that is not answered
@@ -120,7 +143,11 @@ class Guardian:
         self._examiner = 0  # the pid of what asks NVML; 0 if nothing does
         self._answer = -1  # its pipe
         self._answered_by = 0.0
-        self._said = bytearray()
+        self._text = bytearray()
+        self._server: socket.socket | None = None  # a connection to a fork server
+        self._seeking = False  # it has not reported yet that it has preloaded
+        self._sought_until = 0.0
+        self._late = "", ""  # why it takes no part if that is over
 
     def run(self) -> None:
         """Serve until the context process has ended and the near end knows it, has hung up, or has let the lease lapse."""
@@ -130,8 +157,10 @@ class Guardian:
                     self._ordered = True
                     self._end_context()
                 return
-            if not self._pid and not self._examiner and not self._out and self._number:
+            if self._over and not self._out:
                 return
+            if self._seeking and now() >= self._sought_until:
+                self._start_cold(*self._late)
             if self._examiner and now() >= self._answered_by:
                 self._end_examination()
                 self._report_end(nvml=None)
@@ -168,6 +197,8 @@ class Guardian:
         until = min(self._until, self._next_question)
         if self._examiner:
             until = min(until, self._answered_by)
+        if self._seeking:
+            until = min(until, self._sought_until)
         seconds = until - now()
         for descriptor, events in self._poll.poll(max(0, seconds * 1000 + 1)):
             self._serve(descriptor, events)
@@ -190,6 +221,8 @@ class Guardian:
             self._be_left()
         elif descriptor == self._answer:
             self._read_answer()
+        elif self._server is not None and descriptor == self._server.fileno():
+            self._read_server()
         elif self._connection is not None and descriptor == self._connection.fileno():
             self._exchange(events)
 
@@ -199,7 +232,7 @@ class Guardian:
         if self._pid:
             self._ordered = True
             self._end_context()
-        elif not self._number:  # nothing is left to be said
+        elif not self._over and not self._examiner:  # nothing is left to be said
             self._hung_up = True
 
     def _read_near(self) -> None:
@@ -226,6 +259,10 @@ class Guardian:
             self._ordered = True
             self._poisoned = self._poisoned or bool(content)
             self._kill()
+            if self._seeking:  # there will be no context process
+                self._seeking = False
+                self._fate = {"killed": True, "status": int(signal.SIGKILL)}
+                self._report_end()
         elif kind == ANSWER:
             self._answered(NUMBER.unpack(content)[0])
 
@@ -251,7 +288,14 @@ class Guardian:
             self._send(
                 REFUSED, f"it has Python {sys.version.split()[0]}, and 3.11 or later is needed".encode()
             )
-            return
+            self._over = True
+        elif order["fork"] is None:
+            self._start()
+        else:
+            self._seek_server(order["fork"])
+
+    def _start(self) -> None:
+        """Fork the context process."""
         libc = ctypes.CDLL(None)
         libc.prctl(_NAME, b"runners:guard", 0, 0, 0)
         libc.prctl(_SUBREAPER, 1, 0, 0, 0)  # what the context process starts and leaves comes to us
@@ -268,9 +312,8 @@ class Guardian:
                     os.dup2(descriptor, number)
                 for descriptor in (nothing, *pipes[OUTPUT], *pipes[ERRORS], ours.detach(), self._report):
                     os.close(descriptor)
-                if self._starter >= 0:
-                    os.close(self._starter)
-                _be_context(order, theirs.detach(), report, guardian)
+                self._leave_others()
+                _be_context(self._order, theirs.detach(), report, guardian)
             finally:
                 os._exit(_FAILED)
         self._pidfd = os.pidfd_open(self._pid)
@@ -284,6 +327,124 @@ class Guardian:
             os.set_blocking(descriptor, False)
         self._watch(self._report)
         self._watch(self._pidfd)
+
+    def _leave_others(self) -> None:
+        """In a child: close what shows to others that the guardian lives."""
+        if self._starter >= 0:
+            os.close(self._starter)
+        if self._server is not None:
+            self._server.close()
+
+    # --- the fork server
+
+    def _seek_server(self, fork: dict[str, Any]) -> None:
+        """Have a fork server of this machine take over, if one can in time; start it for later if there is none."""
+        name, patience = name_of(fork["name"]), fork["patience"]
+        try:
+            self._server = None if patience else connected(name + READY)
+            self._seeking = bool(patience or self._server)
+            self._late = LATE, "the fork server there is still preloading"
+            if self._server is not None:
+                self._late = LOST, "the fork server there does not answer"
+            else:
+                self._server = connected(name)
+            if self._server is None:
+                self._server = started(name, self._order)
+                if not patience:
+                    self._late = LATE, "there is no fork server there; one is preloaded meanwhile"
+        except OSError as error:
+            self._start_cold(LOST, f"the fork server there cannot be used: {error}")
+            return
+        self._watch(self._server.fileno())
+        self._sought_until = now() + (patience or _ANSWER)
+        if not self._seeking:
+            self._start_cold(*self._late)
+
+    def _start_cold(self, kind: str, why: str) -> None:
+        """Start without a fork server. If one is there, it counts this guardian as a client, and may still say that it cannot preload."""
+        self._seeking = False
+        self._report_cold(kind, why)
+        self._start()
+
+    def _report_cold(self, kind: str, why: str) -> None:
+        self._send(COLD, json.dumps({"kind": kind, "why": why}).encode())
+
+    def _read_server(self) -> None:
+        message = self._server_message()
+        if message is None:
+            return
+        if self._seeking and "ready" in message:
+            self._hand_over()
+        elif "ready" not in message:
+            kind = FAILED if "failed" in message else LOST
+            why = message.get("failed", "it has ended")
+            report = self._start_cold if self._seeking else self._report_cold
+            report(kind, f"the fork server there could not preload: {why}")
+        if self._server is not None:  # it has nothing more to say
+            self._poll.unregister(self._server)
+
+    def _server_message(self) -> dict[str, Any] | None:
+        """Its message, empty once it is gone; None if it has sent nothing."""
+        assert self._server is not None
+        try:
+            data = self._server.recv(_READ)
+        except BlockingIOError:
+            return None
+        except OSError:
+            data = b""
+        return json.loads(data) if data else {}
+
+    def _hand_over(self) -> None:
+        """Pass the connection on to the fork server, and wait for the end of the guardian that it forks.
+
+        That one says itself that it is there. So without that word no process has ours, and a cold start may follow.
+        """
+        assert self._server is not None
+        self._seeking = False
+        memory = in_memory(
+            {
+                "order": self._order,
+                **surroundings(),
+                "in": self._in.hex(),
+                "out": self._out.hex(),
+                "to_context": self._to_context.hex(),
+                "until": self._until,
+                "asked": list(self._asked.items()),
+                "number": self._number,
+                "next_question": self._next_question,
+            }
+        )
+        try:
+            socket.send_fds(self._server, [b"take"], [0, 1, 2, memory])
+        except OSError as error:
+            self._start_cold(LOST, f"the fork server there takes no request: {error}")
+            return
+        finally:
+            os.close(memory)
+        watched = [self._server.fileno(), *([self._starter] if self._starter >= 0 else [])]
+        found = select.select(watched, [], [], _ANSWER)[0]
+        if self._starter in found:
+            self._hung_up = True
+            return
+        if not found:  # from here on a guardian that it forks cannot say that it is there, and ends
+            self._server.shutdown(socket.SHUT_RD)
+        message = self._server_message() or {}
+        if "forked" in message:
+            _be_replaced(watched)
+        why = message.get("failed", "it has ended" if found else "it does not answer")
+        self._start_cold(LOST, f"the fork server there could not fork: {why}")
+
+    def resume(self, state: dict[str, Any]) -> None:
+        """Go on where the process was that has passed its connection on."""
+        self._order = state["order"]
+        self._lease = self._order["lease"]
+        for buffer, name in ((self._in, "in"), (self._out, "out"), (self._to_context, "to_context")):
+            buffer.extend(bytes.fromhex(state[name]))
+        self._until, self._number = state["until"], state["number"]
+        self._asked, self._next_question = dict(state["asked"]), state["next_question"]
+        self._start()
+
+    # --- what comes of the context process
 
     def _read_report(self) -> None:
         """The context process reports why it cannot start; nothing, and the end of the pipe, if it can."""
@@ -381,6 +542,7 @@ class Guardian:
             self._report_end()
 
     def _report_end(self, **nvml: str | None) -> None:
+        self._over = True
         self._send(ENDED, json.dumps({**self._fate, **nvml}).encode())
 
     # --- the device
@@ -405,8 +567,7 @@ class Guardian:
                 nothing = os.open(os.devnull, os.O_RDWR)
                 for number in range(3):  # it may hang for ever, and must not keep the connection open
                     os.dup2(nothing, number)
-                if self._starter >= 0:
-                    os.close(self._starter)
+                self._leave_others()
                 _be_examiner(self._order, end, guardian)
             finally:
                 os._exit(0)
@@ -420,16 +581,26 @@ class Guardian:
             data = os.read(self._answer, _READ)
         except BlockingIOError:  # the event was of a descriptor that had this number before
             return
-        self._said += data
+        self._text += data
         if not data:
             self._end_examination()
-            self._report_end(nvml=self._said.decode(errors="replace"))
+            self._report_end(nvml=self._text.decode(errors="replace"))
 
     def _end_examination(self) -> None:
         """Wait for what asks NVML no longer. It ends with this process, or when the driver lets it."""
         self._poll.unregister(self._answer)
         os.close(self._answer)
         self._examiner, self._answer = 0, -1
+
+
+def _be_replaced(watched: list[int]) -> NoReturn:
+    """Wait for the end of the guardian that has our connection, or of what has started us: the guardian ends after this process."""
+    ctypes.CDLL(None).prctl(_NAME, b"runners:boot", 0, 0, 0)
+    nothing = os.open(os.devnull, os.O_RDWR)
+    for number in range(3):
+        os.dup2(nothing, number)
+    select.select(watched, [], [])
+    os._exit(0)
 
 
 def _read(descriptor: int) -> bytes:
@@ -471,9 +642,9 @@ def _be_context(order: dict[str, Any], connection: int, report: int, guardian: i
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_DFL)
     _find_packages(order)
-    refusal = _refusal(order)
-    if refusal:
-        os.write(report, refusal.encode("utf-8", "backslashreplace")[:_TEXT])
+    why = refusal(order)
+    if why:
+        os.write(report, why.encode("utf-8", "backslashreplace")[:_TEXT])
         os._exit(_FAILED)
     os.close(report)
     importlib.import_module("runners.hosts.process.child.life").be_context(connection, guardian)
@@ -497,7 +668,7 @@ def _find_packages(order: dict[str, Any]) -> None:
     sys.path[:] = [*order["path"], *(entry for entry in sys.path if entry)]  # not the folder of the login
 
 
-def _refusal(order: dict[str, Any]) -> str | None:
+def refusal(order: dict[str, Any]) -> str | None:
     """Why no context can run here."""
     try:
         metadata = importlib.import_module("importlib.metadata")

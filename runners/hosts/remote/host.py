@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from contextlib import AbstractAsyncContextManager
-from typing import Any, ClassVar
+from typing import Any, ClassVar, get_args
 
 from attrs import Attribute, field, fields_dict, frozen
-from attrs.validators import ge, gt, instance_of, optional
+from attrs.validators import ge, gt, in_, instance_of, optional
 
 from runners.brief import brief, one_line
 from runners.diagnosis.nvml import Nvml
@@ -16,7 +16,7 @@ from runners.errors import Unrecoverable
 from runners.hosts import Session
 from runners.hosts.packing import check_runner, pack
 from runners.hosts.process import wire
-from runners.hosts.process.host import lived
+from runners.hosts.process.host import StartMethod, lived
 from runners.hosts.remote.reserve import FarPlan, FarReserve
 from runners.protect import Entered
 from runners.types import RunnerSpec
@@ -52,6 +52,7 @@ class FarHost:
     path: tuple[str, ...] = field(default=(), converter=_folders, validator=_check_path)
     device: str = field(default="cpu", validator=[instance_of(str), check_device])
     lease: float = field(default=10.0, validator=ge(1))
+    start: StartMethod = field(default="spawn", validator=in_(get_args(StartMethod)))
     standby: int = field(default=0, validator=[instance_of(int), ge(0)])
     load_timeout: float = field(default=300.0, validator=gt(0))
     first_chunk_timeout: float = field(default=60.0, validator=gt(0))
@@ -100,6 +101,7 @@ class FarHost:
             "kill_timeout": self.kill_timeout,
             "linger": self.linger,
             "lease": self.lease,
+            "forks_there": self.start == "forkserver",
             "nvml_timeout": self.nvml.timeout if self.device.startswith("cuda") else None,
         }
         return self._plan(common).checked()

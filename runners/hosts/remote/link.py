@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import trio
-from attrs import frozen
+from attrs import asdict, frozen
 from trio.lowlevel import enable_ki_protection
 
 from runners.brief import brief, one_line, text_of
@@ -22,12 +22,12 @@ from runners.hosts.process.host import BACKLOG, DYING
 from runners.hosts.process.parent.output import Output, log_event
 from runners.hosts.process.parent.peer import Peer
 from runners.hosts.process.parent.processes import fate, within
-from runners.hosts.remote import guardian
+from runners.hosts.remote import guardian, seeking
 
-SOURCE = Path(guardian.__file__).read_bytes()
+SOURCE = b"\0".join(Path(file).read_bytes() for file in (seeking.__file__, guardian.__file__))
 """The program of the far side, which reads it from its standard input."""
-BOOT = f"import os;exec(b''.join(os.read(0,1)for _ in range({len(SOURCE)})))"
-"""The program of the far Python: it reads the guardian's source from its standard input, and not a byte more."""
+BOOT = f"import os;[exec(text,globals())for text in b''.join(os.read(0,1)for _ in range({len(SOURCE)})).split(b'\\0')]"
+"""The program of the far Python: it reads the sources of these modules from its standard input, and not a byte more."""
 
 MARGIN = 2.0
 """Seconds that are added to a lease before it counts as over: the guardian needs a moment to kill, and clocks differ."""
@@ -37,9 +37,29 @@ _LONGEST = 2**20
 _SHOWN = 100
 """Bytes that an error shows of what is no record, such as the greeting of a login shell."""
 _WRITTEN = (guardian.OUTPUT, guardian.ERRORS)
-_KINDS = (*_WRITTEN, guardian.DATA, guardian.ASK, guardian.BORN, guardian.REFUSED, guardian.ENDED)
+_KINDS = (
+    *_WRITTEN,
+    *(guardian.DATA, guardian.ASK, guardian.BORN, guardian.REFUSED, guardian.ENDED, guardian.COLD),
+)
 _CARRIER = 5.0
 """Seconds for the program that carries the connection to die of SIGKILL."""
+
+
+@frozen(kw_only=True)
+class Fork:
+    """How a fork server on the far machine takes part in a start.
+
+    Args:
+        name: of the server; those of one user that want the same name share it.
+        preload: what it does before it forks, a `wire.Preload` in base64.
+        timeout: seconds that this may take.
+        patience: seconds that the start waits for it; 0 if it does not.
+    """
+
+    name: str
+    preload: str
+    timeout: float
+    patience: float
 
 
 @frozen(kw_only=True)
@@ -54,6 +74,7 @@ class Order:
         lease: seconds that a guardian keeps the context process alive without a word from here.
         device: of the runner.
         nvml: seconds that NVML there has for an answer about the device; None if it is not asked.
+        fork: how a fork server there may take part; None if none may.
     """
 
     place: str
@@ -63,6 +84,7 @@ class Order:
     lease: float
     device: str
     nvml: float | None
+    fork: Fork | None = None
 
     def data(self) -> bytes:
         """The first bytes to the far side: the guardian's program, and its order."""
@@ -73,6 +95,7 @@ class Order:
             "lease": self.lease,
             "device": self.device,
             "nvml": self.nvml,
+            "fork": None if self.fork is None else asdict(self.fork),
         }
         return SOURCE + _record(guardian.OPEN, json.dumps(order).encode())
 
@@ -83,6 +106,7 @@ class FarPeer:
     def __init__(self, carrier: Peer, order: Order, who: str) -> None:
         self.pid = 0
         self.output = Output(who, piped=False)
+        self.on_cold: Callable[[str, str], None] = self._ignore_cold
         self._carrier = carrier
         self._order = order
         self._records = bytearray()  # what has come, and is no whole record yet
@@ -331,8 +355,16 @@ class FarPeer:
         elif kind == guardian.REFUSED:
             self._refused = one_line(content.decode("utf-8", "backslashreplace"))
             self._started.set()
+        elif kind == guardian.COLD:
+            self._take_cold(**json.loads(content))
         else:
             self._take_end(**json.loads(content))
+
+    def _take_cold(self, *, kind: str, why: str) -> None:
+        self.on_cold(kind, one_line(why))
+
+    def _ignore_cold(self, _kind: str, _why: str) -> None:
+        pass
 
     def _take_end(self, *, killed: bool, status: int | None, nvml: str | None = "") -> None:
         if not (nvml is None or isinstance(nvml, str)):

@@ -31,7 +31,7 @@ from runners.hosts.process.parent.processes import within
 from runners.hosts.process.standard import lifted
 from runners.hosts.remote.actor import MOST_CALLS, Actor, Ask, death, described
 from runners.hosts.remote.host import FarHost, own_first
-from runners.hosts.remote.link import BOOT, FarPeer, Order
+from runners.hosts.remote.link import BOOT, FarPeer, Fork, Order
 from runners.hosts.remote.reserve import FarPlan, FarReserve
 
 _TOKEN = 32
@@ -119,7 +119,7 @@ class RayReserve(FarReserve):
         self._fences = _fences.get(_Fences())
         _fences.set(self._fences)
 
-    async def _reached(self, who: str) -> FarPeer:
+    async def _reached(self, who: str, fork: Fork | None) -> FarPeer:
         actor = Actor(self._ask, self._limiter)
         output = Output("its Ray actor", piped=False)
         try:
@@ -131,7 +131,7 @@ class RayReserve(FarReserve):
         except BaseException:
             actor.discard()
             raise
-        return RayPeer(carrier, self._ray.order(actor.address), who, actor, self)
+        return RayPeer(carrier, self._ray.order(actor.address, fork), who, actor, self)
 
     async def _outlast(self, actor: Actor) -> None:
         """Wait until no lost process can be alive on this node, which a report of Ray that its actor is dead does not prove.
@@ -309,6 +309,8 @@ class RayHost(FarHost):
         path: folders there in front of the `sys.path` of the node's Python, which must have this package, of the same version.
         device: as torch names it there; passed to the runner. Ray numbers the GPUs of each process from 0.
         lease: without a word from here for so long, the guardian there kills the context process; see `SshHost`.
+        start: `spawn` starts each process cold. `forkserver` keeps a fork server on each node, from which they are forked once it has
+            imported everything (D15); see `docs/howto/remote-hosts.md`.
         start_timeout: until Ray has given a place, and again until the far side has started a process there.
         standby: how many processes stand ready beside the one that serves, each with its resources, on other nodes if there is room.
         load_timeout: until the runner is loaded, and for a rebuild.

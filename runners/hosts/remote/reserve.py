@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import importlib.metadata
 
 import trio
 from attrs import frozen
 
 from runners.hosts.process import wire
-from runners.hosts.process.parent.standby import Plan, Reserve
-from runners.hosts.remote.link import FarPeer, Order
+from runners.hosts.process.parent.standby import FIRST, TRIES, Plan, Reserve
+from runners.hosts.remote import guardian
+from runners.hosts.remote.link import FarPeer, Fork, Order
 
 
 @frozen(kw_only=True)
@@ -20,13 +23,15 @@ class FarPlan(Plan):
         lease: seconds that the guardian keeps a process alive without a word from here.
         nvml_timeout: seconds that NVML there has for an answer about the device; None if it is not asked.
         connect_timeout: seconds until it has started one.
+        forks_there: whether a fork server is kept there.
     """
 
     lease: float
     nvml_timeout: float | None
     connect_timeout: float
+    forks_there: bool
 
-    def order(self, place: str) -> Order:
+    def order(self, place: str, fork: Fork | None) -> Order:
         """What a guardian at this place must start."""
         return Order(
             place=place,
@@ -36,6 +41,16 @@ class FarPlan(Plan):
             lease=self.lease,
             device=self.device,
             nvml=self.nvml_timeout,
+            fork=fork,
+        )
+
+    def fork(self, patience: float) -> Fork:
+        """How a fork server there takes part in a start that waits so many seconds for it."""
+        return Fork(
+            name=hashlib.sha256(self.key()).hexdigest(),
+            preload=base64.b64encode(wire.datagram(self.preload())).decode(),
+            timeout=self.preload_timeout,
+            patience=patience,
         )
 
 
@@ -44,9 +59,10 @@ class FarReserve(Reserve):
 
     def __init__(self, plan: FarPlan) -> None:
         super().__init__(plan)
+        self._far = plan
         self._connect_timeout = plan.connect_timeout
 
-    async def _reached(self, who: str) -> FarPeer:
+    async def _reached(self, who: str, fork: Fork | None) -> FarPeer:
         """A guardian, connected, which has its order.
 
         Raises:
@@ -56,16 +72,34 @@ class FarReserve(Reserve):
         raise NotImplementedError
 
     async def _new(self, who: str, *, ahead: bool) -> FarPeer:
-        peer = await self._reached(who)
+        fork = self._fork(ahead=ahead)
+        peer = await self._reached(who, fork)
+        peer.on_cold = self._cold
         self._nursery.start_soon(peer.pump)
         try:
-            await peer.start(self._connect_timeout)
+            await peer.start(self._connect_timeout + (0 if fork is None else fork.patience))
         except BaseException:
             with trio.CancelScope(shield=True):
                 await peer.reap(self._plan.kill_timeout)
             raise
         peer.send(self._plan.hello(ahead=ahead))
         return peer
+
+    def _fork(self, *, ahead: bool) -> Fork | None:
+        """How a fork server takes part in a start; one that is not `ahead` waits as long as `Reserve._ready_server` does."""
+        if not self._far.forks_there:
+            return None
+        if self._given_up:
+            self._warn(self._given_up)
+            return None
+        return self._far.fork(self._plan.preload_timeout if ahead else 0 if self._handed_out else FIRST)
+
+    def _cold(self, kind: str, why: str) -> None:
+        """A process was started cold. No fork server is tried again that has said why it cannot preload, or after `TRIES` that were lost."""
+        self._failures += kind == guardian.LOST
+        if kind == guardian.FAILED or self._failures >= TRIES:
+            self._given_up = why
+        self._warn(why)
 
 
 def package_version() -> str:

@@ -25,7 +25,7 @@ from runners.hosts.process.parent.peer import Peer
 from runners.hosts.process.parent.processes import Ends, Started, connected
 from runners.hosts.process.parent.standby import watched
 from runners.hosts.remote.host import FarHost, own_first
-from runners.hosts.remote.link import BOOT, FarPeer
+from runners.hosts.remote.link import BOOT, FarPeer, Fork
 from runners.hosts.remote.reserve import FarPlan, FarReserve
 
 _ALIVE = 3
@@ -88,14 +88,14 @@ class SshReserve(FarReserve):
     def __init__(self, plan: SshPlan) -> None:
         super().__init__(plan)
         self._command = plan.command
-        self._order = plan.order(plan.place)
+        self._place = plan.place
 
-    async def _reached(self, who: str) -> FarPeer:
-        return FarPeer(await self._carrier(), self._order, who)
+    async def _reached(self, who: str, fork: Fork | None) -> FarPeer:
+        return FarPeer(await self._carrier(), self._far.order(self._place, fork), who)
 
     async def _carrier(self) -> Peer:
         """The running command. Its standard error is logged."""
-        output = Output(f"{self._command[0]} to {self._order.place}")
+        output = Output(f"{self._command[0]} to {self._place}")
         try:
             with connected(output, socket.SOCK_STREAM) as (connection, ends):
                 carrier = await watched(Started(self._run(ends)), connection, output)
@@ -121,7 +121,7 @@ class SshReserve(FarReserve):
 class SshHost(FarHost):
     """A process on another machine for each incarnation (D16). All times are in seconds.
 
-    Without a fork server there, each context starts cold, unless a standby is ready.
+    Each context starts cold, unless a standby is ready, or `start` is `forkserver`.
 
     Args:
         host: as `ssh` takes it: a name of `~/.ssh/config`, or user@machine.
@@ -132,6 +132,8 @@ class SshHost(FarHost):
         device: as torch names it there; passed to the runner.
         lease: without a word from here for so long, the guardian there kills the context process. In return a machine that is silent
             for so long is lost, and its device is not used again before the lease is over.
+        start: `spawn` starts each process cold. `forkserver` keeps a fork server there, from which they are forked once it has
+            imported everything (D15); see `docs/howto/remote-hosts.md`.
         connect_timeout: until `ssh` has connected, and the far side has started a process.
         standby: how many processes stand ready there beside the one that serves; see `ProcessHost`.
         load_timeout: until the runner is loaded, and for a rebuild.

@@ -90,7 +90,7 @@ class Server:
         assert isinstance(frame, wire.Preload), "the first frame must be a Preload"
         try:
             faulthandler.register(signal.SIGUSR1)  # the parent requests the stack if this takes too long
-            _preload(frame)
+            preload(frame)
             faulthandler.unregister(signal.SIGUSR1)
         except Exception as error:  # noqa: BLE001 - any error is reported to the parent, which starts contexts cold
             self._send(wire.NotPreloaded(wire.error_data(error).text))
@@ -158,7 +158,7 @@ class Server:
         self._poll.unregister(pidfd)
         with suppress(ProcessLookupError):  # it died before it led a group
             os.killpg(dead.pid, signal.SIGKILL)
-        code = _exit_code(dead.pid)
+        code = exit_code(dead.pid)
         os.close(pidfd)
         self._send(
             wire.Exited(dead.number, code is not None and code < 0, None if code is None else abs(code))
@@ -177,7 +177,7 @@ def _forked() -> int:
     return pid
 
 
-def _exit_code(pid: int) -> int | None:
+def exit_code(pid: int) -> int | None:
     """Reap a dead child; returns its exit code, or None if other code has reaped it, such as a module that waits for any child."""
     try:
         _, status = os.waitpid(pid, 0)
@@ -186,7 +186,7 @@ def _exit_code(pid: int) -> int | None:
     return os.waitstatus_to_exitcode(status)
 
 
-def _preload(frame: wire.Preload) -> None:
+def preload(frame: wire.Preload) -> None:
     """Import the modules that the children need, and call `preload` of the runner spec.
 
     Raises:

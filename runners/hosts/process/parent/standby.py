@@ -31,9 +31,9 @@ from runners.hosts.process.parent.processes import Ends, Process, Spawned, conne
 
 _PAUSE = 0.25
 """Seconds between the load of a context and the start of a standby or a fork server, since streams may wait to continue."""
-_TRIES = 2
+TRIES = 2
 """After so many fork servers in a row that ended before they had preloaded, no other is started."""
-_FIRST = 30.0
+FIRST = 30.0
 """Seconds that the first start waits for a preload. After that it starts cold, and the preload continues."""
 
 
@@ -276,7 +276,7 @@ class Reserve:
                 raise NoServer(self._given_up or "there is no fork server; one is preloaded meanwhile")
             server = self._new_server()
         if not server.can_fork:
-            patience = math.inf if patient else 0.0 if self._handed_out else _FIRST
+            patience = math.inf if patient else 0.0 if self._handed_out else FIRST
             await self._preloading(server, patience)
         return server
 
@@ -309,7 +309,7 @@ class Reserve:
     async def _judge(self, server: ForkServer) -> None:
         """Wait for the preload, and decide whether another server is tried if it fails.
 
-        None is tried if the server reported why it cannot preload, if it hung, or after `_TRIES` deaths in a row.
+        None is tried if the server reported why it cannot preload, if it hung, or after `TRIES` deaths in a row.
         """
         try:
             if not await within(self._plan.preload_timeout, server.preloaded):
@@ -317,7 +317,7 @@ class Reserve:
             self._failures = 0
         except NoServer as error:
             self._failures += 1
-            if server.hopeless or self._failures >= _TRIES:
+            if server.hopeless or self._failures >= TRIES:
                 self._given_up = str(error)
 
     def _warn(self, why: str) -> None:

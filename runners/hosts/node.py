@@ -1,0 +1,185 @@
+"""A fork server on another machine, from which the guardians of all contexts of one runner are forked there (D15, D16).
+
+The first process that a host starts on the machine starts it (`remote.seeking`); no code imports this module for use. It has imported what the
+runner needs, in one thread, and uses no device. Its clients are those processes: each passes on its connection to the near end, and
+a child of this process serves that as the guardian. So a guardian does not end with the server. The server ends when it has had
+no client for as long as a lease.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import select
+import signal
+import socket
+from contextlib import suppress
+from typing import Any, NoReturn
+
+from runners.hosts.process import surroundings, wire
+from runners.hosts.process.child.forkserver import exit_code, preload
+from runners.hosts.process.child.title import entitle
+from runners.hosts.process.wire import Surroundings
+from runners.hosts.remote.guardian import Guardian, guard, refusal
+from runners.hosts.remote.seeking import READY, WAITING, user_of
+
+_PASSED = 4
+"""The descriptors that a client passes on: its standard streams, and its state."""
+
+
+def main(order: dict[str, Any], listener: int) -> NoReturn:
+    """Preload, and serve the clients that connect to this socket, until there is none for as long as a lease."""
+    entitle("server")
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):  # what has started it ignores them
+        signal.signal(number, signal.SIG_DFL)
+    try:
+        Server(order, socket.socket(fileno=listener)).run()
+    finally:
+        os._exit(0)
+
+
+class Server:
+    """Preloads once, then forks a guardian for each client that passes its connection on."""
+
+    def __init__(self, order: dict[str, Any], listener: socket.socket) -> None:
+        listener.set_inheritable(False)
+        self._order = order
+        self._listeners = {listener.fileno(): listener}
+        self._clients: dict[int, socket.socket] = {}
+        self._guardians: dict[int, int] = {}  # the pid by pidfd
+        self._environment = surroundings.environment()
+        self._poll = select.poll()
+
+    def run(self) -> None:
+        """Serve until there is no client for as long as a lease."""
+        (listener,) = self._listeners.values()
+        if why := self._preloaded(listener.getsockname() + READY.encode()):
+            self._refuse(listener, why)
+            return
+        for descriptor in self._listeners:
+            self._poll.register(descriptor, select.POLLIN)
+        while True:
+            idle = not self._clients and not self._guardians
+            found = self._poll.poll(1000 * self._order["lease"] if idle else None)
+            if not found:
+                return
+            for descriptor, _ in found:
+                self._serve(descriptor)
+
+    def _preloaded(self, ready: bytes) -> str:
+        """Preload, and listen for clients that cannot wait; returns why that failed, empty if it did not.
+
+        A preload that hangs is ended by the signal of a timer.
+        """
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        signal.setitimer(signal.ITIMER_REAL, self._order["fork"]["timeout"])
+        try:
+            if why := refusal(self._order):
+                return why
+            frame = wire.to_server(base64.b64decode(self._order["fork"]["preload"]))
+            assert isinstance(frame, wire.Preload), "an order has a Preload"
+            preload(frame)
+            second = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            second.bind(ready)
+            second.listen(WAITING)
+        except Exception as error:  # noqa: BLE001 - Any error is reported to the near end, which starts contexts cold.
+            return wire.error_data(error).text
+        self._listeners[second.fileno()] = second
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        for each in self._listeners.values():
+            each.setblocking(False)
+        return ""
+
+    def _refuse(self, listener: socket.socket, why: str) -> None:
+        """Report to those who wait that nothing can be forked here."""
+        listener.setblocking(False)
+        while (client := self._accepted(listener)) is not None:
+            self._send(client, failed=why)
+
+    def _accepted(self, listener: socket.socket) -> socket.socket | None:
+        """The next client of our own user; None if there is none."""
+        with suppress(OSError):
+            while True:
+                client = listener.accept()[0]
+                if user_of(client) == os.getuid():
+                    client.setblocking(False)
+                    return client
+                client.close()
+        return None
+
+    def _send(self, client: socket.socket, **message: Any) -> None:
+        with suppress(OSError):  # it has gone
+            client.send(json.dumps(message).encode())
+
+    def _serve(self, descriptor: int) -> None:
+        if descriptor in self._listeners:
+            client = self._accepted(self._listeners[descriptor])
+            if client is not None:
+                self._clients[client.fileno()] = client
+                self._poll.register(client, select.POLLIN)
+                self._send(client, ready=True)
+        elif descriptor in self._guardians:
+            self._poll.unregister(descriptor)
+            exit_code(self._guardians.pop(descriptor))
+            os.close(descriptor)
+        elif descriptor in self._clients:
+            self._take(self._clients[descriptor])
+
+    def _take(self, client: socket.socket) -> None:
+        """A client has ended, or passes its connection on."""
+        data, passed = b"", list[int]()
+        with suppress(OSError):
+            data, passed, _, _ = socket.recv_fds(client, 64, _PASSED, socket.MSG_CMSG_CLOEXEC)
+        try:
+            if data:
+                self._fork(client, passed)
+        except OSError as error:
+            self._send(client, failed=f"{error}")
+        finally:
+            for descriptor in passed:
+                os.close(descriptor)
+            # A client that has passed its connection on is known by its guardian, which holds the other copy of this socket.
+            self._poll.unregister(client)
+            del self._clients[client.fileno()]
+            client.close()
+
+    def _fork(self, client: socket.socket, passed: list[int]) -> None:
+        """Fork the guardian of a client.
+
+        Raises:
+            OSError: no process or descriptor is left for it.
+        """
+        if len(passed) != _PASSED:  # the kernel drops descriptors for which this process has no room
+            raise OSError("no descriptor is left")
+        pid = os.fork()
+        if pid == 0:
+            try:
+                self._be_guardian(client, passed)
+            finally:
+                os._exit(70)
+        pidfd = os.pidfd_open(pid)
+        self._guardians[pidfd] = pid
+        self._poll.register(pidfd, select.POLLIN)
+
+    def _be_guardian(self, client: socket.socket, passed: list[int]) -> NoReturn:
+        """Leave the server and its other clients, and go on as the guardian of this one, in its surroundings."""
+        os.setsid()
+        *streams, memory = passed
+        for number, descriptor in enumerate(streams):
+            os.dup2(descriptor, number)
+        others = [each.detach() for each in self._clients.values() if each is not client]
+        listeners = [each.detach() for each in self._listeners.values()]
+        with os.fdopen(memory) as file:
+            state = json.load(file)
+        for descriptor in (*streams, *others, *listeners, *self._guardians):
+            os.close(descriptor)
+        now = {os.fsencode(name): os.fsencode(value) for name, value in state["environment"].items()}
+        folder = state["folder"] and os.fsencode(state["folder"])
+        changed = surroundings.changes(self._environment, now)
+        surroundings.adopt(Surroundings(changed, folder, state["umask"]))
+        guardian = Guardian(client.fileno())
+        client.send(json.dumps({"forked": os.getpid()}).encode())  # raises if the client has given us up
+        client.detach()
+        guardian.resume(state)
+        guard(guardian)
