@@ -89,7 +89,7 @@ REMOTE = (
             "a recovery on another machine waits for a preload",
             "        if not self._seeking:\n            self._start_cold(*self._late)\n",
             "        self._seeking = True\n",
-            "no_start_there_waits_for_a_preload_for_long",
+            "a_fork_server_that_is_killed_ends_no_stream_and_the_next_start_makes_a_new_one",
         ),
         (
             "a connection that a fork server has taken may be served twice",
