@@ -238,6 +238,12 @@ REMOTE = (
             "        if False:\n",
             "a_failure_of_the_preload_that_comes_late_is_reported_too",
         ),
+        (
+            "fork servers that are lost are counted for ever",
+            "            self._failures = 0\n",
+            "            pass\n",
+            "a_fork_server_that_is_lost_now_and_then_is_tried_again",
+        ),
     ),
     *plants_of(
         "hosts/remote/ray.py",

@@ -192,7 +192,7 @@ def listens(ending):
 @pytest.mark.trio
 async def test_whatever_is_killed_nothing_is_left_when_the_leases_are_over(server, tmp_path, spec, victim):
     """D10, D16: A forked guardian ends with its connection, its lease, and the process that has asked for it, as one that was started."""
-    there = forking(server, tmp_path, lease=1)
+    there = forking(server, tmp_path, lease=2)
     async with opened(there, spec(chunks=10_000, delay=0.01)) as session:
         assert is_forked(session.pid)
         session.begin(BATCH)
@@ -226,6 +226,27 @@ async def test_a_fork_server_that_is_stopped_delays_a_start_for_a_moment_only(se
     assert "the fork server there does not answer" in warnings(caplog)[0]
     for pid in stopped:
         os.kill(pid, signal.SIGKILL)
+    await until(lambda: not far(server))
+
+
+@pytest.mark.trio
+async def test_a_fork_server_that_is_lost_now_and_then_is_tried_again(server, tmp_path, spec, caplog):
+    """D15: Only two in a row that are lost are the last ones, and each that forks begins the count anew."""
+    there, runner = forking(server, tmp_path), spec()
+    incarnations = itertools.count(1)
+    for _ in range(2):
+        for forked in (False, True):
+            async with opened(there, runner, incarnation=next(incarnations)):
+                await until(lambda: listens(READY))
+            async with opened(there, runner, incarnation=next(incarnations)) as session:
+                assert is_forked(session.pid)
+            if not forked:
+                stopped = signalled(server, "runners:server", signal.SIGSTOP)
+                async with opened(there, runner, incarnation=next(incarnations)) as session:
+                    assert not is_forked(session.pid)
+                for pid in stopped:
+                    os.kill(pid, signal.SIGKILL)
+    assert len([text for text in warnings(caplog) if "does not answer" in text]) == 2
     await until(lambda: not far(server))
 
 
@@ -334,7 +355,7 @@ async def test_a_start_that_is_cancelled_while_a_preload_runs_leaves_nothing(ser
 async def test_a_forked_guardian_asks_nvml_and_ends_a_driver_that_hangs(server, tmp_path):
     """D4, D16: In a process that is forked from it, as one that was started."""
     nvml = FarNvml(tmp_path, seconds=1000)
-    there = forking(server, tmp_path, device="cuda:0", nvml=Nvml(timeout=1), lease=1)
+    there = forking(server, tmp_path, device="cuda:0", nvml=Nvml(timeout=1), lease=2)
     with pytest.raises(Unrecoverable, match="NVML has not answered within 1 s"):
         async with opened(there, Scripted(faults=(Fault("poison"),))) as session:
             assert is_forked(session.pid)
@@ -469,15 +490,15 @@ async def test_a_guardian_that_is_forked_too_late_ends_at_once(server, tmp_path,
 @pytest.mark.trio
 async def test_a_fork_server_lives_as_long_as_its_contexts(server, tmp_path, spec):
     """D16: However long no other one starts. A context that was started cold counts as well."""
-    there, runner = forking(server, tmp_path, lease=1), spec()
+    there, runner = forking(server, tmp_path, lease=2), spec()
     async with opened(there, runner) as session:
         assert is_forked(session.pid)
-        await trio.sleep(2.5)
+        await trio.sleep(3.5)
         assert far(server, "runners:server")
         signalled(server, "runners:server", signal.SIGKILL)
     async with opened(there, runner, incarnation=2) as session:
         assert not is_forked(session.pid)
-        await trio.sleep(2.5)
+        await trio.sleep(3.5)
         assert far(server, "runners:server")
     await until(lambda: not far(server))
 

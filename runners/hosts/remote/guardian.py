@@ -422,7 +422,10 @@ class Guardian:
         finally:
             os.close(memory)
         watched = [self._server.fileno(), *([self._starter] if self._starter >= 0 else [])]
-        found = select.select(watched, [], [], _ANSWER)[0]
+        patience = min(
+            _ANSWER, self._lease / 2
+        )  # nothing is asked meanwhile, and a near end that hears nothing loses us
+        found = select.select(watched, [], [], patience)[0]
         if self._starter in found:
             self._hung_up = True
             return

@@ -106,6 +106,7 @@ class FarPeer:
     def __init__(self, carrier: Peer, order: Order, who: str) -> None:
         self.pid = 0
         self.output = Output(who, piped=False)
+        self.cold = False  # whether a fork server was to take part in the start, and did not
         self.on_cold: Callable[[str, str], None] = self._ignore_cold
         self._carrier = carrier
         self._order = order
@@ -361,6 +362,7 @@ class FarPeer:
             self._take_end(**json.loads(content))
 
     def _take_cold(self, *, kind: str, why: str) -> None:
+        self.cold = True
         self.on_cold(kind, one_line(why))
 
     def _ignore_cold(self, _kind: str, _why: str) -> None:

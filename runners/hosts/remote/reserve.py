@@ -82,6 +82,8 @@ class FarReserve(Reserve):
             with trio.CancelScope(shield=True):
                 await peer.reap(self._plan.kill_timeout)
             raise
+        if fork is not None and not peer.cold:
+            self._failures = 0
         peer.send(self._plan.hello(ahead=ahead))
         return peer
 
@@ -95,7 +97,7 @@ class FarReserve(Reserve):
         return self._far.fork(self._plan.preload_timeout if ahead else 0 if self._handed_out else FIRST)
 
     def _cold(self, kind: str, why: str) -> None:
-        """A process was started cold. No fork server is tried again that has said why it cannot preload, or after `TRIES` that were lost."""
+        """A process was started cold. No fork server is tried again that has said why it cannot preload, or after `TRIES` in a row that were lost."""
         self._failures += kind == guardian.LOST
         if kind == guardian.FAILED or self._failures >= TRIES:
             self._given_up = why
