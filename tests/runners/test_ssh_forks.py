@@ -206,8 +206,9 @@ async def test_whatever_is_killed_nothing_is_left_when_the_leases_are_over(serve
         else:
             assert signalled(server, victim, signal.SIGKILL)
         _, error = await until_failure(session, ContextDied)
-        lost = victim in ("runners:guard", "ssh")
-        assert error.tag == ("device.poisoned.unreachable" if lost else "device.poisoned.died")
+        if victim != "runners:boot":  # sshd may end the connection before the guardian has reported the end
+            lost = victim in ("runners:guard", "ssh")
+            assert error.tag == ("device.poisoned.unreachable" if lost else "device.poisoned.died")
     if victim == "stopped server":
         for pid in stopped:
             os.kill(pid, signal.SIGCONT)
