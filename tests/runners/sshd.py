@@ -1,6 +1,7 @@
 """What the tests of `SshHost` share: hosts with short times, and what runs at the far side of them."""
 
 import os
+import signal
 from contextlib import suppress
 from pathlib import Path
 
@@ -46,3 +47,10 @@ def carriers(server):
     """The pids of the `ssh` programs that are connected to this server from here."""
     found = {pid for pid in processes() if f"Port={server.port}".encode() in command(pid).split(b"\0")}
     return {pid for pid in found if title(pid) == "ssh"}
+
+
+def kill_left(server):
+    """Kill what a test that has failed may have left there: a fork server is no descendant of the sshd."""
+    for pid in far(server):
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)

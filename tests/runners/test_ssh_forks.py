@@ -21,7 +21,7 @@ from contexts import (
 )
 from far_nvml import FarNvml
 from sessions import BATCH, ids, until_failure, whole
-from sshd import carriers, far, host, needs_sshd, signalled
+from sshd import carriers, far, host, kill_left, needs_sshd, signalled
 
 from benchmarks.loopback import serving
 from runners.diagnosis.nvml import Nvml
@@ -63,6 +63,7 @@ _numbers = itertools.count()
 def server(tmp_path_factory):
     with serving(tmp_path_factory.mktemp("sshd")) as server:
         yield server
+        kill_left(server)
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from contexts import (
     until,
 )
 from farlings import HoldsTorch
-from sshd import carriers, far, host, needs_sshd, signalled
+from sshd import carriers, far, host, kill_left, needs_sshd, signalled
 
 from benchmarks import namespaces
 from benchmarks.loopback import serving
@@ -42,6 +42,7 @@ def undisturbed():
 def server(tmp_path_factory):
     with serving(tmp_path_factory.mktemp("sshd")) as server:
         yield server
+        kill_left(server)
 
 
 async def streamed(worker, strike):
