@@ -254,7 +254,9 @@ def _parsed(text: str) -> dict[str, Any]:
     if missing := (_START if "tree" in keys else _INPUT) - set(keys):
         raise Mismatch(f"this line of a log lacks {', '.join(sorted(missing))}")
     effects = line["effects"]
-    if not isinstance(effects, list) or not all(isinstance(one, str) for one in cast("list[object]", effects)):
+    if not isinstance(effects, list) or not all(
+        isinstance(one, str) for one in cast("list[object]", effects)
+    ):
         raise Mismatch("the effects in this line of a log are no list of texts")
     return cast("dict[str, Any]", line)
 
