@@ -20,7 +20,7 @@ from supervise import DEVICE, Child, Decider, Escalate, Supervisor, events, open
 from supervise.testing import assert_lifecycle
 
 HOST = ProcessHost(load_timeout=20, first_chunk_timeout=20, next_chunk_timeout=20)
-PATIENCE = 20.0
+PATIENCE = 60.0
 LOOK = 0.002
 """Seconds between two looks at a condition that has no event."""
 FOREVER = Scripted(5_000, delay=0.002)
