@@ -15,7 +15,7 @@ from stage import (
     all_of,
     batch,
     callers,
-    kill,
+    strike,
     until,
     worker_leaves_nothing,  # noqa: F401 - The import makes this autouse fixture apply to the tests of this file.
 )
@@ -667,12 +667,6 @@ async def test_streams_are_whole_while_contexts_are_killed():
                 nursery.start_soon(caller.run, scene.worker)
             for number in (0, 1, 2, 1):
                 await trio.sleep(0.2)
-                pid = (await scene.ref(number).ready()).pid
-                # A request that is on trial when its context dies again is not tried a third time (D6).
-                had = {caller: len(caller.chunks) for caller in them}
-                await until(
-                    lambda had=had: all(len(one.chunks) > had[one] or one.over.is_set() for one in them)
-                )
-                kill(pid)
+                await strike(scene.ref(number))
         for caller in them:
             caller.assert_whole(400)

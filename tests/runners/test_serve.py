@@ -17,7 +17,7 @@ from pathlib import Path
 import openai
 import pytest
 import trio
-from stage import kill, until, worker_leaves_nothing  # noqa: F401 - The import makes this autouse fixture apply to the tests of this file.
+from stage import strike, until, worker_leaves_nothing  # noqa: F401 - The import makes this autouse fixture apply to the tests of this file.
 from talkers import Talking
 
 import runners.serve
@@ -151,15 +151,13 @@ async def test_openais_client_notices_no_death_of_the_context():
     async def killing(over):
         nonlocal killed
         while not over():
-            state = await scene.worker.ready()
-            # A request that is on trial when its context dies again is not tried a third time (D6). These have had their
-            # trials when all together have made so many tokens.
+            await scene.worker.ready()
             enough = scene.context.handled + 100
             await trio.sleep(0.5)
             while not over() and scene.context.handled < enough:  # noqa: ASYNC110 - the condition has no event
                 await trio.sleep(0.002)
             if not over():
-                kill(state.pid)
+                state = await strike(scene.worker)
                 killed += 1
                 while scene.context.incarnation == state.incarnation:  # noqa: ASYNC110 - likewise
                     await trio.sleep(0.002)

@@ -9,7 +9,7 @@ import random
 import pytest
 import trio
 from stage import (
-    kill,
+    strike,
     worker_leaves_nothing,  # noqa: F401 - The import makes this autouse fixture apply to the tests of this file.
 )
 
@@ -64,14 +64,12 @@ async def test_every_chat_is_whole_while_contexts_of_a_transformer_die(tmp_path)
     async def kill_one_now_and_then(tree):
         chance = random.Random(1)
         while True:
-            # A request that is on trial when its context dies again is not tried a third time (D6). All have had their trials
-            # when they have made so many parts together.
             enough = parts_seen + 30 * AT_ONCE
             while parts_seen < enough:  # noqa: ASYNC110 - the threads set no event
                 await trio.sleep(0.01)
             context = tree[f"serve/llm/context-{chance.randrange(2)}/context"]
             if context.status().state == "up":
-                kill((await context.ready()).pid)
+                await strike(context)
                 killed.append(context.path)
 
     with trio.fail_after(600):
