@@ -27,7 +27,7 @@ from pathlib import Path
 import trio
 from hostile_server import Peer
 
-LINGER = 0.6
+LINGER = 3.0
 """Seconds between the death of the worker and the end of the server; vLLM 0.32 takes 5."""
 PAUSE = 0.004
 """Seconds of a step of the worker."""
