@@ -542,6 +542,19 @@ def descendants(of: int = 0) -> set[int]:
     return found - {root}
 
 
+def abandoned() -> frozenset[str]:
+    """The names of shared memory that no process has mapped. What another program uses is not left behind by this one."""
+    found, mapped = dict[str, int](), set[int]()
+    for entry in Path("/dev/shm").iterdir():
+        with suppress(OSError):
+            found[entry.name] = entry.stat().st_ino  # a semaphore is mapped by another name
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            lines = (process / "maps").read_text().splitlines()
+            mapped |= {int(line.split()[4]) for line in lines if "/dev/shm/" in line}
+    return frozenset(name for name, inode in found.items() if inode not in mapped) & _names("/dev/shm")
+
+
 def _names(folder: str) -> frozenset[str]:
     return frozenset(entry.name for entry in Path(folder).iterdir())
 
@@ -562,7 +575,7 @@ class Holdings:
         return cls(
             frozenset(descendants()),
             frozenset(name for name in _names("/proc/self/fd") if os.path.lexists(f"/proc/self/fd/{name}")),
-            _names("/dev/shm"),
+            abandoned(),
             _names(tempfile.gettempdir()),
         )
 

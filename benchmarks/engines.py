@@ -22,7 +22,6 @@ import logging
 import os
 import shlex
 import signal
-import socket
 import statistics
 import subprocess
 import sys
@@ -37,6 +36,7 @@ import trio
 from attrs import field, frozen
 
 from benchmarks.engine_trial import trial
+from benchmarks.ports import free_port
 from runners import EngineHost, ExecuteBatch, OpenAIModel, Sampling
 from runners.errors import ContextDied
 from runners.types import CANARY
@@ -116,9 +116,7 @@ def _model(name: str, arguments: argparse.Namespace) -> OpenAIModel:
 
 def by_hand(engine: Engine) -> float:
     """Seconds from the start of the program to its first token."""
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        port = str(one.getsockname()[1])
+    port = str(free_port())
     prompt: dict[str, object] = {"prompt": CANARY.prompt}
     if engine.model.chat:
         prompt = {"messages": [{"role": "user", "content": CANARY.prompt}]}

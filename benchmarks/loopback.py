@@ -6,7 +6,6 @@ import getpass
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -17,11 +16,12 @@ from typing import Any
 
 import attrs
 
+from benchmarks.ports import free_port
 from runners.hosts.remote.ssh import SshHost
 
 ROOT = Path(__file__).parents[1]
 SSHD = shutil.which("sshd", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin")
-_PATIENCE = 10.0
+_PATIENCE = 60.0
 
 
 def missing() -> str | None:
@@ -72,7 +72,7 @@ def serving(
     """An sshd, possibly `inside` a network namespace. Afterwards it and its sessions are gone."""
     _keys(folder, "host", "user", "wrong")
     (folder / "authorized").write_text((folder / "user.pub").read_text())
-    port = port or _free_port()
+    port = port or free_port()
     (folder / "known").write_text(f"[{address}]:{port} {(folder / 'host.pub').read_text()}")
     settings = {
         "HostKey": folder / "host",
@@ -110,12 +110,6 @@ def serving(
                 os.kill(pid, signal.SIGKILL)
         process.kill()
         process.wait()
-
-
-def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port: int = listener.getsockname()[1]
-        return port
 
 
 def below(pid: int) -> set[int]:

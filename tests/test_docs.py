@@ -26,7 +26,7 @@ def run(*command, cwd, folders=()):
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        timeout=120,
+        timeout=400,
         check=False,
     )
 

@@ -17,7 +17,7 @@ BLOCK = re.compile(r"^```(python|console)\n(.*?)^```$", re.DOTALL | re.MULTILINE
 COMMAND = re.compile(r"^\$ (.*)\n((?:(?!\$ ).*\n)*)", re.MULTILINE)
 CHANGING = re.compile(r"\d\d:\d\d:\d\d\.\d+|\d+(\.\d+)? ?m?s\b|\d{4}-\d\d-\d\d")
 """Times and durations, which differ from run to run."""
-LONGEST = 60
+LONGEST = 180
 """Seconds after which a command that does not print what is shown is killed."""
 
 

@@ -253,7 +253,7 @@ def test_the_first_signal_stops_in_order(write, tmp_path, number):
     """R12: SIGINT or SIGTERM stops the children in reverse, each drained; the exit status is 0."""
     process = started(write, tmp_path, 0)
     process.send_signal(number)
-    out, _ = process.communicate(timeout=30)
+    out, _ = process.communicate(timeout=60)
     assert out.splitlines() == ["asked b", "down b", "asked a", "down a"]
     assert process.returncode == 0
 
@@ -266,7 +266,7 @@ def test_the_second_signal_ends_at_once(write, tmp_path, number, status):
     assert process.stdout is not None
     assert process.stdout.readline() == "asked b\n"
     process.send_signal(number)
-    process.communicate(timeout=20)
+    process.communicate(timeout=60)
     assert process.returncode == status
 
 
@@ -320,7 +320,7 @@ def test_a_stop_that_hangs_is_ended_hard(write, tmp_path):
     assert process.stdout is not None
     assert process.stdout.readline() == "up\n"
     process.terminate()
-    _, errors = process.communicate(timeout=20)
+    _, errors = process.communicate(timeout=60)
     assert process.returncode == 70
     assert "app/stubborn" in errors
     assert "in stubborn" in errors
@@ -481,7 +481,7 @@ def test_a_run_logs_its_start_and_its_end(write, tmp_path, options):
     assert process.stdout is not None
     assert process.stdout.readline() == "up\n"
     process.terminate()
-    _, errors = process.communicate(timeout=30)
+    _, errors = process.communicate(timeout=60)
     assert process.returncode == 0
     lines = errors.splitlines()
     ours = [line for line in lines if "] " in line]

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from benchmarks.ports import free_port
 
 ROOT = Path(__file__).parents[2]
 TOKEN = "a-token-of-the-tests-0"
@@ -58,8 +59,7 @@ def run(tmp_path):
 @pytest.mark.slow
 def test_a_running_program_is_seen_and_changed_from_a_shell(run, tmp_path):
     """Every command, with its words and its exit status, as in the page; the program ends by `stop` of its root."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = str(free.getsockname()[1])
+    port = str(free_port())
     program = run("run", "app.py", "--socket", "--port", port, wait=False)
     try:
         assert program.stdout.readline() == "up\n"
@@ -98,7 +98,7 @@ def test_a_running_program_is_seen_and_changed_from_a_shell(run, tmp_path):
         assert events[-2].endswith("too loud")
         assert json.loads(run("events", "-o", "json").stdout.splitlines()[-1])["kind"] == "Stopped"
         assert run("stop", "app", "--reason", "done").returncode == 0
-        assert program.wait(20) == 0
+        assert program.wait(60) == 0
         assert "was asked to stop: " in program.stderr.read()
     finally:
         program.kill()

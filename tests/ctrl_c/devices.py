@@ -37,9 +37,9 @@ from .talking import PREPARED, Talking
 from .verdict import FOLDERS, Hang, Program, Scene, judge
 
 DEVICES: dict[str, Program] = {}
-IN_TIME = 20.0
+IN_TIME = 120.0
 """Seconds after which a run hangs."""
-GONE = 2.0
+GONE = 30.0
 """Seconds in which the kernel must have ended what a dead process leaves behind."""
 
 RUNNER = Talking(Scripted(8, delay=0.002, faults=(Fault("kill", "stream", 3, incarnation=1),)))

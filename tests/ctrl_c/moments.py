@@ -33,7 +33,7 @@ from .programs import Boom, fails
 from .talking import Talking
 from .verdict import Program, Scene, judge
 
-PATIENCE = 30.0
+PATIENCE = 120.0
 """Seconds after which a program that was interrupted hangs."""
 
 LATEST = 0.04

@@ -25,7 +25,7 @@ FOLDERS = (Path(supervise.__file__).parent, Path(runners.__file__).parent)
 FOR_EVER = 100_000.0
 """Virtual seconds after which a program hangs."""
 
-PATIENCE = 2.0
+PATIENCE = 60.0
 """Real seconds after which a program spins."""
 
 

@@ -47,16 +47,16 @@ class Served:
         yield
         self._is_served.clear()
         self.do(self._serve_again)
-        assert self._is_served.wait(10)
+        assert self._is_served.wait(60)
 
     def __enter__(self):
         self._thread.start()
-        assert self._is_served.wait(10)
+        assert self._is_served.wait(60)
         return self
 
     def __exit__(self, *_):
         trio.from_thread.run_sync(self._end.set, trio_token=self._trio)
-        self._thread.join(10)
+        self._thread.join(60)
         assert not self._thread.is_alive()
 
     async def _run(self):

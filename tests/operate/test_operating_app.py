@@ -28,7 +28,7 @@ async def operated(tmp_path, *children, token=TOKEN, port=None, sinks=(), **opti
     where = tmp_path / "s"
     child = operate(None if port is not None else where, port=port, token=token)
     spec = Supervisor("app", [child, *(getattr(one, "spec", one) for one in children)], **options)
-    with trio.fail_after(30):
+    with trio.fail_after(120):
         async with open_tree(spec, sinks=sinks) as tree:
             url = await tree["app/operate"].ready()
             transport = (
@@ -299,7 +299,6 @@ async def test_the_history_outlives_a_restart_of_the_operating_child(tmp_path):
 @pytest.mark.slow
 async def test_a_slow_or_broken_client_harms_nobody(tmp_path):
     """Half requests, huge headers, and readers that do not read; others are served meanwhile, and the stop does not wait."""
-    started = trio.current_time()
     sockets = []
     async with operated(tmp_path, Puppet("a")) as (tree, http):
         for sent in (b"", b"GET /status HT", b"POST /stop/app/a HTTP/1.1\r\nhost: x\r\ncontent-length: 50\r\n"
@@ -320,9 +319,10 @@ async def test_a_slow_or_broken_client_harms_nobody(tmp_path):
             assert (await http.get("/status")).status_code == 200
         await tree["app/a"].restart()
         assert tree["app/a"].status().state == "up"
+        began = trio.current_time()
+    assert trio.current_time() - began < 30
     for client in sockets:
         client.close()
-    assert trio.current_time() - started < 15
 
 
 @pytest.mark.slow
@@ -355,12 +355,12 @@ async def test_a_reader_that_stalls_learns_what_it_missed_and_does_not_hold_up_t
                 began = trio.current_time()
 
                 async def release():
-                    await trio.sleep(8)
+                    await trio.sleep(60)
                     stalled.close()
 
                 nursery.start_soon(release)
             nursery.cancel_scope.cancel("the tree has ended")
-    assert trio.current_time() - began < 5
+    assert trio.current_time() - began < 50
 
 
 async def test_a_client_reports_what_went_wrong_in_one_line(tmp_path):

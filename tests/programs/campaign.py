@@ -27,7 +27,7 @@ from .servers import Server, processes_in, refuses
 
 ROOT = Path(__file__).parents[2]
 TARGETS = ("program", "worker", "guardian", "parent")
-LONGEST = 60.0
+LONGEST = 120.0
 """Seconds in which the server must be ready again after a strike."""
 
 

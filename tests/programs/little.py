@@ -14,7 +14,7 @@ from supervise.programs import Command, Running, line
 
 from .servers import processes_in
 
-PATIENCE = 20.0
+PATIENCE = 60.0
 
 UP = "print('up', flush=True)\n"
 FOR_EVER = "import time\nwhile True: time.sleep(1)\n"

@@ -12,18 +12,12 @@ from signal import SIGINT, SIGQUIT, SIGTERM
 
 from attrs import define, field
 
+from benchmarks.ports import free_port
 from supervise import Backoff
 from supervise.programs import Command, every, http, probe, tcp
 
 AS_ROOT = os.geteuid() == 0
-TIMES = {"timeout": 1.0, "failures": 2}
-
-
-def free_port() -> int:
-    """A port that nothing listens at."""
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return one.getsockname()[1]
+TIMES = {"timeout": 2.5, "failures": 2}
 
 
 def processes_in(folder: Path) -> set[int]:
@@ -43,9 +37,9 @@ def refuses(port: int) -> bool:
         return one.connect_ex(("127.0.0.1", port)) != 0
 
 
-def answered(port: int, question: bytes) -> bytes:
+def answered(port: int, question: bytes, seconds: float) -> bytes:
     """The first bytes of an answer."""
-    with socket.create_connection(("127.0.0.1", port), timeout=1) as one:
+    with socket.create_connection(("127.0.0.1", port), timeout=seconds) as one:
         one.sendall(question)
         return one.recv(4096)
 
@@ -56,6 +50,8 @@ class Server:
 
     folder: Path
     port: int = field(factory=free_port)
+    patience: float = 1.0
+    """Seconds that an answer may take. One that is stopped gives none."""
     program = ""
     stands_still = True
     """Whether it answers no more when its main process is stopped by SIGSTOP."""
@@ -101,7 +97,7 @@ class Redis(Server):
         return {"ready": ping, "alive": every(0.3, ping, **TIMES)}
 
     def asked(self):
-        return answered(self.port, b"PING\r\n").startswith(b"+PONG")
+        return answered(self.port, b"PING\r\n", self.patience).startswith(b"+PONG")
 
 
 class Nginx(Server):
@@ -129,7 +125,7 @@ class Nginx(Server):
         return {"ready": get, "alive": every(0.3, get, **TIMES), "stop": ((SIGQUIT, 2.0), (SIGTERM, 5.0))}
 
     def asked(self):
-        return b"here" in answered(self.port, b"GET / HTTP/1.0\r\n\r\n")
+        return b"here" in answered(self.port, b"GET / HTTP/1.0\r\n\r\n", self.patience)
 
 
 @define
@@ -180,18 +176,18 @@ class Postgres(Server):
         alive = every(0.3, tcp(self.port, send=self.QUESTION, expect=b"N"), **TIMES)
         return {"ready": ready, "alive": alive, "user": self.user, "stop": ((SIGINT, 10.0),)}
 
-    def sql(self, text: str) -> str:
+    def sql(self, text: str, seconds: float = 60.0) -> str:
         address = ["-h", "127.0.0.1", "-p", str(self.port), "-U", "postgres"]
         command = [self.tool("psql"), *address, "-X", "-Atq", "-v", "ON_ERROR_STOP=1", "-c", text]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=5, check=False)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=seconds, check=False)
         if done.returncode:
             raise ConnectionError(done.stderr)
         return done.stdout.strip()
 
     def asked(self):
         try:
-            self.sql("create table if not exists kept (number int primary key)")
-            kept = self.sql("select count(*) || ' ' || coalesce(max(number), 0) from kept")
+            self.sql("create table if not exists kept (number int primary key)", 5 * self.patience)
+            kept = self.sql("select count(*) || ' ' || coalesce(max(number), 0) from kept", 5 * self.patience)
         except subprocess.TimeoutExpired:
             return False
         assert kept == f"{self.rows} {self.rows}", f"{self.rows} rows were committed, and {kept} are there"

@@ -16,7 +16,19 @@ from supervise.events import StopError
 from supervise.programs import Command, CommandExited, CommandMissing
 from supervise.programs.guardian import below
 
-from .little import FOR_EVER, UP, WITH_ORPHAN, Seen, little, opened, python, refused, started_again, until
+from .little import (
+    FOR_EVER,
+    PATIENCE,
+    UP,
+    WITH_ORPHAN,
+    Seen,
+    little,
+    opened,
+    python,
+    refused,
+    started_again,
+    until,
+)
 from .servers import AS_ROOT, processes_in
 
 WRITES = """
@@ -55,7 +67,7 @@ async def test_without_ready_a_program_is_ready_as_soon_as_it_runs(tmp_path):
 async def test_a_program_runs_outside_of_a_tree(tmp_path, end, tag):
     """The resource of a command may be used alone. Its end is an error also after status 0, and has the last lines of the program."""
     command = Command("alone", python(f"import sys; print('hello'); {end}"), cwd=tmp_path)
-    with trio.fail_after(20):
+    with trio.fail_after(PATIENCE):
         async with command.resource() as running:
             error = await running.ended()
     assert (type(error), error.tag) == (CommandExited, tag)
@@ -186,11 +198,12 @@ for each in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGHUP): sign
 )
 
 
+@pytest.mark.slow
 @pytest.mark.trio
 async def test_a_stop_is_a_sequence_of_signals(tmp_path):
     """R20: each step has its seconds, and the next one comes when they are over."""
     script = OBEYS.replace("LAST", "'SIGINT'") + UP + FOR_EVER
-    stop = ((signal.SIGTERM, 0.5), (signal.SIGQUIT, 0.5), (signal.SIGINT, 10))
+    stop = ((signal.SIGTERM, 2.5), (signal.SIGQUIT, 2.5), (signal.SIGINT, 30))
     seen = Seen()
     async with opened(little(script, tmp_path, stop=stop), tmp_path, seen):
         pass
@@ -198,10 +211,11 @@ async def test_a_stop_is_a_sequence_of_signals(tmp_path):
     assert not [event for event in seen.events if isinstance(event, StopError)]
 
 
+@pytest.mark.slow
 @pytest.mark.trio
 async def test_after_the_last_step_everything_is_killed(tmp_path):
     """R20: a program that takes no notice, and one that has no step, gets SIGKILL."""
-    for stop in (((signal.SIGTERM, 0.5),), ()):
+    for stop in (((signal.SIGTERM, 2.5),), ()):
         script = OBEYS.replace("LAST", "''") + WITH_ORPHAN + UP + FOR_EVER
         async with opened(little(script, tmp_path, stop=stop), tmp_path):
             pass
@@ -251,7 +265,7 @@ async def test_a_failure_that_is_injected_kills_the_program(tmp_path):
 async def test_a_start_that_is_cancelled_stops_the_program_by_its_steps(tmp_path):
     """A program that is not ready yet may have as much to bring to an end."""
     script = OBEYS.replace("LAST", "'SIGTERM'") + "write('runs', 1)\n" + FOR_EVER
-    with trio.fail_after(20):
+    with trio.fail_after(PATIENCE):
         async with trio.open_nursery() as nursery:
 
             async def run():

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import trio
 
+from benchmarks.ports import free_port
 from supervise import Decider, Stop
 from supervise.programs import Command, CommandUnhealthy, checks, every, http, line, notify, probe, tcp
 from supervise.programs.checks import until_it_passes
@@ -18,7 +19,6 @@ from supervise.programs.ports import _address, _takes
 from supervise.testing import run_virtual
 
 from .little import FOR_EVER, UP, Seen, little, opened, python, refused, until
-from .servers import free_port
 
 SERVES = """
 import socket, sys, time
@@ -56,7 +56,7 @@ async def test_an_attempt_without_an_answer_is_given_up(tmp_path, monkeypatch):
     monkeypatch.setattr(checks, "_PATIENCE", 0.2)
     port = free_port()
     script = SERVES.replace("for answer", "first = server.accept()\nfor answer").format(
-        port=port, answers=[b"yes"]
+        port=port, answers=[b"yes"] * 100
     )
     async with opened(little(script, tmp_path, ready=tcp(port, send=b"x", expect=b"yes")), tmp_path):
         pass
@@ -110,14 +110,14 @@ async def test_what_the_last_check_found_is_in_the_error(tmp_path):
             *[b"LOADING"] * 99,
             ready=tcp(port, send=b"PING", expect=b"PONG"),
             folder=tmp_path,
-            ready_timeout=2,
+            ready_timeout=5,
         ),
         tmp_path,
     )
     assert error.tag == "command.not_ready"
-    assert str(error).endswith(f"was not ready within 2 s: port {port} answered b'LOADING'")
-    error = await refused(little(FOR_EVER, tmp_path, ready=tcp(port), ready_timeout=0.3), tmp_path)
-    assert str(error).endswith(f"was not ready within 0.3 s: port {port}: connection refused")
+    assert str(error).endswith(f"was not ready within 5 s: port {port} answered b'LOADING'")
+    error = await refused(little(FOR_EVER, tmp_path, ready=tcp(port), ready_timeout=3), tmp_path)
+    assert str(error).endswith(f"was not ready within 3 s: port {port}: connection refused")
 
 
 @pytest.mark.trio
@@ -167,7 +167,7 @@ async def test_a_line_makes_a_program_ready(tmp_path):
 @pytest.mark.trio
 async def test_a_line_that_never_comes_may_be_held_back(tmp_path):
     """The error says how that is prevented."""
-    error = await refused(little(UP + FOR_EVER, tmp_path, ready=line("ready"), ready_timeout=2), tmp_path)
+    error = await refused(little(UP + FOR_EVER, tmp_path, ready=line("ready"), ready_timeout=5), tmp_path)
     assert "no line has matched; a program may hold back lines that it writes into a pipe" in str(error)
     assert "up" in error.__notes__[0]
 
@@ -188,8 +188,8 @@ async def test_a_program_may_say_itself_that_it_is_ready(tmp_path):
     async with opened(little(text, tmp_path, ready=notify()), tmp_path):
         pass
     text = NOTIFIES + "tell(b'STATUS=loading'); tell(b'READY=0')\n" + FOR_EVER
-    error = await refused(little(text, tmp_path, ready=notify(), ready_timeout=2), tmp_path)
-    assert str(error).endswith("was not ready within 2 s: its last status was 'loading'")
+    error = await refused(little(text, tmp_path, ready=notify(), ready_timeout=5), tmp_path)
+    assert str(error).endswith("was not ready within 5 s: its last status was 'loading'")
 
 
 @pytest.mark.slow
@@ -205,7 +205,7 @@ async def test_only_the_program_may_say_so(tmp_path):
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(forge)
-        error = await refused(little(text, tmp_path, ready=notify(), ready_timeout=2), tmp_path)
+        error = await refused(little(text, tmp_path, ready=notify(), ready_timeout=5), tmp_path)
     assert error.tag == "command.not_ready"
 
 
@@ -217,7 +217,7 @@ async def test_a_further_program_finds_out_whether_it_is_ready(tmp_path):
     async with opened(little(text, tmp_path, ready=probe(["test", "-e", "ready"])), tmp_path):
         assert (tmp_path / "ready").exists()
     slow = probe(["sh", "-c", "echo not yet; exit 7"])
-    error = await refused(little(FOR_EVER, tmp_path, ready=slow, ready_timeout=2), tmp_path)
+    error = await refused(little(FOR_EVER, tmp_path, ready=slow, ready_timeout=5), tmp_path)
     assert str(error).endswith("sh -c 'echo not yet; exit 7' exited with status 7: not yet")
 
 

@@ -19,6 +19,7 @@ def server(request, tmp_path):
     if why := kind.missing():
         pytest.skip(why)
     one = kind(tmp_path)
+    one.patience = 60.0  # these are never stopped
     one.prepare()
     yield one
     assert not processes_in(tmp_path)

@@ -2,18 +2,24 @@
 
 import gc
 import os
+import resource
 import select
 import signal
+import socket
+import threading
+import time
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 import pytest
 import trio
 
+from runners.hosts.process import wire
 from runners.hosts.process.host import ProcessHost
 
 HOST = ProcessHost(load_timeout=20, first_chunk_timeout=20, next_chunk_timeout=20)
-PATIENCE = 10.0
+PATIENCE = 60.0
+"""Seconds after which something hangs. Only a test that fails takes so long, so a slow or busy machine must not come near it."""
 
 _MARK = "RUNNERS_TESTED_BY"
 os.environ[_MARK] = str(os.getpid())
@@ -24,7 +30,7 @@ async def opened(runner, host=HOST, **start):
     """A session, and afterwards the proof that its process is gone."""
     pidfd = -1
     try:
-        with trio.fail_after(4 * PATIENCE):
+        with trio.fail_after(2 * PATIENCE):
             async with host.open(runner, **start) as session:
                 pidfd = os.pidfd_open(session.pid)
                 yield session
@@ -44,6 +50,34 @@ def stat(pid):
     """State and parent of a process."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return fields[0], int(fields[1])
+
+
+def ends(pid):
+    """Whether it is dead; a zombie counts as dead, whichever process should reap it."""
+    try:
+        return stat(pid)[0] in "ZX"
+    except (FileNotFoundError, ProcessLookupError):
+        return True
+
+
+def hurry(host, **deadlines):
+    """Give a host shorter deadlines while its session is open, which looks at them each time.
+
+    What is in time before that may then take as long as a slow machine needs.
+    """
+    for name, seconds in deadlines.items():
+        object.__setattr__(host, name, seconds)
+
+
+def chunks_waiting(session):
+    """How many chunks have come from its process and are not received yet."""
+    parser = wire.from_child()
+    with suppress(BlockingIOError):
+        parser.feed(session._peer._socket.recv(2**20, socket.MSG_PEEK))
+    count = 0
+    while (frame := parser.next()) is not None:
+        count += len(frame.chunks)
+    return count
 
 
 def processes():
@@ -112,6 +146,34 @@ def contexts():
             if stat(pid)[1] != os.getpid() or b"runners.hosts.process.child.life" in command(pid):
                 found.add(pid)
     return found
+
+
+class Steps(trio.abc.Instrument):
+    """Of all steps of tasks: the longest, and how many gave up the CPU in order to wait. What other processes take away does not count."""
+
+    used = 0.0
+    """The longest in seconds of CPU."""
+    held = 0.0
+    """The longest in seconds, less those in which it waited for a CPU."""
+    waits = 0
+
+    def __init__(self):
+        self._delays = Path(f"/proc/self/task/{threading.get_native_id()}/schedstat")
+        self._before = self._now()
+
+    def _now(self):
+        delayed = int(self._delays.read_text().split()[1]) / 1e9
+        waits = resource.getrusage(resource.RUSAGE_THREAD).ru_nvcsw
+        return time.thread_time(), time.monotonic() - delayed, waits
+
+    def before_task_step(self, task):
+        self._before = self._now()
+
+    def after_task_step(self, task):
+        (used, held, waits), (used_before, held_before, waits_before) = self._now(), self._before
+        self.used = max(self.used, used - used_before)
+        self.held = max(self.held, held - held_before)
+        self.waits += waits > waits_before
 
 
 def kill_contexts():

@@ -1,8 +1,9 @@
 """An engine of two processes as vLLM has them: a server that speaks OpenAI's API, and a worker that makes the tokens.
 
-    python engines.py PORT MODEL [interrupts]
+    python engines.py PORT MODEL [interrupts] [FILE]
 
-MODEL is `sums`, whose next token follows from all tokens before it, or `torch-lm`. Its traps are those of vLLM:
+MODEL is `sums`, whose next token follows from all tokens before it, or `torch-lm`. Behind `SLOW_BEHIND` tokens it is slow for as
+long as there is no FILE, if one is given: so no stream is over before a test has struck it. Its traps are those of vLLM:
 
 - When the worker is killed, each stream gets an error event, `[DONE]`, and a good end of its body; the server ends a moment later, with
   status 0.
@@ -21,14 +22,17 @@ import subprocess
 import sys
 import time
 from functools import partial
+from pathlib import Path
 
 import trio
 from hostile_server import Peer
 
-LINGER = 0.6
+LINGER = 3.0
 """Seconds between the death of the worker and the end of the server; vLLM 0.32 takes 5."""
 PAUSE = 0.004
 """Seconds of a step of the worker."""
+SLOW, SLOW_BEHIND = 0.25, 28
+"""Seconds of a slow step, and the tokens of a stream before it."""
 
 
 # --- the model
@@ -89,9 +93,9 @@ def maker(model):
 # --- the worker
 
 
-def work(model):
+def work(model, file=""):
     """Take requests from standard input, and make a token for each of them in turn. It outlives the process that wrote them."""
-    make, streams, rest = maker(model), {}, b""
+    make, streams, made, rest = maker(model), {}, {}, b""
     print("{}", flush=True)
     while True:
         while select.select([0], [], [], 0 if streams else None)[0]:
@@ -103,13 +107,15 @@ def work(model):
                 order = json.loads(line)
                 streams.pop(order["of"], None)
                 if "ids" in order:
-                    streams[order["of"]] = make(order["ids"], order["most"])
+                    streams[order["of"]], made[order["of"]] = make(order["ids"], order["most"]), 0
         for name, stream in list(streams.items()):
             ids, text, finish = next(stream)
+            made[name] += 1
             print(json.dumps({"of": name, "ids": ids, "text": text, "finish": finish}), flush=True)
             if finish:
                 del streams[name]
-        time.sleep(PAUSE)
+        late = max((made[name] for name in streams), default=0) > SLOW_BEHIND
+        time.sleep(SLOW if late and file and not Path(file).exists() else PAUSE)
 
 
 # --- the server
@@ -118,10 +124,11 @@ ERROR = {"error": {"message": "EngineCore encountered an issue", "code": 500}}
 
 
 class Server:
-    def __init__(self, model, *, interrupts=False):
-        self.interrupts = interrupts
+    def __init__(self, model, *how):
+        self.interrupts = "interrupts" in how
+        files = [each for each in how if each != "interrupts"]
         self.worker = subprocess.Popen(
-            [sys.executable, __file__, "worker", model],
+            [sys.executable, __file__, "worker", model, *files],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             start_new_session=True,
@@ -220,9 +227,9 @@ class Server:
         return True
 
 
-async def main(port, model, *how):
+async def main(port, *model):
     async with trio.open_nursery() as nursery:
-        server = Server(model, interrupts="interrupts" in how)
+        server = Server(*model)
         listeners = await trio.open_tcp_listeners(port, host="127.0.0.1")
         nursery.start_soon(trio.serve_listeners, server.serve, listeners)
         await nursery.start(server.listen_to_worker)
@@ -231,5 +238,5 @@ async def main(port, model, *how):
 
 if __name__ == "__main__":
     if sys.argv[1] == "worker":
-        work(sys.argv[2])
+        work(*sys.argv[2:])
     trio.run(main, int(sys.argv[1]), *sys.argv[2:])

@@ -428,7 +428,10 @@ class _Miscounts(Base):
 
 @attrs.frozen
 class Preloads:
-    """Tells in a file where it was preloaded, prepared and built, and misbehaves while preloading or preparing."""
+    """Tells in a file where it was preloaded, prepared and built, and misbehaves while preloading or preparing.
+
+    A preload goes on for as long as there is a file `hold`.
+    """
 
     folder: str
     preloading: str = ""
@@ -437,6 +440,8 @@ class Preloads:
     def preload(self):
         self._tell("preload")
         _PRELOADING[self.preloading]()
+        while Path(self.folder, "hold").exists():
+            time.sleep(0.01)
 
     def prepare(self, device):
         self._tell("prepare")
@@ -485,7 +490,6 @@ _PRELOADING = {
     "touches CUDA": _touch_cuda,
     "dies": lambda: os.kill(os.getpid(), signal.SIGKILL),
     "hangs": lambda: time.sleep(3600),
-    "takes a while": lambda: time.sleep(0.7),
     "imports a thread": lambda: __import__("lazybar"),
     "imports a native thread": lambda: __import__("lazynative"),
     "closes what it writes to": lambda: os.closerange(0, 3),
@@ -582,13 +586,16 @@ class Terminates:
     def build(self, start):
         sleeper = subprocess.Popen(["sleep", "3600"])
         sleeper.send_signal(self.number)
+        reading, writing = os.pipe()
         forked = os.fork()
         if not forked:
             try:
-                time.sleep(3600)
+                os.write(writing, b"x")
+                while True:  # a signal that comes just before a sleep does not shorten it
+                    time.sleep(0.01)
             finally:
                 os._exit(3)
-        time.sleep(0.2)  # the fork is at its sleep
+        os.read(reading, 1)
         os.kill(forked, self.number)
         ends = {"exec": sleeper.wait(), "fork": os.waitstatus_to_exitcode(os.waitpid(forked, 0)[1])}
         Path(self.folder, "ends").write_text(json.dumps(ends))

@@ -21,7 +21,7 @@ THREAD = ThreadHost(load_timeout=20, chunk_timeout=20)
 PROCESS = ProcessHost(load_timeout=20, first_chunk_timeout=20, next_chunk_timeout=20)
 HOSTS = {"inline": INLINE, "thread": THREAD, "process": PROCESS}
 every_host = pytest.mark.parametrize("host", HOSTS.values(), ids=HOSTS)
-PATIENCE = 20.0
+PATIENCE = 60.0
 BATCH = ExecuteBatch("r", "hello", sampling=Sampling(seed=1))
 FOREVER = 10_000
 

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.chaos import abandoned
+
 ROOT = Path(__file__).parents[2]
 KEYS = [
     "requests",
@@ -29,7 +31,7 @@ KEYS = [
 def demo(*arguments, cwd=ROOT, **options):
     command = [sys.executable, "-m", "runners.demo", *arguments]
     return subprocess.run(
-        command, cwd=cwd, capture_output=True, text=True, timeout=120, check=False, **options
+        command, cwd=cwd, capture_output=True, text=True, timeout=300, check=False, **options
     )
 
 
@@ -50,7 +52,7 @@ def state(pid):
         return "Z"
 
 
-def eventually(condition, what, seconds=30.0):
+def eventually(condition, what, seconds=60.0):
     """Wait, in real time, for something outside of this process."""
     end = time.monotonic() + seconds
     while not condition():
@@ -89,12 +91,14 @@ def test_without_a_fault_nothing_restarts(calm):
 @pytest.mark.parametrize("kind", ["kill", "segv", "poison", "hang"])
 def test_a_fault_costs_no_token(calm, kind, tmp_path):
     """D6, D10: Whatever happens to the process in mid-stream, every stream equals its fault-free text, and nothing is left behind."""
-    shared = set(os.listdir("/dev/shm"))
+    shared = abandoned()
     result = demo("--json", "--fault", kind, env={**os.environ, "TMPDIR": str(tmp_path)})
     assert result.returncode == 0, result.stderr
     assert marked(str(tmp_path)) == []
     assert list(tmp_path.iterdir()) == []
-    assert set(os.listdir("/dev/shm")) == shared
+    eventually(
+        lambda: abandoned() <= shared, "no shared memory is left"
+    )  # another program may be about to map some
     report = json.loads(result.stdout)
     assert (report["lost"], report["duplicated"], report["tree_failed"]) == (0, 0, False)
     assert report["identical"] is True
@@ -171,13 +175,13 @@ def test_missing_or_empty_prompts_are_one_line(tmp_path, content):
 def test_supervise_run_shows_what_happens():
     """`supervise run runners.demo` prints tokens, failures, directives, new incarnations, and a summary."""
     command = [sys.executable, "-m", "supervise.cli", "run", "runners.demo"]
-    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
     assert result.returncode == 0, result.stderr
     for says in (
         "SIGKILL",
         "SIGSEGV",
         "poison",
-        "within 1 s",
+        "within 3 s",
         "→ Restart",
         "#5] is ready again",
         "→ Resume for 'device.oom'",

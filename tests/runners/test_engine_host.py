@@ -44,7 +44,7 @@ pytest.importorskip("httpx2", reason="needs trio-supervise[openai]: httpx2 is no
 
 ENGINES = str(Path(__file__).with_name("engines.py"))
 PATIENCE = 60
-NEXT = 1.5
+NEXT = 4.0
 """Seconds for a further token. A busy machine may need some of them."""
 
 
@@ -52,8 +52,9 @@ def command(*argv, name="engine", **options):
     return Command(name, [sys.executable, *argv], **options)
 
 
-def engine(model="sums", **options):
-    return EngineHost(command(ENGINES, "{port}", model), load_timeout=PATIENCE, **options)
+def engine(model="sums", *struck):
+    """Streams of this engine are slow behind a few tokens until the file `struck` is there, if one is given."""
+    return EngineHost(command(ENGINES, "{port}", model, *map(str, struck)), load_timeout=PATIENCE)
 
 
 def model(**options):
@@ -122,10 +123,11 @@ FAULTS = {
 @pytest.mark.slow
 @pytest.mark.parametrize("fault", FAULTS)
 @pytest.mark.trio
-async def test_streams_go_on_in_the_next_engine(fault):
+async def test_streams_go_on_in_the_next_engine(fault, tmp_path):
     """D6, D17: Each has the tokens of an undisturbed run; the next engine starts when no process of the last one is left."""
     whom, number, kind, text = FAULTS[fault]
-    async with serving(model(), host=engine(), limit=None, patience=PATIENCE) as scene:
+    file = tmp_path / "struck"
+    async with serving(model(), host=engine("sums", file), limit=None, patience=PATIENCE) as scene:
         first = Processes((await scene.incarnation(1)).pid)
         struck, seen = trio.Event(), []
 
@@ -133,6 +135,7 @@ async def test_streams_go_on_in_the_next_engine(fault):
             if chunk.incarnation == 1 and chunk.index == 20 and not struck.is_set():
                 struck.set()
                 os.kill(getattr(first, whom), number)
+                file.touch()
             if chunk.incarnation == 2 and not seen:
                 seen.append(first.living())
 
@@ -162,20 +165,21 @@ async def test_streams_go_on_in_the_next_engine(fault):
 @pytest.mark.slow
 @pytest.mark.parametrize("whom", ["server", "worker"])
 @pytest.mark.trio
-async def test_a_language_model_goes_on_as_if_undisturbed(whom):
+async def test_a_language_model_goes_on_as_if_undisturbed(whom, tmp_path):
     """D6, D17: The reference is the same model without a server."""
     requests = [request(f"{each}", [10, 20, 30 + each], 60) for each in range(4)]
     plain, expected = device_worker("plain", TorchLM(), host=InlineHost()), {}
     async with open_tree(plain, sinks=[]) as tree:
         for each in requests:
             expected[each.request_id] = (await tree[plain].call(each)).token_ids
-    async with serving(model(), host=engine("torch-lm"), limit=None, patience=2 * PATIENCE) as scene:
-        struck = []
+    struck = tmp_path / "struck"
+    host = engine("torch-lm", struck)
+    async with serving(model(), host=host, limit=None, patience=2 * PATIENCE) as scene:
 
         def look(chunk):
-            if chunk.index == 25 and not struck:
-                struck.append(True)
+            if chunk.index == 25 and not struck.exists():
                 kill(getattr(processes, whom))
+                struck.touch()
 
         processes = Processes((await scene.worker.ready()).pid)
         callers = [Caller(each, look) for each in requests]
@@ -226,9 +230,10 @@ async def test_a_canary_finds_an_idle_engine_that_hangs():
     ("prompt", "error"), [("fail", ServerError), ("break", NetworkError), ("long", NetworkError)]
 )
 @pytest.mark.trio
-async def test_a_request_that_fails_alone_costs_no_context(prompt, error):
+async def test_a_request_that_fails_alone_costs_no_context(prompt, error, tmp_path):
     """D5, D17: The engine still gives tokens, so an error event, or a stream that ends early, is that of its request."""
-    async with serving(model(), host=engine(), patience=PATIENCE) as scene:
+    failed = tmp_path / "failed"
+    async with serving(model(), host=engine("sums", failed), patience=PATIENCE) as scene:
         beside = Caller(request("beside", most=150))
         async with trio.open_nursery() as nursery:
             await nursery.start(beside.run, scene.worker)
@@ -236,6 +241,8 @@ async def test_a_request_that_fails_alone_costs_no_context(prompt, error):
                 with pytest.raises(NetworkError) as raised:
                     await scene.worker.call(ExecuteBatch(f"{number}", prompt))
                 assert type(raised.value) is error
+            assert not beside.over.is_set()
+            failed.touch()
         assert beside.ids == sums([1, 2, 3], 150)
         assert scene.context.incarnation == 1
         assert scene.of(Failed) == []
@@ -278,19 +285,19 @@ async def test_a_stream_of_text_is_lost_with_its_engine():
 
 @pytest.mark.slow
 @pytest.mark.trio
-async def test_two_engines_serve_one_queue():
+async def test_two_engines_serve_one_queue(tmp_path):
     """D12: Each has a port of its own, and another engine continues the streams of one that was killed."""
-    async with serving(model(), host=None, hosts=[engine(), engine()], patience=PATIENCE) as scene:
+    struck = tmp_path / "struck"
+    hosts = [engine("sums", struck), engine("sums", struck)]
+    async with serving(model(), host=None, hosts=hosts, patience=PATIENCE) as scene:
         paths = [f"app/llm/context-{number}/context" for number in range(2)]
         engines = [Processes((await scene.tree[path].ready()).pid) for path in paths]
         assert engines[0].port != engines[1].port
 
-        struck = []
-
         def look(chunk):
-            if chunk.index == 15 and not struck:
-                struck.append(True)
+            if chunk.index == 15 and not struck.exists():
                 kill(engines[0].server)
+                struck.touch()
 
         callers = [Caller(request(f"{each}", [each]), look) for each in range(8)]
         async with trio.open_nursery() as nursery:

@@ -52,20 +52,27 @@ http.server.HTTPServer(("127.0.0.1", int(sys.argv[1])), Handler).serve_forever()
     [
         (
             "print('no memory', file=sys.stderr); sys.exit(3)",
-            30,
+            PATIENCE,
             ContextDied,
             "exited with status 3 before it was ready: no memory$",
         ),
-        ("time.sleep(1000)", 0.5, ContextHung, r"was not ready within 0\.5 s: port \d+: connection refused"),
-        (
-            REFUSES.format(status=503),
-            1,
+        pytest.param(
+            "time.sleep(1000)",
+            4,
             ContextHung,
-            "has given no token within 1 s: HTTP 503: no such model",
+            r"was not ready within 4 s: port \d+: connection refused",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            REFUSES.format(status=503),
+            6,
+            ContextHung,
+            "has given no token within 6 s: HTTP 503: no such model",
+            marks=pytest.mark.slow,
         ),
         (
             REFUSES.format(status=404),
-            30,
+            PATIENCE,
             LoadFailed,
             "refuses a request for one token: HTTP 404: no such model",
         ),

@@ -15,7 +15,7 @@ from stage import Caller, batch
 
 from benchmarks.loopback import serving
 from runners.hosts.process.host import ProcessHost
-from runners.models.scripted import Scripted
+from runners.models.scripted import Fault, Scripted
 from runners.worker import device_worker, rebuild, replace
 from supervise import open_tree
 
@@ -23,6 +23,7 @@ pytestmark = [pytest.mark.filterwarnings("error"), needs_sshd, pytest.mark.slow]
 
 MEMBERS = (3, 3, 2)
 STREAMS, TOKENS, BEGUN = 64, 40, 5
+LEASE = 8.0
 
 
 @pytest.fixture
@@ -36,7 +37,9 @@ def machines(tmp_path):
 
 def fleet(machines, runner):
     hosts = [
-        host(machine, lease=2) for machine, count in zip(machines, MEMBERS, strict=True) for _ in range(count)
+        host(machine, lease=LEASE)
+        for machine, count in zip(machines, MEMBERS, strict=True)
+        for _ in range(count)
     ]
     return device_worker("llm", runner, hosts=hosts, limit=None)
 
@@ -57,8 +60,10 @@ def lose(machine):
 async def test_a_fleet_loses_a_machine_and_no_token(machines):
     """D6, D12, D16: Each of the 64 streams is whole, also those of the three contexts that are gone."""
     them = [Caller(batch(f"{number}")) for number in range(STREAMS)]
-    runner = Scripted(TOKENS, streams=16, delay=0.002)
-    with trio.fail_after(60):
+    # Each stream takes its time behind token 20, so that none is over before the machine is lost.
+    slow = Fault("slow", at_token=20, incarnation=1, seconds=0.3)
+    runner = Scripted(TOKENS, streams=16, delay=0.002, faults=(slow,))
+    with trio.fail_after(300):
         async with open_tree(fleet(machines, runner), sinks=[]) as tree:
             await are_up(tree)
             async with trio.open_nursery() as nursery:
@@ -77,9 +82,9 @@ async def test_a_fleet_loses_a_machine_and_no_token(machines):
 @pytest.mark.trio
 async def test_orders_go_through_local_and_far_members_while_they_serve(machines):
     """D7, D12, D16: A rolling rebuild loses no token; after a new runner is swapped in, all requests get its answers."""
-    hosts = [ProcessHost(), *(host(machine, lease=2) for machine in machines[:2])]
+    hosts = [ProcessHost(), *(host(machine, lease=LEASE) for machine in machines[:2])]
     worker = device_worker("llm", Scripted(400, streams=4, delay=0.002), hosts=hosts, limit=None)
-    with trio.fail_after(60):
+    with trio.fail_after(300):
         async with open_tree(worker, sinks=[]) as tree:
             await are_up(tree)
             them = [Caller(batch(f"{number}")) for number in range(9)]

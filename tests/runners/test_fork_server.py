@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -16,8 +16,10 @@ import trio.testing
 from contexts import (
     HOST,
     PATIENCE,
+    Steps,
     cleaners,
     contexts,
+    ends,
     is_readable,
     nothing_left,  # noqa: F401 - The import makes this autouse fixture apply to the tests of this file.
     opened,
@@ -52,7 +54,9 @@ def servers():
 
 def is_idle(pid):
     """Whether a server has preloaded, and waits for orders."""
-    return "poll" in Path(f"/proc/{pid}/wchan").read_text()
+    with suppress(OSError):  # it may have ended
+        return "poll" in Path(f"/proc/{pid}/wchan").read_text()
+    return False
 
 
 def parent(pid):
@@ -62,14 +66,6 @@ def parent(pid):
 def links(pid):
     """What its descriptors are."""
     return sorted(str(entry.readlink()).partition(":")[0] for entry in Path(f"/proc/{pid}/fd").iterdir())
-
-
-def ends(pid):
-    """Whether it is dead; a zombie counts as dead, whichever process should reap it."""
-    try:
-        return stat(pid)[0] in "ZX"
-    except FileNotFoundError:
-        return True
 
 
 @pytest.mark.trio
@@ -149,7 +145,7 @@ async def test_a_preload_happens_once_and_not_in_the_contexts(tmp_path):
         ("leaves a thread", "must leave one thread, got 2"),
         ("touches CUDA", "must not touch a device, but CUDA is initialised"),
         ("dies", "was killed by SIGKILL"),
-        ("hangs", "preloaded nothing within 3 s"),
+        ("hangs", "preloaded nothing within 6 s"),
         ("forbids forks", "could not fork"),
         ("babbles", "not a frame"),
         ("sends a descriptor", "not a frame"),
@@ -158,7 +154,7 @@ async def test_a_preload_happens_once_and_not_in_the_contexts(tmp_path):
 @pytest.mark.trio
 async def test_without_a_server_the_start_is_cold(preloading, why, tmp_path, caplog):
     """A failure while preloading costs time, and a warning reports it; the context comes up all the same."""
-    host = ProcessHost(load_timeout=3 if preloading == "hangs" else 20)
+    host = ProcessHost(load_timeout=6 if preloading == "hangs" else 60)
     async with opened(Preloads(str(tmp_path), preloading), host) as session:
         assert parent(session.pid) == os.getpid()
     (warning,) = [record for record in caplog.records if record.name == "runners.hosts"]
@@ -172,7 +168,7 @@ async def test_without_a_server_the_start_is_cold(preloading, why, tmp_path, cap
 async def test_a_preload_that_cannot_work_is_not_tried_again(preloading, times, tmp_path, caplog):
     """D15: A preload that raises or hangs is not tried again; one that died is tried again while no start waits for it."""
     runner = Preloads(str(tmp_path), preloading)
-    host = ProcessHost(load_timeout=1.5)
+    host = ProcessHost(load_timeout=6 if preloading == "hangs" else 60)
 
     def preloads():
         return [what for what, _ in runner.told()].count("preload")
@@ -216,10 +212,11 @@ async def test_a_limit_counts_only_servers_that_die_in_a_row():
 @pytest.mark.trio
 async def test_no_recovery_waits_for_a_preload(tmp_path, caplog):
     """D15: A recovery starts cold at once; a server is made beside it when it has loaded, and the next recovery uses that."""
-    runner = Preloads(str(tmp_path), "takes a while")
+    runner = Preloads(str(tmp_path))
     async with opened(runner) as one:
         server = parent(one.pid)
         assert server != os.getpid()
+        (tmp_path / "hold").touch()
         os.kill(server, signal.SIGKILL)
         await until_failure(one, ContextDied)
     async with opened(runner, incarnation=2) as two:
@@ -229,6 +226,7 @@ async def test_no_recovery_waits_for_a_preload(tmp_path, caplog):
         async with opened(runner) as beside:
             assert parent(beside.pid) == os.getpid()
         await until(lambda: [what for what, _ in runner.told()].count("preload") == 2)
+        (tmp_path / "hold").unlink()
         (another,) = servers()
         await until(lambda: is_idle(another))
     async with opened(runner, incarnation=3) as three:
@@ -285,16 +283,18 @@ async def test_contexts_die_with_their_server_and_a_later_one_has_a_new_server()
 @pytest.mark.trio
 async def test_a_server_that_has_stopped_does_not_delay_a_restart(monkeypatch, caplog):
     """D9: Neither the end of its context nor the start of the next waits for it for long."""
-    monkeypatch.setattr(forkserver, "_ANSWER", 0.3)
-    monkeypatch.setattr(forkserver, "_REPORT", 0.3)
     async with opened(Scripted(4)) as session:
         server = parent(session.pid)
+        assert server != os.getpid()
+        monkeypatch.setattr(forkserver, "_REPORT", 0.3)
         os.kill(server, signal.SIGSTOP)
         assert ids(await whole(session)) == expected(BATCH, 4)
     await until(lambda: ends(server))
     async with opened(Scripted(4)):
         await until(lambda: any(is_idle(pid) for pid in servers()))
     async with opened(Scripted(4)) as session:
+        assert parent(session.pid) != os.getpid()
+        monkeypatch.setattr(forkserver, "_ANSWER", 0.3)
         os.kill(parent(session.pid), signal.SIGSTOP)
         async with opened(Scripted(4)) as beside:
             assert parent(beside.pid) == os.getpid()
@@ -328,13 +328,13 @@ async def test_processes_that_a_context_has_started_die_with_the_server(tmp_path
 @pytest.mark.trio
 async def test_an_idle_server_ends_after_a_while():
     """It outlives the last context by `linger` seconds, and one that comes within them still finds it."""
-    host = ProcessHost(linger=0.5)
+    host = ProcessHost(linger=3)
     async with opened(Scripted(), host) as session:
         server = parent(session.pid)
     await trio.sleep(0.2)
     async with opened(Scripted(), host) as session:
         assert parent(session.pid) == server
-        await trio.sleep(0.6)
+        await trio.sleep(3.5)
         assert not ends(server)
     await until(lambda: not processes())
     async with opened(Scripted(), host) as session:
@@ -367,12 +367,20 @@ async def test_equal_hosts_share_a_server_and_others_do_not():
 @pytest.mark.trio
 async def test_a_start_that_is_cancelled_leaves_the_server_to_the_next(tmp_path):
     """R13: A cancellation does not wait for the preload, which goes on."""
-    with trio.move_on_after(0.01) as scope:
-        async with HOST.open(Scripted()):
+    runner = Preloads(str(tmp_path))
+    (tmp_path / "hold").touch()
+
+    async def start():
+        async with HOST.open(runner):
             raise AssertionError
-    assert scope.cancelled_caught
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(start)
+        await until(servers)
+        nursery.cancel_scope.cancel()
     (server,) = servers()
-    async with opened(Scripted()) as session:
+    (tmp_path / "hold").unlink()
+    async with opened(runner) as session:
         assert parent(session.pid) == server
 
 
@@ -405,30 +413,6 @@ async def test_a_torch_runner_is_forked_warm(caplog):
     assert [record for record in caplog.records if record.name == "runners.hosts"] == []
 
 
-class _Steps(trio.abc.Instrument):
-    """Of all steps of tasks: the longest in seconds of CPU, and how many gave up the CPU in order to wait.
-
-    What other processes take away from us does not count.
-    """
-
-    longest = 0.0
-    waits = 0
-
-    def __init__(self):
-        self._before = self._now()
-
-    def _now(self):
-        return time.thread_time(), resource.getrusage(resource.RUSAGE_THREAD).ru_nvcsw
-
-    def before_task_step(self, task):
-        self._before = self._now()
-
-    def after_task_step(self, task):
-        (used, waited), (used_before, waited_before) = self._now(), self._before
-        self.longest = max(self.longest, used - used_before)
-        self.waits += waited > waited_before
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("host", [HOST, ProcessHost(standby=1), COLD], ids=["fork", "standby", "spawn"])
 @pytest.mark.trio
@@ -446,11 +430,11 @@ async def test_the_loop_is_never_held_for_five_milliseconds(host):
     await live(1)
     seen = []
     for incarnation in range(2, 7):
-        steps = _Steps()
+        steps = Steps()
         trio.lowlevel.add_instrument(steps)
         await live(incarnation)
         trio.lowlevel.remove_instrument(steps)
-        seen.append((steps.longest < 0.005, steps.waits <= (host is COLD)))
+        seen.append((steps.used < 0.005, steps.waits <= (host is COLD)))
     assert (True, True) in seen
 
 

@@ -15,7 +15,7 @@ from stage import (
     all_of,
     batch,
     callers,
-    kill,
+    strike,
     until,
     worker_leaves_nothing,  # noqa: F401 - The import makes this autouse fixture apply to the tests of this file.
 )
@@ -667,6 +667,6 @@ async def test_streams_are_whole_while_contexts_are_killed():
                 nursery.start_soon(caller.run, scene.worker)
             for number in (0, 1, 2, 1):
                 await trio.sleep(0.2)
-                kill((await scene.ref(number).ready()).pid)
+                await strike(scene.ref(number))
         for caller in them:
             caller.assert_whole(400)

@@ -57,7 +57,8 @@ class Far:
         self._rest = b""
 
     def send(self, kind, content=b""):
-        self.process.stdin.write(HEADER.pack(kind, len(content)) + content)
+        with suppress(BrokenPipeError):  # it may have ended, and what it has sent before is still to be read
+            self.process.stdin.write(HEADER.pack(kind, len(content)) + content)
 
     def until(self, *kinds, answer=True):
         """Read until a record of one of these kinds comes; its content."""
@@ -164,9 +165,9 @@ def test_a_lease_lapses_without_a_word():
 @pytest.mark.slow
 def test_answers_keep_a_lease():
     """D16: As long as each question is answered, the context lives, however long nothing else is sent."""
-    with guarded(lease=1.0) as far:
+    with guarded(lease=4.0) as far:
         pid = int(far.until(BORN))
-        for _ in range(3 * guardian.QUESTIONS):
+        for _ in range(guardian.QUESTIONS * 3 // 2):
             far.until(ASK)
         assert stat(pid)[0] not in "ZX"
         assert far.process.poll() is None
@@ -175,16 +176,15 @@ def test_answers_keep_a_lease():
 @pytest.mark.slow
 def test_an_answer_to_an_old_question_extends_no_lease():
     """D16: A lease counts from the question. Answers that were held up on the way, and other records, extend nothing."""
-    with guarded(lease=2.0) as far:
+    with guarded(lease=4.0) as far:
         pid = int(far.until(BORN, answer=False))
         first = next((content for kind, content in far.records if kind == ASK), None)
         first = first or far.until(ASK, answer=False)
         assert NUMBER.unpack(first) == (1,)
         asked = time.monotonic()
         while is_readable(far.process.stdout, 0.1) or far.process.poll() is None:
-            with suppress(BrokenPipeError):
-                far.send(ANSWER, first)
-                far.send(DATA, b"")
+            far.send(ANSWER, first)
+            far.send(DATA, b"")
             if not os.read(far.process.stdout.fileno(), 65536):
                 break
             assert time.monotonic() < asked + PATIENCE
@@ -194,7 +194,7 @@ def test_an_answer_to_an_old_question_extends_no_lease():
 @pytest.mark.slow
 def test_a_late_answer_extends_a_lease_only_from_its_question():
     """D16: So the near end knows when a lease is over, whatever is held up on the way. Without a late answer it is over sooner."""
-    lease, late = 4.0, 3.5
+    lease, late = 8.0, 4.0
     with guarded(lease=lease) as far:
         pid = int(far.until(BORN, answer=False))
         first = next((content for kind, content in far.records if kind == ASK), None)

@@ -489,9 +489,9 @@ async def test_a_rebuild_is_the_cure_of_what_lacked_in_dropping_for_it(host):
 @pytest.mark.trio
 async def test_a_rebuild_that_is_given_up_ends_its_context(host):
     """D7: nobody knows how far the runner has come, and nothing is served by it: it is told to the reader, at once and finally."""
-    runner = Scripted(8, delay=0.001, faults=(Fault("slow", at="rebuild", seconds=0.3),))
+    runner = Scripted(8, delay=0.001, faults=(Fault("slow", at="rebuild", seconds=0.9),))
     async with opened(runner, host) as session:
-        with trio.move_on_after(0.1) as scope:
+        with trio.move_on_after(0.05) as scope:
             await session.rebuild(SessionRebuildCause.MANUAL)
         assert scope.cancelled_caught
         session.begin(BATCH)
@@ -511,7 +511,7 @@ class Suspected(ContextPoisoned):
 async def test_a_worker_whose_rebuild_is_given_up_serves_from_a_fresh_context(host):
     """D7: a decider that resumes a poison leaves the body of a rebuild, and nobody hangs."""
     seen = []
-    runner = Scripted(8, delay=0.001, faults=(Fault("slow", at="rebuild", seconds=0.3, incarnation=1),))
+    runner = Scripted(8, delay=0.001, faults=(Fault("slow", at="rebuild", seconds=0.9, incarnation=1),))
     mine = Decider({"device.poisoned.suspected": Resume}).over(DEVICE)
     worker = device_worker("llm", runner, host=host, decider=mine)
     async with open_tree(worker, sinks=[seen.append]) as tree:

@@ -134,8 +134,8 @@ def test_a_poison_reaches_the_supervisor_wherever_it_is_raised(fault):
 @pytest.mark.trio
 async def test_a_context_that_dies_while_idle_is_replaced():
     """D10: The parent watches its process; it does not wait for a request to find out."""
-    with trio.fail_after(30):
-        async with serving(Scripted(), host=ProcessHost(load_timeout=20)) as scene:
+    with trio.fail_after(60):
+        async with serving(Scripted(), host=ProcessHost(load_timeout=60)) as scene:
             pid = (await scene.worker.ready()).pid
             os.kill(pid, signal.SIGKILL)
             await scene.incarnation(2)

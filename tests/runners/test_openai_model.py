@@ -35,7 +35,7 @@ from runners.serve import serve
 from runners.types import Price, RateLimits, RunnerStart, SessionRebuildCause
 from supervise import StartFailed, open_tree
 
-PATIENCE = 30
+PATIENCE = 120
 
 
 @asynccontextmanager

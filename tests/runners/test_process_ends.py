@@ -189,7 +189,7 @@ async def test_a_context_that_answers_a_later_stream_has_dropped_the_one_before(
     """D9: It has read the drop that was sent in front of that stream; a drop that is never answered would be kept in mind for ever."""
     first, second = (raw(wire.Step([wire.Chunk(number, 0, (9,), "z", None, None)], [])) for number in (0, 1))
     runner = SaysWhenAsked(second, "wait", before=first)
-    async with opened(runner, ProcessHost(first_chunk_timeout=5)) as session:
+    async with opened(runner) as session:
         session.begin(BATCH)
         await session.receive()
         session.drop("r")
@@ -313,10 +313,10 @@ async def test_a_load_that_is_cancelled_leaves_nothing_and_does_not_wait():
     """R13, D10: Cancelling a load kills it at once."""
     started = time.monotonic()
     with trio.move_on_after(0.3) as scope:
-        async with HOST.open(Scripted(load_delay=60)):
+        async with HOST.open(Scripted(load_delay=3600)):
             raise AssertionError
     assert scope.cancelled_caught
-    assert time.monotonic() - started < PATIENCE / 2
+    assert time.monotonic() - started < PATIENCE
 
 
 @pytest.mark.trio

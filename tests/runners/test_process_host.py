@@ -10,8 +10,10 @@ import trio.testing
 from contexts import (
     HOST,
     PATIENCE,
+    chunks_waiting,
     nothing_left,  # noqa: F401 - The import makes this autouse fixture apply to the tests of this file.
     opened,
+    until,
 )
 from rogues import (
     Nested,
@@ -83,11 +85,17 @@ async def test_one_step_of_all_streams_arrives_together():
     async with opened(Scripted(3, delay=0.01)) as session:
         for name in "abc":
             session.begin(ExecuteBatch(name, name))
-        steps = []
-        while sum(map(len, steps)) < 9:
-            steps.append([item.request_id for item in await session.receive()])
+        deliveries, steps = [], []
+        while sum(map(len, deliveries)) < 9:
+            deliveries.append([item.request_id for item in await session.receive()])
+            # Steps that have come meanwhile are delivered together; a step has one chunk of each stream.
+            steps.append([])
+            for name in deliveries[-1]:
+                if name in steps[-1]:
+                    steps.append([])
+                steps[-1].append(name)
         assert ["a", "b", "c"] in steps
-        assert [] not in steps
+        assert [] not in deliveries
 
 
 @pytest.mark.trio
@@ -95,7 +103,7 @@ async def test_steps_that_have_arrived_are_delivered_together():
     """A parent that was busy gets several steps at once, in order, up to a bound."""
     async with opened(Scripted(FOREVER)) as session:
         session.begin(ExecuteBatch("r", "hello", sampling=Sampling(seed=1, max_tokens=1000)))
-        await trio.sleep(0.5)
+        await until(lambda: chunks_waiting(session) > 1)
         sizes, items = [], []
         while not (items and items[-1].finish_reason):
             made = await session.receive()
@@ -126,7 +134,7 @@ async def test_a_poison_behind_steps_that_arrived_together_is_reported_next():
     """D6: It is not lost with the steps that were read before it."""
     steps = [wire.Step([wire.Chunk(0, index, (9,), "", None, None)], []) for index in range(1, 5)]
     poison = wire.Broken(wire.Error("ContextPoisoned", "behind them", None, ""), ())
-    async with opened(Says(raw(*steps, poison), "wait"), ProcessHost(next_chunk_timeout=5)) as session:
+    async with opened(Says(raw(*steps, poison), "wait"), HOST) as session:
         session.begin(BATCH)
         items, error = await until_failure(session, ContextPoisoned)
         assert len(items) == 5

@@ -24,6 +24,7 @@ from contexts import (
     cleaners,
     contexts,
     descriptors,
+    ends,
     nothing_left,  # noqa: F401 - The import makes this autouse fixture apply to the tests of this file.
     opened,
     processes,
@@ -57,14 +58,6 @@ def parent(pid):
 def links(pid):
     """What its descriptors are."""
     return sorted(str(entry.readlink()).partition(":")[0] for entry in Path(f"/proc/{pid}/fd").iterdir())
-
-
-def ends(pid):
-    """Whether it is dead; a zombie is."""
-    try:
-        return stat(pid)[0] == "Z"
-    except FileNotFoundError:
-        return True
 
 
 # --- born dead
@@ -355,7 +348,7 @@ async def test_each_process_has_a_title():
         assert title(session.pid) == "runners:context"
         assert title(parent(session.pid)) == "runners:server"
         (cleaner,) = cleaners()
-        assert title(cleaner) == "runners:cleaner"
+        await until(lambda: title(cleaner) == "runners:cleaner")
 
 
 # --- what it leaves behind
@@ -541,7 +534,7 @@ def test_a_keyboard_interrupt_in_a_task_of_the_hosts_leaves_the_program(place, m
         host = ProcessHost(standby=1)
         for incarnation in range(1, 4):
             async with host.open(Writes("both"), incarnation=incarnation) as session:
-                await trio.sleep(0.3)
+                await until(lambda: len(contexts()) == 2)  # the other one stands by
                 await whole(session)
                 await trio.sleep(0.1)
 

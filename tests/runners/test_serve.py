@@ -17,10 +17,11 @@ from pathlib import Path
 import openai
 import pytest
 import trio
-from stage import kill, until, worker_leaves_nothing  # noqa: F401 - The import makes this autouse fixture apply to the tests of this file.
+from stage import strike, until, worker_leaves_nothing  # noqa: F401 - The import makes this autouse fixture apply to the tests of this file.
 from talkers import Talking
 
 import runners.serve
+from benchmarks.ports import free_port
 from runners import InlineHost, ProcessHost, device_worker
 from runners.http import gate
 from runners.models.scripted import Fault, Scripted
@@ -68,7 +69,7 @@ class Scene:
 
 
 @asynccontextmanager
-async def serving(runner, *, host=None, worker_options=None, patience=30, **options):
+async def serving(runner, *, host=None, worker_options=None, patience=120, **options):
     spec = device_worker(
         "llm", runner, host=host or InlineHost(), **{"backoff": None, **(worker_options or {})}
     )
@@ -150,22 +151,20 @@ async def test_openais_client_notices_no_death_of_the_context():
     async def killing(over):
         nonlocal killed
         while not over():
-            state = await scene.worker.ready()
-            # A request that is on trial when its context dies again is not tried a third time (D6). These have had their
-            # trials when all together have made so many tokens.
+            await scene.worker.ready()
             enough = scene.context.handled + 100
             await trio.sleep(0.5)
             while not over() and scene.context.handled < enough:  # noqa: ASYNC110 - the condition has no event
                 await trio.sleep(0.002)
             if not over():
-                kill(state.pid)
+                state = await strike(scene.worker)
                 killed += 1
                 while scene.context.incarnation == state.incarnation:  # noqa: ASYNC110 - likewise
                     await trio.sleep(0.002)
 
     options = {"limit": None}
     host = ProcessHost("cpu", standby=1)
-    async with serving(Talking(), host=host, worker_options=options, patience=180) as scene:
+    async with serving(Talking(), host=host, worker_options=options, patience=600) as scene:
         unhurt = await fifty(scene)
         assert len(set(unhurt.values())) > 25
         assert await fifty(scene, killing) == unhurt
@@ -307,7 +306,7 @@ async def test_a_client_that_sends_its_whole_body_first_gets_the_refusal():
         for _ in range(10):
             head = request("/v1/completions").replace(b"content-length: 0", b"content-length: 20000000")
             stream = await scene.connect()
-            with trio.fail_after(10):
+            with trio.fail_after(60):
                 await stream.send_all(head + b"x" * 20_000_000)
                 assert b"413" in await read_until(stream, b"body_too_large")
             await stream.aclose()
@@ -354,7 +353,7 @@ async def test_a_connection_that_is_idle_after_a_request_is_closed(monkeypatch):
     async with serving(Scripted(8)) as scene, await scene.connect() as stream:
         await stream.send_all(request("/health", method="GET"))
         await read_until(stream, b'"up"}}')
-        with trio.fail_after(5):
+        with trio.fail_after(60):
             assert await stream.receive_some(100) == b""
 
 
@@ -387,12 +386,12 @@ HEAD = request(body=TEXT)
 @pytest.mark.parametrize("sent", [b"", HEAD[:30], HEAD[:-10]], ids=["nothing", "half a head", "half a body"])
 async def test_what_has_not_arrived_does_not_delay_a_stop(sent):
     """Only a request whose body is there has begun."""
-    async with serving(Scripted(8), drain=25) as scene, await scene.connect() as stream:
+    async with serving(Scripted(8), drain=60) as scene, await scene.connect() as stream:
         await stream.send_all(sent)
-        await trio.sleep(0.1)
+        await trio.testing.wait_all_tasks_blocked(0.1)  # the server has read it
         before = trio.current_time()
         await scene.tree.root.stop()
-        assert trio.current_time() - before < 10
+        assert trio.current_time() - before < 45
         with suppress(trio.BrokenResourceError):
             answer = await read_until(stream, b"nothing")
             assert (b"worker_stopping" in answer) == (sent == HEAD[:-10])
@@ -406,7 +405,7 @@ async def test_a_stream_that_needs_longer_is_cut_off():
         await read_until(busy, b"data: ")
         before = trio.current_time()
         await scene.tree.root.stop()
-        assert 0.15 < trio.current_time() - before < 5
+        assert 0.15 < trio.current_time() - before < 60
         with suppress(trio.BrokenResourceError):
             rest = await read_until(busy, b"nothing")
             assert b"[DONE]" not in rest
@@ -425,8 +424,12 @@ async def test_a_client_that_reads_nothing_does_not_keep_the_front(monkeypatch):
         stalled.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         body = {**TEXT, "prompt": ["x"] * 100, "max_tokens": 2000, "stream": True}
         await stalled.send_all(request(body=body))
-        await until(lambda: scene.context.handled > 50_000)  # more than any buffer takes
-        with trio.move_on_after(10) as late:
+        before = 0
+        while scene.context.handled > before or not before:  # until the buffers on the way are full
+            before = scene.context.handled
+            await trio.sleep(1)
+        assert before < 100 * 2000
+        with trio.move_on_after(60) as late:
             await scene.tree.root.stop()
         await stalled.aclose()
     assert not late.cancelled_caught
@@ -611,6 +614,10 @@ def test_a_model_is_served_on_all_devices_that_are_there(there, visible, found, 
     assert [child.name for child in several.children] == ["context-0", "context-1"]
 
 
+PROMPTS, TOKENS = 16, 240
+"""So many that the answer is not complete before its program is interrupted."""
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "command",
@@ -619,8 +626,7 @@ def test_a_model_is_served_on_all_devices_that_are_there(there, visible, found, 
 )
 def test_the_command_serves_until_it_is_interrupted(command, tmp_path):
     """A Ctrl-C in mid-stream ends it in order; with nothing begun it ends at once. Metrics have a port of their own."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        operated = free.getsockname()[1]
+    operated = free_port()
     (tmp_path / "page.py").write_text(
         "from runners.models.torch_lm import TorchLM\n"
         "from runners.serve import serve, worker\n"
@@ -642,13 +648,13 @@ def test_the_command_serves_until_it_is_interrupted(command, tmp_path):
                 break
         url = lines[-1].split("Running on ")[1].split()[0]
         with openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as client:
-            stream = client.completions.create(model="torch-lm", prompt="The ", max_tokens=200, stream=True)
+            stream = client.completions.create(
+                model="torch-lm", prompt=["The "] * PROMPTS, max_tokens=TOKENS, stream=True
+            )
             text = next(stream).choices[0].text
             with urllib.request.urlopen(f"http://127.0.0.1:{operated}/metrics", timeout=20) as answer:
-                assert b'runners_places{path="serve/llm",state="open"} 1.0' in answer.read()
+                assert re.search(rb'runners_places{path="serve/llm",state="open"} [1-9]', answer.read())
             program.send_signal(signal.SIGINT)
             text += "".join(chunk.choices[0].text for chunk in stream)
-        assert len(text) == 200
-        before = time.monotonic()
-        assert program.wait(20) == 0, program.stderr.read()
-        assert time.monotonic() - before < 10
+        assert len(text) == PROMPTS * TOKENS
+        assert program.wait(25) == 0, program.stderr.read()  # and not after its drain of 30 s

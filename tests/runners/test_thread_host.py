@@ -37,22 +37,30 @@ from runners.types import SessionRebuildCause
 
 
 @pytest.mark.trio
-async def test_the_loop_goes_on_while_a_thread_computes():
-    """D10: Loading and steps do not block the event loop."""
-    ticks = 0
+async def test_the_loop_goes_on_while_a_thread_computes(monkeypatch):
+    """D10: Loading and steps do not block the event loop: whatever sleeps here, sleeps until that has turned."""
+    turned, slept = threading.Semaphore(0), []
 
-    async def tick():
-        nonlocal ticks
+    async def turn():
         while True:
             await trio.sleep(0.005)
-            ticks += 1
+            if len(slept) > turns:
+                turned.release()
 
+    def sleep(seconds):
+        nonlocal turns
+        slept.append(seconds)
+        assert turned.acquire(timeout=PATIENCE)
+        turns += 1
+
+    turns = 0
+    monkeypatch.setattr(time, "sleep", sleep)
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(tick)
+        nursery.start_soon(turn)
         async with opened(Scripted(4, delay=0.05, load_delay=0.2), THREAD) as session:
             assert ids(await whole(session)) == expected(BATCH, 4)
         nursery.cancel_scope.cancel()
-    assert ticks > 5
+    assert slept == [0.2, *[0.05] * 4]
 
 
 @pytest.mark.trio
@@ -61,6 +69,9 @@ async def test_a_thread_does_not_run_ahead_of_its_reader():
     async with opened(Scripted(FOREVER), THREAD) as session:
         session.begin(BATCH)
         (first,) = await session.receive()
+        with trio.move_on_after(PATIENCE):
+            while session._turns._open[0].position.at < 2:  # noqa: ASYNC110 - the thread sets no event
+                await trio.sleep(0.005)
         await trio.sleep(0.05)
         assert first.index == 0
         assert session._turns._open[0].position.at == 2
@@ -126,7 +137,7 @@ async def test_a_thread_that_hangs_is_detected_though_its_caller_leaves(begins_a
                         session.begin(BATCH)
 
             nursery.start_soon(beg)
-            with trio.fail_after(5):
+            with trio.fail_after(PATIENCE):
                 _, error = await until_failure(session)
             nursery.cancel_scope.cancel()
         assert "made no chunk within 0.6 s" in str(error)
@@ -202,16 +213,20 @@ def test_a_deadline_is_positive(name):
         ThreadHost(**{name: 0})
 
 
-@pytest.mark.parametrize(("dropped", "delay"), [(False, 0.6), (True, 0.01)])
+@pytest.mark.parametrize(
+    ("dropped", "delay", "patience"), [(False, 0.6, 0.2), pytest.param(True, 0.01, 3, marks=pytest.mark.slow)]
+)
 @pytest.mark.trio
-async def test_a_request_to_a_thread_sets_the_deadline_of_a_receive_that_waits_already(dropped, delay):
+async def test_a_request_to_a_thread_sets_the_deadline_of_a_receive_that_waits_already(
+    dropped, delay, patience
+):
     """D9: A task waits in `receive` before a stream begins, and still when the stream has been dropped."""
     failures = []
 
     async def reads(session):
         failures.append((await until_failure(session))[1])
 
-    host = ThreadHost(chunk_timeout=0.2)
+    host = ThreadHost(chunk_timeout=patience)
     async with opened(Scripted(3, delay=delay), host) as session, trio.open_nursery() as nursery:
         nursery.start_soon(reads, session)
         await trio.testing.wait_all_tasks_blocked()
@@ -219,6 +234,8 @@ async def test_a_request_to_a_thread_sets_the_deadline_of_a_receive_that_waits_a
         if dropped:
             await trio.testing.wait_all_tasks_blocked()
             session.drop("r")
-        await trio.sleep(0.5)
+        with trio.move_on_after(patience + 0.5 if dropped else PATIENCE):
+            while not failures:  # noqa: ASYNC110 - a failure sets no event
+                await trio.sleep(0.01)
         nursery.cancel_scope.cancel()
     assert [type(error) for error in failures] == ([] if dropped else [DeviceError])

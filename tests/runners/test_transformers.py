@@ -12,6 +12,7 @@ import trio
 from runners import ExecuteBatch, ProcessHost, Sampling, device_worker
 from runners.errors import BadRequest, ContextLengthExceeded, LoadFailed
 from runners.hosts.turns import NOTHING
+from runners.models.scripted import Fault, Faulty
 from runners.models.transformers import TransformersLM, _preloaded
 from runners.types import (
     ContinuingRunner,
@@ -413,7 +414,8 @@ def test_a_preload_leaves_one_thread(folder):
 @pytest.mark.parametrize("start", ["forkserver", "spawn"])
 async def test_a_killed_stream_goes_on_without_losing_or_repeating_a_token(folder, start, caplog):
     """D6: The process is really killed, in mid-stream, while it serves two streams."""
-    spec = TransformersLM(folder, streams=2, threads=2)
+    slow = Fault("slow", "one", 15, 1, seconds=5)  # so that it is not over before it is struck
+    spec = Faulty(TransformersLM(folder, streams=2, threads=2), (slow,))
     worker = device_worker("llm", spec, host=ProcessHost("cpu", start=start), backoff=None)
     found = {}
 

@@ -315,7 +315,8 @@ async def test_a_root_worker_escalates_what_it_does_not_know():
 @pytest.mark.trio
 async def test_a_reported_poison_restarts_and_a_stale_report_does_not():
     """D3: `report_poison` counts for the incarnation it names, once; streams move as after any poison."""
-    async with serving(Scripted(300, delay=0.001)) as scene:
+    slow = Fault("slow", "a", 20, 1, seconds=10)  # so that no stream is over before the report
+    async with serving(Scripted(300, delay=0.001, faults=(slow,))) as scene:
         them = callers("abc")
         async with trio.open_nursery() as nursery:
             for caller in them:
@@ -483,7 +484,7 @@ async def test_a_lack_of_memory_from_outside_resumes_too():
         async with trio.open_nursery() as nursery:
             for caller in them:
                 nursery.start_soon(caller.run, scene.worker)
-            await until(lambda: sum(bool(caller.chunks) for caller in them) == 4)
+            await until(lambda: sum(bool(caller.chunks) for caller in them) >= 4)
             scene.worker.inject(OutOfMemory("says the watchdog"))
         for caller in them:
             caller.assert_whole(200)
@@ -526,12 +527,12 @@ async def test_shutdown_is_bounded_and_tells_everybody():
     """R21, D8, D10: with ten streams in full flow; the fixture sees that no process is left."""
     them = callers(map(str, range(12)))
     async with trio.open_nursery() as nursery:
-        async with serving(attrs.evolve(FOREVER, streams=10)) as scene:
+        async with serving(attrs.evolve(FOREVER, tokens=10**6, streams=10)) as scene:
             for caller in them:
                 await nursery.start(caller.run, scene.worker)
             await until(lambda: sum(bool(caller.chunks) for caller in them) == 10)
             before = trio.current_time()
-        assert trio.current_time() - before < 3
+        assert trio.current_time() - before < 20
     assert [type(caller.error) for caller in them] == [WorkerDown] * 12
 
 
@@ -575,7 +576,8 @@ async def test_a_real_model_goes_on_where_it_was():
                 for pid in pids:  # the fork server, and the cleaner
                     kill(pid)
 
-        async with serving(TorchLM()) as scene:
+        slow = Fault("slow", "1", 25, 1, seconds=10)  # so that it is not over before it is struck
+        async with serving(Faulty(TorchLM(), (slow,) if hurt else ())) as scene:
             them = [
                 Caller(ExecuteBatch(str(n), "The import", sampling=Sampling(seed=n, max_tokens=200)), strike)
                 for n in range(3)

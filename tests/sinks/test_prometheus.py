@@ -360,7 +360,7 @@ def test_a_scrape_may_come_from_another_thread_and_after_the_end():
     address = f"http://127.0.0.1:{server.server_port}/metrics"
 
     def scrape():
-        with urllib.request.urlopen(address, timeout=20) as answer:
+        with urllib.request.urlopen(address, timeout=60) as answer:
             return answer.read()
 
     async def main():

@@ -20,7 +20,7 @@ from supervise.testing import run_virtual
 def listening(address):
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as ours:
         ours.bind("\0" + address[1:] if address.startswith("@") else address)
-        ours.settimeout(20)
+        ours.settimeout(60)
         yield ours
 
 

@@ -19,8 +19,8 @@ import attrs
 from .cases import HERE, MARK, Case, NotHere, Setting
 from .program import TOKENS
 
-PATIENCE = 90.0
-_FROZEN = 4.0
+PATIENCE = 200.0
+_FROZEN = 10.0
 """Seconds; twice the deadline of the program."""
 
 
@@ -121,7 +121,7 @@ def _trouble(case: Case, setting: Setting, host: str, folder: Path, mark: str) -
 
 def _left(mark: str) -> list[str]:
     """The command lines of what is still there a while after the end."""
-    for _ in range(200):
+    for _ in range(2000):
         pids = processes(mark)
         if not pids:
             return []

@@ -41,16 +41,19 @@ def report(host: str, result: str, run: str) -> dict[str, object]:
 
     from runners import device_worker
     from runners.hosts.process.host import ProcessHost
-    from runners.models.scripted import Scripted
+    from runners.models.scripted import Fault, Scripted
 
     hosts = {
-        "fork": ProcessHost(next_chunk_timeout=2.0, linger=0.5),
-        "standby": ProcessHost(next_chunk_timeout=2.0, standby=1, linger=0.5),
-        "spawn": ProcessHost(start="spawn", next_chunk_timeout=2.0),
+        "fork": ProcessHost(next_chunk_timeout=5.0, linger=0.5),
+        "standby": ProcessHost(next_chunk_timeout=5.0, standby=1, linger=0.5),
+        "spawn": ProcessHost(start="spawn", next_chunk_timeout=5.0),
     }
+    slow = Fault(
+        "slow", at_token=15, incarnation=1, seconds=3
+    )  # so that no stream is over before its context is killed
+    scripted = Scripted(TOKENS, delay=0.002, faults=(slow,))
     workers = [
-        device_worker(name, Helped(Scripted(TOKENS, delay=0.002), flags()), host=hosts[host])
-        for name in ("llm", "bystander")
+        device_worker(name, Helped(scripted, flags()), host=hosts[host]) for name in ("llm", "bystander")
     ]
     before = descriptors()
     positions, incarnations, bystander = RUNS[run](stream, workers, result)
@@ -75,7 +78,7 @@ async def stream(workers: list, result: str) -> tuple[list[int], list[int], int]
     request = ExecuteBatch("r", "hello", sampling=Sampling(seed=1, max_tokens=TOKENS))
     positions: list[int] = []
     incarnations: list[int] = []
-    with trio.fail_after(40):
+    with trio.fail_after(150):
         worker, bystander = workers
         async with open_tree(Supervisor("app", workers), sinks=[]) as tree:
             context = await tree[worker].ready()

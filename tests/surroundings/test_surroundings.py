@@ -51,7 +51,7 @@ def outcomes() -> Iterator[dict[str, Future[Outcome]]]:
 @pytest.mark.parametrize("name", SHORT)
 def test_a_stream_survives_its_surroundings_or_is_refused_in_one_line(name, outcomes):
     """D10: Whatever surrounds the program, its stream is whole after a SIGKILL of the context, and nothing is left behind."""
-    outcome = outcomes[name].result(timeout=200)
+    outcome = outcomes[name].result(timeout=900)
     if outcome.skipped:
         pytest.skip(outcome.skipped)
     assert not outcome.trouble

@@ -16,7 +16,7 @@ pytest.importorskip("urwid", reason="supervise top needs urwid, which is not ins
 pytestmark = pytest.mark.skipif(shutil.which("tmux") is None, reason="tmux is not installed")
 
 ROOT = Path(__file__).parents[3]
-PATIENCE = 30.0
+PATIENCE = 120.0
 
 
 class Terminal:
@@ -31,7 +31,7 @@ class Terminal:
             "echo status=$? > status.new\n"
             "stty -g > after\n"
             "mv status.new status\n"
-            "exec sleep 60\n"
+            "exec sleep 1000\n"
         )
         shell = ["bash", "-m", str(folder / "run.sh"), *map(str, command)]
         columns, lines = map(str, size)
