@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from datetime import datetime, timedelta, timezone
-from math import ceil, inf
+from math import ceil
 from typing import Final
 
 from attrs import define, frozen
@@ -114,36 +114,43 @@ class Bar:
 
 def bars(scale: Scale, lane: Lane) -> Iterator[Bar]:
     """The bars from left to right. However many segments there are, there is at most one bar for each pixel."""
-    free = -inf
-    for group in _columns(scale, lane.segments):
-        x = max(free, scale.x(group[0].start))
-        free = max(x + _THINNEST, scale.x(group[-1].end))
+    for x, group in _columns(scale, lane.segments):
+        width = max(_THINNEST, scale.x(group[-1].end) - x)
         worst = min(group, key=lambda segment: _WORST.index(segment.state))
         title = _title(scale, lane, worst)
         if len(group) > 1:
             title += (
                 f" (and {len(group) - 1:,} more changes within {seconds(group[-1].end - group[0].start)})"
             )
-        yield Bar(x, free - x, worst.state, worst.incarnation, title)
+        yield Bar(x, width, worst.state, worst.incarnation, title)
 
 
-def _columns(scale: Scale, segments: Iterable[Segment]) -> Iterator[list[Segment]]:
-    """Each segment with a width, and between them those too short for one, as many together as begin within a column."""
+def _columns(scale: Scale, segments: Iterable[Segment]) -> Iterator[tuple[float, list[Segment]]]:
+    """Where each bar begins, and its segments: one with a width of its own, or those that begin within one column.
+
+    A segment has a width of its own only beside the whole column before it. Otherwise each pair of a thin and a wide one would move all
+    later bars to the right.
+    """
     thin: list[Segment] = []
+    left = 0.0
     for segment in segments:
         if segment.end < scale.first or segment.start > scale.last:
             continue
         x = scale.x(segment.start)
-        wide = scale.x(segment.end) - x >= _THINNEST
-        if thin and (wide or x - scale.x(thin[0].start) >= _THINNEST):
-            yield thin
+        if thin and x >= left + _THINNEST:
+            yield left, thin
             thin = []
-        if wide:
-            yield [segment]
+        begins = max(x, left + _THINNEST) if thin else x
+        if scale.x(segment.end) - begins >= _THINNEST:
+            if thin:
+                yield left, thin
+                thin = []
+            yield begins, [segment]
         else:
+            left = left if thin else x
             thin.append(segment)
     if thin:
-        yield thin
+        yield left, thin
 
 
 def _title(scale: Scale, lane: Lane, segment: Segment) -> str:
