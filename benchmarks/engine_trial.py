@@ -1,8 +1,8 @@
 """What an engine server does below a device worker when it is left, asked too much, asked twice at once, killed and stopped.
 
-`python -m benchmarks.engines --trial` runs it. It needs no more than the command of the engine, so it shows before production whether an
-engine can be replaced, and what its requests see. It says what has happened in each case; a fault is what the worker must never do with
-any engine: give a part of an answer for the whole, replace an engine that works, leave a process behind, or lose a request that waits.
+`python -m benchmarks.engines --trial` runs it. It needs only the command of the engine, so it shows before production whether an engine
+can be replaced, and what its requests get. It prints what happened in each case. A fault is what the worker must not do with any engine:
+give a part of an answer for the whole, replace an engine that works, leave a process behind, or lose a request that waits.
 """
 
 from __future__ import annotations
@@ -168,12 +168,12 @@ class _Trial:
 
 
 async def trial(host: EngineHost, model: OpenAIModel, too_long: int | None) -> list[str]:
-    """Try an engine, say what it does, and return the faults.
+    """Try an engine, print what it does, and return the faults.
 
     Args:
         host: starts the engine; it is started three times.
         model: asks it.
-        too_long: words of a prompt that is longer than the context; None leaves this out, since an engine without a limit tries to serve it.
+        too_long: words of a prompt that is longer than the context; None sends none, since an engine without a limit would compute it.
     """
     seen: list[Event] = []
     llm = device_worker("llm", model, host=host, backoff=None)

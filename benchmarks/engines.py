@@ -56,7 +56,7 @@ class Engine:
     load_timeout: float = 300.0
 
     def host(self) -> EngineHost:
-        """It as the context of a worker."""
+        """The host that starts this server."""
         return EngineHost(Command("engine", self.argv, env=self.env), load_timeout=self.load_timeout)
 
 
@@ -137,7 +137,7 @@ def by_hand(engine: Engine) -> float:
                 with urllib.request.urlopen(question, timeout=60) as answer:
                     answer.read()
                     took = perf_counter() - began
-                    program.terminate()  # one of several processes has to end the others
+                    program.terminate()  # so that an engine of several processes can end them all
                     return took
             except urllib.error.URLError:
                 sleep(0.1)

@@ -49,6 +49,7 @@ NEVERS = (
     ("runners.hosts.remote", "runners.hosts.process.child"),
     ("runners.hosts.process", "runners.hosts.remote"),
     ("runners.hosts.remote.guardian", "runners"),
+    ("runners.hosts.remote.children", "runners"),
     ("runners.hosts.remote.launcher", "runners"),
     ("runners.hosts.remote.seeking", "runners"),
     ("runners.models", "runners.worker"),
@@ -59,8 +60,11 @@ NEVERS = (
 """Each first one never imports the second one: what a context process runs knows nothing of its parent, and so on."""
 
 
-TOGETHER = {("runners.hosts.remote.guardian", "runners.hosts.remote.seeking")}
-"""Of these imports the text of both modules is one program, so they may be where `NEVERS` forbids them."""
+TOGETHER = {
+    ("runners.hosts.remote.guardian", "runners.hosts.remote.children"),
+    ("runners.hosts.remote.guardian", "runners.hosts.remote.seeking"),
+}
+"""Imports that are allowed although `NEVERS` forbids them, because the texts of both modules are sent as one program."""
 
 
 def modules() -> dict[str, Path]:

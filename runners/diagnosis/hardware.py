@@ -1,6 +1,6 @@
 """What NVML, NVIDIA's management library, says about a device (D4).
 
-Needs `nvidia-ml-py` (the extra `nvml`). It imports no Trio, because on another machine a process that is started for one question runs it.
+Needs `nvidia-ml-py` (the extra `nvml`). This module imports no Trio, because on another machine a process without an event loop runs it.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def trouble_of(device: str, module: Any = None) -> str | None:
         module: the NVML module; None imports `pynvml`.
 
     Raises:
-        Exception: whatever an `nvidia-ml-py` raises that is too old.
+        Exception: of any class, if `nvidia-ml-py` is too old.
     """
     try:
         nvml = module or importlib.import_module("pynvml")

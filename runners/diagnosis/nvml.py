@@ -1,7 +1,7 @@
 """The state of the hardware (D4): after the death of a poisoned context NVML is asked about the device.
 
-NVML needs no CUDA context. It is called in a thread with a deadline, because a call into a driver that hangs does not return. About
-a device of another machine a process there asks it (D16).
+NVML needs no CUDA context. It is called in a thread with a deadline, because a call into a driver that hangs does not return. A device
+of another machine is asked about there, by a process that its guardian starts (D16).
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class Nvml:
 
     Args:
         timeout: seconds after which a device about which NVML has not answered counts as unusable.
-        module: the NVML module; None imports `pynvml`. A host of another machine takes none, since it cannot be sent there.
+        module: the NVML module; None imports `pynvml`. `SshHost` and `RayHost` refuse one, since it cannot be sent to another machine.
 
     Raises:
         ValueError: `timeout` is not above 0.
@@ -60,13 +60,13 @@ class Nvml:
                 return await trio.to_thread.run_sync(
                     trouble_of, device, self.module, abandon_on_cancel=True, limiter=trio.CapacityLimiter(1)
                 )  # with a limiter of its own, so that a thread that hangs takes no place in Trio's default limiter
-            except Exception:  # noqa: BLE001 - an old `nvidia-ml-py`, or the lack of a thread, must not replace the poison
+            except Exception:  # noqa: BLE001 - Neither an old `nvidia-ml-py` nor the lack of a thread may replace the poison.
                 return None
         return self.silence
 
     @property
     def silence(self) -> str:
-        """The reason if NVML has not answered in time."""
+        """The reason why a device cannot be used about which NVML has not answered in time."""
         return f"NVML has not answered within {self.timeout:g} s"
 
 

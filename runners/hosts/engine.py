@@ -258,9 +258,7 @@ def _start_error(error: CommandError) -> DeviceError:
     elif isinstance(error, CommandNotReady):
         kind = ContextHung
     text = str(error)
-    notes: list[str] = getattr(
-        error, "__notes__", []
-    )  # a headline, and the last lines that the program wrote
+    notes: list[str] = getattr(error, "__notes__", [])  # each is a headline and lines of the output
     if isinstance(error, CommandExited):
         # A program that cannot start usually writes the reason last, as a traceback does.
         lines = [line for note in notes for line in note.splitlines()[1:] if line.strip()]

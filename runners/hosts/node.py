@@ -1,9 +1,9 @@
 """A fork server on another machine, from which the guardians of all contexts of one runner are forked there (D15, D16).
 
-The first process that a host starts on the machine starts it (`remote.seeking`); no code imports this module for use. It has imported what the
-runner needs, in one thread, and uses no device. Its clients are those processes: each passes on its connection to the near end, and
-a child of this process serves that as the guardian. So a guardian does not end with the server. The server ends when it has had
-no client for as long as a lease.
+The first process that a host starts on the machine starts the server as a program of its own (`remote.seeking`). The server has
+imported what the runner needs, has one thread, and uses no device. Its clients are the processes that hosts start there: each passes
+on its connection to the near end, and the server forks the guardian that serves it. A guardian does not end with the server. The
+server ends when it has had neither client nor guardian for as long as a lease.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ from runners.hosts.process import surroundings, wire
 from runners.hosts.process.child.forkserver import exit_code, preload
 from runners.hosts.process.child.title import entitle
 from runners.hosts.process.wire import Surroundings
-from runners.hosts.remote.guardian import Guardian, guard, refusal
+from runners.hosts.remote.children import FAILED, refusal
+from runners.hosts.remote.guardian import Guardian, guard
 from runners.hosts.remote.seeking import READY, WAITING, user_of
 
 _PASSED = 4
@@ -29,9 +30,9 @@ _PASSED = 4
 
 
 def main(order: dict[str, Any], listener: int) -> NoReturn:
-    """Preload, and serve the clients that connect to this socket, until there is none for as long as a lease."""
+    """Preload, and serve the clients that connect to this socket, until it has had none for as long as a lease."""
     entitle("server")
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):  # what has started it ignores them
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):  # the process that started it ignores them
         signal.signal(number, signal.SIG_DFL)
     try:
         Server(order, socket.socket(fileno=listener)).run()
@@ -52,7 +53,7 @@ class Server:
         self._poll = select.poll()
 
     def run(self) -> None:
-        """Serve until there is no client for as long as a lease."""
+        """Serve until it has had neither client nor guardian for as long as a lease."""
         (listener,) = self._listeners.values()
         if why := self._preloaded(listener.getsockname() + READY.encode()):
             self._refuse(listener, why)
@@ -70,7 +71,7 @@ class Server:
     def _preloaded(self, ready: bytes) -> str:
         """Preload, and listen for clients that cannot wait; returns why that failed, empty if it did not.
 
-        A preload that hangs is ended by the signal of a timer.
+        A signal of a timer ends a server whose preload hangs.
         """
         signal.signal(signal.SIGALRM, signal.SIG_DFL)
         signal.setitimer(signal.ITIMER_REAL, self._order["fork"]["timeout"])
@@ -92,13 +93,13 @@ class Server:
         return ""
 
     def _refuse(self, listener: socket.socket, why: str) -> None:
-        """Report to those who wait that nothing can be forked here."""
+        """Report to the clients that wait why no guardian can be forked here."""
         listener.setblocking(False)
         while (client := self._accepted(listener)) is not None:
             self._send(client, failed=why)
 
     def _accepted(self, listener: socket.socket) -> socket.socket | None:
-        """The next client of our own user; None if there is none."""
+        """The next client of our own user; None if none has connected."""
         with suppress(OSError):
             while True:
                 client = listener.accept()[0]
@@ -109,7 +110,7 @@ class Server:
         return None
 
     def _send(self, client: socket.socket, **message: Any) -> None:
-        with suppress(OSError):  # it has gone
+        with suppress(OSError):  # the client has ended
             client.send(json.dumps(message).encode())
 
     def _serve(self, descriptor: int) -> None:
@@ -139,7 +140,7 @@ class Server:
         finally:
             for descriptor in passed:
                 os.close(descriptor)
-            # A client that has passed its connection on is known by its guardian, which holds the other copy of this socket.
+            # After a fork the guardian stands for the client, and holds the other copy of this socket.
             self._poll.unregister(client)
             del self._clients[client.fileno()]
             client.close()
@@ -148,7 +149,7 @@ class Server:
         """Fork the guardian of a client.
 
         Raises:
-            OSError: no process or descriptor is left for it.
+            OSError: it cannot be forked, or this process has no free descriptors.
         """
         if len(passed) != _PASSED:  # the kernel drops descriptors for which this process has no room
             raise OSError("no descriptor is left")
@@ -157,7 +158,7 @@ class Server:
             try:
                 self._be_guardian(client, passed)
             finally:
-                os._exit(70)
+                os._exit(FAILED)
         pidfd = os.pidfd_open(pid)
         self._guardians[pidfd] = pid
         self._poll.register(pidfd, select.POLLIN)
@@ -179,7 +180,7 @@ class Server:
         changed = surroundings.changes(self._environment, now)
         surroundings.adopt(Surroundings(changed, folder, state["umask"]))
         guardian = Guardian(client.fileno())
-        client.send(json.dumps({"forked": os.getpid()}).encode())  # raises if the client has given us up
+        client.send(json.dumps({"forked": os.getpid()}).encode())  # raises if the client has started cold
         client.detach()
         guardian.resume(state)
         guard(guardian)

@@ -184,6 +184,11 @@ async def _spare(worker: Ref, opener: Opener) -> Ref:
         raise
 
 
+def _was_restarted(refused: Refused) -> bool:
+    """Whether a request after a stop was refused because the node was restarted by hand as it stopped."""
+    return refused.reason in ("running", "restarting")
+
+
 async def _take_out(spare: Ref) -> None:
     """End the spare, also if it is restarted by hand as it stops."""
     while True:
@@ -191,7 +196,7 @@ async def _take_out(spare: Ref) -> None:
         try:
             await spare.remove()
         except Refused as refused:
-            if refused.reason not in ("running", "restarting"):
+            if not _was_restarted(refused):
                 raise
         else:
             return
@@ -264,9 +269,9 @@ async def _start_anew(context: Ref, group: Group, before: Replacement | None) ->
             await context.restart()  # if that fails too, it is judged and tried again
             raise
         except Refused as refused:
-            if refused.reason not in ("running", "restarting"):
+            if not _was_restarted(refused):
                 raise
-            with suppress(ChildStopped):  # it was restarted by hand as it stopped, and has the new runner
+            with suppress(ChildStopped):  # it has the new runner already
                 await context.ready()
 
 

@@ -14,7 +14,8 @@ from .spec import SHARED, Child, Mailbox, Pool, Spec, Supervisor
 _STRUCTURE = ("name", "children", "origin")
 _CODE = ("body", "resource", "args")
 _Both = tuple[str, Spec | None, Spec | None, tuple[str, str]]
-"""A path, its two specs, and the two supervisors whose mailbox is that of a child there which shares one."""
+"""A path; the earlier and the later spec there; and by both declarations the path of the supervisor whose mailbox a child there would
+share, empty if none has one."""
 
 
 @frozen

@@ -68,7 +68,7 @@ def _check_name(what: str, spec: Child | Supervisor | Pool) -> None:
         refuse(
             ValueError(f"{what}'s name must be non-empty, without '/' and outer spaces, got {brief(name)}")
         )
-    elif name in (".", ".."):  # in a URL they would name the node above
+    elif name in (".", ".."):  # in a URL it would lead to another node
         refuse(ValueError(f"{what}'s name must not be '.' or '..', got {brief(name)}"))
 
 

@@ -67,7 +67,7 @@ class Address:
             self.mailbox = None
 
     def starts(self, spec: Spec) -> None:
-        """Its node starts, with this declaration. Somebody may have used an earlier one while it was restarted (R38)."""
+        """Its node starts with this declaration, which may be a later one than that of the mailbox (R38)."""
         if self.gone:
             self.reopen()
         if self.mailbox is not None and self.mailbox.spec is not spec.mailbox:

@@ -71,13 +71,14 @@ class Adoption:
             if address is not None:
                 address.adopt(spec)
                 if address.mailbox is not None and address.mailbox.shared:
-                    self._driver.close_or_open(address)  # other children share it than before
+                    # The children that share it may be others than before the adoption.
+                    self._driver.close_or_open(address)
         self._declared.look_for_fronts_anew()
 
     def _is_taken(self, above: str) -> bool:
-        """Whether the supervisor at this path has taken its declaration: not if it is ending, and neither do those below it then.
+        """Whether the supervisor at this path has taken its declaration. One that is ending takes it with its next start.
 
-        They may fit the declaration only together, and its next incarnation starts them with theirs.
+        Those below it wait for that start too, since their declarations may fit only together with its own.
         """
         machine = self._driver.forest.machines.get(above)
         return not above or (machine is not None and machine.spec is self._declared.specs[above])
@@ -129,7 +130,7 @@ class Adoption:
             return False  # its group, or a failure, has already restarted it
         if leaf.spec is self._compared.get(node.path):
             return node.path in self._restarts
-        # Somebody has added it since the declarations were compared, or it was just being restarted then.
+        # It was added after the declarations were compared, or was just being restarted then.
         return any(change.restarts for change in changed(node.path, leaf.spec, leaf.spec, node.spec))
 
     async def _start(self, path: str) -> None:
@@ -146,7 +147,7 @@ class Adoption:
             pass  # as above, or it has left the tree
 
     def _has_another_queue(self, leaf: Leaf) -> bool:
-        """Whether the leaf takes messages from a mailbox that it shares no more: that of another supervisor above it (R37)."""
+        """Whether the leaf takes messages from the mailbox of another supervisor than its declaration has it share (R37)."""
         if not (leaf.spec.mailbox is leaf._node.spec.mailbox is SHARED):
             return False
         inbox = leaf.open_inbox

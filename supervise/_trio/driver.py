@@ -420,7 +420,7 @@ class Driver:
         above, _, name = path.rpartition("/")
         place = self._places[above]
         node, leaving = place.machine.children[name], self._leaving
-        # Its node may have left the tree in this very step, and another one of its name have been added.
+        # Its node may have left the tree in this very step, and another one may have got its name.
         if leaving is not None and leaving._node is node and leaving.spec is node.spec:
             self._starts_at_once = True
             leaving.begin_incarnation()

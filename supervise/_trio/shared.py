@@ -234,7 +234,8 @@ class SharedInbox(Inbox):
         entry = self.mailbox.arrived(promised)
         if entry is not None:
             self.mailbox.queue.appendleft(entry)  # this reader takes it in the same step
-        return True  # without it the next message is this reader's: nobody was woken for that if no other reader waited
+        # Without an entry this reader takes the next message, for which no other reader may have been woken.
+        return True
 
     def _takes_nothing(self, promised: object) -> None:
         if isinstance(promised, Handed):

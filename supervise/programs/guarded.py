@@ -125,7 +125,7 @@ class Guarded:
         self._guardian = subprocess.Popen(  # noqa: S603 - our own interpreter and file
             [
                 *(sys.executable, "-I", "-S", guardian.__file__),
-                # The program's name is for `ps`; whether it can be one is for the guardian to find out.
+                # The name of the program is for `ps` alone. The guardian reports if it cannot be started.
                 *(
                     str(connection),
                     str(order),

@@ -257,7 +257,7 @@ def _parsed(text: str) -> dict[str, Any]:
     if not isinstance(effects, list) or not all(
         isinstance(one, str) for one in cast("list[object]", effects)
     ):
-        raise Mismatch("the effects in this line of a log are no list of texts")
+        raise Mismatch("the effects in this line of a log must be a list of texts")
     return cast("dict[str, Any]", line)
 
 

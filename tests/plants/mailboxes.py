@@ -191,8 +191,8 @@ MAILBOXES = tuple(
         (
             "a child whose message is withdrawn as it wakes leaves the next one",
             _SHARED,
-            "        return True  # without it",
-            "        return entry is not None  # without it",
+            "may have been woken.\n        return True\n",
+            "may have been woken.\n        return entry is not None\n",
         ),
         (
             "a loop is not woken by a stop",

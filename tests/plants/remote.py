@@ -39,7 +39,7 @@ REMOTE = (
         ),
         (
             "what a context has started is left",
-            "        _kill_children()\n",
+            "        kill_children()\n",
             "",
             "output_there_is_logged_here_and_what_it_starts_ends_with_it",
         ),
@@ -48,12 +48,6 @@ REMOTE = (
             "            self._watch(self._starter)\n",
             "",
             "the_end_of_what_has_started_the_guardian_ends_the_context_and_is_reported",
-        ),
-        (
-            "any version will do",
-            'if (version, protocol) == (order["version"], order["protocol"]):',
-            "if wire:",
-            "another_version_is_refused_with_both_numbers",
         ),
         (
             "bytes that do not fit at once are lost",
@@ -69,21 +63,15 @@ REMOTE = (
         ),
         (
             "a poison is not seen at the end of the context itself",
-            "return self._poisoned or not (self._ordered or code in (0, _SETTLED))",
+            "return self._poisoned or not (self._ordered or code in (0, SETTLED))",
             "return self._poisoned",
             "nvml_is_asked_if_the_context_ends_by_itself_before_the_near_end_says_why",
         ),
         (
             "a driver may take as long as it likes",
-            "if self._examiner and now() >= self._answered_by:",
+            "if self._examiner and now() >= self._examined_until:",
             "if False:",
             "a_driver_of_another_machine_that_hangs_makes_its_device_unrecoverable",
-        ),
-        (
-            "what asks NVML outlives its guardian",
-            '    _die_with(guardian)\n    ctypes.CDLL(None).prctl(_NAME, b"runners:nvml"',
-            '    ctypes.CDLL(None).prctl(_NAME, b"runners:nvml"',
-            "what_asks_nvml_ends_with_the_guardian",
         ),
         (
             "a recovery on another machine waits for a preload",
@@ -102,6 +90,21 @@ REMOTE = (
             "    select.select(watched, [], [])\n    os._exit(0)",
             "    time.sleep(1000)\n    os._exit(0)",
             "the_runners_module_is_imported_once_on_its_machine",
+        ),
+    ),
+    *plants_of(
+        "hosts/remote/children.py",
+        (
+            "any version will do",
+            'if (version, protocol) == (order["version"], order["protocol"]):',
+            "if wire:",
+            "another_version_is_refused_with_both_numbers",
+        ),
+        (
+            "what asks NVML outlives its guardian",
+            '    _die_with(guardian)\n    entitle(b"runners:nvml")',
+            '    entitle(b"runners:nvml")',
+            "what_asks_nvml_ends_with_the_guardian",
         ),
     ),
     *plants_of(
@@ -234,7 +237,7 @@ REMOTE = (
         ),
         (
             "a preload that cannot work is tried again there",
-            "        if kind == guardian.FAILED or self._failures >= TRIES:\n",
+            "        if kind == guardian.HOPELESS or self._failures >= TRIES:\n",
             "        if False:\n",
             "a_failure_of_the_preload_that_comes_late_is_reported_too",
         ),

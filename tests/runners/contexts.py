@@ -131,6 +131,12 @@ def command(pid):
     return b""
 
 
+def environment_of(pid):
+    """The variables that a process has got from the one that started it."""
+    entries = Path(f"/proc/{pid}/environ").read_text().split("\0")
+    return dict(entry.partition("=")[::2] for entry in entries if entry)
+
+
 def title(pid):
     """What `ps` calls a process."""
     with suppress(OSError):

@@ -260,19 +260,19 @@ def on_gpu(tmp_path):
     return {"path": (nvml.path, str(ROOT)), "device": "cuda:0", "nvml": 20.0}
 
 
-def said(far):
-    """What NVML says, as it is reported with the end; None if it was not asked."""
+def trouble(far):
+    """The answer of NVML, as it is reported with the end; None if it was not asked."""
     return json.loads(far.until(ENDED)).get("nvml")
 
 
 @pytest.mark.parametrize(("order", "says"), [(b"poisoned", "it needs a reset of the device"), (b"", None)])
 def test_nvml_is_asked_if_the_order_to_kill_says_that_the_context_is_poisoned(on_gpu, order, says):
-    """D4, D16: A context may be poisoned that the guardian sees ending only by its own signal. A later order takes nothing back."""
+    """D4, D16: The exit code after a kill shows no poison, so the order says it. A later order does not take that back."""
     with guarded(**on_gpu) as far:
         far.until(BORN)
         far.send(KILL, order)
         far.send(KILL)
-        assert said(far) == says
+        assert trouble(far) == says
         assert far.process.wait(PATIENCE) == 0
 
 
@@ -287,7 +287,7 @@ def test_nvml_is_asked_if_the_order_to_kill_says_that_the_context_is_poisoned(on
 def test_nvml_is_asked_if_the_context_ends_by_itself_before_the_near_end_says_why(
     on_gpu, runner, status, says
 ):
-    """D4, D16: The last word of a poisoned context and its end come at once, so that no order to kill it comes in time."""
+    """D4, D16: The report of a poisoned context and its end come together, so no order to kill it comes in time."""
     with guarded(**on_gpu) as far:
         far.until(BORN)
         far.send(DATA, wire.encode(wire.Hello(pack(runner), "cuda:0", ahead=False)))
@@ -297,10 +297,10 @@ def test_nvml_is_asked_if_the_context_ends_by_itself_before_the_near_end_says_wh
 
 
 def test_no_device_of_a_context_is_judged_that_could_not_be_started(on_gpu):
-    """D4, D16: It has touched none."""
+    """D4, D16: It has used no device."""
     with guarded(**{**on_gpu, "version": "0.0.7"}) as far:
         far.until(REFUSED)
-        assert said(far) is None
+        assert trouble(far) is None
 
 
 def test_what_asks_nvml_ends_with_the_guardian(tmp_path):

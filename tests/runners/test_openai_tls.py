@@ -1,4 +1,4 @@
-"""`OpenAIModel` over TLS: a server that cannot prove who it is gets no request, and a connection that is cut is no end (D5)."""
+"""`OpenAIModel` over TLS: a server that cannot prove who it is gets no request, and a connection that is cut does not end an answer (D5)."""
 
 import datetime as dt
 import ssl
@@ -97,7 +97,7 @@ async def test_a_server_without_tls_gets_no_request(authority):
 
 @pytest.mark.trio
 async def test_a_connection_that_is_cut_without_a_goodbye_is_no_end(authority):
-    """D5: TCP ends, and TLS has not: somebody on the way may have cut the answer."""
+    """D5: TCP ends without the end of TLS, so anything on the way may have cut the answer."""
 
     async def cut(peer):
         await peer.begin()
@@ -119,7 +119,7 @@ async def test_a_connection_that_is_cut_without_a_goodbye_is_no_end(authority):
 
 @pytest.mark.trio
 async def test_a_server_that_never_says_goodbye_delays_no_end(authority):
-    """D5: Closing is waited for no longer than its own patience."""
+    """D5: Closing ends after a time of its own."""
     with trio.fail_after(20):
         async with (
             serving(BEHAVIOURS["stalls"], server_context(authority)) as (url, _),

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import trio
-from contexts import stat, title, until
+from contexts import environment_of, stat, title, until
 from far_nvml import FarNvml
 from farlings import Holds, HoldsAhead, Leaves, Reports
 from sessions import BATCH, ids, until_failure, whole
@@ -65,12 +65,6 @@ def far(*titles):
     for node in ("cut-off", "spare", *(f"node-{number}" for number in range(1, 20))):
         found |= {pid for pid in of(NODE, node) if title(pid).startswith(titles)}
     return found
-
-
-def environment_of(pid):
-    """The variables that a process has got from what has started it."""
-    entries = Path(f"/proc/{pid}/environ").read_text().split("\0")
-    return dict(entry.partition("=")[::2] for entry in entries if entry)
 
 
 def node_of(pid):

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import trio
 from contexts import (
+    environment_of,
     nothing_left,  # noqa: F401 - The import makes this autouse fixture apply to the tests of this file.
     stat,
     title,
@@ -95,13 +96,6 @@ def is_forked(pid):
     return title(stat(stat(pid)[1])[1]) == "runners:server"
 
 
-def environment_of(pid):
-    """The variables that a process has got from what has started it."""
-    return dict(
-        pair.partition("=")[::2] for pair in Path(f"/proc/{pid}/environ").read_text().split("\0") if pair
-    )
-
-
 @asynccontextmanager
 async def opened(there, runner, *, incarnation=1):
     with trio.fail_after(60):
@@ -132,7 +126,7 @@ async def test_the_runners_module_is_imported_once_on_its_machine(server, tmp_pa
 
 @pytest.mark.trio
 async def test_a_forked_context_has_the_surroundings_of_its_own_connection(server, tmp_path, spec):
-    """D16: Its environment is that of the login which asked for it, not of the one that started the server; so are its descriptors few."""
+    """D16: Its environment is that of the login which asked for it, not of the one that started the server; it has none of the descriptors of others."""
     there, runner = forking(server, tmp_path), spec()
     environments = []
     async with opened(there, runner) as other:
@@ -218,7 +212,7 @@ async def test_whatever_is_killed_nothing_is_left_when_the_leases_are_over(serve
 
 @pytest.mark.trio
 async def test_a_fork_server_that_is_stopped_delays_a_start_for_a_moment_only(server, tmp_path, spec, caplog):
-    """D15, D16: It answers nobody, and the context starts cold."""
+    """D15, D16: It does not answer, and the context starts cold."""
     there, runner = forking(server, tmp_path), spec()
     async with opened(there, runner):
         pass
@@ -233,7 +227,7 @@ async def test_a_fork_server_that_is_stopped_delays_a_start_for_a_moment_only(se
 
 @pytest.mark.trio
 async def test_a_fork_server_that_is_lost_now_and_then_is_tried_again(server, tmp_path, spec, caplog):
-    """D15: Only two in a row that are lost are the last ones, and each that forks begins the count anew."""
+    """D15: Two that are lost in a row are the last ones, and each that forks begins the count anew."""
     there, runner = forking(server, tmp_path), spec()
     incarnations = itertools.count(1)
     for _ in range(2):
@@ -323,7 +317,7 @@ async def test_a_standby_there_is_forked_after_the_preload(server, tmp_path, spe
 
 @pytest.mark.trio
 async def test_two_contexts_that_start_at_once_share_one_server(server, tmp_path, spec):
-    """D15, D16: Whoever is second finds the name taken."""
+    """D15, D16: The first one binds the name of the server, and the others connect to it."""
     there, runner = forking(server, tmp_path), spec("time.sleep(0.5)")
     found = []
 
@@ -331,7 +325,7 @@ async def test_two_contexts_that_start_at_once_share_one_server(server, tmp_path
         async with opened(there, runner, incarnation=number) as session:
             found.append(session.pid)
             assert is_forked(session.pid)
-            while len(found) < 4:  # noqa: ASYNC110 - the other tasks set no event
+            while len(found) < 4:  # noqa: ASYNC110 - The other tasks set no event.
                 await trio.sleep(0.01)
 
     async with trio.open_nursery() as nursery:
@@ -374,7 +368,7 @@ import os, signal, socket, struct, sys, time
 sys.path[:0] = sys.argv[2:]
 from runners.hosts.process.wire import PROTOCOL
 from runners.hosts.remote.reserve import package_version
-from runners.hosts.remote.seeking import in_memory, name_of, surroundings
+from runners.hosts.remote.seeking import in_memory, inherited, name_of
 name = name_of(sys.argv[1])
 os.setuid(int(os.environ["AS"]))
 place = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -408,9 +402,9 @@ order = {
     "path": sys.argv[2:], "version": package_version(), "protocol": PROTOCOL, "lease": 5, "device": "cpu", "nvml": None
 }
 buffers = {"in": "", "out": "", "to_context": "", "asked": [], "number": 0, "next_question": until}
-told = in_memory({"order": order, "until": until, **buffers, **surroundings()})
+state = in_memory({"order": order, "until": until, **buffers, **inherited()})
 (end, _), (ours, their) = os.pipe(), os.pipe()
-socket.send_fds(place, [b"take"], [end, their, os.open(os.devnull, os.O_RDWR), told])
+socket.send_fds(place, [b"take"], [end, their, os.open(os.devnull, os.O_RDWR), state])
 os.close(their)
 place.shutdown(socket.SHUT_RD)
 os.kill(pid, signal.SIGCONT)
@@ -425,7 +419,7 @@ print(place.recv(100), flush=True)
 
 @contextmanager
 def stranger(there, runner, program, user=65534):
-    """A program of another user that knows the name of the fork server; its first line."""
+    """A program of another user that knows the name of the fork server; gives a function that reads its next line."""
     command = [sys.executable, "-u", "-c", OTHER + program, there._checked(runner).fork(1).name, *there.path]
     environment = {"PATH": os.environ["PATH"], "AS": str(user)}
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment) as process:
@@ -438,8 +432,8 @@ def stranger(there, runner, program, user=65534):
 async def test_another_user_who_has_the_name_of_the_fork_server_is_not_used(server, tmp_path, spec, caplog):
     """D16: It would get the connection."""
     there, runner = forking(server, tmp_path), spec()
-    with stranger(there, runner, SQUATS) as said:
-        assert said() == "ready"
+    with stranger(there, runner, SQUATS) as next_line:
+        assert next_line() == "ready"
         async with opened(there, runner) as session:
             assert ids(await whole(session)) == expected(BATCH)
             assert not is_forked(session.pid)
@@ -453,8 +447,8 @@ async def test_another_user_gets_nothing_of_a_fork_server(server, tmp_path, spec
     """D16: It would run what that user says as ours."""
     there, runner = forking(server, tmp_path), spec()
     async with opened(there, runner):
-        with stranger(there, runner, CALLS) as said:
-            assert said() == "b''"
+        with stranger(there, runner, CALLS) as next_line:
+            assert next_line() == "b''"
     await until(lambda: not far(server))
 
 
@@ -468,11 +462,11 @@ async def test_a_fork_server_that_takes_a_connection_and_forks_nothing_is_given_
         pass
     signalled(server, "runners:server", signal.SIGKILL)
     await until(lambda: not far(server, "runners:server"))
-    with stranger(there, runner, SAYS_READY, os.getuid()) as said:
-        assert said() == "ready"
+    with stranger(there, runner, SAYS_READY, os.getuid()) as next_line:
+        assert next_line() == "ready"
         async with opened(there, runner, incarnation=2) as session:
             assert ids(await whole(session)) == expected(BATCH)
-            assert said() == "given up"
+            assert next_line() == "given up"
     assert "could not fork: it does not answer" in warnings(caplog)[0]
     await until(lambda: not far(server))
 
@@ -483,8 +477,8 @@ async def test_a_guardian_that_is_forked_too_late_ends_at_once(server, tmp_path,
     there, runner = forking(server, tmp_path), spec()
     async with opened(there, runner) as session:
         await until(lambda: listens(READY))
-        with stranger(there, runner, FORKS_LATE, os.getuid()) as said:
-            assert said() == "b''"
+        with stranger(there, runner, FORKS_LATE, os.getuid()) as next_line:
+            assert next_line() == "b''"
         assert ids(await whole(session)) == expected(BATCH)
     await until(lambda: not far(server))
 

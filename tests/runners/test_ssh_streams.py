@@ -109,7 +109,7 @@ async def test_streams_of_another_machine_equal_their_undisturbed_text(server, u
 @pytest.mark.parametrize("victim", ["engine", "fork server"])
 @pytest.mark.trio
 async def test_streams_of_forked_contexts_equal_their_undisturbed_text(server, undisturbed, tmp_path, victim):
-    """D6, D15, D16: The next context is forked too, and the death of the fork server is no context's."""
+    """D6, D15, D16: The next context is forked too, and the death of the fork server ends no context."""
     there = host(server, start="forkserver")
     worker = device_worker("llm", HoldsTorch(str(tmp_path)), host=there)
     tokens, incarnations = await streamed(worker, strikes(server)[victim])

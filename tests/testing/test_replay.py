@@ -121,7 +121,7 @@ def test_a_changed_declaration_replays_to_other_effects(log):
         (("lacking.log", "myapp"), "line 2: this line of a log lacks fields, input, u"),
         (("odd.log", "myapp"), "line 2: this is no input of a machine: Boot {'speed': 3}"),
         (("late.log", "myapp"), "line 2: this line cannot be replayed: ValueError("),
-        (("empty.log", "myapp"), "line 2: the effects in this line of a log are no list of texts"),
+        (("empty.log", "myapp"), "line 2: the effects in this line of a log must be a list of texts"),
         (("binary.log", "myapp"), "line 2: this is no line of a log"),
     ],
 )

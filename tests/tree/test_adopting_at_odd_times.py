@@ -296,7 +296,7 @@ def test_a_root_that_is_just_being_restarted_starts_with_the_new_declaration(at)
     grow(declared(0), scene)
 
 
-def test_a_caller_during_a_restart_does_not_wait_at_a_mailbox_that_its_next_start_has_no_more():
+def test_a_caller_during_a_restart_does_not_wait_at_a_mailbox_that_its_next_start_lacks():
     """R29, R38: The tree has adopted the declaration already, but the child that still ends has the earlier one."""
 
     async def body(inbox):
@@ -360,7 +360,7 @@ def test_a_child_that_is_just_being_restarted_gets_its_own_mailbox():
     grow(declared("shared"), scene)
 
 
-def test_callers_are_answered_if_all_that_share_their_mailbox_now_are_down_for_good():
+def test_callers_are_answered_if_all_children_that_come_to_share_their_mailbox_are_down_for_good():
     """R37, R38: No child shared it before, so they waited for one."""
 
     async def scene(tree, seen):

@@ -119,7 +119,7 @@ def test_a_mailbox_of_one_child_has_no_affinity():
 
 @pytest.mark.parametrize("seed", range(3))
 def test_a_child_whose_message_is_withdrawn_takes_the_next_one(seed):
-    """R37: It was woken for the one that its caller took back, and nobody is woken for the other."""
+    """R37: It was woken for a message that its caller took back, and no other child is woken for the next one."""
 
     async def scene(tree, _):
         assert await tree["app"].call("x1") == "a"

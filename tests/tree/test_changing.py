@@ -546,9 +546,8 @@ def test_a_child_is_added_in_the_step_in_which_another_of_its_name_leaves(same):
             await quiet()
             with trio.move_on_after(10) as scope:
                 await tree.root.add(spec)
-            if (
-                scope.cancelled_caught
-            ):  # the tree would wait for the end of this child for ever, so it must not stop in order
+            if scope.cancelled_caught:
+                # The tree would wait for ever for the end of this child, so it must not stop in order.
                 tree._driver._break(AssertionError("the child has not started"))
         assert tree["app/x"].status().state == "up"
         assert seen.order() == "+x +busy -x +x"

@@ -30,25 +30,25 @@ def today(before: dict[bytes, bytes]) -> Surroundings:
 
 
 def changes(before: dict[bytes, bytes], after: dict[bytes, bytes]) -> list[tuple[bytes, bytes | None]]:
-    """The variables that have changed between two environments; None is one that is gone."""
+    """The variables that differ between two environments, with the value that they have after; None is one that was removed."""
     names = sorted(before.keys() | after.keys())
     return [(name, after.get(name)) for name in names if before.get(name) != after.get(name)]
 
 
-def adopt(changes: Surroundings) -> None:
-    """Adopt the changes. A folder that cannot be entered is ignored, since a program that is started cold in it starts too."""
-    for name, value in changes.environment:
+def adopt(ours: Surroundings) -> None:
+    """Adopt them. A folder that cannot be entered is ignored, since a program that is started cold in it starts too."""
+    for name, value in ours.environment:
         if os.fsdecode(name) == MARK:  # each of our processes has a mark of its own
             continue
         if value is None:
             os.environb.pop(name, None)
         else:
             os.environb[name] = value
-    if changes.folder is not None:
+    if ours.folder is not None:
         with suppress(OSError):
-            os.chdir(changes.folder)
-    if changes.umask is not None:
-        os.umask(changes.umask)
+            os.chdir(ours.folder)
+    if ours.umask is not None:
+        os.umask(ours.umask)
 
 
 def _folder() -> bytes | None:

@@ -1,32 +1,31 @@
 """The guardian: the process on the far machine that starts a context process, ends it, and stands between it and the connection.
 
-A launcher, `SshHost` or `RayHost`, sends the source of this module to a Python there, which runs it; no code imports it for use on the
-near machine.
-It imports the standard library alone, and older Pythons must compile it, because it reports what is missing there. It has one
-thread, since the context process is forked from it.
+A launcher, `SshHost` or `RayHost`, sends the source of this module, behind those of `seeking` and `children`, to a Python there, which
+runs them as one program. They import the standard library alone, and older Pythons must compile them, because the guardian reports
+what is missing there. It has one thread, since the context process is forked from it.
 
 Both ends exchange records: the number of a kind, four bytes of length, and the content. The near end sends one `OPEN`, then
-`DATA`, `KILL` and `ANSWER`. The guardian sends `BORN` or `REFUSED`, then `DATA`, `OUTPUT`, `ERRORS`, `ASK`, and at last `ENDED`.
+`DATA`, `KILL` and `ANSWER`. The guardian sends `BORN` or `REFUSED`, then `DATA`, `OUTPUT`, `ERRORS` and `ASK`, and `ENDED` as the last
+record. `COLD` may come at any time before that.
 
 The lease: the guardian asks with a number, and an answer extends the lease to `lease` seconds after *the question*. So an answer
 that was delayed on its way extends nothing: that many seconds after its last answer the near end knows that the lease is over,
 whatever is still on the way.
 
-The guardian ends the context process also when the process that started it ends, such as the actor of Ray, since what that one
-held, such as a GPU, is then given to others.
+The guardian ends the context process also when the process that started the guardian ends, such as the actor of Ray, because Ray then
+gives the resources of the actor, such as a GPU, to others.
 
-A fork server of this machine may take the place of the start: a process that has imported what the runner needs, and that serves all
-contexts of one runner (`runners.hosts.node`). A process of this module then passes its connection on and waits. The server forks the
-guardian, and that one the context process.
+A fork server of this machine may start the context instead: a process that has imported what the runner needs, and that serves all
+contexts of one runner (`runners.hosts.node`). The process that runs this program then passes its connection on to the server, and
+waits. The server forks another guardian, and that guardian forks the context process.
 
-After the end of a poisoned context a process that is forked for this asks NVML about its device, because a call into a driver may not
-return (D4). The guardian serves the connection meanwhile, and reports the answer with the end.
+After the end of a poisoned context the guardian forks a process that asks NVML about the device, because a call into a driver may not
+return (D4). The guardian serves the connection meanwhile, and reports the answer with the end of the context.
 """
 
 from __future__ import annotations
 
 import ctypes
-import importlib
 import json
 import os
 import select
@@ -36,13 +35,21 @@ import struct
 import sys
 import time
 from contextlib import suppress
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-if (
-    TYPE_CHECKING or __name__ != "__main__"
-):  # in the program of the far side the text of that module is in front of this one
-    from runners.hosts.remote.seeking import READY, connected, in_memory, name_of, started, surroundings
+# In the program of the far side the texts of these modules are in front of this one.
+if TYPE_CHECKING or __name__ != "__main__":
+    from runners.hosts.remote.children import (
+        FAILED,
+        SETTLED,
+        be_context,
+        be_examiner,
+        entitle,
+        exit_code,
+        kill_children,
+        to_nothing,
+    )
+    from runners.hosts.remote.seeking import READY, connected, in_memory, inherited, name_of, started
 
 HEADER = struct.Struct(">BI")
 """The kind of a record and the length of its content."""
@@ -50,10 +57,10 @@ NUMBER = struct.Struct(">Q")
 """The content of `ASK` and `ANSWER`."""
 
 OPEN, DATA, KILL, ANSWER, BORN, REFUSED, OUTPUT, ERRORS, ASK, ENDED, COLD = range(1, 12)
-"""`OPEN`: what to start, in JSON. `DATA`: bytes between session and context process. `KILL`: kill the context process, which is
-poisoned if there is any content. `BORN`: its pid. `REFUSED`: why none can be started. `OUTPUT` and `ERRORS`: what it wrote. `ENDED`: how it ended, in JSON, and
-under `nvml` what NVML says of its device, if it was asked: a text if it cannot be used again, null if there was no answer in time.
-`COLD`: why no fork server took part in the start, in JSON."""
+"""`OPEN`: what to start, in JSON. `DATA`: bytes between session and context process. `KILL`: kill the context process; any content says
+that it is poisoned. `BORN`: its pid. `REFUSED`: why none can be started. `OUTPUT` and `ERRORS`: what it wrote. `ENDED`: how it ended, in
+JSON; and if NVML was asked about its device, its answer under `nvml`: why the device cannot be used again, empty if it can be, null if
+the answer did not come in time. `COLD`: why no fork server took part in the start, in JSON."""
 
 QUESTIONS = 4
 """How often the guardian asks during a lease."""
@@ -65,20 +72,14 @@ _READ = 65536
 _FULL = 2**20
 """Unsent bytes to the near end beyond which nothing more is read from the context process."""
 _LAST_READS = 256
-_TEXT = 4096
-"""Bytes of the longest text that a process of ours reports."""
-_ANSWER = 2.0
-"""Seconds that a fork server that has preloaded has for its first word."""
-LATE, FAILED, LOST = "late", "failed", "lost"
-"""Why no fork server took part: it still preloads, it cannot, or it does not answer."""
-_PATIENCE = 1.0
-"""Seconds for processes that the context process has started to die of their SIGKILL."""
+_SERVER_PATIENCE = 2.0
+"""Seconds in which a fork server that has preloaded must answer."""
+LATE, HOPELESS, LOST = "late", "hopeless", "lost"
+"""Why no fork server took part: it has not preloaded yet, it cannot preload, or it does not answer."""
 _STREAMS = {OUTPUT, ERRORS}
-_SUBREAPER, _NAME, _DEATH_SIGNAL = 36, 15, 1
-"""Options of prctl."""
+_SUBREAPER = 36
+"""An option of prctl."""
 _LEAST = (3, 11)
-_FAILED, _SETTLED = 70, 69
-"""The exit status after a failure, and after one that is no poison; as in `runners.hosts.process.child.loop`."""
 
 
 def main() -> None:
@@ -104,14 +105,14 @@ def now() -> float:
 class Guardian:
     """The two connections, the context process and the lease.
 
-    `starter` is readable when the process that has started this one ends; None is our parent.
+    `starter` is a descriptor that is readable once the process that asked for this guardian has ended; None is one of the parent process.
     """
 
     def __init__(self, starter: int | None = None) -> None:
         self._poll = select.poll()
         self._watch(0)
         self._starter = -1
-        with suppress(OSError):  # it is outside of our namespace of pids, or dead
+        with suppress(OSError):  # the parent is outside of our namespace of pids, or dead
             self._starter = os.pidfd_open(os.getppid()) if starter is None else starter
             self._watch(self._starter)
         os.set_blocking(0, False)
@@ -119,7 +120,7 @@ class Guardian:
         self._in = bytearray()  # from the near end, not parsed yet
         self._out = bytearray()  # to the near end, not sent yet
         self._hung_up = False  # the near end has closed the connection
-        self._over = False  # nothing follows but what is not sent yet
+        self._over = False  # no record follows those that are not sent yet
         self._lease = 60.0  # until the near end has named its own
         self._until = now() + self._lease
         self._asked: dict[int, float] = {}  # the time of each question that is not answered
@@ -129,25 +130,23 @@ class Guardian:
         self._pidfd = -1
         self._connection: socket.socket | None = None
         self._to_context = bytearray()
-        self._pipes: dict[
-            int, int
-        ] = {}  # by descriptor, the kind of record for what the context process writes
+        # By descriptor, the kind of record for what the context process writes.
+        self._pipes: dict[int, int] = {}
         self._report = -1
         self._reported = bytearray()
         self._order: dict[str, Any] = {}
-        self._ordered = (
-            False  # the end of the context process says nothing about its device, since it was killed
-        )
-        self._poisoned = False  # the near end says so
+        # The context process was killed on purpose, so its exit code says nothing about its device.
+        self._ordered = False
+        self._poisoned = False  # by the word of the near end
         self._fate: dict[str, Any] = {}  # how the context process has ended
-        self._examiner = 0  # the pid of what asks NVML; 0 if nothing does
-        self._answer = -1  # its pipe
-        self._answered_by = 0.0
-        self._text = bytearray()
+        self._examiner = 0  # the pid of the process that asks NVML; 0 if none does
+        self._finding = -1  # its pipe
+        self._examined_until = 0.0
+        self._found = bytearray()  # what it has written
         self._server: socket.socket | None = None  # a connection to a fork server
-        self._seeking = False  # it has not reported yet that it has preloaded
+        self._seeking = False  # the start waits for its report that it has preloaded
         self._sought_until = 0.0
-        self._late = "", ""  # why it takes no part if that is over
+        self._late = "", ""  # the kind and the reason of the cold start that follows when that time is over
 
     def run(self) -> None:
         """Serve until the context process has ended and the near end knows it, has hung up, or has let the lease lapse."""
@@ -161,7 +160,7 @@ class Guardian:
                 return
             if self._seeking and now() >= self._sought_until:
                 self._start_cold(*self._late)
-            if self._examiner and now() >= self._answered_by:
+            if self._examiner and now() >= self._examined_until:
                 self._end_examination()
                 self._report_end(nvml=None)
             self._ask()
@@ -196,7 +195,7 @@ class Guardian:
         self._watch(1, select.POLLOUT if self._out else 0)
         until = min(self._until, self._next_question)
         if self._examiner:
-            until = min(until, self._answered_by)
+            until = min(until, self._examined_until)
         if self._seeking:
             until = min(until, self._sought_until)
         seconds = until - now()
@@ -219,8 +218,8 @@ class Guardian:
             self._end_context()
         elif descriptor == self._starter:
             self._be_left()
-        elif descriptor == self._answer:
-            self._read_answer()
+        elif descriptor == self._finding:
+            self._read_finding()
         elif self._server is not None and descriptor == self._server.fileno():
             self._read_server()
         elif self._connection is not None and descriptor == self._connection.fileno():
@@ -232,7 +231,7 @@ class Guardian:
         if self._pid:
             self._ordered = True
             self._end_context()
-        elif not self._over and not self._examiner:  # nothing is left to be said
+        elif not self._over and not self._examiner:  # no record of an end follows
             self._hung_up = True
 
     def _read_near(self) -> None:
@@ -259,7 +258,7 @@ class Guardian:
             self._ordered = True
             self._poisoned = self._poisoned or bool(content)
             self._kill()
-            if self._seeking:  # there will be no context process
+            if self._seeking:  # the context process is not started any more
                 self._seeking = False
                 self._fate = {"killed": True, "status": int(signal.SIGKILL)}
                 self._report_end()
@@ -296,9 +295,9 @@ class Guardian:
 
     def _start(self) -> None:
         """Fork the context process."""
-        libc = ctypes.CDLL(None)
-        libc.prctl(_NAME, b"runners:guard", 0, 0, 0)
-        libc.prctl(_SUBREAPER, 1, 0, 0, 0)  # what the context process starts and leaves comes to us
+        entitle(b"runners:guard")
+        # What the context process starts and leaves becomes a child of the guardian.
+        ctypes.CDLL(None).prctl(_SUBREAPER, 1, 0, 0, 0)
         ours, theirs = socket.socketpair()
         pipes = {kind: os.pipe() for kind in sorted(_STREAMS)}
         self._report, report = os.pipe()
@@ -307,15 +306,15 @@ class Guardian:
         if self._pid == 0:
             try:
                 os.setsid()
-                nothing = os.open(os.devnull, os.O_RDWR)
-                for number, descriptor in enumerate((nothing, pipes[OUTPUT][1], pipes[ERRORS][1])):
-                    os.dup2(descriptor, number)
-                for descriptor in (nothing, *pipes[OUTPUT], *pipes[ERRORS], ours.detach(), self._report):
+                to_nothing(0)
+                os.dup2(pipes[OUTPUT][1], 1)
+                os.dup2(pipes[ERRORS][1], 2)
+                for descriptor in (*pipes[OUTPUT], *pipes[ERRORS], ours.detach(), self._report):
                     os.close(descriptor)
                 self._leave_others()
-                _be_context(self._order, theirs.detach(), report, guardian)
+                be_context(self._order, theirs.detach(), report, guardian)
             finally:
-                os._exit(_FAILED)
+                os._exit(FAILED)
         self._pidfd = os.pidfd_open(self._pid)
         for descriptor in (report, *(pipes[kind][1] for kind in pipes)):
             os.close(descriptor)
@@ -329,7 +328,7 @@ class Guardian:
         self._watch(self._pidfd)
 
     def _leave_others(self) -> None:
-        """In a child: close what shows to others that the guardian lives."""
+        """In a child: close the descriptors from which other processes see that the guardian lives."""
         if self._starter >= 0:
             os.close(self._starter)
         if self._server is not None:
@@ -356,12 +355,15 @@ class Guardian:
             self._start_cold(LOST, f"the fork server there cannot be used: {error}")
             return
         self._watch(self._server.fileno())
-        self._sought_until = now() + (patience or _ANSWER)
+        self._sought_until = now() + (patience or _SERVER_PATIENCE)
         if not self._seeking:
             self._start_cold(*self._late)
 
     def _start_cold(self, kind: str, why: str) -> None:
-        """Start without a fork server. If one is there, it counts this guardian as a client, and may still say that it cannot preload."""
+        """Start without a fork server.
+
+        The connection to one that preloads stays open: the server counts this guardian as a client, and may report that it cannot preload.
+        """
         self._seeking = False
         self._report_cold(kind, why)
         self._start()
@@ -376,11 +378,11 @@ class Guardian:
         if self._seeking and "ready" in message:
             self._hand_over()
         elif "ready" not in message:
-            kind = FAILED if "failed" in message else LOST
+            kind = HOPELESS if "failed" in message else LOST
             why = message.get("failed", "it has ended")
             report = self._start_cold if self._seeking else self._report_cold
             report(kind, f"the fork server there could not preload: {why}")
-        if self._server is not None:  # it has nothing more to say
+        if self._server is not None:  # it sends no further message
             self._poll.unregister(self._server)
 
     def _server_message(self) -> dict[str, Any] | None:
@@ -397,14 +399,14 @@ class Guardian:
     def _hand_over(self) -> None:
         """Pass the connection on to the fork server, and wait for the end of the guardian that it forks.
 
-        That one says itself that it is there. So without that word no process has ours, and a cold start may follow.
+        The new guardian itself reports that it runs. Without that report no other process serves this connection, and the start is cold.
         """
         assert self._server is not None
         self._seeking = False
         memory = in_memory(
             {
                 "order": self._order,
-                **surroundings(),
+                **inherited(),
                 "in": self._in.hex(),
                 "out": self._out.hex(),
                 "to_context": self._to_context.hex(),
@@ -422,14 +424,13 @@ class Guardian:
         finally:
             os.close(memory)
         watched = [self._server.fileno(), *([self._starter] if self._starter >= 0 else [])]
-        patience = min(
-            _ANSWER, self._lease / 2
-        )  # nothing is asked meanwhile, and a near end that hears nothing loses us
+        # The near end gets no question meanwhile, and after a lease without one it counts the connection as lost.
+        patience = min(_SERVER_PATIENCE, self._lease / 2)
         found = select.select(watched, [], [], patience)[0]
         if self._starter in found:
             self._hung_up = True
             return
-        if not found:  # from here on a guardian that it forks cannot say that it is there, and ends
+        if not found:  # a guardian that it forks after this cannot report that it runs, and ends
             self._server.shutdown(socket.SHUT_RD)
         message = self._server_message() or {}
         if "forked" in message:
@@ -438,7 +439,7 @@ class Guardian:
         self._start_cold(LOST, f"the fork server there could not fork: {why}")
 
     def resume(self, state: dict[str, Any]) -> None:
-        """Go on where the process was that has passed its connection on."""
+        """Continue with the state of the process that has passed its connection on."""
         self._order = state["order"]
         self._lease = self._order["lease"]
         for buffer, name in ((self._in, "in"), (self._out, "out"), (self._to_context, "to_context")):
@@ -447,10 +448,10 @@ class Guardian:
         self._asked, self._next_question = dict(state["asked"]), state["next_question"]
         self._start()
 
-    # --- what comes of the context process
+    # --- from the context process
 
     def _read_report(self) -> None:
-        """The context process reports why it cannot start; nothing, and the end of the pipe, if it can."""
+        """The context process reports why it cannot start. If it can, the pipe ends without a report."""
         data = os.read(self._report, _READ)
         self._reported += data
         if data:
@@ -524,11 +525,11 @@ class Guardian:
         """
         self._kill()
         select.select([self._pidfd], [], [])  # the kernel has released what it held
-        code = _exit_code(self._pid)
+        code = exit_code(self._pid)
         self._poll.unregister(self._pidfd)
         os.close(self._pidfd)
         self._pid, self._pidfd = 0, -1
-        _kill_children()
+        kill_children()
         while self._report >= 0:
             self._read_report()
         for _ in range(_LAST_READS):
@@ -551,14 +552,14 @@ class Guardian:
     # --- the device
 
     def _is_suspect(self, code: int | None) -> bool:
-        """Whether NVML is to be asked about the device: the near end says that the context is poisoned, or could not say it in time."""
+        """Whether NVML is asked about the device: the context is poisoned by the word of the near end, or may be without that word."""
         if self._order["nvml"] is None or self._reported:
             return False
-        return self._poisoned or not (self._ordered or code in (0, _SETTLED))
+        return self._poisoned or not (self._ordered or code in (0, SETTLED))
 
     def _examine(self) -> None:
-        """Have NVML asked about the device. If no process is left for that, nothing is known of it."""
-        self._answer, end = os.pipe()
+        """Fork a process that asks NVML about the device. If that fails, the end is reported without an answer."""
+        self._finding, end = os.pipe()
         guardian = os.getpid()
         try:
             self._examiner = os.fork()
@@ -567,41 +568,40 @@ class Guardian:
             return
         if self._examiner == 0:
             try:
-                nothing = os.open(os.devnull, os.O_RDWR)
-                for number in range(3):  # it may hang for ever, and must not keep the connection open
-                    os.dup2(nothing, number)
+                to_nothing(0, 1, 2)  # it may hang for ever, and must not keep the connection open
                 self._leave_others()
-                _be_examiner(self._order, end, guardian)
+                be_examiner(self._order, end, guardian)
             finally:
                 os._exit(0)
         os.close(end)
-        self._answered_by = now() + self._order["nvml"]
-        os.set_blocking(self._answer, False)
-        self._watch(self._answer)
+        self._examined_until = now() + self._order["nvml"]
+        os.set_blocking(self._finding, False)
+        self._watch(self._finding)
 
-    def _read_answer(self) -> None:
+    def _read_finding(self) -> None:
         try:
-            data = os.read(self._answer, _READ)
+            data = os.read(self._finding, _READ)
         except BlockingIOError:  # the event was of a descriptor that had this number before
             return
-        self._text += data
+        self._found += data
         if not data:
             self._end_examination()
-            self._report_end(nvml=self._text.decode(errors="replace"))
+            self._report_end(nvml=self._found.decode(errors="replace"))
 
     def _end_examination(self) -> None:
-        """Wait for what asks NVML no longer. It ends with this process, or when the driver lets it."""
-        self._poll.unregister(self._answer)
-        os.close(self._answer)
-        self._examiner, self._answer = 0, -1
+        """Stop waiting for NVML. The process that asks it ends with the guardian, or when the driver returns."""
+        self._poll.unregister(self._finding)
+        os.close(self._finding)
+        self._examiner, self._finding = 0, -1
 
 
 def _be_replaced(watched: list[int]) -> NoReturn:
-    """Wait for the end of the guardian that has our connection, or of what has started us: the guardian ends after this process."""
-    ctypes.CDLL(None).prctl(_NAME, b"runners:boot", 0, 0, 0)
-    nothing = os.open(os.devnull, os.O_RDWR)
-    for number in range(3):
-        os.dup2(nothing, number)
+    """Wait for the end of the guardian that has our connection, or of the process that started this one, then exit.
+
+    The guardian watches this process, and ends after it.
+    """
+    entitle(b"runners:boot")
+    to_nothing(0, 1, 2)
     select.select(watched, [], [])
     os._exit(0)
 
@@ -614,84 +614,6 @@ def _read(descriptor: int) -> bytes:
         raise
     except OSError:
         return b""
-
-
-def _exit_code(pid: int) -> int | None:
-    try:
-        status = os.waitpid(pid, 0)[1]
-    except ChildProcessError:
-        return None
-    return -os.WTERMSIG(status) if os.WIFSIGNALED(status) else os.WEXITSTATUS(status)
-
-
-def _kill_children() -> None:
-    """Kill and reap the processes that were left to us, and those that they leave in turn."""
-    ours = Path(f"/proc/self/task/{os.getpid()}/children")
-    end = now() + _PATIENCE
-    while now() < end:
-        with suppress(OSError):  # the kernel lists no children, or one has ended meanwhile
-            for pid in ours.read_text().split():
-                os.kill(int(pid), signal.SIGKILL)
-        try:
-            os.waitpid(-1, os.WNOHANG)
-        except ChildProcessError:
-            return
-        time.sleep(0.001)  # no event tells of the end of unknown processes
-
-
-def _be_context(order: dict[str, Any], connection: int, report: int, guardian: int) -> None:
-    """Run as the context process, unless the packages here are others than the near end has."""
-    _die_with(guardian)
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-        signal.signal(number, signal.SIG_DFL)
-    _find_packages(order)
-    why = refusal(order)
-    if why:
-        os.write(report, why.encode("utf-8", "backslashreplace")[:_TEXT])
-        os._exit(_FAILED)
-    os.close(report)
-    importlib.import_module("runners.hosts.process.child.life").be_context(connection, guardian)
-
-
-def _be_examiner(order: dict[str, Any], end: int, guardian: int) -> None:
-    """Ask NVML about the device, and write why it cannot be used again, if it cannot. An exception says nothing about it."""
-    _die_with(guardian)
-    ctypes.CDLL(None).prctl(_NAME, b"runners:nvml", 0, 0, 0)
-    _find_packages(order)
-    trouble = importlib.import_module("runners.diagnosis.hardware").trouble_of(order["device"])
-    os.write(end, (trouble or "").encode("utf-8", "backslashreplace")[:_TEXT])
-
-
-def _die_with(guardian: int) -> None:
-    if ctypes.CDLL(None).prctl(_DEATH_SIGNAL, signal.SIGKILL, 0, 0, 0) or os.getppid() != guardian:
-        os._exit(_FAILED)
-
-
-def _find_packages(order: dict[str, Any]) -> None:
-    sys.path[:] = [*order["path"], *(entry for entry in sys.path if entry)]  # not the folder of the login
-
-
-def refusal(order: dict[str, Any]) -> str | None:
-    """Why no context can run here."""
-    try:
-        metadata = importlib.import_module("importlib.metadata")
-        importlib.import_module("runners.hosts.process.child.life")
-        wire = importlib.import_module("runners.hosts.process.wire")
-    except Exception as error:  # noqa: BLE001 - An import may raise anything, and the near end gets the reason.
-        return (
-            f"its Python {sys.executable} cannot import what a context needs: {type(error).__name__}: {error}"
-        )
-    try:
-        version = metadata.version("trio-supervise")
-    except metadata.PackageNotFoundError:
-        version = "unknown"
-    protocol = getattr(wire, "PROTOCOL", 0)
-    if (version, protocol) == (order["version"], order["protocol"]):
-        return None
-    return (
-        f"it has trio-supervise {version} with protocol {protocol}, "
-        f"and here it is {order['version']} with protocol {order['protocol']}"
-    )
 
 
 if __name__ == "__main__":

@@ -43,10 +43,13 @@ def _check_nvml(_host: object, _field: object, nvml: Nvml) -> None:
 
 @frozen(kw_only=True)
 class FarHost:
-    """The base of `SshHost` and `RayHost`, which describe the arguments. It has those that do not depend on the launcher.
+    """The base of `SshHost` and `RayHost`, with the arguments that do not depend on the launcher.
 
     Args:
         path: see `SshHost`; so for all that follow.
+
+    Raises:
+        ValueError, TypeError: see `SshHost`.
     """
 
     path: tuple[str, ...] = field(default=(), converter=_folders, validator=_check_path)
@@ -80,7 +83,7 @@ class FarHost:
         return Entered(lived(self, self._checked(runner), self._reserve, start))
 
     def check(self, runner: object) -> None:
-        """Refuse a runner spec that cannot be sent to another process (D2). The machine of the declaration needs no launcher.
+        """Refuse a runner spec that cannot be sent to another process (D2). That needs neither `ssh` nor Ray here.
 
         Raises:
             TypeError: see `check_runner`.
@@ -116,5 +119,5 @@ class FarHost:
 
 
 def own_first(_cls: type, fields: list[Attribute[Any]]) -> list[Attribute[Any]]:
-    """A field transformer of the hosts: their own fields come before those of `FarHost`, as in their docstrings."""
+    """A field transformer for attrs: the own fields of a host come before those of `FarHost`, as in its docstring."""
     return sorted(fields, key=lambda each: each.name in fields_dict(FarHost))

@@ -22,12 +22,13 @@ from runners.hosts.process.host import BACKLOG, DYING
 from runners.hosts.process.parent.output import Output, log_event
 from runners.hosts.process.parent.peer import Peer
 from runners.hosts.process.parent.processes import fate, within
-from runners.hosts.remote import guardian, seeking
+from runners.hosts.remote import children, guardian, seeking
 
-SOURCE = b"\0".join(Path(file).read_bytes() for file in (seeking.__file__, guardian.__file__))
-"""The program of the far side, which reads it from its standard input."""
+_FILES = (seeking.__file__, children.__file__, guardian.__file__)
+SOURCE = b"\0".join(Path(file).read_bytes() for file in _FILES)
+"""The program of the far side: the sources of these modules."""
 BOOT = f"import os;[exec(text,globals())for text in b''.join(os.read(0,1)for _ in range({len(SOURCE)})).split(b'\\0')]"
-"""The program of the far Python: it reads the sources of these modules from its standard input, and not a byte more."""
+"""The command of the far Python: it reads `SOURCE` from its standard input, not a byte more, and runs it."""
 
 MARGIN = 2.0
 """Seconds that are added to a lease before it counts as over: the guardian needs a moment to kill, and clocks differ."""
@@ -106,7 +107,7 @@ class FarPeer:
     def __init__(self, carrier: Peer, order: Order, who: str) -> None:
         self.pid = 0
         self.output = Output(who, piped=False)
-        self.cold = False  # whether a fork server was to take part in the start, and did not
+        self.cold = False  # whether the guardian has reported that no fork server took part in the start
         self.on_cold: Callable[[str, str], None] = self._ignore_cold
         self._carrier = carrier
         self._order = order

@@ -63,11 +63,11 @@ class FarReserve(Reserve):
         self._connect_timeout = plan.connect_timeout
 
     async def _reached(self, who: str, fork: Fork | None) -> FarPeer:
-        """A guardian, connected, which has its order.
+        """A connection to a guardian that is started; its order is sent.
 
         Raises:
-            OSError: none could be started.
-            DeviceError: none could be started, and the class says why.
+            OSError: it could not be started.
+            DeviceError: it could not be started, with the class that the launcher gives to the reason.
         """
         raise NotImplementedError
 
@@ -88,7 +88,7 @@ class FarReserve(Reserve):
         return peer
 
     def _fork(self, *, ahead: bool) -> Fork | None:
-        """How a fork server takes part in a start; one that is not `ahead` waits as long as `Reserve._ready_server` does."""
+        """How a fork server takes part in a start, None if none does. A start waits for it as one on this machine does (D15)."""
         if not self._far.forks_there:
             return None
         if self._given_up:
@@ -97,9 +97,12 @@ class FarReserve(Reserve):
         return self._far.fork(self._plan.preload_timeout if ahead else 0 if self._handed_out else FIRST)
 
     def _cold(self, kind: str, why: str) -> None:
-        """A process was started cold. No fork server is tried again that has said why it cannot preload, or after `TRIES` in a row that were lost."""
+        """Log that a process was started cold.
+
+        No fork server is used again after one that reported why it cannot preload, or after `TRIES` in a row that were lost (D15).
+        """
         self._failures += kind == guardian.LOST
-        if kind == guardian.FAILED or self._failures >= TRIES:
+        if kind == guardian.HOPELESS or self._failures >= TRIES:
             self._given_up = why
         self._warn(why)
 

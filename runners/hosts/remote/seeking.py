@@ -20,7 +20,7 @@ from typing import Any
 _CREDENTIALS = struct.Struct("3i")
 """What the kernel says of the other end of a socket: process, user and group."""
 WAITING = 64
-"""Connections that a fork server may leave waiting while it preloads."""
+"""Connections that may wait for a fork server while it preloads."""
 _SERVER = """\
 import json, sys
 order = json.load(sys.stdin)
@@ -28,15 +28,17 @@ sys.path[:] = [*order["path"], *(entry for entry in sys.path if entry)]
 from runners.hosts.node import main
 main(order, int(sys.argv[1]))
 """
+"""The program of a fork server."""
 
 READY = "ready"
-"""What the name of a fork server that has preloaded ends with."""
+"""The end of the second name of a fork server, at which it listens once it has preloaded."""
 
 
 def name_of(plan: str) -> str:
-    """The name of the fork server for this plan: an abstract socket, which ends with the process.
+    """The name of the fork server for this plan: that of an abstract Unix socket, which ends with the process.
 
-    It also depends on what a process inherits and cannot change later: its user, its Python, its namespaces, and how its libraries are found.
+    It also depends on what a process inherits and cannot change later: its user, its Python, its namespaces, and how its libraries
+    are found.
     """
     spaces = [str(Path(f"/proc/self/ns/{kind}").readlink()) for kind in ("mnt", "pid", "user")]
     loads = sorted(pair for pair in os.environ.items() if pair[0].startswith(("LD_", "PYTHON")))
@@ -45,7 +47,7 @@ def name_of(plan: str) -> str:
 
 
 def user_of(connection: socket.socket) -> int:
-    """The number of the user at the other end."""
+    """The number of the user whose process made the other end."""
     credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
     return int(_CREDENTIALS.unpack(credentials)[1])
 
@@ -54,7 +56,7 @@ def connected(name: str) -> socket.socket | None:
     """A connection to the fork server of this name; None if there is none.
 
     Raises:
-        OSError: the name is taken by another user, or there is no descriptor.
+        OSError: another user has taken the name, or this process has no free descriptor.
     """
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     connection.setblocking(False)
@@ -79,7 +81,7 @@ def started(name: str, order: dict[str, Any]) -> socket.socket:
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
         try:
             listener.bind(name)
-        except OSError:  # another process was quicker, and will listen at once
+        except OSError:  # another process has just bound it, and is about to listen
             time.sleep(0.01)
         else:
             listener.listen(WAITING)
@@ -91,7 +93,10 @@ def started(name: str, order: dict[str, Any]) -> socket.socket:
 
 
 def _spawn_server(listener: socket.socket, order: dict[str, Any]) -> None:
-    """Start a fork server that listens here. It is no child of ours, since those are killed with the context process."""
+    """Start a fork server that listens here.
+
+    It must not become a child of the guardian, which kills its children with the context process. So a child forks it and ends.
+    """
     memory = in_memory(order)
     pid = os.fork()
     if pid == 0:
@@ -111,7 +116,7 @@ def _spawn_server(listener: socket.socket, order: dict[str, Any]) -> None:
 
 
 def in_memory(value: dict[str, Any]) -> int:
-    """A descriptor from which another process reads this value as JSON."""
+    """A descriptor from which another process can read this value, as JSON."""
     memory = os.memfd_create("trio-supervise")
     with open(memory, "w", closefd=False) as file:
         json.dump(value, file)
@@ -119,8 +124,8 @@ def in_memory(value: dict[str, Any]) -> int:
     return memory
 
 
-def surroundings() -> dict[str, Any]:
-    """What a process inherits from this one, and can adopt later: the environment, the working directory, the umask."""
+def inherited() -> dict[str, Any]:
+    """What another process can adopt of this one: the environment, the working directory, and the umask that it has inherited."""
     folder = None
     with suppress(OSError):  # it has been deleted
         folder = str(Path.cwd())

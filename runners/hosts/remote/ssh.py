@@ -127,7 +127,7 @@ class SshHost(FarHost):
         host: as `ssh` takes it: a name of `~/.ssh/config`, or user@machine.
         python: the Python there. It must be able to import this package, of the same version, and the runner.
         path: folders there in front of its `sys.path`.
-        options: of ssh_config, such as `{"Port": "2222"}`; see `docs/remote-hosts.md`. They stand on a command line, so none
+        options: of ssh_config, such as `{"Port": "2222"}`; see `docs/howto/remote-hosts.md`. They stand on a command line, so none
             may be a secret.
         device: as torch names it there; passed to the runner.
         lease: without a word from here for so long, the guardian there kills the context process. In return a machine that is silent

@@ -41,10 +41,9 @@ _UNSENDABLE = (ValueError, TypeError, OverflowError, MemoryError)
 """The errors of `Link.send` for a frame that cannot be sent. Nothing of it has been sent then."""
 Frame = TypeVar("Frame")
 
-
 FAILED, SETTLED = 70, 69
-"""The exit status after a failure, and after one that NVML need not judge, such as a wrong path of a model. The guardian on another
-machine tells them apart (D4)."""
+"""The exit status after a failure, and after one about which NVML need not be asked, such as a wrong path of a model. The guardian of
+another machine has the same numbers (D4)."""
 
 
 def serve(connection: socket.socket) -> int:
