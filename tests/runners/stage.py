@@ -36,7 +36,7 @@ def kill(pid):
 
 async def strike(ref):
     """Kill the process of a context once no request is on trial there, which would be tried no third time (D6). Returns its state."""
-    while (state := await ref.ready())._context._tries():  # noqa: ASYNC110 - the end of a trial has no event
+    while (state := await ref.ready())._context._tries():  # noqa: ASYNC110 - The end of a trial has no event.
         await trio.sleep(LOOK)
     kill(state.pid)
     return state

@@ -96,9 +96,8 @@ def test_a_fault_costs_no_token(calm, kind, tmp_path):
     assert result.returncode == 0, result.stderr
     assert marked(str(tmp_path)) == []
     assert list(tmp_path.iterdir()) == []
-    eventually(
-        lambda: abandoned() <= shared, "no shared memory is left"
-    )  # another program may be about to map some
+    # Another program may be about to map some.
+    eventually(lambda: abandoned() <= shared, "no shared memory is left")
     report = json.loads(result.stdout)
     assert (report["lost"], report["duplicated"], report["tree_failed"]) == (0, 0, False)
     assert report["identical"] is True

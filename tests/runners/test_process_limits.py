@@ -124,10 +124,10 @@ async def test_a_busy_parent_is_no_hang():
     host = ProcessHost(first_chunk_timeout=0.2, next_chunk_timeout=0.2)
     async with opened(Scripted(3, delay=0.01), host) as session:
         session.begin(BATCH)
-        session._send_begins()  # now, since the loop has no turn before it is blocked
+        session._send_begins()  # by hand, since the loop has no turn before it is blocked
         blocked = time.monotonic()
         while chunks_waiting(session) < 3 and time.monotonic() - blocked < PATIENCE:
-            time.sleep(0.5)  # noqa: ASYNC251 - the parent that blocks is what is tested
+            time.sleep(0.5)  # noqa: ASYNC251 - The parent that blocks is what is tested.
         assert ids(await rest(session)) == expected(BATCH, 3)
 
 

@@ -308,9 +308,8 @@ async def test_a_chunk_of_another_incarnation_is_a_protocol_error():
 @pytest.mark.trio
 async def test_a_request_id_in_use_is_refused_for_the_second():
     """D6: The first request goes on; once it has ended, its id is free again."""
-    slow = Fault(
-        "slow", "a", 10, call=1, seconds=0.7
-    )  # so that the first is not over before the second comes
+    # So that the first is not over before the second comes.
+    slow = Fault("slow", "a", 10, call=1, seconds=0.7)
     async with serving(Scripted(30, delay=0.001, faults=(slow,))) as scene:
         first, second, third = callers("aaa")
         async with trio.open_nursery() as nursery:

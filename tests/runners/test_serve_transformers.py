@@ -65,7 +65,7 @@ async def test_every_chat_is_whole_while_contexts_of_a_transformer_die(tmp_path)
         chance = random.Random(1)
         while True:
             enough = parts_seen + 30 * AT_ONCE
-            while parts_seen < enough:  # noqa: ASYNC110 - the threads set no event
+            while parts_seen < enough:  # noqa: ASYNC110 - The threads set no event.
                 await trio.sleep(0.01)
             context = tree[f"serve/llm/context-{chance.randrange(2)}/context"]
             if context.status().state == "up":

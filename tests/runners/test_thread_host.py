@@ -70,7 +70,7 @@ async def test_a_thread_does_not_run_ahead_of_its_reader():
         session.begin(BATCH)
         (first,) = await session.receive()
         with trio.move_on_after(PATIENCE):
-            while session._turns._open[0].position.at < 2:  # noqa: ASYNC110 - the thread sets no event
+            while session._turns._open[0].position.at < 2:  # noqa: ASYNC110 - The thread sets no event.
                 await trio.sleep(0.005)
         await trio.sleep(0.05)
         assert first.index == 0
@@ -235,7 +235,7 @@ async def test_a_request_to_a_thread_sets_the_deadline_of_a_receive_that_waits_a
             await trio.testing.wait_all_tasks_blocked()
             session.drop("r")
         with trio.move_on_after(patience + 0.5 if dropped else PATIENCE):
-            while not failures:  # noqa: ASYNC110 - a failure sets no event
+            while not failures:  # noqa: ASYNC110 - A failure sets no event.
                 await trio.sleep(0.01)
         nursery.cancel_scope.cancel()
     assert [type(error) for error in failures] == ([] if dropped else [DeviceError])

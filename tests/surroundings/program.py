@@ -48,9 +48,8 @@ def report(host: str, result: str, run: str) -> dict[str, object]:
         "standby": ProcessHost(next_chunk_timeout=5.0, standby=1, linger=0.5),
         "spawn": ProcessHost(start="spawn", next_chunk_timeout=5.0),
     }
-    slow = Fault(
-        "slow", at_token=15, incarnation=1, seconds=3
-    )  # so that no stream is over before its context is killed
+    # So that no stream is over before its context is killed.
+    slow = Fault("slow", at_token=15, incarnation=1, seconds=3)
     scripted = Scripted(TOKENS, delay=0.002, faults=(slow,))
     workers = [
         device_worker(name, Helped(scripted, flags()), host=hosts[host]) for name in ("llm", "bystander")
