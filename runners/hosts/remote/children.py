@@ -1,4 +1,4 @@
-"""What the child processes of the guardian run, and how it ends and reaps them.
+"""What the child processes of the guardian run, and how it kills and reaps them (D4, D16).
 
 The text of this module is a part of the program of the far side, in front of that of `guardian`. So it imports the standard library alone,
 and older Pythons must compile it.

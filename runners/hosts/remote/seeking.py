@@ -1,4 +1,4 @@
-"""How a process on the far machine finds the fork server there, or starts it. `runners.hosts.node` is the server.
+"""How a process on the far machine finds the fork server there, or starts it (D15, D16). `runners.hosts.node` is the server.
 
 The text of this module is a part of the program of the far side, in front of that of `guardian`. So it imports the standard library alone,
 and older Pythons must compile it.
