@@ -190,7 +190,10 @@ class Adopting(Event):
 
 @frozen(slots=False, repr=False, eq=False)
 class Adopted(Event):
-    """The tree has taken its new declaration (R38); `path` is that of the root, `failed` are those of nodes that did not start."""
+    """The tree has taken its new declaration (R38); `path` is that of the root, `failed` are those of nodes that did not start.
+
+    It does not come if the tree begins to stop before that.
+    """
 
     failed: tuple[str, ...] = ()
 

@@ -45,13 +45,25 @@ class Adoption:
         self._reason = reason
 
     async def carry_out(self) -> list[StartFailed]:
-        """Carry it out. Returns the errors of the starts that failed."""
+        """Carry it out. Returns the errors of the starts that failed.
+
+        If the tree begins to stop meanwhile, no event says that it is done: behind the end of the tree that would be wrong.
+
+        Raises:
+            Refused: the tree is stopping, or stops before its root has taken the declaration.
+        """
+        if self._is_over:
+            raise self._driver.cannot_answer()
         self._report(events.Adopting, changes=tuple(map(str, self._changes)), reason=self._reason)
-        try:
-            await self._adopt_all()
-        finally:
+        await self._adopt_all()
+        if not self._is_over:
             self._report(events.Adopted, failed=tuple(each.path for each in self._failed))
         return self._failed
+
+    @property
+    def _is_over(self) -> bool:
+        """Whether the tree has begun to end, and starts no more."""
+        return self._driver.is_ending or self._driver.finished.is_set()
 
     async def _adopt_all(self) -> None:
         for path, spec in walk(self._spec):

@@ -69,7 +69,7 @@ class Driver:
         self.failure: BaseException | None = None
         self.over = trio.Event()
         self.ending: Callable[[], object] = lambda: None  # called once, when the root begins to stop
-        self._ending = False
+        self.is_ending = False
         self.root_task = trio.lowlevel.current_root_task()
         self._interrupted = self._hurried = self._starts_at_once = False
         self._begun = trio.Event()
@@ -151,7 +151,7 @@ class Driver:
         check_stack()
         await trio.lowlevel.checkpoint_if_cancelled()
         if self._broken:
-            raise self._cannot_answer()
+            raise self.cannot_answer()
         self._asked[request.token] = None
         try:
             self.post(machine, request)
@@ -164,7 +164,7 @@ class Driver:
         await trio.lowlevel.cancel_shielded_checkpoint()
         return result
 
-    def _cannot_answer(self) -> Refused:
+    def cannot_answer(self) -> Refused:
         return Refused(f"tree {self.forest.root.path!r} is stopping", reason="stopping")
 
     @enable_ki_protection
@@ -189,8 +189,8 @@ class Driver:
                 machine, item = waiting.popleft()
                 u = random()  # noqa: S311 - for jitter, not for a secret
                 effects = self.forest.handle(machine, item, self.now(), u)
-                if not self._ending and self._root.phase == "ending" and self.forest.restarting is None:
-                    self._ending = True
+                if not self.is_ending and self._root.phase == "ending" and self.forest.restarting is None:
+                    self.is_ending = True
                     self.ending()
         except BaseException as exc:  # noqa: BLE001 - a defect of this library: stop every leaf, then raise it (R24)
             self._break(exc)
@@ -433,7 +433,7 @@ class Driver:
         """Start a task that belongs to the tree, but to no node. Raises `Refused` if the tree has ended."""
         await self._begun.wait()
         if self.finished.is_set():
-            raise self._cannot_answer()
+            raise self.cannot_answer()
         assert self._nursery is not None
         self._spawn(self._nursery, run, f"{self.forest.root.path} ({what})")
 
@@ -651,12 +651,12 @@ class Driver:
         if self._broken:
             self.log_error("the supervision framework broke once more", exc)
             return
-        self._broken = self._ending = True
+        self._broken = self.is_ending = True
         self.ending()
         self._waiting.clear()
         self._fail(exc)
         for answer in self._asked:
-            answer.set(outcome.Error(self._cannot_answer()))
+            answer.set(outcome.Error(self.cannot_answer()))
         assert self._nursery is not None
         self._nursery.start_soon(self._stop_everything, name=f"{self.forest.root.path} (broken)")
 

@@ -60,7 +60,7 @@ def check_stack() -> None:
 
 
 def has_room_for_others() -> bool:
-    """Whether so much of the stack is left that somebody else's code may be called here, and ask the tree for something."""
+    """Whether so much of the stack is left that code of others may be called here, and ask the tree for something."""
     return _are_left(2 * _SPARE)
 
 

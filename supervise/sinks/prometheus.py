@@ -15,7 +15,7 @@ from attrs import frozen
 from .._core._brief import brief, printable
 from .._core._check import check_number, is_a
 from .._core.node import State
-from .._core.spec import Child, Mailbox, Pool, Spec, Supervisor
+from .._core.spec import Child, Pool, Spec, Supervisor
 from .._core.status import Status
 from ..events import (
     Decided,
@@ -128,7 +128,7 @@ class PrometheusSink:
         self._attached: dict[str, _Attached] = {}
         self._intervals = Intervals()
         self._labels: dict[str, str] = {}
-        self._own: dict[str, Spec] = {}
+        self._own: set[str] = set()
         for tree in trees:
             self._declare(tree, nodes)
         self._make_metrics()
@@ -244,10 +244,7 @@ class PrometheusSink:
 
     def _add_own(self, families: _Families, node: Status, path: str) -> None:
         """The values of one node: a sum over several would mean nothing, or it would fall when one of them leaves."""
-        mailbox = self._own[node.path].mailbox
-        values: dict[str, int | None] = {"handled": node.handled}
-        if isinstance(mailbox, Mailbox):
-            values["size"] = mailbox.size
+        values: dict[str, int | None] = {"handled": node.handled, "size": node.mailbox_size}
         if node.limit is not None:
             values |= {"used": node.restarts, "allowed": node.limit.restarts}
         for name, value in values.items():
@@ -311,7 +308,7 @@ class PrometheusSink:
             is_folded = folds and isinstance(spec, Child)
             self._labels[path] = printable(f"{path.rpartition('/')[0]}/*" if is_folded else path)
             if not is_folded:
-                self._own[path] = spec
+                self._own.add(path)
 
     def label(self, path: str) -> str:
         """The value of the label `path` for a node.

@@ -31,10 +31,11 @@ class _Tree(Protocol):
 class SystemdSink:
     """A sink that tells systemd when the tree is ready and when it is asked to stop; `watch` keeps the rest up to date.
 
-    systemd gets `READY=1` when the root is up, `STOPPING=1` when it is asked to stop, and `RELOADING=1` while it adopts another
-    declaration. While `watch` runs, `systemctl status`
-    shows how many nodes are up, and `WATCHDOG=1` is sent twice in each `watchdog` seconds. That is sent by the event loop, so
-    nothing comes while a child's code blocks the loop, and systemd then ends the program.
+    systemd gets `READY=1` when the root is up, `STOPPING=1` when it is asked to stop, and `RELOADING=1` when it is restarted or
+    adopts another declaration, until it is ready again. After `STOPPING=1` it gets neither of the others: it then kills what has not
+    ended in time. While `watch` runs, `systemctl status` shows how many nodes are up, and `WATCHDOG=1` is sent twice in each
+    `watchdog` seconds. That is sent by the event loop, so nothing comes while a child's code blocks the loop, and systemd then ends
+    the program.
 
     No message ever blocks: one that finds the queue of systemd full is dropped, since another follows. Any other error is raised,
     so that the tree reports it once and goes on without this sink.
@@ -55,6 +56,7 @@ class SystemdSink:
         self._address = "\0" + address[1:] if address.startswith("@") else address
         self._interval = _STATUS_SECONDS if watchdog is None else min(watchdog / 2, _STATUS_SECONDS)
         self._pings = watchdog is not None
+        self._is_stopping = False
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
 
     @classmethod
@@ -72,13 +74,16 @@ class SystemdSink:
 
     def __call__(self, event: Event) -> None:
         """Send what an event of the root means."""
-        if "/" not in event.path:
-            if isinstance(event, Ready | Adopted):
-                self._send("READY=1")
-            elif isinstance(event, Adopting):  # systemd demands the time of the reload (`man sd_notify`)
-                self._send("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
-            elif isinstance(event, Stopping):
-                self._send("STOPPING=1", f"STATUS=stopping: {event.reason}")
+        if "/" in event.path or self._is_stopping:
+            return
+        if isinstance(event, Ready | Adopted):
+            self._send("READY=1")
+        elif isinstance(event, Adopting) or _is_restart(event):
+            # systemd demands the time of the reload (`man sd_notify`).
+            self._send("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
+        elif isinstance(event, Stopping):
+            self._is_stopping = True
+            self._send("STOPPING=1", f"STATUS=stopping: {event.reason}")
 
     async def watch(self, tree: _Tree) -> None:
         """Send the status of a tree, and the pings of the watchdog, until it is cancelled; for the `watch` of `run_tree`."""
@@ -95,6 +100,11 @@ class SystemdSink:
         message = "\n".join(map(printable, lines)).encode(errors="backslashreplace")
         with suppress(BlockingIOError):  # the queue is full
             self._socket.sendto(message, self._address)
+
+
+def _is_restart(event: Event) -> bool:
+    """Whether the root stops only to start again: told `STOPPING=1`, systemd would kill the program after `TimeoutStopSec`."""
+    return isinstance(event, Stopping) and event.reason.startswith(f"{event.path!r} was asked to restart")
 
 
 def _standing(status: Status, now: float) -> str:

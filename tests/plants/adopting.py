@@ -93,10 +93,17 @@ ADOPTING = tuple(
             _ADOPTING,
         ),
         (
-            "an adoption that is refused does not say that it is over",
+            "an adoption says that it is done behind the end of the tree",
             _ADOPTION,
-            "        finally:\n            self._report(events.Adopted",
-            "        finally:\n            pass\n        if True:\n            self._report(events.Adopted",
+            "        if not self._is_over:\n",
+            "        if True:\n",
+            _ADOPTING,
+        ),
+        (
+            "an adoption begins though the tree is stopping",
+            _ADOPTION,
+            "        if self._is_over:\n",
+            "        if False:\n",
             _ADOPTING,
         ),
         (

@@ -61,14 +61,14 @@ TREES = tuple(
         (
             "a broken tree still takes requests",
             _DRIVER,
-            "        if self._broken:\n            raise self._cannot_answer()\n",
+            "        if self._broken:\n            raise self.cannot_answer()\n",
             "",
             _STOPPING,
         ),
         (
             "a caller is not answered when the tree breaks",
             _DRIVER,
-            "        for answer in self._asked:\n            answer.set(outcome.Error(self._cannot_answer()))\n",
+            "        for answer in self._asked:\n            answer.set(outcome.Error(self.cannot_answer()))\n",
             "",
             _STOPPING,
         ),

@@ -136,6 +136,17 @@ def test_mailboxes_have_a_depth_a_size_and_a_count():
     assert of(found, "mailbox_handled_total") == {("app/echo",): 3, ("app/deaf",): 0}
 
 
+def test_the_size_of_a_mailbox_is_that_of_the_declaration_in_force():
+    """R38: And a child whose new declaration has no mailbox has no size of one."""
+    tree = Supervisor("app", [Child("echo", echo, mailbox=4), Child("deaf", deaf, mailbox=7)])
+
+    async def adopt(t):
+        await t.adopt(Supervisor("app", [Child("echo", echo, mailbox=9), Child("deaf", trio.sleep_forever)]))
+
+    found = run(PrometheusSink(tree), tree, adopt)
+    assert of(found, "mailbox_size") == {("app/echo",): 9}
+
+
 def test_what_takes_long_and_what_fails_in_stopping_is_counted():
     """R17, R20, R23, R31: The reports of overdue starts and stops, stop errors, and sinks that are dropped."""
     tree = Supervisor("app", [Child("slow", idle), Child("a", idle)])

@@ -12,6 +12,7 @@ import pytest
 import trio
 
 from supervise import Backoff, Child, Supervisor, open_tree
+from supervise.events import Ready
 from supervise.sinks.systemd import SystemdSink
 from supervise.testing import run_virtual
 
@@ -82,6 +83,48 @@ def test_a_reload_is_announced_with_its_time_and_then_ready_again(tmp_path):
         kind, _, at = reloading.partition("\nMONOTONIC_USEC=")
         assert kind == "RELOADING=1"
         assert before <= int(at) <= time.monotonic_ns() // 1000
+
+
+def test_a_restart_of_the_root_is_no_end_of_the_service(tmp_path):
+    """R25: Told `STOPPING=1`, systemd would kill the program after `TimeoutStopSec`."""
+
+    async def main():
+        async with open_tree(Supervisor("app", []), sinks=[sink]) as tree:
+            await tree.root.restart()
+
+    with listening(str(tmp_path / "notify")) as ours:
+        sink = SystemdSink(str(tmp_path / "notify"))
+        run_virtual(main)
+        sink.close()
+        heard = [message.partition("\n")[0] for message in received(ours)]
+        assert heard == ["READY=1", "RELOADING=1", "READY=1", "STOPPING=1"]
+
+
+def test_after_the_stop_nothing_is_ready_again(tmp_path):
+    """R38: Not even the end of an adoption that the stop has overtaken."""
+
+    async def slow():
+        try:
+            await trio.sleep_forever()
+        finally:
+            with trio.CancelScope(shield=True):
+                await trio.sleep(5)
+
+    async def main():
+        async with trio.open_nursery() as nursery, open_tree(tree, sinks=[sink, seen.append]) as opened:
+            nursery.start_soon(opened.adopt, Supervisor("app", []))
+            await trio.sleep(1)
+            nursery.cancel_scope.cancel()
+
+    tree, seen = Supervisor("app", [Child("slow", slow)]), []
+    with listening(str(tmp_path / "notify")) as ours:
+        sink = SystemdSink(str(tmp_path / "notify"))
+        run_virtual(main)
+        for late in (event for event in seen if isinstance(event, Ready)):
+            sink(late)
+        sink.close()
+        heard = [message.partition("\n")[0] for message in received(ours)]
+        assert heard == ["READY=1", "RELOADING=1", "STOPPING=1"]
 
 
 def test_the_watchdog_is_pinged_twice_in_its_time(tmp_path):

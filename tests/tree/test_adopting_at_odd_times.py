@@ -388,7 +388,7 @@ def test_a_tree_that_is_stopping_or_has_ended_refuses_it():
             await trio.sleep(1)
             with pytest.raises(Refused, match="stopping"):
                 await tree.adopt(declared(1))
-            assert isinstance(seen[-1], events.Adopted)
+            assert isinstance(seen[-1], events.Stopping)
 
         async with trio.open_nursery() as nursery, open_tree(declared(0), sinks=[seen.append]) as tree:
             nursery.start_soon(adopt)
@@ -396,6 +396,21 @@ def test_a_tree_that_is_stopping_or_has_ended_refuses_it():
             await tree.adopt(declared(1))
 
     run_virtual(main)
+
+
+def test_an_adoption_that_the_end_of_the_tree_overtakes_does_not_say_that_it_is_done():
+    """R31, R38: The last event of a tree is that its root has stopped."""
+    seen = []
+
+    async def main():
+        async with trio.open_nursery() as nursery, open_tree(declared(0), sinks=[seen.append]) as tree:
+            nursery.start_soon(tree.adopt, declared(1))
+            await trio.sleep(1)  # the slow child is being stopped for it
+
+    run_virtual(main)
+    assert [type(event) for event in seen].count(events.Adopting) == 1
+    assert not any(isinstance(event, events.Adopted) for event in seen)
+    assert (type(seen[-1]), seen[-1].path) == (events.Stopped, "app")
 
 
 def test_a_child_that_has_not_started_yet_cannot_wait_for_it():
