@@ -13,6 +13,7 @@ from typing import Any, cast
 
 import trio
 from starlette.applications import Starlette
+from starlette.convertors import PathConvertor, register_url_convertor
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
@@ -82,10 +83,10 @@ def operating_app(
             Route("/metrics", served.metrics, methods=["GET"]),
             Route("/status", served.status, methods=["GET"]),
             Route("/events", served.events, methods=["GET"]),
-            Route("/why/{path:path}", served.why, methods=["GET"]),
-            Route("/stack/{path:path}", served.stack, methods=["GET"]),
+            Route("/why/{path:node}", served.why, methods=["GET"]),
+            Route("/stack/{path:node}", served.stack, methods=["GET"]),
             Route("/reload", served.reload, methods=["POST"]),
-            *(Route(f"/{verb}/{{path:path}}", served.act, methods=["POST"], name=verb) for verb in VERBS),
+            *(Route(f"/{verb}/{{path:node}}", served.act, methods=["POST"], name=verb) for verb in VERBS),
         ],
         middleware=[] if trusted else [hosts],
         exception_handlers={HTTPException: _refusal},
@@ -96,6 +97,15 @@ async def _refusal(_: Request, exc: Exception) -> Response:
     assert isinstance(exc, HTTPException)
     text = exc.detail or "refused"
     return _Json({"error": text}, exc.status_code, {**_HEADERS, **(exc.headers or {})})
+
+
+class _NodePath(PathConvertor):
+    """The path of a node. Starlette's own path stops at a line feed, which a name may have."""
+
+    regex = "(?s:.*)"
+
+
+register_url_convertor("node", _NodePath())
 
 
 class _Json(JSONResponse):

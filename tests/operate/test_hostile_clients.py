@@ -314,6 +314,20 @@ async def test_a_client_asks_for_any_path_and_gives_any_reason(tmp_path):
 
 
 @pytest.mark.trio
+async def test_a_name_with_control_characters_is_reached(tmp_path):
+    """Only `/`, and spaces at either end, are refused in a name."""
+    odd = ["a\nb", "\x00\x1b\r\u2028b", "a"]
+    async with operated(tmp_path, *map(Puppet, odd)) as (tree, _):
+        async with Client(str(tmp_path / "s"), token=TOKEN) as client:
+            for name in odd[:2]:
+                assert "is up" in await client.why(f"app/{name}")
+                assert "_body" in await client.stack(f"app/{name}")
+                await client.act("stop", f"app/{name}", reason="r", who="w")
+        states = {node.path: node.state for node in tree.status().children}
+        assert [states[f"app/{name}"] for name in odd] == ["down", "down", "up"]
+
+
+@pytest.mark.trio
 @pytest.mark.parametrize("path", ["app/.", "app/a/..", ".", "app/../x"])
 async def test_a_client_asks_for_no_path_that_a_url_would_shorten(tmp_path, path):
     """Otherwise `supervise stop app/a/..` would stop the whole tree."""
