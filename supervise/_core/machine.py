@@ -988,13 +988,8 @@ class Machine:
         spec, before = request.spec, self.spec
         assert spec is not None
         assert not isinstance(spec, Child)
-        for node in self.undeclared(spec):
+        for node in self.leaving(spec):
             self._refuse(request.token, f"{node.path!r} is still in the tree", "running")
-            return
-        try:
-            self.check_added(spec)
-        except ValueError as problem:
-            self.out.append(effect.Reply(request.token, error=problem))
             return
         self.spec = spec
         if self.parent is None:
@@ -1034,20 +1029,28 @@ class Machine:
         self.inbox.append(Retry(node, node.epoch))
 
     def check_added(self, spec: Supervisor | Pool) -> None:
-        """Raise `ValueError` if a child that was added at run time, and stays, does not fit into `spec`."""
-        others = {child.name for child in spec.children} | {node.name for node in self.undeclared(spec)}
+        """Raise `ValueError` if a child that was added at run time, and would stay, does not fit into `spec`."""
+        names = {child.name for child in spec.children} | {child.name for child in self.spec.children}
         for name, node in self.children.items():
-            if name not in others:
+            if name not in names:
                 check_fits(spec, node.spec)
 
-    def undeclared(self, spec: Supervisor | Pool) -> list[Node]:
-        """The children that leave the tree if it adopts `spec`; those that were added while it ran stay."""
+    def leaving(self, spec: Supervisor | Pool) -> list[Node]:
+        """The children that leave the tree if it adopts `spec`.
+
+        Those that were added while it ran stay if they fit. The adoption has been refused if one did not; here it is one that was
+        added since.
+        """
         kinds = {child.name: type(child) for child in spec.children}
         was = {child.name for child in self.spec.children}
         return [
             node
             for name, node in self.children.items()
-            if (name in was or name in kinds) and kinds.get(name) is not type(node.spec)
+            if (
+                kinds.get(name) is not type(node.spec)
+                if name in was or name in kinds
+                else not _fits(spec, node.spec)
+            )
         ]
 
     def _join_anew(self, before: Supervisor | Pool) -> None:
@@ -1263,6 +1266,14 @@ class Machine:
     def _refuse(self, token: Any, message: str, reason: errors.Reason) -> None:
         if token is not None:
             self.out.append(effect.Reply(token, error=errors.Refused(message, reason=reason)))
+
+
+def _fits(spec: Supervisor | Pool, child: Spec) -> bool:
+    try:
+        check_fits(spec, child)
+    except ValueError:
+        return False
+    return True
 
 
 def _is_significant_and_on(node: Node) -> bool:

@@ -120,8 +120,8 @@ class Adoption:
             return
 
     async def _take_out(self, machine: Machine, spec: Supervisor | Pool) -> None:
-        """Stop the children that are declared no more, or as another kind of node, the last one first; then they leave the tree."""
-        for node in reversed(machine.undeclared(spec)):
+        """Stop the children that leave the tree with this declaration, the last one first; then they leave it."""
+        for node in reversed(machine.leaving(spec)):
             stop = effect.Request("stop", Answer(), name=node.name, reason=self._reason)
             # It follows at once: a sibling that fails during the stop would have the group start the child again before it left,
             # and again whenever this is tried anew.

@@ -100,6 +100,13 @@ ADOPTING = tuple(
             _ADOPTING,
         ),
         (
+            "a child that is added meanwhile, and does not fit, keeps the declaration out",
+            _MACHINE,
+            "                else not _fits(spec, node.spec)\n",
+            "                else False\n",
+            _ADOPTING,
+        ),
+        (
             "an adoption begins though the tree is stopping",
             _ADOPTION,
             "        if self._is_over:\n",

@@ -18,6 +18,7 @@ from supervise import (
     ChildStopped,
     Limit,
     Mailbox,
+    Pool,
     Refused,
     StartFailed,
     Supervisor,
@@ -396,6 +397,24 @@ def test_a_tree_that_is_stopping_or_has_ended_refuses_it():
             await tree.adopt(declared(1))
 
     run_virtual(main)
+
+
+def test_a_member_that_is_added_meanwhile_and_shares_no_mailbox_of_the_new_declaration_leaves():
+    """R37, R38: The adoption would otherwise end halfway, and the tree never be as declared."""
+
+    def pools(version, mailbox):
+        member = Child("m", forever, mailbox=mailbox and "shared")
+        return app(Child("slow", slow, args=[version]), Pool("pool", member, mailbox=mailbox))
+
+    async def scene(tree, seen):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(tree.adopt, pools(1, None))
+            await trio.sleep(1)  # the slow child is being restarted for it
+            await tree["app/pool"].add(name="late")
+        assert tree["app/pool"].status().children == ()
+        assert tree.changes(tree._spec) == []
+
+    grow(pools(0, 8), scene)
 
 
 def test_an_adoption_that_the_end_of_the_tree_overtakes_does_not_say_that_it_is_done():
