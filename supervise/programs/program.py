@@ -9,6 +9,7 @@ import signal
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from math import inf
+from pathlib import Path
 from typing import Any, Literal, cast
 
 from attrs import field, frozen
@@ -18,6 +19,7 @@ from .._core._check import check_choice, check_number, did_you_mean, is_a, plain
 from .._core._code import Code
 from .._core.spec import Child
 from .checks import READY, checked_argv, every, http, line, notify, probe, tcp
+from .errors import CommandMissing
 from .guarded import Order
 from .running import Conduct, Opening, watch
 
@@ -216,7 +218,11 @@ class Program(Code):
         return float(sum(seconds for _, seconds in self.stop))
 
     def order(self, environment: Mapping[str, str]) -> Order:
-        """What the guardian is to start, in this environment."""
+        """What the guardian is to start, in this environment.
+
+        Raises:
+            CommandMissing: one of `files` is not open.
+        """
         env = {**environment, **self.env}
         limits = {name: tuple(map(_amount, _both(amount))) for name, amount in self.limits.items()}
         return Order(
@@ -227,10 +233,20 @@ class Program(Code):
             user=self.user,
             umask=self.umask,
             limits=cast("dict[str, tuple[int, int]]", limits),
-            files=tuple(file if isinstance(file, int) else file.fileno() for file in self.files),
+            files=tuple(map(self._descriptor, self.files)),
             stop=tuple((int(number), seconds) for number, seconds in self.stop),
             isolation=self.isolation,
         )
+
+    def _descriptor(self, file: Any) -> int:
+        try:
+            descriptor: int = file if isinstance(file, int) else file.fileno()
+            os.fstat(descriptor)
+        except (OSError, ValueError, TypeError, OverflowError) as problem:  # a closed file raises ValueError
+            program = Path(self.argv[0]).name
+            why = f"of its files, {brief(file)} is not open"
+            raise CommandMissing(f"{program} could not be started: {why}") from problem
+        return descriptor
 
 
 def _is_signal(what: str, number: object) -> bool:

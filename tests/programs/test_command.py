@@ -120,6 +120,10 @@ async def test_status_0_is_a_return(tmp_path):
     assert seen.failures() == []
 
 
+CLOSED = socket.socket()
+CLOSED.close()
+
+
 @pytest.mark.trio
 @pytest.mark.parametrize(
     ("options", "text"),
@@ -138,6 +142,9 @@ async def test_status_0_is_a_return(tmp_path):
             {"user": "no-such-user"},
             "true could not be started: the user 'no-such-user': there is no such user",
         ),
+        ({"files": [0, 9999]}, "true could not be started: of its files, 9999 is not open"),
+        ({"files": [2**70]}, f"true could not be started: of its files, {2**70} is not open"),
+        ({"files": [CLOSED]}, f"true could not be started: of its files, {CLOSED!r} is not open"),
     ],
 )
 async def test_what_cannot_be_started_says_why(tmp_path, options, text):
