@@ -129,7 +129,7 @@ class Machine:
         self.children: dict[str, Node] = {}
         self.joined = 0
         # Those that an adoption has taken out while this supervisor did not run (R38).
-        self._taken_out = [] if node.memory is None else node.memory.take_out(self.spec.children)
+        self._taken_out = [] if node.memory is None else node.memory.take_out(self.spec)
         for spec in self.spec.children:
             self._join(spec)
         self.inbox: deque[Waiting] = deque()
@@ -880,8 +880,9 @@ class Machine:
         node = self._join(spec)
         if isinstance(self.spec, Pool):
             node.generated_name = request.name is None
-            if not node.generated_name and node.name.startswith(f"{self.spec.template.name}-"):
-                # The pool may have generated this name before, and the incarnations of a name never go back (R9).
+            if not node.generated_name and node.name.rpartition("-")[2].isdecimal():
+                # The pool may have generated this name before, also by an earlier template, and the incarnations of a name never
+                # go back (R9).
                 missing = max(0, self._memory().generated - node.incarnation)
                 node.incarnation += missing
                 node.first += missing

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from math import inf
 from typing import Literal
 
@@ -12,7 +11,7 @@ from ..events import Because
 from .decide import Decider
 from .directive import Directive
 from .limit import Delays, Window
-from .spec import Child, Spec
+from .spec import Child, Pool, Spec, Supervisor
 
 State = Literal["down", "starting", "up", "failed", "stopping", "releasing", "restarting", "condemned"]
 Phase = Literal["", "start", "drain", "grace", "release", "backoff"]
@@ -91,9 +90,14 @@ class Memory:
             forgotten = self.left.pop(next(iter(self.left)))
             self.floor = max(self.floor, forgotten.incarnation)
 
-    def take_out(self, declared: Sequence[Spec]) -> list[str]:
-        """The children that are declared no more, or as another kind of node, have left the tree (R38). Returns their names."""
-        kinds = {spec.name: type(spec) for spec in declared}
+    def take_out(self, spec: Supervisor | Pool) -> list[str]:
+        """The children that are declared no more, or as another kind of node, have left the tree (R38). Returns their names.
+
+        If a pool was here before, a child of a supervisor may have a name that it has generated (R9).
+        """
+        if not isinstance(spec, Pool):
+            self.floor = max(self.floor, self.generated)
+        kinds = {child.name: type(child) for child in spec.children}
         names = [name for name, past in self.declared.items() if kinds.get(name) is not past.kind]
         for name in names:
             self._keep(name, self.declared.pop(name))

@@ -107,6 +107,13 @@ ADOPTING = tuple(
             _ADOPTING,
         ),
         (
+            "a child of a supervisor begins with an incarnation that a member of a pool had",
+            _NODE,
+            "        if not isinstance(spec, Pool):\n",
+            "        if False:\n",
+            _ADOPTING,
+        ),
+        (
             "an adoption begins though the tree is stopping",
             _ADOPTION,
             "        if self._is_over:\n",

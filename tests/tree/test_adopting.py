@@ -642,3 +642,23 @@ def test_every_option_of_a_node_is_compared():
                 assert change.restarts == (kind is Child and name in ("body", "resource", "mailbox", "args"))
 
     grow(app(leaf("x"), auto_shutdown="all_significant", mailbox=8), scene)
+
+
+def test_no_incarnation_goes_back_where_a_pool_had_a_child_of_that_name():
+    """R9, R38: Neither in a supervisor of its name, nor in the pool itself after its template has another name."""
+
+    def pool(member):
+        return app(Pool("x", leaf(member)), strategy="one_for_one")
+
+    async def scene(tree, seen):
+        for number in (1, 2):
+            ref = await tree["app/x"].add()
+            assert ref.path == f"app/x/m-{number}"
+            await ref.stop()
+        await tree.adopt(pool("other"))
+        assert (await tree["app/x"].add(name="m-1")).status().incarnation == 2
+        await tree.adopt(app(Supervisor("x", [leaf("m-2")]), strategy="one_for_one"))
+        assert tree["app/x/m-2"].status().incarnation == 2
+        assert tree["app/x/m-2"].status().restarts_total == 0
+
+    grow(pool("m"), scene)
