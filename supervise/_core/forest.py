@@ -61,7 +61,7 @@ class Forest:
                 self.restarting = item
                 item = effect.Stop(asked(self.root, "restart", item))
                 out = self._root_stops(item.reason, now)
-            elif isinstance(item, effect.Request) and item.kind == "adopt" and self._root_waits_for_its_end:
+            elif isinstance(item, effect.Request) and item.kind == "adopt" and self.root_waits_for_its_end:
                 assert item.spec is not None
                 self.root.adopt(item.spec, ROOT, has_no_group=False)  # its next machine begins with it
                 return [effect.Reply(item.token, self.root.path)]
@@ -124,7 +124,7 @@ class Forest:
         assert isinstance(report, effect.Ended)
         out: list[Effect] = []
         root.alive = False
-        if self._root_waits_for_its_end:
+        if self.root_waits_for_its_end:
             return self._event(events.Stopped, now)
         root.state, root.since, self.over = "down", now, True
         answer = effect.Reply(None, root.path)
@@ -170,7 +170,7 @@ class Forest:
         return self._start_root(now, asked(self.root, "restart", self.restarting))
 
     @property
-    def _root_waits_for_its_end(self) -> bool:
+    def root_waits_for_its_end(self) -> bool:
         """Whether the root is ending, and starts anew then."""
         return self.restarting is not None and self.root.state == "stopping"
 

@@ -113,7 +113,8 @@ class Adoption:
                 if refused.reason == "running":
                     continue
                 if machine.parent is None:
-                    if forest.restarting is None and forest.machines[machine.path] is machine:
+                    # A restart whose start has failed has no next incarnation.
+                    if forest.machines[machine.path] is machine and not forest.root_waits_for_its_end:
                         raise
                     machine = forest.machines[machine.path]
                     continue

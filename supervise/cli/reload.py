@@ -113,8 +113,8 @@ class Program:
             else:
                 known = seen | known
 
-    def _stamps(self) -> dict[Path, tuple[int, int] | None]:
-        """When each of its files was changed, and its size; None if the file is just being replaced.
+    def _stamps(self) -> dict[Path, tuple[int, ...] | None]:
+        """When each of its files was changed, its size, and which file it is; None if the file is just being replaced.
 
         After a load that failed, the files beside them count too: the one to be mended may be of a module that was never loaded.
         """
@@ -170,12 +170,13 @@ def _is_package(module: object) -> bool:
     return isinstance(module, ModuleType) and "__path__" in vars(module)
 
 
-def _stamp(path: Path) -> tuple[int, int] | None:
+def _stamp(path: Path) -> tuple[int, ...] | None:
     try:
         stat = path.stat()
     except OSError:
         return None
-    return stat.st_mtime_ns, stat.st_size
+    # A symlink may lead to another release, whose files all have the time of a reproducible build, and often the same size.
+    return stat.st_mtime_ns, stat.st_size, stat.st_dev, stat.st_ino
 
 
 def _sources(modules: dict[str, ModuleType]) -> dict[str, bytes]:

@@ -401,6 +401,23 @@ def test_a_file_that_changes_is_loaded_by_itself(folder):
         assert "serve 1 2\n" in lines
 
 
+@pytest.mark.slow
+def test_a_link_that_leads_to_another_release_is_a_change(folder):
+    """R38: Though its file has the time of the earlier one, as a reproducible build gives it, and its size."""
+    for release in ("1", "2"):
+        (folder / release).mkdir()
+        file = folder / release / "work.py"
+        file.write_text(WORK.replace("return 1", f"return {release}"))
+        os.utime(file, (1e9, 1e9))
+    (folder / "current").symlink_to("1")
+    (folder / "work.py").unlink()
+    (folder / "work.py").symlink_to("current/work.py")
+    with running(folder, "--auto-reload") as (ran, _):
+        (folder / "new").symlink_to("2")
+        (folder / "new").rename(folder / "current")
+        assert "serve 1 2\n" in until(ran, "has its new declaration")
+
+
 def test_without_the_option_sighup_stops_the_tree(folder):
     """R20."""
     with running(folder) as (ran, _):

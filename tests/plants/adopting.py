@@ -114,6 +114,13 @@ ADOPTING = tuple(
             _ADOPTING,
         ),
         (
+            "an adoption asks a root for ever whose restart has failed",
+            _ADOPTION,
+            " and not forest.root_waits_for_its_end:",
+            " and forest.restarting is None:",
+            _ADOPTING,
+        ),
+        (
             "an adoption begins though the tree is stopping",
             _ADOPTION,
             "        if self._is_over:\n",

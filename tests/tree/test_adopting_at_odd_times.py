@@ -5,7 +5,9 @@ from __future__ import annotations
 import gc
 import os
 import signal
+from contextlib import asynccontextmanager
 from functools import partial
+from itertools import count
 from weakref import ref
 
 import pytest
@@ -397,6 +399,41 @@ def test_a_tree_that_is_stopping_or_has_ended_refuses_it():
             await tree.adopt(declared(1))
 
     run_virtual(main)
+
+
+def test_a_root_whose_restart_fails_refuses_it():
+    """R25, R38: It ends while its first child is being stopped. To ask it again and again would block the event loop."""
+    fails = []
+
+    @asynccontextmanager
+    async def resource():
+        if fails:
+            raise Boom
+        yield
+
+    spec = app(Child("slow", slow, args=[0]), Child("b", forever, resource=resource))
+
+    async def main():
+        async with open_tree(spec, sinks=[]) as tree, trio.open_nursery() as nursery:
+            fails.append(True)
+            asks, ask = count(), tree._driver.ask
+
+            async def asked(*args):
+                assert next(asks) < 100, "the adoption asks for ever"
+                return await ask(*args)
+
+            tree._driver.ask = asked
+            nursery.start_soon(expect, StartFailed, tree.root.restart)
+            await trio.sleep(7)  # the child `slow` has ended and started again, and is being stopped
+            assert tree.status().children[0].state == "stopping"
+            await expect(Refused, partial(tree.adopt, declared(1)))
+
+    async def expect(kind, call):
+        with pytest.raises(kind):
+            await call()
+
+    with pytest.raises(StartFailed):
+        run_virtual(main)
 
 
 def test_a_member_that_is_added_meanwhile_and_shares_no_mailbox_of_the_new_declaration_leaves():
