@@ -222,6 +222,8 @@ class Guarded:
             self._defect = defect
         with trio.CancelScope(shield=True):
             await self._reap_guardian()
+            if self._code is None:
+                await self._reap_its_group()
             await self._end_cgroup()
         self._connection.close()
         self._output.close()
@@ -314,6 +316,13 @@ class Guarded:
                 for pid in {*killed, self.pid}:  # children of this process, if it is process 1 or a subreaper
                     with suppress(ChildProcessError):
                         os.waitpid(pid, os.WNOHANG)  # noqa: ASYNC222 - with this flag it does not wait
+
+    async def _reap_its_group(self) -> None:
+        """Reap the process that was below the reserve: a child of this process, if it is process 1 or a subreaper."""
+        with trio.move_on_after(PATIENCE), suppress(ChildProcessError):
+            while True:
+                os.waitpid(-self._guardian.pid, os.WNOHANG)  # noqa: ASYNC222 - with this flag it does not wait
+                await trio.sleep(_SHORTEST)
 
     async def _end_cgroup(self) -> None:
         while self._cgroup and not _removed(Path(self._cgroup)):  # noqa: ASYNC110 - its end has no event that Trio knows

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import ctypes
 import json
 import os
 import select
@@ -174,6 +175,23 @@ async def test_nothing_outlives_a_guardian_that_was_killed(tmp_path, which):
     (error,) = seen.failures()
     assert isinstance(error, GuardianLost)
     assert error.tag == "command.guardian"
+
+
+@pytest.mark.trio
+@pytest.mark.parametrize("which", ["guardian", "reserve"])
+async def test_process_1_reaps_what_a_killed_guardian_has_left(tmp_path, which):
+    """Below a subreaper, as below process 1 of a container, it becomes a child of the program."""
+    spec, prctl = little(FAMILY, tmp_path), ctypes.CDLL(None).prctl
+    assert prctl(36, 1, 0, 0, 0) == 0  # PR_SET_CHILD_SUBREAPER
+    try:
+        async with opened(spec, tmp_path) as (tree, running):
+            reserve = running.guarded._guardian.pid
+            os.kill(reserve if which == "reserve" else child_of(reserve), signal.SIGKILL)
+            latest = await started_again(tree, spec, running)
+            ours = {pid for pid, process in processes().items() if process.parent == os.getpid()}
+            assert ours == {latest.guarded._guardian.pid}
+    finally:
+        prctl(36, 0, 0, 0, 0)
 
 
 @pytest.mark.trio
