@@ -101,20 +101,20 @@ class Guarded:
         if self._order.isolation == "cgroup":
             self._cgroup = f"{_own_cgroup()}/supervise-{os.getpid()}-{secrets.token_hex(4)}"
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        with theirs, open(os.memfd_create("order"), "w") as order:  # noqa: PTH123 - it is a descriptor
-            self._connection = ours
+        self._connection = ours
+        with ExitStack() as if_it_fails, ExitStack() as afterwards:
+            if_it_fails.callback(ours.close)
+            afterwards.callback(self._output.close_theirs)
+            afterwards.enter_context(theirs)
+            order = afterwards.enter_context(open(os.memfd_create("order"), "w"))  # noqa: PTH123 - it is a descriptor
             json.dump(self._message(), order)
             order.flush()
-            passed = [_duplicated(theirs.fileno()), _duplicated(order.fileno())]
-            try:
-                self._spawn(passed)
-            except BaseException:
-                ours.close()
-                raise
-            finally:
-                for descriptor in passed:
-                    os.close(descriptor)
-                self._output.close_theirs()
+            passed: list[int] = []
+            for file in (theirs, order):
+                passed.append(_duplicated(file.fileno()))
+                afterwards.callback(os.close, passed[-1])
+            self._spawn(passed)
+            if_it_fails.pop_all()
         ours.setblocking(False)
 
     def _message(self) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import ast
 import ctypes
 import json
 import os
+import resource
 import select
 import signal
 import socket
@@ -18,7 +19,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from supervise.programs import CommandNotIsolated, GuardianLost, guarded, guardian, line, notify
+from supervise.programs import CommandError, CommandNotIsolated, GuardianLost, guarded, guardian, line, notify
 from supervise.programs.guarded import Order
 from supervise.programs.guardian import processes
 
@@ -83,6 +84,11 @@ def with_parent(folder, isolation="group", more=""):
 
 def child_of(pid):
     return next(each for each, process in processes().items() if process.parent == pid)
+
+
+def descriptors():
+    """Those of this process that are open, without that of the folder which lists them."""
+    return {each for each in map(int, os.listdir("/proc/self/fd")) if Path(f"/proc/self/fd/{each}").exists()}
 
 
 def gone(*pids):
@@ -294,6 +300,25 @@ async def test_a_guardian_that_cannot_be_started_is_the_error_of_the_start(tmp_p
         error = await refused(little(UP + FOR_EVER, tmp_path, ready=ready), tmp_path)
         assert isinstance(error, ValueError)
     assert len(os.listdir("/proc/self/fd")) == before
+
+
+@pytest.mark.trio
+async def test_a_start_for_which_descriptors_are_lacking_leaves_none_open(tmp_path):
+    """Whichever is the first that this process cannot have."""
+    spec, (soft, hard) = little(UP + FOR_EVER, tmp_path), resource.getrlimit(resource.RLIMIT_NOFILE)
+    assert spec.resource is not None
+    before, failed = descriptors(), 0
+    for free in range(1, 10):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (len(before) + free, hard))
+        try:
+            async with spec.resource():
+                pass
+        except (OSError, CommandError):
+            failed += 1
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        assert descriptors() == before
+    assert failed > 1
 
 
 def test_the_guardian_imports_the_standard_library_alone():
