@@ -14,7 +14,7 @@ from ._code import Code
 from .directive import Directive
 from .limit import Limit
 from .node import Node, State
-from .spec import Child, Mailbox, Pool, Supervisor
+from .spec import Child, Pool, Supervisor
 
 
 @frozen(repr=False)
@@ -51,7 +51,6 @@ class Status(Code):
         last_failure: the last failure of this node; for a supervisor it may be one from below that it passed up.
         due: when its backoff ends, in seconds on Trio's clock.
         mailbox: how many messages wait; None where there is no mailbox.
-        mailbox_size: for how many messages it has room by the declaration of the node; None where there is no mailbox.
         handled: how many messages were taken out of the mailbox, each counted once, plus how many items were put into
             streams, since the node joined the tree; None where there is no mailbox. Its growth over time is a rate.
         waiting_since: when the call or stream at the head of its mailbox was sent, in seconds on Trio's clock; None if no message
@@ -76,7 +75,6 @@ class Status(Code):
     last_failure: BaseException | None = None
     due: float | None = None
     mailbox: int | None = None
-    mailbox_size: int | None = None
     handled: int | None = None
     waiting_since: float | None = None
     restart: str = "permanent"
@@ -198,7 +196,6 @@ def _status(
         last_failure=here.last_failure,
         due=here.due if here.phase == "backoff" else None,
         mailbox=waiting,
-        mailbox_size=spec.mailbox.size if isinstance(spec.mailbox, Mailbox) else None,
         handled=handled,
         waiting_since=waiting_since,
         restart=spec.restart,

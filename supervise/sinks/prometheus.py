@@ -15,7 +15,7 @@ from attrs import frozen
 from .._core._brief import brief, printable
 from .._core._check import check_number, is_a
 from .._core.node import State
-from .._core.spec import Child, Pool, Spec, Supervisor
+from .._core.spec import Child, Mailbox, Pool, Spec, Supervisor
 from .._core.status import Status
 from ..events import (
     Decided,
@@ -50,6 +50,7 @@ _Families = dict[str, GaugeMetricFamily | CounterMetricFamily]
 
 class _Tree(Protocol):
     def status(self) -> Status: ...
+    def _in_force(self, path: str, /) -> Spec | None: ...
     def subscribe(self, sink: Sink) -> Callable[[], None]: ...
 
 
@@ -72,17 +73,25 @@ class _Attached:
     token: trio.lowlevel.TrioToken
     thread: int
 
-    def look(self) -> tuple[Status, float] | None:
-        """The status of the tree and the time of its clock, for a caller in any thread; None once the run is over."""
+    def look(self) -> tuple[Status, float, dict[str, int]] | None:
+        """The status of the tree, the time of its clock, and the sizes of its mailboxes by their paths; None once the run is over.
+
+        The caller may be in any thread.
+        """
         if threading.get_ident() == self.thread:
             return self._look() if trio.lowlevel.in_trio_run() else None
         with suppress(trio.RunFinishedError):
             return trio.from_thread.run_sync(self._look, trio_token=self.token)
         return None
 
-    def _look(self) -> tuple[Status, float] | None:
+    def _look(self) -> tuple[Status, float, dict[str, int]] | None:
         tree = self.tree()
-        return None if tree is None else (tree.status(), trio.current_time())
+        if tree is None:
+            return None
+        status = tree.status()
+        specs = ((node.path, tree._in_force(node.path)) for node in status.walk() if node.mailbox is not None)
+        sizes = {path: its.mailbox.size for path, its in specs if its and isinstance(its.mailbox, Mailbox)}
+        return status, trio.current_time(), sizes
 
 
 class PrometheusSink:
@@ -223,7 +232,7 @@ class PrometheusSink:
             seen = attached.look()
             if seen is None:
                 continue
-            status, now = seen
+            status, now, sizes = seen
             for node in status.walk():
                 path = self.label(node.path)
                 if node.kind != "child":
@@ -234,7 +243,7 @@ class PrometheusSink:
                     age = 0.0 if node.waiting_since is None else now - node.waiting_since
                     oldest[path] = max(oldest.get(path, 0.0), age)
                 if node.path in self._own:
-                    self._add_own(families, node, path)
+                    self._add_own(families, node, path, sizes.get(node.path))
         for labels, number in children.items():
             families["children"].add_metric(labels, number)
         for path, number in waiting.items():
@@ -242,9 +251,9 @@ class PrometheusSink:
             families["oldest"].add_metric([path], oldest[path])
         yield from families.values()
 
-    def _add_own(self, families: _Families, node: Status, path: str) -> None:
+    def _add_own(self, families: _Families, node: Status, path: str, size: int | None) -> None:
         """The values of one node: a sum over several would mean nothing, or it would fall when one of them leaves."""
-        values: dict[str, int | None] = {"handled": node.handled, "size": node.mailbox_size}
+        values: dict[str, int | None] = {"handled": node.handled, "size": size}
         if node.limit is not None:
             values |= {"used": node.restarts, "allowed": node.limit.restarts}
         for name, value in values.items():
