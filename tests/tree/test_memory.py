@@ -10,7 +10,7 @@ from benchmarks import memory
     ("question", "turns"),
     [
         (memory.leaf, 5_000), (memory.group, 60), (memory.nested, 500), (memory.members, 1_000),
-        (memory.supervisors, 3_000), (memory.named, 500),
+        (memory.supervisors, 3_000), (memory.named, 1_000),
     ],
 )  # fmt: skip
 def test_memory_is_flat(question, turns):
