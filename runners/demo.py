@@ -130,7 +130,7 @@ def declare(ledger: Ledger, *, at_once: int = 1, show: bool = True) -> Superviso
     llm = device_worker(
         "llm",
         _runner(ledger.strikes),
-        host=ProcessHost(device="cpu", load_timeout=60.0, next_chunk_timeout=3.0),
+        host=ProcessHost(device="cpu", load_timeout=60.0, next_chunk_timeout=1.0),
         limit=Limit(2 * len(KINDS), within=60, of_ready_time=True),
         backoff=None,
     )

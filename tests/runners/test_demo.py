@@ -180,7 +180,7 @@ def test_supervise_run_shows_what_happens():
         "SIGKILL",
         "SIGSEGV",
         "poison",
-        "within 3 s",
+        "within 1 s",
         "→ Restart",
         "#5] is ready again",
         "→ Resume for 'device.oom'",
