@@ -121,7 +121,7 @@ class _Trial:
                 nursery.start_soon(one, name)
         self.say("two requests at once", "; ".join(map(str, ends)))
         whole = [end.text for end in ends if end.error is None]
-        # An engine that computes requests in a batch may round otherwise than for one alone, so another text is no fault.
+        # An engine that batches requests may round differently than for a single one, so a different text is not counted as a fault.
         parts = [part for part in whole if part != text and text.startswith(part)]
         self.check(good=not parts, fault=f"the beginning of an answer is given for the whole one: {parts}")
 

@@ -250,7 +250,7 @@ def _parsed(text: str) -> dict[str, Any]:
         line: Any = json.loads(text)
         keys: Any = line.keys()
     except (ValueError, AttributeError):
-        raise Mismatch("this is no line of a log") from None
+        raise Mismatch("this line does not belong to a log") from None
     if missing := (_START if "tree" in keys else _INPUT) - set(keys):
         raise Mismatch(f"this line of a log lacks {', '.join(sorted(missing))}")
     effects = line["effects"]

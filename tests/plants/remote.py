@@ -218,7 +218,7 @@ REMOTE = (
             "a_driver_of_another_machine_that_hangs_makes_its_device_unrecoverable",
         ),
         (
-            "what NVML says is hidden by what is not read",
+            "unread data hides the answer of NVML",
             """nothing is known if it cannot be reached.\"\"\"
         self._ignore_data()
 """,

@@ -2,8 +2,8 @@
 
     python engines.py PORT MODEL [interrupts] [FILE]
 
-MODEL is `sums`, whose next token follows from all tokens before it, or `torch-lm`. Behind `SLOW_BEHIND` tokens it is slow for as
-long as there is no FILE, if one is given: so no stream is over before a test has struck it. Its traps are those of vLLM:
+MODEL is `sums`, whose next token follows from all tokens before it, or `torch-lm`. If FILE is given, each
+stream is slow behind `SLOW_BEHIND` tokens until that file exists, so that a test can strike it before it is over. Its traps are those of vLLM:
 
 - When the worker is killed, each stream gets an error event, `[DONE]`, and a good end of its body; the server ends a moment later, with
   status 0.

@@ -50,7 +50,7 @@ def carriers(server):
 
 
 def kill_left(server):
-    """Kill what a test that has failed may have left there: a fork server is no descendant of the sshd."""
+    """Kill the processes that a failed test has left there: a fork server does not descend from the sshd."""
     for pid in far(server):
         with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)

@@ -231,7 +231,7 @@ async def test_no_recovery_waits_for_a_preload(tmp_path, caplog):
         await until(lambda: is_idle(another))
     async with opened(runner, incarnation=3) as three:
         assert parent(three.pid) == another
-    assert "there is no fork server; one is preloaded meanwhile" in caplog.text
+    assert "the fork server does not run; another one is preloaded meanwhile" in caplog.text
 
 
 @pytest.mark.trio

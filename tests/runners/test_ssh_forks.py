@@ -171,7 +171,7 @@ async def test_a_fork_server_that_is_killed_ends_no_stream_and_the_next_start_ma
     async with opened(there, runner, incarnation=3) as session:
         assert is_forked(session.pid)
     assert len(warnings(caplog)) == 1
-    assert "there is no fork server there; one is preloaded meanwhile" in warnings(caplog)[0]
+    assert "the fork server there does not run; another one is preloaded meanwhile" in warnings(caplog)[0]
     await until(lambda: not far(server))
 
 

@@ -191,7 +191,7 @@ async def test_a_silent_connection_is_a_lost_one_at_both_ends(server, tmp_path):
 @pytest.mark.trio
 async def test_a_far_process_that_does_not_die_makes_its_device_unrecoverable(server, monkeypatch):
     """D9, D16: The guardian still answers, so the process is known to be alive, and no second one is started beside it."""
-    monkeypatch.setattr(FarPeer, "kill", lambda _peer, *, poisoned=False: None)
+    monkeypatch.setattr(FarPeer, "kill", lambda _peer, _poisoned=False: None)
     monkeypatch.setattr("runners.hosts.remote.link.MARGIN", 0.0)
     with pytest.raises(Unrecoverable, match=r"on 127\.0\.0\.1 has outlived SIGKILL by 0\.5 s"):
         async with host(server, kill_timeout=0.5, close_timeout=0.1, lease=1).open(

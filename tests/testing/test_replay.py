@@ -117,12 +117,12 @@ def test_a_changed_declaration_replays_to_other_effects(log):
         (("run.log", "nothing"), "no module named 'nothing'"),
         (("run.log", "wrong"), "the log is of a tree 'app', not of 'wrong'"),
         (("cut.log", "myapp"), "line 1: a log begins with the start of a tree"),
-        (("torn.log", "myapp"), "line 2: this is no line of a log"),
+        (("torn.log", "myapp"), "line 2: this line does not belong to a log"),
         (("lacking.log", "myapp"), "line 2: this line of a log lacks fields, input, u"),
         (("odd.log", "myapp"), "line 2: this is no input of a machine: Boot {'speed': 3}"),
         (("late.log", "myapp"), "line 2: this line cannot be replayed: ValueError("),
         (("empty.log", "myapp"), "line 2: the effects in this line of a log must be a list of texts"),
-        (("binary.log", "myapp"), "line 2: this is no line of a log"),
+        (("binary.log", "myapp"), "line 2: this line does not belong to a log"),
     ],
 )
 def test_a_log_that_cannot_be_replayed_gives_one_line(log, arguments, expected):

@@ -502,7 +502,7 @@ class ProcessSession(BaseSession[int]):
         """
         if self._failure is None:
             self._failure = error
-            self._peer.kill(poisoned=judged and not self._ended and isinstance(error, ContextPoisoned))
+            self._peer.kill(judged and not self._ended and isinstance(error, ContextPoisoned))
             self._answer_rebuild()
         return self._failure
 

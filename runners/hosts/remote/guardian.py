@@ -350,7 +350,10 @@ class Guardian:
             if self._server is None:
                 self._server = started(name, self._order)
                 if not patience:
-                    self._late = LATE, "there is no fork server there; one is preloaded meanwhile"
+                    self._late = (
+                        LATE,
+                        "the fork server there does not run; another one is preloaded meanwhile",
+                    )
         except OSError as error:
             self._start_cold(LOST, f"the fork server there cannot be used: {error}")
             return
@@ -388,12 +391,9 @@ class Guardian:
     def _server_message(self) -> dict[str, Any] | None:
         """Its message, empty once it is gone; None if it has sent nothing."""
         assert self._server is not None
-        try:
-            data = self._server.recv(_READ)
-        except BlockingIOError:
+        data = _received(self._server)
+        if data is None:
             return None
-        except OSError:
-            data = b""
         return json.loads(data) if data else {}
 
     def _hand_over(self) -> None:
@@ -483,12 +483,9 @@ class Guardian:
     def _read_context(self) -> bool:
         """Pass on what the context process has sent; returns whether there may be more."""
         assert self._connection is not None
-        try:
-            data = self._connection.recv(_READ)
-        except BlockingIOError:
+        data = _received(self._connection)
+        if data is None:
             return False
-        except OSError:
-            data = b""
         if data:
             self._send(DATA, data)
         else:
@@ -604,6 +601,16 @@ def _be_replaced(watched: list[int]) -> NoReturn:
     to_nothing(0, 1, 2)
     select.select(watched, [], [])
     os._exit(0)
+
+
+def _received(connection: socket.socket) -> bytes | None:
+    """The bytes that have come, empty at the end of the connection, however it has ended; None if none have come."""
+    try:
+        return connection.recv(_READ)
+    except BlockingIOError:
+        return None
+    except OSError:
+        return b""
 
 
 def _read(descriptor: int) -> bytes:

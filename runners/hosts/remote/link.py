@@ -207,7 +207,7 @@ class FarPeer:
         """See `Connection.death`."""
         return ContextDied if self._fate is not None else ContextUnreachable
 
-    def kill(self, *, poisoned: bool = False) -> None:
+    def kill(self, poisoned: bool = False, /) -> None:
         """See `Connection.kill`. Its guardian does it, or its lease if that cannot be reached."""
         if not self.dead:
             self._carrier.send(_record(guardian.KILL, b"poisoned" if poisoned else b""))

@@ -75,7 +75,7 @@ class Connection(Protocol):
         """The error that its death is for a session; known once `fate` is."""
         ...
 
-    def kill(self, *, poisoned: bool = False) -> None:
+    def kill(self, poisoned: bool = False, /) -> None:
         """Kill it and the processes that it has started. Never blocks.
 
         `poisoned` says that its context is, so that `trouble` is to be called.

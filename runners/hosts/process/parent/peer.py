@@ -152,7 +152,7 @@ class Peer:
         """See `Connection.death`."""
         return ContextDied
 
-    def kill(self, *, poisoned: bool = False) -> None:  # noqa: ARG002 - The interface has it: NVML is asked from here anyway.
+    def kill(self, _poisoned: bool = False, /) -> None:
         """Kill it and the processes that it has started. Never blocks."""
         self._process.kill()
 

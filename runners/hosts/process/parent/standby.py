@@ -268,12 +268,14 @@ class Reserve:
         same. No other start waits, because a recovery must not take longer than a cold start (D15).
 
         Raises:
-            NoServer: there is no fork server, or it has not preloaded yet.
+            NoServer: the fork server does not run, or has not preloaded yet.
         """
         server = self._server
         if server is None or server.dead:
             if self._handed_out and not patient:
-                raise NoServer(self._given_up or "there is no fork server; one is preloaded meanwhile")
+                raise NoServer(
+                    self._given_up or "the fork server does not run; another one is preloaded meanwhile"
+                )
             server = self._new_server()
         if not server.can_fork:
             patience = math.inf if patient else 0.0 if self._handed_out else FIRST
