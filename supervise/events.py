@@ -192,7 +192,7 @@ class Adopting(Event):
 class Adopted(Event):
     """The tree has taken its new declaration (R38); `path` is that of the root, `failed` are those of nodes that did not start.
 
-    It does not come if the tree begins to stop before that.
+    It is not reported if the tree begins to stop before that.
     """
 
     failed: tuple[str, ...] = ()

@@ -78,7 +78,7 @@ class BaseSession(Generic[Stream]):
         self._check_failure()
 
     def _give_up_rebuild(self) -> None:
-        """Whoever asked is cancelled before the answer: how far the runner has come nobody will know. Who has left asks no more."""
+        """The caller is cancelled before the answer, so the state of the runner is unknown. Once the session has ended it does not matter."""
         if not self._ended:
             self.condemn(
                 ContextPoisoned(

@@ -128,7 +128,7 @@ class Machine:
         self.ledger = ledger
         self.children: dict[str, Node] = {}
         self.joined = 0
-        # Those that an adoption has taken out while this supervisor did not run (R38).
+        # The names of the children that an adoption has taken out while this supervisor did not run (R38).
         self._taken_out = [] if node.memory is None else node.memory.take_out(self.spec)
         for spec in self.spec.children:
             self._join(spec)
@@ -989,7 +989,7 @@ class Machine:
         spec, before = request.spec, self.spec
         assert spec is not None
         assert not isinstance(spec, Child)
-        for node in self.leaving(spec):
+        for node in self.left_out_by(spec):
             self._refuse(request.token, f"{node.path!r} is still in the tree", "running")
             return
         self.spec = spec
@@ -1010,7 +1010,7 @@ class Machine:
         for node in self.children.values():
             if node.temporary and _waits(node):
                 self._cancel_retry(node)
-                node.state = "stopping"  # it is never restarted now, and leaves the tree (R7)
+                node.state = "stopping"  # a temporary child is never restarted: it leaves the tree (R7)
                 self.inbox.append(Done(node, node.epoch))
         waiting = [node for node in self.children.values() if node.state == "restarting"]
         self.retrying = {} if self.spec.strategy == "one_for_one" else dict.fromkeys(waiting)
@@ -1021,7 +1021,7 @@ class Machine:
                 self._retry_alone(node)
 
     def _retry_alone(self, node: Node) -> None:
-        """Start now a child that waited for the retry of a sibling whose group it has left (R38). That retry was charged (R14)."""
+        """Start at once a child that waited for the retry of a sibling whose group it has left (R38). That retry was charged (R14)."""
         node.state, node.since, node.due = "restarting", self.now, self.now
         node.retry_charged = True
         if self.spec.strategy != "one_for_one":
@@ -1036,11 +1036,11 @@ class Machine:
             if name not in names:
                 check_fits(spec, node.spec)
 
-    def leaving(self, spec: Supervisor | Pool) -> list[Node]:
+    def left_out_by(self, spec: Supervisor | Pool) -> list[Node]:
         """The children that leave the tree if it adopts `spec`.
 
-        Those that were added while it ran stay if they fit. The adoption has been refused if one did not; here it is one that was
-        added since.
+        A child that was added at run time leaves only if it does not fit. The check before an adoption (`check_added`) refuses such a
+        child, so it was added after that check.
         """
         kinds = {child.name: type(child) for child in spec.children}
         was = {child.name for child in self.spec.children}

@@ -91,9 +91,10 @@ class Memory:
             self.floor = max(self.floor, forgotten.incarnation)
 
     def take_out(self, spec: Supervisor | Pool) -> list[str]:
-        """The children that are declared no more, or as another kind of node, have left the tree (R38). Returns their names.
+        """Take out the children that `spec` does not declare, or declares as another kind of node (R38). Returns their names.
 
-        If a pool was here before, a child of a supervisor may have a name that it has generated (R9).
+        If a pool was here before, a child of a supervisor may have a name that the pool has generated, so its first incarnation
+        comes after those of the pool (R9).
         """
         if not isinstance(spec, Pool):
             self.floor = max(self.floor, self.generated)

@@ -41,13 +41,14 @@ class Adoption:
         self._spec = spec
         self._changes = changes
         self._restarts = {change.path for change in changes if change.restarts}
+        # With which specs the leaves ran when the declarations were compared.
         self._compared = {path: leaf.spec for path, leaf in driver.leaves.items()}
         self._reason = reason
 
     async def carry_out(self) -> list[StartFailed]:
         """Carry it out. Returns the errors of the starts that failed.
 
-        If the tree begins to stop meanwhile, no event says that it is done: behind the end of the tree that would be wrong.
+        If the tree begins to stop meanwhile, no `Adopted` is reported, since it could come after the last event of the root.
 
         Raises:
             Refused: the tree is stopping, or stops before its root has taken the declaration.
@@ -121,8 +122,8 @@ class Adoption:
             return
 
     async def _take_out(self, machine: Machine, spec: Supervisor | Pool) -> None:
-        """Stop the children that leave the tree with this declaration, the last one first; then they leave it."""
-        for node in reversed(machine.leaving(spec)):
+        """Stop the children that this declaration leaves out, the last one first, and remove them from the tree."""
+        for node in reversed(machine.left_out_by(spec)):
             stop = effect.Request("stop", Answer(), name=node.name, reason=self._reason)
             # It follows at once: a sibling that fails during the stop would have the group start the child again before it left,
             # and again whenever this is tried anew.
@@ -157,7 +158,7 @@ class Adoption:
         except StartFailed as failed:
             self._failed.append(failed)
         except Refused:
-            pass  # as above, or it has left the tree
+            pass  # its supervisor is ending, or the node has left the tree
 
     def _has_another_queue(self, leaf: Leaf) -> bool:
         """Whether the leaf takes messages from the mailbox of another supervisor than its declaration has it share (R37)."""

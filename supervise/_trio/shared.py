@@ -1,10 +1,12 @@
 """The mailbox of a supervisor, and the inboxes of the children that take their messages from it (R37).
 
-Each differs from that of one child, in `mailbox`, in three things. An entry is promised to the reader that is woken for it:
-otherwise a child that does not wait, and comes back sooner than the woken one runs, would take the whole of a burst. And what a
-failed child had in hand is kept for it until it is decided whether it is resumed: after a Resume it has the resource that it
-used for these messages, and a sibling has not. And an entry is handed to the child that took the last one with its key, if the
-mailbox has an affinity and that child waits.
+Each differs from that of one child, in `mailbox`, in three things:
+
+- An entry is promised to the reader that is woken for it. Otherwise a child that does not wait, and comes back sooner than the woken
+  one runs, would take the whole of a burst.
+- What a failed child had in hand is kept for it until it is decided whether it is resumed, because after a Resume it has the resource
+  that it used for these messages, and a sibling has not.
+- If the mailbox has an affinity, an entry is handed to the child that took the last one with its key, if that child waits.
 """
 
 from __future__ import annotations
@@ -92,7 +94,7 @@ class SharedQueue(Queue):
     # --- affinity
 
     def _key(self, value: Any) -> str | int | bytes | None:
-        """The key of a message. A function that fails is logged, and not called again, as a sink: it must not hurt a sender (R31)."""
+        """The key of a message. A function that raises is logged and not called again, as a sink is (R31), and no sender sees its error."""
         assert self._affinity is not None
         if not has_room_for_others():
             return None  # so near the end of its stack a sender would make the function fail

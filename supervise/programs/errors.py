@@ -31,7 +31,7 @@ class CommandExited(CommandError):
 
 
 class CommandMissing(CommandError):
-    """The program could not be started: it is not there or no executable, or its folder, user, limits or files could not be set."""
+    """The program could not be started: it does not exist or is not executable, or its folder, user, limits or files could not be set."""
 
     tag = "command.missing"
 

@@ -43,7 +43,7 @@ _END: Final = "\x1b[0m"
 
 
 def level_of(event: Event) -> int:
-    """The level of `logging` for an event. Without trouble it is INFO at the root and for a request, otherwise DEBUG (R31)."""
+    """The level of `logging` for an event. One that reports no trouble has INFO at the root and for a request, else DEBUG (R31)."""
     if isinstance(event, Decided):
         return _OF_DIRECTIVE[event.directive]
     is_detail = "/" in event.path and not is_requested(event)

@@ -103,7 +103,7 @@ class SystemdSink:
 
 
 def _is_restart(event: Event) -> bool:
-    """Whether the root stops only to start again: told `STOPPING=1`, systemd would kill the program after `TimeoutStopSec`."""
+    """Whether the root stops only to start again. After `STOPPING=1` systemd would kill the program within `TimeoutStopSec`."""
     return isinstance(event, Stopping) and event.reason.startswith(f"{event.path!r} was asked to restart")
 
 

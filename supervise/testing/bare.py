@@ -182,7 +182,7 @@ class BareTree:
         self.at(at, wake, lambda: self._wakes.get(machine) == at)
 
     def _answer(self, one: effect.Effect) -> None:
-        """Whoever is outside; there is nobody at an address."""
+        """Answer the request of a caller, or note the end of the root. A bare tree has no addresses that an effect could change."""
         if isinstance(one, effect.Reply) and one.token is not None:
             one.token.set(outcome.Value(one.value) if one.error is None else outcome.Error(one.error))
         elif isinstance(one, effect.Rise) and isinstance(one.report, effect.Ended):
