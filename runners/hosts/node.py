@@ -18,10 +18,10 @@ from contextlib import suppress
 from typing import Any, NoReturn
 
 from runners.hosts.process import surroundings, wire
-from runners.hosts.process.child.forkserver import exit_code, preload
+from runners.hosts.process.child.forkserver import preload
 from runners.hosts.process.child.title import entitle
 from runners.hosts.process.wire import Surroundings
-from runners.hosts.remote.children import FAILED, refusal
+from runners.hosts.remote.children import FAILED, exit_code, refusal
 from runners.hosts.remote.guardian import Guardian, guard
 from runners.hosts.remote.seeking import READY, WAITING, user_of
 
@@ -55,7 +55,7 @@ class Server:
     def run(self) -> None:
         """Serve until it has had neither client nor guardian for as long as a lease."""
         (listener,) = self._listeners.values()
-        if why := self._preloaded(listener.getsockname() + READY.encode()):
+        if why := self._preload_problem(listener.getsockname() + READY.encode()):
             self._refuse(listener, why)
             return
         for descriptor in self._listeners:
@@ -68,8 +68,8 @@ class Server:
             for descriptor, _ in found:
                 self._serve(descriptor)
 
-    def _preloaded(self, ready: bytes) -> str:
-        """Preload, and listen for clients that cannot wait; returns why that failed, empty if it did not.
+    def _preload_problem(self, ready: bytes) -> str:
+        """Preload, and listen for clients that cannot wait. Returns the reason if that fails, else an empty text.
 
         A signal of a timer ends a server whose preload hangs.
         """
@@ -175,9 +175,9 @@ class Server:
             state = json.load(file)
         for descriptor in (*streams, *others, *listeners, *self._guardians):
             os.close(descriptor)
-        now = {os.fsencode(name): os.fsencode(value) for name, value in state["environment"].items()}
+        wanted = {os.fsencode(name): os.fsencode(value) for name, value in state["environment"].items()}
         folder = state["folder"] and os.fsencode(state["folder"])
-        changed = surroundings.changes(self._environment, now)
+        changed = surroundings.changes(self._environment, wanted)
         surroundings.adopt(Surroundings(changed, folder, state["umask"]))
         guardian = Guardian(client.fileno())
         client.send(json.dumps({"forked": os.getpid()}).encode())  # raises if the client has started cold

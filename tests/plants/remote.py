@@ -195,7 +195,7 @@ REMOTE = (
         ),
         (
             "a silent machine is never lost",
-            "elif trio.current_time() >= self._heard + self._order.lease:",
+            "elif trio.current_time() >= self._last_came + self._order.lease:",
             "elif False:",
             "a_silent_connection_is_a_lost_one_at_both_ends",
         ),
@@ -264,7 +264,7 @@ REMOTE = (
         ),
         (
             "the next context waits until a lost one is known to be dead",
-            "if self._fate is None and self.pid and self._reserve.reaps_later(self, seconds):",
+            "if self._fate is None and self.pid and self._reserve.reap_later(self, seconds):",
             "if False:",
             "a_standby_is_on_another_node_and_serves_at_once",
         ),
@@ -276,7 +276,7 @@ REMOTE = (
         ),
         (
             "Ray's word ends nothing",
-            "            self._reserve.doubts(self)\n",
+            "            self._reserve.check_later(self)\n",
             "            pass\n",
             "streams_of_a_node_equal_their_undisturbed_text[raylet]",
         ),

@@ -35,20 +35,20 @@ def changes(before: dict[bytes, bytes], after: dict[bytes, bytes]) -> list[tuple
     return [(name, after.get(name)) for name in names if before.get(name) != after.get(name)]
 
 
-def adopt(ours: Surroundings) -> None:
-    """Adopt them. A folder that cannot be entered is ignored, since a program that is started cold in it starts too."""
-    for name, value in ours.environment:
+def adopt(wanted: Surroundings) -> None:
+    """Adopt these surroundings. A folder that cannot be entered is ignored, since a program that is started cold in it starts too."""
+    for name, value in wanted.environment:
         if os.fsdecode(name) == MARK:  # each of our processes has a mark of its own
             continue
         if value is None:
             os.environb.pop(name, None)
         else:
             os.environb[name] = value
-    if ours.folder is not None:
+    if wanted.folder is not None:
         with suppress(OSError):
-            os.chdir(ours.folder)
-    if ours.umask is not None:
-        os.umask(ours.umask)
+            os.chdir(wanted.folder)
+    if wanted.umask is not None:
+        os.umask(wanted.umask)
 
 
 def _folder() -> bytes | None:

@@ -56,7 +56,8 @@ class Ask:
 class Actor:
     """An actor; for the `Peer` of its connection it is the process at the other end (`Process`).
 
-    It counts as dead once it was killed from here. What Ray reports of it goes to `on_word`, because Ray may report a death before the process is dead.
+    It counts as dead once it was killed from here. When Ray reports its end, `on_outcome` is called, because Ray may report an end before
+    the process has ended.
     """
 
     doomed = False
@@ -65,8 +66,8 @@ class Actor:
         self.pidfd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self.pid = 0
         self.node = self.address = ""
-        self.word: Outcome = None
-        self.on_word: Callable[[], object] = self._nothing
+        self.outcome: Outcome = None
+        self.on_outcome: Callable[[], object] = self._nothing
         self._ask = ask
         self._limiter = limiter
         self._loop = trio.lowlevel.current_trio_token()
@@ -76,7 +77,7 @@ class Actor:
         self._connection: socket.socket | None = None
 
     async def place(self, avoid: Collection[str], seconds: float) -> str:
-        """Have Ray place it, if possible on none of these nodes; returns our address, as Ray knows it.
+        """Have Ray place it, if possible on none of these nodes; returns the address of this program, as Ray knows it.
 
         Raises:
             NoPlace: Ray has found no place for it within so many seconds.
@@ -88,8 +89,8 @@ class Actor:
             ours = await self._call(connect, self._ask.cluster)
             await self._call(self._start, tuple(avoid))
             await self._placed.wait()
-        if self.word is not None:
-            raise load_error(self.word) from self.word
+        if self.outcome is not None:
+            raise load_error(self.outcome) from self.outcome
         if not patience.cancelled_caught:
             assert ours is not None
             return ours
@@ -98,7 +99,7 @@ class Actor:
         raise NoPlace(f"Ray has found no place for a context with {self._ask} within {seconds:g} s")
 
     async def serve(self, address: tuple[str, int], seconds: float, token: bytes, program: str) -> None:
-        """Have it connect to this address. Its end is reported as Ray's word.
+        """Have it connect to this address. Its end is reported as its `outcome`.
 
         Raises:
             LoadFailed, DeviceError: as `place`.
@@ -134,11 +135,11 @@ class Actor:
         self._handles.append(handle)
         if self._given_up:
             _kill(self._handles)
-        _report(handle.where.remote(), functools.partial(self._post, self._learn))
+        _watch(handle.where.remote(), functools.partial(self._post, self._take_place))
 
     def _serve(self, *arguments: Any) -> None:
         for handle in self._handles:  # none if it is killed already
-            _report(handle.serve.remote(*arguments), functools.partial(self._post, self._hear))
+            _watch(handle.serve.remote(*arguments), functools.partial(self._post, self._take_outcome))
 
     def _post(self, take: Callable[[Outcome], None], outcome: Outcome) -> None:
         with suppress(trio.RunFinishedError):
@@ -146,16 +147,16 @@ class Actor:
 
     # --- on the loop
 
-    def _learn(self, outcome: Outcome) -> None:
+    def _take_place(self, outcome: Outcome) -> None:
         if isinstance(outcome, BaseException):
-            self.word = outcome
+            self.outcome = outcome
         else:
             self.node, self.address, self.pid = outcome
         self._placed.set()
 
-    def _hear(self, outcome: Outcome) -> None:
-        self.word = outcome
-        self.on_word()
+    def _take_outcome(self, outcome: Outcome) -> None:
+        self.outcome = outcome
+        self.on_outcome()
 
     def _nothing(self) -> None:
         pass
@@ -187,7 +188,7 @@ class Actor:
 
     def fate(self) -> str:
         """See `Process.fate`."""
-        return "ended" if self.word is None else f"ended: {described(self.word)}"
+        return "ended" if self.outcome is None else f"ended: {described(self.outcome)}"
 
     async def reap(self) -> None:
         """See `Process.reap`."""
@@ -199,7 +200,7 @@ def _ray(module: str = "") -> Any:
 
 
 def connect(cluster: str) -> str:
-    """Connect this program to the cluster, unless it is connected; returns our address, as its nodes see it.
+    """Connect this program to the cluster, unless it is connected; returns the address of this program, as the nodes see it.
 
     Ray keeps one connection for the whole program, which ends with it, or by `ray.shutdown()`.
 
@@ -243,7 +244,7 @@ def _elsewhere(nodes: tuple[str, ...]) -> Any:
     return strategies.NodeLabelSchedulingStrategy(hard={}, soft={"ray.io/node-id": strategies.NotIn(*nodes)})
 
 
-def _report(reference: Any, take: Callable[[Outcome], None]) -> None:
+def _watch(reference: Any, take: Callable[[Outcome], None]) -> None:
     """Have `take` called, on a thread of Ray, with the result of this call or its exception."""
 
     def done(future: Any, _kept: Any = reference) -> None:  # without a reference Ray would forget the result
@@ -253,13 +254,13 @@ def _report(reference: Any, take: Callable[[Outcome], None]) -> None:
 
 
 def _kill(handles: list[Any]) -> None:
-    """Kill the actor, if there is one. Blocks for as long as the head of the cluster does not answer."""
+    """Kill the actor, if one was started. Blocks for as long as the head of the cluster does not answer."""
     ray = _ray()
     with suppress(IndexError, ray.exceptions.RayError, ValueError):  # it has been killed, or Ray is shut down
         ray.kill(handles.pop(), no_restart=True)
 
 
-# --- what Ray says
+# --- what Ray reports
 
 
 def _names(error: object) -> set[str]:
@@ -268,7 +269,7 @@ def _names(error: object) -> set[str]:
 
 
 def described(outcome: Outcome) -> str:
-    """Ray's word as a text of one line."""
+    """What Ray reports, as a text of one line."""
     if not isinstance(outcome, BaseException):
         return str(outcome)
     cause = getattr(outcome, "cause", None)
@@ -278,7 +279,7 @@ def described(outcome: Outcome) -> str:
 
 
 def load_error(error: BaseException) -> DeviceError:
-    """What it means for a load that Ray raises this."""
+    """The failure of a load in which Ray has raised this."""
     names = _names(error)
     if "ActorUnschedulableError" in names:
         return NoPlace(described(error))
@@ -288,7 +289,7 @@ def load_error(error: BaseException) -> DeviceError:
 
 
 def death(outcome: Outcome, otherwise: type[ContextDied]) -> type[ContextDied]:
-    """The error for a context whose actor Ray reports as ended so; `otherwise` if that says nothing more."""
+    """The error for a context whose actor has ended so, as Ray reports; `otherwise` if the report does not name the cause."""
     names = _names(outcome)
     if "ActorUnavailableError" in names:
         return ContextUnreachable

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 FAILED, SETTLED = 70, 69
-"""The exit status after a failure, and after one about which NVML need not be asked. The context process exits with those of
-`runners.hosts.process.child.loop`, which this module cannot import."""
+"""The exit status after a failure, and after one about which NVML need not be asked. They are also in `runners.hosts.process.child.loop`,
+with whose status the context process exits, because this module cannot import it."""
 
 _TEXT = 4096
 """Bytes of the longest text that a child process reports."""
@@ -80,7 +80,7 @@ def be_context(order: dict[str, Any], connection: int, report: int, guardian: in
 
 
 def be_examiner(order: dict[str, Any], end: int, guardian: int) -> None:
-    """Ask NVML about the device, and write why it cannot be used again, or nothing if it can be, or if that is not known (D4)."""
+    """Ask NVML about the device, and write why it cannot be used again (D4). If it can be, or that is not known, write nothing."""
     _die_with(guardian)
     entitle(b"runners:nvml")
     _find_packages(order)

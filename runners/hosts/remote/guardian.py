@@ -1,7 +1,7 @@
 """The guardian: the process on the far machine that starts a context process, ends it, and stands between it and the connection.
 
-A launcher, `SshHost` or `RayHost`, sends the source of this module, behind those of `seeking` and `children`, to a Python there, which
-runs them as one program. They import the standard library alone, and older Pythons must compile them, because the guardian reports
+The near end, an `SshHost` or a `RayHost`, sends the source of this module, behind those of `seeking` and `children`, to a Python there,
+which runs them as one program. They import the standard library alone, and older Pythons must compile them, because the guardian reports
 what is missing there. It has one thread, since the context process is forked from it.
 
 Both ends exchange records: the number of a kind, four bytes of length, and the content. The near end sends one `OPEN`, then
@@ -105,7 +105,8 @@ def now() -> float:
 class Guardian:
     """The two connections, the context process and the lease.
 
-    `starter` is a descriptor that is readable once the process that asked for this guardian has ended; None is one of the parent process.
+    `starter`: a descriptor that is readable once the process that asked for this guardian has ended; if it is None, that is the parent
+    process.
     """
 
     def __init__(self, starter: int | None = None) -> None:
@@ -135,9 +136,9 @@ class Guardian:
         self._report = -1
         self._reported = bytearray()
         self._order: dict[str, Any] = {}
-        # The context process was killed on purpose, so its exit code says nothing about its device.
+        # The context process was killed on purpose, so its exit code does not concern its device.
         self._ordered = False
-        self._poisoned = False  # by the word of the near end
+        self._poisoned = False  # as the near end reports
         self._fate: dict[str, Any] = {}  # how the context process has ended
         self._examiner = 0  # the pid of the process that asks NVML; 0 if none does
         self._finding = -1  # its pipe
@@ -258,7 +259,7 @@ class Guardian:
             self._ordered = True
             self._poisoned = self._poisoned or bool(content)
             self._kill()
-            if self._seeking:  # the context process is not started any more
+            if self._seeking:  # the context process was not started yet, and never will be
                 self._seeking = False
                 self._fate = {"killed": True, "status": int(signal.SIGKILL)}
                 self._report_end()
@@ -273,7 +274,7 @@ class Guardian:
             del self._out[: os.write(1, self._out[:_READ])]
         except BlockingIOError:
             pass
-        except OSError:  # it is closed, or the network says that its machine is gone
+        except OSError:  # it is closed, or the network reports that its machine is gone
             self._hung_up = True
 
     # --- the context process
@@ -337,7 +338,7 @@ class Guardian:
     # --- the fork server
 
     def _seek_server(self, fork: dict[str, Any]) -> None:
-        """Have a fork server of this machine take over, if one can in time; start it for later if there is none."""
+        """Have a fork server of this machine take over, if one can in time; start one for later if none runs."""
         name, patience = name_of(fork["name"]), fork["patience"]
         try:
             self._server = None if patience else connected(name + READY)
@@ -516,7 +517,7 @@ class Guardian:
                 os.kill(self._pid, signal.SIGKILL)
 
     def _end_context(self) -> None:
-        """Kill the context process and all that it has started, pass on its last words, and report how it ended.
+        """Kill the context process and all that it has started, pass on what they wrote last, and report how it ended.
 
         Its group is killed before it is reaped: until then no other process can get its number.
         """
@@ -549,7 +550,7 @@ class Guardian:
     # --- the device
 
     def _is_suspect(self, code: int | None) -> bool:
-        """Whether NVML is asked about the device: the context is poisoned by the word of the near end, or may be without that word."""
+        """Whether NVML is asked about the device: the context is poisoned, as the near end reports, or may be, as its exit code shows."""
         if self._order["nvml"] is None or self._reported:
             return False
         return self._poisoned or not (self._ordered or code in (0, SETTLED))

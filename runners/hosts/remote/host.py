@@ -43,7 +43,7 @@ def _check_nvml(_host: object, _field: object, nvml: Nvml) -> None:
 
 @frozen(kw_only=True)
 class FarHost:
-    """The base of `SshHost` and `RayHost`, with the arguments that do not depend on the launcher.
+    """The base of `SshHost` and `RayHost`, with the arguments that both have.
 
     Args:
         path: see `SshHost`; so for all that follow.
@@ -110,7 +110,7 @@ class FarHost:
         return self._plan(common).checked()
 
     def _plan(self, common: dict[str, Any]) -> FarPlan:
-        """The plan of a reserve with these settings, and with those of the launcher."""
+        """The plan of a reserve with these settings and those of the subclass."""
         raise NotImplementedError
 
     def _refusal(self) -> str | None:

@@ -16,10 +16,10 @@ _LAST_BYTES = 2000
 
 
 class Launcher:
-    """An actor that is as long alive as its guardian. It touches no byte of the connection itself."""
+    """An actor that lives as long as its guardian. It passes the connection on, and reads and writes only the token."""
 
     def where(self) -> tuple[str, str, int]:
-        """The node's number, its address, and the pid of this process."""
+        """The id of the node, its address, and the pid of this process."""
         ray = importlib.import_module("ray")
         return ray.get_runtime_context().get_node_id(), ray.util.get_node_ip_address(), os.getpid()
 

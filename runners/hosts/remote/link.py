@@ -1,4 +1,4 @@
-"""The near end of a context process on another machine: its records, its lease, and the word of its end.
+"""The near end of a context process on another machine: its records, its lease, and the report of its end.
 
 The connection is a `Peer` of what carries it: the program `ssh`, or an actor of Ray. A task, `FarPeer.pump`, reads it all the
 time, because the guardian's questions must be answered also while no task waits for the session.
@@ -51,7 +51,7 @@ class Fork:
     """How a fork server on the far machine takes part in a start.
 
     Args:
-        name: of the server; those of one user that want the same name share it.
+        name: that of the server; starts of one user with the same name share the server.
         preload: what it does before it forks, a `wire.Preload` in base64.
         timeout: seconds that this may take.
         patience: seconds that the start waits for it; 0 if it does not.
@@ -72,8 +72,8 @@ class Order:
         path: folders in front of the far `sys.path`.
         version: of the package here.
         protocol: the number of the protocol here.
-        lease: seconds that a guardian keeps the context process alive without a word from here.
-        device: of the runner.
+        lease: seconds that a guardian keeps the context process alive without an answer from here.
+        device: that of the runner, as torch names it.
         nvml: seconds that NVML there has for an answer about the device; None if it is not asked.
         fork: how a fork server there may take part; None if none may.
     """
@@ -114,7 +114,7 @@ class FarPeer:
         self._records = bytearray()  # what has come, and is no whole record yet
         self._data = bytearray()  # what the context process has sent, and the session has not read yet
         self._reads = True  # whether a session still reads what the context process sends
-        self._heard: float | None = None  # when the last byte has come
+        self._last_came: float | None = None  # when the last byte has come
         self._answered = trio.current_time()
         self._fate: str | None = None  # how the context process has ended, as its guardian reports
         # Why its device cannot be used again, empty if it can be; None if NVML has not answered there.
@@ -277,7 +277,7 @@ class FarPeer:
             return
         dead = self._carrier.dead  # checked before reading, so that no byte sent before the death is missed
         if data := self._carrier.read():
-            self._heard = trio.current_time()
+            self._last_came = trio.current_time()
             self._records += data
             await self._take_records()
             await trio.lowlevel.checkpoint()
@@ -285,12 +285,12 @@ class FarPeer:
             how = await self._carrier.fate(DYING)
             last = self._carrier.output.last_lines().rpartition("\n")[2]
             self._lose(f"{self._carrier.output.who} {how}" + (f" ({last})" if last else ""))
-        elif self._heard is None:
+        elif self._last_came is None:
             await self._carrier.wait()
-        elif trio.current_time() >= self._heard + self._order.lease:
+        elif trio.current_time() >= self._last_came + self._order.lease:
             self._lose(f"it was silent for {self._order.lease:g} s")
         else:
-            with trio.move_on_at(self._heard + self._order.lease):
+            with trio.move_on_at(self._last_came + self._order.lease):
                 await self._carrier.wait()
 
     def _lose(self, why: str) -> None:

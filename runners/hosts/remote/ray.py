@@ -41,6 +41,7 @@ _SHOWN_WITHIN = 5.0
 _CALLERS = 64
 """Connections that may be without a token at a time."""
 _PAUSE = 0.1
+"""Seconds before a connection is accepted again where this process had no free descriptor."""
 
 
 def _check_cluster(_host: object, _field: object, cluster: str) -> None:
@@ -107,7 +108,7 @@ class RayReserve(FarReserve):
 
     def __init__(self, plan: RayPlan) -> None:
         super().__init__(plan)
-        self._ray = plan
+        self._ray_plan = plan
         self._ask = Ask(
             cluster=plan.cluster,
             num_cpus=plan.num_cpus,
@@ -125,13 +126,13 @@ class RayReserve(FarReserve):
         try:
             ours = await actor.place({peer.node for peer in self._peers}, self._connect_timeout)
             await self._outlast(actor)
-            connection = await self._connected(actor, self._ray.address or ours)
+            connection = await self._connected(actor, self._ray_plan.address or ours)
             actor.connected(connection)
             carrier = Peer(actor, connection, output)
         except BaseException:
             actor.discard()
             raise
-        return RayPeer(carrier, self._ray.order(actor.address, fork), who, actor, self)
+        return RayPeer(carrier, self._ray_plan.order(actor.address, fork), who, actor, self)
 
     async def _outlast(self, actor: Actor) -> None:
         """Wait until no lost process can be alive on this node, which a report of Ray that its actor is dead does not prove.
@@ -160,34 +161,34 @@ class RayReserve(FarReserve):
             except OSError as error:
                 raise LoadFailed(f"this program cannot listen at its address {ours}: {error}") from error
             listener.listen()
-            actor.on_word = patience.cancel
+            actor.on_outcome = patience.cancel
             await actor.serve((ours, listener.getsockname()[1]), self._connect_timeout, token, BOOT)
             return await with_token(listener, token)
-        why = " in time" if actor.word is None else f": {described(actor.word)}"
+        why = " in time" if actor.outcome is None else f": {described(actor.outcome)}"
         raise LoadFailed(f"the Ray actor on {actor.address} has not connected to {ours}{why}")
 
-    # --- what its peers report
+    # --- its peers
 
-    def has(self, peer: RayPeer) -> None:
-        """A peer is connected."""
+    def add(self, peer: RayPeer) -> None:
+        """A peer is connected: the next one is placed on another node, if one has room."""
         self._peers.add(peer)
 
-    def doubts(self, peer: RayPeer) -> None:
-        """Ray says that the actor of a peer has ended."""
+    def check_later(self, peer: RayPeer) -> None:
+        """Have a task check a peer whose actor has ended, as Ray reports."""
         if not self._nursery.cancel_scope.cancel_called:
-            self._nursery.start_soon(peer.doubt)
+            self._nursery.start_soon(peer.check)
 
-    def reaps_later(self, peer: RayPeer, seconds: float) -> bool:
+    def reap_later(self, peer: RayPeer, seconds: float) -> bool:
         """Reap a lost peer in the background; returns False if the reserve ends, which leaves no time for that."""
         if self._nursery.cancel_scope.cancel_called:
             return False
         self.hold(+1)  # so that the reserve does not end meanwhile
         self._fences.add(peer.node)
-        self._nursery.start_soon(self._reap_later, peer, seconds)
+        self._nursery.start_soon(self._reap_fenced, peer, seconds)
         return True
 
     @enable_ki_protection  # it runs below a system task: a KeyboardInterrupt in it would end the whole Trio run
-    async def _reap_later(self, peer: RayPeer, seconds: float) -> None:
+    async def _reap_fenced(self, peer: RayPeer, seconds: float) -> None:
         try:
             if await peer.reap_at_last(seconds):
                 log_event(logging.ERROR, "%s has outlived SIGKILL, and its node is not used again", peer.name)
@@ -196,7 +197,7 @@ class RayReserve(FarReserve):
         finally:
             self.hold(-1)
 
-    def reaped(self, peer: RayPeer) -> None:
+    def remove(self, peer: RayPeer) -> None:
         """A peer is reaped."""
         self._peers.discard(peer)
 
@@ -209,39 +210,43 @@ class RayPeer(FarPeer):
         self.node = actor.node
         self._actor = actor
         self._reserve = reserve
-        reserve.has(self)
-        actor.on_word = self._hear
-        if actor.word is not None:
-            self._hear()
+        reserve.add(self)
+        actor.on_outcome = self._on_outcome
+        if actor.outcome is not None:
+            self._on_outcome()
 
-    def _hear(self) -> None:
+    def _on_outcome(self) -> None:
         if not self.dead:
-            self._reserve.doubts(self)
+            self._reserve.check_later(self)
 
     @enable_ki_protection
-    async def doubt(self) -> None:
-        """Ray says that the actor has ended. Its guardian is asked, for a moment; then the connection counts as lost."""
+    async def check(self) -> None:
+        """Ray reports that the actor has ended. If its guardian does not soon report how the process ended, the connection is lost."""
         self.kill()
         if not await within(DYING, self._over.wait):
-            self._lose(described(self._actor.word))
+            self._lose(described(self._actor.outcome))
 
     @property
     def death(self) -> type[ContextDied]:
         """See `Connection.death`."""
-        return death(self._actor.word, super().death)
+        return death(self._actor.outcome, super().death)
 
     async def fate(self, seconds: float) -> str:
         """See `Connection.fate`."""
         how = await super().fate(seconds)
-        word = self._actor.word
-        return f"{how} ({described(word)})" if isinstance(word, BaseException) and self._lost is None else how
+        outcome = self._actor.outcome
+        return (
+            f"{how} ({described(outcome)})"
+            if isinstance(outcome, BaseException) and self._lost is None
+            else how
+        )
 
     @enable_ki_protection
     async def reap(self, seconds: float) -> bool:
         """See `Connection.reap`. If the guardian does not report its end at once, the reserve waits for that."""
         self.kill()
         await within(DYING, self._over.wait)
-        if self._fate is None and self.pid and self._reserve.reaps_later(self, seconds):
+        if self._fate is None and self.pid and self._reserve.reap_later(self, seconds):
             return False
         return await self.reap_at_last(seconds)
 
@@ -250,7 +255,7 @@ class RayPeer(FarPeer):
         try:
             return await super().reap(seconds)
         finally:
-            self._reserve.reaped(self)
+            self._reserve.remove(self)
 
 
 async def with_token(listener: trio.socket.SocketType, token: bytes) -> socket.socket:
@@ -280,7 +285,7 @@ async def with_token(listener: trio.socket.SocketType, token: bytes) -> socket.s
 
 
 async def _accepted(listener: trio.socket.SocketType) -> trio.socket.SocketType:
-    """The next connection. It is waited for anew if this process has no free descriptor just now."""
+    """The next connection. If this process has no free descriptor, it waits and tries again."""
     while True:
         with suppress(OSError):
             return (await listener.accept())[0]
@@ -298,14 +303,13 @@ async def _read(caller: trio.socket.SocketType) -> bytes:
 class RayHost(FarHost):
     """A process on a node of a Ray cluster for each incarnation (D16). All times are in seconds.
 
-    Each process has a place of its own, which Ray gives: so the next context need not wait until a lost one is known to be dead, unless
-    Ray gives it the same node.
+    Ray gives each process a place of its own. So the next context waits for the end of a lost one only if Ray gives it the same node.
 
     Args:
-        cluster: the address of its head, such as `10.0.0.1:6379`. If this program is connected to a cluster already, it must be this one.
+        cluster: the address of its head, such as `10.0.0.1:6379`. If this program is connected to a cluster already, it must be that cluster.
         num_cpus: how many CPUs of a node each process takes; so also `num_gpus`.
         resources: custom resources of Ray that it takes, such as `{"leaf": 1}`.
-        address: ours, as the nodes see it; None is the one that Ray has found.
+        address: the address of this program, as the nodes see it; None is the one that Ray has found.
         path: folders there in front of the `sys.path` of the node's Python, which must have this package, of the same version.
         device: as torch names it there; passed to the runner. Ray numbers the GPUs of each process from 0.
         lease: without a word from here for so long, the guardian there kills the context process; see `SshHost`.

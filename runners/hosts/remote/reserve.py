@@ -1,4 +1,4 @@
-"""The standby processes on other machines. `ssh` and `ray` have the launchers: what starts a guardian there, and connects it."""
+"""The standby processes on other machines. `ssh` and `ray` have the subclasses, which start a guardian there and connect to it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class FarPlan(Plan):
     """The settings of a reserve on another machine; `path` is the far one.
 
     Args:
-        lease: seconds that the guardian keeps a process alive without a word from here.
+        lease: seconds that the guardian keeps a process alive without an answer from here.
         nvml_timeout: seconds that NVML there has for an answer about the device; None if it is not asked.
         connect_timeout: seconds until it has started one.
         forks_there: whether a fork server is kept there.
@@ -55,11 +55,11 @@ class FarPlan(Plan):
 
 
 class FarReserve(Reserve):
-    """Standby processes on other machines, each with a connection and a guardian of its own. A launcher is a subclass."""
+    """Standby processes on other machines, each with a connection and a guardian of its own."""
 
     def __init__(self, plan: FarPlan) -> None:
         super().__init__(plan)
-        self._far = plan
+        self._far_plan = plan
         self._connect_timeout = plan.connect_timeout
 
     async def _reached(self, who: str, fork: Fork | None) -> FarPeer:
@@ -67,7 +67,7 @@ class FarReserve(Reserve):
 
         Raises:
             OSError: it could not be started.
-            DeviceError: it could not be started, with the class that the launcher gives to the reason.
+            DeviceError: it could not be started, with the class that fits the reason.
         """
         raise NotImplementedError
 
@@ -89,12 +89,12 @@ class FarReserve(Reserve):
 
     def _fork(self, *, ahead: bool) -> Fork | None:
         """How a fork server takes part in a start, None if none does. A start waits for it as one on this machine does (D15)."""
-        if not self._far.forks_there:
+        if not self._far_plan.forks_there:
             return None
         if self._given_up:
             self._warn(self._given_up)
             return None
-        return self._far.fork(self._plan.preload_timeout if ahead else 0 if self._handed_out else FIRST)
+        return self._far_plan.fork(self._plan.preload_timeout if ahead else 0 if self._handed_out else FIRST)
 
     def _cold(self, kind: str, why: str) -> None:
         """Log that a process was started cold.

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 _CREDENTIALS = struct.Struct("3i")
-"""What the kernel says of the other end of a socket: process, user and group."""
+"""What the kernel reports of the other end of a socket: process, user and group."""
 WAITING = 64
 """Connections that may wait for a fork server while it preloads."""
 _SERVER = """\
@@ -53,7 +53,7 @@ def user_of(connection: socket.socket) -> int:
 
 
 def connected(name: str) -> socket.socket | None:
-    """A connection to the fork server of this name; None if there is none.
+    """A connection to the fork server of this name; None if none runs.
 
     Raises:
         OSError: another user has taken the name, or this process has no free descriptor.

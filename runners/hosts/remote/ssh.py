@@ -91,7 +91,7 @@ class SshReserve(FarReserve):
         self._place = plan.place
 
     async def _reached(self, who: str, fork: Fork | None) -> FarPeer:
-        return FarPeer(await self._carrier(), self._far.order(self._place, fork), who)
+        return FarPeer(await self._carrier(), self._far_plan.order(self._place, fork), who)
 
     async def _carrier(self) -> Peer:
         """The running command. Its standard error is logged."""

@@ -158,7 +158,7 @@ class Server:
         self._poll.unregister(pidfd)
         with suppress(ProcessLookupError):  # it died before it led a group
             os.killpg(dead.pid, signal.SIGKILL)
-        code = exit_code(dead.pid)
+        code = _exit_code(dead.pid)
         os.close(pidfd)
         self._send(
             wire.Exited(dead.number, code is not None and code < 0, None if code is None else abs(code))
@@ -177,7 +177,7 @@ def _forked() -> int:
     return pid
 
 
-def exit_code(pid: int) -> int | None:
+def _exit_code(pid: int) -> int | None:
     """Reap a dead child; returns its exit code, or None if other code has reaped it, such as a module that waits for any child."""
     try:
         _, status = os.waitpid(pid, 0)

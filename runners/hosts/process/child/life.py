@@ -1,4 +1,4 @@
-"""The start and the end of a context process, which holds a device. `ProcessHost` starts it; no code imports this module for use.
+"""The start and the end of a context process, which holds a device. `ProcessHost` starts it.
 
 It is started cold by the name of this module, or forked by a fork server. It never ends through the teardown of the
 interpreter, which can take half a second and run code of any module.

@@ -13,6 +13,7 @@ from runners.diagnosis.probe import DeviceProbe
 from runners.errors import ContextPoisoned, InferenceError, OutOfMemory
 from runners.hosts.packing import unpack
 from runners.hosts.process import wire
+from runners.hosts.process.child.life import FAILED
 from runners.hosts.process.child.title import entitle
 from runners.hosts.process.surroundings import adopt
 from runners.hosts.turns import (
@@ -41,9 +42,9 @@ _UNSENDABLE = (ValueError, TypeError, OverflowError, MemoryError)
 """The errors of `Link.send` for a frame that cannot be sent. Nothing of it has been sent then."""
 Frame = TypeVar("Frame")
 
-FAILED, SETTLED = 70, 69
-"""The exit status after a failure, and after one about which NVML need not be asked, such as a wrong path of a model. The guardian of
-another machine has the same numbers (D4)."""
+SETTLED = 69
+"""The exit status after a failure about which NVML need not be asked, such as a wrong path of a model. After any other it is `FAILED`.
+The guardian of another machine has the same numbers (D4)."""
 
 
 def serve(connection: socket.socket) -> int:
