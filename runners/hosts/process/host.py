@@ -17,11 +17,10 @@ from typing import Any, Literal, TypeAlias, TypeVar, get_args
 
 import trio
 from attrs import field, frozen
-from attrs.validators import ge, gt, in_, instance_of, optional
+from attrs.validators import in_, instance_of
 from trio.lowlevel import enable_ki_protection
 
 from runners.brief import brief, one_line, text_of
-from runners.diagnosis.nvml import Nvml
 from runners.diagnosis.probe import check_device
 from runners.errors import (
     BadRequest,
@@ -41,7 +40,7 @@ from runners.hosts.process import wire
 from runners.hosts.process.parent.connection import Connection
 from runners.hosts.process.parent.processes import is_late, refusal
 from runners.hosts.process.parent.standby import Plan, Reserve, SomePlan, reserved
-from runners.hosts.process.terms import Terms
+from runners.hosts.process.terms import Terms, own_first
 from runners.hosts.session import BaseSession
 from runners.protect import Entered
 from runners.types import ExecuteBatch, RunnerSpec, SessionRebuildCause, TokenChunk, token_chunk
@@ -75,8 +74,8 @@ def _start_method(wanted: StartMethod | None) -> StartMethod:
     return wanted or "forkserver"
 
 
-@frozen(kw_only=True)
-class ProcessHost:
+@frozen(kw_only=True, field_transformer=own_first)
+class ProcessHost(Terms):
     """A process for each incarnation (D10). All times are in seconds.
 
     A process that exceeds `load_timeout`, `first_chunk_timeout` or `next_chunk_timeout` is killed, and the context fails with
@@ -107,14 +106,6 @@ class ProcessHost:
 
     device: str = field(default="cpu", kw_only=False, validator=[instance_of(str), check_device])
     start: StartMethod = field(default=None, converter=_start_method, validator=in_(get_args(StartMethod)))
-    standby: int = field(default=0, validator=[instance_of(int), ge(0)])
-    load_timeout: float = field(default=300.0, validator=gt(0))
-    first_chunk_timeout: float = field(default=60.0, validator=gt(0))
-    next_chunk_timeout: float | None = field(default=None, validator=optional(gt(0)))
-    close_timeout: float = field(default=5.0, validator=gt(0))
-    kill_timeout: float = field(default=10.0, validator=gt(0))
-    linger: float = field(default=30.0, validator=ge(0))
-    nvml: Nvml = field(factory=Nvml, validator=instance_of(Nvml))
 
     def open(
         self, runner: RunnerSpec, *, incarnation: int = 1, cause: str | None = None

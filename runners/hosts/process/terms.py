@@ -1,46 +1,31 @@
-"""What a session in a process needs of its host."""
+"""The settings that all hosts of context processes have in common."""
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Any
+
+from attrs import Attribute, field, frozen
+from attrs.validators import ge, gt, instance_of, optional
 
 from runners.diagnosis.nvml import Nvml
+from runners.diagnosis.probe import check_device
 
 
-class Terms(Protocol):
-    """The settings of a host that its sessions read. All times are in seconds; `ProcessHost` describes them."""
+@frozen(kw_only=True)
+class Terms:
+    """The settings that a session in a process and its reserve need of their host. `ProcessHost` describes them."""
 
-    @property
-    def device(self) -> str:
-        """The device of the runner, as torch names it."""
-        ...
+    device: str = field(default="cpu", validator=[instance_of(str), check_device])
+    standby: int = field(default=0, validator=[instance_of(int), ge(0)])
+    load_timeout: float = field(default=300.0, validator=gt(0))
+    first_chunk_timeout: float = field(default=60.0, validator=gt(0))
+    next_chunk_timeout: float | None = field(default=None, validator=optional(gt(0)))
+    close_timeout: float = field(default=5.0, validator=gt(0))
+    kill_timeout: float = field(default=10.0, validator=gt(0))
+    linger: float = field(default=30.0, validator=ge(0))
+    nvml: Nvml = field(factory=Nvml, validator=instance_of(Nvml))
 
-    @property
-    def load_timeout(self) -> float:
-        """Until the runner is loaded; a rebuild has as long."""
-        ...
 
-    @property
-    def first_chunk_timeout(self) -> float:
-        """Without progress while a stream waits for its first chunk."""
-        ...
-
-    @property
-    def next_chunk_timeout(self) -> float | None:
-        """Without progress while all open streams have had a chunk; None derives it from the median step."""
-        ...
-
-    @property
-    def close_timeout(self) -> float:
-        """To close the runner."""
-        ...
-
-    @property
-    def kill_timeout(self) -> float:
-        """From SIGKILL to the death of the process."""
-        ...
-
-    @property
-    def nvml(self) -> Nvml:
-        """How NVML is asked about the device after a poison (D4)."""
-        ...
+def own_first(cls: type, fields: list[Attribute[Any]]) -> list[Attribute[Any]]:
+    """A field transformer for attrs: a host shows its own fields before those of its base, as its docstring does."""
+    return sorted(fields, key=lambda each: each.name not in cls.__annotations__)

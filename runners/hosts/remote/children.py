@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 FAILED, SETTLED = 70, 69
-"""The exit status after a failure, and after one about which NVML need not be asked. They are also in `runners.hosts.process.child.loop`,
-with whose status the context process exits, because this module cannot import it."""
+"""The exit status after a failure, and after one about which NVML need not be asked. They are also in
+`runners.hosts.process.child.status`, because this module cannot import it."""
 
 _TEXT = 4096
 """Bytes of the longest text that a child process reports."""

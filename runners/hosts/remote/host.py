@@ -6,17 +6,17 @@ from collections.abc import Iterable
 from contextlib import AbstractAsyncContextManager
 from typing import Any, ClassVar, get_args
 
-from attrs import Attribute, field, fields_dict, frozen
-from attrs.validators import ge, gt, in_, instance_of, optional
+from attrs import field, frozen
+from attrs.validators import ge, in_, instance_of
 
 from runners.brief import brief, one_line
 from runners.diagnosis.nvml import Nvml
-from runners.diagnosis.probe import check_device
 from runners.errors import Unrecoverable
 from runners.hosts import Session
 from runners.hosts.packing import check_runner, pack
 from runners.hosts.process import wire
 from runners.hosts.process.host import StartMethod, lived
+from runners.hosts.process.terms import Terms
 from runners.hosts.remote.reserve import FarPlan, FarReserve
 from runners.protect import Entered
 from runners.types import RunnerSpec
@@ -42,27 +42,15 @@ def _check_nvml(_host: object, _field: object, nvml: Nvml) -> None:
 
 
 @frozen(kw_only=True)
-class FarHost:
+class FarHost(Terms):
     """The base of `SshHost` and `RayHost`, with the arguments that both have.
 
-    Args:
-        path: see `SshHost`; so for all that follow.
-
-    Raises:
-        ValueError, TypeError: see `SshHost`.
+    `SshHost` describes them.
     """
 
     path: tuple[str, ...] = field(default=(), converter=_folders, validator=_check_path)
-    device: str = field(default="cpu", validator=[instance_of(str), check_device])
     lease: float = field(default=10.0, validator=ge(1))
     start: StartMethod = field(default="spawn", validator=in_(get_args(StartMethod)))
-    standby: int = field(default=0, validator=[instance_of(int), ge(0)])
-    load_timeout: float = field(default=300.0, validator=gt(0))
-    first_chunk_timeout: float = field(default=60.0, validator=gt(0))
-    next_chunk_timeout: float | None = field(default=None, validator=optional(gt(0)))
-    close_timeout: float = field(default=5.0, validator=gt(0))
-    kill_timeout: float = field(default=10.0, validator=gt(0))
-    linger: float = field(default=30.0, validator=ge(0))
     nvml: Nvml = field(factory=Nvml, validator=[instance_of(Nvml), _check_nvml])
 
     _reserve: ClassVar[type[FarReserve]]
@@ -116,8 +104,3 @@ class FarHost:
     def _refusal(self) -> str | None:
         """The reason why no far process can be started from this machine; None if one can."""
         raise NotImplementedError
-
-
-def own_first(_cls: type, fields: list[Attribute[Any]]) -> list[Attribute[Any]]:
-    """A field transformer for attrs: the own fields of a host come before those of `FarHost`, as in its docstring."""
-    return sorted(fields, key=lambda each: each.name in fields_dict(FarHost))

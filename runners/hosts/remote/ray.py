@@ -29,8 +29,9 @@ from runners.hosts.process.parent.output import Output, log_event
 from runners.hosts.process.parent.peer import Peer
 from runners.hosts.process.parent.processes import within
 from runners.hosts.process.standard import lifted
+from runners.hosts.process.terms import own_first
 from runners.hosts.remote.actor import MOST_CALLS, Actor, Ask, death, described
-from runners.hosts.remote.host import FarHost, own_first
+from runners.hosts.remote.host import FarHost
 from runners.hosts.remote.link import BOOT, FarPeer, Fork, Order
 from runners.hosts.remote.reserve import FarPlan, FarReserve
 
@@ -312,18 +313,13 @@ class RayHost(FarHost):
         address: the address of this program, as the nodes see it; None is the one that Ray has found.
         path: folders there in front of the `sys.path` of the node's Python, which must have this package, of the same version.
         device: as torch names it there; passed to the runner. Ray numbers the GPUs of each process from 0.
-        lease: without a word from here for so long, the guardian there kills the context process; see `SshHost`.
-        start: `spawn` starts each process cold. `forkserver` keeps a fork server on each node, from which they are forked once it has
-            imported everything (D15); see `docs/howto/remote-hosts.md`.
+        lease: if it gets no answer from here for so long, the guardian there kills the context process; see `SshHost`.
+        start: see `SshHost`. `forkserver` keeps a fork server on each node.
         start_timeout: until Ray has given a place, and again until the far side has started a process there.
         standby: how many processes stand ready beside the one that serves, each with its resources, on other nodes if there is room.
-        load_timeout: until the runner is loaded, and for a rebuild.
-        first_chunk_timeout: see `ProcessHost`; so for all that follow.
-        next_chunk_timeout: without progress while all open streams have had a chunk.
-        close_timeout: to close the runner.
-        kill_timeout: from SIGKILL to the death of the process.
-        linger: how long standbys outlive the last context.
-        nvml: asks there after a poison whether the device can be used again (D4). It takes no `module`.
+        load_timeout: see `ProcessHost`; so also for `first_chunk_timeout`, `next_chunk_timeout`, `close_timeout`, `kill_timeout` and
+            `linger`.
+        nvml: see `SshHost`.
 
     Raises:
         ValueError: a number is out of range, or `cluster`, `resources`, `path`, `device` or `nvml` cannot be used.

@@ -24,7 +24,8 @@ from runners.hosts.process.parent.output import Output
 from runners.hosts.process.parent.peer import Peer
 from runners.hosts.process.parent.processes import Ends, Started, connected
 from runners.hosts.process.parent.standby import watched
-from runners.hosts.remote.host import FarHost, own_first
+from runners.hosts.process.terms import own_first
+from runners.hosts.remote.host import FarHost
 from runners.hosts.remote.link import BOOT, FarPeer, Fork
 from runners.hosts.remote.reserve import FarPlan, FarReserve
 
@@ -127,21 +128,17 @@ class SshHost(FarHost):
         host: as `ssh` takes it: a name of `~/.ssh/config`, or user@machine.
         python: the Python there. It must be able to import this package, of the same version, and the runner.
         path: folders there in front of its `sys.path`.
-        options: of ssh_config, such as `{"Port": "2222"}`; see `docs/howto/remote-hosts.md`. They stand on a command line, so none
-            may be a secret.
+        options: settings of ssh_config, such as `{"Port": "2222"}`; see `docs/howto/remote-hosts.md`. They stand on a command line, so
+            none may be a secret.
         device: as torch names it there; passed to the runner.
-        lease: without a word from here for so long, the guardian there kills the context process. In return a machine that is silent
-            for so long is lost, and its device is not used again before the lease is over.
+        lease: if it gets no answer from here for so long, the guardian there kills the context process. In return a machine that is
+            silent for so long is lost, and its device is not used again before the lease is over.
         start: `spawn` starts each process cold. `forkserver` keeps a fork server there, from which they are forked once it has
             imported everything (D15); see `docs/howto/remote-hosts.md`.
         connect_timeout: until `ssh` has connected, and the far side has started a process.
         standby: how many processes stand ready there beside the one that serves; see `ProcessHost`.
-        load_timeout: until the runner is loaded, and for a rebuild.
-        first_chunk_timeout: see `ProcessHost`; so for all that follow.
-        next_chunk_timeout: without progress while all open streams have had a chunk.
-        close_timeout: to close the runner.
-        kill_timeout: from SIGKILL to the death of the process.
-        linger: how long standbys outlive the last context.
+        load_timeout: see `ProcessHost`; so also for `first_chunk_timeout`, `next_chunk_timeout`, `close_timeout`, `kill_timeout` and
+            `linger`.
         nvml: asks there after a poison whether the device can be used again (D4). It takes no `module`.
 
     Raises:

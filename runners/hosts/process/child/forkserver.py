@@ -27,6 +27,7 @@ from attrs import frozen
 from runners.hosts.packing import unpack
 from runners.hosts.process import wire
 from runners.hosts.process.child import life
+from runners.hosts.process.child.status import FAILED
 from runners.hosts.process.standard import fill_standard
 from runners.types import PreloadingSpec, RunnerSpec
 
@@ -76,7 +77,7 @@ class Server:
 
     def _run(self) -> int:
         if not self._preload():
-            return life.FAILED
+            return FAILED
         while True:
             for descriptor, _ in self._poll.poll():
                 if descriptor in self._children:
@@ -110,7 +111,7 @@ class Server:
         try:
             self._fork(frame.number, descriptors)
         except OSError:
-            self._send(wire.Exited(frame.number, False, life.FAILED))
+            self._send(wire.Exited(frame.number, False, FAILED))
         finally:
             for descriptor in descriptors:
                 os.close(descriptor)
@@ -147,7 +148,7 @@ class Server:
                 os.close(descriptor)
             life.be_context(connection, self._pid)
         finally:
-            os._exit(life.FAILED)
+            os._exit(FAILED)
 
     def _reap(self, pidfd: int) -> None:
         """Kill the processes that a dead child has started, reap the child, and report it.

@@ -18,10 +18,10 @@ from collections.abc import Callable
 from typing import NoReturn
 
 from runners.hosts import MARK
+from runners.hosts.process.child.status import FAILED
 from runners.hosts.process.child.title import entitle
 from runners.hosts.process.standard import STANDARD_ERROR
 
-FAILED = 70  # EX_SOFTWARE: the exit status after a failure, reported to the parent or not
 _PR_SET_PDEATHSIG = 1
 _OURS = (signal.SIGTERM, signal.SIGINT)
 

@@ -13,7 +13,7 @@ from runners.diagnosis.probe import DeviceProbe
 from runners.errors import ContextPoisoned, InferenceError, OutOfMemory
 from runners.hosts.packing import unpack
 from runners.hosts.process import wire
-from runners.hosts.process.child.life import FAILED
+from runners.hosts.process.child.status import FAILED, SETTLED
 from runners.hosts.process.child.title import entitle
 from runners.hosts.process.surroundings import adopt
 from runners.hosts.turns import (
@@ -41,10 +41,6 @@ _READ = 65_536
 _UNSENDABLE = (ValueError, TypeError, OverflowError, MemoryError)
 """The errors of `Link.send` for a frame that cannot be sent. Nothing of it has been sent then."""
 Frame = TypeVar("Frame")
-
-SETTLED = 69
-"""The exit status after a failure about which NVML need not be asked, such as a wrong path of a model. After any other it is `FAILED`.
-The guardian of another machine has the same numbers (D4)."""
 
 
 def serve(connection: socket.socket) -> int:
