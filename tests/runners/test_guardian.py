@@ -23,7 +23,8 @@ from far_nvml import FarNvml
 from benchmarks.loopback import ROOT
 from runners.hosts.packing import pack
 from runners.hosts.process import wire
-from runners.hosts.remote import guardian, link
+from runners.hosts.process.child import status
+from runners.hosts.remote import children, guardian, link
 from runners.hosts.remote.guardian import ANSWER, ASK, BORN, DATA, ENDED, HEADER, KILL, NUMBER, REFUSED
 from runners.hosts.remote.link import BOOT, SOURCE, Order
 from runners.hosts.remote.reserve import package_version
@@ -323,3 +324,8 @@ def below(pid, name):
                 return int(child)
         time.sleep(0.005)
     raise AssertionError(f"no {name}")
+
+
+def test_the_guardian_knows_the_exit_statuses_of_the_context_process():
+    """D4: the program that is sent there cannot import them, and asks NVML after one of them only."""
+    assert (children.FAILED, children.SETTLED) == (status.FAILED, status.SETTLED)
