@@ -96,7 +96,7 @@ class _Trial:
         self.say("an answer", f"{first}; {same}; {usage}")
         return first.text
 
-    async def is_left(self) -> None:
+    async def leave_a_stream(self) -> None:
         async with self.worker.stream(
             ExecuteBatch("left", "Hello", sampling=Sampling(max_tokens=LONG))
         ) as stream:
@@ -107,10 +107,10 @@ class _Trial:
             "a caller who leaves", f"the next request: {after}, after {trio.current_time() - began:.2f} s"
         )
 
-    async def is_asked_too_much(self, words: int) -> None:
+    async def ask_too_much(self, words: int) -> None:
         self.say("a prompt that is too long", await self.stream("long", "x " * words))
 
-    async def is_asked_twice(self, text: str) -> None:
+    async def ask_twice(self, text: str) -> None:
         ends: list[End] = []
 
         async def one(name: str) -> None:
@@ -125,7 +125,7 @@ class _Trial:
         parts = [part for part in whole if part != text and text.startswith(part)]
         self.check(good=not parts, fault=f"the beginning of an answer is given for the whole one: {parts}")
 
-    async def is_struck(self, number: signal.Signals) -> None:
+    async def strike_it(self, number: signal.Signals) -> None:
         """Strike it in the middle of a stream, while another request waits."""
         state = await self.worker.ready()
         pid = state.pid
@@ -182,13 +182,13 @@ async def trial(host: EngineHost, model: OpenAIModel, too_long: int | None) -> l
         one = _Trial(tree[llm], seen)
         one.say("ready", f"after {trio.current_time() - began:.2f} s")
         text = await one.answers()
-        await one.is_left()
+        await one.leave_a_stream()
         if too_long is not None:
-            await one.is_asked_too_much(too_long)
-        await one.is_asked_twice(text)
+            await one.ask_too_much(too_long)
+        await one.ask_twice(text)
         one.check(good=not one.failures(), fault=f"an engine that works was replaced: {one.failures()}")
-        await one.is_struck(signal.SIGKILL)
-        await one.is_struck(signal.SIGSTOP)
+        await one.strike_it(signal.SIGKILL)
+        await one.strike_it(signal.SIGSTOP)
         state = await tree[llm].ready()
         last: int = state.pid
         began = trio.current_time()

@@ -1,4 +1,4 @@
-"""What NVML, NVIDIA's management library, says about a device (D4).
+"""What NVML, NVIDIA's management library, reports about a device (D4).
 
 Needs `nvidia-ml-py` (the extra `nvml`). This module imports no Trio, because on another machine a process without an event loop runs it.
 """

@@ -1,6 +1,7 @@
 """`EngineHost`: an engine server as a program of its own, with the runner that asks it (D10, D17).
 
-The runner lives in the Trio task, as with an `InlineHost`; `owned` judges the errors of its streams. Needs Linux, as every `Command` does.
+The runner lives in the Trio task, as with an `InlineHost`; `owned` judges the errors of its streams. It needs Linux, as every
+`Command` does.
 """
 
 from __future__ import annotations
@@ -42,7 +43,8 @@ from supervise.programs import (
 PORT = "{port}"
 """Stands for the port in the command and in the runner spec."""
 
-_FIRST, _LONGEST, _FACTOR = 0.02, 0.5, 1.5  # seconds between two requests for the first token
+_FIRST, _LONGEST, _FACTOR = 0.02, 0.5, 1.5
+"""The pauses between two requests for the first token: the seconds of the first and of the longest, and the factor from each to the next."""
 
 _KEPT = ("stop", "env", "cwd", "user", "umask", "limits", "files", "isolation")
 _REFUSED = {
@@ -79,7 +81,7 @@ class EngineHost:
     on 127.0.0.1. It is ready when it has given one token.
 
     Its end is `ContextDied`, also with exit status 0. A stream that gets no token in time is `ContextHung`, unless the engine gives
-    tokens to another one; these times are those of the runner. After another error of the server the engine is asked for one
+    tokens to another one; the runner's timeouts count. After another error of the server the engine is asked for one
     token: if it gives one, only the request fails, otherwise the failure is `ContextDied`, or `ContextHung` if nothing comes in time.
     After a failure all processes of the engine are killed. When it is stopped in order, it is stopped by the `stop` steps of its command.
 
@@ -167,7 +169,7 @@ class EngineHost:
 
 @protected
 class _Engine:
-    """An engine, of which most is known once its `program` runs."""
+    """An engine server. Its `program` is set once it runs."""
 
     program: Running
 

@@ -24,7 +24,7 @@ class LocalSession(BaseSession[int]):
         self._passing: deque[DeviceError] = deque()  # errors after which the context continues, to raise once
         self._changed = trio.Event()
         self.lives: Callable[[], bool] = lambda: True
-        """Whether what computes lives. If it does not, the session has failed, though `receive` may not know the failure yet."""
+        """Whether the process that computes is alive. If not, the session has failed, though `receive` may not know the failure yet."""
 
     def begin(self, batch: ExecuteBatch, accepted: Sequence[int] = (), *, confirm: bool = False) -> None:
         """See `Session.begin`."""

@@ -47,7 +47,7 @@ class Server(Protocol):
 
     @property
     def name(self) -> str:
-        """What messages call it."""
+        """Its name in messages."""
         ...
 
     @property
@@ -60,16 +60,16 @@ class Server(Protocol):
         ...
 
     async def judged(self, error: DeviceError) -> DeviceError:
-        """The failure of the context, once the device has been looked at (D4)."""
+        """The failure of the context, after a check of the device (D4)."""
         ...
 
 
 @protected
 class OwnedRunner:
-    """A runner spec, and the runner that it builds, around those of the server's own runner.
+    """Both a runner spec and the runner that it builds. It wraps those that ask the server.
 
     Args:
-        spec: what the server's own runner is built from.
+        spec: builds the runner that is wrapped.
         server: the server that this runner asks.
     """
 
@@ -88,7 +88,7 @@ class OwnedRunner:
         """See `RunnerSpec.build`; async, as an `InlineHost` allows.
 
         Raises:
-            TypeError: the runner does not ask a server.
+            TypeError: the `info` of the runner does not say that it asks a server.
         """
         self._runner = await unprotected_result(self._spec.build, start)
         if self._runner.info.transport != "network":

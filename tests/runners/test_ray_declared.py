@@ -1,4 +1,4 @@
-"""What `RayHost` refuses, what Ray's words mean, and who may connect: without a cluster."""
+"""What `RayHost` refuses, what the reports of Ray mean, and who may connect: without a cluster."""
 
 import secrets
 import socket
@@ -78,27 +78,27 @@ def test_what_is_asked_for_has_rays_names():
     assert str(Ask(cluster="head:6379", num_cpus=0, num_gpus=0, resources={})) == "nothing"
 
 
-# --- what Ray's words mean
+# --- what the reports of Ray mean
 
 
-def word(name, *bases, **values):
+def ray_exception(name, *bases, **values):
     """An exception as Ray has it: it is known by the name and the module of its class."""
     return type(name, bases or (Exception,), {"__module__": "ray.exceptions", **values})
 
 
-ACTOR_ERROR = word("RayActorError")
-WORDS = [
-    (word("ActorDiedError", ACTOR_ERROR), ContextDied),
-    (word("ActorDiedError", ACTOR_ERROR, preempted=True), ContextPreempted),
-    (word("ActorUnavailableError", ACTOR_ERROR), ContextUnreachable),
-    (word("OutOfMemoryError"), ContextDied),
+ACTOR_ERROR = ray_exception("RayActorError")
+ENDS = [
+    (ray_exception("ActorDiedError", ACTOR_ERROR), ContextDied),
+    (ray_exception("ActorDiedError", ACTOR_ERROR, preempted=True), ContextPreempted),
+    (ray_exception("ActorUnavailableError", ACTOR_ERROR), ContextUnreachable),
+    (ray_exception("OutOfMemoryError"), ContextDied),
     (type("ActorUnavailableError", (Exception,), {}), ContextDied),
 ]
 
 
-@pytest.mark.parametrize(("cls", "means"), WORDS)
+@pytest.mark.parametrize(("cls", "means"), ENDS)
 def test_an_end_of_an_actor_has_its_error(cls, means):
-    """D3, D16: What the guardian reports is certain; Ray's word can only say more."""
+    """D3, D16: What the guardian reports is certain; a report of Ray only makes the error more exact."""
     assert death(cls("x"), ContextDied) is means
     assert death("its guardian ended", ContextUnreachable) is ContextUnreachable
 
@@ -106,11 +106,11 @@ def test_an_end_of_an_actor_has_its_error(cls, means):
 @pytest.mark.parametrize(
     ("error", "means"),
     [
-        (word("ActorUnschedulableError", ACTOR_ERROR)("x"), NoPlace),
-        (word("ActorDiedError", ACTOR_ERROR)("x"), LoadFailed),
-        (word("RuntimeEnvSetupError")("x"), LoadFailed),
+        (ray_exception("ActorUnschedulableError", ACTOR_ERROR)("x"), NoPlace),
+        (ray_exception("ActorDiedError", ACTOR_ERROR)("x"), LoadFailed),
+        (ray_exception("RuntimeEnvSetupError")("x"), LoadFailed),
         (ConnectionError("no such cluster"), LoadFailed),
-        (word("RaySystemError")("x"), DeviceError),
+        (ray_exception("RaySystemError")("x"), DeviceError),
     ],
 )
 def test_a_start_that_ray_refuses_has_its_error(error, means):
@@ -120,8 +120,8 @@ def test_a_start_that_ray_refuses_has_its_error(error, means):
 
 def test_rays_words_are_one_line():
     """D16: Ray's own texts have many."""
-    assert described(word("ActorDiedError")("a\nb")) == "Ray reports ActorDiedError: a"
-    assert described(word("RayTaskError", cause=OSError("no"))("x\ny")) == "OSError: no"
+    assert described(ray_exception("ActorDiedError")("a\nb")) == "Ray reports ActorDiedError: a"
+    assert described(ray_exception("RayTaskError", cause=OSError("no"))("x\ny")) == "OSError: no"
     assert described("its guardian ended with status 1") == "its guardian ended with status 1"
 
 

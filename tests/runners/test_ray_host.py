@@ -321,7 +321,7 @@ assert int(os.environ["RAY_gcs_rpc_server_reconnect_timeout_s"]) > 10**9
     subprocess.run([sys.executable, "-c", program, cluster.address], check=True)
 
 
-def test_ray_has_the_words_by_which_it_is_understood():
+def test_ray_has_the_exceptions_by_which_its_reports_are_judged():
     """D16: They are known by their names, so that no module imports Ray for them."""
     exceptions = importlib.import_module("ray.exceptions")
     for name in (

@@ -25,7 +25,14 @@ from sessions import BATCH, ids, until_failure, whole
 from sshd import LEASE, carriers, far, host, needs_sshd, signalled
 
 from benchmarks.loopback import below, serving
-from runners.errors import ContextDied, ContextHung, ContextPoisoned, LoadFailed, Unrecoverable
+from runners.errors import (
+    ContextDied,
+    ContextHung,
+    ContextPoisoned,
+    ContextUnreachable,
+    LoadFailed,
+    Unrecoverable,
+)
 from runners.hosts import CheckingHost, Session
 from runners.hosts.process import wire
 from runners.hosts.process.host import ProcessHost
@@ -182,7 +189,7 @@ async def test_a_silent_connection_is_a_lost_one_at_both_ends(server, tmp_path):
         pid = session.pid
         (carrier,) = carriers(server)
         os.kill(carrier, signal.SIGSTOP)  # neither end of the connection closes
-        _, error = await until_failure(session, ContextDied)
+        _, error = await until_failure(session, ContextUnreachable)
         assert f"it was silent for {LEASE:g} s" in str(error)
         await until(lambda: not Path(f"/proc/{pid}").exists())
 

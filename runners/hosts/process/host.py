@@ -489,7 +489,7 @@ class ProcessSession(BaseSession[int]):
     def _fail(self, error: DeviceError, *, judged: bool = True) -> DeviceError:
         """End the context with this failure, and kill its process; a later failure changes nothing. Returns the first one.
 
-        `judged` says that `_known` will have NVML judge it, which is so unless the session ends.
+        `judged`: whether `_known` has NVML judge a poison. It does not if the session ends.
         """
         if self._failure is None:
             self._failure = error

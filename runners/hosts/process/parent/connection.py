@@ -72,20 +72,20 @@ class Connection(Protocol):
 
     @property
     def death(self) -> type[ContextDied]:
-        """The error that its death is for a session; known once `fate` is."""
+        """The class of the error for a session whose process has died so. It is known once `fate` has returned."""
         ...
 
     def kill(self, poisoned: bool = False, /) -> None:
         """Kill it and the processes that it has started. Never blocks.
 
-        `poisoned` says that its context is, so that `trouble` is to be called.
+        `poisoned`: whether its context is, so that `trouble` follows.
         """
         ...
 
     async def trouble(self, nvml: Nvml, device: str, /) -> str | None:
-        """Why its device cannot be used again, as NVML says on its machine; None if it can be, or if that is not known (D4).
+        """Why its device cannot be used again, as NVML on its machine reports; None if it can be, or if that is not known (D4).
 
-        It must have been killed as poisoned, or have died. What it has sent, and is not read yet, may be lost.
+        It must have been killed as poisoned, or have died. What it has sent and the session has not read may be lost.
         """
         ...
 
