@@ -87,7 +87,7 @@ class Cluster:
         try:
             yield
         finally:
-            _end_all(lambda: of(NODE, name))
+            _end_all(lambda: processes_with(NODE, name))
             process.wait()
 
     def remove(self, name: str) -> None:
@@ -143,12 +143,12 @@ def clustered() -> Generator[Cluster]:
             ray.shutdown()
             nodes.shutdown()
     finally:
-        _end_all(lambda: of(_MARK, mark) | _writing_in(folder))
+        _end_all(lambda: processes_with(_MARK, mark) | _writing_in(folder))
         del os.environ[_MARK]
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def of(name: str, value: str) -> set[int]:
+def processes_with(name: str, value: str) -> set[int]:
     """The pids of other processes with this variable in their environment."""
     found = set[int]()
     for entry in Path("/proc").glob("[0-9]*"):

@@ -17,7 +17,7 @@ from farlings import Holds, HoldsAhead, Leaves, Reports
 from sessions import BATCH, ids, until_failure, whole
 
 from benchmarks import namespaces
-from benchmarks.cluster import NODE, clustered, missing, of
+from benchmarks.cluster import NODE, clustered, missing, processes_with
 from benchmarks.loopback import ROOT
 from runners.errors import ContextDied, ContextHung, ContextUnreachable, LoadFailed, NoPlace, Unrecoverable
 from runners.hosts import CheckingHost, Session
@@ -63,7 +63,7 @@ def far(*titles):
     """The pids of the processes of all nodes that have one of these titles."""
     found = set()
     for node in ("cut-off", "spare", *(f"node-{number}" for number in range(1, 20))):
-        found |= {pid for pid in of(NODE, node) if title(pid).startswith(titles)}
+        found |= {pid for pid in processes_with(NODE, node) if title(pid).startswith(titles)}
     return found
 
 
@@ -404,7 +404,7 @@ def strikes(cluster):
 
     async def node():  # all of it at once, as at the end of a machine
         _, name = active()
-        for pid in of(NODE, name):
+        for pid in processes_with(NODE, name):
             os.kill(pid, signal.SIGKILL)
         cluster.remove(name)
 

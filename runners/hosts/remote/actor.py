@@ -1,4 +1,4 @@
-"""The actors of `RayHost`, seen from here: placed by Ray, connected by themselves, killed by Ray.
+"""The near side of the actors of `RayHost`: Ray places and kills them, and they connect by themselves.
 
 No call of Ray runs on the thread of the event loop: the functions of this module run in threads of Trio, and what Ray reports comes from
 a thread of its own. They hold all objects of Ray too, since the last reference to a handle calls Ray as well.
