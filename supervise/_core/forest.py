@@ -12,9 +12,10 @@ from typing import Any
 from .. import events
 from ..errors import Refused
 from . import effect
+from ._asked import asked
 from .decide import ROOT
 from .effect import Effect, Input
-from .machine import Ledger, Machine, asked, start_failed
+from .machine import Ledger, Machine, start_failed
 from .node import Memory, Node
 from .spec import Child, Pool, Spec, Supervisor
 from .status import Status, Traffic, glances, no_traffic, picture
@@ -59,7 +60,7 @@ class Forest:
                 if self.root.state != "up":
                     return [self._refused(item)]
                 self.restarting = item
-                item = effect.Stop(asked(self.root, "restart", item))
+                item = effect.Stop(asked(self.root.path, "restart", item.reason))
                 out = self._root_stops(item.reason, now)
             elif isinstance(item, effect.Request) and item.kind == "adopt" and self.root_waits_for_its_end:
                 assert item.spec is not None
@@ -167,7 +168,7 @@ class Forest:
         """Give the root a new machine, as a supervisor gives one to a child that is a supervisor (R25)."""
         assert self.restarting is not None
         self.machines[self.root.path] = Machine(self.root, self.ledger)
-        return self._start_root(now, asked(self.root, "restart", self.restarting))
+        return self._start_root(now, asked(self.root.path, "restart", self.restarting.reason))
 
     @property
     def root_waits_for_its_end(self) -> bool:

@@ -86,6 +86,7 @@ from typing import Any, Literal
 
 from .. import errors, events
 from . import effect
+from ._asked import asked
 from ._brief import brief
 from .act import ACTS, Act, Done, Judge, Released, Retry, Waiting
 from .decide import ROOT, is_decidable
@@ -824,7 +825,7 @@ class Machine:
         self.note_restart(node, self.now, in_progress=True)
         group = self._group(node)
         self._cancel_retries(group, node)
-        why = asked(node, "restart", request)
+        why = asked(node.path, "restart", request.reason)
         self.act = Act("restart", why, node, group, group[::-1], token=request.token)
 
     def _cancel_retries(self, group: list[Node], node: Node) -> float:
@@ -943,14 +944,14 @@ class Machine:
 
     def _start_by_hand(self, node: Node, request: Request) -> None:
         node.state, node.since = "down", self.now
-        why = asked(node, "start", request)
+        why = asked(node.path, "start", request.reason)
         self.act = Act("start", why, node, starts=[node], token=request.token)
 
     def _serve_stop(self, request: Request) -> None:
         node = self._find(request)
         if node is None:
             return
-        why = asked(node, "stop", request)
+        why = asked(node.path, "stop", request.reason)
         if node.state == "restarting":
             self._cancel_retry_by_hand(node)
         afterwards = self.releasing.get(node)
@@ -1284,11 +1285,6 @@ def _is_significant_and_on(node: Node) -> bool:
 def _waits(node: Node) -> bool:
     """Whether a retry will start this child: its own, or that of a sibling (R13)."""
     return node.state == "restarting" or (node.state == "down" and not node.gone and not node.is_new)
-
-
-def asked(node: Node, verb: str, request: Request) -> str:
-    """Why a request has this node started or stopped, with the reason of its caller (R25)."""
-    return f"{node.path!r} was asked to {verb}" + ("" if request.reason is None else f": {request.reason}")
 
 
 def _revive(group: list[Node]) -> None:

@@ -9,6 +9,7 @@ from attrs import frozen
 
 from .. import errors, events
 from . import effect
+from ._asked import asked
 from .copying import Made, copied_among
 from .effect import Effect, Input
 from .forest import Forest
@@ -44,7 +45,7 @@ def rehearse(forest: Forest, verb: Literal["stop", "start", "restart"], path: st
     above, _, name = path.rpartition("/")
     root = play.forest.root
     if path == root.path and verb == "stop":
-        play.give(play.forest.machines[path], effect.Stop(f"{path!r} was asked to stop"))
+        play.give(play.forest.machines[path], effect.Stop(asked(path, "stop")))
         return play.steps
     machine = play.forest.machines.get(above or path)
     if machine is None or (path == root.path and verb == "start"):

@@ -13,6 +13,7 @@ import outcome
 import trio
 
 from .._core import effect
+from .._core._asked import asked
 from .._core._brief import MOST, brief, shortened
 from .._core._check import is_a
 from .._core.machine import Machine
@@ -350,8 +351,7 @@ class Ref:
         self._would_wait_for_itself(self._above, ended=self.path)
         if not self._above:
             check_stack()
-            why = "" if reason is None else f": {checked_reason(reason)}"
-            self._driver.stop(f"{self.path!r} was asked to stop{why}")
+            self._driver.stop(asked(self.path, "stop", None if reason is None else checked_reason(reason)))
             await self._driver.finished.wait()
         else:
             await self._ask_parent("stop", reason)

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 from datetime import datetime
 from typing import Any
 
+from .._core._asked import ASKED
 from .._core._brief import printable
 
 Data = dict[str, Any]
@@ -119,7 +120,7 @@ def _consequences(row: Data, decided: Data, events: list[Data]) -> Iterator[str]
     if again is not None:
         seconds = _seconds(again["time"] - decided["time"])
         yield f"It was ready again at {clock(again['time'])}, {seconds} after the failure."
-    for event in [event for event in own if "was asked to" in (event.get("reason") or "")][-1:]:
+    for event in [event for event in own if ASKED in (event.get("reason") or "")][-1:]:
         yield f"At {clock(event['time'])} it {event['text']}."
 
 

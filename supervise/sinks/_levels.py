@@ -7,6 +7,7 @@ import os
 import sys
 from typing import Final, Literal, TextIO
 
+from .._core._asked import is_asked
 from .._core.directive import Directive
 from ..events import (
     BackingOff,
@@ -52,9 +53,7 @@ def level_of(event: Event) -> int:
 
 def is_requested(event: Event) -> bool:
     """Whether a request for this very node caused the start or stop that begins with this event (R25)."""
-    if not isinstance(event, Starting | Stopping) or event.reason is None:
-        return False
-    return event.reason.startswith(f"{event.path!r} was asked to ")
+    return isinstance(event, Starting | Stopping) and is_asked(event.reason, event.path)
 
 
 def line(

@@ -12,6 +12,7 @@ from typing import Protocol
 
 import trio
 
+from .._core._asked import is_asked
 from .._core._brief import brief, printable
 from .._core._check import check_number
 from .._core.status import Status
@@ -104,7 +105,7 @@ class SystemdSink:
 
 def _is_restart(event: Event) -> bool:
     """Whether the root stops only to start again. After `STOPPING=1` systemd would kill the program within `TimeoutStopSec`."""
-    return isinstance(event, Stopping) and event.reason.startswith(f"{event.path!r} was asked to restart")
+    return isinstance(event, Stopping) and is_asked(event.reason, event.path, "restart")
 
 
 def _standing(status: Status, now: float) -> str:
