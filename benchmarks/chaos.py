@@ -56,6 +56,7 @@ from runners.errors import (
     PoisonRequest,
     RebuildSuperseded,
     RunnerError,
+    WorkerDown,
 )
 from runners.hosts.process.host import ProcessHost
 from runners.models.scripted import Fault, Faulty, Scripted, expected, letter
@@ -265,6 +266,8 @@ class Chaos:
                 outcome = await self._outcome(batch, slow=caller % 4 == 0)
                 calm = not harmful and not self.harmful
                 self._judge(batch, outcome, calm=calm)
+                if isinstance(outcome, WorkerDown):
+                    return  # counted as unexpected; every further request would end so at once
             if scope.cancelled_caught:
                 self.ledger.hung += 1
 

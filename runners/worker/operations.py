@@ -24,6 +24,10 @@ from .serving import ContextState
 SPARE = "spare"
 """The name of the context that serves while the others get a new runner."""
 
+_DELAYS = (0, 0.5, 1, 2)
+"""Seconds before each load of the runner from before, in a context where the new one has not loaded. No supervisor tries these loads
+again, since a failed start by hand leaves a child down (R25)."""
+
 
 @enable_ki_protection
 def report_poison(worker: Ref, reason: str, incarnation: int) -> None:
@@ -144,7 +148,8 @@ async def replace(worker: Ref, runner: RunnerSpec, *, drain: float = 60.0) -> No
         drain: seconds that begun streams get in each context.
 
     Raises:
-        StartFailed: the new runner did not load in the spare, or later in another context. The worker has the old one again.
+        StartFailed: the new runner did not load in the spare, or later in another context. The worker has the old one again. A context
+            where the old one does not load either, in four attempts within some seconds, stays down until it is started by hand.
         WorkerDown: the worker is down for good.
         WorkerStopping: the worker is being stopped.
         RuntimeError: another replacement is under way.
@@ -255,7 +260,7 @@ async def _renew_all(contexts: Sequence[Ref], group: Group, drain: float, before
 
 
 async def _start_anew(context: Ref, group: Group, before: Replacement | None) -> None:
-    """Stop a context and start it with the new runner; if that does not load, with the runner from before.
+    """Stop a context and start it with the runner of the group; if that is new and does not load, with the one from before.
 
     It is not restarted: that would make a load that fails a failure of the context, which might stop the whole worker.
     """
@@ -263,16 +268,33 @@ async def _start_anew(context: Ref, group: Group, before: Replacement | None) ->
         context = context.tree[context.path.rpartition("/")[0]]
         await context.stop()
         try:
-            await context.start()
+            await _start(context)
         except StartFailed:
+            is_new = group.replacement is not before
             group.replacement = before
-            await context.restart()  # if that fails too, it is judged and tried again
-            raise
-        except Refused as refused:
-            if not _was_restarted(refused):
+            await _start_again(context)
+            if is_new:
                 raise
-            with suppress(ChildStopped):  # it has the new runner already
-                await context.ready()
+
+
+async def _start_again(context: Ref) -> None:
+    """Start a context whose load has failed with the runner from before, or leave it down if that does not load several times."""
+    for delay in _DELAYS:
+        await trio.sleep(delay)
+        with suppress(StartFailed):
+            await _start(context)
+            return
+
+
+async def _start(context: Ref) -> None:
+    """Start a context that was stopped, unless it was restarted by hand as it stopped, and has the runner of its group already."""
+    try:
+        await context.start()
+    except Refused as refused:
+        if not _was_restarted(refused):
+            raise
+        with suppress(ChildStopped):
+            await context.ready()
 
 
 async def _is_any_up(contexts: Sequence[Ref]) -> bool:

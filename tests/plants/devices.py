@@ -215,9 +215,21 @@ DEVICES = (
         ),
         (
             "a runner that does not load stays the new one",
-            "            group.replacement = before\n            await context.restart()",
-            "            await context.restart()",
+            "            group.replacement = before\n            await _start_again(context)",
+            "            await _start_again(context)",
             "a_new_runner_that_does_not_load_leaves_the_old_one",
+        ),
+        (
+            "a context whose old runner does not load at once stays down",
+            "for delay in _DELAYS:",
+            "for delay in (0,):",
+            "the_old_runner_is_loaded_again_until_it_loads",
+        ),
+        (
+            "one old runner that does not load at once leaves the others with the new one",
+            "            if is_new:\n                raise",
+            "            raise",
+            "the_old_runner_is_loaded_again_until_it_loads",
         ),
         (
             "a replacement that is cancelled leaves its spare",

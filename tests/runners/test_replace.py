@@ -71,6 +71,51 @@ async def test_a_new_runner_that_does_not_load_leaves_the_old_one(incarnation, a
         assert scene.nodes() == [("app/llm/context-0", "up"), ("app/llm/context-1", "up")]
 
 
+@frozen
+class LoadsLater:
+    """Its loads number `failing` fail, from 1."""
+
+    failing: tuple[int, ...]
+    loads: list[int] = field(factory=list)
+
+    async def build(self, start):
+        self.loads.append(start.incarnation)
+        if len(self.loads) in self.failing:
+            raise RuntimeError("no memory yet")
+        return Scripted(3, streams=2, delay=0.1).build(start)
+
+
+@pytest.mark.parametrize("failing", [(4,), (4, 5, 6), (5,), (4, 6)])
+@pytest.mark.trio
+async def test_the_old_runner_is_loaded_again_until_it_loads(failing, autojump_clock):
+    """D12: Loads 1 to 3 are the first ones, later ones are after the new runner did not load in the last context.
+
+    The other contexts have the new runner by then, and get the old one too.
+    """
+    old = LoadsLater(failing)
+    hosts = [InlineHost(), InlineHost(), InlineHost()]
+    async with serving(old, hosts=hosts, patience=1000) as scene, trio.open_nursery() as nursery:
+        with pytest.raises(StartFailed):
+            await replace(scene.worker, LoadsLater((4,)))
+        assert scene.nodes() == [(f"app/llm/context-{number}", "up") for number in range(3)]
+        assert len(old.loads) == 6 + len(failing)
+        for caller in await asks(nursery, scene.worker, "abcdef"):
+            await caller.over.wait()
+            caller.assert_whole(3)
+
+
+@pytest.mark.trio
+async def test_a_context_whose_old_runner_does_not_load_four_times_stays_down(autojump_clock):
+    """D12: The others serve, and it can be started by hand."""
+    hosts = [InlineHost(), InlineHost()]
+    async with serving(LoadsLater((3, 4, 5, 6)), hosts=hosts, patience=1000) as scene:
+        with pytest.raises(StartFailed):
+            await replace(scene.worker, LoadsLater((2,)))
+        assert scene.nodes() == [("app/llm/context-0", "down"), ("app/llm/context-1", "up")]
+        await scene.above(0).start()
+        assert scene.nodes() == [("app/llm/context-0", "up"), ("app/llm/context-1", "up")]
+
+
 @pytest.mark.trio
 async def test_another_runner_continues_no_stream(autojump_clock):
     """D6, D12: One that outlives its drain ends with ContextLost; an equal runner continues it."""
