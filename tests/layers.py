@@ -25,7 +25,7 @@ FLOORS = (
     "runners.worker",
     "runners.hosts",
     "runners.diagnosis",
-    "runners.nursery runners.options runners.protect runners.types",
+    "runners.checks runners.nursery runners.options runners.protect runners.types",
     "runners.errors",
     "runners.plain",
     "runners.brief",

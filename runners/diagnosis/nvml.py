@@ -11,8 +11,8 @@ from typing import Any
 
 import trio
 from attrs import field, frozen
-from attrs.validators import gt
 
+from ..checks import above
 from ..errors import ContextPoisoned, DeviceError, Unrecoverable
 from .hardware import trouble_of
 
@@ -32,7 +32,7 @@ class Nvml:
         ValueError: `timeout` is not above 0.
     """
 
-    timeout: float = field(default=10.0, validator=gt(0))
+    timeout: float = field(default=10.0, validator=above(0))
     module: Any = field(default=None, repr=False)
 
     async def judge(

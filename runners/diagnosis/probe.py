@@ -9,9 +9,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from attrs import field, frozen
-from attrs.validators import gt, instance_of
+from attrs.validators import instance_of
 
 from ..brief import attribute
+from ..checks import above
 
 _TIMES = 2
 """The first call may report an old error, and thereby clear it. An error that stays is that of the context."""
@@ -57,7 +58,7 @@ class DeviceProbe:
     """
 
     device: str = field(validator=instance_of(str))
-    timeout: float = field(default=30.0, kw_only=True, validator=gt(0))
+    timeout: float = field(default=30.0, kw_only=True, validator=above(0))
 
     def __call__(self) -> bool | None:
         """Probe the device; blocks for up to `timeout`."""

@@ -10,10 +10,11 @@ from typing import Any, ClassVar, cast
 
 import trio
 from attrs import field, frozen
-from attrs.validators import gt, instance_of
+from attrs.validators import instance_of
 from trio.lowlevel import disable_ki_protection, enable_ki_protection
 
 from runners.brief import brief
+from runners.checks import above
 from runners.diagnosis.classify import classify
 from runners.diagnosis.network import classify_network
 from runners.diagnosis.probe import DeviceProbe
@@ -66,7 +67,7 @@ class InlineHost:
     """
 
     device: str = field(default="cpu", kw_only=False, validator=instance_of(str))
-    close_timeout: float = field(default=5.0, validator=gt(0))
+    close_timeout: float = field(default=5.0, validator=above(0))
 
     def open(
         self, runner: RunnerSpec, *, incarnation: int = 1, cause: str | None = None

@@ -13,7 +13,7 @@ from typing import Protocol
 import trio
 from trio.lowlevel import disable_ki_protection
 
-from runners.brief import is_a, text_of
+from runners.brief import brief, is_a, text_of
 from runners.diagnosis.network import classify_network, concerns_server
 from runners.errors import (
     ContextDied,
@@ -93,7 +93,8 @@ class OwnedRunner:
         self._runner = await unprotected_result(self._spec.build, start)
         if self._runner.info.transport != "network":
             raise TypeError(
-                "an EngineHost needs a runner that asks a server, whose info has transport='network'"
+                "an EngineHost needs a runner that asks a server, whose info has transport='network', "
+                f"got {brief(self._runner.info.transport)}"
             )
         return self
 
@@ -125,7 +126,7 @@ class OwnedRunner:
     def _begun(self, batch: ExecuteBatch, accepted: Sequence[int]) -> AsyncIterator[TokenChunk]:
         chunks = unprotected(execute, self._runner, batch, accepted)
         if not isinstance(chunks, AsyncIterator):
-            raise TypeError("an EngineHost needs a runner with async streams")
+            raise TypeError(f"an EngineHost needs a runner with async streams, got {brief(chunks)}")
         return chunks
 
     async def _judging(self, chunks: AsyncIterator[TokenChunk]) -> AsyncGenerator[TokenChunk, None]:

@@ -12,9 +12,10 @@ from typing import Any, TypeAlias
 
 import trio
 from attrs import field, frozen
-from attrs.validators import gt, instance_of
+from attrs.validators import instance_of
 
 from runners.brief import quoted
+from runners.checks import above
 from runners.diagnosis.classify import classify
 from runners.diagnosis.probe import DeviceProbe
 from runners.errors import DeviceError, InferenceError, Unrecoverable
@@ -45,9 +46,9 @@ class ThreadHost:
     """
 
     device: str = field(default="cpu", kw_only=False, validator=instance_of(str))
-    load_timeout: float = field(default=300.0, validator=gt(0))
-    chunk_timeout: float = field(default=60.0, validator=gt(0))
-    close_timeout: float = field(default=5.0, validator=gt(0))
+    load_timeout: float = field(default=300.0, validator=above(0))
+    chunk_timeout: float = field(default=60.0, validator=above(0))
+    close_timeout: float = field(default=5.0, validator=above(0))
 
     def open(
         self, runner: RunnerSpec, *, incarnation: int = 1, cause: str | None = None

@@ -24,6 +24,7 @@ from typing import Any, Literal, NoReturn, TypeAlias, cast, get_args
 from attrs import asdict, define, evolve, field, frozen
 from attrs.validators import deep_iterable, ge, in_, instance_of, matches_re, optional
 
+from runners.checks import at_least
 from runners.errors import ContextPoisoned, OutOfMemory, Unrecoverable
 from runners.hosts.turns import NOTHING, close
 from runners.types import (
@@ -88,7 +89,7 @@ class Fault:
     model: str | None = field(default=None, kw_only=True, validator=optional(instance_of(str)))
     moved: bool | None = field(default=None, kw_only=True, validator=optional(instance_of(bool)))
     tag: str | None = field(default=None, kw_only=True, validator=optional(matches_re(r"\w+(\.\w+)*")))
-    seconds: float = field(default=0.1, kw_only=True, validator=ge(0))
+    seconds: float = field(default=0.1, kw_only=True, validator=at_least(0))
 
     def __attrs_post_init__(self) -> None:
         if self.tag is not None and self.kind != "error":
@@ -191,8 +192,8 @@ class Scripted:
     """
 
     tokens: int = field(default=8, kw_only=False, validator=[instance_of(int), ge(0)])
-    delay: float = field(default=0.0, validator=ge(0))
-    load_delay: float = field(default=0.0, validator=ge(0))
+    delay: float = field(default=0.0, validator=at_least(0))
+    load_delay: float = field(default=0.0, validator=at_least(0))
     streams: int = field(default=4, validator=[instance_of(int), ge(1)])
     can_continue: bool = True
     faults: _Faults = field(default=(), converter=tuple[Fault, ...], validator=_are_faults)

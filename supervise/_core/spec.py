@@ -293,7 +293,7 @@ class Child(_AsChild):
         if isinstance(self.mailbox, Mailbox) and self.mailbox.affinity is not None:
             refuse(
                 ValueError(
-                    f"{what}: only a mailbox that children share may have an affinity, that of their supervisor"
+                    f"{what}: its own mailbox must not have an affinity; one that it shares, its supervisor's, may"
                 )
             )
             _put(self, "mailbox", evolve(self.mailbox, affinity=None))

@@ -244,7 +244,7 @@ class Program(Code):
             os.fstat(descriptor)
         except (OSError, ValueError, TypeError, OverflowError) as problem:  # a closed file raises ValueError
             program = Path(self.argv[0]).name
-            why = f"of its files, {brief(file)} is not open"
+            why = f"{brief(file)}, one of its files, is not open"
             raise CommandMissing(f"{program} could not be started: {why}") from problem
         return descriptor
 

@@ -142,9 +142,9 @@ CLOSED.close()
             {"user": "no-such-user"},
             "true could not be started: the user 'no-such-user': there is no such user",
         ),
-        ({"files": [0, 9999]}, "true could not be started: of its files, 9999 is not open"),
-        ({"files": [2**70]}, f"true could not be started: of its files, {2**70} is not open"),
-        ({"files": [CLOSED]}, f"true could not be started: of its files, {CLOSED!r} is not open"),
+        ({"files": [0, 9999]}, "true could not be started: 9999, one of its files, is not open"),
+        ({"files": [2**70]}, f"true could not be started: {2**70}, one of its files, is not open"),
+        ({"files": [CLOSED]}, f"true could not be started: {CLOSED!r}, one of its files, is not open"),
     ],
 )
 async def test_what_cannot_be_started_says_why(tmp_path, options, text):

@@ -7,9 +7,10 @@ from contextlib import AbstractAsyncContextManager
 from typing import Any, ClassVar, get_args
 
 from attrs import field, frozen
-from attrs.validators import ge, in_, instance_of
+from attrs.validators import in_, instance_of
 
 from runners.brief import brief, one_line
+from runners.checks import at_least
 from runners.diagnosis.nvml import Nvml
 from runners.errors import Unrecoverable
 from runners.hosts import Session
@@ -23,8 +24,8 @@ from runners.types import RunnerSpec
 
 
 def _folders(path: Iterable[str]) -> tuple[str, ...]:
-    if isinstance(path, str):
-        raise TypeError(f"path must be several folders, got the text {brief(path)}")
+    if isinstance(path, str) or not isinstance(path, Iterable):
+        raise TypeError(f"path must be several folders, got {brief(path)}")
     return tuple(path)
 
 
@@ -49,7 +50,7 @@ class FarHost(Terms):
     """
 
     path: tuple[str, ...] = field(default=(), converter=_folders, validator=_check_path)
-    lease: float = field(default=10.0, validator=ge(1))
+    lease: float = field(default=10.0, validator=at_least(1))
     start: StartMethod = field(default="spawn", validator=in_(get_args(StartMethod)))
     nvml: Nvml = field(factory=Nvml, validator=[instance_of(Nvml), _check_nvml])
 

@@ -19,10 +19,11 @@ from typing import Any
 
 import trio
 from attrs import field, frozen
-from attrs.validators import ge, instance_of, min_len, optional
+from attrs.validators import instance_of
 from trio.lowlevel import RunVar, enable_ki_protection
 
 from runners.brief import brief
+from runners.checks import at_least
 from runners.errors import ContextDied, LoadFailed, NoPlace
 from runners.hosts.process.host import DYING
 from runners.hosts.process.parent.output import Output, log_event
@@ -53,6 +54,11 @@ def _check_cluster(_host: object, _field: object, cluster: str) -> None:
         )
 
 
+def _check_address(_host: object, _field: object, address: str | None) -> None:
+    if address is not None and (type(address) is not str or not address):
+        raise ValueError(f"address must be a name or number of this machine, or None, got {brief(address)}")
+
+
 def _plain(resources: Mapping[str, float]) -> dict[str, float]:
     if not isinstance(resources, Mapping):
         raise TypeError(f"resources must be a mapping, got {brief(resources)}")
@@ -63,7 +69,7 @@ def _check_resources(_host: object, _field: object, resources: Mapping[str, floa
     for name, amount in resources.items():
         if type(name) is not str or not name or name in ("CPU", "GPU"):
             raise ValueError(
-                f"resources must have names of custom resources of Ray, and num_cpus and num_gpus apart, got {brief(name)}"
+                f"resources must have names of custom resources; CPU and GPU are num_cpus and num_gpus; got {brief(name)}"
             )
         if type(amount) not in (int, float) or not 0 < amount < float("inf"):
             raise ValueError(f"resources must have amounts above 0, got {name}={brief(amount)}")
@@ -327,13 +333,13 @@ class RayHost(FarHost):
     """
 
     cluster: str = field(kw_only=False, validator=[instance_of(str), _check_cluster])
-    num_cpus: float = field(default=1, validator=ge(0))
-    num_gpus: float = field(default=0, validator=ge(0))
+    num_cpus: float = field(default=1, validator=at_least(0))
+    num_gpus: float = field(default=0, validator=at_least(0))
     resources: Mapping[str, float] = field(
         factory=dict[str, float], converter=_plain, hash=False, validator=_check_resources
     )
-    address: str | None = field(default=None, validator=optional(min_len(1)))
-    start_timeout: float = field(default=60.0, validator=ge(1))
+    address: str | None = field(default=None, validator=_check_address)
+    start_timeout: float = field(default=60.0, validator=at_least(1))
 
     _reserve = RayReserve
 

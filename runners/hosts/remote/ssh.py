@@ -16,9 +16,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from attrs import field, frozen
-from attrs.validators import ge, instance_of, min_len
+from attrs.validators import instance_of, min_len
 
 from runners.brief import brief
+from runners.checks import at_least
 from runners.hosts.process.parent import cleaner
 from runners.hosts.process.parent.output import Output
 from runners.hosts.process.parent.peer import Peer
@@ -151,7 +152,7 @@ class SshHost(FarHost):
     options: Mapping[str, str] = field(
         factory=dict[str, str], converter=_plain, hash=False, validator=_check_options
     )
-    connect_timeout: float = field(default=30.0, validator=ge(1))
+    connect_timeout: float = field(default=30.0, validator=at_least(1))
 
     _reserve = SshReserve
 
