@@ -10,7 +10,7 @@ import trio
 from attrs import frozen
 
 from runners.hosts.process import wire
-from runners.hosts.process.parent.standby import FIRST, TRIES, Plan, Reserve
+from runners.hosts.process.parent.standby import TRIES, Plan, Reserve
 from runners.hosts.remote import guardian
 from runners.hosts.remote.link import FarPeer, Fork, Order
 
@@ -88,13 +88,13 @@ class FarReserve(Reserve):
         return peer
 
     def _fork(self, *, ahead: bool) -> Fork | None:
-        """How a fork server takes part in a start, None if none does. A start waits for it as one on this machine does (D15)."""
+        """How a fork server takes part in a start, None if none does. A start waits for it as for one on this machine (D15)."""
         if not self._far_plan.forks_there:
             return None
         if self._given_up:
             self._warn(self._given_up)
             return None
-        return self._far_plan.fork(self._plan.preload_timeout if ahead else 0 if self._handed_out else FIRST)
+        return self._far_plan.fork(self._patience(self._plan.preload_timeout, ahead=ahead))
 
     def _cold(self, kind: str, why: str) -> None:
         """Log that a process was started cold.

@@ -33,7 +33,7 @@ _PAUSE = 0.25
 """Seconds between the load of a context and the start of a standby or a fork server, since streams may wait to continue."""
 TRIES = 2
 """After so many fork servers in a row that ended before they had preloaded, no other is started."""
-FIRST = 30.0
+_FIRST = 30.0
 """Seconds that the first start waits for a preload. After that it starts cold, and the preload continues."""
 
 
@@ -253,7 +253,7 @@ class Reserve:
         """
         if self._plan.forks:
             try:
-                server = await self._ready_server(patient=ahead)
+                server = await self._ready_server(ahead=ahead)
                 hello = self._plan.hello(ahead=ahead, today=server.today())
                 return await server.fork(ends), hello
             except (NoServer, ValueError) as error:
@@ -261,25 +261,31 @@ class Reserve:
         hello = self._plan.hello(ahead=ahead)
         return Spawned("runners.hosts.process.child.life", ends, self._plan.path), hello
 
-    async def _ready_server(self, *, patient: bool) -> ForkServer:
-        """The fork server, preloaded.
+    def _patience(self, longest: float, *, ahead: bool) -> float:
+        """The seconds that a start waits for a preload: `longest` if it is that of a standby (D15).
 
-        A standby waits as long as a preload may take. The first start waits for a while, as a cold start would import the
-        same. No other start waits, because a recovery must not take longer than a cold start (D15).
+        The first start waits for a while, as a cold start would import the same. No other start waits, because a recovery must
+        not take longer than a cold start.
+        """
+        if ahead:
+            return longest
+        return 0.0 if self._handed_out else _FIRST
+
+    async def _ready_server(self, *, ahead: bool) -> ForkServer:
+        """The fork server, preloaded.
 
         Raises:
             NoServer: the fork server does not run, or has not preloaded yet.
         """
         server = self._server
         if server is None or server.dead:
-            if self._handed_out and not patient:
+            if self._handed_out and not ahead:
                 raise NoServer(
                     self._given_up or "the fork server does not run; another one is preloaded meanwhile"
                 )
             server = self._new_server()
         if not server.can_fork:
-            patience = math.inf if patient else 0.0 if self._handed_out else FIRST
-            await self._preloading(server, patience)
+            await self._preloading(server, self._patience(math.inf, ahead=ahead))
         return server
 
     async def _preloading(self, server: ForkServer, patience: float) -> None:
