@@ -9,7 +9,7 @@ import pytest
 
 from supervise import Decider, Escalate, Limit, Pool, Stop, Supervisor, events
 from supervise._core import effect
-from supervise._core._brief import brief, failure_line
+from supervise._core._brief import MOST, brief, failure_line
 from supervise.testing.bare import BareTree
 
 from .test_machine import Boom, Slow, Up, ask, asked_for, child, fail, leaf, machine, opened, reasons
@@ -248,3 +248,35 @@ def test_the_line_of_a_failure_names_what_is_in_a_group(exc, line):
 def test_a_short_text_of_a_group_shows_the_exception_in_three_nurseries():
     """R16: A first start that fails may have only this text."""
     assert brief(grouped(IN_USE, 3)).count("OSError(98, 'Address already in use')") == 1
+
+
+class Long(Exception):
+    """One that prints without end."""
+
+    def __repr__(self):
+        return "x" * 2_300_000
+
+    __str__ = __repr__
+
+
+def around(value, depth):
+    """The value in so many lists."""
+    for _ in range(depth):
+        value = [value]
+    return value
+
+
+@pytest.mark.parametrize(
+    "value",
+    [Long(), ValueError(Long()), ExceptionGroup("g", [Long()] * 30), ["x" * 1000] * 1000, {1: Long()}, around("x", 100_000)],
+    ids=["exception", "argument", "group", "list", "dict", "depth"],
+)  # fmt: skip
+def test_the_text_of_an_object_is_short(value):
+    """R24, R36: Hundreds of callers may be told of one failure, each in an error of its own."""
+    assert len(brief(value)) <= MOST
+
+
+@pytest.mark.parametrize("exc", [Long(), ValueError("x" * 10_000), ExceptionGroup("g", [Long()] * 30)])
+def test_the_line_of_a_failure_is_short(exc):
+    """R31: It has the texts of at most three members of a group."""
+    assert len(failure_line(exc)) < 5 * MOST
