@@ -6,11 +6,17 @@ but a `KeyboardInterrupt`, and its text is short.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from itertools import islice
 from reprlib import Repr
 from typing import Any
 
 MOST = 500
 """The longest text that `brief` gives, in characters."""
+_SHOWN = 3
+"""So many members of a group are shown in a line about it."""
+_LOOKS = 100
+"""So many exceptions in a group, and in the groups in it, are looked at for them."""
 
 
 class _Brief(Repr):
@@ -48,7 +54,9 @@ class _Brief(Repr):
         if level <= 0:
             return f"{name}(...)"
         arguments: tuple[Any, ...] = exc.args
-        shown = [self.repr1(argument, level - 1) for argument in arguments[: self.maxtuple]]
+        # A group's members are in a list, which is a level of its own: the cause of a failure is often two or three groups down.
+        inner = level if issubclass(type(exc), BaseExceptionGroup) else level - 1
+        shown = [self.repr1(argument, inner) for argument in arguments[: self.maxtuple]]
         if len(arguments) > self.maxtuple:
             shown.append("...")
         return f"{name}({', '.join(shown)})"
@@ -101,8 +109,35 @@ def brief_text(exc: BaseException) -> str:
 
 
 def failure_line(exc: BaseException) -> str:
-    """An exception in one line that can be printed: its class and its text."""
-    return printable(f"{class_name(type(exc))}: {brief_text(exc)}").removesuffix(": ")
+    """An exception in one line that can be printed: its class and its text, and those of the first members of a group.
+
+    The text of a group, such as `Exceptions from Trio nursery (1 sub-exception)`, does not say what has failed.
+    """
+    line = _class_and_text(exc)
+    if issubclass(type(exc), BaseExceptionGroup):
+        inside = [_class_and_text(one) for one in islice(_members(exc), _SHOWN + 1)]
+        inside[_SHOWN:] = ["..."] * len(inside[_SHOWN:])
+        line = ": ".join([line, "; ".join(inside)] if inside else [line])
+    return printable(line)
+
+
+def _class_and_text(exc: BaseException) -> str:
+    return f"{class_name(type(exc))}: {brief_text(exc)}".removesuffix(": ")
+
+
+def _members(group: BaseException) -> Iterator[BaseException]:
+    """The exceptions in a group that are no groups, at any depth; none that more than `_LOOKS` others come before."""
+    waiting = [group]
+    for _ in range(_LOOKS):
+        if not waiting:
+            return
+        one = waiting.pop()
+        if issubclass(type(one), BaseExceptionGroup):
+            # Even if its class overrides `exceptions`. Each member gives a line at least, so the first ones are enough.
+            its: tuple[BaseException, ...] = BaseExceptionGroup.exceptions.__get__(one)
+            waiting += reversed(its[: _SHOWN + 1])
+        else:
+            yield one
 
 
 def printable(text: str) -> str:

@@ -1,7 +1,7 @@
 """The driver gives inputs to the machines and carries out their effects: nurseries, tasks, scopes, timers, events.
 
-It makes no decision. All code here is protected against KeyboardInterrupt, including the sinks and deciders that it calls:
-an interrupt between two effects would lose the second.
+It makes no decision about a node. All code here is protected against KeyboardInterrupt, including the sinks and deciders that
+it calls: an interrupt between two effects would lose the second.
 """
 
 from __future__ import annotations

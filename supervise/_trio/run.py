@@ -78,8 +78,8 @@ def run_tree(
         raise RuntimeError(
             "run_tree receives signals, so it must run in the main thread; elsewhere, use open_tree"
         )
+    watches = _watches(watch)
     try:
-        watches = () if watch is None else (watch,) if callable(watch) else tuple(watch)
         trio.run(_Program(spec, sinks, hard_exit_after, watchdog, watches, reload=reload).run)
     except TreeFailed as failed:
         complain(logging.CRITICAL, str(failed), failed)
@@ -88,6 +88,17 @@ def run_tree(
         complain(logging.CRITICAL, str(failed))
         complain(logging.DEBUG, "the traceback of the failed start", failed)
         raise SystemExit(1) from failed
+
+
+def _watches(watch: Watch | Iterable[Watch] | None) -> tuple[Watch, ...]:
+    refusal = TypeError(f"watch must be an async function, or several, got {brief(watch)}")
+    try:
+        watches = () if watch is None else (watch,) if callable(watch) else tuple(watch)
+    except TypeError as problem:
+        raise refusal from problem
+    if not all(map(callable, watches)):
+        raise refusal
+    return watches
 
 
 class _Program:

@@ -253,6 +253,7 @@ def open_tree(
         TreeFailed: the root failed; it leaves bare, with the failure as its cause (R11, R22).
         ExceptionGroup: the tree failed, and the block raised too (R22).
         TypeError, ValueError: the spec or a sink is refused.
+        RuntimeError: no Trio task runs here, as in a coroutine of asyncio; or the block is entered a second time.
     """
     return opening(spec, sinks)
 
@@ -288,6 +289,11 @@ class _Opening(AbstractAsyncContextManager[Tree]):
     async def __aenter__(self) -> Tree:
         if self._nurseries is not None:
             raise RuntimeError("open_tree(…) gives a block that is entered once: call it again")
+        if not trio.lowlevel.in_trio_task():
+            raise RuntimeError(
+                "open_tree needs a Trio task: call it in an async function that trio.run runs; a program for asyncio can "
+                "run Trio as its guest"
+            )
         check_stack()
         given = [LoggingSink()] if self._sinks is None else checked_sinks(self._sinks)
         tree = Tree(check_root(self._spec), [*given, *onlookers.get()])

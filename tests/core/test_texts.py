@@ -9,6 +9,7 @@ import pytest
 
 from supervise import Decider, Escalate, Limit, Pool, Stop, Supervisor, events
 from supervise._core import effect
+from supervise._core._brief import MOST, brief, failure_line
 from supervise.testing.bare import BareTree
 
 from .test_machine import Boom, Slow, Up, ask, asked_for, child, fail, leaf, machine, opened, reasons
@@ -199,3 +200,83 @@ def test_a_name_in_a_pool_counts_up():
     """R26: `template-1`, `template-2`, never one twice."""
     tree, _ = opened(Pool("app", leaf("m")))
     assert [ask(tree, "add").name for _ in range(3)] == ["m-1", "m-2", "m-3"]
+
+
+def grouped(exc, depth=1, cls=ExceptionGroup):
+    """An exception in so many groups, as nested nurseries wrap it."""
+    for _ in range(depth):
+        exc = cls("Exceptions from Trio nursery", [exc])
+    return exc
+
+
+class Liar(ExceptionGroup):
+    """One that does not show its members."""
+
+    exceptions = property(lambda self: 1 / 0)
+
+
+IN_USE = OSError(98, "Address already in use")
+
+
+@pytest.mark.parametrize(
+    ("exc", "line"),
+    [
+        (IN_USE, "OSError: [Errno 98] Address already in use"),
+        (KeyError(), "KeyError"),
+        (
+            grouped(IN_USE, 3),
+            "ExceptionGroup: Exceptions from Trio nursery (1 sub-exception): OSError: [Errno 98] Address already in use",
+        ),
+        (
+            ExceptionGroup("g", [ValueError(1), grouped(KeyError(2)), TypeError(3)]),
+            "ExceptionGroup: g (3 sub-exceptions): ValueError: 1; KeyError: 2; TypeError: 3",
+        ),
+        (
+            ExceptionGroup("g", [ValueError(number) for number in range(4)]),
+            "ExceptionGroup: g (4 sub-exceptions): ValueError: 0; ValueError: 1; ValueError: 2; ...",
+        ),
+        (grouped(IN_USE, cls=Liar), "Liar: Exceptions from Trio nursery (1 sub-exception): OSError: [Errno 98] Address already in use"),
+        (grouped(IN_USE, 50_000), "ExceptionGroup: Exceptions from Trio nursery (1 sub-exception)"),
+    ],
+    ids=["single", "without a text", "nested", "several", "many", "liar", "deep"],
+)  # fmt: skip
+def test_the_line_of_a_failure_names_what_is_in_a_group(exc, line):
+    """R31: The text of a group only says how many members it has; one that is nested too deeply is not searched to its end."""
+    assert failure_line(exc) == line
+
+
+def test_a_short_text_of_a_group_shows_the_exception_in_three_nurseries():
+    """R16: A first start that fails may have only this text."""
+    assert brief(grouped(IN_USE, 3)).count("OSError(98, 'Address already in use')") == 1
+
+
+class Long(Exception):
+    """One that prints without end."""
+
+    def __repr__(self):
+        return "x" * 2_300_000
+
+    __str__ = __repr__
+
+
+def around(value, depth):
+    """The value in so many lists."""
+    for _ in range(depth):
+        value = [value]
+    return value
+
+
+@pytest.mark.parametrize(
+    "value",
+    [Long(), ValueError(Long()), ExceptionGroup("g", [Long()] * 30), ["x" * 1000] * 1000, {1: Long()}, around("x", 100_000)],
+    ids=["exception", "argument", "group", "list", "dict", "depth"],
+)  # fmt: skip
+def test_the_text_of_an_object_is_short(value):
+    """R24, R36: Hundreds of callers may be told of one failure, each in an error of its own."""
+    assert len(brief(value)) <= MOST
+
+
+@pytest.mark.parametrize("exc", [Long(), ValueError("x" * 10_000), ExceptionGroup("g", [Long()] * 30)])
+def test_the_line_of_a_failure_is_short(exc):
+    """R31: It has the texts of at most three members of a group."""
+    assert len(failure_line(exc)) < 5 * MOST

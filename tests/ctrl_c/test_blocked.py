@@ -531,6 +531,13 @@ def test_a_wrong_limit_is_refused_by_its_name(name, value):
         run_tree(Supervisor("app", [Child("a", trio.sleep_forever)]), **{name: value})
 
 
+@pytest.mark.parametrize("watch", [5, [None], "wx"])
+def test_a_watch_that_cannot_be_called_is_refused(watch):
+    """It is refused before anything starts, by its name."""
+    with pytest.raises(TypeError, match=r"^watch must be an async function, or several, got "):
+        run_tree(Supervisor("app", [Child("a", trio.sleep_forever)]), watch=watch)
+
+
 def test_nothing_of_ours_is_left_behind_in_the_process():
     """Signal handlers, timer and threads are the same as before."""
     numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGALRM)

@@ -583,4 +583,85 @@ HOSTS = (
             "misuse_is_told_at_once",
         ),
     ),
+    *plants_of(
+        "hosts/process/parent/processes.py",
+        (
+            "a frozen application starts itself",
+            '    if getattr(sys, "frozen", False):',
+            "    if False:",
+            "a_program_without_a_python_to_start_is_refused",
+        ),
+    ),
+    *plants_of(
+        "hosts/process/parent/output.py",
+        (
+            "a pipe that is closed already is waited for",
+            "while more and stream.descriptor >= 0:",
+            "while more:",
+            "a_process_that_dies_at_once_is_a_failed_start",
+        ),
+        (
+            "what acts on a terminal goes into records",
+            "            yield text if text.isprintable() else _visible(text)",
+            "            yield text",
+            "what_would_act_on_a_terminal_is_made_visible",
+        ),
+    ),
+    *plants_of(
+        "hosts/process/parent/standby.py",
+        (
+            "a path must be UTF-8",
+            "        path = [os.fsencode(entry) for entry in self.path]  # an entry",
+            "        path = list(self.path)  # an entry",
+            "a_path_need_not_be_utf_8",
+        ),
+    ),
+    *plants_of(
+        "hosts/process/parent/forkserver.py",
+        (
+            "a fork for which no descriptor is left ends the fork server",
+            "            asked.refused = OSError(errno.EMFILE, os.strerror(errno.EMFILE))\n        asked.answered",
+            '            raise ProtocolError("no descriptor came")\n        asked.answered',
+            "a_start_without_descriptors_fails_alone",
+        ),
+    ),
+    *plants_of(
+        "hosts/process/child/forkserver.py",
+        (
+            "a child that other code has reaped ends the fork server",
+            "    except ChildProcessError:\n        return None",
+            "    except ZeroDivisionError:\n        return None",
+            "the_death_of_one_context_is_not_taken_for_that_of_another",
+        ),
+    ),
+    *plants_of(
+        "hosts/process/child/life.py",
+        (
+            "processes that a runner starts cannot be terminated",
+            "        signal.signal(number, _nothing)",
+            "        signal.signal(number, signal.SIG_IGN)",
+            "a_process_that_a_runner_starts_can_be_terminated",
+        ),
+        (
+            "a context has the default timeout of sockets",
+            "    link.settimeout(None)",
+            "    pass",
+            "what_a_preload_leaves_behind_harms_no_context",
+        ),
+    ),
+    *plants_of(
+        "hosts/process/host.py",
+        (
+            "a folder that is gone ends every start",
+            "    with suppress(OSError):  # the folder has been deleted",
+            "    if True:",
+            "a_folder_that_is_gone_from_the_beginning_is_left_out",
+        ),
+        (
+            "a spec that is too long is refused by its process",
+            "            linger=self.linger,\n        ).checked()",
+            "            linger=self.linger,\n        )",
+            "a_spec_that_is_too_long_is_refused_before_there_is_a_process",
+        ),
+    ),
 )

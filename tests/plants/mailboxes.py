@@ -368,5 +368,23 @@ MAILBOXES = tuple(
             "            if server.path == path and server.open_inbox",
             "            if server.open_inbox",
         ),
+        (
+            "an exception from a callback is the caller's",
+            _MESSAGE,
+            "        except BaseException as exc:  # noqa: BLE001 - any exception is a failure of that body",
+            "        except ZeroDivisionError as exc:  # noqa: BLE001 - any exception is a failure of that body",
+        ),
+        (
+            "each sender that leaves looks at all that wait",
+            _MAILBOX,
+            "            del self._putters[task]\n            return Abort",
+            "            self._putters = OrderedDict(each for each in self._putters.items() if each[0] is not task)\n            return Abort",
+        ),
+        (
+            "a second task may wait at a stream",
+            _MESSAGE,
+            "            if self._task is not None:\n                raise trio.Busy",
+            "            if False:\n                raise trio.Busy",
+        ),
     )
 )

@@ -9,6 +9,8 @@ _LEAF = "supervise/_trio/leaf.py"
 _TREE = "supervise/_trio/tree.py"
 _LAST = "supervise/_trio/last_resort.py"
 _RUN = "supervise/_trio/run.py"
+_REF = "supervise/_trio/ref.py"
+_BRIEF = "supervise/_core/_brief.py"
 _INTERRUPTS = ("tests/tree/test_interrupts.py", "tests/ctrl_c/test_ctrl_c.py")
 _STOPPING = ("tests/tree/test_stopping.py",)
 _HOSTILE = ("tests/tree/test_hostile.py",)
@@ -295,6 +297,62 @@ TREES = tuple(
             "        done.acquire(timeout=_PATIENCE)\n",
             "        done.acquire()\n",
             ("tests/ctrl_c/test_blocked.py",),
+        ),
+        (
+            "the text of an object has no bound",
+            _BRIEF,
+            "    if len(text) <= most:\n",
+            "    if True:\n",
+            ("tests/core/test_texts.py",),
+        ),
+        (
+            "an object that raises when it is printed breaks the tree",
+            _BRIEF,
+            "        except BaseException as problem:  # noqa: BLE001 - a user's `__repr__`",
+            "        except ZeroDivisionError as problem:  # noqa: BLE001 - a user's `__repr__`",
+            _HOSTILE,
+        ),
+        (
+            "a group of exceptions does not show what is in it",
+            _BRIEF,
+            '        line = ": ".join(',
+            '        _ = ": ".join(',
+            ("tests/core/test_texts.py",),
+        ),
+        (
+            "a group that cannot be split breaks the tree",
+            _LEAF,
+            "        except Exception:  # noqa: BLE001 - a group that cannot be split, too deep",
+            "        except ZeroDivisionError:  # noqa: BLE001 - a group that cannot be split, too deep",
+            _HOSTILE,
+        ),
+        (
+            "an exit of an init is a failed start",
+            _DRIVER,
+            "                if boot.problem is None or is_decidable(boot.problem):",
+            "                if True:",
+            ("tests/tree/test_interrupts.py",),
+        ),
+        (
+            "a block whose nursery was cancelled has raised",
+            _TREE,
+            "raised is None or _without_cancelled(raised) is None",
+            "raised is None or isinstance(raised, trio.Cancelled)",
+            _HOSTILE,
+        ),
+        (
+            "whoever inherits the variable of a child is inside it",
+            _LEAF,
+            "isinstance(leaf, Leaf) and leaf._task is task and leaf._driver is tree",
+            "isinstance(leaf, Leaf) and leaf._driver is tree",
+            _HOSTILE,
+        ),
+        (
+            "a child that is being stopped waits for its supervisor",
+            _REF,
+            "            if branch is not None and branch.awaited and branch.leaving:",
+            "            if False:",
+            _HOSTILE,
         ),
     )
 )

@@ -228,6 +228,8 @@ def _shadows(setting: Setting) -> None:
     for name in ("enum", "typing", "uuid", "pathlib", "dataclasses", "contextlib", "socket", "struct"):
         (folder / f"{name}.py").write_text("raise ImportError('an old backport')\n")
     setting.program = [PROGRAM]
+    # Otherwise ours would be imported from there, and not from the folder with the backports.
+    setting.environment.pop("PYTHONPATH", None)
     at = sysconfig.get_paths()["purelib"]
     setting.setup = f"import sys; sys.path.insert(sys.path.index({at!r}), {str(folder)!r})"
 

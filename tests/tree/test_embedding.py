@@ -2,6 +2,7 @@
 
 import asyncio
 
+import pytest
 import trio
 
 from supervise import Child, Decider, Limit, Restart, Stop, Supervisor, TreeFailed, current_child, open_tree
@@ -143,3 +144,14 @@ def test_a_tree_runs_in_guest_mode():
         return (await done).unwrap()
 
     assert asyncio.run(host()) == ("guest/echo", 7)
+
+
+def test_a_tree_that_is_opened_in_a_coroutine_of_asyncio_gets_one_line():
+    """It says what is needed, where Trio itself would say only that this is no async context."""
+
+    async def host():
+        async with open_tree(declare("app"), sinks=[]):
+            raise AssertionError
+
+    with pytest.raises(RuntimeError, match=r"^open_tree needs a Trio task: .* can run Trio as its guest$"):
+        asyncio.run(host())

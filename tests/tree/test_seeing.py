@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import inspect
 import logging
+import re
+from pathlib import Path
 
 import attrs
 import pytest
@@ -34,7 +36,7 @@ from supervise import (
 from supervise._trio.tree import onlookers
 from supervise.sinks.log import LoggingSink
 from supervise.sinks.queue import QueueSink
-from supervise.testing import assert_lifecycle, run_virtual
+from supervise.testing import assert_lifecycle, lifecycle, run_virtual
 
 from .scene import Boom, Kit, Other, Puppet, Seen, app, forever, grow, puppets, quiet
 
@@ -317,6 +319,16 @@ def test_lifecycles_that_break_the_grammar(kinds):
     """R32: `assert_lifecycle` refuses these, and names the path."""
     with pytest.raises(AssertionError, match="'app'"):
         assert_lifecycle(life(*kinds))
+
+
+def test_the_grammar_in_the_docs_is_the_one_that_is_checked():
+    """R32: The docstring of `supervise.events` and docs/project/rules.md show it with the names of events."""
+    letters = {kind.__name__: letter for kind, letter in lifecycle._LETTERS.items()}
+    rules = Path(__file__).parents[2] / "docs" / "project" / "rules.md"
+    for text in (events.__doc__, rules.read_text()):
+        shown = re.search(r"^ +Starting StartOverdue\*$.*?^ +Stopped$", text, re.MULTILINE | re.DOTALL)
+        word = re.sub(r"[A-Z]\w+", lambda name: letters[name[0]], shown[0])
+        assert "".join(word.split()) == lifecycle._LIFE.pattern
 
 
 def test_incarnations_must_go_up():
