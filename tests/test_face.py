@@ -179,9 +179,7 @@ def test_public_classes_explain_their_public_methods(name):
 @pytest.mark.parametrize("again", [copy.copy, copy.deepcopy, lambda error: pickle.loads(pickle.dumps(error))])
 def test_an_error_can_be_copied_and_pickled(again):
     """So that a fault plan may raise it, and another process may return it; it keeps what its constructor was given, and its notes."""
-    plain = [
-        getattr(errors, name)("text") for name in ERRORS if getattr(errors, name) is not errors.Refused
-    ]
+    plain = [getattr(errors, name)("text") for name in ERRORS if getattr(errors, name) is not errors.Refused]
     for error in [*plain, errors.Refused("text", reason="full"), programs.CommandExited("text", -9)]:
         error.add_note("a note")
         other = again(error)
