@@ -59,6 +59,16 @@ def test_every_event_is_plain_data(kind):
     assert len(data.get("stack", "")) <= MOST
 
 
+@pytest.mark.parametrize(
+    "value", [math.nan, math.inf, pytest.param(10**5000, id="huge"), 2**64, 1.5, True, "x"]
+)
+def test_a_value_of_the_program_is_its_text(value):
+    """R31: JSON does not have every number, and a reader may refuse the whole line with one that it has not."""
+    data = as_data(events.Returned(**WHERE, value=value), number=1, time=0.0)
+    assert type(data["value"]) is str
+    json.loads(json.dumps(data, allow_nan=False))
+
+
 def test_the_fields_of_a_decision_and_of_its_failure():
     """R31: Directives have their names; only a failure has its traceback, whose end is kept."""
 
