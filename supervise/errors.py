@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 Reason = Literal["running", "restarting", "duplicate", "not_found", "full", "pool", "stopping"]
 
 
 class SuperviseError(Exception):
     """The base of this library's errors."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Copy and pickle without the constructor: it may demand arguments that are not among `args`."""
+        return _made_again, (type(self), self.args), self.__dict__
+
+
+def _made_again(cls: type[SuperviseError], args: tuple[object, ...]) -> SuperviseError:
+    return cls.__new__(cls, *args)
 
 
 class TreeFailed(SuperviseError):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ast
+import copy
 import inspect
+import pickle
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
@@ -12,7 +14,7 @@ import pytest
 
 import runners
 import supervise
-from supervise import errors, events, testing
+from supervise import errors, events, programs, testing
 
 PACKAGE = Path(supervise.__file__).parent
 
@@ -172,6 +174,16 @@ def test_public_classes_explain_their_public_methods(name):
     for method, value in vars(found).items():
         if inspect.isfunction(value) and not method.startswith("_"):
             assert value.__doc__, f"{name}.{method} has no docstring"
+
+
+@pytest.mark.parametrize("again", [copy.copy, copy.deepcopy, lambda error: pickle.loads(pickle.dumps(error))])
+def test_an_error_can_be_copied_and_pickled(again):
+    """So that a fault plan may raise it, and another process may return it; it keeps what its constructor was given, and its notes."""
+    plain = [getattr(errors, name)("text") for name in ERRORS if getattr(errors, name) is not errors.Refused]
+    for error in [*plain, errors.Refused("text", reason="full"), programs.CommandExited("text", -9)]:
+        error.add_note("a note")
+        other = again(error)
+        assert (type(other), other.args, vars(other)) == (type(error), error.args, vars(error))
 
 
 def test_errors_are_one_family():

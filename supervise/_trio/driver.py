@@ -346,8 +346,10 @@ class Driver:
             except BaseException as exc:  # noqa: BLE001 - R31: a sink never hurts the tree
                 failed = [*(failed or ()), (sink, exc)]
         if failed is not None:
+            for sink, _ in failed:  # all of them first, since each report is an event for those that are left
+                self._remove_sink(sink)
             for sink, raised in failed:
-                self._drop_sink(sink, raised)
+                self._report_sink(sink, raised)
 
     @enable_ki_protection
     def subscribe(self, sink: events.Sink) -> Callable[[], None]:
@@ -367,8 +369,7 @@ class Driver:
         self._sinks = [other for other in self._sinks if other is not sink]
         self.forest.ledger.listening = bool(self._sinks)
 
-    def _drop_sink(self, sink: events.Sink, exc: BaseException) -> None:
-        self._remove_sink(sink)
+    def _report_sink(self, sink: events.Sink, exc: BaseException) -> None:
         root = self.forest.root
         failed = events.SinkFailed(
             at=self.now(), path=root.path, incarnation=root.incarnation, sink=brief(sink), exc=exc

@@ -178,11 +178,10 @@ def _first_time(file: str) -> float:
 
 
 def _lines(file: str) -> Iterator[str]:
+    # By its descriptor: `sys.stdin` may refuse bytes that are not UTF-8, and is None if standard input was closed.
+    where = 0 if file == "-" else file
     try:
-        if file == "-":
-            yield from sys.stdin
-            return
-        with Path(file).open(encoding="utf-8", errors="replace") as lines:
+        with open(where, encoding="utf-8", errors="replace", closefd=file != "-") as lines:
             yield from lines
     except OSError as problem:
         raise NoTree(f"cannot read {file}: {problem.strerror or problem}") from problem

@@ -272,7 +272,7 @@ class line(Code, Value):  # noqa: N801 - see the first lines of this file
 
     def __attrs_post_init__(self) -> None:
         try:
-            re.compile(self.pattern)
+            re.compile(self.pattern).search("")  # one of bytes finds nothing in a line
         except (re.error, TypeError) as problem:
             refuse(
                 ValueError(

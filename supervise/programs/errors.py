@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 
+from .._core._check import plain
 from ..errors import SuperviseError
 
 
@@ -58,6 +59,12 @@ class GuardianLost(CommandError):
     """The guardian of the program was killed or did not answer. Everything that was left of the program has been killed."""
 
     tag = "command.guardian"
+
+
+def is_signal(value: object) -> bool:
+    """Whether it is the number of a signal that a program can get."""
+    number = plain(value)
+    return type(number) is int and number in signal.valid_signals()
 
 
 def signal_name(number: int) -> str:

@@ -334,7 +334,7 @@ async def _kill_all(find: Callable[[], list[int]]) -> set[int]:
     killed, wait = set[int](), _SHORTEST
     while found := await trio.to_thread.run_sync(find):
         for pid in found:
-            with suppress(ProcessLookupError):
+            with suppress(ProcessLookupError, PermissionError):  # as in the guardian's own `_end_below`
                 os.kill(pid, signal.SIGKILL)
         killed.update(found)
         await trio.sleep(wait)  # their end gives no event: they are no children of this process

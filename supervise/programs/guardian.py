@@ -44,6 +44,11 @@ _NO_DEVICES = 0x2 | 0x4 | 0x8  # MS_NOSUID | MS_NODEV | MS_NOEXEC
 _IGNORED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 _FIRST_FILE = 3  # as sd_listen_fds has it
 _SHORTEST, _LONGEST = 0.002, 0.1  # seconds between two looks at processes that were killed and have not ended
+_DAY = 86_400.0  # seconds; `poll` counts no more than 24 days, and a step of a stop may have any number of seconds
+_UNREACHABLE = (
+    ProcessLookupError,
+    PermissionError,
+)  # it has ended, or has become another user's and may not be signalled
 
 
 # --- what /proc knows
@@ -370,8 +375,8 @@ class Guardian:
 
     def _follow(self) -> None:
         while self._code is None and not self._kill:
-            wait = None if self._due is None else max(0.0, self._due - time.monotonic()) * 1000
-            for descriptor, _ in self._poll.poll(wait):
+            wait = _DAY if self._due is None else min(max(0.0, self._due - time.monotonic()), _DAY)
+            for descriptor, _ in self._poll.poll(wait * 1000):
                 if descriptor in self._sources:  # an earlier one of these may have removed it
                     self._sources[descriptor]()
             if self._due is not None and time.monotonic() >= self._due:
@@ -449,7 +454,7 @@ class Guardian:
         self._signal(signal.SIGCONT)  # a program that is stopped would not see the first one
 
     def _signal(self, number: int) -> None:
-        with suppress(ProcessLookupError):
+        with suppress(*_UNREACHABLE):
             signal.pidfd_send_signal(self._pidfd, number)
 
     def _end_all(self) -> int:
@@ -457,7 +462,7 @@ class Guardian:
         left = len(set(below(os.getpid())) - {self._program, self._init})
         group = self._order["cgroup"]
         if self._program and self._code is None and not self._init:
-            with suppress(ProcessLookupError):
+            with suppress(*_UNREACHABLE):
                 os.killpg(self._program, signal.SIGKILL)  # at once, so that none can fork meanwhile
         if group:
             with suppress(OSError):  # it was not made
@@ -479,11 +484,12 @@ def _end_below(reap_all: Callable[[], bool]) -> None:
     """Kill everything below this process, which is a subreaper; return when all of it has ended.
 
     One that is no child cannot be waited for. It becomes one when its parent has ended, so the time between two looks is short.
+    One that may not be killed, because it has become another user's, is waited for until it ends by itself.
     """
     wait = _SHORTEST
     while reap_all():
         for pid in below(os.getpid()):
-            with suppress(ProcessLookupError):
+            with suppress(*_UNREACHABLE):
                 os.kill(pid, signal.SIGKILL)
         time.sleep(wait)
         wait = min(2 * wait, _LONGEST)

@@ -6,6 +6,7 @@ import secrets
 import socket
 import struct
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 
 import trio
 
@@ -36,7 +37,10 @@ class Notifications:
         return f"@{self._name}"
 
     async def ready(self, note: Callable[[str], None]) -> None:
-        """Wait for `READY=1`; `note` gets each `STATUS=` that comes before."""
+        """Wait for `READY=1`; `note` gets each `STATUS=` that comes before.
+
+        What comes afterwards is read too, since a program stands still that sends to a full socket, and many go on to send their status.
+        """
         while True:
             data, ancillary, _, _ = await self._socket.recvmsg(_MOST, socket.CMSG_SPACE(_CREDENTIALS.size))
             if not await self._is_ours(_sender(ancillary)):
@@ -44,9 +48,15 @@ class Notifications:
             for entry in data.decode("utf-8", "replace").splitlines():
                 name, _, value = entry.partition("=")
                 if name == "READY" and value == "1":
+                    trio.lowlevel.spawn_system_task(self._drop_the_others, name=f"notify socket {self._name}")
                     return
                 if name == "STATUS":
                     note(f"its last status was {printable(shortened(value, 200))!r}")
+
+    async def _drop_the_others(self) -> None:
+        with suppress(trio.ClosedResourceError, OSError):  # both mean that it was closed
+            while True:
+                await self._socket.recv(1)
 
     def close(self) -> None:
         """Close the socket; messages that come later get an error at their sender."""

@@ -19,7 +19,7 @@ from .._core._check import check_choice, check_number, did_you_mean, is_a, plain
 from .._core._code import Code
 from .._core.spec import Child
 from .checks import READY, checked_argv, every, http, line, notify, probe, tcp
-from .errors import CommandMissing
+from .errors import CommandMissing, is_signal
 from .guarded import Order
 from .running import Conduct, Opening, watch
 
@@ -250,9 +250,9 @@ class Program(Code):
 
 
 def _is_signal(what: str, number: object) -> bool:
-    if type(number) is not bool and number in signal.valid_signals():
-        return True
-    return refuse(ValueError(f"{what} must be a signal such as signal.SIGTERM, got {brief(number)}"))
+    return is_signal(number) or refuse(
+        ValueError(f"{what} must be a signal such as signal.SIGTERM, got {brief(number)}")
+    )
 
 
 def _is_text(value: object) -> bool:

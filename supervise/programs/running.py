@@ -10,11 +10,12 @@ from types import TracebackType
 import trio
 from attrs import evolve, frozen
 
+from .._core._brief import brief
 from .._trio.child import stop_requested
 from .._trio.leaf import current
 from .._trio.protect import protected
 from .checks import every, line, notify, wait_until_ready
-from .errors import CommandError, CommandMissing, CommandNotReady, CommandUnhealthy
+from .errors import CommandError, CommandMissing, CommandNotReady, CommandUnhealthy, is_signal
 from .guarded import Guarded, Order
 from .notify import Notifications
 from .output import Output
@@ -73,7 +74,13 @@ class Running:
         return self.guarded.pid
 
     def send_signal(self, number: int) -> None:
-        """Send the signal with this `number` to its main process; without effect if that has ended."""
+        """Send the signal with this `number` to its main process; without effect if that has ended.
+
+        Raises:
+            ValueError: it is no signal.
+        """
+        if not is_signal(number):
+            raise ValueError(f"number must be a signal such as signal.SIGTERM, got {brief(number)}")
         self.guarded.order(f"signal {int(number)}")
 
     def reload(self) -> None:

@@ -53,14 +53,16 @@ def as_data(event: Event, *, number: int, time: float) -> dict[str, Any]:
 
 def _plain(event: Event, name: str) -> Any:
     value: Any = getattr(event, name)
-    if value is None or type(value) in (int, float):
-        return value
+    if value is None:
+        return None
+    if (
+        name == "value"
+    ):  # any object of the program, also a number that JSON does not have, of which only the text is given
+        return brief(value)
     if is_a(value, BaseException):
         return _exception(value, traced=is_a(event, (Failed, StopError)))
     if is_a(value, Directive):
         return value.name
-    if name == "value":  # any object of the program, of which only the text is given
-        return brief(value)
     return value[-MOST:] if type(value) is str else value
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import stat
 import sys
 import time
 from contextlib import suppress
@@ -21,8 +22,8 @@ class JsonLinesSink:
     """A sink that writes each event as one line of JSON, in the schema of `supervise.sinks.data.as_data` (R31).
 
     A file is opened at the first event, and appended to. When it would pass `most` bytes it is renamed to `NAME.1`, an older
-    `NAME.1` to `NAME.2`, and so on; the oldest is deleted. So all files together have at most `(kept + 1) * most` bytes. Each
-    line is written whole and at once. If that fails, for instance because the disk is full, the tree reports it once and goes
+    `NAME.1` to `NAME.2`, and so on; the oldest is deleted. So all files together have at most `(kept + 1) * most` bytes. A link is
+    followed, and what is no regular file, such as `/dev/null` or a pipe, is never renamed. Each line is written whole and at once. If that fails, for instance because the disk is full, the tree reports it once and goes
     on without this sink.
 
     Args:
@@ -45,6 +46,7 @@ class JsonLinesSink:
         self._path = Path(target) if isinstance(target, str | os.PathLike) else None
         self._file = None if isinstance(target, str | os.PathLike) else target
         self._size = 0
+        self._is_regular = False
         self._most = most
         self._kept = kept
         self._number = 0
@@ -69,23 +71,25 @@ class JsonLinesSink:
         """The open file; a new one if this one has no room for so many bytes. A longer line has a file for itself."""
         if self._file is None:
             self._file = self._open(path)
-        if self._size and self._size + more > self._most:
+        if self._is_regular and self._size and self._size + more > self._most:
             self._file.close()
             self._file = None
-            self._rename(path)
+            self._rename(path.resolve())
             self._file = self._open(path)
         self._size += more
         return self._file
 
     def _open(self, path: Path) -> TextIO:
         file = path.open("a", encoding="ascii")
-        self._size = os.fstat(file.fileno()).st_size
+        opened = os.fstat(file.fileno())
+        self._size, self._is_regular = opened.st_size, stat.S_ISREG(opened.st_mode)
         return file
 
     def _rename(self, path: Path) -> None:
-        """Give each file the name of the next older one; the oldest has none left."""
-        names = [path, *(path.with_name(f"{path.name}.{number}") for number in range(1, self._kept + 1))]
+        """Give each file the name of the next older one, up to the first free name; the oldest file has none left."""
+        names = [path]
+        while len(names) <= self._kept and names[-1].exists():
+            names.append(path.with_name(f"{path.name}.{len(names)}"))
         names[-1].unlink(missing_ok=True)
         for newer, older in reversed(list(pairwise(names))):
-            if newer.exists():
-                newer.rename(older)
+            newer.rename(older)

@@ -38,8 +38,8 @@ class SystemdSink:
     `watchdog` seconds. That is sent by the event loop, so nothing comes while a child's code blocks the loop, and systemd then ends
     the program.
 
-    No message ever blocks: one that finds the queue of systemd full is dropped, since another follows. Any other error is raised,
-    so that the tree reports it once and goes on without this sink.
+    No message ever blocks. If one finds the queue of systemd full, `watch` sends it with its next one, or a later one of that kind.
+    Any other error is raised, so that the tree reports it once and goes on without this sink.
 
     Args:
         address: of systemd's socket; one that begins with `@` is abstract.
@@ -58,6 +58,7 @@ class SystemdSink:
         self._interval = _STATUS_SECONDS if watchdog is None else min(watchdog / 2, _STATUS_SECONDS)
         self._pings = watchdog is not None
         self._is_stopping = False
+        self._unsent: tuple[str, ...] = ()  # of the last message about the state of the tree
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
 
     @classmethod
@@ -78,18 +79,19 @@ class SystemdSink:
         if "/" in event.path or self._is_stopping:
             return
         if isinstance(event, Ready | Adopted):
-            self._send("READY=1")
+            self._tell("READY=1")
         elif isinstance(event, Adopting) or _is_restart(event):
             # systemd demands the time of the reload (`man sd_notify`).
-            self._send("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
+            self._tell("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
         elif isinstance(event, Stopping):
             self._is_stopping = True
-            self._send("STOPPING=1", f"STATUS=stopping: {event.reason}")
+            self._tell("STOPPING=1", f"STATUS=stopping: {event.reason}")
 
     async def watch(self, tree: _Tree) -> None:
         """Send the status of a tree, and the pings of the watchdog, until it is cancelled; for the `watch` of `run_tree`."""
         while True:
             pings = ["WATCHDOG=1"] if self._pings else []
+            self._tell(*self._unsent)
             self._send(*pings, f"STATUS={_standing(tree.status(), trio.current_time())}")
             await trio.sleep(self._interval)
 
@@ -97,10 +99,17 @@ class SystemdSink:
         """Close the socket."""
         self._socket.close()
 
-    def _send(self, *lines: str) -> None:
+    def _tell(self, *lines: str) -> None:
+        """Send the state of the tree, of which systemd must miss nothing: it would end a program that is never ready."""
+        self._unsent = () if not lines or self._send(*lines) else lines
+
+    def _send(self, *lines: str) -> bool:
+        """Returns whether there was room for it."""
         message = "\n".join(map(printable, lines)).encode(errors="backslashreplace")
-        with suppress(BlockingIOError):  # the queue is full
+        with suppress(BlockingIOError):
             self._socket.sendto(message, self._address)
+            return True
+        return False
 
 
 def _is_restart(event: Event) -> bool:

@@ -43,6 +43,8 @@ _INPUTS: dict[str, type[Any]] = {
 _START = {"tree", "now", "listening", "effects"}
 _INPUT = {"machine", "incarnation", "now", "u", "listening", "input", "fields", "effects"}
 _PLAIN = (str, int, float, bool, type(None))
+_LONGEST = 1000
+"""Bits of an integer: Python does not write one with some thousand digits."""
 
 
 class Mismatch(Exception):
@@ -111,7 +113,7 @@ def _kept(value: Any) -> Any:
     """The form in which a log keeps one value."""
     if isinstance(value, BaseException):
         return _kept_exception(value)
-    if type(value) in _PLAIN:
+    if type(value) in _PLAIN and not (type(value) is int and value.bit_length() > _LONGEST):
         return value
     if type(value) is tuple:
         return list(map(_kept, cast("Any", value)))

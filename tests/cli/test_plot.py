@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import subprocess
 import sys
 from contextlib import redirect_stderr, redirect_stdout
@@ -56,6 +57,21 @@ def supervise(*arguments):
         except SystemExit as end:
             status = end.code
     return status, out.getvalue(), err.getvalue()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("closed", [False, True])
+def test_standard_input_may_be_anything(closed):
+    """Also what is not UTF-8, under a locale that is strict; and one that was closed gives one line."""
+    command = f"exec {sys.executable} -m supervise plot - {'<&-' if closed else ''}"
+    given = b"\xff\n" + "".join(events(3)).encode()
+    strict = {**os.environ, "PYTHONIOENCODING": "utf-8:strict"}
+    done = subprocess.run(["sh", "-c", command], input=given, capture_output=True, env=strict, check=False)
+    if closed:
+        assert (done.returncode, done.stderr) == (2, b"supervise: cannot read -: Bad file descriptor\n")
+    else:
+        assert done.stderr == b"supervise: lines left out: 1 that are no events\n"
+        assert ET.fromstring(done.stdout).tag.endswith("svg")
 
 
 @pytest.fixture

@@ -365,6 +365,33 @@ async def test_a_program_may_run_as_another_user(tmp_path):
 
 
 @pytest.mark.trio
+async def test_what_is_no_signal_is_refused_and_hurts_no_program(tmp_path):
+    """Its guardian would fail with it, and a program without a guardian is killed."""
+    async with opened(little(UP + FOR_EVER, tmp_path), tmp_path) as (tree, running):
+        for number in (9999, -1, 0, True, "SIGTERM", 15.0, None):
+            with pytest.raises(ValueError, match="number must be a signal such as"):
+                running.send_signal(number)
+        running.send_signal(signal.SIGCONT)
+        await trio.sleep(0.1)
+        assert running.runs
+        assert await tree["app/little"].ready() is running
+
+
+@pytest.mark.trio
+async def test_a_step_of_a_stop_may_have_any_number_of_seconds(tmp_path):
+    """R20: more than a guardian can wait for at once too; the program ends in order."""
+    slowly = "time.sleep(0.2); sys.exit(0)"  # so that a guardian that fails is sooner
+    script = OBEYS.replace("if got[-1] == LAST: sys.exit(0)", slowly) + UP + FOR_EVER
+    for seconds in (3e6, 1e300):
+        async with opened(little(script, tmp_path, stop=((signal.SIGTERM, seconds),)), tmp_path) as (
+            _,
+            running,
+        ):
+            pass
+        assert running.guarded.problem() is None
+
+
+@pytest.mark.trio
 async def test_a_reload_is_a_signal(tmp_path):
     """SIGHUP, unless another is declared; without one it is refused."""
     script = OBEYS.replace("LAST", "'SIGTERM'") + UP + FOR_EVER

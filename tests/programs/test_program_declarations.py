@@ -53,6 +53,10 @@ WRONG = {
         lambda: Command("x", ["a"], stop=[(99, 1)]),
         "command 'x': a signal of stop must be a signal such as signal.SIGTERM, got 99",
     ),
+    "a list as a signal": (
+        lambda: Command("x", ["a"], stop=[([], 1)]),
+        "command 'x': a signal of stop must be a signal such as signal.SIGTERM, got []",
+    ),
     "the name of a signal": (
         lambda: Command("x", ["a"], reload="SIGHUP"),
         "command 'x': reload must be a signal such as signal.SIGTERM, got 'SIGHUP'",
@@ -130,6 +134,10 @@ WRONG = {
         "http: status must be <= 599, got 1000",
     ),
     "a wrong expression": (lambda: line("("), "line: pattern must be a regular expression, got '(': "),
+    "an expression of bytes": (
+        lambda: line(rb"ready"),
+        "line: pattern must be a regular expression, got b'ready': cannot use a bytes pattern on a string-like object",
+    ),
     "a probe as a line": (
         lambda: probe("true"),
         "probe: argv must be a list of strings, got 'true'; write ['true']",

@@ -8,6 +8,7 @@ import json
 import os
 import resource
 import select
+import shutil
 import signal
 import socket
 import subprocess
@@ -35,7 +36,7 @@ from .little import (
     started_again,
     until,
 )
-from .servers import processes_in
+from .servers import AS_ROOT, processes_in
 
 ROOT = Path(__file__).parents[2]
 FORKS = "for _ in range(3):\n    if os.fork() == 0: break\nelse:\n    print('up', flush=True)\n"
@@ -198,6 +199,42 @@ async def test_process_1_reaps_what_a_killed_guardian_has_left(tmp_path, which):
             assert ours == {latest.guarded._guardian.pid}
     finally:
         prctl(36, 0, 0, 0, 0)
+
+
+UNKILLABLE = """
+import sys, trio
+from supervise import Supervisor, open_tree
+from tests.programs.little import FOR_EVER, UP, WITH_ORPHAN, Seen, little
+ANOTHERS = "import os, time\\nif os.fork() == 0:\\n    os.setuid(65534)\\n    time.sleep(2)\\n    os._exit(0)\\n"
+async def main():
+    spec, seen = little(ANOTHERS + WITH_ORPHAN + UP + FOR_EVER, sys.argv[1], stop=(), grace=0.2), Seen()
+    async with open_tree(Supervisor("app", [spec]), sinks=[seen]) as tree:
+        await tree[spec].ready()
+    print(*{type(event).__name__ for event in seen.events} & {'Overdue', 'Stopped', 'StopError'})
+trio.run(main)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    not AS_ROOT or shutil.which("setpriv") is None, reason="only root can give up what root may do"
+)
+def test_a_process_that_may_not_be_killed_is_waited_for(tmp_path):
+    """R20: one that has become another user's is overdue until it ends by itself; all others are killed, and none is left."""
+    command = [
+        "setpriv",
+        "--bounding-set=-kill",
+        "--inh-caps=-kill",
+        sys.executable,
+        "-c",
+        UNKILLABLE,
+        str(tmp_path),
+    ]
+    told = subprocess.run(
+        command, capture_output=True, text=True, cwd=ROOT, timeout=PATIENCE, check=True
+    ).stdout
+    assert not processes_in(tmp_path)
+    assert set(told.split()) == {"Overdue", "Stopped"}
 
 
 @pytest.mark.trio

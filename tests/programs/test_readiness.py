@@ -192,6 +192,18 @@ async def test_a_program_may_say_itself_that_it_is_ready(tmp_path):
     assert str(error).endswith("was not ready within 5 s: its last status was 'loading'")
 
 
+@pytest.mark.trio
+async def test_a_program_may_go_on_to_tell_its_status(tmp_path):
+    """The kernel keeps a few hundred messages at most, and a program that sends one more would stand still."""
+    text = (
+        NOTIFIES
+        + "tell(b'READY=1')\nfor _ in range(2000): tell(b'STATUS=up')\nopen('told', 'w')\n"
+        + FOR_EVER
+    )
+    async with opened(little(text, tmp_path, ready=notify()), tmp_path):
+        await until((tmp_path / "told").exists)
+
+
 @pytest.mark.slow
 @pytest.mark.trio
 async def test_only_the_program_may_say_so(tmp_path):

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import time
 from pathlib import Path
 
@@ -56,6 +57,16 @@ def test_every_event_is_plain_data(kind):
     assert set(data) == {*FIRST, *(field.name for field in attrs.fields(kind))}
     assert json.loads(json.dumps(data, allow_nan=False)) == data
     assert len(data.get("stack", "")) <= MOST
+
+
+@pytest.mark.parametrize(
+    "value", [math.nan, math.inf, pytest.param(10**5000, id="huge"), 2**64, 1.5, True, "x"]
+)
+def test_a_value_of_the_program_is_its_text(value):
+    """R31: JSON does not have every number, and a reader may refuse the whole line with one that it has not."""
+    data = as_data(events.Returned(**WHERE, value=value), number=1, time=0.0)
+    assert type(data["value"]) is str
+    json.loads(json.dumps(data, allow_nan=False))
 
 
 def test_the_fields_of_a_decision_and_of_its_failure():
@@ -125,6 +136,39 @@ def test_full_files_are_renamed_and_the_oldest_is_deleted(tmp_path, kept):
     assert all(file.stat().st_size <= 4000 for file in files)
     kept_numbers = [number for file in reversed(files) for number in numbers(file)]
     assert kept_numbers == list(range(kept_numbers[0], sink._number + 1))
+
+
+def test_any_number_of_files_can_be_kept(tmp_path):
+    """R31: Only those that there are cost anything; a file that somebody has removed is no error."""
+    sink = JsonLinesSink(tmp_path / "log", most=4000, kept=2**62)
+    run(sink, lambda event: (tmp_path / "log").unlink(missing_ok=True) if event.at == 10 else None)
+    sink.close()
+    assert len(list(tmp_path.iterdir())) > 4
+
+
+@pytest.mark.parametrize("kept", [0, 3])
+def test_what_is_no_regular_file_keeps_its_name(tmp_path, kept):
+    """R31: As `/dev/null`, which root could rename: every program of the machine needs it."""
+    os.mkfifo(tmp_path / "pipe")
+    end = os.open(tmp_path / "pipe", os.O_RDWR | os.O_NONBLOCK)
+    seen = []
+    sink = JsonLinesSink(tmp_path / "pipe", most=1000, kept=kept)
+    run(sink, lambda event: seen.append(len(os.read(end, 100_000))))
+    sink.close()
+    os.close(end)
+    assert sum(seen) > 4000
+    assert [file.name for file in tmp_path.iterdir()] == ["pipe"]
+
+
+def test_a_link_leads_to_the_file_that_is_renamed(tmp_path):
+    """R31: `/dev/stdout` is a link too."""
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "folder" / "log")
+    sink = JsonLinesSink(tmp_path / "link", most=4000, kept=1)
+    run(sink)
+    sink.close()
+    assert (tmp_path / "link").is_symlink()
+    assert sorted(file.name for file in (tmp_path / "folder").iterdir()) == ["log", "log.1"]
 
 
 def test_a_line_longer_than_a_file_has_a_file_for_itself(tmp_path):

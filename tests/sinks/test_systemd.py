@@ -143,6 +143,27 @@ def test_a_full_queue_blocks_nothing(tmp_path):
         assert 1 <= len(received(ours)) < 1000
 
 
+def test_a_state_that_finds_a_full_queue_is_sent_later(tmp_path):
+    """R31: systemd ends a service that never says that it is ready."""
+    sink = SystemdSink(str(tmp_path / "notify"))
+
+    async def main():
+        async with open_tree(Supervisor("app", []), sinks=[sink]) as tree, trio.open_nursery() as nursery:
+            nursery.start_soon(sink.watch, tree)
+            await trio.sleep(1)
+            assert "READY=1" not in received(ours)
+            await trio.sleep(10)
+            nursery.cancel_scope.cancel()
+
+    with listening(str(tmp_path / "notify")) as ours:
+        while sink._send("STATUS=of another service"):
+            pass
+        run_virtual(main)
+        heard = [message.partition("=")[0] for message in received(ours)]
+        assert heard == ["READY", "STATUS", "STATUS", "STOPPING"]
+    sink.close()
+
+
 def test_systemd_that_is_gone_is_reported_once(tmp_path, caplog):
     """R31: The tree goes on, without the sink and without its pings."""
     sink, seen = SystemdSink(str(tmp_path / "nothing"), watchdog=1.0), []

@@ -209,6 +209,24 @@ def test_a_recorded_failure_is_not_asked_for_its_attributes(tmp_path, exc):
         run_virtual(main)
 
 
+def test_a_value_that_cannot_be_written_does_not_break_the_recorded_tree(tmp_path):
+    """R24: Python writes no integer of many thousand digits; the log keeps what it prints instead."""
+
+    async def body(*, task_status):
+        task_status.started(10**5000)
+        await trio.sleep_forever()
+
+    tree = Supervisor("app", [Child("a", body)])
+
+    async def main():
+        async with open_tree(tree, sinks=[]) as app:
+            return await app["app/a"].ready()
+
+    with recording(tmp_path / "log"):
+        assert run_virtual(main) == 10**5000
+    assert list(replay((tmp_path / "log").read_text().splitlines(), tree))
+
+
 @given(st.data(), st.integers(0, 999))
 @settings(max_examples=30)
 def test_any_tree_with_any_faults_is_replayed(tmp_path_factory, data, seed):

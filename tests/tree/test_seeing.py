@@ -122,6 +122,27 @@ def test_a_sink_that_raises_is_reported_once_and_dropped(caplog):
     assert_lifecycle(before)
 
 
+def test_sinks_that_raise_at_one_event_are_reported_once_each(caplog):
+    """R31: The report about one of them is not an event for the others, which are dropped too."""
+    seen = Seen()
+
+    def bad(number):
+        def sink(event):
+            raise Boom(number)
+
+        return sink
+
+    async def main():
+        async with open_tree(app(Child("a", trio.sleep_forever)), sinks=[bad(1), bad(2), seen, bad(3)]):
+            await quiet()
+
+    with caplog.at_level(logging.ERROR, "supervise"):
+        run_virtual(main)
+    assert [str(failed.exc) for failed in seen.of(events.SinkFailed)] == ["1", "2", "3"]
+    assert len(caplog.records) == 3
+    assert_lifecycle(seen)
+
+
 def test_equal_sinks_are_not_the_same_sink():
     """R31: The sink that raised is dropped, and no other that compares equal to it."""
 
