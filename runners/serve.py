@@ -113,7 +113,8 @@ class _Front:
     async def __call__(self, *, task_status: trio.TaskStatus[list[str]]) -> None:
         try:
             import hypercorn.config  # noqa: PLC0415 - a tree can be declared without the extra
-            import hypercorn.trio  # noqa: PLC0415 - likewise
+
+            from supervise.operate.connections import Connections, share_of_files  # noqa: PLC0415 - likewise
 
             from .http import openai_app  # noqa: PLC0415 - likewise
         except ModuleNotFoundError as error:
@@ -122,23 +123,21 @@ class _Front:
         tree = current_child().tree
         workers = {name: tree[spec] for name, spec in self.workers.items()}
         app = openai_app(workers, stopping=stop_requested, **self.options)
-        listener = _listener(self.host, self.port)
+        config = hypercorn.config.Config()
+        connections = Connections(app, config, most=share_of_files(3 / 4))
+        with _listener(self.host, self.port) as listener:
+            url = _url(listener)
+            await config.log.info("Running on %s (CTRL + C to quit)", url)
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(connections.run, listener)
+                task_status.started([url])
+                await stop_requested()
+                connections.end()
 
-        class Listening(hypercorn.config.Config):
-            """A configuration with one socket that listens already, so that an error of the address names it."""
 
-            def create_sockets(self) -> hypercorn.config.Sockets:
-                return hypercorn.config.Sockets([], [listener], [])
-
-        config = Listening()
-        config.graceful_timeout = float("inf")  # the tree limits the time
-        with listener:
-            await hypercorn.trio.serve(  # pyright: ignore[reportUnknownMemberType] - its form for WSGI has no types
-                app,  # type: ignore[arg-type]  # Hypercorn declares the scopes of ASGI more narrowly than Starlette
-                config,
-                shutdown_trigger=stop_requested,
-                task_status=task_status,
-            )
+def _url(listener: socket.socket) -> str:
+    host, port, *_ = listener.getsockname()
+    return f"http://{f'[{host}]' if ':' in host else host}:{port}"
 
 
 def _listener(host: str, port: int) -> socket.socket:

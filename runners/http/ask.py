@@ -15,7 +15,7 @@ from typing import Any, NoReturn, cast
 from attrs import evolve, field, frozen
 
 from ..brief import brief, is_a, text_of
-from ..plain import are_integers
+from ..plain import are_integers, is_encodable
 from ..types import ExecuteBatch, Sampling
 from .refusal import Refusal
 
@@ -291,8 +291,8 @@ def _choices(fields: Fields) -> dict[str, Any]:
 
 def _stop(given: Any) -> tuple[str, ...]:
     strings = [given] if is_a(given, str) else [] if given is None else given
-    if not is_a(strings, list) or not all(is_a(each, str) for each in strings):
-        refuse("stop", "a string or a list of strings", given)
+    if not is_a(strings, list) or not all(is_a(each, str) and is_encodable(each) for each in strings):
+        refuse("stop", "a string or a list of strings that UTF-8 can encode", given)
     return tuple(strings)
 
 

@@ -142,12 +142,17 @@ async def answer_refusal(_: Request, error: Exception) -> Response:
 async def answer_http(request: Request, error: Exception) -> Response:
     """Starlette's handler for its own errors, such as a path without a route."""
     assert isinstance(error, HTTPException)
-    asked = f"{request.method} {request.url.path}"
+    asked = _asked(request)
     message = f"unknown URL: {asked}" if error.status_code == 404 else f"{error.detail}: {asked}"  # noqa: PLR2004 - the number is HTTP's name for it
     return Refusal(error.status_code, message, headers=error.headers).response()
 
 
 async def answer_bug(request: Request, _: Exception) -> Response:
     """Starlette's handler for any other exception: it is in this program, and the server logs it."""
-    message = f"internal error while answering {request.method} {request.url.path}"
+    message = f"internal error while answering {_asked(request)}"
     return Refusal(500, message, kind=_SERVER, headers={"x-should-retry": "false"}).response()
+
+
+def _asked(request: Request) -> str:
+    """Its method and its path. Not `request.url`, which fails for a query of bytes that are no UTF-8."""
+    return f"{request.method} {request.scope['path']}"

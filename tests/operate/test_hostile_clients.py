@@ -15,9 +15,10 @@ from pathlib import Path
 import httpx
 import pytest
 import trio
+from hypercorn.config import Config
 
 from supervise import Child, StartFailed, Supervisor, events, open_tree
-from supervise.operate import operate
+from supervise.operate import connections, operate
 from supervise.operate.client import Client, OperateError
 from supervise.operate.history import History
 from supervise.operate.sockets import default_path, found, listening_at
@@ -44,6 +45,34 @@ async def test_a_client_that_does_not_read_its_answer_does_not_keep_the_tree(tmp
         assert (await http.get("/healthz")).status_code == 200
     for client in stalled:
         client.close()
+
+
+@pytest.mark.trio
+async def test_what_is_stuck_ends_some_time_after_its_client_has_left(monkeypatch):
+    """R31: Hypercorn waits for ever for a client that has left in the middle of a stream of HTTP/2, say."""
+    monkeypatch.setattr(connections, "LEFT_SECONDS", 0.1)
+    monkeypatch.setattr(connections, "_LOOK", 0.01)
+    began, ended = trio.Event(), trio.Event()
+
+    async def stuck(*_):
+        began.set()
+        try:
+            await trio.sleep_forever()
+        finally:
+            ended.set()
+
+    with trio.fail_after(20), socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.setblocking(False)
+        served = connections.Connections(stuck, Config(), most=1)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(served.run, listener)
+            async with await trio.open_tcp_stream(*listener.getsockname()) as client:
+                await client.send_all(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n")
+                await began.wait()
+                await trio.sleep(0.3)
+                assert not ended.is_set()
+            await ended.wait()
+            served.end()
 
 
 @pytest.mark.trio

@@ -83,7 +83,7 @@ class Client:
     async def get(self, path, **options):
         return await self.ask("GET", path, b"", **options)
 
-    async def ask(self, method, path, body, *, headers=JSON, leave=None, piece=1000, pause=0.0):
+    async def ask(self, method, path, body, *, headers=JSON, query=b"", leave=None, piece=1000, pause=0.0):
         """One exchange. `leave`: a client leaves when this event is set. `pause`: seconds between two pieces of a body."""
         data = body if isinstance(body, bytes) else json.dumps(body).encode()
         answer, connection = Answer(), trio.Event()
@@ -98,7 +98,7 @@ class Client:
             "asgi": {"spec_version": "2.1", "version": "3.0"},
             "method": method,
             "path": path,
-            "query_string": b"",
+            "query_string": query,
             "scheme": "http",
             "headers": [
                 (name.encode(), each.encode())

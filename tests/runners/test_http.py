@@ -441,6 +441,24 @@ def test_half_a_character_is_refused(field):
     assert answer.error["message"] == rf"{field} must be a text that UTF-8 can encode, got '\ud800'"
 
 
+def test_half_a_character_in_a_stop_string_is_refused():
+    """D11."""
+    answer = asked(Recording(), TEXTS, {**TEXT, "stop": ["a", "\ud800"]})
+    assert (answer.status, answer.error["param"]) == (400, "stop")
+
+
+@pytest.mark.parametrize("path", ["/v1/nothing", TEXTS])
+def test_a_query_may_be_any_bytes(path):
+    """A server passes them on as they came; nothing here reads them."""
+
+    async def use(client, _):
+        return await client.get(path, query=b"\xff")
+
+    answer = served(Recording(), use)
+    assert answer.status in (404, 405)
+    assert answer.error["message"].endswith(f": GET {path}")
+
+
 def test_what_is_no_route_and_what_is_no_json():
     """OpenAI's shape, also for the errors of the framework."""
 

@@ -333,6 +333,54 @@ def links(pid):
     return found
 
 
+WEBSOCKET = (
+    b"GET /v1/models HTTP/1.1\r\nhost: x\r\nupgrade: websocket\r\nconnection: upgrade\r\n"
+    b"sec-websocket-version: 13\r\nsec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+)
+HTTP_2 = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0\x04\0\0\0\0\0"
+
+
+@pytest.mark.trio
+@pytest.mark.parametrize(
+    "sent",
+    [
+        pytest.param(WEBSOCKET * 2, id="two handshakes"),
+        pytest.param(
+            HTTP_2 + b"\0\0\x09\x01\5\0\0\0\1\x82\x86\x04\x02/\xff\x41\x01x", id="a path of odd bytes"
+        ),
+    ],
+)
+async def test_a_client_that_breaks_the_protocol_ends_its_connection_alone(sent):
+    """Hypercorn raises for such a client. The streams of others go on."""
+    async with serving(Scripted(50, delay=0.01), drain=60) as scene, await scene.connect() as busy:
+        await busy.send_all(request(body={**TEXT, "stream": True}))
+        begun = await read_until(busy, b"data: ")
+        async with await scene.connect() as stream:
+            await stream.send_all(sent)
+            await read_until(stream, b"nothing")
+        begun += await read_until(busy, b"[DONE]")
+        assert begun.count(b"data: ") == 51
+        assert scene.front.status().incarnation == 1
+
+
+@pytest.mark.trio
+async def test_clients_leave_files_for_the_contexts(monkeypatch):
+    """Further ones wait until another connection has ended."""
+    monkeypatch.setattr("supervise.operate.connections.share_of_files", lambda _: 2)
+    async with serving(Scripted(8), drain=0.1) as scene:
+        streams = [await scene.connect() for _ in range(3)]
+        for stream in streams:
+            await stream.send_all(request("/health", method="GET"))
+        for stream in streams[:2]:
+            assert b'"ok"' in await read_until(stream, b'"up"}}')
+        await trio.testing.wait_all_tasks_blocked(0.1)
+        assert len(connections(scene.port)) == 2
+        await streams[0].aclose()
+        assert b'"ok"' in await read_until(streams[2], b'"up"}}')
+        for stream in streams[1:]:
+            await stream.aclose()
+
+
 @pytest.mark.trio
 async def test_a_connection_serves_many_requests():
     """Also after one that was refused."""
@@ -553,7 +601,7 @@ def _has_version_6():
 @pytest.mark.trio
 async def test_without_the_extra_the_error_says_what_to_install(monkeypatch):
     """The tree can be declared all the same."""
-    monkeypatch.setitem(sys.modules, "hypercorn.trio", None)
+    monkeypatch.setitem(sys.modules, "hypercorn.config", None)
     spec = device_worker("llm", Scripted(), host=InlineHost())
     with pytest.raises(StartFailed, match=r"install trio-supervise\[http\]"):
         async with open_tree(serve({"m": spec}, port=0), sinks=[]):
