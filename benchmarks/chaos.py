@@ -47,6 +47,7 @@ from typing import Any
 import trio
 from attrs import asdict, define, field, frozen
 
+from benchmarks.holdings import Holdings, descendants
 from benchmarks.progress import progress
 from benchmarks.rough import Rough, kind_of, model_for, text_of
 from runners.errors import (
@@ -527,65 +528,6 @@ def _resident() -> int:
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-
-
-def descendants(of: int = 0) -> set[int]:
-    """The pids of all descendants of a process, by default of this one; including zombies."""
-    root = of or os.getpid()
-    parents = {}
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            parents[int(stat.parent.name)] = int(stat.read_text().rpartition(")")[2].split()[1])
-        except (FileNotFoundError, ProcessLookupError):
-            continue
-    found, before = {root}, 0
-    while len(found) > before:
-        before = len(found)
-        found |= {pid for pid, parent in parents.items() if parent in found}
-    return found - {root}
-
-
-def abandoned() -> frozenset[str]:
-    """The names of shared memory that no process has mapped. What another program uses is not left behind by this one."""
-    found, mapped = dict[str, int](), set[int]()
-    for entry in Path("/dev/shm").iterdir():
-        with suppress(OSError):
-            found[entry.name] = entry.stat().st_ino  # a semaphore is mapped by another name
-    for process in Path("/proc").glob("[0-9]*"):
-        with suppress(OSError):
-            lines = (process / "maps").read_text().splitlines()
-            mapped |= {int(line.split()[4]) for line in lines if "/dev/shm/" in line}
-    return frozenset(name for name, inode in found.items() if inode not in mapped) & _names("/dev/shm")
-
-
-def _names(folder: str) -> frozenset[str]:
-    return frozenset(entry.name for entry in Path(folder).iterdir())
-
-
-@frozen
-class Holdings:
-    """The resources of this process that it must not leave behind."""
-
-    processes: frozenset[int]
-    descriptors: frozenset[str]
-    shared: frozenset[str]
-    files: frozenset[str]
-
-    @classmethod
-    def now(cls) -> Holdings:
-        """The present ones."""
-        gc.collect()
-        return cls(
-            frozenset(descendants()),
-            frozenset(name for name in _names("/proc/self/fd") if os.path.lexists(f"/proc/self/fd/{name}")),
-            abandoned(),
-            _names(tempfile.gettempdir()),
-        )
-
-    def beyond(self, before: Holdings) -> dict[str, list[str]]:
-        """The resources that were not there before."""
-        ours, theirs = asdict(self), asdict(before)
-        return {what: sorted(map(str, ours[what] - theirs[what])) for what in ours}
 
 
 def reference(plan: Plan) -> Answers:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from itertools import islice
 from reprlib import Repr
-from typing import Any
+from typing import Any, cast
 
 MOST = 500
 """The longest text that `brief` gives, in characters."""
@@ -134,7 +134,8 @@ def _members(group: BaseException) -> Iterator[BaseException]:
         one = waiting.pop()
         if issubclass(type(one), BaseExceptionGroup):
             # Even if its class overrides `exceptions`. Each member gives a line at least, so the first ones are enough.
-            its: tuple[BaseException, ...] = BaseExceptionGroup.exceptions.__get__(one)
+            group = cast("BaseExceptionGroup[BaseException]", one)
+            its: tuple[BaseException, ...] = BaseExceptionGroup.exceptions.__get__(group)
             waiting += reversed(its[: _SHOWN + 1])
         else:
             yield one

@@ -20,14 +20,13 @@ import benchmarks.chaos
 from benchmarks.chaos import (
     VARIANTS,
     Chaos,
-    Holdings,
     Ledger,
     Plan,
     _interrupted,
-    descendants,
     problems,
     reference,
 )
+from benchmarks.holdings import Holdings, descendants
 from benchmarks.rough import ROUGH, WIDTH, Rough
 from runners.errors import ContextLost, OutOfMemory, PoisonRequest, RunnerError, WorkerDown
 from runners.hosts.packing import check_runner

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.chaos import abandoned
+from benchmarks.holdings import abandoned
 
 ROOT = Path(__file__).parents[2]
 KEYS = [
