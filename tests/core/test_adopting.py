@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 
 from supervise import Limit, Refused, Supervisor
+from supervise._core.decide import ROOT
+from supervise._core.node import Memory, Node, Tombstone
 
 from .test_acts import POLICY, WAIT, asks, ends, exits, orders, states, tree_of, ups, wakes
 from .test_machine import leaf, machine
@@ -78,3 +80,14 @@ def test_without_groups_nothing_is_kept_about_retries():
     _, out = asks(tree, "adopt", spec=app(*children))
     assert (orders(out), states(tree)) == (["replied", "Start b"], {"a": "restarting", "b": "starting"})
     assert machine(tree).retrying == {}
+
+
+def test_what_is_remembered_of_a_child_that_leaves_the_declaration_is_kept():
+    """R9, R38: Its incarnation goes on when a child of its name is added later."""
+    memory, past = Memory(), Node(leaf("a"), "app/a", ROOT)
+    past.incarnation = 7
+    memory.declared["a"] = Tombstone(past, None)
+    assert memory.take_out(app(leaf("b"))) == ["a"]
+    added = Node(leaf("a"), "app/a", ROOT)
+    memory.recall(added)
+    assert added.incarnation == 7

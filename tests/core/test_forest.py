@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import pytest
+from attrs import evolve
 
-from supervise import Child, Supervisor
+from supervise import Child, Limit, Supervisor, events
 from supervise._core import effect
 from supervise._core.forest import Forest
 from supervise._core.node import Memory
+from supervise._core.status import no_traffic
 
 from .test_acts import POLICY, WAIT, asks, exits, tree_of
 from .test_machine import Boom, Caller, Slow, asked_for, body, child, leaf, machine, opened
@@ -185,3 +187,43 @@ def test_while_a_sibling_is_condemned_the_others_count_as_they_are():
     exits(tree, "a", "stop")
     assert machine(tree).act.kind == "condemn"
     assert gone(tree, "app/s/x") == (True, "stop")
+
+
+def glanced(tree):
+    """The values that tell whether a node's status has changed, and that status."""
+    return [(values, make()) for values, make in tree.forest.glances(tree.now, no_traffic)]
+
+
+def test_glances_give_the_status_of_each_node_without_its_children():
+    """R33: Parents first, in start order, with what limits have counted."""
+    tree = tree_of(Supervisor("s", [leaf("x", limit=Limit(3))], decider=POLICY), leaf("b"))
+    exits_below(tree, "s", "x", "restart")
+    found = [status for _, status in glanced(tree)]
+    assert found == [evolve(status, children=()) for status in tree.forest.status(tree.now).walk()]
+    assert [status.path for status in found] == ["app", "app/s", "app/s/x", "app/b"]
+
+
+@pytest.mark.parametrize("change", ["fails", "adopts"])
+def test_a_glance_has_other_values_if_the_status_is_another(change):
+    """R33, R38: Also if only the declaration of a node is another one."""
+    tree = tree_of(leaf("a"), leaf("b"))
+    before = dict(zip("rab", glanced(tree), strict=True))
+    if change == "fails":
+        exits(tree, "b")
+    else:
+        spec = Supervisor("app", [leaf("a"), leaf("b", restart="transient")], decider=POLICY)
+        asks(tree, "adopt", spec=spec)
+    after = dict(zip("rab", glanced(tree), strict=True))
+    assert before["b"][1] != after["b"][1]
+    assert before["b"][0] != after["b"][0]
+
+
+def test_a_root_that_is_restarted_starts_when_its_end_is_over():
+    """R25, R33: Its event and its status have the time."""
+    tree = tree_of(leaf("a"))
+    asks(tree, "restart root")
+    tree.now = 5
+    node = child(tree, "a")
+    out = tree.forest.handle(machine(tree), effect.Ended(node.name, node.incarnation), tree.now)
+    assert [(one.at, one.incarnation) for one in out if isinstance(one, events.Starting)] == [(5, 2)]
+    assert tree.forest.status(5).since == 5
