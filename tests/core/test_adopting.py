@@ -86,8 +86,9 @@ def test_what_is_remembered_of_a_child_that_leaves_the_declaration_is_kept():
     """R9, R38: Its incarnation goes on when a child of its name is added later."""
     memory, past = Memory(), Node(leaf("a"), "app/a", ROOT)
     past.incarnation = 7
-    memory.declared["a"] = Tombstone(past, None)
+    memory.declared["a"] = tombstone = Tombstone(past, None)
     assert memory.take_out(app(leaf("b"))) == ["a"]
+    assert (memory.declared, memory.left) == ({}, {"a": tombstone})
     added = Node(leaf("a"), "app/a", ROOT)
     memory.recall(added)
     assert added.incarnation == 7

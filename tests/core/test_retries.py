@@ -60,18 +60,16 @@ def test_a_child_that_waits_for_its_groups_retry_is_not_down_for_good_when_it_is
 
 
 def test_nothing_is_kept_of_a_child_that_waited_for_a_retry_and_has_left():
-    """R13, R25: It was started by hand instead."""
-    tree = tree_of(leaf("a", backoff=WAIT), leaf("b"), strategy="rest_for_one")
-    exits(tree, "a")
-    ends(tree, "a")
-    ends(tree, "b")
-    asks(tree, "start", "a")
-    ups(tree, "a")
+    """R13, R25: It was started by hand instead, and the retry of its sibling still waits."""
+    tree = with_two_retries()
+    a, b = child(tree, "a"), child(tree, "b")
+    assert list(machine(tree).retrying) == [a, b]
+    asks(tree, "start", "b")
     ups(tree, "b")
-    asks(tree, "stop", "a")
-    ends(tree, "a")
-    asks(tree, "remove", "a")
-    assert machine(tree).retrying == {}
+    asks(tree, "stop", "b")
+    ends(tree, "b")
+    asks(tree, "remove", "b")
+    assert list(machine(tree).retrying) == [a]
 
 
 def test_under_one_for_one_a_retry_revives_no_sibling():
