@@ -1,7 +1,7 @@
 """A short text for a user's object, in a message, a reason or an error.
 
 A user's object may raise when it is inspected, or print without end. `brief` lets out no exception
-but a `KeyboardInterrupt`, and its text is short.
+but a `KeyboardInterrupt`, and its text is short. `as_group` and `members` look into a group of exceptions in the same way.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class _Brief(Repr):
             return f"{name}(...)"
         arguments: tuple[Any, ...] = exc.args
         # A group's members are in a list, which is a level of its own: the cause of a failure is often two or three groups down.
-        inner = level if issubclass(type(exc), BaseExceptionGroup) else level - 1
+        inner = level - 1 if as_group(exc) is None else level
         shown = [self.repr1(argument, inner) for argument in arguments[: self.maxtuple]]
         if len(arguments) > self.maxtuple:
             shown.append("...")
@@ -114,8 +114,8 @@ def failure_line(exc: BaseException) -> str:
     The text of a group, such as `Exceptions from Trio nursery (1 sub-exception)`, does not say what has failed.
     """
     line = _class_and_text(exc)
-    if issubclass(type(exc), BaseExceptionGroup):
-        inside = [_class_and_text(one) for one in islice(_members(exc), _SHOWN + 1)]
+    if as_group(exc) is not None:
+        inside = [_class_and_text(one) for one in islice(_inside(exc), _SHOWN + 1)]
         inside[_SHOWN:] = ["..."] * len(inside[_SHOWN:])
         line = ": ".join([line, "; ".join(inside)] if inside else [line])
     return printable(line)
@@ -125,20 +125,31 @@ def _class_and_text(exc: BaseException) -> str:
     return f"{class_name(type(exc))}: {brief_text(exc)}".removesuffix(": ")
 
 
-def _members(group: BaseException) -> Iterator[BaseException]:
+def as_group(exc: BaseException) -> BaseExceptionGroup[BaseException] | None:
+    """`exc` if it is a group, else None."""
+    if not issubclass(type(exc), BaseExceptionGroup):
+        return None
+    return cast("BaseExceptionGroup[BaseException]", exc)
+
+
+def members(group: BaseExceptionGroup[BaseException]) -> tuple[BaseException, ...]:
+    """The members with which the group was made, even if its class overrides `exceptions`."""
+    its: tuple[BaseException, ...] = BaseExceptionGroup.exceptions.__get__(group)
+    return its
+
+
+def _inside(group: BaseException) -> Iterator[BaseException]:
     """The exceptions in a group that are no groups, at any depth; none that more than `_LOOKS` others come before."""
     waiting = [group]
     for _ in range(_LOOKS):
         if not waiting:
             return
         one = waiting.pop()
-        if issubclass(type(one), BaseExceptionGroup):
-            # Even if its class overrides `exceptions`. Each member gives a line at least, so the first ones are enough.
-            group = cast("BaseExceptionGroup[BaseException]", one)
-            its: tuple[BaseException, ...] = BaseExceptionGroup.exceptions.__get__(group)
-            waiting += reversed(its[: _SHOWN + 1])
-        else:
+        inner = as_group(one)
+        if inner is None:
             yield one
+        else:  # each member gives at least one text, so the first ones are enough
+            waiting += reversed(members(inner)[: _SHOWN + 1])
 
 
 def printable(text: str) -> str:

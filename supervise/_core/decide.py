@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, cast
 
 from attrs import Factory, evolve, field, frozen
 
-from ._brief import brief
+from ._brief import as_group, brief, members
 from ._call import wrong_function
 from ._check import is_a, plain, refuse
 from ._code import Code
@@ -31,13 +31,6 @@ def is_decidable(exc: BaseException) -> bool:
     return issubclass(type(exc), Exception)
 
 
-def as_group(exc: BaseException) -> BaseExceptionGroup[BaseException] | None:
-    """`exc` if it is a group, else None."""
-    if not issubclass(type(exc), BaseExceptionGroup):
-        return None
-    return cast("BaseExceptionGroup[BaseException]", exc)
-
-
 def is_interrupt(exc: BaseException) -> bool:
     """Whether `exc` is a KeyboardInterrupt or a group that holds one, as a nursery in the user's code wraps it."""
     waiting, seen = [exc], set[int]()
@@ -49,12 +42,6 @@ def is_interrupt(exc: BaseException) -> bool:
             seen.add(id(group))
             waiting += members(group)
     return False
-
-
-def members(group: BaseExceptionGroup[BaseException]) -> tuple[BaseException, ...]:
-    """The members with which the group was made, even if its class overrides `exceptions`."""
-    its: tuple[BaseException, ...] = BaseExceptionGroup.exceptions.__get__(group)
-    return its
 
 
 _OWN: Mapping[str, Any] = vars(BaseException)

@@ -28,9 +28,9 @@ from trio.lowlevel import (
 )
 
 from .._core import effect
-from .._core._brief import brief
+from .._core._brief import as_group, brief
 from .._core._check import is_a
-from .._core.decide import as_group, context_of, is_decidable, set_context, traceback_of
+from .._core.decide import context_of, is_decidable, set_context, traceback_of
 from .._core.spec import IGNORE, Child
 from ..errors import ForeignCancelled, StartReturned
 from .mailbox import Inbox, Queue

@@ -27,8 +27,7 @@ from typing import Any, TextIO, cast
 from attrs import fields, has
 
 from .._core import effect
-from .._core._brief import brief
-from .._core.decide import members
+from .._core._brief import brief, members
 from .._core.effect import Effect, Input
 from .._core.forest import Forest
 from .._core.machine import Machine
