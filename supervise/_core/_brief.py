@@ -14,9 +14,9 @@ from typing import Any, cast
 MOST = 500
 """The longest text that `brief` gives, in characters."""
 _SHOWN = 3
-"""So many members of a group are shown in a line about it."""
+"""The number of members of a group that a line about it shows."""
 _LOOKS = 100
-"""So many exceptions in a group, and in the groups in it, are looked at for them."""
+"""The number of exceptions and groups, in a group and in the groups in it, among which they are sought."""
 
 
 class _Brief(Repr):
@@ -139,7 +139,7 @@ def members(group: BaseExceptionGroup[BaseException]) -> tuple[BaseException, ..
 
 
 def _inside(group: BaseException) -> Iterator[BaseException]:
-    """The exceptions in a group that are no groups, at any depth; none that more than `_LOOKS` others come before."""
+    """The exceptions in a group, at any depth, that are not groups. It looks at no more than `_LOOKS` exceptions and groups."""
     waiting = [group]
     for _ in range(_LOOKS):
         if not waiting:

@@ -17,9 +17,8 @@ from hypercorn.typing import ConnectionState
 LEFT_SECONDS = 5.0
 """The time in which what a client has begun must end after the client has left."""
 _LOOK = 1.0
-_LEFT = getattr(
-    select, "POLLRDHUP", 0
-)  # with the events that are always reported, such as the end of both directions
+# Beside the events that are always reported, such as the end of both directions.
+_LEFT = getattr(select, "POLLRDHUP", 0)
 
 
 class Connections:
@@ -30,8 +29,8 @@ class Connections:
 
     Args:
         app: an ASGI app that needs no lifespan.
-        config: of Hypercorn; what it says of addresses and of the end counts for nothing.
-        most: how many connections there are at a time; further ones wait until another one has ended.
+        config: of Hypercorn; its addresses and its times for the end are not used.
+        most: how many connections may be open at a time; further ones wait until another one has ended.
     """
 
     def __init__(self, app: Any, config: Config, *, most: int) -> None:

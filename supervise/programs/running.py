@@ -77,7 +77,7 @@ class Running:
         """Send the signal with this `number` to its main process; without effect if that has ended.
 
         Raises:
-            ValueError: it is no signal.
+            ValueError: `number` is not a signal.
         """
         if not is_signal(number):
             raise ValueError(f"number must be a signal such as signal.SIGTERM, got {brief(number)}")

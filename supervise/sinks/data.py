@@ -55,9 +55,8 @@ def _plain(event: Event, name: str) -> Any:
     value: Any = getattr(event, name)
     if value is None:
         return None
-    if (
-        name == "value"
-    ):  # any object of the program, also a number that JSON does not have, of which only the text is given
+    # It may be any object of the program, also a number that JSON does not have, so only its text is given.
+    if name == "value":
         return brief(value)
     if is_a(value, BaseException):
         return _exception(value, traced=is_a(event, (Failed, StopError)))

@@ -23,7 +23,7 @@ class JsonLinesSink:
 
     A file is opened at the first event, and appended to. When it would pass `most` bytes it is renamed to `NAME.1`, an older
     `NAME.1` to `NAME.2`, and so on; the oldest is deleted. So all files together have at most `(kept + 1) * most` bytes. A link is
-    followed, and what is no regular file, such as `/dev/null` or a pipe, is never renamed. Each line is written whole and at once. If that fails, for instance because the disk is full, the tree reports it once and goes
+    followed, and a file that is not regular, such as `/dev/null` or a pipe, is never renamed. Each line is written whole and at once. If that fails, for instance because the disk is full, the tree reports it once and goes
     on without this sink.
 
     Args:

@@ -281,8 +281,8 @@ HOSTS = (
         ),
         (
             "a recovery waits for a preload",
-            "return 0.0 if self._handed_out else _FIRST",
-            "return _FIRST",
+            "return 0.0 if self._handed_out else FIRST",
+            "return FIRST",
             "no_recovery_waits_for_a_preload",
         ),
         (

@@ -27,7 +27,7 @@ from sshd import carriers, far, host, kill_left, needs_sshd, signalled
 from benchmarks.loopback import serving
 from runners.diagnosis.nvml import Nvml
 from runners.errors import ContextDied, Unrecoverable
-from runners.hosts.remote import reserve
+from runners.hosts.process.parent import standby
 from runners.hosts.remote.seeking import READY
 from runners.hosts.remote.ssh import SshHost
 from runners.models.scripted import Fault, Scripted, expected
@@ -270,7 +270,7 @@ async def test_a_preload_there_that_starts_a_thread_is_reported_once(server, tmp
 @pytest.mark.trio
 async def test_no_start_there_waits_for_a_preload_for_long(server, tmp_path, spec, caplog, monkeypatch):
     """D15: The first one waits for a while, a recovery not at all; a preload that hangs is ended after its time."""
-    monkeypatch.setattr(reserve, "FIRST", 0.5)
+    monkeypatch.setattr(standby, "FIRST", 0.5)
     there = forking(server, tmp_path, load_timeout=5, lease=1)
     runner = spec("time.sleep(1000)")
     for incarnation in (1, 2):
@@ -289,7 +289,7 @@ async def test_a_failure_of_the_preload_that_comes_late_is_reported_too(
     server, tmp_path, spec, caplog, monkeypatch
 ):
     """D15: So that the next recoveries do not start a server in vain."""
-    monkeypatch.setattr(reserve, "FIRST", 0.1)
+    monkeypatch.setattr(standby, "FIRST", 0.1)
     there = forking(server, tmp_path)
     runner = spec("time.sleep(1); raise OSError('no such weights')")
     async with opened(there, runner):
@@ -305,13 +305,13 @@ async def test_a_failure_of_the_preload_that_comes_late_is_reported_too(
 @pytest.mark.trio
 async def test_a_standby_there_is_forked_after_the_preload(server, tmp_path, spec, monkeypatch):
     """D15: It has time, so it waits."""
-    monkeypatch.setattr(reserve, "FIRST", 0.1)
+    monkeypatch.setattr(standby, "FIRST", 0.1)
     there, runner = forking(server, tmp_path, standby=1, linger=0), spec("time.sleep(1)")
     async with opened(there, runner) as session:
         assert not is_forked(session.pid)
         await until(lambda: far(server, "runners:standby"))
-        (standby,) = far(server, "runners:standby")
-        assert is_forked(standby)
+        (forked,) = far(server, "runners:standby")
+        assert is_forked(forked)
     await until(lambda: not far(server))
 
 

@@ -33,7 +33,7 @@ _PAUSE = 0.25
 """Seconds between the load of a context and the start of a standby or a fork server, since streams may wait to continue."""
 TRIES = 2
 """After so many fork servers in a row that ended before they had preloaded, no other is started."""
-_FIRST = 30.0
+FIRST = 30.0
 """Seconds that the first start waits for a preload. After that it starts cold, and the preload continues."""
 
 
@@ -269,7 +269,7 @@ class Reserve:
         """
         if ahead:
             return longest
-        return 0.0 if self._handed_out else _FIRST
+        return 0.0 if self._handed_out else FIRST
 
     async def _ready_server(self, *, ahead: bool) -> ForkServer:
         """The fork server, preloaded.
