@@ -215,7 +215,7 @@ def token_of(file: str | None) -> str | None:
     if file is None:
         return os.environ.get(TOKEN) or None
     try:
-        return Path(file).read_text(encoding="utf-8").strip()
+        return Path(file).read_text(encoding="utf-8").strip() or None
     except (OSError, ValueError) as problem:
         raise NoTree(f"cannot read the token in {file}: {_line(problem)}") from problem
 

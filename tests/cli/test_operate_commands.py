@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.ports import free_port
+from supervise.cli.operate import token_of
 
 ROOT = Path(__file__).parents[2]
 TOKEN = "a-token-of-the-tests-0"
@@ -142,3 +143,9 @@ def test_a_wrong_command_gets_one_line_and_status_2(run, arguments, variables, m
     assert done.returncode == 2
     assert message in done.stderr.splitlines()[-1]
     assert "Traceback" not in done.stderr
+
+
+def test_an_empty_file_has_no_token(tmp_path):
+    """As an empty variable; HTTP has no header for an empty one."""
+    (tmp_path / "token").write_text("\n")
+    assert token_of(str(tmp_path / "token")) is None
