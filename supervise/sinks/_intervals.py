@@ -74,7 +74,8 @@ class Intervals:
         self._starts: dict[str, tuple[int, Starting]] = {}
         self._recoveries: dict[str, _Recovery] = {}
         self._above: set[str] = set()
-        """The paths of all nodes above those that recover: most nodes have none below them, and need no search."""
+        """The paths of all nodes above those that recover: most nodes have none below them, and need no search. Some may have recovered."""
+        self._most_above = _MOST
         self._takers: dict[type[Event], Callable[[Any], list[Interval]]] = {
             Starting: self._starting,
             Ready: self._ready,
@@ -115,11 +116,17 @@ class Intervals:
             if len(self._recoveries) >= _MOST:
                 del self._recoveries[next(iter(self._recoveries))]
             self._recoveries[event.path] = _Recovery(event, self._count)
-            above = event.path.rpartition("/")[0]
-            while above and above not in self._above:
-                self._above.add(above)
-                above = above.rpartition("/")[0]
+            self._note_above(event.path)
+            if len(self._above) > self._most_above:
+                self._above.clear()
+                for path in self._recoveries:
+                    self._note_above(path)
+                self._most_above = 2 * len(self._above) + _MOST
         return []
+
+    def _note_above(self, path: str) -> None:
+        while (path := path.rpartition("/")[0]) and path not in self._above:
+            self._above.add(path)
 
     def _start_over(self, outcome: Outcome, ended: Event, decision: Decided | None = None) -> list[Interval]:
         if ended.path not in self._starts:

@@ -293,6 +293,30 @@ def test_what_is_kept_of_recoveries_is_bounded(monkeypatch):
     run_virtual(main)
 
 
+def test_what_is_kept_of_the_nodes_above_recoveries_is_bounded(monkeypatch):
+    """R31: A pool of supervisors has new paths for ever, and there may always be some node that has not recovered."""
+    monkeypatch.setattr(_intervals, "_MOST", 50)
+    seen = Collected()
+
+    async def fails():
+        await trio.sleep(1)
+        raise ConnectionError
+
+    async def main():
+        member = Supervisor("m", [Child("x", fails)])
+        lost = Child("lost", fails, backoff=Backoff(initial=1e6, maximum=1e6))
+        tree = Supervisor("app", [lost, Pool("pool", member)])
+        async with open_tree(tree, sinks=[seen]) as opened:
+            for _ in range(300):
+                ref = await opened["app/pool"].add()
+                await trio.sleep(1.5)
+                await ref.stop()
+
+    run_virtual(main)
+    assert len([each for each in seen.found if each.kind == "recovery"]) >= 300
+    assert len(seen.intervals._above) <= 3 * 50
+
+
 def test_a_reader_that_comes_late_is_not_confused():
     """R31: It may get the end of an interval without its beginning, in any place."""
     seen = []
