@@ -77,7 +77,8 @@ class Guarded:
         self._failed: tuple[str, str] | None = None
         self._code: int | None = None
         self._left = 0
-        self._defect: Exception | None = None
+        self.defect: BaseException | None = None
+        """An exception of the task that follows the guardian: a defect, or what a handler of the log has raised (R4)."""
         self._connection: socket.socket
         self._guardian: subprocess.Popen[bytes]
 
@@ -176,14 +177,14 @@ class Guarded:
         Args:
             when: the end of the sentence.
         """
-        in_order = self._code == 0 and not self._left and not when and self._defect is None
+        in_order = self._code == 0 and not self._left and not when and self.defect is None
         return None if in_order else self.how(when)
 
     def how(self, when: str = "") -> CommandError:
         """How it has ended, as an error also if that was in order. `when`: the end of the sentence."""
         name = self._order.name
-        if self._defect is not None:
-            raise self._defect
+        if self.defect is not None:
+            raise self.defect
         error: CommandError
         if self._failed is not None:
             error = self._not_started(*self._failed)
@@ -218,8 +219,13 @@ class Guarded:
                 nursery.cancel_scope.cancel()
             for stream in self._output.streams:
                 stream.finish()
-        except Exception as defect:  # noqa: BLE001 - `problem` raises it
-            self._defect = defect
+        except trio.Cancelled:
+            raise
+        except BaseException as defect:  # noqa: BLE001 - `problem` raises it, without the groups of the nurseries
+            while isinstance(defect, BaseExceptionGroup) and len(defect.exceptions) == 1:
+                defect = defect.exceptions[0]
+            self.defect = defect
+            self.order("kill")
         with trio.CancelScope(shield=True):
             await self._reap_guardian()
             if self._code is None:

@@ -247,6 +247,9 @@ class Opening(AbstractAsyncContextManager[Running]):
     ) -> None:
         assert self._running is not None
         await self._running.close()
+        defect = self._running.guarded.defect
+        if defect is not None and defect is not exc and not isinstance(defect, Exception):
+            raise defect  # R4: it came while the program was ending
 
 
 def _environment() -> dict[str, str]:

@@ -123,6 +123,21 @@ async def test_a_handler_that_raises_silences_the_log_and_hurts_nothing(tmp_path
     assert capsys.readouterr().err.count("RuntimeError: the disk is full") == 1
 
 
+@pytest.mark.trio
+@pytest.mark.parametrize("end", [FOR_EVER, ""])
+async def test_what_is_no_exception_leaves_a_handler_bare(tmp_path, end):
+    """R4: A system task reads the output, and would end the run of Trio with it; the tree stops in order instead."""
+
+    class Leaves(logging.Handler):
+        def emit(self, record):
+            raise SystemExit("from the log")
+
+    spec = little(f"print('up', flush=True)\n{end}", tmp_path, ready=None)
+    with recorded(Leaves()), pytest.raises(SystemExit, match="from the log"):
+        async with opened(spec, tmp_path) as (tree, _):
+            await tree.root.ended()
+
+
 def test_the_number_of_lines_in_a_second_is_bounded():
     """Those of the next second count anew, and tell how many were dropped."""
 
