@@ -19,7 +19,7 @@ from typing import Any
 import trio
 from attrs import asdict, field, frozen
 
-from .._core._brief import printable, shortened
+from .._core._brief import as_group, members, printable, shortened
 from .._trio.protect import protected
 from . import guardian
 from .errors import CommandError, CommandExited, CommandMissing, CommandNotIsolated, GuardianLost, signal_name
@@ -222,9 +222,9 @@ class Guarded:
         except trio.Cancelled:
             raise
         except BaseException as defect:  # noqa: BLE001 - `problem` raises it, without the groups of the nurseries
-            while isinstance(defect, BaseExceptionGroup) and len(defect.exceptions) == 1:
-                defect = defect.exceptions[0]
             self.defect = defect
+            while (group := as_group(self.defect)) is not None and len(members(group)) == 1:
+                (self.defect,) = members(group)
             self.order("kill")
         with trio.CancelScope(shield=True):
             await self._reap_guardian()
