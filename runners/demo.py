@@ -307,7 +307,8 @@ def report(prompts: Sequence[str], kinds: Sequence[FaultKind], seed: int) -> dic
         "lost": faulty.lost + max(0, sum(lengths) - sum(faulty.tokens.values())),
         "duplicated": faulty.duplicated,
         "expected_errors": faulty.expected_errors,
-        "identical": not reference.failed and faulty.texts == reference.texts,
+        # A request that gave nothing proves nothing.
+        "identical": not reference.failed and all(lengths) and faulty.texts == reference.texts,
         "longest_gap_ms": round(faulty.longest_gap * 1000, 1),
         "tree_failed": faulty.failed,
         "streams": [_sha256(faulty.texts.get(number, "")) for number in range(len(prompts))],

@@ -96,7 +96,7 @@ def retry_after_seconds(header: str | None) -> float | None:
 
 def _until(date: str) -> float | None:
     try:
-        when = email.utils.parsedate_to_datetime(date)
-    except ValueError:
+        when = email.utils.parsedate_to_datetime(date).timestamp()
+    except (ValueError, OverflowError):  # the latter of a number that no date has
         return None
-    return max(0.0, when.timestamp() - time.time())
+    return max(0.0, when - time.time())

@@ -56,7 +56,7 @@ class Choice:
             self.logprobs += logprobs_of(chunk)
         self.finish_reason = chunk.finish_reason
         self.usage = chunk.usage or self.usage
-        self.data = chunk.data
+        self.data = self.data if chunk.data is None else chunk.data
 
     @property
     def text(self) -> str:

@@ -158,6 +158,13 @@ def test_prompts_come_from_standard_input(calm):
     assert report["streams"] == calm["streams"][:1]
 
 
+@pytest.mark.slow
+def test_a_run_in_which_a_request_got_nothing_is_no_success():
+    """D8: The model refuses the prompt, with and without faults."""
+    result = demo("--json", "--fault", "none", "--prompts", "-", input=f"{'x' * 100_000}\n")
+    assert (result.returncode, json.loads(result.stdout)["identical"]) == (1, False)
+
+
 @pytest.mark.parametrize("content", [None, "", "\n \n"])
 def test_missing_or_empty_prompts_are_one_line(tmp_path, content):
     """A prompt file that is not there, or holds none, is one line and exit status 2."""

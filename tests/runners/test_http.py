@@ -12,7 +12,9 @@ from starlette.routing import Mount
 
 from runners import InlineHost, Sampling, device_worker
 from runners.http import openai_app
+from runners.http.shape import Choice
 from runners.models.scripted import Scripted
+from runners.types import FinishReason, TokenChunk
 from supervise import open_tree
 from supervise.testing import run_virtual
 
@@ -257,6 +259,14 @@ def test_embeddings_in_both_encodings():
     body = {"model": "m", "input": [7, 8], "encoding_format": "base64"}
     (item,) = asked(runner, EMBEDDINGS, body).json()["data"]
     assert struct.unpack("<2f", base64.b64decode(item["embedding"])) == (7.0, 0.5)
+
+
+def test_an_embedding_may_come_before_the_last_chunk():
+    """D11: A runner may end a stream with a chunk that has no data."""
+    choice = Choice(is_text=False)
+    choice.add(TokenChunk(request_id="r", index=0, data=[0.5]))
+    choice.add(TokenChunk(request_id="r", index=1, finish_reason=FinishReason.STOP))
+    assert choice.data == [0.5]
 
 
 @pytest.mark.parametrize("number", [1e39, -1e308])

@@ -75,6 +75,20 @@ def test_retry_after_may_be_a_date():
     assert retry_after_seconds("Wed, 21 Oct 2015 07:28:00 GMT") == 0.0
 
 
+@pytest.mark.parametrize(
+    "date",
+    [
+        "Mon, 99999999999999999999 Jan 2020 00:00:00 GMT",
+        "1 Jan 99999999999 00:00:00 GMT",
+        "1 Jan 2020 00:00:00 +99999999999999999999",
+    ],
+)
+def test_a_date_with_a_number_that_no_date_has_is_none(date):
+    """D14: The error of the server is told all the same."""
+    assert retry_after_seconds(date) is None
+    assert http_error(503, retry_after=date).code == 503
+
+
 def test_trouble_of_the_connection_is_chained():
     """The original exception stays reachable; an exception that is no trouble of the connection stays itself."""
     lost, mine = ConnectionResetError("reset"), ValueError("mine")

@@ -467,6 +467,12 @@ def test_events_are_the_same_however_their_bytes_come(cuts, end):
     ]
 
 
+def test_a_body_may_begin_with_a_byte_order_mark():
+    """The first event counts as well. Elsewhere a mark is a character as any other."""
+    events = EventReader().feed("\ufeffdata: a\n\n\ufeffdata: b\n\ndata: \ufeffc\n\n".encode())
+    assert [event.data for event in events] == ["a", "\ufeffc"]
+
+
 @pytest.mark.parametrize("line", [b"x" * 1000, b"data: x\n" * 100])
 def test_an_event_without_end_is_bounded(line):
     """D5: It is an error when it is too long, and what comes complete may go on for ever."""

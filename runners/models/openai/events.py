@@ -17,6 +17,8 @@ MAX_EVENT = 2**20
 """Bytes of an event, or of a line that is not an event's."""
 
 _LINE_END = re.compile(rb"\r\n|\n|\r")
+_MARK = b"\xef\xbb\xbf"
+"""The byte order mark, with which a body may begin."""
 
 
 @frozen
@@ -36,6 +38,7 @@ class EventReader:
     _size: int = 0
     _name: str = ""
     _data: list[str] = field(factory=list[str])
+    _is_first: bool = True
 
     def feed(self, data: bytes) -> Iterator[Event]:
         """The events that these bytes complete.
@@ -61,6 +64,8 @@ class EventReader:
             raise NetworkError(f"the server sends an event of more than {MAX_EVENT} bytes")
 
     def _take(self, line: bytes) -> Iterator[Event]:
+        if self._is_first:
+            line, self._is_first = line.removeprefix(_MARK), False
         if not line:
             if self._data:
                 yield Event(self._name or "message", "\n".join(self._data))
