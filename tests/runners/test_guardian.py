@@ -164,6 +164,15 @@ def test_a_lease_lapses_without_a_word():
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("lease", [1e9, float("inf")])
+def test_a_lease_may_be_longer_than_the_kernel_waits(lease):
+    """D16: `poll` counts milliseconds in 32 bits."""
+    with guarded(lease=lease) as far:
+        pid = int(far.until(BORN))
+        os.kill(pid, signal.SIGKILL)
+        assert json.loads(far.until(ENDED)) == {"killed": True, "status": signal.SIGKILL}
+
+
 def test_answers_keep_a_lease():
     """D16: As long as each question is answered, the context lives, however long nothing else is sent."""
     with guarded(lease=4.0) as far:

@@ -166,14 +166,19 @@ async def test_a_standby_and_a_server_have_a_name_too(records, caplog, tmp_path)
 
 
 class _Raises(logging.Filter):
+    def __init__(self, exc):
+        super().__init__()
+        self.exc = exc
+
     def filter(self, record):
-        raise ZeroDivisionError
+        raise self.exc
 
 
+@pytest.mark.parametrize("exc", [ZeroDivisionError(), SystemExit(3), GeneratorExit()])
 @pytest.mark.trio
-async def test_a_log_filter_that_raises_is_reported_once_and_harms_no_context(capsys):
-    """A failure of a log handler must not harm the context that it logs."""
-    raises = _Raises()
+async def test_a_log_filter_that_raises_is_reported_once_and_harms_no_context(exc, capsys):
+    """A failure of a log handler must not harm the context that it logs. It is raised in a system task, which none may leave."""
+    raises = _Raises(exc)
     logger = logging.getLogger("runners.context")
     logger.addFilter(raises)
     try:
@@ -187,7 +192,7 @@ async def test_a_log_filter_that_raises_is_reported_once_and_harms_no_context(ca
 @pytest.mark.trio
 async def test_a_log_filter_that_raises_does_no_harm_in_the_hosts_own_reports(capsys):
     """R24: A failed standby is reported from a system task, which no exception may leave."""
-    raises = _Raises()
+    raises = _Raises(ZeroDivisionError())
     logger = logging.getLogger("runners.hosts")
     logger.addFilter(raises)
     host = ProcessHost(standby=1)

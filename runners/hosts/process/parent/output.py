@@ -43,13 +43,15 @@ def log_event(level: int, text: str, *values: object) -> None:
 def _logged(
     logger: logging.Logger, level: int, text: str, values: tuple[object, ...], extra: dict[str, object] | None
 ) -> bool:
-    """Log a record. If a filter or handler raises, print its traceback and return False.
+    """Log a record. If a filter or handler raises, also `SystemExit`, print its traceback and return False.
 
-    Raised from a system task of a host, the exception would end the whole Trio run.
+    Raised from a system task of a host, the exception would end the whole Trio run with a `TrioInternalError`.
     """
     try:
         logger.log(level, text, *values, extra=extra, stacklevel=3)
-    except Exception:  # noqa: BLE001 - a user's handler may raise anything, and a broken log must not fail a context
+    except KeyboardInterrupt:
+        raise
+    except BaseException:  # noqa: BLE001 - a user's handler may raise anything, and a broken log must not fail a context
         with suppress(Exception):  # standard error may be closed
             traceback.print_exc(file=sys.stderr)
         return False
