@@ -28,11 +28,13 @@ def descendants(of: int = 0) -> set[int]:
 
 
 def abandoned() -> frozenset[str]:
-    """The names of shared memory that no process has mapped. What another program uses is not left behind by this one."""
+    """The names of shared memory of this user that no process has mapped. What another program uses is not left behind by this one."""
     found, mapped = dict[str, int](), set[int]()
     for entry in Path("/dev/shm").iterdir():
         with suppress(OSError):
-            found[entry.name] = entry.stat().st_ino  # a semaphore is mapped by another name
+            held = entry.stat()
+            if held.st_uid == os.getuid():
+                found[entry.name] = held.st_ino  # a semaphore is mapped by another name
     for process in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):
             lines = (process / "maps").read_text().splitlines()
