@@ -352,11 +352,9 @@ def _removed(group: Path) -> bool:
     """Kill all processes of a control group, and remove it if none is left."""
     try:
         (group / "cgroup.kill").write_text("1")
-        group.rmdir()
-    except FileNotFoundError:
-        return True  # the guardian has removed it, or died before it made it
-    except OSError:
-        return False  # it is busy
+        guardian.remove_group(str(group))
+    except OSError:  # it is busy; or the guardian has removed it, or died before it made it
+        return not group.exists()
     return True
 
 

@@ -108,6 +108,20 @@ def _write(path: str, text: str) -> None:
         file.write(text)
 
 
+def remove_group(group: str) -> None:
+    """Remove a control group without processes, with the groups that the program has made in it: the kernel removes empty ones alone.
+
+    Raises:
+        OSError: it does not exist, or a process is left.
+    """
+    found = [group]
+    for folder in found:
+        with os.scandir(folder) as entries:
+            found += [entry.path for entry in entries if entry.is_dir()]
+    for folder in reversed(found):  # each after those in it
+        os.rmdir(folder)  # noqa: PTH106 - as for `processes`
+
+
 # --- the system calls that Python does not have
 
 _LIBC = ctypes.CDLL(None, use_errno=True)
@@ -470,7 +484,7 @@ class Guardian:
         _end_below(self._reap_all)
         if group:
             with suppress(OSError):  # as above; or it is busy still, and the parent removes it
-                os.rmdir(group)  # noqa: PTH106 - as for `processes`
+                remove_group(group)
         if self._code is None:
             self._code = -signal.SIGKILL
         return left

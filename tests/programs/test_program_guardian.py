@@ -299,6 +299,29 @@ async def test_an_isolated_program_has_nothing_left_when_all_of_its_guardians_ar
     assert not group or not await trio.Path(group).exists()
 
 
+GROUPS = """
+import os
+mount = next(line.split()[4] for line in open("/proc/self/mountinfo") if " - cgroup2 " in line)
+own = next(line.strip()[4:] for line in open("/proc/self/cgroup") if line.startswith("0::"))
+os.makedirs(f"{mount}/{own}/one/two")
+"""
+
+
+@pytest.mark.trio
+@pytest.mark.parametrize("guardians", ["work", "are killed"])
+async def test_the_control_groups_that_a_program_has_made_go_with_its_own(tmp_path, guardians):
+    """As a container runtime makes them, or a tree with programs of its own. The kernel removes no group that has one below it."""
+    if not await trio.to_thread.run_sync(is_permitted, "cgroup"):
+        pytest.skip("this machine does not permit isolation 'cgroup'")
+    async with opened(little(GROUPS + UP + FOR_EVER, tmp_path, isolation="cgroup"), tmp_path) as (_, running):
+        group, reserve = Path(running.guarded._cgroup), running.guarded._guardian.pid
+        assert (group / "one/two").exists()
+        if guardians == "are killed":
+            for pid in (child_of(reserve), reserve):
+                os.kill(pid, signal.SIGKILL)
+    assert not group.exists()
+
+
 def test_a_namespace_ends_with_parent_and_guardians(tmp_path):
     """All of them at once: the kernel ends a namespace with its first process, and that one with the guardian."""
     if not is_permitted("namespace"):
