@@ -15,7 +15,6 @@ import signal
 import sys
 import threading
 import time
-import traceback
 from collections.abc import Callable, Generator
 from contextlib import contextmanager, suppress
 from queue import Empty, SimpleQueue
@@ -27,7 +26,7 @@ import trio
 from .._core.spec import Child, Pool, Spec
 from .driver import Driver
 from .leaf import Leaf
-from .reports import complain, stacks, tasks_below
+from .reports import complain, stack_of, stacks, tasks_below
 
 EX_SOFTWARE = 70
 """The exit status of a tree that failed."""
@@ -260,9 +259,9 @@ def _who_runs(root: trio.lowlevel.Task | None, thread: int) -> tuple[str, str]:
         place = known.get(id(getattr(task.coro, "cr_frame", None)))
         if place is not None:
             its = reversed([(each, each.f_lineno) for each in frames[: place + 1]])
-            return _owner(task), "".join(traceback.StackSummary.extract(its).format())
+            return _owner(task), stack_of(its)
     its = reversed([(each, each.f_lineno) for each in frames])
-    return "no task", "".join(traceback.StackSummary.extract(its).format())
+    return "no task", stack_of(its)
 
 
 def _owner(task: trio.lowlevel.Task) -> str:

@@ -7,9 +7,11 @@ import sys
 import traceback
 from collections.abc import Iterable
 from contextlib import suppress
+from types import FrameType
 
 from trio.lowlevel import Task
 
+from .._core._brief import brief
 from .._core.decide import traceback_of
 from ..sinks.tracebacks import trace
 
@@ -26,7 +28,17 @@ def tasks_below(task: Task | None) -> list[Task]:
 
 def stack(task: Task | None) -> str:
     """The stack of a task, outermost call first; empty for None."""
-    return "" if task is None else "".join(traceback.StackSummary.extract(task.iter_await_frames()).format())
+    return "" if task is None else stack_of(task.iter_await_frames())
+
+
+def stack_of(frames: Iterable[tuple[FrameType, int]]) -> str:
+    """Frames with their lines, outermost call first; a line instead if they cannot be shown."""
+    try:
+        return "".join(traceback.StackSummary.extract(frames).format())
+    except KeyboardInterrupt:
+        raise
+    except BaseException as problem:  # noqa: BLE001 - The loader of a user's module is called for its lines, and may raise anything.
+        return f"(the stack cannot be shown: {brief(problem)})\n"
 
 
 def stacks(tasks: Iterable[Task]) -> str:

@@ -18,7 +18,9 @@ def trace(exc: BaseException) -> str:
             return "".join(traceback.format_exception(exc)).rstrip()
         begin = "Traceback (most recent call last):\n" if exc.__traceback__ is not None else ""
         return f"{begin}{_stack(exc)}{''.join(traceback.format_exception_only(exc))}".rstrip()
-    except Exception as problem:  # noqa: BLE001 - A user's exception may raise when it is printed.
+    except KeyboardInterrupt:
+        raise
+    except BaseException as problem:  # noqa: BLE001 - A user's exception may raise when it is printed, and a module's loader for its lines.
         return f"(the traceback of {brief(exc)} cannot be printed: {brief(problem)})"
 
 

@@ -29,6 +29,7 @@ from supervise import (
     stop_requested,
 )
 from supervise.errors import ChildStopped, StartFailed, TreeFailed
+from supervise.sinks.tracebacks import trace
 from supervise.testing import assert_lifecycle, echo, run_virtual
 
 from .scene import Boom, Puppet, Seen, app, grow, nothing, quiet
@@ -632,3 +633,33 @@ def test_a_child_that_calls_started_at_the_end_of_the_stack_has_started_or_faile
     for depth in range(limit - 700, limit, 20):
         run_virtual(main, depth)
     assert ends == {"ready", "RecursionError"}
+
+
+@pytest.mark.parametrize("problem", [RuntimeError("no source"), SystemExit(3)])
+def test_a_stack_is_shown_whatever_the_loader_of_a_module_raises(problem):
+    """R17, R20: Python asks the loader of a child's module for the lines of its stack, in a report of the tree and at `Ref.stack`."""
+
+    class Loader:
+        def get_source(self, name):
+            raise problem
+
+    source = "async def body(*, task_status):\n    task_status.started()\n    await hang()\ndef fails():\n    hang.nothing\n"
+    names = {"hang": hangs_for_a_minute, "__name__": "odd", "__loader__": Loader()}
+    exec(compile(source, f"/nowhere/{type(problem).__name__}.py", "exec"), names)
+    seen = Seen()
+
+    async def main():
+        async with open_tree(app(Child("odd", names["body"], grace=1)), sinks=[seen]) as tree:
+            assert "(the stack cannot be shown: " in tree["app/odd"].stack()
+
+    with pytest.raises(AttributeError) as raised:
+        names["fails"]()
+    assert trace(raised.value).startswith("(the traceback of AttributeError(")
+    run_virtual(main)
+    assert seen.of(events.Overdue)[0].stack.startswith("(the stack cannot be shown: ")
+    assert len(seen.of(events.Stopped)) == 2
+
+
+async def hangs_for_a_minute():
+    with trio.CancelScope(shield=True):
+        await trio.sleep(60)
