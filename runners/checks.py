@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from numbers import Real
 from typing import Any, TypeAlias
@@ -11,24 +12,33 @@ from attrs import Attribute
 from .brief import brief
 
 Validator: TypeAlias = "Callable[[object, Attribute[Any], Any], None]"
+_BITS = 63
+"""Of the largest integer that msgpack takes, with either sign."""
 
 
 def above(bound: float) -> Validator:
-    """A number above the bound. No bool is a number here: `timeout=True` is a mistake."""
+    """A number above the bound, which is kept as a plain one. No bool is a number here: `timeout=True` is a mistake."""
     return _number(f"> {bound:g}", lambda value: value > bound)
 
 
 def at_least(bound: float) -> Validator:
-    """A number of the bound or more. No bool is a number here."""
+    """A number of the bound or more, which is kept as a plain one. No bool is a number here."""
     return _number(f">= {bound:g}", lambda value: value >= bound)
 
 
 def _number(allowed: str, is_allowed: Callable[[Any], bool]) -> Validator:
-    def check(_owner: object, attribute: Attribute[Any], value: Any) -> None:
-        text = f"{attribute.name} must be a number {allowed}, got {brief(value)}"
+    def check(owner: object, attribute: Attribute[Any], value: Any) -> None:
+        text = f"{attribute.name} must be a number {allowed}"
         if not isinstance(value, Real) or isinstance(value, bool):
-            raise TypeError(text)
+            raise TypeError(f"{text}, got {brief(value)}")
         if not is_allowed(value):
-            raise ValueError(text)
+            raise ValueError(f"{text}, got {brief(value)}")
+        if type(value) is float or (type(value) is int and value.bit_length() <= _BITS):
+            return
+        # Another kind, such as one of numpy, can neither be sent to another process nor written into every message.
+        try:
+            object.__setattr__(owner, attribute.name, float(value))
+        except OverflowError:
+            raise ValueError(f"{text} and <= {sys.float_info.max:g}, got {brief(value)}") from None
 
     return check

@@ -22,11 +22,13 @@ from runners.hosts.process.child.forkserver import preload
 from runners.hosts.process.child.title import entitle
 from runners.hosts.process.wire import Surroundings
 from runners.hosts.remote.children import FAILED, exit_code, refusal
-from runners.hosts.remote.guardian import Guardian, guard
+from runners.hosts.remote.guardian import DAY, Guardian, guard, now
 from runners.hosts.remote.seeking import READY, WAITING, user_of
 
 _PASSED = 4
 """The descriptors that a client passes on: its standard streams, and its state."""
+_LONGEST = 1e9
+"""Seconds of the longest timer, since `setitimer` counts no more than 292 years, and a `load_timeout` may be infinite."""
 
 
 def main(order: dict[str, Any], listener: int) -> NoReturn:
@@ -60,13 +62,19 @@ class Server:
             return
         for descriptor in self._listeners:
             self._poll.register(descriptor, select.POLLIN)
-        while True:
-            idle = not self._clients and not self._guardians
-            found = self._poll.poll(1000 * self._order["lease"] if idle else None)
-            if not found:
-                return
+        while found := self._next():
             for descriptor, _ in found:
                 self._serve(descriptor)
+
+    def _next(self) -> list[tuple[int, int]]:
+        """Wait for what is to be served next; none if it has had neither client nor guardian for as long as a lease."""
+        if self._clients or self._guardians:
+            return self._poll.poll()
+        until = now() + self._order["lease"]
+        while (left := until - now()) > 0:
+            if found := self._poll.poll(1000 * min(left, DAY)):
+                return found
+        return []
 
     def _preload_problem(self, ready: bytes) -> str:
         """Preload, and listen for clients that cannot wait. Returns the reason if that fails, else an empty text.
@@ -74,7 +82,7 @@ class Server:
         A signal of a timer ends a server whose preload hangs.
         """
         signal.signal(signal.SIGALRM, signal.SIG_DFL)
-        signal.setitimer(signal.ITIMER_REAL, self._order["fork"]["timeout"])
+        signal.setitimer(signal.ITIMER_REAL, min(self._order["fork"]["timeout"], _LONGEST))
         try:
             if why := refusal(self._order):
                 return why

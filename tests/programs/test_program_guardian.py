@@ -314,12 +314,12 @@ async def test_the_control_groups_that_a_program_has_made_go_with_its_own(tmp_pa
     if not await trio.to_thread.run_sync(is_permitted, "cgroup"):
         pytest.skip("this machine does not permit isolation 'cgroup'")
     async with opened(little(GROUPS + UP + FOR_EVER, tmp_path, isolation="cgroup"), tmp_path) as (_, running):
-        group, reserve = Path(running.guarded._cgroup), running.guarded._guardian.pid
-        assert (group / "one/two").exists()
+        group, reserve = trio.Path(running.guarded._cgroup), running.guarded._guardian.pid
+        assert await (group / "one/two").exists()
         if guardians == "are killed":
             for pid in (child_of(reserve), reserve):
                 os.kill(pid, signal.SIGKILL)
-    assert not group.exists()
+    assert not await group.exists()
 
 
 def test_a_namespace_ends_with_parent_and_guardians(tmp_path):

@@ -3,7 +3,9 @@
 import os
 import signal
 import time
+from fractions import Fraction
 
+import numpy as np
 import pytest
 import trio
 import trio.testing
@@ -245,6 +247,25 @@ def test_a_deadline_is_positive(name):
     """A constructor refuses nonsense."""
     with pytest.raises(ValueError, match=name):
         ProcessHost(**{name: 0})
+
+
+@pytest.mark.trio
+@pytest.mark.parametrize("seconds", [np.float32(20), np.int64(20), Fraction(20), 2**70])
+async def test_a_number_of_another_kind_is_kept_as_a_plain_one(seconds):
+    """D10: The plan of the host is sent to other processes, which take plain numbers alone."""
+    host = ProcessHost(load_timeout=seconds, linger=0)
+    assert type(host.load_timeout) is float
+    assert host == ProcessHost(load_timeout=float(seconds), linger=0)
+    async with opened(Scripted(), host) as session:
+        session.begin(BATCH)
+        assert ids(await rest(session)) == expected(BATCH)
+
+
+@pytest.mark.parametrize("seconds", [10**400, Fraction(10**400)], ids=["integer", "fraction"])
+def test_a_number_that_no_float_has_is_refused(seconds):
+    """It would overflow at the first wait."""
+    with pytest.raises(ValueError, match=r"^load_timeout must be a number > 0 and <= 1\.79769e\+308, got "):
+        ProcessHost(load_timeout=seconds)
 
 
 @pytest.mark.trio

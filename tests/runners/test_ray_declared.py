@@ -22,6 +22,7 @@ from runners.errors import (
 )
 from runners.hosts.remote import ray
 from runners.hosts.remote.actor import Ask, death, described, load_error
+from runners.hosts.remote.launcher import Launcher
 from runners.hosts.remote.ray import RayHost, with_token
 from runners.models.scripted import Scripted
 
@@ -159,3 +160,13 @@ async def test_only_a_connection_with_the_token_is_taken():
                     refused.settimeout(5)
                     with pytest.raises((ConnectionError, AssertionError)):
                         assert refused.recv(1)  # it is closed, or reset
+
+
+@pytest.mark.parametrize("seconds", [1e10, float("inf")])
+def test_an_actor_connects_however_long_it_may_take(seconds):
+    """D16: A `start_timeout` may have more seconds than a socket counts."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        end = Launcher().serve(listener.getsockname(), seconds, b"token", "print('started')")
+        with listener.accept()[0] as connection, connection.makefile() as came:
+            assert came.read() == "tokenstarted\n"
+    assert end == "its guardian ended with status 0"

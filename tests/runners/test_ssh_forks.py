@@ -284,6 +284,20 @@ async def test_no_start_there_waits_for_a_preload_for_long(server, tmp_path, spe
     await until(lambda: not far(server))
 
 
+@pytest.mark.parametrize("seconds", [1e10, float("inf")])
+@pytest.mark.trio
+async def test_a_lease_and_a_load_may_have_more_seconds_than_the_kernel_counts(
+    server, tmp_path, spec, seconds
+):
+    """D15, D16: The server waits for its first client, and its preload has a timer."""
+    there, runner = forking(server, tmp_path, lease=seconds, load_timeout=seconds), spec()
+    for incarnation in (1, 2):
+        async with opened(there, runner, incarnation=incarnation) as session:
+            assert is_forked(session.pid)
+    assert signalled(server, "runners:server", signal.SIGKILL)
+    await until(lambda: not far(server))
+
+
 @pytest.mark.trio
 async def test_a_failure_of_the_preload_that_comes_late_is_reported_too(
     server, tmp_path, spec, caplog, monkeypatch

@@ -72,7 +72,7 @@ _READ = 65536
 _FULL = 2**20
 """Unsent bytes to the near end beyond which nothing more is read from the context process."""
 _LAST_READS = 256
-_DAY = 86_400.0
+DAY = 86_400.0
 """The longest wait, in seconds: `poll` counts no more than 24 days, and a lease may be longer."""
 _SERVER_PATIENCE = 2.0
 """Seconds in which a fork server that has preloaded must answer."""
@@ -201,7 +201,7 @@ class Guardian:
             until = min(until, self._examined_until)
         if self._seeking:
             until = min(until, self._sought_until)
-        seconds = min(max(0, until - now()), _DAY)
+        seconds = min(max(0, until - now()), DAY)
         for descriptor, events in self._poll.poll(seconds * 1000 + 1):
             self._serve(descriptor, events)
 

@@ -13,6 +13,8 @@ import subprocess
 import sys
 
 _LAST_BYTES = 2000
+_LONGEST = 1e6
+"""Seconds: a socket counts no more than 292 years, and a host may have any number."""
 
 
 class Launcher:
@@ -29,7 +31,7 @@ class Launcher:
         It is a new process: one that is forked from this process would have copies of the locks of Ray's threads. It leads a
         session of its own, so that what ends this process does not end the guardian before it can report.
         """
-        with socket.create_connection(address, seconds) as connection:
+        with socket.create_connection(address, min(seconds, _LONGEST)) as connection:
             connection.settimeout(None)
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             connection.sendall(token)

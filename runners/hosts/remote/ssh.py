@@ -32,6 +32,8 @@ from runners.hosts.remote.reserve import FarPlan, FarReserve
 
 _ALIVE = 3
 """How often `ssh` asks its server during a lease before it gives the connection up."""
+_LONGEST = 1e6
+"""Seconds of the longest time for `ssh`, which counts some of its times in milliseconds of 32 bits."""
 
 
 def _check_host(_host: object, _field: object, host: str) -> None:
@@ -50,14 +52,18 @@ def _settings(connect_timeout: float, lease: float) -> dict[str, str]:
     return {
         "BatchMode": "yes",
         "ClearAllForwardings": "yes",
-        "ConnectTimeout": str(math.ceil(connect_timeout)),
+        "ConnectTimeout": _seconds(connect_timeout),
         "ControlMaster": "no",
         "ControlPath": "none",
         "RemoteCommand": "none",
         "RequestTTY": "no",
-        "ServerAliveInterval": str(math.ceil(lease / _ALIVE)),
+        "ServerAliveInterval": _seconds(lease / _ALIVE),
         "ServerAliveCountMax": str(_ALIVE),
     }
+
+
+def _seconds(number: float) -> str:
+    return str(math.ceil(min(number, _LONGEST)))
 
 
 def _check_options(_host: object, _field: object, options: Mapping[str, str]) -> None:
