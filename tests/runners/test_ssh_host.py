@@ -37,7 +37,7 @@ from runners.hosts import CheckingHost, Session
 from runners.hosts.process import wire
 from runners.hosts.process.host import ProcessHost
 from runners.hosts.remote import ssh
-from runners.hosts.remote.guardian import ASK, HEADER, NUMBER
+from runners.hosts.remote.guardian import ASK, COLD, ENDED, HEADER, NUMBER
 from runners.hosts.remote.link import MARGIN, FarPeer, Order
 from runners.hosts.remote.ssh import SshHost
 from runners.models.scripted import Scripted, expected
@@ -507,6 +507,8 @@ class Full(Quiet):
         b"\x0a\0\0\0\x02[]",
         b"\x0a\0\0\0\x0e" + b'{"killed": 12}',
         b"\x0a\0\0\0\x2c" + b'{"killed": true, "status": 9, "nvml": ["x"]}',
+        HEADER.pack(ENDED, 60_000) + b"[" * 60_000,
+        HEADER.pack(COLD, 27) + b'{"kind": "late", "why": {}}',
         b"Last login: Monday\n" * 3,
     ],
 )

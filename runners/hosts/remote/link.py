@@ -326,7 +326,7 @@ class FarPeer:
                 continue
             try:
                 self._take(kind, content)
-            except (ValueError, TypeError) as error:
+            except (ValueError, TypeError, RecursionError) as error:
                 self._lose(f"it sent a record of kind {kind} that cannot be read: {text_of(error)}")
             if kind in _WRITTEN:
                 await trio.lowlevel.checkpoint()
@@ -363,6 +363,8 @@ class FarPeer:
             self._take_end(**json.loads(content))
 
     def _take_cold(self, *, kind: str, why: str) -> None:
+        if not isinstance(why, str):
+            raise TypeError(f"why must be a text, got {brief(why)}")
         self.cold = True
         self.on_cold(kind, one_line(why))
 
