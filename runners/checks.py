@@ -29,11 +29,12 @@ def at_least(bound: float) -> Validator:
 def _number(allowed: str, is_allowed: Callable[[Any], bool]) -> Validator:
     def check(owner: object, attribute: Attribute[Any], value: Any) -> None:
         text = f"{attribute.name} must be a number {allowed}"
-        if not isinstance(value, Real) or isinstance(value, bool):
+        kind: type = type(value)
+        if not issubclass(kind, Real) or kind is bool:
             raise TypeError(f"{text}, got {brief(value)}")
         if not is_allowed(value):
             raise ValueError(f"{text}, got {brief(value)}")
-        if type(value) is float or (type(value) is int and value.bit_length() <= _BITS):
+        if kind is float or (kind is int and value.bit_length() <= _BITS):
             return
         # Another kind, such as one of numpy, can neither be sent to another process nor written into every message.
         try:

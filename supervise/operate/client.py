@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator
-from typing import Any, Self
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
+from typing import Any, Self, cast
 from urllib.parse import quote
 
 import httpx
@@ -15,6 +16,8 @@ Data = dict[str, Any]
 
 _LONGEST_LOOK = 30.0
 """Seconds: the status of a tree of 20,000 nodes takes less than one."""
+_NOT_OURS = (ValueError, KeyError, TypeError, RecursionError)
+"""What an answer raises that is no JSON, is nested too deeply, or has another form than ours."""
 
 
 class OperateError(Exception):
@@ -122,13 +125,14 @@ class Client:
             async with self._http.stream("GET", "/events", params=params) as answer:
                 await self._check(answer)
                 missed = False
-                async for line in answer.aiter_lines():
-                    if line.startswith("event: missed"):
-                        missed = True
-                    elif line.startswith("data: "):
-                        data: Data = json.loads(line.removeprefix("data: "))
-                        yield {"kind": "Missed", **data} if missed else data
-                        missed = False
+                async with aclosing(cast("AsyncGenerator[str]", answer.aiter_lines())) as lines:
+                    async for line in lines:
+                        if line.startswith("event: missed"):
+                            missed = True
+                        elif line.startswith("data: "):
+                            data = self._event(line.removeprefix("data: "))
+                            yield {"kind": "Missed", **data} if missed else data
+                            missed = False
         except httpx.HTTPError as problem:
             raise self._no_answer(problem) from problem
 
@@ -151,8 +155,8 @@ class Client:
             return
         await answer.aread()
         try:
-            text = answer.json()["error"]
-        except (ValueError, KeyError, TypeError):
+            text = str(answer.json()["error"])
+        except _NOT_OURS:
             text = f"the program at {self.where} answered with status {answer.status_code}"
         raise OperateError(text, answer.status_code)
 
@@ -162,9 +166,21 @@ class Client:
             data: Data = answer.json()
             if isinstance(data[name], list):
                 return data
-        except (ValueError, KeyError, TypeError):
+        except _NOT_OURS:
             pass
-        raise OperateError(f"what answers at {self.where} is not a tree of `supervise`")
+        raise self._no_tree()
+
+    def _event(self, text: str) -> Data:
+        try:
+            event: Any = json.loads(text)
+        except _NOT_OURS:
+            event = None
+        if not isinstance(event, dict):
+            raise self._no_tree()
+        return cast("Data", event)
+
+    def _no_tree(self) -> OperateError:
+        return OperateError(f"what answers at {self.where} is not a tree of `supervise`")
 
     def _no_answer(self, problem: httpx.HTTPError) -> OperateError:
         return OperateError(f"no program answers at {self.where}: {str(problem) or type(problem).__name__}")

@@ -295,7 +295,19 @@ def test_a_client_refuses_a_token_that_cannot_be_sent(token):
 
 
 @pytest.mark.trio
-@pytest.mark.parametrize("body", [b"hello", b"[]", b"{}", b'{"nodes": 7, "steps": 7}', b"\xff"])
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"hello",
+        b"[]",
+        b"{}",
+        b'{"nodes": 7, "steps": 7}',
+        b"\xff",
+        b"[" * 100_000,
+        b"data: []",
+        b"data: [" * 9,
+    ],
+)
 async def test_a_client_says_that_another_program_answers(tmp_path, body):
     """Some server of HTTP, whose answers have another form."""
     async with trio.open_nursery() as nursery:
@@ -311,7 +323,13 @@ async def test_a_client_says_that_another_program_answers(tmp_path, body):
             listeners = [trio.SocketListener(trio.socket.from_stdlib_socket(listener))]
             nursery.start_soon(trio.serve_listeners, answer, listeners)
             async with Client(str(tmp_path / "s"), token=TOKEN) as client:
-                for ask in (client.status, lambda: client.act("stop", "app", reason="x", who="\udcff")):
+
+                async def follow():
+                    async for _ in client.events():
+                        pass
+
+                asks = client.status, lambda: client.act("stop", "app", reason="x", who="\udcff")
+                for ask in (*asks, follow) if body.startswith(b"data") else asks:
                     with pytest.raises(OperateError, match="is not a tree of `supervise`"):
                         await ask()
             nursery.cancel_scope.cancel()
