@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 
 from attrs import Attribute
 
-from .brief import brief
+from .brief import brief, is_a
 
 Validator: TypeAlias = "Callable[[object, Attribute[Any], Any], None]"
 _BITS = 63
@@ -29,12 +29,11 @@ def at_least(bound: float) -> Validator:
 def _number(allowed: str, is_allowed: Callable[[Any], bool]) -> Validator:
     def check(owner: object, attribute: Attribute[Any], value: Any) -> None:
         text = f"{attribute.name} must be a number {allowed}"
-        kind: type = type(value)
-        if not issubclass(kind, Real) or kind is bool:
+        if not is_a(value, Real) or is_a(value, bool):
             raise TypeError(f"{text}, got {brief(value)}")
         if not is_allowed(value):
             raise ValueError(f"{text}, got {brief(value)}")
-        if kind is float or (kind is int and value.bit_length() <= _BITS):
+        if type(value) is float or (type(value) is int and value.bit_length() <= _BITS):
             return
         # Another kind, such as one of numpy, can neither be sent to another process nor written into every message.
         try:
