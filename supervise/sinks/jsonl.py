@@ -23,8 +23,9 @@ class JsonLinesSink:
 
     A file is opened at the first event, and appended to. When it would pass `most` bytes it is renamed to `NAME.1`, an older
     `NAME.1` to `NAME.2`, and so on; the oldest is deleted. So all files together have at most `(kept + 1) * most` bytes. A link is
-    followed, and a file that is not regular, such as `/dev/null` or a pipe, is never renamed. Each line is written whole and at once. If that fails, for instance because the disk is full, the tree reports it once and goes
-    on without this sink.
+    followed. A file that is not regular, such as `/dev/null` or a pipe, is never renamed, nor is one that another program has put in
+    the place of this one: that is appended to. Each line is written whole and at once. If that fails, for instance because the disk
+    is full, the tree reports it once and goes on without this sink.
 
     Args:
         target: the path of a file, or an open text file, which is never renamed; None is standard error, as it is at each event.
@@ -70,11 +71,14 @@ class JsonLinesSink:
     def _with_room(self, path: Path, more: int) -> TextIO:
         """The open file; a new one if this one has no room for so many bytes. A longer line has a file for itself."""
         if self._file is None:
+            self._path = path = path.absolute()  # the program may change its folder
             self._file = self._open(path)
         if self._is_regular and self._size and self._size + more > self._most:
+            is_there = _is_at(self._file, path)
             self._file.close()
             self._file = None
-            self._rename(path.resolve())
+            if is_there:
+                self._rename(path.resolve())
             self._file = self._open(path)
         self._size += more
         return self._file
@@ -93,3 +97,11 @@ class JsonLinesSink:
         names[-1].unlink(missing_ok=True)
         for newer, older in reversed(list(pairwise(names))):
             newer.rename(older)
+
+
+def _is_at(file: TextIO, path: Path) -> bool:
+    """Whether this file is still the one at the path: another program may have moved it, and put anything else in its place."""
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
+        return False

@@ -1,5 +1,6 @@
 """Events as data, and as lines of JSON in files (R31)."""
 
+import itertools
 import json
 import math
 import os
@@ -158,6 +159,40 @@ def test_what_is_no_regular_file_keeps_its_name(tmp_path, kept):
     os.close(end)
     assert sum(seen) > 4000
     assert [file.name for file in tmp_path.iterdir()] == ["pipe"]
+
+
+@pytest.mark.parametrize("how", ["replaced by a pipe", "in another folder"])
+def test_only_the_file_that_the_sink_has_opened_is_renamed(tmp_path, monkeypatch, how):
+    """R31: The program of an operator may move it while it is open, or link its name to `/dev/null`; the tree may change its folder."""
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other/log").touch()
+    monkeypatch.chdir(tmp_path)
+    sink = JsonLinesSink("log", most=2000, kept=3)
+    os.mkfifo(tmp_path / "pipe")
+    end = os.open(tmp_path / "pipe", os.O_RDWR | os.O_NONBLOCK)
+    numbers = itertools.count()
+
+    def strike(_event):
+        if next(numbers) == 0:
+            if how == "in another folder":
+                os.chdir("other")
+                return
+            Path("log").rename("moved")
+            Path("log").symlink_to("pipe")
+
+    run(sink, strike)
+    sink.close()
+    os.close(end)
+    left = {file.name for file in tmp_path.iterdir()} - {"pipe", "other"}
+    assert (
+        left
+        == {
+            "replaced by a pipe": {"moved", "log"},
+            "in another folder": {"log", "log.1", "log.2", "log.3"},
+        }[how]
+    )
+    assert (tmp_path / "pipe").is_fifo()
+    assert (tmp_path / "other/log").stat().st_size == 0
 
 
 def test_a_link_leads_to_the_file_that_is_renamed(tmp_path):
