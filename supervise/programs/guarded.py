@@ -24,7 +24,7 @@ from .._trio.protect import protected
 from . import guardian
 from .errors import CommandError, CommandExited, CommandMissing, CommandNotIsolated, GuardianLost, signal_name
 from .output import Output
-from .ports import Listener
+from .ports import Listener, in_thread
 
 PATIENCE = 5.0
 """Seconds that the guardian has to report the end of the program, once that is dead or was to be killed. Then it is killed itself."""
@@ -169,7 +169,7 @@ class Guarded:
 
     async def pids(self) -> list[int]:
         """Its processes."""
-        return await trio.to_thread.run_sync(guardian.below, self._guardian.pid)
+        return await in_thread(guardian.below, self._guardian.pid)
 
     def problem(self, when: str = "") -> CommandError | None:
         """Why it has ended; None if it exited with status 0 and left no process behind.
@@ -338,7 +338,7 @@ class Guarded:
 async def _kill_all(find: Callable[[], list[int]]) -> set[int]:
     """Kill processes as long as some are found; returns all of them."""
     killed, wait = set[int](), _SHORTEST
-    while found := await trio.to_thread.run_sync(find):
+    while found := await in_thread(find):
         for pid in found:
             with suppress(ProcessLookupError, PermissionError):  # as in the guardian's own `_end_below`
                 os.kill(pid, signal.SIGKILL)

@@ -6,17 +6,25 @@ import ipaddress
 import os
 import socket
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
+from typing import TypeVar
 
 import trio
 from attrs import frozen
 
 from . import guardian
 
+Result = TypeVar("Result")
+
 _LISTENING = "0A"
 _TABLES = "/proc/net/tcp", "/proc/net/tcp6"
+
+
+async def in_thread(look: Callable[..., Result], *arguments: object) -> Result:
+    """Look into /proc in a thread, which takes no place in Trio's default limiter: the threads of the tree's own code may have filled it."""
+    return await trio.to_thread.run_sync(look, *arguments, limiter=trio.CapacityLimiter(1))
 
 
 @frozen
@@ -27,11 +35,11 @@ class Listener:
 
     async def held_by(self, pids: Iterable[int]) -> bool:
         """Whether one of these processes holds it; also True if the files of one of them cannot be seen."""
-        return await trio.to_thread.run_sync(_holds, list(pids), self.inode)
+        return await in_thread(_holds, list(pids), self.inode)
 
     async def holder(self) -> str:
         """The process that holds it, as the end of a sentence; empty if it cannot be seen."""
-        return await trio.to_thread.run_sync(_holder, self.inode)
+        return await in_thread(_holder, self.inode)
 
 
 async def listeners(host: str, port: int) -> list[Listener]:
@@ -40,7 +48,7 @@ async def listeners(host: str, port: int) -> list[Listener]:
         ipaddress.ip_address(str(address[0]).partition("%")[0])
         for *_, address in await trio.socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     }
-    return await trio.to_thread.run_sync(_listeners, wanted, port)
+    return await in_thread(_listeners, wanted, port)
 
 
 def _listeners(wanted: set[ipaddress.IPv4Address | ipaddress.IPv6Address], port: int) -> list[Listener]:

@@ -20,7 +20,17 @@ from pathlib import Path
 import pytest
 import trio
 
-from supervise.programs import CommandError, CommandNotIsolated, GuardianLost, guarded, guardian, line, notify
+from benchmarks.ports import free_port
+from supervise.programs import (
+    CommandError,
+    CommandNotIsolated,
+    GuardianLost,
+    guarded,
+    guardian,
+    line,
+    notify,
+    tcp,
+)
 from supervise.programs.guarded import Order
 from supervise.programs.guardian import processes
 
@@ -42,6 +52,8 @@ ROOT = Path(__file__).parents[2]
 FORKS = "for _ in range(3):\n    if os.fork() == 0: break\nelse:\n    print('up', flush=True)\n"
 FAMILY = WITH_ORPHAN + FORKS + FOR_EVER
 """A main process, three more in its session, and an orphan with a session of its own."""
+
+SERVER = "import socket, time\nserver = socket.create_server(('127.0.0.1', {port}))\ntime.sleep(1000)\n"
 
 PARENT = """
 import sys, trio
@@ -273,6 +285,25 @@ async def test_a_guardian_that_is_stopped_hides_nothing(tmp_path, monkeypatch, w
         assert not old & processes_in(tmp_path)
         os.kill(child_of(again.guarded._guardian.pid), signal.SIGSTOP)  # a stop meets the same guardian
         object.__setattr__(spec, "drain", 0.2)
+
+
+@pytest.mark.trio
+async def test_a_program_starts_and_stops_while_all_threads_of_trio_are_taken(tmp_path, monkeypatch):
+    """By code of the tree that blocks them: Trio's default limiter has 40. A stuck guardian needs the longest way to its end."""
+    monkeypatch.setattr(guarded, "PATIENCE", 0.3)
+    limiter = trio.to_thread.current_default_thread_limiter()
+    taken = [object() for _ in range(int(limiter.available_tokens))]
+    for each in taken:
+        limiter.acquire_on_behalf_of_nowait(each)
+    spec = little(SERVER.format(port=(port := free_port())), tmp_path, ready=tcp(port), stop=())
+    try:
+        async with opened(spec, tmp_path) as (_, running):
+            reserve = running.guarded._guardian.pid
+            for pid in (child_of(reserve), reserve):
+                os.kill(pid, signal.SIGSTOP)
+    finally:
+        for each in taken:
+            limiter.release_on_behalf_of(each)
 
 
 @pytest.mark.trio
