@@ -108,6 +108,14 @@ def _write(path: str, text: str) -> None:
         file.write(text)
 
 
+def sees_itself() -> bool:
+    """Whether /proc shows the processes of this namespace: in a container it may be missing, or that of the system outside."""
+    try:
+        return os.readlink("/proc/self") == str(os.getpid())  # noqa: PTH115 - as for `processes`
+    except OSError:
+        return False
+
+
 def remove_group(group: str) -> None:
     """Remove a control group without processes, with the groups that the program has made in it: the kernel removes empty ones alone.
 
@@ -550,6 +558,10 @@ def main() -> None:
     for each in (descriptor, *orders["files"]):
         os.set_inheritable(each, False)
     connection = socket.socket(fileno=descriptor)
+    if not sees_itself():  # by the numbers that it shows, processes of others would be killed
+        why = "/proc must show the processes of its namespace, as after `mount -t proc`"
+        connection.send(json.dumps({"failed": ["guardian", why]}).encode())
+        return
     for number in _IGNORED:  # a service manager may send them to every process of a service at once
         signal.signal(number, signal.SIG_IGN)
     signal.signal(

@@ -382,6 +382,37 @@ async def test_an_isolation_that_is_not_permitted_is_refused(tmp_path, monkeypat
     assert str(error) == "there are none"
 
 
+NAMESPACE = """
+import trio
+from supervise import StartFailed, Supervisor, open_tree
+from supervise.programs import Command
+async def main():
+    try:
+        async with open_tree(Supervisor("app", [Command("a", ["sleep", "1000"])]), sinks=[]):
+            print("it has started")
+    except StartFailed as failed:
+        print(failed.__cause__)
+trio.run(main)
+"""
+
+
+def test_a_proc_that_shows_other_processes_than_ours_is_refused():
+    """As in a pid namespace whose /proc is that of the system outside: to kill by its numbers would hit others."""
+    command = ["unshare", "--pid", "--fork", "--kill-child"]
+    if subprocess.run([*command, "true"], capture_output=True, check=False).returncode:
+        pytest.skip("this machine permits no namespace of pids")
+    run = subprocess.run(
+        [*command, sys.executable, "-c", NAMESPACE],
+        capture_output=True,
+        check=True,
+        cwd=ROOT,
+        timeout=PATIENCE,
+    )
+    assert run.stdout.startswith(
+        b"sleep could not be started: guardian: /proc must show the processes of its namespace"
+    )
+
+
 @pytest.mark.trio
 async def test_a_guardian_that_cannot_be_started_is_the_error_of_the_start(tmp_path, monkeypatch):
     """And no descriptor stays open."""

@@ -40,6 +40,7 @@ from runners.hosts import MARK
 from runners.hosts.packing import check_runner
 from runners.hosts.process import wire
 from runners.hosts.process.host import ProcessHost
+from runners.hosts.process.parent import cleaner as cleaning
 from runners.hosts.process.parent import peer, standby
 from runners.hosts.process.parent import processes as starting
 from runners.models.scripted import Scripted, expected
@@ -409,6 +410,23 @@ async def test_another_run_of_trio_that_ends_kills_no_context_of_this_one(host):
     async with opened(Scripted(4), host) as session:
         await trio.to_thread.run_sync(trio.run, another)
         assert ids(await whole(session)) == expected(BATCH, 4)
+
+
+def test_a_cleaner_kills_nobody_by_the_numbers_of_another_namespace():
+    """D10: As where /proc is that of the system outside: there a process with the mark has the number of any other one here."""
+    command = ["unshare", "--pid", "--fork", "--kill-child"]
+    if subprocess.run([*command, "true"], capture_output=True, check=False).returncode:
+        pytest.skip("this machine permits no namespace of pids")
+    finds = cleaning._PROGRAM.partition("def kill(")[0] + "print(len(list(marked(mark, mark))))"
+    # The process that looks has the mark itself, and would leave itself out by its number.
+    run = subprocess.run(
+        [*command, sys.executable, "-c", finds, f"{MARK}=it", "1"],
+        env={**os.environ, MARK: "it"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert run.stdout.strip() == "0"
 
 
 @pytest.mark.trio

@@ -40,8 +40,16 @@ libc = ctypes.CDLL(None)
 libc.prctl(1, signal.SIGCONT, 0, 0, 0)      # PR_SET_PDEATHSIG
 libc.prctl(15, b"runners:cleaner", 0, 0, 0)  # PR_SET_NAME
 
+def numbers():
+    try:
+        if os.readlink("/proc/self") == str(os.getpid()):  # not if it shows the processes of another namespace
+            return os.listdir("/proc")
+    except OSError:
+        pass
+    return []
+
 def marked(whole, start):
-    for name in os.listdir("/proc"):
+    for name in numbers():
         if name.isdigit() and int(name) != os.getpid():
             try:
                 with open(f"/proc/{name}/environ", "rb") as file:
