@@ -412,6 +412,28 @@ async def test_another_run_of_trio_that_ends_kills_no_context_of_this_one(host):
         assert ids(await whole(session)) == expected(BATCH, 4)
 
 
+DROPS = """
+import os, sys, trio
+from runners.hosts.process.host import ProcessHost
+from runners.models.scripted import Scripted
+async def main():
+    async with ProcessHost(start=sys.argv[1], standby=1, linger=0).open(Scripted()) as session:
+        os.setresuid(65534, 65534, 65534)
+    print("closed")
+trio.run(main)
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+@pytest.mark.parametrize("start", ["spawn", "forkserver"])
+def test_a_program_that_drops_its_privileges_leaves_nothing(start):
+    """D10: It may not signal the processes that it has started as root. They end because their connections do."""
+    run = subprocess.run(
+        [sys.executable, "-c", DROPS, start], capture_output=True, text=True, timeout=PATIENCE, check=False
+    )
+    assert (run.stdout, run.returncode) == ("closed\n", 0), run.stderr
+
+
 def test_a_cleaner_kills_nobody_by_the_numbers_of_another_namespace():
     """D10: As where /proc is that of the system outside: there a process with the mark has the number of any other one here."""
     command = ["unshare", "--pid", "--fork", "--kill-child"]

@@ -179,11 +179,15 @@ class _Running:
         self.close()
 
     def close(self) -> None:
-        """Kill and reap the cleaner, and close the descriptors."""
-        self._process.kill()
-        self._process.wait()
+        """Kill and reap the cleaner, and close the descriptors.
+
+        If this program has become another user's, it may not kill it. Then the cleaner ends by itself, since its orders end.
+        """
         self._orders.close()
         os.close(self._reports)
+        with suppress(PermissionError):
+            self._process.kill()
+            self._process.wait()
 
 
 class _Cleaner:

@@ -20,6 +20,7 @@ from runners.hosts.process import surroundings, wire
 from runners.hosts.process.parent import cleaner
 from runners.hosts.process.parent.output import Output, log_event
 from runners.hosts.process.parent.processes import (
+    UNREACHABLE,
     Ends,
     Spawned,
     connected,
@@ -93,6 +94,8 @@ class ForkServer:
 
     async def _end(self) -> None:
         self._process.kill()
+        with suppress(OSError):  # it is dead; if it may not be killed, it ends with its connection
+            self._control.shutdown(socket.SHUT_WR)
         if await outlived(self._process, _DEATH):
             log_event(logging.ERROR, "%s has outlived SIGKILL by %g s", self._name, _DEATH)
         else:
@@ -282,7 +285,7 @@ class Forked:
 
     def kill(self) -> None:
         """See `Process.kill`. Before the server reaps it, it kills the processes that it has started."""
-        with suppress(ProcessLookupError):
+        with suppress(*UNREACHABLE):
             signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
 
     async def fate_known(self) -> None:
@@ -310,6 +313,6 @@ class Forked:
 
     def orphaned(self) -> None:
         """The server is dead, so the kernel kills the process; we kill the processes that it has started."""
-        with suppress(ProcessLookupError, PermissionError):
+        with suppress(*UNREACHABLE):
             os.killpg(self.pid, signal.SIGKILL)
         self.ended("ended with its fork server")

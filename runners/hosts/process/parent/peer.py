@@ -21,7 +21,7 @@ import trio
 from runners.diagnosis.nvml import Nvml
 from runners.errors import ContextDied
 from runners.hosts.process.parent.output import Output
-from runners.hosts.process.parent.processes import Process, is_readable, outlived
+from runners.hosts.process.parent.processes import UNREACHABLE, Process, is_readable, outlived
 
 _READ = 65_536
 _FRAMES = 1024
@@ -131,7 +131,7 @@ class Peer:
 
     def go_on(self) -> None:
         """Send SIGCONT, since a standby may have been stopped by a signal. Never blocks."""
-        with suppress(ProcessLookupError):
+        with suppress(*UNREACHABLE):
             signal.pidfd_send_signal(self._process.pidfd, signal.SIGCONT)
 
     async def drained(self) -> None:

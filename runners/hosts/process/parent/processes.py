@@ -50,6 +50,8 @@ _SLICE = 1.0
 """Seconds of a slice of waiting, see `within`."""
 _LATE = 0.25
 """Seconds after a deadline from which on it counts as late, see `is_late`."""
+UNREACHABLE = ProcessLookupError, PermissionError
+"""What a signal raises for a process that has ended, or that this one may not signal since one of them has become another user's."""
 _GROUP = 1.0
 """Seconds in which killed processes that a dead process had started must end."""
 
@@ -137,7 +139,7 @@ class Started:
 
     def kill(self) -> None:
         """See `Process.kill`. It must not be called after `reap`."""
-        with suppress(ProcessLookupError):
+        with suppress(*UNREACHABLE):
             os.killpg(self.pid, signal.SIGKILL)
 
     async def fate_known(self) -> None:
@@ -177,7 +179,7 @@ class Spawned(Started):
 
     def dump_stack(self) -> None:
         """Have a fork server write its Python stack to standard error: it handles SIGUSR1 so while it preloads."""
-        with suppress(ProcessLookupError):
+        with suppress(*UNREACHABLE):
             os.kill(self.pid, signal.SIGUSR1)
 
 
