@@ -23,8 +23,14 @@ _TABLES = "/proc/net/tcp", "/proc/net/tcp6"
 
 
 async def in_thread(look: Callable[..., Result], *arguments: object) -> Result:
-    """Look into /proc in a thread, which takes no place in Trio's default limiter: the threads of the tree's own code may have filled it."""
-    return await trio.to_thread.run_sync(look, *arguments, limiter=trio.CapacityLimiter(1))
+    """Look into /proc in a thread, which takes no place in Trio's default limiter: the threads of the tree's own code may have filled it.
+
+    If no thread can be started, it blocks for the milliseconds that takes.
+    """
+    try:
+        return await trio.to_thread.run_sync(look, *arguments, limiter=trio.CapacityLimiter(1))
+    except RuntimeError:  # that of Python for a thread that cannot be started
+        return look(*arguments)
 
 
 @frozen

@@ -307,6 +307,21 @@ async def test_a_program_starts_and_stops_while_all_threads_of_trio_are_taken(tm
 
 
 @pytest.mark.trio
+async def test_a_stuck_guardian_is_ended_also_if_no_thread_can_be_started(tmp_path, monkeypatch):
+    """As at the limit of a user for processes and threads."""
+    monkeypatch.setattr(guarded, "PATIENCE", 0.3)
+
+    async def no_thread(*_, **__):
+        raise RuntimeError("can't start new thread")
+
+    async with opened(little(FAMILY, tmp_path, stop=()), tmp_path) as (_, running):
+        reserve = running.guarded._guardian.pid
+        for pid in (child_of(reserve), reserve):
+            os.kill(pid, signal.SIGSTOP)
+        monkeypatch.setattr(trio.to_thread, "run_sync", no_thread)
+
+
+@pytest.mark.trio
 @pytest.mark.parametrize("isolation", ["namespace", "cgroup"])
 async def test_an_isolated_program_has_nothing_left_when_all_of_its_guardians_are_killed(tmp_path, isolation):
     """A process with a session of its own and without a parent is still in its namespace, or its control group."""
