@@ -125,9 +125,12 @@ class Running:
 
     async def run_beside(self, argv: tuple[str, ...]) -> str | None:
         """Run a further program to its end, below a guardian of its own. Returns None after status 0, else what happened."""
-        output = Output(self._conduct.name, self._path, log=False)
-        one = Guarded(evolve(self._order, argv=argv, files=(), stop=(), isolation="group"), output)
-        one.start()
+        try:
+            output = Output(self._conduct.name, self._path, log=False)
+            one = Guarded(evolve(self._order, argv=argv, files=(), stop=(), isolation="group"), output)
+            one.start()
+        except OSError as problem:  # no process or descriptor is available just now
+            return f"could not be started: {problem.strerror or problem}"
         try:
             await one.ended.wait()
         finally:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import os
+import resource
 import signal
 import socket
 from pathlib import Path
@@ -245,6 +246,28 @@ async def test_a_probe_that_is_not_there_is_an_error_at_once(tmp_path):
 
 
 # --- alive
+
+
+@pytest.mark.trio
+async def test_a_probe_for_which_no_descriptor_is_left_is_one_failed_check(tmp_path):
+    """The program itself works, and a lack of descriptors passes."""
+    probes = probe(["sh", "-c", "echo . >> probes"])
+    spec = little(UP + FOR_EVER, tmp_path, alive=every(0.05, probes, timeout=10, failures=1000))
+    async with opened(spec, tmp_path) as (tree, running):
+        await until((tmp_path / "probes").exists)
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        free = [os.dup(0) for _ in range(2)]
+        for each in free:
+            os.close(each)
+        with trio.move_on_after(0.3):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (min(free), hard))
+            try:
+                await trio.sleep_forever()
+            finally:
+                resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        before = (tmp_path / "probes").stat().st_size
+        await until(lambda: (tmp_path / "probes").stat().st_size > before + 2)
+        assert await tree[spec].ready() is running
 
 
 @pytest.mark.slow
