@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import ipaddress
 import os
-import resource
 import signal
 import socket
 from pathlib import Path
@@ -16,6 +16,7 @@ from benchmarks.ports import free_port
 from supervise import Decider, Stop
 from supervise.programs import Command, CommandUnhealthy, checks, every, http, line, notify, probe, tcp
 from supervise.programs.checks import until_it_passes
+from supervise.programs.guarded import Guarded
 from supervise.programs.ports import _address, _takes
 from supervise.testing import run_virtual
 
@@ -249,25 +250,25 @@ async def test_a_probe_that_is_not_there_is_an_error_at_once(tmp_path):
 
 
 @pytest.mark.trio
-async def test_a_probe_for_which_no_descriptor_is_left_is_one_failed_check(tmp_path):
+async def test_a_probe_for_which_no_descriptor_is_left_is_one_failed_check(tmp_path, monkeypatch):
     """The program itself works, and a lack of descriptors passes."""
-    probes = probe(["sh", "-c", "echo . >> probes"])
-    spec = little(UP + FOR_EVER, tmp_path, alive=every(0.05, probes, timeout=10, failures=1000))
-    async with opened(spec, tmp_path) as (tree, running):
-        await until((tmp_path / "probes").exists)
-        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-        free = [os.dup(0) for _ in range(2)]
-        for each in free:
-            os.close(each)
-        with trio.move_on_after(0.3):
-            resource.setrlimit(resource.RLIMIT_NOFILE, (min(free), hard))
-            try:
-                await trio.sleep_forever()
-            finally:
-                resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-        before = (tmp_path / "probes").stat().st_size
-        await until(lambda: (tmp_path / "probes").stat().st_size > before + 2)
-        assert await tree[spec].ready() is running
+    failed = []
+    start = Guarded.start
+
+    def fails_twice(one):
+        if len(failed) < 2:
+            failed.append(one)
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        start(one)
+
+    alive = every(0.01, probe(["touch", "probed"]), timeout=10, failures=3)
+    async with opened(little(UP + FOR_EVER, tmp_path, alive=alive), tmp_path) as (tree, running):
+        monkeypatch.setattr(Guarded, "start", fails_twice)
+        await until(lambda: len(failed) == 2)
+        (tmp_path / "probed").unlink(missing_ok=True)
+        await until((tmp_path / "probed").exists)
+        assert tree["app/little"].status().incarnation == 1
+        assert running.runs
 
 
 @pytest.mark.slow
