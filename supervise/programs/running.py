@@ -129,8 +129,8 @@ class Running:
             output = Output(self._conduct.name, self._path, log=False)
             one = Guarded(evolve(self._order, argv=argv, files=(), stop=(), isolation="group"), output)
             one.start()
-        except OSError as problem:  # no process or descriptor is available just now
-            return f"could not be started: {problem.strerror or problem}"
+        except OSError as error:  # no process or descriptor is available just now
+            return f"could not be started: {error.strerror or error}"
         try:
             await one.ended.wait()
         finally:

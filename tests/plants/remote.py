@@ -132,14 +132,14 @@ REMOTE = (
         ),
         (
             "a fork server never ends",
-            '            found = self._poll.poll(1000 * self._order["lease"] if idle else None)',
-            "            found = self._poll.poll(None)",
+            "            if found := self._poll.poll(1000 * min(left, DAY)):",
+            "            if found := self._poll.poll():",
             "the_runners_module_is_imported_once_on_its_machine",
         ),
         (
             "a fork server ends while it has guardians",
-            "            idle = not self._clients and not self._guardians\n",
-            "            idle = not self._clients\n",
+            "        if self._clients or self._guardians:",
+            "        if self._clients:",
             "a_fork_server_lives_as_long_as_its_contexts",
         ),
         (
@@ -155,8 +155,14 @@ REMOTE = (
             "a_guardian_that_is_forked_too_late_ends_at_once",
         ),
         (
+            "a fork server waits no longer than the kernel counts",
+            "            if found := self._poll.poll(1000 * min(left, DAY)):",
+            "            if found := self._poll.poll(1000 * left):",
+            "a_lease_and_a_load_may_have_more_seconds_than_the_kernel_counts",
+        ),
+        (
             "a preload may take for ever",
-            '        signal.setitimer(signal.ITIMER_REAL, self._order["fork"]["timeout"])\n',
+            '        signal.setitimer(signal.ITIMER_REAL, min(self._order["fork"]["timeout"], _LONGEST))\n',
             "",
             "no_start_there_waits_for_a_preload_for_long",
         ),
