@@ -15,7 +15,7 @@ from __future__ import annotations
 import logging
 from collections import OrderedDict, deque
 from collections.abc import Callable, Coroutine, Generator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import TracebackType
 from typing import Any, ClassVar, Protocol, TypeAlias, cast
 
@@ -235,6 +235,15 @@ class Queue:
                 complain(
                     logging.ERROR, f"an observer of calls raised, and is dropped: {brief(observer)}", exc
                 )
+
+    def fails(self, exc: BaseException) -> None:
+        """An observer raised `exc`, and no task ends the call: a child that serves the mailbox fails with it, if one does."""
+        for server in self.servers.values():
+            if server.open_inbox is not None and not server.failing:
+                server.inject(exc)
+                return
+        with suppress(BaseException):  # no task is left that could get what the log raises
+            complain(logging.ERROR, f"an observer of calls raised {brief(exc)}", exc)
 
     def put_back(self, messages: Sequence[Message]) -> None:
         """Put messages back at the head, in their order, even beyond the size; answer them with an error if the queue is closed."""

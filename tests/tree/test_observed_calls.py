@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import logging
 import sys
+from contextlib import nullcontext
 
 import pytest
 import trio
 
-from supervise import CallLost, Child, ChildStopped, Mailbox, MailboxFull, Supervisor
+from supervise import Backoff, CallLost, Child, ChildStopped, Mailbox, MailboxFull, Supervisor, open_tree
+from supervise.testing import run_virtual
 
 from .scene import Boom, app, forever, quiet
 from .talk import Shelf, grow, worker
@@ -224,6 +226,38 @@ def test_a_caller_that_leaves_at_the_end_of_its_stack_is_observed(form):
 
     limit = sys.getrecursionlimit()
     grow(app(child), scene)
+
+
+@pytest.mark.parametrize("serves", [True, False])
+def test_an_observer_that_exits_the_program_at_the_end_of_a_stack_stops_the_tree(serves, caplog):
+    """R4, R30: No task ends the call then. If no child serves the mailbox just then, it is logged."""
+
+    def exits(*_):
+        raise SystemExit(3)
+
+    async def leaves(ref, depth):
+        if depth:
+            await leaves(ref, depth - 1)
+        else:
+            with trio.move_on_after(1):
+                await ref.call("keep")
+
+    async def main():
+        child = worker(serve, backoff=Backoff(initial=100, maximum=100, jitter=0))
+        async with open_tree(app(child), sinks=[]) as tree:
+            if not serves:
+                await tree[child].send("lose")
+                await quiet()
+            tree[child].observe_calls(exits)
+            await leaves(tree[child], sys.getrecursionlimit() - 300)
+            await trio.sleep(1)
+            left.append(tree.root.status().state)
+
+    left = []
+    with pytest.raises(SystemExit) if serves else nullcontext():
+        run_virtual(main)
+    assert left == ([] if serves else ["up"])
+    assert serves or "an observer of calls raised SystemExit(3)" in caplog.text
 
 
 def test_a_message_knows_when_it_was_sent():
