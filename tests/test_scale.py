@@ -220,6 +220,7 @@ def test_a_new_control_program_waits_for_the_old_leases():
 # --- the cost
 
 
+@pytest.mark.slow
 def test_the_loss_of_a_rack_costs_the_same_in_a_fleet_of_any_size():
     """No input, event or turn is for a device that was not lost."""
     few, many = (cost.counted("ours", Size(racks, hosts=2, devices=4)) for racks in (2, 20))

@@ -118,6 +118,7 @@ def all_gone(folder, *pids):
     return False
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("isolation", ["group", "namespace", "cgroup"])
 def test_nothing_outlives_the_parent(tmp_path, isolation):
     """Also if it is stopped when it is killed; the family includes an orphan with a session of its own."""

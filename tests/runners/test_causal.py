@@ -95,6 +95,7 @@ options = st.fixed_dictionaries(
 )
 
 
+@pytest.mark.slow
 @given(
     options=options,
     temperature=st.sampled_from([0, 0.7, 2.0]),

@@ -234,6 +234,7 @@ async def test_no_recovery_waits_for_a_preload(tmp_path, caplog):
     assert "the fork server does not run; another one is preloaded meanwhile" in caplog.text
 
 
+@pytest.mark.slow
 @pytest.mark.trio
 async def test_a_preload_that_hangs_does_not_delay_the_first_start_for_long(monkeypatch, caplog, tmp_path):
     """D15: The start goes cold after a while, and the log has the stack of the preload."""
@@ -465,6 +466,7 @@ AT_WORK = {"forkserver": {"preload", "build", "prepare"}, "spawn": {"build", "pr
 """What server, context and standby report about themselves. A process that reports has called prctl; /proc shows no sign as good."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stopped", [False, True], ids=["running", "stopped"])
 @pytest.mark.parametrize("start", AT_WORK)
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGABRT])

@@ -65,6 +65,7 @@ async def test_the_next_incarnation_is_the_standby(host):
         assert (await two.receive())[0].incarnation == 2
 
 
+@pytest.mark.slow
 @pytest.mark.trio
 async def test_there_is_no_standby_until_one_has_loaded():
     """A standby does not compete with the load of the context that serves."""
@@ -96,6 +97,7 @@ async def test_a_standby_prepares_ahead_and_builds_when_the_other_is_dead(tmp_pa
         assert runner.told()[3] == ("build", ready)
 
 
+@pytest.mark.slow
 @STARTS
 @pytest.mark.trio
 async def test_no_two_contexts_are_loaded_at_once(host, tmp_path):

@@ -89,6 +89,7 @@ def sleeps_until_released(monkeypatch):
     return release
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("at", ["token", "load", "rebuild"])
 @pytest.mark.trio
 async def test_a_thread_that_hangs_cannot_be_stopped_and_is_reported(at, monkeypatch):

@@ -536,6 +536,7 @@ async def test_shutdown_is_bounded_and_tells_everybody():
     assert [type(caller.error) for caller in them] == [WorkerDown] * 12
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.trio
 async def test_many_streams_survive_a_few_kills(seed):

@@ -143,6 +143,7 @@ def test_the_tree_is_shown_and_the_programs_output_stands_above(terminal, tmp_pa
     assert shown.is_as_before()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT], ids=["killed", "interrupted twice"])
 def test_the_terminal_is_as_before_however_the_program_ends(terminal, number):
     """Nothing of the terminal is changed that would have to be put back, so not even SIGKILL leaves anything."""
