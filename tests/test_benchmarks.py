@@ -73,6 +73,7 @@ def test_a_number_has_three_digits_and_its_unit(value, unit, text):
     assert number(value, unit) == text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("function", "looks"),
     [

@@ -121,6 +121,7 @@ def test_a_stream_that_is_cut_anywhere_goes_on_to_the_same_text_and_tokens(
     assert end.finish_reason is uncut[-1].finish_reason
 
 
+@pytest.mark.slow
 @few
 @given(data=st.data(), prefill=st.sampled_from([None, 2]))
 def test_streams_join_and_leave_between_steps_and_notice_nothing_of_one_another(data, prefill):

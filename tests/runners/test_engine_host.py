@@ -270,6 +270,7 @@ async def test_a_stream_that_another_request_interrupts_is_no_short_answer(strea
         assert scene.context.incarnation == 1
 
 
+@pytest.mark.slow
 @pytest.mark.trio
 async def test_a_stream_of_text_is_lost_with_its_engine():
     """D6: Without token ids it cannot continue; one that has not begun waits for the next engine."""

@@ -97,6 +97,7 @@ def test_after_the_loss_of_a_machine_no_stream_waits_for_another(lags, seed):
     assert max(begun) - min(begun) <= 2
 
 
+@pytest.mark.slow
 @given(
     lags=MEMBERS,
     guilty=st.sets(st.integers(0, 11), max_size=2),

@@ -155,6 +155,7 @@ def test_a_guardian_that_is_killed_takes_its_context_along():
         gone(pid)
 
 
+@pytest.mark.slow
 def test_a_lease_lapses_without_a_word():
     """D16: A connection that is cut shows no end; then the lease ends the context."""
     with guarded(lease=1.0) as far:
@@ -173,6 +174,7 @@ def test_a_lease_may_be_longer_than_the_kernel_waits(lease):
         assert json.loads(far.until(ENDED)) == {"killed": True, "status": signal.SIGKILL}
 
 
+@pytest.mark.slow
 def test_answers_keep_a_lease():
     """D16: As long as each question is answered, the context lives, however long nothing else is sent."""
     with guarded(lease=4.0) as far:

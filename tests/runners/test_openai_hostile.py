@@ -231,6 +231,7 @@ async def test_a_caller_who_leaves_closes_the_connection(monkeypatch):
             await closed.wait()
 
 
+@pytest.mark.slow
 @pytest.mark.trio
 async def test_a_slow_reader_is_no_slow_server(monkeypatch):
     """D9: The deadline counts the time in which the server is waited for."""

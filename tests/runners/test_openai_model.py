@@ -95,6 +95,7 @@ async def test_a_model_behind_a_server_answers_as_it_does_here():
                 await worker.call(batches[3])
 
 
+@pytest.mark.slow
 @pytest.mark.trio
 async def test_messages_options_and_log_probabilities_go_both_ways():
     """D11: A chat is sent as one, and its log probabilities have the form that runners agree on."""
@@ -270,6 +271,7 @@ def test_no_part_of_a_key_is_left_in_a_text(key, before, behind, data):
 # --- retries and the breaker, with a real server
 
 
+@pytest.mark.slow
 @pytest.mark.trio
 async def test_a_request_is_sent_again_before_its_first_chunk_alone():
     """D14: What has been given cannot be taken back."""

@@ -395,6 +395,7 @@ async def test_a_connection_that_is_idle_after_a_request_is_closed(monkeypatch):
             assert await stream.receive_some(100) == b""
 
 
+@pytest.mark.slow
 @pytest.mark.trio
 async def test_begun_streams_get_time_to_finish():
     """The port is closed at once, and idle connections; a begun stream is finished, and then the worker stops."""

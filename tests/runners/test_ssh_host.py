@@ -99,6 +99,7 @@ async def test_an_exit_during_the_load_is_reported_with_its_status(server, tmp_p
     assert "to standard error" in raised.value.__notes__[0]
 
 
+@pytest.mark.slow
 @pytest.mark.trio
 async def test_a_step_that_hangs_there_is_killed(server):
     """D9, D16: The deadlines are those of `ProcessHost`; the guardian's answers are no progress."""
@@ -354,6 +355,7 @@ async def test_another_version_there_is_refused_with_both_numbers(server, tmp_pa
     assert f"it has trio-supervise 0.0.1 with protocol {wire.PROTOCOL}, and here it is" in why
 
 
+@pytest.mark.slow
 @pytest.mark.trio
 async def test_a_server_that_hangs_is_given_up(server):
     """D16: Neither the start of `ssh` nor the far side may take longer than `connect_timeout`."""
@@ -362,6 +364,7 @@ async def test_a_server_that_hangs_is_given_up(server):
     assert "127.0.0.1" in why
 
 
+@pytest.mark.slow
 @pytest.mark.trio
 async def test_a_server_that_hangs_behind_its_greeting_is_given_up(server):
     """D16: A stopped sshd accepts connections, and its session never begins."""

@@ -151,6 +151,7 @@ async def test_a_standby_that_has_sent_something_is_passed_over(tmp_path):
         assert two.pid != ready
 
 
+@pytest.mark.slow
 @pytest.mark.trio
 async def test_beside_two_contexts_there_are_as_many_standbys_as_declared():
     """Standbys that are being made are counted: two loads in a row do not make twice as many."""
@@ -220,6 +221,7 @@ async def test_a_torch_standby_is_built_and_goes_on_with_a_stream():
         assert ids(await whole(two, accepted=ids(text[:10]))) == ids(text[10:])
 
 
+@pytest.mark.slow
 @pytest.mark.trio
 async def test_standbys_die_with_their_server_and_are_replaced(caplog):
     """D10: The next start finds no standby, and makes a server first."""
@@ -248,6 +250,7 @@ def test_a_count_of_standbys_is_not_negative():
         ProcessHost(standby=-1)
 
 
+@pytest.mark.slow
 @pytest.mark.trio
 async def test_a_standby_that_is_being_discarded_is_reaped_though_its_reserve_ends():
     """D10: It is no standby any more, so no other task would reap it."""

@@ -522,6 +522,7 @@ async def test_out_of_memory_may_be_decided_otherwise(verdict):
 # --- the whole of it
 
 
+@pytest.mark.slow
 @pytest.mark.trio
 async def test_shutdown_is_bounded_and_tells_everybody():
     """R21, D8, D10: with ten streams in full flow; the fixture sees that no process is left."""

@@ -58,6 +58,7 @@ def test_a_failing_case_shrinks_to_a_small_tree_and_one_script():
     assert size(tree, plan) == (1, 1)
 
 
+@pytest.mark.slow
 def test_a_failing_case_may_need_two_scripts():
     """A second incarnation failed: the case keeps two scripts of one child."""
     tree, plan = smallest(lambda seen: any(isinstance(e, events.Failed) and e.incarnation == 2 for e in seen))

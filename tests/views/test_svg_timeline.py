@@ -141,6 +141,7 @@ def test_who_is_still_down_comes_before_who_failed_more_often():
     assert "n0" not in shown
 
 
+@pytest.mark.slow
 def test_a_crash_loop_stays_a_small_picture():
     """However many segments and failures there are, a lane has at most so many elements as it has pixels."""
     svg = draw(run(crashing("app", 50_000, 3600.0), end=3600.0), width=1000)

@@ -147,6 +147,7 @@ def agrees(timeline, data, seen):
             assert shown in ALLOWED[state] | waits | not_yet, (path, at, state)
 
 
+@pytest.mark.slow
 @settings(max_examples=80)
 @given(runs())
 def test_a_timeline_agrees_with_the_status_of_the_tree(run):
@@ -398,6 +399,7 @@ def test_a_part_of_the_tree():
     assert whole.below("app/b").lanes == ()
 
 
+@pytest.mark.slow
 def test_the_work_for_an_event_does_not_grow():
     """Neither with the number of lanes nor with that of events before it: otherwise this takes minutes."""
     life = [{**EVENT, "kind": kind} for kind in ("Starting", "Ready", "Failed", "Decided", "Stopped")]
