@@ -92,3 +92,9 @@ def test_what_is_remembered_of_a_child_that_leaves_the_declaration_is_kept():
     added = Node(leaf("a"), "app/a", ROOT)
     memory.recall(added)
     assert added.incarnation == 7
+
+
+def test_a_child_that_has_left_meanwhile_is_not_started_with_its_new_code():
+    """R25, R38."""
+    _, (reply,) = asks(tree_of(leaf("a")), "renew", "b")
+    assert (str(reply.error), reply.error.reason) == ("'app' has no child 'b'", "not_found")

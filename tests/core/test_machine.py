@@ -567,3 +567,13 @@ def test_a_bare_tree_starts_no_supervisor_that_has_ended_in_the_same_step(order)
     life = [type(event) for event in seen if event.path == "app/s/new"]
     assert life == [events.Starting, events.Stopping, events.Stopped]
     assert child(tree, "s").state == ("starting" if order == "restart" else "down")
+
+
+def test_a_decision_about_a_node_that_has_left_is_reported_though_no_status_keeps_it():
+    """R31, R33: Its supervisor has ended meanwhile, as after a start that failed."""
+    tree, _ = opened(Supervisor("app", [leaf("a")]), Slow)
+    root = machine(tree)
+    root._decided(Failure(Boom("stop"), "app/s/x", 1, "app/s/x", "stop"), Stop)
+    (decided,) = [one for one in root.out if isinstance(one, events.Decided)]
+    assert (decided.path, decided.directive, decided.tag) == ("app/s/x", Stop, "stop")
+    assert [status.decision for status in tree.forest.status(tree.now).walk()] == [None, None]
