@@ -114,7 +114,7 @@ class _Front:
         try:
             import hypercorn.config  # noqa: PLC0415 - a tree can be declared without the extra
 
-            from supervise.operate.connections import Connections, share_of_files  # noqa: PLC0415 - likewise
+            from supervise.operate.connections import Connections, share_of_files  # noqa: PLC0415 - It imports Hypercorn, and a tree can be declared without the extra.
 
             from .http import openai_app  # noqa: PLC0415 - likewise
         except ModuleNotFoundError as error:

@@ -382,7 +382,7 @@ class Call:
         """In a system task of Trio, where what an observer raises would end the whole Trio run."""
         try:
             self.mailbox.call_ended(self.value, end)
-        except BaseException as exc:  # noqa: BLE001 - it is no `Exception`, and stops the tree as a failure of a body (R4)
+        except BaseException as exc:  # noqa: BLE001 - Only what is not an `Exception` comes here, such as `SystemExit`; it stops the tree as a failure of a body does (R4).
             self.mailbox.fails(exc)
 
     def refused(self, error: Exception) -> Exception:

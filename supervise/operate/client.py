@@ -17,7 +17,7 @@ Data = dict[str, Any]
 _LONGEST_LOOK = 30.0
 """Seconds: the status of a tree of 20,000 nodes takes less than one."""
 _NOT_OURS = (ValueError, KeyError, TypeError, RecursionError)
-"""What an answer raises that is no JSON, is nested too deeply, or has another form than ours."""
+"""The exceptions of reading an answer that is not JSON, is nested too deeply, or does not have the fields of our answers."""
 
 
 class OperateError(Exception):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import resource
 import select
 import socket
+from contextlib import suppress
 from typing import Any
 
 import trio
@@ -75,10 +76,9 @@ class Connections:
         connection = _Connection(self._app, self._config, self._context, ConnectionState({}), stream)
         self._open.add(connection)
         try:
-            with connection.scope:
+            # A client that breaks the protocol may break its own connection, and no other.
+            with suppress(Exception), connection.scope:
                 await connection.run()
-        except Exception:  # noqa: BLE001, S110 - A client that breaks the protocol may break its own connection, and no other.
-            pass
         finally:
             self._open.discard(connection)
             stream.socket.close()  # hypercorn does not, if it is cancelled

@@ -221,7 +221,7 @@ class Guarded:
                 stream.finish()
         except trio.Cancelled:
             raise
-        except BaseException as defect:  # noqa: BLE001 - `problem` raises it, without the groups of the nurseries
+        except BaseException as defect:  # noqa: BLE001 - No exception is lost: `problem` raises it in the task of the child, without the groups of the nurseries.
             self.defect = defect
             while (group := as_group(self.defect)) is not None and len(members(group)) == 1:
                 (self.defect,) = members(group)

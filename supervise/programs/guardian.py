@@ -111,7 +111,7 @@ def _write(path: str, text: str) -> None:
 def sees_itself() -> bool:
     """Whether /proc shows the processes of this namespace: in a container it may be missing, or that of the system outside."""
     try:
-        return os.readlink("/proc/self") == str(os.getpid())  # noqa: PTH115 - as for `processes`
+        return int(_read("/proc/self/stat").split()[0]) == os.getpid()
     except OSError:
         return False
 
@@ -127,7 +127,7 @@ def remove_group(group: str) -> None:
         with os.scandir(folder) as entries:
             found += [entry.path for entry in entries if entry.is_dir()]
     for folder in reversed(found):  # each after those in it
-        os.rmdir(folder)  # noqa: PTH106 - as for `processes`
+        os.rmdir(folder)  # noqa: PTH106 - Without pathlib, because this file is started for each program and imports little.
 
 
 # --- the system calls that Python does not have

@@ -62,7 +62,7 @@ def supervise(*arguments):
 @pytest.mark.slow
 @pytest.mark.parametrize("closed", [False, True])
 def test_standard_input_may_be_anything(closed):
-    """Also what is not UTF-8, under a locale that is strict; and one that was closed gives one line."""
+    """Bytes that are not UTF-8 are read, also if the locale is strict. A standard input that was closed gives one line."""
     command = f"exec {sys.executable} -m supervise plot - {'<&-' if closed else ''}"
     given = b"\xff\n" + "".join(events(3)).encode()
     strict = {**os.environ, "PYTHONIOENCODING": "utf-8:strict"}

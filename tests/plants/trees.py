@@ -341,7 +341,7 @@ TREES = tuple(
             _HOSTILE,
         ),
         (
-            "whoever inherits the variable of a child is inside it",
+            "a task that inherits the variable of a child counts as inside it",
             _LEAF,
             "isinstance(leaf, Leaf) and leaf._task is task and leaf._driver is tree",
             "isinstance(leaf, Leaf) and leaf._driver is tree",

@@ -140,7 +140,7 @@ def test_full_files_are_renamed_and_the_oldest_is_deleted(tmp_path, kept):
 
 
 def test_any_number_of_files_can_be_kept(tmp_path):
-    """R31: Only those that there are cost anything; a file that somebody has removed is no error."""
+    """R31: A rename takes time only for the files that exist, and a missing one is not an error."""
     sink = JsonLinesSink(tmp_path / "log", most=4000, kept=2**62)
     run(sink, lambda event: (tmp_path / "log").unlink(missing_ok=True) if event.at == 10 else None)
     sink.close()

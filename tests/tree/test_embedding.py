@@ -147,7 +147,7 @@ def test_a_tree_runs_in_guest_mode():
 
 
 def test_a_tree_that_is_opened_in_a_coroutine_of_asyncio_gets_one_line():
-    """It says what is needed, where Trio itself would say only that this is no async context."""
+    """The line says what is needed. That of Trio says only that it must be called from an async context."""
 
     async def host():
         async with open_tree(declare("app"), sinks=[]):

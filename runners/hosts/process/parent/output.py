@@ -51,7 +51,7 @@ def _logged(
         logger.log(level, text, *values, extra=extra, stacklevel=3)
     except KeyboardInterrupt:
         raise
-    except BaseException:  # noqa: BLE001 - a user's handler may raise anything, and a broken log must not fail a context
+    except BaseException:  # noqa: BLE001 - A user's handler may raise anything, and a broken log must not fail a context.
         with suppress(Exception):  # standard error may be closed
             traceback.print_exc(file=sys.stderr)
         return False
