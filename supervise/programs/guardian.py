@@ -45,10 +45,8 @@ _IGNORED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 _FIRST_FILE = 3  # as sd_listen_fds has it
 _SHORTEST, _LONGEST = 0.002, 0.1  # seconds between two looks at processes that were killed and have not ended
 _DAY = 86_400.0  # seconds; `poll` counts no more than 24 days, and a step of a stop may have any number of seconds
-_UNREACHABLE = (
-    ProcessLookupError,
-    PermissionError,
-)  # it has ended, or has become another user's and may not be signalled
+_UNREACHABLE = ProcessLookupError, PermissionError
+"""What a signal raises for a process that has ended, or has become another user's and may not be signalled."""
 
 
 # --- what /proc knows
