@@ -268,14 +268,19 @@ def work() -> None:
         before = there()
         with silence.kept():
             try:
-                print("go", flush=True)
-                trio.run((BUSY | BUSY_DEVICES)[name], scene)
+                trio.run(_begun, (BUSY | BUSY_DEVICES)[name], scene)
             except BaseException as exc:
                 raised = exc
             remains = left(before)
             gc.collect()
         wrong = judge(scene, raised) or (silence.broken or None) or remains
         print(repr(wrong) if wrong else "well", flush=True)
+
+
+async def _begun(program: Program, scene: Scene) -> None:
+    """Run it, and only then ask for the interrupt: one that comes while Trio sets itself up leaves Trio's own descriptors open."""
+    print("go", flush=True)
+    await program(scene)
 
 
 def campaign(
@@ -296,7 +301,7 @@ def campaign(
         if verdict != "well":
             print(f"{name}: {verdict}", flush=True)
             worker.kill()
-            worker.wait()
+            worker.communicate()
             worker = None
         ended[name] += verdict != "well"
     if worker is not None:

@@ -216,16 +216,32 @@ async def test_process_1_reaps_what_a_killed_guardian_has_left(tmp_path, which):
 
 UNKILLABLE = """
 import sys, trio
-from supervise import Supervisor, open_tree
+from pathlib import Path
+from supervise import Supervisor, events, open_tree
 from tests.programs.little import FOR_EVER, UP, WITH_ORPHAN, Seen, little
-ANOTHERS = "import os, time\\nif os.fork() == 0:\\n    os.setuid(65534)\\n    time.sleep(2)\\n    os._exit(0)\\n"
+ANOTHERS = '''
+import os, time
+noticed = os.open("noticed", os.O_RDONLY)
+if os.fork() == 0:
+    os.setuid(65534)
+    end = time.monotonic() + 60
+    while not os.fstat(noticed).st_size and time.monotonic() < end:
+        time.sleep(0.01)
+    os._exit(0)
+'''
+folder = Path(sys.argv[1])
+def notice(event):
+    if isinstance(event, events.Overdue):
+        folder.joinpath("noticed").write_text("overdue")
 async def main():
-    spec, seen = little(ANOTHERS + WITH_ORPHAN + UP + FOR_EVER, sys.argv[1], stop=(), grace=0.2), Seen()
-    async with open_tree(Supervisor("app", [spec]), sinks=[seen]) as tree:
+    folder.joinpath("noticed").touch()
+    spec, seen = little(ANOTHERS + WITH_ORPHAN + UP + FOR_EVER, folder, stop=(), grace=0.2), Seen()
+    async with open_tree(Supervisor("app", [spec]), sinks=[seen, notice]) as tree:
         await tree[spec].ready()
     print(*{type(event).__name__ for event in seen.events} & {'Overdue', 'Stopped', 'StopError'})
 trio.run(main)
 """
+"""Its process of another user ends only when the tree has noticed that it is overdue."""
 
 
 @pytest.mark.slow
