@@ -249,11 +249,3 @@ def _frames(error: BaseException) -> str:
 def exact(text: str) -> str:
     """A `str` of any subclass as a plain `str`, made without the code of its class."""
     return text if type(text) is str else str.__str__(text)
-
-
-def attribute_of(value: object, name: str) -> Any:
-    """An attribute of a value that may be anything; None if it has none, or if its class makes that raise."""
-    try:
-        return getattr(value, name, None)
-    except Exception:  # noqa: BLE001 - A property of a foreign class may raise anything; the caller then does without it.
-        return None

@@ -7,10 +7,11 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterat
 from enum import StrEnum
 from typing import Any, Literal, Protocol, TypeAlias, cast, get_args, runtime_checkable
 
-from attrs import Attribute, asdict, evolve, field, frozen
-from attrs.validators import ge, in_, instance_of, lt, matches_re, optional
+from attrs import Attribute, asdict, converters, evolve, field, frozen
+from attrs.validators import in_, instance_of, matches_re, optional
 
 from .brief import brief, exact, is_a
+from .checks import at_least, integer, is_text, plain_integer, plain_number, plain_text
 from .plain import are_integers, is_encodable, plain_data, size_of
 
 OnLoss: TypeAlias = Literal["migrate", "fail"]
@@ -22,41 +23,7 @@ _MOST_TOKENS = 2**53
 """In one request: a float, such as a price, counts them exactly."""
 
 
-def _whole(value: object) -> Any:
-    """A converter: a number of a class of its own, an `IntEnum` say, as a plain one. What is none a validator refuses."""
-    if type(value) in (int, bool) or not is_a(value, int):
-        return value
-    return int.__int__(cast("int", value))
-
-
-def _text(value: Any) -> Any:
-    """A converter: a text of a class of its own as a plain one, whatever that class makes of `==`, `hash` and `repr`."""
-    return exact(value) if is_a(value, str) else value
-
-
-def _is_text(_: object, attribute: Attribute[Any], value: object) -> None:
-    """A validator."""
-    if type(value) is not str:
-        raise TypeError(f"{attribute.name} must be a str, got {brief(value)}")
-    if not is_encodable(value):
-        raise ValueError(f"{attribute.name} must be a text that UTF-8 can encode, got {brief(value)}")
-
-
-def _integer(least: int, most: int | None = None) -> Callable[[object, Attribute[Any], object], None]:
-    """A validator. A bool is no integer: JSON would make `true` of it."""
-
-    def check(_: object, attribute: Attribute[Any], value: object) -> None:
-        if type(value) is not int:
-            raise TypeError(f"{attribute.name} must be an integer, got {brief(value)}")
-        if value < least:
-            raise ValueError(f"{attribute.name} must be >= {least}, got {brief(value)}")
-        if most is not None and value > most:
-            raise ValueError(f"{attribute.name} must be <= {most}, got {brief(value)}")
-
-    return check
-
-
-def _moment(value: Any) -> float | None:
+def _moment(value: float | None) -> float | None:
     """A converter."""
     if value is None:
         return None
@@ -69,20 +36,6 @@ def _moment(value: Any) -> float | None:
     if math.isnan(moment):
         raise ValueError(f"deadline must be a number of seconds, got {brief(value)}")
     return moment
-
-
-def _temperature(value: Any) -> float:
-    """A converter. No text is a number, though `float` reads one; and JSON would make `true` of a bool."""
-    kind = cast("type[object]", type(value))
-    if is_a(value, bool) or not hasattr(kind, "__float__"):
-        raise TypeError(f"temperature must be a number, got {brief(value)}")
-    try:
-        number = float(value)
-    except OverflowError:
-        number = math.inf
-    if not 0 <= number < math.inf:
-        raise ValueError(f"temperature must be a finite number >= 0, got {brief(value)}")
-    return number
 
 
 def _strings(value: Iterable[str]) -> tuple[str, ...]:
@@ -125,10 +78,17 @@ class Sampling:
         stop: the text ends before the first of these strings.
     """
 
-    max_tokens: int = field(default=128, converter=_whole, validator=_integer(1))
-    temperature: float = field(default=1.0, converter=_temperature)
-    seed: int | None = field(default=None, converter=_whole, validator=optional(_integer(0)))
+    max_tokens: int = field(default=128, converter=plain_integer, validator=integer(1))
+    temperature: float = field(default=1.0, converter=plain_number, validator=at_least(0, finite=True))
+    seed: int | None = field(
+        default=None, converter=converters.optional(plain_integer), validator=optional(integer(0))
+    )
     stop: tuple[str, ...] = field(default=(), converter=_strings)
+
+
+def _on_loss(value: OnLoss) -> OnLoss:
+    """A converter."""
+    return cast("OnLoss", plain_text(value))
 
 
 def _is_on_loss(_: object, attribute: Attribute[Any], value: object) -> None:
@@ -175,17 +135,17 @@ class ExecuteBatch:
             has room, since its runner may have the beginning of the prompt in its cache (D12). The empty text prefers no context.
     """
 
-    request_id: str = field(converter=_text, validator=_is_text)
-    prompt: str = field(default="", converter=_text, validator=_is_text)
+    request_id: str = field(converter=plain_text, validator=is_text)
+    prompt: str = field(default="", converter=plain_text, validator=is_text)
     payload: Any = field(default=None, kw_only=True, converter=_payload, hash=False)  # pyright: ignore[reportUnknownVariableType] - attrs' stubs make it partly unknown
     options: dict[str, Any] | None = field(default=None, kw_only=True, converter=_options, hash=False)
     sampling: Sampling = field(factory=Sampling, kw_only=True, validator=_is_sampling)
-    model: str = field(default="", kw_only=True, converter=_text, validator=_is_text)
-    on_loss: OnLoss = field(default="migrate", kw_only=True, converter=_text, validator=_is_on_loss)
+    model: str = field(default="", kw_only=True, converter=plain_text, validator=is_text)
+    on_loss: OnLoss = field(default="migrate", kw_only=True, converter=_on_loss, validator=_is_on_loss)
     deadline: float | None = field(
         default=None, kw_only=True, converter=_moment, validator=optional(instance_of(float))
     )
-    affinity: str = field(default="", kw_only=True, converter=_text, validator=_is_text)
+    affinity: str = field(default="", kw_only=True, converter=plain_text, validator=is_text)
 
     def with_seed(self, seed: int) -> ExecuteBatch:
         """The same request with its seed settled."""
@@ -231,12 +191,12 @@ class TokenUsage:
         cost: US dollars, by the prices that the runner declares; the worker fills it in (D14).
     """
 
-    input: int = field(default=0, converter=_whole, validator=_integer(0, _MOST_TOKENS))
-    output: int = field(default=0, converter=_whole, validator=_integer(0, _MOST_TOKENS))
-    replayed: int = field(default=0, converter=_whole, validator=_integer(0, _MOST_TOKENS))
-    reasoning: int = field(default=0, converter=_whole, validator=_integer(0, _MOST_TOKENS))
-    cached: int = field(default=0, converter=_whole, validator=_integer(0, _MOST_TOKENS))
-    cost: float = field(default=0.0, converter=float, validator=ge(0.0))
+    input: int = field(default=0, converter=plain_integer, validator=integer(0, _MOST_TOKENS))
+    output: int = field(default=0, converter=plain_integer, validator=integer(0, _MOST_TOKENS))
+    replayed: int = field(default=0, converter=plain_integer, validator=integer(0, _MOST_TOKENS))
+    reasoning: int = field(default=0, converter=plain_integer, validator=integer(0, _MOST_TOKENS))
+    cached: int = field(default=0, converter=plain_integer, validator=integer(0, _MOST_TOKENS))
+    cost: float = field(default=0.0, converter=plain_number, validator=at_least(0))
 
     def __add__(self, other: TokenUsage) -> TokenUsage:
         return TokenUsage(**{key: value + getattr(other, key) for key, value in asdict(self).items()})
@@ -392,16 +352,20 @@ WeightSource: TypeAlias = WeightsFile | WeightsRepository | None
 class RateLimits:
     """How much a server takes in a minute: so many `requests`, and so many `tokens`; None is any amount."""
 
-    requests: int | None = field(default=None, converter=_whole, validator=optional(_integer(1)))
-    tokens: int | None = field(default=None, converter=_whole, validator=optional(_integer(1)))
+    requests: int | None = field(
+        default=None, converter=converters.optional(plain_integer), validator=optional(integer(1))
+    )
+    tokens: int | None = field(
+        default=None, converter=converters.optional(plain_integer), validator=optional(integer(1))
+    )
 
 
 @frozen(kw_only=True)
 class Price:
     """US dollars for a million tokens: of the `input`, and of the `output`."""
 
-    input: float = field(default=0.0, converter=float, validator=[ge(0.0), lt(math.inf)])
-    output: float = field(default=0.0, converter=float, validator=[ge(0.0), lt(math.inf)])
+    input: float = field(default=0.0, converter=plain_number, validator=at_least(0, finite=True))
+    output: float = field(default=0.0, converter=plain_number, validator=at_least(0, finite=True))
 
     def of(self, usage: TokenUsage) -> float:
         """What the tokens of this `usage` cost."""
@@ -422,10 +386,10 @@ class RunnerInfo:
         price: what its tokens cost.
     """
 
-    streams: int = field(default=1, converter=_whole, validator=_integer(1))
+    streams: int = field(default=1, converter=plain_integer, validator=integer(1))
     reproducible: bool = field(default=False, validator=instance_of(bool))
     can_continue: bool = field(default=False, validator=instance_of(bool))
-    runtime: str = field(default="custom", converter=_text, validator=_is_text)
+    runtime: str = field(default="custom", converter=plain_text, validator=is_text)
     transport: Transport = field(default="local", validator=in_(get_args(Transport)))
     limits: RateLimits | None = field(default=None, validator=optional(instance_of(RateLimits)))
     price: Price = field(factory=Price, validator=instance_of(Price))

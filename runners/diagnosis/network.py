@@ -9,7 +9,7 @@ from http import HTTPStatus
 
 import trio
 
-from ..brief import attribute_of, is_a, quoted
+from ..brief import attribute, is_a, quoted
 from ..errors import (
     BadRequest,
     CircuitOpen,
@@ -45,7 +45,7 @@ def classify_network(error: Exception) -> Exception:
 
 def concerns_server(error: Exception) -> bool:
     """Whether an error is a failure of the server, and not of one request."""
-    code = attribute_of(error, "code")
+    code = attribute(error, "code")
     of_request = type(code) is int and code < HTTPStatus.INTERNAL_SERVER_ERROR
     return is_a(error, NetworkError) and not is_a(error, RateLimited, CircuitOpen) and not of_request
 

@@ -12,7 +12,7 @@ from typing import Any
 import trio
 from attrs import field, frozen
 
-from ..checks import above
+from ..checks import above, plain_number
 from ..errors import ContextPoisoned, DeviceError, Unrecoverable
 from .hardware import trouble_of
 
@@ -32,7 +32,7 @@ class Nvml:
         ValueError: `timeout` is not above 0.
     """
 
-    timeout: float = field(default=10.0, validator=above(0))
+    timeout: float = field(default=10.0, converter=plain_number, validator=above(0))
     module: Any = field(default=None, repr=False)
 
     async def judge(

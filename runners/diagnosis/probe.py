@@ -12,7 +12,7 @@ from attrs import field, frozen
 from attrs.validators import instance_of
 
 from ..brief import attribute
-from ..checks import above
+from ..checks import above, plain_number
 
 _TIMES = 2
 """The first call may report an old error, and thereby clear it. An error that stays is that of the context."""
@@ -58,7 +58,7 @@ class DeviceProbe:
     """
 
     device: str = field(validator=instance_of(str))
-    timeout: float = field(default=30.0, kw_only=True, validator=above(0))
+    timeout: float = field(default=30.0, kw_only=True, converter=plain_number, validator=above(0))
 
     def __call__(self) -> bool | None:
         """Probe the device; blocks for up to `timeout`."""

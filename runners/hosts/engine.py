@@ -18,7 +18,7 @@ from attrs.validators import instance_of
 from trio.lowlevel import enable_ki_protection
 
 from runners.brief import brief, is_a, one_line, text_of
-from runners.checks import above
+from runners.checks import above, plain_number
 from runners.diagnosis.nvml import Nvml
 from runners.diagnosis.probe import check_device
 from runners.errors import ContextDied, ContextHung, DeviceError, InferenceError, LoadFailed, NetworkError
@@ -100,7 +100,7 @@ class EngineHost:
 
     command: Child = field(kw_only=False, validator=_check_command)
     device: str = field(default="cpu", validator=[instance_of(str), check_device])
-    load_timeout: float = field(default=300.0, validator=above(0))
+    load_timeout: float = field(default=300.0, converter=plain_number, validator=above(0))
     nvml: Nvml = field(factory=Nvml, validator=instance_of(Nvml))
 
     def open(

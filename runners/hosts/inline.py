@@ -14,7 +14,7 @@ from attrs.validators import instance_of
 from trio.lowlevel import disable_ki_protection, enable_ki_protection
 
 from runners.brief import brief
-from runners.checks import above
+from runners.checks import above, plain_number
 from runners.diagnosis.classify import classify
 from runners.diagnosis.network import classify_network
 from runners.diagnosis.probe import DeviceProbe
@@ -67,7 +67,7 @@ class InlineHost:
     """
 
     device: str = field(default="cpu", kw_only=False, validator=instance_of(str))
-    close_timeout: float = field(default=5.0, validator=above(0))
+    close_timeout: float = field(default=5.0, converter=plain_number, validator=above(0))
 
     def open(
         self, runner: RunnerSpec, *, incarnation: int = 1, cause: str | None = None

@@ -15,7 +15,7 @@ from attrs import field, frozen
 from attrs.validators import instance_of
 
 from runners.brief import quoted
-from runners.checks import above
+from runners.checks import above, plain_number
 from runners.diagnosis.classify import classify
 from runners.diagnosis.probe import DeviceProbe
 from runners.errors import DeviceError, InferenceError, Unrecoverable
@@ -46,9 +46,9 @@ class ThreadHost:
     """
 
     device: str = field(default="cpu", kw_only=False, validator=instance_of(str))
-    load_timeout: float = field(default=300.0, validator=above(0))
-    chunk_timeout: float = field(default=60.0, validator=above(0))
-    close_timeout: float = field(default=5.0, validator=above(0))
+    load_timeout: float = field(default=300.0, converter=plain_number, validator=above(0))
+    chunk_timeout: float = field(default=60.0, converter=plain_number, validator=above(0))
+    close_timeout: float = field(default=5.0, converter=plain_number, validator=above(0))
 
     def open(
         self, runner: RunnerSpec, *, incarnation: int = 1, cause: str | None = None

@@ -21,10 +21,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NoReturn, TypeAlias, cast, get_args
 
-from attrs import asdict, define, evolve, field, frozen
-from attrs.validators import deep_iterable, ge, in_, instance_of, matches_re, optional
+from attrs import asdict, converters, define, evolve, field, frozen
+from attrs.validators import deep_iterable, in_, instance_of, matches_re, optional
 
-from runners.checks import at_least
+from runners.checks import at_least, integer, plain_integer, plain_number
 from runners.errors import ContextPoisoned, OutOfMemory, Unrecoverable
 from runners.hosts.turns import NOTHING, close
 from runners.types import (
@@ -82,14 +82,23 @@ class Fault:
 
     kind: Kind = field(validator=in_(get_args(Kind)))
     request_id: str | None = field(default=None, validator=optional(instance_of(str)))
-    at_token: int | None = field(default=None, validator=optional([instance_of(int), ge(0)]))
-    incarnation: int | None = field(default=None, validator=optional([instance_of(int), ge(1)]))
+    at_token: int | None = field(
+        default=None, converter=converters.optional(plain_integer), validator=optional(integer(0))
+    )
+    incarnation: int | None = field(
+        default=None, converter=converters.optional(plain_integer), validator=optional(integer(1))
+    )
     at: Place = field(default="token", kw_only=True, validator=in_(get_args(Place)))
-    call: int | None = field(default=None, kw_only=True, validator=optional([instance_of(int), ge(1)]))
+    call: int | None = field(
+        default=None,
+        kw_only=True,
+        converter=converters.optional(plain_integer),
+        validator=optional(integer(1)),
+    )
     model: str | None = field(default=None, kw_only=True, validator=optional(instance_of(str)))
     moved: bool | None = field(default=None, kw_only=True, validator=optional(instance_of(bool)))
     tag: str | None = field(default=None, kw_only=True, validator=optional(matches_re(r"\w+(\.\w+)*")))
-    seconds: float = field(default=0.1, kw_only=True, validator=at_least(0))
+    seconds: float = field(default=0.1, kw_only=True, converter=plain_number, validator=at_least(0))
 
     def __attrs_post_init__(self) -> None:
         if self.tag is not None and self.kind != "error":
@@ -191,10 +200,10 @@ class Scripted:
         TypeError: a field has a wrong type.
     """
 
-    tokens: int = field(default=8, kw_only=False, validator=[instance_of(int), ge(0)])
-    delay: float = field(default=0.0, validator=at_least(0))
-    load_delay: float = field(default=0.0, validator=at_least(0))
-    streams: int = field(default=4, validator=[instance_of(int), ge(1)])
+    tokens: int = field(default=8, kw_only=False, converter=plain_integer, validator=integer(0))
+    delay: float = field(default=0.0, converter=plain_number, validator=at_least(0))
+    load_delay: float = field(default=0.0, converter=plain_number, validator=at_least(0))
+    streams: int = field(default=4, converter=plain_integer, validator=integer(1))
     can_continue: bool = True
     faults: _Faults = field(default=(), converter=tuple[Fault, ...], validator=_are_faults)
     log: str | None = field(default=None, validator=optional(instance_of(str)))

@@ -13,7 +13,8 @@ from collections.abc import Callable
 from typing import Literal, TypeAlias
 
 from attrs import define, field, frozen
-from attrs.validators import ge, gt, instance_of, lt
+
+from runners.checks import above, integer, plain_integer, plain_number
 
 from ..errors import CircuitOpen
 from ..protect import protected
@@ -35,9 +36,9 @@ class Breaker:
         ValueError: an argument is out of range.
     """
 
-    failures: int = field(default=5, validator=[instance_of(int), ge(1)])
-    open_for: float = field(default=30.0, converter=float, validator=[gt(0), lt(float("inf"))])
-    probes: int = field(default=1, validator=[instance_of(int), ge(1)])
+    failures: int = field(default=5, converter=plain_integer, validator=integer(1))
+    open_for: float = field(default=30.0, converter=plain_number, validator=above(0, finite=True))
+    probes: int = field(default=1, converter=plain_integer, validator=integer(1))
 
 
 @protected

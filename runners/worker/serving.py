@@ -35,7 +35,7 @@ from supervise import (
     current_child,
 )
 
-from ..brief import attribute_of, brief, is_a, text_of
+from ..brief import attribute, brief, is_a, text_of
 from ..diagnosis.network import concerns_server
 from ..errors import (
     BadRequest,
@@ -524,7 +524,7 @@ class _Serving:
     def _is_tried_again(self, record: Record, error: InferenceError) -> bool:
         """Whether a request begins anew after an error of its server, which has given nothing for it yet (D14)."""
         opener, group, now = self._context.opener, self._context.group, trio.current_time()
-        is_of_server = is_a(error, NetworkError) and attribute_of(error, "is_retryable") is True
+        is_of_server = is_a(error, NetworkError) and attribute(error, "is_retryable") is True
         if not is_of_server or record.chunks or record.failures >= opener.retries:
             return False
         if group.circuit is not None and group.circuit.state == "open":
@@ -535,7 +535,7 @@ class _Serving:
         """A server said when it accepts a request again: until then none of this worker begins (D14)."""
         if not isinstance(error, RateLimited):
             return
-        seconds = attribute_of(error, "retry_after")
+        seconds = attribute(error, "retry_after")
         if type(seconds) in (int, float) and 0 < seconds < _LONGEST_PAUSE:
             rates = self._context.group.rates
             rates.paused_until = max(rates.paused_until, trio.current_time() + float(seconds))

@@ -93,14 +93,16 @@ def test_a_cost_is_estimated_from_what_a_request_may_take(prompt, most, dear, de
 @pytest.mark.parametrize("wrong", [float("inf"), float("nan"), -0.1, 10**400])
 def test_a_temperature_must_be_finite_and_not_below_0(wrong):
     """An infinite one would draw from nothing."""
-    with pytest.raises(ValueError, match=r"^temperature must be a finite number >= 0, got "):
+    with pytest.raises(
+        ValueError, match=r"^temperature must be a finite number >= 0( and <= 1\.79769e\+308)?, got "
+    ):
         Sampling(temperature=wrong)
 
 
 @pytest.mark.parametrize("wrong", [True, "0.5", b"1", None])
 def test_a_temperature_must_be_a_number(wrong):
     """What can only be read as one is none."""
-    with pytest.raises(TypeError, match=r"^temperature must be a number, got "):
+    with pytest.raises(TypeError, match=r"^temperature must be a finite number >= 0, got "):
         Sampling(temperature=wrong)
 
 

@@ -10,7 +10,7 @@ from attrs import field, frozen
 from attrs.validators import in_, instance_of
 
 from runners.brief import brief, one_line
-from runners.checks import at_least
+from runners.checks import at_least, plain_number
 from runners.diagnosis.nvml import Nvml
 from runners.errors import Unrecoverable
 from runners.hosts import Session
@@ -50,7 +50,7 @@ class FarHost(Terms):
     """
 
     path: tuple[str, ...] = field(default=(), converter=_folders, validator=_check_path)
-    lease: float = field(default=10.0, validator=at_least(1))
+    lease: float = field(default=10.0, converter=plain_number, validator=at_least(1))
     start: StartMethod = field(default="spawn", validator=in_(get_args(StartMethod)))
     nvml: Nvml = field(factory=Nvml, validator=[instance_of(Nvml), _check_nvml])
 

@@ -23,7 +23,7 @@ from attrs.validators import instance_of
 from trio.lowlevel import RunVar, enable_ki_protection
 
 from runners.brief import brief
-from runners.checks import at_least
+from runners.checks import at_least, plain_number
 from runners.errors import ContextDied, LoadFailed, NoPlace
 from runners.hosts.process.host import DYING
 from runners.hosts.process.parent.output import Output, log_event
@@ -333,13 +333,13 @@ class RayHost(FarHost):
     """
 
     cluster: str = field(kw_only=False, validator=[instance_of(str), _check_cluster])
-    num_cpus: float = field(default=1, validator=at_least(0))
-    num_gpus: float = field(default=0, validator=at_least(0))
+    num_cpus: float = field(default=1, converter=plain_number, validator=at_least(0))
+    num_gpus: float = field(default=0, converter=plain_number, validator=at_least(0))
     resources: Mapping[str, float] = field(
         factory=dict[str, float], converter=_plain, hash=False, validator=_check_resources
     )
     address: str | None = field(default=None, validator=_check_address)
-    start_timeout: float = field(default=60.0, validator=at_least(1))
+    start_timeout: float = field(default=60.0, converter=plain_number, validator=at_least(1))
 
     _reserve = RayReserve
 

@@ -19,7 +19,7 @@ from attrs import field, frozen
 from attrs.validators import instance_of, min_len
 
 from runners.brief import brief
-from runners.checks import at_least
+from runners.checks import at_least, plain_number
 from runners.hosts.process.parent import cleaner
 from runners.hosts.process.parent.output import Output
 from runners.hosts.process.parent.peer import Peer
@@ -158,7 +158,7 @@ class SshHost(FarHost):
     options: Mapping[str, str] = field(
         factory=dict[str, str], converter=_plain, hash=False, validator=_check_options
     )
-    connect_timeout: float = field(default=30.0, validator=at_least(1))
+    connect_timeout: float = field(default=30.0, converter=plain_number, validator=at_least(1))
 
     _reserve = SshReserve
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any, Literal, TypeAlias, get_args
 from urllib.parse import urlsplit
 
 from attrs import Attribute, field, frozen
-from attrs.validators import and_, ge, in_, instance_of, matches_re, optional
+from attrs.validators import and_, in_, instance_of, matches_re, optional
 
 from runners.brief import brief, is_a
+from runners.checks import above, integer, plain_integer, plain_number
 from runners.plain import plain_data
 from runners.types import Price, RateLimits
 
@@ -25,19 +25,6 @@ def _is_url(_: object, __: Attribute[Any], value: object) -> None:
         raise ValueError("url must have no user and no password: name the variable of the key with key_env")
     if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
         raise ValueError(f"url must be like https://example.org/v1, got {brief(value)}")
-
-
-def _seconds(value: object) -> Any:
-    """A converter."""
-    return float(value) if is_a(value, int) and not is_a(value, bool) else value  # type: ignore[arg-type]  # it is an int
-
-
-def _is_time(_: object, attribute: Attribute[Any], value: object) -> None:
-    """A validator."""
-    if type(value) is not float:
-        raise TypeError(f"{attribute.name} must be a number of seconds, got {brief(value)}")
-    if not 0 < value < math.inf:
-        raise ValueError(f"{attribute.name} must be > 0 seconds, got {brief(value)}")
 
 
 def _fields(value: object) -> Any:
@@ -71,10 +58,16 @@ class Settings:
     )
     chat: bool = field(default=False, kw_only=True, validator=_flag)
     token_ids: bool = field(default=False, kw_only=True, validator=_flag)
-    streams: int = field(default=64, kw_only=True, validator=and_(instance_of(int), ge(1)))
-    connect_timeout: float = field(default=10.0, kw_only=True, converter=_seconds, validator=_is_time)
-    first_chunk_timeout: float = field(default=60.0, kw_only=True, converter=_seconds, validator=_is_time)
-    next_chunk_timeout: float = field(default=30.0, kw_only=True, converter=_seconds, validator=_is_time)
+    streams: int = field(default=64, kw_only=True, converter=plain_integer, validator=integer(1))
+    connect_timeout: float = field(
+        default=10.0, kw_only=True, converter=plain_number, validator=above(0, finite=True)
+    )
+    first_chunk_timeout: float = field(
+        default=60.0, kw_only=True, converter=plain_number, validator=above(0, finite=True)
+    )
+    next_chunk_timeout: float = field(
+        default=30.0, kw_only=True, converter=plain_number, validator=above(0, finite=True)
+    )
     length_field: LengthField = field(
         default="max_tokens", kw_only=True, validator=in_(get_args(LengthField))
     )

@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import cast
 
 from attrs import field, frozen
-from attrs.validators import ge, instance_of, optional
+from attrs.validators import instance_of, optional
 
+from runners.checks import integer, plain_integer
 from runners.errors import DeviceError
 from runners.types import (
     ContinuingRunner,
@@ -55,7 +56,7 @@ class TorchLM:
     weights: WeightsFile | None = field(
         default=None, converter=_file, validator=optional(instance_of(WeightsFile))
     )
-    streams: int = field(default=16, kw_only=True, validator=[instance_of(int), ge(1)])
+    streams: int = field(default=16, kw_only=True, converter=plain_integer, validator=integer(1))
 
     def build(self, start: RunnerStart) -> ContinuingRunner:
         """Load the weights, verify them, and run the model once; or take the runner that `preload` has built of the same file.

@@ -7,9 +7,10 @@ from typing import TypeAlias
 
 import torch
 from attrs import field, frozen
-from attrs.validators import ge, instance_of
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812  torch's own name for it
+
+from runners.checks import integer, plain_integer
 
 Attend: TypeAlias = Callable[[int, Tensor], Tensor]
 """`attend(layer, inward)`: the attention of a layer, which differs between training and serving.
@@ -17,7 +18,7 @@ Attend: TypeAlias = Callable[[int, Tensor], Tensor]
 `inward` is the concatenation of query, key and value for each position: shape (..., 3 × width). The result has (..., width).
 """
 
-_size = field(kw_only=True, validator=[instance_of(int), ge(1)])
+_size = field(kw_only=True, converter=plain_integer, validator=integer(1))
 
 
 @frozen

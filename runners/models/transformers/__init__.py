@@ -11,9 +11,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeAlias, cast, get_args
 
-from attrs import field, frozen
-from attrs.validators import and_, ge, in_, instance_of, min_len, optional
+from attrs import converters, field, frozen
+from attrs.validators import and_, in_, instance_of, min_len, optional
 
+from runners.checks import integer, plain_integer
 from runners.types import ContinuingRunner, ExecuteBatch, RunnerStart, Sampling, TokenChunk
 
 if TYPE_CHECKING:
@@ -22,8 +23,6 @@ if TYPE_CHECKING:
 __all__ = ["TransformersLM"]
 
 Dtype: TypeAlias = Literal["auto", "float32", "bfloat16", "float16"]
-
-_number = and_(instance_of(int), ge(1))
 
 
 @frozen
@@ -63,10 +62,15 @@ class TransformersLM:
     revision: str | None = field(default=None, kw_only=True, validator=optional(instance_of(str)))
     local_files_only: bool = field(default=False, kw_only=True, validator=instance_of(bool))
     dtype: Dtype = field(default="auto", kw_only=True, validator=in_(get_args(Dtype)))
-    streams: int = field(default=16, kw_only=True, validator=_number)
-    context: int | None = field(default=None, kw_only=True, validator=optional(_number))
-    prefill: int = field(default=2048, kw_only=True, validator=_number)
-    threads: int = field(default=1, kw_only=True, validator=_number)
+    streams: int = field(default=16, kw_only=True, converter=plain_integer, validator=integer(1))
+    context: int | None = field(
+        default=None,
+        kw_only=True,
+        converter=converters.optional(plain_integer),
+        validator=optional(integer(1)),
+    )
+    prefill: int = field(default=2048, kw_only=True, converter=plain_integer, validator=integer(1))
+    threads: int = field(default=1, kw_only=True, converter=plain_integer, validator=integer(1))
 
     def build(self, start: RunnerStart) -> ContinuingRunner:
         """Load the model and run it once; or take what `preload` or `prepare` has loaded of the same files.

@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import TypeVar, cast
 
-from runners.brief import attribute_of
+from runners.brief import attribute
 from runners.diagnosis.classify import classify
 from runners.diagnosis.probe import DeviceProbe
 from runners.errors import ContextPoisoned, InferenceError, OutOfMemory
@@ -248,7 +248,7 @@ class Engine:
 
 
 def _broken(error: InferenceError) -> wire.Broken:
-    given = cast("tuple[object, ...]", attribute_of(error, "request_ids"))
+    given = cast("tuple[object, ...]", attribute(error, "request_ids"))
     is_plain = type(given) is tuple and all(type(name) is str and is_encodable(name) for name in given)
     names = cast("tuple[str, ...]", given) if is_plain else ()
     return wire.Broken(wire.error_data(error), names)
