@@ -381,11 +381,6 @@ class Inbox:
         """How many messages wait."""
         return len(self.mailbox)
 
-    @property
-    def relieved(self) -> bool:
-        """Whether this child has been asked to stop while another one goes on serving the mailbox, which it shares (R37)."""
-        return False
-
     def __aiter__(self) -> Inbox:
         return self
 
@@ -396,8 +391,6 @@ class Inbox:
         """
         if not self._before_turn:
             await self._give_way()
-            if self.relieved:
-                raise StopAsyncIteration
         self._before_turn -= 1
         return self._take() or await self._wait(True)
 
@@ -519,7 +512,7 @@ class Inbox:
     def _take_last(self) -> Message:
         """Take a message if there is one, else end the loop. Raises if the inbox is closed."""
         self._check_open()
-        message = None if self.relieved else self._take()
+        message = self._take()
         if message is None:
             raise StopAsyncIteration
         return message

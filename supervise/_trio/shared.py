@@ -196,11 +196,13 @@ class SharedInbox(Inbox):
 
     def _take(self) -> Message | None:
         mailbox = self.mailbox
+        if self.relieved:
+            return None
         if kept := mailbox.kept_for(self._leaf):
             message = next(iter(kept)).taken_by(self)
             kept.popitem(last=False)
             return message
-        if self.relieved or (mailbox.promised and len(mailbox) <= mailbox.promised):
+        if mailbox.promised and len(mailbox) <= mailbox.promised:
             return None
         taken = super()._take()
         if taken is not None:
@@ -249,13 +251,13 @@ class SharedInbox(Inbox):
 
     @property
     def relieved(self) -> bool:
-        """See `Inbox.relieved`."""
+        """Whether this child has been asked to stop while another one goes on serving the mailbox."""
         return self._leaf.stopping and bool(self.mailbox.serving)
 
     def end_loops(self) -> None:
         """See `Inbox.end_loops`."""
         self.mailbox.serving.pop(self, None)
-        self._before_turn = 0  # so that a loop that finds messages asks whether a sibling serves them
+        self.mailbox.release(self._leaf)
         super().end_loops()
 
     def settle(self, path: str, failure: BaseException | None, *, resumable: bool = False) -> None:

@@ -257,8 +257,14 @@ MAILBOXES = tuple(
         (
             "a stopped child takes its siblings' messages",
             _SHARED,
-            "        self._before_turn = 0  # so that a loop that finds",
-            "        pass  # so that a loop that finds",
+            "        if self.relieved:\n            return None\n        if kept",
+            "        if kept",
+        ),
+        (
+            "what is kept for a child that is to stop waits for its end",
+            _SHARED,
+            "        self.mailbox.release(self._leaf)\n        super().end_loops()",
+            "        super().end_loops()",
         ),
         (
             "the last child leaves the mailbox as it is",

@@ -143,6 +143,31 @@ def test_a_child_whose_message_is_withdrawn_takes_the_next_one(seed):
 OPS = st.sampled_from(["send", "call", "leave", "stop", "start", "restart", "fail", "tick"])
 
 
+def test_a_caller_that_leaves_while_its_message_is_handed_over_is_in_no_queue():
+    """R33, R37: Its message counts for nothing, and the reader that was woken for it takes the next one."""
+    scopes = {}
+
+    def affinity(value):
+        if value in scopes:
+            scopes[value].cancel()  # before the caller waits, and before the reader that is woken now has run
+        return "key"
+
+    async def scene(tree, _):
+        call = tree["app"].call
+        assert await call("first") == "a"
+        with trio.CancelScope() as scopes["leaves"]:
+            await call("leaves")
+        assert scopes["leaves"].cancelled_caught
+        assert tree["app"].status().mailbox == 0
+        await quiet()
+        assert tree["app"].status().mailbox == 0
+        assert [await call(value) for value in ("second", "third")] == ["a", "a"]
+        assert got == [("a", "first"), ("a", "second"), ("a", "third")]
+
+    got = []
+    grow(crew(got, mailbox=Mailbox(99, affinity=affinity)), scene)
+
+
 @settings(max_examples=100, deadline=None)
 @given(
     st.random_module(),

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import trio
 
-from supervise import IGNORE, Backoff, Child, ChildStopped, Decider, Limit, Pool, Resume
+from supervise import IGNORE, Backoff, Child, ChildStopped, Decider, Limit, Pool, Resume, stop_requested
 
 from .scene import Boom, Puppet, app, nothing, quiet
 from .talk import Worker, grow, steps
@@ -188,3 +190,45 @@ def test_callers_whose_messages_are_kept_leave_at_a_constant_cost():
     for count in (100, 400):
         kept(count, scene)
     assert costs[1] < 5 * costs[0]
+
+
+@pytest.mark.parametrize("take", ["loop", "receive"])
+def test_what_is_kept_for_a_child_goes_to_its_siblings_when_it_is_to_stop(take):
+    """R30, R37: It takes no more messages itself, also not those that it had in hand before it was resumed."""
+    got, taken = [], []
+
+    async def takes(_, inbox):
+        if not taken:
+            taken.append((await inbox.receive()).value)
+            raise Boom
+        await stop_requested()
+        if take == "loop":
+            taken.extend([message.value async for message in inbox])
+        else:
+            taken.append((await inbox.receive()).value)
+
+    async def scene(tree, _):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(partial(tree["app"].call, 1, on_loss="requeue"))
+            await quiet()
+            await tree["app"].add(Worker("second", got).spec)
+            nursery.start_soon(tree["app/first"].stop)
+            await quiet()
+            assert got == [("second", 1)]
+        assert taken == [1]
+
+    first = Child("first", takes, mailbox="shared", resource=nothing, drain=5)
+    grow(app(first, mailbox=9, decider=Decider({Boom: Resume})), scene)
+
+
+def test_a_call_that_was_made_while_all_children_were_down_is_served_by_one_that_has_started_since():
+    """R37: What counts is when it is awaited."""
+    got = []
+
+    async def scene(tree, _):
+        await tree["app/a"].stop()
+        late = tree["app"].call("late")
+        await tree["app/a"].restart()
+        assert await late == "a"
+
+    grow(app(Worker("a", got), mailbox=9), scene)
