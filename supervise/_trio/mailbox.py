@@ -32,6 +32,7 @@ from trio.lowlevel import (
 )
 
 from .._core._brief import brief
+from .._core._call import wrong_function
 from .._core._check import check_number, is_a
 from .._core.decide import set_cause
 from .._core.spec import Mailbox, OnLoss
@@ -221,7 +222,14 @@ class Queue:
             reschedule(self._putters.popitem(last=False)[0])
 
     def observe(self, observer: CallObserver) -> None:
-        """Call the observer at the end of each call and stream from now on; nothing changes if it is called already."""
+        """Call the observer at the end of each call and stream from now on; nothing changes if it is called already.
+
+        Raises:
+            TypeError: it is no plain function of two arguments.
+        """
+        wrong = wrong_function(observer, "it is not awaited", ("value", "end"))
+        if wrong is not None:
+            raise TypeError(f"an observer of calls {wrong}")
         if observer not in self.observers:
             self.observers += (observer,)
 
@@ -380,6 +388,11 @@ class Inbox:
     def __len__(self) -> int:
         """How many messages wait."""
         return len(self.mailbox)
+
+    @property
+    def relieved(self) -> bool:
+        """Whether this child has been asked to stop while another one goes on serving the mailbox, which it shares (R37)."""
+        return False
 
     def __aiter__(self) -> Inbox:
         return self

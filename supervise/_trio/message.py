@@ -32,6 +32,7 @@ from trio.lowlevel import (
 )
 
 from .._core._brief import brief
+from .._core._call import wrong_function
 from .._core._check import check_choice, check_number
 from .._core.spec import OnLoss
 from .protect import check_stack, has_room_for_others, protected
@@ -161,8 +162,11 @@ class Message:
         It runs in the caller's task, just before that goes on, even if this message has been put back meanwhile. For a caller
         near the end of its stack it runs a moment later, in a system task of Trio. If it raises, the child fails with that
         exception, as by `Ref.inject`. If no body of the child runs then, an `Exception` is logged, and anything else ends the
-        tree. A one-way message ignores the callback.
+        tree. A one-way message ignores the callback. Raises TypeError for what is no plain function.
         """
+        wrong = wrong_function(callback, "it is not awaited", None)
+        if wrong is not None:
+            raise TypeError(f"an on_left callback {wrong}")
         call = self._call
         if call is None:
             return

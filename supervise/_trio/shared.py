@@ -251,7 +251,7 @@ class SharedInbox(Inbox):
 
     @property
     def relieved(self) -> bool:
-        """Whether this child has been asked to stop while another one goes on serving the mailbox."""
+        """See `Inbox.relieved`."""
         return self._leaf.stopping and bool(self.mailbox.serving)
 
     def end_loops(self) -> None:

@@ -364,3 +364,48 @@ def test_a_resource_that_calls_its_own_child_gets_an_error():
     child = Child("a", forever, resource=calls, mailbox=8)
     grow(app(child), lambda tree, seen: quiet())
     assert results == ["refused"]
+
+
+@pytest.mark.parametrize("form", ["call", "send"])
+def test_a_callback_that_would_have_to_be_awaited_is_refused(form):
+    """R30: It would never run."""
+    shelf = Shelf()
+
+    async def callback():
+        raise AssertionError
+
+    async def scene(tree, seen):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(getattr(tree[shelf.spec], form), 1)
+            await quiet()
+            with pytest.raises(
+                TypeError, match=r"an on_left callback must be a plain function, and .*callback is an async"
+            ):
+                shelf.held[0].on_left(callback)
+            with pytest.raises(TypeError, match="an on_left callback must be a function, got 3"):
+                shelf.held[0].on_left(3)
+            shelf.held[0].reply()
+
+    grow(app(shelf), scene)
+
+
+@pytest.mark.parametrize(
+    ("observer", "match"),
+    [
+        (
+            trio.sleep,
+            "an observer of calls must be a plain function, and .*sleep is an async function: it is not awaited",
+        ),
+        (lambda value: None, r"an observer of calls is called as <lambda>\(value, end\), but it is <lambda>\(value\)"),
+        (None, "an observer of calls must be a function, got None"),
+    ],
+)
+def test_an_observer_that_could_not_be_called_is_refused(observer, match):
+    """R30: When it is given, not at the end of the first call."""
+    shelf = Shelf()
+
+    async def scene(tree, seen):
+        with pytest.raises(TypeError, match=match):
+            tree[shelf.spec].observe_calls(observer)
+
+    grow(app(shelf), scene)
