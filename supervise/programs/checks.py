@@ -9,6 +9,7 @@ import os
 import re
 import shlex
 from collections.abc import Callable
+from socket import gaierror
 from typing import Any, Protocol, cast
 from urllib.parse import SplitResult, urlsplit
 
@@ -48,8 +49,8 @@ class Checked(Protocol):
         """Wait until it runs. None of its lines is read before."""
         ...
 
-    def listen_to_lines(self, listener: Callable[[str], None]) -> None:
-        """Call `listener` with each further line of output."""
+    def listen_to_lines(self, listener: Callable[[str], None]) -> Callable[[], None]:
+        """Call `listener` with each further line of output, until the returned function is called."""
         ...
 
     async def owns(self, port: Listener) -> bool:
@@ -148,7 +149,11 @@ async def _asked(host: str, port: int, send: bytes, enough: Callable[[bytes], bo
                 if not more:
                     break
                 data += more
-    except (OSError, trio.BrokenResourceError) as problem:
+    except (
+        OSError,
+        UnicodeError,
+        trio.BrokenResourceError,
+    ) as problem:  # some names of hosts cannot be encoded
         return f"port {port}: {_reason(problem)}"
     return data
 
@@ -160,7 +165,8 @@ def _reason(problem: BaseException) -> str:
             cast("BaseException", cause.exceptions[0]) if isinstance(cause, BaseExceptionGroup) else cause
         )
     if isinstance(problem, OSError) and problem.errno:
-        return os.strerror(problem.errno).lower()
+        known = problem.strerror if isinstance(problem, gaierror) else None  # it has numbers of its own
+        return (known or os.strerror(problem.errno)).lower()
     return printable(shortened(str(problem), 200))
 
 
@@ -273,7 +279,7 @@ class line(Code, Value):  # noqa: N801 - see the first lines of this file
     def __attrs_post_init__(self) -> None:
         try:
             re.compile(self.pattern).search("")  # one of bytes finds nothing in a line
-        except (re.error, TypeError) as problem:
+        except (re.error, TypeError, OverflowError, RecursionError) as problem:
             refuse(
                 ValueError(
                     f"line: pattern must be a regular expression, got {brief(self.pattern)}: {problem}"
@@ -389,8 +395,9 @@ async def _line(how: line, program: Checked) -> int | None:
             found.append(match)
             seen.set()
 
-    program.listen_to_lines(look)  # before it has started, so that no line is missed
+    end = program.listen_to_lines(look)  # before it has started, so that no line is missed
     await seen.wait()
+    end()
     port = found[0].groupdict().get("port")
     return int(port) if port is not None and port.isdecimal() else None
 

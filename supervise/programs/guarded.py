@@ -108,21 +108,18 @@ class Guarded:
             afterwards.callback(self._output.close_theirs)
             afterwards.enter_context(theirs)
             order = afterwards.enter_context(open(os.memfd_create("order"), "w"))  # noqa: PTH123 - it is a descriptor
-            json.dump(self._message(), order)
-            order.flush()
             passed: list[int] = []
-            for file in (theirs, order):
-                passed.append(_duplicated(file.fileno()))
+            for file in (theirs.fileno(), order.fileno(), *self._order.files):
+                passed.append(_duplicated(file))
                 afterwards.callback(os.close, passed[-1])
+            json.dump({**asdict(self._order), "files": passed[2:], "cgroup": self._cgroup}, order)
+            order.flush()
             self._spawn(passed)
             if_it_fails.pop_all()
         ours.setblocking(False)
 
-    def _message(self) -> dict[str, Any]:
-        return {**asdict(self._order), "cgroup": self._cgroup}
-
     def _spawn(self, passed: list[int]) -> None:
-        connection, order = passed
+        connection, order, *_ = passed
         self._guardian = subprocess.Popen(  # noqa: S603 - our own interpreter and file
             [
                 *(sys.executable, "-I", "-S", guardian.__file__),
@@ -137,7 +134,7 @@ class Guarded:
             stdin=subprocess.DEVNULL,
             stdout=self._output.streams[0].theirs,
             stderr=self._output.streams[1].theirs,
-            pass_fds=[*passed, *self._order.files],
+            pass_fds=passed,
             start_new_session=True,  # a Ctrl-C at the terminal does not reach it
         )
         try:
@@ -162,6 +159,11 @@ class Guarded:
         poll = select.poll()
         poll.register(self._pidfd, select.POLLIN)
         return not poll.poll(0)
+
+    @property
+    def lacks_guardian(self) -> bool:
+        """Whether its guardian could not begin, for instance without a free process: that says nothing about the program."""
+        return self._failed is not None and self._failed[0] == "guardian"
 
     async def owns(self, port: Listener) -> bool:
         """Whether a process of the program, or the guardian, which holds the files that it has handed over, has this socket."""
@@ -363,13 +365,16 @@ def _duplicated(descriptor: int) -> int:
     return fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, _ABOVE_STANDARD)
 
 
+def _lines(file: str) -> list[str]:
+    """The lines of a file with paths, which need not be UTF-8."""
+    return os.fsdecode(Path(file).read_bytes()).split("\n")[:-1]
+
+
 def _own_cgroup() -> str:
     """The folder of this process's own control group in version 2."""
-    mounts = [line.split(" - ") for line in Path("/proc/self/mountinfo").read_text().splitlines()]
+    mounts = [line.split(" - ") for line in _lines("/proc/self/mountinfo")]
     points = [left.split()[4] for left, right in mounts if right.split()[0] == "cgroup2"]
-    groups = [
-        line[3:] for line in Path("/proc/self/cgroup").read_text().splitlines() if line.startswith("0::")
-    ]
+    groups = [line[3:] for line in _lines("/proc/self/cgroup") if line.startswith("0::")]
     if not points or not groups:
         raise CommandNotIsolated(
             "isolation 'cgroup' needs control groups of version 2, and none are mounted here"

@@ -44,7 +44,7 @@ class Output:
         self.pid = 0
         self.last: deque[str] = deque(maxlen=LAST_LINES)
         self.listeners: list[Callable[[str], None]] = []
-        """Functions that get each line; `line()` waits for one."""
+        """Functions that get each line; `line()` waits for one. While there is one, a flood costs more."""
         self._path = path
         self._logger = logging.getLogger(LOGGER).getChild(name)
         self._mute = not log
@@ -132,6 +132,11 @@ class _Stream:
 
     def _lines(self, data: bytes) -> Iterator[str]:
         *lines, self._rest = (self._rest + data).split(b"\n")
+        first, last = max(0, self._room()), len(lines) - LAST_LINES
+        if first < last and not self._output.listeners:
+            # They are neither logged nor kept, and to make a text of each short one would block the loop.
+            self._dropped += sum(map(bool, lines[first:last]))
+            del lines[first:last]
         for line in lines:
             yield from _texts(line)
         if len(self._rest) >= MAX_LINE:
@@ -144,13 +149,17 @@ class _Stream:
             self._take(line)
         self._report_dropped()
 
-    def _take(self, line: str) -> None:
+    def _room(self) -> int:
+        """How many lines the limit of this second still allows; 0 or less for none."""
         now = int(trio.current_time())
         if now != self._second:
             self._second, self._count = now, 0
             self._report_dropped()
+        return LINES_PER_SECOND - self._count
+
+    def _take(self, line: str) -> None:
+        allowed = self._room() > 0
         self._count += 1
-        allowed = self._count <= LINES_PER_SECOND
         self._dropped += not allowed
         self._output.take(line, self._name, self._level, log=allowed)
 

@@ -14,6 +14,7 @@ from typing import TypeVar
 import trio
 from attrs import frozen
 
+from .._core._brief import printable
 from . import guardian
 
 Result = TypeVar("Result")
@@ -60,7 +61,7 @@ async def listeners(host: str, port: int) -> list[Listener]:
 def _listeners(wanted: set[ipaddress.IPv4Address | ipaddress.IPv6Address], port: int) -> list[Listener]:
     found: list[Listener] = []
     for table in _TABLES:
-        with suppress(FileNotFoundError):  # a kernel without IPv6
+        with suppress(OSError):  # a kernel without IPv6, or a machine that hides it
             for row in Path(table).read_text().splitlines()[1:]:
                 fields = row.split()
                 address, _, at = fields[1].partition(":")
@@ -110,5 +111,7 @@ def _holder(inode: int) -> str:
     for pid in guardian.processes():
         with suppress(OSError):  # it has ended, or belongs to another user
             if inode in _sockets(pid):
-                return f", {Path(f'/proc/{pid}/comm').read_text().strip()} (pid {pid})"
+                # A name has 15 bytes, and may end within a character.
+                name = Path(f"/proc/{pid}/comm").read_text("utf-8", "backslashreplace").strip()
+                return f", {printable(name)} (pid {pid})"
     return ""

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, ExitStack
+from functools import partial
 from types import TracebackType
 
 import trio
@@ -58,11 +59,14 @@ class Running:
         self._asked = False
         self._error: Exception | None = None
         self._notifications: Notifications | None = None
-        if isinstance(conduct.ready, notify):
-            self._notifications = Notifications(self._speaks)
-            order = evolve(order, env={**order.env, "NOTIFY_SOCKET": self._notifications.address})
-        self._order = order
-        self.output = Output(conduct.name, path)
+        with ExitStack() as if_it_fails:  # the traceback of the error would keep the descriptors
+            if isinstance(conduct.ready, notify):
+                self._notifications = Notifications(self._speaks)
+                if_it_fails.callback(self._notifications.close)
+                order = evolve(order, env={**order.env, "NOTIFY_SOCKET": self._notifications.address})
+            self._order = order
+            self.output = Output(conduct.name, path)
+            if_it_fails.pop_all()
         self.guarded = Guarded(order, self.output)
 
     def __repr__(self) -> str:
@@ -100,9 +104,10 @@ class Running:
 
     # --- for the checks, see `Checked`
 
-    def listen_to_lines(self, listener: Callable[[str], None]) -> None:
-        """Call `listener` with each further line of output."""
+    def listen_to_lines(self, listener: Callable[[str], None]) -> Callable[[], None]:
+        """Call `listener` with each further line of output, until the returned function is called."""
         self.output.listeners.append(listener)
+        return partial(self.output.listeners.remove, listener)
 
     @property
     def runs(self) -> bool:
@@ -136,7 +141,7 @@ class Running:
         finally:
             await one.end()
         problem = one.problem()
-        if isinstance(problem, CommandMissing):
+        if isinstance(problem, CommandMissing) and not one.lacks_guardian:
             raise problem
         last = f": {output.last[-1]}" if output.last else ""
         return None if problem is None else f"{str(problem).partition(' ')[2]}{last}"

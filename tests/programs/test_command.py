@@ -13,7 +13,7 @@ import trio
 
 from supervise import Decider, Restart, Stop, Supervisor, open_tree
 from supervise.events import StopError
-from supervise.programs import Command, CommandExited, CommandMissing
+from supervise.programs import Command, CommandExited, CommandMissing, line
 from supervise.programs.guardian import below
 
 from .little import (
@@ -343,6 +343,23 @@ write('seen', {
     assert (found["fds"], found["is_own"], found["port"], found["text"]) == ("2", True, port, "a text")
     assert found["sid"]
     assert found["ignored"] == []
+
+
+@pytest.mark.trio
+async def test_a_file_that_has_the_number_of_standard_input_is_handed_over(tmp_path):
+    """A program that was started without it gives this number to the first file that it opens."""
+    script = "cat <&3 > got; echo up; exec sleep 1000"
+    (tmp_path / "text").write_text("a text")
+    before = os.dup(0)
+    try:
+        with (tmp_path / "text").open() as text:
+            os.dup2(text.fileno(), 0)
+        spec = Command("little", ["sh", "-c", script], ready=line("^up$"), cwd=tmp_path, files=[0])
+        async with opened(spec, tmp_path):
+            assert (tmp_path / "got").read_text() == "a text"
+    finally:
+        os.dup2(before, 0)
+        os.close(before)
 
 
 @pytest.mark.trio

@@ -134,6 +134,14 @@ WRONG = {
         "http: status must be <= 599, got 1000",
     ),
     "a wrong expression": (lambda: line("("), "line: pattern must be a regular expression, got '(': "),
+    "an expression of too many repetitions": (
+        lambda: line("a{99999999999}"),
+        "line: pattern must be a regular expression, got 'a{99999999999}': the repetition number is too large",
+    ),
+    "an expression that is nested too deeply": (
+        lambda: line("(" * 5_000),
+        "line: pattern must be a regular expression, got '((((",
+    ),
     "an expression of bytes": (
         lambda: line(rb"ready"),
         "line: pattern must be a regular expression, got b'ready': cannot use a bytes pattern on a string-like object",

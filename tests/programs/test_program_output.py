@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from contextlib import contextmanager
 
 import pytest
@@ -136,6 +137,46 @@ async def test_what_is_no_exception_leaves_a_handler_bare(tmp_path, end):
     with recorded(Leaves()), pytest.raises(SystemExit, match="from the log"):
         async with opened(spec, tmp_path) as (tree, _):
             await tree.root.ended()
+
+
+def test_a_flood_of_short_lines_costs_what_is_logged_and_kept():
+    """To make a text of each of a hundred thousand lines a second would block the loop; those that nothing needs are counted."""
+
+    async def main():
+        with recorded() as log:
+            one = Output("little", "app/little")
+            taken = []
+            take = one.take
+            one.take = lambda line, *which, **how: taken.append(line) or take(line, *which, **how)
+            os.write(one.streams[0].theirs, b"\n".join(b"%d" % number for number in range(10_000)) + b"\n")
+            one.streams[0]._read()
+            os.write(one.streams[0].theirs, b"more\n" * 10_000)
+            one.streams[0]._read()
+            assert len(taken) == output.LINES_PER_SECOND + 2 * output.LAST_LINES
+            assert taken[output.LINES_PER_SECOND] == "9960"
+            assert list(one.last) == ["more"] * output.LAST_LINES
+            one.streams[0]._end()
+            one.close()
+        assert log.records[-1].args[2] == "(19500 lines too many in a second, dropped)"
+
+    trio.run(main, clock=trio.testing.MockClock())
+
+
+def test_a_line_that_is_waited_for_is_found_in_a_flood():
+    """Every line goes to those who listen."""
+
+    async def main():
+        with recorded():
+            one = Output("little", "app/little")
+            heard = []
+            one.listeners.append(heard.append)
+            os.write(one.streams[0].theirs, b"x\n" * 5_000 + b"up\n" + b"x\n" * 5_000)
+            one.streams[0]._read()
+            one.close()
+            assert heard.count("up") == 1
+            assert len(heard) == 10_001
+
+    trio.run(main, clock=trio.testing.MockClock())
 
 
 def test_the_number_of_lines_in_a_second_is_bounded():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import ipaddress
 import os
+import re
 import signal
 import socket
 from pathlib import Path
@@ -14,7 +15,18 @@ import trio
 
 from benchmarks.ports import free_port
 from supervise import Decider, Stop
-from supervise.programs import Command, CommandUnhealthy, checks, every, http, line, notify, probe, tcp
+from supervise.programs import (
+    Command,
+    CommandUnhealthy,
+    checks,
+    every,
+    guardian,
+    http,
+    line,
+    notify,
+    probe,
+    tcp,
+)
 from supervise.programs.checks import until_it_passes
 from supervise.programs.guarded import Guarded
 from supervise.programs.ports import _address, _takes
@@ -132,6 +144,42 @@ async def test_a_port_of_another_process_is_not_ready(tmp_path, host):
     name = Path("/proc/self/comm").read_text().strip()  # noqa: ASYNC240 - /proc does not block
     assert str(error) == f"port {port} is served by another process, {name} (pid {os.getpid()})"
     assert error.tag == "command.not_ready"
+
+
+@pytest.mark.trio
+async def test_the_name_of_the_process_that_has_the_port_may_end_within_a_character(tmp_path):
+    """Linux keeps 15 bytes of a name, and these letters have two each."""
+    port = free_port()
+    script = f"""
+import ctypes, socket
+ctypes.CDLL(None).prctl(15, "приложение".encode(), 0, 0, 0)
+server = socket.create_server(("127.0.0.1", {port}))
+open("{tmp_path}/up", "w")
+while True: server.accept()
+"""
+    other = await trio.lowlevel.open_process(python(script))
+    try:
+        await until((tmp_path / "up").exists)
+        error = await refused(little(FOR_EVER, tmp_path, ready=tcp(port)), tmp_path)
+    finally:
+        other.kill()
+        await other.wait()
+    who = rf"приложе\xd0 (pid {other.pid})"
+    assert str(error) == f"port {port} is served by another process, {who}"
+
+
+@pytest.mark.trio
+@pytest.mark.parametrize(
+    ("host", "why"),
+    [("no-such-host.invalid", "name|resolution"), ("two..dots", "label empty"), ("\udc80", "udc80")],
+)
+async def test_a_host_without_an_address_is_one_failed_check(tmp_path, host, why):
+    """Its reason is in the error; some names cannot even be asked for."""
+    spec = little(FOR_EVER, tmp_path, ready=tcp(9, host=host), ready_timeout=0.5)
+    error = await refused(spec, tmp_path)
+    assert error.tag == "command.not_ready"
+    assert re.search(rf"was not ready within 0.5 s(: port 9: .*({why}))?", str(error))
+    assert "unknown error" not in str(error)
 
 
 @pytest.mark.trio
@@ -265,6 +313,31 @@ async def test_a_probe_for_which_no_descriptor_is_left_is_one_failed_check(tmp_p
     async with opened(little(UP + FOR_EVER, tmp_path, alive=alive), tmp_path) as (tree, running):
         monkeypatch.setattr(Guarded, "start", fails_twice)
         await until(lambda: len(failed) == 2)
+        (tmp_path / "probed").unlink(missing_ok=True)
+        await until((tmp_path / "probed").exists)
+        assert tree["app/little"].status().incarnation == 1
+        assert running.runs
+
+
+@pytest.mark.trio
+async def test_a_probe_whose_guardian_cannot_begin_is_one_failed_check(tmp_path, monkeypatch):
+    """For instance since no process is free."""
+    text = """
+import json, os, socket, sys
+begun = os.path.join(os.path.dirname(__file__), "begun")
+if not os.path.exists(begun):
+    open(begun, "w")
+    why = ["guardian", "Resource temporarily unavailable"]
+    socket.socket(fileno=int(sys.argv[1])).send(json.dumps({"failed": why}).encode())
+else:
+    os.execv(sys.executable, [sys.executable, "-I", "-S", GUARDIAN, *sys.argv[1:]])
+"""
+    stuck = tmp_path / "guardian.py"
+    stuck.write_text(text.replace("GUARDIAN", repr(guardian.__file__)))
+    alive = every(0.01, probe(["touch", "probed"]), timeout=10, failures=2)
+    async with opened(little(UP + FOR_EVER, tmp_path, alive=alive), tmp_path) as (tree, running):
+        monkeypatch.setattr(guardian, "__file__", str(stuck))
+        await until((tmp_path / "begun").exists)
         (tmp_path / "probed").unlink(missing_ok=True)
         await until((tmp_path / "probed").exists)
         assert tree["app/little"].status().incarnation == 1

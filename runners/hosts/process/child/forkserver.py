@@ -256,7 +256,9 @@ class Threads:
                 cls = type(thread)
                 return f"{thread.name!r} ({cls.__module__}.{cls.__qualname__}{where})"
         with suppress(OSError):
-            return f"{Path(f'/proc/self/task/{number}/comm').read_text().strip()!r} (native{where})"
+            # A name has 15 bytes, and may end within a character.
+            name = Path(f"/proc/self/task/{number}/comm").read_text("utf-8", "backslashreplace")
+            return f"{name.strip()!r} (native{where})"
         return f"thread {number} (gone meanwhile{where})"
 
 
