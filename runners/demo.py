@@ -20,6 +20,7 @@ import random
 import signal
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -371,7 +372,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             return _print_report(report(prompts, kinds, arguments.seed))
         _show(prompts, kinds, arguments.seed, live=arguments.live)
     except (ValueError, StartFailed) as exc:
-        sys.stderr.write(f"runners.demo: {exc}\n")
+        with suppress(
+            AttributeError, OSError
+        ):  # it was closed, or cannot be written to: the status says it all the same
+            sys.stderr.write(f"runners.demo: {exc}\n")
         return 2 if isinstance(exc, ValueError) else 1
     return 0
 

@@ -15,6 +15,7 @@ import os
 import socket
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -216,7 +217,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         if arguments.operate is not None:
             made = Supervisor(made.name, [operate(port=arguments.operate), *made.children])
     except (ValueError, ModuleNotFoundError) as error:
-        sys.stderr.write(f"runners.serve: {error}\n")
+        with suppress(
+            AttributeError, OSError
+        ):  # it was closed, or cannot be written to: the status says it all the same
+            sys.stderr.write(f"runners.serve: {error}\n")
         return 2
     run_tree(made, sinks=[LineSink(times=True, lifecycle=True)])
     return 0

@@ -27,7 +27,7 @@ from ..views.terminal import run_live
 from . import check, findings, operate, plot, top
 from .load import NoTree, load
 from .operate import serve_tree
-from .output import write
+from .output import complain, write, write_line
 from .reload import Program
 
 _TARGET = "a module or a Python file, and the name of the tree in it (default: tree), or a call that makes one: app.py:make_tree(3)"
@@ -35,12 +35,12 @@ _TARGET = "a module or a Python file, and the name of the tree in it (default: t
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command; raise `SystemExit` with its status unless that is 0."""
-    arguments = _parser().parse_args(argv)
-    command: Callable[[argparse.Namespace], int] = arguments.command
     try:
+        arguments = _parser().parse_args(argv)
+        command: Callable[[argparse.Namespace], int] = arguments.command
         status = command(arguments)
     except NoTree as refused:
-        sys.stderr.write(f"supervise: {refused}\n")
+        complain(f"supervise: {refused}")
         status = 2
     if status:
         raise SystemExit(status)
@@ -93,7 +93,7 @@ class _Version(argparse.Action):
     """Print the version, which is looked up only here."""
 
     def __call__(self, parser: argparse.ArgumentParser, *_: object) -> NoReturn:
-        sys.stdout.write(f"{_version()}\n")
+        write_line(_version())
         parser.exit()
 
 
@@ -249,5 +249,5 @@ def _sound(target: str) -> Supervisor | Pool | None:
     assert tree is not None
     wrong = [problem for _, problem in findings.errors(tree)]
     for problem in wrong:
-        sys.stderr.write(f"supervise: {target}: {problem}\n")
+        complain(f"supervise: {target}: {problem}")
     return None if wrong else tree

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
@@ -17,7 +16,7 @@ from .bodies import mistakes
 from .codes import CODES, TABLE, code_of
 from .findings import Finding
 from .load import NoTree, load, name_of_module
-from .output import write
+from .output import complain, write
 from .places import Comments, Declared, Place, shown
 
 FORMATS = ("text", "json", "github")
@@ -217,7 +216,7 @@ class _Asked:
 def _as_text(lines: Iterable[Line]) -> None:
     for one in lines:
         where = "supervise" if one.file is None else f"{one.file}:{one.line}"
-        sys.stderr.write(printable(f"{where}: {one.severity}: {one.text} [{one.code}]") + "\n")
+        complain(printable(f"{where}: {one.severity}: {one.text} [{one.code}]"))
 
 
 def _as_json(lines: Iterable[Line]) -> None:

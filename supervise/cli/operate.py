@@ -6,7 +6,6 @@ import argparse
 import getpass
 import json
 import os
-import sys
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import ExitStack
 from datetime import datetime
@@ -29,7 +28,7 @@ from ..operate.sockets import default_path, found, listening_at, listening_on
 from ..operate.why import ago
 from ..views.words import branches
 from .load import NoTree
-from .output import write_line
+from .output import complain, write_line
 
 if TYPE_CHECKING:
     from ..operate.client import Client
@@ -189,7 +188,7 @@ def _with_client(
     try:
         return trio.run(main)
     except OperateError as refused:
-        sys.stderr.write(f"supervise: {printable(str(refused))}\n")
+        complain(f"supervise: {printable(str(refused))}")
         return 2 if refused.status is None else 1
     except KeyboardInterrupt:
         return 130
@@ -227,7 +226,7 @@ async def _status(arguments: argparse.Namespace, client: Client) -> int:
         below = f"{arguments.path}/"
         rows = [row for row in rows if row["path"] == arguments.path or row["path"].startswith(below)]
         if not rows:
-            sys.stderr.write(f"supervise: tree {status['name']!r} has no node {arguments.path!r}\n")
+            complain(f"supervise: tree {status['name']!r} has no node {arguments.path!r}")
             return 1
     if arguments.output == "json":
         write_line(json.dumps({**status, "nodes": rows}))

@@ -1,4 +1,4 @@
-"""Standard output of the commands."""
+"""Standard output and standard error of the commands."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import os
 import sys
 from typing import Any
 
+from .._trio import last_resort
 from .load import NoTree
 
 
@@ -30,3 +31,8 @@ def write(text: str) -> bool:
 def write_line(text: str) -> bool:
     """Write one line, see `write`."""
     return write(f"{text}\n")
+
+
+def complain(text: str) -> None:
+    """Write one line to standard error. If that cannot be written to, the exit status alone says what has failed."""
+    last_resort.write(f"{text}\n")

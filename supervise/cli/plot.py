@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from datetime import datetime, time
@@ -14,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from .._core._check import did_you_mean
 from .load import NoTree
-from .output import write
+from .output import complain, write
 
 if TYPE_CHECKING:
     from ..views.timeline import Timeline
@@ -104,7 +103,7 @@ def _chosen(arguments: argparse.Namespace) -> tuple[Timeline, list[str]]:
     runs = timelines(_events(arguments.files), left_out)
     if left_out:
         what = ", ".join(f"{count} {reason}" for reason, count in left_out.most_common(5))
-        sys.stderr.write(f"supervise: lines left out: {what}\n")
+        complain(f"supervise: lines left out: {what}")
     files = ", ".join(arguments.files)
     if not runs:
         raise NoTree(f"{files} has no events")

@@ -14,6 +14,7 @@ from .._core._brief import printable
 from ..operate.sockets import found
 from . import operate
 from .load import NoTree
+from .output import complain
 
 if TYPE_CHECKING:
     from ..operate.client import Client
@@ -60,10 +61,10 @@ def _top(arguments: argparse.Namespace) -> int:
     try:
         trio.run(lambda: watch(Client(where, token=token), elsewhere=elsewhere, read_only=read_only))
     except OperateError as refused:
-        sys.stderr.write(f"supervise: {printable(str(refused))}\n")
+        complain(f"supervise: {printable(str(refused))}")
         return 2 if refused.status is None else 1
     except trio.TooSlowError:
-        sys.stderr.write(f"supervise: the program at {printable(where)} does not answer\n")
+        complain(f"supervise: the program at {printable(where)} does not answer")
         return 2
     except KeyboardInterrupt:
         return 130
@@ -75,7 +76,7 @@ def _why_not() -> str | None:
     missing = [name for name in ("urwid", "httpx") if find_spec(name) is None]
     if missing:
         return f"needs {' and '.join(missing)}; install trio-supervise[top]"
-    if not (sys.stdin.isatty() and sys.stdout.isatty()):
+    if not all(stream is not None and stream.isatty() for stream in (sys.stdin, sys.stdout)):
         return "needs a terminal as its standard input and output"
     if os.environ.get("TERM", "dumb") in ("dumb", "unknown"):
         return f"needs a terminal that can move its cursor (TERM is {os.environ.get('TERM', 'not set')})"

@@ -75,7 +75,7 @@ class LiveView:
     @contextmanager
     def _place(self) -> Generator[Live]:
         """The place of the picture; the program's own output goes above it."""
-        on_terminal = sys.stderr.isatty()
+        on_terminal = sys.stderr is not None and sys.stderr.isatty()
         live = Live(
             console=self._console, auto_refresh=False, redirect_stderr=on_terminal, vertical_overflow="crop"
         )

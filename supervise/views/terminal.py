@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable
 from importlib.util import find_spec
 
 from .._core.spec import Pool, Supervisor
+from .._trio import last_resort
 from .._trio.run import Watch, run_tree
 from ..events import Sink
 from ..sinks.lines import LineSink
@@ -39,7 +40,7 @@ def run_live(
     """
     reason = _why_not()
     if reason is not None:
-        sys.stderr.write(f"supervise: no live view, plain lines instead: {reason}\n")
+        last_resort.write(f"supervise: no live view, plain lines instead: {reason}\n")
         given = [otherwise or LineSink(), *sinks]
         run_tree(
             spec,
@@ -64,10 +65,14 @@ def run_live(
 
 
 def _why_not() -> str | None:
-    if not sys.stdout.isatty():
+    if sys.stdout is None or not sys.stdout.isatty():
         return "standard output is not a terminal"
     if os.environ.get("TERM", "dumb") in ("dumb", "unknown"):
         return f"the terminal cannot move its cursor (TERM is {os.environ.get('TERM', 'not set')})"
+    try:
+        "│─└…·".encode(sys.stdout.encoding, sys.stdout.errors or "strict")
+    except UnicodeError:
+        return f"the encoding of standard output, {sys.stdout.encoding}, has no characters for lines"
     if find_spec("rich") is None:
         return "it needs rich: pip install 'trio-supervise[live]'"
     return None

@@ -371,6 +371,39 @@ def test_a_closed_output_is_no_failure(write, tmp_path, to, status, expected):
         assert (ended.returncode, ended.stderr) == (status, expected)
 
 
+@pytest.mark.parametrize(
+    ("command", "to", "status"),
+    [
+        ("run failing.py", "2>&-", 2),
+        ("run failing.py", "2> /dev/full", 2),
+        ("check failing.py", "2>&-", 2),
+        ("check wrong.py", "2>&-", 1),
+        ("status --socket missing.sock", "2>&-", 2),
+        ("top", "<&- 2>&-", 2),
+    ],
+)
+def test_an_error_that_cannot_be_written_keeps_its_status(write, tmp_path, command, to, status):
+    """Scripts that drop the line tell by the status whether a tree is not ready, or cannot be asked."""
+    write("failing.py", "raise ValueError")
+    write("wrong.py", "from supervise import *\ntree = Supervisor('app', [Child('a', 3)])")
+    line = f'"{sys.executable}" -P -m supervise {command} {to}'
+    ended = subprocess.run(
+        ["bash", "-c", line], cwd=tmp_path, env=environment(), stdout=subprocess.DEVNULL, check=False
+    )
+    assert ended.returncode == status
+
+
+def test_the_version_needs_no_output():
+    """A closed one is no failure; a full disk is told in one line."""
+    for to, status in ((">&-", 0), ("> /dev/full", 2)):
+        line = f'"{sys.executable}" -P -m supervise --version {to}'
+        ended = subprocess.run(
+            ["bash", "-c", line], env=environment(), capture_output=True, text=True, check=False
+        )
+        assert ended.returncode == status
+        assert len(ended.stderr.splitlines()) == (status > 0)
+
+
 def test_a_tree_is_drawn_in_an_encoding_without_box_characters(write, tmp_path):
     """Characters that the encoding lacks are written as escapes."""
     write("good.py", GOOD)

@@ -12,7 +12,7 @@ import sys
 import termios
 import time
 from contextlib import asynccontextmanager
-from io import StringIO
+from io import BytesIO, StringIO, TextIOWrapper
 from pathlib import Path
 
 import pytest
@@ -22,6 +22,7 @@ from rich.console import Console
 from supervise import Child, Decider, Restart, Resume, Stop, Supervisor, open_tree
 from supervise.testing import run_virtual
 from supervise.views.live import LiveView
+from supervise.views.terminal import _why_not
 
 ROOT = Path(__file__).parents[2]
 PROGRAM = """
@@ -189,6 +190,20 @@ def test_a_terminal_that_cannot_move_its_cursor_gets_plain_lines(terminal):
     )
     assert "[app/bad #1] failed: ValueError: no luck\r\n" in shown.text
     assert "\x1b" not in shown.text
+
+
+@pytest.mark.parametrize(
+    ("encoding", "errors", "is_shown"),
+    [("utf-8", "strict", True), ("ascii", "strict", False), ("ascii", "replace", True)],
+)
+def test_a_terminal_without_characters_for_lines_gets_plain_lines(monkeypatch, encoding, errors, is_shown):
+    """Writing the first picture would fail."""
+    terminal = TextIOWrapper(BytesIO(), encoding, errors)
+    monkeypatch.setattr(terminal, "isatty", lambda: True, raising=False)
+    monkeypatch.setattr(sys, "stdout", terminal)
+    monkeypatch.setenv("TERM", "xterm")
+    reason = None if is_shown else "the encoding of standard output, ascii, has no characters for lines"
+    assert _why_not() == reason
 
 
 def piped(folder, code, **env):
