@@ -28,12 +28,14 @@ from attrs import fields, has
 
 from .._core import effect
 from .._core._brief import brief, members
+from .._core._check import plain
 from .._core.effect import Effect, Input
 from .._core.forest import Forest
 from .._core.machine import Machine
 from .._core.spec import Child, Pool, Supervisor
 from .._trio.driver import forests
 from ..cli.load import NoTree, load
+from ..cli.output import complain, write, write_line
 
 _INPUTS: dict[str, type[Any]] = {
     kind.__name__: kind
@@ -42,6 +44,8 @@ _INPUTS: dict[str, type[Any]] = {
 _START = {"tree", "now", "listening", "effects"}
 _INPUT = {"machine", "incarnation", "now", "u", "listening", "input", "fields", "effects"}
 _PLAIN = (str, int, float, bool, type(None))
+_LEVELS = 20
+"""Of groups of exceptions in each other, and of tuples: a value that is nested without end would end the run."""
 _LONGEST = 1000
 """Bits of an integer: Python does not write one with some thousand digits."""
 
@@ -108,19 +112,20 @@ def _fields(value: object) -> Sequence[Any]:
     return fields(cls) if has(cls) else ()
 
 
-def _kept(value: Any) -> Any:
-    """The form in which a log keeps one value."""
+def _kept(value: Any, levels: int = _LEVELS) -> Any:
+    """The form in which a log keeps one value, and so many levels of what is in it."""
     if isinstance(value, BaseException):
-        return _kept_exception(value)
+        return _kept_exception(value, levels)
     if type(value) in _PLAIN and not (type(value) is int and value.bit_length() > _LONGEST):
         return value
-    if type(value) is tuple:
-        return list(map(_kept, cast("Any", value)))
+    if type(value) is tuple and levels:
+        return [_kept(item, levels - 1) for item in cast("Any", value)]
     return {"spec": value.name} if isinstance(value, Child | Supervisor | Pool) else {"value": brief(value)}
 
 
-def _kept_exception(exc: BaseException) -> dict[str, Any]:
-    cls = type(exc)
+def _kept_exception(exc: BaseException, levels: int) -> dict[str, Any]:
+    is_group = isinstance(exc, BaseExceptionGroup)
+    cls = type(exc) if levels or not is_group else Exception
     kept: dict[str, Any] = {
         "exception": f"{cls.__module__}:{cls.__qualname__}",
         "text": _text(exc),
@@ -128,19 +133,24 @@ def _kept_exception(exc: BaseException) -> dict[str, Any]:
     }
     try:
         tag = getattr(exc, "tag", None)
-    except Exception:  # noqa: BLE001 - a user's property may raise; then the class decides, or the replay finds a difference
+    except KeyboardInterrupt:
+        raise
+    except BaseException:  # noqa: BLE001 - a user's property may raise anything; then the class decides, or the replay finds a difference
         tag = None
     if isinstance(tag, str):
-        kept["tag"] = tag
-    if isinstance(exc, BaseExceptionGroup):  # its class may have a property of this name, which is not asked
-        kept["members"] = list(map(_kept_exception, members(cast("BaseExceptionGroup[BaseException]", exc))))
+        kept["tag"] = plain(tag)
+    if is_group and levels:  # its class may have a property of this name, which is not asked
+        group = cast("BaseExceptionGroup[BaseException]", exc)
+        kept["members"] = [_kept_exception(one, levels - 1) for one in members(group)]
     return kept
 
 
 def _text(exc: BaseException) -> str:
     try:
-        return str(exc)
-    except Exception:  # noqa: BLE001 - a user's `__str__`; its repr is bounded and never raises
+        return cast("str", plain(str(exc)))
+    except KeyboardInterrupt:
+        raise
+    except BaseException:  # noqa: BLE001 - a user's `__str__` may raise anything; its repr is bounded and never raises
         return brief(exc)
 
 
@@ -335,12 +345,12 @@ def main() -> int:
         assert spec is not None
         with options.log.open(encoding="utf-8", errors="replace") as lines:
             for shown, out in replay(lines, spec):
-                sys.stdout.write("".join([f"{shown}\n", *(f"    {one}\n" for one in out)]))
+                write("".join([f"{shown}\n", *(f"    {one}\n" for one in out)]))
                 inputs, effects = inputs + 1, effects + len(out)
+        write_line(f"{inputs} inputs, {effects} effects: the same as in the log")
     except (Mismatch, NoTree, OSError) as problem:
-        sys.stderr.write(f"{problem}\n")
+        complain(str(problem))
         return 1
-    sys.stdout.write(f"{inputs} inputs, {effects} effects: the same as in the log\n")
     return 0
 
 

@@ -209,6 +209,109 @@ def test_a_recorded_failure_is_not_asked_for_its_attributes(tmp_path, exc):
         run_virtual(main)
 
 
+class Silent(Exception):
+    def __str__(self):
+        raise SystemExit("not a text")
+
+
+class Odd(str):
+    __slots__ = ()
+
+    def __repr__(self):
+        raise RuntimeError("not yours")
+
+
+class Oddly(Exception):
+    def __str__(self):
+        return Odd("text")
+
+
+def nested(levels):
+    exc = ValueError("deep")
+    for _ in range(levels):
+        exc = ExceptionGroup("x", [exc])
+    return exc
+
+
+@pytest.mark.parametrize(
+    "make", [Silent, Oddly, lambda: nested(10), lambda: nested(5_000)], ids=["silent", "odd", "10", "5000"]
+)
+def test_what_an_exception_is_like_does_not_break_the_recorded_tree(tmp_path, make):
+    """R24: Its text may raise anything, and a group may be nested without end."""
+    raised = [make()]
+
+    async def fails_once():
+        if raised:
+            raise raised.pop()
+        await trio.sleep_forever()
+
+    tree = Supervisor("app", [Child("a", fails_once)])
+
+    async def main():
+        async with open_tree(tree, sinks=[]) as app:
+            await trio.sleep(1)
+            assert app["app/a"].status().incarnation == 2
+
+    with recording(tmp_path / "log"):
+        run_virtual(main)
+    assert list(replay((tmp_path / "log").read_text().splitlines(), tree))
+
+
+def test_a_value_that_is_nested_without_end_does_not_break_the_recorded_tree(tmp_path):
+    """R24: The log keeps what it prints."""
+
+    async def body(*, task_status):
+        value = ()
+        for _ in range(100_000):
+            value = (value,)
+        task_status.started(value)
+        await trio.sleep_forever()
+
+    tree = Supervisor("app", [Child("a", body)])
+
+    async def main():
+        async with open_tree(tree, sinks=[]) as app:
+            await app["app/a"].ready()
+
+    with recording(tmp_path / "log"):
+        run_virtual(main)
+    assert list(replay((tmp_path / "log").read_text().splitlines(), tree))
+
+
+@pytest.mark.parametrize(
+    ("to", "status", "expected"),
+    [
+        (">&-", 0, ""),
+        ("> /dev/full", 1, "cannot write to standard output: [Errno 28] No space left on device\n"),
+        ("2>&- > /dev/full", 1, ""),
+    ],
+)
+def test_what_cannot_be_written_is_no_difference(log, to, status, expected):
+    """A closed output is no failure, and a full disk is told in one line."""
+    line = f'"{sys.executable}" -m supervise.testing.replay run.log myapp {to}'
+    done = subprocess.run(["bash", "-c", line], cwd=log, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (status, expected)
+
+
+def test_names_are_escaped_that_the_output_cannot_encode(tmp_path, monkeypatch):
+    """As in all commands."""
+    module = (
+        "import trio\nfrom supervise import *\ntree = Supervisor('ä', [Child('a', trio.sleep_forever)])\n"
+    )
+    (tmp_path / "named.py").write_text(module, encoding="utf-8")
+
+    async def main():
+        async with open_tree(Supervisor("ä", [Child("a", trio.sleep_forever)]), sinks=[]):
+            pass
+
+    with recording(tmp_path / "log"):
+        run_virtual(main)
+    monkeypatch.setenv("PYTHONIOENCODING", "ascii")
+    status, out, errors = command("log", "named", cwd=tmp_path)
+    assert (status, errors) == (0, "")
+    assert out.splitlines()[0].endswith(r" \xe4 starts")
+
+
 def test_a_value_that_cannot_be_written_does_not_break_the_recorded_tree(tmp_path):
     """R24: Python writes no integer of many thousand digits; the log keeps what it prints instead."""
 
