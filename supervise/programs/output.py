@@ -132,10 +132,11 @@ class _Stream:
 
     def _lines(self, data: bytes) -> Iterator[str]:
         *lines, self._rest = (self._rest + data).split(b"\n")
+        lines = list(filter(bytes.strip, lines))
         first, last = max(0, self._room()), len(lines) - LAST_LINES
         if first < last and not self._output.listeners:
             # They are neither logged nor kept, and to make a text of each short one would block the loop.
-            self._dropped += sum(map(bool, lines[first:last]))
+            self._dropped += last - first
             del lines[first:last]
         for line in lines:
             yield from _texts(line)
