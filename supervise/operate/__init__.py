@@ -71,7 +71,8 @@ def operate(
         raise TypeError(f"socket must be a path or None, got {brief(socket)}")
     if socket is not None and port is not None:
         raise ValueError("give a socket or a port, not both: make two children for two of them")
-    if isinstance(required, str) or not all(isinstance(path, str) for path in required):
+    is_collection = isinstance(required, Collection) and not isinstance(required, str)
+    if not is_collection or not all(isinstance(path, str) for path in required):
         raise TypeError(f"required must be a list of paths such as ['app/db'], got {brief(required)}")
     body = _Operator(None if socket is None else Path(socket), port, checked_token(token), tuple(required))
     return Child(name, body, decider=Decider({Exception: Directive.Stop}))

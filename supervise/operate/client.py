@@ -18,6 +18,8 @@ _LONGEST_LOOK = 30.0
 """Seconds: the status of a tree of 20,000 nodes takes less than one."""
 _NOT_OURS = (ValueError, KeyError, TypeError, RecursionError)
 """The exceptions of reading an answer that is not JSON, is nested too deeply, or does not have the fields of our answers."""
+_NO_ANSWER = (httpx.HTTPError, UnicodeError)
+"""The exceptions of a request without an answer. The last one is that of a host whose name cannot be looked up."""
 
 
 class OperateError(Exception):
@@ -133,7 +135,7 @@ class Client:
                             data = self._event(line.removeprefix("data: "))
                             yield {"kind": "Missed", **data} if missed else data
                             missed = False
-        except httpx.HTTPError as problem:
+        except _NO_ANSWER as problem:
             raise self._no_answer(problem) from problem
 
     async def _asked(self, method: str, url: str, **options: Any) -> httpx.Response:
@@ -145,7 +147,7 @@ class Client:
             raise OperateError(
                 f"the program at {self.where} did not answer within {_LONGEST_LOOK:g} s: is its event loop blocked?"
             ) from slow
-        except httpx.HTTPError as problem:
+        except _NO_ANSWER as problem:
             raise self._no_answer(problem) from problem
         await self._check(answer)
         return answer
@@ -182,7 +184,7 @@ class Client:
     def _no_tree(self) -> OperateError:
         return OperateError(f"what answers at {self.where} is not a tree of `supervise`")
 
-    def _no_answer(self, problem: httpx.HTTPError) -> OperateError:
+    def _no_answer(self, problem: Exception) -> OperateError:
         return OperateError(f"no program answers at {self.where}: {str(problem) or type(problem).__name__}")
 
 

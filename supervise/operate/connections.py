@@ -29,13 +29,13 @@ class Connections:
     connections until the program has no file left, and its end waits for every client that does not read.
 
     Args:
-        app: an ASGI app that needs no lifespan.
+        app: an ASGI app that needs no lifespan; it gets no websocket.
         config: of Hypercorn; its addresses and its times for the end are not used.
         most: how many connections may be open at a time; further ones wait until another one has ended.
     """
 
     def __init__(self, app: Any, config: Config, *, most: int) -> None:
-        self._app = ASGIWrapper(app)
+        self._app = ASGIWrapper(_without_websockets(app))
         self._config = config
         self._context = WorkerContext(None)
         self._open: set[_Connection] = set()
@@ -118,6 +118,19 @@ class _Connection(TCPServer):
     async def _read_data(self) -> None:
         await super()._read_data()
         await self.idle_task.stop()
+
+
+def _without_websockets(app: Any) -> Any:
+    async def served(scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "websocket":
+            with suppress(
+                Exception
+            ):  # Hypercorn cannot refuse one whose client has sent more than the handshake
+                await send({"type": "websocket.close"})
+        else:
+            await app(scope, receive, send)
+
+    return served
 
 
 def share_of_files(share: float) -> int:

@@ -76,6 +76,24 @@ async def test_what_is_stuck_ends_some_time_after_its_client_has_left(monkeypatc
 
 
 @pytest.mark.trio
+@pytest.mark.parametrize("more", [b"", b"more", b"\x81\x85abcdhello", b"\x81\x05hello" * 99])
+async def test_a_websocket_is_refused_without_a_word_in_the_log(capfd, more):
+    """Also one whose client does not wait for the answer: with its traceback, such a client could fill the log."""
+    shake = b"GET / HTTP/1.1\r\nhost: x\r\nupgrade: websocket\r\nconnection: upgrade\r\nsec-websocket-version: 13\r\n"
+    key = b"sec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+    with trio.fail_after(20), socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.setblocking(False)
+        served = connections.Connections(None, Config(), most=1)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(served.run, listener)
+            async with await trio.open_tcp_stream(*listener.getsockname()) as client:
+                await client.send_all(shake + key + more)
+                assert b" 101 " not in await client.receive_some()
+            served.end()
+    assert capfd.readouterr().err == ""
+
+
+@pytest.mark.trio
 async def test_connections_leave_files_for_the_tree(tmp_path):
     """Further clients wait; idle ones are sent away after five seconds, so everyone's turn comes."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -284,6 +302,17 @@ def test_a_client_refuses_what_is_not_a_url(where):
     """In one line."""
     with pytest.raises(OperateError, match="is not the URL of a port"):
         Client(where)
+
+
+@pytest.mark.trio
+@pytest.mark.parametrize("host", ["two..dots", "a" * 300])
+async def test_a_host_that_cannot_be_looked_up_does_not_answer(host):
+    """In one line, for each kind of request."""
+    async with Client(f"http://{host}") as client:
+        with pytest.raises(OperateError, match="no program answers"):
+            await client.status()
+        with pytest.raises(OperateError, match="no program answers"):
+            await client.events().__anext__()
 
 
 @pytest.mark.parametrize("token", ["tök", "a\nb"])

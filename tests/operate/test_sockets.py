@@ -143,6 +143,8 @@ def test_a_port_that_is_taken_is_named():
             r"required must be a list of paths such as \['app/db'\], got 'app/db'",
         ),
         ({"required": [7]}, TypeError, "required must be a list of paths"),
+        ({"required": None}, TypeError, "required must be a list of paths"),
+        ({"required": (path for path in ["app/db"])}, TypeError, "required must be a list of paths"),
         ({"token": 7}, TypeError, "token must be a str or None, got 7"),
     ],
 )
