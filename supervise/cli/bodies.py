@@ -41,6 +41,7 @@ _BLOCKING = {
 
 _Async = ast.Await | ast.AsyncFor | ast.AsyncWith | ast.Yield | ast.YieldFrom
 _Inner = ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda | ast.ClassDef
+_Function = ast.AsyncFunctionDef | ast.Lambda
 _UNKNOWN = object()
 
 
@@ -73,7 +74,7 @@ class Sources:
     """The syntax trees of the files in which functions were written, each parsed once."""
 
     _trees: dict[str, ast.Module | None] = field(factory=dict)
-    _definitions: dict[str, dict[tuple[str, int], list[ast.AsyncFunctionDef]]] = field(factory=dict)
+    _definitions: dict[str, dict[tuple[str, int], list[_Function]]] = field(factory=dict)
 
     def tree(self, file: str) -> ast.Module | None:
         """The syntax tree of one of the user's files; None for an installed one, or one that cannot be read."""
@@ -83,6 +84,15 @@ class Sources:
 
     def definition(self, code: CodeType) -> ast.AsyncFunctionDef | None:
         """The `async def` of a function; None if it is not found, or not the only one of its name in its line."""
+        found = self._only_one(code)
+        return found if isinstance(found, ast.AsyncFunctionDef) else None
+
+    def lambda_(self, code: CodeType) -> ast.Lambda | None:
+        """Likewise for a lambda."""
+        found = self._only_one(code)
+        return found if isinstance(found, ast.Lambda) else None
+
+    def _only_one(self, code: CodeType) -> _Function | None:
         file = code.co_filename
         if file not in self._definitions:
             self._definitions[file] = _definitions(self.tree(file))
@@ -90,13 +100,15 @@ class Sources:
         return found[0] if len(found) == 1 else None
 
 
-def _definitions(tree: ast.Module | None) -> dict[tuple[str, int], list[ast.AsyncFunctionDef]]:
-    """All `async def` by name and first line, which is that of the first decorator."""
-    found: dict[tuple[str, int], list[ast.AsyncFunctionDef]] = {}
+def _definitions(tree: ast.Module | None) -> dict[tuple[str, int], list[_Function]]:
+    """All `async def` and lambdas by the name of their code and the first line, which is that of the first decorator."""
+    found: dict[tuple[str, int], list[_Function]] = {}
     for node in ast.walk(tree) if tree is not None else ():
         if isinstance(node, ast.AsyncFunctionDef):
             line = min([node.lineno, *(one.lineno for one in node.decorator_list)])
             found.setdefault((node.name, line), []).append(node)
+        elif isinstance(node, ast.Lambda):
+            found.setdefault(("<lambda>", node.lineno), []).append(node)
     return found
 
 
@@ -322,7 +334,7 @@ def _body(node: Node, leaf: Child, sources: Sources, forgetful: set[CodeType]) -
     if written is None:
         return
     code = written[0].__code__
-    if code.co_name == "<lambda>" and _gives_nothing(*written, sources.tree(code.co_filename)):
+    if code.co_name == "<lambda>" and _gives_nothing(*written, sources.lambda_(code)):
         yield node.says(
             "SUP308",
             f"the body of {node.path!r} is a lambda whose result cannot be awaited; write an async function",
@@ -375,17 +387,14 @@ def _names(code: CodeType) -> set[str]:
     return found
 
 
-def _gives_nothing(plain: FunctionType, owner: object, tree: ast.Module | None) -> bool:
-    """Whether a lambda surely gives something that cannot be awaited; it must be the only one in its line."""
-    code = plain.__code__
-    every = ast.walk(tree) if tree is not None else ()
-    found = [one for one in every if isinstance(one, ast.Lambda) and one.lineno == code.co_firstlineno]
-    if len(found) != 1:
+def _gives_nothing(plain: FunctionType, owner: object, written: ast.Lambda | None) -> bool:
+    """Whether a lambda surely gives something that cannot be awaited."""
+    if written is None:
         return False
-    result = found[0].body
+    result = written.body
     if not isinstance(result, ast.Call):
         return isinstance(result, ast.Constant)
-    called = _Reader(code, plain.__globals__, plain.__closure__ or (), owner).value(result.func)
+    called = _Reader(plain.__code__, plain.__globals__, plain.__closure__ or (), owner).value(result.func)
     return _dotted(called) in (*_BLOCKING, "builtins.print") or (
         type(called) is FunctionType and gives_nothing(called)
     )

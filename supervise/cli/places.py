@@ -7,9 +7,8 @@ import re
 import sys
 import tokenize
 from collections.abc import Iterator
-from itertools import islice
 from pathlib import Path
-from types import FrameType
+from types import CodeType, FrameType
 
 from attrs import define, field, frozen
 
@@ -51,6 +50,8 @@ class Declared:
     target: str
     places: dict[Child | Supervisor | Pool, Place] = field(factory=dict)
     problems: list[tuple[str, Place | None]] = field(factory=list)
+    _lines: dict[int, tuple[CodeType, list[tuple[int | None, int | None]]]] = field(factory=dict)
+    """The lines of each instruction, by the number of its code, which is kept so that the number stays its own."""
 
     def watch(self, thing: object) -> None:
         """Note a problem or a spec; called in its constructor."""
@@ -71,9 +72,11 @@ class Declared:
             frame = frame.f_back
         if frame is None or frame.f_code.co_filename.startswith("<frozen"):
             return None
-        positions = next(islice(frame.f_code.co_positions(), frame.f_lasti // 2, None))
-        first = positions[0] or frame.f_lineno
-        return Place(frame.f_code.co_filename, first, positions[1] or first)
+        if id(frame.f_code) not in self._lines:  # a declaration of thousands of nodes may be one expression
+            self._lines[id(frame.f_code)] = frame.f_code, [each[:2] for each in frame.f_code.co_positions()]
+        begin, end = self._lines[id(frame.f_code)][1][frame.f_lasti // 2]
+        first = begin or frame.f_lineno
+        return Place(frame.f_code.co_filename, first, end or first)
 
     def _is_ours(self, frame: FrameType) -> bool:
         name = str(frame.f_globals.get("__name__"))

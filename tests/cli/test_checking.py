@@ -1,5 +1,6 @@
 """`supervise check` as a linter: its table of codes, its formats, what silences a warning, and what it does not say."""
 
+import ast
 import json
 import re
 import sys
@@ -444,3 +445,22 @@ def test_source_code_that_is_nested_deeply_is_read(written):
     sum_of_ones = "+".join(["1"] * 900)
     text = f"async def work():\n    x = {sum_of_ones}\n    await trio.sleep(1)\ntree = Supervisor('app', [Child('a', work)])"
     assert report(written(text)) == ([], 0)
+
+
+# --- its time
+
+
+def test_a_file_is_read_once_however_many_lambdas_it_has(written, monkeypatch):
+    """Otherwise the time would grow with the square of the number of its nodes."""
+    file = written(
+        "tree = Supervisor('app', [\n"
+        + "".join(
+            f"    Child('c{number}', lambda: trio.sleep({number}), backoff=Backoff()),\n"
+            for number in range(50)
+        )
+        + "])"
+    )
+    walks, walk = [], ast.walk
+    monkeypatch.setattr(ast, "walk", lambda node: walks.append(node) or walk(node))
+    assert report(file) == ([], 0)
+    assert sum(isinstance(node, ast.Module) for node in walks) == 1
