@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import deque
 from collections.abc import Callable, Mapping
 from contextlib import AbstractAsyncContextManager, ExitStack
 from functools import partial
@@ -155,7 +156,11 @@ class Running:
             CommandError: it could not be started, has ended, or was not ready in time.
         """
         self.guarded.start()
-        ready, reasons, problem = False, [""], None
+        ready, reasons, problem = (
+            False,
+            deque([""], maxlen=1),
+            None,
+        )  # the last reason alone: a wait may have no end
         with trio.move_on_after(self._conduct.ready_timeout):
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._cancel_at_end, nursery.cancel_scope)
@@ -177,7 +182,8 @@ class Running:
         raise problem
 
     async def _speaks(self, pid: int) -> bool:
-        return pid in await self.guarded.pids()
+        # A program may send thousands of messages while it starts, and to look up all processes takes milliseconds.
+        return pid == self.pid or pid in await self.guarded.pids()
 
     async def _cancel_at_end(self, scope: trio.CancelScope) -> None:
         await self.guarded.ended.wait()

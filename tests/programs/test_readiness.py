@@ -256,6 +256,19 @@ async def test_a_program_may_go_on_to_tell_its_status(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.trio
+async def test_the_messages_of_the_main_process_need_no_look_at_all_processes(tmp_path, monkeypatch):
+    """It may send thousands while it starts."""
+
+    async def pids(_):
+        raise AssertionError("they were looked up")
+
+    monkeypatch.setattr(Guarded, "pids", pids)
+    text = NOTIFIES + "for number in range(100): tell(b'STATUS=%d' % number)\ntell(b'READY=1')\n"
+    async with opened(little(text + FOR_EVER, tmp_path, ready=notify()), tmp_path) as (_, running):
+        assert running.runs
+
+
+@pytest.mark.trio
 async def test_only_the_program_may_say_so(tmp_path):
     """The kernel tells who has sent a message: one of another process does not count."""
     text = NOTIFIES + "open('address', 'w').write(os.environ['NOTIFY_SOCKET'])\n" + FOR_EVER
