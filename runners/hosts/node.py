@@ -167,7 +167,12 @@ class Server:
                 self._be_guardian(client, passed)
             finally:
                 os._exit(FAILED)
-        pidfd = os.pidfd_open(pid)
+        try:
+            pidfd = os.pidfd_open(pid)
+        except OSError:  # the client is about to start cold, and two guardians must not serve one connection
+            os.kill(pid, signal.SIGKILL)
+            exit_code(pid)
+            raise
         self._guardians[pidfd] = pid
         self._poll.register(pidfd, select.POLLIN)
 

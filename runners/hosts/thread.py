@@ -18,7 +18,7 @@ from runners.brief import quoted
 from runners.checks import above
 from runners.diagnosis.classify import classify
 from runners.diagnosis.probe import DeviceProbe
-from runners.errors import DeviceError, InferenceError, Unrecoverable
+from runners.errors import DeviceError, InferenceError, LoadFailed, Unrecoverable
 from runners.hosts import Session
 from runners.hosts.local import LocalSession
 from runners.hosts.packing import check_runner
@@ -264,7 +264,10 @@ class _Thread:
         self._loop = trio.lowlevel.current_trio_token()
         self._ended = trio.Event()
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
-        self._thread.start()
+        try:
+            self._thread.start()
+        except RuntimeError as error:  # the system has no thread left just now
+            raise LoadFailed(f"the thread of the runner could not be started: {error}") from error
 
     def do(self, act: Callable[[], Any], then: Callable[[Any], object]) -> None:
         """Queue a job; `then` is called in the loop with its answer. Never blocks."""

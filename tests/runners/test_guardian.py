@@ -340,3 +340,36 @@ def below(pid, name):
 def test_the_guardian_knows_the_exit_statuses_of_the_context_process():
     """D4: the program that is sent there cannot import them, and asks NVML after one of them only."""
     assert (children.FAILED, children.SETTLED) == (status.FAILED, status.SETTLED)
+
+
+LEAVES = """
+import os, time
+from runners.hosts.remote import children
+
+children.ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)  # a subreaper, as the guardian is
+left = []
+for _ in range(3):
+    left.append(os.fork())
+    if not left[-1]:
+        time.sleep(30)
+kill = os.kill
+
+def refusing(pid, number):
+    if pid == left[0]:
+        raise PermissionError("it is another user's")
+    kill(pid, number)
+
+os.kill = refusing
+children.kill_children()
+print([os.path.exists(f"/proc/{pid}") for pid in left])
+kill(left[0], 9)
+os.waitpid(left[0], 0)
+"""
+
+
+def test_a_process_that_may_not_be_killed_keeps_no_other_one_alive():
+    """D16: What a context has started may have become another user's, as the program `sudo` does."""
+    run = subprocess.run(
+        [sys.executable, "-c", LEAVES], capture_output=True, text=True, timeout=PATIENCE, check=True
+    )
+    assert run.stdout == "[True, False, False]\n"

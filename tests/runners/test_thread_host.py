@@ -146,6 +146,19 @@ async def test_a_thread_that_hangs_is_detected_though_its_caller_leaves(begins_a
 
 
 @pytest.mark.trio
+async def test_a_lack_of_threads_is_a_failed_load(monkeypatch):
+    """D2, D12: A worker with several contexts tries it again, as any load that fails."""
+
+    def refused(_):
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", refused)
+    with pytest.raises(LoadFailed, match="the runner could not be started: can't start new thread"):
+        async with opened(Scripted(4), THREAD):
+            raise AssertionError
+
+
+@pytest.mark.trio
 async def test_sys_exit_in_a_thread_ends_the_context_alone():
     """D10: It is reported, and escalates, because the state in which it left is unknown."""
     async with opened(Raises("sys.exit"), THREAD) as session:
