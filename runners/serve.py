@@ -215,7 +215,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
         if arguments.operate is not None:
             made = Supervisor(made.name, [operate(port=arguments.operate), *made.children])
-    except (ValueError, ModuleNotFoundError) as error:
+    except (ValueError, OSError, ModuleNotFoundError) as error:
         sys.stderr.write(f"runners.serve: {error}\n")
         return 2
     run_tree(made, sinks=[LineSink(times=True, lifecycle=True)])

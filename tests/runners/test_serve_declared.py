@@ -112,12 +112,13 @@ def test_the_command_refuses_what_it_cannot_serve(capsys, monkeypatch):
     monkeypatch.delenv("RUNNERS_TOKEN", raising=False)
     assert main(["--host", "0.0.0.0"]) == 2
     assert main(["/no/such/folder"]) == 2
+    assert main(["x" * 300]) == 2
     assert main(["--port", "99999"]) == 2
     assert main(["--operate", "99999"]) == 2
     monkeypatch.setenv("RUNNERS_TOKEN", "")
     assert main([]) == 2
     lines = capsys.readouterr().err.splitlines()
-    assert len(lines) == 5
+    assert len(lines) == 6
     assert all(line.startswith("runners.serve: ") for line in lines)
     assert runner_of(None) == TorchLM()
 
