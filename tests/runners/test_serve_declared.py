@@ -7,11 +7,13 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import urllib.request
 from pathlib import Path
 
 import openai
 import pytest
+import trio
 from stage import worker_leaves_nothing  # noqa: F401 - The import makes this autouse fixture apply to the tests of this file.
 
 from benchmarks.ports import free_port
@@ -87,6 +89,28 @@ async def test_over_version_6_and_by_name():
         async with open_tree(serve({"m": spec}, host=host, port=0), sinks=[]) as tree:
             (url,) = await tree["serve/http"].ready()
             assert url.startswith((f"http://{shown}:", "http://[::1]:"))
+
+
+@pytest.mark.trio
+async def test_a_name_that_takes_long_to_look_up_delays_no_other_task(monkeypatch):
+    """The name of a machine may be asked of a server that does not answer."""
+    turned, real = threading.Event(), socket.getaddrinfo
+
+    def slow(host, port, *rest, **options):
+        if not options.get("flags") and host == "localhost":
+            assert turned.wait(20)
+        return real(host, port, *rest, **options)
+
+    async def turn():
+        await trio.sleep(0.1)
+        turned.set()
+
+    monkeypatch.setattr(socket, "getaddrinfo", slow)
+    spec = device_worker("llm", Scripted(), host=InlineHost())
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(turn)
+        async with open_tree(serve({"m": spec}, host="localhost", port=0), sinks=[]) as tree:
+            await tree["serve/http"].ready()
 
 
 def _has_version_6():
