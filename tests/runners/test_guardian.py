@@ -1,6 +1,7 @@
 """The guardian of a context process on another machine, driven by hand over two pipes. Real processes, real time."""
 
 import ast
+import base64
 import json
 import os
 import signal
@@ -15,6 +16,7 @@ from contexts import (
     PATIENCE,
     is_readable,
     nothing_left,  # noqa: F401 - The import makes this autouse fixture apply to the tests of this file.
+    processes,
     stat,
     title,
 )
@@ -25,8 +27,8 @@ from runners.hosts.packing import pack
 from runners.hosts.process import wire
 from runners.hosts.process.child import status
 from runners.hosts.remote import children, guardian, link
-from runners.hosts.remote.guardian import ANSWER, ASK, BORN, DATA, ENDED, HEADER, KILL, NUMBER, REFUSED
-from runners.hosts.remote.link import BOOT, SOURCE, Order
+from runners.hosts.remote.guardian import ANSWER, ASK, BORN, COLD, DATA, ENDED, HEADER, KILL, NUMBER, REFUSED
+from runners.hosts.remote.link import BOOT, SOURCE, Fork, Order
 from runners.hosts.remote.reserve import package_version
 from runners.models.scripted import Fault, Scripted
 
@@ -308,6 +310,21 @@ def test_nvml_is_asked_if_the_context_ends_by_itself_before_the_near_end_says_wh
         assert (end["status"], end.get("nvml")) == (status, says)
 
 
+def test_without_a_descriptor_for_nvml_the_end_is_reported_without_its_answer(on_gpu, monkeypatch):
+    """D4, D16: The near end learns of the end at once, and not when the lease is over."""
+    # The first three pipes are those of the context.
+    boot = (
+        "import itertools, os;number, pipe = itertools.count(), os.pipe;"
+        "os.pipe = lambda: pipe() if next(number) < 3 else os.open('/no/such/file', 0);"
+    )
+    monkeypatch.setattr(sys.modules[__name__], "BOOT", boot + BOOT)
+    with guarded(**on_gpu) as far:
+        far.until(BORN)
+        far.send(KILL, b"poisoned")
+        assert trouble(far) is None
+        assert far.process.wait(PATIENCE) == 0
+
+
 def test_no_device_of_a_context_is_judged_that_could_not_be_started(on_gpu):
     """D4, D16: It has used no device."""
     with guarded(**{**on_gpu, "version": "0.0.7"}) as far:
@@ -373,3 +390,22 @@ def test_a_process_that_may_not_be_killed_keeps_no_other_one_alive():
         [sys.executable, "-c", LEAVES], capture_output=True, text=True, timeout=PATIENCE, check=True
     )
     assert run.stdout == "[True, False, False]\n"
+
+
+@pytest.mark.slow
+def test_what_cannot_be_passed_on_to_a_fork_server_starts_cold(monkeypatch):
+    """D15, D16: As where this process has no descriptor left, or may write no file."""
+    # The first one is for the fork server itself.
+    boot = (
+        "import itertools, os;number, memory = itertools.count(), os.memfd_create;"
+        "os.memfd_create = lambda name: memory(name) if next(number) < 1 else os.open('/no/such/file', 0);"
+    )
+    monkeypatch.setattr(sys.modules[__name__], "BOOT", boot + BOOT)
+    preload = base64.b64encode(wire.datagram(wire.Preload(pack(Scripted())))).decode()
+    fork = {"name": f"test-{os.getpid()}", "preload": preload, "timeout": 20.0, "patience": 20.0}
+    with guarded(lease=2.0, fork=Fork(**fork)) as far:
+        assert "No such file" in json.loads(far.until(COLD))["why"]
+        far.until(BORN)
+        server = {pid for pid in processes() if title(pid) == "runners:server"}
+    for pid in server:
+        gone(pid)
