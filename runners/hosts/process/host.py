@@ -626,9 +626,8 @@ def _import_path(module: str) -> tuple[str, ...]:
 
 
 def _absolute(entry: str, module: str) -> str | None:
-    with suppress(
-        OSError, ValueError
-    ):  # the folder has been deleted; or the entry cannot be passed to a process
+    # The folder has been deleted, or the entry cannot be passed to a process.
+    with suppress(OSError, ValueError):
         found = entry if Path(entry).is_absolute() else _resolved(entry, module)
         if b"\0" not in os.fsencode(found):
             return found
