@@ -2,6 +2,7 @@
 
 import ast
 import base64
+import errno
 import json
 import os
 import signal
@@ -10,6 +11,7 @@ import sys
 import time
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from contexts import (
@@ -23,6 +25,7 @@ from contexts import (
 from far_nvml import FarNvml
 
 from benchmarks.loopback import ROOT
+from runners.hosts import node
 from runners.hosts.packing import pack
 from runners.hosts.process import wire
 from runners.hosts.process.child import status
@@ -409,3 +412,18 @@ def test_what_cannot_be_passed_on_to_a_fork_server_starts_cold(monkeypatch):
         server = {pid for pid in processes() if title(pid) == "runners:server"}
     for pid in server:
         gone(pid)
+
+
+@pytest.mark.parametrize(
+    ("error", "pauses"), [(BlockingIOError(), []), (OSError(errno.EMFILE, "Too many open files"), [0.1])]
+)
+def test_a_fork_server_without_a_descriptor_does_not_spin(error, pauses, monkeypatch):
+    """D15, D16: The clients that it cannot accept wait, and start cold when their time is over."""
+
+    def refused():
+        raise error
+
+    slept = []
+    monkeypatch.setattr(time, "sleep", slept.append)
+    assert node.Server._accepted(None, SimpleNamespace(accept=refused)) is None
+    assert slept == pauses
