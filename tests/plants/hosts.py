@@ -305,8 +305,8 @@ HOSTS = (
         ),
         (
             "standbys outlive their reserve",
-            "                    for standby in self._standbys:\n                        await self._reap(standby)",
-            "                    self._standbys.clear()",
+            "                        await self._reap(self._standbys.popleft())",
+            "                        self._standbys.clear()",
             "there_are_as_many_standbys_as_declared",
         ),
         (

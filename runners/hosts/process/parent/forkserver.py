@@ -216,7 +216,10 @@ class ForkServer:
                 pass
         except BlockingIOError:
             return True
-        except (ProtocolError, ConnectionResetError) as error:
+        except (
+            ProtocolError,
+            OSError,
+        ) as error:  # any other error is the end of the connection, as for `Peer`
             self.kill(f"{self._name}: {error}")
         return False
 
