@@ -80,8 +80,10 @@ class Peer:
             sent = self._socket.sendmsg([*islice(self._unsent.values(), _FRAMES)], (), socket.MSG_NOSIGNAL)
         except OSError as error:
             if error.errno not in _NO_ROOM:
-                # The reader finds the end of the connection too, and reports how the process ended.
                 self._unsent.clear()
+                # The reader finds the end of the connection too, behind what has come, and reports how the process ended.
+                with suppress(OSError):
+                    self._socket.shutdown(socket.SHUT_RDWR)
             return False
         while sent:
             first, data = next(iter(self._unsent.items()))
