@@ -126,7 +126,7 @@ class _Front:
         app = openai_app(workers, stopping=stop_requested, **self.options)
         config = hypercorn.config.Config()
         connections = Connections(app, config, most=share_of_files(3 / 4))
-        with _listener(self.host, self.port) as listener:
+        with await _listener(self.host, self.port) as listener:
             url = _url(listener)
             await config.log.info("Running on %s (CTRL + C to quit)", url)
             async with trio.open_nursery() as nursery:
@@ -141,15 +141,20 @@ def _url(listener: socket.socket) -> str:
     return f"http://{f'[{host}]' if ':' in host else host}:{port}"
 
 
-def _listener(host: str, port: int) -> socket.socket:
-    """A socket that listens.
+async def _listener(host: str, port: int) -> socket.socket:
+    """A socket that listens. A name is looked up in a thread, since a server of names may take long to answer.
 
     Raises:
         OSError: the address cannot be taken; the message names it.
     """
     try:
-        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        listener = socket.create_server(address[:2], family=family)
+        try:
+            found = _looked_up(host, port, socket.AI_NUMERICHOST)
+        except socket.gaierror:
+            found = await trio.to_thread.run_sync(
+                _looked_up, host, port, abandon_on_cancel=True, limiter=trio.CapacityLimiter(1)
+            )
+        listener = socket.create_server(found[1][:2], family=found[0])
     except OSError as error:
         raise OSError(
             error.errno, f"cannot listen on {host} port {port}: {error.strerror or error}"
@@ -159,6 +164,12 @@ def _listener(host: str, port: int) -> socket.socket:
     # does not read could keep the front from ending.
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, STALLED_SECONDS * 1000)
     return listener
+
+
+def _looked_up(host: str, port: int, flags: int = 0) -> tuple[int, tuple[Any, ...]]:
+    """The family of an address, and the address itself."""
+    family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=flags)[0]
+    return family, address
 
 
 # --- the command
@@ -216,10 +227,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
         if arguments.operate is not None:
             made = Supervisor(made.name, [operate(port=arguments.operate), *made.children])
-    except (ValueError, ModuleNotFoundError) as error:
-        with suppress(
-            AttributeError, OSError
-        ):  # it was closed, or cannot be written to: the status says it all the same
+    except (ValueError, OSError, ModuleNotFoundError) as error:
+        # Standard error may be closed, or take nothing; the status says it all the same.
+        with suppress(AttributeError, OSError):
             sys.stderr.write(f"runners.serve: {error}\n")
         return 2
     run_tree(made, sinks=[LineSink(times=True, lifecycle=True)])

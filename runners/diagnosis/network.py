@@ -27,6 +27,8 @@ _LOST: tuple[type[Exception], ...] = (OSError, EOFError, trio.BrokenResourceErro
 """The exceptions of the operating system and of Trio for a server that is slow, has gone, or cannot be reached."""
 _LATE: tuple[type[Exception], ...] = (TimeoutError, trio.TooSlowError)
 """Those of them for a server that is slow."""
+_LONGEST_PAUSE = 86_400
+"""Seconds; what a server says beyond a day, or not in seconds, is ignored."""
 
 
 def classify_network(error: Exception) -> Exception:
@@ -48,6 +50,12 @@ def concerns_server(error: Exception) -> bool:
     code = attribute(error, "code")
     of_request = type(code) is int and code < HTTPStatus.INTERNAL_SERVER_ERROR
     return is_a(error, NetworkError) and not is_a(error, RateLimited, CircuitOpen) and not of_request
+
+
+def pause_of(error: Exception) -> float | None:
+    """The seconds after which its server accepts a request again, as the error says; None if it says none, or nonsense."""
+    seconds = attribute(error, "retry_after") if is_a(error, RateLimited, CircuitOpen) else None
+    return float(seconds) if type(seconds) in (int, float) and 0 < seconds < _LONGEST_PAUSE else None
 
 
 def http_error(status: int, message: str = "", *, retry_after: str | None = None) -> InferenceError:

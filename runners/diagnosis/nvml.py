@@ -55,13 +55,22 @@ class Nvml:
 
     async def trouble(self, device: str) -> str | None:
         """The reason why a device of this machine cannot be used; None if it can be, or if NVML does not know."""
+        answers: list[str | None] = []  # so that one counts which came in time, though the loop was blocked
+
+        def ask() -> None:
+            try:
+                answers.append(trouble_of(device, self.module))
+            except Exception:  # noqa: BLE001 - An old `nvidia-ml-py` must not replace the poison.
+                answers.append(None)
+
         with trio.move_on_after(self.timeout):
             try:
-                return await trio.to_thread.run_sync(
-                    trouble_of, device, self.module, abandon_on_cancel=True, limiter=trio.CapacityLimiter(1)
-                )  # with a limiter of its own, so that a thread that hangs takes no place in Trio's default limiter
-            except Exception:  # noqa: BLE001 - Neither an old `nvidia-ml-py` nor the lack of a thread may replace the poison.
+                # It has a limiter of its own, so that a thread that hangs takes no place in Trio's default limiter.
+                await trio.to_thread.run_sync(ask, abandon_on_cancel=True, limiter=trio.CapacityLimiter(1))
+            except RuntimeError:  # no thread can be started
                 return None
+        if answers:
+            return answers[0]
         return self.silence
 
     @property

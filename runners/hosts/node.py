@@ -14,6 +14,7 @@ import os
 import select
 import signal
 import socket
+import time
 from contextlib import suppress
 from typing import Any, NoReturn
 
@@ -27,6 +28,8 @@ from runners.hosts.remote.seeking import READY, WAITING, user_of
 
 _PASSED = 4
 """The descriptors that a client passes on: its standard streams, and its state."""
+_PAUSE = 0.1
+"""Seconds before a connection is accepted again where this process had no free descriptor."""
 _LONGEST = 1e9
 """Seconds of the longest timer, since `setitimer` counts no more than 292 years, and a `load_timeout` may be infinite."""
 
@@ -107,14 +110,21 @@ class Server:
             self._send(client, failed=why)
 
     def _accepted(self, listener: socket.socket) -> socket.socket | None:
-        """The next client of our own user; None if none has connected."""
-        with suppress(OSError):
+        """The next client of our own user; None if none has connected, or if this process has no free descriptor.
+
+        In the latter case the listener stays readable, so that without a pause this process would try again all the time.
+        """
+        try:
             while True:
                 client = listener.accept()[0]
                 if user_of(client) == os.getuid():
                     client.setblocking(False)
                     return client
                 client.close()
+        except BlockingIOError:
+            pass
+        except OSError:
+            time.sleep(_PAUSE)
         return None
 
     def _send(self, client: socket.socket, **message: Any) -> None:
@@ -167,7 +177,12 @@ class Server:
                 self._be_guardian(client, passed)
             finally:
                 os._exit(FAILED)
-        pidfd = os.pidfd_open(pid)
+        try:
+            pidfd = os.pidfd_open(pid)
+        except OSError:  # the client is about to start cold, and two guardians must not serve one connection
+            os.kill(pid, signal.SIGKILL)
+            exit_code(pid)
+            raise
         self._guardians[pidfd] = pid
         self._poll.register(pidfd, select.POLLIN)
 

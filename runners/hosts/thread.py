@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import AsyncGenerator, Callable, Iterable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from functools import partial
 from queue import SimpleQueue
@@ -18,7 +18,7 @@ from runners.brief import quoted
 from runners.checks import above, plain_number
 from runners.diagnosis.classify import classify
 from runners.diagnosis.probe import DeviceProbe
-from runners.errors import DeviceError, InferenceError, Unrecoverable
+from runners.errors import DeviceError, InferenceError, LoadFailed, Unrecoverable
 from runners.hosts import Session
 from runners.hosts.local import LocalSession
 from runners.hosts.packing import check_runner
@@ -152,12 +152,8 @@ class ThreadSession(LocalSession):
         if not self._turning:
             await self._changed.wait()
             return
-        with trio.move_on_at(self._since + self._host.chunk_timeout):
-            await self._changed.wait()
-            return
-        # If the loop was blocked, the answer of the thread may have come, but is delivered only at this checkpoint.
-        await trio.lowlevel.checkpoint()
-        if self._turning:
+        left = self._since + self._host.chunk_timeout - trio.current_time()
+        if not await _within(left, self._changed.wait) and self._turning:
             self._fail(_hung(f"made no chunk within {self._host.chunk_timeout:g} s"))
 
     async def rebuild(self, cause: SessionRebuildCause) -> None:
@@ -207,13 +203,20 @@ class ThreadSession(LocalSession):
         Raises:
             DeviceError: `act` raised it, or the thread did not answer in time.
         """
-        deliver, answers = trio.open_memory_channel[Any](1)
-        self._thread.do(act, deliver.send_nowait)
-        with trio.move_on_after(self._host.load_timeout):
-            if isinstance(answer := await answers.receive(), DeviceError):
-                raise answer
-            return answer
-        raise _hung(f"{what} within {self._host.load_timeout:g} s")
+        answers: list[Any] = []
+        answered = trio.Event()
+
+        def take(answer: Any) -> None:
+            answers.append(answer)
+            answered.set()
+
+        self._thread.do(act, take)
+        await _within(self._host.load_timeout, answered.wait)
+        if not answers:
+            raise _hung(f"{what} within {self._host.load_timeout:g} s")
+        if isinstance(answers[0], DeviceError):
+            raise answers[0]
+        return answers[0]
 
     # --- in the thread
 
@@ -264,7 +267,10 @@ class _Thread:
         self._loop = trio.lowlevel.current_trio_token()
         self._ended = trio.Event()
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
-        self._thread.start()
+        try:
+            self._thread.start()
+        except RuntimeError as error:  # the system has no thread left just now
+            raise LoadFailed(f"the thread of the runner could not be started: {error}") from error
 
     def do(self, act: Callable[[], Any], then: Callable[[Any], object]) -> None:
         """Queue a job; `then` is called in the loop with its answer. Never blocks."""
@@ -273,8 +279,8 @@ class _Thread:
     async def ends(self, seconds: float) -> bool:
         """End the thread after the jobs that are queued. Returns whether it ended within so many seconds."""
         self._jobs.put(None)
-        with trio.move_on_after(seconds):
-            await self._ended.wait()
+        await _within(seconds, self._ended.wait)
+        if self._ended.is_set():
             self._thread.join()  # returns at once: setting `_ended` is the thread's last act
         return self._ended.is_set()
 
@@ -290,6 +296,18 @@ class _Thread:
     def _deliver(self, function: Callable[..., object], *arguments: object) -> None:
         with suppress(trio.RunFinishedError):  # no task waits for the answer
             self._loop.run_sync_soon(function, *arguments)
+
+
+async def _within(seconds: float, wait: Callable[[], Awaitable[object]]) -> bool:
+    """Wait so many seconds for what the thread delivers; returns whether it came in time.
+
+    If the loop was blocked, it may have come, but is delivered only at the checkpoint here. So the caller looks for it itself.
+    """
+    with trio.move_on_after(max(0, seconds)):
+        await wait()
+        return True
+    await trio.lowlevel.checkpoint()
+    return False
 
 
 def _tried(act: Callable[[], Any]) -> Any:

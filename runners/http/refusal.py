@@ -13,7 +13,8 @@ from starlette.responses import Response
 
 from supervise import SuperviseError
 
-from ..brief import text_of
+from ..brief import attribute, text_of
+from ..diagnosis.network import pause_of
 from ..errors import (
     Backpressure,
     BadRequest,
@@ -121,7 +122,7 @@ def refusal_of(error: Exception) -> Refusal:
     headers: dict[str, str] = {}
     if status in _RETRY_AFTER:
         headers["retry-after"] = str(_seconds(error) or _RETRY_AFTER[status])
-    elif isinstance(error, InferenceError) and not error.is_retryable:
+    elif isinstance(error, InferenceError) and attribute(error, "is_retryable") is not True:
         # OpenAI's clients send a request with a status of 500 or more again, unless this header forbids it: one that has
         # killed two contexts must not come back at once.
         headers["x-should-retry"] = "false"
@@ -130,8 +131,8 @@ def refusal_of(error: Exception) -> Refusal:
 
 def _seconds(error: Exception) -> int | None:
     """The time that a server behind the runner asked for, in whole seconds as HTTP has them; None if it asked for none."""
-    after = error.retry_after if isinstance(error, RateLimited | CircuitOpen) else None
-    return math.ceil(after) if after is not None and 0 < after < math.inf else None
+    after = pause_of(error)
+    return None if after is None else math.ceil(after)
 
 
 async def answer_refusal(_: Request, error: Exception) -> Response:

@@ -10,7 +10,7 @@ import trio
 from attrs import evolve
 from trio.lowlevel import enable_ki_protection
 
-from supervise import ChildStopped, Ref, Refused, StartFailed
+from supervise import ChildStopped, Ref, Refused, StartFailed, Status
 
 from ..brief import brief
 from ..errors import ContextPoisoned, RebuildSuperseded, WorkerDown, WorkerStopping
@@ -94,7 +94,7 @@ async def rebuild(worker: Ref, cause: SessionRebuildCause = SessionRebuildCause.
         except WorkerDown as exc:
             why = exc.__cause__
         except WorkerStopping:  # if that context alone is being stopped, it is left out
-            if worker.status().state != "up":
+            if not _is_up(worker):
                 raise
     if state is None:
         raise _no_context(worker) from why
@@ -172,7 +172,7 @@ async def replace(worker: Ref, runner: RunnerSpec, *, drain: float = 60.0) -> No
         spare = await _spare(worker, evolve(opener, runner=runner, declared=False))
         await _swap(contexts, group, runner, spare, drain)
     except Refused as exc:
-        if worker.status().state == "up":  # an operator has removed a context
+        if _is_up(worker):  # an operator has removed a context
             raise
         raise _stopping(worker) from exc
     finally:
@@ -323,7 +323,27 @@ def _checked_cause(cause: object) -> SessionRebuildCause:
 
 def _has_several(worker: Ref) -> bool:
     """Whether it is a worker that was declared with `hosts`: its contexts share its mailbox."""
-    return worker.status().mailbox is not None and worker.status().kind == "supervisor"
+    status = _status(worker)
+    return status.mailbox is not None and status.kind == "supervisor"
+
+
+def _status(node: Ref) -> Status:
+    """Its status. One that was removed, or whose tree has ended, has none.
+
+    Raises:
+        WorkerDown: it is gone.
+    """
+    try:
+        return node.status()
+    except ChildStopped as exc:
+        raise _down(exc) from exc.__cause__
+
+
+def _is_up(worker: Ref) -> bool:
+    """Whether a worker is up; one that is gone is not."""
+    with suppress(WorkerDown):
+        return _status(worker).state == "up"
+    return False
 
 
 def _contexts_of(worker: Ref) -> list[Ref]:

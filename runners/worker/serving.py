@@ -36,7 +36,7 @@ from supervise import (
 )
 
 from ..brief import attribute, brief, is_a, text_of
-from ..diagnosis.network import concerns_server
+from ..diagnosis.network import concerns_server, pause_of
 from ..errors import (
     BadRequest,
     CircuitOpen,
@@ -62,9 +62,6 @@ from .record import MAX_CHARACTERS, Record, admitted, caused, estimated_tokens, 
 
 AT_ONCE = 64
 """The most requests that begin in one turn of the loop; it takes some milliseconds."""
-
-_LONGEST_PAUSE = 86_400
-"""Seconds; what a server says beyond a day, or not in seconds, is ignored."""
 
 _LOOK = 0.05
 """Seconds between two looks of a context that is being stopped alone."""
@@ -533,12 +530,9 @@ class _Serving:
 
     def _note_pause(self, error: InferenceError) -> None:
         """A server said when it accepts a request again: until then none of this worker begins (D14)."""
-        if not isinstance(error, RateLimited):
-            return
-        seconds = attribute(error, "retry_after")
-        if type(seconds) in (int, float) and 0 < seconds < _LONGEST_PAUSE:
+        if is_a(error, RateLimited) and (seconds := pause_of(error)) is not None:
             rates = self._context.group.rates
-            rates.paused_until = max(rates.paused_until, trio.current_time() + float(seconds))
+            rates.paused_until = max(rates.paused_until, trio.current_time() + seconds)
 
     async def _watch_retries(self) -> None:
         """Put requests that are tried again back into the queue, each at its time."""

@@ -1,9 +1,12 @@
 """Contexts that are forked from a preloaded server. Real processes, real deaths."""
 
+import errno
+import itertools
 import logging
 import os
 import resource
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -78,6 +81,22 @@ async def test_contexts_are_forked_from_one_server_that_outlives_them():
     async with opened(Scripted(), incarnation=2) as two:
         assert (two.pid != one.pid, parent(two.pid)) == (True, server)
         assert ids(await whole(two)) == expected(BATCH)
+
+
+@pytest.mark.parametrize("report", [1, 2])  # that it has preloaded, or forked a process
+@pytest.mark.trio
+async def test_a_report_that_cannot_be_received_costs_the_server_alone(report, monkeypatch):
+    """D15: As where the kernel lacks memory. A task of the host receives it, and what is raised there would end the whole program."""
+    receive, numbers = socket.recv_fds, itertools.count(1)
+
+    def received(*arguments):
+        if next(numbers) == report:
+            raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
+        return receive(*arguments)
+
+    monkeypatch.setattr(socket, "recv_fds", received)
+    async with opened(Scripted()) as session:
+        assert ids(await whole(session)) == expected(BATCH)
 
 
 @pytest.mark.trio

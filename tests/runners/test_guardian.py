@@ -1,6 +1,8 @@
 """The guardian of a context process on another machine, driven by hand over two pipes. Real processes, real time."""
 
 import ast
+import base64
+import errno
 import json
 import os
 import signal
@@ -9,24 +11,27 @@ import sys
 import time
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from contexts import (
     PATIENCE,
     is_readable,
     nothing_left,  # noqa: F401 - The import makes this autouse fixture apply to the tests of this file.
+    processes,
     stat,
     title,
 )
 from far_nvml import FarNvml
 
 from benchmarks.loopback import ROOT
+from runners.hosts import node
 from runners.hosts.packing import pack
 from runners.hosts.process import wire
 from runners.hosts.process.child import status
 from runners.hosts.remote import children, guardian, link
-from runners.hosts.remote.guardian import ANSWER, ASK, BORN, DATA, ENDED, HEADER, KILL, NUMBER, REFUSED
-from runners.hosts.remote.link import BOOT, SOURCE, Order
+from runners.hosts.remote.guardian import ANSWER, ASK, BORN, COLD, DATA, ENDED, HEADER, KILL, NUMBER, REFUSED
+from runners.hosts.remote.link import BOOT, SOURCE, Fork, Order
 from runners.hosts.remote.reserve import package_version
 from runners.models.scripted import Fault, Scripted
 
@@ -308,6 +313,21 @@ def test_nvml_is_asked_if_the_context_ends_by_itself_before_the_near_end_says_wh
         assert (end["status"], end.get("nvml")) == (status, says)
 
 
+def test_without_a_descriptor_for_nvml_the_end_is_reported_without_its_answer(on_gpu, monkeypatch):
+    """D4, D16: The near end learns of the end at once, and not when the lease is over."""
+    # The first three pipes are those of the context.
+    boot = (
+        "import itertools, os;number, pipe = itertools.count(), os.pipe;"
+        "os.pipe = lambda: pipe() if next(number) < 3 else os.open('/no/such/file', 0);"
+    )
+    monkeypatch.setattr(sys.modules[__name__], "BOOT", boot + BOOT)
+    with guarded(**on_gpu) as far:
+        far.until(BORN)
+        far.send(KILL, b"poisoned")
+        assert trouble(far) is None
+        assert far.process.wait(PATIENCE) == 0
+
+
 def test_no_device_of_a_context_is_judged_that_could_not_be_started(on_gpu):
     """D4, D16: It has used no device."""
     with guarded(**{**on_gpu, "version": "0.0.7"}) as far:
@@ -340,3 +360,70 @@ def below(pid, name):
 def test_the_guardian_knows_the_exit_statuses_of_the_context_process():
     """D4: the program that is sent there cannot import them, and asks NVML after one of them only."""
     assert (children.FAILED, children.SETTLED) == (status.FAILED, status.SETTLED)
+
+
+LEAVES = """
+import os, time
+from runners.hosts.remote import children
+
+children.ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)  # a subreaper, as the guardian is
+left = []
+for _ in range(3):
+    left.append(os.fork())
+    if not left[-1]:
+        time.sleep(30)
+kill = os.kill
+
+def refusing(pid, number):
+    if pid == left[0]:
+        raise PermissionError("it is another user's")
+    kill(pid, number)
+
+os.kill = refusing
+children.kill_children()
+print([os.path.exists(f"/proc/{pid}") for pid in left])
+kill(left[0], 9)
+os.waitpid(left[0], 0)
+"""
+
+
+def test_a_process_that_may_not_be_killed_keeps_no_other_one_alive():
+    """D16: What a context has started may have become another user's, as the program `sudo` does."""
+    run = subprocess.run(
+        [sys.executable, "-c", LEAVES], capture_output=True, text=True, timeout=PATIENCE, check=True
+    )
+    assert run.stdout == "[True, False, False]\n"
+
+
+@pytest.mark.slow
+def test_what_cannot_be_passed_on_to_a_fork_server_starts_cold(monkeypatch):
+    """D15, D16: As where this process has no descriptor left, or may write no file."""
+    # The first one is for the fork server itself.
+    boot = (
+        "import itertools, os;number, memory = itertools.count(), os.memfd_create;"
+        "os.memfd_create = lambda name: memory(name) if next(number) < 1 else os.open('/no/such/file', 0);"
+    )
+    monkeypatch.setattr(sys.modules[__name__], "BOOT", boot + BOOT)
+    preload = base64.b64encode(wire.datagram(wire.Preload(pack(Scripted())))).decode()
+    fork = {"name": f"test-{os.getpid()}", "preload": preload, "timeout": 20.0, "patience": 20.0}
+    with guarded(lease=2.0, fork=Fork(**fork)) as far:
+        assert "No such file" in json.loads(far.until(COLD))["why"]
+        far.until(BORN)
+        server = {pid for pid in processes() if title(pid) == "runners:server"}
+    for pid in server:
+        gone(pid)
+
+
+@pytest.mark.parametrize(
+    ("error", "pauses"), [(BlockingIOError(), []), (OSError(errno.EMFILE, "Too many open files"), [0.1])]
+)
+def test_a_fork_server_without_a_descriptor_does_not_spin(error, pauses, monkeypatch):
+    """D15, D16: The clients that it cannot accept wait, and start cold when their time is over."""
+
+    def refused():
+        raise error
+
+    slept = []
+    monkeypatch.setattr(time, "sleep", slept.append)
+    assert node.Server._accepted(None, SimpleNamespace(accept=refused)) is None
+    assert slept == pauses

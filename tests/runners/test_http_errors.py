@@ -8,6 +8,7 @@ from asgi import CHAT, CHATS, TEXT, TEXTS, Recording, asked, served, text_of
 from hypothesis import given
 from hypothesis import strategies as st
 
+from runners.brief import attribute_of
 from runners.errors import (
     BadRequest,
     ContentFiltered,
@@ -24,12 +25,30 @@ from supervise import Limit
 
 # --- errors of a worker
 
+
+class Guarded(PoisonRequest):
+    @property
+    def is_retryable(self):
+        raise RuntimeError("not yours")
+
+
+class Bare(RateLimited):
+    """A class whose constructor does not call ours, so that it has no `retry_after`."""
+
+    def __init__(self, text):
+        Exception.__init__(self, text)
+
+
 ERRORS = [
     (BadRequest("no such option"), 400, None),
     (ContextLengthExceeded("too long"), 400, "context_length_exceeded"),
     (ContentFiltered("no"), 400, "content_filter"),
     (RateLimited("slowly", retry_after=2.5), 429, "rate_limit_exceeded"),
     (RateLimited("slowly"), 429, "rate_limit_exceeded"),
+    (RateLimited("a header as it came", retry_after="7"), 429, "rate_limit_exceeded"),
+    (RateLimited("never", retry_after=10**400), 429, "rate_limit_exceeded"),
+    (Bare("slowly"), 429, "rate_limit_exceeded"),
+    (Guarded("twice"), 500, "poison_request"),
     (NetworkError("unreachable"), 502, "upstream_error"),
     (Forbidden("no"), 502, "upstream_error"),
     (OutOfMemory("too large"), 503, "device_error"),
@@ -48,8 +67,8 @@ def test_an_error_before_the_first_chunk_has_its_status(error, status, code, str
     assert str(error) in answer.error["message"]
     assert (answer.error["type"] == "invalid_request_error") == (status == 400)
     again = answer.headers.get("retry-after")
-    assert again == {429: "3" if getattr(error, "retry_after", None) else "1", 503: "5"}.get(status)
-    refused = status >= 400 and again is None and not getattr(error, "is_retryable", False)
+    assert again == {429: "3" if attribute_of(error, "retry_after") == 2.5 else "1", 503: "5"}.get(status)
+    refused = status >= 400 and again is None and not attribute_of(error, "is_retryable")
     assert (answer.headers.get("x-should-retry") == "false") == refused
 
 

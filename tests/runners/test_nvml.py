@@ -2,6 +2,7 @@
 
 import sys
 import threading
+import time
 from types import SimpleNamespace
 
 import pytest
@@ -164,6 +165,27 @@ async def test_a_stuck_driver_makes_its_device_unrecoverable():
             assert "NVML has not answered within 0.05 s" in str(worse)
         assert trio.to_thread.current_default_thread_limiter().borrowed_tokens == 0
     release.set()
+
+
+@pytest.mark.trio
+async def test_an_answer_that_came_while_the_loop_was_blocked_is_one():
+    """D4: A device about which NVML has answered in time can be used again, whatever else the program does."""
+    fake, asked = Fake(), threading.Event()
+
+    def init():
+        asked.set()
+        time.sleep(0.1)
+
+    fake.nvmlInit = init
+
+    async def block():
+        while not asked.is_set():  # noqa: ASYNC110 - the thread sets it
+            await trio.sleep(0.001)
+        time.sleep(0.5)  # noqa: ASYNC251 - it is what this test is about
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(block)
+        assert type(await Nvml(module=fake, timeout=0.4).judge(poison(), "cuda")) is ContextPoisoned
 
 
 @pytest.mark.parametrize(

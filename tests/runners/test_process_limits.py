@@ -118,6 +118,16 @@ async def test_a_stopped_process_is_killed():
         await until_failure(session, ContextHung)
 
 
+@pytest.mark.parametrize("entry", ["/a\0b", "a\0b", "/\ud800"])
+@pytest.mark.parametrize("start", ["forkserver", "spawn"])
+@pytest.mark.trio
+async def test_an_entry_of_the_path_that_no_file_can_have_is_left_out(entry, start, monkeypatch):
+    """D2: Python imports nothing from it either, and no process could be started with it."""
+    monkeypatch.setattr(sys, "path", [*sys.path, entry])
+    async with opened(Scripted(4), ProcessHost(start=start, linger=0)) as session:
+        assert ids(await whole(session)) == expected(BATCH, 4)
+
+
 @pytest.mark.trio
 async def test_a_busy_parent_is_no_hang():
     """D9: A frame that was sent in time counts, however late the parent reads it."""

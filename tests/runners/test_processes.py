@@ -1,5 +1,6 @@
 """How processes are started and end, whatever surrounds us. Real processes, real deaths; `tests.surroundings` has more."""
 
+import errno
 import json
 import logging
 import math
@@ -43,6 +44,7 @@ from runners.hosts.process.host import ProcessHost
 from runners.hosts.process.parent import cleaner as cleaning
 from runners.hosts.process.parent import peer, standby
 from runners.hosts.process.parent import processes as starting
+from runners.hosts.process.parent.output import Output
 from runners.models.scripted import Scripted, expected
 from runners.worker import device_worker
 
@@ -588,6 +590,35 @@ def test_a_keyboard_interrupt_in_a_task_of_the_hosts_leaves_the_program(place, m
     finally:
         undo()
     assert bare(raised.value) is KeyboardInterrupt
+
+
+# --- odd connections
+
+
+class Prohibited(socket.socket):
+    """A connection over IPv6 after a rule of the routes has prohibited it, and the kernel has tried it for long enough."""
+
+    def sendmsg(self, *_):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+
+class Lost(Prohibited):
+    recv = Prohibited.sendmsg
+
+
+@pytest.mark.parametrize("kind", [Prohibited, Lost])
+@pytest.mark.trio
+async def test_any_error_of_a_connection_is_its_end(kind):
+    """D10, D16: A task of the host may find it, and anything that is raised there would end the whole program."""
+    ours, theirs = socket.socketpair()
+    process = types.SimpleNamespace(pid=1, pidfd=os.pidfd_open(os.getpid()))
+    with theirs, kind(fileno=ours.detach()) as connection, trio.fail_after(PATIENCE):
+        ended = peer.Peer(process, connection, Output("x", piped=False))
+        ended.send(b"x")
+        await ended.wait()
+        assert (ended.read(), ended.dead) == (b"", False)
+        ended._epoll.close()
+    os.close(process.pidfd)
 
 
 # --- growth

@@ -4,6 +4,7 @@ import secrets
 import socket
 import subprocess
 import sys
+import threading
 
 import pytest
 import trio
@@ -21,7 +22,7 @@ from runners.errors import (
     Unrecoverable,
 )
 from runners.hosts.remote import ray
-from runners.hosts.remote.actor import Ask, death, described, load_error
+from runners.hosts.remote.actor import Actor, Ask, death, described, load_error
 from runners.hosts.remote.launcher import Launcher
 from runners.hosts.remote.ray import RayHost, with_token
 from runners.models.scripted import Scripted
@@ -170,3 +171,19 @@ def test_an_actor_connects_however_long_it_may_take(seconds):
         with listener.accept()[0] as connection, connection.makefile() as came:
             assert came.read() == "tokenstarted\n"
     assert end == "its guardian ended with status 0"
+
+
+@pytest.mark.trio
+async def test_an_actor_is_left_without_a_thread_too(monkeypatch):
+    """D10, D16: Its connection is closed, at which its guardian ends the context, and no descriptor is left here."""
+
+    def refused(_):
+        raise RuntimeError("can't start new thread")
+
+    ours, theirs = socket.socketpair()
+    with theirs:
+        actor = Actor(Ask(cluster="head:6379", num_cpus=1, num_gpus=0, resources={}), trio.CapacityLimiter(1))
+        actor.connected(ours)
+        monkeypatch.setattr(threading.Thread, "start", refused)
+        actor.discard()
+        assert theirs.recv(1) == b""

@@ -1,5 +1,7 @@
 """A new runner for a worker over several contexts, while it serves (D12)."""
 
+from contextlib import suppress
+
 import pytest
 import trio
 from attrs import field, frozen
@@ -11,8 +13,8 @@ from stage import (
 )
 from test_groups import asks, serving
 
-from runners import device_worker, replace
-from runners.errors import ContextDied, ContextLost, WorkerDown
+from runners import device_worker, rebuild, replace
+from runners.errors import ContextDied, ContextLost, WorkerDown, WorkerStopping
 from runners.hosts.inline import InlineHost
 from runners.models.scripted import Fault, Scripted, expected
 from supervise import Backoff, Limit, StartFailed, Supervisor, events, open_tree
@@ -180,6 +182,40 @@ async def test_what_cannot_be_replaced_is_said_in_one_line(autojump_clock):
     async with serving(hosts=[InlineHost()]) as scene:
         with pytest.raises(TypeError, match="a runner must be"):
             await replace(scene.worker, "a model")
+
+
+@pytest.mark.parametrize("order", ["rebuild", "replace"])
+@pytest.mark.parametrize("moment", ["during", "after", "ended"])
+@pytest.mark.trio
+async def test_a_worker_that_is_removed_has_a_typed_error(order, moment, autojump_clock):
+    """D7, D12: Also one that is removed meanwhile, and one whose tree has ended."""
+    worker = device_worker("llm", Scripted(9, delay=1, can_continue=False), hosts=[InlineHost()] * 2)
+    gone = []
+
+    async def change(llm):
+        try:
+            await (rebuild(llm) if order == "rebuild" else replace(llm, Scripted()))
+        except (WorkerDown, WorkerStopping) as error:
+            gone.append(error)
+
+    async def ask(llm):
+        with suppress(ContextLost, WorkerDown):
+            await llm.call(batch("a"))
+
+    async with open_tree(Supervisor("app", [worker]), sinks=[]) as tree, trio.open_nursery() as nursery:
+        llm = tree["app/llm"]
+        nursery.start_soon(ask, llm)
+        await trio.sleep(1.5)
+        if moment == "during":
+            nursery.start_soon(change, llm)
+            await trio.sleep(1)
+        await llm.stop()
+        await llm.remove()
+        if moment == "after":
+            await change(llm)
+    if moment == "ended":
+        await change(llm)
+    assert len(gone) == 1
 
 
 @frozen

@@ -7,11 +7,13 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import urllib.request
 from pathlib import Path
 
 import openai
 import pytest
+import trio
 from stage import worker_leaves_nothing  # noqa: F401 - The import makes this autouse fixture apply to the tests of this file.
 
 from benchmarks.ports import free_port
@@ -89,6 +91,28 @@ async def test_over_version_6_and_by_name():
             assert url.startswith((f"http://{shown}:", "http://[::1]:"))
 
 
+@pytest.mark.trio
+async def test_a_name_that_takes_long_to_look_up_delays_no_other_task(monkeypatch):
+    """The name of a machine may be asked of a server that does not answer."""
+    turned, real = threading.Event(), socket.getaddrinfo
+
+    def slow(host, port, *rest, **options):
+        if not options.get("flags") and host == "localhost":
+            assert turned.wait(20)
+        return real(host, port, *rest, **options)
+
+    async def turn():
+        await trio.sleep(0.1)
+        turned.set()
+
+    monkeypatch.setattr(socket, "getaddrinfo", slow)
+    spec = device_worker("llm", Scripted(), host=InlineHost())
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(turn)
+        async with open_tree(serve({"m": spec}, host="localhost", port=0), sinks=[]) as tree:
+            await tree["serve/http"].ready()
+
+
 def _has_version_6():
     try:
         socket.create_server(("::1", 0), family=socket.AF_INET6).close()
@@ -112,12 +136,13 @@ def test_the_command_refuses_what_it_cannot_serve(capsys, monkeypatch):
     monkeypatch.delenv("RUNNERS_TOKEN", raising=False)
     assert main(["--host", "0.0.0.0"]) == 2
     assert main(["/no/such/folder"]) == 2
+    assert main(["x" * 300]) == 2
     assert main(["--port", "99999"]) == 2
     assert main(["--operate", "99999"]) == 2
     monkeypatch.setenv("RUNNERS_TOKEN", "")
     assert main([]) == 2
     lines = capsys.readouterr().err.splitlines()
-    assert len(lines) == 5
+    assert len(lines) == 6
     assert all(line.startswith("runners.serve: ") for line in lines)
     assert runner_of(None) == TorchLM()
 

@@ -518,3 +518,28 @@ def test_a_wrong_start_is_named():
     assert SshHost("far").start == "spawn"
     with pytest.raises(ValueError, match="start"):
         SshHost("far", start="fork")
+
+
+@pytest.mark.trio
+async def test_a_server_without_a_descriptor_for_a_guardian_leaves_its_connection_to_the_cold_start(
+    server, tmp_path, spec, caplog
+):
+    """D10, D16: Two guardians at one connection would start two contexts on one device."""
+    preload = """
+        server, watch, leave = os.getpid(), os.pidfd_open, os.setsid
+        def watched(pid, *flags):
+            if os.getpid() == server:
+                raise OSError(24, "Too many open files")
+            return watch(pid, *flags)
+        def left():
+            time.sleep(0.5)
+            leave()
+        os.pidfd_open, os.setsid = watched, left
+    """
+    there = forking(server, tmp_path)
+    async with opened(there, spec(preload.strip())) as session:
+        assert not is_forked(session.pid)
+        assert ids(await whole(session)) == expected(BATCH)
+        await trio.sleep(1)  # twice as long as it takes the other guardian to begin
+        assert far(server, "runners:guard") == {stat(session.pid)[1]}
+    assert "could not fork: [Errno 24] Too many open files" in warnings(caplog)[0]

@@ -146,6 +146,44 @@ async def test_a_thread_that_hangs_is_detected_though_its_caller_leaves(begins_a
 
 
 @pytest.mark.trio
+async def test_time_in_which_the_loop_was_blocked_is_no_hang_of_the_thread():
+    """D9, D10: What the thread has delivered meanwhile counts: its device can be used again."""
+    host = ThreadHost(load_timeout=0.1, close_timeout=0.1)
+    slow = tuple(Fault("slow", at=at, seconds=0.05) for at in ("load", "rebuild", "close"))
+
+    async def block():
+        await trio.sleep(0.02)
+        time.sleep(0.2)  # noqa: ASYNC251 - it is what this test is about
+
+    async def blocked(act, *arguments):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(block)
+            return await act(*arguments)
+
+    for _ in range(5):  # which task runs first is chance
+        context = host.open(Scripted(4, faults=slow))
+        session = await blocked(context.__aenter__)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(session.receive)
+            await blocked(session.rebuild, SessionRebuildCause.MANUAL)
+            nursery.cancel_scope.cancel()
+        await blocked(context.__aexit__, None, None, None)
+
+
+@pytest.mark.trio
+async def test_a_lack_of_threads_is_a_failed_load(monkeypatch):
+    """D2, D12: A worker with several contexts tries it again, as any load that fails."""
+
+    def refused(_):
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", refused)
+    with pytest.raises(LoadFailed, match="the runner could not be started: can't start new thread"):
+        async with opened(Scripted(4), THREAD):
+            raise AssertionError
+
+
+@pytest.mark.trio
 async def test_sys_exit_in_a_thread_ends_the_context_alone():
     """D10: It is reported, and escalates, because the state in which it left is unknown."""
     async with opened(Raises("sys.exit"), THREAD) as session:

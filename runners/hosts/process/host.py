@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import math
+import os
 import statistics
 import sys
 from collections import deque
@@ -617,17 +618,19 @@ def _import_path(module: str) -> tuple[str, ...]:
     """`sys.path` with absolute entries, for a process that may start in another folder.
 
     A relative entry, such as that of `python -c`, is resolved when a runner of this module is first opened, so that an
-    `os.chdir` does not change where the next incarnation imports from. An entry that cannot be resolved is left out.
+    `os.chdir` does not change where the next incarnation imports from. An entry that cannot be resolved, or that no file can have as
+    its name, is left out.
     """
     paths = (_absolute(entry, module) for entry in sys.path if isinstance(entry, str))
     return tuple(path for path in paths if path is not None)
 
 
 def _absolute(entry: str, module: str) -> str | None:
-    if Path(entry).is_absolute():
-        return entry
-    with suppress(OSError):  # the folder has been deleted
-        return _resolved(entry, module)
+    # The folder has been deleted, or the entry cannot be passed to a process.
+    with suppress(OSError, ValueError):
+        found = entry if Path(entry).is_absolute() else _resolved(entry, module)
+        if b"\0" not in os.fsencode(found):
+            return found
     return None
 
 

@@ -171,7 +171,9 @@ class Actor:
                 self._connection.shutdown(socket.SHUT_RDWR)
         if not self._given_up:
             self._given_up = True
-            trio.lowlevel.start_thread_soon(functools.partial(_kill, self._handles), self._ignore)
+            # Where no thread can be started, Ray ends the actor once nothing holds its handle, and its guardian has ended.
+            with suppress(RuntimeError):
+                trio.lowlevel.start_thread_soon(functools.partial(_kill, self._handles), self._ignore)
 
     def discard(self) -> None:
         """Kill it before it has a `Peer`."""

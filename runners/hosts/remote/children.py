@@ -55,9 +55,12 @@ def kill_children() -> None:
     ours = Path(f"/proc/self/task/{os.getpid()}/children")
     end = time.monotonic() + _PATIENCE
     while time.monotonic() < end:
-        with suppress(OSError):  # the kernel lists no children, or one has ended meanwhile
+        with suppress(OSError):  # the kernel lists no children
             for pid in ours.read_text().split():
-                os.kill(int(pid), signal.SIGKILL)
+                with suppress(
+                    OSError
+                ):  # it has ended meanwhile, or has become another user's, and may not be killed
+                    os.kill(int(pid), signal.SIGKILL)
         try:
             os.waitpid(-1, os.WNOHANG)
         except ChildProcessError:

@@ -406,26 +406,26 @@ class Guardian:
         """
         assert self._server is not None
         self._seeking = False
-        memory = in_memory(
-            {
-                "order": self._order,
-                **inherited(),
-                "in": self._in.hex(),
-                "out": self._out.hex(),
-                "to_context": self._to_context.hex(),
-                "until": self._until,
-                "asked": list(self._asked.items()),
-                "number": self._number,
-                "next_question": self._next_question,
-            }
-        )
+        state = {
+            "order": self._order,
+            **inherited(),
+            "in": self._in.hex(),
+            "out": self._out.hex(),
+            "to_context": self._to_context.hex(),
+            "until": self._until,
+            "asked": list(self._asked.items()),
+            "number": self._number,
+            "next_question": self._next_question,
+        }
         try:
-            socket.send_fds(self._server, [b"take"], [0, 1, 2, memory])
+            memory = in_memory(state)
+            try:
+                socket.send_fds(self._server, [b"take"], [0, 1, 2, memory])
+            finally:
+                os.close(memory)
         except OSError as error:
-            self._start_cold(LOST, f"the fork server there takes no request: {error}")
+            self._start_cold(LOST, f"the fork server there gets no request: {error}")
             return
-        finally:
-            os.close(memory)
         watched = [self._server.fileno(), *([self._starter] if self._starter >= 0 else [])]
         # The near end gets no question meanwhile, and after a lease without one it counts the connection as lost.
         patience = min(_SERVER_PATIENCE, self._lease / 2)
@@ -559,9 +559,9 @@ class Guardian:
 
     def _examine(self) -> None:
         """Fork a process that asks NVML about the device. If that fails, the end is reported without an answer."""
-        self._finding, end = os.pipe()
         guardian = os.getpid()
         try:
+            self._finding, end = os.pipe()
             self._examiner = os.fork()
         except OSError:
             self._report_end()

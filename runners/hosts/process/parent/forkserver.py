@@ -73,7 +73,7 @@ class ForkServer:
             with connected(self._output, socket.SOCK_SEQPACKET) as (self._control, ends):
                 self._control.send(wire.datagram(preload))
                 self._process = Spawned("runners.hosts.process.child.forkserver", ends, path)
-        except OSError:
+        except BaseException:
             self._output.close()
             raise
         self.pid = self._output.pid = self._process.pid
@@ -216,7 +216,10 @@ class ForkServer:
                 pass
         except BlockingIOError:
             return True
-        except (ProtocolError, ConnectionResetError) as error:
+        except (
+            ProtocolError,
+            OSError,
+        ) as error:  # any other error is the end of the connection, as for `Peer`
             self.kill(f"{self._name}: {error}")
         return False
 

@@ -27,10 +27,8 @@ _READ = 65_536
 _FRAMES = 1024
 """The most frames of one write: Linux takes no more buffers at once."""
 _NO_ROOM = frozenset((errno.EAGAIN, errno.ENOBUFS, errno.ENOMEM))
-_CLOSED = frozenset(
-    (errno.EPIPE, errno.ECONNRESET, errno.ETIMEDOUT, errno.EHOSTUNREACH, errno.ENETUNREACH, errno.ENETDOWN)
-)
-"""The ends of a connection; all but the first two are those of one over a network."""
+"""The errors of a write that may succeed later. Any other error of a read or write is the end of the connection: over a network it may
+have almost any number, such as EACCES where a rule of the firewall or of the routes prohibits it."""
 
 
 class Peer:
@@ -81,11 +79,11 @@ class Peer:
         try:
             sent = self._socket.sendmsg([*islice(self._unsent.values(), _FRAMES)], (), socket.MSG_NOSIGNAL)
         except OSError as error:
-            if error.errno in _NO_ROOM:
-                return False
-            if error.errno not in _CLOSED:
-                raise
-            self._unsent.clear()  # the reader finds the end of the connection too, and reports how the process ended
+            if error.errno not in _NO_ROOM:
+                self._unsent.clear()
+                # The reader finds the end of the connection too, behind what has come, and reports how the process ended.
+                with suppress(OSError):
+                    self._socket.shutdown(socket.SHUT_RDWR)
             return False
         while sent:
             first, data = next(iter(self._unsent.items()))
@@ -105,9 +103,7 @@ class Peer:
             data = self._socket.recv(_READ)
         except BlockingIOError:
             return None
-        except OSError as error:
-            if error.errno not in _CLOSED:
-                raise
+        except OSError:
             data = b""
         if not data:
             self._open = False

@@ -155,8 +155,8 @@ class Reserve:
                     self._nursery.cancel_scope.cancel("this reserve has been idle")
             finally:
                 with trio.CancelScope(shield=True):
-                    for standby in self._standbys:
-                        await self._reap(standby)
+                    while self._standbys:  # one that is being reaped is handed out to no one
+                        await self._reap(self._standbys.popleft())
 
     async def _idle(self) -> None:
         """Wait until no session has used it for `linger` seconds."""
