@@ -54,7 +54,9 @@ def concerns_server(error: Exception) -> bool:
 
 def pause_of(error: Exception) -> float | None:
     """The seconds after which its server accepts a request again, as the error says; None if it says none, or nonsense."""
-    seconds = attribute(error, "retry_after") if is_a(error, RateLimited, CircuitOpen) else None
+    if not is_a(error, RateLimited, CircuitOpen):
+        return None
+    seconds = attribute(error, "retry_after")
     return float(seconds) if type(seconds) in (int, float) and 0 < seconds < _LONGEST_PAUSE else None
 
 

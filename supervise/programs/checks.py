@@ -398,6 +398,7 @@ async def _line(how: line, program: Checked) -> int | None:
     end = program.listen_to_lines(look)  # before it has started, so that no line is missed
     await seen.wait()
     end()
+    await program.started()  # if its guardian was lost before it said so, its lines are read at its end
     port = found[0].groupdict().get("port")
     return int(port) if port is not None and port.isdecimal() else None
 

@@ -156,11 +156,8 @@ class Running:
             CommandError: it could not be started, has ended, or was not ready in time.
         """
         self.guarded.start()
-        ready, reasons, problem = (
-            False,
-            deque([""], maxlen=1),
-            None,
-        )  # the last reason alone: a wait may have no end
+        ready, problem = False, None
+        reasons = deque([""], maxlen=1)  # the last one alone: a wait may have no end
         with trio.move_on_after(self._conduct.ready_timeout):
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._cancel_at_end, nursery.cancel_scope)

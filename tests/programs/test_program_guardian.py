@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import ctypes
+import errno
 import json
 import os
 import resource
@@ -302,6 +303,19 @@ async def test_a_guardian_that_is_stopped_hides_nothing(tmp_path, monkeypatch, w
         assert not old & processes_in(tmp_path)
         os.kill(child_of(again.guarded._guardian.pid), signal.SIGSTOP)  # a stop meets the same guardian
         object.__setattr__(spec, "drain", 0.2)
+
+
+@pytest.mark.trio
+async def test_a_program_whose_start_cannot_be_reported_is_not_ready(tmp_path, monkeypatch):
+    """Though it has printed the line: its pid would be 0, and who sends a signal to that sends it to itself."""
+    monkeypatch.setattr(guarded, "PATIENCE", 0.3)
+
+    def refuses(*_):
+        raise OSError(errno.ENOMEM, "no memory")
+
+    monkeypatch.setattr(guarded.socket, "recv_fds", refuses)
+    error = await refused(little(UP + FOR_EVER, tmp_path), tmp_path)
+    assert isinstance(error, GuardianLost)
 
 
 @pytest.mark.trio
