@@ -86,7 +86,7 @@ class Driver:
         self._timer_scope = trio.CancelScope()
         self._ticket = 0
         self._waiting: deque[tuple[Machine, Input]] = deque()
-        self._busy = self._broken = False
+        self._busy, self._broken = True, False  # inputs wait until `main` begins: a watch may run before
         self._leaving: Leaf | None = None
 
     @property

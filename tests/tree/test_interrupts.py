@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import signal
+import subprocess
 import sys
 from contextlib import asynccontextmanager
 
@@ -465,6 +466,31 @@ def test_a_watch_that_exits_the_program_stops_the_tree_in_order(wrapped, late):
     assert type(raised.value if not wrapped else raised.value.exceptions[0]) is SystemExit
     assert not wrapped or len(raised.value.exceptions) == 1
     assert log == ["drained"]
+
+
+@pytest.mark.parametrize(("does", "status"), [("raise SystemExit(3)", 3), ("await tree.root.stop()", 0)])
+def test_a_watch_may_end_the_tree_before_it_has_begun(does, status):
+    """R4, R20: The tree begins and stops in order. Trio decides whose task runs first, so it is tried ten times."""
+    program = f"""
+import trio
+from supervise import Child, Supervisor, run_tree
+
+async def watch(tree):
+    {does}
+
+for _ in range(10):
+    seen, status = [], 0
+    try:
+        run_tree(Supervisor("app", [Child("a", trio.sleep_forever)]), sinks=[seen.append], watch=watch)
+    except SystemExit as exit:
+        status = exit.code
+    print(status, *[type(event).__name__ for event in seen if event.path == "app"])
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.splitlines() == [f"{status} Starting Stopping Stopped"] * 10
 
 
 def test_a_watch_whose_nursery_fails_as_it_is_cancelled_does_no_harm(caplog):
