@@ -176,7 +176,8 @@ class _Program:
             if exc is None:
                 raise
             if is_decidable(exc):
-                tree._driver.log_error("the function given as watch failed; the tree goes on", exc)
+                text = "the function given as watch failed; the tree goes on"
+                tree._driver.report(logging.ERROR, text, exc)
             else:
                 self._watch_raised = exc
                 tree._driver.stop_for(exc, f"the function given as watch raised {brief(exc)}")

@@ -93,6 +93,26 @@ def test_a_function_that_fails_is_logged_and_dropped(caplog, wrong):
     assert record.getMessage().startswith("an affinity of 'app' raised, and is dropped: ")
 
 
+def test_a_function_that_exits_the_program_as_a_caller_leaves_stops_the_tree_in_order():
+    """R4, R37: It is called for the next sender while Trio cancels that caller, where nothing may be raised."""
+
+    def affinity(value):
+        if value == "exits":
+            raise SystemExit(3)
+
+    async def scene(tree, _):
+        tree["app"].send_nowait("is taken")
+        await quiet()
+        async with trio.open_nursery() as nursery:
+            with trio.move_on_after(1):
+                nursery.start_soon(tree["app"].send, "exits")
+                await tree["app"].call("leaves")
+            await trio.sleep_forever()
+
+    with pytest.raises(SystemExit):
+        grow(crew([], "a", mailbox=Mailbox(1, affinity=affinity), seconds=9), scene)
+
+
 def test_an_adoption_takes_the_affinity_at_once():
     """R38: It is one of the options of the mailbox."""
 
