@@ -126,6 +126,11 @@ class SharedQueue(Queue):
         del self._handed[handed]
         return None if is_withdrawn(handed.entry) else handed.entry
 
+    def forget(self, inbox: SharedInbox) -> None:
+        """A body is over, which has no keys any more: its inbox would keep its failure, and all that its frames hold (R31)."""
+        for key in [key for key, other in self._last.items() if other is inbox]:
+            del self._last[key]
+
     def remember(self, value: Any, inbox: SharedInbox) -> None:
         """A child has taken a message."""
         key = None if self._affinity is None else self._key(value)
@@ -266,6 +271,7 @@ class SharedInbox(Inbox):
         if not resumable:
             self.mailbox.release(self._leaf)
         self.mailbox.serving.pop(self, None)
+        self.mailbox.forget(self)
         super().settle(path, failure, resumable=resumable)
 
     def _put_back(self, messages: list[Message], *, resumable: bool) -> None:
