@@ -423,6 +423,7 @@ class Ref:
         Raises:
             Refused: it is not running, or is no leaf.
             TypeError: `exc` is no `Exception`.
+            RuntimeError: this is another thread than that of the tree.
         """
         if not is_a(exc, Exception):
             raise TypeError(f"inject takes an Exception, got {brief(exc)}")

@@ -396,3 +396,25 @@ def test_a_failure_of_a_child_that_is_being_stopped_is_reported_and_never_judged
     seen = grow(app(a, b), scene)
     assert seen.of(events.Decided) == []
     assert isinstance(seen.the(events.StopError).exc, Boom)
+
+
+@pytest.mark.parametrize("which", ["started", "inject"])
+def test_a_call_from_another_thread_is_refused(which):
+    """R17, R27: Nothing is changed by it, and the tree can be stopped."""
+
+    async def body(task_status):
+        if which == "started":
+            await trio.to_thread.run_sync(task_status.started)
+        task_status.started()
+        await trio.sleep_forever()
+
+    async def main():
+        async with open_tree(app(Child("a", body)), sinks=[seen]) as tree:
+            await trio.to_thread.run_sync(tree["app/a"].inject, Boom())
+
+    seen = Seen()
+    with pytest.raises(
+        StartFailed if which == "started" else RuntimeError, match="in the thread of the tree"
+    ):
+        trio.run(main)
+    assert_lifecycle(seen)
