@@ -526,6 +526,8 @@ class Inbox:
     def _take(self) -> Message | None:
         """Take the next entry whose caller has not left; it is in hand from now on. None if there is none."""
         mailbox = self.mailbox
+        if mailbox._putters:
+            check_stack()  # it makes room for a sender, and an error in the middle would leave that one asleep
         while mailbox.queue:
             entry = mailbox.queue.popleft()
             try:
