@@ -396,7 +396,10 @@ def test_a_callback_that_would_have_to_be_awaited_is_refused(form):
             trio.sleep,
             "an observer of calls must be a plain function, and .*sleep is an async function: it is not awaited",
         ),
-        (lambda value: None, r"an observer of calls is called as <lambda>\(value, end\), but it is <lambda>\(value\)"),
+        (
+            lambda value: None,
+            r"an observer of calls is called as <lambda>\(value, end\), but it is <lambda>\(value\)",
+        ),
         (None, "an observer of calls must be a function, got None"),
     ],
 )
