@@ -10,7 +10,7 @@ import contextvars
 import logging
 from collections import deque
 from collections.abc import Awaitable, Callable, Generator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from heapq import heapify, heappop, heappush
 from math import inf
@@ -498,10 +498,11 @@ class Driver:
     def _waits_for(self, task: Task | None) -> str | None:
         """The path of the node that the task, or one below it, waits for: the path of the address in whose `wait` it stands."""
         for each in tasks_below(task):
-            for frame, _ in each.iter_await_frames():
-                if frame.f_code is Address.wait.__code__:
-                    path: str = frame.f_locals["self"].path
-                    return path
+            with suppress(BaseException):  # an awaitable of the program is asked for its frame, and may raise anything
+                for frame, _ in each.iter_await_frames():
+                    if frame.f_code is Address.wait.__code__:
+                        path: str = frame.f_locals["self"].path
+                        return path
         return None
 
     def _open_shared(self, above: Machine) -> None:

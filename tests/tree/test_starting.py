@@ -418,3 +418,36 @@ def test_a_call_from_another_thread_is_refused(which):
     ):
         trio.run(main)
     assert_lifecycle(seen)
+
+
+@pytest.mark.parametrize("problem", [RuntimeError("no such attribute"), SystemExit(3)])
+def test_a_late_start_is_reported_whatever_its_awaitable_raises(problem):
+    """R17: Trio asks each awaitable below the task for its frame, as the report looks for what the start waits for."""
+
+    class Odd:
+        def __init__(self, waits):
+            self.send, self.throw = waits.send, waits.throw
+
+        def __iter__(self):
+            return self
+
+        def __next__(self):
+            return self.send(None)
+
+        def __getattr__(self, name):
+            raise problem
+
+    class Awaitable:
+        def __await__(self):
+            return Odd(waits().__await__())
+
+    async def waits():
+        await trio.sleep(40)
+
+    async def body(task_status):
+        await Awaitable()
+        task_status.started()
+        await trio.sleep_forever()
+
+    seen = grow(app(Child("a", body)))
+    assert seen.kinds("app/a") == "Starting StartOverdue Ready Stopping Stopped"
