@@ -158,6 +158,7 @@ class Tree:
         check_root(spec)
         answer = Answer()
 
+        @enable_ki_protection
         async def run() -> None:
             answer.set(await outcome.acapture(self._adopt, spec, why))
 

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from contextlib import asynccontextmanager
 
+import outcome
 import pytest
 import trio
 
@@ -507,6 +508,25 @@ def test_a_watch_whose_nursery_fails_as_it_is_cancelled_does_no_harm(caplog):
     ends = Child("once", trio.lowlevel.checkpoint, restart="transient", significant=True)
     run_tree(app(ends, auto_shutdown="any_significant"), sinks=[], watch=watch)
     assert "the function given as watch failed" in caplog.text
+
+
+def test_an_interrupt_in_the_task_of_an_adoption_stops_the_tree_in_order(monkeypatch):
+    """R4, R38: That task belongs to the tree, so the interrupt must not be raised there."""
+    log, acapture = [], outcome.acapture
+
+    async def interrupted(*args):
+        result = await acapture(*args)
+        signal.raise_signal(signal.SIGINT)
+        return result
+
+    async def block(tree):
+        monkeypatch.setattr(outcome, "acapture", interrupted)
+        await tree.adopt(app(drains(log), Child("b", trio.sleep_forever)))
+        await trio.sleep_forever()
+
+    _, seen = interrupted_by(block, drains(log))
+    assert log == ["drained"]
+    assert seen.order() == "+drains +b -b -drains"
 
 
 def test_an_interrupt_before_the_first_line_of_a_resources_exit_does_not_skip_the_exit(monkeypatch):
