@@ -119,7 +119,7 @@ class _Program:
         self._watches = [*watches, self._keep_reloading] if reload else watches
         self._reload = reload
         self._hung_up = trio.Event()
-        self._watchdog = Watchdog(watchdog) if watchdog else None
+        self._watchdog = Watchdog(watchdog, lambda: self._driver) if watchdog else None
         self._hard_exit = None if hard_exit_after is None else HardExit(hard_exit_after, lambda: self._driver)
         self._driver: Driver | None = None
         self._scope = trio.CancelScope()
