@@ -43,6 +43,18 @@ class _Brief(Repr):
         """The object's own `repr`, without its middle if it is long."""
         return shortened(repr(x), self.maxother)
 
+    def repr_dict(self, x: dict[Any, Any], level: int) -> str:
+        """The first entries: `Repr` sorts all of them, and that takes a second for a million."""
+        return super().repr_dict(dict(islice(x.items(), self.maxdict + 1)), level)
+
+    def repr_set(self, x: set[Any], level: int) -> str:
+        """Some items, as `repr_dict`."""
+        return super().repr_set(set(islice(x, self.maxset + 1)), level)
+
+    def repr_frozenset(self, x: frozenset[Any], level: int) -> str:
+        """As `repr_set`."""
+        return super().repr_frozenset(frozenset(islice(x, self.maxfrozenset + 1)), level)
+
     def repr_bytes(self, x: bytes, level: int) -> str:  # noqa: ARG002 - as `Repr` calls it
         """Both ends of the bytes: printing a hundred megabytes whole takes a second."""
         return shortened(repr(x[:MOST] + x[-MOST:] if len(x) > 2 * MOST else x), self.maxstring)

@@ -13,7 +13,7 @@ from trio.lowlevel import ParkingLot
 from .._core._brief import brief
 from .._core.spec import SHARED, Child, Mailbox, Spec
 from ..errors import ChildStopped
-from .mailbox import Queue
+from .mailbox import Queue, Report
 from .protect import protected
 from .shared import SharedQueue
 
@@ -35,13 +35,13 @@ class Address:
         self.ends = 0
         self._changes = None
 
-    def ensure_mailbox(self, spec: Spec) -> Queue:
+    def ensure_mailbox(self, spec: Spec, report: Report) -> Queue:
         """Its mailbox, made at the first need."""
         if self.mailbox is None:
             if not isinstance(spec.mailbox, Mailbox):
                 raise TypeError(f"{self.path!r} has no mailbox{self._advice(spec)}")
             kind = Queue if isinstance(spec, Child) else SharedQueue
-            self.mailbox = kind(self.path, spec.mailbox)
+            self.mailbox = kind(self.path, spec.mailbox, report)
             if self.gone:
                 self.mailbox.close(self.why)
         return self.mailbox

@@ -10,7 +10,7 @@ import contextvars
 import logging
 from collections import deque
 from collections.abc import Awaitable, Callable, Generator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from heapq import heapify, heappop, heappush
 from math import inf
@@ -86,7 +86,7 @@ class Driver:
         self._timer_scope = trio.CancelScope()
         self._ticket = 0
         self._waiting: deque[tuple[Machine, Input]] = deque()
-        self._busy = self._broken = False
+        self._busy, self._broken = True, False  # inputs wait until `main` begins: a watch may run before
         self._leaving: Leaf | None = None
 
     @property
@@ -312,7 +312,7 @@ class Driver:
         address = self.addresses.get(path)
         if address is None:
             address = self._keep(Address(path))
-        return address.ensure_mailbox(spec)
+        return address.ensure_mailbox(spec, self.report)
 
     @enable_ki_protection
     def _changed(self, path: str) -> None:
@@ -374,15 +374,16 @@ class Driver:
         failed = events.SinkFailed(
             at=self.now(), path=root.path, incarnation=root.incarnation, sink=brief(sink), exc=exc
         )
-        if not is_decidable(exc):
-            self.stop_for(exc, f"a sink raised {brief(exc)}")
-        self.log_error(f"a sink raised, and gets no further events: {brief(sink)}", exc)
+        self.report(logging.ERROR, f"a sink raised, and gets no further events: {brief(sink)}", exc)
         self.deliver(failed)
 
-    def log_error(self, text: str, exc: BaseException) -> None:
-        """Log an error. If a handler raises an exception that is no `Exception`, the tree stops in order, as for a sink (R4)."""
+    @enable_ki_protection
+    def report(self, level: int, text: str, exc: BaseException | None = None) -> None:
+        """Log it, with what code of the program raised. If that, or what the log raises, is no `Exception`, the tree stops in order (R4)."""
+        if exc is not None and not is_decidable(exc):
+            self.stop_for(exc, f"{text}: {brief(exc)}")
         try:
-            complain(logging.ERROR, text, exc)
+            complain(level, text, exc)
         except BaseException as raised:  # noqa: BLE001 - it must not interrupt an effect halfway; the tree stops in order instead (R4)
             self.stop_for(raised, f"the log raised {brief(raised)}")
 
@@ -497,10 +498,13 @@ class Driver:
     def _waits_for(self, task: Task | None) -> str | None:
         """The path of the node that the task, or one below it, waits for: the path of the address in whose `wait` it stands."""
         for each in tasks_below(task):
-            for frame, _ in each.iter_await_frames():
-                if frame.f_code is Address.wait.__code__:
-                    path: str = frame.f_locals["self"].path
-                    return path
+            with suppress(
+                BaseException
+            ):  # an awaitable of the program is asked for its frame, and may raise anything
+                for frame, _ in each.iter_await_frames():
+                    if frame.f_code is Address.wait.__code__:
+                        path: str = frame.f_locals["self"].path
+                        return path
         return None
 
     def _open_shared(self, above: Machine) -> None:
@@ -557,11 +561,7 @@ class Driver:
 
     def callback_failed(self, path: str, exc: BaseException) -> None:
         """A callback of a child raised while no body of the child ran that could fail with it (R24, R30)."""
-        problem = f"{path!r}: an on_left callback raised after its body was over"
-        if is_decidable(exc):
-            self.log_error(problem, exc)
-        else:
-            self.stop_for(exc, problem)
+        self.report(logging.ERROR, f"{path!r}: an on_left callback raised after its body was over", exc)
 
     def _fatal(self, one: effect.Fatal) -> None:
         if is_interrupt(one.exc):
@@ -650,7 +650,7 @@ class Driver:
     def _break(self, exc: BaseException) -> None:
         """The machines cannot be trusted after this: stop every leaf, in reverse order, and raise `exc`."""
         if self._broken:
-            self.log_error("the supervision framework broke once more", exc)
+            self.report(logging.ERROR, "the supervision framework broke once more", exc)
             return
         self._broken = self.is_ending = True
         self.ending()

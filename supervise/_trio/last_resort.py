@@ -23,6 +23,7 @@ from typing import NoReturn
 
 import trio
 
+from .._core._brief import brief
 from .._core.spec import Child, Pool, Spec
 from .driver import Driver
 from .leaf import Leaf
@@ -144,8 +145,9 @@ _null: int | None = None
 class Watchdog:
     """Logs which child's code blocks the event loop, again at doubling intervals for as long as it does."""
 
-    def __init__(self, seconds: float) -> None:
+    def __init__(self, seconds: float, driver: Callable[[], Driver | None]) -> None:
         self._seconds = min(seconds, threading.TIMEOUT_MAX / 2)
+        self._driver = driver
         self._over: SimpleQueue[None] = SimpleQueue()
         self._turned: SimpleQueue[None] = SimpleQueue()
 
@@ -170,9 +172,11 @@ class Watchdog:
             while not _comes(self._over, self._seconds / 4):
                 token.run_sync_soon(self._turned.put, None)
                 set_alarm(self._seconds + _LATE)
-                self._wait_for_turn(root, main)
+                self._wait_for_turn(token, root, main)
 
-    def _wait_for_turn(self, root: trio.lowlevel.Task | None, main: int) -> None:
+    def _wait_for_turn(
+        self, token: trio.lowlevel.TrioToken, root: trio.lowlevel.Task | None, main: int
+    ) -> None:
         began, patience, reported = time.monotonic(), self._seconds, False
         while not _comes(self._turned, patience):
             late = time.monotonic() - began
@@ -180,13 +184,20 @@ class Watchdog:
                 return  # the whole process did not run, for instance because it was stopped
             reported = True
             who, stack = _who_runs(root, main)
-            complain(
-                logging.ERROR,
-                f"the event loop has been blocked for {late:.3g} s by the code of {who}:\n{stack}",
-            )
+            text = f"the event loop has been blocked for {late:.3g} s by the code of {who}:\n{stack}"
+            self._log(token, logging.ERROR, text)
             patience = late
         if reported:
-            complain(logging.WARNING, f"the event loop turns again, after {time.monotonic() - began:.3g} s")
+            text = f"the event loop turns again, after {time.monotonic() - began:.3g} s"
+            self._log(token, logging.WARNING, text)
+
+    def _log(self, token: trio.lowlevel.TrioToken, level: int, text: str) -> None:
+        try:
+            complain(level, text)
+        except BaseException as exc:  # noqa: BLE001 - A thread would end by a SystemExit of the log; the tree stops in order instead (R4).
+            driver = self._driver()
+            if driver is not None:
+                token.run_sync_soon(driver.stop_for, exc, f"the log raised {brief(exc)}")
 
 
 def _comes(queue: SimpleQueue[None], seconds: float) -> bool:

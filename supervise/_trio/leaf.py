@@ -34,7 +34,7 @@ from .._core.decide import context_of, is_decidable, set_context, traceback_of
 from .._core.spec import IGNORE, Child
 from ..errors import ForeignCancelled, StartReturned
 from .mailbox import Inbox, Queue
-from .protect import check_stack
+from .protect import check_stack, check_thread
 
 if TYPE_CHECKING:
     from .._core.machine import Machine
@@ -75,6 +75,7 @@ class LeafDriver(Protocol):
 
     context: Context
     tree: Any
+    root_task: Task | None
 
     def now(self) -> float: ...
     def post(self, machine: Machine, item: effect.Input) -> None: ...
@@ -235,6 +236,7 @@ class Leaf:
 
     def inject(self, exc: BaseException) -> None:
         """Make the body fail with `exc` (R27). An earlier injected exception that it has not raised becomes the context of `exc`."""
+        check_thread(self._driver.root_task)
         check_stack()
         if self._injected is not None and self._injected[0] is not exc and context_of(exc) is None:
             set_context(exc, self._injected[0])
@@ -401,6 +403,7 @@ class Leaf:
     @enable_ki_protection
     def up(self, value: Any) -> None:
         """Report that it is ready, with this value (R17)."""
+        check_thread(self._driver.root_task)
         check_stack()
         self.ready = True
         self._value = value

@@ -15,7 +15,7 @@ from __future__ import annotations
 import logging
 from collections import OrderedDict, deque
 from collections.abc import Callable, Coroutine, Generator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, ClassVar, Protocol, TypeAlias, cast
 
@@ -49,7 +49,6 @@ from .message import (
     checked_on_loss,
 )
 from .protect import check_stack, protected
-from .reports import complain
 
 _FEW = 16  # up to this many withdrawn calls stay in the queue
 
@@ -76,6 +75,10 @@ Entry: TypeAlias = Call | Message | Carrying | Sent
 """An entry of the queue. A `Message` in it is a one-way message that was put back."""
 
 
+Report: TypeAlias = Callable[[int, str, BaseException | None], object]
+"""Reports what code of the program raised, or what is lost, see `Driver.report`. It raises nothing."""
+
+
 def is_withdrawn(entry: Entry) -> bool:
     """Whether the caller of this entry has left."""
     return isinstance(entry, Call) and entry.state == "left"
@@ -88,6 +91,7 @@ class Queue:
     __slots__ = (
         "_path",
         "_putters",
+        "_report",
         "_size",
         "_why",
         "carry",
@@ -105,8 +109,9 @@ class Queue:
 
     shared: ClassVar[bool] = False
 
-    def __init__(self, path: str, spec: Mailbox) -> None:
+    def __init__(self, path: str, spec: Mailbox, report: Report) -> None:
         self.closed = False
+        self._report = report
         self._take(spec)
         self.handled = 0
         self.observers: tuple[CallObserver, ...] = ()
@@ -234,24 +239,14 @@ class Queue:
             self.observers += (observer,)
 
     def call_ended(self, value: Any, end: CallEnd, /) -> None:
-        """Call the observers. One that raises is logged, and not called again, as a sink: it must not hurt a caller (R31)."""
+        """Call the observers. One that raises is reported, and not called again, as a sink: it must not hurt a caller (R31)."""
         for observer in self.observers:
             try:
                 observer(value, end)
-            except Exception as exc:  # noqa: BLE001 - An observer of the program may raise anything; the log has it.
+            except BaseException as exc:  # noqa: BLE001 - An observer of the program may raise anything; the report has it.
                 self.observers = tuple(other for other in self.observers if other is not observer)
-                complain(
-                    logging.ERROR, f"an observer of calls raised, and is dropped: {brief(observer)}", exc
-                )
-
-    def fails(self, exc: BaseException) -> None:
-        """An observer raised `exc`, and no task ends the call: a child that serves the mailbox fails with it, if one does."""
-        for server in self.servers.values():
-            if server.open_inbox is not None and not server.failing:
-                server.inject(exc)
-                return
-        with suppress(BaseException):  # no task is left that could get what the log raises
-            complain(logging.ERROR, f"an observer of calls raised {brief(exc)}", exc)
+                text = f"an observer of calls raised, and is dropped: {brief(observer)}"
+                self._report(logging.ERROR, text, exc)
 
     def put_back(self, messages: Sequence[Message]) -> None:
         """Put messages back at the head, in their order, even beyond the size; answer them with an error if the queue is closed."""
@@ -325,10 +320,8 @@ class Queue:
             reschedule(task, outcome.Error(self._refusal()))
         lost = sum(not isinstance(entry, Call) for entry in queue)
         if lost:
-            complain(
-                logging.WARNING,
-                f"{self._path!r} is down for good; sent messages that waited and are lost: {lost}",
-            )
+            text = f"{self._path!r} is down for good; sent messages that waited and are lost: {lost}"
+            self._report(logging.WARNING, text, None)
 
     def open(self) -> None:
         """The node was down for good, but is started again."""
@@ -533,6 +526,8 @@ class Inbox:
     def _take(self) -> Message | None:
         """Take the next entry whose caller has not left; it is in hand from now on. None if there is none."""
         mailbox = self.mailbox
+        if mailbox._putters:
+            check_stack()  # it makes room for a sender, and an error in the middle would leave that one asleep
         while mailbox.queue:
             entry = mailbox.queue.popleft()
             try:

@@ -65,7 +65,6 @@ class MessageQueue(Protocol):
     def put_back(self, messages: Sequence[Message], /) -> None: ...
     def withdraw(self, call: Call, /) -> None: ...
     def call_ended(self, value: Any, end: CallEnd, /) -> None: ...
-    def fails(self, exc: BaseException, /) -> None: ...
     def check_others_serve(self, task: Task, /) -> None: ...
     def in_time(
         self, deadline: float | None, late: Callable[[], object], /
@@ -379,15 +378,7 @@ class Call:
         if has_room_for_others():
             self.mailbox.call_ended(self.value, end)
         else:
-            trio.lowlevel.current_trio_token().run_sync_soon(self._report_later, end)
-
-    @enable_ki_protection
-    def _report_later(self, end: CallEnd) -> None:
-        """In a system task of Trio, where what an observer raises would end the whole Trio run."""
-        try:
-            self.mailbox.call_ended(self.value, end)
-        except BaseException as exc:  # noqa: BLE001 - Only what is not an `Exception` comes here, such as `SystemExit`; it stops the tree as a failure of a body does (R4).
-            self.mailbox.fails(exc)
+            trio.lowlevel.current_trio_token().run_sync_soon(self.mailbox.call_ended, self.value, end)
 
     def refused(self, error: Exception) -> Exception:
         """The message did not get into the queue: report its end, and return its error."""

@@ -1,4 +1,4 @@
-"""Protection of the library's own lines: from KeyboardInterrupt, and from the end of Python's stack."""
+"""Protection of the library's own lines: from KeyboardInterrupt, the end of Python's stack, and calls from other threads."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from trio.lowlevel import enable_ki_protection
+from trio.lowlevel import Task, current_root_task, enable_ki_protection
 
 T = TypeVar("T", bound=type[Any])
 
@@ -56,6 +56,24 @@ def check_stack() -> None:
     if not _are_left(_SPARE):
         raise RecursionError(
             "maximum recursion depth is near: the tree cannot be asked for anything from here"
+        )
+
+
+def check_thread(root: Task | None) -> None:
+    """Refuse a call from another thread than that of the Trio run with this root task.
+
+    Trio starts and wakes tasks in its own thread only, so what the call changes would be left half done.
+
+    Raises:
+        RuntimeError: this is another thread, or another run.
+    """
+    try:
+        here = current_root_task()
+    except RuntimeError:
+        here = None
+    if here is None or here is not root:
+        raise RuntimeError(
+            "this must be called in the thread of the tree: from another one, use trio.from_thread.run_sync"
         )
 
 

@@ -28,7 +28,7 @@ from .leaf import Leaf, close_scope, enclosing_child
 from .mailbox import OpenStream, Queue, call
 from .message import CallObserver, Stream, checked_on_loss
 from .protect import check_stack, protected
-from .reports import stacks, tasks_below
+from .reports import complain, stacks, tasks_below
 
 
 class Declared:
@@ -74,7 +74,7 @@ class Declared:
         return path
 
 
-_NO_QUEUE = Queue("", Mailbox())
+_NO_QUEUE = Queue("", Mailbox(), complain)
 _NO_QUEUE.close(None)  # it has no room, so that the fast path of `Ref.send_nowait` needs no check of its own
 
 
@@ -212,7 +212,7 @@ class Ref:
         if mailbox is None:
             if spec is None:
                 raise address.stopped()
-            mailbox = address.ensure_mailbox(spec)
+            mailbox = address.ensure_mailbox(spec, self._driver.report)
         if mailbox.shared:
             self._driver.close_or_open(address)
         return mailbox
@@ -286,7 +286,8 @@ class Ref:
         also at its deadline. A message that was not queued, because the queue was full or closed, has ended too.
 
         The observer is called in the task that ends the call; near the end of its stack it is called a moment later. It must
-        neither block nor ask the tree for anything. If it raises an `Exception`, that is logged, and it is not called again.
+        neither block nor ask the tree for anything. What it raises is logged, and it is not called again; if that is no
+        `Exception`, the tree stops in order (R4).
         An observer that is called already is not called twice.
 
         Raises:
@@ -422,6 +423,7 @@ class Ref:
         Raises:
             Refused: it is not running, or is no leaf.
             TypeError: `exc` is no `Exception`.
+            RuntimeError: this is another thread than that of the tree.
         """
         if not is_a(exc, Exception):
             raise TypeError(f"inject takes an Exception, got {brief(exc)}")

@@ -119,7 +119,7 @@ class _Program:
         self._watches = [*watches, self._keep_reloading] if reload else watches
         self._reload = reload
         self._hung_up = trio.Event()
-        self._watchdog = Watchdog(watchdog) if watchdog else None
+        self._watchdog = Watchdog(watchdog, lambda: self._driver) if watchdog else None
         self._hard_exit = None if hard_exit_after is None else HardExit(hard_exit_after, lambda: self._driver)
         self._driver: Driver | None = None
         self._scope = trio.CancelScope()
@@ -176,7 +176,8 @@ class _Program:
             if exc is None:
                 raise
             if is_decidable(exc):
-                tree._driver.log_error("the function given as watch failed; the tree goes on", exc)
+                text = "the function given as watch failed; the tree goes on"
+                tree._driver.report(logging.ERROR, text, exc)
             else:
                 self._watch_raised = exc
                 tree._driver.stop_for(exc, f"the function given as watch raised {brief(exc)}")

@@ -17,16 +17,15 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import outcome
-from trio.lowlevel import Task, reschedule
+from trio.lowlevel import Task, current_trio_token, reschedule
 
 from .._core._brief import brief
 from .._core.machine import Machine
 from .._core.node import Node
 from .._core.spec import SHARED, Mailbox, Pool
-from .mailbox import Entry, Holder, Inbox, Queue, is_withdrawn
+from .mailbox import Entry, Holder, Inbox, Queue, Report, is_withdrawn
 from .message import Call, Message
 from .protect import has_room_for_others, protected
-from .reports import complain
 
 _KEYS = 4_096  # how many keys are remembered: those of the last messages
 
@@ -48,8 +47,8 @@ class SharedQueue(Queue):
 
     shared: ClassVar[bool] = True
 
-    def __init__(self, path: str, spec: Mailbox) -> None:
-        super().__init__(path, spec)
+    def __init__(self, path: str, spec: Mailbox, report: Report) -> None:
+        super().__init__(path, spec, report)
         self.promised = 0  # entries for which a reader has been woken that has not run yet
         self.serving: dict[Inbox, None] = {}  # those of bodies that run, and have not been asked to stop
         # For children whose failure is not decided, or that were resumed; in order, and each is found at once.
@@ -94,17 +93,19 @@ class SharedQueue(Queue):
     # --- affinity
 
     def _key(self, value: Any) -> str | int | bytes | None:
-        """The key of a message. A function that raises is logged and not called again, as a sink is (R31), and no sender sees its error."""
+        """The key of a message. A function that raises is reported and not called again, as a sink is (R31), and no sender sees its error.
+
+        The report comes a moment later, since this may run while Trio cancels a task, and then nothing else may be cancelled.
+        """
         assert self._affinity is not None
         if not has_room_for_others():
             return None  # so near the end of its stack a sender would make the function fail
         try:
             return _checked(self._affinity(value))
-        except Exception as exc:  # noqa: BLE001 - A function of the program may raise anything; the log has it.
+        except BaseException as exc:  # noqa: BLE001 - A function of the program may raise anything; the report has it.
             failed, self._affinity = self._affinity, None
-            complain(
-                logging.ERROR, f"an affinity of {self._path!r} raised, and is dropped: {brief(failed)}", exc
-            )
+            text = f"an affinity of {self._path!r} raised, and is dropped: {brief(failed)}"
+            current_trio_token().run_sync_soon(self._report, logging.ERROR, text, exc)
             return None
 
     def _hand_over(self, entry: Entry) -> bool:
@@ -124,6 +125,11 @@ class SharedQueue(Queue):
         """The reader runs that this entry was handed to. None if its caller has left meanwhile."""
         del self._handed[handed]
         return None if is_withdrawn(handed.entry) else handed.entry
+
+    def forget(self, inbox: SharedInbox) -> None:
+        """A body is over, which has no keys any more: its inbox would keep its failure, and all that its frames hold (R31)."""
+        for key in [key for key, other in self._last.items() if other is inbox]:
+            del self._last[key]
 
     def remember(self, value: Any, inbox: SharedInbox) -> None:
         """A child has taken a message."""
@@ -265,6 +271,7 @@ class SharedInbox(Inbox):
         if not resumable:
             self.mailbox.release(self._leaf)
         self.mailbox.serving.pop(self, None)
+        self.mailbox.forget(self)
         super().settle(path, failure, resumable=resumable)
 
     def _put_back(self, messages: list[Message], *, resumable: bool) -> None:

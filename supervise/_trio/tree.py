@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager
 from contextvars import ContextVar
 from difflib import get_close_matches
+from itertools import islice
 from types import TracebackType
 from typing import cast
 
@@ -33,6 +34,8 @@ from .ref import Declared, Ref, checked_reason, refuse_no_mailbox, refuse_nonsen
 
 onlookers: ContextVar[tuple[Sink, ...]] = ContextVar("supervise.onlookers", default=())
 """More sinks for every tree that is opened in a context; the testing tools set it."""
+
+_SOUGHT = 1_000  # so many names are compared with one that is not found: among 100,000 members it would take a second
 
 
 class Tree:
@@ -84,14 +87,14 @@ class Tree:
         node: Node | None = root
         for name in names if first == root.name else ():
             below = {} if node is None or not node.has_machine else machines[node.path].children
-            near = get_close_matches(name, below, 1)
+            near = get_close_matches(name, islice(below, _SOUGHT), 1)
             if near and near[0] != name:
                 assert node is not None
                 meant = f"{node.path}/{near[0]}"
                 return f"; did you mean {meant!r}?"
             node = below.get(name)
         places = {spec.name: place for place, spec in reversed(self._declared.specs.items())}
-        near = get_close_matches(last, places, 1)
+        near = get_close_matches(last, islice(places, _SOUGHT), 1)
         meant = f"; did you mean {places[near[0]]!r}?" if near else ""
         return meant + ("" if first == root.name else f"; a path begins with the root, {root.name!r}")
 
@@ -158,6 +161,7 @@ class Tree:
         check_root(spec)
         answer = Answer()
 
+        @enable_ki_protection
         async def run() -> None:
             answer.set(await outcome.acapture(self._adopt, spec, why))
 

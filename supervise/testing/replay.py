@@ -17,12 +17,13 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
+import logging
 import sys
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from os import PathLike
 from pathlib import Path
-from typing import Any, TextIO, cast
+from typing import Any, TextIO, TypeVar, cast
 
 from attrs import fields, has
 
@@ -33,10 +34,12 @@ from .._core.effect import Effect, Input
 from .._core.forest import Forest
 from .._core.machine import Machine
 from .._core.spec import Child, Pool, Supervisor
+from .._trio import reports
 from .._trio.driver import forests
 from ..cli.load import NoTree, load
 from ..cli.output import complain, write, write_line
 
+T = TypeVar("T")
 _INPUTS: dict[str, type[Any]] = {
     kind.__name__: kind
     for kind in (effect.Boot, effect.Up, effect.Exited, effect.Ended, effect.Request, effect.Withdraw, effect.Stop, effect.Wake)
@@ -60,14 +63,18 @@ def recording(path: str | PathLike[str]) -> Generator[None, None, None]:
 
     Each line is written at once, so that the log of a killed program is complete. These trees do not use the one-step
     restart, whose inputs would be missing. A child that was added by its spec cannot be replayed, because a log contains no
-    functions.
+    functions. A log that cannot be written any more, as on a full disk, ends, which a record of the logger `supervise` says.
     """
-    with Path(path).open("w", encoding="utf-8", buffering=1) as file:
-        before = forests.set(lambda spec: _Recorder(spec, file))
-        try:
-            yield
-        finally:
-            forests.reset(before)
+    file = Path(path).open("w", encoding="utf-8", buffering=1)  # noqa: SIM115 - it is closed below, where closing may fail
+    before = forests.set(lambda spec: _Recorder(spec, file))
+    try:
+        yield
+    finally:
+        forests.reset(before)
+        with suppress(
+            OSError
+        ):  # every line was written at once, so this is the failure of one, and the log has it
+            file.close()
 
 
 class _Recorder(Forest):
@@ -79,9 +86,12 @@ class _Recorder(Forest):
         super().__init__(spec)
         self._file = file
         self._requests: dict[effect.Request, int] = {}
+        self._failed = False
 
     def start(self, now: float) -> list[Effect]:
-        return self._note({"tree": self.root.spec.name, "now": now}, super().start(now))
+        out = super().start(now)
+        self._try(self._note, {"tree": self.root.spec.name, "now": now}, out)
+        return out
 
     def handle(self, machine: Machine, item: Input, now: float, u: float = 0.5) -> list[Effect]:
         line: dict[str, Any] = {
@@ -90,8 +100,22 @@ class _Recorder(Forest):
             "now": now,
             "u": u,
         }
-        line |= {"input": type(item).__name__, "fields": self._fields(item)}
-        return self._note(line, super().handle(machine, item, now, u))
+        line |= {"input": type(item).__name__, "fields": self._try(self._fields, item)}
+        out = super().handle(machine, item, now, u)
+        self._try(self._note, line, out)
+        return out
+
+    def _try(self, act: Callable[..., T], *args: Any) -> T | None:
+        """A recording that fails, as on a full disk, is logged and ends there: it must not hurt the tree (R31)."""
+        if not self._failed:
+            try:
+                return act(*args)
+            except BaseException as problem:  # noqa: BLE001 - The file may fail, and an exception of the program may raise anything when it is printed.
+                self._failed = True
+                reports.complain(
+                    logging.ERROR, f"the recording of tree {self.root.path!r} ends here", problem
+                )
+        return None
 
     def _fields(self, item: Any) -> dict[str, Any]:
         if isinstance(item, effect.Withdraw):
@@ -100,10 +124,9 @@ class _Recorder(Forest):
             self._requests[item] = len(self._requests)
         return {one.name: _kept(getattr(item, one.name)) for one in _fields(item)}
 
-    def _note(self, line: dict[str, Any], out: list[Effect]) -> list[Effect]:
+    def _note(self, line: dict[str, Any], out: list[Effect]) -> None:
         line |= {"listening": self.ledger.listening, "effects": list(map(line_of, out))}
         self._file.write(json.dumps(line) + "\n")
-        return out
 
 
 def _fields(value: object) -> Sequence[Any]:

@@ -276,6 +276,27 @@ def test_the_text_of_an_object_is_short(value):
     assert len(brief(value)) <= MOST
 
 
+class Compared(int):
+    """A key that counts how often it is compared with another."""
+
+    times = 0
+
+    def __lt__(self, other):
+        Compared.times += 1
+        return int.__lt__(self, other)
+
+    __hash__ = int.__hash__
+
+
+@pytest.mark.parametrize("made", [dict.fromkeys, set, frozenset])
+def test_a_large_container_is_not_sorted_for_its_text(made):
+    """R31: Sorting a million keys would block the loop for a second; a few are sorted, as by `reprlib`."""
+    Compared.times = 0
+    assert "..." in brief(made(map(Compared, range(10_000))))
+    assert brief(made([2, 1])) == repr(made([1, 2]))
+    assert 0 < Compared.times < 1_000
+
+
 @pytest.mark.parametrize("exc", [Long(), ValueError("x" * 10_000), ExceptionGroup("g", [Long()] * 30)])
 def test_the_line_of_a_failure_is_short(exc):
     """R31: It has the texts of at most three members of a group."""

@@ -382,6 +382,24 @@ async def inline_device(scene: Scene) -> None:
 
 
 @program
+async def adopting(scene: Scene) -> None:
+    """Another declaration of the running tree, by which a child leaves, one comes, and one is restarted."""
+
+    async def steady(_: int) -> None:
+        with scene.life("other"):
+            await trio.sleep_forever()
+
+    drains = drained(scene)
+    before = Supervisor(
+        "app", [drains, Child("other", steady, args=[1]), Child("leaves", trio.sleep_forever)]
+    )
+    after = Supervisor("app", [drains, Child("other", steady, args=[2]), Child("comes", trio.sleep_forever)])
+    async with scene.tree(before) as tree:
+        await tree.adopt(after)
+        await trio.sleep(1)
+
+
+@program
 async def sync_device(scene: Scene) -> None:
     """Likewise, of a runner that is not async."""
     runner = Scripted(6, faults=(Fault("poison", "stream", 3, incarnation=1),))

@@ -381,6 +381,37 @@ def test_the_watchdog_reports_when_the_loop_turns_again_and_nothing_otherwise():
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("line", ["blocked for", "turns again"])
+def test_a_log_that_exits_at_a_line_of_the_watchdog_stops_the_tree_in_order(line):
+    """R4: In the thread of the watchdog the exit would end that thread alone."""
+    program = Program(
+        f"""
+        import logging
+
+        class Exits(logging.Handler):
+            def emit(self, record):
+                if {line!r} in record.getMessage():
+                    raise SystemExit(3)
+
+        async def drains():
+            await stop_requested()
+            say("drained")
+
+        async def blocks():
+            await trio.sleep(0.5)
+            time.sleep(2)
+            await trio.sleep_forever()
+
+        logging.getLogger("supervise").addHandler(Exits())
+        tree = Supervisor("app", [Child("drains", drains, drain=9), Child("bad", blocks)])
+        run_tree(tree, sinks=[], watchdog=0.5)
+        """
+    )
+    assert program.says() == "drained"
+    assert program.ends()[0] == 3
+
+
+@pytest.mark.slow
 def test_the_watchdog_does_not_take_a_stopped_process_for_a_blocked_loop():
     """R20: While the process was stopped the loop did not run either, so the watchdog looks once more."""
     program = Program(

@@ -356,3 +356,40 @@ def test_any_tree_with_any_faults_is_replayed(tmp_path_factory, data, seed):
     lines = path.read_text().splitlines()
     assert len(list(replay(lines, plan.over(spec)))) == len(lines)
     assert json.loads(lines[0])["tree"] == spec.name
+
+
+def deep():
+    exc = ValueError("x")
+    for _ in range(3_000):
+        exc = ExceptionGroup("deep", [exc])
+    return exc
+
+
+class Exits(Exception):
+    """One that cannot be printed."""
+
+    def __str__(self):
+        raise SystemExit(3)
+
+
+@pytest.mark.parametrize(
+    ("make", "full", "ends"), [(ValueError, True, True), (deep, False, False), (Exits, False, False)]
+)
+def test_a_recording_that_fails_hurts_no_tree(tmp_path, caplog, make, full, ends):
+    """R31: On a full disk, for instance; it ends there, and the log says so."""
+    lives = []
+
+    async def body():
+        lives.append(1)
+        if len(lives) == 1:
+            raise make()
+        await trio.sleep_forever()
+
+    async def main():
+        async with open_tree(Supervisor("app", [Child("a", body)]), sinks=[]):
+            await trio.sleep(1)
+
+    with recording("/dev/full" if full else tmp_path / "log"):
+        run_virtual(main)
+    assert len(lives) == 2
+    assert caplog.text.count("the recording of tree 'app' ends here") == ends

@@ -20,10 +20,12 @@ from supervise import (
     events,
     open_tree,
 )
+from supervise._trio import tree as tree_module
 from supervise.errors import StartTimeout
 from supervise.testing import run_virtual
 
 from .scene import Boom, Echo, Kit, Other, Puppet, app, forever, grow, puppets, quiet
+from .talk import steps
 
 
 def test_a_ref_is_stable_cheap_and_hashable():
@@ -53,6 +55,25 @@ def test_an_address_that_does_not_exist_is_a_key_error():
             tree[Child("x", forever)]
 
     grow(app(Puppet("a")), scene)
+
+
+def test_a_hint_at_a_near_match_is_sought_among_the_first_names_alone(monkeypatch):
+    """R28: A member of a large pool that has just left is looked up like any other, and that must not block the loop."""
+
+    def costs(count):
+        async def scene(tree, seen):
+            def look_up():
+                with pytest.raises(KeyError, match="did you mean 'app/member-100'"):
+                    tree["app/member-100x"]
+
+            taken.append(steps(look_up))
+
+        taken = []
+        grow(app(*[Child(f"member-{number}", forever) for number in range(100, 100 + count)]), scene)
+        return taken[0]
+
+    monkeypatch.setattr(tree_module, "_SOUGHT", 100)
+    assert costs(220) < 1.2 * costs(110)
 
 
 def test_ready_waits_over_restarts():

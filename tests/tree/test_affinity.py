@@ -2,14 +2,27 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from contextlib import suppress
 
 import pytest
 import trio
+import trio.testing
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from supervise import Child, ChildStopped, Decider, Mailbox, Refused, Resume, Supervisor
+from supervise import (
+    Backoff,
+    Child,
+    ChildStopped,
+    Decider,
+    Mailbox,
+    Refused,
+    Resume,
+    Supervisor,
+    open_tree,
+)
 
 from .scene import Boom, nothing, quiet
 from .talk import crew, grow
@@ -91,6 +104,49 @@ def test_a_function_that_fails_is_logged_and_dropped(caplog, wrong):
     assert asked == ["x"]
     (record,) = [each for each in caplog.records if each.name == "supervise"]
     assert record.getMessage().startswith("an affinity of 'app' raised, and is dropped: ")
+
+
+def test_a_function_that_exits_the_program_as_a_caller_leaves_stops_the_tree_in_order():
+    """R4, R37: It is called for the next sender while Trio cancels that caller, where nothing may be raised."""
+
+    def affinity(value):
+        if value == "exits":
+            raise SystemExit(3)
+
+    async def scene(tree, _):
+        tree["app"].send_nowait("is taken")
+        await quiet()
+        async with trio.open_nursery() as nursery:
+            with trio.move_on_after(1):
+                nursery.start_soon(tree["app"].send, "exits")
+                await tree["app"].call("leaves")
+            await trio.sleep_forever()
+
+    with pytest.raises(SystemExit):
+        grow(crew([], "a", mailbox=Mailbox(1, affinity=affinity), seconds=9), scene)
+
+
+def test_the_keys_of_bodies_that_are_over_are_not_kept():
+    """R31: An inbox would keep the failure of its body, with all that its frames hold."""
+    held = weakref.WeakSet()
+
+    async def fails(inbox):
+        message = await inbox.receive()
+        here = Boom(message.value)
+        held.add(here)
+        raise here
+
+    async def main():
+        async with open_tree(spec, sinks=[]) as tree:
+            for number in range(20):
+                await tree["app"].send(str(number))
+                await trio.sleep(9)
+            gc.collect()
+            assert 0 < len(held) <= 2
+
+    child = Child("a", fails, mailbox="shared", backoff=Backoff(initial=0.1, factor=1))
+    spec = Supervisor("app", [child], mailbox=Mailbox(9, affinity=str), limit=None)
+    trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))
 
 
 def test_an_adoption_takes_the_affinity_at_once():

@@ -197,3 +197,29 @@ def test_a_sender_near_the_end_of_its_stack_has_no_key(caplog):
     children = [Child(name, body, mailbox="shared") for name in "abc"]
     grow(app(*children, mailbox=Mailbox(9, affinity=affinity)), scene)
     assert not caplog.records
+
+
+@pytest.mark.parametrize("left", LEFT)
+@pytest.mark.parametrize("shared", [False, True])
+def test_a_body_that_takes_a_message_near_the_end_of_its_stack_leaves_no_sender_asleep(left, shared):
+    """R29: A message that is taken makes room for the sender that has waited longest; or nothing is taken."""
+    taken = []
+
+    async def body(inbox):
+        await trio.sleep(1)
+        try:
+            taken.append(_deep(left, inbox.receive_nowait))
+        except RecursionError:
+            pass
+        while True:
+            taken.append(await inbox.receive())
+
+    async def scene(tree, _):
+        async with trio.open_nursery() as nursery:
+            for number in range(4):
+                nursery.start_soon(tree["app" if shared else "app/a"].send, number)
+        await quiet()
+
+    child = Child("a", body, mailbox="shared" if shared else 1)
+    grow(app(child, mailbox=1 if shared else None), scene)
+    assert sorted(message.value for message in taken) == list(range(4))

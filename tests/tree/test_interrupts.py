@@ -5,9 +5,11 @@ from __future__ import annotations
 import dataclasses
 import logging
 import signal
+import subprocess
 import sys
 from contextlib import asynccontextmanager
 
+import outcome
 import pytest
 import trio
 
@@ -467,6 +469,31 @@ def test_a_watch_that_exits_the_program_stops_the_tree_in_order(wrapped, late):
     assert log == ["drained"]
 
 
+@pytest.mark.parametrize(("does", "status"), [("raise SystemExit(3)", 3), ("await tree.root.stop()", 0)])
+def test_a_watch_may_end_the_tree_before_it_has_begun(does, status):
+    """R4, R20: The tree begins and stops in order. Trio decides whose task runs first, so it is tried ten times."""
+    program = f"""
+import trio
+from supervise import Child, Supervisor, run_tree
+
+async def watch(tree):
+    {does}
+
+for _ in range(10):
+    seen, status = [], 0
+    try:
+        run_tree(Supervisor("app", [Child("a", trio.sleep_forever)]), sinks=[seen.append], watch=watch)
+    except SystemExit as exit:
+        status = exit.code
+    print(status, *[type(event).__name__ for event in seen if event.path == "app"])
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.splitlines() == [f"{status} Starting Stopping Stopped"] * 10
+
+
 def test_a_watch_whose_nursery_fails_as_it_is_cancelled_does_no_harm(caplog):
     """`Cancelled` is dropped from its group, and the rest is an exception like any other."""
 
@@ -481,6 +508,25 @@ def test_a_watch_whose_nursery_fails_as_it_is_cancelled_does_no_harm(caplog):
     ends = Child("once", trio.lowlevel.checkpoint, restart="transient", significant=True)
     run_tree(app(ends, auto_shutdown="any_significant"), sinks=[], watch=watch)
     assert "the function given as watch failed" in caplog.text
+
+
+def test_an_interrupt_in_the_task_of_an_adoption_stops_the_tree_in_order(monkeypatch):
+    """R4, R38: That task belongs to the tree, so the interrupt must not be raised there."""
+    log, acapture = [], outcome.acapture
+
+    async def interrupted(*args):
+        result = await acapture(*args)
+        signal.raise_signal(signal.SIGINT)
+        return result
+
+    async def block(tree):
+        monkeypatch.setattr(outcome, "acapture", interrupted)
+        await tree.adopt(app(drains(log), Child("b", trio.sleep_forever)))
+        await trio.sleep_forever()
+
+    _, seen = interrupted_by(block, drains(log))
+    assert log == ["drained"]
+    assert seen.order() == "+drains +b -b -drains"
 
 
 def test_an_interrupt_before_the_first_line_of_a_resources_exit_does_not_skip_the_exit(monkeypatch):

@@ -4,16 +4,27 @@ from __future__ import annotations
 
 import logging
 import sys
-from contextlib import nullcontext
+from contextlib import suppress
 
 import pytest
 import trio
 
-from supervise import Backoff, CallLost, Child, ChildStopped, Mailbox, MailboxFull, Supervisor, open_tree
-from supervise.testing import run_virtual
+from supervise import (
+    Backoff,
+    CallLost,
+    Child,
+    ChildStopped,
+    Decider,
+    Mailbox,
+    MailboxFull,
+    Stop,
+    Supervisor,
+    open_tree,
+)
+from supervise.testing import assert_lifecycle, run_virtual
 
-from .scene import Boom, app, forever, quiet
-from .talk import Shelf, grow, worker
+from .scene import Boom, Seen, app, forever, quiet
+from .talk import Shelf, fail_if_a_task_hangs, grow, worker
 
 
 class Ends:
@@ -229,8 +240,8 @@ def test_a_caller_that_leaves_at_the_end_of_its_stack_is_observed(form):
 
 
 @pytest.mark.parametrize("serves", [True, False])
-def test_an_observer_that_exits_the_program_at_the_end_of_a_stack_stops_the_tree(serves, caplog):
-    """R4, R30: No task ends the call then. If no child serves the mailbox just then, it is logged."""
+def test_an_observer_that_exits_the_program_at_the_end_of_a_stack_stops_the_tree(serves):
+    """R4, R30: A system task of Trio calls it then, also while no child serves the mailbox."""
 
     def exits(*_):
         raise SystemExit(3)
@@ -250,14 +261,50 @@ def test_an_observer_that_exits_the_program_at_the_end_of_a_stack_stops_the_tree
                 await quiet()
             tree[child].observe_calls(exits)
             await leaves(tree[child], sys.getrecursionlimit() - 300)
-            await trio.sleep(1)
-            left.append(tree.root.status().state)
+            await trio.sleep_forever()
 
-    left = []
-    with pytest.raises(SystemExit) if serves else nullcontext():
+    with pytest.raises(SystemExit):
         run_virtual(main)
-    assert left == ([] if serves else ["up"])
-    assert serves or "an observer of calls raised SystemExit(3)" in caplog.text
+
+
+@pytest.mark.parametrize("by", ["reply", "the end of the body", "the end of the node"])
+def test_an_observer_that_exits_the_program_stops_the_tree_in_order(by, caplog):
+    """R4, R29: Every other caller gets its answer, also one outside of the tree, and the log has what the observer raised."""
+    seen, left = Seen(), 3
+
+    def exits(*_):
+        raise SystemExit(3)
+
+    async def body(inbox):
+        held = [] if by == "the end of the node" else [await inbox.receive() for _ in range(3)]
+        await trio.sleep(1)
+        for message in held if by == "reply" else ():
+            message.reply()
+        raise Boom
+
+    async def calls(ref, guard):
+        nonlocal left
+        with suppress(CallLost, ChildStopped):
+            await ref.call("x")
+        left -= 1
+        if not left:
+            guard.cancel()
+
+    async def main():
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(fail_if_a_task_hangs)
+            with pytest.raises(SystemExit):
+                async with open_tree(
+                    app(Child("a", body, mailbox=8, decider=Decider(default=Stop))), sinks=[seen]
+                ) as tree:
+                    tree["app/a"].observe_calls(exits)
+                    for _ in range(3):
+                        nursery.start_soon(calls, tree["app/a"], nursery.cancel_scope)
+                    await trio.sleep_forever()
+
+    run_virtual(main)
+    assert_lifecycle(seen)
+    assert "an observer of calls raised, and is dropped" in caplog.text
 
 
 def test_a_message_knows_when_it_was_sent():

@@ -518,7 +518,7 @@ def test_a_shared_mailbox_keeps_nothing_of_members_that_have_ended():
     got = []
 
     async def scene(tree, _):
-        queue = tree._driver.address("app").ensure_mailbox(tree["app"]._spec())
+        queue = tree._driver.address("app").ensure_mailbox(tree["app"]._spec(), tree._driver.report)
         for _ in range(20):
             members = [await tree["app"].add() for _ in range(3)]
             assert await tree["app"].call("work") == "a"

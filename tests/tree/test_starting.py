@@ -396,3 +396,58 @@ def test_a_failure_of_a_child_that_is_being_stopped_is_reported_and_never_judged
     seen = grow(app(a, b), scene)
     assert seen.of(events.Decided) == []
     assert isinstance(seen.the(events.StopError).exc, Boom)
+
+
+@pytest.mark.parametrize("which", ["started", "inject"])
+def test_a_call_from_another_thread_is_refused(which):
+    """R17, R27: Nothing is changed by it, and the tree can be stopped."""
+
+    async def body(task_status):
+        if which == "started":
+            await trio.to_thread.run_sync(task_status.started)
+        task_status.started()
+        await trio.sleep_forever()
+
+    async def main():
+        async with open_tree(app(Child("a", body)), sinks=[seen]) as tree:
+            await trio.to_thread.run_sync(tree["app/a"].inject, Boom())
+
+    seen = Seen()
+    with pytest.raises(
+        StartFailed if which == "started" else RuntimeError, match="in the thread of the tree"
+    ):
+        trio.run(main)
+    assert_lifecycle(seen)
+
+
+@pytest.mark.parametrize("problem", [RuntimeError("no such attribute"), SystemExit(3)])
+def test_a_late_start_is_reported_whatever_its_awaitable_raises(problem):
+    """R17: Trio asks each awaitable below the task for its frame, as the report looks for what the start waits for."""
+
+    class Odd:
+        def __init__(self, waits):
+            self.send, self.throw = waits.send, waits.throw
+
+        def __iter__(self):
+            return self
+
+        def __next__(self):
+            return self.send(None)
+
+        def __getattr__(self, name):
+            raise problem
+
+    class Awaitable:
+        def __await__(self):
+            return Odd(waits().__await__())
+
+    async def waits():
+        await trio.sleep(40)
+
+    async def body(task_status):
+        await Awaitable()
+        task_status.started()
+        await trio.sleep_forever()
+
+    seen = grow(app(Child("a", body)))
+    assert seen.kinds("app/a") == "Starting StartOverdue Ready Stopping Stopped"
