@@ -8,7 +8,7 @@ from asgi import CHAT, CHATS, TEXT, TEXTS, Recording, asked, served, text_of
 from hypothesis import given
 from hypothesis import strategies as st
 
-from runners.brief import attribute_of
+from runners.brief import attribute
 from runners.errors import (
     BadRequest,
     ContentFiltered,
@@ -67,8 +67,8 @@ def test_an_error_before_the_first_chunk_has_its_status(error, status, code, str
     assert str(error) in answer.error["message"]
     assert (answer.error["type"] == "invalid_request_error") == (status == 400)
     again = answer.headers.get("retry-after")
-    assert again == {429: "3" if attribute_of(error, "retry_after") == 2.5 else "1", 503: "5"}.get(status)
-    refused = status >= 400 and again is None and not attribute_of(error, "is_retryable")
+    assert again == {429: "3" if attribute(error, "retry_after") == 2.5 else "1", 503: "5"}.get(status)
+    refused = status >= 400 and again is None and not attribute(error, "is_retryable")
     assert (answer.headers.get("x-should-retry") == "false") == refused
 
 
