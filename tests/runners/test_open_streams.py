@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 import trio
 from attrs import frozen
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from runners import InlineHost, RunnerInfo, device_worker
@@ -50,6 +50,7 @@ def acts(draw):
     )
 
 
+@example(False, [(what, "a", None, "migrate", False) for what in ("put", "chunk", "close")])
 @given(st.booleans(), st.lists(acts(), max_size=60))
 def test_what_a_context_knows_of_its_streams_is_what_a_look_finds(can_continue, acts):
     """D6, D7: The next deadline, whether a stream must stay, and whether a suspect is on trial."""
