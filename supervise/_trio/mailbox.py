@@ -527,7 +527,7 @@ class Inbox:
         """Take the next entry whose caller has not left; it is in hand from now on. None if there is none."""
         mailbox = self.mailbox
         if mailbox._putters:
-            check_stack()  # it makes room for a sender, and an error in the middle would leave that one asleep
+            return self._take_and_admit()
         while mailbox.queue:
             entry = mailbox.queue.popleft()
             try:
@@ -551,10 +551,19 @@ class Inbox:
             except RecursionError:  # it could not be made, near the end of the stack
                 mailbox.queue.appendleft(entry)
                 raise
-            if mailbox._putters:
-                mailbox.admit()
             return message
         return None
+
+    def _take_and_admit(self) -> Message | None:
+        """As `_take`, which makes room for a sender that waits: an error in the middle would leave that one asleep."""
+        check_stack()
+        mailbox = self.mailbox
+        putters, mailbox._putters = mailbox._putters, OrderedDict()
+        try:
+            return Inbox._take(self)
+        finally:
+            mailbox._putters = putters
+            mailbox.admit()
 
     def end_loops(self) -> None:
         """The child has been asked to stop: wake the tasks that wait in a loop over this inbox."""

@@ -143,8 +143,8 @@ MAILBOXES = tuple(
         (
             "taking makes no room",
             _MAILBOX,
-            "            if mailbox._putters:\n                mailbox.admit()",
-            "",
+            "            mailbox._putters = putters\n            mailbox.admit()",
+            "            mailbox._putters = putters",
         ),
         (
             "taking many is no taking in a row",
