@@ -143,7 +143,11 @@ def _kept(value: Any, levels: int = _LEVELS) -> Any:
         return value
     if type(value) is tuple and levels:
         return [_kept(item, levels - 1) for item in cast("Any", value)]
-    return {"spec": value.name} if isinstance(value, Child | Supervisor | Pool) else {"value": brief(cast("object", value))}
+    return (
+        {"spec": value.name}
+        if isinstance(value, Child | Supervisor | Pool)
+        else {"value": brief(cast("object", value))}
+    )
 
 
 def _kept_exception(exc: BaseException, levels: int) -> dict[str, Any]:

@@ -85,7 +85,9 @@ async def listening() -> None:
     """A program that is ready when its port answers, and is asked again and again."""
     port = free_port()
     command = [sys.executable, "-c", LISTENS, str(port)]
-    await _started_again(Command("it", command, ready=tcp(port), alive=every(0.05, tcp(port)), grace=5))
+    await _started_again(
+        Command("it", command, ready=tcp(port), alive=every(0.05, tcp(port)), grace=5, ready_timeout=5)
+    )
 
 
 @program
