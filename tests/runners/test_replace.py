@@ -28,7 +28,9 @@ async def test_a_new_runner_is_swapped_in_while_the_worker_serves(autojump_clock
     old, new = Scripted(3, streams=2, delay=1.0), Scripted(4, streams=2, delay=1.0)
     hosts = [InlineHost(), InlineHost()]
     async with serving(old, hosts=hosts, patience=1000) as scene, trio.open_nursery() as nursery:
-        begun = await asks(nursery, scene.worker, "abcd")
+        begun = await asks(nursery, scene.worker, "ab")
+        await trio.sleep(1.5)  # so that no two streams of a context end together
+        begun += await asks(nursery, scene.worker, "cd")
         done = trio.Event()
 
         async def swap():

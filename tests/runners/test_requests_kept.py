@@ -391,9 +391,9 @@ async def test_a_request_that_comes_as_a_context_fails_begins_in_the_next(_):
         await first.has("a")
         order, begin, receive = [], first.begin, first.receive
 
-        def begins(*args):
+        def begins(*args, **options):
             order.append("begins")
-            begin(*args)
+            begin(*args, **options)
 
         async def receives():
             try:
