@@ -250,7 +250,7 @@ DEVICES = (
             "a context that is stopped alone refuses what its siblings could serve",
             "            while self._leaves_the_queue():\n                await self._context.change()\n",
             "",
-            "a_context_that_is_stopped_alone_leaves_the_queue_to_the_others",
+            "a_context_that_is_stopped_while_the_others_restart_refuses_nothing",
         ),
         (
             "a context that is stopped alone refuses what waits for its siblings' restart",
