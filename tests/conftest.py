@@ -1,5 +1,6 @@
 """What holds for every test of the project: how Hypothesis searches, and whether the one-step restart may be taken."""
 
+import gc
 import os
 
 from hypothesis import settings
@@ -18,3 +19,9 @@ os.environ.pop("FORCE_COLOR", None)
 if os.environ.get("ONE_STEP") == "off":
     # A restart in one step is nothing but a quicker one: without it every test must pass as well.
     Forest.one_step = False
+
+
+def pytest_collection_finish() -> None:
+    """No collection of garbage looks again at the million objects that are there before the first test: many tests collect theirs."""
+    gc.collect()
+    gc.freeze()

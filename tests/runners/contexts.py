@@ -48,7 +48,7 @@ def is_readable(fd, timeout=0.0):
 
 def stat(pid):
     """State and parent of a process."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    fields = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
     return fields[0], int(fields[1])
 
 
@@ -138,7 +138,7 @@ def environment_of(pid):
 def title(pid):
     """What `ps` calls a process."""
     with suppress(OSError):
-        return Path(f"/proc/{pid}/comm").read_text().strip()
+        return Path(f"/proc/{pid}/comm").read_text(errors="replace").strip()
     return ""
 
 

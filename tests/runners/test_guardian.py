@@ -39,7 +39,7 @@ from runners.models.scripted import Fault, Scripted
 class Far:
     """A guardian, and the records that it has sent."""
 
-    def __init__(self, lease=30.0, started_by=(), **changes):
+    def __init__(self, lease=10 * PATIENCE, started_by=(), **changes):
         order = Order(
             **{
                 "place": "here",

@@ -253,7 +253,7 @@ async def test_a_default_timeout_is_not_the_connections(host, monkeypatch):
 
 def cpu(pid):
     """Seconds of it that a process has used."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    fields = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
