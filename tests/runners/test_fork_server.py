@@ -99,6 +99,25 @@ async def test_a_report_that_cannot_be_received_costs_the_server_alone(report, m
         assert ids(await whole(session)) == expected(BATCH)
 
 
+@pytest.mark.parametrize("number", [errno.ENOBUFS, errno.ETOOMANYREFS])
+@pytest.mark.trio
+async def test_a_request_that_the_kernel_refuses_costs_no_other_context(number, monkeypatch):
+    """D15: The server is sound, and the contexts that it has forked would die with it. The start is cold."""
+    async with opened(Scripted()) as one:
+        server, send = parent(one.pid), socket.send_fds
+
+        def refused(*_):
+            raise OSError(number, os.strerror(number))
+
+        monkeypatch.setattr(socket, "send_fds", refused)
+        async with opened(Scripted()) as two:
+            assert parent(two.pid) == os.getpid()
+        monkeypatch.setattr(socket, "send_fds", send)
+        async with opened(Scripted()) as three:
+            assert parent(three.pid) == server
+        assert ids(await whole(one)) == expected(BATCH)
+
+
 @pytest.mark.trio
 async def test_a_cold_start_has_no_server():
     """`start="spawn"`: a child of ours, and everything else alike."""

@@ -414,6 +414,17 @@ def test_what_cannot_be_passed_on_to_a_fork_server_starts_cold(monkeypatch):
         gone(pid)
 
 
+def test_a_context_that_can_be_sent_nothing_ends(monkeypatch):
+    """D16: As where the kernel lacks memory. What was to be sent is lost, and the context process would wait for it for ever."""
+    boot = "import os, socket;socket.socket.send = lambda *_: os.close(-1);"  # which raises an `OSError`
+    monkeypatch.setattr(sys.modules[__name__], "BOOT", boot + BOOT)
+    with guarded() as far:
+        pid = int(far.until(BORN))
+        far.send(DATA, b"anything")
+        assert json.loads(far.until(ENDED))["killed"] is False
+        gone(pid)
+
+
 @pytest.mark.parametrize(
     ("error", "pauses"), [(BlockingIOError(), []), (OSError(errno.EMFILE, "Too many open files"), [0.1])]
 )

@@ -1,7 +1,9 @@
 """A process that hangs, what does not fit, and what is left behind: deadlines, sizes, rebuilds, and the end of a parent."""
 
+import errno
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -14,6 +16,7 @@ from contexts import (
     PATIENCE,
     Steps,
     chunks_waiting,
+    cleaners,
     ends,
     hurry,
     is_readable,
@@ -538,6 +541,25 @@ def test_the_output_and_the_child_processes_of_a_runner_are_kept_apart(tmp_path)
     while not ends(int(sleeper)):
         assert time.monotonic() < end
         time.sleep(0.01)
+
+
+@pytest.mark.slow
+@pytest.mark.trio
+async def test_a_cleaner_that_can_be_sent_nothing_does_not_keep_the_program(monkeypatch):
+    """D10: As where the kernel lacks memory. What was to be sent is lost, and the cleaner is killed at the end of the run."""
+    send = socket.socket.send
+
+    def refused(connection, data, *flags):
+        if data[:1] in (b"+", b"-", b"."):  # not what Trio sends to itself
+            raise OSError(errno.ENOBUFS, os.strerror(errno.ENOBUFS))
+        return send(connection, data, *flags)
+
+    with trio.fail_after(PATIENCE):
+        async with opened(Scripted(4), ProcessHost(linger=0)) as session:
+            cleaner = cleaners()
+            monkeypatch.setattr(socket.socket, "send", refused)
+            assert ids(await whole(session)) == expected(BATCH, 4)
+        await until(lambda: all(map(ends, cleaner)))
 
 
 def test_importing_the_host_protocol_imports_neither_trio_nor_msgspec():

@@ -480,8 +480,10 @@ class Guardian:
             del self._to_context[: self._connection.send(self._to_context)]
         except BlockingIOError:
             pass
-        except OSError:  # it is dead, and its pidfd reports that
+        except OSError:  # it is dead; if not, it finds the end of the connection, and ends
             self._to_context.clear()
+            with suppress(OSError):
+                self._connection.shutdown(socket.SHUT_RDWR)
 
     def _read_context(self) -> bool:
         """Pass on what the context process has sent; returns whether there may be more."""

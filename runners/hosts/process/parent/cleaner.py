@@ -145,12 +145,12 @@ class _Running:
         trio.lowlevel.spawn_system_task(self._reap, name="reaper of what contexts leave behind")
 
     def send(self, order: str) -> None:
-        """Send a line. It is lost if the cleaner is dead, or stopped with a full socket; then the mark alone must do.
+        """Send a line. It is lost if the cleaner is dead, stopped with a full socket, or memory is lacking; then the mark alone must do.
 
         The connection is a socket, because MSG_NOSIGNAL works only there: if SIGPIPE has its default action, a write to a
         pipe without a reader would kill this program.
         """
-        with suppress(BlockingIOError, BrokenPipeError, ConnectionResetError):
+        with suppress(OSError):
             self._orders.send(f"{order}\n".encode(), socket.MSG_NOSIGNAL)
 
     async def _reap(self) -> None:

@@ -37,6 +37,8 @@ _ANSWER = 5.0
 _REPORT = 1.0
 """Seconds from the death of a process to the server's report of it. It is short, since streams may wait to continue."""
 _DEATH = 10.0
+_REFUSED = frozenset((errno.ENOBUFS, errno.ENOMEM, errno.ETOOMANYREFS))
+"""The errors of a request that the kernel refuses for lack of memory, or while too many descriptors are on their way: the server is sound."""
 
 
 class NoServer(Exception):
@@ -175,8 +177,12 @@ class ForkServer:
             socket.send_fds(
                 self._control, [wire.datagram(wire.Fork(number))], descriptors, socket.MSG_NOSIGNAL
             )
-        except OSError as error:  # the socket is full since the server is stopped, or broken since it is dead
-            self.kill(f"{self._name} takes no requests: {error}")
+        except OSError as error:
+            why = f"{self._name} takes no requests: {error}"
+            if error.errno in _REFUSED:
+                del self._requested[number]
+                raise NoServer(why) from error
+            self.kill(why)  # the socket is full since the server is stopped, or broken since it is dead
 
     @property
     def dead(self) -> bool:
