@@ -91,5 +91,11 @@ def _number(bounds: str, is_allowed: Callable[[Any], bool], *, finite: bool) -> 
     return check
 
 
+def is_float(value: Any) -> bool:
+    """Whether it is an integer or a float, infinity too, that a float has. NaN and a bool are none."""
+    number: Any = plain_number(value) if is_a(value, int, float) else None
+    return type(number) is float and not math.isnan(number)
+
+
 def _is_number(value: object) -> bool:
     return is_a(value, Real, Decimal) and not is_a(value, bool)

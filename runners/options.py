@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from .brief import brief
+from .checks import is_float
 
 MAX_BODY = 2 * 2**20
 """Bytes."""
@@ -11,7 +14,7 @@ TIMEOUT = 600.0
 MAX_TOKENS = 1024
 
 
-def check_options(*, token: object, max_body: object, timeout: object, max_tokens: object) -> None:
+def check_options(*, token: object, max_body: object, timeout: Any, max_tokens: object) -> None:
     """Refuse what `openai_app` cannot use.
 
     Raises:
@@ -20,9 +23,7 @@ def check_options(*, token: object, max_body: object, timeout: object, max_token
     _check_token(token)
     if type(max_body) is not int or max_body < 1:
         raise ValueError(f"max_body must be 1 byte or more, got {brief(max_body)}")
-    if timeout is not None and not (
-        isinstance(timeout, int | float) and type(timeout) is not bool and timeout > 0
-    ):
+    if timeout is not None and not (is_float(timeout) and timeout > 0):
         raise ValueError(f"timeout must be > 0 seconds or None, got {brief(timeout)}")
     if type(max_tokens) is not int or max_tokens < 1:
         raise ValueError(f"max_tokens must be 1 or more, got {brief(max_tokens)}")

@@ -8,6 +8,9 @@ from .brief import brief, exact, is_a
 
 MAX_DEPTH = 64
 """Of lists and dicts in one another."""
+MAX_ITEMS = 2**22
+"""Of all lists and dicts together. A list that stands in many places counts in each: a few such lists in one another have more items than
+any memory holds."""
 
 _ALLOWED = "None, bool, int, float, str, bytes, and lists and dicts of these"
 _SCALARS = frozenset((type(None), bool, float, bytes))
@@ -41,31 +44,49 @@ def plain_data(what: str, value: object) -> Any:
 
     Raises:
         TypeError: something in it is no plain data, or a key of a dict is no str.
-        ValueError: an integer has more than 64 bits, a text cannot be encoded, or lists and dicts are nested more than 64 deep.
+        ValueError: an integer has more than 64 bits, a text cannot be encoded, lists and dicts are nested more than 64 deep, or they have
+            more than 4,194,304 items together.
     """
     try:
-        return _copy(value, 0)
+        return _copy(value, 0, _Count(what))
     except NotPlain as problem:
         where = "".join(reversed(problem.where))
         raise problem.kind(f"{what}{where} {problem}") from None
 
 
-def _copy(value: Any, depth: int) -> Any:
+class _Count:
+    """Of the items so far."""
+
+    def __init__(self, what: str) -> None:
+        self._what = what
+        self._items = 0
+
+    def add(self, items: int) -> None:
+        self._items += items
+        if self._items > MAX_ITEMS:
+            raise ValueError(
+                f"{self._what} must have at most {MAX_ITEMS} items in all its lists and dicts, got more"
+            )
+
+
+def _copy(value: Any, depth: int, count: _Count) -> Any:
     if type(value) in _SCALARS:
         return value
     if is_a(value, list, tuple):
-        return _copied_list(value, depth)
-    return _copied_dict(value, depth) if is_a(value, dict) else _copied_scalar(value)
+        return _copied_list(value, depth, count)
+    return _copied_dict(value, depth, count) if is_a(value, dict) else _copied_scalar(value)
 
 
-def _copied_list(value: Any, depth: int) -> list[Any]:
+def _copied_list(value: Any, depth: int, count: _Count) -> list[Any]:
     _check_depth(depth)
-    made: list[Any] = list((_LIST if is_a(value, list) else _TUPLE).__iter__(value))
+    kind = _LIST if is_a(value, list) else _TUPLE
+    count.add(kind.__len__(value))
+    made: list[Any] = list(kind.__iter__(value))
     if _travels_as_it_is(made):
         return made
     for index, item in enumerate(made):
         try:
-            made[index] = _copy(item, depth + 1)
+            made[index] = _copy(item, depth + 1, count)
         except NotPlain as problem:
             problem.where.append(f"[{index}]")
             raise
@@ -84,8 +105,9 @@ def are_integers(data: Any) -> bool:
     return is_a(data, list) and set(map(type, data)) == {int}
 
 
-def _copied_dict(value: Any, depth: int) -> dict[str, Any]:
+def _copied_dict(value: Any, depth: int, count: _Count) -> dict[str, Any]:
     _check_depth(depth)
+    count.add(_DICT.__len__(value))
     made: dict[str, Any] = {}
     for key, item in _DICT.items(value):
         if not is_a(key, str):
@@ -94,7 +116,7 @@ def _copied_dict(value: Any, depth: int) -> dict[str, Any]:
         if not is_encodable(name):
             raise NotPlain(f"must have keys that UTF-8 can encode, got {brief(name)}", ValueError)
         try:
-            made[name] = _copy(item, depth + 1)
+            made[name] = _copy(item, depth + 1, count)
         except NotPlain as problem:
             problem.where.append(f"[{brief(name)}]")
             raise

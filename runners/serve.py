@@ -83,6 +83,8 @@ def serve(
         raise TypeError(f"workers must map at least one name to a device worker, got {brief(workers)}")
     options = {"token": token, "max_body": max_body, "timeout": timeout, "max_tokens": max_tokens}
     check_options(**options)
+    if not _can_be_looked_up(host):
+        raise ValueError(f"host must be an address, or a name that has one, got {brief(host)}")
     if token is None and not _is_loopback(host):
         raise ValueError(
             f"host must be a loopback address such as 127.0.0.1 unless there is a token, got {brief(host)}: "
@@ -92,6 +94,13 @@ def serve(
         raise ValueError(f"port must be 0 to 65535, got {brief(port)}")
     front = Child("http", _Front(dict(workers), host, port, options), drain=drain, start_timeout=60)
     return Supervisor(name, [*dict.fromkeys(workers.values()), front])
+
+
+def _can_be_looked_up(host: object) -> bool:
+    try:
+        return type(host) is str and "\0" not in host and host.encode("idna") is not None
+    except UnicodeError:
+        return False
 
 
 def _is_loopback(host: str) -> bool:

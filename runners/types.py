@@ -199,7 +199,13 @@ class TokenUsage:
     cost: float = field(default=0.0, converter=plain_number, validator=at_least(0))
 
     def __add__(self, other: TokenUsage) -> TokenUsage:
-        return TokenUsage(**{key: value + getattr(other, key) for key, value in asdict(self).items()})
+        """Both together; a sum of tokens beyond 2**53 is 2**53."""
+        counts = {
+            key: min(value + getattr(other, key), _MOST_TOKENS)
+            for key, value in asdict(self).items()
+            if key != "cost"
+        }
+        return TokenUsage(**counts, cost=self.cost + other.cost)
 
 
 class _Draft:

@@ -5,6 +5,7 @@ Importing this module imports neither numpy nor torch, so the module of a runner
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeAlias, cast
@@ -12,6 +13,7 @@ from typing import Any, TypeAlias, cast
 from attrs import define, field
 
 from runners.brief import brief, is_a, quoted
+from runners.checks import is_float
 from runners.diagnosis.classify import concerns_device
 from runners.errors import BadRequest, RunnerError
 from runners.hosts.turns import NOTHING
@@ -79,8 +81,8 @@ def batched_runner(
         raise ValueError(f"size must be >= 1, got {size}")
     if type(window_ms) not in (int, float):
         raise TypeError(f"window_ms must be a number, got {brief(window_ms)}")
-    if not 0 <= window_ms < float("inf"):
-        raise ValueError(f"window_ms must be a finite number >= 0, got {window_ms}")
+    if not (is_float(window_ms) and 0 <= window_ms < math.inf):
+        raise ValueError(f"window_ms must be a finite number >= 0, got {brief(window_ms)}")
     info = RunnerInfo(streams=size if streams is None else streams, runtime=runtime)
     return _BatchedRunner(info, function, size, window_ms / 1000, count_tokens or (lambda _: 0))
 

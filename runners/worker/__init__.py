@@ -15,6 +15,7 @@ from attrs import evolve
 from supervise import DEVICE, Backoff, Decider, Limit, Mailbox, Restart, Stop, Supervisor
 
 from ..brief import brief
+from ..checks import is_float
 from ..errors import Backpressure, Timeout, WorkerDown
 from ..hosts import Host
 from ..hosts.default import default_host
@@ -105,15 +106,13 @@ def device_worker(
     several = _several(name, host, hosts)
     for each in several or [host := host or default_host()]:
         _check_host(name, each, runner)
-    if canary is not None and not canary > 0:
+    if canary is not None and not (is_float(canary) and canary > 0):
         raise ValueError(f"device worker {name!r}: canary must be > 0 seconds or None, got {brief(canary)}")
-    if type(drain) not in (int, float) or not drain >= 0:
+    if not (is_float(drain) and drain >= 0):
         raise ValueError(f"device worker {name!r}: drain must be >= 0 seconds, got {brief(drain)}")
     if type(retries) is not int or retries < 0:
         raise ValueError(f"device worker {name!r}: retries must be an integer >= 0, got {brief(retries)}")
-    if retry_budget is not None and (
-        type(retry_budget) not in (int, float) or not 0 <= retry_budget < math.inf
-    ):
+    if retry_budget is not None and not (is_float(retry_budget) and 0 <= retry_budget < math.inf):
         raise ValueError(
             f"device worker {name!r}: retry_budget must be a share >= 0 or None, got {brief(retry_budget)}"
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from contextlib import suppress
 from typing import cast
@@ -13,6 +14,7 @@ from trio.lowlevel import enable_ki_protection
 from supervise import ChildStopped, Ref, Refused, StartFailed, Status
 
 from ..brief import brief
+from ..checks import is_float
 from ..errors import ContextPoisoned, RebuildSuperseded, WorkerDown, WorkerStopping
 from ..hosts.packing import check_for
 from ..types import RunnerSpec, SessionRebuildCause
@@ -156,7 +158,7 @@ async def replace(worker: Ref, runner: RunnerSpec, *, drain: float = 60.0) -> No
         TypeError: the worker was declared without `hosts`, or `runner` is no runner spec.
         ValueError: a host cannot run this runner, or `drain` is out of range.
     """
-    if type(drain) not in (int, float) or not 0 <= drain < float("inf"):
+    if not (is_float(drain) and 0 <= drain < math.inf):
         raise ValueError(f"drain must be seconds >= 0, got {brief(drain)}")
     if not _has_several(worker):
         raise TypeError(f"{worker.path!r} has no queue for several contexts: declare it with hosts=[…]")

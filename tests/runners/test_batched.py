@@ -272,6 +272,7 @@ def test_a_stop_iteration_does_not_end_a_stream_without_a_word(place):
         ({"size": True}, r"^size must be an integer, got True$"),
         ({"window_ms": "3"}, r"^window_ms must be a number, got '3'$"),
         ({"window_ms": float("nan")}, r"^window_ms must be a finite number >= 0, got nan$"),
+        ({"window_ms": 10**400}, r"^window_ms must be a finite number >= 0, got 1000"),
         ({"count_tokens": 5}, r"^count_tokens must be callable or None, got 5$"),
         ({"function": 3}, r"^a function over a batch must be callable, got 3$"),
     ],

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from openers import ODD, Echo, Liar, Texts, Unary, nested
 from sessions import INLINE, PROCESS, THREAD
 
-from runners import ExecuteBatch, device_worker
+from runners import ExecuteBatch, device_worker, plain
 from runners.errors import BadRequest, ContextLost, ProtocolError, RunnerError
 from runners.hosts.process import wire
 from runners.hosts.process.host import ProcessHost
@@ -156,6 +156,25 @@ def test_a_payload_that_cannot_travel_is_refused_at_the_caller(value, kind, text
     assert text in str(refused.value)
     with pytest.raises(TypeError, match="options must be a dict, got"):
         ExecuteBatch("r", options=[1])
+
+
+def doubled(kind, times):
+    """A value that has the same one twice in it, and so on: few lists or dicts, and more items than any memory holds."""
+    made = [0]
+    for _ in range(times):
+        made = [made, made] if kind is list else {"a": made, "b": made}
+    return made
+
+
+@pytest.mark.parametrize("value", [doubled(list, 60), doubled(dict, 60), [[0] * 100] * 100])
+def test_what_stands_in_many_places_counts_in_each(value, monkeypatch):
+    """D11: It is copied for each, and would take all time and memory."""
+    monkeypatch.setattr(plain, "MAX_ITEMS", 1000)
+    with pytest.raises(
+        ValueError, match=r"^payload must have at most 1000 items in all its lists and dicts, got more$"
+    ):
+        ExecuteBatch("r", payload=value)
+    assert ExecuteBatch("r", payload=[[0] * 99] * 10).payload == [[0] * 99] * 10
 
 
 @pytest.mark.parametrize(

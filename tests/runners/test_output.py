@@ -1,5 +1,7 @@
 """What a context writes to its standard output and error becomes log records."""
 
+import errno
+import itertools
 import logging
 import math
 import os
@@ -23,8 +25,9 @@ from sessions import (
 )
 
 from runners.errors import ContextDied
+from runners.hosts.process import standard
 from runners.hosts.process.host import ProcessHost
-from runners.hosts.process.parent.output import LINES_PER_SECOND, MAX_LINE, Lines, Ration
+from runners.hosts.process.parent.output import LINES_PER_SECOND, MAX_LINE, Lines, Output, Ration
 from runners.models.scripted import Scripted
 
 pytestmark = pytest.mark.filterwarnings("error")
@@ -43,6 +46,24 @@ def records(caplog):
         ]
 
     return get
+
+
+@pytest.mark.parametrize("end", [1, 2])
+def test_a_pipe_that_cannot_be_lifted_leaves_no_descriptor(end, monkeypatch):
+    """As where a standard stream is closed, and this process has no descriptor left for either end."""
+    numbers, lift = itertools.count(1), standard.above_standard
+
+    def refused(descriptor):
+        if next(numbers) == end:
+            os.close(descriptor)
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        return lift(descriptor)
+
+    monkeypatch.setattr(standard, "above_standard", refused)
+    before = os.listdir("/proc/self/fd")
+    with pytest.raises(OSError, match=os.strerror(errno.EMFILE)):
+        Output("any")
+    assert os.listdir("/proc/self/fd") == before
 
 
 @pytest.mark.parametrize("start", ["forkserver", "spawn"])

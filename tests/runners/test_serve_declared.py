@@ -54,6 +54,7 @@ def test_what_cannot_be_served_is_refused():
         ({"timeout": 0}, "timeout must be > 0 seconds or None, got 0"),
         ({"timeout": "3"}, "timeout must be > 0 seconds or None, got '3'"),
         ({"timeout": True}, "timeout must be > 0 seconds or None, got True"),
+        ({"timeout": 10**400}, "timeout must be > 0 seconds or None, got 100000000000000000..."),
         ({"max_tokens": 0}, "max_tokens must be 1 or more, got 0"),
         ({"tokn": "x"}, "serve() got an unexpected keyword argument 'tokn'"),
     ],
@@ -64,6 +65,14 @@ def test_a_wrong_option_of_the_app_is_refused_where_it_is_declared(wrong, messag
     spec = device_worker("llm", Scripted(), host=InlineHost())
     with pytest.raises((ValueError, TypeError), match=re.escape(message)):
         serve({"m": spec}, **wrong)
+
+
+@pytest.mark.parametrize("host", ["a..b", "a\0b", "\ud800", 2130706433])
+def test_a_host_that_no_name_can_be_is_refused_where_it_is_declared(host):
+    """The error names it."""
+    spec = device_worker("llm", Scripted(), host=InlineHost())
+    with pytest.raises(ValueError, match="host must be an address, or a name that has one, got "):
+        serve({"m": spec}, host=host, token="t")
 
 
 @pytest.mark.trio

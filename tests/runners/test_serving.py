@@ -675,7 +675,7 @@ async def test_a_poison_that_is_reported_while_a_lack_of_memory_is_undecided_is_
         assert scene.decisions() == [(OutOfMemory, Resume), (ContextPoisoned, Restart)]
 
 
-@pytest.mark.parametrize("drain", [-1, float("nan"), "3", True, None])
+@pytest.mark.parametrize("drain", [-1, float("nan"), 10**400, "3", True, None])
 def test_a_drain_is_seconds(drain):
     """D13: Any other value is refused when it is declared."""
     with pytest.raises(ValueError, match="drain must be >= 0 seconds"):

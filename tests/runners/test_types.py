@@ -41,6 +41,12 @@ def test_usage_adds_up(one, other):
     assert one + TokenUsage() == one
 
 
+def test_a_sum_of_usage_has_an_end():
+    """A runner may report as many tokens as a request may have, for each of several requests of one client."""
+    most = TokenUsage(input=2**53, output=1, cost=0.5)
+    assert most + most == TokenUsage(input=2**53, output=2, cost=1.0)
+
+
 @given(
     st.fixed_dictionaries(
         {"request_id": st.text(), "index": counts},

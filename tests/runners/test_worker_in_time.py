@@ -301,7 +301,7 @@ async def test_there_is_no_canary_by_default(autojump_clock):
         act = await stage.act(1)
         await trio.sleep(15)
         assert act.begun == []
-    for wrong in (0, -1):
+    for wrong in (0, -1, "x", True, 10**400):
         with pytest.raises(ValueError, match="canary must be > 0 seconds or None"):
             device_worker("llm", PUPPET, host=stage, canary=wrong)
 

@@ -19,6 +19,21 @@ def above_standard(descriptor: int) -> int:
         os.close(descriptor)
 
 
+def pipe() -> tuple[int, int]:
+    """A pipe whose ends, for reading and for writing, have numbers above 2."""
+    reading, writing = os.pipe()
+    try:
+        reading = above_standard(reading)
+    except OSError:
+        os.close(writing)
+        raise
+    try:
+        return reading, above_standard(writing)
+    except OSError:
+        os.close(reading)
+        raise
+
+
 def lifted(end: socket.socket) -> socket.socket:
     """The same socket with a number above 2."""
     return end if end.fileno() > STANDARD_ERROR else socket.socket(fileno=above_standard(end.detach()))

@@ -24,7 +24,7 @@ from trio.lowlevel import RunVar
 
 from runners.hosts import MARK
 from runners.hosts.process.parent.output import log_event
-from runners.hosts.process.standard import above_standard, lifted
+from runners.hosts.process.standard import lifted, pipe
 from runners.hosts.process.surroundings import environment
 
 _PATIENCE = 1.0
@@ -246,11 +246,10 @@ class _Cleaner:
 
 def _pipe(reading: ExitStack, writing: ExitStack) -> tuple[int, int]:
     """Reading end and writing end, each closed by its stack. Neither has the number of a standard stream."""
-    ends = os.pipe2(os.O_CLOEXEC)
-    lifted = above_standard(ends[0]), above_standard(ends[1])
-    reading.callback(os.close, lifted[0])
-    writing.callback(os.close, lifted[1])
-    return lifted
+    ends = pipe()
+    reading.callback(os.close, ends[0])
+    writing.callback(os.close, ends[1])
+    return ends
 
 
 _cleaner: RunVar[_Cleaner | None] = RunVar("runners.hosts.process.parent.cleaner", None)

@@ -17,7 +17,7 @@ from contextlib import contextmanager, suppress
 import trio
 from trio.lowlevel import enable_ki_protection
 
-from runners.hosts.process.standard import above_standard
+from runners.hosts.process.standard import pipe
 
 LOGGER = logging.getLogger("runners.context")
 _HOSTS = logging.getLogger("runners.hosts")
@@ -124,7 +124,7 @@ class _Stream:
         self.last: deque[str] = deque(maxlen=_LAST_LINES)
         self._crashed = False  # whether all lines since the first one of a crash belong to its report
         if output.piped:
-            self.descriptor, self.theirs = map(above_standard, os.pipe())
+            self.descriptor, self.theirs = pipe()
             os.set_blocking(self.descriptor, False)
 
     def feed(self, data: bytes) -> None:
