@@ -12,6 +12,7 @@ import sys
 import time
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import trio
@@ -40,6 +41,8 @@ from sessions import (
 )
 
 from runners.errors import ContextDied, LoadFailed
+from runners.hosts.process import wire
+from runners.hosts.process.child.forkserver import Server
 from runners.hosts.process.host import ProcessHost
 from runners.hosts.process.parent import forkserver, standby
 from runners.hosts.process.parent.forkserver import NoServer
@@ -116,6 +119,24 @@ async def test_a_request_that_the_kernel_refuses_costs_no_other_context(number, 
         async with opened(Scripted()) as three:
             assert parent(three.pid) == server
         assert ids(await whole(one)) == expected(BATCH)
+
+
+def test_a_report_that_the_kernel_refuses_is_sent_again():
+    """D15: As where it lacks memory. The contexts would die with their server. Any other error is the end of the connection."""
+    errors = [OSError(number, os.strerror(number)) for number in (errno.ENOBUFS, errno.ENOMEM)]
+    sent = []
+
+    def sendall(data):
+        if errors:
+            raise errors.pop()
+        sent.append(data)
+
+    server = SimpleNamespace(_control=SimpleNamespace(sendall=sendall))
+    Server._send(server, wire.Preloaded())
+    assert sent == [wire.datagram(wire.Preloaded())]
+    errors.append(BrokenPipeError())
+    with pytest.raises(BrokenPipeError):
+        Server._send(server, wire.Preloaded())
 
 
 @pytest.mark.trio

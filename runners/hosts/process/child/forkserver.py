@@ -17,6 +17,7 @@ import signal
 import socket
 import sys
 import threading
+import time
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -33,6 +34,8 @@ from runners.types import PreloadingSpec, RunnerSpec
 
 _DATAGRAM = 2**20
 _ENDS = 3
+_NO_ROOM = errno.ENOBUFS, errno.ENOMEM
+_PAUSE = 0.01
 _DEVICES = ("/dev/nvidia-uvm", "/dev/kfd", "/dev/dri/", "/dev/accel")
 """Files that a process with a device context has open. A process that only queries the driver has not."""
 
@@ -166,7 +169,17 @@ class Server:
         )
 
     def _send(self, frame: wire.FromServer) -> None:
-        self._control.sendall(wire.datagram(frame))
+        """Send a report. If the kernel lacks memory, it is tried again: the contexts would die with this process."""
+        data = wire.datagram(frame)
+        while True:
+            try:
+                self._control.sendall(data)
+            except OSError as error:
+                if error.errno not in _NO_ROOM:
+                    raise
+                time.sleep(_PAUSE)
+            else:
+                return
 
 
 def _forked() -> int:
