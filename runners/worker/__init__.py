@@ -182,9 +182,9 @@ def _check_host(name: str, host: object, runner: RunnerSpec) -> None:
     check_for(host, runner)
 
 
-def _affinity(request: object) -> str | None:
-    """The key by which a context is preferred for a request."""
-    return request.affinity or None if type(request) is ExecuteBatch else None
+def _affinity(request: object) -> int | None:
+    """The key by which a context is preferred for a request. The mailbox keeps many, and a client may give a text of megabytes."""
+    return hash(request.affinity) if type(request) is ExecuteBatch and request.affinity else None
 
 
 def _deadline(request: object) -> float | None:

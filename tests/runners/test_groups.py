@@ -1,5 +1,6 @@
 """A worker over several contexts (D12). See `test_chaos` for what happens to such a worker under load."""
 
+import sys
 from contextlib import asynccontextmanager, suppress
 
 import pytest
@@ -142,6 +143,15 @@ async def test_requests_with_one_affinity_go_to_one_context_while_it_has_room(au
         acts = await scene.acts(0, 1, 2)
         assert [sorted(act.open) for act in acts] == [["k0", "k1"], ["x0"], ["k2", "k3"]]
         nursery.cancel_scope.cancel()
+
+
+def test_the_key_of_an_affinity_is_small():
+    """D12, R37: A client may give a text of megabytes with each request, and the mailbox remembers the keys of thousands of requests."""
+    key = device_worker("llm", PUPPET, hosts=[Stage()]).mailbox.affinity
+    long = "k" * 10**6
+    assert sys.getsizeof(key(batch("a", affinity=long))) < 64
+    assert key(batch("a", affinity=long)) == key(batch("b", affinity=long)) != key(batch("b", affinity="k"))
+    assert key(batch("a")) is None
 
 
 @pytest.mark.trio
