@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
+from copy import copy
 from enum import StrEnum
 from typing import Any, Literal, Protocol, TypeAlias, cast, get_args, runtime_checkable
 
@@ -153,7 +154,11 @@ class ExecuteBatch:
 
     def on_clock(self, ahead: float) -> ExecuteBatch:
         """The same request for a process or task whose clock is `ahead` of this one by so many seconds."""
-        return self if self.deadline is None else evolve(self, deadline=self.deadline + ahead)
+        if self.deadline is None:
+            return self
+        made = copy(self)  # `evolve` would convert all fields anew, and a payload may have a million items
+        object.__setattr__(made, "deadline", self.deadline + ahead)
+        return made
 
     @property
     def estimated_tokens(self) -> int:

@@ -114,11 +114,12 @@ def test_a_temperature_must_be_a_number(wrong):
 
 @given(st.none() | st.floats(-1e6, 1e6), st.floats(-1e6, 1e6))
 def test_a_deadline_is_told_on_the_clock_of_who_is_told(deadline, ahead):
-    """The moment stays; without one the request stays as it is."""
-    batch = ExecuteBatch("r", "", deadline=deadline)
+    """The moment stays; without one the request stays as it is. A long payload is not copied for it."""
+    batch = ExecuteBatch("r", "", payload=[1], deadline=deadline)
     told = batch.on_clock(ahead)
     assert told.deadline == (None if deadline is None else deadline + ahead)
     assert attrs.evolve(told, deadline=deadline) == batch
+    assert told.payload is batch.payload
 
 
 @pytest.mark.parametrize(
