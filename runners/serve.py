@@ -97,10 +97,13 @@ def serve(
 
 
 def _can_be_looked_up(host: object) -> bool:
+    if type(host) is not str or "\0" in host:
+        return False
     try:
-        return type(host) is str and "\0" not in host and host.encode("idna") is not None
+        host.encode("idna")
     except UnicodeError:
         return False
+    return True
 
 
 def _is_loopback(host: str) -> bool:
