@@ -21,7 +21,10 @@ from .refusal import Refusal
 
 MAX_INPUTS = 2048
 """The most inputs of one request, as OpenAI's API has it."""
+MAX_CONTAINERS = 65_536
+"""The most lists and objects of one request. Each takes microseconds, in which nothing else is served, and a body has room for a million."""
 
+_CONTAINERS = frozenset((dict, list))
 _MOST = 2**31 - 1
 _SEED_BITS = 2**63 - 1
 _MAX_TOP = 20
@@ -87,6 +90,7 @@ class Fields:
             raise Refusal(400, f"the body must be JSON: {text_of(error)}") from error
         if not isinstance(given, dict):
             raise Refusal(400, f"the body must be a JSON object, got {brief(given)}")
+        _check_containers(given)
         self._left = {
             name: value for name, value in cast("dict[str, Any]", given).items() if value is not None
         }
@@ -151,6 +155,17 @@ class Fields:
 def refuse(param: str, allowed: str, got: object) -> NoReturn:
     """Refuse the value of a field."""
     raise Refusal(400, f"{param} must be {allowed}, got {brief(got)}", param=param)
+
+
+def _check_containers(given: Any) -> None:
+    """Refuse a body of too many lists and objects."""
+    found = [given]
+    for each in found:
+        inner = each.values() if type(each) is dict else each
+        if not _CONTAINERS.isdisjoint(map(type, inner)):
+            found += [value for value in inner if type(value) in _CONTAINERS]
+        if len(found) > MAX_CONTAINERS:
+            raise Refusal(400, f"the body may have {MAX_CONTAINERS} lists and objects, and has more")
 
 
 def _no_number(name: str) -> NoReturn:

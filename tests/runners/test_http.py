@@ -443,6 +443,17 @@ def test_a_payload_that_cannot_travel_is_the_clients_error():
         assert answer.status == 400
 
 
+@pytest.mark.parametrize("many", [[[]] * 70_000, [{}] * 70_000, [[[]] * 300] * 300])
+def test_a_body_of_too_many_lists_and_objects_is_refused(many):
+    """Nothing else is served while they are looked at."""
+    answer = asked(Recording(), CHATS, {**CHAT, "metadata": many})
+    assert (answer.status, answer.error["message"]) == (
+        400,
+        "the body may have 65536 lists and objects, and has more",
+    )
+    assert asked(Recording(), CHATS, {**CHAT, "metadata": many[:100]}).status == 200
+
+
 @pytest.mark.parametrize("field", ["model", "prompt"])
 def test_half_a_character_is_refused(field):
     """D11: JSON can have one, UTF-8 cannot; the answer quotes it in ASCII."""
