@@ -56,9 +56,16 @@ def of(**fields: Form) -> Form:
     return form
 
 
-def list_of(form: Form, *, least: int = 0) -> Form:
+def list_of(its: Form, *, least: int = 0) -> Form:
     """A list of so many at least."""
-    return lambda value: isinstance(value, list) and len(value) >= least and all(map(form, value))
+
+    def form(value: Any) -> bool:
+        if not isinstance(value, list):
+            return False
+        items = cast("list[Any]", value)
+        return len(items) >= least and all(map(its, items))
+
+    return form
 
 
 _failure = of(type=text, text=text)
