@@ -21,7 +21,7 @@ from ._brief import brief, class_of
 from ._code import Code
 
 _Pair = tuple[str, Any, Any]
-_CONSTANTS = (type(None), bool, int, float, complex, str, bytes, type(Ellipsis), range)
+_CONSTANTS = frozenset({type(None), bool, int, float, complex, str, bytes, type(Ellipsis), range})
 
 
 class _Stand:
@@ -130,14 +130,23 @@ def _fits(old: Any, new: Any) -> bool:
 
 def _items(what: str, old: Any, new: Any) -> Iterator[_Pair]:
     for number, (one, other) in enumerate(zip(old, new, strict=True)):
-        yield f"{what}[{number}]", one, other
+        if not _is_same_constant(one, other):
+            yield f"{what}[{number}]", one, other
 
 
 def _entries(what: str, old: Mapping[Any, Any], new: Mapping[Any, Any]) -> Iterator[_Pair]:
     """Entry by entry, in their order: keys may be classes that were made anew."""
     for (key, one), (key_anew, other) in zip(old.items(), new.items(), strict=True):
-        yield f"a key of {what}", key, key_anew
-        yield f"{what}[{brief(key)}]", one, other
+        if not _is_same_constant(key, key_anew):
+            yield f"a key of {what}", key, key_anew
+        if not _is_same_constant(one, other):
+            yield f"{what}[{brief(key)}]", one, other
+
+
+def _is_same_constant(old: object, new: object) -> bool:
+    """Whether both are the same constant: a table of the program may have a million, and a pair for each would block the loop."""
+    kind = class_of(old)
+    return kind in _CONSTANTS and kind is class_of(new) and repr(old) == repr(new)
 
 
 def _sets(what: str, old: Any, new: Any) -> Iterator[_Pair]:

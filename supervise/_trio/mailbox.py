@@ -48,7 +48,7 @@ from .message import (
     StreamCall,
     checked_on_loss,
 )
-from .protect import check_stack, protected
+from .protect import check_room, check_stack, protected
 
 _FEW = 16  # up to this many withdrawn calls stay in the queue
 
@@ -448,6 +448,7 @@ class Inbox:
             self._is_read_by(task)
         if ends and self._leaf.stopping:
             return self._take_last()
+        check_room()
         readers = self.mailbox.readers
         readers[task] = self, ends
         if self.mailbox.shared:
@@ -479,6 +480,8 @@ class Inbox:
             self._takes_nothing(promised)
         except BaseException:
             self.stops_waiting(task)
+            if self.mailbox.queue:  # near the end of its stack it could not take what it was woken for
+                self.mailbox.wake_reader()
             raise
         return self._take_last()
 

@@ -35,7 +35,7 @@ from .._core._brief import brief
 from .._core._call import wrong_function
 from .._core._check import check_choice, check_number
 from .._core.spec import OnLoss
-from .protect import check_stack, has_room_for_others, protected
+from .protect import check_room, check_stack, has_room_for_others, protected
 
 IN_A_ROW = 64
 """So many waiting messages or items are taken before the next checkpoint: a checkpoint for each would cost more than the
@@ -496,6 +496,7 @@ class StreamCall(Call):
 
     async def wait_for_room(self) -> None:
         """Wait until there may be room, or the stream has ended."""
+        check_room()
         room = self.room = OrderedDict[Task, None]() if self.room is None else self.room
         task = current_task()
         room[task] = None

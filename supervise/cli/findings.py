@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Callable, Iterator
 from difflib import SequenceMatcher
 from functools import partial
-from math import ceil, isfinite
+from math import ceil, inf, isfinite, log
 from types import CoroutineType
 from typing import Any, cast
 
@@ -174,14 +174,21 @@ def _shortest(child: Spec, restarts: int) -> float:
     """The least time from the first of `restarts` restarts to the last: the sum of the backoffs between them."""
     backoff = child.backoff
     assert backoff is not None
-    delay, total = min(backoff.initial, backoff.maximum), 0.0
-    for number in range(backoff.immediate, restarts):
-        total += delay * (1 - backoff.jitter) if number else 0.0
-        longer = min(delay * backoff.factor, backoff.maximum)
-        if longer == delay:  # so are all that follow, which may be a million
-            return total + (restarts - number - 1) * delay * (1 - backoff.jitter)
-        delay = longer
-    return total
+    first, factor = float(min(backoff.initial, backoff.maximum)), float(backoff.factor)
+    waits = max(0, restarts - backoff.immediate)
+    if not waits or not first or backoff.jitter == 1:
+        return 0.0
+    # A series rather than a loop, for a limit may allow a thousand million restarts.
+    growing = ceil(min(waits, log(backoff.maximum / first) / log(factor))) if factor > 1 else 0
+    try:
+        total = first * (factor**growing - 1) / (factor - 1) if growing else 0.0
+    except OverflowError:
+        return inf
+    if waits > growing:
+        total += (waits - growing) * (backoff.maximum if growing else first)
+    if not backoff.immediate:  # the time begins with the first restart
+        total -= first
+    return total * (1 - backoff.jitter)
 
 
 def _never_restarted(node: Node) -> Iterator[Finding]:

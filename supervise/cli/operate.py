@@ -28,13 +28,15 @@ from ..operate.sockets import default_path, found, listening_at, listening_on
 from ..operate.why import ago
 from ..views.words import branches
 from .load import NoTree
-from .output import complain, write_line
+from .output import complain, has_reader, write_line
 
 if TYPE_CHECKING:
     from ..operate.client import Client
 
 TOKEN = "SUPERVISE_TOKEN"  # noqa: S105 - This is the name of a variable, not a token.
 _Data = dict[str, Any]
+_LOOK = 0.5
+"""Seconds between two looks at standard output."""
 
 
 # --- `run --socket`
@@ -269,6 +271,23 @@ def _table(rows: Sequence[_Data], now: float) -> Iterator[str]:
 
 
 async def _events(arguments: argparse.Namespace, client: Client) -> int:
+    with trio.CancelScope() as scope:
+        # A system task, since a nursery would put what ends the command into a group.
+        trio.lowlevel.spawn_system_task(_cancel_without_reader, scope)
+        await _print_events(arguments, client)
+    return 0
+
+
+async def _cancel_without_reader(scope: trio.CancelScope) -> None:
+    """Standard output may lose its reader long before the next event is written."""
+    while True:
+        await trio.sleep(_LOOK)
+        if not has_reader():
+            scope.cancel("standard output has no reader")
+            return
+
+
+async def _print_events(arguments: argparse.Namespace, client: Client) -> None:
     path = arguments.path
     async for event in client.events(arguments.after, follow=arguments.follow):
         if arguments.output == "json":
@@ -280,8 +299,7 @@ async def _events(arguments: argparse.Namespace, client: Client) -> int:
             shown = f"{at} [{printable(event['path'])} #{event['incarnation']}] {event['text']}"
         wanted = path is None or "path" not in event or f"{event['path']}/".startswith(f"{path}/")
         if wanted and not write_line(shown):
-            return 0
-    return 0
+            return
 
 
 async def _why(arguments: argparse.Namespace, client: Client) -> int:

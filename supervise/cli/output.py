@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 import sys
 from typing import Any
 
@@ -31,6 +32,13 @@ def write(text: str) -> bool:
 def write_line(text: str) -> bool:
     """Write one line, see `write`."""
     return write(f"{text}\n")
+
+
+def has_reader() -> bool:
+    """Whether a pipe or terminal that is standard output still has its other end."""
+    poll = select.poll()
+    poll.register(1, 0)  # the events that are always reported
+    return not poll.poll(0)
 
 
 def complain(text: str) -> None:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing
+from functools import partial
 from typing import Any, Self, cast
 from urllib.parse import quote
 
 import httpx
 
 from .._core._brief import brief
+from . import forms
 
 Data = dict[str, Any]
 
@@ -73,7 +75,7 @@ class Client:
 
     async def status(self) -> Data:
         """The status of all nodes, see `docs/operating/operating.md`."""
-        return self._data(await self._asked("GET", "/status"), "nodes")
+        return self._read(forms.status, (await self._asked("GET", "/status")).json)
 
     async def why(self, path: str) -> str:
         """Why the node at `path` is as it is, in sentences."""
@@ -97,13 +99,13 @@ class Client:
             OperateError: the request is refused, or no program answers.
         """
         answer = await self._post(f"/{verb}/{_quoted(path)}", reason, who, dry_run=dry_run)
-        steps: list[Data] = self._data(answer, "steps")["steps"]
+        steps: list[Data] = self._read(forms.steps, answer.json)["steps"]
         return steps
 
     async def reload(self, *, reason: str, who: str, dry_run: bool = False) -> list[Data]:
         """Have the program load its files anew; gives the changes. `reason`, `who` and `dry_run` are as for `act`."""
         answer = await self._post("/reload", reason, who, dry_run=dry_run)
-        changes: list[Data] = self._data(answer, "changes")["changes"]
+        changes: list[Data] = self._read(forms.changes, answer.json)["changes"]
         return changes
 
     async def _post(self, url: str, reason: str, who: str, *, dry_run: bool) -> httpx.Response:
@@ -132,8 +134,9 @@ class Client:
                         if line.startswith("event: missed"):
                             missed = True
                         elif line.startswith("data: "):
-                            data = self._event(line.removeprefix("data: "))
-                            yield {"kind": "Missed", **data} if missed else data
+                            form = forms.missed if missed else forms.event
+                            data = self._read(form, partial(json.loads, line.removeprefix("data: ")))
+                            yield {**data, "kind": "Missed"} if missed else data
                             missed = False
         except _NO_ANSWER as problem:
             raise self._no_answer(problem) from problem
@@ -162,27 +165,17 @@ class Client:
             text = f"the program at {self.where} answered with status {answer.status_code}"
         raise OperateError(text, answer.status_code)
 
-    def _data(self, answer: httpx.Response, name: str) -> Data:
-        """The data of an answer, which has a list of this name."""
+    def _read(self, form: forms.Form, load: Callable[[], Any]) -> Data:
+        """What an answer says, which has the form of ours."""
         try:
-            data: Data = answer.json()
-            if isinstance(data[name], list):
-                return data
+            data = load()
         except _NOT_OURS:
-            pass
-        raise self._no_tree()
-
-    def _event(self, text: str) -> Data:
-        try:
-            event: Any = json.loads(text)
-        except _NOT_OURS:
-            event = None
-        if not isinstance(event, dict):
-            raise self._no_tree()
-        return cast("Data", event)
-
-    def _no_tree(self) -> OperateError:
-        return OperateError(f"what answers at {self.where} is not a tree of `supervise`")
+            data = None
+        if not form(data):
+            raise OperateError(
+                f"what answers at {self.where} is not a tree of `supervise`, or one of another version"
+            )
+        return cast("Data", data)
 
     def _no_answer(self, problem: Exception) -> OperateError:
         return OperateError(f"no program answers at {self.where}: {str(problem) or type(problem).__name__}")

@@ -9,8 +9,9 @@ import os
 import re
 import shlex
 from collections.abc import Callable
+from contextlib import suppress
 from socket import gaierror
-from typing import Any, Protocol, cast
+from typing import Any, Protocol
 from urllib.parse import SplitResult, urlsplit
 
 import trio
@@ -22,12 +23,14 @@ from .._core._code import Code
 from .._core._value import Value
 from .errors import CommandNotReady
 from .notify import Notifications
-from .ports import Listener, listeners
+from .ports import Listener, addresses, listeners
 
 _FIRST, _LONGEST, _FACTOR = 0.02, 0.5, 1.5
 """The seconds between two attempts, at first and at most: a program gives no event when it opens its port."""
 _PATIENCE = 5.0
 """Seconds of one attempt."""
+_SHORT = 0.25
+"""Seconds for a connection to an address if there are further ones: as in RFC 8305, a route that swallows all delays the others little."""
 _MOST = 65536
 """Bytes of an answer that are read at most; `expect` must be among them."""
 
@@ -141,7 +144,7 @@ async def _asked(host: str, port: int, send: bytes, enough: Callable[[bytes], bo
     """What comes back from a port, until it is enough; a text is the reason why nothing did."""
     data = b""
     try:
-        async with await trio.open_tcp_stream(host, port) as stream:
+        async with await _connected(host, port) as stream:
             if send:
                 await stream.send_all(send)
             while not enough(data) and len(data) < _MOST:
@@ -158,12 +161,28 @@ async def _asked(host: str, port: int, send: bytes, enough: Callable[[bytes], bo
     return data
 
 
+async def _connected(host: str, port: int) -> trio.SocketStream:
+    *others, last = await addresses(host, port)
+    for family, address in others:
+        with suppress(OSError), trio.move_on_after(_SHORT):
+            return await _connected_to(family, address)
+    return await _connected_to(*last)
+
+
+async def _connected_to(family: int, address: Any) -> trio.SocketStream:
+    connection = trio.socket.socket(family, trio.socket.SOCK_STREAM)
+    try:
+        await connection.connect(address)
+    except BaseException:
+        connection.close()
+        raise
+    return trio.SocketStream(connection)
+
+
 def _reason(problem: BaseException) -> str:
-    """The reason in a few words. Trio tries each address of a name, and gives the failures as a cause, or as a group of causes."""
-    while (cause := problem.__cause__) is not None:
-        problem = (
-            cast("BaseException", cause.exceptions[0]) if isinstance(cause, BaseExceptionGroup) else cause
-        )
+    """The reason in a few words. Trio gives the failure of a stream as a cause."""
+    while problem.__cause__ is not None:
+        problem = problem.__cause__
     if isinstance(problem, OSError) and problem.errno:
         known = problem.strerror if isinstance(problem, gaierror) else None  # it has numbers of its own
         return (known or os.strerror(problem.errno)).lower()

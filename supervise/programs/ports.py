@@ -8,8 +8,9 @@ import socket
 import sys
 from collections.abc import Callable, Iterable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import trio
 from attrs import frozen
@@ -34,6 +35,39 @@ async def in_thread(look: Callable[..., Result], *arguments: object) -> Result:
         return look(*arguments)
 
 
+_lookups: trio.lowlevel.RunVar[dict[str, trio.CapacityLimiter]] = trio.lowlevel.RunVar("lookups")
+
+
+async def addresses(host: str, port: int) -> list[tuple[int, Any]]:
+    """The addresses of a host, each with its family. A name is looked up in a thread, which takes no place in Trio's default limiter either.
+
+    A lookup may take half a minute, and goes on if it is cancelled; until its end another one for the same host waits.
+
+    Raises:
+        OSError, UnicodeError: the name has no address, or cannot be looked up.
+    """
+    look = partial(socket.getaddrinfo, host, port, type=socket.SOCK_STREAM)
+    try:
+        found = look(flags=socket.AI_NUMERICHOST)  # needs no lookup
+    except socket.gaierror:
+        limiter = _limiters().setdefault(host, trio.CapacityLimiter(1))
+        try:
+            found = await trio.to_thread.run_sync(look, abandon_on_cancel=True, limiter=limiter)
+        except RuntimeError as no_thread:  # that of Python for a thread that cannot be started
+            raise OSError(str(no_thread)) from no_thread
+    return [(family, address) for family, *_, address in found]
+
+
+def _limiters() -> dict[str, trio.CapacityLimiter]:
+    """One for each host: so no more threads wait for an answer than programs name hosts."""
+    try:
+        return _lookups.get()
+    except LookupError:
+        limiters: dict[str, trio.CapacityLimiter] = {}
+        _lookups.set(limiters)
+        return limiters
+
+
 @frozen
 class Listener:
     """A listening socket, by the number of its inode."""
@@ -52,8 +86,7 @@ class Listener:
 async def listeners(host: str, port: int) -> list[Listener]:
     """The sockets that listen at this port for this address; none if it belongs to another machine, or cannot be seen."""
     wanted = {
-        ipaddress.ip_address(str(address[0]).partition("%")[0])
-        for *_, address in await trio.socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        ipaddress.ip_address(str(address[0]).partition("%")[0]) for _, address in await addresses(host, port)
     }
     return await in_thread(_listeners, wanted, port)
 

@@ -21,6 +21,9 @@ from ..events import Adopted, Adopting, Event, Ready, Stopping
 _STATUS_SECONDS = 5.0
 """Between two texts for `systemctl status`, if no watchdog asks for more frequent messages."""
 
+_LONGEST_NUMBER = 20
+"""Digits of a number that is none of systemd's, which has 64 bits."""
+
 _LONGEST_ADDRESS = 107
 """Bytes; `sockaddr_un` of Linux has room for them and a final zero."""
 
@@ -71,7 +74,8 @@ class SystemdSink:
         microseconds, pid = environment.pop("WATCHDOG_USEC", ""), environment.pop("WATCHDOG_PID", "")
         if not address:
             return None
-        watched = microseconds.isdigit() and int(microseconds) > 0 and pid in ("", str(os.getpid()))
+        is_number = microseconds.isdecimal() and len(microseconds) < _LONGEST_NUMBER
+        watched = is_number and int(microseconds) > 0 and pid in ("", str(os.getpid()))
         return cls(address, watchdog=int(microseconds) / 1e6 if watched else None)
 
     def __call__(self, event: Event) -> None:

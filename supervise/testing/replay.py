@@ -27,12 +27,14 @@ from typing import Any, TextIO, TypeVar, cast
 
 from attrs import fields, has
 
+from .. import events
 from .._core import effect
 from .._core._brief import brief, members
 from .._core._check import plain
 from .._core.effect import Effect, Input
 from .._core.forest import Forest
 from .._core.machine import Machine
+from .._core.node import Failure
 from .._core.spec import Child, Pool, Supervisor
 from .._trio import reports
 from .._trio.driver import forests
@@ -44,6 +46,7 @@ _INPUTS: dict[str, type[Any]] = {
     kind.__name__: kind
     for kind in (effect.Boot, effect.Up, effect.Exited, effect.Ended, effect.Request, effect.Withdraw, effect.Stop, effect.Wake)
 }  # fmt: skip
+_TAKEN_APART = {effect.__name__, events.__name__, Failure.__module__}
 _START = {"tree", "now", "listening", "effects"}
 _INPUT = {"machine", "incarnation", "now", "u", "listening", "input", "fields", "effects"}
 _PLAIN = (str, int, float, bool, type(None))
@@ -122,7 +125,10 @@ class _Recorder(Forest):
             return {"request": self._requests[item.request]}
         if isinstance(item, effect.Request):
             self._requests[item] = len(self._requests)
-        return {one.name: _kept(getattr(item, one.name)) for one in _fields(item)}
+        return {
+            one.name: (_kept_value if one.name == "value" else _kept)(getattr(item, one.name))
+            for one in _fields(item)
+        }
 
     def _note(self, line: dict[str, Any], out: list[Effect]) -> None:
         line |= {"listening": self.ledger.listening, "effects": list(map(line_of, out))}
@@ -130,9 +136,9 @@ class _Recorder(Forest):
 
 
 def _fields(value: object) -> Sequence[Any]:
-    """The fields of an attrs class; none for another class."""
+    """The fields of an input, an effect or a failure; none for another value, which a log keeps as a text."""
     cls: Any = type(value)
-    return fields(cls) if has(cls) else ()
+    return fields(cls) if cls.__module__ in _TAKEN_APART and has(cls) else ()
 
 
 def _kept(value: Any, levels: int = _LEVELS) -> Any:
@@ -148,6 +154,12 @@ def _kept(value: Any, levels: int = _LEVELS) -> Any:
         if isinstance(value, Child | Supervisor | Pool)
         else {"value": brief(cast("object", value))}
     )
+
+
+def _kept_value(value: Any) -> Any:
+    """The form of a value that a child has given: a machine only prints it, so of a tuple or a spec the log keeps the text."""
+    as_text = type(value) is tuple or isinstance(value, Child | Supervisor | Pool)
+    return {"value": _text_of(value)} if as_text else _kept(value)
 
 
 def _kept_exception(exc: BaseException, levels: int) -> dict[str, Any]:

@@ -541,6 +541,14 @@ WARNINGS = {
             "give 'app' a longer window, such as limit=Limit(3, within=144), or write limit=None"
         ),
     ),
+    "a limit that a thousand million restarts do not pass": (
+        'Supervisor("app", [Child("a", idle, backoff=Backoff(initial=1e-3, factor=1.0000001))], limit=Limit(10**9))',
+        "the limit of 'app' (1000000000 within 5 s) can never trip by 'a': 1000000001 restarts take at least 2.45e+10 s of backoff",
+    ),
+    "a limit whose backoff grows beyond all numbers": (
+        'Supervisor("app", [Child("a", idle, backoff=Backoff(initial=1, factor=2, maximum=float("inf")))], limit=Limit(5000))',
+        "5001 restarts take at least inf s of backoff; give 'app' a longer window, such as limit=Limit(5000, within=…)",
+    ),
     "a backoff that is never used": (
         'Supervisor("app", [Child("a", idle, backoff=Backoff(), limit=Limit(9, within=60), restart="temporary")])',
         "the limit and the backoff of 'app/a' have no effect, for a temporary child is never restarted; leave them out",

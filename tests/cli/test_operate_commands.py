@@ -98,6 +98,11 @@ def test_a_running_program_is_seen_and_changed_from_a_shell(run, tmp_path):
         assert "was asked to stop: " in events[-2]
         assert events[-2].endswith("too loud")
         assert json.loads(run("events", "-o", "json").stdout.splitlines()[-1])["kind"] == "Stopped"
+        follower = run("events", "--follow", wait=False)
+        assert any("app/db #1] has stopped" in line for line in follower.stdout)
+        follower.stdout.close()  # as `head -1` does; no further event comes
+        assert follower.wait(60) == 0
+        follower.stderr.close()
         assert run("stop", "app", "--reason", "done").returncode == 0
         assert program.wait(60) == 0
         assert "was asked to stop: " in program.stderr.read()

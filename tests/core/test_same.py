@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from supervise import Backoff, Child, Decider, Limit, Restart, Stop, Supervisor
+from supervise._core import _same
 from supervise._core._same import why_other
 from supervise._core.changes import changes
 
@@ -331,3 +332,20 @@ def test_an_equal_declaration_has_no_changes():
 
 async def reason_of(*_):
     """A body."""
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: [1, "x", 2.5, None, b"y"] * 100,
+        lambda: {number: str(number) for number in range(500)},
+        lambda: tuple(range(500)),
+    ],
+)
+def test_a_table_of_constants_is_compared_without_a_pair_for_each(make, monkeypatch):
+    """R38: An adoption compares in one step of the loop, and a program may have a table with a million entries."""
+    compared = []
+    plain = _same._compared
+    monkeypatch.setattr(_same, "_compared", lambda *pair, **how: compared.append(pair) or plain(*pair, **how))
+    assert why_other("table", make(), make()) is None
+    assert len(compared) == 1

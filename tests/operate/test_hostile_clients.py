@@ -335,10 +335,16 @@ def test_a_client_refuses_a_token_that_cannot_be_sent(token):
         b"[" * 100_000,
         b"data: []",
         b"data: [" * 9,
+        b'{"nodes": [{}], "steps": [{}], "changes": [{}]}',
+        b'{"nodes": [], "time": 1, "seq": 1, "name": "a", "pid": 1, "acts": true, "waits_for": [], "steps": [7]}',
+        b'data: {"kind": "Failed"}',
+        b'data: {"kind": "Ready", "seq": 1, "time": 1e300, "path": "a", "incarnation": 1, "text": "is up"}',
+        b'data: {"kind": "Missed", "seq": 1, "time": 1, "path": "a", "incarnation": 1, "text": "is up"}',
+        b'event: missed\ndata: {"kind": "Ready"}',
     ],
 )
 async def test_a_client_says_that_another_program_answers(tmp_path, body):
-    """Some server of HTTP, whose answers have another form."""
+    """Some server of HTTP, or one of another version, whose answers have another form."""
     async with trio.open_nursery() as nursery:
         with listening_at(tmp_path / "s") as listener:
 
@@ -357,8 +363,12 @@ async def test_a_client_says_that_another_program_answers(tmp_path, body):
                     async for _ in client.events():
                         pass
 
-                asks = client.status, lambda: client.act("stop", "app", reason="x", who="\udcff")
-                for ask in (*asks, follow) if body.startswith(b"data") else asks:
+                asks = (
+                    client.status,
+                    lambda: client.act("stop", "app", reason="x", who="\udcff"),
+                    lambda: client.reload(reason="x", who="me"),
+                )
+                for ask in (*asks, follow) if b"data:" in body else asks:
                     with pytest.raises(OperateError, match="is not a tree of `supervise`"):
                         await ask()
             nursery.cancel_scope.cancel()

@@ -8,7 +8,10 @@ import os
 import re
 import signal
 import socket
+import threading
+from contextlib import ExitStack
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import trio
@@ -180,6 +183,75 @@ async def test_a_host_without_an_address_is_one_failed_check(tmp_path, host, why
     assert error.tag == "command.not_ready"
     assert re.search(rf"was not ready within 0.5 s(: port 9: .*({why}))?", str(error))
     assert "unknown error" not in str(error)
+
+
+@pytest.mark.trio
+async def test_a_host_is_looked_up_while_code_of_the_tree_has_taken_all_threads():
+    """A healthy program would be stopped otherwise."""
+    limiter = trio.to_thread.current_default_thread_limiter()
+    code = [object() for _ in range(int(limiter.available_tokens))]
+    for each in code:
+        limiter.acquire_on_behalf_of_nowait(each)
+    try:
+        with socket.create_server(("127.0.0.1", 0)) as server, trio.fail_after(60):
+            assert await tcp(server.getsockname()[1], host="localhost").attempt(None) is None
+    finally:
+        for each in code:
+            limiter.release_on_behalf_of(each)
+
+
+@pytest.mark.trio
+async def test_a_lookup_that_hangs_takes_one_thread(monkeypatch):
+    """The check that waits for it can be cancelled, and so can the next one; then it goes on."""
+    looked, may_end, numeric = [], threading.Event(), socket.getaddrinfo
+
+    def look(host, port, *args, **options):
+        if host == "slow" and "flags" not in options:
+            looked.append(host)
+            may_end.wait(60)
+            host = "127.0.0.1"
+        return numeric(host, port, *args, **options)
+
+    monkeypatch.setattr(socket, "getaddrinfo", look)
+    with socket.create_server(("127.0.0.1", 0)) as server, trio.fail_after(60):
+        check = tcp(server.getsockname()[1], host="slow")
+        for _ in range(3):
+            with trio.move_on_after(0.02):
+                await check.attempt(None)
+        assert looked == ["slow"]
+        may_end.set()
+        assert await check.attempt(None) is None
+
+
+@pytest.mark.trio
+async def test_a_lookup_for_which_there_is_no_thread_is_one_failed_check(monkeypatch):
+    """An address needs none."""
+    monkeypatch.setattr("trio.to_thread.run_sync", Mock(side_effect=RuntimeError("can't start new thread")))
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        assert await tcp(port, host="localhost").attempt(None) == f"port {port}: can't start new thread"
+        assert await tcp(port).attempt(None) is None
+
+
+@pytest.mark.trio
+async def test_an_address_that_answers_nothing_does_not_hide_the_next_one(monkeypatch):
+    """As where a host has an address of IPv6, and no route for it."""
+    with socket.create_server(("127.0.0.2", 0), backlog=0) as full:
+        port = full.getsockname()[1]
+        with socket.create_server(("127.0.0.1", port)), ExitStack() as queue:
+            for _ in range(5):  # once its queue is full, it drops what comes
+                waiting = queue.enter_context(socket.socket())
+                waiting.setblocking(False)
+                waiting.connect_ex(("127.0.0.2", port))
+            numeric = socket.getaddrinfo
+            found = [*numeric("127.0.0.2", port), *numeric("127.0.0.1", port)]
+            monkeypatch.setattr(
+                socket,
+                "getaddrinfo",
+                lambda host, *a, **k: found if host == "two" else numeric(host, *a, **k),
+            )
+            with trio.fail_after(60):
+                assert await tcp(port, host="two").attempt(None) is None
 
 
 @pytest.mark.trio

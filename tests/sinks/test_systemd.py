@@ -187,6 +187,8 @@ def test_systemd_that_is_gone_is_reported_once(tmp_path, caplog):
         ({"NOTIFY_SOCKET": "@x", "WATCHDOG_USEC": "3000000"}, "\0x", 1.5),
         ({"NOTIFY_SOCKET": "/x", "WATCHDOG_USEC": "3000000", "WATCHDOG_PID": "1"}, "/x", 5.0),
         ({"NOTIFY_SOCKET": "/x", "WATCHDOG_USEC": "nonsense"}, "/x", 5.0),
+        ({"NOTIFY_SOCKET": "/x", "WATCHDOG_USEC": "²"}, "/x", 5.0),
+        ({"NOTIFY_SOCKET": "/x", "WATCHDOG_USEC": "9" * 400}, "/x", 5.0),
         ({"WATCHDOG_USEC": "3000000"}, None, None),
     ],
 )

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import attrs
 import pytest
 import trio
 from hypothesis import given, settings
@@ -287,7 +288,7 @@ def test_a_value_that_is_nested_without_end_does_not_break_the_recorded_tree(tmp
     ],
 )
 def test_what_cannot_be_written_is_no_difference(log, to, status, expected):
-    """A closed output is no failure, and a full disk is told in one line."""
+    """A closed output is no failure, and a full disk is one in one line."""
     line = f'"{sys.executable}" -m supervise.testing.replay run.log myapp {to}'
     done = subprocess.run(["bash", "-c", line], cwd=log, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (status, expected)
@@ -310,6 +311,49 @@ def test_names_are_escaped_that_the_output_cannot_encode(tmp_path, monkeypatch):
     status, out, errors = command("log", "named", cwd=tmp_path)
     assert (status, errors) == (0, "")
     assert out.splitlines()[0].endswith(r" \xe4 starts")
+
+
+@attrs.define
+class Given:
+    """A ready value of an attrs class, which may lead to itself."""
+
+    its: object = None
+
+
+def in_itself():
+    """It has no end."""
+    one = Given()
+    one.its = one
+    return one
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: Given(1),
+        in_itself,
+        lambda: (([[["deep"]]],),),
+        lambda: (Given(2), ValueError([[[["deep"]]]])),
+        lambda: Child("b", trio.sleep_forever),
+    ],
+)
+def test_any_ready_value_is_replayed(tmp_path, make):
+    """A machine only prints it."""
+
+    async def body(*, task_status):
+        task_status.started(make())
+        await trio.sleep_forever()
+
+    tree = Supervisor("app", [Child("a", body)])
+
+    async def main():
+        async with open_tree(tree, sinks=[lambda _: None]):
+            pass
+
+    with recording(tmp_path / "log"):
+        run_virtual(main)
+    shown = [line for line, _ in replay((tmp_path / "log").read_text().splitlines(), tree)]
+    assert any("Up" in line for line in shown)
 
 
 def test_a_value_that_cannot_be_written_does_not_break_the_recorded_tree(tmp_path):

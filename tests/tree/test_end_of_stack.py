@@ -223,3 +223,74 @@ def test_a_body_that_takes_a_message_near_the_end_of_its_stack_leaves_no_sender_
     child = Child("a", body, mailbox="shared" if shared else 1)
     grow(app(child, mailbox=1 if shared else None), scene)
     assert sorted(message.value for message in taken) == list(range(4))
+
+
+@pytest.mark.parametrize("left", LEFT)
+@pytest.mark.parametrize("shared", [False, True])
+def test_a_task_that_waits_near_the_end_of_its_stack_leaves_its_message_to_the_next_one(left, shared):
+    """R29, R37: It has been woken for a message, cannot take it, and another task of the child, or a sibling, waits."""
+    taken = []
+
+    async def deep(inbox):
+        try:
+            taken.append(await _deep_in_tasks(left, inbox.receive))
+        except RecursionError:
+            pass
+
+    async def shallow(inbox):
+        await trio.sleep(1)
+        while True:
+            taken.append(await inbox.receive())
+
+    async def both(inbox):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(deep, inbox)
+            nursery.start_soon(shallow, inbox)
+
+    async def scene(tree, _):
+        await trio.sleep(2)
+        async with trio.open_nursery() as nursery:
+            for number in range(4):
+                nursery.start_soon(tree["app" if shared else "app/a"].send, number)
+        await quiet()
+
+    if shared:
+        children = [
+            Child(name, body, mailbox="shared", restart="temporary")
+            for name, body in (("a", deep), ("b", shallow))
+        ]
+        grow(app(*children, mailbox=1), scene)
+    else:
+        grow(app(Child("a", both, mailbox=1)), scene)
+    assert sorted(message.value for message in taken) == list(range(4))
+
+
+@pytest.mark.parametrize("left", LEFT)
+def test_a_body_that_waits_for_room_near_the_end_of_its_stack_leaves_it_to_the_next_sender(left):
+    """R30: It has been woken for the room, and cannot use it."""
+    got = []
+
+    async def body(inbox):
+        async for message in inbox:
+
+            async def deep(message):
+                try:
+                    await _deep_in_tasks(left, partial(message.send, "deep"))
+                except RecursionError:
+                    got.append("deep")
+
+            message.send_nowait("first")
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(deep, message)
+                await trio.sleep(1)
+                nursery.start_soon(message.send, "second")
+            message.reply()
+
+    async def scene(tree, _):
+        async with tree["app/a"].stream(1, buffer=1) as stream:
+            await trio.sleep(2)
+            with trio.move_on_after(1):
+                got.extend([item async for item in stream])
+
+    grow(app(Child("a", body, mailbox=9)), scene)
+    assert sorted(got) == ["deep", "first", "second"]
