@@ -628,6 +628,12 @@ HOSTS = (
     *plants_of(
         "hosts/process/child/forkserver.py",
         (
+            "a child that is not reported goes on",
+            "            undo.callback(os.kill, pid, signal.SIGKILL)\n",
+            "            undo.callback(undo.pop_all)\n",
+            "without_a_server_the_start_is_cold",
+        ),
+        (
             "a child that other code has reaped ends the fork server",
             "    except ChildProcessError:\n        return None",
             "    except ZeroDivisionError:\n        return None",

@@ -13,10 +13,11 @@ from pathlib import Path
 import trio
 
 from benchmarks.ports import free_port
-from runners import ExecuteBatch, Sampling, ThreadHost, device_worker, rebuild
+from runners import ExecuteBatch, InlineHost, Sampling, ThreadHost, device_worker, rebuild, replace
 from runners.hosts import Host
 from runners.hosts.process.host import ProcessHost
 from runners.models.scripted import Fault, Scripted
+from runners.serve import serve
 from supervise import Child, Supervisor, open_tree
 from supervise.operate import operate
 from supervise.programs import Command, Running, every, line, notify, tcp
@@ -36,6 +37,18 @@ link = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
 link.sendto(b"READY=1", os.environ["NOTIFY_SOCKET"].replace("@", "\\0"))
 time.sleep(1000)
 """
+ASKED = b'{"model": "m", "prompt": "x", "seed": 0, "temperature": 0, "max_tokens": 8}'
+QUESTION = b"\r\n".join(
+    [
+        b"POST /v1/completions HTTP/1.1",
+        b"host: it",
+        b"content-type: application/json",
+        b"connection: close",
+        b"content-length: %d" % len(ASKED),
+        b"",
+        ASKED,
+    ]
+)
 LISTENS = """
 import socket, sys
 server = socket.create_server(("127.0.0.1", int(sys.argv[1])))
@@ -88,6 +101,41 @@ async def listening() -> None:
     await _started_again(
         Command("it", command, ready=tcp(port), alive=every(0.05, tcp(port)), grace=5, ready_timeout=5)
     )
+
+
+@program
+async def isolated() -> None:
+    """A program in a namespace of its own."""
+    command = [sys.executable, "-c", UP]
+    await _started_again(Command("it", command, ready=line("^up$"), isolation="namespace", grace=5))
+
+
+@program
+async def replaced() -> None:
+    """A device worker that gets another runner while it serves."""
+    hosts = [ProcessHost(), ProcessHost()]
+    worker = device_worker("worker", Scripted(8, delay=0.002), hosts=hosts, backoff=None)
+    async with open_tree(Supervisor("app", [worker])) as tree:
+        ref = tree["app/worker"]
+        with trio.fail_after(IN_TIME):
+            async with ref.stream(ExecuteBatch("stream", "s", sampling=TOKENS)) as stream:
+                await replace(ref, Scripted(6, delay=0.002))
+                assert [chunk.index async for chunk in stream] == list(range(8))
+            done = await ref.call(ExecuteBatch("call", "c", sampling=TOKENS))
+            assert len(done.token_ids) == 6
+
+
+@program
+async def fronted() -> None:
+    """A device worker that is asked over HTTP."""
+    worker = device_worker("worker", Scripted(8, delay=0.002), host=InlineHost(), backoff=None)
+    async with open_tree(serve({"m": worker}, port=0, drain=5)) as tree:
+        with trio.fail_after(IN_TIME):
+            (url,) = await tree["serve/http"].ready()
+            async with await trio.open_tcp_stream("127.0.0.1", int(url.rpartition(":")[2])) as client:
+                await client.send_all(QUESTION)
+                answer = b"".join([data async for data in client])
+            assert b'"completion_tokens":8' in answer.replace(b" ", b"")
 
 
 @program

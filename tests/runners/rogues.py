@@ -1,6 +1,7 @@
 """Runners that break the rules of the house, importable by a context process."""
 
 import ctypes
+import errno
 import json
 import os
 import select
@@ -483,6 +484,13 @@ def _forbid_forks():
     os.fork = fork
 
 
+def _forbid_reports():
+    def send_fds(*_arguments):
+        raise OSError(errno.ENOBUFS, os.strerror(errno.ENOBUFS))
+
+    socket.send_fds = send_fds
+
+
 _PRELOADING = {
     "": lambda: None,
     "fails": _fail,
@@ -500,6 +508,7 @@ _PRELOADING = {
     "ignores its children": lambda: signal.signal(signal.SIGCHLD, signal.SIG_IGN),
     "sets a default timeout": lambda: socket.setdefaulttimeout(0.05),
     "forbids forks": _forbid_forks,
+    "forbids reports": _forbid_reports,
     "babbles": lambda: os.write(connection(), b"junk"),
     "sends a descriptor": lambda: socket.send_fds(socket.socket(fileno=os.dup(connection())), [b"junk"], [2]),
 }

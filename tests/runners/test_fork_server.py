@@ -206,16 +206,18 @@ async def test_a_preload_happens_once_and_not_in_the_contexts(tmp_path):
         ("dies", "was killed by SIGKILL"),
         ("hangs", "preloaded nothing within 6 s"),
         ("forbids forks", "could not fork"),
+        ("forbids reports", "could not fork"),
         ("babbles", "not a frame"),
         ("sends a descriptor", "not a frame"),
     ],
 )
 @pytest.mark.trio
 async def test_without_a_server_the_start_is_cold(preloading, why, tmp_path, caplog):
-    """A failure while preloading costs time, and a warning reports it; the context comes up all the same."""
+    """A failure while preloading costs time, and a warning reports it; the context comes up all the same, and alone."""
     host = ProcessHost(load_timeout=6 if preloading == "hangs" else 60)
     async with opened(Preloads(str(tmp_path), preloading), host) as session:
         assert parent(session.pid) == os.getpid()
+        assert contexts() == {session.pid}
     (warning,) = [record for record in caplog.records if record.name == "runners.hosts"]
     assert why in warning.getMessage()
     assert "is started cold" in warning.getMessage()

@@ -19,7 +19,7 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import NoReturn, Self
 
@@ -124,22 +124,24 @@ class Server:
         """Fork a child and report it. Its pidfd is opened here: until this process reaps it, its pid cannot be reused.
 
         Raises:
-            OSError: no process, memory or descriptor is left for a child.
+            OSError: no process, memory or descriptor is left for a child, or for the report.
         """
         if len(descriptors) != _ENDS:  # the kernel drops descriptors for which this process has no room
             raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
         pid = _forked()
         if pid == 0:
             self._be_child(*descriptors)
-        try:
+        with (
+            ExitStack() as undo
+        ):  # the parent is about to start cold, and two contexts must not serve one connection
+            undo.callback(_exit_code, pid)
+            undo.callback(os.kill, pid, signal.SIGKILL)
             pidfd = os.pidfd_open(pid)
-        except OSError:
-            os.kill(pid, signal.SIGKILL)
-            os.waitpid(pid, 0)
-            raise
+            undo.callback(os.close, pidfd)
+            socket.send_fds(self._control, [wire.datagram(wire.Forked(number, pid))], [pidfd])
+            undo.pop_all()
         self._children[pidfd] = _Child(number, pid)
         self._poll.register(pidfd, select.POLLIN)
-        socket.send_fds(self._control, [wire.datagram(wire.Forked(number, pid))], [pidfd])
 
     def _be_child(self, connection: int, output: int, errors: int) -> NoReturn:
         """Close the descriptors of the server and of its other children, and run as a context."""
