@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NoReturn, cast
 
 from attrs import evolve, field, frozen
@@ -159,9 +159,9 @@ def refuse(param: str, allowed: str, got: object) -> NoReturn:
 
 def _check_containers(given: Any) -> None:
     """Refuse a body of too many lists and objects."""
-    found = [given]
+    found: list[Any] = [given]
     for each in found:
-        inner = each.values() if type(each) is dict else each
+        inner: Iterable[object] = each.values() if is_a(each, dict) else each
         if not _CONTAINERS.isdisjoint(map(type, inner)):
             found += [value for value in inner if type(value) in _CONTAINERS]
         if len(found) > MAX_CONTAINERS:

@@ -62,7 +62,7 @@ def list_of(its: Form, *, least: int = 0) -> Form:
     def form(value: Any) -> bool:
         if not isinstance(value, list):
             return False
-        items = cast("list[Any]", value)
+        items: list[Any] = value
         return len(items) >= least and all(map(its, items))
 
     return form
