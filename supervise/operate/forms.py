@@ -6,7 +6,9 @@ Another program may answer at a socket or a port, and so may an older or newer v
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypeAlias, cast
+from typing import Any, TypeAlias
+
+from .._core._check import is_a
 
 Form: TypeAlias = Callable[[Any], bool]
 """Whether a value of JSON has this form."""
@@ -48,9 +50,9 @@ def of(**fields: Form) -> Form:
     items = list(fields.items())
 
     def form(value: Any) -> bool:
-        if not isinstance(value, dict):
+        if not is_a(value, dict):
             return False
-        found = cast("dict[str, Any]", value)
+        found: dict[str, Any] = value
         return all(name in found and its(found[name]) for name, its in items)
 
     return form
@@ -60,7 +62,7 @@ def list_of(its: Form, *, least: int = 0) -> Form:
     """A list of so many at least."""
 
     def form(value: Any) -> bool:
-        if not isinstance(value, list):
+        if not is_a(value, list):
             return False
         items: list[Any] = value
         return len(items) >= least and all(map(its, items))
