@@ -278,10 +278,12 @@ def _be_init(order: dict[str, Any], report: socket.socket) -> NoReturn:
     _mount_proc()
     try:
         pid = _forked(order)
-    except _SetupError as problem:
-        report.send(json.dumps({"failed": [problem.step, str(problem)]}).encode())
+        pidfd = os.pidfd_open(pid)
+    except (_SetupError, OSError) as problem:
+        step = problem.step if isinstance(problem, _SetupError) else "guardian"
+        report.send(json.dumps({"failed": [step, str(problem)]}).encode())
         os._exit(1)
-    _send_with(report, {}, os.pidfd_open(pid))
+    _send_with(report, {}, pidfd)
     while True:
         reaped, status = os.wait()
         if reaped == pid:
@@ -382,7 +384,7 @@ class Guardian:
         ours.recv(100)
         data, descriptors, _, _ = socket.recv_fds(ours, 100_000, 1)
         if not descriptors:
-            raise _SetupError(*(json.loads(data)["failed"] if data else ("isolation", "process 1 has died")))
+            raise _SetupError(*(json.loads(data)["failed"] if data else ("guardian", "process 1 has died")))
         self._pidfd = descriptors[0]
         self._program = _pid_of(self._pidfd)
         self._watch(ours.fileno(), self._reported)

@@ -399,6 +399,24 @@ async def test_the_control_groups_that_a_program_has_made_go_with_its_own(tmp_pa
     assert not await group.exists()
 
 
+def test_a_lack_of_descriptors_in_a_namespace_is_not_taken_for_a_lack_of_permission(monkeypatch):
+    """Its process 1 reports the step that failed, as a guardian without a namespace does."""
+
+    def none_left(_order):
+        raise OSError(errno.EMFILE, "none left")
+
+    monkeypatch.setattr(guardian, "_prctl", lambda *_: None)
+    monkeypatch.setattr(guardian, "_mount_proc", lambda: None)
+    monkeypatch.setattr(guardian, "_forked", none_left)
+    monkeypatch.setattr(guardian.os, "_exit", sys.exit)
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with ours, theirs:
+        with pytest.raises(SystemExit, match="1"):
+            guardian._be_init({}, theirs)
+        assert ours.recv(100) == b"{}"
+        assert json.loads(ours.recv(1000)) == {"failed": ["guardian", "[Errno 24] none left"]}
+
+
 def test_a_namespace_ends_with_parent_and_guardians(tmp_path):
     """All of them at once: the kernel ends a namespace with its first process, and that one with the guardian."""
     if not is_permitted("namespace"):
