@@ -50,6 +50,7 @@ from .message import (
 )
 from .protect import check_room, check_stack, protected
 
+_AFTER_A_WAIT = IN_A_ROW - 1
 _FEW = 16  # up to this many withdrawn calls stay in the queue
 
 
@@ -465,7 +466,7 @@ class Inbox:
             promised = await wait_task_rescheduled(abort)
             while self.is_open:
                 if not self.mailbox.shared or self._may_take(promised):
-                    self._before_turn = IN_A_ROW - 1
+                    self._before_turn = _AFTER_A_WAIT
                     message = self._take()
                     if message is not None:
                         return message
@@ -529,9 +530,9 @@ class Inbox:
     def _take(self) -> Message | None:
         """Take the next entry whose caller has not left; it is in hand from now on. None if there is none."""
         mailbox = self.mailbox
-        if mailbox._putters:
-            return self._take_and_admit()
         while mailbox.queue:
+            if mailbox._putters:
+                return self._take_and_admit()
             entry = mailbox.queue.popleft()
             try:
                 if isinstance(entry, tuple):

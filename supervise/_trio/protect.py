@@ -5,6 +5,8 @@ from __future__ import annotations
 import inspect
 import sys
 from collections.abc import Callable
+from functools import partial
+from operator import eq
 from typing import Any, TypeVar
 
 from trio.lowlevel import Task, current_root_task, enable_ki_protection
@@ -12,6 +14,7 @@ from trio.lowlevel import Task, current_root_task, enable_ki_protection
 T = TypeVar("T", bound=type[Any])
 
 _SPARE = 200  # nested calls: several times the need of this library, Trio and ordinary sinks
+_ROOM = 10
 _C_COUNTS = sys.version_info < (3, 12)
 
 
@@ -22,7 +25,7 @@ def _nested(depth: int) -> object:
     return value
 
 
-_PAIRS = {calls: (_nested(calls), _nested(calls)) for calls in (_SPARE, 2 * _SPARE)}
+_PAIRS = {calls: (_nested(calls), _nested(calls)) for calls in (_ROOM, _SPARE, 2 * _SPARE)}
 
 
 def protected(cls: T) -> T:
@@ -77,18 +80,6 @@ def check_thread(root: Task | None) -> None:
         )
 
 
-def check_room(calls: int = 10) -> None:
-    """Refuse to wait so near the end of Python's stack that a task which is woken for something could not pass it on.
-
-    It is cheaper than `check_stack`: a wait changes nothing that an error could leave half done.
-
-    Raises:
-        RecursionError: fewer than ten calls are left.
-    """
-    if calls:
-        check_room(calls - 1)
-
-
 def has_room_for_others() -> bool:
     """Whether so much of the stack is left that code of others may be called here, and ask the tree for something."""
     return _are_left(2 * _SPARE)
@@ -112,3 +103,16 @@ def _are_left(calls: int) -> bool:
     except RecursionError:
         pass
     return False
+
+
+def _descend(calls: int) -> None:
+    if calls:
+        _descend(calls - 1)
+
+
+check_room: Callable[[], object] = partial(eq, *_PAIRS[_ROOM]) if _C_COUNTS else partial(_descend, _ROOM)
+"""Refuse to wait so near the end of Python's stack that a task which is woken for something could not pass it on.
+
+It raises RecursionError if fewer than ten calls are left, and is cheaper than `check_stack`, since it is called for each wait: a wait
+changes nothing that an error could leave half done.
+"""
