@@ -372,9 +372,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             return _print_report(report(prompts, kinds, arguments.seed))
         _show(prompts, kinds, arguments.seed, live=arguments.live)
     except (ValueError, StartFailed) as exc:
-        with suppress(
-            AttributeError, OSError
-        ):  # it was closed, or cannot be written to: the status says it all the same
+        # It was closed, or cannot be written to: the status says it all the same.
+        with suppress(AttributeError, OSError):
             sys.stderr.write(f"runners.demo: {exc}\n")
         return 2 if isinstance(exc, ValueError) else 1
     return 0

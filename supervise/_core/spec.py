@@ -542,9 +542,8 @@ def _check_supervisor(spec: Supervisor | Pool, what: str) -> None:
     why = None if spec.init is None else misfit(spec.init, ())
     if why is not None:
         _put(spec, "misfit", f"{what}: init {why}")
-        if (
-            misfit(spec.init, (), some=True) is not None
-        ):  # nor with the arguments that a pool's `add` gives it
+        if misfit(spec.init, (), some=True) is not None:
+            # It fits also no arguments that a pool's `add` may give it.
             refuse(TypeError(spec.misfit))
     _check_call(spec, f"{what}: init", None, "it is called before the children start, and is not awaited")
 

@@ -498,9 +498,8 @@ class Driver:
     def _waits_for(self, task: Task | None) -> str | None:
         """The path of the node that the task, or one below it, waits for: the path of the address in whose `wait` it stands."""
         for each in tasks_below(task):
-            with suppress(
-                BaseException
-            ):  # an awaitable of the program is asked for its frame, and may raise anything
+            # An awaitable of the program is asked for its frame, and may raise anything.
+            with suppress(BaseException):
                 for frame, _ in each.iter_await_frames():
                     if frame.f_code is Address.wait.__code__:
                         path: str = frame.f_locals["self"].path

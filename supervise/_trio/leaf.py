@@ -335,9 +335,8 @@ class Leaf:
         """Run the body, again after each Resume. The exception that ends it reaches the resource, a `Cancelled` too (R9)."""
         while True:
             exc = value = None
-            with (
-                trio.CancelScope() as self._body_scope
-            ):  # an injected failure ends the body, and keeps the resource
+            # An injected failure ends the body, and keeps the resource.
+            with trio.CancelScope() as self._body_scope:
                 if self._injected is not None:
                     self.inject(self._injected[0])
                 try:

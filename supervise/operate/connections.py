@@ -123,9 +123,8 @@ class _Connection(TCPServer):
 def _without_websockets(app: Any) -> Any:
     async def served(scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] == "websocket":
-            with suppress(
-                Exception
-            ):  # Hypercorn cannot refuse one whose client has sent more than the handshake
+            # Hypercorn cannot refuse one whose client has sent more than the handshake.
+            with suppress(Exception):
                 await send({"type": "websocket.close"})
         else:
             await app(scope, receive, send)

@@ -92,9 +92,8 @@ def listening_at(path: Path) -> Generator[socket.socket, None, None]:
         try:
             listener.listen(100)
             listener.setblocking(False)
-            if not _is_same(
-                path.lstat(), made
-            ):  # another program took a socket that did not listen yet for a stale one
+            # Another program took a socket that did not listen yet for a stale one.
+            if not _is_same(path.lstat(), made):
                 raise OSError(errno.EADDRINUSE, f"another program listens at {path}")
             yield listener
         finally:

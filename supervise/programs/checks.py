@@ -152,11 +152,8 @@ async def _asked(host: str, port: int, send: bytes, enough: Callable[[bytes], bo
                 if not more:
                     break
                 data += more
-    except (
-        OSError,
-        UnicodeError,
-        trio.BrokenResourceError,
-    ) as problem:  # some names of hosts cannot be encoded
+    except (OSError, UnicodeError, trio.BrokenResourceError) as problem:
+        # Some names of hosts cannot be encoded.
         return f"port {port}: {_reason(problem)}"
     return data
 

@@ -74,9 +74,8 @@ def recording(path: str | PathLike[str]) -> Generator[None, None, None]:
         yield
     finally:
         forests.reset(before)
-        with suppress(
-            OSError
-        ):  # every line was written at once, so this is the failure of one, and the log has it
+        # Every line was written at once, so this is the failure of one, and the log has it.
+        with suppress(OSError):
             file.close()
 
 

@@ -57,9 +57,8 @@ def kill_children() -> None:
     while time.monotonic() < end:
         with suppress(OSError):  # the kernel lists no children
             for pid in ours.read_text().split():
-                with suppress(
-                    OSError
-                ):  # it has ended meanwhile, or has become another user's, and may not be killed
+                # It has ended meanwhile, or has become another user's, and may not be killed.
+                with suppress(OSError):
                     os.kill(int(pid), signal.SIGKILL)
         try:
             os.waitpid(-1, os.WNOHANG)

@@ -81,9 +81,8 @@ class Detokenizer:
         if new and len(self.window) > _WINDOW:
             self.window = self.window[self.since :]
             self.given = self.decode(self.window)
-        elif (
-            len(self.window) - self.worded > _MOST
-        ):  # without a text, so those with one stay as their context
+        elif len(self.window) - self.worded > _MOST:
+            # These have no text, so those with one stay as their context.
             self.window = [*self.window[: self.worded], *self.window[-_WINDOW:]]
             self.given = self.decode(self.window)
         self.since = len(self.window)

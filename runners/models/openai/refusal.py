@@ -66,10 +66,8 @@ def refusal(status: int, body: bytes, redact: Redactor, *, retry_after: str | No
     """The error for a status of 400 or more, whose body begins so."""
     try:
         said = json.loads(body)
-    except (
-        ValueError,
-        RecursionError,
-    ):  # an HTML page of a gateway, or a body that is longer than what was read
+    except (ValueError, RecursionError):
+        # An HTML page of a gateway, or a body that is longer than what was read.
         said = None
     return _error(status, _members(said), redact, retry_after)
 

@@ -97,9 +97,8 @@ class TransformersChatTokenizer(TransformersTokenizer):
             tokens: list[int] = self._tokenizer.apply_chat_template(
                 messages, tools=tools, add_generation_prompt=True, return_dict=False
             )
-        except (
-            Exception
-        ) as error:  # a template raises what its author likes, and Python what the values are like
+        except Exception as error:
+            # A template raises what its author likes, and Python what the values are like.
             raise BadRequest(f"the chat template refuses the messages: {text_of(error)}") from error
         return tokens
 

@@ -131,9 +131,8 @@ class Server:
         pid = _forked()
         if pid == 0:
             self._be_child(*descriptors)
-        with (
-            ExitStack() as undo
-        ):  # the parent is about to start cold, and two contexts must not serve one connection
+        # The parent is about to start cold, and two contexts must not serve one connection.
+        with ExitStack() as undo:
             undo.callback(_exit_code, pid)
             undo.callback(os.kill, pid, signal.SIGKILL)
             pidfd = os.pidfd_open(pid)

@@ -222,10 +222,8 @@ class ForkServer:
                 pass
         except BlockingIOError:
             return True
-        except (
-            ProtocolError,
-            OSError,
-        ) as error:  # any other error is the end of the connection, as for `Peer`
+        except (ProtocolError, OSError) as error:
+            # Any other error is the end of the connection, as for `Peer`.
             self.kill(f"{self._name}: {error}")
         return False
 
