@@ -27,7 +27,7 @@ from ..views.terminal import run_live
 from . import check, findings, operate, plot, top
 from .load import NoTree, load
 from .operate import serve_tree
-from .output import complain, write, write_line
+from .output import write, write_error, write_line
 from .reload import Program
 
 _TARGET = "a module or a Python file, and the name of the tree in it (default: tree), or a call that makes one: app.py:make_tree(3)"
@@ -40,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         command: Callable[[argparse.Namespace], int] = arguments.command
         status = command(arguments)
     except NoTree as refused:
-        complain(f"supervise: {refused}")
+        write_error(f"supervise: {refused}")
         status = 2
     if status:
         raise SystemExit(status)
@@ -249,5 +249,5 @@ def _sound(target: str) -> Supervisor | Pool | None:
     assert tree is not None
     wrong = [problem for _, problem in findings.errors(tree)]
     for problem in wrong:
-        complain(f"supervise: {target}: {problem}")
+        write_error(f"supervise: {target}: {problem}")
     return None if wrong else tree

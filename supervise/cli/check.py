@@ -16,7 +16,7 @@ from .bodies import mistakes
 from .codes import CODES, TABLE, code_of
 from .findings import Finding
 from .load import NoTree, load, name_of_module
-from .output import complain, write
+from .output import write, write_error
 from .places import Comments, Declared, Place, shown
 
 FORMATS = ("text", "json", "github")
@@ -216,7 +216,7 @@ class _Asked:
 def _as_text(lines: Iterable[Line]) -> None:
     for one in lines:
         where = "supervise" if one.file is None else f"{one.file}:{one.line}"
-        complain(printable(f"{where}: {one.severity}: {one.text} [{one.code}]"))
+        write_error(printable(f"{where}: {one.severity}: {one.text} [{one.code}]"))
 
 
 def _as_json(lines: Iterable[Line]) -> None:

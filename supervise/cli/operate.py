@@ -28,7 +28,7 @@ from ..operate.sockets import default_path, found, listening_at, listening_on
 from ..operate.why import ago
 from ..views.words import branches
 from .load import NoTree
-from .output import complain, has_reader, write_line
+from .output import has_reader, write_error, write_line
 
 if TYPE_CHECKING:
     from ..operate.client import Client
@@ -190,7 +190,7 @@ def _with_client(
     try:
         return trio.run(main)
     except OperateError as refused:
-        complain(f"supervise: {printable(str(refused))}")
+        write_error(f"supervise: {printable(str(refused))}")
         return 2 if refused.status is None else 1
     except KeyboardInterrupt:
         return 130
@@ -228,7 +228,7 @@ async def _status(arguments: argparse.Namespace, client: Client) -> int:
         below = f"{arguments.path}/"
         rows = [row for row in rows if row["path"] == arguments.path or row["path"].startswith(below)]
         if not rows:
-            complain(f"supervise: tree {status['name']!r} has no node {arguments.path!r}")
+            write_error(f"supervise: tree {status['name']!r} has no node {arguments.path!r}")
             return 1
     if arguments.output == "json":
         write_line(json.dumps({**status, "nodes": rows}))

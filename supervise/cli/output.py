@@ -41,6 +41,6 @@ def has_reader() -> bool:
     return not poll.poll(0)
 
 
-def complain(text: str) -> None:
+def write_error(text: str) -> None:
     """Write one line to standard error. If that cannot be written to, the exit status alone says what has failed."""
     last_resort.write(f"{text}\n")

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from .._core._check import did_you_mean
 from .load import NoTree
-from .output import complain, write
+from .output import write, write_error
 
 if TYPE_CHECKING:
     from ..views.timeline import Timeline
@@ -103,7 +103,7 @@ def _chosen(arguments: argparse.Namespace) -> tuple[Timeline, list[str]]:
     runs = timelines(_events(arguments.files), left_out)
     if left_out:
         what = ", ".join(f"{count} {reason}" for reason, count in left_out.most_common(5))
-        complain(f"supervise: lines left out: {what}")
+        write_error(f"supervise: lines left out: {what}")
     files = ", ".join(arguments.files)
     if not runs:
         raise NoTree(f"{files} has no events")

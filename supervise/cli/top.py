@@ -14,7 +14,7 @@ from .._core._brief import printable
 from ..operate.sockets import found
 from . import operate
 from .load import NoTree
-from .output import complain
+from .output import write_error
 
 if TYPE_CHECKING:
     from ..operate.client import Client
@@ -61,10 +61,10 @@ def _top(arguments: argparse.Namespace) -> int:
     try:
         trio.run(lambda: watch(Client(where, token=token), elsewhere=elsewhere, read_only=read_only))
     except OperateError as refused:
-        complain(f"supervise: {printable(str(refused))}")
+        write_error(f"supervise: {printable(str(refused))}")
         return 2 if refused.status is None else 1
     except trio.TooSlowError:
-        complain(f"supervise: the program at {printable(where)} does not answer")
+        write_error(f"supervise: the program at {printable(where)} does not answer")
         return 2
     except KeyboardInterrupt:
         return 130

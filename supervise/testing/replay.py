@@ -39,7 +39,7 @@ from .._core.spec import Child, Pool, Supervisor
 from .._trio import reports
 from .._trio.driver import forests
 from ..cli.load import NoTree, load
-from ..cli.output import complain, write, write_line
+from ..cli.output import write, write_error, write_line
 
 T = TypeVar("T")
 _INPUTS: dict[str, type[Any]] = {
@@ -387,7 +387,7 @@ def main() -> int:
                 inputs, effects = inputs + 1, effects + len(out)
         write_line(f"{inputs} inputs, {effects} effects: the same as in the log")
     except (Mismatch, NoTree, OSError) as problem:
-        complain(str(problem))
+        write_error(str(problem))
         return 1
     return 0
 
