@@ -1,9 +1,8 @@
 """A sample of `python -m tests.ctrl_c`."""
 
-import random
-
 import pytest
 
+from ..chance import chance
 from . import devices, moments, verdict
 from .devices import DEVICES
 from .moments import BUSY, campaign
@@ -20,10 +19,10 @@ DEVICE_LINES = 6
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_an_interrupt_at_any_line_stops_the_tree_in_order_and_leaves_bare(name):
     """R4: This holds for every line of ours, whatever the tree is doing there."""
-    program, chance = PROGRAMS[name], random.Random()
+    program, drawn = PROGRAMS[name], chance()
     problem, plain = run(program)
     assert problem is None
-    for line in sorted(chance.sample(range(1, plain.lines + 1), LINES)):
+    for line in sorted(drawn.sample(range(1, plain.lines + 1), LINES)):
         problem, striker = run(program, [line])
         if problem is not None:
             tidy()
@@ -33,11 +32,11 @@ def test_an_interrupt_at_any_line_stops_the_tree_in_order_and_leaves_bare(name):
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_a_second_interrupt_anywhere_leaves_nothing_behind_either(name):
     """R4: Draining ends with it, but the order, every event and the bare exception stay."""
-    program, chance = PROGRAMS[name], random.Random()
+    program, drawn = PROGRAMS[name], chance()
     _, plain = run(program)
     for _ in range(PAIRS):
-        first = chance.randint(1, plain.lines)
-        lines = [first, first + chance.randint(1, 300)]
+        first = drawn.randint(1, plain.lines)
+        lines = [first, first + drawn.randint(1, 300)]
         problem, striker = run(program, lines)
         if problem is not None:
             tidy()
@@ -57,7 +56,7 @@ def test_an_interrupt_between_a_generator_and_its_caller_leaves_no_session_open(
     with monkeypatch.context() as patch:
         patch.setattr(verdict, "Striker", Finder)
         run(program)
-    for line in random.sample(sorted(found), LINES):
+    for line in chance().sample(sorted(found), LINES):
         problem, striker = run(program, [line])
         assert problem is None, f"at line {line}, {striker.struck}"
 
@@ -68,9 +67,10 @@ def test_an_interrupt_at_any_line_stops_a_device_worker_and_leaves_nothing(name)
     """R4, D10: At every line of the parent's side it leaves no process, no descriptor and no ignored exception."""
     problem, plain = devices.run(DEVICES[name])
     assert problem is None
-    strikes = devices.strikes(plain, random.Random())
+    drawn = chance()
+    strikes = devices.strikes(plain, drawn)
     ours = [at for at in strikes if "/runners/" in at[0][0] or "/programs/" in at[0][0]]
-    for at in random.sample(ours, DEVICE_LINES):
+    for at in drawn.sample(ours, DEVICE_LINES):
         problem, striker = devices.strike(DEVICES[name], at)
         if problem is not None:
             tidy()
@@ -80,13 +80,13 @@ def test_an_interrupt_at_any_line_stops_a_device_worker_and_leaves_nothing(name)
 @pytest.mark.slow
 def test_real_signals_at_random_moments_stop_device_workers_in_order():
     """R4, D10: Meanwhile the context is killed again and again."""
-    assert moments.devices(4, seed=random.getrandbits(32), quiet=True) == 0
+    assert moments.devices(4, seed=chance().getrandbits(32), quiet=True) == 0
 
 
 @pytest.mark.slow
 def test_real_signals_at_random_moments_stop_busy_trees_in_order():
     """R4: Each of the busy programs gets two signals."""
-    assert campaign(2 * len(BUSY), seed=random.getrandbits(32), quiet=True) == 0
+    assert campaign(2 * len(BUSY), seed=chance().getrandbits(32), quiet=True) == 0
 
 
 def test_the_search_strikes_each_line_once_and_at_the_same_place():

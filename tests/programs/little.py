@@ -94,3 +94,18 @@ async def until(true) -> None:
     with trio.fail_after(PATIENCE):
         while not true():  # noqa: ASYNC110 - see above
             await trio.sleep(0.01)
+
+
+def is_permitted(isolation: str) -> bool:
+    """Whether this machine permits it."""
+
+    async def attempt():
+        try:
+            async with opened(
+                little(UP + FOR_EVER, Path.cwd(), isolation=isolation, cwd="/tmp"), Path("/nowhere")
+            ):
+                return True
+        except Exception:
+            return False
+
+    return isolation == "group" or trio.run(attempt)

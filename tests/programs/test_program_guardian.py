@@ -41,6 +41,7 @@ from .little import (
     UP,
     WITH_ORPHAN,
     Seen,
+    is_permitted,
     little,
     opened,
     refused,
@@ -68,21 +69,6 @@ async def tell(tree):
 spec = little(FAMILY, sys.argv[1], isolation=sys.argv[2])
 run_tree(Supervisor("app", [spec]), sinks=[], watch=tell)
 """
-
-
-def is_permitted(isolation):
-    """Whether this machine permits it."""
-
-    async def attempt():
-        try:
-            async with opened(
-                little(UP + FOR_EVER, Path.cwd(), isolation=isolation, cwd="/tmp"), Path("/nowhere")
-            ):
-                return True
-        except Exception:
-            return False
-
-    return isolation == "group" or trio.run(attempt)
 
 
 @contextmanager

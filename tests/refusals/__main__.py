@@ -20,13 +20,13 @@ def main() -> int:
     parser.add_argument("--most", type=int, default=6, metavar="N", help="so many calls of each kind")
     parser.add_argument("--processes", type=int, default=2)
     options = parser.parse_args()
-    reason = why_not()
-    if reason is not None:
-        sys.stderr.write(f"python -m tests.refusals: {reason}\n")
-        return 2
     wrong = total = 0
     with ThreadPoolExecutor(options.processes) as pool:
         for name in options.programs or PROGRAMS:
+            reason = why_not(name)
+            if reason is not None:
+                sys.stderr.write(f"python -m tests.refusals: {name}: {reason}\n")
+                return 2
             tries = refusals(name, options.most)
             found = zip(tries, pool.map(partial(run, name), tries), strict=True)
             for refusal, ended in tracked(name, found, len(tries)):

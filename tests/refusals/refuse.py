@@ -17,6 +17,7 @@ from pathlib import Path
 
 from attrs import frozen
 
+from ..programs.little import is_permitted
 from ..programs.servers import processes_in
 
 ROOT = Path(__file__).parents[2]
@@ -73,14 +74,18 @@ class Run:
     calls: str
 
 
-def why_not() -> str | None:
-    """Why no call can be refused here; None if it can."""
+def why_not(name: str) -> str | None:
+    """Why no call can be refused to this program here; None if it can."""
     if shutil.which("strace") is None:
         return "needs strace"
     tried = subprocess.run(
         ["strace", "-qq", "-o", "/dev/null", "true"], capture_output=True, text=True, check=False
     )
-    return None if tried.returncode == 0 else f"strace may not trace here: {tried.stderr.strip()}"
+    if tried.returncode:
+        return f"strace may not trace here: {tried.stderr.strip()}"
+    if name == "isolated" and not is_permitted("namespace"):
+        return "this machine does not permit isolation 'namespace'"
+    return None
 
 
 def refusals(name: str, most: int) -> list[Refusal]:

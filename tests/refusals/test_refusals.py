@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import random
-
 import pytest
 
+from ..chance import chance
 from .programs import PROGRAMS
 from .refuse import Refusal, refusals, run, why_not, wrong_with
 
@@ -17,10 +16,10 @@ SAMPLE = 4
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_a_program_that_is_refused_a_call_goes_on_or_ends_in_order(name):
     """D10: It leaves no process, no request without an answer, and no exception that reaches no code."""
-    reason = why_not()
+    reason = why_not(name)
     if reason is not None:
         pytest.skip(reason)
-    for refusal in random.sample(refusals(name, 6), SAMPLE):
+    for refusal in chance().sample(refusals(name, 6), SAMPLE):
         ended = run(name, refusal)
         assert not ended.wrong, str(refusal)
 
