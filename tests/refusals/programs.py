@@ -18,7 +18,7 @@ from runners.hosts import Host
 from runners.hosts.process.host import ProcessHost
 from runners.models.scripted import Fault, Scripted
 from runners.serve import serve
-from supervise import Child, Supervisor, open_tree
+from supervise import Child, Limit, Supervisor, open_tree
 from supervise.operate import operate
 from supervise.programs import Command, Running, every, line, notify, tcp
 from supervise.sinks.jsonl import JsonLinesSink
@@ -177,7 +177,8 @@ async def _served(host: Host, *, killed: bool = True) -> None:
 
 
 async def _started_again(spec: Child) -> None:
-    async with open_tree(Supervisor("app", [spec])) as tree:
+    # It is not tried for ever: where each start takes as long as it may, no default limit ends it.
+    async with open_tree(Supervisor("app", [spec], limit=Limit(3, within=3600))) as tree:
         with trio.fail_after(IN_TIME):
             running: Running = await tree[spec].ready()
             os.kill(running.pid, signal.SIGKILL)
