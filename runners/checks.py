@@ -35,7 +35,7 @@ def plain_integer(value: int) -> int:
 
 
 def plain_number(value: float) -> float:
-    """A converter: a number of any class as a float, but for one that no float has."""
+    """A converter: a number of any class as a float, unless it is too large for one."""
     if not _is_number(value):
         return value
     try:
@@ -92,7 +92,7 @@ def _number(bounds: str, is_allowed: Callable[[Any], bool], *, finite: bool) -> 
 
 
 def is_float(value: Any) -> bool:
-    """Whether it is an integer or a float, infinity too, that a float has. NaN and a bool are none."""
+    """Whether it is an int or a float that fits into a float; infinity does, NaN and bools do not."""
     number: Any = plain_number(value) if is_a(value, int, float) else None
     return type(number) is float and not math.isnan(number)
 

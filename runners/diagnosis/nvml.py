@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+import outcome
 import trio
 from attrs import field, frozen
 
@@ -55,13 +56,11 @@ class Nvml:
 
     async def trouble(self, device: str) -> str | None:
         """The reason why a device of this machine cannot be used; None if it can be, or if NVML does not know."""
-        answers: list[str | None] = []  # so that one counts which came in time, though the loop was blocked
+        # In a list, so that an answer counts which came in time though the loop was blocked.
+        answers: list[outcome.Outcome[str | None]] = []
 
         def ask() -> None:
-            try:
-                answers.append(trouble_of(device, self.module))
-            except Exception:  # noqa: BLE001 - An old `nvidia-ml-py` must not replace the poison.
-                answers.append(None)
+            answers.append(outcome.capture(trouble_of, device, self.module))
 
         with trio.move_on_after(self.timeout):
             try:
@@ -70,7 +69,8 @@ class Nvml:
             except RuntimeError:  # no thread can be started
                 return None
         if answers:
-            return answers[0]
+            # An old `nvidia-ml-py` raises, which must not replace the poison.
+            return answers[0].value if isinstance(answers[0], outcome.Value) else None
         return self.silence
 
     @property

@@ -330,10 +330,10 @@ def _has_several(worker: Ref) -> bool:
 
 
 def _status(node: Ref) -> Status:
-    """Its status. One that was removed, or whose tree has ended, has none.
+    """Its status.
 
     Raises:
-        WorkerDown: it is gone.
+        WorkerDown: it was removed, or its tree has ended.
     """
     try:
         return node.status()

@@ -231,7 +231,7 @@ class Queue:
         """Call the observer at the end of each call and stream from now on; nothing changes if it is called already.
 
         Raises:
-            TypeError: it is no plain function of two arguments.
+            TypeError: the observer is not a plain function of two arguments.
         """
         wrong = wrong_function(observer, "it is not awaited", ("value", "end"))
         if wrong is not None:

@@ -161,7 +161,7 @@ class Message:
         It runs in the caller's task, just before that goes on, even if this message has been put back meanwhile. For a caller
         near the end of its stack it runs a moment later, in a system task of Trio. If it raises, the child fails with that
         exception, as by `Ref.inject`. If no body of the child runs then, an `Exception` is logged, and anything else ends the
-        tree. A one-way message ignores the callback. Raises TypeError for what is no plain function.
+        tree. A one-way message ignores the callback. Raises TypeError unless it is a plain function.
         """
         wrong = wrong_function(callback, "it is not awaited", None)
         if wrong is not None:

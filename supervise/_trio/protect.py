@@ -14,7 +14,7 @@ from trio.lowlevel import Task, current_root_task, enable_ki_protection
 T = TypeVar("T", bound=type[Any])
 
 _SPARE = 200  # nested calls: several times the need of this library, Trio and ordinary sinks
-_ROOM = 10
+_ROOM = 10  # nested calls: what it takes to wake another task, with a few to spare
 _C_COUNTS = sys.version_info < (3, 12)
 
 

@@ -292,7 +292,7 @@ class Ref:
 
         Raises:
             ChildStopped: the node is not in the tree.
-            TypeError: the node has no mailbox, or the observer is no plain function of two arguments.
+            TypeError: the node has no mailbox, or the observer is not a plain function of two arguments.
         """
         self._mailbox().observe(observer)
 

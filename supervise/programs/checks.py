@@ -160,20 +160,10 @@ async def _asked(host: str, port: int, send: bytes, enough: Callable[[bytes], bo
 
 async def _connected(host: str, port: int) -> trio.SocketStream:
     *others, last = await addresses(host, port)
-    for family, address in others:
+    for address in others:
         with suppress(OSError), trio.move_on_after(_SHORT):
-            return await _connected_to(family, address)
-    return await _connected_to(*last)
-
-
-async def _connected_to(family: int, address: Any) -> trio.SocketStream:
-    connection = trio.socket.socket(family, trio.socket.SOCK_STREAM)
-    try:
-        await connection.connect(address)
-    except BaseException:
-        connection.close()
-        raise
-    return trio.SocketStream(connection)
+            return await trio.open_tcp_stream(address, port)
+    return await trio.open_tcp_stream(last, port)
 
 
 def _reason(problem: BaseException) -> str:

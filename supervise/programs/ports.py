@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import trio
 from attrs import frozen
@@ -38,8 +38,8 @@ async def in_thread(look: Callable[..., Result], *arguments: object) -> Result:
 _lookups: trio.lowlevel.RunVar[dict[str, trio.CapacityLimiter]] = trio.lowlevel.RunVar("lookups")
 
 
-async def addresses(host: str, port: int) -> list[tuple[int, Any]]:
-    """The addresses of a host, each with its family. A name is looked up in a thread, which takes no place in Trio's default limiter either.
+async def addresses(host: str, port: int) -> list[str]:
+    """The numeric addresses of a host. A name is looked up in a thread, which takes no place in Trio's default limiter either.
 
     A lookup may take half a minute, and goes on if it is cancelled; until its end another one for the same host waits.
 
@@ -55,7 +55,9 @@ async def addresses(host: str, port: int) -> list[tuple[int, Any]]:
             found = await trio.to_thread.run_sync(look, abandon_on_cancel=True, limiter=limiter)
         except RuntimeError as no_thread:  # that of Python for a thread that cannot be started
             raise OSError(str(no_thread)) from no_thread
-    return [(family, address) for family, *_, address in found]
+    # With the scope of an IPv6 address, which `address[0]` lacks.
+    numeric = socket.NI_NUMERICHOST | socket.NI_NUMERICSERV
+    return [socket.getnameinfo(address, numeric)[0] for *_, address in found]
 
 
 def _limiters() -> dict[str, trio.CapacityLimiter]:
@@ -85,9 +87,7 @@ class Listener:
 
 async def listeners(host: str, port: int) -> list[Listener]:
     """The sockets that listen at this port for this address; none if it belongs to another machine, or cannot be seen."""
-    wanted = {
-        ipaddress.ip_address(str(address[0]).partition("%")[0]) for _, address in await addresses(host, port)
-    }
+    wanted = {ipaddress.ip_address(each.partition("%")[0]) for each in await addresses(host, port)}
     return await in_thread(_listeners, wanted, port)
 
 

@@ -22,7 +22,7 @@ _STATUS_SECONDS = 5.0
 """Between two texts for `systemctl status`, if no watchdog asks for more frequent messages."""
 
 _LONGEST_NUMBER = 20
-"""Digits of a number that is none of systemd's, which has 64 bits."""
+"""Digits of a number that has more than the 64 bits of systemd's numbers."""
 
 _LONGEST_ADDRESS = 107
 """Bytes; `sockaddr_un` of Linux has room for them and a final zero."""

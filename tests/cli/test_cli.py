@@ -394,7 +394,7 @@ def test_an_error_that_cannot_be_written_keeps_its_status(write, tmp_path, comma
 
 
 def test_the_version_needs_no_output():
-    """A closed one is no failure; a full disk is told in one line."""
+    """Closed standard streams do not change the exit status; a full disk gives one line of error."""
     for to, status in ((">&-", 0), ("> /dev/full", 2)):
         line = f'"{sys.executable}" -P -m supervise --version {to}'
         ended = subprocess.run(

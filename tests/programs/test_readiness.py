@@ -32,7 +32,7 @@ from supervise.programs import (
 )
 from supervise.programs.checks import until_it_passes
 from supervise.programs.guarded import Guarded
-from supervise.programs.ports import _address, _takes
+from supervise.programs.ports import _address, _takes, addresses
 from supervise.testing import run_virtual
 
 from .little import FOR_EVER, UP, Seen, little, opened, python, refused, until
@@ -231,6 +231,12 @@ async def test_a_lookup_for_which_there_is_no_thread_is_one_failed_check(monkeyp
         port = server.getsockname()[1]
         assert await tcp(port, host="localhost").attempt(None) == f"port {port}: can't start new thread"
         assert await tcp(port).attempt(None) is None
+
+
+@pytest.mark.trio
+async def test_an_address_of_ipv6_keeps_its_scope():
+    """Without it a link-local address cannot be reached."""
+    assert await addresses("fe80::1%lo", 80) == ["fe80::1%lo"]
 
 
 @pytest.mark.trio

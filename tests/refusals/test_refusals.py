@@ -48,7 +48,7 @@ def test_a_program_that_is_refused_a_call_goes_on_or_ends_in_order(name):
     ],
 )
 def test_the_search_finds_every_kind_of_violation(status, said, errors, wrong):
-    """A death, a defect, a lost request and an ignored exception are violations; a failure with its reason is none."""
+    """A death, a defect, a lost request and an ignored exception are violations; a failure with its reason is allowed."""
     assert wrong_with(status, said, errors, Refusal("pipe2", 1)) == wrong
 
 

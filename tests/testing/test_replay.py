@@ -288,7 +288,7 @@ def test_a_value_that_is_nested_without_end_does_not_break_the_recorded_tree(tmp
     ],
 )
 def test_what_cannot_be_written_is_no_difference(log, to, status, expected):
-    """A closed output is no failure, and a full disk is one in one line."""
+    """A closed output does not change the exit status; a full disk gives one line of error."""
     line = f'"{sys.executable}" -m supervise.testing.replay run.log myapp {to}'
     done = subprocess.run(["bash", "-c", line], cwd=log, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (status, expected)

@@ -35,7 +35,9 @@ from runners.types import PreloadingSpec, RunnerSpec
 _DATAGRAM = 2**20
 _ENDS = 3
 _NO_ROOM = errno.ENOBUFS, errno.ENOMEM
+"""The errors of a send that may succeed later."""
 _PAUSE = 0.01
+"""Seconds between two attempts to send a report."""
 _DEVICES = ("/dev/nvidia-uvm", "/dev/kfd", "/dev/dri/", "/dev/accel")
 """Files that a process with a device context has open. A process that only queries the driver has not."""
 
