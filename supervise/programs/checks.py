@@ -167,9 +167,9 @@ async def _connected(host: str, port: int) -> trio.SocketStream:
 
 
 def _reason(problem: BaseException) -> str:
-    """The reason in a few words. Trio gives the failure of a stream as a cause."""
-    while problem.__cause__ is not None:
-        problem = problem.__cause__
+    """The reason in a few words. Trio gives the failure of a stream as a cause, that of a connection as a group of one."""
+    while deeper := problem.exceptions[0] if isinstance(problem, ExceptionGroup) else problem.__cause__:
+        problem = deeper
     if isinstance(problem, OSError) and problem.errno:
         known = problem.strerror if isinstance(problem, gaierror) else None  # it has numbers of its own
         return (known or os.strerror(problem.errno)).lower()

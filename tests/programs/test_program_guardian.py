@@ -209,12 +209,17 @@ from tests.programs.little import FOR_EVER, UP, WITH_ORPHAN, Seen, little
 ANOTHERS = '''
 import os, time
 noticed = os.open("noticed", os.O_RDONLY)
+changed, changing = os.pipe()
 if os.fork() == 0:
     os.setuid(65534)
+    os.close(changing)
     end = time.monotonic() + 60
     while not os.fstat(noticed).st_size and time.monotonic() < end:
         time.sleep(0.01)
     os._exit(0)
+os.close(changing)
+os.read(changed, 1)
+os.close(changed)
 '''
 folder = Path(sys.argv[1])
 def notice(event):
@@ -228,7 +233,7 @@ async def main():
     print(*{type(event).__name__ for event in seen.events} & {'Overdue', 'Stopped', 'StopError'})
 trio.run(main)
 """
-"""Its process of another user ends only when the tree has noticed that it is overdue."""
+"""It is ready when its process is another user's, which ends only when the tree has noticed that it is overdue."""
 
 
 @pytest.mark.slow
