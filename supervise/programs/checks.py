@@ -17,7 +17,7 @@ from urllib.parse import SplitResult, urlsplit
 import trio
 from attrs import field, frozen
 
-from .._core._brief import brief, printable, shortened
+from .._core._brief import as_group, brief, members, printable, shortened
 from .._core._check import check_number, is_a, plain, refuse
 from .._core._code import Code
 from .._core._value import Value
@@ -168,8 +168,10 @@ async def _connected(host: str, port: int) -> trio.SocketStream:
 
 def _reason(problem: BaseException) -> str:
     """The reason in a few words. Trio gives the failure of a stream as a cause, that of a connection as a group of one."""
-    while deeper := problem.exceptions[0] if isinstance(problem, ExceptionGroup) else problem.__cause__:
-        problem = deeper
+    while problem.__cause__ is not None:
+        problem = problem.__cause__
+        if (group := as_group(problem)) is not None:
+            problem = members(group)[0]
     if isinstance(problem, OSError) and problem.errno:
         known = problem.strerror if isinstance(problem, gaierror) else None  # it has numbers of its own
         return (known or os.strerror(problem.errno)).lower()
