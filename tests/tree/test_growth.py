@@ -208,12 +208,27 @@ def many_streams(size):
     within(Supervisor("app", [Child("a", never, mailbox=4)]), scene)
 
 
+def a_mailbox_whose_children_end(size):
+    async def ends(_inbox, after):
+        await trio.sleep(after)
+
+    async def scene(tree, _):
+        await trio.sleep(size)
+        assert {child.state for child in tree.status().children} == {"down"}
+
+    children = [
+        Child(str(number), ends, args=(number,), mailbox="shared", restart="transient")
+        for number in range(size)
+    ]
+    within(Supervisor("app", children, mailbox=4), scene)
+
+
 @pytest.mark.parametrize(
     "program",
     [
         a_deep_tree, a_failure_that_goes_all_the_way_up, a_wide_tree, a_pool_that_comes_and_goes,
         many_requests_that_are_withdrawn, many_who_wait_for_a_start, many_leases, many_callers_that_leave,
-        many_callers_that_are_told, many_streams,
+        many_callers_that_are_told, many_streams, a_mailbox_whose_children_end,
     ],
     ids=lambda program: program.__name__,
 )  # fmt: skip
