@@ -189,18 +189,15 @@ def _sinks(arguments: argparse.Namespace, files: ExitStack) -> list[Sink]:
     if arguments.log == "json":
         logging.getLogger("supervise").addHandler(_JsonLines())
         return [JsonLinesSink()]
-    file = JsonLinesSink(_writable(arguments.log))
+    file = JsonLinesSink(arguments.log)
     files.callback(file.close)
-    return [_sink(arguments), file]
-
-
-def _writable(path: str) -> str:
-    """A path that can be appended to; a program that runs for days should not find out at its first event."""
     try:
-        with Path(path).open("a"):
-            return path
+        # A program that runs for days should not find out at its first event. The file stays open, since the reader of a pipe
+        # leaves when that has no writer.
+        file._opened(Path(arguments.log))
     except OSError as problem:
-        raise NoTree(f"cannot write to {path}: {problem.strerror or problem}") from problem
+        raise NoTree(f"cannot write to {arguments.log}: {problem.strerror or problem}") from problem
+    return [_sink(arguments), file]
 
 
 def _sink(arguments: argparse.Namespace) -> Sink:

@@ -24,7 +24,7 @@ class JsonLinesSink:
     A file is opened at the first event, and appended to. When it would pass `most` bytes it is renamed to `NAME.1`, an older
     `NAME.1` to `NAME.2`, and so on; the oldest is deleted. So all files together have at most `(kept + 1) * most` bytes. A link is
     followed. A file that is not regular, such as `/dev/null` or a pipe, is never renamed, nor is one that another program has put in
-    the place of this one: that is appended to. Each line is written whole and at once. If that fails, for instance because the disk
+    the place of this one: that is appended to. A pipe must have a reader when it is opened. Each line is written whole and at once. If that fails, for instance because the disk
     is full, the tree reports it once and goes on without this sink.
 
     Args:
@@ -70,24 +70,29 @@ class JsonLinesSink:
 
     def _with_room(self, path: Path, more: int) -> TextIO:
         """The open file; a new one if this one has no room for so many bytes. A longer line has a file for itself."""
-        if self._file is None:
-            self._path = path = path.absolute()  # the program may change its folder
-            self._file = self._open(path)
+        file = self._opened(path)
         if self._is_regular and self._size and self._size + more > self._most:
-            is_there = _is_at(self._file, path)
-            self._file.close()
+            is_there = _is_at(file, path)
+            file.close()
             self._file = None
             if is_there:
                 self._rename(path.resolve())
-            self._file = self._open(path)
+            file = self._opened(path)
         self._size += more
-        return self._file
-
-    def _open(self, path: Path) -> TextIO:
-        file = path.open("a", encoding="ascii")
-        opened = os.fstat(file.fileno())
-        self._size, self._is_regular = opened.st_size, stat.S_ISREG(opened.st_mode)
         return file
+
+    def _opened(self, path: Path) -> TextIO:
+        """The file, which is opened if it is not."""
+        if self._file is None:
+            self._path = path.absolute()  # the program may change its folder
+            flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT
+            # A pipe without a reader is an error: otherwise the event loop would wait for the reader.
+            descriptor = os.open(self._path, flags | os.O_NONBLOCK, 0o666)
+            os.set_blocking(descriptor, True)
+            self._file = os.fdopen(descriptor, "a", encoding="ascii")
+            opened = os.fstat(descriptor)
+            self._size, self._is_regular = opened.st_size, stat.S_ISREG(opened.st_mode)
+        return self._file
 
     def _rename(self, path: Path) -> None:
         """Give each file the name of the next older one, up to the first free name; the oldest file has none left."""

@@ -7,9 +7,13 @@ import signal
 import subprocess
 import sys
 import textwrap
+from argparse import Namespace
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
+
+from supervise.cli import _sinks
 
 ROOT = Path(__file__).parents[2]
 
@@ -616,6 +620,17 @@ def test_a_log_that_cannot_be_written_is_refused_before_the_start(write, tmp_pat
     """A program that runs for days should not find out at its first event."""
     write("good.py", GOOD)
     one_line(supervise("run", *options, "good.py", cwd=tmp_path), status=2, expected=expected)
+
+
+def test_a_pipe_for_the_log_keeps_its_reader(tmp_path):
+    """It is opened once: a reader such as `cat` leaves when the pipe has lost its only writer."""
+    os.mkfifo(tmp_path / "pipe")
+    end = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)
+    with ExitStack() as files:
+        _sinks(Namespace(log=str(tmp_path / "pipe"), quiet=False, verbose=False), files)
+        with pytest.raises(BlockingIOError):  # a pipe without a writer gives an empty text
+            os.read(end, 1)
+    os.close(end)
 
 
 FACTORY = """

@@ -1,5 +1,6 @@
 """Events as data, and as lines of JSON in files (R31)."""
 
+import errno
 import itertools
 import json
 import math
@@ -159,6 +160,16 @@ def test_what_is_no_regular_file_keeps_its_name(tmp_path, kept):
     os.close(end)
     assert sum(seen) > 4000
     assert [file.name for file in tmp_path.iterdir()] == ["pipe"]
+
+
+def test_a_pipe_without_a_reader_is_an_error(tmp_path):
+    """R31: It is reported once, and the tree goes on: to wait for a reader would block the loop."""
+    os.mkfifo(tmp_path / "pipe")
+    seen = []
+    run(JsonLinesSink(tmp_path / "pipe"), seen.append)
+    (failed,) = [event for event in seen if isinstance(event, events.SinkFailed)]
+    assert failed.exc.errno == errno.ENXIO
+    assert seen[-1].at > 20
 
 
 @pytest.mark.parametrize("how", ["replaced by a pipe", "in another folder"])
