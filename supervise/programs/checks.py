@@ -412,15 +412,20 @@ async def _line(how: line, program: Checked) -> int | None:
 
 
 async def _is_its_own(host: str, port: int, program: Checked) -> bool:
-    """Whether the port belongs to the program; False if the process that held it has just closed it.
+    """Whether the port belongs to the program; False if the process that held it has just closed it, or if that cannot be seen.
 
     Raises:
         CommandNotReady: another process holds it, and is the one that has answered.
     """
-    found = await listeners(host, port)
-    for one in found:
-        if await program.owns(one):
-            return True
-    if set(found) & set(await listeners(host, port)):
+    try:
+        found = await listeners(host, port)
+        for one in found:
+            if await program.owns(one):
+                return True
+        is_still_held = set(found) & set(await listeners(host, port))
+    except OSError:
+        # The name of the host could not be looked up a second time, or no descriptor is left.
+        return False
+    if is_still_held:
         raise CommandNotReady(f"port {port} is served by another process{await found[0].holder()}")
     return not found

@@ -234,6 +234,24 @@ async def test_a_lookup_for_which_there_is_no_thread_is_one_failed_check(monkeyp
 
 
 @pytest.mark.trio
+async def test_a_lookup_that_fails_after_the_answer_is_one_failed_check(tmp_path, monkeypatch):
+    """Whose port it is cannot be seen then, and the next answer is asked for."""
+    looked, listeners = [], checks.listeners
+
+    async def fails_once(host, port):
+        looked.append(host)
+        if len(looked) == 1:
+            raise socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution")
+        return await listeners(host, port)
+
+    monkeypatch.setattr(checks, "listeners", fails_once)
+    port = free_port()
+    spec = serves(port, b"", b"", ready=tcp(port), folder=tmp_path)
+    async with opened(spec, tmp_path) as (_, running):
+        assert running.port == port
+
+
+@pytest.mark.trio
 async def test_an_address_of_ipv6_keeps_its_scope():
     """Without it a link-local address cannot be reached."""
     assert await addresses("fe80::1%lo", 80) == ["fe80::1%lo"]
