@@ -125,8 +125,9 @@ class Client:
         Ends when the tree has ended; without `follow` after those that there are.
         """
         params = {"after": str(after), "follow": "1" if follow else "0"}
+        options: dict[str, Any] = {} if follow else {"timeout": _LONGEST_LOOK}
         try:
-            async with self._http.stream("GET", "/events", params=params) as answer:
+            async with self._http.stream("GET", "/events", params=params, **options) as answer:
                 await self._check(answer)
                 missed = False
                 async with aclosing(cast("AsyncGenerator[str]", answer.aiter_lines())) as lines:
@@ -146,10 +147,6 @@ class Client:
             if method == "GET":  # an act is answered when it is done, which may take any time
                 options["timeout"] = _LONGEST_LOOK
             answer = await self._http.request(method, url, **options)
-        except httpx.ReadTimeout as slow:
-            raise OperateError(
-                f"the program at {self.where} did not answer within {_LONGEST_LOOK:g} s: is its event loop blocked?"
-            ) from slow
         except _NO_ANSWER as problem:
             raise self._no_answer(problem) from problem
         await self._check(answer)
@@ -178,6 +175,10 @@ class Client:
         return cast("Data", data)
 
     def _no_answer(self, problem: Exception) -> OperateError:
+        if isinstance(problem, httpx.ReadTimeout):
+            return OperateError(
+                f"the program at {self.where} did not answer within {_LONGEST_LOOK:g} s: is its event loop blocked?"
+            )
         return OperateError(f"no program answers at {self.where}: {str(problem) or type(problem).__name__}")
 
 

@@ -380,11 +380,17 @@ async def test_a_client_does_not_wait_for_ever_for_a_program_that_is_blocked(tmp
     monkeypatch.setattr("supervise.operate.client._LONGEST_LOOK", 0.1)
     with listening_at(tmp_path / "s"), trio.fail_after(60):
         async with Client(str(tmp_path / "s")) as client:
-            with pytest.raises(
-                OperateError, match=r"did not answer within 0\.1 s: is its event loop blocked"
-            ) as slow:
-                await client.status()
-            assert slow.value.status is None
+
+            async def read():
+                async for _ in client.events(follow=False):
+                    pass
+
+            for ask in (client.status, read):
+                with pytest.raises(
+                    OperateError, match=r"did not answer within 0\.1 s: is its event loop blocked"
+                ) as slow:
+                    await ask()
+                assert slow.value.status is None
 
 
 @pytest.mark.trio
