@@ -22,6 +22,8 @@ from ._code import Code
 
 _Pair = tuple[str, Any, Any]
 _CONSTANTS = frozenset({type(None), bool, int, float, complex, str, bytes, type(Ellipsis), range})
+_EXACT = frozenset({bool, int, str, bytes})
+"""The constants that are equal exactly if they print the same. Of the others, two zeros do not, and what is not a number equals nothing."""
 
 
 class _Stand:
@@ -80,7 +82,7 @@ def _compared(what: str, old: Any, new: Any, *, classes: bool) -> str | list[_Pa
     elif kind is FunctionType:
         same = _functions(old, new)
     elif kind in _CONSTANTS:
-        same = repr(old) == repr(new)
+        same = _is_same_constant(old, new)
     elif kind in _PARTS:
         same = _fits(old, new) and list(_PARTS[kind](what, old, new))
     else:
@@ -146,7 +148,10 @@ def _entries(what: str, old: Mapping[Any, Any], new: Mapping[Any, Any]) -> Itera
 def _is_same_constant(old: object, new: object) -> bool:
     """Whether both are the same constant: a table of the program may have a million, and a pair for each would block the loop."""
     kind = class_of(old)
-    return kind in _CONSTANTS and kind is class_of(new) and repr(old) == repr(new)
+    if kind not in _CONSTANTS or kind is not class_of(new):
+        return False
+    # A text takes seconds for a hundred megabytes, and Python makes none of an integer of some thousand digits.
+    return old == new if kind in _EXACT else repr(old) == repr(new)
 
 
 def _sets(what: str, old: Any, new: Any) -> Iterator[_Pair]:

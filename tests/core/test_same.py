@@ -276,6 +276,14 @@ def test_deep_and_cyclic_values_come_to_an_end():
     assert why_other("x", (old, 1), (new, 1)) is None
 
 
+def test_large_constants_are_compared_without_their_texts():
+    """R38: Python makes no text of the integer, and those of a hundred megabytes would hold up the loop."""
+    number = 10**5_000
+    assert why_other("x", number, number + 1 - 1) is None
+    assert why_other("x", [number], [number + 1 - 1]) is None
+    assert str(why_other("x", number, number + 1)).startswith("x was ")
+
+
 VALUES = st.recursive(
     st.none()
     | st.booleans()
