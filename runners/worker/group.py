@@ -100,7 +100,7 @@ class Group:
     def settle(self, record: Record, tokens: int) -> None:
         """A request is complete, and its usage takes the place of its estimate: another one may begin earlier."""
         if record.begun is not None:
-            self.rates.settle(record.begun, tokens)
+            record.begun.rates.settle(record.begun, tokens)
             record.begun = None
             self._look_again()
 

@@ -10,7 +10,7 @@ from test_runner_declarations import Server, request
 from runners import InlineHost, ProcessHost, TorchLM, device_worker, replace
 from runners.errors import ContextDied, ContextLost
 from runners.models.scripted import Scripted
-from runners.types import RateLimits
+from runners.types import Price, RateLimits, TokenUsage
 from supervise import Backoff, Decider, Limit, Restart, Supervisor, open_tree
 from supervise._core.changes import changes
 
@@ -129,3 +129,20 @@ async def test_contexts_of_two_declarations_keep_to_one_limit(autojump_clock):
             nursery.start_soon(tree["app/llm"].call, request(name))
         await trio.sleep(50)
         assert len(server.began) == 2
+
+
+@pytest.mark.trio
+async def test_a_request_counts_where_it_has_begun(autojump_clock):
+    """D14, R38: What it took beside its estimate is no debt or credit of the server that another runner asks."""
+    limits, usage = RateLimits(tokens=100), TokenUsage(input=70)
+    old, new = (Server(limits, usage=usage, price=Price(output=dollars)) for dollars in (1, 2))
+    base = {"hosts": [InlineHost()], "backoff": None}
+    async with open_tree(declared(old, **base)) as tree, trio.open_nursery() as nursery:
+        nursery.start_soon(tree["app/llm"].call, request("a"))
+        await trio.sleep(0.5)
+        await tree.adopt(declared(new, **base))
+        await trio.sleep(60)
+        for name in "bcd":
+            nursery.start_soon(tree["app/llm"].call, request(name, 45))
+        await trio.sleep(50)
+        assert len(new.began) == 3
