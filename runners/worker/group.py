@@ -43,8 +43,9 @@ class Group:
     `runner`: as declared; None if no worker is. `contexts`: those that serve, by their paths. `replacement`: what `replace` has
     put in place of the declared runner; None until then. `replacing`: whether it is at work. `loss`: the last death of a context.
     `drains_until`: when the worker began to stop, the moment by which the begun streams must have ended; None before. `circuit`: of
-    its breaker, if it has one. `meters`: what measures this worker; empty if it is not measured. `_held_back`: the last request
-    that the rate limits have held back.
+    its breaker, if it has one. `meters`: what measures this worker; empty if it is not measured. `is_last`: whether it is that of the
+    context that began last at its path, and so counts the ends of requests. `_held_back`: the last request that the rate limits
+    have held back.
     """
 
     runner: RunnerSpec | None = None
@@ -59,6 +60,7 @@ class Group:
     budget: RetryBudget = field(factory=RetryBudget)
     circuit: Circuit | None = None
     meters: list[Meter] = field(factory=list[Meter])
+    is_last: bool = True
     _held_back: object = None
 
     def enter(self, path: str, context: Any) -> None:
@@ -136,7 +138,7 @@ class Group:
 
     def _request_ended(self, request: object, end: str | BaseException) -> None:
         how = outcome_of(request, end, trio.current_time())
-        for meter in self.meters:
+        for meter in self.meters if self.is_last else ():
             meter.ended(how)
 
     def request_begins(self, record: Record) -> None:
@@ -217,9 +219,12 @@ def group_of(declaration: Declaration, runner: RunnerSpec, tree: Tree, path: str
             group = Group(runner)
             group.meters += [metrics.meter(path, group) for metrics in _METRICS.get(tree, ())]
         groups[path] = group
-    last[path] = groups[path]
-    groups[path].observe(tree[path])
-    return groups[path]
+    found = groups[path]
+    last.get(path, found).is_last = False
+    found.is_last = True
+    last[path] = found
+    found.observe(tree[path])
+    return found
 
 
 def measure(tree: Tree, metrics: Metrics) -> None:
