@@ -220,7 +220,7 @@ class Record:
         return caused(PoisonRequest(text), cause)
 
 
-def are_equal(one: RunnerSpec, other: RunnerSpec) -> bool:
+def are_equal(one: RunnerSpec | None, other: RunnerSpec) -> bool:
     """Whether two specs make the same runner. One that cannot be compared, because a field has an odd `==`, equals itself alone."""
     try:
         return one is other or bool(one == other)
