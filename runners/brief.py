@@ -52,6 +52,18 @@ class _Brief(Repr):
         """Its own `repr`, with the middle left out if it is long."""
         return shortened(exact(repr(x)), self.maxother)
 
+    def repr_dict(self, x: dict[Any, Any], level: int) -> str:
+        """The first entries: `Repr` sorts all of them, and that takes a second for a million."""
+        return super().repr_dict(dict(islice(x.items(), self.maxdict + 1)), level)
+
+    def repr_set(self, x: set[Any], level: int) -> str:
+        """Some items, as `repr_dict`."""
+        return super().repr_set(set(islice(x, self.maxset + 1)), level)
+
+    def repr_frozenset(self, x: frozenset[Any], level: int) -> str:
+        """As `repr_set`."""
+        return super().repr_frozenset(frozenset(islice(x, self.maxfrozenset + 1)), level)
+
     def repr_bytes(self, x: bytes, level: int) -> str:  # noqa: ARG002 - as `Repr` calls it
         """Prints only the two ends of long bytes: to print a hundred megabytes takes a second."""
         return shortened(repr(x[:MOST] + x[-MOST:] if len(x) > 2 * MOST else x), self.maxstring)

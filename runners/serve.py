@@ -92,7 +92,8 @@ def serve(
         )
     if type(port) is not int or not 0 <= port <= 65535:  # noqa: PLR2004 - the range of TCP
         raise ValueError(f"port must be 0 to 65535, got {brief(port)}")
-    front = Child("http", _Front(dict(workers), host, port, options), drain=drain, start_timeout=60)
+    names = {model: spec.name for model, spec in workers.items()}
+    front = Child("http", _Front(names, host, port, options), drain=drain, start_timeout=60)
     return Supervisor(name, [*dict.fromkeys(workers.values()), front])
 
 
@@ -116,9 +117,9 @@ def _is_loopback(host: str) -> bool:
 
 @frozen
 class _Front:
-    """The body of the front."""
+    """The body of the front. It has the name of the worker of each model: with their specs, it would be restarted for each change in them."""
 
-    workers: dict[str, Supervisor]
+    workers: dict[str, str]
     host: str
     port: int
     options: dict[str, Any] = field(repr=False)
@@ -133,8 +134,9 @@ class _Front:
         except ModuleNotFoundError as error:
             raise ModuleNotFoundError(f"{error}; install trio-supervise[http]", name=error.name) from error
 
-        tree = current_child().tree
-        workers = {name: tree[spec] for name, spec in self.workers.items()}
+        child = current_child()
+        above = child.path.rpartition("/")[0]
+        workers = {model: child.tree[f"{above}/{name}"] for model, name in self.workers.items()}
         app = openai_app(workers, stopping=stop_requested, **self.options)
         config = hypercorn.config.Config()
         connections = Connections(app, config, most=share_of_files(3 / 4))

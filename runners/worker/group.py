@@ -11,7 +11,7 @@ import traceback
 from contextlib import suppress
 from functools import partial
 from typing import Any, Protocol
-from weakref import WeakKeyDictionary, WeakValueDictionary
+from weakref import WeakKeyDictionary
 
 import trio
 from attrs import define, field, frozen
@@ -23,7 +23,7 @@ from ..types import RunnerSpec, TokenChunk
 from .breaker import Breaker, Circuit, State
 from .meter import Meter, outcome_of
 from .rates import Rates, RetryBudget
-from .record import Loss, Record
+from .record import Loss, Record, are_equal
 
 LOGGER = logging.getLogger("runners.worker")
 
@@ -40,12 +40,15 @@ class Replacement:
 class Group:
     """What the contexts of a worker know of one another.
 
-    `contexts`: those that serve, by their paths. `replacement`: what `replace` has put in place of the declared runner; None
-    until then. `replacing`: whether it is at work. `loss`: the last death of a context. `drains_until`: when the worker began to
-    stop, the moment by which the begun streams must have ended; None before. `circuit`: of its breaker, if it has one. `meters`:
-    what measures this worker; empty if it is not measured. `_held_back`: the last request that the rate limits have held back.
+    `runner`: as declared; None if no worker is. `contexts`: those that serve, by their paths. `replacement`: what `replace` has
+    put in place of the declared runner; None until then. `replacing`: whether it is at work. `loss`: the last death of a context.
+    `drains_until`: when the worker began to stop, the moment by which the begun streams must have ended; None before. `circuit`: of
+    its breaker, if it has one. `meters`: what measures this worker; empty if it is not measured. `is_last`: whether it is that of the
+    context that began last at its path, and so counts the ends of requests. `_held_back`: the last request that the rate limits
+    have held back.
     """
 
+    runner: RunnerSpec | None = None
     contexts: dict[str, Any] = field(
         factory=dict[str, Any]
     )  # each a `serving.Context`, which imports this module
@@ -57,6 +60,7 @@ class Group:
     budget: RetryBudget = field(factory=RetryBudget)
     circuit: Circuit | None = None
     meters: list[Meter] = field(factory=list[Meter])
+    is_last: bool = True
     _held_back: object = None
 
     def enter(self, path: str, context: Any) -> None:
@@ -98,7 +102,7 @@ class Group:
     def settle(self, record: Record, tokens: int) -> None:
         """A request is complete, and its usage takes the place of its estimate: another one may begin earlier."""
         if record.begun is not None:
-            self.rates.settle(record.begun, tokens)
+            record.begun.rates.settle(record.begun, tokens)
             record.begun = None
             self._look_again()
 
@@ -134,7 +138,7 @@ class Group:
 
     def _request_ended(self, request: object, end: str | BaseException) -> None:
         how = outcome_of(request, end, trio.current_time())
-        for meter in self.meters:
+        for meter in self.meters if self.is_last else ():
             meter.ended(how)
 
     def request_begins(self, record: Record) -> None:
@@ -194,20 +198,33 @@ class Declaration:
 
 _GROUPS: WeakKeyDictionary[Tree, WeakKeyDictionary[Declaration, dict[str, Group]]] = WeakKeyDictionary()
 _METRICS: WeakKeyDictionary[Tree, list[Metrics]] = WeakKeyDictionary()
-_PATHS: WeakKeyDictionary[Tree, WeakValueDictionary[str, Group]] = WeakKeyDictionary()
+_PATHS: WeakKeyDictionary[Tree, dict[str, Group]] = WeakKeyDictionary()
+"""The last group at each path."""
 
 
-def group_of(declaration: Declaration, tree: Tree, path: str) -> Group:
-    """The group of a worker that stands at this path of the tree. All members of a pool have the same declaration."""
+def group_of(declaration: Declaration, runner: RunnerSpec, tree: Tree, path: str) -> Group:
+    """The group of a worker that stands at this path of the tree. All members of a pool have the same declaration.
+
+    A worker that is declared anew keeps its group (R38), unless its `runner` is another one: contexts of both declarations may serve
+    side by side, since each gets the new one with its next restart.
+    """
     groups = _GROUPS.setdefault(tree, WeakKeyDictionary()).setdefault(declaration, {})
+    last = _PATHS.setdefault(tree, {})
     if path not in groups:
-        for other in [other for other in groups if not _stands(tree, other)]:
-            del groups[other]
-        groups[path] = group = Group()
-        group.meters += [metrics.meter(path, group) for metrics in _METRICS.get(tree, ())]
-    _PATHS.setdefault(tree, WeakValueDictionary())[path] = groups[path]
-    groups[path].observe(tree[path])
-    return groups[path]
+        for known in (groups, last):
+            for other in [other for other in known if not _stands(tree, other)]:
+                del known[other]
+        group = last.get(path)
+        if group is None or not are_equal(group.runner, runner):
+            group = Group(runner)
+            group.meters += [metrics.meter(path, group) for metrics in _METRICS.get(tree, ())]
+        groups[path] = group
+    found = groups[path]
+    last.get(path, found).is_last = False
+    found.is_last = True
+    last[path] = found
+    found.observe(tree[path])
+    return found
 
 
 def measure(tree: Tree, metrics: Metrics) -> None:
@@ -216,7 +233,7 @@ def measure(tree: Tree, metrics: Metrics) -> None:
     if metrics in measured:
         return
     measured.append(metrics)
-    for path, group in list(_PATHS.setdefault(tree, WeakValueDictionary()).items()):
+    for path, group in _PATHS.get(tree, {}).items():
         if _stands(tree, path):
             group.meters.append(metrics.meter(path, group))
             group.observe(tree[path])
@@ -232,6 +249,4 @@ def _stands(tree: Tree, path: str) -> bool:
 
 def group_at(tree: Tree, path: str) -> Group:
     """The group of the worker that was last at this path; an empty one if none was."""
-    groups = _PATHS.get(tree)
-    found = None if groups is None else groups.get(path)
-    return Group() if found is None else found
+    return _PATHS.get(tree, {}).get(path) or Group()

@@ -98,7 +98,7 @@ class Opener:
     async def _opened(self) -> AsyncGenerator[Context, None]:
         child = current_child()
         cause = None if child.last_failure is None else one_line(brief(child.last_failure))
-        group = group_of(self.declaration, child.tree, self.worker_of(child.path))
+        group = group_of(self.declaration, self.runner, child.tree, self.worker_of(child.path))
         replacement = group.replacement if self.declared else None
         runner = self.runner if replacement is None else replacement.runner
         async with self.host.open(runner, incarnation=child.incarnation, cause=cause) as session:

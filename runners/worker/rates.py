@@ -23,9 +23,11 @@ FREE_RETRIES = 10
 class Begun:
     """A request that counts for the limits since `at`, with so many tokens: the estimate, and once it is complete what it took.
 
-    `counts`: whether it is among those of the last minute.
+    `rates`: where it counts: those of a worker that was declared with another runner since are others (R38). `counts`: whether it is
+    among those of the last minute.
     """
 
+    rates: Rates
     at: float
     tokens: int
     counts: bool = True
@@ -61,7 +63,7 @@ class Rates:
 
     def note(self, tokens: int, now: float) -> Begun:
         """A request begins, and reserves so many tokens."""
-        begun = Begun(now, tokens)
+        begun = Begun(self, now, tokens)
         self._begun.append(begun)
         self._tokens += tokens
         return begun

@@ -178,14 +178,8 @@ class Record:
         return evolve(whole, cost=price.of(whole))
 
     def continues_in(self, runner: RunnerSpec) -> bool:
-        """Whether it may be open in this runner: in any if it has not begun, else in that of its first chunk, or an equal one (D12).
-
-        A spec that cannot be compared, because a field has an odd `==`, equals itself alone.
-        """
-        try:
-            return self.runner is None or self.runner is runner or bool(self.runner == runner)
-        except Exception:  # noqa: BLE001 - A field of a spec may have any `==`, such as that of a tensor, which may raise anything.
-            return False
+        """Whether it may be open in this runner: in any if it has not begun, else in that of its first chunk, or an equal one (D12)."""
+        return self.runner is None or are_equal(self.runner, runner)
 
     def is_late(self, now: float) -> bool:
         """Whether its deadline has passed."""
@@ -224,6 +218,14 @@ class Record:
         """It ends, because its context did, twice."""
         text = f"{self.name} was in a context that died, and then the only one on trial in the next, which died too"
         return caused(PoisonRequest(text), cause)
+
+
+def are_equal(one: RunnerSpec | None, other: RunnerSpec) -> bool:
+    """Whether two specs make the same runner. One that cannot be compared, because a field has an odd `==`, equals itself alone."""
+    try:
+        return one is other or bool(one == other)
+    except Exception:  # noqa: BLE001 - A field of a spec may have any `==`, such as that of a tensor, which may raise anything.
+        return False
 
 
 def record_of(message: Message) -> Record:

@@ -404,14 +404,15 @@ class _Serving:
     async def _watch_silence(self, seconds: float) -> None:
         """After so many seconds without a request begin a canary; never two, and never beside a request (D9).
 
-        The host's deadline for a first chunk applies to it, as to any stream.
+        Nor does one begin while the rate limits hold back a request: canaries could take for ever what it waits for. The host's
+        deadline for a first chunk applies to a canary, as to any stream.
         """
         while True:
             with trio.move_on_after(seconds) as silence:
                 await self._context.change()
             circuit = self._context.group.circuit
             works = circuit is None or circuit.state == "closed"
-            quiet = silence.cancelled_caught and self._context.is_idle() and works
+            quiet = silence.cancelled_caught and self._context.is_idle() and works and not self._inbox
             if quiet and self._may_begin(lambda: CANARY.estimated_tokens):
                 self._note_rate(CANARY.estimated_tokens)
                 self._context.begin_canary()

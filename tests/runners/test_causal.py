@@ -395,6 +395,21 @@ def test_accepted_tokens_that_are_none_of_the_model_are_refused():
     assert refused(request(), accepted=(5, 258)) == "accepted token ids must be from 0 to 257, got 258"
 
 
+@pytest.mark.parametrize("given", [{}, {"prompt": "", "payload": [{"role": "user", "content": ""}]}])
+def test_tokens_that_only_the_tokenizer_has_are_refused(given):
+    """D5: One that was added to the tokenizer, and not to the model, would poison a context on a GPU."""
+
+    class Larger(Chat):
+        def encode(self, text):
+            return [5, 258]
+
+        def chat(self, messages, tools):
+            return [5, 258]
+
+    message = refused(request(**given), runner_of(Toy(tokenizer=Larger())))
+    assert message == "token ids must be from 0 to 257, got 258"
+
+
 def test_a_tokenizer_that_raises_costs_no_place():
     """D5: Its exception is the request's own error."""
 

@@ -381,6 +381,27 @@ def test_looking_at_an_exception_never_raises_and_is_short(name):
     assert len(brief(error)) <= 500
 
 
+class Compared(int):
+    """A key that counts how often it is compared with another."""
+
+    times = 0
+
+    def __lt__(self, other):
+        Compared.times += 1
+        return int.__lt__(self, other)
+
+    __hash__ = int.__hash__
+
+
+@pytest.mark.parametrize("made", [dict.fromkeys, set, frozenset])
+def test_a_large_container_is_not_sorted_for_its_text(made):
+    """D5: Sorting a million keys would block the loop for a second; a few are sorted, as by `reprlib`."""
+    Compared.times = 0
+    assert "..." in brief(made(map(Compared, range(10_000))))
+    assert brief(made([2, 1])) == repr(made([1, 2]))
+    assert 0 < Compared.times < 1_000
+
+
 def test_what_is_shown_of_an_exception_is_what_python_shows():
     """As far as it is short: name, text, arguments, where it was raised and from what."""
     for error in (

@@ -5,10 +5,12 @@ from __future__ import annotations
 import pytest
 import trio
 from test_groups import asks
+from test_runner_declarations import Server, request
 
-from runners import InlineHost, ProcessHost, TorchLM, device_worker
-from runners.errors import ContextLost
+from runners import InlineHost, ProcessHost, TorchLM, device_worker, replace
+from runners.errors import ContextDied, ContextLost
 from runners.models.scripted import Scripted
+from runners.types import Price, RateLimits, TokenUsage
 from supervise import Backoff, Decider, Limit, Restart, Supervisor, open_tree
 from supervise._core.changes import changes
 
@@ -78,3 +80,69 @@ async def test_a_worker_with_another_runner_goes_on_with_its_queue(autojump_cloc
         await waits.over.wait()
         assert isinstance(begun.error, ContextLost)
         waits.assert_whole(4)
+
+
+async def dies(tree, number):
+    """A context of the worker fails; returns the state of the next one."""
+    tree[f"app/llm/context-{number}/context"].inject(ContextDied("killed"))
+    await trio.testing.wait_all_tasks_blocked()
+    return await tree[f"app/llm/context-{number}"].ready()
+
+
+@pytest.mark.parametrize("changed", [{"queue": 9}, {"canary": 50.0}, {"hosts": [InlineHost()] * 3}])
+@pytest.mark.trio
+async def test_a_worker_that_is_declared_anew_keeps_its_replaced_runner(changed, autojump_clock):
+    """D12, R38: Its contexts are restarted for the declaration, or by a failure later; one may be new."""
+    base = {"hosts": [InlineHost()] * 2, "backoff": None}
+    async with open_tree(declared(Scripted(3), **base)) as tree:
+        await replace(tree["app/llm"], Scripted(9))
+        await tree.adopt(declared(Scripted(3), **base | changed))
+        contexts = [await tree[node.path].ready() for node in tree["app/llm"].status().children]
+        contexts += [await dies(tree, 0), await dies(tree, 1)]
+        assert {state._context.runner for state in contexts} == {Scripted(9)}
+        await replace(tree["app/llm"], Scripted(4))
+        contexts = [await tree[node.path].ready() for node in tree["app/llm"].status().children]
+        assert {state._context.runner for state in contexts} == {Scripted(4)}
+
+
+@pytest.mark.trio
+async def test_another_runner_that_is_declared_counts_instead_of_a_replaced_one(autojump_clock):
+    """D12, R38: Also if the first one is declared again afterwards."""
+    base = {"hosts": [InlineHost()] * 2, "backoff": None}
+    async with open_tree(declared(Scripted(3), **base)) as tree:
+        await replace(tree["app/llm"], Scripted(9))
+        for runner in (Scripted(4), Scripted(3)):
+            await tree.adopt(declared(runner, **base))
+            contexts = [await tree["app/llm/context-0"].ready(), await dies(tree, 1)]
+            assert {state._context.runner for state in contexts} == {runner}
+
+
+@pytest.mark.trio
+async def test_contexts_of_two_declarations_keep_to_one_limit(autojump_clock):
+    """D14, R38: They ask one server."""
+    server = Server(RateLimits(requests=2))
+    base = {"hosts": [InlineHost()] * 2, "backoff": None}
+    async with open_tree(declared(server, **base)) as tree, trio.open_nursery() as nursery:
+        await tree.adopt(declared(server, **base, queue=9))
+        await dies(tree, 0)
+        for name in "abcd":
+            nursery.start_soon(tree["app/llm"].call, request(name))
+        await trio.sleep(50)
+        assert len(server.began) == 2
+
+
+@pytest.mark.trio
+async def test_a_request_counts_where_it_has_begun(autojump_clock):
+    """D14, R38: What it took beside its estimate is no debt or credit of the server that another runner asks."""
+    limits, usage = RateLimits(tokens=100), TokenUsage(input=70)
+    old, new = (Server(limits, usage=usage, price=Price(output=dollars)) for dollars in (1, 2))
+    base = {"hosts": [InlineHost()], "backoff": None}
+    async with open_tree(declared(old, **base)) as tree, trio.open_nursery() as nursery:
+        nursery.start_soon(tree["app/llm"].call, request("a"))
+        await trio.sleep(0.5)
+        await tree.adopt(declared(new, **base))
+        await trio.sleep(60)
+        for name in "bcd":
+            nursery.start_soon(tree["app/llm"].call, request(name, 45))
+        await trio.sleep(50)
+        assert len(new.began) == 3

@@ -552,6 +552,19 @@ def test_a_canary_keeps_to_the_limits_and_to_what_the_server_said(server, most):
     serve(server, scene, canary=5)
 
 
+def test_canaries_do_not_take_what_a_request_waits_for():
+    """D9, D14: Half a minute's canaries leave less of the limit than it needs, and the next canary needs less than it."""
+    server = Server(RateLimits(tokens=12))
+
+    async def scene(worker):
+        await trio.sleep(90)
+        before = trio.current_time()
+        await worker.call(request("a"))
+        assert trio.current_time() - before < 70
+
+    serve(server, scene, canary=5)
+
+
 def test_a_held_back_request_keeps_no_context_that_has_ended():
     """R31: It may wait for hours, and contexts die meanwhile."""
     server = Server(RateLimits(requests=1))

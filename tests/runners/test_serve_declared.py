@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import urllib.request
+from functools import partial
 from pathlib import Path
 
 import openai
@@ -128,6 +129,24 @@ def _has_version_6():
     except OSError:
         return False
     return True
+
+
+@pytest.mark.trio
+async def test_the_front_goes_on_when_a_worker_is_declared_anew():
+    """R38: A restart would close the port for as long as begun requests may take."""
+
+    def declared(**options):
+        return serve({"m": device_worker("llm", Scripted(3), host=InlineHost(), **options)}, port=0)
+
+    async with open_tree(declared()) as tree:
+        urls = await tree["serve/http"].ready()
+        changes = await tree.adopt(declared(queue=9, canary=50))
+        assert [change.path for change in changes] == ["serve/llm/context"]
+        assert await tree["serve/http"].ready() == urls
+        client = openai.OpenAI(base_url=f"{urls[0]}/v1", api_key="none", max_retries=0)
+        asked = await trio.to_thread.run_sync(partial(client.completions.create, model="m", prompt="x"))
+        client.close()
+        assert asked.usage.completion_tokens == 3
 
 
 @pytest.mark.trio

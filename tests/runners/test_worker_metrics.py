@@ -16,6 +16,7 @@ from runners.errors import (
     Backpressure,
     BadRequest,
     ContentFiltered,
+    ContextDied,
     ContextLost,
     InferenceError,
     OutOfMemory,
@@ -380,6 +381,21 @@ def test_two_sinks_measure_the_same_worker():
 
     one, other = run_virtual(main)
     assert outcomes(one) == outcomes(other) == {"complete": 1}
+
+
+@pytest.mark.parametrize("changed", [{"queue": 3}, {"tokens": 6}])
+def test_a_worker_that_is_declared_anew_counts_each_request_once(changed):
+    """R38: Also behind the next restart of its context, which takes the new declaration."""
+    spec, other = worker(), Child("other", idle)
+
+    async def use(t):
+        await consume(t[spec], batch("a"))
+        await t.adopt(Supervisor("app", [worker(**changed), other]))
+        t["app/llm/context"].inject(ContextDied("killed"))
+        await trio.testing.wait_all_tasks_blocked()
+        await consume(t["app/llm"], batch("b"))
+
+    assert outcomes(measured(spec, use)) == {"complete": 2}
 
 
 def test_a_worker_without_metrics_notes_no_time():

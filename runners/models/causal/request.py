@@ -111,6 +111,8 @@ class Request:
             raise ContextLengthExceeded(
                 f"a prompt may have {model.context_length - 1} tokens, got {len(prompt)}"
             )
+        # Those of a text too: a tokenizer may have tokens that were added to it alone, and they would fail on the device.
+        _check_tokens("token ids", prompt, model)
         limit = min(batch.sampling.max_tokens, model.context_length - len(prompt))
         return cls(prompt, messages is not None, limit, batch.sampling, options)
 
@@ -163,5 +165,4 @@ def _prompt(batch: ExecuteBatch, model: CausalModel) -> tuple[int, ...]:
                 f"a payload must be a list of token ids or of chat messages, got {brief(payload)}"
             )
         prompt = tuple(payload)
-        _check_tokens("token ids", prompt, model)
     return prompt
