@@ -367,6 +367,12 @@ DEVICES = (
             "a_canary_keeps_to_the_limits_and_to_what_the_server_said",
         ),
         (
+            "canaries take what a request waits for",
+            " and works and not self._inbox\n",
+            " and works\n",
+            "canaries_do_not_take_what_a_request_waits_for",
+        ),
+        (
             "a death brings every retry forward",
             "        if message.memo is not None and record_of(message).begins_again > trio.current_time():",
             "        if False:",
@@ -422,9 +428,33 @@ DEVICES = (
         ),
         (
             "the groups of members that have left are kept",
-            "            del groups[other]",
-            "            pass",
+            "                del known[other]",
+            "                pass",
             "nothing_is_kept_of_members_that_have_left",
+        ),
+        (
+            "a worker that is declared anew becomes two",
+            "        if group is None or not are_equal(group.runner, runner):\n",
+            "        if True:\n",
+            "a_worker_that_is_declared_anew_keeps_its_replaced_runner",
+        ),
+        (
+            "a worker that is declared with another runner keeps the old one",
+            "        if group is None or not are_equal(group.runner, runner):\n",
+            "        if group is None:\n",
+            "another_runner_that_is_declared_counts_instead_of_a_replaced_one",
+        ),
+        (
+            "both declarations of a worker count a request",
+            "    last.get(path, found).is_last = False\n",
+            "",
+            "a_worker_that_is_declared_anew_counts_each_request_once",
+        ),
+        (
+            "a request counts where it ends",
+            "            record.begun.rates.settle(",
+            "            self.rates.settle(",
+            "a_request_counts_where_it_has_begun",
         ),
     ),
     *plants_of(
@@ -446,8 +476,8 @@ DEVICES = (
         ),
         (
             "a runner that does not equal itself is another one",
-            "self.runner is None or self.runner is runner or bool(",
-            "self.runner is None or bool(",
+            "return one is other or bool(",
+            "return bool(",
             "a_stream_continues_in_the_same_runner_whatever_its_spec_is",
         ),
     ),
