@@ -9,7 +9,7 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from pathlib import Path
+from errno import ENXIO
 from typing import NoReturn, cast
 
 from .._core._check import did_you_mean
@@ -192,11 +192,10 @@ def _sinks(arguments: argparse.Namespace, files: ExitStack) -> list[Sink]:
     file = JsonLinesSink(arguments.log)
     files.callback(file.close)
     try:
-        # A program that runs for days should not find out at its first event. The file stays open, since the reader of a pipe
-        # leaves when that has no writer.
-        file._opened(Path(arguments.log))
+        file.open()  # a program that runs for days should not find out at its first event
     except OSError as problem:
-        raise NoTree(f"cannot write to {arguments.log}: {problem.strerror or problem}") from problem
+        why = "it is a pipe without a reader" if problem.errno == ENXIO else problem.strerror or problem
+        raise NoTree(f"cannot write to {arguments.log}: {why}") from problem
     return [_sink(arguments), file]
 
 

@@ -24,8 +24,8 @@ class JsonLinesSink:
     A file is opened at the first event, and appended to. When it would pass `most` bytes it is renamed to `NAME.1`, an older
     `NAME.1` to `NAME.2`, and so on; the oldest is deleted. So all files together have at most `(kept + 1) * most` bytes. A link is
     followed. A file that is not regular, such as `/dev/null` or a pipe, is never renamed, nor is one that another program has put in
-    the place of this one: that is appended to. A pipe must have a reader when it is opened. Each line is written whole and at once. If that fails, for instance because the disk
-    is full, the tree reports it once and goes on without this sink.
+    the place of this one: that is appended to. A named pipe must have a reader when it is opened. Each line is written whole and at once. If
+    that fails, for instance because the disk is full, the tree reports it once and goes on without this sink.
 
     Args:
         target: the path of a file, or an open text file, which is never renamed; None is standard error, as it is at each event.
@@ -60,6 +60,15 @@ class JsonLinesSink:
         file = sys.stderr if file is None else file
         file.write(line)
         file.flush()
+
+    def open(self) -> None:
+        """Open the file now, so that a mistake in its path shows at once and not at the first event.
+
+        Raises:
+            OSError: it cannot be opened for writing; ENXIO says of a named pipe that it has no reader.
+        """
+        if self._path is not None:
+            self._opened(self._path)
 
     def close(self) -> None:
         """Close the file that this sink has opened; a later event opens it again."""

@@ -622,6 +622,14 @@ def test_a_log_that_cannot_be_written_is_refused_before_the_start(write, tmp_pat
     one_line(supervise("run", *options, "good.py", cwd=tmp_path), status=2, expected=expected)
 
 
+def test_a_pipe_for_the_log_that_has_no_reader_is_refused(write, tmp_path):
+    """To wait for a reader would block the loop."""
+    write("good.py", GOOD)
+    os.mkfifo(tmp_path / "pipe")
+    expected = "cannot write to pipe: it is a pipe without a reader"
+    one_line(supervise("run", "--log", "pipe", "good.py", cwd=tmp_path), status=2, expected=expected)
+
+
 def test_a_pipe_for_the_log_keeps_its_reader(tmp_path):
     """It is opened once: a reader such as `cat` leaves when the pipe has lost its only writer."""
     os.mkfifo(tmp_path / "pipe")
