@@ -229,7 +229,7 @@ def _traced_by(tracer: int) -> set[int]:
     found = set()
     for entry in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):
-            if f"\nTracerPid:\t{tracer}\n" in entry.joinpath("status").read_text():
+            if b"\nTracerPid:\t%d\n" % tracer in entry.joinpath("status").read_bytes():
                 found.add(int(entry.name))
     return found
 

@@ -174,7 +174,7 @@ async def engined() -> None:
     """A device worker whose engine is a server program with a worker of its own, which is left when the server is killed."""
     engine = Command("engine", [sys.executable, ENGINES, "{port}", "sums"])
     model = OpenAIModel("http://127.0.0.1:{port}/v1", "m", token_ids=True)
-    worker = device_worker("worker", model, host=EngineHost(engine), backoff=None)
+    worker = device_worker("worker", model, host=EngineHost(engine, load_timeout=20), backoff=None)
     async with open_tree(Supervisor("app", [worker])) as tree:
         ref = tree["app/worker"]
         with trio.fail_after(IN_TIME):
@@ -190,7 +190,7 @@ async def engined() -> None:
 async def far() -> None:
     """A device worker over SSH, with a fork server there."""
     with serving(Path(mkdtemp(dir=Path.cwd()))) as server:
-        await _served(server.host(start="forkserver", lease=3))
+        await _served(server.host(start="forkserver", lease=10))
 
 
 @program
