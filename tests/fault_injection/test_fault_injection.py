@@ -8,18 +8,20 @@ from ..chance import chance
 from .inject import HOW, Fault, faults, run, why_not, wrong_with
 from .programs import PROGRAMS
 
-
 # The far host takes longer than all the others together.
+NAMES = [name for name in PROGRAMS if name != "far"]
+KINDS = dict(zip(NAMES, chance().sample(HOW * 3, len(NAMES)), strict=True))
+"""What happens to each program, of each kind as often."""
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [name for name in PROGRAMS if name != "far"])
+@pytest.mark.parametrize("name", NAMES)
 def test_a_program_goes_on_or_ends_in_order_whatever_happens_to_a_call(name):
     """D10: It leaves no process, no request without an answer, and no exception that reaches no code. It fails only if a call is refused."""
     reason = why_not(name)
     if reason is not None:
         pytest.skip(reason)
-    draw = chance(name)
-    how = draw.choice(HOW)
-    fault = draw.choice([each for each in faults(name, 6) if each.how == how])
+    fault = chance(name).choice([each for each in faults(name, 6) if each.how == KINDS[name]])
     ended = run(name, fault)
     assert not ended.wrong, str(fault)
 
