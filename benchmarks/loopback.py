@@ -84,6 +84,8 @@ def serving(
         "PasswordAuthentication": "no",
         "KbdInteractiveAuthentication": "no",
         "MaxStartups": "100",
+        # The files that the user's shell reads at home might start programs of their own.
+        "SetEnv": f"HOME={folder}",
     }
     (folder / "config").write_text("".join(f"{name} {value}\n" for name, value in settings.items()))
     if os.geteuid() == 0:

@@ -4,6 +4,6 @@ import os
 import random
 
 
-def chance() -> random.Random:
-    """A source of chance: another one each time, but in CI always the same, whose verdict on a commit must not depend on chance."""
-    return random.Random(0 if os.environ.get("CI") else None)
+def chance(seed: int | str = 0) -> random.Random:
+    """A source of chance: another one each time, but in CI always the same, whose verdict on a commit must not depend on chance. Tests with other seeds draw other things there."""
+    return random.Random(seed if os.environ.get("CI") else None)

@@ -194,36 +194,41 @@ class Running:
         return CommandNotReady(": ".join(filter(None, (text, why or hint))))
 
     async def until_it_ends(self) -> None:
-        """Watch it: its end, a request to stop, and its `alive`. Returns if it exits with status 0, or after a request to stop.
+        """Watch it: its end, a request to stop, and until then its `alive`. Returns if it exits with status 0, or after a request to stop.
 
         Raises:
             CommandError: it has ended in another way, or was unhealthy.
         """
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._stop_when_asked)
-            nursery.start_soon(self._check_health)
+            checks = trio.CancelScope()
+            nursery.start_soon(self._stop_when_asked, checks)
+            nursery.start_soon(self._check_health, checks)
             await self.guarded.ended.wait()
             nursery.cancel_scope.cancel("the program has ended")
         problem = self._error or (None if self._asked else self.guarded.problem())
         if problem is not None:
             raise problem
 
-    async def _stop_when_asked(self) -> None:
+    async def _stop_when_asked(self, checks: trio.CancelScope) -> None:
         await stop_requested()
         self._asked = True
+        checks.cancel(
+            "the program is asked to stop"
+        )  # a server closes its port before it has served its clients
         self.guarded.order("stop")
 
-    async def _check_health(self) -> None:
+    async def _check_health(self, checks: trio.CancelScope) -> None:
         alive = self._conduct.alive
         if alive is None:
             return
-        try:
-            why = await alive.until_it_fails(self)
-            self._error = CommandUnhealthy(f"{self._order.name} is not healthy: {why}")
-            self.output.note(self._error)
-        except Exception as raised:  # noqa: BLE001 - `until_it_ends` raises it, without the group of its nursery
-            self._error = raised
-        self.guarded.order("stop")
+        with checks:
+            try:
+                why = await alive.until_it_fails(self)
+                self._error = CommandUnhealthy(f"{self._order.name} is not healthy: {why}")
+                self.output.note(self._error)
+            except Exception as raised:  # noqa: BLE001 - `until_it_ends` raises it, without the group of its nursery
+                self._error = raised
+            self.guarded.order("stop")
 
     async def close(self, *, steps: float | None = None) -> None:
         """End it, see `Guarded.end`."""

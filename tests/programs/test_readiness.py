@@ -17,7 +17,7 @@ import pytest
 import trio
 
 from benchmarks.ports import free_port
-from supervise import Decider, Stop
+from supervise import Decider, Stop, events
 from supervise.programs import (
     Command,
     CommandUnhealthy,
@@ -477,6 +477,31 @@ async def test_a_program_that_is_not_healthy_is_stopped_and_fails(tmp_path):
     assert str(error).endswith(
         "is not healthy: 2 checks in a row have failed; the last one: no answer within 1 s"
     )
+
+
+CLOSES = """
+import signal, socket, time
+server = socket.create_server(("127.0.0.1", {port}))
+def close(*_):
+    server.close()
+    time.sleep(0.5)  # it serves its clients
+    raise SystemExit
+signal.signal(signal.SIGTERM, close)
+while True:
+    server.accept()[0].close()
+"""
+
+
+@pytest.mark.trio
+async def test_a_program_that_closes_its_port_as_it_is_stopped_has_not_failed(tmp_path):
+    """A server takes no further connections while it serves its clients to the end."""
+    port, seen = free_port(), Seen()
+    alive = every(0.01, tcp(port), failures=1)
+    async with opened(
+        little(CLOSES.format(port=port), tmp_path, ready=tcp(port), alive=alive), tmp_path, seen
+    ):
+        pass
+    assert not [event for event in seen.events if isinstance(event, events.StopError)]
 
 
 class Scripted:

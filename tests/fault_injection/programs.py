@@ -1,19 +1,32 @@
-"""Small programs that use the system: `python -m tests.refusals.programs NAME` runs one and prints how it ended, as JSON."""
+"""Small programs that use the system: `python -m tests.fault_injection.programs NAME` runs one and prints how it ended, as JSON."""
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import signal
+import subprocess
 import sys
 from collections.abc import Awaitable, Callable
 from contextlib import closing
 from pathlib import Path
+from tempfile import mkdtemp
 
 import trio
 
+from benchmarks.loopback import serving
 from benchmarks.ports import free_port
-from runners import ExecuteBatch, InlineHost, Sampling, ThreadHost, device_worker, rebuild, replace
+from runners import (
+    EngineHost,
+    ExecuteBatch,
+    OpenAIModel,
+    Sampling,
+    ThreadHost,
+    device_worker,
+    rebuild,
+    replace,
+)
 from runners.hosts import Host
 from runners.hosts.process.host import ProcessHost
 from runners.models.scripted import Fault, Scripted
@@ -27,7 +40,9 @@ from ..programs.little import started_again
 
 PROGRAMS: dict[str, Callable[[], Awaitable[None]]] = {}
 TOKENS = Sampling(max_tokens=8, temperature=0, seed=0)
-IN_TIME = 30.0
+KILLED = (Fault("kill", at_token=3, incarnation=1),)
+"""The first context is killed in its first stream."""
+IN_TIME = 60.0
 """Seconds after which a request is taken for lost."""
 
 UP = "import time\nwhile True:\n    print('up', flush=True)\n    time.sleep(0.02)\n"
@@ -37,7 +52,7 @@ link = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
 link.sendto(b"READY=1", os.environ["NOTIFY_SOCKET"].replace("@", "\\0"))
 time.sleep(1000)
 """
-ASKED = b'{"model": "m", "prompt": "x", "seed": 0, "temperature": 0, "max_tokens": 8}'
+ASKED = b'{"model": "m", "prompt": "x", "seed": 0, "temperature": 0, "max_tokens": 8, "stream": true}'
 QUESTION = b"\r\n".join(
     [
         b"POST /v1/completions HTTP/1.1",
@@ -49,6 +64,19 @@ QUESTION = b"\r\n".join(
         ASKED,
     ]
 )
+APP = """
+from pathlib import Path
+import trio
+from supervise import Child, Supervisor
+
+async def idle(*, task_status):
+    task_status.started()
+    Path("ready").touch()
+    await trio.sleep_forever()
+
+tree = Supervisor("app", [Child("idle", idle)])
+"""
+ENGINES = str(Path(__file__).parents[1] / "runners" / "engines.py")
 LISTENS = """
 import socket, sys
 server = socket.create_server(("127.0.0.1", int(sys.argv[1])))
@@ -58,7 +86,7 @@ while True:
 
 
 def program(fn: Callable[[], Awaitable[None]]) -> Callable[[], Awaitable[None]]:
-    """Have it tried. It returns when all is as it is without a refusal."""
+    """Have it tried. It returns when all is as it is without a fault."""
     PROGRAMS[fn.__name__] = fn
     return fn
 
@@ -99,7 +127,7 @@ async def listening() -> None:
     port = free_port()
     command = [sys.executable, "-c", LISTENS, str(port)]
     await _started_again(
-        Command("it", command, ready=tcp(port), alive=every(0.05, tcp(port)), grace=5, ready_timeout=5)
+        Command("it", command, ready=tcp(port), alive=every(0.05, tcp(port)), grace=5, ready_timeout=10)
     )
 
 
@@ -127,15 +155,65 @@ async def replaced() -> None:
 
 @program
 async def fronted() -> None:
-    """A device worker that is asked over HTTP."""
-    worker = device_worker("worker", Scripted(8, delay=0.002), host=InlineHost(), backoff=None)
+    """A device worker that is asked for a stream over HTTP, while its process is killed."""
+    worker = device_worker("worker", Scripted(8, delay=0.002, faults=KILLED), backoff=None)
     async with open_tree(serve({"m": worker}, port=0, drain=5)) as tree:
         with trio.fail_after(IN_TIME):
             (url,) = await tree["serve/http"].ready()
             async with await trio.open_tcp_stream("127.0.0.1", int(url.rpartition(":")[2])) as client:
                 await client.send_all(QUESTION)
                 answer = b"".join([data async for data in client])
-            assert b'"completion_tokens":8' in answer.replace(b" ", b"")
+            if b'"error"' in answer or b"data: [DONE]" not in answer:
+                raise ConnectionError(answer)
+            events = [json.loads(event) for event in re.findall(rb"^data: (\{.*)", answer, re.MULTILINE)]
+            assert len([each for event in events for each in event["choices"] if each["text"]]) == 8
+
+
+@program
+async def engined() -> None:
+    """A device worker whose engine is a server program with a worker of its own, which is left when the server is killed."""
+    engine = Command("engine", [sys.executable, ENGINES, "{port}", "sums"])
+    model = OpenAIModel("http://127.0.0.1:{port}/v1", "m", token_ids=True)
+    worker = device_worker("worker", model, host=EngineHost(engine, load_timeout=20), backoff=None)
+    async with open_tree(Supervisor("app", [worker])) as tree:
+        ref = tree["app/worker"]
+        with trio.fail_after(IN_TIME):
+            first = await ref.ready()
+            os.kill(first.pid, signal.SIGKILL)
+            while (await ref.ready()).incarnation == first.incarnation:  # noqa: ASYNC110 - The change has no event here.
+                await trio.sleep(0.01)
+            async with ref.stream(ExecuteBatch("stream", payload=[1, 2], sampling=TOKENS)) as stream:
+                assert [chunk.index async for chunk in stream] == list(range(8))
+
+
+@program
+async def far() -> None:
+    """A device worker over SSH, with a fork server there."""
+    with serving(Path(mkdtemp(dir=Path.cwd()))) as server:
+        await _served(server.host(start="forkserver", lease=10))
+
+
+@program
+async def commanded() -> None:
+    """A tree that the command runs, and that other commands ask and change over its socket."""
+    await trio.Path("app.py").write_text(APP)
+    os.environ["SUPERVISE_TOKEN"] = "0" * 32
+    command = [sys.executable, "-m", "supervise"]
+    ran = await trio.lowlevel.open_process(
+        [*command, "run", "app.py", "--socket", "socket"], stdout=subprocess.DEVNULL
+    )
+    try:
+        with trio.fail_after(IN_TIME):
+            while not await trio.Path("ready").exists() and ran.poll() is None:  # noqa: ASYNC110 - Another process makes it.
+                await trio.sleep(0.01)
+            for asked in (["status"], ["restart", "app/idle", "--reason", "test"]):
+                await trio.run_process([*command, *asked, "--socket", "socket"], stdout=subprocess.DEVNULL)
+    finally:
+        ran.terminate()
+        with trio.CancelScope(shield=True):
+            await ran.wait()
+    if ran.returncode:
+        raise RuntimeError(f"the tree ended with status {ran.returncode}")
 
 
 @program
@@ -150,6 +228,8 @@ async def operated() -> None:
                     if await _answered(socket):
                         break
                     await trio.sleep(0.05)
+                else:
+                    raise ConnectionError("the tree gives no answer")
                 await tree["app/idle"].restart()
 
 
@@ -163,8 +243,8 @@ async def _answered(path: str) -> bool:
 
 
 async def _served(host: Host, *, killed: bool = True) -> None:
-    faults = (Fault("kill", "stream", 3, incarnation=1),) if killed else ()
-    worker = device_worker("worker", Scripted(8, delay=0.002, faults=faults), host=host, backoff=None)
+    runner = Scripted(8, delay=0.002, faults=KILLED if killed else ())
+    worker = device_worker("worker", runner, host=host, backoff=None)
     async with open_tree(Supervisor("app", [worker])) as tree:
         ref = tree["app/worker"]
         with trio.fail_after(IN_TIME):
