@@ -212,9 +212,8 @@ class Running:
     async def _stop_when_asked(self, checks: trio.CancelScope) -> None:
         await stop_requested()
         self._asked = True
-        checks.cancel(
-            "the program is asked to stop"
-        )  # a server closes its port before it has served its clients
+        # A server closes its port before it has served its clients.
+        checks.cancel("the program is asked to stop")
         self.guarded.order("stop")
 
     async def _check_health(self, checks: trio.CancelScope) -> None:
