@@ -92,26 +92,33 @@ def checked_token(token: object) -> str | None:
     return token
 
 
+_OBSERVERS: WeakKeyDictionary[Tree, dict[str, Observers]] = WeakKeyDictionary()
+"""Those of each operating child, by its path: they outlive its restarts, and the declaration that it is made of (R38)."""
+
+
+def _observers(tree: Tree, path: str) -> Observers:
+    known = _OBSERVERS.setdefault(tree, {})
+    if path not in known:
+        known[path] = observers = Observers.of(tree._spec)
+        tree.subscribe(observers.history)
+        observers.attach(tree)
+    return known[path]
+
+
 @frozen
 class _Operator:
-    """The body of the child. It keeps what it knows of a tree over its own restarts, and over a reload that declares it alike."""
+    """The body of the child."""
 
     socket: Path | None
     port: int | None
     token: str | None = field(repr=False)
     required: tuple[str, ...]
-    observers: WeakKeyDictionary[Tree, Observers] = field(
-        factory=WeakKeyDictionary, init=False, repr=False, eq=False
-    )
 
     async def __call__(self, *, task_status: trio.TaskStatus[str]) -> None:
         serve = serving()
-        tree = current_child().tree
-        observers = self.observers.get(tree)
-        if observers is None:
-            self.observers[tree] = observers = Observers.of(tree._spec)
-            tree.subscribe(observers.history)
-            observers.attach(tree)
+        child = current_child()
+        tree = child.tree
+        observers = _observers(tree, child.path)
         with ExitStack() as sockets:
             if self.port is not None:
                 listener = sockets.enter_context(listening_on(self.port))

@@ -389,3 +389,20 @@ async def test_a_socket_in_use_fails_the_start_with_its_path(tmp_path):
             async with open_tree(Supervisor("other", [operate(tmp_path / "s")]), sinks=[]):
                 pass
         assert (await http.get("/status")).json()["name"] == "app"
+
+
+async def test_an_operating_child_that_is_declared_anew_goes_on_with_its_events_and_metrics(tmp_path):
+    """R31, R38: Alike or not, and whenever it is restarted; nothing gets the events twice."""
+    a = Puppet("a")
+    async with operated(tmp_path, a) as (tree, http):
+        sinks = len(tree._driver._sinks)
+        await tree["app/a"].restart()
+        for required, is_restarted in (((), False), (["app/a"], True), (["app"], True)):
+            again = operate(tmp_path / "s", token=TOKEN, required=required)
+            changes = await tree.adopt(Supervisor("app", [again, a.spec]))
+            assert any(change.restarts for change in changes) is is_restarted
+            await tree["app/operate"].restart()
+            events = (await http.get("/events?follow=0")).text
+            assert '"seq":1,"kind":"Ready","path":"app/operate","incarnation":1' in events
+            assert 'supervise_restarts_total{path="app/a"} 1.0' in (await http.get("/metrics")).text
+            assert len(tree._driver._sinks) == sinks
