@@ -5,6 +5,7 @@ from __future__ import annotations
 import hmac
 import json
 import os
+import sys
 import time
 from collections.abc import Callable, Collection
 from contextlib import aclosing
@@ -23,6 +24,7 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from .._core._brief import brief_text, printable
+from .._core.spec import Pool, Supervisor
 from .._trio.ref import Ref
 from .._trio.tree import Tree
 from ..errors import Refused, StartFailed
@@ -241,12 +243,12 @@ class _Served:
                 409, "this program was started without reload: `supervise run --reload` allows it"
             )
         is_dry = _is_dry(request)
+        is_over = True
         try:
-            changes = (
-                self._tree.changes(declare())
-                if is_dry
-                else await self._tree.reload(reason=f"{who}: {reason}")
-            )
+            declared = declare()
+            changes = self._tree.changes(declared)
+            if not is_dry:
+                is_over = await self._adopted(declared, f"{who}: {reason}")
         except (StartFailed, ExceptionGroup) as failed:
             raise HTTPException(500, brief_text(failed)) from failed
         except Exception as refused:  # a user's module may raise anything when it is loaded
@@ -255,7 +257,26 @@ class _Served:
             {"kind": each.kind, "path": each.path, "restarts": each.restarts, "text": str(each)}
             for each in changes
         ]
-        return _Json({"dry_run": is_dry, "changes": shown}, headers=_HEADERS)
+        return _Json({"dry_run": is_dry, "changes": shown}, 200 if is_over else 202, _HEADERS)
+
+    async def _adopted(self, declared: Supervisor | Pool, reason: str) -> bool:
+        """Have the tree adopt it. False: this server is being stopped first, perhaps for that, and the adoption waits for the answer."""
+        is_over, failed = False, None
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._cancel_at_its_end, nursery.cancel_scope)
+            try:
+                await self._tree.adopt(declared, reason=reason)
+            except Exception as problem:  # noqa: BLE001 - It is raised below: the nursery would put it into a group.
+                failed = problem
+            is_over = True
+            nursery.cancel_scope.cancel("the adoption is over")
+        if failed is not None:
+            raise failed
+        return is_over
+
+    async def _cancel_at_its_end(self, scope: trio.CancelScope) -> None:
+        await self.history.more(sys.maxsize)
+        scope.cancel("the server is being stopped")
 
     def _at(self, path: str) -> Ref:
         try:

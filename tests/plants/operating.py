@@ -69,8 +69,8 @@ OPERATING = tuple(
         (
             "a dry run is carried out",
             _APP,
-            "            if not is_dry:\n",
-            "            if True:\n",
+            "            if not is_dry:\n                await getattr",
+            "            if True:\n                await getattr",
             _OPERATING,
         ),
         (
