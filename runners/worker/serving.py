@@ -235,9 +235,16 @@ class _Serving:
                 await self._room()
 
     def _leaves_the_queue(self) -> bool:
-        """Whether other contexts serve what waits. They may be restarting just now."""
-        alone = self._context.opener.is_one_of_several and self._context.group.drains_until is None
+        """Whether others serve what waits: other contexts, which may be restarting just now, or the next incarnation of this one."""
+        context = self._context
+        alone = context.group.drains_until is None and (
+            context.opener.is_one_of_several or not self._is_worker_stopping()
+        )
         return alone or self._inbox.relieved
+
+    def _is_worker_stopping(self) -> bool:
+        child = current_child()
+        return child.tree[self._context.opener.worker_of(child.path)].status().state == "stopping"
 
     def _are_all_back(self) -> bool:
         """Whether no stream waits in the mailbox that has begun and that this context is to continue."""
@@ -252,8 +259,7 @@ class _Serving:
         child, context = current_child(), self._context
         await child.stop_requested()
         context.has_changed()
-        worker = child.tree[context.opener.worker_of(child.path)]
-        while worker.status().state != "stopping":  # noqa: ASYNC110 - A tree has no event for the stop of another node.
+        while not self._is_worker_stopping():  # noqa: ASYNC110 - A tree has no event for the stop of another node.
             await trio.sleep(_LOOK)
         context.group.drain(context.drain)
 

@@ -259,6 +259,12 @@ DEVICES = (
             "a_context_that_is_stopped_while_the_others_restart_refuses_nothing",
         ),
         (
+            "a context that is restarted alone refuses what waits for its next incarnation",
+            "context.opener.is_one_of_several or not self._is_worker_stopping()",
+            "context.opener.is_one_of_several",
+            "a_context_that_drains_alone_leaves_what_waits_to_the_next_one",
+        ),
+        (
             "another runner continues a stream",
             "        if not record.continues_in(self._context.runner):",
             "        if False:",
@@ -386,8 +392,8 @@ DEVICES = (
         ),
         (
             "a context that drains alone does not learn of the stop of its worker",
-            '        while worker.status().state != "stopping":',
-            '        while worker.status().state != "stopping" and not await trio.sleep(9):',
+            "        while not self._is_worker_stopping():",
+            "        while not self._is_worker_stopping() and not await trio.sleep(9):",
             "all_contexts_drain_at_the_same_time_though_one_drains_already",
         ),
     ),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import trio
 from test_groups import asks
@@ -80,6 +82,32 @@ async def test_a_worker_with_another_runner_goes_on_with_its_queue(autojump_cloc
         await waits.over.wait()
         assert isinstance(begun.error, ContextLost)
         waits.assert_whole(4)
+
+
+@pytest.mark.parametrize("act", ["adopt", "restart"])
+@pytest.mark.trio
+async def test_a_context_that_drains_alone_leaves_what_waits_to_the_next_one(act, autojump_clock):
+    """D13, R38: Its begun stream ends first, and no request is refused, also none that comes meanwhile."""
+
+    def whole(**options):
+        runner = Scripted(3, streams=1, delay=1.0)
+        return Supervisor("app", [device_worker("llm", runner, host=InlineHost(), drain=60, **options)])
+
+    async with open_tree(whole()) as tree, trio.open_nursery() as nursery:
+        worker = tree["app/llm"]
+        begun, waits = await asks(nursery, worker, "ab")
+        await trio.sleep(0.5)
+        change = {
+            "adopt": partial(tree.adopt, whole(canary=50.0)),
+            "restart": tree["app/llm/context"].restart,
+        }
+        nursery.start_soon(change[act])
+        await trio.sleep(0.5)
+        (comes,) = await asks(nursery, worker, "c")
+        for asked in (begun, waits, comes):
+            await asked.over.wait()
+            asked.assert_whole(3)
+        assert tree["app/llm/context"].status().incarnation == 2
 
 
 async def dies(tree, number):
