@@ -12,6 +12,8 @@ from .._core._check import is_a
 from .._core.decide import traceback_of
 from .._core.directive import Directive
 from ..events import (
+    Adopted,
+    Adopting,
     BackingOff,
     Decided,
     Event,
@@ -26,7 +28,7 @@ from ..events import (
 )
 from ._levels import level_of
 
-_LIFECYCLE = (Starting, Ready, Stopping, Stopped, BackingOff)
+_LIFECYCLE = (Starting, Ready, Stopping, Stopped, BackingOff, Adopting, Adopted)
 
 
 class LoggingSink:
@@ -39,8 +41,9 @@ class LoggingSink:
 
     Args:
         logger: None is the logger named `supervise`.
-        lifecycle: also write, at level INFO, when the tree starts, is ready, is asked to stop and has stopped, when a child
-            backs off, and each request to stop, start or restart a node; at level DEBUG the same of every node.
+        lifecycle: also write, at level INFO, when the tree starts, is ready, is asked to stop and has stopped, takes another
+            declaration, when a child backs off, and each request to stop, start or restart a node; at level DEBUG the same
+            of every node.
     """
 
     def __init__(self, logger: logging.Logger | None = None, *, lifecycle: bool = False) -> None:

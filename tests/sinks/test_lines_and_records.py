@@ -280,6 +280,28 @@ def test_a_request_is_written_with_its_reason_if_lifecycle_is_on(caplog):
     ]
 
 
+def test_an_adoption_is_written_if_lifecycle_is_on(caplog):
+    """R38: As a line and as a record at INFO, also if it restarts nothing."""
+    file = io.StringIO()
+
+    def tree(**options):
+        return Supervisor("app", [Child("a", idle)], **options)
+
+    async def main():
+        async with open_tree(
+            tree(), sinks=[LineSink(file, lifecycle=True), LoggingSink(lifecycle=True)]
+        ) as t:
+            await t.adopt(tree(limit=None), reason="ticket 71")
+
+    with caplog.at_level(logging.INFO, "supervise"):
+        run_virtual(main)
+    adoption = [line for line in file.getvalue().splitlines() if "declaration" in line]
+    assert len(adoption) == 2
+    assert [message for message in caplog.messages if "declaration" in message] == [
+        line.replace("[", "", 1).replace("]", "", 1) for line in adoption
+    ]
+
+
 def test_a_record_of_a_failed_first_start_has_its_traceback_once(records):
     """R16: It has the traceback at any level; the records of other failures have theirs at DEBUG."""
     tree = Supervisor("app", [Supervisor("in", [Child("a", never_ready)])])
