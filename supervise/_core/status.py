@@ -151,8 +151,8 @@ def glances(
     """Each node, parents first, in start order, for a reader that comes again and again and keeps what has not changed.
 
     For each there are values of which one is another whenever its status is, and the function that makes that status, without
-    children. The values keep no object of the program alive: the exception and the spec are only in it as numbers, which an
-    object may have had before, but then the count of failures or the place among the siblings is another one.
+    children. The values keep no object of the program alive: the exception is only in it as a number, which another object may have
+    had before, but then the count of failures is another one. Of the spec they have what the status shows.
     """
     waiting = [node]
     while waiting:
@@ -163,7 +163,10 @@ def glances(
         values = (
             here.path,
             here.number,
-            id(here.spec),
+            here.spec.limit,
+            here.spec.restart,
+            None if isinstance(here.spec, Child) else here.spec.front,
+            here.spec.strategy if isinstance(here.spec, Supervisor) else None,
             here.state,
             here.phase,
             here.incarnation,

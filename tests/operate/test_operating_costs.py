@@ -228,3 +228,22 @@ def test_the_table_shows_differences_to_the_floor_of_the_same_repetition():
     assert round(cost, 6) == 6
     assert table.count("\n") == len(ROWS) + 1
     assert "| 1,000 | 32.0 | 6.0 (6.0 to 6.0) |" in table
+
+
+def test_rows_that_are_kept_show_the_declaration_of_now():
+    """R33, R38: Of two declarations since the last look, the second may be an object at the address of the one before."""
+
+    def declared(restarts):
+        below = Supervisor("s", [Child("a", trio.sleep_forever)], limit=Limit(restarts))
+        return Supervisor("app", [below], limit=Limit(restarts))
+
+    async def main():
+        async with open_tree(declared(1), sinks=[]) as tree:
+            kept = Rows(tree)
+            for restarts in range(1, 100):
+                await tree.adopt(declared(0))
+                await tree.adopt(declared(restarts))
+                rows = kept.read(now=0.0, time=0.0)
+                assert [row.data["allowed"] for row in rows] == [restarts, restarts, None]
+
+    run_virtual(main)
