@@ -64,7 +64,7 @@ AT_ONCE = 64
 """The most requests that begin in one turn of the loop; it takes some milliseconds."""
 
 _LOOK = 0.05
-"""Seconds between two looks of a context that is being stopped alone."""
+"""Seconds between two looks of a context that is being stopped: at its worker, and at its queue while a request waits there."""
 
 
 @frozen(kw_only=True)
@@ -116,7 +116,7 @@ class _Serving:
         self._failure: DeviceError | None = None
         self._scope = self._admission = trio.CancelScope()
         self._draining = False
-        self._all_back = False  # no stream that has begun in an earlier session waits in the mailbox
+        self._admits_begun = False  # what has begun in an earlier session is open, or waits in the mailbox
 
     async def run(self) -> None:
         """Serve until the context fails or, once the worker is asked to stop, until the begun streams have ended."""
@@ -217,9 +217,9 @@ class _Serving:
 
         If this context alone of several is being stopped, it leaves all of them to the others.
         """
+        self._admits_begun = True
         while True:
             if not self._inbox or self._leaves_the_queue():
-                self._all_back = True
                 self._context.has_changed()
             while self._leaves_the_queue():
                 await self._context.change()
@@ -248,7 +248,7 @@ class _Serving:
 
     def _are_all_back(self) -> bool:
         """Whether no stream waits in the mailbox that has begun and that this context is to continue."""
-        return self._leaves_the_queue() or (self._all_back and not self._inbox)
+        return self._leaves_the_queue() or (self._admits_begun and not self._inbox)
 
     async def _watch_stop(self) -> None:
         """Have all contexts of a worker that is being stopped drain at the same time.
@@ -271,11 +271,16 @@ class _Serving:
         child, context = current_child(), self._context
         while not child.stopping and context.group.drains_until is None:
             await context.change()
+        # `_watch_stop` need not have seen the stop yet, and this context must not take itself for the only one that is stopped.
+        if child.stopping and self._is_worker_stopping():
+            context.group.drain(context.drain)
         self._draining = True
         self._admission.cancel("the worker is being stopped")
         with trio.move_on_at(context.group.drains_until or math.inf):
             while self._open or context.retries or not (self._are_all_back() and child.stopping):
-                await context.change()
+                # What waits in the queue may be taken by another context, or its caller may leave, which is no change here.
+                with trio.move_on_after(math.inf if self._admits_begun and not self._inbox else _LOOK):
+                    await context.change()
         await child.stop_requested()
         self._scope.cancel("all that had begun is done, or the time is up")
 

@@ -83,8 +83,8 @@ DEVICES = (
         ),
         (
             "a drain is not awaited",
-            "            while self._open or context.retries or not (self._are_all_back() and child.stopping):\n                await context.change()\n",
-            "            pass\n",
+            "                with trio.move_on_after(math.inf if self._admits_begun and not self._inbox else _LOOK):\n",
+            "                break\n                with trio.CancelScope():\n",
             "begun_streams_finish_when_a_worker_drains",
         ),
         (
