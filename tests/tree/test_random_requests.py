@@ -418,7 +418,7 @@ class Program:
         seen = self.seen[name]
         assert_lifecycle(seen)
         assert len(seen) == self.ended[name], "something happened after the end"
-        last = [event for event in seen if not isinstance(event, NO_STATE)][-1]
+        last = [event for event in seen if not isinstance(event, events.SinkFailed)][-1]
         assert (type(last), last.path) == (events.Stopped, name)
         assert not self.inside
         assert not driver.leaves
