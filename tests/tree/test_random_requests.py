@@ -61,7 +61,7 @@ CHANGES = {
     "restart": (Refused, StartFailed),
     "remove": (Refused,),
     "add": (Refused, StartFailed, TypeError),
-    "adopt": (Refused, StartFailed, ExceptionGroup),
+    "adopt": (Refused, StartFailed, ExceptionGroup, ValueError),
 }
 """What changes a tree, with its errors. Code of a child may also be refused to wait for itself."""
 WAITS = {
@@ -76,7 +76,7 @@ AT_ONCE = {
     "plan": (Refused,),
     "status": (ChildStopped,),
     "stack": (ChildStopped,),
-    "changes": (),
+    "changes": (ValueError,),
     "raise": tuple(map(type, FAILURES)),
 }
 ERRORS = {**CHANGES, **WAITS, **AT_ONCE, "return": ()}
@@ -390,7 +390,7 @@ class Program:
             await trio.sleep(0.3 if trio.current_time() < 12 else 9.7)
             await quiet()
             for name, tree in self.trees.items():
-                if not tree._driver.is_ending:
+                if not (tree._driver.is_ending or tree._driver.finished.is_set()):
                     self._check_status(name, tree)
         hang = AssertionError(f"these wait for ever: {self.open}")
         for tree in self.trees.values():
@@ -412,7 +412,8 @@ class Program:
                 its_tree, path = self._find(act)
                 waits = act.verb in CHANGES or (act.verb == "ready" and path in up)
                 assert not waits or its_tree is not tree, f"{who} waits for nothing since {at}: {act}"
-            assert tree.changes(tree._spec) == []
+            left = tree.changes(tree._spec)
+            assert not left, f"not adopted: {list(map(str, left))}"
 
     def _check_end(self, name, driver):
         seen = self.seen[name]
