@@ -27,8 +27,8 @@ LINES_PER_SECOND = 500
 LAST_LINES = 40
 """How many lines of both streams an error has as its note."""
 
-_READ = 16384  # bytes; those of an image, each of which becomes an escape, take some 10 ms
-_LAST_READS = 256  # of each stream, after the end of the program
+_READ = 65536
+_LAST_READS = 64  # of each stream, after the end of the program
 
 
 class Output:
