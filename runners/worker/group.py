@@ -49,9 +49,8 @@ class Group:
     """
 
     runner: RunnerSpec | None = None
-    contexts: dict[str, Any] = field(
-        factory=dict[str, Any]
-    )  # each a `serving.Context`, which imports this module
+    # Each is a `context.Context`, whose module imports this one.
+    contexts: dict[str, Any] = field(factory=dict[str, Any])
     replacement: Replacement | None = None
     replacing: bool = False
     loss: Loss = field(factory=Loss)

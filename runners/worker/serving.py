@@ -278,7 +278,7 @@ class _Serving:
         self._admission.cancel("the worker is being stopped")
         with trio.move_on_at(context.group.drains_until or math.inf):
             while self._open or context.retries or not (self._are_all_back() and child.stopping):
-                # What waits in the queue may be taken by another context, or its caller may leave, which is no change here.
+                # While a request waits in the queue, another context may take it, or its caller may leave: neither wakes this task.
                 with trio.move_on_after(math.inf if self._admits_begun and not self._inbox else _LOOK):
                     await context.change()
         await child.stop_requested()

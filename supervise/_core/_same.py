@@ -23,7 +23,7 @@ from ._code import Code
 _Pair = tuple[str, Any, Any]
 _CONSTANTS = frozenset({type(None), bool, int, float, complex, str, bytes, type(Ellipsis), range})
 _EXACT = frozenset({bool, int, str, bytes})
-"""The constants that are equal exactly if they print the same. Of the others, two zeros do not, and what is not a number equals nothing."""
+"""The classes whose constants are equal exactly if their texts are. Of floats, 0.0 equals -0.0, and NaN does not equal itself."""
 
 
 class _Stand:

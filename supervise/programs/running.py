@@ -225,7 +225,7 @@ class Running:
                 why = await alive.until_it_fails(self)
                 self._error = CommandUnhealthy(f"{self._order.name} is not healthy: {why}")
                 self.output.note(self._error)
-            except Exception as raised:  # noqa: BLE001 - `until_it_ends` raises it, without the group of its nursery
+            except Exception as raised:  # noqa: BLE001 - `until_it_ends` raises it, without the group of its nursery.
                 self._error = raised
             self.guarded.order("stop")
 

@@ -161,7 +161,7 @@ async def test_contexts_of_two_declarations_keep_to_one_limit(autojump_clock):
 
 @pytest.mark.trio
 async def test_a_request_counts_where_it_has_begun(autojump_clock):
-    """D14, R38: What it took beside its estimate is no debt or credit of the server that another runner asks."""
+    """D14, R38: The difference between its usage and its estimate is not charged to the limits of the runner that is declared later."""
     limits, usage = RateLimits(tokens=100), TokenUsage(input=70)
     old, new = (Server(limits, usage=usage, price=Price(output=dollars)) for dollars in (1, 2))
     base = {"hosts": [InlineHost()], "backoff": None}
