@@ -168,11 +168,18 @@ class Queue:
 
     async def put(self, message: Entry) -> None:
         """Queue an entry, waiting for room in the order of arrival. If it is cancelled, the entry was not queued."""
-        await trio.lowlevel.checkpoint_if_cancelled()
-        if self.put_if_room(message):
-            return
+        try:
+            await trio.lowlevel.checkpoint_if_cancelled()
+            if not self.put_if_room(message):
+                await self._put_when_there_is_room(message)
+        except BaseException as exc:
+            if self.observers and isinstance(message, Call):
+                message.report("left" if isinstance(exc, trio.Cancelled) else exc)
+            raise
+
+    async def _put_when_there_is_room(self, message: Entry) -> None:
         if self.closed:
-            raise self._turned_away(message)
+            raise self._refusal()
         task = current_task()
         if task in self.servers:
             self.check_others_serve(task)
@@ -186,16 +193,9 @@ class Queue:
             # Parks by hand: the code that makes room also queues this sender's message in the same step, so that no later
             # sender overtakes it, and `close` wakes it with an error. A ParkingLot can only wake. Protected.
             await wait_task_rescheduled(abort)
-        except BaseException as exc:
+        except BaseException:
             self._putters.pop(task, None)
-            if self.observers and isinstance(message, Call):
-                message.report("left" if isinstance(exc, trio.Cancelled) else exc)
             raise
-
-    def _turned_away(self, message: Entry) -> Exception:
-        """The error for a sender whose message finds the queue closed."""
-        refusal = self._refusal()
-        return message.refused(refusal) if isinstance(message, Call) else refusal
 
     def inbox_for(self, leaf: Holder, task: Task) -> Inbox:
         """The end of a body of this leaf, whose own task is `task`."""

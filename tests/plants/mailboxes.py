@@ -381,6 +381,12 @@ MAILBOXES = tuple(
             "            self._putters = OrderedDict(each for each in self._putters.items() if each[0] is not task)\n            return Abort",
         ),
         (
+            "a stream that was left before its message was queued is not observed",
+            _MAILBOX,
+            "            if self.observers and isinstance(message, Call):",
+            "            if self.observers and isinstance(message, Call) and len(self) >= self._size:",
+        ),
+        (
             "a second task may wait at a stream",
             _MESSAGE,
             "            if self._task is not None:\n                raise trio.Busy",

@@ -142,6 +142,28 @@ def test_a_caller_that_leaves_at_its_deadline_is_observed_once(form):
     grow(app(child.spec), scene)
 
 
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("left", ["late", "cancelled"])
+def test_a_caller_that_has_left_before_it_sends_is_observed_once(form, left):
+    """R30: Its deadline has passed already, or its scope is cancelled: each form counts it alike."""
+    child, ends = Shelf(mailbox=Mailbox(8, deadline=lambda value: value)), Ends()
+
+    async def scene(tree, seen):
+        ref = tree[child.spec]
+        ref.observe_calls(ends)
+        await trio.sleep(2)
+        if left == "late":
+            await expects(TimeoutError, form, ref, 1.0)
+        else:
+            with trio.CancelScope() as scope:
+                scope.cancel()
+                await FORMS[form](ref, None)
+        assert [end for _, end in ends.all] == ["left"]
+        assert ref.status().mailbox == 0
+
+    grow(app(child.spec), scene)
+
+
 def test_a_child_that_waits_for_itself_is_observed_as_a_caller_that_left():
     """R30: The call is refused after its message was queued."""
     ends, begins = Ends(), trio.Event()
