@@ -46,6 +46,8 @@ class Program:
         self._folder = _folder(sys.modules[self._name.partition(".")[0]])
         self._failed = False
         self._sources = _sources(self._modules())
+        self._known = self._stamps()
+        """The stamps with which `watch` compares: those that it has seen, and of each other file that when it was loaded."""
 
     def __call__(self) -> Supervisor | Pool:
         """The tree as the files declare it now.
@@ -53,6 +55,13 @@ class Program:
         Raises:
             NoTree: a file cannot be loaded, has no such tree, or `supervise check` finds an error in it.
         """
+        try:
+            return self._loaded_anew()
+        finally:
+            # The adoption may take long: a file that is new, and is saved meanwhile, is another one than was loaded.
+            self._known = self._stamps() | self._known
+
+    def _loaded_anew(self) -> Supervisor | Pool:
         self._failed = True
         before = self._modules()
         # They are read before the modules are loaded: a file that is saved meanwhile counts as changed by the next call.
@@ -102,16 +111,16 @@ class Program:
 
         A module that is imported later, or not any more, is no change.
         """
-        known = seen = self._stamps()
+        seen = self._stamps()
         while True:
             await trio.sleep(_LOOKS)
             earlier, seen = seen, self._stamps()
-            if seen == earlier and any(known.get(path, stamp) != stamp for path, stamp in seen.items()):
+            if seen == earlier and any(self._known.get(path, stamp) != stamp for path, stamp in seen.items()):
+                # A file that is saved while it is loaded is another one than this.
+                self._known = seen
                 await reload_or_log(tree, reason="a file has changed")
-                # A file that was saved while it was loaded is another one than it was before.
-                known = self._stamps() | seen
             else:
-                known = seen | known
+                self._known = seen | self._known
 
     def _stamps(self) -> dict[Path, tuple[int, ...] | None]:
         """When each of its files was changed, its size, and which file it is; None if the file is just being replaced.

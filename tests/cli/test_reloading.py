@@ -201,14 +201,15 @@ def test_libraries_below_the_folder_of_a_program_are_not_its_own(folder, monkeyp
     assert sys.modules["a_library"] is module
 
 
-def looked_after(folder, monkeypatch, edits):
-    """The results of the reloads that `Program.watch` asks for, after each of the edits."""
+def looked_after(folder, monkeypatch, edits, *, lasts=0):
+    """The results of the reloads that `Program.watch` asks for, after each of the edits; an adoption takes `lasts` seconds."""
     results = []
 
     async def reload(tree, *, reason):
         try:
             made()
             results[-1].append("loaded")
+            await trio.sleep(lasts)
         except NoTree:
             results[-1].append("failed")
 
@@ -254,6 +255,18 @@ def test_a_file_that_never_loaded_is_loaded_once_it_is_mended(folder, monkeypatc
         lambda: (folder / "more.py").write_text("number = 1\n"),
     ]
     assert looked_after(folder, monkeypatch, edits) == [["failed"], ["loaded"]]
+
+
+@pytest.mark.parametrize("name", ["more", "work"])
+def test_a_file_that_is_saved_while_its_adoption_lasts_is_loaded_after_it(folder, monkeypatch, name):
+    """R38: Also if the reload that is being adopted has brought its module."""
+    (folder / "more.py").write_text("number = 1\n")
+    edits = [
+        lambda: rewrite(folder / "app.py", "import trio", "import trio, more"),
+        lambda: rewrite(folder / f"{name}.py", "1", "2"),
+    ]
+    assert looked_after(folder, monkeypatch, edits, lasts=5) == [["loaded"], ["loaded"]]
+    assert (sys.modules["more"].number == 2) is (name == "more")
 
 
 @pytest.mark.parametrize(

@@ -184,6 +184,13 @@ ADOPTING = tuple(
             _RELOADING,
         ),
         (
+            "a file that a reload has brought is taken for the one that was loaded, whatever was saved meanwhile",
+            _RELOAD,
+            "            self._known = self._stamps() | self._known\n",
+            "            pass\n",
+            _RELOADING,
+        ),
+        (
             "what a message carries is lost when it is put back",
             _MESSAGE,
             "        again.memo, again._carried = self.memo, self.carried\n",
