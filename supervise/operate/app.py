@@ -24,6 +24,7 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from .._core._brief import brief_text, printable
+from .._core.changes import Change
 from .._core.spec import Pool, Supervisor
 from .._trio.ref import Ref
 from .._trio.tree import Tree
@@ -243,36 +244,36 @@ class _Served:
                 409, "this program was started without reload: `supervise run --reload` allows it"
             )
         is_dry = _is_dry(request)
-        is_over = True
         try:
             declared = declare()
-            changes = self._tree.changes(declared)
-            if not is_dry:
-                is_over = await self._adopted(declared, f"{who}: {reason}")
+            expected = self._tree.changes(declared)
+            changes = expected if is_dry else await self._adopted(declared, f"{who}: {reason}")
         except (StartFailed, ExceptionGroup) as failed:
             raise HTTPException(500, brief_text(failed)) from failed
         except Exception as refused:  # a user's module may raise anything when it is loaded
             raise HTTPException(409, brief_text(refused)) from refused
         shown = [
             {"kind": each.kind, "path": each.path, "restarts": each.restarts, "text": str(each)}
-            for each in changes
+            for each in (expected if changes is None else changes)
         ]
-        return _Json({"dry_run": is_dry, "changes": shown}, 200 if is_over else 202, _HEADERS)
+        return _Json({"dry_run": is_dry, "changes": shown}, 202 if changes is None else 200, _HEADERS)
 
-    async def _adopted(self, declared: Supervisor | Pool, reason: str) -> bool:
-        """Have the tree adopt it. False: this server is being stopped first, perhaps for that, and the adoption waits for the answer."""
-        is_over, failed = False, None
+    async def _adopted(self, declared: Supervisor | Pool, reason: str) -> list[Change] | None:
+        """Have the tree adopt it; returns the differences, of which another adoption may have taken some before this one.
+
+        None: this server is being stopped first, perhaps for that, and the adoption waits for the answer.
+        """
+        changes, failed = None, None
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._cancel_at_its_end, nursery.cancel_scope)
             try:
-                await self._tree.adopt(declared, reason=reason)
+                changes = await self._tree.adopt(declared, reason=reason)
             except Exception as problem:  # noqa: BLE001 - It is raised below: the nursery would put it into a group.
                 failed = problem
-            is_over = True
             nursery.cancel_scope.cancel("the adoption is over")
         if failed is not None:
             raise failed
-        return is_over
+        return changes
 
     async def _cancel_at_its_end(self, scope: trio.CancelScope) -> None:
         await self.history.more(sys.maxsize)

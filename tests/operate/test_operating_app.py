@@ -11,7 +11,7 @@ import pytest
 import trio
 import trio.testing
 
-from supervise import Supervisor, events, open_tree
+from supervise import Child, Supervisor, events, open_tree
 from supervise._core.changes import changes
 from supervise.operate import operate
 from supervise.operate.client import Client, OperateError
@@ -148,6 +148,36 @@ async def test_a_reload_says_what_differs_and_goes_on_when_it_stops_the_one_who_
         assert (status, {change["kind"] for change in answer["changes"]}) == (202, {"removed"})
         while [one.path for one in tree.status().children] != ["app/a"]:  # noqa: ASYNC110 - the adoption goes on without a caller
             await trio.sleep(0.01)
+
+
+async def test_of_two_reloads_at_once_the_second_says_that_nothing_differs(tmp_path):
+    """R38: It waits for the first one, which takes the same declaration."""
+    asked, begins, added = [], trio.Event(), []
+
+    async def slow(*, task_status):
+        await begins.wait()
+        task_status.started()
+        await trio.sleep_forever()
+
+    async with operated(tmp_path) as (tree, http), trio.open_nursery() as nursery:
+        declared = Supervisor("app", [*tree._spec.children, Child("slow", slow)])
+
+        def declare():
+            asked.append(1)
+            if len(asked) == 2:
+                begins.set()
+            return declared
+
+        async def ask():
+            answer = await http.post("/reload", json={"reason": "x"}, headers=bearer())
+            added.append([change["path"] for change in answer.json()["changes"]])
+
+        tree.declare = declare
+        nursery.start_soon(ask)
+        nursery.start_soon(ask)
+        while len(added) < 2:  # noqa: ASYNC110 - the answers have no event that one could wait for here
+            await trio.sleep(0.01)
+        assert sorted(added) == [[], ["app/slow"]]
 
 
 async def test_an_operating_child_that_is_declared_alike_goes_on(tmp_path):

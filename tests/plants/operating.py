@@ -101,5 +101,12 @@ OPERATING = tuple(
             "        return 0, entries\n",
             ("tests/operate/test_history.py",),
         ),
+        (
+            "a reload says what it expected, not what it did",
+            _APP,
+            "            for each in (expected if changes is None else changes)\n",
+            "            for each in expected\n",
+            _OPERATING,
+        ),
     )
 )
