@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import importlib
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from functools import reduce
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import attrs
 
@@ -20,6 +22,11 @@ _ALLOWED = (
 _INT64 = range(-(2**63), 2**64)
 _DEEP = 64
 """The most levels of nesting. `pack`, `unpack` and msgpack at both ends recurse once for each."""
+
+_NUMBERS: WeakKeyDictionary[type, int] = WeakKeyDictionary()
+"""The classes that could be imported by their names when they were packed first, each with the number of those before it that had
+its name. A reload makes classes anew (R38), and a spec of an earlier one is still used by what has not been restarted."""
+_MADE: Counter[str] = Counter()
 
 
 def check_runner(runner: object) -> None:
@@ -58,6 +65,8 @@ def spec_name(cls: type) -> str:
         ValueError: the class stands in the main program, or its module has no such name.
     """
     name = f"{cls.__module__}:{cls.__qualname__}"
+    if cls in _NUMBERS:
+        return name
     if cls.__module__ == "__main__":
         raise ValueError(
             f"a runner must live in an importable module, got {name}: move it out of the main program, "
@@ -65,11 +74,13 @@ def spec_name(cls: type) -> str:
         )
     if _found(cls.__module__, cls.__qualname__) is not cls:
         raise ValueError(f"a runner must be importable by name, got {name}")
+    _NUMBERS[cls] = _MADE[name]
+    _MADE[name] += 1
     return name
 
 
 def pack(spec: object) -> Any:
-    """The spec as nested lists of plain data.
+    """The spec as nested lists of plain data; those of equal specs differ if a class was made anew, since its code may be another.
 
     Raises:
         TypeError: not an attrs value, or a field is not plain data.
@@ -83,7 +94,7 @@ def pack(spec: object) -> Any:
 def unpack(packed: Any) -> Any:
     """The value that was packed; imports the modules of its classes."""
     match packed:
-        case ["spec", name, fields]:
+        case ["spec", name, _, fields]:
             return _class(name)(**{key: unpack(value) for key, value in fields})
         case ["dict", pairs]:
             return {unpack(key): unpack(value) for key, value in pairs}
@@ -113,7 +124,8 @@ def _pack(value: Any, where: str, depth: int) -> Any:
         ]
         return ["dict", pairs]
     if attrs.has(kind):
-        return ["spec", spec_name(kind), [list(pair) for pair in _fields(value, where, deeper)]]
+        name = spec_name(kind)
+        return ["spec", name, _NUMBERS[kind], [list(pair) for pair in _fields(value, where, deeper)]]
     raise TypeError(f"{where} must be {_ALLOWED}, got {brief(value)}")
 
 

@@ -670,4 +670,19 @@ HOSTS = (
             "a_spec_that_is_too_long_is_refused_before_there_is_a_process",
         ),
     ),
+    *plants_of(
+        "hosts/packing.py",
+        (
+            "a runner of an earlier class cannot be sent any more",
+            "    if cls in _NUMBERS:\n        return name\n",
+            "",
+            "equal_runners_are_packed_apart_if_their_class_was_made_anew",
+        ),
+        (
+            "a class that was made anew is taken for the earlier one",
+            "    _MADE[name] += 1\n",
+            "",
+            "equal_runners_are_packed_apart_if_their_class_was_made_anew",
+        ),
+    ),
 )

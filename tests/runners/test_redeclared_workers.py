@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
+import os
+import signal
+import sys
 from functools import partial
 
 import pytest
@@ -11,8 +15,9 @@ from test_runner_declarations import Server, request
 
 from runners import InlineHost, ProcessHost, TorchLM, device_worker, replace
 from runners.errors import ContextDied, ContextLost
+from runners.hosts.packing import pack
 from runners.models.scripted import Scripted
-from runners.types import Price, RateLimits, TokenUsage
+from runners.types import ExecuteBatch, Price, RateLimits, TokenUsage
 from supervise import Backoff, Decider, Limit, Restart, Supervisor, open_tree
 from supervise._core.changes import changes
 
@@ -174,3 +179,64 @@ async def test_a_request_counts_where_it_has_begun(autojump_clock):
             nursery.start_soon(tree["app/llm"].call, request(name, 45))
         await trio.sleep(50)
         assert len(new.began) == 3
+
+
+CODE = """
+from attrs import frozen
+from runners.models.batched import batched_runner
+
+@frozen
+class Numbered:
+    def build(self, start):
+        return batched_runner(lambda inputs: [NUMBER] * len(inputs))
+"""
+
+
+@pytest.fixture
+def numbered(tmp_path, monkeypatch):
+    """Gives a runner whose answer is a number, from a file that is written and loaded anew for it."""
+    monkeypatch.syspath_prepend(tmp_path)
+
+    def load(number):
+        (tmp_path / "numbered.py").write_text(CODE.replace("NUMBER", str(number)))
+        sys.modules.pop("numbered", None)
+        importlib.invalidate_caches()
+        return importlib.import_module("numbered").Numbered()
+
+    yield load
+    sys.modules.pop("numbered", None)
+
+
+def test_equal_runners_are_packed_apart_if_their_class_was_made_anew(numbered):
+    """D2, R38: What has preloaded one of them is not for the other. The earlier one is used until its context has been restarted."""
+    first = numbered(1)
+    packed, again = pack(first), pack(numbered(22))
+    assert packed != again
+    del sys.modules["numbered"]
+    assert pack(first) == packed
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("start", ["forkserver", "spawn"])
+@pytest.mark.trio
+async def test_a_context_has_the_code_with_which_it_was_declared(numbered, start):
+    """D2, D15, R38: After a reload it has the new code, though a fork server has the earlier one.
+
+    A file that was only loaded, as for a dry run, keeps no context of the earlier declaration from being restarted.
+    """
+
+    def whole(runner):
+        return Supervisor("app", [device_worker("llm", runner, host=ProcessHost("cpu", start=start))])
+
+    async def answer():
+        (number,) = (await tree["app/llm"].call(ExecuteBatch("a", payload=1))).data
+        return number
+
+    async with open_tree(whole(numbered(1))) as tree:
+        context = await tree["app/llm"].ready()
+        loaded = numbered(22)
+        os.kill(context.pid, signal.SIGKILL)
+        # A cold start imports the file as it is.
+        assert await answer() == (1 if start == "forkserver" else 22)
+        await tree.adopt(whole(loaded))
+        assert await answer() == 22
