@@ -155,6 +155,12 @@ REMOTE = (
             "a_guardian_that_is_forked_too_late_ends_at_once",
         ),
         (
+            "a guardian begins before its server can notice its end",
+            "                    if its.recv(1):",
+            "                    if its:",
+            "a_server_without_a_descriptor_for_a_guardian_leaves_its_connection_to_the_cold_start",
+        ),
+        (
             "a fork server waits no longer than the kernel counts",
             "            if found := self._poll.poll(1000 * min(left, DAY)):",
             "            if found := self._poll.poll(1000 * left):",
