@@ -91,6 +91,12 @@ REMOTE = (
             "    time.sleep(1000)\n    os._exit(0)",
             "the_runners_module_is_imported_once_on_its_machine",
         ),
+        (
+            "a machine that can start no process counts as one that was not reached",
+            '            self._send(REFUSED, f"it cannot start a process: {error}".encode())\n',
+            "            raise\n",
+            "a_machine_that_can_start_no_process_reports_why",
+        ),
     ),
     *plants_of(
         "hosts/remote/children.py",

@@ -252,6 +252,22 @@ def test_an_older_python_is_refused(monkeypatch):
         assert far.process.wait(PATIENCE) == 0
 
 
+@pytest.mark.parametrize(
+    ("call", "earlier"),
+    [("os.fork", 0), ("os.pipe", 0), ("os.pipe", 2), ("os.pidfd_open", 1), ("socket.socketpair", 0)],
+)
+def test_a_machine_that_can_start_no_process_reports_why(call, earlier, monkeypatch):
+    """D16: As where no descriptor is left. It was reached, and runs Python."""
+    boot = (
+        f"import itertools, os, socket;number, call = itertools.count(), {call};"
+        f"{call} = lambda *given: call(*given) if next(number) < {earlier} else os.open('/no/such/file', 0);"
+    )
+    monkeypatch.setattr(sys.modules[__name__], "BOOT", boot + BOOT)
+    with guarded() as far:
+        assert "it cannot start a process: [Errno 2] No such file" in far.until(REFUSED).decode()
+        assert far.process.wait(PATIENCE) == 0
+
+
 def test_many_bytes_pass_in_both_directions():
     """D16: What comes is passed on as it is, also more than the buffers between the processes hold."""
     with guarded() as far:
