@@ -128,8 +128,10 @@ class Server:
         return None
 
     def _send(self, client: socket.socket, **message: Any) -> None:
-        with suppress(OSError):  # the client has ended
+        try:
             client.send(json.dumps(message).encode())
+        except OSError:  # it has ended, or would wait in vain: the kernel lacks memory for the message
+            client.shutdown(socket.SHUT_RDWR)
 
     def _serve(self, descriptor: int) -> None:
         if descriptor in self._listeners:

@@ -161,6 +161,12 @@ REMOTE = (
             "a_guardian_that_is_forked_too_late_ends_at_once",
         ),
         (
+            "a client that can be sent nothing waits",
+            "            client.shutdown(socket.SHUT_RDWR)\n",
+            "            pass\n",
+            "a_client_that_can_be_sent_nothing_finds_the_end_of_its_connection",
+        ),
+        (
             "a guardian begins before its server can notice its end",
             "                    if its.recv(1):",
             "                    if its:",

@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -439,6 +440,16 @@ def test_a_context_that_can_be_sent_nothing_ends(monkeypatch):
         far.send(DATA, b"anything")
         assert json.loads(far.until(ENDED))["killed"] is False
         gone(pid)
+
+
+def test_a_client_that_can_be_sent_nothing_finds_the_end_of_its_connection(monkeypatch):
+    """D15, D16: As where the kernel lacks memory. It starts cold at once, and does not wait until its time is over."""
+    ours, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    monkeypatch.setattr(socket.socket, "send", lambda *_: os.close(-1))
+    with ours, its:
+        node.Server._send(None, ours, ready=True)
+        assert is_readable(its, 0)
+        assert its.recv(1) == b""
 
 
 @pytest.mark.parametrize(
