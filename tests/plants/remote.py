@@ -92,6 +92,12 @@ REMOTE = (
             "the_runners_module_is_imported_once_on_its_machine",
         ),
         (
+            "a context that is ended while it starts has no number",
+            "        os.close(self._pidfd)\n        kill_children()\n",
+            "        os.close(self._pidfd)\n        self._pid = 0\n        kill_children()\n",
+            "a_context_that_is_ended_while_it_starts_is_reported_with_its_number",
+        ),
+        (
             "a machine that can start no process counts as one that was not reached",
             '            self._send(REFUSED, f"it cannot start a process: {error}".encode())\n',
             "            raise\n",

@@ -31,7 +31,19 @@ from runners.hosts.packing import pack
 from runners.hosts.process import wire
 from runners.hosts.process.child import status
 from runners.hosts.remote import children, guardian, link
-from runners.hosts.remote.guardian import ANSWER, ASK, BORN, COLD, DATA, ENDED, HEADER, KILL, NUMBER, REFUSED
+from runners.hosts.remote.guardian import (
+    ANSWER,
+    ASK,
+    BORN,
+    COLD,
+    DATA,
+    ENDED,
+    HEADER,
+    KILL,
+    NUMBER,
+    OUTPUT,
+    REFUSED,
+)
 from runners.hosts.remote.link import BOOT, SOURCE, Fork, Order
 from runners.hosts.remote.reserve import package_version
 from runners.models.scripted import Fault, Scripted
@@ -149,6 +161,18 @@ def test_the_end_of_what_has_started_the_guardian_ends_the_context_and_is_report
         pid = int(far.until(BORN))
         assert stat(stat(pid)[1])[1] == far.process.pid
         far.process.kill()
+        assert json.loads(far.until(ENDED)) == {"killed": True, "status": signal.SIGKILL}
+        gone(pid)
+
+
+def test_a_context_that_is_ended_while_it_starts_is_reported_with_its_number(tmp_path):
+    """D16: So the near end names it as any other that was killed."""
+    (tmp_path / "msgspec.py").write_text("import os, time; print(os.getpid(), flush=True); time.sleep(1000)")
+    starter = (sys.executable, "-c", "import subprocess, sys; subprocess.call(sys.argv[1:])")
+    with guarded(started_by=starter, path=(str(tmp_path), str(ROOT))) as far:
+        pid = int(far.until(OUTPUT))
+        far.process.kill()
+        assert int(far.until(BORN)) == pid
         assert json.loads(far.until(ENDED)) == {"killed": True, "status": signal.SIGKILL}
         gone(pid)
 

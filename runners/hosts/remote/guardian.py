@@ -548,10 +548,10 @@ class Guardian:
         code = exit_code(self._pid)
         self._poll.unregister(self._pidfd)
         os.close(self._pidfd)
-        self._pid, self._pidfd = 0, -1
         kill_children()
         while self._report >= 0:
             self._read_report()
+        self._pid, self._pidfd = 0, -1
         for _ in range(_LAST_READS):
             more = self._connection is not None and self._read_context()
             if not any([more, *(self._read_pipe(descriptor) for descriptor in list(self._pipes))]):
