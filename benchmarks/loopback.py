@@ -103,7 +103,8 @@ def serving(
     try:
         end = time.monotonic() + _PATIENCE
         while "Server listening" not in log.read_text():
-            assert time.monotonic() < end, log.read_text()
+            if process.poll() is not None or time.monotonic() > end:
+                raise ChildProcessError(f"sshd does not listen: {log.read_text()}")
             time.sleep(0.01)  # an sshd does not tell when it listens
         yield Server(folder, port, address, process)
     finally:

@@ -128,8 +128,10 @@ class Server:
         return None
 
     def _send(self, client: socket.socket, **message: Any) -> None:
-        with suppress(OSError):  # the client has ended
+        try:
             client.send(json.dumps(message).encode())
+        except OSError:  # it has ended, or would wait in vain: the kernel lacks memory for the message
+            client.shutdown(socket.SHUT_RDWR)
 
     def _serve(self, descriptor: int) -> None:
         if descriptor in self._listeners:
@@ -164,27 +166,33 @@ class Server:
             client.close()
 
     def _fork(self, client: socket.socket, passed: list[int]) -> None:
-        """Fork the guardian of a client.
+        """Fork the guardian of a client. It begins only when its end can be noticed here.
 
         Raises:
             OSError: it cannot be forked, or this process has no free descriptors.
         """
         if len(passed) != _PASSED:  # the kernel drops descriptors for which this process has no room
             raise OSError("no descriptor is left")
-        pid = os.fork()
-        if pid == 0:
+        ours, its = socket.socketpair()
+        with ours, its:
+            pid = os.fork()
+            if pid == 0:
+                try:
+                    ours.close()
+                    if its.recv(1):
+                        its.close()
+                        self._be_guardian(client, passed)
+                finally:
+                    os._exit(FAILED)
             try:
-                self._be_guardian(client, passed)
-            finally:
-                os._exit(FAILED)
-        try:
-            pidfd = os.pidfd_open(pid)
-        except OSError:  # the client is about to start cold, and two guardians must not serve one connection
-            os.kill(pid, signal.SIGKILL)
-            exit_code(pid)
-            raise
-        self._guardians[pidfd] = pid
-        self._poll.register(pidfd, select.POLLIN)
+                pidfd = os.pidfd_open(pid)
+            except OSError:
+                ours.close()  # it ends at once: the client is about to start cold, and two must not serve one connection
+                exit_code(pid)
+                raise
+            self._guardians[pidfd] = pid
+            self._poll.register(pidfd, select.POLLIN)
+            ours.send(b"1")
 
     def _be_guardian(self, client: socket.socket, passed: list[int]) -> NoReturn:
         """Leave the server and its other clients, and go on as the guardian of this one, in its surroundings."""

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import socket
+
 import pytest
+
+from benchmarks.loopback import missing, serving
 
 from ..chance import chance
 from .inject import HOW, Fault, faults, run, why_not, wrong_with
@@ -72,3 +76,14 @@ def test_a_fault_strikes(how, struck):
     ended = run("printing", Fault(how, "recvmsg", 1))
     assert struck in ended.calls
     assert not ended.wrong
+
+
+@pytest.mark.skipif(missing() is not None, reason=str(missing()))
+def test_an_sshd_that_cannot_listen_has_failed_at_once(tmp_path):
+    """A program that is refused its own sshd fails for that reason: it is neither wrong nor waits."""
+    with (
+        socket.create_server(("127.0.0.1", 0)) as taken,
+        pytest.raises(ChildProcessError, match=r"does not listen: .*Address already in use"),
+        serving(tmp_path, port=taken.getsockname()[1]),
+    ):
+        pytest.fail("it listens at a port that is taken")

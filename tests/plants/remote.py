@@ -91,6 +91,18 @@ REMOTE = (
             "    time.sleep(1000)\n    os._exit(0)",
             "the_runners_module_is_imported_once_on_its_machine",
         ),
+        (
+            "a context that is ended while it starts has no number",
+            "        os.close(self._pidfd)\n        kill_children()\n",
+            "        os.close(self._pidfd)\n        self._pid = 0\n        kill_children()\n",
+            "a_context_that_is_ended_while_it_starts_is_reported_with_its_number",
+        ),
+        (
+            "a machine that can start no process counts as one that was not reached",
+            '            self._send(REFUSED, f"it cannot start a process: {error}".encode())\n',
+            "            raise\n",
+            "a_machine_that_can_start_no_process_reports_why",
+        ),
     ),
     *plants_of(
         "hosts/remote/children.py",
@@ -153,6 +165,18 @@ REMOTE = (
             '        client.send(json.dumps({"forked": os.getpid()}).encode())',
             "        self._send(client, forked=os.getpid())",
             "a_guardian_that_is_forked_too_late_ends_at_once",
+        ),
+        (
+            "a client that can be sent nothing waits",
+            "            client.shutdown(socket.SHUT_RDWR)\n",
+            "            pass\n",
+            "a_client_that_can_be_sent_nothing_finds_the_end_of_its_connection",
+        ),
+        (
+            "a guardian begins before its server can notice its end",
+            "                    if its.recv(1):",
+            "                    if its:",
+            "a_server_without_a_descriptor_for_a_guardian_leaves_its_connection_to_the_cold_start",
         ),
         (
             "a fork server waits no longer than the kernel counts",

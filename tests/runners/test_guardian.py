@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -30,7 +31,19 @@ from runners.hosts.packing import pack
 from runners.hosts.process import wire
 from runners.hosts.process.child import status
 from runners.hosts.remote import children, guardian, link
-from runners.hosts.remote.guardian import ANSWER, ASK, BORN, COLD, DATA, ENDED, HEADER, KILL, NUMBER, REFUSED
+from runners.hosts.remote.guardian import (
+    ANSWER,
+    ASK,
+    BORN,
+    COLD,
+    DATA,
+    ENDED,
+    HEADER,
+    KILL,
+    NUMBER,
+    OUTPUT,
+    REFUSED,
+)
 from runners.hosts.remote.link import BOOT, SOURCE, Fork, Order
 from runners.hosts.remote.reserve import package_version
 from runners.models.scripted import Fault, Scripted
@@ -152,6 +165,18 @@ def test_the_end_of_what_has_started_the_guardian_ends_the_context_and_is_report
         gone(pid)
 
 
+def test_a_context_that_is_ended_while_it_starts_is_reported_with_its_number(tmp_path):
+    """D16: So the near end names it as any other that was killed."""
+    (tmp_path / "msgspec.py").write_text("import os, time; print(os.getpid(), flush=True); time.sleep(1000)")
+    starter = (sys.executable, "-c", "import subprocess, sys; subprocess.call(sys.argv[1:])")
+    with guarded(started_by=starter, path=(str(tmp_path), str(ROOT))) as far:
+        pid = int(far.until(OUTPUT))
+        far.process.kill()
+        assert int(far.until(BORN)) == pid
+        assert json.loads(far.until(ENDED)) == {"killed": True, "status": signal.SIGKILL}
+        gone(pid)
+
+
 def test_a_guardian_that_is_killed_takes_its_context_along():
     """D16: The kernel kills the context process with the process that has forked it."""
     with guarded() as far:
@@ -249,6 +274,22 @@ def test_an_older_python_is_refused(monkeypatch):
     monkeypatch.setattr(link, "SOURCE", source)
     with guarded() as far:
         assert far.until(REFUSED).decode().startswith(f"it has Python {sys.version.split()[0]}")
+        assert far.process.wait(PATIENCE) == 0
+
+
+@pytest.mark.parametrize(
+    ("call", "earlier"),
+    [("os.fork", 0), ("os.pipe", 0), ("os.pipe", 2), ("os.pidfd_open", 1), ("socket.socketpair", 0)],
+)
+def test_a_machine_that_can_start_no_process_reports_why(call, earlier, monkeypatch):
+    """D16: As where no descriptor is left. It was reached, and runs Python."""
+    boot = (
+        f"import itertools, os, socket;number, call = itertools.count(), {call};"
+        f"{call} = lambda *given: call(*given) if next(number) < {earlier} else os.open('/no/such/file', 0);"
+    )
+    monkeypatch.setattr(sys.modules[__name__], "BOOT", boot + BOOT)
+    with guarded() as far:
+        assert "it cannot start a process: [Errno 2] No such file" in far.until(REFUSED).decode()
         assert far.process.wait(PATIENCE) == 0
 
 
@@ -423,6 +464,16 @@ def test_a_context_that_can_be_sent_nothing_ends(monkeypatch):
         far.send(DATA, b"anything")
         assert json.loads(far.until(ENDED))["killed"] is False
         gone(pid)
+
+
+def test_a_client_that_can_be_sent_nothing_finds_the_end_of_its_connection(monkeypatch):
+    """D15, D16: As where the kernel lacks memory. It starts cold at once, and does not wait until its time is over."""
+    ours, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    monkeypatch.setattr(socket.socket, "send", lambda *_: os.close(-1))
+    with ours, its:
+        node.Server._send(None, ours, ready=True)
+        assert is_readable(its, 0)
+        assert its.recv(1) == b""
 
 
 @pytest.mark.parametrize(

@@ -520,19 +520,21 @@ def test_a_wrong_start_is_named():
         SshHost("far", start="fork")
 
 
+@pytest.mark.parametrize("late", ["guardian", "server"])
 @pytest.mark.trio
 async def test_a_server_without_a_descriptor_for_a_guardian_leaves_its_connection_to_the_cold_start(
-    server, tmp_path, spec, caplog
+    server, tmp_path, spec, caplog, late
 ):
-    """D10, D16: Two guardians at one connection would start two contexts on one device."""
-    preload = """
-        server, watch, leave = os.getpid(), os.pidfd_open, os.setsid
+    """D10, D16: Two guardians at one connection would start two contexts on one device, and one that is killed after its report would lose it."""
+    preload = f"""
+        server, watch, leave, late = os.getpid(), os.pidfd_open, os.setsid, {late!r}
         def watched(pid, *flags):
             if os.getpid() == server:
+                time.sleep(0.5 if late == "server" else 0)
                 raise OSError(24, "Too many open files")
             return watch(pid, *flags)
         def left():
-            time.sleep(0.5)
+            time.sleep(0.5 if late == "guardian" else 0)
             leave()
         os.pidfd_open, os.setsid = watched, left
     """
@@ -540,6 +542,6 @@ async def test_a_server_without_a_descriptor_for_a_guardian_leaves_its_connectio
     async with opened(there, spec(preload.strip())) as session:
         assert not is_forked(session.pid)
         assert ids(await whole(session)) == expected(BATCH)
-        await trio.sleep(1)  # twice as long as it takes the other guardian to begin
+        await trio.sleep(1)  # twice as long as the other guardian would take to begin
         assert far(server, "runners:guard") == {stat(session.pid)[1]}
     assert "could not fork: [Errno 24] Too many open files" in warnings(caplog)[0]

@@ -297,7 +297,19 @@ class Guardian:
             self._seek_server(order["fork"])
 
     def _start(self) -> None:
-        """Fork the context process."""
+        """Fork the context process, or report why that cannot be done here."""
+        try:
+            self._fork()
+        except OSError as error:
+            self._send(REFUSED, f"it cannot start a process: {error}".encode())
+            self._over = True
+
+    def _fork(self) -> None:
+        """Fork the context process.
+
+        Raises:
+            OSError: no process or descriptor is left for it.
+        """
         entitle(b"runners:guard")
         # What the context process starts and leaves becomes a child of the guardian.
         ctypes.CDLL(None).prctl(_SUBREAPER, 1, 0, 0, 0)
@@ -318,7 +330,13 @@ class Guardian:
                 be_context(self._order, theirs.detach(), report, guardian)
             finally:
                 os._exit(FAILED)
-        self._pidfd = os.pidfd_open(self._pid)
+        try:
+            self._pidfd = os.pidfd_open(self._pid)
+        except OSError:
+            self._kill()
+            exit_code(self._pid)
+            self._pid = 0
+            raise
         for descriptor in (report, *(pipes[kind][1] for kind in pipes)):
             os.close(descriptor)
         theirs.close()
@@ -530,10 +548,10 @@ class Guardian:
         code = exit_code(self._pid)
         self._poll.unregister(self._pidfd)
         os.close(self._pidfd)
-        self._pid, self._pidfd = 0, -1
         kill_children()
         while self._report >= 0:
             self._read_report()
+        self._pid, self._pidfd = 0, -1
         for _ in range(_LAST_READS):
             more = self._connection is not None and self._read_context()
             if not any([more, *(self._read_pipe(descriptor) for descriptor in list(self._pipes))]):
