@@ -6,6 +6,7 @@ but a `KeyboardInterrupt`, and its text is short. `as_group` and `members` look 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from itertools import islice
 from reprlib import Repr
@@ -164,10 +165,13 @@ def _inside(group: BaseException) -> Iterator[BaseException]:
             waiting += reversed(members(inner)[: _SHOWN + 1])
 
 
+WITHOUT_QUOTES = re.compile(r"[^'\\]+")
+"""The parts of a text in which `repr` escapes just those characters that are not printable."""
+
+
 def printable(text: str) -> str:
-    """The text in one line, with each character escaped that is not printable, so that it cannot control a terminal."""
-    return (
-        text
-        if text.isprintable()
-        else "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
-    )
+    """The text in one line, with each character escaped that is not printable, so that it cannot control a terminal.
+
+    A call for each character would hold up the loop when a program writes binary data.
+    """
+    return text if text.isprintable() else WITHOUT_QUOTES.sub(lambda run: repr(run[0])[1:-1], text)

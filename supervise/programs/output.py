@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import sys
 import traceback
 from collections import deque
@@ -16,7 +17,7 @@ from contextlib import suppress
 
 import trio
 
-from .._core._brief import printable
+from .._core._brief import WITHOUT_QUOTES
 from .._trio.protect import protected
 
 LOGGER = "supervise.programs"
@@ -187,6 +188,15 @@ class _Stream:
 def _texts(line: bytes) -> Iterator[str]:
     """The line in pieces that are not too long, with escapes for control characters, which would act on a terminal."""
     for start in range(0, len(line), MAX_LINE):
-        text = line[start : start + MAX_LINE].decode("utf-8", "backslashreplace").rstrip()
+        text = line[start : start + MAX_LINE].decode("utf-8", "surrogateescape").rstrip()
         if text:
-            yield "\t".join(map(printable, text.split("\t")))
+            yield "\t".join(map(_escaped, text.split("\t")))
+
+
+def _escaped(text: str) -> str:
+    r"""As `printable`, with `\xff` for a byte 255, which UTF-8 has not. `backslashreplace` would call a function for each such byte."""
+    return text if text.isprintable() else WITHOUT_QUOTES.sub(_escapes, text)
+
+
+def _escapes(found: re.Match[str]) -> str:
+    return repr(found[0])[1:-1].replace(r"\udc", r"\x")

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 from contextlib import contextmanager
 
 import pytest
 import trio
+from hypothesis import given
+from hypothesis import strategies as st
 
 from supervise import Decider, Stop
 from supervise.programs import output
@@ -195,3 +198,47 @@ def test_the_number_of_lines_in_a_second_is_bounded():
         assert len(texts) == output.LINES_PER_SECOND + 2
 
     trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))
+
+
+@given(
+    st.lists(
+        st.sampled_from(
+            [
+                b"a",
+                b"'",
+                b'"',
+                b"\\",
+                b"\\udcff",
+                b"\0",
+                b"\t",
+                b"\x1b[0m",
+                b"\xff",
+                b"\xed\xb3\xbf",
+                "é\u2028".encode(),
+            ]
+        )
+    )
+)
+def test_what_cannot_be_printed_is_escaped(pieces):
+    """Each byte that is not UTF-8, and each control character but the tabulator, as Python writes it in a literal."""
+    text = b"".join(pieces).decode(errors="backslashreplace").rstrip()
+    shown = "".join(char if char.isprintable() or char == "\t" else repr(char)[1:-1] for char in text)
+    assert list(output._texts(b"".join(pieces))) == ([shown] if text else [])
+
+
+@pytest.mark.parametrize("byte", [b"\0", b"\x1b"])
+def test_binary_data_costs_no_step_for_each_byte(byte):
+    """A program that writes an image, say, does not hold up the loop."""
+    steps = 0
+
+    def count(*_):
+        nonlocal steps
+        steps += 1
+
+    sys.setprofile(count)
+    try:
+        texts = list(output._texts(byte * 4 * output.MAX_LINE))
+    finally:
+        sys.setprofile(None)
+    assert len(texts) == 4
+    assert steps < output.MAX_LINE
