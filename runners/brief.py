@@ -11,10 +11,11 @@ that (D9).
 from __future__ import annotations
 
 import traceback
+from collections import Counter, OrderedDict, defaultdict
 from collections.abc import Iterator
 from itertools import chain, islice
 from reprlib import Repr
-from typing import Any
+from typing import Any, cast
 
 MOST = 500
 """The longest text that `brief` gives, in characters."""
@@ -48,8 +49,14 @@ class _Brief(Repr):
             it: object = x
             return f"<{name_of(type(it))} whose repr raised {name_of(type(problem))}>"
 
-    def repr_instance(self, x: Any, level: int) -> str:  # noqa: ARG002 - as `Repr` calls it
-        """Its own `repr`, with the middle left out if it is long."""
+    def repr_instance(self, x: Any, level: int) -> str:
+        """Its own `repr`, with the middle left out if it is long; the first items of a long `Counter`, say."""
+        it: object = x
+        kind = type(it)
+        if kind.__repr__ in _PRINT_EACH_ITEM and len(x) > MOST:
+            base = next(base for base in _COLLECTIONS if base in kind.__mro__)
+            shown = getattr(self, f"repr_{base.__name__}")
+            return f"{name_of(kind)}({shown(x, level)})"
         return shortened(exact(repr(x)), self.maxother)
 
     def repr_dict(self, x: dict[Any, Any], level: int) -> str:
@@ -82,7 +89,11 @@ class _Brief(Repr):
 
 
 _PLAIN_REPRS: tuple[Any, ...] = (BaseException.__repr__, BaseExceptionGroup.__repr__)
-_CONTAINERS = (bytes, bytearray, tuple, list, set, frozenset, dict)
+_COLLECTIONS = cast("list[type[Any]]", [tuple, list, set, frozenset, dict])
+_PRINT_EACH_ITEM: list[Any] = [
+    kind.__repr__ for kind in [*_COLLECTIONS, *cast("list[type[Any]]", [Counter, OrderedDict, defaultdict])]
+]
+_CONTAINERS = (bytes, bytearray, *_COLLECTIONS)
 _BRIEF = _Brief()
 
 

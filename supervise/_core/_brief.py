@@ -7,6 +7,7 @@ but a `KeyboardInterrupt`, and its text is short. `as_group` and `members` look 
 from __future__ import annotations
 
 import re
+from collections import Counter, OrderedDict, defaultdict
 from collections.abc import Iterator
 from itertools import islice
 from reprlib import Repr
@@ -18,6 +19,10 @@ _SHOWN = 3
 """The number of members of a group that a line about it shows."""
 _LOOKS = 100
 """The number of exceptions and groups, in a group and in the groups in it, among which they are sought."""
+_COLLECTIONS = cast("list[type[Any]]", [dict, list, tuple, set, frozenset])
+_PRINT_EACH_ITEM = [
+    kind.__repr__ for kind in [*_COLLECTIONS, *cast("list[type[Any]]", [Counter, OrderedDict, defaultdict])]
+]
 
 
 class _Brief(Repr):
@@ -40,8 +45,13 @@ class _Brief(Repr):
         except BaseException as problem:  # noqa: BLE001 - a user's `__repr__` may raise anything; only a text is lost
             return f"<{class_name(class_of(x))} whose repr raised {class_name(type(problem))}>"
 
-    def repr_instance(self, x: Any, level: int) -> str:  # noqa: ARG002 - as `Repr` calls it
-        """The object's own `repr`, without its middle if it is long."""
+    def repr_instance(self, x: Any, level: int) -> str:
+        """The object's own `repr`, without its middle if it is long; the first items of a long `Counter`, say."""
+        kind = class_of(x)
+        if kind.__repr__ in _PRINT_EACH_ITEM and len(x) > MOST:
+            base = next(base for base in _COLLECTIONS if base in kind.__mro__)
+            shown = getattr(self, f"repr_{base.__name__}")
+            return f"{class_name(kind)}({shown(x, level)})"
         return shortened(repr(x), self.maxother)
 
     def repr_dict(self, x: dict[Any, Any], level: int) -> str:

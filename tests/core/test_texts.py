@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter, OrderedDict, defaultdict
 from contextlib import asynccontextmanager
 from math import inf
 
@@ -295,6 +296,47 @@ def test_a_large_container_is_not_sorted_for_its_text(made):
     assert "..." in brief(made(map(Compared, range(10_000))))
     assert brief(made([2, 1])) == repr(made([1, 2]))
     assert 0 < Compared.times < 1_000
+
+
+class Shown:
+    """An item that counts how often it is printed."""
+
+    times = 0
+
+    def __repr__(self):
+        Shown.times += 1
+        return "item"
+
+
+class Items(list):
+    """A list of a class of its own."""
+
+
+class Batch(Items):
+    """One that says itself how it is printed."""
+
+    def __repr__(self):
+        return f"<batch of {len(self)}>"
+
+
+@pytest.mark.parametrize(
+    "made",
+    [Counter, OrderedDict.fromkeys, lambda items: defaultdict(int, dict.fromkeys(items)), Items],
+    ids=["Counter", "OrderedDict", "defaultdict", "Items"],
+)
+def test_of_a_large_container_of_another_class_a_few_items_are_printed(made):
+    """R31: Printing a million of them would block the loop for a second. Of a few the text is the container's own."""
+    Shown.times = 0
+    text = brief(made([Shown() for _ in range(10_000)]))
+    assert text.startswith(f"{type(made([])).__name__}(")
+    assert "item, " in text or "item: " in text
+    assert Shown.times < 100
+    assert brief(made([2, 1])) == repr(made([2, 1]))
+
+
+def test_a_large_container_may_print_itself():
+    """Its own text may be short."""
+    assert brief(Batch(range(10_000))) == "<batch of 10000>"
 
 
 @pytest.mark.parametrize("exc", [Long(), ValueError("x" * 10_000), ExceptionGroup("g", [Long()] * 30)])

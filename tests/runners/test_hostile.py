@@ -1,6 +1,7 @@
 """Values that raise, lie, never end or hold 100 MB, at every place where one enters a device worker (D5, D10)."""
 
 import dataclasses
+from collections import Counter, OrderedDict, defaultdict
 from decimal import Decimal
 
 import pytest
@@ -400,6 +401,35 @@ def test_a_large_container_is_not_sorted_for_its_text(made):
     assert "..." in brief(made(map(Compared, range(10_000))))
     assert brief(made([2, 1])) == repr(made([1, 2]))
     assert 0 < Compared.times < 1_000
+
+
+class Shown:
+    """An item that counts how often it is printed."""
+
+    times = 0
+
+    def __repr__(self):
+        Shown.times += 1
+        return "item"
+
+
+class Items(list):
+    """A list of a class of its own."""
+
+
+@pytest.mark.parametrize(
+    "made",
+    [Counter, OrderedDict.fromkeys, lambda items: defaultdict(int, dict.fromkeys(items)), Items],
+    ids=["Counter", "OrderedDict", "defaultdict", "Items"],
+)
+def test_of_a_large_container_of_another_class_a_few_items_are_printed(made):
+    """D5: Printing a million of them would block the loop for a second. Of a few the text is the container's own."""
+    Shown.times = 0
+    text = brief(made([Shown() for _ in range(10_000)]))
+    assert text.startswith(f"{type(made([])).__name__}(")
+    assert "item, " in text or "item: " in text
+    assert Shown.times < 100
+    assert brief(made([2, 1])) == repr(made([2, 1]))
 
 
 def test_what_is_shown_of_an_exception_is_what_python_shows():
