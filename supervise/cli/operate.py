@@ -221,12 +221,16 @@ def token_of(file: str | None) -> str | None:
         raise NoTree(f"cannot read the token in {file}: {_line(problem)}") from problem
 
 
+def is_within(path: str, wanted: str) -> bool:
+    """Whether a node is the wanted one, or below it. That may be given as it is shown, with escapes."""
+    return f"{printable(path)}/".startswith(f"{printable(wanted)}/")
+
+
 async def _status(arguments: argparse.Namespace, client: Client) -> int:
     status = await client.status()
     rows: list[_Data] = status["nodes"]
     if arguments.path is not None:
-        below = f"{arguments.path}/"
-        rows = [row for row in rows if row["path"] == arguments.path or row["path"].startswith(below)]
+        rows = [row for row in rows if is_within(row["path"], arguments.path)]
         if not rows:
             write_error(f"supervise: tree {status['name']!r} has no node {arguments.path!r}")
             return 1
@@ -297,7 +301,7 @@ async def _print_events(arguments: argparse.Namespace, client: Client) -> None:
         else:
             at = datetime.fromtimestamp(event["time"]).astimezone().strftime("%Y-%m-%d %H:%M:%S.%f")[:-3]
             shown = f"{at} [{printable(event['path'])} #{event['incarnation']}] {event['text']}"
-        wanted = path is None or "path" not in event or f"{event['path']}/".startswith(f"{path}/")
+        wanted = path is None or "path" not in event or is_within(event["path"], path)
         if wanted and not write_line(shown):
             return
 

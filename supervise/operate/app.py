@@ -200,8 +200,8 @@ class _Served:
         return _Events(self, int(after), follows=follows, traced=self._trusted or self._has_token(request))
 
     async def why(self, request: Request) -> Response:
-        path = request.path_params["path"]
-        row = as_row(self._at(path).status(), time.time() - trio.current_time())
+        ref = self._at(request.path_params["path"])
+        path, row = ref.path, as_row(ref.status(), time.time() - trio.current_time())
         above = path.rpartition("/")[0] or path
         text = why(row, self.history.about(above), time=time.time())
         if "application/json" in request.headers.get("accept", ""):
@@ -218,9 +218,8 @@ class _Served:
     async def act(self, request: Request) -> Response:
         self._check_token(request)
         verb = request.scope["route"].name
-        path = request.path_params["path"]
         who, reason = await _given(request)
-        ref = self._at(path)
+        ref = self._at(request.path_params["path"])
         is_dry = _is_dry(request)
         try:
             steps = ref.plan(verb)
@@ -233,7 +232,7 @@ class _Served:
         except RuntimeError as impossible:  # the app runs inside the node that it is to stop
             raise HTTPException(409, brief_text(impossible)) from impossible
         shown = [{"do": step.do, "path": step.path} for step in steps]
-        return _Json({"path": path, "dry_run": is_dry, "steps": shown}, headers=_HEADERS)
+        return _Json({"path": ref.path, "dry_run": is_dry, "steps": shown}, headers=_HEADERS)
 
     async def reload(self, request: Request) -> Response:
         self._check_token(request)
@@ -284,8 +283,16 @@ class _Served:
             ref = self._tree[path]
             ref.status()
         except (KeyError, LookupError) as missing:
-            raise HTTPException(404, self._not_there(path)) from missing
+            shown = self._shown_as(path) if "\\" in path else None
+            if shown is None:
+                raise HTTPException(404, self._not_there(path)) from missing
+            return shown
         return ref
+
+    def _shown_as(self, path: str) -> Ref | None:
+        """The node whose path is shown so: a URL cannot have each character of a name, and a terminal shows escapes for some."""
+        paths = (node.path for node in self._tree.status().walk())
+        return next((self._tree[each] for each in paths if printable(each) == printable(path)), None)
 
     def _not_there(self, path: str) -> str:
         try:

@@ -190,11 +190,11 @@ def _is_url(where: str) -> bool:
 
 
 def _quoted(path: str) -> str:
-    """A path for a URL. No node is found by a name that is not UTF-8.
+    """A path for a URL. What UTF-8 cannot encode is sent as it is shown, by which the app finds the node too.
 
     Raises:
         OperateError: a part of it is `.` or `..`, with which a URL would lead to another node.
     """
     if not {".", ".."}.isdisjoint(path.split("/")):
         raise OperateError(f"no node has '.' or '..' in its path, got {brief(path)}")
-    return quote(path, errors="replace")
+    return quote(path, errors="backslashreplace")

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.ports import free_port
-from supervise.cli.operate import token_of
+from supervise.cli.operate import is_within, token_of
 
 ROOT = Path(__file__).parents[2]
 TOKEN = "a-token-of-the-tests-0"
@@ -148,6 +148,14 @@ def test_a_wrong_command_gets_one_line_and_status_2(run, arguments, variables, m
     assert done.returncode == 2
     assert message in done.stderr.splitlines()[-1]
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("wanted", ["app/\udcff", r"app/\udcff", "app"])
+def test_a_path_may_be_given_as_it_is_shown(wanted):
+    """The nodes and the events of one path are found here, not by the program."""
+    assert is_within("app/\udcff", wanted)
+    assert is_within("app/\udcff/a", wanted)
+    assert not is_within("app2/\udcff", wanted)
 
 
 def test_an_empty_file_has_no_token(tmp_path):

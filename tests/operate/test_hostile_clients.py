@@ -406,6 +406,23 @@ async def test_a_client_asks_for_any_path_and_gives_any_reason(tmp_path):
 
 
 @pytest.mark.trio
+@pytest.mark.parametrize("name", ["\udcff", "x\ud800\x1b", "é\\"])
+async def test_a_name_is_reached_by_what_it_is_and_by_what_is_shown(tmp_path, name):
+    """A name may be that of a file, which need not be UTF-8; a terminal shows escapes for what cannot be printed."""
+    shown = f"app/{name}" if name.isprintable() else "app/" + repr(name)[1:-1]
+    async with operated(tmp_path, Puppet(name)) as (tree, http):
+        assert (await http.get("/metrics")).status_code == 200
+        async with Client(str(tmp_path / "s"), token=TOKEN) as client:
+            assert f"app/{name}" in [row["path"] for row in (await client.status())["nodes"]]
+            for path in (f"app/{name}", shown):
+                assert (await client.why(path)).startswith(f"{shown} is up")
+                assert await client.act("restart", path, reason="x", who="y")
+            with pytest.raises(OperateError, match="has no node"):
+                await client.why(f"{shown}\udcff")
+        assert tree[f"app/{name}"].status().incarnation == 3
+
+
+@pytest.mark.trio
 async def test_a_name_with_control_characters_is_reached(tmp_path):
     """Only `/`, and spaces at either end, are refused in a name."""
     odd = ["a\nb", "\x00\x1b\r\u2028b", "a"]

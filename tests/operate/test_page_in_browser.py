@@ -186,6 +186,15 @@ def test_whatever_a_program_says_is_shown_as_text(page, width):
         page.close()
 
 
+def test_a_name_that_is_not_utf_8_has_its_story(page):
+    """That of a file may be so, and no address can have it as it is."""
+    with Served(Supervisor("app", [leaf("\udcff")], limit=MANY), token=TOKEN) as served:
+        page.goto(served.url)
+        page.locator("#tree tbody tr").nth(1).click()
+        expect(page.locator("#why")).to_contain_text(r"app/\udcff is up")
+        page.close()
+
+
 def test_filter_only_trouble_and_keys(shop, page):
     """What is filtered out is hidden, its ancestors stay; arrows, Enter and Escape do the rest."""
     page.goto(shop.url)

@@ -85,8 +85,11 @@ export function names(path) {
   return path.split("/").flatMap((name, index) => [...(index ? ["/"] : []), make("bdi", {}, name)]);
 }
 
-/** `what/PATH` as the address of a request. */
-export const address = (what, path) => `${what}/${path.split("/").map(encodeURIComponent).join("/")}`;
+/** `what/PATH` as the address of a request. What UTF-8 cannot encode is sent as it is shown elsewhere. */
+export const address = (what, path) => `${what}/${path.split("/").map(encoded).join("/")}`;
+
+const encoded = (name) =>
+  encodeURIComponent(name.replace(/\p{Surrogate}/gu, (half) => `\\u${half.charCodeAt(0).toString(16)}`));
 
 /** An exception in one line. */
 export const failure = (exc) => (exc.text ? `${exc.type}: ${exc.text}` : exc.type);
