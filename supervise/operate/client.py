@@ -6,10 +6,12 @@ import json
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing
 from functools import partial
+from math import inf
 from typing import Any, Self, cast
 from urllib.parse import quote
 
 import httpx
+import trio
 
 from .._core._brief import brief
 from . import forms
@@ -17,11 +19,11 @@ from . import forms
 Data = dict[str, Any]
 
 _LONGEST_LOOK = 30.0
-"""Seconds: the status of a tree of 20,000 nodes takes less than one."""
+"""Seconds for a whole answer: the status of a tree of 20,000 nodes takes less than one."""
 _NOT_OURS = (ValueError, KeyError, TypeError, RecursionError)
 """The exceptions of reading an answer that is not JSON, is nested too deeply, or does not have the fields of our answers."""
-_NO_ANSWER = (httpx.HTTPError, UnicodeError)
-"""The exceptions of a request without an answer. The last one is that of a host whose name cannot be looked up."""
+_NO_ANSWER = (httpx.HTTPError, UnicodeError, trio.TooSlowError)
+"""The exceptions of a request without an answer. A `UnicodeError` is that of a host whose name cannot be looked up."""
 
 
 class OperateError(Exception):
@@ -125,28 +127,46 @@ class Client:
         Ends when the tree has ended; without `follow` after those that there are.
         """
         params = {"after": str(after), "follow": "1" if follow else "0"}
-        options: dict[str, Any] = {} if follow else {"timeout": _LONGEST_LOOK}
+        read = self._reader_of_events()
+        if not follow:
+            answer = await self._asked("GET", "/events", params=params)
+            for kept in filter(None, map(read, answer.text.split("\n"))):
+                yield kept
+            return
         try:
-            async with self._http.stream("GET", "/events", params=params, **options) as answer:
+            async with self._http.stream("GET", "/events", params=params) as answer:
                 await self._check(answer)
-                missed = False
                 async with aclosing(cast("AsyncGenerator[str]", answer.aiter_lines())) as lines:
                     async for line in lines:
-                        if line.startswith("event: missed"):
-                            missed = True
-                        elif line.startswith("data: "):
-                            form = forms.missed if missed else forms.event
-                            data = self._read(form, partial(json.loads, line.removeprefix("data: ")))
-                            yield {**data, "kind": "Missed"} if missed else data
-                            missed = False
+                        event = read(line)
+                        if event is not None:
+                            yield event
         except _NO_ANSWER as problem:
             raise self._no_answer(problem) from problem
 
+    def _reader_of_events(self) -> Callable[[str], Data | None]:
+        """A function that takes one line of server-sent events after another, and gives the event that it completes."""
+        missed = False
+
+        def read(line: str) -> Data | None:
+            nonlocal missed
+            if not line.startswith("data: "):
+                missed = missed or line.startswith("event: missed")
+                return None
+            is_missed, missed = missed, False
+            form = forms.missed if is_missed else forms.event
+            data = self._read(form, partial(json.loads, line.removeprefix("data: ")))
+            return {**data, "kind": "Missed"} if is_missed else data
+
+        return read
+
     async def _asked(self, method: str, url: str, **options: Any) -> httpx.Response:
+        longest = (
+            _LONGEST_LOOK if method == "GET" else inf
+        )  # an act is answered when it is done, which may take any time
         try:
-            if method == "GET":  # an act is answered when it is done, which may take any time
-                options["timeout"] = _LONGEST_LOOK
-            answer = await self._http.request(method, url, **options)
+            with trio.fail_after(longest):  # what comes drop by drop passes each timeout of `httpx`
+                answer = await self._http.request(method, url, **options)
         except _NO_ANSWER as problem:
             raise self._no_answer(problem) from problem
         await self._check(answer)
@@ -155,7 +175,8 @@ class Client:
     async def _check(self, answer: httpx.Response) -> None:
         if answer.status_code < 400:  # noqa: PLR2004 - HTTP's errors begin there.
             return
-        await answer.aread()
+        with trio.fail_after(_LONGEST_LOOK):
+            await answer.aread()
         try:
             text = str(answer.json()["error"])
         except _NOT_OURS:
@@ -175,7 +196,7 @@ class Client:
         return cast("Data", data)
 
     def _no_answer(self, problem: Exception) -> OperateError:
-        if isinstance(problem, httpx.ReadTimeout):
+        if isinstance(problem, trio.TooSlowError):
             return OperateError(
                 f"the program at {self.where} did not answer within {_LONGEST_LOOK:g} s: is its event loop blocked?"
             )

@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import weakref
+from contextlib import suppress
 from pathlib import Path
 
 import httpx
@@ -391,6 +392,38 @@ async def test_a_client_does_not_wait_for_ever_for_a_program_that_is_blocked(tmp
                 ) as slow:
                     await ask()
                 assert slow.value.status is None
+
+
+@pytest.mark.trio
+@pytest.mark.parametrize("begins", [b"", b"HTTP/1.1 200 OK\r\n\r\n", b"HTTP/1.1 500 No\r\n\r\n"])
+async def test_a_client_does_not_wait_for_ever_for_an_answer_that_comes_drop_by_drop(
+    tmp_path, monkeypatch, begins
+):
+    """Each byte comes in time, and the last one never does."""
+    monkeypatch.setattr("supervise.operate.client._LONGEST_LOOK", 0.3)
+
+    async def drip(stream):
+        with suppress(trio.BrokenResourceError):  # the client has left
+            await stream.send_all(begins)
+            while True:
+                await stream.send_all(b"x")
+                await trio.sleep(0.01)
+
+    with listening_at(tmp_path / "s") as listener, trio.fail_after(60):
+        listener.setblocking(False)
+        async with trio.open_nursery() as nursery, Client(str(tmp_path / "s")) as client:
+            listening = trio.SocketListener(trio.socket.from_stdlib_socket(listener))
+            nursery.start_soon(trio.serve_listeners, drip, [listening])
+            looks = [
+                client.status(),
+                client.why("app"),
+                client.stack("app"),
+                anext(client.events(follow=False)),
+            ]
+            for look in looks:
+                with pytest.raises(OperateError, match=r"did not answer within 0\.3 s"):
+                    await look
+            nursery.cancel_scope.cancel()
 
 
 @pytest.mark.trio
