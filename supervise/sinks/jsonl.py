@@ -21,11 +21,12 @@ from .data import as_data
 class JsonLinesSink:
     """A sink that writes each event as one line of JSON, in the schema of `supervise.sinks.data.as_data` (R31).
 
-    A file is opened at the first event, and appended to. When it would pass `most` bytes it is renamed to `NAME.1`, an older
-    `NAME.1` to `NAME.2`, and so on; the oldest is deleted. So all files together have at most `(kept + 1) * most` bytes. A link is
-    followed. A file that is not regular, such as `/dev/null` or a pipe, is never renamed, nor is one that another program has put in
-    the place of this one: that is appended to. A named pipe must have a reader when it is opened. Each line is written whole and at once. If
-    that fails, for instance because the disk is full, the tree reports it once and goes on without this sink.
+    A file is opened at the first event, and appended to; half a line at its end, which a full disk leaves, gets its end. When it
+    would pass `most` bytes it is renamed to `NAME.1`, an older `NAME.1` to `NAME.2`, and so on; the oldest is deleted. So all files
+    together have at most `(kept + 1) * most` bytes. A link is followed. A file that is not regular, such as `/dev/null` or a pipe, is
+    never renamed, nor is one that another program has put in the place of this one: that is appended to. A named pipe must have a
+    reader when it is opened. Each line is written whole and at once. If that fails, for instance because the disk is full, the tree
+    reports it once and goes on without this sink.
 
     Args:
         target: the path of a file, or an open text file, which is never renamed; None is standard error, as it is at each event.
@@ -101,6 +102,9 @@ class JsonLinesSink:
             self._file = os.fdopen(descriptor, "a", encoding="ascii")
             opened = os.fstat(descriptor)
             self._size, self._is_regular = opened.st_size, stat.S_ISREG(opened.st_mode)
+            if self._is_regular and self._size and not _ends_with_a_line(path):
+                self._file.write("\n")  # into the buffer, with the next event
+                self._size += 1
         return self._file
 
     def _rename(self, path: Path) -> None:
@@ -111,6 +115,16 @@ class JsonLinesSink:
         names[-1].unlink(missing_ok=True)
         for newer, older in reversed(list(pairwise(names))):
             newer.rename(older)
+
+
+def _ends_with_a_line(path: Path) -> bool:
+    """Whether the last line of a file is whole. It is half a line if the disk was full, or the program was killed as it wrote it."""
+    try:
+        with path.open("rb") as file:
+            file.seek(-1, os.SEEK_END)
+            return file.read(1) == b"\n"
+    except OSError:  # it may be written to and not be read
+        return True
 
 
 def _is_at(file: TextIO, path: Path) -> bool:

@@ -235,6 +235,19 @@ def test_a_file_is_appended_to(tmp_path):
     assert numbers(tmp_path / "log") == [1, 1]
 
 
+@pytest.mark.parametrize("before", ["", "{}\n", '{}\n{"v":1,"time":17'])
+def test_half_a_line_at_the_end_of_a_file_spoils_no_other(tmp_path, before):
+    """R31: A full disk, or a program that is killed, leaves it there."""
+    log = tmp_path / "log"
+    log.write_text(before)
+    sink = JsonLinesSink(log, most=len(before) + 2_000)
+    sink(events.Starting(**WHERE))
+    sink.close()
+    *others, event = log.read_text().splitlines()
+    assert others == before.splitlines()
+    assert json.loads(event)["seq"] == 1
+
+
 def test_a_full_disk_is_reported_once_and_hurts_nothing(caplog):
     """R31: The tree goes on without the sink."""
     seen = []
