@@ -20,6 +20,8 @@ def write(text: str) -> bool:
     try:
         out.write(text.encode(encoding, "backslashreplace").decode(encoding))
         out.flush()
+    except UnicodeError as problem:  # such as idna, in which lines cannot be written
+        raise NoTree(f"cannot write to standard output in its encoding, {encoding}") from problem
     except OSError as problem:
         # Otherwise Python would try again at its end, and print an error.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)

@@ -1,5 +1,6 @@
 """The command `supervise`, run as a user runs it: in a process of its own."""
 
+import io
 import json
 import os
 import re
@@ -13,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from supervise.cli import _sinks
+from supervise.cli import _sinks, main
 
 ROOT = Path(__file__).parents[2]
 
@@ -406,6 +407,15 @@ def test_the_version_needs_no_output():
         )
         assert ended.returncode == status
         assert len(ended.stderr.splitlines()) == (status > 0)
+
+
+def test_an_encoding_that_takes_no_lines_is_one_line_of_error(monkeypatch, capsys):
+    """Standard output may have any that Python knows, such as that of the names of hosts, which has no escapes."""
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), encoding="idna"))
+    with pytest.raises(SystemExit) as ended:
+        main(["tree", "runners.demo"])
+    assert ended.value.code == 2
+    assert capsys.readouterr().err == "supervise: cannot write to standard output in its encoding, idna\n"
 
 
 def test_a_tree_is_drawn_in_an_encoding_without_box_characters(write, tmp_path):
