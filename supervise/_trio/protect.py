@@ -9,7 +9,7 @@ from functools import partial
 from operator import eq
 from typing import Any, TypeVar
 
-from trio.lowlevel import Task, current_root_task, enable_ki_protection
+from trio.lowlevel import Task, current_root_task, enable_ki_protection, in_trio_run
 
 T = TypeVar("T", bound=type[Any])
 
@@ -70,13 +70,10 @@ def check_thread(root: Task | None) -> None:
     Raises:
         RuntimeError: this is another thread, or another run.
     """
-    try:
-        here = current_root_task()
-    except RuntimeError:
-        here = None
-    if here is None or here is not root:
+    if not in_trio_run() or current_root_task() is not root:
         raise RuntimeError(
-            "this must be called in the thread of the tree: from another one, use trio.from_thread.run_sync"
+            "this must be called in the thread of the tree: from another one, use trio.from_thread.run, or run_sync for a "
+            "function that is not async"
         )
 
 
