@@ -99,7 +99,12 @@ class Program:
             Path(cache_from_source(str(before[name].__file__))).unlink(missing_ok=True)
 
     def _loaded(self) -> Supervisor | Pool:
-        tree = load(self._target, module=sys.modules.get(self._name))
+        try:
+            tree = load(self._target, module=sys.modules.get(self._name))
+        except (
+            KeyboardInterrupt
+        ) as exc:  # of a module itself: a running program receives SIGINT by a handler of its own
+            raise NoTree(f"{self._target} raised KeyboardInterrupt while it was loaded") from exc
         assert tree is not None
         wrong = [problem for _, problem in findings.errors(tree)]
         if wrong:

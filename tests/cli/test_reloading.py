@@ -276,6 +276,7 @@ def test_a_file_that_is_saved_while_its_adoption_lasts_is_loaded_after_it(folder
         ("app.py", "import missing_module", "missing_module"),
         ("app.py", "def (", "line 1"),
         ("app.py", "raise SystemExit(3)", "ended the program"),
+        ("work.py", "raise KeyboardInterrupt", "raised KeyboardInterrupt while it was loaded"),
         ("work.py", "1 / 0", "division by zero"),
         ("work.py", "def serve(): pass", "must be an async function"),
         ("app.py", "from supervise import *\nasync def f(): pass\nc = Child('c', f)\ntree = Supervisor('app', [c, Supervisor('x', [c])])", "two places"),
