@@ -11,6 +11,8 @@ MAX_DEPTH = 64
 MAX_ITEMS = 2**22
 """Of all lists and dicts together. A list that stands in many places counts in each: a few such lists in one another have more items than
 any memory holds."""
+MAX_LISTS = 2**16
+"""Of lists and dicts: each of them is looked into by itself, which would hold up the event loop."""
 
 _ALLOWED = "None, bool, int, float, str, bytes, and lists and dicts of these"
 _SCALARS = frozenset((type(None), bool, float, bytes))
@@ -45,7 +47,7 @@ def plain_data(what: str, value: object) -> Any:
     Raises:
         TypeError: something in it is no plain data, or a key of a dict is no str.
         ValueError: an integer has more than 64 bits, a text cannot be encoded, lists and dicts are nested more than 64 deep, or they have
-            more than 4,194,304 items together.
+            more than 4,194,304 items together, or are more than 65,536.
     """
     try:
         return _copy(value, 0, _Count(what))
@@ -59,13 +61,15 @@ class _Count:
 
     def __init__(self, what: str) -> None:
         self._what = what
-        self._items = 0
+        self._items = self._lists = 0
 
     def add(self, items: int) -> None:
+        """Another list or dict has so many items."""
         self._items += items
-        if self._items > MAX_ITEMS:
+        self._lists += 1
+        if self._items > MAX_ITEMS or self._lists > MAX_LISTS:
             raise ValueError(
-                f"{self._what} must have at most {MAX_ITEMS} items in all its lists and dicts, got more"
+                f"{self._what} must have at most {MAX_LISTS} lists and dicts, with {MAX_ITEMS} items together, got more"
             )
 
 
@@ -94,10 +98,11 @@ def _copied_list(value: Any, depth: int, count: _Count) -> list[Any]:
 
 
 def _travels_as_it_is(items: list[Any]) -> bool:
-    """Whether every item is a plain scalar. A long list of token ids or of numbers is found out without a step for each."""
-    if are_integers(items):
+    """Whether every item is a plain scalar. A long list of token ids, of numbers or of ASCII texts takes no step for each."""
+    kinds = set(map(type, items))
+    if kinds == {int}:
         return bool(min(items) >= _LEAST and max(items) <= _MOST)
-    return set(map(type, items)) <= _SCALARS
+    return all(map(str.isascii, items)) if kinds == {str} else kinds <= _SCALARS
 
 
 def are_integers(data: Any) -> bool:

@@ -59,7 +59,8 @@ class InlineHost:
 
     Args:
         device: as torch names it; passed to the runner.
-        close_timeout: seconds for an async runner to close.
+        close_timeout: seconds for an async runner to close. As with every timeout of Trio, time for which other code blocks the event
+            loop counts.
 
     Raises:
         ValueError: `close_timeout` is not above 0.

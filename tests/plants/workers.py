@@ -303,6 +303,12 @@ WORKERS = tuple(
             ),
             (
                 "runners/plain.py",
+                " or self._lists > MAX_LISTS:",
+                ":",
+                ("tests/runners/test_open_values.py",),
+            ),
+            (
+                "runners/plain.py",
                 "    if depth > MAX_DEPTH:",
                 "    if False:",
                 ("tests/runners/test_open_values.py",),

@@ -171,10 +171,35 @@ def test_what_stands_in_many_places_counts_in_each(value, monkeypatch):
     """D11: It is copied for each, and would take all time and memory."""
     monkeypatch.setattr(plain, "MAX_ITEMS", 1000)
     with pytest.raises(
-        ValueError, match=r"^payload must have at most 1000 items in all its lists and dicts, got more$"
+        ValueError,
+        match=r"^payload must have at most .* lists and dicts, with 1000 items together, got more$",
     ):
         ExecuteBatch("r", payload=value)
     assert ExecuteBatch("r", payload=[[0] * 99] * 10).payload == [[0] * 99] * 10
+
+
+@pytest.mark.parametrize("small", [[], {}, [1], {"a": 1}])
+def test_a_payload_has_no_more_lists_than_the_loop_can_look_into(small, monkeypatch):
+    """D11: To look into a million of them would hold up the event loop for seconds."""
+    monkeypatch.setattr(plain, "MAX_LISTS", 100)
+    assert ExecuteBatch("r", payload=[small] * 99).payload == [small] * 99
+    with pytest.raises(
+        ValueError, match=r"^payload must have at most 100 lists and dicts, with .* got more$"
+    ):
+        ExecuteBatch("r", payload=[small] * 100)
+
+
+@pytest.mark.parametrize(
+    ("texts", "is_right"),
+    [(["a", "b"], True), (["a", "é"], True), (["a", "\ud800"], False), (["a", 1], True)],
+)
+def test_each_text_of_a_list_is_looked_at(texts, is_right):
+    """D11: Also behind many that are ASCII."""
+    if is_right:
+        assert ExecuteBatch("r", payload=texts).payload == texts
+    else:
+        with pytest.raises(ValueError, match=r"^payload\[1\] must be a text that UTF-8 can encode"):
+            ExecuteBatch("r", payload=texts)
 
 
 @pytest.mark.parametrize(
