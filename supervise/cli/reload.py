@@ -101,9 +101,8 @@ class Program:
     def _loaded(self) -> Supervisor | Pool:
         try:
             tree = load(self._target, module=sys.modules.get(self._name))
-        except (
-            KeyboardInterrupt
-        ) as exc:  # of a module itself: a running program receives SIGINT by a handler of its own
+        except KeyboardInterrupt as exc:
+            # It is of a module itself: a running program receives SIGINT by a handler of its own.
             raise NoTree(f"{self._target} raised KeyboardInterrupt while it was loaded") from exc
         assert tree is not None
         wrong = [problem for _, problem in findings.errors(tree)]

@@ -161,11 +161,11 @@ class Client:
         return read
 
     async def _asked(self, method: str, url: str, **options: Any) -> httpx.Response:
-        longest = (
-            _LONGEST_LOOK if method == "GET" else inf
-        )  # an act is answered when it is done, which may take any time
+        # An act is answered when it is done, which may take any time.
+        longest = _LONGEST_LOOK if method == "GET" else inf
         try:
-            with trio.fail_after(longest):  # what comes drop by drop passes each timeout of `httpx`
+            # What comes drop by drop passes each timeout of `httpx`.
+            with trio.fail_after(longest):
                 answer = await self._http.request(method, url, **options)
         except _NO_ANSWER as problem:
             raise self._no_answer(problem) from problem
