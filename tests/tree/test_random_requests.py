@@ -3,10 +3,12 @@
 Two trees run in one program. Requests come from tasks outside, and from each place at which a tree calls a program's code: a
 body, its start and its end, a resource, a sink, a decider, an `init`. They are about any node of either tree. What must hold:
 
-- Every request ends: with what it asked for, or with an error that its docstring names.
+- Every request ends: with what it asked for, or with an error that its docstring names. A child that is being stopped is answered
+  at once. A request whose caller has left before it was begun has no consequence.
 - Both trees end in order, and no event comes after the end.
-- A child is never there twice, and its incarnations live by the grammar of events.
+- A child is never there twice, its incarnations live by the grammar of events, and no failure of it is reported twice.
 - Whenever all tasks wait, the status of each node is what its last event says.
+- No supervisor has the newest declaration before the one above it.
 - Where all nodes of a tree are at rest, it has the declaration that it adopted last, and every change of it has been answered.
 - At the end of a tree each of its addresses is closed, no task waits at one, and every later request ends at once.
 
@@ -20,7 +22,8 @@ from collections import defaultdict, deque
 from contextlib import asynccontextmanager, contextmanager
 from copy import copy
 from functools import partial
-from itertools import chain, cycle
+from itertools import chain, count, cycle
+from math import inf
 
 import pytest
 import trio
@@ -80,6 +83,7 @@ AT_ONCE = {
     "raise": tuple(map(type, FAILURES)),
 }
 ERRORS = {**CHANGES, **WAITS, **AT_ONCE, "return": ()}
+VERBS = [*CHANGES, *CHANGES, "restart", "adopt", *WAITS, *AT_ONCE, "return"]
 LAST = {
     "up": "Ready Resumed",
     "down": "Never Stopped BackingOff",
@@ -92,6 +96,12 @@ LAST = {
 }
 """The last events that a node in each state may have had, but for those that say nothing of its state."""
 NO_STATE = (events.Overdue, events.StartOverdue, events.Adopting, events.Adopted, events.SinkFailed)
+SLOW = {
+    "start": {"a": 0.5, "b": 0.7, "e": 1.1},
+    "enter": {"a": 0.5, "b": 0.7, "e": 1.1},
+    "cleanup": {"a": 0.4, "b": 1.3, "d": 0.9, "x": 0.6},
+}
+"""How many seconds a place takes, by the last letter of the path: what is asked of a supervisor meanwhile waits."""
 
 
 @frozen
@@ -107,28 +117,39 @@ class Act:
     number: int
 
 
-def acts(*places):
+def acts(*places, verbs=VERBS):
     act = st.builds(
         Act,
         place=st.sampled_from(places),
-        actor=st.integers(0, 7),
+        actor=st.integers(0, 63),
         pause=st.sampled_from([0.0, 0.0, 0.25, 1.0, 2.5]),
         how=st.sampled_from(["wait", "beside", "briefly"]),
-        verb=st.sampled_from([*CHANGES, *CHANGES, *WAITS, *AT_ONCE, "return"]),
-        target=st.integers(0, 15),
+        verb=st.sampled_from(verbs),
+        target=st.integers(0, 63),
         number=st.integers(0, 5),
     )
     return st.lists(act, max_size=12)
 
 
-DECLARED = st.lists(trees(min_size=2, max_size=6), min_size=1, max_size=3)
+def within(outer, inner):
+    """A tree with another in it, between its first child and the others."""
+    first, *others = outer.children
+    return evolve(outer, children=[first, evolve(inner, name="n", significant=False), *others])
+
+
+DECLARED = st.lists(
+    st.builds(within, trees(min_size=2, max_size=5), trees(max_size=3)), min_size=1, max_size=3
+)
 ACTS = [
     acts("outside"),
+    acts("outside"),
     acts("body"),
-    acts("start", "cleanup", "enter", "exit"),
+    acts("body", verbs=[*VERBS, "raise", "raise"]),
+    acts("start", "enter", verbs=[*VERBS, *["raise"] * 10]),
+    acts("cleanup", "exit"),
     acts("sink", "decider", "init"),
 ]
-ENDS = st.tuples(*[st.sampled_from([3.0, 1.0, 6.0, 12.0, 40.0])] * 2)
+ENDS = st.tuples(*[st.sampled_from([6.0, 1.0, 3.0, 12.0, 20.0])] * 2)
 
 
 class Program:
@@ -138,17 +159,31 @@ class Program:
         self.declared, self.ends = declared, dict(zip(("app", "two"), ends, strict=True))
         self.trees, self.ended, self.seen = {}, {}, {name: [] for name in self.ends}
         self.inside, self.open, self.wrong = set(), [], []
-        nodes = [its for name in self.ends for one in declared for its in walk(evolve(one, name=name))]
-        leaves = unique(path for path, node in nodes if isinstance(node, Child))
-        above = unique(path for path, node in nodes if not isinstance(node, Child))
-        boxes = unique(path for path, node in nodes if node.mailbox is not None)
-        members = unique(f"{path}/m-1" for path, node in nodes if isinstance(node, Pool))
-        self.paths = [*unique(path for path, _ in nodes), *members, *(f"{path}/x" for path in above)]
+        self.numbers, self.left = count(), {}
+        # The nodes with which both trees begin come more often: others run only after an adoption.
+        nodes = [
+            (f"{name}{path.removeprefix(one.name)}", node)
+            for one in [declared[0], declared[0], *declared]
+            for path, node in walk(one)
+            for name in self.ends
+        ]
+        children = [(path, node) for path, node in nodes if isinstance(node, Child)]
+        above = [path for path, node in nodes if not isinstance(node, Child)]
+        boxes = [path for path, node in nodes if node.mailbox is not None]
+        starters = [path for path, node in children if node.takes_task_status]
+        owners = [path for path, node in children if node.resource is not None]
+        leaves = [path for path, _ in children]
+        leaves += [f"{path}/m-1" for path, node in nodes if isinstance(node, Pool)]
+        leaves += [f"{path}/x" for path in unique(above)]
+        self.paths = [*leaves, *above]
+        self.added = {(path, number): self._added(number) for path in above for number in (0, 1)}
         self.targets = {"call": boxes, "send": boxes, "inject": leaves, "lease": leaves, "add": above}
+        self.targets["restart"] = [*[*self.ends] * 8, *self.paths]  # the roots come more often
         actors = {"outside": [""], "sink": list(self.ends), "init": above, "decider": above}
+        actors |= {"start": starters, "enter": owners, "exit": owners}
         self.acts = defaultdict(deque)
         for act in acts:
-            its = actors.get(act.place, [*leaves, *members])
+            its = actors.get(act.place) or leaves
             self.acts[act.place, its[act.actor % len(its)]].append(act)
 
     # --- the declarations
@@ -172,6 +207,11 @@ class Program:
             mine = Decider(rules=[Rule(Exception, "x", when=lambda _: self._called("decider", path))])
             its["decider"] = mine if spec.decider is None else mine.over(spec.decider)
         return evolve(spec, **its)
+
+    def _added(self, number):
+        """A child to be added; the same may be added again once it has left."""
+        rest = {"restart": "temporary", "drain": 1.0, "resource": self._resource} if number else {}
+        return Child("x", self._starts, backoff=Backoff(initial=0.5, jitter=0), **rest)
 
     # --- where a tree calls this program
 
@@ -202,10 +242,9 @@ class Program:
             async with trio.open_nursery() as nursery:
                 if args and isinstance(args[-1], Inbox):
                     nursery.start_soon(self._serve, args[-1])
-                if await self._play("body", nursery):
-                    nursery.cancel_scope.cancel()
-                else:
-                    await trio.sleep_forever()
+                if not await self._play("body", nursery):
+                    await current_child().stop_requested()
+                nursery.cancel_scope.cancel()
         finally:
             await self._play_shielded("cleanup")
 
@@ -229,9 +268,12 @@ class Program:
             await self._play(place)
 
     async def _play(self, place, nursery=None):
-        """Carry out the acts of this place that are left. Returns whether one of them is to return."""
+        """Carry out what is left of the acts of a body, or the next act of any other place. Returns whether one is to return."""
         path = current_child().path
+        await trio.sleep(SLOW.get(place, {}).get(path[-1], 0))
         todo = self.acts.get((place, path), ())
+        if place in ("start", "enter") and todo and current_child().incarnation <= todo[0].number % 2:
+            return False  # half of these are for a restart, since a first start that fails ends the tree
         while todo:
             act = todo.popleft()
             await trio.sleep(act.pause)
@@ -239,9 +281,10 @@ class Program:
                 return True
             if act.how == "beside" and nursery is not None:
                 nursery.start_soon(self._ask, act, path)
-                continue
-            with trio.move_on_after(0.75 if act.how == "briefly" else FOR_EVER):
+            else:
                 await self._ask(act, path)
+            if place != "body":
+                break
         return False
 
     def _hear(self, name, _):
@@ -264,15 +307,22 @@ class Program:
 
     async def _ask(self, act, who):
         entry = act, who, trio.current_time()
+        reason, is_stopped = f"#{next(self.numbers)}", self._is_stopped_by(act, who)
         self.open.append(entry)
         try:
-            with self._answered(act, who):
+            with trio.move_on_after(0.75 if act.how == "briefly" else inf), self._answered(act, who):
                 if act.verb in AT_ONCE:
                     self._do(act)
                 elif act.verb != "return":
-                    await self._await(act)
+                    try:
+                        await self._await(act, reason)
+                    except trio.Cancelled:
+                        self._note_left(act, reason)
+                        raise
         finally:
             self.open.remove(entry)
+            if is_stopped and trio.current_time() > entry[2]:
+                self.wrong.append(AssertionError(f"{who} is being stopped, and waits for that: {act}"))
 
     @contextmanager
     def _answered(self, act, who):
@@ -313,7 +363,24 @@ class Program:
             case verb:
                 getattr(tree[path], verb)()
 
-    async def _await(self, act):
+    def _is_stopped_by(self, act, who):
+        """Whether a supervisor that would serve this request is just stopping the child that asks, so that it answers at once."""
+        tree, path = self._find(act)
+        served = path if act.verb == "add" else path.rpartition("/")[0]
+        if tree is None or act.verb not in CHANGES or not served or not who.startswith(f"{served}/"):
+            return False
+        name = who.removeprefix(f"{served}/").partition("/")[0]
+        return tree[f"{served}/{name}"].status().state == "stopping"
+
+    def _note_left(self, act, reason):
+        """The caller has left: from now on no event may have the reason of its request, unless that was begun."""
+        tree = self._find(act)[0]
+        begun = [machine.act.why for machine in tree._driver.forest.machines.values() if machine.act]
+        if not any(why.endswith(reason) for why in begun):
+            seen = self.seen[tree.root.path]
+            self.left[reason] = seen, len(seen)
+
+    async def _await(self, act, reason):
         tree, path = self._find(act)
         if tree is None:
             return
@@ -322,24 +389,34 @@ class Program:
             return
         ref, seen = tree[path], self.seen[tree.root.path]
         if act.verb in ("start", "remove") and act.number % 2 and "/" in path:
-            await ref.stop()
+            await ref.stop(reason=reason)
         since, node = len(seen), tree._driver.forest.find(path)
         match act.verb:
             case "stop" if node is not None and node.state in ("starting", "up"):
                 last = path, node.incarnation
-                await ref.stop()
+                await ref.stop(reason=reason)
                 assert any(
                     (e.path, e.incarnation) == last for e in seen[since:] if isinstance(e, events.Stopped)
                 )
             case "start" | "restart":
-                await getattr(ref, act.verb)(reason="asked")
+                if act.verb == "restart" and act.number % 2 and "/" not in path:
+                    for number in (0, 1, 3):  # the root stops, starts, and perhaps ends meanwhile
+                        adopt = evolve(act, verb="adopt", pause=0.7, number=number)
+                        self.outside.start_soon(self._ask_late, adopt)
+                await getattr(ref, act.verb)(reason=reason)
                 started = events.Ready | events.Ignored
                 assert any(e.path == path for e in seen[since:] if isinstance(e, started))
             case "add" if node is not None and isinstance(node.spec, Pool):
-                await ref.add()
+                await ref.add(reason=reason)
             case "add":
-                body = self._starts if act.number % 2 else self._runs
-                await ref.add(Child("x", body, backoff=Backoff(initial=0.5, jitter=0)))
+                spec = self.added[path, act.number % 2]
+                added = await ref.add(spec, reason=reason)
+                if act.number % 2:  # it is added once more while it ends
+                    self.outside.start_soon(
+                        self._ask, evolve(act, verb="stop", target=self.paths.index(added.path)), "outside"
+                    )
+                    await trio.sleep(0.25)
+                    await ref.add(spec, reason=reason)
             case "lease":
                 async with ref.lease():
                     since = len(seen)
@@ -365,13 +442,16 @@ class Program:
             watching.cancel_scope.cancel()
         for name, tree in self.trees.items():
             self._check_end(name, tree._driver)
-        for target, verb in zip(range(len(self.paths)), cycle([*CHANGES, *WAITS]), strict=False):
+        for path, verb in zip(unique(self.paths), cycle([*CHANGES, *WAITS]), strict=False):
             with trio.fail_after(1):
-                await self._ask(Act("outside", 0, 0, "wait", verb, target, 0), "outside")
+                await self._ask(Act("outside", 0, 0, "wait", verb, self.paths.index(path), 0), "outside")
+        for reason, (seen, since) in self.left.items():
+            late = [event for event in seen[since:] if str(getattr(event, "reason", "")).endswith(reason)]
+            assert not late, f"its caller had left: {late[0]}"
         assert not self.wrong
 
     async def _run(self, name, end):
-        seen, look = self.seen[name], partial(self.trees.__setitem__, name)
+        seen, look = self.seen[name], partial(self._look, name)
         try:
             with trio.move_on_at(end):
                 async with opening(self.declare(name, 0), [seen.append, partial(self._hear, name)], look):
@@ -380,8 +460,18 @@ class Program:
             pass
         self.ended[name] = len(seen)
 
+    def _look(self, name, tree):
+        self.trees[name], driver = tree, tree._driver
+        ask, asks = driver.ask, count()
+
+        async def counted(*args):
+            assert next(asks) < 1_000, "it is asked for ever, and no task runs meanwhile"
+            return await ask(*args)
+
+        driver.ask = counted
+
     async def _ask_late(self, act):
-        await trio.sleep(act.pause * 2)
+        await trio.sleep(act.pause * (1 + act.number))
         await self._ask(act, "outside")
 
     async def _watch(self):
@@ -409,6 +499,13 @@ class Program:
                 allowed += " Ready Resumed Failed Decided"  # it failed with its child, which has the events
             assert kind in allowed.split(), (its, event)
             assert event is None or event.incarnation == its.incarnation, (its, event)
+        newest = tree._declared.specs
+        for path, machine in tree._driver.forest.machines.items():
+            above = machine.parent
+            if above is not None and machine.spec is newest.get(path):
+                assert above.spec is newest[above.path], (
+                    f"{path!r} took its declaration before {above.path!r}"
+                )
         up = {its.path for its in nodes if its.state == "up"}
         if all(its.path in up or its.state in ("down", "condemned") for its in nodes):
             for act, who, at in self.open:
@@ -421,6 +518,8 @@ class Program:
     def _check_end(self, name, driver):
         seen = self.seen[name]
         assert_lifecycle(seen)
+        failures = [(e.path, id(e.exc)) for e in seen if isinstance(e, events.Failed | events.StopError)]
+        assert len(failures) == len(set(failures)), "a failure is reported twice"
         assert len(seen) == self.ended[name], "something happened after the end"
         last = [event for event in seen if not isinstance(event, events.SinkFailed)][-1]
         assert (type(last), last.path) == (events.Stopped, name)
