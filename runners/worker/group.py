@@ -37,15 +37,28 @@ class Replacement:
 
 @protected
 @define(eq=False)
+class Ends:
+    """Counts the ends of the requests to one place of a tree. All groups there share it, so that each end counts once."""
+
+    meters: list[Meter] = field(factory=list[Meter])
+
+    def count(self, request: object, end: str | BaseException) -> None:
+        """A request has ended: the observer of the worker's calls."""
+        how = outcome_of(request, end, trio.current_time())
+        for meter in self.meters:
+            meter.ended(how)
+
+
+@protected
+@define(eq=False)
 class Group:
     """What the contexts of a worker know of one another.
 
     `runner`: as declared; None if no worker is. `contexts`: those that serve, by their paths. `replacement`: what `replace` has
     put in place of the declared runner; None until then. `replacing`: whether it is at work. `loss`: the last death of a context.
     `drains_until`: when the worker began to stop, the moment by which the begun streams must have ended; None before. `circuit`: of
-    its breaker, if it has one. `meters`: what measures this worker; empty if it is not measured. `is_last`: whether it is that of the
-    context that began last at its path, and so counts the ends of requests. `_held_back`: the last request that the rate limits
-    have held back.
+    its breaker, if it has one. `meters`: what measures this worker; empty if it is not measured. `ends`: what counts the ends of its
+    requests. `_held_back`: the last request that the rate limits have held back.
     """
 
     runner: RunnerSpec | None = None
@@ -59,7 +72,7 @@ class Group:
     budget: RetryBudget = field(factory=RetryBudget)
     circuit: Circuit | None = None
     meters: list[Meter] = field(factory=list[Meter])
-    is_last: bool = True
+    ends: Ends = field(factory=Ends)
     _held_back: object = None
 
     def enter(self, path: str, context: Any) -> None:
@@ -132,13 +145,8 @@ class Group:
 
     def observe(self, worker: Ref) -> None:
         """If this worker is measured, have the end of each request counted: again for each context, since the mailbox may be new."""
-        if self.meters:
-            worker.observe_calls(self._request_ended)
-
-    def _request_ended(self, request: object, end: str | BaseException) -> None:
-        how = outcome_of(request, end, trio.current_time())
-        for meter in self.meters if self.is_last else ():
-            meter.ended(how)
+        if self.ends.meters:
+            worker.observe_calls(self.ends.count)
 
     def request_begins(self, record: Record) -> None:
         """A request begins in a runner for the first time."""
@@ -215,13 +223,11 @@ def group_of(declaration: Declaration, runner: RunnerSpec, tree: Tree, path: str
                 del known[other]
         group = last.get(path)
         if group is None or not are_equal(group.runner, runner):
-            group = Group(runner)
+            group = Group(runner, ends=Ends() if group is None else group.ends)
             group.meters += [metrics.meter(path, group) for metrics in _METRICS.get(tree, ())]
         groups[path] = group
-    found = groups[path]
-    last.get(path, found).is_last = False
-    found.is_last = True
-    last[path] = found
+    found = last[path] = groups[path]
+    found.ends.meters = found.meters
     found.observe(tree[path])
     return found
 

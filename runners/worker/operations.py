@@ -141,9 +141,9 @@ async def replace(worker: Ref, runner: RunnerSpec, *, drain: float = 60.0) -> No
     spec equals the old one, a stream that needs longer ends with `ContextLost`. At the end the spare is drained and removed.
 
     Later incarnations have the new runner too, also after a restart of the worker, if it is declared anew with the same runner (R38),
-    or if the same spec is removed and added again under its name. Restarts for this are not charged to a limit. If the caller is
-    cancelled, or the worker is stopped, once the new runner has loaded, the contexts that still have the old one get the new one
-    with their next restart.
+    or if the same spec is removed and added again under its name. A worker of another spec with an equal runner that gets the name of
+    one which was removed may have it too. Restarts for this are not charged to a limit. If the caller is cancelled, or the worker is
+    stopped, once the new runner has loaded, the contexts that still have the old one get the new one with their next restart.
 
     Args:
         worker: its address.

@@ -23,7 +23,8 @@ class Interval:
 
     A start begins with `Starting` and ends when the node is ready, returned `IGNORE`, failed or was stopped. A recovery begins
     with a failure, except that of a first start, and ends when the node is ready again, however many further failures that
-    takes; or when it is resumed, or given up: condemned, or escalated to no supervisor.
+    takes; or when it is resumed, or given up: condemned, or escalated to no supervisor. A node that is stopped or removed while it
+    backs off has no event for that.
 
     Args:
         kind: `start` or `recovery`.

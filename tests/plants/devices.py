@@ -452,8 +452,8 @@ DEVICES = (
         ),
         (
             "both declarations of a worker count a request",
-            "    last.get(path, found).is_last = False\n",
-            "",
+            "Group(runner, ends=Ends() if group is None else group.ends)",
+            "Group(runner)",
             "a_worker_that_is_declared_anew_counts_each_request_once",
         ),
         (

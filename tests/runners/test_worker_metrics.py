@@ -398,6 +398,25 @@ def test_a_worker_that_is_declared_anew_counts_each_request_once(changed):
     assert outcomes(measured(spec, use)) == {"complete": 2}
 
 
+@pytest.mark.parametrize("streams", [1, 2])
+def test_requests_that_wait_at_the_queue_of_an_earlier_declaration_are_counted(streams):
+    """R38, D8: A worker of several contexts becomes one of a single context, which has a queue of its own; with the same runner or another."""
+    spec, other = worker(streams=1, hosts=[InlineHost()]), Child("other", idle)
+
+    async def use(t):
+        async with trio.open_nursery() as nursery:
+            for name in "abc":
+                nursery.start_soon(ends_with, t, name)
+            await trio.sleep(1.5 * STEP)
+            await t.adopt(Supervisor("app", [worker(streams=streams), other]))
+
+    async def ends_with(t, name):
+        with pytest.raises(WorkerDown):
+            await consume(t["app/llm"], batch(name))
+
+    assert outcomes(measured(spec, use)) == {"down": 3}
+
+
 def test_a_worker_without_metrics_notes_no_time():
     """Nothing but one question for each delivery is added to a worker that is not measured."""
     from runners.worker import record
