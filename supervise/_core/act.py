@@ -15,7 +15,7 @@ stop and start, in how they finish, and in three answers, which the machine read
 | done | the one | | down for good | | stopped | perhaps the supervisor's own end (R18) |
 | limit | the one | | down | | stopped | the supervisor's own failure (R14) |
 | ask | | | | | | an ancestor's verdict, or a stop |
-| end | all | | down | | stopped | the supervisor's end |
+| end | all | | down, or down for good | | stopped | the supervisor's end |
 
 `add` and `start` stop a child only after its start has failed.
 """
@@ -81,6 +81,8 @@ class Act:
         delay: seconds of backoff before a retry.
         returned: of an `end`: whether the supervisor counts as ended normally.
         failure: the failure that the act reports when it finishes.
+        for_good: of an `end`: whether no start follows without a request, so that each child is down for good once it has ended.
+        why_for_good: the failure for which that is so.
         pending: the number of awaited children, and one more while a verdict on the supervisor's own failure is awaited.
     """
 
@@ -93,6 +95,8 @@ class Act:
     delay: float = field(default=0.0, kw_only=True)
     returned: bool = field(default=False, kw_only=True)
     failure: Failure | None = field(default=None, kw_only=True)
+    for_good: bool = field(default=False, kw_only=True)
+    why_for_good: BaseException | None = field(default=None, kw_only=True)
     pending: int = field(default=0, kw_only=True)
 
     def asked_for(self, node: Node) -> bool:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from attrs import define
+from attrs import define, field
 
 from ..events import Event
 from .directive import Directive
@@ -112,11 +112,17 @@ class Withdraw:
 
 @define(weakref_slot=False)
 class Stop:
-    """The supervisor is to stop its children and end; `returned`: that counts as a normal end; `exc`: it failed with that."""
+    """The supervisor is to stop its children and end.
+
+    `returned`: that counts as a normal end. `exc`: it failed with that. `for_good`: no start follows without a request, so that each
+    child is down for good once it has ended (R29); `why`: the failure for which that is so.
+    """
 
     reason: str
     returned: bool = False
     exc: Exception | None = None
+    for_good: bool = field(default=False, kw_only=True)
+    why: BaseException | None = field(default=None, kw_only=True)
 
 
 @define(weakref_slot=False)

@@ -9,6 +9,8 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+from attrs import evolve
+
 from .. import events
 from ..errors import Refused
 from . import effect
@@ -69,6 +71,7 @@ class Forest:
             elif isinstance(item, effect.Stop):
                 machine = self.machines[self.root.path]  # it may have waited behind the end of the one before
                 out = [*self._give_up_restart(), *self._root_stops(item.reason, now)]
+                item = evolve(item, for_good=True, why=self.root.why)
         results = machine.handle(item, now, u)
         if not out and _ROUTED.isdisjoint(map(type, results)):
             return results
@@ -162,7 +165,7 @@ class Forest:
         root.why = exc if root.why is None else root.why
         reason = f"{machine.path!r} reported a failure that is not an Exception"
         out += self._root_stops(reason, now)
-        return self.machines[root.path], effect.Stop(reason)
+        return self.machines[root.path], effect.Stop(reason, for_good=True, why=root.why)
 
     def _restart_root(self, now: float) -> list[Effect]:
         """Give the root a new machine, as a supervisor gives one to a child that is a supervisor (R25)."""

@@ -352,8 +352,10 @@ class Machine:
         failure = None if stop.exc is None else Failure(stop.exc, self.path, self.node.incarnation, self.path)
         if self.act is not None and self.act.kind == "end":
             self.act.returned, self.act.failure = stop.returned, failure
+            if stop.for_good:
+                self._end_for_good(self.act, stop.why)
             return
-        self._begin_end(stop.reason, returned=stop.returned, failure=failure)
+        self._begin_end(stop.reason, returned=stop.returned, failure=failure, order=stop)
 
     def _on_verdict(self, verdict: effect.Verdict) -> None:
         act = self.act
@@ -499,7 +501,7 @@ class Machine:
         if node.state == "failed":
             self._report_undecided(act, node)
             self._emit(events.Stopped, node)
-        if node.state not in ("condemned", "down"):
+        if node.state not in ("condemned", "down") or (act.for_good and not node.gone):
             self._after_stop(act, node)
         elif not node.gone and act.asked_for(node) and not self._will_be_revived(node):
             self._stay_down(node, "down", None)  # nothing else reports the end of a new child (R38)
@@ -508,7 +510,7 @@ class Machine:
         self._report_undecided(act, node)
         if node.has_machine:
             node.state, node.since = "stopping", self.now
-            self.out.append(effect.Order(node.path, effect.Stop(act.why)))
+            self._order_stop(act, node, act.why)
         else:
             self._release(node)
 
@@ -530,12 +532,25 @@ class Machine:
     def _cancel(self, node: Node, reason: str) -> None:
         if node.has_machine:
             self.timers.disarm(node)
-            self.out.append(effect.Order(node.path, effect.Stop(reason)))
+            self._order_stop(self.act, node, reason)
             return
         assert isinstance(node.spec, Child)
         self.out.append(effect.Cancel(node.path, node.incarnation, reason))
         node.interval, node.waited = node.spec.grace, 0.0
         self._arm(node, "grace", self.now + node.interval)
+
+    def _order_stop(self, act: Act | None, node: Node, reason: str) -> None:
+        """Have a supervisor below stop; it is told if nothing starts it again without a request."""
+        stop = effect.Stop(reason)
+        if act is not None:
+            stays_down = act.node is node and ACTS[act.kind].stopped in (
+                "down for good",
+                "condemned",
+                "removed",
+            )
+            stop.for_good = act.for_good or (stays_down and not self._will_be_revived(node))
+            stop.why = act.why_for_good if node.failure is None else node.failure.exc
+        self.out.append(effect.Order(node.path, stop))
 
     def _overdue(self, node: Node) -> None:
         """Report that the child is still there, and double the time until the next report (R20)."""
@@ -590,6 +605,9 @@ class Machine:
             self._stay_down(node, "down", why)
         elif stopped == "removed" or (stopped == "pending" and node.temporary and not act.asked_for(node)):
             self._remove(node, why)
+        elif act.for_good and not node.gone:
+            node.gone, node.why = True, act.why_for_good
+            self.out.append(effect.Gone(node.path, act.why_for_good))
 
     def _report_undecided(self, act: Act, node: Node) -> None:
         """Report a failure that the act overtook before its verdict (R13, R19)."""
@@ -1158,13 +1176,35 @@ class Machine:
     # --- the end
 
     def _begin_end(
-        self, why: str, *, first: Node | None = None, returned: bool = False, failure: Failure | None = None
+        self,
+        why: str,
+        *,
+        first: Node | None = None,
+        returned: bool = False,
+        failure: Failure | None = None,
+        order: effect.Stop | None = None,
     ) -> None:
-        """Stop every child in reverse, `first` before the others, but wait first of all for a child that is already leaving."""
+        """Stop every child in reverse, `first` before the others, but wait first of all for a child that is already leaving.
+
+        What no `order` asks for is an end of this supervisor by itself, after which only a root never starts again.
+        """
         self._refuse_waiting()
         self.phase = "ending"
         stops = sorted(self.children.values(), key=lambda node: 2 if node.leaving else node is first)
-        self.act = Act("end", why, stops=stops, returned=returned, failure=failure)
+        self.act = act = Act("end", why, stops=stops, returned=returned, failure=failure)
+        if order is not None and order.for_good:
+            self._end_for_good(act, order.why)
+        elif order is None and self.parent is None:
+            self._end_for_good(act, self.node.why if failure is None else failure.exc)
+
+    def _end_for_good(self, act: Act, why: BaseException | None) -> None:
+        """No start follows this end: the children that are down already, or back off, are down for good from now on (R29)."""
+        act.for_good, act.why_for_good = True, why
+        for node in list(self.children.values()):
+            if node.state in ("down", "restarting"):
+                self._stop_dead(act, node)
+            elif node.has_machine and node.state == "stopping":
+                self._order_stop(act, node, act.why)  # it was to start anew, for all that it knows
 
     def _refuse_waiting(self) -> None:
         """Give up the act and empty the inbox; refuse the requests."""

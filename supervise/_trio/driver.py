@@ -525,8 +525,9 @@ class Driver:
             return
         closing = [address]
         for each in closing:
+            if one.removed or not each.gone:
+                closing += each.below.values()
             each.close(one.why)
-            closing += each.below.values()
         if one.removed:
             for each in closing:
                 del self.addresses[each.path]

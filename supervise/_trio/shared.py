@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import logging
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
 import outcome
@@ -304,8 +304,10 @@ def is_unserved(owner: Machine, machines: Mapping[str, Machine], is_gone: Callab
         is_gone: whether a node is down for good.
     """
     found = False
-    # Backwards: children that end by themselves mostly end in their order, and one that lives is found at once.
-    walks = [iter(() if isinstance(owner.spec, Pool) else reversed(owner.children.values()))]
+    # One that lives is found at once: children that end by themselves mostly end in their order, and those that are stopped in reverse.
+    children = owner.children.values()
+    ordered = children if owner.phase == "ending" else reversed(children)
+    walks: list[Iterator[Node]] = [iter(() if isinstance(owner.spec, Pool) else ordered)]
     while walks:
         node = next(walks[-1], None)
         if node is None:

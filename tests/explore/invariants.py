@@ -87,6 +87,12 @@ def _check_machine(world: World, machine: Machine) -> None:
         demand(len(ordered) <= 1, machine, "stops at once:", ordered)
         starting = [node for node in children if node.state == "starting"]
         demand(len(starting) <= 1 or act is None or act.kind == "end", machine, "starts at once:", starting)
+    if isinstance(act, Act) and act.kind == "end" and machine.parent is None:
+        final = not world.forest.root_waits_for_its_end
+        demand(act.for_good == final, machine, "ends for good" if act.for_good else "starts anew")
+    if isinstance(act, Act) and act.for_good:
+        lost = [node for node in children if node.state in ("down", "restarting") and not node.gone]
+        demand(not lost, machine, "ends for good, and callers wait for", lost)
     if act is None and machine.phase == "up":
         demand(not machine.inbox, machine, "has left unserved:", machine.inbox)
         _check_idle(machine, children)

@@ -323,6 +323,9 @@ class World:
             demand(self.tasks[machine.path].mode == "running", node.path, "starts without its supervisor")
             self._check_turn(machine, node)
         self.gone.discard(node.path)
+        if node.has_machine:
+            # Its children are to be started anew. They are gone once more if it is stopped for good before that.
+            self.gone = {path for path in self.gone if not path.startswith(f"{node.path}/")}
         self.tasks[node.path] = Task(node, "starting" if node.is_leaf else "opening")
 
     def _check_turn(self, machine: Machine, node: Node) -> None:

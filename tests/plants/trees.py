@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from .plant import Plant
 
+_MACHINE = "supervise/_core/machine.py"
+_SHARED = "supervise/_trio/shared.py"
 _DRIVER = "supervise/_trio/driver.py"
 _LEAF = "supervise/_trio/leaf.py"
 _TREE = "supervise/_trio/tree.py"
@@ -14,6 +16,8 @@ _BRIEF = "supervise/_core/_brief.py"
 _INTERRUPTS = ("tests/tree/test_interrupts.py", "tests/ctrl_c/test_ctrl_c.py")
 _STOPPING = ("tests/tree/test_stopping.py",)
 _HOSTILE = ("tests/tree/test_hostile.py",)
+_ENDS = ("tests/tree/test_message_ends.py",)
+_GROWTH = ("tests/tree/test_growth.py",)
 
 TREES = tuple(
     Plant(name, file, old, new, tests)
@@ -31,6 +35,48 @@ TREES = tuple(
             "        if not self._interrupted:\n            self._interrupted = True\n            return\n",
             "        self._interrupted = True\n",
             _INTERRUPTS,
+        ),
+        (
+            "callers wait for what is down, or backs off, as its supervisor stops for good",
+            _MACHINE,
+            '            if node.state in ("down", "restarting"):\n                self._stop_dead(act, node)\n            elif',
+            "            if",
+            _ENDS,
+        ),
+        (
+            "a supervisor that stops for a restart does not hear that there will be none",
+            _MACHINE,
+            '            elif node.has_machine and node.state == "stopping":\n',
+            "            elif False:\n",
+            _ENDS,
+        ),
+        (
+            "callers wait for what is down below a supervisor that is stopped by hand",
+            _MACHINE,
+            "act.for_good or (stays_down and not self._will_be_revived(node))",
+            "act.for_good",
+            _ENDS,
+        ),
+        (
+            "callers wait for what has ended as its supervisor stops for good",
+            _MACHINE,
+            "        elif act.for_good and not node.gone:\n",
+            "        elif False:\n",
+            _ENDS,
+        ),
+        (
+            "the end of each supervisor of a deep tree closes all addresses below it anew",
+            _DRIVER,
+            "            if one.removed or not each.gone:\n",
+            "            if True:\n",
+            _GROWTH,
+        ),
+        (
+            "each child that is stopped looks at all that share its mailbox",
+            _SHARED,
+            'children if owner.phase == "ending" else reversed(children)',
+            "reversed(children)",
+            _GROWTH,
         ),
         (
             "a child that would drain after a second interrupt is only asked",

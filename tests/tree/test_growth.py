@@ -223,12 +223,22 @@ def a_mailbox_whose_children_end(size):
     within(Supervisor("app", children, mailbox=4), scene)
 
 
+def a_mailbox_whose_children_are_stopped(size):
+    async def scene(tree, _):
+        tree["app"]._mailbox()
+        await quiet()
+
+    children = [Child(str(number), never, mailbox="shared") for number in range(size)]
+    within(Supervisor("app", children, mailbox=4), scene)
+
+
 @pytest.mark.parametrize(
     "program",
     [
         a_deep_tree, a_failure_that_goes_all_the_way_up, a_wide_tree, a_pool_that_comes_and_goes,
         many_requests_that_are_withdrawn, many_who_wait_for_a_start, many_leases, many_callers_that_leave,
         many_callers_that_are_told, many_streams, a_mailbox_whose_children_end,
+        a_mailbox_whose_children_are_stopped,
     ],
     ids=lambda program: program.__name__,
 )  # fmt: skip

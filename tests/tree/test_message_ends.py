@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import suppress
 from functools import partial
 
 import pytest
@@ -15,6 +16,7 @@ from supervise import (
     ChildStopped,
     Decider,
     Escalate,
+    Refused,
     Restart,
     Stop,
     StreamMessage,
@@ -93,6 +95,79 @@ def test_receive_does_not_end_when_a_stop_is_asked_for():
         assert trio.current_time() == 5
 
     grow(app(shelf), scene)
+
+
+async def stop_the_root(tree):
+    await tree.root.stop()
+
+
+async def stop_its_supervisor(tree):
+    await tree["app/inner"].stop()
+
+
+async def restart_its_supervisor(tree):
+    await tree["app/inner"].restart()
+
+
+async def stop_during_a_restart(tree):
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(suppressed, tree.root.restart, Refused)
+        await trio.sleep(1)
+        await tree.root.stop()
+
+
+async def suppressed(function, error):
+    with suppress(error):
+        await function()
+
+
+@pytest.mark.parametrize("is_later", [False, True], ids=["backs off", "has stopped"])
+@pytest.mark.parametrize(
+    ("way", "end"),
+    [
+        (stop_the_root, ("ChildStopped", 0)),
+        (stop_its_supervisor, ("ChildStopped", 0)),
+        (stop_during_a_restart, ("ChildStopped", 0)),
+        (restart_its_supervisor, ("Cancelled", 600)),
+    ],
+)
+def test_a_child_that_drains_does_not_wait_for_one_that_will_not_start_again(way, end, is_later):
+    """R29: What is down, or backs off, as a stop for good begins, is down for good then. A restart brings it back, so that it is waited for."""
+    ends = []
+
+    async def fails(inbox):
+        async for _ in inbox:
+            raise Boom
+
+    async def drains():
+        child = current_child()
+        await child.stop_requested()
+        if child.incarnation > 1:
+            return
+        if way is stop_during_a_restart:
+            await trio.sleep(2)
+        began = trio.current_time()
+        try:
+            await child.tree["app/inner/store"].call(1)
+        except BaseException as exc:
+            ends.append((type(exc).__name__, trio.current_time() - began))
+            raise
+
+    store = Child("store", fails, mailbox=1, backoff=Backoff(initial=5, jitter=0))
+    both = (
+        [Child("worker", drains, drain=600), store]
+        if is_later
+        else [store, Child("worker", drains, drain=600)]
+    )
+
+    async def scene(tree, seen):
+        if not is_later:
+            await tree["app/inner/store"].send("fail")
+        await trio.sleep(1)
+        await way(tree)
+
+    grow(app(Supervisor("inner", both)), scene)
+    assert ends == [end]
 
 
 def test_a_message_to_a_child_that_has_drained_is_not_lost_silently():
