@@ -439,8 +439,8 @@ class World:
     def _on_gone(self, one: effect.Gone) -> None:
         path, node = one.path, self.forest.find(one.path)
         above = self.forest.machines.get(path.rpartition("/")[0])
-        # A start of its was pending meanwhile.
-        revivable = above is not None and above.spec.strategy != "one_for_one"
+        # A start of its was pending meanwhile, perhaps by the strategy of an earlier declaration.
+        revivable = above is not None and (above.spec.strategy != "one_for_one" or len(self.declarations) > 1)
         demand(one.removed or revivable or path not in self.gone, path, "is gone twice")
         demand(path not in self.tasks or self.tasks[path].node is self.forest.root, path, "is gone but runs")
         demand(node is None or node.state != "restarting", path, "is gone while its start is pending")
