@@ -105,6 +105,11 @@ async def stop_its_supervisor(tree):
     await tree["app/inner"].stop()
 
 
+async def condemn_its_supervisor(tree):
+    tree["app/inner/worse"].inject(Boom("worse"))
+    await tree["app/inner"].ended()
+
+
 async def restart_its_supervisor(tree):
     await tree["app/inner"].restart()
 
@@ -127,6 +132,7 @@ async def suppressed(function, error):
     [
         (stop_the_root, ("ChildStopped", 0)),
         (stop_its_supervisor, ("ChildStopped", 0)),
+        (condemn_its_supervisor, ("ChildStopped", 0)),
         (stop_during_a_restart, ("ChildStopped", 0)),
         (restart_its_supervisor, ("Cancelled", 600)),
     ],
@@ -137,7 +143,7 @@ def test_a_child_that_drains_does_not_wait_for_one_that_will_not_start_again(way
 
     async def fails(inbox):
         async for _ in inbox:
-            raise Boom
+            raise Other
 
     async def drains():
         child = current_child()
@@ -151,6 +157,7 @@ def test_a_child_that_drains_does_not_wait_for_one_that_will_not_start_again(way
             await child.tree["app/inner/store"].call(1)
         except BaseException as exc:
             ends.append((type(exc).__name__, trio.current_time() - began))
+            assert str(exc.__cause__) == ("worse" if way is condemn_its_supervisor else "None")
             raise
 
     store = Child("store", fails, mailbox=1, backoff=Backoff(initial=5, jitter=0))
@@ -166,7 +173,8 @@ def test_a_child_that_drains_does_not_wait_for_one_that_will_not_start_again(way
         await trio.sleep(1)
         await way(tree)
 
-    grow(app(Supervisor("inner", both)), scene)
+    inner = Supervisor("inner", [*both, Child("worse", forever)], decider=Decider({Boom: Escalate}))
+    grow(app(inner, decider=Decider({Boom: Stop})), scene)
     assert ends == [end]
 
 
