@@ -130,11 +130,11 @@ async def suppressed(function, error):
 @pytest.mark.parametrize(
     ("way", "end"),
     [
-        (stop_the_root, ("ChildStopped", 0)),
-        (stop_its_supervisor, ("ChildStopped", 0)),
-        (condemn_its_supervisor, ("ChildStopped", 0)),
-        (stop_during_a_restart, ("ChildStopped", 0)),
-        (restart_its_supervisor, ("Cancelled", 600)),
+        (stop_the_root, ("ChildStopped", 0, "None")),
+        (stop_its_supervisor, ("ChildStopped", 0, "None")),
+        (condemn_its_supervisor, ("ChildStopped", 0, "worse")),
+        (stop_during_a_restart, ("ChildStopped", 0, "None")),
+        (restart_its_supervisor, ("Cancelled", 600, "None")),
     ],
 )
 def test_a_child_that_drains_does_not_wait_for_one_that_will_not_start_again(way, end, is_later):
@@ -156,8 +156,7 @@ def test_a_child_that_drains_does_not_wait_for_one_that_will_not_start_again(way
         try:
             await child.tree["app/inner/store"].call(1)
         except BaseException as exc:
-            ends.append((type(exc).__name__, trio.current_time() - began))
-            assert str(exc.__cause__) == ("worse" if way is condemn_its_supervisor else "None")
+            ends.append((type(exc).__name__, trio.current_time() - began, str(exc.__cause__)))
             raise
 
     store = Child("store", fails, mailbox=1, backoff=Backoff(initial=5, jitter=0))
