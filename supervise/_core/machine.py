@@ -540,7 +540,7 @@ class Machine:
         self._arm(node, "grace", self.now + node.interval)
 
     def _order_stop(self, act: Act | None, node: Node, reason: str) -> None:
-        """Have a supervisor below stop; it is told if nothing starts it again without a request."""
+        """Order a supervisor below to stop. The order says whether it stays down until a request starts it (R29)."""
         stop = effect.Stop(reason)
         if act is not None:
             stays_down = act.node is node and ACTS[act.kind].stopped in (
@@ -1204,7 +1204,8 @@ class Machine:
             if node.state in ("down", "restarting"):
                 self._stop_dead(act, node)
             elif node.has_machine and node.state == "stopping":
-                self._order_stop(act, node, act.why)  # it was to start anew, for all that it knows
+                # The order by which it is stopping may have been that of a restart.
+                self._order_stop(act, node, act.why)
 
     def _refuse_waiting(self) -> None:
         """Give up the act and empty the inbox; refuse the requests."""
