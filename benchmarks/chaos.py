@@ -492,7 +492,7 @@ def _send(pid: int, number: int) -> None:
 def _began(pid: int) -> str:
     """The start time of a process, which distinguishes it from another with its pid; empty for none, or a zombie."""
     try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        fields = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
     except (FileNotFoundError, ProcessLookupError):
         return ""
     return "" if fields[0] == "Z" else fields[19]

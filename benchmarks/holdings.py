@@ -17,7 +17,7 @@ def descendants(of: int = 0) -> set[int]:
     parents = {}
     for stat in Path("/proc").glob("[0-9]*/stat"):
         try:
-            parents[int(stat.parent.name)] = int(stat.read_text().rpartition(")")[2].split()[1])
+            parents[int(stat.parent.name)] = int(stat.read_bytes().rpartition(b")")[2].split()[1])
         except (FileNotFoundError, ProcessLookupError):
             continue
     found, before = {root}, 0
@@ -37,8 +37,8 @@ def abandoned() -> frozenset[str]:
                 found[entry.name] = held.st_ino  # a semaphore is mapped by another name
     for process in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):
-            lines = (process / "maps").read_text().splitlines()
-            mapped |= {int(line.split()[4]) for line in lines if "/dev/shm/" in line}
+            lines = (process / "maps").read_bytes().splitlines()
+            mapped |= {int(line.split()[4]) for line in lines if b"/dev/shm/" in line}
     return frozenset(name for name, inode in found.items() if inode not in mapped) & _names("/dev/shm")
 
 

@@ -22,6 +22,7 @@ from benchmarks.chaos import (
     Chaos,
     Ledger,
     Plan,
+    _began,
     _interrupted,
     problems,
     reference,
@@ -116,6 +117,18 @@ def test_a_descriptor_or_process_that_is_left_behind_is_reported():
     assert beyond["processes"] == [str(child.pid)]
     assert set(beyond["descriptors"]) >= {str(reading), str(writing)}
     assert "left behind" in problems(GOOD, beyond)[0]
+
+
+def test_a_process_whose_name_ends_within_a_character_is_a_descendant():
+    """Linux keeps 15 bytes of a name, so a process of any program here may have such a name."""
+    script = r"open('/proc/self/comm', 'wb').write(b'\xd0'); print(); input()"
+    with subprocess.Popen(
+        [sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as child:
+        assert child.stdout is not None
+        child.stdout.readline()
+        assert child.pid in descendants()
+        assert _began(child.pid)
 
 
 @given(st.integers(0, 1000), st.data())

@@ -177,7 +177,7 @@ async def test_a_fork_server_that_is_killed_ends_no_stream_and_the_next_start_ma
 
 def listens(ending):
     """Whether a fork server has an abstract socket whose name ends so."""
-    names = (line.split()[-1] for line in Path("/proc/net/unix").read_text().splitlines())
+    names = (line.split()[-1] for line in Path("/proc/net/unix").read_text(errors="replace").splitlines())
     return any(name.startswith("@trio-supervise/") and name.endswith(ending) for name in names)
 
 
