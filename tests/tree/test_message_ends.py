@@ -177,6 +177,89 @@ def test_a_child_that_drains_does_not_wait_for_one_that_will_not_start_again(way
     assert ends == [end]
 
 
+@pytest.mark.parametrize(
+    ("strategy", "end"), [("one_for_one", ("ChildStopped", 0)), ("one_for_all", ("Cancelled", 600))]
+)
+def test_a_child_that_drains_waits_if_a_sibling_of_its_supervisor_will_start_both_again(strategy, end):
+    """R13, R29: The supervisor is stopped by hand, while the next retry of its sibling starts the whole group."""
+    ends, number = [], (2 if strategy == "one_for_all" else 1)
+
+    async def fails(task_status):
+        if current_child().incarnation == 1:
+            task_status.started()
+            await trio.sleep(1)
+        raise Boom
+
+    async def fails_at_once(inbox):
+        async for _ in inbox:
+            raise Boom
+
+    async def drains():
+        child = current_child()
+        await child.stop_requested()
+        if child.incarnation != number:
+            return
+        began = trio.current_time()
+        try:
+            await child.tree["app/inner/store"].call(1)
+        except BaseException as exc:
+            ends.append((type(exc).__name__, trio.current_time() - began))
+            raise
+
+    sibling = Child("sibling", fails, backoff=Backoff(initial=5, factor=1, jitter=0))
+    store = Child("store", fails_at_once, mailbox=1, backoff=Backoff(initial=5, jitter=0))
+    inner = Supervisor("inner", [store, Child("worker", drains, drain=600)])
+
+    async def scene(tree, seen):
+        await trio.sleep(8)
+        if number == 2:
+            await tree["app/inner"].start()
+        await tree["app/inner/store"].send("fail")
+        await trio.sleep(1)
+        await tree["app/inner"].stop()
+
+    grow(app(sibling, inner, strategy=strategy), scene)
+    assert ends == [end]
+
+
+def test_a_child_that_drains_does_not_wait_if_its_supervisor_was_not_added():
+    """R25, R29: The last child of the supervisor does not become ready, and the one who adds it leaves."""
+    ends = []
+
+    async def fails(inbox):
+        async for _ in inbox:
+            raise Boom
+
+    async def drains():
+        child = current_child()
+        await child.stop_requested()
+        began = trio.current_time()
+        try:
+            await child.tree["app/inner/store"].call(1)
+        except BaseException as exc:
+            ends.append((type(exc).__name__, trio.current_time() - began))
+            raise
+
+    async def is_never_ready(task_status):
+        await trio.sleep_forever()
+
+    store = Child("store", fails, mailbox=1, backoff=Backoff(initial=5, jitter=0))
+    inner = Supervisor("inner", [store, Child("worker", drains, drain=600), Child("slow", is_never_ready)])
+
+    async def scene(tree, seen):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(tree.root.add, inner)
+            await trio.sleep(1)
+            await tree["app/inner/store"].send("fail")
+            await trio.sleep(1)
+            nursery.cancel_scope.cancel()
+        await trio.sleep(1)
+        assert "app/inner" not in tree
+
+    grow(app(), scene)
+    assert ends == [("ChildStopped", 0)]
+
+
 def test_a_message_to_a_child_that_has_drained_is_not_lost_silently():
     """R20, R29: It waits for the next incarnation, or its sender gets an error if there is none."""
     served = []
