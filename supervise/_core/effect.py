@@ -127,9 +127,14 @@ class Stop:
 
 @define(weakref_slot=False)
 class Verdict:
-    """The directive of an ancestor for the failure that this supervisor passed up; None: it is settled without one for it."""
+    """The directive of an ancestor for the failure that this supervisor passed up; None: it is settled without one for it.
+
+    `for_good`, `why`: as those of the `Stop` that follows in its turn.
+    """
 
     directive: Directive | None
+    for_good: bool = field(default=False, kw_only=True)
+    why: BaseException | None = field(default=None, kw_only=True)
 
 
 @define(weakref_slot=False)

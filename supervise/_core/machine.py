@@ -285,10 +285,12 @@ class Machine:
             self._stop_error(node, ended.error)
         if node.state == "up":
             self._ended_by_itself(node, ended.failure)
-            return
-        self._emit(events.Stopped, node)
+        else:
+            self._emit(events.Stopped, node)
         if node.awaited:
             self._child_stopped(node)
+        elif self.act is not None and self.act.for_good:
+            self._close(self.act, node)
         elif node in self.releasing:
             self.inbox.append(Released(node, node.epoch))
 
@@ -359,9 +361,15 @@ class Machine:
 
     def _on_verdict(self, verdict: effect.Verdict) -> None:
         act = self.act
-        if act is None or act.kind != "ask" or act.node is None:
+        if act is None or act.kind != "ask":
+            return
+        if verdict.for_good:
+            if not act.for_good:  # each supervisor above repeats it as it is stopped
+                self._end_for_good(act, verdict.why)
             return
         node = act.node
+        if node is None:
+            return
         node.undecided = False
         if verdict.directive is Resume:
             self._stop_awaiting(node)
@@ -605,9 +613,8 @@ class Machine:
             self._stay_down(node, "down", why)
         elif stopped == "removed" or (stopped == "pending" and node.temporary and not act.asked_for(node)):
             self._remove(node, why)
-        elif act.for_good and not node.gone:
-            node.gone, node.why = True, act.why_for_good
-            self.out.append(effect.Gone(node.path, act.why_for_good))
+        elif act.for_good:
+            self._close(act, node)
 
     def _report_undecided(self, act: Act, node: Node) -> None:
         """Report a failure that the act overtook before its verdict (R13, R19)."""
@@ -702,6 +709,8 @@ class Machine:
             self._settle_below(node)
         else:
             node.undecided = True
+        if self.act is not None and self.act.for_good:
+            self._close(self.act, node)
 
     def _fatal(self, failure: Failure) -> None:
         """No decider is asked about an exception that is no `Exception`: the whole tree stops (R4)."""
@@ -1198,7 +1207,7 @@ class Machine:
             self._end_for_good(act, self.node.why if failure is None else failure.exc)
 
     def _end_for_good(self, act: Act, why: BaseException | None) -> None:
-        """No start follows this end: the children that are down already, or back off, are down for good from now on (R29)."""
+        """No start follows this end, so the children whose bodies are over are down for good from now on (R29)."""
         act.for_good, act.why_for_good = True, why
         for node in list(self.children.values()):
             if node.state in ("down", "restarting"):
@@ -1206,6 +1215,20 @@ class Machine:
             elif node.has_machine and node.state == "stopping":
                 # The order by which it is stopping may have been that of a restart.
                 self._order_stop(act, node, act.why)
+            else:
+                self._close(act, node)
+
+    def _close(self, act: Act, node: Node) -> None:
+        """A child whose body is over is down for good at once, also if it has to wait for its turn to leave its resource (R29).
+
+        A supervisor that waits for the verdict on a failure closes its own such children.
+        """
+        is_over = not node.alive or (node.is_leaf and node.state in ("failed", "releasing"))
+        if node.has_machine and node.state == "failed":
+            self.out.append(effect.Order(node.path, effect.Verdict(None, for_good=True, why=act.why_for_good)))
+        elif is_over and not node.gone:
+            node.gone, node.why = True, act.why_for_good
+            self.out.append(effect.Gone(node.path, act.why_for_good))
 
     def _refuse_waiting(self) -> None:
         """Give up the act and empty the inbox; refuse the requests."""

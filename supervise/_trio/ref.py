@@ -177,7 +177,7 @@ class Ref:
         return _Lease(self)
 
     async def ended(self) -> BaseException | None:
-        """Wait until the node is down for good (R28). Returns the failure that caused it, or None."""
+        """Wait until the node is down for good, and has left its resource (R28). Returns the failure that caused it, or None."""
         await trio.lowlevel.checkpoint()
         if self._added is not None and self._added.gone and self._node() is None:
             return self._added.why
@@ -185,6 +185,10 @@ class Ref:
         ends = address.ends
         while not address.gone and address.ends == ends:  # it may be started again before this task runs
             await address.wait()
+        node, leaf = self._node(), self._driver.leaves.get(self.path)
+        if leaf is not None and node is not None and node.gone:
+            with leaf.lease():  # it still leaves its resource
+                await trio.sleep_forever()
         return address.why
 
     # --- messages

@@ -176,10 +176,11 @@ class SharedQueue(Queue):
         super().withdraw(call)
 
     def close(self, why: BaseException | None) -> None:
-        """See `Queue.close`."""
+        """See `Queue.close`. What is kept for a child that failed ends as what is queued does."""
+        for kept in self._kept.values():
+            self.queue.extendleft(reversed(kept))
+        self._kept.clear()
         super().close(why)
-        for leaf in list(self._kept):
-            self.release(leaf)
 
 
 @protected

@@ -64,7 +64,7 @@ def _check_node(world: World, node: Node) -> None:
     else:
         demand(task.incarnation == node.incarnation, node, "runs another incarnation")
         demand(node.state not in ("down", "condemned", "restarting"), node, "has a task")
-        demand(not node.gone, node, "is gone but runs")
+        demand(not node.gone or task.is_over, node, "is gone but runs")
     demand(not node.gone or node.path in world.gone or node is world.forest.root, node, "is gone, untold")
 
 
@@ -91,8 +91,12 @@ def _check_machine(world: World, machine: Machine) -> None:
         final = not world.forest.root_waits_for_its_end
         demand(act.for_good == final, machine, "ends for good" if act.for_good else "starts anew")
     if isinstance(act, Act) and act.for_good:
-        lost = [node for node in children if node.state in ("down", "restarting") and not node.gone]
+        over = [node for node in children if not node.alive or world.tasks[node.path].is_over]
+        lost = [node for node in over if node.state != "stopping" and not node.gone]
         demand(not lost, machine, "ends for good, and callers wait for", lost)
+        asking = [world.machine_of(node) for node in children if node.has_machine and node.state == "failed"]
+        for below in asking:
+            demand(below.act.for_good, below, "hopes for a verdict")
     if act is None and machine.phase == "up":
         demand(not machine.inbox, machine, "has left unserved:", machine.inbox)
         _check_idle(machine, children)

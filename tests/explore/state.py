@@ -182,7 +182,7 @@ def _act(world: World, act: Act, places: dict[Node, int]) -> Key:
         None if act.node is None else places.get(act.node, -1),
         tuple([places.get(node, -1) for node in act.stops]),
         tuple([places.get(node, -1) for node in act.starts]),
-        (_token(world, act.token), act.delay, act.returned, act.pending),
+        (_token(world, act.token), act.delay, act.returned, act.for_good, act.pending),
         None if act.failure is None else _failure(world, act.failure, places),
     )
 

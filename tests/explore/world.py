@@ -84,6 +84,11 @@ class Task:
         self.crossing: Literal["", "starting", "up"] = ""
         self.limit = node.spec.limit
 
+    @property
+    def is_over(self) -> bool:
+        """Whether the body has failed or returned, and only the resource has still to be left."""
+        return self.node.is_leaf and self.mode in ("kept", "parked", "leaving")
+
 
 @cache
 def _as_short(word: str) -> str:
@@ -442,7 +447,8 @@ class World:
         # A start of its was pending meanwhile, perhaps by the strategy of an earlier declaration.
         revivable = above is not None and (above.spec.strategy != "one_for_one" or len(self.declarations) > 1)
         demand(one.removed or revivable or path not in self.gone, path, "is gone twice")
-        demand(path not in self.tasks or self.tasks[path].node is self.forest.root, path, "is gone but runs")
+        task = self.tasks.get(path)
+        demand(task is None or task.is_over or task.node is self.forest.root, path, "is gone but runs")
         demand(node is None or node.state != "restarting", path, "is gone while its start is pending")
         self.gone.add(path)
         if one.removed:

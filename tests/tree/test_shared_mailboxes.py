@@ -255,6 +255,25 @@ def test_what_is_kept_for_a_failed_child_outlives_its_stop(stopped):
     grow(app(pair), scene)
 
 
+def test_a_sent_message_that_is_kept_for_a_failed_child_is_not_lost_silently(caplog):
+    """R29, R37: The child fails as its supervisor stops, with another message in the queue."""
+    first = Shelf("first", mailbox="shared", resource=nothing)
+
+    async def scene(tree, _):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(absorbs, tree["app"].add, Puppet("slow", 5.0).spec)
+            await quiet()
+            await tree["app"].send("kept", on_loss="requeue")
+            await quiet()
+            tree["app/first"].inject(Boom())
+            await quiet()
+            await tree["app"].send("queued")
+            await tree.root.stop()
+
+    grow(app(first, mailbox=9, decider=Decider({Boom: Resume})), scene)
+    assert "'app' is down for good; sent messages that waited and are lost: 2" in caplog.messages
+
+
 async def absorbs(function, *arguments):
     """Call it; a refusal, because its supervisor stops, is none of this test."""
     with suppress(Refused, StartFailed):
