@@ -509,7 +509,7 @@ class Machine:
         if node.state == "failed":
             self._report_undecided(act, node)
             self._emit(events.Stopped, node)
-        if node.state not in ("condemned", "down") or (act.for_good and not node.gone):
+        if node.state not in ("condemned", "down"):
             self._after_stop(act, node)
         elif not node.gone and act.asked_for(node) and not self._will_be_revived(node):
             self._stay_down(node, "down", None)  # nothing else reports the end of a new child (R38)
@@ -1210,7 +1210,7 @@ class Machine:
         """No start follows this end, so the children whose bodies are over are down for good from now on (R29)."""
         act.for_good, act.why_for_good = True, why
         for node in list(self.children.values()):
-            if node.state in ("down", "restarting"):
+            if node.state == "restarting":
                 self._stop_dead(act, node)
             elif node.has_machine and node.state == "stopping":
                 # The order by which it is stopping may have been that of a restart.
@@ -1225,7 +1225,9 @@ class Machine:
         """
         is_over = not node.alive or (node.is_leaf and node.state in ("failed", "releasing"))
         if node.has_machine and node.state == "failed":
-            self.out.append(effect.Order(node.path, effect.Verdict(None, for_good=True, why=act.why_for_good)))
+            self.out.append(
+                effect.Order(node.path, effect.Verdict(None, for_good=True, why=act.why_for_good))
+            )
         elif is_over and not node.gone:
             node.gone, node.why = True, act.why_for_good
             self.out.append(effect.Gone(node.path, act.why_for_good))
