@@ -219,7 +219,10 @@ class Reply:
 
 @define(weakref_slot=False)
 class Gone:
-    """The child, and all below it, is down for good, because of `why` if it failed; `removed`: it has left the tree."""
+    """The child, and all below it, is down for good, because of `why` if it failed; `removed`: it has left the tree.
+
+    A leaf that has failed may still have to leave its resource.
+    """
 
     path: str
     why: BaseException | None
