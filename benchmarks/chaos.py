@@ -75,7 +75,7 @@ HUNG = 60.0
 BREATH = 4 * 2**20
 """Bytes by which a run may grow: allocators and queues fill."""
 
-GONE = 5.0
+GONE = 30.0
 """Seconds that a process may take to die after its parent."""
 DRAIN = 2.0
 """Seconds that begun streams get in a context of several that is stopped or gets a new runner."""

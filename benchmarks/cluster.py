@@ -87,7 +87,7 @@ class Cluster:
         try:
             yield
         finally:
-            _end_all(lambda: processes_with(NODE, name))
+            _end_all(lambda: processes_of(name))
             process.wait()
 
     def remove(self, name: str) -> None:
@@ -146,6 +146,11 @@ def clustered() -> Generator[Cluster]:
         _end_all(lambda: processes_with(_MARK, mark) | _writing_in(folder))
         del os.environ[_MARK]
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def processes_of(node: str) -> set[int]:
+    """The pids of the processes of a node. The cluster of another program may have a node of the same name."""
+    return processes_with(NODE, node) & processes_with(_MARK, os.environ[_MARK])
 
 
 def processes_with(name: str, value: str) -> set[int]:

@@ -28,7 +28,7 @@ def run(*command, terminal=True):
         stdout=subprocess.PIPE,
         stderr=follower,
         text=True,
-        timeout=60,
+        timeout=300,
         check=True,
     )
     os.close(follower)

@@ -23,7 +23,7 @@ from ..programs.servers import processes_in
 ROOT = Path(__file__).parents[2]
 PATIENCE = 120.0
 """Seconds after which a program hangs."""
-GONE = 5.0
+GONE = 60.0
 """Seconds that a process may take to end after its program has."""
 STOP = 1.0
 """Seconds that a stopped process stands still, or up to twice as long."""

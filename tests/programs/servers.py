@@ -9,6 +9,7 @@ import subprocess
 from contextlib import suppress
 from pathlib import Path
 from signal import SIGINT, SIGQUIT, SIGTERM
+from stat import S_IMODE
 
 from attrs import define, field
 
@@ -153,7 +154,7 @@ class Postgres(Server):
         if AS_ROOT:
             shutil.chown(self.folder, "postgres")
             for folder in self.folder.parents[:2]:  # pytest makes them for this user alone
-                folder.chmod(0o755)
+                folder.chmod(S_IMODE(folder.stat().st_mode) | 0o055)
         command = [
             self.tool("initdb"),
             "-N",

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 import trio
+from sessions import PATIENCE
 
 from runners.diagnosis.nvml import Nvml
 from runners.errors import (
@@ -157,8 +158,8 @@ async def test_a_stuck_driver_makes_its_device_unrecoverable():
     """D4: NVML is asked with a deadline; the thread is left behind, and does not take another thread's place."""
     release = threading.Event()
     fake = Fake()
-    fake.nvmlInit = lambda: release.wait(20)
-    with trio.fail_after(10):
+    fake.nvmlInit = lambda: release.wait(PATIENCE)
+    with trio.fail_after(PATIENCE):
         for _ in range(3):
             worse = await Nvml(module=fake, timeout=0.05).judge(poison(), "cuda")
             assert type(worse) is Unrecoverable
@@ -170,17 +171,19 @@ async def test_a_stuck_driver_makes_its_device_unrecoverable():
 @pytest.mark.trio
 async def test_an_answer_that_came_while_the_loop_was_blocked_is_one():
     """D4: A device about which NVML has answered in time can be used again, whatever else the program does."""
-    fake, asked = Fake(), threading.Event()
+    fake, asked, blocked, answered = Fake(), threading.Event(), threading.Event(), threading.Event()
 
     def init():
         asked.set()
-        time.sleep(0.1)
+        assert blocked.wait(PATIENCE)
 
-    fake.nvmlInit = init
+    fake.nvmlInit, fake.nvmlShutdown = init, answered.set
 
     async def block():
         while not asked.is_set():  # noqa: ASYNC110 - the thread sets it
             await trio.sleep(0.001)
+        blocked.set()
+        assert answered.wait(PATIENCE)
         time.sleep(0.5)  # noqa: ASYNC251 - it is what this test is about
 
     async with trio.open_nursery() as nursery:

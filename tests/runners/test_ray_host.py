@@ -11,13 +11,13 @@ from pathlib import Path
 
 import pytest
 import trio
-from contexts import environment_of, stat, title, until
+from contexts import PATIENCE, environment_of, stat, title, until
 from far_nvml import FarNvml
 from farlings import Holds, HoldsAhead, Leaves, Reports
 from sessions import BATCH, ids, until_failure, whole
 
 from benchmarks import namespaces
-from benchmarks.cluster import NODE, clustered, missing, processes_with
+from benchmarks.cluster import NODE, clustered, missing, processes_of
 from benchmarks.loopback import ROOT
 from runners.errors import ContextDied, ContextHung, ContextUnreachable, LoadFailed, NoPlace, Unrecoverable
 from runners.hosts import CheckingHost, Session
@@ -63,7 +63,7 @@ def far(*titles):
     """The pids of the processes of all nodes that have one of these titles."""
     found = set()
     for node in ("cut-off", "spare", *(f"node-{number}" for number in range(1, 20))):
-        found |= {pid for pid in processes_with(NODE, node) if title(pid).startswith(titles)}
+        found |= {pid for pid in processes_of(node) if title(pid).startswith(titles)}
     return found
 
 
@@ -208,7 +208,8 @@ async def test_a_context_on_a_node_is_forked_and_has_the_environment_of_its_acto
 @pytest.mark.trio
 async def test_a_standby_is_on_another_node_and_serves_at_once(pair, tmp_path):
     """D15, D16: The loss of a node does not take the standby along, and nothing waits for the lease of the lost context."""
-    async with opened(pair, Holds(str(tmp_path)), standby=1) as session:
+    times = {"standby": 1, "lease": 60}
+    async with opened(pair, Holds(str(tmp_path)), **times) as session:
         await until(lambda: far("runners:standby"))
         (standby,) = far("runners:standby")
         assert node_of(standby) != node_of(session.pid)
@@ -216,8 +217,8 @@ async def test_a_standby_is_on_another_node_and_serves_at_once(pair, tmp_path):
         os.kill(stat(session.pid)[1], signal.SIGKILL)  # its guardian
         await until_failure(session, ContextUnreachable)
         before = trio.current_time()
-    async with opened(pair, Holds(str(tmp_path)), standby=1, incarnation=2) as session:
-        assert trio.current_time() - before < LEASE / 2
+    async with opened(pair, Holds(str(tmp_path)), incarnation=2, **times) as session:
+        assert trio.current_time() - before < 30
         assert session.pid == standby
         assert ids(await whole(session)) == expected(BATCH)
 
@@ -235,16 +236,17 @@ async def test_a_place_that_ray_cannot_give_is_named_with_what_was_asked_for(pai
 async def test_a_node_is_used_again_only_when_the_lease_of_a_lost_context_is_over(pair, tmp_path, caplog):
     """D2, D16: Its guardian is dead and reports nothing, and Ray giving the place again does not prove its end."""
     there = {next(iter(pair.nodes)): 1}
-    async with opened(pair, Holds(str(tmp_path), 10_000, 0.01), resources=there) as session:
+    times = {"resources": there, "lease": 10}
+    async with opened(pair, Holds(str(tmp_path), 10_000, 0.01), **times) as session:
         session.begin(BATCH)
         await session.receive()
         assert killed("runners:guard")
         _, error = await until_failure(session, ContextUnreachable)
         assert error.tag == "device.poisoned.unreachable"
         before = trio.current_time()
-    assert trio.current_time() - before < LEASE / 2  # another node could be used at once
-    async with opened(pair, Holds(str(tmp_path)), resources=there, incarnation=2) as session:
-        assert trio.current_time() - before > LEASE
+    assert trio.current_time() - before < 5  # another node could be used at once
+    async with opened(pair, Holds(str(tmp_path)), incarnation=2, **times) as session:
+        assert trio.current_time() - before > 10
         assert ids(await whole(session)) == expected(BATCH)
     assert "its device is not used before" in caplog.text
 
@@ -366,7 +368,7 @@ async def streamed(worker, strike):
 
     with trio.fail_after(200):
         async with open_tree(worker, sinks=[]) as tree:
-            await until(lambda: far("runners:standby"), 40)
+            await until(lambda: far("runners:standby"))
             async with trio.open_nursery() as nursery:
                 for number in range(STREAMS):
                     nursery.start_soon(ask, tree, number)
@@ -404,7 +406,7 @@ def strikes(cluster):
 
     async def node():  # all of it at once, as at the end of a machine
         _, name = active()
-        for pid in processes_with(NODE, name):
+        for pid in processes_of(name):
             os.kill(pid, signal.SIGKILL)
         cluster.remove(name)
 
@@ -436,7 +438,7 @@ async def test_a_link_that_is_cut_costs_no_token_and_no_lease(cluster, undisturb
         machine.heal()
 
     async def add_spare(running):
-        await until(lambda: far("runners:context"), 40)
+        await until(lambda: far("runners:context"))
         running.enter_context(cluster.joined("spare"))
 
     there = host(cluster, resources={"joined": 1}, standby=1, next_chunk_timeout=1, first_chunk_timeout=20)
@@ -474,9 +476,7 @@ async def test_a_killed_parent_leaves_nothing_on_any_node(pair, tmp_path, silent
     command = [sys.executable, "-c", PARENT, pair.address, str(tmp_path), *RUNNERS]
     async with trio.open_nursery() as nursery:
         parent = await nursery.start(partial(trio.run_process, command, env=env, check=False))
-        with trio.fail_after(30):
-            while not (far("runners:context") and far("runners:standby")):  # noqa: ASYNC110 - other processes set no event
-                await trio.sleep(0.05)
+        await until(lambda: far("runners:context") and far("runners:standby"), 2 * PATIENCE)
         if silent:
             parent.send_signal(signal.SIGSTOP)
             await until(lambda: not far(*OURS))

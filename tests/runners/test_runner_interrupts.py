@@ -59,13 +59,6 @@ class Spec:
         return runner
 
 
-@pytest.fixture(autouse=True)
-def handler():
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
 @pytest.mark.parametrize("place", ["load", "execute", "step", "left", "close"])
 def test_an_interrupt_in_a_runners_code_is_raised_there_and_leaves_bare(place):
     """R4: A step that takes its time must not delay it, and a stream that is no longer read must not swallow it."""

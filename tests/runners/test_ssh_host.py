@@ -40,7 +40,7 @@ from runners.hosts.remote import ssh
 from runners.hosts.remote.guardian import ASK, COLD, ENDED, HEADER, NUMBER
 from runners.hosts.remote.link import MARGIN, FarPeer, Order
 from runners.hosts.remote.ssh import SshHost
-from runners.models.scripted import Scripted, expected
+from runners.models.scripted import Fault, Scripted, expected
 from runners.types import ExecuteBatch, Sampling
 from runners.worker import device_worker
 from supervise import open_tree
@@ -176,8 +176,9 @@ async def test_a_guardian_or_a_connection_that_is_killed_frees_the_device_when_t
         assert "lost its connection: ssh to 127.0.0.1" in str(error)
         assert error.tag == "device.poisoned.unreachable"
         before = trio.current_time()
-    assert LEASE / 2 < trio.current_time() - before <= LEASE + MARGIN + 2
-    assert "its device is not used before" in caplog.text
+    (waits,) = [each.args[-1] for each in caplog.records if "its device is not used before" in each.message]
+    assert LEASE / 2 < waits <= LEASE + MARGIN
+    assert trio.current_time() - before >= waits
     async with opened(server, Holds(str(tmp_path)), incarnation=2) as session:
         assert ids(await whole(session)) == expected(BATCH)
 
@@ -440,13 +441,15 @@ def test_the_command_line_has_no_word_of_the_runner_and_every_option():
 async def test_a_worker_over_mixed_hosts_loses_one_and_no_token(server):
     """D12, D16: Streams go on elsewhere at once; the device of the lost host is not used before its lease is over."""
     hosts = [ProcessHost(), host(server, lease=8), host(server, lease=9)]
-    worker = device_worker("llm", Scripted(100, delay=0.001, streams=32), hosts=hosts)
-    results = {}
+    slow = Fault("slow", at_token=50, moved=False)  # so that all streams are at work when one host is lost
+    worker = device_worker("llm", Scripted(100, delay=0.001, streams=32, faults=(slow,)), hosts=hosts)
+    results = [[] for _ in range(64)]
 
     async def ask(tree, number):
         batch = ExecuteBatch(f"{number}", f"go on, {number}", sampling=Sampling(seed=number, max_tokens=100))
         async with tree[worker].stream(batch) as chunks:
-            results[number] = [chunk async for chunk in chunks]
+            async for chunk in chunks:
+                results[number].append(chunk)
         assert ids(results[number]) == expected(batch, 100)
 
     async with open_tree(worker, sinks=[]) as tree:
@@ -454,12 +457,11 @@ async def test_a_worker_over_mixed_hosts_loses_one_and_no_token(server):
             async with trio.open_nursery() as nursery:
                 for number in range(64):
                     nursery.start_soon(ask, tree, number)
-                await trio.sleep(0.5)
-                assert not results
+                await until(lambda: all(results))
+                assert max(map(len, results)) < 100
                 os.kill(min(carriers(server)), signal.SIGKILL)
-    assert len(results) == 64
-    # None has waited for a restart there, which a lease delays.
-    assert {chunk.incarnation for chunks in results.values() for chunk in chunks} == {1}
+    # Not one has waited for a restart there, which a lease delays.
+    assert {chunk.incarnation for chunks in results for chunk in chunks} == {1}
     await until(lambda: not far(server))
 
 

@@ -31,7 +31,7 @@ from runners.errors import (
     Unrecoverable,
     WeightsCorrupt,
 )
-from runners.hosts.thread import ThreadHost
+from runners.hosts.thread import ThreadHost, _Thread
 from runners.models.scripted import Fault, Scripted, expected
 from runners.types import SessionRebuildCause
 
@@ -146,16 +146,25 @@ async def test_a_thread_that_hangs_is_detected_though_its_caller_leaves(begins_a
 
 
 @pytest.mark.trio
-async def test_time_in_which_the_loop_was_blocked_is_no_hang_of_the_thread():
+async def test_time_in_which_the_loop_was_blocked_is_no_hang_of_the_thread(monkeypatch):
     """D9, D10: What the thread has delivered meanwhile counts: its device can be used again."""
     host = ThreadHost(load_timeout=0.1, close_timeout=0.1)
     slow = tuple(Fault("slow", at=at, seconds=0.05) for at in ("load", "rebuild", "close"))
+    deliver, delivered = _Thread._deliver, threading.Event()
+
+    def deliver_and_tell(*arguments):
+        deliver(*arguments)
+        delivered.set()
+
+    monkeypatch.setattr(_Thread, "_deliver", deliver_and_tell)
 
     async def block():
-        await trio.sleep(0.02)
+        await trio.testing.wait_all_tasks_blocked()
+        assert delivered.wait(PATIENCE)
         time.sleep(0.2)  # noqa: ASYNC251 - it is what this test is about
 
     async def blocked(act, *arguments):
+        delivered.clear()
         async with trio.open_nursery() as nursery:
             nursery.start_soon(block)
             return await act(*arguments)
@@ -215,16 +224,33 @@ async def test_a_devices_error_in_closing_is_one_of_the_device(host, kind):
 
 
 @pytest.mark.trio
-async def test_a_turn_that_ends_the_context_as_its_session_is_left_is_told():
+async def test_a_turn_that_ends_the_context_as_its_session_is_left_is_told(monkeypatch, nursery):
     """D6, R23: nobody reads it any more, so leaving raises it; what was known before is not raised again."""
     runner = Scripted(8, delay=0.2, faults=(Fault("poison", at_token=0),))
+    asleep, release = threading.Event(), threading.Event()
+
+    def sleep(_):
+        asleep.set()
+        assert release.wait(PATIENCE)
+
+    async def wake():
+        await trio.testing.wait_all_tasks_blocked()
+        release.set()
+
+    monkeypatch.setattr(time, "sleep", sleep)
     for known in (False, True):
+        asleep.clear()
+        release.clear()
         error = None
         try:
             async with THREAD.open(runner) as session:
                 session.begin(BATCH)
-                with trio.move_on_after(0.05):
-                    await session.receive()
+                async with trio.open_nursery() as reader:
+                    reader.start_soon(session.receive)
+                    while not asleep.is_set():  # noqa: ASYNC110 - the thread sets it
+                        await trio.sleep(0.005)
+                    reader.cancel_scope.cancel()
+                nursery.start_soon(wake)  # as soon as this task waits for the thread
                 if known:
                     await until_failure(session)
         except DeviceError as left:

@@ -20,6 +20,8 @@ from .cases import HERE, MARK, Case, NotHere, Setting
 from .program import TOKENS
 
 PATIENCE = 200.0
+GONE = 60.0
+"""Seconds that a process may take to end after its program has."""
 _FROZEN = 10.0
 """Seconds; twice the deadline of the program."""
 
@@ -121,12 +123,16 @@ def _trouble(case: Case, setting: Setting, host: str, folder: Path, mark: str) -
 
 def _left(mark: str) -> list[str]:
     """The command lines of what is still there a while after the end."""
-    for _ in range(2000):
-        pids = processes(mark)
-        if not pids:
-            return []
+    end = time.monotonic() + GONE
+    while (pids := processes(mark)) and time.monotonic() < end:
         time.sleep(0.01)
-    return [Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ")[-80:] for pid in pids]
+    return [_command(pid)[-80:] for pid in pids]
+
+
+def _command(pid: int) -> str:
+    with suppress(OSError):
+        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+    return f"{pid}, which has ended now"
 
 
 def _judged(case: Case, setting: Setting, said: dict[str, Any]) -> str:

@@ -21,13 +21,6 @@ from supervise.testing import assert_lifecycle, run_virtual
 from .scene import Boom, Seen, app, quiet
 
 
-@pytest.fixture(autouse=True)
-def _sigint():
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
 def drains(log, seconds=1.0):
     async def body():
         await stop_requested()

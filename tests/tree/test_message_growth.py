@@ -285,10 +285,6 @@ def interrupted(at):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(
-    signal.getsignal(signal.SIGINT) is not signal.default_int_handler,
-    reason="Python's own handler of SIGINT is not installed",
-)
 def test_a_ctrl_c_at_any_line_of_a_mailbox_leaves_bare_and_no_task_hangs():
     """R4, R29: This holds under plain `trio.run`, at every line of messages, calls, streams, inboxes and addresses."""
     first, raised, _ = interrupted(-1)
