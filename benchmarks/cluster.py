@@ -32,7 +32,7 @@ _QUICK = {
     "health_check_failure_threshold": 3,
 }
 """A node that does not answer is lost after five seconds; with Ray's own settings it is a minute. With less a busy node is lost too."""
-_PATIENCE = 10.0
+_PATIENCE = 60.0
 
 
 def missing() -> str | None:

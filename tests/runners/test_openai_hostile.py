@@ -117,8 +117,9 @@ async def test_whatever_a_server_does_its_request_ends_as_it_should(name, monkey
             short = name in ENDLESS or ENDS.get(name) is NetworkTimeout
             times = {"first_chunk_timeout": FIRST, "next_chunk_timeout": NEXT} if short else {}
             async with asking(BEHAVIOURS[name], monkeypatch, **times) as (worker, peers):
-                with pytest.raises(InferenceError) as raised:
-                    await worker.call(request())
+                while not peers:  # on a busy machine a short time may be over before the server is asked
+                    with pytest.raises(InferenceError) as raised:
+                        await worker.call(request())
                 assert worker.status().children[0].incarnation == 1
         if name in ENDLESS:
             assert tracemalloc.get_traced_memory()[1] < 60 * 2**20
