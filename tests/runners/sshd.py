@@ -11,6 +11,7 @@ from contexts import command, processes, title
 from benchmarks.loopback import ROOT, missing
 
 LEASE = 3.0
+"""Longer than a machine may stand still."""
 needs_sshd = pytest.mark.skipif(missing() is not None, reason=str(missing()))
 
 

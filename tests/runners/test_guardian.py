@@ -447,7 +447,7 @@ def test_what_cannot_be_passed_on_to_a_fork_server_starts_cold(monkeypatch):
     monkeypatch.setattr(sys.modules[__name__], "BOOT", boot + BOOT)
     preload = base64.b64encode(wire.datagram(wire.Preload(pack(Scripted())))).decode()
     fork = {"name": f"test-{os.getpid()}", "preload": preload, "timeout": 20.0, "patience": 20.0}
-    with guarded(lease=2.0, fork=Fork(**fork)) as far:
+    with guarded(lease=3.0, fork=Fork(**fork)) as far:
         assert "No such file" in json.loads(far.until(COLD))["why"]
         far.until(BORN)
         server = {pid for pid in processes() if title(pid) == "runners:server"}

@@ -38,7 +38,7 @@ pytestmark = [
 ]
 
 STREAMS, TOKENS = 32, 60
-LEASE = 2.0
+LEASE = 3.0
 OURS = ("runners:guard", "runners:context", "runners:standby", "runners:boot")
 ACTOR = "ray::Launcher"
 RUNNERS = (str(ROOT), str(ROOT / "tests/runners"))
@@ -460,7 +460,7 @@ from farlings import Holds
 from runners.hosts.remote.ray import RayHost
 
 async def main():
-    host = RayHost(sys.argv[1], num_cpus=0, resources={"place": 1}, path=sys.argv[3:], lease=2, standby=1)
+    host = RayHost(sys.argv[1], num_cpus=0, resources={"place": 1}, path=sys.argv[3:], lease=3, standby=1)
     async with host.open(Holds(sys.argv[2], 10_000, 0.01)):
         await trio.sleep_forever()
 

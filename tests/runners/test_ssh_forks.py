@@ -22,7 +22,7 @@ from contexts import (
 )
 from far_nvml import FarNvml
 from sessions import BATCH, ids, until_failure, whole
-from sshd import carriers, far, host, kill_left, needs_sshd, signalled
+from sshd import LEASE, carriers, far, host, kill_left, needs_sshd, signalled
 
 from benchmarks.loopback import serving
 from runners.diagnosis.nvml import Nvml
@@ -187,7 +187,7 @@ def listens(ending):
 @pytest.mark.trio
 async def test_whatever_is_killed_nothing_is_left_when_the_leases_are_over(server, tmp_path, spec, victim):
     """D10, D16: A forked guardian ends with its connection, its lease, and the process that has asked for it, as one that was started."""
-    there = forking(server, tmp_path, lease=2)
+    there = forking(server, tmp_path)
     async with opened(there, spec(chunks=10_000, delay=0.01)) as session:
         assert is_forked(session.pid)
         session.begin(BATCH)
@@ -271,7 +271,7 @@ async def test_a_preload_there_that_starts_a_thread_is_reported_once(server, tmp
 async def test_no_start_there_waits_for_a_preload_for_long(server, tmp_path, spec, caplog, monkeypatch):
     """D15: The first one waits for a while, a recovery not at all; a preload that hangs is ended after its time."""
     monkeypatch.setattr(standby, "FIRST", 0.5)
-    there = forking(server, tmp_path, load_timeout=5, lease=1)
+    there = forking(server, tmp_path, load_timeout=8)
     runner = spec("time.sleep(1000)")
     for incarnation in (1, 2):
         async with opened(there, runner, incarnation=incarnation) as session:
@@ -352,7 +352,7 @@ async def test_two_contexts_that_start_at_once_share_one_server(server, tmp_path
 @pytest.mark.trio
 async def test_a_start_that_is_cancelled_while_a_preload_runs_leaves_nothing(server, tmp_path, spec):
     """D10, D16: Its guardian has no context process yet, and ends at once."""
-    there, runner = forking(server, tmp_path, lease=1, load_timeout=4), spec("time.sleep(1000)")
+    there, runner = forking(server, tmp_path, load_timeout=4), spec("time.sleep(1000)")
     for seconds in (0.3, 1.0):
         with trio.move_on_after(seconds):
             async with there.open(runner):
@@ -365,7 +365,7 @@ async def test_a_start_that_is_cancelled_while_a_preload_runs_leaves_nothing(ser
 async def test_a_forked_guardian_asks_nvml_and_ends_a_driver_that_hangs(server, tmp_path):
     """D4, D16: In a process that is forked from it, as one that was started."""
     nvml = FarNvml(tmp_path, seconds=1000)
-    there = forking(server, tmp_path, device="cuda:0", nvml=Nvml(timeout=1), lease=2)
+    there = forking(server, tmp_path, device="cuda:0", nvml=Nvml(timeout=1))
     with pytest.raises(Unrecoverable, match="NVML has not answered within 1 s"):
         async with opened(there, Scripted(faults=(Fault("poison"),))) as session:
             assert is_forked(session.pid)
@@ -500,15 +500,15 @@ async def test_a_guardian_that_is_forked_too_late_ends_at_once(server, tmp_path,
 @pytest.mark.trio
 async def test_a_fork_server_lives_as_long_as_its_contexts(server, tmp_path, spec):
     """D16: However long no other one starts. A context that was started cold counts as well."""
-    there, runner = forking(server, tmp_path, lease=2), spec()
+    there, runner = forking(server, tmp_path), spec()
     async with opened(there, runner) as session:
         assert is_forked(session.pid)
-        await trio.sleep(3.5)
+        await trio.sleep(LEASE + 1.5)
         assert far(server, "runners:server")
         signalled(server, "runners:server", signal.SIGKILL)
     async with opened(there, runner, incarnation=2) as session:
         assert not is_forked(session.pid)
-        await trio.sleep(3.5)
+        await trio.sleep(LEASE + 1.5)
         assert far(server, "runners:server")
     await until(lambda: not far(server))
 

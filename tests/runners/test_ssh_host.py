@@ -203,7 +203,7 @@ async def test_a_far_process_that_does_not_die_makes_its_device_unrecoverable(se
     monkeypatch.setattr(FarPeer, "kill", lambda _peer, _poisoned=False: None)
     monkeypatch.setattr("runners.hosts.remote.link.MARGIN", 0.0)
     with pytest.raises(Unrecoverable, match=r"on 127\.0\.0\.1 has outlived SIGKILL by 0\.5 s"):
-        async with host(server, kill_timeout=0.5, close_timeout=0.1, lease=1).open(
+        async with host(server, kill_timeout=0.5, close_timeout=0.1).open(
             Scripted(10_000, delay=0.01)
         ) as session:
             os.kill(session.pid, signal.SIGSTOP)
@@ -214,8 +214,8 @@ async def test_a_far_process_that_does_not_die_makes_its_device_unrecoverable(se
 @pytest.mark.trio
 async def test_an_idle_context_outlives_many_leases(server):
     """D16: No session has to wait for anything; a task of the connection answers."""
-    async with opened(server, Scripted(3), lease=1) as session:
-        await trio.sleep(3)
+    async with opened(server, Scripted(3)) as session:
+        await trio.sleep(3 * LEASE)
         assert ids(await whole(session)) == expected(BATCH, 3)
 
 
@@ -239,7 +239,7 @@ from benchmarks.loopback import Server
 
 async def main():
     server = Server(Path(sys.argv[1]), int(sys.argv[2]), "127.0.0.1")
-    async with host(server, lease=float(sys.argv[4])).open(Holds(sys.argv[3], 10_000, 0.01)):
+    async with host(server).open(Holds(sys.argv[3], 10_000, 0.01)):
         print("open", flush=True)
         await trio.sleep_forever()
 
@@ -252,7 +252,7 @@ trio.run(main)
 @pytest.mark.trio
 async def test_a_killed_parent_leaves_nothing_there(server, tmp_path, silent):
     """D10, D16: The end of the connection ends the far side, or the lease if the connection shows no end."""
-    args = (str(server.folder), str(server.port), str(tmp_path), "1.5")
+    args = (str(server.folder), str(server.port), str(tmp_path))
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     command = [sys.executable, "-c", PARENT, *args]
     async with trio.open_nursery() as nursery:

@@ -98,7 +98,7 @@ def strikes(server):
 @pytest.mark.trio
 async def test_streams_of_another_machine_equal_their_undisturbed_text(server, undisturbed, tmp_path, victim):
     """D6, D16: Whatever is killed or stopped on the way, no token is lost or doubled, and no two contexts hold the device."""
-    worker = device_worker("llm", HoldsTorch(str(tmp_path)), host=host(server, lease=2))
+    worker = device_worker("llm", HoldsTorch(str(tmp_path)), host=host(server))
     tokens, incarnations = await streamed(worker, strikes(server)[victim])
     assert tokens == undisturbed
     assert incarnations == {1, 2}
