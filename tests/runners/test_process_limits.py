@@ -22,6 +22,7 @@ from contexts import (
     is_readable,
     nothing_left,  # noqa: F401 - The import makes this autouse fixture apply to the tests of this file.
     opened,
+    processes,
     until,
 )
 from rogues import (
@@ -506,6 +507,7 @@ def test_a_context_dies_with_its_parent(number, stopped):
         parent.send_signal(number)
         assert is_readable(pidfd, PATIENCE)
         os.close(pidfd)
+    trio.run(until, lambda: not processes())  # the cleaner goes last
 
 
 TALK = """

@@ -400,7 +400,7 @@ print("ready", flush=True)
 caller = place.accept()[0]
 caller.send(b'{"ready": true}')
 caller.recv(100)
-time.sleep(3)
+time.sleep(4)
 try:
     caller.send(b'{"forked": 1}')
 except BrokenPipeError:
@@ -471,7 +471,7 @@ async def test_a_fork_server_that_takes_a_connection_and_forks_nothing_is_given_
     server, tmp_path, spec, caplog
 ):
     """D15, D16: A guardian that it might still fork could not say that it is there, so that no two serve one connection."""
-    there, runner = forking(server, tmp_path), spec()
+    there, runner = forking(server, tmp_path, lease=8), spec()
     async with opened(there, runner):
         pass
     signalled(server, "runners:server", signal.SIGKILL)
