@@ -400,7 +400,7 @@ print("ready", flush=True)
 caller = place.accept()[0]
 caller.send(b'{"ready": true}')
 caller.recv(100)
-time.sleep(4)
+time.sleep(6)
 try:
     caller.send(b'{"forked": 1}')
 except BrokenPipeError:
