@@ -91,7 +91,9 @@ def _check_machine(world: World, machine: Machine) -> None:
         final = not world.forest.root_waits_for_its_end
         demand(act.for_good == final, machine, "ends for good" if act.for_good else "starts anew")
     if isinstance(act, Act) and act.for_good:
-        over = [node for node in children if not node.alive or world.tasks[node.path].mode in ("kept", "parked")]
+        over = [
+            node for node in children if not node.alive or world.tasks[node.path].mode in ("kept", "parked")
+        ]
         lost = [node for node in over if not node.gone]
         demand(not lost, machine, "ends for good, and callers wait for", lost)
         asking = [world.machine_of(node) for node in children if node.has_machine and node.state == "failed"]
