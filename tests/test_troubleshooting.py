@@ -10,7 +10,12 @@ PAGE = (ROOT / "docs" / "howto" / "troubleshooting.md").read_text()
 SHOWN = [
     text for cell in re.findall(r"^\| (.*?) \|", PAGE, re.MULTILINE) for text in re.findall(r"`(.*?)`", cell)
 ]
-OF_OTHERS = {"Address already in use", "no running event loop", "must be called from async context"}
+OF_OTHERS = {
+    "Address already in use",
+    "no running event loop",
+    "must be called from async context",
+    "Cancel scope stack corrupted",
+}
 """Messages of the operating system, of asyncio and of Trio."""
 
 

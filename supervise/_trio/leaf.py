@@ -263,24 +263,24 @@ class Leaf:
             if self.spec.mailbox is not None:
                 mailbox = self._driver.mailbox_of(self)
                 mailbox.servers[task] = self
-            with self._scope:
-                while on:
-                    turns = task._schedule_points
-                    exc = value = None
-                    try:
-                        value = await (_run(self) if self.spec.resource is None else self._with_resource())
-                    except GeneratorExit as caught:
-                        exc = _unless_closed(caught)
-                    except BaseException as caught:  # noqa: BLE001 - the machine gets every exception
-                        exc = caught
-                    on = self._restarts_at_once(exc)
-                    if not on and self.spec.resource is None:
-                        await self._over(exc, value, resumable=False)
-                    # Otherwise the exception refers by its traceback to this frame, and this frame to the exception: a cycle.
-                    exc = None
-                    on = on or self._driver.leaf_ended(self)
-                    if on:
-                        await self._refresh(task, shared=task._schedule_points != turns)
+            self._scope.__enter__()
+            while on:
+                turns = task._schedule_points
+                exc = value = None
+                try:
+                    value = await (_run(self) if self.spec.resource is None else self._with_resource())
+                except GeneratorExit as caught:
+                    exc = _unless_closed(caught)
+                except BaseException as caught:  # noqa: BLE001 - the machine gets every exception
+                    exc = caught
+                if task._cancel_status is not self._scope._cancel_status:
+                    exc = await self._close_what_is_open(exc)
+                on = self._restarts_at_once(exc) or await self._has_ended(exc, value)
+                # Otherwise the exception refers by its traceback to this frame, and this frame to the exception: a cycle.
+                exc = None
+                if on:
+                    await self._refresh(task, shared=task._schedule_points != turns)
+            self._scope.__exit__(None, None, None)
         except GeneratorExit:
             raise
         except BaseException as exc:  # noqa: BLE001 - a defect of this library: in the nursery it would cancel the siblings (R24)
@@ -300,23 +300,38 @@ class Leaf:
 
     def _restarts_at_once(self, exc: BaseException | None) -> bool:
         """Whether the driver has handled this failure by the one-step restart."""
-        if exc is None or self._cancelled or not issubclass(type(exc), Exception):
+        if exc is None or self._cancelled or self.spec.resource is not None:
+            return False
+        if not issubclass(type(exc), Exception):
             return False
         if self._inbox is not None and as_group(exc) is None:
             self._settle_messages(exc)
         return self._driver.leaf_restarts_at_once(self, cast("Exception", exc))
 
-    async def _with_resource(self) -> None:
-        """Enter the resource, run the body in it, leave it, and report the outcome."""
+    async def _has_ended(self, exc: BaseException | None, value: Any) -> bool:
+        """Report the end of an incarnation. Returns True if the next one is to run in this task."""
+        if self.spec.resource is None:
+            await self._over(exc, value, resumable=False)
+        else:
+            await self._resource_is_left(exc, value)
+        return self._driver.leaf_ended(self)
+
+    async def _close_what_is_open(self, exc: BaseException | None) -> BaseException | None:
+        """As `_close`, for the whole incarnation. Its task ends with it: what was open may be left later, and then it hurts the task."""
+        self._cancelled = True
+        failure = await _close(self._scope, 0, exc)
+        self._scope = trio.CancelScope()
+        self._scope.__enter__()
+        return failure
+
+    async def _with_resource(self) -> Any:
+        """Enter the resource, run the body in it, and leave it."""
         assert self.spec.resource is not None
-        value = left = None
-        try:
-            async with _Resource(self.path, self.spec.resource) as resource:
-                value = await self._use(resource)
-        except GeneratorExit as caught:
-            left = _unless_closed(caught)
-        except BaseException as caught:  # noqa: BLE001 - as above
-            left = caught
+        async with _Resource(self.path, self.spec.resource) as resource:
+            return await self._use(resource)
+
+    async def _resource_is_left(self, left: BaseException | None, value: Any) -> None:
+        """Report the outcome of an incarnation with a resource: `left` came out of the exit of that, or out of its enter."""
         if self._reported or self.stopping:
             error = _apart_from(left, self._failure)
             if self.stopping and self._injected is not None:  # while the child drained, but its body was over
@@ -333,18 +348,25 @@ class Leaf:
 
     async def _use(self, resource: Any) -> Any:
         """Run the body, again after each Resume. The exception that ends it reaches the resource, a `Cancelled` too (R9)."""
+        task = current_task()
+        older = len(task.child_nurseries)
         while True:
             exc = value = None
             # An injected failure ends the body, and keeps the resource.
-            with trio.CancelScope() as self._body_scope:
-                if self._injected is not None:
-                    self.inject(self._injected[0])
-                try:
-                    value = await _run_with(self, resource)
-                except GeneratorExit as caught:
-                    exc = _unless_closed(caught)
-                except BaseException as caught:  # noqa: BLE001 - as above
-                    exc = caught
+            scope = self._body_scope = trio.CancelScope()
+            scope.__enter__()
+            if self._injected is not None:
+                self.inject(self._injected[0])
+            try:
+                value = await _run_with(self, resource)
+            except GeneratorExit as caught:
+                exc = _unless_closed(caught)
+            except BaseException as caught:  # noqa: BLE001 - as above
+                exc = caught
+            if task._cancel_status is not scope._cancel_status:
+                exc = await _close(scope, older, exc)
+                break
+            scope.__exit__(None, None, None)
             if self._must_pass_through(exc, value):
                 break
             if not await self._over(exc, value, resumable=True):
@@ -605,6 +627,26 @@ def enclosing_child(tree: LeafDriver) -> Leaf | None:
             return leaf
         task = None if task.parent_nursery is None else task.parent_nursery.parent_task
     return None
+
+
+async def _close(scope: trio.CancelScope, older: int, exc: BaseException | None) -> BaseException | None:
+    """Leave a scope though code in it has left scopes or nurseries open, as an async generator does that was not closed.
+
+    They would hold what runs in this task next, and a nursery would end the supervisor's. Returns Trio's error about that, with `exc`
+    as its context; or `exc` itself if it is no `Exception` (R4).
+
+    Args:
+        scope: the scope.
+        older: how many nurseries the task had when the scope was entered.
+        exc: what leaves the scope.
+    """
+    task = current_task()
+    while len(task.child_nurseries) > older:
+        nursery = task.child_nurseries[-1]
+        nursery.cancel_scope.cancel(f"its block in {task.name!r} was not left")
+        exc = await nursery._nested_child_finished(exc)
+    failure = close_scope(scope, exc)
+    return exc if _is_fatal(exc) else failure
 
 
 def close_scope(scope: trio.CancelScope, exc: BaseException | None) -> BaseException | None:

@@ -18,6 +18,7 @@ _STOPPING = ("tests/tree/test_stopping.py",)
 _HOSTILE = ("tests/tree/test_hostile.py",)
 _ENDS = ("tests/tree/test_message_ends.py",)
 _GROWTH = ("tests/tree/test_growth.py",)
+_OPEN = ("tests/tree/test_left_open.py",)
 
 TREES = tuple(
     Plant(name, file, old, new, tests)
@@ -448,6 +449,41 @@ TREES = tuple(
             "            if branch is not None and branch.awaited and branch.leaving:",
             "            if False:",
             _HOSTILE,
+        ),
+        (
+            "what a child has left open holds its next incarnation",
+            _LEAF,
+            "                if task._cancel_status is not self._scope._cancel_status:",
+            "                if False:",
+            _OPEN,
+        ),
+        (
+            "a child that has left a scope open goes on in its task",
+            _LEAF,
+            "        self._cancelled = True\n        failure = await",
+            "        failure = await",
+            _OPEN,
+        ),
+        (
+            "a body that leaves a scope open hides its own exception from its resource",
+            _LEAF,
+            "            if task._cancel_status is not scope._cancel_status:",
+            "            if False:",
+            _OPEN,
+        ),
+        (
+            "a nursery that a child has left open ends that of its supervisor",
+            _LEAF,
+            "    while len(task.child_nurseries) > older:",
+            "    while False:",
+            _OPEN,
+        ),
+        (
+            "Trio's error about an open scope takes the place of an exit",
+            _LEAF,
+            "    return exc if _is_fatal(exc) else failure",
+            "    return failure",
+            _OPEN,
         ),
     )
 )
