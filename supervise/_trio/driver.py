@@ -118,14 +118,15 @@ class Driver:
         Returns the first KeyboardInterrupt that arrived meanwhile: Trio raises it where the main task waits.
         """
         first: KeyboardInterrupt | None = None
-        while not self.over.is_set():
-            try:
-                await self._begun.wait()
-                self.stop(reason)
-                await self.over.wait()
-            except KeyboardInterrupt as exc:
-                first = exc if first is None else first
-                self.interrupted()
+        with trio.CancelScope(shield=True):
+            while not self.over.is_set():
+                try:
+                    await self._begun.wait()
+                    self.stop(reason)
+                    await self.over.wait()
+                except KeyboardInterrupt as exc:
+                    first = exc if first is None else first
+                    self.interrupted()
         return first
 
     def interrupted(self) -> None:
@@ -247,24 +248,20 @@ class Driver:
 
     def leaf_broke(self, leaf: Leaf, exc: BaseException) -> None:
         """A defect of this library ended the leaf's task, so its machine will get no `Ended`: break the tree (R24)."""
-        self._forget_leaf(leaf)
+        if self.leaves.get(leaf._node.path) is leaf:  # or its successor has started
+            del self.leaves[leaf._node.path]
         leaf.end_leases()
         self._break(exc)
 
     def leaf_ended(self, leaf: Leaf) -> bool:
-        """Report that the leaf has ended. Returns True if that started its next incarnation, which then runs in the same task."""
-        leaf.end_leases()
+        """Report the end of the leaf, which a sink can inject nothing into. Returns True if its next incarnation runs in the same task."""
+        if leaf._leases is not None:
+            leaf.end_leases()
         self._leaving, self._starts_at_once = None if leaf._cancelled else leaf, False
+        del self.leaves[leaf._node.path]
         self.post(leaf.machine, leaf.ended())
         self._leaving = None
-        if not self._starts_at_once:
-            self._forget_leaf(leaf)
         return self._starts_at_once
-
-    def _forget_leaf(self, leaf: Leaf) -> None:
-        path = leaf._node.path
-        if self.leaves.get(path) is leaf:  # handling `Ended` may have started its successor
-            del self.leaves[path]
 
     # --- addresses
 
@@ -425,6 +422,7 @@ class Driver:
         # Its node may have left the tree in this very step, and another one may have got its name.
         if leaving is not None and leaving._node is node and leaving.spec is node.spec:
             self._starts_at_once = True
+            self.leaves[path] = leaving
             leaving.begin_incarnation()
             return
         assert place.nursery is not None
@@ -447,7 +445,7 @@ class Driver:
 
     @enable_ki_protection
     async def _host(self, place: Place) -> None:
-        """A supervisor's own task: its nursery holds its children's tasks (R35)."""
+        """A supervisor's own task: its nursery holds its children's tasks (R35), and what a child has started in it, which ends too."""
         machine = place.machine
         async with trio.open_nursery() as place.nursery:
             if machine.phase == "opening":  # otherwise a stop came first, and there is nothing to boot
@@ -457,6 +455,7 @@ class Driver:
                 else:
                     self.stop_for(boot.problem, f"init of {machine.path!r} raised {brief(boot.problem)}")
             await place.closed.wait()
+            place.nursery.cancel_scope.cancel(f"{machine.path!r} has ended")
 
     # The leaf of an effect may have ended already: then its `Ended` waits behind the input that caused the effect.
 

@@ -304,8 +304,8 @@ class _Opening(AbstractAsyncContextManager[Tree]):
         self._look(tree)
         self._driver = driver = tree._driver
         self._nurseries = trio.open_nursery()
-        self._nursery = await self._nurseries.__aenter__()
-        self._nursery.start_soon(driver.main, name=f"{self._spec.name} (tree)")
+        nursery = await self._nurseries.__aenter__()
+        nursery.start_soon(driver.main, name=f"{self._spec.name} (tree)")
         driver.body_scope.__enter__()
         raised: BaseException | None = None
         try:
@@ -338,7 +338,6 @@ class _Opening(AbstractAsyncContextManager[Tree]):
         raised = close_scope(driver.body_scope, exc)
         if raised is not None and is_interrupt(raised):
             driver.interrupted()
-        self._nursery.cancel_scope.shield = True
         reason = raised.reason if type(raised) is trio.Cancelled else None
         why = "left" if reason is None else f"cancelled: {reason}"
         interrupt = await driver.end(f"the block of open_tree was {why}")

@@ -485,5 +485,26 @@ TREES = tuple(
             "    return failure",
             _OPEN,
         ),
+        (
+            "a supervisor waits for a task that a child has started in its nursery",
+            _DRIVER,
+            '            place.nursery.cancel_scope.cancel(f"{machine.path!r} has ended")\n',
+            "",
+            _OPEN,
+        ),
+        (
+            "a block that is left in a cancelled task leaves its tree running",
+            _DRIVER,
+            "        with trio.CancelScope(shield=True):\n            while",
+            "        with trio.CancelScope():\n            while",
+            _OPEN,
+        ),
+        (
+            "a sink may inject into a child that has ended",
+            _DRIVER,
+            "        del self.leaves[leaf._node.path]\n        self.post(leaf.machine, leaf.ended())\n",
+            "        self.post(leaf.machine, leaf.ended())\n        if self.leaves[leaf._node.path] is leaf:\n            del self.leaves[leaf._node.path]\n",
+            ("tests/tree/test_injecting.py",),
+        ),
     )
 )

@@ -226,3 +226,26 @@ def test_a_failure_injected_into_a_suspended_child_counts_if_the_child_is_resume
         (type(event.exc), event.directive) for event in seen.of(events.Decided) if event.path == "app/a"
     ]
     assert decided == [(Boom, Resume), (Other, Restart)]
+
+
+def test_a_child_that_has_ended_is_not_running_for_a_sink_either():
+    """R27: What a sink injects when it is told that the child has stopped would be lost, and so it is refused."""
+    trees, refused = [], []
+    drains = Child("drains", stop_requested, drain=1)
+
+    def meddle(event):
+        if isinstance(event, events.Stopped) and event.path == "app/drains":
+            try:
+                trees[0][drains].inject(Boom())
+            except Refused as exc:
+                refused.append(exc)
+
+    async def scene(tree, seen):
+        trees.append(tree)
+        tree.subscribe(meddle)
+        await tree[drains].restart()
+        await quiet()
+        assert not seen.of(events.Failed)
+
+    grow(app(drains), scene)
+    assert len(refused) == 2

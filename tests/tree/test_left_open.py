@@ -8,9 +8,10 @@ from contextlib import AsyncExitStack, asynccontextmanager
 import pytest
 import trio
 
-from supervise import Child, Decider, Restart, Stop, current_child, events
+from supervise import Child, Decider, Restart, Stop, Supervisor, current_child, events, open_tree
+from supervise.testing import assert_lifecycle, run_virtual
 
-from .scene import Boom, Kit, Puppet, app, forever, grow, quiet
+from .scene import Boom, Kit, Puppet, Seen, app, forever, grow, quiet
 
 RESOURCES = pytest.mark.parametrize("resource", [None, Kit], ids=["without a resource", "with a resource"])
 
@@ -168,3 +169,57 @@ def test_an_exception_that_is_no_failure_leaves_the_tree_though_a_scope_is_open(
         grow(app(child), forever)
     assert raised.value.code == 3
     assert len(lives) == 1
+
+
+@pytest.mark.parametrize("above", ["app", "app/below"])
+def test_a_task_that_a_child_starts_in_the_nursery_of_its_supervisor_ends_with_that(above):
+    """R35: The tree would wait for it, without an event that says so."""
+    left = []
+
+    async def lingers():
+        try:
+            await trio.sleep(100)
+        finally:
+            left.append(trio.current_time())
+
+    async def body():
+        nursery = trio.lowlevel.current_task().parent_nursery
+        assert nursery is not None
+        nursery.start_soon(lingers)
+        await trio.sleep_forever()
+
+    child = Child("child", body)
+    spec = app(child) if above == "app" else app(Supervisor("below", [child]))
+
+    async def scene(tree, seen):
+        await trio.sleep(1)
+        assert not left
+        if above != "app":
+            await tree[above].restart()
+            await trio.sleep(1)
+            assert left == [seen.events[0].at + 1]
+
+    seen = grow(spec, scene)
+    assert left[-1] == seen.events[-1].at
+
+
+def test_a_block_that_is_left_in_another_task_that_is_cancelled_stops_the_tree_in_order():
+    """R21: So does Trio with an async generator that was not closed, in which the block stands."""
+    seen, left = Seen(), []
+
+    async def leave(opened):
+        with trio.CancelScope() as scope, pytest.raises(RuntimeError, match="Cancel scope stack corrupted"):
+            scope.cancel()
+            await opened.__aexit__(None, None, None)
+        left.append(True)
+
+    async def main():
+        opened = open_tree(app(Child("a", forever), Child("b", forever)), sinks=[seen])
+        await opened.__aenter__()
+        trio.lowlevel.spawn_system_task(leave, opened)
+        await quiet()
+
+    run_virtual(main)
+    assert left
+    assert seen.order() == "+a +b -b -a"
+    assert_lifecycle(seen)
