@@ -218,8 +218,9 @@ class Queue:
         """A queued caller has left. Its entry stays as a tombstone; the queue is swept when more than half are tombstones."""
         self.withdrawn += 1
         if self.withdrawn > _FEW and self.withdrawn > len(self.queue) // 2:
-            self.queue = deque(entry for entry in self.queue if not is_withdrawn(entry))
+            # In this order: a value that leaves with the old queue may have a finaliser, and that may ask for the depth of this one.
             self.withdrawn = 0
+            self.queue = deque(entry for entry in self.queue if not is_withdrawn(entry))
         self.admit()
 
     def admit(self) -> None:

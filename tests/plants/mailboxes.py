@@ -35,8 +35,8 @@ MAILBOXES = tuple(
         (
             "a lease is not cancelled on the general path",
             _DRIVER,
-            "        leaf.end_leases()\n        self._leaving, self",
-            "        self._leaving, self",
+            "            leaf.end_leases()\n        self._leaving, self",
+            "            pass\n        self._leaving, self",
         ),
         (
             "a task that waits for a supervisor is not woken",
@@ -99,10 +99,16 @@ MAILBOXES = tuple(
             "            self.queue.appendleft(entry)",
         ),
         (
+            "a finaliser of a withdrawn message finds a mailbox with fewer messages than none",
+            _MAILBOX,
+            "            self.withdrawn = 0\n            self.queue = deque(entry for entry in self.queue if not is_withdrawn(entry))\n",
+            "            self.queue = deque(entry for entry in self.queue if not is_withdrawn(entry))\n            self.withdrawn = 0\n",
+        ),
+        (
             "a withdrawn call makes no room",
             _MAILBOX,
-            "            self.withdrawn = 0\n        self.admit()",
-            "            self.withdrawn = 0",
+            "            self.queue = deque(entry for entry in self.queue if not is_withdrawn(entry))\n        self.admit()",
+            "            self.queue = deque(entry for entry in self.queue if not is_withdrawn(entry))",
         ),
         (
             "a sender at a stream put back is not woken",

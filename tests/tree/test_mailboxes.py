@@ -545,6 +545,49 @@ def test_a_message_is_settled_once():
     grow(app(echo), scene)
 
 
+def test_a_finaliser_of_a_withdrawn_message_may_look_at_its_mailbox():
+    """R30, R33: It runs as soon as the last reference to the value is gone, in the middle of whatever lets go of it."""
+    echo = Echo(mailbox=100)
+    depths = []
+
+    class Value:
+        def __init__(self, ref):
+            self.ref = ref
+
+        def __del__(self):
+            depths.append(self.ref.status().mailbox)
+
+    async def caller(ref):
+        await ref.call(Value(ref))
+
+    async def callers(ref, scope):
+        with scope:
+            async with trio.open_nursery() as nursery:
+                for _ in range(15):
+                    nursery.start_soon(caller, ref)
+
+    async def scene(tree, seen):
+        ref = tree[echo.spec]
+        echo.gate = trio.Event()
+        await ref.call(None)
+        async with trio.open_nursery() as nursery:
+            scopes = [trio.CancelScope(), trio.CancelScope()]
+            for scope in scopes:
+                nursery.start_soon(callers, ref, scope)
+                await quiet()
+            scopes[1].cancel()
+            await quiet()
+            assert not depths  # they are still in the queue
+            scopes[0].cancel()
+        await ref.send(None)
+        echo.gate.set()
+        await quiet()
+        assert len(depths) == 30
+        assert min(depths) >= 0
+
+    grow(app(echo), scene)
+
+
 def test_withdrawn_messages_do_not_accumulate():
     """R30: Callers that come and go leave nothing behind, however long the child takes no message."""
     echo = Echo(mailbox=10_000)
