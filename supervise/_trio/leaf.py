@@ -589,7 +589,7 @@ def _without_cancelled(exc: BaseException) -> BaseException | None:
     group = as_group(exc)
     if group is not None:
         try:
-            dropped, rest = group.split(trio.Cancelled)
+            dropped, rest = BaseExceptionGroup.split(group, trio.Cancelled)
         except Exception:  # noqa: BLE001 - a group that cannot be split, too deep or because of its own `derive`, counts whole
             return exc
         return exc if dropped is None else rest
@@ -608,7 +608,7 @@ def _apart_from(left: BaseException | None, failure: BaseException | None) -> Ba
     group = None if rest is None else as_group(rest)
     if group is not None and failure is not None and rest is not failure:
         try:
-            return group.split(lambda exc: exc is failure)[1]
+            return BaseExceptionGroup.split(group, lambda exc: exc is failure)[1]
         except Exception:  # noqa: BLE001 - a group that cannot be split counts whole
             return group
     return None if rest is failure else rest

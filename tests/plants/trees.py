@@ -451,6 +451,13 @@ TREES = tuple(
             _HOSTILE,
         ),
         (
+            "a group may say by itself what is in it",
+            _LEAF,
+            "BaseExceptionGroup.split(group, trio.Cancelled)",
+            "group.split(trio.Cancelled)",
+            _HOSTILE,
+        ),
+        (
             "what a child has left open holds its next incarnation",
             _LEAF,
             "                if task._cancel_status is not self._scope._cancel_status:",

@@ -96,6 +96,23 @@ def test_a_group_that_cannot_be_split_is_a_failure_like_any_other(make):
             grow(app(child, limit=Limit(1)), scene)
 
 
+class Lying(BaseExceptionGroup):
+    def split(self, _):
+        return self, None
+
+
+@pytest.mark.parametrize("resource", [None, nothing])
+def test_a_group_that_claims_to_be_nothing_but_cancelled_hides_no_exit(resource):
+    """R4: What is in a group is not asked of its class."""
+
+    async def body(*_):
+        await stop_requested()
+        raise Lying("x", [SystemExit(3)])
+
+    with pytest.raises(Lying):
+        grow(app(Child("bad", body, resource=resource, drain=1)))
+
+
 def test_a_group_of_cancelled_and_another_that_cannot_be_split_is_a_failure_too():
     """R3: A group that cannot be split counts whole."""
 
