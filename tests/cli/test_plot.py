@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import signal
 import subprocess
 import sys
 from contextlib import redirect_stderr, redirect_stdout
@@ -292,3 +293,34 @@ def test_standard_input_and_a_pipe_whose_reader_has_left(file):
         check=False,
     )
     assert (result.stdout, result.stderr) == (b"<svg", b"")
+
+
+COMMAND = """
+import signal
+signal.signal(signal.SIGINT, signal.default_int_handler)  # it is ignored in the background of a script
+from supervise.cli import main
+main()
+"""
+
+
+@pytest.mark.parametrize("command", ["plot", "check", "tree"])
+def test_an_interrupt_ends_a_command_in_silence(command, tmp_path):
+    """With 130, as it ends those for a running tree. The command is struck while it reads a file, or loads one."""
+    if command == "plot":
+        file = tmp_path / "events.jsonl"
+        os.mkfifo(file)
+    else:
+        file = tmp_path / "app.py"
+        file.write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)\n")
+    run = subprocess.Popen(
+        [sys.executable, "-c", COMMAND, command, file],
+        env={**os.environ, "PYTHONPATH": str(Path(cli.__file__).parents[2])},
+        stderr=subprocess.PIPE,
+    )
+    if command == "plot":
+        with file.open("w"):  # waits until the command has opened it
+            run.send_signal(signal.SIGINT)
+            _, errors = run.communicate(timeout=60)
+    else:
+        _, errors = run.communicate(timeout=60)
+    assert (run.returncode, errors) == (130, b"")
