@@ -243,6 +243,16 @@ def _namesake(setting: Setting) -> None:
     )
 
 
+@case("a relative PYTHONPATH, and another folder later")
+def _another_folder(setting: Setting) -> None:
+    folder = setting.folder / "shadows"
+    folder.mkdir()
+    for name in ("runners", "select", "signal", "socket", "struct", "supervise", "typing"):
+        (folder / f"{name}.py").write_text("raise ImportError('not the one')\n")
+    setting.environment["PYTHONPATH"] = f".{os.pathsep}{ROOT}"
+    setting.setup = f"import os, runners.hosts.process.host, supervise, typing; os.chdir({str(folder)!r})"
+
+
 # --- how it is started
 
 
