@@ -133,6 +133,18 @@ def test_the_tables(file):
     assert "2 failures" in file.with_name("table.txt").read_text()
 
 
+def test_a_node_is_found_by_its_name_and_as_it_is_shown(file):
+    """A name may have characters that are shown as escapes."""
+    lines = file.read_text().splitlines()
+    data = [json.loads(line) for line in lines]
+    file.write_text(
+        "".join(json.dumps({**one, "path": one["path"].replace("feed", "fe\ned")}) + "\n" for one in data)
+    )
+    starts = supervise(file, "--startup", "--json", "--node", "app/fe\ned")
+    assert starts == supervise(file, "--startup", "--json", "--node", r"app/fe\ned")
+    assert json.loads(starts[1])["path"] == r"app/fe\ned"
+
+
 def test_renamed_files_are_read_from_the_oldest(tmp_path):
     """In whatever order they are given, and each once."""
     lines = events(9)
