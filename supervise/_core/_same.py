@@ -17,7 +17,7 @@ from typing import Any, cast
 
 import attrs
 
-from ._brief import brief, class_of
+from ._brief import MOST, brief, class_of, shortened
 from ._code import Code
 
 _Pair = tuple[str, Any, Any]
@@ -58,7 +58,8 @@ def why_other(name: str, old: object, new: object, *, classes: bool = True) -> s
             continue
         seen[id(one), id(other)] = one, other
         try:
-            found = _compared(what, one, other, classes=classes)
+            # The path to a value that lies a hundred thousand levels deep would be as long, and so would be each on the way to it.
+            found = _compared(shortened(what, MOST), one, other, classes=classes)
         except KeyboardInterrupt:
             raise
         except BaseException as problem:  # noqa: BLE001 - A user's object may raise anything when it is compared; then it counts as another.

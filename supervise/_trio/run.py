@@ -13,6 +13,7 @@ from types import FrameType
 from typing import Any
 
 import trio
+from trio.lowlevel import enable_ki_protection
 
 from .._core._brief import brief, brief_text
 from .._core._call import wrong_function
@@ -126,6 +127,7 @@ class _Program:
         self._signalled = False
         self._watch_raised: BaseException | None = None  # only an exception that is no `Exception`
 
+    @enable_ki_protection  # an interrupt as the block is left would leave a thread that ends the program later
     async def run(self) -> None:
         self._token = trio.lowlevel.current_trio_token()
         with ExitStack() as around:

@@ -6,6 +6,7 @@ import argparse
 import json
 import logging
 import re
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -36,14 +37,22 @@ _TARGET = "a module or a Python file, and the name of the tree in it (default: t
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command; raise `SystemExit` with its status unless that is 0."""
     try:
-        arguments = _parser().parse_args(argv)
-        command: Callable[[argparse.Namespace], int] = arguments.command
-        status = command(arguments)
+        status = _carried_out(_parser().parse_args(argv))
     except NoTree as refused:
         write_error(f"supervise: {refused}")
         status = 2
     if status:
         raise SystemExit(status)
+
+
+def _carried_out(arguments: argparse.Namespace) -> int:
+    command: Callable[[argparse.Namespace], int] = arguments.command
+    try:
+        return command(arguments)
+    except KeyboardInterrupt:
+        if command is _run:  # a child may have raised it (R4), and its traceback shows where
+            raise
+        return 128 + signal.SIGINT
 
 
 class _Parser(argparse.ArgumentParser):

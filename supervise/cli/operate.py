@@ -192,8 +192,6 @@ def _with_client(
     except OperateError as refused:
         write_error(f"supervise: {printable(str(refused))}")
         return 2 if refused.status is None else 1
-    except KeyboardInterrupt:
-        return 130
 
 
 def the_only_one() -> str:

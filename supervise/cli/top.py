@@ -66,8 +66,6 @@ def _top(arguments: argparse.Namespace) -> int:
     except trio.TooSlowError:
         write_error(f"supervise: the program at {printable(where)} does not answer")
         return 2
-    except KeyboardInterrupt:
-        return 130
     return 0
 
 

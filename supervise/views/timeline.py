@@ -162,10 +162,9 @@ class Timeline:
         return self.lanes[0].state == "down"
 
     def below(self, path: str) -> Timeline:
-        """The same run with the lanes of this node and of those below it; there may be none."""
-        return evolve(
-            self, lanes=tuple(lane for lane in self.lanes if f"{lane.path}/".startswith(f"{path}/"))
-        )
+        """The same run with the lanes of this node and of those below it; there may be none. Lanes have their paths with escapes."""
+        above = f"{printable(path)}/"
+        return evolve(self, lanes=tuple(lane for lane in self.lanes if f"{lane.path}/".startswith(above)))
 
 
 def leading(lanes: Sequence[Lane], first: Iterable[Lane], most: int) -> list[Lane]:

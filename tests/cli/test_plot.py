@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import signal
 import subprocess
 import sys
 from contextlib import redirect_stderr, redirect_stdout
@@ -130,6 +131,18 @@ def test_the_tables(file):
     assert supervise(file, "--recovery", "--node", "app/other")[1] == "no failures\n"
     assert supervise(file, "--recovery", "-o", file.with_name("table.txt")) == (0, "", "")
     assert "2 failures" in file.with_name("table.txt").read_text()
+
+
+def test_a_node_is_found_by_its_name_and_as_it_is_shown(file):
+    """A name may have characters that are shown as escapes."""
+    lines = file.read_text().splitlines()
+    data = [json.loads(line) for line in lines]
+    file.write_text(
+        "".join(json.dumps({**one, "path": one["path"].replace("feed", "fe\ned")}) + "\n" for one in data)
+    )
+    starts = supervise(file, "--startup", "--json", "--node", "app/fe\ned")
+    assert starts == supervise(file, "--startup", "--json", "--node", r"app/fe\ned")
+    assert json.loads(starts[1])["path"] == r"app/fe\ned"
 
 
 def test_renamed_files_are_read_from_the_oldest(tmp_path):
@@ -292,3 +305,34 @@ def test_standard_input_and_a_pipe_whose_reader_has_left(file):
         check=False,
     )
     assert (result.stdout, result.stderr) == (b"<svg", b"")
+
+
+COMMAND = """
+import signal
+signal.signal(signal.SIGINT, signal.default_int_handler)  # it is ignored in the background of a script
+from supervise.cli import main
+main()
+"""
+
+
+@pytest.mark.parametrize("command", ["plot", "check", "tree"])
+def test_an_interrupt_ends_a_command_in_silence(command, tmp_path):
+    """With 130, as it ends those for a running tree. The command is struck while it reads a file, or loads one."""
+    if command == "plot":
+        file = tmp_path / "events.jsonl"
+        os.mkfifo(file)
+    else:
+        file = tmp_path / "app.py"
+        file.write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)\n")
+    run = subprocess.Popen(
+        [sys.executable, "-c", COMMAND, command, file],
+        env={**os.environ, "PYTHONPATH": str(Path(cli.__file__).parents[2])},
+        stderr=subprocess.PIPE,
+    )
+    if command == "plot":
+        with file.open("w"):  # waits until the command has opened it
+            run.send_signal(signal.SIGINT)
+            _, errors = run.communicate(timeout=60)
+    else:
+        _, errors = run.communicate(timeout=60)
+    assert (run.returncode, errors) == (130, b"")

@@ -276,6 +276,17 @@ def test_deep_and_cyclic_values_come_to_an_end():
     assert why_other("x", (old, 1), (new, 1)) is None
 
 
+def test_the_path_to_a_difference_is_bounded():
+    """It is in the events, and paths that grow with the depth would hold up the loop."""
+    old, new = (1,), (2,)
+    for _ in range(50_000):
+        old, new = (old,), (new,)
+    why = why_other("x", old, new)
+    assert why.startswith("x[0][0]")
+    assert why.endswith("[0][0] was 1, and is 2")
+    assert len(why) < 1000
+
+
 def test_large_constants_are_compared_without_their_texts():
     """R38: Python makes no text of the integer, and those of a hundred megabytes would hold up the loop."""
     number = 10**5_000

@@ -1,6 +1,14 @@
 """A sample of `python -m tests.ctrl_c`."""
 
+import faulthandler
+import os
+import signal
+import time
+
 import pytest
+import trio
+
+from supervise import Child, Supervisor, run_tree
 
 from ..chance import chance
 from . import devices, moments, verdict
@@ -59,6 +67,61 @@ def test_an_interrupt_between_a_generator_and_its_caller_leaves_no_session_open(
     for line in chance().sample(sorted(found), LINES):
         problem, striker = run(program, [line])
         assert problem is None, f"at line {line}, {striker.struck}"
+
+
+class OfRunTree(Striker):
+    """Keeps the numbers of the lines at which nothing of the tree itself runs."""
+
+    def __init__(self, strikes=()):
+        super().__init__(FOLDERS, strikes)
+        self.found = []
+
+    def _is_due(self, frame):
+        if frame.f_code.co_filename.endswith(("run.py", "last_resort.py", CONTEXTLIB)):
+            self.found.append(self.lines)
+        return super()._is_due(frame)
+
+
+def test_an_interrupt_at_any_line_of_run_tree_leaves_nothing_that_ends_the_program_later():
+    """R4, R20: The hard exit has begun to count as the tree ended, and would end a program that goes on after the interrupt."""
+    threads = len(os.listdir("/proc/self/task"))
+
+    async def once():
+        await trio.lowlevel.checkpoint()
+
+    def struck(*lines):
+        only = Child("only", once, restart="transient", significant=True)
+        striker = OfRunTree(lines)
+        try:
+            with striker.watching():
+                run_tree(
+                    Supervisor("app", [only], auto_shutdown="any_significant"),
+                    sinks=[],
+                    hard_exit_after=60,
+                    watchdog=60,
+                )
+        except KeyboardInterrupt:
+            assert lines
+        return striker
+
+    # A process in the background of a script has SIGINT ignored.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        found = struck().found
+        assert len(found) > LINES
+        for line in found:
+            at = struck(line).struck
+            end = time.monotonic() + devices.GONE
+            while (
+                len(os.listdir("/proc/self/task")) > threads
+            ):  # the C library's thread of faulthandler is one of them
+                assert time.monotonic() < end, at
+                time.sleep(0.001)
+            assert signal.getsignal(signal.SIGINT) is signal.default_int_handler, at
+            assert signal.getsignal(signal.SIGALRM) is signal.SIG_DFL, at
+    finally:
+        faulthandler.cancel_dump_traceback_later()
+        signal.signal(signal.SIGINT, before)
 
 
 @pytest.mark.slow

@@ -373,6 +373,12 @@ HOSTS = (
             "            pass",
             "processes_that_a_context_has_started_end_with_it",
         ),
+        (
+            "a cleaner imports what lies in the present folder",
+            'if name not in (MARK, "PYTHONPATH")',
+            "if name != MARK",
+            "a_relative_import_path_does_not_keep_the_cleaner_from_its_work",
+        ),
     ),
     *plants_of(
         "hosts/process/child/loop.py",

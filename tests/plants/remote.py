@@ -122,6 +122,12 @@ REMOTE = (
     *plants_of(
         "hosts/remote/seeking.py",
         (
+            "a fork server imports what lies in the folder of the login",
+            "sys.path[:] = filter(None, sys.path)\nimport json",
+            "import json",
+            "a_script_of_the_user_is_not_taken_for_a_module",
+        ),
+        (
             "any user's process is taken for the fork server",
             "    if user != os.getuid():",
             "    if False:",
@@ -199,6 +205,12 @@ REMOTE = (
     ),
     *plants_of(
         "hosts/remote/link.py",
+        (
+            "a far Python imports what lies in the folder of the login",
+            "import os,sys;sys.path[:]=filter(None,sys.path);",
+            "import os,sys;",
+            "a_script_of_the_user_is_not_taken_for_a_module",
+        ),
         (
             "the device of a lost machine is used at once",
             "                await self._outlast_lease()\n",

@@ -374,6 +374,13 @@ TREES = tuple(
             ("tests/ctrl_c/test_blocked.py",),
         ),
         (
+            "an interrupt leaves the hard exit counting",
+            _RUN,
+            "    @enable_ki_protection  # an interrupt as",
+            "    # an interrupt as",
+            _INTERRUPTS,
+        ),
+        (
             "a second signal asks once more",
             _RUN,
             "        if self._signalled:\n            leave(128 + number)\n",

@@ -52,7 +52,7 @@ from runners.models.scripted import Fault, Scripted
 class Far:
     """A guardian, and the records that it has sent."""
 
-    def __init__(self, lease=10 * PATIENCE, started_by=(), **changes):
+    def __init__(self, lease=10 * PATIENCE, started_by=(), folder=None, **changes):
         order = Order(
             **{
                 "place": "here",
@@ -70,6 +70,7 @@ class Far:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             bufsize=0,
+            cwd=folder,
         )
         self.process.stdin.write(order.data())
         self.records = []
@@ -452,6 +453,22 @@ def test_what_cannot_be_passed_on_to_a_fork_server_starts_cold(monkeypatch):
         far.until(BORN)
         server = {pid for pid in processes() if title(pid) == "runners:server"}
     for pid in server:
+        gone(pid)
+
+
+@pytest.mark.parametrize("forks", [False, True])
+def test_a_script_of_the_user_is_not_taken_for_a_module(forks, tmp_path):
+    """D16: A file in the folder of the login may have the name of a module of Python's own."""
+    for name in ("ctypes", "json", "signal", "struct"):
+        (tmp_path / f"{name}.py").write_text("raise SystemExit(3)\n")
+    preload = base64.b64encode(wire.datagram(wire.Preload(pack(Scripted())))).decode()
+    fork = Fork(name=f"login-{os.getpid()}", preload=preload, timeout=PATIENCE, patience=PATIENCE)
+    with guarded(folder=tmp_path, lease=2.0, fork=fork if forks else None) as far:
+        far.until(BORN)
+        assert not [content for kind, content in far.records if kind == COLD]
+        servers = [pid for pid in processes() if title(pid) == "runners:server"]
+    assert len(servers) == forks
+    for pid in servers:
         gone(pid)
 
 

@@ -400,6 +400,18 @@ async def test_a_cleaner_that_is_killed_is_replaced(tmp_path, caplog):
     await until(lambda: ends(first))
 
 
+@pytest.mark.trio
+async def test_a_relative_import_path_does_not_keep_the_cleaner_from_its_work(tmp_path, monkeypatch):
+    """D10: It may lead into a folder by now whose files have the names of Python's own modules."""
+    (tmp_path / "select.py").write_text("raise SystemExit(3)\n")
+    monkeypatch.setenv("PYTHONPATH", f".{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
+    monkeypatch.chdir(tmp_path)
+    async with opened(Starts(str(tmp_path), session=True)):
+        sleeper = int((tmp_path / "sleeper").read_text())
+        assert not ends(sleeper)
+    await until(lambda: ends(sleeper))
+
+
 @STARTS
 @pytest.mark.trio
 async def test_another_run_of_trio_that_ends_kills_no_context_of_this_one(host):

@@ -243,6 +243,16 @@ def _namesake(setting: Setting) -> None:
     )
 
 
+@case("a relative PYTHONPATH, and another folder later")
+def _another_folder(setting: Setting) -> None:
+    folder = setting.folder / "shadows"
+    folder.mkdir()
+    for name in ("runners", "select", "signal", "socket", "struct", "supervise", "typing"):
+        (folder / f"{name}.py").write_text("raise ImportError('not the one')\n")
+    setting.environment["PYTHONPATH"] = f".{os.pathsep}{ROOT}"
+    setting.setup = f"import os, runners.hosts.process.host, supervise, typing; os.chdir({str(folder)!r})"
+
+
 # --- how it is started
 
 
@@ -355,6 +365,78 @@ def _guest(setting: Setting) -> None:
     setting.run = "guest"
 
 
+@case("SIGCHLD has a handler that reaps every child")
+def _reaps_all(setting: Setting) -> None:
+    setting.setup = (
+        "import os, signal\n"
+        "def reap(*_):\n"
+        "    try:\n"
+        "        while os.waitpid(-1, os.WNOHANG)[0]: pass\n"
+        "    except ChildProcessError: pass\n"
+        "signal.signal(signal.SIGCHLD, reap)"
+    )
+
+
+@case("a thread that waits for any child")
+def _waits_for_any(setting: Setting) -> None:
+    setting.setup = (
+        "import os, threading, time\n"
+        "def wait():\n"
+        "    while True:\n"
+        "        try: os.wait()\n"
+        "        except ChildProcessError: time.sleep(0.001)\n"
+        "threading.Thread(target=wait, daemon=True).start()"
+    )
+
+
+@case("descriptors beyond those of select")
+def _many_descriptors(setting: Setting) -> None:
+    setting.setup = (
+        "import os, resource\n"
+        "resource.setrlimit(resource.RLIMIT_NOFILE, (4096, 4096))\n"
+        "for _ in range(1500): os.open(os.devnull, os.O_RDONLY)"
+    )
+
+
+@case("handlers of forks that raise")
+def _fork_handlers(setting: Setting) -> None:
+    setting.setup = (
+        "import os\n"
+        "def refuse(): raise RuntimeError('no fork')\n"
+        "os.register_at_fork(before=refuse, after_in_parent=refuse, after_in_child=refuse)"
+    )
+
+
+def in_namespace(*command: str) -> Callable[[Setting], None]:
+    """Started by this command, if this machine permits it."""
+
+    def make(setting: Setting) -> None:
+        tried = subprocess.run([*command, "true"], capture_output=True, text=True, check=False)
+        if tried.returncode:
+            raise NotHere(tried.stderr.strip())
+        setting.python = [*command, *setting.python]
+
+    return make
+
+
+_MOUNTED = ("unshare", "-m", "--propagation", "private", "sh", "-c")
+CASES += [
+    Case("no network", in_namespace("unshare", "-n")),
+    Case("no user of its own", in_namespace("unshare", "-U")),
+    Case(
+        "other clocks", in_namespace("unshare", "-T", "--boottime", "100000000", "--monotonic", "100000000")
+    ),
+    Case(
+        "processes of others are hidden",
+        in_namespace(*_MOUNTED, 'mount -o remount,hidepid=2 /proc && exec "$@"', "sh"),
+    ),
+    Case(
+        "no room for shared memory",
+        in_namespace(*_MOUNTED, 'mount -t tmpfs -o ro none /dev/shm && exec "$@"', "sh"),
+    ),
+]
+
+
 @case("stopped and continued, all of it, the parent first")
 def _stopped(setting: Setting) -> None:
     setting.freeze = "signals"
@@ -395,6 +477,11 @@ def environment(**changes: str | None) -> Callable[[Setting], None]:
 
 CASES += [
     Case("TMPDIR is nowhere", environment(TMPDIR="/nowhere")),
+    Case("TMPDIR is no folder", environment(TMPDIR="/dev/full")),
+    Case("PYTHONPYCACHEPREFIX is nowhere", environment(PYTHONPYCACHEPREFIX="/nowhere")),
+    Case("PYTHONIOENCODING=utf-16", environment(PYTHONIOENCODING="utf-16")),
+    Case("PYTHONMALLOC=debug", environment(PYTHONMALLOC="debug")),
+    Case("PYTHONINSPECT, PYTHONSAFEPATH", environment(PYTHONINSPECT="1", PYTHONSAFEPATH="1")),
     Case("no HOME", environment(HOME=None)),
     Case("LANG=C", environment(LANG="C", LC_ALL="C", PYTHONUTF8="0", PYTHONCOERCECLOCALE="0")),
     Case("PYTHONPATH with colons and junk", environment(PYTHONPATH="::/nowhere:\udcff:")),

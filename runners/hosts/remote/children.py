@@ -96,7 +96,7 @@ def _die_with(guardian: int) -> None:
 
 
 def _find_packages(order: dict[str, Any]) -> None:
-    sys.path[:] = [*order["path"], *(entry for entry in sys.path if entry)]  # not the folder of the login
+    sys.path[:0] = order["path"]
 
 
 def refusal(order: dict[str, Any]) -> str | None:

@@ -27,8 +27,12 @@ from runners.hosts.remote import children, guardian, seeking
 _FILES = (seeking.__file__, children.__file__, guardian.__file__)
 SOURCE = b"\0".join(Path(file).read_bytes() for file in _FILES)
 """The program of the far side: the sources of these modules."""
-BOOT = f"import os;[exec(text,globals())for text in b''.join(os.read(0,1)for _ in range({len(SOURCE)})).split(b'\\0')]"
-"""The command of the far Python: it reads `SOURCE` from its standard input, not a byte more, and runs it."""
+BOOT = (
+    "import os,sys;sys.path[:]=filter(None,sys.path);"
+    f"[exec(text,globals())for text in b''.join(os.read(0,1)for _ in range({len(SOURCE)})).split(b'\\0')]"
+)
+"""The command of the far Python: it reads `SOURCE` from its standard input, not a byte more, and runs it. Nothing is imported from the
+present folder, such as that of the login: a script of the user's there may have the name of a module of Python's."""
 
 MARGIN = 2.0
 """Seconds that are added to a lease before it counts as over: the guardian needs a moment to kill, and clocks differ."""

@@ -22,13 +22,15 @@ _CREDENTIALS = struct.Struct("3i")
 WAITING = 64
 """Connections that may wait for a fork server while it preloads."""
 _SERVER = """\
-import json, sys
+import sys
+sys.path[:] = filter(None, sys.path)
+import json
 order = json.load(sys.stdin)
-sys.path[:] = [*order["path"], *(entry for entry in sys.path if entry)]
+sys.path[:0] = order["path"]
 from runners.hosts.node import main
 main(order, int(sys.argv[1]))
 """
-"""The program of a fork server."""
+"""The program of a fork server, which imports nothing from the present folder."""
 
 READY = "ready"
 """The end of the second name of a fork server, at which it listens once it has preloaded."""

@@ -137,7 +137,10 @@ class _Running:
                 stdout=writing,
                 stderr=subprocess.DEVNULL,
                 start_new_session=True,
-                env={name: value for name, value in _environment().items() if name != MARK},
+                # A relative path in PYTHONPATH may lead to files with the names of Python's own modules by now.
+                env={
+                    name: value for name, value in _environment().items() if name not in (MARK, "PYTHONPATH")
+                },
             )
             undo.pop_all()
         self.over = trio.Event()
