@@ -10,6 +10,8 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 
+from .._core._brief import printable
+
 _LONGEST = 107
 """Bytes of a path: `sockaddr_un` of Linux has room for them and a final zero."""
 
@@ -26,7 +28,7 @@ def default_path(name: str) -> Path:
     Raises:
         OSError: the folder cannot be made, or belongs to another user.
     """
-    return _own_folder(folder()) / f"{name}.{os.getpid()}.sock"
+    return _own_folder(folder()) / f"{printable(name)}.{os.getpid()}.sock"
 
 
 def _own_folder(where: Path) -> Path:

@@ -331,7 +331,8 @@ class every(Code, Value):  # noqa: N801 - see the first lines of this file
         seconds: between the end of one check and the start of the next.
         check: `tcp(…)`, `http(…)` or `probe(…)`.
         timeout: seconds after which one check has failed.
-        failures: how many checks in a row must fail for the program to be unhealthy.
+        failures: how many checks in a row must fail for the program to be unhealthy. Time for which the event loop is blocked
+            counts in the timeout, so with 1 a healthy program may be stopped for that.
     """
 
     seconds: float = field(converter=plain)

@@ -119,6 +119,13 @@ def test_the_default_path_lies_in_a_folder_of_ones_own(tmp_path, monkeypatch):
         default_path("app")
 
 
+def test_the_default_path_has_a_name_as_it_is_shown(tmp_path, monkeypatch):
+    """No path of a file has a zero byte."""
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    with listening_at(default_path("a\0b")):
+        assert [path.name for path in found()] == [rf"a\x00b.{os.getpid()}.sock"]
+
+
 def test_a_port_that_is_taken_is_named():
     """Likewise for a port of the loopback address."""
     with listening_on(0) as listener:
