@@ -6,7 +6,7 @@ import math
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
 from copy import copy
 from enum import StrEnum
-from typing import Any, Literal, Protocol, TypeAlias, cast, get_args, runtime_checkable
+from typing import Any, Literal, Protocol, TypeAlias, cast, get_args, overload, runtime_checkable
 
 from attrs import Attribute, asdict, converters, evolve, field, frozen
 from attrs.validators import in_, instance_of, matches_re, optional
@@ -412,6 +412,16 @@ class RunnerInfo:
 
 Chunks: TypeAlias = Iterator[TokenChunk] | AsyncIterator[TokenChunk]
 """A stream as a runner makes it: of an iterator each `next` may block, of an async one each `anext` waits in Trio."""
+
+
+@overload
+def with_release(chunks: Iterator[TokenChunk], release: Callable[[], object]) -> Iterator[TokenChunk]: ...
+
+
+@overload
+def with_release(
+    chunks: AsyncIterator[TokenChunk], release: Callable[[], object]
+) -> AsyncIterator[TokenChunk]: ...
 
 
 def with_release(chunks: Chunks, release: Callable[[], object]) -> Chunks:

@@ -164,12 +164,12 @@ async def replace(worker: Ref, runner: RunnerSpec, *, drain: float = 60.0) -> No
     if not _has_several(worker):
         raise TypeError(f"{worker.path!r} has no queue for several contexts: declare it with hosts=[…]")
     contexts = await _contexts_when_up(worker)
+    # The spare of another replacement may be the only context that serves just now: the worker is not down.
+    _free_group(worker)
     opener = await _opener(worker, contexts)
-    group = group_at(worker.tree, worker.path)
+    group = _free_group(worker)
     for context in group.contexts.values():
         check_for(context.opener.host, runner)
-    if group.replacing:
-        raise RuntimeError(f"another replacement of the runner of {worker.path!r} is under way")
     group.replacing = True
     try:
         spare = await _spare(worker, evolve(opener, runner=runner, declared=False))
@@ -180,6 +180,18 @@ async def replace(worker: Ref, runner: RunnerSpec, *, drain: float = 60.0) -> No
         raise _stopping(worker) from exc
     finally:
         group.replacing = False
+
+
+def _free_group(worker: Ref) -> Group:
+    """The group of a worker, unless its runner is being replaced.
+
+    Raises:
+        RuntimeError: another replacement is under way.
+    """
+    group = group_at(worker.tree, worker.path)
+    if group.replacing:
+        raise RuntimeError(f"another replacement of the runner of {worker.path!r} is under way")
+    return group
 
 
 async def _spare(worker: Ref, opener: Opener) -> Ref:

@@ -246,7 +246,8 @@ class Forest:
                 return True, _left(memory, names[depth:], gone[1])
             below = machine.children.get(name)
             if below is None:
-                return True, _left(memory, [name], None)
+                comes = not gone[0] and _declares_anew(node.spec, machine.spec, names[depth:])
+                return not comes, _left(memory, [name], None)
             node, above = below, machine
         return (True, node.why) if node.gone else gone
 
@@ -274,6 +275,11 @@ def _left(
         declared = memory.declared.get(name)
         memory = None if declared is None else declared.memory
     return otherwise
+
+
+def _declares_anew(spec: Spec, taken: Supervisor | Pool, names: Sequence[str]) -> bool:
+    """Whether a supervisor is to start a node below it with these names when it takes `spec` in place of `taken` (R38)."""
+    return spec is not taken and _declares(spec, names) and not _declares(taken, names[:1])
 
 
 def _declares(spec: Spec, names: Sequence[str]) -> bool:

@@ -16,7 +16,7 @@ from .._core import effect
 from .._core.changes import Change, changed
 from .._core.machine import Machine
 from .._core.node import Node
-from .._core.spec import SHARED, Child, Pool, Supervisor, walk
+from .._core.spec import SHARED, Child, Pool, Spec, Supervisor, walk
 from ..errors import Refused, StartFailed
 from .address import Answer
 from .driver import Driver
@@ -80,13 +80,16 @@ class Adoption:
             if self._has_another_queue(leaf):
                 await self._start(leaf.path)  # it was added at run time, or is a member of a pool
         for path, spec in walk(self._spec):
-            address = self._driver.addresses.get(path)
-            if address is not None:
-                address.adopt(spec)
-                if address.mailbox is not None and address.mailbox.shared:
-                    # The children that share it may be others than before the adoption.
-                    self._driver.close_or_open(address)
+            self._adopt_mailbox(path, spec)
         self._declared.look_for_fronts_anew()
+
+    def _adopt_mailbox(self, path: str, spec: Spec) -> None:
+        address = self._driver.addresses.get(path)
+        if address is not None:
+            address.adopt(spec)
+            if address.mailbox is not None and address.mailbox.shared:
+                # The children that share it may be others than before the adoption.
+                self._driver.close_or_open(address)
 
     def _is_taken(self, above: str) -> bool:
         """Whether the supervisor at this path has taken its declaration. One that is ending takes it with its next start.
@@ -119,6 +122,9 @@ class Adoption:
                         raise
                     machine = forest.machines[machine.path]
                     continue
+            else:
+                # A caller who has kept this address would wait, while the new children start, at a mailbox that is declared no more.
+                self._adopt_mailbox(machine.path, spec)
             return
 
     async def _take_out(self, machine: Machine, spec: Supervisor | Pool) -> None:

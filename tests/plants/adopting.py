@@ -5,6 +5,7 @@ from __future__ import annotations
 from .plant import Plant
 
 _ADOPTION = "supervise/_trio/adoption.py"
+_FOREST = "supervise/_core/forest.py"
 _MACHINE = "supervise/_core/machine.py"
 _NODE = "supervise/_core/node.py"
 _DRIVER = "supervise/_trio/driver.py"
@@ -81,8 +82,8 @@ ADOPTING = tuple(
         (
             "a mailbox that no running child shares any more stays open",
             _ADOPTION,
-            "                    self._driver.close_or_open(address)",
-            "                    pass",
+            "                self._driver.close_or_open(address)",
+            "                pass",
             _ADOPTING,
         ),
         (
@@ -90,6 +91,20 @@ ADOPTING = tuple(
             "supervise/_trio/address.py",
             "            self.adopt(spec)\n",
             "            pass\n",
+            _ADOPTING,
+        ),
+        (
+            "a new child is down for good while what stood there before still ends",
+            _FOREST,
+            "comes = not gone[0] and _declares_anew(",
+            "comes = gone[0] and _declares_anew(",
+            _ADOPTING,
+        ),
+        (
+            "callers wait at a mailbox that its supervisor has no more, while new children start",
+            _ADOPTION,
+            "                self._adopt_mailbox(machine.path, spec)\n",
+            "                pass\n",
             _ADOPTING,
         ),
         (

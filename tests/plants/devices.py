@@ -166,6 +166,12 @@ DEVICES = (
     *plants_of(
         "worker/operations.py",
         (
+            "a second replacement takes a worker for down while only the spare serves",
+            "    _free_group(worker)\n    opener",
+            "    opener",
+            "a_second_replacement_is_refused_while_only_the_spare_serves",
+        ),
+        (
             "a stale report of a poison is believed",
             "            if context.status().incarnation == incarnation:",
             "            if context.status().incarnation >= incarnation:",

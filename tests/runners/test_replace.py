@@ -167,6 +167,20 @@ async def test_one_replacement_at_a_time(autojump_clock):
         b.assert_whole(4)
 
 
+@pytest.mark.trio
+async def test_a_second_replacement_is_refused_while_only_the_spare_serves(autojump_clock):
+    """D12: The only other context is loading the first one's runner. The worker is not down."""
+    runner = Scripted(4, load_delay=4.0)
+    async with serving(Scripted(3), hosts=[InlineHost()], patience=1000) as scene:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(replace, scene.worker, runner)
+            await until(lambda: ("app/llm/context-0", "starting") in scene.nodes())
+            assert ("app/llm/spare", "up") in scene.nodes()
+            with pytest.raises(RuntimeError, match="another replacement of the runner of"):
+                await replace(scene.worker, Scripted(5))
+        assert scene.nodes() == [("app/llm/context-0", "up")]
+
+
 async def cancels(scope, seconds):
     await trio.sleep(seconds)
     scope.cancel()

@@ -1,6 +1,8 @@
 """The values that go into a runner and come out of it."""
 
 import pickle
+from collections.abc import AsyncIterator, Iterator
+from typing import get_overloads, get_type_hints
 
 import attrs
 import pytest
@@ -195,6 +197,13 @@ def generator(log, chunks=3):
         yield from range(chunks)
     finally:
         log.append("closed")
+
+
+def test_a_stream_with_a_release_is_of_the_kind_that_it_was():
+    """A type checker accepts `execute` of a sync runner that promises an iterator, and of an async one likewise."""
+    kinds = [get_type_hints(overloaded) for overloaded in get_overloads(with_release)]
+    assert [hints["chunks"] for hints in kinds] == [Iterator[TokenChunk], AsyncIterator[TokenChunk]]
+    assert all(hints["return"] == hints["chunks"] for hints in kinds)
 
 
 @pytest.mark.parametrize("taken", [0, 1, 3, 9])

@@ -142,6 +142,21 @@ def test_a_gap_over_the_death_of_a_context_includes_the_outage():
     assert outage < found["gap_seconds_sum", "app/llm"] < outage + 9 * STEP
 
 
+def test_requests_that_come_while_a_worker_takes_another_shape_wait_and_are_counted():
+    """D13, R38: One context drains, and one of another name is to come. Its address is that of the worker already."""
+    spec, single = worker(hosts=[InlineHost()], drain=60), worker(drain=60)
+
+    async def use(t):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(consume, t["app/llm"], batch("begun"))
+            await trio.sleep(2 * STEP)
+            nursery.start_soon(t.adopt, Supervisor("app", [single, Child("other", idle)]))
+            await trio.sleep(2 * STEP)
+            await consume(t["app/llm"], batch("comes"))
+
+    assert outcomes(measured(spec, use)) == {"complete": 2}
+
+
 def test_convictions_are_counted():
     """D6: A request in whose hands two contexts die, the second alone with it, has the outcome `poison`; others complete."""
     spec = worker(Fault("poison", "a", 2))

@@ -318,6 +318,69 @@ def test_a_caller_during_a_restart_does_not_wait_at_a_mailbox_that_its_next_star
     grow(app(Child("a", body, mailbox=8), Child("slow", slow, args=[0])), scene)
 
 
+@pytest.mark.parametrize("asked_after", [1, 6])
+@pytest.mark.parametrize("kept", [False, True])
+def test_a_caller_waits_for_a_front_that_is_new(kept, asked_after):
+    """R28, R34, R38: The child before it takes five seconds to end, and it takes ten to start. Its address is not down for good meanwhile.
+
+    An address that was used before keeps the mailbox of the supervisor until that child has ended, and the supervisor has none.
+    """
+
+    async def scene(tree, seen):
+        ref = tree["app/s"]
+        assert await ref.call(1) == 1
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(tree.adopt, with_a_front())
+            await trio.sleep(asked_after)
+            with trio.fail_after(20):
+                if kept and asked_after < 5:
+                    with pytest.raises(ChildStopped):
+                        await ref.call(2)
+                assert await (ref if kept else tree["app/s"]).call(2) == -2
+
+    grow(without_a_front(), scene)
+
+
+def test_a_caller_who_waits_for_a_new_front_is_answered_if_its_supervisor_is_stopped_first():
+    """R29, R38: Its address was open, since a start was ahead."""
+
+    async def scene(tree, seen):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(tree.adopt, with_a_front())
+            await trio.sleep(1)
+            nursery.start_soon(tree["app/s"].stop)
+            with pytest.raises(ChildStopped, match="'app/s/front' is down for good"), trio.fail_after(20):
+                await tree["app/s"].call(2)
+
+    grow(without_a_front(), scene)
+
+
+def without_a_front():
+    """A supervisor whose child shares its mailbox, and ends slowly."""
+
+    async def before(inbox):
+        try:
+            async for message in inbox:
+                message.reply(message.value)
+        finally:
+            await slow(0)
+
+    return app(Supervisor("s", [Child("before", before, mailbox="shared")], mailbox=8))
+
+
+def with_a_front():
+    """The same supervisor with another child, its front, which starts slowly."""
+
+    async def body(inbox, *, task_status):
+        await trio.sleep(10)
+        task_status.started()
+        async for message in inbox:
+            message.reply(-message.value)
+
+    front = Child("front", body, mailbox=8)
+    return app(Supervisor("s", [front], front=front))
+
+
 def test_a_supervisor_below_one_that_ends_keeps_its_declaration_until_then():
     """R38: By the new one its child shares the mailbox of the root, which has none before its next start."""
 
