@@ -113,6 +113,12 @@ async def condemn_its_supervisor(tree):
     await tree["app/inner"].ended()
 
 
+async def let_its_supervisor_shut_down(tree):
+    """It ends by itself then, and is started again."""
+    await tree["app/inner/last"].send("return")
+    await trio.sleep(700)
+
+
 async def restart_its_supervisor(tree):
     await tree["app/inner"].restart()
 
@@ -138,15 +144,20 @@ async def suppressed(function, error):
         (condemn_its_supervisor, ("ChildStopped", 0, "worse")),
         (stop_during_a_restart, ("ChildStopped", 0, "None")),
         (restart_its_supervisor, ("Cancelled", 600, "None")),
+        (let_its_supervisor_shut_down, ("Cancelled", 600, "None")),
     ],
 )
 def test_a_child_that_drains_does_not_wait_for_one_that_will_not_start_again(way, end, is_later):
     """R29: What is down, or backs off, as a stop for good begins, is down for good then. A restart brings it back, so that it is waited for."""
-    ends = []
+    ends, states = [], []
 
     async def fails(inbox):
         async for _ in inbox:
             raise Other
+
+    async def returns(inbox):
+        async for _ in inbox:
+            return
 
     async def drains():
         child = current_child()
@@ -155,6 +166,7 @@ def test_a_child_that_drains_does_not_wait_for_one_that_will_not_start_again(way
             return
         if way is stop_during_a_restart:
             await trio.sleep(2)
+        states.append(child.tree["app/inner/store"].status().state)
         began = trio.current_time()
         try:
             await child.tree["app/inner/store"].call(1)
@@ -175,9 +187,16 @@ def test_a_child_that_drains_does_not_wait_for_one_that_will_not_start_again(way
         await trio.sleep(1)
         await way(tree)
 
-    inner = Supervisor("inner", [*both, Child("worse", forever)], decider=Decider({Boom: Escalate}))
+    last = Child("last", returns, mailbox=1, restart="transient", significant=True)
+    inner = Supervisor(
+        "inner",
+        [*both, Child("worse", forever), last],
+        decider=Decider({Boom: Escalate}),
+        auto_shutdown="any_significant",
+    )
     grow(app(inner, decider=Decider({Boom: Stop})), scene)
     assert ends == [end]
+    assert end[0] == "Cancelled" or states == ["down"]
 
 
 async def fail_now(tree, store):
@@ -270,9 +289,9 @@ def test_a_child_that_drains_does_not_wait_for_one_whose_failure_has_ended_the_t
     async def drains():
         child = current_child()
         await child.stop_requested()
-        with pytest.raises(ChildStopped):
+        with pytest.raises(ChildStopped) as caught:
             await child.tree[path].call(1)
-        ends.append(trio.current_time())
+        ends.append((trio.current_time(), str(caught.value.__cause__)))
 
     spec, path = worker(forever, "store"), "app" + depth * "/inner" + "/store"
     for _ in range(depth):
@@ -280,12 +299,38 @@ def test_a_child_that_drains_does_not_wait_for_one_whose_failure_has_ended_the_t
 
     async def scene(tree, seen):
         await trio.sleep(1)
-        tree[path].inject(Boom())
+        tree[path].inject(Boom("gone"))
         await trio.sleep_forever()
 
     with pytest.raises(TreeFailed):
         grow(app(spec, Child("worker", drains, drain=600), decider=Decider(default=Escalate)), scene)
-    assert ends == [1]
+    assert ends == [(1, "gone")]
+
+
+def test_a_caller_does_not_wait_for_the_resource_of_one_that_will_not_start_again():
+    """R9, R29: The child was to be started anew, and is leaving its resource, when the tree stops."""
+
+    @asynccontextmanager
+    async def resource():
+        try:
+            yield
+        finally:
+            with trio.CancelScope(shield=True):
+                await trio.sleep(5)
+
+    async def scene(tree, seen):
+        tree[store].inject(Boom())
+        await trio.sleep(1)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(tree.root.stop)
+            await quiet()
+            with pytest.raises(ChildStopped):
+                await tree[store].call(1)
+            assert trio.current_time() == 1
+        assert trio.current_time() == 5
+
+    store = Child("store", forever, resource=resource, mailbox=1, grace=10)
+    grow(app(store), scene)
 
 
 @pytest.mark.parametrize(
