@@ -22,6 +22,7 @@ from typing import Any
 
 import trio
 from attrs import field, frozen
+from trio.lowlevel import enable_ki_protection
 
 from supervise import Child, Supervisor, current_child, run_tree, stop_requested
 from supervise.operate import operate
@@ -124,6 +125,7 @@ class _Front:
     port: int
     options: dict[str, Any] = field(repr=False)
 
+    @enable_ki_protection
     async def __call__(self, *, task_status: trio.TaskStatus[list[str]]) -> None:
         try:
             import hypercorn.config  # noqa: PLC0415 - a tree can be declared without the extra

@@ -20,6 +20,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
+from trio.lowlevel import enable_ki_protection
 
 from supervise import ChildStopped, Ref, Stream, SuperviseError
 
@@ -202,6 +203,7 @@ async def _serve(worker: Ref, batches: Sequence[ExecuteBatch], take: Take) -> No
     places = trio.CapacityLimiter(AT_ONCE)
     raised: Exception | None = None
 
+    @enable_ki_protection
     async def one(index: int, opening: AbstractAsyncContextManager[Stream], scope: trio.CancelScope) -> None:
         nonlocal raised
         try:

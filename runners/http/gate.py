@@ -13,6 +13,7 @@ from collections.abc import Awaitable, Callable
 import trio
 from attrs import define
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from trio.lowlevel import enable_ki_protection
 
 from ..errors import WorkerStopping
 from .refusal import Refusal, refusal_of
@@ -85,6 +86,7 @@ class Gate:
         """The whole body; None if the client left meanwhile."""
         refusal = Refusal(408, f"the body must arrive within {_BODY_SECONDS:.0f} seconds")
 
+        @enable_ki_protection
         async def give_up(scope: trio.CancelScope) -> None:
             nonlocal refusal
             await self._stopping()
@@ -150,6 +152,7 @@ class Gate:
             over = message["type"] == "http.response.body" and not message.get("more_body", False)
             await send(message)
 
+        @enable_ki_protection
         async def leave_with_the_client(scope: trio.CancelScope) -> None:
             await incoming.until_disconnect()
             # The server reports a disconnect also from inside the last `send`, whose rest must not be cancelled: it makes
@@ -184,6 +187,7 @@ class _Incoming:
         self.is_whole = self.is_over or not message.get("more_body", False)
         return message
 
+    @enable_ki_protection
     async def until_disconnect(self) -> None:
         """Take all messages up to the one that ends the exchange, which comes once."""
         while not self.is_over:

@@ -15,6 +15,7 @@ from weakref import WeakKeyDictionary
 
 import trio
 from attrs import field, frozen
+from trio.lowlevel import enable_ki_protection
 
 from .._core._brief import brief
 from .._core._check import check_number
@@ -114,6 +115,7 @@ class _Operator:
     token: str | None = field(repr=False)
     required: tuple[str, ...]
 
+    @enable_ki_protection
     async def __call__(self, *, task_status: trio.TaskStatus[str]) -> None:
         serve = serving()
         child = current_child()

@@ -22,6 +22,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
+from trio.lowlevel import enable_ki_protection
 
 from .._core._brief import brief_text, printable
 from .._core.changes import Change
@@ -385,6 +386,7 @@ class _Events(Response):
         await write("", more=False)
 
 
+@enable_ki_protection
 async def _cancel_when_it_leaves(receive: Receive, scope: trio.CancelScope) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass

@@ -14,6 +14,9 @@ from hypercorn.config import Config
 from hypercorn.trio.tcp_server import TCPServer
 from hypercorn.trio.worker_context import WorkerContext
 from hypercorn.typing import ConnectionState
+from trio.lowlevel import enable_ki_protection
+
+from .._trio.protect import protected
 
 LEFT_SECONDS = 5.0
 """The time in which what a client has begun must end after the client has left."""
@@ -22,11 +25,15 @@ _LOOK = 1.0
 _LEFT = getattr(select, "POLLRDHUP", 0)
 
 
+@protected
 class Connections:
     """The connections at one socket.
 
     Not `hypercorn.trio.serve`: there a client that breaks the protocol may end the server for all clients, the server accepts
     connections until the program has no file left, and its end waits for every client that does not read.
+
+    Its methods and the app run protected from KeyboardInterrupt: Hypercorn swallows what an app raises, and one between two lines
+    of a scope could leave it open.
 
     Args:
         app: an ASGI app that needs no lifespan; it gets no websocket.
@@ -108,6 +115,7 @@ class Connections:
                 connection.stream.socket.close()
 
 
+@protected
 class _Connection(TCPServer):
     """A connection whose file is given back once its client has left, not when it would have been idle for too long."""
 
@@ -121,6 +129,7 @@ class _Connection(TCPServer):
 
 
 def _without_websockets(app: Any) -> Any:
+    @enable_ki_protection
     async def served(scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] == "websocket":
             # Hypercorn cannot refuse one whose client has sent more than the handshake.

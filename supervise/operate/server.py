@@ -7,6 +7,7 @@ from collections.abc import Collection
 
 import trio
 from hypercorn.config import Config
+from trio.lowlevel import enable_ki_protection
 
 from .._trio.tree import Tree
 from .app import operating_app
@@ -19,6 +20,7 @@ _MOST_CONNECTIONS = 250
 """At a time; further ones wait until another one has ended."""
 
 
+@enable_ki_protection
 async def serve(
     tree: Tree,
     observers: Observers,
@@ -55,6 +57,7 @@ async def serve(
     connections = Connections(app, config, most=min(_MOST_CONNECTIONS, share_of_files(1 / 4)))
     last = trio.CancelScope(shield=True)
 
+    @enable_ki_protection
     async def run() -> None:
         with last:
             await connections.run(listener)

@@ -5,6 +5,6 @@ uses one part of the library is run again and again in virtual time, each time w
 executes in `supervise/` or `runners/`. `python -m tests.ctrl_c` tries them all; the tests try a sample.
 
 `programs` are the programs, `strike` raises the signal, `verdict` judges a run, `devices` has programs with real processes
-and threads, in real time (half a second a line), `moments` sends real signals at random moments to processes, and
-`__main__` runs it all.
+and threads, in real time (half a second a line), `fronts` has those that answer requests over HTTP, `moments` sends real
+signals at random moments to processes, and `__main__` runs it all.
 """

@@ -14,10 +14,13 @@ from benchmarks.progress import tracked
 
 from . import devices
 from .devices import DEVICES
+from .fronts import FRONTS
 from .programs import PROGRAMS
 from .strike import Striker
 from .verdict import run, tidy
 
+REAL = {**DEVICES, **FRONTS}
+"""The programs that run in real time."""
 LEAST = 20
 """Device workers that are interrupted at random moments."""
 
@@ -25,7 +28,7 @@ LEAST = 20
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.ctrl_c", description=__doc__)
     parser.add_argument(
-        "programs", nargs="*", metavar="PROGRAM", help=f"of {', '.join([*PROGRAMS, *DEVICES])}; all"
+        "programs", nargs="*", metavar="PROGRAM", help=f"of {', '.join([*PROGRAMS, *REAL])}; all"
     )
     parser.add_argument("--every", type=int, default=1, metavar="N", help="only every n-th line")
     parser.add_argument("--twice", type=int, default=0, metavar="N", help="so many pairs of lines as well")
@@ -41,10 +44,10 @@ def main() -> None:
         wrong = campaign(arguments.random) + interrupt_devices(max(LEAST, arguments.random // 20))
         raise SystemExit(bool(wrong))
     wrong = total = 0
-    for name in arguments.programs or [*PROGRAMS, *DEVICES]:
+    for name in arguments.programs or [*PROGRAMS, *REAL]:
         found = (
             _device(name, arguments.every)
-            if name in DEVICES
+            if name in REAL
             else _program(name, arguments.every, arguments.twice)
         )
         tried, bad = _search(name, *found, show=arguments.show)
@@ -69,12 +72,10 @@ def _program(name: str, every: int, twice: int) -> tuple[str | None, int, Sequen
 
 def _device(name: str, every: int) -> tuple[str | None, int, Sequence[Try]]:
     """Likewise; each line of the source once, however often it is executed."""
-    problem, plain = devices.run(DEVICES[name])
+    problem, plain = devices.run(REAL[name])
     chance = random.Random()
     start = chance.randrange(every)  # the lines of a run differ anyway, and real runs take their time
-    tries = [
-        partial(devices.strike, DEVICES[name], at) for at in devices.strikes(plain, chance)[start::every]
-    ]
+    tries = [partial(devices.strike, REAL[name], at) for at in devices.strikes(plain, chance)[start::every]]
     return problem, len(plain.places), tries
 
 

@@ -13,6 +13,7 @@ from supervise import Child, Supervisor, run_tree
 from ..chance import chance
 from . import devices, moments, verdict
 from .devices import DEVICES
+from .fronts import FRONTS
 from .moments import BUSY, campaign
 from .programs import PROGRAMS
 from .strike import CONTEXTLIB, Striker
@@ -21,6 +22,7 @@ from .verdict import FOLDERS, Scene, judge, run, tidy
 LINES = 60
 PAIRS = 15
 DEVICE_LINES = 6
+FRONT_LINES = 12
 
 
 @pytest.mark.slow
@@ -135,6 +137,22 @@ def test_an_interrupt_at_any_line_stops_a_device_worker_and_leaves_nothing(name)
     ours = [at for at in strikes if "/runners/" in at[0][0] or "/programs/" in at[0][0]]
     for at in drawn.sample(ours, DEVICE_LINES):
         problem, striker = devices.strike(DEVICES[name], at)
+        if problem is not None:
+            tidy()
+        assert problem is None, f"at {at}, {striker.struck}"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FRONTS)
+def test_an_interrupt_at_any_line_that_answers_a_request_stops_the_tree_and_leaves_bare(name):
+    """R4: The server of HTTP neither swallows it, nor wraps it in the groups of its nurseries, nor goes on for ever."""
+    drawn = chance()
+    problem, plain = devices.run(FRONTS[name])
+    assert problem is None
+    strikes = devices.strikes(plain, drawn)
+    ours = [at for at in strikes if any(part in at[0][0] for part in ("/operate/", "/http/", "/serve.py"))]
+    for at in drawn.sample(ours, FRONT_LINES):
+        problem, striker = devices.strike(FRONTS[name], at)
         if problem is not None:
             tidy()
         assert problem is None, f"at {at}, {striker.struck}"
