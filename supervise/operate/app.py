@@ -346,6 +346,7 @@ class _Events(Response):
         self._after = after if after <= self._history.last else 0
         self._follows = follows
         self._traced = traced
+        self._is_over = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002 - ASGI calls it with all three.
         """Answer a request."""
@@ -353,7 +354,7 @@ class _Events(Response):
         try:
             await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(_cancel_when_it_leaves, receive, nursery.cancel_scope)
+                nursery.start_soon(self._leave_with_the_client, receive, nursery.cancel_scope)
                 await self._send_all(send)
                 nursery.cancel_scope.cancel("all events are sent")
         finally:
@@ -383,14 +384,16 @@ class _Events(Response):
                     await self._history.more(self._after)
                 if waiting.cancelled_caught:
                     await write(": \n\n")
+        self._is_over = True
         await write("", more=False)
 
-
-@enable_ki_protection
-async def _cancel_when_it_leaves(receive: Receive, scope: trio.CancelScope) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
-    scope.cancel("the client has left")
+    @enable_ki_protection
+    async def _leave_with_the_client(self, receive: Receive, scope: trio.CancelScope) -> None:
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        # The server reports a disconnect also from inside the last `send`, whose rest must not be cancelled: it closes the connection.
+        if not self._is_over:
+            scope.cancel("the client has left")
 
 
 def _sent(entry: Entry, *, traced: bool) -> str:

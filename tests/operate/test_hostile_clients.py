@@ -254,6 +254,19 @@ async def test_events_that_are_not_followed_end_though_the_tree_is_busy(tmp_path
 
 
 @pytest.mark.trio
+async def test_the_connection_of_events_that_are_not_followed_is_closed_if_the_client_asks_for_that(tmp_path):
+    """It reads until the connection ends, as simple clients do."""
+    async with operated(tmp_path, Puppet("a")):
+        stream = await trio.open_unix_socket(tmp_path / "s")
+        async with stream:
+            await stream.send_all(
+                b"GET /events?follow=0 HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n"
+            )
+            with trio.fail_after(60):
+                assert b"".join([some async for some in stream]).endswith(b"0\r\n\r\n")
+
+
+@pytest.mark.trio
 async def test_a_tree_that_has_ended_is_not_kept_by_its_operating_child(tmp_path):
     """The declaration of a program lives as long as the program, and may be opened many times."""
     child, trees = operate(tmp_path / "s"), []
