@@ -77,10 +77,13 @@ class Terminal:
     def is_as_before(self):
         """The modes, the screen and the cursor."""
         modes = [(self._folder / name).read_text() for name in ("before", "after")]
-        shown = self._tmux(
-            "display-message", "-p", "#{alternate_on} #{cursor_flag} #{keypad_flag} #{mouse_any_flag}"
-        )
-        return modes[0] == modes[1] and shown.split() == ["0", "1", "0", "0"]
+        asked = "#{alternate_on} #{cursor_flag} #{keypad_flag} #{mouse_any_flag}"
+        end = time.monotonic() + PATIENCE
+        while time.monotonic() < end:  # tmux may not have read yet what the program has written last
+            if self._tmux("display-message", "-p", asked).split() == ["0", "1", "0", "0"]:
+                return modes[0] == modes[1]
+            time.sleep(0.05)
+        return False
 
     def close(self):
         self._tmux("kill-server")
