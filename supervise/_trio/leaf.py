@@ -29,7 +29,6 @@ from trio.lowlevel import (
 
 from .._core import effect
 from .._core._brief import as_group, brief
-from .._core._check import is_a
 from .._core.decide import context_of, is_decidable, set_context, traceback_of
 from .._core.spec import IGNORE, Child
 from ..errors import ForeignCancelled, StartReturned
@@ -593,7 +592,9 @@ def _without_cancelled(exc: BaseException) -> BaseException | None:
         except Exception:  # noqa: BLE001 - a group that cannot be split, too deep or because of its own `derive`, counts whole
             return exc
         return exc if dropped is None else rest
-    return None if is_a(exc, trio.Cancelled) else exc
+    return (
+        None if type(exc) is trio.Cancelled else exc
+    )  # it has no subclasses, and `issubclass` would compare the class
 
 
 def _foreign(exc: BaseException) -> ForeignCancelled:

@@ -12,8 +12,7 @@ from types import FrameType
 from trio.lowlevel import Task
 
 from .._core._brief import brief
-from .._core.decide import traceback_of
-from ..sinks.tracebacks import trace
+from ..sinks.tracebacks import exc_info, trace
 
 logger = logging.getLogger("supervise")
 
@@ -49,9 +48,7 @@ def stacks(tasks: Iterable[Task]) -> str:
 def complain(level: int, text: str, exc: BaseException | None = None) -> None:
     """Log it. If a handler or a filter raises, write both exceptions to standard error instead (R31)."""
     try:
-        # As a tuple: `logging` would call the `__bool__` of an exception, and read its `__traceback__`.
-        traced = None if exc is None else (type(exc), exc, traceback_of(exc))
-        logger.log(level, "%s", text, exc_info=traced)
+        logger.log(level, "%s", text, exc_info=exc_info(exc))
     except Exception as second:  # noqa: BLE001 - A handler of the program may raise anything, and a report must not hurt the tree (R31).
         for raised in (exc, second):
             _print(text, raised)

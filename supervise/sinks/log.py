@@ -9,7 +9,6 @@ import attrs
 
 from .._core._brief import brief, failure_line
 from .._core._check import is_a
-from .._core.decide import traceback_of
 from .._core.directive import Directive
 from ..events import (
     Adopted,
@@ -27,6 +26,7 @@ from ..events import (
     describe,
 )
 from ._levels import level_of
+from .tracebacks import exc_info
 
 _LIFECYCLE = (Starting, Ready, Stopping, Stopped, BackingOff, Adopting, Adopted)
 
@@ -74,8 +74,7 @@ class LoggingSink:
     def _log(self, event: Event, text: str, *, exc: BaseException | None = None) -> None:
         level = level_of(event)
         if self._logger.isEnabledFor(level):
-            # As a tuple: `logging` would call the `__bool__` of an exception.
-            traced = None if exc is None else (type(exc), exc, traceback_of(exc))
+            traced = exc_info(exc)
             self._logger.log(
                 level, "%s #%d %s", event.path, event.incarnation, text, exc_info=traced, extra=_fields(event)
             )

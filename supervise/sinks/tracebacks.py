@@ -3,9 +3,45 @@
 from __future__ import annotations
 
 import traceback
-from types import CodeType
+from inspect import getattr_static
+from types import CodeType, TracebackType
 
-from .._core._brief import brief
+from .._core._brief import as_group, brief, members
+from .._core.decide import cause_of, context_of, traceback_of
+
+_MOST_MEMBERS = 10_000
+
+
+def exc_info(
+    exc: BaseException | None,
+) -> tuple[type[BaseException], BaseException, TracebackType | None] | None:
+    """What `logging` is given to print the traceback of an exception; None without one, or if printing it might not come to an end.
+
+    A tuple: for an exception alone `logging` would call its `__bool__`, and read its `__traceback__`.
+    """
+    return None if exc is None or _is_endless(exc) else (type(exc), exc, traceback_of(exc))
+
+
+def _is_endless(exc: BaseException) -> bool:
+    """Whether Python might print groups for ever: it prints each member as often as it meets it, and asks the class for the members."""
+    waiting, seen, met = [exc], set[int](), 0
+    while waiting:
+        one = waiting.pop()
+        seen.add(id(one))
+        waiting += [
+            other for other in (cause_of(one), context_of(one)) if other is not None and id(other) not in seen
+        ]
+        group = as_group(one)
+        if group is not None:
+            inside = members(group)
+            met += len(inside)
+            if met > _MOST_MEMBERS or any(
+                getattr_static(type(group), name) is not getattr_static(BaseExceptionGroup, name)
+                for name in ("exceptions", "__getattribute__")
+            ):
+                return True
+            waiting += inside
+    return False
 
 
 def trace(exc: BaseException) -> str:
@@ -15,6 +51,10 @@ def trace(exc: BaseException) -> str:
     """
     try:
         if not _is_plain(exc):
+            if _is_endless(exc):
+                return (
+                    f"(the traceback of {brief(exc)} is not printed: its groups may have members without end)"
+                )
             return "".join(traceback.format_exception(exc)).rstrip()
         begin = "Traceback (most recent call last):\n" if exc.__traceback__ is not None else ""
         return f"{begin}{_stack(exc)}{''.join(traceback.format_exception_only(exc))}".rstrip()

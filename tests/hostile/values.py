@@ -53,6 +53,19 @@ def deep_group():
     return exc
 
 
+class HasItself(ExceptionGroup):
+    """A group that gives itself as its members."""
+
+    exceptions = property(lambda self: (self, self))
+
+
+class NotCompared(type):
+    """A class of such classes as cannot be compared."""
+
+    __eq__ = refuse
+    __hash__ = type.__hash__
+
+
 class Derives(ExceptionGroup):
     """A group that cannot be taken apart."""
 
@@ -83,6 +96,8 @@ EXCEPTIONS = {
     "cyclic arguments": lambda: ValueError(cyclic()),
     "long chain": chained,
     "deep group": deep_group,
+    "class that is not compared": lambda: NotCompared("Odd", (Exception,), {})(1),
+    "group that has itself": lambda: HasItself("g", [ValueError(1)]),
     "group that does not split": lambda: Derives("g", [ValueError(1), KeyError(2)]),
     "no dict": lambda: type("Slotted", (Exception,), {"__slots__": (), "__setattr__": refuse})(1),
 }  # fmt: skip

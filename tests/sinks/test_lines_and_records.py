@@ -25,6 +25,7 @@ from supervise import (
 )
 from supervise.sinks.lines import LineSink
 from supervise.sinks.log import LoggingSink
+from supervise.sinks.tracebacks import exc_info, trace
 from supervise.testing import idle, run_virtual
 
 
@@ -359,3 +360,12 @@ def test_the_words_of_a_decision_without_a_directive_give_its_reason():
     """R32: A failure that no decider is asked about has a `Decided` too."""
     decided = events.Decided(0.0, "app/a", 1, None, "app", ValueError(), "stop")
     assert events.describe(decided) == "→ no decision by 'app': it was being stopped"
+
+
+def test_a_group_that_would_be_printed_for_ever_has_no_traceback():
+    """R31: Python prints a member as often as it meets it, here 2 ** 60 times."""
+    exc = ValueError("inside")
+    for _ in range(60):
+        exc = ExceptionGroup("outside", [exc, exc])
+    assert trace(exc).endswith("is not printed: its groups may have members without end)")
+    assert exc_info(exc) is None
