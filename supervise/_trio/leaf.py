@@ -270,7 +270,7 @@ class Leaf:
                     value = await (_run(self) if self.spec.resource is None else self._with_resource())
                 except GeneratorExit as caught:
                     exc = _unless_closed(caught)
-                except BaseException as caught:  # noqa: BLE001 - the machine gets every exception
+                except BaseException as caught:  # noqa: BLE001 - The machine decides what every exception of a body means.
                     exc = caught
                 if task._cancel_status is not self._scope._cancel_status:
                     exc = await self._close_what_is_open(exc)
@@ -360,7 +360,7 @@ class Leaf:
                 value = await _run_with(self, resource)
             except GeneratorExit as caught:
                 exc = _unless_closed(caught)
-            except BaseException as caught:  # noqa: BLE001 - as above
+            except BaseException as caught:  # noqa: BLE001 - It is raised again below, once the scope has been left.
                 exc = caught
             if task._cancel_status is not scope._cancel_status:
                 exc = await _close(scope, older, exc)

@@ -16,7 +16,7 @@ _BRIEF = "supervise/_core/_brief.py"
 _INTERRUPTS = ("tests/tree/test_interrupts.py", "tests/ctrl_c/test_ctrl_c.py")
 _STOPPING = ("tests/tree/test_stopping.py",)
 _HOSTILE = ("tests/tree/test_hostile.py",)
-_ENDS = ("tests/tree/test_message_ends.py",)
+_ENDS = ("tests/tree/test_stopping_for_good.py",)
 _GROWTH = ("tests/tree/test_growth.py",)
 _OPEN = ("tests/tree/test_left_open.py",)
 

@@ -180,7 +180,7 @@ async def test_an_answer_that_came_while_the_loop_was_blocked_is_one():
     fake.nvmlInit, fake.nvmlShutdown = init, answered.set
 
     async def block():
-        while not asked.is_set():  # noqa: ASYNC110 - the thread sets it
+        while not asked.is_set():  # noqa: ASYNC110 - A thread sets it, which cannot set an event of Trio.
             await trio.sleep(0.001)
         blocked.set()
         assert answered.wait(PATIENCE)

@@ -247,7 +247,7 @@ async def test_a_turn_that_ends_the_context_as_its_session_is_left_is_told(monke
                 session.begin(BATCH)
                 async with trio.open_nursery() as reader:
                     reader.start_soon(session.receive)
-                    while not asleep.is_set():  # noqa: ASYNC110 - the thread sets it
+                    while not asleep.is_set():  # noqa: ASYNC110 - A thread sets it, which cannot set an event of Trio.
                         await trio.sleep(0.005)
                     reader.cancel_scope.cancel()
                 nursery.start_soon(wake)  # as soon as this task waits for the thread

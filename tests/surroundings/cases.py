@@ -477,7 +477,7 @@ def environment(**changes: str | None) -> Callable[[Setting], None]:
 
 CASES += [
     Case("TMPDIR is nowhere", environment(TMPDIR="/nowhere")),
-    Case("TMPDIR is no folder", environment(TMPDIR="/dev/full")),
+    Case("TMPDIR is a device", environment(TMPDIR="/dev/full")),
     Case("PYTHONPYCACHEPREFIX is nowhere", environment(PYTHONPYCACHEPREFIX="/nowhere")),
     Case("PYTHONIOENCODING=utf-16", environment(PYTHONIOENCODING="utf-16")),
     Case("PYTHONMALLOC=debug", environment(PYTHONMALLOC="debug")),

@@ -229,7 +229,7 @@ def test_a_failure_injected_into_a_suspended_child_counts_if_the_child_is_resume
 
 
 def test_a_child_that_has_ended_is_not_running_for_a_sink_either():
-    """R27: What a sink injects when it is told that the child has stopped would be lost, and so it is refused."""
+    """R27: What a sink injects at the `Stopped` event of the child would be lost, and so it is refused."""
     trees, refused = [], []
     drains = Child("drains", stop_requested, drain=1)
 

@@ -117,7 +117,7 @@ def test_the_late_exit_of_a_nursery_that_a_child_has_left_open_does_not_hurt_its
 
 @RESOURCES
 def test_what_a_child_has_open_when_it_is_stopped_is_an_error_of_its_stop(resource):
-    """R23: The stop goes on, in order, and is no defect of the framework (R24)."""
+    """R23: The stop goes on, in order, and does not count as a defect of the framework (R24)."""
     kept = [ticks(math.inf)]
 
     async def body(*_):
